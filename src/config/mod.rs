@@ -1,0 +1,1 @@
+//! The TOML files: what was written, and what is meant.

@@ -1,0 +1,1 @@
+//! the isa-debug-exit port.

@@ -1,0 +1,65 @@
+//! What stands behind a disk device: requests in, completions out, the waiting on a thread of its own.
+
+use crate::hypervisor::memory::GuestAddr;
+
+/// What a request asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskOp {
+    /// From the disk into guest memory.
+    Read,
+    /// From guest memory to the disk.
+    Write,
+    /// Everything written so far must survive a power cut.
+    Flush,
+    /// `bytes` from `offset` are not needed any more; they may read as anything afterwards.
+    Discard {
+        /// Length.
+        bytes: u64,
+    },
+    /// `bytes` from `offset` must read as zeros afterwards.
+    WriteZeroes {
+        /// Length.
+        bytes: u64,
+    },
+}
+
+/// One request.
+#[derive(Debug, Clone)]
+pub struct DiskRequest {
+    /// The device's name for it, given back on completion.
+    pub tag: u64,
+    /// What to do.
+    pub op: DiskOp,
+    /// First byte on the disk.
+    pub offset: u64,
+    /// The guest's buffers, in order; checked to be guest memory.
+    pub segments: Vec<(GuestAddr, u32)>,
+}
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskStatus {
+    /// Done.
+    Ok,
+    /// The medium failed or the host's disk is full; the guest sees an I/O error.
+    IoError,
+    /// This disk cannot do that.
+    Unsupported,
+}
+
+/// A disk. `submit` and `completed` never block; completions wake the device through the waker that the disk was
+/// built with.
+pub trait Disk: Send {
+    /// Size in bytes, a multiple of 512.
+    fn size_bytes(&self) -> u64;
+    /// Whether writes are refused.
+    fn read_only(&self) -> bool;
+    /// Whether `Discard` is understood.
+    fn can_discard(&self) -> bool;
+    /// Takes a request.
+    fn submit(&mut self, request: DiskRequest);
+    /// The next completion, if there is one.
+    fn completed(&mut self) -> Option<(u64, DiskStatus)>;
+    /// Waits for all requests in flight; used before a reset and before state is saved. Bounded by the host's I/O.
+    fn drain(&mut self);
+}

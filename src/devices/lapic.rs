@@ -1,0 +1,1 @@
+//! local APIC and x2APIC.

@@ -1,0 +1,17 @@
+//! The machine's chips and functions, one a file, and what stands behind them.
+//!
+//! A chip knows its registers; the board (`machine`) knows its ports and its line.
+pub mod debug_exit; // the isa-debug-exit port
+pub mod disk; // What stands behind a disk device
+pub mod hpet; // High Precision Event Timer
+pub mod ioapic; // I/O APIC
+pub mod lapic; // local APIC and x2APIC
+pub mod net;
+pub mod pci; // PCI: configuration space, BARs, MSI-X, the root
+pub mod pic; // 8259A interrupt controllers
+pub mod pit; // 8254 interval timer
+pub mod pm; // ACPI fixed hardware
+pub mod ps2; // 8042 keyboard controller
+pub mod rtc; // MC146818 real-time clock
+pub mod serial; // 16550A UART
+pub mod virtio; // virtio 1.2: transport, queues, devices // What stands behind a network device

@@ -1,0 +1,1 @@
+//! 8259A interrupt controllers.

@@ -1,0 +1,1 @@
+//! 8254 interval timer.

@@ -1,0 +1,1 @@
+//! ACPI fixed hardware.

@@ -1,0 +1,1 @@
+//! Images and kernels: unpacked and verified.

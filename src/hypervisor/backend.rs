@@ -1,0 +1,296 @@
+//! What runs guest instructions, and what it asks of the machine around it.
+//!
+//! A back end runs the vCPUs. It is given the guest's memory, a [`Platform`] that answers port and memory accesses
+//! and holds the interrupt controllers, and an [`Attention`] through which other threads reach the vCPUs.
+//!
+//! The locking rule, for back ends that run one thread a vCPU and for those that do not: every method of
+//! `Platform` may be called from any vCPU thread at any time and takes what locks it needs; no lock is held while
+//! guest instructions run.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+use super::clock::Clock;
+use super::memory::GuestMemory;
+
+/// Why a machine stopped. The numbers are bhyve(8)'s exit codes, which both engines speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MachineExit {
+    /// The guest asked for a reset.
+    Reboot,
+    /// The guest powered the machine off, or was told to.
+    PowerOff,
+    /// Every vCPU halted with interrupts off for good.
+    Halt,
+    /// A triple fault.
+    TripleFault,
+    /// The engine failed.
+    Error,
+    /// Suspended to a file.
+    Suspended,
+    /// The guest wrote to the debug-exit port; the process exit code is `(value << 1) | 1`, as QEMU's is.
+    Debug(u8),
+}
+
+impl MachineExit {
+    /// The exit code of the engine's process.
+    pub fn code(self) -> u8 {
+        match self {
+            MachineExit::Reboot => 0,
+            MachineExit::PowerOff => 1,
+            MachineExit::Halt => 2,
+            MachineExit::TripleFault => 3,
+            MachineExit::Error => 4,
+            MachineExit::Suspended => 5,
+            MachineExit::Debug(value) => (value << 1) | 1,
+        }
+    }
+}
+
+/// Something that reaches a vCPU from outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VcpuEvent {
+    /// An external interrupt with its vector; it has been acknowledged.
+    Interrupt(u8),
+    /// A non-maskable interrupt.
+    Nmi,
+    /// INIT: the vCPU is reset and waits for a start-up message.
+    Init,
+    /// Start-up: run from `vector << 12` in real mode.
+    Sipi(u8),
+}
+
+/// A model-specific register that the platform does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NoSuchMsr;
+
+/// The machine around the vCPUs: its board and its interrupt controllers.
+pub trait Platform: Send + Sync {
+    /// `in`: `width` is 1, 2 or 4 bytes.
+    fn port_read(&self, vcpu: usize, port: u16, width: u8) -> u32;
+    /// `out`.
+    fn port_write(&self, vcpu: usize, port: u16, width: u8, value: u32);
+    /// A load from an address that is not memory: 1, 2, 4 or 8 bytes.
+    fn mmio_read(&self, vcpu: usize, addr: u64, width: u8) -> u64;
+    /// A store to an address that is not writable memory.
+    fn mmio_write(&self, vcpu: usize, addr: u64, width: u8, value: u64);
+    /// `rdmsr` of the local APIC: IA32_APIC_BASE (0x1b), IA32_TSC_DEADLINE (0x6e0), x2APIC (0x800..=0x8ff).
+    fn apic_msr_read(&self, vcpu: usize, msr: u32) -> Result<u64, NoSuchMsr>;
+    /// `wrmsr` of the same.
+    fn apic_msr_write(&self, vcpu: usize, msr: u32, value: u64) -> Result<(), NoSuchMsr>;
+    /// CR8: bits 7:4 of the task priority.
+    fn cr8(&self, vcpu: usize) -> u8;
+    /// Sets CR8.
+    fn set_cr8(&self, vcpu: usize, value: u8);
+    /// Takes the next event for the vCPU. External interrupts only if `interrupts` (IF set, no shadow), NMI only if
+    /// `nmi` (none in service); INIT and start-up always.
+    fn take_event(&self, vcpu: usize, interrupts: bool, nmi: bool) -> Option<VcpuEvent>;
+    /// Runs what is due on the board at `now_ns` (timers, woken back ends) and says when to come again.
+    fn advance(&self, now_ns: u64) -> Option<u64>;
+    /// A vCPU ran into a triple fault or gave up; the machine decides what that means and stops or resets.
+    fn vcpu_failed(&self, vcpu: usize, exit: MachineExit);
+    /// The machine's time.
+    fn clock(&self) -> &dyn Clock;
+}
+
+/// How other threads reach the vCPUs: one flag a vCPU, one for the board, one to stop, and a place to sleep.
+pub struct Attention {
+    vcpus: Box<[AtomicBool]>,
+    board: AtomicBool,
+    stop: AtomicU32,
+    /// When the board's next timer is due, `u64::MAX` for never; an earlier one is set by [`Attention::due_by`].
+    deadline_ns: AtomicU64,
+    sleeping: Mutex<()>,
+    woken: Condvar,
+}
+
+const NOT_STOPPED: u32 = u32::MAX;
+
+impl Attention {
+    /// For `vcpus` virtual CPUs, nothing pending.
+    pub fn new(vcpus: usize) -> Arc<Attention> {
+        Arc::new(Attention {
+            vcpus: (0..vcpus).map(|_| AtomicBool::new(false)).collect(),
+            board: AtomicBool::new(false),
+            stop: AtomicU32::new(NOT_STOPPED),
+            deadline_ns: AtomicU64::new(0),
+            sleeping: Mutex::new(()),
+            woken: Condvar::new(),
+        })
+    }
+
+    fn notify(&self) {
+        // The lock orders the flag before a sleeper's last look at it: no wake-up is lost.
+        drop(self.sleeping.lock().expect("no panic happens under this lock"));
+        self.woken.notify_all();
+    }
+
+    /// Something may be pending for `vcpu`: it looks at its next block end, or wakes from HLT.
+    pub fn raise(&self, vcpu: usize) {
+        if !self.vcpus[vcpu].swap(true, Ordering::AcqRel) {
+            self.notify();
+        }
+    }
+    /// Whether something may be pending for `vcpu`.
+    #[inline]
+    pub fn is_raised(&self, vcpu: usize) -> bool {
+        self.vcpus[vcpu].load(Ordering::Acquire)
+    }
+    /// Clears and returns the flag of `vcpu`, before it takes its events.
+    pub fn take(&self, vcpu: usize) -> bool {
+        self.vcpus[vcpu].swap(false, Ordering::AcqRel)
+    }
+    /// A back end has something for the board: [`Platform::advance`] must run soon.
+    pub fn wake_board(&self) {
+        if !self.board.swap(true, Ordering::AcqRel) {
+            self.notify();
+        }
+    }
+    /// Clears and returns the board's flag.
+    pub fn take_board(&self) -> bool {
+        self.board.swap(false, Ordering::AcqRel)
+    }
+    /// Whether the board must be looked at, at time `now_ns`.
+    #[inline]
+    pub fn board_due(&self, now_ns: u64) -> bool {
+        self.board.load(Ordering::Acquire) || now_ns >= self.deadline_ns.load(Ordering::Relaxed)
+    }
+    /// Sets when the board is due next.
+    pub fn set_deadline(&self, deadline_ns: Option<u64>) {
+        self.deadline_ns.store(deadline_ns.unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+    /// A timer was set that may be earlier than what `advance` last said.
+    pub fn due_by(&self, deadline_ns: u64) {
+        self.deadline_ns.fetch_min(deadline_ns, Ordering::Relaxed);
+    }
+    /// When the board is due next.
+    pub fn deadline_ns(&self) -> u64 {
+        self.deadline_ns.load(Ordering::Relaxed)
+    }
+
+    /// Stops the machine; the first reason wins.
+    pub fn stop(&self, exit: MachineExit) {
+        let word = match exit {
+            MachineExit::Debug(value) => 0x100 | u32::from(value),
+            other => u32::from(other.code()),
+        };
+        let _ = self.stop.compare_exchange(NOT_STOPPED, word, Ordering::AcqRel, Ordering::Acquire);
+        self.notify();
+    }
+    /// Why the machine must stop, if it must.
+    #[inline]
+    pub fn stopped(&self) -> Option<MachineExit> {
+        match self.stop.load(Ordering::Acquire) {
+            NOT_STOPPED => None,
+            0 => Some(MachineExit::Reboot),
+            1 => Some(MachineExit::PowerOff),
+            2 => Some(MachineExit::Halt),
+            3 => Some(MachineExit::TripleFault),
+            5 => Some(MachineExit::Suspended),
+            word if word & 0x100 != 0 => Some(MachineExit::Debug(word as u8)),
+            _ => Some(MachineExit::Error),
+        }
+    }
+
+    /// Sleeps until a flag is set, the machine stops, or `timeout` passes (`None`: no limit).
+    pub fn sleep(&self, timeout: Option<Duration>) {
+        let guard = self.sleeping.lock().expect("no panic happens under this lock");
+        let idle = |_: &mut ()| {
+            !self.board.load(Ordering::Acquire)
+                && self.stopped().is_none()
+                && self.vcpus.iter().all(|v| !v.load(Ordering::Acquire))
+        };
+        match timeout {
+            Some(timeout) => drop(self.woken.wait_timeout_while(guard, timeout, idle)),
+            None => drop(self.woken.wait_while(guard, idle)),
+        }
+    }
+}
+
+/// Handed to a device's back-end threads: wakes the board, which then polls that device.
+#[derive(Clone)]
+pub struct Waker {
+    attention: Arc<Attention>,
+    woken: Arc<AtomicBool>,
+}
+
+impl Waker {
+    /// A waker for one device of the machine that `attention` belongs to.
+    pub fn new(attention: Arc<Attention>) -> Waker {
+        Waker { attention, woken: Arc::new(AtomicBool::new(false)) }
+    }
+    /// Asks for a poll of the device. Cheap, callable from any thread, never lost.
+    pub fn wake(&self) {
+        self.woken.store(true, Ordering::Release);
+        self.attention.wake_board();
+    }
+    /// Clears and returns whether the device was woken.
+    pub fn take(&self) -> bool {
+        self.woken.swap(false, Ordering::AcqRel)
+    }
+}
+
+/// How the first vCPU starts; the others wait for INIT and start-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BootState {
+    /// After power-on: real mode at the reset vector.
+    Reset,
+    /// 32-bit protected mode, paging off, flat segments (base 0, limit 4 GiB).
+    Protected {
+        /// Entry point.
+        eip: u32,
+        /// Initial EAX: Multiboot's magic.
+        eax: u32,
+        /// Initial EBX: PVH's and Multiboot's information structure.
+        ebx: u32,
+        /// Initial ESI: Linux's zero page.
+        esi: u32,
+        /// Guest address of a GDT of `gdt_limit + 1` bytes with code at 0x10 and data at 0x18.
+        gdt_base: u64,
+        /// Limit of the GDT.
+        gdt_limit: u16,
+    },
+    /// 64-bit mode with the page tables at `cr3`, flat segments.
+    Long {
+        /// Entry point.
+        rip: u64,
+        /// Initial RSI: Linux's zero page.
+        rsi: u64,
+        /// Page tables.
+        cr3: u64,
+        /// As in `Protected`.
+        gdt_base: u64,
+        /// As in `Protected`.
+        gdt_limit: u16,
+    },
+}
+
+/// What a back end is built with.
+pub struct VcpuSetup {
+    /// Number of vCPUs; APIC ids are 0, 1, 2 ...
+    pub vcpus: usize,
+    /// Sockets, cores a socket, threads a core; their product is `vcpus`.
+    pub topology: (u32, u32, u32),
+    /// The guest's memory.
+    pub memory: GuestMemory,
+    /// The machine around.
+    pub platform: Arc<dyn Platform>,
+    /// How other threads reach the vCPUs.
+    pub attention: Arc<Attention>,
+    /// How vCPU 0 starts.
+    pub boot: BootState,
+}
+
+/// Runs the vCPUs of one machine.
+pub trait Backend: Send {
+    /// `soft`, `kvm` or `vmm`.
+    fn name(&self) -> &'static str;
+    /// Runs until the machine stops, and says why.
+    fn run(&mut self) -> MachineExit;
+    /// The state of the vCPUs, one section each; only between runs.
+    fn save(&self) -> Vec<super::state::Section>;
+    /// Takes over saved state; only before the first run.
+    fn load(&mut self, sections: &[super::state::Section]) -> Result<(), super::state::StateError>;
+}

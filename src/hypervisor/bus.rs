@@ -1,0 +1,152 @@
+//! The bus: which device answers at which port or address.
+//!
+//! A device sees `(region, offset, width)`, never an address. Accesses that nobody answers read as all ones and
+//! are dropped on write, as on a PC.
+
+use std::collections::BTreeMap;
+
+use super::state::{Section, StateError};
+
+/// One access to a device's registers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Access {
+    /// Which of the device's register regions, numbered by the device.
+    pub region: u16,
+    /// Bytes from the region's start.
+    pub offset: u64,
+    /// Bytes accessed: 1, 2, 4 or 8.
+    pub width: u8,
+}
+
+/// A chip or a function: registers on the bus, reset, and state that can be saved.
+///
+/// Called under the board's lock; has no lock of its own and never blocks. What must wait (files, sockets) lives
+/// on a thread of its own and comes back through a [`Waker`](super::backend::Waker) and [`Device::poll`].
+pub trait Device: Send {
+    /// The datasheet's name, for messages and as the kind of its state.
+    fn name(&self) -> &'static str;
+    /// Reads a register; bits above the width are ignored by the caller.
+    fn read(&mut self, access: Access) -> u64;
+    /// Writes a register; bits of `value` above the width are zero.
+    fn write(&mut self, access: Access, value: u64);
+    /// Back to the state after power-on.
+    fn reset(&mut self);
+    /// The state, complete enough that `load` into a new device of the same configuration continues unseen.
+    fn save(&self) -> Section;
+    /// Takes over a saved state, or refuses it and is unchanged.
+    fn load(&mut self, section: &Section) -> Result<(), StateError>;
+    /// When, in the machine's time, `poll` must be called next without anybody waking the device.
+    fn deadline_ns(&self) -> Option<u64> {
+        None
+    }
+    /// Time has come, or a back end woke the device: do what is due.
+    fn poll(&mut self, now_ns: u64) {
+        let _ = now_ns;
+    }
+}
+
+/// The two address spaces of a PC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Space {
+    /// 16-bit I/O ports.
+    Port,
+    /// Guest-physical memory addresses.
+    Memory,
+}
+
+/// A device's index on the board.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DeviceId(pub usize);
+
+#[derive(Debug, Clone, Copy)]
+struct Window {
+    len: u64,
+    device: DeviceId,
+    region: u16,
+}
+
+/// The map from addresses to devices. It holds no device: the board does.
+#[derive(Debug, Default)]
+pub struct Bus {
+    ports: BTreeMap<u64, Window>,
+    memory: BTreeMap<u64, Window>,
+}
+
+/// Two windows that would overlap.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{space:?} range {base:#x} of {len:#x} bytes overlaps one that is already mapped")]
+pub struct Overlap {
+    /// Which space.
+    pub space: Space,
+    /// First address of the refused range.
+    pub base: u64,
+    /// Its bytes.
+    pub len: u64,
+}
+
+impl Bus {
+    /// An empty bus.
+    pub fn new() -> Bus {
+        Bus::default()
+    }
+
+    fn map_of(&self, space: Space) -> &BTreeMap<u64, Window> {
+        match space {
+            Space::Port => &self.ports,
+            Space::Memory => &self.memory,
+        }
+    }
+
+    /// Makes `len` addresses from `base` answer with `region` of `device`.
+    pub fn map(&mut self, space: Space, base: u64, len: u64, device: DeviceId, region: u16) -> Result<(), Overlap> {
+        let overlap = Overlap { space, base, len };
+        let end = base.checked_add(len).filter(|_| len > 0).ok_or(Overlap { space, base, len })?;
+        let map = self.map_of(space);
+        let before = map.range(..end).next_back();
+        if before.is_some_and(|(&start, w)| start + w.len > base) {
+            return Err(overlap);
+        }
+        let window = Window { len, device, region };
+        match space {
+            Space::Port => self.ports.insert(base, window),
+            Space::Memory => self.memory.insert(base, window),
+        };
+        Ok(())
+    }
+
+    /// Takes away the window that starts at `base`, if there is one.
+    pub fn unmap(&mut self, space: Space, base: u64) {
+        match space {
+            Space::Port => self.ports.remove(&base),
+            Space::Memory => self.memory.remove(&base),
+        };
+    }
+
+    /// Who answers at `addr`, if all `width` bytes are his.
+    pub fn find(&self, space: Space, addr: u64, width: u8) -> Option<(DeviceId, Access)> {
+        let (&start, w) = self.map_of(space).range(..=addr).next_back()?;
+        let offset = addr - start;
+        if offset >= w.len || u64::from(width) > w.len - offset {
+            return None;
+        }
+        Some((w.device, Access { region: w.region, offset, width }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn overlapping_windows_are_refused_and_neighbours_are_not() {
+        let mut bus = Bus::new();
+        bus.map(Space::Port, 0x60, 1, DeviceId(0), 0).unwrap();
+        bus.map(Space::Port, 0x64, 1, DeviceId(0), 1).unwrap();
+        bus.map(Space::Port, 0x61, 3, DeviceId(1), 0).unwrap();
+        assert!(bus.map(Space::Port, 0x62, 1, DeviceId(2), 0).is_err());
+        assert!(bus.map(Space::Port, 0x50, 0x11, DeviceId(2), 0).is_err());
+        assert_eq!(bus.find(Space::Port, 0x63, 1).unwrap(), (DeviceId(1), Access { region: 0, offset: 2, width: 1 }));
+        assert!(bus.find(Space::Port, 0x63, 2).is_none());
+        assert!(bus.find(Space::Memory, 0x63, 1).is_none());
+    }
+}

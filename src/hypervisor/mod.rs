@@ -1,0 +1,10 @@
+//! The VMM core: guest memory, the bus, interrupt lines, time, saved state, and the vCPU back ends.
+//!
+//! Knows no device, no port and no TOML.
+pub mod backend;
+pub mod bus;
+pub mod clock;
+pub mod irq;
+pub mod memory;
+pub mod soft;
+pub mod state;

@@ -1,0 +1,4 @@
+//! The block cache.
+
+/// The blocks decoded so far.
+pub struct BlockCache {}

@@ -1,0 +1,116 @@
+//! The software TLB's fast path: one compare and one add from a linear address to a host pointer.
+//!
+//! A special page (MMIO, ROM when written, a page with decoded code when written, a page whose accessed or dirty
+//! bit must still be set, a page with a watchpoint) has a tag that never matches, so all special handling lives in
+//! `mmu`.
+#![allow(unsafe_code)]
+
+use super::cpu::{Cpu, Fault};
+
+/// Entries of one bank.
+pub const TLB_ENTRIES: usize = 1024;
+/// Banks: user, supervisor with AC = 0, supervisor with AC = 1.
+pub const TLB_BANKS: usize = 3;
+/// A tag that no page address equals.
+pub const NO_TAG: u64 = u64::MAX;
+
+/// One translation. Tags are page-aligned linear addresses.
+#[derive(Clone, Copy)]
+#[repr(C, align(32))]
+pub struct TlbEntry {
+    /// Page that may be read through `addend`.
+    pub tag_read: u64,
+    /// Page that may be written through `addend`.
+    pub tag_write: u64,
+    /// Host address minus linear address.
+    pub addend: u64,
+    /// Guest-physical page address; bit 0: global; bit 1: of a large page.
+    pub gpa: u64,
+}
+
+impl TlbEntry {
+    /// Matches nothing.
+    pub const EMPTY: TlbEntry = TlbEntry { tag_read: NO_TAG, tag_write: NO_TAG, addend: 0, gpa: 0 };
+}
+
+/// The TLB of one vCPU.
+pub struct Tlb {
+    /// Direct-mapped by bits 21:12 of the linear address.
+    pub banks: [[TlbEntry; TLB_ENTRIES]; TLB_BANKS],
+}
+
+/// An operand in memory: unsigned integers of 1 to 16 bytes.
+pub trait Operand: Copy {}
+impl Operand for u8 {}
+impl Operand for u16 {}
+impl Operand for u32 {}
+impl Operand for u64 {}
+impl Operand for u128 {}
+
+const PAGE_MASK: u64 = !0xfff;
+
+impl Cpu {
+    #[inline(always)]
+    fn tlb_entry(&self, addr: u64) -> &TlbEntry {
+        let index = (addr >> 12) as usize & (TLB_ENTRIES - 1);
+        // SAFETY: `bank` is below TLB_BANKS by construction (set only by `mmu::select_bank`); `index` is masked.
+        unsafe { self.tlb.banks.get_unchecked(self.bank as usize).get_unchecked(index) }
+    }
+
+    /// The host address for reading `size_of::<T>()` bytes at linear address `addr`, if the TLB has it.
+    #[inline(always)]
+    pub fn fast_read_ptr<T: Operand>(&self, addr: u64) -> Option<*const T> {
+        let entry = self.tlb_entry(addr);
+        let last = addr.wrapping_add(size_of::<T>() as u64 - 1);
+        // The entry is the first byte's; an access across pages ends in another page and so never matches.
+        if last & PAGE_MASK == entry.tag_read && (size_of::<T>() == 1 || addr & PAGE_MASK == last & PAGE_MASK) {
+            Some(addr.wrapping_add(entry.addend) as *const T)
+        } else {
+            None
+        }
+    }
+
+    /// The host address for reading and writing, if the TLB has it.
+    #[inline(always)]
+    pub fn fast_write_ptr<T: Operand>(&self, addr: u64) -> Option<*mut T> {
+        let entry = self.tlb_entry(addr);
+        let last = addr.wrapping_add(size_of::<T>() as u64 - 1);
+        if last & PAGE_MASK == entry.tag_write && (size_of::<T>() == 1 || addr & PAGE_MASK == last & PAGE_MASK) {
+            Some(addr.wrapping_add(entry.addend) as *mut T)
+        } else {
+            None
+        }
+    }
+
+    /// Loads `T` (little-endian) from linear address `addr` with the present privilege; fills the TLB on a miss,
+    /// handles MMIO and accesses across pages.
+    #[inline(always)]
+    pub fn load<T: Operand + SlowOperand>(&mut self, addr: u64) -> Result<T, Fault> {
+        match self.fast_read_ptr::<T>(addr) {
+            // SAFETY: a TLB hit means that all bytes lie in one mapped page of guest memory.
+            Some(ptr) => Ok(unsafe { ptr.read_unaligned() }),
+            None => T::load_slow(self, addr),
+        }
+    }
+
+    /// Stores `T` to linear address `addr` with the present privilege.
+    #[inline(always)]
+    pub fn store<T: Operand + SlowOperand>(&mut self, addr: u64, value: T) -> Result<(), Fault> {
+        match self.fast_write_ptr::<T>(addr) {
+            // SAFETY: as in `load`, and the page is writable and holds no decoded code.
+            Some(ptr) => {
+                unsafe { ptr.write_unaligned(value) };
+                Ok(())
+            }
+            None => value.store_slow(self, addr),
+        }
+    }
+}
+
+/// The slow path, out of line; implemented in `mmu`.
+pub trait SlowOperand: Sized {
+    /// Translates (filling the TLB where the page is plain memory) and loads; raises #PF and #DB.
+    fn load_slow(cpu: &mut Cpu, addr: u64) -> Result<Self, Fault>;
+    /// Translates for writing and stores; tells the block cache when the page holds code.
+    fn store_slow(self, cpu: &mut Cpu, addr: u64) -> Result<(), Fault>;
+}

@@ -1,0 +1,31 @@
+//! An x86-64 processor in software: a pre-decoded block interpreter.
+//!
+//! | file | what |
+//! |---|---|
+//! | `cpu` | the architectural state of one vCPU |
+//! | `op` | the pre-decoded operation, its handler's calling convention, the macros that make handlers |
+//! | `lower` | from decoded instructions to ops: the block builder and the families' entry points |
+//! | `block` | the block cache, links, the jump cache, self-modifying code |
+//! | `run` | the dispatcher: blocks, budget, events, HLT, vCPUs in turn |
+//! | `flags` | lazy arithmetic flags |
+//! | `mem` | the software TLB's fast path |
+//! | `mmu` | its slow path: page walk, permissions, MMIO, accesses across pages, debug watchpoints |
+//! | `int/` | integer, bit, string and branch instructions |
+//! | `system/` | segments, exceptions and interrupts, mode changes, system calls, CPUID, MSRs, control registers, port I/O |
+//! | `simd/` | MMX, SSE to SSE4.2, AES, PCLMULQDQ |
+//! | `x87/` | the 80-bit floating-point unit, FXSAVE, XSAVE |
+//!
+//! Sources: Intel 64 and IA-32 Architectures Software Developer's Manual (SDM), AMD64 Architecture Programmer's
+//! Manual (APM).
+pub mod block;
+pub mod cpu;
+pub mod flags;
+pub mod int;
+pub mod lower;
+pub mod mem;
+pub mod mmu;
+pub mod op;
+pub mod run;
+pub mod simd;
+pub mod system;
+pub mod x87;

@@ -1,0 +1,1 @@
+//! The dispatcher: blocks, budget, events, HLT, and the vCPUs in turn.

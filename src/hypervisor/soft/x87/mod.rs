@@ -1,0 +1,11 @@
+//! The 80-bit floating-point unit, FXSAVE and XSAVE.
+
+use iced_x86::Instruction;
+
+use super::lower::{Builder, Flow};
+
+/// Lowers an instruction of this family; `None` when it is not one.
+pub fn lower(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
+    let _ = (insn, b);
+    None
+}

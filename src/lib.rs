@@ -1,0 +1,12 @@
+//! vmctl: a virtual-machine manager for FreeBSD's bhyve and for Linux, with an engine of its own.
+//!
+//! In reading order:
+pub mod cli;
+pub mod config; // guest, template and host files: what was written, what is meant
+pub mod devices; // one chip or function a file, and what stands behind them
+pub mod fetch; // images and kernels: unpacked, verified
+pub mod guest; // the life of a guest: store, supervisor, engines, console
+pub mod host; // what the host offers, and the probe behind `vmctl doctor`
+pub mod hypervisor; // memory, bus, interrupt lines, clock, state; the vCPU back ends
+pub mod machine; // the board: addresses, wiring, loaders, tables, vCPU threads
+pub mod units; // sizes and durations // one file a verb

@@ -1,0 +1,1 @@
+//! The board and its loaders: the one place that knows both the configuration and the devices.

@@ -1,0 +1,4 @@
+//! The `vmctl` command.
+fn main() -> std::process::ExitCode {
+    vmctl::cli::main()
+}
