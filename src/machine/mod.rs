@@ -1,1 +1,2 @@
 //! The board and its loaders: the one place that knows both the configuration and the devices.
+pub mod spec;

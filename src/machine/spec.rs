@@ -1,0 +1,327 @@
+//! What the supervisor and the engine child say to each other: the one contract between `guest` and `machine`.
+//!
+//! The supervisor starts `vmctl vmm --spec FILE` once a boot. FILE holds a [`VmmSpec`] as JSON: everything the child
+//! needs, with every path absolute, so that the child reads no guest file and looks nothing up. The child inherits
+//!
+//! * [`CONSOLE_FD`]: a stream socket; what COM1 sends is written to it, what is read from it is COM1's input;
+//! * [`CONTROL_FD`]: a stream socket of JSON lines, [`EngineEvent`] upwards and [`EngineCommand`] downwards;
+//! * standard error: kept by the supervisor in a bounded log, shown to the user when a start fails.
+//!
+//! The process's exit code is [`crate::hypervisor::backend::MachineExit::code`]. The child exits when its control
+//! stream ends: a killed supervisor leaves no engine behind.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// The version of this contract; both sides come from one binary, a difference means that it was replaced mid-way.
+pub const SPEC_VERSION: u32 = 1;
+/// The descriptor of the console stream in the child.
+pub const CONSOLE_FD: i32 = 3;
+/// The descriptor of the control stream in the child.
+pub const CONTROL_FD: i32 = 4;
+/// The longest line that either side takes on the control stream, in bytes.
+pub const MAX_CONTROL_LINE: usize = 64 * 1024;
+/// The PCI slots that the supervisor hands out to disks and nics; the others are the board's own.
+pub const DEVICE_SLOTS: std::ops::RangeInclusive<u8> = 4..=30;
+
+/// One machine, resolved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmmSpec {
+    /// [`SPEC_VERSION`].
+    pub version: u32,
+    /// The guest's name, for messages and SMBIOS.
+    pub name: String,
+    /// In the usual 8-4-4-4-12 form; SMBIOS.
+    pub uuid: String,
+    /// Which back end runs the vCPUs.
+    pub backend: BackendChoice,
+    /// The vCPUs.
+    pub cpus: CpuTopology,
+    /// Guest RAM, a multiple of 4096.
+    pub memory_bytes: u64,
+    /// How the guest is entered.
+    pub loader: LoaderSpec,
+    /// In the order of the guest file.
+    pub disks: Vec<DiskSpec>,
+    /// In the order of the guest file.
+    pub nics: Vec<NicSpec>,
+    /// Whether there is a virtio entropy device.
+    pub rng: bool,
+    /// Whether there is a virtio console beside COM1.
+    pub virtio_console: bool,
+    /// The port of QEMU's isa-debug-exit device, for those who asked for it.
+    pub debug_exit_port: Option<u16>,
+    /// Time from retired instructions, for repeatable runs: this many instructions a virtual microsecond.
+    pub deterministic: Option<u64>,
+}
+
+/// The configured back end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BackendChoice {
+    /// The fastest one that works.
+    Auto,
+    /// The software CPU.
+    Soft,
+    /// Linux KVM.
+    Kvm,
+    /// FreeBSD's vmm(4).
+    Vmm,
+}
+
+/// The vCPUs: `sockets * cores * threads` of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CpuTopology {
+    /// Sockets.
+    pub sockets: u32,
+    /// Cores a socket.
+    pub cores: u32,
+    /// Threads a core.
+    pub threads: u32,
+}
+
+impl CpuTopology {
+    /// How many vCPUs.
+    pub fn count(&self) -> usize {
+        self.sockets as usize * self.cores as usize * self.threads as usize
+    }
+}
+
+/// How the guest is entered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "loader", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum LoaderSpec {
+    /// A kernel image (bzImage or ELF) put into memory from the host.
+    Kernel {
+        /// The image.
+        image: PathBuf,
+        /// Its initial RAM disk.
+        initrd: Option<PathBuf>,
+        /// Its command line.
+        cmdline: String,
+    },
+}
+
+/// One disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskSpec {
+    /// The id in the guest file.
+    pub id: String,
+    /// A file or block device.
+    pub path: PathBuf,
+    /// What the guest sees.
+    pub device: DiskDevice,
+    /// Its PCI slot, stable over boots.
+    pub slot: u8,
+    /// The guest may not write.
+    pub read_only: bool,
+    /// What a write means.
+    pub cache: CacheMode,
+    /// The serial number that the guest reads, at most 20 bytes.
+    pub serial: String,
+}
+
+/// What kind of disk the guest sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskDevice {
+    /// virtio 1.2 block device.
+    VirtioBlk,
+    /// A disk behind AHCI.
+    AhciHd,
+    /// A CD drive behind AHCI.
+    AhciCd,
+    /// NVMe.
+    Nvme,
+}
+
+/// What a guest's write means on the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CacheMode {
+    /// Written to the host's cache; a guest's flush reaches the medium.
+    Writeback,
+    /// Each write reaches the medium before it completes.
+    Writethrough,
+    /// A guest's flush is answered and not passed on: fast, and lost with the host's power.
+    Unsafe,
+    /// Past the host's cache.
+    Direct,
+}
+
+/// One network interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NicSpec {
+    /// The id in the guest file.
+    pub id: String,
+    /// Its hardware address.
+    pub mac: [u8; 6],
+    /// What the guest sees.
+    pub device: NicDevice,
+    /// Its PCI slot, stable over boots.
+    pub slot: u8,
+    /// What the other end of the wire is.
+    pub backend: NicBackend,
+}
+
+/// What kind of interface the guest sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NicDevice {
+    /// virtio 1.2 network device.
+    VirtioNet,
+    /// Intel 82545.
+    E1000,
+}
+
+/// What the other end of the wire is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "backend", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum NicBackend {
+    /// The user-mode network.
+    User {
+        /// Connections taken on the host and handed to the guest.
+        forwards: Vec<ForwardSpec>,
+    },
+    /// A tap interface of the host.
+    Tap {
+        /// Its name.
+        interface: String,
+    },
+    /// No wire: the link is down.
+    None,
+}
+
+/// A port of the host that leads into the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ForwardSpec {
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// Where the host listens.
+    pub host_address: IpAddr,
+    /// The host's port.
+    pub host_port: u16,
+    /// Where it leads; the address that DHCP hands out where none is given.
+    pub guest_address: Option<Ipv4Addr>,
+    /// The guest's port.
+    pub guest_port: u16,
+}
+
+/// A transport protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// What the child tells the supervisor: one JSON line each.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum EngineEvent {
+    /// The machine is built, every file and port is open, and the first guest instruction is about to run.
+    Running {
+        /// The back end that was taken: `soft`, `kvm` or `vmm`.
+        backend: String,
+    },
+    /// The machine cannot be built or go on; the exit code is that of an error. In the words a user reads.
+    Error {
+        /// Lower-case, no final stop.
+        message: String,
+    },
+    /// The guest wrote to the debug-exit port; the process exits next.
+    DebugExit {
+        /// What it wrote.
+        value: u8,
+    },
+    /// The answer to [`EngineCommand::Stats`].
+    Stats {
+        /// Counters by name, such as `vcpu0.instructions` or `disk.root.read-bytes`.
+        counters: BTreeMap<String, u64>,
+    },
+}
+
+/// What the supervisor tells the child: one JSON line each.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "cmd", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum EngineCommand {
+    /// Presses the ACPI power button.
+    PowerButton,
+    /// Stops with exit code 0, as the guest's own reset does.
+    Reset,
+    /// Stops with exit code 1, as the guest's own power-off does.
+    Poweroff,
+    /// Raises a non-maskable interrupt on every vCPU.
+    Nmi,
+    /// Asks for [`EngineEvent::Stats`].
+    Stats,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_messages_are_the_documented_lines() {
+        let line = |value: &EngineCommand| serde_json::to_string(value).expect("serializes");
+        assert_eq!(line(&EngineCommand::PowerButton), r#"{"cmd":"power-button"}"#);
+        assert_eq!(line(&EngineCommand::Stats), r#"{"cmd":"stats"}"#);
+        let event = |value: &EngineEvent| serde_json::to_string(value).expect("serializes");
+        assert_eq!(event(&EngineEvent::Running { backend: "soft".into() }), r#"{"event":"running","backend":"soft"}"#);
+        assert_eq!(event(&EngineEvent::DebugExit { value: 3 }), r#"{"event":"debug-exit","value":3}"#);
+    }
+
+    #[test]
+    fn a_spec_survives_its_json() {
+        let spec = VmmSpec {
+            version: SPEC_VERSION,
+            name: "g".into(),
+            uuid: "00000000-0000-4000-8000-000000000000".into(),
+            backend: BackendChoice::Auto,
+            cpus: CpuTopology { sockets: 1, cores: 2, threads: 1 },
+            memory_bytes: 1 << 28,
+            loader: LoaderSpec::Kernel { image: "/k".into(), initrd: None, cmdline: "console=ttyS0".into() },
+            disks: vec![DiskSpec {
+                id: "root".into(),
+                path: "/d".into(),
+                device: DiskDevice::VirtioBlk,
+                slot: 4,
+                read_only: false,
+                cache: CacheMode::Writeback,
+                serial: "root".into(),
+            }],
+            nics: vec![NicSpec {
+                id: "net0".into(),
+                mac: [2, 0, 0, 0, 0, 1],
+                device: NicDevice::VirtioNet,
+                slot: 5,
+                backend: NicBackend::User {
+                    forwards: vec![ForwardSpec {
+                        protocol: Protocol::Tcp,
+                        host_address: Ipv4Addr::LOCALHOST.into(),
+                        host_port: 2222,
+                        guest_address: None,
+                        guest_port: 22,
+                    }],
+                },
+            }],
+            rng: true,
+            virtio_console: false,
+            debug_exit_port: Some(0xf4),
+            deterministic: None,
+        };
+        let text = serde_json::to_string(&spec).expect("serializes");
+        assert_eq!(serde_json::from_str::<VmmSpec>(&text).expect("parses"), spec);
+        assert_eq!(spec.cpus.count(), 2);
+    }
+}
