@@ -1,0 +1,548 @@
+//! What a guest file means: every default filled in, every rule checked. Made only by [`super::check`], so that the
+//! code that runs guests never meets an impossible value. Holds what an engine of this build acts on; a key that none
+//! does yet is in the key table and is refused there.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::units::{ByteSize, serialize_seconds};
+
+/// One guest, as meant.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct GuestConfig {
+    /// Lower-case letters, digits, `.`, `_`, `-`; at most 63 characters; starts and ends with a letter or digit.
+    pub name: String,
+    /// For people.
+    pub description: Option<String>,
+    /// The user that may manage this guest besides root.
+    pub owner: Option<String>,
+    /// For `--tag`.
+    pub tags: Vec<String>,
+    /// `destroy` refuses.
+    pub protected: bool,
+    /// What runs it.
+    pub engine: EngineKind,
+    /// The vCPU back end of the embedded engine.
+    pub backend: BackendKind,
+    /// UUID that the guest sees; the store makes one when the file has none.
+    pub uuid: Option<String>,
+    /// Processors.
+    pub cpus: Cpus,
+    /// RAM: a multiple of 1 MiB, at least 16 MiB.
+    #[serde(rename = "memory_bytes")]
+    pub memory: ByteSize,
+    /// How it boots.
+    pub loader: LoaderKind,
+    /// For `loader = "kernel"`: always there then.
+    pub kernel: Option<Kernel>,
+    /// In the order of the file.
+    pub disks: Vec<DiskConfig>,
+    /// In the order of the file.
+    pub nics: Vec<NicConfig>,
+    /// Serial lines and their log.
+    pub console: ConsoleConfig,
+    /// What happens when the guest exits.
+    pub restart: RestartConfig,
+    /// How long `stop` waits after the power button before it powers off.
+    #[serde(rename = "stop_timeout_seconds", serialize_with = "serialize_seconds")]
+    pub stop_timeout: Duration,
+    /// Start with the host.
+    pub autostart: AutostartConfig,
+    /// When the guest counts as ready; without probes it is ready when it runs.
+    pub ready: ReadyConfig,
+    /// Commands of the user's, run by the supervisor.
+    pub hooks: Vec<HookConfig>,
+    /// Whether it has a virtio random-number device.
+    pub rng: bool,
+    /// For people who develop kernels and for tests.
+    pub debug: DebugConfig,
+}
+
+/// What runs a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineKind {
+    /// FreeBSD's bhyve(8).
+    Bhyve,
+    /// The hypervisor in this program.
+    Embedded,
+}
+
+/// The vCPU back end that was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackendKind {
+    /// The fastest that really works.
+    Auto,
+    /// Linux KVM.
+    Kvm,
+    /// FreeBSD's vmm(4).
+    Vmm,
+    /// The software CPU.
+    Soft,
+}
+
+/// Processors; `count` is always `sockets * cores * threads` and at least 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Cpus {
+    /// vCPUs.
+    pub count: u32,
+    /// Packages.
+    pub sockets: u32,
+    /// Cores a package.
+    pub cores: u32,
+    /// Threads a core.
+    pub threads: u32,
+}
+
+/// How a guest boots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LoaderKind {
+    /// A kernel from the host's file system, entered directly.
+    Kernel,
+    /// grub-bhyve.
+    Grub,
+    /// UEFI firmware.
+    Uefi,
+    /// FreeBSD's loader in userland.
+    Bhyveload,
+}
+
+/// What `loader = "kernel"` enters. Paths are absolute.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Kernel {
+    /// bzImage, ELF (PVH) or Multiboot 1 image.
+    pub image: PathBuf,
+    /// Initial RAM disk, or the Multiboot module.
+    pub initrd: Option<PathBuf>,
+    /// Command line; may be empty.
+    pub cmdline: String,
+}
+
+/// A disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DiskConfig {
+    /// Unique among the disks of the guest.
+    pub id: String,
+    /// Where its bytes are.
+    pub backend: DiskBackend,
+    /// Absolute path of the file or device; without it the store names the file after `id` in the guest's directory.
+    pub path: Option<PathBuf>,
+    /// Size to create, or to grow to; `None` only with a `path`, whose size is then taken.
+    #[serde(rename = "size_bytes")]
+    pub size: Option<ByteSize>,
+    /// What the guest sees.
+    pub device: DiskDevice,
+    /// Writes are refused.
+    pub ro: bool,
+    /// What a write waits for.
+    pub cache: DiskCache,
+    /// Serial number that the guest sees (at most 20 bytes of ASCII); the id when the file has none.
+    pub serial: String,
+    /// Whether discard frees space on the host.
+    pub discard: bool,
+}
+
+/// Where a disk's bytes are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskBackend {
+    /// A sparse raw file, made and grown by the program.
+    Sparse,
+    /// A ZFS volume, made by the program.
+    Zvol,
+    /// A raw file or device that exists already; never created, grown or deleted.
+    File,
+}
+
+/// What disk device the guest sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskDevice {
+    /// virtio block.
+    VirtioBlk,
+    /// SATA disk.
+    AhciHd,
+    /// SATA CD drive.
+    AhciCd,
+    /// NVMe.
+    Nvme,
+    /// virtio SCSI.
+    VirtioScsi,
+}
+
+/// What a guest's write waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskCache {
+    /// The host's page cache; the guest's flush is an fsync. Safe with a guest that flushes.
+    Writeback,
+    /// Every write is on the medium before it completes.
+    Writethrough,
+    /// The guest's flush does nothing: for throw-away guests, loses data in a power cut.
+    Unsafe,
+}
+
+/// A network interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct NicConfig {
+    /// Unique among the interfaces of the guest.
+    pub id: String,
+    /// What it is plugged into.
+    pub backend: NicBackend,
+    /// Switch of the host file, for `tap`.
+    pub switch: Option<String>,
+    /// MAC address; the store derives a stable one when the file has none.
+    pub mac: Option<MacAddr>,
+    /// What the guest sees.
+    pub device: NicDevice,
+    /// MTU that the guest is told.
+    pub mtu: u16,
+    /// From the host into the guest; only with `user`.
+    pub forwards: Vec<Forward>,
+    /// The user-mode network's settings; used with `user`.
+    pub user: UserNetwork,
+}
+
+/// What a network interface is plugged into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NicBackend {
+    /// The user-mode network: NAT inside the program, no root.
+    User,
+    /// A tap interface on a switch.
+    Tap,
+    /// Nothing: the link is down.
+    None,
+}
+
+/// What network device the guest sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NicDevice {
+    /// virtio network.
+    VirtioNet,
+    /// Intel 82540EM.
+    E1000,
+}
+
+/// The user-mode network of one interface. The guest's own lease is `guest`, its router `gateway` and its resolver
+/// `dns`, all in `network/prefix`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct UserNetwork {
+    /// First address of the network, default 10.0.2.0.
+    pub network: Ipv4Addr,
+    /// Prefix length, default 24; 8 to 29.
+    pub prefix: u8,
+    /// Router, and the host as the guest sees it: network + 2.
+    pub gateway: Ipv4Addr,
+    /// Resolver: network + 3.
+    pub dns: Ipv4Addr,
+    /// The lease that DHCP gives: network + 15, or network + 4 in a network smaller than /27.
+    pub guest: Ipv4Addr,
+    /// Servers that queries are forwarded to; those of the host when empty.
+    pub dns_servers: Vec<IpAddr>,
+    /// No connection leaves to anything but the gateway's own services; forwards still work.
+    pub isolated: bool,
+}
+
+/// One port of the host that leads into the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Forward {
+    /// TCP or UDP.
+    pub proto: ForwardProto,
+    /// Where the host listens, default 127.0.0.1.
+    pub host_addr: IpAddr,
+    /// Port on the host.
+    pub host_port: u16,
+    /// Port in the guest.
+    pub guest_port: u16,
+}
+
+impl Forward {
+    /// Where the host listens.
+    pub fn host(&self) -> SocketAddr {
+        SocketAddr::new(self.host_addr, self.host_port)
+    }
+}
+
+/// A forward's protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ForwardProto {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// A MAC address; individual, not all zeros.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct MacAddr(pub [u8; 6]);
+
+impl std::fmt::Display for MacAddr {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl std::str::FromStr for MacAddr {
+    type Err = ();
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let mut bytes = [0u8; 6];
+        let mut parts = text.split(':');
+        for byte in &mut bytes {
+            let part = parts.next().filter(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit())).ok_or(())?;
+            *byte = u8::from_str_radix(part, 16).map_err(|_| ())?;
+        }
+        if parts.next().is_some() || bytes[0] & 1 != 0 || bytes == [0; 6] {
+            return Err(());
+        }
+        Ok(Self(bytes))
+    }
+}
+
+impl Serialize for MacAddr {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// The serial lines. `com1` is the guest's console and always there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ConsoleConfig {
+    /// Where COM1 to COM4 lead.
+    pub com: [ComPort; 4],
+    /// A virtio console (`hvc0`) beside COM1, joined to the same console.
+    pub virtio: bool,
+    /// Size at which the console's log is rotated.
+    #[serde(rename = "log_size_bytes")]
+    pub log_size: ByteSize,
+    /// Rotated logs kept besides the current one.
+    pub log_files: u32,
+    /// What a reader who attaches sees again.
+    #[serde(rename = "scrollback_bytes")]
+    pub scrollback: ByteSize,
+}
+
+/// Where a serial port leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ComPort {
+    /// Not there.
+    None,
+    /// To the supervisor's console.
+    Console,
+}
+
+/// What happens when a guest exits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct RestartConfig {
+    /// It asked for a reboot.
+    pub on_reboot: ExitAction,
+    /// It powered off or halted.
+    pub on_poweroff: ExitAction,
+    /// It crashed (triple fault), or the engine did.
+    pub on_crash: ExitAction,
+    /// So many restarts after crashes within `window` are allowed; the next leaves the guest `failed`. 0: no limit.
+    pub limit: u32,
+    /// See `limit`.
+    #[serde(rename = "window_seconds", serialize_with = "serialize_seconds")]
+    pub window: Duration,
+    /// Wait before the first restart after a crash; doubles with each further one in the window.
+    #[serde(rename = "backoff_initial_seconds", serialize_with = "serialize_seconds")]
+    pub backoff_initial: Duration,
+    /// The wait grows no further than this.
+    #[serde(rename = "backoff_max_seconds", serialize_with = "serialize_seconds")]
+    pub backoff_max: Duration,
+}
+
+/// What the supervisor does on an exit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExitAction {
+    /// Boot again.
+    Restart,
+    /// Leave it stopped.
+    Stop,
+}
+
+/// Start with the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct AutostartConfig {
+    /// Whether.
+    pub enabled: bool,
+    /// Lower starts first; default 100.
+    pub order: i64,
+    /// Wait before it is started.
+    #[serde(rename = "delay_seconds", serialize_with = "serialize_seconds")]
+    pub delay: Duration,
+    /// Guests that come before it.
+    pub after: Vec<String>,
+    /// What the next ones wait for.
+    pub wait: AutostartWait,
+    /// How long they wait.
+    #[serde(rename = "timeout_seconds", serialize_with = "serialize_seconds")]
+    pub timeout: Duration,
+}
+
+/// What the guests after this one wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AutostartWait {
+    /// The guest runs.
+    Running,
+    /// The guest is ready.
+    Ready,
+}
+
+/// When a guest is ready: all probes have passed once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ReadyConfig {
+    /// All must pass.
+    pub probes: Vec<ReadyProbe>,
+    /// How long `start --wait` waits.
+    #[serde(rename = "timeout_seconds", serialize_with = "serialize_seconds")]
+    pub timeout: Duration,
+}
+
+/// One probe.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReadyProbe {
+    /// The guest accepts TCP connections here: on the host side of a forward, or at the address that was given.
+    Tcp(SocketAddr),
+    /// The console has shown this text since the boot.
+    Console(String),
+    /// This command on the host ends with status 0. `VMCTL_GUEST` holds the name.
+    Exec(Vec<String>),
+}
+
+/// A command of the user's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct HookConfig {
+    /// Unique among the hooks; the event's name when the file has none.
+    pub id: String,
+    /// When.
+    pub event: HookEvent,
+    /// Program and arguments; never a shell unless the user names one. The program is absolute.
+    pub command: Vec<String>,
+    /// Killed after this.
+    #[serde(rename = "timeout_seconds", serialize_with = "serialize_seconds")]
+    pub timeout: Duration,
+    /// What its failure means.
+    pub on_failure: HookFailure,
+}
+
+/// When a hook runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HookEvent {
+    /// After the guest was created.
+    PostCreate,
+    /// Before every boot, also after a reboot.
+    PreStart,
+    /// When the guest runs.
+    PostStart,
+    /// When its probes have passed.
+    Ready,
+    /// Before `stop` presses the power button.
+    PreStop,
+    /// When it has stopped for good.
+    PostStop,
+    /// After a crash, before the policy is applied.
+    Crash,
+    /// When the crash limit was reached.
+    Failed,
+    /// Before it is destroyed.
+    PreDestroy,
+}
+
+impl HookEvent {
+    /// As the file spells it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::PostCreate => "post-create",
+            Self::PreStart => "pre-start",
+            Self::PostStart => "post-start",
+            Self::Ready => "ready",
+            Self::PreStop => "pre-stop",
+            Self::PostStop => "post-stop",
+            Self::Crash => "crash",
+            Self::Failed => "failed",
+            Self::PreDestroy => "pre-destroy",
+        }
+    }
+}
+
+/// What the failure of a hook means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HookFailure {
+    /// It is logged.
+    Ignore,
+    /// What it came before does not happen. Only for the `pre-` events.
+    Fail,
+}
+
+/// For people who develop kernels and for tests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct DebugConfig {
+    /// QEMU's isa-debug-exit at port 0xf4.
+    pub exit_port: bool,
+    /// Guest time is counted in instructions; no entropy from the host. Needs the software CPU.
+    pub deterministic: bool,
+}
+
+/// The host file, as meant.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct HostConfig {
+    /// At least one; the first is the default unless `default_datastore` names another.
+    pub datastores: Vec<DatastoreConfig>,
+    /// Id of one of them.
+    pub default_datastore: String,
+    /// Directories searched for templates, before the datastore's own and the built-in ones.
+    pub template_dirs: Vec<PathBuf>,
+    /// Where downloads are kept.
+    pub cache_dir: PathBuf,
+    /// Where `launch` finds images.
+    pub catalogues: Vec<CatalogueConfig>,
+    /// At most so many guests are started at once by autostart.
+    pub autostart_parallel: u32,
+    /// The `[defaults]` table, if there is one: laid under every guest file.
+    #[serde(skip)]
+    pub defaults: Option<super::layer::Layer>,
+}
+
+impl HostConfig {
+    /// The datastore that is used when none is named.
+    pub fn datastore(&self) -> &DatastoreConfig {
+        self.datastores
+            .iter()
+            .find(|store| store.id == self.default_datastore)
+            .expect("checked: default_datastore names one of the datastores")
+    }
+}
+
+/// One place where guests live.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DatastoreConfig {
+    /// Its name.
+    pub id: String,
+    /// Its directory, absolute.
+    pub path: PathBuf,
+}
+
+/// One catalogue of images.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CatalogueConfig {
+    /// Its name.
+    pub id: String,
+    /// https URL, or an absolute path.
+    pub url: String,
+}
