@@ -1,6 +1,8 @@
 //! The machine's chips and functions, one a file, and what stands behind them.
 //!
 //! A chip knows its registers; the board (`machine`) knows its ports and its line.
+#[cfg(test)]
+pub mod conformance; // what every device promises
 pub mod debug_exit; // the isa-debug-exit port
 pub mod disk; // What stands behind a disk device
 pub mod hpet; // High Precision Event Timer
