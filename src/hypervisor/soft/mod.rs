@@ -13,6 +13,7 @@
 //! | `int/` | integer, bit, string and branch instructions |
 //! | `system/` | segments, exceptions and interrupts, mode changes, system calls, CPUID, MSRs, control registers, port I/O |
 //! | `simd/` | MMX, SSE to SSE4.2, AES, PCLMULQDQ |
+//! | `softfloat` | IEEE arithmetic in integers, for `simd/` and `x87/` |
 //! | `x87/` | the 80-bit floating-point unit, FXSAVE, XSAVE |
 //!
 //! Sources: Intel 64 and IA-32 Architectures Software Developer's Manual (SDM), AMD64 Architecture Programmer's
@@ -27,5 +28,6 @@ pub mod mmu;
 pub mod op;
 pub mod run;
 pub mod simd;
+pub mod softfloat;
 pub mod system;
 pub mod x87;
