@@ -155,6 +155,8 @@ pub struct SystemState {
     pub mtrr_variable: [u64; 16],
     pub kvm_system_time: u64,
     pub kvm_wall_clock: u64,
+    pub syscfg: u64,
+    pub hwcr: u64,
 }
 
 /// One vCPU.
@@ -180,6 +182,9 @@ pub struct Cpu {
     pub leave_after_op: bool,
     /// Instructions from RIP on during which external interrupts stay off (STI, MOV SS): 1 or 0.
     pub interrupt_shadow: bool,
+    /// Bits of DR6 that the last instruction earned (watchpoints, single step): #DB is due before the next
+    /// instruction, see `system::take_debug_trap`.
+    pub debug_pending: u64,
     /// In an NMI handler, until IRET.
     pub nmi_blocked: bool,
     /// Halted, or waiting for a start-up message.

@@ -24,7 +24,7 @@ pub struct TlbEntry {
     pub tag_write: u64,
     /// Host address minus linear address.
     pub addend: u64,
-    /// Guest-physical page address; bit 0: global; bit 1: of a large page.
+    /// Guest-physical page address; the bits below it belong to `mmu`.
     pub gpa: u64,
 }
 
@@ -37,6 +37,8 @@ impl TlbEntry {
 pub struct Tlb {
     /// Direct-mapped by bits 21:12 of the linear address.
     pub banks: [[TlbEntry; TLB_ENTRIES]; TLB_BANKS],
+    /// What the slow path keeps: lists of used entries, a cache of page-directory entries.
+    pub(super) side: super::mmu::Side,
 }
 
 /// An operand in memory: unsigned integers of 1 to 16 bytes.

@@ -1,7 +1,57 @@
 //! Paging: the software TLB's slow path, page walks, permissions, MMIO, accesses across pages, watchpoints.
+//!
+//! SDM vol. 3 chapter 4 (paging), section 6.15 (#PF), 17.2 (debug registers); APM vol. 2 chapter 5.
+//!
+//! Modes: no paging, 32-bit (with PSE and PSE-36), PAE, 4-level; NX, SMEP, SMAP, global pages. A20 is always on.
+//!
+//! The TLB has three banks so that neither a change of privilege nor STAC drops anything: [`select_bank`]. What an
+//! entry permits was decided with the bank's privilege when it was entered. Beside the TLB stand lists of the used
+//! entries (a CR3 write touches only those), a small cache of page-directory entries, and two filters that say
+//! "surely no such page here" for code pages and for INVLPG within large pages.
+//!
+//! **Not modelled**: PCID, protection keys, 5-level paging, memory types; the PDPTEs of PAE paging are read at each
+//! walk, as AMD's processors do. A non-canonical stack access raises #GP, not #SS.
+//!
+//! **Hostile guest**: a walk reads at most four entries; page tables outside of memory read as all ones, which is a
+//! reserved-bit fault.
+#![allow(unsafe_code)]
 
-use super::cpu::{Cpu, Fault};
-use super::mem::SlowOperand;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use super::block;
+use super::cpu::{Cpu, Exception, Fault, rflags};
+use super::mem::{NO_TAG, Operand, SlowOperand, TLB_BANKS, TLB_ENTRIES, Tlb, TlbEntry};
+use super::system::regs::{cr0, cr4, efer};
+use crate::hypervisor::memory::GuestAddr;
+
+/// Width of a physical address, as CPUID 0x80000008 reports it.
+pub const PHYS_BITS: u32 = 40;
+const PHYS_MASK: u64 = (1 << PHYS_BITS) - 1;
+const PAGE: u64 = 4096;
+const PAGE_MASK: u64 = !(PAGE - 1);
+
+/// Bits of [`TlbEntry::gpa`] below the page address.
+const GLOBAL: u64 = 1 << 0;
+const LARGE: u64 = 1 << 1;
+const IN_LOCAL: u64 = 1 << 2;
+const IN_GLOBAL: u64 = 1 << 3;
+
+/// Bits of a page-table entry.
+const P: u64 = 1 << 0;
+const RW: u64 = 1 << 1;
+const US: u64 = 1 << 2;
+const A: u64 = 1 << 5;
+const D: u64 = 1 << 6;
+const PS: u64 = 1 << 7;
+const G: u64 = 1 << 8;
+const NX: u64 = 1 << 63;
+
+/// Bits of a page fault's error code.
+const ERR_P: u32 = 1;
+const ERR_W: u32 = 2;
+const ERR_U: u32 = 4;
+const ERR_RSVD: u32 = 8;
+const ERR_ID: u32 = 16;
 
 /// What an access is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,59 +64,682 @@ pub enum Intent {
     Execute,
 }
 
+const TOTAL: usize = TLB_BANKS * TLB_ENTRIES;
+const WALKS: usize = 256;
+
+/// Numbers of TLB entries in use: `bank * TLB_ENTRIES + index`.
+struct UsedList {
+    count: usize,
+    numbers: [u16; TOTAL],
+}
+
+impl UsedList {
+    const EMPTY: UsedList = UsedList { count: 0, numbers: [0; TOTAL] };
+    fn push(&mut self, number: usize) {
+        // An entry is on a list at most once (IN_LOCAL, IN_GLOBAL), so the list cannot overflow.
+        self.numbers[self.count] = number as u16;
+        self.count += 1;
+    }
+}
+
+/// A page-directory entry that points to a page table.
+#[derive(Clone, Copy)]
+struct WalkEntry {
+    /// Linear address >> 21.
+    tag: u64,
+    /// Guest-physical address of the page table.
+    table: u64,
+    /// RW, US and NX as all levels above permit.
+    perms: u64,
+    generation: u64,
+}
+
+/// 4096 bits: "this key was surely never noted".
+struct Filter([u64; 64]);
+
+impl Filter {
+    const EMPTY: Filter = Filter([0; 64]);
+    fn note(&mut self, key: u64) {
+        self.0[(key >> 6 & 63) as usize] |= 1 << (key & 63);
+    }
+    fn may_have(&self, key: u64) -> bool {
+        self.0[(key >> 6 & 63) as usize] >> (key & 63) & 1 != 0
+    }
+    fn clear(&mut self) {
+        self.0 = [0; 64];
+    }
+}
+
+/// What the TLB keeps beside its entries.
+pub struct Side {
+    local: UsedList,
+    global: UsedList,
+    walks: [WalkEntry; WALKS],
+    generation: u64,
+    /// Guest pages that a write tag was entered for.
+    written: Filter,
+    /// 2 MiB pieces of large pages that were entered.
+    large: Filter,
+    /// The debug registers that watch data: bits of DR7's order.
+    watching: u8,
+    /// Alignment is checked: CPL 3, CR0.AM, RFLAGS.AC. The user bank is empty meanwhile.
+    aligned: bool,
+}
+
+impl Tlb {
+    /// An empty TLB.
+    pub fn new() -> Box<Tlb> {
+        Box::new(Tlb {
+            banks: [[TlbEntry::EMPTY; TLB_ENTRIES]; TLB_BANKS],
+            side: Side {
+                local: UsedList::EMPTY,
+                global: UsedList::EMPTY,
+                walks: [WalkEntry { tag: 0, table: 0, perms: 0, generation: 0 }; WALKS],
+                generation: 1,
+                written: Filter::EMPTY,
+                large: Filter::EMPTY,
+                watching: 0,
+                aligned: false,
+            },
+        })
+    }
+}
+
+/// A page that a walk found and that permits the access.
+struct Page {
+    /// Guest-physical address of the 4 KiB piece.
+    gpa: u64,
+    /// A store would be permitted too, and the dirty bit is set.
+    write: bool,
+    global: bool,
+    large: bool,
+}
+
+/// Who asks.
+#[derive(Clone, Copy)]
+struct Asker {
+    user: bool,
+    /// RFLAGS.AC lifts SMAP for this access.
+    smap_lifted: bool,
+}
+
+impl Asker {
+    fn of_bank(bank: u8) -> Asker {
+        Asker { user: bank == 0, smap_lifted: bank == 2 }
+    }
+}
+
+/// Chooses the bank of the TLB after CPL, RFLAGS.AC, CR0.AM or CR4.SMAP may have changed.
+#[inline]
+pub fn select_bank(cpu: &mut Cpu) {
+    let ac = cpu.rflags & rflags::AC != 0;
+    if cpu.cpl == 3 {
+        cpu.bank = 0;
+        let aligned = ac && cpu.sys.cr0 & cr0::AM != 0;
+        if aligned != cpu.tlb.side.aligned {
+            change_alignment_check(cpu, aligned);
+        }
+    } else {
+        // Without SMAP the two supervisor banks would hold the same.
+        cpu.bank = if ac && cpu.sys.cr4 & cr4::SMAP != 0 { 2 } else { 1 };
+    }
+}
+
+#[cold]
+fn change_alignment_check(cpu: &mut Cpu, aligned: bool) {
+    cpu.tlb.side.aligned = aligned;
+    flush(cpu, false);
+}
+
+#[cold]
+fn page_fault(cpu: &mut Cpu, addr: u64, intent: Intent, asker: Asker, bits: u32) -> Fault {
+    let mut error = bits;
+    if intent == Intent::Write {
+        error |= ERR_W;
+    }
+    if asker.user {
+        error |= ERR_U;
+    }
+    let nx_on = cpu.sys.cr4 & cr4::PAE != 0 && cpu.sys.efer & efer::NXE != 0;
+    if intent == Intent::Execute && (nx_on || cpu.sys.cr4 & cr4::SMEP != 0) {
+        error |= ERR_ID;
+    }
+    cpu.exception = Exception { vector: 14, error: Some(error), cr2: addr };
+    Fault
+}
+
+fn read_entry64(cpu: &Cpu, slot: u64) -> u64 {
+    match cpu.memory.host_page(GuestAddr(slot)) {
+        // SAFETY: the page is mapped for the memory's life, and the slot is 8-aligned within it.
+        Some((page, _)) => unsafe { (*page.add((slot & 0xff8) as usize).cast::<AtomicU64>()).load(Ordering::Relaxed) },
+        None => u64::MAX,
+    }
+}
+
+fn read_entry32(cpu: &Cpu, slot: u64) -> u64 {
+    match cpu.memory.host_page(GuestAddr(slot)) {
+        // SAFETY: as above, 4-aligned.
+        Some((page, _)) => unsafe { u64::from((*page.add((slot & 0xffc) as usize).cast::<AtomicU32>()).load(Ordering::Relaxed)) },
+        None => u64::from(u32::MAX),
+    }
+}
+
+/// Sets accessed and dirty bits; they are all in the entry's low byte. Dropped where tables are in ROM.
+#[cold]
+fn set_entry_bits(cpu: &mut Cpu, slot: u64, bits: u64) {
+    if let Some((page, true)) = cpu.memory.host_page(GuestAddr(slot)) {
+        // SAFETY: the page is mapped; both sizes of entry are 4-aligned and A and D stand in the low half.
+        unsafe { (*page.add((slot & 0xffc) as usize).cast::<AtomicU32>()).fetch_or(bits as u32, Ordering::Relaxed) };
+        if cpu.memory.is_watched(GuestAddr(slot)) {
+            block::note_store(cpu, slot, 4);
+            cpu.leave_after_op = true;
+        }
+    }
+}
+
+/// What the levels together permit, checked against the access; then accessed and dirty bits.
+struct Found {
+    slot: u64,
+    entry: u64,
+    /// RW, US, NX.
+    perms: u64,
+    gpa: u64,
+    large: bool,
+}
+
+fn permit(cpu: &mut Cpu, addr: u64, intent: Intent, asker: Asker, found: Found) -> Result<Page, Fault> {
+    let user_page = found.perms & US != 0;
+    let writable = found.perms & RW != 0 || (!asker.user && cpu.sys.cr0 & cr0::WP == 0);
+    let data = if asker.user { user_page } else { !user_page || asker.smap_lifted || cpu.sys.cr4 & cr4::SMAP == 0 };
+    let permitted = match intent {
+        Intent::Read => data,
+        Intent::Write => data && writable,
+        Intent::Execute => {
+            let who = if asker.user { user_page } else { !user_page || cpu.sys.cr4 & cr4::SMEP == 0 };
+            who && found.perms & NX == 0
+        }
+    };
+    if !permitted {
+        return Err(page_fault(cpu, addr, intent, asker, ERR_P));
+    }
+    let wanted = if intent == Intent::Write { A | D } else { A };
+    if found.entry & wanted != wanted {
+        set_entry_bits(cpu, found.slot, wanted);
+    }
+    Ok(Page {
+        gpa: found.gpa & PAGE_MASK,
+        write: data && writable && (found.entry | wanted) & D != 0,
+        global: found.entry & G != 0 && cpu.sys.cr4 & cr4::PGE != 0,
+        large: found.large,
+    })
+}
+
+/// 4-level and PAE paging.
+fn walk_wide(cpu: &mut Cpu, addr: u64, intent: Intent, asker: Asker, long: bool) -> Result<Page, Fault> {
+    let mut reserved = 0x000f_ffff_ffff_f000 & !PHYS_MASK;
+    if !long {
+        reserved |= 0x7ff0_0000_0000_0000;
+    }
+    if cpu.sys.efer & efer::NXE == 0 {
+        reserved |= NX;
+    }
+    let mut perms = RW | US;
+    let (mut level, mut table) = if long { (4u32, cpu.sys.cr3 & PHYS_MASK & PAGE_MASK) } else { (3, cpu.sys.cr3 & 0xffff_ffe0) };
+    let cached = cpu.tlb.side.walks[(addr >> 21) as usize % WALKS];
+    if cached.tag == addr >> 21 && cached.generation == cpu.tlb.side.generation {
+        (level, table, perms) = (1, cached.table, cached.perms);
+    }
+    loop {
+        let shift = 12 + 9 * (level - 1);
+        let index = (addr >> shift) & if level == 3 && !long { 3 } else { 0x1ff };
+        let slot = table + index * 8;
+        let entry = read_entry64(cpu, slot);
+        if entry & P == 0 {
+            return Err(page_fault(cpu, addr, intent, asker, 0));
+        }
+        if level == 3 && !long {
+            if entry & (reserved | NX | 0x1e6) != 0 {
+                return Err(page_fault(cpu, addr, intent, asker, ERR_P | ERR_RSVD));
+            }
+            (table, level) = (entry & PHYS_MASK & PAGE_MASK, 2);
+            continue;
+        }
+        let last = level == 1 || (entry & PS != 0 && level < 4);
+        let low = if last && level > 1 { (1u64 << shift) - 1 & !0x1fff } else { 0 };
+        if entry & (reserved | low) != 0 || (level == 4 && entry & PS != 0) {
+            return Err(page_fault(cpu, addr, intent, asker, ERR_P | ERR_RSVD));
+        }
+        perms = (perms & entry & (RW | US)) | (perms | entry) & NX;
+        if last {
+            let offset = (1u64 << shift) - 1;
+            let gpa = (entry & PHYS_MASK & PAGE_MASK & !offset) | (addr & offset);
+            return permit(cpu, addr, intent, asker, Found { slot, entry, perms, gpa, large: level > 1 });
+        }
+        if entry & A == 0 {
+            set_entry_bits(cpu, slot, A);
+        }
+        (table, level) = (entry & PHYS_MASK & PAGE_MASK, level - 1);
+        if level == 1 {
+            let generation = cpu.tlb.side.generation;
+            cpu.tlb.side.walks[(addr >> 21) as usize % WALKS] = WalkEntry { tag: addr >> 21, table, perms, generation };
+        }
+    }
+}
+
+/// 32-bit paging.
+fn walk_narrow(cpu: &mut Cpu, addr: u64, intent: Intent, asker: Asker) -> Result<Page, Fault> {
+    let slot = (cpu.sys.cr3 & 0xffff_f000) + (addr >> 22 & 0x3ff) * 4;
+    let entry = read_entry32(cpu, slot);
+    if entry & P == 0 {
+        return Err(page_fault(cpu, addr, intent, asker, 0));
+    }
+    if entry & PS != 0 && cpu.sys.cr4 & cr4::PSE != 0 {
+        // PSE-36: bits 20:13 are bits 39:32 of the address, bit 21 is reserved.
+        if entry & 1 << 21 != 0 {
+            return Err(page_fault(cpu, addr, intent, asker, ERR_P | ERR_RSVD));
+        }
+        let gpa = (entry & 0xffc0_0000) | (entry >> 13 & 0xff) << 32 | (addr & 0x3f_ffff);
+        return permit(cpu, addr, intent, asker, Found { slot, entry, perms: entry & (RW | US), gpa, large: true });
+    }
+    if entry & A == 0 {
+        set_entry_bits(cpu, slot, A);
+    }
+    let leaf_slot = (entry & 0xffff_f000) + (addr >> 12 & 0x3ff) * 4;
+    let leaf = read_entry32(cpu, leaf_slot);
+    if leaf & P == 0 {
+        return Err(page_fault(cpu, addr, intent, asker, 0));
+    }
+    let found = Found { slot: leaf_slot, entry: leaf, perms: entry & leaf & (RW | US), gpa: leaf & 0xffff_f000, large: false };
+    permit(cpu, addr, intent, asker, found)
+}
+
+fn walk(cpu: &mut Cpu, addr: u64, intent: Intent, asker: Asker) -> Result<Page, Fault> {
+    if cpu.sys.cr0 & cr0::PG == 0 {
+        return Ok(Page { gpa: addr & 0xffff_f000, write: true, global: false, large: false });
+    }
+    if cpu.sys.efer & efer::LMA != 0 {
+        // Canonical: bits 63:47 are equal.
+        if !is_canonical(addr) {
+            return Err(cpu.general_protection(0));
+        }
+        walk_wide(cpu, addr, intent, asker, true)
+    } else if cpu.sys.cr4 & cr4::PAE != 0 {
+        walk_wide(cpu, addr & 0xffff_ffff, intent, asker, false)
+    } else {
+        walk_narrow(cpu, addr & 0xffff_ffff, intent, asker)
+    }
+}
+
+/// Whether bits 63 to 47 of `addr` are equal.
+#[inline]
+pub fn is_canonical(addr: u64) -> bool {
+    ((addr as i64) << 16 >> 16) as u64 == addr
+}
+
+/// Where an access goes.
+#[derive(Clone, Copy)]
+struct Target {
+    gpa: u64,
+    /// The byte in host memory, and whether the guest may write there; `None` is MMIO.
+    host: Option<(*mut u8, bool)>,
+}
+
+/// Translates with the present bank's privilege, and enters the page into the TLB where it is plain.
+fn resolve(cpu: &mut Cpu, addr: u64, intent: Intent) -> Result<Target, Fault> {
+    let page = walk(cpu, addr, intent, Asker::of_bank(cpu.bank))?;
+    let gpa = page.gpa | (addr & !PAGE_MASK);
+    let Some((host, writable)) = cpu.memory.host_page(GuestAddr(page.gpa)) else {
+        return Ok(Target { gpa, host: None });
+    };
+    let special = cpu.tlb.side.watching != 0 && is_watchpoint_page(cpu, addr);
+    if !special && !(cpu.bank == 0 && cpu.tlb.side.aligned) {
+        let write = writable && page.write && !cpu.memory.is_watched(GuestAddr(page.gpa));
+        enter(cpu, addr & PAGE_MASK, host, &page, write);
+    }
+    // SAFETY: the offset is below the page's size.
+    Ok(Target { gpa, host: Some((unsafe { host.add((addr & !PAGE_MASK) as usize) }, writable)) })
+}
+
+fn enter(cpu: &mut Cpu, page_addr: u64, host: *mut u8, page: &Page, write: bool) {
+    let index = (page_addr >> 12) as usize & (TLB_ENTRIES - 1);
+    let number = cpu.bank as usize * TLB_ENTRIES + index;
+    let tlb = &mut *cpu.tlb;
+    let entry = &mut tlb.banks[cpu.bank as usize][index];
+    let mut lists = entry.gpa & (IN_LOCAL | IN_GLOBAL);
+    if page.global {
+        if lists & IN_GLOBAL == 0 {
+            tlb.side.global.push(number);
+            lists |= IN_GLOBAL;
+        }
+        lists |= GLOBAL;
+    } else if lists & IN_LOCAL == 0 {
+        tlb.side.local.push(number);
+        lists |= IN_LOCAL;
+    }
+    if page.large {
+        tlb.side.large.note(page_addr >> 21);
+        lists |= LARGE;
+    }
+    if write {
+        tlb.side.written.note(page.gpa >> 12);
+    }
+    *entry = TlbEntry {
+        tag_read: page_addr,
+        tag_write: if write { page_addr } else { NO_TAG },
+        addend: (host as u64).wrapping_sub(page_addr),
+        gpa: page.gpa | lists,
+    };
+}
+
 /// Translates one linear address with the present privilege; sets accessed and dirty bits; raises #PF.
 pub fn translate(cpu: &mut Cpu, addr: u64, intent: Intent) -> Result<u64, Fault> {
-    let _ = intent;
-    let _ = cpu;
-    Ok(addr)
+    if intent == Intent::Execute {
+        let page = walk(cpu, addr, intent, Asker::of_bank(cpu.bank))?;
+        return Ok(page.gpa | (addr & !PAGE_MASK));
+    }
+    resolve(cpu, addr, intent).map(|target| target.gpa)
+}
+
+/// Runs `access` with supervisor privilege and SMAP in force, whatever the CPL is: an implicit access.
+fn as_system<R>(cpu: &mut Cpu, access: impl FnOnce(&mut Cpu) -> R) -> R {
+    let bank = std::mem::replace(&mut cpu.bank, 1);
+    let result = access(cpu);
+    cpu.bank = bank;
+    result
 }
 
 /// Like `translate`, as a supervisor access whatever the CPL is (descriptor tables, task state, stack switches).
 pub fn translate_system(cpu: &mut Cpu, addr: u64, intent: Intent) -> Result<u64, Fault> {
-    translate(cpu, addr, intent)
+    as_system(cpu, |cpu| translate(cpu, addr, intent))
 }
 
 /// A load with supervisor privilege: `T` from linear address `addr`.
-pub fn load_system<T: SlowOperand>(cpu: &mut Cpu, addr: u64) -> Result<T, Fault> {
-    T::load_slow(cpu, addr)
+pub fn load_system<T: SlowOperand + Operand>(cpu: &mut Cpu, addr: u64) -> Result<T, Fault> {
+    as_system(cpu, |cpu| cpu.load::<T>(addr))
 }
 
 /// A store with supervisor privilege.
-pub fn store_system<T: SlowOperand>(cpu: &mut Cpu, addr: u64, value: T) -> Result<(), Fault> {
-    value.store_slow(cpu, addr)
+pub fn store_system<T: SlowOperand + Operand>(cpu: &mut Cpu, addr: u64, value: T) -> Result<(), Fault> {
+    as_system(cpu, |cpu| cpu.store::<T>(addr, value))
+}
+
+/// The linear address of the byte behind `addr`'s page.
+fn next_page(cpu: &Cpu, addr: u64) -> u64 {
+    let next = (addr & PAGE_MASK).wrapping_add(PAGE);
+    if cpu.is_64bit() || cpu.sys.efer & efer::LMA != 0 && addr > u64::from(u32::MAX) { next } else { next & 0xffff_ffff }
 }
 
 /// Checks that `bytes` from `addr` could be written (for RMW and multi-part stores), changing nothing but A and D bits.
 pub fn probe_write(cpu: &mut Cpu, addr: u64, bytes: u64) -> Result<(), Fault> {
-    let _ = bytes;
-    translate(cpu, addr, Intent::Write).map(drop)
+    probe(cpu, addr, bytes, Intent::Write)
+}
+
+/// Checks that `bytes` from `addr` could be read, changing nothing but A bits.
+pub fn probe_read(cpu: &mut Cpu, addr: u64, bytes: u64) -> Result<(), Fault> {
+    probe(cpu, addr, bytes, Intent::Read)
+}
+
+fn probe(cpu: &mut Cpu, mut addr: u64, bytes: u64, intent: Intent) -> Result<(), Fault> {
+    let mut left = bytes;
+    while left > 0 {
+        translate(cpu, addr, intent)?;
+        left = left.saturating_sub(PAGE - (addr & !PAGE_MASK));
+        addr = next_page(cpu, addr);
+    }
+    Ok(())
+}
+
+/// The host address of the byte at linear `addr`, good to the end of its page, for a load of more than one operand
+/// (string instructions); `None` where the page is not plain memory or is watched by a debug register.
+pub fn host_for_read(cpu: &mut Cpu, addr: u64) -> Result<Option<*const u8>, Fault> {
+    if let Some(host) = cpu.fast_read_ptr::<u8>(addr) {
+        return Ok(Some(host));
+    }
+    resolve(cpu, addr, Intent::Read)?;
+    Ok(cpu.fast_read_ptr::<u8>(addr))
+}
+
+/// As [`host_for_read`], for writing; `None` also for a page with decoded code and for ROM.
+pub fn host_for_write(cpu: &mut Cpu, addr: u64) -> Result<Option<*mut u8>, Fault> {
+    if let Some(host) = cpu.fast_write_ptr::<u8>(addr) {
+        return Ok(Some(host));
+    }
+    resolve(cpu, addr, Intent::Write)?;
+    Ok(cpu.fast_write_ptr::<u8>(addr))
 }
 
 /// Drops every translation, or (with `keep_global`) every one that is not global; and the jump cache.
 pub fn flush(cpu: &mut Cpu, keep_global: bool) {
-    let _ = (cpu, keep_global);
+    let tlb = &mut *cpu.tlb;
+    let side = &mut tlb.side;
+    side.generation += 1;
+    for &number in &side.local.numbers[..side.local.count] {
+        let entry = &mut tlb.banks[number as usize / TLB_ENTRIES][number as usize % TLB_ENTRIES];
+        if entry.gpa & GLOBAL != 0 {
+            entry.gpa &= !IN_LOCAL;
+        } else {
+            *entry = TlbEntry { gpa: entry.gpa & IN_GLOBAL, ..TlbEntry::EMPTY };
+        }
+    }
+    side.local.count = 0;
+    if !keep_global {
+        for &number in &side.global.numbers[..side.global.count] {
+            tlb.banks[number as usize / TLB_ENTRIES][number as usize % TLB_ENTRIES] = TlbEntry::EMPTY;
+        }
+        side.global.count = 0;
+        side.written.clear();
+        side.large.clear();
+    }
+    block::forget_jumps(cpu, None);
 }
 
-/// Drops the translation of one page: INVLPG.
+/// Drops the translation of one page, also where it is global: INVLPG.
 pub fn flush_page(cpu: &mut Cpu, addr: u64) {
-    let _ = (cpu, addr);
+    let tlb = &mut *cpu.tlb;
+    // INVLPG drops the paging-structure caches whole (SDM vol. 3 section 4.10.4.1).
+    tlb.side.generation += 1;
+    let page = addr & PAGE_MASK;
+    for bank in &mut tlb.banks {
+        let entry = &mut bank[(addr >> 12) as usize & (TLB_ENTRIES - 1)];
+        if entry.tag_read == page {
+            (entry.tag_read, entry.tag_write) = (NO_TAG, NO_TAG);
+        }
+    }
+    if tlb.side.large.may_have(addr >> 21) {
+        // The page may be large: its other pieces go too. 1 GiB pages and 4 MiB pages count by their largest reach.
+        for entry in tlb.banks.iter_mut().flatten() {
+            if entry.gpa & LARGE != 0 && entry.tag_read >> 30 == addr >> 30 {
+                (entry.tag_read, entry.tag_write) = (NO_TAG, NO_TAG);
+            }
+        }
+        block::forget_jumps(cpu, None);
+    } else {
+        block::forget_jumps(cpu, Some(page));
+    }
 }
 
 /// Makes the page at guest-physical `gpa` take the slow path for writes in this vCPU's TLB: it holds code now.
 pub fn protect_code_page(cpu: &mut Cpu, gpa: u64) {
-    let _ = (cpu, gpa);
+    let tlb = &mut *cpu.tlb;
+    let side = &tlb.side;
+    if !side.written.may_have(gpa >> 12) {
+        return;
+    }
+    for list in [&side.local, &side.global] {
+        for &number in &list.numbers[..list.count] {
+            let entry = &mut tlb.banks[number as usize / TLB_ENTRIES][number as usize % TLB_ENTRIES];
+            if (entry.gpa ^ gpa) & PAGE_MASK == 0 {
+                entry.tag_write = NO_TAG;
+            }
+        }
+    }
+}
+
+/// Takes note of a change of DR7 or DR0 to DR3.
+pub fn watchpoints_changed(cpu: &mut Cpu) {
+    let dr7 = cpu.sys.dr[7];
+    let mut watching = 0;
+    for n in 0..4 {
+        let enabled = dr7 >> (2 * n) & 3 != 0;
+        // R/W: 1 is writes, 3 is reads and writes; 0 is execution, 2 is I/O.
+        if enabled && dr7 >> (16 + 4 * n) & 1 != 0 {
+            watching |= 1 << n;
+        }
+    }
+    if watching != 0 || cpu.tlb.side.watching != 0 {
+        cpu.tlb.side.watching = watching;
+        flush(cpu, false);
+    }
+}
+
+/// First byte and length of what debug register `n` watches.
+pub fn watched_bytes(cpu: &Cpu, n: usize) -> (u64, u64) {
+    let len = [1, 2, 8, 4][(cpu.sys.dr[7] >> (18 + 4 * n) & 3) as usize];
+    (cpu.sys.dr[n] & !(len - 1), len)
+}
+
+fn is_watchpoint_page(cpu: &Cpu, addr: u64) -> bool {
+    (0..4).any(|n| cpu.tlb.side.watching >> n & 1 != 0 && (watched_bytes(cpu, n).0 ^ addr) & PAGE_MASK == 0)
+}
+
+#[cold]
+fn note_watchpoints(cpu: &mut Cpu, addr: u64, size: u64, write: bool) {
+    for n in 0..4 {
+        let kind = cpu.sys.dr[7] >> (16 + 4 * n) & 3;
+        if cpu.tlb.side.watching >> n & 1 == 0 || (kind == 1 && !write) {
+            continue;
+        }
+        let (first, len) = watched_bytes(cpu, n);
+        if addr < first.wrapping_add(len) && first < addr.wrapping_add(size) {
+            cpu.debug_pending |= 1 << n;
+            cpu.leave_after_op = true;
+        }
+    }
+}
+
+/// An interrupt that an access to a device made pending is taken behind this instruction.
+#[inline]
+pub fn after_device_access(cpu: &mut Cpu) {
+    if cpu.attention.is_raised(cpu.index) {
+        cpu.leave_after_op = true;
+    }
+}
+
+/// The largest naturally aligned access that fits at `gpa` into `left` bytes.
+fn device_width(gpa: u64, left: u64) -> u64 {
+    let mut width = 8;
+    while width > left || gpa & (width - 1) != 0 {
+        width >>= 1;
+    }
+    width
+}
+
+/// Loads 1 to 16 bytes that stand in one page.
+fn load_part(cpu: &mut Cpu, target: Target, size: u64) -> u128 {
+    if let Some((host, _)) = target.host {
+        let mut bytes = [0u8; 16];
+        // SAFETY: the part lies within its page; `bytes` is ours.
+        unsafe { std::ptr::copy_nonoverlapping(host, bytes.as_mut_ptr(), size as usize) };
+        return u128::from_le_bytes(bytes);
+    }
+    let mut value = 0u128;
+    let mut done = 0;
+    // A misaligned access of a device's width stays one access, as on the bus of PCI memory.
+    if matches!(size, 1 | 2 | 4 | 8) {
+        value = u128::from(cpu.platform.mmio_read(cpu.index, target.gpa, size as u8)) & (u128::MAX >> (128 - 8 * size));
+        done = size;
+    }
+    while done < size {
+        let width = device_width(target.gpa + done, size - done);
+        let part = cpu.platform.mmio_read(cpu.index, target.gpa + done, width as u8) & (u64::MAX >> (64 - 8 * width));
+        value |= u128::from(part) << (8 * done);
+        done += width;
+    }
+    after_device_access(cpu);
+    value
+}
+
+/// Stores 1 to 16 bytes within one page.
+fn store_part(cpu: &mut Cpu, target: Target, size: u64, value: u128) {
+    if let Some((host, true)) = target.host {
+        // SAFETY: the part lies within its writable page.
+        unsafe { std::ptr::copy_nonoverlapping(value.to_le_bytes().as_ptr(), host, size as usize) };
+        if cpu.memory.is_watched(GuestAddr(target.gpa)) {
+            block::note_store(cpu, target.gpa, size);
+            cpu.leave_after_op = true;
+        }
+        return;
+    }
+    if matches!(size, 1 | 2 | 4 | 8) {
+        cpu.platform.mmio_write(cpu.index, target.gpa, size as u8, value as u64);
+    } else {
+        let mut done = 0;
+        while done < size {
+            let width = device_width(target.gpa + done, size - done);
+            let part = (value >> (8 * done)) as u64 & (u64::MAX >> (64 - 8 * width));
+            cpu.platform.mmio_write(cpu.index, target.gpa + done, width as u8, part);
+            done += width;
+        }
+    }
+    after_device_access(cpu);
+}
+
+/// Raises #AC where alignment is checked and the access is misaligned. 16-byte operands that need alignment raise
+/// #GP themselves; the others are checked as 8-byte ones.
+fn check_alignment(cpu: &mut Cpu, addr: u64, size: u64) -> Result<(), Fault> {
+    if cpu.bank == 0 && cpu.tlb.side.aligned && addr & (size.min(8) - 1) != 0 {
+        return Err(cpu.raise(17, Some(0)));
+    }
+    Ok(())
+}
+
+fn load(cpu: &mut Cpu, addr: u64, size: u64) -> Result<u128, Fault> {
+    check_alignment(cpu, addr, size)?;
+    let first = resolve(cpu, addr, Intent::Read)?;
+    let here = PAGE - (addr & !PAGE_MASK);
+    let value = if here >= size {
+        load_part(cpu, first, size)
+    } else {
+        let behind = next_page(cpu, addr);
+        let second = resolve(cpu, behind, Intent::Read)?;
+        load_part(cpu, first, here) | load_part(cpu, second, size - here) << (8 * here)
+    };
+    if cpu.tlb.side.watching != 0 {
+        note_watchpoints(cpu, addr, size, false);
+    }
+    Ok(value)
+}
+
+fn store(cpu: &mut Cpu, addr: u64, size: u64, value: u128) -> Result<(), Fault> {
+    check_alignment(cpu, addr, size)?;
+    let first = resolve(cpu, addr, Intent::Write)?;
+    let here = PAGE - (addr & !PAGE_MASK);
+    if here >= size {
+        store_part(cpu, first, size, value);
+    } else {
+        let behind = next_page(cpu, addr);
+        let second = resolve(cpu, behind, Intent::Write)?;
+        store_part(cpu, first, here, value);
+        store_part(cpu, second, size - here, value >> (8 * here));
+    }
+    if cpu.tlb.side.watching != 0 {
+        note_watchpoints(cpu, addr, size, true);
+    }
+    Ok(())
 }
 
 macro_rules! slow_operand {
     ($($t:ty),*) => {$(
         impl SlowOperand for $t {
             #[cold]
+            #[inline(never)]
             fn load_slow(cpu: &mut Cpu, addr: u64) -> Result<$t, Fault> {
-                translate(cpu, addr, Intent::Read).map(|_| 0)
+                load(cpu, addr, size_of::<$t>() as u64).map(|value| value as $t)
             }
             #[cold]
+            #[inline(never)]
             fn store_slow(self, cpu: &mut Cpu, addr: u64) -> Result<(), Fault> {
-                translate(cpu, addr, Intent::Write).map(drop)
+                store(cpu, addr, size_of::<$t>() as u64, self as u128)
             }
         }
     )*};

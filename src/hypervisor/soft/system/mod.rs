@@ -1,8 +1,10 @@
 //! Segments, exceptions and interrupts, mode changes, system calls, CPUID, MSRs, control registers, port I/O.
 
+pub mod regs;
+
 use iced_x86::Instruction;
 
-use super::cpu::Cpu;
+use super::cpu::{Cpu, Fault};
 use super::lower::{Builder, Flow, Mode};
 use crate::hypervisor::backend::BootState;
 
@@ -53,4 +55,23 @@ pub fn enter(cpu: &mut Cpu, boot: &BootState) {
 pub fn refresh_mode(cpu: &mut Cpu) -> Mode {
     let _ = cpu;
     Mode(0)
+}
+
+/// Whether a trap is due before the next instruction (`cpu.debug_pending`); then it is in `cpu.exception` and the
+/// dispatcher delivers it, before any interrupt.
+pub fn take_debug_trap(cpu: &mut Cpu) -> bool {
+    let _ = cpu;
+    false
+}
+
+/// In [`Mode::STEP`], before the block's one instruction runs: instruction breakpoints. On `Err` the dispatcher
+/// delivers `cpu.exception` instead of running it.
+pub fn before_step(cpu: &mut Cpu) -> Result<(), Fault> {
+    let _ = cpu;
+    Ok(())
+}
+
+/// In [`Mode::STEP`], after the instruction ran without an exception; `tf_before` is RFLAGS.TF as it was before.
+pub fn after_step(cpu: &mut Cpu, tf_before: bool) {
+    let _ = (cpu, tf_before);
 }
