@@ -1,0 +1,189 @@
+//! Processes: the detached supervisor, the engine child with its inherited descriptors, and the boot of this host.
+//!
+//! An unsafe island: `pre_exec` closures and `prctl`/`procctl`. Linux prctl(2) PR_SET_PDEATHSIG, FreeBSD procctl(2)
+//! PROC_PDEATHSIG_CTL.
+#![allow(unsafe_code)]
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command};
+
+use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
+
+/// Starts `command` in a session of its own, with no signal blocked: it outlives the terminal it was started from.
+pub fn spawn_detached(command: &mut Command) -> io::Result<Child> {
+    // SAFETY: the closure runs between fork and exec and calls async-signal-safe functions only.
+    unsafe {
+        command.pre_exec(|| {
+            unblock_signals()?;
+            nix::unistd::setsid().map(drop).map_err(io::Error::from)
+        });
+    }
+    command.spawn()
+}
+
+/// Starts `command` with each descriptor of `inherited` at its number, in a process group of its own, to be killed
+/// when the calling *thread* ends: call it from the main thread.
+///
+/// The numbers must be small (below 10) and the command may not have been given other `pre_exec` steps.
+pub fn spawn_tied(command: &mut Command, inherited: &[(RawFd, OwnedFd)]) -> io::Result<Child> {
+    // The pipe through which std reports a failed exec must not sit at a number that is about to be overwritten.
+    let highest = inherited.iter().map(|(number, _)| *number).max().unwrap_or(2);
+    let mut occupied: Vec<OwnedFd> = Vec::new();
+    loop {
+        let file: OwnedFd = File::open("/dev/null")?.into();
+        if file.as_raw_fd() > highest {
+            break;
+        }
+        occupied.push(file);
+    }
+    // Sources above every target, so that no dup2 overwrites a source that is still needed.
+    let mut moves: Vec<(RawFd, OwnedFd)> = Vec::new();
+    for (number, fd) in inherited {
+        // SAFETY: F_DUPFD_CLOEXEC on an open descriptor returns a new descriptor that nothing else owns.
+        let copy = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 10) };
+        if copy < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: as above, `copy` is a fresh descriptor.
+        moves.push((*number, unsafe { OwnedFd::from_raw_fd(copy) }));
+    }
+    let raw: Vec<(RawFd, RawFd)> = moves.iter().map(|(number, fd)| (*number, fd.as_raw_fd())).collect();
+    let parent = nix::unistd::getpid();
+    command.process_group(0);
+    // SAFETY: the closure runs between fork and exec; it allocates nothing and calls async-signal-safe functions only.
+    unsafe {
+        command.pre_exec(move || {
+            unblock_signals()?;
+            die_with_parent()?;
+            if nix::unistd::getppid() != parent {
+                return Err(io::Error::from_raw_os_error(libc::ESRCH));
+            }
+            for (number, fd) in &raw {
+                if libc::dup2(*fd, *number) < 0 {
+                    return Err(io::Error::last_os_error());
+                }
+            }
+            Ok(())
+        });
+    }
+    command.spawn()
+}
+
+fn unblock_signals() -> io::Result<()> {
+    pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).map_err(io::Error::from)
+}
+
+/// The calling process is killed when its parent ends.
+#[cfg(target_os = "linux")]
+pub fn die_with_parent() -> io::Result<()> {
+    // SAFETY: PR_SET_PDEATHSIG takes a signal number and touches no memory.
+    match unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// The calling process is killed when its parent ends.
+#[cfg(target_os = "freebsd")]
+pub fn die_with_parent() -> io::Result<()> {
+    let mut signal: libc::c_int = libc::SIGKILL;
+    let data = (&raw mut signal).cast::<libc::c_void>();
+    // SAFETY: PROC_PDEATHSIG_CTL reads one int from `data`, which lives over the call.
+    match unsafe { libc::procctl(libc::P_PID, 0, libc::PROC_PDEATHSIG_CTL, data) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// A word that differs between two boots of this host.
+#[cfg(target_os = "linux")]
+pub fn boot_id() -> String {
+    match fs::read_to_string("/proc/sys/kernel/random/boot_id") {
+        Ok(text) => text.trim().to_owned(),
+        Err(_) => "unknown".to_owned(),
+    }
+}
+
+/// A word that differs between two boots of this host: when it booted.
+#[cfg(target_os = "freebsd")]
+pub fn boot_id() -> String {
+    let mut time = libc::timeval { tv_sec: 0, tv_usec: 0 };
+    let mut length = size_of::<libc::timeval>();
+    // SAFETY: kern.boottime is a timeval; `length` bounds what is written.
+    let answer =
+        unsafe { libc::sysctlbyname(c"kern.boottime".as_ptr(), (&raw mut time).cast(), &mut length, std::ptr::null(), 0) };
+    match answer {
+        0 => format!("boottime-{}", time.tv_sec),
+        _ => "unknown".to_owned(),
+    }
+}
+
+/// The kernel's name and release, for `doctor`.
+pub fn kernel() -> String {
+    match nix::sys::utsname::uname() {
+        Ok(name) => format!("{} {}", name.sysname().to_string_lossy(), name.release().to_string_lossy()),
+        Err(_) => "unknown".to_owned(),
+    }
+}
+
+/// Resident bytes of a process and how much CPU time it has used, where the host tells (Linux /proc).
+pub fn usage(pid: u32) -> Option<(u64, std::time::Duration)> {
+    let statm = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The command's name may hold spaces and parentheses; fields are counted after the last one (proc(5)).
+    let fields: Vec<&str> = stat[stat.rfind(')')? + 1..].split_whitespace().collect();
+    let ticks: u64 = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
+    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok()??;
+    let hertz = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok()??;
+    Some((pages * page as u64, std::time::Duration::from_millis(ticks * 1000 / hertz.max(1) as u64)))
+}
+
+/// Opens a log for a detached process: appended to, started anew when it has grown past `limit_bytes`.
+pub fn open_log(path: &std::path::Path, limit_bytes: u64) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
+    if file.metadata()?.len() > limit_bytes {
+        file.set_len(0)?;
+    }
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn a_tied_child_finds_its_descriptors_at_their_numbers() {
+        let (mut ours, theirs) = UnixStream::pair().expect("a socket pair");
+        let (_, other) = UnixStream::pair().expect("a socket pair");
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "read word <&4; echo \"got $word\" >&4"]);
+        let mut child = spawn_tied(&mut command, &[(3, other.into()), (4, theirs.into())]).expect("starts");
+        drop(command);
+        ours.write_all(b"hello\n").expect("writes");
+        let mut answer = String::new();
+        ours.read_to_string(&mut answer).expect("reads");
+        assert_eq!(answer, "got hello\n");
+        assert!(child.wait().expect("waits").success());
+    }
+
+    #[test]
+    fn a_program_that_does_not_exist_is_an_error_of_the_spawn() {
+        let (_, theirs) = UnixStream::pair().expect("a socket pair");
+        let mut command = Command::new("/nonexistent/program");
+        let error = spawn_tied(&mut command, &[(3, theirs.into())]).expect_err("cannot start");
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn the_boot_id_is_the_same_twice() {
+        assert_eq!(boot_id(), boot_id());
+        assert!(!boot_id().is_empty());
+    }
+}
