@@ -5,6 +5,7 @@
 //!
 //! * [`CONSOLE_FD`]: a stream socket; what COM1 sends is written to it, what is read from it is COM1's input;
 //! * [`CONTROL_FD`]: a stream socket of JSON lines, [`EngineEvent`] upwards and [`EngineCommand`] downwards;
+//! * [`LEASE_FD`]: nothing to read; it holds a file lock that tells the next supervisor that this engine lives;
 //! * standard error: kept by the supervisor in a bounded log, shown to the user when a start fails.
 //!
 //! The process's exit code is [`crate::hypervisor::backend::MachineExit::code`]. The child exits when its control
@@ -22,6 +23,8 @@ pub const SPEC_VERSION: u32 = 1;
 pub const CONSOLE_FD: i32 = 3;
 /// The descriptor of the control stream in the child.
 pub const CONTROL_FD: i32 = 4;
+/// The descriptor whose file lock says that the child lives. It stays open as long as the child has any disk open.
+pub const LEASE_FD: i32 = 5;
 /// The longest line that either side takes on the control stream, in bytes.
 pub const MAX_CONTROL_LINE: usize = 64 * 1024;
 /// The PCI slots that the supervisor hands out to disks and nics; the others are the board's own.
@@ -51,12 +54,14 @@ pub struct VmmSpec {
     pub nics: Vec<NicSpec>,
     /// Whether there is a virtio entropy device.
     pub rng: bool,
-    /// Whether there is a virtio console beside COM1.
+    /// Which of COM1 to COM4 are there; what they send joins in the console stream, its input goes to COM1.
+    pub com: [bool; 4],
+    /// Whether there is a virtio console beside COM1, joined to the same console stream.
     pub virtio_console: bool,
     /// The port of QEMU's isa-debug-exit device, for those who asked for it.
     pub debug_exit_port: Option<u16>,
-    /// Time from retired instructions, for repeatable runs: this many instructions a virtual microsecond.
-    pub deterministic: Option<u64>,
+    /// Guest time is counted in instructions and no entropy comes from the host: for repeatable runs.
+    pub deterministic: bool,
 }
 
 /// The configured back end.
@@ -94,7 +99,7 @@ impl CpuTopology {
 
 /// How the guest is entered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "loader", rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum LoaderSpec {
     /// A kernel image (bzImage or ELF) put into memory from the host.
     Kernel {
@@ -123,8 +128,10 @@ pub struct DiskSpec {
     pub read_only: bool,
     /// What a write means.
     pub cache: CacheMode,
-    /// The serial number that the guest reads, at most 20 bytes.
+    /// The serial number that the guest reads, at most 20 bytes of ASCII.
     pub serial: String,
+    /// A guest's discard frees space on the host.
+    pub discard: bool,
 }
 
 /// What kind of disk the guest sees.
@@ -139,6 +146,8 @@ pub enum DiskDevice {
     AhciCd,
     /// NVMe.
     Nvme,
+    /// virtio 1.2 SCSI.
+    VirtioScsi,
 }
 
 /// What a guest's write means on the host.
@@ -151,8 +160,6 @@ pub enum CacheMode {
     Writethrough,
     /// A guest's flush is answered and not passed on: fast, and lost with the host's power.
     Unsafe,
-    /// Past the host's cache.
-    Direct,
 }
 
 /// One network interface.
@@ -167,6 +174,8 @@ pub struct NicSpec {
     pub device: NicDevice,
     /// Its PCI slot, stable over boots.
     pub slot: u8,
+    /// The MTU that the guest is told.
+    pub mtu: u16,
     /// What the other end of the wire is.
     pub backend: NicBackend,
 }
@@ -177,19 +186,16 @@ pub struct NicSpec {
 pub enum NicDevice {
     /// virtio 1.2 network device.
     VirtioNet,
-    /// Intel 82545.
+    /// Intel 82540EM.
     E1000,
 }
 
 /// What the other end of the wire is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "backend", rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum NicBackend {
     /// The user-mode network.
-    User {
-        /// Connections taken on the host and handed to the guest.
-        forwards: Vec<ForwardSpec>,
-    },
+    User(UserNetSpec),
     /// A tap interface of the host.
     Tap {
         /// Its name.
@@ -197,6 +203,27 @@ pub enum NicBackend {
     },
     /// No wire: the link is down.
     None,
+}
+
+/// The user-mode network of one interface; every address lies in `network/prefix`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserNetSpec {
+    /// First address of the network.
+    pub network: Ipv4Addr,
+    /// Prefix length, 8 to 29.
+    pub prefix: u8,
+    /// Router, and the host as the guest sees it.
+    pub gateway: Ipv4Addr,
+    /// Resolver.
+    pub dns: Ipv4Addr,
+    /// The lease that DHCP gives.
+    pub guest: Ipv4Addr,
+    /// Servers that queries are forwarded to; those of the host when empty.
+    pub dns_servers: Vec<IpAddr>,
+    /// Nothing leaves but to the gateway's own services; forwards still work.
+    pub isolated: bool,
+    /// Connections taken on the host and handed to the guest.
+    pub forwards: Vec<ForwardSpec>,
 }
 
 /// A port of the host that leads into the guest.
@@ -209,8 +236,6 @@ pub struct ForwardSpec {
     pub host_address: IpAddr,
     /// The host's port.
     pub host_port: u16,
-    /// Where it leads; the address that DHCP hands out where none is given.
-    pub guest_address: Option<Ipv4Addr>,
     /// The guest's port.
     pub guest_port: u16,
 }
@@ -299,26 +324,35 @@ mod tests {
                 read_only: false,
                 cache: CacheMode::Writeback,
                 serial: "root".into(),
+                discard: true,
             }],
             nics: vec![NicSpec {
                 id: "net0".into(),
                 mac: [2, 0, 0, 0, 0, 1],
                 device: NicDevice::VirtioNet,
                 slot: 5,
-                backend: NicBackend::User {
+                mtu: 1500,
+                backend: NicBackend::User(UserNetSpec {
+                    network: Ipv4Addr::new(10, 0, 2, 0),
+                    prefix: 24,
+                    gateway: Ipv4Addr::new(10, 0, 2, 2),
+                    dns: Ipv4Addr::new(10, 0, 2, 3),
+                    guest: Ipv4Addr::new(10, 0, 2, 15),
+                    dns_servers: Vec::new(),
+                    isolated: false,
                     forwards: vec![ForwardSpec {
                         protocol: Protocol::Tcp,
                         host_address: Ipv4Addr::LOCALHOST.into(),
                         host_port: 2222,
-                        guest_address: None,
                         guest_port: 22,
                     }],
-                },
+                }),
             }],
             rng: true,
+            com: [true, false, false, false],
             virtio_console: false,
             debug_exit_port: Some(0xf4),
-            deterministic: None,
+            deterministic: false,
         };
         let text = serde_json::to_string(&spec).expect("serializes");
         assert_eq!(serde_json::from_str::<VmmSpec>(&text).expect("parses"), spec);
