@@ -1,2 +1,5 @@
 //! The board and its loaders: the one place that knows both the configuration and the devices.
+pub mod layout;
+pub mod loader;
+pub mod memory;
 pub mod spec;

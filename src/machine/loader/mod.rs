@@ -1,0 +1,174 @@
+//! How a guest's first instruction comes about.
+//!
+//! `kernel` is here: Linux's bzImage (unpacked on the host), ELF through PVH, Multiboot 1 or a 64-bit entry.
+pub mod elf;
+pub mod kernel;
+pub mod multiboot;
+pub mod pvh;
+pub mod unpack;
+pub mod zero_page;
+
+use std::path::PathBuf;
+
+use super::layout;
+use crate::hypervisor::memory::{GuestAddr, GuestMemory, OutOfRange};
+
+/// A guest that cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// A file that cannot be read.
+    #[error("cannot read {what} `{}`", path.display())]
+    Read {
+        /// `kernel image` or `initrd`.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file that ends too early.
+    #[error("{what} is truncated: {detail}")]
+    Truncated {
+        /// What was being read.
+        what: &'static str,
+        /// What was expected.
+        detail: String,
+    },
+    /// A file of no known kind.
+    #[error("kernel image is neither a bzImage nor an ELF file (it begins with {0:02x?})")]
+    UnknownFormat(Vec<u8>),
+    /// Something in the file that this loader does not do.
+    #[error("{0}")]
+    Unsupported(String),
+    /// A compressed kernel that does not unpack.
+    #[error("cannot unpack the {kind} payload of the kernel image: {detail}")]
+    Unpack {
+        /// gzip, xz, zstd, lz4.
+        kind: &'static str,
+        /// What the unpacker said.
+        detail: String,
+    },
+    /// The guest has too little memory for it.
+    #[error("{what} needs {needs} bytes at {at}, beyond the guest's memory; give the guest more `memory`")]
+    NoRoom {
+        /// Kernel, initrd or module.
+        what: &'static str,
+        /// Bytes.
+        needs: u64,
+        /// Where.
+        at: GuestAddr,
+    },
+    /// A command line that is too long for the kernel.
+    #[error("the kernel command line has {len} bytes, this kernel takes {max}")]
+    CommandLine {
+        /// Its length.
+        len: usize,
+        /// The most that fits.
+        max: usize,
+    },
+}
+
+impl From<OutOfRange> for LoadError {
+    fn from(e: OutOfRange) -> LoadError {
+        LoadError::NoRoom { what: "a boot structure", needs: e.len as u64, at: e.addr }
+    }
+}
+
+/// Kinds of ranges in the memory map, as E820 and PVH number them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RangeKind {
+    /// Usable.
+    Ram = 1,
+    /// Not to be touched.
+    Reserved = 2,
+}
+
+/// The memory map that the guest is told: `(base, bytes, kind)`, in order.
+pub fn memory_map(mem: &GuestMemory) -> Vec<(u64, u64, RangeKind)> {
+    let mut map = vec![
+        (0, layout::CONVENTIONAL_END, RangeKind::Ram),
+        (layout::CONVENTIONAL_END, layout::VGA_HOLE.0 - layout::CONVENTIONAL_END, RangeKind::Reserved),
+        (layout::ACPI_BASE, layout::SMBIOS_END - layout::ACPI_BASE, RangeKind::Reserved),
+    ];
+    for (base, len, _) in mem.regions() {
+        let end = base.0 + len;
+        let start = base.0.max(layout::KERNEL_FLOOR);
+        if end > start {
+            map.push((start, end - start, RangeKind::Ram));
+        }
+        if base.0 < layout::PCI_ECAM.0 && end > layout::KERNEL_FLOOR {
+            map.push((layout::PCI_ECAM.0, layout::PCI_ECAM.1, RangeKind::Reserved));
+        }
+    }
+    map
+}
+
+/// First byte behind the RAM below the PCI hole.
+pub fn low_ram_end(mem: &GuestMemory) -> u64 {
+    mem.regions().map(|(base, len, _)| base.0 + len).filter(|&end| end <= layout::LOW_RAM_END).max().unwrap_or(0)
+}
+
+/// Copies `bytes` to `at`, above the firmware area.
+fn place(mem: &GuestMemory, what: &'static str, at: u64, bytes: &[u8], zeros: u64) -> Result<(), LoadError> {
+    let needs = bytes.len() as u64 + zeros;
+    let no_room = LoadError::NoRoom { what, needs, at: GuestAddr(at) };
+    if at < layout::KERNEL_FLOOR || !mem.contains(GuestAddr(at), needs) {
+        return Err(no_room);
+    }
+    Ok(mem.write(GuestAddr(at), bytes)?)
+}
+
+/// Puts the initrd as high as it may be below `limit`, clear of `kernel_end`; returns its address.
+fn place_initrd(mem: &GuestMemory, initrd: &[u8], limit: u64, kernel_end: u64) -> Result<u64, LoadError> {
+    let top = low_ram_end(mem).min(limit);
+    let at = top.saturating_sub(initrd.len() as u64) & !0xfff;
+    if at < kernel_end {
+        return Err(LoadError::NoRoom { what: "initrd", needs: initrd.len() as u64, at: GuestAddr(at) });
+    }
+    place(mem, "initrd", at, initrd, 0)?;
+    Ok(at)
+}
+
+/// Writes the descriptor table that every entry state uses: code at 0x10, data at 0x18.
+fn write_gdt(mem: &GuestMemory, long_mode: bool) -> Result<u16, LoadError> {
+    let code: u64 = if long_mode { 0x00af_9b00_0000_ffff } else { 0x00cf_9b00_0000_ffff };
+    let table = [0, 0, code, 0x00cf_9300_0000_ffff];
+    for (i, entry) in table.iter().enumerate() {
+        mem.write_le(GuestAddr(layout::boot::GDT + i as u64 * 8), *entry)?;
+    }
+    Ok(table.len() as u16 * 8 - 1)
+}
+
+/// Identity-maps the first 4 GiB with 2 MiB pages; returns CR3.
+fn write_page_tables(mem: &GuestMemory) -> Result<u64, LoadError> {
+    const PRESENT_WRITABLE: u64 = 3;
+    const LARGE: u64 = 1 << 7;
+    let pml4 = layout::boot::PAGE_TABLES;
+    let pdpt = pml4 + 0x1000;
+    mem.fill(GuestAddr(pml4), 0, 0x6000)?;
+    mem.write_le(GuestAddr(pml4), pdpt | PRESENT_WRITABLE)?;
+    for gib in 0..4u64 {
+        let pd = pdpt + 0x1000 + gib * 0x1000;
+        mem.write_le(GuestAddr(pdpt + gib * 8), pd | PRESENT_WRITABLE)?;
+        for i in 0..512u64 {
+            let page = (gib << 30) + (i << 21);
+            mem.write_le(GuestAddr(pd + i * 8), page | PRESENT_WRITABLE | LARGE)?;
+        }
+    }
+    Ok(pml4)
+}
+
+/// Writes the command line, NUL-terminated; `max` is what the kernel takes without the NUL.
+fn write_cmdline(mem: &GuestMemory, cmdline: &str, max: usize) -> Result<(), LoadError> {
+    let max = max.min(layout::boot::CMDLINE_BYTES as usize - 1);
+    if cmdline.len() > max {
+        return Err(LoadError::CommandLine { len: cmdline.len(), max });
+    }
+    mem.write(GuestAddr(layout::boot::CMDLINE), cmdline.as_bytes())?;
+    Ok(mem.write_le(GuestAddr(layout::boot::CMDLINE + cmdline.len() as u64), 0u8)?)
+}
+
+#[cfg(test)]
+pub(crate) fn test_memory(mib: u64) -> GuestMemory {
+    super::memory::build(mib << 20).unwrap()
+}

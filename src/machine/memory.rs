@@ -1,0 +1,19 @@
+//! Guest RAM laid out on the board.
+
+use super::layout;
+use crate::hypervisor::memory::{GuestAddr, GuestMemory};
+
+/// RAM of `bytes` bytes (a multiple of 4096, at least 2 MiB): below the PCI hole as far as it goes, the rest above.
+///
+/// Conventional memory ends at the display adapter's hole, as on a PC.
+pub fn build(bytes: u64) -> std::io::Result<GuestMemory> {
+    let low_end = bytes.min(layout::LOW_RAM_END);
+    let mut regions = vec![
+        (GuestAddr(0), layout::VGA_HOLE.0, true),
+        (GuestAddr(layout::VGA_HOLE.1), low_end.saturating_sub(layout::VGA_HOLE.1), true),
+    ];
+    if bytes > low_end {
+        regions.push((GuestAddr(layout::HIGH_RAM_BASE), bytes - low_end, true));
+    }
+    GuestMemory::new(&regions)
+}
