@@ -3,3 +3,4 @@ pub mod layout;
 pub mod loader;
 pub mod memory;
 pub mod spec;
+pub mod tables;

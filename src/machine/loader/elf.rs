@@ -69,7 +69,8 @@ impl<'a> Elf<'a> {
         }
         let is_64 = class == 2;
         let (entry, phoff) = if is_64 { (le(bytes, 24, 8)?, le(bytes, 32, 8)?) } else { (le(bytes, 24, 4)?, le(bytes, 28, 4)?) };
-        let (phentsize, phnum) = if is_64 { (le(bytes, 54, 2)?, le(bytes, 56, 2)?) } else { (le(bytes, 42, 2)?, le(bytes, 44, 2)?) };
+        let (phentsize, phnum) =
+            if is_64 { (le(bytes, 54, 2)?, le(bytes, 56, 2)?) } else { (le(bytes, 42, 2)?, le(bytes, 44, 2)?) };
         let mut elf = Elf { bytes, entry, is_64, segments: Vec::new(), pvh_entry: None };
         for i in 0..phnum {
             elf.program_header(phoff.checked_add(i * phentsize).ok_or_else(|| truncated("its program headers overflow"))?)?;
@@ -84,9 +85,21 @@ impl<'a> Elf<'a> {
         let b = self.bytes;
         let kind = le(b, at, 4)? as u32;
         let segment = if self.is_64 {
-            Segment { offset: le(b, at + 8, 8)?, vaddr: le(b, at + 16, 8)?, paddr: le(b, at + 24, 8)?, file_size: le(b, at + 32, 8)?, mem_size: le(b, at + 40, 8)? }
+            Segment {
+                offset: le(b, at + 8, 8)?,
+                vaddr: le(b, at + 16, 8)?,
+                paddr: le(b, at + 24, 8)?,
+                file_size: le(b, at + 32, 8)?,
+                mem_size: le(b, at + 40, 8)?,
+            }
         } else {
-            Segment { offset: le(b, at + 4, 4)?, vaddr: le(b, at + 8, 4)?, paddr: le(b, at + 12, 4)?, file_size: le(b, at + 16, 4)?, mem_size: le(b, at + 20, 4)? }
+            Segment {
+                offset: le(b, at + 4, 4)?,
+                vaddr: le(b, at + 8, 4)?,
+                paddr: le(b, at + 12, 4)?,
+                file_size: le(b, at + 16, 4)?,
+                mem_size: le(b, at + 20, 4)?,
+            }
         };
         match kind {
             PT_LOAD if segment.mem_size > 0 => {

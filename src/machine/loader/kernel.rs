@@ -40,7 +40,13 @@ pub fn load(mem: &GuestMemory, files: &KernelFiles, rsdp: u64) -> Result<BootSta
 }
 
 /// As [`load`], from memory.
-pub fn load_bytes(mem: &GuestMemory, image: &[u8], initrd: Option<&[u8]>, cmdline: &str, rsdp: u64) -> Result<BootState, LoadError> {
+pub fn load_bytes(
+    mem: &GuestMemory,
+    image: &[u8],
+    initrd: Option<&[u8]>,
+    cmdline: &str,
+    rsdp: u64,
+) -> Result<BootState, LoadError> {
     if let Some(header) = SetupHeader::find(image) {
         return load_bzimage(mem, &header?, initrd, cmdline, rsdp);
     }
@@ -61,7 +67,13 @@ pub fn load_bytes(mem: &GuestMemory, image: &[u8], initrd: Option<&[u8]>, cmdlin
     }
 }
 
-fn load_bzimage(mem: &GuestMemory, header: &SetupHeader, initrd: Option<&[u8]>, cmdline: &str, rsdp: u64) -> Result<BootState, LoadError> {
+fn load_bzimage(
+    mem: &GuestMemory,
+    header: &SetupHeader,
+    initrd: Option<&[u8]>,
+    cmdline: &str,
+    rsdp: u64,
+) -> Result<BootState, LoadError> {
     super::write_cmdline(mem, cmdline, header.cmdline_max())?;
     let payload = header.payload()?;
     let unpacked = unpack::unpack(payload).transpose()?;
@@ -80,7 +92,8 @@ fn load_bzimage(mem: &GuestMemory, header: &SetupHeader, initrd: Option<&[u8]>, 
             (if long { at + 0x200 } else { at }, at + header.init_size().max(code.len() as u64), long)
         }
     };
-    let initrd = initrd.map(|bytes| Ok::<_, LoadError>((super::place_initrd(mem, bytes, header.initrd_limit(), end)?, bytes.len() as u64)));
+    let initrd = initrd
+        .map(|bytes| Ok::<_, LoadError>((super::place_initrd(mem, bytes, header.initrd_limit(), end)?, bytes.len() as u64)));
     zero_page::write(mem, header, initrd.transpose()?, rsdp)?;
     let gdt_limit = super::write_gdt(mem, long)?;
     let gdt_base = layout::boot::GDT;
@@ -91,7 +104,14 @@ fn load_bzimage(mem: &GuestMemory, header: &SetupHeader, initrd: Option<&[u8]>, 
     Ok(BootState::Protected { eip: rip as u32, eax: 0, ebx: 0, esi: layout::boot::ZERO_PAGE as u32, gdt_base, gdt_limit })
 }
 
-fn load_pvh(mem: &GuestMemory, elf: &Elf, entry: u32, initrd: Option<&[u8]>, cmdline: &str, rsdp: u64) -> Result<BootState, LoadError> {
+fn load_pvh(
+    mem: &GuestMemory,
+    elf: &Elf,
+    entry: u32,
+    initrd: Option<&[u8]>,
+    cmdline: &str,
+    rsdp: u64,
+) -> Result<BootState, LoadError> {
     elf.load(mem)?;
     super::write_cmdline(mem, cmdline, usize::MAX)?;
     let initrd = place_module(mem, initrd, elf.span().1)?;
@@ -99,7 +119,13 @@ fn load_pvh(mem: &GuestMemory, elf: &Elf, entry: u32, initrd: Option<&[u8]>, cmd
     protected(mem, entry, 0)
 }
 
-fn load_multiboot(mem: &GuestMemory, image: &[u8], header: multiboot::Header, initrd: Option<&[u8]>, cmdline: &str) -> Result<BootState, LoadError> {
+fn load_multiboot(
+    mem: &GuestMemory,
+    image: &[u8],
+    header: multiboot::Header,
+    initrd: Option<&[u8]>,
+    cmdline: &str,
+) -> Result<BootState, LoadError> {
     let (entry, end) = multiboot::load(mem, image, header)?;
     super::write_cmdline(mem, cmdline, usize::MAX)?;
     let initrd = place_module(mem, initrd, end)?;

@@ -49,7 +49,8 @@ pub fn load(mem: &GuestMemory, file: &[u8], header: Header) -> Result<(u32, u64)
     }
     let get = |index: usize| {
         let value = word(file, header.offset + 12 + index * 4);
-        value.ok_or_else(|| LoadError::Truncated { what: "the Multiboot header", detail: "its address fields are missing".into() })
+        value
+            .ok_or_else(|| LoadError::Truncated { what: "the Multiboot header", detail: "its address fields are missing".into() })
     };
     let (header_addr, load_addr, load_end, bss_end, entry) = (get(0)?, get(1)?, get(2)?, get(3)?, get(4)?);
     let bad = || LoadError::Unsupported("the Multiboot header's addresses contradict each other".into());

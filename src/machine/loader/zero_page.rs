@@ -50,7 +50,10 @@ fn field(file: &[u8], offset: usize, width: usize) -> u64 {
 impl<'a> SetupHeader<'a> {
     /// The header of a bzImage, `None` when the file is none.
     pub fn find(file: &'a [u8]) -> Option<Result<SetupHeader<'a>, LoadError>> {
-        if file.len() < HEADER_MAGIC + 4 || &file[HEADER_MAGIC..HEADER_MAGIC + 4] != b"HdrS" || field(file, BOOT_FLAG, 2) != 0xaa55 {
+        if file.len() < HEADER_MAGIC + 4
+            || &file[HEADER_MAGIC..HEADER_MAGIC + 4] != b"HdrS"
+            || field(file, BOOT_FLAG, 2) != 0xaa55
+        {
             return None;
         }
         if file.len() < INIT_SIZE + 4 {
@@ -58,7 +61,8 @@ impl<'a> SetupHeader<'a> {
         }
         let version = field(file, VERSION, 2) as u16;
         if version < 0x0208 {
-            let text = format!("the bzImage speaks boot protocol {}.{:02}, at least 2.08 is needed", version >> 8, version & 0xff);
+            let text =
+                format!("the bzImage speaks boot protocol {}.{:02}, at least 2.08 is needed", version >> 8, version & 0xff);
             return Some(Err(LoadError::Unsupported(text)));
         }
         Some(Ok(SetupHeader { file, version }))
@@ -76,7 +80,10 @@ impl<'a> SetupHeader<'a> {
     pub fn protected_mode_code(&self) -> Result<&'a [u8], LoadError> {
         let start = self.protected_mode_offset();
         let rest = self.file.get(start..).filter(|code| !code.is_empty());
-        rest.ok_or_else(|| LoadError::Truncated { what: "the bzImage", detail: format!("nothing follows its {start} bytes of set-up code") })
+        rest.ok_or_else(|| LoadError::Truncated {
+            what: "the bzImage",
+            detail: format!("nothing follows its {start} bytes of set-up code"),
+        })
     }
 
     /// The compressed kernel.

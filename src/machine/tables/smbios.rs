@@ -1,0 +1,158 @@
+//! SMBIOS tables: what `dmidecode` and cloud-init read.
+//!
+//! Source: DMTF DSP0134 (SMBIOS) 3.6: section 5.2.2 (64-bit entry point), 7.1 (type 0), 7.2 (type 1), 7.4 (type 3),
+//! 7.5 (type 4), 7.17 (type 16), 7.18 (type 17), 7.20 (type 19), 7.33 (type 32), 7.46 (type 127).
+
+use crate::hypervisor::memory::{GuestAddr, GuestMemory, OutOfRange};
+use crate::machine::layout;
+
+/// What of the machine the tables tell.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// The guest's UUID, in text order.
+    pub uuid: [u8; 16],
+    /// RAM in bytes.
+    pub memory_bytes: u64,
+    /// Sockets, cores a socket, threads a core.
+    pub topology: (u32, u32, u32),
+}
+
+struct Tables {
+    bytes: Vec<u8>,
+    handle: u16,
+}
+
+impl Tables {
+    /// Appends a structure: formatted area without its header, then its strings.
+    fn add(&mut self, kind: u8, area: &[u8], strings: &[&str]) -> u16 {
+        let handle = self.handle;
+        self.handle += 1;
+        self.bytes.extend([kind, area.len() as u8 + 4]);
+        self.bytes.extend(handle.to_le_bytes());
+        self.bytes.extend(area);
+        for text in strings {
+            self.bytes.extend(text.as_bytes());
+            self.bytes.push(0);
+        }
+        if strings.is_empty() {
+            self.bytes.push(0);
+        }
+        self.bytes.push(0);
+        handle
+    }
+}
+
+/// Writes the entry point and the structures.
+pub fn write(mem: &GuestMemory, identity: &Identity) -> Result<(), OutOfRange> {
+    let table_at = layout::SMBIOS_BASE + 0x20;
+    let tables = build(identity);
+    let mut entry = Vec::with_capacity(24);
+    entry.extend(b"_SM3_");
+    entry.extend([0, 24, 3, 6, 0, 1, 0]);
+    entry.extend((tables.len() as u32).to_le_bytes());
+    entry.extend(table_at.to_le_bytes());
+    let sum = entry.iter().fold(0u8, |sum, b| sum.wrapping_add(*b));
+    entry[5] = 0u8.wrapping_sub(sum);
+    mem.write(GuestAddr(layout::SMBIOS_BASE), &entry)?;
+    mem.write(GuestAddr(table_at), &tables)
+}
+
+fn build(identity: &Identity) -> Vec<u8> {
+    let mut t = Tables { bytes: Vec::new(), handle: 0 };
+    let version = env!("CARGO_PKG_VERSION");
+    // Type 0: characteristics "not supported" (bit 3), extension: virtual machine (bit 4 of byte 2).
+    let mut bios = vec![1, 2, 0, 0, 0, 0];
+    bios.extend((1u64 << 3).to_le_bytes());
+    bios.extend([0, 1 << 4 | 1 << 2, 0, 0, 0xff, 0xff, 0, 0]);
+    t.add(0, &bios, &["vmctl", version]);
+    let mut system = vec![1, 2, 3, 0];
+    // The first three fields of a UUID are little-endian (section 7.2.1).
+    let u = identity.uuid;
+    system.extend([u[3], u[2], u[1], u[0], u[5], u[4], u[7], u[6]]);
+    system.extend(&u[8..]);
+    system.extend([6, 0, 0]);
+    t.add(1, &system, &["vmctl", "vmctl machine", version]);
+    // Type 3: chassis of kind "other", all states unknown.
+    t.add(3, &[1, 1, 0, 0, 0, 2, 2, 2, 2, 0, 0, 0, 0, 0, 0, 0, 0], &["vmctl"]);
+    let (sockets, cores, threads) = identity.topology;
+    for socket in 0..sockets {
+        let name = format!("CPU {socket}");
+        t.add(4, &processor(cores, threads), &[&name, "vmctl"]);
+    }
+    memory(&mut t, identity.memory_bytes);
+    t.add(32, &[0; 7], &[]);
+    t.add(127, &[], &[]);
+    t.bytes
+}
+
+fn processor(cores: u32, threads: u32) -> Vec<u8> {
+    let byte = |n: u32| n.min(255) as u8;
+    let mut area = vec![1, 3, 0x01, 2]; // designation, central processor, family other, manufacturer
+    area.extend([0; 8]); // processor id
+    area.extend([0, 0]); // version string, voltage
+    area.extend([0; 6]); // clocks unknown
+    area.extend([0x41, 1]); // populated and enabled, upgrade other
+    area.extend([0xff; 6]); // no cache handles
+    area.extend([0, 0, 0]); // serial, asset, part
+    area.extend([byte(cores), byte(cores), byte(cores * threads)]);
+    area.extend((1u16 << 2).to_le_bytes()); // 64-bit capable
+    area.extend(0x01u16.to_le_bytes()); // family 2: other
+    for count in [cores, cores, cores * threads] {
+        area.extend((count as u16).to_le_bytes());
+    }
+    area
+}
+
+fn memory(t: &mut Tables, bytes: u64) {
+    let kib = bytes >> 10;
+    let mut array = vec![1, 3, 6]; // other location, system memory, multi-bit ECC
+    array.extend(u32::try_from(kib).unwrap_or(0x8000_0000).to_le_bytes());
+    array.extend([0xfe, 0xff, 1, 0]);
+    array.extend(if u32::try_from(kib).is_ok() { 0 } else { bytes }.to_le_bytes());
+    let array = t.add(16, &array, &[]);
+    let mib = bytes >> 20;
+    let mut device = Vec::new();
+    device.extend(array.to_le_bytes());
+    device.extend([0xfe, 0xff, 64, 0, 64, 0]); // no error information, 64 bits wide
+    let extended = mib >= 0x7fff;
+    device.extend(if extended { 0x7fffu16 } else { mib as u16 }.to_le_bytes());
+    device.extend([9, 0, 1, 0, 7, 0, 0]); // DIMM, set none, locator string, bank none, type RAM, detail
+    device.extend([0, 0, 2, 0, 0, 0, 0]); // speed unknown, manufacturer, serial, asset, part, attributes
+    device.extend(if extended { mib as u32 } else { 0 }.to_le_bytes());
+    device.extend([0, 0, 0, 0, 0, 0, 0, 0]); // clock and voltages unknown
+    t.add(17, &device, &["DIMM 0", "vmctl"]);
+    let mut mapped = 0u32.to_le_bytes().to_vec();
+    mapped.extend(u32::try_from(kib.saturating_sub(1)).unwrap_or(u32::MAX - 1).to_le_bytes());
+    mapped.extend(array.to_le_bytes());
+    mapped.push(1);
+    mapped.extend([0; 16]);
+    t.add(19, &mapped, &[]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::loader::test_memory;
+
+    #[test]
+    fn structures_chain_to_the_end_and_tell_the_uuid() {
+        let identity = Identity { uuid: *b"0123456789abcdef", memory_bytes: 512 << 20, topology: (1, 2, 1) };
+        let mem = test_memory(4);
+        write(&mem, &identity).unwrap();
+        let tables = build(&identity);
+        let (mut at, mut kinds) = (0, Vec::new());
+        while at < tables.len() {
+            kinds.push(tables[at]);
+            if tables[at] == 1 {
+                assert_eq!(&tables[at + 8..at + 24], b"3210547689abcdef");
+            }
+            let strings = at + usize::from(tables[at + 1]);
+            let end = tables[strings..].windows(2).position(|pair| pair == [0, 0]).expect("strings end with two NULs");
+            at = strings + end + 2;
+        }
+        assert_eq!(kinds, [0, 1, 3, 4, 16, 17, 19, 32, 127]);
+        let mut entry = [0u8; 24];
+        mem.read(GuestAddr(layout::SMBIOS_BASE), &mut entry).unwrap();
+        assert_eq!(entry.iter().fold(0u8, |sum, b| sum.wrapping_add(*b)), 0);
+    }
+}
