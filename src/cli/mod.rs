@@ -1,6 +1,132 @@
 //! The command line: one file a verb, and the only place that prints.
+//!
+//! A verb's file holds `Args` (clap's derive: every option documented once, there) and `Args::run(self, &App)`, which
+//! calls into the program and hands what it gets to [`Ui`]. A verb is added by its `mod` line and its line in [`Verb`].
+//! Conventions: `GUEST...` takes several names and globs ([`Guests`]); `-o` and `-q` work everywhere; data goes to
+//! standard output, words to standard error; a command on many guests goes on after one fails ([`Ui::each`]).
+
+mod complete_guests;
+mod completions;
+mod ui;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::config::{DatastoreConfig, HostConfig, HostPaths};
+pub use ui::{Column, ExitStatus, Failure, Hint, Outcome, OutputFormat, Ui};
+
+/// Manages virtual machines: each is one TOML file.
+#[derive(Debug, Parser)]
+#[command(name = "vmctl", version, max_term_width = 100, disable_help_subcommand = true)]
+pub struct Cli {
+    /// How to print what is asked for
+    #[arg(short, long, global = true, value_enum, default_value = "table", value_name = "FORMAT")]
+    output: OutputFormat,
+    /// Say nothing on success
+    #[arg(short, long, global = true)]
+    quiet: bool,
+    /// Host file, instead of the system's or the user's own (or set VMCTL_CONFIG)
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Datastore: a name from the host file, or a directory (or set VMCTL_DATASTORE)
+    #[arg(long, global = true, value_name = "NAME|DIR")]
+    datastore: Option<String>,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// Every verb, in the order of the help.
+#[derive(Debug, clap::Subcommand)]
+enum Verb {
+    Completions(completions::Args),
+    #[command(name = "__complete-guests", hide = true)]
+    CompleteGuests(complete_guests::Args),
+}
+
+/// What every verb gets.
+#[derive(Debug)]
+pub struct App {
+    /// Prints.
+    pub ui: Ui,
+    config: Option<PathBuf>,
+    datastore: Option<String>,
+}
+
+impl App {
+    /// The host file, checked; the defaults where there is none.
+    pub fn host(&self) -> Result<HostConfig, Failure> {
+        Ok(HostConfig::load(self.config.as_deref(), &HostPaths::of_this_user()?)?)
+    }
+
+    /// The datastore that the user means.
+    pub fn datastore(&self, host: &HostConfig) -> Result<DatastoreConfig, Failure> {
+        let Some(wanted) = &self.datastore else { return Ok(host.datastore().clone()) };
+        if let Some(store) = host.datastores.iter().find(|store| store.id == *wanted) {
+            return Ok(store.clone());
+        }
+        if wanted.contains('/') {
+            let path = std::path::absolute(wanted)?;
+            return Ok(DatastoreConfig { id: wanted.clone(), path });
+        }
+        let known: Vec<_> = host.datastores.iter().map(|store| format!("`{}`", store.id)).collect();
+        Err(Failure::user(format!("no datastore is called `{wanted}`"))
+            .hint(format!("known: {}; a directory is written with a slash, like `./{wanted}`", known.join(", "))))
+    }
+}
+
+/// The guests that a command is about.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Guests {
+    /// Names or globs, like `web1` or `web*`
+    #[arg(value_name = "GUEST", required_unless_present_any = ["all", "tags"])]
+    pub names: Vec<String>,
+    /// Every guest with this tag; given several times, those with all of them
+    #[arg(long = "tag", value_name = "TAG")]
+    pub tags: Vec<String>,
+    /// Every guest
+    #[arg(long, conflicts_with = "names")]
+    pub all: bool,
+}
 
 /// Runs the command line of this process and returns its exit status.
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // --help and --version come here too, and are no failure. A reader that went away is none either.
+            let _ = error.print();
+            return if error.use_stderr() { ExitStatus::User.into() } else { ExitStatus::Done.into() };
+        }
+    };
+    let app = App {
+        ui: Ui::new(cli.output, cli.quiet),
+        config: cli.config.or_else(|| from_env("VMCTL_CONFIG").map(PathBuf::from)),
+        datastore: cli.datastore.or_else(|| from_env("VMCTL_DATASTORE").and_then(|value| value.into_string().ok())),
+    };
+    let outcome = match cli.verb {
+        Verb::Completions(args) => args.run(&app),
+        Verb::CompleteGuests(args) => args.run(&app),
+    };
+    let status = outcome.unwrap_or_else(|failure| {
+        app.ui.failure(&failure);
+        failure.status
+    });
+    status.into()
+}
+
+/// An environment variable that is set to something.
+fn from_env(name: &str) -> Option<std::ffi::OsString> {
+    std::env::var_os(name).filter(|value| !value.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
 }

