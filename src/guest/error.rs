@@ -1,0 +1,82 @@
+//! What goes wrong with a guest, in the words a user reads.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+
+/// Who can do something about it; it becomes the exit status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The user: a name, a file, an order of things.
+    User,
+    /// The machine, or this program.
+    Host,
+}
+
+/// A message, a possible next step, and who can do something about it.
+#[derive(Debug)]
+pub struct GuestError {
+    message: String,
+    hint: Option<String>,
+    fault: Fault,
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+/// What the functions of this folder return.
+pub type Result<T> = std::result::Result<T, GuestError>;
+
+impl GuestError {
+    /// Something that the user can put right: lower-case, no final stop.
+    pub fn user(message: impl Into<String>) -> GuestError {
+        GuestError { message: message.into(), hint: None, fault: Fault::User, source: None }
+    }
+    /// Something that failed under the user.
+    pub fn host(message: impl Into<String>) -> GuestError {
+        GuestError { message: message.into(), hint: None, fault: Fault::Host, source: None }
+    }
+    /// A system call on a path: `action` completes "cannot ...".
+    pub fn io(action: &str, path: &Path, error: io::Error) -> GuestError {
+        let user = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied | io::ErrorKind::StorageFull);
+        GuestError {
+            message: format!("cannot {action} `{}`", path.display()),
+            hint: match error.kind() {
+                io::ErrorKind::StorageFull => Some("free some space on that file system and try again".into()),
+                _ => None,
+            },
+            fault: if user { Fault::User } else { Fault::Host },
+            source: Some(Box::new(error)),
+        }
+    }
+    /// What to do next.
+    pub fn hint(mut self, hint: impl Into<String>) -> GuestError {
+        self.hint = Some(hint.into());
+        self
+    }
+    /// The next step, if there is one.
+    pub fn next_step(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+    /// Who can do something about it.
+    pub fn fault(&self) -> Fault {
+        self.fault
+    }
+    /// The message and its causes in one line.
+    pub fn chain(&self) -> String {
+        match &self.source {
+            Some(source) => format!("{}: {source}", self.message),
+            None => self.message.clone(),
+        }
+    }
+}
+
+impl fmt::Display for GuestError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for GuestError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_ref().map(|source| &**source as &(dyn std::error::Error + 'static))
+    }
+}

@@ -1,0 +1,167 @@
+//! Logs that do not grow without bound: a current file and a number of older ones, `NAME.1` the youngest.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// A log that is written to by one process.
+pub struct RotatingLog {
+    path: PathBuf,
+    file: Option<File>,
+    size: u64,
+    limit: u64,
+    keep: u32,
+    mode: u32,
+}
+
+impl RotatingLog {
+    /// Goes on with the log at `path`: at most `limit` bytes, then it becomes `PATH.1` and so on up to `PATH.keep`.
+    pub fn open(path: &Path, limit: u64, keep: u32, mode: u32) -> RotatingLog {
+        RotatingLog { path: path.to_owned(), file: None, size: 0, limit: limit.max(4096), keep, mode }
+    }
+
+    /// Changes the bounds, as after an edit.
+    pub fn set_bounds(&mut self, limit: u64, keep: u32) {
+        (self.limit, self.keep) = (limit.max(4096), keep);
+    }
+
+    /// Appends. After an error (a full disk) the bytes are lost and the next append starts over with opening the file.
+    pub fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let written = self.try_append(bytes);
+        if written.is_err() {
+            self.file = None;
+        }
+        written
+    }
+
+    fn try_append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.file.is_some() && self.size > 0 && self.size + bytes.len() as u64 > self.limit {
+            self.rotate()?;
+        }
+        if self.file.is_none() {
+            let file = OpenOptions::new().create(true).append(true).mode(self.mode).open(&self.path)?;
+            self.size = file.metadata()?.len();
+            self.file = Some(file);
+            if self.size > 0 && self.size + bytes.len() as u64 > self.limit {
+                self.rotate()?;
+                return self.try_append(bytes);
+            }
+        }
+        let file = self.file.as_mut().expect("opened above");
+        file.write_all(bytes)?;
+        self.size += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn rotate(&mut self) -> io::Result<()> {
+        self.file = None;
+        self.size = 0;
+        rotate(&self.path, self.keep)
+    }
+
+    /// Starts a new file now, if the current one holds anything.
+    pub fn rotate_now(&mut self) -> io::Result<()> {
+        match fs::metadata(&self.path) {
+            Ok(metadata) if metadata.len() > 0 => self.rotate(),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn rotate(path: &Path, keep: u32) -> io::Result<()> {
+    if keep == 0 {
+        return fs::remove_file(path);
+    }
+    // From the oldest down, so that each name is free when it is taken; a gap in the row is no error.
+    for number in (1..keep).rev() {
+        match fs::rename(numbered(path, number), numbered(path, number + 1)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    fs::rename(path, numbered(path, 1))
+}
+
+/// The name of an older log.
+pub fn numbered(path: &Path, number: u32) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{number}"));
+    PathBuf::from(name)
+}
+
+/// The last `lines` lines of a file, read from its end; at most 4 MiB are looked at.
+pub fn tail(path: &Path, lines: usize) -> io::Result<Vec<u8>> {
+    use std::io::{Read, Seek, SeekFrom};
+    const MOST: u64 = 4 << 20;
+    let mut file = File::open(path)?;
+    let size = file.metadata()?.len();
+    file.seek(SeekFrom::Start(size.saturating_sub(MOST)))?;
+    let mut bytes = Vec::new();
+    file.take(MOST).read_to_end(&mut bytes)?;
+    let body = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
+    let mut start = 0;
+    if lines == 0 {
+        return Ok(Vec::new());
+    }
+    let mut seen = 0;
+    for (at, byte) in body.iter().enumerate().rev() {
+        if *byte == b'\n' {
+            seen += 1;
+            if seen == lines {
+                start = at + 1;
+                break;
+            }
+        }
+    }
+    Ok(bytes.split_off(start))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_keeps_its_bounds() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("console.log");
+        let mut log = RotatingLog::open(&path, 4096, 2, 0o600);
+        for round in 0..40u8 {
+            log.append(&[b'a' + round % 26; 1000]).expect("appends");
+        }
+        let names: Vec<_> = fs::read_dir(dir.path()).expect("lists").map(|e| e.expect("entry").file_name()).collect();
+        assert_eq!(names.len(), 3, "{names:?}");
+        for number in [path.clone(), numbered(&path, 1), numbered(&path, 2)] {
+            assert!(fs::metadata(number).expect("stats").len() <= 4096);
+        }
+    }
+
+    #[test]
+    fn a_log_goes_on_where_it_was_left() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("console.log");
+        RotatingLog::open(&path, 4096, 1, 0o600).append(b"one ").expect("appends");
+        RotatingLog::open(&path, 4096, 1, 0o600).append(b"two").expect("appends");
+        assert_eq!(fs::read(&path).expect("reads"), b"one two");
+    }
+
+    #[test]
+    fn a_full_disk_loses_bytes_and_nothing_else() {
+        let mut log = RotatingLog::open(Path::new("/dev/full"), u64::MAX, 1, 0o600);
+        if !Path::new("/dev/full").exists() {
+            return;
+        }
+        assert_eq!(log.append(b"x").expect_err("full").kind(), io::ErrorKind::StorageFull);
+        assert!(log.append(b"y").is_err());
+    }
+
+    #[test]
+    fn the_tail_is_the_last_lines() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("log");
+        fs::write(&path, "one\ntwo\nthree\n").expect("writes");
+        assert_eq!(tail(&path, 2).expect("reads"), b"two\nthree\n");
+        assert_eq!(tail(&path, 9).expect("reads"), b"one\ntwo\nthree\n");
+        assert_eq!(tail(&path, 0).expect("reads"), b"");
+    }
+}

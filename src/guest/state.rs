@@ -1,0 +1,306 @@
+//! What the program knows of a guest, apart from the user's file: `state.json`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{GuestConfig, MacAddr};
+use crate::host::files::write_atomically;
+use crate::machine::spec::DEVICE_SLOTS;
+
+use super::error::{GuestError, Result};
+use super::identity;
+use super::timestamp::Timestamp;
+
+/// The version of the document.
+pub const STATE_VERSION: u32 = 1;
+
+/// `state.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestState {
+    /// [`STATE_VERSION`].
+    pub version: u32,
+    /// The name it had when this was written.
+    pub name: String,
+    /// Made at creation; a file's own `uuid` goes before it.
+    pub uuid: String,
+    /// The smallest number that no other guest of the datastore had at creation, for `{{ index }}`.
+    pub index: u32,
+    /// When it was made.
+    pub created: Option<Timestamp>,
+    /// MAC address by interface id.
+    #[serde(default)]
+    pub macs: BTreeMap<String, String>,
+    /// PCI slot by `disk:ID` or `nic:ID`.
+    #[serde(default)]
+    pub slots: BTreeMap<String, u8>,
+    /// How often it was booted, over all its life.
+    #[serde(default)]
+    pub boots: u64,
+    /// Set while a supervisor has it; left behind by one that was killed.
+    #[serde(default)]
+    pub run: Option<RunState>,
+    /// How the last boot ended.
+    #[serde(default)]
+    pub last_exit: Option<LastExit>,
+    /// Set when the crash limit was reached; `reset-failed` clears it.
+    #[serde(default)]
+    pub failed: Option<Failure>,
+    /// What `list` shows without reading the guest file.
+    #[serde(default)]
+    pub summary: Option<Summary>,
+}
+
+/// A supervisor's account of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunState {
+    /// The supervisor.
+    pub pid: u32,
+    /// The boot of the host it belongs to.
+    pub boot_id: String,
+    /// What it is at.
+    pub phase: Phase,
+    /// Since when.
+    pub since: Timestamp,
+    /// When the supervisor took the guest.
+    pub started: Timestamp,
+    /// The engine's process.
+    pub engine_pid: Option<u32>,
+    /// The vCPU back end that the engine took.
+    pub backend: Option<String>,
+    /// All probes have passed.
+    pub ready: bool,
+    /// What the guest file (with all that it builds on) meant at this boot.
+    pub config_hash: String,
+    /// Restarts since the supervisor took the guest.
+    pub restarts: u64,
+    /// Where the forwards listen, as `tcp 127.0.0.1:2222 -> 22`.
+    #[serde(default)]
+    pub forwards: Vec<String>,
+}
+
+/// What a supervisor is at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// Hooks run, disks are made, the engine builds the machine.
+    Starting,
+    /// The guest runs.
+    Running,
+    /// The guest was asked to stop, or is being powered off.
+    Stopping,
+    /// Waiting before the next boot.
+    Waiting,
+}
+
+/// How a boot ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastExit {
+    /// In words.
+    pub reason: String,
+    /// The process's exit code, if it had one.
+    pub code: Option<i32>,
+    /// The signal that ended it, if one did.
+    pub signal: Option<i32>,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// Why a guest is not started again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// In words.
+    pub reason: String,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// What `list` shows of a guest file, kept so that a thousand guests are listed without a thousand checks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Summary {
+    /// The files that it was made from, as they were then.
+    pub sources: Vec<Stamp>,
+    /// vCPUs.
+    pub cpus: u32,
+    /// RAM.
+    pub memory_bytes: u64,
+    /// `embedded` or `bhyve`.
+    pub engine: String,
+    /// For `--tag`.
+    pub tags: Vec<String>,
+    /// For people.
+    pub description: Option<String>,
+    /// `destroy` refuses.
+    pub protected: bool,
+    /// See [`RunState::config_hash`].
+    pub config_hash: String,
+}
+
+/// A file as it was at some time.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Stamp {
+    /// Absolute.
+    pub path: PathBuf,
+    /// Nanoseconds since 1970.
+    pub modified_ns: i64,
+    /// Bytes.
+    pub size: u64,
+    /// An editor that replaces a file gives it another.
+    pub inode: u64,
+}
+
+impl Stamp {
+    /// The file as it is now; `None` when it cannot be looked at.
+    pub fn of(path: &Path) -> Option<Stamp> {
+        use std::os::unix::fs::MetadataExt;
+        let metadata = std::fs::metadata(path).ok()?;
+        Some(Stamp {
+            path: path.to_owned(),
+            modified_ns: metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec()),
+            size: metadata.len(),
+            inode: metadata.ino(),
+        })
+    }
+}
+
+impl GuestState {
+    /// The state of a new guest.
+    pub fn new(name: &str, index: u32) -> GuestState {
+        GuestState {
+            version: STATE_VERSION,
+            name: name.to_owned(),
+            uuid: identity::random_uuid(),
+            index,
+            created: Some(Timestamp::now()),
+            macs: BTreeMap::new(),
+            slots: BTreeMap::new(),
+            boots: 0,
+            run: None,
+            last_exit: None,
+            failed: None,
+            summary: None,
+        }
+    }
+
+    /// Reads `path`. A file that is missing or damaged is made up for: the UUID then follows from the directory's
+    /// path, and so do the addresses.
+    pub fn load(path: &Path, name: &str) -> Result<GuestState> {
+        let made_up = || {
+            let directory = path.parent().unwrap_or(path).to_string_lossy();
+            GuestState { uuid: identity::derived_uuid(&["vmctl", &directory]), created: None, ..GuestState::new(name, 0) }
+        };
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(made_up()),
+            Err(error) => return Err(GuestError::io("read", path, error)),
+        };
+        match serde_json::from_str::<GuestState>(&text) {
+            Ok(state) if state.version == STATE_VERSION => Ok(state),
+            Ok(state) => Err(GuestError::user(format!(
+                "`{}` is of version {}, this vmctl knows version {STATE_VERSION}",
+                path.display(),
+                state.version
+            ))
+            .hint("a newer vmctl wrote it: use that one")),
+            Err(_) => Ok(made_up()),
+        }
+    }
+
+    /// Replaces `path` with this.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let mut text = serde_json::to_vec_pretty(self).expect("plain fields");
+        text.push(b'\n');
+        write_atomically(path, &text, 0o644).map_err(|error| GuestError::io("write", path, error))
+    }
+
+    /// The UUID that the guest sees.
+    pub fn uuid_for<'a>(&'a self, config: &'a GuestConfig) -> &'a str {
+        config.uuid.as_deref().unwrap_or(&self.uuid)
+    }
+
+    /// Gives every interface its address and every device its slot; those that have one keep it.
+    pub fn assign(&mut self, config: &GuestConfig) -> Result<()> {
+        let uuid = self.uuid_for(config).to_owned();
+        for nic in &config.nics {
+            match nic.mac {
+                Some(mac) => drop(self.macs.insert(nic.id.clone(), mac.to_string())),
+                None => {
+                    let known = self.macs.get(&nic.id).is_some_and(|mac| mac.parse::<MacAddr>().is_ok());
+                    if !known {
+                        self.macs.insert(nic.id.clone(), identity::derived_mac(&uuid, &nic.id).to_string());
+                    }
+                }
+            }
+        }
+        let wanted: Vec<String> = (config.disks.iter().map(|disk| format!("disk:{}", disk.id)))
+            .chain(config.nics.iter().map(|nic| format!("nic:{}", nic.id)))
+            .collect();
+        self.macs.retain(|id, _| config.nics.iter().any(|nic| nic.id == *id));
+        self.slots.retain(|key, slot| wanted.contains(key) && DEVICE_SLOTS.contains(slot));
+        for key in wanted {
+            if self.slots.contains_key(&key) {
+                continue;
+            }
+            let free = DEVICE_SLOTS.clone().find(|slot| !self.slots.values().any(|taken| taken == slot));
+            let Some(slot) = free else {
+                let room = DEVICE_SLOTS.count();
+                return Err(GuestError::user(format!("`{}` has more disks and nics than the {room} that fit", config.name)));
+            };
+            self.slots.insert(key, slot);
+        }
+        Ok(())
+    }
+
+    /// The address of an interface; assigned before.
+    pub fn mac(&self, nic: &str) -> Option<MacAddr> {
+        self.macs.get(nic)?.parse().ok()
+    }
+
+    /// The smallest index that none of `taken` has.
+    pub fn free_index(taken: impl IntoIterator<Item = u32>) -> u32 {
+        let taken: std::collections::BTreeSet<u32> = taken.into_iter().collect();
+        (0..=u32::MAX).find(|index| !taken.contains(index)).unwrap_or(u32::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_survives_its_file() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("state.json");
+        let mut state = GuestState::new("g", 3);
+        state.failed = Some(Failure { reason: "crashed 5 times".into(), at: Timestamp(1000) });
+        state.save(&path).expect("saves");
+        assert_eq!(GuestState::load(&path, "g").expect("loads"), state);
+    }
+
+    #[test]
+    fn a_lost_or_damaged_state_gives_the_same_identity_each_time() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("state.json");
+        let missing = GuestState::load(&path, "g").expect("made up");
+        std::fs::write(&path, "{\"version\":1,\"na").expect("writes");
+        let damaged = GuestState::load(&path, "g").expect("made up");
+        assert_eq!(missing.uuid, damaged.uuid);
+    }
+
+    #[test]
+    fn a_state_of_a_newer_version_is_not_overwritten_in_silence() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("state.json");
+        let newer = GuestState { version: 2, ..GuestState::new("g", 0) };
+        newer.save(&path).expect("saves");
+        let error = GuestState::load(&path, "g").expect_err("refused");
+        assert!(error.to_string().contains("version 2"), "{error}");
+    }
+
+    #[test]
+    fn the_smallest_free_index_is_taken() {
+        assert_eq!(GuestState::free_index([]), 0);
+        assert_eq!(GuestState::free_index([0, 1, 3]), 2);
+    }
+}
