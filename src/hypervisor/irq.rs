@@ -50,11 +50,10 @@ impl IrqLine {
         self.set(true);
         self.set(false);
     }
-    /// Sets the level after a restore: no edge is seen, and the sink, which counts the lines of a pin, hears only changes.
+    /// Sets the level after a restore: no edge is seen.
     pub fn restore(&self, level: bool) {
-        if self.level.swap(level, Ordering::Relaxed) != level {
-            self.sink.set_line(self.gsi, level, false);
-        }
+        self.level.store(level, Ordering::Relaxed);
+        self.sink.set_line(self.gsi, level, false);
     }
 }
 

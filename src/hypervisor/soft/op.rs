@@ -133,6 +133,7 @@ pub unsafe extern "C" fn leave_behind(cpu: *mut Cpu, op: *const Op) -> *const Op
 #[macro_export]
 macro_rules! called_op {
     ($body:expr) => {{
+        #[allow(unsafe_code)]
         extern "C" fn handler(
             cpu: *mut $crate::hypervisor::soft::cpu::Cpu,
             op: *const $crate::hypervisor::soft::op::Op,
@@ -160,6 +161,7 @@ macro_rules! called_op {
 #[macro_export]
 macro_rules! leaving_op {
     ($body:expr) => {{
+        #[allow(unsafe_code)]
         extern "C" fn handler(
             cpu: *mut $crate::hypervisor::soft::cpu::Cpu,
             op: *const $crate::hypervisor::soft::op::Op,

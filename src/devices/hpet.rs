@@ -1,0 +1,1 @@
+//! High Precision Event Timer.
