@@ -1,11 +1,13 @@
 //! The machine's chips and functions, one a file, and what stands behind them.
 //!
 //! A chip knows its registers; the board (`machine`) knows its ports and its line.
+//!
+//! There is no HPET: the guest has kvmclock and the TSC for time, the local APIC's TSC deadline for events, and the PM
+//! timer and the PIT for those who know neither; an HPET would only be a slower clock source to choose by mistake.
 #[cfg(test)]
 pub mod conformance; // what every device promises
 pub mod debug_exit; // the isa-debug-exit port
 pub mod disk; // What stands behind a disk device
-pub mod hpet; // High Precision Event Timer
 pub mod ioapic; // I/O APIC
 pub mod lapic; // local APIC and x2APIC
 pub mod net;
@@ -15,5 +17,6 @@ pub mod pit; // 8254 interval timer
 pub mod pm; // ACPI fixed hardware
 pub mod ps2; // 8042 keyboard controller
 pub mod rtc; // MC146818 real-time clock
+pub mod stream; // a console over a stream socket
 pub mod serial; // 16550A UART
 pub mod virtio; // virtio 1.2: transport, queues, devices // What stands behind a network device

@@ -50,10 +50,11 @@ impl IrqLine {
         self.set(true);
         self.set(false);
     }
-    /// Sets the level after a restore: no edge is seen.
+    /// Sets the level after a restore: no edge is seen, and the sink, which counts the lines of a pin, hears only changes.
     pub fn restore(&self, level: bool) {
-        self.level.store(level, Ordering::Relaxed);
-        self.sink.set_line(self.gsi, level, false);
+        if self.level.swap(level, Ordering::Relaxed) != level {
+            self.sink.set_line(self.gsi, level, false);
+        }
     }
 }
 

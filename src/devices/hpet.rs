@@ -1,1 +1,0 @@
-//! High Precision Event Timer.

@@ -1,0 +1,164 @@
+//! A console over a stream socket: what stands behind COM1 in the engine child.
+//!
+//! Output is written without blocking and kept in a bounded buffer while the other end is slow; beyond it the device
+//! is told to wait. Input is read by a thread of its own into a bounded queue and wakes the device.
+//!
+//! **Hostile guest**: output beyond [`OUTPUT_LIMIT`] is not taken; the chip then holds its transmitter busy.
+
+use std::collections::VecDeque;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Condvar, Mutex};
+
+use super::serial::CharBackend;
+use crate::hypervisor::backend::Waker;
+
+/// Bytes of output that wait at the most.
+pub const OUTPUT_LIMIT: usize = 64 * 1024;
+/// Bytes of input that wait at the most; the reader then waits for the guest.
+const INPUT_LIMIT: usize = 16 * 1024;
+
+#[derive(Default)]
+struct Input {
+    bytes: Mutex<VecDeque<u8>>,
+    taken: Condvar,
+}
+
+struct Output {
+    stream: UnixStream,
+    waiting: Mutex<VecDeque<u8>>,
+    more: Condvar,
+}
+
+/// A console stream that several devices may write to and one reads from.
+#[derive(Clone)]
+pub struct StreamConsole {
+    output: Arc<Output>,
+    input: Arc<Input>,
+}
+
+impl StreamConsole {
+    /// Takes over `stream`; `reader` is woken by input, `writers` when a full buffer has room again.
+    pub fn new(stream: UnixStream, reader: Waker, writers: Vec<Waker>) -> std::io::Result<StreamConsole> {
+        let mut source = stream.try_clone()?;
+        let input = Arc::new(Input::default());
+        let queue = Arc::clone(&input);
+        std::thread::Builder::new().name("console-in".into()).spawn(move || {
+            let mut chunk = [0u8; 4096];
+            loop {
+                match source.read(&mut chunk) {
+                    Ok(0) => return,
+                    Ok(n) => {
+                        let held = queue.bytes.lock().expect("no panic happens under this lock");
+                        let mut held = queue.taken.wait_while(held, |held| held.len() + n > INPUT_LIMIT).expect("as above");
+                        held.extend(&chunk[..n]);
+                        drop(held);
+                        reader.wake();
+                    }
+                    Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                    Err(_) => return,
+                }
+            }
+        })?;
+        let output = Arc::new(Output { stream, waiting: Mutex::default(), more: Condvar::new() });
+        let pump = Arc::clone(&output);
+        std::thread::Builder::new().name("console-out".into()).spawn(move || pump_output(&pump, &writers))?;
+        Ok(StreamConsole { output, input })
+    }
+
+    /// A view that writes and never reads: for COM2 to COM4.
+    pub fn write_only(&self) -> StreamConsole {
+        StreamConsole { output: Arc::clone(&self.output), input: Arc::default() }
+    }
+
+    /// Waits until all output has been handed over, at most `limit`: what the guest said last must not be lost.
+    pub fn flush(&self, limit: std::time::Duration) {
+        let waiting = self.output.waiting.lock().expect("no panic happens under this lock");
+        drop(self.output.more.wait_timeout_while(waiting, limit, |waiting| !waiting.is_empty()));
+    }
+}
+
+/// Writes what waits, blocking; ends when the other end is gone, after which output is dropped.
+fn pump_output(output: &Output, writers: &[Waker]) {
+    let mut gone = false;
+    loop {
+        let chunk: Vec<u8> = {
+            let waiting = output.waiting.lock().expect("no panic happens under this lock");
+            let waiting = output.more.wait_while(waiting, |waiting| waiting.is_empty()).expect("as above");
+            waiting.iter().copied().collect()
+        };
+        gone = gone || (&output.stream).write_all(&chunk).is_err();
+        let mut waiting = output.waiting.lock().expect("no panic happens under this lock");
+        let was_full = waiting.len() >= OUTPUT_LIMIT;
+        waiting.drain(..chunk.len());
+        drop(waiting);
+        output.more.notify_all();
+        if was_full {
+            writers.iter().for_each(Waker::wake);
+        }
+    }
+}
+
+impl CharBackend for StreamConsole {
+    fn write(&mut self, bytes: &[u8]) -> usize {
+        let mut waiting = self.output.waiting.lock().expect("no panic happens under this lock");
+        let n = bytes.len().min(OUTPUT_LIMIT - waiting.len());
+        waiting.extend(&bytes[..n]);
+        drop(waiting);
+        self.output.more.notify_all();
+        n
+    }
+
+    fn read(&mut self, buf: &mut [u8]) -> usize {
+        let mut held = self.input.bytes.lock().expect("no panic happens under this lock");
+        let n = buf.len().min(held.len());
+        for (slot, byte) in buf.iter_mut().zip(held.drain(..n)) {
+            *slot = byte;
+        }
+        drop(held);
+        self.input.taken.notify_all();
+        n
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hypervisor::backend::Attention;
+    use std::time::Duration;
+
+    fn pair() -> (StreamConsole, UnixStream, Waker) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let waker = Waker::new(Attention::new(1));
+        (StreamConsole::new(ours, waker.clone(), vec![waker.clone()]).unwrap(), theirs, waker)
+    }
+
+    #[test]
+    fn bytes_pass_both_ways_and_input_wakes_the_device() {
+        let (mut console, mut peer, waker) = pair();
+        assert_eq!(console.write(b"login: "), 7);
+        let mut buf = [0; 7];
+        peer.read_exact(&mut buf).unwrap();
+        assert_eq!(&buf, b"login: ");
+        peer.write_all(b"root\n").unwrap();
+        while !waker.take() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let mut buf = [0; 16];
+        assert_eq!(console.read(&mut buf), 5);
+        assert_eq!(&buf[..5], b"root\n");
+    }
+
+    #[test]
+    fn a_stalled_peer_bounds_the_buffer_and_a_vanished_one_does_not_stall_the_guest() {
+        let (mut console, peer, _) = pair();
+        let mut taken = 0;
+        for _ in 0..10_000 {
+            taken += console.write(&[b'x'; 1000]);
+        }
+        assert!(taken < 10_000_000);
+        drop(peer);
+        console.flush(Duration::from_secs(10));
+        assert_eq!(console.write(&[b'y'; 1000]), 1000);
+    }
+}

@@ -1,0 +1,240 @@
+//! The board: devices on a bus, under one lock, with what is due and who was woken.
+//!
+//! Back ends enter through [`Platform`]. The interrupt controllers have a lock of their own ([`Interrupts`]), taken
+//! after the board's and never before it, so that a back-end thread may raise an interrupt without the board.
+//!
+//! **Hostile guest**: an access of any width at any address is answered; one that no device takes as a whole is
+//! split into bytes, and bytes that nobody takes read as ones.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use super::interrupts::Interrupts;
+use crate::hypervisor::backend::{Attention, MachineExit, NoSuchMsr, Platform, VcpuEvent, Waker};
+use crate::hypervisor::bus::{Bus, Device, DeviceId, Overlap, Space};
+use crate::hypervisor::clock::Clock;
+use crate::hypervisor::state::{Section, StateError};
+
+/// Where one region of a device answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wire {
+    /// Ports or memory.
+    pub space: Space,
+    /// First address.
+    pub base: u64,
+    /// Addresses.
+    pub len: u64,
+    /// The device's number for the region.
+    pub region: u16,
+}
+
+impl Wire {
+    /// `len` ports from `base`.
+    pub const fn ports(base: u64, len: u64, region: u16) -> Wire {
+        Wire { space: Space::Port, base, len, region }
+    }
+    /// `len` bytes of memory from `base`.
+    pub const fn memory(base: u64, len: u64, region: u16) -> Wire {
+        Wire { space: Space::Memory, base, len, region }
+    }
+}
+
+struct Slot {
+    device: Box<dyn Device>,
+    wakers: Vec<Waker>,
+    deadline_ns: Option<u64>,
+}
+
+impl Slot {
+    /// Reads the device's deadline again; returns it if it moved nearer.
+    fn nearer_deadline(&mut self) -> Option<u64> {
+        let before = std::mem::replace(&mut self.deadline_ns, self.device.deadline_ns());
+        self.deadline_ns.filter(|&now| before.is_none_or(|before| now < before))
+    }
+}
+
+#[derive(Default)]
+struct Parts {
+    bus: Bus,
+    slots: Vec<Slot>,
+}
+
+/// The devices of a machine and their wiring.
+pub struct Board {
+    parts: Mutex<Parts>,
+    interrupts: Arc<Interrupts>,
+    attention: Arc<Attention>,
+    clock: Arc<dyn Clock>,
+}
+
+impl Board {
+    /// A board with nothing on it but its interrupt controllers' CPU side.
+    pub fn new(interrupts: Arc<Interrupts>, attention: Arc<Attention>, clock: Arc<dyn Clock>) -> Board {
+        Board { parts: Mutex::new(Parts::default()), interrupts, attention, clock }
+    }
+
+    fn parts(&self) -> MutexGuard<'_, Parts> {
+        self.parts.lock().expect("a device that panics is a bug, and ends the machine")
+    }
+
+    /// Puts a device on the board. `wakers` are those that its back ends hold.
+    pub fn add(&self, device: Box<dyn Device>, wakers: Vec<Waker>, wires: &[Wire]) -> Result<DeviceId, Overlap> {
+        let mut parts = self.parts();
+        let id = DeviceId(parts.slots.len());
+        for wire in wires {
+            parts.bus.map(wire.space, wire.base, wire.len, id, wire.region)?;
+        }
+        parts.slots.push(Slot { device, wakers, deadline_ns: None });
+        Ok(id)
+    }
+
+    fn read(&self, space: Space, addr: u64, width: u8) -> u64 {
+        let mut parts = self.parts();
+        let Parts { bus, slots } = &mut *parts;
+        let Some((id, access)) = bus.find(space, addr, width) else {
+            drop(parts);
+            return self.read_bytes(space, addr, width);
+        };
+        let slot = &mut slots[id.0];
+        let value = slot.device.read(access);
+        if let Some(deadline_ns) = slot.nearer_deadline() {
+            self.attention.due_by(deadline_ns);
+        }
+        value & mask(width)
+    }
+
+    /// A read that no device takes whole: byte by byte.
+    fn read_bytes(&self, space: Space, addr: u64, width: u8) -> u64 {
+        if width == 1 {
+            return 0xff;
+        }
+        (0..width).fold(0, |value, i| value | (self.read(space, addr.wrapping_add(u64::from(i)), 1) & 0xff) << (8 * i))
+    }
+
+    fn write(&self, space: Space, addr: u64, width: u8, value: u64) {
+        let mut parts = self.parts();
+        let Parts { bus, slots } = &mut *parts;
+        let Some((id, access)) = bus.find(space, addr, width) else {
+            drop(parts);
+            if width > 1 {
+                for i in 0..width {
+                    self.write(space, addr.wrapping_add(u64::from(i)), 1, value >> (8 * i) & 0xff);
+                }
+            }
+            return;
+        };
+        let slot = &mut slots[id.0];
+        slot.device.write(access, value & mask(width));
+        if let Some(deadline_ns) = slot.nearer_deadline() {
+            self.attention.due_by(deadline_ns);
+        }
+    }
+
+    /// Back to power-on: every device, then the interrupt controllers.
+    pub fn reset(&self) {
+        let mut parts = self.parts();
+        for slot in &mut parts.slots {
+            slot.device.reset();
+            slot.deadline_ns = slot.device.deadline_ns();
+        }
+        self.interrupts.reset();
+    }
+
+    /// The state of every device in wiring order, then of the interrupt controllers.
+    pub fn save(&self) -> Vec<Section> {
+        let parts = self.parts();
+        parts.slots.iter().map(|slot| slot.device.save()).chain([self.interrupts.save()]).collect()
+    }
+
+    /// Takes over what `save` of a board with the same wiring returned.
+    pub fn load(&self, sections: &[Section]) -> Result<(), StateError> {
+        let mut parts = self.parts();
+        if sections.len() != parts.slots.len() + 1 {
+            let why = format!("{} sections for {} devices", sections.len(), parts.slots.len() + 1);
+            return Err(StateError::Damaged { kind: "board", why });
+        }
+        let (interrupts, devices) = sections.split_last().expect("counted above");
+        for (slot, section) in parts.slots.iter_mut().zip(devices) {
+            slot.device.load(section)?;
+            slot.deadline_ns = slot.device.deadline_ns();
+        }
+        self.interrupts.load(interrupts)
+    }
+}
+
+fn mask(width: u8) -> u64 {
+    if width >= 8 { u64::MAX } else { (1 << (8 * u32::from(width))) - 1 }
+}
+
+impl Platform for Board {
+    fn port_read(&self, _vcpu: usize, port: u16, width: u8) -> u32 {
+        self.read(Space::Port, u64::from(port), width) as u32
+    }
+
+    fn port_write(&self, _vcpu: usize, port: u16, width: u8, value: u32) {
+        self.write(Space::Port, u64::from(port), width, u64::from(value));
+    }
+
+    fn mmio_read(&self, vcpu: usize, addr: u64, width: u8) -> u64 {
+        match self.interrupts.lapic_offset(vcpu, addr) {
+            Some(offset) => self.interrupts.lapic_mmio_read(vcpu, offset, width),
+            None => self.read(Space::Memory, addr, width),
+        }
+    }
+
+    fn mmio_write(&self, vcpu: usize, addr: u64, width: u8, value: u64) {
+        match self.interrupts.lapic_offset(vcpu, addr) {
+            Some(offset) => self.interrupts.lapic_mmio_write(vcpu, offset, width, value),
+            None => self.write(Space::Memory, addr, width, value),
+        }
+    }
+
+    fn apic_msr_read(&self, vcpu: usize, msr: u32) -> Result<u64, NoSuchMsr> {
+        self.interrupts.apic_msr_read(vcpu, msr)
+    }
+
+    fn apic_msr_write(&self, vcpu: usize, msr: u32, value: u64) -> Result<(), NoSuchMsr> {
+        self.interrupts.apic_msr_write(vcpu, msr, value)
+    }
+
+    fn cr8(&self, vcpu: usize) -> u8 {
+        self.interrupts.cr8(vcpu)
+    }
+
+    fn set_cr8(&self, vcpu: usize, value: u8) {
+        self.interrupts.set_cr8(vcpu, value);
+    }
+
+    fn take_event(&self, vcpu: usize, interrupts: bool, nmi: bool) -> Option<VcpuEvent> {
+        self.interrupts.take_event(vcpu, interrupts, nmi)
+    }
+
+    fn advance(&self, now_ns: u64) -> Option<u64> {
+        self.attention.take_board();
+        let mut nearest: Option<u64> = None;
+        {
+            let mut parts = self.parts();
+            for slot in &mut parts.slots {
+                // Every waker is taken, or the second of two would bring the board back for nothing.
+                let woken = slot.wakers.iter().fold(false, |woken, waker| waker.take() | woken);
+                if woken || slot.deadline_ns.is_some_and(|due| due <= now_ns) {
+                    slot.device.poll(now_ns);
+                    slot.deadline_ns = slot.device.deadline_ns();
+                }
+                nearest = [nearest, slot.deadline_ns].into_iter().flatten().min();
+            }
+        }
+        self.interrupts.advance(now_ns);
+        let nearest = [nearest, self.interrupts.next_deadline_ns()].into_iter().flatten().min();
+        self.attention.set_deadline(nearest);
+        nearest
+    }
+
+    fn vcpu_failed(&self, _vcpu: usize, exit: MachineExit) {
+        self.attention.stop(exit);
+    }
+
+    fn clock(&self) -> &dyn Clock {
+        &*self.clock
+    }
+}
+
