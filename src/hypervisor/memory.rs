@@ -15,6 +15,8 @@ use std::sync::{Arc, Mutex};
 
 /// Bytes in a guest page, the unit of watching.
 pub const PAGE_SIZE: u64 = 4096;
+/// Buffers of one vectored system call: IOV_MAX of Linux and FreeBSD.
+pub const IO_VECTORS_MAX: usize = 1024;
 
 /// A guest-physical address.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
@@ -269,6 +271,63 @@ impl GuestMemory {
         let (r, offset) = self.span(addr, len).map_err(std::io::Error::other)?;
         // SAFETY: the kernel reads at most `len` bytes from the checked span.
         let n = unsafe { libc::pwrite(file.as_raw_fd(), r.host.add(offset).cast(), len, file_offset as libc::off_t) };
+        if n < 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        Ok(n as usize)
+    }
+
+    /// The host's view of `segments`, for one vectored system call: at most [`IO_VECTORS_MAX`] of them.
+    fn io_vectors(&self, segments: &[(GuestAddr, u32)]) -> std::io::Result<Vec<libc::iovec>> {
+        let vector = |&(addr, len): &(GuestAddr, u32)| {
+            let (r, offset) = self.span(addr, len as usize).map_err(std::io::Error::other)?;
+            // SAFETY: `span` checked that the bytes are inside the mapping.
+            Ok(libc::iovec { iov_base: unsafe { r.host.add(offset) }.cast(), iov_len: len as usize })
+        };
+        segments.iter().take(IO_VECTORS_MAX).map(vector).collect()
+    }
+
+    /// Reads from a file straight into `segments`, in order; returns the bytes read, which may be fewer.
+    pub fn read_vectored_from_file(
+        &self,
+        file: &std::fs::File,
+        file_offset: u64,
+        segments: &[(GuestAddr, u32)],
+    ) -> std::io::Result<usize> {
+        use std::os::fd::AsRawFd;
+        let vectors = self.io_vectors(segments)?;
+        // SAFETY: every vector was checked to lie inside a mapping, which lives as long as `self`.
+        let n =
+            unsafe { libc::preadv(file.as_raw_fd(), vectors.as_ptr(), vectors.len() as libc::c_int, file_offset as libc::off_t) };
+        if n < 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        let mut left = n as usize;
+        for &(addr, len) in segments {
+            let part = left.min(len as usize);
+            let (r, offset) = self.span(addr, part).map_err(std::io::Error::other)?;
+            self.note_write(r, offset, part);
+            left -= part;
+            if left == 0 {
+                break;
+            }
+        }
+        Ok(n as usize)
+    }
+
+    /// Writes `segments`, in order, straight to a file; returns the bytes written, which may be fewer.
+    pub fn write_vectored_to_file(
+        &self,
+        file: &std::fs::File,
+        file_offset: u64,
+        segments: &[(GuestAddr, u32)],
+    ) -> std::io::Result<usize> {
+        use std::os::fd::AsRawFd;
+        let vectors = self.io_vectors(segments)?;
+        // SAFETY: as in `read_vectored_from_file`.
+        let n = unsafe {
+            libc::pwritev(file.as_raw_fd(), vectors.as_ptr(), vectors.len() as libc::c_int, file_offset as libc::off_t)
+        };
         if n < 0 {
             return Err(std::io::Error::last_os_error());
         }

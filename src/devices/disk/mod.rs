@@ -1,4 +1,6 @@
 //! What stands behind a disk device: requests in, completions out, the waiting on a thread of its own.
+pub mod file; // a file, block device or zvol of the host
+pub mod memory; // an array of bytes, for tests
 
 use crate::hypervisor::memory::GuestAddr;
 
@@ -20,6 +22,8 @@ pub enum DiskOp {
     WriteZeroes {
         /// Length.
         bytes: u64,
+        /// Whether the space may be given back to the host.
+        may_unmap: bool,
     },
 }
 
@@ -34,6 +38,17 @@ pub struct DiskRequest {
     pub offset: u64,
     /// The guest's buffers, in order; checked to be guest memory.
     pub segments: Vec<(GuestAddr, u32)>,
+}
+
+impl DiskRequest {
+    /// Bytes of the disk that it touches.
+    pub fn bytes(&self) -> u64 {
+        match self.op {
+            DiskOp::Read | DiskOp::Write => self.segments.iter().map(|&(_, len)| u64::from(len)).sum(),
+            DiskOp::Flush => 0,
+            DiskOp::Discard { bytes } | DiskOp::WriteZeroes { bytes, .. } => bytes,
+        }
+    }
 }
 
 /// How a request ended.

@@ -1,6 +1,10 @@
 //! A driver's side of a virtqueue, for tests and fuzzing: builds chains, also wrong ones, and reads what comes back.
 
 use super::queue::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Queue};
+use super::transport::{
+    ACKNOWLEDGE, CAP_COMMON, CAP_DEVICE, CAP_ID_VENDOR, CAP_ISR, CAP_NOTIFY, CAP_PCI, DRIVER, DRIVER_OK, FEATURES_OK, VirtioPci,
+};
+use crate::devices::pci::PciDevice;
 use crate::hypervisor::memory::{GuestAddr, GuestMemory};
 
 /// A descriptor as the driver writes it.
@@ -165,5 +169,200 @@ impl MockDriver {
         self.used = self.used.wrapping_add(1);
         let element: u64 = self.mem.read_le(GuestAddr(slot)).expect("the ring is guest memory");
         Some((element as u16, (element >> 32) as u32))
+    }
+}
+
+/// Where a structure of the device lies: BAR, offset, bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Structure {
+    /// Number of the BAR.
+    pub bar: u8,
+    /// Offset in it.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u32,
+}
+
+/// A driver of a virtio PCI function: finds the capabilities, negotiates, sets up rings.
+pub struct PciDriver {
+    /// The function.
+    pub function: VirtioPci,
+    /// Guest memory.
+    pub mem: GuestMemory,
+    /// Common configuration.
+    pub common: Structure,
+    /// Notifications.
+    pub notify: Structure,
+    /// ISR status.
+    pub isr: Structure,
+    /// Device-specific configuration; empty if the device has none.
+    pub device: Structure,
+    /// Offset of the window capability in configuration space.
+    pub window_cap: u16,
+    notify_multiplier: u64,
+    next_ring: u64,
+}
+
+/// Address of the messages that [`PciDriver::enable_msix`] programs; vector `i` sends `MSIX_DATA + i`.
+pub const MSIX_ADDRESS: u64 = 0xfee0_0000;
+/// Data of the message of vector 0.
+pub const MSIX_DATA: u32 = 0x40;
+
+impl PciDriver {
+    /// Switches the function on and reads its capabilities. Rings will be put from `rings` on.
+    pub fn probe(mut function: VirtioPci, mem: &GuestMemory, rings: u64) -> PciDriver {
+        function.config_mut().place_bar(0, 0xc000_0000);
+        function.config_mut().place_bar(1, 0xc001_0000);
+        function.config_write(4, 2, 0x6);
+        let mut driver = PciDriver {
+            function,
+            mem: mem.clone(),
+            common: Structure::default(),
+            notify: Structure::default(),
+            isr: Structure::default(),
+            device: Structure::default(),
+            window_cap: 0,
+            notify_multiplier: 0,
+            next_ring: rings,
+        };
+        let mut at = driver.function.config_read(0x34, 1) as u16;
+        while at != 0 {
+            driver.read_capability(at);
+            at = driver.function.config_read(at + 1, 1) as u16;
+        }
+        driver
+    }
+
+    fn read_capability(&mut self, at: u16) {
+        if self.function.config_read(at, 1) as u8 != CAP_ID_VENDOR {
+            return;
+        }
+        let found = Structure {
+            bar: self.function.config_read(at + 4, 1) as u8,
+            offset: u64::from(self.function.config_read(at + 8, 4)),
+            len: self.function.config_read(at + 12, 4),
+        };
+        match self.function.config_read(at + 3, 1) as u8 {
+            CAP_COMMON => self.common = found,
+            CAP_NOTIFY => {
+                self.notify = found;
+                self.notify_multiplier = u64::from(self.function.config_read(at + 16, 4));
+            }
+            CAP_ISR => self.isr = found,
+            CAP_DEVICE => self.device = found,
+            CAP_PCI => self.window_cap = at,
+            _ => {}
+        }
+    }
+
+    /// Reads a BAR as the root does.
+    pub fn bar_read(&mut self, bar: u8, offset: u64, width: u8) -> u64 {
+        match self.function.config().msix_read(bar, offset, width) {
+            Some(value) => value,
+            None => self.function.bar_read(bar, offset, width),
+        }
+    }
+    /// Writes a BAR as the root does.
+    pub fn bar_write(&mut self, bar: u8, offset: u64, width: u8, value: u64) {
+        if !self.function.config_mut().msix_write(bar, offset, width, value) {
+            self.function.bar_write(bar, offset, width, value);
+        }
+    }
+    /// Reads a common register.
+    pub fn common_read(&mut self, offset: u64, width: u8) -> u64 {
+        self.bar_read(self.common.bar, self.common.offset + offset, width)
+    }
+    /// Writes a common register.
+    pub fn common_write(&mut self, offset: u64, width: u8, value: u64) {
+        self.bar_write(self.common.bar, self.common.offset + offset, width, value);
+    }
+    /// Reads the device-specific configuration.
+    pub fn device_read(&mut self, offset: u64, width: u8) -> u64 {
+        self.bar_read(self.device.bar, self.device.offset + offset, width)
+    }
+    /// Writes the device-specific configuration.
+    pub fn device_write(&mut self, offset: u64, width: u8, value: u64) {
+        self.bar_write(self.device.bar, self.device.offset + offset, width, value);
+    }
+    /// The device status.
+    pub fn status(&mut self) -> u8 {
+        self.common_read(0x14, 1) as u8
+    }
+    /// Writes the device status.
+    pub fn set_status(&mut self, status: u8) {
+        self.common_write(0x14, 1, u64::from(status));
+    }
+    /// Reads and so clears the ISR.
+    pub fn take_isr(&mut self) -> u8 {
+        self.bar_read(self.isr.bar, self.isr.offset, 1) as u8
+    }
+
+    /// Resets the device and negotiates `wanted` of what is offered; returns what was agreed.
+    pub fn negotiate(&mut self, wanted: u64) -> u64 {
+        self.set_status(0);
+        self.set_status(ACKNOWLEDGE);
+        self.set_status(ACKNOWLEDGE | DRIVER);
+        let mut offered = 0;
+        for half in 0..2 {
+            self.common_write(0x00, 4, half);
+            offered |= self.common_read(0x04, 4) << (32 * half);
+        }
+        let features = offered & wanted;
+        for half in 0..2 {
+            self.common_write(0x08, 4, half);
+            self.common_write(0x0c, 4, features >> (32 * half) & 0xffff_ffff);
+        }
+        self.set_status(ACKNOWLEDGE | DRIVER | FEATURES_OK);
+        features
+    }
+
+    /// Puts queue `index` with `size` entries (0: what the device offers) and an MSI-X vector into use.
+    pub fn setup_queue(&mut self, index: u16, size: u16, vector: u16) -> MockDriver {
+        self.common_write(0x16, 2, u64::from(index));
+        if size != 0 {
+            self.common_write(0x18, 2, u64::from(size));
+        }
+        let size = self.common_read(0x18, 2) as u16;
+        let ring = MockDriver::new(&self.mem, self.next_ring, size);
+        self.next_ring += (MockDriver::bytes(size) + 15) & !15;
+        self.common_write(0x1a, 2, u64::from(vector));
+        self.common_write(0x20, 8, ring.desc_addr());
+        self.common_write(0x28, 8, ring.driver_addr());
+        self.common_write(0x30, 4, ring.device_addr() & 0xffff_ffff);
+        self.common_write(0x34, 4, ring.device_addr() >> 32);
+        self.common_write(0x1c, 2, 1);
+        ring
+    }
+
+    /// The driver is ready; the poll that the device asks for is made.
+    pub fn driver_ok(&mut self) {
+        self.set_status(ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
+        self.function.poll(0);
+    }
+
+    /// Notifies queue `index` and makes the polls that the device asks for at once.
+    pub fn kick(&mut self, index: u16) {
+        self.common_write(0x16, 2, u64::from(index));
+        let at = self.common_read(0x1e, 2) * self.notify_multiplier;
+        self.bar_write(self.notify.bar, self.notify.offset + at, 2, u64::from(index));
+        for _ in 0..4 {
+            if self.function.deadline_ns() == Some(0) {
+                self.function.poll(0);
+            }
+        }
+    }
+
+    /// Switches MSI-X on with all vectors unmasked.
+    pub fn enable_msix(&mut self) {
+        for vector in 0..u64::from(self.function.config().msix_vectors()) {
+            self.bar_write(1, 16 * vector, 8, MSIX_ADDRESS);
+            self.bar_write(1, 16 * vector + 8, 4, u64::from(MSIX_DATA) + vector);
+            self.bar_write(1, 16 * vector + 12, 4, 0);
+        }
+        let mut at = self.function.config_read(0x34, 1) as u16;
+        while self.function.config_read(at, 1) != 0x11 {
+            at = self.function.config_read(at + 1, 1) as u16;
+        }
+        self.function.config_write(at + 2, 2, 0x8000);
     }
 }

@@ -1,8 +1,13 @@
 //! virtio 1.2: transport, queues, devices.
 //!
 //! A device knows its requests; the transport knows how the driver reaches it. Rings are read in one place, `queue`.
+pub mod blk; // block device
+pub mod console; // console with one port
 pub mod mock; // a driver's side of a ring, for tests and fuzzing
+pub mod net; // network device
 pub mod queue; // the split virtqueue
+pub mod rng; // entropy device
+pub mod transport; // virtio over PCI
 
 use crate::hypervisor::memory::GuestMemory;
 use crate::hypervisor::state::{Section, StateError};
@@ -45,7 +50,7 @@ pub trait VirtioDevice: Send {
     fn config(&self) -> Vec<u8>;
     /// The driver writes `data` at `offset` of it; out of range or read-only is dropped.
     fn write_config(&mut self, offset: usize, data: &[u8]);
-    /// The driver is ready (DRIVER_OK) and has accepted `features`.
+    /// The driver is ready (DRIVER_OK) and has accepted `features`; also after `load`. Only remembers them.
     fn activate(&mut self, features: u64);
     /// The driver says that `queue` has something.
     fn notify(&mut self, queue: usize, queues: &mut Queues);
@@ -107,6 +112,10 @@ impl<'a> Queues<'a> {
     pub fn is_full(&self, queue: usize) -> bool {
         self.queues[queue].is_full(self.mem)
     }
+    /// Whether this entry has taken all that it may.
+    pub fn is_spent(&self) -> bool {
+        self.budget == 0
+    }
     /// Whether the queue is enabled and not broken.
     pub fn is_live(&self, queue: usize) -> bool {
         self.queues[queue].is_live()
@@ -114,6 +123,10 @@ impl<'a> Queues<'a> {
     /// Breaks the queue: the driver is asked to reset the device.
     pub fn fail(&mut self, queue: usize, why: Broken) {
         self.queues[queue].fail(why);
+    }
+    /// There is more to do than one entry may: a poll follows soon.
+    pub fn come_again(&mut self) {
+        self.cut_short = true;
     }
     /// The device's configuration is not what it was.
     pub fn config_changed(&mut self) {

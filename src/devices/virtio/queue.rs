@@ -622,10 +622,10 @@ mod tests {
     #[test]
     fn buffers_outside_of_memory_break_the_queue() {
         for (addr, len) in [(0x2_0000 - 4, 5), (0x4_0000, 1), (u64::MAX, 1), (u64::MAX - 3, u32::MAX), (DATA, u32::MAX)] {
-            assert_eq!(breaks_with(|d| _ = (d.add(&[Desc::readable(addr, len)]))), Some(Broken::BufferOutside));
+            assert_eq!(breaks_with(|d| _ = d.add(&[Desc::readable(addr, len)])), Some(Broken::BufferOutside));
         }
-        assert_eq!(breaks_with(|d| _ = (d.add(&[Desc::writable(ROM, 4)]))), Some(Broken::BufferOutside));
-        assert_eq!(breaks_with(|d| _ = (d.add(&[Desc::readable(ROM, 4)]))), None);
+        assert_eq!(breaks_with(|d| _ = d.add(&[Desc::writable(ROM, 4)])), Some(Broken::BufferOutside));
+        assert_eq!(breaks_with(|d| _ = d.add(&[Desc::readable(ROM, 4)])), None);
     }
 
     #[test]

@@ -1,0 +1,847 @@
+//! A disk on the host: a file (sparse or not), a block device or a zvol.
+//!
+//! Two threads a disk carry out the requests, straight between the file and guest memory. Cache modes:
+//!
+//! | mode | data | flush |
+//! |---|---|---|
+//! | `writeback` | page cache | fdatasync |
+//! | `none` | O_DIRECT where the file system can; what is misaligned goes through a buffer | fdatasync |
+//! | `writethrough` | page cache, fdatasync after each write | fdatasync |
+//! | `unsafe` | page cache | nothing: a power cut of the host may ruin the guest's file system |
+//!
+//! Discard is fallocate(2) PUNCH_HOLE on Linux, fspacectl(2) on FreeBSD.
+//!
+//! **Not modelled**: TRIM of FreeBSD disk devices (DIOCGDELETE): there `can_discard` is false.
+//!
+//! **Hostile guest**: requests outside of the disk end in an I/O error; the device bounds how many are in flight. What
+//! the guest makes the host fail at is noted once, and again only after it went well in between.
+//!
+//! **Saved state**: none; the device saves what is in flight.
+
+use std::collections::VecDeque;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock};
+use std::thread::JoinHandle;
+
+use super::{Disk, DiskOp, DiskRequest, DiskStatus};
+use crate::hypervisor::backend::Waker;
+use crate::hypervisor::memory::{GuestAddr, GuestMemory};
+
+const WORKERS: usize = 2;
+const SECTOR: u64 = 512;
+/// Bytes that go through a buffer at once.
+const BOUNCE_BYTES: usize = 256 * 1024;
+const BUFFER_ALIGN: usize = 4096;
+
+/// How the host's cache is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CacheMode {
+    /// The page cache; the guest's flushes reach the medium.
+    #[default]
+    Writeback,
+    /// Past the page cache where that is possible.
+    None,
+    /// The page cache; each write reaches the medium before it ends.
+    Writethrough,
+    /// The page cache; flushes are ignored.
+    Unsafe,
+}
+
+/// How a disk is opened.
+#[derive(Debug, Clone)]
+pub struct DiskOptions {
+    /// Refuse writes, and share the file with other readers.
+    pub read_only: bool,
+    /// How the host's cache is used.
+    pub cache: CacheMode,
+    /// Whether discarded space is given back to the host.
+    pub discard: bool,
+}
+
+impl Default for DiskOptions {
+    fn default() -> DiskOptions {
+        DiskOptions { read_only: false, cache: CacheMode::Writeback, discard: true }
+    }
+}
+
+/// What happened to a disk while it runs and the user should know.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DiskNote {
+    /// The host's file system is full; the guest sees I/O errors.
+    #[error("disk full: no space left on the host for `{path}`; the guest's writes fail until there is")]
+    Full {
+        /// The disk.
+        path: PathBuf,
+    },
+    /// The host cannot read or write.
+    #[error("cannot {action} disk `{path}`: {error}")]
+    Failed {
+        /// The disk.
+        path: PathBuf,
+        /// `read`, `write`, `flush`, `discard`.
+        action: &'static str,
+        /// The host's words.
+        error: String,
+    },
+    /// Somebody made the file shorter.
+    #[error("disk `{path}` has become shorter than the {size} bytes that the guest was given")]
+    Truncated {
+        /// The disk.
+        path: PathBuf,
+        /// Its size at start.
+        size: u64,
+    },
+    /// Cache mode `none` is not to be had here.
+    #[error("disk `{path}` does not support direct I/O here; the page cache is used")]
+    NoDirectIo {
+        /// The disk.
+        path: PathBuf,
+    },
+}
+
+/// Takes notes; called from the disk's threads.
+pub type DiskNotes = Arc<dyn Fn(DiskNote) + Send + Sync>;
+
+/// What a disk needs of the machine.
+#[derive(Clone)]
+pub struct DiskHost {
+    /// The guest's memory.
+    pub memory: GuestMemory,
+    /// Wakes the device.
+    pub waker: Waker,
+    /// Hears what the user should know.
+    pub notes: DiskNotes,
+}
+
+/// A disk that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// A system call failed.
+    #[error("cannot {action} disk `{path}`")]
+    Host {
+        /// What was tried.
+        action: &'static str,
+        /// The disk.
+        path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// Locked by another.
+    #[error("disk `{path}` is in use by another guest or program")]
+    InUse {
+        /// The disk.
+        path: PathBuf,
+    },
+    /// A directory, a pipe, a terminal.
+    #[error("disk `{path}` is neither a file nor a block device")]
+    NotADisk {
+        /// The path.
+        path: PathBuf,
+    },
+    /// No bytes.
+    #[error("disk `{path}` is empty")]
+    Empty {
+        /// The disk.
+        path: PathBuf,
+    },
+    /// Not a whole number of sectors.
+    #[error("disk `{path}` has `{size}` bytes, which is no multiple of 512: it is cut short, or no raw image")]
+    OddSize {
+        /// The disk.
+        path: PathBuf,
+        /// Its size.
+        size: u64,
+    },
+}
+
+impl DiskError {
+    /// The next step, where there is one.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            DiskError::InUse { .. } => Some("stop the other guest, or open the disk read-only in both (`ro = true`)".into()),
+            DiskError::Empty { path } => Some(format!("give it a size, as with `truncate -s 10G {}`", path.display())),
+            _ => None,
+        }
+    }
+}
+
+/// Opens and locks a disk: for its user alone, or with `read_only` for readers only. The lock lives as long as the
+/// descriptor and all its copies, also those in other processes.
+pub fn open_file(path: &Path, options: &DiskOptions) -> Result<File, DiskError> {
+    let host = |action, source| DiskError::Host { action, path: path.to_owned(), source };
+    let mut how = OpenOptions::new();
+    how.read(true).write(!options.read_only);
+    let direct = options.cache == CacheMode::None;
+    // Without O_NONBLOCK, opening a pipe by mistake would wait for its other end.
+    let opened = match how.custom_flags(libc::O_NONBLOCK | if direct { libc::O_DIRECT } else { 0 }).open(path) {
+        Err(e) if direct && e.raw_os_error() == Some(libc::EINVAL) => how.custom_flags(libc::O_NONBLOCK).open(path),
+        other => other,
+    };
+    let file = opened.map_err(|e| host("open", e))?;
+    check_type(&file, path)?;
+    let locked = if options.read_only { file.try_lock_shared() } else { file.try_lock() };
+    match locked {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(DiskError::InUse { path: path.to_owned() }),
+        Err(TryLockError::Error(e)) => Err(host("lock", e)),
+    }
+}
+
+/// Whether it is a file rather than a device.
+fn check_type(file: &File, path: &Path) -> Result<bool, DiskError> {
+    let source = |source| DiskError::Host { action: "examine", path: path.to_owned(), source };
+    let kind = file.metadata().map_err(source)?.file_type();
+    // FreeBSD's disks are character devices.
+    let device = kind.is_block_device() || cfg!(target_os = "freebsd") && kind.is_char_device();
+    match kind.is_file() || device {
+        true => Ok(kind.is_file()),
+        false => Err(DiskError::NotADisk { path: path.to_owned() }),
+    }
+}
+
+/// Opens, locks and starts a disk.
+pub fn open(path: &Path, options: &DiskOptions, host: &DiskHost) -> Result<FileDisk, DiskError> {
+    FileDisk::from_file(open_file(path, options)?, path, options, host)
+}
+
+/// Memory that O_DIRECT accepts.
+struct AlignedBuffer {
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+impl AlignedBuffer {
+    fn new(len: usize) -> AlignedBuffer {
+        let bytes = vec![0u8; len + BUFFER_ALIGN];
+        let start = bytes.as_ptr().align_offset(BUFFER_ALIGN).min(BUFFER_ALIGN);
+        AlignedBuffer { bytes, start }
+    }
+    fn get(&mut self, len: usize) -> &mut [u8] {
+        &mut self.bytes[self.start..self.start + len]
+    }
+}
+
+/// What the threads share.
+struct Engine {
+    file: File,
+    path: PathBuf,
+    size: u64,
+    cache: CacheMode,
+    regular: bool,
+    /// Alignment of direct I/O; 1 for none.
+    align: u64,
+    host: DiskHost,
+    jobs: Mutex<Jobs>,
+    work: Condvar,
+    idle: Condvar,
+    /// A misaligned direct write reads and writes whole blocks: nobody else writes meanwhile.
+    blocks: RwLock<()>,
+    noted_full: AtomicBool,
+    noted_failure: AtomicBool,
+    noted_truncation: AtomicBool,
+}
+
+#[derive(Default)]
+struct Jobs {
+    waiting: VecDeque<DiskRequest>,
+    running: usize,
+    done: VecDeque<(u64, DiskStatus)>,
+    stop: bool,
+}
+
+/// A disk on a file or device of the host.
+pub struct FileDisk {
+    engine: Arc<Engine>,
+    workers: Vec<JoinHandle<()>>,
+    read_only: bool,
+    can_discard: bool,
+}
+
+impl FileDisk {
+    /// A disk on a descriptor that somebody opened with [`open_file`] and the same options. `path` is for messages.
+    pub fn from_file(file: File, path: &Path, options: &DiskOptions, host: &DiskHost) -> Result<FileDisk, DiskError> {
+        let failed = |action, source| DiskError::Host { action, path: path.to_owned(), source };
+        let regular = check_type(&file, path)?;
+        let size = io::Seek::seek(&mut &file, io::SeekFrom::End(0)).map_err(|e| failed("measure", e))?;
+        if size == 0 {
+            return Err(DiskError::Empty { path: path.to_owned() });
+        }
+        if size % SECTOR != 0 {
+            return Err(DiskError::OddSize { path: path.to_owned(), size });
+        }
+        let mut align = 1;
+        if options.cache == CacheMode::None {
+            align = direct_alignment(&file, size).unwrap_or(1);
+            if align == 1 {
+                set_direct(&file, false).map_err(|e| failed("set flags of", e))?;
+                (host.notes)(DiskNote::NoDirectIo { path: path.to_owned() });
+            }
+        }
+        let can_discard = options.discard && !options.read_only && punches_holes(&file, regular, size);
+        let engine = Arc::new(Engine::new(file, path, size, options.cache, regular, align, host.clone()));
+        let mut disk = FileDisk { engine, workers: Vec::new(), read_only: options.read_only, can_discard };
+        for index in 0..WORKERS {
+            let engine = disk.engine.clone();
+            let thread = std::thread::Builder::new().name(format!("disk-{index}")).spawn(move || engine.work());
+            disk.workers.push(thread.map_err(|e| failed("start a thread for", e))?);
+        }
+        Ok(disk)
+    }
+}
+
+impl Disk for FileDisk {
+    fn size_bytes(&self) -> u64 {
+        self.engine.size
+    }
+    fn read_only(&self) -> bool {
+        self.read_only
+    }
+    fn can_discard(&self) -> bool {
+        self.can_discard
+    }
+    fn submit(&mut self, request: DiskRequest) {
+        let mut jobs = self.engine.jobs();
+        let writes = !matches!(request.op, DiskOp::Read | DiskOp::Flush);
+        if writes && self.read_only {
+            jobs.done.push_back((request.tag, DiskStatus::IoError));
+            drop(jobs);
+            self.engine.host.waker.wake();
+            return;
+        }
+        jobs.waiting.push_back(request);
+        drop(jobs);
+        self.engine.work.notify_one();
+    }
+    fn completed(&mut self) -> Option<(u64, DiskStatus)> {
+        self.engine.jobs().done.pop_front()
+    }
+    fn drain(&mut self) {
+        let mut jobs = self.engine.jobs();
+        while jobs.running > 0 || !jobs.waiting.is_empty() {
+            jobs = self.engine.idle.wait(jobs).expect("no panic happens under this lock");
+        }
+    }
+}
+
+impl Drop for FileDisk {
+    fn drop(&mut self) {
+        self.engine.jobs().stop = true;
+        self.engine.work.notify_all();
+        for worker in self.workers.drain(..) {
+            let _ = worker.join();
+        }
+    }
+}
+
+fn set_direct(file: &File, on: bool) -> io::Result<()> {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    let mut flags = OFlag::from_bits_retain(fcntl(file, FcntlArg::F_GETFL)?);
+    flags.set(OFlag::O_DIRECT, on);
+    fcntl(file, FcntlArg::F_SETFL(flags))?;
+    Ok(())
+}
+
+/// The alignment that direct I/O on `file` needs, if it works at all: found by trying.
+fn direct_alignment(file: &File, size: u64) -> Option<u64> {
+    set_direct(file, true).ok()?;
+    let mut buffer = AlignedBuffer::new(BUFFER_ALIGN);
+    let works = |align: &u64| size % align == 0 && file.read_at(buffer.get(*align as usize), 0).is_ok_and(|n| n > 0);
+    [SECTOR, BUFFER_ALIGN as u64].into_iter().find(works)
+}
+
+/// Whether the file system gives back the space of a hole: tried beyond the end, where there is nothing to lose.
+#[cfg(target_os = "linux")]
+fn punches_holes(file: &File, regular: bool, size: u64) -> bool {
+    !regular || punch_hole(file, size, BUFFER_ALIGN as u64).is_ok()
+}
+#[cfg(not(target_os = "linux"))]
+fn punches_holes(_: &File, regular: bool, _: u64) -> bool {
+    regular && cfg!(target_os = "freebsd")
+}
+
+#[cfg(target_os = "linux")]
+fn punch_hole(file: &File, offset: u64, bytes: u64) -> io::Result<()> {
+    use nix::fcntl::{FallocateFlags, fallocate};
+    let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    Ok(fallocate(file, flags, offset as libc::off_t, bytes as libc::off_t)?)
+}
+#[cfg(target_os = "freebsd")]
+fn punch_hole(file: &File, offset: u64, bytes: u64) -> io::Result<()> {
+    Ok(nix::fcntl::fspacectl_all(file, offset as libc::off_t, bytes as libc::off_t)?)
+}
+#[cfg(not(any(target_os = "linux", target_os = "freebsd")))]
+fn punch_hole(_: &File, _: u64, _: u64) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+#[cfg(target_os = "linux")]
+fn zero_range(file: &File, offset: u64, bytes: u64) -> io::Result<()> {
+    use nix::fcntl::{FallocateFlags, fallocate};
+    let flags = FallocateFlags::FALLOC_FL_ZERO_RANGE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    Ok(fallocate(file, flags, offset as libc::off_t, bytes as libc::off_t)?)
+}
+#[cfg(not(target_os = "linux"))]
+fn zero_range(_: &File, _: u64, _: u64) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Whether the error says that the file cannot do this at all.
+fn is_unsupported(error: &io::Error) -> bool {
+    let codes = [libc::EOPNOTSUPP, libc::ENOTSUP, libc::ENOSYS, libc::EINVAL, libc::ENOTTY, libc::ENODEV];
+    error.kind() == io::ErrorKind::Unsupported || error.raw_os_error().is_some_and(|code| codes.contains(&code))
+}
+
+/// Drops `bytes` from the front.
+fn advance(segments: &mut VecDeque<(GuestAddr, u32)>, mut bytes: u64) {
+    while bytes > 0 {
+        let Some((addr, len)) = segments.front_mut() else { return };
+        let step = bytes.min(u64::from(*len));
+        *addr = GuestAddr(addr.0 + step);
+        *len -= step as u32;
+        bytes -= step;
+        if *len == 0 {
+            segments.pop_front();
+        }
+    }
+}
+
+impl Engine {
+    fn new(file: File, path: &Path, size: u64, cache: CacheMode, regular: bool, align: u64, host: DiskHost) -> Engine {
+        Engine {
+            file,
+            path: path.to_owned(),
+            size,
+            cache,
+            regular,
+            align,
+            host,
+            jobs: Mutex::default(),
+            work: Condvar::new(),
+            idle: Condvar::new(),
+            blocks: RwLock::new(()),
+            noted_full: AtomicBool::new(false),
+            noted_failure: AtomicBool::new(false),
+            noted_truncation: AtomicBool::new(false),
+        }
+    }
+
+    fn jobs(&self) -> MutexGuard<'_, Jobs> {
+        self.jobs.lock().expect("no panic happens under this lock")
+    }
+
+    /// A worker's life: what waits is done before it ends.
+    fn work(&self) {
+        let mut jobs = self.jobs();
+        loop {
+            let Some(request) = jobs.waiting.pop_front() else {
+                if jobs.stop {
+                    return;
+                }
+                jobs = self.work.wait(jobs).expect("no panic happens under this lock");
+                continue;
+            };
+            jobs.running += 1;
+            drop(jobs);
+            let status = self.carry_out(&request);
+            jobs = self.jobs();
+            jobs.running -= 1;
+            jobs.done.push_back((request.tag, status));
+            if jobs.running == 0 && jobs.waiting.is_empty() {
+                self.idle.notify_all();
+            }
+            self.host.waker.wake();
+        }
+    }
+
+    fn carry_out(&self, request: &DiskRequest) -> DiskStatus {
+        let inside = request.offset.checked_add(request.bytes()).is_some_and(|end| end <= self.size);
+        if !inside {
+            return DiskStatus::IoError;
+        }
+        let (action, result) = match request.op {
+            DiskOp::Read => ("read", self.transfer(request, false)),
+            DiskOp::Write => ("write", self.transfer(request, true).and_then(|()| self.after_write())),
+            DiskOp::Flush => ("flush", self.flush()),
+            DiskOp::Discard { bytes } => match punch_hole(&self.file, request.offset, bytes) {
+                Err(e) if is_unsupported(&e) => return DiskStatus::Unsupported,
+                other => ("discard on", other),
+            },
+            DiskOp::WriteZeroes { bytes, may_unmap } => {
+                ("write zeros to", self.write_zeroes(request.offset, bytes, may_unmap).and_then(|()| self.after_write()))
+            }
+        };
+        match result {
+            Ok(()) => {
+                self.noted_failure.store(false, Ordering::Relaxed);
+                if !matches!(request.op, DiskOp::Read | DiskOp::Flush) {
+                    self.noted_full.store(false, Ordering::Relaxed);
+                }
+                DiskStatus::Ok
+            }
+            Err(error) => {
+                self.note(action, &error);
+                DiskStatus::IoError
+            }
+        }
+    }
+
+    fn note(&self, action: &'static str, error: &io::Error) {
+        let path = self.path.clone();
+        let full = matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT));
+        let (noted, note) = if full {
+            (&self.noted_full, DiskNote::Full { path })
+        } else if error.kind() == io::ErrorKind::UnexpectedEof {
+            (&self.noted_truncation, DiskNote::Truncated { path, size: self.size })
+        } else {
+            (&self.noted_failure, DiskNote::Failed { path, action, error: error.to_string() })
+        };
+        if !noted.swap(true, Ordering::Relaxed) {
+            (self.host.notes)(note);
+        }
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        match self.cache {
+            CacheMode::Unsafe => Ok(()),
+            _ => self.file.sync_data(),
+        }
+    }
+
+    fn after_write(&self) -> io::Result<()> {
+        match self.cache {
+            CacheMode::Writethrough => self.file.sync_data(),
+            _ => Ok(()),
+        }
+    }
+
+    fn is_aligned(&self, request: &DiskRequest) -> bool {
+        let odd = |value: u64| value % self.align != 0;
+        !odd(request.offset) && !request.segments.iter().any(|&(addr, len)| odd(addr.0) || odd(u64::from(len)))
+    }
+
+    fn transfer(&self, request: &DiskRequest, write: bool) -> io::Result<()> {
+        if !self.is_aligned(request) {
+            return self.transfer_bounced(request, write);
+        }
+        let _shared = self.blocks.read().expect("no panic happens under this lock");
+        let memory = &self.host.memory;
+        let mut offset = request.offset;
+        let mut left: VecDeque<(GuestAddr, u32)> = request.segments.iter().copied().filter(|&(_, len)| len > 0).collect();
+        while !left.is_empty() {
+            let segments = left.make_contiguous();
+            let moved = match (write, &*segments) {
+                (false, &[(addr, len)]) => memory.read_from_file(&self.file, offset, addr, len as usize),
+                (true, &[(addr, len)]) => memory.write_to_file(&self.file, offset, addr, len as usize),
+                (false, many) => memory.read_vectored_from_file(&self.file, offset, many),
+                (true, many) => memory.write_vectored_to_file(&self.file, offset, many),
+            };
+            match moved {
+                Ok(0) if write => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(bytes) => {
+                    offset += bytes as u64;
+                    advance(&mut left, bytes as u64);
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    /// Direct I/O for a request that is not aligned: whole blocks through a buffer.
+    fn transfer_bounced(&self, request: &DiskRequest, write: bool) -> io::Result<()> {
+        let _alone = self.blocks.write().expect("no panic happens under this lock");
+        let mut buffer = AlignedBuffer::new(BOUNCE_BYTES);
+        let mut left: VecDeque<(GuestAddr, u32)> = request.segments.iter().copied().filter(|&(_, len)| len > 0).collect();
+        let end = request.offset + request.bytes();
+        let mut at = request.offset;
+        while at < end {
+            let first = at - at % self.align;
+            // The disk's size is a multiple of the alignment, so the last block is whole.
+            let last = end.next_multiple_of(self.align).min(first + BOUNCE_BYTES as u64);
+            let blocks = buffer.get((last - first) as usize);
+            let (skip, stop) = ((at - first) as usize, (end.min(last) - first) as usize);
+            let partial = skip != 0 || stop != blocks.len();
+            if !write || partial {
+                self.file.read_exact_at(blocks, first)?;
+            }
+            self.copy(&mut left, &mut blocks[skip..stop], !write)?;
+            if write {
+                self.file.write_all_at(blocks, first)?;
+            }
+            at = first + stop as u64;
+        }
+        Ok(())
+    }
+
+    fn copy(&self, left: &mut VecDeque<(GuestAddr, u32)>, mut bytes: &mut [u8], to_guest: bool) -> io::Result<()> {
+        while let (Some(&(addr, len)), false) = (left.front(), bytes.is_empty()) {
+            let (part, rest) = bytes.split_at_mut(bytes.len().min(len as usize));
+            let copied = if to_guest { self.host.memory.write(addr, part) } else { self.host.memory.read(addr, part) };
+            copied.map_err(io::Error::other)?;
+            advance(left, part.len() as u64);
+            bytes = rest;
+        }
+        Ok(())
+    }
+
+    fn write_zeroes(&self, offset: u64, bytes: u64, may_unmap: bool) -> io::Result<()> {
+        let quick = match may_unmap && (self.regular || cfg!(target_os = "linux")) {
+            true => punch_hole(&self.file, offset, bytes),
+            false => zero_range(&self.file, offset, bytes),
+        };
+        match quick {
+            Err(e) if is_unsupported(&e) => {}
+            other => return other,
+        }
+        // A misaligned end of a direct write shares its block with others: then the page cache does it.
+        let direct = self.align > 1 && (offset % self.align != 0 || bytes % self.align != 0);
+        let _alone = self.blocks.write().expect("no panic happens under this lock");
+        if direct {
+            set_direct(&self.file, false)?;
+        }
+        let written = self.write_zero_blocks(offset, bytes);
+        if direct {
+            set_direct(&self.file, true)?;
+        }
+        written
+    }
+
+    fn write_zero_blocks(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        let mut zeros = AlignedBuffer::new(BOUNCE_BYTES);
+        let end = offset + bytes;
+        let mut at = offset;
+        while at < end {
+            let len = (end - at).min(BOUNCE_BYTES as u64);
+            self.file.write_all_at(zeros.get(len as usize), at)?;
+            at += len;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hypervisor::backend::Attention;
+    use std::io::Write;
+
+    struct Rig {
+        dir: tempfile::TempDir,
+        memory: GuestMemory,
+        host: DiskHost,
+        notes: Arc<Mutex<Vec<DiskNote>>>,
+    }
+
+    fn rig() -> Rig {
+        let memory = GuestMemory::new(&[(GuestAddr(0), 4 << 20, true)]).unwrap();
+        let notes: Arc<Mutex<Vec<DiskNote>>> = Arc::default();
+        let heard = notes.clone();
+        let host = DiskHost {
+            memory: memory.clone(),
+            waker: Waker::new(Attention::new(1)),
+            notes: Arc::new(move |note| heard.lock().unwrap().push(note)),
+        };
+        Rig { dir: tempfile::tempdir().unwrap(), memory, host, notes }
+    }
+
+    impl Rig {
+        fn image(&self, bytes: u64) -> PathBuf {
+            let path = self.dir.path().join("disk.img");
+            File::create(&path).unwrap().set_len(bytes).unwrap();
+            path
+        }
+        fn notes(&self) -> Vec<DiskNote> {
+            self.notes.lock().unwrap().clone()
+        }
+    }
+
+    fn options(cache: CacheMode) -> DiskOptions {
+        DiskOptions { cache, ..DiskOptions::default() }
+    }
+
+    fn run(disk: &mut dyn Disk, op: DiskOp, offset: u64, segments: &[(u64, u32)]) -> DiskStatus {
+        let segments = segments.iter().map(|&(addr, len)| (GuestAddr(addr), len)).collect();
+        disk.submit(DiskRequest { tag: 7, op, offset, segments });
+        disk.drain();
+        let (tag, status) = disk.completed().unwrap();
+        assert_eq!((tag, disk.completed()), (7, None));
+        status
+    }
+
+    const MODES: [CacheMode; 4] = [CacheMode::Writeback, CacheMode::None, CacheMode::Writethrough, CacheMode::Unsafe];
+
+    #[test]
+    fn what_is_written_is_read_back_in_every_cache_mode() {
+        for mode in MODES {
+            let rig = rig();
+            let path = rig.image(1 << 20);
+            let mut disk = open(&path, &options(mode), &rig.host).unwrap();
+            let data: Vec<u8> = (0..8192u32).map(|i| (i * 7 >> 3) as u8).collect();
+            rig.memory.write(GuestAddr(0x1000), &data).unwrap();
+            assert_eq!(run(&mut disk, DiskOp::Write, 4096, &[(0x1000, 4096), (0x2000, 4096)]), DiskStatus::Ok);
+            assert_eq!(run(&mut disk, DiskOp::Flush, 0, &[]), DiskStatus::Ok);
+            assert_eq!(run(&mut disk, DiskOp::Read, 4096, &[(0x8000, 512), (0x9000, 7680)]), DiskStatus::Ok);
+            let mut back = vec![0u8; 8192];
+            rig.memory.read(GuestAddr(0x8000), &mut back[..512]).unwrap();
+            rig.memory.read(GuestAddr(0x9000), &mut back[512..]).unwrap();
+            assert!(back == data, "{mode:?}");
+            drop(disk);
+            assert!(std::fs::read(&path).unwrap()[4096..12288] == data[..], "{mode:?}");
+        }
+    }
+
+    #[test]
+    fn misaligned_buffers_and_sectors_work_with_direct_io() {
+        let rig = rig();
+        let path = rig.image(1 << 20);
+        std::fs::write(&path, vec![0xee; 1 << 20]).unwrap();
+        let mut disk = open(&path, &options(CacheMode::None), &rig.host).unwrap();
+        let data: Vec<u8> = (0..600_000u32).map(|i| (i % 251) as u8).collect();
+        rig.memory.write(GuestAddr(0x1001), &data).unwrap();
+        assert_eq!(run(&mut disk, DiskOp::Write, 512, &[(0x1001, 3), (0x1004, 599_552 - 3)]), DiskStatus::Ok);
+        assert_eq!(run(&mut disk, DiskOp::Read, 512, &[(0x20_0003, 599_552)]), DiskStatus::Ok);
+        let mut back = vec![0u8; 599_552];
+        rig.memory.read(GuestAddr(0x20_0003), &mut back).unwrap();
+        assert!(back == data[..599_552]);
+        drop(disk);
+        let file = std::fs::read(&path).unwrap();
+        assert!(file[..512].iter().all(|&b| b == 0xee) && file[512 + 599_552..].iter().all(|&b| b == 0xee));
+        assert_eq!(file.len(), 1 << 20);
+    }
+
+    #[test]
+    fn a_disk_in_use_is_refused_by_name_and_readers_share() {
+        let rig = rig();
+        let path = rig.image(4096);
+        let first = open(&path, &options(CacheMode::Writeback), &rig.host).unwrap();
+        let error = open_file(&path, &options(CacheMode::Writeback)).unwrap_err();
+        assert_eq!(error.to_string(), format!("disk `{}` is in use by another guest or program", path.display()));
+        let reader = DiskOptions { read_only: true, ..DiskOptions::default() };
+        assert!(matches!(open_file(&path, &reader), Err(DiskError::InUse { .. })));
+        drop(first);
+        let one = open_file(&path, &reader).unwrap();
+        let _two = open_file(&path, &reader).unwrap();
+        assert!(matches!(open_file(&path, &options(CacheMode::Writeback)), Err(DiskError::InUse { .. })));
+        drop(one);
+    }
+
+    #[test]
+    fn what_is_no_disk_is_refused() {
+        let rig = rig();
+        let default = DiskOptions::default();
+        let missing = open(&rig.dir.path().join("none"), &default, &rig.host).err().unwrap();
+        assert!(missing.to_string().starts_with("cannot open disk `"), "{missing}");
+        let reader = DiskOptions { read_only: true, ..DiskOptions::default() };
+        assert!(matches!(open(rig.dir.path(), &reader, &rig.host), Err(DiskError::NotADisk { .. })));
+        assert!(matches!(open(Path::new("/dev/null"), &reader, &rig.host), Err(DiskError::NotADisk { .. })));
+        assert!(matches!(open(&rig.image(0), &default, &rig.host), Err(DiskError::Empty { .. })));
+        assert!(matches!(open(&rig.image(513), &default, &rig.host), Err(DiskError::OddSize { size: 513, .. })));
+    }
+
+    #[test]
+    fn requests_outside_of_the_disk_and_writes_to_a_read_only_one_fail() {
+        let rig = rig();
+        let path = rig.image(4096);
+        let reader = DiskOptions { read_only: true, ..DiskOptions::default() };
+        let mut disk = open(&path, &reader, &rig.host).unwrap();
+        assert!(disk.read_only() && !disk.can_discard());
+        assert_eq!(run(&mut disk, DiskOp::Write, 0, &[(0, 512)]), DiskStatus::IoError);
+        assert_eq!(run(&mut disk, DiskOp::Read, 3584, &[(0, 1024)]), DiskStatus::IoError);
+        assert_eq!(run(&mut disk, DiskOp::Read, u64::MAX, &[(0, 1024)]), DiskStatus::IoError);
+        assert_eq!(run(&mut disk, DiskOp::Read, 3584, &[(0, 512)]), DiskStatus::Ok);
+        assert_eq!(run(&mut disk, DiskOp::Read, 0, &[(1 << 40, 512)]), DiskStatus::IoError);
+    }
+
+    #[test]
+    fn a_discard_gives_space_back_and_zeros_read_as_zeros() {
+        use std::os::unix::fs::MetadataExt;
+        let rig = rig();
+        let path = rig.image(1 << 20);
+        std::fs::write(&path, vec![1u8; 1 << 20]).unwrap();
+        let mut disk = open(&path, &options(CacheMode::Writeback), &rig.host).unwrap();
+        let before = std::fs::metadata(&path).unwrap().blocks();
+        if disk.can_discard() {
+            assert_eq!(run(&mut disk, DiskOp::Discard { bytes: 1 << 19 }, 0, &[]), DiskStatus::Ok);
+            assert!(std::fs::metadata(&path).unwrap().blocks() < before);
+        }
+        for may_unmap in [false, true] {
+            let offset = (1 << 19) + if may_unmap { 8192 } else { 512 };
+            assert_eq!(run(&mut disk, DiskOp::WriteZeroes { bytes: 2048, may_unmap }, offset, &[]), DiskStatus::Ok);
+            let file = std::fs::read(&path).unwrap();
+            assert!(file[offset as usize..offset as usize + 2048].iter().all(|&b| b == 0));
+            assert_eq!((file[offset as usize - 1], file[offset as usize + 2048], file.len()), (1, 1, 1 << 20));
+        }
+    }
+
+    #[test]
+    fn a_file_cut_short_under_the_guest_is_noted_once() {
+        let rig = rig();
+        let path = rig.image(8192);
+        let mut disk = open(&path, &options(CacheMode::Writeback), &rig.host).unwrap();
+        OpenOptions::new().write(true).open(&path).unwrap().set_len(512).unwrap();
+        for _ in 0..3 {
+            assert_eq!(run(&mut disk, DiskOp::Read, 0, &[(0, 4096)]), DiskStatus::IoError);
+        }
+        assert_eq!(rig.notes(), vec![DiskNote::Truncated { path: path.clone(), size: 8192 }]);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_full_host_is_noted_once_until_a_write_succeeds_again() {
+        // /dev/full answers each write with ENOSPC.
+        let rig = rig();
+        let path = Path::new("/dev/full");
+        let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+        let engine = Engine::new(file, path, 1 << 20, CacheMode::Writeback, true, 1, rig.host.clone());
+        let write = DiskRequest { tag: 1, op: DiskOp::Write, offset: 0, segments: vec![(GuestAddr(0), 512)] };
+        assert_eq!(engine.carry_out(&write), DiskStatus::IoError);
+        assert_eq!(engine.carry_out(&write), DiskStatus::IoError);
+        assert_eq!(rig.notes(), vec![DiskNote::Full { path: path.to_owned() }]);
+        assert!(rig.notes()[0].to_string().starts_with("disk full: "));
+        let read = DiskRequest { op: DiskOp::Read, ..write.clone() };
+        assert_eq!(engine.carry_out(&read), DiskStatus::Ok);
+        assert_eq!(engine.carry_out(&write), DiskStatus::IoError);
+        assert_eq!(rig.notes().len(), 1);
+    }
+
+    #[test]
+    fn many_requests_at_once_all_end_and_wake_the_device() {
+        let rig = rig();
+        let path = rig.image(1 << 20);
+        let mut disk = open(&path, &options(CacheMode::Writeback), &rig.host).unwrap();
+        for tag in 0..256 {
+            let op = if tag % 3 == 0 { DiskOp::Read } else { DiskOp::Write };
+            disk.submit(DiskRequest { tag, op, offset: tag * 4096, segments: vec![(GuestAddr(tag * 4096), 4096)] });
+        }
+        disk.drain();
+        let mut tags: Vec<u64> = std::iter::from_fn(|| disk.completed())
+            .map(|(tag, status)| {
+                assert_eq!(status, DiskStatus::Ok);
+                tag
+            })
+            .collect();
+        tags.sort_unstable();
+        assert_eq!(tags, (0..256).collect::<Vec<_>>());
+        assert!(rig.host.waker.take());
+    }
+
+    #[test]
+    fn a_request_of_more_buffers_than_one_system_call_takes_is_done_whole() {
+        let rig = rig();
+        let path = rig.image(1 << 20);
+        let mut content = File::create(&path).unwrap();
+        content.write_all(&(0..1 << 20).map(|i: u32| (i >> 9) as u8).collect::<Vec<_>>()).unwrap();
+        let mut disk = open(&path, &options(CacheMode::Writeback), &rig.host).unwrap();
+        let segments: Vec<(u64, u32)> = (0..1500).map(|i| (i * 1024, 512)).collect();
+        assert_eq!(run(&mut disk, DiskOp::Read, 0, &segments), DiskStatus::Ok);
+        for (index, &(addr, _)) in segments.iter().enumerate() {
+            assert_eq!(rig.memory.read_le::<u8>(GuestAddr(addr + 511)).unwrap(), index as u8);
+        }
+    }
+}

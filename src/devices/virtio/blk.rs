@@ -1,0 +1,423 @@
+//! Block device: virtio 1.2 section 5.2.
+//!
+//! One queue. A request is a header (type, reserved, sector; 16 bytes), data, and one status byte that the device
+//! writes, in whatever buffers the driver likes. Requests run side by side and end in any order. A write ends only
+//! after a flush while the cache is "writethrough": the driver did not accept VIRTIO_BLK_F_FLUSH, or set `writeback` to 0.
+//!
+//! **Not modelled**: several queues, secure erase, lifetime and zoned features, SCSI commands. None is offered; such
+//! a request ends as unsupported.
+//!
+//! **Hostile guest**: the ring bounds the requests in flight, and `PARTS_MAX` what one request becomes on the host;
+//! every sector range is checked against the disk; lengths that are no multiple of 512 end in an I/O error; a request
+//! without room for its status is given back unanswered. Header and segments are read once.
+//!
+//! **Saved state**: `writeback`, and the heads of the requests in flight: the new device does them again, which is
+//! harmless since the driver has not been told that they were done.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::queue::{self, Chain, Segment};
+use super::{Kind, Queues, VirtioDevice};
+use crate::devices::disk::{Disk, DiskOp, DiskRequest, DiskStatus};
+use crate::hypervisor::memory::{GuestAddr, GuestMemory};
+use crate::hypervisor::state::{Section, StateError};
+
+const NAME: &str = "virtio-blk";
+const VERSION: u32 = 1;
+const QUEUE_SIZE: u16 = 256;
+const SECTOR: u64 = 512;
+
+/// Feature bits, 5.2.3.
+pub const VIRTIO_BLK_F_SEG_MAX: u64 = 1 << 2;
+/// The disk is read-only.
+pub const VIRTIO_BLK_F_RO: u64 = 1 << 5;
+/// `blk_size` holds.
+pub const VIRTIO_BLK_F_BLK_SIZE: u64 = 1 << 6;
+/// Flush is understood.
+pub const VIRTIO_BLK_F_FLUSH: u64 = 1 << 9;
+/// `topology` holds.
+pub const VIRTIO_BLK_F_TOPOLOGY: u64 = 1 << 10;
+/// The driver may choose between writeback and writethrough.
+pub const VIRTIO_BLK_F_CONFIG_WCE: u64 = 1 << 11;
+/// Discard is understood.
+pub const VIRTIO_BLK_F_DISCARD: u64 = 1 << 13;
+/// Write zeroes is understood.
+pub const VIRTIO_BLK_F_WRITE_ZEROES: u64 = 1 << 14;
+
+/// Request types, 5.2.6.
+pub const VIRTIO_BLK_T_IN: u32 = 0;
+/// Write.
+pub const VIRTIO_BLK_T_OUT: u32 = 1;
+/// Flush.
+pub const VIRTIO_BLK_T_FLUSH: u32 = 4;
+/// Device ID string.
+pub const VIRTIO_BLK_T_GET_ID: u32 = 8;
+/// Discard.
+pub const VIRTIO_BLK_T_DISCARD: u32 = 11;
+/// Write zeroes.
+pub const VIRTIO_BLK_T_WRITE_ZEROES: u32 = 13;
+
+/// Status byte: done.
+pub const VIRTIO_BLK_S_OK: u8 = 0;
+/// Status byte: failed.
+pub const VIRTIO_BLK_S_IOERR: u8 = 1;
+/// Status byte: not understood.
+pub const VIRTIO_BLK_S_UNSUPP: u8 = 2;
+
+const ID_BYTES: usize = 20;
+const CONFIG_BYTES: usize = 60;
+/// Offset of `writeback` in the configuration.
+const WRITEBACK: usize = 32;
+/// Ranges in one discard or write-zeroes request.
+const PARTS_MAX: u32 = 16;
+const DISCARD_SECTORS_MAX: u32 = 1 << 22;
+const ZERO_SECTORS_MAX: u32 = 1 << 17;
+const RANGE_BYTES: usize = 16;
+const RANGE_F_UNMAP: u32 = 1;
+
+/// What the device says about its disk.
+#[derive(Debug, Clone, Default)]
+pub struct BlkOptions {
+    /// Serial number; the first 20 bytes are what a guest sees.
+    pub serial: String,
+    /// Bytes of a physical block of the host's, a power of two of at least 512; 0 for 4096.
+    pub physical_block_bytes: u32,
+}
+
+/// Work of one request on the disk.
+struct Pending {
+    head: u16,
+    status_at: GuestAddr,
+    /// Bytes that the driver is told were written, with the status.
+    written: u32,
+    /// Disk requests not yet completed.
+    parts: u32,
+    status: u8,
+    flush_after: bool,
+}
+
+/// The device.
+pub struct Blk {
+    disk: Box<dyn Disk>,
+    serial: [u8; ID_BYTES],
+    physical_block_exp: u8,
+    writeback: bool,
+    features: u64,
+    pending: BTreeMap<u64, Pending>,
+    next_tag: u64,
+    /// Heads that were in flight when the loaded state was saved.
+    again: Vec<u16>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct State {
+    writeback: bool,
+    in_flight: Vec<u16>,
+}
+
+struct Header {
+    kind: u32,
+    sector: u64,
+}
+
+/// A request taken apart.
+struct Request {
+    head: u16,
+    header: Header,
+    readable: Vec<Segment>,
+    writable: Vec<Segment>,
+    status_at: GuestAddr,
+}
+
+enum Answer {
+    Now(u8),
+    Later,
+}
+
+impl Blk {
+    /// A device on `disk`.
+    pub fn new(disk: Box<dyn Disk>, options: &BlkOptions) -> Blk {
+        let mut serial = [0u8; ID_BYTES];
+        let bytes = options.serial.as_bytes();
+        let len = bytes.len().min(ID_BYTES);
+        serial[..len].copy_from_slice(&bytes[..len]);
+        let physical = if options.physical_block_bytes == 0 { 4096 } else { options.physical_block_bytes };
+        let physical_block_exp = (physical / SECTOR as u32).max(1).ilog2() as u8;
+        Blk {
+            disk,
+            serial,
+            physical_block_exp,
+            writeback: true,
+            features: 0,
+            pending: BTreeMap::new(),
+            next_tag: 0,
+            again: Vec::new(),
+        }
+    }
+
+    fn writethrough(&self) -> bool {
+        let chosen = self.features & VIRTIO_BLK_F_CONFIG_WCE != 0 && !self.writeback;
+        chosen || self.features & (VIRTIO_BLK_F_FLUSH | VIRTIO_BLK_F_CONFIG_WCE) == 0
+    }
+
+    fn in_range(&self, sector: u64, bytes: u64) -> bool {
+        let start = sector.checked_mul(SECTOR);
+        let end = start.and_then(|start| start.checked_add(bytes));
+        end.is_some_and(|end| end <= self.disk.size_bytes())
+    }
+
+    /// `None`: there is no room for a status byte.
+    fn take_apart(mem: &GuestMemory, chain: Chain) -> Option<Result<Request, GuestAddr>> {
+        let mut writable = chain.writable;
+        let (addr, len) = writable.pop()?;
+        let status_at = GuestAddr(addr.0 + u64::from(len) - 1);
+        if len > 1 {
+            writable.push((addr, len - 1));
+        }
+        let mut raw = [0u8; 16];
+        if queue::copy_from(mem, &chain.readable, 0, &mut raw) < raw.len() {
+            return Some(Err(status_at));
+        }
+        let kind = u32::from_le_bytes(raw[..4].try_into().expect("four bytes"));
+        let sector = u64::from_le_bytes(raw[8..].try_into().expect("eight bytes"));
+        let readable = queue::slice(&chain.readable, 16, u64::MAX);
+        Some(Ok(Request { head: chain.head, header: Header { kind, sector }, readable, writable, status_at }))
+    }
+
+    fn serve(&mut self, chain: Chain, queues: &mut Queues) {
+        let head = chain.head;
+        let request = match Self::take_apart(queues.mem, chain) {
+            None => return queues.complete(0, head, 0),
+            Some(Err(status_at)) => return Self::answer(queues, head, status_at, 1, VIRTIO_BLK_S_IOERR),
+            Some(Ok(request)) => request,
+        };
+        let written = queue::total_bytes(&request.writable) as u32 + 1;
+        let status_at = request.status_at;
+        let answer = match request.header.kind {
+            VIRTIO_BLK_T_IN => self.transfer(DiskOp::Read, request, written),
+            VIRTIO_BLK_T_OUT if self.disk.read_only() => Answer::Now(VIRTIO_BLK_S_IOERR),
+            VIRTIO_BLK_T_OUT => self.transfer(DiskOp::Write, request, written),
+            VIRTIO_BLK_T_FLUSH => {
+                self.submit(&request, written, false, vec![(DiskOp::Flush, 0, Vec::new())]);
+                Answer::Later
+            }
+            VIRTIO_BLK_T_GET_ID => {
+                let fits = queue::copy_to(queues.mem, &request.writable, 0, &self.serial) == ID_BYTES;
+                Answer::Now(if fits { VIRTIO_BLK_S_OK } else { VIRTIO_BLK_S_IOERR })
+            }
+            VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES => self.ranges(queues, request, written),
+            _ => Answer::Now(VIRTIO_BLK_S_UNSUPP),
+        };
+        if let Answer::Now(status) = answer {
+            Self::answer(queues, head, status_at, written, status);
+        }
+    }
+
+    fn answer(queues: &mut Queues, head: u16, status_at: GuestAddr, written: u32, status: u8) {
+        // The address was checked when the chain was taken.
+        let _ = queues.mem.write(status_at, &[status]);
+        queues.complete(0, head, written);
+    }
+
+    fn transfer(&mut self, op: DiskOp, mut request: Request, written: u32) -> Answer {
+        let segments = std::mem::take(if op == DiskOp::Read { &mut request.writable } else { &mut request.readable });
+        let bytes = queue::total_bytes(&segments);
+        if bytes % SECTOR != 0 || !self.in_range(request.header.sector, bytes) {
+            return Answer::Now(VIRTIO_BLK_S_IOERR);
+        }
+        if bytes == 0 {
+            return Answer::Now(VIRTIO_BLK_S_OK);
+        }
+        let flush_after = op == DiskOp::Write && self.writethrough();
+        let part = (op, request.header.sector * SECTOR, segments);
+        self.submit(&request, written, flush_after, vec![part]);
+        Answer::Later
+    }
+
+    fn ranges(&mut self, queues: &mut Queues, request: Request, written: u32) -> Answer {
+        let discard = request.header.kind == VIRTIO_BLK_T_DISCARD;
+        let bytes = queue::total_bytes(&request.readable);
+        if discard && !self.disk.can_discard() {
+            return Answer::Now(VIRTIO_BLK_S_UNSUPP);
+        }
+        let usable = bytes % RANGE_BYTES as u64 == 0 && (1..=u64::from(PARTS_MAX)).contains(&(bytes / RANGE_BYTES as u64));
+        if !usable || self.disk.read_only() {
+            return Answer::Now(VIRTIO_BLK_S_IOERR);
+        }
+        let mut parts = Vec::new();
+        for skip in (0..bytes).step_by(RANGE_BYTES) {
+            let mut raw = [0u8; RANGE_BYTES];
+            queue::copy_from(queues.mem, &request.readable, skip, &mut raw);
+            let sector = u64::from_le_bytes(raw[..8].try_into().expect("eight bytes"));
+            let sectors = u32::from_le_bytes(raw[8..12].try_into().expect("four bytes"));
+            let flags = u32::from_le_bytes(raw[12..].try_into().expect("four bytes"));
+            let (most, known) = if discard { (DISCARD_SECTORS_MAX, 0) } else { (ZERO_SECTORS_MAX, RANGE_F_UNMAP) };
+            let bytes = u64::from(sectors) * SECTOR;
+            if flags & !known != 0 {
+                return Answer::Now(VIRTIO_BLK_S_UNSUPP);
+            }
+            if sectors > most || !self.in_range(sector, bytes) {
+                return Answer::Now(VIRTIO_BLK_S_IOERR);
+            }
+            let may_unmap = flags & RANGE_F_UNMAP != 0;
+            let op = if discard { DiskOp::Discard { bytes } } else { DiskOp::WriteZeroes { bytes, may_unmap } };
+            if sectors > 0 {
+                parts.push((op, sector * SECTOR, Vec::new()));
+            }
+        }
+        if parts.is_empty() {
+            return Answer::Now(VIRTIO_BLK_S_OK);
+        }
+        let flush_after = !discard && self.writethrough();
+        self.submit(&request, written, flush_after, parts);
+        Answer::Later
+    }
+
+    fn submit(&mut self, request: &Request, written: u32, flush_after: bool, parts: Vec<(DiskOp, u64, Vec<Segment>)>) {
+        let tag = self.next_tag;
+        self.next_tag += 1;
+        let pending = Pending {
+            head: request.head,
+            status_at: request.status_at,
+            written,
+            parts: parts.len() as u32,
+            status: VIRTIO_BLK_S_OK,
+            flush_after,
+        };
+        self.pending.insert(tag, pending);
+        for (op, offset, segments) in parts {
+            self.disk.submit(DiskRequest { tag, op, offset, segments });
+        }
+    }
+
+    fn collect(&mut self, queues: &mut Queues) {
+        while let Some((tag, status)) = self.disk.completed() {
+            let Some(pending) = self.pending.get_mut(&tag) else { continue };
+            pending.parts -= 1;
+            match status {
+                DiskStatus::Ok => {}
+                DiskStatus::IoError => pending.status = VIRTIO_BLK_S_IOERR,
+                DiskStatus::Unsupported => pending.status = VIRTIO_BLK_S_UNSUPP,
+            }
+            if pending.parts > 0 {
+                continue;
+            }
+            if pending.flush_after && pending.status == VIRTIO_BLK_S_OK {
+                pending.flush_after = false;
+                pending.parts = 1;
+                self.disk.submit(DiskRequest { tag, op: DiskOp::Flush, offset: 0, segments: Vec::new() });
+                continue;
+            }
+            let pending = self.pending.remove(&tag).expect("it was found above");
+            Self::answer(queues, pending.head, pending.status_at, pending.written, pending.status);
+        }
+    }
+
+    fn serve_queue(&mut self, queues: &mut Queues) {
+        for head in std::mem::take(&mut self.again) {
+            if let Some(chain) = queues.chain_at(0, head) {
+                self.serve(chain, queues);
+            }
+        }
+        while let Some(chain) = queues.pop(0) {
+            self.serve(chain, queues);
+        }
+        self.collect(queues);
+    }
+}
+
+impl VirtioDevice for Blk {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+    fn kind(&self) -> Kind {
+        Kind { device_type: 2, class: (0x01, 0x00, 0x00) }
+    }
+    fn queue_sizes(&self) -> &[u16] {
+        &[QUEUE_SIZE]
+    }
+
+    fn features(&self) -> u64 {
+        let mut features = VIRTIO_BLK_F_SEG_MAX | VIRTIO_BLK_F_BLK_SIZE | VIRTIO_BLK_F_TOPOLOGY | VIRTIO_BLK_F_FLUSH;
+        if self.disk.read_only() {
+            return features | VIRTIO_BLK_F_RO;
+        }
+        features |= VIRTIO_BLK_F_CONFIG_WCE | VIRTIO_BLK_F_WRITE_ZEROES;
+        if self.disk.can_discard() {
+            features |= VIRTIO_BLK_F_DISCARD;
+        }
+        features
+    }
+
+    fn config(&self) -> Vec<u8> {
+        let mut config = vec![0u8; CONFIG_BYTES];
+        let mut put = |at: usize, value: &[u8]| config[at..at + value.len()].copy_from_slice(value);
+        put(0, &(self.disk.size_bytes() / SECTOR).to_le_bytes());
+        put(12, &u32::from(QUEUE_SIZE - 2).to_le_bytes());
+        put(20, &(SECTOR as u32).to_le_bytes());
+        put(24, &[self.physical_block_exp, 0]);
+        put(26, &(1u16 << self.physical_block_exp).to_le_bytes());
+        put(WRITEBACK, &[u8::from(self.writeback)]);
+        put(34, &1u16.to_le_bytes());
+        put(36, &DISCARD_SECTORS_MAX.to_le_bytes());
+        put(40, &PARTS_MAX.to_le_bytes());
+        put(44, &(1u32 << self.physical_block_exp).to_le_bytes());
+        put(48, &ZERO_SECTORS_MAX.to_le_bytes());
+        put(52, &PARTS_MAX.to_le_bytes());
+        put(56, &[u8::from(self.disk.can_discard())]);
+        config
+    }
+
+    fn write_config(&mut self, offset: usize, data: &[u8]) {
+        if let (WRITEBACK, &[value]) = (offset, data)
+            && self.features & VIRTIO_BLK_F_CONFIG_WCE != 0
+        {
+            self.writeback = value != 0;
+        }
+    }
+
+    fn activate(&mut self, features: u64) {
+        self.features = features;
+    }
+
+    fn notify(&mut self, _: usize, queues: &mut Queues) {
+        self.serve_queue(queues);
+    }
+
+    fn poll(&mut self, _: u64, queues: &mut Queues) {
+        self.serve_queue(queues);
+    }
+
+    fn reset(&mut self) {
+        self.reset_queue(0);
+        self.writeback = true;
+        self.features = 0;
+    }
+
+    fn reset_queue(&mut self, _: usize) {
+        self.disk.drain();
+        while self.disk.completed().is_some() {}
+        self.pending.clear();
+        self.again.clear();
+    }
+
+    fn save(&self) -> Section {
+        let mut in_flight: Vec<u16> = self.pending.values().map(|p| p.head).chain(self.again.iter().copied()).collect();
+        in_flight.sort_unstable();
+        Section::encode(NAME, VERSION, &State { writeback: self.writeback, in_flight })
+    }
+
+    fn load(&mut self, section: &Section) -> Result<(), StateError> {
+        let state: State = section.decode(NAME, VERSION)?;
+        if state.in_flight.len() > usize::from(QUEUE_SIZE) {
+            return Err(StateError::Damaged { kind: NAME, why: "more requests in flight than the queue holds".into() });
+        }
+        self.reset_queue(0);
+        self.writeback = state.writeback;
+        self.again = state.in_flight;
+        Ok(())
+    }
+}
