@@ -7,6 +7,8 @@ pub mod mock; // a driver's side of a ring, for tests and fuzzing
 pub mod net; // network device
 pub mod queue; // the split virtqueue
 pub mod rng; // entropy device
+#[cfg(test)]
+mod tests;
 pub mod transport; // virtio over PCI
 
 use crate::hypervisor::memory::GuestMemory;
