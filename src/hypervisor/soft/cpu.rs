@@ -185,6 +185,8 @@ pub struct Cpu {
     /// Bits of DR6 that the last instruction earned (watchpoints, single step): #DB is due before the next
     /// instruction, see `system::take_debug_trap`.
     pub debug_pending: u64,
+    /// The instruction entered a handler (INT n, SYSCALL): no single-step trap follows it.
+    pub no_step_trap: bool,
     /// In an NMI handler, until IRET.
     pub nmi_blocked: bool,
     /// Halted, or waiting for a start-up message.

@@ -47,8 +47,10 @@ pub mod efer {
     pub const LME: u64 = 1 << 8;
     pub const LMA: u64 = 1 << 10;
     pub const NXE: u64 = 1 << 11;
+    /// Automatic IBRS: taken and without effect, nothing speculates here.
+    pub const AIBRSE: u64 = 1 << 21;
     /// What software may set.
-    pub const ALL: u64 = SCE | LME | NXE;
+    pub const ALL: u64 = SCE | LME | NXE | AIBRSE;
 }
 
 pub mod dr {

@@ -1,0 +1,101 @@
+//! CLI, STI, PUSHF, POPF, CLAC, STAC.
+//!
+//! SDM vol. 2 (each instruction), vol. 3 section 6.8.1 (masking interrupts).
+//!
+//! **Not modelled**: CR4.VME and CR4.PVI (not advertised): VIF and VIP stay clear.
+
+use super::super::cpu::{Cpu, Fault, rflags};
+use super::super::mmu;
+use super::super::op::Op;
+use super::far::set_flags;
+use super::regs::cr4;
+use super::segment::{Stack, is_vm86};
+
+/// What software of privilege 0 can set with POPF.
+pub const SETTABLE: u64 =
+    rflags::ARITH | rflags::TF | rflags::IF | rflags::DF | rflags::IOPL | rflags::NT | rflags::AC | rflags::ID;
+
+fn iopl(cpu: &Cpu) -> u8 {
+    (cpu.rflags >> 12 & 3) as u8
+}
+
+/// CLI.
+pub fn cli(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
+    if cpu.cpl > iopl(cpu) {
+        return Err(cpu.general_protection(0));
+    }
+    cpu.rflags &= !rflags::IF;
+    Ok(())
+}
+
+/// STI: interrupts open behind the next instruction.
+pub fn sti(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
+    if cpu.cpl > iopl(cpu) {
+        return Err(cpu.general_protection(0));
+    }
+    if cpu.rflags & rflags::IF == 0 {
+        cpu.rflags |= rflags::IF;
+        cpu.interrupt_shadow = true;
+        mmu::after_device_access(cpu);
+    }
+    Ok(())
+}
+
+/// PUSHF: `src` is the operand's bytes.
+pub fn pushf(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
+    if is_vm86(cpu) && iopl(cpu) < 3 {
+        return Err(cpu.general_protection(0));
+    }
+    let value = cpu.rflags_value() & !(rflags::VM | rflags::RF);
+    let mut stack = Stack::current(cpu);
+    stack.push(cpu, u64::from(op.src), value)?;
+    stack.commit(cpu);
+    Ok(())
+}
+
+/// POPF: `src` is the operand's bytes.
+pub fn popf(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
+    if is_vm86(cpu) && iopl(cpu) < 3 {
+        return Err(cpu.general_protection(0));
+    }
+    let mut stack = Stack::current(cpu);
+    let value = stack.pop(cpu, u64::from(op.src))?;
+    stack.commit(cpu);
+    let mut mask = SETTABLE;
+    if op.src == 2 {
+        mask &= 0xffff;
+    }
+    if cpu.cpl > iopl(cpu) {
+        mask &= !rflags::IF;
+    }
+    if cpu.cpl > 0 {
+        mask &= !rflags::IOPL;
+    }
+    let before = cpu.rflags;
+    set_flags(cpu, value, mask);
+    let changed = before ^ cpu.rflags;
+    if changed & rflags::AC != 0 {
+        mmu::select_bank(cpu);
+    }
+    if changed & rflags::TF != 0 {
+        cpu.leave_after_op = true;
+    }
+    if changed & cpu.rflags & rflags::IF != 0 {
+        mmu::after_device_access(cpu);
+    }
+    Ok(())
+}
+
+/// CLAC (`imm` 0) and STAC (`imm` 1).
+pub fn set_access_check(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
+    if cpu.cpl != 0 || cpu.sys.cr4 & cr4::SMAP == 0 && cpu.sys.cr0 & 1 == 0 {
+        return Err(cpu.undefined());
+    }
+    if op.imm != 0 {
+        cpu.rflags |= rflags::AC;
+    } else {
+        cpu.rflags &= !rflags::AC;
+    }
+    mmu::select_bank(cpu);
+    Ok(())
+}

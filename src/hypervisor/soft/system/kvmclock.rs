@@ -1,0 +1,61 @@
+//! KVM's paravirtual clock: the structures that it keeps in guest memory.
+//!
+//! Linux `virt/kvm/x86/msr.rst`: MSR_KVM_SYSTEM_TIME_NEW (0x4b564d01), MSR_KVM_WALL_CLOCK_NEW (0x4b564d00), and
+//! their old numbers.
+//!
+//! The TSC counts nanoseconds and is stable, so the structure is written when the register is and when the guest
+//! moves its TSC, and never else.
+//!
+//! **Hostile guest**: addresses outside of memory are ignored.
+
+use super::super::cpu::Cpu;
+use super::control::tsc;
+use crate::hypervisor::memory::GuestAddr;
+
+/// `PVCLOCK_TSC_STABLE_BIT`.
+const TSC_STABLE: u8 = 1;
+const NS_PER_SEC: u64 = 1_000_000_000;
+
+/// Writes `struct pvclock_wall_clock`: the time of day when the system time was zero.
+pub fn write_wall_clock(cpu: &mut Cpu, addr: u64) {
+    cpu.sys.kvm_wall_clock = addr;
+    let clock = cpu.platform.clock();
+    let start_ns = clock.unix_ns().saturating_sub(clock.now_ns());
+    let addr = GuestAddr(addr & !3);
+    let mut bytes = [0u8; 12];
+    // An even version that changes: two per write.
+    let version = cpu.memory.read_le::<u32>(addr).unwrap_or(0);
+    bytes[..4].copy_from_slice(&(version.wrapping_add(2) & !1).to_le_bytes());
+    bytes[4..8].copy_from_slice(&((start_ns / NS_PER_SEC) as u32).to_le_bytes());
+    bytes[8..].copy_from_slice(&((start_ns % NS_PER_SEC) as u32).to_le_bytes());
+    // A guest that gives an address outside of memory gets no clock.
+    let _ = cpu.memory.write(addr, &bytes);
+}
+
+/// Takes the address of this vCPU's `struct pvclock_vcpu_time_info`; bit 0 enables it.
+pub fn set_system_time(cpu: &mut Cpu, value: u64) {
+    cpu.sys.kvm_system_time = value;
+    update(cpu);
+}
+
+/// Writes the structure anew, if there is one.
+pub fn update(cpu: &mut Cpu) {
+    let value = cpu.sys.kvm_system_time;
+    if value & 1 == 0 {
+        return;
+    }
+    let addr = GuestAddr(value & !1);
+    let now = tsc(cpu);
+    let system_time = now.wrapping_sub(cpu.sys.tsc_offset);
+    let version = cpu.memory.read_le::<u32>(addr).unwrap_or(0);
+    let mut bytes = [0u8; 32];
+    bytes[..4].copy_from_slice(&(version.wrapping_add(2) & !1).to_le_bytes());
+    bytes[8..16].copy_from_slice(&now.to_le_bytes());
+    bytes[16..24].copy_from_slice(&system_time.to_le_bytes());
+    // ns = (ticks << shift) * mul >> 32, one nanosecond a tick: shift 1, mul one half.
+    bytes[24..28].copy_from_slice(&0x8000_0000u32.to_le_bytes());
+    bytes[28] = 1;
+    bytes[29] = TSC_STABLE;
+    // As above.
+    let _ = cpu.memory.write(addr, &bytes);
+}

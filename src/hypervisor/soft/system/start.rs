@@ -1,0 +1,159 @@
+//! Reset, INIT, start-up, and the states in which loaders enter the guest.
+//!
+//! SDM vol. 3 table 10-1 (state after power-up, reset, INIT), section 9.4 (start-up); Linux' boot protocol and PVH
+//! for `enter`.
+
+use super::super::cpu::{CS, Cpu, Fpu, LDTR, RIP, SS, Segment, SystemState, TR, rflags};
+use super::super::flags::LazyFlags;
+use super::super::lower::Mode;
+use super::super::mmu;
+use super::cpuid::SIGNATURE;
+use super::debug;
+use super::regs::{attr, cr0, cr4, dr, efer};
+use super::segment::{is_real, is_vm86};
+use crate::hypervisor::backend::BootState;
+
+/// The page-attribute table after reset.
+const PAT_RESET: u64 = 0x0007_0406_0007_0406;
+
+/// The state after INIT (SDM vol. 3 table 10-1); `power_on` also resets what INIT keeps.
+pub fn reset(cpu: &mut Cpu, power_on: bool) {
+    cpu.regs = [0; 24];
+    cpu.regs[2] = u64::from(SIGNATURE);
+    cpu.regs[RIP] = 0xfff0;
+    cpu.next_rip = 0xfff0;
+    cpu.rflags = rflags::FIXED;
+    cpu.flags = LazyFlags::raw(0);
+    let data = Segment { selector: 0, attr: 0x93, limit: 0xffff, base: 0 };
+    cpu.segs = [data; 8];
+    cpu.segs[CS] = Segment { selector: 0xf000, attr: 0x9b, limit: 0xffff, base: 0xffff_0000 };
+    cpu.segs[LDTR] = Segment { selector: 0, attr: 0x82, limit: 0xffff, base: 0 };
+    cpu.segs[TR] = Segment { selector: 0, attr: 0x8b, limit: 0xffff, base: 0 };
+    cpu.cpl = 0;
+    cpu.interrupt_shadow = false;
+    cpu.nmi_blocked = false;
+    cpu.debug_pending = 0;
+    cpu.no_step_trap = false;
+    cpu.leave_after_op = false;
+    cpu.halted = false;
+    cpu.wait_for_sipi = cpu.index != 0;
+    if power_on {
+        cpu.sys = SystemState { cr0: cr0::CD | cr0::NW, pat: PAT_RESET, xcr0: 1, misc_enable: 1, ..SystemState::default() };
+        cpu.xmm = [[0; 2]; 16];
+        cpu.mxcsr = 0x1f80;
+        cpu.fpu = Fpu {
+            mantissa: [0; 8],
+            sign_exp: [0; 8],
+            fcw: 0x40,
+            fsw: 0,
+            // Tag word 0x5555: all registers hold zero, none is empty.
+            ftw: 0xff,
+            fop: 0,
+            fip: 0,
+            fdp: 0,
+        };
+    }
+    let caches = cpu.sys.cr0 & (cr0::CD | cr0::NW);
+    cpu.sys.cr0 = caches | cr0::ET;
+    (cpu.sys.cr2, cpu.sys.cr3, cpu.sys.cr4, cpu.sys.efer) = (0, 0, 0, 0);
+    cpu.sys.dr = [0, 0, 0, 0, 0, 0, dr::DR6_FIXED, dr::DR7_FIXED];
+    (cpu.sys.gdt_base, cpu.sys.gdt_limit) = (0, 0xffff);
+    (cpu.sys.idt_base, cpu.sys.idt_limit) = (0, 0xffff);
+    mmu::watchpoints_changed(cpu);
+    mmu::flush(cpu, false);
+    mmu::select_bank(cpu);
+}
+
+/// Starts an application processor at `vector << 12`.
+pub fn start_up(cpu: &mut Cpu, vector: u8) {
+    cpu.segs[CS].selector = u16::from(vector) << 8;
+    cpu.segs[CS].base = u64::from(vector) << 12;
+    cpu.regs[RIP] = 0;
+    cpu.next_rip = 0;
+    cpu.wait_for_sipi = false;
+    cpu.halted = false;
+}
+
+/// Sets the state in which a loader enters the guest; the vCPU has been reset.
+pub fn enter(cpu: &mut Cpu, boot: &BootState) {
+    let flat = |selector: u16, bits: u16| Segment::flat(selector, bits);
+    let (gdt_base, gdt_limit, code) = match *boot {
+        BootState::Reset => return,
+        BootState::Protected { eip, eax, ebx, esi, gdt_base, gdt_limit } => {
+            cpu.regs[0] = u64::from(eax);
+            cpu.regs[3] = u64::from(ebx);
+            cpu.regs[6] = u64::from(esi);
+            cpu.regs[RIP] = u64::from(eip);
+            cpu.sys.cr0 = cr0::PE | cr0::ET;
+            (gdt_base, gdt_limit, 0xc09b)
+        }
+        BootState::Long { rip, rsi, cr3, gdt_base, gdt_limit } => {
+            cpu.regs[6] = rsi;
+            cpu.regs[RIP] = rip;
+            cpu.sys.cr3 = cr3;
+            cpu.sys.cr0 = cr0::PE | cr0::ET | cr0::PG;
+            cpu.sys.cr4 = cr4::PAE;
+            cpu.sys.efer = efer::LME | efer::LMA;
+            (gdt_base, gdt_limit, 0xa09b)
+        }
+    };
+    cpu.regs[2] = 0;
+    cpu.next_rip = cpu.regs[RIP];
+    cpu.segs[..6].fill(flat(0x18, 0xc093));
+    cpu.segs[CS] = flat(0x10, code);
+    cpu.segs[TR] = Segment { selector: 0, attr: 0x8b, limit: 0x67, base: 0 };
+    (cpu.sys.gdt_base, cpu.sys.gdt_limit) = (gdt_base, gdt_limit);
+    mmu::flush(cpu, false);
+    mmu::select_bank(cpu);
+}
+
+/// The mode that blocks are now decoded in.
+pub fn mode_of(cpu: &Cpu) -> Mode {
+    let mut mode = 0;
+    if cpu.is_64bit() {
+        mode |= Mode::LONG | Mode::STACK32;
+    } else {
+        if cpu.segs[CS].attr & attr::DB != 0 {
+            mode |= Mode::CODE32;
+        }
+        if cpu.segs[SS].attr & attr::DB != 0 {
+            mode |= Mode::STACK32;
+        }
+        // ES, SS, DS: 0, 2 and 3.
+        let flat = [0, SS, 3].iter().all(|&n| {
+            let s = &cpu.segs[n];
+            s.base == 0 && s.limit == 0xffff_ffff && s.present() && s.is_writable() && s.attr & attr::DC == 0
+        });
+        if flat {
+            mode |= Mode::FLAT;
+        }
+        if is_real(cpu) || is_vm86(cpu) {
+            mode |= Mode::REAL;
+        }
+    }
+    if cpu.cpl == 3 {
+        mode |= Mode::CPL3;
+    }
+    let em = cpu.sys.cr0 & cr0::EM != 0;
+    let ts = cpu.sys.cr0 & cr0::TS != 0;
+    if em || ts {
+        mode |= Mode::FPU_OFF;
+    }
+    if em || cpu.sys.cr4 & cr4::OSFXSR == 0 {
+        mode |= Mode::SSE_UD;
+    }
+    if ts {
+        mode |= Mode::SSE_NM;
+    }
+    if cpu.rflags & rflags::TF != 0 || debug::breaks_on_execution(cpu) {
+        mode |= Mode::STEP;
+    }
+    Mode(mode)
+}
+
+/// The mode that blocks are now decoded in, and `cpu.bank` brought up to date; called by the dispatcher after each
+/// leaving op.
+pub fn refresh_mode(cpu: &mut Cpu) -> Mode {
+    mmu::select_bank(cpu);
+    mode_of(cpu)
+}
