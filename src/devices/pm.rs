@@ -58,7 +58,7 @@ pub struct Pm {
     clock: Arc<dyn Clock>,
     sci: IrqLine,
     attention: Arc<Attention>,
-    pressed: Arc<AtomicBool>,
+    button: PowerButton,
 }
 
 /// The machine's power button, for any thread.
@@ -86,14 +86,16 @@ impl Pm {
     /// What `_S5` must give as SLP_TYP.
     pub const SLP_TYP_S5: u8 = S5 as u8;
 
-    /// Registers whose system control interrupt is `sci`; power-off stops the machine of `attention`.
-    pub fn new(clock: Arc<dyn Clock>, sci: IrqLine, attention: Arc<Attention>) -> Pm {
-        Pm { regs: Regs::default(), clock, sci, attention, pressed: Arc::default() }
+    /// Registers whose system control interrupt is `sci`; power-off stops the machine of `attention`, and the button
+    /// has the device polled through `waker`.
+    pub fn new(clock: Arc<dyn Clock>, sci: IrqLine, attention: Arc<Attention>, waker: Waker) -> Pm {
+        let button = PowerButton { pressed: Arc::default(), waker };
+        Pm { regs: Regs::default(), clock, sci, attention, button }
     }
 
     /// The button of this machine.
     pub fn button(&self) -> PowerButton {
-        PowerButton { pressed: self.pressed.clone(), waker: Waker::new(self.attention.clone()) }
+        self.button.clone()
     }
 
     /// Presses the power button.
@@ -182,7 +184,7 @@ impl Device for Pm {
 
     fn reset(&mut self) {
         self.regs = Regs::default();
-        self.pressed.store(false, Ordering::Release);
+        self.button.pressed.store(false, Ordering::Release);
         self.update_sci();
     }
 
@@ -209,7 +211,7 @@ impl Device for Pm {
     }
 
     fn poll(&mut self, _now_ns: u64) {
-        if self.pressed.swap(false, Ordering::AcqRel) {
+        if self.button.pressed.swap(false, Ordering::AcqRel) {
             self.power_button();
         }
         if self.regs.enable & TMR != 0 {
@@ -235,7 +237,7 @@ mod tests {
 
     fn rig() -> Rig {
         let (clock, irq, attention) = (ManualClock::new(0), IrqProbe::new(), Attention::new(1));
-        let pm = Pm::new(clock.clone(), IrqLine::new(irq.clone(), 9), attention.clone());
+        let pm = Pm::new(clock.clone(), IrqLine::new(irq.clone(), 9), attention.clone(), Waker::new(attention.clone()));
         Rig { pm, clock, irq, attention }
     }
 

@@ -21,7 +21,6 @@
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
-use crate::hypervisor::backend::Waker;
 use crate::hypervisor::bus::{Access, Device};
 use crate::hypervisor::irq::IrqLine;
 use crate::hypervisor::state::{Section, StateError};
@@ -154,7 +153,6 @@ pub struct Serial {
     regs: Regs,
     line: IrqLine,
     backend: Box<dyn CharBackend>,
-    waker: Waker,
     /// The back end may have more than it gave so far.
     more_input: bool,
     /// When queued output is offered again.
@@ -162,9 +160,9 @@ pub struct Serial {
 }
 
 impl Serial {
-    /// A UART whose interrupt drives `line`; `backend` wakes it through a clone of `waker`.
-    pub fn new(line: IrqLine, backend: Box<dyn CharBackend>, waker: Waker) -> Serial {
-        Serial { regs: Regs::power_on(), line, backend, waker, more_input: true, retry_ns: 0 }
+    /// A UART whose interrupt drives `line`. Whoever wakes it polls it.
+    pub fn new(line: IrqLine, backend: Box<dyn CharBackend>) -> Serial {
+        Serial { regs: Regs::power_on(), line, backend, more_input: true, retry_ns: 0 }
     }
 
     /// Bytes of output that were lost because the guest wrote on while the queue was full.
@@ -347,15 +345,12 @@ impl Device for Serial {
     }
 
     fn poll(&mut self, now_ns: u64) {
-        let woken = self.waker.take();
-        if !self.regs.out.is_empty() && (woken || now_ns >= self.retry_ns) {
+        if !self.regs.out.is_empty() {
             self.flush();
             self.retry_ns = now_ns.saturating_add(RETRY_NS);
         }
-        if woken {
-            self.more_input = true;
-            self.take_input();
-        }
+        self.more_input = true;
+        self.take_input();
         self.update_line();
     }
 }
@@ -364,7 +359,6 @@ impl Device for Serial {
 mod tests {
     use super::*;
     use crate::devices::conformance;
-    use crate::hypervisor::backend::Attention;
     use crate::hypervisor::irq::IrqProbe;
     use std::sync::{Arc, Mutex};
 
@@ -395,14 +389,12 @@ mod tests {
         uart: Serial,
         wire: Arc<Mutex<Wire>>,
         irq: Arc<IrqProbe>,
-        waker: Waker,
     }
 
     fn rig() -> Rig {
         let (irq, wire) = (IrqProbe::new(), Arc::new(Mutex::new(Wire { room: usize::MAX, ..Wire::default() })));
-        let waker = Waker::new(Attention::new(1));
-        let uart = Serial::new(IrqLine::new(irq.clone(), 4), Box::new(wire.clone()), waker.clone());
-        Rig { uart, wire, irq, waker }
+        let uart = Serial::new(IrqLine::new(irq.clone(), 4), Box::new(wire.clone()));
+        Rig { uart, wire, irq }
     }
 
     impl Rig {
@@ -414,7 +406,6 @@ mod tests {
         }
         fn type_in(&mut self, bytes: &[u8]) {
             self.wire.lock().unwrap().input.extend(bytes);
-            self.waker.wake();
             self.uart.poll(0);
         }
     }

@@ -4,3 +4,4 @@ pub mod loader;
 pub mod memory;
 pub mod spec;
 pub mod tables;
+pub mod interrupts; // the interrupt controllers, shared by vCPUs and board
