@@ -31,17 +31,18 @@ const DISK_BYTES: u64 = 64 * 1024;
 struct Bench {
     mem: GuestMemory,
     probe: Arc<IrqProbe>,
+    waker: Waker,
 }
 
 fn bench() -> Bench {
     let mem = GuestMemory::new(&[(GuestAddr(0), 1 << 20, true)]).unwrap();
-    Bench { mem, probe: IrqProbe::new() }
+    Bench { mem, probe: IrqProbe::new(), waker: Waker::new(Attention::new(1)) }
 }
 
 impl Bench {
     fn function(&self, device: Box<dyn VirtioDevice>) -> VirtioPci {
         let line = IrqLine::new(self.probe.clone(), GSI);
-        VirtioPci::new(device, self.mem.clone(), self.probe.clone(), line)
+        VirtioPci::new(device, self.mem.clone(), self.waker.clone(), self.probe.clone(), line)
     }
     fn driver(&self, device: Box<dyn VirtioDevice>) -> PciDriver {
         PciDriver::probe(self.function(device), &self.mem, RINGS)
@@ -225,6 +226,7 @@ fn requests_end_out_of_order_as_the_disk_ends_them() {
     assert_eq!((g.disk.waiting(), g.ring.take_used()), (3, None));
     for (waiting, head) in [(1, heads[1]), (1, heads[2]), (0, heads[0])] {
         g.disk.release(waiting);
+        g.bench.waker.wake();
         g.driver.function.poll(1);
         assert_eq!(g.ring.take_used(), Some((head, 513)));
     }
@@ -369,6 +371,7 @@ fn a_reset_waits_for_the_disk_and_forgets_what_was_in_flight() {
     g.driver.common_write(0x16, 2, 0);
     assert_eq!(g.driver.common_read(0x1c, 2), 0);
     assert_eq!(g.driver.common_read(0x20, 8), 0);
+    g.bench.waker.wake();
     g.driver.function.poll(5);
     assert_eq!((g.ring.take_used(), g.bench.byte(STATUS)), (None, 0xff));
 }
@@ -484,6 +487,7 @@ fn net_guest(features: u64, rx_size: u16) -> NetGuest {
 impl NetGuest {
     fn arrive(&mut self, frame: Vec<u8>) {
         self.wire.arriving.lock().unwrap().push_back(frame);
+        self.bench.waker.wake();
         self.driver.function.poll(1);
     }
 }
@@ -622,6 +626,7 @@ fn console_bytes_go_both_ways() {
     driver.kick(0);
     assert_eq!(rx.take_used(), None);
     line.input.lock().unwrap().extend(b"abcdef");
+    bench.waker.wake();
     driver.function.poll(1);
     assert_eq!((rx.take_used().unwrap().1, rx.take_used().unwrap().1), (4, 2));
     assert_eq!(bench.get(BUFFER + 0x100, 2), b"ef");
@@ -763,7 +768,7 @@ fn a_disk_of_the_host_serves_a_guest_through_its_threads() {
     assert_eq!(disk.size_bytes(), 1 << 20);
     let blk = Blk::new(Box::new(disk), &BlkOptions::default());
     let line = IrqLine::new(bench.probe.clone(), GSI);
-    let function = VirtioPci::new(Box::new(blk), bench.mem.clone(), bench.probe.clone(), line);
+    let function = VirtioPci::new(Box::new(blk), bench.mem.clone(), waker, bench.probe.clone(), line);
     let mut driver = PciDriver::probe(function, &bench.mem, RINGS);
     driver.negotiate(ALL);
     let mut ring = driver.setup_queue(0, 0, NO_VECTOR);

@@ -29,6 +29,7 @@ use std::sync::Arc;
 use super::queue::{Part, Queue};
 use super::{Queues, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1, VirtioDevice};
 use crate::devices::pci::{BarKind, ConfigSpace, ConfigState, Identity, PciDevice};
+use crate::hypervisor::backend::Waker;
 use crate::hypervisor::irq::{IrqLine, IrqSink};
 use crate::hypervisor::memory::GuestMemory;
 use crate::hypervisor::state::{Section, StateError};
@@ -87,6 +88,7 @@ pub const ISR_CONFIG: u8 = 2;
 pub struct VirtioPci {
     device: Box<dyn VirtioDevice>,
     mem: GuestMemory,
+    waker: Waker,
     config: ConfigSpace,
     /// Offset of the window capability in configuration space.
     window_cap: u16,
@@ -144,8 +146,15 @@ fn capability(cfg_type: u8, offset: u64, len: u32, extra: &[u8]) -> Vec<u8> {
 }
 
 impl VirtioPci {
-    /// `device` behind a PCI function that raises `line`, or sends messages to `sink`.
-    pub fn new(device: Box<dyn VirtioDevice>, mem: GuestMemory, sink: Arc<dyn IrqSink>, line: IrqLine) -> VirtioPci {
+    /// `device` behind a PCI function that raises `line`, or sends messages to `sink`. `waker` is the one that the
+    /// device's back end was built with: a poll without it being woken costs next to nothing.
+    pub fn new(
+        device: Box<dyn VirtioDevice>,
+        mem: GuestMemory,
+        waker: Waker,
+        sink: Arc<dyn IrqSink>,
+        line: IrqLine,
+    ) -> VirtioPci {
         let kind = device.kind();
         let queues: Vec<Queue> = device.queue_sizes().iter().map(|&size| Queue::new(size)).collect();
         let (base, sub, interface) = kind.class;
@@ -175,7 +184,7 @@ impl VirtioPci {
         config.add_msix(MSIX_BAR, 0, PBA_OFFSET, queues.len() as u16 + 1, sink);
         config.set_intx(1, line);
         let regs = Registers::new(queues.len());
-        VirtioPci { device, mem, config, window_cap: u16::from(window_cap), regs, queues, again: false }
+        VirtioPci { device, mem, waker, config, window_cap: u16::from(window_cap), regs, queues, again: false }
     }
 
     fn offered(&self) -> u64 {
@@ -232,6 +241,11 @@ impl VirtioPci {
             self.regs.isr |= cause;
             self.config.drive_intx(true);
         }
+    }
+
+    fn serve_all(&mut self, now_ns: u64) {
+        self.again = false;
+        self.enter(|device, queues| device.poll(now_ns, queues));
     }
 
     /// What writing 0 to the status does, 4.1.4.3.1: all but the generation, which must not go back.
@@ -520,7 +534,10 @@ impl PciDevice for VirtioPci {
     }
 
     fn poll(&mut self, now_ns: u64) {
-        self.again = false;
-        self.enter(|device, queues| device.poll(now_ns, queues));
+        let woken = self.waker.take();
+        let due = self.device.deadline_ns().is_some_and(|deadline| deadline <= now_ns);
+        if woken || due || self.again {
+            self.serve_all(now_ns);
+        }
     }
 }
