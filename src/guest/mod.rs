@@ -1,8 +1,14 @@
 //! The life of a guest: what is kept of it, and what runs it.
+pub mod control; // what commands and supervisors say to each other
+pub mod definition; // a guest file as it is read before each boot
+pub mod engine; // one child process a boot
 pub mod error; // what goes wrong, in the words a user reads
 pub mod events; // what happened to a guest
 pub mod identity; // UUIDs and MAC addresses
 pub mod lock; // who runs or changes a guest
 pub mod logs; // logs that do not grow without bound
+pub mod provision; // disks: made, grown, copied, removed
 pub mod state; // what the program knows of a guest
+pub mod store; // a datastore and the guests in it
+pub mod supervisor; // one process a guest: boots, policy, console, control socket
 pub mod timestamp; // moments in files

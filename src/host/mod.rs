@@ -1,5 +1,5 @@
 //! What the host offers.
 pub mod files; // replaced whole, sparse, copied
-pub mod paths; // where things stand by default
 pub mod process; // detached and tied children, the boot of this host
-pub mod terminal; // raw mode and window size
+pub mod terminal;
+pub mod zfs; // volumes, through zfs(8) // raw mode and window size

@@ -1,0 +1,358 @@
+//! What the commands and a supervisor say to each other over `control.sock`.
+//!
+//! A connection is a stream of frames, both ways: four bytes of length (little-endian, of what follows the kind), one
+//! byte of kind, the payload. Kind `J` is a JSON document, kind `C` bytes of the console. The first frame of a client
+//! is a [`Request`] with the protocol's version; the supervisor answers with [`Reply`]s. See docs/control-protocol.md.
+//!
+//! **Hostile peer**: a frame longer than [`MAX_FRAME`] ends the connection before it is stored.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::error::{GuestError, Result};
+use super::events::Event;
+use super::state::RunState;
+
+/// The version of the protocol.
+pub const PROTOCOL_VERSION: u32 = 1;
+/// The longest payload of a frame, in bytes.
+pub const MAX_FRAME: usize = 256 * 1024;
+/// Bytes before a payload.
+const HEADER: usize = 5;
+
+/// What a client asks for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case")]
+pub enum Request {
+    /// The supervisor's account of itself. Answered by [`Reply::Status`].
+    Status,
+    /// Stops the guest: power button, and power-off after the timeout. Answered by [`Reply::Stopped`] at the end.
+    Stop {
+        /// Instead of the guest file's `stop_timeout`; 0 powers off at once.
+        timeout_ms: Option<u64>,
+    },
+    /// Stops as [`Request::Stop`] does and boots again. Answered by [`Reply::Running`] or [`Reply::Error`].
+    Restart {
+        /// As above.
+        timeout_ms: Option<u64>,
+    },
+    /// Resets the machine at once and boots again. Answered as [`Request::Restart`] is.
+    Reset,
+    /// Powers the machine off at once.
+    Poweroff,
+    /// Kills the engine; the restart policy is not applied.
+    Kill,
+    /// Raises a non-maskable interrupt. Answered by [`Reply::Done`].
+    Nmi,
+    /// Asks the engine for its counters. Answered by [`Reply::Stats`].
+    Stats,
+    /// Every event from now on, one [`Reply::Event`] each.
+    Events,
+    /// Answered by [`Reply::Ready`] when the guest is ready, by [`Reply::Error`] when it will not be.
+    WaitReady {
+        /// Instead of the guest file's `ready.timeout`.
+        timeout_ms: Option<u64>,
+    },
+    /// The console. Answered by [`Reply::Console`]; `C` frames follow, and may be sent by the writer.
+    Console {
+        /// Wants to type.
+        write: bool,
+        /// Takes the keyboard away from the one who has it.
+        take: bool,
+        /// At most so many bytes of scroll-back are sent first.
+        replay_bytes: u64,
+    },
+}
+
+/// The first frame of a client.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`PROTOCOL_VERSION`].
+    pub version: u32,
+    /// What it wants.
+    #[serde(flatten)]
+    pub request: Request,
+}
+
+/// What a supervisor answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "kebab-case")]
+pub enum Reply {
+    /// It was done.
+    Done,
+    /// It was not done.
+    Error {
+        /// Lower-case, no final stop.
+        message: String,
+        /// The next step.
+        hint: Option<String>,
+    },
+    /// To [`Request::Status`].
+    Status(Box<RunState>),
+    /// The guest has stopped.
+    Stopped {
+        /// How.
+        how: StopWay,
+    },
+    /// The guest runs again.
+    Running,
+    /// All probes have passed.
+    Ready,
+    /// To [`Request::Stats`].
+    Stats {
+        /// Counters by name.
+        counters: BTreeMap<String, u64>,
+    },
+    /// Something happened.
+    Event(Event),
+    /// The console is open.
+    Console {
+        /// Whether what is typed is passed on.
+        writer: bool,
+    },
+    /// For the person at the console.
+    Notice {
+        /// In words.
+        message: String,
+    },
+}
+
+/// How a guest was stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StopWay {
+    /// The guest powered itself off after the power button.
+    PowerButton,
+    /// It did not in time, and was powered off.
+    TimedOut,
+    /// It was powered off at once, as asked.
+    PoweredOff,
+    /// Its engine was killed.
+    Killed,
+    /// It did not run: a restart was pending, or a start was under way.
+    NotRunning,
+}
+
+impl StopWay {
+    /// Completes "stopped: ".
+    pub fn words(self) -> &'static str {
+        match self {
+            StopWay::PowerButton => "the guest shut itself down",
+            StopWay::TimedOut => "the guest did not shut down in time and was powered off",
+            StopWay::PoweredOff => "powered off",
+            StopWay::Killed => "the engine was killed",
+            StopWay::NotRunning => "it was not running yet",
+        }
+    }
+}
+
+/// What a frame holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Frame {
+    /// Kind `J`.
+    Json(Vec<u8>),
+    /// Kind `C`.
+    Console(Vec<u8>),
+}
+
+impl Frame {
+    /// As it goes over the wire.
+    pub fn encode(&self) -> Vec<u8> {
+        let (kind, payload) = match self {
+            Frame::Json(payload) => (b'J', payload),
+            Frame::Console(payload) => (b'C', payload),
+        };
+        let mut bytes = Vec::with_capacity(HEADER + payload.len());
+        bytes.extend_from_slice(&(payload.len() as u32).to_le_bytes());
+        bytes.push(kind);
+        bytes.extend_from_slice(payload);
+        bytes
+    }
+
+    /// A frame with a document.
+    pub fn json(value: &impl Serialize) -> Frame {
+        Frame::Json(serde_json::to_vec(value).expect("plain fields"))
+    }
+}
+
+/// Cuts a stream of bytes into frames.
+#[derive(Debug, Default)]
+pub struct FrameReader {
+    bytes: Vec<u8>,
+}
+
+impl FrameReader {
+    /// Takes bytes that have arrived.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// The next whole frame; an error when the peer speaks something else.
+    pub fn next_frame(&mut self) -> std::result::Result<Option<Frame>, &'static str> {
+        let Some(header) = self.bytes.first_chunk::<HEADER>() else { return Ok(None) };
+        let length = u32::from_le_bytes([header[0], header[1], header[2], header[3]]) as usize;
+        let kind = header[4];
+        if length > MAX_FRAME {
+            return Err("a frame is too long");
+        }
+        if self.bytes.len() < HEADER + length {
+            return Ok(None);
+        }
+        let rest = self.bytes.split_off(HEADER + length);
+        let payload = std::mem::replace(&mut self.bytes, rest).split_off(HEADER);
+        match kind {
+            b'J' => Ok(Some(Frame::Json(payload))),
+            b'C' => Ok(Some(Frame::Console(payload))),
+            _ => Err("a frame is of no known kind"),
+        }
+    }
+}
+
+/// A connection to a supervisor, from a command's side.
+pub struct ControlClient {
+    stream: UnixStream,
+    reader: FrameReader,
+}
+
+/// How long a connection may take before the supervisor counts as stuck.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
+
+impl ControlClient {
+    /// Connects and asks. `None` when nobody listens at `socket`.
+    pub fn ask(socket: &Path, request: Request) -> Result<Option<ControlClient>> {
+        let stream = match connect(socket) {
+            Ok(stream) => stream,
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => return Ok(None),
+            Err(error) => return Err(GuestError::io("connect to", socket, error)),
+        };
+        let _ = stream.set_write_timeout(Some(CONNECT_PATIENCE));
+        let mut client = ControlClient { stream, reader: FrameReader::default() };
+        client.send(&Frame::json(&Hello { version: PROTOCOL_VERSION, request }))?;
+        Ok(Some(client))
+    }
+
+    /// The stream, to poll.
+    pub fn stream(&self) -> &UnixStream {
+        &self.stream
+    }
+
+    /// Sends one frame.
+    pub fn send(&mut self, frame: &Frame) -> Result<()> {
+        self.stream.write_all(&frame.encode()).map_err(lost)
+    }
+
+    /// The next frame; `None` when the supervisor has closed the connection.
+    pub fn receive(&mut self) -> Result<Option<Frame>> {
+        loop {
+            if let Some(frame) = self.take_frame()? {
+                return Ok(Some(frame));
+            }
+            if self.fill()? == 0 {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// A frame that has arrived already.
+    pub fn take_frame(&mut self) -> Result<Option<Frame>> {
+        self.reader.next_frame().map_err(|what| GuestError::host(format!("the supervisor's answer is broken: {what}")))
+    }
+
+    /// Reads what there is, and returns how much; 0 at the end of the connection.
+    pub fn fill(&mut self) -> Result<usize> {
+        let mut buffer = [0u8; 16 * 1024];
+        loop {
+            match self.stream.read(&mut buffer) {
+                Ok(count) => {
+                    self.reader.push(&buffer[..count]);
+                    return Ok(count);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(0),
+                Err(error) => return Err(lost(error)),
+            }
+        }
+    }
+
+    /// The next reply; console bytes in between are left out. `None` at the end of the connection.
+    pub fn reply(&mut self) -> Result<Option<Reply>> {
+        while let Some(frame) = self.receive()? {
+            if let Frame::Json(text) = frame {
+                return Ok(Some(parse_reply(&text)?));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// A reply from its text.
+pub fn parse_reply(text: &[u8]) -> Result<Reply> {
+    serde_json::from_slice(text).map_err(|error| {
+        GuestError::host(format!("the supervisor's answer is not understood: {error}"))
+            .hint("it may be of another version: restart the guest")
+    })
+}
+
+fn lost(error: io::Error) -> GuestError {
+    GuestError::host(format!("the connection to the supervisor is lost: {error}"))
+}
+
+/// `connect`, which fails with `EAGAIN` while the listener's queue is full: tried again for a while.
+fn connect(socket: &Path) -> io::Result<UnixStream> {
+    let started = std::time::Instant::now();
+    loop {
+        match UnixStream::connect(socket) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && started.elapsed() < CONNECT_PATIENCE => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            other => return other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_come_out_as_they_went_in_however_they_are_cut() {
+        let frames = [Frame::json(&Reply::Done), Frame::Console(b"login: ".to_vec()), Frame::Console(Vec::new())];
+        let bytes: Vec<u8> = frames.iter().flat_map(Frame::encode).collect();
+        for cut in 1..bytes.len() {
+            let mut reader = FrameReader::default();
+            let mut seen = Vec::new();
+            for part in bytes.chunks(cut) {
+                reader.push(part);
+                while let Some(frame) = reader.next_frame().expect("well-formed") {
+                    seen.push(frame);
+                }
+            }
+            assert_eq!(seen, frames);
+        }
+    }
+
+    #[test]
+    fn a_frame_that_is_too_long_or_of_no_kind_is_refused_before_it_is_stored() {
+        let mut reader = FrameReader::default();
+        reader.push(&[0xff, 0xff, 0xff, 0xff, b'J']);
+        assert!(reader.next_frame().is_err());
+        let mut reader = FrameReader::default();
+        reader.push(&[0, 0, 0, 0, b'?']);
+        assert!(reader.next_frame().is_err());
+    }
+
+    #[test]
+    fn the_documents_are_the_documented_ones() {
+        let hello = Hello { version: 1, request: Request::Console { write: true, take: false, replay_bytes: 10 } };
+        let text = serde_json::to_string(&hello).expect("plain fields");
+        assert_eq!(text, r#"{"version":1,"request":"console","write":true,"take":false,"replay_bytes":10}"#);
+        assert_eq!(serde_json::from_str::<Hello>(&text).expect("parses"), hello);
+        let stopped = serde_json::to_string(&Reply::Stopped { how: StopWay::TimedOut }).expect("plain fields");
+        assert_eq!(stopped, r#"{"reply":"stopped","how":"timed-out"}"#);
+    }
+}

@@ -1,0 +1,327 @@
+//! What runs a guest: an engine is one child process a boot, which speaks the contract of [`crate::machine::spec`].
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use crate::config::{BackendKind, ComPort, DiskCache, ForwardProto, GuestConfig, NicBackend, NicDevice};
+use crate::host::files::write_atomically;
+use crate::host::process::spawn_tied;
+use crate::machine::spec::{
+    self, BackendChoice, CONSOLE_FD, CONTROL_FD, CpuTopology, DiskSpec, EngineCommand, EngineEvent, ForwardSpec, LEASE_FD,
+    LoaderSpec, MAX_CONTROL_LINE, NicSpec, Protocol, SPEC_VERSION, UserNetSpec, VmmSpec,
+};
+
+use super::error::{GuestError, Result};
+use super::provision::disk_path;
+use super::state::GuestState;
+use super::store::GuestDir;
+
+/// What runs a guest.
+pub trait Engine: Send {
+    /// As the guest file spells it.
+    fn name(&self) -> &'static str;
+    /// Writes down what the next boot is made of; refuses what this engine cannot do.
+    fn build(&self, guest: &GuestDir, config: &GuestConfig, state: &GuestState) -> Result<()>;
+    /// Starts the child. `lease` is locked and goes along with it. To be called from the main thread.
+    fn spawn(&self, guest: &GuestDir, lease: &File) -> Result<RunningEngine>;
+}
+
+/// The hypervisor in this program: `vmctl vmm --spec FILE`.
+pub struct EmbeddedEngine {
+    program: PathBuf,
+    arguments: Vec<OsString>,
+}
+
+impl EmbeddedEngine {
+    /// This very program, also after the file it was started from was replaced.
+    pub fn new() -> Result<EmbeddedEngine> {
+        if let Some(engine) = EmbeddedEngine::of_the_tests() {
+            return Ok(engine);
+        }
+        let program = if cfg!(target_os = "linux") {
+            PathBuf::from("/proc/self/exe")
+        } else {
+            std::env::current_exe().map_err(|error| GuestError::host(format!("cannot find this program's own file: {error}")))?
+        };
+        Ok(EmbeddedEngine { program, arguments: vec!["vmm".into(), "--spec".into()] })
+    }
+
+    /// In a debug build, `VMCTL_ENGINE_COMMAND` (words between spaces) stands in for the engine.
+    fn of_the_tests() -> Option<EmbeddedEngine> {
+        if !cfg!(debug_assertions) {
+            return None;
+        }
+        let text = std::env::var("VMCTL_ENGINE_COMMAND").ok()?;
+        let mut words = text.split_whitespace();
+        Some(EmbeddedEngine { program: words.next()?.into(), arguments: words.map(OsString::from).collect() })
+    }
+}
+
+impl Engine for EmbeddedEngine {
+    fn name(&self) -> &'static str {
+        "embedded"
+    }
+
+    fn build(&self, guest: &GuestDir, config: &GuestConfig, state: &GuestState) -> Result<()> {
+        let spec = resolve(guest, config, state)?;
+        let text = serde_json::to_vec_pretty(&spec).expect("plain fields");
+        write_atomically(&guest.spec_file(), &text, 0o600).map_err(|error| GuestError::io("write", &guest.spec_file(), error))
+    }
+
+    fn spawn(&self, guest: &GuestDir, lease: &File) -> Result<RunningEngine> {
+        let failed = |error: io::Error| GuestError::io("start the engine", &self.program, error);
+        let (console, console_child) = UnixStream::pair().map_err(failed)?;
+        let (control, control_child) = UnixStream::pair().map_err(failed)?;
+        let (stderr, stderr_child) = io::pipe().map_err(failed)?;
+        let lease: OwnedFd = lease.try_clone().map_err(failed)?.into();
+        let mut command = Command::new(&self.program);
+        command.args(&self.arguments).arg(guest.spec_file()).current_dir("/");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr_child);
+        let inherited = [(CONSOLE_FD, console_child.into()), (CONTROL_FD, control_child.into()), (LEASE_FD, lease)];
+        let child = spawn_tied(&mut command, &inherited).map_err(failed)?;
+        console.set_nonblocking(true).map_err(failed)?;
+        control.set_nonblocking(true).map_err(failed)?;
+        let stderr: OwnedFd = stderr.into();
+        Ok(RunningEngine { child, console, control, stderr: File::from(stderr), lines: Vec::new(), outgoing: Vec::new() })
+    }
+}
+
+/// What the next boot of a guest is made of.
+pub fn resolve(guest: &GuestDir, config: &GuestConfig, state: &GuestState) -> Result<VmmSpec> {
+    let kernel = config
+        .kernel
+        .as_ref()
+        .ok_or_else(|| GuestError::user("the embedded engine of this version boots with `loader = \"kernel\"`"))?;
+    let slot = |key: String| state.slots.get(&key).copied().ok_or_else(|| GuestError::host(format!("no PCI slot for {key}")));
+    let mut disks = Vec::new();
+    for disk in &config.disks {
+        disks.push(DiskSpec {
+            id: disk.id.clone(),
+            path: disk_path(guest, disk)?,
+            device: match disk.device {
+                crate::config::DiskDevice::VirtioBlk => spec::DiskDevice::VirtioBlk,
+                crate::config::DiskDevice::AhciHd => spec::DiskDevice::AhciHd,
+                crate::config::DiskDevice::AhciCd => spec::DiskDevice::AhciCd,
+                crate::config::DiskDevice::Nvme => spec::DiskDevice::Nvme,
+                crate::config::DiskDevice::VirtioScsi => spec::DiskDevice::VirtioScsi,
+            },
+            slot: slot(format!("disk:{}", disk.id))?,
+            read_only: disk.ro,
+            cache: match disk.cache {
+                DiskCache::Writeback => spec::CacheMode::Writeback,
+                DiskCache::Writethrough => spec::CacheMode::Writethrough,
+                DiskCache::Unsafe => spec::CacheMode::Unsafe,
+            },
+            serial: disk.serial.clone(),
+            discard: disk.discard,
+        });
+    }
+    let mut nics = Vec::new();
+    for nic in &config.nics {
+        let mac = state.mac(&nic.id).ok_or_else(|| GuestError::host(format!("no address for nic `{}`", nic.id)))?;
+        nics.push(NicSpec {
+            id: nic.id.clone(),
+            mac: mac.0,
+            device: match nic.device {
+                NicDevice::VirtioNet => spec::NicDevice::VirtioNet,
+                NicDevice::E1000 => spec::NicDevice::E1000,
+            },
+            slot: slot(format!("nic:{}", nic.id))?,
+            mtu: nic.mtu,
+            backend: match nic.backend {
+                NicBackend::None => spec::NicBackend::None,
+                NicBackend::User => spec::NicBackend::User(user_network(nic)),
+                NicBackend::Tap => {
+                    return Err(GuestError::user(format!("nic `{}`: this version has no tap interfaces yet", nic.id))
+                        .hint("use `backend = \"user\"`"));
+                }
+            },
+        });
+    }
+    Ok(VmmSpec {
+        version: SPEC_VERSION,
+        name: config.name.clone(),
+        uuid: state.uuid_for(config).to_owned(),
+        backend: match config.backend {
+            BackendKind::Auto => BackendChoice::Auto,
+            BackendKind::Soft => BackendChoice::Soft,
+            BackendKind::Kvm => BackendChoice::Kvm,
+            BackendKind::Vmm => BackendChoice::Vmm,
+        },
+        cpus: CpuTopology { sockets: config.cpus.sockets, cores: config.cpus.cores, threads: config.cpus.threads },
+        memory_bytes: config.memory.bytes(),
+        loader: LoaderSpec::Kernel {
+            image: kernel.image.clone(),
+            initrd: kernel.initrd.clone(),
+            cmdline: kernel.cmdline.clone(),
+        },
+        disks,
+        nics,
+        rng: config.rng,
+        com: config.console.com.map(|port| port == ComPort::Console),
+        virtio_console: config.console.virtio,
+        debug_exit_port: config.debug.exit_port.then_some(0xf4),
+        deterministic: config.debug.deterministic,
+    })
+}
+
+fn user_network(nic: &crate::config::NicConfig) -> UserNetSpec {
+    let user = &nic.user;
+    UserNetSpec {
+        network: user.network,
+        prefix: user.prefix,
+        gateway: user.gateway,
+        dns: user.dns,
+        guest: user.guest,
+        dns_servers: user.dns_servers.clone(),
+        isolated: user.isolated,
+        forwards: nic
+            .forwards
+            .iter()
+            .map(|forward| ForwardSpec {
+                protocol: match forward.proto {
+                    ForwardProto::Tcp => Protocol::Tcp,
+                    ForwardProto::Udp => Protocol::Udp,
+                },
+                host_address: forward.host_addr,
+                host_port: forward.host_port,
+                guest_port: forward.guest_port,
+            })
+            .collect(),
+    }
+}
+
+/// An engine's child and the streams to it. Nothing here blocks.
+pub struct RunningEngine {
+    child: Child,
+    console: UnixStream,
+    control: UnixStream,
+    stderr: File,
+    lines: Vec<u8>,
+    outgoing: Vec<u8>,
+}
+
+impl RunningEngine {
+    /// The child's process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+    /// COM1's bytes, not blocking.
+    pub fn console(&self) -> &UnixStream {
+        &self.console
+    }
+    /// The control stream, not blocking.
+    pub fn control(&self) -> &UnixStream {
+        &self.control
+    }
+    /// What it says to people; blocks.
+    pub fn stderr(&self) -> &File {
+        &self.stderr
+    }
+
+    /// Queues a command and sends what the stream takes.
+    pub fn command(&mut self, command: &EngineCommand) {
+        // An engine that does not read its commands is killed after a while; until then the queue must not grow.
+        if self.outgoing.len() < MAX_CONTROL_LINE {
+            self.outgoing.extend(serde_json::to_vec(command).expect("plain fields"));
+            self.outgoing.push(b'\n');
+        }
+        self.flush_commands();
+    }
+
+    /// Whether commands wait for room in the stream.
+    pub fn has_commands(&self) -> bool {
+        !self.outgoing.is_empty()
+    }
+
+    /// Sends what the stream takes of the queued commands.
+    pub fn flush_commands(&mut self) {
+        while !self.outgoing.is_empty() {
+            match (&self.control).write(&self.outgoing) {
+                Ok(count) if count > 0 => drop(self.outgoing.drain(..count)),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // The engine is ending; its exit is what counts.
+                _ => return self.outgoing.clear(),
+            }
+        }
+    }
+
+    /// The events that have arrived; lines that are none are handed over as text. `false`: the stream has ended.
+    pub fn events(&mut self) -> (Vec<std::result::Result<EngineEvent, String>>, bool) {
+        let mut buffer = [0u8; 4096];
+        let mut open = true;
+        loop {
+            match (&self.control).read(&mut buffer) {
+                Ok(0) => open = false,
+                Ok(count) => {
+                    self.lines.extend_from_slice(&buffer[..count]);
+                    if self.lines.len() <= MAX_CONTROL_LINE {
+                        continue;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => open = false,
+            }
+            break;
+        }
+        let mut events = Vec::new();
+        while let Some(end) = self.lines.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = self.lines.drain(..=end).collect();
+            events.push(serde_json::from_slice(&line).map_err(|_| String::from_utf8_lossy(&line).trim_end().to_owned()));
+        }
+        if self.lines.len() > MAX_CONTROL_LINE {
+            self.lines.clear();
+        }
+        (events, open)
+    }
+
+    /// Ends the child at once.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+    }
+
+    /// How it ended, if it has.
+    pub fn exited(&mut self) -> Option<std::process::ExitStatus> {
+        self.child.try_wait().ok().flatten()
+    }
+}
+
+impl Drop for RunningEngine {
+    fn drop(&mut self) {
+        if self.exited().is_none() {
+            self.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// Waits for an earlier engine to be gone, and locks its lease.
+pub fn take_lease(path: &Path) -> Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o644)
+        .open(path)
+        .map_err(|error| GuestError::io("open the lock", path, error))?;
+    let started = std::time::Instant::now();
+    while let Err(error) = file.try_lock() {
+        if let std::fs::TryLockError::Error(error) = error {
+            return Err(GuestError::io("lock", path, error));
+        }
+        if started.elapsed() > std::time::Duration::from_secs(10) {
+            return Err(GuestError::user("an engine of an earlier start is still there")
+                .hint(format!("find it with `fuser {}` and end it", path.display())));
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    Ok(file)
+}

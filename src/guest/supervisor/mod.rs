@@ -1,0 +1,760 @@
+//! The supervisor: one process a guest. It holds the guest's lock, runs its hooks, starts one engine a boot, applies
+//! the restart policy, serves the console and the control socket, and writes the event log.
+//!
+//! One thread polls everything. Helpers (signals, the engine's end, hooks, probes) send it [`Message`]s and a byte on
+//! the wake stream. What each phase waits for stands in [`Stage`]; what someone asked for meanwhile in [`Asked`].
+//!
+//! **Hostile guest**: see [`console`] and [`clients`]; the engine's messages are bounded lines.
+
+pub mod clients;
+pub mod console;
+pub mod hooks;
+pub mod ready;
+mod requests;
+pub mod restart;
+mod serve;
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{SigSet, Signal};
+
+use crate::config::{GuestConfig, HookEvent};
+use crate::host::process::boot_id;
+use crate::machine::spec::EngineEvent;
+
+use super::control::{Reply, StopWay};
+use super::definition::Definition;
+use super::engine::{Engine, RunningEngine, take_lease};
+use super::error::{GuestError, Result};
+use super::events::{self, Event, EventKind};
+use super::lock::{GuestLock, Role};
+use super::logs::RotatingLog;
+use super::provision::ensure_disks;
+use super::state::{Failure, GuestState, LastExit, Phase, RunState};
+use super::store::GuestDir;
+use super::timestamp::Timestamp;
+use clients::{Client, Purpose};
+use console::Console;
+use hooks::{HOOK_VERSION, HookDocument, HookJob, HookOutcome};
+use restart::{CrashHistory, Decision, ExitReason};
+
+/// How long an engine may take from its start to the first guest instruction.
+const BOOT_PATIENCE: Duration = Duration::from_secs(120);
+/// How long an engine may take to end after it was told to.
+const END_PATIENCE: Duration = Duration::from_secs(10);
+/// The engine's log: its bound, and how much of what it said is shown when a start fails.
+const VMM_LOG_LIMIT: u64 = 1 << 20;
+const LAST_WORDS: usize = 4096;
+/// Messages of the helpers that may wait; a helper that has more to say waits itself.
+const MOST_MESSAGES: usize = 64;
+
+/// What a supervisor is started with.
+pub struct Options {
+    /// Reads and checks the guest file; called before every boot.
+    pub load: Box<dyn FnMut() -> Result<Definition>>,
+    /// What runs the guest.
+    pub engine: Box<dyn Engine>,
+    /// Told once: the guest runs, or why it does not.
+    pub started: Box<dyn FnOnce(std::result::Result<(), &GuestError>)>,
+    /// A signal of the terminal stops the guest.
+    pub foreground: bool,
+}
+
+/// How a supervisor ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ending {
+    /// The guest has stopped as it should; this was its last exit.
+    Stopped(Option<ExitReason>),
+    /// It was given up, for this reason.
+    Failed(String),
+}
+
+/// From the helpers.
+enum Message {
+    Signal(Signal),
+    EngineEnded(u64),
+    Stderr(Vec<u8>),
+    Hooks(HookEvent, Vec<HookOutcome>),
+    Probed(u64, usize),
+}
+
+/// What the supervisor waits for.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Stage {
+    /// The hooks before a boot.
+    PreStart,
+    /// The engine's word that the guest runs.
+    Booting { until: Instant },
+    /// The guest's end.
+    Running,
+    /// The hooks after a crash.
+    CrashHooks(ExitReason),
+    /// The next boot.
+    Waiting { until: Instant },
+    /// The hooks after the end.
+    Ending,
+    /// Nothing.
+    Done,
+}
+
+/// What was asked for, and overrides the policy at the next exit.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Asked {
+    /// How the guest is ended.
+    way: StopWay,
+    /// Boot again afterwards.
+    again: bool,
+    /// How long the guest has after the power button.
+    timeout: Duration,
+    /// The hooks before the power button run; it is pressed after them.
+    hooks_first: bool,
+    /// When the guest is powered off.
+    power_off_at: Option<Instant>,
+    /// When the engine is killed.
+    kill_at: Option<Instant>,
+}
+
+/// Takes the guest and runs it until it has stopped. To be called from the main thread, before any other is started.
+pub fn supervise(guest: GuestDir, mut options: Options) -> Result<Ending> {
+    let started = std::mem::replace(&mut options.started, Box::new(|_| ()));
+    match Supervisor::new(guest, options) {
+        Ok(mut supervisor) => {
+            supervisor.started = Some(started);
+            Ok(supervisor.run())
+        }
+        Err(error) => {
+            started(Err(&error));
+            Err(error)
+        }
+    }
+}
+
+struct Supervisor {
+    guest: GuestDir,
+    options: Options,
+    started: Option<Box<dyn FnOnce(std::result::Result<(), &GuestError>)>>,
+    lock: Option<GuestLock>,
+    lease: File,
+    state: GuestState,
+    config: GuestConfig,
+    events: RotatingLog,
+    events_failing: bool,
+    vmm_log: RotatingLog,
+    last_words: VecDeque<u8>,
+    console: Console,
+    listener: Option<UnixListener>,
+    clients: Vec<Client>,
+    messages: mpsc::Receiver<Message>,
+    sender: mpsc::SyncSender<Message>,
+    wake: UnixStream,
+    waker: Arc<UnixStream>,
+    hook_thread: mpsc::Sender<HookJob>,
+    hooks_pending: usize,
+    engine: Option<RunningEngine>,
+    engine_ended: bool,
+    engine_error: Option<String>,
+    debug_exit: Option<u8>,
+    boot: u64,
+    running_since: Option<Instant>,
+    probing: Option<ready::Probing>,
+    probes_passed: usize,
+    not_ready_at: Option<Instant>,
+    ready: bool,
+    stage: Stage,
+    asked: Option<Asked>,
+    stop_way: Option<StopWay>,
+    console_open: bool,
+    control_open: bool,
+    postponed: Vec<Message>,
+    crashes: CrashHistory,
+    last_exit: Option<ExitReason>,
+    failure: Option<String>,
+}
+
+impl Supervisor {
+    fn new(guest: GuestDir, mut options: Options) -> Result<Supervisor> {
+        let lock = guest.lock(Role::Supervisor)?;
+        // Blocked before any helper thread is there, so that only the signal thread takes them.
+        let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT]);
+        signals.thread_block().map_err(|error| GuestError::host(format!("cannot block signals: {error}")))?;
+        let lease = take_lease(&guest.lease_file())?;
+        let mut state = guest.state()?;
+        let lost = state.run.take();
+        let definition = (options.load)()?;
+        let listener = listen(&guest)?;
+        let (wake, waker) =
+            UnixStream::pair().map_err(|error| GuestError::host(format!("cannot make a socket pair: {error}")))?;
+        let nonblocking = wake.set_nonblocking(true).and_then(|()| waker.set_nonblocking(true));
+        nonblocking.map_err(|error| GuestError::host(format!("cannot set up a socket pair: {error}")))?;
+        let (sender, messages) = mpsc::sync_channel(MOST_MESSAGES);
+        let waker = Arc::new(waker);
+        let post = Poster { sender: sender.clone(), waker: Arc::clone(&waker) };
+        let hook_post = post.clone();
+        let hook_thread = hooks::start_thread(move |event, outcomes| hook_post.send(Message::Hooks(event, outcomes)));
+        std::thread::spawn(move || {
+            while let Ok(signal) = signals.wait() {
+                post.send(Message::Signal(signal));
+            }
+        });
+        let config = definition.config;
+        let log = RotatingLog::open(&guest.console_log(), config.console.log_size.bytes(), config.console.log_files, 0o600);
+        let mut supervisor = Supervisor {
+            events: events::open_log(&guest.events_log()),
+            vmm_log: RotatingLog::open(&guest.vmm_log(), VMM_LOG_LIMIT, 1, 0o600),
+            console: Console::new(log, config.console.scrollback.bytes() as usize),
+            guest,
+            options,
+            started: None,
+            lock: Some(lock),
+            lease,
+            state,
+            config,
+            events_failing: false,
+            last_words: VecDeque::new(),
+            listener: Some(listener),
+            clients: Vec::new(),
+            messages,
+            sender,
+            wake,
+            waker,
+            hook_thread,
+            hooks_pending: 0,
+            engine: None,
+            engine_ended: false,
+            engine_error: None,
+            debug_exit: None,
+            boot: 0,
+            running_since: None,
+            probing: None,
+            probes_passed: 0,
+            not_ready_at: None,
+            ready: false,
+            stage: Stage::PreStart,
+            asked: None,
+            stop_way: None,
+            console_open: false,
+            control_open: false,
+            postponed: Vec::new(),
+            crashes: CrashHistory::default(),
+            last_exit: None,
+            failure: None,
+        };
+        if let Some(run) = lost {
+            supervisor.emit(EventKind::SupervisorLost { pid: run.pid });
+            let reason = "the supervisor was killed, or the host went down".to_owned();
+            supervisor.state.last_exit = Some(LastExit { reason, code: None, signal: None, at: run.since });
+        }
+        supervisor.state.failed = None;
+        supervisor.state.run = Some(RunState {
+            pid: std::process::id(),
+            boot_id: boot_id(),
+            phase: Phase::Starting,
+            since: Timestamp::now(),
+            started: Timestamp::now(),
+            engine_pid: None,
+            backend: None,
+            ready: false,
+            config_hash: definition.hash,
+            restarts: 0,
+            forwards: Vec::new(),
+        });
+        supervisor.emit(EventKind::SupervisorStarted { pid: std::process::id() });
+        Ok(supervisor)
+    }
+
+    fn run(&mut self) -> Ending {
+        self.begin_boot(true);
+        while self.stage != Stage::Done {
+            self.wait_and_serve();
+            for message in std::mem::take(&mut self.postponed) {
+                self.take(message);
+            }
+            while let Ok(message) = self.messages.try_recv() {
+                self.take(message);
+            }
+            self.tick(Instant::now());
+        }
+        self.finish()
+    }
+
+    fn post(&self) -> Poster {
+        Poster { sender: self.sender.clone(), waker: Arc::clone(&self.waker) }
+    }
+
+    /// Reads the guest file again and runs the hooks before a boot.
+    fn begin_boot(&mut self, first: bool) {
+        self.asked = None;
+        self.set_phase(Phase::Starting);
+        if !first {
+            match (self.options.load)() {
+                Ok(definition) => {
+                    self.config = definition.config;
+                    if let Some(run) = &mut self.state.run {
+                        run.config_hash = definition.hash;
+                        run.restarts += 1;
+                    }
+                    let console = &self.config.console;
+                    self.console.set_bounds(console.log_size.bytes(), console.log_files, console.scrollback.bytes() as usize);
+                }
+                Err(error) => return self.give_up(error),
+            }
+        }
+        self.state.name = self.guest.name().to_owned();
+        self.state.boots += 1;
+        self.boot = self.state.boots;
+        let forwards = self.config.nics.iter().flat_map(|nic| &nic.forwards);
+        let forwards =
+            forwards.map(|f| format!("{} {} -> {}", format!("{:?}", f.proto).to_lowercase(), f.host(), f.guest_port)).collect();
+        if let Some(run) = &mut self.state.run {
+            run.forwards = forwards;
+        }
+        if let Err(error) = self.state.assign(&self.config).and_then(|()| self.save()) {
+            return self.give_up(error);
+        }
+        self.emit(EventKind::Starting { boot: self.boot });
+        self.stage = Stage::PreStart;
+        if !self.submit_hooks(HookEvent::PreStart, "") {
+            self.spawn_engine();
+        }
+    }
+
+    fn spawn_engine(&mut self) {
+        if self.asked.is_some_and(|asked| !asked.again) {
+            return self.end();
+        }
+        let texts: Vec<String> = self
+            .config
+            .ready
+            .probes
+            .iter()
+            .filter_map(|probe| match probe {
+                crate::config::ReadyProbe::Console(text) => Some(text.clone()),
+                _ => None,
+            })
+            .collect();
+        self.console.new_boot(texts.into_iter());
+        self.last_words.clear();
+        (self.engine_error, self.debug_exit, self.engine_ended) = (None, None, false);
+        (self.running_since, self.ready, self.probes_passed, self.not_ready_at) = (None, false, 0, None);
+        let spawned = ensure_disks(&self.guest, &self.config)
+            .and_then(|_| self.options.engine.build(&self.guest, &self.config, &self.state))
+            .and_then(|()| self.options.engine.spawn(&self.guest, &self.lease));
+        let engine = match spawned {
+            Ok(engine) => engine,
+            Err(error) => return self.give_up(error),
+        };
+        if let Err(error) = watch_engine(&engine, self.boot, &self.post()) {
+            return self.give_up(error);
+        }
+        if let Some(run) = &mut self.state.run {
+            run.engine_pid = Some(engine.pid());
+        }
+        self.engine = Some(engine);
+        (self.console_open, self.control_open) = (true, true);
+        self.stage = Stage::Booting { until: Instant::now() + BOOT_PATIENCE };
+    }
+
+    fn engine_event(&mut self, event: EngineEvent) {
+        match event {
+            EngineEvent::Running { backend } if matches!(self.stage, Stage::Booting { .. }) => self.now_running(backend),
+            EngineEvent::Running { .. } => {}
+            EngineEvent::Error { message } => {
+                self.emit(EventKind::EngineError { message: message.clone() });
+                self.engine_error = Some(message);
+            }
+            EngineEvent::DebugExit { value } => self.debug_exit = Some(value),
+            EngineEvent::Stats { counters } => {
+                self.answer_all(|purpose| purpose == Purpose::Stats, &Reply::Stats { counters });
+            }
+        }
+    }
+
+    fn now_running(&mut self, backend: String) {
+        self.stage = Stage::Running;
+        self.running_since = Some(Instant::now());
+        let pid = self.engine.as_ref().map_or(0, RunningEngine::pid);
+        if let Some(run) = &mut self.state.run {
+            run.backend = Some(backend.clone());
+        }
+        let phase = if self.asked.is_some() { Phase::Stopping } else { Phase::Running };
+        self.set_phase(phase);
+        self.emit(EventKind::Running { boot: self.boot, backend, pid });
+        if let Some(started) = self.started.take() {
+            started(Ok(()));
+        }
+        self.answer_all(|purpose| purpose == Purpose::Running, &Reply::Running);
+        self.submit_hooks(HookEvent::PostStart, "");
+        self.not_ready_at = Some(Instant::now() + self.config.ready.timeout);
+        let (post, boot) = (self.post(), self.boot);
+        self.probing =
+            ready::start(self.guest.name(), &self.config.ready.probes, move |count| post.send(Message::Probed(boot, count)));
+        self.check_ready();
+    }
+
+    /// Whether the last missing probe has passed.
+    fn check_ready(&mut self) {
+        let on_thread = self.config.ready.probes.iter().filter(|p| !matches!(p, crate::config::ReadyProbe::Console(_))).count();
+        if self.ready || self.stage != Stage::Running || self.probes_passed < on_thread || self.console.missing_text().is_some() {
+            return;
+        }
+        self.ready = true;
+        self.not_ready_at = None;
+        if let Some(run) = &mut self.state.run {
+            run.ready = true;
+        }
+        self.save_or_log();
+        let after = self.running_since.map_or(0, |since| since.elapsed().as_millis() as u64);
+        self.emit(EventKind::Ready { after_ms: after });
+        self.answer_all(|purpose| matches!(purpose, Purpose::Ready(_)), &Reply::Ready);
+        self.submit_hooks(HookEvent::Ready, "");
+    }
+
+    /// The probe that has not passed, in words.
+    fn missing_probe(&self) -> String {
+        if let Some(text) = self.console.missing_text() {
+            return ready::words(&crate::config::ReadyProbe::Console(text));
+        }
+        let mut on_thread = self.config.ready.probes.iter().filter(|p| !matches!(p, crate::config::ReadyProbe::Console(_)));
+        on_thread.nth(self.probes_passed).map(ready::words).unwrap_or_else(|| "the guest does not run".into())
+    }
+
+    /// The engine's process has ended.
+    fn engine_exited(&mut self, status: std::process::ExitStatus) {
+        use std::os::unix::process::ExitStatusExt;
+        self.drain_engine();
+        self.engine = None;
+        self.probing = None;
+        let (code, signal) = (status.code(), status.signal());
+        let reason = ExitReason::of(code, signal, self.debug_exit);
+        let mut words = reason.words();
+        if let (Some(error), true) = (&self.engine_error, reason == ExitReason::Error) {
+            words = format!("{words}: {error}");
+        }
+        let ran = self.stage == Stage::Running;
+        self.last_exit = Some(reason);
+        self.state.last_exit = Some(LastExit { reason: words.clone(), code, signal, at: Timestamp::now() });
+        if let Some(run) = &mut self.state.run {
+            (run.engine_pid, run.ready) = (None, false);
+        }
+        self.emit(EventKind::Exited { reason: words.clone(), code, signal });
+        (self.ready, self.not_ready_at) = (false, None);
+        match self.asked.take() {
+            Some(Asked { again: true, .. }) => self.begin_boot(false),
+            Some(asked) => {
+                self.stop_way = Some(asked.way);
+                self.end();
+            }
+            // The first boot ended before the guest ran: whoever waits for the start is told, and nothing is retried.
+            None if !ran && self.started.is_some() => self.give_up(self.start_error(&words)),
+            None => {
+                self.answer_all(|purpose| purpose == Purpose::Running, &start_failed(&words));
+                self.stage = Stage::CrashHooks(reason);
+                if !(reason.is_crash() && self.submit_hooks(HookEvent::Crash, &words)) {
+                    self.apply_policy(reason);
+                }
+            }
+        }
+    }
+
+    fn start_error(&self, words: &str) -> GuestError {
+        match &self.engine_error {
+            Some(message) => GuestError::user(message.clone()),
+            None => {
+                let text: Vec<u8> = self.last_words.iter().copied().collect();
+                let said = String::from_utf8_lossy(&text).trim().to_owned();
+                match said.is_empty() {
+                    true => GuestError::host(words.to_owned()),
+                    false => GuestError::host(format!("{words}; it said:\n{said}")),
+                }
+            }
+        }
+        .hint(format!("`vmctl logs --vmm {}` shows what the engine wrote", self.guest.name()))
+    }
+
+    fn apply_policy(&mut self, reason: ExitReason) {
+        match self.crashes.decide(reason, &self.config.restart, Instant::now()) {
+            Decision::Stop => self.end(),
+            Decision::Fail(reason) => self.fail(reason),
+            Decision::Restart(delay) => {
+                self.emit(EventKind::Restarting { delay_ms: delay.as_millis() as u64 });
+                if delay.is_zero() {
+                    return self.begin_boot(false);
+                }
+                self.stage = Stage::Waiting { until: Instant::now() + delay };
+                self.set_phase(Phase::Waiting);
+            }
+        }
+    }
+
+    /// A boot cannot even begin: the first one ends the start, a later one the guest.
+    fn give_up(&mut self, error: GuestError) {
+        let words = error.chain();
+        self.answer_all(|purpose| purpose == Purpose::Running, &start_failed(&words));
+        match self.started.take() {
+            Some(started) => {
+                if self.last_exit.is_none() {
+                    let at = Timestamp::now();
+                    self.state.last_exit =
+                        Some(LastExit { reason: format!("did not start: {words}"), code: None, signal: None, at });
+                }
+                started(Err(&error));
+                self.failure = Some(words);
+                self.end();
+            }
+            None => self.fail(words),
+        }
+    }
+
+    fn fail(&mut self, reason: String) {
+        self.emit(EventKind::Failed { reason: reason.clone() });
+        self.state.failed = Some(Failure { reason: reason.clone(), at: Timestamp::now() });
+        self.submit_hooks(HookEvent::Failed, &reason);
+        self.failure = Some(reason);
+        self.end();
+    }
+
+    fn end(&mut self) {
+        let reason = self.state.last_exit.as_ref().map(|exit| exit.reason.clone()).unwrap_or_default();
+        self.stage = Stage::Ending;
+        self.set_phase(Phase::Stopping);
+        self.submit_hooks(HookEvent::PostStop, &reason);
+        if self.hooks_pending == 0 {
+            self.stage = Stage::Done;
+        }
+    }
+
+    /// Hands the hooks of an event to their thread; `false` when there are none.
+    fn submit_hooks(&mut self, event: HookEvent, reason: &str) -> bool {
+        if !self.config.hooks.iter().any(|hook| hook.event == event) {
+            return false;
+        }
+        let document = HookDocument {
+            version: HOOK_VERSION,
+            event: event.as_str(),
+            guest: self.guest.name().to_owned(),
+            uuid: self.state.uuid_for(&self.config).to_owned(),
+            directory: self.guest.path().to_owned(),
+            boot: self.boot,
+            reason: reason.to_owned(),
+        };
+        let sent = self.hook_thread.send(HookJob { event, hooks: self.config.hooks.clone(), document }).is_ok();
+        self.hooks_pending += usize::from(sent);
+        sent
+    }
+
+    fn hooks_done(&mut self, event: HookEvent, outcomes: Vec<HookOutcome>) {
+        self.hooks_pending = self.hooks_pending.saturating_sub(1);
+        let mut fatal = None;
+        for outcome in outcomes {
+            if outcome.fatal {
+                fatal = Some(format!("hook `{}` failed: {}", outcome.hook, outcome.error.as_deref().unwrap_or_default()));
+            }
+            self.emit(EventKind::Hook { hook: outcome.hook, outcome: outcome.error.unwrap_or_else(|| "ok".into()) });
+        }
+        match (event, self.stage, fatal) {
+            (HookEvent::PreStart, Stage::PreStart, Some(words)) => self.give_up(GuestError::user(words)),
+            (HookEvent::PreStart, Stage::PreStart, None) => self.spawn_engine(),
+            (HookEvent::Crash, Stage::CrashHooks(reason), _) => match self.asked.take() {
+                Some(Asked { again: true, .. }) => self.begin_boot(false),
+                Some(_) => self.end(),
+                None => self.apply_policy(reason),
+            },
+            (HookEvent::PreStop, _, fatal) => self.pre_stop_done(fatal),
+            (_, Stage::Ending, _) if self.hooks_pending == 0 => self.stage = Stage::Done,
+            _ => {}
+        }
+    }
+
+    /// What is due.
+    fn tick(&mut self, now: Instant) {
+        if let Some(status) = self.engine.as_mut().filter(|_| self.engine_ended).and_then(RunningEngine::exited) {
+            self.engine_exited(status);
+        }
+        match self.stage {
+            Stage::Waiting { until } if now >= until => self.begin_boot(false),
+            Stage::Booting { until } if now >= until && self.engine_error.is_none() => {
+                self.engine_error = Some(format!("the guest did not run within {} s", BOOT_PATIENCE.as_secs()));
+                if let Some(engine) = &mut self.engine {
+                    engine.kill();
+                }
+            }
+            _ => {}
+        }
+        self.press_on(now);
+        if self.not_ready_at.is_some_and(|at| now >= at) {
+            self.not_ready_at = None;
+            let probe = self.missing_probe();
+            self.emit(EventKind::NotReady { probe });
+        }
+        let message = self.missing_probe();
+        let late = start_error_reply(format!("not ready in time: {message}"));
+        self.answer_all(|purpose| matches!(purpose, Purpose::Ready(until) if now >= until), &late);
+    }
+
+    /// Until when the loop may sleep.
+    fn deadline(&self) -> Option<Instant> {
+        let stage = match self.stage {
+            Stage::Waiting { until } | Stage::Booting { until } => Some(until),
+            _ => None,
+        };
+        let asked = self.asked.map(|asked| [asked.power_off_at, asked.kill_at]).unwrap_or_default();
+        let clients = self.clients.iter().filter_map(|client| match client.purpose {
+            Purpose::Ready(until) => Some(until),
+            _ => None,
+        });
+        [stage, self.not_ready_at].into_iter().chain(asked).flatten().chain(clients).min()
+    }
+
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Signal(Signal::SIGHUP) if !self.options.foreground => {}
+            Message::Signal(_) => self.signalled(),
+            Message::EngineEnded(boot) if boot == self.boot => self.engine_ended = true,
+            Message::Stderr(bytes) => self.engine_said(&bytes),
+            Message::Hooks(event, outcomes) => self.hooks_done(event, outcomes),
+            Message::Probed(boot, count) if boot == self.boot => {
+                self.probes_passed = count;
+                self.check_ready();
+            }
+            Message::EngineEnded(_) | Message::Probed(..) => {}
+        }
+    }
+
+    fn engine_said(&mut self, bytes: &[u8]) {
+        let _ = self.vmm_log.append(bytes);
+        self.last_words.extend(&bytes[bytes.len().saturating_sub(LAST_WORDS)..]);
+        let surplus = self.last_words.len().saturating_sub(LAST_WORDS);
+        self.last_words.drain(..surplus);
+    }
+
+    fn set_phase(&mut self, phase: Phase) {
+        if let Some(run) = &mut self.state.run {
+            (run.phase, run.since) = (phase, Timestamp::now());
+        }
+        self.save_or_log();
+    }
+
+    fn save(&self) -> Result<()> {
+        self.state.save(&self.guest.state_file())
+    }
+
+    fn save_or_log(&mut self) {
+        if let Err(error) = self.save() {
+            eprintln!("{} {}", Timestamp::now(), error.chain());
+        }
+    }
+
+    fn emit(&mut self, kind: EventKind) {
+        let event = Event::now(self.guest.name(), kind);
+        if let Err(error) = self.events.append(event.line().as_bytes()) {
+            if !self.events_failing {
+                eprintln!("{} cannot write the event log: {error}", event.time);
+            }
+            self.events_failing = true;
+        } else {
+            self.events_failing = false;
+        }
+        let reply = Reply::Event(event);
+        for client in self.clients.iter_mut().filter(|client| client.purpose == Purpose::Events) {
+            client.reply(&reply);
+        }
+    }
+
+    /// Lets the guest go, tells those who wait, and ends.
+    fn finish(&mut self) -> Ending {
+        self.emit(EventKind::Stopped);
+        let way = self.asked.map_or(StopWay::NotRunning, |asked| asked.way);
+        self.state.run = None;
+        self.save_or_log();
+        self.listener = None;
+        let _ = std::fs::remove_file(self.guest.socket());
+        // The lock goes before the answers: who hears that the guest has stopped may start it at once.
+        self.lock = None;
+        let stopped = Reply::Stopped { how: self.stop_way.unwrap_or(way) };
+        self.answer_all(|purpose| purpose == Purpose::Stop, &stopped);
+        self.answer_all(
+            |purpose| matches!(purpose, Purpose::Ready(_) | Purpose::Running),
+            &start_error_reply("the guest has stopped".into()),
+        );
+        let until = Instant::now() + Duration::from_secs(2);
+        while self.clients.iter().any(Client::has_output) && Instant::now() < until {
+            for client in &mut self.clients {
+                client.flush();
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        match self.failure.take() {
+            Some(reason) => Ending::Failed(reason),
+            None => Ending::Stopped(self.last_exit),
+        }
+    }
+}
+
+fn start_failed(words: &str) -> Reply {
+    start_error_reply(format!("the guest did not start again: {words}"))
+}
+
+fn start_error_reply(message: String) -> Reply {
+    Reply::Error { message, hint: None }
+}
+
+/// Sends messages to the supervisor and wakes it.
+#[derive(Clone)]
+struct Poster {
+    sender: mpsc::SyncSender<Message>,
+    waker: Arc<UnixStream>,
+}
+
+impl Poster {
+    fn send(&self, message: Message) {
+        // A full wake stream has woken it already; a supervisor that is gone needs nothing.
+        if self.sender.send(message).is_ok() {
+            let _ = (&*self.waker).write(&[0]);
+        }
+    }
+}
+
+/// Watches an engine's process and its standard error, each from a thread.
+fn watch_engine(engine: &RunningEngine, boot: u64, post: &Poster) -> Result<()> {
+    use nix::sys::wait::{Id, WaitPidFlag, waitid};
+    use std::io::Read;
+    let mut stderr =
+        engine.stderr().try_clone().map_err(|error| GuestError::host(format!("cannot watch the engine: {error}")))?;
+    let pid = nix::unistd::Pid::from_raw(engine.pid() as i32);
+    let (ended, said) = (post.clone(), post.clone());
+    std::thread::spawn(move || {
+        // WNOWAIT: the process stays a zombie until the main thread takes its status, so its id is not reused before.
+        while waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) == Err(nix::errno::Errno::EINTR) {}
+        ended.send(Message::EngineEnded(boot));
+    });
+    std::thread::spawn(move || {
+        let mut buffer = [0u8; 4096];
+        while let Ok(count) = stderr.read(&mut buffer) {
+            if count == 0 {
+                break;
+            }
+            said.send(Message::Stderr(buffer[..count].to_vec()));
+        }
+    });
+    Ok(())
+}
+
+/// Listens at the guest's socket. The caller holds the guest's lock: what is in the way was left by a dead supervisor.
+fn listen(guest: &GuestDir) -> Result<UnixListener> {
+    let socket = guest.prepare_socket()?;
+    let _ = std::fs::remove_file(&socket);
+    let failed = |error| GuestError::io("listen at", &socket, error);
+    let old = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
+    let listener = UnixListener::bind(&socket);
+    nix::sys::stat::umask(old);
+    let listener = listener.map_err(failed)?;
+    std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    Ok(listener)
+}

@@ -1,0 +1,236 @@
+//! The supervisor's poll: waits for the engine, the clients and the helpers, and moves bytes between them.
+
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::time::Instant;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::guest::control::{Frame, Reply};
+use crate::guest::events::EventKind;
+
+use super::Supervisor;
+use super::clients::{Client, MOST_CLIENTS, Purpose};
+
+/// What a descriptor belongs to.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Token {
+    Wake,
+    Listener,
+    Console,
+    Control,
+    Client(usize),
+}
+
+/// The most bytes taken from the guest's console in one round, so that clients are served in between.
+const CONSOLE_ROUND: usize = 64 * 1024;
+
+impl Supervisor {
+    /// Sleeps until something is to be done, and moves what can be moved.
+    pub(super) fn wait_and_serve(&mut self) {
+        for (token, flags) in self.poll() {
+            match token {
+                Token::Wake => while matches!((&self.wake).read(&mut [0u8; 256]), Ok(count) if count > 0) {},
+                Token::Listener => self.accept(),
+                Token::Console => self.serve_console(flags),
+                Token::Control => self.serve_control(flags),
+                Token::Client(at) => self.serve_client(at, flags),
+            }
+        }
+        self.feed_guest();
+        self.drop_gone();
+    }
+
+    fn poll(&mut self) -> Vec<(Token, PollFlags)> {
+        let timeout = match self.deadline() {
+            // One more, so that the deadline has passed when the sleep ends.
+            Some(at) => at.saturating_duration_since(Instant::now()).as_millis().min(60_000) as u16 + 1,
+            None => 60_000,
+        };
+        let has_input = !self.console.pending_input().is_empty();
+        let input_room = self.console.input_room() > 0;
+        let mut tokens = vec![Token::Wake];
+        let mut fds = vec![PollFd::new(self.wake.as_fd(), PollFlags::POLLIN)];
+        let mut add = |token, fd, write: bool, read: bool| {
+            tokens.push(token);
+            let mut flags = PollFlags::empty();
+            flags.set(PollFlags::POLLIN, read);
+            flags.set(PollFlags::POLLOUT, write);
+            fds.push(PollFd::new(fd, flags));
+        };
+        if let Some(listener) = self.listener.as_ref().filter(|_| self.clients.len() < MOST_CLIENTS) {
+            add(Token::Listener, listener.as_fd(), false, true);
+        }
+        // A stream that has ended would wake us for ever; what counts then is the end of the process.
+        if let Some(engine) = self.engine.as_ref() {
+            if self.console_open {
+                add(Token::Console, engine.console().as_fd(), has_input, true);
+            }
+            if self.control_open {
+                add(Token::Control, engine.control().as_fd(), engine.has_commands(), true);
+            }
+        }
+        for (at, client) in self.clients.iter().enumerate() {
+            let reads = input_room || client.purpose != (Purpose::Console { writer: true });
+            add(Token::Client(at), client.stream().as_fd(), client.has_output(), reads);
+        }
+        match poll(&mut fds, PollTimeout::from(timeout)) {
+            Ok(_) => {}
+            Err(nix::errno::Errno::EINTR) => return Vec::new(),
+            Err(errno) => {
+                // Cannot happen with descriptors that we hold; never spin if it does.
+                eprintln!("poll: {errno}");
+                std::thread::sleep(std::time::Duration::from_millis(100));
+                return Vec::new();
+            }
+        }
+        let ready = tokens.into_iter().zip(fds).filter_map(|(token, fd)| {
+            let flags = fd.revents().unwrap_or(PollFlags::empty());
+            (!flags.is_empty()).then_some((token, flags))
+        });
+        ready.collect()
+    }
+
+    fn accept(&mut self) {
+        while self.clients.len() < MOST_CLIENTS {
+            let Some(Ok((stream, _))) = self.listener.as_ref().map(|listener| listener.accept()) else { return };
+            if let Ok(client) = Client::new(stream) {
+                self.clients.push(client);
+            }
+        }
+    }
+
+    /// The guest's serial line.
+    fn serve_console(&mut self, flags: PollFlags) {
+        if !flags.intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR) {
+            return;
+        }
+        let mut buffer = [0u8; 16 * 1024];
+        let mut taken = 0;
+        while taken < CONSOLE_ROUND {
+            let Some(engine) = &self.engine else { return };
+            match engine.console().read(&mut buffer) {
+                Ok(0) => return self.console_open = false,
+                Ok(count) => {
+                    taken += count;
+                    self.guest_said(&buffer[..count]);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(_) => return self.console_open = false,
+            }
+        }
+        self.check_ready();
+    }
+
+    fn guest_said(&mut self, bytes: &[u8]) {
+        if let Some(message) = self.console.output(bytes) {
+            self.emit(EventKind::LogLost { message });
+        }
+        for client in self.clients.iter_mut().filter(|client| client.watches()) {
+            client.console(bytes);
+        }
+    }
+
+    /// Moves what was typed into the guest.
+    fn feed_guest(&mut self) {
+        while let Some(engine) = self.engine.as_ref().filter(|_| self.console_open) {
+            let pending = self.console.pending_input();
+            if pending.is_empty() {
+                return;
+            }
+            match engine.console().write(pending) {
+                Ok(count) if count > 0 => self.console.input_taken(count),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                _ => return,
+            }
+        }
+    }
+
+    fn serve_control(&mut self, flags: PollFlags) {
+        let Some(engine) = &mut self.engine else { return };
+        if flags.contains(PollFlags::POLLOUT) {
+            engine.flush_commands();
+        }
+        if flags.intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR) {
+            let (events, open) = engine.events();
+            self.control_open = open;
+            for event in events {
+                match event {
+                    Ok(event) => self.engine_event(event),
+                    Err(line) => self.engine_said(format!("not understood: {line}\n").as_bytes()),
+                }
+            }
+        }
+    }
+
+    /// What the ended engine still had to say.
+    pub(super) fn drain_engine(&mut self) {
+        // Bounded: the process is gone, so what is in the sockets is all there is; the rounds only bound a bug.
+        for _ in 0..64 {
+            if !self.console_open && !self.control_open {
+                break;
+            }
+            if self.console_open {
+                self.serve_console(PollFlags::POLLIN);
+            }
+            if self.control_open {
+                self.serve_control(PollFlags::POLLIN);
+            }
+        }
+        while let Ok(message) = self.messages.recv_timeout(std::time::Duration::from_millis(5)) {
+            match message {
+                super::Message::Stderr(bytes) => self.engine_said(&bytes),
+                super::Message::EngineEnded(_) => {}
+                other => self.postponed.push(other),
+            }
+        }
+    }
+
+    fn serve_client(&mut self, at: usize, flags: PollFlags) {
+        if flags.contains(PollFlags::POLLOUT) {
+            self.clients[at].flush();
+        }
+        if !flags.intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR) {
+            return;
+        }
+        for frame in self.clients[at].receive() {
+            match (frame, self.clients[at].purpose) {
+                (Frame::Json(text), Purpose::Unknown) => self.greeted(at, &text),
+                (Frame::Console(bytes), Purpose::Console { writer: true }) => {
+                    // The poll does not read from the writer while the queue is full; only the rest of one read is lost.
+                    self.console.type_in(&bytes);
+                }
+                (_, Purpose::Answered) => {}
+                // A watcher may type into the void; anything else is a broken peer.
+                (Frame::Console(_), Purpose::Console { writer: false }) => {}
+                _ => self.clients[at].gone = Some("the client does not keep to the protocol"),
+            }
+        }
+    }
+
+    fn drop_gone(&mut self) {
+        let mut left = Vec::new();
+        self.clients.retain(|client| {
+            let gone = match client.gone {
+                Some(reason) => Some(reason),
+                None if client.purpose == Purpose::Answered && !client.has_output() => Some("answered"),
+                None => None,
+            };
+            if let (Some(reason), true) = (gone, client.watches()) {
+                left.push(reason);
+            }
+            gone.is_none()
+        });
+        for reason in left {
+            self.emit(EventKind::ConsoleDetached { reason: reason.to_owned() });
+        }
+    }
+
+    /// Answers every client that is there for what `which` says.
+    pub(super) fn answer_all(&mut self, which: impl Fn(Purpose) -> bool, reply: &Reply) {
+        for client in self.clients.iter_mut().filter(|client| which(client.purpose)) {
+            client.answer(reply);
+        }
+    }
+}
