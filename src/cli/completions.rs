@@ -38,7 +38,9 @@ fn script(shell: Shell) -> String {
     };
     let verbs: Vec<String> = command
         .get_subcommands()
-        .filter(|verb| verb.get_positionals().any(|arg| arg.get_value_names().is_some_and(|n| n.iter().any(|n| n == "GUEST"))))
+        .filter(|verb| {
+            verb.get_positionals().any(|arg| arg.get_value_names().is_some_and(|n| n.iter().any(|n| n.starts_with("GUEST"))))
+        })
         .map(|verb| verb.get_name().to_owned())
         .collect();
     clap_complete::generate(generator, &mut command, "vmctl", &mut generated);

@@ -5,8 +5,13 @@
 //! Conventions: `GUEST...` takes several names and globs ([`Guests`]); `-o` and `-q` work everywhere; data goes to
 //! standard output, words to standard error; a command on many guests goes on after one fails ([`Ui::each`]).
 
+mod check;
 mod complete_guests;
 mod completions;
+mod init;
+mod schema;
+mod show;
+mod source;
 mod ui;
 
 use std::path::PathBuf;
@@ -40,6 +45,10 @@ pub struct Cli {
 /// Every verb, in the order of the help.
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
+    Init(init::Args),
+    Check(check::Args),
+    Show(show::Args),
+    Schema(schema::Args),
     Completions(completions::Args),
     #[command(name = "__complete-guests", hide = true)]
     CompleteGuests(complete_guests::Args),
@@ -106,6 +115,10 @@ pub fn main() -> ExitCode {
         datastore: cli.datastore.or_else(|| from_env("VMCTL_DATASTORE").and_then(|value| value.into_string().ok())),
     };
     let outcome = match cli.verb {
+        Verb::Init(args) => args.run(&app),
+        Verb::Check(args) => args.run(&app),
+        Verb::Show(args) => args.run(&app),
+        Verb::Schema(args) => args.run(&app),
         Verb::Completions(args) => args.run(&app),
         Verb::CompleteGuests(args) => args.run(&app),
     };

@@ -221,9 +221,10 @@ impl Ui {
         if let Some(diagnostics) = failure.error.downcast_ref::<Diagnostics>() {
             text.push_str(&diagnostics.to_string());
         } else {
-            let subject = subject.map(|name| format!("{name}: ")).unwrap_or_default();
             let mut chain = failure.error.chain();
             let first = chain.next().map(ToString::to_string).unwrap_or_default();
+            let named = subject.filter(|name| !first.contains(&format!("`{name}`")));
+            let subject = named.map(|name| format!("{name}: ")).unwrap_or_default();
             text.push_str(&format!("{} {subject}{first}\n", self.paint("error:", "1;31")));
             for cause in chain {
                 text.push_str(&format!("  because: {cause}\n"));

@@ -1,4 +1,394 @@
-//! One TOML text as a tree that remembers where each key and value stands.
+//! One TOML text as a tree that remembers where each key and value stands, and how trees are laid over each other.
+//!
+//! Tables merge key by key. An array of tables merges by `id`: an entry with a known id is laid over it, another one is
+//! added, one with `remove = true` drops it. Any other value replaces what was there, and so does the short form of a
+//! table (`cpus = 2`).
+
+use std::sync::Arc;
+
+use toml::de::{DeTable, DeValue};
+
+use super::diagnostic::{Diagnostic, Place, Source};
+use super::keys::{self, Key, Kind};
+
+/// No configuration is larger; a larger file is something else.
+pub const MAX_FILE_BYTES: usize = 1 << 20;
+
 /// One TOML text, parsed.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Layer {}
+pub struct Layer {
+    /// The text.
+    pub source: Arc<Source>,
+    /// What is in it.
+    pub table: Table,
+}
+
+/// A value and where it stands.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Node {
+    /// What it is.
+    pub value: Value,
+    /// Where it stands.
+    pub place: Place,
+    /// The short form of a table: replaces a table instead of merging with it.
+    pub replaces: bool,
+}
+
+/// A TOML value.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Value {
+    /// A string.
+    Text(String),
+    /// An integer.
+    Integer(i64),
+    /// A float, as written.
+    Float(String),
+    /// A boolean.
+    Flag(bool),
+    /// A date or time, as written.
+    Datetime(String),
+    /// An array.
+    Array(Vec<Node>),
+    /// A table.
+    Table(Table),
+}
+
+/// Keys and values in the order of the file.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Table(pub Vec<(Name, Node)>);
+
+/// A key and where it stands.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Name {
+    /// The key.
+    pub text: String,
+    /// Where it stands.
+    pub place: Place,
+}
+
+impl Value {
+    /// With its article, for messages.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Text(_) => "a text",
+            Self::Integer(_) => "a number",
+            Self::Float(_) => "a fraction",
+            Self::Flag(_) => "a boolean",
+            Self::Datetime(_) => "a date",
+            Self::Array(_) => "an array",
+            Self::Table(_) => "a table",
+        }
+    }
+}
+
+impl Table {
+    /// The value of a key.
+    pub fn get(&self, key: &str) -> Option<&Node> {
+        self.0.iter().find(|(name, _)| name.text == key).map(|(_, node)| node)
+    }
+    /// Takes a key out.
+    pub fn take(&mut self, key: &str) -> Option<(Name, Node)> {
+        let at = self.0.iter().position(|(name, _)| name.text == key)?;
+        Some(self.0.remove(at))
+    }
+    /// The value at a dotted path of tables.
+    pub fn at(&self, path: &str) -> Option<&Node> {
+        let (head, rest) = path.split_once('.').unwrap_or((path, ""));
+        let node = self.get(head)?;
+        match (&node.value, rest) {
+            (_, "") => Some(node),
+            (Value::Table(table), rest) => table.at(rest),
+            _ => None,
+        }
+    }
+    /// The text of `id`, in an entry of an array of tables.
+    pub fn id(&self) -> Option<&str> {
+        match &self.get("id")?.value {
+            Value::Text(id) => Some(id),
+            _ => None,
+        }
+    }
+}
+
+impl Layer {
+    /// Parses a text. `keys` says which tables have a short form.
+    pub fn parse(source: Source, keys: &'static [Key]) -> Result<Self, Vec<Diagnostic>> {
+        let source = Arc::new(source);
+        let whole = Place { source: source.clone(), span: 0..0 };
+        if source.text.len() > MAX_FILE_BYTES {
+            return Err(vec![Diagnostic::plain(format!("`{}` is larger than 1 MiB", source.label))]);
+        }
+        let (parsed, errors) = DeTable::parse_recoverable(&source.text);
+        if !errors.is_empty() {
+            let place = |span| Place { source: source.clone(), span };
+            let diagnostics = errors.iter().take(10).map(|error| {
+                let message = error.message().trim().replace('\n', ", ");
+                Diagnostic::at(&error.span().map_or(whole.clone(), place), message)
+            });
+            return Err(diagnostics.collect());
+        }
+        let mut problems = Vec::new();
+        let mut table = table_of(parsed.get_ref(), &source, &mut problems);
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        expand_short_forms(&mut table, "", keys);
+        Ok(Self { source, table })
+    }
+
+    /// One `KEY=VALUE` of the command line. A value that is not TOML is a text: `memory=1G`.
+    pub fn from_set(argument: &str, keys: &'static [Key]) -> Result<Self, Vec<Diagnostic>> {
+        let source = Arc::new(Source { label: "--set".into(), text: argument.into(), directory: None });
+        let whole = Place { source: source.clone(), span: 0..argument.len() };
+        let Some((path, text)) = argument.split_once('=') else {
+            return Err(vec![Diagnostic::at(&whole, format!("`{argument}` has no `=`")).hint("write `--set KEY=VALUE`")]);
+        };
+        let value_place = Place { source: source.clone(), span: path.len() + 1..argument.len() };
+        let key_place = Place { source: source.clone(), span: 0..path.len() };
+        let mut problems = Vec::new();
+        let value = match DeValue::parse(text.trim()) {
+            Ok(value) => value_of(value.get_ref(), &source, &mut problems),
+            Err(_) => Value::Text(text.into()),
+        };
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        let mut node = Node { value, place: value_place.clone(), replaces: false };
+        place_all(&mut node, &value_place);
+        let parts: Vec<&str> = path.trim().split('.').collect();
+        if parts.iter().any(|part| part.is_empty()) || parts.len() > 8 {
+            return Err(vec![Diagnostic::at(&key_place, format!("`{path}` is not a key"))]);
+        }
+        let table = nest(&parts, "", node, &key_place, keys).map_err(|error| vec![error])?;
+        let mut table = Table(vec![table]);
+        expand_short_forms(&mut table, "", keys);
+        Ok(Self { source, table })
+    }
+}
+
+/// `a.b.c = node` as nested tables; in an array of tables the part after its name is the id of the entry.
+fn nest(parts: &[&str], parent: &str, node: Node, place: &Place, keys: &'static [Key]) -> Result<(Name, Node), Diagnostic> {
+    let name = |text: &str| Name { text: text.into(), place: place.clone() };
+    let plain = |value| Node { value, place: place.clone(), replaces: false };
+    let [head, rest @ ..] = parts else { unreachable!("callers give at least one part") };
+    let path = if parent.is_empty() { (*head).to_owned() } else { format!("{parent}.{head}") };
+    if rest.is_empty() {
+        return Ok((name(head), node));
+    }
+    if !matches!(keys::find(keys, &path), Some(Key { kind: Kind::Entries, .. })) {
+        let inner = nest(rest, &path, node, place, keys)?;
+        return Ok((name(head), plain(Value::Table(Table(vec![inner])))));
+    }
+    let [id, rest @ ..] = rest else { unreachable!("checked: not empty") };
+    if rest.is_empty() {
+        return Err(Diagnostic::at(place, format!("`{}` names no key of the entry", parts.join(".")))
+            .hint(format!("write `{path}.{id}.KEY=VALUE`")));
+    }
+    let inner = nest(rest, &path, node, place, keys)?;
+    let entry = Table(vec![(name("id"), plain(Value::Text((*id).to_owned()))), inner]);
+    Ok((name(head), plain(Value::Array(vec![plain(Value::Table(entry))]))))
+}
+
+fn place_all(node: &mut Node, place: &Place) {
+    node.place = place.clone();
+    match &mut node.value {
+        Value::Array(items) => items.iter_mut().for_each(|item| place_all(item, place)),
+        Value::Table(table) => table.0.iter_mut().for_each(|(name, node)| {
+            name.place = place.clone();
+            place_all(node, place);
+        }),
+        _ => {}
+    }
+}
+
+fn table_of(table: &DeTable<'_>, source: &Arc<Source>, problems: &mut Vec<Diagnostic>) -> Table {
+    let mut entries: Vec<(Name, Node)> = table
+        .iter()
+        .map(|(key, value)| {
+            let place = |span| Place { source: source.clone(), span };
+            let name = Name { text: key.get_ref().to_string(), place: place(key.span()) };
+            let value_place = place(value.span());
+            (name, Node { value: value_at(value.get_ref(), source, &value_place, problems), place: value_place, replaces: false })
+        })
+        .collect();
+    entries.sort_by_key(|(name, _)| name.place.span.start);
+    Table(entries)
+}
+
+fn value_of(value: &DeValue<'_>, source: &Arc<Source>, problems: &mut Vec<Diagnostic>) -> Value {
+    let place = Place { source: source.clone(), span: 0..source.text.len() };
+    value_at(value, source, &place, problems)
+}
+
+fn value_at(value: &DeValue<'_>, source: &Arc<Source>, place: &Place, problems: &mut Vec<Diagnostic>) -> Value {
+    match value {
+        DeValue::String(text) => Value::Text(text.to_string()),
+        DeValue::Integer(number) => {
+            // The parser leaves the sign and the digits; underscores and the radix mark are gone.
+            let text = number.as_str().trim_start_matches('+');
+            Value::Integer(i64::from_str_radix(text, number.radix()).unwrap_or_else(|_| {
+                problems.push(Diagnostic::at(place, format!("number `{text}` does not fit in 64 bits")));
+                0
+            }))
+        }
+        DeValue::Float(number) => Value::Float(number.as_str().to_owned()),
+        DeValue::Boolean(flag) => Value::Flag(*flag),
+        DeValue::Datetime(when) => Value::Datetime(when.to_string()),
+        DeValue::Array(items) => Value::Array(
+            items
+                .iter()
+                .map(|item| {
+                    let place = Place { source: source.clone(), span: item.span() };
+                    Node { value: value_at(item.get_ref(), source, &place, problems), place, replaces: false }
+                })
+                .collect(),
+        ),
+        DeValue::Table(table) => Value::Table(table_of(table, source, problems)),
+    }
+}
+
+/// `cpus = 2` becomes `cpus.count = 2`, `extends = "x"` an array.
+pub fn expand_short_forms(table: &mut Table, parent: &str, keys: &'static [Key]) {
+    for (name, node) in &mut table.0 {
+        let path = if parent.is_empty() { name.text.clone() } else { format!("{parent}.{}", name.text) };
+        let Some(key) = keys::find(keys, &path) else { continue };
+        match (key.kind, &mut node.value) {
+            (Kind::Table { .. }, Value::Table(inner)) => expand_short_forms(inner, &path, keys),
+            (Kind::Entries, Value::Array(items)) => {
+                for item in items {
+                    if let Value::Table(inner) = &mut item.value {
+                        expand_short_forms(inner, &path, keys);
+                    }
+                }
+            }
+            (Kind::Table { short: Some(inner) }, value) if !matches!(value, Value::Array(_)) => {
+                let value = std::mem::replace(value, Value::Flag(false));
+                let inner_name = Name { text: inner.into(), place: name.place.clone() };
+                let inner_node = Node { value, place: node.place.clone(), replaces: false };
+                node.value = Value::Table(Table(vec![(inner_name, inner_node)]));
+                node.replaces = true;
+            }
+            (Kind::Texts { one: true }, value @ Value::Text(_)) => {
+                let value = std::mem::replace(value, Value::Flag(false));
+                node.value = Value::Array(vec![Node { value, place: node.place.clone(), replaces: false }]);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Lays `over` on `base`.
+pub fn merge(base: &mut Table, over: Table, parent: &str, keys: &'static [Key], problems: &mut Vec<Diagnostic>) {
+    for (name, node) in over.0 {
+        let path = if parent.is_empty() { name.text.clone() } else { format!("{parent}.{}", name.text) };
+        let entries = matches!(keys::find(keys, &path), Some(Key { kind: Kind::Entries, .. }));
+        let Some(at) = base.0.iter().position(|(other, _)| other.text == name.text) else {
+            let mut fresh = (name, node);
+            if let (true, Value::Array(items)) = (entries, &mut fresh.1.value) {
+                let added = std::mem::take(items);
+                merge_entries(items, added, &path, keys, problems);
+            }
+            base.0.push(fresh);
+            continue;
+        };
+        let (base_name, base_node) = &mut base.0[at];
+        match (&mut base_node.value, node.value) {
+            (Value::Table(below), Value::Table(above)) if !node.replaces => merge(below, above, &path, keys, problems),
+            (Value::Array(below), Value::Array(above)) if entries => merge_entries(below, above, &path, keys, problems),
+            (slot, value) => {
+                *slot = value;
+                base_node.place = node.place;
+                base_node.replaces = node.replaces;
+                *base_name = name;
+            }
+        }
+    }
+}
+
+fn merge_entries(below: &mut Vec<Node>, above: Vec<Node>, path: &str, keys: &'static [Key], problems: &mut Vec<Diagnostic>) {
+    let from_below = below.len();
+    let mut seen: Vec<String> = Vec::new();
+    for mut node in above {
+        let Value::Table(table) = &mut node.value else {
+            below.push(node); // the wrong type is reported by the walk over the keys
+            continue;
+        };
+        let id = table.id().map(str::to_owned);
+        let removed = match table.get("remove") {
+            Some(Node { value: Value::Flag(true), .. }) => true,
+            Some(Node { value: Value::Flag(false), .. }) => {
+                table.take("remove");
+                false
+            }
+            _ => false,
+        };
+        if let Some(id) = &id {
+            if seen.contains(id) {
+                let place = table.get("id").map_or(&node.place, |id| &id.place);
+                problems.push(Diagnostic::at(place, format!("id `{id}` is used twice in `{path}`")));
+                continue;
+            }
+            seen.push(id.clone());
+        }
+        let known = below.iter().take(from_below).position(|node| match &node.value {
+            Value::Table(table) => id.is_some() && table.id() == id.as_deref(),
+            _ => false,
+        });
+        match (known, removed) {
+            (Some(at), true) => {
+                // Kept as a mark until the layer is merged, so that positions stay right.
+                below[at] = node;
+            }
+            (None, true) => {
+                let shown = id.unwrap_or_else(|| "without id".into());
+                let known: Vec<String> = below
+                    .iter()
+                    .filter_map(|node| if let Value::Table(t) = &node.value { t.id() } else { None })
+                    .map(|id| format!("`{id}`"))
+                    .collect();
+                let hint = (!known.is_empty()).then(|| format!("known: {}", known.join(", ")));
+                problems
+                    .push(Diagnostic::at(&node.place, format!("there is no `{shown}` in `{path}` to remove")).maybe_hint(hint));
+            }
+            (Some(at), false) => match (&mut below[at].value, node.value) {
+                (Value::Table(base), Value::Table(over)) => merge(base, over, path, keys, problems),
+                _ => unreachable!("both are tables: one has an id, the other was matched above"),
+            },
+            (None, false) => {
+                let fresh = std::mem::take(table);
+                merge(table, fresh, path, keys, problems);
+                below.push(node);
+            }
+        }
+    }
+    below.retain(|node| match &node.value {
+        Value::Table(table) => !matches!(table.get("remove"), Some(Node { value: Value::Flag(true), .. })),
+        _ => true,
+    });
+}
+
+/// Drops the key at a dotted path; the part after an array of tables is an id. False when there is none.
+pub fn unset(table: &mut Table, path: &str) -> bool {
+    let (head, rest) = path.split_once('.').unwrap_or((path, ""));
+    if rest.is_empty() {
+        return table.take(head).is_some();
+    }
+    let Some((_, node)) = table.0.iter_mut().find(|(name, _)| name.text == head) else { return false };
+    match &mut node.value {
+        Value::Table(inner) => unset(inner, rest),
+        Value::Array(items) => {
+            let (id, rest) = rest.split_once('.').unwrap_or((rest, ""));
+            let is_it = |node: &Node| matches!(&node.value, Value::Table(table) if table.id() == Some(id));
+            let Some(at) = items.iter().position(is_it) else { return false };
+            if rest.is_empty() {
+                items.remove(at);
+                return true;
+            }
+            match &mut items[at].value {
+                Value::Table(inner) => unset(inner, rest),
+                _ => false,
+            }
+        }
+        _ => false,
+    }
+}

@@ -236,13 +236,13 @@ pub enum NicDevice {
 pub struct UserNetwork {
     /// First address of the network, default 10.0.2.0.
     pub network: Ipv4Addr,
-    /// Prefix length, default 24; 8 to 29.
+    /// Prefix length, default 24; 8 to 28.
     pub prefix: u8,
     /// Router, and the host as the guest sees it: network + 2.
     pub gateway: Ipv4Addr,
     /// Resolver: network + 3.
     pub dns: Ipv4Addr,
-    /// The lease that DHCP gives: network + 15, or network + 4 in a network smaller than /27.
+    /// The lease that DHCP gives: network + 15, or network + 4 in a /28.
     pub guest: Ipv4Addr,
     /// Servers that queries are forwarded to; those of the host when empty.
     pub dns_servers: Vec<IpAddr>,
@@ -430,7 +430,8 @@ pub struct HookConfig {
     pub id: String,
     /// When.
     pub event: HookEvent,
-    /// Program and arguments; never a shell unless the user names one. The program is absolute.
+    /// Program and arguments; never a shell unless the user names one. A program with a slash
+    /// is absolute; another is looked for in `PATH`.
     pub command: Vec<String>,
     /// Killed after this.
     #[serde(rename = "timeout_seconds", serialize_with = "serialize_seconds")]
@@ -545,23 +546,4 @@ pub struct CatalogueConfig {
     pub id: String,
     /// https URL, or an absolute path.
     pub url: String,
-}
-
-impl HostConfig {
-    /// What holds when there is no host file.
-    pub fn of(paths: &super::HostPaths) -> Self {
-        Self {
-            datastores: vec![DatastoreConfig { id: "default".into(), path: paths.datastore.clone() }],
-            default_datastore: "default".into(),
-            template_dirs: Vec::new(),
-            cache_dir: paths.cache_dir.clone(),
-            catalogues: Vec::new(),
-            autostart_parallel: 2,
-            defaults: None,
-        }
-    }
-    /// Reads `file`, or the user's own host file if there is one.
-    pub fn load(_file: Option<&std::path::Path>, paths: &super::HostPaths) -> Result<Self, super::Diagnostics> {
-        Ok(Self::of(paths))
-    }
 }

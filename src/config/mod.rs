@@ -1,9 +1,24 @@
 //! The TOML files: what was written, and what is meant.
+//!
+//! A guest file is read in steps, each of which remembers where every value stands: [`layer`] parses, [`resolve`] lays
+//! it on its templates and replaces `{{ }}`, [`walk`] holds it against the table of [`keys`], [`check`] applies the rules
+//! that go beyond one key. Only that yields a [`GuestConfig`]. All that is wrong is reported at once, as [`Diagnostics`].
+pub mod check; // what is written -> what is meant
 pub mod diagnostic; // what is wrong with a file, and where
+pub mod expression; // `{{ ... }}`
+pub mod host; // the host file
+pub mod keys; // the one table of keys
 pub mod layer; // one TOML text as a tree with places
+pub mod load; // a guest file, from its path to its meaning
 pub mod meant; // what the files mean
 pub mod paths; // where things are when nobody says
+pub mod render; // a resolved guest file printed again, with where each key comes from
+pub mod resolve; // templates, includes, --set
+pub mod schema; // JSON Schema for editors
+pub mod view; // values read out of a tree
+pub mod walk; // unknown keys, types, ranges, refusals
 
 pub use diagnostic::{Diagnostic, Diagnostics};
+pub use load::{GuestRequest, LoadedGuest, load_guest};
 pub use meant::*;
 pub use paths::{GUEST_FILE, GUESTS_DIR, HostPaths, TEMPLATES_DIR};

@@ -1,0 +1,93 @@
+//! `vmctl check`: says what is wrong with guest files, starting nothing.
+
+use serde::Serialize;
+
+use super::source::GuestSource;
+use super::{App, ExitStatus, Outcome};
+use crate::config::Diagnostics;
+
+/// Check guest files without starting anything
+///
+/// Without an argument, checks the host file and every guest of the datastore. Exits with 1 when something is wrong.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Guests, or guest files (with a slash, or `.toml` at the end)
+    #[arg(value_name = "GUEST|FILE")]
+    guests: Vec<String>,
+    /// Override a key, like `memory=2G` or `disks.root.size=20G`
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+}
+
+/// One guest file, in the JSON formats.
+#[derive(Serialize)]
+struct Checked {
+    name: String,
+    file: String,
+    ok: bool,
+    problems: Vec<Problem>,
+}
+
+#[derive(Serialize)]
+struct Problem {
+    message: String,
+    source: Option<String>,
+    line: Option<usize>,
+    column: Option<usize>,
+    notes: Vec<String>,
+    hint: Option<String>,
+}
+
+impl Args {
+    pub fn run(self, app: &App) -> Outcome {
+        let (host, store) = app.host_and_datastore()?;
+        let mut status = ExitStatus::Done;
+        let mut sources = GuestSource::all(&store);
+        if !self.guests.is_empty() {
+            sources.clear();
+            // A name that does not exist is reported with the others' problems.
+            status = app.ui.each(&self.guests, String::clone, |argument| {
+                sources.push(GuestSource::find(argument, &store)?);
+                Ok(ExitStatus::Done)
+            })?;
+        }
+        if app.ui.is_json() {
+            let checked: Vec<Checked> =
+                sources.iter().map(|source| checked(source, source.load(&host, &store, &self.sets).err())).collect();
+            if !checked.iter().all(|item| item.ok) {
+                status = status.max(ExitStatus::User);
+            }
+            app.ui.list("check", 1, &checked, &[], |item| item.name.clone())?;
+            return Ok(status);
+        }
+        let checked = app.ui.each(&sources, GuestSource::shown, |source| {
+            source.load(&host, &store, &self.sets)?;
+            app.ui.done(format!("{}: ok", source.shown()));
+            Ok(ExitStatus::Done)
+        })?;
+        Ok(status.max(checked))
+    }
+}
+
+fn checked(source: &GuestSource, problems: Option<Diagnostics>) -> Checked {
+    let problems = problems.unwrap_or_default().0;
+    Checked {
+        name: source.shown(),
+        file: source.file.display().to_string(),
+        ok: problems.is_empty(),
+        problems: problems
+            .into_iter()
+            .map(|problem| {
+                let position = problem.place.as_ref().map(|place| place.line_column());
+                Problem {
+                    message: problem.message,
+                    source: problem.place.map(|place| place.source.label.clone()),
+                    line: position.map(|(line, _)| line),
+                    column: position.map(|(_, column)| column),
+                    notes: problem.notes,
+                    hint: problem.hint,
+                }
+            })
+            .collect(),
+    }
+}

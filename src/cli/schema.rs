@@ -1,0 +1,23 @@
+//! `vmctl schema`: the JSON Schema that editors check and complete guest files from.
+
+use super::{App, ExitStatus, Outcome};
+use crate::config::schema::{guest_schema, host_schema};
+
+/// Print the JSON Schema of guest files
+///
+/// Editors complete from it: put `#:schema ./vmctl.schema.json` at the top of a guest file for taplo and what builds on
+/// it.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The schema of the host file, vmctl.toml, instead
+    #[arg(long)]
+    host: bool,
+}
+
+impl Args {
+    pub fn run(self, app: &App) -> Outcome {
+        let schema = if self.host { host_schema() } else { guest_schema() };
+        app.ui.data(&format!("{schema:#}\n"))?;
+        Ok(ExitStatus::Done)
+    }
+}

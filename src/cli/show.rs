@@ -1,0 +1,54 @@
+//! `vmctl show`: a guest's configuration, as written or as it is meant.
+
+use serde::Serialize;
+
+use super::source::GuestSource;
+use super::{App, ExitStatus, Failure, Outcome};
+use crate::config::GuestConfig;
+use crate::config::render::{Origin, render};
+
+/// Show the configuration of a guest
+///
+/// As written, or with `--resolved` as one file that needs no template, with every default filled in. The JSON formats
+/// are always resolved.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A guest, or a guest file (with a slash, or `.toml` at the end)
+    #[arg(value_name = "GUEST|FILE")]
+    guest: String,
+    /// With templates, included files, expressions and defaults filled in
+    #[arg(long)]
+    resolved: bool,
+    /// Say of each key which file and line set it
+    #[arg(long)]
+    explain: bool,
+    /// Override a key, like `memory=2G` or `disks.root.size=20G`
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Shown<'a> {
+    config: &'a GuestConfig,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    origins: Option<Vec<Origin>>,
+    files: &'a [std::path::PathBuf],
+}
+
+impl Args {
+    pub fn run(self, app: &App) -> Outcome {
+        let (host, store) = app.host_and_datastore()?;
+        let source = GuestSource::find(&self.guest, &store)?;
+        if !self.resolved && !self.explain && self.sets.is_empty() && !app.ui.is_json() {
+            let text = std::fs::read_to_string(&source.file)
+                .map_err(|error| Failure::user(format!("cannot read `{}`: {error}", source.file.display())))?;
+            app.ui.data(&text)?;
+            return Ok(ExitStatus::Done);
+        }
+        let guest = source.load(&host, &store, &self.sets)?;
+        let (text, origins) = render(&guest.resolved, self.explain);
+        let shown = Shown { config: &guest.config, origins: self.explain.then_some(origins), files: guest.files() };
+        app.ui.record("guest-config", 1, &shown, &guest.config.name, &text)?;
+        Ok(ExitStatus::Done)
+    }
+}

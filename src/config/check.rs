@@ -1,0 +1,487 @@
+//! From what was written to what is meant: the rules that go beyond one key. The only way to a [`GuestConfig`].
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use super::diagnostic::{Diagnostic, Diagnostics, Place};
+use super::keys::GUEST_KEYS;
+use super::meant::*;
+use super::resolve::Resolved;
+use super::view::View;
+use super::walk::{self, is_name};
+use crate::units::ByteSize;
+
+/// Checks a resolved guest file. `directory` is what relative paths of templates and `--set` are relative to.
+pub fn check(resolved: &mut Resolved, directory: &std::path::Path) -> Result<GuestConfig, Diagnostics> {
+    let mut problems = Vec::new();
+    walk::walk(&mut resolved.table, "", GUEST_KEYS, &mut problems);
+    // With a value of the wrong type around, the rules below would only report its consequences.
+    if problems.is_empty() {
+        let view = View::new(&resolved.table, &resolved.start, GUEST_KEYS, directory);
+        let config = guest(&view, &resolved.name, &mut problems);
+        if problems.is_empty() {
+            return Ok(config);
+        }
+    }
+    problems.sort_by_key(|problem| {
+        problem.place.as_ref().map(|place| {
+            let source = (place.source != resolved.start.source, place.source.label.clone());
+            (source, place.span.start)
+        })
+    });
+    Err(Diagnostics(problems))
+}
+
+type Problems = Vec<Diagnostic>;
+
+/// The value of a choice; the walk has seen that it is one of them.
+fn pick<T: Copy>(view: &View<'_>, leaf: &str, values: &[(&str, T)]) -> T {
+    let text = view.text(leaf).expect("a choice has a default or was asked for");
+    values.iter().find(|(name, _)| *name == text).expect("the walk has seen that it is one of them").1
+}
+
+fn guest(view: &View<'_>, name: &str, problems: &mut Problems) -> GuestConfig {
+    if !is_name(name) {
+        let message = format!("`{name}` cannot be the name of a guest");
+        problems.push(Diagnostic::at(view.place_of("name"), message).hint(
+            "lower-case letters, digits, `.`, `_` and `-`, at most 63, beginning and ending with a letter or digit; set `name`",
+        ));
+    }
+    let loader = pick(view, "loader", &[("kernel", LoaderKind::Kernel)]);
+    let backend = pick(view, "backend", &[("auto", BackendKind::Auto), ("soft", BackendKind::Soft)]);
+    let nics = nics(view, problems);
+    let cpus = cpus(view, problems);
+    let debug = view.table("debug");
+    let deterministic = debug.flag("deterministic");
+    if deterministic && cpus.count != 1 {
+        let message = format!("`debug.deterministic` needs 1 CPU, the guest has {}", cpus.count);
+        problems.push(Diagnostic::at(debug.place_of("deterministic"), message).hint("set `cpus = 1`"));
+    }
+    GuestConfig {
+        name: name.to_owned(),
+        description: view.text("description"),
+        owner: view.text("owner"),
+        tags: tags(view, problems),
+        protected: view.flag("protected"),
+        engine: pick(view, "engine", &[("embedded", EngineKind::Embedded)]),
+        backend,
+        uuid: view.text("uuid").map(|uuid| uuid.to_lowercase()),
+        cpus,
+        memory: memory(view, problems),
+        loader,
+        kernel: kernel(view, problems),
+        disks: disks(view, problems),
+        console: console(&view.table("console"), problems),
+        restart: restart(&view.table("restart"), problems),
+        stop_timeout: view.duration("stop_timeout"),
+        autostart: autostart(&view.table("autostart"), name, problems),
+        ready: ready(&view.table("ready"), &nics, problems),
+        hooks: hooks(view, problems),
+        rng: view.table("rng").flag("enabled"),
+        debug: DebugConfig { exit_port: debug.flag("exit_port"), deterministic },
+        nics,
+    }
+}
+
+fn tags(view: &View<'_>, problems: &mut Problems) -> Vec<String> {
+    for (tag, node) in view.text_nodes("tags") {
+        if tag.is_empty() || tag.chars().any(|c| c.is_whitespace() || c.is_control() || c == ',') {
+            problems
+                .push(Diagnostic::at(&node.place, format!("`{tag}` cannot be a tag")).hint("a word without blanks and commas"));
+        }
+    }
+    view.texts("tags")
+}
+
+fn cpus(view: &View<'_>, problems: &mut Problems) -> Cpus {
+    let table = view.table("cpus");
+    let cores = table.small("cores").expect("has a default");
+    let threads = table.small("threads").expect("has a default");
+    let package = cores * threads;
+    let (count, sockets) = match (table.small("count"), table.small("sockets")) {
+        (None, sockets) => (package * sockets.unwrap_or(1), sockets.unwrap_or(1)),
+        (Some(count), None) => (count, count.div_ceil(package)),
+        (Some(count), Some(sockets)) => (count, sockets),
+    };
+    if sockets * package != count {
+        let message = format!(
+            "`cpus.count` is {count}, but {sockets} sockets x {cores} cores x {threads} threads are {}",
+            sockets * package
+        );
+        problems.push(Diagnostic::at(table.place_of("count"), message).hint("leave `count` out, or make them agree"));
+    } else if count > 64 {
+        problems.push(Diagnostic::at(table.place, format!("{count} CPUs are more than the 64 that a guest can have")));
+    }
+    Cpus { count, sockets, cores, threads }
+}
+
+fn memory(view: &View<'_>, problems: &mut Problems) -> ByteSize {
+    let table = view.table("memory");
+    let memory = table.size("size").expect("has a default");
+    let place = table.place_of("size");
+    if memory < ByteSize::from_mib(16) {
+        problems.push(Diagnostic::at(place, format!("`{memory}` of memory is less than the least, `16M`")));
+    } else if memory > ByteSize::from_gib(4096) {
+        problems.push(Diagnostic::at(place, format!("`{memory}` of memory is more than the most, `4T`")));
+    } else if memory.bytes() % ByteSize::from_mib(1).bytes() != 0 {
+        problems.push(Diagnostic::at(place, format!("`{memory}` of memory is not a whole number of MiB")));
+    }
+    memory
+}
+
+fn kernel(view: &View<'_>, problems: &mut Problems) -> Option<Kernel> {
+    let table = view.table("kernel");
+    let cmdline = table.text("cmdline").expect("has a default");
+    if cmdline.len() > 2047 {
+        let message = format!("the kernel's command line has {} characters, the most is 2047", cmdline.len());
+        problems.push(Diagnostic::at(table.place_of("cmdline"), message));
+    }
+    let Some(image) = table.path("image") else {
+        let place = if view.node("kernel").is_some() { table.place } else { view.place_of("loader") };
+        let message = "`loader = \"kernel\"` needs the kernel: `kernel.image` is not set";
+        problems.push(Diagnostic::at(place, message).hint("add `image = \"PATH\"` in `[kernel]`"));
+        return None;
+    };
+    Some(Kernel { image, initrd: table.path("initrd"), cmdline })
+}
+
+/// The `id` of an entry, which must be there and unlike those before it.
+fn entry_id(entry: &View<'_>, class: &str, seen: &mut Vec<String>, problems: &mut Problems) -> String {
+    let Some(id) = entry.text("id") else {
+        let message = format!("an entry of `{class}` has no `id`");
+        problems.push(Diagnostic::at(entry.place, message).hint("add `id = \"NAME\"`; templates and state refer to it"));
+        return String::new();
+    };
+    if seen.contains(&id) {
+        problems.push(Diagnostic::at(entry.place_of("id"), format!("id `{id}` is used twice in `{class}`")));
+    }
+    seen.push(id.clone());
+    id
+}
+
+fn disks(view: &View<'_>, problems: &mut Problems) -> Vec<DiskConfig> {
+    let mut seen = Vec::new();
+    let entries = view.entries("disks");
+    if entries.len() > 24 {
+        problems.push(Diagnostic::at(
+            view.place_of("disks"),
+            format!("{} disks are more than the 24 that a guest can have", entries.len()),
+        ));
+    }
+    entries.iter().map(|entry| disk(entry, &mut seen, problems)).collect()
+}
+
+fn disk(entry: &View<'_>, seen: &mut Vec<String>, problems: &mut Problems) -> DiskConfig {
+    let id = entry_id(entry, "disks", seen, problems);
+    let (path, size) = (entry.path("path"), entry.size("size"));
+    let backend = match entry.node("backend") {
+        Some(_) => pick(entry, "backend", &[("sparse", DiskBackend::Sparse), ("file", DiskBackend::File)]),
+        None if path.is_some() && size.is_none() => DiskBackend::File,
+        None => DiskBackend::Sparse,
+    };
+    let here = |leaf: &str, message: String| Diagnostic::at(entry.place_of(leaf), message);
+    match (backend, &path, size) {
+        (DiskBackend::File, None, _) => {
+            problems
+                .push(here("backend", format!("disk `{id}` has the backend `file` and no `path`")).hint("add `path = \"PATH\"`"));
+        }
+        (DiskBackend::File, _, Some(_)) => {
+            let hint = "leave `size` out, or set `backend = \"sparse\"` and vmctl makes and grows the file";
+            problems.push(here("size", format!("disk `{id}` is a file of yours, whose size vmctl does not change")).hint(hint));
+        }
+        (DiskBackend::Sparse, _, None) => {
+            let hint = "add `size = \"8G\"`, or `path = \"PATH\"` of an image that is there";
+            problems.push(here("backend", format!("disk `{id}` has no `size`")).hint(hint));
+        }
+        (_, _, Some(size)) if size < ByteSize::from_mib(1) || size > ByteSize::from_gib(1 << 20) => {
+            problems.push(here("size", format!("disk `{id}` is `{size}`, not `1M` to `1P`")));
+        }
+        (_, _, Some(size)) if size.bytes() % 512 != 0 => {
+            problems.push(here("size", format!("disk `{id}` is `{size}`, not a whole number of 512-byte sectors")));
+        }
+        _ => {}
+    }
+    let serial = entry.text("serial").unwrap_or_else(|| id.chars().take(20).collect());
+    if serial.is_empty() || serial.len() > 20 || !serial.bytes().all(|b| (0x20..0x7f).contains(&b)) {
+        let hint = "1 to 20 printable ASCII characters";
+        problems.push(here("serial", format!("`{serial}` cannot be a serial number")).hint(hint));
+    }
+    DiskConfig {
+        id,
+        backend,
+        path,
+        size,
+        device: pick(entry, "device", &[("virtio-blk", DiskDevice::VirtioBlk)]),
+        ro: entry.flag("ro"),
+        cache: pick(
+            entry,
+            "cache",
+            &[("writeback", DiskCache::Writeback), ("writethrough", DiskCache::Writethrough), ("unsafe", DiskCache::Unsafe)],
+        ),
+        serial,
+        discard: entry.flag("discard"),
+    }
+}
+
+fn nics(view: &View<'_>, problems: &mut Problems) -> Vec<NicConfig> {
+    let mut seen = Vec::new();
+    let mut macs: Vec<MacAddr> = Vec::new();
+    // Host ports that are taken, with the interface that took them.
+    let mut taken: Vec<(Forward, String)> = Vec::new();
+    let entries = view.entries("nics");
+    if entries.len() > 16 {
+        let message = format!("{} interfaces are more than the 16 that a guest can have", entries.len());
+        problems.push(Diagnostic::at(view.place_of("nics"), message));
+    }
+    let mut nics = Vec::new();
+    for entry in &entries {
+        let id = entry_id(entry, "nics", &mut seen, problems);
+        let backend = pick(entry, "backend", &[("user", NicBackend::User), ("none", NicBackend::None)]);
+        let mac: Option<MacAddr> = entry.text("mac").and_then(|mac| mac.parse().ok());
+        if let Some(mac) = mac {
+            if macs.contains(&mac) {
+                problems.push(Diagnostic::at(entry.place_of("mac"), format!("MAC address `{mac}` is used twice")));
+            }
+            macs.push(mac);
+        }
+        let forwards = forwards(entry, &id, &mut taken, problems);
+        if backend == NicBackend::None {
+            for leaf in ["forwards", "network", "dns", "isolated"] {
+                if let Some(node) = entry.node(leaf) {
+                    let message = format!("`{leaf}` does nothing with `backend = \"none\"`");
+                    problems.push(Diagnostic::at(&node.place, message).hint("leave it out, or set `backend = \"user\"`"));
+                }
+            }
+        }
+        nics.push(NicConfig {
+            id,
+            backend,
+            switch: entry.text("switch"),
+            mac,
+            device: pick(entry, "device", &[("virtio-net", NicDevice::VirtioNet)]),
+            mtu: u16::try_from(entry.small("mtu").expect("has a default")).expect("the key table's bounds fit"),
+            forwards,
+            user: user_network(entry, problems),
+        });
+    }
+    nics
+}
+
+fn user_network(entry: &View<'_>, problems: &mut Problems) -> UserNetwork {
+    let text = entry.text("network").expect("has a default");
+    let (network, prefix) = walk::network(&text).expect("the walk has seen that it is one");
+    let at = |offset: u32| Ipv4Addr::from(u32::from(network) + offset);
+    let mut dns_servers = Vec::new();
+    for (text, node) in entry.text_nodes("dns") {
+        match text.parse::<IpAddr>() {
+            Ok(address) => dns_servers.push(address),
+            Err(_) => problems.push(Diagnostic::at(&node.place, format!("`{text}` is not an IP address")).hint("like `9.9.9.9`")),
+        }
+    }
+    UserNetwork {
+        network,
+        prefix,
+        gateway: at(2),
+        dns: at(3),
+        guest: if prefix <= 27 { at(15) } else { at(4) },
+        dns_servers,
+        isolated: entry.flag("isolated"),
+    }
+}
+
+fn forwards(nic: &View<'_>, id: &str, taken: &mut Vec<(Forward, String)>, problems: &mut Problems) -> Vec<Forward> {
+    let mut forwards = Vec::new();
+    for entry in nic.entries("forwards") {
+        let (Some(host_port), Some(guest_port)) = (entry.small("host_port"), entry.small("guest_port")) else {
+            let missing = if entry.node("host_port").is_none() { "host_port" } else { "guest_port" };
+            let message = format!("a forward of `{id}` has no `{missing}`");
+            problems.push(Diagnostic::at(entry.place, message).hint("a forward leads from `host_port` to `guest_port`"));
+            continue;
+        };
+        let port = |port: u32| u16::try_from(port).expect("the key table's bounds fit");
+        let forward = Forward {
+            proto: pick(&entry, "proto", &[("tcp", ForwardProto::Tcp), ("udp", ForwardProto::Udp)]),
+            host_addr: entry.text("host_addr").and_then(|text| text.parse().ok()).expect("walked, and has a default"),
+            host_port: port(host_port),
+            guest_port: port(guest_port),
+        };
+        let clashes = |other: &Forward| {
+            let same = other.host_addr == forward.host_addr;
+            let any = other.host_addr.is_unspecified() || forward.host_addr.is_unspecified();
+            other.proto == forward.proto && other.host_port == forward.host_port && (same || any)
+        };
+        if let Some((_, nic)) = taken.iter().find(|(other, _)| clashes(other)) {
+            let message = format!("port {} of the host is already forwarded by `{nic}`", forward.host_port);
+            problems.push(Diagnostic::at(entry.place_of("host_port"), message));
+        }
+        taken.push((forward, id.to_owned()));
+        forwards.push(forward);
+    }
+    forwards
+}
+
+fn console(view: &View<'_>, problems: &mut Problems) -> ConsoleConfig {
+    let com = |leaf| pick(view, leaf, &[("console", ComPort::Console), ("none", ComPort::None)]);
+    let mut bounded = |leaf: &str, least: ByteSize, most: ByteSize| {
+        let size = view.size(leaf).expect("has a default");
+        if size < least || size > most {
+            let message = format!("`console.{leaf}` is `{size}`, not {least} to {most}");
+            problems.push(Diagnostic::at(view.place_of(leaf), message));
+        }
+        size
+    };
+    ConsoleConfig {
+        com: [com("com1"), com("com2"), com("com3"), com("com4")],
+        virtio: view.flag("virtio"),
+        log_size: bounded("log_size", ByteSize::from_kib(4), ByteSize::from_gib(1)),
+        log_files: view.small("log_files").expect("has a default"),
+        scrollback: bounded("scrollback", ByteSize::from_bytes(0), ByteSize::from_mib(16)),
+    }
+}
+
+fn restart(view: &View<'_>, problems: &mut Problems) -> RestartConfig {
+    let action = |leaf| pick(view, leaf, &[("restart", ExitAction::Restart), ("stop", ExitAction::Stop)]);
+    let config = RestartConfig {
+        on_reboot: action("on_reboot"),
+        on_poweroff: action("on_poweroff"),
+        on_crash: action("on_crash"),
+        limit: view.small("limit").expect("has a default"),
+        window: view.duration("window"),
+        backoff_initial: view.duration("backoff_initial"),
+        backoff_max: view.duration("backoff_max"),
+    };
+    if config.backoff_max < config.backoff_initial {
+        let leaf = if view.node("backoff_max").is_some() { "backoff_max" } else { "backoff_initial" };
+        let message = "`restart.backoff_max` is shorter than `restart.backoff_initial`";
+        problems.push(Diagnostic::at(view.place_of(leaf), message));
+    }
+    if config.limit > 0 && config.window.is_zero() {
+        let message = "`restart.window` is zero, so that `restart.limit` never applies";
+        problems.push(Diagnostic::at(view.place_of("window"), message).hint("set `limit = 0` for no limit"));
+    }
+    config
+}
+
+fn autostart(view: &View<'_>, name: &str, problems: &mut Problems) -> AutostartConfig {
+    for (after, node) in view.text_nodes("after") {
+        if after == name {
+            problems.push(Diagnostic::at(&node.place, "a guest cannot start after itself"));
+        } else if !is_name(after) {
+            problems.push(Diagnostic::at(&node.place, format!("`{after}` cannot be the name of a guest")));
+        }
+    }
+    AutostartConfig {
+        enabled: view.flag("enabled"),
+        order: view.number("order").expect("has a default"),
+        delay: view.duration("delay"),
+        after: view.texts("after"),
+        wait: pick(view, "wait", &[("running", AutostartWait::Running), ("ready", AutostartWait::Ready)]),
+        timeout: view.duration("timeout"),
+    }
+}
+
+fn ready(view: &View<'_>, nics: &[NicConfig], problems: &mut Problems) -> ReadyConfig {
+    let mut probes = Vec::new();
+    let address: Option<IpAddr> = view.text("address").and_then(|text| text.parse().ok());
+    if let Some(port) = view.small("tcp") {
+        let port = u16::try_from(port).expect("the key table's bounds fit");
+        let forwards = || nics.iter().flat_map(|nic| &nic.forwards);
+        let forward = forwards().find(|forward| forward.guest_port == port && forward.proto == ForwardProto::Tcp);
+        match (address, forward) {
+            (Some(address), _) => probes.push(ReadyProbe::Tcp(SocketAddr::new(address, port))),
+            (None, Some(forward)) => probes.push(ReadyProbe::Tcp(reachable(forward.host()))),
+            (None, None) => {
+                let message = format!("`ready.tcp` is {port}, and no forward leads to port {port} of the guest");
+                let hint = format!(
+                    "add a forward: `[[nics.forwards]]` with `host_port = ...` and `guest_port = {port}`; or set `ready.address`"
+                );
+                problems.push(Diagnostic::at(view.place_of("tcp"), message).hint(hint));
+            }
+        }
+    } else if address.is_some() {
+        let message = "`ready.address` does nothing without `ready.tcp`";
+        problems.push(Diagnostic::at(view.place_of("address"), message));
+    }
+    if let Some(text) = view.text("console") {
+        if text.is_empty() || text.len() > 1024 {
+            problems.push(Diagnostic::at(view.place_of("console"), "`ready.console` is empty or longer than 1024 bytes"));
+        }
+        probes.push(ReadyProbe::Console(text));
+    }
+    if view.node("exec").is_some() {
+        probes.push(ReadyProbe::Exec(command(view, "exec", problems)));
+    }
+    ReadyConfig { probes, timeout: view.duration("timeout") }
+}
+
+/// Where a listener on `address` is reached from the host itself.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => SocketAddr::from((Ipv4Addr::LOCALHOST, address.port())),
+        IpAddr::V6(ip) if ip.is_unspecified() => SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, address.port())),
+        _ => address,
+    }
+}
+
+/// A command: a program with a slash is a path relative to its file, another is looked for in `PATH`.
+fn command(view: &View<'_>, leaf: &str, problems: &mut Problems) -> Vec<String> {
+    let mut words = Vec::new();
+    for (at, (text, node)) in view.text_nodes(leaf).into_iter().enumerate() {
+        if text.contains('\0') {
+            problems.push(Diagnostic::at(&node.place, "a word of a command has no NUL"));
+        }
+        words.push(match at == 0 && text.contains('/') {
+            true => view.absolute(text, node).to_string_lossy().into_owned(),
+            false => text.to_owned(),
+        });
+    }
+    if words.first().is_none_or(String::is_empty) {
+        let place: &Place = view.place_of(leaf);
+        problems
+            .push(Diagnostic::at(place, format!("`{leaf}` names no program")).hint("like `[\"/usr/bin/logger\", \"started\"]`"));
+    }
+    words
+}
+
+const HOOK_EVENTS: [(&str, HookEvent); 9] = [
+    ("post-create", HookEvent::PostCreate),
+    ("pre-start", HookEvent::PreStart),
+    ("post-start", HookEvent::PostStart),
+    ("ready", HookEvent::Ready),
+    ("pre-stop", HookEvent::PreStop),
+    ("post-stop", HookEvent::PostStop),
+    ("crash", HookEvent::Crash),
+    ("failed", HookEvent::Failed),
+    ("pre-destroy", HookEvent::PreDestroy),
+];
+
+fn hooks(view: &View<'_>, problems: &mut Problems) -> Vec<HookConfig> {
+    let mut hooks: Vec<HookConfig> = Vec::new();
+    for entry in view.entries("hooks") {
+        if entry.node("event").is_none() {
+            let hint = "add `event = \"...\"`: pre-start, post-start, ready, pre-stop, post-stop, crash, failed, post-create or pre-destroy";
+            problems.push(Diagnostic::at(entry.place, "a hook has no `event`").hint(hint));
+            continue;
+        }
+        let event = pick(&entry, "event", &HOOK_EVENTS);
+        let id = entry.text("id").unwrap_or_else(|| {
+            let same = hooks.iter().filter(|hook| hook.event == event).count();
+            if same == 0 { event.as_str().into() } else { format!("{}-{}", event.as_str(), same + 1) }
+        });
+        if hooks.iter().any(|hook| hook.id == id) {
+            problems.push(Diagnostic::at(entry.place_of("id"), format!("id `{id}` is used twice in `hooks`")));
+        }
+        let on_failure = pick(&entry, "on_failure", &[("ignore", HookFailure::Ignore), ("fail", HookFailure::Fail)]);
+        if on_failure == HookFailure::Fail && !event.as_str().starts_with("pre-") {
+            let message = format!("a hook at `{}` comes too late to stop anything", event.as_str());
+            let hint = "`on_failure = \"fail\"` goes with pre-start, pre-stop and pre-destroy";
+            problems.push(Diagnostic::at(entry.place_of("on_failure"), message).hint(hint));
+        }
+        let timeout = entry.duration("timeout");
+        if timeout.is_zero() {
+            problems.push(Diagnostic::at(entry.place_of("timeout"), format!("hook `{id}` has no time to run")));
+        }
+        let command = command(&entry, "command", problems);
+        hooks.push(HookConfig { id, event, command, timeout, on_failure });
+    }
+    hooks
+}

@@ -1,0 +1,135 @@
+//! The host file, `vmctl.toml`: datastores, defaults, template directories, catalogues.
+
+use std::path::{Path, PathBuf};
+
+use super::diagnostic::{Diagnostic, Diagnostics, Place, Source};
+use super::keys::{GUEST_KEYS, HOST_KEYS};
+use super::layer::{Layer, Node, Value};
+use super::meant::{CatalogueConfig, DatastoreConfig, HostConfig};
+use super::paths::HostPaths;
+use super::view::View;
+use super::walk;
+
+impl HostConfig {
+    /// What holds when there is no host file.
+    pub fn of(paths: &HostPaths) -> Self {
+        Self {
+            datastores: vec![DatastoreConfig { id: "default".into(), path: paths.datastore.clone() }],
+            default_datastore: "default".into(),
+            template_dirs: Vec::new(),
+            cache_dir: paths.cache_dir.clone(),
+            catalogues: Vec::new(),
+            autostart_parallel: 2,
+            defaults: None,
+        }
+    }
+
+    /// Reads `file`, or the user's own host file, or the defaults when there is none.
+    pub fn load(file: Option<&Path>, paths: &HostPaths) -> Result<Self, Diagnostics> {
+        let path = file.unwrap_or(&paths.config_file);
+        match std::fs::read_to_string(path) {
+            Ok(text) => {
+                let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+                let directory = absolute.parent().map(Path::to_path_buf);
+                Self::parse(Source { label: path.display().to_string(), text, directory }, paths)
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && file.is_none() => Ok(Self::of(paths)),
+            Err(error) => Err(Diagnostic::plain(format!("cannot read the host file `{}`: {error}", path.display())).into()),
+        }
+    }
+
+    /// Reads the text of a host file.
+    pub fn parse(source: Source, paths: &HostPaths) -> Result<Self, Diagnostics> {
+        let mut layer = Layer::parse(source, HOST_KEYS).map_err(Diagnostics)?;
+        let start = Place { source: layer.source.clone(), span: 0..0 };
+        let mut problems = Vec::new();
+        walk::walk(&mut layer.table, "", HOST_KEYS, &mut problems);
+        let mut config = Self::of(paths);
+        if problems.is_empty() {
+            let view = View::new(&layer.table, &start, HOST_KEYS, Path::new("/"));
+            config.fill(&view, &mut problems);
+            config.defaults = layer.table.get("defaults").and_then(|node| defaults(node, &layer, &mut problems));
+        }
+        if problems.is_empty() { Ok(config) } else { Err(Diagnostics(problems)) }
+    }
+
+    fn fill(&mut self, view: &View<'_>, problems: &mut Vec<Diagnostic>) {
+        let stores = view.entries("datastores");
+        if !stores.is_empty() {
+            self.datastores = entries(&stores, "datastores", "path", |entry| entry.path("path"), problems)
+                .into_iter()
+                .map(|(id, path)| DatastoreConfig { id, path })
+                .collect();
+            self.default_datastore = self.datastores.first().map(|store| store.id.clone()).unwrap_or_default();
+        }
+        if let Some(wanted) = view.text("default_datastore") {
+            if !self.datastores.iter().any(|store| store.id == wanted) {
+                let known: Vec<String> = self.datastores.iter().map(|store| format!("`{}`", store.id)).collect();
+                let message = format!("no datastore is called `{wanted}`");
+                problems.push(
+                    Diagnostic::at(view.place_of("default_datastore"), message).hint(format!("known: {}", known.join(", "))),
+                );
+            }
+            self.default_datastore = wanted;
+        }
+        self.catalogues = entries(&view.entries("catalogues"), "catalogues", "url", |entry| entry.text("url"), problems)
+            .into_iter()
+            .map(|(id, url)| CatalogueConfig { id, url })
+            .collect();
+        for entry in view.entries("catalogues") {
+            let url = entry.text("url").unwrap_or_default();
+            if !url.starts_with("https://") && !url.starts_with('/') {
+                let message = format!("`{url}` is not a place of a catalogue");
+                problems.push(Diagnostic::at(entry.place_of("url"), message).hint("an `https://` URL, or an absolute path"));
+            }
+        }
+        self.template_dirs = view.text_nodes("template_dirs").iter().map(|(text, node)| view.absolute(text, node)).collect();
+        if let Some(path) = view.path("cache_dir") {
+            self.cache_dir = path;
+        }
+        self.autostart_parallel = view.small("autostart_parallel").expect("has a default");
+    }
+
+    /// Where the templates of a guest in `datastore` are looked for.
+    pub fn template_search(&self, datastore: &Path) -> Vec<PathBuf> {
+        std::iter::once(datastore.join(super::TEMPLATES_DIR)).chain(self.template_dirs.iter().cloned()).collect()
+    }
+}
+
+/// The entries of a class whose `id` and one other key are required.
+fn entries<T>(
+    views: &[View<'_>],
+    class: &str,
+    required: &str,
+    value: impl Fn(&View<'_>) -> Option<T>,
+    problems: &mut Vec<Diagnostic>,
+) -> Vec<(String, T)> {
+    let mut found: Vec<(String, T)> = Vec::new();
+    for view in views {
+        match (view.text("id"), value(view)) {
+            (Some(id), _) if found.iter().any(|(other, _)| *other == id) => {
+                problems.push(Diagnostic::at(view.place_of("id"), format!("id `{id}` is used twice in `{class}`")));
+            }
+            (Some(id), Some(value)) => found.push((id, value)),
+            (id, _) => {
+                let missing = if id.is_none() { "id" } else { required };
+                problems.push(Diagnostic::at(view.place, format!("an entry of `{class}` has no `{missing}`")));
+            }
+        }
+    }
+    found
+}
+
+/// `[defaults]`, checked as far as it can be without a guest: its keys are parsed again under the guest's table, so
+/// that short forms work in it.
+fn defaults(node: &Node, layer: &Layer, problems: &mut Vec<Diagnostic>) -> Option<Layer> {
+    let Value::Table(table) = &node.value else { return None };
+    let mut table = table.clone();
+    for banned in ["name", "template", "extends", "include", "unset", "uuid"] {
+        if let Some((name, _)) = table.take(banned) {
+            problems.push(Diagnostic::at(&name.place, format!("`{banned}` cannot be a default of all guests")));
+        }
+    }
+    super::layer::expand_short_forms(&mut table, "", GUEST_KEYS);
+    Some(Layer { source: layer.source.clone(), table })
+}

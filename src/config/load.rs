@@ -1,0 +1,72 @@
+//! A guest file, from its path to its meaning.
+
+use std::path::{Path, PathBuf};
+
+use super::check;
+use super::diagnostic::{Diagnostic, Diagnostics, Source};
+use super::meant::{GuestConfig, HostConfig};
+use super::resolve::{self, Request, Resolved, Templates};
+
+/// Which guest file, and what goes with it.
+#[derive(Debug, Clone, Copy)]
+pub struct GuestRequest<'a> {
+    /// The guest file.
+    pub file: &'a Path,
+    /// Its text when that is not what the file holds now, as in `edit`.
+    pub text: Option<&'a str>,
+    /// The guest's name when it has one already: the name of its directory.
+    pub name: Option<&'a str>,
+    /// `KEY=VALUE` of `--set`, laid over the file; the last one wins.
+    pub sets: &'a [String],
+    /// The host file.
+    pub host: &'a HostConfig,
+    /// Directory of the datastore whose templates are used.
+    pub datastore: &'a Path,
+}
+
+/// A guest file that was read and is right.
+#[derive(Debug, Clone)]
+pub struct LoadedGuest {
+    /// What it means.
+    pub config: GuestConfig,
+    /// What it says, with where each key comes from.
+    pub resolved: Resolved,
+}
+
+impl LoadedGuest {
+    /// Every file that was read: the guest file, then its templates and included files.
+    pub fn files(&self) -> &[PathBuf] {
+        &self.resolved.files
+    }
+}
+
+/// Reads and checks a guest file. A relative path in it is relative to it; one in a built-in template or in `--set` is
+/// relative to the guest file too.
+pub fn load_guest(request: &GuestRequest<'_>) -> Result<LoadedGuest, Diagnostics> {
+    let text = match request.text {
+        Some(text) => text.to_owned(),
+        None => read(request.file)?,
+    };
+    let absolute = std::path::absolute(request.file).unwrap_or_else(|_| request.file.to_path_buf());
+    let directory = absolute.parent().unwrap_or(Path::new("/")).to_path_buf();
+    let mut resolved = resolve::resolve(Request {
+        source: Source { label: request.file.display().to_string(), text, directory: Some(directory.clone()) },
+        file: Some(request.file),
+        name: request.name,
+        sets: request.sets,
+        defaults: request.host.defaults.as_ref(),
+        templates: Templates { dirs: request.host.template_search(request.datastore) },
+    })?;
+    let config = check::check(&mut resolved, &directory)?;
+    Ok(LoadedGuest { config, resolved })
+}
+
+fn read(file: &Path) -> Result<String, Diagnostics> {
+    let plain = |reason: String| Diagnostics::from(Diagnostic::plain(format!("cannot read `{}`: {reason}", file.display())));
+    let length = std::fs::metadata(file).map_err(|error| plain(error.to_string()))?.len();
+    if length > super::layer::MAX_FILE_BYTES as u64 {
+        return Err(plain("a guest file is at most 1 MiB".into()));
+    }
+    let bytes = std::fs::read(file).map_err(|error| plain(error.to_string()))?;
+    String::from_utf8(bytes).map_err(|error| plain(format!("byte {} is not UTF-8", error.utf8_error().valid_up_to())))
+}

@@ -1,0 +1,160 @@
+//! A resolved guest file printed as one TOML text that needs no template, with where each key comes from.
+
+use serde::Serialize;
+
+use super::diagnostic::Place;
+use super::keys::{self, GUEST_KEYS, Key, Kind, Support};
+use super::layer::{Node, Table, Value};
+use super::resolve::Resolved;
+use super::view::literal;
+
+/// Where one key comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Origin {
+    /// Dotted; the part after an array of tables is the id of the entry.
+    pub key: String,
+    /// As TOML.
+    pub value: String,
+    /// The file, `--set`, or `default`.
+    pub source: String,
+    /// From 1; none for a default.
+    pub line: Option<usize>,
+    /// From 1; none for a default.
+    pub column: Option<usize>,
+}
+
+/// What may be printed: a value that was set, or one that was not and where it comes from then.
+enum Item<'a> {
+    Set(&'a Node, Kind),
+    Given(Value, &'static str),
+}
+
+struct Printer {
+    explain: bool,
+    text: String,
+    origins: Vec<Origin>,
+}
+
+/// The guest as one file, with every default; with `explain`, each line says where it comes from. The second is the
+/// same as data.
+pub fn render(resolved: &Resolved, explain: bool) -> (String, Vec<Origin>) {
+    let mut printer = Printer { explain, text: String::new(), origins: Vec::new() };
+    let name = Value::Text(resolved.name.clone());
+    printer.line(
+        "name",
+        "name",
+        &match resolved.table.get("name").filter(|node| node.value == name) {
+            Some(node) => Item::Set(node, Kind::Name),
+            None => Item::Given(name, "the name of its file or directory"),
+        },
+    );
+    printer.table(&resolved.table, "", "", "");
+    (printer.text, printer.origins)
+}
+
+impl Printer {
+    /// The plain keys of a table, then its tables, then its arrays of tables: the order that TOML asks for.
+    fn table(&mut self, table: &Table, path: &str, shown: &str, header: &str) {
+        let children: Vec<&Key> = keys::children(GUEST_KEYS, path).filter(|key| key.support == Support::Now).collect();
+        let mut printed_header = header.is_empty();
+        for key in children.iter().filter(|key| !matches!(key.kind, Kind::Table { .. } | Kind::Entries) && key.path != "name") {
+            let item = match (table.get(key.leaf()), key.default) {
+                (Some(node), _) => Item::Set(node, key.kind),
+                (None, Some(default)) => Item::Given(literal(default), "default"),
+                (None, None) => continue,
+            };
+            if !printed_header {
+                self.text.push_str(&format!("\n{header}\n"));
+                printed_header = true;
+            }
+            self.line(&join(shown, key.leaf()), key.leaf(), &item);
+        }
+        for key in children.iter().filter(|key| matches!(key.kind, Kind::Table { .. })) {
+            let empty = Table::default();
+            let inner = match table.get(key.leaf()).map(|node| &node.value) {
+                Some(Value::Table(inner)) => inner,
+                _ => &empty,
+            };
+            self.table(inner, key.path, &join(shown, key.leaf()), &format!("[{}]", key.path));
+        }
+        for key in children.iter().filter(|key| key.kind == Kind::Entries) {
+            let Some(Node { value: Value::Array(items), .. }) = table.get(key.leaf()) else { continue };
+            for (at, item) in items.iter().enumerate() {
+                let Value::Table(inner) = &item.value else { continue };
+                let id = inner.id().map_or_else(|| at.to_string(), str::to_owned);
+                self.table(inner, key.path, &join(&join(shown, key.leaf()), &id), &format!("[[{}]]", key.path));
+            }
+        }
+    }
+
+    fn line(&mut self, shown: &str, leaf: &str, item: &Item<'_>) {
+        let (value, place, given): (String, Option<&Place>, &str) = match item {
+            Item::Set(node, kind) => (written(&moved(node, *kind)), Some(&node.place), ""),
+            Item::Given(value, by) => (written(value), None, by),
+        };
+        let line = format!("{leaf} = {value}");
+        let position = place.map(Place::line_column);
+        let source = place.map_or_else(|| given.to_owned(), |place| place.source.label.clone());
+        if self.explain {
+            let comment = position.map_or_else(|| source.clone(), |(line, _)| format!("{source}:{line}"));
+            self.text.push_str(&format!("{line:<40} # {comment}\n"));
+        } else {
+            self.text.push_str(&format!("{line}\n"));
+        }
+        self.origins.push(Origin {
+            key: shown.to_owned(),
+            value,
+            source,
+            line: position.map(|(line, _)| line),
+            column: position.map(|(_, column)| column),
+        });
+    }
+}
+
+/// A path as it must be written in a file that stands elsewhere: absolute.
+fn moved(node: &Node, kind: Kind) -> Value {
+    match (&node.value, kind, &node.place.source.directory) {
+        (Value::Text(text), Kind::Path, Some(directory)) => {
+            let joined = directory.join(text);
+            Value::Text(std::path::absolute(&joined).unwrap_or(joined).to_string_lossy().into_owned())
+        }
+        (value, _, _) => value.clone(),
+    }
+}
+
+fn join(path: &str, leaf: &str) -> String {
+    if path.is_empty() { leaf.to_owned() } else { format!("{path}.{leaf}") }
+}
+
+/// A value as TOML on one line.
+fn written(value: &Value) -> String {
+    match value {
+        Value::Text(text) => toml_text(text),
+        Value::Integer(number) => number.to_string(),
+        Value::Float(text) | Value::Datetime(text) => text.clone(),
+        Value::Flag(flag) => flag.to_string(),
+        Value::Array(items) => format!("[{}]", items.iter().map(|item| written(&item.value)).collect::<Vec<_>>().join(", ")),
+        Value::Table(table) => {
+            let fields: Vec<String> =
+                table.0.iter().map(|(name, node)| format!("{} = {}", toml_text(&name.text), written(&node.value))).collect();
+            format!("{{ {} }}", fields.join(", "))
+        }
+    }
+}
+
+/// A basic string. Braces that would begin an expression are escaped, since the result is read again.
+fn toml_text(text: &str) -> String {
+    let mut quoted = String::from("\"");
+    for c in text.replace("{{", "{{ \"{{\" }}").chars() {
+        match c {
+            '"' => quoted.push_str("\\\""),
+            '\\' => quoted.push_str("\\\\"),
+            '\n' => quoted.push_str("\\n"),
+            '\t' => quoted.push_str("\\t"),
+            c if c.is_control() => quoted.push_str(&format!("\\u{:04X}", c as u32)),
+            c => quoted.push(c),
+        }
+    }
+    quoted.push('"');
+    quoted
+}
