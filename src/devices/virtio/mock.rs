@@ -255,6 +255,11 @@ impl PciDriver {
         }
     }
 
+    /// Puts the rings of the next [`PciDriver::setup_queue`] calls from `rings` on.
+    pub fn restart_rings(&mut self, rings: u64) {
+        self.next_ring = rings;
+    }
+
     /// Reads a BAR as the root does.
     pub fn bar_read(&mut self, bar: u8, offset: u64, width: u8) -> u64 {
         match self.function.config().msix_read(bar, offset, width) {
