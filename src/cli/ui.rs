@@ -10,6 +10,7 @@ use tabled::builder::Builder;
 use tabled::settings::{Padding, Style};
 
 use crate::config::Diagnostics;
+use crate::guest::error::{Fault, GuestError};
 use crate::units::UnitError;
 
 /// How a command ended.
@@ -40,8 +41,8 @@ impl From<ExitStatus> for ExitCode {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hint(pub String);
 
-/// Why a command did not do what it was asked. Any error becomes one with `?`, with status 1 and the hint that
-/// [`hint_of`] finds in it.
+/// Why a command did not do what it was asked. Any error becomes one with `?`, with the status that
+/// [`status_of`] and the hint that [`hint_of`] find in it.
 #[derive(Debug)]
 pub struct Failure {
     /// What the process exits with.
@@ -77,13 +78,23 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
         let error = error.into();
         let hint = hint_of(&error);
-        Self { status: ExitStatus::User, error, hint }
+        Self { status: status_of(&error), error, hint }
     }
+}
+
+/// 1 unless an error of ours says that the machine is at fault.
+fn status_of(error: &anyhow::Error) -> ExitStatus {
+    let host =
+        |cause: &(dyn Error + 'static)| cause.downcast_ref::<GuestError>().is_some_and(|error| error.fault() == Fault::Host);
+    if error.chain().any(host) { ExitStatus::Machine } else { ExitStatus::User }
 }
 
 /// The hint that an error of ours carries. An error type with hints has a line here.
 fn hint_of(error: &anyhow::Error) -> Option<Hint> {
-    let carried = |cause: &(dyn Error + 'static)| -> Option<String> { cause.downcast_ref::<UnitError>()?.hint.clone() };
+    let carried = |cause: &(dyn Error + 'static)| -> Option<String> {
+        let unit = cause.downcast_ref::<UnitError>().and_then(|error| error.hint.clone());
+        unit.or_else(|| cause.downcast_ref::<GuestError>()?.next_step().map(str::to_owned))
+    };
     error.chain().find_map(carried).map(Hint)
 }
 

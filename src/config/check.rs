@@ -12,8 +12,12 @@ use crate::units::ByteSize;
 
 /// Checks a resolved guest file. `directory` is what relative paths of templates and `--set` are relative to.
 pub fn check(resolved: &mut Resolved, directory: &std::path::Path) -> Result<GuestConfig, Diagnostics> {
-    let mut problems = Vec::new();
-    walk::walk(&mut resolved.table, "", GUEST_KEYS, &mut problems);
+    let mut found = Vec::new();
+    walk::walk(&mut resolved.table, "", GUEST_KEYS, &mut found);
+    // A value whose expression is wrong has been reported; what it looks like no longer matters.
+    found.retain(|problem: &Diagnostic| !resolved.problems.iter().any(|other| overlap(problem, other)));
+    let mut problems = std::mem::take(&mut resolved.problems);
+    problems.extend(found);
     // With a value of the wrong type around, the rules below would only report its consequences.
     if problems.is_empty() {
         let view = View::new(&resolved.table, &resolved.start, GUEST_KEYS, directory);
@@ -29,6 +33,13 @@ pub fn check(resolved: &mut Resolved, directory: &std::path::Path) -> Result<Gue
         })
     });
     Err(Diagnostics(problems))
+}
+
+fn overlap(a: &Diagnostic, b: &Diagnostic) -> bool {
+    match (&a.place, &b.place) {
+        (Some(a), Some(b)) => a.source == b.source && a.span.start < b.span.end && b.span.start < a.span.end,
+        _ => false,
+    }
 }
 
 type Problems = Vec<Diagnostic>;
@@ -201,7 +212,7 @@ fn disk(entry: &View<'_>, seen: &mut Vec<String>, problems: &mut Problems) -> Di
         _ => {}
     }
     let serial = entry.text("serial").unwrap_or_else(|| id.chars().take(20).collect());
-    if serial.is_empty() || serial.len() > 20 || !serial.bytes().all(|b| (0x20..0x7f).contains(&b)) {
+    if !id.is_empty() && (serial.is_empty() || serial.len() > 20 || !serial.bytes().all(|b| (0x20..0x7f).contains(&b))) {
         let hint = "1 to 20 printable ASCII characters";
         problems.push(here("serial", format!("`{serial}` cannot be a serial number")).hint(hint));
     }
@@ -243,15 +254,8 @@ fn nics(view: &View<'_>, problems: &mut Problems) -> Vec<NicConfig> {
             }
             macs.push(mac);
         }
+        // A cable that is pulled out keeps its forwards in the file, checked and not used.
         let forwards = forwards(entry, &id, &mut taken, problems);
-        if backend == NicBackend::None {
-            for leaf in ["forwards", "network", "dns", "isolated"] {
-                if let Some(node) = entry.node(leaf) {
-                    let message = format!("`{leaf}` does nothing with `backend = \"none\"`");
-                    problems.push(Diagnostic::at(&node.place, message).hint("leave it out, or set `backend = \"user\"`"));
-                }
-            }
-        }
         nics.push(NicConfig {
             id,
             backend,
@@ -259,7 +263,7 @@ fn nics(view: &View<'_>, problems: &mut Problems) -> Vec<NicConfig> {
             mac,
             device: pick(entry, "device", &[("virtio-net", NicDevice::VirtioNet)]),
             mtu: u16::try_from(entry.small("mtu").expect("has a default")).expect("the key table's bounds fit"),
-            forwards,
+            forwards: if backend == NicBackend::User { forwards } else { Vec::new() },
             user: user_network(entry, problems),
         });
     }

@@ -152,7 +152,7 @@ pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) ->
             let prefix = near.starts_with(&folded) || folded.starts_with(&near);
             (strsim::jaro_winkler(&folded, &near) + if prefix { 0.1 } else { 0.0 }, candidate)
         })
-        .filter(|(score, _)| *score >= 0.84)
+        .filter(|(score, _)| *score >= 0.8)
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, candidate)| candidate)
 }

@@ -244,7 +244,7 @@ impl Parser<'_, '_, '_> {
                 Some(filter(value, &name, &arguments).map_err(|(message, hint)| Fault { hint, ..self.fault(from, message) })?);
         }
         self.depth -= 1;
-        value.ok_or_else(|| self.fault(start, "the expression is empty"))
+        value.ok_or_else(|| self.fault(start, "a value is missing here"))
     }
 
     fn default_follows(&mut self) -> bool {
@@ -351,7 +351,7 @@ impl Parser<'_, '_, '_> {
         match self.word() {
             Some(word) if word == "true" || word == "false" => Ok(Scalar::Flag(word == "true")),
             Some(word) => self.scope.lookup(&word).map_err(|(message, hint)| Fault { hint, ..self.fault(from, message) }),
-            None if rest.starts_with("}}") => Err(self.fault(from, "the expression is empty")),
+            None if rest.starts_with("}}") => Err(self.fault(from, "a value is missing here")),
             None => match rest.chars().next() {
                 Some(c) => {
                     Err(Fault { span: from..from + c.len_utf8(), ..self.fault(from, format!("`{c}` is not expected here")) })

@@ -161,7 +161,7 @@ const DISK_CACHES: Kind = OneOf(&[
 const NIC_BACKENDS: Kind = OneOf(&[
     now("user", "A network inside vmctl with DHCP, DNS and NAT; needs no root."),
     later("tap", TAP_LATER, "A tap interface on a switch of the host file."),
-    now("none", "Not connected: the link is down."),
+    now("none", "Not connected: the link is down. The other keys are kept for when it is connected again."),
 ]);
 const NIC_DEVICES: Kind = OneOf(&[
     now("virtio-net", "A virtio network device."),

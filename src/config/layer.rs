@@ -122,8 +122,12 @@ impl Layer {
         if !errors.is_empty() {
             let place = |span| Place { source: source.clone(), span };
             let diagnostics = errors.iter().take(10).map(|error| {
-                let message = error.message().trim().replace('\n', ", ");
-                Diagnostic::at(&error.span().map_or(whole.clone(), place), message)
+                let at = error.span().map_or(whole.clone(), place);
+                let message = match error.message().trim() {
+                    "duplicate key" => format!("key `{}` is there twice", &source.text[at.span.clone()]),
+                    message => message.replace('\n', ", "),
+                };
+                Diagnostic::at(&at, message)
             });
             return Err(diagnostics.collect());
         }
@@ -391,4 +395,29 @@ pub fn unset(table: &mut Table, path: &str) -> bool {
         }
         _ => false,
     }
+}
+
+/// The dotted paths of everything in a table; the part after an array of tables is the id of the entry.
+pub fn paths(table: &Table, parent: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for (name, node) in &table.0 {
+        let path = if parent.is_empty() { name.text.clone() } else { format!("{parent}.{}", name.text) };
+        match &node.value {
+            Value::Table(inner) => found.extend(paths(inner, &path)),
+            Value::Array(items) => {
+                for item in items {
+                    if let Value::Table(inner) = &item.value
+                        && let Some(id) = inner.id()
+                    {
+                        let path = format!("{path}.{id}");
+                        found.extend(paths(inner, &path));
+                        found.push(path);
+                    }
+                }
+            }
+            _ => {}
+        }
+        found.push(path);
+    }
+    found
 }

@@ -25,7 +25,7 @@ pub struct Origin {
 
 /// What may be printed: a value that was set, or one that was not and where it comes from then.
 enum Item<'a> {
-    Set(&'a Node, Kind),
+    Set(&'a Node, &'static Key),
     Given(Value, &'static str),
 }
 
@@ -44,7 +44,7 @@ pub fn render(resolved: &Resolved, explain: bool) -> (String, Vec<Origin>) {
         "name",
         "name",
         &match resolved.table.get("name").filter(|node| node.value == name) {
-            Some(node) => Item::Set(node, Kind::Name),
+            Some(node) => Item::Set(node, keys::find(GUEST_KEYS, "name").expect("it is in the key table")),
             None => Item::Given(name, "the name of its file or directory"),
         },
     );
@@ -55,11 +55,11 @@ pub fn render(resolved: &Resolved, explain: bool) -> (String, Vec<Origin>) {
 impl Printer {
     /// The plain keys of a table, then its tables, then its arrays of tables: the order that TOML asks for.
     fn table(&mut self, table: &Table, path: &str, shown: &str, header: &str) {
-        let children: Vec<&Key> = keys::children(GUEST_KEYS, path).filter(|key| key.support == Support::Now).collect();
+        let children: Vec<&'static Key> = keys::children(GUEST_KEYS, path).filter(|key| key.support == Support::Now).collect();
         let mut printed_header = header.is_empty();
         for key in children.iter().filter(|key| !matches!(key.kind, Kind::Table { .. } | Kind::Entries) && key.path != "name") {
             let item = match (table.get(key.leaf()), key.default) {
-                (Some(node), _) => Item::Set(node, key.kind),
+                (Some(node), _) => Item::Set(node, key),
                 (None, Some(default)) => Item::Given(literal(default), "default"),
                 (None, None) => continue,
             };
@@ -89,7 +89,7 @@ impl Printer {
 
     fn line(&mut self, shown: &str, leaf: &str, item: &Item<'_>) {
         let (value, place, given): (String, Option<&Place>, &str) = match item {
-            Item::Set(node, kind) => (written(&moved(node, *kind)), Some(&node.place), ""),
+            Item::Set(node, key) => (written(&moved(node, key)), Some(&node.place), ""),
             Item::Given(value, by) => (written(value), None, by),
         };
         let line = format!("{leaf} = {value}");
@@ -111,14 +111,28 @@ impl Printer {
     }
 }
 
-/// A path as it must be written in a file that stands elsewhere: absolute.
-fn moved(node: &Node, kind: Kind) -> Value {
-    match (&node.value, kind, &node.place.source.directory) {
-        (Value::Text(text), Kind::Path, Some(directory)) => {
-            let joined = directory.join(text);
-            Value::Text(std::path::absolute(&joined).unwrap_or(joined).to_string_lossy().into_owned())
+/// A value as it must be written in a file that stands elsewhere: its paths are absolute.
+fn moved(node: &Node, key: &Key) -> Value {
+    let mut value = node.value.clone();
+    let is_command = matches!(key.path, "hooks.command" | "ready.exec");
+    match &mut value {
+        Value::Text(text) if key.kind == Kind::Path => make_absolute(text, node),
+        Value::Array(items) if is_command => {
+            if let Some(Node { value: Value::Text(program), .. }) = items.first_mut()
+                && program.contains('/')
+            {
+                make_absolute(program, node);
+            }
         }
-        (value, _, _) => value.clone(),
+        _ => {}
+    }
+    value
+}
+
+fn make_absolute(text: &mut String, node: &Node) {
+    if let Some(directory) = &node.place.source.directory {
+        let joined = directory.join(&*text);
+        *text = std::path::absolute(&joined).unwrap_or(joined).to_string_lossy().into_owned();
     }
 }
 

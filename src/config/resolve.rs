@@ -36,7 +36,7 @@ impl Templates {
             let path = dir.join(format!("{name}.toml"));
             match std::fs::read_to_string(&path) {
                 Ok(text) => {
-                    let label = path.display().to_string();
+                    let label = shown(&path);
                     return Ok(Some((Source { label, text, directory: Some(dir.clone()) }, Some(path))));
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
@@ -76,6 +76,8 @@ pub struct Resolved {
     pub start: Place,
     /// Every file that was read.
     pub files: Vec<PathBuf>,
+    /// What went wrong on the way; the tree is then good for finding more that is wrong, and for nothing else.
+    pub problems: Vec<Diagnostic>,
 }
 
 /// What is resolved.
@@ -94,7 +96,7 @@ pub struct Request<'a> {
     pub templates: Templates,
 }
 
-/// Resolves a guest file.
+/// Resolves a guest file. An error when it is no TOML; everything else that is wrong is in the result.
 pub fn resolve(request: Request<'_>) -> Result<Resolved, Diagnostics> {
     let mut reader = Reader { templates: request.templates, files: Vec::new(), layers: 0, problems: Vec::new() };
     reader.files.extend(request.file.map(Path::to_path_buf));
@@ -119,10 +121,7 @@ pub fn resolve(request: Request<'_>) -> Result<Resolved, Diagnostics> {
         }
     }
     let name = evaluate(&mut table, request.name, &start, &mut reader.problems);
-    match reader.problems.is_empty() {
-        true => Ok(Resolved { table, name, start, files: reader.files }),
-        false => Err(Diagnostics(reader.problems)),
-    }
+    Ok(Resolved { table, name, start, files: reader.files, problems: reader.problems })
 }
 
 /// Replaces the expressions and returns the guest's name. Takes `vars` out.
@@ -161,6 +160,12 @@ fn evaluate(table: &mut Table, given: Option<&str>, start: &Place, problems: &mu
     name
 }
 
+/// A path as the user would name it from here.
+fn shown(path: &Path) -> String {
+    let here = std::env::current_dir().ok();
+    here.and_then(|here| path.strip_prefix(here).ok()).unwrap_or(path).display().to_string()
+}
+
 /// How a file was reached: its label and its path, the guest file first.
 type Chain = Vec<(String, Option<PathBuf>)>;
 
@@ -188,17 +193,16 @@ impl Reader {
             let full = directory.join(&path);
             match std::fs::read_to_string(&full) {
                 Ok(text) => {
-                    let source =
-                        Source { label: full.display().to_string(), text, directory: full.parent().map(Path::to_path_buf) };
+                    let source = Source { label: shown(&full), text, directory: full.parent().map(Path::to_path_buf) };
                     self.lay(&mut base, source, format!("`{path}`"), Some(full), &place, chain);
                 }
-                Err(error) => self.problems.push(Diagnostic::at(&place, format!("cannot read `{}`: {error}", full.display()))),
+                Err(error) => self.problems.push(Diagnostic::at(&place, format!("cannot read `{}`: {error}", shown(&full)))),
             }
         }
         for (path, place) in self.texts(&mut layer.table, "unset") {
             if !layer::unset(&mut base, &path) {
-                let known: Vec<&str> = base.0.iter().map(|(name, _)| name.text.as_str()).collect();
-                let hint = nearest(&path, known).map(|near| format!("did you mean `{near}`?"));
+                let known = layer::paths(&base, "");
+                let hint = nearest(&path, known.iter().map(String::as_str)).map(|near| format!("did you mean `{near}`?"));
                 let message = format!("no template or included file sets `{path}`, there is nothing to unset");
                 self.problems.push(Diagnostic::at(&place, message).maybe_hint(hint));
             }
