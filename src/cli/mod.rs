@@ -76,7 +76,7 @@ impl App {
             return Ok(store.clone());
         }
         if wanted.contains('/') {
-            let path = std::path::absolute(wanted)?;
+            let path: PathBuf = std::path::absolute(wanted)?.components().collect();
             return Ok(DatastoreConfig { id: wanted.clone(), path });
         }
         let known: Vec<_> = host.datastores.iter().map(|store| format!("`{}`", store.id)).collect();

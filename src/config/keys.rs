@@ -329,7 +329,7 @@ pub const GUEST_KEYS: &[Key] = &[
         Network,
         "\"10.0.2.0/24\"",
         Now,
-        "The network of `user`: the guest gets the 15th address, the host is the 2nd, the resolver the 3rd. Prefix length 8 to 28.",
+        "The network of `user`: its address 2 is the host, 3 the resolver, 15 the guest (4 in a /28). Prefix length 8 to 28.",
     ),
     key("nics.dns", Texts { one: false }, Now, "Name servers that queries are forwarded to, instead of the host's own."),
     with(
