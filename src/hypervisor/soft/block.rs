@@ -1,18 +1,379 @@
-//! The block cache.
+//! The block cache: blocks by guest-physical address and mode, links between them, the jump cache, and what happens
+//! when code is written to.
+//!
+//! * A block is the lowered code from one guest-physical address on, inside one page. It does not know at which
+//!   linear address it runs, so it stays good when page tables change.
+//! * Jumps inside a page are links: pointers from op to op. They live only among the blocks of one page, so dropping
+//!   a page's blocks drops them. All other jumps go through the vCPU's jump cache, from linear address (and mode) to
+//!   block, which is forgotten as a whole at each TLB flush and whenever blocks are dropped.
+//! * A page with blocks is watched in guest memory and takes the TLB's slow path for writes. A bitmap of 64-byte
+//!   granules tells writes to its code from writes to its data.
+//! * Dropped blocks wait in a graveyard until no chain runs, since one of them may be the running one.
+//!
+//! **Hostile guest**: the number of ops kept is bounded by [`MAX_OPS`]; when it is exceeded, all blocks go.
+#![allow(unsafe_code)]
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 
 use super::cpu::Cpu;
+use super::lower::{Builder, Mode};
+use super::op::Op;
+use crate::hypervisor::memory::{GuestAddr, GuestMemory};
 
-/// The blocks decoded so far.
-pub struct BlockCache {}
+/// Most ops kept; at 32 bytes each.
+pub const MAX_OPS: usize = 3 << 20;
+/// Most keys noted for one page; stale ones of blocks on two pages count too.
+const MAX_KEYS: usize = 1 << 14;
+const PAGE: u64 = 4096;
+const GRANULE: u64 = 64;
 
-/// The vCPU stored to `len` bytes at guest-physical `gpa`, in a watched page (never across pages): the page's blocks
-/// are dropped, and the page is no longer watched once it has none. The caller leaves the chain after its op.
+/// What a block is found by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Key {
+    /// Guest-physical address of its first byte.
+    pub gpa: u64,
+    /// The mode that it was decoded in.
+    pub mode: Mode,
+}
+
+/// Lowered code.
+pub struct Block {
+    ops: Box<[Op]>,
+    /// Bytes of its instructions.
+    pub bytes: u32,
+    /// For a block whose one instruction lies on two pages: the guest-physical address of the second page.
+    pub second_page: Option<u64>,
+}
+
+impl Block {
+    /// Puts the ops in place and sets the pointers between them.
+    pub fn new(builder: Builder, second_page: Option<u64>) -> Box<Block> {
+        let mut ops = builder.ops.into_boxed_slice();
+        let first = ops.as_mut_ptr();
+        for fixup in &builder.fixups {
+            assert!(fixup.op < ops.len() && fixup.target < ops.len(), "fixups are indices of pushed ops");
+            // SAFETY: both indices were checked; the pointers stay good since the slice never moves or grows. They are
+            // made from one pointer to the whole slice, as handlers walk from op to op.
+            unsafe { (*first.add(fixup.op)).imm = first.add(fixup.target) as u64 };
+        }
+        Box::new(Block { ops, bytes: builder.bytes, second_page })
+    }
+
+    /// The block's first op.
+    pub fn entry(&self) -> *const Op {
+        self.ops.as_ptr()
+    }
+}
+
+/// Spreads addresses over the table; they are not chosen to resist an attacker, who could only slow down himself.
+#[derive(Default)]
+pub struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn finish(&self) -> u64 {
+        self.0 ^ self.0 >> 32
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u64(u64::from(byte));
+        }
+    }
+    fn write_u32(&mut self, value: u32) {
+        self.write_u64(u64::from(value));
+    }
+    fn write_u64(&mut self, value: u64) {
+        self.0 = (self.0.rotate_left(5) ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
+type Map<K, V> = HashMap<K, V, BuildHasherDefault<KeyHasher>>;
+
+/// The blocks of one page.
+#[derive(Default)]
+struct Page {
+    /// Bit i set: bytes `64 * i ..` of the page are decoded.
+    granules: u64,
+    keys: Vec<Key>,
+}
+
+/// The blocks decoded so far, for all vCPUs of one thread.
+pub struct BlockCache {
+    blocks: Map<Key, Box<Block>>,
+    pages: Map<u64, Page>,
+    graveyard: Vec<Box<Block>>,
+    ops: usize,
+    memory: GuestMemory,
+    /// Counts drops: jump caches filled under another generation are stale.
+    pub generation: u64,
+}
+
+impl BlockCache {
+    /// An empty cache for code in `memory`.
+    pub fn new(memory: GuestMemory) -> Box<BlockCache> {
+        Box::new(BlockCache {
+            blocks: Map::default(),
+            pages: Map::default(),
+            graveyard: Vec::new(),
+            ops: 0,
+            memory,
+            generation: 1,
+        })
+    }
+
+    /// The block at `key`.
+    pub fn get(&self, key: Key) -> Option<&Block> {
+        self.blocks.get(&key).map(|b| &**b)
+    }
+
+    /// Whether `entry` is the first op of a block that may be linked to: not one on two pages.
+    pub fn is_plain(&self, key: Key) -> bool {
+        self.get(key).is_some_and(|b| b.second_page.is_none())
+    }
+
+    /// Keeps a block; returns its first op and whether one of its pages is new as a page with code (all TLBs must
+    /// then be told). To be called only while no chain runs.
+    pub fn insert(&mut self, key: Key, block: Box<Block>) -> (*const Op, bool) {
+        let crowded = |gpa: u64| self.pages.get(&(gpa & !(PAGE - 1))).is_some_and(|p| p.keys.len() >= MAX_KEYS);
+        if self.ops + block.ops.len() > MAX_OPS || crowded(key.gpa) || block.second_page.is_some_and(crowded) {
+            self.drop_all();
+        }
+        self.ops += block.ops.len();
+        let entry = block.entry();
+        let offset = key.gpa % PAGE;
+        let bytes = u64::from(block.bytes.max(1));
+        let here = bytes.min(PAGE - offset);
+        let mut new = self.note(key.gpa, here, key);
+        if let Some(second) = block.second_page {
+            new |= self.note(second, bytes - here, key);
+        }
+        if let Some(old) = self.blocks.insert(key, block) {
+            self.ops -= old.ops.len();
+            self.graveyard.push(old);
+            self.generation += 1;
+        }
+        (entry, new)
+    }
+
+    fn note(&mut self, gpa: u64, bytes: u64, key: Key) -> bool {
+        let page = self.pages.entry(gpa & !(PAGE - 1)).or_default();
+        let new = page.keys.is_empty();
+        page.granules |= granules(gpa % PAGE, bytes);
+        page.keys.push(key);
+        if new {
+            self.memory.watch(GuestAddr(gpa), true);
+        }
+        new
+    }
+
+    /// Frees dropped blocks. To be called only while no chain runs.
+    pub fn bury(&mut self) {
+        self.graveyard.clear();
+    }
+
+    /// Whether a write of `bytes` at `gpa`, inside one page, would change decoded code.
+    pub fn holds_code(&self, gpa: u64, bytes: u64) -> bool {
+        self.pages.get(&(gpa & !(PAGE - 1))).is_some_and(|p| p.granules & granules(gpa % PAGE, bytes) != 0)
+    }
+
+    /// Drops all blocks of the page at `gpa`.
+    pub fn drop_page(&mut self, gpa: u64) {
+        let base = gpa & !(PAGE - 1);
+        let Some(page) = self.pages.remove(&base) else { return };
+        self.memory.watch(GuestAddr(base), false);
+        self.generation += 1;
+        for key in page.keys {
+            if let Some(block) = self.blocks.remove(&key) {
+                self.ops -= block.ops.len();
+                self.graveyard.push(block);
+            }
+        }
+    }
+
+    /// Drops everything.
+    pub fn drop_all(&mut self) {
+        for &gpa in self.pages.keys() {
+            self.memory.watch(GuestAddr(gpa), false);
+        }
+        self.pages.clear();
+        self.graveyard.extend(self.blocks.drain().map(|(_, b)| b));
+        self.ops = 0;
+        self.generation += 1;
+    }
+
+    /// Drops the blocks of pages that devices wrote to.
+    pub fn drop_written(&mut self) {
+        for gpa in self.memory.take_watch_hits() {
+            self.drop_page(gpa);
+        }
+    }
+}
+
+/// The granules that `bytes` (at least 1) from `offset` in a page touch.
+fn granules(offset: u64, bytes: u64) -> u64 {
+    let first = offset / GRANULE;
+    let last = ((offset + bytes.max(1) - 1) / GRANULE).min(63);
+    (u64::MAX >> (63 - last)) & (u64::MAX << first)
+}
+
+/// The vCPU stored to `len` bytes at guest-physical `gpa`, in a watched page (never across pages). If decoded code was
+/// hit, the page's blocks are dropped, it is no longer watched, and the chain is left behind this op.
+#[cold]
 pub fn note_store(cpu: &mut Cpu, gpa: u64, len: u64) {
-    let _ = (cpu, gpa, len);
+    if cpu.blocks.is_null() {
+        return;
+    }
+    // SAFETY: the dispatcher set `blocks` for this slice and holds no reference to it while handlers run.
+    let blocks = unsafe { &mut *cpu.blocks };
+    if blocks.holds_code(gpa, len) {
+        blocks.drop_page(gpa);
+        cpu.jump_generation = blocks.generation;
+        cpu.drop_jumps();
+        cpu.leave_after_op = true;
+    }
 }
 
 /// Translations of this vCPU were dropped: of all pages, or of the one at linear address `page`. Cached links from
 /// linear addresses to blocks go.
 pub fn forget_jumps(cpu: &mut Cpu, page: Option<u64>) {
-    let _ = (cpu, page);
+    if page.is_none_or(|page| cpu.jumps.may_have_fetched(page)) {
+        cpu.drop_jumps();
+    }
+}
+
+impl Cpu {
+    /// Forgets the jump cache.
+    pub fn drop_jumps(&mut self) {
+        let epoch = (self.jump_tag >> 58) + 1;
+        if epoch == 64 {
+            self.jumps.clear();
+        }
+        self.jumps.fetched = [0; 64];
+        self.jump_tag = (self.jump_tag & MODE_TAG) | (epoch % 64) << 58;
+    }
+
+    /// Sets the mode that blocks are looked up in.
+    pub fn set_mode(&mut self, mode: Mode) {
+        self.mode = mode;
+        self.jump_tag = (self.jump_tag & !MODE_TAG) | u64::from(mode.0) << 48;
+    }
+}
+
+/// Bits of the tag that hold the mode: 57:48. Above stands the epoch, below come the linear address's bits.
+const MODE_TAG: u64 = 0x3ff << 48;
+/// Entries of the jump cache.
+pub const JUMPS: usize = 4096;
+
+/// One entry of the jump cache.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct JumpEntry {
+    /// Canonical linear address, exclusive-or'ed with [`Cpu::jump_tag`]. Two different pairs of canonical address and
+    /// tag never give the same key, since bits 63:47 of the address are equal.
+    pub key: u64,
+    /// First op of the block.
+    pub entry: *const Op,
+}
+
+/// From linear address, mode and epoch to a block.
+pub struct JumpCache {
+    entries: [JumpEntry; JUMPS],
+    /// The same for the guest-physical address of pages that code is fetched from.
+    fetches: [(u64, u64); FETCHES],
+    /// Bits of the page numbers that were fetched from in this epoch, modulo 4096.
+    fetched: [u64; 64],
+}
+
+const FETCHES: usize = 256;
+/// No canonical address gives this key: the bits that the tag changes are those above bit 47, and they would have to
+/// agree with bit 47.
+const NO_ENTRY: u64 = 0;
+
+impl JumpCache {
+    /// An empty one.
+    pub fn new() -> Box<JumpCache> {
+        let mut cache = Box::new(JumpCache {
+            entries: [JumpEntry { key: NO_ENTRY, entry: std::ptr::null() }; JUMPS],
+            fetches: [(NO_ENTRY, 0); FETCHES],
+            fetched: [0; 64],
+        });
+        cache.clear();
+        cache
+    }
+
+    /// Empties it.
+    pub fn clear(&mut self) {
+        // A key that belongs to another slot is never asked for in this one.
+        for (i, e) in self.entries.iter_mut().enumerate() {
+            *e = JumpEntry { key: (i as u64) ^ 1, entry: std::ptr::null() };
+        }
+        for (i, e) in self.fetches.iter_mut().enumerate() {
+            *e = (((i as u64) ^ 1) << 12, 0);
+        }
+    }
+
+    #[inline(always)]
+    fn slot(addr: u64) -> usize {
+        (addr ^ addr >> 12) as usize & (JUMPS - 1)
+    }
+
+    /// The entry that would hold `addr`.
+    #[inline(always)]
+    pub fn entry(&self, addr: u64) -> &JumpEntry {
+        // SAFETY: `slot` masks the index.
+        unsafe { self.entries.get_unchecked(Self::slot(addr)) }
+    }
+
+    /// The block at `addr`, if it is here.
+    #[inline(always)]
+    pub fn find(&self, addr: u64, tag: u64) -> Option<*const Op> {
+        let e = self.entry(addr);
+        (e.key == addr ^ tag && (addr << 16) as i64 >> 16 == addr as i64).then_some(e.entry)
+    }
+
+    /// Remembers a block.
+    pub fn put(&mut self, addr: u64, tag: u64, entry: *const Op) {
+        self.entries[Self::slot(addr)] = JumpEntry { key: addr ^ tag, entry };
+    }
+
+    /// The guest-physical page of the canonical linear address `addr`, if code was fetched there.
+    pub fn find_fetch(&self, addr: u64, tag: u64) -> Option<u64> {
+        let (key, gpa) = self.fetches[(addr >> 12) as usize % FETCHES];
+        (key == (addr & !0xfff) ^ tag).then_some(gpa)
+    }
+
+    fn may_have_fetched(&self, addr: u64) -> bool {
+        self.fetched[(addr >> 18 & 63) as usize] >> (addr >> 12 & 63) & 1 != 0
+    }
+
+    /// Remembers where a page of code is.
+    pub fn put_fetch(&mut self, addr: u64, tag: u64, gpa: u64) {
+        self.fetched[(addr >> 18 & 63) as usize] |= 1 << (addr >> 12 & 63);
+        self.fetches[(addr >> 12) as usize % FETCHES] = ((addr & !0xfff) ^ tag, gpa & !0xfff);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn granules_cover_the_bytes_and_no_more() {
+        assert_eq!(granules(0, 1), 1);
+        assert_eq!(granules(63, 2), 3);
+        assert_eq!(granules(4095, 1), 1 << 63);
+        assert_eq!(granules(0, 4096), u64::MAX);
+        assert_eq!(granules(128, 64), 4);
+    }
+
+    #[test]
+    fn a_cleared_jump_cache_finds_nothing_even_at_zero() {
+        let cache = JumpCache::new();
+        for addr in [0u64, 1, 0x1000, 0xffff_ffff_8000_0000] {
+            for tag in [0u64, 1 << 48, 63 << 58] {
+                assert!(cache.find(addr, tag).is_none());
+                assert!(cache.find_fetch(addr, tag).is_none());
+            }
+        }
+    }
 }

@@ -2,9 +2,13 @@
 
 use std::sync::Arc;
 
+use super::block::{BlockCache, JumpCache};
 use super::flags::LazyFlags;
+use super::lower::Mode;
 use super::mem::Tlb;
-use crate::hypervisor::backend::{Attention, Platform};
+use super::op::Op;
+use crate::hypervisor::backend::{Attention, Platform, VcpuSetup};
+use crate::hypervisor::clock::ManualClock;
 use crate::hypervisor::memory::GuestMemory;
 
 /// Index in [`Cpu::regs`] of the instruction pointer of the running block's first instruction (an offset in CS).
@@ -64,8 +68,12 @@ pub struct Fault;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Leave {
-    /// A block ended, RIP is the next instruction: look it up and go on.
+    /// A block ended, RIP is the next instruction: look it up and go on. The mode may have changed.
     Lookup,
+    /// The same, and the mode is what it was.
+    Jump,
+    /// The same as `Jump`, and the op at [`Cpu::link_from`] wants its `imm` to point to the block at RIP.
+    Link,
     /// `exception` is to be delivered; RIP is the instruction that raised it (already set by the wrapper).
     Exception,
     /// HLT: wait for an event.
@@ -170,6 +178,10 @@ pub struct Cpu {
     pub budget: i64,
     /// The arithmetic flags.
     pub flags: LazyFlags,
+    /// Jump-cache entries of this vCPU's present mode and epoch have it: see `block`.
+    pub jump_tag: u64,
+    /// From linear addresses to blocks.
+    pub jumps: Box<JumpCache>,
     /// RFLAGS without the arithmetic flags; bit 1 is set.
     pub rflags: u64,
     /// Where the next instruction stands, while a block-ending system op runs: see `op::leaving_op!`.
@@ -197,8 +209,26 @@ pub struct Cpu {
     pub cpl: u8,
     /// Which of the TLB's banks is in use: 0 user, 1 supervisor with AC = 0, 2 supervisor with AC = 1.
     pub bank: u8,
+    /// The generation of the block cache that `jumps` was filled under.
+    pub jump_generation: u64,
+    /// The op that asked for a link.
+    pub link_from: *mut Op,
+    /// The number of the guest-physical page that it stands in.
+    pub link_page: u32,
+    /// The mode that blocks are decoded in.
+    pub mode: Mode,
+    /// What `budget` was when it was handed out.
+    pub granted: i64,
     /// Instructions retired before the present slice's budget was handed out.
     pub retired: u64,
+    /// `retired_now` when the clock was last moved on, in deterministic mode.
+    pub clock_synced: u64,
+    /// The clock that retired instructions drive, in deterministic mode.
+    pub manual_clock: Option<Arc<ManualClock>>,
+    /// An event may be pending that could not be taken when it was last looked for.
+    pub event_pending: bool,
+    /// NMIs were blocked when events were last looked for.
+    pub nmi_was_blocked: bool,
     /// ES CS SS DS FS GS LDTR TR.
     pub segs: [Segment; 8],
     /// XMM registers as two 64-bit halves, low first.
@@ -222,10 +252,78 @@ pub struct Cpu {
     /// The software TLB, three banks.
     pub tlb: Box<Tlb>,
     /// The block cache, shared by the vCPUs of one thread; set by the dispatcher before each slice.
-    pub blocks: *mut super::block::BlockCache,
+    pub blocks: *mut BlockCache,
 }
 
 impl Cpu {
+    /// A vCPU with everything zero and its TLB empty; `system::reset` gives it its state.
+    pub fn new(setup: &VcpuSetup, index: usize) -> Box<Cpu> {
+        Box::new(Cpu {
+            regs: [0; 24],
+            budget: 0,
+            flags: LazyFlags::raw(0),
+            jump_tag: 0,
+            jumps: JumpCache::new(),
+            rflags: rflags::FIXED,
+            next_rip: 0,
+            exception: Exception { vector: 0, error: None, cr2: 0 },
+            leave: Leave::Lookup,
+            leave_after_op: false,
+            interrupt_shadow: false,
+            debug_pending: 0,
+            nmi_blocked: false,
+            halted: false,
+            wait_for_sipi: false,
+            cpl: 0,
+            bank: 1,
+            jump_generation: 0,
+            link_from: std::ptr::null_mut(),
+            link_page: 0,
+            mode: Mode(0),
+            granted: 0,
+            retired: 0,
+            clock_synced: 0,
+            manual_clock: None,
+            event_pending: true,
+            nmi_was_blocked: false,
+            segs: [Segment::default(); 8],
+            xmm: [[0; 2]; 16],
+            mxcsr: 0x1f80,
+            fpu: Fpu { mantissa: [0; 8], sign_exp: [0; 8], fcw: 0x37f, fsw: 0, ftw: 0, fop: 0, fip: 0, fdp: 0 },
+            sys: SystemState::default(),
+            index,
+            topology: setup.topology,
+            memory: setup.memory.clone(),
+            platform: setup.platform.clone(),
+            attention: setup.attention.clone(),
+            tlb: Tlb::new(),
+            blocks: std::ptr::null_mut(),
+        })
+    }
+
+    /// Instructions retired so far, up to the last block end.
+    pub fn retired_now(&self) -> u64 {
+        self.retired.wrapping_add(self.granted.wrapping_sub(self.budget) as u64)
+    }
+
+    /// In deterministic mode, brings the machine's clock up to the instructions retired. To be called before
+    /// anything that lets the guest or the board see the time.
+    pub fn sync_clock(&mut self) {
+        if let Some(clock) = &self.manual_clock {
+            let now = self.retired_now();
+            clock.advance_ns(now.wrapping_sub(self.clock_synced));
+            self.clock_synced = now;
+        }
+    }
+
+    /// Lets the dispatcher run at the next block end.
+    pub fn end_slice(&mut self) {
+        if self.budget > 0 {
+            self.granted -= self.budget;
+            self.budget = 0;
+        }
+    }
+
     /// Notes an exception and returns the mark that the instruction failed.
     #[cold]
     pub fn raise(&mut self, vector: u8, error: Option<u32>) -> Fault {

@@ -41,7 +41,7 @@ impl LazyFlags {
     }
 
     /// Bits of the operand: 8, 16, 32 or 64.
-    #[inline]
+    #[inline(always)]
     pub fn bits(&self) -> u32 {
         8 << (self.kind & 3)
     }
@@ -60,16 +60,16 @@ impl LazyFlags {
         out
     }
 
-    #[inline]
+    #[inline(always)]
     fn is(&self, kind: FlagKind) -> bool {
         self.kind & !3 == kind as u32
     }
-    #[inline]
+    #[inline(always)]
     fn mask(&self) -> u64 {
         u64::MAX >> (64 - self.bits())
     }
     /// The first operand, from the result and the second.
-    #[inline]
+    #[inline(always)]
     fn a(&self) -> u64 {
         let r = self.result;
         let a = match self.kind & !3 {
@@ -81,18 +81,43 @@ impl LazyFlags {
         a & self.mask()
     }
 
+    /// Whether the condition `cc` of Jcc, SETcc, CMOVcc holds, in the encoding's order: O NO B NB Z NZ BE NBE S NS P NP L NL LE NLE.
+    #[inline(always)]
+    pub fn condition(&self, cc: u8) -> bool {
+        let bits = self.bits();
+        // Compares of two numbers, said directly: this is what the optimiser makes good code of when `kind` is known.
+        let signed = |v: u64| (v << (64 - bits)) as i64;
+        let holds = match (cc >> 1, self.kind & !3) {
+            (0, _) => self.of(),
+            (1, 8) => self.a() < self.b,
+            (1, _) => self.cf(),
+            (2, _) => self.zf(),
+            (3, 8) => self.a() <= self.b,
+            (3, _) => self.cf() || self.zf(),
+            (4, _) => self.sf(),
+            (5, _) => self.pf(),
+            (6, 8) => signed(self.a()) < signed(self.b),
+            (6, 12) => self.sf(),
+            (6, _) => self.sf() != self.of(),
+            (_, 8) => signed(self.a()) <= signed(self.b),
+            (_, 12) => self.sf() || self.zf(),
+            _ => self.zf() || self.sf() != self.of(),
+        };
+        holds != (cc & 1 != 0)
+    }
+
     /// Zero flag.
-    #[inline]
+    #[inline(always)]
     pub fn zf(&self) -> bool {
         if self.kind == 0 { self.result & ZF != 0 } else { self.result == 0 }
     }
     /// Sign flag.
-    #[inline]
+    #[inline(always)]
     pub fn sf(&self) -> bool {
         if self.kind == 0 { self.result & SF != 0 } else { self.result >> (self.bits() - 1) & 1 != 0 }
     }
     /// Carry flag.
-    #[inline]
+    #[inline(always)]
     pub fn cf(&self) -> bool {
         match self.kind & !3 {
             0 => self.result & CF != 0,
@@ -103,12 +128,12 @@ impl LazyFlags {
         }
     }
     /// Parity flag: even number of ones in the low byte.
-    #[inline]
+    #[inline(always)]
     pub fn pf(&self) -> bool {
         if self.kind == 0 { self.result & PF != 0 } else { (self.result as u8).count_ones() & 1 == 0 }
     }
     /// Auxiliary carry.
-    #[inline]
+    #[inline(always)]
     pub fn af(&self) -> bool {
         match self.kind & !3 {
             0 => self.result & AF != 0,
@@ -119,7 +144,7 @@ impl LazyFlags {
         }
     }
     /// Overflow flag.
-    #[inline]
+    #[inline(always)]
     pub fn of(&self) -> bool {
         let sign = 1u64 << (self.bits() - 1);
         if self.is(FlagKind::Raw) {

@@ -4,10 +4,12 @@
 //! instruction is not its own. Families are asked in turn: `int`, `system`, `simd`, `x87`; what none takes
 //! becomes #UD.
 
-use iced_x86::{Instruction, OpKind, Register};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, Mnemonic, OpKind, Register, RflagsBits};
 
-use super::cpu::{RIP, TMP, ZERO};
+use super::cpu::{Cpu, DS, ES, FS, Fault, GS, RIP, SS, TMP, ZERO};
+use super::int::address::{address_checked, address_flat32, address_in_long_mode, address_of_fs, address_of_gs};
 use super::op::{Handler, Op};
+use crate::{called_op, leaving_op};
 
 /// What may change how bytes decode or what they mean, apart from the state that handlers look at while running.
 /// Part of a block's key.
@@ -75,6 +77,42 @@ pub struct MemOperand {
     pub disp: i32,
 }
 
+/// A pointer between two ops of one block, put in `imm` once the ops have their final place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fixup {
+    /// Index of the op whose `imm` becomes the pointer.
+    pub op: usize,
+    /// Index of the op it points to.
+    pub target: usize,
+}
+
+/// What one instruction does to the arithmetic flags, in [`RflagsBits`]' positions.
+#[derive(Debug, Clone, Copy)]
+struct FlagUse {
+    read: u32,
+    /// Written perhaps.
+    modified: u32,
+    /// Written whatever the operands are.
+    written: u32,
+    /// The op that could do without computing flags, and the handler that does.
+    quiet: Option<(usize, Handler)>,
+}
+
+const ARITH_BITS: u32 = RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF | RflagsBits::PF;
+
+/// A compare that a conditional jump right behind it may merge with.
+#[derive(Debug, Clone, Copy)]
+pub struct Compare {
+    /// Number of the instruction in its block, counted from 1.
+    pub insn: u32,
+    /// TEST instead of CMP.
+    pub test: bool,
+    /// Bytes of the operands.
+    pub size: u32,
+    /// Whether the second operand is the immediate.
+    pub immediate: bool,
+}
+
 /// Collects the ops of one block.
 pub struct Builder {
     /// The ops so far.
@@ -87,6 +125,97 @@ pub struct Builder {
     pub len: u8,
     /// The block's first instruction pointer, as given to the decoder; only differences to it may be baked in.
     pub start_rip: u64,
+    /// Guest-physical address of the block's first byte.
+    pub gpa: u64,
+    /// Instructions so far, the present one included.
+    pub insns: u32,
+    /// Bytes of the instructions so far, the present one included.
+    pub bytes: u32,
+    /// Pointers to be set when the ops are in place.
+    pub fixups: Vec<Fixup>,
+    /// [`super::flags::LazyFlags::kind`] before the present instruction, if it is known.
+    pub flags_kind: Option<u32>,
+    /// The same behind it; what the lowering of an instruction that writes flags may set.
+    pub new_flags_kind: Option<u32>,
+    /// The compare that the instruction before was.
+    pub compare: Option<Compare>,
+    quiet: Option<(usize, Handler)>,
+    uses: Vec<FlagUse>,
+    /// The instruction's bytes come from two pages, so nothing may be linked to or from this block.
+    pub crosses: bool,
+}
+
+/// Most instructions of one block.
+pub const MAX_INSNS: u32 = 64;
+
+/// The bytes end inside the first instruction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NeedMoreBytes;
+
+/// Decodes and lowers the block at the head of `bytes`: the rest of its page or, if `crosses`, the first
+/// instruction's bytes of two pages. `gpa` is the first byte's guest-physical address.
+///
+/// The block ends behind a branch, at [`MAX_INSNS`], at the end of the page or, in [`Mode::STEP`], behind one
+/// instruction; ops to go on are added. Bytes that are no instruction become #UD.
+pub fn decode_block(bytes: &[u8], start_rip: u64, mode: Mode, gpa: u64, crosses: bool) -> Result<Builder, NeedMoreBytes> {
+    let mut b = Builder {
+        ops: Vec::with_capacity(24),
+        mode,
+        pc: 0,
+        len: 0,
+        start_rip,
+        gpa,
+        insns: 0,
+        bytes: 0,
+        fixups: Vec::new(),
+        flags_kind: None,
+        new_flags_kind: None,
+        compare: None,
+        quiet: None,
+        uses: Vec::with_capacity(16),
+        crosses,
+    };
+    // Hint encodings (ENDBR64, PREFETCH, CLDEMOTE, what MPX and CET use) are NOPs on a processor without the extension.
+    let mut decoder = Decoder::with_ip(mode.bitness(), bytes, start_rip, DecoderOptions::FORCE_RESERVED_NOP);
+    let mut insn = Instruction::default();
+    loop {
+        let at = decoder.position();
+        decoder.decode_out(&mut insn);
+        let room = bytes.len() - at;
+        if decoder.last_error() == DecoderError::NoMoreBytes && room < 15 {
+            if at == 0 {
+                return Err(NeedMoreBytes);
+            }
+            // This instruction lies on two pages: it gets a block of its own.
+            b.go_on();
+            break;
+        }
+        b.pc = at as u16;
+        b.len = insn.len().min(15) as u8;
+        b.insns += 1;
+        b.bytes = at as u32 + u32::from(b.len);
+        let flow = match decoder.last_error() {
+            DecoderError::None => b.lower(&insn),
+            DecoderError::NoMoreBytes => b.end_with(leaving_op!(too_long)),
+            _ => b.end_with(leaving_op!(undefined)),
+        };
+        if flow == Flow::End {
+            break;
+        }
+        if decoder.position() >= bytes.len() || b.insns == MAX_INSNS || mode.has(Mode::STEP) || crosses {
+            b.go_on();
+            break;
+        }
+    }
+    b.drop_dead_flags();
+    Ok(b)
+}
+
+fn undefined(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
+    Err(cpu.undefined())
+}
+fn too_long(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
+    Err(cpu.general_protection(0))
 }
 
 impl Builder {
@@ -112,21 +241,189 @@ impl Builder {
         self.ops.push(op);
     }
 
+    /// Appends an op which sets the arithmetic flags, and `quiet` may stand in for it where nobody looks at them.
+    pub fn push_flagged(&mut self, op: Op, quiet: Handler) {
+        self.quiet = Some((self.ops.len(), quiet));
+        self.ops.push(op);
+    }
+
+    /// An op of the present instruction whose memory operand is that of `insn`, of `size` bytes.
+    pub fn mem_op(&mut self, insn: &Instruction, handler: Handler, size: u32, write: bool) -> Op {
+        let m = self.mem(insn, size, write);
+        let mut op = self.op(handler);
+        (op.base, op.index, op.scale, op.disp) = (m.base, m.index, m.scale, m.disp);
+        op
+    }
+
+    /// Ends the block with one op of the present instruction.
+    pub fn end_with(&mut self, handler: Handler) -> Flow {
+        let mut op = self.op(handler);
+        op.aux = self.insns;
+        self.ops.push(op);
+        Flow::End
+    }
+
+    /// Asks the families in turn.
+    fn lower(&mut self, insn: &Instruction) -> Flow {
+        self.quiet = None;
+        self.new_flags_kind = None;
+        self.compare = self.compare.filter(|c| c.insn + 1 == self.insns);
+        self.lower_by_family(insn)
+    }
+
+    fn lower_by_family(&mut self, insn: &Instruction) -> Flow {
+        let flow = super::int::lower(insn, self)
+            .or_else(|| super::system::lower(insn, self))
+            .or_else(|| super::simd::lower(insn, self))
+            .or_else(|| super::x87::lower(insn, self));
+        let Some(flow) = flow else { return self.end_with(leaving_op!(undefined)) };
+        if flow == Flow::End
+            && let Some(last) = self.ops.last_mut()
+        {
+            last.aux = self.insns;
+        }
+        if insn.rflags_modified() & ARITH_BITS != 0 {
+            self.flags_kind = self.new_flags_kind;
+        }
+        self.uses.push(self.flag_use(insn));
+        flow
+    }
+
+    fn flag_use(&self, insn: &Instruction) -> FlagUse {
+        let mut read = insn.rflags_read() & ARITH_BITS;
+        let mut written = (insn.rflags_written() | insn.rflags_cleared() | insn.rflags_set()) & ARITH_BITS;
+        use Mnemonic as M;
+        let by_count =
+            matches!(insn.mnemonic(), M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd);
+        let repeated = insn.has_rep_prefix() || insn.has_repne_prefix();
+        if (by_count && insn.op_kind(insn.op_count() - 1) == OpKind::Register) || (repeated && insn.is_string_instruction()) {
+            // A count of zero leaves the flags as they were.
+            written = 0;
+        }
+        if insn.mnemonic() == M::Bsf || insn.mnemonic() == M::Bsr || insn.mnemonic() == M::Tzcnt || insn.mnemonic() == M::Lzcnt {
+            (read, written) = (read | ARITH_BITS & !RflagsBits::ZF, RflagsBits::ZF);
+        }
+        FlagUse { read, modified: insn.rflags_modified() & ARITH_BITS, written, quiet: self.quiet }
+    }
+
+    /// Walks backwards and lets ops whose flags nobody reads not compute them. Behind the block all are read.
+    fn drop_dead_flags(&mut self) {
+        let mut live = ARITH_BITS;
+        for u in self.uses.iter().rev() {
+            if let Some((at, handler)) = u.quiet
+                && live & u.modified == 0
+            {
+                self.ops[at].handler = handler;
+            }
+            live = (live & !u.written) | u.read;
+        }
+    }
+
     /// The memory operand of `insn` for an access of `size` bytes, `write` if it is (also) written.
     ///
     /// Pushes an address micro-op where the plain `base + index << scale + disp` will not do.
     pub fn mem(&mut self, insn: &Instruction, size: u32, write: bool) -> MemOperand {
-        let _ = (size, write, TMP, RIP);
-        self.plain_mem(insn).expect("micro-op lowering replaces this")
+        let address_bits = address_bits(insn, self.mode);
+        let segment = segment_index(insn.memory_segment());
+        let plain = self.plain_mem(insn);
+        let needs_base = if self.mode.is_64bit() { segment == FS || segment == GS } else { true };
+        if let Some(plain) = plain
+            && !needs_base
+            && address_bits == 64
+        {
+            return plain;
+        }
+        let (operand, offset) = self.address_parts(insn, plain);
+        let handler = if self.mode.is_64bit() {
+            match (segment, address_bits) {
+                (FS, 64) => address_of_fs as Handler,
+                (GS, 64) => address_of_gs as Handler,
+                _ => address_in_long_mode as Handler,
+            }
+        } else if self.mode.has(Mode::FLAT) && matches!(segment, ES | SS | DS) && address_bits == 32 {
+            address_flat32 as Handler
+        } else {
+            called_op!(address_checked)
+        };
+        let mut op = self.op(handler);
+        (op.base, op.index, op.scale, op.disp) = (operand.base, operand.index, operand.scale, operand.disp);
+        op.imm = offset;
+        op.dst = address_bits as u8;
+        op.src = segment as u8;
+        op.aux = size | u32::from(write) << 16;
+        self.push(op);
+        MemOperand { base: TMP as u8, index: ZERO as u8, scale: 0, disp: 0 }
     }
 
+    /// The effective address of `insn` without its segment: what fits an op's fields, the rest of the displacement, and
+    /// the address size in bytes to which the sum is truncated.
+    pub fn effective_address(&self, insn: &Instruction) -> (MemOperand, u64, u32) {
+        let (m, rest) = self.address_parts(insn, self.plain_mem(insn));
+        (m, rest, address_bits(insn, self.mode) / 8)
+    }
+
+    /// The effective address's parts for an address op: where `plain` does not hold it, the rest goes to `imm`.
+    fn address_parts(&self, insn: &Instruction, plain: Option<MemOperand>) -> (MemOperand, u64) {
+        if let Some(plain) = plain {
+            return (plain, 0);
+        }
+        let rest = if insn.is_ip_rel_memory_operand() {
+            insn.memory_displacement64().wrapping_sub(self.start_rip)
+        } else {
+            insn.memory_displacement64()
+        };
+        let base = if insn.is_ip_rel_memory_operand() { RIP as u8 } else { register_or_zero(insn.memory_base()) };
+        let index = register_or_zero(insn.memory_index());
+        (MemOperand { base, index, scale: insn.memory_index_scale().trailing_zeros() as u8, disp: 0 }, rest)
+    }
+
+    /// The operand if base, index, scale and a 32-bit displacement say it all.
     fn plain_mem(&self, insn: &Instruction) -> Option<MemOperand> {
-        let reg = |r: Register| if r == Register::None { ZERO as u8 } else { r.number() as u8 };
-        (insn.memory_segment() != Register::FS && insn.op0_kind() != OpKind::NearBranch64).then(|| MemOperand {
-            base: reg(insn.memory_base()),
-            index: reg(insn.memory_index()),
+        let (base, disp) = if insn.is_ip_rel_memory_operand() {
+            // Relative to the block's start, whatever address the block runs at.
+            (RIP as u8, insn.memory_displacement64().wrapping_sub(self.start_rip))
+        } else {
+            (register_or_zero(insn.memory_base()), insn.memory_displacement64())
+        };
+        Some(MemOperand {
+            base,
+            index: register_or_zero(insn.memory_index()),
             scale: insn.memory_index_scale().trailing_zeros() as u8,
-            disp: insn.memory_displacement64() as i32,
+            disp: i32::try_from(disp as i64).ok()?,
         })
+    }
+}
+
+fn register_or_zero(r: Register) -> u8 {
+    if r == Register::None { ZERO as u8 } else { r.number() as u8 }
+}
+
+/// The index in [`Cpu::segs`] of a segment register; DS where there is none.
+pub fn segment_index(r: Register) -> usize {
+    match r {
+        Register::ES => ES,
+        Register::CS => super::cpu::CS,
+        Register::SS => SS,
+        Register::FS => FS,
+        Register::GS => GS,
+        _ => DS,
+    }
+}
+
+/// Address size of the memory operand in bits.
+fn address_bits(insn: &Instruction, mode: Mode) -> u32 {
+    let register = if insn.memory_base() == Register::None { insn.memory_index() } else { insn.memory_base() };
+    let size = match register {
+        Register::None => insn.memory_displ_size() as usize,
+        Register::EIP => 4,
+        Register::RIP => 8,
+        r => r.size(),
+    };
+    match size {
+        2 => 16,
+        4 => 32,
+        8 => 64,
+        // No register and a short displacement: the mode's own.
+        _ => mode.bitness(),
     }
 }

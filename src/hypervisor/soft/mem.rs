@@ -65,11 +65,7 @@ impl Cpu {
         let entry = self.tlb_entry(addr);
         let last = addr.wrapping_add(size_of::<T>() as u64 - 1);
         // The entry is the first byte's; an access across pages ends in another page and so never matches.
-        if last & PAGE_MASK == entry.tag_read && (size_of::<T>() == 1 || addr & PAGE_MASK == last & PAGE_MASK) {
-            Some(addr.wrapping_add(entry.addend) as *const T)
-        } else {
-            None
-        }
+        if last & PAGE_MASK == entry.tag_read { Some(addr.wrapping_add(entry.addend) as *const T) } else { None }
     }
 
     /// The host address for reading and writing, if the TLB has it.
@@ -77,11 +73,7 @@ impl Cpu {
     pub fn fast_write_ptr<T: Operand>(&self, addr: u64) -> Option<*mut T> {
         let entry = self.tlb_entry(addr);
         let last = addr.wrapping_add(size_of::<T>() as u64 - 1);
-        if last & PAGE_MASK == entry.tag_write && (size_of::<T>() == 1 || addr & PAGE_MASK == last & PAGE_MASK) {
-            Some(addr.wrapping_add(entry.addend) as *mut T)
-        } else {
-            None
-        }
+        if last & PAGE_MASK == entry.tag_write { Some(addr.wrapping_add(entry.addend) as *mut T) } else { None }
     }
 
     /// Loads `T` (little-endian) from linear address `addr` with the present privilege; fills the TLB on a miss,

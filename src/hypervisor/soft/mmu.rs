@@ -232,7 +232,6 @@ fn set_entry_bits(cpu: &mut Cpu, slot: u64, bits: u64) {
         unsafe { (*page.add((slot & 0xffc) as usize).cast::<AtomicU32>()).fetch_or(bits as u32, Ordering::Relaxed) };
         if cpu.memory.is_watched(GuestAddr(slot)) {
             block::note_store(cpu, slot, 4);
-            cpu.leave_after_op = true;
         }
     }
 }
@@ -666,7 +665,6 @@ fn store_part(cpu: &mut Cpu, target: Target, size: u64, value: u128) {
         unsafe { std::ptr::copy_nonoverlapping(value.to_le_bytes().as_ptr(), host, size as usize) };
         if cpu.memory.is_watched(GuestAddr(target.gpa)) {
             block::note_store(cpu, target.gpa, size);
-            cpu.leave_after_op = true;
         }
         return;
     }

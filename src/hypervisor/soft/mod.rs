@@ -7,6 +7,8 @@
 //! | `lower` | from decoded instructions to ops: the block builder and the families' entry points |
 //! | `block` | the block cache, links, the jump cache, self-modifying code |
 //! | `run` | the dispatcher: blocks, budget, events, HLT, vCPUs in turn |
+//! | `saved` | a vCPU's saved state |
+//! | `rig` | one vCPU without a machine, for tests and benchmarks |
 //! | `flags` | lazy arithmetic flags |
 //! | `mem` | the software TLB's fast path |
 //! | `mmu` | its slow path: page walk, permissions, MMIO, accesses across pages, debug watchpoints |
@@ -26,7 +28,9 @@ pub mod lower;
 pub mod mem;
 pub mod mmu;
 pub mod op;
+pub mod rig;
 pub mod run;
+pub mod saved;
 pub mod simd;
 pub mod softfloat;
 pub mod system;

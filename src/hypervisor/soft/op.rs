@@ -126,6 +126,15 @@ pub unsafe extern "C" fn leave_behind(cpu: *mut Cpu, op: *const Op) -> *const Op
     std::ptr::null()
 }
 
+/// Leaves the chain between two blocks; `regs[RIP]` is already where to go on, and the mode is the same.
+#[cold]
+#[inline(never)]
+pub extern "C" fn leave_between_blocks(cpu: *mut Cpu, _: *const Op) -> *const Op {
+    // SAFETY: handlers get live pointers.
+    unsafe { (*cpu).leave = Leave::Jump };
+    std::ptr::null()
+}
+
 /// Makes a handler of a plain function `fn(&mut Cpu, &Op) -> Result<(), Fault>`: `called_op!(function)` is a
 /// [`Handler`] that runs it and goes on with the next op.
 ///

@@ -1,1 +1,569 @@
 //! The dispatcher: blocks, budget, events, HLT, and the vCPUs in turn.
+//!
+//! All vCPUs of a machine run on one thread, a slice of instructions each. That makes LOCK free and, with a clock
+//! driven by retired instructions, whole runs reproducible.
+//!
+//! **Hostile guest**: a slice is bounded by its budget; every way out of a chain that makes no progress by itself
+//! (exceptions, restarted string instructions) is charged to it.
+#![allow(unsafe_code)]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::block::{Block, BlockCache, Key};
+use super::cpu::{CS, Cpu, Fault, Leave, RIP, rflags};
+use super::int::branch;
+use super::lower::{Mode, decode_block};
+use super::mmu::{self, Intent};
+use super::op::Op;
+use super::{saved, system};
+use crate::hypervisor::backend::{Attention, Backend, MachineExit, Platform, VcpuEvent, VcpuSetup};
+use crate::hypervisor::clock::ManualClock;
+use crate::hypervisor::memory::{GuestAddr, GuestMemory};
+use crate::hypervisor::state::{Section, StateError};
+
+/// Instructions of one slice.
+const SLICE: i64 = 16 << 10;
+const PAGE: u64 = 4096;
+
+/// How the software back end runs.
+#[derive(Default)]
+pub struct SoftOptions {
+    /// Time is retired instructions, one a nanosecond, on this clock (which must be the platform's), and HLT skips to
+    /// the next timer.
+    pub deterministic: Option<Arc<ManualClock>>,
+}
+
+/// The software back end.
+pub struct SoftBackend {
+    cpus: Vec<Box<Cpu>>,
+    cache: Box<BlockCache>,
+    memory: GuestMemory,
+    platform: Arc<dyn Platform>,
+    attention: Arc<Attention>,
+    clock: Option<Arc<ManualClock>>,
+}
+
+// SAFETY: the raw pointers in `Cpu` and in ops point into the back end's own boxes, which move with it; nothing of
+// them is tied to a thread.
+unsafe impl Send for SoftBackend {}
+
+impl SoftBackend {
+    /// The vCPUs as after power-on, the first as `setup.boot` says, the others waiting for a start-up message.
+    pub fn new(setup: VcpuSetup, options: SoftOptions) -> SoftBackend {
+        let mut cpus: Vec<Box<Cpu>> = (0..setup.vcpus).map(|i| Cpu::new(&setup, i)).collect();
+        for (i, cpu) in cpus.iter_mut().enumerate() {
+            system::reset(cpu, true);
+            cpu.manual_clock = options.deterministic.clone();
+            cpu.wait_for_sipi = i != 0;
+        }
+        if let Some(first) = cpus.first_mut() {
+            system::enter(first, &setup.boot);
+        }
+        SoftBackend {
+            cpus,
+            cache: BlockCache::new(setup.memory.clone()),
+            memory: setup.memory,
+            platform: setup.platform,
+            attention: setup.attention,
+            clock: options.deterministic,
+        }
+    }
+
+    /// Instructions that all vCPUs have retired.
+    pub fn retired(&self) -> u64 {
+        self.cpus.iter().map(|c| c.retired).sum()
+    }
+
+    /// Runs the board's timers if they are due.
+    fn serve_board(&self) {
+        let now = self.platform.clock().now_ns();
+        if self.attention.board_due(now) {
+            self.attention.take_board();
+            let next = self.platform.advance(now);
+            self.attention.set_deadline(next);
+        }
+    }
+
+    /// All vCPUs wait: sleeps until something comes, or in deterministic mode moves time on to the next timer.
+    fn idle(&self) {
+        let deadline = self.attention.deadline_ns();
+        if let Some(clock) = &self.clock
+            && deadline != u64::MAX
+        {
+            clock.set_ns(deadline);
+            return;
+        }
+        let now = self.platform.clock().now_ns();
+        let timeout = (deadline != u64::MAX).then(|| Duration::from_nanos(deadline.saturating_sub(now)));
+        if timeout != Some(Duration::ZERO) {
+            self.attention.sleep(timeout);
+        }
+    }
+
+    /// Instructions that the next slice may run.
+    fn slice(&self) -> i64 {
+        let Some(clock) = &self.clock else { return SLICE };
+        use crate::hypervisor::clock::Clock;
+        let left = self.attention.deadline_ns().saturating_sub(clock.now_ns());
+        i64::try_from(left).unwrap_or(SLICE).clamp(1, SLICE)
+    }
+
+    /// Runs one vCPU for a slice; false if it waits for an event.
+    fn run_slice(&mut self, index: usize) -> bool {
+        let budget = self.slice();
+        let cpu: *mut Cpu = &mut *self.cpus[index];
+        let cache: *mut BlockCache = &mut *self.cache;
+        // SAFETY: both live as long as `self`, which is borrowed mutably here; between chains this function and what
+        // it calls are the only users, and no reference made here is held while a chain runs.
+        unsafe {
+            (*cpu).blocks = cache;
+            (*cpu).granted = budget;
+            (*cpu).budget = budget;
+            refresh(&mut *cpu);
+        }
+        let mut worked = false;
+        loop {
+            // SAFETY: as above.
+            let c = unsafe { &mut *cpu };
+            if c.budget <= 0 || self.attention.stopped().is_some() {
+                break;
+            }
+            if system::take_debug_trap(c) && !self.exception(cpu) {
+                break;
+            }
+            // SAFETY: as above.
+            let shadow = std::mem::take(unsafe { &mut (*cpu).interrupt_shadow });
+            if !self.take_events(index, shadow) {
+                break;
+            }
+            worked = true;
+            // SAFETY: as above.
+            let alone = shadow && unsafe { (*cpu).event_pending };
+            let goes_on = self.run_chain(cpu, alone);
+            if !goes_on {
+                break;
+            }
+        }
+        // SAFETY: as above.
+        let c = unsafe { &mut *cpu };
+        c.sync_clock();
+        c.retired = c.retired_now();
+        c.granted = 0;
+        c.budget = 0;
+        worked
+    }
+
+    /// Takes what is pending for the vCPU; false if there is nothing to run.
+    fn take_events(&mut self, index: usize, shadow: bool) -> bool {
+        let cpu = &mut *self.cpus[index];
+        let raised = self.attention.is_raised(index) && self.attention.take(index);
+        cpu.event_pending |= raised;
+        let interrupts = cpu.rflags & rflags::IF != 0 && !shadow && !cpu.wait_for_sipi;
+        let nmi = !cpu.nmi_blocked && !cpu.wait_for_sipi && !shadow;
+        if cpu.event_pending && (raised || interrupts || (nmi && cpu.nmi_was_blocked)) {
+            cpu.nmi_was_blocked = !nmi;
+            match self.platform.take_event(index, interrupts, nmi) {
+                Some(event) => deliver(cpu, event, &*self.platform),
+                // Without interrupts this says nothing about pending ones.
+                None if interrupts && nmi => cpu.event_pending = false,
+                None => {}
+            }
+        }
+        !cpu.halted && !cpu.wait_for_sipi
+    }
+
+    /// Runs one chain of blocks (one instruction only, if `alone`) and does what it left with; false ends the slice.
+    fn run_chain(&mut self, cpu: *mut Cpu, alone: bool) -> bool {
+        // SAFETY: as in `run_slice`.
+        let c = unsafe { &mut *cpu };
+        let mode = c.mode;
+        let stepping = mode.has(Mode::STEP);
+        if alone {
+            c.set_mode(Mode(mode.0 | Mode::STEP));
+        }
+        let trap_flag = c.rflags & rflags::TF != 0;
+        if stepping && system::before_step(c).is_err() {
+            return self.exception(cpu);
+        }
+        let entry = match find(c, &mut self.cache) {
+            Ok((entry, new_page)) => {
+                if let Some((first, second)) = new_page {
+                    self.protect(first, second);
+                }
+                entry
+            }
+            Err(Fault) => {
+                if alone {
+                    // SAFETY: as in `run_slice`.
+                    unsafe { (*cpu).set_mode(mode) };
+                }
+                return self.exception(cpu);
+            }
+        };
+        // SAFETY: `entry` is a live block's: nothing is freed before the next `bury`.
+        unsafe { chain(cpu, entry) };
+        // SAFETY: as in `run_slice`; the chain has ended.
+        let c = unsafe { &mut *cpu };
+        if alone {
+            c.set_mode(mode);
+        }
+        let raised = c.leave == Leave::Exception;
+        let goes_on = self.left(cpu);
+        if stepping && !raised {
+            // SAFETY: as in `run_slice`.
+            system::after_step(unsafe { &mut *cpu }, trap_flag);
+        }
+        goes_on
+    }
+
+    /// Does what a chain left with; false ends the slice.
+    fn left(&mut self, cpu: *mut Cpu) -> bool {
+        // SAFETY: as in `run_slice`.
+        let c = unsafe { &mut *cpu };
+        c.leave_after_op = false;
+        let mut goes_on = true;
+        match c.leave {
+            Leave::Jump => {}
+            Leave::Link => {
+                let mut pages = None;
+                link(c, &mut self.cache, |_, first, second| pages = Some((first, second)));
+                if let Some((first, second)) = pages {
+                    self.protect(first, second);
+                }
+            }
+            Leave::Lookup => refresh(c),
+            Leave::Exception => return self.exception(cpu),
+            Leave::Halt => {
+                c.halted = true;
+                refresh(c);
+            }
+            Leave::Yield => {
+                refresh(c);
+                goes_on = false;
+            }
+            Leave::Shutdown => {
+                self.failed(cpu);
+                return false;
+            }
+        }
+        if self.memory.has_watch_hits() {
+            self.cache.drop_written();
+        }
+        goes_on
+    }
+
+    /// Delivers the exception that was raised; false if that was the third fault.
+    fn exception(&mut self, cpu: *mut Cpu) -> bool {
+        // SAFETY: as in `run_slice`.
+        let c = unsafe { &mut *cpu };
+        c.budget -= 1;
+        c.leave_after_op = false;
+        if system::deliver_exception(c).is_err() {
+            self.failed(cpu);
+            return false;
+        }
+        refresh(c);
+        true
+    }
+
+    /// A shut-down processor: stands still until INIT or NMI.
+    fn failed(&mut self, cpu: *mut Cpu) {
+        // SAFETY: as in `run_slice`.
+        let c = unsafe { &mut *cpu };
+        c.halted = true;
+        c.rflags &= !rflags::IF;
+        self.platform.vcpu_failed(c.index, MachineExit::TripleFault);
+    }
+
+    /// Makes all vCPUs take the slow path for writes to pages that hold code now.
+    fn protect(&mut self, first: u64, second: Option<u64>) {
+        for cpu in &mut self.cpus {
+            mmu::protect_code_page(cpu, first & !(PAGE - 1));
+            if let Some(second) = second {
+                mmu::protect_code_page(cpu, second);
+            }
+        }
+    }
+}
+
+/// Runs ops until a handler leaves.
+///
+/// # Safety
+/// `entry` must be a live block's first op, and no reference to the vCPU or to the block cache may be in use.
+pub unsafe fn chain(cpu: *mut Cpu, entry: *const Op) {
+    let mut op = entry;
+    while !op.is_null() {
+        // SAFETY: handlers return null or, without tail calls, the next op of a live block.
+        op = unsafe { ((*op).handler)(cpu, op) };
+    }
+}
+
+/// Runs one vCPU without events until an exception, which is not delivered, HLT, or about `limit` instructions: for
+/// tests and benchmarks. Returns why, `Jump` for the limit.
+pub fn run_alone(cpu: &mut Cpu, cache: &mut BlockCache, limit: i64) -> Leave {
+    let cpu: *mut Cpu = cpu;
+    let cache: *mut BlockCache = cache;
+    let protect = |cpu: &mut Cpu, first: u64, second: Option<u64>| {
+        mmu::protect_code_page(cpu, first & !(PAGE - 1));
+        if let Some(second) = second {
+            mmu::protect_code_page(cpu, second);
+        }
+    };
+    // SAFETY: both pointers come from references that are borrowed for the whole of this function, and no reference
+    // made here is held while a chain runs.
+    unsafe {
+        (*cpu).blocks = cache;
+        ((*cpu).granted, (*cpu).budget) = (limit, limit);
+        refresh(&mut *cpu);
+        loop {
+            if (*cpu).memory.has_watch_hits() {
+                (*cache).drop_written();
+            }
+            match find(&mut *cpu, &mut *cache) {
+                Ok((entry, new)) => {
+                    if let Some((first, second)) = new {
+                        protect(&mut *cpu, first, second);
+                    }
+                    chain(cpu, entry);
+                }
+                Err(Fault) => return Leave::Exception,
+            }
+            (*cpu).leave_after_op = false;
+            match (*cpu).leave {
+                Leave::Link => link(&mut *cpu, &mut *cache, protect),
+                Leave::Jump => {}
+                Leave::Lookup | Leave::Yield => refresh(&mut *cpu),
+                stop => return stop,
+            }
+            if (*cpu).budget <= 0 {
+                return Leave::Jump;
+            }
+        }
+    }
+}
+
+/// Finds the block at RIP and lets the op that jumped there point to it, if both are in one page. `protect` is told of
+/// pages that hold code now. To be called right after a chain left with [`Leave::Link`].
+pub fn link(cpu: &mut Cpu, cache: &mut BlockCache, protect: impl FnOnce(&mut Cpu, u64, Option<u64>)) {
+    let from = cpu.link_from;
+    let generation = cache.generation;
+    if cpu.jump_generation != generation {
+        return;
+    }
+    // A fault here is raised again, and delivered, by the lookup that follows.
+    let Ok((entry, new_page)) = find(cpu, cache) else { return };
+    if let Some((first, second)) = new_page {
+        protect(cpu, first, second);
+    }
+    if cache.generation == generation && may_link(cpu, cache) {
+        // SAFETY: no block was dropped since the op was running, so `from` is live; nobody else refers to it.
+        unsafe { branch::set_link(from, entry) };
+    }
+}
+
+/// Whether the block at RIP is wholly in the page of the op that wants to point to it. It may be another page even
+/// where the jump was a short one: page tables may have changed without the guest's telling.
+fn may_link(cpu: &mut Cpu, cache: &BlockCache) -> bool {
+    let linear = linear_rip(cpu);
+    fetch_address(cpu, linear)
+        .is_ok_and(|gpa| gpa >> 12 == u64::from(cpu.link_page) && cache.is_plain(Key { gpa, mode: cpu.mode }))
+}
+
+fn linear_rip(cpu: &Cpu) -> u64 {
+    if cpu.mode.is_64bit() { cpu.regs[RIP] } else { cpu.segs[CS].base.wrapping_add(cpu.regs[RIP]) & 0xffff_ffff }
+}
+
+/// Pages that hold code now and did not before.
+type NewPages = Option<(u64, Option<u64>)>;
+
+/// The block at RIP: from the jump cache, from the block cache, or decoded now. Raises what the fetch raises.
+pub fn find(cpu: &mut Cpu, cache: &mut BlockCache) -> Result<(*const Op, NewPages), Fault> {
+    if cpu.jump_generation != cache.generation {
+        cpu.jump_generation = cache.generation;
+        cpu.drop_jumps();
+    }
+    let rip = cpu.regs[RIP];
+    let linear = linear_rip(cpu);
+    if let Some(entry) = cpu.jumps.find(linear, cpu.jump_tag) {
+        return Ok((entry, None));
+    }
+    cache.bury();
+    let mut limit_left = u64::MAX;
+    if cpu.mode.is_64bit() {
+        if (linear << 16) as i64 >> 16 != linear as i64 {
+            return Err(cpu.general_protection(0));
+        }
+    } else {
+        let limit = u64::from(cpu.segs[CS].limit);
+        if rip > limit {
+            return Err(cpu.general_protection(0));
+        }
+        limit_left = limit - rip + 1;
+    }
+    let gpa = fetch_address(cpu, linear)?;
+    let key = Key { gpa, mode: cpu.mode };
+    if let Some(block) = cache.get(key)
+        && u64::from(block.bytes) <= limit_left
+    {
+        let (entry, second) = (block.entry(), block.second_page);
+        if second.is_none() || Some(fetch_address(cpu, next_page(cpu, linear))?) == second {
+            remember(cpu, linear, limit_left, entry);
+            return Ok((entry, None));
+        }
+    }
+    let block = decode(cpu, linear, gpa, limit_left)?;
+    let second = block.second_page;
+    let (entry, new) = cache.insert(key, block);
+    if cpu.jump_generation != cache.generation {
+        cpu.jump_generation = cache.generation;
+        cpu.drop_jumps();
+    }
+    remember(cpu, linear, limit_left, entry);
+    Ok((entry, new.then_some((gpa, second))))
+}
+
+fn remember(cpu: &mut Cpu, linear: u64, limit_left: u64, entry: *const Op) {
+    if limit_left >= PAGE && !cpu.mode.has(Mode::STEP) {
+        let tag = cpu.jump_tag;
+        cpu.jumps.put(linear, tag, entry);
+    }
+}
+
+fn next_page(cpu: &Cpu, linear: u64) -> u64 {
+    let next = (linear & !(PAGE - 1)).wrapping_add(PAGE);
+    if cpu.mode.is_64bit() { next } else { next & 0xffff_ffff }
+}
+
+/// Translates for a fetch, through the vCPU's cache of pages that code was fetched from.
+fn fetch_address(cpu: &mut Cpu, linear: u64) -> Result<u64, Fault> {
+    let tag = cpu.jump_tag;
+    if let Some(page) = cpu.jumps.find_fetch(linear, tag) {
+        return Ok(page | linear & (PAGE - 1));
+    }
+    let gpa = mmu::translate(cpu, linear, Intent::Execute)?;
+    if (linear << 16) as i64 >> 16 == linear as i64 {
+        let tag = cpu.jump_tag;
+        cpu.jumps.put_fetch(linear, tag, gpa);
+    }
+    Ok(gpa)
+}
+
+/// Decodes the block at `linear`.
+fn decode(cpu: &mut Cpu, linear: u64, gpa: u64, limit_left: u64) -> Result<Box<Block>, Fault> {
+    let offset = (gpa & (PAGE - 1)) as usize;
+    let mut bytes = [0xffu8; PAGE as usize + 16];
+    let room = (PAGE as usize - offset).min(usize::try_from(limit_left).unwrap_or(usize::MAX));
+    fetch(cpu, gpa, &mut bytes[..room]);
+    let (rip, mode) = (cpu.regs[RIP], cpu.mode);
+    if let Ok(builder) = decode_block(&bytes[..room], rip, mode, gpa, false) {
+        return Ok(Block::new(builder, None));
+    }
+    if room < PAGE as usize - offset {
+        // The instruction reaches behind the segment's limit.
+        return Err(cpu.general_protection(0));
+    }
+    let second = fetch_address(cpu, next_page(cpu, linear))?;
+    let more = 15usize.min(usize::try_from(limit_left).unwrap_or(usize::MAX).saturating_sub(room));
+    fetch(cpu, second, &mut bytes[room..room + more]);
+    let whole = &bytes[..(room + more).min(15)];
+    match decode_block(whole, rip, mode, gpa, true) {
+        Ok(builder) => Ok(Block::new(builder, Some(second))),
+        Err(_) => Err(cpu.general_protection(0)),
+    }
+}
+
+/// Reads code: bytes that are not memory read as all ones.
+fn fetch(cpu: &Cpu, gpa: u64, buf: &mut [u8]) {
+    if cpu.memory.read(GuestAddr(gpa), buf).is_err() {
+        buf.fill(0xff);
+    }
+}
+
+/// Lets an event from outside act on a vCPU.
+fn deliver(cpu: &mut Cpu, event: VcpuEvent, platform: &dyn Platform) {
+    let delivered = match event {
+        VcpuEvent::Interrupt(vector) => {
+            cpu.halted = false;
+            system::deliver_interrupt(cpu, vector)
+        }
+        VcpuEvent::Nmi => {
+            cpu.halted = false;
+            cpu.nmi_blocked = true;
+            system::deliver_nmi(cpu)
+        }
+        VcpuEvent::Init => {
+            cpu.halted = false;
+            system::reset(cpu, false);
+            cpu.wait_for_sipi = cpu.index != 0;
+            Ok(())
+        }
+        VcpuEvent::Sipi(vector) => {
+            if cpu.wait_for_sipi {
+                cpu.wait_for_sipi = false;
+                cpu.halted = false;
+                system::start_up(cpu, vector);
+            }
+            Ok(())
+        }
+    };
+    cpu.budget -= 1;
+    if delivered.is_err() {
+        cpu.halted = true;
+        cpu.rflags &= !rflags::IF;
+        platform.vcpu_failed(cpu.index, MachineExit::TripleFault);
+    }
+    refresh(cpu);
+}
+
+/// Brings the mode up to date after anything that may have changed it.
+pub fn refresh(cpu: &mut Cpu) {
+    let mode = system::refresh_mode(cpu);
+    cpu.set_mode(mode);
+}
+
+impl Backend for SoftBackend {
+    fn name(&self) -> &'static str {
+        "soft"
+    }
+
+    fn run(&mut self) -> MachineExit {
+        loop {
+            if let Some(exit) = self.attention.stopped() {
+                return exit;
+            }
+            self.serve_board();
+            if self.memory.has_watch_hits() {
+                self.cache.drop_written();
+            }
+            let mut worked = false;
+            for index in 0..self.cpus.len() {
+                worked |= self.run_slice(index);
+            }
+            if !worked {
+                self.idle();
+            }
+        }
+    }
+
+    fn save(&self) -> Vec<Section> {
+        self.cpus.iter().map(|cpu| saved::save(cpu)).collect()
+    }
+
+    fn load(&mut self, sections: &[Section]) -> Result<(), StateError> {
+        if sections.len() != self.cpus.len() {
+            let why = format!("it has {} vCPUs, the machine has {}", sections.len(), self.cpus.len());
+            return Err(StateError::Damaged { kind: saved::KIND, why });
+        }
+        let states = sections.iter().map(saved::decode).collect::<Result<Vec<_>, _>>()?;
+        self.cache.drop_all();
+        for (cpu, state) in self.cpus.iter_mut().zip(states) {
+            saved::load(cpu, state);
+            mmu::flush(cpu, false);
+            cpu.drop_jumps();
+            cpu.event_pending = true;
+            self.attention.raise(cpu.index);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,80 @@
+//! Address micro-ops: what computes an address that base, index and displacement alone do not give.
+#![allow(unsafe_code)]
+
+use crate::hypervisor::soft::cpu::{Cpu, FS, Fault, GS, SS, TMP};
+use crate::hypervisor::soft::op::{Op, next};
+
+/// The effective address of an address op, before truncation.
+#[inline(always)]
+fn effective(cpu: &Cpu, op: &Op) -> u64 {
+    op.addr(cpu).wrapping_add(op.imm)
+}
+
+/// FS base plus the effective address.
+pub extern "C" fn address_of_fs(cpu: *mut Cpu, op: *const Op) -> *const Op {
+    // SAFETY: handlers get live pointers; an address op is never the last of its block.
+    unsafe {
+        (*cpu).regs[TMP] = effective(&*cpu, &*op).wrapping_add((*cpu).segs[FS].base);
+        next(cpu, op)
+    }
+}
+/// GS base plus the effective address.
+pub extern "C" fn address_of_gs(cpu: *mut Cpu, op: *const Op) -> *const Op {
+    // SAFETY: as above.
+    unsafe {
+        (*cpu).regs[TMP] = effective(&*cpu, &*op).wrapping_add((*cpu).segs[GS].base);
+        next(cpu, op)
+    }
+}
+/// 64-bit mode: with a truncated effective address, with or without a segment base.
+pub extern "C" fn address_in_long_mode(cpu: *mut Cpu, op: *const Op) -> *const Op {
+    // SAFETY: as above.
+    unsafe {
+        let mut addr = effective(&*cpu, &*op);
+        if (*op).dst == 32 {
+            addr &= 0xffff_ffff;
+        }
+        if (*op).src as usize >= FS {
+            addr = addr.wrapping_add((*cpu).segs[(*op).src as usize & 7].base);
+        }
+        (*cpu).regs[TMP] = addr;
+        next(cpu, op)
+    }
+}
+/// A 32-bit address in a flat segment.
+pub extern "C" fn address_flat32(cpu: *mut Cpu, op: *const Op) -> *const Op {
+    // SAFETY: as above.
+    unsafe {
+        (*cpu).regs[TMP] = effective(&*cpu, &*op) & 0xffff_ffff;
+        next(cpu, op)
+    }
+}
+/// Outside 64-bit mode, any segment: the body of a called op.
+pub fn address_checked(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
+    let mask = if op.dst == 16 { 0xffff } else { 0xffff_ffff };
+    let offset = effective(cpu, op) & mask;
+    let size = u64::from(op.aux & 0xffff);
+    cpu.regs[TMP] = segment_address(cpu, op.src as usize & 7, offset, size, op.aux >> 16 != 0)?;
+    Ok(())
+}
+
+/// The linear address of `bytes` at `offset` in a segment, outside 64-bit mode, after the checks of type and limit
+/// (SDM vol. 3 sections 5.3 and 5.5): #SS(0) for the stack segment, otherwise #GP(0).
+pub fn segment_address(cpu: &mut Cpu, segment: usize, offset: u64, bytes: u64, write: bool) -> Result<u64, Fault> {
+    let s = &cpu.segs[segment];
+    let kind = s.attr & 0xf;
+    let code = kind & 8 != 0;
+    let allowed = s.attr & 0x80 != 0 && if write { !code && kind & 2 != 0 } else { !code || kind & 2 != 0 };
+    let last = offset + bytes.max(1) - 1;
+    let inside = if !code && kind & 4 != 0 {
+        // Expand-down: what lies above the limit.
+        let top = if s.attr & (1 << 14) != 0 { 0xffff_ffff } else { 0xffff };
+        offset > u64::from(s.limit) && last <= top
+    } else {
+        last <= u64::from(s.limit)
+    };
+    if allowed && inside {
+        return Ok(s.base.wrapping_add(offset) & 0xffff_ffff);
+    }
+    Err(cpu.raise(if segment == SS { 12 } else { 13 }, Some(0)))
+}

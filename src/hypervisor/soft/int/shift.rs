@@ -1,0 +1,310 @@
+//! SHL, SHR, SAR, ROL, ROR, RCL, RCR, SHLD, SHRD.
+//!
+//! SDM vol. 2. OF is computed as the manual defines it for a count of one, for every count; AF stays undefined and is
+//! cleared by shifts.
+#![allow(unsafe_code)]
+
+use iced_x86::{Instruction, Mnemonic as M};
+
+use super::alu::result_flags;
+use super::operand;
+use super::word::{Int, bytes_of, get, mask_of, read_rm_for_write, reg, set, write_rm};
+use crate::hypervisor::soft::cpu::{Cpu, Fault, rflags};
+use crate::hypervisor::soft::flags::{FlagKind, LazyFlags};
+use crate::hypervisor::soft::lower::{Builder, Flow};
+use crate::hypervisor::soft::op::{Handler, Op, next};
+use crate::{by_wide, by_width, called_op};
+
+/// Which shift.
+pub const ROL: u8 = 0;
+#[allow(missing_docs)]
+pub const ROR: u8 = 1;
+#[allow(missing_docs)]
+pub const RCL: u8 = 2;
+#[allow(missing_docs)]
+pub const RCR: u8 = 3;
+#[allow(missing_docs)]
+pub const SHL: u8 = 4;
+#[allow(missing_docs)]
+pub const SHR: u8 = 5;
+#[allow(missing_docs)]
+pub const SAR: u8 = 7;
+
+/// The result and the carry of SHL, SHR, SAR for a count of 1 to 63.
+#[inline(always)]
+fn shifted<T: Int>(kind: u8, a: T, count: u32) -> (u64, bool, bool) {
+    let bits = T::BITS;
+    let top = |v: u64| v >> (bits - 1) & 1 != 0;
+    match kind {
+        SHL => {
+            // 8- and 16-bit operands may be shifted by more than they are wide.
+            let wide = (a.wide() as u128) << count;
+            let r = T::cut(wide as u64).wide();
+            let cf = wide >> bits & 1 != 0;
+            (r, cf, top(r) != cf)
+        }
+        SHR => {
+            let r = a.wide() >> count;
+            (r, a.wide() >> (count - 1) & 1 != 0, top(a.wide()))
+        }
+        _ => {
+            let r = T::cut((a.signed() >> count) as u64).wide();
+            (r, a.signed() >> (count - 1) & 1 != 0, false)
+        }
+    }
+}
+
+/// Shift of `dst` by `imm`, which is not zero.
+extern "C" fn shift_ri<T: Int, const S: u8, const F: bool>(cpu: *mut Cpu, op: *const Op) -> *const Op {
+    // SAFETY: handlers get live, unaliased pointers and an op that their lowering made, not the last of its block.
+    unsafe {
+        let a = get::<T>(cpu, (*op).dst);
+        let count = (*op).imm as u32 & if T::BITS == 64 { 63 } else { 31 };
+        if F {
+            let (r, cf, of) = shifted::<T>(S, a, count);
+            shift_flags::<T>(cpu, r, cf, of);
+            set::<T>(cpu, (*op).dst, T::cut(r));
+        } else {
+            let r = match S {
+                SHL => a.wide() << count,
+                SHR => a.wide() >> count,
+                _ => (a.signed() >> count) as u64,
+            };
+            set::<T>(cpu, (*op).dst, T::cut(r));
+        }
+        next(cpu, op)
+    }
+}
+
+/// Shift of `dst` by CL.
+extern "C" fn shift_rc<T: Int, const S: u8, const F: bool>(cpu: *mut Cpu, op: *const Op) -> *const Op {
+    // SAFETY: as above.
+    unsafe {
+        let a = get::<T>(cpu, (*op).dst);
+        let count = get::<u8>(cpu, 8) as u32 & if T::BITS == 64 { 63 } else { 31 };
+        let mut r = a.wide();
+        if count != 0 {
+            let (shifted, cf, of) = shifted::<T>(S, a, count);
+            if F {
+                shift_flags::<T>(cpu, shifted, cf, of);
+            }
+            r = shifted;
+        }
+        set::<T>(cpu, (*op).dst, T::cut(r));
+        next(cpu, op)
+    }
+}
+
+/// ROL and ROR of `dst` by `imm`, which is not zero.
+extern "C" fn rotate_ri<T: Int, const S: u8, const F: bool>(cpu: *mut Cpu, op: *const Op) -> *const Op {
+    // SAFETY: as above.
+    unsafe {
+        let a = get::<T>(cpu, (*op).dst).wide();
+        let count = (*op).imm as u32 % T::BITS;
+        let left = if S == ROL { count } else { (T::BITS - count) % T::BITS };
+        let r = match T::BITS {
+            32 => (a as u32).rotate_left(left) as u64,
+            _ => a.rotate_left(left),
+        };
+        if F {
+            rotate_flags(&mut *cpu, S, r, T::BITS);
+        }
+        set::<T>(cpu, (*op).dst, T::cut(r));
+        next(cpu, op)
+    }
+}
+
+#[inline(always)]
+unsafe fn shift_flags<T: Int>(cpu: *mut Cpu, r: u64, cf: bool, of: bool) {
+    let f = result_flags::<T>(r) | if cf { rflags::CF } else { 0 } | if of { rflags::OF } else { 0 };
+    // SAFETY: the caller is a handler.
+    unsafe { (*cpu).flags = LazyFlags { kind: FlagKind::Raw as u32, b: 0, result: f } };
+}
+
+/// CF and OF of a rotation; the others stay.
+fn rotate_flags(cpu: &mut Cpu, kind: u8, r: u64, bits: u32) {
+    let top = r >> (bits - 1) & 1;
+    let (cf, of) = if kind == ROL { (r & 1, (r & 1) ^ top) } else { (top, top ^ (r >> (bits - 2) & 1)) };
+    set_cf_of(cpu, cf != 0, of != 0);
+}
+
+fn set_cf_of(cpu: &mut Cpu, cf: bool, of: bool) {
+    let mut f = cpu.flags.value() & !(rflags::CF | rflags::OF);
+    if cf {
+        f |= rflags::CF;
+    }
+    if of {
+        f |= rflags::OF;
+    }
+    cpu.flags = LazyFlags::raw(f);
+}
+
+/// Any of the eight, in any form: `scale`-free ops have the kind in `src`, the count in `imm`, or -1 there for CL.
+fn shift_any(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
+    let bytes = bytes_of(op);
+    let bits = bytes * 8;
+    let count = if op.imm == u64::MAX { cpu.regs[1] & 0xff } else { op.imm };
+    let count = count as u32 & if bytes == 8 { 63 } else { 31 };
+    let a = read_rm_for_write(cpu, op)?;
+    if count == 0 {
+        // Still a write for memory, and for a 32-bit register.
+        return write_rm(cpu, op, a);
+    }
+    match op.src {
+        ROL | ROR => {
+            let left = if op.src == ROL { count % bits } else { (bits - count % bits) % bits };
+            let r = if left == 0 { a } else { (a << left | a >> (bits - left)) & mask_of(bytes) };
+            write_rm(cpu, op, r)?;
+            rotate_flags(cpu, op.src, r, bits);
+        }
+        RCL | RCR => {
+            // A rotation of bits + 1 places, the carry on top.
+            let places = bits + 1;
+            let count = count % places;
+            let whole = u128::from(a) | u128::from(cpu.flags.cf()) << bits;
+            let left = if op.src == RCL { count } else { places - count };
+            let mask = (1u128 << places) - 1;
+            let turned = if count == 0 { whole } else { (whole << left | whole >> (places - left)) & mask };
+            let r = turned as u64 & mask_of(bytes);
+            let cf = turned >> bits & 1 != 0;
+            let top = r >> (bits - 1) & 1 != 0;
+            let of = if op.src == RCL { top != cf } else { top != (r >> (bits - 2) & 1 != 0) };
+            write_rm(cpu, op, r)?;
+            set_cf_of(cpu, cf, of);
+        }
+        kind => {
+            let (r, cf, of) = match bytes {
+                1 => shifted::<u8>(kind, a as u8, count),
+                2 => shifted::<u16>(kind, a as u16, count),
+                4 => shifted::<u32>(kind, a as u32, count),
+                _ => shifted::<u64>(kind, a, count),
+            };
+            write_rm(cpu, op, r)?;
+            set_shift_flags(cpu, bytes, r, cf, of);
+        }
+    }
+    Ok(())
+}
+
+fn set_shift_flags(cpu: &mut Cpu, bytes: u32, r: u64, cf: bool, of: bool) {
+    // SAFETY: `cpu` is a live reference.
+    unsafe {
+        match bytes {
+            1 => shift_flags::<u8>(cpu, r, cf, of),
+            2 => shift_flags::<u16>(cpu, r, cf, of),
+            4 => shift_flags::<u32>(cpu, r, cf, of),
+            _ => shift_flags::<u64>(cpu, r, cf, of),
+        }
+    }
+}
+
+/// SHLD (`LEFT`) and SHRD; the count as in `shift_any`.
+fn double_shift<const LEFT: bool>(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
+    let bytes = bytes_of(op);
+    let bits = bytes * 8;
+    let count = if op.imm == u64::MAX { cpu.regs[1] & 0xff } else { op.imm };
+    let count = count as u32 & if bytes == 8 { 63 } else { 31 };
+    let a = read_rm_for_write(cpu, op)?;
+    if count == 0 {
+        return write_rm(cpu, op, a);
+    }
+    let b = reg(cpu, op.src, bytes);
+    // For 16 bits a count above 16 is undefined; processors then go on with the first operand's bits again.
+    let (whole, r, cf);
+    if LEFT {
+        whole = (u128::from(a) << bits | u128::from(b)) << if bytes == 2 { 16 } else { 0 }
+            | if bytes == 2 { u128::from(a) } else { 0 };
+        let width = if bytes == 2 { 48 } else { 2 * bits };
+        r = (whole >> (width - bits - count.min(width - bits))) as u64 & mask_of(bytes);
+        cf = whole >> (width - count) & 1 != 0;
+    } else {
+        whole = u128::from(a) | u128::from(b) << bits | if bytes == 2 { u128::from(a) << 32 } else { 0 };
+        r = (whole >> count) as u64 & mask_of(bytes);
+        cf = whole >> (count - 1) & 1 != 0;
+    }
+    let of = (a ^ r) >> (bits - 1) & 1 != 0;
+    write_rm(cpu, op, r)?;
+    set_shift_flags(cpu, bytes, r, cf, of);
+    Ok(())
+}
+
+/// Lowers this file's instructions.
+pub fn lower(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
+    let kind = match insn.mnemonic() {
+        M::Rol => ROL,
+        M::Ror => ROR,
+        M::Rcl => RCL,
+        M::Rcr => RCR,
+        M::Shl | M::Sal => SHL,
+        M::Shr => SHR,
+        M::Sar => SAR,
+        M::Shld | M::Shrd => {
+            let handler =
+                if insn.mnemonic() == M::Shld { called_op!(double_shift::<true>) } else { called_op!(double_shift::<false>) };
+            let mut op = b.called_rm(insn, handler, true);
+            if !operand::is_immediate(insn, 2) {
+                op.imm = u64::MAX;
+            }
+            b.push(op);
+            return Some(Flow::Next);
+        }
+        _ => return None,
+    };
+    let by_imm = operand::is_immediate(insn, 1);
+    let bytes = operand::size(insn, 0);
+    let count = if by_imm { operand::immediate(insn, 1) & if bytes == 8 { 63 } else { 31 } } else { 0 };
+    let in_register = !operand::in_memory(insn, 0);
+    if in_register
+        && by_imm
+        && count != 0
+        && let Some((full, quiet)) = immediate_handlers(kind, bytes, count)
+    {
+        let mut op = b.op(full);
+        (op.dst, op.imm) = (operand::register(insn.op0_register()), count);
+        b.push_flagged(op, quiet);
+        b.new_flags_kind = Some(FlagKind::Raw as u32);
+        return Some(Flow::Next);
+    }
+    if in_register
+        && !by_imm
+        && let Some((full, quiet)) = cl_handlers(kind, bytes)
+    {
+        let mut op = b.op(full);
+        op.dst = operand::register(insn.op0_register());
+        b.push_flagged(op, quiet);
+        return Some(Flow::Next);
+    }
+    let mut op = b.called_rm(insn, called_op!(shift_any), true);
+    op.src = kind;
+    op.imm = if by_imm { count } else { u64::MAX };
+    b.push(op);
+    Some(Flow::Next)
+}
+
+fn immediate_handlers(kind: u8, bytes: u32, count: u64) -> Option<(Handler, Handler)> {
+    let pair = |full, quiet| Some((full, quiet));
+    match kind {
+        SHL => pair(by_width!(bytes, T => shift_ri::<T, SHL, true>), by_width!(bytes, T => shift_ri::<T, SHL, false>)),
+        SHR => pair(by_width!(bytes, T => shift_ri::<T, SHR, true>), by_width!(bytes, T => shift_ri::<T, SHR, false>)),
+        SAR => pair(by_width!(bytes, T => shift_ri::<T, SAR, true>), by_width!(bytes, T => shift_ri::<T, SAR, false>)),
+        ROL if bytes >= 4 && count != 0 => {
+            pair(by_wide!(bytes, T => rotate_ri::<T, ROL, true>), by_wide!(bytes, T => rotate_ri::<T, ROL, false>))
+        }
+        ROR if bytes >= 4 && count != 0 => {
+            pair(by_wide!(bytes, T => rotate_ri::<T, ROR, true>), by_wide!(bytes, T => rotate_ri::<T, ROR, false>))
+        }
+        _ => None,
+    }
+}
+
+fn cl_handlers(kind: u8, bytes: u32) -> Option<(Handler, Handler)> {
+    if bytes < 4 {
+        return None;
+    }
+    match kind {
+        SHL => Some((by_wide!(bytes, T => shift_rc::<T, SHL, true>), by_wide!(bytes, T => shift_rc::<T, SHL, false>))),
+        SHR => Some((by_wide!(bytes, T => shift_rc::<T, SHR, true>), by_wide!(bytes, T => shift_rc::<T, SHR, false>))),
+        SAR => Some((by_wide!(bytes, T => shift_rc::<T, SAR, true>), by_wide!(bytes, T => shift_rc::<T, SAR, false>))),
+        _ => None,
+    }
+}

@@ -1,0 +1,175 @@
+//! One vCPU without a machine: for tests and benchmarks of instructions.
+//!
+//! 64-bit mode with flat segments and identity page tables of 2 MiB pages (writable, for user and supervisor) over
+//! [`MEMORY`] bytes. Exceptions are not delivered but reported. Ports and device memory read as all ones.
+use std::sync::Arc;
+
+use super::block::BlockCache;
+use super::cpu::{CS, Cpu, DS, ES, Exception, FS, GS, Leave, RIP, SS, Segment, rflags};
+use super::{mmu, run, system};
+use crate::hypervisor::backend::{Attention, BootState, MachineExit, NoSuchMsr, Platform, VcpuEvent, VcpuSetup};
+use crate::hypervisor::clock::{Clock, ManualClock};
+use crate::hypervisor::memory::{GuestAddr, GuestMemory};
+
+/// Bytes of memory, mapped one to one. The page tables stand in the last 64 KiB.
+pub const MEMORY: u64 = 16 << 20;
+/// Where [`Rig::run_code`] puts code.
+pub const CODE: u64 = 0x10_0000;
+/// Where data may be put; nothing else is here up to `STACK`.
+pub const DATA: u64 = 0x20_0000;
+/// Initial stack pointer.
+pub const STACK: u64 = 0x80_0000;
+const TABLES: u64 = MEMORY - 0x1_0000;
+
+/// Why the rig stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// All the code ran.
+    End,
+    /// An instruction raised an exception; RIP is that instruction.
+    Exception(Exception),
+    /// HLT.
+    Halt,
+    /// The limit of instructions was reached.
+    Limit,
+}
+
+/// A platform with nothing on it.
+pub struct NoPlatform {
+    clock: Arc<ManualClock>,
+}
+
+impl Platform for NoPlatform {
+    fn port_read(&self, _: usize, _: u16, width: u8) -> u32 {
+        u32::MAX >> (32 - 8 * u32::from(width.clamp(1, 4)))
+    }
+    fn port_write(&self, _: usize, _: u16, _: u8, _: u32) {}
+    fn mmio_read(&self, _: usize, _: u64, _: u8) -> u64 {
+        u64::MAX
+    }
+    fn mmio_write(&self, _: usize, _: u64, _: u8, _: u64) {}
+    fn apic_msr_read(&self, _: usize, _: u32) -> Result<u64, NoSuchMsr> {
+        Err(NoSuchMsr)
+    }
+    fn apic_msr_write(&self, _: usize, _: u32, _: u64) -> Result<(), NoSuchMsr> {
+        Err(NoSuchMsr)
+    }
+    fn cr8(&self, _: usize) -> u8 {
+        0
+    }
+    fn set_cr8(&self, _: usize, _: u8) {}
+    fn take_event(&self, _: usize, _: bool, _: bool) -> Option<VcpuEvent> {
+        None
+    }
+    fn advance(&self, _: u64) -> Option<u64> {
+        None
+    }
+    fn vcpu_failed(&self, _: usize, _: MachineExit) {}
+    fn clock(&self) -> &dyn Clock {
+        &*self.clock
+    }
+}
+
+/// One vCPU, its memory, and the loop that runs it.
+pub struct Rig {
+    /// The vCPU.
+    pub cpu: Box<Cpu>,
+    /// Its memory.
+    pub memory: GuestMemory,
+    blocks: Box<BlockCache>,
+}
+
+impl Rig {
+    /// At privilege level 3.
+    pub fn user() -> Rig {
+        Rig::new(3)
+    }
+    /// At privilege level 0.
+    pub fn supervisor() -> Rig {
+        Rig::new(0)
+    }
+
+    fn new(cpl: u8) -> Rig {
+        let memory = GuestMemory::new(&[(GuestAddr(0), MEMORY, true)]).expect("the host has 16 MiB of address space");
+        let write = |addr: u64, value: u64| memory.write_le(GuestAddr(addr), value).expect("inside the memory");
+        write(TABLES, (TABLES + 0x1000) | 7);
+        write(TABLES + 0x1000, (TABLES + 0x2000) | 7);
+        for i in 0..MEMORY >> 21 {
+            write(TABLES + 0x2000 + i * 8, i << 21 | 0xe7);
+        }
+        let clock = ManualClock::new(0);
+        let setup = VcpuSetup {
+            vcpus: 1,
+            topology: (1, 1, 1),
+            memory: memory.clone(),
+            platform: Arc::new(NoPlatform { clock }),
+            attention: Attention::new(1),
+            boot: BootState::Reset,
+        };
+        let mut cpu = Cpu::new(&setup, 0);
+        system::reset(&mut cpu, true);
+        set_long_mode(&mut cpu, cpl);
+        mmu::flush(&mut cpu, false);
+        Rig { cpu, blocks: BlockCache::new(memory.clone()), memory }
+    }
+
+    /// Copies bytes into memory; code that stands there is decoded anew.
+    pub fn write(&mut self, addr: u64, bytes: &[u8]) {
+        self.memory.write(GuestAddr(addr), bytes).expect("inside the rig's memory");
+    }
+
+    /// Copies bytes out of memory.
+    pub fn read(&self, addr: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.memory.read(GuestAddr(addr), &mut bytes).expect("inside the rig's memory");
+        bytes
+    }
+
+    /// Puts `code` at [`CODE`], runs it from there until it falls off its end, and says how that went.
+    pub fn run_code(&mut self, code: &[u8]) -> Stop {
+        self.run_code_for(code, 1 << 32)
+    }
+
+    /// The same for at most about `limit` instructions.
+    pub fn run_code_for(&mut self, code: &[u8], limit: i64) -> Stop {
+        let mut bytes = code.to_vec();
+        bytes.extend([0x0f, 0x0b]);
+        self.write(CODE, &bytes);
+        self.cpu.regs[RIP] = CODE;
+        match self.run(limit) {
+            Stop::Exception(e) if e.vector == 6 && self.cpu.regs[RIP] == CODE + code.len() as u64 => Stop::End,
+            stop => stop,
+        }
+    }
+
+    /// Runs from RIP until something stops it, at most about `limit` instructions.
+    pub fn run(&mut self, limit: i64) -> Stop {
+        match run::run_alone(&mut self.cpu, &mut self.blocks, limit) {
+            Leave::Exception => Stop::Exception(self.cpu.exception),
+            Leave::Halt | Leave::Shutdown => Stop::Halt,
+            _ => Stop::Limit,
+        }
+    }
+}
+
+/// Paging on, 64-bit code, SSE and x87 usable.
+fn set_long_mode(cpu: &mut Cpu, cpl: u8) {
+    cpu.sys.cr0 = 0x8001_0033;
+    cpu.sys.cr3 = TABLES;
+    cpu.sys.cr4 = 0x6a0;
+    cpu.sys.efer = 0xd01;
+    cpu.sys.xcr0 = 1;
+    let dpl = u16::from(cpl) << 5;
+    let flat = |selector: u16, attr: u16| Segment { selector, attr, limit: u32::MAX, base: 0 };
+    cpu.segs[CS] = flat(0x10 | u16::from(cpl), 0xa09b | dpl);
+    for s in [ES, SS, DS, FS, GS] {
+        cpu.segs[s] = flat(0x18 | u16::from(cpl), 0xc093 | dpl);
+    }
+    cpu.cpl = cpl;
+    cpu.rflags = rflags::FIXED | rflags::IF;
+    cpu.flags = super::flags::LazyFlags::raw(0);
+    cpu.regs = [0; 24];
+    cpu.regs[4] = STACK;
+    cpu.wait_for_sipi = false;
+    cpu.halted = false;
+}
