@@ -271,6 +271,7 @@ impl Cpu {
             leave_after_op: false,
             interrupt_shadow: false,
             debug_pending: 0,
+            no_step_trap: false,
             nmi_blocked: false,
             halted: false,
             wait_for_sipi: false,
