@@ -26,6 +26,7 @@ const UNSAFE_ISLANDS: &[&str] = &[
     "src/hypervisor/soft/run.rs",
     "src/hypervisor/soft/mmu.rs",
     "src/hypervisor/soft/int/",
+    "src/hypervisor/soft/simd/fast.rs",
     "src/host/",
 ];
 

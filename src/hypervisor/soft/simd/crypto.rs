@@ -4,21 +4,31 @@
 
 use iced_x86::{Instruction, Mnemonic};
 
+use super::fast::*;
 use super::form::*;
 use super::lanes::*;
 
 /// The handlers of a cryptographic instruction.
 pub fn lower(insn: &Instruction) -> Option<Pair> {
     Some(match insn.mnemonic() {
-        Mnemonic::Aesenc => xmm_op!(u128, |a, b| mix_columns(substitute(shift_rows(a, 1), &SBOX)) ^ b),
-        Mnemonic::Aesenclast => xmm_op!(u128, |a, b| substitute(shift_rows(a, 1), &SBOX) ^ b),
-        Mnemonic::Aesdec => xmm_op!(u128, |a, b| inverse_mix_columns(substitute(shift_rows(a, 3), &INVERSE_SBOX)) ^ b),
-        Mnemonic::Aesdeclast => xmm_op!(u128, |a, b| substitute(shift_rows(a, 3), &INVERSE_SBOX) ^ b),
+        Mnemonic::Aesenc => {
+            host_or!("aes", aesenc, |a, b| (a, b), xmm_op!(u128, encrypt))
+        }
+        Mnemonic::Aesenclast => {
+            host_or!("aes", aesenclast, |a, b| (a, b), xmm_op!(u128, encrypt_last))
+        }
+        Mnemonic::Aesdec => host_or!("aes", aesdec, |a, b| (a, b), xmm_op!(u128, decrypt)),
+        Mnemonic::Aesdeclast => {
+            host_or!("aes", aesdeclast, |a, b| (a, b), xmm_op!(u128, decrypt_last))
+        }
         Mnemonic::Aesimc => xmm_op!(u128, |_a, b| inverse_mix_columns(b)),
         Mnemonic::Aeskeygenassist => xmm_op!(u128, imm, |_a, b, imm| key_assist(b, imm)),
-        Mnemonic::Pclmulqdq => {
-            xmm_op!(u128, imm, |a, b, imm| { carryless(qwords(a)[usize::from(imm & 1)], qwords(b)[usize::from(imm >> 4 & 1)]) })
-        }
+        Mnemonic::Pclmulqdq => host_or!(
+            "pclmulqdq",
+            carryless,
+            |a, b, imm| (u128::from(half(a, imm)), u128::from(half(b, imm >> 4))),
+            xmm_op!(u128, imm, |a, b, imm| carryless(half(a, imm), half(b, imm >> 4)))
+        ),
         Mnemonic::Sha1rnds4 => xmm_op!(u128, imm, sha1_rounds),
         Mnemonic::Sha1nexte => xmm_op!(u128, |a, b| b & (u128::MAX >> 32)
             | u128::from(dwords(b)[3].wrapping_add(dwords(a)[3].rotate_left(30))) << 96),
@@ -114,13 +124,34 @@ fn inverse_mix_columns(v: u128) -> u128 {
     mix_columns(v ^ twice(twice(across)))
 }
 
+pub(super) fn encrypt(a: u128, key: u128) -> u128 {
+    mix_columns(substitute(shift_rows(a, 1), &SBOX)) ^ key
+}
+
+pub(super) fn encrypt_last(a: u128, key: u128) -> u128 {
+    substitute(shift_rows(a, 1), &SBOX) ^ key
+}
+
+pub(super) fn decrypt(a: u128, key: u128) -> u128 {
+    inverse_mix_columns(substitute(shift_rows(a, 3), &INVERSE_SBOX)) ^ key
+}
+
+pub(super) fn decrypt_last(a: u128, key: u128) -> u128 {
+    substitute(shift_rows(a, 3), &INVERSE_SBOX) ^ key
+}
+
 fn key_assist(v: u128, imm: u8) -> u128 {
     let d = dwords(substitute(v, &SBOX));
     let constant = u32::from(imm);
     from_dwords([d[1], d[1].rotate_right(8) ^ constant, d[3], d[3].rotate_right(8) ^ constant])
 }
 
-fn carryless(a: u64, b: u64) -> u128 {
+/// The half that bit 0 of `choice` names.
+pub(super) fn half(v: u128, choice: u8) -> u64 {
+    qwords(v)[usize::from(choice & 1)]
+}
+
+pub(super) fn carryless(a: u64, b: u64) -> u128 {
     // Four bits of `b` at a time.
     let mut table = [0u128; 16];
     for i in 1..16 {

@@ -9,6 +9,7 @@
 use iced_x86::{Instruction, Mnemonic};
 
 use crate::hypervisor::soft::cpu::rflags::{CF, PF, ZF};
+use crate::hypervisor::soft::cpu::{Cpu, Fault};
 use crate::hypervisor::soft::flags::LazyFlags;
 use crate::hypervisor::soft::softfloat::{self, Class, Env, F32, F64, Float, Relation, Round, flag};
 
@@ -190,6 +191,23 @@ macro_rules! compare {
     };
 }
 
+/// DPPS and DPPD.
+macro_rules! dot {
+    ($f:ident) => {
+        [
+            called!(|cpu, op| {
+                let r = $f(cpu, xmm(cpu, op.dst), xmm(cpu, op.src), op.imm as u8)?;
+                set_xmm(cpu, op.dst, r)
+            }),
+            called!(|cpu, op| {
+                let b = <u128 as Source>::memory(cpu, op)?;
+                let r = $f(cpu, xmm(cpu, op.dst), b, op.imm as u8)?;
+                set_xmm(cpu, op.dst, r)
+            }),
+        ]
+    };
+}
+
 fn other(insn: &Instruction) -> Option<Pair> {
     Some(match insn.mnemonic() {
         Mnemonic::Haddps => float_op!(u128, |env, a, b| pairwise32(env, a, b, add32)),
@@ -204,8 +222,8 @@ fn other(insn: &Instruction) -> Option<Pair> {
             let (a, b) = (qwords(a), qwords(b));
             from_qwords([sub64(env, a[0], b[0]), add64(env, a[1], b[1])])
         }),
-        Mnemonic::Dpps => float_op!(u128, imm, |env, a, b, imm| dot32(env, a, b, imm)),
-        Mnemonic::Dppd => float_op!(u128, imm, |env, a, b, imm| dot64(env, a, b, imm)),
+        Mnemonic::Dpps => dot!(dot32),
+        Mnemonic::Dppd => dot!(dot64),
         Mnemonic::Rcpps => xmm_op!(u128, |_a, b| from_dwords(dwords(b).map(reciprocal))),
         Mnemonic::Rcpss => xmm_op!(u32, |a, b| a >> 32 << 32 | u128::from(reciprocal(b))),
         Mnemonic::Rsqrtps => xmm_op!(u128, |_a, b| from_dwords(dwords(b).map(reciprocal_root))),
@@ -239,21 +257,24 @@ fn pairwise64(env: &mut Env, a: u128, b: u128, f: impl Fn(&mut Env, u64, u64) ->
     from_qwords([f(env, a[0], a[1]), f(env, b[0], b[1])])
 }
 
-/// DPPS: products of the lanes that imm 7:4 choose, summed in pairs, to the lanes that imm 3:0 choose.
-fn dot32(env: &mut Env, a: u128, b: u128, imm: u8) -> u128 {
+/// DPPS: products of the lanes that imm 7:4 choose, summed in pairs, to the lanes that imm 3:0 choose. An unmasked
+/// exception stops it between these steps.
+fn dot32(cpu: &mut Cpu, a: u128, b: u128, imm: u8) -> Result<u128, Fault> {
     let (a, b) = (dwords(a), dwords(b));
-    let p: [u32; 4] = std::array::from_fn(|i| if imm >> (4 + i) & 1 != 0 { mul32(env, a[i], b[i]) } else { 0 });
-    let (low, high) = (add32(env, p[0], p[1]), add32(env, p[2], p[3]));
-    let sum = add32(env, low, high);
-    from_dwords(std::array::from_fn(|i| if imm >> i & 1 != 0 { sum } else { 0 }))
+    let p: [u32; 4] =
+        with_mxcsr(cpu, |env| std::array::from_fn(|i| if imm >> (4 + i) & 1 != 0 { mul32(env, a[i], b[i]) } else { 0 }))?;
+    let (low, high) = with_mxcsr(cpu, |env| (add32(env, p[0], p[1]), add32(env, p[2], p[3])))?;
+    let sum = with_mxcsr(cpu, |env| add32(env, low, high))?;
+    Ok(from_dwords(std::array::from_fn(|i| if imm >> i & 1 != 0 { sum } else { 0 })))
 }
 
 /// DPPD likewise.
-fn dot64(env: &mut Env, a: u128, b: u128, imm: u8) -> u128 {
+fn dot64(cpu: &mut Cpu, a: u128, b: u128, imm: u8) -> Result<u128, Fault> {
     let (a, b) = (qwords(a), qwords(b));
-    let p: [u64; 2] = std::array::from_fn(|i| if imm >> (4 + i) & 1 != 0 { mul64(env, a[i], b[i]) } else { 0 });
-    let sum = add64(env, p[0], p[1]);
-    from_qwords(std::array::from_fn(|i| if imm >> i & 1 != 0 { sum } else { 0 }))
+    let p: [u64; 2] =
+        with_mxcsr(cpu, |env| std::array::from_fn(|i| if imm >> (4 + i) & 1 != 0 { mul64(env, a[i], b[i]) } else { 0 }))?;
+    let sum = with_mxcsr(cpu, |env| add64(env, p[0], p[1]))?;
+    Ok(from_qwords(std::array::from_fn(|i| if imm >> i & 1 != 0 { sum } else { 0 })))
 }
 
 /// Denormal operands count as zero and tiny results become zero, whatever MXCSR says; no flags.

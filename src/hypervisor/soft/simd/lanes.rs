@@ -1,6 +1,8 @@
 //! Vectors as plain integers: a `u64` is an MMX register, a `u128` an XMM register; and what works lane by lane.
 //!
-//! Portable Rust on arrays, written so that LLVM turns it into the host's vector instructions.
+//! Portable Rust; for XMM values on an x86-64 host what the baseline has an instruction for goes to `fast::host`.
+
+use super::form::with2;
 
 macro_rules! lane_methods {
     ($($map:ident $each:ident $lane:ty, $signed_map:ident $signed:ty, $bytes:literal;)*) => {$(
@@ -19,8 +21,99 @@ macro_rules! lane_methods {
     )*};
 }
 
+/// Two-operand operations for which x86-64's baseline has an instruction: name, its intrinsic, portable definition.
+macro_rules! host_operations {
+    ($then:ident) => {
+        $then! {
+            add8 _mm_add_epi8 |a, b| a.map8(b, u8::wrapping_add);
+            add16 _mm_add_epi16 |a, b| a.map16(b, u16::wrapping_add);
+            add32 _mm_add_epi32 |a, b| a.map32(b, u32::wrapping_add);
+            add64 _mm_add_epi64 |a, b| a.map64(b, u64::wrapping_add);
+            sub8 _mm_sub_epi8 |a, b| a.map8(b, u8::wrapping_sub);
+            sub16 _mm_sub_epi16 |a, b| a.map16(b, u16::wrapping_sub);
+            sub32 _mm_sub_epi32 |a, b| a.map32(b, u32::wrapping_sub);
+            sub64 _mm_sub_epi64 |a, b| a.map64(b, u64::wrapping_sub);
+            add8s _mm_adds_epi8 |a, b| a.map8s(b, i8::saturating_add);
+            add16s _mm_adds_epi16 |a, b| a.map16s(b, i16::saturating_add);
+            add8us _mm_adds_epu8 |a, b| a.map8(b, u8::saturating_add);
+            add16us _mm_adds_epu16 |a, b| a.map16(b, u16::saturating_add);
+            sub8s _mm_subs_epi8 |a, b| a.map8s(b, i8::saturating_sub);
+            sub16s _mm_subs_epi16 |a, b| a.map16s(b, i16::saturating_sub);
+            sub8us _mm_subs_epu8 |a, b| a.map8(b, u8::saturating_sub);
+            sub16us _mm_subs_epu16 |a, b| a.map16(b, u16::saturating_sub);
+            eq8 _mm_cmpeq_epi8 |a, b| a.map8(b, |x, y| if x == y { !0 } else { 0 });
+            eq16 _mm_cmpeq_epi16 |a, b| a.map16(b, |x, y| if x == y { !0 } else { 0 });
+            eq32 _mm_cmpeq_epi32 |a, b| a.map32(b, |x, y| if x == y { !0 } else { 0 });
+            gt8 _mm_cmpgt_epi8 |a, b| a.map8s(b, |x, y| if x > y { !0 } else { 0 });
+            gt16 _mm_cmpgt_epi16 |a, b| a.map16s(b, |x, y| if x > y { !0 } else { 0 });
+            gt32 _mm_cmpgt_epi32 |a, b| a.map32s(b, |x, y| if x > y { !0 } else { 0 });
+            min8u _mm_min_epu8 |a, b| a.map8(b, |x, y| x.min(y));
+            max8u _mm_max_epu8 |a, b| a.map8(b, |x, y| x.max(y));
+            min16s _mm_min_epi16 |a, b| a.map16s(b, |x, y| x.min(y));
+            max16s _mm_max_epi16 |a, b| a.map16s(b, |x, y| x.max(y));
+            avg8 _mm_avg_epu8 |a, b| a.map8(b, |x, y| ((u16::from(x) + u16::from(y) + 1) >> 1) as u8);
+            avg16 _mm_avg_epu16 |a, b| a.map16(b, |x, y| ((u32::from(x) + u32::from(y) + 1) >> 1) as u16);
+            mul16 _mm_mullo_epi16 |a, b| a.map16(b, u16::wrapping_mul);
+            mul16_high _mm_mulhi_epi16 |a, b| a.map16s(b, |x, y| ((i32::from(x) * i32::from(y)) >> 16) as i16);
+            mul16u_high _mm_mulhi_epu16 |a, b| a.map16(b, |x, y| ((u32::from(x) * u32::from(y)) >> 16) as u16);
+            mul32_even _mm_mul_epu32 |a, b| a.map64(b, |x, y| (x & 0xffff_ffff) * (y & 0xffff_ffff));
+            mul16_add _mm_madd_epi16 |a, b| a.map32(b, |x, y| {
+                let low = i32::from(x as i16) * i32::from(y as i16);
+                let high = i32::from((x >> 16) as i16) * i32::from((y >> 16) as i16);
+                low.wrapping_add(high) as u32
+            });
+            differences _mm_sad_epu8 |a, b| a.map64(b, |x, y| {
+                x.to_le_bytes().iter().zip(y.to_le_bytes()).map(|(x, y)| u64::from(x.abs_diff(y))).sum()
+            });
+            pack16s _mm_packs_epi16 |a, b| a.halve(b, |v| narrow16(v, |x| x.clamp(-128, 127) as u8));
+            pack16us _mm_packus_epi16 |a, b| a.halve(b, |v| narrow16(v, |x| x.clamp(0, 255) as u8));
+            pack32s _mm_packs_epi32 |a, b| a.halve(b, |v| narrow32(v, |x| x.clamp(-32768, 32767) as u16));
+            low8 _mm_unpacklo_epi8 |a, b| a.unpack_low(b, interleave8);
+            low16 _mm_unpacklo_epi16 |a, b| a.unpack_low(b, interleave16);
+            low32 _mm_unpacklo_epi32 |a, b| a.unpack_low(b, interleave32);
+            high8 _mm_unpackhi_epi8 |a, b| a.unpack_high(b, interleave8);
+            high16 _mm_unpackhi_epi16 |a, b| a.unpack_high(b, interleave16);
+            high32 _mm_unpackhi_epi32 |a, b| a.unpack_high(b, interleave32);
+            left16 _mm_sll_epi16 |a, b| with2(a, b.low(), |a, n| if n < 16 { a.each16(|x| x << n) } else { Self::ZERO });
+            left32 _mm_sll_epi32 |a, b| with2(a, b.low(), |a, n| if n < 32 { a.each32(|x| x << n) } else { Self::ZERO });
+            left64 _mm_sll_epi64 |a, b| with2(a, b.low(), |a, n| if n < 64 { a.each64(|x| x << n) } else { Self::ZERO });
+            right16 _mm_srl_epi16 |a, b| with2(a, b.low(), |a, n| if n < 16 { a.each16(|x| x >> n) } else { Self::ZERO });
+            right32 _mm_srl_epi32 |a, b| with2(a, b.low(), |a, n| if n < 32 { a.each32(|x| x >> n) } else { Self::ZERO });
+            right64 _mm_srl_epi64 |a, b| with2(a, b.low(), |a, n| if n < 64 { a.each64(|x| x >> n) } else { Self::ZERO });
+            arith16 _mm_sra_epi16 |a, b| with2(a, b.low().min(15), |a, n| a.each16(|x| (x as i16 >> n) as u16));
+            arith32 _mm_sra_epi32 |a, b| with2(a, b.low().min(31), |a, n| a.each32(|x| (x as i32 >> n) as u32));
+        }
+    };
+}
+pub(super) use host_operations;
+
+macro_rules! portable_methods {
+    ($($name:ident $intrinsic:ident |$a:ident, $b:ident| $e:expr;)*) => {$(
+        #[inline(always)]
+        fn $name(self, other: Self) -> Self {
+            let ($a, $b) = (self, other);
+            $e
+        }
+    )*};
+}
+
+#[cfg(target_arch = "x86_64")]
+macro_rules! host_methods {
+    ($($name:ident $intrinsic:ident $portable:expr;)*) => {$(
+        #[inline(always)]
+        fn $name(self, other: Self) -> Self {
+            super::fast::host::$name(self, other)
+        }
+    )*};
+}
+
 /// An MMX or an XMM register's value.
 pub trait Vector: Copy {
+    /// No bit set.
+    const ZERO: Self;
+    /// The lower 64 bits.
+    fn low(self) -> u64;
+    host_operations!(portable_methods);
     lane_methods! {
         map8 each8 u8, map8s i8, 1;
         map16 each16 u16, map16s i16, 2;
@@ -59,6 +152,11 @@ macro_rules! map_by_bytes {
 }
 
 impl Vector for u64 {
+    const ZERO: u64 = 0;
+    #[inline(always)]
+    fn low(self) -> u64 {
+        self
+    }
     map_by_bytes! { u64; map8 u8, 1; map16 u16, 2; map32 u32, 4; map64 u64, 8; }
 
     #[inline(always)]
@@ -86,6 +184,13 @@ impl Vector for u64 {
 }
 
 impl Vector for u128 {
+    const ZERO: u128 = 0;
+    #[inline(always)]
+    fn low(self) -> u64 {
+        self as u64
+    }
+    #[cfg(target_arch = "x86_64")]
+    host_operations!(host_methods);
     map_by_bytes! { u128; map8 u8, 1; map16 u16, 2; map32 u32, 4; map64 u64, 8; }
 
     #[inline(always)]
@@ -204,8 +309,11 @@ pub fn pairs32(v: u128, f: impl Fn(u32, u32) -> u32) -> u64 {
     u64::from(f(d[0], d[1])) | u64::from(f(d[2], d[3])) << 32
 }
 
-/// One bit for the top bit of each of the lowest `N` bytes: `PMOVMSKB`.
+/// One bit for the top bit of each byte: `PMOVMSKB`.
 #[inline(always)]
-pub fn byte_signs<const N: usize>(v: u128) -> u64 {
-    v.to_le_bytes()[..N].iter().enumerate().fold(0, |mask, (i, b)| mask | u64::from(b >> 7) << i)
+pub fn byte_signs(v: u128) -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    return super::fast::host::byte_signs(v);
+    #[cfg(not(target_arch = "x86_64"))]
+    v.to_le_bytes().iter().enumerate().fold(0, |mask, (i, b)| mask | u64::from(b >> 7) << i)
 }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `lanes` | vectors as integers, and what works lane by lane |
 //! | `form` | the shapes of instructions: macros that make handlers of functions on values |
+//! | `fast` | the short ways of hot instructions: handlers in place, the host's vector instructions |
 //! | `packed` | packed integers, MMX and XMM |
 //! | `moves` | moves, shuffles, inserts, extracts, blends, masks, MXCSR |
 //! | `float` | arithmetic, comparison, rounding |
@@ -20,6 +21,7 @@
 
 mod convert;
 mod crypto;
+mod fast;
 mod float;
 mod form;
 mod lanes;

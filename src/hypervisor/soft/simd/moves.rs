@@ -7,6 +7,7 @@ use crate::hypervisor::soft::lower::{Builder, Flow};
 use crate::hypervisor::soft::mmu::probe_write;
 use crate::hypervisor::soft::op::Op;
 
+use super::fast::*;
 use super::form::*;
 use super::lanes::*;
 
@@ -23,27 +24,40 @@ fn merge(a: u128, b: impl Into<u128>, bits: u32) -> u128 {
 macro_rules! store {
     (aligned) => {
         [
-            called!(|cpu, op| cpu.xmm[usize::from(op.dst & 15)] = cpu.xmm[usize::from(op.src & 15)]),
-            called!(|cpu, op| {
-                let addr = aligned(cpu, op)?;
-                cpu.store::<u128>(addr, xmm(cpu, op.src))?
-            }),
+            in_place!(|cpu, op| cpu.xmm[usize::from(op.dst & 15)] = cpu.xmm[usize::from(op.src & 15)]),
+            fast_store!(
+                u128,
+                16,
+                |b| b,
+                called!(|cpu, op| {
+                    let addr = aligned(cpu, op)?;
+                    cpu.store::<u128>(addr, xmm(cpu, op.src))?
+                })
+            ),
         ]
     };
     (unaligned) => {
         [
-            called!(|cpu, op| cpu.xmm[usize::from(op.dst & 15)] = cpu.xmm[usize::from(op.src & 15)]),
-            called!(|cpu, op| cpu.store::<u128>(op.addr(cpu), xmm(cpu, op.src))?),
+            in_place!(|cpu, op| cpu.xmm[usize::from(op.dst & 15)] = cpu.xmm[usize::from(op.src & 15)]),
+            fast_store!(u128, 1, |b| b, called!(|cpu, op| cpu.store::<u128>(op.addr(cpu), xmm(cpu, op.src))?)),
         ]
     };
     // A part of a register: how the register form changes the destination, and what is stored.
     ($t:ty, $merge:expr, $part:expr) => {
         [
-            called!(|cpu, op| set_xmm(cpu, op.dst, with2(xmm(cpu, op.dst), xmm(cpu, op.src), $merge))),
-            called!(|cpu, op| {
-                let value: $t = with1(xmm(cpu, op.src), $part);
-                cpu.store::<$t>(op.addr(cpu), value)?
+            in_place!(|cpu, op| {
+                let r = with2(xmm(cpu, op.dst), xmm(cpu, op.src), $merge);
+                set_xmm(cpu, op.dst, r)
             }),
+            fast_store!(
+                $t,
+                1,
+                $part,
+                called!(|cpu, op| {
+                    let value: $t = with1(xmm(cpu, op.src), $part);
+                    cpu.store::<$t>(op.addr(cpu), value)?
+                })
+            ),
         ]
     };
 }
@@ -56,8 +70,8 @@ pub fn lower(insn: &Instruction) -> Option<Pair> {
 fn whole(code: Code) -> Option<Pair> {
     use Code::*;
     Some(match code {
-        Movaps_xmm_xmmm128 | Movapd_xmm_xmmm128 | Movdqa_xmm_xmmm128 | Movntdqa_xmm_m128 => xmm_op!(u128, |_a, b| b),
-        Movups_xmm_xmmm128 | Movupd_xmm_xmmm128 | Movdqu_xmm_xmmm128 | Lddqu_xmm_m128 => xmm_op!(Unaligned, |_a, b| b.0),
+        Movaps_xmm_xmmm128 | Movapd_xmm_xmmm128 | Movdqa_xmm_xmmm128 | Movntdqa_xmm_m128 => fast_op!(u128, |_a, b| b),
+        Movups_xmm_xmmm128 | Movupd_xmm_xmmm128 | Movdqu_xmm_xmmm128 | Lddqu_xmm_m128 => fast_op!(Unaligned, |_a, b| b.0),
         Movaps_xmmm128_xmm | Movapd_xmmm128_xmm | Movdqa_xmmm128_xmm | Movntps_m128_xmm | Movntpd_m128_xmm | Movntdq_m128_xmm => {
             store!(aligned)
         }
@@ -69,20 +83,20 @@ fn whole(code: Code) -> Option<Pair> {
 fn parts(code: Code) -> Option<Pair> {
     use Code::*;
     Some(match code {
-        Movss_xmm_xmmm32 => [xmm_op!(u32, |a, b| merge(a, b, 32))[0], xmm_op!(u32, |_a, b| u128::from(b))[1]],
-        Movsd_xmm_xmmm64 => [xmm_op!(u64, |a, b| merge(a, b, 64))[0], xmm_op!(u64, |_a, b| u128::from(b))[1]],
+        Movss_xmm_xmmm32 => [fast_op!(u32, |a, b| merge(a, b, 32))[0], fast_op!(u32, |_a, b| u128::from(b))[1]],
+        Movsd_xmm_xmmm64 => [fast_op!(u64, |a, b| merge(a, b, 64))[0], fast_op!(u64, |_a, b| u128::from(b))[1]],
         Movss_xmmm32_xmm => store!(u32, |a, b| merge(a, b as u32, 32), |b| b as u32),
         Movsd_xmmm64_xmm => store!(u64, |a, b| merge(a, b as u64, 64), |b| b as u64),
-        Movq_xmm_xmmm64 => xmm_op!(u64, |_a, b| u128::from(b)),
+        Movq_xmm_xmmm64 => fast_op!(u64, |_a, b| u128::from(b)),
         Movq_xmmm64_xmm => store!(u64, |_a, b| u128::from(b as u64), |b| b as u64),
-        Movlps_xmm_m64 | Movlpd_xmm_m64 => xmm_op!(u64, |a, b| merge(a, b, 64)),
-        Movhps_xmm_m64 | Movhpd_xmm_m64 | Movlhps_xmm_xmm => xmm_op!(u64, |a, b| from_qwords([a as u64, b])),
-        Movhlps_xmm_xmm => xmm_op!(u128, |a, b| merge(a, (b >> 64) as u64, 64)),
+        Movlps_xmm_m64 | Movlpd_xmm_m64 => fast_op!(u64, |a, b| merge(a, b, 64)),
+        Movhps_xmm_m64 | Movhpd_xmm_m64 | Movlhps_xmm_xmm => fast_op!(u64, |a, b| from_qwords([a as u64, b])),
+        Movhlps_xmm_xmm => fast_op!(u128, |a, b| merge(a, (b >> 64) as u64, 64)),
         Movlps_m64_xmm | Movlpd_m64_xmm => store!(u64, |a, _b| a, |b| b as u64),
         Movhps_m64_xmm | Movhpd_m64_xmm => store!(u64, |a, _b| a, |b| (b >> 64) as u64),
-        Movddup_xmm_xmmm64 => xmm_op!(u64, |_a, b| from_qwords([b, b])),
-        Movsldup_xmm_xmmm128 => xmm_op!(u128, |_a, b| with1(dwords(b), |d| from_dwords([d[0], d[0], d[2], d[2]]))),
-        Movshdup_xmm_xmmm128 => xmm_op!(u128, |_a, b| with1(dwords(b), |d| from_dwords([d[1], d[1], d[3], d[3]]))),
+        Movddup_xmm_xmmm64 => fast_op!(u64, |_a, b| from_qwords([b, b])),
+        Movsldup_xmm_xmmm128 => fast_op!(u128, |_a, b| with1(dwords(b), |d| from_dwords([d[0], d[0], d[2], d[2]]))),
+        Movshdup_xmm_xmmm128 => fast_op!(u128, |_a, b| with1(dwords(b), |d| from_dwords([d[1], d[1], d[3], d[3]]))),
         _ => return None,
     })
 }
@@ -102,18 +116,19 @@ macro_rules! mmx {
 fn general(code: Code) -> Option<Pair> {
     use Code::*;
     Some(match code {
-        Movd_xmm_rm32 => {
-            [called!(|cpu, op| set_xmm(cpu, op.dst, u128::from(gpr(cpu, op.src) as u32))), xmm_op!(u32, |_a, b| u128::from(b))[1]]
-        }
+        Movd_xmm_rm32 => [
+            in_place!(|cpu, op| set_xmm(cpu, op.dst, u128::from(gpr(cpu, op.src) as u32))),
+            fast_op!(u32, |_a, b| u128::from(b))[1],
+        ],
         Movq_xmm_rm64 => {
-            [called!(|cpu, op| set_xmm(cpu, op.dst, u128::from(gpr(cpu, op.src)))), xmm_op!(u64, |_a, b| u128::from(b))[1]]
+            [in_place!(|cpu, op| set_xmm(cpu, op.dst, u128::from(gpr(cpu, op.src)))), fast_op!(u64, |_a, b| u128::from(b))[1]]
         }
         Movd_rm32_xmm => [
-            called!(|cpu, op| set_gpr(cpu, op.dst, u64::from(cpu.xmm[usize::from(op.src & 15)][0] as u32))),
+            in_place!(|cpu, op| set_gpr(cpu, op.dst, u64::from(cpu.xmm[usize::from(op.src & 15)][0] as u32))),
             store!(u32, |a, _b| a, |b| b as u32)[1],
         ],
         Movq_rm64_xmm => [
-            called!(|cpu, op| set_gpr(cpu, op.dst, cpu.xmm[usize::from(op.src & 15)][0])),
+            in_place!(|cpu, op| set_gpr(cpu, op.dst, cpu.xmm[usize::from(op.src & 15)][0])),
             store!(u64, |a, _b| a, |b| b as u64)[1],
         ],
         Movd_mm_rm32 => [mmx!(|cpu, op| set_mm(cpu, op.dst, u64::from(gpr(cpu, op.src) as u32))), mm_op!(u32, |_a, b| b)[1]],
@@ -129,10 +144,8 @@ fn general(code: Code) -> Option<Pair> {
         ],
         Movq2dq_xmm_mm => [mmx!(|cpu, op| set_xmm(cpu, op.dst, u128::from(mm(cpu, op.src)))); 2],
         Movdq2q_mm_xmm => [mmx!(|cpu, op| set_mm(cpu, op.dst, xmm(cpu, op.src) as u64)); 2],
-        Pmovmskb_r32_mm | Pmovmskb_r64_mm => {
-            [mmx!(|cpu, op| set_gpr(cpu, op.dst, byte_signs::<8>(u128::from(mm(cpu, op.src))))); 2]
-        }
-        Pmovmskb_r32_xmm | Pmovmskb_r64_xmm => to_gpr!(u128, byte_signs::<16>),
+        Pmovmskb_r32_mm | Pmovmskb_r64_mm => [mmx!(|cpu, op| set_gpr(cpu, op.dst, byte_signs(u128::from(mm(cpu, op.src))))); 2],
+        Pmovmskb_r32_xmm | Pmovmskb_r64_xmm => [in_place!(|cpu, op| set_gpr(cpu, op.dst, byte_signs(xmm(cpu, op.src)))); 2],
         Movmskps_r32_xmm | Movmskps_r64_xmm => {
             to_gpr!(u128, |b| dwords(b).iter().enumerate().fold(0, |m, (i, d)| m | u64::from(d >> 31) << i))
         }
@@ -298,14 +311,14 @@ macro_rules! by_xmm0 {
 /// Shuffles, blends, bitwise operations on floating-point registers, PTEST.
 fn lanes(mnemonic: Mnemonic) -> Option<Pair> {
     Some(match mnemonic {
-        Mnemonic::Andps | Mnemonic::Andpd => xmm_op!(u128, |a, b| a & b),
-        Mnemonic::Andnps | Mnemonic::Andnpd => xmm_op!(u128, |a, b| !a & b),
-        Mnemonic::Orps | Mnemonic::Orpd => xmm_op!(u128, |a, b| a | b),
-        Mnemonic::Xorps | Mnemonic::Xorpd => xmm_op!(u128, |a, b| a ^ b),
-        Mnemonic::Unpcklps => xmm_op!(u128, |a, b| a.unpack_low(b, interleave32)),
-        Mnemonic::Unpckhps => xmm_op!(u128, |a, b| a.unpack_high(b, interleave32)),
-        Mnemonic::Unpcklpd => xmm_op!(u128, |a, b| from_qwords([a as u64, b as u64])),
-        Mnemonic::Unpckhpd => xmm_op!(u128, |a, b| from_qwords([(a >> 64) as u64, (b >> 64) as u64])),
+        Mnemonic::Andps | Mnemonic::Andpd => fast_op!(u128, |a, b| a & b),
+        Mnemonic::Andnps | Mnemonic::Andnpd => fast_op!(u128, |a, b| !a & b),
+        Mnemonic::Orps | Mnemonic::Orpd => fast_op!(u128, |a, b| a | b),
+        Mnemonic::Xorps | Mnemonic::Xorpd => fast_op!(u128, |a, b| a ^ b),
+        Mnemonic::Unpcklps => fast_op!(u128, |a, b| a.low32(b)),
+        Mnemonic::Unpckhps => fast_op!(u128, |a, b| a.high32(b)),
+        Mnemonic::Unpcklpd => fast_op!(u128, |a, b| from_qwords([a as u64, b as u64])),
+        Mnemonic::Unpckhpd => fast_op!(u128, |a, b| from_qwords([(a >> 64) as u64, (b >> 64) as u64])),
         Mnemonic::Shufps => xmm_op!(u128, imm, |a, b, imm| {
             let (x, y) = (dwords(a), dwords(b));
             let pick = |i: u8| usize::from(imm >> i & 3);

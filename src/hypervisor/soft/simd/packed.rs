@@ -2,6 +2,7 @@
 
 use iced_x86::{Instruction, Mnemonic};
 
+use super::fast::*;
 use super::form::*;
 use super::lanes::*;
 
@@ -25,80 +26,85 @@ pub fn lower(insn: &Instruction) -> Option<Pair> {
     simple(insn).or_else(|| lanewise(insn)).or_else(|| rearranging(insn)).or_else(|| shifts(insn))
 }
 
+/// What is done in place. The MMX forms of the lower unpacks read only four bytes of memory.
 fn simple(insn: &Instruction) -> Option<Pair> {
-    Some(table! { insn;
+    macro_rules! table {
+        (both { $($both:ident $f:expr;)* } xmm { $($xmm:ident $g:expr;)* }) => {
+            match (insn.mnemonic(), insn.op0_register().is_mm()) {
+                $((Mnemonic::$both, true) => mm_op!(u64, $f), (Mnemonic::$both, false) => fast_op!(u128, $f),)*
+                (Mnemonic::Punpcklbw, true) => mm_op!(u32, |a, b| a.low8(b)),
+                (Mnemonic::Punpcklwd, true) => mm_op!(u32, |a, b| a.low16(b)),
+                (Mnemonic::Punpckldq, true) => mm_op!(u32, |a, b| a.low32(b)),
+                $((Mnemonic::$xmm, _) => fast_op!(u128, $g),)*
+                _ => return None,
+            }
+        };
+    }
+    Some(table! {
         both {
             Pand |a, b| a & b;
             Pandn |a, b| !a & b;
             Por |a, b| a | b;
             Pxor |a, b| a ^ b;
-            Paddb |a, b| a.map8(b, u8::wrapping_add);
-            Paddw |a, b| a.map16(b, u16::wrapping_add);
-            Paddd |a, b| a.map32(b, u32::wrapping_add);
-            Paddq |a, b| a.map64(b, u64::wrapping_add);
-            Psubb |a, b| a.map8(b, u8::wrapping_sub);
-            Psubw |a, b| a.map16(b, u16::wrapping_sub);
-            Psubd |a, b| a.map32(b, u32::wrapping_sub);
-            Psubq |a, b| a.map64(b, u64::wrapping_sub);
-            Paddsb |a, b| a.map8s(b, i8::saturating_add);
-            Paddsw |a, b| a.map16s(b, i16::saturating_add);
-            Paddusb |a, b| a.map8(b, u8::saturating_add);
-            Paddusw |a, b| a.map16(b, u16::saturating_add);
-            Psubsb |a, b| a.map8s(b, i8::saturating_sub);
-            Psubsw |a, b| a.map16s(b, i16::saturating_sub);
-            Psubusb |a, b| a.map8(b, u8::saturating_sub);
-            Psubusw |a, b| a.map16(b, u16::saturating_sub);
-            Pcmpeqb |a, b| a.map8(b, |x, y| if x == y { !0 } else { 0 });
-            Pcmpeqw |a, b| a.map16(b, |x, y| if x == y { !0 } else { 0 });
-            Pcmpeqd |a, b| a.map32(b, |x, y| if x == y { !0 } else { 0 });
-            Pcmpgtb |a, b| a.map8s(b, |x, y| if x > y { !0 } else { 0 });
-            Pcmpgtw |a, b| a.map16s(b, |x, y| if x > y { !0 } else { 0 });
-            Pcmpgtd |a, b| a.map32s(b, |x, y| if x > y { !0 } else { 0 });
-            Pminub |a, b| a.map8(b, |x, y| x.min(y));
-            Pmaxub |a, b| a.map8(b, |x, y| x.max(y));
-            Pminsw |a, b| a.map16s(b, |x, y| x.min(y));
-            Pmaxsw |a, b| a.map16s(b, |x, y| x.max(y));
-            Pavgb |a, b| a.map8(b, |x, y| ((u16::from(x) + u16::from(y) + 1) >> 1) as u8);
-            Pavgw |a, b| a.map16(b, |x, y| ((u32::from(x) + u32::from(y) + 1) >> 1) as u16);
+            Paddb |a, b| a.add8(b);
+            Paddw |a, b| a.add16(b);
+            Paddd |a, b| a.add32(b);
+            Paddq |a, b| a.add64(b);
+            Psubb |a, b| a.sub8(b);
+            Psubw |a, b| a.sub16(b);
+            Psubd |a, b| a.sub32(b);
+            Psubq |a, b| a.sub64(b);
+            Paddsb |a, b| a.add8s(b);
+            Paddsw |a, b| a.add16s(b);
+            Paddusb |a, b| a.add8us(b);
+            Paddusw |a, b| a.add16us(b);
+            Psubsb |a, b| a.sub8s(b);
+            Psubsw |a, b| a.sub16s(b);
+            Psubusb |a, b| a.sub8us(b);
+            Psubusw |a, b| a.sub16us(b);
+            Pcmpeqb |a, b| a.eq8(b);
+            Pcmpeqw |a, b| a.eq16(b);
+            Pcmpeqd |a, b| a.eq32(b);
+            Pcmpgtb |a, b| a.gt8(b);
+            Pcmpgtw |a, b| a.gt16(b);
+            Pcmpgtd |a, b| a.gt32(b);
+            Pminub |a, b| a.min8u(b);
+            Pmaxub |a, b| a.max8u(b);
+            Pminsw |a, b| a.min16s(b);
+            Pmaxsw |a, b| a.max16s(b);
+            Pavgb |a, b| a.avg8(b);
+            Pavgw |a, b| a.avg16(b);
+            Pmullw |a, b| a.mul16(b);
+            Pmulhw |a, b| a.mul16_high(b);
+            Pmulhuw |a, b| a.mul16u_high(b);
+            Pmuludq |a, b| a.mul32_even(b);
+            Pmaddwd |a, b| a.mul16_add(b);
+            Psadbw |a, b| a.differences(b);
+            Packsswb |a, b| a.pack16s(b);
+            Packuswb |a, b| a.pack16us(b);
+            Packssdw |a, b| a.pack32s(b);
+            Punpckhbw |a, b| a.high8(b);
+            Punpckhwd |a, b| a.high16(b);
+            Punpckhdq |a, b| a.high32(b);
         }
-        both_imm {}
         xmm {
-            Pcmpeqq |a, b| a.map64(b, |x, y| if x == y { !0 } else { 0 });
-            Pcmpgtq |a, b| a.map64s(b, |x, y| if x > y { !0 } else { 0 });
-            Pminsb |a, b| a.map8s(b, |x, y| x.min(y));
-            Pmaxsb |a, b| a.map8s(b, |x, y| x.max(y));
-            Pminuw |a, b| a.map16(b, |x, y| x.min(y));
-            Pmaxuw |a, b| a.map16(b, |x, y| x.max(y));
-            Pminsd |a, b| a.map32s(b, |x, y| x.min(y));
-            Pmaxsd |a, b| a.map32s(b, |x, y| x.max(y));
-            Pminud |a, b| a.map32(b, |x, y| x.min(y));
-            Pmaxud |a, b| a.map32(b, |x, y| x.max(y));
+            Punpcklbw |a, b| a.low8(b);
+            Punpcklwd |a, b| a.low16(b);
+            Punpckldq |a, b| a.low32(b);
+            Punpcklqdq |a, b| from_qwords([a as u64, b as u64]);
+            Punpckhqdq |a, b| from_qwords([(a >> 64) as u64, (b >> 64) as u64]);
         }
-        xmm_imm {}
-        extend {}
     })
 }
 
 fn lanewise(insn: &Instruction) -> Option<Pair> {
     Some(table! { insn;
         both {
-            Pmullw |a, b| a.map16(b, u16::wrapping_mul);
-            Pmulhw |a, b| a.map16s(b, |x, y| ((i32::from(x) * i32::from(y)) >> 16) as i16);
-            Pmulhuw |a, b| a.map16(b, |x, y| ((u32::from(x) * u32::from(y)) >> 16) as u16);
             Pmulhrsw |a, b| a.map16s(b, |x, y| ((((i32::from(x) * i32::from(y)) >> 14) + 1) >> 1) as i16);
-            Pmuludq |a, b| a.map64(b, |x, y| (x & 0xffff_ffff) * (y & 0xffff_ffff));
-            Pmaddwd |a, b| a.map32(b, |x, y| {
-                let low = i32::from(x as i16) * i32::from(y as i16);
-                let high = i32::from((x >> 16) as i16) * i32::from((y >> 16) as i16);
-                low.wrapping_add(high) as u32
-            });
             Pmaddubsw |a, b| a.map16(b, |x, y| {
                 let low = i16::from(x as u8) * i16::from(y as i8);
                 let high = i16::from((x >> 8) as u8) * i16::from((y >> 8) as i8);
                 low.saturating_add(high) as u16
-            });
-            Psadbw |a, b| a.map64(b, |x, y| {
-                x.to_le_bytes().iter().zip(y.to_le_bytes()).map(|(x, y)| u64::from(x.abs_diff(y))).sum()
             });
             Psignb |a, b| a.map8s(b, |x, y| x.wrapping_mul(y.signum()));
             Psignw |a, b| a.map16s(b, |x, y| x.wrapping_mul(y.signum()));
@@ -115,6 +121,16 @@ fn lanewise(insn: &Instruction) -> Option<Pair> {
         }
         both_imm {}
         xmm {
+            Pcmpeqq |a, b| a.map64(b, |x, y| if x == y { !0 } else { 0 });
+            Pcmpgtq |a, b| a.map64s(b, |x, y| if x > y { !0 } else { 0 });
+            Pminsb |a, b| a.map8s(b, |x, y| x.min(y));
+            Pmaxsb |a, b| a.map8s(b, |x, y| x.max(y));
+            Pminuw |a, b| a.map16(b, |x, y| x.min(y));
+            Pmaxuw |a, b| a.map16(b, |x, y| x.max(y));
+            Pminsd |a, b| a.map32s(b, |x, y| x.min(y));
+            Pmaxsd |a, b| a.map32s(b, |x, y| x.max(y));
+            Pminud |a, b| a.map32(b, |x, y| x.min(y));
+            Pmaxud |a, b| a.map32(b, |x, y| x.max(y));
             Pmulld |a, b| a.map32(b, u32::wrapping_mul);
             Pmuldq |a, b| a.map64(b, |x, y| i64::from(x as i32).wrapping_mul(i64::from(y as i32)) as u64);
             Phminposuw |_a, b| least_word(b);
@@ -140,21 +156,11 @@ fn lanewise(insn: &Instruction) -> Option<Pair> {
 }
 
 fn rearranging(insn: &Instruction) -> Option<Pair> {
-    // The MMX forms of these read only four bytes of memory.
-    match (insn.mnemonic(), insn.op0_register().is_mm()) {
-        (Mnemonic::Punpcklbw, true) => return Some(mm_op!(u32, |a, b| a.unpack_low(b, interleave8))),
-        (Mnemonic::Punpcklwd, true) => return Some(mm_op!(u32, |a, b| a.unpack_low(b, interleave16))),
-        (Mnemonic::Punpckldq, true) => return Some(mm_op!(u32, |a, b| a.unpack_low(b, interleave32))),
-        _ => {}
+    if insn.mnemonic() == Mnemonic::Pshufb && insn.op0_register().is_xmm() {
+        return Some(host_or!("ssse3", shuffle_bytes, |a, b| (a, b), xmm_op!(u128, |a, b| a.shuffle_bytes(b))));
     }
     Some(table! { insn;
         both {
-            Packsswb |a, b| a.halve(b, |v| narrow16(v, |x| x.clamp(-128, 127) as u8));
-            Packuswb |a, b| a.halve(b, |v| narrow16(v, |x| x.clamp(0, 255) as u8));
-            Packssdw |a, b| a.halve(b, |v| narrow32(v, |x| x.clamp(-32768, 32767) as u16));
-            Punpckhbw |a, b| a.unpack_high(b, interleave8);
-            Punpckhwd |a, b| a.unpack_high(b, interleave16);
-            Punpckhdq |a, b| a.unpack_high(b, interleave32);
             Pshufb |a, b| a.shuffle_bytes(b);
         }
         both_imm {
@@ -162,11 +168,6 @@ fn rearranging(insn: &Instruction) -> Option<Pair> {
         }
         xmm {
             Packusdw |a, b| a.halve(b, |v| narrow32(v, |x| x.clamp(0, 65535) as u16));
-            Punpcklbw |a, b| a.unpack_low(b, interleave8);
-            Punpcklwd |a, b| a.unpack_low(b, interleave16);
-            Punpckldq |a, b| a.unpack_low(b, interleave32);
-            Punpcklqdq |a, b| from_qwords([a as u64, b as u64]);
-            Punpckhqdq |a, b| from_qwords([(a >> 64) as u64, (b >> 64) as u64]);
         }
         xmm_imm {
             Pshufd |_a, b, imm| {
@@ -191,8 +192,8 @@ fn shifts(insn: &Instruction) -> Option<Pair> {
             match (insn.mnemonic(), insn.op0_register().is_mm(), insn.op_count() == 2 && insn.op1_kind() == iced_x86::OpKind::Immediate8) {
                 $((Mnemonic::$name, true, true) => mm_op!(u64, imm, |a, _b, imm| with2(a, u64::from(imm), $f)),
                   (Mnemonic::$name, true, false) => mm_op!(u64, $f),
-                  (Mnemonic::$name, false, true) => xmm_op!(u128, imm, |a, _b, imm| with2(a, u64::from(imm), $f)),
-                  (Mnemonic::$name, false, false) => xmm_op!(u128, |a, b| with2(a, b as u64, $f)),)*
+                  (Mnemonic::$name, false, true) => xmm_op!(u128, imm, |a, _b, imm| with2(a, u128::from(imm), $f)),
+                  (Mnemonic::$name, false, false) => xmm_op!(u128, $f),)*
                 (Mnemonic::Pslldq, ..) => xmm_op!(u128, imm, |a, _b, imm| if imm < 16 { a << (8 * imm) } else { 0 }),
                 (Mnemonic::Psrldq, ..) => xmm_op!(u128, imm, |a, _b, imm| if imm < 16 { a >> (8 * imm) } else { 0 }),
                 (Mnemonic::Pshufw, ..) => mm_op!(u64, imm, |_a, b, imm| shuffle_words(b, imm)),
@@ -201,14 +202,14 @@ fn shifts(insn: &Instruction) -> Option<Pair> {
         };
     }
     Some(shift! {
-        Psllw |a, n| if n < 16 { a.each16(|x| x << n) } else { 0 };
-        Pslld |a, n| if n < 32 { a.each32(|x| x << n) } else { 0 };
-        Psllq |a, n| if n < 64 { a.each64(|x| x << n) } else { 0 };
-        Psrlw |a, n| if n < 16 { a.each16(|x| x >> n) } else { 0 };
-        Psrld |a, n| if n < 32 { a.each32(|x| x >> n) } else { 0 };
-        Psrlq |a, n| if n < 64 { a.each64(|x| x >> n) } else { 0 };
-        Psraw |a, n| a.each16(|x| (x as i16 >> n.min(15)) as u16);
-        Psrad |a, n| a.each32(|x| (x as i32 >> n.min(31)) as u32);
+        Psllw |a, n| a.left16(n);
+        Pslld |a, n| a.left32(n);
+        Psllq |a, n| a.left64(n);
+        Psrlw |a, n| a.right16(n);
+        Psrld |a, n| a.right32(n);
+        Psrlq |a, n| a.right64(n);
+        Psraw |a, n| a.arith16(n);
+        Psrad |a, n| a.arith32(n);
     })
 }
 
