@@ -5,13 +5,36 @@
 //! Conventions: `GUEST...` takes several names and globs ([`Guests`]); `-o` and `-q` work everywhere; data goes to
 //! standard output, words to standard error; a command on many guests goes on after one fails ([`Ui::each`]).
 
+mod attach;
 mod check;
+mod clone;
 mod complete_guests;
 mod completions;
+mod console;
+mod create;
+mod destroy;
+mod doctor;
+mod edit;
+mod escape;
+mod events;
+mod info;
 mod init;
+mod kill;
+mod launch;
+mod list;
+mod logs;
+mod poweroff;
+mod rename;
+mod reset;
+mod reset_failed;
+mod restart;
+mod run;
 mod schema;
+mod selection;
 mod show;
 mod source;
+mod start;
+mod stop;
 mod ui;
 
 use std::path::PathBuf;
@@ -46,6 +69,26 @@ pub struct Cli {
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
     Init(init::Args),
+    Launch(launch::Args),
+    Create(create::Args),
+    Start(start::Args),
+    Stop(stop::Args),
+    Restart(restart::Args),
+    Reset(reset::Args),
+    Poweroff(poweroff::Args),
+    Kill(kill::Args),
+    Destroy(destroy::Args),
+    Rename(rename::Args),
+    Clone(clone::Args),
+    Edit(edit::Args),
+    List(list::Args),
+    Info(info::Args),
+    Logs(logs::Args),
+    Console(console::Args),
+    Events(events::Args),
+    Run(run::Args),
+    ResetFailed(reset_failed::Args),
+    Doctor(doctor::Args),
     Check(check::Args),
     Show(show::Args),
     Schema(schema::Args),
@@ -55,7 +98,7 @@ enum Verb {
 }
 
 /// What every verb gets.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct App {
     /// Prints.
     pub ui: Ui,
@@ -116,6 +159,26 @@ pub fn main() -> ExitCode {
     };
     let outcome = match cli.verb {
         Verb::Init(args) => args.run(&app),
+        Verb::Launch(args) => args.run(&app),
+        Verb::Create(args) => args.run(&app),
+        Verb::Start(args) => args.run(&app),
+        Verb::Stop(args) => args.run(&app),
+        Verb::Restart(args) => args.run(&app),
+        Verb::Reset(args) => args.run(&app),
+        Verb::Poweroff(args) => args.run(&app),
+        Verb::Kill(args) => args.run(&app),
+        Verb::Destroy(args) => args.run(&app),
+        Verb::Rename(args) => args.run(&app),
+        Verb::Clone(args) => args.run(&app),
+        Verb::Edit(args) => args.run(&app),
+        Verb::List(args) => args.run(&app),
+        Verb::Info(args) => args.run(&app),
+        Verb::Logs(args) => args.run(&app),
+        Verb::Console(args) => args.run(&app),
+        Verb::Events(args) => args.run(&app),
+        Verb::Run(args) => args.run(&app),
+        Verb::ResetFailed(args) => args.run(&app),
+        Verb::Doctor(args) => args.run(&app),
         Verb::Check(args) => args.run(&app),
         Verb::Show(args) => args.run(&app),
         Verb::Schema(args) => args.run(&app),

@@ -76,17 +76,29 @@ impl Failure {
 
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
-        let error = error.into();
+        let error: anyhow::Error = error.into();
+        let error = match error.downcast::<GuestError>() {
+            Ok(guest) => return Self::of_guest(guest),
+            Err(error) => error,
+        };
         let hint = hint_of(&error);
-        Self { status: status_of(&error), error, hint }
+        Self { status: ExitStatus::User, error, hint }
     }
 }
 
-/// 1 unless an error of ours says that the machine is at fault.
-fn status_of(error: &anyhow::Error) -> ExitStatus {
-    let host =
-        |cause: &(dyn Error + 'static)| cause.downcast_ref::<GuestError>().is_some_and(|error| error.fault() == Fault::Host);
-    if error.chain().any(host) { ExitStatus::Machine } else { ExitStatus::User }
+impl Failure {
+    /// An error of a guest says itself who can put it right; what is wrong with a file is shown with its places.
+    fn of_guest(error: GuestError) -> Self {
+        let status = match error.fault() {
+            Fault::User => ExitStatus::User,
+            Fault::Host => ExitStatus::Machine,
+        };
+        let hint = error.next_step().map(|hint| Hint(hint.to_owned()));
+        match error.diagnostics() {
+            Some(diagnostics) => Self { status, error: diagnostics.clone().into(), hint },
+            None => Self { status, error: error.into(), hint },
+        }
+    }
 }
 
 /// The hint that an error of ours carries. An error type with hints has a line here.
@@ -158,8 +170,13 @@ impl Ui {
 
     /// Data. A reader that has gone away ends the command quietly.
     pub fn data(&self, text: &str) -> Result<(), Failure> {
+        self.bytes(text.as_bytes())
+    }
+
+    /// Data that need not be text, like a guest's console.
+    pub fn bytes(&self, bytes: &[u8]) -> Result<(), Failure> {
         let mut stdout = io::stdout().lock();
-        match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
             Err(error) => Err(Failure::machine(anyhow::Error::new(error).context("cannot write to standard output"))),
@@ -259,6 +276,12 @@ impl Ui {
             worst = worst.max(status);
         }
         Ok(worst)
+    }
+
+    /// Reports the failure of one of several guests, with its name if there are `many`; returns the status.
+    pub fn failure_about(&self, many: bool, name: &str, failure: &Failure) -> ExitStatus {
+        self.failure_of(many.then_some(name), failure);
+        failure.status
     }
 
     fn paint(&self, text: &str, code: &str) -> String {

@@ -1,10 +1,14 @@
 //! A guest file as the supervisor and the commands read it: what it means, and what it was made from.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use crate::config::GuestConfig;
+use crate::config::{EngineKind, GuestConfig, GuestRequest, HostConfig, load_guest};
+
+use super::error::Result;
+use super::state::{Stamp, Summary};
+use super::store::GuestDir;
 
 /// A checked guest file.
 #[derive(Debug, Clone)]
@@ -17,12 +21,61 @@ pub struct Definition {
     pub hash: String,
 }
 
+/// What guest files are read with.
+#[derive(Debug, Clone, Copy)]
+pub struct Surroundings<'a> {
+    /// The host file, checked.
+    pub host: &'a HostConfig,
+    /// Where the host file is, if there is one; its defaults change what guest files mean.
+    pub host_file: &'a Path,
+    /// The datastore whose templates are used.
+    pub datastore: &'a Path,
+}
+
 impl Definition {
+    /// Reads and checks the file of a guest.
+    pub fn load(guest: &GuestDir, around: Surroundings<'_>) -> Result<Definition> {
+        Definition::load_file(&guest.config_file(), guest.name(), None, &[], around)
+    }
+
+    /// Reads and checks a file, or a `text` that is to be put there, as that of the guest `name`.
+    pub fn load_file(
+        file: &Path,
+        name: &str,
+        text: Option<&str>,
+        sets: &[String],
+        around: Surroundings<'_>,
+    ) -> Result<Definition> {
+        let request = GuestRequest { file, text, name: Some(name), sets, host: around.host, datastore: around.datastore };
+        let loaded = load_guest(&request)?;
+        let sources = loaded.files().to_vec();
+        Ok(Definition::new(loaded.config, sources))
+    }
+
     /// Of a checked configuration.
     pub fn new(config: GuestConfig, sources: Vec<PathBuf>) -> Definition {
         let text = serde_json::to_vec(&config).expect("our own types have string keys and finite numbers");
         let digest = Sha256::digest(&text);
         let hash = digest[..16].iter().map(|byte| format!("{byte:02x}")).collect();
         Definition { config, sources, hash }
+    }
+
+    /// What `list` shows of it.
+    pub fn summary(&self, host_file: &Path) -> Summary {
+        let sources = self.sources.iter().map(PathBuf::as_path).chain([host_file]);
+        Summary {
+            program: env!("CARGO_PKG_VERSION").to_owned(),
+            sources: sources.map(Stamp::of).collect(),
+            cpus: self.config.cpus.count,
+            memory_bytes: self.config.memory.bytes(),
+            engine: match self.config.engine {
+                EngineKind::Embedded => "embedded".into(),
+                EngineKind::Bhyve => "bhyve".into(),
+            },
+            tags: self.config.tags.clone(),
+            description: self.config.description.clone(),
+            protected: self.config.protected,
+            config_hash: self.hash.clone(),
+        }
     }
 }

@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 
+use crate::config::Diagnostics;
+
 /// Who can do something about it; it becomes the exit status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
@@ -20,6 +22,15 @@ pub struct GuestError {
     hint: Option<String>,
     fault: Fault,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    diagnostics: Option<Box<Diagnostics>>,
+}
+
+impl From<Diagnostics> for GuestError {
+    /// A guest file that is not right: the text with its places, and for a terminal the places themselves.
+    fn from(diagnostics: Diagnostics) -> GuestError {
+        let text = diagnostics.to_string();
+        GuestError { diagnostics: Some(Box::new(diagnostics)), ..GuestError::user(text.trim_end()) }
+    }
 }
 
 /// What the functions of this folder return.
@@ -28,11 +39,11 @@ pub type Result<T> = std::result::Result<T, GuestError>;
 impl GuestError {
     /// Something that the user can put right: lower-case, no final stop.
     pub fn user(message: impl Into<String>) -> GuestError {
-        GuestError { message: message.into(), hint: None, fault: Fault::User, source: None }
+        GuestError { message: message.into(), hint: None, fault: Fault::User, source: None, diagnostics: None }
     }
     /// Something that failed under the user.
     pub fn host(message: impl Into<String>) -> GuestError {
-        GuestError { message: message.into(), hint: None, fault: Fault::Host, source: None }
+        GuestError { message: message.into(), hint: None, fault: Fault::Host, source: None, diagnostics: None }
     }
     /// A system call on a path: `action` completes "cannot ...".
     pub fn io(action: &str, path: &Path, error: io::Error) -> GuestError {
@@ -45,6 +56,7 @@ impl GuestError {
             },
             fault: if user { Fault::User } else { Fault::Host },
             source: Some(Box::new(error)),
+            diagnostics: None,
         }
     }
     /// What to do next.
@@ -59,6 +71,10 @@ impl GuestError {
     /// Who can do something about it.
     pub fn fault(&self) -> Fault {
         self.fault
+    }
+    /// What is wrong with a guest file, if that is it.
+    pub fn diagnostics(&self) -> Option<&Diagnostics> {
+        self.diagnostics.as_deref()
     }
     /// The message and its causes in one line.
     pub fn chain(&self) -> String {

@@ -1,12 +1,15 @@
 //! The life of a guest: what is kept of it, and what runs it.
 pub mod control; // what commands and supervisors say to each other
+pub mod create; // guests are made, edited, renamed, removed
 pub mod definition; // a guest file as it is read before each boot
 pub mod engine; // one child process a boot
 pub mod error; // what goes wrong, in the words a user reads
 pub mod events; // what happened to a guest
 pub mod identity; // UUIDs and MAC addresses
+pub mod launcher; // how a command starts a supervisor and asks one
 pub mod lock; // who runs or changes a guest
 pub mod logs; // logs that do not grow without bound
+pub mod overview; // what `list` and `info` tell
 pub mod provision; // disks: made, grown, copied, removed
 pub mod state; // what the program knows of a guest
 pub mod store; // a datastore and the guests in it

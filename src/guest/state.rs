@@ -25,8 +25,6 @@ pub struct GuestState {
     pub name: String,
     /// Made at creation; a file's own `uuid` goes before it.
     pub uuid: String,
-    /// The smallest number that no other guest of the datastore had at creation, for `{{ index }}`.
-    pub index: u32,
     /// When it was made.
     pub created: Option<Timestamp>,
     /// MAC address by interface id.
@@ -119,6 +117,8 @@ pub struct Failure {
 /// What `list` shows of a guest file, kept so that a thousand guests are listed without a thousand checks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {
+    /// The version of the program that made it.
+    pub program: String,
     /// The files that it was made from, as they were then.
     pub sources: Vec<Stamp>,
     /// vCPUs.
@@ -151,27 +151,24 @@ pub struct Stamp {
 }
 
 impl Stamp {
-    /// The file as it is now; `None` when it cannot be looked at.
-    pub fn of(path: &Path) -> Option<Stamp> {
+    /// The file as it is now; zeros when it is not there.
+    pub fn of(path: &Path) -> Stamp {
         use std::os::unix::fs::MetadataExt;
-        let metadata = std::fs::metadata(path).ok()?;
-        Some(Stamp {
-            path: path.to_owned(),
-            modified_ns: metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec()),
-            size: metadata.len(),
-            inode: metadata.ino(),
-        })
+        let (modified_ns, size, inode) = std::fs::metadata(path).map_or((0, 0, 0), |metadata| {
+            let modified_ns = metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec());
+            (modified_ns, metadata.len(), metadata.ino())
+        });
+        Stamp { path: path.to_owned(), modified_ns, size, inode }
     }
 }
 
 impl GuestState {
     /// The state of a new guest.
-    pub fn new(name: &str, index: u32) -> GuestState {
+    pub fn new(name: &str) -> GuestState {
         GuestState {
             version: STATE_VERSION,
             name: name.to_owned(),
             uuid: identity::random_uuid(),
-            index,
             created: Some(Timestamp::now()),
             macs: BTreeMap::new(),
             slots: BTreeMap::new(),
@@ -188,7 +185,7 @@ impl GuestState {
     pub fn load(path: &Path, name: &str) -> Result<GuestState> {
         let made_up = || {
             let directory = path.parent().unwrap_or(path).to_string_lossy();
-            GuestState { uuid: identity::derived_uuid(&["vmctl", &directory]), created: None, ..GuestState::new(name, 0) }
+            GuestState { uuid: identity::derived_uuid(&["vmctl", &directory]), created: None, ..GuestState::new(name) }
         };
         let text = match std::fs::read_to_string(path) {
             Ok(text) => text,
@@ -256,12 +253,6 @@ impl GuestState {
     pub fn mac(&self, nic: &str) -> Option<MacAddr> {
         self.macs.get(nic)?.parse().ok()
     }
-
-    /// The smallest index that none of `taken` has.
-    pub fn free_index(taken: impl IntoIterator<Item = u32>) -> u32 {
-        let taken: std::collections::BTreeSet<u32> = taken.into_iter().collect();
-        (0..=u32::MAX).find(|index| !taken.contains(index)).unwrap_or(u32::MAX)
-    }
 }
 
 #[cfg(test)]
@@ -272,7 +263,7 @@ mod tests {
     fn a_state_survives_its_file() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("state.json");
-        let mut state = GuestState::new("g", 3);
+        let mut state = GuestState::new("g");
         state.failed = Some(Failure { reason: "crashed 5 times".into(), at: Timestamp(1000) });
         state.save(&path).expect("saves");
         assert_eq!(GuestState::load(&path, "g").expect("loads"), state);
@@ -292,15 +283,9 @@ mod tests {
     fn a_state_of_a_newer_version_is_not_overwritten_in_silence() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("state.json");
-        let newer = GuestState { version: 2, ..GuestState::new("g", 0) };
+        let newer = GuestState { version: 2, ..GuestState::new("g") };
         newer.save(&path).expect("saves");
         let error = GuestState::load(&path, "g").expect_err("refused");
         assert!(error.to_string().contains("version 2"), "{error}");
-    }
-
-    #[test]
-    fn the_smallest_free_index_is_taken() {
-        assert_eq!(GuestState::free_index([]), 0);
-        assert_eq!(GuestState::free_index([0, 1, 3]), 2);
     }
 }

@@ -182,7 +182,7 @@ impl Store {
         let hidden = self.guests_dir().join(format!(".new-{name}-{}", std::process::id()));
         fs::DirBuilder::new().mode(0o755).create(&hidden).map_err(|error| GuestError::io("make", &hidden, error))?;
         let guest = GuestDir { name: name.to_owned(), path: hidden, runtime: self.runtime.clone() };
-        let mut new = NewGuest { guest, place, committed: false, lock: None, index: self.free_index()?, _guard: guard };
+        let mut new = NewGuest { guest, place, committed: false, lock: None, _guard: guard };
         fs::DirBuilder::new()
             .mode(0o700)
             .create(new.guest.disks_dir())
@@ -191,16 +191,7 @@ impl Store {
         Ok(new)
     }
 
-    fn free_index(&self) -> Result<u32> {
-        let names = self.names()?;
-        let taken = names.iter().filter_map(|name| {
-            let guest = self.place(name);
-            GuestState::load(&guest.state_file(), name).ok().filter(|state| state.created.is_some()).map(|state| state.index)
-        });
-        Ok(GuestState::free_index(taken))
-    }
-
-    /// Held while a guest is made or gets another name: two of them never take one name or one index.
+    /// Held while a guest is made or gets another name: two of them never take one name.
     fn lock(&self) -> Result<File> {
         let path = self.guests_dir().join(".lock");
         let file = File::create(&path).map_err(|error| GuestError::io("open the lock", &path, error))?;
@@ -257,7 +248,6 @@ pub struct NewGuest {
     place: GuestDir,
     committed: bool,
     lock: Option<GuestLock>,
-    index: u32,
     _guard: File,
 }
 
@@ -269,10 +259,6 @@ impl NewGuest {
     /// Where it will be.
     pub fn place(&self) -> &GuestDir {
         &self.place
-    }
-    /// The index that it gets.
-    pub fn index(&self) -> u32 {
-        self.index
     }
     /// Gives it its name: from now on it exists. Its lock is still held through what is returned.
     pub fn commit(mut self) -> Result<(GuestDir, GuestLock)> {
@@ -307,6 +293,15 @@ impl GuestDir {
     /// The user's file.
     pub fn file(&self) -> PathBuf {
         self.path.join(GUEST_FILE)
+    }
+    /// The user's file where it really is: `create --file` leaves it in its place and links to it, and what it names
+    /// is relative to that place.
+    pub fn config_file(&self) -> PathBuf {
+        let file = self.file();
+        match fs::read_link(&file) {
+            Ok(target) => self.path.join(target),
+            Err(_) => file,
+        }
     }
     /// What the program knows.
     pub fn state_file(&self) -> PathBuf {
@@ -429,7 +424,7 @@ mod tests {
 
     fn make(store: &Store, name: &str) -> GuestDir {
         let new = store.begin(name).expect("begins");
-        GuestState::new(name, new.index()).save(&new.guest().state_file()).expect("saves");
+        GuestState::new(name).save(&new.guest().state_file()).expect("saves");
         new.commit().expect("commits").0
     }
 
@@ -455,16 +450,6 @@ mod tests {
         fs::write(left.join("lock"), "{\"pid\":1,\"boot_id\":\"x\",\"role\":\"command\"}").expect("writes");
         make(&store, "c");
         assert!(!left.exists());
-    }
-
-    #[test]
-    fn indices_are_reused() {
-        let (_dir, store) = store();
-        let b = [make(&store, "a"), make(&store, "b"), make(&store, "c")][1].clone();
-        let lock = b.lock(Role::Command).expect("free");
-        store.remove(&b).expect("removes");
-        drop(lock);
-        assert_eq!(make(&store, "d").state().expect("loads").index, 1);
     }
 
     #[test]

@@ -1,4 +1,5 @@
 //! What the host offers.
+pub mod doctor; // the probe behind `vmctl doctor`
 pub mod files; // replaced whole, sparse, copied
 pub mod process; // detached and tied children, the boot of this host
 pub mod terminal;

@@ -142,6 +142,13 @@ pub fn usage(pid: u32) -> Option<(u64, std::time::Duration)> {
     Some((pages * page as u64, std::time::Duration::from_millis(ticks * 1000 / hertz.max(1) as u64)))
 }
 
+/// Closes standard output by pointing it at /dev/null: whoever reads it sees its end.
+pub fn give_up_stdout() {
+    if let Ok(null) = OpenOptions::new().write(true).open("/dev/null") {
+        let _ = nix::unistd::dup2_stdout(null);
+    }
+}
+
 /// Opens a log for a detached process: appended to, started anew when it has grown past `limit_bytes`.
 pub fn open_log(path: &std::path::Path, limit_bytes: u64) -> io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;

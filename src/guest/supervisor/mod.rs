@@ -19,6 +19,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
@@ -64,6 +65,8 @@ pub struct Options {
     pub started: Box<dyn FnOnce(std::result::Result<(), &GuestError>)>,
     /// A signal of the terminal stops the guest.
     pub foreground: bool,
+    /// Where the host file is, for the summary that `list` reads.
+    pub host_file: PathBuf,
 }
 
 /// How a supervisor ended.
@@ -187,6 +190,7 @@ impl Supervisor {
         let mut state = guest.state()?;
         let lost = state.run.take();
         let definition = (options.load)()?;
+        state.summary = Some(definition.summary(&options.host_file));
         let listener = listen(&guest)?;
         let (wake, waker) =
             UnixStream::pair().map_err(|error| GuestError::host(format!("cannot make a socket pair: {error}")))?;
@@ -294,6 +298,7 @@ impl Supervisor {
         if !first {
             match (self.options.load)() {
                 Ok(definition) => {
+                    self.state.summary = Some(definition.summary(&self.options.host_file));
                     self.config = definition.config;
                     if let Some(run) = &mut self.state.run {
                         run.config_hash = definition.hash;

@@ -1,0 +1,268 @@
+//! A console session: the terminal on one side, the supervisor on the other. The terminal is restored whatever
+//! happens; nothing that happens here holds the guest up.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+
+use super::escape::{Escapes, HELP, Typed};
+use super::{App, ExitStatus, Failure, Outcome};
+use crate::guest::control::{ControlClient, Frame, Reply, Request, parse_reply};
+use crate::guest::launcher;
+use crate::guest::store::GuestDir;
+use crate::host::terminal::{RawMode, own_window_size, reset_modes};
+
+/// How a session is opened.
+#[derive(Debug, Default)]
+pub struct Session {
+    /// Watch only.
+    pub read_only: bool,
+    /// Take the keyboard from whoever has it.
+    pub take: bool,
+    /// What is seen is appended here, too.
+    pub log: Option<File>,
+    /// Bytes of scroll-back shown first; `None`: a screenful or two.
+    pub replay: Option<u64>,
+    /// Tell the guest the window's size at the beginning.
+    pub resize: bool,
+    /// Every byte is the guest's.
+    pub no_escapes: bool,
+    /// The supervisor is this process: it has the signals, and `~.` stops the guest.
+    pub in_foreground: bool,
+}
+
+const DEFAULT_REPLAY: u64 = 16 * 1024;
+
+/// Why a session ended.
+enum End {
+    Detached,
+    GuestStopped,
+    Signal(Signal),
+    TerminalGone,
+}
+
+/// Opens the console of a running guest and stays until the user leaves or the guest stops.
+pub fn attach(app: &App, guest: &GuestDir, session: &Session) -> Outcome {
+    // Before the raw mode, and before any other thread: from here on signals are words on a stream.
+    let (signals, _signal_thread) = if session.in_foreground { (None, None) } else { signal_stream()? };
+    let request = Request::Console {
+        write: !session.read_only,
+        take: session.take,
+        replay_bytes: session.replay.unwrap_or(if session.in_foreground { u64::MAX } else { DEFAULT_REPLAY }),
+    };
+    let mut client = launcher::ask(guest, request)?;
+    let writer = match client.reply()? {
+        Some(Reply::Console { writer }) => writer,
+        Some(Reply::Error { message, .. }) => return Err(Failure::user(message)),
+        other => return Err(Failure::machine(anyhow::anyhow!("the supervisor answered {other:?}"))),
+    };
+    greet(app, guest, session, writer);
+    let raw =
+        RawMode::enter().map_err(|error| Failure::machine(anyhow::Error::new(error).context("cannot set up the terminal")))?;
+    let is_terminal = raw.is_some();
+    let mut talk = Talk { client, session, writer, raw, signals, escapes: Escapes::new(!session.no_escapes && is_terminal) };
+    let end = talk.run();
+    if is_terminal {
+        reset_modes(&mut io::stdout());
+    }
+    drop(talk);
+    match end? {
+        End::Detached if session.in_foreground => {
+            app.ui.done("\nstopping the guest");
+            launcher::ask_once(guest, Request::Stop { timeout_ms: None })?;
+            Ok(ExitStatus::Done)
+        }
+        End::Detached => {
+            app.ui.done(format!("\nleft the console; {} runs on", guest.name()));
+            Ok(ExitStatus::Done)
+        }
+        End::GuestStopped => {
+            app.ui.done(format!("\n{} has stopped", guest.name()));
+            Ok(ExitStatus::Done)
+        }
+        End::TerminalGone => Ok(ExitStatus::Done),
+        // As a shell would report it.
+        End::Signal(signal) => Ok(ExitStatus::Engine(128 + signal as u8)),
+    }
+}
+
+fn greet(app: &App, guest: &GuestDir, session: &Session, writer: bool) {
+    if session.in_foreground {
+        return app.ui.done(format!("console of {}; `~.` stops the guest, `~?` lists the escapes", guest.name()));
+    }
+    if !writer && !session.read_only {
+        app.ui.warn("someone else has the keyboard: you watch (`--take` takes it)");
+    }
+    app.ui.done(format!("console of {}; `~.` leaves, `~?` lists the escapes", guest.name()));
+}
+
+type SignalStream = (Option<UnixStream>, Option<std::thread::JoinHandle<()>>);
+
+/// The signals that end or change a session, as bytes on a stream.
+fn signal_stream() -> Result<SignalStream, Failure> {
+    let set =
+        SigSet::from_iter([Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGWINCH, Signal::SIGPIPE]);
+    set.thread_block()?;
+    let (ours, theirs) = UnixStream::pair()?;
+    let thread = std::thread::spawn(move || {
+        while let Ok(signal) = set.wait() {
+            if (&theirs).write_all(&[signal as u8]).is_err() {
+                return;
+            }
+        }
+    });
+    Ok((Some(ours), Some(thread)))
+}
+
+struct Talk<'a> {
+    client: ControlClient,
+    session: &'a Session,
+    writer: bool,
+    raw: Option<RawMode>,
+    signals: Option<UnixStream>,
+    escapes: Escapes,
+}
+
+impl Talk<'_> {
+    fn run(&mut self) -> Result<End, Failure> {
+        let mut stdin_open = true;
+        if self.session.resize {
+            self.resize()?;
+        }
+        loop {
+            // What came together with the greeting.
+            if let Some(end) = self.drain_frames()? {
+                return Ok(end);
+            }
+            let [typed, said, signalled] = self.wait(stdin_open)?;
+            if signalled && let Some(end) = self.signalled() {
+                return Ok(end);
+            }
+            if said && self.client.fill()? == 0 {
+                self.drain_frames()?;
+                return Ok(End::GuestStopped);
+            }
+            if typed {
+                match self.typed()? {
+                    Input::Go => {}
+                    Input::Closed => stdin_open = false,
+                    Input::End(end) => return Ok(end),
+                }
+            }
+        }
+    }
+
+    fn wait(&self, stdin_open: bool) -> Result<[bool; 3], Failure> {
+        let stdin = io::stdin();
+        let mut fds = vec![PollFd::new(self.client.stream().as_fd(), PollFlags::POLLIN)];
+        if let Some(signals) = &self.signals {
+            fds.push(PollFd::new(signals.as_fd(), PollFlags::POLLIN));
+        }
+        if stdin_open {
+            fds.push(PollFd::new(stdin.as_fd(), PollFlags::POLLIN));
+        }
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(errno) => return Err(Failure::machine(anyhow::Error::new(errno).context("cannot wait for the console"))),
+        }
+        let ready = |fd: &PollFd<'_>| fd.revents().is_some_and(|flags| !flags.is_empty());
+        let said = ready(&fds[0]);
+        let signalled = self.signals.is_some() && ready(&fds[1]);
+        let typed = stdin_open && ready(&fds[fds.len() - 1]);
+        Ok([typed, said, signalled])
+    }
+
+    fn drain_frames(&mut self) -> Result<Option<End>, Failure> {
+        while let Some(frame) = self.client.take_frame()? {
+            let shown = match frame {
+                Frame::Console(bytes) => {
+                    if let Some(mut log) = self.session.log.as_ref() {
+                        let _ = log.write_all(&bytes);
+                    }
+                    self.show(&bytes)
+                }
+                Frame::Json(text) => match parse_reply(&text)? {
+                    Reply::Notice { message } => self.show(format!("\r\n[vmctl: {message}]\r\n").as_bytes()),
+                    _ => Ok(()),
+                },
+            };
+            if shown.is_err() {
+                return Ok(Some(End::TerminalGone));
+            }
+        }
+        Ok(None)
+    }
+
+    fn show(&self, bytes: &[u8]) -> io::Result<()> {
+        let mut stdout = io::stdout().lock();
+        stdout.write_all(bytes)?;
+        stdout.flush()
+    }
+
+    fn signalled(&mut self) -> Option<End> {
+        let mut byte = [0u8; 1];
+        self.signals.as_mut()?.read_exact(&mut byte).ok()?;
+        match Signal::try_from(i32::from(byte[0])).ok()? {
+            // A serial line knows no window size: `~w` tells the guest when the user wants it.
+            Signal::SIGWINCH | Signal::SIGPIPE => None,
+            Signal::SIGHUP => Some(End::TerminalGone),
+            signal => Some(End::Signal(signal)),
+        }
+    }
+
+    fn typed(&mut self) -> Result<Input, Failure> {
+        let mut buffer = [0u8; 4096];
+        let count = match nix::unistd::read(io::stdin().as_fd(), &mut buffer) {
+            Ok(0) if self.raw.is_some() => return Ok(Input::End(End::TerminalGone)),
+            Ok(0) => return Ok(Input::Closed),
+            Ok(count) => count,
+            Err(nix::errno::Errno::EINTR | nix::errno::Errno::EAGAIN) => return Ok(Input::Go),
+            // EIO: the terminal has hung up.
+            Err(_) => return Ok(Input::End(End::TerminalGone)),
+        };
+        for typed in self.escapes.feed(&buffer[..count]) {
+            match typed {
+                Typed::Bytes(bytes) => self.send(bytes)?,
+                Typed::Detach => return Ok(Input::End(End::Detached)),
+                Typed::Help => {
+                    let _ = self.show(format!("\r\n{}", HELP.replace('\n', "\r\n")).as_bytes());
+                }
+                Typed::Resize => self.resize()?,
+                Typed::Suspend => self.suspend(),
+            }
+        }
+        Ok(Input::Go)
+    }
+
+    fn send(&mut self, bytes: Vec<u8>) -> Result<(), Failure> {
+        if self.writer {
+            self.client.send(&Frame::Console(bytes))?;
+        }
+        Ok(())
+    }
+
+    /// Types a command that sets the size, in the guest's shell: there is no other way over a serial line.
+    fn resize(&mut self) -> Result<(), Failure> {
+        match own_window_size() {
+            Some((rows, columns)) => self.send(format!("stty rows {rows} cols {columns}\r").into_bytes()),
+            None => Ok(()),
+        }
+    }
+
+    fn suspend(&mut self) {
+        let Some(raw) = &self.raw else { return };
+        raw.suspend();
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(0), Signal::SIGSTOP);
+        let _ = raw.resume();
+    }
+}
+
+enum Input {
+    Go,
+    Closed,
+    End(End),
+}

@@ -1,0 +1,29 @@
+//! `vmctl clone`.
+
+use super::{App, ExitStatus, Outcome};
+use crate::guest::create;
+
+/// Copy a stopped guest
+///
+/// The copies get the guest's file, copies of its disks (holes stay holes), and UUIDs and MAC addresses of their own.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The guest
+    #[arg(value_name = "GUEST")]
+    guest: String,
+    /// Names of the copies
+    #[arg(value_name = "NAME", required = true)]
+    names: Vec<String>,
+}
+
+impl Args {
+    pub fn run(self, app: &App) -> Outcome {
+        let place = app.place()?;
+        let guest = place.store.guest(&self.guest)?;
+        app.ui.each(&self.names, String::clone, |name| {
+            create::clone(&place.store, &guest, name, place.around())?;
+            app.ui.done(format!("{name} is a copy of {}", self.guest));
+            Ok(ExitStatus::Done)
+        })
+    }
+}

@@ -1,0 +1,60 @@
+//! `vmctl console`.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use super::attach::{self, Session};
+use super::{App, Failure, Outcome};
+use crate::units::ByteSize;
+
+/// Open the serial console of a running guest
+///
+/// Shows what was said last, then what is said, and passes on what is typed, control characters included. `~.` at the
+/// beginning of a line leaves; the guest runs on. One session types, any number watch. A serial line has no window
+/// size: `~w` or `--resize` types a `stty` command at the guest's shell.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The guest
+    #[arg(value_name = "GUEST")]
+    guest: String,
+    /// Watch only
+    #[arg(short, long, conflicts_with_all = ["take", "resize"])]
+    read_only: bool,
+    /// Take the keyboard from the session that has it
+    #[arg(short, long)]
+    take: bool,
+    /// Append what is seen to a file
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
+    /// How much of what was said before is shown first
+    #[arg(long, value_name = "SIZE")]
+    replay: Option<ByteSize>,
+    /// Type a `stty` command with the size of this window at the beginning
+    #[arg(long)]
+    resize: bool,
+    /// No escapes: every character is the guest's (leave by ending this command from elsewhere)
+    #[arg(long)]
+    no_escapes: bool,
+}
+
+impl Args {
+    pub fn run(self, app: &App) -> Outcome {
+        let guest = app.place()?.store.guest(&self.guest)?;
+        let session = Session {
+            read_only: self.read_only,
+            take: self.take,
+            log: self.log.as_deref().map(open).transpose()?,
+            replay: self.replay.map(ByteSize::bytes),
+            resize: self.resize,
+            no_escapes: self.no_escapes,
+            in_foreground: false,
+        };
+        attach::attach(app, &guest, &session)
+    }
+}
+
+fn open(path: &Path) -> Result<File, Failure> {
+    let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path);
+    file.map_err(|error| Failure::user(format!("cannot write `{}`: {error}", path.display())))
+}

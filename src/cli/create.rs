@@ -1,0 +1,80 @@
+//! `vmctl create`.
+
+use std::path::{Path, PathBuf};
+
+use super::selection::Place;
+use super::{App, ExitStatus, Failure, Outcome};
+use crate::guest::create::{self, Origin};
+use crate::guest::store::GuestDir;
+
+/// Make guests from a guest file or a template
+///
+/// Makes the disks; nothing is left behind when a step fails. Does not start the guest.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    what: What,
+}
+
+/// Which guests to make, and from what.
+#[derive(Debug, Clone, clap::Args)]
+pub struct What {
+    /// Names of the new guests; with `--file`, the file's own name or `name` key if left out
+    #[arg(value_name = "NAME", required_unless_present = "file")]
+    names: Vec<String>,
+    /// Guest file; it stays where it is and is read again before every boot
+    #[arg(short, long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// Copy the guest file into the datastore
+    #[arg(long, requires = "file")]
+    copy: bool,
+    /// Template, instead of a guest file
+    #[arg(short, long, value_name = "NAME", conflicts_with = "file", required_unless_present = "file")]
+    template: Option<String>,
+    /// Set a key in the new guest's file, like `memory=2G` or `disks.root.size=20G`
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+}
+
+impl Args {
+    pub fn run(self, app: &App) -> Outcome {
+        let place = app.place()?;
+        self.what.each(app, &place, |guest| {
+            app.ui.done(format!("{} is made", guest.name()));
+            Ok(ExitStatus::Done)
+        })
+    }
+}
+
+impl What {
+    /// Makes each guest, and does something with it once it is there.
+    pub fn each(&self, app: &App, place: &Place, mut then: impl FnMut(&GuestDir) -> Outcome) -> Outcome {
+        let origin = match (&self.file, &self.template) {
+            (Some(path), _) => Origin::File { path: path.clone(), copy: self.copy },
+            (None, Some(template)) => Origin::Template(template.clone()),
+            (None, None) => return Err(Failure::user("neither `--file` nor `--template` is given")),
+        };
+        let names = match (&self.names[..], &self.file) {
+            ([], Some(file)) => vec![self.name_in(file, place)?],
+            (names, _) => names.to_vec(),
+        };
+        app.ui.each(&names, String::clone, |name| {
+            let guest = create::create(&place.store, name, &origin, &self.sets, place.around())?;
+            then(&guest)
+        })
+    }
+
+    /// The name that a guest file gives.
+    fn name_in(&self, file: &Path, place: &Place) -> Result<String, Failure> {
+        let around = place.around();
+        let request = crate::config::GuestRequest {
+            file,
+            text: None,
+            name: None,
+            sets: &self.sets,
+            host: around.host,
+            datastore: around.datastore,
+        };
+        Ok(crate::config::load_guest(&request)?.config.name)
+    }
+}

@@ -1,0 +1,68 @@
+//! `vmctl events`.
+
+use std::time::Duration;
+
+use super::logs::Follower;
+use super::{App, Column, ExitStatus, Guests, Outcome};
+use crate::guest::events::{self, Event};
+
+/// Show what happened to guests
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Names or globs, like `web1` or `web*`; all guests if left out
+    #[arg(value_name = "GUEST")]
+    names: Vec<String>,
+    /// Guests with this tag
+    #[arg(long = "tag", value_name = "TAG")]
+    tags: Vec<String>,
+    /// Go on as things happen (one line each; JSON with `-o jsonl`)
+    #[arg(short, long)]
+    follow: bool,
+    /// How many of the last events
+    #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 50)]
+    count: usize,
+}
+
+const COLUMNS: [Column<Event>; 3] = [
+    Column { title: "TIME", wide: false, text: |event| event.time.to_string() },
+    Column { title: "GUEST", wide: false, text: |event| event.guest.clone() },
+    Column { title: "EVENT", wide: false, text: Event::words },
+];
+
+impl Args {
+    pub fn run(self, app: &App) -> Outcome {
+        let place = app.place()?;
+        let guests = Guests { names: self.names, tags: self.tags, all: false };
+        let mut found = Vec::new();
+        let mut followed = Vec::new();
+        let status = app.each_in_turn(guests.choose(&place)?, |guest| {
+            followed.push((Follower::at_end(&guest.events_log()), Vec::new()));
+            found.extend(events::read(&guest.events_log()));
+            Ok(ExitStatus::Done)
+        })?;
+        found.sort_by_key(|event| event.time);
+        let surplus = found.len().saturating_sub(self.count);
+        let shown = found.split_off(surplus);
+        if !self.follow {
+            app.ui.list("events", events::EVENT_VERSION, &shown, &COLUMNS, |event| event.words())?;
+            return Ok(status);
+        }
+        let print = |event: &Event| match app.ui.is_json() {
+            true => app.ui.data(&event.line()),
+            false => app.ui.data(&format!("{}  {}  {}\n", event.time, event.guest, event.words())),
+        };
+        shown.iter().try_for_each(print)?;
+        loop {
+            std::thread::sleep(Duration::from_millis(200));
+            for (follower, partial) in &mut followed {
+                partial.extend(follower.more());
+                while let Some(end) = partial.iter().position(|byte| *byte == b'\n') {
+                    let line: Vec<u8> = partial.drain(..=end).collect();
+                    if let Ok(event) = serde_json::from_slice::<Event>(&line) {
+                        print(&event)?;
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! `vmctl kill`.
+
+use super::stop::end_each;
+use super::{App, Guests, Outcome};
+use crate::guest::control::Request;
+
+/// Kill the engine of guests (SIGKILL)
+///
+/// For an engine that hangs. The restart policy is not applied.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    guests: Guests,
+}
+
+impl Args {
+    pub fn run(self, app: &App) -> Outcome {
+        let place = app.place()?;
+        end_each(app, self.guests.choose(&place)?, false, Request::Kill)
+    }
+}

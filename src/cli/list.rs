@@ -1,0 +1,72 @@
+//! `vmctl list`.
+
+use super::{App, Column, ExitStatus, Guests, Outcome};
+use crate::guest::overview::{Observer, Overview};
+use crate::units::{ByteSize, format_duration};
+
+/// List guests
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Names or globs, like `web1` or `web*`; all guests if left out
+    #[arg(value_name = "GUEST")]
+    names: Vec<String>,
+    /// Guests with this tag; given several times, those with all of them
+    #[arg(long = "tag", value_name = "TAG")]
+    tags: Vec<String>,
+    /// Guests in this state
+    #[arg(long, value_name = "STATE")]
+    state: Option<String>,
+}
+
+const COLUMNS: [Column<Overview>; 11] = [
+    Column { title: "NAME", wide: false, text: |guest| guest.name.clone() },
+    Column { title: "STATE", wide: false, text: state },
+    Column { title: "CPUS", wide: false, text: |guest| guest.cpus.map(|cpus| cpus.to_string()).unwrap_or_default() },
+    Column {
+        title: "MEMORY",
+        wide: false,
+        text: |guest| guest.memory_bytes.map(|m| ByteSize::from_bytes(m).to_string()).unwrap_or_default(),
+    },
+    Column { title: "UPTIME", wide: false, text: uptime },
+    Column { title: "ENGINE", wide: true, text: |guest| guest.engine.clone().unwrap_or_default() },
+    Column { title: "BACKEND", wide: true, text: |guest| guest.backend.clone().unwrap_or_default() },
+    Column { title: "PID", wide: true, text: |guest| guest.pid.map(|pid| pid.to_string()).unwrap_or_default() },
+    Column { title: "TAGS", wide: true, text: |guest| guest.tags.join(",") },
+    Column { title: "UUID", wide: true, text: |guest| guest.uuid.clone() },
+    Column { title: "DESCRIPTION", wide: false, text: |guest| guest.description.clone().unwrap_or_default() },
+];
+
+fn state(guest: &Overview) -> String {
+    let notes = [(guest.problem.is_some(), "file is wrong"), (guest.restart_pending, "restart pending")];
+    let notes: Vec<_> = notes.iter().filter(|(applies, _)| *applies).map(|(_, note)| *note).collect();
+    match notes.is_empty() {
+        true => guest.state.to_owned(),
+        false => format!("{} ({})", guest.state, notes.join(", ")),
+    }
+}
+
+/// Up to minutes: a table of many guests is no stop-watch.
+pub fn uptime(guest: &Overview) -> String {
+    let Some(seconds) = guest.uptime_seconds else { return String::new() };
+    let rounded = if seconds >= 3600 { seconds - seconds % 60 } else { seconds };
+    format_duration(std::time::Duration::from_secs(rounded))
+}
+
+impl Args {
+    pub fn run(self, app: &App) -> Outcome {
+        let place = app.place()?;
+        let guests = Guests { names: self.names, tags: Vec::new(), all: false };
+        let mut observer = Observer::new(place.around());
+        let mut rows = Vec::new();
+        let status = app.each_in_turn(guests.choose(&place)?, |guest| {
+            let (overview, _) = observer.look(guest)?;
+            let wanted = self.state.as_ref().is_none_or(|state| *state == overview.state);
+            if wanted && self.tags.iter().all(|tag| overview.tags.contains(tag)) {
+                rows.push(overview);
+            }
+            Ok(ExitStatus::Done)
+        })?;
+        app.ui.list("guests", 1, &rows, &COLUMNS, |guest| guest.name.clone())?;
+        Ok(status)
+    }
+}

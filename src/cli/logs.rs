@@ -1,0 +1,156 @@
+//! `vmctl logs`.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::{App, ExitStatus, Failure, Guests, Outcome};
+use crate::guest::logs::tail;
+use crate::guest::store::GuestDir;
+
+/// Show the logs of guests
+///
+/// The console's, unless another is asked for.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    guests: Guests,
+    /// Go on as the log grows
+    #[arg(short, long)]
+    follow: bool,
+    /// How many of the last lines
+    #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 100)]
+    lines: usize,
+    #[command(flatten)]
+    which: Which,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+#[group(multiple = false)]
+struct Which {
+    /// What the serial console said (the default)
+    #[arg(long)]
+    console: bool,
+    /// What the engine said
+    #[arg(long)]
+    vmm: bool,
+    /// What happened, as lines of JSON
+    #[arg(long)]
+    events: bool,
+    /// What the supervisor said
+    #[arg(long)]
+    supervisor: bool,
+}
+
+impl Which {
+    fn of(&self, guest: &GuestDir) -> PathBuf {
+        match self {
+            Which { vmm: true, .. } => guest.vmm_log(),
+            Which { events: true, .. } => guest.events_log(),
+            Which { supervisor: true, .. } => guest.supervisor_log(),
+            _ => guest.console_log(),
+        }
+    }
+}
+
+impl Args {
+    pub fn run(self, app: &App) -> Outcome {
+        let place = app.place()?;
+        let chosen = self.guests.choose(&place)?;
+        let many = chosen.len() > 1;
+        let mut followed = Vec::new();
+        let status = app.each_in_turn(chosen, |guest| {
+            let path = self.which.of(guest);
+            if many {
+                app.ui.data(&format!("==> {} <==\n", guest.name()))?;
+            }
+            match tail(&path, self.lines) {
+                Ok(bytes) => app.ui.bytes(&bytes)?,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(Failure::user(format!("cannot read `{}`: {error}", path.display()))),
+            }
+            followed.push((guest.name().to_owned(), Follower::at_end(&path)));
+            Ok(ExitStatus::Done)
+        })?;
+        let mut last = followed.last().map(|(name, _)| name.clone()).unwrap_or_default();
+        while self.follow && !followed.is_empty() {
+            std::thread::sleep(Duration::from_millis(200));
+            for (name, follower) in &mut followed {
+                let bytes = follower.more();
+                if bytes.is_empty() {
+                    continue;
+                }
+                if many && *name != last {
+                    app.ui.data(&format!("\n==> {name} <==\n"))?;
+                    last.clone_from(name);
+                }
+                app.ui.bytes(&bytes)?;
+            }
+        }
+        Ok(status)
+    }
+}
+
+/// Reads a log as it grows, also past its rotation.
+pub struct Follower {
+    path: PathBuf,
+    file: Option<File>,
+    position: u64,
+}
+
+impl Follower {
+    /// From what is there now on.
+    pub fn at_end(path: &Path) -> Follower {
+        let file = File::open(path).ok();
+        let position = file.as_ref().and_then(|file| file.metadata().ok()).map_or(0, |metadata| metadata.len());
+        Follower { path: path.to_owned(), file, position }
+    }
+
+    /// What has been added; at most 1 MiB at a time.
+    pub fn more(&mut self) -> Vec<u8> {
+        let mut bytes = self.read();
+        let inode = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+        let ours = self.file.as_ref().and_then(|file| file.metadata().ok()).map(inode);
+        let now = std::fs::metadata(&self.path).ok().map(inode);
+        if now.is_some() && now != ours {
+            // Rotated: what was written to the old file meanwhile has been read above.
+            self.file = File::open(&self.path).ok();
+            self.position = 0;
+            bytes.extend(self.read());
+        }
+        bytes
+    }
+
+    fn read(&mut self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let Some(file) = &mut self.file else { return bytes };
+        if file.metadata().is_ok_and(|metadata| metadata.len() < self.position) {
+            self.position = 0;
+        }
+        let read = file.seek(SeekFrom::Start(self.position)).and_then(|_| file.take(1 << 20).read_to_end(&mut bytes));
+        self.position += read.unwrap_or(0) as u64;
+        bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_is_followed_past_its_rotation() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("log");
+        std::fs::write(&path, "old\n").expect("writes");
+        let mut follower = Follower::at_end(&path);
+        assert!(follower.more().is_empty());
+        std::fs::write(&path, "old\none\n").expect("writes");
+        assert_eq!(follower.more(), b"one\n");
+        std::fs::rename(&path, dir.path().join("log.1")).expect("renames");
+        std::fs::write(&path, "two\n").expect("writes");
+        assert_eq!(follower.more(), b"two\n");
+        assert!(follower.more().is_empty());
+    }
+}

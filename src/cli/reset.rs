@@ -1,0 +1,28 @@
+//! `vmctl reset`.
+
+use super::{App, ExitStatus, Failure, Guests, Outcome};
+use crate::guest::control::{Reply, Request};
+use crate::guest::launcher;
+
+/// Reset guests at once, as the reset button does
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    guests: Guests,
+}
+
+impl Args {
+    pub fn run(self, app: &App) -> Outcome {
+        let place = app.place()?;
+        app.each_guest(self.guests.choose(&place)?, |guest, named| {
+            if !named && !super::stop::is_running(guest) {
+                return Ok(ExitStatus::Done);
+            }
+            match launcher::ask_once(guest, Request::Reset)? {
+                Reply::Running => app.ui.done(format!("{} is running again", guest.name())),
+                other => return Err(Failure::machine(anyhow::anyhow!("the supervisor answered {other:?}"))),
+            }
+            Ok(ExitStatus::Done)
+        })
+    }
+}

@@ -1,0 +1,50 @@
+//! `vmctl restart`.
+
+use std::time::Duration;
+
+use super::start::{self, How, wait_ready};
+use super::stop::is_running;
+use super::{App, ExitStatus, Failure, Guests, Outcome};
+use crate::guest::control::{Reply, Request};
+use crate::guest::launcher;
+
+/// Stop guests as `stop` does and boot them again
+///
+/// The guest file is read again. A guest that is not running is started if it was named, and left alone if a pattern or
+/// a tag chose it.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    guests: Guests,
+    /// Power off at once instead of pressing the power button
+    #[arg(short, long)]
+    force: bool,
+    /// How long the guest has, instead of the guest file's `stop_timeout`
+    #[arg(long, value_name = "TIME", conflicts_with = "force", value_parser = crate::units::parse_duration)]
+    timeout: Option<Duration>,
+    /// Wait until the guest is ready, as its `[ready]` says
+    #[arg(long)]
+    wait: bool,
+}
+
+impl Args {
+    pub fn run(self, app: &App) -> Outcome {
+        let place = app.place()?;
+        let timeout_ms = if self.force { Some(0) } else { self.timeout.map(|timeout| timeout.as_millis() as u64) };
+        app.each_guest(self.guests.choose(&place)?, |guest, named| {
+            if !is_running(guest) {
+                let how = How::plain(self.wait);
+                return if named { start::start(app, &place, guest, &how) } else { Ok(ExitStatus::Done) };
+            }
+            match launcher::ask_once(guest, Request::Restart { timeout_ms })? {
+                Reply::Running => {}
+                other => return Err(Failure::machine(anyhow::anyhow!("the supervisor answered {other:?}"))),
+            }
+            if self.wait {
+                wait_ready(guest, None)?;
+            }
+            app.ui.done(format!("{} is {} again", guest.name(), if self.wait { "ready" } else { "running" }));
+            Ok(ExitStatus::Done)
+        })
+    }
+}

@@ -1,0 +1,105 @@
+//! `vmctl run`: the supervisor itself, in the foreground or, as `start` uses it, detached.
+
+use std::sync::mpsc;
+
+use super::attach::{self, Session};
+use super::selection::Place;
+use super::{App, ExitStatus, Failure, Outcome};
+use crate::config::{HostConfig, HostPaths};
+use crate::guest::definition::Definition;
+use crate::guest::engine::{EmbeddedEngine, Engine};
+use crate::guest::launcher::Report;
+use crate::guest::store::GuestDir;
+use crate::guest::supervisor::restart::ExitReason;
+use crate::guest::supervisor::{Ending, Options, supervise};
+
+/// Run a guest in the foreground
+///
+/// With its console on this terminal, until it stops; the restart policy holds as it does with `start`. `~.` asks the
+/// guest to stop, and so does ending this command by a signal; a second signal powers it off. Exits with 0 when the
+/// guest stopped, with 2 when it failed, and, when the guest wrote VALUE to the debug-exit port, with VALUE * 2 + 1.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The guest
+    #[arg(value_name = "GUEST")]
+    guest: String,
+    /// Without a terminal, as `start` uses it
+    #[arg(long, hide = true)]
+    supervise: bool,
+}
+
+impl Args {
+    pub fn run(self, app: &App) -> Outcome {
+        let place = app.place()?;
+        let guest = place.store.guest(&self.guest)?;
+        if self.supervise { detached(app, place, guest) } else { foreground(app, place, guest) }
+    }
+}
+
+fn options(app: &App, place: Place, guest: &GuestDir, foreground: bool) -> Result<Options, Failure> {
+    let engine: Box<dyn Engine> = Box::new(EmbeddedEngine::new()?);
+    let around = place.around();
+    let (host_file, datastore) = (around.host_file.to_owned(), around.datastore.to_owned());
+    let (config, guest) = (app.config.clone(), guest.clone());
+    let load_host = move || -> crate::guest::error::Result<HostConfig> {
+        Ok(HostConfig::load(config.as_deref(), &HostPaths::of_this_user()?)?)
+    };
+    let host_path = host_file.clone();
+    Ok(Options {
+        // The host file, too, is read again: its defaults are part of what a guest file means.
+        load: Box::new(move || {
+            let host = load_host()?;
+            let around = crate::guest::definition::Surroundings { host: &host, host_file: &host_path, datastore: &datastore };
+            Definition::load(&guest, around)
+        }),
+        engine,
+        started: Box::new(|_| ()),
+        foreground,
+        host_file,
+    })
+}
+
+fn detached(app: &App, place: Place, guest: GuestDir) -> Outcome {
+    let mut options = options(app, place, &guest, false)?;
+    options.started = Box::new(|outcome| {
+        let line = serde_json::to_string(&Report::of(outcome)).expect("plain fields") + "\n";
+        // Whoever started us may have gone away; then nobody needs to know.
+        let _ = std::io::Write::write_all(&mut std::io::stdout(), line.as_bytes());
+        crate::host::process::give_up_stdout();
+    });
+    // Errors have been reported to the one who started us, and stand in the event log.
+    match supervise(guest, options) {
+        Ok(Ending::Stopped(_)) => Ok(ExitStatus::Done),
+        Ok(Ending::Failed(_)) | Err(_) => Ok(ExitStatus::Machine),
+    }
+}
+
+fn foreground(app: &App, place: Place, guest: GuestDir) -> Outcome {
+    let mut options = options(app, place, &guest, true)?;
+    let (sender, console) = mpsc::channel();
+    let (watched, watcher) = (guest.clone(), app.clone());
+    options.started = Box::new(move |outcome| {
+        if outcome.is_ok() {
+            let session = Session { in_foreground: true, ..Session::default() };
+            let thread = std::thread::spawn(move || {
+                attach::attach(&watcher, &watched, &session).map_err(|failure| watcher.ui.failure(&failure))
+            });
+            let _ = sender.send(thread);
+        }
+    });
+    let ending = supervise(guest, options)?;
+    // The connection has ended with the supervisor, so this does not wait; the terminal is restored when it returns.
+    if let Ok(thread) = console.try_recv() {
+        let _ = thread.join();
+    }
+    match ending {
+        Ending::Stopped(Some(ExitReason::Debug(value))) => Ok(ExitStatus::Engine((value << 1) | 1)),
+        Ending::Stopped(reason) => {
+            if let Some(reason) = reason {
+                app.ui.done(reason.words());
+            }
+            Ok(ExitStatus::Done)
+        }
+        Ending::Failed(reason) => Err(Failure::machine(anyhow::anyhow!(reason))),
+    }
+}

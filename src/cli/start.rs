@@ -1,0 +1,113 @@
+//! `vmctl start`.
+
+use std::process::Command;
+use std::time::Duration;
+
+use super::attach::{self, Session};
+use super::selection::Place;
+use super::{App, ExitStatus, Failure, Guests, Outcome};
+use crate::guest::control::{Reply, Request};
+use crate::guest::definition::Definition;
+use crate::guest::launcher;
+use crate::guest::lock::{GuestLock, Role};
+use crate::guest::store::GuestDir;
+
+/// Start guests
+///
+/// Returns when the guest runs; otherwise says what the engine said and exits with 1 or 2. A guest that runs already is
+/// an error if it was named, and left alone if a pattern or a tag chose it. A guest that has failed is started, and its
+/// failure forgotten.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    guests: Guests,
+    #[command(flatten)]
+    how: How,
+    /// Leave a guest alone that runs already
+    #[arg(long)]
+    if_stopped: bool,
+}
+
+/// How to start, and what to do once a guest runs.
+#[derive(Debug, Clone, clap::Args)]
+pub struct How {
+    /// Wait until the guest is ready, as its `[ready]` says
+    #[arg(long)]
+    wait: bool,
+    /// How long to wait, instead of the guest file's `ready.timeout`
+    #[arg(long, value_name = "TIME", requires = "wait", value_parser = crate::units::parse_duration)]
+    timeout: Option<Duration>,
+    /// Show the console once the guest runs (one guest only)
+    #[arg(long)]
+    console: bool,
+}
+
+impl Args {
+    pub fn run(self, app: &App) -> Outcome {
+        let place = app.place()?;
+        let chosen = self.guests.choose(&place)?;
+        if self.how.console && chosen.len() > 1 {
+            return Err(Failure::user("`--console` shows one guest, and several were named"));
+        }
+        app.each_guest(chosen, |guest, named| {
+            let running = GuestLock::holder(&guest.lock_file()).filter(|holder| holder.role == Role::Supervisor);
+            match running {
+                Some(_) if !named || self.if_stopped => Ok(ExitStatus::Done),
+                Some(holder) => Err(Failure::user(format!("`{}` is running already (supervisor {})", guest.name(), holder.pid))
+                    .hint("`--if-stopped` makes this no error")),
+                None => start(app, &place, guest, &self.how),
+            }
+        })
+    }
+}
+
+/// Starts a guest that is stopped and does what `how` says.
+pub fn start(app: &App, place: &Place, guest: &GuestDir, how: &How) -> Outcome {
+    // Checked here, too: a mistake in the file is shown with its place, and no supervisor is started for it.
+    Definition::load(guest, place.around())?;
+    launcher::start(guest, supervisor_command(app, place, guest)?)?;
+    if how.console {
+        return attach::attach(app, guest, &Session::default());
+    }
+    if how.wait {
+        wait_ready(guest, how.timeout)?;
+        app.ui.done(format!("{} is ready", guest.name()));
+    } else {
+        app.ui.done(format!("{} is running", guest.name()));
+    }
+    Ok(ExitStatus::Done)
+}
+
+/// Waits until a running guest is ready.
+pub fn wait_ready(guest: &GuestDir, timeout: Option<Duration>) -> Result<(), Failure> {
+    let timeout_ms = timeout.map(|timeout| timeout.as_millis() as u64);
+    match launcher::ask_once(guest, Request::WaitReady { timeout_ms })? {
+        Reply::Ready => Ok(()),
+        other => Err(Failure::machine(anyhow::anyhow!("the supervisor answered {other:?}"))),
+    }
+}
+
+/// `vmctl run GUEST --supervise` with what this command was told.
+fn supervisor_command(app: &App, place: &Place, guest: &GuestDir) -> Result<Command, Failure> {
+    let program = match cfg!(target_os = "linux") {
+        true => "/proc/self/exe".into(),
+        false => std::env::current_exe()?,
+    };
+    let mut command = Command::new(program);
+    if let Some(config) = &app.config {
+        command.arg("--config").arg(std::path::absolute(config)?);
+    }
+    command.arg("--datastore").arg(place.store.root()).args(["run", "--supervise", guest.name()]);
+    Ok(command)
+}
+
+impl How {
+    /// Without the console; waiting or not.
+    pub fn plain(wait: bool) -> How {
+        How { wait, timeout: None, console: false }
+    }
+    /// With the console.
+    pub fn with_console() -> How {
+        How { console: true, ..How::plain(false) }
+    }
+}

@@ -1,0 +1,59 @@
+//! `vmctl stop`.
+
+use std::time::Duration;
+
+use super::selection::Chosen;
+use super::{App, ExitStatus, Failure, Guests, Outcome};
+use crate::guest::control::{Reply, Request};
+use crate::guest::launcher;
+use crate::guest::lock::{GuestLock, Role};
+use crate::guest::store::GuestDir;
+
+/// Stop guests
+///
+/// Presses the ACPI power button, waits for the guest file's `stop_timeout`, then powers the guest off; says which it
+/// was. Several guests are stopped at the same time. A guest that is not running is an error if it was named, and left
+/// alone if a pattern or a tag chose it.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    guests: Guests,
+    /// Power off at once, without the power button and the hooks before it
+    #[arg(short, long)]
+    force: bool,
+    /// How long the guest has, instead of the guest file's `stop_timeout`
+    #[arg(long, value_name = "TIME", conflicts_with = "force", value_parser = crate::units::parse_duration)]
+    timeout: Option<Duration>,
+    /// A guest that is not running is no error
+    #[arg(long)]
+    if_running: bool,
+}
+
+impl Args {
+    pub fn run(self, app: &App) -> Outcome {
+        let place = app.place()?;
+        let timeout_ms = if self.force { Some(0) } else { self.timeout.map(|timeout| timeout.as_millis() as u64) };
+        end_each(app, self.guests.choose(&place)?, self.if_running, Request::Stop { timeout_ms })
+    }
+}
+
+/// Asks each supervisor to end its guest, and says how each ended.
+pub fn end_each(app: &App, chosen: Vec<Chosen>, if_running: bool, request: Request) -> Outcome {
+    app.each_guest(chosen, |guest, named| {
+        if !is_running(guest) && (if_running || !named) {
+            return Ok(ExitStatus::Done);
+        }
+        match launcher::ask_once(guest, request.clone())? {
+            Reply::Stopped { how } => {
+                app.ui.done(format!("{} has stopped: {}", guest.name(), how.words()));
+                Ok(ExitStatus::Done)
+            }
+            other => Err(Failure::machine(anyhow::anyhow!("the supervisor answered {other:?}"))),
+        }
+    })
+}
+
+/// Whether a supervisor has the guest.
+pub fn is_running(guest: &GuestDir) -> bool {
+    GuestLock::holder(&guest.lock_file()).is_some_and(|holder| holder.role == Role::Supervisor)
+}

@@ -1,0 +1,400 @@
+//! Guests are made: from a file, from a template, from another guest. Half-made ones leave no trace.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use toml_edit::{Array, ArrayOfTables, DocumentMut, Item, Table, Value};
+
+use crate::config::keys::{GUEST_KEYS, Kind, find};
+use crate::config::{GuestConfig, HookEvent};
+use crate::host::files::write_atomically;
+
+use super::definition::{Definition, Surroundings};
+use super::error::{GuestError, Result};
+use super::events::{self, EventKind};
+use super::lock::Role;
+use super::provision::{Made, copy_disks, ensure_disks, remove_volumes};
+use super::state::GuestState;
+use super::store::{GuestDir, NewGuest, Store};
+use super::supervisor::hooks::{HOOK_VERSION, HookDocument, run_hooks};
+
+/// What a new guest is made from.
+#[derive(Debug, Clone)]
+pub enum Origin {
+    /// A guest file, which stays where it is, or is copied into the datastore.
+    File {
+        /// Its path.
+        path: PathBuf,
+        /// Whether it is copied.
+        copy: bool,
+    },
+    /// A template.
+    Template(String),
+}
+
+/// Makes a guest. Each of `sets` is `KEY=VALUE` and is written into the guest's file.
+pub fn create(store: &Store, name: &str, origin: &Origin, sets: &[String], around: Surroundings<'_>) -> Result<GuestDir> {
+    check_name(name)?;
+    let new = store.begin(name)?;
+    write_file(&new, name, origin, sets, around)?;
+    finish(new, GuestState::new(name), EventKind::Created, around, |guest, definition| ensure_disks(guest, &definition.config))
+}
+
+/// Makes a guest with the file of another, copies of its disks, and an identity of its own. Both are stopped.
+pub fn clone(store: &Store, source: &GuestDir, name: &str, around: Surroundings<'_>) -> Result<GuestDir> {
+    check_name(name)?;
+    let _lock = source.lock_stopped("clone")?;
+    let definition = Definition::load(source, around)?;
+    let new = store.begin(name)?;
+    let file = source.file();
+    let linked = fs::read_link(&file);
+    match linked {
+        Ok(_) => symlink(source.config_file(), new.guest().file())
+            .map_err(|error| GuestError::io("link", &new.guest().file(), error))?,
+        Err(_) => {
+            let text = fs::read(&file).map_err(|error| GuestError::io("read", &file, error))?;
+            write_atomically(&new.guest().file(), &text, 0o644)
+                .map_err(|error| GuestError::io("write", &new.guest().file(), error))?;
+        }
+    }
+    if definition.config.uuid.is_some() || definition.config.nics.iter().any(|nic| nic.mac.is_some()) {
+        return Err(GuestError::user(format!(
+            "the file of `{}` sets `uuid` or `mac`, which the clone would share",
+            source.name()
+        ))
+        .hint("remove them from the file, or make the other guest from a file of its own"));
+    }
+    let origin = EventKind::Cloned { from: source.name().to_owned() };
+    finish(new, GuestState::new(name), origin, around, |guest, _| copy_disks(source, &definition.config, guest))
+}
+
+/// What every new guest needs once its file is there: a check, disks, a state, a name.
+fn finish(
+    new: NewGuest,
+    mut state: GuestState,
+    origin: EventKind,
+    around: Surroundings<'_>,
+    make_disks: impl FnOnce(&GuestDir, &Definition) -> Result<Made>,
+) -> Result<GuestDir> {
+    let name = new.place().name().to_owned();
+    let definition = Definition::load(new.guest(), around)?;
+    state.assign(&definition.config)?;
+    let made = make_disks(new.guest(), &definition)?;
+    events::record(&new.guest().events_log(), &name, origin);
+    if let Err(error) = state.save(&new.guest().state_file()) {
+        made.undo();
+        return Err(error);
+    }
+    let (guest, _lock) = match new.commit() {
+        Ok(committed) => committed,
+        Err(error) => {
+            made.undo();
+            return Err(error);
+        }
+    };
+    // Only now has the file the path that `list` will find it at.
+    if let Ok(definition) = Definition::load(&guest, around) {
+        state.summary = Some(definition.summary(around.host_file));
+        let _ = state.save(&guest.state_file());
+    }
+    run_event_hooks(&guest, &definition.config, &state, HookEvent::PostCreate)?;
+    Ok(guest)
+}
+
+/// Runs the hooks of an event outside a supervisor; the outcomes go to the event log.
+fn run_event_hooks(guest: &GuestDir, config: &GuestConfig, state: &GuestState, event: HookEvent) -> Result<()> {
+    let document = HookDocument {
+        version: HOOK_VERSION,
+        event: event.as_str(),
+        guest: guest.name().to_owned(),
+        uuid: state.uuid_for(config).to_owned(),
+        directory: guest.path().to_owned(),
+        boot: state.boots,
+        reason: String::new(),
+    };
+    for outcome in run_hooks(&config.hooks, event, &document) {
+        let words = outcome.error.clone().unwrap_or_else(|| "ok".into());
+        events::record(&guest.events_log(), guest.name(), EventKind::Hook { hook: outcome.hook.clone(), outcome: words.clone() });
+        if outcome.fatal {
+            return Err(GuestError::user(format!("hook `{}` failed: {words}", outcome.hook)));
+        }
+    }
+    Ok(())
+}
+
+/// Removes a stopped guest, its disks in the datastore and its volumes. A guest whose file is broken goes, too.
+pub fn destroy(store: &Store, guest: &GuestDir, around: Surroundings<'_>) -> Result<()> {
+    let lock = guest.lock_stopped("destroy")?;
+    let state = guest.state()?;
+    match Definition::load(guest, around) {
+        Ok(definition) if definition.config.protected => {
+            return Err(GuestError::user(format!("`{}` is protected", guest.name()))
+                .hint(format!("set `protected = false` first: `vmctl edit {}`", guest.name())));
+        }
+        Ok(definition) => {
+            run_event_hooks(guest, &definition.config, &state, HookEvent::PreDestroy)?;
+            remove_volumes(guest, &definition.config)?;
+        }
+        // The file cannot be read any more: what was known of it decides.
+        Err(_) if state.summary.as_ref().is_some_and(|summary| summary.protected) => {
+            return Err(GuestError::user(format!("`{}` is protected, and its file cannot be read", guest.name()))
+                .hint(format!("`vmctl check {}` says what is wrong with it", guest.name())));
+        }
+        Err(_) => {}
+    }
+    store.remove(guest)?;
+    drop(lock);
+    Ok(())
+}
+
+/// Gives a stopped guest another name. ZFS volumes carry the old one and stop it.
+pub fn rename(store: &Store, guest: &GuestDir, name: &str, around: Surroundings<'_>) -> Result<GuestDir> {
+    check_name(name)?;
+    let _lock = guest.lock_stopped("rename")?;
+    if let Ok(definition) = Definition::load(guest, around) {
+        let volumes = |disk: &&crate::config::DiskConfig| disk.backend == crate::config::DiskBackend::Zvol && disk.path.is_none();
+        if let Some(disk) = definition.config.disks.iter().find(volumes) {
+            return Err(GuestError::user(format!("disk `{}` is a ZFS volume that carries the guest's name", disk.id))
+                .hint("clone the guest to the new name, then destroy the old one"));
+        }
+    }
+    let renamed = store.rename(guest, name)?;
+    let mut state = renamed.state()?;
+    state.name = name.to_owned();
+    state.summary = Definition::load(&renamed, around).ok().map(|definition| definition.summary(around.host_file));
+    state.save(&renamed.state_file())?;
+    Ok(renamed)
+}
+
+/// Whether a guest may have this name.
+pub fn check_name(name: &str) -> Result<()> {
+    if crate::config::walk::is_name(name) {
+        return Ok(());
+    }
+    Err(GuestError::user(format!("`{name}` is not a name for a guest"))
+        .hint("at most 63 of a-z, 0-9, `.`, `_` and `-`, with a letter or digit at each end"))
+}
+
+fn write_file(new: &NewGuest, name: &str, origin: &Origin, sets: &[String], around: Surroundings<'_>) -> Result<()> {
+    let target = new.guest().file();
+    match origin {
+        Origin::File { path, copy } => {
+            let path = fs::canonicalize(path).map_err(|error| GuestError::io("read the guest file", path, error))?;
+            let meant = Definition::load_file(&path, name, None, sets, around)?;
+            match (copy, sets.is_empty()) {
+                (false, true) => symlink(&path, &target).map_err(|error| GuestError::io("link", &target, error)),
+                (false, false) => {
+                    let path = path.to_str().ok_or_else(|| GuestError::user(format!("`{}` is not UTF-8", path.display())))?;
+                    let mut document = DocumentMut::new();
+                    document["include"] = Item::Value(Value::Array(Array::from_iter([path])));
+                    write_document(&target, document, sets)
+                }
+                (true, _) => copy_file(&path, &target, name, sets, &meant, around),
+            }
+        }
+        Origin::Template(template) => {
+            let mut document = DocumentMut::new();
+            document["template"] = toml_edit::value(template.as_str());
+            // Checked with the sets laid over it, so that a mistake is shown where the user made it.
+            Definition::load_file(&target, name, Some(&document.to_string()), &absolute_sets(sets), around)?;
+            write_document(&target, document, sets)
+        }
+    }
+}
+
+fn copy_file(from: &Path, to: &Path, name: &str, sets: &[String], meant: &Definition, around: Surroundings<'_>) -> Result<()> {
+    let text = fs::read_to_string(from).map_err(|error| GuestError::io("read", from, error))?;
+    let document = text.parse::<DocumentMut>().map_err(|error| GuestError::user(error.to_string()))?;
+    write_document(to, document, sets)?;
+    match Definition::load_file(to, name, None, &[], around) {
+        Ok(copied) if copied.hash == meant.hash => Ok(()),
+        _ => Err(GuestError::user(format!("`{}` names files relative to itself, a copy would mean others", from.display()))
+            .hint("leave out `--copy`, or write absolute paths")),
+    }
+}
+
+fn write_document(target: &Path, mut document: DocumentMut, sets: &[String]) -> Result<()> {
+    for set in absolute_sets(sets) {
+        apply_set(document.as_table_mut(), &set)?;
+    }
+    write_atomically(target, document.to_string().as_bytes(), 0o644).map_err(|error| GuestError::io("write", target, error))
+}
+
+/// The sets with paths made absolute: on a command line they are relative to where it is typed.
+fn absolute_sets(sets: &[String]) -> Vec<String> {
+    let absolute = |set: &String| -> Option<String> {
+        let (key, value) = set.split_once('=')?;
+        let schema: Vec<&str> = schema_path(key).into_iter().map(|(part, _)| part).collect();
+        let is_path = find(GUEST_KEYS, &schema.join(".")).is_some_and(|key| matches!(key.kind, Kind::Path));
+        let text = value.trim().trim_matches('"');
+        if !is_path || text.contains("{{") || text.starts_with('/') {
+            return None;
+        }
+        Some(format!("{key}={}", toml_edit::Value::from(std::path::absolute(text).ok()?.to_str()?)))
+    };
+    sets.iter().map(|set| absolute(set).unwrap_or_else(|| set.clone())).collect()
+}
+
+/// A path of `--set` part by part, each with the id that follows it if it names an array of tables.
+fn schema_path(path: &str) -> Vec<(&str, Option<&str>)> {
+    let mut parts = path.trim().split('.').peekable();
+    let mut row: Vec<(&str, Option<&str>)> = Vec::new();
+    while let Some(part) = parts.next() {
+        let so_far: Vec<&str> = row.iter().map(|(part, _)| *part).chain([part]).collect();
+        let entries = find(GUEST_KEYS, &so_far.join(".")).is_some_and(|key| matches!(key.kind, Kind::Entries));
+        let id = if entries { parts.next() } else { None };
+        row.push((part, id));
+    }
+    row
+}
+
+/// Writes one `KEY=VALUE` into a guest file; an entry of an array is found by its id, or added.
+fn apply_set(root: &mut Table, set: &str) -> Result<()> {
+    let (path, text) = set.split_once('=').ok_or_else(|| GuestError::user(format!("`{set}` has no `=`")))?;
+    let value = text.trim().parse::<Value>().unwrap_or_else(|_| Value::from(text));
+    let row = schema_path(path);
+    let Some(((leaf, None), tables)) = row.split_last() else {
+        return Err(
+            GuestError::user(format!("`{path}` names a whole entry")).hint(format!("name a key in it, like `{path}.size`"))
+        );
+    };
+    let mut table = root;
+    for (part, id) in tables {
+        let item = table.entry(part).or_insert_with(|| match id {
+            Some(_) => Item::ArrayOfTables(ArrayOfTables::new()),
+            None => Item::Table(Table::new()),
+        });
+        table = match (item, id) {
+            (Item::ArrayOfTables(entries), Some(id)) => entry(entries, id),
+            (item, None) if item.is_table() => item.as_table_mut().expect("just looked"),
+            _ => {
+                return Err(GuestError::user(format!("`{part}` is written in a short form that `--set {path}` cannot go into"))
+                    .hint("write it as a table in the guest file"));
+            }
+        };
+    }
+    table[leaf] = Item::Value(value);
+    Ok(())
+}
+
+fn entry<'a>(entries: &'a mut ArrayOfTables, id: &str) -> &'a mut Table {
+    let found = entries.iter().position(|entry| entry.get("id").and_then(Item::as_str) == Some(id));
+    let at = found.unwrap_or_else(|| {
+        let mut entry = Table::new();
+        entry["id"] = toml_edit::value(id);
+        entries.push(entry);
+        entries.len() - 1
+    });
+    entries.get_mut(at).expect("found or pushed")
+}
+
+/// A guest file that is being edited: the user's editor works on a copy beside it, which is checked before it takes the
+/// file's place.
+pub struct Edit {
+    guest: GuestDir,
+    file: PathBuf,
+    before: Vec<u8>,
+    /// What the editor is given.
+    pub copy: PathBuf,
+}
+
+impl Edit {
+    /// Makes the copy.
+    pub fn begin(guest: &GuestDir) -> Result<Edit> {
+        let file = guest.config_file();
+        let before = fs::read(&file).map_err(|error| GuestError::io("read", &file, error))?;
+        // Beside the file, and with its ending: paths in it mean the same, and editors know its kind.
+        let copy = file.with_file_name(format!(".edit-{}-{}.toml", guest.name(), std::process::id()));
+        write_atomically(&copy, &before, 0o600).map_err(|error| GuestError::io("write", &copy, error))?;
+        Ok(Edit { guest: guest.clone(), file, before, copy })
+    }
+
+    /// Checks the copy and puts it in the file's place; `false` when nothing was changed.
+    pub fn save(&self, around: Surroundings<'_>) -> Result<bool> {
+        let after = fs::read(&self.copy).map_err(|error| GuestError::io("read", &self.copy, error))?;
+        if after == self.before {
+            return Ok(false);
+        }
+        let text = String::from_utf8(after).map_err(|_| GuestError::user("the file is not UTF-8"))?;
+        Definition::load_file(&self.file, self.guest.name(), Some(&text), &[], around)?;
+        let now = fs::read(&self.file).unwrap_or_default();
+        if now != self.before {
+            return Err(GuestError::user(format!("`{}` was changed meanwhile by someone else", self.file.display()))
+                .hint("compare the two, then edit again"));
+        }
+        use std::os::unix::fs::PermissionsExt;
+        let mode = fs::metadata(&self.file).map_or(0o644, |metadata| metadata.permissions().mode() & 0o7777);
+        write_atomically(&self.file, text.as_bytes(), mode).map_err(|error| GuestError::io("write", &self.file, error))?;
+        // While a supervisor has the state, it is the only one to write it; the next boot does.
+        if let Ok(_lock) = self.guest.lock(Role::Command)
+            && let (Ok(mut state), Ok(definition)) = (self.guest.state(), Definition::load(&self.guest, around))
+        {
+            state.summary = Some(definition.summary(around.host_file));
+            let _ = state.save(&self.guest.state_file());
+        }
+        Ok(true)
+    }
+
+    /// Keeps the copy and says where: for an edit that is given up with its mistakes.
+    pub fn keep(self) -> PathBuf {
+        let copy = self.copy.clone();
+        std::mem::forget(self);
+        copy
+    }
+}
+
+impl Drop for Edit {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.copy);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(text: &str, sets: &[&str]) -> String {
+        let mut document: DocumentMut = text.parse().expect("TOML");
+        for set in sets {
+            apply_set(document.as_table_mut(), set).expect("applies");
+        }
+        document.to_string()
+    }
+
+    #[test]
+    fn a_set_goes_where_the_key_stands_and_an_entry_is_found_by_its_id() {
+        let text = "[[disks]]\nid = \"root\" # kept\nsize = \"1G\"\n";
+        let after = set(text, &["disks.root.size=20G", "memory=2G", "kernel.image=/boot/vmlinuz", "cpus=4"]);
+        assert!(after.contains("id = \"root\" # kept\nsize = \"20G\""), "{after}");
+        assert!(after.contains("memory = \"2G\""), "{after}");
+        assert!(after.contains("[kernel]\nimage = \"/boot/vmlinuz\""), "{after}");
+        assert!(after.contains("cpus = 4"), "{after}");
+    }
+
+    #[test]
+    fn an_entry_that_is_not_there_is_added_also_in_an_entry() {
+        let after = set("", &["disks.data.size=1G", "nics.net0.forwards.ssh.host_port=2222"]);
+        let parsed: toml_edit::DocumentMut = after.parse().expect("TOML");
+        assert_eq!(parsed["disks"][0]["id"].as_str(), Some("data"));
+        assert_eq!(parsed["nics"][0]["forwards"][0]["host_port"].as_integer(), Some(2222));
+    }
+
+    #[test]
+    fn paths_of_the_command_line_are_relative_to_where_it_is_typed() {
+        let here = std::env::current_dir().expect("somewhere");
+        let sets = absolute_sets(&["kernel.image=vmlinuz".into(), "disks.root.path=/a".into(), "memory=1G".into()]);
+        assert_eq!(
+            sets,
+            [format!("kernel.image=\"{}\"", here.join("vmlinuz").display()), "disks.root.path=/a".into(), "memory=1G".into()]
+        );
+    }
+
+    #[test]
+    fn names_that_lead_elsewhere_are_no_names() {
+        for name in ["", "..", "a/b", "-a", "A", "a ", &"a".repeat(64)] {
+            assert!(check_name(name).is_err(), "{name}");
+        }
+        assert!(check_name("web-1.example").is_ok());
+    }
+}

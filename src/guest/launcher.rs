@@ -1,0 +1,110 @@
+//! How a command starts a supervisor and hears what became of it, and how it asks one that runs.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+use serde::{Deserialize, Serialize};
+
+use crate::host::process::{open_log, spawn_detached};
+
+use super::control::{ControlClient, Reply, Request};
+use super::error::{Fault, GuestError, Result};
+use super::lock::{GuestLock, Role};
+use super::store::GuestDir;
+
+/// The supervisor's own log is started anew when it has grown past this.
+const LOG_LIMIT: u64 = 256 * 1024;
+
+/// What a detached supervisor reports on its standard output, once, as a line of JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// Whether the guest runs.
+    pub running: bool,
+    /// Why not.
+    pub message: String,
+    /// The next step.
+    pub hint: Option<String>,
+    /// Whether the user can put it right.
+    pub user: bool,
+}
+
+impl Report {
+    /// Of the outcome of a start.
+    pub fn of(outcome: std::result::Result<(), &GuestError>) -> Report {
+        match outcome {
+            Ok(()) => Report { running: true, message: String::new(), hint: None, user: false },
+            Err(error) => Report {
+                running: false,
+                message: error.chain(),
+                hint: error.next_step().map(str::to_owned),
+                user: error.fault() == Fault::User,
+            },
+        }
+    }
+}
+
+/// Starts `command`, a supervisor of `guest`, detached, and returns when the guest runs, or with why it does not.
+pub fn start(guest: &GuestDir, mut command: Command) -> Result<()> {
+    let log = guest.supervisor_log();
+    let stderr = open_log(&log, LOG_LIMIT).map_err(|error| GuestError::io("write", &log, error))?;
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr).current_dir("/");
+    let mut child =
+        spawn_detached(&mut command).map_err(|error| GuestError::host(format!("cannot start the supervisor: {error}")))?;
+    let stdout = child.stdout.take().expect("piped above");
+    let mut line = String::new();
+    let read = BufReader::new(stdout).read_line(&mut line);
+    match read.ok().and_then(|_| serde_json::from_str::<Report>(&line).ok()) {
+        Some(report) if report.running => Ok(()),
+        Some(report) => {
+            // It has let the guest go when it is gone.
+            let _ = child.wait();
+            let error = if report.user { GuestError::user(report.message) } else { GuestError::host(report.message) };
+            Err(match report.hint {
+                Some(hint) => error.hint(hint),
+                None => error,
+            })
+        }
+        None => {
+            let ended = child.wait().map(|status| status.to_string()).unwrap_or_default();
+            Err(GuestError::host(format!("the supervisor of `{}` ended before the guest ran ({ended})", guest.name()))
+                .hint(format!("`{}` may say why", log.display())))
+        }
+    }
+}
+
+/// Connects to the supervisor of a running guest.
+pub fn ask(guest: &GuestDir, request: Request) -> Result<ControlClient> {
+    let started = std::time::Instant::now();
+    loop {
+        if let Some(client) = ControlClient::ask(&guest.socket(), request.clone())? {
+            return Ok(client);
+        }
+        // A supervisor has its lock a moment before its socket, and its socket's end a moment before its lock's.
+        match GuestLock::holder(&guest.lock_file()) {
+            Some(holder) if holder.role == Role::Supervisor && started.elapsed().as_secs() < 5 => {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            Some(holder) if holder.role == Role::Supervisor => {
+                let message = format!("the supervisor of `{}` (process {}) does not answer", guest.name(), holder.pid);
+                return Err(GuestError::host(message).hint(format!("`kill -9 {}` ends it and the guest", holder.pid)));
+            }
+            _ => {
+                return Err(GuestError::user(format!("`{}` is not running", guest.name()))
+                    .hint(format!("start it: `vmctl start {}`", guest.name())));
+            }
+        }
+    }
+}
+
+/// Asks and waits for the answer.
+pub fn ask_once(guest: &GuestDir, request: Request) -> Result<Reply> {
+    match ask(guest, request)?.reply()? {
+        Some(Reply::Error { message, hint }) => Err(match hint {
+            Some(hint) => GuestError::user(message).hint(hint),
+            None => GuestError::user(message),
+        }),
+        Some(reply) => Ok(reply),
+        None => Err(GuestError::host("the supervisor ended without an answer")
+            .hint(format!("`vmctl events {}` may say why", guest.name()))),
+    }
+}

@@ -1,0 +1,137 @@
+//! What `list` and `info` tell of guests, from their files alone: no process and no connection a guest.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::definition::{Definition, Surroundings};
+use super::error::GuestError;
+use super::state::{GuestState, LastExit, Stamp, Summary};
+use super::store::{GuestDir, Status};
+
+/// One guest.
+#[derive(Debug, Clone, Serialize)]
+pub struct Overview {
+    /// Its name.
+    pub name: String,
+    /// `stopped`, `failed`, `starting`, `running`, `stopping`, `waiting`, `busy`.
+    pub state: &'static str,
+    /// `null` when its file cannot be read.
+    pub cpus: Option<u32>,
+    /// `null` when its file cannot be read.
+    pub memory_bytes: Option<u64>,
+    /// `embedded` or `bhyve`.
+    pub engine: Option<String>,
+    /// The vCPU back end of the running engine.
+    pub backend: Option<String>,
+    /// For `--tag`.
+    pub tags: Vec<String>,
+    /// For people.
+    pub description: Option<String>,
+    /// `destroy` refuses.
+    pub protected: bool,
+    /// The UUID that the guest sees.
+    pub uuid: String,
+    /// The supervisor.
+    pub pid: Option<u32>,
+    /// The engine.
+    pub engine_pid: Option<u32>,
+    /// Since the guest runs.
+    pub uptime_seconds: Option<u64>,
+    /// All probes have passed.
+    pub ready: bool,
+    /// Restarts since it was started.
+    pub restarts: u64,
+    /// The guest file means something else now than at this boot.
+    pub restart_pending: bool,
+    /// Why it is `failed`.
+    pub failed: Option<String>,
+    /// How the last boot ended.
+    pub last_exit: Option<LastExit>,
+    /// What is wrong with its file, in one line.
+    pub problem: Option<String>,
+}
+
+/// Looks at guests; files that many have in common, like templates, are looked at once.
+pub struct Observer<'a> {
+    around: Surroundings<'a>,
+    stamps: HashMap<PathBuf, Stamp>,
+}
+
+impl<'a> Observer<'a> {
+    /// With what guest files are read with.
+    pub fn new(around: Surroundings<'a>) -> Observer<'a> {
+        Observer { around, stamps: HashMap::new() }
+    }
+
+    /// One guest, with its state.
+    pub fn look(&mut self, guest: &GuestDir) -> Result<(Overview, GuestState), GuestError> {
+        let state = guest.state()?;
+        let status = guest.status(&state);
+        let (summary, problem) = match self.summary(guest, &state) {
+            Ok(summary) => (Some(summary), None),
+            Err(error) => (None, Some(one_line(&error))),
+        };
+        let run = state.run.as_ref().filter(|_| status.is_active());
+        let overview = Overview {
+            name: guest.name().to_owned(),
+            state: status.word(),
+            cpus: summary.as_ref().map(|summary| summary.cpus),
+            memory_bytes: summary.as_ref().map(|summary| summary.memory_bytes),
+            engine: summary.as_ref().map(|summary| summary.engine.clone()),
+            backend: run.and_then(|run| run.backend.clone()),
+            tags: summary.as_ref().map(|summary| summary.tags.clone()).unwrap_or_default(),
+            description: summary.as_ref().and_then(|summary| summary.description.clone()),
+            protected: summary.as_ref().is_some_and(|summary| summary.protected),
+            uuid: state.uuid.clone(),
+            pid: run.map(|run| run.pid),
+            engine_pid: run.and_then(|run| run.engine_pid),
+            uptime_seconds: run
+                .filter(|_| status == Status::Supervised(super::state::Phase::Running))
+                .map(|run| run.since.elapsed().as_secs()),
+            ready: run.is_some_and(|run| run.ready),
+            restarts: run.map_or(0, |run| run.restarts),
+            restart_pending: match (run, &summary) {
+                (Some(run), Some(summary)) => run.config_hash != summary.config_hash,
+                _ => false,
+            },
+            failed: state.failed.as_ref().filter(|_| status == Status::Failed).map(|failed| failed.reason.clone()),
+            last_exit: state.last_exit.clone(),
+            problem,
+        };
+        Ok((overview, state))
+    }
+
+    fn summary(&mut self, guest: &GuestDir, state: &GuestState) -> Result<Summary, GuestError> {
+        if let Some(summary) = &state.summary
+            && summary.program == env!("CARGO_PKG_VERSION")
+            && summary.sources.first().is_some_and(|source| source.path == guest.config_file())
+            && summary.sources.iter().all(|source| self.stamp(&source.path) == *source)
+        {
+            return Ok(summary.clone());
+        }
+        Ok(Definition::load(guest, self.around)?.summary(self.around.host_file))
+    }
+
+    fn stamp(&mut self, path: &Path) -> Stamp {
+        match self.stamps.get(path) {
+            Some(stamp) => stamp.clone(),
+            None => {
+                let stamp = Stamp::of(path);
+                self.stamps.insert(path.to_owned(), stamp.clone());
+                stamp
+            }
+        }
+    }
+}
+
+fn one_line(error: &GuestError) -> String {
+    match error.diagnostics().and_then(|diagnostics| diagnostics.0.first()) {
+        Some(first) => match &first.place {
+            Some(place) => format!("{place}: {}", first.message),
+            None => first.message.clone(),
+        },
+        None => error.chain(),
+    }
+}

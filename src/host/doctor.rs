@@ -1,0 +1,131 @@
+//! The probe behind `vmctl doctor`: what this host offers, and what is missing.
+
+use std::fs::{File, OpenOptions};
+use std::path::Path;
+
+use super::files::{free_space, private_directory};
+use super::process::kernel;
+
+/// How something stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// As it should.
+    Good,
+    /// Not at its best; vmctl works.
+    Note,
+    /// vmctl does not work like this.
+    Bad,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Clone)]
+pub struct Finding {
+    /// What was looked at.
+    pub check: &'static str,
+    /// How it stands.
+    pub verdict: Verdict,
+    /// In words.
+    pub words: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+impl Finding {
+    /// As it should be.
+    pub fn good(check: &'static str, words: impl Into<String>) -> Finding {
+        Finding { check, verdict: Verdict::Good, words: words.into(), hint: None }
+    }
+    /// Worth knowing.
+    pub fn note(check: &'static str, words: impl Into<String>) -> Finding {
+        Finding { check, verdict: Verdict::Note, words: words.into(), hint: None }
+    }
+    /// In the way.
+    pub fn bad(check: &'static str, words: impl Into<String>, hint: impl Into<String>) -> Finding {
+        Finding { check, verdict: Verdict::Bad, words: words.into(), hint: Some(hint.into()) }
+    }
+}
+
+/// Looks at everything.
+pub fn examine(datastore: &Path, runtime: &Path) -> Vec<Finding> {
+    vec![
+        Finding::good("vmctl", format!("{} for {} {}", env!("CARGO_PKG_VERSION"), std::env::consts::OS, std::env::consts::ARCH)),
+        Finding::good("host", kernel()),
+        processors(),
+        Finding::good("soft", "the software CPU works on any host"),
+        kvm(),
+        vmm(),
+        writable(datastore),
+        space(datastore),
+        runtime_directory(runtime),
+    ]
+}
+
+fn processors() -> Finding {
+    match std::thread::available_parallelism() {
+        Ok(count) => Finding::good("processors", count.to_string()),
+        Err(error) => Finding::note("processors", format!("unknown: {error}")),
+    }
+}
+
+fn kvm() -> Finding {
+    if !cfg!(target_os = "linux") {
+        return Finding::note("kvm", "Linux only");
+    }
+    match OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+        Ok(_) => Finding::note("kvm", "/dev/kvm is there; this version has no KVM back end yet and uses the software CPU"),
+        Err(error) => Finding::note("kvm", format!("/dev/kvm: {error}; the software CPU is used")),
+    }
+}
+
+fn vmm() -> Finding {
+    if !cfg!(target_os = "freebsd") {
+        return Finding::note("vmm", "FreeBSD only");
+    }
+    match Path::new("/dev/vmmctl").exists() || Path::new("/dev/vmm").exists() {
+        true => Finding::note("vmm", "vmm(4) is loaded; this version has no vmm back end yet and uses the software CPU"),
+        false => Finding::note("vmm", "vmm(4) is not loaded; the software CPU is used"),
+    }
+}
+
+/// The first directory above a path that exists.
+fn existing(path: &Path) -> &Path {
+    path.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/"))
+}
+
+fn writable(datastore: &Path) -> Finding {
+    let place = existing(datastore);
+    let there = if place == datastore { "" } else { " (made when it is first used)" };
+    let probe = place.join(format!(".vmctl-doctor-{}", std::process::id()));
+    let written = File::create_new(&probe);
+    let _ = std::fs::remove_file(&probe);
+    match written {
+        Ok(_) => Finding::good("datastore", format!("{}{there}", datastore.display())),
+        Err(error) => Finding::bad(
+            "datastore",
+            format!("`{}` cannot be written to: {error}", place.display()),
+            "choose another with `--datastore`, or run as its owner",
+        ),
+    }
+}
+
+fn space(datastore: &Path) -> Finding {
+    let place = existing(datastore);
+    match free_space(place) {
+        Ok(bytes) if bytes < 1 << 30 => Finding {
+            hint: Some("free some space, or choose a datastore elsewhere".into()),
+            ..Finding::note("disk space", format!("{} MiB free below {}", bytes >> 20, place.display()))
+        },
+        Ok(bytes) => Finding::good("disk space", format!("{} GiB free below {}", bytes >> 30, place.display())),
+        Err(error) => Finding::note("disk space", format!("unknown: {error}")),
+    }
+}
+
+fn runtime_directory(runtime: &Path) -> Finding {
+    match private_directory(runtime) {
+        Ok(()) => Finding::good("runtime directory", runtime.display().to_string()),
+        Err(error) => Finding {
+            hint: Some("guests whose directories have long paths cannot be started; set XDG_RUNTIME_DIR".into()),
+            ..Finding::note("runtime directory", format!("`{}`: {error}", runtime.display()))
+        },
+    }
+}
