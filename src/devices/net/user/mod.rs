@@ -1,0 +1,221 @@
+//! User-mode network: a network of its own for one guest, which reaches the outside through ordinary sockets of the
+//! host and needs no privilege.
+//!
+//! ```text
+//! 10.0.2.0/24
+//!   10.0.2.2   gateway and DHCP server; connections to it reach the host's loopback
+//!   10.0.2.3   name server: UDP and TCP port 53 go to the host's
+//!   10.0.2.15  the guest
+//! ```
+//!
+//! TCP towards the guest is smoltcp's; UDP and ICMP echo need no stack and are carried over directly. Everything runs on
+//! a thread of its own; the device exchanges frames with it through two bounded queues.
+//!
+//! **Not modelled**: IPv6; IP fragments from the guest; echo to the outside where the host does not allow it without
+//! privilege (it is not answered); addresses of 10.0.2.0/24 other than those above (nobody there).
+//!
+//! **Hostile guest**: both queues, the connections, the conversations and their buffers are bounded; see the parts.
+//! The guest reaches whatever the process can reach, the host's loopback too: give it `none` or a tap where it must not.
+
+mod dhcp;
+mod engine;
+mod packet;
+mod tcp;
+#[cfg(test)]
+mod tests;
+mod udp;
+
+use std::collections::VecDeque;
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use super::Nic;
+use crate::hypervisor::backend::Waker;
+
+/// The gateway, the DHCP server and the host's loopback.
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+/// The name server.
+pub const DNS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
+/// The guest.
+pub const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
+const MASK: Ipv4Addr = Ipv4Addr::new(255, 255, 255, 0);
+/// The gateway's Ethernet address: locally administered, its IP address in the last four bytes.
+const GATEWAY_MAC: packet::Mac = [0x52, 0x55, 10, 0, 2, 2];
+/// Frames that wait in either direction.
+const QUEUE_FRAMES: usize = 1024;
+/// Longest frame taken from the guest.
+const FRAME_MAX: usize = 65535 + 18;
+
+/// Protocol of a forward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// An address of the host whose traffic goes to the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Forward {
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// The host's address and port; port 0 takes a free one.
+    pub host: SocketAddr,
+    /// The guest's port.
+    pub guest_port: u16,
+}
+
+/// How the network is made.
+#[derive(Debug, Clone, Default)]
+pub struct UserNetConfig {
+    /// Inbound forwards.
+    pub forwards: Vec<Forward>,
+    /// The name that DHCP tells the guest.
+    pub host_name: Option<String>,
+    /// Name servers; those of the host's `/etc/resolv.conf` if empty.
+    pub name_servers: Vec<SocketAddr>,
+}
+
+/// A network that cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum UserNetError {
+    /// Somebody else listens there.
+    #[error("port already taken: `{0}` is in use by another program")]
+    Taken(SocketAddr),
+    /// The host does not let us listen there.
+    #[error("cannot listen on `{address}`")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The host gives no thread or socket.
+    #[error("cannot start the user-mode network")]
+    Start(#[source] std::io::Error),
+}
+
+/// What the device's side and the thread share.
+struct Shared {
+    from_guest: Mutex<VecDeque<Vec<u8>>>,
+    to_guest: Mutex<VecDeque<Vec<u8>>>,
+    /// The thread was told and has not looked yet.
+    told: AtomicBool,
+    stop: AtomicBool,
+    bell: UnixStream,
+    waker: Waker,
+}
+
+impl Shared {
+    /// Tells the thread to look.
+    fn ring(&self) {
+        if !self.told.swap(true, Ordering::AcqRel) {
+            // A full socket has a byte in it already.
+            let _ = (&self.bell).write(&[1]);
+        }
+    }
+}
+
+/// The network's end at the device.
+pub struct UserNet {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+    forwards: Vec<Forward>,
+}
+
+fn listen_error(address: SocketAddr, source: std::io::Error) -> UserNetError {
+    match source.kind() {
+        std::io::ErrorKind::AddrInUse => UserNetError::Taken(address),
+        _ => UserNetError::Listen { address, source },
+    }
+}
+
+impl UserNet {
+    /// Starts a network; its device is woken through `waker`. A forward that cannot listen fails it all.
+    pub fn new(config: &UserNetConfig, waker: Waker) -> Result<UserNet, UserNetError> {
+        let (mut tcp, mut udp, mut forwards) = (vec![], vec![], vec![]);
+        for forward in &config.forwards {
+            let failed = |error| listen_error(forward.host, error);
+            let guest_port = forward.guest_port;
+            let host = match forward.protocol {
+                Protocol::Tcp => {
+                    let socket = TcpListener::bind(forward.host).map_err(failed)?;
+                    socket.set_nonblocking(true).map_err(failed)?;
+                    let host = socket.local_addr().map_err(failed)?;
+                    tcp.push(tcp::Listener { socket, guest_port });
+                    host
+                }
+                Protocol::Udp => {
+                    let socket = UdpSocket::bind(forward.host).map_err(failed)?;
+                    socket.set_nonblocking(true).map_err(failed)?;
+                    let host = socket.local_addr().map_err(failed)?;
+                    udp.push(udp::Listener { socket, guest_port });
+                    host
+                }
+            };
+            forwards.push(Forward { host, ..*forward });
+        }
+        let (bell, heard) = UnixStream::pair().map_err(UserNetError::Start)?;
+        bell.set_nonblocking(true).and_then(|()| heard.set_nonblocking(true)).map_err(UserNetError::Start)?;
+        let shared = Arc::new(Shared {
+            from_guest: Mutex::default(),
+            to_guest: Mutex::default(),
+            told: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            bell,
+            waker,
+        });
+        let engine = engine::Engine::new(shared.clone(), heard, config, tcp, udp);
+        let thread = std::thread::Builder::new().name("user-net".into()).spawn(move || engine.run());
+        Ok(UserNet { shared, thread: Some(thread.map_err(UserNetError::Start)?), forwards })
+    }
+
+    /// The forwards, with the ports that were taken where the configuration left it open.
+    pub fn forwards(&self) -> &[Forward] {
+        &self.forwards
+    }
+}
+
+impl Nic for UserNet {
+    fn transmit(&mut self, frame: &[u8]) {
+        if frame.len() > FRAME_MAX {
+            return;
+        }
+        {
+            let mut queue = self.shared.from_guest.lock().expect("no panic happens under this lock");
+            if queue.len() >= QUEUE_FRAMES {
+                return;
+            }
+            queue.push_back(frame.to_vec());
+        }
+        self.shared.ring();
+    }
+
+    fn receive(&mut self) -> Option<Vec<u8>> {
+        let mut queue = self.shared.to_guest.lock().expect("no panic happens under this lock");
+        let frame = queue.pop_front();
+        // The thread stopped filling when there was no room; it goes on when half is free.
+        let resume = frame.is_some() && queue.len() == QUEUE_FRAMES / 2;
+        drop(queue);
+        if resume {
+            self.shared.ring();
+        }
+        frame
+    }
+}
+
+impl Drop for UserNet {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Release);
+        self.shared.told.store(false, Ordering::Release);
+        self.shared.ring();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! Ethernet, IPv4, UDP and ICMP headers: RFC 894, RFC 791, RFC 768, RFC 792. TCP and ARP are smoltcp's.
+//!
+//! **Hostile guest**: every length is checked against the bytes that are there. Fragments from the guest are not put
+//! together: they are dropped.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+/// An Ethernet address.
+pub type Mac = [u8; 6];
+
+const ETHERNET_BYTES: usize = 14;
+const IPV4_BYTES: usize = 20;
+const UDP_BYTES: usize = 8;
+/// Payload of an Ethernet frame.
+const MTU: usize = 1500;
+const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
+const ETHERTYPE_ARP: [u8; 2] = [0x08, 0x06];
+const MORE_FRAGMENTS: u16 = 0x2000;
+const PROTOCOL_ICMP: u8 = 1;
+const PROTOCOL_TCP: u8 = 6;
+const PROTOCOL_UDP: u8 = 17;
+const ICMP_ECHO_REPLY: u8 = 0;
+const ICMP_UNREACHABLE: u8 = 3;
+const ICMP_PORT_UNREACHABLE: u8 = 3;
+const ICMP_ECHO: u8 = 8;
+
+/// What a frame from the guest carries, as far as this network cares.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Content<'a> {
+    /// An ARP packet for the address.
+    Arp {
+        /// Whose Ethernet address is asked for, or told to.
+        target: Ipv4Addr,
+    },
+    /// A TCP segment.
+    Tcp {
+        /// Sender.
+        source: SocketAddrV4,
+        /// Receiver.
+        destination: SocketAddrV4,
+        /// It opens a connection: SYN without ACK or RST.
+        opens: bool,
+    },
+    /// A UDP datagram.
+    Udp {
+        /// Sender.
+        source: SocketAddrV4,
+        /// Receiver.
+        destination: SocketAddrV4,
+        /// Its data.
+        payload: &'a [u8],
+    },
+    /// An ICMP echo request.
+    Echo {
+        /// Sender.
+        source: Ipv4Addr,
+        /// Receiver.
+        destination: Ipv4Addr,
+        /// Identifier of the sender's program.
+        identifier: u16,
+        /// The ICMP message.
+        message: &'a [u8],
+    },
+}
+
+fn be16(bytes: &[u8], at: usize) -> u16 {
+    u16::from_be_bytes([bytes[at], bytes[at + 1]])
+}
+
+fn address(bytes: &[u8], at: usize) -> Ipv4Addr {
+    Ipv4Addr::new(bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3])
+}
+
+/// The sender's Ethernet address and the content of a frame, if it is of any use.
+pub fn parse(frame: &[u8]) -> Option<(Mac, Content<'_>)> {
+    let (header, packet) = frame.split_at_checked(ETHERNET_BYTES)?;
+    let source: Mac = header[6..12].try_into().expect("six bytes");
+    let content = match [header[12], header[13]] {
+        ETHERTYPE_ARP if packet.len() >= 28 => Content::Arp { target: address(packet, 24) },
+        ETHERTYPE_IPV4 => parse_ipv4(packet)?,
+        _ => return None,
+    };
+    Some((source, content))
+}
+
+fn parse_ipv4(packet: &[u8]) -> Option<Content<'_>> {
+    if packet.len() < IPV4_BYTES || packet[0] >> 4 != 4 {
+        return None;
+    }
+    let header_bytes = usize::from(packet[0] & 0xf) * 4;
+    let total = usize::from(be16(packet, 2));
+    if header_bytes < IPV4_BYTES || header_bytes > total || total > packet.len() || be16(packet, 6) & 0x3fff != 0 {
+        return None;
+    }
+    let (source, destination) = (address(packet, 12), address(packet, 16));
+    let payload = &packet[header_bytes..total];
+    let ports = |bytes: &[u8]| (SocketAddrV4::new(source, be16(bytes, 0)), SocketAddrV4::new(destination, be16(bytes, 2)));
+    match packet[9] {
+        PROTOCOL_TCP if payload.len() >= 20 => {
+            let (source, destination) = ports(payload);
+            // FIN 1, SYN 2, RST 4, ACK 16.
+            Some(Content::Tcp { source, destination, opens: payload[13] & 0x16 == 0x02 })
+        }
+        PROTOCOL_UDP if payload.len() >= UDP_BYTES => {
+            let (source, destination) = ports(payload);
+            let bytes = usize::from(be16(payload, 4));
+            Some(Content::Udp { source, destination, payload: payload.get(UDP_BYTES..bytes)? })
+        }
+        PROTOCOL_ICMP if payload.len() >= 8 && payload[0] == ICMP_ECHO && payload[1] == 0 => {
+            Some(Content::Echo { source, destination, identifier: be16(payload, 4), message: payload })
+        }
+        _ => None,
+    }
+}
+
+/// The Internet checksum of some pieces, each of an even length but the last: RFC 1071.
+fn checksum(pieces: &[&[u8]]) -> u16 {
+    let mut sum = 0u64;
+    for piece in pieces {
+        let pairs = piece.chunks_exact(2);
+        let odd = pairs.remainder().first().map_or(0, |&byte| u64::from(byte) << 8);
+        sum += pairs.map(|pair| u64::from(be16(pair, 0))).sum::<u64>() + odd;
+    }
+    while sum >> 16 != 0 {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}
+
+/// From whom to whom a frame goes.
+#[derive(Debug, Clone, Copy)]
+pub struct Route {
+    /// Our Ethernet address.
+    pub source_mac: Mac,
+    /// The guest's.
+    pub destination_mac: Mac,
+    /// Identification of the datagram, which its fragments share.
+    pub identification: u16,
+}
+
+/// The frames that carry one IPv4 datagram: several where it is longer than the link's MTU.
+fn ipv4(route: &Route, protocol: u8, source: Ipv4Addr, destination: Ipv4Addr, payload: &[u8]) -> Vec<Vec<u8>> {
+    // Offsets count in eights.
+    const CHUNK: usize = (MTU - IPV4_BYTES) & !7;
+    let pieces = payload.len().div_ceil(CHUNK).max(1);
+    (0..pieces)
+        .map(|piece| {
+            let data = &payload[piece * CHUNK..payload.len().min((piece + 1) * CHUNK)];
+            let more = if piece + 1 < pieces { MORE_FRAGMENTS } else { 0 };
+            let fragment = more | (piece * CHUNK / 8) as u16;
+            let mut header = [0u8; IPV4_BYTES];
+            header[0] = 0x45;
+            header[2..4].copy_from_slice(&((IPV4_BYTES + data.len()) as u16).to_be_bytes());
+            header[4..6].copy_from_slice(&route.identification.to_be_bytes());
+            header[6..8].copy_from_slice(&fragment.to_be_bytes());
+            header[8] = 64;
+            header[9] = protocol;
+            header[12..16].copy_from_slice(&source.octets());
+            header[16..20].copy_from_slice(&destination.octets());
+            let sum = checksum(&[&header]);
+            header[10..12].copy_from_slice(&sum.to_be_bytes());
+            [&route.destination_mac[..], &route.source_mac, &ETHERTYPE_IPV4, &header, data].concat()
+        })
+        .collect()
+}
+
+/// The frames of a UDP datagram of at most 65,507 bytes; a longer one gives none.
+pub fn udp(route: &Route, source: SocketAddrV4, destination: SocketAddrV4, payload: &[u8]) -> Vec<Vec<u8>> {
+    let Ok(bytes) = u16::try_from(UDP_BYTES + payload.len()) else { return vec![] };
+    if usize::from(bytes) + IPV4_BYTES > usize::from(u16::MAX) {
+        return vec![];
+    }
+    let mut header = [0u8; UDP_BYTES];
+    header[0..2].copy_from_slice(&source.port().to_be_bytes());
+    header[2..4].copy_from_slice(&destination.port().to_be_bytes());
+    header[4..6].copy_from_slice(&bytes.to_be_bytes());
+    let pseudo = [0, PROTOCOL_UDP, header[4], header[5]];
+    let sum = checksum(&[&source.ip().octets(), &destination.ip().octets(), &pseudo, &header, payload]);
+    // Zero would say that there is no checksum.
+    header[6..8].copy_from_slice(&(if sum == 0 { 0xffff } else { sum }).to_be_bytes());
+    ipv4(route, PROTOCOL_UDP, *source.ip(), *destination.ip(), &[&header, payload].concat())
+}
+
+/// The echo reply to the guest, of a message whose first eight bytes are an ICMP header; `identifier` replaces its own.
+pub fn echo_reply(route: &Route, source: Ipv4Addr, guest: Ipv4Addr, identifier: u16, message: &[u8]) -> Vec<Vec<u8>> {
+    if message.len() < 8 || message.len() > usize::from(u16::MAX) - IPV4_BYTES {
+        return vec![];
+    }
+    let mut reply = message.to_vec();
+    reply[0] = ICMP_ECHO_REPLY;
+    reply[2..4].fill(0);
+    reply[4..6].copy_from_slice(&identifier.to_be_bytes());
+    let sum = checksum(&[&reply]);
+    reply[2..4].copy_from_slice(&sum.to_be_bytes());
+    ipv4(route, PROTOCOL_ICMP, source, guest, &reply)
+}
+
+/// The frame that says that nobody listens where the guest sent a datagram from `guest` to `remote`.
+pub fn port_unreachable(route: &Route, guest: SocketAddrV4, remote: SocketAddrV4) -> Vec<Vec<u8>> {
+    // The message quotes the IP header and the first eight bytes of what could not be delivered.
+    let quoted = udp(route, guest, remote, &[]).remove(0)[ETHERNET_BYTES..].to_vec();
+    let mut message = [&[ICMP_UNREACHABLE, ICMP_PORT_UNREACHABLE, 0, 0, 0, 0, 0, 0][..], &quoted].concat();
+    let sum = checksum(&[&message]);
+    message[2..4].copy_from_slice(&sum.to_be_bytes());
+    ipv4(route, PROTOCOL_ICMP, *remote.ip(), *guest.ip(), &message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROUTE: Route = Route { source_mac: [2; 6], destination_mac: [4; 6], identification: 7 };
+
+    fn at(last: u8, port: u16) -> SocketAddrV4 {
+        SocketAddrV4::new(Ipv4Addr::new(10, 0, 2, last), port)
+    }
+
+    #[test]
+    fn a_datagram_that_was_built_is_read_back() {
+        let frames = udp(&ROUTE, at(3, 53), at(15, 4000), b"hello");
+        let (mac, content) = parse(&frames[0]).unwrap();
+        assert_eq!(mac, [2; 6]);
+        assert_eq!(content, Content::Udp { source: at(3, 53), destination: at(15, 4000), payload: b"hello" });
+        assert_eq!(checksum(&[&frames[0][14..34]]), 0, "a header with its checksum sums to zero");
+    }
+
+    #[test]
+    fn a_long_datagram_is_sent_in_fragments_of_which_none_is_longer_than_the_link_allows() {
+        let frames = udp(&ROUTE, at(3, 53), at(15, 4000), &[1; 4000]);
+        assert_eq!(frames.len(), 3);
+        assert!(frames.iter().all(|frame| frame.len() <= 1514));
+        assert_eq!(frames.iter().map(|frame| frame.len() - 34).sum::<usize>(), 4008);
+        assert!(parse(&frames[1]).is_none(), "fragments are not for us");
+        assert!(udp(&ROUTE, at(3, 53), at(15, 4000), &[1; 65508]).is_empty());
+    }
+
+    #[test]
+    fn frames_cut_anywhere_are_refused_without_a_panic() {
+        for frame in
+            [udp(&ROUTE, at(3, 53), at(15, 4000), b"hello").remove(0), port_unreachable(&ROUTE, at(15, 1), at(2, 2)).remove(0)]
+        {
+            for cut in 0..frame.len() {
+                assert!(parse(&frame[..cut]).is_none(), "{cut}");
+                for byte in 0..=255 {
+                    let mut broken = frame.clone();
+                    broken[cut] = byte;
+                    let _ = parse(&broken);
+                }
+            }
+        }
+    }
+}

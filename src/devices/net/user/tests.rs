@@ -1,0 +1,341 @@
+//! A guest made of a second smoltcp interface, against the real network and servers on the host's loopback.
+
+use super::packet::{self, Content, Mac, Route};
+use super::tcp::Wire;
+use super::*;
+use crate::hypervisor::backend::Attention;
+use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
+use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
+use smoltcp::time::Instant as StackInstant;
+use smoltcp::wire::{EthernetAddress, HardwareAddress, IpAddress, IpCidr};
+use std::io::Read;
+use std::net::{SocketAddrV4, TcpStream};
+use std::time::{Duration, Instant};
+
+const MAC: Mac = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Guest {
+    net: UserNet,
+    attention: Arc<Attention>,
+    interface: Interface,
+    sockets: SocketSet<'static>,
+    wire: Wire,
+    /// Frames seen, for those tests that speak without a stack.
+    seen: Vec<Vec<u8>>,
+    started: Instant,
+}
+
+fn guest(config: &UserNetConfig) -> Guest {
+    let attention = Attention::new(1);
+    let net = UserNet::new(config, Waker::new(attention.clone())).unwrap();
+    let mut wire = Wire { from_guest: VecDeque::new(), to_guest: vec![], room: 4096 };
+    let mut interface =
+        Interface::new(Config::new(HardwareAddress::Ethernet(EthernetAddress(MAC))), &mut wire, StackInstant::ZERO);
+    interface.update_ip_addrs(|addresses| addresses.push(IpCidr::new(IpAddress::Ipv4(GUEST), 24)).unwrap());
+    interface.routes_mut().add_default_ipv4_route(GATEWAY).unwrap();
+    let sockets = SocketSet::new(vec![]);
+    Guest { net, attention, interface, sockets, wire, seen: vec![], started: Instant::now() }
+}
+
+impl Guest {
+    fn poll(&mut self) {
+        self.attention.take_board();
+        while let Some(frame) = self.net.receive() {
+            self.seen.push(frame.clone());
+            self.wire.from_guest.push_back(frame);
+        }
+        let now = StackInstant::from_micros(self.started.elapsed().as_micros() as i64);
+        self.interface.poll(now, &mut self.wire, &mut self.sockets);
+        for frame in self.wire.to_guest.drain(..) {
+            self.net.transmit(&frame);
+        }
+    }
+
+    /// Polls until `done` gives something.
+    fn until<T>(&mut self, what: &str, mut done: impl FnMut(&mut Guest) -> Option<T>) -> T {
+        let start = Instant::now();
+        loop {
+            self.poll();
+            if let Some(value) = done(self) {
+                return value;
+            }
+            assert!(start.elapsed() < PATIENCE, "waited too long: {what}");
+            self.attention.sleep(Some(Duration::from_millis(2)));
+        }
+    }
+
+    fn connect(&mut self, to: SocketAddrV4, port: u16) -> SocketHandle {
+        let mut socket = Socket::new(SocketBuffer::new(vec![0; 65536]), SocketBuffer::new(vec![0; 65536]));
+        socket.connect(self.interface.context(), (IpAddress::Ipv4(*to.ip()), to.port()), port).unwrap();
+        self.sockets.add(socket)
+    }
+
+    fn socket(&mut self, handle: SocketHandle) -> &mut Socket<'static> {
+        self.sockets.get_mut(handle)
+    }
+
+    /// Sends everything, ends, and reads to the end.
+    fn exchange(&mut self, handle: SocketHandle, request: &[u8]) -> Vec<u8> {
+        let (mut sent, mut got) = (0, vec![]);
+        self.until("an exchange", |guest| {
+            let socket = guest.socket(handle);
+            if sent < request.len() && socket.can_send() {
+                sent += socket.send_slice(&request[sent..]).unwrap();
+                if sent == request.len() {
+                    socket.close();
+                }
+            }
+            let mut buf = [0; 16384];
+            while socket.can_recv() {
+                let n = socket.recv_slice(&mut buf).unwrap();
+                got.extend_from_slice(&buf[..n]);
+            }
+            (sent == request.len() && !socket.may_recv() && socket.state() != State::SynSent).then_some(())
+        });
+        got
+    }
+
+    fn send_udp(&mut self, from_port: u16, to: SocketAddrV4, payload: &[u8]) {
+        let route = Route { source_mac: MAC, destination_mac: GATEWAY_MAC, identification: 1 };
+        for frame in packet::udp(&route, SocketAddrV4::new(GUEST, from_port), to, payload) {
+            self.net.transmit(&frame);
+        }
+    }
+
+    fn receive_udp(&mut self, port: u16) -> (SocketAddrV4, Vec<u8>) {
+        self.until("a datagram", |guest| {
+            guest.seen.drain(..).find_map(|frame| match packet::parse(&frame) {
+                Some((_, Content::Udp { source, destination, payload })) if destination.port() == port => {
+                    Some((source, payload.to_vec()))
+                }
+                _ => None,
+            })
+        })
+    }
+}
+
+fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+}
+
+/// A server that reads each connection to its end and then answers with what it got, reversed.
+fn reversing_server() -> u16 {
+    let listener = TcpListener::bind(loopback(0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            std::thread::spawn(move || {
+                let mut got = vec![];
+                let _ = stream.read_to_end(&mut got);
+                got.reverse();
+                let _ = stream.write_all(&got);
+            });
+        }
+    });
+    port
+}
+
+fn gateway(port: u16) -> SocketAddrV4 {
+    SocketAddrV4::new(GATEWAY, port)
+}
+
+#[test]
+fn a_connection_carries_data_both_ways_and_ends_one_way_at_a_time() {
+    let port = reversing_server();
+    let mut guest = guest(&UserNetConfig::default());
+    let request: Vec<u8> = (0..1_500_000u32).map(|i| (i * 7 >> 3) as u8).collect();
+    let handle = guest.connect(gateway(port), 50000);
+    let mut got = guest.exchange(handle, &request);
+    got.reverse();
+    assert!(got == request, "{} of {} bytes", got.len(), request.len());
+}
+
+#[test]
+fn many_connections_to_one_place_are_not_mixed_up() {
+    let port = reversing_server();
+    let mut guest = guest(&UserNetConfig::default());
+    let handles: Vec<_> = (0..20).map(|i| guest.connect(gateway(port), 50000 + i)).collect();
+    for (i, &handle) in handles.iter().enumerate().rev() {
+        let request = format!("connection {i}");
+        let got = guest.exchange(handle, request.as_bytes());
+        assert_eq!(got.into_iter().rev().collect::<Vec<_>>(), request.as_bytes());
+    }
+}
+
+#[test]
+fn a_refused_connection_is_refused_in_the_guest() {
+    let free = TcpListener::bind(loopback(0)).unwrap().local_addr().unwrap().port();
+    let mut guest = guest(&UserNetConfig::default());
+    let handle = guest.connect(gateway(free), 50000);
+    guest.until("the refusal", |guest| (guest.socket(handle).state() == State::Closed).then_some(()));
+    let handle = guest.connect(SocketAddrV4::new(DNS, 80), 50001);
+    guest.until("the refusal", |guest| (guest.socket(handle).state() == State::Closed).then_some(()));
+}
+
+#[test]
+fn datagrams_reach_the_host_and_come_back() {
+    let server = UdpSocket::bind(loopback(0)).unwrap();
+    let port = server.local_addr().unwrap().port();
+    let mut guest = guest(&UserNetConfig::default());
+    guest.send_udp(4000, gateway(port), b"ping");
+    let mut buf = [0; 64];
+    let (n, from) = server.recv_from(&mut buf).unwrap();
+    assert_eq!(&buf[..n], b"ping");
+    server.send_to(b"pong", from).unwrap();
+    assert_eq!(guest.receive_udp(4000), (gateway(port), b"pong".to_vec()));
+}
+
+#[test]
+fn a_datagram_to_nobody_is_answered_with_port_unreachable() {
+    let free = UdpSocket::bind(loopback(0)).unwrap().local_addr().unwrap().port();
+    let mut guest = guest(&UserNetConfig::default());
+    guest.send_udp(4000, gateway(free), b"anybody?");
+    guest.until("the message", |guest| guest.seen.drain(..).find(|f| f[23] == 1 && f[34] == 3 && f[35] == 3));
+}
+
+#[test]
+fn names_are_asked_of_the_host_s_server_by_datagram_and_by_connection() {
+    let server = UdpSocket::bind(loopback(0)).unwrap();
+    let address = server.local_addr().unwrap();
+    let stream = TcpListener::bind(address).unwrap();
+    let mut guest = guest(&UserNetConfig { name_servers: vec![address], ..UserNetConfig::default() });
+    guest.send_udp(4001, SocketAddrV4::new(DNS, 53), b"a question");
+    let mut buf = [0; 64];
+    let (n, from) = server.recv_from(&mut buf).unwrap();
+    assert_eq!(&buf[..n], b"a question");
+    server.send_to(&[7; 3000], from).unwrap();
+    // A long answer comes in fragments, which our own parser refuses and a real guest puts together.
+    let bytes: usize = guest.until("the answer", |guest| {
+        let ours = guest.seen.iter().filter(|f| f[12..14] == [8, 0] && f[26..30] == DNS.octets());
+        Some(ours.map(|f| f.len() - 34).sum()).filter(|&bytes| bytes >= 3008)
+    });
+    assert_eq!(bytes, 3008);
+    let handle = guest.connect(SocketAddrV4::new(DNS, 53), 50001);
+    guest.until("the connection", |guest| guest.socket(handle).may_send().then_some(()));
+    assert!(stream.accept().is_ok());
+}
+
+#[test]
+fn a_forward_reaches_the_guest_s_server() {
+    let forwards = vec![Forward { protocol: Protocol::Tcp, host: loopback(0), guest_port: 22 }];
+    let mut guest = guest(&UserNetConfig { forwards, ..UserNetConfig::default() });
+    let host = guest.net.forwards()[0].host;
+    let mut socket = Socket::new(SocketBuffer::new(vec![0; 4096]), SocketBuffer::new(vec![0; 4096]));
+    socket.listen(22).unwrap();
+    let handle = guest.sockets.add(socket);
+    let client = std::thread::spawn(move || {
+        let mut stream = TcpStream::connect(host).unwrap();
+        stream.write_all(b"hello guest").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    });
+    let mut got = vec![];
+    guest.until("the greeting", |guest| {
+        let socket = guest.socket(handle);
+        let mut buf = [0; 64];
+        if socket.can_recv() {
+            let n = socket.recv_slice(&mut buf).unwrap();
+            got.extend_from_slice(&buf[..n]);
+        }
+        (got == b"hello guest").then_some(())
+    });
+    guest.socket(handle).send_slice(b"hello host").unwrap();
+    guest.socket(handle).close();
+    guest.until("the client's end", |_| client.is_finished().then_some(()));
+    assert_eq!(client.join().unwrap(), "hello host");
+}
+
+#[test]
+fn a_forward_of_datagrams_goes_there_and_back() {
+    let forwards = vec![Forward { protocol: Protocol::Udp, host: loopback(0), guest_port: 514 }];
+    let mut guest = guest(&UserNetConfig { forwards, ..UserNetConfig::default() });
+    let host = guest.net.forwards()[0].host;
+    // The network learns the guest's Ethernet address from whatever it sends first.
+    guest.send_udp(514, gateway(9), b"");
+    let client = UdpSocket::bind(loopback(0)).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    client.send_to(b"log this", host).unwrap();
+    let (from, payload) = guest.receive_udp(514);
+    assert_eq!((*from.ip(), payload.as_slice()), (GATEWAY, &b"log this"[..]));
+    guest.send_udp(514, from, b"done");
+    let mut buf = [0; 64];
+    assert_eq!(client.recv_from(&mut buf).unwrap(), (4, host));
+}
+
+#[test]
+fn a_port_that_is_taken_is_an_error_that_names_it() {
+    let taken = TcpListener::bind(loopback(0)).unwrap();
+    let host = taken.local_addr().unwrap();
+    let forwards = vec![Forward { protocol: Protocol::Tcp, host, guest_port: 22 }];
+    let result = UserNet::new(&UserNetConfig { forwards, ..UserNetConfig::default() }, Waker::new(Attention::new(1)));
+    let error = result.err().expect("the port is taken");
+    assert_eq!(error.to_string(), format!("port already taken: `{host}` is in use by another program"));
+}
+
+#[test]
+fn dhcp_gives_the_address_before_there_is_one() {
+    let mut guest = guest(&UserNetConfig { host_name: Some("demo".into()), ..UserNetConfig::default() });
+    let mut message = vec![0; 236];
+    message[..3].copy_from_slice(&[1, 1, 6]);
+    message[28..34].copy_from_slice(&MAC);
+    message.extend_from_slice(&[99, 130, 83, 99, 53, 1, 1, 255]);
+    let route = Route { source_mac: MAC, destination_mac: [0xff; 6], identification: 1 };
+    let (from, to) = (SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 68), SocketAddrV4::new(Ipv4Addr::BROADCAST, 67));
+    guest.net.transmit(&packet::udp(&route, from, to, &message)[0]);
+    let (server, offer) = guest.receive_udp(68);
+    assert_eq!(server, gateway(67));
+    assert_eq!(&offer[16..20], &GUEST.octets());
+}
+
+#[test]
+fn the_gateway_answers_arp_and_echo_and_nobody_answers_for_the_guest() {
+    let mut guest = guest(&UserNetConfig::default());
+    let arp = |target: Ipv4Addr| {
+        let mut frame = [&[0xff; 6][..], &MAC, &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1], &MAC, &GUEST.octets(), &[0; 6]].concat();
+        frame.extend_from_slice(&target.octets());
+        frame
+    };
+    guest.net.transmit(&arp(GUEST));
+    guest.net.transmit(&arp(Ipv4Addr::new(10, 0, 2, 99)));
+    guest.net.transmit(&arp(GATEWAY));
+    let reply = guest.until("the ARP reply", |guest| guest.seen.drain(..).find(|f| f[12..14] == [8, 6]));
+    assert_eq!((&reply[22..28], &reply[28..32]), (&GATEWAY_MAC[..], &GATEWAY.octets()[..]));
+    let route = Route { source_mac: MAC, destination_mac: GATEWAY_MAC, identification: 1 };
+    let mut echo = packet::echo_reply(&route, GUEST, GATEWAY, 77, &[0, 0, 0, 0, 0, 0, 0, 1, b'x']).remove(0);
+    echo[34] = 8;
+    guest.net.transmit(&echo);
+    let reply = guest.until("the echo reply", |guest| guest.seen.drain(..).find(|f| f[23] == 1));
+    assert_eq!((reply[34], &reply[38..40], reply[42]), (0, &[0, 77][..], b'x'));
+}
+
+#[test]
+fn garbage_does_no_harm() {
+    let port = reversing_server();
+    let mut guest = guest(&UserNetConfig::default());
+    let mut word = 0x2545_f491_4f6c_dd1du64;
+    for i in 0..3000usize {
+        let frame: Vec<u8> = (0..i % 90)
+            .map(|at| {
+                word = word.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                match at {
+                    12 => 8,
+                    13 => (i % 2 * 6) as u8,
+                    14 => 0x45,
+                    23 => [1, 6, 17][i % 3],
+                    26..=28 => GUEST.octets()[at - 26],
+                    30..=32 => GUEST.octets()[at - 30],
+                    _ => (word >> 33) as u8,
+                }
+            })
+            .collect();
+        guest.net.transmit(&frame);
+    }
+    guest.net.transmit(&vec![0; 100_000]);
+    guest.poll();
+    let handle = guest.connect(gateway(port), 50000);
+    assert_eq!(guest.exchange(handle, b"abc"), b"cba");
+}

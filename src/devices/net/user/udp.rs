@@ -1,0 +1,281 @@
+//! UDP and ICMP echo: for each conversation a connected socket of the host, with an idle time-out. DNS goes the same
+//! way, to the host's name server.
+//!
+//! **Hostile guest**: at most [`MAX_FLOWS`] conversations; the one that was idle the longest makes room. A turn takes
+//! a bounded number of datagrams of each socket.
+
+use std::collections::HashMap;
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::time::{Duration, Instant};
+
+use nix::poll::PollFlags;
+
+use super::packet::{self, Route};
+use super::tcp::{AsFdRef, Flow};
+
+/// Conversations at a time.
+pub const MAX_FLOWS: usize = 512;
+const IDLE: Duration = Duration::from_secs(90);
+const DNS_IDLE: Duration = Duration::from_secs(15);
+const ECHO_IDLE: Duration = Duration::from_secs(30);
+/// Datagrams taken of one socket before the others have their turn.
+const TURNS: usize = 64;
+const FIRST_PEER_PORT: u16 = 49152;
+
+/// A conversation's key: a pair of ends for UDP, or an echo's identifier and destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Key {
+    /// UDP.
+    Datagrams(Flow),
+    /// ICMP echo from the guest's address with an identifier.
+    Echo {
+        /// The guest.
+        guest: Ipv4Addr,
+        /// Whom it asks.
+        remote: Ipv4Addr,
+        /// Its program's identifier.
+        identifier: u16,
+    },
+}
+
+struct Conversation {
+    socket: UdpSocket,
+    idle: Duration,
+    last_active: Instant,
+    answered: bool,
+}
+
+/// A forward's socket and the guest's port.
+pub struct Listener {
+    /// Bound on the host.
+    pub socket: UdpSocket,
+    /// Where datagrams go.
+    pub guest_port: u16,
+}
+
+/// Somebody who sent to a forward: the guest sees him as a port of the gateway.
+struct Peer {
+    listener: usize,
+    address: SocketAddr,
+    last_active: Instant,
+}
+
+/// What a file descriptor is polled for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waiting {
+    /// A conversation.
+    Conversation(Key),
+    /// A forward.
+    Forward(usize),
+}
+
+/// All conversations and forwards.
+pub struct Udp {
+    conversations: HashMap<Key, Conversation>,
+    listeners: Vec<Listener>,
+    peers: HashMap<u16, Peer>,
+    next_peer: u16,
+    gateway: Ipv4Addr,
+    guest: Ipv4Addr,
+    buffer: Vec<u8>,
+    /// A name server did not answer: the next one is asked from now on.
+    pub dns_failed: bool,
+}
+
+impl Udp {
+    /// No conversation yet.
+    pub fn new(gateway: Ipv4Addr, guest: Ipv4Addr, listeners: Vec<Listener>) -> Udp {
+        Udp {
+            conversations: HashMap::new(),
+            listeners,
+            peers: HashMap::new(),
+            next_peer: FIRST_PEER_PORT,
+            gateway,
+            guest,
+            buffer: vec![0; 65536],
+            dns_failed: false,
+        }
+    }
+
+    /// A datagram came from the guest; `host` is where its destination is on the host's side.
+    pub fn datagram(&mut self, flow: Flow, host: Option<SocketAddr>, is_dns: bool, payload: &[u8], now: Instant) {
+        if *flow.remote.ip() == self.gateway
+            && let Some(peer) = self.peers.get_mut(&flow.remote.port())
+        {
+            if self.listeners[peer.listener].guest_port == flow.guest.port() {
+                peer.last_active = now;
+                let _ = self.listeners[peer.listener].socket.send_to(payload, peer.address);
+            }
+            return;
+        }
+        let Some(host) = host else { return };
+        let idle = if is_dns { DNS_IDLE } else { IDLE };
+        let key = Key::Datagrams(flow);
+        if let Some(conversation) = self.conversation(key, idle, now, || connected_udp(host)) {
+            // What the host cannot take now is lost, as on a wire.
+            let _ = conversation.socket.send(payload);
+        }
+    }
+
+    /// An echo request to the outside came from the guest.
+    pub fn echo(&mut self, guest: Ipv4Addr, remote: Ipv4Addr, identifier: u16, message: &[u8], now: Instant) {
+        let key = Key::Echo { guest, remote, identifier };
+        if let Some(conversation) = self.conversation(key, ECHO_IDLE, now, || echo_socket(remote)) {
+            let _ = conversation.socket.send(message);
+        }
+    }
+
+    fn conversation(
+        &mut self,
+        key: Key,
+        idle: Duration,
+        now: Instant,
+        open: impl FnOnce() -> std::io::Result<UdpSocket>,
+    ) -> Option<&mut Conversation> {
+        if !self.conversations.contains_key(&key) {
+            if self.conversations.len() >= MAX_FLOWS {
+                let oldest = *self.conversations.iter().min_by_key(|(_, c)| c.last_active)?.0;
+                self.conversations.remove(&oldest);
+            }
+            let socket = open().ok()?;
+            self.conversations.insert(key, Conversation { socket, idle, last_active: now, answered: false });
+        }
+        let conversation = self.conversations.get_mut(&key)?;
+        conversation.last_active = now;
+        Some(conversation)
+    }
+
+    /// Takes what has come for the guest; `room` bounds how many frames are made.
+    pub fn ready(&mut self, waiting: Waiting, route: &mut dyn FnMut() -> Route, now: Instant, room: usize) -> Vec<Vec<u8>> {
+        match waiting {
+            Waiting::Conversation(key) => self.receive(key, route, now, room),
+            Waiting::Forward(index) => self.receive_forward(index, route, now, room),
+        }
+    }
+
+    fn receive(&mut self, key: Key, route: &mut dyn FnMut() -> Route, now: Instant, room: usize) -> Vec<Vec<u8>> {
+        let mut frames = vec![];
+        let Some(conversation) = self.conversations.get_mut(&key) else { return frames };
+        for _ in 0..TURNS {
+            if frames.len() >= room {
+                break;
+            }
+            match conversation.socket.recv(&mut self.buffer) {
+                Ok(n) => {
+                    conversation.last_active = now;
+                    conversation.answered = true;
+                    let payload = &self.buffer[..n];
+                    frames.extend(match key {
+                        Key::Datagrams(flow) => packet::udp(&route(), flow.remote, flow.guest, payload),
+                        Key::Echo { guest, remote, identifier } => {
+                            packet::echo_reply(&route(), remote, guest, identifier, payload)
+                        }
+                    });
+                }
+                Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+                    if let Key::Datagrams(flow) = key {
+                        frames.extend(packet::port_unreachable(&route(), flow.guest, flow.remote));
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => break,
+            }
+        }
+        frames
+    }
+
+    fn receive_forward(&mut self, index: usize, route: &mut dyn FnMut() -> Route, now: Instant, room: usize) -> Vec<Vec<u8>> {
+        let mut frames = vec![];
+        for _ in 0..TURNS {
+            if frames.len() >= room {
+                break;
+            }
+            let listener = &self.listeners[index];
+            let guest = SocketAddrV4::new(self.guest, listener.guest_port);
+            match listener.socket.recv_from(&mut self.buffer) {
+                Ok((n, address)) => {
+                    let Some(port) = self.peer_port(index, address, now) else { continue };
+                    let from = SocketAddrV4::new(self.gateway, port);
+                    frames.extend(packet::udp(&route(), from, guest, &self.buffer[..n]));
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => break,
+            }
+        }
+        frames
+    }
+
+    fn peer_port(&mut self, listener: usize, address: SocketAddr, now: Instant) -> Option<u16> {
+        let known = self.peers.iter_mut().find(|(_, p)| p.listener == listener && p.address == address);
+        if let Some((&port, peer)) = known {
+            peer.last_active = now;
+            return Some(port);
+        }
+        if self.peers.len() >= MAX_FLOWS {
+            let oldest = *self.peers.iter().min_by_key(|(_, p)| p.last_active)?.0;
+            self.peers.remove(&oldest);
+        }
+        let port = (0..=MAX_FLOWS).find_map(|_| {
+            self.next_peer = self.next_peer.checked_add(1).unwrap_or(FIRST_PEER_PORT);
+            (!self.peers.contains_key(&self.next_peer)).then_some(self.next_peer)
+        })?;
+        self.peers.insert(port, Peer { listener, address, last_active: now });
+        Some(port)
+    }
+
+    /// Forgets who was silent for too long.
+    pub fn expire(&mut self, now: Instant) {
+        let mut dns_failed = false;
+        self.conversations.retain(|_, c| {
+            let keep = now.duration_since(c.last_active) < c.idle;
+            dns_failed |= !keep && c.idle == DNS_IDLE && !c.answered;
+            keep
+        });
+        self.dns_failed |= dns_failed;
+        self.peers.retain(|_, peer| now.duration_since(peer.last_active) < IDLE);
+    }
+
+    /// When `expire` is due.
+    pub fn delay(&self) -> Option<Duration> {
+        (!self.conversations.is_empty() || !self.peers.is_empty()).then_some(Duration::from_secs(5))
+    }
+
+    /// What to poll: file descriptors, events, and what they are.
+    pub fn watch<'a>(&'a self, add: &mut dyn FnMut(&'a dyn AsFdRef, PollFlags, Waiting)) {
+        for (key, conversation) in &self.conversations {
+            add(&conversation.socket, PollFlags::POLLIN, Waiting::Conversation(*key));
+        }
+        for (index, listener) in self.listeners.iter().enumerate() {
+            add(&listener.socket, PollFlags::POLLIN, Waiting::Forward(index));
+        }
+    }
+}
+
+fn connected_udp(to: SocketAddr) -> std::io::Result<UdpSocket> {
+    let any: IpAddr = match to.ip() {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0))?;
+    socket.set_nonblocking(true)?;
+    socket.connect(to)?;
+    Ok(socket)
+}
+
+/// A socket that sends echo requests without privileges, where net.ipv4.ping_group_range lets us.
+#[cfg(target_os = "linux")]
+fn echo_socket(to: Ipv4Addr) -> std::io::Result<UdpSocket> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let fd = socket(AddressFamily::Inet, SockType::Datagram, flags, SockProtocol::Icmp)?;
+    let socket = UdpSocket::from(fd);
+    socket.connect((to, 0))?;
+    Ok(socket)
+}
+
+/// This system has no echo without privileges.
+#[cfg(not(target_os = "linux"))]
+fn echo_socket(_: Ipv4Addr) -> std::io::Result<UdpSocket> {
+    Err(ErrorKind::Unsupported.into())
+}
