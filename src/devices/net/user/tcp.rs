@@ -114,6 +114,8 @@ struct Connection {
     writable: bool,
     host_ended: bool,
     guest_ended: bool,
+    /// Its turn ended before its data.
+    more: bool,
     last_active: Instant,
 }
 
@@ -244,6 +246,7 @@ impl Tcp {
             writable: true,
             host_ended: false,
             guest_ended: false,
+            more: false,
             last_active: now,
         };
         self.connections.insert(flow, connection);
@@ -341,6 +344,9 @@ impl Tcp {
 
     /// When `run` is due without any file descriptor being ready.
     pub fn delay(&mut self, now: Instant) -> Option<Duration> {
+        if self.connections.values().any(|connection| connection.more) {
+            return Some(Duration::ZERO);
+        }
         let stack_now = self.stack_now(now);
         let stack = self.interface.poll_delay(stack_now, &self.sockets).map(Duration::from);
         let connect = (!self.connecting.is_empty()).then_some(Duration::from_secs(1));
@@ -381,6 +387,7 @@ impl Connection {
     fn splice(&mut self, socket: &mut Socket<'static>, now: Instant) {
         let state = socket.state();
         if matches!(state, State::Listen | State::SynSent | State::SynReceived | State::Closed) {
+            self.more = false;
             return;
         }
         if socket.timeout().is_some() {
@@ -388,8 +395,13 @@ impl Connection {
             socket.set_timeout(None);
         }
         let moved = self.to_host(socket) | self.to_guest(socket);
+        self.more = self.writable && socket.recv_queue() > 0 || self.readable && !self.host_ended && socket.can_send();
         if moved {
             self.last_active = now;
+        }
+        if self.host_ended && socket.send_queue() == 0 {
+            // Not before: in LAST-ACK smoltcp 0.14 takes a window update for a duplicate ACK, and waits for its probe.
+            socket.close();
         }
         let guest_closed = matches!(state, State::CloseWait | State::LastAck | State::Closing | State::TimeWait);
         if guest_closed && !self.guest_ended && socket.recv_queue() == 0 {
@@ -434,10 +446,7 @@ impl Connection {
                 Err(error) => (0, Err(error)),
             });
             match read {
-                Ok(Ok(0)) => {
-                    self.host_ended = true;
-                    socket.close();
-                }
+                Ok(Ok(0)) => self.host_ended = true,
                 Ok(Ok(_)) => moved = true,
                 Ok(Err(error)) if error.kind() == ErrorKind::WouldBlock => self.readable = false,
                 Ok(Err(error)) if error.kind() == ErrorKind::Interrupted => {}
