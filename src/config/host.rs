@@ -131,5 +131,64 @@ fn defaults(node: &Node, layer: &Layer, problems: &mut Vec<Diagnostic>) -> Optio
         }
     }
     super::layer::expand_short_forms(&mut table, "", GUEST_KEYS);
+    // What depends on an expression is known only with a guest.
+    let mut found = Vec::new();
+    walk::walk(&mut table.clone(), "", GUEST_KEYS, &mut found);
+    let text = |place: &Place| place.source.text.get(place.span.clone()).unwrap_or_default().contains("{{");
+    problems.extend(found.into_iter().filter(|problem| !problem.place.as_ref().is_some_and(text)));
     Some(Layer { source: layer.source.clone(), table })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::meant::HostConfig;
+
+    fn parse(text: &str) -> Result<HostConfig, String> {
+        let paths = HostPaths {
+            config_file: "/etc/vmctl.toml".into(),
+            datastore: "/var/store".into(),
+            cache_dir: "/var/cache".into(),
+            runtime_dir: "/run".into(),
+        };
+        let source = Source { label: "vmctl.toml".into(), text: text.into(), directory: Some("/etc".into()) };
+        HostConfig::parse(source, &paths).map_err(|problems| problems.to_string())
+    }
+
+    #[test]
+    fn an_empty_host_file_is_the_default() {
+        let host = parse("").unwrap();
+        assert_eq!(host.datastore().path, PathBuf::from("/var/store"));
+        assert_eq!(host.template_search(Path::new("/s")), [PathBuf::from("/s/templates")]);
+    }
+
+    #[test]
+    fn the_first_datastore_is_the_default_unless_another_is_named() {
+        let two = "[[datastores]]\nid = 'a'\npath = 'a'\n[[datastores]]\nid = 'b'\npath = '/b'\n";
+        assert_eq!(parse(two).unwrap().datastore().path, PathBuf::from("/etc/a"));
+        assert_eq!(parse(&format!("default_datastore = 'b'\n{two}")).unwrap().datastore().id, "b");
+        assert!(parse(&format!("default_datastore = 'c'\n{two}")).unwrap_err().contains("hint: known: `a`, `b`"));
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_host_file_is_said_with_its_place() {
+        for (text, expected) in [
+            ("datastore = 1", "vmctl.toml:1:1: unknown key `datastore`"),
+            ("[[datastores]]\nid = 'a'", "vmctl.toml:1:1: an entry of `datastores` has no `path`"),
+            ("[[catalogues]]\nid = 'a'\nurl = 'http://x'", "vmctl.toml:3:7: `http://x` is not a place of a catalogue"),
+            ("[[switches]]\nid = 'a'", "vmctl.toml:1:3: `switches` is not in this version of vmctl"),
+            ("autostart_parallel = 0", "vmctl.toml:1:22: `autostart_parallel` is `0`, not a number from 1 to 64"),
+            ("[defaults]\nname = 'x'", "vmctl.toml:2:1: `name` cannot be a default of all guests"),
+            ("[defaults]\nmemroy = '1G'", "vmctl.toml:2:1: unknown key `memroy`"),
+        ] {
+            let said = parse(text).unwrap_err();
+            assert!(said.starts_with(expected), "{said}");
+        }
+    }
+
+    #[test]
+    fn defaults_take_short_forms_and_expressions() {
+        let host = parse("[defaults]\ncpus = 2\nmemory = '{{ mem }}'\nautostart.order = '{{ index }}'").unwrap();
+        assert!(host.defaults.unwrap().table.at("cpus.count").is_some());
+    }
 }
