@@ -1,0 +1,7 @@
+//! libFuzzer on the target `virtio_rng`.
+#![no_main]
+
+#[path = "../bodies.rs"]
+mod bodies;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| bodies::virtio_rng(data));
