@@ -3,6 +3,9 @@
 //! The same functions run in `tests/fuzz_bounded.rs` (for a bounded time, with every build) and under libFuzzer
 //! (`fuzz/`). A target panics where a promise is broken; it prints nothing.
 
+#[path = "chips.rs"]
+mod chips;
+
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
@@ -34,7 +37,22 @@ pub const TARGETS: &[Target] = &[
     ("virtio_rng", virtio_rng),
     ("virtio_console", virtio_console),
     ("pci", pci),
+    ("serial", chips::serial),
+    ("pit", chips::pit),
+    ("rtc", chips::rtc),
+    ("ps2", chips::ps2),
+    ("pm", chips::pm),
+    ("pic", chips::pic),
+    ("ioapic", chips::ioapic),
+    ("lapic", chips::lapic),
+    ("interrupts", chips::interrupts),
 ];
+
+/// Runs the target of that name on `data`.
+pub fn run(name: &str, data: &[u8]) {
+    let &(_, body) = TARGETS.iter().find(|(n, _)| *n == name).expect("the target is in the list");
+    body(data);
+}
 
 /// The fuzzer's bytes, taken in order; zeros after their end.
 pub struct Bytes<'a> {

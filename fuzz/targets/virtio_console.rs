@@ -4,4 +4,4 @@
 #[path = "../bodies.rs"]
 mod bodies;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| bodies::virtio_console(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| bodies::run("virtio_console", data));

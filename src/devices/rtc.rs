@@ -363,8 +363,8 @@ impl Device for Rtc {
 
     fn load(&mut self, section: &Section) -> Result<(), StateError> {
         let regs: Regs = section.decode(KIND, VERSION)?;
-        // A century of a hundred centuries is as far as the bytes can set the clock.
-        let far = 400_000_000_000;
+        // In binary mode century and year go up to 255 each: the clock can be set to the year 25,755.
+        let far = 1_000_000_000_000;
         let possible = regs.bytes.len() == 128
             && regs.bytes[D] == D_VRT
             && regs.bytes[A] & A_UIP == 0
@@ -542,6 +542,19 @@ mod tests {
         assert_eq!((rig.get(0x40), rig.get(0x34)), (0x77, 0x12));
         rig.rtc.reset();
         assert_eq!((rig.get(0x40), rig.get(0x34)), (0, 0x12));
+    }
+
+    #[test]
+    fn the_state_of_the_farthest_year_is_taken_back() {
+        let mut rig = rig();
+        rig.set(0x0b, 0x86);
+        for index in [0x09, 0x32, 0x08, 0x07] {
+            rig.set(index, 0xff);
+        }
+        rig.set(0x0b, 0x06);
+        let state = rig.rtc.save();
+        rig.rtc.load(&state).unwrap();
+        assert_eq!(rig.rtc.save(), state);
     }
 
     #[test]
