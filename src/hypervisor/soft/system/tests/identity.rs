@@ -1,0 +1,191 @@
+//! CPUID, MSRs, the paravirtual clock, reset and entry states.
+
+use super::super::super::cpu::{Fault, RIP};
+use super::super::super::lower::Mode;
+use super::super::cpuid::leaves;
+use super::super::msr::{rdmsr, wrmsr};
+use super::super::regs::msr;
+use super::super::{enter, start_up};
+use super::*;
+
+/// Any op: these bodies look at none.
+fn some_op() -> super::super::super::op::Op {
+    super::super::super::op::Op {
+        handler: crate::called_op!(super::super::control::nop),
+        imm: 0,
+        disp: 0,
+        aux: 0,
+        pc: 0,
+        len: 2,
+        dst: 0,
+        src: 0,
+        base: super::super::super::cpu::ZERO as u8,
+        index: super::super::super::cpu::ZERO as u8,
+        scale: 0,
+    }
+}
+
+fn write(b: &mut Bench, number: u32, value: u64) -> Result<(), Fault> {
+    (b.cpu.regs[1], b.cpu.regs[0], b.cpu.regs[2]) = (number.into(), value & 0xffff_ffff, value >> 32);
+    wrmsr(&mut b.cpu, &some_op())
+}
+
+fn read(b: &mut Bench, number: u32) -> Result<u64, Fault> {
+    b.cpu.regs[1] = number.into();
+    rdmsr(&mut b.cpu, &some_op())?;
+    Ok(b.cpu.regs[2] << 32 | b.cpu.regs[0])
+}
+
+#[test]
+fn registers_that_do_not_exist_raise_general_protection() {
+    let mut b = bench();
+    for number in [0x48, 0x10a, 0x400, 0x606, 0xc000_0104, 0xc001_0200, 0x4b56_4d02, 0x4b56_4d03] {
+        assert_eq!(read(&mut b, number), Err(Fault), "{number:#x}");
+        assert_eq!(b.cpu.exception.vector, 13);
+        assert_eq!(write(&mut b, number, 0), Err(Fault), "{number:#x}");
+    }
+}
+
+#[test]
+fn what_is_written_to_a_register_is_read_back() {
+    let mut b = bench();
+    for (number, value) in [
+        (msr::STAR, 0x23_0010_0000_0000),
+        (msr::LSTAR, 0xffff_ffff_8100_0000),
+        (msr::SFMASK, 0x4_7700),
+        (msr::KERNEL_GS_BASE, 0xffff_8880_0000_0000),
+        (msr::FS_BASE, 0x7f00_1234_5000),
+        (msr::GS_BASE, 0x1000),
+        (msr::PAT, 0x0407_0506_0007_0106),
+        (msr::MTRR_DEF_TYPE, 0xc06),
+        (0x201, 0xff_c000_0800),
+        (0x250, 0x0606_0606_0606_0606),
+        (0x26f, 0x0505_0505_0505_0505),
+        (msr::TSC_AUX, 3),
+        (msr::SYSENTER_EIP, 0xffff_ffff_8200_0000),
+        (msr::EFER, 0xd01 & !0x400),
+    ] {
+        write(&mut b, number, value).unwrap();
+        assert_eq!(read(&mut b, number).unwrap(), value, "{number:#x}");
+    }
+}
+
+#[test]
+fn impossible_values_are_refused() {
+    let mut b = bench();
+    for (number, value) in [
+        (msr::LSTAR, 1 << 47),
+        (msr::GS_BASE, 0x8000_0000_0000_0000),
+        (msr::PAT, 2),
+        (msr::MTRR_DEF_TYPE, 2),
+        (msr::EFER, 1 << 12),
+        (0x201, 1 << 63),
+        (msr::TSC_AUX, 1 << 32),
+    ] {
+        assert_eq!(write(&mut b, number, value), Err(Fault), "{number:#x}");
+    }
+}
+
+#[test]
+fn the_tsc_counts_nanoseconds_and_can_be_moved() {
+    let mut b = bench();
+    b.probe.clock.advance_ns(1000);
+    assert_eq!(read(&mut b, msr::TSC).unwrap(), 1000);
+    write(&mut b, msr::TSC, 50_000).unwrap();
+    b.probe.clock.advance_ns(5);
+    assert_eq!(read(&mut b, msr::TSC).unwrap(), 50_005);
+    assert_eq!(read(&mut b, msr::TSC_ADJUST).unwrap(), 49_000);
+    write(&mut b, msr::TSC_ADJUST, 0).unwrap();
+    assert_eq!(read(&mut b, msr::TSC).unwrap(), 1005);
+    // The APIC's deadline is in the platform's time.
+    write(&mut b, msr::TSC, 0).unwrap();
+    write(&mut b, msr::TSC_DEADLINE, 100).unwrap();
+    assert_eq!(b.probe.deadline.load(Ordering::Relaxed), 1105);
+    assert_eq!(read(&mut b, msr::TSC_DEADLINE).unwrap(), 100);
+}
+
+#[test]
+fn the_paravirtual_clock_says_what_the_tsc_says() {
+    let mut b = bench();
+    b.probe.clock.advance_ns(7_000_000);
+    write(&mut b, msr::TSC, 500).unwrap();
+    write(&mut b, msr::KVM_SYSTEM_TIME, 0x6001).unwrap();
+    let version = b.get(0x6000);
+    assert!(version != 0 && version % 2 == 0);
+    assert_eq!((b.get(0x6008), b.get(0x6010)), (500, 7_000_000));
+    let mul = u64::from(b.mem.read_le::<u32>(GuestAddr(0x6018)).unwrap());
+    let shift = b.mem.read_le::<u8>(GuestAddr(0x601c)).unwrap();
+    assert_eq!(b.mem.read_le::<u8>(GuestAddr(0x601d)).unwrap(), 1, "the TSC is stable");
+    assert_eq!(((1_234_567u64 << shift) * mul) >> 32, 1_234_567);
+    write(&mut b, msr::KVM_WALL_CLOCK, 0x6100).unwrap();
+    assert_eq!(b.mem.read_le::<u32>(GuestAddr(0x6104)).unwrap(), 1_700_000_000);
+    assert_eq!(b.mem.read_le::<u32>(GuestAddr(0x6108)).unwrap(), 123_456_789);
+    // Outside of memory nothing happens.
+    write(&mut b, msr::KVM_SYSTEM_TIME, 0x7fff_ffff_0001).unwrap();
+}
+
+#[test]
+fn cpuid_names_the_model_and_the_hypervisor() {
+    let b = bench();
+    let text = |leaf: u32, order: [usize; 3]| -> String {
+        let r = leaves(&b.cpu, leaf, 0);
+        order.iter().flat_map(|&i| r[i].to_le_bytes()).map(char::from).collect()
+    };
+    assert_eq!(text(0, [1, 3, 2]), "AuthenticAMD");
+    assert_eq!(text(0x4000_0000, [1, 2, 3]), "KVMKVMKVM\0\0\0");
+    assert_eq!(leaves(&b.cpu, 0x4000_0010, 0)[0], 1_000_000);
+    assert_eq!(leaves(&b.cpu, 0x8000_0007, 0)[3], 1 << 8);
+    // No AVX, FMA, MOVBE, RDPID, AVX2, BMI; SSE to SSE4.2, POPCNT, CMPXCHG16B.
+    let ecx = leaves(&b.cpu, 1, 0)[2];
+    assert_eq!(ecx & (1 << 28 | 1 << 12 | 1 << 22), 0);
+    assert_eq!(ecx & (1 | 1 << 9 | 1 << 13 | 1 << 19 | 1 << 20 | 1 << 23), 1 | 1 << 9 | 1 << 13 | 1 << 19 | 1 << 20 | 1 << 23);
+    assert_eq!(leaves(&b.cpu, 7, 0)[1] & (1 << 3 | 1 << 5 | 1 << 8 | 1 << 16), 0);
+}
+
+#[test]
+fn topology_leaves_agree_with_each_other() {
+    let mut b = bench();
+    b.cpu.topology = (2, 2, 2);
+    b.cpu.index = 5;
+    assert_eq!(leaves(&b.cpu, 1, 0)[1] >> 16, 5 << 8 | 4);
+    assert_eq!(leaves(&b.cpu, 0xb, 0), [1, 2, 1 << 8, 5]);
+    assert_eq!(leaves(&b.cpu, 0xb, 1), [2, 4, 2 << 8 | 1, 5]);
+    assert_eq!(leaves(&b.cpu, 0x8000_0008, 0)[2], 2 << 12 | 3);
+    assert_eq!(leaves(&b.cpu, 0x8000_001e, 0)[0], 5);
+}
+
+#[test]
+fn power_on_starts_at_the_reset_vector_and_a_start_up_message_elsewhere() {
+    let mut b = bench();
+    assert_eq!((b.cpu.segs[CS].base, b.cpu.regs[RIP]), (0xffff_0000, 0xfff0));
+    assert_eq!(b.cpu.sys.cr0, 0x6000_0010);
+    assert!(refresh_mode(&mut b.cpu).has(Mode::REAL));
+    start_up(&mut b.cpu, 0x9a);
+    assert_eq!((b.cpu.segs[CS].selector, b.cpu.segs[CS].base, b.cpu.regs[RIP]), (0x9a00, 0x9_a000, 0));
+}
+
+#[test]
+fn init_keeps_the_model_specific_registers() {
+    let mut b = bench();
+    b.long_mode();
+    b.cpu.sys.mtrr_def_type = 0xc06;
+    b.cpu.xmm[3] = [1, 2];
+    reset(&mut b.cpu, false);
+    assert_eq!((b.cpu.sys.mtrr_def_type, b.cpu.xmm[3], b.cpu.sys.efer), (0xc06, [1, 2], 0));
+    reset(&mut b.cpu, true);
+    assert_eq!((b.cpu.sys.mtrr_def_type, b.cpu.xmm[3]), (0, [0, 0]));
+}
+
+#[test]
+fn loaders_enter_in_flat_protected_or_long_mode() {
+    let mut b = bench();
+    let boot = BootState::Protected { eip: 0x10_0000, eax: 1, ebx: 2, esi: 3, gdt_base: 0x500, gdt_limit: 31 };
+    enter(&mut b.cpu, &boot);
+    let mode = refresh_mode(&mut b.cpu);
+    assert_eq!(mode.0, Mode::CODE32 | Mode::STACK32 | Mode::FLAT | Mode::SSE_UD);
+    assert_eq!((b.cpu.regs[RIP], b.cpu.regs[0], b.cpu.regs[3], b.cpu.regs[6]), (0x10_0000, 1, 2, 3));
+    let mut b = bench();
+    enter(&mut b.cpu, &BootState::Long { rip: 0x20_0000, rsi: 9, cr3: PML4, gdt_base: 0x500, gdt_limit: 31 });
+    let mode = refresh_mode(&mut b.cpu);
+    assert_eq!(mode.0, Mode::LONG | Mode::STACK32 | Mode::SSE_UD);
+}
