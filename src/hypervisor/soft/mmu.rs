@@ -660,6 +660,7 @@ fn load_part(cpu: &mut Cpu, target: Target, size: u64) -> u128 {
 
 /// Stores 1 to 16 bytes within one page.
 fn store_part(cpu: &mut Cpu, target: Target, size: u64, value: u128) {
+    let value = value & (u128::MAX >> (128 - 8 * size));
     if let Some((host, true)) = target.host {
         // SAFETY: the part lies within its writable page.
         unsafe { std::ptr::copy_nonoverlapping(value.to_le_bytes().as_ptr(), host, size as usize) };

@@ -252,18 +252,22 @@ fn a_store_to_rom_goes_to_the_platform_and_changes_nothing() {
 }
 
 #[test]
-fn a_store_to_a_watched_page_leaves_the_chain_behind_its_op() {
+fn a_store_to_a_watched_page_never_enters_a_write_tag() {
     let mut b = bench();
     b.cpu.sys.cr0 |= cr0::PE;
     b.cpu.store::<u32>(0x5000, 1).unwrap();
-    assert!(!b.cpu.leave_after_op);
+    assert!(b.cpu.fast_write_ptr::<u32>(0x5000).is_some());
     b.mem.watch(GuestAddr(0x5000), true);
     mmu::protect_code_page(&mut b.cpu, 0x5000);
-    assert!(b.cpu.fast_write_ptr::<u32>(0x5000).is_none());
+    for value in 2..5 {
+        assert!(b.cpu.fast_write_ptr::<u32>(0x5000).is_none());
+        b.cpu.store::<u32>(0x5000, value).unwrap();
+        assert_eq!(b.cpu.load::<u32>(0x5000).unwrap(), value);
+    }
     assert!(b.cpu.fast_read_ptr::<u32>(0x5000).is_some());
-    b.cpu.store::<u32>(0x5000, 2).unwrap();
-    assert!(b.cpu.leave_after_op);
-    assert_eq!(b.cpu.load::<u32>(0x5000).unwrap(), 2);
+    b.mem.watch(GuestAddr(0x5000), false);
+    b.cpu.store::<u32>(0x5000, 9).unwrap();
+    assert!(b.cpu.fast_write_ptr::<u32>(0x5000).is_some());
 }
 
 #[test]
