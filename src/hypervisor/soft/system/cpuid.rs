@@ -13,7 +13,7 @@
 use super::super::cpu::{Cpu, Fault};
 use super::super::mmu::PHYS_BITS;
 use super::super::op::Op;
-use super::regs::{cr4, efer};
+use super::regs::cr4;
 
 /// Family 19h, model 11h, stepping 1: leaf 1 EAX, and EDX after reset.
 pub const SIGNATURE: u32 = 0x00a1_0f11;
@@ -135,8 +135,6 @@ fn extended(cpu: &Cpu, t: &Topology, leaf: u32, sub: u32) -> [u32; 4] {
         0x8000_0001 => {
             // CmpLegacy: several cores in a package.
             let legacy = if t.package > 1 { 1 << 1 } else { 0 };
-            // SYSCALL is advertised whether or not EFER.SCE is set.
-            let _ = efer::SCE;
             [SIGNATURE, 0, ECX8 | legacy, EDX8]
         }
         0x8000_0002..=0x8000_0004 => {
@@ -156,7 +154,7 @@ fn extended(cpu: &Cpu, t: &Topology, leaf: u32, sub: u32) -> [u32; 4] {
             [48 << 8 | PHYS_BITS, ebx, ecx, 0]
         }
         0x8000_001d => cache(t, sub),
-        0x8000_001e => [cpu.index as u32, (t.threads - 1) << 8 | (t.id / t.threads) & 0xff, 0, 0],
+        0x8000_001e => [cpu.index as u32, (t.threads - 1) << 8 | (t.id % t.package / t.threads) & 0xff, 0, 0],
         // LFENCE always serialises, a null selector clears the base, automatic IBRS, SRSO does not exist;
         // ECX: nor does TSA.
         0x8000_0021 => [1 << 2 | 1 << 6 | 1 << 8 | 1 << 29, 0, 1 << 1 | 1 << 2, 0],

@@ -8,7 +8,6 @@ use super::super::cpu::{Cpu, Fault, rflags};
 use super::super::mmu;
 use super::super::op::Op;
 use super::far::set_flags;
-use super::regs::cr4;
 use super::segment::{Stack, is_vm86};
 
 /// What software of privilege 0 can set with POPF.
@@ -88,7 +87,7 @@ pub fn popf(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
 
 /// CLAC (`imm` 0) and STAC (`imm` 1).
 pub fn set_access_check(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
-    if cpu.cpl != 0 || cpu.sys.cr4 & cr4::SMAP == 0 && cpu.sys.cr0 & 1 == 0 {
+    if cpu.cpl != 0 {
         return Err(cpu.undefined());
     }
     if op.imm != 0 {

@@ -44,6 +44,12 @@ fn interrupts_string_io_changed_code_and_breakpoints_happen_where_they_should() 
 }
 
 #[test]
+fn faulting_instructions_start_again_and_protection_holds_for_running_code() {
+    let (said, exit) = run(include_bytes!("faults.bin"));
+    assert_eq!((said.as_str(), exit), ("DWXSCF", MachineExit::Debug(42)));
+}
+
+#[test]
 fn a_program_without_tables_that_faults_shuts_the_machine_down() {
     // lidt [zero]; ud2
     let (_, exit) = run(&[0x0f, 0x01, 0x1e, 0x00, 0x70, 0x0f, 0x0b]);
