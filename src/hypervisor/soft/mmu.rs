@@ -616,10 +616,10 @@ fn note_watchpoints(cpu: &mut Cpu, addr: u64, size: u64, write: bool) {
     }
 }
 
-/// An interrupt that an access to a device made pending is taken behind this instruction.
+/// An interrupt that an access to a device made pending is taken behind this instruction, and a stop happens there.
 #[inline]
 pub fn after_device_access(cpu: &mut Cpu) {
-    if cpu.attention.is_raised(cpu.index) {
+    if cpu.attention.is_raised(cpu.index) || cpu.attention.stopped().is_some() {
         cpu.leave_after_op = true;
     }
 }
@@ -641,6 +641,7 @@ fn load_part(cpu: &mut Cpu, target: Target, size: u64) -> u128 {
         unsafe { std::ptr::copy_nonoverlapping(host, bytes.as_mut_ptr(), size as usize) };
         return u128::from_le_bytes(bytes);
     }
+    cpu.sync_clock();
     let mut value = 0u128;
     let mut done = 0;
     // A misaligned access of a device's width stays one access, as on the bus of PCI memory.
@@ -669,6 +670,7 @@ fn store_part(cpu: &mut Cpu, target: Target, size: u64, value: u128) {
         }
         return;
     }
+    cpu.sync_clock();
     if matches!(size, 1 | 2 | 4 | 8) {
         cpu.platform.mmio_write(cpu.index, target.gpa, size as u8, value as u64);
     } else {

@@ -476,7 +476,8 @@ fn debug_number(cpu: &mut Cpu, n: u8) -> Result<usize, Fault> {
 }
 
 /// The time-stamp counter: nanoseconds, since it runs at 1 GHz.
-pub fn tsc(cpu: &Cpu) -> u64 {
+pub fn tsc(cpu: &mut Cpu) -> u64 {
+    cpu.sync_clock();
     cpu.platform.clock().now_ns().wrapping_add(cpu.sys.tsc_offset)
 }
 

@@ -18,6 +18,13 @@ fn iopl(cpu: &Cpu) -> u8 {
     (cpu.rflags >> 12 & 3) as u8
 }
 
+/// Interrupts have been opened: one that waits is taken behind this instruction.
+fn look_for_interrupts(cpu: &mut Cpu) {
+    if cpu.event_pending || cpu.attention.is_raised(cpu.index) {
+        cpu.leave_after_op = true;
+    }
+}
+
 /// CLI.
 pub fn cli(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
     if cpu.cpl > iopl(cpu) {
@@ -35,7 +42,7 @@ pub fn sti(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
     if cpu.rflags & rflags::IF == 0 {
         cpu.rflags |= rflags::IF;
         cpu.interrupt_shadow = true;
-        mmu::after_device_access(cpu);
+        look_for_interrupts(cpu);
     }
     Ok(())
 }
@@ -80,7 +87,7 @@ pub fn popf(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
         cpu.leave_after_op = true;
     }
     if changed & cpu.rflags & rflags::IF != 0 {
-        mmu::after_device_access(cpu);
+        look_for_interrupts(cpu);
     }
     Ok(())
 }

@@ -32,6 +32,7 @@ pub fn rdmsr(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
 /// WRMSR.
 pub fn wrmsr(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
     check_privileged(cpu)?;
+    cpu.sync_clock();
     let number = cpu.regs[1] as u32;
     let value = cpu.regs[2] << 32 | cpu.regs[0] & 0xffff_ffff;
     if write(cpu, number, value).is_err() {
@@ -114,7 +115,10 @@ fn ensure(good: bool) -> Result<(), Refused> {
 
 fn write(cpu: &mut Cpu, number: u32, value: u64) -> Result<(), Refused> {
     match number {
-        TSC => set_tsc_offset(cpu, value.wrapping_sub(tsc(cpu))),
+        TSC => {
+            let delta = value.wrapping_sub(tsc(cpu));
+            set_tsc_offset(cpu, delta);
+        }
         TSC_ADJUST => set_tsc_offset(cpu, value.wrapping_sub(cpu.sys.tsc_adjust)),
         TSC_DEADLINE => {
             // The platform counts nanoseconds; zero disarms, so a deadline in the past is 1.

@@ -46,6 +46,7 @@ fn port_of(cpu: &Cpu, op: &Op) -> u16 {
 pub fn input(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let port = port_of(cpu, op);
     check_port(cpu, port, op.src)?;
+    cpu.sync_clock();
     let value = u64::from(cpu.platform.port_read(cpu.index, port, op.src));
     if op.src == 1 {
         cpu.regs[0] = cpu.regs[0] & !0xff | value & 0xff;
@@ -60,6 +61,7 @@ pub fn input(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
 pub fn output(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let port = port_of(cpu, op);
     check_port(cpu, port, op.src)?;
+    cpu.sync_clock();
     let value = cpu.regs[0] as u32 & (u32::MAX >> (32 - 8 * u32::from(op.src)));
     cpu.platform.port_write(cpu.index, port, op.src, value);
     mmu::after_device_access(cpu);
@@ -77,6 +79,7 @@ pub fn string(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let rep = op.imm & REP != 0;
     let port = cpu.regs[2] as u16;
     check_port(cpu, port, op.src)?;
+    cpu.sync_clock();
     let step = if cpu.rflags & rflags::DF != 0 { -i64::from(op.src) } else { i64::from(op.src) };
     for _ in 0..if rep { BURST } else { 1 } {
         if rep && read_gpr(cpu, RCX, address_bytes) == 0 {

@@ -14,9 +14,7 @@ use super::super::block::BlockCache;
 use super::super::cpu::{CS, Cpu, SS, Segment};
 use super::regs::{cr0, cr4, efer};
 use super::{refresh_mode, reset};
-use crate::hypervisor::backend::{
-    Attention, BootState, MachineExit, NoSuchMsr, Platform, VcpuEvent, VcpuSetup,
-};
+use crate::hypervisor::backend::{Attention, BootState, MachineExit, NoSuchMsr, Platform, VcpuEvent, VcpuSetup};
 use crate::hypervisor::clock::{Clock, ManualClock};
 use crate::hypervisor::memory::{GuestAddr, GuestMemory};
 
