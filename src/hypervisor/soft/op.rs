@@ -142,6 +142,14 @@ pub extern "C" fn leave_between_blocks(cpu: *mut Cpu, _: *const Op) -> *const Op
 #[macro_export]
 macro_rules! called_op {
     ($body:expr) => {{
+        // Not inlined: a local of the body whose address escapes would cost the handler its tail call.
+        #[inline(never)]
+        fn called_body(
+            cpu: &mut $crate::hypervisor::soft::cpu::Cpu,
+            op: &$crate::hypervisor::soft::op::Op,
+        ) -> Result<(), $crate::hypervisor::soft::cpu::Fault> {
+            $body(cpu, op)
+        }
         #[allow(unsafe_code)]
         extern "C" fn handler(
             cpu: *mut $crate::hypervisor::soft::cpu::Cpu,
@@ -149,7 +157,7 @@ macro_rules! called_op {
         ) -> *const $crate::hypervisor::soft::op::Op {
             // SAFETY: handlers get live, unaliased pointers; the body's borrow ends before the next handler runs.
             unsafe {
-                if $body(&mut *cpu, &*op).is_err() {
+                if called_body(&mut *cpu, &*op).is_err() {
                     return $crate::hypervisor::soft::op::leave_with_exception(cpu, op);
                 }
                 if (*cpu).leave_after_op {

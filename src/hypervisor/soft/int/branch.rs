@@ -233,11 +233,15 @@ extern "C" fn not_canonical(cpu: *mut Cpu, op: *const Op) -> *const Op {
 /// mode. Goes on through the jump cache.
 macro_rules! jumping_op {
     ($body:expr) => {{
+        #[inline(never)]
+        fn jumping_body(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
+            $body(cpu, op)
+        }
         extern "C" fn handler(cpu: *mut Cpu, op: *const Op) -> *const Op {
             // SAFETY: handlers get live, unaliased pointers; the body's borrow ends before the next handler runs.
             unsafe {
                 (*cpu).next_rip = (*op).next_rip(&*cpu);
-                if $body(&mut *cpu, &*op).is_err() {
+                if jumping_body(&mut *cpu, &*op).is_err() {
                     return $crate::hypervisor::soft::op::leave_with_exception(cpu, op);
                 }
                 arrive_anywhere(cpu, op)

@@ -24,6 +24,8 @@ pub mod operand;
 pub mod shift;
 pub mod stack;
 pub mod string;
+#[cfg(test)]
+mod tests;
 pub mod word;
 
 use iced_x86::{Code, Instruction, Mnemonic as M};

@@ -42,6 +42,30 @@ const _: () = assert!(std::mem::offset_of!(Cpu, regs) == 0);
 #[cfg(target_endian = "big")]
 compile_error!("8-bit registers are taken to be at the low end of their 64-bit ones");
 
+#[repr(C, packed)]
+struct Unaligned<T>(T);
+
+/// Reads through a pointer of any alignment. `read_unaligned` would do the same, but in builds with debug assertions it
+/// checks its arguments in a way that takes a local's address, and that costs the handler its tail call.
+///
+/// # Safety
+/// `p` is good for reading.
+#[inline(always)]
+pub unsafe fn peek<T: Copy>(p: *const T) -> T {
+    // SAFETY: the caller's promise; the packed type has no alignment.
+    unsafe { (*p.cast::<Unaligned<T>>()).0 }
+}
+
+/// Writes through a pointer of any alignment.
+///
+/// # Safety
+/// `p` is good for writing.
+#[inline(always)]
+pub unsafe fn poke<T: Copy>(p: *mut T, v: T) {
+    // SAFETY: as above.
+    unsafe { (*p.cast::<Unaligned<T>>()).0 = v }
+}
+
 /// Reads register `i`: an index in `regs`, or for 8-bit operands a byte offset.
 ///
 /// # Safety
@@ -52,7 +76,7 @@ pub unsafe fn get<T: Int>(cpu: *const Cpu, i: u8) -> T {
     unsafe {
         let regs = cpu.cast::<u8>();
         let at = if T::BITS == 8 { regs.add(i as usize) } else { regs.add(i as usize * 8) };
-        at.cast::<T>().read_unaligned()
+        peek(at.cast::<T>())
     }
 }
 
@@ -149,7 +173,7 @@ macro_rules! soft_read {
             }
         } else {
             match (*$cpu).fast_read_ptr::<$T>($addr) {
-                Some(p) => p.read_unaligned(),
+                Some(p) => $crate::hypervisor::soft::int::word::peek(p),
                 None => return $slow($cpu, $op),
             }
         }
@@ -166,7 +190,7 @@ macro_rules! soft_write {
             }
         } else {
             match (*$cpu).fast_write_ptr::<$T>($addr) {
-                Some(p) => p.write_unaligned($v),
+                Some(p) => $crate::hypervisor::soft::int::word::poke(p, $v),
                 None => return $slow($cpu, $op),
             }
         }
@@ -189,9 +213,9 @@ macro_rules! soft_update {
         } else {
             match (*$cpu).fast_write_ptr::<$T>($addr) {
                 Some(p) => {
-                    let $a = p.read_unaligned();
+                    let $a = $crate::hypervisor::soft::int::word::peek(p);
                     let changed: $T = $change;
-                    p.write_unaligned(changed);
+                    $crate::hypervisor::soft::int::word::poke(p, changed);
                 }
                 None => return $slow($cpu, $op),
             }
