@@ -93,7 +93,7 @@ fn read(cpu: &mut Cpu, number: u32) -> Result<u64, Refused> {
         SYSCFG => s.syscfg,
         // Bit 24: the TSC counts at the P0 frequency.
         HWCR => s.hwcr | 1 << 24,
-        TOP_MEM | TOP_MEM2 | INT_PENDING | MMIO_CONF_BASE | PSTATE_CURRENT_LIMIT => 0,
+        TOP_MEM | TOP_MEM2 | NB_CFG | INT_PENDING | MMIO_CONF_BASE | PSTATE_CURRENT_LIMIT => 0,
         OSVW_ID_LENGTH | OSVW_STATUS | IC_CFG | DC_CFG | BU_CFG | BU_CFG2 => 0,
         // Bit 1: LFENCE serialises.
         DE_CFG => 2,
@@ -127,7 +127,7 @@ fn write(cpu: &mut Cpu, number: u32, value: u64) -> Result<(), Refused> {
         }
         APIC_BASE | X2APIC_FIRST..=X2APIC_LAST => return apic_write(cpu, number, value),
         BIOS_UPDT_TRIG | PLATFORM_ID | EBL_CR_POWERON | MMIO_CONF_BASE | PATCH_LOADER | BIOS_SIGN_ID | INT_PENDING => {}
-        IC_CFG | DC_CFG | BU_CFG | BU_CFG2 | DE_CFG => {}
+        NB_CFG | IC_CFG | DC_CFG | BU_CFG | BU_CFG2 | DE_CFG => {}
         MCG_STATUS | DEBUG_CTL => ensure(value == 0)?,
         SYSENTER_CS => cpu.sys.sysenter_cs = value & 0xffff_ffff,
         SYSENTER_ESP => {

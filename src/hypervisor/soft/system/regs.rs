@@ -139,5 +139,6 @@ pub mod msr {
     pub const BU_CFG: u32 = 0xc001_1023;
     pub const DE_CFG: u32 = 0xc001_1029;
     pub const BU_CFG2: u32 = 0xc001_102a;
+    pub const NB_CFG: u32 = 0xc001_001f;
     pub const PATCH_LOADER: u32 = 0xc001_0020;
 }
