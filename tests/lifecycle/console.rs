@@ -1,0 +1,232 @@
+//! The console: through the protocol, and through the command on a terminal.
+
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::pty::{OpenptyResult, openpty};
+use nix::sys::termios::{LocalFlags, tcgetattr};
+use vmctl::guest::control::{ControlClient, Frame, Reply, Request};
+
+use crate::world::{World, eventually};
+
+fn open(world: &World, write: bool, take: bool) -> (ControlClient, bool) {
+    let socket = world.guest("g").join("control.sock");
+    let request = Request::Console { write, take, replay_bytes: 1 << 20 };
+    let mut client = ControlClient::ask(&socket, request).expect("connects").expect("is there");
+    match client.reply().expect("answers") {
+        Some(Reply::Console { writer }) => (client, writer),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Reads console bytes until they end with `text`.
+#[track_caller]
+fn read_until(client: &mut ControlClient, text: &str) -> String {
+    let mut seen = Vec::new();
+    client.stream().set_read_timeout(Some(Duration::from_secs(20))).expect("sets");
+    while !String::from_utf8_lossy(&seen).contains(text) {
+        match client.receive().unwrap_or_else(|error| panic!("{}: saw {:?}", error.chain(), String::from_utf8_lossy(&seen))) {
+            Some(Frame::Console(bytes)) => seen.extend(bytes),
+            Some(Frame::Json(_)) => {}
+            None => panic!("ended; saw {:?}", String::from_utf8_lossy(&seen)),
+        }
+    }
+    String::from_utf8_lossy(&seen).into_owned()
+}
+
+fn type_in(client: &mut ControlClient, text: &str) {
+    client.send(&Frame::Console(text.as_bytes().to_vec())).expect("sends");
+}
+
+#[test]
+fn one_types_and_all_see_and_who_comes_later_sees_what_was_before() {
+    let world = World::new();
+    world.make("g", "echo say:login:", "");
+    world.vmctl(&["start", "g"]).ok();
+    let (mut first, writes) = open(&world, true, false);
+    assert!(writes);
+    assert_eq!(read_until(&mut first, "login:"), "login:");
+    let (mut second, writes) = open(&world, true, false);
+    assert!(!writes);
+    type_in(&mut second, "ignored");
+    type_in(&mut first, "root");
+    assert_eq!(read_until(&mut second, ">"), "login:<root>");
+    let (mut third, writes) = open(&world, true, true);
+    assert!(writes);
+    type_in(&mut third, "\u{3}");
+    assert!(read_until(&mut third, "<\u{3}>").starts_with("login:<root>"));
+    type_in(&mut first, "also ignored");
+    type_in(&mut third, "x");
+    assert_eq!(read_until(&mut first, "<x>"), "<root><\u{3}><x>");
+}
+
+#[test]
+fn a_reader_that_does_not_read_holds_nobody_up() {
+    let world = World::new();
+    world.make("g", "sleep:300 spam:8192 say:END", "ready = { console = \"END\" }");
+    world.vmctl(&["start", "g"]).ok();
+    let (mut slow, _) = open(&world, false, false);
+    world.vmctl(&["start", "g", "--if-stopped", "--wait"]).ok();
+    eventually("the guest has said it all", || world.state("g")["ready"] == true);
+    let resident = std::fs::read_to_string(format!("/proc/{}/statm", world.state("g")["pid"])).expect("the supervisor");
+    let pages: u64 = resident.split(' ').nth(1).expect("a field").parse().expect("a number");
+    assert!(pages * 4 < 64 * 1024, "{pages} pages resident");
+    // It learns what it missed once it reads again, and sees the end.
+    let mut notices = 0;
+    slow.stream().set_read_timeout(Some(Duration::from_secs(5))).expect("sets");
+    let (mut console, mut seen) = (0u64, 0u64);
+    world.vmctl(&["stop", "g"]).ok();
+    while let Ok(Some(frame)) = slow.receive() {
+        match frame {
+            Frame::Console(bytes) => console += bytes.len() as u64,
+            Frame::Json(_) => notices += 1,
+        }
+        seen += 1;
+    }
+    assert!(seen > 0 && console < 8 << 20, "{console} bytes");
+    assert!(notices <= 2);
+}
+
+#[test]
+fn garbage_on_the_control_socket_hurts_nobody() {
+    let world = World::new();
+    world.make("g", "", "");
+    world.vmctl(&["start", "g"]).ok();
+    let socket = world.guest("g").join("control.sock");
+    let mut streams = Vec::new();
+    for number in 0..100u8 {
+        let mut stream = UnixStream::connect(&socket).expect("connects");
+        let _ = stream.write_all(&[number; 100]);
+        streams.push(stream);
+    }
+    let mut unknown = UnixStream::connect(&socket).expect("connects");
+    drop(streams);
+    unknown.write_all(&Frame::Json(b"{\"version\":9,\"request\":\"status\"}".to_vec()).encode()).expect("writes");
+    let mut answer = Vec::new();
+    unknown.read_to_end(&mut answer).expect("answers");
+    assert!(String::from_utf8_lossy(&answer).contains("speaks version 1"), "{answer:?}");
+    world.vmctl(&["stop", "g"]).ok();
+}
+
+/// `vmctl console` on a terminal of its own.
+struct Terminal {
+    child: Child,
+    ours: std::fs::File,
+    theirs: OwnedFd,
+    seen: Vec<u8>,
+}
+
+impl Terminal {
+    fn open(world: &World, arguments: &[&str]) -> Terminal {
+        let OpenptyResult { master, slave } = openpty(None, None).expect("a terminal");
+        let mut command = world.command(arguments);
+        let end = || Stdio::from(slave.try_clone().expect("cloned"));
+        command.stdin(end()).stdout(end()).stderr(end());
+        let child = command.spawn().expect("runs");
+        nix::fcntl::fcntl(master.as_fd(), nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK)).expect("sets");
+        Terminal { child, ours: master.into(), theirs: slave, seen: Vec::new() }
+    }
+
+    #[track_caller]
+    fn wait_for(&mut self, text: &str) {
+        let started = Instant::now();
+        loop {
+            let mut buffer = [0; 4096];
+            if let Ok(count) = self.ours.read(&mut buffer) {
+                self.seen.extend(&buffer[..count]);
+            }
+            let seen = String::from_utf8_lossy(&self.seen);
+            if seen.contains(text) {
+                return self.seen.clear();
+            }
+            assert!(started.elapsed() < Duration::from_secs(20), "no {text:?} in {seen:?}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn type_in(&mut self, text: &str) {
+        self.ours.write_all(text.as_bytes()).expect("writes");
+    }
+
+    fn is_raw(&self) -> bool {
+        !tcgetattr(&self.theirs).expect("a terminal").local_flags.contains(LocalFlags::ICANON)
+    }
+
+    fn code(&mut self) -> Option<i32> {
+        eventually("the command ends", || {
+            // What it still writes must have somewhere to go.
+            let _ = self.ours.read(&mut [0; 4096]);
+            self.child.try_wait().expect("waits").is_some()
+        });
+        self.child.wait().expect("waited").code()
+    }
+}
+
+#[test]
+fn a_session_on_a_terminal_is_left_and_come_back_to() {
+    let world = World::new();
+    world.make("g", "echo say:login:", "");
+    world.vmctl(&["start", "g"]).ok();
+    let log = world.path().join("session.log");
+    let mut terminal = Terminal::open(&world, &["console", "g", "--log", log.to_str().expect("UTF-8")]);
+    terminal.wait_for("login:");
+    assert!(terminal.is_raw());
+    terminal.type_in("a~.b\u{3}\r");
+    terminal.wait_for("<a~.b\u{3}\r>");
+    terminal.type_in("~?");
+    terminal.wait_for("leave the console");
+    terminal.type_in("~.");
+    terminal.wait_for("g runs on");
+    assert_eq!(terminal.code(), Some(0));
+    assert!(!terminal.is_raw());
+    assert_eq!(world.word("g"), "running");
+    let mut again = Terminal::open(&world, &["console", "g", "--read-only"]);
+    again.wait_for("login:<a~.b\u{3}\r>");
+    again.type_in("nobody hears this");
+    world.vmctl(&["stop", "g"]).ok();
+    again.wait_for("g has stopped");
+    assert_eq!(again.code(), Some(0));
+    let logged = std::fs::read(&log).expect("a log");
+    assert!(logged.starts_with(b"login:<a~.b"), "{logged:?}");
+}
+
+#[test]
+fn a_signal_ends_a_session_and_the_terminal_is_as_before() {
+    let world = World::new();
+    world.make("g", "say:login:", "");
+    world.vmctl(&["start", "g"]).ok();
+    let mut terminal = Terminal::open(&world, &["console", "g"]);
+    terminal.wait_for("login:");
+    assert!(terminal.is_raw());
+    let pid = nix::unistd::Pid::from_raw(terminal.child.id() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("sent");
+    assert_eq!(terminal.code(), Some(128 + 15));
+    assert!(!terminal.is_raw());
+    assert_eq!(world.word("g"), "running");
+}
+
+#[test]
+fn a_terminal_that_disappears_ends_the_session_and_not_the_guest() {
+    let world = World::new();
+    world.make("g", "say:login: sleep:400 spam:256", "");
+    world.vmctl(&["start", "g"]).ok();
+    let mut terminal = Terminal::open(&world, &["console", "g"]);
+    terminal.wait_for("login:");
+    let Terminal { mut child, ours, theirs, .. } = terminal;
+    drop(ours);
+    drop(theirs);
+    eventually("the command ends", || child.try_wait().expect("waits").is_some());
+    assert_eq!(world.word("g"), "running");
+    let (_, writes) = open(&world, true, false);
+    assert!(writes);
+}
+
+#[test]
+fn a_console_of_a_stopped_guest_says_what_to_do() {
+    let world = World::new();
+    world.make("g", "", "");
+    world.vmctl(&["console", "g"]).fails(1, "`g` is not running").says("vmctl start g");
+}

@@ -1,0 +1,124 @@
+//! An engine that keeps the contract of `vmctl::machine::spec` and plays a part.
+//!
+//! The kernel's command line is its part, words between spaces, one sentence a boot between `/`; the last is repeated.
+//! `error:TEXT` fails before the guest runs; `die:N` ends with N before it; then the guest runs, and: `say:TEXT`,
+//! `spam:KIB`, `debug:VALUE`, `exit:N`, `signal:N`, `sleep:MS`; without an end, it waits for commands. `deaf` ignores the
+//! power button, `stuck` ignores everything, `echo` answers what is typed with `<` and `>` around it. `_` is a space.
+#![allow(unsafe_code)]
+
+use std::io::{Read, Write};
+use std::os::fd::FromRawFd;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use vmctl::machine::spec::{CONSOLE_FD, CONTROL_FD, EngineCommand, EngineEvent, LoaderSpec, VmmSpec};
+
+/// Set for the process that plays the engine.
+pub const PART: &str = "VMCTL_TEST_ENGINE";
+
+/// Not a test of its own: the other tests start this binary again with this test's name as their engine.
+#[test]
+fn engine_of_the_other_tests() {
+    if std::env::var_os(PART).is_some() {
+        std::process::exit(play());
+    }
+}
+
+fn play() -> i32 {
+    let file = std::env::args().next_back().expect("the specification's path");
+    let spec: VmmSpec = serde_json::from_slice(&std::fs::read(&file).expect("readable")).expect("a specification");
+    // SAFETY: the supervisor hands in these two descriptors, and nothing else in this process uses them.
+    let (mut console, control) = unsafe { (UnixStream::from_raw_fd(CONSOLE_FD), UnixStream::from_raw_fd(CONTROL_FD)) };
+    let LoaderSpec::Kernel { cmdline, .. } = &spec.loader;
+    let count_file = std::path::Path::new(&file).with_file_name("boots.count");
+    let boot: usize = std::fs::read_to_string(&count_file).ok().and_then(|text| text.parse().ok()).unwrap_or(0);
+    std::fs::write(&count_file, (boot + 1).to_string()).expect("writable");
+    let sentences: Vec<&str> = cmdline.split('/').collect();
+    let words: Vec<String> =
+        sentences[boot.min(sentences.len() - 1)].split_whitespace().map(|word| word.replace('_', " ")).collect();
+    let mut send = |event: EngineEvent| {
+        let line = serde_json::to_string(&event).expect("plain") + "\n";
+        (&control).write_all(line.as_bytes()).expect("the supervisor listens");
+    };
+    let mut running = false;
+    for word in &words {
+        let (verb, value) = word.split_once(':').unwrap_or((word, ""));
+        if !running && !["error", "die", "deaf", "stuck", "echo"].contains(&verb) {
+            send(EngineEvent::Running { backend: "fake".into() });
+            running = true;
+        }
+        match verb {
+            "error" => {
+                eprintln!("fake engine: {value}");
+                send(EngineEvent::Error { message: value.into() });
+                return 4;
+            }
+            "die" => {
+                eprintln!("fake engine: last words");
+                return value.parse().expect("a number");
+            }
+            "say" => console.write_all(value.as_bytes()).expect("the supervisor listens"),
+            "spam" => {
+                let line = [b'x'; 1024];
+                for _ in 0..value.parse().expect("a number") {
+                    console.write_all(&line).expect("the supervisor listens");
+                }
+            }
+            "debug" => {
+                let value: u8 = value.parse().expect("a number");
+                send(EngineEvent::DebugExit { value });
+                return i32::from(value << 1 | 1);
+            }
+            "exit" => return value.parse().expect("a number"),
+            "signal" => {
+                let signal = nix::sys::signal::Signal::try_from(value.parse::<i32>().expect("a number")).expect("a signal");
+                nix::sys::signal::raise(signal).expect("raised");
+            }
+            "sleep" => std::thread::sleep(Duration::from_millis(value.parse().expect("a number"))),
+            _ => {}
+        }
+    }
+    if !running {
+        send(EngineEvent::Running { backend: "fake".into() });
+    }
+    let has = |word: &str| words.iter().any(|other| other == word);
+    if has("echo") {
+        let mut line = console.try_clone().expect("cloned");
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(count) = line.read(&mut buffer) {
+                if count == 0 {
+                    break;
+                }
+                line.write_all(&[b"<", &buffer[..count], b">"].concat()).expect("the supervisor listens");
+            }
+        });
+    }
+    obey(control, console, has("deaf"), has("stuck"))
+}
+
+fn obey(control: UnixStream, mut console: UnixStream, deaf: bool, stuck: bool) -> i32 {
+    use std::io::BufRead;
+    let mut lines = std::io::BufReader::new(control.try_clone().expect("cloned")).lines();
+    while let Some(Ok(line)) = lines.next() {
+        if stuck {
+            continue;
+        }
+        match serde_json::from_str::<EngineCommand>(&line).expect("a command") {
+            EngineCommand::PowerButton if deaf => {}
+            EngineCommand::PowerButton => {
+                console.write_all(b"shutting down\r\n").expect("the supervisor listens");
+                return 1;
+            }
+            EngineCommand::Poweroff => return 1,
+            EngineCommand::Reset => return 0,
+            EngineCommand::Nmi => console.write_all(b"nmi\r\n").expect("the supervisor listens"),
+            EngineCommand::Stats => {
+                let event = EngineEvent::Stats { counters: [("vcpu0.instructions".to_owned(), 42)].into() };
+                let line = serde_json::to_string(&event).expect("plain") + "\n";
+                (&control).write_all(line.as_bytes()).expect("the supervisor listens");
+            }
+        }
+    }
+    4
+}

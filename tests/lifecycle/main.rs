@@ -1,0 +1,10 @@
+//! The life of guests, from the command line down to the engine's process, with an engine that does what the guest
+//! file's kernel command line says.
+//!
+//! The engine is this very test binary, run again: see [`engine`].
+
+mod console;
+mod engine;
+mod policy;
+mod verbs;
+mod world;
