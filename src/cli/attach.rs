@@ -31,8 +31,6 @@ pub struct Session {
     pub resize: bool,
     /// Every byte is the guest's.
     pub no_escapes: bool,
-    /// The supervisor is this process: it has the signals, and `~.` stops the guest.
-    pub in_foreground: bool,
 }
 
 const DEFAULT_REPLAY: u64 = 16 * 1024;
@@ -48,19 +46,51 @@ enum End {
 /// Opens the console of a running guest and stays until the user leaves or the guest stops.
 pub fn attach(app: &App, guest: &GuestDir, session: &Session) -> Outcome {
     // Before the raw mode, and before any other thread: from here on signals are words on a stream.
-    let (signals, _signal_thread) = if session.in_foreground { (None, None) } else { signal_stream()? };
-    let request = Request::Console {
-        write: !session.read_only,
-        take: session.take,
-        replay_bytes: session.replay.unwrap_or(if session.in_foreground { u64::MAX } else { DEFAULT_REPLAY }),
-    };
+    let signals = signal_stream()?;
+    let replay_bytes = session.replay.unwrap_or(DEFAULT_REPLAY);
+    let request = Request::Console { write: !session.read_only, take: session.take, replay_bytes };
     let mut client = launcher::ask(guest, request)?;
     let writer = match client.reply()? {
         Some(Reply::Console { writer }) => writer,
         Some(Reply::Error { message, .. }) => return Err(Failure::user(message)),
         other => return Err(Failure::machine(anyhow::anyhow!("the supervisor answered {other:?}"))),
     };
-    greet(app, guest, session, writer);
+    if !writer && !session.read_only {
+        app.ui.warn("someone else has the keyboard: you watch (`--take` takes it)");
+    }
+    app.ui.done(format!("console of {}; `~.` leaves, `~?` lists the escapes", guest.name()));
+    match talk(session, &mut client, writer, Some(signals))? {
+        End::Detached => app.ui.done(format!("\nleft the console; {} runs on", guest.name())),
+        End::GuestStopped => app.ui.done(format!("\n{} has stopped", guest.name())),
+        End::TerminalGone => {}
+        // As a shell would report it.
+        End::Signal(signal) => return Ok(ExitStatus::Engine(128 + signal as u8)),
+    }
+    Ok(ExitStatus::Done)
+}
+
+/// The console of a guest that this very process supervises, which has the signals: `~.` asks the guest to stop. Ends
+/// with the supervisor's end of the stream.
+pub fn in_foreground(app: &App, guest: &GuestDir, stream: UnixStream) -> Result<(), Failure> {
+    let mut client = ControlClient::over(stream);
+    loop {
+        match talk(&Session::default(), &mut client, true, None)? {
+            End::Detached => {
+                app.ui.done("\nstopping the guest");
+                let asking = guest.clone();
+                std::thread::spawn(move || launcher::ask_once(&asking, Request::Stop { timeout_ms: None }));
+            }
+            End::TerminalGone => {
+                launcher::ask_once(guest, Request::Stop { timeout_ms: None })?;
+                return Ok(());
+            }
+            End::GuestStopped | End::Signal(_) => return Ok(()),
+        }
+        // What the guest says while it shuts down is worth seeing.
+    }
+}
+
+fn talk(session: &Session, client: &mut ControlClient, writer: bool, signals: Option<UnixStream>) -> Result<End, Failure> {
     let raw =
         RawMode::enter().map_err(|error| Failure::machine(anyhow::Error::new(error).context("cannot set up the terminal")))?;
     let is_terminal = raw.is_some();
@@ -69,57 +99,27 @@ pub fn attach(app: &App, guest: &GuestDir, session: &Session) -> Outcome {
     if is_terminal {
         reset_modes(&mut io::stdout());
     }
-    drop(talk);
-    match end? {
-        End::Detached if session.in_foreground => {
-            app.ui.done("\nstopping the guest");
-            launcher::ask_once(guest, Request::Stop { timeout_ms: None })?;
-            Ok(ExitStatus::Done)
-        }
-        End::Detached => {
-            app.ui.done(format!("\nleft the console; {} runs on", guest.name()));
-            Ok(ExitStatus::Done)
-        }
-        End::GuestStopped => {
-            app.ui.done(format!("\n{} has stopped", guest.name()));
-            Ok(ExitStatus::Done)
-        }
-        End::TerminalGone => Ok(ExitStatus::Done),
-        // As a shell would report it.
-        End::Signal(signal) => Ok(ExitStatus::Engine(128 + signal as u8)),
-    }
+    end
 }
-
-fn greet(app: &App, guest: &GuestDir, session: &Session, writer: bool) {
-    if session.in_foreground {
-        return app.ui.done(format!("console of {}; `~.` stops the guest, `~?` lists the escapes", guest.name()));
-    }
-    if !writer && !session.read_only {
-        app.ui.warn("someone else has the keyboard: you watch (`--take` takes it)");
-    }
-    app.ui.done(format!("console of {}; `~.` leaves, `~?` lists the escapes", guest.name()));
-}
-
-type SignalStream = (Option<UnixStream>, Option<std::thread::JoinHandle<()>>);
 
 /// The signals that end or change a session, as bytes on a stream.
-fn signal_stream() -> Result<SignalStream, Failure> {
+fn signal_stream() -> Result<UnixStream, Failure> {
     let set =
         SigSet::from_iter([Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGWINCH, Signal::SIGPIPE]);
     set.thread_block()?;
     let (ours, theirs) = UnixStream::pair()?;
-    let thread = std::thread::spawn(move || {
+    std::thread::spawn(move || {
         while let Ok(signal) = set.wait() {
             if (&theirs).write_all(&[signal as u8]).is_err() {
                 return;
             }
         }
     });
-    Ok((Some(ours), Some(thread)))
+    Ok(ours)
 }
 
 struct Talk<'a> {
-    client: ControlClient,
+    client: &'a mut ControlClient,
     session: &'a Session,
     writer: bool,
     raw: Option<RawMode>,

@@ -48,7 +48,6 @@ impl Args {
             replay: self.replay.map(ByteSize::bytes),
             resize: self.resize,
             no_escapes: self.no_escapes,
-            in_foreground: false,
         };
         attach::attach(app, &guest, &session)
     }

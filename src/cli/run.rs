@@ -1,8 +1,8 @@
 //! `vmctl run`: the supervisor itself, in the foreground or, as `start` uses it, detached.
 
-use std::sync::mpsc;
+use std::os::unix::net::UnixStream;
 
-use super::attach::{self, Session};
+use super::attach;
 use super::selection::Place;
 use super::{App, ExitStatus, Failure, Outcome};
 use crate::config::{HostConfig, HostPaths};
@@ -11,7 +11,7 @@ use crate::guest::engine::{EmbeddedEngine, Engine};
 use crate::guest::launcher::Report;
 use crate::guest::store::GuestDir;
 use crate::guest::supervisor::restart::ExitReason;
-use crate::guest::supervisor::{Ending, Options, supervise};
+use crate::guest::supervisor::{Ending, Options, block_signals, supervise};
 
 /// Run a guest in the foreground
 ///
@@ -55,6 +55,7 @@ fn options(app: &App, place: Place, guest: &GuestDir, foreground: bool) -> Resul
         engine,
         started: Box::new(|_| ()),
         foreground,
+        console: None,
         host_file,
     })
 }
@@ -76,22 +77,19 @@ fn detached(app: &App, place: Place, guest: GuestDir) -> Outcome {
 
 fn foreground(app: &App, place: Place, guest: GuestDir) -> Outcome {
     let mut options = options(app, place, &guest, true)?;
-    let (sender, console) = mpsc::channel();
+    let (ours, theirs) = UnixStream::pair()?;
+    options.console = Some(theirs);
+    // The supervisor takes the signals: they must be blocked in every thread, so before there is another.
+    block_signals()?;
+    app.ui.done(format!("console of {}; `~.` stops the guest, `~?` lists the escapes", guest.name()));
     let (watched, watcher) = (guest.clone(), app.clone());
-    options.started = Box::new(move |outcome| {
-        if outcome.is_ok() {
-            let session = Session { in_foreground: true, ..Session::default() };
-            let thread = std::thread::spawn(move || {
-                attach::attach(&watcher, &watched, &session).map_err(|failure| watcher.ui.failure(&failure))
-            });
-            let _ = sender.send(thread);
-        }
-    });
-    let ending = supervise(guest, options)?;
-    // The connection has ended with the supervisor, so this does not wait; the terminal is restored when it returns.
-    if let Ok(thread) = console.try_recv() {
-        let _ = thread.join();
+    let console = std::thread::spawn(move || attach::in_foreground(&watcher, &watched, ours));
+    let ending = supervise(guest, options);
+    // The stream has ended with the supervisor, so this does not wait; the terminal is restored when it returns.
+    if let Ok(Err(failure)) = console.join() {
+        app.ui.failure(&failure);
     }
+    let ending = ending?;
     match ending {
         Ending::Stopped(Some(ExitReason::Debug(value))) => Ok(ExitStatus::Engine((value << 1) | 1)),
         Ending::Stopped(reason) => {

@@ -41,8 +41,8 @@ impl From<ExitStatus> for ExitCode {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hint(pub String);
 
-/// Why a command did not do what it was asked. Any error becomes one with `?`, with the status that
-/// [`status_of`] and the hint that [`hint_of`] find in it.
+/// Why a command did not do what it was asked. Any error becomes one with `?`: a guest's says itself
+/// whose fault it is, any other is the user's, with the hint that [`hint_of`] finds in it.
 #[derive(Debug)]
 pub struct Failure {
     /// What the process exits with.

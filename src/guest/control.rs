@@ -236,6 +236,11 @@ impl ControlClient {
         Ok(Some(client))
     }
 
+    /// A connection that was made otherwise, on which nothing need be asked.
+    pub fn over(stream: UnixStream) -> ControlClient {
+        ControlClient { stream, reader: FrameReader::default() }
+    }
+
     /// The stream, to poll.
     pub fn stream(&self) -> &UnixStream {
         &self.stream

@@ -1,12 +1,14 @@
 //! The console: through the protocol, and through the command on a terminal.
 
+use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use nix::pty::{OpenptyResult, openpty};
+use nix::fcntl::OFlag;
+use nix::pty::{PtyMaster, grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::termios::{LocalFlags, tcgetattr};
 use vmctl::guest::control::{ControlClient, Frame, Reply, Request};
 
@@ -114,20 +116,24 @@ fn garbage_on_the_control_socket_hurts_nobody() {
 /// `vmctl console` on a terminal of its own.
 struct Terminal {
     child: Child,
-    ours: std::fs::File,
-    theirs: OwnedFd,
+    ours: PtyMaster,
+    theirs: File,
     seen: Vec<u8>,
 }
 
 impl Terminal {
     fn open(world: &World, arguments: &[&str]) -> Terminal {
-        let OpenptyResult { master, slave } = openpty(None, None).expect("a terminal");
+        // Close-on-exec from the beginning: a terminal whose end another test's child holds never disappears.
+        let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).expect("a terminal");
+        grantpt(&master).expect("granted");
+        unlockpt(&master).expect("unlocked");
+        let name = ptsname_r(&master).expect("a name");
+        let slave = File::options().read(true).write(true).custom_flags(OFlag::O_NOCTTY.bits()).open(name).expect("opens");
         let mut command = world.command(arguments);
         let end = || Stdio::from(slave.try_clone().expect("cloned"));
         command.stdin(end()).stdout(end()).stderr(end());
         let child = command.spawn().expect("runs");
-        nix::fcntl::fcntl(master.as_fd(), nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK)).expect("sets");
-        Terminal { child, ours: master.into(), theirs: slave, seen: Vec::new() }
+        Terminal { child, ours: master, theirs: slave, seen: Vec::new() }
     }
 
     #[track_caller]

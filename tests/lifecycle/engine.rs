@@ -36,7 +36,7 @@ fn play() -> i32 {
     let sentences: Vec<&str> = cmdline.split('/').collect();
     let words: Vec<String> =
         sentences[boot.min(sentences.len() - 1)].split_whitespace().map(|word| word.replace('_', " ")).collect();
-    let mut send = |event: EngineEvent| {
+    let send = |event: EngineEvent| {
         let line = serde_json::to_string(&event).expect("plain") + "\n";
         (&control).write_all(line.as_bytes()).expect("the supervisor listens");
     };

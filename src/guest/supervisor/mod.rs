@@ -65,6 +65,8 @@ pub struct Options {
     pub started: Box<dyn FnOnce(std::result::Result<(), &GuestError>)>,
     /// A signal of the terminal stops the guest.
     pub foreground: bool,
+    /// A console session of this very process, from the first byte on; it types.
+    pub console: Option<UnixStream>,
     /// Where the host file is, for the summary that `list` reads.
     pub host_file: PathBuf,
 }
@@ -123,13 +125,21 @@ struct Asked {
     kill_at: Option<Instant>,
 }
 
-/// Takes the guest and runs it until it has stopped. To be called from the main thread, before any other is started.
+/// Blocks the signals that a supervisor takes, in this thread and those that it starts from now on.
+pub fn block_signals() -> Result<SigSet> {
+    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT]);
+    signals.thread_block().map_err(|error| GuestError::host(format!("cannot block signals: {error}")))?;
+    Ok(signals)
+}
+
+/// Takes the guest and runs it until it has stopped. To be called from the main thread; other threads need
+/// [`block_signals`] before them.
 pub fn supervise(guest: GuestDir, mut options: Options) -> Result<Ending> {
     let started = std::mem::replace(&mut options.started, Box::new(|_| ()));
     match Supervisor::new(guest, options) {
         Ok(mut supervisor) => {
             supervisor.started = Some(started);
-            Ok(supervisor.run())
+            supervisor.run()
         }
         Err(error) => {
             started(Err(&error));
@@ -178,14 +188,14 @@ struct Supervisor {
     crashes: CrashHistory,
     last_exit: Option<ExitReason>,
     failure: Option<String>,
+    start_failure: Option<GuestError>,
 }
 
 impl Supervisor {
     fn new(guest: GuestDir, mut options: Options) -> Result<Supervisor> {
         let lock = guest.lock(Role::Supervisor)?;
-        // Blocked before any helper thread is there, so that only the signal thread takes them.
-        let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT]);
-        signals.thread_block().map_err(|error| GuestError::host(format!("cannot block signals: {error}")))?;
+        // Before any helper thread is there, so that only the signal thread takes them.
+        let signals = block_signals()?;
         let lease = take_lease(&guest.lease_file())?;
         let mut state = guest.state()?;
         let lost = state.run.take();
@@ -248,7 +258,14 @@ impl Supervisor {
             crashes: CrashHistory::default(),
             last_exit: None,
             failure: None,
+            start_failure: None,
         };
+        if let Some(stream) = supervisor.options.console.take() {
+            let client = Client::new(stream);
+            let mut client = client.map_err(|error| GuestError::host(format!("cannot open the console: {error}")))?;
+            client.purpose = Purpose::Console { writer: true };
+            supervisor.clients.push(client);
+        }
         if let Some(run) = lost {
             supervisor.emit(EventKind::SupervisorLost { pid: run.pid });
             let reason = "the supervisor was killed, or the host went down".to_owned();
@@ -272,7 +289,7 @@ impl Supervisor {
         Ok(supervisor)
     }
 
-    fn run(&mut self) -> Ending {
+    fn run(&mut self) -> Result<Ending> {
         self.begin_boot(true);
         while self.stage != Stage::Done {
             self.wait_and_serve();
@@ -509,7 +526,7 @@ impl Supervisor {
                         Some(LastExit { reason: format!("did not start: {words}"), code: None, signal: None, at });
                 }
                 started(Err(&error));
-                self.failure = Some(words);
+                self.start_failure = Some(error);
                 self.end();
             }
             None => self.fail(words),
@@ -651,7 +668,7 @@ impl Supervisor {
 
     fn save_or_log(&mut self) {
         if let Err(error) = self.save() {
-            eprintln!("{} {}", Timestamp::now(), error.chain());
+            note(&error.chain());
         }
     }
 
@@ -659,7 +676,7 @@ impl Supervisor {
         let event = Event::now(self.guest.name(), kind);
         if let Err(error) = self.events.append(event.line().as_bytes()) {
             if !self.events_failing {
-                eprintln!("{} cannot write the event log: {error}", event.time);
+                note(&format!("cannot write the event log: {error}"));
             }
             self.events_failing = true;
         } else {
@@ -672,7 +689,7 @@ impl Supervisor {
     }
 
     /// Lets the guest go, tells those who wait, and ends.
-    fn finish(&mut self) -> Ending {
+    fn finish(&mut self) -> Result<Ending> {
         self.emit(EventKind::Stopped);
         let way = self.asked.map_or(StopWay::NotRunning, |asked| asked.way);
         self.state.run = None;
@@ -694,11 +711,17 @@ impl Supervisor {
             }
             std::thread::sleep(Duration::from_millis(2));
         }
-        match self.failure.take() {
-            Some(reason) => Ending::Failed(reason),
-            None => Ending::Stopped(self.last_exit),
+        match (self.start_failure.take(), self.failure.take()) {
+            (Some(error), _) => Err(error),
+            (None, Some(reason)) => Ok(Ending::Failed(reason)),
+            (None, None) => Ok(Ending::Stopped(self.last_exit)),
         }
     }
+}
+
+/// To the supervisor's own log; one that cannot be written is no reason to stop.
+fn note(words: &str) {
+    let _ = std::io::stderr().write_all(format!("{} {words}\n", Timestamp::now()).as_bytes());
 }
 
 fn start_failed(words: &str) -> Reply {

@@ -79,7 +79,7 @@ impl Supervisor {
             Err(nix::errno::Errno::EINTR) => return Vec::new(),
             Err(errno) => {
                 // Cannot happen with descriptors that we hold; never spin if it does.
-                eprintln!("poll: {errno}");
+                super::note(&format!("poll: {errno}"));
                 std::thread::sleep(std::time::Duration::from_millis(100));
                 return Vec::new();
             }
