@@ -1,0 +1,51 @@
+# make demo   build vmctl and a Debian guest from packages, boot it to its login prompt
+# make test   the tests
+# Plain enough for GNU make and BSD make.
+
+CARGO = cargo
+BUILD = build
+
+all: build
+
+build:
+	$(CARGO) build --release
+
+demo: tools-demo build
+	sh scripts/debian-image $(BUILD)/debian
+	sh scripts/demo $(BUILD)
+
+test: tools-test
+	sh scripts/test-guest $(BUILD)/test-guest
+	sh scripts/cargo-test
+
+# The long run of the check of the software CPU against the processor of this machine.
+native-long:
+	VMCTL_NATIVE_CASES=10000000 $(CARGO) test --release --test native -- --nocapture
+
+# Boot times against qemu's TCG, and the rest of the numbers; prints ratios.
+bench: tools-bench build
+	sh scripts/test-guest $(BUILD)/test-guest
+	sh scripts/debian-image $(BUILD)/debian
+	$(CARGO) bench --bench boot
+	$(CARGO) bench --bench numbers
+
+tools-demo:
+	sh scripts/need cargo:rustc mmdebstrap:mmdebstrap mke2fs:e2fsprogs
+
+tools-test:
+	sh scripts/need cargo:rustc busybox:busybox-static cpio:cpio mandoc:mandoc
+
+tools-bench:
+	sh scripts/need cargo:rustc busybox:busybox-static cpio:cpio mmdebstrap:mmdebstrap mke2fs:e2fsprogs qemu-system-x86_64:qemu-system-x86
+
+install: build
+	install -d $(DESTDIR)/usr/local/bin $(DESTDIR)/usr/local/share/man/man1 $(DESTDIR)/usr/local/share/man/man5
+	install -m 755 target/release/vmctl $(DESTDIR)/usr/local/bin/vmctl
+	install -m 644 man/vmctl.1 $(DESTDIR)/usr/local/share/man/man1/vmctl.1
+	install -m 644 man/vmctl.toml.5 $(DESTDIR)/usr/local/share/man/man5/vmctl.toml.5
+
+clean:
+	$(CARGO) clean
+	rm -rf $(BUILD)
+
+.PHONY: all build demo test native-long bench tools-demo tools-test tools-bench install clean
