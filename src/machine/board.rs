@@ -9,7 +9,7 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::interrupts::Interrupts;
-use crate::hypervisor::backend::{Attention, MachineExit, NoSuchMsr, Platform, VcpuEvent, Waker};
+use crate::hypervisor::backend::{Attention, MachineExit, NoSuchMsr, Platform, VcpuEvent};
 use crate::hypervisor::bus::{Bus, Device, DeviceId, Overlap, Space};
 use crate::hypervisor::clock::Clock;
 use crate::hypervisor::state::{Section, StateError};
@@ -40,7 +40,6 @@ impl Wire {
 
 struct Slot {
     device: Box<dyn Device>,
-    wakers: Vec<Waker>,
     deadline_ns: Option<u64>,
 }
 
@@ -76,14 +75,14 @@ impl Board {
         self.parts.lock().expect("a device that panics is a bug, and ends the machine")
     }
 
-    /// Puts a device on the board. `wakers` are those that its back ends hold.
-    pub fn add(&self, device: Box<dyn Device>, wakers: Vec<Waker>, wires: &[Wire]) -> Result<DeviceId, Overlap> {
+    /// Puts a device on the board.
+    pub fn add(&self, device: Box<dyn Device>, wires: &[Wire]) -> Result<DeviceId, Overlap> {
         let mut parts = self.parts();
         let id = DeviceId(parts.slots.len());
         for wire in wires {
             parts.bus.map(wire.space, wire.base, wire.len, id, wire.region)?;
         }
-        parts.slots.push(Slot { device, wakers, deadline_ns: None });
+        parts.slots.push(Slot { device, deadline_ns: None });
         Ok(id)
     }
 
@@ -209,13 +208,12 @@ impl Platform for Board {
     }
 
     fn advance(&self, now_ns: u64) -> Option<u64> {
-        self.attention.take_board();
+        // A back end woke somebody: each device asks its own waker, which is cheaper than knowing whose it was.
+        let woken = self.attention.take_board();
         let mut nearest: Option<u64> = None;
         {
             let mut parts = self.parts();
             for slot in &mut parts.slots {
-                // Every waker is taken, or the second of two would bring the board back for nothing.
-                let woken = slot.wakers.iter().fold(false, |woken, waker| waker.take() | woken);
                 if woken || slot.deadline_ns.is_some_and(|due| due <= now_ns) {
                     slot.device.poll(now_ns);
                     slot.deadline_ns = slot.device.deadline_ns();

@@ -84,15 +84,15 @@ pub const RTC_IRQ: u32 = 8;
 pub const PS2_PORTS: [u64; 2] = [0x60, 0x64];
 /// The keyboard's ISA interrupt.
 pub const PS2_IRQ: u32 = 1;
-/// ACPI fixed hardware: PM1a event block (4 bytes), PM1a control block (2), PM timer (4), reset register (1).
+/// ACPI fixed hardware: PM1a event block, 4 bytes.
 pub const PM1A_EVT: u16 = 0x600;
-/// PM1a control block.
+/// PM1a control block, 2 bytes.
 pub const PM1A_CNT: u16 = 0x604;
-/// PM timer.
+/// PM timer, 4 bytes.
 pub const PM_TMR: u16 = 0x608;
-/// Reset register: any write of [`RESET_VALUE`] resets.
-pub const RESET_REG: u16 = 0x60c;
-/// What the reset register wants.
+/// Reset register: RST_CNT, which stands inside the PCI configuration address port and is the PCI root's.
+pub const RESET_REG: u16 = 0xcf9;
+/// What the reset register wants: a full reset of the system, now.
 pub const RESET_VALUE: u8 = 0x06;
 /// The system control interrupt, level-triggered.
 pub const SCI_IRQ: u32 = 9;

@@ -1,0 +1,333 @@
+//! Puts a machine together: the one wiring table, from a specification to a board, memory and an entry state.
+
+use std::collections::BTreeMap;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::board::{Board, Wire};
+use super::interrupts::Interrupts;
+use super::layout;
+use super::loader::{self, LoadError, kernel::KernelFiles};
+use super::spec::{CacheMode, DiskDevice, DiskSpec, ForwardSpec, LoaderSpec, NicBackend, NicDevice, NicSpec, Protocol, VmmSpec};
+use super::tables::{acpi, smbios};
+use crate::devices::debug_exit::DebugExit;
+use crate::devices::disk::file::{self, FileDisk};
+use crate::devices::net::{NoWire, user};
+use crate::devices::pci::{PciError, PciRoot, Window, Windows};
+use crate::devices::pit::Pit;
+use crate::devices::pm::{Pm, PowerButton};
+use crate::devices::ps2::Ps2;
+use crate::devices::rtc::Rtc;
+use crate::devices::serial::Serial;
+use crate::devices::stream::StreamConsole;
+use crate::devices::virtio::VirtioDevice;
+use crate::devices::virtio::{blk, console, net, rng, transport::VirtioPci};
+use crate::hypervisor::backend::{Attention, BootState, VcpuSetup, Waker};
+use crate::hypervisor::bus::{Device, Overlap};
+use crate::hypervisor::clock::{Clock, HostClock, ManualClock};
+use crate::hypervisor::irq::{IrqLine, IrqSink};
+use crate::hypervisor::memory::GuestMemory;
+
+/// PCI devices of the board's own; the rest are handed out by the supervisor.
+const RNG_SLOT: u8 = 1;
+const CONSOLE_SLOT: u8 = 2;
+/// The last device number that has an interrupt route.
+const LAST_SLOT: u8 = 30;
+
+/// A machine that cannot be put together.
+#[derive(Debug, thiserror::Error)]
+pub enum AssemblyError {
+    /// Guest memory.
+    #[error("cannot reserve {bytes} bytes of guest memory")]
+    Memory {
+        /// How much was asked.
+        bytes: u64,
+        /// What the host said.
+        source: std::io::Error,
+    },
+    /// The console stream.
+    #[error("cannot set up the console")]
+    Console(#[source] std::io::Error),
+    /// A disk.
+    #[error("disk `{id}`")]
+    Disk {
+        /// Its id.
+        id: String,
+        /// Why.
+        source: file::DiskError,
+    },
+    /// A network interface.
+    #[error("network interface `{id}`")]
+    Nic {
+        /// Its id.
+        id: String,
+        /// Why.
+        source: user::UserNetError,
+    },
+    /// A device that this engine does not have.
+    #[error("{0}")]
+    NotHere(String),
+    /// Two devices in one place.
+    #[error(transparent)]
+    Pci(#[from] PciError),
+    /// The wiring table contradicts itself.
+    #[error(transparent)]
+    Wiring(#[from] Overlap),
+    /// The guest cannot be loaded.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// A UUID that is none.
+    #[error("`{0}` is not a UUID")]
+    Uuid(String),
+}
+
+/// What other threads hold of a machine.
+#[derive(Clone)]
+pub struct Handles {
+    /// The ACPI power button.
+    pub power_button: PowerButton,
+    /// The interrupt controllers.
+    pub interrupts: Arc<Interrupts>,
+    clock: Arc<dyn Clock>,
+    vcpus: usize,
+}
+
+impl Handles {
+    /// Counters by name.
+    pub fn counters(&self) -> BTreeMap<String, u64> {
+        BTreeMap::from([("uptime-ns".to_string(), self.clock.now_ns()), ("vcpus".to_string(), self.vcpus as u64)])
+    }
+}
+
+/// A machine, ready to run.
+pub struct Machine {
+    /// The guest's memory.
+    pub memory: GuestMemory,
+    /// The board.
+    pub board: Arc<Board>,
+    /// How other threads reach the vCPUs.
+    pub attention: Arc<Attention>,
+    /// In deterministic mode, the clock that the vCPUs drive.
+    pub manual_clock: Option<Arc<ManualClock>>,
+    handles: Handles,
+    boot: BootState,
+    topology: (u32, u32, u32),
+    console: StreamConsole,
+}
+
+impl Machine {
+    /// What a back end is built with.
+    pub fn vcpu_setup(&self) -> VcpuSetup {
+        VcpuSetup {
+            vcpus: self.handles.vcpus,
+            topology: self.topology,
+            memory: self.memory.clone(),
+            platform: Arc::clone(&self.board) as _,
+            attention: Arc::clone(&self.attention),
+            boot: self.boot,
+        }
+    }
+
+    /// What other threads hold.
+    pub fn handles(&self) -> Handles {
+        self.handles.clone()
+    }
+
+    /// Waits, at most `limit`, until the console's output has been handed over.
+    pub fn finish(&self, limit: Duration) {
+        self.console.flush(limit);
+    }
+}
+
+/// What every device of one machine is built from.
+struct Parts {
+    memory: GuestMemory,
+    attention: Arc<Attention>,
+    clock: Arc<dyn Clock>,
+    sink: Arc<dyn IrqSink>,
+}
+
+impl Parts {
+    fn line(&self, gsi: u32) -> IrqLine {
+        IrqLine::new(Arc::clone(&self.sink), gsi)
+    }
+    fn waker(&self) -> Waker {
+        Waker::new(Arc::clone(&self.attention))
+    }
+    /// Puts a virtio device into a PCI slot; `waker` is the one its back end holds.
+    fn virtio(&self, root: &mut PciRoot, slot: u8, device: Box<dyn VirtioDevice>, waker: Waker) -> Result<(), PciError> {
+        let line = self.line(layout::pci_gsi(slot));
+        let function = VirtioPci::new(device, self.memory.clone(), waker, Arc::clone(&self.sink), line);
+        root.add(slot, 0, Box::new(function))
+    }
+}
+
+/// Builds the machine of `spec`: opens its files and ports, wires the board, loads the guest.
+pub fn assemble(spec: &VmmSpec, console: UnixStream) -> Result<Machine, AssemblyError> {
+    let vcpus = spec.cpus.count();
+    let topology = (spec.cpus.sockets, spec.cpus.cores, spec.cpus.threads);
+    let reserve = |source| AssemblyError::Memory { bytes: spec.memory_bytes, source };
+    let memory = super::memory::build(spec.memory_bytes).map_err(reserve)?;
+    let attention = Attention::new(vcpus);
+    let manual_clock = spec.deterministic.then(|| ManualClock::new(0));
+    let clock: Arc<dyn Clock> = match &manual_clock {
+        Some(manual) => Arc::clone(manual) as _,
+        None => HostClock::new(),
+    };
+    let interrupts = Interrupts::new(vcpus, Arc::clone(&clock), Arc::clone(&attention));
+    let parts = Parts { memory: memory.clone(), attention: Arc::clone(&attention), clock: Arc::clone(&clock), sink: Arc::clone(&interrupts) as _ };
+    let board = Arc::new(Board::new(Arc::clone(&interrupts), Arc::clone(&attention), Arc::clone(&clock)));
+
+    let console = wire_serial(&board, &parts, spec, console)?;
+    let power_button = wire_chips(&board, &parts, &interrupts, spec)?;
+    wire_pci(&board, &parts, spec, &console)?;
+
+    let shape = acpi::Shape { vcpus, serial: spec.com, pci_devices: LAST_SLOT };
+    let rsdp = acpi::write(&memory, &shape).map_err(LoadError::from)?;
+    let identity = smbios::Identity { uuid: parse_uuid(&spec.uuid)?, memory_bytes: spec.memory_bytes, topology };
+    smbios::write(&memory, &identity).map_err(LoadError::from)?;
+    let LoaderSpec::Kernel { image, initrd, cmdline } = &spec.loader;
+    let files = KernelFiles { image: image.clone(), initrd: initrd.clone(), cmdline: cmdline.clone() };
+    let boot = loader::kernel::load(&memory, &files, rsdp)?;
+
+    let handles = Handles { power_button, interrupts, clock, vcpus };
+    Ok(Machine { memory, board, attention, manual_clock, handles, boot, topology, console })
+}
+
+fn parse_uuid(text: &str) -> Result<[u8; 16], AssemblyError> {
+    let digits: String = text.chars().filter(|c| *c != '-').collect();
+    let bad = || AssemblyError::Uuid(text.to_string());
+    if digits.len() != 32 || !digits.is_ascii() {
+        return Err(bad());
+    }
+    let mut uuid = [0; 16];
+    for (i, byte) in uuid.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&digits[2 * i..2 * i + 2], 16).map_err(|_| bad())?;
+    }
+    Ok(uuid)
+}
+
+/// COM1 to COM4: all write to the console stream, COM1 reads from it.
+fn wire_serial(board: &Board, parts: &Parts, spec: &VmmSpec, stream: UnixStream) -> Result<StreamConsole, AssemblyError> {
+    let wakers: Vec<Waker> = layout::SERIAL.iter().map(|_| parts.waker()).collect();
+    let console = StreamConsole::new(stream, wakers[0].clone(), wakers.clone()).map_err(AssemblyError::Console)?;
+    for (i, &(port, irq)) in layout::SERIAL.iter().enumerate().filter(|&(i, _)| spec.com[i]) {
+        let backend = if i == 0 { console.clone() } else { console.write_only() };
+        let uart = Serial::new(parts.line(irq), Box::new(backend), wakers[i].clone());
+        board.add(Box::new(uart), &[Wire::ports(port, 8, 0)])?;
+    }
+    Ok(console)
+}
+
+/// The chips that every PC has.
+fn wire_chips(board: &Board, parts: &Parts, interrupts: &Arc<Interrupts>, spec: &VmmSpec) -> Result<PowerButton, AssemblyError> {
+    let clock = || Arc::clone(&parts.clock);
+    let [first, second, elcr] = layout::PIC_PORTS;
+    board.add(interrupts.pic_device(), &[Wire::ports(first, 2, 0), Wire::ports(second, 2, 1), Wire::ports(elcr, 2, 2)])?;
+    board.add(interrupts.ioapic_device(), &[Wire::memory(layout::IOAPIC_BASE, layout::APIC_WINDOW, 0)])?;
+    let pit = Pit::new(clock(), parts.line(layout::PIT_IRQ));
+    board.add(Box::new(pit), &[Wire::ports(layout::PIT_PORT, 4, 0), Wire::ports(layout::PIT_GATE_PORT, 1, 1)])?;
+    let rtc = Rtc::new(clock(), parts.line(layout::RTC_IRQ));
+    board.add(Box::new(rtc), &[Wire::ports(layout::RTC_PORT, 2, 0)])?;
+    let keyboard = Ps2::new(parts.line(layout::PS2_IRQ), Arc::clone(&parts.attention));
+    board.add(Box::new(keyboard), &[Wire::ports(layout::PS2_PORTS[0], 1, 0), Wire::ports(layout::PS2_PORTS[1], 1, 1)])?;
+    let pm = Pm::new(clock(), parts.line(layout::SCI_IRQ), Arc::clone(&parts.attention));
+    let button = pm.button();
+    let wires =
+        [Wire::ports(layout::PM1A_EVT.into(), 4, 0), Wire::ports(layout::PM1A_CNT.into(), 2, 1), Wire::ports(layout::PM_TMR.into(), 4, 2)];
+    board.add(Box::new(pm), &wires)?;
+    if let Some(port) = spec.debug_exit_port {
+        let device = Box::new(DebugExit::new(Arc::clone(&parts.attention)));
+        board.add(device, &[Wire::ports(port.into(), 4, 0)])?;
+    }
+    Ok(button)
+}
+
+fn wire_pci(board: &Board, parts: &Parts, spec: &VmmSpec, console: &StreamConsole) -> Result<(), AssemblyError> {
+    let window = |(base, len): (u64, u64)| Window { base, len };
+    let windows = Windows { memory32: window(layout::PCI_MEMORY), memory64: Window::default(), io: window(layout::PCI_IO) };
+    let mut root = PciRoot::new(windows, Arc::clone(&parts.attention));
+    if spec.rng && !spec.deterministic {
+        parts.virtio(&mut root, RNG_SLOT, Box::new(rng::Rng::new()), parts.waker())?;
+    }
+    if spec.virtio_console {
+        let port = console::Console::new(Box::new(console.write_only()));
+        parts.virtio(&mut root, CONSOLE_SLOT, Box::new(port), parts.waker())?;
+    }
+    for disk in &spec.disks {
+        let waker = parts.waker();
+        let device = open_disk(disk, parts, waker.clone())?;
+        parts.virtio(&mut root, disk.slot, device, waker)?;
+    }
+    for nic in &spec.nics {
+        let waker = parts.waker();
+        let device = open_nic(nic, waker.clone())?;
+        parts.virtio(&mut root, nic.slot, device, waker)?;
+    }
+    root.assign_bars()?;
+    let wires = [
+        Wire::ports(layout::PCI_CONFIG_PORT.0, layout::PCI_CONFIG_PORT.1, PciRoot::PORTS),
+        Wire::memory(layout::PCI_ECAM.0, layout::PCI_ECAM.1, PciRoot::ECAM),
+        Wire::memory(layout::PCI_MEMORY.0, layout::PCI_MEMORY.1, PciRoot::MEMORY32),
+        Wire::ports(layout::PCI_IO.0, layout::PCI_IO.1, PciRoot::IO),
+    ];
+    board.add(Box::new(root) as Box<dyn Device>, &wires)?;
+    Ok(())
+}
+
+fn open_disk(spec: &DiskSpec, parts: &Parts, waker: Waker) -> Result<Box<dyn VirtioDevice>, AssemblyError> {
+    if spec.device != DiskDevice::VirtioBlk {
+        return Err(AssemblyError::NotHere(format!("disk `{}`: the embedded engine has virtio-blk disks only", spec.id)));
+    }
+    let options = file::Options {
+        read_only: spec.read_only,
+        cache: match spec.cache {
+            CacheMode::Writeback => file::Cache::Writeback,
+            CacheMode::Writethrough => file::Cache::Writethrough,
+            CacheMode::Unsafe => file::Cache::Unsafe,
+        },
+        discard: spec.discard,
+    };
+    let disk: FileDisk =
+        file::open(&spec.path, &options, parts.memory.clone(), waker).map_err(|source| AssemblyError::Disk { id: spec.id.clone(), source })?;
+    let options = blk::BlkOptions { serial: spec.serial.clone(), ..Default::default() };
+    Ok(Box::new(blk::Blk::new(Box::new(disk), &options)))
+}
+
+fn open_nic(spec: &NicSpec, waker: Waker) -> Result<Box<dyn VirtioDevice>, AssemblyError> {
+    if spec.device != NicDevice::VirtioNet {
+        return Err(AssemblyError::NotHere(format!("network interface `{}`: the embedded engine has virtio-net only", spec.id)));
+    }
+    let nic: Box<dyn crate::devices::net::Nic> = match &spec.backend {
+        NicBackend::None => Box::new(NoWire),
+        NicBackend::Tap { interface } => {
+            let text = format!("network interface `{}`: the embedded engine of this version has no tap back end (for `{interface}`)", spec.id);
+            return Err(AssemblyError::NotHere(text));
+        }
+        NicBackend::User(network) => {
+            let options = user::Options {
+                network: network.network,
+                prefix: network.prefix,
+                gateway: network.gateway,
+                dns: network.dns,
+                guest: network.guest,
+                dns_servers: network.dns_servers.clone(),
+                isolated: network.isolated,
+                forwards: network.forwards.iter().map(forward).collect(),
+            };
+            let net = user::UserNet::new(options, waker).map_err(|source| AssemblyError::Nic { id: spec.id.clone(), source })?;
+            Box::new(net)
+        }
+    };
+    Ok(Box::new(net::Net::new(nic, spec.mac)))
+}
+
+fn forward(spec: &ForwardSpec) -> user::Forward {
+    user::Forward {
+        tcp: spec.protocol == Protocol::Tcp,
+        host: std::net::SocketAddr::new(spec.host_address, spec.host_port),
+        guest_port: spec.guest_port,
+    }
+}
+

@@ -1,0 +1,148 @@
+//! The engine child: one machine, from its specification to its exit code.
+//!
+//! The order is part of the contract: every file, port and socket is opened first, then the guest is loaded, then the
+//! process gives up what it does not need any more (see [`sandbox`](super::sandbox)), then `running` is reported, and
+//! only then the first guest instruction runs.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::assembly::{self, Machine};
+use super::spec::{BackendChoice, EngineCommand, EngineEvent, LoaderSpec, MAX_CONTROL_LINE, SPEC_VERSION, VmmSpec};
+use crate::hypervisor::backend::{Attention, Backend, MachineExit};
+use crate::hypervisor::soft::run::{SoftBackend, SoftOptions};
+
+/// How long the last words of a guest may take to reach the console's reader.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Why a machine cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A specification of another version.
+    #[error("the machine specification has version {found}, this program speaks {SPEC_VERSION}; was it replaced while the guest ran?")]
+    Version {
+        /// What it says.
+        found: u32,
+    },
+    /// A back end that this build does not have.
+    #[error("backend `{0}` is not in this build; `soft` is, and `auto` takes it")]
+    NoBackend(&'static str),
+    /// The machine cannot be put together.
+    #[error(transparent)]
+    Assembly(#[from] assembly::AssemblyError),
+    /// The process cannot be confined.
+    #[error("cannot confine the engine")]
+    Sandbox(#[source] super::sandbox::SandboxError),
+    /// The host refuses a thread or a socket.
+    #[error("cannot {what}")]
+    Host {
+        /// What was tried.
+        what: &'static str,
+        /// What the host said.
+        source: std::io::Error,
+    },
+}
+
+/// The control stream's sending half, shared by everybody with something to say.
+#[derive(Clone)]
+struct Reporter(Arc<Mutex<UnixStream>>);
+
+impl Reporter {
+    /// Sends one event. A supervisor that is gone ends the process by the reading half; nothing to do here.
+    fn send(&self, event: &EngineEvent) {
+        let mut line = serde_json::to_vec(event).expect("events are plain data");
+        line.push(b'\n');
+        let _ = self.0.lock().expect("no panic happens under this lock").write_all(&line);
+    }
+}
+
+/// Runs the machine of `spec` to its end and returns the process's exit code.
+///
+/// `console` carries COM1, `control` the events and commands of [`super::spec`].
+pub fn run(spec: &VmmSpec, console: UnixStream, control: UnixStream) -> u8 {
+    let reader = control.try_clone();
+    let reporter = Reporter(Arc::new(Mutex::new(control)));
+    let outcome = reader
+        .map_err(|source| StartError::Host { what: "share the control stream", source })
+        .and_then(|reader| boot(spec, console, reader, &reporter));
+    let exit = outcome.unwrap_or_else(|error| {
+        let message = error_chain(&error);
+        eprintln!("vmctl vmm: {message}");
+        reporter.send(&EngineEvent::Error { message });
+        MachineExit::Error
+    });
+    if let MachineExit::Debug(value) = exit {
+        reporter.send(&EngineEvent::DebugExit { value });
+    }
+    exit.code()
+}
+
+fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+fn boot(spec: &VmmSpec, console: UnixStream, control: UnixStream, reporter: &Reporter) -> Result<MachineExit, StartError> {
+    if spec.version != SPEC_VERSION {
+        return Err(StartError::Version { found: spec.version });
+    }
+    match spec.backend {
+        BackendChoice::Auto | BackendChoice::Soft => {}
+        BackendChoice::Kvm => return Err(StartError::NoBackend("kvm")),
+        BackendChoice::Vmm => return Err(StartError::NoBackend("vmm")),
+    }
+    let LoaderSpec::Kernel { .. } = &spec.loader;
+    let machine = assembly::assemble(spec, console)?;
+    let options = SoftOptions { deterministic: machine.manual_clock.clone() };
+    let mut backend = SoftBackend::new(machine.vcpu_setup(), options);
+    listen(control, &machine, reporter)?;
+    super::sandbox::enter().map_err(StartError::Sandbox)?;
+    reporter.send(&EngineEvent::Running { backend: backend.name().to_string() });
+    let exit = backend.run();
+    machine.finish(LAST_WORDS);
+    Ok(exit)
+}
+
+/// Starts the thread that hears the supervisor's commands.
+fn listen(control: UnixStream, machine: &Machine, reporter: &Reporter) -> Result<(), StartError> {
+    let attention = Arc::clone(&machine.attention);
+    let handles = machine.handles();
+    let reporter = reporter.clone();
+    let hear = move || {
+        let mut lines = BufReader::new(control);
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            let got = (&mut lines).take(MAX_CONTROL_LINE as u64).read_until(b'\n', &mut line);
+            if !matches!(got, Ok(n) if n > 0) {
+                // The supervisor is gone: nobody would hear of this guest any more.
+                attention.stop(MachineExit::Error);
+                return;
+            }
+            match serde_json::from_slice(&line) {
+                Ok(command) => obey(&command, &attention, &handles, &reporter),
+                Err(error) => eprintln!("vmctl vmm: a command was not understood: {error}"),
+            }
+        }
+    };
+    let spawned = std::thread::Builder::new().name("control".into()).spawn(hear);
+    spawned.map(drop).map_err(|source| StartError::Host { what: "start the control thread", source })
+}
+
+fn obey(command: &EngineCommand, attention: &Attention, handles: &assembly::Handles, reporter: &Reporter) {
+    match command {
+        EngineCommand::PowerButton => handles.power_button.press(),
+        EngineCommand::Reset => attention.stop(MachineExit::Reboot),
+        EngineCommand::Poweroff => attention.stop(MachineExit::PowerOff),
+        EngineCommand::Nmi => handles.interrupts.nmi_all(),
+        EngineCommand::Stats => reporter.send(&EngineEvent::Stats { counters: handles.counters() }),
+    }
+}
