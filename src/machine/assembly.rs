@@ -12,7 +12,7 @@ use super::loader::{self, LoadError, kernel::KernelFiles};
 use super::spec::{CacheMode, DiskDevice, DiskSpec, ForwardSpec, LoaderSpec, NicBackend, NicDevice, NicSpec, Protocol, VmmSpec};
 use super::tables::{acpi, smbios};
 use crate::devices::debug_exit::DebugExit;
-use crate::devices::disk::file::{self, FileDisk};
+use crate::devices::disk::file::{self, DiskHost, DiskNote, DiskOptions};
 use crate::devices::net::{NoWire, user};
 use crate::devices::pci::{PciError, PciRoot, Window, Windows};
 use crate::devices::pit::Pit;
@@ -280,17 +280,19 @@ fn open_disk(spec: &DiskSpec, parts: &Parts, waker: Waker) -> Result<Box<dyn Vir
     if spec.device != DiskDevice::VirtioBlk {
         return Err(AssemblyError::NotHere(format!("disk `{}`: the embedded engine has virtio-blk disks only", spec.id)));
     }
-    let options = file::Options {
+    let options = DiskOptions {
         read_only: spec.read_only,
         cache: match spec.cache {
-            CacheMode::Writeback => file::Cache::Writeback,
-            CacheMode::Writethrough => file::Cache::Writethrough,
-            CacheMode::Unsafe => file::Cache::Unsafe,
+            CacheMode::Writeback => file::CacheMode::Writeback,
+            CacheMode::Writethrough => file::CacheMode::Writethrough,
+            CacheMode::Unsafe => file::CacheMode::Unsafe,
         },
         discard: spec.discard,
     };
-    let disk: FileDisk =
-        file::open(&spec.path, &options, parts.memory.clone(), waker).map_err(|source| AssemblyError::Disk { id: spec.id.clone(), source })?;
+    // Standard error is the supervisor's log of this engine.
+    let notes = Arc::new(|note: DiskNote| eprintln!("vmctl vmm: {note}"));
+    let host = DiskHost { memory: parts.memory.clone(), waker, notes };
+    let disk = file::open(&spec.path, &options, &host).map_err(|source| AssemblyError::Disk { id: spec.id.clone(), source })?;
     let options = blk::BlkOptions { serial: spec.serial.clone(), ..Default::default() };
     Ok(Box::new(blk::Blk::new(Box::new(disk), &options)))
 }
@@ -320,7 +322,7 @@ fn open_nic(spec: &NicSpec, waker: Waker) -> Result<Box<dyn VirtioDevice>, Assem
             Box::new(net)
         }
     };
-    Ok(Box::new(net::Net::new(nic, spec.mac)))
+    Ok(Box::new(net::Net::new(nic, spec.mac, spec.mtu)))
 }
 
 fn forward(spec: &ForwardSpec) -> user::Forward {

@@ -9,4 +9,21 @@ pub trait Nic: Send {
     fn transmit(&mut self, frame: &[u8]);
     /// The next frame for the guest, if there is one.
     fn receive(&mut self) -> Option<Vec<u8>>;
+    /// Whether there is a wire.
+    fn link_up(&self) -> bool {
+        true
+    }
+}
+
+/// No wire: what is sent is lost, nothing comes, and the guest sees no link.
+pub struct NoWire;
+
+impl Nic for NoWire {
+    fn transmit(&mut self, _: &[u8]) {}
+    fn receive(&mut self) -> Option<Vec<u8>> {
+        None
+    }
+    fn link_up(&self) -> bool {
+        false
+    }
 }

@@ -28,7 +28,9 @@ const NUM_BUFFERS: u64 = 10;
 /// The longest frame, either way: an IPv4 packet of 64 KiB with its Ethernet and VLAN headers.
 pub const FRAME_MAX: usize = 65535 + 18;
 
-/// Feature bits, 5.1.3.
+/// Feature bits, 5.1.3: `mtu` holds.
+pub const VIRTIO_NET_F_MTU: u64 = 1 << 3;
+/// `mac` holds.
 pub const VIRTIO_NET_F_MAC: u64 = 1 << 5;
 /// A frame may take several chains.
 pub const VIRTIO_NET_F_MRG_RXBUF: u64 = 1 << 15;
@@ -41,6 +43,7 @@ pub const VIRTIO_NET_S_LINK_UP: u16 = 1;
 pub struct Net {
     nic: Box<dyn Nic>,
     mac: [u8; 6],
+    mtu: u16,
     features: u64,
     /// A frame that waits for buffers.
     held: Option<Vec<u8>>,
@@ -54,9 +57,9 @@ struct State {
 }
 
 impl Net {
-    /// A device with the address `mac` on `nic`.
-    pub fn new(nic: Box<dyn Nic>, mac: [u8; 6]) -> Net {
-        Net { nic, mac, features: 0, held: None, dropped: 0 }
+    /// A device with the address `mac` on `nic`, which advises the driver of `mtu`.
+    pub fn new(nic: Box<dyn Nic>, mac: [u8; 6], mtu: u16) -> Net {
+        Net { nic, mac, mtu, features: 0, held: None, dropped: 0 }
     }
 
     /// Frames that were dropped because of their length.
@@ -143,12 +146,16 @@ impl VirtioDevice for Net {
         &[QUEUE_SIZE, QUEUE_SIZE]
     }
     fn features(&self) -> u64 {
-        VIRTIO_NET_F_MAC | VIRTIO_NET_F_MRG_RXBUF | VIRTIO_NET_F_STATUS
+        VIRTIO_NET_F_MTU | VIRTIO_NET_F_MAC | VIRTIO_NET_F_MRG_RXBUF | VIRTIO_NET_F_STATUS
     }
 
     fn config(&self) -> Vec<u8> {
         let mut config = self.mac.to_vec();
-        config.extend_from_slice(&VIRTIO_NET_S_LINK_UP.to_le_bytes());
+        let status = if self.nic.link_up() { VIRTIO_NET_S_LINK_UP } else { 0 };
+        config.extend_from_slice(&status.to_le_bytes());
+        // max_virtqueue_pairs stands between; one pair is there without VIRTIO_NET_F_MQ.
+        config.extend_from_slice(&1u16.to_le_bytes());
+        config.extend_from_slice(&self.mtu.to_le_bytes());
         config
     }
 
