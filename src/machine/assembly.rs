@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::board::{Board, Wire};
-use super::interrupts::Interrupts;
+use super::interrupts::{InterruptRegisters, Interrupts};
 use super::layout;
 use super::loader::{self, LoadError, kernel::KernelFiles};
 use super::spec::{CacheMode, DiskDevice, DiskSpec, ForwardSpec, LoaderSpec, NicBackend, NicDevice, NicSpec, Protocol, VmmSpec};
@@ -15,6 +15,7 @@ use crate::devices::debug_exit::DebugExit;
 use crate::devices::disk::file::{self, DiskHost, DiskNote, DiskOptions};
 use crate::devices::net::{NoWire, user};
 use crate::devices::pci::{PciError, PciRoot, Window, Windows};
+use crate::devices::pic::Pic;
 use crate::devices::pit::Pit;
 use crate::devices::pm::{Pm, PowerButton};
 use crate::devices::ps2::Ps2;
@@ -175,7 +176,7 @@ pub fn assemble(spec: &VmmSpec, console: UnixStream) -> Result<Machine, Assembly
         Some(manual) => Arc::clone(manual) as _,
         None => HostClock::new(),
     };
-    let interrupts = Interrupts::new(vcpus, Arc::clone(&clock), Arc::clone(&attention));
+    let interrupts = Interrupts::new(vcpus, Arc::clone(&attention), Arc::clone(&clock));
     let parts = Parts { memory: memory.clone(), attention: Arc::clone(&attention), clock: Arc::clone(&clock), sink: Arc::clone(&interrupts) as _ };
     let board = Arc::new(Board::new(Arc::clone(&interrupts), Arc::clone(&attention), Arc::clone(&clock)));
 
@@ -224,8 +225,13 @@ fn wire_serial(board: &Board, parts: &Parts, spec: &VmmSpec, stream: UnixStream)
 fn wire_chips(board: &Board, parts: &Parts, interrupts: &Arc<Interrupts>, spec: &VmmSpec) -> Result<PowerButton, AssemblyError> {
     let clock = || Arc::clone(&parts.clock);
     let [first, second, elcr] = layout::PIC_PORTS;
-    board.add(interrupts.pic_device(), &[Wire::ports(first, 2, 0), Wire::ports(second, 2, 1), Wire::ports(elcr, 2, 2)])?;
-    board.add(interrupts.ioapic_device(), &[Wire::memory(layout::IOAPIC_BASE, layout::APIC_WINDOW, 0)])?;
+    let controllers = [
+        Wire::ports(first, 2, Pic::MASTER),
+        Wire::ports(second, 2, Pic::SLAVE),
+        Wire::ports(elcr, 2, Pic::ELCR),
+        Wire::memory(layout::IOAPIC_BASE, layout::APIC_WINDOW, InterruptRegisters::IOAPIC),
+    ];
+    board.add(Box::new(InterruptRegisters::new(Arc::clone(interrupts))), &controllers)?;
     let pit = Pit::new(clock(), parts.line(layout::PIT_IRQ));
     board.add(Box::new(pit), &[Wire::ports(layout::PIT_PORT, 4, 0), Wire::ports(layout::PIT_GATE_PORT, 1, 1)])?;
     let rtc = Rtc::new(clock(), parts.line(layout::RTC_IRQ));
@@ -235,7 +241,7 @@ fn wire_chips(board: &Board, parts: &Parts, interrupts: &Arc<Interrupts>, spec: 
     let pm = Pm::new(clock(), parts.line(layout::SCI_IRQ), Arc::clone(&parts.attention));
     let button = pm.button();
     let wires =
-        [Wire::ports(layout::PM1A_EVT.into(), 4, 0), Wire::ports(layout::PM1A_CNT.into(), 2, 1), Wire::ports(layout::PM_TMR.into(), 4, 2)];
+        [Wire::ports(layout::PM1A_EVT.into(), 4, Pm::EVENT), Wire::ports(layout::PM1A_CNT.into(), 2, Pm::CONTROL), Wire::ports(layout::PM_TMR.into(), 4, Pm::TIMER)];
     board.add(Box::new(pm), &wires)?;
     if let Some(port) = spec.debug_exit_port {
         let device = Box::new(DebugExit::new(Arc::clone(&parts.attention)));

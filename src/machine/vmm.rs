@@ -142,7 +142,7 @@ fn obey(command: &EngineCommand, attention: &Attention, handles: &assembly::Hand
         EngineCommand::PowerButton => handles.power_button.press(),
         EngineCommand::Reset => attention.stop(MachineExit::Reboot),
         EngineCommand::Poweroff => attention.stop(MachineExit::PowerOff),
-        EngineCommand::Nmi => handles.interrupts.nmi_all(),
+        EngineCommand::Nmi => handles.interrupts.nmi(),
         EngineCommand::Stats => reporter.send(&EngineEvent::Stats { counters: handles.counters() }),
     }
 }
