@@ -36,6 +36,7 @@ mod source;
 mod start;
 mod stop;
 mod ui;
+mod vmm;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -95,6 +96,8 @@ enum Verb {
     Completions(completions::Args),
     #[command(name = "__complete-guests", hide = true)]
     CompleteGuests(complete_guests::Args),
+    #[command(hide = true)]
+    Vmm(vmm::Args),
 }
 
 /// What every verb gets.
@@ -184,6 +187,7 @@ pub fn main() -> ExitCode {
         Verb::Schema(args) => args.run(&app),
         Verb::Completions(args) => args.run(&app),
         Verb::CompleteGuests(args) => args.run(&app),
+        Verb::Vmm(args) => return args.run(),
     };
     let status = outcome.unwrap_or_else(|failure| {
         app.ui.failure(&failure);

@@ -215,7 +215,7 @@ fn wire_serial(board: &Board, parts: &Parts, spec: &VmmSpec, stream: UnixStream)
     let console = StreamConsole::new(stream, wakers[0].clone(), wakers.clone()).map_err(AssemblyError::Console)?;
     for (i, &(port, irq)) in layout::SERIAL.iter().enumerate().filter(|&(i, _)| spec.com[i]) {
         let backend = if i == 0 { console.clone() } else { console.write_only() };
-        let uart = Serial::new(parts.line(irq), Box::new(backend), wakers[i].clone());
+        let uart = Serial::new(parts.line(irq), Box::new(backend));
         board.add(Box::new(uart), &[Wire::ports(port, 8, 0)])?;
     }
     Ok(console)
@@ -238,7 +238,7 @@ fn wire_chips(board: &Board, parts: &Parts, interrupts: &Arc<Interrupts>, spec: 
     board.add(Box::new(rtc), &[Wire::ports(layout::RTC_PORT, 2, 0)])?;
     let keyboard = Ps2::new(parts.line(layout::PS2_IRQ), Arc::clone(&parts.attention));
     board.add(Box::new(keyboard), &[Wire::ports(layout::PS2_PORTS[0], 1, 0), Wire::ports(layout::PS2_PORTS[1], 1, 1)])?;
-    let pm = Pm::new(clock(), parts.line(layout::SCI_IRQ), Arc::clone(&parts.attention));
+    let pm = Pm::new(clock(), parts.line(layout::SCI_IRQ), Arc::clone(&parts.attention), parts.waker());
     let button = pm.button();
     let wires =
         [Wire::ports(layout::PM1A_EVT.into(), 4, Pm::EVENT), Wire::ports(layout::PM1A_CNT.into(), 2, Pm::CONTROL), Wire::ports(layout::PM_TMR.into(), 4, Pm::TIMER)];
