@@ -314,17 +314,12 @@ fn open_nic(spec: &NicSpec, waker: Waker) -> Result<Box<dyn VirtioDevice>, Assem
             return Err(AssemblyError::NotHere(text));
         }
         NicBackend::User(network) => {
-            let options = user::Options {
-                network: network.network,
-                prefix: network.prefix,
-                gateway: network.gateway,
-                dns: network.dns,
-                guest: network.guest,
-                dns_servers: network.dns_servers.clone(),
-                isolated: network.isolated,
+            let options = user::UserNetConfig {
                 forwards: network.forwards.iter().map(forward).collect(),
+                host_name: None,
+                name_servers: network.dns_servers.iter().map(|&address| (address, 53).into()).collect(),
             };
-            let net = user::UserNet::new(options, waker).map_err(|source| AssemblyError::Nic { id: spec.id.clone(), source })?;
+            let net = user::UserNet::new(&options, waker).map_err(|source| AssemblyError::Nic { id: spec.id.clone(), source })?;
             Box::new(net)
         }
     };
@@ -333,7 +328,10 @@ fn open_nic(spec: &NicSpec, waker: Waker) -> Result<Box<dyn VirtioDevice>, Assem
 
 fn forward(spec: &ForwardSpec) -> user::Forward {
     user::Forward {
-        tcp: spec.protocol == Protocol::Tcp,
+        protocol: match spec.protocol {
+            Protocol::Tcp => user::Protocol::Tcp,
+            Protocol::Udp => user::Protocol::Udp,
+        },
         host: std::net::SocketAddr::new(spec.host_address, spec.host_port),
         guest_port: spec.guest_port,
     }
