@@ -87,7 +87,8 @@ pub trait Platform: Send + Sync {
     /// Takes the next event for the vCPU. External interrupts only if `interrupts` (IF set, no shadow), NMI only if
     /// `nmi` (none in service); INIT and start-up always.
     fn take_event(&self, vcpu: usize, interrupts: bool, nmi: bool) -> Option<VcpuEvent>;
-    /// Runs what is due on the board at `now_ns` (timers, woken back ends) and says when to come again.
+    /// Runs what is due on the board at `now_ns` (timers, woken back ends) and says when to come again. Takes the
+    /// board's flag of [`Attention`]; the caller sets its deadline.
     fn advance(&self, now_ns: u64) -> Option<u64>;
     /// A vCPU ran into a triple fault or gave up; the machine decides what that means and stops or resets.
     fn vcpu_failed(&self, vcpu: usize, exit: MachineExit);

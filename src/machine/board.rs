@@ -223,7 +223,6 @@ impl Platform for Board {
         }
         self.interrupts.advance(now_ns);
         let nearest = [nearest, self.interrupts.next_deadline_ns()].into_iter().flatten().min();
-        self.attention.set_deadline(nearest);
         nearest
     }
 

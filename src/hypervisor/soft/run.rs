@@ -79,7 +79,6 @@ impl SoftBackend {
     fn serve_board(&self) {
         let now = self.platform.clock().now_ns();
         if self.attention.board_due(now) {
-            self.attention.take_board();
             let next = self.platform.advance(now);
             self.attention.set_deadline(next);
         }
