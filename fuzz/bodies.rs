@@ -311,7 +311,7 @@ struct NetEnd(Wire);
 
 impl FarEnd for NetEnd {
     fn device(&self, _: &GuestMemory) -> Box<dyn VirtioDevice> {
-        Box::new(Net::new(Box::new(self.0.clone()), [2, 0, 0, 0, 0, 1]))
+        Box::new(Net::new(Box::new(self.0.clone()), [2, 0, 0, 0, 0, 1], 1500))
     }
     fn happen(&mut self, bytes: &mut Bytes) {
         let len = match bytes.byte() {

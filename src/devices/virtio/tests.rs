@@ -115,7 +115,7 @@ fn the_function_looks_as_the_specification_says() {
         (memory_disk(&bench, false).0 as Box<dyn VirtioDevice>, 0x1042, 0x01_00_00),
         (Box::new(Rng::new()), 0x1044, 0xff_00_00),
         (Box::new(Console::new(Box::new(Loopback::default()))), 0x1043, 0x07_80_00),
-        (Box::new(Net::new(Box::new(Wire::default()), [2, 0, 0, 0, 0, 1])), 0x1041, 0x02_00_00),
+        (Box::new(Net::new(Box::new(Wire::default()), [2, 0, 0, 0, 0, 1], 1500)), 0x1041, 0x02_00_00),
     ] {
         let mut driver = bench.driver(device);
         assert_eq!(driver.function.config_read(0, 4), id << 16 | 0x1af4);
@@ -476,7 +476,7 @@ struct NetGuest {
 fn net_guest(features: u64, rx_size: u16) -> NetGuest {
     let bench = bench();
     let wire = Wire::default();
-    let mut driver = bench.driver(Box::new(Net::new(Box::new(wire.clone()), [0x52, 0x54, 0, 1, 2, 3])));
+    let mut driver = bench.driver(Box::new(Net::new(Box::new(wire.clone()), [0x52, 0x54, 0, 1, 2, 3], 1500)));
     driver.negotiate(features);
     let rx = driver.setup_queue(0, rx_size, NO_VECTOR);
     let tx = driver.setup_queue(1, 0, NO_VECTOR);
@@ -722,7 +722,7 @@ fn every_device_keeps_the_contract_of_devices() {
     conformance::check(|| Bare(bench.function(memory_disk(&bench, false).0)), &regions);
     conformance::check(|| Bare(bench.function(Box::new(Rng::new()))), &regions);
     conformance::check(|| Bare(bench.function(Box::new(Console::new(Box::new(Loopback::default()))))), &regions);
-    conformance::check(|| Bare(bench.function(Box::new(Net::new(Box::new(Wire::default()), [2; 6])))), &regions);
+    conformance::check(|| Bare(bench.function(Box::new(Net::new(Box::new(Wire::default()), [2; 6], 1500)))), &regions);
 }
 
 #[test]
