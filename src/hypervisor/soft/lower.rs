@@ -411,7 +411,7 @@ pub fn segment_index(r: Register) -> usize {
 }
 
 /// Address size of the memory operand in bits.
-fn address_bits(insn: &Instruction, mode: Mode) -> u32 {
+pub fn address_bits(insn: &Instruction, mode: Mode) -> u32 {
     let register = if insn.memory_base() == Register::None { insn.memory_index() } else { insn.memory_base() };
     let size = match register {
         Register::None => insn.memory_displ_size() as usize,

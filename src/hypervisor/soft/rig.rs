@@ -39,6 +39,19 @@ pub struct NoPlatform {
     clock: Arc<ManualClock>,
 }
 
+impl NoPlatform {
+    /// Its clock stands at zero.
+    pub fn new() -> NoPlatform {
+        NoPlatform { clock: ManualClock::new(0) }
+    }
+}
+
+impl Default for NoPlatform {
+    fn default() -> NoPlatform {
+        NoPlatform::new()
+    }
+}
+
 impl Platform for NoPlatform {
     fn port_read(&self, _: usize, _: u16, width: u8) -> u32 {
         u32::MAX >> (32 - 8 * u32::from(width.clamp(1, 4)))
@@ -97,12 +110,11 @@ impl Rig {
         for i in 0..MEMORY >> 21 {
             write(TABLES + 0x2000 + i * 8, i << 21 | 0xe7);
         }
-        let clock = ManualClock::new(0);
         let setup = VcpuSetup {
             vcpus: 1,
             topology: (1, 1, 1),
             memory: memory.clone(),
-            platform: Arc::new(NoPlatform { clock }),
+            platform: Arc::new(NoPlatform::new()),
             attention: Attention::new(1),
             boot: BootState::Reset,
         };

@@ -8,9 +8,9 @@ use iced_x86::{Instruction, Mnemonic as M, OpKind};
 use super::operand;
 use super::word::{IN_MEMORY, bytes_of, load_bytes, mask_of, read_rm, read_rm_for_write, reg, set_reg, store_bytes, write_rm};
 use crate::called_op;
-use crate::hypervisor::soft::cpu::{Cpu, Fault, rflags};
+use crate::hypervisor::soft::cpu::{Cpu, FS, Fault, GS, rflags};
 use crate::hypervisor::soft::flags::{FlagKind, LazyFlags};
-use crate::hypervisor::soft::lower::{Builder, Flow};
+use crate::hypervisor::soft::lower::{Builder, Flow, address_bits, segment_index};
 use crate::hypervisor::soft::mmu;
 use crate::hypervisor::soft::op::Op;
 
@@ -52,13 +52,17 @@ fn bit_of_operand<const KIND: u8, const I: bool>(cpu: &mut Cpu, op: &Op) -> Resu
 }
 
 /// The same on memory with the bit's number in a register: it may lie far from the operand. With an address op, the
-/// segment's limit was checked for the operand itself only.
+/// segment's limit was checked for the operand itself only. `imm` is the segment's index, and above bit 8 the bits of
+/// the effective address.
 fn bit_in_memory<const KIND: u8>(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let bytes = bytes_of(op);
     let shift = 64 - 8 * bytes;
     let number = (reg(cpu, op.src, bytes) << shift) as i64 >> shift;
     let bits = i64::from(bytes) * 8;
-    let addr = op.addr(cpu).wrapping_add((number.div_euclid(bits) * i64::from(bytes)) as u64);
+    let segment = op.imm as usize & 7;
+    let base = if cpu.mode.is_64bit() && !matches!(segment, FS | GS) { 0 } else { cpu.segs[segment].base };
+    let offset = op.addr(cpu).wrapping_sub(base).wrapping_add((number.div_euclid(bits) * i64::from(bytes)) as u64);
+    let addr = base.wrapping_add(offset & u64::MAX >> (64 - (op.imm >> 8)));
     let addr = if cpu.mode.is_64bit() { addr } else { addr & 0xffff_ffff };
     let number = number.rem_euclid(bits);
     if KIND != TEST {
@@ -204,7 +208,9 @@ pub fn lower(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
             if operand::is_immediate(insn, 1) {
                 b.called_rm(insn, called_op!(bit_of_operand::<$kind, true>), write)
             } else if operand::in_memory(insn, 0) {
-                b.called_rm(insn, called_op!(bit_in_memory::<$kind>), write)
+                let mut op = b.called_rm(insn, called_op!(bit_in_memory::<$kind>), write);
+                op.imm = segment_index(insn.memory_segment()) as u64 | u64::from(address_bits(insn, b.mode)) << 8;
+                op
             } else {
                 b.called_rm(insn, called_op!(bit_of_operand::<$kind, false>), write)
             }

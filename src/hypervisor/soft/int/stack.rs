@@ -237,6 +237,10 @@ fn enter_frame(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
 /// Lowers this file's instructions.
 pub fn lower(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
     let long = b.mode.is_64bit();
+    if insn.op_count() > 0 && insn.op0_kind() == OpKind::Register && insn.op0_register().is_segment_register() {
+        // Segment registers are `system`'s.
+        return None;
+    }
     match insn.mnemonic() {
         M::Push => {
             let bytes = insn.stack_pointer_increment().unsigned_abs();

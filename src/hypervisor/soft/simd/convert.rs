@@ -144,15 +144,16 @@ macro_rules! mm_of {
             called!(|cpu, op| {
                 check_x87(cpu)?;
                 let b = <$src as Source>::register(cpu, op.src);
-                let r = with_mxcsr(cpu, |env| with2(env, b, $f))?;
+                // Even when the conversion ends in #XM.
                 enter_mmx(cpu);
+                let r = with_mxcsr(cpu, |env| with2(env, b, $f))?;
                 set_mm(cpu, op.dst, r)
             }),
             called!(|cpu, op| {
                 check_x87(cpu)?;
                 let b = <$src as Source>::memory(cpu, op)?;
-                let r = with_mxcsr(cpu, |env| with2(env, b, $f))?;
                 enter_mmx(cpu);
+                let r = with_mxcsr(cpu, |env| with2(env, b, $f))?;
                 set_mm(cpu, op.dst, r)
             }),
         ]
@@ -165,12 +166,13 @@ fn to_mmx(mnemonic: Mnemonic) -> Option<Pair> {
         Mnemonic::Cvttps2pi => mm_of!(u64, |env, b| ints_of_ps(env, b, Round::Zero)),
         Mnemonic::Cvtpd2pi => mm_of!(u128, |env, b| ints_of_pd(env, b, env.round)),
         Mnemonic::Cvttpd2pi => mm_of!(u128, |env, b| ints_of_pd(env, b, Round::Zero)),
+        // With a memory operand these two do not touch the x87 state.
         Mnemonic::Cvtpi2ps => [
             called!(|cpu, op| {
                 check_x87(cpu)?;
                 let (a, b) = (xmm(cpu, op.dst), mm(cpu, op.src));
-                let r = with_mxcsr(cpu, |env| ps_of_ints(env, a, b))?;
                 enter_mmx(cpu);
+                let r = with_mxcsr(cpu, |env| ps_of_ints(env, a, b))?;
                 set_xmm(cpu, op.dst, r)
             }),
             called!(|cpu, op| {
@@ -178,11 +180,9 @@ fn to_mmx(mnemonic: Mnemonic) -> Option<Pair> {
                 let b = cpu.load::<u64>(op.addr(cpu))?;
                 let a = xmm(cpu, op.dst);
                 let r = with_mxcsr(cpu, |env| ps_of_ints(env, a, b))?;
-                enter_mmx(cpu);
                 set_xmm(cpu, op.dst, r)
             }),
         ],
-        // With a memory operand this one does not touch the x87 state.
         Mnemonic::Cvtpi2pd => [
             called!(|cpu, op| {
                 check_x87(cpu)?;

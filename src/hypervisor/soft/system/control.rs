@@ -31,7 +31,12 @@ pub fn privileged_nop(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
     check_privileged(cpu)
 }
 
-/// CLFLUSH, the fences: there is no cache, and the vCPUs run in turn.
+/// CLFLUSH: there is no cache, but the line must be readable.
+pub fn flush_line(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
+    cpu.load::<u8>(op.addr(cpu)).map(drop)
+}
+
+/// The fences: the vCPUs run in turn.
 pub fn nop(_: &mut Cpu, _: &Op) -> Result<(), Fault> {
     Ok(())
 }

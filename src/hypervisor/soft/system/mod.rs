@@ -417,7 +417,10 @@ fn lower_rest(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
         Xgetbv => called(b, called_op!(control::xgetbv), |_| ()),
         Xsetbv => called(b, called_op!(control::xsetbv), |_| ()),
         Wbinvd | Wbnoinvd | Invd => called(b, called_op!(control::privileged_nop), |_| ()),
-        Clflush_m8 | Clflushopt_m8 => called(b, called_op!(control::nop), |_| ()),
+        Clflush_m8 | Clflushopt_m8 => {
+            let op = with_memory(b, insn, called_op!(control::flush_line), 1, false);
+            plain(b, op)
+        }
         _ if matches!(insn.mnemonic(), Mnemonic::Mfence | Mnemonic::Lfence | Mnemonic::Sfence) => {
             called(b, called_op!(control::nop), |_| ())
         }

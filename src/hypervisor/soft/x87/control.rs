@@ -32,6 +32,11 @@ pub fn wait(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
     check_pending(cpu)
 }
 
+/// #MF if it is pending, before the operand's address is looked at.
+pub fn pending(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
+    check_pending(cpu)
+}
+
 /// #NM: CR0.EM or CR0.TS is set.
 pub fn no_device(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
     Err(cpu.raise(7, None))
@@ -81,6 +86,7 @@ pub fn turn(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
 pub fn free(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     check_pending(cpu)?;
     cpu.fpu.free(usize::from(op.dst));
+    cpu.fpu.fsw &= !C1;
     if op.aux != 0 {
         cpu.fpu.pop();
     }

@@ -91,6 +91,11 @@ pub fn lower(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
             .max();
     }
     let mut op = b.op(plan.handler);
+    if plan.size != 0 && !b.mode.is_64bit() && !does_not_wait(code) {
+        // A pending exception comes before the segment's.
+        let check = b.op(called_op!(control::pending));
+        b.push(check);
+    }
     if plan.size != 0 {
         let m = b.mem(insn, plan.size, plan.write);
         (op.base, op.index, op.scale, op.disp) = (m.base, m.index, m.scale, m.disp);
@@ -98,6 +103,25 @@ pub fn lower(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
     (op.aux, op.src, op.dst) = (plan.aux, plan.src, plan.dst.unwrap_or(0));
     b.push(op);
     Some(Flow::Next)
+}
+
+/// Instructions with a memory operand that do not look at pending exceptions.
+fn does_not_wait(code: Code) -> bool {
+    use Code::*;
+    matches!(
+        code,
+        Fnstcw_m2byte
+            | Fnstsw_m2byte
+            | Fnstenv_m14byte
+            | Fnstenv_m28byte
+            | Fnsave_m94byte
+            | Fnsave_m108byte
+            | Fxsave_m512byte
+            | Fxrstor_m512byte
+            | Xsave_mem
+            | Xsaveopt_mem
+            | Xrstor_mem
+    )
 }
 
 fn plan_arithmetic(code: Code) -> Option<Plan> {
@@ -214,7 +238,8 @@ fn plan_moves(code: Code) -> Option<Plan> {
         Fisttp_m64int => with_format(store, POP | TRUNCATE, format::I64, true),
         Fbstp_m80bcd => with_format(store, POP, format::BCD, true),
         Fst_sti => plan(called_op!(ops::store_register), 0),
-        Fstp_sti | Fstp_sti_DFD0 | Fstp_sti_DFD8 | Fstpnce_sti => plan(called_op!(ops::store_register), POP),
+        Fstpnce_sti => plan(called_op!(ops::store_register), POP | UNCHECKED),
+        Fstp_sti | Fstp_sti_DFD0 | Fstp_sti_DFD8 => plan(called_op!(ops::store_register), POP),
         Fxch_st0_sti | Fxch_st0_sti_DDC8 | Fxch_st0_sti_DFC8 => plan(called_op!(ops::exchange), 0),
         Fcmovb_st0_sti => conditional(0),
         Fcmove_st0_sti => conditional(1),

@@ -2,7 +2,7 @@
 //!
 //! An op carries: `dst` the i of ST(i), `src` the operand's format (below), `aux` what to do.
 
-use super::float::{self, INDEFINITE, ONE};
+use super::float::{self, INDEFINITE, ONE, SF};
 use super::transcend;
 use super::unit::{C0, C1, C2, C3, check_pending, commit, stack_overflow, stack_underflow, stopped};
 use crate::hypervisor::soft::cpu::rflags::{CF, PF, ZF};
@@ -45,6 +45,8 @@ pub mod what {
     pub const QUIET: u32 = 0x800;
     /// FCOMI: the result goes to RFLAGS.
     pub const TO_RFLAGS: u32 = 0x1000;
+    /// FSTPNCE: an empty ST(0) is stored like a full one.
+    pub const UNCHECKED: u32 = 0x4000;
     /// FISTTP.
     pub const TRUNCATE: u32 = 0x2000;
 
@@ -94,7 +96,17 @@ fn fetch(cpu: &mut Cpu, op: &Op) -> Result<Raw, Fault> {
     })
 }
 
+/// The value of a loaded operand, with the exceptions of a load.
 fn convert(env: &mut Env, form: u8, raw: Raw) -> F80 {
+    match (raw, form) {
+        (Raw::Bits(bits), format::F32) => float::load(env, F32(bits as u32)),
+        (Raw::Bits(bits), format::F64) => float::load(env, F64(bits)),
+        _ => exact_value(form, raw),
+    }
+}
+
+/// The value of an operand as it is, a signalling NaN signalling.
+fn exact_value(form: u8, raw: Raw) -> F80 {
     match (raw, form) {
         (Raw::Tbyte(sig, se), format::F80) => F80 { mantissa: sig, sign_exp: se },
         (Raw::Tbyte(sig, se), _) => {
@@ -106,8 +118,20 @@ fn convert(env: &mut Env, form: u8, raw: Raw) -> F80 {
         (Raw::Bits(bits), format::I16) => float::from_integer(i64::from(bits as i16)),
         (Raw::Bits(bits), format::I32) => float::from_integer(i64::from(bits as i32)),
         (Raw::Bits(bits), format::I64) => float::from_integer(bits as i64),
-        (Raw::Bits(bits), format::F32) => float::load(env, F32(bits as u32)),
-        (Raw::Bits(bits), _) => float::load(env, F64(bits)),
+        (Raw::Bits(bits), format::F32) => softfloat::widen(F32(bits as u32)),
+        (Raw::Bits(bits), _) => softfloat::widen(F64(bits)),
+    }
+}
+
+/// Notes that the operand in memory was denormal, unless an exception of higher priority or a NaN decides the result.
+fn note_memory_denormal(env: &mut Env, form: u8, raw: Option<Raw>, own: F80) {
+    let denormal = match (raw, form) {
+        (Some(Raw::Bits(bits)), format::F32) => F32(bits as u32).unpack().denormal,
+        (Some(Raw::Bits(bits)), format::F64) => F64(bits).unpack().denormal,
+        _ => false,
+    };
+    if denormal && env.flags & (flag::INVALID | flag::DIVIDE) == 0 && !own.unpack().is_nan() {
+        env.flags |= flag::DENORMAL;
     }
 }
 
@@ -124,18 +148,20 @@ pub fn arithmetic(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
         INDEFINITE
     } else {
         let other = match raw {
-            Some(raw) => convert(&mut env, op.src, raw),
+            Some(raw) => exact_value(op.src, raw),
             None => cpu.fpu.st(i - to),
         };
         let own = if memory || to == 0 { cpu.fpu.st(0) } else { cpu.fpu.st(i) };
-        match op.aux & what::OPERATION {
+        let result = match op.aux & what::OPERATION {
             what::ADD => softfloat::add(&mut env, own, other),
             what::MUL => softfloat::mul(&mut env, own, other),
             what::SUB => softfloat::sub(&mut env, own, other),
             what::SUBR => softfloat::sub(&mut env, other, own),
             what::DIV => softfloat::div(&mut env, own, other),
             _ => softfloat::div(&mut env, other, own),
-        }
+        };
+        note_memory_denormal(&mut env, op.src, raw, own);
+        result
     };
     if !stopped(&mut env) {
         cpu.fpu.set_st(to, result);
@@ -158,23 +184,27 @@ pub fn compare(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
         stack_underflow(&mut env);
         Relation::Unordered
     } else {
-        let other = match raw {
-            Some(raw) => convert(&mut env, op.src, raw),
-            None => cpu.fpu.st(i),
-        };
-        float::compare(&mut env, cpu.fpu.st(0), other, op.aux & what::QUIET != 0)
+        let (own, other) = (cpu.fpu.st(0), raw.map_or_else(|| cpu.fpu.st(i), |raw| exact_value(op.src, raw)));
+        let order = float::compare(&mut env, own, other, op.aux & what::QUIET != 0);
+        note_memory_denormal(&mut env, op.src, raw, own);
+        order
     };
-    if !stopped(&mut env) {
-        if op.aux & what::TO_RFLAGS != 0 {
-            cpu.flags = LazyFlags::raw(match order {
-                Relation::Greater => 0,
-                Relation::Less => CF,
-                Relation::Equal => ZF,
-                Relation::Unordered => ZF | PF | CF,
-            });
-        } else {
-            set_order(cpu, order);
+    // AMD's processors give the answer even where an unmasked exception stops the pop.
+    if op.aux & what::TO_RFLAGS != 0 {
+        if env.flags & SF == 0 {
+            // C1 stays.
+            env.flags |= u32::from(cpu.fpu.fsw & C1);
         }
+        cpu.flags = LazyFlags::raw(match order {
+            Relation::Greater => 0,
+            Relation::Less => CF,
+            Relation::Equal => ZF,
+            Relation::Unordered => ZF | PF | CF,
+        });
+    } else {
+        set_order(cpu, order);
+    }
+    if !stopped(&mut env) {
         for bit in [what::POP, what::POP_TWICE] {
             if op.aux & bit != 0 {
                 cpu.fpu.pop();
@@ -230,16 +260,17 @@ pub fn load(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let memory = !matches!(op.src, format::REGISTER | format::CONSTANT);
     let raw = if memory { Some(fetch(cpu, op)?) } else { None };
     let mut env = cpu.fpu.env();
-    let value = if !cpu.fpu.is_empty(7) {
+    let source_is_empty = op.src == format::REGISTER && cpu.fpu.is_empty(usize::from(op.dst));
+    let value = if source_is_empty {
+        stack_underflow(&mut env);
+        INDEFINITE
+    } else if !cpu.fpu.is_empty(7) {
         stack_overflow(&mut env);
         INDEFINITE
     } else if let Some(raw) = raw {
         convert(&mut env, op.src, raw)
     } else if op.src == format::CONSTANT {
         load_constant(cpu.fpu.fcw, usize::from(op.dst))
-    } else if cpu.fpu.is_empty(usize::from(op.dst)) {
-        stack_underflow(&mut env);
-        INDEFINITE
     } else {
         cpu.fpu.st(usize::from(op.dst))
     };
@@ -278,8 +309,17 @@ pub fn store(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
         stack_underflow(&mut env);
     }
     let refused = stopped(&mut env) || env.unmasked() & (flag::OVERFLOW | flag::UNDERFLOW) != 0;
-    if !refused {
-        let addr = op.addr(cpu);
+    let addr = op.addr(cpu);
+    if refused {
+        // Whether the memory can be written comes first all the same.
+        let bytes = match op.src {
+            format::I16 => 2,
+            format::F32 | format::I32 => 4,
+            format::F64 | format::I64 => 8,
+            _ => 10,
+        };
+        mmu::probe_write(cpu, addr, bytes)?;
+    } else {
         match op.src {
             format::I16 => cpu.store(addr, image.0 as u16)?,
             format::F32 | format::I32 => cpu.store(addr, image.0 as u32)?,
@@ -304,7 +344,7 @@ pub fn store_register(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     check_pending(cpu)?;
     let mut env = cpu.fpu.env();
     let mut value = cpu.fpu.st(0);
-    if cpu.fpu.is_empty(0) {
+    if cpu.fpu.is_empty(0) && op.aux & what::UNCHECKED == 0 {
         stack_underflow(&mut env);
         value = INDEFINITE;
     }
@@ -356,6 +396,8 @@ pub fn conditional_move(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
             let value = cpu.fpu.st(i);
             cpu.fpu.set_st(0, value);
         }
+        // C1 stays.
+        env.flags |= u32::from(cpu.fpu.fsw & C1);
     }
     commit(cpu, op, false, &env);
     Ok(())
@@ -461,9 +503,6 @@ pub fn binary(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let mut conditions = None;
     let result = if cpu.fpu.is_empty(0) || cpu.fpu.is_empty(1) {
         stack_underflow(&mut env);
-        if matches!(op.aux, what::PREM | what::PREM1) {
-            cpu.fpu.fsw &= !C2;
-        }
         INDEFINITE
     } else {
         match op.aux {
@@ -474,7 +513,9 @@ pub fn binary(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
             _ => {
                 let (rest, quotient, complete) = float::remainder(&mut env, x, y, op.aux == what::PREM1);
                 let bit = |n: u8, flag: u16| if complete && quotient >> n & 1 != 0 { flag } else { 0 };
-                conditions = Some(bit(0, C1) | bit(1, C3) | bit(2, C0) | if complete { 0 } else { C2 });
+                if !rest.unpack().is_nan() {
+                    conditions = Some(bit(0, C1) | bit(1, C3) | bit(2, C0) | if complete { 0 } else { C2 });
+                }
                 rest
             }
         }

@@ -1,0 +1,278 @@
+//! Whether the two outcomes of a case agree, and what to print when they do not.
+
+use std::fmt::Write;
+
+use iced_x86::{Code, Decoder, DecoderOptions, FastFormatter, FlowControl, Mnemonic};
+
+use crate::case::{Case, Outcome, PAGE, Placed, SCRATCH, STACK, State, to_rflags, writes_flags_maybe};
+
+const NAMES: [&str; 16] =
+    ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"];
+/// The flags that user code can change: CF PF AF ZF SF DF OF, NT, AC, ID. RF, which a fault sets in what the host
+/// saves, is not one of them.
+const ARITHMETIC: u64 = 0x8d5;
+const FLAGS: u64 = 0xcd5 | 1 << 14 | 1 << 18 | 1 << 21;
+
+pub fn is_transcendental(code: Code) -> bool {
+    use Code::*;
+    matches!(code, F2xm1 | Fyl2x | Fyl2xp1 | Fptan | Fpatan | Fsin | Fcos | Fsincos)
+}
+
+/// Instructions with two memory operands, of which both may fault, or that change registers before they fault.
+fn chooses_its_fault(code: Code) -> bool {
+    use Mnemonic as M;
+    matches!(code.mnemonic(), M::Cmpsb | M::Cmpsw | M::Cmpsd | M::Cmpsq | M::Popa | M::Popad | M::Pusha | M::Pushad | M::Enter)
+        || matches!(code, Code::Pop_rm16 | Code::Pop_rm32 | Code::Pop_rm64)
+}
+
+/// Bytes of what the instruction stores that are not compared: pointers to the last x87 instruction, which some
+/// processors keep only after an exception, MXCSR's mask, and which XSAVE components are in use.
+fn unpredictable(code: Code) -> &'static [(u64, u64)] {
+    use Mnemonic as M;
+    match code.mnemonic() {
+        M::Fnstenv | M::Fnsave => {
+            if matches!(code, Code::Fnstenv_m14byte | Code::Fnsave_m94byte) {
+                &[(6, 14)]
+            } else {
+                &[(12, 28)]
+            }
+        }
+        M::Fxsave | M::Fxsave64 => &[(6, 24), (28, 32)],
+        M::Xsave | M::Xsave64 | M::Xsaveopt | M::Xsaveopt64 => &[(6, 24), (28, 32), (512, 513)],
+        _ => &[],
+    }
+}
+
+fn ignored(case: &Case, host: &Outcome) -> Vec<(u64, u64)> {
+    let mut ranges = Vec::new();
+    for Placed { code, memory, at, .. } in &case.placed {
+        let Some((addr, size)) = *memory else { continue };
+        for (from, to) in unpredictable(*code) {
+            ranges.push((addr + from, addr + to));
+        }
+        // A store of several parts that faults may have stored some of them.
+        if *at == host.state.rip && size > 16 {
+            ranges.push((addr, addr + size));
+        }
+    }
+    ranges
+}
+
+fn address_of(offset: usize) -> u64 {
+    let (page, within) = (offset as u64 / PAGE, offset as u64 % PAGE);
+    if page == 2 { STACK + within } else { SCRATCH + offset as u64 }
+}
+
+/// Whether two 80-bit numbers are at most one unit in the last place apart.
+fn within_one_ulp(a: &[u8], b: &[u8]) -> bool {
+    let key = |x: &[u8]| {
+        let sig = u64::from_le_bytes(x[..8].try_into().expect("eight bytes"));
+        let se = u16::from_le_bytes([x[8], x[9]]);
+        (se & 0x8000, i128::from(se & 0x7fff) << 63 | i128::from(sig & (u64::MAX >> 1)))
+    };
+    let ((sa, ka), (sb, kb)) = (key(a), key(b));
+    sa == sb && (ka - kb).abs() <= 1
+}
+
+fn compare_fpu(case: &Case, host: &State, soft: &State) -> Option<String> {
+    let transcendental = case.forms.iter().any(|&c| is_transcendental(c));
+    // C1, precision and underflow of a transcendental result depend on its last bit.
+    let fsw_mask = if transcendental { !0x0230 } else { 0xffff };
+    for (name, at, mask) in [("fcw", 0, 0xffff), ("fsw", 2, fsw_mask), ("ftw", 4, 0x00ff)] {
+        let (h, s) = (host.fx16(at) & mask, soft.fx16(at) & mask);
+        if h != s {
+            return Some(format!("{name}: processor {h:#06x}, software {s:#06x}"));
+        }
+    }
+    if host.fx32(24) != soft.fx32(24) {
+        return Some(format!("mxcsr: processor {:#x}, software {:#x}", host.fx32(24), soft.fx32(24)));
+    }
+    for i in 0..8 {
+        let range = 32 + 16 * i..42 + 16 * i;
+        let (h, s) = (&host.fx[range.clone()], &soft.fx[range]);
+        if h != s && !(transcendental && within_one_ulp(h, s)) {
+            return Some(format!("st{i}: processor {}, software {}", hex_number(h), hex_number(s)));
+        }
+    }
+    for i in 0..16 {
+        let range = 160 + 16 * i..176 + 16 * i;
+        let (h, s) = (&host.fx[range.clone()], &soft.fx[range]);
+        if h != s {
+            return Some(format!("xmm{i}: processor {}, software {}", hex_number(h), hex_number(s)));
+        }
+    }
+    None
+}
+
+/// The first difference.
+pub fn compare(case: &Case, host: &Outcome, soft: &Outcome) -> Option<String> {
+    if host.vector == 255 {
+        return Some("the native child died".to_string());
+    }
+    // mmu.rs: a non-canonical stack access raises #GP, not #SS.
+    let stack_fault = host.vector == 12 && soft.vector == 13;
+    if host.vector != soft.vector && !stack_fault {
+        return Some(format!("vector: processor {}, software {}", host.vector, soft.vector));
+    }
+    if host.state.rip != soft.state.rip {
+        return Some(format!("rip: processor {:#x}, software {:#x}", host.state.rip, soft.state.rip));
+    }
+    let kernel_address = host.vector == 14 && host.cr2 >> 47 != 0;
+    if let Some(placed) = case.at(host.state.rip)
+        && host.vector == 14
+        && chooses_its_fault(placed.code)
+    {
+        // Which of two faulting accesses is told first is not defined.
+        return None;
+    }
+    if matches!(host.vector, 8 | 10..=14 | 17) && host.error != soft.error && !kernel_address {
+        return Some(format!("error code: processor {:#x}, software {:#x}", host.error, soft.error));
+    }
+    // Of an access of several parts it is not defined which part's address is told, but its page is.
+    let parts = case.at(host.state.rip).is_some_and(|p| {
+        p.memory.is_some_and(|(_, size)| size > 16) || matches!(p.code.mnemonic(), Mnemonic::Maskmovq | Mnemonic::Maskmovdqu)
+    });
+    let unit = if parts { !(PAGE - 1) } else { !0 };
+    if host.vector == 14 && host.cr2 & unit != soft.cr2 & unit {
+        return Some(format!("cr2: processor {:#x}, software {:#x}", host.cr2, soft.cr2));
+    }
+    for (i, name) in NAMES.iter().enumerate() {
+        let (h, s) = (host.state.gpr[i], soft.state.gpr[i]);
+        if h != s {
+            return Some(format!("{name}: processor {h:#x}, software {s:#x}"));
+        }
+    }
+    // A fetch that faults stands behind a branch: after which one is not known.
+    let somewhere = case.placed.iter().fold(case.undefined, |all, p| all | p.undefined);
+    let at_end = if host.vector == 3 { case.undefined } else { somewhere };
+    let undefined = case.at(host.state.rip).map_or(at_end, |p| p.undefined) | dead_flags(case, host.state.rip);
+    let (h, s) = (host.state.rflags & FLAGS & !undefined, soft.state.rflags & FLAGS & !undefined);
+    if h != s {
+        return Some(format!("rflags: processor {}, software {} ({:#x} undefined)", flag_names(h), flag_names(s), undefined));
+    }
+    if let Some(difference) = compare_fpu(case, &host.state, &soft.state) {
+        return Some(difference);
+    }
+    let ranges = ignored(case, host);
+    for (offset, (h, s)) in host.memory.iter().zip(soft.memory.iter()).enumerate() {
+        let addr = address_of(offset);
+        if h != s && !ranges.iter().any(|&(from, to)| addr >= from && addr < to) {
+            return Some(format!("memory at {addr:#x}: processor {h:#04x}, software {s:#04x}"));
+        }
+    }
+    None
+}
+
+/// Arithmetic flags that every way on from a fault writes before it reads them. The software CPU does not compute them:
+/// the code that goes on after the fault cannot tell.
+fn dead_flags(case: &Case, rip: u64) -> u64 {
+    let Some(first) = case.placed.iter().position(|p| p.at == rip) else { return 0 };
+    let (mut dead, mut read) = (0, 0);
+    for p in &case.placed[first..] {
+        let at = (p.at - case.entry()) as usize;
+        let insn = Decoder::with_ip(case.bits, &case.bytes[at..], p.at, DecoderOptions::NONE).decode();
+        // A branch ends the block: behind it all flags count as read.
+        if insn.flow_control() != FlowControl::Next {
+            break;
+        }
+        read |= to_rflags(insn.rflags_read());
+        if !writes_flags_maybe(p.code) {
+            dead |= to_rflags(insn.rflags_written() | insn.rflags_cleared() | insn.rflags_set() | insn.rflags_undefined()) & !read;
+        }
+    }
+    // Even a conditional write may be taken for one: shifts by a constant.
+    dead & ARITHMETIC
+}
+
+fn flag_names(flags: u64) -> String {
+    let names = [("CF", 0), ("PF", 2), ("AF", 4), ("ZF", 6), ("SF", 7), ("DF", 10), ("OF", 11), ("NT", 14), ("AC", 18), ("ID", 21)];
+    let set: Vec<&str> = names.iter().filter(|(_, bit)| flags >> bit & 1 != 0).map(|(name, _)| *name).collect();
+    format!("[{}]", set.join(" "))
+}
+
+/// Little-endian bytes as one number.
+fn hex_number(bytes: &[u8]) -> String {
+    bytes.iter().rev().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Disassembly, inputs and both outcomes.
+pub fn describe(case: &Case, host: &Outcome, soft: &Outcome) -> String {
+    let mut out = String::new();
+    let mut formatter = FastFormatter::new();
+    let mut decoder = Decoder::with_ip(case.bits, &case.bytes, case.entry(), DecoderOptions::NONE);
+    while decoder.can_decode() {
+        let insn = decoder.decode();
+        let at = (insn.ip() - case.entry()) as usize;
+        let bytes: String = case.bytes[at..at + insn.len()].iter().map(|b| format!("{b:02x} ")).collect();
+        let mut text = String::new();
+        formatter.format(&insn, &mut text);
+        let _ = writeln!(out, "  {:#x}  {bytes:30} {text:40} ; {:?}", insn.ip(), insn.code());
+    }
+    for Placed { memory, .. } in &case.placed {
+        if let Some((addr, size)) = memory {
+            let _ = writeln!(out, "  memory operand: {size} bytes at {addr:#x}");
+        }
+    }
+    for (addr, bytes) in &case.patches {
+        let shown = &bytes[..bytes.len().min(32)];
+        let _ = writeln!(out, "  memory at {addr:#x} starts with {}", shown.iter().map(|b| format!("{b:02x} ")).collect::<String>());
+    }
+    let _ = writeln!(out, "  pages {:?}; {:>8} {:>20} {:>20} {:>20}", case.pages, "", "before", "processor", "software");
+    let mut row = |name: &str, a: String, h: String, s: String| {
+        let mark = if h != s { " <--" } else { "" };
+        let changed = a != h || a != s;
+        if changed || name.starts_with('r') || name == "fsw" || name == "fcw" || name == "mxcsr" {
+            let _ = writeln!(out, "  {name:>8} {a:>34} {h:>34} {s:>34}{mark}");
+        }
+    };
+    let fault = |o: &Outcome| format!("{} error {:#x} cr2 {:#x}", o.vector, o.error, o.cr2);
+    row("vector", "-".to_string(), fault(host), fault(soft));
+    let (a, h, s) = (&case.start, &host.state, &soft.state);
+    row("rip", format!("{:x}", a.rip), format!("{:x}", h.rip), format!("{:x}", s.rip));
+    row("rflags", flag_names(a.rflags & FLAGS), flag_names(h.rflags & FLAGS), flag_names(s.rflags & FLAGS));
+    for (i, name) in NAMES.iter().enumerate() {
+        row(name, format!("{:x}", a.gpr[i]), format!("{:x}", h.gpr[i]), format!("{:x}", s.gpr[i]));
+    }
+    for (name, at) in [("fcw", 0), ("fsw", 2), ("ftw", 4)] {
+        row(name, format!("{:04x}", a.fx16(at)), format!("{:04x}", h.fx16(at)), format!("{:04x}", s.fx16(at)));
+    }
+    row("mxcsr", format!("{:x}", a.fx32(24)), format!("{:x}", h.fx32(24)), format!("{:x}", s.fx32(24)));
+    let relevant = case.forms.iter().any(|c| {
+        let name = format!("{c:?}");
+        name.starts_with('F') || name.contains("mm") || name.contains("xmm")
+    });
+    if relevant {
+        for i in 0..8 {
+            let range = 32 + 16 * i..42 + 16 * i;
+            let _ = writeln!(
+                out,
+                "  {:>8} {:>34} {:>34} {:>34}{}",
+                format!("st{i}"),
+                hex_number(&a.fx[range.clone()]),
+                hex_number(&h.fx[range.clone()]),
+                hex_number(&s.fx[range.clone()]),
+                if h.fx[range.clone()] != s.fx[range] { " <--" } else { "" }
+            );
+        }
+        for i in 0..16 {
+            let range = 160 + 16 * i..176 + 16 * i;
+            let _ = writeln!(
+                out,
+                "  {:>8} {:>34} {:>34} {:>34}{}",
+                format!("xmm{i}"),
+                hex_number(&a.fx[range.clone()]),
+                hex_number(&h.fx[range.clone()]),
+                hex_number(&s.fx[range.clone()]),
+                if h.fx[range.clone()] != s.fx[range] { " <--" } else { "" }
+            );
+        }
+    }
+    let mut shown = 0;
+    for (offset, (h, s)) in host.memory.iter().zip(soft.memory.iter()).enumerate() {
+        if h != s && shown < 16 {
+            let _ = writeln!(out, "  memory {:#x}: processor {h:02x} software {s:02x}", address_of(offset));
+            shown += 1;
+        }
+    }
+    out
+}
