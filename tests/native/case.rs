@@ -793,7 +793,11 @@ impl Maker<'_> {
             }
             M::Shld | M::Shrd => {
                 let count = self.r.next() & 0xef;
-                self.set(RCX, count);
+                let narrow = matches!(code, Code::Shld_rm16_r16_CL | Code::Shrd_rm16_r16_CL);
+                if !self.set(RCX, count) && narrow && (self.hold[RCX] == Hold::Clobbered || self.state.gpr[RCX] & 0x1f > 16) {
+                    // A count above 16 leaves everything undefined.
+                    return false;
+                }
             }
             M::Leave => {
                 let rbp = STACK + self.r.below(PAGE - 8);

@@ -377,7 +377,11 @@ pub fn masked_store(insn: &Instruction, b: &mut Builder) -> Flow {
     let mmx = insn.op1_register().is_mm();
     let mem = b.mem(&plain, if mmx { 8 } else { 16 }, true);
     let mut op = b.op(if mmx {
-        mmx!(|cpu, op| store_masked(cpu, op, u128::from(mm(cpu, op.dst)), u128::from(mm(cpu, op.src)))?)
+        mmx!(|cpu, op| {
+            // Even when the store faults.
+            enter_mmx(cpu);
+            store_masked(cpu, op, u128::from(mm(cpu, op.dst)), u128::from(mm(cpu, op.src)))?
+        })
     } else {
         called!(|cpu, op| store_masked(cpu, op, xmm(cpu, op.dst), xmm(cpu, op.src))?)
     });

@@ -45,7 +45,7 @@ pub mod what {
     pub const QUIET: u32 = 0x800;
     /// FCOMI: the result goes to RFLAGS.
     pub const TO_RFLAGS: u32 = 0x1000;
-    /// FSTPNCE: an empty ST(0) is stored like a full one.
+    /// FSTPNCE: an empty ST(0) is popped without a word, and nothing is stored.
     pub const UNCHECKED: u32 = 0x4000;
     /// FISTTP.
     pub const TRUNCATE: u32 = 0x2000;
@@ -191,7 +191,7 @@ pub fn compare(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     };
     // AMD's processors give the answer even where an unmasked exception stops the pop.
     if op.aux & what::TO_RFLAGS != 0 {
-        if env.flags & SF == 0 {
+        if env.flags & SF == 0 || env.unmasked() & flag::INVALID != 0 {
             // C1 stays.
             env.flags |= u32::from(cpu.fpu.fsw & C1);
         }
@@ -274,7 +274,10 @@ pub fn load(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     } else {
         cpu.fpu.st(usize::from(op.dst))
     };
-    if !stopped(&mut env) {
+    // An unmasked denormal exception is told, but the number is loaded.
+    if env.unmasked() & flag::INVALID != 0 {
+        stopped(&mut env);
+    } else {
         cpu.fpu.push(value);
     }
     commit(cpu, op, memory, &env);
@@ -308,7 +311,12 @@ pub fn store(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     if empty {
         stack_underflow(&mut env);
     }
-    let refused = stopped(&mut env) || env.unmasked() & (flag::OVERFLOW | flag::UNDERFLOW) != 0;
+    let too_large_or_small = env.unmasked() & (flag::OVERFLOW | flag::UNDERFLOW) != 0;
+    let refused = stopped(&mut env) || too_large_or_small;
+    if too_large_or_small {
+        // Nothing is stored, so nothing was rounded.
+        env.flags &= !(flag::INEXACT | float::C1);
+    }
     let addr = op.addr(cpu);
     if refused {
         // Whether the memory can be written comes first all the same.
@@ -344,7 +352,12 @@ pub fn store_register(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     check_pending(cpu)?;
     let mut env = cpu.fpu.env();
     let mut value = cpu.fpu.st(0);
-    if cpu.fpu.is_empty(0) && op.aux & what::UNCHECKED == 0 {
+    if cpu.fpu.is_empty(0) && op.aux & what::UNCHECKED != 0 {
+        cpu.fpu.pop();
+        commit(cpu, op, false, &env);
+        return Ok(());
+    }
+    if cpu.fpu.is_empty(0) {
         stack_underflow(&mut env);
         value = INDEFINITE;
     }
@@ -437,12 +450,11 @@ pub fn unary(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let trigonometric = matches!(op.aux, what::SIN | what::COS);
     if cpu.fpu.is_empty(0) {
         stack_underflow(&mut env);
-        if !stopped(&mut env) {
-            if op.aux == what::TST {
-                set_order(cpu, Relation::Unordered);
-            } else {
-                cpu.fpu.set_st(0, INDEFINITE);
-            }
+        if op.aux == what::TST {
+            set_order(cpu, Relation::Unordered);
+        }
+        if !stopped(&mut env) && op.aux != what::TST {
+            cpu.fpu.set_st(0, INDEFINITE);
         }
         if trigonometric {
             cpu.fpu.fsw &= !C2;
@@ -452,9 +464,8 @@ pub fn unary(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     }
     if op.aux == what::TST {
         let order = float::compare(&mut env, value, F80::zero(false), false);
-        if !stopped(&mut env) {
-            set_order(cpu, order);
-        }
+        set_order(cpu, order);
+        stopped(&mut env);
         commit(cpu, op, false, &env);
         return Ok(());
     }
@@ -524,6 +535,8 @@ pub fn binary(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     commit(cpu, op, false, &env);
     if let Some(bits) = conditions {
         set_conditions(cpu, bits);
+    } else if matches!(op.aux, what::PREM | what::PREM1) {
+        cpu.fpu.fsw &= !C2;
     }
     if !refused {
         cpu.fpu.set_st(to, result);
