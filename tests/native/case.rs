@@ -4,7 +4,10 @@
 //! up to three fillers. Registers that address memory are set so that the access falls where it is meant to: inside
 //! two writable pages, across them, into a read-only page, into nothing.
 
-use iced_x86::{Code, CpuidFeature, Decoder, DecoderOptions, Encoder, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpCodeOperandKind, OpKind, Register};
+use iced_x86::{
+    Code, CpuidFeature, Decoder, DecoderOptions, Encoder, Instruction, InstructionInfoFactory, Mnemonic, OpAccess,
+    OpCodeOperandKind, OpKind, Register,
+};
 
 use crate::forms::{Forms, runs_in_64};
 use crate::random::Random;
@@ -260,8 +263,28 @@ pub fn writes_flags_maybe(code: Code) -> bool {
     use Mnemonic as M;
     matches!(
         code.mnemonic(),
-        M::Shl | M::Shr | M::Sar | M::Sal | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd | M::Cmpsb | M::Cmpsw | M::Cmpsd
-            | M::Cmpsq | M::Scasb | M::Scasw | M::Scasd | M::Scasq | M::Fcomi | M::Fcomip | M::Fucomi | M::Fucomip
+        M::Shl
+            | M::Shr
+            | M::Sar
+            | M::Sal
+            | M::Rol
+            | M::Ror
+            | M::Rcl
+            | M::Rcr
+            | M::Shld
+            | M::Shrd
+            | M::Cmpsb
+            | M::Cmpsw
+            | M::Cmpsd
+            | M::Cmpsq
+            | M::Scasb
+            | M::Scasw
+            | M::Scasd
+            | M::Scasq
+            | M::Fcomi
+            | M::Fcomip
+            | M::Fucomi
+            | M::Fucomip
     )
 }
 
@@ -400,7 +423,8 @@ impl Maker<'_> {
         }
         let name = |i: usize| if narrow { Register::EAX + i as u32 } else { Register::RAX + i as u32 };
         let known = |hold: Hold| hold != Hold::Clobbered;
-        let base = if self.r.once_in(8) { None } else { Some(self.r.below(self.registers()) as usize) }.filter(|&b| known(self.hold[b]));
+        let base =
+            if self.r.once_in(8) { None } else { Some(self.r.below(self.registers()) as usize) }.filter(|&b| known(self.hold[b]));
         let index = if self.r.once_in(2) { None } else { Some(self.r.below(self.registers()) as usize) };
         let index = index.filter(|&i| i != RSP && Some(i) != base && known(self.hold[i]));
         let scale = 1u64 << self.r.below(4);
@@ -426,7 +450,12 @@ impl Maker<'_> {
             Some(b) => displacement = rest.wrapping_sub(self.state.gpr[b]) as i64,
             None => displacement = rest as i64,
         }
-        let fits = if narrow { displacement = displacement as i32 as i64; true } else { displacement == displacement as i32 as i64 };
+        let fits = if narrow {
+            displacement = displacement as i32 as i64;
+            true
+        } else {
+            displacement == displacement as i32 as i64
+        };
         if !fits {
             return false;
         }
@@ -456,7 +485,12 @@ impl Maker<'_> {
     /// Alignment that an access of the instruction asks for.
     fn alignment(code: Code, size: u64) -> u64 {
         match code.mnemonic() {
-            Mnemonic::Xsave | Mnemonic::Xsave64 | Mnemonic::Xsaveopt | Mnemonic::Xsaveopt64 | Mnemonic::Xrstor | Mnemonic::Xrstor64 => 64,
+            Mnemonic::Xsave
+            | Mnemonic::Xsave64
+            | Mnemonic::Xsaveopt
+            | Mnemonic::Xsaveopt64
+            | Mnemonic::Xrstor
+            | Mnemonic::Xrstor64 => 64,
             _ if size >= 16 => 16,
             _ => 1,
         }
@@ -639,19 +673,34 @@ impl Maker<'_> {
                 let n = if self.r.once_in(2) { self.r.below(3) } else { self.r.below(8) };
                 exactly(insn, Register::ST0 + n as u32)
             }
-            K::imm8 | K::imm8_const_1 | K::imm16 | K::imm32 | K::imm64 | K::imm8sex16 | K::imm8sex32 | K::imm8sex64 | K::imm32sex64 => {
-                self.immediate(insn, i, kind, code)
-            }
+            K::imm8
+            | K::imm8_const_1
+            | K::imm16
+            | K::imm32
+            | K::imm64
+            | K::imm8sex16
+            | K::imm8sex32
+            | K::imm8sex64
+            | K::imm32sex64 => self.immediate(insn, i, kind, code),
             K::seg_rSI => {
-                insn.set_op_kind(i, [OpKind::MemorySegRSI, OpKind::MemorySegESI, OpKind::MemorySegSI][self.string_width(narrow_string)]);
+                insn.set_op_kind(
+                    i,
+                    [OpKind::MemorySegRSI, OpKind::MemorySegESI, OpKind::MemorySegSI][self.string_width(narrow_string)],
+                );
                 self.string_address(RSI)
             }
             K::es_rDI => {
-                insn.set_op_kind(i, [OpKind::MemoryESRDI, OpKind::MemoryESEDI, OpKind::MemoryESDI][self.string_width(narrow_string)]);
+                insn.set_op_kind(
+                    i,
+                    [OpKind::MemoryESRDI, OpKind::MemoryESEDI, OpKind::MemoryESDI][self.string_width(narrow_string)],
+                );
                 self.string_address(RDI)
             }
             K::seg_rDI => {
-                insn.set_op_kind(i, [OpKind::MemorySegRDI, OpKind::MemorySegEDI, OpKind::MemorySegDI][self.string_width(narrow_string)]);
+                insn.set_op_kind(
+                    i,
+                    [OpKind::MemorySegRDI, OpKind::MemorySegEDI, OpKind::MemorySegDI][self.string_width(narrow_string)],
+                );
                 self.string_address(RDI)
             }
             K::seg_rBX_al => {
@@ -822,7 +871,16 @@ impl Maker<'_> {
                 let rsp = self.state.gpr[RSP];
                 self.patches.push((rsp, flags.to_le_bytes().to_vec()));
             }
-            M::Fldenv | M::Frstor | M::Fxrstor | M::Fxrstor64 | M::Xrstor | M::Xrstor64 | M::Xsave | M::Xsave64 | M::Xsaveopt | M::Xsaveopt64 => {
+            M::Fldenv
+            | M::Frstor
+            | M::Fxrstor
+            | M::Fxrstor64
+            | M::Xrstor
+            | M::Xrstor64
+            | M::Xsave
+            | M::Xsave64
+            | M::Xsaveopt
+            | M::Xsaveopt64 => {
                 return self.prepare_image(code);
             }
             M::Fldcw => {

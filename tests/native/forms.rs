@@ -156,14 +156,24 @@ fn left_out(code: Code) -> Option<&'static str> {
     let operands: Vec<OpCodeOperandKind> = (0..info.op_count()).map(|i| info.op_kind(i)).collect();
     match code.mnemonic() {
         M::Rcpps | M::Rcpss | M::Rsqrtps | M::Rsqrtss => Some("an approximation that differs by vendor"),
-        M::Rdtsc | M::Rdtscp | M::Rdpmc | M::Cpuid | M::Rdrand | M::Rdseed | M::Xgetbv => Some("the result depends on the machine or the moment"),
+        M::Rdtsc | M::Rdtscp | M::Rdpmc | M::Cpuid | M::Rdrand | M::Rdseed | M::Xgetbv => {
+            Some("the result depends on the machine or the moment")
+        }
         M::Syscall | M::Sysenter | M::Sysexit | M::Sysret | M::Int | M::Into | M::Int1 => Some("enters the system"),
-        M::Iret | M::Iretd | M::Iretq | M::Retf | M::Lar | M::Lsl | M::Verr | M::Verw | M::Lss | M::Lfs | M::Lgs | M::Les | M::Lds => {
-            Some("reads the host system's descriptor tables")
-        }
-        M::Call | M::Jmp if is_far(code) => {
-            Some("reads the host system's descriptor tables")
-        }
+        M::Iret
+        | M::Iretd
+        | M::Iretq
+        | M::Retf
+        | M::Lar
+        | M::Lsl
+        | M::Verr
+        | M::Verw
+        | M::Lss
+        | M::Lfs
+        | M::Lgs
+        | M::Les
+        | M::Lds => Some("reads the host system's descriptor tables"),
+        M::Call | M::Jmp if is_far(code) => Some("reads the host system's descriptor tables"),
         M::Sgdt | M::Sidt | M::Sldt | M::Str | M::Smsw => Some("reads the host's system state, or is trapped by UMIP"),
         M::Rdfsbase | M::Rdgsbase | M::Wrfsbase | M::Wrgsbase => Some("the FS base is the test's own thread"),
         M::Monitor | M::Mwait => Some("allowed in user mode on some hosts"),

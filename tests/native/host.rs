@@ -290,7 +290,8 @@ unsafe fn child(shared: *mut Shared, pool: &[[u8; PAGE as usize]], start: i32, d
         // 64-bit processes have null selectors in DS and ES; 32-bit code needs real ones.
         std::arch::asm!("mov ds, {0:x}", "mov es, {0:x}", in(reg) USER_DATA);
         let stack_bytes = 64 << 10;
-        let stack = libc::mmap(std::ptr::null_mut(), stack_bytes, PROT_READ | PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0);
+        let stack =
+            libc::mmap(std::ptr::null_mut(), stack_bytes, PROT_READ | PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0);
         let alternate = libc::stack_t { ss_sp: stack, ss_flags: 0, ss_size: stack_bytes };
         libc::sigaltstack(&alternate, std::ptr::null_mut());
         let mut action: libc::sigaction = std::mem::zeroed();

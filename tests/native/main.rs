@@ -59,7 +59,9 @@ fn plan() -> Plan {
     let long = number("VMCTL_NATIVE_CASES");
     let seed = number("VMCTL_NATIVE_SEED").unwrap_or_else(|| match long {
         None => DEFAULT_SEED,
-        Some(_) => std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(1, |t| t.as_nanos() as u64 % 1_000_000_007),
+        Some(_) => {
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(1, |t| t.as_nanos() as u64 % 1_000_000_007)
+        }
     });
     match number("VMCTL_NATIVE_CASE") {
         Some(case) => Plan { seed, first: case, cases: 1, verbose: true },
@@ -130,7 +132,12 @@ fn the_software_cpu_does_what_the_processor_does() {
         number += batch.len() as u64;
     }
     let seconds = started.elapsed().as_secs_f64();
-    println!("native: {} cases in {seconds:.1} s, {} forms covered, {} left out", plan.cases, covered.len(), forms.left_out.len());
+    println!(
+        "native: {} cases in {seconds:.1} s, {} forms covered, {} left out",
+        plan.cases,
+        covered.len(),
+        forms.left_out.len()
+    );
     if !failures.is_empty() {
         for (form, (count, text)) in failures.iter().take(SHOWN_FAILURES) {
             println!("\n=== {form}: {count} cases differ, the first:\n{text}");

@@ -45,7 +45,18 @@ impl Random {
     pub fn f32_bits(&mut self) -> u32 {
         let r = self.next() as u32;
         match self.below(12) {
-            0 => self.pick(&[0, 1 << 31, 0x7f80_0000, 0xff80_0000, 0x3f80_0000, 0xbf80_0000, 0x7f7f_ffff, 0x0080_0000, 0x007f_ffff, 1]),
+            0 => self.pick(&[
+                0,
+                1 << 31,
+                0x7f80_0000,
+                0xff80_0000,
+                0x3f80_0000,
+                0xbf80_0000,
+                0x7f7f_ffff,
+                0x0080_0000,
+                0x007f_ffff,
+                1,
+            ]),
             1 => self.pick(&[0x7fc0_0000, 0xffc0_0000, 0x7f80_0001, 0xffbf_ffff, 0x7fff_ffff, 0x7fa0_0000]) ^ (r & 0x8000_0000),
             2 => r & 0x807f_ffff,
             3 => ((self.below(70_000) as i64 - 35_000) as f32).to_bits(),
@@ -63,11 +74,27 @@ impl Random {
         let fraction = r & ((1 << 52) - 1);
         match self.below(12) {
             0 => sign | self.pick(&[0, 0x7ff << 52, 0x3ff << 52, 0x7fef_ffff_ffff_ffff, 1 << 52, (1 << 52) - 1, 1]),
-            1 => sign | self.pick(&[0x7ff8_0000_0000_0000, 0x7ff0_0000_0000_0001, 0x7ff7_ffff_ffff_ffff, 0x7fff_ffff_ffff_ffff, 0x7ff4_0000_0000_0000]),
+            1 => {
+                sign | self.pick(&[
+                    0x7ff8_0000_0000_0000,
+                    0x7ff0_0000_0000_0001,
+                    0x7ff7_ffff_ffff_ffff,
+                    0x7fff_ffff_ffff_ffff,
+                    0x7ff4_0000_0000_0000,
+                ])
+            }
             2 => sign | fraction,
             3 => ((self.below(70_000) as i64 - 35_000) as f64).to_bits(),
             4 => sign | fraction | self.pick(&[0x41d, 0x41e, 0x41f, 0x43c, 0x43d, 0x43e]) << 52,
-            5 => sign | self.pick(&[0x3fe0_0000_0000_0000, 0x3ff8_0000_0000_0000, 0x4004_0000_0000_0000, 0x400c_0000_0000_0000, 0x4330_0000_0000_0001]),
+            5 => {
+                sign | self.pick(&[
+                    0x3fe0_0000_0000_0000,
+                    0x3ff8_0000_0000_0000,
+                    0x4004_0000_0000_0000,
+                    0x400c_0000_0000_0000,
+                    0x4330_0000_0000_0001,
+                ])
+            }
             6 => r,
             7 => sign | (r & 0x3fff_ffff) << 22 | 0x3ff << 52,
             8 => sign | fraction | (0x3ff - 149 + self.below(300)) << 52,

@@ -11,8 +11,8 @@ use vmctl::hypervisor::soft::flags::LazyFlags;
 use vmctl::hypervisor::soft::rig::NoPlatform;
 use vmctl::hypervisor::soft::{mmu, run, system};
 
-use crate::host::{USER_CODE_32, USER_CODE_64, USER_DATA};
 use crate::case::{CODE, Case, Outcome, PAGE, READ_ONLY, SCRATCH, STACK, State};
+use crate::host::{USER_CODE_32, USER_CODE_64, USER_DATA};
 
 /// Where the page tables are.
 const TABLES: u64 = 0x1000;

@@ -191,7 +191,7 @@ pub fn compare(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     };
     // AMD's processors give the answer even where an unmasked exception stops the pop.
     if op.aux & what::TO_RFLAGS != 0 {
-        if env.flags & SF == 0 || env.unmasked() & flag::INVALID != 0 {
+        if env.flags & SF == 0 {
             // C1 stays.
             env.flags |= u32::from(cpu.fpu.fsw & C1);
         }
