@@ -6,6 +6,7 @@
 //! standard output, words to standard error; a command on many guests goes on after one fails ([`Ui::each`]).
 
 mod attach;
+mod autostart;
 mod check;
 mod clone;
 mod complete_guests;
@@ -89,6 +90,7 @@ enum Verb {
     Events(events::Args),
     Run(run::Args),
     ResetFailed(reset_failed::Args),
+    Autostart(autostart::Args),
     Doctor(doctor::Args),
     Check(check::Args),
     Show(show::Args),
@@ -181,6 +183,7 @@ pub fn main() -> ExitCode {
         Verb::Events(args) => args.run(&app),
         Verb::Run(args) => args.run(&app),
         Verb::ResetFailed(args) => args.run(&app),
+        Verb::Autostart(args) => args.run(&app),
         Verb::Doctor(args) => args.run(&app),
         Verb::Check(args) => args.run(&app),
         Verb::Show(args) => args.run(&app),

@@ -106,6 +106,10 @@ impl How {
     pub fn plain(wait: bool) -> How {
         How { wait, timeout: None, console: false }
     }
+    /// Waiting until the guest is ready, or not, for at most so long.
+    pub fn within(wait: bool, timeout: Duration) -> How {
+        How { timeout: Some(timeout), ..How::plain(wait) }
+    }
     /// With the console.
     pub fn with_console() -> How {
         How { console: true, ..How::plain(false) }

@@ -207,7 +207,7 @@ pub const GUEST_KEYS: &[Key] = &[
         "Name of the guest when it is created from this file and given no other; afterwards the name of its directory counts. Without it, the file's name without `.toml`.",
     ),
     key("description", Text, Now, "For people."),
-    key("owner", Text, Now, "The user that may manage the guest besides root."),
+    key("owner", Text, Now, "The user that, besides root, may stop and restart the running guest and use its console."),
     key("tags", Texts { one: false }, Now, "Words for `--tag`."),
     with("protected", Flag, "false", Now, "Whether `destroy` refuses."),
     key("uuid", Uuid, Now, "UUID that the guest sees. Without it vmctl makes one and keeps it with the guest's state."),

@@ -17,7 +17,7 @@ pub struct GuestConfig {
     pub name: String,
     /// For people.
     pub description: Option<String>,
-    /// The user that may manage this guest besides root.
+    /// The user that, besides root, may stop and restart the running guest and use its console.
     pub owner: Option<String>,
     /// For `--tag`.
     pub tags: Vec<String>,

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use crate::config::{BackendKind, ComPort, DiskCache, ForwardProto, GuestConfig, NicBackend, NicDevice};
-use crate::host::files::write_atomically;
+use crate::host::files::replace;
 use crate::host::process::spawn_tied;
 use crate::machine::spec::{
     self, BackendChoice, CONSOLE_FD, CONTROL_FD, CpuTopology, DiskSpec, EngineCommand, EngineEvent, ForwardSpec, LEASE_FD,
@@ -70,7 +70,7 @@ impl Engine for EmbeddedEngine {
     fn build(&self, guest: &GuestDir, config: &GuestConfig, state: &GuestState) -> Result<()> {
         let spec = resolve(guest, config, state)?;
         let text = serde_json::to_vec_pretty(&spec).expect("plain fields");
-        write_atomically(&guest.spec_file(), &text, 0o600).map_err(|error| GuestError::io("write", &guest.spec_file(), error))
+        replace(&guest.spec_file(), &text, 0o600).map_err(|error| GuestError::io("write", &guest.spec_file(), error))
     }
 
     fn spawn(&self, guest: &GuestDir, lease: &File) -> Result<RunningEngine> {

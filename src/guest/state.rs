@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{GuestConfig, MacAddr};
-use crate::host::files::write_atomically;
+use crate::host::files::{replace, write_atomically};
 use crate::machine::spec::DEVICE_SLOTS;
 
 use super::error::{GuestError, Result};
@@ -15,6 +15,9 @@ use super::timestamp::Timestamp;
 
 /// The version of the document.
 pub const STATE_VERSION: u32 = 1;
+
+/// The supervisor's account of itself, beside the state.
+const RUN_FILE: &str = "run.json";
 
 /// `state.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,8 +39,9 @@ pub struct GuestState {
     /// How often it was booted, over all its life.
     #[serde(default)]
     pub boots: u64,
-    /// Set while a supervisor has it; left behind by one that was killed.
-    #[serde(default)]
+    /// Set while a supervisor has it; left behind by one that was killed. In a file of its own, `run.json`, which is
+    /// written often and worth nothing after a power cut.
+    #[serde(skip)]
     pub run: Option<RunState>,
     /// How the last boot ended.
     #[serde(default)]
@@ -150,6 +154,13 @@ pub struct Stamp {
     pub inode: u64,
 }
 
+impl RunState {
+    /// What stands beside `state`; nothing if that is no account.
+    fn load(state: &Path) -> Option<RunState> {
+        serde_json::from_slice(&std::fs::read(state.with_file_name(RUN_FILE)).ok()?).ok()
+    }
+}
+
 impl Stamp {
     /// The file as it is now; zeros when it is not there.
     pub fn of(path: &Path) -> Stamp {
@@ -193,7 +204,7 @@ impl GuestState {
             Err(error) => return Err(GuestError::io("read", path, error)),
         };
         match serde_json::from_str::<GuestState>(&text) {
-            Ok(state) if state.version == STATE_VERSION => Ok(state),
+            Ok(state) if state.version == STATE_VERSION => Ok(GuestState { run: RunState::load(path), ..state }),
             Ok(state) => Err(GuestError::user(format!(
                 "`{}` is of version {}, this vmctl knows version {STATE_VERSION}",
                 path.display(),
@@ -209,6 +220,19 @@ impl GuestState {
         let mut text = serde_json::to_vec_pretty(self).expect("plain fields");
         text.push(b'\n');
         write_atomically(path, &text, 0o644).map_err(|error| GuestError::io("write", path, error))
+    }
+
+    /// Replaces `run.json` beside `path` with the supervisor's account, or removes it.
+    pub fn save_run(&self, path: &Path) -> Result<()> {
+        let path = path.with_file_name(RUN_FILE);
+        let written = match &self.run {
+            Some(run) => replace(&path, &serde_json::to_vec(run).expect("plain fields"), 0o644),
+            None => match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            },
+        };
+        written.map_err(|error| GuestError::io("write", &path, error))
     }
 
     /// The UUID that the guest sees.
@@ -267,6 +291,35 @@ mod tests {
         state.failed = Some(Failure { reason: "crashed 5 times".into(), at: Timestamp(1000) });
         state.save(&path).expect("saves");
         assert_eq!(GuestState::load(&path, "g").expect("loads"), state);
+    }
+
+    #[test]
+    fn a_supervisors_account_is_kept_apart_and_a_damaged_one_is_none() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("state.json");
+        let mut state = GuestState::new("g");
+        state.run = Some(RunState {
+            pid: 7,
+            boot_id: "b".into(),
+            phase: Phase::Running,
+            since: Timestamp(1),
+            started: Timestamp(1),
+            engine_pid: None,
+            backend: None,
+            ready: false,
+            config_hash: String::new(),
+            restarts: 0,
+            forwards: Vec::new(),
+        });
+        state.save(&path).expect("saves");
+        assert_eq!(GuestState::load(&path, "g").expect("loads").run, None);
+        state.save_run(&path).expect("saves");
+        assert_eq!(GuestState::load(&path, "g").expect("loads"), state);
+        std::fs::write(path.with_file_name(RUN_FILE), "").expect("writes");
+        assert_eq!(GuestState::load(&path, "g").expect("loads").run, None);
+        state.run = None;
+        state.save_run(&path).expect("removes");
+        state.save_run(&path).expect("is gone already");
     }
 
     #[test]

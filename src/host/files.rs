@@ -9,18 +9,29 @@ use nix::unistd::{Whence, lseek};
 
 /// Replaces `path` with `bytes`: a reader, and a power cut, sees the old file or the new one and nothing between.
 pub fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    put(path, bytes, mode, true)?;
+    sync_directory(path.parent().unwrap_or(Path::new(".")))
+}
+
+/// Replaces `path` with `bytes`: a reader sees the old file or the new one; after a power cut it may be damaged or gone.
+pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    put(path, bytes, mode, false)
+}
+
+fn put(path: &Path, bytes: &[u8], mode: u32, durable: bool) -> io::Result<()> {
     let temporary = temporary_name(path);
     let written = (|| {
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
         file.write_all(bytes)?;
-        file.sync_all()?;
+        if durable {
+            file.sync_all()?;
+        }
         fs::rename(&temporary, path)
     })();
-    if let Err(error) = written {
+    if written.is_err() {
         let _ = fs::remove_file(&temporary);
-        return Err(error);
     }
-    sync_directory(path.parent().unwrap_or(Path::new(".")))
+    written
 }
 
 /// The name beside `path` that is written before it is renamed.

@@ -311,3 +311,27 @@ fn a_thousand_guests_are_listed_without_a_process_or_a_connection_each() {
         assert!(costly.count() <= 1, "{text}");
     }
 }
+
+#[test]
+fn autostart_starts_in_order_what_is_meant_to_start() {
+    let world = World::new();
+    world.make("web", "", "autostart = { enabled = true, after = [\"db\"] }");
+    world.make("db", "say:up", "autostart = { enabled = true, wait = \"ready\" }\nready = { console = \"up\" }");
+    world.make("other", "", "");
+    world.make("broken", "error:broken", "autostart = true");
+    world.vmctl(&["autostart"]).fails(1, "broken");
+    assert_eq!(["web", "db", "other", "broken"].map(|name| world.word(name)), ["running", "running", "stopped", "stopped"]);
+    let started = |name: &str| -> String {
+        let text = std::fs::read_to_string(world.guest(name).join("events.jsonl")).expect("events");
+        let line = text.lines().find(|line| line.contains("\"event\":\"starting\"")).expect("a start").to_owned();
+        serde_json::from_str::<serde_json::Value>(&line).expect("JSON")["time"].as_str().expect("a time").to_owned()
+    };
+    assert!(started("db") < started("web"));
+}
+
+#[test]
+fn an_owner_that_is_nobody_is_refused() {
+    let world = World::new();
+    world.make("g", "", "owner = \"no-such-user\"");
+    world.vmctl(&["start", "g"]).fails(1, "no user of this host is called `no-such-user`");
+}

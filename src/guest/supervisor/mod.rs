@@ -217,6 +217,7 @@ impl Supervisor {
             }
         });
         let config = definition.config;
+        give_to_owner(&guest, &config)?;
         let log = RotatingLog::open(&guest.console_log(), config.console.log_size.bytes(), config.console.log_files, 0o600);
         let mut supervisor = Supervisor {
             events: events::open_log(&guest.events_log()),
@@ -430,7 +431,7 @@ impl Supervisor {
         if let Some(run) = &mut self.state.run {
             run.ready = true;
         }
-        self.save_or_log();
+        self.save_run();
         let after = self.running_since.map_or(0, |since| since.elapsed().as_millis() as u64);
         self.emit(EventKind::Ready { after_ms: after });
         self.answer_all(|purpose| matches!(purpose, Purpose::Ready(_)), &Reply::Ready);
@@ -659,7 +660,13 @@ impl Supervisor {
         if let Some(run) = &mut self.state.run {
             (run.phase, run.since) = (phase, Timestamp::now());
         }
-        self.save_or_log();
+        self.save_run();
+    }
+
+    fn save_run(&mut self) {
+        if let Err(error) = self.state.save_run(&self.guest.state_file()) {
+            note(&error.chain());
+        }
     }
 
     fn save(&self) -> Result<()> {
@@ -694,6 +701,7 @@ impl Supervisor {
         let way = self.asked.map_or(StopWay::NotRunning, |asked| asked.way);
         self.state.run = None;
         self.save_or_log();
+        self.save_run();
         self.listener = None;
         let _ = std::fs::remove_file(self.guest.socket());
         // The lock goes before the answers: who hears that the guest has stopped may start it at once.
@@ -771,6 +779,23 @@ fn watch_engine(engine: &RunningEngine, boot: u64, post: &Poster) -> Result<()> 
         }
     });
     Ok(())
+}
+
+/// Lets the guest file's `owner` talk to the supervisor: stop and restart the guest, and use its console.
+fn give_to_owner(guest: &GuestDir, config: &GuestConfig) -> Result<()> {
+    let Some(owner) = &config.owner else { return Ok(()) };
+    let user = nix::unistd::User::from_name(owner).ok().flatten();
+    let user = user.ok_or_else(|| GuestError::user(format!("`owner`: no user of this host is called `{owner}`")))?;
+    let ours = nix::unistd::geteuid();
+    if user.uid == ours {
+        return Ok(());
+    }
+    if !ours.is_root() {
+        return Err(GuestError::user(format!("only root can start a guest for its owner `{owner}`")));
+    }
+    let socket = guest.socket();
+    std::os::unix::fs::chown(&socket, Some(user.uid.as_raw()), None)
+        .map_err(|error| GuestError::io("give to the owner", &socket, error))
 }
 
 /// Listens at the guest's socket. The caller holds the guest's lock: what is in the way was left by a dead supervisor.
