@@ -90,7 +90,8 @@ fn qemu(boot: &Boot) -> Duration {
         command.args(["-drive", &format!("file={},format=raw,if=virtio", disk.display())]);
     }
     let start = Instant::now();
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("qemu-system-x86_64 runs");
+    let mut child =
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("qemu-system-x86_64 runs");
     let took = wait_for(&mut child, boot.until, start);
     let _ = child.kill();
     let _ = child.wait();
@@ -119,7 +120,8 @@ fn vmctl(boot: &Boot) -> Duration {
     let dir = tempfile::tempdir().expect("a scratch folder");
     let here = std::env::current_dir().expect("a current folder");
     let disk = scratch_disk(boot, dir.path());
-    let disk = disk.map_or(String::new(), |path| format!("[[disks]]\nid = \"root\"\nbackend = \"file\"\npath = \"{}\"\n", path.display()));
+    let disk = disk
+        .map_or(String::new(), |path| format!("[[disks]]\nid = \"root\"\nbackend = \"file\"\npath = \"{}\"\n", path.display()));
     let file = dir.path().join("bench.toml");
     let text = format!(
         "name = \"bench\"\nmemory = \"{}M\"\nengine = \"embedded\"\nbackend = \"soft\"\nloader = \"kernel\"\n\
@@ -132,7 +134,8 @@ fn vmctl(boot: &Boot) -> Duration {
     );
     std::fs::write(&file, text).expect("a written guest file");
     let run = |arguments: &[&str]| {
-        let output = Command::new(env!("CARGO_BIN_EXE_vmctl")).arg("--datastore").arg(dir.path().join("store")).args(arguments).output();
+        let output =
+            Command::new(env!("CARGO_BIN_EXE_vmctl")).arg("--datastore").arg(dir.path().join("store")).args(arguments).output();
         let output = output.expect("vmctl runs");
         let words = || output.stderr.lines().map_while(Result::ok).collect::<Vec<_>>().join("\n");
         assert!(output.status.success(), "vmctl {arguments:?}: {}", words());

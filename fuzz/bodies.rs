@@ -434,7 +434,7 @@ fn drive(end: &mut dyn FarEnd, data: &[u8]) {
 /// Whatever happened, a reset makes the device as good as new: a chain on every queue comes back, or waits quietly.
 fn recovers(end: &mut dyn FarEnd, driver: &mut PciDriver, mem: &GuestMemory) {
     end.release();
-    let mut rings = set_up(driver, u64::MAX & !(1 << 29), 4);
+    let mut rings = set_up(driver, !(1 << 29), 4);
     assert_eq!(driver.status() & NEEDS_RESET, 0, "a reset clears DEVICE_NEEDS_RESET");
     mem.fill(GuestAddr(DATA), 0, 64).expect("it is memory");
     let last = rings.len() - 1;

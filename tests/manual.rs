@@ -1,10 +1,11 @@
 //! The manual page of the files holds every key of the key table and no other, and is clean mdoc. Its lists of keys are
-//! written from the table: `BLESS=1` puts them in.
+//! written from the table: `BLESS=1` puts them in. The page of the command likewise has every verb and option of `--help`.
 
 use std::fmt::Write;
 use std::path::Path;
 use std::process::Command;
 
+use clap::CommandFactory;
 use vmctl::config::keys::{GUEST_KEYS, HOST_KEYS, Key, Kind, Support};
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/man/vmctl.toml.5");
@@ -110,6 +111,110 @@ fn the_manual_page_has_every_key_of_the_table_and_no_other() {
     for key in GUEST_KEYS.iter().chain(HOST_KEYS) {
         let heads = [format!(".It Ic {} ", key.path), format!(".It Ic [{}]\n", key.path), format!(".It Ic [[{}]]\n", key.path)];
         assert!(heads.iter().any(|head| expected.contains(head)), "{}", key.path);
+    }
+}
+
+const COMMAND_PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/man/vmctl.1");
+
+/// What the help says, as mdoc with a final stop.
+fn help(long: Option<&clap::builder::StyledStr>, short: Option<&clap::builder::StyledStr>) -> String {
+    let said = long.or(short).expect("everything has its help").to_string();
+    let mut text = String::new();
+    for (at, paragraph) in said.split("\n\n").enumerate() {
+        if at > 0 {
+            text.push_str(".Pp\n");
+        }
+        let paragraph = paragraph.trim_end().replace('\n', " ");
+        let stop = if paragraph.ends_with(['.', ')']) { "" } else { "." };
+        text.push_str(&mdoc(&format!("{paragraph}{stop}")).replace('~', "\\(ti"));
+    }
+    text
+}
+
+/// The options that `keep` lets through, as a list; nothing if there is none.
+fn options(command: &clap::Command, keep: impl Fn(&clap::Arg) -> bool) -> String {
+    let mut text = String::new();
+    for arg in command.get_arguments().filter(|arg| !arg.is_hide_set() && keep(arg)) {
+        let value = arg.get_value_names().and_then(|names| names.first());
+        if let Some(long) = arg.get_long() {
+            let short = arg.get_short().map_or(String::new(), |short| format!("Fl {short} , "));
+            let value = value.filter(|_| arg.get_action().takes_values()).map_or(String::new(), |name| format!(" Ar {name}"));
+            writeln!(text, ".It {short}Fl -{long}{value}").unwrap();
+        } else {
+            writeln!(text, ".It Ar {}", value.expect("an argument has a name")).unwrap();
+        }
+        text.push_str(&help(arg.get_long_help(), arg.get_help()));
+        let choices = arg.get_possible_values();
+        if arg.get_action().takes_values() && !choices.is_empty() {
+            let names: Vec<_> = choices.iter().map(|choice| choice.get_name()).collect();
+            writeln!(text, "One of\n.Li {} .", names.join(" , ")).unwrap();
+        }
+        if let [default] = arg.get_default_values()
+            && arg.get_action().takes_values()
+        {
+            writeln!(text, "Default:\n.Li {} .", default.to_string_lossy()).unwrap();
+        }
+    }
+    if text.is_empty() { text } else { format!(".Bl -tag -width Ds\n{text}.El\n") }
+}
+
+/// The verbs of the help, in its order.
+fn verbs(root: &clap::Command) -> impl Iterator<Item = &clap::Command> {
+    root.get_subcommands().filter(|verb| !verb.is_hide_set())
+}
+
+fn verb_list(root: &clap::Command) -> String {
+    let mut text = String::new();
+    for verb in verbs(root) {
+        writeln!(text, ".Ss {}", verb.get_name()).unwrap();
+        let arguments: String = verb
+            .get_positionals()
+            .map(|arg| {
+                let name = arg.get_value_names().and_then(|names| names.first()).expect("an argument has a name");
+                let more = if arg.get_action().takes_values() && arg.get_num_args().is_some_and(|n| n.max_values() > 1) {
+                    " ..."
+                } else {
+                    ""
+                };
+                if arg.is_required_set() { format!(" Ar {name}") } else { format!(" Oo Ar {name}{more} Oc") }
+            })
+            .collect();
+        let arguments = arguments.trim_start();
+        if arguments.is_empty() {
+            writeln!(text, ".Nm vmctl\n.Ic {}\n.Pp", verb.get_name()).unwrap();
+        } else {
+            writeln!(text, ".Nm vmctl\n.Ic {}\n.{arguments}\n.Pp", verb.get_name()).unwrap();
+        }
+        text.push_str(&help(verb.get_long_about(), verb.get_about()));
+        text.push_str(&options(verb, |arg| !arg.is_global_set() && arg.get_id() != "help" && arg.get_id() != "version"));
+    }
+    text
+}
+
+#[test]
+fn the_page_of_the_command_has_every_verb_and_option_of_the_help() {
+    let mut root = vmctl::cli::Cli::command();
+    root.build();
+    let page = std::fs::read_to_string(COMMAND_PAGE).expect("it is part of the source");
+    let mut expected = page.clone();
+    for (name, text) in [("options", options(&root, |_| true)), ("verbs", verb_list(&root))] {
+        let begin = format!(".\\\" BEGIN {name}\n");
+        let start = expected.find(&begin).expect("the page has the mark") + begin.len();
+        let end = expected.find(&format!(".\\\" END {name}\n")).expect("the page has the mark");
+        expected.replace_range(start..end, &text);
+    }
+    if std::env::var_os("BLESS").is_some() {
+        std::fs::write(COMMAND_PAGE, &expected).expect("the source is writable");
+    } else {
+        assert!(page == expected, "man/vmctl.1 is behind src/cli/: BLESS=1 cargo test --test manual");
+    }
+    let output = Command::new(env!("CARGO_BIN_EXE_vmctl")).arg("--help").output().expect("it runs");
+    let said = String::from_utf8(output.stdout).expect("text");
+    let listed = said.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    let listed: Vec<_> = listed.filter_map(|line| line.split_whitespace().next()).collect();
+    assert!(listed.len() > 20, "{said}");
+    for verb in listed {
+        assert!(expected.contains(&format!(".Ss {verb}\n")), "{verb}");
     }
 }
 

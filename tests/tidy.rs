@@ -88,14 +88,20 @@ fn imported(text: &str) -> Vec<String> {
         }
         found.push(name);
     }
-    found.into_iter().map(|name: String| name.split("::").next().unwrap_or("").to_string()).filter(|name| !name.is_empty()).collect()
+    found
+        .into_iter()
+        .map(|name: String| name.split("::").next().unwrap_or("").to_string())
+        .filter(|name| !name.is_empty())
+        .collect()
 }
 
 #[test]
 fn every_part_imports_only_what_the_table_allows() {
     let table: BTreeMap<&str, &[&str]> = IMPORTS.iter().copied().collect();
     let mut wrong = Vec::new();
-    for (file, text) in sources("src").iter().filter(|(file, _)| !matches!(file.as_str(), "src/lib.rs" | "src/main.rs") && !is_test_file(file)) {
+    for (file, text) in
+        sources("src").iter().filter(|(file, _)| !matches!(file.as_str(), "src/lib.rs" | "src/main.rs") && !is_test_file(file))
+    {
         let part = part_of(file);
         let allowed = table.get(part).unwrap_or_else(|| panic!("{file} is in no part of the table"));
         for name in imported(before_tests(text)) {
@@ -159,7 +165,9 @@ fn no_folder_or_file_has_a_name_that_says_nothing() {
     let wrong: Vec<PathBuf> = sources("src")
         .into_iter()
         .map(|(file, _)| PathBuf::from(file))
-        .filter(|path| path.with_extension("").components().any(|part| NOTHING.contains(&part.as_os_str().to_string_lossy().as_ref())))
+        .filter(|path| {
+            path.with_extension("").components().any(|part| NOTHING.contains(&part.as_os_str().to_string_lossy().as_ref()))
+        })
         .collect();
     assert!(wrong.is_empty(), "{wrong:?}");
 }

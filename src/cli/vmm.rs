@@ -33,7 +33,8 @@ impl Args {
         let text = std::fs::read(&self.spec).map_err(|e| format!("cannot read `{path}`: {e}"))?;
         let spec: VmmSpec = serde_json::from_slice(&text).map_err(|e| format!("`{path}` is not a machine specification: {e}"))?;
         let stream = |what: &str, fd| {
-            inherited::stream(fd).map_err(|e| format!("no {what} stream at descriptor {fd} ({e}): this command is the supervisor's to start"))
+            inherited::stream(fd)
+                .map_err(|e| format!("no {what} stream at descriptor {fd} ({e}): this command is the supervisor's to start"))
         };
         Ok(vmm::run(&spec, stream("console", CONSOLE_FD)?, stream("control", CONTROL_FD)?))
     }

@@ -175,7 +175,7 @@ mod tests {
         for (text, expected) in [
             ("datastore = 1", "vmctl.toml:1:1: unknown key `datastore`"),
             ("[[datastores]]\nid = 'a'", "vmctl.toml:1:1: an entry of `datastores` has no `path`"),
-            ("[[catalogues]]\nid = 'a'\nurl = 'http://x'", "vmctl.toml:3:7: `http://x` is not a place of a catalogue"),
+            ("[[catalogues]]\nid = 'a'\nurl = 'http://x'", "vmctl.toml:1:3: `catalogues` is not in this version of vmctl"),
             ("[[switches]]\nid = 'a'", "vmctl.toml:1:3: `switches` is not in this version of vmctl"),
             ("autostart_parallel = 0", "vmctl.toml:1:22: `autostart_parallel` is `0`, not a number from 1 to 64"),
             ("[defaults]\nname = 'x'", "vmctl.toml:2:1: `name` cannot be a default of all guests"),

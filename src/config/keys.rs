@@ -120,6 +120,7 @@ const fn with(path: &'static str, kind: Kind, default: &'static str, support: Su
 const TAP_LATER: &str = "until then `backend = \"user\"` with `[[nics.forwards]]`";
 const DISK_LATER: &str = "until then `device = \"virtio-blk\"`";
 const LOADER_LATER: &str = "until then `loader = \"kernel\"` with `kernel.image`";
+const CATALOGUE_LATER: &str = "until then name kernels and images of this host in guest files";
 const NOTHING: &str = "leave it out until then";
 
 const ENGINES: Kind = OneOf(&[
@@ -560,9 +561,9 @@ pub const HOST_KEYS: &[Key] = &[
     key("datastores.id", Name, Now, "Its name. Required."),
     key("datastores.path", Path, Now, "Its directory. Required."),
     key("datastores.dataset", Text, Later("until then mount the dataset and give its `path`"), "ZFS dataset."),
-    key("catalogues", Entries, Now, "Where `launch` finds images."),
-    key("catalogues.id", Name, Now, "Its name. Required."),
-    key("catalogues.url", Text, Now, "An https URL or an absolute path. Required."),
+    key("catalogues", Entries, Later(CATALOGUE_LATER), "Where `launch` finds images."),
+    key("catalogues.id", Name, Later(CATALOGUE_LATER), "Its name. Required."),
+    key("catalogues.url", Text, Later(CATALOGUE_LATER), "An https URL or an absolute path. Required."),
     key("switches", Entries, Later(SWITCH_LATER), "What `tap` interfaces are plugged into."),
     key("switches.id", Name, Later(SWITCH_LATER), "Its name."),
     key("switches.type", Text, Later(SWITCH_LATER), "`bridge`, `manual`, `nat`, `vale`, `vxlan` or `netgraph`."),

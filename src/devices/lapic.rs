@@ -597,12 +597,8 @@ impl Lapic {
         if value & !MODES != fixed {
             return Err(NoSuchMsr);
         }
-        let legal = match (self.regs.base & MODES, value & MODES) {
-            (_, BASE_X2APIC) => false,
-            (0, MODES) | (MODES, BASE_ENABLE) => false,
-            _ => true,
-        };
-        if !legal {
+        let illegal = matches!((self.regs.base & MODES, value & MODES), (_, BASE_X2APIC) | (0, MODES) | (MODES, BASE_ENABLE));
+        if illegal {
             return Err(NoSuchMsr);
         }
         let switched_off = value & BASE_ENABLE == 0 && self.hardware_enabled();

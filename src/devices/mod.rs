@@ -17,6 +17,6 @@ pub mod pit; // 8254 interval timer
 pub mod pm; // ACPI fixed hardware
 pub mod ps2; // 8042 keyboard controller
 pub mod rtc; // MC146818 real-time clock
-pub mod stream; // a console over a stream socket
 pub mod serial; // 16550A UART
+pub mod stream; // a console over a stream socket
 pub mod virtio; // virtio 1.2: transport, queues, devices // What stands behind a network device

@@ -177,7 +177,12 @@ pub fn assemble(spec: &VmmSpec, console: UnixStream) -> Result<Machine, Assembly
         None => HostClock::new(),
     };
     let interrupts = Interrupts::new(vcpus, Arc::clone(&attention), Arc::clone(&clock));
-    let parts = Parts { memory: memory.clone(), attention: Arc::clone(&attention), clock: Arc::clone(&clock), sink: Arc::clone(&interrupts) as _ };
+    let parts = Parts {
+        memory: memory.clone(),
+        attention: Arc::clone(&attention),
+        clock: Arc::clone(&clock),
+        sink: Arc::clone(&interrupts) as _,
+    };
     let board = Arc::new(Board::new(Arc::clone(&interrupts), Arc::clone(&attention), Arc::clone(&clock)));
 
     let console = wire_serial(&board, &parts, spec, console)?;
@@ -240,8 +245,11 @@ fn wire_chips(board: &Board, parts: &Parts, interrupts: &Arc<Interrupts>, spec: 
     board.add(Box::new(keyboard), &[Wire::ports(layout::PS2_PORTS[0], 1, 0), Wire::ports(layout::PS2_PORTS[1], 1, 1)])?;
     let pm = Pm::new(clock(), parts.line(layout::SCI_IRQ), Arc::clone(&parts.attention), parts.waker());
     let button = pm.button();
-    let wires =
-        [Wire::ports(layout::PM1A_EVT.into(), 4, Pm::EVENT), Wire::ports(layout::PM1A_CNT.into(), 2, Pm::CONTROL), Wire::ports(layout::PM_TMR.into(), 4, Pm::TIMER)];
+    let wires = [
+        Wire::ports(layout::PM1A_EVT.into(), 4, Pm::EVENT),
+        Wire::ports(layout::PM1A_CNT.into(), 2, Pm::CONTROL),
+        Wire::ports(layout::PM_TMR.into(), 4, Pm::TIMER),
+    ];
     board.add(Box::new(pm), &wires)?;
     if let Some(port) = spec.debug_exit_port {
         let device = Box::new(DebugExit::new(Arc::clone(&parts.attention)));
@@ -310,7 +318,10 @@ fn open_nic(spec: &NicSpec, waker: Waker) -> Result<Box<dyn VirtioDevice>, Assem
     let nic: Box<dyn crate::devices::net::Nic> = match &spec.backend {
         NicBackend::None => Box::new(NoWire),
         NicBackend::Tap { interface } => {
-            let text = format!("network interface `{}`: the embedded engine of this version has no tap back end (for `{interface}`)", spec.id);
+            let text = format!(
+                "network interface `{}`: the embedded engine of this version has no tap back end (for `{interface}`)",
+                spec.id
+            );
             return Err(AssemblyError::NotHere(text));
         }
         NicBackend::User(network) => {
@@ -336,4 +347,3 @@ fn forward(spec: &ForwardSpec) -> user::Forward {
         guest_port: spec.guest_port,
     }
 }
-

@@ -222,8 +222,7 @@ impl Platform for Board {
             }
         }
         self.interrupts.advance(now_ns);
-        let nearest = [nearest, self.interrupts.next_deadline_ns()].into_iter().flatten().min();
-        nearest
+        [nearest, self.interrupts.next_deadline_ns()].into_iter().flatten().min()
     }
 
     fn vcpu_failed(&self, _vcpu: usize, exit: MachineExit) {
@@ -234,4 +233,3 @@ impl Platform for Board {
         &*self.clock
     }
 }
-

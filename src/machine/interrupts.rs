@@ -258,8 +258,8 @@ impl Interrupts {
         let mut chips = self.chips();
         let high = chips.high;
         *chips = Chips { high, ..Chips::new(chips.lapics.len()) };
-        for gsi in 0..PINS {
-            chips.set_pins(gsi, high[gsi] > 0, false);
+        for (gsi, devices) in high.into_iter().enumerate() {
+            chips.set_pins(gsi, devices > 0, false);
         }
     }
 

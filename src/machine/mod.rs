@@ -1,13 +1,13 @@
 //! The board and its loaders: the one place that knows both the configuration and the devices.
 //!
 //! In reading order:
-pub mod layout; // every fixed address, port and line
-pub mod spec; // the contract between the supervisor and the engine child
 pub mod assembly; // the one wiring table: from a specification to a machine
 pub mod board; // devices on a bus, under one lock
 pub mod interrupts; // the interrupt controllers, shared by vCPUs and board
+pub mod layout; // every fixed address, port and line
 pub mod loader; // how the first instruction comes about
 pub mod memory; // guest RAM
 pub mod sandbox; // what the engine child gives up
+pub mod spec; // the contract between the supervisor and the engine child
 pub mod tables; // ACPI and SMBIOS
 pub mod vmm; // the engine child

@@ -21,7 +21,9 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// A specification of another version.
-    #[error("the machine specification has version {found}, this program speaks {SPEC_VERSION}; was it replaced while the guest ran?")]
+    #[error(
+        "the machine specification has version {found}, this program speaks {SPEC_VERSION}; was it replaced while the guest ran?"
+    )]
     Version {
         /// What it says.
         found: u32,

@@ -13,11 +13,11 @@ pub mod ready;
 mod requests;
 pub mod restart;
 mod serve;
+mod socket;
 
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
@@ -44,6 +44,7 @@ use clients::{Client, Purpose};
 use console::Console;
 use hooks::{HOOK_VERSION, HookDocument, HookJob, HookOutcome};
 use restart::{CrashHistory, Decision, ExitReason};
+use socket::{give_to_owner, listen};
 
 /// How long an engine may take from its start to the first guest instruction.
 const BOOT_PATIENCE: Duration = Duration::from_secs(120);
@@ -55,6 +56,9 @@ const LAST_WORDS: usize = 4096;
 /// Messages of the helpers that may wait; a helper that has more to say waits itself.
 const MOST_MESSAGES: usize = 64;
 
+/// Whom a supervisor tells that the guest runs, or why it does not.
+pub type Started = Box<dyn FnOnce(std::result::Result<(), &GuestError>)>;
+
 /// What a supervisor is started with.
 pub struct Options {
     /// Reads and checks the guest file; called before every boot.
@@ -62,7 +66,7 @@ pub struct Options {
     /// What runs the guest.
     pub engine: Box<dyn Engine>,
     /// Told once: the guest runs, or why it does not.
-    pub started: Box<dyn FnOnce(std::result::Result<(), &GuestError>)>,
+    pub started: Started,
     /// A signal of the terminal stops the guest.
     pub foreground: bool,
     /// A console session of this very process, from the first byte on; it types.
@@ -151,7 +155,7 @@ pub fn supervise(guest: GuestDir, mut options: Options) -> Result<Ending> {
 struct Supervisor {
     guest: GuestDir,
     options: Options,
-    started: Option<Box<dyn FnOnce(std::result::Result<(), &GuestError>)>>,
+    started: Option<Started>,
     lock: Option<GuestLock>,
     lease: File,
     state: GuestState,
@@ -779,35 +783,4 @@ fn watch_engine(engine: &RunningEngine, boot: u64, post: &Poster) -> Result<()> 
         }
     });
     Ok(())
-}
-
-/// Lets the guest file's `owner` talk to the supervisor: stop and restart the guest, and use its console.
-fn give_to_owner(guest: &GuestDir, config: &GuestConfig) -> Result<()> {
-    let Some(owner) = &config.owner else { return Ok(()) };
-    let user = nix::unistd::User::from_name(owner).ok().flatten();
-    let user = user.ok_or_else(|| GuestError::user(format!("`owner`: no user of this host is called `{owner}`")))?;
-    let ours = nix::unistd::geteuid();
-    if user.uid == ours {
-        return Ok(());
-    }
-    if !ours.is_root() {
-        return Err(GuestError::user(format!("only root can start a guest for its owner `{owner}`")));
-    }
-    let socket = guest.socket();
-    std::os::unix::fs::chown(&socket, Some(user.uid.as_raw()), None)
-        .map_err(|error| GuestError::io("give to the owner", &socket, error))
-}
-
-/// Listens at the guest's socket. The caller holds the guest's lock: what is in the way was left by a dead supervisor.
-fn listen(guest: &GuestDir) -> Result<UnixListener> {
-    let socket = guest.prepare_socket()?;
-    let _ = std::fs::remove_file(&socket);
-    let failed = |error| GuestError::io("listen at", &socket, error);
-    let old = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
-    let listener = UnixListener::bind(&socket);
-    nix::sys::stat::umask(old);
-    let listener = listener.map_err(failed)?;
-    std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
-    listener.set_nonblocking(true).map_err(failed)?;
-    Ok(listener)
 }

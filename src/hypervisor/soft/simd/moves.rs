@@ -202,7 +202,7 @@ fn inserts(code: Code) -> Option<Pair> {
         // The memory form has no choice of source lane.
         Insertps_xmm_xmmm32_imm8 => [
             xmm_op!(u128, imm, |a, b, imm| insertps(a, dwords(b)[usize::from(imm >> 6)], imm))[0],
-            xmm_op!(u32, imm, |a, b, imm| insertps(a, b, imm))[1],
+            xmm_op!(u32, imm, insertps)[1],
         ],
         _ => return None,
     })

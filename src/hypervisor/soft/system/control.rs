@@ -148,6 +148,7 @@ fn write_cr4(cpu: &mut Cpu, value: u64) -> Result<(), Fault> {
 }
 
 /// Takes a new value for EFER; `Err` where it is refused.
+#[allow(clippy::result_unit_err)] // the caller knows which exception a refusal is
 pub fn write_efer(cpu: &mut Cpu, value: u64) -> Result<(), ()> {
     let old = cpu.sys.efer;
     if value & !(efer::ALL | efer::LMA) != 0 || ((old ^ value) & efer::LME != 0 && cpu.sys.cr0 & cr0::PG != 0) {

@@ -30,7 +30,7 @@ fn an_exception_in_user_mode_switches_to_the_stack_of_the_task_state() {
     let mut b = ready(3);
     raise(&mut b, 13, Some(0x18)).unwrap();
     assert_eq!(b.cpu.regs[4], 0x9000 - 48);
-    let flags = (rflags::FIXED | rflags::IF | rflags::RF) as u64;
+    let flags = rflags::FIXED | rflags::IF | rflags::RF;
     assert_eq!(frame(&b, 6), [0x18, 0x1_2345, USER_CODE.into(), flags, 0x8008, USER_DATA.into()]);
     assert_eq!((b.cpu.cpl, b.cpu.segs[CS].selector, b.cpu.segs[SS].selector), (0, KERNEL_CODE, 0));
     assert_eq!(b.cpu.regs[RIP], HANDLER + 16 * 13);
