@@ -22,12 +22,11 @@ test: tools-test
 native-long:
 	VMCTL_NATIVE_CASES=10000000 $(CARGO) test --release --test native -- --nocapture
 
-# Boot times against qemu's TCG, and the rest of the numbers; prints ratios.
+# Boot times against qemu's TCG; prints ratios.
 bench: tools-bench build
 	sh scripts/test-guest $(BUILD)/test-guest
 	sh scripts/debian-image $(BUILD)/debian
 	$(CARGO) bench --bench boot
-	$(CARGO) bench --bench numbers
 
 tools-demo:
 	sh scripts/need cargo:rustc mmdebstrap:mmdebstrap mke2fs:e2fsprogs
