@@ -50,7 +50,11 @@ impl Drop for Store {
 
 fn prepared() -> PathBuf {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("build/test-guest");
-    assert!(folder.join("initrd.img").exists(), "`{}` is missing: run the tests by `make test`, which prepares it", folder.display());
+    assert!(
+        folder.join("initrd.img").exists(),
+        "`{}` is missing: run the tests by `make test`, which prepares it",
+        folder.display()
+    );
     folder
 }
 
@@ -58,7 +62,8 @@ fn prepared() -> PathBuf {
 fn a_debian_kernel_boots_with_two_processors_a_disk_and_a_network_and_powers_off() {
     let store = Store::new();
     let more = "cpus = 2\ndisks = [{ id = \"data\", size = \"64M\" }]\nnics = [{ id = \"net0\", backend = \"user\" }]";
-    let command = "dd_if=/dev/zero_of=/dev/vda_bs=1M_count=8_&&_sync_&&_ip_link_set_eth0_up_&&_echo_all_$((40+2))_well_&&_sleep_2";
+    let command =
+        "dd_if=/dev/zero_of=/dev/vda_bs=1M_count=8_&&_sync_&&_ip_link_set_eth0_up_&&_echo_all_$((40+2))_well_&&_sleep_2";
     store.create(more, command, "all 42 well");
     store.ok(&["start", "--wait", "g"]);
     let log = store.ok(&["logs", "g"]);
