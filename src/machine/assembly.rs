@@ -325,6 +325,13 @@ fn open_nic(spec: &NicSpec, waker: Waker) -> Result<Box<dyn VirtioDevice>, Assem
             return Err(AssemblyError::NotHere(text));
         }
         NicBackend::User(network) => {
+            if (network.network, network.prefix) != (user::NETWORK, 24) || network.isolated {
+                let text = format!(
+                    "network interface `{}`: the user-mode network of this version is 10.0.2.0/24 and not isolated",
+                    spec.id
+                );
+                return Err(AssemblyError::NotHere(text));
+            }
             let options = user::UserNetConfig {
                 forwards: network.forwards.iter().map(forward).collect(),
                 host_name: None,

@@ -36,6 +36,8 @@ use std::thread::JoinHandle;
 use super::Nic;
 use crate::hypervisor::backend::Waker;
 
+/// The network's first address; 24 bits of it are the prefix.
+pub const NETWORK: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 0);
 /// The gateway, the DHCP server and the host's loopback.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 /// The name server.
