@@ -625,3 +625,26 @@ fn a_block_runs_vector_code() {
     assert_eq!(rig.read(RIG_CODE + 0x10_0000, 4), [0x88, 0x88, 0x77, 0x77]);
     assert_eq!(rig.cpu.regs[1], 0b11);
 }
+
+#[test]
+fn the_codes_left_to_other_families_run_there() {
+    let mut codes: Vec<Vec<u8>> = (0xe8..=0xff).map(|modrm| vec![0x0f, 0xae, modrm]).collect();
+    codes.extend((0..4).map(|hint| vec![0x0f, 0x18, 0x06 | hint << 3]));
+    codes.extend([0xdf, 0xdb, 0xdd].map(|opcode| vec![opcode, 0x0e]));
+    for modrm in [0xca, 0x0e] {
+        codes.extend([vec![0xf2, 0x0f, 0x38, 0xf0, modrm], vec![0xf2, 0x48, 0x0f, 0x38, 0xf0, modrm]]);
+        codes.extend([vec![0xf2, 0x0f, 0x38, 0xf1, modrm], vec![0xf2, 0x48, 0x0f, 0x38, 0xf1, modrm]]);
+        codes.push(vec![0x66, 0xf2, 0x0f, 0x38, 0xf1, modrm]);
+    }
+    let mut seen = BTreeSet::new();
+    for code in codes {
+        let insn = decode(&code);
+        assert!(others(insn.code()), "{code:02x?}");
+        seen.insert(insn.code());
+        let mut rig = Rig::user();
+        rig.cpu.regs[6] = DATA;
+        assert_eq!(rig.run_code(&code), Stop::End, "{code:02x?}");
+    }
+    let expected: BTreeSet<Code> = Code::values().filter(|c| c.encoding() == EncodingKind::Legacy && others(*c)).collect();
+    assert_eq!(seen, expected);
+}
