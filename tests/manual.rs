@@ -40,16 +40,13 @@ fn argument(kind: Kind) -> &'static str {
         Kind::Uuid => "UUID",
         Kind::Address => "IP-address",
         Kind::Network => "IPv4-network",
+        Kind::Slot => "PCI-address",
     }
 }
 
-/// Which engines act on it; nothing for those of this version.
-fn engines(support: Support) -> &'static str {
-    match support {
-        Support::Now => "",
-        Support::Bhyve => "Only with the engine bhyve, which is not in this version.\n",
-        Support::Later(_) => "Not in this version.\n",
-    }
+/// Which engines act on it; nothing when all do.
+fn engines(support: Support) -> String {
+    mdoc(support.words())
 }
 
 fn item(key: &Key, text: &mut String) {
@@ -69,7 +66,7 @@ fn item(key: &Key, text: &mut String) {
             writeln!(text, ".It Li {}", choice.value).unwrap();
             text.push_str(&mdoc(choice.doc));
             if choice.support != Support::Now {
-                text.push_str(engines(choice.support));
+                text.push_str(&engines(choice.support));
             }
         }
         writeln!(text, ".El").unwrap();
@@ -77,7 +74,7 @@ fn item(key: &Key, text: &mut String) {
     if let Some(default) = key.default {
         writeln!(text, "Default:\n.Li {} .", default.replace('"', "\\(dq")).unwrap();
     }
-    text.push_str(engines(key.support));
+    text.push_str(&engines(key.support));
 }
 
 fn list(keys: &[Key]) -> String {

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use super::check_hardware as hardware;
 use super::diagnostic::{Diagnostic, Diagnostics, Place};
 use super::keys::GUEST_KEYS;
 use super::meant::*;
@@ -13,15 +14,15 @@ use crate::units::ByteSize;
 /// Checks a resolved guest file. `directory` is what relative paths of templates and `--set` are relative to.
 pub fn check(resolved: &mut Resolved, directory: &std::path::Path) -> Result<GuestConfig, Diagnostics> {
     let mut found = Vec::new();
-    walk::walk(&mut resolved.table, "", GUEST_KEYS, &mut found);
+    walk::walk(&mut resolved.table, "", GUEST_KEYS, Some(resolved.engine), &mut found);
     // A value whose expression is wrong has been reported; what it looks like no longer matters.
     found.retain(|problem: &Diagnostic| !resolved.problems.iter().any(|other| overlap(problem, other)));
     let mut problems = std::mem::take(&mut resolved.problems);
     problems.extend(found);
     // With a value of the wrong type around, the rules below would only report its consequences.
     if problems.is_empty() {
-        let view = View::new(&resolved.table, &resolved.start, GUEST_KEYS, directory);
-        let config = guest(&view, &resolved.name, &mut problems);
+        let view = View::new(&resolved.table, &resolved.start, GUEST_KEYS, directory, resolved.engine);
+        let config = guest(&view, &resolved.name, resolved.engine, &mut problems);
         if problems.is_empty() {
             return Ok(config);
         }
@@ -42,25 +43,38 @@ fn overlap(a: &Diagnostic, b: &Diagnostic) -> bool {
     }
 }
 
-type Problems = Vec<Diagnostic>;
+pub(super) type Problems = Vec<Diagnostic>;
 
 /// The value of a choice; the walk has seen that it is one of them.
-fn pick<T: Copy>(view: &View<'_>, leaf: &str, values: &[(&str, T)]) -> T {
+pub(super) fn pick<T: Copy>(view: &View<'_>, leaf: &str, values: &[(&str, T)]) -> T {
     let text = view.text(leaf).expect("a choice has a default or was asked for");
     values.iter().find(|(name, _)| *name == text).expect("the walk has seen that it is one of them").1
 }
 
-fn guest(view: &View<'_>, name: &str, problems: &mut Problems) -> GuestConfig {
+fn guest(view: &View<'_>, name: &str, engine: EngineKind, problems: &mut Problems) -> GuestConfig {
     if !is_name(name) {
         let message = format!("`{name}` cannot be the name of a guest");
         problems.push(Diagnostic::at(view.place_of("name"), message).hint(
             "lower-case letters, digits, `.`, `_` and `-`, at most 63, beginning and ending with a letter or digit; set `name`",
         ));
     }
-    let loader = pick(view, "loader", &[("kernel", LoaderKind::Kernel)]);
+    let loader = pick(
+        view,
+        "loader",
+        &[
+            ("kernel", LoaderKind::Kernel),
+            ("grub", LoaderKind::Grub),
+            ("uefi", LoaderKind::Uefi),
+            ("bhyveload", LoaderKind::Bhyveload),
+        ],
+    );
+    hardware::loader_tables(view, loader, problems);
     let backend = pick(view, "backend", &[("auto", BackendKind::Auto), ("soft", BackendKind::Soft)]);
+    let disks = disks(view, engine, problems);
     let nics = nics(view, problems);
     let cpus = cpus(view, problems);
+    let memory = memory(view, problems);
+    let passthru = hardware::passthru(view, problems);
     let debug = view.table("debug");
     let deterministic = debug.flag("deterministic");
     if deterministic && cpus.count != 1 {
@@ -73,22 +87,42 @@ fn guest(view: &View<'_>, name: &str, problems: &mut Problems) -> GuestConfig {
         owner: view.text("owner"),
         tags: tags(view, problems),
         protected: view.flag("protected"),
-        engine: pick(view, "engine", &[("embedded", EngineKind::Embedded)]),
+        engine,
         backend,
+        clock: pick(view, "clock", &[("utc", Clock::Utc), ("localtime", Clock::Localtime)]),
+        jail: hardware::jail(view, problems),
         uuid: view.text("uuid").map(|uuid| uuid.to_lowercase()),
+        pins: hardware::pins(view, cpus.count, problems),
+        numa: hardware::numa(view, (cpus.count, memory, loader), problems),
         cpus,
-        memory: memory(view, problems),
+        memory,
+        memory_wired: view.table("memory").flag("wired") || !passthru.is_empty(),
+        memory_in_core: view.table("memory").flag("in_core"),
         loader,
-        kernel: kernel(view, problems),
-        disks: disks(view, problems),
-        console: console(&view.table("console"), problems),
+        kernel: if loader == LoaderKind::Kernel { kernel(view, problems) } else { None },
+        grub: (loader == LoaderKind::Grub).then(|| hardware::grub(view, problems)),
+        uefi: (loader == LoaderKind::Uefi).then(|| hardware::uefi(view, problems)),
+        bhyveload: (loader == LoaderKind::Bhyveload).then(|| hardware::bhyveload(view, problems)),
+        boot_order: hardware::boot_order(view, (&disks, &nics, loader), problems),
+        disks,
+        console: console(&view.table("console"), engine, problems),
+        channels: hardware::channels(view, problems),
+        graphics: hardware::graphics(view, loader, problems),
+        sound: hardware::sound(view, problems),
+        inputs: hardware::inputs(view, problems),
+        tpm: hardware::tpm(view, problems),
+        passthru,
+        shares: hardware::shares(view, problems),
+        smbios: hardware::smbios(view, problems),
+        limits: hardware::limits(view, problems),
+        bhyve: hardware::bhyve(view, problems),
         restart: restart(&view.table("restart"), problems),
         stop_timeout: view.duration("stop_timeout"),
         autostart: autostart(&view.table("autostart"), name, problems),
         ready: ready(&view.table("ready"), &nics, problems),
         hooks: hooks(view, problems),
         rng: view.table("rng").flag("enabled"),
-        debug: DebugConfig { exit_port: debug.flag("exit_port"), deterministic },
+        debug: DebugConfig { exit_port: debug.flag("exit_port"), deterministic, gdb: hardware::gdb(view, problems) },
         nics,
     }
 }
@@ -156,7 +190,7 @@ fn kernel(view: &View<'_>, problems: &mut Problems) -> Option<Kernel> {
 }
 
 /// The `id` of an entry, which must be there and unlike those before it.
-fn entry_id(entry: &View<'_>, class: &str, seen: &mut Vec<String>, problems: &mut Problems) -> String {
+pub(super) fn entry_id(entry: &View<'_>, class: &str, seen: &mut Vec<String>, problems: &mut Problems) -> String {
     let Some(id) = entry.text("id") else {
         let message = format!("an entry of `{class}` has no `id`");
         problems.push(Diagnostic::at(entry.place, message).hint("add `id = \"NAME\"`; templates and state refer to it"));
@@ -169,23 +203,32 @@ fn entry_id(entry: &View<'_>, class: &str, seen: &mut Vec<String>, problems: &mu
     id
 }
 
-fn disks(view: &View<'_>, problems: &mut Problems) -> Vec<DiskConfig> {
+fn disks(view: &View<'_>, engine: EngineKind, problems: &mut Problems) -> Vec<DiskConfig> {
     let mut seen = Vec::new();
     let entries = view.entries("disks");
-    if entries.len() > 24 {
+    if engine == EngineKind::Embedded && entries.len() > 24 {
         problems.push(Diagnostic::at(
             view.place_of("disks"),
             format!("{} disks are more than the 24 that a guest can have", entries.len()),
         ));
     }
-    entries.iter().map(|entry| disk(entry, &mut seen, problems)).collect()
+    entries.iter().map(|entry| disk(entry, engine, &mut seen, problems)).collect()
 }
 
-fn disk(entry: &View<'_>, seen: &mut Vec<String>, problems: &mut Problems) -> DiskConfig {
+fn disk(entry: &View<'_>, engine: EngineKind, seen: &mut Vec<String>, problems: &mut Problems) -> DiskConfig {
     let id = entry_id(entry, "disks", seen, problems);
     let (path, size) = (entry.path("path"), entry.size("size"));
     let backend = match entry.node("backend") {
-        Some(_) => pick(entry, "backend", &[("sparse", DiskBackend::Sparse), ("file", DiskBackend::File)]),
+        Some(_) => pick(
+            entry,
+            "backend",
+            &[
+                ("sparse", DiskBackend::Sparse),
+                ("file", DiskBackend::File),
+                ("zvol", DiskBackend::Zvol),
+                ("iscsi", DiskBackend::Iscsi),
+            ],
+        ),
         None if path.is_some() && size.is_none() => DiskBackend::File,
         None => DiskBackend::Sparse,
     };
@@ -195,11 +238,17 @@ fn disk(entry: &View<'_>, seen: &mut Vec<String>, problems: &mut Problems) -> Di
             problems
                 .push(here("backend", format!("disk `{id}` has the backend `file` and no `path`")).hint("add `path = \"PATH\"`"));
         }
+        (DiskBackend::Iscsi, Some(_), _) => {
+            problems.push(here("path", format!("disk `{id}` is an iSCSI unit and has no `path`: the host finds its device")));
+        }
+        (DiskBackend::Iscsi, _, Some(_)) => {
+            problems.push(here("size", format!("disk `{id}` is an iSCSI unit, whose size vmctl does not change")));
+        }
         (DiskBackend::File, _, Some(_)) => {
             let hint = "leave `size` out, or set `backend = \"sparse\"` and vmctl makes and grows the file";
             problems.push(here("size", format!("disk `{id}` is a file of yours, whose size vmctl does not change")).hint(hint));
         }
-        (DiskBackend::Sparse, _, None) => {
+        (DiskBackend::Sparse | DiskBackend::Zvol, _, None) => {
             let hint = "add `size = \"8G\"`, or `path = \"PATH\"` of an image that is there";
             problems.push(here("backend", format!("disk `{id}` has no `size`")).hint(hint));
         }
@@ -211,8 +260,31 @@ fn disk(entry: &View<'_>, seen: &mut Vec<String>, problems: &mut Problems) -> Di
         }
         _ => {}
     }
-    let serial = entry.text("serial").unwrap_or_else(|| id.chars().take(20).collect());
-    if !id.is_empty() && (serial.is_empty() || serial.len() > 20 || !serial.bytes().all(|b| (0x20..0x7f).contains(&b))) {
+    let device = pick(
+        entry,
+        "device",
+        &[
+            ("virtio-blk", DiskDevice::VirtioBlk),
+            ("ahci-hd", DiskDevice::AhciHd),
+            ("ahci-cd", DiskDevice::AhciCd),
+            ("nvme", DiskDevice::Nvme),
+            ("virtio-scsi", DiskDevice::VirtioScsi),
+        ],
+    );
+    if matches!(device, DiskDevice::AhciCd | DiskDevice::VirtioScsi) && backend != DiskBackend::File {
+        let name = entry.text("device").unwrap_or_default();
+        let hint = "`path = \"PATH\"` and no `size`";
+        problems.push(here("device", format!("disk `{id}` is of type `{name}`, which needs what is there already")).hint(hint));
+    }
+    let extras = hardware::disk_extras(entry, &id, (backend, device), problems);
+    let serial = entry.text("serial");
+    // The embedded engine takes the id when there is none; bhyve's commas end a value.
+    if let Some(serial) = &serial
+        && (serial.is_empty()
+            || serial.len() > 20
+            || !serial.bytes().all(|b| (0x20..0x7f).contains(&b))
+            || (engine == EngineKind::Bhyve && serial.contains(',')))
+    {
         let hint = "1 to 20 printable ASCII characters";
         problems.push(here("serial", format!("`{serial}` cannot be a serial number")).hint(hint));
     }
@@ -221,15 +293,27 @@ fn disk(entry: &View<'_>, seen: &mut Vec<String>, problems: &mut Problems) -> Di
         backend,
         path,
         size,
-        device: pick(entry, "device", &[("virtio-blk", DiskDevice::VirtioBlk)]),
+        device,
         ro: entry.flag("ro"),
         cache: pick(
             entry,
             "cache",
-            &[("writeback", DiskCache::Writeback), ("writethrough", DiskCache::Writethrough), ("unsafe", DiskCache::Unsafe)],
+            &[
+                ("writeback", DiskCache::Writeback),
+                ("writethrough", DiskCache::Writethrough),
+                ("none", DiskCache::None),
+                ("unsafe", DiskCache::Unsafe),
+            ],
         ),
         serial,
         discard: entry.flag("discard"),
+        iscsi: extras.iscsi,
+        properties: extras.properties,
+        thin: entry.flag("thin"),
+        sector_size: extras.sector_size,
+        controller: extras.controller,
+        slot: hardware::slot(entry),
+        options: hardware::device_options(entry, problems),
     }
 }
 
@@ -246,7 +330,30 @@ fn nics(view: &View<'_>, problems: &mut Problems) -> Vec<NicConfig> {
     let mut nics = Vec::new();
     for entry in &entries {
         let id = entry_id(entry, "nics", &mut seen, problems);
-        let backend = pick(entry, "backend", &[("user", NicBackend::User), ("none", NicBackend::None)]);
+        let backend = match entry.node("backend") {
+            None if entry.node("switch").is_some() => NicBackend::Tap,
+            None => NicBackend::User,
+            Some(_) => pick(
+                entry,
+                "backend",
+                &[
+                    ("user", NicBackend::User),
+                    ("tap", NicBackend::Tap),
+                    ("vmnet", NicBackend::Vmnet),
+                    ("vale", NicBackend::Vale),
+                    ("netgraph", NicBackend::Netgraph),
+                    ("netmap", NicBackend::Netmap),
+                    ("none", NicBackend::None),
+                ],
+            ),
+        };
+        let device = pick(entry, "device", &[("virtio-net", NicDevice::VirtioNet), ("e1000", NicDevice::E1000)]);
+        if device == NicDevice::E1000
+            && let Some(node) = entry.unlike_default("mtu")
+        {
+            problems.push(Diagnostic::at(&node.place, format!("`{id}` is an e1000, which tells its guest of no `mtu`")));
+        }
+        let netgraph = hardware::nic_wiring(entry, &id, backend, problems);
         let mac: Option<MacAddr> = entry.text("mac").and_then(|mac| mac.parse().ok());
         if let Some(mac) = mac {
             if macs.contains(&mac) {
@@ -261,7 +368,13 @@ fn nics(view: &View<'_>, problems: &mut Problems) -> Vec<NicConfig> {
             backend,
             switch: entry.text("switch"),
             mac,
-            device: pick(entry, "device", &[("virtio-net", NicDevice::VirtioNet)]),
+            interface: entry.text("interface"),
+            netgraph,
+            private: entry.flag("private"),
+            span: entry.flag("span"),
+            slot: hardware::slot(entry),
+            options: hardware::device_options(entry, problems),
+            device,
             mtu: u16::try_from(entry.small("mtu").expect("has a default")).expect("the key table's bounds fit"),
             forwards: if backend == NicBackend::User { forwards } else { Vec::new() },
             user: user_network(entry, problems),
@@ -323,8 +436,14 @@ fn forwards(nic: &View<'_>, id: &str, taken: &mut Vec<(Forward, String)>, proble
     forwards
 }
 
-fn console(view: &View<'_>, problems: &mut Problems) -> ConsoleConfig {
-    let com = |leaf| pick(view, leaf, &[("console", ComPort::Console), ("none", ComPort::None)]);
+fn console(view: &View<'_>, engine: EngineKind, problems: &mut Problems) -> ConsoleConfig {
+    let com = ["com1", "com2", "com3", "com4"].map(|leaf| hardware::com_port(view, leaf, engine, problems));
+    for (at, port) in com.iter().enumerate() {
+        if !matches!(port, ComPort::None | ComPort::Console) && com[..at].contains(port) {
+            let message = format!("COM{} leads where another port leads", at + 1);
+            problems.push(Diagnostic::at(view.place_of(&format!("com{}", at + 1)), message));
+        }
+    }
     let mut bounded = |leaf: &str, least: ByteSize, most: ByteSize| {
         let size = view.size(leaf).expect("has a default");
         if size < least || size > most {
@@ -334,7 +453,7 @@ fn console(view: &View<'_>, problems: &mut Problems) -> ConsoleConfig {
         size
     };
     ConsoleConfig {
-        com: [com("com1"), com("com2"), com("com3"), com("com4")],
+        com,
         virtio: view.flag("virtio"),
         log_size: bounded("log_size", ByteSize::from_kib(4), ByteSize::from_gib(1)),
         log_files: view.small("log_files").expect("has a default"),
@@ -424,6 +543,16 @@ fn reachable(address: SocketAddr) -> SocketAddr {
         IpAddr::V6(ip) if ip.is_unspecified() => SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, address.port())),
         _ => address,
     }
+}
+
+/// Words of a command line: no NUL, none empty.
+pub(super) fn command_words(view: &View<'_>, leaf: &str, problems: &mut Problems) -> Vec<String> {
+    for (text, node) in view.text_nodes(leaf) {
+        if text.is_empty() || text.contains(['\0', '\n']) {
+            problems.push(Diagnostic::at(&node.place, format!("a word of `{leaf}` is empty or has a line end")));
+        }
+    }
+    view.texts(leaf)
 }
 
 /// A command: a program with a slash is a path relative to its file, another is looked for in `PATH`.

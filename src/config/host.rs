@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use super::diagnostic::{Diagnostic, Diagnostics, Place, Source};
 use super::keys::{GUEST_KEYS, HOST_KEYS};
 use super::layer::{Layer, Node, Value};
-use super::meant::{CatalogueConfig, DatastoreConfig, HostConfig};
+use super::meant::{CatalogueConfig, DatastoreConfig, EngineKind, HostConfig};
 use super::paths::HostPaths;
+use super::switch;
 use super::view::View;
 use super::walk;
 
@@ -20,6 +21,8 @@ impl HostConfig {
             cache_dir: paths.cache_dir.clone(),
             catalogues: Vec::new(),
             autostart_parallel: 2,
+            switches: Vec::new(),
+            default_engine: EngineKind::of_platform(),
             defaults: None,
         }
     }
@@ -43,10 +46,10 @@ impl HostConfig {
         let mut layer = Layer::parse(source, HOST_KEYS).map_err(Diagnostics)?;
         let start = Place { source: layer.source.clone(), span: 0..0 };
         let mut problems = Vec::new();
-        walk::walk(&mut layer.table, "", HOST_KEYS, &mut problems);
+        walk::walk(&mut layer.table, "", HOST_KEYS, None, &mut problems);
         let mut config = Self::of(paths);
         if problems.is_empty() {
-            let view = View::new(&layer.table, &start, HOST_KEYS, Path::new("/"));
+            let view = View::new(&layer.table, &start, HOST_KEYS, Path::new("/"), config.default_engine);
             config.fill(&view, &mut problems);
             config.defaults = layer.table.get("defaults").and_then(|node| defaults(node, &layer, &mut problems));
         }
@@ -88,6 +91,7 @@ impl HostConfig {
             self.cache_dir = path;
         }
         self.autostart_parallel = view.small("autostart_parallel").expect("has a default");
+        self.switches = switch::switches(view, problems);
     }
 
     /// Where the templates of a guest in `datastore` are looked for.
@@ -133,7 +137,7 @@ fn defaults(node: &Node, layer: &Layer, problems: &mut Vec<Diagnostic>) -> Optio
     super::layer::expand_short_forms(&mut table, "", GUEST_KEYS);
     // What depends on an expression is known only with a guest.
     let mut found = Vec::new();
-    walk::walk(&mut table.clone(), "", GUEST_KEYS, &mut found);
+    walk::walk(&mut table.clone(), "", GUEST_KEYS, None, &mut found);
     let text = |place: &Place| place.source.text.get(place.span.clone()).unwrap_or_default().contains("{{");
     problems.extend(found.into_iter().filter(|problem| !problem.place.as_ref().is_some_and(text)));
     Some(Layer { source: layer.source.clone(), table })
@@ -176,7 +180,20 @@ mod tests {
             ("datastore = 1", "vmctl.toml:1:1: unknown key `datastore`"),
             ("[[datastores]]\nid = 'a'", "vmctl.toml:1:1: an entry of `datastores` has no `path`"),
             ("[[catalogues]]\nid = 'a'\nurl = 'http://x'", "vmctl.toml:1:3: `catalogues` is not in this version of vmctl"),
-            ("[[switches]]\nid = 'a'", "vmctl.toml:1:3: `switches` is not in this version of vmctl"),
+            ("[[switches]]\ntype = 'bridge'", "vmctl.toml:1:1: an entry of `switches` has no `id`"),
+            ("[[switches]]\nid = 'a'\ntype = 'manual'", "vmctl.toml:3:8: switch `a` is of type `manual` and has no `bridge`"),
+            ("[[switches]]\nid = 'a'\nnat = true", "vmctl.toml:3:7: switch `a` has NAT and no IPv4 address"),
+            ("[[switches]]\nid = 'a'\ntype = 'vale'\nmtu = 1500", "vmctl.toml:4:7: a switch of type `vale` has no `mtu`"),
+            (
+                "[[switches]]\nid = 'a'\naddresses = ['10.0.0.1/24']\ndhcp = '10.0.0.1-10.0.0.9'",
+                "vmctl.toml:4:8: the range of switch `a` holds the host's own address `10.0.0.1`",
+            ),
+            (
+                "[[switches]]\nid = 'a'\naddresses = ['10.0.0.1/24']\ndhcp = '10.0.1.1-10.0.1.9'",
+                "vmctl.toml:4:8: the range of switch `a` is in the network of none of its addresses",
+            ),
+            ("[[switches]]\nid = 'a'\nvlan = 7", "vmctl.toml:3:8: switch `a` is in a VLAN of its uplinks and has none"),
+            ("[[switches]]\nid = 'a'\ntype = 'vxlan'\nvni = 7", "vmctl.toml:1:1: switch `a` has 0 uplinks"),
             ("autostart_parallel = 0", "vmctl.toml:1:22: `autostart_parallel` is `0`, not a number from 1 to 64"),
             ("[defaults]\nname = 'x'", "vmctl.toml:2:1: `name` cannot be a default of all guests"),
             ("[defaults]\nmemroy = '1G'", "vmctl.toml:2:1: unknown key `memroy`"),

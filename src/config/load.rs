@@ -56,6 +56,7 @@ pub fn load_guest(request: &GuestRequest<'_>) -> Result<LoadedGuest, Diagnostics
         sets: request.sets,
         defaults: request.host.defaults.as_ref(),
         templates: Templates { dirs: request.host.template_search(request.datastore) },
+        default_engine: request.host.default_engine,
     })?;
     let config = check::check(&mut resolved, &directory)?;
     Ok(LoadedGuest { config, resolved })

@@ -1,6 +1,6 @@
 //! What a guest file means: every default filled in, every rule checked. Made only by [`super::check`], so that the
-//! code that runs guests never meets an impossible value. Holds what an engine of this build acts on; a key that none
-//! does yet is in the key table and is refused there.
+//! code that runs guests never meets an impossible value. Holds what an engine of this build acts on; a key that the
+//! guest's engine does not act on is in the key table and is refused there, and its field here is empty.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+pub use super::hardware::*;
+pub use super::switch::*;
 use crate::units::{ByteSize, serialize_seconds};
 
 /// One guest, as meant.
@@ -27,23 +29,63 @@ pub struct GuestConfig {
     pub engine: EngineKind,
     /// The vCPU back end of the embedded engine.
     pub backend: BackendKind,
+    /// What the real-time clock shows.
+    pub clock: Clock,
+    /// The jail that bhyve runs in.
+    pub jail: Option<JailConfig>,
     /// UUID that the guest sees; the store makes one when the file has none.
     pub uuid: Option<String>,
     /// Processors.
     pub cpus: Cpus,
+    /// Which CPUs of the host they may use.
+    pub pins: Vec<CpuPin>,
     /// RAM: a multiple of 1 MiB, at least 16 MiB.
     #[serde(rename = "memory_bytes")]
     pub memory: ByteSize,
+    /// The host may not page it out; always with passthrough.
+    pub memory_wired: bool,
+    /// It is part of bhyve's core dumps.
+    pub memory_in_core: bool,
+    /// NUMA domains; none, or all of the memory and all of the processors.
+    pub numa: Vec<NumaDomain>,
     /// How it boots.
     pub loader: LoaderKind,
     /// For `loader = "kernel"`: always there then.
     pub kernel: Option<Kernel>,
+    /// For `loader = "grub"`: always there then.
+    pub grub: Option<Grub>,
+    /// For `loader = "uefi"`: always there then.
+    pub uefi: Option<Uefi>,
+    /// For `loader = "bhyveload"`: always there then.
+    pub bhyveload: Option<Bhyveload>,
+    /// What is booted from, the first one first; the order of the file when it is empty.
+    pub boot_order: Vec<BootTarget>,
     /// In the order of the file.
     pub disks: Vec<DiskConfig>,
     /// In the order of the file.
     pub nics: Vec<NicConfig>,
     /// Serial lines and their log.
     pub console: ConsoleConfig,
+    /// Ports of the virtio console; at most 16.
+    pub channels: Vec<Channel>,
+    /// A screen; only with UEFI.
+    pub graphics: Option<Graphics>,
+    /// An HD audio device.
+    pub sound: Option<Sound>,
+    /// Input devices of the host.
+    pub inputs: Vec<InputDevice>,
+    /// A trusted platform module.
+    pub tpm: Option<Tpm>,
+    /// PCI devices of the host.
+    pub passthru: Vec<Passthru>,
+    /// Directories of the host.
+    pub shares: Vec<Share>,
+    /// What it reads about its machine.
+    pub smbios: Smbios,
+    /// What it may use of the host.
+    pub limits: Limits,
+    /// What only bhyve(8) has.
+    pub bhyve: BhyveConfig,
     /// What happens when the guest exits.
     pub restart: RestartConfig,
     /// How long `stop` waits after the power button before it powers off.
@@ -69,6 +111,20 @@ pub enum EngineKind {
     Bhyve,
     /// The hypervisor in this program.
     Embedded,
+}
+
+impl EngineKind {
+    /// What a guest whose file names none runs on, on the platform that this was built for.
+    pub const fn of_platform() -> Self {
+        if cfg!(target_os = "freebsd") { Self::Bhyve } else { Self::Embedded }
+    }
+    /// As the guest file spells it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Bhyve => "bhyve",
+            Self::Embedded => "embedded",
+        }
+    }
 }
 
 /// The vCPU back end that was asked for.
@@ -141,10 +197,25 @@ pub struct DiskConfig {
     pub ro: bool,
     /// What a write waits for.
     pub cache: DiskCache,
-    /// Serial number that the guest sees (at most 20 bytes of ASCII); the id when the file has none.
-    pub serial: String,
+    /// Serial number that the guest sees (at most 20 bytes of ASCII). With the embedded engine the id when the file has
+    /// none.
+    pub serial: Option<String>,
     /// Whether discard frees space on the host.
     pub discard: bool,
+    /// For `backend = "iscsi"`: always there then.
+    pub iscsi: Option<IscsiUnit>,
+    /// Properties of the ZFS volume when it is made.
+    pub properties: Vec<(String, String)>,
+    /// Whether a ZFS volume takes up only what was written.
+    pub thin: bool,
+    /// Sector size that the guest sees.
+    pub sector_size: Option<SectorSize>,
+    /// The AHCI controller that it shares with others of this name.
+    pub controller: Option<String>,
+    /// Where it is on PCI, instead of the address in the state.
+    pub slot: Option<PciAddress>,
+    /// Further options of bhyve(8), one word each.
+    pub options: Vec<String>,
 }
 
 /// Where a disk's bytes are.
@@ -157,6 +228,8 @@ pub enum DiskBackend {
     Zvol,
     /// A raw file or device that exists already; never created, grown or deleted.
     File,
+    /// A unit of an iSCSI target, attached by the host.
+    Iscsi,
 }
 
 /// What disk device the guest sees.
@@ -183,6 +256,8 @@ pub enum DiskCache {
     Writeback,
     /// Every write is on the medium before it completes.
     Writethrough,
+    /// The host's page cache is gone round.
+    None,
     /// The guest's flush does nothing: for throw-away guests, loses data in a power cut.
     Unsafe,
 }
@@ -194,8 +269,20 @@ pub struct NicConfig {
     pub id: String,
     /// What it is plugged into.
     pub backend: NicBackend,
-    /// Switch of the host file, for `tap`.
+    /// Switch of the host file, for `tap`, `vmnet`, `vale` and `netgraph`.
     pub switch: Option<String>,
+    /// An interface or port that is there already, instead of one that is made.
+    pub interface: Option<String>,
+    /// For `backend = "netgraph"`: always there then.
+    pub netgraph: Option<NetgraphHook>,
+    /// It cannot talk to other private ports of the switch.
+    pub private: bool,
+    /// It gets a copy of every frame of the switch.
+    pub span: bool,
+    /// Where it is on PCI, instead of the address in the state.
+    pub slot: Option<PciAddress>,
+    /// Further options of bhyve(8), one word each.
+    pub options: Vec<String>,
     /// MAC address; the store derives a stable one when the file has none.
     pub mac: Option<MacAddr>,
     /// What the guest sees.
@@ -212,10 +299,18 @@ pub struct NicConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NicBackend {
-    /// The user-mode network: NAT inside the program, no root.
+    /// The user-mode network: NAT inside the program, no root; bhyve's slirp.
     User,
     /// A tap interface on a switch.
     Tap,
+    /// A vmnet interface on a switch.
+    Vmnet,
+    /// A port of a vale(4) switch.
+    Vale,
+    /// A hook of a netgraph(4) node.
+    Netgraph,
+    /// An interface of the host, with netmap(4).
+    Netmap,
     /// Nothing: the link is down.
     None,
 }
@@ -226,7 +321,7 @@ pub enum NicBackend {
 pub enum NicDevice {
     /// virtio network.
     VirtioNet,
-    /// Intel 82540EM.
+    /// Intel 82545EM.
     E1000,
 }
 
@@ -313,7 +408,7 @@ impl Serialize for MacAddr {
     }
 }
 
-/// The serial lines. `com1` is the guest's console and always there.
+/// The serial lines. With the embedded engine `com1` is the guest's console and always there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ConsoleConfig {
     /// Where COM1 to COM4 lead.
@@ -331,13 +426,17 @@ pub struct ConsoleConfig {
 }
 
 /// Where a serial port leads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ComPort {
     /// Not there.
     None,
     /// To the supervisor's console.
     Console,
+    /// A terminal device, like one end of an nmdm(4) pair.
+    Device(PathBuf),
+    /// A TCP port that bhyve listens on.
+    Tcp(SocketAddr),
 }
 
 /// What happens when a guest exits.
@@ -498,6 +597,8 @@ pub struct DebugConfig {
     pub exit_port: bool,
     /// Guest time is counted in instructions; no entropy from the host. Needs the software CPU.
     pub deterministic: bool,
+    /// A stub for gdb(1).
+    pub gdb: Option<GdbStub>,
 }
 
 /// The host file, as meant.
@@ -515,6 +616,10 @@ pub struct HostConfig {
     pub catalogues: Vec<CatalogueConfig>,
     /// At most so many guests are started at once by autostart.
     pub autostart_parallel: u32,
+    /// What guests' interfaces are plugged into.
+    pub switches: Vec<SwitchConfig>,
+    /// What runs a guest whose file and templates do not say.
+    pub default_engine: EngineKind,
     /// The `[defaults]` table, if there is one: laid under every guest file.
     #[serde(skip)]
     pub defaults: Option<super::layer::Layer>,

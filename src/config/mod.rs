@@ -4,9 +4,13 @@
 //! it on its templates and replaces `{{ }}`, [`walk`] holds it against the table of [`keys`], [`check`] applies the rules
 //! that go beyond one key. Only that yields a [`GuestConfig`]. All that is wrong is reported at once, as [`Diagnostics`].
 pub mod check; // what is written -> what is meant
+pub mod check_hardware; // the same, for what bhyve(8) acts on
 pub mod diagnostic; // what is wrong with a file, and where
 pub mod expression; // `{{ ... }}`
+pub mod hardware; // what bhyve(8) acts on, as it is meant
 pub mod host; // the host file
+pub mod host_keys; // the keys of the host file
+pub mod key; // what the table of keys is made of
 pub mod keys; // the one table of keys
 pub mod layer; // one TOML text as a tree with places
 pub mod load; // a guest file, from its path to its meaning
@@ -15,6 +19,7 @@ pub mod paths; // where things are when nobody says
 pub mod render; // a resolved guest file printed again, with where each key comes from
 pub mod resolve; // templates, includes, --set
 pub mod schema; // JSON Schema for editors
+pub mod switch; // the switches of the host file
 pub mod view; // values read out of a tree
 pub mod walk; // unknown keys, types, ranges, refusals
 

@@ -3,8 +3,9 @@
 use serde::Serialize;
 
 use super::diagnostic::Place;
-use super::keys::{self, GUEST_KEYS, Key, Kind, Support};
+use super::keys::{self, GUEST_KEYS, Key, Kind};
 use super::layer::{Node, Table, Value};
+use super::meant::EngineKind;
 use super::resolve::Resolved;
 use super::view::literal;
 
@@ -30,6 +31,7 @@ enum Item<'a> {
 }
 
 struct Printer {
+    engine: EngineKind,
     explain: bool,
     text: String,
     origins: Vec<Origin>,
@@ -38,7 +40,7 @@ struct Printer {
 /// The guest as one file, with every default; with `explain`, each line says where it comes from. The second is the
 /// same as data.
 pub fn render(resolved: &Resolved, explain: bool) -> (String, Vec<Origin>) {
-    let mut printer = Printer { explain, text: String::new(), origins: Vec::new() };
+    let mut printer = Printer { engine: resolved.engine, explain, text: String::new(), origins: Vec::new() };
     let name = Value::Text(resolved.name.clone());
     printer.line(
         "name",
@@ -55,10 +57,11 @@ pub fn render(resolved: &Resolved, explain: bool) -> (String, Vec<Origin>) {
 impl Printer {
     /// The plain keys of a table, then its tables, then its arrays of tables: the order that TOML asks for.
     fn table(&mut self, table: &Table, path: &str, shown: &str, header: &str) {
-        let children: Vec<&'static Key> = keys::children(GUEST_KEYS, path).filter(|key| key.support == Support::Now).collect();
+        let children: Vec<&'static Key> =
+            keys::children(GUEST_KEYS, path).filter(|key| key.support.on(Some(self.engine))).collect();
         let mut printed_header = header.is_empty();
         for key in children.iter().filter(|key| !matches!(key.kind, Kind::Table { .. } | Kind::Entries) && key.path != "name") {
-            let item = match (table.get(key.leaf()), key.default) {
+            let item = match (table.get(key.leaf()), key.default_on(self.engine)) {
                 (Some(node), _) => Item::Set(node, key),
                 (None, Some(default)) => Item::Given(literal(default), "default"),
                 (None, None) => continue,
@@ -73,6 +76,7 @@ impl Printer {
             let empty = Table::default();
             let inner = match table.get(key.leaf()).map(|node| &node.value) {
                 Some(Value::Table(inner)) => inner,
+                _ if key.is_optional() => continue,
                 _ => &empty,
             };
             self.table(inner, key.path, &join(shown, key.leaf()), &format!("[{}]", key.path));

@@ -10,6 +10,7 @@ use super::diagnostic::{Diagnostic, Diagnostics, Place, Source, nearest};
 use super::expression::{Scalar, Scope};
 use super::keys::GUEST_KEYS;
 use super::layer::{self, Layer, Node, Table, Value};
+use super::meant::EngineKind;
 
 const MAX_DEPTH: usize = 16;
 const MAX_LAYERS: usize = 200;
@@ -76,6 +77,8 @@ pub struct Resolved {
     pub start: Place,
     /// Every file that was read.
     pub files: Vec<PathBuf>,
+    /// What runs the guest.
+    pub engine: EngineKind,
     /// What went wrong on the way; the tree is then good for finding more that is wrong, and for nothing else.
     pub problems: Vec<Diagnostic>,
 }
@@ -94,6 +97,8 @@ pub struct Request<'a> {
     pub defaults: Option<&'a Layer>,
     /// Where templates are.
     pub templates: Templates,
+    /// What runs a guest whose file and templates do not say.
+    pub default_engine: EngineKind,
 }
 
 /// Resolves a guest file. An error when it is no TOML; everything else that is wrong is in the result.
@@ -121,7 +126,12 @@ pub fn resolve(request: Request<'_>) -> Result<Resolved, Diagnostics> {
         }
     }
     let name = evaluate(&mut table, request.name, &start, &mut reader.problems);
-    Ok(Resolved { table, name, start, files: reader.files, problems: reader.problems })
+    let engine = match table.get("engine").map(|node| &node.value) {
+        Some(Value::Text(text)) if text == EngineKind::Bhyve.as_str() => EngineKind::Bhyve,
+        Some(Value::Text(text)) if text == EngineKind::Embedded.as_str() => EngineKind::Embedded,
+        _ => request.default_engine,
+    };
+    Ok(Resolved { table, name, start, files: reader.files, engine, problems: reader.problems })
 }
 
 /// Replaces the expressions and returns the guest's name. Takes `vars` out.

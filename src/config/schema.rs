@@ -28,7 +28,7 @@ fn head(schema: &mut Value, title: &str, description: &str) {
 /// A table as an object. What this build refuses is left out, so that editors do not offer it.
 fn object(keys: &'static [Key], parent: &str) -> Value {
     let mut properties = Map::new();
-    for key in keys::children(keys, parent).filter(|key| key.support == Support::Now) {
+    for key in keys::children(keys, parent).filter(|key| key.support.on(None)) {
         properties.insert(key.leaf().to_owned(), property(key, keys));
     }
     json!({ "type": "object", "properties": properties, "additionalProperties": false })
@@ -55,8 +55,8 @@ fn property(key: &Key, keys: &'static [Key]) -> Value {
         Kind::OneOf(choices) => {
             let values: Vec<Value> = choices
                 .iter()
-                .filter(|choice| choice.support == Support::Now)
-                .map(|choice| json!({ "const": choice.value, "description": choice.doc }))
+                .filter(|choice| choice.support.on(None))
+                .map(|choice| json!({ "const": choice.value, "description": said(choice.doc, choice.support) }))
                 .chain([expression()])
                 .collect();
             json!({ "anyOf": values })
@@ -69,13 +69,19 @@ fn property(key: &Key, keys: &'static [Key]) -> Value {
         Kind::Mac => text("^[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}$"),
         Kind::Uuid => text("^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"),
         Kind::Address => text("^[0-9a-fA-F.:]+$"),
+        Kind::Slot => text("^[0-9]+(:[0-9]+){0,2}$"),
         Kind::Network => text("^[0-9.]+/[0-9]+$"),
     };
-    schema["description"] = key.doc.into();
+    schema["description"] = said(key.doc, key.support).into();
     if let Some(default) = key.default {
         schema["default"] = serde_json::from_str(default).expect("a default is written alike in TOML and JSON");
     }
     schema
+}
+
+/// What something is, and which engine acts on it.
+fn said(doc: &str, support: Support) -> String {
+    format!("{doc} {}", support.words()).trim_end().to_owned()
 }
 
 #[cfg(test)]
@@ -94,7 +100,7 @@ mod tests {
                     .find(|property| !property.is_null())
                     .unwrap_or(&Value::Null);
             }
-            assert_eq!(at.is_null(), key.support != Support::Now, "{}", key.path);
+            assert_eq!(at.is_null(), !key.support.on(None), "{}", key.path);
         }
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::diagnostic::Place;
 use super::keys::{self, Key};
 use super::layer::{Node, Table, Value};
+use super::meant::EngineKind;
 use crate::units::{ByteSize, parse_duration};
 
 /// One table of the tree, there or not.
@@ -17,12 +18,14 @@ pub struct View<'a> {
     path: &'static str,
     keys: &'static [Key],
     directory: &'a Path,
+    engine: EngineKind,
 }
 
 impl<'a> View<'a> {
     /// The whole tree. `directory` is what a relative path is relative to if its file has none.
-    pub fn new(table: &'a Table, place: &'a Place, keys: &'static [Key], directory: &'a Path) -> Self {
-        Self { table: Some(table), place, path: "", keys, directory }
+    /// `engine` decides some defaults.
+    pub fn new(table: &'a Table, place: &'a Place, keys: &'static [Key], directory: &'a Path, engine: EngineKind) -> Self {
+        Self { table: Some(table), place, path: "", keys, directory, engine }
     }
 
     fn key(&self, leaf: &str) -> &'static Key {
@@ -32,6 +35,13 @@ impl<'a> View<'a> {
     /// The value that was written.
     pub fn node(&self, leaf: &str) -> Option<&'a Node> {
         self.table?.get(leaf)
+    }
+
+    /// The value that was written, if it is not the default: a rule about a key that does nothing leaves a file alone
+    /// that says what holds anyway.
+    pub fn unlike_default(&self, leaf: &str) -> Option<&'a Node> {
+        let default = self.key(leaf).default_on(self.engine).map(literal);
+        self.node(leaf).filter(|node| Some(&node.value) != default.as_ref())
     }
 
     /// Where a key is set, or else where its table is.
@@ -64,7 +74,7 @@ impl<'a> View<'a> {
         if let Some(node) = self.node(leaf) {
             return Some(node.value.clone());
         }
-        self.key(leaf).default.map(literal)
+        self.key(leaf).default_on(self.engine).map(literal)
     }
 
     /// A text, or its default.

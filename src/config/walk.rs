@@ -6,27 +6,27 @@ use std::net::{IpAddr, Ipv4Addr};
 use super::diagnostic::{Diagnostic, nearest};
 use super::keys::{self, Choice, Key, Kind, Support};
 use super::layer::{Name, Node, Table, Value};
-use super::meant::MacAddr;
+use super::meant::{EngineKind, MacAddr, PciAddress};
 use crate::units::{ByteSize, UnitError, parse_duration};
 
-/// Reports everything in `table` that the key table does not allow. Makes a text of a number that stands in for one
-/// (the result of an expression, or a value of `--set`).
-pub fn walk(table: &mut Table, parent: &str, keys: &'static [Key], problems: &mut Vec<Diagnostic>) {
+/// Reports everything in `table` that the key table does not allow on this engine; for `None`, on any. Makes a text of a
+/// number that stands in for one (the result of an expression, or a value of `--set`).
+pub fn walk(table: &mut Table, parent: &str, keys: &'static [Key], engine: Option<EngineKind>, problems: &mut Vec<Diagnostic>) {
     for (name, node) in &mut table.0 {
         let path = if parent.is_empty() { name.text.clone() } else { format!("{parent}.{}", name.text) };
         match keys::find(keys, &path) {
-            None => problems.push(unknown(name, parent, keys)),
-            Some(key) => match refusal(key.support) {
+            None => problems.push(unknown(name, parent, keys, engine)),
+            Some(key) => match refusal(key.support, engine) {
                 Some((reason, hint)) => {
                     problems.push(Diagnostic::at(&name.place, format!("`{path}` {reason}")).hint(hint));
                 }
-                None => value(node, key, keys, problems),
+                None => value(node, key, keys, engine, problems),
             },
         }
     }
 }
 
-fn unknown(name: &Name, parent: &str, keys: &'static [Key]) -> Diagnostic {
+fn unknown(name: &Name, parent: &str, keys: &'static [Key], engine: Option<EngineKind>) -> Diagnostic {
     let here = if parent.is_empty() { String::new() } else { format!(" in `{parent}`") };
     let diagnostic = Diagnostic::at(&name.place, format!("unknown key `{}`{here}", name.text));
     let siblings = keys::children(keys, parent).map(|key| key.leaf());
@@ -40,7 +40,7 @@ fn unknown(name: &Name, parent: &str, keys: &'static [Key]) -> Diagnostic {
         Some(elsewhere) => diagnostic.hint(format!("it belongs in `[{}]`", elsewhere.parent())),
         None => {
             let known: Vec<String> = keys::children(keys, parent)
-                .filter(|key| key.support == Support::Now)
+                .filter(|key| key.support.on(engine))
                 .map(|key| format!("`{}`", key.leaf()))
                 .collect();
             diagnostic.hint(format!("known keys: {}", known.join(", ")))
@@ -48,25 +48,32 @@ fn unknown(name: &Name, parent: &str, keys: &'static [Key]) -> Diagnostic {
     }
 }
 
-/// Why this build does not act on something, and what to do.
-pub fn refusal(support: Support) -> Option<(&'static str, &'static str)> {
+/// Why the guest's engine does not act on something, and what to do.
+pub fn refusal(support: Support, engine: Option<EngineKind>) -> Option<(String, &'static str)> {
+    if support.on(engine) {
+        return None;
+    }
     match support {
-        Support::Now => None,
-        Support::Bhyve => {
-            Some(("needs the engine `bhyve`, which is not in this version of vmctl", "leave it out for the embedded engine"))
-        }
-        Support::Later(until) => Some(("is not in this version of vmctl", until)),
+        Support::Later(until) => Some(("is not in this version of vmctl".into(), until)),
+        Support::Embedded => Some((
+            "needs the engine `embedded`, and this guest's engine is `bhyve`".into(),
+            "set `engine = \"embedded\"`, or leave it out",
+        )),
+        Support::Bhyve | Support::Now => Some((
+            "needs the engine `bhyve`, and this guest's engine is `embedded`".into(),
+            "set `engine = \"bhyve\"`, or leave it out",
+        )),
     }
 }
 
-fn value(node: &mut Node, key: &'static Key, keys: &'static [Key], problems: &mut Vec<Diagnostic>) {
+fn value(node: &mut Node, key: &'static Key, keys: &'static [Key], engine: Option<EngineKind>, problems: &mut Vec<Diagnostic>) {
     become_text(node, key.kind);
     let place = node.place.clone();
     let mut report = |message: String, hint: Option<String>| problems.push(Diagnostic::at(&place, message).maybe_hint(hint));
     let wrong = |value: &Value| (format!("`{}` is {}, not {}", key.path, value.kind(), key.kind.words()), None);
     match (key.kind, &mut node.value) {
-        (Kind::Table { .. }, Value::Table(table)) => walk(table, key.path, keys, problems),
-        (Kind::Entries, Value::Array(items)) => entries(items, key, keys, problems),
+        (Kind::Table { .. }, Value::Table(table)) => walk(table, key.path, keys, engine, problems),
+        (Kind::Entries, Value::Array(items)) => entries(items, key, keys, engine, problems),
         (Kind::Entries, Value::Table(_)) => {
             report(format!("`{}` is a table, not an array of tables", key.path), Some(format!("write `[[{}]]`", key.path)));
         }
@@ -97,7 +104,7 @@ fn value(node: &mut Node, key: &'static Key, keys: &'static [Key], problems: &mu
             let (message, hint) = wrong(other);
             report(message, hint.or_else(|| unquoted(other, key.kind)));
         }
-        (kind, Value::Text(text)) => scalar(text, kind, key, &mut report),
+        (kind, Value::Text(text)) => scalar(text, kind, key, engine, &mut report),
         (_, other) => {
             let (message, hint) = wrong(other);
             report(message, hint);
@@ -116,10 +123,16 @@ fn unquoted(value: &Value, kind: Kind) -> Option<String> {
     fits.then(|| format!("write `{text}` without quotes"))
 }
 
-fn entries(items: &mut [Node], key: &'static Key, keys: &'static [Key], problems: &mut Vec<Diagnostic>) {
+fn entries(
+    items: &mut [Node],
+    key: &'static Key,
+    keys: &'static [Key],
+    engine: Option<EngineKind>,
+    problems: &mut Vec<Diagnostic>,
+) {
     for item in items {
         match &mut item.value {
-            Value::Table(table) => walk(table, key.path, keys, problems),
+            Value::Table(table) => walk(table, key.path, keys, engine, problems),
             other => {
                 let message = format!("an item of `{}` is {}, not a table", key.path, other.kind());
                 problems.push(Diagnostic::at(&item.place, message).hint(format!("write `[[{}]]`", key.path)));
@@ -152,12 +165,12 @@ fn unit_error(error: Option<UnitError>, key: &Key, report: &mut impl FnMut(Strin
     }
 }
 
-fn scalar(text: &str, kind: Kind, key: &Key, report: &mut impl FnMut(String, Option<String>)) {
+fn scalar(text: &str, kind: Kind, key: &Key, engine: Option<EngineKind>, report: &mut impl FnMut(String, Option<String>)) {
     let mut bad = |hint: &str| report(format!("`{}` is `{text}`, not {}", key.path, kind.words()), Some(hint.to_owned()));
     match kind {
         Kind::Size => unit_error(text.parse::<ByteSize>().err(), key, report),
         Kind::Duration => unit_error(parse_duration(text).err(), key, report),
-        Kind::OneOf(choices) => choice(text, choices, key, report),
+        Kind::OneOf(choices) => choice(text, choices, key, engine, report),
         Kind::Name if !is_name(text) => {
             bad("lower-case letters, digits, `.`, `_` and `-`, at most 63, beginning and ending with a letter or digit");
         }
@@ -171,17 +184,26 @@ fn scalar(text: &str, kind: Kind, key: &Key, report: &mut impl FnMut(String, Opt
         Kind::Network if network(text).is_none() => {
             bad("like `10.0.2.0/24`: the first address of the network and a prefix length from 8 to 28");
         }
+        Kind::Slot if text.parse::<PciAddress>().is_err() => {
+            bad("slot, slot:function or bus:slot:function, like `4`, `4:1` or `0:4:0`; slots go to 31, functions to 7");
+        }
         _ => {}
     }
 }
 
-fn choice(text: &str, choices: &[Choice], key: &Key, report: &mut impl FnMut(String, Option<String>)) {
+fn choice(
+    text: &str,
+    choices: &[Choice],
+    key: &Key,
+    engine: Option<EngineKind>,
+    report: &mut impl FnMut(String, Option<String>),
+) {
     let Some(found) = choices.iter().find(|choice| choice.value == text) else {
         let near = nearest(text, choices.iter().map(|choice| choice.value)).map(|near| format!("did you mean `{near}`?"));
         report(format!("`{}` is `{text}`, not {}", key.path, key.kind.words()), near);
         return;
     };
-    if let Some((reason, hint)) = refusal(found.support) {
+    if let Some((reason, hint)) = refusal(found.support, engine) {
         report(format!("`{} = \"{text}\"` {reason}", key.path), Some(hint.to_owned()));
     }
 }

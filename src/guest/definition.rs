@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use crate::config::{EngineKind, GuestConfig, GuestRequest, HostConfig, load_guest};
+use crate::config::{GuestConfig, GuestRequest, HostConfig, load_guest};
 
 use super::error::Result;
 use super::state::{Stamp, Summary};
@@ -68,10 +68,7 @@ impl Definition {
             sources: sources.map(Stamp::of).collect(),
             cpus: self.config.cpus.count,
             memory_bytes: self.config.memory.bytes(),
-            engine: match self.config.engine {
-                EngineKind::Embedded => "embedded".into(),
-                EngineKind::Bhyve => "bhyve".into(),
-            },
+            engine: self.config.engine.as_str().into(),
             tags: self.config.tags.clone(),
             description: self.config.description.clone(),
             protected: self.config.protected,

@@ -96,7 +96,7 @@ pub fn resolve(guest: &GuestDir, config: &GuestConfig, state: &GuestState) -> Re
     let kernel = config
         .kernel
         .as_ref()
-        .ok_or_else(|| GuestError::user("the embedded engine of this version boots with `loader = \"kernel\"`"))?;
+        .ok_or_else(|| GuestError::user("this version starts no guest with `engine = \"bhyve\"`; it only checks their files"))?;
     let slot = |key: String| state.slots.get(&key).copied().ok_or_else(|| GuestError::host(format!("no PCI slot for {key}")));
     let mut disks = Vec::new();
     for disk in &config.disks {
@@ -113,11 +113,11 @@ pub fn resolve(guest: &GuestDir, config: &GuestConfig, state: &GuestState) -> Re
             slot: slot(format!("disk:{}", disk.id))?,
             read_only: disk.ro,
             cache: match disk.cache {
-                DiskCache::Writeback => spec::CacheMode::Writeback,
+                DiskCache::Writeback | DiskCache::None => spec::CacheMode::Writeback,
                 DiskCache::Writethrough => spec::CacheMode::Writethrough,
                 DiskCache::Unsafe => spec::CacheMode::Unsafe,
             },
-            serial: disk.serial.clone(),
+            serial: disk.serial.clone().unwrap_or_else(|| disk.id.chars().take(20).collect()),
             discard: disk.discard,
         });
     }
@@ -136,8 +136,8 @@ pub fn resolve(guest: &GuestDir, config: &GuestConfig, state: &GuestState) -> Re
             backend: match nic.backend {
                 NicBackend::None => spec::NicBackend::None,
                 NicBackend::User => spec::NicBackend::User(user_network(nic)),
-                NicBackend::Tap => {
-                    return Err(GuestError::user(format!("nic `{}`: this version has no tap interfaces yet", nic.id))
+                NicBackend::Tap | NicBackend::Vmnet | NicBackend::Vale | NicBackend::Netgraph | NicBackend::Netmap => {
+                    return Err(GuestError::user(format!("nic `{}`: the embedded engine has no such backend", nic.id))
                         .hint("use `backend = \"user\"`"));
                 }
             },
@@ -163,7 +163,7 @@ pub fn resolve(guest: &GuestDir, config: &GuestConfig, state: &GuestState) -> Re
         disks,
         nics,
         rng: config.rng,
-        com: config.console.com.map(|port| port == ComPort::Console),
+        com: std::array::from_fn(|at| config.console.com[at] == ComPort::Console),
         virtio_console: config.console.virtio,
         debug_exit_port: config.debug.exit_port.then_some(0xf4),
         deterministic: config.debug.deterministic,

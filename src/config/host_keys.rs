@@ -1,0 +1,63 @@
+//! The keys of the host file.
+
+use super::key::{Key, Kind, Support};
+use super::keys::{bhyve, key, with};
+use Kind::{Address, Entries, Flag, Integer, Map, Name, OneOf, Path, Paths, Text, Texts};
+use Support::{Bhyve, Later, Now};
+
+const CATALOGUE_LATER: &str = "until then name kernels and images of this host in guest files";
+
+const SWITCH_TYPES: Kind = OneOf(&[
+    bhyve("bridge", "An if_bridge(4) that vmctl makes."),
+    bhyve("manual", "A bridge of yours, named with `bridge`, which vmctl only adds taps to."),
+    bhyve("vxlan", "A bridge with a vxlan(4) interface to other hosts."),
+    bhyve("vale", "A vale(4) switch."),
+    bhyve("netgraph", "An ng_bridge(4) node of yours, named with `bridge`."),
+]);
+
+/// The keys of the host file; `[defaults]` holds the keys of a guest.
+pub const HOST_KEYS: &[Key] = &[
+    key("default_datastore", Name, Now, "The datastore that is used when none is named; the first one without it."),
+    key(
+        "template_dirs",
+        Paths,
+        Now,
+        "Directories with templates, searched after the datastore's own and before the built-in ones.",
+    ),
+    key("cache_dir", Path, Now, "Where downloads are kept."),
+    with("autostart_parallel", Integer { min: 1, max: 64 }, "2", Now, "How many guests autostart starts at once."),
+    key("defaults", Map, Now, "Keys of a guest file that hold for every guest unless its templates or its file say otherwise."),
+    key("datastores", Entries, Now, "Where guests live. Without one, the default directory of the user is used."),
+    key("datastores.id", Name, Now, "Its name. Required."),
+    key("datastores.path", Path, Now, "Its directory. Required."),
+    key("datastores.dataset", Text, Later("until then mount the dataset and give its `path`"), "ZFS dataset."),
+    key("catalogues", Entries, Later(CATALOGUE_LATER), "Where `launch` finds images."),
+    key("catalogues.id", Name, Later(CATALOGUE_LATER), "Its name. Required."),
+    key("catalogues.url", Text, Later(CATALOGUE_LATER), "An https URL or an absolute path. Required."),
+    key("switches", Entries, Bhyve, "What the interfaces of guests are plugged into."),
+    key("switches.id", Name, Bhyve, "Its name, at most 12 characters: interfaces are named after it. Required."),
+    with("switches.type", SWITCH_TYPES, "\"bridge\"", Bhyve, "What it is."),
+    key("switches.bridge", Text, Bhyve, "The interface or node that is there already, for `manual` and `netgraph`."),
+    key("switches.uplinks", Texts { one: false }, Bhyve, "Interfaces of the host that belong to it; one for `vxlan`."),
+    key("switches.vlan", Integer { min: 1, max: 4094 }, Bhyve, "VLAN of the uplinks that the switch is in."),
+    key("switches.vni", Integer { min: 1, max: 16_777_215 }, Bhyve, "Number of the network, for `vxlan`."),
+    key("switches.group", Address, Bhyve, "Multicast group, for `vxlan`; one that follows from the name without it."),
+    key(
+        "switches.addresses",
+        Texts { one: false },
+        Bhyve,
+        "Addresses of the host on it, with prefix lengths, like `10.1.0.1/24`.",
+    ),
+    key("switches.mtu", Integer { min: 576, max: 9216 }, Bhyve, "Largest packet."),
+    with("switches.private", Flag, "false", Bhyve, "Whether guests on it cannot talk to each other."),
+    with("switches.nat", Flag, "false", Bhyve, "Whether guests reach the world through the host's addresses, with pf(4)."),
+    key("switches.egress", Text, Bhyve, "Interface that NAT leaves through; that of the default route without it."),
+    key("switches.dhcp", Text, Bhyve, "Range of addresses that are given out, like `10.1.0.100-10.1.0.199`."),
+    key(
+        "switches.dns",
+        Texts { one: false },
+        Bhyve,
+        "Name servers that DHCP tells; the host's address on the switch without it.",
+    ),
+    key("switches.domain", Text, Bhyve, "Domain that DHCP tells."),
+];

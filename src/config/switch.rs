@@ -1,0 +1,333 @@
+//! The switches of the host file: what they mean, and the rules that go beyond one key.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use serde::Serialize;
+
+use super::diagnostic::Diagnostic;
+use super::view::View;
+
+/// A switch that guests' interfaces are plugged into.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SwitchConfig {
+    /// Unique; at most 12 characters.
+    pub id: String,
+    /// What it is.
+    pub kind: SwitchKind,
+    /// Interfaces of the host that belong to it; at least one with a `vlan`, exactly one for vxlan.
+    pub uplinks: Vec<String>,
+    /// VLAN of the uplinks.
+    pub vlan: Option<u16>,
+    /// Addresses of the host on it.
+    pub addresses: Vec<InterfaceAddress>,
+    /// Largest packet.
+    pub mtu: Option<u16>,
+    /// Guests on it cannot talk to each other.
+    pub private: bool,
+    /// Guests reach the world through the host's addresses. There is an IPv4 address then.
+    pub nat: Option<Nat>,
+    /// Addresses are given out. The range lies in the network of an address of the host.
+    pub dhcp: Option<Dhcp>,
+}
+
+/// What a switch is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum SwitchKind {
+    /// An if_bridge(4) of ours.
+    Bridge,
+    /// A bridge of the user's.
+    Manual {
+        /// The interface.
+        bridge: String,
+    },
+    /// A bridge of ours with a vxlan(4) interface.
+    Vxlan {
+        /// Number of the network.
+        vni: u32,
+        /// Multicast group; one follows from the switch's name when there is none.
+        group: Option<IpAddr>,
+    },
+    /// A vale(4) switch.
+    Vale,
+    /// An ng_bridge(4) node of the user's.
+    Netgraph {
+        /// Its name, without a colon.
+        node: String,
+    },
+}
+
+/// An address of an interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct InterfaceAddress {
+    /// The address itself, not the network's first.
+    pub address: IpAddr,
+    /// Prefix length.
+    pub prefix: u8,
+}
+
+impl std::fmt::Display for InterfaceAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix)
+    }
+}
+
+impl std::str::FromStr for InterfaceAddress {
+    type Err = ();
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (address, prefix) = text.split_once('/').ok_or(())?;
+        let address: IpAddr = address.parse().map_err(|_| ())?;
+        let digits = (1..=3).contains(&prefix.len()) && prefix.bytes().all(|b| b.is_ascii_digit());
+        let prefix: u8 = if digits { prefix.parse().map_err(|_| ())? } else { return Err(()) };
+        let most = if address.is_ipv4() { 32 } else { 128 };
+        if !(1..=most).contains(&prefix) || address.is_unspecified() || address.is_multicast() {
+            return Err(());
+        }
+        Ok(Self { address, prefix })
+    }
+}
+
+impl InterfaceAddress {
+    /// Whether an IPv4 address is in its network.
+    pub fn holds(&self, other: Ipv4Addr) -> bool {
+        let IpAddr::V4(address) = self.address else { return false };
+        let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix)).unwrap_or(0);
+        u32::from(address) & mask == u32::from(other) & mask
+    }
+
+    /// The first address of its network, and the last, when it is an IPv4 address.
+    pub fn ends(&self) -> Option<(Ipv4Addr, Ipv4Addr)> {
+        let IpAddr::V4(address) = self.address else { return None };
+        let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix)).unwrap_or(0);
+        let first = u32::from(address) & mask;
+        Some((Ipv4Addr::from(first), Ipv4Addr::from(first | !mask)))
+    }
+}
+
+/// How guests reach the world.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Nat {
+    /// Interface that it leaves through; that of the default route when there is none.
+    pub egress: Option<String>,
+}
+
+/// Addresses that are given out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Dhcp {
+    /// The first one.
+    pub first: Ipv4Addr,
+    /// The last one; not below the first.
+    pub last: Ipv4Addr,
+    /// The host's address in the same network: router, and server.
+    pub router: Ipv4Addr,
+    /// Prefix length of the network.
+    pub prefix: u8,
+    /// Name servers that are told; the router when there is none.
+    pub dns: Vec<IpAddr>,
+    /// Domain that is told.
+    pub domain: Option<String>,
+}
+
+type Problems = Vec<Diagnostic>;
+
+/// Reads `[[switches]]`; the walk has been over it.
+pub(super) fn switches(view: &View<'_>, problems: &mut Problems) -> Vec<SwitchConfig> {
+    let mut seen: Vec<String> = Vec::new();
+    let mut found = Vec::new();
+    for entry in view.entries("switches") {
+        let Some(id) = entry.text("id") else {
+            problems.push(Diagnostic::at(entry.place, "an entry of `switches` has no `id`").hint("add `id = \"NAME\"`"));
+            continue;
+        };
+        if seen.contains(&id) {
+            problems.push(Diagnostic::at(entry.place_of("id"), format!("id `{id}` is used twice in `switches`")));
+        } else if id.len() > 12 {
+            let message = format!("`{id}` has more than the 12 characters that the name of a switch can have");
+            problems.push(Diagnostic::at(entry.place_of("id"), message).hint("its interfaces are named after it"));
+        }
+        seen.push(id.clone());
+        found.extend(switch(&entry, id, problems));
+    }
+    found
+}
+
+fn switch(entry: &View<'_>, id: String, problems: &mut Problems) -> Option<SwitchConfig> {
+    let before = problems.len();
+    let kind = entry.text("type").expect("has a default");
+    allowed(entry, &kind, problems);
+    let uplinks: Vec<String> = entry.text_nodes("uplinks").into_iter().map(|(text, _)| text.to_owned()).collect();
+    for (text, node) in entry.text_nodes("uplinks") {
+        interface(text, &node.place, problems);
+    }
+    let addresses = addresses(entry, problems);
+    let kind = match kind.as_str() {
+        "bridge" => SwitchKind::Bridge,
+        "vale" => SwitchKind::Vale,
+        "vxlan" => {
+            if uplinks.len() != 1 {
+                let message = format!("switch `{id}` has {} uplinks, a vxlan leaves through one", uplinks.len());
+                problems.push(Diagnostic::at(entry.place_of("uplinks"), message).hint("set `uplinks = [\"INTERFACE\"]`"));
+            }
+            let group: Option<IpAddr> = entry.text("group").and_then(|text| text.parse().ok());
+            if group.is_some_and(|group| !group.is_multicast()) {
+                problems.push(Diagnostic::at(entry.place_of("group"), "`switches.group` is no multicast address"));
+            }
+            SwitchKind::Vxlan { vni: needed(entry, "vni", &id, problems, |leaf| entry.small(leaf))?, group }
+        }
+        "manual" => {
+            let bridge = needed(entry, "bridge", &id, problems, |leaf| entry.text(leaf))?;
+            interface(&bridge, entry.place_of("bridge"), problems);
+            SwitchKind::Manual { bridge }
+        }
+        _ => {
+            let node = needed(entry, "bridge", &id, problems, |leaf| entry.text(leaf))?;
+            let node = node.strip_suffix(':').unwrap_or(&node).to_owned();
+            if node.is_empty() || node.len() > 31 || node.contains([':', '.', ' ', ',']) {
+                let message = format!("`{node}` is not the name of a netgraph node");
+                problems.push(Diagnostic::at(entry.place_of("bridge"), message));
+            }
+            SwitchKind::Netgraph { node }
+        }
+    };
+    let vlan = entry.small("vlan").map(|vlan| u16::try_from(vlan).expect("the key table's bounds fit"));
+    if vlan.is_some() && uplinks.is_empty() {
+        let message = format!("switch `{id}` is in a VLAN of its uplinks and has none");
+        problems.push(Diagnostic::at(entry.place_of("vlan"), message).hint("set `uplinks = [\"INTERFACE\"]`"));
+    }
+    let nat = entry.flag("nat").then(|| Nat { egress: entry.text("egress") });
+    if nat.is_some() && !addresses.iter().any(|address| address.address.is_ipv4()) {
+        let message = format!("switch `{id}` has NAT and no IPv4 address, which is the guests' router");
+        problems.push(Diagnostic::at(entry.place_of("nat"), message).hint("set `addresses = [\"10.1.0.1/24\"]`"));
+    }
+    if let Some(egress) = entry.text("egress") {
+        interface(&egress, entry.place_of("egress"), problems);
+        if nat.is_none() {
+            let message = "`switches.egress` does nothing without `nat = true`";
+            problems.push(Diagnostic::at(entry.place_of("egress"), message));
+        }
+    }
+    let dhcp = dhcp(entry, &id, &addresses, problems);
+    let mtu = entry.small("mtu").map(|mtu| u16::try_from(mtu).expect("the key table's bounds fit"));
+    let switch = SwitchConfig { id, kind, uplinks, vlan, addresses, mtu, private: entry.flag("private"), nat, dhcp };
+    (problems.len() == before).then_some(switch)
+}
+
+/// A key that this type of switch cannot do without.
+fn needed<T>(entry: &View<'_>, leaf: &str, id: &str, problems: &mut Problems, read: impl Fn(&str) -> Option<T>) -> Option<T> {
+    let value = read(leaf);
+    if value.is_none() {
+        let kind = entry.text("type").expect("has a default");
+        problems.push(Diagnostic::at(entry.place_of("type"), format!("switch `{id}` is of type `{kind}` and has no `{leaf}`")));
+    }
+    value
+}
+
+/// Refuses the keys that a type of switch does not act on.
+fn allowed(entry: &View<'_>, kind: &str, problems: &mut Problems) {
+    const OURS: [&str; 6] = ["addresses", "mtu", "nat", "egress", "dhcp", "uplinks"];
+    for leaf in
+        ["bridge", "uplinks", "vlan", "vni", "group", "addresses", "mtu", "private", "nat", "egress", "dhcp", "dns", "domain"]
+    {
+        let fits = match kind {
+            "bridge" => !matches!(leaf, "bridge" | "vni" | "group"),
+            "vxlan" => !matches!(leaf, "bridge" | "vlan"),
+            "manual" => matches!(leaf, "bridge" | "private"),
+            "vale" => leaf == "uplinks",
+            _ => leaf == "bridge",
+        };
+        if !fits && let Some(node) = entry.node(leaf) {
+            let diagnostic = Diagnostic::at(&node.place, format!("a switch of type `{kind}` has no `{leaf}`"));
+            let hint = (kind == "manual" && OURS.contains(&leaf)).then(|| "the bridge is yours: set it up there".to_owned());
+            problems.push(diagnostic.maybe_hint(hint));
+        }
+    }
+}
+
+/// The name of an interface: at most 15 bytes (IFNAMSIZ of FreeBSD's net/if.h, with its NUL).
+fn interface(text: &str, place: &super::diagnostic::Place, problems: &mut Problems) {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.');
+    if text.is_empty() || text.len() > 15 || !text.bytes().all(plain) {
+        let hint = "at most 15 letters, digits, `.`, `_` and `-`";
+        problems.push(Diagnostic::at(place, format!("`{text}` is not the name of an interface")).hint(hint));
+    }
+}
+
+fn addresses(entry: &View<'_>, problems: &mut Problems) -> Vec<InterfaceAddress> {
+    let mut found: Vec<InterfaceAddress> = Vec::new();
+    for (text, node) in entry.text_nodes("addresses") {
+        match text.parse::<InterfaceAddress>() {
+            Ok(address) if found.contains(&address) => {
+                problems.push(Diagnostic::at(&node.place, format!("address `{text}` is there twice")));
+            }
+            Ok(address) => found.push(address),
+            Err(()) => problems.push(
+                Diagnostic::at(&node.place, format!("`{text}` is not an address with its prefix length"))
+                    .hint("like `10.1.0.1/24` or `fd00::1/64`"),
+            ),
+        }
+    }
+    found
+}
+
+fn dhcp(entry: &View<'_>, id: &str, addresses: &[InterfaceAddress], problems: &mut Problems) -> Option<Dhcp> {
+    let Some(text) = entry.text("dhcp") else {
+        for leaf in ["dns", "domain"] {
+            if let Some(node) = entry.node(leaf) {
+                let message = format!("`switches.{leaf}` does nothing without `dhcp`");
+                problems.push(Diagnostic::at(&node.place, message));
+            }
+        }
+        return None;
+    };
+    let place = entry.place_of("dhcp");
+    let range = text.split_once('-').and_then(|(first, last)| {
+        let (first, last): (Ipv4Addr, Ipv4Addr) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+        (first <= last).then_some((first, last))
+    });
+    let Some((first, last)) = range else {
+        let message = format!("`{text}` is not a range of addresses");
+        problems.push(Diagnostic::at(place, message).hint("like `10.1.0.100-10.1.0.199`"));
+        return None;
+    };
+    let mut dns = Vec::new();
+    for (text, node) in entry.text_nodes("dns") {
+        match text.parse::<IpAddr>() {
+            Ok(address) => dns.push(address),
+            Err(_) => problems.push(Diagnostic::at(&node.place, format!("`{text}` is not an IP address")).hint("like `9.9.9.9`")),
+        }
+    }
+    let Some((network, router)) = addresses.iter().find_map(|network| match network.address {
+        IpAddr::V4(router) if network.holds(first) && network.holds(last) => Some((network, router)),
+        _ => None,
+    }) else {
+        let message = format!("the range of switch `{id}` is in the network of none of its addresses");
+        problems.push(Diagnostic::at(place, message).hint("set `addresses`, like `[\"10.1.0.1/24\"]`"));
+        return None;
+    };
+    if (first..=last).contains(&router) {
+        let message = format!("the range of switch `{id}` holds the host's own address `{router}`");
+        problems.push(Diagnostic::at(place, message));
+    }
+    let (lowest, highest) = network.ends().expect("it is an IPv4 network");
+    if first == lowest || last == highest {
+        let message = format!("the range of switch `{id}` holds the first or the last address of `{network}`");
+        problems.push(Diagnostic::at(place, message).hint("they are the network itself and its broadcast address"));
+    }
+    Some(Dhcp { first, last, router, prefix: network.prefix, dns, domain: entry.text("domain") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interface_address_knows_its_network() {
+        let address: InterfaceAddress = "10.1.0.1/24".parse().unwrap();
+        assert!(address.holds(Ipv4Addr::new(10, 1, 0, 255)) && !address.holds(Ipv4Addr::new(10, 1, 1, 0)));
+        assert_eq!(address.ends(), Some((Ipv4Addr::new(10, 1, 0, 0), Ipv4Addr::new(10, 1, 0, 255))));
+        assert!("fd00::1/64".parse::<InterfaceAddress>().is_ok());
+        for bad in ["10.1.0.1", "10.1.0.1/33", "10.1.0.1/0", "::/64", "224.0.0.1/24", "x/24", "10.1.0.1/+4"] {
+            assert!(bad.parse::<InterfaceAddress>().is_err(), "{bad}");
+        }
+    }
+}
