@@ -9,7 +9,6 @@ use super::{App, ExitStatus, Failure, Guests, Outcome};
 use crate::guest::control::{Reply, Request};
 use crate::guest::definition::Definition;
 use crate::guest::launcher;
-use crate::guest::lock::{GuestLock, Role};
 use crate::guest::store::GuestDir;
 
 /// Start guests
@@ -49,14 +48,11 @@ impl Args {
         if self.how.console && chosen.len() > 1 {
             return Err(Failure::user("`--console` shows one guest, and several were named"));
         }
-        app.each_guest(chosen, |guest, named| {
-            let running = GuestLock::holder(&guest.lock_file()).filter(|holder| holder.role == Role::Supervisor);
-            match running {
-                Some(_) if !named || self.if_stopped => Ok(ExitStatus::Done),
-                Some(holder) => Err(Failure::user(format!("`{}` is running already (supervisor {})", guest.name(), holder.pid))
-                    .hint("`--if-stopped` makes this no error")),
-                None => start(app, &place, guest, &self.how),
-            }
+        app.each_guest(chosen, |guest, named| match launcher::supervisor_of(guest) {
+            Some(_) if !named || self.if_stopped => Ok(ExitStatus::Done),
+            Some(holder) => Err(Failure::user(format!("`{}` is running already (supervisor {})", guest.name(), holder.pid))
+                .hint("`--if-stopped` makes this no error")),
+            None => start(app, &place, guest, &self.how),
         })
     }
 }

@@ -12,6 +12,7 @@ use crate::host::files::{private_directory, sync_directory};
 use super::error::{GuestError, Result};
 use super::events::{self, EventKind};
 use super::identity::short_hash;
+use super::launcher::supervisor_of;
 use super::lock::{GuestLock, Holder, Role};
 use super::state::{GuestState, Phase};
 
@@ -386,7 +387,7 @@ impl GuestDir {
 
     /// Takes its lock for a change that needs it stopped; `verb` completes "cannot ... a running guest".
     pub fn lock_stopped(&self, verb: &str) -> Result<GuestLock> {
-        if GuestLock::holder(&self.lock_file()).is_some_and(|holder| holder.role == Role::Supervisor) {
+        if supervisor_of(self).is_some() {
             return Err(GuestError::user(format!("cannot {verb} a running guest"))
                 .hint(format!("stop it first: `vmctl stop {}`", self.name)));
         }
