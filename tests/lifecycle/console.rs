@@ -8,7 +8,7 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::OFlag;
-use nix::pty::{PtyMaster, grantpt, posix_openpt, ptsname_r, unlockpt};
+use nix::pty::{PtyMaster, grantpt, posix_openpt, unlockpt};
 use nix::sys::termios::{LocalFlags, tcgetattr};
 use vmctl::guest::control::{ControlClient, Frame, Reply, Request};
 
@@ -121,13 +121,29 @@ struct Terminal {
     seen: Vec<u8>,
 }
 
+/// The name of a terminal's other end.
+#[cfg(target_os = "linux")]
+fn other_end(master: &PtyMaster) -> String {
+    nix::pty::ptsname_r(master).expect("a name")
+}
+
+/// The name of a terminal's other end.
+#[cfg(not(target_os = "linux"))]
+#[allow(unsafe_code)]
+fn other_end(master: &PtyMaster) -> String {
+    static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    // SAFETY: ptsname(3) answers in a buffer of its own, which nothing else reads while the lock is held.
+    unsafe { nix::pty::ptsname(master) }.expect("a name")
+}
+
 impl Terminal {
     fn open(world: &World, arguments: &[&str]) -> Terminal {
         // Close-on-exec from the beginning: a terminal whose end another test's child holds never disappears.
         let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).expect("a terminal");
         grantpt(&master).expect("granted");
         unlockpt(&master).expect("unlocked");
-        let name = ptsname_r(&master).expect("a name");
+        let name = other_end(&master);
         let slave = File::options().read(true).write(true).custom_flags(OFlag::O_NOCTTY.bits()).open(name).expect("opens");
         let mut command = world.command(arguments);
         let end = || Stdio::from(slave.try_clone().expect("cloned"));

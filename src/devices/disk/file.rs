@@ -4,14 +4,13 @@
 //!
 //! | mode | data | flush |
 //! |---|---|---|
-//! | `writeback` | page cache | fdatasync |
-//! | `none` | O_DIRECT where the file system can; what is misaligned goes through a buffer | fdatasync |
-//! | `writethrough` | page cache, fdatasync after each write | fdatasync |
+//! | `writeback` | page cache | durable |
+//! | `none` | O_DIRECT where the file system can; what is misaligned goes through a buffer | durable |
+//! | `writethrough` | page cache, durable after each write | durable |
 //! | `unsafe` | page cache | nothing: a power cut of the host may ruin the guest's file system |
 //!
-//! Discard is fallocate(2) PUNCH_HOLE on Linux, fspacectl(2) on FreeBSD.
-//!
-//! **Not modelled**: TRIM of FreeBSD disk devices (DIOCGDELETE): there `can_discard` is false.
+//! How writes are made durable, and space is given back, is [`medium`]'s to know. FreeBSD's devices have no page cache;
+//! they take whole sectors only, and what is no whole sector goes through a buffer as with direct I/O.
 //!
 //! **Hostile guest**: requests outside of the disk end in an I/O error; the device bounds how many are in flight. What
 //! the guest makes the host fail at is noted once, and again only after it went well in between.
@@ -27,6 +26,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock};
 use std::thread::JoinHandle;
 
+use super::medium::{self, is_unsupported};
 use super::{Disk, DiskOp, DiskRequest, DiskStatus};
 use crate::hypervisor::backend::Waker;
 use crate::hypervisor::memory::{GuestAddr, GuestMemory};
@@ -232,7 +232,7 @@ struct Engine {
     size: u64,
     cache: CacheMode,
     regular: bool,
-    /// Alignment of direct I/O; 1 for none.
+    /// Alignment of direct I/O and of a device's sectors; 1 for none.
     align: u64,
     host: DiskHost,
     jobs: Mutex<Jobs>,
@@ -273,15 +273,16 @@ impl FileDisk {
         if size % SECTOR != 0 {
             return Err(DiskError::OddSize { path: path.to_owned(), size });
         }
-        let mut align = 1;
+        let mut align = medium::sector_bytes(&file, regular).map_err(|e| failed("examine", e))?;
         if options.cache == CacheMode::None {
-            align = direct_alignment(&file, size).unwrap_or(1);
-            if align == 1 {
+            let direct = direct_alignment(&file, size);
+            align = align.max(direct.unwrap_or(1));
+            if direct.is_none() {
                 set_direct(&file, false).map_err(|e| failed("set flags of", e))?;
                 (host.notes)(DiskNote::NoDirectIo { path: path.to_owned() });
             }
         }
-        let can_discard = options.discard && !options.read_only && punches_holes(&file, regular, size);
+        let can_discard = options.discard && !options.read_only && medium::can_discard(&file, regular, size);
         let engine = Arc::new(Engine::new(file, path, size, options.cache, regular, align, host.clone()));
         let mut disk = FileDisk { engine, workers: Vec::new(), read_only: options.read_only, can_discard };
         for index in 0..WORKERS {
@@ -351,48 +352,6 @@ fn direct_alignment(file: &File, size: u64) -> Option<u64> {
     let mut buffer = AlignedBuffer::new(BUFFER_ALIGN);
     let works = |align: &u64| size % align == 0 && file.read_at(buffer.get(*align as usize), 0).is_ok_and(|n| n > 0);
     [SECTOR, BUFFER_ALIGN as u64].into_iter().find(works)
-}
-
-/// Whether the file system gives back the space of a hole: tried beyond the end, where there is nothing to lose.
-#[cfg(target_os = "linux")]
-fn punches_holes(file: &File, regular: bool, size: u64) -> bool {
-    !regular || punch_hole(file, size, BUFFER_ALIGN as u64).is_ok()
-}
-#[cfg(not(target_os = "linux"))]
-fn punches_holes(_: &File, regular: bool, _: u64) -> bool {
-    regular && cfg!(target_os = "freebsd")
-}
-
-#[cfg(target_os = "linux")]
-fn punch_hole(file: &File, offset: u64, bytes: u64) -> io::Result<()> {
-    use nix::fcntl::{FallocateFlags, fallocate};
-    let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-    Ok(fallocate(file, flags, offset as libc::off_t, bytes as libc::off_t)?)
-}
-#[cfg(target_os = "freebsd")]
-fn punch_hole(file: &File, offset: u64, bytes: u64) -> io::Result<()> {
-    Ok(nix::fcntl::fspacectl_all(file, offset as libc::off_t, bytes as libc::off_t)?)
-}
-#[cfg(not(any(target_os = "linux", target_os = "freebsd")))]
-fn punch_hole(_: &File, _: u64, _: u64) -> io::Result<()> {
-    Err(io::ErrorKind::Unsupported.into())
-}
-
-#[cfg(target_os = "linux")]
-fn zero_range(file: &File, offset: u64, bytes: u64) -> io::Result<()> {
-    use nix::fcntl::{FallocateFlags, fallocate};
-    let flags = FallocateFlags::FALLOC_FL_ZERO_RANGE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-    Ok(fallocate(file, flags, offset as libc::off_t, bytes as libc::off_t)?)
-}
-#[cfg(not(target_os = "linux"))]
-fn zero_range(_: &File, _: u64, _: u64) -> io::Result<()> {
-    Err(io::ErrorKind::Unsupported.into())
-}
-
-/// Whether the error says that the file cannot do this at all.
-fn is_unsupported(error: &io::Error) -> bool {
-    let codes = [libc::EOPNOTSUPP, libc::ENOTSUP, libc::ENOSYS, libc::EINVAL, libc::ENOTTY, libc::ENODEV];
-    error.kind() == io::ErrorKind::Unsupported || error.raw_os_error().is_some_and(|code| codes.contains(&code))
 }
 
 /// Drops `bytes` from the front.
@@ -466,7 +425,7 @@ impl Engine {
             DiskOp::Read => ("read", self.transfer(request, false)),
             DiskOp::Write => ("write", self.transfer(request, true).and_then(|()| self.after_write())),
             DiskOp::Flush => ("flush", self.flush()),
-            DiskOp::Discard { bytes } => match punch_hole(&self.file, request.offset, bytes) {
+            DiskOp::Discard { bytes } => match medium::discard(&self.file, self.regular, request.offset, bytes) {
                 Err(e) if is_unsupported(&e) => return DiskStatus::Unsupported,
                 other => ("discard on", other),
             },
@@ -507,13 +466,13 @@ impl Engine {
     fn flush(&self) -> io::Result<()> {
         match self.cache {
             CacheMode::Unsafe => Ok(()),
-            _ => self.file.sync_data(),
+            _ => medium::sync_data(&self.file, self.regular),
         }
     }
 
     fn after_write(&self) -> io::Result<()> {
         match self.cache {
-            CacheMode::Writethrough => self.file.sync_data(),
+            CacheMode::Writethrough => medium::sync_data(&self.file, self.regular),
             _ => Ok(()),
         }
     }
@@ -592,34 +551,33 @@ impl Engine {
 
     fn write_zeroes(&self, offset: u64, bytes: u64, may_unmap: bool) -> io::Result<()> {
         let quick = match may_unmap && (self.regular || cfg!(target_os = "linux")) {
-            true => punch_hole(&self.file, offset, bytes),
-            false => zero_range(&self.file, offset, bytes),
+            true => medium::discard(&self.file, self.regular, offset, bytes),
+            false => medium::zero_range(&self.file, offset, bytes),
         };
         match quick {
             Err(e) if is_unsupported(&e) => {}
             other => return other,
         }
-        // A misaligned end of a direct write shares its block with others: then the page cache does it.
-        let direct = self.align > 1 && (offset % self.align != 0 || bytes % self.align != 0);
-        let _alone = self.blocks.write().expect("no panic happens under this lock");
-        if direct {
-            set_direct(&self.file, false)?;
-        }
-        let written = self.write_zero_blocks(offset, bytes);
-        if direct {
-            set_direct(&self.file, true)?;
-        }
-        written
+        self.write_zero_blocks(offset, bytes)
     }
 
     fn write_zero_blocks(&self, offset: u64, bytes: u64) -> io::Result<()> {
-        let mut zeros = AlignedBuffer::new(BOUNCE_BYTES);
+        let _alone = self.blocks.write().expect("no panic happens under this lock");
+        let mut buffer = AlignedBuffer::new(BOUNCE_BYTES);
         let end = offset + bytes;
         let mut at = offset;
         while at < end {
-            let len = (end - at).min(BOUNCE_BYTES as u64);
-            self.file.write_all_at(zeros.get(len as usize), at)?;
-            at += len;
+            let first = at - at % self.align;
+            let last = end.next_multiple_of(self.align).min(first + BOUNCE_BYTES as u64);
+            let blocks = buffer.get((last - first) as usize);
+            let (skip, stop) = ((at - first) as usize, (end.min(last) - first) as usize);
+            // A block of which only a part is zeroed keeps the rest.
+            if skip != 0 || stop != blocks.len() {
+                self.file.read_exact_at(blocks, first)?;
+            }
+            blocks[skip..stop].fill(0);
+            self.file.write_all_at(blocks, first)?;
+            at = first + stop as u64;
         }
         Ok(())
     }
@@ -713,6 +671,24 @@ mod tests {
         let file = std::fs::read(&path).unwrap();
         assert!(file[..512].iter().all(|&b| b == 0xee) && file[512 + 599_552..].iter().all(|&b| b == 0xee));
         assert_eq!(file.len(), 1 << 20);
+    }
+
+    #[test]
+    fn zeros_and_data_that_are_no_whole_sector_leave_the_rest_of_it_alone() {
+        let rig = rig();
+        let path = rig.image(1 << 20);
+        std::fs::write(&path, vec![0xee; 1 << 20]).unwrap();
+        let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        // As a device with sectors of 4096 bytes is driven.
+        let engine = Engine::new(file, &path, 1 << 20, CacheMode::Writeback, false, 4096, rig.host.clone());
+        engine.write_zero_blocks(512, 300_032).unwrap();
+        let write = DiskRequest { tag: 1, op: DiskOp::Write, offset: 700_416, segments: vec![(GuestAddr(0), 512)] };
+        assert_eq!(engine.carry_out(&write), DiskStatus::Ok);
+        let bytes = std::fs::read(&path).unwrap();
+        let zeroed = |from: usize, to: usize| bytes[from..to].iter().all(|&byte| byte == 0);
+        let kept = |from: usize, to: usize| bytes[from..to].iter().all(|&byte| byte == 0xee);
+        assert!(kept(0, 512) && zeroed(512, 300_544) && kept(300_544, 700_416));
+        assert!(zeroed(700_416, 700_928) && kept(700_928, 1 << 20));
     }
 
     #[test]

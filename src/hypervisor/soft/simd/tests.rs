@@ -40,19 +40,33 @@ const GPRS: [usize; 5] = [0, 1, 2, 9, 10];
 extern "C" fn on_signal(signal: i32, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the kernel passes a live context; the stack top is the return address that `run_natively` pushed.
     unsafe {
-        let context = &mut *context.cast::<libc::ucontext_t>();
-        let regs = &mut context.uc_mcontext.gregs;
-        let rip = regs[libc::REG_RIP as usize] as u64;
-        if rip & !0xfff != CODE.load(std::sync::atomic::Ordering::Relaxed) {
+        let (rip, rsp, r12) = registers(&mut *context.cast::<libc::ucontext_t>());
+        if *rip as u64 & !0xfff != CODE.load(std::sync::atomic::Ordering::Relaxed) {
             libc::signal(signal, libc::SIG_DFL);
             return;
         }
-        let state = regs[libc::REG_R12 as usize] as *mut State;
-        (*state).trap = signal as u64;
-        let rsp = regs[libc::REG_RSP as usize];
-        regs[libc::REG_RIP as usize] = *(rsp as *const i64);
-        regs[libc::REG_RSP as usize] = rsp + 8;
+        // FreeBSD answers a general protection fault with SIGBUS, Linux with SIGSEGV.
+        let protection = cfg!(target_os = "freebsd") && signal == libc::SIGBUS;
+        (*(r12 as *mut State)).trap = if protection { libc::SIGSEGV as u64 } else { signal as u64 };
+        *rip = *(*rsp as *const i64);
+        *rsp += 8;
     }
+}
+
+/// RIP, RSP and R12 of the interrupted code.
+#[cfg(target_os = "linux")]
+fn registers(context: &mut libc::ucontext_t) -> (&mut i64, &mut i64, i64) {
+    let regs = &mut context.uc_mcontext.gregs;
+    let r12 = regs[libc::REG_R12 as usize];
+    let [rip, rsp] = regs.get_disjoint_mut([libc::REG_RIP as usize, libc::REG_RSP as usize]).expect("two registers");
+    (rip, rsp, r12)
+}
+
+/// RIP, RSP and R12 of the interrupted code.
+#[cfg(target_os = "freebsd")]
+fn registers(context: &mut libc::ucontext_t) -> (&mut i64, &mut i64, i64) {
+    let regs = &mut context.uc_mcontext;
+    (&mut regs.mc_rip, &mut regs.mc_rsp, regs.mc_r12)
 }
 
 static CODE: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);

@@ -1,0 +1,261 @@
+//! What a disk's file or device can do beyond reading and writing: make writes durable, give space back, be zeroed.
+//!
+//! | | Linux | FreeBSD, a file | FreeBSD, a device (zvol, disk, partition) |
+//! |---|---|---|---|
+//! | durable | fdatasync(2) | fdatasync(2) | DIOCGFLUSH: fsync(2) flushes no device's cache and no zvol's log |
+//! | give back | fallocate(2) PUNCH_HOLE | fspacectl(2), since 14.0 | DIOCGDELETE |
+//! | zero | fallocate(2) ZERO_RANGE | written | written |
+//! | unit | byte | byte | DIOCGSECTORSIZE: each buffer and offset is a multiple of it |
+//!
+//! FreeBSD: sys/sys/disk.h; sys/geom/geom_dev.c and, for volmode=dev, zvol_os.c of OpenZFS answer the requests;
+//! usr.sbin/bhyve/block_if.c asks the same. fspacectl(2) writes zeros where the file system cannot free
+//! (vop_stddeallocate), so it is used only where fpathconf(2) says _PC_DEALLOC_PRESENT. Releases before 14.0 have no
+//! such function, so it is looked up when the program runs.
+//!
+//! An unsafe island: ioctl(2), fpathconf(2) and a function looked up by its name.
+#![allow(unsafe_code)]
+
+use std::io;
+
+#[cfg(target_os = "freebsd")]
+pub use freebsd::{can_discard, discard, sector_bytes, sync_data, zero_range};
+#[cfg(target_os = "linux")]
+pub use linux::{can_discard, discard, sector_bytes, sync_data, zero_range};
+#[cfg(not(any(target_os = "linux", target_os = "freebsd")))]
+pub use plain::{can_discard, discard, sector_bytes, sync_data, zero_range};
+
+/// Whether the error says that the file cannot do this at all.
+pub fn is_unsupported(error: &io::Error) -> bool {
+    let codes = [libc::EOPNOTSUPP, libc::ENOTSUP, libc::ENOSYS, libc::EINVAL, libc::ENOTTY, libc::ENODEV];
+    error.kind() == io::ErrorKind::Unsupported || error.raw_os_error().is_some_and(|code| codes.contains(&code))
+}
+
+/// The largest range inside of `offset..offset + bytes` that begins and ends at multiples of `unit`.
+#[cfg(any(target_os = "freebsd", test))]
+fn whole_units(offset: u64, bytes: u64, unit: u64) -> Option<(u64, u64)> {
+    let start = offset.checked_next_multiple_of(unit)?;
+    let end = offset.checked_add(bytes)? / unit * unit;
+    (start < end).then(|| (start, end - start))
+}
+
+#[cfg(target_os = "linux")]
+mod linux {
+    use std::fs::File;
+    use std::io;
+
+    use nix::fcntl::{FallocateFlags, fallocate};
+
+    /// The unit of transfers: any.
+    pub fn sector_bytes(_: &File, _regular: bool) -> io::Result<u64> {
+        Ok(1)
+    }
+
+    /// Whether the file system gives back the space of a hole: tried beyond the end, where there is nothing to lose.
+    pub fn can_discard(file: &File, regular: bool, size: u64) -> bool {
+        !regular || discard(file, regular, size, 4096).is_ok()
+    }
+
+    /// Gives the space of a range back to the host.
+    pub fn discard(file: &File, _regular: bool, offset: u64, bytes: u64) -> io::Result<()> {
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        Ok(fallocate(file, flags, offset as libc::off_t, bytes as libc::off_t)?)
+    }
+
+    /// Zeroes a range without writing it all.
+    pub fn zero_range(file: &File, offset: u64, bytes: u64) -> io::Result<()> {
+        let flags = FallocateFlags::FALLOC_FL_ZERO_RANGE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        Ok(fallocate(file, flags, offset as libc::off_t, bytes as libc::off_t)?)
+    }
+
+    /// Makes what was written durable.
+    pub fn sync_data(file: &File, _regular: bool) -> io::Result<()> {
+        file.sync_data()
+    }
+}
+
+#[cfg(target_os = "freebsd")]
+mod freebsd {
+    use std::fs::File;
+    use std::io;
+    use std::os::fd::AsRawFd;
+    use std::sync::OnceLock;
+
+    use super::{is_unsupported, whole_units};
+
+    /// sys/sys/unistd.h, since 14.0; an earlier fpathconf(2) refuses it as unknown.
+    const PC_DEALLOC_PRESENT: libc::c_int = 65;
+
+    /// `struct diocgattr_arg` of sys/sys/disk.h; of the union only the integer is used.
+    #[repr(C)]
+    pub struct Attribute {
+        name: [u8; 64],
+        len: libc::c_int,
+        value: AttributeValue,
+    }
+
+    #[repr(C)]
+    union AttributeValue {
+        integer: libc::c_int,
+        offset: libc::off_t,
+        text: [u8; 256],
+    }
+
+    nix::ioctl_read!(diocgsectorsize, b'd', 128, libc::c_uint);
+    nix::ioctl_none!(diocgflush, b'd', 135);
+    nix::ioctl_write_ptr!(diocgdelete, b'd', 136, [libc::off_t; 2]);
+    nix::ioctl_readwrite!(diocgattr, b'd', 142, Attribute);
+
+    type Fspacectl = unsafe extern "C" fn(
+        libc::c_int,
+        libc::c_int,
+        *const libc::spacectl_range,
+        libc::c_int,
+        *mut libc::spacectl_range,
+    ) -> libc::c_int;
+
+    /// fspacectl(2), where this system has it.
+    fn fspacectl() -> Option<Fspacectl> {
+        static FOUND: OnceLock<Option<Fspacectl>> = OnceLock::new();
+        *FOUND.get_or_init(|| {
+            // SAFETY: the name is a C string; RTLD_DEFAULT searches what is loaded.
+            let address = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"fspacectl".as_ptr()) };
+            // SAFETY: libc's function of this name has this signature (fspacectl(2)); null is `None`.
+            unsafe { std::mem::transmute::<*mut libc::c_void, Option<Fspacectl>>(address) }
+        })
+    }
+
+    /// The unit of transfers: a device's sector, any for a file.
+    pub fn sector_bytes(file: &File, regular: bool) -> io::Result<u64> {
+        if regular {
+            return Ok(1);
+        }
+        let mut bytes: libc::c_uint = 0;
+        // SAFETY: the request writes one u_int, which lives over the call.
+        unsafe { diocgsectorsize(file.as_raw_fd(), &mut bytes) }?;
+        Ok(u64::from(bytes).max(1))
+    }
+
+    /// Whether the file system or the device gives space back.
+    pub fn can_discard(file: &File, regular: bool, _size: u64) -> bool {
+        let fd = file.as_raw_fd();
+        if regular {
+            // SAFETY: fpathconf touches no memory of ours.
+            return fspacectl().is_some() && unsafe { libc::fpathconf(fd, PC_DEALLOC_PRESENT) } == 1;
+        }
+        let mut name = [0; 64];
+        name[..15].copy_from_slice(b"GEOM::candelete");
+        let len = size_of::<libc::c_int>() as libc::c_int;
+        let mut attribute = Attribute { name, len, value: AttributeValue { text: [0; 256] } };
+        // SAFETY: the request reads and writes one `struct diocgattr_arg`, which lives over the call; every bit pattern
+        // of the union is an integer.
+        unsafe { diocgattr(fd, &mut attribute).is_ok() && attribute.value.integer != 0 }
+    }
+
+    /// Gives the space of a range back to the host.
+    pub fn discard(file: &File, regular: bool, offset: u64, bytes: u64) -> io::Result<()> {
+        if !regular {
+            // A part of a sector cannot be given back, and asking for it makes the kernel log a line.
+            let Some((offset, bytes)) = whole_units(offset, bytes, sector_bytes(file, regular)?) else { return Ok(()) };
+            let range = [offset as libc::off_t, bytes as libc::off_t];
+            // SAFETY: the request reads two off_t, which live over the call.
+            unsafe { diocgdelete(file.as_raw_fd(), &range) }?;
+            return Ok(());
+        }
+        let Some(fspacectl) = fspacectl() else { return Err(io::ErrorKind::Unsupported.into()) };
+        let mut range = libc::spacectl_range { r_offset: offset as libc::off_t, r_len: bytes as libc::off_t };
+        while range.r_len > 0 {
+            let mut left = libc::spacectl_range { r_offset: 0, r_len: 0 };
+            // SAFETY: both ranges live over the call, which reads the first and writes what is left to the second.
+            if unsafe { fspacectl(file.as_raw_fd(), libc::SPACECTL_DEALLOC, &range, 0, &mut left) } == 0 {
+                range = left;
+                continue;
+            }
+            let error = io::Error::last_os_error();
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Zeroes a range without writing it all: there is no such thing.
+    pub fn zero_range(_: &File, _offset: u64, _bytes: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Makes what was written durable.
+    pub fn sync_data(file: &File, regular: bool) -> io::Result<()> {
+        if regular {
+            return file.sync_data();
+        }
+        // SAFETY: the request has no argument.
+        match unsafe { diocgflush(file.as_raw_fd()) }.map_err(io::Error::from) {
+            // A device that cannot flush has nothing to flush, or nothing more can be done, as for the file systems.
+            Err(error) if is_unsupported(&error) => Ok(()),
+            other => other.map(drop),
+        }
+    }
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "freebsd")))]
+mod plain {
+    use std::fs::File;
+    use std::io;
+
+    /// The unit of transfers: any.
+    pub fn sector_bytes(_: &File, _regular: bool) -> io::Result<u64> {
+        Ok(1)
+    }
+    /// Not known here.
+    pub fn can_discard(_: &File, _regular: bool, _size: u64) -> bool {
+        false
+    }
+    /// Not known here.
+    pub fn discard(_: &File, _regular: bool, _offset: u64, _bytes: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    /// Not known here.
+    pub fn zero_range(_: &File, _offset: u64, _bytes: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    /// Makes what was written durable.
+    pub fn sync_data(file: &File, _regular: bool) -> io::Result<()> {
+        file.sync_data()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+
+    #[test]
+    fn only_whole_sectors_of_a_range_are_given_back() {
+        assert_eq!(whole_units(0, 4096, 4096), Some((0, 4096)));
+        assert_eq!(whole_units(512, 8192, 4096), Some((4096, 4096)));
+        assert_eq!(whole_units(512, 4096, 4096), None);
+        assert_eq!(whole_units(512, 1024, 512), Some((512, 1024)));
+        assert_eq!(whole_units(u64::MAX, 1, 512), None);
+    }
+
+    #[test]
+    fn a_discarded_range_of_a_file_reads_as_zeros_where_the_file_system_can_discard() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("disk");
+        std::fs::write(&path, vec![7; 1 << 16]).expect("writes");
+        let file = File::options().read(true).write(true).open(&path).expect("opens");
+        assert_eq!(sector_bytes(&file, true).expect("answers"), 1);
+        let done = discard(&file, true, 4096, 8192);
+        let bytes = std::fs::read(&path).expect("reads");
+        match can_discard(&file, true, 1 << 16) {
+            true => {
+                done.expect("discards");
+                assert!(bytes[4096..12288].iter().all(|&byte| byte == 0));
+            }
+            false => assert!(done.is_err_and(|error| is_unsupported(&error)) || bytes[4096..12288].iter().all(|&byte| byte == 0)),
+        }
+        assert!(bytes[..4096].iter().chain(&bytes[12288..]).all(|&byte| byte == 7));
+        sync_data(&file, true).expect("syncs");
+    }
+}
