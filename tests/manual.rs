@@ -160,10 +160,18 @@ fn verbs(root: &clap::Command) -> impl Iterator<Item = &clap::Command> {
     root.get_subcommands().filter(|verb| !verb.is_hide_set())
 }
 
+/// A verb and the verbs below it, each with its whole name.
+fn with_sub_verbs(verb: &clap::Command) -> Vec<(String, &clap::Command)> {
+    let name = verb.get_name().to_owned();
+    let below = verbs(verb).filter(|sub| sub.get_name() != "help").map(|sub| (format!("{name} {}", sub.get_name()), sub));
+    let below: Vec<_> = below.collect();
+    std::iter::once((name, verb)).chain(below).collect()
+}
+
 fn verb_list(root: &clap::Command) -> String {
     let mut text = String::new();
-    for verb in verbs(root) {
-        writeln!(text, ".Ss {}", verb.get_name()).unwrap();
+    for (name, verb) in verbs(root).flat_map(with_sub_verbs) {
+        writeln!(text, ".Ss {name}").unwrap();
         let arguments: String = verb
             .get_positionals()
             .map(|arg| {
@@ -178,9 +186,9 @@ fn verb_list(root: &clap::Command) -> String {
             .collect();
         let arguments = arguments.trim_start();
         if arguments.is_empty() {
-            writeln!(text, ".Nm vmctl\n.Ic {}\n.Pp", verb.get_name()).unwrap();
+            writeln!(text, ".Nm vmctl\n.Ic {name}\n.Pp").unwrap();
         } else {
-            writeln!(text, ".Nm vmctl\n.Ic {}\n.{arguments}\n.Pp", verb.get_name()).unwrap();
+            writeln!(text, ".Nm vmctl\n.Ic {name}\n.{arguments}\n.Pp").unwrap();
         }
         text.push_str(&help(verb.get_long_about(), verb.get_about()));
         text.push_str(&options(verb, |arg| !arg.is_global_set() && arg.get_id() != "help" && arg.get_id() != "version"));

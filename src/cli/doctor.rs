@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::{App, Column, ExitStatus, Outcome};
-use crate::host::doctor::{Finding, Verdict, examine};
+use crate::host::doctor::{Finding, Verdict, examine, freebsd::Needs};
 
 /// Say what this host offers and what is missing
 ///
@@ -36,7 +36,7 @@ impl Args {
             Err(failure) => Finding::bad("host file", failure.error.to_string(), "correct it, or name another with `--config`"),
         }];
         let path = datastore.map(|datastore| datastore.path).unwrap_or(paths.datastore);
-        findings.extend(examine(&path, &paths.runtime_dir));
+        findings.extend(examine(&path, &paths.runtime_dir, &Needs::default()));
         let bad = findings.iter().any(|finding| finding.verdict == Verdict::Bad);
         let rows: Vec<Row> = findings.into_iter().map(row).collect();
         app.ui.list("doctor", 1, &rows, &COLUMNS, |row| row.check.to_owned())?;

@@ -24,15 +24,19 @@ mod kill;
 mod launch;
 mod list;
 mod logs;
+mod passthru;
 mod poweroff;
 mod rename;
 mod reset;
 mod reset_failed;
 mod restart;
+mod rollback;
 mod run;
 mod schema;
 mod selection;
 mod show;
+mod snapshot;
+mod snapshots;
 mod source;
 mod start;
 mod stop;
@@ -82,6 +86,9 @@ enum Verb {
     Destroy(destroy::Args),
     Rename(rename::Args),
     Clone(clone::Args),
+    Snapshot(snapshot::Args),
+    Snapshots(snapshots::Args),
+    Rollback(rollback::Args),
     Edit(edit::Args),
     List(list::Args),
     Info(info::Args),
@@ -91,6 +98,7 @@ enum Verb {
     Run(run::Args),
     ResetFailed(reset_failed::Args),
     Autostart(autostart::Args),
+    Passthru(passthru::Args),
     Doctor(doctor::Args),
     Check(check::Args),
     Show(show::Args),
@@ -175,6 +183,9 @@ pub fn main() -> ExitCode {
         Verb::Destroy(args) => args.run(&app),
         Verb::Rename(args) => args.run(&app),
         Verb::Clone(args) => args.run(&app),
+        Verb::Snapshot(args) => args.run(&app),
+        Verb::Snapshots(args) => args.run(&app),
+        Verb::Rollback(args) => args.run(&app),
         Verb::Edit(args) => args.run(&app),
         Verb::List(args) => args.run(&app),
         Verb::Info(args) => args.run(&app),
@@ -184,6 +195,7 @@ pub fn main() -> ExitCode {
         Verb::Run(args) => args.run(&app),
         Verb::ResetFailed(args) => args.run(&app),
         Verb::Autostart(args) => args.run(&app),
+        Verb::Passthru(args) => args.run(&app),
         Verb::Doctor(args) => args.run(&app),
         Verb::Check(args) => args.run(&app),
         Verb::Show(args) => args.run(&app),

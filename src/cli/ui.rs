@@ -11,6 +11,7 @@ use tabled::settings::{Padding, Style};
 
 use crate::config::Diagnostics;
 use crate::guest::error::{Fault, GuestError};
+use crate::host::error::HostError;
 use crate::units::UnitError;
 
 /// How a command ended.
@@ -105,7 +106,8 @@ impl Failure {
 fn hint_of(error: &anyhow::Error) -> Option<Hint> {
     let carried = |cause: &(dyn Error + 'static)| -> Option<String> {
         let unit = cause.downcast_ref::<UnitError>().and_then(|error| error.hint.clone());
-        unit.or_else(|| cause.downcast_ref::<GuestError>()?.next_step().map(str::to_owned))
+        let guest = || cause.downcast_ref::<GuestError>()?.next_step().map(str::to_owned);
+        unit.or_else(guest).or_else(|| cause.downcast_ref::<HostError>()?.next_step().map(str::to_owned))
     };
     error.chain().find_map(carried).map(Hint)
 }

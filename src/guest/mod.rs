@@ -12,6 +12,7 @@ pub mod lock; // who runs or changes a guest
 pub mod logs; // logs that do not grow without bound
 pub mod overview; // what `list` and `info` tell
 pub mod provision; // disks: made, grown, copied, removed
+pub mod snapshot; // snapshots of disks
 pub mod state; // what the program knows of a guest
 pub mod store; // a datastore and the guests in it
 pub mod supervisor; // one process a guest: boots, policy, console, control socket

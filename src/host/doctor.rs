@@ -1,5 +1,7 @@
 //! The probe behind `vmctl doctor`: what this host offers, and what is missing.
 
+pub mod freebsd; // what only FreeBSD has
+
 use std::fs::{File, OpenOptions};
 use std::path::Path;
 
@@ -46,8 +48,8 @@ impl Finding {
 }
 
 /// Looks at everything.
-pub fn examine(datastore: &Path, runtime: &Path) -> Vec<Finding> {
-    vec![
+pub fn examine(datastore: &Path, runtime: &Path, needs: &freebsd::Needs) -> Vec<Finding> {
+    let mut findings = vec![
         Finding::good("vmctl", format!("{} for {} {}", env!("CARGO_PKG_VERSION"), std::env::consts::OS, std::env::consts::ARCH)),
         Finding::good("host", kernel()),
         processors(),
@@ -57,7 +59,11 @@ pub fn examine(datastore: &Path, runtime: &Path) -> Vec<Finding> {
         writable(datastore),
         space(datastore),
         runtime_directory(runtime),
-    ]
+    ];
+    if super::program::is_freebsd() {
+        findings.extend(freebsd::examine(needs));
+    }
+    findings
 }
 
 fn processors() -> Finding {

@@ -3,16 +3,18 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::program;
+
 /// What zfs(8) printed when it failed, in one line.
 pub type Failure = String;
 
 fn zfs(arguments: &[&str]) -> Result<String, Failure> {
-    let output = Command::new("zfs").args(arguments).output().map_err(|error| format!("cannot run zfs(8): {error}"))?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
-    let words = String::from_utf8_lossy(&output.stderr).lines().collect::<Vec<_>>().join(" ");
-    Err(format!("`zfs {}` failed: {}", arguments.join(" "), words.trim()))
+    program::run("zfs", arguments).map_err(|error| error.to_string())
+}
+
+/// Whether this host has ZFS at all.
+pub fn is_there() -> bool {
+    program::find("zfs").is_some()
 }
 
 /// The dataset that a path is in.
@@ -70,6 +72,85 @@ fn send_receive(snapshot: &str, to: &str) -> Result<(), Failure> {
     }
 }
 
+/// Makes a volume that shares the bytes of another until they differ: a clone of a snapshot, on which it depends.
+pub fn clone_volume(from: &str, to: &str) -> Result<(), Failure> {
+    let snapshot = format!("{from}@vmctl-{}", to.replace('/', ":"));
+    zfs(&["snapshot", &snapshot])?;
+    if let Err(error) = zfs(&["clone", "-o", "volmode=dev", &snapshot, to]) {
+        let _ = zfs(&["destroy", &snapshot]);
+        return Err(error);
+    }
+    wait_for_device(to)
+}
+
+/// A snapshot of a dataset or volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The dataset.
+    pub dataset: String,
+    /// What stands after the `@`.
+    pub name: String,
+    /// Bytes that only it holds.
+    pub used: u64,
+    /// When it was made, in seconds since 1970.
+    pub created: u64,
+}
+
+/// Whether a name can be that of a snapshot: what zfs(8) calls a component, and not longer than needed.
+pub fn is_snapshot_name(name: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.:".contains(&b);
+    !name.is_empty() && name.len() <= 100 && !name.starts_with('-') && name.bytes().all(plain)
+}
+
+/// Takes snapshots of datasets and all below them, all at the same moment when they are in one pool.
+pub fn snapshot(datasets: &[String], name: &str) -> Result<(), Failure> {
+    let names: Vec<String> = datasets.iter().map(|dataset| format!("{dataset}@{name}")).collect();
+    let arguments: Vec<&str> = ["snapshot", "-r"].into_iter().chain(names.iter().map(String::as_str)).collect();
+    zfs(&arguments).map(drop)
+}
+
+/// The snapshots of a dataset itself, the oldest first.
+pub fn snapshots(dataset: &str) -> Result<Vec<Snapshot>, Failure> {
+    let columns = "name,used,creation";
+    let text = zfs(&["list", "-H", "-p", "-t", "snapshot", "-d", "1", "-o", columns, "-s", "creation", dataset])?;
+    Ok(text.lines().filter_map(snapshot_of_line).collect())
+}
+
+fn snapshot_of_line(line: &str) -> Option<Snapshot> {
+    let mut words = line.split('\t');
+    let (dataset, name) = words.next()?.split_once('@')?;
+    let (used, created) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+    Some(Snapshot { dataset: dataset.to_owned(), name: name.to_owned(), used, created })
+}
+
+/// Takes a dataset back to a snapshot; `newer` also destroys the snapshots after it, which ZFS refuses otherwise.
+pub fn rollback(dataset: &str, name: &str, newer: bool) -> Result<(), Failure> {
+    let snapshot = format!("{dataset}@{name}");
+    let arguments: &[&str] = if newer { &["rollback", "-r", &snapshot] } else { &["rollback", &snapshot] };
+    zfs(arguments).map(drop)
+}
+
+/// Removes a snapshot of a dataset and of all below it.
+pub fn destroy_snapshot(dataset: &str, name: &str) -> Result<(), Failure> {
+    zfs(&["destroy", "-r", &format!("{dataset}@{name}")]).map(drop)
+}
+
+/// A property of a dataset.
+pub fn property(dataset: &str, name: &str) -> Result<String, Failure> {
+    Ok(zfs(&["get", "-H", "-o", "value", name, dataset])?.trim().to_owned())
+}
+
+/// The dataset whose mountpoint a directory is, if it is one.
+pub fn dataset_mounted_at(directory: &Path) -> Option<String> {
+    let dataset = dataset_of(directory).ok()?;
+    (property(&dataset, "mountpoint").ok()? == directory.to_str()?).then_some(dataset)
+}
+
+/// The volume behind a device below /dev/zvol.
+pub fn volume_of_device(path: &Path) -> Option<String> {
+    path.strip_prefix("/dev/zvol").ok()?.to_str().map(str::to_owned)
+}
+
 /// The device appears a moment after the volume.
 fn wait_for_device(name: &str) -> Result<(), Failure> {
     let device = volume_device(name);
@@ -80,4 +161,32 @@ fn wait_for_device(name: &str) -> Result<(), Failure> {
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
     Err(format!("`{}` has not appeared", device.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn snapshots_are_read_from_tabs() {
+        let line = "tank/vm/web-root@before\t4096\t1790000000";
+        let expected = Snapshot { dataset: "tank/vm/web-root".into(), name: "before".into(), used: 4096, created: 1_790_000_000 };
+        assert_eq!(snapshot_of_line(line), Some(expected));
+        assert_eq!(snapshot_of_line("tank/vm\t1\t2"), None);
+        assert_eq!(snapshot_of_line(""), None);
+    }
+
+    #[test]
+    fn names_that_zfs_would_take_for_something_else_are_none() {
+        for name in ["", "-r", "a@b", "a/b", "a b", "a%b"] {
+            assert!(!is_snapshot_name(name), "{name}");
+        }
+        assert!(is_snapshot_name("2026-11-26T22:03:17.auto_1"));
+    }
+
+    #[test]
+    fn a_device_of_a_volume_names_it() {
+        assert_eq!(volume_of_device(Path::new("/dev/zvol/tank/vm/web")).as_deref(), Some("tank/vm/web"));
+        assert_eq!(volume_of_device(Path::new("/dev/da0")), None);
+    }
 }

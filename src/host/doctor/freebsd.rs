@@ -1,0 +1,298 @@
+//! What `vmctl doctor` looks at on FreeBSD: processor, modules, firmware, sysctls, IOMMU, pf, jails, ZFS, rc.
+//!
+//! vmm(4) says what the processor can once it is loaded: `hw.vmm.vmx.initialized` and `hw.vmm.vmx.cap.*`
+//! (`sys/amd64/vmm/intel/vmx.c`), `hw.vmm.svm.features` (`sys/amd64/vmm/amd/svm.c`; all ones until it is loaded on an
+//! AMD processor). Before, the kernel's boot messages list the features: `VT-x: ...,EPT,UG,...`, `SVM: NP,...` and
+//! `Features2=...,POPCNT,...` (`sys/x86/x86/identcpu.c`).
+
+use std::path::Path;
+
+use super::super::jail::{self, JailNeeds};
+use super::super::passthru::{self, Iommu};
+use super::super::pf;
+use super::super::program;
+use super::super::rc;
+use super::super::sysrc::RcConf;
+use super::Finding;
+
+/// What the guests and switches of this host need of it.
+#[derive(Debug, Clone, Default)]
+pub struct Needs {
+    /// Guests with UEFI firmware of the ports.
+    pub uefi: bool,
+    /// Guests with grub-bhyve.
+    pub grub: bool,
+    /// Guests with bhyveload.
+    pub bhyveload: bool,
+    /// Guests with a TPM in software.
+    pub swtpm: bool,
+    /// Guests with limits.
+    pub limits: bool,
+    /// Guests with PCI devices of the host.
+    pub passthru: bool,
+    /// A switch with NAT.
+    pub nat: bool,
+    /// A switch with DHCP.
+    pub dhcp: bool,
+    /// The jails of guests.
+    pub jails: Vec<JailNeeds>,
+    /// Volumes of guests that are cached by the host and by the guest.
+    pub cached_twice: Vec<String>,
+}
+
+/// Where the ports put the firmware (sysutils/edk2, flavour bhyve).
+const FIRMWARE: &str = "/usr/local/share/uefi-firmware/BHYVE_UEFI.fd";
+
+/// Looks at everything.
+pub fn examine(needs: &Needs) -> Vec<Finding> {
+    let mut findings = vec![release(), processor()];
+    findings.extend([module("vmm", true), module("nmdm", true), module("if_bridge", false), module("if_tuntap", false)]);
+    findings.push(tap());
+    findings.extend(programs(needs));
+    findings.push(iommu(needs.passthru));
+    if needs.limits {
+        findings.push(racct());
+    }
+    if needs.nat {
+        findings.push(packet_filter());
+    }
+    findings.extend(needs.jails.iter().map(jail_of));
+    findings.extend(needs.cached_twice.iter().map(|volume| cached_twice(volume)));
+    findings.push(autostart());
+    findings
+}
+
+fn sysctl(name: &str) -> Option<String> {
+    program::run("sysctl", &["-n", name]).ok().map(|text| text.trim().to_owned())
+}
+
+fn note(check: &'static str, words: impl Into<String>, hint: impl Into<String>) -> Finding {
+    Finding { hint: Some(hint.into()), ..Finding::note(check, words) }
+}
+
+fn release() -> Finding {
+    let (kernel, world) = match program::run("freebsd-version", &["-k", "-u"]) {
+        Ok(text) => {
+            let mut lines = text.lines().map(str::to_owned);
+            (lines.next().unwrap_or_default(), lines.next().unwrap_or_default())
+        }
+        Err(error) => return Finding::note("freebsd", error.to_string()),
+    };
+    let series = |version: &str| version.split('-').next().unwrap_or_default().to_owned();
+    let running = program::run("uname", &["-r"]).map(|text| text.trim().to_owned()).unwrap_or_default();
+    if series(&running) != series(&kernel) || series(&running) != series(&world) {
+        let words = format!("{running} runs; {kernel} and {world} are installed");
+        return note("freebsd", words, "bhyve of one release and vmm(4) of another may not fit: boot the installed kernel");
+    }
+    Finding::good("freebsd", running)
+}
+
+fn processor() -> Finding {
+    if sysctl("hw.vmm.vmx.initialized").as_deref() == Some("1") {
+        return match sysctl("hw.vmm.vmx.cap.unrestricted_guest").as_deref() {
+            Some("1") => Finding::good("processor", "VT-x with EPT and unrestricted guests"),
+            _ => note("processor", "VT-x with EPT, without unrestricted guests", "such a guest has one virtual CPU, and no UEFI"),
+        };
+    }
+    // All ones stand for "not asked yet" (svm.c initialises it so); sysctl prints them unsigned or as -1.
+    let svm = sysctl("hw.vmm.svm.features").filter(|text| !matches!(text.as_str(), "-1" | "4294967295" | "0"));
+    if svm.is_some() {
+        return Finding::good("processor", "AMD-V with nested paging");
+    }
+    let boot = std::fs::read_to_string("/var/run/dmesg.boot").or_else(|_| program::run("dmesg", &[]));
+    let model = sysctl("hw.model").unwrap_or_else(|| "the processor".into());
+    match boot.as_deref().map(features) {
+        Ok(found) => words_for(&model, &found),
+        Err(_) => Finding::note("processor", format!("{model}; what it can is known when vmm(4) is loaded")),
+    }
+}
+
+/// What a processor's boot messages tell.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Features {
+    ept: bool,
+    unrestricted: bool,
+    nested_paging: bool,
+    popcnt: bool,
+    any: bool,
+}
+
+fn features(boot: &str) -> Features {
+    let mut found = Features::default();
+    for line in boot.lines().map(str::trim) {
+        if let Some(list) = line.strip_prefix("VT-x: ") {
+            found.any = true;
+            found.ept |= list.split(',').any(|word| word.trim() == "EPT");
+            found.unrestricted |= list.split(',').any(|word| word.trim() == "UG");
+        } else if let Some(list) = line.strip_prefix("SVM: ") {
+            found.any = true;
+            found.nested_paging |= list.split(',').any(|word| word.trim() == "NP");
+        } else if line.starts_with("Features2=") {
+            found.any = true;
+            found.popcnt |= line.contains("POPCNT");
+        }
+    }
+    found
+}
+
+fn words_for(model: &str, found: &Features) -> Finding {
+    let firmware = "turn on VT-x or AMD-V in the host's firmware; until then `engine = \"embedded\"` runs guests";
+    if !found.any {
+        return Finding::note("processor", format!("{model}; its boot messages are gone, load vmm(4) to know what it can"));
+    }
+    match (found.ept && found.unrestricted, found.ept, found.nested_paging, found.popcnt) {
+        (true, ..) | (_, _, true, _) if !found.popcnt => {
+            Finding::bad("processor", format!("{model} has no POPCNT, and bhyve needs it"), "use `engine = \"embedded\"`")
+        }
+        (true, ..) => Finding::good("processor", format!("{model}: EPT and unrestricted guests")),
+        (_, _, true, _) => Finding::good("processor", format!("{model}: nested paging")),
+        (_, true, ..) => note(
+            "processor",
+            format!("{model}: EPT, without unrestricted guests"),
+            "such a guest has one virtual CPU, and no UEFI",
+        ),
+        _ => Finding::bad("processor", format!("{model} has no EPT and no nested paging, or they are turned off"), firmware),
+    }
+}
+
+fn module(name: &'static str, needed: bool) -> Finding {
+    if program::run("kldstat", &["-q", "-m", name]).is_ok() {
+        return Finding::good("module", format!("{name} is loaded"));
+    }
+    let words = format!("{name} is not loaded; vmctl loads it when a guest or a switch needs it");
+    match needed {
+        true => note("module", words, "`vmctl host setup` loads it at boot"),
+        false => Finding::note("module", words),
+    }
+}
+
+fn tap() -> Finding {
+    match sysctl("net.link.tap.up_on_open").as_deref() {
+        Some("1") => Finding::good("net.link.tap.up_on_open", "1"),
+        Some(value) => {
+            note("net.link.tap.up_on_open", value.to_owned(), "vmctl brings its taps up itself; others need `vmctl host setup`")
+        }
+        None => Finding::note("net.link.tap.up_on_open", "not there until if_tuntap is loaded"),
+    }
+}
+
+fn programs(needs: &Needs) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let file = |check, path: &str, package: &str| match Path::new(path).exists() {
+        true => Finding::good(check, path.to_owned()),
+        false => Finding::bad(check, format!("`{path}` is not there, and a guest needs it"), package.to_owned()),
+    };
+    let program = |check, name: &str, package: &str| match program::find(name) {
+        Some(path) => Finding::good(check, path.display().to_string()),
+        None => Finding::bad(check, format!("`{name}` is not installed, and a guest or switch needs it"), package.to_owned()),
+    };
+    findings.push(program("bhyve", "bhyve", "it is part of FreeBSD for amd64 and arm64"));
+    if needs.uefi {
+        findings.push(file("firmware", FIRMWARE, "`pkg install edk2-bhyve`, or `uefi.firmware` in the guest's file"));
+    }
+    if needs.bhyveload {
+        findings.push(file("bhyveload", "/boot/userboot.so", "it is part of FreeBSD's base system"));
+    }
+    if needs.grub {
+        findings.push(program("grub-bhyve", "grub-bhyve", "`pkg install grub2-bhyve`"));
+    }
+    if needs.swtpm {
+        findings.push(program("swtpm", "swtpm", "`pkg install swtpm`"));
+    }
+    if needs.dhcp {
+        findings.push(program("dnsmasq", "dnsmasq", "`pkg install dnsmasq`"));
+    }
+    findings
+}
+
+fn iommu(needed: bool) -> Finding {
+    let state = passthru::iommu();
+    let (words, hint) = state.words();
+    match (state, hint) {
+        (Iommu::On | Iommu::Present(_), _) => Finding::good("iommu", words),
+        (_, Some(hint)) if needed => Finding::bad("iommu", format!("{words}; a guest has a PCI device of the host"), hint),
+        (_, hint) => Finding { hint, ..Finding::note("iommu", words) },
+    }
+}
+
+fn racct() -> Finding {
+    match sysctl("kern.racct.enable").as_deref() {
+        Some("1") => Finding::good("kern.racct.enable", "1"),
+        _ => Finding::bad(
+            "kern.racct.enable",
+            "off, and guests have limits",
+            "`vmctl host setup --write` puts it into /boot/loader.conf; then boot again",
+        ),
+    }
+}
+
+fn packet_filter() -> Finding {
+    match pf::look() {
+        Err(error) => Finding::note("pf", error.to_string()),
+        Ok(pf) => match pf::check(&pf, "of the host file") {
+            Ok(()) if pf.blocks && !pf.filter_anchor => note(
+                "pf",
+                "its rules block and have no anchor of vmctl's",
+                format!("add the line {} to /etc/pf.conf", pf::FILTER_LINE),
+            ),
+            Ok(()) => Finding::good("pf", format!("runs, with {}", pf::NAT_LINE)),
+            Err(error) => Finding::bad("pf", error.to_string(), error.next_step().unwrap_or_default()),
+        },
+    }
+}
+
+fn jail_of(needs: &JailNeeds) -> Finding {
+    let hint = format!("`vmctl jail prepare {}` shows what it needs", needs.name);
+    match jail::check(needs) {
+        Ok(wrong) if wrong.is_empty() => Finding::good("jail", format!("{} may use vmm(4) and sees its devices", needs.name)),
+        Ok(wrong) => Finding::bad("jail", format!("{}: {}", needs.name, wrong.join("; ")), hint),
+        Err(error) => Finding::bad("jail", error.to_string(), error.next_step().unwrap_or(&hint)),
+    }
+}
+
+fn cached_twice(volume: &str) -> Finding {
+    note(
+        "zfs",
+        format!("`{volume}` is cached by the host, and by a guest that uses ZFS itself again"),
+        format!("if the guest is on ZFS: `zfs set primarycache=metadata {volume}`"),
+    )
+}
+
+fn autostart() -> Finding {
+    let root = Path::new("/");
+    match rc::missing(&RcConf::of(root), root) {
+        Ok(None) => Finding::good("autostart", "rc(8) starts guests with this host"),
+        Ok(Some(hint)) => note("autostart", "guests do not start with this host", hint),
+        Err(error) => Finding::note("autostart", error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Verdict;
+    use super::*;
+
+    const INTEL: &str = "\
+CPU: Intel(R) Xeon(R)
+  Features2=0x7ffafbbf<SSE3,PCLMULQDQ,VMX,POPCNT,AESNI>
+  VT-x: PAT,HLT,MTRR,PAUSE,EPT,UG,VPID
+";
+
+    #[test]
+    fn what_a_processor_can_is_read_from_its_boot_messages() {
+        let intel = features(INTEL);
+        assert_eq!(intel, Features { ept: true, unrestricted: true, nested_paging: false, popcnt: true, any: true });
+        assert_eq!(words_for("X", &intel).verdict, Verdict::Good);
+        let amd = features("  Features2=0x1<SSE3,POPCNT>\n  SVM: NP,NRIP,AFlush,NAsids=32768\n");
+        assert_eq!(words_for("X", &amd).words, "X: nested paging");
+    }
+
+    #[test]
+    fn what_a_processor_lacks_is_said() {
+        let old = features("  Features2=0x1<SSE3,VMX>\n  VT-x: PAT,HLT,EPT,UG\n");
+        assert!(words_for("X", &old).words.contains("POPCNT"));
+        assert_eq!(words_for("X", &features("  Features2=0x1<SSE3,POPCNT>\n")).verdict, Verdict::Bad);
+        assert_eq!(words_for("X", &features("  Features2=0x1<POPCNT>\n  VT-x: EPT\n")).verdict, Verdict::Note);
+        assert_eq!(words_for("X", &features("")).verdict, Verdict::Note);
+    }
+}

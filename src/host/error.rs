@@ -1,0 +1,52 @@
+//! What goes wrong with the host, in the words a user reads.
+
+use std::fmt;
+
+use super::program::{ProgramError, StepError};
+
+/// A message and, where there is one, the next step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostError {
+    message: String,
+    hint: Option<String>,
+}
+
+impl HostError {
+    /// Lower-case, no final stop, the offending value in backticks.
+    pub fn new(message: impl Into<String>) -> HostError {
+        HostError { message: message.into(), hint: None }
+    }
+    /// A system call on a path: `action` completes "cannot ...".
+    pub fn io(action: &str, path: &std::path::Path, error: &std::io::Error) -> HostError {
+        HostError::new(format!("cannot {action} `{}`: {error}", path.display()))
+    }
+    /// What to do next.
+    pub fn hint(mut self, hint: impl Into<String>) -> HostError {
+        self.hint = Some(hint.into());
+        self
+    }
+    /// The next step, if there is one.
+    pub fn next_step(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+}
+
+impl fmt::Display for HostError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for HostError {}
+
+impl From<ProgramError> for HostError {
+    fn from(error: ProgramError) -> HostError {
+        HostError { message: error.to_string(), hint: error.hint().map(str::to_owned) }
+    }
+}
+
+impl From<StepError> for HostError {
+    fn from(error: StepError) -> HostError {
+        HostError { message: error.to_string(), hint: error.hint.map(str::to_owned) }
+    }
+}

@@ -1,0 +1,209 @@
+//! The jail that a guest's bhyve runs in: the devfs rules and the jail.conf(5) piece that it takes, and whether a jail has
+//! them. The handbook describes it in 24.7.9.
+//!
+//! A jail sees only the device nodes that its devfs(8) ruleset unhides. bhyve needs vmm(4)'s nodes (`vmm` and `vmm/*`,
+//! `vmm.io/*`, and since 15 `vmmctl`), the null modems of its consoles, the taps of its interfaces and the volumes of
+//! its disks; a directory of devfs must be unhidden itself before what is in it can be seen.
+
+use std::path::{Path, PathBuf};
+
+use super::error::HostError;
+use super::files::write_atomically;
+use super::program;
+
+/// What a jail is made for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JailNeeds {
+    /// The jail's name.
+    pub name: String,
+    /// Its root directory.
+    pub root: PathBuf,
+    /// Number of the devfs ruleset.
+    pub ruleset: u32,
+    /// Volumes of the disks, as `pool/dataset`.
+    pub volumes: Vec<String>,
+    /// Device nodes besides, without `/dev/`, like `nmdm*` or `tap*`.
+    pub nodes: Vec<String>,
+    /// Whether a PCI device of the host is given to a guest in it.
+    pub passthru: bool,
+}
+
+impl JailNeeds {
+    /// The paths that devfs must show, directories before what is in them.
+    pub fn paths(&self) -> Vec<String> {
+        let mut paths: Vec<String> = ["vmm", "vmm/*", "vmm.io", "vmm.io/*", "vmmctl"].map(str::to_owned).to_vec();
+        let mut add = |path: String| {
+            if !paths.contains(&path) {
+                paths.push(path);
+            }
+        };
+        for node in &self.nodes {
+            add(node.clone());
+        }
+        for volume in &self.volumes {
+            let mut path = "zvol".to_owned();
+            add(path.clone());
+            for part in volume.split('/') {
+                path = format!("{path}/{part}");
+                add(path.clone());
+            }
+        }
+        if self.passthru {
+            add("pci".into());
+        }
+        paths
+    }
+
+    /// The piece of /etc/devfs.rules.
+    pub fn devfs_rules(&self) -> String {
+        let word: String = self.name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+        let mut text = format!("[devfsrules_jail_{word}={}]\n", self.ruleset);
+        for set in ["devfsrules_hide_all", "devfsrules_unhide_basic", "devfsrules_unhide_login"] {
+            text.push_str(&format!("add include ${set}\n"));
+        }
+        for path in self.paths() {
+            text.push_str(&format!("add path '{path}' unhide\n"));
+        }
+        text
+    }
+
+    /// The piece of /etc/jail.conf.
+    pub fn jail_conf(&self) -> String {
+        let mut text = format!(
+            "{name} {{\n\tpath = \"{root}\";\n\thost.hostname = \"{name}\";\n\tip4 = inherit;\n\tip6 = inherit;\n\
+             \tpersist;\n\texec.clean;\n\tsecurelevel = 3;\n\tmount.devfs;\n\tdevfs_ruleset = {ruleset};\n\tallow.vmm;\n",
+            name = self.name,
+            root = self.root.display(),
+            ruleset = self.ruleset,
+        );
+        if self.passthru {
+            text.push_str("\tallow.vmm_ppt;\n");
+        }
+        text + "}\n"
+    }
+
+    /// Writes both pieces into a directory, for review; returns their paths.
+    pub fn write(&self, directory: &Path) -> Result<[PathBuf; 2], HostError> {
+        std::fs::create_dir_all(directory).map_err(|error| HostError::io("make", directory, &error))?;
+        let files = [
+            (directory.join(format!("{}.devfs.rules", self.name)), self.devfs_rules()),
+            (directory.join(format!("{}.jail.conf", self.name)), self.jail_conf()),
+        ];
+        for (path, text) in &files {
+            write_atomically(path, text.as_bytes(), 0o644).map_err(|error| HostError::io("write", path, &error))?;
+        }
+        Ok(files.map(|(path, _)| path))
+    }
+}
+
+/// The first number of a devfs ruleset from 100 that this text of devfs.rules(5) does not use: sections are
+/// `[name=number]`.
+pub fn free_ruleset(rules: &str) -> u32 {
+    let number =
+        |line: &str| -> Option<u32> { line.trim().strip_prefix('[')?.strip_suffix(']')?.split_once('=')?.1.trim().parse().ok() };
+    let used: Vec<u32> = rules.lines().filter_map(number).collect();
+    (100..).find(|number| !used.contains(number)).expect("there are more numbers than lines")
+}
+
+/// What is wrong with a jail that runs; nothing when all is as it should be.
+pub fn check(needs: &JailNeeds) -> Result<Vec<String>, HostError> {
+    // Without -n, jls(8) prints the bare values in the order that they were asked for.
+    let text = program::run("jls", &["-j", &needs.name, "allow.vmm", "devfs_ruleset"]).map_err(|error| {
+        let words = error.to_string();
+        let hint = match words.contains("unknown parameter") {
+            true => "`allow.vmm` is there when vmm(4) is loaded: `kldload vmm`".to_owned(),
+            false => {
+                format!("start it with `service jail onestart {0}`; `vmctl jail prepare {0}` says how it is made", needs.name)
+            }
+        };
+        HostError::new(format!("jail `{}` cannot be used: {words}", needs.name)).hint(hint)
+    })?;
+    let mut words = text.split_whitespace();
+    let mut wrong = Vec::new();
+    if words.next() != Some("true") {
+        wrong.push("it does not have `allow.vmm`".to_owned());
+    }
+    let ruleset: u32 = words.next().and_then(|word| word.parse().ok()).unwrap_or(0);
+    if ruleset != 0 {
+        let rules = program::run("devfs", &["rule", "-s", &ruleset.to_string(), "show"])?;
+        for path in needs.paths().iter().filter(|path| *path != "vmmctl" && !unhides(&rules, path)) {
+            wrong.push(format!("its devfs ruleset {ruleset} does not unhide `{path}`"));
+        }
+    }
+    Ok(wrong)
+}
+
+/// Whether `devfs rule show` lists a rule that unhides a path: `NUMBER path PATTERN unhide`, where an asterisk at the end
+/// stands for anything.
+fn unhides(rules: &str, path: &str) -> bool {
+    rules.lines().any(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let Some(at) = words.iter().position(|word| *word == "path") else { return false };
+        let Some(pattern) = words.get(at + 1) else { return false };
+        let matches = match pattern.strip_suffix('*') {
+            Some(start) => path.starts_with(start),
+            None => *pattern == path,
+        };
+        matches && words[at + 2..].contains(&"unhide")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn needs() -> JailNeeds {
+        JailNeeds {
+            name: "vms".into(),
+            root: "/jails/vms".into(),
+            ruleset: 100,
+            volumes: vec!["zroot/vms/web".into(), "zroot/vms/db".into()],
+            nodes: vec!["nmdm*".into(), "tap*".into()],
+            passthru: false,
+        }
+    }
+
+    #[test]
+    fn the_rules_unhide_what_bhyve_opens_directories_first() {
+        assert_eq!(
+            needs().devfs_rules(),
+            "[devfsrules_jail_vms=100]\n\
+             add include $devfsrules_hide_all\n\
+             add include $devfsrules_unhide_basic\n\
+             add include $devfsrules_unhide_login\n\
+             add path 'vmm' unhide\n\
+             add path 'vmm/*' unhide\n\
+             add path 'vmm.io' unhide\n\
+             add path 'vmm.io/*' unhide\n\
+             add path 'vmmctl' unhide\n\
+             add path 'nmdm*' unhide\n\
+             add path 'tap*' unhide\n\
+             add path 'zvol' unhide\n\
+             add path 'zvol/zroot' unhide\n\
+             add path 'zvol/zroot/vms' unhide\n\
+             add path 'zvol/zroot/vms/web' unhide\n\
+             add path 'zvol/zroot/vms/db' unhide\n"
+        );
+    }
+
+    #[test]
+    fn the_jail_is_allowed_vmm_and_passthrough_only_when_it_is_needed() {
+        let conf = needs().jail_conf();
+        assert!(conf.starts_with("vms {\n\tpath = \"/jails/vms\";\n") && conf.ends_with("\tallow.vmm;\n}\n"), "{conf}");
+        assert!(conf.contains("\tdevfs_ruleset = 100;\n"));
+        assert!(JailNeeds { passthru: true, ..needs() }.jail_conf().contains("allow.vmm_ppt;"));
+    }
+
+    #[test]
+    fn a_ruleset_number_that_is_in_use_is_not_taken() {
+        assert_eq!(free_ruleset(""), 100);
+        assert_eq!(free_ruleset("[a=100]\nadd path x unhide\n[b=102]\n[c=101]\n[d=x]\n"), 103);
+    }
+
+    #[test]
+    fn shown_rules_are_matched_as_devfs_prints_them() {
+        let rules = "100 include 1\n200 path vmm unhide\n300 path vmm/* unhide\n400 path tap* hide\n500 path\n";
+        assert!(unhides(rules, "vmm") && unhides(rules, "vmm/*"));
+        assert!(!unhides(rules, "tap*") && !unhides(rules, "zvol"));
+    }
+}

@@ -1,0 +1,309 @@
+//! External programs: found through `PATH`, run to their end, and their errors in the words that they printed.
+//!
+//! Every tool of the host has a file of its own beside this one, which knows its arguments and its output; this file
+//! knows how a program is run. A test puts a directory of small programs at the front of `PATH`.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::process::{Command, Stdio};
+
+/// How much of what a program printed goes into an error.
+const MAX_WORDS: usize = 2000;
+
+/// A program that could not be run, or that failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProgramError {
+    /// The command line, as it would be typed.
+    pub command: String,
+    /// What went wrong with it.
+    pub cause: Cause,
+}
+
+/// What went wrong with a program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cause {
+    /// `PATH` has no such program; the text says what brings it.
+    Missing(&'static str),
+    /// It could not be run for another reason.
+    Run(String),
+    /// It ended with this status and these words on standard error.
+    Failed {
+        /// Exit status; `None` after a signal.
+        status: Option<i32>,
+        /// What it printed, in one line.
+        words: String,
+    },
+}
+
+impl ProgramError {
+    /// What to do about it, where that is known.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self.cause {
+            Cause::Missing(hint) => Some(hint),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for ProgramError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let program = self.command.split(' ').next().unwrap_or_default();
+        match &self.cause {
+            Cause::Missing(_) => write!(f, "there is no program `{program}` in `PATH`"),
+            Cause::Run(words) => write!(f, "cannot run `{program}`: {words}"),
+            Cause::Failed { words, .. } if !words.is_empty() => write!(f, "`{}` failed: {words}", self.command),
+            Cause::Failed { status: Some(status), .. } => write!(f, "`{}` failed with status {status}", self.command),
+            Cause::Failed { status: None, .. } => write!(f, "`{}` was killed", self.command),
+        }
+    }
+}
+
+impl std::error::Error for ProgramError {}
+
+/// What a program of a port is brought by; base programs are there on FreeBSD and nowhere else.
+fn brought_by(program: &str) -> &'static str {
+    match program {
+        "dnsmasq" => "install it with `pkg install dnsmasq` (dns/dnsmasq)",
+        "grub-bhyve" => "install it with `pkg install grub2-bhyve` (sysutils/grub2-bhyve)",
+        "swtpm" => "install it with `pkg install swtpm` (sysutils/swtpm)",
+        "zfs" | "zpool" => "this needs ZFS",
+        _ => "this needs FreeBSD's base system",
+    }
+}
+
+/// The command line as it would be typed: quoted only where it must be.
+pub fn typed(program: &str, arguments: &[&str]) -> String {
+    let plain = |word: &str| !word.is_empty() && word.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_./:=@,+%*".contains(&b));
+    let quoted = |word: &&str| if plain(word) { (*word).to_owned() } else { format!("'{}'", word.replace('\'', "'\\''")) };
+    std::iter::once(&program).chain(arguments).map(quoted).collect::<Vec<_>>().join(" ")
+}
+
+/// Runs a program and returns what it printed on standard output.
+pub fn run(program: &str, arguments: &[&str]) -> Result<String, ProgramError> {
+    run_with(program, arguments, "")
+}
+
+/// As [`run`], with a text on the program's standard input.
+pub fn run_with(program: &str, arguments: &[&str], input: &str) -> Result<String, ProgramError> {
+    let fault = |cause| ProgramError { command: typed(program, arguments), cause };
+    let failed = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound => fault(Cause::Missing(brought_by(program))),
+        _ => fault(Cause::Run(error.to_string())),
+    };
+    let stdin = if input.is_empty() { Stdio::null() } else { Stdio::piped() };
+    let mut child = Command::new(program)
+        .args(arguments)
+        // Words that are read by programs are the same in every language.
+        .env("LC_ALL", "C")
+        .stdin(stdin)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(failed)?;
+    // The inputs are small rule sets that fit in a pipe; a program that does not read one says itself why.
+    if let Some(mut stdin) = child.stdin.take() {
+        let _ = stdin.write_all(input.as_bytes());
+    }
+    let output = child.wait_with_output().map_err(failed)?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let words = String::from_utf8_lossy(&output.stderr);
+    let mut words = words.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
+    if let Some((at, _)) = words.char_indices().nth(MAX_WORDS) {
+        words.truncate(at);
+    }
+    Err(fault(Cause::Failed { status: output.status.code(), words }))
+}
+
+/// Where `PATH` has a program.
+pub fn find(program: &str) -> Option<std::path::PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|directory| directory.join(program)).find(|file| file.is_file())
+}
+
+/// Whether this host is FreeBSD, or says that it is: what `uname -s` prints.
+pub fn is_freebsd() -> bool {
+    cfg!(target_os = "freebsd") || run("uname", &["-s"]).is_ok_and(|name| name.trim() == "FreeBSD")
+}
+
+/// One change to the host and what takes it back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// What is done.
+    pub action: Action,
+    /// What takes it back, when a later step fails.
+    pub undo: Option<Action>,
+}
+
+/// Something that is done to the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// A program is run, with a text on its standard input when that is not empty.
+    Run {
+        /// Program and arguments.
+        words: Vec<String>,
+        /// Standard input.
+        input: String,
+    },
+    /// A file is written, readable by its owner alone, and its directory is made.
+    Write {
+        /// Where.
+        path: std::path::PathBuf,
+        /// What.
+        text: String,
+    },
+    /// A file is removed, if it is there.
+    Remove {
+        /// Which.
+        path: std::path::PathBuf,
+    },
+}
+
+/// Why a row of steps was not done.
+#[derive(Debug)]
+pub struct StepError {
+    /// What failed.
+    pub error: Box<dyn std::error::Error + Send + Sync>,
+    /// What to do about it.
+    pub hint: Option<&'static str>,
+    /// What could not be taken back.
+    pub left: Vec<String>,
+}
+
+impl fmt::Display for StepError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.error)?;
+        match self.left.is_empty() {
+            true => Ok(()),
+            false => write!(f, " (and could not be taken back: {})", self.left.join("; ")),
+        }
+    }
+}
+
+impl std::error::Error for StepError {}
+
+impl Action {
+    /// A program and its arguments.
+    pub fn run<W: AsRef<str>>(words: &[W]) -> Action {
+        Action::Run { words: words.iter().map(|word| word.as_ref().to_owned()).collect(), input: String::new() }
+    }
+
+    fn perform(&self) -> Result<(), (Box<dyn std::error::Error + Send + Sync>, Option<&'static str>)> {
+        let io = |what: &str, path: &std::path::Path, error: io::Error| {
+            let error: Box<dyn std::error::Error + Send + Sync> = format!("cannot {what} `{}`: {error}", path.display()).into();
+            (error, None)
+        };
+        match self {
+            Action::Run { words, input } => {
+                let arguments: Vec<&str> = words[1..].iter().map(String::as_str).collect();
+                run_with(&words[0], &arguments, input).map(drop).map_err(|error| {
+                    let hint = error.hint();
+                    (error.into(), hint)
+                })
+            }
+            Action::Write { path, text } => {
+                let parent = path.parent().unwrap_or(std::path::Path::new("/"));
+                super::files::private_directory(parent).map_err(|error| io("make", parent, error))?;
+                super::files::replace(path, text.as_bytes(), 0o600).map_err(|error| io("write", path, error))
+            }
+            Action::Remove { path } => match std::fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io("remove", path, error)),
+                _ => Ok(()),
+            },
+        }
+    }
+}
+
+impl fmt::Display for Action {
+    /// As one would type it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Action::Run { words, input } => {
+                let arguments: Vec<&str> = words[1..].iter().map(String::as_str).collect();
+                f.write_str(&typed(&words[0], &arguments))?;
+                for line in input.lines() {
+                    write!(f, "\n  | {line}")?;
+                }
+                Ok(())
+            }
+            Action::Write { path, text } => {
+                write!(f, "write {}", path.display())?;
+                for line in text.lines() {
+                    write!(f, "\n  | {line}")?;
+                }
+                Ok(())
+            }
+            Action::Remove { path } => write!(f, "rm -f {}", path.display()),
+        }
+    }
+}
+
+impl Step {
+    /// A step without a way back.
+    pub fn once(action: Action) -> Step {
+        Step { action, undo: None }
+    }
+    /// A step and its way back.
+    pub fn undone_by(action: Action, undo: Action) -> Step {
+        Step { action, undo: Some(undo) }
+    }
+}
+
+/// Does the steps in their order; when one fails, takes back those that were done, the last one first.
+pub fn perform(steps: &[Step]) -> Result<(), StepError> {
+    for (at, step) in steps.iter().enumerate() {
+        if let Err((error, hint)) = step.action.perform() {
+            let undo = steps[..at].iter().rev().filter_map(|step| step.undo.as_ref());
+            let left = undo.filter_map(|action| action.perform().err().map(|(error, _)| error.to_string())).collect();
+            return Err(StepError { error, hint, left });
+        }
+    }
+    Ok(())
+}
+
+/// Does all the steps, also after one fails: for taking things down. Returns what went wrong.
+pub fn perform_all(steps: &[Step]) -> Vec<String> {
+    steps.iter().filter_map(|step| step.action.perform().err().map(|(error, _)| error.to_string())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_program_prints_is_returned_and_its_input_reaches_it() {
+        assert_eq!(run("echo", &["a", "b c"]).expect("runs"), "a b c\n");
+        assert_eq!(run_with("cat", &[], "pass all\n").expect("runs"), "pass all\n");
+    }
+
+    #[test]
+    fn a_program_that_fails_is_quoted_with_its_words() {
+        let error = run("sh", &["-c", "echo one >&2; echo two >&2; exit 3"]).expect_err("fails");
+        assert_eq!(error.cause, Cause::Failed { status: Some(3), words: "one; two".into() });
+        assert_eq!(error.to_string(), "`sh -c 'echo one >&2; echo two >&2; exit 3'` failed: one; two");
+    }
+
+    #[test]
+    fn a_program_that_is_missing_is_named_with_what_brings_it() {
+        let error = run("dnsmasq-that-is-not-there", &[]).expect_err("is not there");
+        assert_eq!(error.to_string(), "there is no program `dnsmasq-that-is-not-there` in `PATH`");
+        assert!(brought_by("dnsmasq").contains("pkg install dnsmasq"));
+    }
+
+    #[test]
+    fn steps_before_a_failure_are_taken_back_the_last_one_first() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let log = dir.path().join("log");
+        let say = |word: &str| Action::run(&["sh", "-c", &format!("echo {word} >> {}", log.display())]);
+        let steps = [
+            Step::undone_by(say("one"), say("not-one")),
+            Step::once(say("two")),
+            Step::undone_by(say("three"), Action::run(&["sh", "-c", "echo stuck >&2; exit 1"])),
+            Step::undone_by(Action::run(&["sh", "-c", "exit 1"]), say("never")),
+        ];
+        let error = perform(&steps).expect_err("the last one fails");
+        assert!(error.to_string().contains("could not be taken back") && error.to_string().contains("stuck"), "{error}");
+        assert_eq!(std::fs::read_to_string(&log).expect("reads"), "one\ntwo\nthree\nnot-one\n");
+    }
+}

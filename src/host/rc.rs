@@ -1,0 +1,92 @@
+//! Autostart on FreeBSD: the variables `vmctl_enable` and `vmctl_list` of rc.conf(5), and the rc.d script of the tree.
+
+use std::path::{Path, PathBuf};
+
+use super::error::HostError;
+use super::files::write_atomically;
+use super::sysrc::RcConf;
+
+/// The rc.d script, as it is installed.
+pub const SCRIPT: &str = include_str!("../../rc.d/vmctl");
+
+/// Where it is installed.
+pub fn script_path(root: &Path) -> PathBuf {
+    root.join("usr/local/etc/rc.d/vmctl")
+}
+
+/// The guests that start with this host, in the order of `vmctl_list`.
+pub fn list(rc: &RcConf) -> Result<Vec<String>, HostError> {
+    rc.words("vmctl_list")
+}
+
+/// Lets guests start with this host, after those that do already. Returns which were new.
+pub fn enable(rc: &RcConf, guests: &[String]) -> Result<Vec<String>, HostError> {
+    let mut all = list(rc)?;
+    let new: Vec<String> = guests.iter().filter(|guest| !all.contains(guest)).cloned().collect();
+    if !new.is_empty() {
+        all.extend(new.iter().cloned());
+        rc.set("vmctl_list", &all.join(" "))?;
+    }
+    Ok(new)
+}
+
+/// Lets guests no longer start with this host. Returns which did.
+pub fn disable(rc: &RcConf, guests: &[String]) -> Result<Vec<String>, HostError> {
+    let (gone, stay): (Vec<String>, Vec<String>) = list(rc)?.into_iter().partition(|guest| guests.contains(guest));
+    if !gone.is_empty() {
+        rc.set("vmctl_list", &stay.join(" "))?;
+    }
+    Ok(gone)
+}
+
+/// Whether the host's boot starts guests at all, and what is missing when not.
+pub fn missing(rc: &RcConf, root: &Path) -> Result<Option<String>, HostError> {
+    if !script_path(root).exists() {
+        return Ok(Some("`vmctl host setup --write` installs the rc.d script".into()));
+    }
+    match rc.is_yes("vmctl_enable")? {
+        true => Ok(None),
+        false => Ok(Some("`sysrc vmctl_enable=YES` lets rc(8) start guests".into())),
+    }
+}
+
+/// Installs the rc.d script.
+pub fn install(root: &Path) -> Result<(), HostError> {
+    let path = script_path(root);
+    let parent = path.parent().expect("it has one");
+    std::fs::create_dir_all(parent).map_err(|error| HostError::io("make", parent, &error))?;
+    write_atomically(&path, SCRIPT.as_bytes(), 0o555).map_err(|error| HostError::io("write", &path, &error))
+}
+
+/// Whether the script that is installed is the one of this build.
+pub fn is_installed(root: &Path) -> bool {
+    std::fs::read_to_string(script_path(root)).is_ok_and(|text| text == SCRIPT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_script_is_one_that_rcorder_and_rc_shutdown_find() {
+        let lines: Vec<&str> = SCRIPT.lines().collect();
+        assert_eq!(lines[0], "#!/bin/sh");
+        // rcorder(8): the lines stand in one sequence, each begins with `# ` and its word.
+        let first = lines.iter().position(|line| line.starts_with("# PROVIDE: ")).expect("provides");
+        assert_eq!(lines[first], "# PROVIDE: vmctl");
+        assert!(lines[first + 1].starts_with("# REQUIRE: DAEMON"));
+        assert!(lines[first + 2].starts_with("# KEYWORD: ") && lines[first + 2].contains("shutdown"));
+        assert!(SCRIPT.contains("rcvar=vmctl_enable") && SCRIPT.ends_with("run_rc_command \"$1\"\n"));
+    }
+
+    #[test]
+    fn an_installed_script_is_executable_and_known() {
+        use std::os::unix::fs::PermissionsExt;
+        let root = tempfile::tempdir().expect("a directory");
+        assert!(!is_installed(root.path()));
+        install(root.path()).expect("installs");
+        assert!(is_installed(root.path()));
+        let mode = std::fs::metadata(script_path(root.path())).expect("is there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o555);
+    }
+}

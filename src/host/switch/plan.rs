@@ -1,0 +1,595 @@
+//! What is missing of a switch, step by step, and how it is taken down.
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use super::super::dnsmasq::{self, Service};
+use super::super::error::HostError;
+use super::super::ifconfig::{Interface, Prefix};
+use super::super::pf;
+use super::super::program::{Action, Step};
+use super::{Kind, Observed, Switch, description};
+
+/// The file in a switch's directory that says which addresses were moved from an uplink to the switch.
+const MOVED: &str = "moved";
+
+/// What has to be done.
+#[derive(Debug, Clone, Default)]
+pub struct Plan {
+    /// In this order; none when everything is as it should be.
+    pub steps: Vec<Step>,
+    /// What could cut the network of the session that asks.
+    pub risks: Vec<String>,
+    /// What the user should know.
+    pub notes: Vec<String>,
+}
+
+impl Plan {
+    fn run(&mut self, action: &[&str], undo: &[&str]) {
+        self.steps.push(Step::undone_by(Action::run(action), Action::run(undo)));
+    }
+    fn once(&mut self, action: &[&str]) {
+        self.steps.push(Step::once(Action::run(action)));
+    }
+}
+
+/// What is missing of a switch. What cannot be is refused before anything is done.
+pub fn create(switch: &Switch, observed: &Observed, runtime: &Path) -> Result<Plan, HostError> {
+    refuse(switch, observed)?;
+    let mut plan = Plan::default();
+    match &switch.kind {
+        Kind::Manual { .. } | Kind::Netgraph { .. } => {}
+        Kind::Vale => vale(switch, observed, &mut plan),
+        Kind::Bridge | Kind::Vxlan { .. } => bridge(switch, observed, runtime, &mut plan)?,
+    }
+    if switch.nat {
+        nat(switch, observed, &mut plan)?;
+    }
+    if let Some(service) = service(switch, &switch.directory(runtime))
+        && !observed.serving.contains(&switch.id)
+    {
+        plan.steps.extend(service.start());
+    }
+    Ok(plan)
+}
+
+/// The DHCP service that a switch has.
+pub fn service<'a>(switch: &'a Switch, directory: &'a Path) -> Option<Service<'a>> {
+    Some(Service {
+        switch: &switch.id,
+        interface: switch.bridge()?,
+        address: switch.served()?,
+        range: switch.dhcp.as_ref()?,
+        dns: &switch.dns,
+        domain: switch.domain.as_deref(),
+        directory,
+    })
+}
+
+/// What cannot be, whatever is there already.
+fn refuse(switch: &Switch, observed: &Observed) -> Result<(), HostError> {
+    let id = &switch.id;
+    match &switch.kind {
+        Kind::Manual { bridge } if observed.interface(bridge).is_none() => {
+            return Err(HostError::new(format!("switch `{id}` is the bridge `{bridge}`, and there is none of that name"))
+                .hint(format!("make it with `ifconfig {bridge} create`, or leave out `type = \"manual\"` and vmctl makes one")));
+        }
+        Kind::Netgraph { node } if !observed.nodes.contains(node) => {
+            return Err(HostError::new(format!("switch `{id}` is the netgraph node `{node}`, and there is none of that name"))
+                .hint("make it as /usr/share/examples/netgraph/ether.bridge shows"));
+        }
+        _ => {}
+    }
+    let ours = switch.bridge();
+    for uplink in &switch.uplinks {
+        let Some(interface) = observed.interface(uplink) else {
+            let known: Vec<&str> = observed.interfaces.iter().map(|one| one.name.as_str()).collect();
+            return Err(HostError::new(format!("switch `{id}` has the uplink `{uplink}`, and there is no such interface"))
+                .hint(format!("there are: {}", known.join(", "))));
+        };
+        let member = switch.member_of(uplink);
+        if let Some(other) = observed.bridge_of(&member).filter(|other| Some(&other.name) != ours.as_ref()) {
+            return Err(HostError::new(format!("`{member}` of switch `{id}` is a member of `{}` already", other.name))
+                .hint(format!("use that bridge with `type = \"manual\"` and `bridge = \"{}\"`", other.name)));
+        }
+        if let (Some(tag), Some(child)) = (switch.vlan, observed.interface(&member))
+            && child.vlan != Some((tag, uplink.clone()))
+        {
+            return Err(HostError::new(format!("`{member}` is there and is not VLAN {tag} of `{}`", interface.name)));
+        }
+    }
+    if switch.dhcp.is_some() {
+        if !observed.dnsmasq {
+            return Err(HostError::new(format!("switch `{id}` has `dhcp`, and dnsmasq(8) is not installed"))
+                .hint("install it with `pkg install dnsmasq` (dns/dnsmasq)"));
+        }
+        let (Some(address), Some(range)) = (switch.served(), &switch.dhcp) else {
+            return Err(HostError::new(format!("switch `{id}` has `dhcp` and no IPv4 address of its own"))
+                .hint("add one, like `addresses = [\"10.10.0.1/24\"]`"));
+        };
+        dnsmasq::check(id, address, range)?;
+    }
+    Ok(())
+}
+
+fn vale(switch: &Switch, observed: &Observed, plan: &mut Plan) {
+    for uplink in &switch.uplinks {
+        let port = format!("{}:{uplink}", switch.vale());
+        if observed.vale_ports.contains(&port) {
+            continue;
+        }
+        risk_of_joining(switch, uplink, observed, plan);
+        plan.run(&["valectl", "-h", &port], &["valectl", "-d", &port]);
+    }
+}
+
+fn bridge(switch: &Switch, observed: &Observed, runtime: &Path, plan: &mut Plan) -> Result<(), HostError> {
+    let name = switch.bridge().expect("this kind has one");
+    let there = observed.interface(&name);
+    if let Some(other) = there.filter(|one| one.description != description(&switch.id)) {
+        return Err(HostError::new(format!("`{}` is there and was not made by vmctl", other.name))
+            .hint("give the switch another name, or use that bridge with `type = \"manual\"`"));
+    }
+    if there.is_none() {
+        plan.run(&["ifconfig", "bridge", "create", "name", &name], &["ifconfig", &name, "destroy"]);
+        plan.once(&["ifconfig", &name, "description", &description(&switch.id), "group", "vmctl", "up"]);
+    } else if there.is_some_and(|one| !one.up) {
+        plan.run(&["ifconfig", &name, "up"], &["ifconfig", &name, "down"]);
+    }
+    let members = there.map(|one| one.members.as_slice()).unwrap_or_default();
+    if let Kind::Vxlan { vni, .. } = switch.kind {
+        vxlan(switch, vni, members, observed, plan)?;
+    } else {
+        for uplink in &switch.uplinks {
+            join(switch, uplink, &name, members, observed, plan);
+        }
+    }
+    if let (Some(mtu), true) = (switch.mtu, there.is_none_or(|one| Some(one.mtu) != switch.mtu)) {
+        plan.once(&["ifconfig", &name, "mtu", &mtu.to_string()]);
+    }
+    addresses(switch, &name, there, observed, runtime, plan)
+}
+
+fn join(switch: &Switch, uplink: &str, bridge: &str, members: &[String], observed: &Observed, plan: &mut Plan) {
+    let member = switch.member_of(uplink);
+    let interface = observed.interface(uplink).expect("refused when it is not there");
+    // A bridge takes only members of its own MTU (if_bridge(4)).
+    if let Some(mtu) = switch.mtu.filter(|mtu| *mtu != interface.mtu && !members.contains(&member)) {
+        plan.run(&["ifconfig", uplink, "mtu", &mtu.to_string()], &["ifconfig", uplink, "mtu", &interface.mtu.to_string()]);
+    }
+    if !interface.up {
+        plan.run(&["ifconfig", uplink, "up"], &["ifconfig", uplink, "down"]);
+    }
+    if let Some(tag) = switch.vlan
+        && observed.interface(&member).is_none()
+    {
+        let tag = tag.to_string();
+        plan.run(
+            &["ifconfig", "vlan", "create", "vlandev", uplink, "vlan", &tag, "name", &member],
+            &["ifconfig", &member, "destroy"],
+        );
+        plan.once(&["ifconfig", &member, "description", &description(&switch.id), "group", "vmctl", "up"]);
+    }
+    if !members.contains(&member) {
+        risk_of_joining(switch, &member, observed, plan);
+        plan.run(&["ifconfig", bridge, "addm", &member], &["ifconfig", bridge, "deletem", &member]);
+    }
+}
+
+/// An interface that joins a bridge loses its offloads, for which drivers reset it: its link is gone for a moment.
+fn risk_of_joining(switch: &Switch, member: &str, observed: &Observed, plan: &mut Plan) {
+    if observed.session_interface().is_some_and(|one| one.name == member) {
+        plan.risks.push(format!(
+            "`{member}` carries this session; its link may be gone for some seconds when it joins switch `{}`",
+            switch.id
+        ));
+    }
+}
+
+fn vxlan(switch: &Switch, vni: u32, members: &[String], observed: &Observed, plan: &mut Plan) -> Result<(), HostError> {
+    let (id, name, bridge) = (&switch.id, switch.vxlan_interface(), switch.bridge().expect("this kind has one"));
+    let [uplink] = switch.uplinks.as_slice() else {
+        return Err(HostError::new(format!("switch `{id}` is a vxlan and has {} uplinks", switch.uplinks.len()))
+            .hint("name the one interface that leads to the other hosts"));
+    };
+    let group = switch.vxlan_group().expect("this kind has one");
+    let local = observed
+        .interface(uplink)
+        .and_then(|one| one.addresses.iter().find(|prefix| prefix.address.is_ipv4() == group.is_ipv4()));
+    let Some(local) = local else {
+        return Err(HostError::new(format!(
+            "switch `{id}` is a vxlan, and its uplink `{uplink}` has no address of the family of `{group}`"
+        ))
+        .hint(format!("give it one with `ifconfig {uplink} inet ADDRESS/PREFIX`")));
+    };
+    if observed.interface(&name).is_none() {
+        let (vni, local, group) = (vni.to_string(), local.address.to_string(), group.to_string());
+        let create = ["ifconfig", "vxlan", "create", "vxlanid", &vni, "vxlanlocal", &local, "vxlangroup", &group];
+        plan.run(&[create.as_slice(), &["vxlandev", uplink, "name", &name]].concat(), &["ifconfig", &name, "destroy"]);
+        plan.once(&["ifconfig", &name, "description", &description(id), "group", "vmctl", "up"]);
+    }
+    if !members.contains(&name) {
+        plan.run(&["ifconfig", &bridge, "addm", &name], &["ifconfig", &bridge, "deletem", &name]);
+    }
+    Ok(())
+}
+
+fn addresses(
+    switch: &Switch,
+    name: &str,
+    there: Option<&Interface>,
+    observed: &Observed,
+    runtime: &Path,
+    plan: &mut Plan,
+) -> Result<(), HostError> {
+    for prefix in &switch.addresses {
+        if there.is_some_and(|one| one.addresses.contains(prefix)) {
+            continue;
+        }
+        let holder = observed
+            .interfaces
+            .iter()
+            .find(|one| one.name != name && one.addresses.iter().any(|other| other.address == prefix.address));
+        match holder {
+            None => {
+                let address = prefix.to_string();
+                plan.run(
+                    &["ifconfig", name, prefix.family(), &address, "alias"],
+                    &["ifconfig", name, prefix.family(), &prefix.address.to_string(), "-alias"],
+                );
+            }
+            Some(holder) if switch.uplinks.contains(&holder.name) && switch.vlan.is_none() => {
+                move_address(switch, prefix, holder, name, observed, runtime, plan);
+            }
+            Some(holder) => {
+                return Err(HostError::new(format!(
+                    "address `{}` of switch `{}` is on `{}` already",
+                    prefix.address, switch.id, holder.name
+                ))
+                .hint("choose another, or take it off that interface first"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The host's address moves from the uplink to the bridge, as the handbook has it; a default route that leads through
+/// the address goes with it.
+fn move_address(
+    switch: &Switch,
+    prefix: &Prefix,
+    holder: &Interface,
+    name: &str,
+    observed: &Observed,
+    runtime: &Path,
+    plan: &mut Plan,
+) {
+    let own = holder.addresses.iter().find(|other| other.address == prefix.address).copied().unwrap_or(*prefix);
+    let gateway = observed
+        .default_route
+        .as_ref()
+        .filter(|route| route.interface == holder.name)
+        .and_then(|route| route.gateway)
+        .filter(|gateway| prefix.contains(*gateway));
+    if observed.session == Some(prefix.address) {
+        plan.risks
+            .push(format!("this session is connected to `{}`, which moves from `{}` to `{name}`", prefix.address, holder.name));
+    } else {
+        plan.notes.push(format!("`{}` moves from `{}` to `{name}`", prefix.address, holder.name));
+    }
+    let record = switch.directory(runtime).join(MOVED);
+    let gone = gateway.map(|gateway| format!(" {gateway}")).unwrap_or_default();
+    plan.steps.push(Step::undone_by(
+        Action::Write { path: record.clone(), text: format!("{} {own}{gone}\n", holder.name) },
+        Action::Remove { path: record },
+    ));
+    steps_of_a_move(&holder.name, own, name, *prefix, gateway, plan);
+}
+
+fn steps_of_a_move(from: &str, own: Prefix, to: &str, prefix: Prefix, gateway: Option<IpAddr>, plan: &mut Plan) {
+    let (address, family) = (prefix.address.to_string(), prefix.family());
+    let route = gateway.map(|gateway| gateway.to_string());
+    if let Some(gateway) = &route {
+        plan.run(&["route", "-n", "delete", "default"], &["route", "-n", "add", "default", gateway]);
+    }
+    plan.run(&["ifconfig", from, family, &address, "-alias"], &["ifconfig", from, family, &own.to_string(), "alias"]);
+    plan.run(&["ifconfig", to, family, &prefix.to_string(), "alias"], &["ifconfig", to, family, &address, "-alias"]);
+    if let Some(gateway) = &route {
+        plan.run(&["route", "-n", "add", "default", gateway], &["route", "-n", "delete", "default"]);
+    }
+}
+
+fn nat(switch: &Switch, observed: &Observed, plan: &mut Plan) -> Result<(), HostError> {
+    let id = &switch.id;
+    let networks = switch.networks();
+    let Some(bridge) = switch.bridge() else {
+        return Err(HostError::new(format!("switch `{id}` is of type `{}`, and `nat` needs a bridge", switch.kind.word())));
+    };
+    if networks.is_empty() {
+        return Err(HostError::new(format!("switch `{id}` has `nat` and no IPv4 address of its own"))
+            .hint("add one, like `addresses = [\"10.10.0.1/24\"]`"));
+    }
+    let Some(egress) = switch.egress_in(observed) else {
+        return Err(HostError::new(format!("switch `{id}` has `nat`, and this host has no default route"))
+            .hint("name the interface with `egress`"));
+    };
+    if observed.interface(&egress).is_none() {
+        return Err(HostError::new(format!("switch `{id}` has the egress `{egress}`, and there is no such interface")));
+    }
+    if !observed.loaded.contains(id) {
+        let pf = observed.pf.clone().unwrap_or_else(|| Err(HostError::new("pf(4) was not asked")))?;
+        pf::check(&pf, id)?;
+        if pf.blocks && !pf.filter_anchor {
+            let line = pf::FILTER_LINE;
+            plan.notes.push(format!("pf's rules block and do not have `{line}`: whether guests get out is theirs to say"));
+        }
+        plan.steps.push(pf::load(id, &pf::nat_rules(&bridge, &networks, &egress)));
+    }
+    if !observed.forwarding {
+        plan.run(&["sysctl", "net.inet.ip.forwarding=1"], &["sysctl", "net.inet.ip.forwarding=0"]);
+        plan.notes.push("`sysrc gateway_enable=YES` keeps forwarding on after a boot".into());
+    }
+    Ok(())
+}
+
+/// How a switch is taken down. Guests on it stop that unless `force`.
+pub fn destroy(switch: &Switch, observed: &Observed, runtime: &Path, force: bool) -> Result<Plan, HostError> {
+    let mut plan = Plan::default();
+    let directory = switch.directory(runtime);
+    let ours = |name: &str| observed.interface(name).filter(|one| one.description == description(&switch.id));
+    let made: Vec<String> = switch.uplinks.iter().map(|uplink| switch.member_of(uplink)).collect();
+    if let Some(bridge) = switch.bridge().and_then(|name| ours(&name)) {
+        let other = |member: &&String| !made.contains(member) && **member != switch.vxlan_interface();
+        let guests: Vec<&str> = bridge.members.iter().filter(other).map(String::as_str).collect();
+        if !guests.is_empty() && !force {
+            return Err(HostError::new(format!("switch `{}` is in use by {}", switch.id, guests.join(", ")))
+                .hint("stop the guests on it, or use `--force` and they lose their network"));
+        }
+    }
+    plan.steps.extend(dnsmasq::stop(&directory));
+    if switch.nat && observed.loaded.contains(&switch.id) {
+        plan.steps.push(Step::once(pf::flush(&switch.id)));
+    }
+    move_back(switch, observed, &directory, &mut plan);
+    if let Some(bridge) = switch.bridge().and_then(|name| ours(&name)) {
+        plan.once(&["ifconfig", &bridge.name, "destroy"]);
+    }
+    if let Some(vxlan) = ours(&switch.vxlan_interface()) {
+        plan.once(&["ifconfig", &vxlan.name, "destroy"]);
+    }
+    if switch.vlan.is_some() {
+        for child in made.iter().filter_map(|name| ours(name)) {
+            plan.once(&["ifconfig", &child.name, "destroy"]);
+        }
+    }
+    if switch.kind == Kind::Vale {
+        for uplink in &switch.uplinks {
+            let port = format!("{}:{uplink}", switch.vale());
+            if observed.vale_ports.contains(&port) {
+                plan.once(&["valectl", "-d", &port]);
+            }
+        }
+    }
+    Ok(plan)
+}
+
+/// Gives an uplink the address back that was moved from it.
+fn move_back(switch: &Switch, observed: &Observed, directory: &Path, plan: &mut Plan) {
+    let record = directory.join(MOVED);
+    let Ok(text) = std::fs::read_to_string(&record) else { return };
+    let Some(name) = switch.bridge().filter(|name| observed.interface(name).is_some()) else {
+        plan.steps.push(Step::once(Action::Remove { path: record }));
+        return;
+    };
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        let (Some(to), Some(prefix)) = (words.next(), words.next().and_then(|word| word.parse::<Prefix>().ok())) else {
+            continue;
+        };
+        let gateway = words.next().and_then(|word| word.parse().ok());
+        if observed.session == Some(prefix.address) {
+            plan.risks.push(format!("this session is connected to `{}`, which moves from `{name}` to `{to}`", prefix.address));
+        }
+        steps_of_a_move(&name, prefix, to, prefix, gateway, plan);
+    }
+    plan.steps.push(Step::once(Action::Remove { path: record }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::plain;
+    use super::*;
+    use crate::host::dnsmasq::Range;
+    use crate::host::pf::Pf;
+    use crate::host::route::DefaultRoute;
+    use std::time::Duration;
+
+    fn interface(name: &str, addresses: &[&str]) -> Interface {
+        Interface {
+            name: name.into(),
+            up: true,
+            mtu: 1500,
+            addresses: addresses.iter().map(|text| text.parse().expect("a prefix")).collect(),
+            ..Interface::default()
+        }
+    }
+
+    fn host() -> Observed {
+        Observed {
+            interfaces: vec![interface("em0", &["192.0.2.5/24"]), interface("em1", &[]), interface("lo0", &["127.0.0.1/8"])],
+            default_route: Some(DefaultRoute { interface: "em0".into(), gateway: "192.0.2.1".parse().ok() }),
+            pf: Some(Ok(Pf { enabled: true, nat_anchor: true, filter_anchor: true, blocks: false })),
+            dnsmasq: true,
+            ..Observed::default()
+        }
+    }
+
+    fn lines(steps: &[Step]) -> Vec<String> {
+        steps.iter().map(|step| step.action.to_string()).collect()
+    }
+
+    fn planned(switch: &Switch, observed: &Observed) -> Plan {
+        create(switch, observed, Path::new("/run")).expect("can be")
+    }
+
+    #[test]
+    fn a_bridge_is_made_and_its_uplink_joins() {
+        let switch = Switch { uplinks: vec!["em1".into()], mtu: Some(9000), ..plain("lan") };
+        assert_eq!(
+            lines(&planned(&switch, &host()).steps),
+            [
+                "ifconfig bridge create name sw-lan",
+                "ifconfig sw-lan description 'vmctl switch lan' group vmctl up",
+                "ifconfig em1 mtu 9000",
+                "ifconfig sw-lan addm em1",
+                "ifconfig sw-lan mtu 9000",
+            ]
+        );
+    }
+
+    #[test]
+    fn nothing_is_left_to_do_for_a_switch_that_is_there() {
+        let mut observed = host();
+        observed.interfaces.push(Interface {
+            description: description("lan"),
+            members: vec!["em1".into(), "tap0".into()],
+            ..interface("sw-lan", &["10.10.0.1/24"])
+        });
+        let switch =
+            Switch { uplinks: vec!["em1".into()], addresses: vec!["10.10.0.1/24".parse().expect("a prefix")], ..plain("lan") };
+        assert!(planned(&switch, &observed).steps.is_empty());
+    }
+
+    #[test]
+    fn a_vlan_has_a_child_on_each_uplink() {
+        let switch = Switch { uplinks: vec!["em1".into()], vlan: Some(10), ..plain("lan") };
+        let plan = planned(&switch, &host());
+        assert_eq!(
+            lines(&plan.steps)[2..],
+            [
+                "ifconfig vlan create vlandev em1 vlan 10 name em1.10",
+                "ifconfig em1.10 description 'vmctl switch lan' group vmctl up",
+                "ifconfig sw-lan addm em1.10",
+            ]
+        );
+        assert_eq!(plan.steps[2].undo.as_ref().expect("a way back").to_string(), "ifconfig em1.10 destroy");
+    }
+
+    #[test]
+    fn the_hosts_address_moves_with_its_default_route_and_the_session_is_warned() {
+        let observed = Observed { session: "192.0.2.5".parse().ok(), ..host() };
+        let switch =
+            Switch { uplinks: vec!["em0".into()], addresses: vec!["192.0.2.5/24".parse().expect("a prefix")], ..plain("lan") };
+        let plan = planned(&switch, &observed);
+        assert_eq!(
+            lines(&plan.steps)[2..],
+            [
+                "ifconfig sw-lan addm em0",
+                "write /run/switches/lan/moved\n  | em0 192.0.2.5/24 192.0.2.1",
+                "route -n delete default",
+                "ifconfig em0 inet 192.0.2.5 -alias",
+                "ifconfig sw-lan inet 192.0.2.5/24 alias",
+                "route -n add default 192.0.2.1",
+            ]
+        );
+        assert_eq!(plan.risks.len(), 2, "{:?}", plan.risks);
+        assert!(plan.risks[1].contains("moves from `em0` to `sw-lan`"));
+    }
+
+    #[test]
+    fn nat_and_dhcp_come_last_and_forwarding_is_turned_on() {
+        let switch = Switch {
+            addresses: vec!["10.10.0.1/24".parse().expect("a prefix")],
+            nat: true,
+            dhcp: Some(Range {
+                first: "10.10.0.100".parse().expect("an address"),
+                last: "10.10.0.199".parse().expect("an address"),
+                lease: Duration::from_secs(60),
+            }),
+            ..plain("lan")
+        };
+        let plan = planned(&switch, &host());
+        let all = lines(&plan.steps);
+        assert_eq!(all[2], "ifconfig sw-lan inet 10.10.0.1/24 alias");
+        assert!(all[3].starts_with("pfctl -a vmctl/lan -f -\n  | nat on em0 inet from 10.10.0.0/24"), "{}", all[3]);
+        assert_eq!(all[4], "sysctl net.inet.ip.forwarding=1");
+        assert!(all[5].starts_with("write /run/switches/lan/dnsmasq.conf"));
+        assert_eq!(all[6], "dnsmasq --conf-file=/run/switches/lan/dnsmasq.conf");
+    }
+
+    #[test]
+    fn a_vxlan_needs_one_uplink_with_an_address() {
+        let switch = Switch { kind: Kind::Vxlan { vni: 42, group: None }, uplinks: vec!["em0".into()], ..plain("x") };
+        let all = lines(&planned(&switch, &host()).steps);
+        assert_eq!(all[2], "ifconfig vxlan create vxlanid 42 vxlanlocal 192.0.2.5 vxlangroup 239.0.0.42 vxlandev em0 name vx-x");
+        assert_eq!(all[4], "ifconfig sw-x addm vx-x");
+        let bare = Switch { uplinks: vec!["em1".into()], ..switch };
+        assert!(create(&bare, &host(), Path::new("/run")).expect_err("refused").to_string().contains("no address"));
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_before_anything_is_done() {
+        let mut observed = host();
+        observed.interfaces.push(Interface { members: vec!["em1".into()], ..interface("bridge0", &[]) });
+        observed.interfaces.push(interface("sw-taken", &[]));
+        observed.dnsmasq = false;
+        let address = || vec!["10.10.0.1/24".parse().expect("a prefix")];
+        let range = Range { first: [10, 10, 0, 9].into(), last: [10, 10, 0, 20].into(), lease: Duration::from_secs(60) };
+        for (switch, words) in [
+            (Switch { uplinks: vec!["igb7".into()], ..plain("a") }, "no such interface"),
+            (Switch { uplinks: vec!["em1".into()], ..plain("a") }, "member of `bridge0` already"),
+            (Switch { kind: Kind::Manual { bridge: "bridge9".into() }, ..plain("a") }, "none of that name"),
+            (Switch { kind: Kind::Netgraph { node: "bnet0".into() }, ..plain("a") }, "none of that name"),
+            (plain("taken"), "not made by vmctl"),
+            (Switch { addresses: vec!["127.0.0.1/8".parse().expect("a prefix")], ..plain("a") }, "is on `lo0` already"),
+            (Switch { nat: true, ..plain("a") }, "no IPv4 address"),
+            (Switch { nat: true, kind: Kind::Vale, ..plain("a") }, "needs a bridge"),
+            (Switch { nat: true, egress: Some("ix0".into()), addresses: address(), ..plain("a") }, "egress `ix0`"),
+            (Switch { dhcp: Some(range), addresses: address(), ..plain("a") }, "dnsmasq(8) is not installed"),
+        ] {
+            let error = create(&switch, &observed, Path::new("/run")).expect_err(words);
+            assert!(error.to_string().contains(words), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_switch_in_use_stays_and_only_what_vmctl_made_goes() {
+        let mut observed = host();
+        let mine = |name: &str, members: &[&str]| Interface {
+            description: description("lan"),
+            members: members.iter().map(|name| (*name).to_owned()).collect(),
+            ..interface(name, &[])
+        };
+        observed.interfaces.push(mine("sw-lan", &["em1.10", "tap4"]));
+        observed.interfaces.push(mine("em1.10", &[]));
+        let switch = Switch { uplinks: vec!["em1".into()], vlan: Some(10), ..plain("lan") };
+        let error = destroy(&switch, &observed, Path::new("/run"), false).expect_err("in use");
+        assert_eq!(error.to_string(), "switch `lan` is in use by tap4");
+        let plan = destroy(&switch, &observed, Path::new("/run"), true).expect("forced");
+        assert_eq!(lines(&plan.steps), ["ifconfig sw-lan destroy", "ifconfig em1.10 destroy"]);
+        let manual = Switch { kind: Kind::Manual { bridge: "em1".into() }, ..plain("lan") };
+        assert!(destroy(&manual, &observed, Path::new("/run"), false).expect("nothing to do").steps.is_empty());
+    }
+
+    #[test]
+    fn an_address_that_was_moved_goes_back() {
+        let runtime = tempfile::tempdir().expect("a directory");
+        let mut observed = host();
+        observed.interfaces.push(Interface { description: description("lan"), ..interface("sw-lan", &["192.0.2.5/24"]) });
+        let switch = Switch { uplinks: vec!["em0".into()], ..plain("lan") };
+        let directory = switch.directory(runtime.path());
+        std::fs::create_dir_all(&directory).expect("makes");
+        std::fs::write(directory.join(MOVED), "em0 192.0.2.5/24 192.0.2.1\n").expect("writes");
+        let plan = destroy(&switch, &observed, runtime.path(), false).expect("can be");
+        assert_eq!(
+            lines(&plan.steps)[..4],
+            [
+                "route -n delete default",
+                "ifconfig sw-lan inet 192.0.2.5 -alias",
+                "ifconfig em0 inet 192.0.2.5/24 alias",
+                "route -n add default 192.0.2.1",
+            ]
+        );
+        assert_eq!(lines(&plan.steps)[5], "ifconfig sw-lan destroy");
+    }
+}

@@ -1,0 +1,113 @@
+//! `vmctl snapshot`, `snapshots` and `rollback`.
+
+use vmctl::guest::lock::{GuestLock, Role};
+
+use super::world::World;
+
+/// zfs(8) with two volumes, snapshots in a file and one second between any two.
+const ZFS: &str = r#"
+case "$1" in
+list)
+    case "$*" in
+    *"-t snapshot"*)
+        for last in "$@"; do :; done
+        n=0
+        while read -r name; do
+            n=$((n + 1))
+            case "$name" in "$last"@*) printf '%s\t4096\t%s\n' "$name" "$((1790000000 + n))" ;; esac
+        done < "$STATE/snapshots" ;;
+    *) echo tank/vm ;;
+    esac ;;
+get) echo /tank/vm ;;
+snapshot) shift 2; for name in "$@"; do echo "$name" >> "$STATE/snapshots"; done ;;
+destroy) grep -vxF "$3" "$STATE/snapshots" > "$STATE/new"; mv "$STATE/new" "$STATE/snapshots" ;;
+esac
+"#;
+
+const GUEST: &str = "kernel.image = \"/kernel\"\n\
+                     [[disks]]\nid = \"root\"\npath = \"/dev/zvol/tank/vm/web-root\"\n\
+                     [[disks]]\nid = \"data\"\npath = \"/dev/zvol/tank/vm/web-data\"\n";
+
+fn world() -> World {
+    let world = World::new();
+    world.program("zfs", ZFS);
+    std::fs::write(world.state("snapshots"), "").expect("writes");
+    world.guest("web", GUEST);
+    world
+}
+
+#[test]
+fn all_volumes_of_a_guest_are_snapshot_in_one_call() {
+    let world = world();
+    world.vmctl(&["snapshot", "web", "before"]).ok().says("web: snapshot before");
+    assert_eq!(world.calls_of(&["zfs snapshot"]), ["zfs snapshot -r tank/vm/web-root@before tank/vm/web-data@before"]);
+    world.vmctl(&["snapshot", "web"]).ok();
+    let said = world.vmctl(&["snapshots", "web", "-o", "json"]).ok();
+    let document: serde_json::Value = serde_json::from_str(&said.out).expect("JSON");
+    assert_eq!(document["items"].as_array().expect("items").len(), 2);
+    assert_eq!(document["items"][0]["name"], "before");
+    assert_eq!(document["items"][0]["used_bytes"], 8192);
+    assert_eq!(document["items"][0]["complete"], true);
+}
+
+#[test]
+fn going_back_past_a_newer_snapshot_must_be_meant() {
+    let world = world();
+    world.vmctl(&["snapshot", "web", "one"]).ok();
+    world.vmctl(&["snapshot", "web", "two"]).ok();
+    world.vmctl(&["rollback", "web", "one"]).fails(1, "would be destroyed: `two`").says("--destroy-newer");
+    assert!(world.calls_of(&["zfs rollback"]).is_empty());
+    world.vmctl(&["rollback", "web", "one", "--destroy-newer"]).ok();
+    assert_eq!(
+        world.calls_of(&["zfs rollback"]),
+        ["zfs rollback -r tank/vm/web-root@one", "zfs rollback -r tank/vm/web-data@one"]
+    );
+    world.vmctl(&["rollback", "web", "two"]).ok();
+    world.vmctl(&["rollback", "web", "three"]).fails(1, "no snapshot called `three`").says("`one`, `two`");
+}
+
+#[test]
+fn a_snapshot_that_not_every_disk_has_is_not_gone_back_to() {
+    let world = world();
+    std::fs::write(world.state("snapshots"), "tank/vm/web-root@half\n").expect("writes");
+    world.vmctl(&["rollback", "web", "half"]).fails(1, "not every disk of `web` has the snapshot `half`");
+}
+
+#[test]
+fn a_running_guest_is_not_taken_back_under_its_own_feet() {
+    let world = world();
+    world.vmctl(&["snapshot", "web", "one"]).ok();
+    let lock = world.path().join("ds/guests/web/lock");
+    let _running = GuestLock::acquire(&lock, Role::Supervisor).expect("no error").expect("free");
+    world
+        .vmctl(&["rollback", "web", "one"])
+        .fails(1, "`web` runs, and going back to a snapshot under a running guest damages its file systems")
+        .says("--force");
+    assert!(world.calls_of(&["zfs rollback"]).is_empty());
+    world.vmctl(&["rollback", "web", "one", "--force"]).ok();
+    world.vmctl(&["snapshot", "web", "two"]).ok().says("as after a power cut");
+}
+
+#[test]
+fn snapshots_are_removed_by_name() {
+    let world = world();
+    world.vmctl(&["snapshot", "web", "one"]).ok();
+    world.vmctl(&["snapshot", "web", "one", "--remove"]).ok().says("snapshot one is gone");
+    assert_eq!(world.calls_of(&["zfs destroy"]), ["zfs destroy -r tank/vm/web-root@one", "zfs destroy -r tank/vm/web-data@one"]);
+    world.vmctl(&["snapshot", "web", "one", "--remove"]).fails(1, "it has none");
+}
+
+#[test]
+fn what_cannot_be_snapshot_is_said_with_the_reason() {
+    let world = world();
+    world.vmctl(&["snapshot", "web", "a@b"]).fails(1, "`a@b` is not a name for a snapshot");
+    world.guest("sparse", "kernel.image = \"/kernel\"\n[[disks]]\nid = \"root\"\nsize = \"1G\"\n");
+    world.vmctl(&["snapshot", "sparse"]).fails(1, "a file in a dataset that is not the guest's own");
+    world.guest("bare", "kernel.image = \"/kernel\"\n");
+    world.vmctl(&["snapshot", "bare"]).fails(1, "`bare` has nothing in ZFS");
+    world.fail("zfs snapshot");
+    world.vmctl(&["snapshot", "web", "x"]).fails(1, "told to fail");
+    let none = World::new();
+    none.guest("web", GUEST);
+    none.vmctl(&["snapshot", "web"]).fails(1, "this host has no ZFS").says("vmctl clone");
+}
