@@ -3,7 +3,8 @@
 use serde::Serialize;
 
 use super::{App, Column, ExitStatus, Outcome};
-use crate::host::doctor::{Finding, Verdict, examine, freebsd::Needs};
+use crate::guest::host_needs;
+use crate::host::doctor::{Finding, Verdict, examine};
 
 /// Say what this host offers and what is missing
 ///
@@ -35,8 +36,10 @@ impl Args {
             Ok(_) => Finding::good("host file", format!("none at {}; the defaults hold", host_file.display())),
             Err(failure) => Finding::bad("host file", failure.error.to_string(), "correct it, or name another with `--config`"),
         }];
+        // A host file that cannot be read has been told; the host is looked at all the same.
+        let needs = app.place().map(|place| host_needs::needs(&place.store, place.around())).unwrap_or_default();
         let path = datastore.map(|datastore| datastore.path).unwrap_or(paths.datastore);
-        findings.extend(examine(&path, &paths.runtime_dir, &Needs::default()));
+        findings.extend(examine(&path, &paths.runtime_dir, &needs));
         let bad = findings.iter().any(|finding| finding.verdict == Verdict::Bad);
         let rows: Vec<Row> = findings.into_iter().map(row).collect();
         app.ui.list("doctor", 1, &rows, &COLUMNS, |row| row.check.to_owned())?;

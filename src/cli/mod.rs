@@ -18,8 +18,11 @@ mod doctor;
 mod edit;
 mod escape;
 mod events;
+mod host;
+mod import;
 mod info;
 mod init;
+mod jail;
 mod kill;
 mod launch;
 mod list;
@@ -40,6 +43,7 @@ mod snapshots;
 mod source;
 mod start;
 mod stop;
+mod switch;
 mod ui;
 mod vmm;
 
@@ -98,7 +102,11 @@ enum Verb {
     Run(run::Args),
     ResetFailed(reset_failed::Args),
     Autostart(autostart::Args),
+    Switch(switch::Args),
     Passthru(passthru::Args),
+    Jail(jail::Args),
+    Host(host::Args),
+    Import(import::Args),
     Doctor(doctor::Args),
     Check(check::Args),
     Show(show::Args),
@@ -195,7 +203,11 @@ pub fn main() -> ExitCode {
         Verb::Run(args) => args.run(&app),
         Verb::ResetFailed(args) => args.run(&app),
         Verb::Autostart(args) => args.run(&app),
+        Verb::Switch(args) => args.run(&app),
         Verb::Passthru(args) => args.run(&app),
+        Verb::Jail(args) => args.run(&app),
+        Verb::Host(args) => args.run(&app),
+        Verb::Import(args) => args.run(&app),
         Verb::Doctor(args) => args.run(&app),
         Verb::Check(args) => args.run(&app),
         Verb::Show(args) => args.run(&app),

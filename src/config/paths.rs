@@ -28,7 +28,8 @@ impl HostPaths {
     /// Of the effective user.
     pub fn of_this_user() -> Result<Self, Diagnostics> {
         let get = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-        Self::of(nix::unistd::geteuid().is_root(), cfg!(target_os = "freebsd"), get)
+        let paths = Self::of(nix::unistd::geteuid().is_root(), cfg!(target_os = "freebsd"), get)?;
+        Ok(Self { runtime_dir: get("VMCTL_RUNTIME_DIR").unwrap_or(paths.runtime_dir), ..paths })
     }
 
     /// `variable` gives absolute paths only, as the XDG specification asks.

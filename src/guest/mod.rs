@@ -6,7 +6,9 @@ pub mod definition; // a guest file as it is read before each boot
 pub mod engine; // one child process a boot
 pub mod error; // what goes wrong, in the words a user reads
 pub mod events; // what happened to a guest
+pub mod host_needs; // what guests need of a FreeBSD host
 pub mod identity; // UUIDs and MAC addresses
+pub mod import; // moving over from other managers
 pub mod launcher; // how a command starts a supervisor and asks one
 pub mod lock; // who runs or changes a guest
 pub mod logs; // logs that do not grow without bound
@@ -16,4 +18,5 @@ pub mod snapshot; // snapshots of disks
 pub mod state; // what the program knows of a guest
 pub mod store; // a datastore and the guests in it
 pub mod supervisor; // one process a guest: boots, policy, console, control socket
+pub mod switches; // switches as the host's tools take them
 pub mod timestamp; // moments in files

@@ -126,7 +126,7 @@ impl World {
             .env("PATH", format!("{}:/usr/bin:/bin", self.path().join("bin").display()))
             .env("STATE", self.path().join("state"))
             .env("HOME", self.path())
-            .env("XDG_RUNTIME_DIR", self.path().join("run"))
+            .env("VMCTL_RUNTIME_DIR", self.path().join("run"))
             .env("VMCTL_DATASTORE", self.path().join("ds"))
             .current_dir(self.path())
             .stdin(Stdio::null());

@@ -1,0 +1,341 @@
+//! A datastore of vm-bhyve, read in place: its guests, its templates, its switches, and what rc.conf(5) says of it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::config::diagnostic::Source as ConfigSource;
+use crate::config::{GUESTS_DIR, HostConfig, HostPaths, TEMPLATES_DIR};
+use crate::host::files::write_atomically;
+use crate::host::sysrc::RcConf;
+use crate::host::zfs;
+
+use super::super::create::{self, Origin};
+use super::super::definition::{Definition, Surroundings};
+use super::super::error::{GuestError, Result};
+use super::super::store::Store;
+use super::conf::Conf;
+use super::switches::{self, ImportedSwitch};
+use super::translate::{Source, translate};
+use super::{Note, Notes};
+
+/// vm-bhyve's name for the datastore that everybody has.
+const CONFIG_DIR: &str = ".config";
+
+/// The file in a guest's directory that holds the password of its screen.
+const PASSWORD_FILE: &str = "vnc-password";
+
+/// One thing that comes along.
+#[derive(Debug, Clone, Serialize)]
+pub struct Imported {
+    /// `host`, `template` or `guest`.
+    pub kind: &'static str,
+    /// Its name.
+    pub name: String,
+    /// The file that it was read from.
+    pub from: PathBuf,
+    /// What becomes of it, in TOML; nothing when there is nothing to write.
+    pub toml: Option<String>,
+    /// What was not taken over as it stood.
+    pub notes: Vec<Note>,
+    /// Why it does not come along.
+    pub problem: Option<String>,
+    #[serde(skip)]
+    password: Option<String>,
+}
+
+/// Where vm-bhyve keeps its things.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Place {
+    directory: PathBuf,
+    dataset: Option<String>,
+}
+
+/// Reads a specification of vm-bhyve: a directory, or `zfs:` and a dataset.
+fn place_of(spec: &str) -> Result<Place> {
+    if let Some(dataset) = spec.strip_prefix("zfs:") {
+        let mountpoint = zfs::property(dataset, "mountpoint").map_err(|error| {
+            GuestError::user(format!("cannot find vm-bhyve's dataset `{dataset}`: {error}")).hint("name its directory instead")
+        })?;
+        return Ok(Place { directory: mountpoint.into(), dataset: Some(dataset.to_owned()) });
+    }
+    let directory = PathBuf::from(spec);
+    // vm-bhyve knows volumes only with `zfs:`, but a directory that is a dataset holds them below that all the same.
+    let dataset = zfs::is_there().then(|| zfs::dataset_mounted_at(&directory)).flatten();
+    Ok(Place { directory, dataset })
+}
+
+/// Everything that vm-bhyve has in `spec`, or in the datastore that rc.conf(5) names; nothing is written.
+pub fn read(spec: Option<&str>, host: &HostConfig, paths: &HostPaths, around: Surroundings<'_>) -> Result<Vec<Imported>> {
+    let rc = RcConf::of(Path::new("/"));
+    let rc_value = |name: &str| rc.get(name).ok().flatten();
+    let spec = match spec {
+        Some(spec) => spec.to_owned(),
+        None => rc_value("vm_dir").ok_or_else(|| {
+            GuestError::user("rc.conf has no `vm_dir`").hint("name vm-bhyve's datastore: a directory, or `zfs:` and a dataset")
+        })?,
+    };
+    let place = place_of(&spec)?;
+    let config_dir = place.directory.join(CONFIG_DIR);
+    if !config_dir.is_dir() {
+        return Err(GuestError::user(format!("`{}` is no datastore of vm-bhyve", place.directory.display()))
+            .hint(format!("it has a directory `{CONFIG_DIR}` and a directory for each guest")));
+    }
+    let system_file = config_dir.join("system.conf");
+    let system = if system_file.exists() { Conf::read(&system_file)? } else { Conf::default() };
+    let mut notes = Notes::default();
+    let switches = switches::read(&system, &mut notes);
+    let places = datastores(&system, place, &mut notes);
+    let autostart = autostart(&rc_value("vm_list").unwrap_or_default(), rc_value("vm_delay").as_deref());
+    settings_of_the_tool(&system, &mut notes);
+    let (host_toml, new_host) = host_file(host, paths, around.host_file, &switches, &mut notes)?;
+    let mut found = vec![Imported {
+        kind: "host",
+        name: "switches".into(),
+        from: system_file,
+        toml: host_toml,
+        notes: notes.0,
+        problem: None,
+        password: None,
+    }];
+    let around = Surroundings { host: &new_host, ..around };
+    let context = Context { config_dir: &config_dir, switches: &switches, autostart: &autostart, around };
+    found.extend(context.templates(&places[0]));
+    for place in &places {
+        found.extend(context.guests(place)?);
+    }
+    let missing: Vec<&String> = autostart.keys().filter(|name| !found.iter().any(|item| item.name == **name)).collect();
+    for name in missing {
+        let note = Note { key: "vm_list".into(), value: name.clone(), reason: "vm-bhyve has no guest of this name".into() };
+        found[0].notes.push(note);
+    }
+    Ok(found)
+}
+
+/// The datastores that hold guests, the default one first.
+fn datastores(system: &Conf, first: Place, notes: &mut Notes) -> Vec<Place> {
+    let mut places = vec![first];
+    for name in system.get("datastore_list").unwrap_or_default().split_whitespace() {
+        let key = format!("path_{name}");
+        let Some(spec) = system.get(&key) else { continue };
+        if spec.starts_with("iso:") || spec.starts_with("img:") {
+            notes.add(key, spec, "a list of media; name the files as disks where they are needed");
+            continue;
+        }
+        match place_of(spec) {
+            Ok(place) => places.push(place),
+            Err(error) => notes.add(key, spec, error.chain()),
+        }
+    }
+    places
+}
+
+/// The guests of `vm_list`, each with its place and the seconds before it is started: `vm_delay` between any two.
+fn autostart(list: &str, delay: Option<&str>) -> BTreeMap<String, (usize, u64)> {
+    // What the code of vm-bhyve has, whatever its manual says.
+    let delay = delay.and_then(|text| text.parse().ok()).unwrap_or(2);
+    list.split_whitespace().enumerate().map(|(at, name)| (name.to_owned(), (at, if at == 0 { 0 } else { delay }))).collect()
+}
+
+/// What `vm set` knows.
+fn settings_of_the_tool(system: &Conf, notes: &mut Notes) {
+    for (key, reason) in [
+        ("console", "vmctl keeps consoles itself; tmux is not needed"),
+        ("compress", "for images of vm-bhyve"),
+        ("decompress", "for images of vm-bhyve"),
+        ("suspend", "a guest is suspended with a file of its own, not by a setting"),
+    ] {
+        if let Some(text) = system.get(key) {
+            notes.add(key, text, reason);
+        }
+    }
+    for (key, text) in system.unseen() {
+        notes.add(key, text, "not a setting that vm-bhyve knows");
+    }
+}
+
+/// The text of the host file with vm-bhyve's switches, if it changes, and what it means.
+fn host_file(
+    host: &HostConfig,
+    paths: &HostPaths,
+    file: &Path,
+    switches: &[ImportedSwitch],
+    notes: &mut Notes,
+) -> Result<(Option<String>, HostConfig)> {
+    let text = match fs::read_to_string(file) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(GuestError::io("read the host file", file, error)),
+    };
+    let new =
+        switches::with_switches(&text, switches).map_err(|error| GuestError::user(format!("`{}`: {error}", file.display())))?;
+    let Some(new) = new else { return Ok((None, host.clone())) };
+    let source =
+        ConfigSource { label: file.display().to_string(), text: new.clone(), directory: file.parent().map(Path::to_path_buf) };
+    match HostConfig::parse(source, paths) {
+        Ok(config) => Ok((Some(new), config)),
+        Err(problems) => {
+            notes.add("switch_list", "", format!("not taken over, since the host file would be wrong: {problems}"));
+            Ok((None, host.clone()))
+        }
+    }
+}
+
+struct Context<'a> {
+    config_dir: &'a Path,
+    switches: &'a [ImportedSwitch],
+    autostart: &'a BTreeMap<String, (usize, u64)>,
+    around: Surroundings<'a>,
+}
+
+impl Context<'_> {
+    fn templates(&self, place: &Place) -> Vec<Imported> {
+        let directory = place.directory.join(".templates");
+        let mut files: Vec<PathBuf> = fs::read_dir(&directory)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|path| path.extension().is_some_and(|ext| ext == "conf"))
+            .collect();
+        files.sort();
+        files.into_iter().map(|file| self.one("template", &file, &directory, None)).collect()
+    }
+
+    fn guests(&self, place: &Place) -> Result<Vec<Imported>> {
+        let entries = fs::read_dir(&place.directory).map_err(|error| GuestError::io("read", &place.directory, error))?;
+        let mut found: Vec<(String, PathBuf)> = entries
+            .flatten()
+            .filter_map(|entry| {
+                let name = entry.file_name().into_string().ok()?;
+                let file = entry.path().join(format!("{name}.conf"));
+                file.is_file().then_some((name, file))
+            })
+            .collect();
+        found.sort();
+        let one = |(_, file): (String, PathBuf)| {
+            let directory = file.parent().expect("a file in a directory").to_path_buf();
+            self.one("guest", &file, &directory, place.dataset.as_deref())
+        };
+        Ok(found.into_iter().map(one).collect())
+    }
+
+    fn one(&self, kind: &'static str, file: &Path, directory: &Path, dataset: Option<&str>) -> Imported {
+        let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let mut imported = Imported {
+            kind,
+            name: name.clone(),
+            from: file.to_owned(),
+            toml: None,
+            notes: Vec::new(),
+            problem: None,
+            password: None,
+        };
+        let conf = match Conf::read(file) {
+            Ok(conf) => conf,
+            Err(error) => return Imported { problem: Some(error.chain()), ..imported },
+        };
+        let source = Source {
+            name: &name,
+            directory,
+            dataset,
+            config_dir: self.config_dir,
+            switches: self.switches,
+            template: kind == "template",
+            autostart: self.autostart.get(&name).copied(),
+        };
+        let translated = translate(&source, &conf);
+        imported.notes = translated.notes.0;
+        imported.password = translated.password;
+        let mut toml = translated.toml;
+        if imported.password.is_some() {
+            let path = self.around.datastore.join(GUESTS_DIR).join(&name).join(PASSWORD_FILE);
+            toml["graphics"]["password_file"] = toml_edit::value(path.display().to_string());
+        }
+        let text = format!("{}{toml}", head(file, &imported.notes));
+        // The name of a template is checked as a guest's, which is made from it.
+        let checked = Definition::load_file(&directory.join("guest.toml"), &name, Some(&text), &[], self.around);
+        imported.problem = checked.err().map(|error| error.to_string());
+        imported.toml = Some(text);
+        imported
+    }
+}
+
+fn head(file: &Path, notes: &[Note]) -> String {
+    let mut text = format!("# From vm-bhyve's {}.\n", file.display());
+    for note in notes {
+        let reason = note.reason.replace('\n', " ");
+        text.push_str(&format!("#   {}={}: {reason}\n", note.key, note.value.replace('\n', " ")));
+    }
+    text + "\n"
+}
+
+/// Whether vm-bhyve runs a guest at this moment, as far as its lock tells.
+fn runs(imported: &Imported) -> bool {
+    imported.from.with_file_name("run.lock").exists()
+}
+
+/// Writes one of the things that were read. What is there already stays.
+pub fn write(imported: &Imported, store: &Store, around: Surroundings<'_>) -> Result<()> {
+    if let Some(problem) = &imported.problem {
+        return Err(GuestError::user(format!("its guest file would be wrong:\n{}", problem.trim_end()))
+            .hint(format!("correct `{}`, or write the guest file by hand", imported.from.display())));
+    }
+    let Some(toml) = &imported.toml else { return Ok(()) };
+    let put = |path: &Path, text: &str, mode: u32| {
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).map_err(|error| GuestError::io("make", parent, error))?;
+        }
+        write_atomically(path, text.as_bytes(), mode).map_err(|error| GuestError::io("write", path, error))
+    };
+    match imported.kind {
+        "host" => put(around.host_file, toml, 0o644),
+        "template" => {
+            let path = store.root().join(TEMPLATES_DIR).join(format!("{}.toml", imported.name));
+            if path.exists() {
+                return Err(GuestError::user(format!("a template called `{}` exists already", imported.name)));
+            }
+            put(&path, toml, 0o644)
+        }
+        _ => guest(imported, toml, store, around, put),
+    }
+}
+
+fn guest(
+    imported: &Imported,
+    toml: &str,
+    store: &Store,
+    around: Surroundings<'_>,
+    put: impl Fn(&Path, &str, u32) -> Result<()>,
+) -> Result<()> {
+    if runs(imported) {
+        return Err(GuestError::user(format!("vm-bhyve runs `{}`", imported.name))
+            .hint(format!("stop it first with `vm stop {}`, so that its disks are not used twice", imported.name)));
+    }
+    // Beside the store's guests: the file is copied into the guest's directory from there.
+    let file = store.root().join(format!(".import-{}-{}.toml", imported.name, std::process::id()));
+    put(&file, toml, 0o600)?;
+    let made = create::create(store, &imported.name, &Origin::File { path: file.clone(), copy: true }, &[], around);
+    let _ = fs::remove_file(&file);
+    let made = made?;
+    if let Some(password) = &imported.password {
+        put(&made.path().join(PASSWORD_FILE), &format!("{password}\n"), 0o600)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guests_of_the_list_start_in_its_order_with_a_delay_between_them() {
+        let all = autostart("db web  mail", Some("7"));
+        assert_eq!(all["db"], (0, 0));
+        assert_eq!(all["web"], (1, 7));
+        assert_eq!(all["mail"], (2, 7));
+        assert_eq!(autostart("a b", None)["b"], (1, 2));
+    }
+}

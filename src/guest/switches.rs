@@ -1,0 +1,57 @@
+//! The switches of the host file as the host's tools take them.
+
+use std::time::Duration;
+
+use crate::config::{HostConfig, SwitchConfig, SwitchKind};
+use crate::host::dnsmasq::Range;
+use crate::host::ifconfig::Prefix;
+use crate::host::switch::{Kind, Switch};
+
+use super::error::{GuestError, Result};
+
+/// How long an address is given out for.
+const LEASE: Duration = Duration::from_secs(12 * 3600);
+
+/// One switch.
+pub fn switch(config: &SwitchConfig) -> Switch {
+    Switch {
+        id: config.id.clone(),
+        kind: match &config.kind {
+            SwitchKind::Bridge => Kind::Bridge,
+            SwitchKind::Manual { bridge } => Kind::Manual { bridge: bridge.clone() },
+            SwitchKind::Vxlan { vni, group } => Kind::Vxlan { vni: *vni, group: *group },
+            SwitchKind::Netgraph { node } => Kind::Netgraph { node: node.clone() },
+            SwitchKind::Vale => Kind::Vale,
+        },
+        uplinks: config.uplinks.clone(),
+        vlan: config.vlan,
+        addresses: config.addresses.iter().map(|address| Prefix { address: address.address, length: address.prefix }).collect(),
+        mtu: config.mtu.map(u32::from),
+        private: config.private,
+        nat: config.nat.is_some(),
+        egress: config.nat.as_ref().and_then(|nat| nat.egress.clone()),
+        dhcp: config.dhcp.as_ref().map(|dhcp| Range { first: dhcp.first, last: dhcp.last, lease: LEASE }),
+        dns: config.dhcp.as_ref().map(|dhcp| dhcp.dns.clone()).unwrap_or_default(),
+        domain: config.dhcp.as_ref().and_then(|dhcp| dhcp.domain.clone()),
+    }
+}
+
+/// The switches of these names, or all of them.
+pub fn chosen(host: &HostConfig, names: &[String]) -> Result<Vec<Switch>> {
+    if names.is_empty() {
+        return Ok(host.switches.iter().map(switch).collect());
+    }
+    names.iter().map(|name| named(host, name)).collect()
+}
+
+/// The switch of that name.
+pub fn named(host: &HostConfig, name: &str) -> Result<Switch> {
+    host.switches.iter().find(|config| config.id == name).map(switch).ok_or_else(|| {
+        let known: Vec<String> = host.switches.iter().map(|config| format!("`{}`", config.id)).collect();
+        let hint = match known.is_empty() {
+            true => format!("add `[[switches]]` with `id = \"{name}\"` to the host file"),
+            false => format!("it has: {}", known.join(", ")),
+        };
+        GuestError::user(format!("the host file has no switch `{name}`")).hint(hint)
+    })
+}

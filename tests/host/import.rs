@@ -1,0 +1,93 @@
+//! `vmctl import vm-bhyve`, over a datastore made by the test.
+
+use super::world::World;
+
+fn put(world: &World, file: &str, text: &str) {
+    let path = world.path().join("vm").join(file);
+    std::fs::create_dir_all(path.parent().expect("it has one")).expect("makes");
+    std::fs::write(path, text).expect("writes");
+}
+
+fn world() -> (World, String) {
+    let world = World::new();
+    world.host_file("# mine\n");
+    put(
+        &world,
+        ".config/system.conf",
+        "switch_list=\"public\"\ntype_public=\"standard\"\nports_public=\"em0\"\nvlan_public=\"10\"\nnat_public=\"yes\"\n\
+         datastore_list=\"media\"\npath_media=\"iso:/isos\"\nconsole=\"tmux\"\n",
+    );
+    put(
+        &world,
+        "web/web.conf",
+        "loader=\"uefi\"\ncpu=2\nmemory=1G\nnetwork0_type=\"virtio-net\"\nnetwork0_switch=\"public\"\n\
+         network0_mac=\"58:9c:fc:01:02:03\"\ndisk0_type=\"virtio-blk\"\ndisk0_name=\"disk0.img\"\n\
+         uuid=\"6f1c5a9e-0d2b-4c3f-9e57-1b2a3c4d5e6f\"\ngraphics=\"yes\"\nvnc_password=\"geheim\"\ntypo=\"x\"\n",
+    );
+    put(&world, "web/disk0.img", "0123456789abcdef");
+    put(&world, "db/db.conf", "loader=\"bhyveload\"\ncpu=1\nmemory=512M\ndisk0_type=\"virtio-blk\"\ndisk0_name=\"disk0.img\"\n");
+    put(&world, "db/disk0.img", "data");
+    put(
+        &world,
+        ".templates/default.conf",
+        "loader=\"bhyveload\"\ncpu=1\nmemory=512M\nnetwork0_type=\"virtio-net\"\nnetwork0_switch=\"public\"\ndisk0_type=\"virtio-blk\"\ndisk0_name=\"disk0.img\"\n",
+    );
+    world.program("sysrc", "case \"$3\" in vm_dir) dirname \"$STATE\" | sed 's,$,/vm,' ;; vm_list) echo 'db web gone' ;; vm_delay) echo 5 ;; *) exit 1 ;; esac");
+    let directory = world.path().join("vm").to_str().expect("UTF-8").to_owned();
+    (world, directory)
+}
+
+#[test]
+fn a_dry_run_shows_every_file_and_writes_none() {
+    let (world, directory) = world();
+    let said = world.vmctl(&["import", "vm-bhyve", &directory, "--dry-run"]).ok();
+    let said = said.says("## host file").says("[[switches]]\nid = \"public\"\nuplinks = [\"em0\"]\nvlan = 10\n");
+    let said = said.says("## guest web").says("mac = \"58:9c:fc:01:02:03\"").says("#   typo=x: not a setting");
+    let said = said.says("## template default").says("size = \"20G\"").says("nat_public=yes");
+    said.does_not_say("geheim").says("path_media=iso:/isos");
+    assert_eq!(std::fs::read_to_string(world.path().join("host.toml")).expect("reads"), "# mine\n");
+    assert_eq!(std::fs::read_dir(world.path().join("ds/guests")).expect("lists").count(), 0);
+}
+
+#[test]
+fn guests_come_along_with_their_identity_and_their_disks_stay_where_they_are() {
+    let (world, _) = world();
+    world.vmctl(&["import", "vm-bhyve"]).ok().says("guest web: taken over").says("vm_list=gone");
+    world.vmctl(&["check"]).ok().says("web: ok").says("db: ok");
+    let host = std::fs::read_to_string(world.path().join("host.toml")).expect("reads");
+    assert!(host.starts_with("# mine\n") && host.contains("id = \"public\""), "{host}");
+    let web = world.path().join("ds/guests/web");
+    let text = std::fs::read_to_string(web.join("guest.toml")).expect("reads");
+    let disk = world.path().join("vm/web/disk0.img");
+    assert!(text.contains(&format!("path = \"{}\"", disk.display())), "{text}");
+    assert!(text.contains("[autostart]\nenabled = true\norder = 110\ndelay = \"5s\"\n"), "{text}");
+    assert_eq!(std::fs::read(&disk).expect("is there"), b"0123456789abcdef");
+    assert_eq!(std::fs::read_dir(web.join("disks")).expect("lists").count(), 0);
+    assert_eq!(std::fs::read_to_string(web.join("vnc-password")).expect("reads"), "geheim\n");
+    let state: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(web.join("state.json")).expect("reads")).expect("JSON");
+    assert_eq!(state["macs"]["net0"], "58:9c:fc:01:02:03");
+    assert!(world.path().join("ds/templates/default.toml").exists());
+    assert!(world.path().join("vm/web/web.conf").exists());
+    // A second time, what is there stays.
+    world.vmctl(&["import", "vm-bhyve"]).fails(1, "a guest called `web` exists already");
+}
+
+#[test]
+fn a_guest_that_vm_bhyve_runs_is_refused_and_the_others_come_along() {
+    let (world, directory) = world();
+    put(&world, "web/run.lock", "host\n");
+    world.vmctl(&["import", "vm-bhyve", &directory]).fails(1, "vm-bhyve runs `web`").says("guest db: taken over");
+    assert!(!world.path().join("ds/guests/web").exists());
+}
+
+#[test]
+fn a_guest_that_cannot_be_is_told_with_what_is_wrong() {
+    let (world, directory) = world();
+    put(&world, "odd/odd.conf", "loader=\"uefi\"\ncpu=900\nmemory=1G\nuuid=\"none\"\n");
+    put(&world, "lost/lost.conf", "loader=\"uefi\"\ncpu=1\nmemory=1G\ndisk0_type=\"nvme\"\ndisk0_name=\"gone.img\"\n");
+    world.vmctl(&["import", "vm-bhyve", &directory, "--dry-run"]).fails(1, "`uuid`");
+    let said = world.vmctl(&["import", "vm-bhyve", &directory]).fails(1, "gone.img");
+    said.says("its guest file would be wrong").says("guest web: taken over");
+    world.vmctl(&["import", "vm-bhyve", "/etc"]).fails(1, "`/etc` is no datastore of vm-bhyve");
+}

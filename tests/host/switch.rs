@@ -1,0 +1,256 @@
+//! `vmctl switch`, on a host whose ifconfig(8) keeps its interfaces in files.
+
+use super::world::World;
+
+/// ifconfig(8) with a directory for each interface.
+const IFCONFIG: &str = r#"
+show() {
+    for d in "$STATE"/if/*; do
+        printf '%s: flags=8843<%sBROADCAST> metric 0 mtu %s\n' "${d##*/}" "$(cat "$d/up")" "$(cat "$d/mtu")"
+        [ -s "$d/description" ] && printf '\tdescription: %s\n' "$(cat "$d/description")"
+        while read -r a; do printf '\tinet %s netmask 0xffffff00 broadcast 0\n' "${a%/*}"; done < "$d/inet"
+        while read -r m; do printf '\tmember: %s flags=143<LEARNING,DISCOVER>\n' "$m"; done < "$d/member"
+        [ -s "$d/vlan" ] && printf '\tvlan: %s\n' "$(cat "$d/vlan")"
+    done
+}
+make() {
+    mkdir "$STATE/if/$1"; echo 1500 > "$STATE/if/$1/mtu"
+    for f in up description inet member vlan; do : > "$STATE/if/$1/$f"; done
+}
+without() { grep -v "^$2" "$1" > "$1.new"; mv "$1.new" "$1"; }
+case "$1" in
+-a) show; exit 0 ;;
+bridge) make "$4"; exit 0 ;;
+vlan) make "$8"; echo "$6 vlanproto: 802.1q vlanpcp: 0 parent interface: $4" > "$STATE/if/$8/vlan"; exit 0 ;;
+vxlan) shift; for name in "$@"; do :; done; make "$name"; exit 0 ;;
+esac
+d="$STATE/if/$1"; shift
+[ -d "$d" ] || { echo "interface does not exist" >&2; exit 1; }
+while [ $# -gt 0 ]; do
+    case "$1" in
+    up) echo UP, > "$d/up" ;;
+    down) : > "$d/up" ;;
+    destroy) rm -r "$d"; for o in "$STATE"/if/*; do without "$o/member" "${d##*/}\$"; done ;;
+    mtu) echo "$2" > "$d/mtu"; shift ;;
+    description) echo "$2" > "$d/description"; shift ;;
+    group) shift ;;
+    addm) echo "$2" >> "$d/member"; shift ;;
+    deletem) without "$d/member" "$2\$"; shift ;;
+    inet) case "$3" in alias) echo "$2" >> "$d/inet" ;; -alias) without "$d/inet" "$2" ;; esac; shift 2 ;;
+    esac
+    shift
+done
+exit 0
+"#;
+
+/// pfctl(8) that is on and whose main rules are in a file; anchors are files too.
+const PFCTL: &str = r#"
+case "$*" in
+"-s info") cat "$STATE/pf-info" ;;
+"-s nat") cat "$STATE/pf-nat" ;;
+"-s rules") ;;
+*"-f -") cat > "$STATE/anchor-${2#vmctl/}" ;;
+*"-F all") rm -f "$STATE/anchor-${2#vmctl/}" ;;
+*"-s nat") cat "$STATE/anchor-${2#vmctl/}" 2>/dev/null ;;
+esac
+"#;
+
+fn world(switches: &str) -> World {
+    let world = World::new();
+    world.program("ifconfig", IFCONFIG);
+    world.program("pfctl", PFCTL);
+    world.program("route", "[ \"$2\" = get ] && printf '    gateway: 192.0.2.1\\n  interface: em0\\n'; exit 0");
+    world
+        .program("sysctl", "case \"$1\" in -n) cat \"$STATE/forwarding\" ;; *) echo \"${1#*=}\" > \"$STATE/forwarding\" ;; esac");
+    world.program("netstat", "exit 1");
+    std::fs::write(world.state("forwarding"), "0\n").expect("writes");
+    std::fs::write(world.state("pf-info"), "Status: Enabled for 1 days 00:00:00\n").expect("writes");
+    std::fs::write(world.state("pf-nat"), "nat-anchor \"vmctl/*\" all\n").expect("writes");
+    for (name, address) in [("em0", "192.0.2.5/24\n"), ("em1", "")] {
+        let directory = world.state("if").join(name);
+        std::fs::create_dir_all(&directory).expect("makes");
+        for (file, text) in
+            [("mtu", "1500\n"), ("up", "UP,\n"), ("description", ""), ("inet", address), ("member", ""), ("vlan", "")]
+        {
+            std::fs::write(directory.join(file), text).expect("writes");
+        }
+    }
+    world.host_file(switches);
+    world
+}
+
+const CHANGES: [&str; 7] =
+    ["ifconfig bridge", "ifconfig sw", "ifconfig em", "ifconfig vlan", "pfctl -a", "sysctl net", "dnsmasq"];
+
+fn changes(world: &World) -> Vec<String> {
+    world.calls_of(&CHANGES).into_iter().filter(|call| !call.contains("-s nat")).collect()
+}
+
+const LAN: &str = "[[switches]]\nid = \"lan\"\nuplinks = [\"em1\"]\nvlan = 10\naddresses = [\"10.10.0.1/24\"]\n";
+
+#[test]
+fn a_switch_is_made_once_shown_and_unmade() {
+    let world = world(LAN);
+    world.vmctl(&["switch", "list"]).ok().says("lan   bridge  down");
+    world.vmctl(&["switch", "plan"]).fails(2, "").says("ifconfig bridge create name sw-lan");
+    assert!(changes(&world).is_empty());
+    world.vmctl(&["switch", "create", "lan"]).ok().says("lan is made");
+    assert_eq!(
+        changes(&world),
+        [
+            "ifconfig bridge create name sw-lan",
+            "ifconfig sw-lan description vmctl switch lan group vmctl up",
+            "ifconfig vlan create vlandev em1 vlan 10 name em1.10",
+            "ifconfig em1.10 description vmctl switch lan group vmctl up",
+            "ifconfig sw-lan addm em1.10",
+            "ifconfig sw-lan inet 10.10.0.1/24 alias",
+        ]
+    );
+    world.vmctl(&["switch", "create", "--all"]).ok().says("lan is there");
+    world.vmctl(&["switch", "plan", "lan"]).ok().says("nothing to do");
+    assert!(changes(&world).is_empty());
+    let said = world.vmctl(&["switch", "list", "-o", "json"]).ok();
+    let document: serde_json::Value = serde_json::from_str(&said.out).expect("JSON");
+    assert_eq!(document["items"][0]["state"], "up");
+    assert_eq!(document["items"][0]["addresses"][0], "10.10.0.1/24");
+    world.vmctl(&["switch", "info", "lan"]).ok().says("uplinks    em1 vlan 10");
+    world.vmctl(&["switch", "destroy", "lan"]).ok().says("lan is gone");
+    assert_eq!(changes(&world), ["ifconfig sw-lan destroy", "ifconfig em1.10 destroy"]);
+    world.vmctl(&["switch", "destroy", "lan"]).ok();
+    assert!(changes(&world).is_empty());
+}
+
+#[test]
+fn each_step_that_fails_leaves_the_host_as_it_was() {
+    let switches = format!("{LAN}mtu = 9000\nnat = true\n");
+    for step in [
+        "bridge create",
+        "sw-lan description",
+        "em1 mtu",
+        "vlan create",
+        "em1.10 description",
+        "addm em1.10",
+        "sw-lan mtu",
+        "inet 10.10.0.1/24",
+        "-f -",
+        "forwarding=1",
+    ] {
+        let world = world(&switches);
+        world.fail(step);
+        world.vmctl(&["switch", "create", "lan"]).fails(1, "told to fail");
+        let interfaces: Vec<String> = std::fs::read_dir(world.state("if"))
+            .expect("lists")
+            .map(|entry| entry.expect("an entry").file_name().into_string().expect("UTF-8"))
+            .collect();
+        assert_eq!(interfaces.len(), 2, "{step}: {interfaces:?}");
+        let read = |file: &str| std::fs::read_to_string(world.state(file)).unwrap_or_default();
+        assert_eq!(read("if/em1/mtu"), "1500\n", "{step}");
+        assert_eq!(read("anchor-lan"), "", "{step}");
+        assert_eq!(read("forwarding"), "0\n", "{step}");
+    }
+}
+
+#[test]
+fn nat_needs_the_anchor_line_and_says_which() {
+    let world = world("[[switches]]\nid = \"lan\"\naddresses = [\"10.10.0.1/24\"]\nnat = true\n");
+    std::fs::write(world.state("pf-nat"), "").expect("writes");
+    world.vmctl(&["switch", "create", "lan"]).fails(1, "pf's rules do not name its anchor").says("nat-anchor \"vmctl/*\"");
+    assert!(changes(&world).is_empty());
+    std::fs::write(world.state("pf-nat"), "nat-anchor \"vmctl/*\" all\n").expect("writes");
+    world.vmctl(&["switch", "create", "lan"]).ok().says("gateway_enable=YES");
+    let rules = std::fs::read_to_string(world.state("anchor-lan")).expect("loaded");
+    assert!(rules.starts_with("nat on em0 inet from 10.10.0.0/24 to ! 10.10.0.0/24 -> (em0:0)\n"), "{rules}");
+    world.vmctl(&["switch", "plan"]).ok();
+    world.vmctl(&["switch", "destroy", "lan"]).ok();
+    assert!(!world.state("anchor-lan").exists());
+}
+
+#[test]
+fn dhcp_is_served_by_a_dnsmasq_of_its_own() {
+    let switches = "[[switches]]\nid = \"lan\"\naddresses = [\"10.10.0.1/24\"]\ndhcp = \"10.10.0.100-10.10.0.199\"\n";
+    let world = world(switches);
+    world.vmctl(&["switch", "create", "lan"]).fails(1, "dnsmasq(8) is not installed").says("pkg install dnsmasq");
+    assert!(changes(&world).is_empty());
+    world.program("dnsmasq", "sed -n 's/^pid-file=//p' \"${1#--conf-file=}\" | while read -r f; do echo 4242 > \"$f\"; done");
+    world.program(
+        "ps",
+        "[ -f \"$STATE/gone\" ] || echo \"dnsmasq --conf-file=$(dirname \"$STATE\")/run/switches/lan/dnsmasq.conf\"",
+    );
+    world.program("kill", ": > \"$STATE/gone\"");
+    world.vmctl(&["switch", "create", "lan"]).ok();
+    let config = std::fs::read_to_string(world.path().join("run/switches/lan/dnsmasq.conf")).expect("written");
+    assert!(config.contains("\ninterface=sw-lan\n") && config.contains("\ndhcp-range=10.10.0.100,10.10.0.199,255.255.255.0,"));
+    world.vmctl(&["switch", "list", "-o", "wide"]).ok().says("10.10.0.100-10.10.0.199 (runs)");
+    world.vmctl(&["switch", "create", "lan"]).ok().says("lan is there");
+    world.calls();
+    world.vmctl(&["switch", "destroy", "lan"]).ok();
+    assert_eq!(world.calls_of(&["kill"]), ["kill 4242"]);
+    assert!(!world.path().join("run/switches/lan/dnsmasq.conf").exists());
+}
+
+#[test]
+fn the_network_of_the_session_is_not_cut_without_a_word() {
+    let world = world("[[switches]]\nid = \"lan\"\nuplinks = [\"em0\"]\naddresses = [\"192.0.2.5/24\"]\n");
+    let session = |arguments: &[&str]| {
+        let mut command = world.command(arguments);
+        command.env("SSH_CONNECTION", "203.0.113.9 50022 192.0.2.5 22");
+        super::world::Said::from(command.output().expect("runs"))
+    };
+    let said = session(&["switch", "create", "lan"]).fails(1, "this session's own network could be cut");
+    said.says("moves from `em0` to `sw-lan`").says("--yes");
+    assert!(changes(&world).is_empty());
+    session(&["switch", "create", "lan", "--yes"]).ok();
+    assert_eq!(std::fs::read_to_string(world.state("if/sw-lan/inet")).expect("reads"), "192.0.2.5/24\n");
+    assert_eq!(std::fs::read_to_string(world.state("if/em0/inet")).expect("reads"), "");
+    assert!(world.calls().contains(&"route -n add default 192.0.2.1".to_owned()));
+    session(&["switch", "destroy", "lan"]).fails(1, "could be cut");
+    session(&["switch", "destroy", "lan", "--yes"]).ok();
+    assert_eq!(std::fs::read_to_string(world.state("if/em0/inet")).expect("reads"), "192.0.2.5/24\n");
+}
+
+#[test]
+fn what_cannot_be_is_refused_before_anything_is_changed() {
+    let world = world(
+        "[[switches]]\nid = \"up\"\nuplinks = [\"igb9\"]\n\
+         [[switches]]\nid = \"mine\"\ntype = \"manual\"\nbridge = \"bridge9\"\n\
+         [[switches]]\nid = \"ng\"\ntype = \"netgraph\"\nbridge = \"bnet0\"\n\
+         [[switches]]\nid = \"dup\"\naddresses = [\"192.0.2.5/24\"]\n",
+    );
+    world
+        .vmctl(&["switch", "create", "up"])
+        .fails(1, "uplink `igb9`, and there is no such interface")
+        .says("there are: em0, em1");
+    world.vmctl(&["switch", "create", "mine"]).fails(1, "is the bridge `bridge9`, and there is none");
+    world.vmctl(&["switch", "create", "ng"]).fails(1, "netgraph node `bnet0`");
+    world.vmctl(&["switch", "create", "dup"]).fails(1, "is on `em0` already");
+    world.vmctl(&["switch", "create", "none"]).fails(1, "the host file has no switch `none`").says("`up`, `mine`");
+    assert!(changes(&world).is_empty());
+    world.vmctl(&["switch", "list"]).ok().says("wrong");
+}
+
+#[test]
+fn a_switch_that_guests_are_on_stays() {
+    let world = world(LAN);
+    world.vmctl(&["switch", "create", "lan"]).ok();
+    std::fs::write(world.state("if/sw-lan/member"), "em1.10\ntap3\n").expect("writes");
+    world.vmctl(&["switch", "destroy", "lan"]).fails(1, "in use by tap3").says("--force");
+    world.vmctl(&["switch", "destroy", "lan", "--force"]).ok();
+}
+
+#[test]
+fn private_vxlan_and_vale_switches_are_made() {
+    let world = world(
+        "[[switches]]\nid = \"far\"\ntype = \"vxlan\"\nvni = 42\nuplinks = [\"em0\"]\n\
+         [[switches]]\nid = \"fast\"\ntype = \"vale\"\nuplinks = [\"em1\"]\n",
+    );
+    world.program("valectl", "case \"$1\" in -h) echo \"bridge:0 [0] $2\" >> \"$STATE/vale\" ;; -d) rm \"$STATE/vale\" ;; *) cat \"$STATE/vale\" 2>/dev/null ;; esac; exit 0");
+    world.vmctl(&["switch", "create", "--all"]).ok();
+    let calls = world.calls();
+    let vxlan = "ifconfig vxlan create vxlanid 42 vxlanlocal 192.0.2.5 vxlangroup 239.0.0.42 vxlandev em0 name vx-far";
+    assert!(calls.contains(&vxlan.to_owned()), "{calls:?}");
+    assert!(calls.contains(&"valectl -h vale-fast:em1".to_owned()), "{calls:?}");
+    world.vmctl(&["switch", "plan"]).ok();
+    world.vmctl(&["switch", "destroy", "--all"]).ok();
+    let calls = world.calls();
+    assert!(calls.contains(&"valectl -d vale-fast:em1".to_owned()) && calls.contains(&"ifconfig vx-far destroy".to_owned()));
+}
