@@ -5,6 +5,8 @@
 
 #[path = "chips.rs"]
 mod chips;
+#[path = "host.rs"]
+mod host;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -46,6 +48,8 @@ pub const TARGETS: &[Target] = &[
     ("ioapic", chips::ioapic),
     ("lapic", chips::lapic),
     ("interrupts", chips::interrupts),
+    ("vm_bhyve", host::vm_bhyve),
+    ("listings", host::listings),
 ];
 
 /// Runs the target of that name on `data`.

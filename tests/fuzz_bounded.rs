@@ -133,4 +133,6 @@ targets! {
     the_io_apic_survives: "ioapic",
     the_local_apic_survives: "lapic",
     the_interrupt_fabric_survives: "interrupts",
+    the_settings_of_vm_bhyve_are_told: "vm_bhyve",
+    the_listings_of_the_host_are_read: "listings",
 }

@@ -2,6 +2,7 @@
 
 use super::{App, ExitStatus, Outcome};
 use crate::guest::create;
+use crate::guest::provision::Copying;
 
 /// Copy a stopped guest
 ///
@@ -14,14 +15,18 @@ pub struct Args {
     /// Names of the copies
     #[arg(value_name = "NAME", required = true)]
     names: Vec<String>,
+    /// Let ZFS volumes share their bytes with the guest's own until they differ; it cannot be destroyed before its copies
+    #[arg(long)]
+    linked: bool,
 }
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
         let place = app.place()?;
         let guest = place.store.guest(&self.guest)?;
+        let how = if self.linked { Copying::Linked } else { Copying::Whole };
         app.ui.each(&self.names, String::clone, |name| {
-            create::clone(&place.store, &guest, name, place.around())?;
+            create::clone(&place.store, &guest, name, how, place.around())?;
             app.ui.done(format!("{name} is a copy of {}", self.guest));
             Ok(ExitStatus::Done)
         })

@@ -41,6 +41,7 @@ enum Verb {
     /// Make what is missing of switches
     ///
     /// A switch that is there is left alone. What was made is taken back when a later step fails.
+    #[command(alias = "up")]
     Create {
         /// Switches
         #[arg(value_name = "SWITCH", required_unless_present = "all")]
@@ -55,6 +56,7 @@ enum Verb {
     /// Take switches down
     ///
     /// Only what vmctl made goes. A switch that guests are on is refused.
+    #[command(alias = "down")]
     Destroy {
         /// Switches
         #[arg(value_name = "SWITCH", required_unless_present = "all")]

@@ -14,7 +14,7 @@ use super::definition::{Definition, Surroundings};
 use super::error::{GuestError, Result};
 use super::events::{self, EventKind};
 use super::lock::Role;
-use super::provision::{Made, copy_disks, ensure_disks, remove_volumes};
+use super::provision::{Copying, Made, copy_disks, ensure_disks, remove_volumes};
 use super::state::GuestState;
 use super::store::{GuestDir, NewGuest, Store};
 use super::supervisor::hooks::{HOOK_VERSION, HookDocument, run_hooks};
@@ -42,7 +42,7 @@ pub fn create(store: &Store, name: &str, origin: &Origin, sets: &[String], aroun
 }
 
 /// Makes a guest with the file of another, copies of its disks, and an identity of its own. Both are stopped.
-pub fn clone(store: &Store, source: &GuestDir, name: &str, around: Surroundings<'_>) -> Result<GuestDir> {
+pub fn clone(store: &Store, source: &GuestDir, name: &str, how: Copying, around: Surroundings<'_>) -> Result<GuestDir> {
     check_name(name)?;
     let _lock = source.lock_stopped("clone")?;
     let definition = Definition::load(source, around)?;
@@ -66,7 +66,7 @@ pub fn clone(store: &Store, source: &GuestDir, name: &str, around: Surroundings<
         .hint("remove them from the file, or make the other guest from a file of its own"));
     }
     let origin = EventKind::Cloned { from: source.name().to_owned() };
-    finish(new, GuestState::new(name), origin, around, |guest, _| copy_disks(source, &definition.config, guest))
+    finish(new, GuestState::new(name), origin, around, |guest, _| copy_disks(source, &definition.config, guest, how))
 }
 
 /// What every new guest needs once its file is there: a check, disks, a state, a name.

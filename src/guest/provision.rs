@@ -122,11 +122,25 @@ pub fn remove_volumes(guest: &GuestDir, config: &GuestConfig) -> Result<()> {
     Ok(())
 }
 
+/// How disks are copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Copying {
+    /// Byte by byte: the copy stands on its own.
+    Whole,
+    /// ZFS volumes share their bytes with what they were cloned from, which cannot be removed before them.
+    Linked,
+}
+
 /// Copies the disks of a stopped guest to one that is being made.
-pub fn copy_disks(from: &GuestDir, config: &GuestConfig, to: &GuestDir) -> Result<Made> {
+pub fn copy_disks(from: &GuestDir, config: &GuestConfig, to: &GuestDir, how: Copying) -> Result<Made> {
+    let is_volume = |disk: &DiskConfig| disk.backend == DiskBackend::Zvol && disk.path.is_none();
+    if how == Copying::Linked && !config.disks.iter().any(is_volume) {
+        return Err(GuestError::user(format!("`{}` has no disk that is a ZFS volume, and only those are linked", from.name()))
+            .hint("leave out `--linked`, and its disks are copied"));
+    }
     let mut made = Made::default();
     for disk in &config.disks {
-        if let Err(error) = copy_disk(from, to, disk, &mut made) {
+        if let Err(error) = copy_disk(from, to, disk, how, &mut made) {
             made.undo();
             return Err(error);
         }
@@ -134,7 +148,7 @@ pub fn copy_disks(from: &GuestDir, config: &GuestConfig, to: &GuestDir) -> Resul
     Ok(made)
 }
 
-fn copy_disk(from: &GuestDir, to: &GuestDir, disk: &DiskConfig, made: &mut Made) -> Result<()> {
+fn copy_disk(from: &GuestDir, to: &GuestDir, disk: &DiskConfig, how: Copying, made: &mut Made) -> Result<()> {
     if disk.path.is_some() && disk.ro {
         return Ok(());
     }
@@ -148,7 +162,11 @@ fn copy_disk(from: &GuestDir, to: &GuestDir, disk: &DiskConfig, made: &mut Made)
     }
     if disk.backend == DiskBackend::Zvol {
         let (source, target) = (volume(from, disk)?, volume(to, disk)?);
-        zfs::copy_volume(&source, &target).map_err(|error| GuestError::host(format!("disk `{}`: {error}", disk.id)))?;
+        let copied = match how {
+            Copying::Whole => zfs::copy_volume(&source, &target),
+            Copying::Linked => zfs::clone_volume(&source, &target),
+        };
+        copied.map_err(|error| GuestError::host(format!("disk `{}`: {error}", disk.id)))?;
         made.volumes.push(target);
         return Ok(());
     }

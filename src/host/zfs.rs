@@ -44,9 +44,14 @@ pub fn grow_volume(name: &str, size: u64) -> Result<(), Failure> {
     zfs(&["set", &format!("volsize={}", size.next_multiple_of(1 << 20)), name]).map(drop)
 }
 
-/// Removes a volume and its snapshots.
+/// Removes a volume and its snapshots, and the snapshot that [`clone_volume`] made of another for it.
 pub fn destroy_volume(name: &str) -> Result<(), Failure> {
-    zfs(&["destroy", "-r", name]).map(drop)
+    let origin = property(name, "origin").ok().filter(|origin| origin.contains("@vmctl-"));
+    zfs(&["destroy", "-r", name])?;
+    if let Some(origin) = origin {
+        let _ = zfs(&["destroy", &origin]);
+    }
+    Ok(())
 }
 
 /// Copies a volume through a snapshot that is removed afterwards; the copy does not depend on its source.
@@ -76,11 +81,12 @@ fn send_receive(snapshot: &str, to: &str) -> Result<(), Failure> {
 pub fn clone_volume(from: &str, to: &str) -> Result<(), Failure> {
     let snapshot = format!("{from}@vmctl-{}", to.replace('/', ":"));
     zfs(&["snapshot", &snapshot])?;
-    if let Err(error) = zfs(&["clone", "-o", "volmode=dev", &snapshot, to]) {
+    let cloned = zfs(&["clone", "-o", "volmode=dev", &snapshot, to]).and_then(|_| wait_for_device(to));
+    if cloned.is_err() {
+        let _ = zfs(&["destroy", to]);
         let _ = zfs(&["destroy", &snapshot]);
-        return Err(error);
     }
-    wait_for_device(to)
+    cloned
 }
 
 /// A snapshot of a dataset or volume.

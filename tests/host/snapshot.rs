@@ -19,7 +19,7 @@ list)
     *) echo tank/vm ;;
     esac ;;
 get) echo /tank/vm ;;
-snapshot) shift 2; for name in "$@"; do echo "$name" >> "$STATE/snapshots"; done ;;
+snapshot) [ "$2" = -r ] && shift; shift; for name in "$@"; do echo "$name" >> "$STATE/snapshots"; done ;;
 destroy) grep -vxF "$3" "$STATE/snapshots" > "$STATE/new"; mv "$STATE/new" "$STATE/snapshots" ;;
 esac
 "#;
@@ -110,4 +110,23 @@ fn what_cannot_be_snapshot_is_said_with_the_reason() {
     let none = World::new();
     none.guest("web", GUEST);
     none.vmctl(&["snapshot", "web"]).fails(1, "this host has no ZFS").says("vmctl clone");
+}
+
+#[test]
+fn a_linked_clone_that_fails_leaves_no_snapshot_behind() {
+    let world = world();
+    world.guest("base", "engine = \"bhyve\"\n[[disks]]\nid = \"root\"\nbackend = \"zvol\"\nsize = \"1G\"\n");
+    world.fail("zfs clone");
+    world.vmctl(&["clone", "base", "copy", "--linked"]).fails(2, "told to fail");
+    assert_eq!(
+        world.calls_of(&["zfs snapshot", "zfs clone", "zfs destroy"]),
+        [
+            "zfs snapshot tank/vm/base-root@vmctl-tank:vm:copy-root",
+            "zfs clone -o volmode=dev tank/vm/base-root@vmctl-tank:vm:copy-root tank/vm/copy-root",
+            "zfs destroy tank/vm/copy-root",
+            "zfs destroy tank/vm/base-root@vmctl-tank:vm:copy-root",
+        ]
+    );
+    assert!(!world.path().join("ds/guests/copy").exists());
+    world.vmctl(&["clone", "web", "copy", "--linked"]).fails(1, "only those are linked");
 }

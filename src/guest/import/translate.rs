@@ -257,9 +257,9 @@ impl Translation<'_> {
         let mut commands: Vec<String> = self.conf.numbered("grub_run", "").into_iter().map(str::to_owned).collect();
         // A file with the commands, of vm-bhyve before 1.0.
         if let Some(name) = self.conf.get("grub_commands") {
-            match std::fs::read_to_string(self.source.directory.join(name)) {
-                Ok(text) if text.len() < 64 << 10 => commands.extend(text.lines().map(str::to_owned)),
-                _ => self.notes.add("grub_commands", name, "the file cannot be read"),
+            match commands_in(&self.source.directory.join(name)) {
+                Some(found) => commands.extend(found),
+                None => self.notes.add("grub_commands", name, "the file cannot be read, or is longer than commands are"),
             }
         }
         for (at, text) in self.conf.numbered("grub_install", "").into_iter().enumerate() {
@@ -465,6 +465,16 @@ impl Translation<'_> {
         }
         any
     }
+}
+
+/// The lines of a file of commands.
+fn commands_in(path: &Path) -> Option<Vec<String>> {
+    const LIMIT: u64 = 64 << 10;
+    let metadata = std::fs::metadata(path).ok()?;
+    if !metadata.is_file() || metadata.len() > LIMIT {
+        return None;
+    }
+    Some(std::fs::read_to_string(path).ok()?.lines().map(str::to_owned).collect())
 }
 
 #[cfg(test)]

@@ -47,7 +47,15 @@ pub struct Status {
 pub fn look(switch: &Switch, observed: &Observed, runtime: &Path, closely: bool) -> Status {
     let bridge = switch.bridge();
     let interface = bridge.as_deref().and_then(|name| observed.interface(name));
-    let planned = plan::create(switch, observed, runtime);
+    // Only root may ask pf(4): for others a switch stands as it does without its rules.
+    let unasked = match &observed.pf {
+        Some(Err(error)) if switch.nat => Some(format!("its NAT is not known: {error}")),
+        _ => None,
+    };
+    let planned = match unasked {
+        Some(_) => plan::create(&Switch { nat: false, ..switch.clone() }, observed, runtime),
+        None => plan::create(switch, observed, runtime),
+    };
     let there = match bridge {
         Some(_) => interface.is_some(),
         None => true,
@@ -86,7 +94,7 @@ pub fn look(switch: &Switch, observed: &Observed, runtime: &Path, closely: bool)
         },
         bytes_in: bytes.map(|(received, _)| received),
         bytes_out: bytes.map(|(_, sent)| sent),
-        problem,
+        problem: problem.or(unasked),
     }
 }
 
@@ -99,6 +107,7 @@ mod tests {
     use super::super::tests::plain;
     use super::super::{Kind, description};
     use super::*;
+    use crate::host::error::HostError;
     use crate::host::ifconfig::Interface;
 
     #[test]
@@ -115,6 +124,21 @@ mod tests {
         let up = state(vec![em1, whole]);
         assert_eq!((up.state, up.ports.as_slice()), ("up", ["tap0".to_owned()].as_slice()));
         assert_eq!(state(Vec::new()).state, "wrong");
+        let observed = Observed {
+            interfaces: vec![Interface {
+                name: "sw-lan".into(),
+                up: true,
+                description: description("lan"),
+                addresses: vec!["10.0.0.1/24".parse().expect("a prefix")],
+                ..Interface::default()
+            }],
+            pf: Some(Err(HostError::new("`pfctl -s info` failed: /dev/pf: Permission denied"))),
+            ..Observed::default()
+        };
+        let nat = Switch { nat: true, addresses: vec!["10.0.0.1/24".parse().expect("a prefix")], ..plain("lan") };
+        let for_others = look(&nat, &observed, Path::new("/run"), false);
+        assert_eq!(for_others.state, "up");
+        assert!(for_others.problem.is_some_and(|problem| problem.contains("Permission denied")));
         let manual = Switch { kind: Kind::Manual { bridge: "bridge0".into() }, ..plain("m") };
         assert_eq!(look(&manual, &Observed::default(), Path::new("/run"), false).state, "wrong");
     }

@@ -1,0 +1,127 @@
+//! Texts that other programs wrote: what is read of them is bounded, and never a panic.
+
+use std::path::Path;
+
+use vmctl::guest::import::Notes;
+use vmctl::guest::import::conf::Conf;
+use vmctl::guest::import::switches;
+use vmctl::guest::import::translate::{Source, translate};
+use vmctl::host::{ifconfig, passthru};
+
+use super::Bytes;
+
+/// Keys of vm-bhyve, so that the bytes reach what stands behind them.
+const KEYS: &[&str] = &[
+    "loader",
+    "loader_timeout",
+    "uefi_vars",
+    "cpu",
+    "cpu_sockets",
+    "cpu_cores",
+    "cpu_threads",
+    "memory",
+    "wired_memory",
+    "hostbridge",
+    "fwcfg",
+    "comports",
+    "utctime",
+    "uuid",
+    "bhyve_options",
+    "start_slot",
+    "ahci_device_limit",
+    "disk0_type",
+    "disk0_name",
+    "disk0_dev",
+    "disk0_opts",
+    "disk0_size",
+    "disk1_type",
+    "disk1_name",
+    "disk1_opts",
+    "network0_type",
+    "network0_switch",
+    "network0_device",
+    "network0_mac",
+    "network0_span",
+    "passthru0",
+    "passthru1",
+    "passthru0_options",
+    "virt_random",
+    "virt_console0",
+    "graphics",
+    "graphics_port",
+    "graphics_res",
+    "graphics_vga",
+    "vnc_password",
+    "xhci_mouse",
+    "sound",
+    "grub_run0",
+    "grub_run_partition",
+    "zfs_zvol_opts",
+    "prestart",
+    "priority",
+    "limit_pcpu",
+    "limit_rbps",
+    "tags",
+    "on_fault",
+    "switch_list",
+    "type_a",
+    "ports_a",
+    "vlan_a",
+    "addr_a",
+    "mtu_a",
+    "bridge_a",
+];
+
+/// Values that mean something for many keys.
+const VALUES: &[&str] =
+    &["yes", "no", "uefi", "grub", "bhyveload", "1", "32", "ahci-hd", "ahci-cd", "virtio-9p", "custom", "5/0/0", "a", "standard"];
+
+/// Whether a text is one of these.
+fn reads<T: std::str::FromStr>(_: &T, text: &str) -> bool {
+    text.parse::<T>().is_ok()
+}
+
+pub fn vm_bhyve(data: &[u8]) {
+    let mut bytes = Bytes::new(data);
+    let mut text = String::new();
+    while !bytes.is_empty() {
+        let key = KEYS[usize::from(bytes.byte()) % KEYS.len()];
+        let value = match bytes.byte() {
+            kind if kind < 128 => VALUES[usize::from(kind) % VALUES.len()].to_owned(),
+            length => (0..length % 24).map(|_| char::from(bytes.byte())).collect(),
+        };
+        text.push_str(&format!("{key}=\"{value}\"\n"));
+    }
+    for text in [text, String::from_utf8_lossy(data).into_owned()] {
+        for template in [false, true] {
+            let conf = Conf::parse(&text);
+            let mut notes = Notes::default();
+            let found = switches::read(&conf, &mut notes);
+            let source = Source {
+                name: "g",
+                directory: Path::new("/nonexistent"),
+                dataset: Some("tank/vm"),
+                config_dir: Path::new("/nonexistent"),
+                switches: &found,
+                template,
+                autostart: Some((1, 2)),
+            };
+            let translated = translate(&source, &conf);
+            assert!(conf.unseen().is_empty(), "a setting was neither translated nor told");
+            let toml = translated.toml.to_string();
+            assert!(reads(&translated.toml, &toml), "what is written is no TOML: {toml}");
+        }
+    }
+}
+
+pub fn listings(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let lines =
+        "em0: flags=8<UP> mtu 1\n\tinet 1.2.3.4 netmask 0x\n\tvlan: \n\tmember: \nppt0@pci0:1:2:3:\thdr=0x00\n    vendor = \n";
+    for text in [text.clone(), format!("{lines}{text}").into(), text.replace('\0', lines).into()] {
+        for interface in ifconfig::parse(&text) {
+            interface.addresses.iter().for_each(|prefix| assert!(prefix.contains(prefix.network().address)));
+        }
+        let _ = passthru::parse(&text);
+    }
+}
