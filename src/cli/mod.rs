@@ -5,6 +5,7 @@
 //! Conventions: `GUEST...` takes several names and globs ([`Guests`]); `-o` and `-q` work everywhere; data goes to
 //! standard output, words to standard error; a command on many guests goes on after one fails ([`Ui::each`]).
 
+mod argv;
 mod attach;
 mod autostart;
 mod check;
@@ -110,6 +111,7 @@ enum Verb {
     Doctor(doctor::Args),
     Check(check::Args),
     Show(show::Args),
+    Argv(argv::Args),
     Schema(schema::Args),
     Completions(completions::Args),
     #[command(name = "__complete-guests", hide = true)]
@@ -211,6 +213,7 @@ pub fn main() -> ExitCode {
         Verb::Doctor(args) => args.run(&app),
         Verb::Check(args) => args.run(&app),
         Verb::Show(args) => args.run(&app),
+        Verb::Argv(args) => args.run(&app),
         Verb::Schema(args) => args.run(&app),
         Verb::Completions(args) => args.run(&app),
         Verb::CompleteGuests(args) => args.run(&app),

@@ -81,7 +81,7 @@ fn guest(view: &View<'_>, name: &str, engine: EngineKind, problems: &mut Problem
         let message = format!("`debug.deterministic` needs 1 CPU, the guest has {}", cpus.count);
         problems.push(Diagnostic::at(debug.place_of("deterministic"), message).hint("set `cpus = 1`"));
     }
-    GuestConfig {
+    let config = GuestConfig {
         name: name.to_owned(),
         description: view.text("description"),
         owner: view.text("owner"),
@@ -124,7 +124,11 @@ fn guest(view: &View<'_>, name: &str, engine: EngineKind, problems: &mut Problem
         rng: view.table("rng").flag("enabled"),
         debug: DebugConfig { exit_port: debug.flag("exit_port"), deterministic, gdb: hardware::gdb(view, problems) },
         nics,
+    };
+    if engine == EngineKind::Bhyve {
+        hardware::slot_names(view, &config, problems);
     }
+    config
 }
 
 fn tags(view: &View<'_>, problems: &mut Problems) -> Vec<String> {

@@ -4,6 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+use super::bhyve_variables;
 use super::check::{Problems, command_words, entry_id, pick};
 use super::diagnostic::{Diagnostic, Place};
 use super::layer::{Node, Value};
@@ -492,6 +493,10 @@ pub(super) fn bhyve(view: &View<'_>, problems: &mut Problems) -> BhyveConfig {
             problems.push(Diagnostic::at(table.place, message).hint("at most 55 characters, like `opt/org.example/key`"));
         }
     }
+    if !fw_cfg.is_empty() && table.text("fwcfg").as_deref() != Some("qemu") {
+        let message = "a guest sees firmware configuration items only with `fwcfg = \"qemu\"`";
+        problems.push(Diagnostic::at(table.place, message).hint("set it in `[bhyve]`"));
+    }
     let mut slots = Vec::new();
     for (name, text) in map(&table, "slots", problems) {
         match text.parse::<PciAddress>() {
@@ -500,6 +505,11 @@ pub(super) fn bhyve(view: &View<'_>, problems: &mut Problems) -> BhyveConfig {
                 let message = format!("`bhyve.slots.{name}` is `{text}`, not a PCI address");
                 problems.push(Diagnostic::at(table.place_of("slots"), message).hint("like `31` or `0:31:0`"));
             }
+        }
+    }
+    for (name, _) in map(&table, "options", &mut Vec::new()) {
+        if let Some((message, hint)) = bhyve_variables::refusal(&name) {
+            problems.push(Diagnostic::at(place_in(&table, "options", &name), message).maybe_hint(hint));
         }
     }
     BhyveConfig {
@@ -552,12 +562,75 @@ pub(super) fn map(view: &View<'_>, leaf: &str, problems: &mut Problems) -> Vec<(
     found
 }
 
+/// Where a name of a table of the user's own stands.
+fn place_in<'a>(view: &View<'a>, leaf: &str, name: &str) -> &'a Place {
+    match view.node(leaf) {
+        Some(Node { value: Value::Table(table), .. }) => {
+            table.0.iter().find(|(other, _)| other.text == name).map_or(view.place, |(name, _)| &name.place)
+        }
+        _ => view.place,
+    }
+}
+
+/// What stands in `bhyve.slots` must be a device of the guest.
+pub(super) fn slot_names(view: &View<'_>, config: &GuestConfig, problems: &mut Problems) {
+    let table = view.table("bhyve");
+    let known = known_slots(config);
+    let mut taken: Vec<(PciAddress, String)> = Vec::new();
+    let mut all: Vec<(PciAddress, String, &Place)> = Vec::new();
+    for class in ["disks", "nics", "passthru"] {
+        for entry in view.entries(class) {
+            let name = format!("{class}.{}", entry.text("id").unwrap_or_default());
+            all.extend(slot(&entry).map(|address| (address, name, entry.place_of("slot"))));
+        }
+    }
+    let graphics = view.table("graphics");
+    all.extend(slot(&graphics).map(|address| (address, "graphics".to_owned(), graphics.place_of("slot"))));
+    for (name, address) in &config.bhyve.slots {
+        all.push((*address, format!("bhyve.slots.{name}"), place_in(&table, "slots", name)));
+    }
+    for (slot, name, place) in all {
+        if let Some((_, other)) = taken.iter().find(|(taken, _)| *taken == slot) {
+            problems.push(Diagnostic::at(place, format!("`{other}` and `{name}` are both at the PCI address {slot}")));
+        }
+        taken.push((slot, name));
+    }
+    for (name, slot) in &config.bhyve.slots {
+        let place = place_in(&table, "slots", name);
+        if !known.contains(name) {
+            let hint = super::diagnostic::nearest(name, known.iter().map(String::as_str))
+                .map_or_else(|| format!("it has {}", known.join(", ")), |near| format!("did you mean `{near}`?"));
+            problems
+                .push(Diagnostic::at(place, format!("the guest has no device `{name}` without a `slot` of its own")).hint(hint));
+        } else if name == "lpc" && slot.bus != 0 {
+            problems.push(Diagnostic::at(place, "bhyve(8) has the LPC bridge on bus 0 alone"));
+        }
+    }
+}
+
+/// The names that `bhyve.slots` may have.
+fn known_slots(config: &GuestConfig) -> Vec<String> {
+    let mut known = vec!["lpc".to_owned()];
+    known.extend((config.bhyve.hostbridge != Hostbridge::None).then(|| "hostbridge".into()));
+    known.extend(config.rng.then(|| "rng".into()));
+    known.extend(config.graphics.as_ref().filter(|graphics| graphics.tablet).map(|_| "tablet".into()));
+    known.extend(config.sound.as_ref().map(|_| "sound".into()));
+    known.extend((!config.channels.is_empty()).then(|| "channels".into()));
+    known.extend(config.disks.iter().filter_map(|disk| Some(format!("ahci:{}", disk.controller.as_ref()?))));
+    known.extend(config.inputs.iter().map(|input| format!("input:{}", input.id)));
+    known.extend(config.shares.iter().map(|share| format!("share:{}", share.id)));
+    known.dedup();
+    known
+}
+
 /// A device's own options: each one word, as between bhyve's commas.
 pub(super) fn device_options(view: &View<'_>, problems: &mut Problems) -> Vec<String> {
     for (text, node) in view.text_nodes("options") {
         if text.is_empty() || text.contains(',') || text.chars().any(char::is_control) {
             let message = format!("`{text}` is not one option of bhyve(8)");
             problems.push(Diagnostic::at(&node.place, message).hint("one a text: `options = [\"maxq=8\", \"nodelete\"]`"));
+        } else if let Some((message, hint)) = bhyve_variables::device_refusal(text.split('=').next().unwrap_or_default()) {
+            problems.push(Diagnostic::at(&node.place, message).maybe_hint(hint));
         }
     }
     view.texts("options")

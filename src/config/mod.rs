@@ -3,6 +3,7 @@
 //! A guest file is read in steps, each of which remembers where every value stands: [`layer`] parses, [`resolve`] lays
 //! it on its templates and replaces `{{ }}`, [`walk`] holds it against the table of [`keys`], [`check`] applies the rules
 //! that go beyond one key. Only that yields a [`GuestConfig`]. All that is wrong is reported at once, as [`Diagnostics`].
+pub mod bhyve_variables; // what `bhyve.options` may name
 pub mod check; // what is written -> what is meant
 pub mod check_hardware; // the same, for what bhyve(8) acts on
 pub mod diagnostic; // what is wrong with a file, and where

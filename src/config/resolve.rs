@@ -17,10 +17,24 @@ const MAX_LAYERS: usize = 200;
 
 /// The templates that come with the program.
 pub const BUILT_IN_TEMPLATES: &[(&str, &str)] = &[
+    ("alpine", include_str!("../../templates/alpine.toml")),
     ("debian", include_str!("../../templates/debian.toml")),
+    ("debian-uefi", include_str!("../../templates/debian-uefi.toml")),
+    ("freebsd", include_str!("../../templates/freebsd.toml")),
+    ("freebsd-jail", include_str!("../../templates/freebsd-jail.toml")),
+    ("freebsd-uefi", include_str!("../../templates/freebsd-uefi.toml")),
+    ("freebsd-zvol", include_str!("../../templates/freebsd-zvol.toml")),
+    ("linux-grub", include_str!("../../templates/linux-grub.toml")),
     ("linux-kernel", include_str!("../../templates/linux-kernel.toml")),
+    ("linux-uefi", include_str!("../../templates/linux-uefi.toml")),
     ("multiboot", include_str!("../../templates/multiboot.toml")),
+    ("netbsd", include_str!("../../templates/netbsd.toml")),
+    ("openbsd", include_str!("../../templates/openbsd.toml")),
+    ("rocky", include_str!("../../templates/rocky.toml")),
     ("small", include_str!("../../templates/small.toml")),
+    ("ubuntu", include_str!("../../templates/ubuntu.toml")),
+    ("windows", include_str!("../../templates/windows.toml")),
+    ("windows-11", include_str!("../../templates/windows-11.toml")),
 ];
 
 /// Where templates are looked for: these directories in order, then the built-in ones.

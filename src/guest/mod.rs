@@ -1,5 +1,6 @@
 //! The life of a guest: what is kept of it, and what runs it.
 pub mod autostart; // which guests start with the host
+pub mod bhyve; // FreeBSD's bhyve(8)
 pub mod control; // what commands and supervisors say to each other
 pub mod create; // guests are made, edited, renamed, removed
 pub mod definition; // a guest file as it is read before each boot

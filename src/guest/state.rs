@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{GuestConfig, MacAddr};
+use crate::config::{EngineKind, GuestConfig, MacAddr};
 use crate::host::files::{replace, write_atomically};
 use crate::machine::spec::DEVICE_SLOTS;
 
@@ -36,6 +36,9 @@ pub struct GuestState {
     /// PCI slot by `disk:ID` or `nic:ID`.
     #[serde(default)]
     pub slots: BTreeMap<String, u8>,
+    /// Where each device is on PCI under bhyve, by its name (`disk:ID`, `nic:ID`, `lpc`...), as bus:slot:function.
+    #[serde(default)]
+    pub addresses: BTreeMap<String, String>,
     /// How often it was booted, over all its life.
     #[serde(default)]
     pub boots: u64,
@@ -183,6 +186,7 @@ impl GuestState {
             created: Some(Timestamp::now()),
             macs: BTreeMap::new(),
             slots: BTreeMap::new(),
+            addresses: BTreeMap::new(),
             boots: 0,
             run: None,
             last_exit: None,
@@ -253,6 +257,10 @@ impl GuestState {
                     }
                 }
             }
+        }
+        if config.engine == EngineKind::Bhyve {
+            self.macs.retain(|id, _| config.nics.iter().any(|nic| nic.id == *id));
+            return super::bhyve::slots::assign(config, self);
         }
         let wanted: Vec<String> = (config.disks.iter().map(|disk| format!("disk:{}", disk.id)))
             .chain(config.nics.iter().map(|nic| format!("nic:{}", nic.id)))

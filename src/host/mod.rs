@@ -1,4 +1,5 @@
 //! What the host offers.
+pub mod bhyve; // what the bhyve(8) of a host can do
 pub mod dnsmasq; // DHCP and DNS of a switch
 pub mod doctor; // the probe behind `vmctl doctor`
 pub mod error; // what goes wrong, in the words a user reads

@@ -1,0 +1,71 @@
+//! `vmctl argv`: the command lines that boot a guest under bhyve(8), on any machine.
+
+use std::path::PathBuf;
+
+use super::source::GuestSource;
+use super::{App, ExitStatus, Failure, Outcome};
+use crate::guest::bhyve::argv::{Inputs, Resolved, build, shown};
+use crate::guest::state::GuestState;
+use crate::host::bhyve::HostFeatures;
+
+/// Show the command lines that boot a guest under bhyve(8)
+///
+/// The loader's and bhyve's own, and the files that they read. Works on any machine: without `--host-features` they are
+/// those for this host, or for the newest release where this host is not FreeBSD. Names that exist only while a guest
+/// runs (taps, ports, consoles) are those of a host where nothing else runs.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A guest, or a guest file (with a slash, or `.toml` at the end)
+    #[arg(value_name = "GUEST|FILE", required_unless_present = "file", conflicts_with = "file")]
+    guest: Option<String>,
+    /// A guest file
+    #[arg(long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// Say of each argument which keys made it
+    #[arg(long)]
+    explain: bool,
+    /// What bhyve can do: a release like `13.2`, `14.3`, `15.0` or `current`, or a file with the JSON of another host
+    #[arg(long, value_name = "FILE|RELEASE")]
+    host_features: Option<String>,
+    /// Override a key, like `memory=2G` or `disks.root.size=20G`
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+}
+
+impl Args {
+    pub fn run(self, app: &App) -> Outcome {
+        let (host, store) = app.host_and_datastore()?;
+        let source = match (self.file, self.guest) {
+            (Some(file), _) => GuestSource { file, name: None },
+            (None, guest) => GuestSource::find(&guest.unwrap_or_default(), &store)?,
+        };
+        let guest = source.load(&host, &store, &self.sets)?;
+        let file = std::path::absolute(&source.file)?;
+        let directory = file.parent().unwrap_or(&file).to_owned();
+        let mut state = GuestState::load(&directory.join("state.json"), &guest.config.name)?;
+        state.assign(&guest.config)?;
+        let resolved = Resolved::defaults(&guest.config, &directory);
+        let features = features(self.host_features.as_deref())?;
+        let lines = build(Inputs { config: &guest.config, state: &state, features: &features, resolved: &resolved })?;
+        app.ui.record("argv", 1, &lines, &guest.config.name, &shown(&lines, self.explain))?;
+        Ok(ExitStatus::Done)
+    }
+}
+
+/// What the host, or the one that was named, can do.
+fn features(named: Option<&str>) -> Result<HostFeatures, Failure> {
+    let Some(name) = named else {
+        let newest = || HostFeatures::of_release("15.0").expect("it is one of the known releases");
+        return Ok(HostFeatures::of_this_host().unwrap_or_else(newest));
+    };
+    if let Some(features) = HostFeatures::of_release(name) {
+        return Ok(features);
+    }
+    if !name.contains('/') && !name.ends_with(".json") {
+        let known = HostFeatures::RELEASES.map(|name| format!("`{name}`")).join(", ");
+        return Err(Failure::user(format!("`{name}` is neither a release nor a file"))
+            .hint(format!("known: {known}; a file is named with a slash, or with `.json` at its end")));
+    }
+    let text = std::fs::read_to_string(name).map_err(|error| Failure::user(format!("cannot read `{name}`: {error}")))?;
+    serde_json::from_str(&text).map_err(|error| Failure::user(format!("`{name}` is not the features of a host: {error}")))
+}

@@ -1,0 +1,311 @@
+//! The PCI devices: `-s` in the order of their addresses.
+
+use std::collections::BTreeMap;
+
+use crate::config::{
+    BootTarget, DiskCache, DiskConfig, DiskDevice, ForwardProto, Graphics, Hostbridge, LoaderKind, NicBackend, NicConfig,
+    NicDevice, PassthruDevice, PciAddress, Vga,
+};
+use crate::guest::error::{GuestError, Result};
+use crate::host::bhyve as host;
+
+use super::super::slots;
+use super::{Argument, CommandLine, Inputs, slot, value};
+
+/// A device with its configuration, before it is written.
+struct Device {
+    model: &'static str,
+    /// What stands after the model, between commas.
+    parts: Vec<String>,
+    keys: Vec<String>,
+}
+
+impl Device {
+    fn new(model: &'static str, parts: Vec<String>, key: &str) -> Self {
+        Self { model, parts, keys: vec![key.to_owned()] }
+    }
+}
+
+/// Adds every device, and after them the variables that `-s` cannot carry.
+pub(super) fn devices(inputs: Inputs<'_>, line: &mut CommandLine) -> Result<()> {
+    let mut found: BTreeMap<PciAddress, Device> = BTreeMap::new();
+    let mut variables: Vec<(String, String)> = Vec::new();
+    plain(inputs, &mut found)?;
+    disks(inputs, &mut found)?;
+    for nic in &inputs.config.nics {
+        let address = inputs.address(&format!("nic:{}", nic.id))?;
+        let device = interface(inputs, nic, address, &mut variables)?;
+        found.insert(address, device);
+    }
+    for (address, device) in found {
+        if !inputs.features.devices.contains(device.model) {
+            let release = inputs.features.release();
+            let message = format!("`{}`: bhyve(8) of {release} has no device `{}`", device.keys[0], device.model);
+            return Err(GuestError::user(message).hint("a later release may have it; `bhyve -s help` shows the host's"));
+        }
+        let mut text = format!("{},{}", slot(address), device.model);
+        for part in &device.parts {
+            text.push(',');
+            text.push_str(part);
+        }
+        line.arguments.push(Argument { words: vec!["-s".into(), text], keys: device.keys });
+    }
+    for (variable, key) in variables {
+        line.add(["-o".into(), variable], &[&key]);
+    }
+    Ok(())
+}
+
+/// What is neither disk nor interface.
+fn plain(inputs: Inputs<'_>, found: &mut BTreeMap<PciAddress, Device>) -> Result<()> {
+    let config = inputs.config;
+    let mut put = |name: &str, device: Device| {
+        found.insert(inputs.address(name)?, device);
+        Ok::<(), GuestError>(())
+    };
+    match config.bhyve.hostbridge {
+        Hostbridge::Standard => put("hostbridge", Device::new("hostbridge", vec![], "bhyve.hostbridge"))?,
+        Hostbridge::Amd => put("hostbridge", Device::new("amd_hostbridge", vec![], "bhyve.hostbridge"))?,
+        Hostbridge::None => {}
+    }
+    put("lpc", Device::new("lpc", vec![], "console"))?;
+    if config.rng {
+        put("rng", Device::new("virtio-rnd", vec![], "rng.enabled"))?;
+    }
+    if let Some(graphics) = &config.graphics {
+        put("graphics", screen(inputs, graphics)?)?;
+        if graphics.tablet {
+            put("tablet", Device::new("xhci", vec!["tablet".into()], "graphics.tablet"))?;
+        }
+    }
+    if let Some(sound) = &config.sound {
+        let mut parts = vec![format!("play={}", value(&sound.play, "sound.play")?)];
+        if let Some(record) = &sound.record {
+            parts.push(format!("rec={}", value(record, "sound.record")?));
+        }
+        put("sound", Device::new("hda", parts, "sound"))?;
+    }
+    if !config.channels.is_empty() {
+        let mut parts = Vec::new();
+        for channel in &config.channels {
+            let key = format!("channels.{}", channel.id);
+            let socket = inputs.resolved.channels.get(&channel.id);
+            let socket = socket.ok_or_else(|| GuestError::host(format!("no socket for channel `{}`", channel.id)))?;
+            parts.push(format!("{}={}", channel.id, inputs.value(socket, &key)?));
+        }
+        let keys = config.channels.iter().map(|channel| format!("channels.{}", channel.id)).collect();
+        put("channels", Device { model: "virtio-console", parts, keys })?;
+    }
+    for input in &config.inputs {
+        let key = format!("inputs.{}", input.id);
+        let part = inputs.value(&input.path, &key)?;
+        put(&format!("input:{}", input.id), Device::new("virtio-input", vec![part], &key))?;
+    }
+    for share in &config.shares {
+        let key = format!("shares.{}", share.id);
+        let mut parts = vec![format!("{}={}", share.id, inputs.value(&share.path, &key)?)];
+        parts.extend(share.ro.then(|| "ro".to_owned()));
+        put(&format!("share:{}", share.id), Device::new("virtio-9p", parts, &key))?;
+    }
+    for device in &config.passthru {
+        let key = format!("passthru.{}", device.id);
+        let mut parts = match &device.device {
+            PassthruDevice::Address(at) => vec![format!("{}/{}/{}", at.bus, at.slot, at.function)],
+            PassthruDevice::Ppt(name) => {
+                inputs.needs(host::PPT_NAMES, &key)?;
+                vec![name.clone()]
+            }
+        };
+        if let Some(rom) = &device.rom {
+            inputs.needs(host::PASSTHRU_ROM, &key)?;
+            parts.push(format!("rom={}", inputs.value(rom, &key)?));
+        }
+        put(&format!("passthru:{}", device.id), Device::new("passthru", parts, &key))?;
+    }
+    Ok(())
+}
+
+fn screen(inputs: Inputs<'_>, graphics: &Graphics) -> Result<Device> {
+    let listens = inputs.resolved.vnc.as_deref().ok_or_else(|| GuestError::host("no place for VNC to listen at"))?;
+    let mut parts = Vec::new();
+    let mut keys = vec!["graphics".to_owned()];
+    if let Some(socket) = listens.strip_prefix("unix:") {
+        inputs.needs(host::VNC_SOCKET, "graphics.socket")?;
+        parts.push(format!("rfb=unix:{}", inputs.value(std::path::Path::new(socket), "graphics.socket")?));
+        keys.push("graphics.socket".into());
+    } else {
+        parts.push(format!("tcp={listens}"));
+        keys.push("graphics.listen".into());
+    }
+    if let Some((width, height)) = graphics.resolution {
+        if width > 1920 || height > 1200 {
+            inputs.needs(host::LARGE_SCREEN, "graphics.resolution")?;
+        }
+        parts.extend([format!("w={width}"), format!("h={height}")]);
+        keys.push("graphics.resolution".into());
+    }
+    if let Some(vga) = graphics.vga {
+        let name = match vga {
+            Vga::Io => "io",
+            Vga::On => "on",
+            Vga::Off => "off",
+        };
+        parts.push(format!("vga={name}"));
+        keys.push("graphics.vga".into());
+    }
+    if graphics.wait {
+        parts.push("wait".into());
+        keys.push("graphics.wait".into());
+    }
+    Ok(Device { model: "fbuf", parts, keys })
+}
+
+/// Each disk a device of its own, or those with one controller together.
+fn disks(inputs: Inputs<'_>, found: &mut BTreeMap<PciAddress, Device>) -> Result<()> {
+    for disk in &inputs.config.disks {
+        let address = inputs.address(&slots::disk_device(disk))?;
+        let key = format!("disks.{}", disk.id);
+        let mut parts = backing(inputs, disk, &key)?;
+        if disk.controller.is_none() {
+            let model = match disk.device {
+                DiskDevice::VirtioBlk => "virtio-blk",
+                DiskDevice::AhciHd => "ahci-hd",
+                DiskDevice::AhciCd => "ahci-cd",
+                DiskDevice::Nvme => "nvme",
+                DiskDevice::VirtioScsi => "virtio-scsi",
+            };
+            found.insert(address, Device::new(model, parts, &key));
+            continue;
+        }
+        let kind = if disk.device == DiskDevice::AhciCd { "cd" } else { "hd" };
+        parts[0] = format!("{kind}:{}", parts[0]);
+        let device = found.entry(address).or_insert_with(|| Device { model: "ahci", parts: vec![], keys: vec![] });
+        device.parts.extend(parts);
+        device.keys.push(key);
+        // MAX_PORTS of pci_ahci.c.
+        if device.keys.len() > 32 {
+            let message =
+                format!("controller `{}` has more than the 32 disks that fit", disk.controller.as_deref().unwrap_or(""));
+            return Err(GuestError::user(message));
+        }
+    }
+    Ok(())
+}
+
+/// Path and options of a disk.
+fn backing(inputs: Inputs<'_>, disk: &DiskConfig, key: &str) -> Result<Vec<String>> {
+    let path = inputs.resolved.disks.get(&disk.id).ok_or_else(|| GuestError::host(format!("no path for disk `{}`", disk.id)))?;
+    let mut parts = vec![inputs.value(path, key)?];
+    let file = disk.device != DiskDevice::VirtioScsi;
+    if disk.ro && file {
+        parts.push("ro".into());
+    }
+    match disk.cache {
+        DiskCache::Writethrough if file => parts.push("direct".into()),
+        DiskCache::None if file => parts.push("nocache".into()),
+        _ => {}
+    }
+    if let Some(size) = disk.sector_size {
+        parts.push(match disk.device {
+            DiskDevice::Nvme => format!("sectsz={}", size.logical),
+            _ if size.logical == size.physical => format!("sectorsize={}", size.logical),
+            _ => format!("sectorsize={}/{}", size.logical, size.physical),
+        });
+    }
+    if !disk.discard {
+        match disk.device {
+            DiskDevice::Nvme => parts.push("dsm=disable".into()),
+            DiskDevice::VirtioBlk | DiskDevice::AhciHd => parts.push("nodelete".into()),
+            DiskDevice::AhciCd | DiskDevice::VirtioScsi => {}
+        }
+    }
+    if let Some(serial) = &disk.serial
+        && file
+    {
+        parts.push(format!("ser={}", value(serial, key)?));
+    }
+    parts.extend(boot_index(inputs, &BootTarget::Disk(disk.id.clone()))?);
+    parts.extend(disk.options.iter().cloned());
+    Ok(parts)
+}
+
+/// The place in the boot order, from 1; only firmware asks for it.
+fn boot_index(inputs: Inputs<'_>, target: &BootTarget) -> Result<Option<String>> {
+    if inputs.config.loader != LoaderKind::Uefi {
+        return Ok(None);
+    }
+    let Some(at) = inputs.config.boot_order.iter().position(|other| other == target) else { return Ok(None) };
+    inputs.needs(host::BOOT_INDEX, "boot.order")?;
+    Ok(Some(format!("bootindex={}", at + 1)))
+}
+
+fn interface(inputs: Inputs<'_>, nic: &NicConfig, address: PciAddress, variables: &mut Vec<(String, String)>) -> Result<Device> {
+    let key = format!("nics.{}", nic.id);
+    let model = match nic.device {
+        NicDevice::VirtioNet => "virtio-net",
+        NicDevice::E1000 => "e1000",
+    };
+    let mac = inputs.state.mac(&nic.id).ok_or_else(|| GuestError::host(format!("no address for nic `{}`", nic.id)))?;
+    let mut options = vec![format!("mac={mac}")];
+    if nic.mtu != 1500 {
+        options.push(format!("mtu={}", nic.mtu));
+    }
+    options.extend(boot_index(inputs, &BootTarget::Nic(nic.id.clone()))?);
+    options.extend(nic.options.iter().cloned());
+    let plugged = || {
+        let name = inputs.resolved.interfaces.get(&nic.id);
+        name.ok_or_else(|| GuestError::host(format!("no interface for nic `{}`", nic.id)))
+    };
+    let mut parts = match nic.backend {
+        NicBackend::None => {
+            if nic.device == NicDevice::E1000 {
+                let message = format!("`{key}`: bhyve(8) has no e1000 without a cable");
+                return Err(GuestError::user(message).hint("set `device = \"virtio-net\"`, or drop the interface"));
+            }
+            // The first part would be the backend: what there is comes as variables.
+            let node = format!("pci.{}.{}.{}", address.bus, address.slot, address.function);
+            variables.extend(options.iter().map(|option| (format!("{node}.{option}"), key.clone())));
+            return Ok(Device::new(model, vec![], &key));
+        }
+        NicBackend::User => slirp(inputs, nic, &key)?,
+        NicBackend::Tap | NicBackend::Vmnet | NicBackend::Vale => vec![value(plugged()?, &key)?],
+        NicBackend::Netmap => vec![format!("netmap:{}", value(plugged()?, &key)?)],
+        NicBackend::Netgraph => {
+            inputs.needs(host::NETGRAPH, &key)?;
+            let (path, peerhook) = plugged()?.split_once(' ').unwrap_or_default();
+            let hook = nic.netgraph.as_ref();
+            let mut parts = vec!["netgraph".into(), format!("path={path}"), format!("peerhook={peerhook}")];
+            parts.extend(hook.and_then(|hook| hook.hook.as_ref()).map(|hook| format!("hook={hook}")));
+            parts.extend(hook.and_then(|hook| hook.socket.as_ref()).map(|socket| format!("socket={socket}")));
+            parts
+        }
+    };
+    parts.extend(options);
+    Ok(Device::new(model, parts, &key))
+}
+
+/// The network inside bhyve: 10.0.2.0/24 with the guest at 15, as `net_backend_slirp.c` sets it up.
+fn slirp(inputs: Inputs<'_>, nic: &NicConfig, key: &str) -> Result<Vec<String>> {
+    inputs.needs(host::SLIRP, key)?;
+    let mut parts = vec!["slirp".to_owned()];
+    if !nic.user.isolated {
+        inputs.needs(host::SLIRP_OPEN, key)?;
+        parts.push("open".into());
+    }
+    let mut rules = Vec::new();
+    for forward in &nic.forwards {
+        let proto = match forward.proto {
+            ForwardProto::Tcp => "tcp",
+            ForwardProto::Udp => "udp",
+        };
+        if forward.host_addr.is_ipv6() {
+            let message = format!("`{key}`: bhyve(8) forwards from IPv4 addresses alone, not from `{}`", forward.host_addr);
+            return Err(GuestError::user(message));
+        }
+        rules.push(format!("{proto}:{}:{}-{}:{}", forward.host_addr, forward.host_port, nic.user.guest, forward.guest_port));
+    }
+    if !rules.is_empty() {
+        parts.push(format!("hostfwd={}", rules.join(";")));
+    }
+    Ok(parts)
+}

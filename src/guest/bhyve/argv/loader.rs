@@ -1,0 +1,185 @@
+//! The command line of the loader, and what it reads.
+
+use crate::config::{BootTarget, ComPort, DiskConfig, DiskDevice, Grub, GrubSystem, LoaderKind};
+use crate::guest::error::{GuestError, Result};
+
+use super::{CommandLine, Content, GeneratedFile, Inputs, memory};
+
+/// bhyveload(8) or grub-bhyve; nothing with firmware.
+pub(super) fn loader(inputs: Inputs<'_>, files: &mut Vec<GeneratedFile>) -> Result<Option<CommandLine>> {
+    match inputs.config.loader {
+        LoaderKind::Bhyveload => bhyveload(inputs).map(Some),
+        LoaderKind::Grub => grub(inputs, files).map(Some),
+        LoaderKind::Uefi => Ok(None),
+        LoaderKind::Kernel => Err(GuestError::user("`loader = \"kernel\"` is the embedded engine's")),
+    }
+}
+
+/// The first serial port, which is the loader's console, too.
+fn console(inputs: Inputs<'_>, line: &mut CommandLine) -> Result<()> {
+    let device = match &inputs.config.console.com[0] {
+        ComPort::Console => inputs.resolved.consoles[0].clone(),
+        ComPort::Device(path) => Some(inputs.path(path, "console.com1")?),
+        ComPort::None | ComPort::Tcp(_) => None,
+    };
+    if let Some(device) = device {
+        line.add(["-c".into(), device], &["console.com1"]);
+    }
+    Ok(())
+}
+
+/// The disks that are booted from: those of the boot order, or all.
+fn boot_disks<'a>(inputs: Inputs<'a>) -> Vec<&'a DiskConfig> {
+    let config = inputs.config;
+    if config.boot_order.is_empty() {
+        return config.disks.iter().collect();
+    }
+    let find = |id: &String| config.disks.iter().find(|disk| disk.id == *id);
+    config
+        .boot_order
+        .iter()
+        .filter_map(|target| match target {
+            BootTarget::Disk(id) => find(id),
+            BootTarget::Nic(_) => None,
+        })
+        .collect()
+}
+
+fn path(inputs: Inputs<'_>, disk: &DiskConfig) -> Result<String> {
+    let path = inputs.resolved.disks.get(&disk.id).ok_or_else(|| GuestError::host(format!("no path for disk `{}`", disk.id)))?;
+    inputs.path(path, &format!("disks.{}", disk.id))
+}
+
+fn bhyveload(inputs: Inputs<'_>) -> Result<CommandLine> {
+    let config = inputs.config;
+    let settings = config.bhyveload.as_ref().expect("checked: it is there with this loader");
+    let mut line = CommandLine::new("bhyveload");
+    if config.memory_wired {
+        line.flag("-S", "memory.wired");
+    }
+    if config.memory_in_core {
+        line.flag("-C", "memory.in_core");
+    }
+    console(inputs, &mut line)?;
+    line.add(["-m".into(), memory(config)], &["memory.size"]);
+    if let Some(timeout) = settings.timeout {
+        line.add(["-e".into(), format!("autoboot_delay={}", timeout.as_secs())], &["bhyveload.timeout"]);
+    }
+    for (name, value) in &settings.env {
+        line.add(["-e".into(), format!("{name}={value}")], &["bhyveload.env"]);
+    }
+    if let Some(directory) = &settings.host_dir {
+        line.add(["-h".into(), inputs.path(directory, "bhyveload.host_dir")?], &["bhyveload.host_dir"]);
+    }
+    if let Some(loader) = &settings.loader {
+        line.add(["-l".into(), inputs.path(loader, "bhyveload.loader")?], &["bhyveload.loader"]);
+    }
+    for disk in boot_disks(inputs) {
+        if disk.device == DiskDevice::VirtioScsi {
+            continue;
+        }
+        line.add(["-d".into(), path(inputs, disk)?], &[&format!("disks.{}", disk.id)]);
+    }
+    for word in &settings.args {
+        line.flag(word, "bhyveload.args");
+    }
+    line.flag(&config.name, "name");
+    Ok(line)
+}
+
+fn grub(inputs: Inputs<'_>, files: &mut Vec<GeneratedFile>) -> Result<CommandLine> {
+    let config = inputs.config;
+    let settings = config.grub.as_ref().expect("checked: it is there with this loader");
+    let mut map = String::new();
+    let mut names: Vec<(&str, String)> = Vec::new();
+    let (mut disks, mut drives) = (0, 0);
+    for disk in config.disks.iter().filter(|disk| disk.device != DiskDevice::VirtioScsi) {
+        let (prefix, count) = if disk.device == DiskDevice::AhciCd { ("cd", &mut drives) } else { ("hd", &mut disks) };
+        let name = format!("{prefix}{count}");
+        *count += 1;
+        map.push_str(&format!("({name}) {}\n", path(inputs, disk)?));
+        names.push((&disk.id, name));
+    }
+    let Some(boot) = boot_disks(inputs).into_iter().find_map(|disk| names.iter().find(|(id, _)| *id == disk.id)) else {
+        return Err(GuestError::user(format!("`{}` has no disk that GRUB could boot from", config.name)));
+    };
+    let root = root(&boot.1, settings);
+    let directory = &inputs.resolved.directory;
+    let map_path = directory.join("device.map");
+    let mut line = CommandLine::new("grub-bhyve");
+    if config.memory_wired {
+        line.flag("-S", "memory.wired");
+    }
+    console(inputs, &mut line)?;
+    line.add(["-m".into(), inputs.path(&map_path, "disks")?], &["disks"]);
+    line.add(["-M".into(), memory(config)], &["memory.size"]);
+    files.push(GeneratedFile { path: map_path, content: Content::Plain(map), key: "disks".into() });
+    match written(inputs, settings, &root) {
+        Some((content, key)) => {
+            line.add(["-r".into(), "host".into()], &[key]);
+            line.add(["-d".into(), inputs.path(directory, key)?], &[key]);
+            files.push(GeneratedFile { path: directory.join("grub.cfg"), content: Content::Plain(content), key: key.into() });
+        }
+        None => {
+            let key = if settings.partition.is_some() { "grub.partition" } else { "boot.order" };
+            line.add(["-r".into(), root], &[key]);
+            if let Some(directory) = &settings.directory {
+                line.add(["-d".into(), directory.clone()], &["grub.directory"]);
+            }
+            if let Some(file) = &settings.file {
+                line.add(["-g".into(), file.clone()], &["grub.file"]);
+            }
+        }
+    }
+    line.flag(&config.name, "name");
+    Ok(line)
+}
+
+/// GRUB's name of the file system that is booted from: `hd0,msdos1`. A CD, and a disk that the guest file says has no
+/// partitions, is one itself.
+fn root(disk: &str, settings: &Grub) -> String {
+    let partition = match (settings.partition.as_deref(), settings.system) {
+        (Some("none"), _) => None,
+        (Some(partition), _) => Some(partition),
+        (None, _) if disk.starts_with("cd") => None,
+        (None, GrubSystem::Linux) => Some("1"),
+        (None, GrubSystem::Openbsd) => Some("openbsd1"),
+        (None, GrubSystem::Netbsd) => Some("netbsd1"),
+    };
+    match partition {
+        Some(partition) => format!("{disk},{partition}"),
+        None => disk.to_owned(),
+    }
+}
+
+/// The configuration that vmctl writes, and the key that asks for it; none when the guest has its own.
+fn written(inputs: Inputs<'_>, settings: &Grub, root: &str) -> Option<(String, &'static str)> {
+    let kernel = |default: &'static str| settings.kernel.as_deref().unwrap_or(default).to_owned();
+    let device = |default: &'static str| settings.root.as_deref().unwrap_or(default).to_owned();
+    let cd = root.starts_with("cd");
+    // The console is com0 for OpenBSD; -h makes NetBSD's kernel take the serial line.
+    let (commands, key) = match settings.system {
+        GrubSystem::Linux if settings.commands.is_empty() => return None,
+        GrubSystem::Linux => (settings.commands.clone(), "grub.commands"),
+        GrubSystem::Openbsd if cd && settings.root.is_none() => {
+            (vec![format!("kopenbsd -h com0 ({root}){}", kernel("/bsd"))], "grub.system")
+        }
+        GrubSystem::Openbsd => {
+            (vec![format!("kopenbsd -h com0 -r {} ({root}){}", device("sd0a"), kernel("/bsd"))], "grub.system")
+        }
+        GrubSystem::Netbsd => {
+            let device = device(if cd { "cd0a" } else { "ld0a" });
+            (vec![format!("knetbsd -h -r {device} ({root}){}", kernel("/netbsd"))], "grub.system")
+        }
+    };
+    let mut text =
+        format!("set timeout={}\nset root={root}\nmenuentry \"{}\" {{\n", settings.timeout.as_secs(), inputs.config.name);
+    for command in &commands {
+        text.push_str(&format!("  {command}\n"));
+    }
+    if !commands.iter().any(|command| command.trim() == "boot") {
+        text.push_str("  boot\n");
+    }
+    text.push_str("}\n");
+    Some((text, key))
+}

@@ -1,0 +1,129 @@
+//! The names that exist only at run time: which tap an interface got, which port VNC, where the sockets are.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use crate::config::{ComPort, DiskBackend, GuestConfig, JailConfig, NicBackend, VncListen};
+
+/// What the command lines need and no file says. [`Resolved::defaults`] makes up what a boot would, for `vmctl argv`;
+/// the engine fills in what it really got.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Resolved {
+    /// Where generated files go: the guest's directory.
+    pub directory: PathBuf,
+    /// The root of the guest's jail; paths are told to bhyve as they are below it.
+    pub jail_root: Option<PathBuf>,
+    /// The file or device of each disk, by its id.
+    pub disks: BTreeMap<String, PathBuf>,
+    /// What each interface is plugged into, by its id: `tap7`, `vmnet0`, `vale0:p1`, the interface of netmap; for
+    /// netgraph the node's path and its hook with a space between. One without a cable has none.
+    pub interfaces: BTreeMap<String, String>,
+    /// The device of each serial port that leads to the console.
+    pub consoles: [Option<String>; 4],
+    /// Where VNC listens: `127.0.0.1:5900`, `[::1]:5900` or `unix:/path`.
+    pub vnc: Option<String>,
+    /// The password of VNC, when the guest file names a file with one.
+    pub vnc_password: Option<String>,
+    /// The socket of swtpm(8).
+    pub tpm_socket: Option<PathBuf>,
+    /// The socket of each channel, by its id.
+    pub channels: BTreeMap<String, PathBuf>,
+    /// What a guest with UEFI boots.
+    pub firmware: Option<Firmware>,
+}
+
+/// UEFI firmware.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Firmware {
+    /// Its code.
+    pub code: PathBuf,
+    /// The guest's own variables.
+    pub vars: Option<PathBuf>,
+}
+
+/// Where the ports put firmware (`sysutils/edk2`, flavour bhyve; `sysutils/uefi-edk2-bhyve-csm`).
+const FIRMWARE: &str = "/usr/local/share/uefi-firmware";
+
+impl Resolved {
+    /// What a boot of a guest in `directory` would get on a host where nothing else runs.
+    pub fn defaults(config: &GuestConfig, directory: &Path) -> Resolved {
+        let jail_root = config.jail.as_ref().and_then(|jail: &JailConfig| jail.root.clone());
+        let consoles = std::array::from_fn(|at| {
+            (config.console.com[at] == ComPort::Console).then(|| format!("/dev/nmdm-vmctl-{}-{}A", config.name, at + 1))
+        });
+        Resolved {
+            directory: directory.to_owned(),
+            jail_root,
+            disks: config.disks.iter().map(|disk| (disk.id.clone(), disk_path(config, disk, directory))).collect(),
+            interfaces: interfaces(config),
+            consoles,
+            vnc: config.graphics.as_ref().map(|graphics| match graphics.listen {
+                VncListen::Tcp { address, port } => SocketAddr::new(address, port.unwrap_or(5900)).to_string(),
+                VncListen::Socket => format!("unix:{}", directory.join("vnc.sock").display()),
+            }),
+            vnc_password: None,
+            tpm_socket: (config.tpm == Some(crate::config::Tpm::Swtpm)).then(|| directory.join("tpm.sock")),
+            channels: config
+                .channels
+                .iter()
+                .map(|channel| {
+                    let made = || directory.join(format!("channel-{}.sock", channel.id));
+                    (channel.id.clone(), channel.path.clone().unwrap_or_else(made))
+                })
+                .collect(),
+            firmware: config.uefi.as_ref().map(|uefi| Firmware {
+                code: uefi.firmware.clone().unwrap_or_else(|| {
+                    // A firmware with variables is in two files; one without is the combined file.
+                    let name = match (uefi.csm, uefi.persistent) {
+                        (true, _) => "BHYVE_UEFI_CSM.fd",
+                        (false, true) => "BHYVE_UEFI_CODE.fd",
+                        (false, false) => "BHYVE_UEFI.fd",
+                    };
+                    Path::new(FIRMWARE).join(name)
+                }),
+                vars: uefi.persistent.then(|| directory.join("uefi-vars.fd")),
+            }),
+        }
+    }
+}
+
+fn disk_path(config: &GuestConfig, disk: &crate::config::DiskConfig, directory: &Path) -> PathBuf {
+    match (&disk.path, disk.backend) {
+        (Some(path), _) => path.clone(),
+        (None, DiskBackend::Zvol) => format!("/dev/zvol/POOL/DATASET/{}-{}", config.name, disk.id).into(),
+        (None, DiskBackend::Iscsi) => format!("/dev/ISCSI-{}", disk.id).into(),
+        (None, DiskBackend::Sparse | DiskBackend::File) => directory.join("disks").join(format!("{}.raw", disk.id)),
+    }
+}
+
+/// Taps are numbered from 0, as when the host has none.
+fn interfaces(config: &GuestConfig) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    let (mut taps, mut vmnets) = (0, 0);
+    for nic in &config.nics {
+        let next = |prefix: &str, count: &mut u32| {
+            *count += 1;
+            format!("{prefix}{}", *count - 1)
+        };
+        let name = match (nic.backend, &nic.interface) {
+            (NicBackend::User | NicBackend::None, _) => continue,
+            (_, Some(interface)) => interface.clone(),
+            (NicBackend::Tap, None) => next("tap", &mut taps),
+            (NicBackend::Vmnet, None) => next("vmnet", &mut vmnets),
+            (NicBackend::Vale | NicBackend::Netmap, None) => {
+                format!("vale-{}:{}", nic.switch.as_deref().unwrap_or_default(), nic.id)
+            }
+            (NicBackend::Netgraph, None) => {
+                let hook = nic.netgraph.as_ref();
+                let path = hook
+                    .and_then(|hook| hook.path.clone())
+                    .unwrap_or_else(|| format!("{}:", nic.switch.as_deref().unwrap_or("")));
+                let peerhook = hook.and_then(|hook| hook.peerhook.clone()).unwrap_or_else(|| "link2".into());
+                format!("{path} {peerhook}")
+            }
+        };
+        found.insert(nic.id.clone(), name);
+    }
+    found
+}

@@ -1,0 +1,293 @@
+//! What the host's bhyve(8) can do: probed, not looked up in a table of versions alone.
+//!
+//! The probe is the text of `bhyve -s help` (one device model a line, `pci_emul.c` pci_print_supported_devices),
+//! `bhyve -l help` (`pci_lpc.c` lpc_print_supported_devices), the usage text of bhyve and of bhyvectl, and sysctls
+//! (`kern.osreldate`, `hw.vmm.maxcpu`). What none of these tells, like the backends of a network device, follows from
+//! `kern.osreldate` (`sys/sys/param.h` __FreeBSD_version: 1302001 is 13.2).
+//!
+//! **Hostile input.** The texts come from programs of the host. Lines that are not understood are passed over; at most
+//! 64 KiB of each text is looked at.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+/// The most of a probe's text that is looked at, in bytes.
+const MOST: usize = 64 * 1024;
+
+/// What a probe brought in.
+#[derive(Debug, Clone, Default)]
+pub struct ProbeOutputs {
+    /// Of `bhyve -s help`.
+    pub devices: String,
+    /// Of `bhyve -l help`.
+    pub lpc: String,
+    /// Of `bhyve -h`, both streams.
+    pub usage: String,
+    /// Of `bhyvectl` without arguments, both streams.
+    pub bhyvectl: String,
+    /// `kern.osreldate`.
+    pub osreldate: u32,
+    /// `hw.vmm.maxcpu`, where there is one.
+    pub max_cpus: Option<u32>,
+}
+
+/// What the host's bhyve can do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostFeatures {
+    /// `__FreeBSD_version`.
+    pub osreldate: u32,
+    /// Device models of `-s`.
+    pub devices: BTreeSet<String>,
+    /// Devices of `-l`, in lower case.
+    pub lpc: BTreeSet<String>,
+    /// Flags of the usage text, one letter each.
+    pub flags: BTreeSet<char>,
+    /// Guests can be suspended to a file: bhyve was built with BHYVE_SNAPSHOT.
+    pub snapshot: bool,
+    /// The most virtual CPUs of a guest.
+    pub max_cpus: u32,
+}
+
+/// What came with a release and no probe tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Since {
+    /// What it is, for messages.
+    pub what: &'static str,
+    /// `__FreeBSD_version` of the first release that has it.
+    pub osreldate: u32,
+    /// That release, in words.
+    pub release: &'static str,
+}
+
+impl Since {
+    const fn new(what: &'static str, osreldate: u32, release: &'static str) -> Self {
+        Self { what, osreldate, release }
+    }
+}
+
+/// The `-f` flag and `fwcfg=qemu` (`qemu_fwcfg.c`).
+pub const FW_CFG: Since = Since::new("the QEMU firmware configuration device", 1_400_000, "FreeBSD 14.0");
+/// `bootindex=` (`pci_emul.c` pci_emul_add_boot_device).
+pub const BOOT_INDEX: Since = Since::new("the boot order", 1_400_000, "FreeBSD 14.0");
+/// `-l tpm,passthru` (`tpm_emul_passthru.c`).
+pub const TPM: Since = Since::new("a TPM", 1_400_000, "FreeBSD 14.0");
+/// `-l tpm,swtpm` (`tpm_emul_swtpm.c`).
+pub const SWTPM: Since = Since::new("swtpm", 1_500_000, "FreeBSD 15.0");
+/// `slirp` (`net_backend_slirp.c`).
+pub const SLIRP: Since = Since::new("the user-mode network (slirp)", 1_500_000, "FreeBSD 15.0");
+/// `slirp,open`.
+pub const SLIRP_OPEN: Since = Since::new("a user-mode network that lets the guest out", 1_501_000, "FreeBSD 15.1");
+/// `rfb=unix:` (`pci_fbuf.c`, `rfb.c`).
+pub const VNC_SOCKET: Since = Since::new("VNC on a socket", 1_500_000, "FreeBSD 15.0");
+/// Resolutions beyond 1920x1200 (`pci_fbuf.c` COLS_MAX, ROWS_MAX).
+pub const LARGE_SCREEN: Since = Since::new("a screen beyond 1920x1200", 1_400_000, "FreeBSD 14.0");
+/// `-l com1,tcp=` (`uart_backend.c`).
+pub const COM_TCP: Since = Since::new("a serial port on a TCP port", 1_500_000, "FreeBSD 15.0");
+/// `-n` (`bhyverun.c` parse_numa_options).
+pub const NUMA: Since = Since::new("NUMA domains", 1_500_000, "FreeBSD 15.0");
+/// system.*, board.* and chassis.* of bhyve_config(5), `smbiostbl.c`: on the page of 15.
+pub const SMBIOS: Since = Since::new("SMBIOS strings", 1_500_000, "FreeBSD 15.0");
+/// acpi_tables_in_memory of bhyve_config(5) (`basl.c`).
+pub const ACPI_IN_MEMORY: Since = Since::new("ACPI tables outside of memory", 1_400_000, "FreeBSD 14.0");
+/// `-K` (`ps2kbd.c`).
+pub const KEYBOARD: Since = Since::new("keyboard layouts", 1_300_000, "FreeBSD 13.0");
+/// `ppt0` for a passthru device (`pci_passthru.c` passthru_lookup_pptdev).
+pub const PPT_NAMES: Since = Since::new("the names of ppt(4) devices", 1_400_000, "FreeBSD 14.0");
+/// `rom=` of passthru devices (`pci_passthru.c` passthru_init_rom).
+pub const PASSTHRU_ROM: Since = Since::new("option ROMs of passthru devices", 1_400_000, "FreeBSD 14.0");
+/// `path=` of netgraph backends (`net_backend_netgraph.c`).
+pub const NETGRAPH: Since = Since::new("netgraph backends", 1_300_000, "FreeBSD 13.0");
+
+impl HostFeatures {
+    /// From what a probe brought in.
+    pub fn parse(outputs: &ProbeOutputs) -> HostFeatures {
+        let words = |text: &str| -> BTreeSet<String> {
+            let lines = cut(text).lines().map(str::trim);
+            let plain = |line: &&str| {
+                (1..=32).contains(&line.len()) && line.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
+            };
+            lines.filter(plain).map(str::to_ascii_lowercase).collect()
+        };
+        HostFeatures {
+            osreldate: outputs.osreldate,
+            devices: words(&outputs.devices),
+            lpc: words(&outputs.lpc),
+            flags: flags(cut(&outputs.usage)),
+            snapshot: cut(&outputs.bhyvectl).contains("--suspend"),
+            // Before hw.vmm.maxcpu there were at most 16 (VM_MAXCPU of machine/vmm.h).
+            max_cpus: outputs.max_cpus.unwrap_or(16),
+        }
+    }
+
+    /// Whether the release has it.
+    pub fn has(&self, since: Since) -> bool {
+        self.osreldate >= since.osreldate
+    }
+
+    /// Whether bhyve still wants `-A` for ACPI tables: through 13 the tables were off without it (`bhyverun.c`).
+    pub fn wants_acpi_flag(&self) -> bool {
+        self.osreldate < 1_400_000
+    }
+
+    /// In words, like `FreeBSD 13.2`.
+    pub fn release(&self) -> String {
+        format!("FreeBSD {}.{}", self.osreldate / 100_000, self.osreldate / 1000 % 100)
+    }
+
+    /// Of this host, with `run` for its programs: what one printed, both streams; nothing when it is not there.
+    pub fn probe(run: impl Fn(&str, &[&str]) -> Option<String>) -> Option<HostFeatures> {
+        let number = |name: &str| run("sysctl", &["-n", name])?.trim().parse::<u32>().ok();
+        let outputs = ProbeOutputs {
+            devices: run("bhyve", &["-s", "help"])?,
+            lpc: run("bhyve", &["-l", "help"]).unwrap_or_default(),
+            usage: run("bhyve", &["-h"]).unwrap_or_default(),
+            bhyvectl: run("bhyvectl", &[]).unwrap_or_default(),
+            osreldate: number("kern.osreldate")?,
+            max_cpus: number("hw.vmm.maxcpu"),
+        };
+        Some(HostFeatures::parse(&outputs))
+    }
+
+    /// Of the host that this runs on; nothing when it has no bhyve.
+    pub fn of_this_host() -> Option<HostFeatures> {
+        if !cfg!(target_os = "freebsd") {
+            return None;
+        }
+        HostFeatures::probe(|program, arguments| {
+            let output = std::process::Command::new(program).args(arguments).stdin(std::process::Stdio::null()).output().ok()?;
+            let mut text = output.stdout;
+            text.extend(output.stderr);
+            Some(String::from_utf8_lossy(&text).into_owned())
+        })
+    }
+
+    /// The releases that [`Self::of_release`] knows.
+    pub const RELEASES: [&'static str; 5] = ["13.2", "14.0", "14.3", "15.0", "current"];
+
+    /// What a release's bhyve can do on amd64, as its sources say: for command lines that are to run elsewhere.
+    pub fn of_release(name: &str) -> Option<HostFeatures> {
+        let release = match name.strip_suffix("-RELEASE").unwrap_or(name).to_ascii_lowercase().as_str() {
+            "13.2" | "13" => &RELEASE_13_2,
+            "14.0" => &RELEASE_14_0,
+            "14.3" | "14" => &RELEASE_14_3,
+            "15.0" | "15" => &RELEASE_15_0,
+            "current" | "16.0" | "16" => &CURRENT,
+            _ => return None,
+        };
+        let outputs = ProbeOutputs {
+            devices: release.devices.into(),
+            lpc: release.lpc.into(),
+            usage: release.usage.into(),
+            bhyvectl: String::new(),
+            osreldate: release.osreldate,
+            // Since 14 it is the number of CPUs of the host: as many as a guest file can ask for.
+            max_cpus: (release.osreldate >= 1_400_000).then_some(64),
+        };
+        Some(HostFeatures::parse(&outputs))
+    }
+}
+
+fn cut(text: &str) -> &str {
+    let mut end = text.len().min(MOST);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
+/// The flags that the usage text explains: lines like `-A: create ACPI tables`, and those in its first brackets.
+fn flags(usage: &str) -> BTreeSet<char> {
+    let mut found = BTreeSet::new();
+    for line in usage.lines() {
+        let mut rest = line.trim_start().chars();
+        if let (Some('-'), Some(flag), Some(':')) = (rest.next(), rest.next(), rest.next()) {
+            found.insert(flag);
+        }
+        if line.starts_with("Usage:")
+            && let Some((_, rest)) = line.split_once("[-")
+            && let Some((letters, _)) = rest.split_once(']')
+        {
+            found.extend(letters.chars().filter(char::is_ascii_alphabetic));
+        }
+    }
+    found
+}
+
+/// What the programs of one release print.
+struct Release {
+    osreldate: u32,
+    devices: &'static str,
+    lpc: &'static str,
+    usage: &'static str,
+}
+
+/// `usr.sbin/bhyve` of releng/13.2: the PCI_EMUL_SET entries of pci_*.c; `pci_lpc.c`; usage() of `bhyverun.c`.
+const RELEASE_13_2: Release = Release {
+    osreldate: 1_302_001,
+    devices: include_str!("bhyve_probes/13.2-devices.txt"),
+    lpc: "bootrom\ncom1\ncom2\ncom3\ncom4\npc-testdev\n",
+    usage: include_str!("bhyve_probes/13.2-usage.txt"),
+};
+/// releng/14.0: the same devices and igd-lpc (`pci_gvt-d.c`); tpm (`tpm_device.c`).
+const RELEASE_14_0: Release = Release {
+    osreldate: 1_400_097,
+    devices: include_str!("bhyve_probes/14-devices.txt"),
+    lpc: "bootrom\ncom1\ncom2\ncom3\ncom4\ntpm\npc-testdev\n",
+    usage: include_str!("bhyve_probes/14-usage.txt"),
+};
+/// releng/14.3.
+const RELEASE_14_3: Release = Release { osreldate: 1_403_000, ..RELEASE_14_0 };
+/// releng/15.0: usage in `amd64/bhyverun_machdep.c` bhyve_usage(), without -A and with -n.
+const RELEASE_15_0: Release = Release { osreldate: 1_500_068, usage: include_str!("bhyve_probes/15-usage.txt"), ..RELEASE_14_0 };
+/// main: -M.
+const CURRENT: Release = Release { osreldate: 1_600_000, usage: include_str!("bhyve_probes/current-usage.txt"), ..RELEASE_14_0 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_probe_of_each_release_yields_what_its_sources_say() {
+        let release = |name| HostFeatures::of_release(name).expect("a known release");
+        let old = release("13.2");
+        assert_eq!(old.release(), "FreeBSD 13.2");
+        assert!(old.wants_acpi_flag() && !old.has(FW_CFG) && !old.lpc.contains("tpm") && old.flags.contains(&'K'));
+        assert_eq!(old.max_cpus, 16);
+        assert!(old.devices.contains("virtio-9p") && !old.devices.contains("igd-lpc"));
+        let fourteen = release("14.3-RELEASE");
+        assert!(!fourteen.wants_acpi_flag() && fourteen.has(TPM) && !fourteen.has(SLIRP) && !fourteen.flags.contains(&'n'));
+        let fifteen = release("15.0");
+        assert!(fifteen.has(SLIRP) && !fifteen.has(SLIRP_OPEN) && fifteen.flags.contains(&'n') && !fifteen.flags.contains(&'M'));
+        assert!(release("current").flags.contains(&'M') && release("CURRENT").has(SLIRP_OPEN));
+        for name in HostFeatures::RELEASES {
+            assert!(release(name).devices.len() > 15, "{name}");
+        }
+        assert_eq!(HostFeatures::of_release("9.1"), None);
+    }
+
+    #[test]
+    fn a_bhyve_with_snapshots_says_so_in_bhyvectls_usage() {
+        let outputs = ProbeOutputs { bhyvectl: "  [--suspend=<file>]\n".into(), ..ProbeOutputs::default() };
+        assert!(HostFeatures::parse(&outputs).snapshot);
+        assert!(!HostFeatures::parse(&ProbeOutputs::default()).snapshot);
+    }
+
+    #[test]
+    fn a_probe_of_anything_is_read_without_harm() {
+        for text in ["", "\0\u{feff}\u{e9}", "Usage: [-", "Usage: ]-[", "-", &"é".repeat(MOST), "-\u{e9}: x"] {
+            let text = text.to_owned();
+            let outputs = ProbeOutputs {
+                devices: text.clone(),
+                lpc: text.clone(),
+                usage: text.clone(),
+                bhyvectl: text,
+                osreldate: u32::MAX,
+                max_cpus: None,
+            };
+            let features = HostFeatures::parse(&outputs);
+            assert!(features.devices.len() <= 1 && features.release().starts_with("FreeBSD "));
+        }
+    }
+}
