@@ -12,9 +12,10 @@ use iced_x86::{
 use crate::forms::{Forms, runs_in_64};
 use crate::random::Random;
 use crate::soft::is_xsave;
-use crate::verdict::is_transcendental;
+use crate::verdict::{is_transcendental, unpredictable};
 
-/// Two pages of code.
+/// Two pages of code, which a case cannot write: when a processor sees that an instruction changes what is already
+/// decoded, itself among it, is its own affair (SDM vol. 3 section 11.6). Unit tests hold code that changes itself.
 pub const CODE: u64 = 0x2000_0000;
 /// Two writable pages and one read-only page; nothing around them.
 pub const SCRATCH: u64 = 0x2001_0000;
@@ -25,6 +26,8 @@ pub const STACK: u64 = 0x2003_0000;
 pub const PAGE: u64 = 4096;
 /// Pages of random contents to start from; the read-only page is always the first.
 pub const POOL: usize = 32;
+/// Bits of MXCSR that are tried: without MM, which AMD's processors have (APM vol. 1 section 4.2.2) and Intel's refuse.
+const MXCSR_BITS: u32 = !0x2_0000;
 /// Seed of the pool, the same in every run so that a case follows from its seed and number alone.
 const POOL_SEED: u64 = 77;
 
@@ -200,7 +203,9 @@ fn try_make(mut r: Random, number: u64, forms: &Forms) -> Option<Case> {
     // What prepares the stack's top or an image needs the state as it is at the start.
     let alone = is_transcendental(main_form) || is_xsave(main_form);
     let before = usize::from(!alone && m.r.once_in(3));
-    let after = if m.r.once_in(2) { 0 } else { m.r.below(4) as usize };
+    // Nothing follows what may make differences of its own that later instructions would read.
+    let last = !unpredictable(main_form).is_empty() || is_transcendental(main_form);
+    let after = if m.r.once_in(2) || last { 0 } else { m.r.below(4) as usize };
     let is_x87 = |code: Code| format!("{code:?}").starts_with('F');
     for i in 0..before + 1 + after {
         let code = if i == before {
@@ -382,8 +387,13 @@ impl Maker<'_> {
             4 => READ_ONLY + self.r.below(PAGE),
             5 => READ_ONLY + PAGE - self.r.below(within + 1),
             6 => SCRATCH - 1 - self.r.below(within + 1),
+            // Nowhere, and about the ends of what addresses can be. (What happens where a 32-bit operand reaches behind
+            // 4 GiB is the processor's choice: SDM vol. 3 section 5.3.)
             7 if self.bits == 32 => return 0x1000_0000,
-            7 => return self.r.pick(&[0x8000_0000_0000_0000, 0x0000_8000_0000_0000, 0xffff_7fff_ffff_ffff, 0x1000_0000]),
+            7 => {
+                let half = (1 << 47) - 1 - self.r.below(within);
+                return self.r.pick(&[1 << 63, 1 << 47, 0xffff_7fff_ffff_ffff, 0x1000_0000, half]);
+            }
             _ => SCRATCH + self.r.below(2 * PAGE - within),
         };
         if self.r.once_in(6) { addr } else { addr & !(align - 1) }
@@ -403,26 +413,29 @@ impl Maker<'_> {
         false
     }
 
-    /// Gives the instruction a memory operand at `target`; false if it cannot be encoded.
-    fn address(&mut self, insn: &mut Instruction, target: u64) -> bool {
+    /// Gives the instruction a memory operand at `target`, or now and then elsewhere: the address that it really has,
+    /// `None` if it cannot be encoded.
+    fn address(&mut self, insn: &mut Instruction, target: u64) -> Option<u64> {
         let narrow = self.bits == 32 || target < 1 << 31 && self.r.once_in(8);
         let far = target >= 1 << 31;
-        if self.bits == 32 && self.r.once_in(24) {
+        let known = |hold: Hold| hold != Hold::Clobbered;
+        if self.bits == 32 && self.r.once_in(24) && known(self.hold[RBX]) && known(self.hold[RSI]) {
             // 16-bit addressing reaches only what is not mapped.
+            let displacement = self.r.next() & 0xffff;
             insn.set_memory_base(Register::BX);
             insn.set_memory_index(Register::SI);
             insn.set_memory_displ_size(2);
-            insn.set_memory_displacement64(self.r.next() & 0xffff);
-            return true;
+            insn.set_memory_displacement64(displacement);
+            (self.hold[RBX], self.hold[RSI]) = (Hold::Fixed, Hold::Fixed);
+            return Some(self.state.gpr[RBX].wrapping_add(self.state.gpr[RSI]).wrapping_add(displacement) & 0xffff);
         }
         if !far && !narrow && self.r.once_in(6) {
             insn.set_memory_base(Register::RIP);
             insn.set_memory_displ_size(8);
             insn.set_memory_displacement64(target);
-            return true;
+            return Some(target);
         }
         let name = |i: usize| if narrow { Register::EAX + i as u32 } else { Register::RAX + i as u32 };
-        let known = |hold: Hold| hold != Hold::Clobbered;
         let base =
             if self.r.once_in(8) { None } else { Some(self.r.below(self.registers()) as usize) }.filter(|&b| known(self.hold[b]));
         let index = if self.r.once_in(2) { None } else { Some(self.r.below(self.registers()) as usize) };
@@ -457,7 +470,7 @@ impl Maker<'_> {
             displacement == displacement as i32 as i64
         };
         if !fits {
-            return false;
+            return None;
         }
         if let Some(b) = base {
             insn.set_memory_base(name(b));
@@ -479,7 +492,7 @@ impl Maker<'_> {
         if base.is_none() && index.is_none() {
             insn.set_memory_displ_size(if narrow { 4 } else { 8 });
         }
-        true
+        Some(target)
     }
 
     /// Alignment that an access of the instruction asks for.
@@ -751,13 +764,11 @@ impl Maker<'_> {
             target &= !15;
         }
         insn.set_op_kind(i, OpKind::Memory);
-        if !self.address(insn, target) {
-            return false;
-        }
+        let Some(address) = self.address(insn, target) else { return false };
         if self.r.once_in(16) {
             insn.set_segment_prefix(self.r.pick(&[Register::GS, Register::DS, Register::ES, Register::CS, Register::SS]));
         }
-        self.memory = Some((target, size));
+        self.memory = Some((address, size));
         true
     }
 
@@ -785,10 +796,8 @@ impl Maker<'_> {
         }
         let target = SCRATCH + self.r.below(2 * PAGE - 8);
         insn.set_op_kind(i, OpKind::Memory);
-        if !self.address(insn, target) {
-            return false;
-        }
-        self.wants_target = Some(Wants::Memory(target));
+        let Some(address) = self.address(insn, target) else { return false };
+        self.wants_target = Some(Wants::Memory(address));
         true
     }
 
@@ -867,6 +876,9 @@ impl Maker<'_> {
             M::Cmpxchg | M::Cmpxchg8b | M::Cmpxchg16b if likely => self.prepare_exchange(insn, code),
             M::Popf | M::Popfd | M::Popfq => {
                 // No trap flag and no alignment check: both would stop the test itself.
+                if self.hold[RSP] == Hold::Clobbered {
+                    return false;
+                }
                 let flags = self.r.next() & !0x4_0100;
                 let rsp = self.state.gpr[RSP];
                 self.patches.push((rsp, flags.to_le_bytes().to_vec()));
@@ -889,9 +901,9 @@ impl Maker<'_> {
                     self.patches.push((addr, fcw.to_le_bytes().to_vec()));
                 }
             }
-            M::Ldmxcsr if likely => {
+            M::Ldmxcsr => {
                 if let Some((addr, _)) = self.memory {
-                    let mxcsr = self.r.next() as u32 & 0xffff;
+                    let mxcsr = self.r.next() as u32 & if likely { 0xffff } else { MXCSR_BITS };
                     self.patches.push((addr, mxcsr.to_le_bytes().to_vec()));
                 }
             }
@@ -952,7 +964,7 @@ impl Maker<'_> {
             }
             _ => {
                 image[2..4].copy_from_slice(&fsw.to_le_bytes());
-                let mxcsr = self.r.next() as u32 & if self.r.once_in(8) { 0x1_ffff } else { 0xffff };
+                let mxcsr = self.r.next() as u32 & if self.r.once_in(8) { MXCSR_BITS } else { 0xffff };
                 image[24..28].copy_from_slice(&mxcsr.to_le_bytes());
             }
         }
@@ -960,7 +972,10 @@ impl Maker<'_> {
             image[512..].fill(0);
             image[512] = self.r.below(4) as u8;
             if self.r.once_in(12) {
-                image[512 + self.r.below(24) as usize] = self.r.next() as u8;
+                // What must be zero. XSTATE_BV's other bits may be those of components that the host has (SDM vol. 1
+                // section 13.4.2), and XCOMP_BV's highest means the compacted format where there is XSAVEC.
+                let at = 520 + self.r.below(16) as usize;
+                image[at] = self.r.next() as u8 & if at == 527 { 0x7f } else { 0xff };
             }
             let components = self.r.below(4);
             if !self.set(RAX, components) {

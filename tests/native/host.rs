@@ -1,12 +1,18 @@
 //! Runs cases natively, in a child process whose faults are caught and told.
 //!
-//! Parent and child share one anonymous mapping: the inputs of a batch, the outcomes, and the registers that the entry
-//! stub loads. The child maps code, scratch and stack at the addresses that the software CPU's page tables have too,
-//! jumps into each case, and every case ends in a signal: its handler notes registers and fault and returns to the
-//! exit stub. A child that dies is started again behind the case that killed it.
+//! Parent and child share one anonymous mapping: the inputs of a batch and the outcomes. The child maps code, scratch
+//! and stack at the addresses that the software CPU's page tables have too, and the gate, a page with the registers
+//! that the entry stub loads; it enters each case, and every case ends in a signal: its handler notes registers and
+//! fault and returns to the exit stub. A child that dies is started again behind the case that killed it. Several hosts
+//! may run at a time, each with a child of its own.
+//!
+//! What a case can reach besides its own pages would be seen as a difference, so the gate is one page at an address
+//! that arithmetic on a case's addresses does not give, everything else is above 4 GiB where the kernel put it, and
+//! the code pages may not be written through the addresses that a case knows.
 
 use std::mem::size_of;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
 
 use crate::case::{self, CODE, Case, Outcome, PAGE, POOL, READ_ONLY, SCRATCH, STACK, State};
 
@@ -14,8 +20,12 @@ use crate::case::{self, CODE, Case, Outcome, PAGE, POOL, READ_ONLY, SCRATCH, STA
 pub const BATCH: usize = 128;
 const PATCHES: usize = 4;
 const PATCH_BYTES: usize = 576;
-/// Where the entry stub's registers are; below 2 GiB so that it needs no base register.
-const GATE: u64 = 0x4000_0000;
+/// Where the entry stub's registers are, in the child; below 2 GiB so that it needs no base register.
+const GATE: u64 = 0x6b5d_3000;
+/// Bytes of the mapping that parent and child share.
+const SHARED_BYTES: usize = size_of::<Shared>().next_multiple_of(PAGE as usize);
+/// One fork at a time: a child that got a copy of another's `done` end would hide that one's death.
+static FORKING: Mutex<()> = Mutex::new(());
 
 /// Selectors of Linux's user segments.
 pub const USER_CODE_64: u16 = 0x33;
@@ -51,17 +61,17 @@ struct Output {
     memory: [u8; 3 * PAGE as usize],
 }
 
-/// What the stubs reach at fixed addresses: `state` first.
+/// What the stubs and the signal handler reach at a fixed address: `state` first.
 #[repr(C, align(64))]
 struct Gate {
     state: State,
     host_rsp: u64,
-    entry: u64,
+    selector: u64,
+    shared: *mut Shared,
 }
 
 #[repr(C)]
 struct Shared {
-    gate: Gate,
     count: u64,
     /// Cases of the batch that are done.
     done: u64,
@@ -70,9 +80,11 @@ struct Shared {
 }
 
 // The registers' offsets in `State`: FXSAVE image 0, general registers 512, RFLAGS 640, RIP 648; then `host_rsp` 704
-// and `entry` 712.
+// and `selector` 712.
 const _: () = assert!(size_of::<State>() == 704);
 
+// The case is entered by IRET, which loads everything that is left at once and serialises: the code was written through
+// other addresses than those it is fetched from (SDM vol. 3 section 8.1.3).
 std::arch::global_asm!(
     ".pushsection .text",
     ".globl vmctl_native_enter",
@@ -83,32 +95,35 @@ std::arch::global_asm!(
     "push r13",
     "push r14",
     "push r15",
-    "mov qword ptr ds:[0x400002c0], rsp",
-    "fxrstor64 ds:[0x40000000]",
-    "push qword ptr ds:[0x40000280]",
+    "mov qword ptr ds:[{gate} + 704], rsp",
+    // NT, which the signal's return leaves as the case before set it, would make IRET fault.
+    "push 0x202",
     "popfq",
-    "mov rax, qword ptr ds:[0x40000200]",
-    "mov rcx, qword ptr ds:[0x40000208]",
-    "mov rdx, qword ptr ds:[0x40000210]",
-    "mov rbx, qword ptr ds:[0x40000218]",
-    "mov rsp, qword ptr ds:[0x40000220]",
-    "mov rbp, qword ptr ds:[0x40000228]",
-    "mov rsi, qword ptr ds:[0x40000230]",
-    "mov rdi, qword ptr ds:[0x40000238]",
-    "mov r8, qword ptr ds:[0x40000240]",
-    "mov r9, qword ptr ds:[0x40000248]",
-    "mov r10, qword ptr ds:[0x40000250]",
-    "mov r11, qword ptr ds:[0x40000258]",
-    "mov r12, qword ptr ds:[0x40000260]",
-    "mov r13, qword ptr ds:[0x40000268]",
-    "mov r14, qword ptr ds:[0x40000270]",
-    "mov r15, qword ptr ds:[0x40000278]",
-    // jmp far [0x400002c8]: a 32-bit offset and the selector of 64- or 32-bit user code.
-    ".byte 0xff, 0x2c, 0x25",
-    ".long 0x400002c8",
+    "fxrstor64 ds:[{gate}]",
+    "push {data}",
+    "push qword ptr ds:[{gate} + 544]",
+    "push qword ptr ds:[{gate} + 640]",
+    "push qword ptr ds:[{gate} + 712]",
+    "push qword ptr ds:[{gate} + 648]",
+    "mov rax, qword ptr ds:[{gate} + 512]",
+    "mov rcx, qword ptr ds:[{gate} + 520]",
+    "mov rdx, qword ptr ds:[{gate} + 528]",
+    "mov rbx, qword ptr ds:[{gate} + 536]",
+    "mov rbp, qword ptr ds:[{gate} + 552]",
+    "mov rsi, qword ptr ds:[{gate} + 560]",
+    "mov rdi, qword ptr ds:[{gate} + 568]",
+    "mov r8, qword ptr ds:[{gate} + 576]",
+    "mov r9, qword ptr ds:[{gate} + 584]",
+    "mov r10, qword ptr ds:[{gate} + 592]",
+    "mov r11, qword ptr ds:[{gate} + 600]",
+    "mov r12, qword ptr ds:[{gate} + 608]",
+    "mov r13, qword ptr ds:[{gate} + 616]",
+    "mov r14, qword ptr ds:[{gate} + 624]",
+    "mov r15, qword ptr ds:[{gate} + 632]",
+    "iretq",
     ".globl vmctl_native_exit",
     "vmctl_native_exit:",
-    "mov rsp, qword ptr ds:[0x400002c0]",
+    "mov rsp, qword ptr ds:[{gate} + 704]",
     "pop r15",
     "pop r14",
     "pop r13",
@@ -117,6 +132,8 @@ std::arch::global_asm!(
     "pop rbx",
     "ret",
     ".popsection",
+    gate = const GATE,
+    data = const USER_DATA,
 );
 
 unsafe extern "C" {
@@ -138,9 +155,11 @@ pub struct Host {
     child: Option<Child>,
 }
 
-fn map(addr: u64, len: u64, protection: i32, shared: bool) {
-    let kind = if shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
-    let flags = kind | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+// SAFETY: the mapping is this host's alone; the child that shares it works on its own copy of the pointer.
+unsafe impl Send for Host {}
+
+fn map(addr: u64, len: u64, protection: i32) {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
     // SAFETY: MAP_FIXED_NOREPLACE refuses to touch what is mapped already.
     let got = unsafe { libc::mmap(addr as *mut libc::c_void, len as usize, protection, flags, -1, 0) };
     assert_eq!(got as u64, addr, "cannot map {addr:#x}: {}", std::io::Error::last_os_error());
@@ -177,9 +196,11 @@ fn write_byte(fd: i32) {
 
 impl Host {
     pub fn new() -> Host {
-        let bytes = (size_of::<Shared>() as u64).next_multiple_of(PAGE);
-        map(GATE, bytes, libc::PROT_READ | libc::PROT_WRITE, true);
-        Host { shared: GATE as *mut Shared, pool: case::pool(), child: None }
+        let (rights, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+        // SAFETY: a new mapping, wherever the kernel likes.
+        let got = unsafe { libc::mmap(std::ptr::null_mut(), SHARED_BYTES, rights, kind, -1, 0) };
+        assert_ne!(got, libc::MAP_FAILED, "cannot map a batch: {}", std::io::Error::last_os_error());
+        Host { shared: got.cast(), pool: case::pool(), child: None }
     }
 
     /// The pages that cases start from.
@@ -188,6 +209,7 @@ impl Host {
     }
 
     fn spawn(&mut self) {
+        let _alone = FORKING.lock().unwrap_or_else(PoisonError::into_inner);
         let (start_read, start_write) = pipe();
         let (done_read, done_write) = pipe();
         // SAFETY: the child runs only `child`, which allocates nothing and never returns.
@@ -200,6 +222,7 @@ impl Host {
             // SAFETY: in the child, with the shared mapping in place.
             unsafe { child(self.shared, &self.pool, start_read.as_raw_fd(), done_write.as_raw_fd()) };
         }
+        drop(done_write);
         self.child = Some(Child { pid, start: start_write, done: done_read });
     }
 
@@ -267,24 +290,31 @@ impl Host {
 impl Drop for Host {
     fn drop(&mut self) {
         if let Some(child) = self.child.take() {
-            drop(child.start);
-            // SAFETY: our own child, which ends when its start pipe does.
-            unsafe { libc::waitpid(child.pid, std::ptr::null_mut(), 0) };
+            // SAFETY: our own child. It is killed and not left to see its start pipe end, of which another host's child
+            // may have a copy.
+            unsafe {
+                libc::kill(child.pid, libc::SIGKILL);
+                libc::waitpid(child.pid, std::ptr::null_mut(), 0);
+            }
         }
+        // SAFETY: no child runs, and nothing points into the mapping any more.
+        unsafe { libc::munmap(self.shared.cast(), SHARED_BYTES) };
     }
 }
 
 /// The child: never returns.
 ///
 /// # Safety
-/// Must run in a freshly forked process with `shared` mapped at [`GATE`].
+/// Must run in a freshly forked process, and `shared` must be its parent's shared mapping.
 unsafe fn child(shared: *mut Shared, pool: &[[u8; PAGE as usize]], start: i32, done: i32) -> ! {
-    use libc::{PROT_EXEC, PROT_READ, PROT_WRITE};
-    map(CODE, 2 * PAGE, PROT_READ | PROT_WRITE | PROT_EXEC, false);
-    map(SCRATCH, 3 * PAGE, PROT_READ | PROT_WRITE, false);
-    map(STACK, PAGE, PROT_READ | PROT_WRITE, false);
+    use libc::{PROT_READ, PROT_WRITE};
+    map(GATE, PAGE, PROT_READ | PROT_WRITE);
+    map(SCRATCH, 3 * PAGE, PROT_READ | PROT_WRITE);
+    map(STACK, PAGE, PROT_READ | PROT_WRITE);
     // SAFETY: all addresses below are mapped above; the handlers run on a stack of their own.
     unsafe {
+        (*(GATE as *mut Gate)).shared = shared;
+        let code = map_code();
         std::ptr::copy_nonoverlapping(pool[0].as_ptr(), READ_ONLY as *mut u8, PAGE as usize);
         libc::mprotect(READ_ONLY as *mut libc::c_void, PAGE as usize, PROT_READ);
         // 64-bit processes have null selectors in DS and ES; 32-bit code needs real ones.
@@ -305,7 +335,7 @@ unsafe fn child(shared: *mut Shared, pool: &[[u8; PAGE as usize]], start: i32, d
                 let i = (*shared).done as usize;
                 // A case that loops for ever is killed by SIGALRM, and the parent goes on behind it.
                 libc::alarm(10);
-                run(shared, pool, i);
+                run(shared, code, pool, i);
                 libc::alarm(0);
                 (*shared).done += 1;
             }
@@ -315,7 +345,25 @@ unsafe fn child(shared: *mut Shared, pool: &[[u8; PAGE as usize]], start: i32, d
     }
 }
 
-unsafe fn run(shared: *mut Shared, pool: &[[u8; PAGE as usize]], i: usize) {
+/// Maps the code pages twice: at [`CODE`], where a case cannot write to them, and where the address returned says.
+///
+/// # Safety
+/// Nothing may be mapped at [`CODE`] that is still needed.
+unsafe fn map_code() -> *mut u8 {
+    let bytes = 2 * PAGE as usize;
+    // SAFETY: a new mapping; of a shared one, mremap from no bytes makes another of the same pages.
+    unsafe {
+        let kind = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
+        let code = libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_READ | libc::PROT_WRITE, kind, -1, 0);
+        let moves = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        let second = libc::mremap(code, 0, bytes, moves, CODE as *mut libc::c_void);
+        assert_eq!(second as u64, CODE, "cannot map the code: {}", std::io::Error::last_os_error());
+        libc::mprotect(second, bytes, libc::PROT_READ | libc::PROT_EXEC);
+        code.cast()
+    }
+}
+
+unsafe fn run(shared: *mut Shared, code: *mut u8, pool: &[[u8; PAGE as usize]], i: usize) {
     // SAFETY: as in `child`; `i` is below BATCH.
     unsafe {
         let input = &(*shared).inputs[i];
@@ -330,9 +378,11 @@ unsafe fn run(shared: *mut Shared, pool: &[[u8; PAGE as usize]], i: usize) {
                 }
             }
         }
-        std::ptr::copy_nonoverlapping(input.code.as_ptr(), input.state.rip as *mut u8, usize::from(input.code_len));
-        (*shared).gate.state = input.state;
-        (*shared).gate.entry = input.state.rip | u64::from(input.selector) << 32;
+        let at = code.add((input.state.rip - CODE) as usize);
+        std::ptr::copy_nonoverlapping(input.code.as_ptr(), at, usize::from(input.code_len));
+        let gate = GATE as *mut Gate;
+        (*gate).state = input.state;
+        (*gate).selector = u64::from(input.selector);
         vmctl_native_enter();
         let output = &mut (*shared).outputs[i];
         for (k, from) in [SCRATCH, SCRATCH + PAGE, STACK].into_iter().enumerate() {
@@ -369,7 +419,7 @@ const ORDER: [i32; 16] = [
 extern "C" fn handler(_: i32, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the kernel passes a ucontext; the shared mapping is there, and `done` is the running case.
     unsafe {
-        let shared = GATE as *mut Shared;
+        let shared = (*(GATE as *mut Gate)).shared;
         let context = &mut *context.cast::<libc::ucontext_t>();
         let registers = &mut context.uc_mcontext.gregs;
         let output = &mut (*shared).outputs[((*shared).done as usize).min(BATCH - 1)];

@@ -44,7 +44,9 @@ fn map_pages(memory: &GuestMemory) {
     write64(memory, pdpt, directory | link);
     // All of the case's addresses are in the 2 MiB from CODE on.
     write64(memory, directory + (CODE >> 21) * 8, table | link);
-    for (first, pages, rights) in [(CODE, 2, link), (SCRATCH, 2, link), (READ_ONLY, 1, link & !WRITABLE), (STACK, 1, link)] {
+    for (first, pages, rights) in
+        [(CODE, 2, link & !WRITABLE), (SCRATCH, 2, link), (READ_ONLY, 1, link & !WRITABLE), (STACK, 1, link)]
+    {
         for page in 0..pages {
             let addr = first + page * PAGE;
             write64(memory, table + (addr >> 12 & 511) * 8, addr | rights);

@@ -2,17 +2,14 @@
 
 use std::fmt::Write;
 
-use iced_x86::{
-    Code, CpuidFeature, Decoder, DecoderOptions, FastFormatter, FlowControl, Instruction, Mnemonic, OpKind, Register,
-};
+use iced_x86::{Code, CpuidFeature, Decoder, DecoderOptions, FastFormatter, Instruction, Mnemonic, OpKind};
 
-use crate::case::{Case, Outcome, PAGE, Placed, RDI, SCRATCH, STACK, State, to_rflags};
+use crate::case::{Case, Outcome, PAGE, Placed, RDI, SCRATCH, STACK, State};
 
 const NAMES: [&str; 16] =
     ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"];
 /// The flags that user code can change: CF PF AF ZF SF DF OF, NT, AC, ID. RF, which a fault sets in what the host
 /// saves, is not one of them.
-const ARITHMETIC: u64 = 0x8d5;
 const FLAGS: u64 = 0xcd5 | 1 << 14 | 1 << 18 | 1 << 21;
 
 pub fn is_transcendental(code: Code) -> bool {
@@ -20,16 +17,16 @@ pub fn is_transcendental(code: Code) -> bool {
     matches!(code, F2xm1 | Fyl2x | Fyl2xp1 | Fptan | Fpatan | Fsin | Fcos | Fsincos)
 }
 
-/// Instructions with two memory operands, of which both may fault, or that change registers before they fault.
+/// Instructions with two memory operands, of which both may fault.
 fn chooses_its_fault(code: Code) -> bool {
     use Mnemonic as M;
-    matches!(code.mnemonic(), M::Cmpsb | M::Cmpsw | M::Cmpsd | M::Cmpsq | M::Popa | M::Popad | M::Pusha | M::Pushad | M::Enter)
+    matches!(code.mnemonic(), M::Cmpsb | M::Cmpsw | M::Cmpsd | M::Cmpsq | M::Enter)
         || matches!(code, Code::Pop_rm16 | Code::Pop_rm32 | Code::Pop_rm64)
 }
 
 /// Bytes of what the instruction stores that are not compared: pointers to the last x87 instruction, which some
 /// processors keep only after an exception, MXCSR's mask, and which XSAVE components are in use.
-fn unpredictable(code: Code) -> &'static [(u64, u64)] {
+pub fn unpredictable(code: Code) -> &'static [(u64, u64)] {
     use Mnemonic as M;
     match code.mnemonic() {
         M::Fnstenv | M::Fnsave => {
@@ -78,13 +75,13 @@ fn within_one_ulp(a: &[u8], b: &[u8]) -> bool {
 
 fn compare_fpu(case: &Case, host: &State, soft: &State) -> Option<String> {
     let transcendental = case.forms.iter().any(|&c| is_transcendental(c));
-    // C1, precision and underflow of a transcendental result depend on its last bit.
-    let mut fsw_mask = if transcendental { !0x0230 } else { 0xffff };
-    // Known difference: C1 after FCOMI and its kin found an empty register or an unmasked exception.
-    let compares = |c: &Code| matches!(c.mnemonic(), Mnemonic::Fcomi | Mnemonic::Fcomip | Mnemonic::Fucomi | Mnemonic::Fucomip);
-    if host.fx16(2) & 0x8040 != 0 && case.forms.iter().any(compares) {
-        fsw_mask &= !0x0200;
-    }
+    // C1, precision and underflow of a transcendental result depend on its last bit (SDM vol. 1 section 8.3.10 promises
+    // one unit in the last place), and so do ES and B where precision and underflow are not masked.
+    let fsw_mask = match (transcendental, case.start.fx16(0) & 0x30) {
+        (false, _) => 0xffff,
+        (true, 0x30) => !0x0230,
+        (true, _) => !0x82b0,
+    };
     for (name, at, mask) in [("fcw", 0, 0xffff), ("fsw", 2, fsw_mask), ("ftw", 4, 0x00ff)] {
         let (h, s) = (host.fx16(at) & mask, soft.fx16(at) & mask);
         if h != s {
@@ -111,19 +108,25 @@ fn compare_fpu(case: &Case, host: &State, soft: &State) -> Option<String> {
     None
 }
 
-fn is_shift(mnemonic: Mnemonic) -> bool {
-    use Mnemonic as M;
-    matches!(mnemonic, M::Shl | M::Shr | M::Sar | M::Sal | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd)
-}
-
 fn is_masked_store(code: Code) -> bool {
     matches!(code.mnemonic(), Mnemonic::Maskmovq | Mnemonic::Maskmovdqu)
+}
+
+fn loads_mxcsr(code: Code) -> bool {
+    use Mnemonic as M;
+    matches!(code.mnemonic(), M::Ldmxcsr | M::Fxrstor | M::Fxrstor64 | M::Xrstor | M::Xrstor64)
 }
 
 /// Whether the instruction's access may be done in several parts.
 fn parts_at(case: &Case, rip: u64) -> bool {
     let several = |size: u64| size > 10 && size != 16;
     case.at(rip).is_some_and(|p| is_masked_store(p.code) || p.memory.is_some_and(|(_, size)| several(size)))
+}
+
+/// Whether the operand begins with a canonical address and ends with another.
+fn runs_off(case: &Case, rip: u64) -> bool {
+    let end = 1 << 47;
+    case.at(rip).and_then(|p| p.memory).is_some_and(|(addr, size)| addr < end && addr + size > end)
 }
 
 /// Whether both fault addresses are on pages of the instruction's operand.
@@ -135,7 +138,7 @@ fn same_operand(case: &Case, host: &Outcome, soft: &Outcome) -> bool {
             pages.contains(&page(host.cr2)) && pages.contains(&page(soft.cr2))
         }
         // The mask's bytes are at most 16.
-        None => page(host.cr2).abs_diff(page(soft.cr2)) <= 1 && host.cr2.abs_diff(soft.cr2) < 16,
+        None => (host.cr2.wrapping_sub(soft.cr2) as i64).abs() < 16,
     }
 }
 
@@ -168,14 +171,14 @@ fn allowed_either_way(case: &Case, host: &Outcome, soft: &Outcome) -> bool {
     if soft.vector != 13 || soft.error != 0 {
         return false;
     }
-    let Some(insn) = decode_at(case, soft.state.rip) else { return false };
-    let code = insn.code();
-    // Vendors differ on whether the SHA instructions' operand must be aligned.
-    if code.cpuid_features().contains(&CpuidFeature::SHA) {
-        return host.state.rip != soft.state.rip || host.vector != 13;
+    // A page that a case cannot write holds images with MXCSR.MM, which AMD's processors have (APM vol. 1 section 4.2.2)
+    // and Intel's refuse.
+    if host.state.fx32(24) & 0x2_0000 != 0 && case.at(soft.state.rip).is_some_and(|placed| loads_mxcsr(placed.code)) {
+        return true;
     }
-    // Known difference: ARPL that changes nothing checks all the same whether it could write to a code segment.
-    matches!(code, Code::Arpl_r32m16_r32 | Code::Arpl_rm16_r16) && insn.segment_prefix() == Register::CS
+    // Intel's processors want the SHA instructions' operand aligned (SDM vol. 2, exceptions of type 4), AMD's do not.
+    decode_at(case, soft.state.rip).is_some_and(|insn| insn.code().cpuid_features().contains(&CpuidFeature::SHA))
+        && (host.state.rip != soft.state.rip || host.vector != 13)
 }
 
 /// The first difference.
@@ -186,32 +189,31 @@ pub fn compare(case: &Case, host: &Outcome, soft: &Outcome) -> Option<String> {
     if allowed_either_way(case, host, soft) {
         return None;
     }
-    // mmu.rs: a non-canonical stack access raises #GP, not #SS.
-    let stack_fault = host.vector == 12 && soft.vector == 13;
-    if host.vector != soft.vector && !stack_fault {
+    // Of two faulting accesses it is not defined which is told: the page that is not there or the address that is not
+    // canonical.
+    let memory_fault = |o: &Outcome| matches!(o.vector, 12..=14);
+    let chooses = memory_fault(host) && case.at(host.state.rip).is_some_and(|placed| chooses_its_fault(placed.code));
+    let chooses = chooses || memory_fault(host) && parts_at(case, host.state.rip) && runs_off(case, host.state.rip);
+    if host.vector != soft.vector && !(chooses && memory_fault(soft)) {
         return Some(format!("vector: processor {}, software {}", host.vector, soft.vector));
     }
     if host.state.rip != soft.state.rip {
         return Some(format!("rip: processor {:#x}, software {:#x}", host.state.rip, soft.state.rip));
     }
     let parts = parts_at(case, host.state.rip);
-    let kernel_address = host.vector == 14 && host.cr2 >> 47 != 0;
-    if let Some(placed) = case.at(host.state.rip)
-        && host.vector == 14
-        && chooses_its_fault(placed.code)
-    {
-        // Which of two faulting accesses is told first is not defined.
-        return None;
-    }
+    // Linux tells user mode that all of its own addresses, from the last page of the lower half on, are protected and
+    // not absent (`set_signal_archinfo` in arch/x86/mm/fault.c; TASK_SIZE_MAX).
+    let kernel_address = host.vector == 14 && host.cr2 >= (1 << 47) - PAGE;
     // Of an access of several parts it is not defined which part faults first: a part on a page that is not there
     // or one on a page that may not be written.
     let present = u64::from(parts && host.vector == 14);
-    if matches!(host.vector, 8 | 10..=14 | 17) && host.error | present != soft.error | present && !kernel_address {
+    let excused = kernel_address || chooses;
+    if matches!(host.vector, 8 | 10..=14 | 17) && host.error | present != soft.error | present && !excused {
         return Some(format!("error code: processor {:#x}, software {:#x}", host.error, soft.error));
     }
     // Nor is it defined which part's address is told.
     let near = parts && same_operand(case, host, soft);
-    if host.vector == 14 && host.cr2 != soft.cr2 && !near {
+    if host.vector == 14 && host.cr2 != soft.cr2 && !near && !chooses {
         return Some(format!("cr2: processor {:#x}, software {:#x}", host.cr2, soft.cr2));
     }
     for (i, name) in NAMES.iter().enumerate() {
@@ -223,13 +225,16 @@ pub fn compare(case: &Case, host: &Outcome, soft: &Outcome) -> Option<String> {
     // A fetch that faults stands behind a branch: after which one is not known.
     let somewhere = case.placed.iter().fold(case.undefined, |all, p| all | p.undefined);
     let at_end = if host.vector == 3 { case.undefined } else { somewhere };
-    let undefined = case.at(host.state.rip).map_or(at_end, |p| p.undefined) | dead_flags(case, host.state.rip);
+    let undefined = case.at(host.state.rip).map_or(at_end, |p| p.undefined);
     let (h, s) = (host.state.rflags & FLAGS & !undefined, soft.state.rflags & FLAGS & !undefined);
     if h != s {
         return Some(format!("rflags: processor {}, software {} ({:#x} undefined)", flag_names(h), flag_names(s), undefined));
     }
     if let Some(difference) = compare_fpu(case, &host.state, &soft.state) {
         return Some(difference);
+    }
+    if host.memory == soft.memory {
+        return None;
     }
     let ranges = ignored(case, host);
     for (offset, (h, s)) in host.memory.iter().zip(soft.memory.iter()).enumerate() {
@@ -239,29 +244,6 @@ pub fn compare(case: &Case, host: &Outcome, soft: &Outcome) -> Option<String> {
         }
     }
     None
-}
-
-/// Arithmetic flags that every way on from a fault writes before it reads them. The software CPU does not compute them:
-/// the code that goes on after the fault cannot tell.
-fn dead_flags(case: &Case, rip: u64) -> u64 {
-    let Some(first) = case.placed.iter().position(|p| p.at == rip) else { return 0 };
-    let (mut dead, mut read) = (0, 0);
-    for p in &case.placed[first..] {
-        let at = (p.at - case.entry()) as usize;
-        let insn = Decoder::with_ip(case.bits, &case.bytes[at..], p.at, DecoderOptions::NONE).decode();
-        // A branch ends the block: behind it all flags count as read.
-        if insn.flow_control() != FlowControl::Next {
-            break;
-        }
-        read |= to_rflags(insn.rflags_read());
-        // Shifts by CL and repeated strings may write nothing.
-        let by_cl = is_shift(insn.mnemonic()) && insn.op_register(insn.op_count() - 1) == Register::CL;
-        if !by_cl && !insn.has_rep_prefix() && !insn.has_repne_prefix() {
-            dead |=
-                to_rflags(insn.rflags_written() | insn.rflags_cleared() | insn.rflags_set() | insn.rflags_undefined()) & !read;
-        }
-    }
-    dead & ARITHMETIC
 }
 
 fn flag_names(flags: u64) -> String {

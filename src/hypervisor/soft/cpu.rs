@@ -55,7 +55,7 @@ pub struct Exception {
     pub vector: u8,
     /// Error code, where the vector has one.
     pub error: Option<u32>,
-    /// For #PF: the address that goes to CR2.
+    /// For #PF: the address that goes to CR2. While an instruction is being left: the address that was not canonical.
     pub cr2: u64,
 }
 

@@ -94,6 +94,8 @@ struct FlagUse {
     modified: u32,
     /// Written whatever the operands are.
     written: u32,
+    /// The chain may be left at this instruction or right behind it, and somebody else looks at the flags.
+    leaves: bool,
     /// The op that could do without computing flags, and the handler that does.
     quiet: Option<(usize, Handler)>,
 }
@@ -303,10 +305,13 @@ impl Builder {
         if insn.mnemonic() == M::Bsf || insn.mnemonic() == M::Bsr || insn.mnemonic() == M::Tzcnt || insn.mnemonic() == M::Lzcnt {
             (read, written) = (read | ARITH_BITS & !RflagsBits::ZF, RflagsBits::ZF);
         }
-        FlagUse { read, modified: insn.rflags_modified() & ARITH_BITS, written, quiet: self.quiet }
+        let modified = insn.rflags_modified() & ARITH_BITS;
+        FlagUse { read, modified, written, leaves: !super::int::never_leaves(insn), quiet: self.quiet }
     }
 
-    /// Walks backwards and lets ops whose flags nobody reads not compute them. Behind the block all are read.
+    /// Walks backwards and lets ops whose flags nobody reads not compute them. Behind the block all are read, and
+    /// where an instruction may fault, the fault's handler sees them. (A quiet op that itself may be left behind sets
+    /// its flags on its slow path.)
     fn drop_dead_flags(&mut self) {
         let mut live = ARITH_BITS;
         for u in self.uses.iter().rev() {
@@ -315,7 +320,7 @@ impl Builder {
             {
                 self.ops[at].handler = handler;
             }
-            live = (live & !u.written) | u.read;
+            live = if u.leaves { ARITH_BITS } else { (live & !u.written) | u.read };
         }
     }
 

@@ -10,7 +10,7 @@
 //! "surely no such page here" for code pages and for INVLPG within large pages.
 //!
 //! **Not modelled**: PCID, protection keys, 5-level paging, memory types; the PDPTEs of PAE paging are read at each
-//! walk, as AMD's processors do. A non-canonical stack access raises #GP, not #SS.
+//! walk, as AMD's processors do.
 //!
 //! **Hostile guest**: a walk reads at most four entries; page tables outside of memory read as all ones, which is a
 //! reserved-bit fault.
@@ -357,9 +357,8 @@ fn walk(cpu: &mut Cpu, addr: u64, intent: Intent, asker: Asker) -> Result<Page, 
         return Ok(Page { gpa: addr & 0xffff_f000, write: true, global: false, large: false });
     }
     if cpu.sys.efer & efer::LMA != 0 {
-        // Canonical: bits 63:47 are equal.
         if !is_canonical(addr) {
-            return Err(cpu.general_protection(0));
+            return Err(not_canonical(cpu, addr));
         }
         walk_wide(cpu, addr, intent, asker, true)
     } else if cpu.sys.cr4 & cr4::PAE != 0 {
@@ -373,6 +372,25 @@ fn walk(cpu: &mut Cpu, addr: u64, intent: Intent, asker: Asker) -> Result<Page, 
 #[inline]
 pub fn is_canonical(addr: u64) -> bool {
     ((addr as i64) << 16 >> 16) as u64 == addr
+}
+
+/// Raises #GP(0) for an access to an address that is not canonical. The address is left in `cr2`: where the access went
+/// through the stack segment, [`super::system::stackfault`] makes it #SS(0).
+#[cold]
+pub fn not_canonical(cpu: &mut Cpu, addr: u64) -> Fault {
+    cpu.exception = Exception { vector: 13, error: Some(0), cr2: addr };
+    Fault
+}
+
+/// Raises what an operand of `bytes` raises that is not canonical as a whole: that comes before its pages are looked at.
+/// (Of an operand that is accessed in several parts only each part for itself.)
+pub fn require_canonical(cpu: &mut Cpu, addr: u64, bytes: u64) -> Result<(), Fault> {
+    for end in [addr, addr.wrapping_add(bytes - 1)] {
+        if !is_canonical(end) {
+            return Err(not_canonical(cpu, end));
+        }
+    }
+    Ok(())
 }
 
 /// Where an access goes.
@@ -473,12 +491,19 @@ pub fn probe_write(cpu: &mut Cpu, addr: u64, bytes: u64) -> Result<(), Fault> {
     probe(cpu, addr, bytes, Intent::Write)
 }
 
+/// The same for an operand that is read and then written in one piece.
+pub fn probe_update(cpu: &mut Cpu, addr: u64, bytes: u64) -> Result<(), Fault> {
+    require_canonical(cpu, addr, bytes)?;
+    probe(cpu, addr, bytes, Intent::Write)
+}
+
 /// Checks that `bytes` from `addr` could be read, changing nothing but A bits.
 pub fn probe_read(cpu: &mut Cpu, addr: u64, bytes: u64) -> Result<(), Fault> {
     probe(cpu, addr, bytes, Intent::Read)
 }
 
 fn probe(cpu: &mut Cpu, mut addr: u64, bytes: u64, intent: Intent) -> Result<(), Fault> {
+    require_canonical(cpu, addr, bytes.clamp(1, 8))?;
     let mut left = bytes;
     while left > 0 {
         translate(cpu, addr, intent)?;
@@ -695,6 +720,7 @@ fn check_alignment(cpu: &mut Cpu, addr: u64, size: u64) -> Result<(), Fault> {
 }
 
 fn load(cpu: &mut Cpu, addr: u64, size: u64) -> Result<u128, Fault> {
+    require_canonical(cpu, addr, size)?;
     check_alignment(cpu, addr, size)?;
     let first = resolve(cpu, addr, Intent::Read)?;
     let here = PAGE - (addr & !PAGE_MASK);
@@ -712,6 +738,7 @@ fn load(cpu: &mut Cpu, addr: u64, size: u64) -> Result<u128, Fault> {
 }
 
 fn store(cpu: &mut Cpu, addr: u64, size: u64, value: u128) -> Result<(), Fault> {
+    require_canonical(cpu, addr, size)?;
     check_alignment(cpu, addr, size)?;
     let first = resolve(cpu, addr, Intent::Write)?;
     let here = PAGE - (addr & !PAGE_MASK);

@@ -106,6 +106,9 @@ pub unsafe fn enter(cpu: *mut Cpu, op: *const Op) -> *const Op {
 pub unsafe extern "C" fn leave_with_exception(cpu: *mut Cpu, op: *const Op) -> *const Op {
     // SAFETY: the caller promises live pointers, and no reference to the Cpu is held across handlers.
     let (cpu, op) = unsafe { (&mut *cpu, &*op) };
+    if cpu.exception.vector == 13 && cpu.exception.cr2 != 0 {
+        super::system::stackfault::settle(cpu, op);
+    }
     cpu.regs[RIP] = op.rip(cpu);
     cpu.leave = Leave::Exception;
     std::ptr::null()

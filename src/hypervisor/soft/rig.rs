@@ -97,6 +97,12 @@ impl Rig {
     pub fn user() -> Rig {
         Rig::new(3)
     }
+    /// 32-bit code at privilege level 3.
+    pub fn user_32bit() -> Rig {
+        let mut rig = Rig::new(3);
+        rig.cpu.segs[CS].attr = 0xc0fb;
+        rig
+    }
     /// At privilege level 0.
     pub fn supervisor() -> Rig {
         Rig::new(0)

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use crate::hypervisor::soft::cpu::{Cpu, FS, Fault, GS, SS, TMP};
-use crate::hypervisor::soft::op::{Op, next};
+use crate::hypervisor::soft::op::{Op, leave_with_exception, next};
 
 /// The effective address of an address op, before truncation.
 #[inline(always)]
@@ -41,11 +41,27 @@ pub extern "C" fn address_in_long_mode(cpu: *mut Cpu, op: *const Op) -> *const O
         next(cpu, op)
     }
 }
-/// A 32-bit address in a flat segment.
+/// A 32-bit address in a flat segment. (An operand that reaches behind 4 GiB is behind the limit: whether that faults is
+/// the processor's choice, SDM vol. 3 section 5.3; here and on AMD's processors it does.)
 pub extern "C" fn address_flat32(cpu: *mut Cpu, op: *const Op) -> *const Op {
     // SAFETY: as above.
     unsafe {
-        (*cpu).regs[TMP] = effective(&*cpu, &*op) & 0xffff_ffff;
+        let addr = effective(&*cpu, &*op) & 0xffff_ffff;
+        if addr + u64::from((*op).aux & 0xffff) > 1 << 32 {
+            return address_behind_limit(cpu, op);
+        }
+        (*cpu).regs[TMP] = addr;
+        next(cpu, op)
+    }
+}
+#[cold]
+#[inline(never)]
+extern "C" fn address_behind_limit(cpu: *mut Cpu, op: *const Op) -> *const Op {
+    // SAFETY: as above; the check fails.
+    unsafe {
+        if address_checked(&mut *cpu, &*op).is_err() {
+            return leave_with_exception(cpu, op);
+        }
         next(cpu, op)
     }
 }

@@ -205,10 +205,11 @@ handlers! {
         set::<T>(cpu, (*op).dst, r);
         next(cpu, op)
     }
-    /// `dst = dst o [mem]`.
+    /// `dst = dst o [mem]`. The slow path may end in an interrupt behind the op, whose handler sees the flags: it sets
+    /// them always.
     fn alu_rm [O: Alu, T: Int, A: Addr, P: Path, const F: bool] (cpu, op) {
         let addr = A::addr(cpu, op);
-        let b = soft_read!(T, P, cpu, op, addr, alu_rm::<O, T, Full, Slow, F>);
+        let b = soft_read!(T, P, cpu, op, addr, alu_rm::<O, T, Full, Slow, true>);
         let r = O::compute::<T, F>(cpu, get::<T>(cpu, (*op).dst), b);
         set::<T>(cpu, (*op).dst, r);
         soft_next!(P, cpu, op)

@@ -66,7 +66,7 @@ fn bit_in_memory<const KIND: u8>(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let addr = if cpu.mode.is_64bit() { addr } else { addr & 0xffff_ffff };
     let number = number.rem_euclid(bits);
     if KIND != TEST {
-        mmu::probe_write(cpu, addr, u64::from(bytes))?;
+        mmu::probe_update(cpu, addr, u64::from(bytes))?;
     }
     let a = load_bytes(cpu, addr, bytes)?;
     if KIND != TEST {
@@ -163,7 +163,7 @@ fn cmpxchg(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
 }
 fn cmpxchg8b(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let addr = op.addr(cpu);
-    mmu::probe_write(cpu, addr, 8)?;
+    mmu::probe_update(cpu, addr, 8)?;
     let a = cpu.load::<u64>(addr)?;
     let pair = |cpu: &Cpu, high: u8, low: u8| reg(cpu, high, 4) << 32 | reg(cpu, low, 4);
     let equal = a == pair(cpu, 2, 0);
@@ -184,7 +184,7 @@ fn cmpxchg16b(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
         return Err(cpu.general_protection(0));
     }
     if cpu.fast_write_ptr::<u128>(addr).is_none() {
-        mmu::probe_write(cpu, addr, 16)?;
+        mmu::probe_update(cpu, addr, 16)?;
     }
     let a = cpu.load::<u128>(addr)?;
     let pair = |cpu: &Cpu, high: usize, low: usize| u128::from(cpu.regs[high]) << 64 | u128::from(cpu.regs[low]);

@@ -87,6 +87,25 @@ pub fn lower(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
     }
 }
 
+/// Whether the instruction raises nothing, whatever its operands are, and lets no event in behind it: the simple ones
+/// between registers.
+pub fn never_leaves(insn: &Instruction) -> bool {
+    if insn.mnemonic() != M::Lea && (0..insn.op_count()).any(|i| in_memory(insn, i)) {
+        return false;
+    }
+    match insn.mnemonic() {
+        M::Mov => operand::is_general(insn),
+        M::Lea | M::Movzx | M::Movsx | M::Movsxd | M::Xchg | M::Bswap => true,
+        M::Add | M::Or | M::Adc | M::Sbb | M::And | M::Sub | M::Xor | M::Cmp | M::Test => true,
+        M::Inc | M::Dec | M::Neg | M::Not | M::Imul | M::Mul => true,
+        M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd => true,
+        M::Bt | M::Bts | M::Btr | M::Btc | M::Bsf | M::Bsr | M::Popcnt => true,
+        M::Cbw | M::Cwde | M::Cdqe | M::Cwd | M::Cdq | M::Cqo | M::Lahf | M::Sahf | M::Clc | M::Stc | M::Cmc => true,
+        M::Nop | M::Endbr64 | M::Endbr32 => true,
+        m => is_cmov(m) || is_setcc(m),
+    }
+}
+
 fn push(b: &mut Builder, op: Op) -> Flow {
     b.push(op);
     Flow::Next

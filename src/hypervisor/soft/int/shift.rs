@@ -275,6 +275,8 @@ pub fn lower(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
         return Some(Flow::Next);
     }
     let mut op = b.called_rm(insn, called_op!(shift_any), true);
+    // Also where the decoder knows that the flags stay as they are (RCL and RCR all the way round): they change their kind.
+    b.flags_kind = None;
     op.src = kind;
     op.imm = if by_imm { count } else { u64::MAX };
     b.push(op);

@@ -144,17 +144,11 @@ fn pop_memory(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// PUSHA and PUSHAD.
+/// PUSHA and PUSHAD: one after the other, so that those before one that faults stand on the stack.
 fn push_all(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let bytes = bytes_of(op);
     let size = u64::from(bytes);
     let lowest = from_top(cpu, 0u64.wrapping_sub(8 * size));
-    // All eight or none.
-    for i in 0..8 {
-        let offset = from_top(cpu, 0u64.wrapping_sub((i + 1) * size));
-        let addr = stack_address(cpu, offset, bytes, true)?;
-        mmu::probe_write(cpu, addr, size)?;
-    }
     for i in 0..8u8 {
         let offset = from_top(cpu, 0u64.wrapping_sub(u64::from(i + 1) * size));
         let addr = stack_address(cpu, offset, bytes, true)?;
@@ -166,17 +160,15 @@ fn push_all(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// POPA and POPAD.
+/// POPA and POPAD: one after the other, so that the registers before one that faults are loaded; the stack pointer moves
+/// last.
 fn pop_all(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let bytes = bytes_of(op);
-    let mut values = [0; 8];
-    for (i, value) in values.iter_mut().enumerate() {
-        *value = peek(cpu, bytes, i as u64 * u64::from(bytes))?;
-    }
-    for (i, value) in values.iter().enumerate() {
-        let number = 7 - i as u8;
+    for i in 0..8u8 {
+        let value = peek(cpu, bytes, u64::from(i) * u64::from(bytes))?;
+        let number = 7 - i;
         if usize::from(number) != RSP {
-            set_reg(cpu, number, bytes, *value);
+            set_reg(cpu, number, bytes, value);
         }
     }
     release(cpu, 8 * u64::from(bytes));

@@ -73,36 +73,38 @@ fn step(cpu: &mut Cpu, register: u8, width: u32, by: u64) {
     set_reg(cpu, register, width, v);
 }
 
-/// One iteration; true when SCAS and CMPS say stop.
+/// One iteration. Of two operands that would fault CMPS tells the one at ES:rDI, as AMD's processors do; the manuals
+/// do not say.
 fn iterate(cpu: &mut Cpu, f: &Form, kind: u8) -> Result<(), Fault> {
     let size = u64::from(f.bytes);
     let by = if cpu.rflags & rflags::DF != 0 { 0u64.wrapping_sub(size) } else { size };
     let uses_source = matches!(kind, MOVS | LODS | CMPS);
     let uses_target = kind != LODS;
+    let mut target = 0;
+    if kind >= SCAS {
+        let offset = reg(cpu, RDI, f.width);
+        let addr = linear(cpu, ES, offset, size, false)?;
+        target = load_bytes(cpu, addr, f.bytes)?;
+    }
     let mut source = 0;
     if uses_source {
         let offset = reg(cpu, RSI, f.width);
         let addr = linear(cpu, f.segment, offset, size, false)?;
         source = load_bytes(cpu, addr, f.bytes)?;
     }
-    if uses_target {
-        let offset = reg(cpu, RDI, f.width);
-        let addr = linear(cpu, ES, offset, size, kind <= STOS)?;
-        match kind {
-            MOVS => store_bytes(cpu, addr, f.bytes, source)?,
-            STOS => {
-                let value = reg(cpu, 0, f.bytes);
-                store_bytes(cpu, addr, f.bytes, value)?;
-            }
-            _ => {
-                let b = load_bytes(cpu, addr, f.bytes)?;
-                let a = if kind == SCAS { reg(cpu, 0, f.bytes) } else { source };
-                let result = a.wrapping_sub(b) & mask_of(f.bytes);
-                cpu.flags = LazyFlags { kind: FlagKind::Sub as u32 | f.bytes.trailing_zeros(), b, result };
-            }
+    match kind {
+        MOVS | STOS => {
+            let offset = reg(cpu, RDI, f.width);
+            let addr = linear(cpu, ES, offset, size, true)?;
+            let value = if kind == MOVS { source } else { reg(cpu, 0, f.bytes) };
+            store_bytes(cpu, addr, f.bytes, value)?;
         }
-    } else {
-        set_reg(cpu, 0, f.bytes, source);
+        LODS => set_reg(cpu, 0, f.bytes, source),
+        _ => {
+            let a = if kind == SCAS { reg(cpu, 0, f.bytes) } else { source };
+            let result = a.wrapping_sub(target) & mask_of(f.bytes);
+            cpu.flags = LazyFlags { kind: FlagKind::Sub as u32 | f.bytes.trailing_zeros(), b: target, result };
+        }
     }
     if uses_source {
         step(cpu, RSI, f.width, by);
@@ -131,13 +133,15 @@ fn in_bulk(cpu: &mut Cpu, f: &Form, kind: u8, count: u64) -> Result<u64, Fault> 
     if cpu.rflags & rflags::DF != 0 || count < 2 || f.single {
         return Ok(0);
     }
+    // What a segment refuses is left to the single iteration, which looks at the source first.
     let to = reg(cpu, RDI, f.width);
-    let to_linear = linear(cpu, ES, to, size, true)?;
+    let Ok(to_linear) = linear(cpu, ES, to, size, true) else { return Ok(0) };
     let mut n = count.min(room(to, to_linear, f));
     let from = reg(cpu, RSI, f.width);
     let mut from_linear = 0;
     if kind == MOVS {
-        from_linear = linear(cpu, f.segment, from, size, false)?;
+        let Ok(addr) = linear(cpu, f.segment, from, size, false) else { return Ok(0) };
+        from_linear = addr;
         n = n.min(room(from, from_linear, f));
     }
     if n < 2 {

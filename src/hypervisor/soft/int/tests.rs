@@ -2,13 +2,15 @@
 #![allow(unsafe_code)]
 
 use crate::hypervisor::soft::cpu::{Exception, RIP, rflags};
-use crate::hypervisor::soft::rig::{CODE, DATA, Rig, STACK, Stop};
+use crate::hypervisor::soft::mmu;
+use crate::hypervisor::soft::rig::{CODE, DATA, MEMORY, Rig, STACK, Stop};
 
 const RAX: usize = 0;
 const RCX: usize = 1;
 const RDX: usize = 2;
 const RBX: usize = 3;
 const RSP: usize = 4;
+const RBP: usize = 5;
 const RSI: usize = 6;
 const RDI: usize = 7;
 
@@ -208,4 +210,123 @@ fn the_budget_ends_an_endless_loop() {
     assert_eq!(rig.run_code_for(&[0xeb, 0xfe], 1000), Stop::Limit);
     assert_eq!(rig.cpu.regs[RIP], CODE);
     assert_eq!(rig.cpu.retired_now(), 1000);
+}
+
+/// Not mapped by the rig.
+const NOWHERE: u64 = 0x4000_0000;
+
+#[test]
+fn a_fault_shows_the_flags_of_the_instructions_before_it_even_where_nobody_would_read_them() {
+    // add eax, ebx; mov ecx, [rsi]; add edx, 1
+    let mut rig = Rig::user();
+    (rig.cpu.regs[RAX], rig.cpu.regs[RBX], rig.cpu.regs[RSI]) = (0xffff_ffff, 1, NOWHERE);
+    let stop = rig.run_code(&[0x01, 0xd8, 0x8b, 0x0e, 0x83, 0xc2, 0x01]);
+    assert!(matches!(stop, Stop::Exception(Exception { vector: 14, .. })), "{stop:?}");
+    assert_eq!(flags(&rig), rflags::CF | rflags::ZF | rflags::AF | rflags::PF);
+}
+
+#[test]
+fn an_instruction_that_a_watchpoint_stops_behind_shows_its_flags_even_where_nobody_would_read_them() {
+    let mut rig = Rig::user();
+    rig.write(DATA, &[1, 0, 0, 0]);
+    (rig.cpu.regs[RAX], rig.cpu.regs[RSI]) = (0xffff_ffff, DATA);
+    // DR0 watches four bytes for reads and writes.
+    (rig.cpu.sys.dr[0], rig.cpu.sys.dr[7]) = (DATA, 0xf_0001);
+    mmu::watchpoints_changed(&mut rig.cpu);
+    // add eax, [rsi]; add edx, 1
+    assert_eq!(rig.run_code_for(&[0x03, 0x06, 0x83, 0xc2, 0x01], 0), Stop::Limit);
+    assert_eq!((rig.cpu.regs[RAX], rig.cpu.regs[RDX]), (0, 0));
+    assert_eq!(flags(&rig), rflags::CF | rflags::ZF | rflags::AF | rflags::PF);
+}
+
+fn vector(stop: Stop) -> Option<u8> {
+    match stop {
+        Stop::Exception(e) => Some(e.vector),
+        _ => None,
+    }
+}
+
+#[test]
+fn an_address_that_is_not_canonical_faults_by_its_base_register() {
+    let far = (1u64 << 47) + 64;
+    let faults = |code: &[u8], register: usize| {
+        let mut rig = Rig::user();
+        rig.cpu.regs[register] = far;
+        vector(rig.run_code(code))
+    };
+    // mov eax, [rbx]; mov eax, ss:[rbx]
+    assert_eq!(faults(&[0x8b, 0x03], RBX), Some(13));
+    assert_eq!(faults(&[0x36, 0x8b, 0x03], RBX), Some(13));
+    // mov eax, [rbp]; mov eax, ds:[rbp]; mov eax, fs:[rbp]
+    assert_eq!(faults(&[0x8b, 0x45, 0x00], RBP), Some(12));
+    assert_eq!(faults(&[0x3e, 0x8b, 0x45, 0x00], RBP), Some(12));
+    assert_eq!(faults(&[0x64, 0x8b, 0x45, 0x00], RBP), Some(13));
+    // push rax; call +0; push [rbx] with RBX and with RSP far
+    assert_eq!(faults(&[0x50], RSP), Some(12));
+    assert_eq!(faults(&[0xe8, 0, 0, 0, 0], RSP), Some(12));
+    assert_eq!(faults(&[0xff, 0x33], RBX), Some(13));
+}
+
+#[test]
+fn of_two_operands_that_fault_a_string_compare_tells_the_second() {
+    let mut rig = Rig::user();
+    (rig.cpu.regs[RSI], rig.cpu.regs[RDI]) = (NOWHERE, NOWHERE + 0x1000);
+    assert_eq!(rig.run_code(&[0xa6]), Stop::Exception(Exception { vector: 14, error: Some(4), cr2: NOWHERE + 0x1000 }));
+}
+
+#[test]
+fn a_popa_that_faults_has_loaded_the_registers_before() {
+    let mut rig = Rig::user_32bit();
+    rig.write(MEMORY - 4, &[1, 2, 3, 4]);
+    (rig.cpu.regs[RSP], rig.cpu.regs[RSI]) = (MEMORY - 4, 5);
+    assert_eq!(vector(rig.run_code(&[0x61])), Some(14));
+    assert_eq!((rig.cpu.regs[RDI], rig.cpu.regs[RSI], rig.cpu.regs[RSP]), (0x0403_0201, 5, MEMORY - 4));
+}
+
+#[test]
+fn a_pusha_that_faults_has_stored_the_registers_before() {
+    let mut rig = Rig::user_32bit();
+    (rig.cpu.regs[RSP], rig.cpu.regs[RAX]) = (4, 0x0403_0201);
+    assert_eq!(vector(rig.run_code(&[0x60])), Some(14));
+    assert_eq!((rig.read(0, 4), rig.cpu.regs[RSP]), (vec![1, 2, 3, 4], 4));
+}
+
+#[test]
+fn arpl_through_a_code_segment_faults_only_where_it_would_write() {
+    // arpl cs:[esi], ecx
+    let run = |selector: u64| {
+        let mut rig = Rig::user_32bit();
+        rig.write(DATA, &[2, 0]);
+        (rig.cpu.regs[RSI], rig.cpu.regs[RCX]) = (DATA, selector);
+        vector(rig.run_code(&[0x2e, 0x63, 0x0e]))
+    };
+    assert_eq!((run(1), run(3)), (None, Some(13)));
+}
+
+#[test]
+fn an_operand_that_ends_outside_the_canonical_addresses_is_refused_before_its_page_is_looked_at() {
+    let mut rig = Rig::user();
+    // mov rax, [rbx]; mov rax, [rbx - 1] (with RBX at the last canonical quadword)
+    rig.cpu.regs[RBX] = (1 << 47) - 4;
+    assert_eq!(vector(rig.run_code(&[0x48, 0x8b, 0x03])), Some(13));
+    assert_eq!(vector(rig.run_code(&[0x48, 0x8b, 0x43, 0xfc])), Some(14));
+}
+
+#[test]
+fn a_32_bit_operand_that_reaches_behind_4_gib_is_behind_the_limit() {
+    // mov eax, [esi]
+    let run = |addr: u64| {
+        let mut rig = Rig::user_32bit();
+        rig.cpu.regs[RSI] = addr;
+        vector(rig.run_code(&[0x8b, 0x06]))
+    };
+    assert_eq!((run(0xffff_fffc), run(0xffff_fffd)), (Some(14), Some(13)));
+}
+
+#[test]
+fn a_rotation_through_carry_all_the_way_round_leaves_the_flags_as_they_were() {
+    // and al, 0; rcr bh, 9; setle cl
+    let rig = run(&[0x24, 0x00, 0xc0, 0xdf, 0x09, 0x0f, 0x9e, 0xc1]);
+    assert_eq!(rig.cpu.regs[RCX], 1);
+    assert_eq!(flags(&rig) & rflags::ZF, rflags::ZF);
 }

@@ -158,7 +158,7 @@ pub fn slow_store<T: Int>(cpu: &mut Cpu, addr: u64, v: T) -> Result<(), Fault> {
 #[cold]
 #[inline(never)]
 pub fn slow_update<T: Int>(cpu: &mut Cpu, addr: u64) -> Result<T, Fault> {
-    mmu::probe_write(cpu, addr, size_of::<T>() as u64)?;
+    mmu::probe_update(cpu, addr, size_of::<T>() as u64)?;
     cpu.load::<T>(addr)
 }
 
@@ -413,7 +413,7 @@ pub fn read_rm_for_write(cpu: &mut Cpu, op: &Op) -> Result<u64, Fault> {
     if op.aux & IN_MEMORY != 0 {
         let addr = op.addr(cpu);
         if cpu.fast_write_ptr::<u64>(addr).is_none() {
-            mmu::probe_write(cpu, addr, u64::from(bytes_of(op)))?;
+            mmu::probe_update(cpu, addr, u64::from(bytes_of(op)))?;
         }
         load_bytes(cpu, addr, bytes_of(op))
     } else {

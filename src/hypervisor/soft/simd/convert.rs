@@ -175,8 +175,8 @@ fn to_mmx(mnemonic: Mnemonic) -> Option<Pair> {
                 let r = with_mxcsr(cpu, |env| ps_of_ints(env, a, b))?;
                 set_xmm(cpu, op.dst, r)
             }),
+            // From memory it is no MMX instruction: a pending x87 exception waits.
             called!(|cpu, op| {
-                check_x87(cpu)?;
                 let b = cpu.load::<u64>(op.addr(cpu))?;
                 let a = xmm(cpu, op.dst);
                 let r = with_mxcsr(cpu, |env| ps_of_ints(env, a, b))?;

@@ -6,7 +6,7 @@
 //!
 //! Memory is read before anything changes; MMX state is entered last but before the result is written.
 
-use iced_x86::{Instruction, OpKind};
+use iced_x86::{Code, Instruction, OpKind};
 
 use crate::hypervisor::soft::cpu::{Cpu, Fault};
 use crate::hypervisor::soft::lower::{Builder, Flow};
@@ -14,6 +14,7 @@ use crate::hypervisor::soft::op::{Handler, Op};
 use crate::hypervisor::soft::softfloat::{Env, flag};
 
 use super::lanes::{from_qwords, qwords};
+use crate::called_op;
 
 /// The handlers of one instruction: without and with a memory operand.
 pub type Pair = [Handler; 2];
@@ -21,11 +22,16 @@ pub type Pair = [Handler; 2];
 /// Pushes the op of `insn`: registers to `dst` and `src`, the memory operand, and the last immediate to `imm`.
 pub fn emit(b: &mut Builder, insn: &Instruction, pair: Pair) -> Flow {
     let mut mem = None;
+    check_x87_first(b, insn);
     let (mut regs, mut imm) = ([0u8; 2], 0);
     for i in 0..insn.op_count() {
         match insn.op_kind(i) {
             OpKind::Register if i < 2 => regs[i as usize] = insn.op_register(i).number() as u8,
-            OpKind::Memory => mem = Some(b.mem(insn, insn.memory_size().size() as u32, i == 0)),
+            OpKind::Memory => {
+                // Written where it is the first operand, but for the one instruction whose only operand is a source.
+                let write = i == 0 && insn.code() != Code::Ldmxcsr_m32;
+                mem = Some(b.mem(insn, insn.memory_size().size() as u32, write));
+            }
             OpKind::Immediate8 => imm = u64::from(insn.immediate8()),
             _ => {}
         }
@@ -41,6 +47,15 @@ pub fn emit(b: &mut Builder, insn: &Instruction, pair: Pair) -> Flow {
     }
     b.push(op);
     Flow::Next
+}
+
+/// Outside 64-bit mode the memory operand's segment is checked by an op of its own, before which an MMX instruction
+/// must raise a pending x87 exception.
+pub fn check_x87_first(b: &mut Builder, insn: &Instruction) {
+    if !b.mode.is_64bit() && (0..insn.op_count()).any(|i| insn.op_register(i).is_mm()) {
+        let check = b.op(called_op!(|cpu: &mut Cpu, _: &Op| check_x87(cpu)));
+        b.push(check);
+    }
 }
 
 /// XMM register `index`.

@@ -3,8 +3,8 @@
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
 use crate::hypervisor::soft::cpu::{Cpu, Fault};
-use crate::hypervisor::soft::lower::{Builder, Flow};
-use crate::hypervisor::soft::mmu::probe_write;
+use crate::hypervisor::soft::lower::{Builder, Flow, Mode};
+use crate::hypervisor::soft::mmu::{probe_write, require_canonical};
 use crate::hypervisor::soft::op::Op;
 
 use super::fast::*;
@@ -375,7 +375,16 @@ pub fn masked_store(insn: &Instruction, b: &mut Builder) -> Flow {
     plain.set_memory_index(Register::None);
     plain.set_memory_displacement64(0);
     let mmx = insn.op1_register().is_mm();
-    let mem = b.mem(&plain, if mmx { 8 } else { 16 }, true);
+    if mmx && !b.mode.is_64bit() {
+        // Also when the segment's check fails.
+        let first = b.op(called!(|cpu, _op| {
+            check_x87(cpu)?;
+            enter_mmx(cpu)
+        }));
+        b.push(first);
+    }
+    // The second half of a flat segment's operand is checked with its bytes.
+    let mem = b.mem(&plain, if mmx || b.mode.has(Mode::FLAT) { 8 } else { 16 }, true);
     let mut op = b.op(if mmx {
         mmx!(|cpu, op| {
             // Even when the store faults.
@@ -392,13 +401,19 @@ pub fn masked_store(insn: &Instruction, b: &mut Builder) -> Flow {
     Flow::Next
 }
 
+/// Stores the bytes that the mask chooses. The first eight must be canonical whether they are chosen or not.
 fn store_masked(cpu: &mut Cpu, op: &Op, value: u128, mask: u128) -> Result<(), Fault> {
     let addr = op.addr(cpu);
+    require_canonical(cpu, addr, 8)?;
     let chosen = |i: &u32| mask >> (8 * i + 7) & 1 != 0;
     // The bytes lie in two pages at most: once the first and the last can be written, all can.
     let (first, last) = ((0..16).find(chosen), (0..16).rev().find(chosen));
     for i in [first, last].into_iter().flatten() {
-        probe_write(cpu, addr.wrapping_add(u64::from(i)), 1)?;
+        let at = addr.wrapping_add(u64::from(i));
+        if at >> 32 != 0 && !cpu.is_64bit() {
+            return Err(cpu.general_protection(0));
+        }
+        probe_write(cpu, at, 1)?;
     }
     for i in (0..16).filter(chosen) {
         cpu.store::<u8>(addr.wrapping_add(u64::from(i)), (value >> (8 * i)) as u8)?;

@@ -662,3 +662,54 @@ fn the_codes_left_to_other_families_run_there() {
     let expected: BTreeSet<Code> = Code::values().filter(|c| c.encoding() == EncodingKind::Legacy && others(*c)).collect();
     assert_eq!(seen, expected);
 }
+
+/// The vector of the exception that the code ends with.
+fn raised(rig: &mut Rig, code: &[u8]) -> Option<u8> {
+    match rig.run_code(code) {
+        Stop::Exception(e) => Some(e.vector),
+        _ => None,
+    }
+}
+
+/// An unmasked x87 exception is pending.
+fn pending(mut rig: Rig) -> Rig {
+    (rig.cpu.fpu.fcw, rig.cpu.fpu.fsw) = (0x37e, 0x8081);
+    rig
+}
+
+#[test]
+fn a_pending_x87_exception_waits_for_an_instruction_that_uses_mmx_registers() {
+    let mut rig = pending(Rig::user());
+    rig.cpu.regs[3] = DATA;
+    // cvtpi2ps xmm0, [rbx]; cvtpi2ps xmm0, mm0
+    assert_eq!(raised(&mut rig, &[0x0f, 0x2a, 0x03]), None);
+    assert_eq!(raised(&mut rig, &[0x0f, 0x2a, 0xc0]), Some(16));
+}
+
+#[test]
+fn a_pending_x87_exception_comes_before_the_operands_segment() {
+    let mut rig = pending(Rig::user_32bit());
+    rig.cpu.segs[GS] = Segment::default();
+    // paddb mm0, gs:[ebx]; paddb xmm0, gs:[ebx]
+    assert_eq!(raised(&mut rig, &[0x65, 0x0f, 0xfc, 0x03]), Some(16));
+    assert_eq!(raised(&mut rig, &[0x66, 0x65, 0x0f, 0xfc, 0x03]), Some(13));
+}
+
+#[test]
+fn mxcsr_can_be_loaded_through_a_code_segment_but_not_stored() {
+    let mut rig = Rig::user_32bit();
+    rig.write(DATA, &0x1fa0u32.to_le_bytes());
+    rig.cpu.regs[3] = DATA;
+    // ldmxcsr cs:[ebx]; stmxcsr cs:[ebx]
+    assert_eq!(raised(&mut rig, &[0x2e, 0x0f, 0xae, 0x13]), None);
+    assert_eq!(rig.cpu.mxcsr, 0x1fa0);
+    assert_eq!(raised(&mut rig, &[0x2e, 0x0f, 0xae, 0x1b]), Some(13));
+}
+
+#[test]
+fn a_masked_store_wants_a_canonical_address_whatever_its_mask() {
+    let mut rig = Rig::user();
+    rig.cpu.regs[7] = 1 << 47;
+    // maskmovdqu xmm0, xmm1
+    assert_eq!(raised(&mut rig, &[0x66, 0x0f, 0xf7, 0xc1]), Some(13));
+}

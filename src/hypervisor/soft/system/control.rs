@@ -417,7 +417,8 @@ pub fn verify(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// ARPL: `src` the source register; the destination is register `dst`, or memory with [`MEM`].
+/// ARPL: `src` the source register; the destination is register `dst`, or memory with [`MEM`] in segment `aux`, which must
+/// be writable only where something is written.
 pub fn arpl(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     if is_real(cpu) || is_vm86(cpu) {
         return Err(cpu.undefined());
@@ -430,6 +431,10 @@ pub fn arpl(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     if raised {
         let new = old & !3 | source & 3;
         if memory {
+            let kind = cpu.segs[op.aux as usize & 7].attr & 0xa;
+            if kind != 2 {
+                return Err(cpu.general_protection(0));
+            }
             cpu.store::<u16>(addr, new)?;
         } else {
             write_gpr(cpu, op.dst, 2, u64::from(new));

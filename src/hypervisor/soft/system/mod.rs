@@ -12,6 +12,7 @@
 //! | `port` | IN, OUT, INS, OUTS |
 //! | `cpuid`, `msr`, `kvmclock` | what the processor says that it is |
 //! | `debug` | single step, breakpoints |
+//! | `stackfault` | which segment an address that is not canonical came through |
 //! | `start` | reset, INIT, start-up, loaders' entry |
 //!
 //! Nothing here is hot: every instruction is a called or a leaving op. Which operand stands where in an op is said at
@@ -28,6 +29,7 @@ pub mod msr;
 pub mod port;
 pub mod regs;
 pub mod segment;
+pub mod stackfault;
 pub mod start;
 pub mod syscall;
 #[cfg(test)]
@@ -237,8 +239,9 @@ fn lower_segment(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
         Arpl_rm16_r16 | Arpl_r32m16_r32 => {
             let handler = called_op!(control::arpl);
             let mut op = if insn.op0_kind() == OpKind::Memory {
-                let mut op = with_memory(b, insn, handler, 2, true);
+                let mut op = with_memory(b, insn, handler, 2, false);
                 op.imm = MEM;
+                op.aux = super::lower::segment_index(insn.memory_segment()) as u32;
                 op
             } else {
                 let mut op = b.op(handler);

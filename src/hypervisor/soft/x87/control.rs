@@ -344,9 +344,15 @@ fn require_alignment(cpu: &mut Cpu, op: &Op, bytes: u64) -> Result<(), Fault> {
     if op.addr(cpu) % bytes != 0 { Err(cpu.general_protection(0)) } else { Ok(()) }
 }
 
+/// The same for FXSAVE and FXRSTOR, which look whether the address is canonical first.
+fn require_alignment_of_fx(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
+    mmu::require_canonical(cpu, op.addr(cpu), 1)?;
+    require_alignment(cpu, op, 16)
+}
+
 /// FXSAVE.
 pub fn fxsave(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
-    require_alignment(cpu, op, 16)?;
+    require_alignment_of_fx(cpu, op)?;
     mmu::probe_write(cpu, op.addr(cpu), 512)?;
     let header = legacy_header(cpu, op.aux & WIDE != 0);
     store_bytes(cpu, op, 0, &header)?;
@@ -366,7 +372,7 @@ fn store_mxcsr(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
 
 /// FXRSTOR.
 pub fn fxrstor(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
-    require_alignment(cpu, op, 16)?;
+    require_alignment_of_fx(cpu, op)?;
     let mut image = [0; 512];
     load_bytes(cpu, op, 0, &mut image)?;
     let mxcsr = get32(&image, 24);

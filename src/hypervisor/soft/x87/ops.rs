@@ -191,10 +191,6 @@ pub fn compare(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     };
     // AMD's processors give the answer even where an unmasked exception stops the pop.
     if op.aux & what::TO_RFLAGS != 0 {
-        if env.flags & SF == 0 {
-            // C1 stays.
-            env.flags |= u32::from(cpu.fpu.fsw & C1);
-        }
         cpu.flags = LazyFlags::raw(match order {
             Relation::Greater => 0,
             Relation::Less => CF,
@@ -210,6 +206,10 @@ pub fn compare(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
                 cpu.fpu.pop();
             }
         }
+    }
+    if op.aux & what::TO_RFLAGS != 0 && env.flags & SF == 0 {
+        // C1 stays, but where it tells of an empty register.
+        env.flags |= u32::from(cpu.fpu.fsw & C1);
     }
     commit(cpu, op, memory, &env);
     Ok(())
@@ -524,7 +524,8 @@ pub fn binary(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
             _ => {
                 let (rest, quotient, complete) = float::remainder(&mut env, x, y, op.aux == what::PREM1);
                 let bit = |n: u8, flag: u16| if complete && quotient >> n & 1 != 0 { flag } else { 0 };
-                if !rest.unpack().is_nan() {
+                let refused = env.unmasked() & flag::BEFORE != 0;
+                if !rest.unpack().is_nan() && !refused {
                     conditions = Some(bit(0, C1) | bit(1, C3) | bit(2, C0) | if complete { 0 } else { C2 });
                 }
                 rest

@@ -2,6 +2,7 @@
 //! `tests/native` holds everything else against the processor.
 
 use super::transcend;
+use crate::hypervisor::soft::rig::{Rig, Stop};
 use crate::hypervisor::soft::softfloat::{Env, F80, flag};
 
 #[derive(Debug, Clone, Copy)]
@@ -127,4 +128,29 @@ fn a_logarithm_of_a_power_of_two_is_exact() {
     let result = transcend::fyl2x(&mut env, eight, number(1 << 63, 0x3fff));
     assert_eq!(result, number(3 << 62, 0x4000));
     assert_eq!(env.flags, 0);
+}
+
+/// The status word behind `code` with ST(0) denormal, ST(1) one, exceptions masked but for the denormal one, and
+/// C0 to C3 set.
+fn conditions_after(code: &[u8]) -> u16 {
+    let mut rig = Rig::user();
+    let fpu = &mut rig.cpu.fpu;
+    (fpu.fcw, fpu.fsw, fpu.ftw) = (0x37d, 0x4700, 3);
+    (fpu.mantissa[0], fpu.sign_exp[0]) = (1, 0);
+    (fpu.mantissa[1], fpu.sign_exp[1]) = (1 << 63, 0x3fff);
+    assert_eq!(rig.run_code(code), Stop::End);
+    rig.cpu.fpu.fsw
+}
+
+#[test]
+fn a_remainder_that_an_unmasked_denormal_stops_keeps_its_conditions() {
+    // fprem; fprem1: ES, B and DE are raised, C2 says that nothing is left to do.
+    assert_eq!(conditions_after(&[0xd9, 0xf8]) & !0x0200, 0xc182);
+    assert_eq!(conditions_after(&[0xd9, 0xf5]) & !0x0200, 0xc182);
+}
+
+#[test]
+fn a_compare_to_rflags_keeps_c1_also_where_an_unmasked_exception_stops_it() {
+    // fcomi st, st(1)
+    assert_eq!(conditions_after(&[0xdb, 0xf1]), 0xc782);
 }
