@@ -165,6 +165,7 @@ fn text(info: &Info) -> String {
     for forward in &info.forwards {
         line("forward", forward.clone());
     }
+    line("screen", guest.screen.clone().unwrap_or_default());
     line("tags", guest.tags.join(", "));
     line("uuid", guest.uuid.clone());
     line("created", info.created.clone().unwrap_or_default());

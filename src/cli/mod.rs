@@ -8,6 +8,7 @@
 mod argv;
 mod attach;
 mod autostart;
+mod bhyve;
 mod check;
 mod clone;
 mod complete_guests;
@@ -44,6 +45,7 @@ mod snapshots;
 mod source;
 mod start;
 mod stop;
+mod suspend;
 mod switch;
 mod ui;
 mod vmm;
@@ -87,6 +89,7 @@ enum Verb {
     Restart(restart::Args),
     Reset(reset::Args),
     Poweroff(poweroff::Args),
+    Suspend(suspend::Args),
     Kill(kill::Args),
     Destroy(destroy::Args),
     Rename(rename::Args),
@@ -118,6 +121,8 @@ enum Verb {
     CompleteGuests(complete_guests::Args),
     #[command(hide = true)]
     Vmm(vmm::Args),
+    #[command(hide = true)]
+    Bhyve(bhyve::Args),
 }
 
 /// What every verb gets.
@@ -189,6 +194,7 @@ pub fn main() -> ExitCode {
         Verb::Restart(args) => args.run(&app),
         Verb::Reset(args) => args.run(&app),
         Verb::Poweroff(args) => args.run(&app),
+        Verb::Suspend(args) => args.run(&app),
         Verb::Kill(args) => args.run(&app),
         Verb::Destroy(args) => args.run(&app),
         Verb::Rename(args) => args.run(&app),
@@ -218,6 +224,7 @@ pub fn main() -> ExitCode {
         Verb::Completions(args) => args.run(&app),
         Verb::CompleteGuests(args) => args.run(&app),
         Verb::Vmm(args) => return args.run(),
+        Verb::Bhyve(args) => return args.run(),
     };
     let status = outcome.unwrap_or_else(|failure| {
         app.ui.failure(&failure);

@@ -7,7 +7,6 @@ use super::selection::Place;
 use super::{App, ExitStatus, Failure, Outcome};
 use crate::config::{HostConfig, HostPaths};
 use crate::guest::definition::Definition;
-use crate::guest::engine::{EmbeddedEngine, Engine};
 use crate::guest::launcher::Report;
 use crate::guest::store::GuestDir;
 use crate::guest::supervisor::restart::ExitReason;
@@ -37,7 +36,6 @@ impl Args {
 }
 
 fn options(app: &App, place: Place, guest: &GuestDir, foreground: bool) -> Result<Options, Failure> {
-    let engine: Box<dyn Engine> = Box::new(EmbeddedEngine::new()?);
     let around = place.around();
     let (host_file, datastore) = (around.host_file.to_owned(), around.datastore.to_owned());
     let (config, guest) = (app.config.clone(), guest.clone());
@@ -52,7 +50,6 @@ fn options(app: &App, place: Place, guest: &GuestDir, foreground: bool) -> Resul
             let around = crate::guest::definition::Surroundings { host: &host, host_file: &host_path, datastore: &datastore };
             Definition::load(&guest, around)
         }),
-        engine,
         started: Box::new(|_| ()),
         foreground,
         console: None,

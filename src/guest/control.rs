@@ -45,6 +45,8 @@ pub enum Request {
     Reset,
     /// Powers the machine off at once.
     Poweroff,
+    /// Saves the guest and stops it. Answered by [`Reply::Stopped`], or by [`Reply::Error`] when it goes on.
+    Suspend,
     /// Kills the engine; the restart policy is not applied.
     Kill,
     /// Raises a non-maskable interrupt. Answered by [`Reply::Done`].
@@ -136,6 +138,8 @@ pub enum StopWay {
     Killed,
     /// It did not run: a restart was pending, or a start was under way.
     NotRunning,
+    /// It was saved.
+    Suspended,
 }
 
 impl StopWay {
@@ -145,6 +149,7 @@ impl StopWay {
             StopWay::PowerButton => "the guest shut itself down",
             StopWay::TimedOut => "the guest did not shut down in time and was powered off",
             StopWay::PoweredOff => "powered off",
+            StopWay::Suspended => "suspended; `vmctl start` goes on from there",
             StopWay::Killed => "the engine was killed",
             StopWay::NotRunning => "it was not running yet",
         }

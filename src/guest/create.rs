@@ -143,6 +143,8 @@ pub fn destroy(store: &Store, guest: &GuestDir, around: Surroundings<'_>) -> Res
         }
         Err(_) => {}
     }
+    super::bhyve::run::journal::sweep(&guest.journal_file())
+        .map_err(|words| GuestError::host(format!("what `{}` left on this host cannot be removed: {words}", guest.name())))?;
     store.remove(guest)?;
     drop(lock);
     Ok(())

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use crate::config::{GuestConfig, GuestRequest, HostConfig, load_guest};
+use crate::config::{GuestConfig, GuestRequest, HostConfig, SwitchConfig, load_guest};
 
 use super::error::Result;
 use super::state::{Stamp, Summary};
@@ -19,6 +19,8 @@ pub struct Definition {
     pub sources: Vec<PathBuf>,
     /// Differs when the meaning differs.
     pub hash: String,
+    /// The host's switches, which its interfaces are plugged into.
+    pub switches: Vec<SwitchConfig>,
 }
 
 /// What guest files are read with.
@@ -49,7 +51,7 @@ impl Definition {
         let request = GuestRequest { file, text, name: Some(name), sets, host: around.host, datastore: around.datastore };
         let loaded = load_guest(&request)?;
         let sources = loaded.files().to_vec();
-        Ok(Definition::new(loaded.config, sources))
+        Ok(Definition { switches: around.host.switches.clone(), ..Definition::new(loaded.config, sources) })
     }
 
     /// Of a checked configuration.
@@ -57,7 +59,7 @@ impl Definition {
         let text = serde_json::to_vec(&config).expect("our own types have string keys and finite numbers");
         let digest = Sha256::digest(&text);
         let hash = digest[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-        Definition { config, sources, hash }
+        Definition { config, sources, hash, switches: Vec::new() }
     }
 
     /// What `list` shows of it.

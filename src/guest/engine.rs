@@ -7,28 +7,71 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
-use crate::config::{BackendKind, ComPort, DiskCache, ForwardProto, GuestConfig, NicBackend, NicDevice};
+use crate::config::{
+    BackendKind, ComPort, DiskCache, EngineKind, ForwardProto, GuestConfig, NicBackend, NicDevice, SwitchConfig,
+};
 use crate::host::files::replace;
-use crate::host::process::spawn_tied;
+use crate::host::process::{spawn_tied, spawn_untied};
 use crate::machine::spec::{
     self, BackendChoice, CONSOLE_FD, CONTROL_FD, CpuTopology, DiskSpec, EngineCommand, EngineEvent, ForwardSpec, LEASE_FD,
     LoaderSpec, MAX_CONTROL_LINE, NicSpec, Protocol, SPEC_VERSION, UserNetSpec, VmmSpec,
 };
 
+use super::bhyve::BhyveEngine;
 use super::error::{GuestError, Result};
 use super::provision::disk_path;
 use super::state::GuestState;
 use super::store::GuestDir;
 
+/// What a boot is made from.
+#[derive(Clone, Copy)]
+pub struct Boot<'a> {
+    /// Where the guest is.
+    pub guest: &'a GuestDir,
+    /// What its file means.
+    pub config: &'a GuestConfig,
+    /// What the program knows of it; addresses and slots are assigned.
+    pub state: &'a GuestState,
+    /// The host's switches.
+    pub switches: &'a [SwitchConfig],
+}
+
 /// What runs a guest.
 pub trait Engine: Send {
     /// As the guest file spells it.
     fn name(&self) -> &'static str;
+    /// Looks whether this host can run the guest, before anything is made or changed for it.
+    fn check(&self, boot: Boot<'_>) -> Result<()>;
     /// Writes down what the next boot is made of; refuses what this engine cannot do.
-    fn build(&self, guest: &GuestDir, config: &GuestConfig, state: &GuestState) -> Result<()>;
+    fn build(&self, boot: Boot<'_>) -> Result<()>;
     /// Starts the child. `lease` is locked and goes along with it. To be called from the main thread.
     fn spawn(&self, guest: &GuestDir, lease: &File) -> Result<RunningEngine>;
+}
+
+/// The engine of this kind.
+pub fn of(kind: EngineKind) -> Result<Box<dyn Engine>> {
+    Ok(match kind {
+        EngineKind::Embedded => Box::new(EmbeddedEngine::new()?),
+        EngineKind::Bhyve => Box::new(BhyveEngine::new()?),
+    })
+}
+
+/// This very program, also after the file it was started from was replaced.
+pub(super) fn own_program() -> Result<PathBuf> {
+    match cfg!(target_os = "linux") {
+        true => Ok(PathBuf::from("/proc/self/exe")),
+        false => {
+            std::env::current_exe().map_err(|error| GuestError::host(format!("cannot find this program's own file: {error}")))
+        }
+    }
+}
+
+/// Writes down what the engine's child reads.
+pub(super) fn write_spec(guest: &GuestDir, spec: &impl serde::Serialize) -> Result<()> {
+    let text = serde_json::to_vec_pretty(spec).expect("plain fields");
+    replace(&guest.spec_file(), &text, 0o600).map_err(|error| GuestError::io("write", &guest.spec_file(), error))
 }
 
 /// The hypervisor in this program: `vmctl vmm --spec FILE`.
@@ -38,17 +81,12 @@ pub struct EmbeddedEngine {
 }
 
 impl EmbeddedEngine {
-    /// This very program, also after the file it was started from was replaced.
+    /// This program, or what the tests put in its place.
     pub fn new() -> Result<EmbeddedEngine> {
-        if let Some(engine) = EmbeddedEngine::of_the_tests() {
-            return Ok(engine);
+        match EmbeddedEngine::of_the_tests() {
+            Some(engine) => Ok(engine),
+            None => Ok(EmbeddedEngine { program: own_program()?, arguments: vec!["vmm".into(), "--spec".into()] }),
         }
-        let program = if cfg!(target_os = "linux") {
-            PathBuf::from("/proc/self/exe")
-        } else {
-            std::env::current_exe().map_err(|error| GuestError::host(format!("cannot find this program's own file: {error}")))?
-        };
-        Ok(EmbeddedEngine { program, arguments: vec!["vmm".into(), "--spec".into()] })
     }
 
     /// In a debug build, `VMCTL_ENGINE_COMMAND` (words between spaces) stands in for the engine.
@@ -67,27 +105,19 @@ impl Engine for EmbeddedEngine {
         "embedded"
     }
 
-    fn build(&self, guest: &GuestDir, config: &GuestConfig, state: &GuestState) -> Result<()> {
-        let spec = resolve(guest, config, state)?;
-        let text = serde_json::to_vec_pretty(&spec).expect("plain fields");
-        replace(&guest.spec_file(), &text, 0o600).map_err(|error| GuestError::io("write", &guest.spec_file(), error))
+    /// Any host can.
+    fn check(&self, _boot: Boot<'_>) -> Result<()> {
+        Ok(())
+    }
+
+    fn build(&self, boot: Boot<'_>) -> Result<()> {
+        write_spec(boot.guest, &resolve(boot.guest, boot.config, boot.state)?)
     }
 
     fn spawn(&self, guest: &GuestDir, lease: &File) -> Result<RunningEngine> {
-        let failed = |error: io::Error| GuestError::io("start the engine", &self.program, error);
-        let (console, console_child) = UnixStream::pair().map_err(failed)?;
-        let (control, control_child) = UnixStream::pair().map_err(failed)?;
-        let (stderr, stderr_child) = io::pipe().map_err(failed)?;
-        let lease: OwnedFd = lease.try_clone().map_err(failed)?.into();
         let mut command = Command::new(&self.program);
-        command.args(&self.arguments).arg(guest.spec_file()).current_dir("/");
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr_child);
-        let inherited = [(CONSOLE_FD, console_child.into()), (CONTROL_FD, control_child.into()), (LEASE_FD, lease)];
-        let child = spawn_tied(&mut command, &inherited).map_err(failed)?;
-        console.set_nonblocking(true).map_err(failed)?;
-        control.set_nonblocking(true).map_err(failed)?;
-        let stderr: OwnedFd = stderr.into();
-        Ok(RunningEngine { child, console, control, stderr: File::from(stderr), lines: Vec::new(), outgoing: Vec::new() })
+        command.args(&self.arguments).arg(guest.spec_file());
+        RunningEngine::start(command, lease, End::Killed)
     }
 }
 
@@ -196,9 +226,23 @@ fn user_network(nic: &crate::config::NicConfig) -> UserNetSpec {
     }
 }
 
+/// How an engine's child is ended, and what becomes of it when its supervisor ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// It is killed: nothing is left of it.
+    Killed,
+    /// It is told by SIGTERM, or by the end of its streams, because it has to clean up; it is killed if that takes long.
+    Told,
+}
+
+/// How long a child that cleans up may take for it.
+const CLEANUP_PATIENCE: Duration = Duration::from_secs(20);
+
 /// An engine's child and the streams to it. Nothing here blocks.
 pub struct RunningEngine {
     child: Child,
+    end: End,
+    kill_at: Option<Instant>,
     console: UnixStream,
     control: UnixStream,
     stderr: File,
@@ -207,6 +251,28 @@ pub struct RunningEngine {
 }
 
 impl RunningEngine {
+    /// Starts a child with the streams of the contract. To be called from the main thread.
+    pub(super) fn start(mut command: Command, lease: &File, end: End) -> Result<RunningEngine> {
+        let program = PathBuf::from(command.get_program());
+        let failed = |error: io::Error| GuestError::io("start the engine", &program, error);
+        let (console, console_child) = UnixStream::pair().map_err(failed)?;
+        let (control, control_child) = UnixStream::pair().map_err(failed)?;
+        let (stderr, stderr_child) = io::pipe().map_err(failed)?;
+        let lease: OwnedFd = lease.try_clone().map_err(failed)?.into();
+        command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr_child);
+        let inherited = [(CONSOLE_FD, console_child.into()), (CONTROL_FD, control_child.into()), (LEASE_FD, lease)];
+        let child = match end {
+            End::Killed => spawn_tied(&mut command, &inherited),
+            End::Told => spawn_untied(&mut command, &inherited),
+        };
+        let child = child.map_err(failed)?;
+        console.set_nonblocking(true).map_err(failed)?;
+        control.set_nonblocking(true).map_err(failed)?;
+        let stderr = File::from(OwnedFd::from(stderr));
+        let (lines, outgoing) = (Vec::new(), Vec::new());
+        Ok(RunningEngine { child, end, kill_at: None, console, control, stderr, lines, outgoing })
+    }
+
     /// The child's process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
@@ -282,9 +348,30 @@ impl RunningEngine {
         (events, open)
     }
 
-    /// Ends the child at once.
+    /// Ends the child at once, or as soon as it has cleaned up.
     pub fn kill(&mut self) {
-        let _ = self.child.kill();
+        match (self.end, self.kill_at) {
+            (End::Killed, _) => drop(self.child.kill()),
+            (End::Told, Some(_)) => {}
+            (End::Told, None) => {
+                self.kill_at = Some(Instant::now() + CLEANUP_PATIENCE);
+                let pid = nix::unistd::Pid::from_raw(self.child.id() as i32);
+                let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+            }
+        }
+    }
+
+    /// When a child that was told to end is killed.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.kill_at
+    }
+
+    /// Kills a child that has cleaned up for too long.
+    pub fn press_on(&mut self, now: Instant) {
+        if self.kill_at.is_some_and(|at| now >= at) {
+            self.kill_at = Some(now + CLEANUP_PATIENCE);
+            let _ = self.child.kill();
+        }
     }
 
     /// How it ended, if it has.
@@ -295,10 +382,15 @@ impl RunningEngine {
 
 impl Drop for RunningEngine {
     fn drop(&mut self) {
-        if self.exited().is_none() {
-            self.kill();
-            let _ = self.child.wait();
+        if self.exited().is_some() {
+            return;
         }
+        self.kill();
+        while self.end == End::Told && self.exited().is_none() && self.kill_at.is_some_and(|at| Instant::now() < at) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -312,16 +404,16 @@ pub fn take_lease(path: &Path) -> Result<File> {
         .mode(0o644)
         .open(path)
         .map_err(|error| GuestError::io("open the lock", path, error))?;
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     while let Err(error) = file.try_lock() {
         if let std::fs::TryLockError::Error(error) = error {
             return Err(GuestError::io("lock", path, error));
         }
-        if started.elapsed() > std::time::Duration::from_secs(10) {
+        if started.elapsed() > Duration::from_secs(10) {
             return Err(GuestError::user("an engine of an earlier start is still there")
                 .hint(format!("find it with `fuser {}` and end it", path.display())));
         }
-        std::thread::sleep(std::time::Duration::from_millis(10));
+        std::thread::sleep(Duration::from_millis(10));
     }
     Ok(file)
 }

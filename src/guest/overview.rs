@@ -33,6 +33,8 @@ pub struct Overview {
     pub protected: bool,
     /// The UUID that the guest sees.
     pub uuid: String,
+    /// Where the screen is seen with VNC: `ADDRESS:PORT`, or `unix:PATH`.
+    pub screen: Option<String>,
     /// The supervisor.
     pub pid: Option<u32>,
     /// The engine.
@@ -85,6 +87,7 @@ impl<'a> Observer<'a> {
             description: summary.as_ref().and_then(|summary| summary.description.clone()),
             protected: summary.as_ref().is_some_and(|summary| summary.protected),
             uuid: state.uuid.clone(),
+            screen: run.and_then(|run| run.screen.clone()),
             pid: run.map(|run| run.pid),
             engine_pid: run.and_then(|run| run.engine_pid),
             uptime_seconds: run

@@ -83,6 +83,9 @@ pub struct RunState {
     /// Where the forwards listen, as `tcp 127.0.0.1:2222 -> 22`.
     #[serde(default)]
     pub forwards: Vec<String>,
+    /// Where the screen is seen with VNC: `ADDRESS:PORT`, or `unix:PATH`.
+    #[serde(default)]
+    pub screen: Option<String>,
 }
 
 /// What a supervisor is at.
@@ -318,6 +321,7 @@ mod tests {
             config_hash: String::new(),
             restarts: 0,
             forwards: Vec::new(),
+            screen: None,
         });
         state.save(&path).expect("saves");
         assert_eq!(GuestState::load(&path, "g").expect("loads").run, None);

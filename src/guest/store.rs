@@ -341,13 +341,27 @@ impl GuestDir {
         self.path.join("vmm.json")
     }
 
+    /// What an engine child has made of the host and must undo.
+    pub fn journal_file(&self) -> PathBuf {
+        self.path.join("bhyve.journal")
+    }
+
     /// Where the supervisor listens: in the directory, or under a short name in the runtime directory.
     pub fn socket(&self) -> PathBuf {
-        let here = self.path.join("control.sock");
+        self.socket_called("control")
+    }
+
+    /// A socket of the guest's: in the directory, or under a short name in the runtime directory.
+    pub fn socket_called(&self, what: &str) -> PathBuf {
+        let here = self.path.join(format!("{what}.sock"));
         if here.as_os_str().len() <= SOCKET_PATH_LIMIT {
             return here;
         }
-        self.runtime.join(format!("{}.sock", short_hash(&[&self.path.to_string_lossy()])))
+        let path = self.path.to_string_lossy();
+        self.runtime.join(match what {
+            "control" => format!("{}.sock", short_hash(&[&path])),
+            _ => format!("{}.sock", short_hash(&[&path, what])),
+        })
     }
 
     /// Makes the directory that the socket is in.

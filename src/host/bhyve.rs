@@ -12,6 +12,8 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+use super::program;
+
 /// The most of a probe's text that is looked at, in bytes.
 const MOST: usize = 64 * 1024;
 
@@ -152,10 +154,11 @@ impl HostFeatures {
 
     /// Of the host that this runs on; nothing when it has no bhyve.
     pub fn of_this_host() -> Option<HostFeatures> {
-        if !cfg!(target_os = "freebsd") {
+        if !program::is_freebsd() {
             return None;
         }
         HostFeatures::probe(|program, arguments| {
+            let program = program::find(program)?;
             let output = std::process::Command::new(program).args(arguments).stdin(std::process::Stdio::null()).output().ok()?;
             let mut text = output.stdout;
             text.extend(output.stderr);

@@ -7,15 +7,20 @@ use std::os::unix::net::UnixStream;
 
 /// The stream socket at descriptor `fd`, which is this process's to use and close; an error when there is none.
 pub fn stream(fd: RawFd) -> io::Result<UnixStream> {
+    let stream = UnixStream::from(descriptor(fd)?);
+    // A file or a pipe in its place is refused here, not at the first use.
+    stream.local_addr()?;
+    Ok(stream)
+}
+
+/// The descriptor `fd`, whatever it is, which is this process's to use and close; an error when it is not open.
+pub fn descriptor(fd: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: fcntl with F_GETFD looks at a descriptor number and touches no memory.
     if unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the descriptor is open, and by the contract with the parent nobody else in this process owns it.
-    let stream = UnixStream::from(unsafe { OwnedFd::from_raw_fd(fd) });
-    // A file or a pipe in its place is refused here, not at the first use.
-    stream.local_addr()?;
-    Ok(stream)
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 #[cfg(test)]
@@ -23,5 +28,6 @@ mod tests {
     #[test]
     fn a_number_without_a_descriptor_is_an_error() {
         assert!(super::stream(987).is_err());
+        assert!(super::descriptor(987).is_err());
     }
 }

@@ -29,6 +29,15 @@ pub fn spawn_detached(command: &mut Command) -> io::Result<Child> {
 ///
 /// The numbers must be small (below 10) and the command may not have been given other `pre_exec` steps.
 pub fn spawn_tied(command: &mut Command, inherited: &[(RawFd, OwnedFd)]) -> io::Result<Child> {
+    spawn_with(command, inherited, true)
+}
+
+/// As [`spawn_tied`], for a child that ends by itself when this process does, because it has to clean up.
+pub fn spawn_untied(command: &mut Command, inherited: &[(RawFd, OwnedFd)]) -> io::Result<Child> {
+    spawn_with(command, inherited, false)
+}
+
+fn spawn_with(command: &mut Command, inherited: &[(RawFd, OwnedFd)], tied: bool) -> io::Result<Child> {
     // The pipe through which std reports a failed exec must not sit at a number that is about to be overwritten.
     let highest = inherited.iter().map(|(number, _)| *number).max().unwrap_or(2);
     let mut occupied: Vec<OwnedFd> = Vec::new();
@@ -57,9 +66,11 @@ pub fn spawn_tied(command: &mut Command, inherited: &[(RawFd, OwnedFd)]) -> io::
     unsafe {
         command.pre_exec(move || {
             unblock_signals()?;
-            die_with_parent()?;
-            if nix::unistd::getppid() != parent {
-                return Err(io::Error::from_raw_os_error(libc::ESRCH));
+            if tied {
+                die_with_parent()?;
+                if nix::unistd::getppid() != parent {
+                    return Err(io::Error::from_raw_os_error(libc::ESRCH));
+                }
             }
             for (number, fd) in &raw {
                 if libc::dup2(*fd, *number) < 0 {
@@ -140,6 +151,30 @@ pub fn usage(pid: u32) -> Option<(u64, std::time::Duration)> {
     let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok()??;
     let hertz = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok()??;
     Some((pages * page as u64, std::time::Duration::from_millis(ticks * 1000 / hertz.max(1) as u64)))
+}
+
+/// Ends this process by the signal that ended its child, without a core file of its own.
+pub fn end_by_signal(signal: i32) -> ! {
+    let _ = nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0);
+    if let Ok(signal) = nix::sys::signal::Signal::try_from(signal) {
+        // SAFETY: the default action is no function of ours.
+        let _ = unsafe { nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigDfl) };
+        let _ = unblock_signals();
+        let _ = nix::sys::signal::raise(signal);
+    }
+    // A signal that does not end a process: the shell's way to say the same.
+    std::process::exit(128 + signal);
+}
+
+/// Sees to it that programs started from now on do not inherit these descriptors.
+pub fn keep_from_children(descriptors: &[RawFd]) -> io::Result<()> {
+    for fd in descriptors {
+        // SAFETY: fcntl with F_SETFD changes a flag of a descriptor number and touches no memory.
+        if unsafe { libc::fcntl(*fd, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
 
 /// Closes standard output by pointing it at /dev/null: whoever reads it sees its end.

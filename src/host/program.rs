@@ -61,8 +61,9 @@ impl fmt::Display for ProgramError {
 impl std::error::Error for ProgramError {}
 
 /// What a program of a port is brought by; base programs are there on FreeBSD and nowhere else.
-fn brought_by(program: &str) -> &'static str {
+pub fn brought_by(program: &str) -> &'static str {
     match program {
+        "bhyveload" | "bhyve" | "bhyvectl" => "it is part of FreeBSD's base system on amd64",
         "dnsmasq" => "install it with `pkg install dnsmasq` (dns/dnsmasq)",
         "grub-bhyve" => "install it with `pkg install grub2-bhyve` (sysutils/grub2-bhyve)",
         "swtpm" => "install it with `pkg install swtpm` (sysutils/swtpm)",
@@ -91,7 +92,7 @@ pub fn run_with(program: &str, arguments: &[&str], input: &str) -> Result<String
         _ => fault(Cause::Run(error.to_string())),
     };
     let stdin = if input.is_empty() { Stdio::null() } else { Stdio::piped() };
-    let mut child = Command::new(program)
+    let mut child = Command::new(find(program).unwrap_or_else(|| program.into()))
         .args(arguments)
         // Words that are read by programs are the same in every language.
         .env("LC_ALL", "C")
@@ -108,7 +109,8 @@ pub fn run_with(program: &str, arguments: &[&str], input: &str) -> Result<String
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    let words = String::from_utf8_lossy(&output.stderr);
+    // bhyvectl(8) says on standard output that there is no such machine.
+    let words = String::from_utf8_lossy(if output.stderr.is_empty() { &output.stdout } else { &output.stderr });
     let mut words = words.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
     if let Some((at, _)) = words.char_indices().nth(MAX_WORDS) {
         words.truncate(at);
@@ -116,10 +118,14 @@ pub fn run_with(program: &str, arguments: &[&str], input: &str) -> Result<String
     Err(fault(Cause::Failed { status: output.status.code(), words }))
 }
 
-/// Where `PATH` has a program.
+/// Where ports install programs; rc(8) starts services without these in `PATH`.
+const PORTS: [&str; 2] = ["/usr/local/sbin", "/usr/local/bin"];
+
+/// Where `PATH`, or the ports' directories, have a program.
 pub fn find(program: &str) -> Option<std::path::PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|directory| directory.join(program)).find(|file| file.is_file())
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let directories = std::env::split_paths(&path).chain(PORTS.iter().map(std::path::PathBuf::from));
+    directories.map(|directory| directory.join(program)).find(|file| file.is_file())
 }
 
 /// Whether this host is FreeBSD, or says that it is: what `uname -s` prints.

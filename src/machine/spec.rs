@@ -269,6 +269,16 @@ pub enum EngineEvent {
         /// What it wrote.
         value: u8,
     },
+    /// Where the guest's screen is seen with VNC: `ADDRESS:PORT`, or `unix:PATH`.
+    Screen {
+        /// Where.
+        address: String,
+    },
+    /// The guest could not be saved and goes on.
+    NotSuspended {
+        /// Why, in the words a user reads.
+        message: String,
+    },
     /// The answer to [`EngineCommand::Stats`].
     Stats {
         /// Counters by name, such as `vcpu0.instructions` or `disk.root.read-bytes`.
@@ -286,6 +296,9 @@ pub enum EngineCommand {
     Reset,
     /// Stops with exit code 1, as the guest's own power-off does.
     Poweroff,
+    /// Saves the guest and stops with exit code 5; the next boot goes on from there. Answered by
+    /// [`EngineEvent::NotSuspended`] when it cannot be done.
+    Suspend,
     /// Raises a non-maskable interrupt on every vCPU.
     Nmi,
     /// Asks for [`EngineEvent::Stats`].

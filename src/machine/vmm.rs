@@ -144,6 +144,8 @@ fn obey(command: &EngineCommand, attention: &Attention, handles: &assembly::Hand
         EngineCommand::PowerButton => handles.power_button.press(),
         EngineCommand::Reset => attention.stop(MachineExit::Reboot),
         EngineCommand::Poweroff => attention.stop(MachineExit::PowerOff),
+        EngineCommand::Suspend => reporter
+            .send(&EngineEvent::NotSuspended { message: "the embedded engine of this version cannot save a guest".into() }),
         EngineCommand::Nmi => handles.interrupts.nmi(),
         EngineCommand::Stats => reporter.send(&EngineEvent::Stats { counters: handles.counters() }),
     }

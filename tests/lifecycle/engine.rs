@@ -112,6 +112,7 @@ fn obey(control: UnixStream, mut console: UnixStream, deaf: bool, stuck: bool) -
             }
             EngineCommand::Poweroff => return 1,
             EngineCommand::Reset => return 0,
+            EngineCommand::Suspend => return 5,
             EngineCommand::Nmi => console.write_all(b"nmi\r\n").expect("the supervisor listens"),
             EngineCommand::Stats => {
                 let event = EngineEvent::Stats { counters: [("vcpu0.instructions".to_owned(), 42)].into() };

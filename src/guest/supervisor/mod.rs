@@ -9,6 +9,7 @@
 pub mod clients;
 pub mod console;
 pub mod hooks;
+mod post;
 pub mod ready;
 mod requests;
 pub mod restart;
@@ -25,13 +26,14 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal};
 
-use crate::config::{GuestConfig, HookEvent};
+use crate::config::{GuestConfig, HookEvent, SwitchConfig};
 use crate::host::process::boot_id;
 use crate::machine::spec::EngineEvent;
 
+use super::bhyve;
 use super::control::{Reply, StopWay};
 use super::definition::Definition;
-use super::engine::{Engine, RunningEngine, take_lease};
+use super::engine::{self, Engine, RunningEngine, take_lease};
 use super::error::{GuestError, Result};
 use super::events::{self, Event, EventKind};
 use super::lock::{GuestLock, Role};
@@ -43,6 +45,7 @@ use super::timestamp::Timestamp;
 use clients::{Client, Purpose};
 use console::Console;
 use hooks::{HOOK_VERSION, HookDocument, HookJob, HookOutcome};
+use post::{Poster, watch_engine};
 use restart::{CrashHistory, Decision, ExitReason};
 use socket::{give_to_owner, listen};
 
@@ -63,8 +66,6 @@ pub type Started = Box<dyn FnOnce(std::result::Result<(), &GuestError>)>;
 pub struct Options {
     /// Reads and checks the guest file; called before every boot.
     pub load: Box<dyn FnMut() -> Result<Definition>>,
-    /// What runs the guest.
-    pub engine: Box<dyn Engine>,
     /// Told once: the guest runs, or why it does not.
     pub started: Started,
     /// A signal of the terminal stops the guest.
@@ -160,6 +161,7 @@ struct Supervisor {
     lease: File,
     state: GuestState,
     config: GuestConfig,
+    switches: Vec<SwitchConfig>,
     events: RotatingLog,
     events_failing: bool,
     vmm_log: RotatingLog,
@@ -173,6 +175,7 @@ struct Supervisor {
     waker: Arc<UnixStream>,
     hook_thread: mpsc::Sender<HookJob>,
     hooks_pending: usize,
+    maker: Option<Box<dyn Engine>>,
     engine: Option<RunningEngine>,
     engine_ended: bool,
     engine_error: Option<String>,
@@ -220,7 +223,7 @@ impl Supervisor {
                 post.send(Message::Signal(signal));
             }
         });
-        let config = definition.config;
+        let (config, switches) = (definition.config, definition.switches);
         give_to_owner(&guest, &config)?;
         let log = RotatingLog::open(&guest.console_log(), config.console.log_size.bytes(), config.console.log_files, 0o600);
         let mut supervisor = Supervisor {
@@ -234,6 +237,7 @@ impl Supervisor {
             lease,
             state,
             config,
+            switches,
             events_failing: false,
             last_words: VecDeque::new(),
             listener: Some(listener),
@@ -244,6 +248,7 @@ impl Supervisor {
             waker,
             hook_thread,
             hooks_pending: 0,
+            maker: None,
             engine: None,
             engine_ended: false,
             engine_error: None,
@@ -289,6 +294,7 @@ impl Supervisor {
             config_hash: definition.hash,
             restarts: 0,
             forwards: Vec::new(),
+            screen: None,
         });
         supervisor.emit(EventKind::SupervisorStarted { pid: std::process::id() });
         Ok(supervisor)
@@ -321,7 +327,7 @@ impl Supervisor {
             match (self.options.load)() {
                 Ok(definition) => {
                     self.state.summary = Some(definition.summary(&self.options.host_file));
-                    self.config = definition.config;
+                    (self.config, self.switches) = (definition.config, definition.switches);
                     if let Some(run) = &mut self.state.run {
                         run.config_hash = definition.hash;
                         run.restarts += 1;
@@ -340,15 +346,28 @@ impl Supervisor {
             forwards.map(|f| format!("{} {} -> {}", format!("{:?}", f.proto).to_lowercase(), f.host(), f.guest_port)).collect();
         if let Some(run) = &mut self.state.run {
             run.forwards = forwards;
+            run.screen = None;
         }
         if let Err(error) = self.state.assign(&self.config).and_then(|()| self.save()) {
             return self.give_up(error);
+        }
+        match engine::of(self.config.engine).and_then(|maker| {
+            maker.check(self.next_boot())?;
+            Ok(maker)
+        }) {
+            Ok(maker) => self.maker = Some(maker),
+            Err(error) => return self.give_up(error),
         }
         self.emit(EventKind::Starting { boot: self.boot });
         self.stage = Stage::PreStart;
         if !self.submit_hooks(HookEvent::PreStart, "") {
             self.spawn_engine();
         }
+    }
+
+    /// What the next boot is made from.
+    fn next_boot(&self) -> engine::Boot<'_> {
+        engine::Boot { guest: &self.guest, config: &self.config, state: &self.state, switches: &self.switches }
     }
 
     fn spawn_engine(&mut self) {
@@ -369,9 +388,10 @@ impl Supervisor {
         self.last_words.clear();
         (self.engine_error, self.debug_exit, self.engine_ended) = (None, None, false);
         (self.running_since, self.ready, self.probes_passed, self.not_ready_at) = (None, false, 0, None);
+        let maker = self.maker.as_ref().expect("chosen when the boot began");
         let spawned = ensure_disks(&self.guest, &self.config)
-            .and_then(|_| self.options.engine.build(&self.guest, &self.config, &self.state))
-            .and_then(|()| self.options.engine.spawn(&self.guest, &self.lease));
+            .and_then(|_| maker.build(self.next_boot()))
+            .and_then(|()| maker.spawn(&self.guest, &self.lease));
         let engine = match spawned {
             Ok(engine) => engine,
             Err(error) => return self.give_up(error),
@@ -396,6 +416,13 @@ impl Supervisor {
                 self.engine_error = Some(message);
             }
             EngineEvent::DebugExit { value } => self.debug_exit = Some(value),
+            EngineEvent::NotSuspended { message } => self.not_suspended(message),
+            EngineEvent::Screen { address } => {
+                if let Some(run) = &mut self.state.run {
+                    run.screen = Some(address);
+                }
+                self.save_run();
+            }
             EngineEvent::Stats { counters } => {
                 self.answer_all(|purpose| purpose == Purpose::Stats, &Reply::Stats { counters });
             }
@@ -467,14 +494,16 @@ impl Supervisor {
         self.last_exit = Some(reason);
         self.state.last_exit = Some(LastExit { reason: words.clone(), code, signal, at: Timestamp::now() });
         if let Some(run) = &mut self.state.run {
-            (run.engine_pid, run.ready) = (None, false);
+            (run.engine_pid, run.ready, run.screen) = (None, false, None);
         }
         self.emit(EventKind::Exited { reason: words.clone(), code, signal });
         (self.ready, self.not_ready_at) = (false, None);
         match self.asked.take() {
             Some(Asked { again: true, .. }) => self.begin_boot(false),
             Some(asked) => {
-                self.stop_way = Some(asked.way);
+                // It may have powered off while it was being saved.
+                let saved = asked.way != StopWay::Suspended || reason == ExitReason::Suspended;
+                self.stop_way = Some(if saved { asked.way } else { StopWay::PowerButton });
                 self.end();
             }
             // The first boot ended before the guest ran: whoever waits for the start is told, and nothing is retried.
@@ -614,6 +643,9 @@ impl Supervisor {
             _ => {}
         }
         self.press_on(now);
+        if let Some(engine) = &mut self.engine {
+            engine.press_on(now);
+        }
         if self.not_ready_at.is_some_and(|at| now >= at) {
             self.not_ready_at = None;
             let probe = self.missing_probe();
@@ -635,7 +667,8 @@ impl Supervisor {
             Purpose::Ready(until) => Some(until),
             _ => None,
         });
-        [stage, self.not_ready_at].into_iter().chain(asked).flatten().chain(clients).min()
+        let engine = self.engine.as_ref().and_then(RunningEngine::deadline);
+        [stage, self.not_ready_at, engine].into_iter().chain(asked).flatten().chain(clients).min()
     }
 
     fn take(&mut self, message: Message) {
@@ -703,6 +736,10 @@ impl Supervisor {
     fn finish(&mut self) -> Result<Ending> {
         self.emit(EventKind::Stopped);
         let way = self.asked.map_or(StopWay::NotRunning, |asked| asked.way);
+        // An engine that was killed could not clean up after itself.
+        if let Err(words) = bhyve::run::journal::sweep(&self.guest.journal_file()) {
+            note(&words);
+        }
         self.state.run = None;
         self.save_or_log();
         self.save_run();
@@ -742,45 +779,4 @@ fn start_failed(words: &str) -> Reply {
 
 fn start_error_reply(message: String) -> Reply {
     Reply::Error { message, hint: None }
-}
-
-/// Sends messages to the supervisor and wakes it.
-#[derive(Clone)]
-struct Poster {
-    sender: mpsc::SyncSender<Message>,
-    waker: Arc<UnixStream>,
-}
-
-impl Poster {
-    fn send(&self, message: Message) {
-        // A full wake stream has woken it already; a supervisor that is gone needs nothing.
-        if self.sender.send(message).is_ok() {
-            let _ = (&*self.waker).write(&[0]);
-        }
-    }
-}
-
-/// Watches an engine's process and its standard error, each from a thread.
-fn watch_engine(engine: &RunningEngine, boot: u64, post: &Poster) -> Result<()> {
-    use nix::sys::wait::{Id, WaitPidFlag, waitid};
-    use std::io::Read;
-    let mut stderr =
-        engine.stderr().try_clone().map_err(|error| GuestError::host(format!("cannot watch the engine: {error}")))?;
-    let pid = nix::unistd::Pid::from_raw(engine.pid() as i32);
-    let (ended, said) = (post.clone(), post.clone());
-    std::thread::spawn(move || {
-        // WNOWAIT: the process stays a zombie until the main thread takes its status, so its id is not reused before.
-        while waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) == Err(nix::errno::Errno::EINTR) {}
-        ended.send(Message::EngineEnded(boot));
-    });
-    std::thread::spawn(move || {
-        let mut buffer = [0u8; 4096];
-        while let Ok(count) = stderr.read(&mut buffer) {
-            if count == 0 {
-                break;
-            }
-            said.send(Message::Stderr(buffer[..count].to_vec()));
-        }
-    });
-    Ok(())
 }

@@ -53,6 +53,7 @@ impl Supervisor {
                 self.clients[at].purpose = Purpose::Stop;
                 self.stop(Some(0), false);
             }
+            Request::Suspend => self.suspend(at),
             Request::Reset => self.reset(at),
             Request::Kill => {
                 self.requested("kill");
@@ -167,6 +168,29 @@ impl Supervisor {
         });
         if let Some(engine) = &mut self.engine {
             engine.command(&EngineCommand::Reset);
+        }
+    }
+
+    /// Saves the guest, which takes as long as it takes, and stops it.
+    fn suspend(&mut self, at: usize) {
+        if self.stage != Stage::Running || self.asked.is_some() {
+            let message = "the guest does not run, or is being stopped, at this moment".to_owned();
+            return self.clients[at].answer(&start_error_reply(message));
+        }
+        self.requested("suspend");
+        self.clients[at].purpose = Purpose::Stop;
+        self.ask(Asked::plain(StopWay::Suspended, false, Duration::ZERO));
+        if let Some(engine) = &mut self.engine {
+            engine.command(&EngineCommand::Suspend);
+        }
+    }
+
+    /// The engine could not save the guest, which goes on.
+    pub(super) fn not_suspended(&mut self, message: String) {
+        if self.asked.is_some_and(|asked| asked.way == StopWay::Suspended) {
+            self.asked = None;
+            self.set_phase(Phase::Running);
+            self.answer_all(|purpose| purpose == Purpose::Stop, &start_error_reply(message));
         }
     }
 

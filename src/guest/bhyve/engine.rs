@@ -1,0 +1,61 @@
+//! The engine that the supervisor sees: a plan is written, a child of this program runs it.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::OnceLock;
+
+use crate::guest::engine::{Boot, End, Engine, RunningEngine, own_program, write_spec};
+use crate::guest::error::{GuestError, Result};
+use crate::guest::store::GuestDir;
+use crate::host::bhyve::HostFeatures;
+
+use super::{needs, planning};
+
+/// FreeBSD's bhyve(8): `vmctl bhyve --spec FILE`.
+pub struct BhyveEngine {
+    program: PathBuf,
+    features: OnceLock<HostFeatures>,
+}
+
+impl BhyveEngine {
+    /// This program, as the engine's child.
+    pub fn new() -> Result<BhyveEngine> {
+        Ok(BhyveEngine { program: own_program()?, features: OnceLock::new() })
+    }
+
+    /// What the host's bhyve can do: asked once a boot.
+    fn features(&self) -> Result<&HostFeatures> {
+        match self.features.get() {
+            Some(features) => Ok(features),
+            None => {
+                let found = HostFeatures::of_this_host()
+                    .ok_or_else(|| GuestError::host("bhyve(8) does not say what it can do: `bhyve -s help` failed"))?;
+                Ok(self.features.get_or_init(|| found))
+            }
+        }
+    }
+}
+
+impl Engine for BhyveEngine {
+    fn name(&self) -> &'static str {
+        "bhyve"
+    }
+
+    fn check(&self, boot: Boot<'_>) -> Result<()> {
+        needs::host()?;
+        needs::programs(boot.config)?;
+        needs::passthru(boot.config)?;
+        planning::plan(boot, self.features()?).map(drop)
+    }
+
+    fn build(&self, boot: Boot<'_>) -> Result<()> {
+        write_spec(boot.guest, &planning::plan(boot, self.features()?)?)
+    }
+
+    fn spawn(&self, guest: &GuestDir, lease: &File) -> Result<RunningEngine> {
+        let mut command = Command::new(&self.program);
+        command.args(["bhyve", "--spec"]).arg(guest.spec_file());
+        RunningEngine::start(command, lease, End::Told)
+    }
+}

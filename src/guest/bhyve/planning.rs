@@ -1,0 +1,311 @@
+//! From a guest's configuration to the plan of one boot: what the command lines leave open is named here, and what they
+//! need of the host is listed.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use crate::config::{
+    ComPort, DiskBackend, GuestConfig, Limits, NicBackend, NicConfig, SwitchConfig, SwitchKind, Tpm, Uefi, VncListen,
+};
+use crate::guest::engine::Boot;
+use crate::guest::error::{GuestError, Result};
+use crate::guest::identity::short_hash;
+use crate::guest::provision::disk_path;
+use crate::guest::store::GuestDir;
+use crate::host::bhyve::HostFeatures;
+use crate::host::{firmware, jail_run, netgraph, nmdm};
+
+use super::argv::{self, CommandLine, Firmware, Inputs, Resolved};
+use super::run::plan::{
+    Argument, BhyvePlan, Copy, DiskUse, InterfaceUse, NewFile, PLAN_VERSION, Program, Saved, Screen, TapPlan,
+};
+
+/// The plan of a guest's next boot.
+pub fn plan(boot: Boot<'_>, features: &HostFeatures) -> Result<BhyvePlan> {
+    let Boot { guest, config, .. } = boot;
+    let mark = short_hash(&[boot.state.uuid.as_str(), &guest.path().to_string_lossy()]);
+    let (taps, interfaces) = interfaces(boot, &mark)?;
+    let tpm = (config.tpm == Some(Tpm::Swtpm)).then(|| crate::host::swtpm::Tpm {
+        directory: guest.path().join("tpm"),
+        socket: guest.socket_called("tpm"),
+        pid_file: guest.path().join("tpm.pid"),
+    });
+    let screen = config.graphics.as_ref().map(|graphics| match graphics.listen {
+        VncListen::Tcp { address, port } => Screen::Port { address, port },
+        VncListen::Socket => Screen::Socket(guest.socket_called("vnc")),
+    });
+    let lines: [Option<String>; 4] =
+        std::array::from_fn(|at| (config.console.com[at] == ComPort::Console).then(|| format!("-vmctl-{mark}-{}", at + 1)));
+    let firmware = config.uefi.as_ref().map(|uefi| find_firmware(guest, uefi)).transpose()?;
+    let channels: BTreeMap<String, PathBuf> = config
+        .channels
+        .iter()
+        .map(|channel| {
+            let made = || guest.socket_called(&format!("channel-{}", channel.id));
+            (channel.id.clone(), channel.path.clone().unwrap_or_else(made))
+        })
+        .collect();
+    let resolved = Resolved {
+        directory: guest.path().to_owned(),
+        jail_root: jail_root(config)?,
+        disks: config.disks.iter().map(|disk| Ok((disk.id.clone(), disk_path(guest, disk)?))).collect::<Result<_>>()?,
+        interfaces: plugged_into(boot, &mark)?,
+        consoles: lines.clone().map(|line| line.map(|line| nmdm::a_side(&line))),
+        vnc: screen.as_ref().map(screen_address),
+        vnc_password: config.graphics.as_ref().and_then(|g| g.password_file.as_deref()).map(password).transpose()?,
+        tpm_socket: tpm.as_ref().map(|tpm| tpm.socket.clone()),
+        channels: channels.clone(),
+        firmware: firmware.as_ref().map(|(firmware, _)| firmware.clone()),
+    };
+    let commands = argv::build(Inputs { config, state: boot.state, features, resolved: &resolved })?;
+    let mut bhyve = program(&commands.bhyve);
+    let saved = saved(guest, &bhyve);
+    let resumes = resumes(&saved, guest.name())?;
+    if resumes {
+        let words = ["-r".to_owned(), saved.memory.display().to_string()];
+        bhyve.arguments.splice(0..0, words.iter().map(|word| Argument::cut(word)));
+    }
+    let mut sockets: Vec<PathBuf> = channels.into_values().collect();
+    if let Some(Screen::Socket(path)) = &screen {
+        sockets.push(path.clone());
+    }
+    let file = |file: &argv::GeneratedFile| NewFile { path: file.path.clone(), text: file.content.text().to_owned() };
+    Ok(BhyvePlan {
+        version: PLAN_VERSION,
+        name: config.name.clone(),
+        cpus: config.cpus.count,
+        journal: guest.journal_file(),
+        modules: modules(&lines, &taps, &interfaces),
+        disks: disks(boot)?,
+        taps,
+        interfaces,
+        files: commands.files.iter().map(file).collect(),
+        variables: firmware.and_then(|(_, copy)| copy),
+        sockets,
+        lines: lines.into_iter().flatten().collect(),
+        tpm,
+        screen,
+        loader: commands.loader.as_ref().map(program),
+        bhyve,
+        jail: commands.jail,
+        limits: limits(&config.limits),
+        nice: config.limits.nice,
+        saved,
+        suspends: features.snapshot,
+        resumes,
+    })
+}
+
+/// A command line, cut where names are still missing.
+fn program(line: &CommandLine) -> Program {
+    Program { program: line.program.to_owned(), arguments: line.words().iter().map(|word| Argument::cut(word)).collect() }
+}
+
+/// As [`Resolved`] has it; the port is not known before the boot.
+fn screen_address(screen: &Screen) -> String {
+    match screen {
+        Screen::Port { address: std::net::IpAddr::V6(address), .. } => format!("[{address}]:{}", Argument::port_mark()),
+        Screen::Port { address, .. } => format!("{address}:{}", Argument::port_mark()),
+        Screen::Socket(path) => format!("unix:{}", path.display()),
+    }
+}
+
+/// The first line of a file with a password; VNC takes 8 characters.
+fn password(path: &Path) -> Result<String> {
+    let text = std::fs::read_to_string(path).map_err(|error| GuestError::io("read the password in", path, error))?;
+    let line = text.lines().next().unwrap_or_default();
+    match (1..=8).contains(&line.len()) && line.bytes().all(|byte| (0x21..0x7f).contains(&byte)) {
+        true => Ok(line.to_owned()),
+        false => Err(GuestError::user(format!("the password in `{}` is not one of VNC", path.display()))
+            .hint("a line of 1 to 8 printable ASCII characters")),
+    }
+}
+
+fn modules(lines: &[Option<String>], taps: &[TapPlan], interfaces: &[InterfaceUse]) -> Vec<String> {
+    let wanted = [
+        ("vmm", true),
+        ("nmdm", lines.iter().any(Option::is_some)),
+        ("if_tuntap", !taps.is_empty() || !interfaces.is_empty()),
+        ("if_bridge", taps.iter().any(|tap| tap.bridge.is_some())),
+    ];
+    wanted.iter().filter(|(_, wanted)| *wanted).map(|(name, _)| (*name).to_owned()).collect()
+}
+
+/// The root of the guest's jail.
+fn jail_root(config: &GuestConfig) -> Result<Option<PathBuf>> {
+    let Some(jail) = &config.jail else { return Ok(None) };
+    match &jail.root {
+        Some(root) => Ok(Some(root.clone())),
+        None => match jail_run::root(&jail.name) {
+            Ok(root) => Ok(Some(root)),
+            Err(error) => Err(GuestError::user(jail_run::words_of(&jail.name, &error))),
+        },
+    }
+}
+
+/// The firmware, and how the guest comes to its variables.
+fn find_firmware(guest: &GuestDir, uefi: &Uefi) -> Result<(Firmware, Option<Copy>)> {
+    let missing = |what: &str, package: &str| {
+        GuestError::user(format!("this host has no {what} for guests")).hint(format!("install it with `pkg install {package}`"))
+    };
+    let there = |path: &Path| match path.is_file() {
+        true => Ok(()),
+        false => Err(GuestError::user(format!("there is no firmware at `{}`", path.display()))),
+    };
+    if uefi.csm {
+        let code = firmware::csm().ok_or_else(|| missing("UEFI firmware with CSM", firmware::CSM_PACKAGE))?;
+        return Ok((Firmware { code, vars: None }, None));
+    }
+    let packaged = firmware::uefi();
+    let code = match &uefi.firmware {
+        Some(code) => code.clone(),
+        None => {
+            packaged.as_ref().map(|found| found.code.clone()).ok_or_else(|| missing("UEFI firmware", firmware::UEFI_PACKAGE))?
+        }
+    };
+    there(&code)?;
+    // Firmware of the user's has variables of its own or none: another firmware's do not fit.
+    let template = match (&uefi.vars, &uefi.firmware) {
+        (Some(vars), _) => Some(vars.clone()),
+        (None, None) => packaged.and_then(|found| found.vars),
+        (None, Some(_)) => None,
+    };
+    let Some(from) = template else { return Ok((Firmware { code, vars: None }, None)) };
+    there(&from)?;
+    let to = guest.path().join("uefi-vars.fd");
+    let copy = Copy { from, to: to.clone(), anew: !uefi.persistent };
+    Ok((Firmware { code, vars: Some(to) }, Some(copy)))
+}
+
+/// What each interface is plugged into, by its id; a mark for a tap that is still to be made.
+fn plugged_into(boot: Boot<'_>, mark: &str) -> Result<BTreeMap<String, String>> {
+    let mut found = BTreeMap::new();
+    for nic in &boot.config.nics {
+        let end = match (nic.backend, &nic.interface) {
+            (NicBackend::User | NicBackend::None, _) => continue,
+            (_, Some(interface)) => interface.clone(),
+            (NicBackend::Tap | NicBackend::Vmnet, None) => Argument::tap_mark(&nic.id),
+            (NicBackend::Vale, None) => {
+                // The names of ports have 15 bytes, and two guests must not have one.
+                let port = short_hash(&[mark, &nic.id]);
+                format!("vale-{}:{}", nic.switch.as_deref().unwrap_or("vmctl"), &port[..12])
+            }
+            (NicBackend::Netmap, None) => {
+                return Err(GuestError::user(format!("nic `{}`: netmap needs an interface", nic.id)).hint("set `interface`"));
+            }
+            (NicBackend::Netgraph, None) => netgraph_end(boot.switches, nic)?,
+        };
+        found.insert(nic.id.clone(), end);
+    }
+    Ok(found)
+}
+
+/// A node's path and its hook.
+fn netgraph_end(switches: &[SwitchConfig], nic: &NicConfig) -> Result<String> {
+    let hook = nic.netgraph.as_ref();
+    let path = match (hook.and_then(|hook| hook.path.clone()), &nic.switch) {
+        (Some(path), _) => path,
+        (None, Some(id)) => match &find_switch(switches, nic, id)?.kind {
+            SwitchKind::Netgraph { node } => format!("{node}:"),
+            _ => {
+                return Err(GuestError::user(format!("nic `{}`: the switch `{id}` is none of netgraph", nic.id))
+                    .hint("set `backend` to the switch's own type"));
+            }
+        },
+        (None, None) => {
+            return Err(GuestError::user(format!("nic `{}`: no netgraph node is named", nic.id)).hint("set `path`, or `switch`"));
+        }
+    };
+    let peerhook = match hook.and_then(|hook| hook.peerhook.clone()) {
+        Some(peerhook) => peerhook,
+        None => netgraph::free_link(&path).map_err(|error| GuestError::user(format!("nic `{}`: {error}", nic.id)))?,
+    };
+    Ok(format!("{path} {peerhook}"))
+}
+
+fn disks(boot: Boot<'_>) -> Result<Vec<DiskUse>> {
+    let disks = boot.config.disks.iter().filter(|disk| disk.backend != DiskBackend::Iscsi);
+    disks.map(|disk| Ok(DiskUse { id: disk.id.clone(), path: disk_path(boot.guest, disk)?, read_only: disk.ro })).collect()
+}
+
+/// The taps that are made, and those that are there.
+fn interfaces(boot: Boot<'_>, mark: &str) -> Result<(Vec<TapPlan>, Vec<InterfaceUse>)> {
+    let (mut taps, mut interfaces) = (Vec::new(), Vec::new());
+    for nic in &boot.config.nics {
+        let kind = match nic.backend {
+            NicBackend::Tap => "tap",
+            NicBackend::Vmnet => "vmnet",
+            _ => continue,
+        };
+        if let Some(name) = &nic.interface {
+            interfaces.push(InterfaceUse { nic: nic.id.clone(), name: name.clone() });
+            continue;
+        }
+        let switch = nic.switch.as_ref().map(|id| find_switch(boot.switches, nic, id)).transpose()?;
+        taps.push(TapPlan {
+            nic: nic.id.clone(),
+            kind: kind.to_owned(),
+            description: format!("vmctl/{}/{}/{mark}", boot.config.name, nic.id),
+            bridge: switch.map(|switch| Ok::<_, GuestError>((switch.id.clone(), bridge(nic, switch)?))).transpose()?,
+            mtu: (nic.mtu != 1500).then_some(nic.mtu).or(switch.and_then(|switch| switch.mtu)),
+            private: nic.private || switch.is_some_and(|switch| switch.private),
+            span: nic.span,
+        });
+    }
+    Ok((taps, interfaces))
+}
+
+fn find_switch<'a>(switches: &'a [SwitchConfig], nic: &NicConfig, id: &str) -> Result<&'a SwitchConfig> {
+    switches.iter().find(|switch| switch.id == id).ok_or_else(|| {
+        let known: Vec<_> = switches.iter().map(|switch| format!("`{}`", switch.id)).collect();
+        let error = GuestError::user(format!("nic `{}`: the host file has no switch `{id}`", nic.id));
+        match known.is_empty() {
+            true => error.hint("add one to the host file: `[[switches]]` with `id` and `uplinks`"),
+            false => error.hint(format!("it has {}", known.join(", "))),
+        }
+    })
+}
+
+/// The bridge that a switch is.
+fn bridge(nic: &NicConfig, switch: &SwitchConfig) -> Result<String> {
+    match &switch.kind {
+        SwitchKind::Bridge | SwitchKind::Vxlan { .. } => Ok(format!("sw-{}", switch.id)),
+        SwitchKind::Manual { bridge } => Ok(bridge.clone()),
+        SwitchKind::Vale | SwitchKind::Netgraph { .. } => {
+            Err(GuestError::user(format!("nic `{}`: the switch `{}` takes no taps", nic.id, switch.id))
+                .hint("set `backend` to the switch's own type"))
+        }
+    }
+}
+
+/// Where the guest is saved; what it is saved with is known by bhyve's command line.
+fn saved(guest: &GuestDir, bhyve: &Program) -> Saved {
+    let words = serde_json::to_string(bhyve).expect("plain fields");
+    Saved { memory: guest.path().join("saved"), fingerprint: short_hash(&[&words]) }
+}
+
+/// Whether there is a saved state to go on from. One of other devices stops the boot: it would be lost.
+fn resumes(saved: &Saved, name: &str) -> Result<bool> {
+    match saved.kept() {
+        None => Ok(false),
+        Some(fingerprint) if fingerprint == saved.fingerprint => Ok(true),
+        Some(_) => Err(GuestError::user(format!("`{name}` was suspended, and its devices are others now"))
+            .hint(format!("undo the change of its file, or give up what was saved: `rm {}*`", saved.memory.display()))),
+    }
+}
+
+/// The rules of rctl(8), without the process.
+fn limits(limits: &Limits) -> Vec<String> {
+    let rule = |what: &str, value: Option<u64>, action: &str| value.map(|value| format!("{what}:{action}={value}"));
+    let bytes = |size: Option<crate::units::ByteSize>| size.map(|size| size.bytes());
+    [
+        rule("pcpu", limits.cpu_percent.map(u64::from), "deny"),
+        rule("readbps", bytes(limits.read_bps), "throttle"),
+        rule("writebps", bytes(limits.write_bps), "throttle"),
+        rule("readiops", limits.read_iops.map(u64::from), "throttle"),
+        rule("writeiops", limits.write_iops.map(u64::from), "throttle"),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}

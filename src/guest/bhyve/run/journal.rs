@@ -1,0 +1,192 @@
+//! What was made for a boot and must be undone: noted in a file in the guest's directory before it is made. The file
+//! outlives an engine child that is killed; the next one, or the supervisor when the guest has stopped, undoes what it
+//! says. A second undo of a thing that is gone already does no harm.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::host::bhyvectl::Vm;
+use crate::host::files::replace;
+use crate::host::process::boot_id;
+use crate::host::program::run;
+use crate::host::tap;
+
+use super::outcome::Trouble;
+
+/// One thing that was made, or is about to be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Made {
+    /// The tap with this description.
+    Tap {
+        /// See [`tap::NewTap::description`].
+        description: String,
+    },
+    /// A virtual machine of vmm(4).
+    Vm {
+        /// Its name.
+        name: String,
+        /// The jail it is in.
+        jail: Option<String>,
+    },
+    /// A file or socket of this boot.
+    File(PathBuf),
+    /// The TPM's process, which notes its id in this file.
+    Tpm {
+        /// See [`crate::host::swtpm::Tpm`].
+        pid_file: PathBuf,
+    },
+}
+
+/// The file's contents.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Document {
+    /// What was made before the host went down is gone, except files.
+    boot_id: String,
+    made: Vec<Made>,
+}
+
+/// The journal of one guest.
+#[derive(Debug)]
+pub struct Journal {
+    path: PathBuf,
+    made: Vec<Made>,
+}
+
+impl Journal {
+    /// Reads what an earlier child left. A damaged file says nothing.
+    pub fn open(path: &Path) -> Journal {
+        let document: Document = std::fs::read(path).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+        let survives = |made: &Made| document.boot_id == boot_id() || matches!(made, Made::File(_));
+        let made = document.made.into_iter().filter(survives).collect();
+        Journal { path: path.to_owned(), made }
+    }
+
+    /// Whether it says that this guest made the virtual machine `name`.
+    pub fn has_vm(&self, name: &str) -> bool {
+        self.made.iter().any(|made| matches!(made, Made::Vm { name: other, .. } if other == name))
+    }
+
+    /// Notes a thing that is about to be made.
+    pub fn note(&mut self, made: Made) -> Result<(), Trouble> {
+        self.made.push(made);
+        self.save().map_err(|error| Trouble::Failed(format!("cannot write `{}`: {error}", self.path.display())))
+    }
+
+    /// Undoes everything, the last thing first, and goes on after a failure. What could not be undone stays noted and
+    /// is returned in words.
+    pub fn undo(&mut self) -> Result<(), String> {
+        let mut left = Vec::new();
+        let mut words = Vec::new();
+        while let Some(made) = self.made.pop() {
+            if let Err(error) = made.undo() {
+                words.push(error);
+                left.push(made);
+            }
+        }
+        left.reverse();
+        self.made = left;
+        if let Err(error) = self.save() {
+            words.push(format!("cannot write `{}`: {error}", self.path.display()));
+        }
+        if words.is_empty() { Ok(()) } else { Err(words.join("; ")) }
+    }
+
+    fn save(&self) -> std::io::Result<()> {
+        if self.made.is_empty() {
+            return match std::fs::remove_file(&self.path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            };
+        }
+        let document = Document { boot_id: boot_id(), made: self.made.clone() };
+        replace(&self.path, &serde_json::to_vec(&document).expect("plain fields"), 0o600)
+    }
+}
+
+impl Made {
+    fn undo(&self) -> Result<(), String> {
+        match self {
+            Made::Tap { description } => {
+                let taps = tap::described(description).map_err(|error| error.to_string())?;
+                taps.iter().try_for_each(|tap| tap::destroy(tap)).map_err(|error| error.to_string())
+            }
+            Made::Vm { name, jail } => {
+                let vm = Vm { name: name.clone(), jail: jail.clone() };
+                match vm.destroy() {
+                    // A jail that is gone cannot be asked; the host may remove what was in it.
+                    Err(_) if jail.is_some() => Vm { jail: None, ..vm }.destroy(),
+                    other => other,
+                }
+                .map_err(|error| error.to_string())
+            }
+            Made::File(path) => match std::fs::remove_file(path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    Err(format!("cannot remove `{}`: {error}", path.display()))
+                }
+                _ => Ok(()),
+            },
+            Made::Tpm { pid_file } => end_tpm(pid_file),
+        }
+    }
+}
+
+/// Ends the process whose id stands in a file of swtpm's, if it is swtpm still.
+fn end_tpm(pid_file: &Path) -> Result<(), String> {
+    let pid = std::fs::read_to_string(pid_file).ok().and_then(|text| text.trim().parse::<i32>().ok()).filter(|pid| *pid > 1);
+    if let Some(pid) = pid
+        && run("ps", &["-o", "comm=", "-p", &pid.to_string()]).is_ok_and(|name| name.trim().ends_with("swtpm"))
+    {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM);
+    }
+    let _ = std::fs::remove_file(pid_file);
+    Ok(())
+}
+
+/// Undoes what an engine child that was killed left behind. Does nothing when there is nothing.
+pub fn sweep(path: &Path) -> Result<(), String> {
+    match path.exists() {
+        true => Journal::open(path).undo(),
+        false => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_noted_is_found_again_and_gone_when_it_is_undone() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (path, made) = (dir.path().join("bhyve.journal"), dir.path().join("made"));
+        let mut journal = Journal::open(&path);
+        journal.note(Made::File(made.clone())).expect("writes");
+        std::fs::write(&made, "x").expect("writes");
+        sweep(&path).expect("undone");
+        assert!(!made.exists() && !path.exists());
+        sweep(&path).expect("nothing to do");
+    }
+
+    #[test]
+    fn what_the_kernel_forgot_with_the_hosts_last_boot_is_not_looked_for() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("bhyve.journal");
+        let made = vec![Made::Vm { name: "g".into(), jail: None }, Made::File(dir.path().join("f"))];
+        let old = Document { boot_id: "another".into(), made };
+        std::fs::write(&path, serde_json::to_vec(&old).expect("plain")).expect("writes");
+        let journal = Journal::open(&path);
+        assert!(!journal.has_vm("g"));
+        assert_eq!(journal.made.len(), 1);
+    }
+
+    #[test]
+    fn a_damaged_journal_says_nothing() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("bhyve.journal");
+        std::fs::write(&path, "{\"boot_id\":").expect("writes");
+        assert!(Journal::open(&path).made.is_empty());
+        sweep(&path).expect("removes it");
+        assert!(!path.exists());
+    }
+}

@@ -1,0 +1,232 @@
+//! What one boot under bhyve is made of: command lines, and what they need of the host. Written by the supervisor,
+//! read by the engine child.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::host::bhyvectl::Vm;
+use crate::host::swtpm::Tpm;
+
+/// The version of this document; both sides come from one binary, a difference means that it was replaced mid-way.
+pub const PLAN_VERSION: u32 = 1;
+
+/// One boot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BhyvePlan {
+    /// [`PLAN_VERSION`].
+    pub version: u32,
+    /// The guest's name, which is the virtual machine's too.
+    pub name: String,
+    /// How many virtual CPUs it has.
+    pub cpus: u32,
+    /// Where it is noted what is to be undone.
+    pub journal: PathBuf,
+    /// Kernel modules, in the order in which they are loaded.
+    pub modules: Vec<String>,
+    /// Disks that nobody else may use meanwhile.
+    pub disks: Vec<DiskUse>,
+    /// Taps that are made for this boot.
+    pub taps: Vec<TapPlan>,
+    /// Interfaces of the user's, which must be there and free.
+    pub interfaces: Vec<InterfaceUse>,
+    /// Files that are written anew, such as a device map.
+    pub files: Vec<NewFile>,
+    /// The guest's own UEFI variables.
+    pub variables: Option<Copy>,
+    /// Sockets that programs of this boot bind; what is in the way was left behind.
+    pub sockets: Vec<PathBuf>,
+    /// The lines of serial ports, the first one's first: the text between `nmdm` and `A`.
+    pub lines: Vec<String>,
+    /// A TPM in software.
+    pub tpm: Option<Tpm>,
+    /// Where the guest's screen is seen.
+    pub screen: Option<Screen>,
+    /// What runs before bhyve.
+    pub loader: Option<Program>,
+    /// bhyve itself.
+    pub bhyve: Program,
+    /// The jail that the loader and bhyve run in.
+    pub jail: Option<String>,
+    /// Limits of bhyve's process: what rctl(8) takes after the process, like `pcpu:deny=150`.
+    pub limits: Vec<String>,
+    /// bhyve's priority, as nice(1) takes it.
+    pub nice: Option<i32>,
+    /// Where the guest is saved, and what it is saved with.
+    pub saved: Saved,
+    /// This bhyve can save a guest.
+    pub suspends: bool,
+    /// This boot goes on from what was saved.
+    pub resumes: bool,
+}
+
+/// A guest's saved state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Saved {
+    /// Its memory; the kernel's part and the description have `.kern` and `.meta` behind this name (bhyvectl(8)).
+    pub memory: PathBuf,
+    /// Of bhyve's command line: a state fits the same devices only.
+    pub fingerprint: String,
+}
+
+/// A disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskUse {
+    /// The id in the guest file.
+    pub id: String,
+    /// A file or device.
+    pub path: PathBuf,
+    /// Others may read it too.
+    pub read_only: bool,
+}
+
+/// A tap.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TapPlan {
+    /// The id of the interface in the guest file; what [`Piece::Tap`] refers to.
+    pub nic: String,
+    /// `tap` or `vmnet`.
+    pub kind: String,
+    /// By which it is known again.
+    pub description: String,
+    /// The switch, for messages, and the bridge that it is.
+    pub bridge: Option<(String, String)>,
+    /// Largest packet.
+    pub mtu: Option<u16>,
+    /// It cannot talk to other private members of the bridge.
+    pub private: bool,
+    /// It gets a copy of every frame of the bridge.
+    pub span: bool,
+}
+
+/// An interface of the user's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InterfaceUse {
+    /// The id of the interface in the guest file.
+    pub nic: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// A file that is written anew.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewFile {
+    /// Where.
+    pub path: PathBuf,
+    /// What.
+    pub text: String,
+}
+
+/// A file that is copied when it is not there yet, or for every boot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Copy {
+    /// What is copied.
+    pub from: PathBuf,
+    /// Where to.
+    pub to: PathBuf,
+    /// For every boot.
+    pub anew: bool,
+}
+
+/// Where a screen is seen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Screen {
+    /// At a TCP port: this one, or the first free one.
+    Port {
+        /// Where it is listened.
+        address: IpAddr,
+        /// The port that the user wants.
+        port: Option<u16>,
+    },
+    /// At a socket.
+    Socket(PathBuf),
+}
+
+/// A command line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Program {
+    /// The program: a name or a path.
+    pub program: String,
+    /// Its arguments.
+    pub arguments: Vec<Argument>,
+}
+
+/// One argument, in pieces that follow each other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Argument(pub Vec<Piece>);
+
+/// A piece of an argument.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Piece {
+    /// As it stands.
+    Text(String),
+    /// The name of the tap that is made for this interface.
+    Tap(String),
+    /// The port of the screen.
+    ScreenPort,
+}
+
+/// Marks a name that is known only when the host has made the thing. No guest file has this character in a value.
+const MARK: char = '\u{1}';
+
+impl Argument {
+    /// The word that stands for the name of an interface's tap in a command line that is still to be cut in pieces.
+    pub fn tap_mark(nic: &str) -> String {
+        format!("{MARK}tap {nic}{MARK}")
+    }
+
+    /// The word that stands for the screen's port.
+    pub fn port_mark() -> String {
+        format!("{MARK}port{MARK}")
+    }
+
+    /// Cuts a word with marks into pieces.
+    pub fn cut(word: &str) -> Argument {
+        // Pieces at odd places stand between two marks.
+        let pieces = word.split(MARK).enumerate().filter(|(at, piece)| at % 2 == 1 || !piece.is_empty());
+        Argument(
+            pieces
+                .map(|(at, piece)| match piece.strip_prefix("tap ") {
+                    Some(nic) if at % 2 == 1 => Piece::Tap(nic.to_owned()),
+                    None if at % 2 == 1 && piece == "port" => Piece::ScreenPort,
+                    _ => Piece::Text(piece.to_owned()),
+                })
+                .collect(),
+        )
+    }
+}
+
+impl BhyvePlan {
+    /// The virtual machine, for bhyvectl(8).
+    pub fn machine(&self) -> Vm {
+        Vm { name: self.name.clone(), jail: self.jail.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_is_cut_where_names_are_still_missing() {
+        let word = format!("5,virtio-net,{},mac=02:00:00:00:00:01", Argument::tap_mark("net0"));
+        let text = |text: &str| Piece::Text(text.into());
+        assert_eq!(Argument::cut(&word).0, [text("5,virtio-net,"), Piece::Tap("net0".into()), text(",mac=02:00:00:00:00:01")]);
+        let word = format!("29,fbuf,tcp=127.0.0.1:{}", Argument::port_mark());
+        assert_eq!(Argument::cut(&word).0, [text("29,fbuf,tcp=127.0.0.1:"), Piece::ScreenPort]);
+        assert_eq!(Argument::cut("-A").0, [text("-A")]);
+        assert_eq!(Argument::cut("tap net0").0, [text("tap net0")]);
+    }
+}

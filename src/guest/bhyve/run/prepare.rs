@@ -1,0 +1,278 @@
+//! The host, made ready for one boot. [`look`] finds what is in the way and changes nothing; [`make`] changes the host
+//! step by step, each noted in the journal before it is taken.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::process::Child;
+
+use crate::host::files::write_atomically;
+use crate::host::jail_run::{self, Standing};
+use crate::host::nmdm::{self, Line};
+use crate::host::port::{Reserved, reserve};
+use crate::host::program::ProgramError;
+use crate::host::tap::{self, Membership, NewTap};
+use crate::host::{kmod, sysctl};
+use crate::machine::spec::EngineEvent;
+
+use super::journal::{Journal, Made};
+use super::outcome::Trouble;
+use super::plan::{Argument, BhyvePlan, Copy, DiskUse, Piece, Program, Screen, TapPlan};
+use super::watch::Watch;
+
+/// The ports that are tried for a screen that has none of its own.
+const SCREEN_PORTS: std::ops::RangeInclusive<u16> = 5900..=5999;
+
+/// What is taken before anything is changed, and given back when the boot is over.
+#[derive(Debug)]
+pub struct Held {
+    _disks: Vec<File>,
+    port: Option<Reserved>,
+}
+
+/// What the command lines were missing, and what runs beside the guest.
+#[derive(Debug)]
+pub struct Prepared {
+    taps: BTreeMap<String, String>,
+    port: Option<u16>,
+    tpm: Option<Child>,
+    _held: Held,
+}
+
+fn failed(message: impl Into<String>) -> Trouble {
+    Trouble::Failed(message.into())
+}
+
+fn host_failed(error: ProgramError) -> Trouble {
+    match error.hint() {
+        Some(hint) => failed(format!("{error}; {hint}")),
+        None => failed(error.to_string()),
+    }
+}
+
+/// Looks at everything that may be in the way, and takes what two boots must not share.
+pub fn look(plan: &BhyvePlan, journal: &Journal) -> Result<Held, Trouble> {
+    let vm = plan.machine();
+    if vm.exists() && !journal.has_vm(&vm.name) {
+        return Err(failed(format!(
+            "there is a virtual machine `{name}` already (/dev/vmm/{name}), and it is not this guest's; \
+             if nothing runs it, remove it with `bhyvectl --vm={name} --destroy`",
+            name = vm.name
+        )));
+    }
+    if let Some(line) = plan.lines.iter().find(|line| nmdm::in_use(line)) {
+        return Err(failed(format!("`{}` is in use by another program", nmdm::a_side(line))));
+    }
+    for interface in &plan.interfaces {
+        let (nic, name) = (&interface.nic, &interface.name);
+        if !tap::exists(name) {
+            return Err(failed(format!(
+                "nic `{nic}`: there is no interface `{name}`; leave `interface` out and vmctl makes one"
+            )));
+        }
+        if let Some(pid) = tap::opened_by(name) {
+            return Err(failed(format!("nic `{nic}`: `{name}` is in use by process {pid}")));
+        }
+    }
+    if let Some(jail) = &plan.jail {
+        match jail_run::standing(jail) {
+            Standing::Missing => return Err(no_jail(jail)),
+            Standing::NotAllowed => return Err(jail_not_allowed(jail)),
+            // Before vmm(4) is loaded nobody knows; it is looked at again then.
+            Standing::Allowed | Standing::Unknown(_) => {}
+        }
+    }
+    let disks = plan.disks.iter().map(lock).collect::<Result<Vec<_>, _>>()?;
+    let port = match &plan.screen {
+        Some(Screen::Port { address, port: Some(port) }) => {
+            Some(reserve(*address, std::iter::once(*port)).map_err(|error| match error.kind() {
+                io::ErrorKind::AddrInUse => {
+                    failed(format!("port {port} at {address} is in use; leave `graphics.port` out and a free one is taken"))
+                }
+                _ => failed(format!("the screen cannot be shown at {address}, port {port}: {error}")),
+            })?)
+        }
+        Some(Screen::Port { address, port: None }) => Some(
+            reserve(*address, SCREEN_PORTS)
+                .map_err(|error| failed(format!("no port of 5900 to 5999 at {address} can be had for the screen: {error}")))?,
+        ),
+        _ => None,
+    };
+    Ok(Held { _disks: disks, port })
+}
+
+fn no_jail(jail: &str) -> Trouble {
+    failed(jail_run::missing(jail))
+}
+
+fn jail_not_allowed(jail: &str) -> Trouble {
+    failed(format!(
+        "the jail `{jail}` does not allow vmm(4); put `allow.vmm;` into its part of /etc/jail.conf and start it again"
+    ))
+}
+
+/// Locks a disk against other guests: two writers would destroy it. Advisory, as between all engines of this program.
+fn lock(disk: &DiskUse) -> Result<File, Trouble> {
+    let file = File::open(&disk.path)
+        .map_err(|error| failed(format!("cannot open disk `{}` at `{}`: {error}", disk.id, disk.path.display())))?;
+    let locked = if disk.read_only { file.try_lock_shared() } else { file.try_lock() };
+    match locked {
+        Err(std::fs::TryLockError::WouldBlock) => {
+            Err(failed(format!("disk `{}`: `{}` is in use by another guest", disk.id, disk.path.display())))
+        }
+        // A device that knows no locks is opened all the same.
+        _ => Ok(file),
+    }
+}
+
+/// Makes what the plan needs. What was made before a failure stands in the journal, for the caller to undo.
+pub fn make(plan: &BhyvePlan, journal: &mut Journal, watch: &mut Watch<'_>, held: Held) -> Result<Prepared, Trouble> {
+    for module in &plan.modules {
+        kmod::ensure(module).map_err(|error| no_module(module, error))?;
+        watch.orders()?;
+    }
+    if let Some(jail) = &plan.jail {
+        match jail_run::standing(jail) {
+            Standing::Allowed => {}
+            Standing::NotAllowed => return Err(jail_not_allowed(jail)),
+            Standing::Missing => return Err(no_jail(jail)),
+            Standing::Unknown(error) => return Err(host_failed(error)),
+        }
+    }
+    let port = held.port.as_ref().map(|port| port.address.port());
+    let mut prepared = Prepared { taps: BTreeMap::new(), port, tpm: None, _held: held };
+    if !plan.taps.is_empty() || !plan.interfaces.is_empty() {
+        // Without it a tap stays down when bhyve opens it.
+        sysctl::ensure("net.link.tap.up_on_open", "1").map_err(host_failed)?;
+    }
+    for tap in &plan.taps {
+        let name = make_tap(tap, journal)?;
+        prepared.taps.insert(tap.nic.clone(), name);
+        watch.orders()?;
+    }
+    for file in &plan.files {
+        write_atomically(&file.path, file.text.as_bytes(), 0o600)
+            .map_err(|error| failed(format!("cannot write `{}`: {error}", file.path.display())))?;
+    }
+    if let Some(variables) = &plan.variables {
+        copy(variables)?;
+    }
+    for socket in &plan.sockets {
+        journal.note(Made::File(socket.clone()))?;
+        remove_stale(socket)?;
+    }
+    if let Some(tpm) = &plan.tpm {
+        journal.note(Made::Tpm { pid_file: tpm.pid_file.clone() })?;
+        journal.note(Made::File(tpm.socket.clone()))?;
+        prepared.tpm = Some(tpm.start().map_err(failed)?);
+        watch.orders()?;
+    }
+    for line in &plan.lines {
+        let opened = Line::open(line)
+            .map_err(|error| failed(format!("cannot open the console `{}`: {error}", nmdm::a_side(line).replace('A', "B"))))?;
+        watch.open_line(opened);
+    }
+    let screen = match (&plan.screen, &prepared._held.port) {
+        (Some(Screen::Socket(path)), _) => Some(format!("unix:{}", path.display())),
+        (_, Some(port)) => Some(port.address.to_string()),
+        _ => None,
+    };
+    if let Some(address) = screen {
+        watch.tell(&EngineEvent::Screen { address });
+    }
+    Ok(prepared)
+}
+
+fn no_module(module: &str, error: ProgramError) -> Trouble {
+    let why = match module {
+        "vmm" => {
+            "; it needs a processor with VT-x, EPT and unrestricted guest, or with AMD-V and RVI, switched on in the \
+             firmware: `vmctl doctor` looks, and `engine = \"embedded\"` runs guests without it"
+        }
+        _ => "",
+    };
+    failed(format!("the kernel module `{module}` cannot be loaded: {error}{why}"))
+}
+
+fn make_tap(plan: &TapPlan, journal: &mut Journal) -> Result<String, Trouble> {
+    let wrong = |error: ProgramError| failed(format!("nic `{}`: {error}", plan.nic));
+    if let Some((switch, bridge)) = &plan.bridge
+        && !tap::exists(bridge)
+    {
+        return Err(failed(format!(
+            "nic `{}`: the switch `{switch}` is not up: there is no interface `{bridge}`; `vmctl switch up {switch}` makes it",
+            plan.nic
+        )));
+    }
+    journal.note(Made::Tap { description: plan.description.clone() })?;
+    let name = tap::create(&NewTap { kind: &plan.kind, description: &plan.description, mtu: plan.mtu }).map_err(wrong)?;
+    if let Some((_, bridge)) = &plan.bridge {
+        tap::join(&name, bridge, Membership { private: plan.private, span: plan.span }).map_err(wrong)?;
+    }
+    Ok(name)
+}
+
+/// The guest writes to its copy, which is its own unless it is made anew each time.
+fn copy(copy: &Copy) -> Result<(), Trouble> {
+    if copy.to.exists() && !copy.anew {
+        return Ok(());
+    }
+    let text = std::fs::read(&copy.from).map_err(|error| failed(format!("cannot read `{}`: {error}", copy.from.display())))?;
+    write_atomically(&copy.to, &text, 0o600).map_err(|error| failed(format!("cannot write `{}`: {error}", copy.to.display())))
+}
+
+/// A socket that nobody listens at keeps the next one from being bound.
+fn remove_stale(socket: &Path) -> Result<(), Trouble> {
+    match std::fs::remove_file(socket) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(failed(format!("cannot remove `{}`: {error}", socket.display())))
+        }
+        _ => Ok(()),
+    }
+}
+
+impl Prepared {
+    /// The words of a command line, with the names that are known by now, run where it is to run.
+    pub fn words(&self, plan: &BhyvePlan, program: &Program) -> Vec<String> {
+        let mut words = vec![program.program.clone()];
+        words.extend(program.arguments.iter().map(|argument| self.word(argument)));
+        jail_run::inside(plan.jail.as_deref(), words)
+    }
+
+    /// As [`words`](Prepared::words), for bhyve itself, with its priority.
+    pub fn bhyve_words(&self, plan: &BhyvePlan) -> Vec<String> {
+        let mut words = self.words(plan, &plan.bhyve);
+        if let Some(nice) = plan.nice {
+            // nice(1) becomes the program, as jexec(8) does.
+            words.splice(0..0, ["nice".to_owned(), "-n".to_owned(), nice.to_string()]);
+        }
+        words
+    }
+
+    fn word(&self, argument: &Argument) -> String {
+        let piece = |piece: &Piece| match piece {
+            Piece::Text(text) => text.clone(),
+            Piece::Tap(nic) => self.taps.get(nic).expect("the plan makes every tap that it names").clone(),
+            Piece::ScreenPort => self.port.expect("the plan has a screen if it names its port").to_string(),
+        };
+        argument.0.iter().map(piece).collect()
+    }
+
+    /// Ends what runs beside the guest.
+    pub fn end(&mut self) {
+        if let Some(mut tpm) = self.tpm.take() {
+            // It writes its state as it goes and ends with its only connection; if not, it is told.
+            let pid = nix::unistd::Pid::from_raw(tpm.id() as i32);
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+            for _ in 0..200 {
+                if !matches!(tpm.try_wait(), Ok(None)) {
+                    return;
+                }
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            let _ = tpm.kill();
+            let _ = tpm.wait();
+        }
+    }
+}

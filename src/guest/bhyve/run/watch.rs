@@ -1,0 +1,629 @@
+//! One thread that polls everything while the loader or bhyve runs: the console in both directions, the supervisor's
+//! commands, what the program writes to standard error, its end.
+//!
+//! bhyve takes SIGTERM for the power button (bhyve(8), SIGNAL HANDLING); the rest is bhyvectl's. Calls of bhyvectl run
+//! on threads of their own: saving a guest takes as long as its memory is large.
+
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::unistd::Pid;
+
+use crate::host::nmdm::Line;
+use crate::host::process::spawn_tied;
+use crate::host::program::find;
+use crate::host::rctl;
+use crate::machine::spec::{EngineCommand, EngineEvent, LEASE_FD, MAX_CONTROL_LINE};
+
+use super::Streams;
+use super::outcome::{End, Ended, Told, Trouble};
+use super::plan::BhyvePlan;
+
+/// The most bytes that wait in each direction of the console.
+const CONSOLE_LIMIT: usize = 64 * 1024;
+/// How much of what a program wrote to standard error is kept for messages, in bytes.
+const LAST_WORDS: usize = 2000;
+/// A program that has run so long runs a guest.
+const SURELY_RUNNING: Duration = Duration::from_secs(2);
+/// A loader that takes so long waits at its prompt for a person: for all others the guest runs.
+const LOADER_WAITS: Duration = Duration::from_secs(30);
+/// The power button is pressed again after this, for guests that missed it while they booted; so often at the most.
+const BUTTON_AGAIN: Duration = Duration::from_secs(15);
+const BUTTON_PRESSES: u32 = 4;
+/// bhyve is killed when it has not ended so long after a forced power-off or reset.
+const FORCED_PATIENCE: Duration = Duration::from_secs(5);
+/// How long the last words of a guest may take to reach the console's reader.
+const CONSOLE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Which program runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// bhyveload or grub-bhyve.
+    Loader,
+    /// bhyve.
+    Bhyve,
+}
+
+/// From the helper threads.
+enum Message {
+    /// This process is told to end.
+    Signal,
+    /// The running program has ended.
+    Ended,
+    /// bhyvectl did something, or not.
+    Called(&'static str, Result<(), String>),
+    /// The answer to a question of the supervisor's.
+    Answer(EngineEvent),
+}
+
+/// Everything that is watched.
+pub struct Watch<'a> {
+    plan: &'a BhyvePlan,
+    console: UnixStream,
+    control: UnixStream,
+    lease: OwnedFd,
+    lines: Vec<Line>,
+    to_guest: VecDeque<u8>,
+    to_console: VecDeque<u8>,
+    console_open: bool,
+    commands: Vec<u8>,
+    messages: mpsc::Receiver<Message>,
+    sender: mpsc::Sender<Message>,
+    wake: UnixStream,
+    waker: UnixStream,
+    /// Told to end while nothing ran.
+    told: Told,
+    said_running: bool,
+}
+
+/// The program that runs.
+struct Running {
+    part: Part,
+    child: Child,
+    stderr: io::PipeReader,
+    stderr_open: bool,
+    started: Instant,
+    words: VecDeque<u8>,
+    told: Told,
+    presses: u32,
+    press_at: Option<Instant>,
+    kill_at: Option<Instant>,
+    ended: bool,
+}
+
+impl<'a> Watch<'a> {
+    /// With the supervisor's streams. Starts the thread that takes signals.
+    pub fn new(plan: &'a BhyvePlan, streams: Streams) -> io::Result<Watch<'a>> {
+        let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
+        signals.thread_block()?;
+        streams.console.set_nonblocking(true)?;
+        streams.control.set_nonblocking(true)?;
+        let (wake, waker) = UnixStream::pair()?;
+        wake.set_nonblocking(true)?;
+        waker.set_nonblocking(true)?;
+        let (sender, messages) = mpsc::channel();
+        let watch = Watch {
+            plan,
+            console: streams.console,
+            control: streams.control,
+            lease: streams.lease,
+            lines: Vec::new(),
+            to_guest: VecDeque::new(),
+            to_console: VecDeque::new(),
+            console_open: true,
+            commands: Vec::new(),
+            messages,
+            sender,
+            wake,
+            waker,
+            told: Told::Nothing,
+            said_running: false,
+        };
+        watch.helper(move |post| {
+            while signals.wait().is_ok() {
+                post(Message::Signal);
+            }
+        })?;
+        Ok(watch)
+    }
+
+    /// Runs `work` on a thread of its own; it posts messages that wake the poll.
+    fn helper(&self, work: impl FnOnce(&dyn Fn(Message)) + Send + 'static) -> io::Result<()> {
+        let (sender, waker) = (self.sender.clone(), self.waker.try_clone()?);
+        std::thread::Builder::new().spawn(move || {
+            work(&|message| {
+                if sender.send(message).is_ok() {
+                    // A full wake stream has woken it already.
+                    let _ = (&waker).write(&[0]);
+                }
+            });
+        })?;
+        Ok(())
+    }
+
+    /// Tells the supervisor. One that is gone is noticed when its commands end.
+    pub fn tell(&self, event: &EngineEvent) {
+        let mut line = serde_json::to_vec(event).expect("plain fields");
+        line.push(b'\n');
+        let mut rest = &line[..];
+        let until = Instant::now() + CONSOLE_PATIENCE;
+        while !rest.is_empty() && Instant::now() < until {
+            match (&self.control).write(rest) {
+                Ok(count) => rest = &rest[count..],
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => std::thread::sleep(Duration::from_millis(2)),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// A line of the console is open. What they all say joins; what is typed goes to the first.
+    pub fn open_line(&mut self, line: Line) {
+        self.lines.push(line);
+    }
+
+    /// Takes what is still in the lines, and closes them.
+    pub fn close_lines(&mut self) {
+        self.drain_lines(Duration::from_millis(100));
+        self.lines.clear();
+    }
+
+    /// Hands the last words to the console's reader.
+    pub fn finish(&mut self) {
+        let until = Instant::now() + CONSOLE_PATIENCE;
+        while !self.to_console.is_empty() && self.console_open && Instant::now() < until {
+            self.write_console();
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Whether somebody wants this to end, asked between two steps while nothing runs.
+    pub fn orders(&mut self) -> Result<(), Trouble> {
+        while let Ok(message) = self.messages.try_recv() {
+            if matches!(message, Message::Signal) {
+                self.told = Told::End;
+            }
+        }
+        for command in self.read_commands() {
+            self.told = match (command, self.told) {
+                (_, Told::End) | (None, _) => Told::End,
+                (Some(EngineCommand::PowerButton | EngineCommand::Poweroff), _) => Told::PowerOff { forced: false },
+                (Some(EngineCommand::Reset), Told::Nothing) => Told::Reset { forced: false },
+                (Some(_), told) => told,
+            };
+        }
+        match self.told {
+            Told::Nothing => Ok(()),
+            Told::PowerOff { .. } => Err(Trouble::Told(End::POWER_OFF)),
+            Told::Reset { .. } => Err(Trouble::Told(End::REBOOT)),
+            Told::End => Err(Trouble::Told(End::Signal(Signal::SIGKILL as i32))),
+        }
+    }
+
+    /// Runs a program to its end. To be called from the main thread: the program is killed when that ends.
+    pub fn run(&mut self, part: Part, words: &[String]) -> Result<Ended, Trouble> {
+        self.orders()?;
+        let failed = |error: io::Error| Trouble::Failed(format!("cannot start `{}`: {error}", words[0]));
+        let (stderr, theirs) = io::pipe().map_err(failed)?;
+        make_nonblocking(&stderr).map_err(failed)?;
+        let mut command = Command::new(find(&words[0]).unwrap_or_else(|| words[0].clone().into()));
+        command.args(&words[1..]).current_dir("/").stdin(Stdio::null());
+        command.stdout(theirs.try_clone().map_err(failed)?).stderr(theirs);
+        let lease = self.lease.try_clone().map_err(failed)?;
+        let child = spawn_tied(&mut command, &[(LEASE_FD, lease)]).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => Trouble::Failed(format!("there is no program `{}`", words[0])),
+            _ => failed(error),
+        })?;
+        drop(command);
+        let mut running = Running {
+            part,
+            stderr,
+            stderr_open: true,
+            started: Instant::now(),
+            words: VecDeque::new(),
+            told: Told::Nothing,
+            presses: 0,
+            press_at: None,
+            kill_at: None,
+            ended: false,
+            child,
+        };
+        let watched = self.watch_end(&running).and_then(|()| self.limit(&running));
+        if let Err(message) = watched {
+            let _ = running.child.kill();
+            let _ = running.child.wait();
+            return Err(Trouble::Failed(message));
+        }
+        while !running.ended {
+            self.step(&mut running);
+        }
+        let heard = self.drain_lines(Duration::from_millis(100));
+        self.maybe_running(&running, heard);
+        self.end_of(running)
+    }
+
+    fn watch_end(&self, running: &Running) -> Result<(), String> {
+        use nix::sys::wait::{Id, WaitPidFlag, waitid};
+        let pid = Pid::from_raw(running.child.id() as i32);
+        let watched = self.helper(move |post| {
+            // WNOWAIT: the id is not reused before the main thread has taken the status.
+            while waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) == Err(nix::errno::Errno::EINTR) {}
+            post(Message::Ended);
+        });
+        watched.map_err(|error| format!("cannot start a thread: {error}"))
+    }
+
+    fn limit(&self, running: &Running) -> Result<(), String> {
+        if running.part == Part::Loader || self.plan.limits.is_empty() {
+            return Ok(());
+        }
+        rctl::limit(running.child.id(), &self.plan.limits).map_err(|error| match rctl::hint(&error) {
+            Some(hint) => format!("{error}; {hint}"),
+            None => error.to_string(),
+        })
+    }
+
+    /// The status of a program that has ended, and what it still had to say.
+    fn end_of(&mut self, mut running: Running) -> Result<Ended, Trouble> {
+        use std::os::unix::process::ExitStatusExt;
+        let ran = running.started.elapsed();
+        let status = running.child.wait().map_err(|error| Trouble::Failed(format!("cannot wait for a program: {error}")))?;
+        running.hear();
+        Ok(Ended { code: status.code(), signal: status.signal(), ran, words: running.one_line(), told: running.told })
+    }
+
+    /// Sleeps until there is something to do, and does it.
+    fn step(&mut self, running: &mut Running) {
+        self.poll(running);
+        while let Ok(message) = self.messages.try_recv() {
+            self.take(message, running);
+        }
+        while matches!((&self.wake).read(&mut [0u8; 64]), Ok(count) if count > 0) {}
+        running.hear();
+        for command in self.read_commands() {
+            match command {
+                Some(command) => self.obey(&command, running),
+                // Nobody would hear of this guest any more.
+                None => running.end_now(),
+            }
+        }
+        let heard = self.move_console();
+        self.maybe_running(running, heard);
+        running.press_on(Instant::now());
+    }
+
+    fn poll(&self, running: &Running) {
+        let mut fds =
+            vec![PollFd::new(self.wake.as_fd(), PollFlags::POLLIN), PollFd::new(self.control.as_fd(), PollFlags::POLLIN)];
+        let mut add = |fd, read: bool, write: bool| {
+            let mut flags = PollFlags::empty();
+            flags.set(PollFlags::POLLIN, read);
+            flags.set(PollFlags::POLLOUT, write);
+            if !flags.is_empty() {
+                fds.push(PollFd::new(fd, flags));
+            }
+        };
+        if running.stderr_open {
+            add(running.stderr.as_fd(), true, false);
+        }
+        if self.console_open {
+            add(self.console.as_fd(), self.to_guest.len() < CONSOLE_LIMIT, !self.to_console.is_empty());
+        }
+        for (at, line) in self.lines.iter().enumerate() {
+            add(line.file().as_fd(), self.to_console.len() < CONSOLE_LIMIT, at == 0 && !self.to_guest.is_empty());
+        }
+        let deadline = [running.press_at, running.kill_at, (!self.said_running).then(|| running.surely_running())];
+        let timeout = match deadline.into_iter().flatten().min() {
+            // One more, so that the deadline has passed when the sleep ends.
+            Some(at) => at.saturating_duration_since(Instant::now()).as_millis().min(60_000) as u16 + 1,
+            None => 60_000,
+        };
+        if poll(&mut fds, PollTimeout::from(timeout)).is_err_and(|errno| errno != nix::errno::Errno::EINTR) {
+            // Cannot happen with descriptors that we hold; never spin if it does.
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    fn take(&mut self, message: Message, running: &mut Running) {
+        match message {
+            Message::Signal => running.end_now(),
+            Message::Ended => running.ended = true,
+            Message::Called(_, Ok(())) => {}
+            Message::Called(what, Err(words)) => {
+                eprintln!("vmctl bhyve: {words}");
+                match what {
+                    // What cannot be asked for is done the hard way.
+                    "poweroff" | "reset" => running.kill_at = Some(Instant::now()),
+                    "suspend" => {
+                        self.plan.saved.forget();
+                        self.not_suspended(format!("the guest could not be saved: {words}"));
+                    }
+                    _ => {}
+                }
+            }
+            Message::Answer(event) => self.tell(&event),
+        }
+    }
+
+    /// The commands that have arrived; `None` stands for the end of the stream.
+    fn read_commands(&mut self) -> Vec<Option<EngineCommand>> {
+        let mut buffer = [0u8; 4096];
+        let mut open = true;
+        loop {
+            match (&self.control).read(&mut buffer) {
+                Ok(0) => open = false,
+                Ok(count) if self.commands.len() <= MAX_CONTROL_LINE => {
+                    self.commands.extend_from_slice(&buffer[..count]);
+                    continue;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                // More than a line can hold, or a broken stream.
+                _ => open = false,
+            }
+            break;
+        }
+        let mut commands = Vec::new();
+        while let Some(end) = self.commands.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = self.commands.drain(..=end).collect();
+            match serde_json::from_slice(&line) {
+                Ok(command) => commands.push(Some(command)),
+                Err(error) => eprintln!("vmctl bhyve: a command was not understood: {error}"),
+            }
+        }
+        if !open {
+            commands.push(None);
+        }
+        commands
+    }
+
+    fn obey(&mut self, command: &EngineCommand, running: &mut Running) {
+        match command {
+            EngineCommand::PowerButton if running.part == Part::Loader => running.kill_for(Told::PowerOff { forced: true }),
+            EngineCommand::Poweroff if running.part == Part::Loader => running.kill_for(Told::PowerOff { forced: true }),
+            EngineCommand::Reset if running.part == Part::Loader => running.kill_for(Told::Reset { forced: true }),
+            EngineCommand::PowerButton => {
+                running.told = Told::PowerOff { forced: false };
+                running.press_at = Some(Instant::now());
+            }
+            EngineCommand::Poweroff => {
+                running.force(Told::PowerOff { forced: false });
+                self.call("poweroff", |vm| vm.force_poweroff());
+            }
+            EngineCommand::Reset => {
+                running.force(Told::Reset { forced: false });
+                self.call("reset", |vm| vm.force_reset());
+            }
+            EngineCommand::Suspend if running.part == Part::Loader => {
+                self.not_suspended("the guest is still in its loader".into());
+            }
+            EngineCommand::Suspend if !self.plan.suspends => {
+                self.not_suspended(
+                    "the bhyve(8) of this host cannot save guests: it takes a world and a kernel built with BHYVE_SNAPSHOT, \
+                     which no release has"
+                        .into(),
+                );
+            }
+            EngineCommand::Suspend => {
+                self.plan.saved.forget();
+                let file = self.plan.saved.memory.clone();
+                self.call("suspend", move |vm| vm.suspend(&file));
+            }
+            EngineCommand::Nmi if running.part == Part::Bhyve => {
+                let cpus = self.plan.cpus as usize;
+                self.call("nmi", move |vm| (0..cpus).try_for_each(|cpu| vm.inject_nmi(cpu)));
+            }
+            EngineCommand::Nmi => eprintln!("vmctl bhyve: no NMI for a loader"),
+            EngineCommand::Stats => self.stats(running.part),
+        }
+    }
+
+    fn not_suspended(&self, message: String) {
+        self.tell(&EngineEvent::NotSuspended { message });
+    }
+
+    /// Calls bhyvectl from a thread.
+    fn call(
+        &self,
+        what: &'static str,
+        work: impl FnOnce(&crate::host::bhyvectl::Vm) -> Result<(), crate::host::program::ProgramError> + Send + 'static,
+    ) {
+        let vm = self.plan.machine();
+        let started = self.helper(move |post| post(Message::Called(what, work(&vm).map_err(|error| error.to_string()))));
+        if let Err(error) = started {
+            let _ = self.sender.send(Message::Called(what, Err(format!("cannot start a thread: {error}"))));
+        }
+    }
+
+    /// Answers with the counters of every virtual CPU; with none while there is no guest.
+    fn stats(&self, part: Part) {
+        let (vm, cpus) = (self.plan.machine(), if part == Part::Bhyve { self.plan.cpus as usize } else { 0 });
+        let started = self.helper(move |post| {
+            let counters = (0..cpus).filter_map(|cpu| vm.stats(cpu).ok()).flatten().collect();
+            post(Message::Answer(EngineEvent::Stats { counters }));
+        });
+        if let Err(error) = started {
+            eprintln!("vmctl bhyve: cannot start a thread: {error}");
+        }
+    }
+
+    /// Moves console bytes both ways; whether the guest said something.
+    fn move_console(&mut self) -> bool {
+        let heard = self.read_lines();
+        self.write_console();
+        if self.console_open && self.to_guest.len() < CONSOLE_LIMIT {
+            let mut buffer = [0u8; 4096];
+            match (&self.console).read(&mut buffer) {
+                Ok(0) => self.console_open = false,
+                Ok(count) => self.to_guest.extend(&buffer[..count]),
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+                Err(_) => self.console_open = false,
+            }
+        }
+        let Some(line) = self.lines.first() else {
+            // Without a line there is nobody to type to.
+            self.to_guest.clear();
+            return heard;
+        };
+        while !self.to_guest.is_empty() {
+            match line.file().write(self.to_guest.make_contiguous()) {
+                Ok(count) if count > 0 => drop(self.to_guest.drain(..count)),
+                _ => break,
+            }
+        }
+        heard
+    }
+
+    /// Takes what the lines have, as far as there is room; whether it was anything.
+    fn read_lines(&mut self) -> bool {
+        let mut heard = false;
+        let mut buffer = [0u8; 4096];
+        for line in &self.lines {
+            while self.to_console.len() < CONSOLE_LIMIT {
+                match line.file().read(&mut buffer) {
+                    Ok(count) if count > 0 => self.to_console.extend(&buffer[..count]),
+                    _ => break,
+                }
+                heard = true;
+            }
+        }
+        heard
+    }
+
+    fn write_console(&mut self) {
+        while self.console_open && !self.to_console.is_empty() {
+            match (&self.console).write(self.to_console.make_contiguous()) {
+                Ok(count) if count > 0 => drop(self.to_console.drain(..count)),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                _ => self.console_open = false,
+            }
+        }
+    }
+
+    /// Takes what the program that has ended left in the lines, until nothing has come for a moment; whether it was
+    /// anything.
+    fn drain_lines(&mut self, most: Duration) -> bool {
+        let until = Instant::now() + most;
+        let (mut quiet, mut heard) = (0, false);
+        while !self.lines.is_empty() && quiet < 3 && Instant::now() < until {
+            let more = self.read_lines();
+            heard |= more;
+            quiet = if more { 0 } else { quiet + 1 };
+            self.write_console();
+            std::thread::sleep(Duration::from_millis(3));
+        }
+        heard
+    }
+
+    fn maybe_running(&mut self, running: &Running, heard: bool) {
+        // What the loader said has been taken before bhyve was started.
+        let spoke = heard && running.part == Part::Bhyve;
+        if !self.said_running && (spoke || (!running.ended && Instant::now() >= running.surely_running())) {
+            self.said_running = true;
+            if self.plan.resumes {
+                // The guest goes on, and its disks with it.
+                self.plan.saved.forget();
+            }
+            self.tell(&EngineEvent::Running { backend: "vmm".into() });
+        }
+    }
+}
+
+impl Running {
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id() as i32)
+    }
+
+    /// From when on it counts as running whatever it says.
+    fn surely_running(&self) -> Instant {
+        self.started
+            + match self.part {
+                Part::Loader => LOADER_WAITS,
+                Part::Bhyve => SURELY_RUNNING,
+            }
+    }
+
+    /// Passes on what it writes to standard error, and keeps the end of it.
+    fn hear(&mut self) {
+        let mut buffer = [0u8; 4096];
+        // Bounded: one that writes without end leaves room for everything else.
+        for _ in 0..16 {
+            match self.stderr.read(&mut buffer) {
+                Ok(0) => return self.stderr_open = false,
+                Ok(count) => {
+                    let _ = io::stderr().write_all(&buffer[..count]);
+                    self.words.extend(&buffer[..count]);
+                    let surplus = self.words.len().saturating_sub(LAST_WORDS);
+                    self.words.drain(..surplus);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(_) => return self.stderr_open = false,
+            }
+        }
+    }
+
+    fn one_line(&self) -> String {
+        let bytes: Vec<u8> = self.words.iter().copied().collect();
+        let text = String::from_utf8_lossy(&bytes);
+        text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
+    }
+
+    fn end_now(&mut self) {
+        self.told = Told::End;
+        self.kill_at = Some(Instant::now());
+    }
+
+    /// A loader has no power button and no memory of its own: it is killed.
+    fn kill_for(&mut self, told: Told) {
+        if self.told != Told::End {
+            self.told = told;
+            self.kill_at = Some(Instant::now());
+        }
+    }
+
+    /// bhyve is being told to end; it is killed when it does not.
+    fn force(&mut self, told: Told) {
+        if self.told != Told::End {
+            self.told = told;
+            self.press_at = None;
+            self.kill_at = Some(Instant::now() + FORCED_PATIENCE);
+        }
+    }
+
+    /// What is due of pressing and killing.
+    fn press_on(&mut self, now: Instant) {
+        if self.ended {
+            return;
+        }
+        if self.press_at.is_some_and(|at| now >= at) {
+            let _ = kill(self.pid(), Signal::SIGTERM);
+            self.presses += 1;
+            self.press_at = (self.presses < BUTTON_PRESSES).then(|| now + BUTTON_AGAIN);
+        }
+        if self.kill_at.is_some_and(|at| now >= at) {
+            self.kill_at = None;
+            self.told = match self.told {
+                Told::PowerOff { .. } => Told::PowerOff { forced: true },
+                Told::Reset { .. } => Told::Reset { forced: true },
+                told => told,
+            };
+            let _ = self.child.kill();
+        }
+    }
+}
+
+fn make_nonblocking(pipe: &io::PipeReader) -> io::Result<()> {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    let flags = OFlag::from_bits_truncate(fcntl(pipe, FcntlArg::F_GETFL)?);
+    fcntl(pipe, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    Ok(())
+}

@@ -1,0 +1,151 @@
+//! Null-modem lines, nmdm(4): two terminals that are each other's other end. bhyve has the A side, this program the B
+//! side, and holds it from before the loader until after bhyve's end, so that nothing is lost in between.
+//!
+//! `sys/dev/nmdm/nmdm.c`: a name may be any text between `nmdm` and `A` or `B`; the pair comes into being when one of
+//! the names is looked up and goes when both sides are closed. The driver drops the carrier when the other side
+//! closes, which ends a terminal that heeds it; hence CLOCAL.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::OFlag;
+use nix::sys::termios::{ControlFlags, SetArg, cfmakeraw, tcgetattr, tcsetattr};
+
+use super::place;
+
+/// The B side of a line.
+#[derive(Debug)]
+pub struct Line {
+    file: File,
+    /// On a made-up host, what is held so that the pair stays, and its name, to be removed.
+    made_up: Option<MadeUp>,
+}
+
+#[derive(Debug)]
+struct MadeUp {
+    name: PathBuf,
+    _other_side: File,
+    _lock: File,
+}
+
+/// The device of bhyve's side of the line `name`.
+pub fn a_side(name: &str) -> String {
+    format!("/dev/nmdm{name}A")
+}
+
+/// Whether somebody has the line `name` open: the pair is there then, and at no other time.
+pub fn in_use(name: &str) -> bool {
+    match place::is_made_up() {
+        // The name of a pseudo-terminal stays when its holder is killed, a lock does not.
+        true => File::open(lock_file(&place::path(&a_side(name)))).is_ok_and(|file| file.try_lock_shared().is_err()),
+        false => place::has_entry(&place::path("/dev"), &format!("nmdm{name}A")),
+    }
+}
+
+/// On a made-up host, what is locked as long as somebody has the B side open.
+fn lock_file(a_side: &Path) -> PathBuf {
+    a_side.with_extension("lock")
+}
+
+impl Line {
+    /// Opens the B side of the line `name`; reads and writes of it do not block.
+    pub fn open(name: &str) -> io::Result<Line> {
+        if place::is_made_up() {
+            return Line::make_up(&place::path(&a_side(name)));
+        }
+        let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        let file = File::options().read(true).write(true).custom_flags(flags.bits()).open(format!("/dev/nmdm{name}B"))?;
+        make_raw(&file)?;
+        Ok(Line { file, made_up: None })
+    }
+
+    /// What is read from and written to.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// A pseudo-terminal in its place: its other side gets the name that bhyve is told.
+    fn make_up(name: &Path) -> io::Result<Line> {
+        use nix::pty::{grantpt, posix_openpt, unlockpt};
+        let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC)?;
+        grantpt(&master)?;
+        unlockpt(&master)?;
+        let file = File::from(std::os::fd::OwnedFd::from(master));
+        let other = other_side(&file)?;
+        let other_file =
+            File::options().read(true).write(true).custom_flags((OFlag::O_NOCTTY | OFlag::O_CLOEXEC).bits()).open(&other)?;
+        make_raw(&other_file)?;
+        let lock = File::create(lock_file(name))?;
+        lock.lock()?;
+        let _ = std::fs::remove_file(name);
+        std::os::unix::fs::symlink(&other, name)?;
+        Ok(Line { file, made_up: Some(MadeUp { name: name.to_owned(), _other_side: other_file, _lock: lock }) })
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        if let Some(made_up) = &self.made_up {
+            let _ = std::fs::remove_file(&made_up.name);
+        }
+    }
+}
+
+/// Bytes pass as they are, and the carrier is not heeded.
+fn make_raw(file: &File) -> io::Result<()> {
+    let mut termios = tcgetattr(file.as_fd())?;
+    cfmakeraw(&mut termios);
+    termios.control_flags |= ControlFlags::CLOCAL | ControlFlags::CREAD;
+    Ok(tcsetattr(file.as_fd(), SetArg::TCSANOW, &termios)?)
+}
+
+/// The name of a pseudo-terminal's other side.
+#[cfg(target_os = "linux")]
+fn other_side(master: &File) -> io::Result<PathBuf> {
+    use std::os::fd::AsRawFd;
+    nix::ioctl_read!(number_of, b'T', 0x30, nix::libc::c_uint);
+    let mut number = 0;
+    #[allow(unsafe_code, reason = "this folder is an island")]
+    // SAFETY: TIOCGPTN (tty_ioctl(4)) writes one unsigned int through the pointer, which lives over the call.
+    unsafe { number_of(master.as_raw_fd(), &mut number) }?;
+    Ok(format!("/dev/pts/{number}").into())
+}
+
+/// Made-up hosts are for the tests on Linux.
+#[cfg(not(target_os = "linux"))]
+fn other_side(_master: &File) -> io::Result<PathBuf> {
+    Err(io::Error::from(io::ErrorKind::Unsupported))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+
+    #[test]
+    fn what_is_written_to_one_side_is_read_from_the_other_as_it_is() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let name = dir.path().join("nmdmxA");
+        let line = Line::make_up(&name).expect("a pair");
+        let mut other = File::options().read(true).write(true).open(&name).expect("opens");
+        other.write_all(b"a\nb\r\x03").expect("writes");
+        let mut buffer = [0; 16];
+        let mut seen = Vec::new();
+        while seen.len() < 5 {
+            match line.file().read(&mut buffer) {
+                Ok(count) => seen.extend_from_slice(&buffer[..count]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => std::thread::yield_now(),
+                Err(error) => panic!("{error}"),
+            }
+        }
+        assert_eq!(seen, b"a\nb\r\x03");
+        line.file().write_all(b"\x04\r").expect("writes");
+        other.read_exact(&mut buffer[..2]).expect("reads");
+        assert_eq!(&buffer[..2], b"\x04\r");
+        drop(line);
+        assert!(!name.exists());
+    }
+}

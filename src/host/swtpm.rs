@@ -1,0 +1,69 @@
+//! swtpm(8), a TPM in software: a process beside the guest, which keeps the TPM's state in a directory.
+
+use std::io;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::process::spawn_tied;
+use super::program::find;
+
+/// How long it may take until it listens.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// One TPM.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Tpm {
+    /// Where its state is; made when it is not there, and only its owner's.
+    pub directory: PathBuf,
+    /// Where it listens.
+    pub socket: PathBuf,
+    /// Where it notes its process id.
+    pub pid_file: PathBuf,
+}
+
+impl Tpm {
+    /// Its command line: TPM 2.0, whose one connection carries commands and data, and which ends with it.
+    pub fn words(&self) -> Vec<String> {
+        let text = |path: &PathBuf| path.display().to_string();
+        vec![
+            "swtpm".into(),
+            "socket".into(),
+            "--tpm2".into(),
+            "--tpmstate".into(),
+            format!("dir={}", text(&self.directory)),
+            "--server".into(),
+            format!("type=unixio,path={}", text(&self.socket)),
+            "--flags".into(),
+            "not-need-init,startup-clear".into(),
+            "--pid".into(),
+            format!("file={}", text(&self.pid_file)),
+        ]
+    }
+
+    /// Starts it and waits until it listens. It is killed when the calling thread ends. What it writes to standard
+    /// error joins this process's own.
+    pub fn start(&self) -> Result<Child, String> {
+        let failed = |error: io::Error| format!("cannot start `swtpm`: {error}");
+        super::files::private_directory(&self.directory)
+            .map_err(|error| format!("cannot use `{}`: {error}", self.directory.display()))?;
+        let _ = std::fs::remove_file(&self.socket);
+        let words = self.words();
+        let mut command = Command::new(find("swtpm").ok_or("there is no program `swtpm`")?);
+        command.args(&words[1..]).stdin(Stdio::null()).stdout(Stdio::null());
+        let mut child = spawn_tied(&mut command, &[]).map_err(failed)?;
+        let until = Instant::now() + PATIENCE;
+        while !self.socket.exists() {
+            if let Ok(Some(status)) = child.try_wait() {
+                return Err(format!("`swtpm` ended at once ({status})"));
+            }
+            if Instant::now() > until {
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(format!("`swtpm` does not listen after {} s", PATIENCE.as_secs()));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(child)
+    }
+}

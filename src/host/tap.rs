@@ -1,0 +1,107 @@
+//! Tap interfaces, through ifconfig(8). The kernel chooses the number; a tap is known again by its description.
+
+use super::program::{Cause, ProgramError, run};
+
+/// A tap that is to be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewTap<'a> {
+    /// `tap`, or `vmnet`, which goes down when it is closed.
+    pub kind: &'a str,
+    /// By which it is found again; at most 63 bytes and without blanks.
+    pub description: &'a str,
+    /// Largest packet; the kernel's default without it.
+    pub mtu: Option<u16>,
+}
+
+/// Makes a tap and returns its name. One call, so that no tap is ever without its description.
+pub fn create(tap: &NewTap<'_>) -> Result<String, ProgramError> {
+    let mut arguments = vec![tap.kind, "create", "description", tap.description];
+    let mtu = tap.mtu.map(|mtu| mtu.to_string());
+    if let Some(mtu) = &mtu {
+        arguments.extend(["mtu", mtu]);
+    }
+    // ifconfig prints the name that it did not know before (`sbin/ifconfig/ifclone.c`, ifclonecreate).
+    let printed = run("ifconfig", &arguments)?;
+    let name = printed.split_whitespace().last().filter(|name| name.starts_with(tap.kind));
+    name.map(str::to_owned).ok_or_else(|| ProgramError {
+        command: format!("ifconfig {}", arguments.join(" ")),
+        cause: Cause::Run(format!("it printed no name of a tap: `{}`", printed.trim())),
+    })
+}
+
+/// How a tap is a member of a bridge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Membership {
+    /// It cannot talk to the bridge's other private members.
+    pub private: bool,
+    /// It gets a copy of every frame, and is no member otherwise.
+    pub span: bool,
+}
+
+/// Puts an interface on a bridge and brings it up.
+pub fn join(interface: &str, bridge: &str, how: Membership) -> Result<(), ProgramError> {
+    let words = match how {
+        Membership { span: true, .. } => vec![bridge, "span", interface],
+        Membership { private: true, .. } => vec![bridge, "addm", interface, "private", interface],
+        _ => vec![bridge, "addm", interface],
+    };
+    run("ifconfig", &words)?;
+    run("ifconfig", &[interface, "up"]).map(drop)
+}
+
+/// Removes an interface.
+pub fn destroy(interface: &str) -> Result<(), ProgramError> {
+    run("ifconfig", &[interface, "destroy"]).map(drop)
+}
+
+/// Whether there is an interface of this name.
+pub fn exists(interface: &str) -> bool {
+    run("ifconfig", &[interface]).is_ok()
+}
+
+/// The process that has a tap open: ifconfig prints `Opened by PID 7` then (`sys/net/if_tuntap.c`, tunifioctl).
+pub fn opened_by(interface: &str) -> Option<u32> {
+    let text = run("ifconfig", &[interface]).ok()?;
+    text.lines().find_map(|line| line.trim().strip_prefix("Opened by PID ")?.trim().parse().ok())
+}
+
+/// The taps with this description.
+pub fn described(description: &str) -> Result<Vec<String>, ProgramError> {
+    Ok(named(&run("ifconfig", &["-a"])?, description))
+}
+
+/// The interfaces in ifconfig's listing whose description this is. An interface begins in the first column; what it
+/// is like follows on lines that begin with a tab.
+fn named(listing: &str, description: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut current = None;
+    for line in listing.lines() {
+        if !line.starts_with([' ', '\t']) {
+            current = line.split_once(':').map(|(name, _)| name);
+        } else if line.trim().strip_prefix("description: ") == Some(description)
+            && let Some(name) = current.filter(|name| name.starts_with("tap") || name.starts_with("vmnet"))
+        {
+            found.push(name.to_owned());
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn taps_are_found_by_their_description_alone() {
+        let listing = "em0: flags=8863<UP,BROADCAST> metric 0 mtu 1500\n\tdescription: vmctl/web1/net0/ab\n\
+            lo0: flags=8049<UP> metric 0\n\
+            tap0: flags=8843<UP> metric 0 mtu 1500\n\tdescription: vmctl/web1/net0/ab\n\tgroups: tap\n\
+            vmnet0: flags=8802<BROADCAST> metric 0 mtu 1500\n\tdescription: vmctl/web1/net1/ab\n\
+            tap1: flags=8843<UP> metric 0 mtu 1500\n\tdescription: vmctl/web1/net0/abc\n\
+            tap2: flags=8802<BROADCAST> metric 0 mtu 1500\n\tgroups: tap\n\tOpened by PID 771\n";
+        assert_eq!(named(listing, "vmctl/web1/net0/ab"), ["tap0"]);
+        assert_eq!(named(listing, "vmctl/web1/net1/ab"), ["vmnet0"]);
+        assert_eq!(named(listing, "vmctl/web2/net0/ab"), Vec::<String>::new());
+        assert_eq!(named("", "x"), Vec::<String>::new());
+    }
+}

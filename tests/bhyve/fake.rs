@@ -1,0 +1,474 @@
+//! A made-up FreeBSD: what bhyve, its loaders and the tools of the host do, as far as a manager of guests sees it.
+//!
+//! The words and exit codes are those of the programs' sources: `sbin/ifconfig/ifclone.c`, `sbin/kldload/kldload.c`,
+//! `sbin/sysctl/sysctl.c`, `usr.sbin/bhyvectl/bhyvectl.c`, `usr.sbin/jls/jls.c`, `usr.sbin/jexec/jexec.c`,
+//! `usr.bin/rctl/rctl.c`, `stand/userboot/userboot.h`, and what a FreeBSD 13.2 was seen to do.
+//!
+//! A guest's part stands in the file `parts/NAME`, one sentence a boot between `/`, the last one repeated: `say:TEXT`
+//! (to the console), `words:TEXT` (to standard error), `sleep:MS`, `exit:N`, `signal:N`, `deaf` (no power button),
+//! `stuck` (nothing but SIGKILL), `echo`. A loader's part, `loaders/NAME`, knows `say`, `words`, `exit`, `wait`.
+//! `_` is a space. Without an end a guest runs until it is told.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// Set for a process that plays a program.
+const PROGRAM: &str = "FAKE_PROGRAM";
+/// Every program that there is.
+pub const PROGRAMS: &[&str] = &[
+    "uname",
+    "kldstat",
+    "kldload",
+    "sysctl",
+    "ifconfig",
+    "bhyve",
+    "bhyvectl",
+    "bhyveload",
+    "grub-bhyve",
+    "zfs",
+    "sysrc",
+    "jail",
+    "jls",
+    "jexec",
+    "rctl",
+    "swtpm",
+    "ps",
+    "nice",
+    "pciconf",
+    "service",
+];
+
+/// Not a test of its own: the scripts of the made-up host start this binary again with this test's name.
+#[test]
+fn program_of_the_other_tests() {
+    if std::env::var_os(PROGRAM).is_some() {
+        std::process::exit(Fake::new().play());
+    }
+}
+
+/// Writes the script of a program into the host's directory of programs.
+pub fn install(root: &Path, program: &str) {
+    use std::os::unix::fs::PermissionsExt;
+    let this = std::env::current_exe().expect("this test");
+    // Standard output is the test runner's; what the program prints goes to descriptor 9, which is the caller's.
+    let script = format!(
+        "#!/bin/sh\nFAKE_PROGRAM={program} FAKE_ROOT='{}' FAKE_ARGUMENTS=\"$(for a in \"$@\"; do printf '%s\\037' \"$a\"; done)\"\n\
+         export FAKE_PROGRAM FAKE_ROOT FAKE_ARGUMENTS\n\
+         exec '{}' --exact fake::program_of_the_other_tests --nocapture 9>&1 >/dev/null\n",
+        root.display(),
+        this.display()
+    );
+    let path = root.join("bin").join(program);
+    fs::write(&path, script).expect("writes");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("sets");
+}
+
+struct Fake {
+    root: PathBuf,
+    program: String,
+    arguments: Vec<String>,
+}
+
+/// SIGTERM has come.
+static TERM: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn note_term(_: i32) {
+    TERM.store(true, Ordering::SeqCst);
+}
+
+impl Fake {
+    fn new() -> Fake {
+        let text = std::env::var("FAKE_ARGUMENTS").unwrap_or_default();
+        Fake {
+            root: std::env::var_os("FAKE_ROOT").expect("set").into(),
+            program: std::env::var(PROGRAM).expect("set"),
+            arguments: text.split_terminator('\u{1f}').map(str::to_owned).collect(),
+        }
+    }
+
+    fn print(&self, text: &str) {
+        let mut out = File::options().write(true).open("/dev/fd/9").expect("the caller's output");
+        // A caller that reads nothing is none of ours.
+        let _ = out.write_all(text.as_bytes());
+    }
+
+    fn fail(&self, code: i32, words: &str) -> i32 {
+        eprintln!("{}: {words}", self.program);
+        code
+    }
+
+    fn state(&self, name: &str) -> PathBuf {
+        self.root.join("state").join(name)
+    }
+
+    fn device(&self, path: &str) -> PathBuf {
+        match path.starts_with(&*self.root.to_string_lossy()) {
+            true => PathBuf::from(path),
+            false => self.root.join(path.trim_start_matches('/')),
+        }
+    }
+
+    fn play(&self) -> i32 {
+        let call = std::iter::once(&self.program).chain(&self.arguments).cloned().collect::<Vec<_>>().join(" ");
+        let mut log = File::options().create(true).append(true).open(self.state("calls")).expect("opens");
+        log.write_all(format!("{call}\n").as_bytes()).expect("writes");
+        if let Some((code, words)) = self.wanted_failure(&call) {
+            return self.fail(code, &words);
+        }
+        let words: Vec<&str> = self.arguments.iter().map(String::as_str).collect();
+        match self.program.as_str() {
+            "uname" => self.uname(&words),
+            "kldstat" => i32::from(!self.state("modules").join(words[words.len() - 1]).exists()),
+            "kldload" => self.kldload(words[words.len() - 1]),
+            "sysctl" => self.sysctl(&words),
+            "ifconfig" => self.ifconfig(&words),
+            "bhyvectl" => self.bhyvectl(&words),
+            "bhyveload" | "grub-bhyve" => self.loader(&words),
+            "bhyve" => self.bhyve(&words),
+            "zfs" => self.zfs(&words),
+            "jls" => self.jls(&words),
+            "jexec" => self.jexec(&words),
+            "nice" => self.become_program(&words[2..]),
+            "rctl" => self.rctl(),
+            "swtpm" => self.swtpm(&words),
+            "ps" => self.ps(words[words.len() - 1]),
+            _ => 0,
+        }
+    }
+
+    /// A failure that a test asked for, once: the files of `fail` hold a piece of the call, a code and words.
+    fn wanted_failure(&self, call: &str) -> Option<(i32, String)> {
+        for entry in fs::read_dir(self.state("fail")).ok()?.flatten() {
+            let text = fs::read_to_string(entry.path()).unwrap_or_default();
+            let mut lines = text.lines();
+            let (piece, code, words) = (lines.next()?, lines.next()?, lines.next().unwrap_or_default());
+            // Whoever removes the file has the failure.
+            if call.contains(piece) && fs::remove_file(entry.path()).is_ok() {
+                return Some((code.parse().expect("a number"), words.to_owned()));
+            }
+        }
+        None
+    }
+
+    fn uname(&self, words: &[&str]) -> i32 {
+        self.print(match words.first() {
+            Some(&"-r") => "13.2-RELEASE\n",
+            Some(&"-U" | &"-K") => "1302001\n",
+            Some(&"-m" | &"-p") => "amd64\n",
+            _ => "FreeBSD\n",
+        });
+        0
+    }
+
+    fn kldload(&self, module: &str) -> i32 {
+        if self.state("built-in").join(module).exists() {
+            return self.fail(1, &format!("can't load {module}: module already loaded or in kernel"));
+        }
+        fs::write(self.state("modules").join(module), "").expect("writes");
+        0
+    }
+
+    fn sysctl(&self, words: &[&str]) -> i32 {
+        let last = words[words.len() - 1];
+        let (name, value) = last.split_once('=').map_or((last, None), |(name, value)| (name, Some(value)));
+        let file = self.state("sysctl").join(name);
+        let Ok(old) = fs::read_to_string(&file) else { return self.fail(1, &format!("unknown oid '{name}'")) };
+        match value {
+            Some(value) => {
+                fs::write(&file, value).expect("writes");
+                self.print(&format!("{name}: {old} -> {value}\n"));
+            }
+            None if words.contains(&"-n") => self.print(&format!("{old}\n")),
+            None => self.print(&format!("{name}: {old}\n")),
+        }
+        0
+    }
+
+    fn ifconfig(&self, words: &[&str]) -> i32 {
+        let interfaces = self.state("interfaces");
+        let show =
+            |name: &str| fs::read_to_string(interfaces.join(name)).ok().map(|text| format!("{name}: flags=8843<UP>\n{text}"));
+        match words {
+            ["-a"] => {
+                let mut names: Vec<_> =
+                    fs::read_dir(&interfaces).expect("lists").flatten().map(|entry| entry.file_name()).collect();
+                names.sort();
+                names.iter().filter_map(|name| show(&name.to_string_lossy())).for_each(|text| self.print(&text));
+                0
+            }
+            ["tap", "create", rest @ ..] => {
+                for number in 0.. {
+                    let Ok(mut file) = File::create_new(interfaces.join(format!("tap{number}"))) else { continue };
+                    for pair in rest.chunks(2) {
+                        writeln!(file, "\t{}: {}", pair[0], pair[1]).expect("writes");
+                    }
+                    self.print(&format!("tap{number}\n"));
+                    break;
+                }
+                0
+            }
+            [name, ..] if !interfaces.join(name).exists() => self.fail(1, &format!("interface {name} does not exist")),
+            [name] => {
+                self.print(&show(name).expect("exists"));
+                0
+            }
+            [name, "destroy"] => {
+                fs::remove_file(interfaces.join(name)).expect("exists");
+                0
+            }
+            [bridge, "addm" | "span" | "private", member] if !interfaces.join(member).exists() => {
+                self.fail(1, &format!("BRDGADD {member} ({bridge}): No such file or directory"))
+            }
+            [bridge, what @ ("addm" | "span" | "private"), member] => {
+                let mut file = File::options().append(true).open(interfaces.join(bridge)).expect("opens");
+                writeln!(file, "\t{what}: {member}").expect("writes");
+                0
+            }
+            _ => 0,
+        }
+    }
+
+    fn bhyvectl(&self, words: &[&str]) -> i32 {
+        let Some(name) = words.iter().find_map(|word| word.strip_prefix("--vm=")) else {
+            let suspend = if self.state("snapshot").exists() { "       [--suspend=<file>]\n" } else { "" };
+            eprintln!("Usage: bhyvectl --vm=<vmname>\n       [--create]\n       [--destroy]\n{suspend}");
+            return 1;
+        };
+        let (directory, orders) = (self.root.join("dev/vmm"), self.state("orders"));
+        let has = |word: &str| words.contains(&word);
+        if has("--create") {
+            fs::create_dir_all(&directory).expect("makes");
+            return match File::create_new(directory.join(name)) {
+                Ok(_) => 0,
+                Err(_) => self.fail(1, "vm_create: File exists"),
+            };
+        }
+        if !directory.join(name).exists() {
+            self.print(&format!("VM:{name} is not created.\n"));
+            return 1;
+        }
+        if has("--destroy") {
+            fs::remove_file(directory.join(name)).expect("exists");
+        }
+        if has("--get-stats") {
+            let cpu = words.iter().find_map(|word| word.strip_prefix("--cpu=")).unwrap_or("0");
+            self.print(&format!("vcpu{cpu} stats:\nvm exits due to hlt                     \t1{cpu}\n"));
+        }
+        let order = ["--force-poweroff", "--force-reset", "--inject-nmi"].into_iter().find(|order| has(order));
+        if let Some(order) = order {
+            fs::write(orders.join(name), order).expect("writes");
+        }
+        if let Some(file) = words.iter().find_map(|word| word.strip_prefix("--suspend=")) {
+            for suffix in ["", ".kern", ".meta"] {
+                fs::write(format!("{file}{suffix}"), "saved").expect("writes");
+            }
+            fs::write(orders.join(name), "--suspend").expect("writes");
+        }
+        0
+    }
+
+    /// The sentence of a guest's part for this boot.
+    fn part(&self, kind: &str, name: &str) -> Vec<String> {
+        let text = fs::read_to_string(self.state(kind).join(name)).unwrap_or_default();
+        let counter = self.state(kind).join(format!("{name}.count"));
+        let boot: usize = fs::read_to_string(&counter).ok().and_then(|text| text.parse().ok()).unwrap_or(0);
+        fs::write(&counter, (boot + 1).to_string()).expect("writes");
+        let sentences: Vec<&str> = text.split('/').collect();
+        sentences[boot.min(sentences.len() - 1)].split_whitespace().map(|word| word.replace('_', " ")).collect()
+    }
+
+    fn open_console(&self, path: &str) -> Option<File> {
+        let mut options = File::options();
+        std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, nix::libc::O_NONBLOCK | nix::libc::O_NOCTTY);
+        options.read(true).write(true).open(self.device(path)).ok()
+    }
+
+    fn loader(&self, words: &[&str]) -> i32 {
+        let name = words[words.len() - 1];
+        let console = words.windows(2).find(|pair| pair[0] == "-c").map(|pair| pair[1]);
+        let mut console = match console.map(|path| (path, self.open_console(path))) {
+            Some((path, None)) => return self.fail(64, &format!("Could not open '{path}'")),
+            other => other.and_then(|(_, file)| file),
+        };
+        fs::create_dir_all(self.root.join("dev/vmm")).expect("makes");
+        fs::write(self.root.join("dev/vmm").join(name), "loaded").expect("writes");
+        for word in self.part("loaders", name) {
+            match word.split_once(':').unwrap_or((&word, "")) {
+                ("say", text) => console.as_mut().expect("a console").write_all(text.as_bytes()).expect("writes"),
+                ("words", text) => eprintln!("{text}"),
+                ("exit", code) => return code.parse().expect("a number"),
+                ("wait", _) => loop {
+                    std::thread::sleep(Duration::from_millis(50));
+                },
+                _ => {}
+            }
+        }
+        0
+    }
+
+    /// What the program of this host's release says of itself.
+    fn of_itself(&self, words: &[&str]) -> Option<i32> {
+        let new = self.state("release-15").exists();
+        match words {
+            ["-s", "help"] if new => self.print(include_str!("../../src/host/bhyve_probes/14-devices.txt")),
+            ["-s", "help"] => self.print(include_str!("../../src/host/bhyve_probes/13.2-devices.txt")),
+            ["-l", "help"] => self.print(if new { "bootrom\ncom1\ncom2\ncom3\ncom4\ntpm\n" } else { "bootrom\ncom1\ncom2\n" }),
+            ["-h"] if new => eprint!("{}", include_str!("../../src/host/bhyve_probes/15-usage.txt")),
+            ["-h"] => eprint!("{}", include_str!("../../src/host/bhyve_probes/13.2-usage.txt")),
+            _ => return None,
+        }
+        Some(0)
+    }
+
+    fn bhyve(&self, words: &[&str]) -> i32 {
+        if let Some(code) = self.of_itself(words) {
+            return code;
+        }
+        // SAFETY: the handler stores one atomic flag.
+        #[allow(unsafe_code)]
+        unsafe {
+            let handler = nix::sys::signal::SigHandler::Handler(note_term);
+            nix::sys::signal::signal(nix::sys::signal::Signal::SIGTERM, handler).expect("sets");
+        }
+        let name = words[words.len() - 1];
+        let vm = self.root.join("dev/vmm").join(name);
+        let values = |flag: &'static str| words.windows(2).filter(move |pair| pair[0] == flag).map(|pair| pair[1]);
+        let firmware = values("-l").any(|value| value.starts_with("bootrom,"));
+        if firmware && !vm.exists() {
+            fs::create_dir_all(self.root.join("dev/vmm")).expect("makes");
+            fs::write(&vm, "").expect("writes");
+        } else if !firmware && !vm.exists() {
+            fs::create_dir_all(self.root.join("dev/vmm")).expect("makes");
+            fs::write(&vm, "").expect("writes");
+            return self.fail(4, "virtual machine cannot be booted");
+        }
+        for tap in values("-s").flat_map(|value| value.split(',')).filter(|word| word.starts_with("tap")) {
+            let Ok(mut file) = File::options().append(true).open(self.state("interfaces").join(tap)) else {
+                return self.fail(1, &format!("open of tap device /dev/{tap} failed"));
+            };
+            writeln!(file, "\tOpened by PID {}", std::process::id()).expect("writes");
+        }
+        let console = values("-l").find_map(|value| value.strip_prefix("com1,"));
+        let mut console = match console.map(|path| (path, self.open_console(path))) {
+            Some((path, None)) => return self.fail(4, &format!("Unable to initialize backend '{path}' for LPC device com1")),
+            other => other.and_then(|(_, file)| file),
+        };
+        let order = self.state("orders").join(name);
+        let _ = fs::remove_file(&order);
+        let part = self.part("parts", name);
+        for word in &part {
+            match word.split_once(':').unwrap_or((word, "")) {
+                ("say", text) => console.as_mut().expect("a console").write_all(text.as_bytes()).expect("writes"),
+                ("words", text) => eprintln!("{text}"),
+                ("sleep", time) => std::thread::sleep(Duration::from_millis(time.parse().expect("a number"))),
+                ("exit", code) => return code.parse().expect("a number"),
+                ("signal", number) => {
+                    let signal = nix::sys::signal::Signal::try_from(number.parse::<i32>().expect("a number")).expect("a signal");
+                    nix::sys::signal::raise(signal).expect("raised");
+                }
+                _ => {}
+            }
+        }
+        let has = |word: &str| part.iter().any(|other| other == word);
+        loop {
+            if TERM.swap(false, Ordering::SeqCst) && !has("deaf") && !has("stuck") {
+                if let Some(console) = &mut console {
+                    let _ = console.write_all(b"shutting down\r\n");
+                }
+                return 1;
+            }
+            let told = fs::read_to_string(&order).unwrap_or_default();
+            if !told.is_empty() && !has("stuck") {
+                let _ = fs::remove_file(&order);
+                match told.as_str() {
+                    "--force-poweroff" => return 1,
+                    "--force-reset" => return 0,
+                    "--suspend" => return 5,
+                    _ => drop(console.as_mut().map(|console| console.write_all(b"nmi\r\n"))),
+                }
+            }
+            let mut buffer = [0; 256];
+            if let Some(console) = console.as_mut().filter(|_| has("echo"))
+                && let Ok(count) = console.read(&mut buffer)
+            {
+                let _ = console.write_all(&[b"<", &buffer[..count], b">"].concat());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn zfs(&self, words: &[&str]) -> i32 {
+        let device = |name: &str| self.root.join("dev/zvol").join(name);
+        match words {
+            ["list", ..] => self.print("tank/vms\n"),
+            ["create", .., name] => {
+                fs::create_dir_all(device(name).parent().expect("a parent")).expect("makes");
+                fs::write(device(name), "").expect("writes");
+            }
+            ["destroy", .., name] if fs::remove_file(device(name)).is_err() => {
+                eprintln!("cannot open '{name}': dataset does not exist");
+                return 1;
+            }
+            _ => {}
+        }
+        0
+    }
+
+    fn jls(&self, words: &[&str]) -> i32 {
+        let name = words.windows(2).find(|pair| pair[0] == "-j").map_or("", |pair| pair[1]);
+        let Ok(text) = fs::read_to_string(self.state("jails").join(name)) else {
+            return self.fail(1, &format!("jail \"{name}\" not found"));
+        };
+        let wanted = words[words.len() - 1];
+        if wanted == "allow.vmm" && !self.state("modules/vmm").exists() {
+            return self.fail(1, "unknown parameter: allow.vmm");
+        }
+        let line = text.lines().find_map(|line| line.strip_prefix(wanted)?.strip_prefix('='));
+        self.print(&format!("{}\n", line.unwrap_or("-")));
+        0
+    }
+
+    fn jexec(&self, words: &[&str]) -> i32 {
+        match self.state("jails").join(words[0]).exists() {
+            true => self.become_program(&words[1..]),
+            false => self.fail(1, &format!("jail \"{}\" not found", words[0])),
+        }
+    }
+
+    fn become_program(&self, words: &[&str]) -> i32 {
+        use std::os::unix::process::CommandExt;
+        let out = File::options().write(true).open("/dev/fd/9").expect("the caller's output");
+        let error = std::process::Command::new(words[0]).args(&words[1..]).stdout(out).exec();
+        self.fail(1, &format!("execvp(): {}: {error}", words[0]))
+    }
+
+    fn rctl(&self) -> i32 {
+        match self.state("no-racct").exists() {
+            true => self.fail(1, "RACCT/RCTL present, but disabled; enable using kern.racct.enable=1 tunable"),
+            false => 0,
+        }
+    }
+
+    fn swtpm(&self, words: &[&str]) -> i32 {
+        let value = |key: &str| words.iter().find_map(|word| word.split_once(key).map(|(_, value)| value)).expect("given");
+        let _listener = std::os::unix::net::UnixListener::bind(value("type=unixio,path=")).expect("binds");
+        fs::write(value("file="), std::process::id().to_string()).expect("writes");
+        fs::write(self.state("tpms").join(std::process::id().to_string()), "").expect("writes");
+        loop {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn ps(&self, pid: &str) -> i32 {
+        match self.state("tpms").join(pid).exists() {
+            true => {
+                self.print("swtpm\n");
+                0
+            }
+            false => 1,
+        }
+    }
+}

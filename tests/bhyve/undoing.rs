@@ -1,0 +1,76 @@
+//! Every step of a boot fails once: the start says what failed, what was made before is undone, and the next start
+//! works.
+
+use crate::world::{NIC, World};
+
+/// A step's call, and words that its failure must show.
+const STEPS: &[(&str, &str)] = &[
+    ("kldload -n vmm", "the kernel module `vmm` cannot be loaded"),
+    ("kldload -n nmdm", "the kernel module `nmdm` cannot be loaded"),
+    ("sysctl net.link.tap.up_on_open=1", "up_on_open"),
+    ("ifconfig tap create", "nic `net0`"),
+    ("addm tap", "nic `net0`"),
+    ("ifconfig tap0 up", "nic `net0`"),
+    ("swtpm socket", "swtpm"),
+    ("rctl -a", "rctl -a process:"),
+];
+
+#[test]
+fn every_step_that_fails_is_said_and_what_was_made_before_it_is_undone() {
+    let world = World::new().modern();
+    world.make_uefi("g", "say:up", &format!("tpm = {{ type = \"swtpm\" }}\nlimits = {{ cpu_percent = 150 }}\n{NIC}"));
+    for (piece, words) in STEPS {
+        world.fail(piece, 1, "made to fail");
+        world.vmctl(&["start", "g"]).fails(words);
+        assert_eq!(world.word("g"), "stopped", "{piece}");
+        world.nothing_is_left();
+        // Modules stay loaded; they are the host's. The next step is reached all the same.
+        assert_eq!(std::fs::read_dir(world.state("fail")).expect("lists").count(), 0, "`{piece}` was never called");
+    }
+    world.vmctl(&["start", "g"]).ok();
+    world.vmctl(&["stop", "g"]).ok();
+    world.nothing_is_left();
+}
+
+#[test]
+fn a_loader_or_a_bhyve_that_fails_undoes_everything() {
+    let world = World::new();
+    world.make("g", "say:up", NIC);
+    world.fail("bhyveload -", 1, "vm_create: Device not configured");
+    world.vmctl(&["start", "g"]).fails("`bhyveload` ended with status 1: bhyveload: vm_create: Device not configured");
+    world.nothing_is_left();
+    world.fail("bhyve -A", 4, "Unable to set up memory");
+    world.vmctl(&["start", "g"]).fails("Unable to set up memory");
+    world.nothing_is_left();
+    world.vmctl(&["start", "g"]).ok();
+    world.vmctl(&["stop", "g"]).ok();
+}
+
+#[test]
+fn what_cannot_be_undone_at_once_is_undone_later() {
+    let world = World::new();
+    world.make("g", "say:up", NIC);
+    for piece in ["bhyvectl --vm=g --destroy", "ifconfig tap0 destroy"] {
+        world.vmctl(&["start", "g"]).ok();
+        world.fail(piece, 1, "Device busy");
+        world.vmctl(&["stop", "g"]).ok();
+        // The supervisor tries what its engine child could not do.
+        world.nothing_is_left();
+    }
+}
+
+#[test]
+fn what_an_earlier_boot_left_and_cannot_be_removed_stops_the_next_boot() {
+    let world = World::new();
+    world.make("g", "say:up", &format!("restart = {{ on_crash = \"stop\" }}\n{NIC}"));
+    world.vmctl(&["start", "g"]).ok();
+    // Thrice: by the engine child, by the supervisor, and by the next engine child.
+    for _ in 0..3 {
+        world.fail("bhyvectl --vm=g --destroy", 1, "Device busy");
+    }
+    world.vmctl(&["stop", "g"]).ok();
+    world.vmctl(&["start", "g"]).fails("what an earlier boot left behind cannot be removed");
+    world.vmctl(&["start", "g"]).ok();
+    world.vmctl(&["stop", "g"]).ok();
+    world.nothing_is_left();
+}

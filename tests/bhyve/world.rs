@@ -1,0 +1,284 @@
+//! A made-up FreeBSD and a datastore on it for each test, and `vmctl` run there.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use super::fake;
+
+/// A host that is gone, with all that runs on it, when the test ends.
+pub struct World {
+    dir: tempfile::TempDir,
+}
+
+/// What a command said.
+#[derive(Debug)]
+pub struct Said {
+    pub code: Option<i32>,
+    pub out: String,
+    pub err: String,
+}
+
+impl Said {
+    #[track_caller]
+    pub fn ok(self) -> Said {
+        assert_eq!(self.code, Some(0), "{self:?}");
+        self
+    }
+    #[track_caller]
+    pub fn fails(self, words: &str) -> Said {
+        assert!(matches!(self.code, Some(1 | 2)), "{self:?}");
+        assert!(self.err.contains(words), "no `{words}` in {}", self.err);
+        self
+    }
+    #[track_caller]
+    pub fn says(self, words: &str) -> Said {
+        assert!(self.out.contains(words) || self.err.contains(words), "no `{words}` in {self:?}");
+        self
+    }
+}
+
+impl From<Output> for Said {
+    fn from(output: Output) -> Said {
+        Said {
+            code: output.status.code(),
+            out: String::from_utf8_lossy(&output.stdout).into_owned(),
+            err: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
+/// A host file with a switch that is a bridge of the user's.
+const HOST: &str = "[[switches]]\nid = \"lan\"\ntype = \"manual\"\nbridge = \"bridge0\"\n";
+/// An interface on it.
+pub const NIC: &str = "[[nics]]\nid = \"net0\"\nbackend = \"tap\"\nswitch = \"lan\"\n";
+
+impl World {
+    /// A host with every program, firmware, a bridge, and no module loaded.
+    pub fn new() -> World {
+        let world = World { dir: tempfile::Builder::new().prefix("vmctl-bsd-").tempdir_in("/tmp").expect("a directory") };
+        for directory in ["bin", "dev", "var/run", "boot", "usr/local/share/uefi-firmware"] {
+            fs::create_dir_all(world.root().join(directory)).expect("makes");
+        }
+        for directory in ["modules", "built-in", "sysctl", "interfaces", "jails", "fail", "orders", "parts", "loaders", "tpms"]
+            .map(|d| world.state(d))
+        {
+            fs::create_dir_all(directory).expect("makes");
+        }
+        for program in fake::PROGRAMS {
+            fake::install(&world.root(), program);
+        }
+        for (name, value) in [("net.link.tap.up_on_open", "0"), ("hw.vmm.maxcpu", "16"), ("kern.osreldate", "1302001")] {
+            fs::write(world.state("sysctl").join(name), value).expect("writes");
+        }
+        for module in ["if_tuntap", "if_bridge"] {
+            fs::write(world.state("built-in").join(module), "").expect("writes");
+        }
+        fs::write(world.state("interfaces").join("bridge0"), "").expect("writes");
+        for (file, text) in [
+            ("boot/userboot.so", "loader"),
+            ("usr/local/share/uefi-firmware/BHYVE_UEFI_CODE.fd", "code"),
+            ("usr/local/share/uefi-firmware/BHYVE_UEFI_VARS.fd", "variables"),
+            ("disk.img", "disk"),
+            ("host.toml", HOST),
+        ] {
+            fs::write(world.root().join(file), text).expect("writes");
+        }
+        world
+    }
+
+    /// Makes it a FreeBSD 15.0, which has what 13.2 has not.
+    pub fn modern(self) -> World {
+        fs::write(self.state("release-15"), "").expect("writes");
+        fs::write(self.state("sysctl").join("kern.osreldate"), "1500068").expect("writes");
+        self
+    }
+
+    /// The directory that stands in for `/`.
+    pub fn root(&self) -> PathBuf {
+        self.dir.path().to_owned()
+    }
+
+    /// What the programs of the host keep.
+    pub fn state(&self, name: &str) -> PathBuf {
+        self.root().join("state").join(name)
+    }
+
+    /// The directory of a guest.
+    pub fn guest(&self, name: &str) -> PathBuf {
+        self.root().join("ds/guests").join(name)
+    }
+
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vmctl"));
+        command
+            .args(arguments)
+            .env_clear()
+            .env("PATH", format!("{}:/usr/bin:/bin", self.root().join("bin").display()))
+            .env("HOME", self.root())
+            .env("XDG_RUNTIME_DIR", self.root())
+            .env("VMCTL_DATASTORE", self.root().join("ds"))
+            .env("VMCTL_CONFIG", self.root().join("host.toml"))
+            .env("VMCTL_HOST_ROOT", self.root())
+            .current_dir(self.root())
+            .stdin(Stdio::null());
+        command
+    }
+
+    pub fn vmctl(&self, arguments: &[&str]) -> Said {
+        self.command(arguments).output().expect("runs").into()
+    }
+
+    /// The part that a guest plays: see [`fake`].
+    pub fn part(&self, name: &str, part: &str) {
+        fs::write(self.state("parts").join(name), part).expect("writes");
+    }
+
+    /// The part of its loader.
+    pub fn loader_part(&self, name: &str, part: &str) {
+        fs::write(self.state("loaders").join(name), part).expect("writes");
+    }
+
+    /// The next call that has `piece` in it fails with a code and words.
+    pub fn fail(&self, piece: &str, code: i32, words: &str) {
+        let number = fs::read_dir(self.state("fail")).expect("lists").count();
+        fs::write(self.state("fail").join(format!("{number}")), format!("{piece}\n{code}\n{words}\n")).expect("writes");
+    }
+
+    /// Makes a guest that boots with bhyveload and plays a part.
+    pub fn make(&self, name: &str, part: &str, more: &str) {
+        self.make_with(name, part, &format!("loader = \"bhyveload\"\n{more}"));
+    }
+
+    /// Makes a guest that boots with UEFI firmware and plays a part.
+    pub fn make_uefi(&self, name: &str, part: &str, more: &str) {
+        self.make_with(name, part, &format!("loader = \"uefi\"\n{more}"));
+    }
+
+    pub fn make_with(&self, name: &str, part: &str, text: &str) {
+        self.part(name, part);
+        let file = self.root().join(format!("{name}.toml"));
+        let disk = self.root().join(format!("{name}.img"));
+        fs::write(&disk, "a disk").expect("writes");
+        let disk = format!("[[disks]]\nid = \"root\"\npath = \"{}\"\n", disk.display());
+        fs::write(&file, format!("engine = \"bhyve\"\nmemory = \"256M\"\n{text}\n{disk}")).expect("writes");
+        self.vmctl(&["create", name, "--file", file.to_str().expect("UTF-8")]).ok();
+    }
+
+    /// Changes a guest's file.
+    pub fn edit(&self, name: &str, change: impl FnOnce(String) -> String) {
+        let file = self.root().join(format!("{name}.toml"));
+        let text = fs::read_to_string(&file).expect("reads");
+        fs::write(&file, change(text)).expect("writes");
+    }
+
+    pub fn info(&self, name: &str) -> serde_json::Value {
+        let said = self.vmctl(&["info", name, "-o", "jsonl"]).ok();
+        serde_json::from_str(&said.out).expect("JSON")
+    }
+
+    pub fn word(&self, name: &str) -> String {
+        self.info(name)["state"].as_str().expect("a word").to_owned()
+    }
+
+    #[track_caller]
+    pub fn wait_for(&self, name: &str, state: &str) {
+        eventually(&format!("{name} is {state}"), || self.word(name) == state);
+    }
+
+    /// Every call of a program, in order.
+    pub fn calls(&self) -> Vec<String> {
+        fs::read_to_string(self.state("calls")).unwrap_or_default().lines().map(str::to_owned).collect()
+    }
+
+    /// The calls that change something, without their arguments that only a test of the argument builder looks at.
+    pub fn changes(&self) -> Vec<String> {
+        let quiet = ["kldstat", "uname", "ps", "jls", "bhyve -s help", "bhyve -l help", "bhyve -h", "sysctl -n", "ifconfig -a"];
+        let asks = |call: &str| {
+            quiet.iter().any(|quiet| call.starts_with(quiet))
+                || (call.starts_with("ifconfig ") && call.split(' ').count() == 2)
+                || call == "bhyvectl"
+                || call.contains("--get-stats")
+        };
+        let short = |call: String| match call.split(' ').next() {
+            Some(program @ ("bhyve" | "bhyveload" | "grub-bhyve")) => {
+                format!("{program} {}", call.rsplit(' ').next().unwrap_or(""))
+            }
+            _ => call,
+        };
+        self.calls().into_iter().filter(|call| !asks(call)).map(short).collect()
+    }
+
+    /// Forgets the calls so far.
+    pub fn forget_calls(&self) {
+        let _ = fs::remove_file(self.state("calls"));
+    }
+
+    pub fn console_log(&self, name: &str) -> String {
+        fs::read_to_string(self.guest(name).join("console.log")).unwrap_or_default()
+    }
+
+    pub fn taps(&self) -> Vec<String> {
+        self.names(&self.state("interfaces")).into_iter().filter(|name| name.starts_with("tap")).collect()
+    }
+
+    fn names(&self, directory: &Path) -> Vec<String> {
+        let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+        let mut names: Vec<_> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    }
+
+    /// What boots have left on the host.
+    pub fn leftovers(&self) -> Vec<String> {
+        let mut left = self.taps();
+        left.extend(self.names(&self.root().join("dev/vmm")).into_iter().map(|name| format!("vmm/{name}")));
+        // A line's name outlives a killed holder on a made-up host, its lock does not.
+        let held = |name: &String| {
+            let lock = self.root().join("dev").join(name).with_extension("lock");
+            name.starts_with("nmdm") && fs::File::open(lock).is_ok_and(|file| file.try_lock_shared().is_err())
+        };
+        left.extend(self.names(&self.root().join("dev")).into_iter().filter(|name| name.ends_with('A')).filter(held));
+        for guest in self.names(&self.root().join("ds/guests")) {
+            let files = self.names(&self.guest(&guest));
+            let socket = |name: &String| name.ends_with(".sock") && name != "control.sock";
+            left.extend(files.into_iter().filter(|name| name == "bhyve.journal" || socket(name)));
+        }
+        left
+    }
+
+    #[track_caller]
+    pub fn nothing_is_left(&self) {
+        assert_eq!(self.leftovers(), Vec::<String>::new(), "{:#?}", self.calls());
+    }
+}
+
+/// Waits until it holds.
+#[track_caller]
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !holds() {
+        assert!(started.elapsed() < Duration::from_secs(60), "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if self.root().join("ds/guests").is_dir() {
+            self.vmctl(&["kill", "*", "-q"]);
+        }
+    }
+}
+
+pub fn alive(pid: u64) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // A zombie has no reaper in some containers; it runs no more.
+    stat.rsplit(')').next().is_some_and(|rest| !rest.is_empty() && !rest.trim_start().starts_with('Z'))
+}
+
+pub fn kill(pid: u64) {
+    let pid = nix::unistd::Pid::from_raw(pid as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("killed");
+}
