@@ -176,14 +176,17 @@ fn join(switch: &Switch, uplink: &str, bridge: &str, members: &[String], observe
     }
 }
 
-/// An interface that joins a bridge loses its offloads, for which drivers reset it: its link is gone for a moment.
+/// An interface that joins a bridge loses its offloads, for which drivers reset it: its link is gone for a moment. What
+/// the session came in through is known from sshd(8), unless something like sudo(8) has dropped that; the interface of
+/// the default route is then as good as it.
 fn risk_of_joining(switch: &Switch, member: &str, observed: &Observed, plan: &mut Plan) {
-    if observed.session_interface().is_some_and(|one| one.name == member) {
-        plan.risks.push(format!(
-            "`{member}` carries this session; its link may be gone for some seconds when it joins switch `{}`",
-            switch.id
-        ));
-    }
+    let carries = match (observed.session_interface(), observed.session, &observed.default_route) {
+        (Some(session), ..) if session.name == member => "carries this session",
+        (None, None, Some(route)) if route.interface == member => "has this host's default route",
+        _ => return,
+    };
+    let id = &switch.id;
+    plan.risks.push(format!("`{member}` {carries}; its link may be gone for some seconds when it joins switch `{id}`"));
 }
 
 fn vxlan(switch: &Switch, vni: u32, members: &[String], observed: &Observed, plan: &mut Plan) -> Result<(), HostError> {
@@ -494,6 +497,15 @@ mod tests {
         );
         assert_eq!(plan.risks.len(), 2, "{:?}", plan.risks);
         assert!(plan.risks[1].contains("moves from `em0` to `sw-lan`"));
+    }
+
+    #[test]
+    fn without_a_known_session_the_default_routes_interface_is_warned_about() {
+        let switch = |uplink: &str| Switch { uplinks: vec![uplink.into()], ..plain("lan") };
+        let risks = |uplink: &str, observed: &Observed| planned(&switch(uplink), observed).risks.len();
+        assert_eq!((risks("em0", &host()), risks("em1", &host())), (1, 0));
+        let elsewhere = Observed { session: "127.0.0.1".parse().ok(), ..host() };
+        assert_eq!(risks("em0", &elsewhere), 0);
     }
 
     #[test]
