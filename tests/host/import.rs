@@ -91,3 +91,47 @@ fn a_guest_that_cannot_be_is_told_with_what_is_wrong() {
     said.says("its guest file would be wrong").says("guest web: taken over");
     world.vmctl(&["import", "vm-bhyve", "/etc"]).fails(1, "`/etc` is no datastore of vm-bhyve");
 }
+
+/// The guests whose command lines were traced through vm-bhyve's own code: their devices stay at their PCI addresses.
+#[test]
+fn an_imported_guest_has_its_devices_where_vm_bhyve_put_them() {
+    let (world, directory) = world();
+    let mac = "network0_mac=\"58:9c:fc:01:02:03\"\n";
+    put(
+        &world,
+        "win/win.conf",
+        &format!(
+            "loader=\"uefi\"\ncpu=2\nmemory=4G\nuefi_vars=\"yes\"\ngraphics=\"yes\"\nxhci_mouse=\"yes\"\n\
+             disk0_type=\"nvme\"\ndisk0_name=\"disk0.img\"\nnetwork0_type=\"virtio-net\"\nnetwork0_switch=\"public\"\n{mac}"
+        ),
+    );
+    put(&world, "win/disk0.img", "data");
+    put(
+        &world,
+        "deb/deb.conf",
+        &format!(
+            "loader=\"grub\"\ncpu=1\nmemory=512M\ndisk0_type=\"virtio-blk\"\ndisk0_name=\"disk0.img\"\n\
+             network0_type=\"virtio-net\"\nnetwork0_switch=\"public\"\ngrub_run_partition=\"1\"\n{mac}"
+        ),
+    );
+    put(&world, "deb/disk0.img", "data");
+    world.vmctl(&["import", "vm-bhyve", &directory]).ok();
+    let win = world.vmctl(&["argv", "win"]).ok().out;
+    for words in ["0,hostbridge", "31,lpc", "4,nvme,", "5,virtio-net,", "6,fbuf,", "7,xhci,tablet"] {
+        assert!(has(&win, words), "no `{words}` in {win}");
+    }
+    assert!(win.contains("mac=58:9c:fc:01:02:03") && win.contains("4G") && win.contains("-w"), "{win}");
+    let deb = world.vmctl(&["argv", "deb"]).ok().out;
+    for words in ["0,hostbridge", "31,lpc", "4,virtio-blk,", "5,virtio-net,"] {
+        assert!(has(&deb, words), "no `{words}` in {deb}");
+    }
+    assert!(deb.contains("grub-bhyve") && deb.contains("hd0,1"), "{deb}");
+}
+
+/// Whether a device stands at an address of bus 0, however much of the address is written.
+fn has(argv: &str, words: &str) -> bool {
+    let (slot, rest) = words.split_once(',').expect("a slot and a device");
+    [format!("{slot},{rest}"), format!("{slot}:0,{rest}"), format!("0:{slot}:0,{rest}")]
+        .iter()
+        .any(|form| argv.split(|c: char| c.is_whitespace() || c == '\'').any(|word| word.starts_with(form.as_str())))
+}
