@@ -6,7 +6,7 @@ use vmctl::guest::import::Notes;
 use vmctl::guest::import::conf::Conf;
 use vmctl::guest::import::switches;
 use vmctl::guest::import::translate::{Source, translate};
-use vmctl::host::{ifconfig, passthru};
+use vmctl::host::{bhyvectl, ifconfig, netgraph, passthru};
 
 use super::Bytes;
 
@@ -123,5 +123,7 @@ pub fn listings(data: &[u8]) {
             interface.addresses.iter().for_each(|prefix| assert!(prefix.contains(prefix.network().address)));
         }
         let _ = passthru::parse(&text);
+        assert!(bhyvectl::counters(&text, 0).len() <= 4096);
+        assert!(netgraph::free(&text).starts_with("link"));
     }
 }

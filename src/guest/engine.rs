@@ -231,7 +231,7 @@ fn user_network(nic: &crate::config::NicConfig) -> UserNetSpec {
 pub enum End {
     /// It is killed: nothing is left of it.
     Killed,
-    /// It is told by SIGTERM, or by the end of its streams, because it has to clean up; it is killed if that takes long.
+    /// It is told by SIGINT, or by the end of its streams, because it has to clean up; it is killed if that takes long.
     Told,
 }
 
@@ -356,7 +356,7 @@ impl RunningEngine {
             (End::Told, None) => {
                 self.kill_at = Some(Instant::now() + CLEANUP_PATIENCE);
                 let pid = nix::unistd::Pid::from_raw(self.child.id() as i32);
-                let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+                let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT);
             }
         }
     }

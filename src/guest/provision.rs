@@ -62,6 +62,10 @@ pub fn ensure_disks(guest: &GuestDir, config: &GuestConfig) -> Result<Made> {
 }
 
 fn ensure_disk(guest: &GuestDir, disk: &DiskConfig, made: &mut Made) -> Result<()> {
+    // A unit of a target comes with the boot.
+    if disk.backend == DiskBackend::Iscsi {
+        return Ok(());
+    }
     let path = disk_path(guest, disk)?;
     let size = match disk_size(&path) {
         Ok((size, _)) => size,

@@ -72,7 +72,7 @@ impl Vm {
 }
 
 /// Lines of a name, a tab and a number; anything else is not a counter.
-fn counters(text: &str, cpu: usize) -> BTreeMap<String, u64> {
+pub fn counters(text: &str, cpu: usize) -> BTreeMap<String, u64> {
     let line = |line: &str| {
         let (name, value) = line.rsplit_once('\t')?;
         let name: Vec<_> = name.split_whitespace().collect();

@@ -8,6 +8,7 @@ pub mod files; // replaced whole, sparse, copied
 pub mod firmware; // where the ports put it
 pub mod ifconfig; // network interfaces
 pub mod inherited; // descriptors that a parent left open
+pub mod iscsi; // units of iSCSI targets
 pub mod jail; // the jail that bhyve runs in
 pub mod jail_run; // programs in a jail
 pub mod kmod; // kernel modules

@@ -8,7 +8,7 @@ pub fn free_link(path: &str) -> Result<String, ProgramError> {
 }
 
 /// From ngctl's listing: below two lines of heads, each line begins with the name of a hook (`usr.sbin/ngctl/show.c`).
-fn free(listing: &str) -> String {
+pub fn free(listing: &str) -> String {
     let taken: Vec<&str> = listing.lines().filter_map(|line| line.split_whitespace().next()).collect();
     // A node has a finite number of hooks, so that one is free.
     (0..).map(|number| format!("link{number}")).find(|name| !taken.contains(&name.as_str())).expect("numbers do not end")

@@ -1,5 +1,7 @@
 //! Tap interfaces, through ifconfig(8). The kernel chooses the number; a tap is known again by its description.
 
+use super::error::HostError;
+use super::ifconfig::{self, Interface};
 use super::program::{Cause, ProgramError, run};
 
 /// A tap that is to be made.
@@ -66,42 +68,9 @@ pub fn opened_by(interface: &str) -> Option<u32> {
 }
 
 /// The taps with this description.
-pub fn described(description: &str) -> Result<Vec<String>, ProgramError> {
-    Ok(named(&run("ifconfig", &["-a"])?, description))
-}
-
-/// The interfaces in ifconfig's listing whose description this is. An interface begins in the first column; what it
-/// is like follows on lines that begin with a tab.
-fn named(listing: &str, description: &str) -> Vec<String> {
-    let mut found = Vec::new();
-    let mut current = None;
-    for line in listing.lines() {
-        if !line.starts_with([' ', '\t']) {
-            current = line.split_once(':').map(|(name, _)| name);
-        } else if line.trim().strip_prefix("description: ") == Some(description)
-            && let Some(name) = current.filter(|name| name.starts_with("tap") || name.starts_with("vmnet"))
-        {
-            found.push(name.to_owned());
-        }
-    }
-    found
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn taps_are_found_by_their_description_alone() {
-        let listing = "em0: flags=8863<UP,BROADCAST> metric 0 mtu 1500\n\tdescription: vmctl/web1/net0/ab\n\
-            lo0: flags=8049<UP> metric 0\n\
-            tap0: flags=8843<UP> metric 0 mtu 1500\n\tdescription: vmctl/web1/net0/ab\n\tgroups: tap\n\
-            vmnet0: flags=8802<BROADCAST> metric 0 mtu 1500\n\tdescription: vmctl/web1/net1/ab\n\
-            tap1: flags=8843<UP> metric 0 mtu 1500\n\tdescription: vmctl/web1/net0/abc\n\
-            tap2: flags=8802<BROADCAST> metric 0 mtu 1500\n\tgroups: tap\n\tOpened by PID 771\n";
-        assert_eq!(named(listing, "vmctl/web1/net0/ab"), ["tap0"]);
-        assert_eq!(named(listing, "vmctl/web1/net1/ab"), ["vmnet0"]);
-        assert_eq!(named(listing, "vmctl/web2/net0/ab"), Vec::<String>::new());
-        assert_eq!(named("", "x"), Vec::<String>::new());
-    }
+pub fn described(description: &str) -> Result<Vec<String>, HostError> {
+    let mine = |interface: &Interface| {
+        interface.description == description && (interface.name.starts_with("tap") || interface.name.starts_with("vmnet"))
+    };
+    Ok(ifconfig::interfaces()?.into_iter().filter(mine).map(|interface| interface.name).collect())
 }

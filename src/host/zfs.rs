@@ -29,7 +29,7 @@ pub fn dataset_of(path: &Path) -> Result<String, Failure> {
 
 /// The device of a volume.
 pub fn volume_device(name: &str) -> PathBuf {
-    Path::new("/dev/zvol").join(name)
+    super::place::path("/dev/zvol").join(name)
 }
 
 /// Makes a volume that takes space as it is written to. ZFS wants a multiple of the block size: rounded up to 1 MiB.

@@ -147,3 +147,61 @@ fn limits_on_a_kernel_that_does_not_count_are_refused_with_the_way_to_have_them(
     world.vmctl(&["start", "g"]).fails("kern.racct.enable=1");
     world.nothing_is_left();
 }
+
+#[test]
+fn a_key_that_came_later_than_the_hosts_bhyve_names_the_release_that_has_it() {
+    let world = World::new();
+    world.make_uefi("g", "", "tpm = { type = \"swtpm\" }");
+    refused(&world, "FreeBSD 13.2").says("FreeBSD 1");
+}
+
+#[test]
+fn a_line_that_another_program_has_open_is_refused() {
+    let world = World::new();
+    world.make("g", "say:up", "");
+    world.vmctl(&["start", "g"]).ok();
+    let line = world.leftovers().into_iter().find(|name| name.starts_with("nmdm")).expect("a line");
+    world.vmctl(&["stop", "g"]).ok();
+    let lock = fs::File::open(world.root().join("dev").join(line).with_extension("lock")).expect("opens");
+    lock.lock().expect("locks");
+    world.vmctl(&["start", "g"]).fails("is in use by another program");
+    drop(lock);
+    world.vmctl(&["start", "g"]).ok();
+    world.vmctl(&["stop", "g"]).ok();
+}
+
+const PASSTHRU: &str = "[[passthru]]\nid = \"nic\"\ndevice = \"2/0/0\"\n";
+
+#[test]
+fn a_device_of_the_host_needs_an_iommu_and_must_be_given_away() {
+    let world = World::new();
+    world.make("g", "say:up", PASSTHRU);
+    refused(&world, "`passthru` needs an IOMMU").says("VT-d");
+    fs::write(world.state("acpidump"), "  DMAR: Length=128, Revision=1\n").expect("writes");
+    refused(&world, "this host has no device `2/0/0`");
+    let line = |driver: &str| {
+        format!(
+            "{driver}@pci0:2:0:0:\tclass=0x020000 rev=0x01 hdr=0x00 vendor=0x8086 device=0x1521 subvendor=0x8086 subdevice=0x0001\n"
+        )
+    };
+    fs::write(world.state("pciconf"), line("igb0")).expect("writes");
+    refused(&world, "the host itself uses `2/0/0` (igb0)").says("pptdevs");
+    fs::write(world.state("pciconf"), line("ppt0")).expect("writes");
+    world.vmctl(&["start", "g"]).ok();
+    assert!(world.calls().iter().any(|call| call.starts_with("bhyve ") && call.contains("passthru,2/0/0")));
+    world.vmctl(&["stop", "g"]).ok();
+}
+
+#[test]
+fn a_zfs_volume_that_another_guest_has_open_is_refused() {
+    let world = World::new();
+    let volume = world.root().join("dev/zvol/tank/shared");
+    fs::create_dir_all(volume.parent().expect("a parent")).expect("makes");
+    fs::write(&volume, "blocks").expect("writes");
+    for name in ["g", "h"] {
+        world.make(name, "say:up", &format!("[[disks]]\nid = \"data\"\npath = \"{}\"\n", volume.display()));
+    }
+    world.vmctl(&["start", "h"]).ok();
+    world.vmctl(&["start", "g"]).fails(&format!("disk `data`: `{}` is in use by another guest", volume.display()));
+    world.vmctl(&["stop", "h"]).ok();
+}

@@ -38,6 +38,9 @@ pub const PROGRAMS: &[&str] = &[
     "ps",
     "nice",
     "pciconf",
+    "acpidump",
+    "iscsictl",
+    "ngctl",
     "service",
 ];
 
@@ -133,6 +136,11 @@ impl Fake {
             "jexec" => self.jexec(&words),
             "nice" => self.become_program(&words[2..]),
             "rctl" => self.rctl(),
+            "iscsictl" => self.iscsictl(&words),
+            "acpidump" | "pciconf" | "ngctl" => {
+                self.print(&fs::read_to_string(self.state(&self.program)).unwrap_or_default());
+                0
+            }
             "swtpm" => self.swtpm(&words),
             "ps" => self.ps(words[words.len() - 1]),
             _ => 0,
@@ -450,6 +458,25 @@ impl Fake {
             true => self.fail(1, "RACCT/RCTL present, but disabled; enable using kern.racct.enable=1 tunable"),
             false => 0,
         }
+    }
+
+    fn iscsictl(&self, words: &[&str]) -> i32 {
+        let session = self.state("session");
+        match words {
+            ["-A", ..] => {
+                fs::write(self.root.join("dev/da7"), "a unit").expect("writes");
+                fs::write(session, words[words.len() - 1]).expect("writes");
+            }
+            ["-R", ..] => fs::remove_file(session).expect("there is one"),
+            _ => {
+                let name = fs::read_to_string(session).unwrap_or_default();
+                let devices = r#""devices":{"lun":[{"lun":2,"device":"da7"}]}"#;
+                let one = format!(r#"{{"name":"{name}","portal":"10.0.0.9","state":"Connected",{devices}}}"#);
+                let sessions = if name.is_empty() { String::new() } else { format!(r#""session":[{one}]"#) };
+                self.print(&format!(r#"{{"iscsictl":{{{sessions}}}}}"#));
+            }
+        }
+        0
     }
 
     fn swtpm(&self, words: &[&str]) -> i32 {

@@ -212,6 +212,19 @@ fn the_engine_child_ends_everything_when_it_is_told_to() {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(engine as i32), nix::sys::signal::Signal::SIGTERM).expect("sent");
     world.wait_for("g", "stopped");
     world.nothing_is_left();
+    assert_eq!(world.info("g")["last_exit"]["reason"], "the guest powered off");
     let calls = world.changes();
     assert_eq!(calls[calls.len() - 2..], ["bhyvectl --vm=g --destroy", "ifconfig tap0 destroy"]);
+}
+
+#[test]
+fn the_hosts_shutdown_reaches_a_guest_as_its_power_button_also_through_the_engine_child() {
+    let world = World::new();
+    world.make("g", "say:up", NIC);
+    world.vmctl(&["start", "g"]).ok();
+    let engine = world.info("g")["engine_pid"].as_u64().expect("a pid");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(engine as i32), nix::sys::signal::Signal::SIGTERM).expect("sent");
+    world.wait_for("g", "stopped");
+    assert!(world.console_log("g").ends_with("shutting down\r\n"), "{}", world.console_log("g"));
+    world.nothing_is_left();
 }

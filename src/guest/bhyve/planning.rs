@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::config::{
-    ComPort, DiskBackend, GuestConfig, Limits, NicBackend, NicConfig, SwitchConfig, SwitchKind, Tpm, Uefi, VncListen,
+    ComPort, DiskBackend, DiskConfig, GuestConfig, Limits, NicBackend, NicConfig, SwitchConfig, SwitchKind, Tpm, Uefi, VncListen,
 };
 use crate::guest::engine::Boot;
 use crate::guest::error::{GuestError, Result};
@@ -13,11 +13,12 @@ use crate::guest::identity::short_hash;
 use crate::guest::provision::disk_path;
 use crate::guest::store::GuestDir;
 use crate::host::bhyve::HostFeatures;
+use crate::host::iscsi::Target;
 use crate::host::{firmware, jail_run, netgraph, nmdm};
 
 use super::argv::{self, CommandLine, Firmware, Inputs, Resolved};
 use super::run::plan::{
-    Argument, BhyvePlan, Copy, DiskUse, InterfaceUse, NewFile, PLAN_VERSION, Program, Saved, Screen, TapPlan,
+    Argument, BhyvePlan, Copy, DiskUse, InterfaceUse, NewFile, PLAN_VERSION, Program, Saved, Screen, TapPlan, UnitPlan,
 };
 
 /// The plan of a guest's next boot.
@@ -48,7 +49,7 @@ pub fn plan(boot: Boot<'_>, features: &HostFeatures) -> Result<BhyvePlan> {
     let resolved = Resolved {
         directory: guest.path().to_owned(),
         jail_root: jail_root(config)?,
-        disks: config.disks.iter().map(|disk| Ok((disk.id.clone(), disk_path(guest, disk)?))).collect::<Result<_>>()?,
+        disks: config.disks.iter().map(|disk| Ok((disk.id.clone(), where_disk_is(guest, disk)?))).collect::<Result<_>>()?,
         interfaces: plugged_into(boot, &mark)?,
         consoles: lines.clone().map(|line| line.map(|line| nmdm::a_side(&line))),
         vnc: screen.as_ref().map(screen_address),
@@ -69,7 +70,7 @@ pub fn plan(boot: Boot<'_>, features: &HostFeatures) -> Result<BhyvePlan> {
     if let Some(Screen::Socket(path)) = &screen {
         sockets.push(path.clone());
     }
-    let file = |file: &argv::GeneratedFile| NewFile { path: file.path.clone(), text: file.content.text().to_owned() };
+    let file = |file: &argv::GeneratedFile| NewFile { path: file.path.clone(), text: Argument::cut(file.content.text()) };
     Ok(BhyvePlan {
         version: PLAN_VERSION,
         name: config.name.clone(),
@@ -77,6 +78,7 @@ pub fn plan(boot: Boot<'_>, features: &HostFeatures) -> Result<BhyvePlan> {
         journal: guest.journal_file(),
         modules: modules(&lines, &taps, &interfaces),
         disks: disks(boot)?,
+        units: units(config),
         taps,
         interfaces,
         files: commands.files.iter().map(file).collect(),
@@ -221,6 +223,23 @@ fn netgraph_end(switches: &[SwitchConfig], nic: &NicConfig) -> Result<String> {
         None => netgraph::free_link(&path).map_err(|error| GuestError::user(format!("nic `{}`: {error}", nic.id)))?,
     };
     Ok(format!("{path} {peerhook}"))
+}
+
+/// The path of a disk; a mark for a unit that is still to be attached.
+fn where_disk_is(guest: &GuestDir, disk: &DiskConfig) -> Result<PathBuf> {
+    match disk.iscsi {
+        Some(_) => Ok(Argument::device_mark(&disk.id)),
+        None => disk_path(guest, disk),
+    }
+}
+
+fn units(config: &GuestConfig) -> Vec<UnitPlan> {
+    let unit = |disk: &DiskConfig| {
+        let unit = disk.iscsi.as_ref()?;
+        let target = Target { name: unit.target.clone(), portal: unit.portal.clone() };
+        Some(UnitPlan { disk: disk.id.clone(), target, lun: unit.lun, read_only: disk.ro })
+    };
+    config.disks.iter().filter_map(unit).collect()
 }
 
 fn disks(boot: Boot<'_>) -> Result<Vec<DiskUse>> {

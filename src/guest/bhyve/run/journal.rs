@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::host::bhyvectl::Vm;
 use crate::host::files::replace;
+use crate::host::iscsi::Target;
 use crate::host::process::boot_id;
 use crate::host::program::run;
 use crate::host::tap;
@@ -30,6 +31,8 @@ pub enum Made {
         /// The jail it is in.
         jail: Option<String>,
     },
+    /// A session with a target of iSCSI.
+    Session(Target),
     /// A file or socket of this boot.
     File(PathBuf),
     /// The TPM's process, which notes its id in this file.
@@ -121,6 +124,7 @@ impl Made {
                 }
                 .map_err(|error| error.to_string())
             }
+            Made::Session(target) => target.detach(),
             Made::File(path) => match std::fs::remove_file(path) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     Err(format!("cannot remove `{}`: {error}", path.display()))

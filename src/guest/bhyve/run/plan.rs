@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::host::bhyvectl::Vm;
+use crate::host::iscsi::Target;
 use crate::host::swtpm::Tpm;
 
 /// The version of this document; both sides come from one binary, a difference means that it was replaced mid-way.
@@ -28,6 +29,8 @@ pub struct BhyvePlan {
     pub modules: Vec<String>,
     /// Disks that nobody else may use meanwhile.
     pub disks: Vec<DiskUse>,
+    /// Disks that a target of iSCSI has.
+    pub units: Vec<UnitPlan>,
     /// Taps that are made for this boot.
     pub taps: Vec<TapPlan>,
     /// Interfaces of the user's, which must be there and free.
@@ -84,6 +87,20 @@ pub struct DiskUse {
     pub read_only: bool,
 }
 
+/// A unit of an iSCSI target.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UnitPlan {
+    /// The id of the disk in the guest file; what [`Piece::Device`] refers to.
+    pub disk: String,
+    /// Where it is.
+    pub target: Target,
+    /// Its number there.
+    pub lun: u32,
+    /// Others may read it too.
+    pub read_only: bool,
+}
+
 /// A tap.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -121,7 +138,7 @@ pub struct NewFile {
     /// Where.
     pub path: PathBuf,
     /// What.
-    pub text: String,
+    pub text: Argument,
 }
 
 /// A file that is copied when it is not there yet, or for every boot.
@@ -174,6 +191,8 @@ pub enum Piece {
     Text(String),
     /// The name of the tap that is made for this interface.
     Tap(String),
+    /// The device, below /dev, that this disk's unit has become.
+    Device(String),
     /// The port of the screen.
     ScreenPort,
 }
@@ -187,6 +206,11 @@ impl Argument {
         format!("{MARK}tap {nic}{MARK}")
     }
 
+    /// The path that stands for the device of a disk's unit.
+    pub fn device_mark(disk: &str) -> PathBuf {
+        format!("/dev/{MARK}device {disk}{MARK}").into()
+    }
+
     /// The word that stands for the screen's port.
     pub fn port_mark() -> String {
         format!("{MARK}port{MARK}")
@@ -198,9 +222,10 @@ impl Argument {
         let pieces = word.split(MARK).enumerate().filter(|(at, piece)| at % 2 == 1 || !piece.is_empty());
         Argument(
             pieces
-                .map(|(at, piece)| match piece.strip_prefix("tap ") {
-                    Some(nic) if at % 2 == 1 => Piece::Tap(nic.to_owned()),
-                    None if at % 2 == 1 && piece == "port" => Piece::ScreenPort,
+                .map(|(at, piece)| match (at % 2, piece.split_once(' ')) {
+                    (1, Some(("tap", nic))) => Piece::Tap(nic.to_owned()),
+                    (1, Some(("device", disk))) => Piece::Device(disk.to_owned()),
+                    (1, None) if piece == "port" => Piece::ScreenPort,
                     _ => Piece::Text(piece.to_owned()),
                 })
                 .collect(),
@@ -226,6 +251,8 @@ mod tests {
         assert_eq!(Argument::cut(&word).0, [text("5,virtio-net,"), Piece::Tap("net0".into()), text(",mac=02:00:00:00:00:01")]);
         let word = format!("29,fbuf,tcp=127.0.0.1:{}", Argument::port_mark());
         assert_eq!(Argument::cut(&word).0, [text("29,fbuf,tcp=127.0.0.1:"), Piece::ScreenPort]);
+        let word = format!("(hd0) {}", Argument::device_mark("root").display());
+        assert_eq!(Argument::cut(&word).0, [text("(hd0) /dev/"), Piece::Device("root".into())]);
         assert_eq!(Argument::cut("-A").0, [text("-A")]);
         assert_eq!(Argument::cut("tap net0").0, [text("tap net0")]);
     }

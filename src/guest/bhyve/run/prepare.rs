@@ -8,17 +8,18 @@ use std::path::Path;
 use std::process::Child;
 
 use crate::host::files::write_atomically;
+use crate::host::iscsi::Target;
 use crate::host::jail_run::{self, Standing};
 use crate::host::nmdm::{self, Line};
 use crate::host::port::{Reserved, reserve};
 use crate::host::program::ProgramError;
 use crate::host::tap::{self, Membership, NewTap};
-use crate::host::{kmod, sysctl};
+use crate::host::{kmod, place, sysctl};
 use crate::machine::spec::EngineEvent;
 
 use super::journal::{Journal, Made};
 use super::outcome::Trouble;
-use super::plan::{Argument, BhyvePlan, Copy, DiskUse, Piece, Program, Screen, TapPlan};
+use super::plan::{Argument, BhyvePlan, Copy, DiskUse, Piece, Program, Screen, TapPlan, UnitPlan};
 use super::watch::Watch;
 
 /// The ports that are tried for a screen that has none of its own.
@@ -27,7 +28,7 @@ const SCREEN_PORTS: std::ops::RangeInclusive<u16> = 5900..=5999;
 /// What is taken before anything is changed, and given back when the boot is over.
 #[derive(Debug)]
 pub struct Held {
-    _disks: Vec<File>,
+    disks: Vec<File>,
     port: Option<Reserved>,
 }
 
@@ -35,9 +36,10 @@ pub struct Held {
 #[derive(Debug)]
 pub struct Prepared {
     taps: BTreeMap<String, String>,
+    devices: BTreeMap<String, String>,
     port: Option<u16>,
     tpm: Option<Child>,
-    _held: Held,
+    held: Held,
 }
 
 fn failed(message: impl Into<String>) -> Trouble {
@@ -99,7 +101,7 @@ pub fn look(plan: &BhyvePlan, journal: &Journal) -> Result<Held, Trouble> {
         ),
         _ => None,
     };
-    Ok(Held { _disks: disks, port })
+    Ok(Held { disks, port })
 }
 
 fn no_jail(jail: &str) -> Trouble {
@@ -141,7 +143,7 @@ pub fn make(plan: &BhyvePlan, journal: &mut Journal, watch: &mut Watch<'_>, held
         }
     }
     let port = held.port.as_ref().map(|port| port.address.port());
-    let mut prepared = Prepared { taps: BTreeMap::new(), port, tpm: None, _held: held };
+    let mut prepared = Prepared { taps: BTreeMap::new(), devices: BTreeMap::new(), port, tpm: None, held };
     if !plan.taps.is_empty() || !plan.interfaces.is_empty() {
         // Without it a tap stays down when bhyve opens it.
         sysctl::ensure("net.link.tap.up_on_open", "1").map_err(host_failed)?;
@@ -151,8 +153,15 @@ pub fn make(plan: &BhyvePlan, journal: &mut Journal, watch: &mut Watch<'_>, held
         prepared.taps.insert(tap.nic.clone(), name);
         watch.orders()?;
     }
+    for unit in &plan.units {
+        let device = attach(unit, journal)?;
+        let used = DiskUse { id: unit.disk.clone(), path: place::path(&format!("/dev/{device}")), read_only: unit.read_only };
+        prepared.held.disks.push(lock(&used)?);
+        prepared.devices.insert(unit.disk.clone(), device);
+        watch.orders()?;
+    }
     for file in &plan.files {
-        write_atomically(&file.path, file.text.as_bytes(), 0o600)
+        write_atomically(&file.path, prepared.word(&file.text).as_bytes(), 0o600)
             .map_err(|error| failed(format!("cannot write `{}`: {error}", file.path.display())))?;
     }
     if let Some(variables) = &plan.variables {
@@ -173,7 +182,7 @@ pub fn make(plan: &BhyvePlan, journal: &mut Journal, watch: &mut Watch<'_>, held
             .map_err(|error| failed(format!("cannot open the console `{}`: {error}", nmdm::a_side(line).replace('A', "B"))))?;
         watch.open_line(opened);
     }
-    let screen = match (&plan.screen, &prepared._held.port) {
+    let screen = match (&plan.screen, &prepared.held.port) {
         (Some(Screen::Socket(path)), _) => Some(format!("unix:{}", path.display())),
         (_, Some(port)) => Some(port.address.to_string()),
         _ => None,
@@ -211,6 +220,18 @@ fn make_tap(plan: &TapPlan, journal: &mut Journal) -> Result<String, Trouble> {
         tap::join(&name, bridge, Membership { private: plan.private, span: plan.span }).map_err(wrong)?;
     }
     Ok(name)
+}
+
+/// Has a unit of a target attached, and returns its device.
+fn attach(unit: &UnitPlan, journal: &mut Journal) -> Result<String, Trouble> {
+    let wrong = |words: String| failed(format!("disk `{}`: {words}", unit.disk));
+    Target::prepare().map_err(wrong)?;
+    // A session of the user's is used and left alone.
+    if !unit.target.is_attached().map_err(wrong)? {
+        journal.note(Made::Session(unit.target.clone()))?;
+        unit.target.attach().map_err(wrong)?;
+    }
+    unit.target.device(unit.lun).map_err(wrong)
 }
 
 /// The guest writes to its copy, which is its own unless it is made anew each time.
@@ -254,6 +275,7 @@ impl Prepared {
         let piece = |piece: &Piece| match piece {
             Piece::Text(text) => text.clone(),
             Piece::Tap(nic) => self.taps.get(nic).expect("the plan makes every tap that it names").clone(),
+            Piece::Device(disk) => self.devices.get(disk).expect("the plan attaches every unit that it names").clone(),
             Piece::ScreenPort => self.port.expect("the plan has a screen if it names its port").to_string(),
         };
         argument.0.iter().map(piece).collect()

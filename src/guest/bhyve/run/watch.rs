@@ -39,6 +39,8 @@ const BUTTON_AGAIN: Duration = Duration::from_secs(15);
 const BUTTON_PRESSES: u32 = 4;
 /// bhyve is killed when it has not ended so long after a forced power-off or reset.
 const FORCED_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a guest has when this process is told to end by SIGTERM.
+const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(15);
 /// How long the last words of a guest may take to reach the console's reader.
 const CONSOLE_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -54,7 +56,7 @@ pub enum Part {
 /// From the helper threads.
 enum Message {
     /// This process is told to end.
-    Signal,
+    Signal(Signal),
     /// The running program has ended.
     Ended,
     /// bhyvectl did something, or not.
@@ -127,8 +129,8 @@ impl<'a> Watch<'a> {
             said_running: false,
         };
         watch.helper(move |post| {
-            while signals.wait().is_ok() {
-                post(Message::Signal);
+            while let Ok(signal) = signals.wait() {
+                post(Message::Signal(signal));
             }
         })?;
         Ok(watch)
@@ -187,7 +189,7 @@ impl<'a> Watch<'a> {
     /// Whether somebody wants this to end, asked between two steps while nothing runs.
     pub fn orders(&mut self) -> Result<(), Trouble> {
         while let Ok(message) = self.messages.try_recv() {
-            if matches!(message, Message::Signal) {
+            if matches!(message, Message::Signal(_)) {
                 self.told = Told::End;
             }
         }
@@ -222,19 +224,7 @@ impl<'a> Watch<'a> {
             _ => failed(error),
         })?;
         drop(command);
-        let mut running = Running {
-            part,
-            stderr,
-            stderr_open: true,
-            started: Instant::now(),
-            words: VecDeque::new(),
-            told: Told::Nothing,
-            presses: 0,
-            press_at: None,
-            kill_at: None,
-            ended: false,
-            child,
-        };
+        let mut running = Running::new(part, child, stderr);
         let watched = self.watch_end(&running).and_then(|()| self.limit(&running));
         if let Err(message) = watched {
             let _ = running.child.kill();
@@ -333,7 +323,9 @@ impl<'a> Watch<'a> {
 
     fn take(&mut self, message: Message, running: &mut Running) {
         match message {
-            Message::Signal => running.end_now(),
+            Message::Signal(Signal::SIGINT) => running.end_now(),
+            // As bhyve itself takes it, which the host's shutdown sends to every process.
+            Message::Signal(_) => running.shut_down(),
             Message::Ended => running.ended = true,
             Message::Called(_, Ok(())) => {}
             Message::Called(what, Err(words)) => {
@@ -391,7 +383,8 @@ impl<'a> Watch<'a> {
             EngineCommand::Reset if running.part == Part::Loader => running.kill_for(Told::Reset { forced: true }),
             EngineCommand::PowerButton => {
                 running.told = Told::PowerOff { forced: false };
-                running.press_at = Some(Instant::now());
+                // Pressed already: it is pressed again when it is due.
+                running.press_at.get_or_insert(Instant::now());
             }
             EngineCommand::Poweroff => {
                 running.force(Told::PowerOff { forced: false });
@@ -538,6 +531,22 @@ impl<'a> Watch<'a> {
 }
 
 impl Running {
+    fn new(part: Part, child: Child, stderr: io::PipeReader) -> Running {
+        Running {
+            part,
+            child,
+            stderr,
+            stderr_open: true,
+            started: Instant::now(),
+            words: VecDeque::new(),
+            told: Told::Nothing,
+            presses: 0,
+            press_at: None,
+            kill_at: None,
+            ended: false,
+        }
+    }
+
     fn pid(&self) -> Pid {
         Pid::from_raw(self.child.id() as i32)
     }
@@ -580,6 +589,16 @@ impl Running {
     fn end_now(&mut self) {
         self.told = Told::End;
         self.kill_at = Some(Instant::now());
+    }
+
+    /// The power button, and the end when that does not help soon; at once when it has been pressed before.
+    fn shut_down(&mut self) {
+        if self.part == Part::Loader || self.kill_at.is_some() {
+            return self.end_now();
+        }
+        self.told = Told::PowerOff { forced: false };
+        self.press_at = Some(Instant::now());
+        self.kill_at = Some(Instant::now() + SHUTDOWN_PATIENCE);
     }
 
     /// A loader has no power button and no memory of its own: it is killed.
@@ -626,4 +645,56 @@ fn make_nonblocking(pipe: &io::PipeReader) -> io::Result<()> {
     let flags = OFlag::from_bits_truncate(fcntl(pipe, FcntlArg::F_GETFL)?);
     fcntl(pipe, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn running() -> Running {
+        let (stderr, theirs) = io::pipe().expect("a pipe");
+        let child = Command::new("sh").args(["-c", "trap '' TERM; kill -STOP $$"]).stderr(theirs).spawn();
+        Running::new(Part::Bhyve, child.expect("starts"), stderr)
+    }
+
+    #[test]
+    fn the_power_button_is_pressed_again_after_a_while_and_not_for_ever() {
+        let mut running = running();
+        let start = Instant::now();
+        running.press_at = Some(start);
+        let mut pressed = Vec::new();
+        for second in 0..120 {
+            let before = running.presses;
+            running.press_on(start + Duration::from_secs(second));
+            if running.presses > before {
+                pressed.push(second);
+            }
+        }
+        assert_eq!(pressed, [0, 15, 30, 45]);
+        running.kill_for(Told::PowerOff { forced: true });
+        running.press_on(Instant::now());
+        assert!(running.child.wait().is_ok());
+    }
+
+    #[test]
+    fn a_guest_that_is_forced_is_killed_when_its_time_is_over_and_that_is_remembered() {
+        let mut running = running();
+        running.force(Told::Reset { forced: false });
+        running.press_on(Instant::now());
+        assert_eq!(running.told, Told::Reset { forced: false });
+        running.press_on(Instant::now() + FORCED_PATIENCE);
+        assert_eq!(running.told, Told::Reset { forced: true });
+        use std::os::unix::process::ExitStatusExt;
+        assert_eq!(running.child.wait().expect("ended").signal(), Some(9));
+    }
+
+    #[test]
+    fn the_end_of_everything_is_not_taken_back_by_a_later_order() {
+        let mut running = running();
+        running.end_now();
+        running.force(Told::PowerOff { forced: false });
+        assert_eq!(running.told, Told::End);
+        running.press_on(Instant::now());
+        assert!(running.child.wait().is_ok());
+    }
 }
