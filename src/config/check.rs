@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use super::check_hardware as hardware;
+use super::cloud_init::{cloud_init, seed_disk};
 use super::diagnostic::{Diagnostic, Diagnostics, Place};
 use super::keys::GUEST_KEYS;
 use super::meant::*;
@@ -70,8 +71,12 @@ fn guest(view: &View<'_>, name: &str, engine: EngineKind, problems: &mut Problem
     );
     hardware::loader_tables(view, loader, problems);
     let backend = pick(view, "backend", &[("auto", BackendKind::Auto), ("soft", BackendKind::Soft)]);
-    let disks = disks(view, engine, problems);
+    let mut disks = disks(view, engine, problems);
     let nics = nics(view, problems);
+    let cloud_init = cloud_init(view, name, (&disks, &nics), problems);
+    if cloud_init.is_some() {
+        disks.push(seed_disk(engine));
+    }
     let cpus = cpus(view, problems);
     let memory = memory(view, problems);
     let passthru = hardware::passthru(view, problems);
@@ -122,6 +127,7 @@ fn guest(view: &View<'_>, name: &str, engine: EngineKind, problems: &mut Problem
         ready: ready(&view.table("ready"), &nics, problems),
         hooks: hooks(view, problems),
         rng: view.table("rng").flag("enabled"),
+        cloud_init,
         debug: DebugConfig { exit_port: debug.flag("exit_port"), deterministic, gdb: hardware::gdb(view, problems) },
         nics,
     };
@@ -222,6 +228,7 @@ fn disks(view: &View<'_>, engine: EngineKind, problems: &mut Problems) -> Vec<Di
 fn disk(entry: &View<'_>, engine: EngineKind, seen: &mut Vec<String>, problems: &mut Problems) -> DiskConfig {
     let id = entry_id(entry, "disks", seen, problems);
     let (path, size) = (entry.path("path"), entry.size("size"));
+    let source = source(entry, problems);
     let backend = match entry.node("backend") {
         Some(_) => pick(
             entry,
@@ -252,7 +259,11 @@ fn disk(entry: &View<'_>, engine: EngineKind, seen: &mut Vec<String>, problems: 
             let hint = "leave `size` out, or set `backend = \"sparse\"` and vmctl makes and grows the file";
             problems.push(here("size", format!("disk `{id}` is a file of yours, whose size vmctl does not change")).hint(hint));
         }
-        (DiskBackend::Sparse | DiskBackend::Zvol, _, None) => {
+        (DiskBackend::File | DiskBackend::Iscsi, ..) if source.is_some() => {
+            let message = format!("disk `{id}` is there already and is not made from `source`");
+            problems.push(here("source", message).hint("set `backend = \"sparse\"` and it is made from it once"));
+        }
+        (DiskBackend::Sparse | DiskBackend::Zvol, _, None) if source.is_none() => {
             let hint = "add `size = \"8G\"`, or `path = \"PATH\"` of an image that is there";
             problems.push(here("backend", format!("disk `{id}` has no `size`")).hint(hint));
         }
@@ -311,6 +322,7 @@ fn disk(entry: &View<'_>, engine: EngineKind, seen: &mut Vec<String>, problems: 
         ),
         serial,
         discard: entry.flag("discard"),
+        source,
         iscsi: extras.iscsi,
         properties: extras.properties,
         thin: entry.flag("thin"),
@@ -319,6 +331,17 @@ fn disk(entry: &View<'_>, engine: EngineKind, seen: &mut Vec<String>, problems: 
         slot: hardware::slot(entry),
         options: hardware::device_options(entry, problems),
     }
+}
+
+/// What a disk is made from: a name, a URL, or a path, which is made absolute.
+fn source(entry: &View<'_>, problems: &mut Problems) -> Option<String> {
+    let (text, node) = (entry.text("source")?, entry.node("source")?);
+    if text.is_empty() || text.contains(|c: char| c.is_control() || c.is_whitespace()) {
+        let hint = "a name of the catalogue, a URL, or a path with a slash";
+        problems.push(Diagnostic::at(&node.place, format!("`{text}` cannot be an image")).hint(hint));
+    }
+    let is_path = text.contains('/') && !text.contains("://");
+    Some(if is_path { entry.absolute(&text, node).to_string_lossy().into_owned() } else { text })
 }
 
 fn nics(view: &View<'_>, problems: &mut Problems) -> Vec<NicConfig> {

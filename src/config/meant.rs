@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+pub use super::cloud_init::{CloudInit, SshKey};
 pub use super::hardware::*;
 pub use super::switch::*;
 use crate::units::{ByteSize, serialize_seconds};
@@ -99,6 +100,8 @@ pub struct GuestConfig {
     pub hooks: Vec<HookConfig>,
     /// Whether it has a virtio random-number device.
     pub rng: bool,
+    /// What cloud-init in the guest is told.
+    pub cloud_init: Option<CloudInit>,
     /// For people who develop kernels and for tests.
     pub debug: DebugConfig,
 }
@@ -188,7 +191,9 @@ pub struct DiskConfig {
     pub backend: DiskBackend,
     /// Absolute path of the file or device; without it the store names the file after `id` in the guest's directory.
     pub path: Option<PathBuf>,
-    /// Size to create, or to grow to; `None` only with a `path`, whose size is then taken.
+    /// What it is made from when it is not there yet: a name of the catalogue, a URL, or an absolute path.
+    pub source: Option<String>,
+    /// Size to create, or to grow to; `None` only with a `path` or a `source`, whose size is then taken.
     #[serde(rename = "size_bytes")]
     pub size: Option<ByteSize>,
     /// What the guest sees.

@@ -6,6 +6,7 @@
 pub mod bhyve_variables; // what `bhyve.options` may name
 pub mod check; // what is written -> what is meant
 pub mod check_hardware; // the same, for what bhyve(8) acts on
+pub mod cloud_init; // what cloud-init in the guest is told
 pub mod diagnostic; // what is wrong with a file, and where
 pub mod expression; // `{{ ... }}`
 pub mod hardware; // what bhyve(8) acts on, as it is meant

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use toml_edit::{Array, ArrayOfTables, DocumentMut, Item, Table, Value};
+use toml_edit::{Array, ArrayOfTables, DocumentMut, InlineTable, Item, Table, TableLike, Value};
 
 use crate::config::keys::{GUEST_KEYS, Kind, find};
 use crate::config::{GuestConfig, HookEvent};
@@ -15,6 +15,7 @@ use super::error::{GuestError, Result};
 use super::events::{self, EventKind};
 use super::lock::Role;
 use super::provision::{Copying, Made, copy_disks, ensure_disks, remove_volumes};
+use super::seed;
 use super::state::GuestState;
 use super::store::{GuestDir, NewGuest, Store};
 use super::supervisor::hooks::{HOOK_VERSION, HookDocument, run_hooks};
@@ -80,6 +81,7 @@ fn finish(
     let name = new.place().name().to_owned();
     let definition = Definition::load(new.guest(), around)?;
     state.assign(&definition.config)?;
+    seed::ensure(new.guest(), &definition.config, &state)?;
     let made = make_disks(new.guest(), &definition)?;
     events::record(&new.guest().events_log(), &name, origin);
     if let Err(error) = state.save(&new.guest().state_file()) {
@@ -251,44 +253,92 @@ fn schema_path(path: &str) -> Vec<(&str, Option<&str>)> {
     row
 }
 
-/// Writes one `KEY=VALUE` into a guest file; an entry of an array is found by its id, or added.
+/// Writes one `KEY=VALUE` into a guest file; an entry of an array is found by its id, or added. What is written in short
+/// form, in braces, stays so.
 fn apply_set(root: &mut Table, set: &str) -> Result<()> {
     let (path, text) = set.split_once('=').ok_or_else(|| GuestError::user(format!("`{set}` has no `=`")))?;
-    let value = text.trim().parse::<Value>().unwrap_or_else(|_| Value::from(text));
+    let mut value = text.trim().parse::<Value>().unwrap_or_else(|_| Value::from(text));
     let row = schema_path(path);
     let Some(((leaf, None), tables)) = row.split_last() else {
         return Err(
             GuestError::user(format!("`{path}` names a whole entry")).hint(format!("name a key in it, like `{path}.size`"))
         );
     };
-    let mut table = root;
+    let mut table: &mut dyn TableLike = root;
+    let mut short = false;
     for (part, id) in tables {
-        let item = table.entry(part).or_insert_with(|| match id {
-            Some(_) => Item::ArrayOfTables(ArrayOfTables::new()),
-            None => Item::Table(Table::new()),
+        let item = table.entry(part).or_insert_with(|| match (id, short) {
+            (Some(_), false) => Item::ArrayOfTables(ArrayOfTables::new()),
+            (None, false) => Item::Table(Table::new()),
+            (Some(_), true) => Item::Value(Value::Array(Array::new())),
+            (None, true) => Item::Value(Value::InlineTable(InlineTable::new())),
         });
-        table = match (item, id) {
-            (Item::ArrayOfTables(entries), Some(id)) => entry(entries, id),
-            (item, None) if item.is_table() => item.as_table_mut().expect("just looked"),
-            _ => {
-                return Err(GuestError::user(format!("`{part}` is written in a short form that `--set {path}` cannot go into"))
-                    .hint("write it as a table in the guest file"));
-            }
+        short |= item.is_value();
+        let inner = match id {
+            Some(id) => entry(item, id),
+            None => item.as_table_like_mut(),
         };
+        table = inner.ok_or_else(|| {
+            GuestError::user(format!("`{part}` is not written as a table that `{path}` could be set in"))
+                .hint("write it as a table in the guest file")
+        })?;
     }
-    table[leaf] = Item::Value(value);
+    if let Some(before) = table.get(leaf).and_then(Item::as_value) {
+        *value.decor_mut() = before.decor().clone();
+    }
+    table.insert(leaf, Item::Value(value));
     Ok(())
 }
 
-fn entry<'a>(entries: &'a mut ArrayOfTables, id: &str) -> &'a mut Table {
-    let found = entries.iter().position(|entry| entry.get("id").and_then(Item::as_str) == Some(id));
-    let at = found.unwrap_or_else(|| {
-        let mut entry = Table::new();
-        entry["id"] = toml_edit::value(id);
-        entries.push(entry);
-        entries.len() - 1
-    });
-    entries.get_mut(at).expect("found or pushed")
+/// The entry of that id; added when there is none, and `None` when `item` is no array of tables.
+fn entry<'a>(item: &'a mut Item, id: &str) -> Option<&'a mut dyn TableLike> {
+    let is_it = |entry: &dyn TableLike| entry.get("id").and_then(Item::as_str) == Some(id);
+    match item {
+        Item::ArrayOfTables(entries) => {
+            let at = entries.iter().position(|entry| is_it(entry)).unwrap_or_else(|| {
+                let mut entry = Table::new();
+                entry["id"] = toml_edit::value(id);
+                entries.push(entry);
+                entries.len() - 1
+            });
+            entries.get_mut(at).map(|entry| entry as &mut dyn TableLike)
+        }
+        Item::Value(Value::Array(entries)) => {
+            let found = entries.iter().position(|entry| entry.as_inline_table().is_some_and(|entry| is_it(entry)));
+            let at = found.unwrap_or_else(|| {
+                entries.push(InlineTable::from_iter([("id", id)]));
+                entries.len() - 1
+            });
+            entries.get_mut(at)?.as_inline_table_mut().map(|entry| entry as &mut dyn TableLike)
+        }
+        _ => None,
+    }
+}
+
+/// Drops an entry of an array of tables: its own if the file has it, and a template's by saying so.
+fn drop_entry(root: &mut Table, class: &str, id: &str) {
+    let is_it = |text: Option<&str>| text == Some(id);
+    let found = match root.get_mut(class) {
+        Some(Item::ArrayOfTables(entries)) => {
+            let before = entries.len();
+            entries.retain(|entry| !is_it(entry.get("id").and_then(Item::as_str)));
+            entries.len() < before
+        }
+        Some(Item::Value(Value::Array(entries))) => {
+            let before = entries.len();
+            entries.retain(|entry| !is_it(entry.as_inline_table().and_then(|table| table.get("id")).and_then(Value::as_str)));
+            entries.len() < before
+        }
+        _ => false,
+    };
+    let empty = match root.get(class) {
+        Some(Item::ArrayOfTables(entries)) => entries.is_empty(),
+        Some(Item::Value(Value::Array(entries))) => entries.is_empty(),
+        _ => false,
+    };
+    if found && empty {
+        root.remove(class);
+    }
 }
 
 /// A guest file that is being edited: the user's editor works on a copy beside it, which is checked before it takes the
@@ -338,6 +388,19 @@ impl Edit {
         Ok(true)
     }
 
+    /// Writes sets, and drops entries, into the copy: what a command changes, as an editor would.
+    pub fn apply(&self, sets: &[String], drops: &[(&str, &str)]) -> Result<()> {
+        let text = fs::read_to_string(&self.copy).map_err(|error| GuestError::io("read", &self.copy, error))?;
+        let mut document = text.parse::<DocumentMut>().map_err(|error| GuestError::user(error.to_string()))?;
+        for (class, id) in drops {
+            drop_entry(document.as_table_mut(), class, id);
+        }
+        for set in absolute_sets(sets) {
+            apply_set(document.as_table_mut(), &set)?;
+        }
+        fs::write(&self.copy, document.to_string()).map_err(|error| GuestError::io("write", &self.copy, error))
+    }
+
     /// Keeps the copy and says where: for an edit that is given up with its mistakes.
     pub fn keep(self) -> PathBuf {
         let copy = self.copy.clone();
@@ -380,6 +443,28 @@ mod tests {
         let parsed: toml_edit::DocumentMut = after.parse().expect("TOML");
         assert_eq!(parsed["disks"][0]["id"].as_str(), Some("data"));
         assert_eq!(parsed["nics"][0]["forwards"][0]["host_port"].as_integer(), Some(2222));
+    }
+
+    #[test]
+    fn what_is_written_in_braces_stays_so_and_comments_stay() {
+        let text = "disks = [{ id = \"root\", size = \"1G\" }]\nmemory = \"1G\" # enough\n";
+        let after = set(text, &["disks.root.size=2G", "disks.data.size=3G", "memory=2G", "nics.a.forwards.ssh.host_port=1"]);
+        assert!(after.contains("disks = [{ id = \"root\", size = \"2G\" }, { id = \"data\", size = \"3G\" }]"), "{after}");
+        assert!(after.contains("memory = \"2G\" # enough"), "{after}");
+        let deep = set("nics = [{ id = \"a\" }]", &["nics.a.forwards.ssh.host_port=1"]);
+        assert_eq!(deep.trim_end(), "nics = [{ id = \"a\" , forwards = [{ id = \"ssh\", host_port = 1 }] }]".replace(" , ", ", "));
+    }
+
+    #[test]
+    fn an_entry_is_dropped_however_it_is_written() {
+        for text in ["[[disks]]\nid = \"a\"\n\n[[disks]]\nid = \"b\"\n", "disks = [{ id = \"a\" }, { id = \"b\" }]\n"] {
+            let mut document: DocumentMut = text.parse().expect("TOML");
+            drop_entry(document.as_table_mut(), "disks", "a");
+            let after = document.to_string();
+            assert!(!after.contains("\"a\"") && after.contains("\"b\""), "{after}");
+            drop_entry(document.as_table_mut(), "disks", "b");
+            assert_eq!(document.to_string().trim(), "");
+        }
     }
 
     #[test]

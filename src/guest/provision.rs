@@ -135,6 +135,22 @@ pub enum Copying {
     Linked,
 }
 
+/// Removes what vmctl made for a disk that has no path of its own. One of the user's stays.
+pub fn remove_disk(guest: &GuestDir, disk: &DiskConfig) -> Result<()> {
+    match (&disk.path, disk.backend) {
+        (None, DiskBackend::Zvol) => zfs::destroy_volume(&volume(guest, disk)?)
+            .map_err(|error| GuestError::host(format!("disk `{}`: {error}", disk.id))),
+        (None, DiskBackend::Sparse) => {
+            let path = disk_path(guest, disk)?;
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(GuestError::io("remove", &path, error)),
+                _ => Ok(()),
+            }
+        }
+        _ => Err(GuestError::user(format!("disk `{}` is not one that vmctl made, and stays", disk.id))),
+    }
+}
+
 /// Copies the disks of a stopped guest to one that is being made.
 pub fn copy_disks(from: &GuestDir, config: &GuestConfig, to: &GuestDir, how: Copying) -> Result<Made> {
     let is_volume = |disk: &DiskConfig| disk.backend == DiskBackend::Zvol && disk.path.is_none();

@@ -39,6 +39,9 @@ pub struct GuestState {
     /// Where each device is on PCI under bhyve, by its name (`disk:ID`, `nic:ID`, `lpc`...), as bus:slot:function.
     #[serde(default)]
     pub addresses: BTreeMap<String, String>,
+    /// The user that the image of its disk was made with, for `ssh`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default_user: Option<String>,
     /// How often it was booted, over all its life.
     #[serde(default)]
     pub boots: u64,
@@ -190,6 +193,7 @@ impl GuestState {
             macs: BTreeMap::new(),
             slots: BTreeMap::new(),
             addresses: BTreeMap::new(),
+            default_user: None,
             boots: 0,
             run: None,
             last_exit: None,

@@ -39,6 +39,7 @@ use super::events::{self, Event, EventKind};
 use super::lock::{GuestLock, Role};
 use super::logs::RotatingLog;
 use super::provision::ensure_disks;
+use super::seed;
 use super::state::{Failure, GuestState, LastExit, Phase, RunState};
 use super::store::GuestDir;
 use super::timestamp::Timestamp;
@@ -389,7 +390,8 @@ impl Supervisor {
         (self.engine_error, self.debug_exit, self.engine_ended) = (None, None, false);
         (self.running_since, self.ready, self.probes_passed, self.not_ready_at) = (None, false, 0, None);
         let maker = self.maker.as_ref().expect("chosen when the boot began");
-        let spawned = ensure_disks(&self.guest, &self.config)
+        let spawned = seed::ensure(&self.guest, &self.config, &self.state)
+            .and_then(|()| ensure_disks(&self.guest, &self.config))
             .and_then(|_| maker.build(self.next_boot()))
             .and_then(|()| maker.spawn(&self.guest, &self.lease));
         let engine = match spawned {

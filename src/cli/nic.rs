@@ -1,0 +1,72 @@
+//! `vmctl nic`.
+
+use super::{App, ExitStatus, Outcome};
+use crate::guest::change::{self, Class};
+
+/// Add and remove network interfaces
+///
+/// Changes the guest file as `edit` does. A running guest sees it at its next boot.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Action {
+    /// Add an interface
+    Add {
+        /// The guest
+        #[arg(value_name = "GUEST")]
+        guest: String,
+        /// Name of the interface
+        #[arg(value_name = "NIC")]
+        nic: String,
+        /// What it is connected to: user, tap or none
+        #[arg(long, value_name = "BACKEND")]
+        backend: Option<String>,
+        /// The switch, for tap
+        #[arg(long, value_name = "SWITCH")]
+        switch: Option<String>,
+        /// What the guest sees, like virtio-net
+        #[arg(long, value_name = "DEVICE")]
+        device: Option<String>,
+        /// MAC address, instead of the derived one
+        #[arg(long, value_name = "MAC")]
+        mac: Option<String>,
+    },
+    /// Take an interface away
+    Remove {
+        /// The guest
+        #[arg(value_name = "GUEST")]
+        guest: String,
+        /// The interface
+        #[arg(value_name = "NIC")]
+        nic: String,
+    },
+}
+
+impl Args {
+    pub fn run(self, app: &App) -> Outcome {
+        let place = app.place()?;
+        let around = place.around();
+        match self.action {
+            Action::Add { guest, nic, backend, switch, device, mac } => {
+                let guest = place.store.guest(&guest)?;
+                // An entry is more than its id.
+                let backend = backend.unwrap_or_else(|| if switch.is_some() { "tap".into() } else { "user".into() });
+                let given = [("backend", Some(backend)), ("switch", switch), ("device", device), ("mac", mac)];
+                let keys: Vec<_> =
+                    given.into_iter().filter_map(|(key, value)| Some((key, change::text(&value?)))).collect();
+                let when = change::add(&guest, Class::Nic, &nic, &keys, around)?;
+                app.ui.done(format!("{}: interface {nic} is added{}", guest.name(), when.words()));
+            }
+            Action::Remove { guest, nic } => {
+                let guest = place.store.guest(&guest)?;
+                let when = change::remove(&guest, Class::Nic, &nic, false, around)?;
+                app.ui.done(format!("{}: interface {nic} is removed{}", guest.name(), when.words()));
+            }
+        }
+        Ok(ExitStatus::Done)
+    }
+}

@@ -1,0 +1,114 @@
+//! How ssh(1) reaches a guest: by a forward of the host, or at the guest's own address.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use crate::config::{ForwardProto, GuestConfig};
+
+use super::error::{GuestError, Result};
+use super::state::GuestState;
+use super::store::GuestDir;
+
+/// The guest's port.
+const SSH: u16 = 22;
+
+/// Where a guest's sshd(8) is, and who goes there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reach {
+    /// Where to connect.
+    pub address: SocketAddr,
+    /// Who logs in; ssh's own choice when nobody is named.
+    pub user: Option<String>,
+    /// The guest's own file of host keys: an address that another guest had before means nothing.
+    pub known_hosts: PathBuf,
+    /// What the host key is filed under.
+    pub alias: String,
+    /// The key that vmctl made, if there is one.
+    pub identity: Option<PathBuf>,
+}
+
+impl Reach {
+    /// Of a guest. `user` goes before the one of `[cloud-init]` and of its image.
+    pub fn of(guest: &GuestDir, config: &GuestConfig, state: &GuestState, user: Option<String>) -> Result<Reach> {
+        let forward = config
+            .nics
+            .iter()
+            .flat_map(|nic| &nic.forwards)
+            .find(|forward| forward.proto == ForwardProto::Tcp && forward.guest_port == SSH);
+        let cloud_init = config.cloud_init.as_ref();
+        let own = cloud_init.and_then(|told| told.addresses.first()).map(|address| SocketAddr::new(address.address, SSH));
+        let address = forward.map(|forward| reachable(forward.host())).or(own).ok_or_else(|| {
+            GuestError::user(format!("no way to port {SSH} of `{}` is known", guest.name())).hint(
+                "add a forward with `guest_port = 22` to a `user` interface, or `cloud-init.addresses`",
+            )
+        })?;
+        Ok(Reach {
+            address,
+            user: user.or_else(|| cloud_init.and_then(|told| told.user.clone())).or_else(|| state.default_user.clone()),
+            known_hosts: guest.path().join("known_hosts"),
+            alias: format!("vmctl-{}", guest.name()),
+            identity: identity_file(guest).filter(|path| path.exists()),
+        })
+    }
+
+    /// What ssh(1) and scp(1) are told, beside the port.
+    pub fn options(&self) -> Vec<String> {
+        let mut options = vec![
+            format!("HostKeyAlias={}", self.alias),
+            format!("UserKnownHostsFile={}", quoted(&self.known_hosts)),
+            // The first key is believed, as nobody can look at it elsewhere; another one later is refused.
+            "StrictHostKeyChecking=accept-new".into(),
+        ];
+        options.extend(self.identity.as_ref().map(|path| format!("IdentityFile={}", quoted(path))));
+        options.into_iter().flat_map(|option| ["-o".to_owned(), option]).collect()
+    }
+
+    /// `USER@HOST`, or `HOST`.
+    pub fn destination(&self) -> String {
+        let host = self.address.ip();
+        self.user.as_ref().map_or_else(|| host.to_string(), |user| format!("{user}@{host}"))
+    }
+
+    /// As [`Reach::destination`], with an IPv6 address in brackets, as scp(1) wants it before a colon.
+    pub fn bracketed(&self) -> String {
+        let host = match self.address.ip() {
+            IpAddr::V6(ip) => format!("[{ip}]"),
+            IpAddr::V4(ip) => ip.to_string(),
+        };
+        self.user.as_ref().map_or_else(|| host.clone(), |user| format!("{user}@{host}"))
+    }
+
+    /// A block of ssh_config(5) for `name`.
+    pub fn ssh_config(&self, name: &str) -> String {
+        let mut lines = vec![
+            format!("Host {name}"),
+            format!("    HostName {}", self.address.ip()),
+            format!("    Port {}", self.address.port()),
+            format!("    HostKeyAlias {}", self.alias),
+            format!("    UserKnownHostsFile {}", quoted(&self.known_hosts)),
+            "    StrictHostKeyChecking accept-new".into(),
+        ];
+        lines.extend(self.user.as_ref().map(|user| format!("    User {user}")));
+        lines.extend(self.identity.as_ref().map(|path| format!("    IdentityFile {}", quoted(path))));
+        lines.join("\n") + "\n"
+    }
+}
+
+/// The key pair that `launch` makes for a user without one: of the datastore.
+pub fn identity_file(guest: &GuestDir) -> Option<PathBuf> {
+    Some(guest.path().parent()?.parent()?.join("ssh").join("id_ed25519"))
+}
+
+/// ssh_config(5) takes a value in double quotes; a path with one in it is not written at all by anybody sane.
+fn quoted(path: &Path) -> String {
+    format!("\"{}\"", path.display())
+}
+
+/// Where a listener on `address` is reached from the host itself.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => SocketAddr::from((Ipv4Addr::LOCALHOST, address.port())),
+        IpAddr::V6(ip) if ip.is_unspecified() => SocketAddr::from((Ipv6Addr::LOCALHOST, address.port())),
+        _ => address,
+    }
+}
