@@ -54,9 +54,11 @@ impl Args {
                 }
                 let engine = Definition::load(&guest, around)?.config.engine;
                 let device = if engine == EngineKind::Bhyve { "ahci-cd" } else { "virtio-blk" };
-                let keys =
-                    [("path", change::path(&file)?), ("device", change::text(device)), ("ro", "true".to_owned())];
-                (format!("{}: {drive} holds {}", guest.name(), file.display()), change::replace(&guest, Class::Disk, &drive, &keys, around)?)
+                let keys = [("path", change::path(&file)?), ("device", change::text(device)), ("ro", "true".to_owned())];
+                (
+                    format!("{}: {drive} holds {}", guest.name(), file.display()),
+                    change::replace(&guest, Class::Disk, &drive, &keys, around)?,
+                )
             }
             Action::Eject { guest, drive } => {
                 let guest = place.store.guest(&guest)?;

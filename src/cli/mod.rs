@@ -14,8 +14,10 @@ mod clone;
 mod complete_guests;
 mod completions;
 mod console;
+mod cp;
 mod create;
 mod destroy;
+mod disk;
 mod doctor;
 mod edit;
 mod escape;
@@ -29,6 +31,8 @@ mod kill;
 mod launch;
 mod list;
 mod logs;
+mod media;
+mod nic;
 mod passthru;
 mod poweroff;
 mod rename;
@@ -43,6 +47,8 @@ mod show;
 mod snapshot;
 mod snapshots;
 mod source;
+mod ssh;
+mod ssh_config;
 mod start;
 mod stop;
 mod suspend;
@@ -102,6 +108,12 @@ enum Verb {
     Info(info::Args),
     Logs(logs::Args),
     Console(console::Args),
+    Ssh(ssh::Args),
+    Cp(cp::Args),
+    SshConfig(ssh_config::Args),
+    Disk(disk::Args),
+    Nic(nic::Args),
+    Media(media::Args),
     Events(events::Args),
     Run(run::Args),
     ResetFailed(reset_failed::Args),
@@ -207,6 +219,12 @@ pub fn main() -> ExitCode {
         Verb::Info(args) => args.run(&app),
         Verb::Logs(args) => args.run(&app),
         Verb::Console(args) => args.run(&app),
+        Verb::Ssh(args) => args.run(&app),
+        Verb::Cp(args) => args.run(&app),
+        Verb::SshConfig(args) => args.run(&app),
+        Verb::Disk(args) => args.run(&app),
+        Verb::Nic(args) => args.run(&app),
+        Verb::Media(args) => args.run(&app),
         Verb::Events(args) => args.run(&app),
         Verb::Run(args) => args.run(&app),
         Verb::ResetFailed(args) => args.run(&app),

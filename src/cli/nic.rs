@@ -56,8 +56,7 @@ impl Args {
                 // An entry is more than its id.
                 let backend = backend.unwrap_or_else(|| if switch.is_some() { "tap".into() } else { "user".into() });
                 let given = [("backend", Some(backend)), ("switch", switch), ("device", device), ("mac", mac)];
-                let keys: Vec<_> =
-                    given.into_iter().filter_map(|(key, value)| Some((key, change::text(&value?)))).collect();
+                let keys: Vec<_> = given.into_iter().filter_map(|(key, value)| Some((key, change::text(&value?)))).collect();
                 let when = change::add(&guest, Class::Nic, &nic, &keys, around)?;
                 app.ui.done(format!("{}: interface {nic} is added{}", guest.name(), when.words()));
             }

@@ -96,7 +96,8 @@ pub(super) fn cloud_init(
     if hostname.len() > 253 || !hostname.split('.').all(is_label) {
         // A guest's own name may have an underscore, which a host's may not.
         let message = format!("`{hostname}` cannot be a host name");
-        problems.push(Diagnostic::at(table.place_of("hostname"), message).hint("set `cloud-init.hostname`: letters, digits and `-`"));
+        problems
+            .push(Diagnostic::at(table.place_of("hostname"), message).hint("set `cloud-init.hostname`: letters, digits and `-`"));
     }
     let user = table.text("user");
     if let Some(user) = &user {
@@ -197,7 +198,9 @@ mod tests {
     fn a_public_key_is_told_from_a_path() {
         let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGmJ3z0p7mB9cO8u me@example";
         assert!(is_public_key(key));
-        for text in ["~/.ssh/id.pub", "ssh-ed25519", "ssh-ed25519 short", "ssh-dss AAAAB3NzaC1kc3MAAACBAOxx", &format!("{key}\n{key}")] {
+        for text in
+            ["~/.ssh/id.pub", "ssh-ed25519", "ssh-ed25519 short", "ssh-dss AAAAB3NzaC1kc3MAAACBAOxx", &format!("{key}\n{key}")]
+        {
             assert!(!is_public_key(text), "{text}");
         }
     }

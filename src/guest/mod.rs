@@ -8,8 +8,8 @@ pub mod definition; // a guest file as it is read before each boot
 pub mod engine; // one child process a boot
 pub mod error; // what goes wrong, in the words a user reads
 pub mod events; // what happened to a guest
-pub mod host_needs; // what guests need of a FreeBSD host
 pub mod gpt; // a partition table's end, moved to that of a disk that has grown
+pub mod host_needs; // what guests need of a FreeBSD host
 pub mod identity; // UUIDs and MAC addresses
 pub mod import; // moving over from other managers
 pub mod launcher; // how a command starts a supervisor and asks one
@@ -17,9 +17,9 @@ pub mod lock; // who runs or changes a guest
 pub mod logs; // logs that do not grow without bound
 pub mod overview; // what `list` and `info` tell
 pub mod provision; // disks: made, grown, copied, removed
-pub mod snapshot; // snapshots of disks
 pub mod reach; // how ssh reaches a guest
 pub mod seed; // what cloud-init in the guest is told, as a volume
+pub mod snapshot; // snapshots of disks
 pub mod state; // what the program knows of a guest
 pub mod store; // a datastore and the guests in it
 pub mod supervisor; // one process a guest: boots, policy, console, control socket

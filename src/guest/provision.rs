@@ -138,8 +138,9 @@ pub enum Copying {
 /// Removes what vmctl made for a disk that has no path of its own. One of the user's stays.
 pub fn remove_disk(guest: &GuestDir, disk: &DiskConfig) -> Result<()> {
     match (&disk.path, disk.backend) {
-        (None, DiskBackend::Zvol) => zfs::destroy_volume(&volume(guest, disk)?)
-            .map_err(|error| GuestError::host(format!("disk `{}`: {error}", disk.id))),
+        (None, DiskBackend::Zvol) => {
+            zfs::destroy_volume(&volume(guest, disk)?).map_err(|error| GuestError::host(format!("disk `{}`: {error}", disk.id)))
+        }
         (None, DiskBackend::Sparse) => {
             let path = disk_path(guest, disk)?;
             match std::fs::remove_file(&path) {

@@ -38,9 +38,8 @@ impl Reach {
         let cloud_init = config.cloud_init.as_ref();
         let own = cloud_init.and_then(|told| told.addresses.first()).map(|address| SocketAddr::new(address.address, SSH));
         let address = forward.map(|forward| reachable(forward.host())).or(own).ok_or_else(|| {
-            GuestError::user(format!("no way to port {SSH} of `{}` is known", guest.name())).hint(
-                "add a forward with `guest_port = 22` to a `user` interface, or `cloud-init.addresses`",
-            )
+            GuestError::user(format!("no way to port {SSH} of `{}` is known", guest.name()))
+                .hint("add a forward with `guest_port = 22` to a `user` interface, or `cloud-init.addresses`")
         })?;
         Ok(Reach {
             address,

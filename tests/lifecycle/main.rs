@@ -3,6 +3,7 @@
 //!
 //! The engine is this very test binary, run again: see [`engine`].
 
+mod change;
 mod console;
 mod engine;
 mod policy;
