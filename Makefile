@@ -39,6 +39,14 @@ freebsd: tools-freebsd
 freebsd-check: tools-freebsd
 	sh scripts/freebsd check
 
+# Plan, apply, check and list over a thousand guests; prints the figures.
+bench-fleet: build
+	$(CARGO) bench --bench fleet
+
+# The unit of `vmctl autostart enable` under a real systemd, in a Debian guest; takes minutes.
+systemd-proof: tools-demo build
+	sh scripts/systemd-proof $(BUILD)
+
 tools-demo:
 	sh scripts/need cargo:rustc mmdebstrap:mmdebstrap mke2fs:e2fsprogs
 
@@ -61,4 +69,4 @@ clean:
 	$(CARGO) clean
 	rm -rf $(BUILD)
 
-.PHONY: all build demo test native-long bench freebsd freebsd-check tools-demo tools-test tools-bench tools-freebsd install clean
+.PHONY: bench-fleet systemd-proof all build demo test native-long bench freebsd freebsd-check tools-demo tools-test tools-bench tools-freebsd install clean

@@ -5,6 +5,8 @@
 
 #[path = "chips.rs"]
 mod chips;
+#[path = "files.rs"]
+mod files;
 #[path = "host.rs"]
 mod host;
 
@@ -50,6 +52,7 @@ pub const TARGETS: &[Target] = &[
     ("interrupts", chips::interrupts),
     ("vm_bhyve", host::vm_bhyve),
     ("listings", host::listings),
+    ("fleet", files::fleet),
 ];
 
 /// Runs the target of that name on `data`.

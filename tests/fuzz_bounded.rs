@@ -135,4 +135,5 @@ targets! {
     the_interrupt_fabric_survives: "interrupts",
     the_settings_of_vm_bhyve_are_told: "vm_bhyve",
     the_listings_of_the_host_are_read: "listings",
+    the_fleet_reader_survives: "fleet",
 }

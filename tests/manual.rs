@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use clap::CommandFactory;
+use vmctl::config::fleet::keys::FLEET_KEYS;
 use vmctl::config::keys::{GUEST_KEYS, HOST_KEYS, Key, Kind, Support};
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/man/vmctl.toml.5");
@@ -87,7 +88,7 @@ fn list(keys: &[Key]) -> String {
 /// The page with its lists as the key table has them now.
 fn written(page: &str) -> String {
     let mut page = page.to_owned();
-    for (name, keys) in [("guest", GUEST_KEYS), ("host", HOST_KEYS)] {
+    for (name, keys) in [("guest", GUEST_KEYS), ("host", HOST_KEYS), ("fleet", FLEET_KEYS)] {
         let begin = format!(".\\\" BEGIN {name}\n");
         let start = page.find(&begin).expect("the page has the mark") + begin.len();
         let end = page.find(&format!(".\\\" END {name}\n")).expect("the page has the mark");
@@ -105,7 +106,7 @@ fn the_manual_page_has_every_key_of_the_table_and_no_other() {
     } else {
         assert!(page == expected, "man/vmctl.toml.5 is behind src/config/keys.rs: BLESS=1 cargo test --test manual");
     }
-    for key in GUEST_KEYS.iter().chain(HOST_KEYS) {
+    for key in GUEST_KEYS.iter().chain(HOST_KEYS).chain(FLEET_KEYS) {
         let heads = [format!(".It Ic {} ", key.path), format!(".It Ic [{}]\n", key.path), format!(".It Ic [[{}]]\n", key.path)];
         assert!(heads.iter().any(|head| expected.contains(head)), "{}", key.path);
     }

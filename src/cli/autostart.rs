@@ -1,49 +1,205 @@
-//! `vmctl autostart`.
+//! `vmctl autostart`: what starts with the host, and whether the host does start it.
 
-use super::start::{How, start};
-use super::{App, ExitStatus, Failure, Guests, Outcome};
-use crate::config::AutostartWait;
-use crate::guest::autostart::{self, Candidate};
-use crate::guest::definition::Definition;
+use std::time::Duration;
 
-/// Start the guests that start with the host
+use serde::Serialize;
+
+use super::selection::Place;
+use super::{App, Column, ExitStatus, Failure, Outcome, down, up};
+use crate::config::{AutostartWait, HostPaths};
+use crate::guest::autostart::Schedule;
+use crate::host::sysrc::RcConf;
+use crate::host::systemd::{self, Manager, Unit};
+use crate::host::{program, rc};
+use crate::units::format_duration;
+
+/// Start guests with the host
 ///
-/// For the host's boot: those with `autostart`, by their order and after those that they name. A guest that runs is
-/// left alone, and so is one that has failed.
+/// `enable` has the host start the guests with `autostart` when it boots and stop all guests in order when it goes down:
+/// through a systemd unit on Linux (the system's for root, the user's own otherwise), through rc.conf(5) on FreeBSD.
+/// Without a word, as `start`.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    #[command(subcommand)]
+    what: Option<What>,
+}
+
+#[derive(Debug, Clone, clap::Subcommand)]
+enum What {
+    /// Have the host start guests when it boots, and stop them when it goes down
+    Enable {
+        /// Start them now, too
+        #[arg(long)]
+        now: bool,
+        /// How long all guests together may take to stop
+        #[arg(long, value_name = "TIME", value_parser = crate::units::parse_duration, default_value = "3m")]
+        stop_timeout: Duration,
+    },
+    /// Have the host leave them alone
+    Disable,
+    /// Show the guests that start with the host, in their order
+    List,
+    /// Show which guest waits for which
+    Graph,
+    /// Start them, as the host does when it boots; a guest that runs or has failed is left alone
+    Start,
+}
+
+/// A guest that starts with the host.
+#[derive(Debug, Serialize)]
+struct Listed {
+    name: String,
+    step: usize,
+    order: i64,
+    after: Vec<String>,
+    wait: &'static str,
+    delay_seconds: f64,
+    timeout_seconds: f64,
+    state: &'static str,
+}
+
+const COLUMNS: [Column<Listed>; 8] = [
+    Column { title: "STEP", wide: false, text: |guest| guest.step.to_string() },
+    Column { title: "NAME", wide: false, text: |guest| guest.name.clone() },
+    Column { title: "ORDER", wide: false, text: |guest| guest.order.to_string() },
+    Column { title: "AFTER", wide: false, text: |guest| guest.after.join(" ") },
+    Column { title: "WAIT", wide: false, text: |guest| guest.wait.to_owned() },
+    Column { title: "DELAY", wide: true, text: |guest| format_duration(Duration::from_secs_f64(guest.delay_seconds)) },
+    Column { title: "TIMEOUT", wide: true, text: |guest| format_duration(Duration::from_secs_f64(guest.timeout_seconds)) },
+    Column { title: "STATE", wide: false, text: |guest| guest.state.to_owned() },
+];
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
         let place = app.place()?;
-        let mut worst = ExitStatus::Done;
-        let mut candidates = Vec::new();
-        let all = Guests { all: true, ..Guests::default() };
-        let looked = app.each_in_turn(all.choose(&place)?, |guest| {
-            let config = Definition::load(guest, place.around())?.config.autostart;
-            if config.enabled && guest.state()?.failed.is_none() && !super::stop::is_running(guest) {
-                candidates.push(Candidate { name: guest.name().to_owned(), config });
-            }
-            Ok(ExitStatus::Done)
-        })?;
-        worst = worst.max(looked);
-        let (waves, circle) = autostart::waves(candidates);
-        for candidate in circle {
-            let failure = Failure::user("it and others wait for each other in a circle").hint("correct `autostart.after`");
-            worst = worst.max(app.ui.failure_about(true, &candidate.name, &failure));
+        match self.what {
+            Some(What::Enable { now, stop_timeout }) => enable(app, now, stop_timeout),
+            Some(What::Disable) => disable(app),
+            Some(What::List) => list(app, &place),
+            Some(What::Graph) => graph(app, &place),
+            Some(What::Start) | None => up::start_all(app, &place, &[], None),
         }
-        let at_once = place.host.autostart_parallel.max(1) as usize;
-        for part in waves.iter().flat_map(|wave| wave.chunks(at_once)) {
-            let names: Vec<String> = part.iter().map(|candidate| candidate.name.clone()).collect();
-            let chosen = Guests { names, ..Guests::default() }.choose(&place)?;
-            let started = app.each_guest(chosen, |guest, _| {
-                let config = &part.iter().find(|candidate| candidate.name == guest.name()).expect("chosen from it").config;
-                std::thread::sleep(config.delay);
-                let wait = config.wait == AutostartWait::Ready;
-                start(app, &place, guest, &How::within(wait, config.timeout))
-            })?;
-            worst = worst.max(started);
-        }
-        Ok(worst)
     }
+}
+
+/// The guests with `autostart`, in their order.
+fn schedule(app: &App, place: &Place) -> Result<(Schedule, ExitStatus), Failure> {
+    let (candidates, worst) = up::candidates(app, place, |config, _| config.autostart.enabled)?;
+    let (schedule, circles) = Schedule::new(candidates);
+    Ok((schedule, worst.max(up::refuse_circles(app, &circles))))
+}
+
+fn list(app: &App, place: &Place) -> Outcome {
+    let (schedule, worst) = schedule(app, place)?;
+    let mut listed = Vec::new();
+    for (candidate, level) in schedule.candidates().iter().zip(schedule.levels()) {
+        let guest = place.store.guest(&candidate.name)?;
+        let config = &candidate.config;
+        listed.push(Listed {
+            name: candidate.name.clone(),
+            step: level + 1,
+            order: config.order,
+            after: config.after.clone(),
+            wait: if config.wait == AutostartWait::Ready { "ready" } else { "running" },
+            delay_seconds: config.delay.as_secs_f64(),
+            timeout_seconds: config.timeout.as_secs_f64(),
+            state: guest.status(&guest.state()?).word(),
+        });
+    }
+    listed.sort_by(|a, b| (a.step, &a.name).cmp(&(b.step, &b.name)));
+    app.ui.list("autostart", 1, &listed, &COLUMNS, |guest| guest.name.clone())?;
+    Ok(worst)
+}
+
+fn graph(app: &App, place: &Place) -> Outcome {
+    let (schedule, worst) = schedule(app, place)?;
+    let levels = schedule.levels();
+    let mut text = String::new();
+    for step in 0..levels.iter().max().map_or(0, |most| most + 1) {
+        text += &format!("{}.\n", step + 1);
+        for (candidate, _) in schedule.candidates().iter().zip(&levels).filter(|(_, level)| **level == step) {
+            let after = candidate.config.after.join(", ");
+            let after = if after.is_empty() { after } else { format!(" <- {after}") };
+            let wait = if candidate.config.wait == AutostartWait::Ready { " (until ready)" } else { "" };
+            text += &format!("   {}{wait}{after}\n", candidate.name);
+        }
+    }
+    app.ui.data(&text)?;
+    Ok(worst)
+}
+
+fn manager() -> Manager {
+    if nix::unistd::geteuid().is_root() { Manager::System } else { Manager::User }
+}
+
+fn unit_path(manager: Manager) -> Result<std::path::PathBuf, Failure> {
+    let paths = HostPaths::of_this_user()?;
+    let home = paths.config_file.parent().and_then(std::path::Path::parent).unwrap_or(std::path::Path::new("/"));
+    Ok(Unit::path(manager, home))
+}
+
+/// On FreeBSD rc(8) starts guests, by the rc.d script and a variable of rc.conf(5).
+fn through_rc(app: &App, value: &str) -> Outcome {
+    let root = std::path::Path::new("/");
+    rc::install(root)?;
+    RcConf::of(root).set("vmctl_enable", value)?;
+    app.ui.done(format!("`vmctl_enable={value}` stands in rc.conf, `{}` acts on it", rc::script_path(root).display()));
+    Ok(ExitStatus::Done)
+}
+
+fn enable(app: &App, now: bool, stop_timeout: Duration) -> Outcome {
+    if program::is_freebsd() {
+        return through_rc(app, "YES");
+    }
+    let manager = manager();
+    let path = unit_path(manager)?;
+    let unit = Unit { program: std::env::current_exe()?, options: down::options(app)?, stop_timeout, manager };
+    unit.write(&path).map_err(|error| Failure::user(format!("cannot write `{}`: {error}", path.display())))?;
+    let running = systemd::is_running();
+    let tell = |error: String| {
+        Failure::user(error).hint(format!("the unit is `{}`; `systemctl enable {}` may say more", path.display(), systemd::UNIT))
+    };
+    if running {
+        systemd::systemctl(manager, &["daemon-reload"]).map_err(tell)?;
+    }
+    // Without a running systemd, as in an image that is being made, it makes the links all the same.
+    systemd::systemctl(manager, &["enable", systemd::UNIT]).map_err(tell)?;
+    if manager == Manager::User
+        && let Err(error) = systemd::enable_linger()
+    {
+        app.ui.warn(format!("guests start when you log in, and stop when you log out: {error}"));
+    }
+    match (now, running) {
+        (true, true) => systemd::systemctl(manager, &["start", systemd::UNIT]).map_err(tell)?,
+        (true, false) => return Err(Failure::user("`--now` needs a running systemd, and this host has none")),
+        (false, true) => {
+            let user = if manager == Manager::User { " --user" } else { "" };
+            app.ui.done(format!(
+                "guests start with the next boot of the host; `systemctl{user} start {}` starts them now, and has this boot's end stop them in order",
+                systemd::UNIT
+            ));
+        }
+        (false, false) => {}
+    }
+    app.ui.done(format!("`{}` is enabled", path.display()));
+    Ok(ExitStatus::Done)
+}
+
+fn disable(app: &App) -> Outcome {
+    if program::is_freebsd() {
+        return through_rc(app, "NO");
+    }
+    let manager = manager();
+    let path = unit_path(manager)?;
+    if !path.exists() {
+        app.ui.done("guests do not start with the host");
+        return Ok(ExitStatus::Done);
+    }
+    systemd::systemctl(manager, &["disable", systemd::UNIT]).map_err(Failure::user)?;
+    std::fs::remove_file(&path).map_err(|error| Failure::user(format!("cannot remove `{}`: {error}", path.display())))?;
+    if systemd::is_running() {
+        systemd::systemctl(manager, &["daemon-reload"]).map_err(Failure::user)?;
+    }
+    app.ui.done("guests do not start with the host any more; those that run go on");
+    Ok(ExitStatus::Done)
 }

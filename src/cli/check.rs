@@ -4,14 +4,15 @@ use serde::Serialize;
 
 use super::source::GuestSource;
 use super::{App, ExitStatus, Outcome};
-use crate::config::Diagnostics;
+use crate::config::fleet::is_fleet;
+use crate::config::{DatastoreConfig, Diagnostic, Diagnostics, FleetRequest, HostConfig, load_fleet};
 
-/// Check guest files without starting anything
+/// Check guest files and fleet files without starting anything
 ///
-/// Without an argument, checks the host file and every guest of the datastore. Exits with 1 when something is wrong.
+/// A fleet file is called `fleet.toml`, or has `[[guests]]`: all the guests that it means are checked. Without an argument, checks the host file and every guest of the datastore. Exits with 1 when something is wrong.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Guests, or guest files (with a slash, or `.toml` at the end)
+    /// Guests, guest files or fleet files (with a slash, or `.toml` at the end)
     #[arg(value_name = "GUEST|FILE")]
     guests: Vec<String>,
     /// Override a key, like `memory=2G` or `disks.root.size=20G`
@@ -53,7 +54,7 @@ impl Args {
         }
         if app.ui.is_json() {
             let checked: Vec<Checked> =
-                sources.iter().map(|source| checked(source, source.load(&host, &store, &self.sets).err())).collect();
+                sources.iter().map(|source| checked(source, check(source, &host, &store, &self.sets).err())).collect();
             if !checked.iter().all(|item| item.ok) {
                 status = status.max(ExitStatus::User);
             }
@@ -61,12 +62,27 @@ impl Args {
             return Ok(status);
         }
         let checked = app.ui.each(&sources, GuestSource::shown, |source| {
-            source.load(&host, &store, &self.sets)?;
+            check(source, &host, &store, &self.sets)?;
             app.ui.done(format!("{}: ok", source.shown()));
             Ok(ExitStatus::Done)
         })?;
         Ok(status.max(checked))
     }
+}
+
+/// Checks a guest file, or all the guests of a fleet file.
+fn check(source: &GuestSource, host: &HostConfig, store: &DatastoreConfig, sets: &[String]) -> Result<(), Diagnostics> {
+    // What cannot be read is reported by whoever reads it next.
+    let text = if source.name.is_none() { std::fs::read_to_string(&source.file).unwrap_or_default() } else { String::new() };
+    if is_fleet(&source.file, &text) {
+        if let Some(set) = sets.first() {
+            let message = format!("`--set {set}` goes with guest files, and `{}` is a fleet file", source.file.display());
+            return Err(Diagnostic::plain(message).into());
+        }
+        let datastore = std::path::absolute(&store.path).unwrap_or_else(|_| store.path.clone());
+        return load_fleet(&FleetRequest { file: &source.file, text: None, host, datastore: &datastore }).map(drop);
+    }
+    source.load(host, store, sets).map(drop)
 }
 
 fn checked(source: &GuestSource, problems: Option<Diagnostics>) -> Checked {

@@ -5,6 +5,7 @@
 //! Conventions: `GUEST...` takes several names and globs ([`Guests`]); `-o` and `-q` work everywhere; data goes to
 //! standard output, words to standard error; a command on many guests goes on after one fails ([`Ui::each`]).
 
+mod apply;
 mod argv;
 mod attach;
 mod autostart;
@@ -19,9 +20,11 @@ mod create;
 mod destroy;
 mod disk;
 mod doctor;
+mod down;
 mod edit;
 mod escape;
 mod events;
+mod graph;
 mod host;
 mod import;
 mod info;
@@ -34,8 +37,10 @@ mod logs;
 mod media;
 mod nic;
 mod passthru;
+mod plan;
 mod poweroff;
 mod rename;
+mod render;
 mod reset;
 mod reset_failed;
 mod restart;
@@ -54,6 +59,7 @@ mod stop;
 mod suspend;
 mod switch;
 mod ui;
+mod up;
 mod vmm;
 
 use std::path::PathBuf;
@@ -117,12 +123,18 @@ enum Verb {
     Events(events::Args),
     Run(run::Args),
     ResetFailed(reset_failed::Args),
+    Plan(plan::Args),
+    Apply(apply::Args),
+    Render(render::Args),
+    Up(up::Args),
+    Down(down::Args),
     Autostart(autostart::Args),
     Switch(switch::Args),
     Passthru(passthru::Args),
     Jail(jail::Args),
     Host(host::Args),
     Import(import::Args),
+    Graph(graph::Args),
     Doctor(doctor::Args),
     Check(check::Args),
     Show(show::Args),
@@ -228,12 +240,18 @@ pub fn main() -> ExitCode {
         Verb::Events(args) => args.run(&app),
         Verb::Run(args) => args.run(&app),
         Verb::ResetFailed(args) => args.run(&app),
+        Verb::Plan(args) => args.run(&app),
+        Verb::Apply(args) => args.run(&app),
+        Verb::Render(args) => args.run(&app),
+        Verb::Up(args) => args.run(&app),
+        Verb::Down(args) => args.run(&app),
         Verb::Autostart(args) => args.run(&app),
         Verb::Switch(args) => args.run(&app),
         Verb::Passthru(args) => args.run(&app),
         Verb::Jail(args) => args.run(&app),
         Verb::Host(args) => args.run(&app),
         Verb::Import(args) => args.run(&app),
+        Verb::Graph(args) => args.run(&app),
         Verb::Doctor(args) => args.run(&app),
         Verb::Check(args) => args.run(&app),
         Verb::Show(args) => args.run(&app),

@@ -1,7 +1,7 @@
 //! `vmctl schema`: the JSON Schema that editors check and complete guest files from.
 
 use super::{App, ExitStatus, Outcome};
-use crate::config::schema::{guest_schema, host_schema};
+use crate::config::schema::{fleet_schema, guest_schema, host_schema};
 
 /// Print the JSON Schema of guest files
 ///
@@ -12,11 +12,18 @@ pub struct Args {
     /// The schema of the host file, vmctl.toml, instead
     #[arg(long)]
     host: bool,
+    /// The schema of a fleet file, fleet.toml, instead
+    #[arg(long, conflicts_with = "host")]
+    fleet: bool,
 }
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
-        let schema = if self.host { host_schema() } else { guest_schema() };
+        let schema = match (self.host, self.fleet) {
+            (true, _) => host_schema(),
+            (_, true) => fleet_schema(),
+            _ => guest_schema(),
+        };
         app.ui.data(&format!("{schema:#}\n"))?;
         Ok(ExitStatus::Done)
     }

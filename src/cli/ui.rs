@@ -23,6 +23,8 @@ pub enum ExitStatus {
     User,
     /// 2: ours, or the machine's.
     Machine,
+    /// 2, of `plan`: there are changes. What is the machine's fault is 1 there, too.
+    Changes,
     /// What the engine exited with, handed through by `vmm` and `run`.
     Engine(u8),
 }
@@ -32,7 +34,7 @@ impl From<ExitStatus> for ExitCode {
         match status {
             ExitStatus::Done => 0.into(),
             ExitStatus::User => 1.into(),
-            ExitStatus::Machine => 2.into(),
+            ExitStatus::Machine | ExitStatus::Changes => 2.into(),
             ExitStatus::Engine(code) => code.into(),
         }
     }
@@ -151,13 +153,15 @@ pub struct Ui {
     format: OutputFormat,
     quiet: bool,
     colour: bool,
+    colour_data: bool,
 }
 
 impl Ui {
     /// `format` and `quiet` as the user asked. Colour goes to terminals unless `NO_COLOR` is set.
     pub fn new(format: OutputFormat, quiet: bool) -> Self {
         let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        Self { format, quiet, colour: !refused && io::stderr().is_terminal() }
+        let terminal = |is: bool| !refused && is;
+        Self { format, quiet, colour: terminal(io::stderr().is_terminal()), colour_data: terminal(io::stdout().is_terminal()) }
     }
 
     /// The format that was asked for.
@@ -286,6 +290,11 @@ impl Ui {
         failure.status
     }
 
+    /// Whether data is read by somebody who sees colours.
+    pub fn colours_data(&self) -> bool {
+        self.colour_data
+    }
+
     fn paint(&self, text: &str, code: &str) -> String {
         if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
@@ -319,7 +328,7 @@ mod tests {
     #[test]
     fn a_wide_column_shows_only_in_the_wide_table() {
         let rows = [Row { name: "a", size: 1 }, Row { name: "", size: 22 }];
-        let table = Ui { format: OutputFormat::Table, quiet: false, colour: false };
+        let table = Ui { format: OutputFormat::Table, quiet: false, colour: false, colour_data: false };
         assert_eq!(table.table(&rows, &COLUMNS), "NAME\na\n-\n");
         let wide = Ui { format: OutputFormat::Wide, ..table };
         assert_eq!(wide.table(&rows, &COLUMNS), "NAME  SIZE\na     1\n-     22\n");
@@ -327,7 +336,7 @@ mod tests {
 
     #[test]
     fn each_goes_on_after_a_failure_and_keeps_the_worst_status() {
-        let ui = Ui { format: OutputFormat::Json, quiet: true, colour: false };
+        let ui = Ui { format: OutputFormat::Json, quiet: true, colour: false, colour_data: false };
         let mut seen = 0;
         let outcome = ui.each(
             &[1, 2, 3],

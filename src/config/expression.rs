@@ -5,7 +5,7 @@
 //! value  = sum { "|" filter [ "(" value { "," value } ")" ] }
 //! sum    = product { ("+" | "-") product }            `+` also joins two texts
 //! product= factor { ("*" | "/" | "%") factor }
-//! factor = NUMBER | "TEXT" | 'TEXT' | true | false | NAME | "-" factor | "(" value ")"
+//! factor = NUMBER | "TEXT" | 'TEXT' | true | false | NAME { "." NAME } | "-" factor | "(" value ")"
 //! filter = upper | lower | trim | pad(WIDTH) | replace(FROM, TO) | default(VALUE)
 //! ```
 //!
@@ -83,9 +83,10 @@ impl<'a> Scope<'a> {
         let Some(node) = self.variables.and_then(|table| table.get(name)) else {
             let own = self.variables.map(|table| table.0.iter().map(|(name, _)| name.text.as_str())).into_iter().flatten();
             let hint = nearest(name, self.given.keys().map(String::as_str).chain(own));
-            let hint = match hint {
-                Some(near) => format!("did you mean `{near}`?"),
-                None => format!("set it: `{name} = ...` in `[vars]`"),
+            let hint = match (hint, name.strip_prefix("secret.")) {
+                (Some(near), _) => format!("did you mean `{near}`?"),
+                (None, Some(id)) => format!("a fleet file has it as `[[secrets]]` with `id = \"{id}\"`"),
+                (None, None) => format!("set it: `{name} = ...` in `[vars]`"),
             };
             return Err((format!("variable `{name}` is not set"), Some(hint)));
         };
@@ -159,6 +160,29 @@ impl<'a> Scope<'a> {
     }
 }
 
+/// The variables that the expressions in a text name, and their filters; what is wrong with an expression is not told.
+pub fn names_in(text: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    for part in text.split("{{").skip(1) {
+        let mut scope = Scope::new(None);
+        let code = part.split("}}").next().unwrap_or_default();
+        let mut parser = Parser { text: code, at: 0, depth: 0, scope: &mut scope };
+        while parser.at < code.len() {
+            parser.blanks();
+            let rest = &code[parser.at..];
+            let Some(first) = rest.chars().next() else { break };
+            if matches!(first, '"' | '\'') {
+                parser.at += rest[1..].find(first).map_or(rest.len(), |end| end + 2);
+            } else if let Some(name) = parser.dotted() {
+                names.push(name);
+            } else {
+                parser.at += first.len_utf8();
+            }
+        }
+    }
+    names
+}
+
 /// The place of some bytes of a string's value: exact when the string is written without escapes.
 fn inside(place: &Place, value: &str, span: Range<usize>) -> Place {
     let written = place.source.text.get(place.span.clone()).unwrap_or_default();
@@ -211,6 +235,21 @@ impl Parser<'_, '_, '_> {
         }
         self.at += end;
         Some(rest[..end].to_owned())
+    }
+
+    /// `each.size`, `secret.db-password`: names joined by dots.
+    fn dotted(&mut self) -> Option<String> {
+        let mut name = self.word()?;
+        while self.text[self.at..].starts_with('.') && self.text[self.at + 1..].starts_with(|c: char| c.is_ascii_alphanumeric()) {
+            self.at += 1;
+            // A part may begin with a digit, which no whole name does.
+            let rest = &self.text[self.at..];
+            let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+            self.at += digits;
+            let more = self.word().unwrap_or_default();
+            name = format!("{name}.{}{more}", &rest[..digits]);
+        }
+        Some(name)
     }
 
     fn value(&mut self) -> Result<Scalar, Fault> {
@@ -348,7 +387,7 @@ impl Parser<'_, '_, '_> {
             let number = rest[..digits].parse();
             return number.map(Scalar::Integer).map_err(|_| self.fault(from, "the number does not fit in 64 bits"));
         }
-        match self.word() {
+        match self.dotted() {
             Some(word) if word == "true" || word == "false" => Ok(Scalar::Flag(word == "true")),
             Some(word) => self.scope.lookup(&word).map_err(|(message, hint)| Fault { hint, ..self.fault(from, message) }),
             None if rest.starts_with("}}") => Err(self.fault(from, "a value is missing here")),
@@ -426,6 +465,14 @@ mod tests {
         assert_eq!(expand("", "{{ 7 / 2 - index-1 }}"), Ok(Scalar::Integer(-1)));
         assert_eq!(expand("", "{{ 'a' + \"b\" }}"), Ok(Scalar::Text("ab".into())));
         assert_eq!(expand("", "{{ \"{{\" }}"), Ok(Scalar::Text("{{".into())));
+    }
+
+    #[test]
+    fn names_may_be_joined_by_dots_and_are_found_without_being_computed() {
+        assert!(expand("", "{{ each.size }}").unwrap_err().contains("variable `each.size` is not set"));
+        assert!(expand("", "{{ secret.1st-key }}").unwrap_err().contains("variable `secret.1st-key` is not set"));
+        assert_eq!(names_in("a {{ b.c + 'd' }} e {{ f | pad(3) }} {{ \"g"), ["b.c", "f", "pad"]);
+        assert!(names_in("{{ é 'x }}{{").is_empty());
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! The host file, `vmctl.toml`: datastores, defaults, template directories, catalogues.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::diagnostic::{Diagnostic, Diagnostics, Place, Source};
 use super::keys::{GUEST_KEYS, HOST_KEYS};
-use super::layer::{Layer, Node, Value};
+use super::layer::{Layer, Node, Table, Value};
 use super::meant::{CatalogueConfig, DatastoreConfig, EngineKind, HostConfig};
 use super::paths::HostPaths;
 use super::switch;
@@ -15,6 +16,8 @@ impl HostConfig {
     /// What holds when there is no host file.
     pub fn of(paths: &HostPaths) -> Self {
         Self {
+            name: nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
+            labels: Vec::new(),
             datastores: vec![DatastoreConfig { id: "default".into(), path: paths.datastore.clone() }],
             default_datastore: "default".into(),
             template_dirs: Vec::new(),
@@ -51,12 +54,16 @@ impl HostConfig {
         if problems.is_empty() {
             let view = View::new(&layer.table, &start, HOST_KEYS, Path::new("/"), config.default_engine);
             config.fill(&view, &mut problems);
-            config.defaults = layer.table.get("defaults").and_then(|node| defaults(node, &layer, &mut problems));
+            config.defaults = layer.table.get("defaults").and_then(|node| defaults(node, &layer.source, &mut problems));
         }
         if problems.is_empty() { Ok(config) } else { Err(Diagnostics(problems)) }
     }
 
     fn fill(&mut self, view: &View<'_>, problems: &mut Vec<Diagnostic>) {
+        if let Some(name) = view.text("name") {
+            self.name = name;
+        }
+        self.labels = view.texts("labels");
         let stores = view.entries("datastores");
         if !stores.is_empty() {
             self.datastores = entries(&stores, "datastores", "path", |entry| entry.path("path"), problems)
@@ -126,7 +133,7 @@ fn entries<T>(
 
 /// `[defaults]`, checked as far as it can be without a guest: its keys are parsed again under the guest's table, so
 /// that short forms work in it.
-fn defaults(node: &Node, layer: &Layer, problems: &mut Vec<Diagnostic>) -> Option<Layer> {
+pub(super) fn defaults(node: &Node, source: &Arc<Source>, problems: &mut Vec<Diagnostic>) -> Option<Layer> {
     let Value::Table(table) = &node.value else { return None };
     let mut table = table.clone();
     for banned in ["name", "template", "extends", "include", "unset", "uuid"] {
@@ -135,12 +142,17 @@ fn defaults(node: &Node, layer: &Layer, problems: &mut Vec<Diagnostic>) -> Optio
         }
     }
     super::layer::expand_short_forms(&mut table, "", GUEST_KEYS);
+    part(&table, problems);
+    Some(Layer { source: source.clone(), table })
+}
+
+/// Checks a part of guest files as far as it can be without a guest.
+pub(super) fn part(table: &Table, problems: &mut Vec<Diagnostic>) {
     // What depends on an expression is known only with a guest.
     let mut found = Vec::new();
     walk::walk(&mut table.clone(), "", GUEST_KEYS, None, &mut found);
     let text = |place: &Place| place.source.text.get(place.span.clone()).unwrap_or_default().contains("{{");
     problems.extend(found.into_iter().filter(|problem| !problem.place.as_ref().is_some_and(text)));
-    Some(Layer { source: layer.source.clone(), table })
 }
 
 #[cfg(test)]

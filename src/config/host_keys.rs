@@ -17,6 +17,8 @@ const SWITCH_TYPES: Kind = OneOf(&[
 
 /// The keys of the host file; `[defaults]` holds the keys of a guest.
 pub const HOST_KEYS: &[Key] = &[
+    key("name", Text, Now, "What fleet files call this host; its host name without it."),
+    key("labels", Texts { one: false }, Now, "Words by which fleet files choose this host, like `ssd` or `rack=a`."),
     key("default_datastore", Name, Now, "The datastore that is used when none is named; the first one without it."),
     key(
         "template_dirs",

@@ -1,5 +1,8 @@
 //! What the key table is made of: the kinds of values, and which engine acts on a key.
 
+use std::collections::HashMap;
+use std::sync::RwLock;
+
 use super::meant::EngineKind;
 
 /// What a key's value may be. Every scalar may also be written as an expression in a string.
@@ -115,14 +118,49 @@ pub struct Key {
     pub doc: &'static str,
 }
 
+/// A table of keys, by path and by the table that a key is in. A file has a hundred keys and is looked up in as often.
+struct Index {
+    by_path: HashMap<&'static str, &'static Key>,
+    /// With the last part of their paths, in the order of the table.
+    by_parent: HashMap<&'static str, Vec<(&'static str, &'static Key)>>,
+}
+
+/// One for each table, made when it is first asked for. The address tells tables apart, and is never read through.
+static INDEXES: RwLock<Vec<(usize, &'static Index)>> = RwLock::new(Vec::new());
+
+fn index(keys: &'static [Key]) -> &'static Index {
+    let address = keys.as_ptr().addr();
+    let known =
+        |indexes: &[(usize, &'static Index)]| indexes.iter().find(|(other, _)| *other == address).map(|(_, index)| *index);
+    if let Some(index) = known(&INDEXES.read().expect("no panic happens under this lock")) {
+        return index;
+    }
+    let mut indexes = INDEXES.write().expect("no panic happens under this lock");
+    known(&indexes).unwrap_or_else(|| {
+        let mut index = Index { by_path: HashMap::new(), by_parent: HashMap::new() };
+        for key in keys {
+            index.by_path.entry(key.path).or_insert(key);
+            index.by_parent.entry(key.parent()).or_default().push((key.leaf(), key));
+        }
+        let index: &'static Index = Box::leak(Box::new(index));
+        indexes.push((address, index));
+        index
+    })
+}
+
 /// The key of that path.
 pub fn find(keys: &'static [Key], path: &str) -> Option<&'static Key> {
-    keys.iter().find(|key| key.path == path)
+    index(keys).by_path.get(path).copied()
 }
 
 /// The keys right under `table`; those at the top for an empty one.
 pub fn children<'a>(keys: &'static [Key], table: &'a str) -> impl Iterator<Item = &'static Key> + 'a {
-    keys.iter().filter(move |key| key.parent() == table)
+    index(keys).by_parent.get(table).into_iter().flatten().map(|(_, key)| *key)
+}
+
+/// The key of that name right under `table`.
+pub fn child(keys: &'static [Key], table: &str, leaf: &str) -> Option<&'static Key> {
+    index(keys).by_parent.get(table)?.iter().find(|(other, _)| *other == leaf).map(|(_, key)| *key)
 }
 
 impl Key {

@@ -2,7 +2,7 @@
 //! act on, `vmctl schema`, `show --explain` and the manual page's key list all come from it.
 
 pub use super::host_keys::HOST_KEYS;
-pub use super::key::{Choice, Key, Kind, Support, children, find};
+pub use super::key::{Choice, Key, Kind, Support, child, children, find};
 
 use Kind::{
     Address, Duration, Entries, Flag, Integer, Mac, Map, Name, Network, OneOf, Path, Paths, Size, Slot, Table, Text, Texts, Uuid,

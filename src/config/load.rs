@@ -55,18 +55,19 @@ pub fn load_guest(request: &GuestRequest<'_>) -> Result<LoadedGuest, Diagnostics
         name: request.name,
         sets: request.sets,
         defaults: request.host.defaults.as_ref(),
-        templates: Templates { dirs: request.host.template_search(request.datastore) },
+        templates: Templates { dirs: request.host.template_search(request.datastore), ..Templates::default() },
         default_engine: request.host.default_engine,
     })?;
     let config = check::check(&mut resolved, &directory)?;
     Ok(LoadedGuest { config, resolved })
 }
 
-fn read(file: &Path) -> Result<String, Diagnostics> {
+/// The text of a file, with its bounds.
+pub(super) fn read(file: &Path) -> Result<String, Diagnostics> {
     let plain = |reason: String| Diagnostics::from(Diagnostic::plain(format!("cannot read `{}`: {reason}", file.display())));
     let length = std::fs::metadata(file).map_err(|error| plain(error.to_string()))?.len();
     if length > super::layer::MAX_FILE_BYTES as u64 {
-        return Err(plain("a guest file is at most 1 MiB".into()));
+        return Err(plain("a file of vmctl is at most 1 MiB".into()));
     }
     let bytes = std::fs::read(file).map_err(|error| plain(error.to_string()))?;
     String::from_utf8(bytes).map_err(|error| plain(format!("byte {} is not UTF-8", error.utf8_error().valid_up_to())))

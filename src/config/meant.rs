@@ -609,6 +609,10 @@ pub struct DebugConfig {
 /// The host file, as meant.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct HostConfig {
+    /// What fleet files call it.
+    pub name: String,
+    /// Words by which fleet files choose it.
+    pub labels: Vec<String>,
     /// At least one; the first is the default unless `default_datastore` names another.
     pub datastores: Vec<DatastoreConfig>,
     /// Id of one of them.

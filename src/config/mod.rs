@@ -9,6 +9,7 @@ pub mod check_hardware; // the same, for what bhyve(8) acts on
 pub mod cloud_init; // what cloud-init in the guest is told
 pub mod diagnostic; // what is wrong with a file, and where
 pub mod expression; // `{{ ... }}`
+pub mod fleet; // the fleet file: many guests as one declaration
 pub mod hardware; // what bhyve(8) acts on, as it is meant
 pub mod host; // the host file
 pub mod host_keys; // the keys of the host file
@@ -17,6 +18,7 @@ pub mod keys; // the one table of keys
 pub mod layer; // one TOML text as a tree with places
 pub mod load; // a guest file, from its path to its meaning
 pub mod meant; // what the files mean
+pub mod order; // circles in a graph of names
 pub mod paths; // where things are when nobody says
 pub mod render; // a resolved guest file printed again, with where each key comes from
 pub mod resolve; // templates, includes, --set
@@ -26,6 +28,7 @@ pub mod view; // values read out of a tree
 pub mod walk; // unknown keys, types, ranges, refusals
 
 pub use diagnostic::{Diagnostic, Diagnostics};
+pub use fleet::{Fleet, FleetGuest, FleetRequest, SecretConfig, SecretSource, load_fleet};
 pub use load::{GuestRequest, LoadedGuest, load_guest};
 pub use meant::*;
 pub use paths::{GUEST_FILE, GUESTS_DIR, HostPaths, TEMPLATES_DIR};

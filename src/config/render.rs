@@ -1,8 +1,10 @@
 //! A resolved guest file printed as one TOML text that needs no template, with where each key comes from.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 
-use super::diagnostic::Place;
+use super::diagnostic::{Place, Source};
 use super::keys::{self, GUEST_KEYS, Key, Kind};
 use super::layer::{Node, Table, Value};
 use super::meant::EngineKind;
@@ -33,6 +35,8 @@ enum Item<'a> {
 struct Printer {
     engine: EngineKind,
     explain: bool,
+    /// Only what is set, and not what this text sets.
+    without: Option<Option<Arc<Source>>>,
     text: String,
     origins: Vec<Origin>,
 }
@@ -40,31 +44,45 @@ struct Printer {
 /// The guest as one file, with every default; with `explain`, each line says where it comes from. The second is the
 /// same as data.
 pub fn render(resolved: &Resolved, explain: bool) -> (String, Vec<Origin>) {
-    let mut printer = Printer { engine: resolved.engine, explain, text: String::new(), origins: Vec::new() };
-    let name = Value::Text(resolved.name.clone());
-    printer.line(
-        "name",
-        "name",
-        &match resolved.table.get("name").filter(|node| node.value == name) {
-            Some(node) => Item::Set(node, keys::find(GUEST_KEYS, "name").expect("it is in the key table")),
-            None => Item::Given(name, "the name of its file or directory"),
-        },
-    );
-    printer.table(&resolved.table, "", "", "");
-    (printer.text, printer.origins)
+    let printer = Printer { engine: resolved.engine, explain, without: None, text: String::new(), origins: Vec::new() };
+    printer.run(resolved)
+}
+
+/// The guest as one file that needs no template, with what is set and no defaults. `without` is a text whose values are
+/// left out: the defaults of the host file, which are laid under every guest file anyway.
+pub fn render_set(resolved: &Resolved, without: Option<&Arc<Source>>) -> String {
+    let without = Some(without.cloned());
+    let printer = Printer { engine: resolved.engine, explain: false, without, text: String::new(), origins: Vec::new() };
+    printer.run(resolved).0
 }
 
 impl Printer {
+    fn run(mut self, resolved: &Resolved) -> (String, Vec<Origin>) {
+        let printer = &mut self;
+        let name = Value::Text(resolved.name.clone());
+        printer.line(
+            "name",
+            "name",
+            &match resolved.table.get("name").filter(|node| node.value == name) {
+                Some(node) => Item::Set(node, keys::find(GUEST_KEYS, "name").expect("it is in the key table")),
+                None => Item::Given(name, "the name of its file or directory"),
+            },
+        );
+        printer.table(&resolved.table, "", "", "");
+        (self.text, self.origins)
+    }
+
     /// The plain keys of a table, then its tables, then its arrays of tables: the order that TOML asks for.
     fn table(&mut self, table: &Table, path: &str, shown: &str, header: &str) {
         let children: Vec<&'static Key> =
             keys::children(GUEST_KEYS, path).filter(|key| key.support.on(Some(self.engine))).collect();
         let mut printed_header = header.is_empty();
         for key in children.iter().filter(|key| !matches!(key.kind, Kind::Table { .. } | Kind::Entries) && key.path != "name") {
-            let item = match (table.get(key.leaf()), key.default_on(self.engine)) {
-                (Some(node), _) => Item::Set(node, key),
-                (None, Some(default)) => Item::Given(literal(default), "default"),
-                (None, None) => continue,
+            let item = match (table.get(key.leaf()), key.default_on(self.engine), &self.without) {
+                (Some(node), _, Some(Some(without))) if Arc::ptr_eq(&node.place.source, without) => continue,
+                (Some(node), ..) => Item::Set(node, key),
+                (None, Some(default), None) => Item::Given(literal(default), "default"),
+                (None, ..) => continue,
             };
             if !printed_header {
                 self.text.push_str(&format!("\n{header}\n"));
@@ -104,6 +122,9 @@ impl Printer {
             self.text.push_str(&format!("{line:<40} # {comment}\n"));
         } else {
             self.text.push_str(&format!("{line}\n"));
+        }
+        if self.without.is_some() {
+            return;
         }
         self.origins.push(Origin {
             key: shown.to_owned(),

@@ -4,6 +4,7 @@
 //! **Bounds.** Templates nest at most 16 deep and at most 200 files are read, so that templates which name each other
 //! many times end in an error.
 
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use super::diagnostic::{Diagnostic, Diagnostics, Place, Source, nearest};
@@ -37,9 +38,11 @@ pub const BUILT_IN_TEMPLATES: &[(&str, &str)] = &[
     ("windows-11", include_str!("../../templates/windows-11.toml")),
 ];
 
-/// Where templates are looked for: these directories in order, then the built-in ones.
+/// Where templates are looked for: among those of a fleet file, in these directories in order, then the built-in ones.
 #[derive(Debug, Clone, Default)]
 pub struct Templates {
+    /// Those that a fleet file brings, by name.
+    pub own: BTreeMap<String, Layer>,
     /// Directories of `NAME.toml`.
     pub dirs: Vec<PathBuf>,
 }
@@ -73,6 +76,7 @@ impl Templates {
             .flat_map(|dir| std::fs::read_dir(dir).into_iter().flatten().flatten())
             .filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".toml").map(str::to_owned))
             .chain(BUILT_IN_TEMPLATES.iter().map(|(name, _)| (*name).to_owned()))
+            .chain(self.own.keys().cloned())
             .collect();
         names.sort();
         names.dedup();
@@ -117,7 +121,7 @@ pub struct Request<'a> {
 
 /// Resolves a guest file. An error when it is no TOML; everything else that is wrong is in the result.
 pub fn resolve(request: Request<'_>) -> Result<Resolved, Diagnostics> {
-    let mut reader = Reader { templates: request.templates, files: Vec::new(), layers: 0, problems: Vec::new() };
+    let mut reader = Reader::new(request.templates);
     reader.files.extend(request.file.map(Path::to_path_buf));
     let label = request.source.label.clone();
     let layer = Layer::parse(request.source, GUEST_KEYS).map_err(Diagnostics)?;
@@ -139,17 +143,28 @@ pub fn resolve(request: Request<'_>) -> Result<Resolved, Diagnostics> {
             Err(problems) => reader.problems.extend(problems),
         }
     }
-    let name = evaluate(&mut table, request.name, &start, &mut reader.problems);
-    let engine = match table.get("engine").map(|node| &node.value) {
-        Some(Value::Text(text)) if text == EngineKind::Bhyve.as_str() => EngineKind::Bhyve,
-        Some(Value::Text(text)) if text == EngineKind::Embedded.as_str() => EngineKind::Embedded,
-        _ => request.default_engine,
-    };
+    let name = evaluate(&mut table, request.name, &[], &start, &mut reader.problems);
+    let engine = engine_of(&table, request.default_engine);
     Ok(Resolved { table, name, start, files: reader.files, engine, problems: reader.problems })
 }
 
-/// Replaces the expressions and returns the guest's name. Takes `vars` out.
-fn evaluate(table: &mut Table, given: Option<&str>, start: &Place, problems: &mut Vec<Diagnostic>) -> String {
+/// The engine that a guest file asks for.
+pub(super) fn engine_of(table: &Table, default: EngineKind) -> EngineKind {
+    match table.get("engine").map(|node| &node.value) {
+        Some(Value::Text(text)) if text == EngineKind::Bhyve.as_str() => EngineKind::Bhyve,
+        Some(Value::Text(text)) if text == EngineKind::Embedded.as_str() => EngineKind::Embedded,
+        _ => default,
+    }
+}
+
+/// Replaces the expressions and returns the guest's name. Takes `vars` out. `more` are variables of ours.
+pub(super) fn evaluate(
+    table: &mut Table,
+    given: Option<&str>,
+    more: &[(String, Scalar)],
+    start: &Place,
+    problems: &mut Vec<Diagnostic>,
+) -> String {
     let variables = match table.take("vars").map(|(_, node)| node) {
         Some(Node { value: Value::Table(variables), .. }) => Some(variables),
         Some(node) => {
@@ -159,6 +174,7 @@ fn evaluate(table: &mut Table, given: Option<&str>, start: &Place, problems: &mu
         None => None,
     };
     let mut scope = Scope::new(variables.as_ref());
+    more.iter().for_each(|(name, value)| scope.give(name, value.clone()));
     let mut early = |key: &str, scope: &mut Scope<'_>| {
         let (_, node) = table.0.iter_mut().find(|(name, _)| name.text == key)?;
         scope.evaluate(node, problems);
@@ -190,26 +206,40 @@ fn shown(path: &Path) -> String {
     here.and_then(|here| path.strip_prefix(here).ok()).unwrap_or(path).display().to_string()
 }
 
-/// How a file was reached: its label and its path, the guest file first.
-type Chain = Vec<(String, Option<PathBuf>)>;
+/// What is laid below: a text, or a part of a fleet file that is parsed already.
+enum Below {
+    Text(Source),
+    Layer(Layer),
+}
 
-struct Reader {
+/// How a file was reached: its label and its path, the guest file first.
+pub(super) type Chain = Vec<(String, Option<PathBuf>)>;
+
+/// Reads layers below layers. One reader serves many guests and reads each template once.
+pub(super) struct Reader {
     templates: Templates,
-    files: Vec<PathBuf>,
+    /// Templates with all that is below them.
+    expanded: HashMap<String, Table>,
+    /// Every file that was read.
+    pub files: Vec<PathBuf>,
     layers: usize,
-    problems: Vec<Diagnostic>,
+    /// What is wrong with what was read.
+    pub problems: Vec<Diagnostic>,
 }
 
 impl Reader {
+    pub fn new(templates: Templates) -> Self {
+        Self { templates, expanded: HashMap::new(), files: Vec::new(), layers: 0, problems: Vec::new() }
+    }
+
     /// A layer on its templates and included files.
-    fn expand(&mut self, mut layer: Layer, chain: &mut Chain) -> Table {
+    pub fn expand(&mut self, mut layer: Layer, chain: &mut Chain) -> Table {
         let mut base = Table::default();
         let mut names = self.texts(&mut layer.table, "template");
         names.extend(self.texts(&mut layer.table, "extends"));
         for (name, place) in names {
-            if let Some((below, path)) = self.template(&name, &place) {
-                let label = format!("template `{name}`");
-                self.lay(&mut base, below, label, path, &place, chain);
+            if let Some(below) = self.named(&name, &place, chain) {
+                layer::merge(&mut base, below, "", GUEST_KEYS, &mut self.problems);
             }
         }
         for (path, place) in self.texts(&mut layer.table, "include") {
@@ -218,7 +248,9 @@ impl Reader {
             match std::fs::read_to_string(&full) {
                 Ok(text) => {
                     let source = Source { label: shown(&full), text, directory: full.parent().map(Path::to_path_buf) };
-                    self.lay(&mut base, source, format!("`{path}`"), Some(full), &place, chain);
+                    if let Some(below) = self.below(Below::Text(source), format!("`{path}`"), Some(full), &place, chain) {
+                        layer::merge(&mut base, below, "", GUEST_KEYS, &mut self.problems);
+                    }
                 }
                 Err(error) => self.problems.push(Diagnostic::at(&place, format!("cannot read `{}`: {error}", shown(&full)))),
             }
@@ -233,6 +265,20 @@ impl Reader {
         }
         layer::merge(&mut base, layer.table, "", GUEST_KEYS, &mut self.problems);
         base
+    }
+
+    /// A template with all that is below it.
+    pub fn named(&mut self, name: &str, place: &Place, chain: &mut Chain) -> Option<Table> {
+        if let Some(known) = self.expanded.get(name) {
+            return Some(known.clone());
+        }
+        let (below, path) = match self.templates.own.get(name) {
+            Some(own) => (Below::Layer(own.clone()), None),
+            None => self.template(name, place).map(|(source, path)| (Below::Text(source), path))?,
+        };
+        let table = self.below(below, format!("template `{name}`"), path, place, chain)?;
+        self.expanded.insert(name.to_owned(), table.clone());
+        Some(table)
     }
 
     fn template(&mut self, name: &str, place: &Place) -> Option<(Source, Option<PathBuf>)> {
@@ -263,8 +309,8 @@ impl Reader {
         }
     }
 
-    /// Parses one file below and lays it on `base`.
-    fn lay(&mut self, base: &mut Table, source: Source, label: String, path: Option<PathBuf>, place: &Place, chain: &mut Chain) {
+    /// One layer below, with all that is below it.
+    fn below(&mut self, below: Below, label: String, path: Option<PathBuf>, place: &Place, chain: &mut Chain) -> Option<Table> {
         self.layers += 1;
         let again = chain.iter().position(|(other, file)| *other == label || (path.is_some() && *file == path));
         if again.is_some() || chain.len() >= MAX_DEPTH || self.layers > MAX_LAYERS {
@@ -278,18 +324,23 @@ impl Reader {
             if self.layers <= MAX_LAYERS + 1 {
                 self.problems.push(Diagnostic::at(place, message).note(names.join(" -> ")));
             }
-            return;
+            return None;
         }
         self.files.extend(path.clone());
-        match Layer::parse(source, GUEST_KEYS) {
-            Ok(layer) => {
-                chain.push((label, path));
-                let below = self.expand(layer, chain);
-                chain.pop();
-                layer::merge(base, below, "", GUEST_KEYS, &mut self.problems);
-            }
-            Err(problems) => self.problems.extend(problems),
-        }
+        let layer = match below {
+            Below::Layer(layer) => layer,
+            Below::Text(source) => match Layer::parse(source, GUEST_KEYS) {
+                Ok(layer) => layer,
+                Err(problems) => {
+                    self.problems.extend(problems);
+                    return None;
+                }
+            },
+        };
+        chain.push((label, path));
+        let table = self.expand(layer, chain);
+        chain.pop();
+        Some(table)
     }
 
     /// Takes a key out whose value is a text or an array of texts. They are needed before there are variables.

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::fleet::keys::FLEET_KEYS;
 use super::keys::{self, GUEST_KEYS, HOST_KEYS, Key, Kind, Support};
 
 /// The schema of a guest file or template.
@@ -16,6 +17,27 @@ pub fn host_schema() -> Value {
     let mut schema = object(HOST_KEYS, "");
     schema["properties"]["defaults"] = object(GUEST_KEYS, "");
     head(&mut schema, "vmctl host file", "What vmctl knows about this host; see vmctl.toml(5).");
+    schema
+}
+
+/// The schema of a fleet file: where guest files' keys may stand, they do.
+pub fn fleet_schema() -> Value {
+    let mut schema = object(FLEET_KEYS, "");
+    let guest = object(GUEST_KEYS, "");
+    schema["properties"]["defaults"] = guest.clone();
+    for class in ["templates", "guests"] {
+        let items = &mut schema["properties"][class]["items"]["properties"];
+        for (key, property) in guest["properties"].as_object().expect("an object has its properties") {
+            if items[key].is_null() || key == "name" {
+                items[key] = property.clone();
+            }
+        }
+    }
+    let plain = json!({ "type": ["string", "integer", "boolean"] });
+    schema["properties"]["templates"]["items"]["properties"]["parameters"]["items"]["properties"]["default"] = plain;
+    schema["properties"]["guests"]["items"]["properties"]["for_each"] =
+        json!({ "type": "array", "items": { "type": ["string", "integer", "boolean", "object"] } });
+    head(&mut schema, "vmctl fleet file", "Many guests of vmctl as one declaration; see vmctl.toml(5).");
     schema
 }
 
@@ -87,6 +109,15 @@ fn said(doc: &str, support: Support) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_schema_of_a_fleet_has_its_own_keys_and_those_of_a_guest() {
+        let schema = fleet_schema();
+        for path in ["/guests/items/properties/count", "/guests/items/properties/disks", "/templates/items/properties/with"] {
+            assert!(schema["properties"].pointer(path).is_some(), "{path}");
+        }
+        assert!(schema.pointer("/properties/defaults/properties/memory").is_some());
+    }
 
     #[test]
     fn the_schema_holds_every_key_that_is_accepted_and_no_other() {

@@ -28,8 +28,13 @@ impl<'a> View<'a> {
         Self { table: Some(table), place, path: "", keys, directory, engine }
     }
 
+    /// A part of a tree that stands alone: the table at `path` of the key table. No default of it depends on an engine.
+    pub fn part(table: &'a Table, place: &'a Place, keys: &'static [Key], path: &'static str) -> Self {
+        Self { table: Some(table), place, path, keys, directory: Path::new("/"), engine: EngineKind::Embedded }
+    }
+
     fn key(&self, leaf: &str) -> &'static Key {
-        keys::children(self.keys, self.path).find(|key| key.leaf() == leaf).expect("asked for by its name in the key table")
+        keys::child(self.keys, self.path, leaf).expect("asked for by its name in the key table")
     }
 
     /// The value that was written.

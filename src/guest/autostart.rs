@@ -1,10 +1,17 @@
-//! Which guests start with the host, and in what order.
+//! In what order guests start, and in what order they stop.
+//!
+//! A guest comes after those that its `after` names, and after every guest of a lower `order` that does not itself wait
+//! for one of a higher: its rank is its `order`, or that of a guest it comes after where that is higher. Names that are
+//! no candidates do not count. Stopping goes the same way backwards.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Condvar, Mutex};
+use std::time::{Duration, Instant};
 
 use crate::config::AutostartConfig;
+use crate::config::order::circle;
 
-/// A guest that starts with the host.
+/// A guest in an order.
 #[derive(Debug, Clone)]
 pub struct Candidate {
     /// Its name.
@@ -13,31 +20,165 @@ pub struct Candidate {
     pub config: AutostartConfig,
 }
 
-/// The candidates in waves: all of one wave may start at the same time, and wait for the wave before. A guest comes
-/// after those that its `after` names, and after those of a lower `order`. Names that are no candidates do not count.
-/// Guests that wait for each other in a circle are the second part: they cannot be put in an order.
-pub fn waves(mut candidates: Vec<Candidate>) -> (Vec<Vec<Candidate>>, Vec<Candidate>) {
-    candidates.sort_by(|a, b| (a.config.order, &a.name).cmp(&(b.config.order, &b.name)));
-    let mut waves = Vec::new();
-    while !candidates.is_empty() {
-        let waiting: BTreeSet<String> = candidates.iter().map(|candidate| candidate.name.clone()).collect();
-        let free = |candidate: &Candidate| !candidate.config.after.iter().any(|name| waiting.contains(name));
-        // The lowest order among those that wait for nobody.
-        let Some(order) = candidates.iter().find(|candidate| free(candidate)).map(|candidate| candidate.config.order) else {
-            return (waves, candidates);
-        };
-        let (wave, rest) = candidates.into_iter().partition(|candidate| candidate.config.order == order && free(candidate));
-        waves.push(wave);
-        candidates = rest;
+/// Guests, and which of them come before which.
+#[derive(Debug, Clone, Default)]
+pub struct Schedule {
+    candidates: Vec<Candidate>,
+    /// For each, those right before it, by their place in `candidates`.
+    before: Vec<Vec<usize>>,
+}
+
+/// Which way a schedule is gone through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// Starting.
+    Forwards,
+    /// Stopping.
+    Backwards,
+}
+
+impl Schedule {
+    /// An order of the candidates. Guests that wait for each other in a circle are in no order: the second part has each
+    /// circle, its first name again at the end.
+    pub fn new(mut candidates: Vec<Candidate>) -> (Schedule, Vec<Vec<String>>) {
+        candidates.sort_by(|a, b| a.name.cmp(&b.name));
+        let mut circles: Vec<Vec<String>> = Vec::new();
+        loop {
+            let edges: BTreeMap<&str, Vec<&str>> = candidates
+                .iter()
+                .map(|candidate| (candidate.name.as_str(), candidate.config.after.iter().map(String::as_str).collect()))
+                .collect();
+            let Some(found) = circle(&edges) else { break };
+            let found: Vec<String> = found.into_iter().map(str::to_owned).collect();
+            candidates.retain(|candidate| !found.contains(&candidate.name));
+            circles.push(found);
+        }
+        let ranks = ranks(&candidates);
+        let mut sorted: Vec<(i64, Candidate)> = ranks.into_iter().zip(candidates).collect();
+        sorted.sort_by(|(a, one), (b, two)| (a, &one.name).cmp(&(b, &two.name)));
+        let names: BTreeMap<String, usize> =
+            sorted.iter().enumerate().map(|(at, (_, candidate))| (candidate.name.clone(), at)).collect();
+        let mut before = Vec::with_capacity(sorted.len());
+        for (rank, candidate) in &sorted {
+            // All of the next lower rank; those of still lower ones come before these.
+            let lower = sorted.iter().map(|(other, _)| other).filter(|other| *other < rank).max();
+            let mut those: BTreeSet<usize> =
+                sorted.iter().enumerate().filter(|(_, (other, _))| Some(other) == lower).map(|(at, _)| at).collect();
+            those.extend(candidate.config.after.iter().filter_map(|name| names.get(name)));
+            before.push(those.into_iter().collect());
+        }
+        (Schedule { candidates: sorted.into_iter().map(|(_, candidate)| candidate).collect(), before }, circles)
     }
-    (waves, Vec::new())
+
+    /// The guests, each after those before it.
+    pub fn candidates(&self) -> &[Candidate] {
+        &self.candidates
+    }
+
+    /// How many guests one after the other come before each, in the order of [`Schedule::candidates`].
+    pub fn levels(&self) -> Vec<usize> {
+        let mut levels: Vec<usize> = vec![0; self.candidates.len()];
+        // `after` within a rank may name a guest that the alphabet has later: until nothing changes.
+        loop {
+            let next: Vec<usize> =
+                self.before.iter().map(|before| before.iter().map(|&at| levels[at] + 1).max().unwrap_or(0)).collect();
+            if next == levels {
+                return levels;
+            }
+            levels = next;
+        }
+    }
+
+    /// Calls `each` for every guest once all before it are done, at most `parallel` at the same time.
+    pub fn run(&self, direction: Direction, parallel: usize, each: impl Fn(&Candidate) + Sync) {
+        let mut waits_for = self.before.clone();
+        if direction == Direction::Backwards {
+            waits_for = vec![Vec::new(); self.candidates.len()];
+            for (at, before) in self.before.iter().enumerate() {
+                before.iter().for_each(|&earlier| waits_for[earlier].push(at));
+            }
+        }
+        let state = Mutex::new(Progress { left: (0..self.candidates.len()).collect(), done: BTreeSet::new() });
+        let changed = Condvar::new();
+        let work = || {
+            let mut progress = state.lock().expect("no panic happens under this lock");
+            loop {
+                let free =
+                    progress.left.iter().copied().find(|at| waits_for[*at].iter().all(|other| progress.done.contains(other)));
+                match free {
+                    Some(at) => {
+                        progress.left.remove(&at);
+                        drop(progress);
+                        each(&self.candidates[at]);
+                        progress = state.lock().expect("no panic happens under this lock");
+                        progress.done.insert(at);
+                        changed.notify_all();
+                    }
+                    None if progress.left.is_empty() => return,
+                    None => progress = changed.wait(progress).expect("no panic happens under this lock"),
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..parallel.clamp(1, self.candidates.len().max(1)) {
+                scope.spawn(work);
+            }
+        });
+    }
+
+    /// How long stopping takes when every guest takes the time that it may, from each guest to the end.
+    pub fn tails(&self, timeout: impl Fn(&Candidate) -> Duration) -> BTreeMap<String, Duration> {
+        let levels = self.levels();
+        let mut order: Vec<usize> = (0..self.candidates.len()).collect();
+        order.sort_by_key(|at| levels[*at]);
+        let mut tails = vec![Duration::ZERO; self.candidates.len()];
+        for at in order {
+            let after = self.before[at].iter().map(|&earlier| tails[earlier]).max().unwrap_or_default();
+            tails[at] = after.saturating_add(timeout(&self.candidates[at]));
+        }
+        self.candidates.iter().map(|candidate| candidate.name.clone()).zip(tails).collect()
+    }
+}
+
+struct Progress {
+    left: BTreeSet<usize>,
+    done: BTreeSet<usize>,
+}
+
+/// The rank of each candidate. There is no circle.
+fn ranks(candidates: &[Candidate]) -> Vec<i64> {
+    let places: BTreeMap<&str, usize> =
+        candidates.iter().enumerate().map(|(at, candidate)| (candidate.name.as_str(), at)).collect();
+    let mut ranks: Vec<i64> = candidates.iter().map(|candidate| candidate.config.order).collect();
+    loop {
+        let mut changed = false;
+        for (at, candidate) in candidates.iter().enumerate() {
+            let after = candidate.config.after.iter().filter_map(|name| places.get(name.as_str()));
+            let highest = after.map(|other| ranks[*other]).max().unwrap_or(i64::MIN);
+            if highest > ranks[at] {
+                ranks[at] = highest;
+                changed = true;
+            }
+        }
+        if !changed {
+            return ranks;
+        }
+    }
+}
+
+/// How long a guest may take to stop, when all must have stopped by `end` and what comes after it would take `tail`.
+pub fn share(wanted: Duration, tail: Duration, end: Instant) -> Duration {
+    let left = end.saturating_duration_since(Instant::now());
+    if tail <= left || tail.is_zero() {
+        return wanted;
+    }
+    wanted.mul_f64(left.as_secs_f64() / tail.as_secs_f64())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::AutostartWait;
-    use std::time::Duration;
 
     fn candidate(name: &str, order: i64, after: &[&str]) -> Candidate {
         let config = AutostartConfig {
@@ -51,8 +192,16 @@ mod tests {
         Candidate { name: name.into(), config }
     }
 
-    fn names(waves: Vec<Vec<Candidate>>) -> Vec<Vec<String>> {
-        waves.into_iter().map(|wave| wave.into_iter().map(|candidate| candidate.name).collect()).collect()
+    /// The names by level.
+    fn levels(all: Vec<Candidate>) -> Vec<Vec<String>> {
+        let (schedule, circles) = Schedule::new(all);
+        assert!(circles.is_empty());
+        let mut found: Vec<Vec<String>> = Vec::new();
+        for (level, candidate) in schedule.levels().into_iter().zip(schedule.candidates()) {
+            found.resize(found.len().max(level + 1), Vec::new());
+            found[level].push(candidate.name.clone());
+        }
+        found
     }
 
     #[test]
@@ -63,16 +212,61 @@ mod tests {
             candidate("dns", 10, &[]),
             candidate("log", 100, &[]),
         ];
-        let (waves, circle) = waves(all);
-        assert_eq!(names(waves), [vec!["dns"], vec!["db", "log"], vec!["web"]]);
-        assert!(circle.is_empty());
+        assert_eq!(levels(all), [vec!["dns"], vec!["db", "log"], vec!["web"]]);
+    }
+
+    #[test]
+    fn a_guest_that_waits_for_one_of_a_higher_order_holds_up_none_in_between() {
+        let all = vec![candidate("a", 1, &["b"]), candidate("b", 9, &[]), candidate("c", 5, &[])];
+        assert_eq!(levels(all), [["c"], ["b"], ["a"]]);
     }
 
     #[test]
     fn a_circle_is_told_and_keeps_nobody_else_from_starting() {
-        let all = vec![candidate("a", 1, &["b"]), candidate("b", 1, &["a"]), candidate("c", 9, &[])];
-        let (waves, circle) = waves(all);
-        assert_eq!(names(waves), [["c"]]);
-        assert_eq!(circle.len(), 2);
+        let all = vec![candidate("a", 1, &["b"]), candidate("b", 1, &["a"]), candidate("c", 9, &["a"])];
+        let (schedule, circles) = Schedule::new(all);
+        assert_eq!(circles, [["a", "b", "a"]]);
+        assert_eq!(schedule.candidates().len(), 1);
+    }
+
+    #[test]
+    fn a_run_keeps_the_order_both_ways_and_never_has_more_at_once_than_it_may() {
+        let one = |name: &str| candidate(name, if name < "c" { 1 } else { 2 }, &[]);
+        let mut all: Vec<Candidate> = ["a", "b", "c", "d", "e", "f"].into_iter().map(one).collect();
+        all.push(candidate("z", 1, &["f"]));
+        let (schedule, _) = Schedule::new(all);
+        for direction in [Direction::Forwards, Direction::Backwards] {
+            let seen = Mutex::new((Vec::new(), 0usize));
+            schedule.run(direction, 2, |candidate| {
+                let at_once = {
+                    let mut seen = seen.lock().expect("no panic");
+                    seen.1 += 1;
+                    seen.1
+                };
+                assert!(at_once <= 2);
+                std::thread::sleep(Duration::from_millis(2));
+                let mut seen = seen.lock().expect("no panic");
+                seen.0.push(candidate.name.clone());
+                seen.1 -= 1;
+            });
+            let mut names = seen.into_inner().expect("no panic").0;
+            if direction == Direction::Backwards {
+                names.reverse();
+            }
+            names[..2].sort();
+            assert_eq!((names[..2].join(""), names.last().map(String::as_str)), ("ab".to_owned(), Some("z")));
+            assert_eq!(names.len(), 7);
+        }
+    }
+
+    #[test]
+    fn with_too_little_time_each_guest_gets_its_part_of_it() {
+        let (schedule, _) = Schedule::new(vec![candidate("db", 1, &[]), candidate("web", 2, &[])]);
+        let tails = schedule.tails(|_| Duration::from_secs(60));
+        assert_eq!((tails["web"], tails["db"]), (Duration::from_secs(120), Duration::from_secs(60)));
+        let end = Instant::now() + Duration::from_secs(60);
+        let web = share(Duration::from_secs(60), tails["web"], end);
+        assert!(web > Duration::from_secs(28) && web <= Duration::from_secs(30), "{web:?}");
+        assert_eq!(share(Duration::from_secs(5), Duration::from_secs(10), end), Duration::from_secs(5));
     }
 }

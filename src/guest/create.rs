@@ -14,6 +14,7 @@ use super::definition::{Definition, Surroundings};
 use super::error::{GuestError, Result};
 use super::events::{self, EventKind};
 use super::lock::Role;
+use super::membership::Membership;
 use super::provision::{Copying, Made, copy_disks, ensure_disks, remove_volumes};
 use super::seed;
 use super::state::GuestState;
@@ -32,6 +33,15 @@ pub enum Origin {
     },
     /// A template.
     Template(String),
+    /// A guest of a fleet.
+    Fleet {
+        /// Its guest file's text.
+        text: String,
+        /// The fleet's name.
+        fleet: String,
+        /// The fleet file.
+        file: PathBuf,
+    },
 }
 
 /// Makes a guest. Each of `sets` is `KEY=VALUE` and is written into the guest's file.
@@ -39,7 +49,9 @@ pub fn create(store: &Store, name: &str, origin: &Origin, sets: &[String], aroun
     check_name(name)?;
     let new = store.begin(name)?;
     write_file(&new, name, origin, sets, around)?;
-    finish(new, GuestState::new(name), EventKind::Created, around, |guest, definition| ensure_disks(guest, &definition.config))
+    finish(new, GuestState::new(name), EventKind::Created, origin, around, |guest, definition| {
+        ensure_disks(guest, &definition.config)
+    })
 }
 
 /// Makes a guest with the file of another, copies of its disks, and an identity of its own. Both are stopped.
@@ -67,14 +79,16 @@ pub fn clone(store: &Store, source: &GuestDir, name: &str, how: Copying, around:
         .hint("remove them from the file, or make the other guest from a file of its own"));
     }
     let origin = EventKind::Cloned { from: source.name().to_owned() };
-    finish(new, GuestState::new(name), origin, around, |guest, _| copy_disks(source, &definition.config, guest, how))
+    let own = Origin::File { path: source.config_file(), copy: false };
+    finish(new, GuestState::new(name), origin, &own, around, |guest, _| copy_disks(source, &definition.config, guest, how))
 }
 
 /// What every new guest needs once its file is there: a check, disks, a state, a name.
 fn finish(
     new: NewGuest,
     mut state: GuestState,
-    origin: EventKind,
+    event: EventKind,
+    origin: &Origin,
     around: Surroundings<'_>,
     make_disks: impl FnOnce(&GuestDir, &Definition) -> Result<Made>,
 ) -> Result<GuestDir> {
@@ -83,8 +97,13 @@ fn finish(
     state.assign(&definition.config)?;
     seed::ensure(new.guest(), &definition.config, &state)?;
     let made = make_disks(new.guest(), &definition)?;
-    events::record(&new.guest().events_log(), &name, origin);
-    if let Err(error) = state.save(&new.guest().state_file()) {
+    events::record(&new.guest().events_log(), &name, event);
+    // A guest of a fleet is one from the first moment on: a later apply finds it, however this one ends.
+    let recorded = match origin {
+        Origin::Fleet { text, fleet, file } => Membership::now(fleet, file.clone(), text, &state).save(new.guest()),
+        _ => Ok(()),
+    };
+    if let Err(error) = recorded.and_then(|()| state.save(&new.guest().state_file())) {
         made.undo();
         return Err(error);
     }
@@ -164,6 +183,8 @@ pub fn rename(store: &Store, guest: &GuestDir, name: &str, around: Surroundings<
         }
     }
     let renamed = store.rename(guest, name)?;
+    // Under its new name no fleet file has it, and a prune must not take it.
+    Membership::remove(&renamed)?;
     let mut state = renamed.state()?;
     state.name = name.to_owned();
     state.summary = Definition::load(&renamed, around).ok().map(|definition| definition.summary(around.host_file));
@@ -203,6 +224,9 @@ fn write_file(new: &NewGuest, name: &str, origin: &Origin, sets: &[String], arou
             // Checked with the sets laid over it, so that a mistake is shown where the user made it.
             Definition::load_file(&target, name, Some(&document.to_string()), &absolute_sets(sets), around)?;
             write_document(&target, document, sets)
+        }
+        Origin::Fleet { text, .. } => {
+            write_atomically(&target, text.as_bytes(), 0o644).map_err(|error| GuestError::io("write", &target, error))
         }
     }
 }

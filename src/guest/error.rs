@@ -33,6 +33,13 @@ impl From<Diagnostics> for GuestError {
     }
 }
 
+impl From<crate::host::error::HostError> for GuestError {
+    /// What the host's tools would not do.
+    fn from(error: crate::host::error::HostError) -> GuestError {
+        GuestError { hint: error.next_step().map(str::to_owned), ..GuestError::user(error.to_string()) }
+    }
+}
+
 /// What the functions of this folder return.
 pub type Result<T> = std::result::Result<T, GuestError>;
 

@@ -1,4 +1,5 @@
 //! The life of a guest: what is kept of it, and what runs it.
+pub mod apply; // a plan, carried out
 pub mod autostart; // which guests start with the host
 pub mod bhyve; // FreeBSD's bhyve(8)
 pub mod change; // disks, interfaces and media added to a guest file and taken away
@@ -8,16 +9,21 @@ pub mod definition; // a guest file as it is read before each boot
 pub mod engine; // one child process a boot
 pub mod error; // what goes wrong, in the words a user reads
 pub mod events; // what happened to a guest
+pub mod fleet_switches; // the switches that a fleet's guests are on
 pub mod gpt; // a partition table's end, moved to that of a disk that has grown
+pub mod graph; // a picture of guests, switches and start order
 pub mod host_needs; // what guests need of a FreeBSD host
 pub mod identity; // UUIDs and MAC addresses
 pub mod import; // moving over from other managers
 pub mod launcher; // how a command starts a supervisor and asks one
 pub mod lock; // who runs or changes a guest
 pub mod logs; // logs that do not grow without bound
+pub mod membership; // which fleet a guest belongs to
 pub mod overview; // what `list` and `info` tell
+pub mod plan; // what a fleet file would change
 pub mod provision; // disks: made, grown, copied, removed
 pub mod reach; // how ssh reaches a guest
+pub mod secrets; // secrets of a fleet, in files of this user alone
 pub mod seed; // what cloud-init in the guest is told, as a volume
 pub mod snapshot; // snapshots of disks
 pub mod state; // what the program knows of a guest

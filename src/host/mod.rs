@@ -28,6 +28,7 @@ pub mod switch; // what guests are plugged into
 pub mod swtpm; // a TPM in software
 pub mod sysctl; // the kernel's variables
 pub mod sysrc; // rc.conf, sysctl.conf, loader.conf
+pub mod systemd; // the unit that starts and stops guests with the host
 pub mod tap; // tap interfaces and bridges
 pub mod terminal; // raw mode and window size
 pub mod zfs; // volumes, through zfs(8)

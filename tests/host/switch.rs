@@ -55,7 +55,7 @@ case "$*" in
 esac
 "#;
 
-fn world(switches: &str) -> World {
+pub fn world(switches: &str) -> World {
     let world = World::new();
     world.program("ifconfig", IFCONFIG);
     world.program("pfctl", PFCTL);
@@ -86,7 +86,7 @@ fn changes(world: &World) -> Vec<String> {
     world.calls_of(&CHANGES).into_iter().filter(|call| !call.contains("-s nat")).collect()
 }
 
-const LAN: &str = "[[switches]]\nid = \"lan\"\nuplinks = [\"em1\"]\nvlan = 10\naddresses = [\"10.10.0.1/24\"]\n";
+pub const LAN: &str = "[[switches]]\nid = \"lan\"\nuplinks = [\"em1\"]\nvlan = 10\naddresses = [\"10.10.0.1/24\"]\n";
 
 #[test]
 fn a_switch_is_made_once_shown_and_unmade() {

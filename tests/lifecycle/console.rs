@@ -114,7 +114,7 @@ fn garbage_on_the_control_socket_hurts_nobody() {
 }
 
 /// `vmctl console` on a terminal of its own.
-struct Terminal {
+pub struct Terminal {
     child: Child,
     ours: PtyMaster,
     theirs: File,
@@ -138,7 +138,7 @@ fn other_end(master: &PtyMaster) -> String {
 }
 
 impl Terminal {
-    fn open(world: &World, arguments: &[&str]) -> Terminal {
+    pub fn open(world: &World, arguments: &[&str]) -> Terminal {
         // Close-on-exec from the beginning: a terminal whose end another test's child holds never disappears.
         let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).expect("a terminal");
         grantpt(&master).expect("granted");
@@ -153,7 +153,7 @@ impl Terminal {
     }
 
     #[track_caller]
-    fn wait_for(&mut self, text: &str) {
+    pub fn wait_for(&mut self, text: &str) {
         let started = Instant::now();
         loop {
             let mut buffer = [0; 4096];
@@ -169,7 +169,7 @@ impl Terminal {
         }
     }
 
-    fn type_in(&mut self, text: &str) {
+    pub fn type_in(&mut self, text: &str) {
         self.ours.write_all(text.as_bytes()).expect("writes");
     }
 
@@ -177,7 +177,7 @@ impl Terminal {
         !tcgetattr(&self.theirs).expect("a terminal").local_flags.contains(LocalFlags::ICANON)
     }
 
-    fn code(&mut self) -> Option<i32> {
+    pub fn code(&mut self) -> Option<i32> {
         eventually("the command ends", || {
             // What it still writes must have somewhere to go.
             let _ = self.ours.read(&mut [0; 4096]);

@@ -6,6 +6,7 @@
 mod change;
 mod console;
 mod engine;
+mod fleet;
 mod policy;
 mod verbs;
 mod world;

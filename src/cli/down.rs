@@ -1,0 +1,105 @@
+//! `vmctl down`: stops all guests in order.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use super::stop::is_running;
+use super::{App, ExitStatus, Failure, Guests, Outcome};
+use crate::config::{AutostartConfig, AutostartWait};
+use crate::guest::autostart::{Candidate, Direction, Schedule, share};
+use crate::guest::control::{Reply, Request};
+use crate::guest::definition::Definition;
+use crate::guest::launcher;
+
+/// Stop all guests in order
+///
+/// Every guest that runs, whoever started it: each one after those that start after it. Each has its `stop_timeout`, or
+/// its part of `--timeout` where that is less, and is powered off after it.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// How long all together may take; the default stays within what a host's shutdown waits for
+    #[arg(long, value_name = "TIME", default_value = "80s", value_parser = crate::units::parse_duration)]
+    timeout: Duration,
+}
+
+/// At most so many guests are stopped at the same time.
+const AT_ONCE: usize = 64;
+
+impl Args {
+    pub fn run(self, app: &App) -> Outcome {
+        let end = Instant::now() + self.timeout;
+        let place = app.place()?;
+        let all = Guests { all: true, ..Guests::default() };
+        let mut patience: HashMap<String, Duration> = HashMap::new();
+        let mut candidates = Vec::new();
+        let worst = app.each_in_turn(all.choose(&place)?, |guest| {
+            if is_running(guest) {
+                // A guest whose file is broken by now is stopped all the same.
+                let config = Definition::load(guest, place.around()).ok().map(|definition| definition.config);
+                let timeout = config.as_ref().map_or(Duration::from_secs(60), |config| config.stop_timeout);
+                patience.insert(guest.name().to_owned(), timeout);
+                let config = config.map_or_else(unknown, |config| config.autostart);
+                candidates.push(Candidate { name: guest.name().to_owned(), config });
+            }
+            Ok(ExitStatus::Done)
+        })?;
+        let (schedule, circles) = Schedule::new(candidates.clone());
+        // Guests in a circle are in no order; they are stopped first, together.
+        let loose = candidates.into_iter().filter(|candidate| circles.iter().any(|circle| circle.contains(&candidate.name)));
+        let loose = loose.map(|candidate| Candidate { config: unknown(), ..candidate }).collect();
+        let worst = Mutex::new(worst);
+        for schedule in [Schedule::new(loose).0, schedule] {
+            let tails = schedule.tails(|candidate| patience[&candidate.name]);
+            schedule.run(Direction::Backwards, AT_ONCE, |candidate| {
+                let timeout = share(patience[&candidate.name], tails[&candidate.name], end);
+                let status = stop(app, &place, &candidate.name, timeout)
+                    .unwrap_or_else(|failure| app.ui.failure_about(true, &candidate.name, &failure));
+                let mut worst = worst.lock().expect("no panic happens under this lock");
+                *worst = (*worst).max(status);
+            });
+        }
+        Ok(worst.into_inner().expect("no panic happened under this lock"))
+    }
+}
+
+fn stop(app: &App, place: &super::selection::Place, name: &str, timeout: Duration) -> Outcome {
+    let guest = place.store.guest(name)?;
+    match launcher::ask_once(&guest, Request::Stop { timeout_ms: Some(timeout.as_millis() as u64) }) {
+        Ok(Reply::Stopped { how }) => app.ui.done(format!("{name} has stopped: {}", how.words())),
+        Ok(other) => return Err(Failure::machine(anyhow::anyhow!("the supervisor answered {other:?}"))),
+        // It ended by itself meanwhile.
+        Err(_) if !is_running(&guest) => app.ui.done(format!("{name} has stopped")),
+        Err(error) => return Err(error.into()),
+    }
+    Ok(ExitStatus::Done)
+}
+
+/// The place in the order of a guest of which nothing is known: the defaults.
+fn unknown() -> AutostartConfig {
+    AutostartConfig {
+        enabled: false,
+        order: 100,
+        delay: Duration::ZERO,
+        after: Vec::new(),
+        wait: AutostartWait::Running,
+        timeout: Duration::ZERO,
+    }
+}
+
+/// What a unit passes on of what this command was told: the host file and the datastore.
+pub fn options(app: &App) -> Result<Vec<String>, Failure> {
+    let mut options = Vec::new();
+    if let Some(config) = &app.config {
+        let config = std::path::absolute(config)?;
+        options.extend(["--config".to_owned(), config.to_string_lossy().into_owned()]);
+    }
+    if let Some(datastore) = &app.datastore {
+        let datastore = match datastore.contains('/') {
+            true => std::path::absolute(datastore)?.to_string_lossy().into_owned(),
+            false => datastore.clone(),
+        };
+        options.extend(["--datastore".to_owned(), datastore]);
+    }
+    Ok(options)
+}

@@ -1,0 +1,267 @@
+//! `vmctl plan`: what a fleet file would change.
+
+use std::fmt::Write;
+
+use super::render::FleetFile;
+use super::{App, ExitStatus, Failure, Outcome, OutputFormat};
+use crate::guest::plan::{self, Action, Change, Class, GuestPlan, Plan, Scope};
+
+/// Show what a fleet file would change
+///
+/// Key by key with the file and line that says so, sorted into what is made, what takes effect at once, what at the next
+/// boot, what is made anew and what is removed. `drift` marks what somebody changed by hand. Changes nothing.
+///
+/// Exits with 0 when there is nothing to do, with 2 when there is, and with 1 when something is wrong.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    fleet: FleetFile,
+    #[command(flatten)]
+    what: What,
+    /// As `apply --reboot` would be told
+    #[arg(long, value_enum, default_value = "never", value_name = "WHEN")]
+    reboot: Reboot,
+}
+
+/// What of a fleet a command is about.
+#[derive(Debug, Clone, clap::Args)]
+pub struct What {
+    /// Only these guests: names or globs
+    #[arg(long = "target", value_name = "GUEST")]
+    targets: Vec<String>,
+    /// Also remove guests that are not in the fleet file any more, and disks that no guest has any more
+    #[arg(long)]
+    pub prune: bool,
+}
+
+/// When running guests are booted again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Reboot {
+    /// Changes wait for a restart
+    Never,
+    /// When a change takes effect at the next boot only
+    WhenNeeded,
+}
+
+impl What {
+    /// As the planner takes it.
+    pub fn scope(&self, reboot: Reboot) -> Scope {
+        Scope { targets: self.targets.clone(), prune: self.prune, reboot: reboot == Reboot::WhenNeeded }
+    }
+}
+
+impl Args {
+    pub fn run(self, app: &App) -> Outcome {
+        self.planned(app).map_err(|failure| Failure { status: ExitStatus::User, ..failure })
+    }
+
+    fn planned(&self, app: &App) -> Outcome {
+        let place = app.place()?;
+        let fleet = self.fleet.load(app)?;
+        let plan = plan::plan(&fleet, &place.store, place.around(), &self.what.scope(self.reboot))?;
+        show(app, &plan)?;
+        let refused = refusals(app, &plan);
+        match (refused, plan.has_changes()) {
+            (ExitStatus::Done, true) => Ok(ExitStatus::Changes),
+            (status, _) => Ok(status),
+        }
+    }
+}
+
+/// Prints a plan.
+pub fn show(app: &App, plan: &Plan) -> Result<(), Failure> {
+    let wide = app.ui.format() == OutputFormat::Wide;
+    match app.ui.format() {
+        OutputFormat::Name => app.ui.data(&names(plan)),
+        _ => app.ui.record("plan", 1, plan, &plan.fleet, &text(plan, wide, app.ui.colours_data())),
+    }
+}
+
+/// Says which guests are refused; the status of a command that met them.
+pub fn refusals(app: &App, plan: &Plan) -> ExitStatus {
+    let mut status = ExitStatus::Done;
+    for guest in &plan.guests {
+        if let Some(why) = &guest.refused {
+            let failure = Failure::user(why);
+            let failure = match why {
+                why if why.ends_with("is protected") => failure.hint("set `protected = false` in its guest file first"),
+                why if why.contains("belongs to") => {
+                    failure.hint("name the guest differently in the fleet file, or remove the other one")
+                }
+                _ => failure,
+            };
+            status = status.max(app.ui.failure_about(true, &guest.name, &failure));
+        }
+    }
+    status
+}
+
+fn names(plan: &Plan) -> String {
+    plan.guests.iter().filter(|guest| guest.does_something()).map(|guest| guest.name.clone() + "\n").collect()
+}
+
+/// Title, mark and colour of a class.
+fn look(class: Class) -> (&'static str, char, &'static str) {
+    match class {
+        Class::Create => ("create", '+', "32"),
+        Class::Live => ("live", '~', "36"),
+        Class::NextBoot => ("next boot", '~', "33"),
+        Class::Recreate => ("recreate", '!', "35"),
+        Class::Destroy => ("destroy", '-', "31"),
+    }
+}
+
+/// A plan for people.
+pub fn text(plan: &Plan, wide: bool, colour: bool) -> String {
+    let paint = |text: &str, code: &str| if colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() };
+    let mut text = String::new();
+    if plan.interrupted {
+        let _ = writeln!(text, "{}", paint("an apply of this fleet was interrupted; the next one finishes it", "1;33"));
+    }
+    let width = plan.guests.iter().map(|guest| guest.name.len()).max().unwrap_or(0);
+    for class in [Class::Create, Class::Live, Class::NextBoot, Class::Recreate, Class::Destroy] {
+        let (title, mark, code) = look(class);
+        let mut lines = Vec::new();
+        if class == Class::Live {
+            lines.extend(plan.secrets.iter().map(|id| format!("{mark} secret {id}: it is new, or another one")));
+            lines.extend(plan.switches.iter().map(|switch| format!("{mark} switch {}: {} (drift)", switch.name, switch.note)));
+        }
+        for guest in plan.guests.iter().filter(|guest| guest.action != Action::Leave) {
+            let changes = guest.changes.iter().filter(|change| change.class == class);
+            match class {
+                Class::Create if !wide => lines.extend(changes.take(1).map(|_| format!("{mark} {}", created(guest, width)))),
+                _ => lines.extend(changes.map(|change| format!("{mark} {:width$}  {}", guest.name, words(change)))),
+            }
+        }
+        if !lines.is_empty() {
+            let _ = writeln!(text, "{}", paint(title, &format!("1;{code}")));
+            text.extend(lines.iter().map(|line| format!("  {}\n", paint(line.trim_end(), code))));
+        }
+    }
+    for guest in plan.guests.iter().filter(|guest| guest.restart) {
+        let _ = writeln!(text, "{}: a restart is due", guest.name);
+    }
+    for guest in &plan.guests {
+        if guest.action == Action::Leave {
+            let _ = writeln!(text, "{}: not in the fleet file any more; `--prune` removes it", guest.name);
+        }
+        for path in &guest.left_over {
+            let _ = writeln!(text, "{}: `{}` is no disk of it any more; `--prune` removes it", guest.name, path.display());
+        }
+    }
+    text + &paint(&total(plan), "1") + "\n"
+}
+
+/// What a new guest will be, in one line.
+fn created(guest: &GuestPlan, width: usize) -> String {
+    let find = |key: &str| guest.changes.iter().find(|change| change.key == key);
+    let value = |key: &str| find(key).and_then(|change| change.after.clone()).map(|value| value.trim_matches('"').to_owned());
+    let cpus = value("cpus.count").unwrap_or_else(|| "1".into());
+    let mut parts = vec![if cpus == "1" { "1 CPU".to_owned() } else { format!("{cpus} CPUs") }];
+    parts.extend(value("memory.size"));
+    let disks = guest.changes.iter().filter(|change| change.key.starts_with("disks.") && change.key.ends_with(".size"));
+    parts.extend(disks.map(|change| {
+        let id = change.key.trim_start_matches("disks.").trim_end_matches(".size");
+        format!("{id} {}", change.after.as_deref().unwrap_or_default().trim_matches('"'))
+    }));
+    let line = format!("{:width$}  {}", guest.name, parts.join(", "));
+    match find("name").and_then(|change| Some((change.source.clone()?, change.line?))) {
+        Some((source, at)) => format!("{line:<56}  # {source}:{at}"),
+        None => line,
+    }
+}
+
+/// One change in words, with where it comes from.
+fn words(change: &Change) -> String {
+    let mut line = match (&change.before, &change.after) {
+        (Some(before), Some(after)) => format!("{}: {before} -> {after}", change.key),
+        (None, Some(after)) => format!("{}: {after}", change.key),
+        (Some(before), None) => format!("{}: {before} -> not set", change.key),
+        (None, None) => change.key.clone(),
+    };
+    if let Some(note) = &change.note {
+        line += if line.is_empty() { "" } else { ": " };
+        line += note;
+    }
+    if change.drift {
+        line += " (drift)";
+    }
+    match (&change.source, change.line) {
+        (Some(source), Some(at)) => format!("{line:<40}  # {source}:{at}"),
+        (Some(source), None) => format!("{line:<40}  # {source}"),
+        _ => line,
+    }
+}
+
+fn total(plan: &Plan) -> String {
+    let mut parts = Vec::new();
+    for (action, words) in [(Action::Create, "to create"), (Action::Change, "to change"), (Action::Destroy, "to destroy")] {
+        let count = plan.guests.iter().filter(|guest| guest.action == action && guest.refused.is_none()).count();
+        parts.extend((count > 0).then(|| format!("{count} {words}")));
+    }
+    if parts.is_empty() {
+        parts.push(if plan.has_changes() { "no guest to change".to_owned() } else { "nothing to do".to_owned() });
+    }
+    parts.push(format!("{} as they should be", plan.unchanged));
+    if plan.elsewhere > 0 {
+        parts.push(format!("{} for other hosts", plan.elsewhere));
+    }
+    format!("{}: {}", plan.fleet, parts.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan_of(changes: Vec<Change>) -> Plan {
+        let guest = GuestPlan {
+            name: "web".into(),
+            action: Action::Change,
+            running: true,
+            restart: true,
+            changes,
+            refused: None,
+            left_over: Vec::new(),
+        };
+        let fleet = "room".to_owned();
+        Plan {
+            fleet,
+            interrupted: false,
+            guests: vec![guest],
+            secrets: Vec::new(),
+            switches: Vec::new(),
+            unchanged: 3,
+            elsewhere: 1,
+        }
+    }
+
+    fn memory() -> Change {
+        Change {
+            class: Class::NextBoot,
+            key: "memory.size".into(),
+            before: Some("\"512M\"".into()),
+            after: Some("\"1G\"".into()),
+            source: Some("fleet.toml".into()),
+            line: Some(7),
+            drift: false,
+            note: None,
+        }
+    }
+
+    #[test]
+    fn a_plan_is_coloured_for_a_terminal_and_says_the_same_without() {
+        let plan = plan_of(vec![memory(), Change { class: Class::Destroy, drift: true, ..memory() }]);
+        let plain = text(&plan, false, false);
+        let expected = "next boot\n  ~ web  memory.size: \"512M\" -> \"1G\"            # fleet.toml:7\n\
+                        destroy\n  - web  memory.size: \"512M\" -> \"1G\" (drift)    # fleet.toml:7\n\
+                        web: a restart is due\nroom: 1 to change, 3 as they should be, 1 for other hosts\n";
+        assert_eq!(plain, expected);
+        let coloured = text(&plan, false, true);
+        assert!(coloured.contains("\x1b[1;31mdestroy\x1b[0m\n  \x1b[31m- web"), "{coloured:?}");
+        let mut stripped = coloured;
+        for code in ["1;33", "1;31", "33", "31", "1", "0"] {
+            stripped = stripped.replace(&format!("\x1b[{code}m"), "");
+        }
+        assert_eq!(stripped, plain);
+    }
+}

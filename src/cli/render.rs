@@ -1,0 +1,81 @@
+//! `vmctl render`: the guest files that a fleet file means.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::{App, ExitStatus, Failure, Outcome};
+use crate::config::{Fleet, FleetRequest, load_fleet};
+use crate::host::files::write_atomically;
+
+/// Print the guest files that a fleet file means
+///
+/// Those of this host, with templates, parameters and expressions filled in. Nothing of the datastore is changed, and
+/// no secret is read: a guest file names the path at which it will be.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    fleet: FleetFile,
+    /// Write each into this directory as `NAME.toml` instead; made if it is missing
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Those of other hosts, too
+    #[arg(long)]
+    all_hosts: bool,
+}
+
+/// The fleet file of a command.
+#[derive(Debug, Clone, clap::Args)]
+pub struct FleetFile {
+    /// Fleet file
+    #[arg(value_name = "FLEET", default_value = "fleet.toml")]
+    file: PathBuf,
+}
+
+impl FleetFile {
+    /// Reads and checks it.
+    pub fn load(&self, app: &App) -> Result<Fleet, Failure> {
+        let (host, store) = app.host_and_datastore()?;
+        let datastore = std::path::absolute(&store.path)?;
+        Ok(load_fleet(&FleetRequest { file: &self.file, text: None, host: &host, datastore: &datastore })?)
+    }
+}
+
+#[derive(Serialize)]
+struct Rendered<'a> {
+    name: &'a str,
+    here: bool,
+    text: &'a str,
+}
+
+impl Args {
+    pub fn run(self, app: &App) -> Outcome {
+        let fleet = self.fleet.load(app)?;
+        let guests: Vec<Rendered> = fleet
+            .guests
+            .iter()
+            .filter(|guest| guest.here || self.all_hosts)
+            .map(|guest| Rendered { name: &guest.config.name, here: guest.here, text: &guest.text })
+            .collect();
+        if let Some(directory) = &self.out {
+            let directory = &std::path::absolute(directory)?;
+            let failed = |action: &str, path: &Path, error: std::io::Error| {
+                Failure::user(format!("cannot {action} `{}`: {error}", path.display()))
+            };
+            std::fs::create_dir_all(directory).map_err(|error| failed("make", directory, error))?;
+            for guest in &guests {
+                let path = directory.join(format!("{}.toml", guest.name));
+                write_atomically(&path, guest.text.as_bytes(), 0o644).map_err(|error| failed("write", &path, error))?;
+            }
+            app.ui.done(format!("wrote {} guest files to `{}`", guests.len(), directory.display()));
+            return Ok(ExitStatus::Done);
+        }
+        if app.ui.is_json() || app.ui.format() == super::OutputFormat::Name {
+            app.ui.list("rendered", 1, &guests, &[], |guest| guest.name.to_owned())?;
+            return Ok(ExitStatus::Done);
+        }
+        let texts: Vec<String> = guests.iter().map(|guest| format!("# {}.toml\n{}", guest.name, guest.text)).collect();
+        app.ui.data(&texts.join("\n"))?;
+        Ok(ExitStatus::Done)
+    }
+}

@@ -1,0 +1,64 @@
+//! The keys of a fleet file. `[defaults]`, `[[templates]]` and `[[guests]]` hold the keys of a guest file besides.
+
+use crate::config::keys::Kind::{Entries, Integer, Map, Name, Path, Table, Text, Texts};
+use crate::config::keys::Support::Now;
+use crate::config::keys::{Key, key, with};
+
+/// At most so many guests come from one entry, and from one fleet.
+pub const MAX_GUESTS: usize = 10_000;
+
+/// The keys of a fleet file.
+pub const FLEET_KEYS: &[Key] = &[
+    key(
+        "name",
+        Name,
+        Now,
+        "Name of the fleet. Required. A guest remembers the fleet that it belongs to, so that `apply --prune` touches no other's.",
+    ),
+    key("description", Text, Now, "For people."),
+    key("defaults", Map, Now, "Keys of a guest file that hold for every guest of the fleet; laid over those of the host file."),
+    key("templates", Entries, Now, "Templates of this fleet. Every other key of a guest file may stand in one."),
+    key("templates.id", Name, Now, "Its name, for `template` and `extends`. Required."),
+    key("templates.parameters", Entries, Now, "What a guest gives it with `with`; in expressions a variable of that name."),
+    key("templates.parameters.id", Name, Now, "Its name. Required."),
+    key("templates.parameters.default", Text, Now, "A text, a number, true or false. Without it, the parameter must be given."),
+    key("templates.parameters.description", Text, Now, "For people."),
+    key("templates.with", Map, Now, "Parameters of the templates that this one starts from."),
+    key("guests", Entries, Now, "Guests. Every other key of a guest file may stand in one."),
+    key("guests.name", Text, Now, "Its name. Required; with `count` and `for_each` an expression, like `web-{{ index }}`."),
+    key("guests.with", Map, Now, "Parameters of its templates."),
+    key(
+        "guests.count",
+        Integer { min: 0, max: MAX_GUESTS as i64 },
+        Now,
+        "So many guests come from this entry; `index` counts from 1, or from the entry's own `index`.",
+    ),
+    key(
+        "guests.for_each",
+        Texts { one: false },
+        Now,
+        "One guest for each item: `{{ each }}` is the item, `{{ each.KEY }}` a key of it where it is a table.",
+    ),
+    key("guests.host", Table { short: None }, Now, "Which hosts it is for; every host without it."),
+    key("guests.host.names", Texts { one: false }, Now, "Names of hosts, or globs like `node-*`: one of them is the host's."),
+    key("guests.host.labels", Texts { one: false }, Now, "Labels: the host has all of them."),
+    key("images", Entries, Now, "Images by names of the fleet's own, so that a version stands in one place: `{{ image.ID }}`."),
+    key("images.id", Name, Now, "Its name. Required."),
+    key(
+        "images.image",
+        Text,
+        Now,
+        "What `disks.image` takes: a name of the catalogue with its version, a URL, or a path. Required.",
+    ),
+    key(
+        "secrets",
+        Entries,
+        Now,
+        "What must not stand in a file of the fleet. `{{ secret.ID }}` is the path of a file that holds it, never the secret itself.",
+    ),
+    key("secrets.id", Name, Now, "Its name. Required."),
+    key("secrets.file", Path, Now, "The file that holds it."),
+    key("secrets.env", Text, Now, "Or the environment variable of `vmctl apply` that holds it."),
+    key("secrets.command", Texts { one: false }, Now, "Or the command that prints it; a final line end is dropped."),
+    with("secrets.timeout", crate::config::keys::Kind::Duration, "\"30s\"", Now, "How long the command may take."),
+];

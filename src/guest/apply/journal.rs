@@ -1,0 +1,181 @@
+//! The journal of an apply: which steps have begun, and what undoes them. It is there while an apply is at work, and
+//! stays behind when one is killed; the next one reads it before anything else.
+//!
+//! A line is a JSON document, synced before what it announces is done. A last line that was cut off announced nothing.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use serde::{Deserialize, Serialize};
+
+use crate::guest::error::{GuestError, Result};
+use crate::guest::timestamp::Timestamp;
+use crate::host::files::sync_directory;
+
+/// Its name in the fleet's directory.
+pub const FILE: &str = "journal.jsonl";
+/// The version of its lines.
+const VERSION: u32 = 1;
+/// A test ends an apply right after so many lines, as `kill -9` would.
+const KILL_AFTER: &str = "VMCTL_TEST_APPLY_KILL_AFTER";
+
+/// One line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "step", rename_all = "kebab-case")]
+pub enum Line {
+    /// The first one.
+    Begin {
+        /// [`VERSION`].
+        version: u32,
+        /// The process.
+        pid: u32,
+        /// When.
+        at: Timestamp,
+    },
+    /// A guest is going to be made.
+    Create {
+        /// Which.
+        guest: String,
+    },
+    /// A guest is going to be changed.
+    Change {
+        /// Which.
+        guest: String,
+        /// Its file before; none when there was none.
+        before: Option<String>,
+        /// Its disks that are going to be made anew.
+        recreate: Vec<String>,
+    },
+    /// A guest is going to be removed.
+    Destroy {
+        /// Which.
+        guest: String,
+    },
+    /// A guest is going to be booted again.
+    Restart {
+        /// Which.
+        guest: String,
+    },
+    /// All that was announced of a guest is done.
+    Done {
+        /// Which.
+        guest: String,
+    },
+    /// It failed, and what it had done was undone.
+    Undone {
+        /// Which.
+        guest: String,
+    },
+}
+
+/// The journal of an apply that is at work.
+pub struct Journal {
+    path: PathBuf,
+    file: Mutex<(File, usize)>,
+    kill_after: Option<usize>,
+}
+
+impl Journal {
+    /// Begins one in a fleet's directory, in place of one that was left behind.
+    pub fn begin(directory: &Path) -> Result<Journal> {
+        let path = directory.join(FILE);
+        let file = OpenOptions::new().create(true).write(true).truncate(true).open(&path);
+        let file = file.map_err(|error| GuestError::io("write", &path, error))?;
+        let _ = sync_directory(directory);
+        let kill_after = std::env::var(KILL_AFTER).ok().and_then(|text| text.parse().ok());
+        let journal = Journal { path, file: Mutex::new((file, 0)), kill_after };
+        journal.write(&Line::Begin { version: VERSION, pid: std::process::id(), at: Timestamp::now() })?;
+        Ok(journal)
+    }
+
+    /// Adds a line; what it announces may be done when this returns.
+    pub fn write(&self, line: &Line) -> Result<()> {
+        let text = serde_json::to_string(line).expect("plain fields") + "\n";
+        let mut guard = self.file.lock().expect("no panic happens under this lock");
+        let (file, lines) = &mut *guard;
+        let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_data());
+        written.map_err(|error| GuestError::io("write", &self.path, error))?;
+        *lines += 1;
+        if self.kill_after == Some(*lines) {
+            let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);
+        }
+        Ok(())
+    }
+
+    /// All is done, or undone: nothing is left to be told.
+    pub fn end(self) -> Result<()> {
+        fs::remove_file(&self.path).map_err(|error| GuestError::io("remove", &self.path, error))?;
+        let _ = sync_directory(self.path.parent().unwrap_or(Path::new("/")));
+        Ok(())
+    }
+
+    /// What an apply that was killed had begun and not ended.
+    pub fn unfinished(directory: &Path) -> Result<Vec<Line>> {
+        let path = directory.join(FILE);
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(GuestError::io("read", &path, error)),
+        };
+        let mut open: Vec<Line> = Vec::new();
+        for line in text.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok()) {
+            match line {
+                Line::Begin { version, .. } if version != VERSION => {
+                    return Err(GuestError::user(format!("`{}` is of version {version}", path.display()))
+                        .hint("a newer vmctl wrote it: finish with that one"));
+                }
+                Line::Begin { .. } => {}
+                Line::Done { guest } | Line::Undone { guest } => open.retain(|line| line.guest() != Some(guest.as_str())),
+                other => open.push(other),
+            }
+        }
+        Ok(open)
+    }
+}
+
+impl Line {
+    /// Whom it is about.
+    pub fn guest(&self) -> Option<&str> {
+        match self {
+            Line::Begin { .. } => None,
+            Line::Create { guest }
+            | Line::Change { guest, .. }
+            | Line::Destroy { guest }
+            | Line::Restart { guest }
+            | Line::Done { guest }
+            | Line::Undone { guest } => Some(guest),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_begun_and_not_ended_is_found_and_a_cut_line_is_no_line() {
+        let dir = tempfile::tempdir().expect("a directory");
+        assert!(Journal::unfinished(dir.path()).expect("reads").is_empty());
+        let journal = Journal::begin(dir.path()).expect("begins");
+        let change = Line::Change { guest: "b".into(), before: Some("x".into()), recreate: vec!["root".into()] };
+        journal.write(&Line::Create { guest: "a".into() }).expect("writes");
+        journal.write(&change).expect("writes");
+        journal.write(&Line::Done { guest: "a".into() }).expect("writes");
+        let mut text = fs::read_to_string(dir.path().join(FILE)).expect("reads");
+        text.push_str("{\"step\":\"destroy\",\"gu");
+        fs::write(dir.path().join(FILE), text).expect("writes");
+        assert_eq!(Journal::unfinished(dir.path()).expect("reads"), [change]);
+        journal.end().expect("ends");
+        assert!(Journal::unfinished(dir.path()).expect("reads").is_empty());
+    }
+
+    #[test]
+    fn a_journal_of_a_newer_version_is_not_guessed_at() {
+        let dir = tempfile::tempdir().expect("a directory");
+        fs::write(dir.path().join(FILE), "{\"step\":\"begin\",\"version\":2,\"pid\":1,\"at\":\"1970-01-01T00:00:00.000Z\"}\n")
+            .expect("writes");
+        assert!(Journal::unfinished(dir.path()).expect_err("refused").to_string().contains("version 2"));
+    }
+}

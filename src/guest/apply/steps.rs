@@ -1,0 +1,210 @@
+//! One guest of a plan: made, changed or removed, and what undoes it.
+
+use std::fs;
+use std::path::PathBuf;
+
+use crate::config::{Fleet, FleetGuest, GuestConfig};
+use crate::guest::control::Request;
+use crate::guest::create::{self, Origin};
+use crate::guest::definition::{Definition, Surroundings};
+use crate::guest::error::{GuestError, Result};
+use crate::guest::launcher;
+use crate::guest::lock::{GuestLock, Role};
+use crate::guest::membership::Membership;
+use crate::guest::plan::{Action, BEFORE, Class, GuestPlan, left_over};
+use crate::guest::provision::{disk_path, ensure_disks};
+use crate::guest::store::{GuestDir, Store};
+use crate::host::files::{sync_directory, write_atomically};
+
+use super::Manner;
+use super::journal::{Journal, Line};
+
+/// One guest of a plan.
+pub struct Step<'a> {
+    pub fleet: &'a Fleet,
+    pub planned: &'a GuestPlan,
+    pub store: &'a Store,
+    pub around: Surroundings<'a>,
+    pub manner: Manner,
+    pub journal: &'a Journal,
+}
+
+impl Step<'_> {
+    /// Does it; whether the guest was booted again.
+    pub fn run(&self) -> Result<bool> {
+        let name = &self.planned.name;
+        match self.planned.action {
+            Action::Create => self.create(self.wanted()?)?,
+            Action::Change => self.change(self.wanted()?)?,
+            Action::Destroy => self.destroy()?,
+            Action::None | Action::Leave => return Ok(false),
+        }
+        let restarted = self.planned.action == Action::Change && self.planned.restart && self.manner.reboot;
+        if restarted {
+            self.journal.write(&Line::Restart { guest: name.clone() })?;
+            launcher::ask_once(&self.store.place(name), Request::Restart { timeout_ms: None })?;
+        }
+        super::done(self.journal, name)?;
+        Ok(restarted)
+    }
+
+    fn wanted(&self) -> Result<&FleetGuest> {
+        let name = &self.planned.name;
+        self.fleet.guest(name).ok_or_else(|| GuestError::host(format!("the plan has a guest `{name}` that the fleet has not")))
+    }
+
+    fn create(&self, wanted: &FleetGuest) -> Result<()> {
+        let name = self.planned.name.clone();
+        self.journal.write(&Line::Create { guest: name.clone() })?;
+        let origin = Origin::Fleet { text: wanted.text.clone(), fleet: self.fleet.name.clone(), file: self.fleet.file.clone() };
+        match create::create(self.store, &name, &origin, &[], self.around) {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                // `create` leaves nothing behind by itself.
+                self.journal.write(&Line::Undone { guest: name })?;
+                Err(error)
+            }
+        }
+    }
+
+    fn change(&self, wanted: &FleetGuest) -> Result<()> {
+        let guest = self.store.guest(&self.planned.name)?;
+        // A guest that runs is its supervisor's; its file is not, and its disks are looked at before each boot.
+        let _lock = match GuestLock::holder(&guest.lock_file()) {
+            Some(holder) if holder.role == Role::Supervisor => None,
+            _ => Some(guest.lock(Role::Command)?),
+        };
+        let stopped = _lock.is_some();
+        let file = guest.file();
+        let before = fs::read_to_string(&file).ok();
+        let recreate = match self.manner.prune {
+            true => self.too_large(wanted, &guest),
+            false => Vec::new(),
+        };
+        if !recreate.is_empty() && !stopped {
+            return Err(GuestError::user(format!("`{}` runs, and its disk `{}` is to be made anew", guest.name(), recreate[0]))
+                .hint(format!("stop it first: `vmctl stop {}`", guest.name())));
+        }
+        let line = Line::Change { guest: guest.name().to_owned(), before: before.clone(), recreate: recreate.clone() };
+        self.journal.write(&line)?;
+        if let Err(error) = self.write(wanted, &guest, &recreate, stopped) {
+            undo(&guest, before.as_deref(), &recreate)?;
+            self.journal.write(&Line::Undone { guest: guest.name().to_owned() })?;
+            return Err(error);
+        }
+        if self.manner.prune {
+            for path in left_over(&guest, &wanted.config)? {
+                fs::remove_file(&path).map_err(|error| GuestError::io("remove", &path, error))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The disks that are larger than they should be; a disk is never made smaller.
+    fn too_large(&self, wanted: &FleetGuest, guest: &GuestDir) -> Vec<String> {
+        let planned = |id: &str| {
+            let key = format!("disks.{id}");
+            let mut changes = self.planned.changes.iter().filter(|change| change.key == key);
+            changes.any(|change| change.class == Class::Destroy)
+        };
+        let there = |config: &GuestConfig, id: &str| {
+            let disk = config.disks.iter().find(|disk| disk.id == id)?;
+            disk_path(guest, disk).ok().filter(|path| path.exists() && disk.path.is_none())
+        };
+        let ids = wanted.config.disks.iter().map(|disk| disk.id.clone());
+        ids.filter(|id| planned(id) && there(&wanted.config, id).is_some()).collect()
+    }
+
+    /// The guest file, the disks, the state and the record, in this order.
+    fn write(&self, wanted: &FleetGuest, guest: &GuestDir, recreate: &[String], stopped: bool) -> Result<()> {
+        for id in recreate {
+            let (disk, kept) = disk_names(guest, id);
+            fs::rename(&disk, &kept).map_err(|error| GuestError::io("set aside", &disk, error))?;
+        }
+        let _ = sync_directory(&guest.disks_dir());
+        let file = guest.file();
+        write_atomically(&file, wanted.text.as_bytes(), 0o644).map_err(|error| GuestError::io("write", &file, error))?;
+        let made = ensure_disks(guest, &wanted.config)?;
+        let recorded = self.record(wanted, guest, stopped);
+        if recorded.is_err() {
+            made.undo();
+        }
+        recorded
+    }
+
+    fn record(&self, wanted: &FleetGuest, guest: &GuestDir, stopped: bool) -> Result<()> {
+        let mut state = guest.state()?;
+        let old = Membership::load(guest)?;
+        if stopped {
+            // What somebody edited is put back: the guest is who it was.
+            if let Some(old) = old {
+                state.uuid = old.uuid;
+                state.macs.extend(old.macs);
+            }
+            state.assign(&wanted.config)?;
+            state.summary = Some(Definition::load(guest, self.around)?.summary(self.around.host_file));
+            state.save(&guest.state_file())?;
+        }
+        let mut record = Membership::now(&self.fleet.name, self.fleet.file.clone(), &wanted.text, &state);
+        record.pending_boot = (!stopped && self.planned.restart).then_some(state.boots);
+        record.save(guest)
+    }
+
+    fn destroy(&self) -> Result<()> {
+        let name = self.planned.name.clone();
+        let guest = self.store.guest(&name)?;
+        // Looked at again: the plan may be a while old, and somebody asked about it meanwhile.
+        match Membership::load(&guest)? {
+            Some(record) if record.fleet == self.fleet.name => {}
+            _ => return Err(GuestError::user(format!("`{name}` does not belong to the fleet `{}` any more", self.fleet.name))),
+        }
+        self.journal.write(&Line::Destroy { guest: name.clone() })?;
+        let removed = match GuestLock::holder(&guest.lock_file()) {
+            Some(holder) if holder.role == Role::Supervisor => {
+                launcher::ask_once(&guest, Request::Stop { timeout_ms: None }).map(drop)
+            }
+            _ => Ok(()),
+        };
+        let removed = removed.and_then(|()| create::destroy(self.store, &guest, self.around));
+        if removed.is_err() {
+            self.journal.write(&Line::Undone { guest: name })?;
+        }
+        removed
+    }
+}
+
+/// A disk, and where it waits while a new one takes its place.
+fn disk_names(guest: &GuestDir, id: &str) -> (PathBuf, PathBuf) {
+    let directory = guest.disks_dir();
+    (directory.join(format!("{id}.raw")), directory.join(format!("{BEFORE}{id}.raw")))
+}
+
+/// Puts a guest back to what it was before a change that failed.
+fn undo(guest: &GuestDir, before: Option<&str>, recreate: &[String]) -> Result<()> {
+    for id in recreate {
+        let (disk, kept) = disk_names(guest, id);
+        if kept.exists() {
+            // The guest's lock is held: the new disk is empty.
+            fs::rename(&kept, &disk).map_err(|error| GuestError::io("put back", &disk, error))?;
+        }
+    }
+    if let Some(before) = before {
+        let file = guest.file();
+        write_atomically(&file, before.as_bytes(), 0o644).map_err(|error| GuestError::io("put back", &file, error))?;
+    }
+    Ok(())
+}
+
+/// Puts right what a killed apply was in the middle of. Guest files need nothing, they are planned anew; a disk that
+/// was set aside comes back unless a new one has taken its place, which somebody may have used since.
+pub fn recover(store: &Store, line: &Line) -> Result<()> {
+    let Line::Change { guest, recreate, .. } = line else { return Ok(()) };
+    let guest = store.place(guest);
+    for id in recreate {
+        let (disk, kept) = disk_names(&guest, id);
+        if kept.exists() && !disk.exists() {
+            fs::rename(&kept, &disk).map_err(|error| GuestError::io("put back", &disk, error))?;
+        }
+    }
+    Ok(())
+}

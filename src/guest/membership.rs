@@ -1,0 +1,102 @@
+//! Which fleet a guest belongs to: `fleet.json` beside its state.
+//!
+//! A file of its own, because a supervisor has `state.json` in its hands for as long as the guest runs. It also holds
+//! what the last apply left behind, so that a later one can tell what somebody changed by hand.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::host::files::write_atomically;
+
+use super::error::{GuestError, Result};
+use super::state::GuestState;
+use super::store::GuestDir;
+use super::timestamp::Timestamp;
+
+/// The version of the document.
+const MEMBERSHIP_VERSION: u32 = 1;
+
+/// `fleet.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Membership {
+    /// [`MEMBERSHIP_VERSION`].
+    pub version: u32,
+    /// The fleet's name.
+    pub fleet: String,
+    /// The fleet file of the last apply.
+    pub file: PathBuf,
+    /// Of the guest file that it wrote.
+    pub file_hash: String,
+    /// The guest's identity then.
+    pub uuid: String,
+    /// Its addresses then, by interface.
+    pub macs: BTreeMap<String, String>,
+    /// When.
+    pub applied: Timestamp,
+    /// The boot of the guest that runs with an older configuration than its file: a restart is due while it lasts.
+    #[serde(default)]
+    pub pending_boot: Option<u64>,
+}
+
+impl Membership {
+    /// Of a guest whose file now holds `text`.
+    pub fn now(fleet: &str, file: PathBuf, text: &str, state: &GuestState) -> Membership {
+        Membership {
+            version: MEMBERSHIP_VERSION,
+            fleet: fleet.to_owned(),
+            file,
+            file_hash: hash_of(text),
+            uuid: state.uuid.clone(),
+            macs: state.macs.clone(),
+            applied: Timestamp::now(),
+            pending_boot: None,
+        }
+    }
+
+    /// That of a guest; `None` for one that belongs to no fleet. A file that is damaged is an error: what it says decides
+    /// what may be removed.
+    pub fn load(guest: &GuestDir) -> Result<Option<Membership>> {
+        let path = path(guest);
+        let text = match std::fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(GuestError::io("read", &path, error)),
+        };
+        match serde_json::from_slice::<Membership>(&text) {
+            Ok(membership) if membership.version == MEMBERSHIP_VERSION => Ok(Some(membership)),
+            Ok(other) => Err(GuestError::user(format!("`{}` is of version {}", path.display(), other.version))
+                .hint("a newer vmctl wrote it: use that one")),
+            Err(error) => Err(GuestError::user(format!("`{}` is damaged: {error}", path.display()))
+                .hint("remove it, and the guest belongs to no fleet any more")),
+        }
+    }
+
+    /// Writes that of a guest.
+    pub fn save(&self, guest: &GuestDir) -> Result<()> {
+        let path = path(guest);
+        let mut text = serde_json::to_vec_pretty(self).expect("plain fields");
+        text.push(b'\n');
+        write_atomically(&path, &text, 0o644).map_err(|error| GuestError::io("write", &path, error))
+    }
+
+    /// The guest leaves its fleet.
+    pub fn remove(guest: &GuestDir) -> Result<()> {
+        let path = path(guest);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(GuestError::io("remove", &path, error)),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn path(guest: &GuestDir) -> PathBuf {
+    guest.path().join("fleet.json")
+}
+
+/// Differs when a text does.
+pub fn hash_of(text: &str) -> String {
+    Sha256::digest(text.as_bytes())[..16].iter().map(|byte| format!("{byte:02x}")).collect()
+}

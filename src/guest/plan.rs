@@ -1,0 +1,472 @@
+//! What would change if a fleet were applied: the fleet file held against the guests that are there.
+//!
+//! A guest whose file is the one that the fleet means is only looked at: its record, its disks, its identity. Another's
+//! file is read, and the two are compared key by key.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::config::render::{Origin, render};
+use crate::config::{DiskBackend, Fleet, FleetGuest, GuestConfig, GuestRequest, load_guest};
+use crate::host::files::disk_size;
+use crate::units::ByteSize;
+
+use super::definition::{Definition, Surroundings};
+use super::error::{GuestError, Result};
+use super::fleet_switches::{self, SwitchPlan};
+use super::lock::{GuestLock, Role};
+use super::membership::{Membership, hash_of};
+use super::provision::disk_path;
+use super::secrets::{self, SecretState};
+use super::store::{GuestDir, Store};
+
+/// When a change takes effect, and what it costs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Class {
+    /// A new guest.
+    Create,
+    /// At once.
+    Live,
+    /// When the guest boots the next time.
+    NextBoot,
+    /// Something is made anew; what was in it is gone, or is gone already.
+    Recreate,
+    /// Data is removed.
+    Destroy,
+}
+
+/// One thing that would change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Change {
+    /// When it takes effect.
+    pub class: Class,
+    /// The key, dotted as in `--set`; or what else it is about, like `disks.root`.
+    pub key: String,
+    /// As TOML; none when it was not set.
+    pub before: Option<String>,
+    /// As TOML; none when it is not set any more.
+    pub after: Option<String>,
+    /// The file that says so.
+    pub source: Option<String>,
+    /// From 1.
+    pub line: Option<usize>,
+    /// Somebody changed it, not the fleet file.
+    pub drift: bool,
+    /// In words, where before and after do not say it.
+    pub note: Option<String>,
+}
+
+/// One guest about which there is something to say.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct GuestPlan {
+    /// Its name.
+    pub name: String,
+    /// What happens to it as a whole.
+    pub action: Action,
+    /// A supervisor has it.
+    pub running: bool,
+    /// It runs with another configuration than its file will say.
+    pub restart: bool,
+    /// Key by key.
+    pub changes: Vec<Change>,
+    /// Why nothing of it is done.
+    pub refused: Option<String>,
+    /// Data of it that only `--prune` removes, where that was not asked for.
+    pub left_over: Vec<PathBuf>,
+}
+
+/// What happens to a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Action {
+    /// Nothing.
+    None,
+    /// It is made.
+    Create,
+    /// It changes.
+    Change,
+    /// It is removed with its disks.
+    Destroy,
+    /// It is not in the fleet any more, and stays because `--prune` was not asked for.
+    Leave,
+}
+
+/// What would change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Plan {
+    /// The fleet.
+    pub fleet: String,
+    /// An apply was killed before it was done.
+    pub interrupted: bool,
+    /// Those about which there is something to say, in the order of the fleet file, then those to be removed.
+    pub guests: Vec<GuestPlan>,
+    /// Secrets that are new or other ones: their names.
+    pub secrets: Vec<String>,
+    /// Switches of the host file that guests of the fleet are on, and that are not as they should be.
+    pub switches: Vec<SwitchPlan>,
+    /// Guests that are as they should be.
+    pub unchanged: usize,
+    /// Guests of other hosts.
+    pub elsewhere: usize,
+}
+
+/// What is asked for.
+#[derive(Debug, Clone, Default)]
+pub struct Scope {
+    /// Names or globs; all guests when empty.
+    pub targets: Vec<String>,
+    /// Data may be removed.
+    pub prune: bool,
+    /// A running guest whose next boot would be another is booted again.
+    pub reboot: bool,
+}
+
+impl Plan {
+    /// Whether applying it would do something.
+    pub fn has_changes(&self) -> bool {
+        !self.secrets.is_empty() || !self.switches.is_empty() || self.guests.iter().any(GuestPlan::does_something)
+    }
+    /// The guests of an action.
+    pub fn count(&self, action: Action) -> usize {
+        self.guests.iter().filter(|guest| guest.action == action).count()
+    }
+    /// Whether data is removed.
+    pub fn destroys(&self) -> bool {
+        self.guests.iter().any(GuestPlan::destroys)
+    }
+}
+
+impl GuestPlan {
+    fn of(name: &str) -> GuestPlan {
+        GuestPlan {
+            name: name.to_owned(),
+            action: Action::None,
+            running: false,
+            restart: false,
+            changes: Vec::new(),
+            refused: None,
+            left_over: Vec::new(),
+        }
+    }
+    /// Whether applying it would do something.
+    pub fn does_something(&self) -> bool {
+        matches!(self.action, Action::Create | Action::Change | Action::Destroy)
+    }
+    /// Whether data is removed.
+    pub fn destroys(&self) -> bool {
+        self.action == Action::Destroy || self.changes.iter().any(|change| change.class == Class::Destroy)
+    }
+    fn is_silent(&self) -> bool {
+        self.action == Action::None && self.refused.is_none() && self.left_over.is_empty() && !self.restart
+    }
+}
+
+/// Holds a fleet against the guests of a store.
+pub fn plan(fleet: &Fleet, store: &Store, around: Surroundings<'_>, scope: &Scope) -> Result<Plan> {
+    let targets = Targets::new(fleet, store, &scope.targets)?;
+    let journal = Fleet::directory(around.datastore, &fleet.name).join(super::apply::journal::FILE);
+    let mut plan = Plan {
+        fleet: fleet.name.clone(),
+        interrupted: journal.exists(),
+        guests: Vec::new(),
+        secrets: Vec::new(),
+        switches: fleet_switches::look(fleet, around.host)?,
+        unchanged: 0,
+        elsewhere: fleet.guests.iter().filter(|guest| !guest.here).count(),
+    };
+    for secret in &fleet.secrets {
+        if secrets::look(secret)?.0 != SecretState::Kept {
+            plan.secrets.push(secret.id.clone());
+        }
+    }
+    let there: BTreeSet<String> = store.names()?.into_iter().collect();
+    let wanted: HashMap<&str, &FleetGuest> = fleet.here().map(|guest| (guest.config.name.as_str(), guest)).collect();
+    for guest in fleet.here().filter(|guest| targets.mean(&guest.config.name)) {
+        let planned = match there.contains(&guest.config.name) {
+            true => change(fleet, guest, &store.place(&guest.config.name), around, scope)?,
+            false => create(guest),
+        };
+        match planned.is_silent() {
+            true => plan.unchanged += 1,
+            false => plan.guests.push(planned),
+        }
+    }
+    for name in there.iter().filter(|name| !wanted.contains_key(name.as_str()) && targets.mean(name)) {
+        plan.guests.extend(removal(fleet, &store.place(name), around, scope)?);
+    }
+    Ok(plan)
+}
+
+/// Which guests a command is about.
+struct Targets(Option<globset::GlobSet>);
+
+impl Targets {
+    fn new(fleet: &Fleet, store: &Store, patterns: &[String]) -> Result<Targets> {
+        if patterns.is_empty() {
+            return Ok(Targets(None));
+        }
+        let there = store.names()?;
+        let mut set = globset::GlobSetBuilder::new();
+        for pattern in patterns {
+            let glob = globset::Glob::new(pattern)
+                .map_err(|error| GuestError::user(format!("`{pattern}` is no pattern: {}", error.kind())))?;
+            let matcher = glob.compile_matcher();
+            let known = || fleet.here().map(|guest| guest.config.name.as_str()).chain(there.iter().map(String::as_str));
+            if !known().any(|name| matcher.is_match(name)) {
+                let error = GuestError::user(format!("no guest of the fleet `{}` matches `{pattern}`", fleet.name));
+                return Err(match crate::config::diagnostic::nearest(pattern, known()) {
+                    Some(near) => error.hint(format!("did you mean `{near}`?")),
+                    None => error,
+                });
+            }
+            set.add(glob);
+        }
+        let set = set.build().map_err(|error| GuestError::user(format!("the patterns cannot be used: {error}")))?;
+        Ok(Targets(Some(set)))
+    }
+
+    fn mean(&self, name: &str) -> bool {
+        self.0.as_ref().is_none_or(|set| set.is_match(name))
+    }
+}
+
+/// A guest that is not there.
+fn create(guest: &FleetGuest) -> GuestPlan {
+    let set = render(&guest.resolved, false).1.into_iter().filter(|origin| origin.line.is_some());
+    let changes = set.map(|origin| changed(Class::Create, None, Some(origin))).collect();
+    GuestPlan { action: Action::Create, changes, ..GuestPlan::of(&guest.config.name) }
+}
+
+fn changed(class: Class, before: Option<&Origin>, after: Option<Origin>) -> Change {
+    let (key, after, source, line) = match after {
+        Some(origin) => (origin.key, Some(origin.value), Some(origin.source), origin.line),
+        None => (before.map(|origin| origin.key.clone()).unwrap_or_default(), None, None, None),
+    };
+    Change { class, key, before: before.map(|origin| origin.value.clone()), after, source, line, drift: false, note: None }
+}
+
+fn remark(class: Class, key: impl Into<String>, note: impl Into<String>, drift: bool) -> Change {
+    Change { class, key: key.into(), before: None, after: None, source: None, line: None, drift, note: Some(note.into()) }
+}
+
+/// A guest that is there.
+fn change(fleet: &Fleet, wanted: &FleetGuest, guest: &GuestDir, around: Surroundings<'_>, scope: &Scope) -> Result<GuestPlan> {
+    let mut planned = GuestPlan::of(guest.name());
+    let record = match Membership::load(guest)? {
+        Some(record) if record.fleet == fleet.name => record,
+        other => {
+            planned.refused = Some(match other {
+                Some(record) => format!("`{}` belongs to the fleet `{}`", guest.name(), record.fleet),
+                None => format!("`{}` is there already and belongs to no fleet", guest.name()),
+            });
+            return Ok(planned);
+        }
+    };
+    let holder = GuestLock::holder(&guest.lock_file());
+    planned.running = holder.is_some_and(|holder| holder.role == Role::Supervisor);
+    let file = guest.file();
+    let text = fs::read_to_string(&file).ok();
+    let mut before = None;
+    if text.as_deref() != Some(wanted.text.as_str()) {
+        let by_hand = text.as_ref().is_none_or(|text| hash_of(text) != record.file_hash);
+        before = compare(wanted, guest, text.as_deref(), by_hand, around, &mut planned);
+    } else if hash_of(&wanted.text) != record.file_hash {
+        planned.changes.push(remark(Class::Live, "fleet.json", "it is behind the guest file, and is written anew", true));
+    }
+    disks(wanted, before.as_ref(), guest, scope, &mut planned)?;
+    identity(guest, &record, &wanted.config, &mut planned)?;
+    if planned.running {
+        let waits = record.pending_boot.is_some() && record.pending_boot == Some(guest.state()?.boots);
+        planned.restart = waits || planned.changes.iter().any(|change| change.class >= Class::NextBoot);
+    }
+    planned.changes.sort_by_key(|change| change.class);
+    if !planned.changes.is_empty() || (planned.restart && scope.reboot) {
+        planned.action = Action::Change;
+    }
+    Ok(planned)
+}
+
+/// The two guest files key by key. Returns what the present one means.
+fn compare(
+    wanted: &FleetGuest,
+    guest: &GuestDir,
+    text: Option<&str>,
+    by_hand: bool,
+    around: Surroundings<'_>,
+    planned: &mut GuestPlan,
+) -> Option<GuestConfig> {
+    let whole = |note: &str, planned: &mut GuestPlan| planned.changes.push(remark(Class::NextBoot, "guest.toml", note, by_hand));
+    let Some(text) = text else {
+        whole("it is missing or cannot be read, and is written anew", planned);
+        return None;
+    };
+    let file = guest.file();
+    let request = GuestRequest {
+        file: &file,
+        text: Some(text),
+        name: Some(guest.name()),
+        sets: &[],
+        host: around.host,
+        datastore: around.datastore,
+    };
+    let Ok(present) = load_guest(&request) else {
+        whole("what is in it is wrong, and is written anew", planned);
+        return None;
+    };
+    let (_, before) = render(&present.resolved, false);
+    let (_, after) = render(&wanted.resolved, false);
+    let mut old: BTreeMap<&str, &Origin> = before.iter().map(|origin| (origin.key.as_str(), origin)).collect();
+    for origin in after {
+        let was = old.remove(origin.key.as_str());
+        if was.is_none_or(|was| was.value != origin.value) {
+            let class = class_of(&origin.key);
+            planned.changes.push(Change { drift: by_hand, ..changed(class, was, Some(origin)) });
+        }
+    }
+    let mut gone: Vec<&Origin> = old.into_values().collect();
+    gone.sort_by_key(|origin| origin.line);
+    for origin in gone {
+        planned.changes.push(Change { drift: by_hand, ..changed(class_of(&origin.key), Some(origin), None) });
+    }
+    if planned.changes.is_empty() {
+        let note = "it is written differently and means the same";
+        planned.changes.push(remark(Class::Live, "guest.toml", note, by_hand));
+    }
+    Some(present.config)
+}
+
+/// What takes effect without a boot: what only commands read.
+fn class_of(key: &str) -> Class {
+    let table = key.split('.').next().unwrap_or(key);
+    match table {
+        "name" | "description" | "tags" | "protected" | "index" | "autostart" => Class::Live,
+        _ => Class::NextBoot,
+    }
+}
+
+/// Disks that are missing, too small, too large, or not wanted any more.
+fn disks(
+    wanted: &FleetGuest,
+    before: Option<&GuestConfig>,
+    guest: &GuestDir,
+    scope: &Scope,
+    planned: &mut GuestPlan,
+) -> Result<()> {
+    let config = &wanted.config;
+    for disk in &config.disks {
+        if !matches!(disk.backend, DiskBackend::Sparse | DiskBackend::File) {
+            continue; // whoever has it is asked when the guest boots
+        }
+        let path = disk_path(guest, disk)?;
+        let key = format!("disks.{}", disk.id);
+        // A disk that the present guest file has was made.
+        let had = before.is_none_or(|before| before.disks.iter().any(|other| other.id == disk.id && other.path == disk.path));
+        match (disk_size(&path), disk.size) {
+            (Err(error), _) if error.kind() == std::io::ErrorKind::NotFound && disk.backend == DiskBackend::File => {
+                planned.refused = Some(format!("disk `{}`: `{}` is missing", disk.id, path.display()));
+            }
+            (Err(error), _) if error.kind() == std::io::ErrorKind::NotFound && had => {
+                let note = format!("`{}` is missing; an empty disk is made", path.display());
+                planned.changes.push(remark(Class::Recreate, key, note, true));
+            }
+            (Ok((size, _)), Some(size_wanted)) if size_wanted.bytes() < size && disk.backend != DiskBackend::File => {
+                let shown = ByteSize::from_bytes(size);
+                let note = format!("it is of {shown}; an empty one of {size_wanted} takes its place");
+                planned.changes.push(remark(Class::Recreate, key.clone(), note, had && before.is_none()));
+                match scope.prune {
+                    true => planned.changes.push(remark(Class::Destroy, key, format!("`{}` is removed", path.display()), false)),
+                    false => {
+                        let words = format!("disk `{}` would be made anew and its {shown} be lost: `--prune` allows it", disk.id);
+                        planned.refused = Some(words);
+                    }
+                }
+            }
+            (Ok((size, _)), Some(size_wanted)) if size_wanted.bytes() > size && before.is_none() => {
+                let note = format!("it is of {}, and grows to {size_wanted}", ByteSize::from_bytes(size));
+                planned.changes.push(remark(Class::NextBoot, key, note, true));
+            }
+            _ => {}
+        }
+    }
+    let left_over = left_over(guest, config)?;
+    match scope.prune {
+        true => planned.changes.extend(left_over.iter().map(|path| {
+            let id = path.file_stem().unwrap_or_default().to_string_lossy();
+            let id = id.trim_start_matches(BEFORE).to_owned();
+            remark(Class::Destroy, format!("disks.{id}"), format!("`{}` is removed", path.display()), false)
+        })),
+        false => planned.left_over = left_over,
+    }
+    Ok(())
+}
+
+/// A disk that a new one took the place of: `.before-ID.raw`.
+pub const BEFORE: &str = ".before-";
+
+/// Files in a guest's disk directory that are no disks of it any more.
+pub fn left_over(guest: &GuestDir, config: &GuestConfig) -> Result<Vec<PathBuf>> {
+    let directory = guest.disks_dir();
+    let entries = match fs::read_dir(&directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(GuestError::io("read", &directory, error)),
+    };
+    let is_disk = |path: &Path| {
+        let id = path.file_stem().and_then(|stem| stem.to_str());
+        config.disks.iter().any(|disk| disk.path.as_deref() == Some(path) || (disk.path.is_none() && id == Some(&disk.id)))
+    };
+    let mut found: Vec<PathBuf> = entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "raw") && !is_disk(path))
+        .collect();
+    found.sort();
+    Ok(found)
+}
+
+/// A state that somebody edited, or that was lost: the guest would boot as another one.
+fn identity(guest: &GuestDir, record: &Membership, config: &GuestConfig, planned: &mut GuestPlan) -> Result<()> {
+    if planned.running {
+        return Ok(()); // the supervisor has the true state, and writes it again
+    }
+    let state = guest.state()?;
+    let mut differs = |key: &str, now: Option<&String>, then: &String| {
+        if now != Some(then) {
+            let change = remark(Class::NextBoot, format!("state.{key}"), "it is not what the last apply left", true);
+            planned.changes.push(Change { before: now.cloned(), after: Some(then.clone()), ..change });
+        }
+    };
+    differs("uuid", Some(&state.uuid), &record.uuid);
+    let kept = |nic: &str| config.nics.iter().any(|other| other.id == nic && other.mac.is_none());
+    for (nic, mac) in record.macs.iter().filter(|(nic, _)| kept(nic)) {
+        differs(&format!("macs.{nic}"), state.macs.get(nic), mac);
+    }
+    Ok(())
+}
+
+/// A guest that the fleet file does not have (any more).
+fn removal(fleet: &Fleet, guest: &GuestDir, around: Surroundings<'_>, scope: &Scope) -> Result<Option<GuestPlan>> {
+    match Membership::load(guest) {
+        Ok(Some(record)) if record.fleet == fleet.name => {}
+        // Whose it is cannot be told; it is certainly not removed.
+        _ => return Ok(None),
+    }
+    let mut planned = GuestPlan::of(guest.name());
+    planned.running = GuestLock::holder(&guest.lock_file()).is_some_and(|holder| holder.role == Role::Supervisor);
+    planned.action = if scope.prune { Action::Destroy } else { Action::Leave };
+    let protected = match Definition::load(guest, around) {
+        Ok(definition) => definition.config.protected,
+        Err(_) => guest.state()?.summary.is_some_and(|summary| summary.protected),
+    };
+    if scope.prune && protected {
+        planned.refused = Some(format!("`{}` is protected", guest.name()));
+    }
+    if scope.prune {
+        planned.changes.push(remark(Class::Destroy, "", "the guest and its disks are removed", false));
+    }
+    Ok(Some(planned))
+}
