@@ -9,6 +9,8 @@ mod chips;
 mod files;
 #[path = "host.rs"]
 mod host;
+#[path = "loader.rs"]
+mod loader;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -53,6 +55,8 @@ pub const TARGETS: &[Target] = &[
     ("vm_bhyve", host::vm_bhyve),
     ("listings", host::listings),
     ("fleet", files::fleet),
+    ("volume", loader::volume),
+    ("boot_config", loader::boot_config),
 ];
 
 /// Runs the target of that name on `data`.

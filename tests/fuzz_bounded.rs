@@ -136,4 +136,6 @@ targets! {
     the_settings_of_vm_bhyve_are_told: "vm_bhyve",
     the_listings_of_the_host_are_read: "listings",
     the_fleet_reader_survives: "fleet",
+    the_readers_of_disks_survive: "volume",
+    the_boot_menu_survives: "boot_config",
 }

@@ -22,6 +22,7 @@ const INPUT_LIMIT: usize = 16 * 1024;
 struct Input {
     bytes: Mutex<VecDeque<u8>>,
     taken: Condvar,
+    arrived: Condvar,
 }
 
 struct Output {
@@ -53,6 +54,7 @@ impl StreamConsole {
                         let mut held = queue.taken.wait_while(held, |held| held.len() + n > INPUT_LIMIT).expect("as above");
                         held.extend(&chunk[..n]);
                         drop(held);
+                        queue.arrived.notify_all();
                         reader.wake();
                     }
                     Err(e) if e.kind() == ErrorKind::Interrupted => {}
@@ -69,6 +71,12 @@ impl StreamConsole {
     /// A view that writes and never reads: for COM2 to COM4.
     pub fn write_only(&self) -> StreamConsole {
         StreamConsole { output: Arc::clone(&self.output), input: Arc::default() }
+    }
+
+    /// Waits until there is input, at most `limit`: for a loader, which runs before the guest's devices do.
+    pub fn wait_for_input(&self, limit: std::time::Duration) {
+        let held = self.input.bytes.lock().expect("no panic happens under this lock");
+        drop(self.input.arrived.wait_timeout_while(held, limit, |held| held.is_empty()));
     }
 
     /// Waits until all output has been handed over, at most `limit`: what the guest said last must not be lost.

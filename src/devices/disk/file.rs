@@ -27,7 +27,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock};
 use std::thread::JoinHandle;
 
 use super::medium::{self, is_unsupported};
-use super::{Disk, DiskOp, DiskRequest, DiskStatus};
+use super::{Disk, DiskOp, DiskReader, DiskRequest, DiskStatus};
 use crate::hypervisor::backend::Waker;
 use crate::hypervisor::memory::{GuestAddr, GuestMemory};
 
@@ -325,6 +325,37 @@ impl Disk for FileDisk {
         while jobs.running > 0 || !jobs.waiting.is_empty() {
             jobs = self.engine.idle.wait(jobs).expect("no panic happens under this lock");
         }
+    }
+    fn reader(&self) -> Arc<dyn DiskReader> {
+        Arc::clone(&self.engine) as _
+    }
+}
+
+impl DiskReader for Engine {
+    fn size_bytes(&self) -> u64 {
+        self.size
+    }
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let bytes = buffer.len() as u64;
+        if offset.checked_add(bytes).is_none_or(|end| end > self.size) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if self.align == 1 {
+            return self.file.read_exact_at(buffer, offset);
+        }
+        // Direct I/O: whole blocks into memory that it accepts.
+        let mut bounce = AlignedBuffer::new(BOUNCE_BYTES);
+        let mut done = 0;
+        while done < buffer.len() {
+            let at = offset + done as u64;
+            let skip = (at % self.align) as usize;
+            let part = (buffer.len() - done).min(BOUNCE_BYTES - skip);
+            let whole = (skip + part).next_multiple_of(self.align as usize);
+            self.file.read_exact_at(bounce.get(whole), at - skip as u64)?;
+            buffer[done..done + part].copy_from_slice(&bounce.get(whole)[skip..skip + part]);
+            done += part;
+        }
+        Ok(())
     }
 }
 

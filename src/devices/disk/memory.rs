@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::{Disk, DiskOp, DiskRequest, DiskStatus};
+use super::{Disk, DiskOp, DiskReader, DiskRequest, DiskStatus};
 use crate::hypervisor::memory::GuestMemory;
 
 #[derive(Default)]
@@ -136,5 +136,8 @@ impl Disk for MemoryDisk {
         while let Some(request) = inner.waiting.pop_front() {
             inner.carry_out(&self.memory, &request);
         }
+    }
+    fn reader(&self) -> Arc<dyn DiskReader> {
+        Arc::new(locked(&self.inner).bytes.clone())
     }
 }

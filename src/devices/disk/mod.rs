@@ -3,6 +3,9 @@ pub mod file; // a file, block device or zvol of the host
 pub mod medium; // what the host's file or device can do beyond reading and writing
 pub mod memory; // an array of bytes, for tests
 
+use std::io;
+use std::sync::Arc;
+
 use crate::hypervisor::memory::GuestAddr;
 
 /// What a request asks.
@@ -78,4 +81,26 @@ pub trait Disk: Send {
     fn completed(&mut self) -> Option<(u64, DiskStatus)>;
     /// Waits for all requests in flight; used before a reset and before state is saved. Bounded by the host's I/O.
     fn drain(&mut self);
+    /// The same bytes for a loader, which reads before the guest runs.
+    fn reader(&self) -> Arc<dyn DiskReader>;
+}
+
+/// Reads a disk from the host's side, past the guest's requests; blocks.
+pub trait DiskReader: Send + Sync {
+    /// Size in bytes.
+    fn size_bytes(&self) -> u64;
+    /// Fills `buffer` from `offset`; beyond the end is an error.
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
+}
+
+impl DiskReader for Vec<u8> {
+    fn size_bytes(&self) -> u64 {
+        self.len() as u64
+    }
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let start = usize::try_from(offset).map_err(|_| io::ErrorKind::UnexpectedEof)?;
+        let end = start.checked_add(buffer.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+        buffer.copy_from_slice(self.get(start..end).ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
 }

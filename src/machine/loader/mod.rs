@@ -1,11 +1,14 @@
 //! How a guest's first instruction comes about.
 //!
-//! `kernel` is here: Linux's bzImage (unpacked on the host), ELF through PVH, Multiboot 1 or a 64-bit entry.
+//! `kernel`: Linux's bzImage (unpacked on the host), ELF through PVH, Multiboot 1 or a 64-bit entry. `grub`: the same
+//! kernels out of the guest's own disks, by the boot configuration that is on them.
 pub mod elf;
+pub mod grub; // the guest's own boot menu, read from its disks
 pub mod kernel;
 pub mod multiboot;
 pub mod pvh;
 pub mod unpack;
+pub mod volume; // disks, partitions and file systems of the guest, read from the host's side
 pub mod zero_page;
 
 use std::path::PathBuf;

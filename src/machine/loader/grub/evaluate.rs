@@ -1,0 +1,501 @@
+//! Running a script: variables and their contexts, words, control flow, the limits.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use super::menu::Entry;
+use super::parse::{Block, Parser, Part, Script, Statement, Word, parse};
+use super::{Devices, Halt, Limits, Loaded, Options, Terminal};
+
+/// Scripts within scripts: functions, files, bodies of conditions.
+const MAX_DEPTH: usize = 48;
+const MAX_VARIABLES: usize = 4096;
+const MAX_VALUE: usize = 64 * 1024;
+const MAX_WORDS: usize = 4096;
+const MAX_WORD_BYTES: usize = 256 * 1024;
+const MAX_FUNCTIONS: usize = 1024;
+const MAX_ROUNDS: u32 = 100_000;
+
+/// What a statement leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flow {
+    /// The next one.
+    Next,
+    /// Out of so many loops.
+    Break(u32),
+    /// The next round of the loop that is so many levels up.
+    Continue(u32),
+    /// Out of the function or file.
+    Return,
+    /// The loaded kernel is to run.
+    Boot,
+    /// Out of the menu.
+    Exit,
+}
+
+/// How a command ended.
+pub enum Done {
+    /// True or false.
+    Status(bool),
+    /// With a message for the console, and false.
+    Error(String),
+    /// With a change of direction.
+    Flow(Flow),
+}
+
+/// A command's result.
+pub type Ended = Result<Done, Halt>;
+
+/// Short for a command that failed.
+pub fn error(text: impl Into<String>) -> Ended {
+    Ok(Done::Error(text.into()))
+}
+
+#[derive(Clone, Default)]
+struct Variable {
+    value: String,
+    exported: bool,
+}
+
+/// The variables and the menu of one configuration or submenu.
+#[derive(Default)]
+struct Context {
+    variables: HashMap<String, Variable>,
+    menu: Vec<Entry>,
+}
+
+struct Budget {
+    limits: Limits,
+    commands: u32,
+    asleep: Duration,
+    output: usize,
+    start: Duration,
+}
+
+/// The state of a running configuration.
+pub struct Shell<'a> {
+    /// The guest's disks.
+    pub devices: &'a Devices,
+    /// The console.
+    pub terminal: &'a mut Terminal,
+    /// What the guest file says.
+    pub options: &'a Options,
+    contexts: Vec<Context>,
+    functions: HashMap<String, Script>,
+    arguments: Vec<Vec<String>>,
+    status: bool,
+    /// Errors shown since somebody looked.
+    pub errors: u32,
+    /// What `linux` and `initrd` have loaded.
+    pub loaded: Option<Loaded>,
+    /// Environment blocks that were saved, by file.
+    pub saved: HashMap<String, BTreeMap<String, String>>,
+    budget: Budget,
+    depth: usize,
+}
+
+impl<'a> Shell<'a> {
+    /// A shell with the variables that GRUB has from the start.
+    pub fn new(devices: &'a Devices, terminal: &'a mut Terminal, options: &'a Options, limits: Limits) -> Shell<'a> {
+        let start = terminal.now();
+        let budget = Budget { limits, commands: 0, asleep: Duration::ZERO, output: 0, start };
+        let mut shell = Shell {
+            devices,
+            terminal,
+            options,
+            contexts: vec![Context::default()],
+            functions: HashMap::new(),
+            arguments: vec![Vec::new()],
+            status: true,
+            errors: 0,
+            loaded: None,
+            saved: HashMap::new(),
+            budget,
+            depth: 0,
+        };
+        // The machine is a PC, and GRUB's code for one says i386 whatever the processor.
+        const FEATURES: [&str; 7] = [
+            "feature_chainloader_bpb",
+            "feature_ntldr",
+            "feature_platform_search_hint",
+            "feature_default_font_path",
+            "feature_all_video_module",
+            "feature_menuentry_id",
+            "feature_timeout_style",
+        ];
+        let features = FEATURES.map(|name| (name, "y"));
+        for (name, value) in features.into_iter().chain([("grub_cpu", "i386"), ("grub_platform", "pc"), ("lang", "")]) {
+            shell.set(name, value);
+            shell.export(name);
+        }
+        for name in ["root", "prefix"] {
+            shell.export(name);
+        }
+        shell
+    }
+
+    // Variables.
+
+    fn context(&self) -> &Context {
+        self.contexts.last().expect("the outermost context stays")
+    }
+    fn context_mut(&mut self) -> &mut Context {
+        self.contexts.last_mut().expect("the outermost context stays")
+    }
+
+    /// A variable's value; empty if it is not set.
+    pub fn get(&self, name: &str) -> &str {
+        self.context().variables.get(name).map_or("", |variable| variable.value.as_str())
+    }
+
+    /// All variables, by name.
+    pub fn variables(&self) -> BTreeMap<&str, &str> {
+        self.context().variables.iter().map(|(name, variable)| (name.as_str(), variable.value.as_str())).collect()
+    }
+
+    /// Sets a variable; one too many or too long is cut.
+    pub fn set(&mut self, name: &str, value: &str) {
+        let mut end = value.len().min(MAX_VALUE);
+        while !value.is_char_boundary(end) {
+            end -= 1;
+        }
+        let value = value[..end].to_string();
+        // GRUB keeps `root` without parentheses.
+        let value = match name {
+            "root" => value.strip_prefix('(').and_then(|v| v.strip_suffix(')')).map_or(value.clone(), str::to_string),
+            _ => value,
+        };
+        let variables = &mut self.context_mut().variables;
+        if variables.len() < MAX_VARIABLES || variables.contains_key(name) {
+            variables.entry(name.chars().take(256).collect()).or_default().value = value;
+        }
+    }
+
+    /// Forgets a variable.
+    pub fn unset(&mut self, name: &str) {
+        self.context_mut().variables.remove(name);
+    }
+
+    /// Hands a variable down to submenus and other configurations.
+    pub fn export(&mut self, name: &str) {
+        let variables = &mut self.context_mut().variables;
+        if variables.len() < MAX_VARIABLES || variables.contains_key(name) {
+            variables.entry(name.chars().take(256).collect()).or_default().exported = true;
+        }
+    }
+
+    /// Opens a context with the exported variables and an empty menu.
+    pub fn enter(&mut self) {
+        let exported = self.context().variables.iter().filter(|(_, variable)| variable.exported);
+        let variables = exported.map(|(name, variable)| (name.clone(), variable.clone())).collect();
+        self.contexts.push(Context { variables, menu: Vec::new() });
+    }
+
+    /// Back to the context before.
+    pub fn leave(&mut self) {
+        if self.contexts.len() > 1 {
+            self.contexts.pop();
+        }
+    }
+
+    /// The menu of this context.
+    pub fn menu(&mut self) -> &mut Vec<Entry> {
+        &mut self.context_mut().menu
+    }
+
+    /// The arguments of the function or entry that runs.
+    pub fn arguments(&mut self) -> &mut Vec<String> {
+        self.arguments.last_mut().expect("the outermost arguments stay")
+    }
+
+    /// Whether the last command was true.
+    pub fn status(&self) -> bool {
+        self.status
+    }
+
+    // Limits.
+
+    /// The user pressed a key: counting begins anew.
+    pub fn refresh(&mut self) {
+        let start = self.terminal.now();
+        self.budget = Budget { commands: 0, asleep: Duration::ZERO, output: 0, start, ..self.budget };
+    }
+
+    fn spend(&mut self) -> Result<(), Halt> {
+        self.terminal.check()?;
+        let budget = &mut self.budget;
+        budget.commands += 1;
+        let busy = self.terminal.now().saturating_sub(budget.start).saturating_sub(budget.asleep);
+        if budget.commands > budget.limits.commands {
+            return Err(Halt::GaveUp(format!("the boot configuration ran {} commands without an end", budget.limits.commands)));
+        }
+        if busy > budget.limits.busy {
+            return Err(Halt::GaveUp(format!("the boot configuration ran for {} s without an end", busy.as_secs())));
+        }
+        Ok(())
+    }
+
+    /// Prints what a script says.
+    pub fn say(&mut self, text: &str) -> Result<(), Halt> {
+        self.budget.output += text.len();
+        if self.budget.output > self.budget.limits.output {
+            return Err(Halt::GaveUp(format!("the boot configuration printed {} bytes without an end", self.budget.output)));
+        }
+        self.terminal.print(text);
+        Ok(())
+    }
+
+    /// Shows an error as GRUB does.
+    pub fn complain(&mut self, text: &str) -> Result<(), Halt> {
+        self.errors += 1;
+        self.say(&format!("error: {text}.\n"))
+    }
+
+    /// Waits; `true` when a key ended it.
+    pub fn sleep(&mut self, time: Duration) -> Result<bool, Halt> {
+        let left = self.budget.limits.asleep.saturating_sub(self.budget.asleep);
+        if left.is_zero() {
+            return Err(Halt::GaveUp("the boot configuration slept without an end".into()));
+        }
+        let start = self.terminal.now();
+        let key = self.terminal.key(Some(time.min(left)))?;
+        self.budget.asleep += self.terminal.now().saturating_sub(start);
+        Ok(key.is_some())
+    }
+
+    // Scripts.
+
+    /// Runs a text statement by statement; what is no statement is shown and skipped.
+    pub fn run_text(&mut self, text: &str) -> Result<Flow, Halt> {
+        for statement in Parser::new(text) {
+            self.spend()?;
+            let flow = match statement {
+                Ok(statement) => self.nested(|shell| shell.statement(&statement))?,
+                Err(error) => {
+                    self.complain(&format!("syntax error: {error}"))?;
+                    Flow::Next
+                }
+            };
+            match flow {
+                Flow::Next | Flow::Break(_) | Flow::Continue(_) => {}
+                Flow::Return => return Ok(Flow::Next),
+                Flow::Boot | Flow::Exit => return Ok(flow),
+            }
+        }
+        Ok(Flow::Next)
+    }
+
+    fn nested(&mut self, run: impl FnOnce(&mut Self) -> Result<Flow, Halt>) -> Result<Flow, Halt> {
+        if self.depth >= MAX_DEPTH {
+            self.status = false;
+            self.complain("scripts are nested too deeply")?;
+            return Ok(Flow::Return);
+        }
+        self.depth += 1;
+        let flow = run(self);
+        self.depth -= 1;
+        flow
+    }
+
+    /// Runs a parsed script.
+    pub fn script(&mut self, script: &Script) -> Result<Flow, Halt> {
+        self.nested(|shell| {
+            for statement in script.iter() {
+                let flow = shell.statement(statement)?;
+                if flow != Flow::Next {
+                    return Ok(flow);
+                }
+            }
+            Ok(Flow::Next)
+        })
+    }
+
+    /// Runs a function's or an entry's body with its arguments.
+    pub fn call(&mut self, script: &Script, arguments: Vec<String>) -> Result<Flow, Halt> {
+        self.arguments.push(arguments);
+        let flow = self.script(script);
+        self.arguments.pop();
+        match flow? {
+            flow @ (Flow::Boot | Flow::Exit) => Ok(flow),
+            _ => Ok(Flow::Next),
+        }
+    }
+
+    fn statement(&mut self, statement: &Statement) -> Result<Flow, Halt> {
+        match statement {
+            Statement::Command { words, block } => self.command(words, block.as_ref()),
+            Statement::Function { name, body } => {
+                if self.functions.len() < MAX_FUNCTIONS {
+                    self.functions.insert(name.clone(), body.clone());
+                }
+                self.status = true;
+                Ok(Flow::Next)
+            }
+            Statement::If { branches, otherwise } => {
+                for (condition, body) in branches {
+                    let flow = self.script(condition)?;
+                    if flow != Flow::Next {
+                        return Ok(flow);
+                    }
+                    if self.status {
+                        return self.script(body);
+                    }
+                }
+                self.status = true;
+                otherwise.as_ref().map_or(Ok(Flow::Next), |body| self.script(body))
+            }
+            Statement::Loop { until, condition, body } => {
+                for _ in 0..MAX_ROUNDS {
+                    self.spend()?;
+                    let flow = self.script(condition)?;
+                    if flow != Flow::Next {
+                        return Ok(flow);
+                    }
+                    if self.status == *until {
+                        break;
+                    }
+                    if let Some(flow) = self.round(body)? {
+                        return Ok(flow);
+                    }
+                }
+                Ok(Flow::Next)
+            }
+            Statement::For { name, words, body } => {
+                for value in self.expand(words)? {
+                    self.spend()?;
+                    self.set(name, &value);
+                    if let Some(flow) = self.round(body)? {
+                        return Ok(flow);
+                    }
+                }
+                Ok(Flow::Next)
+            }
+        }
+    }
+
+    /// One round of a loop; what the loop ends with, if it ends.
+    fn round(&mut self, body: &Script) -> Result<Option<Flow>, Halt> {
+        Ok(match self.script(body)? {
+            Flow::Next | Flow::Continue(0..=1) => None,
+            Flow::Break(0..=1) => Some(Flow::Next),
+            Flow::Break(levels) => Some(Flow::Break(levels - 1)),
+            Flow::Continue(levels) => Some(Flow::Continue(levels - 1)),
+            other => Some(other),
+        })
+    }
+
+    fn command(&mut self, words: &[Word], block: Option<&Block>) -> Result<Flow, Halt> {
+        self.spend()?;
+        let words = self.expand(words)?;
+        let Some((mut name, mut arguments)) = words.split_first() else {
+            self.status = true;
+            return Ok(Flow::Next);
+        };
+        let mut inverted = false;
+        while name == "!"
+            && let Some((next, rest)) = arguments.split_first()
+        {
+            (name, arguments, inverted) = (next, rest, !inverted);
+        }
+        let done = match self.functions.get(name).cloned() {
+            Some(body) => {
+                let mut own = vec![name.clone()];
+                own.extend_from_slice(arguments);
+                Done::Flow(self.call(&body, own)?)
+            }
+            None => match name.split_once('=') {
+                Some((variable, value)) if super::commands::is_name(variable) => {
+                    self.set(variable, value);
+                    Done::Status(true)
+                }
+                _ => super::commands::run(self, name, arguments, block)?,
+            },
+        };
+        match done {
+            Done::Status(status) => self.status = status != inverted,
+            Done::Error(text) => {
+                self.complain(&text)?;
+                self.status = inverted;
+            }
+            Done::Flow(Flow::Next) => self.status = self.status != inverted,
+            Done::Flow(flow) => return Ok(flow),
+        }
+        Ok(Flow::Next)
+    }
+
+    /// Puts in variables and splits what is not quoted.
+    pub fn expand(&self, words: &[Word]) -> Result<Vec<String>, Halt> {
+        let mut fields: Vec<String> = Vec::new();
+        let mut bytes = 0;
+        for word in words {
+            let mut current: Option<String> = None;
+            for part in &word.0 {
+                match part {
+                    Part::Text { text, .. } => current.get_or_insert_default().push_str(text),
+                    Part::Variable { name, quoted } => self.put_in(name, *quoted, &mut current, &mut fields),
+                }
+                bytes += current.as_ref().map_or(0, String::len);
+                if bytes > MAX_WORD_BYTES || fields.len() > MAX_WORDS {
+                    return Err(Halt::GaveUp("a command of the boot configuration is far too long".into()));
+                }
+            }
+            fields.extend(current);
+        }
+        Ok(fields)
+    }
+
+    fn put_in(&self, name: &str, quoted: bool, current: &mut Option<String>, fields: &mut Vec<String>) {
+        let own = self.arguments.last().expect("the outermost arguments stay");
+        if name == "@" && quoted {
+            // Each argument by itself, the first and last joined to what stands around.
+            for (i, argument) in own.iter().skip(1).enumerate() {
+                if i > 0 {
+                    fields.extend(current.take());
+                }
+                current.get_or_insert_default().push_str(argument);
+            }
+            return;
+        }
+        let value = match name {
+            "?" => if self.status { "0" } else { "1" }.to_string(),
+            "#" => own.len().saturating_sub(1).to_string(),
+            "*" | "@" => own.get(1..).unwrap_or_default().join(" "),
+            digits if digits.bytes().all(|byte| byte.is_ascii_digit()) && !digits.is_empty() => {
+                digits.parse::<usize>().ok().and_then(|index| own.get(index)).cloned().unwrap_or_default()
+            }
+            name => self.get(name).to_string(),
+        };
+        if quoted {
+            current.get_or_insert_default().push_str(&value);
+            return;
+        }
+        if value.starts_with(|c: char| c.is_ascii_whitespace()) {
+            fields.extend(current.take());
+        }
+        for (i, piece) in value.split_ascii_whitespace().enumerate() {
+            if i > 0 {
+                fields.extend(current.take());
+            }
+            current.get_or_insert_default().push_str(piece);
+        }
+        if value.ends_with(|c: char| c.is_ascii_whitespace()) {
+            fields.extend(current.take());
+        }
+    }
+
+    /// Runs the lines of the guest file instead of a configuration, then boots what they loaded.
+    pub fn run_commands(&mut self, lines: &[String]) -> Result<Loaded, Halt> {
+        let first = super::find::start(self.devices, self.options).unwrap_or_default();
+        self.set("root", &first);
+        self.set("prefix", &format!("({first})/boot/grub"));
+        let text = lines.join("\n");
+        if let Err(error) = parse(&text) {
+            return Err(Halt::GaveUp(format!("`grub.commands`: {error}")));
+        }
+        let flow = self.run_text(&text)?;
+        match self.loaded.take() {
+            Some(loaded) if flow != Flow::Exit => Ok(loaded),
+            _ => Err(Halt::GaveUp("`grub.commands` loaded no kernel; what they said is on the console".into())),
+        }
+    }
+}

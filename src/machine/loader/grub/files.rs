@@ -1,0 +1,332 @@
+//! The commands that read files, and what they share: names of files, environment blocks.
+
+use std::collections::BTreeMap;
+
+use super::device::Device;
+use super::evaluate::{Done, Ended, Flow, Shell, error};
+use super::menu;
+use crate::machine::loader::volume::{FileSystem, NodeKind, VolumeError};
+
+/// Bytes of a configuration.
+pub const MAX_CONFIG: u64 = 4 << 20;
+/// Bytes of an environment block; GRUB's has 1024.
+const MAX_ENVIRONMENT: u64 = 64 * 1024;
+/// Bytes that `cat` shows.
+const MAX_SHOWN: u64 = 64 * 1024;
+/// Names that `ls` shows.
+const MAX_LISTED: usize = 2000;
+
+impl Shell<'_> {
+    /// Device and path of a file's name; without a device it is on `$root`.
+    pub fn place(&self, name: &str) -> Result<(&Device, String), String> {
+        let (device, path) = match name.strip_prefix('(').and_then(|rest| rest.split_once(')')) {
+            Some((device, path)) => (device, path),
+            None => (self.get("root"), name),
+        };
+        if !path.is_empty() && !path.starts_with('/') {
+            return Err(format!("invalid file name `{name}'"));
+        }
+        match self.devices.find(device) {
+            Some(found) => Ok((found, path.to_string())),
+            None if device.is_empty() => Err("no device is set: `root` is empty".into()),
+            None => Err(format!("no such device: {device}")),
+        }
+    }
+
+    /// File system and path of a file's name.
+    pub fn locate(&self, name: &str) -> Result<(&dyn FileSystem, String), String> {
+        let (device, path) = self.place(name)?;
+        let volume = device.volume().ok_or_else(|| format!("unknown filesystem on `{}'", device.name))?;
+        Ok((volume, path))
+    }
+
+    /// A file's bytes.
+    pub fn read_file(&self, name: &str, limit: u64) -> Result<Vec<u8>, String> {
+        let (volume, path) = self.locate(name)?;
+        volume.read(&path, limit).map_err(|problem| match problem {
+            VolumeError::NotFound(path) => format!("file `{path}' not found"),
+            other => format!("`{name}': {other}"),
+        })
+    }
+}
+
+/// The options before the other words: those of `with_value` take the next word, or what stands behind `=`.
+fn options(arguments: &[String], with_value: &[&str]) -> (Vec<(String, String)>, Vec<String>) {
+    let (mut found, mut rest) = (Vec::new(), Vec::new());
+    let mut words = arguments.iter();
+    while let Some(word) = words.next() {
+        if !word.starts_with('-') || word == "-" {
+            rest.push(word.clone());
+            continue;
+        }
+        if word == "--" {
+            rest.extend(words.by_ref().cloned());
+            break;
+        }
+        match word.split_once('=') {
+            Some((option, value)) => found.push((option.to_string(), value.to_string())),
+            None if with_value.contains(&word.as_str()) => {
+                found.push((word.clone(), words.next().cloned().unwrap_or_default()));
+            }
+            None => found.push((word.clone(), String::new())),
+        }
+    }
+    (found, rest)
+}
+
+/// `ls`.
+pub fn ls(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
+    let (_, names) = options(arguments, &[]);
+    if names.is_empty() {
+        let all: Vec<String> = shell.devices.all().iter().map(|device| format!("({})", device.name)).collect();
+        shell.say(&format!("{}\n", all.join(" ")))?;
+        return Ok(Done::Status(true));
+    }
+    for name in &names {
+        let text = match listing(shell, name) {
+            Ok(text) => text,
+            Err(text) => return error(text),
+        };
+        shell.say(&text)?;
+    }
+    Ok(Done::Status(true))
+}
+
+fn listing(shell: &Shell<'_>, name: &str) -> Result<String, String> {
+    let (device, path) = shell.place(name)?;
+    if path.is_empty() {
+        let what = match device.volume() {
+            Some(volume) => format!("{} - Label `{}' UUID {}", volume.kind(), volume.label(), volume.uuid()),
+            None => "no filesystem that can be read".into(),
+        };
+        return Ok(format!("Device {}: {what}\n", device.name));
+    }
+    let (volume, path) = shell.locate(name)?;
+    if volume.kind_of(&path).map_err(|problem| problem.to_string())? != NodeKind::Directory {
+        return Ok(format!("{}\n", path.rsplit('/').next().unwrap_or(&path)));
+    }
+    let mut names = volume.list(&path).map_err(|problem| problem.to_string())?;
+    names.sort_by(|a, b| a.0.cmp(&b.0));
+    let shown: Vec<String> = names
+        .iter()
+        .take(MAX_LISTED)
+        .map(|(name, kind)| if *kind == NodeKind::Directory { format!("{name}/") } else { name.clone() })
+        .collect();
+    let more = if names.len() > MAX_LISTED { format!(" and {} more", names.len() - MAX_LISTED) } else { String::new() };
+    Ok(format!("{}{more}\n", shown.join(" ")))
+}
+
+/// `cat`.
+pub fn cat(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
+    let (_, names) = options(arguments, &[]);
+    for name in &names {
+        match shell.read_file(name, MAX_SHOWN) {
+            Ok(bytes) => {
+                let text = String::from_utf8_lossy(&bytes);
+                let plain: String = text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect();
+                shell.say(&plain)?;
+                shell.say("\n")?;
+            }
+            Err(text) => return error(text),
+        }
+    }
+    Ok(Done::Status(true))
+}
+
+/// `cmp`.
+pub fn cmp(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
+    let (_, names) = options(arguments, &[]);
+    let [one, other] = names.as_slice() else { return error("`cmp` wants two files") };
+    match (shell.read_file(one, MAX_CONFIG), shell.read_file(other, MAX_CONFIG)) {
+        (Ok(one), Ok(other)) => Ok(Done::Status(one == other)),
+        (Err(text), _) | (_, Err(text)) => error(text),
+    }
+}
+
+/// `source`: runs a file here.
+pub fn source(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
+    let [name, ..] = arguments else { return error("filename expected") };
+    match shell.read_file(name, MAX_CONFIG) {
+        Ok(bytes) => {
+            let text = String::from_utf8_lossy(&bytes).into_owned();
+            Ok(Done::Flow(shell.run_text(&text)?))
+        }
+        Err(text) => error(text),
+    }
+}
+
+/// `configfile`: shows the menu of another configuration.
+pub fn configfile(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
+    let [name, ..] = arguments else { return error("filename expected") };
+    menu::configure(shell, Some(name))
+}
+
+/// `search`: the device with a file, a label or a UUID. `kind` is what the command's own name says.
+pub fn search(shell: &mut Shell<'_>, kind: Option<&str>, arguments: &[String]) -> Ended {
+    let hints = ["--hint", "--hint-bios", "--hint-efi", "--hint-baremetal", "--hint-ieee1275", "--hint-arc", "-h"];
+    let (found, mut names) = options(arguments, &hints);
+    let mut by = kind.unwrap_or("").to_string();
+    let mut variable = None;
+    let mut wanted_hints = Vec::new();
+    for (option, value) in found {
+        match option.as_str() {
+            "--file" | "-f" => by = "file".into(),
+            "--label" | "-l" => by = "fs_label".into(),
+            "--fs-uuid" | "-u" => by = "fs_uuid".into(),
+            "--set" | "-s" => variable = Some(if value.is_empty() { "root".to_string() } else { value.clone() }),
+            "--hint" | "--hint-bios" | "-h" => wanted_hints.push(value.trim_end_matches(',').to_string()),
+            _ => {}
+        }
+        // `--label=NAME` and its like.
+        if matches!(option.as_str(), "--file" | "--label" | "--fs-uuid") && !value.is_empty() {
+            names.insert(0, value);
+        }
+    }
+    let Some(wanted) = names.first().cloned() else { return error("one argument expected") };
+    if kind.is_some() && variable.is_none() {
+        // The old commands take the variable as their second word.
+        variable = names.get(1).cloned();
+    }
+    let matches = |device: &&Device| {
+        let Some(volume) = device.volume() else { return false };
+        match by.as_str() {
+            "fs_uuid" => volume.uuid().eq_ignore_ascii_case(&wanted),
+            "fs_label" => volume.label() == wanted,
+            "file" => matches!(volume.kind_of(&wanted), Ok(NodeKind::File | NodeKind::Directory)),
+            _ => false,
+        }
+    };
+    let mut all: Vec<String> = shell.devices.all().iter().filter(matches).map(|device| device.name.clone()).collect();
+    all.sort_by_key(|name| !wanted_hints.contains(name));
+    let Some(first) = all.first() else {
+        return error(if by == "fs_uuid" || by == "fs_label" {
+            format!("no such device: {wanted}")
+        } else {
+            format!("no device has the file {wanted}")
+        });
+    };
+    match variable {
+        Some(variable) => shell.set(&variable, first),
+        None => shell.say(&format!("{}\n", all.join(" ")))?,
+    }
+    Ok(Done::Status(true))
+}
+
+/// `probe`: what a device has.
+pub fn probe(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
+    let (found, names) = options(arguments, &["-s"]);
+    let Some(name) = names.first() else { return error("one argument expected") };
+    let Some(device) = shell.devices.find(name) else { return error(format!("no such device: {name}")) };
+    let (mut variable, mut value) = (None, None);
+    for (option, set) in &found {
+        let volume = || device.volume().ok_or_else(|| format!("unknown filesystem on `{}'", device.name));
+        let answer = match option.as_str() {
+            "--set" | "-s" => {
+                variable = Some(set.clone());
+                continue;
+            }
+            "--fs" | "-f" => volume().map(|volume| volume.kind().to_string()),
+            "--fs-uuid" | "-u" => volume().map(|volume| volume.uuid()),
+            "--label" | "-l" => volume().map(|volume| volume.label()),
+            "--part-uuid" => Ok(device.part_uuid.clone()),
+            "--partmap" | "-p" => Ok(match () {
+                () if device.name.contains(",gpt") => "gpt",
+                () if device.name.contains(",msdos") => "msdos",
+                () => "none",
+            }
+            .to_string()),
+            "--driver" | "-d" => Ok("vmctl".to_string()),
+            _ => Err(format!("unknown argument `{option}'")),
+        };
+        match answer {
+            Ok(answer) => value = Some(answer),
+            Err(text) => return error(text),
+        }
+    }
+    let Some(value) = value else { return error("`probe` was not told what to look for") };
+    match variable {
+        Some(variable) => shell.set(&variable, &value),
+        None => shell.say(&format!("{value}\n"))?,
+    }
+    Ok(Done::Status(true))
+}
+
+/// The lines `name=value` of an environment block; a backslash keeps the character behind it.
+pub fn parse_environment(bytes: &[u8]) -> BTreeMap<String, String> {
+    let text = String::from_utf8_lossy(bytes);
+    let mut found = BTreeMap::new();
+    for line in text.lines().filter(|line| !line.starts_with('#')).take(1024) {
+        if let Some((name, value)) = line.split_once('=') {
+            let mut plain = String::new();
+            let mut chars = value.chars();
+            while let Some(c) = chars.next() {
+                plain.extend(if c == '\\' { chars.next() } else { Some(c) });
+            }
+            found.insert(name.to_string(), plain);
+        }
+    }
+    found
+}
+
+/// A file's key in what was saved, its values, and the names that the command was given.
+type Environment = (String, BTreeMap<String, String>, Vec<String>);
+
+fn environment(shell: &Shell<'_>, arguments: &[String]) -> Result<Environment, String> {
+    let (found, names) = options(arguments, &["--file", "-f"]);
+    let file = found.iter().find(|(option, _)| matches!(option.as_str(), "--file" | "-f")).map(|(_, file)| file.clone());
+    let file = file.unwrap_or_else(|| format!("{}/grubenv", shell.get("prefix")));
+    // The same file by whatever name.
+    let key = shell.place(&file).map(|(device, path)| format!("({}){path}", device.name))?;
+    let mut values = match shell.read_file(&file, MAX_ENVIRONMENT) {
+        Ok(bytes) => parse_environment(&bytes),
+        Err(text) => return Err(text),
+    };
+    if let Some(saved) = shell.saved.get(&key) {
+        values = saved.clone();
+    }
+    Ok((key, values, names))
+}
+
+/// `load_env`.
+pub fn load_env(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
+    match environment(shell, arguments) {
+        Ok((_, values, names)) => {
+            for (name, value) in values.iter().filter(|(name, _)| names.is_empty() || names.contains(name)) {
+                shell.set(name, value);
+            }
+            Ok(Done::Status(true))
+        }
+        Err(text) => error(text),
+    }
+}
+
+/// `save_env`: until the guest runs.
+pub fn save_env(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
+    match environment(shell, arguments) {
+        Ok((key, mut values, names)) => {
+            for name in names {
+                let value = shell.get(&name).to_string();
+                if value.is_empty() {
+                    values.remove(&name);
+                } else {
+                    values.insert(name, value);
+                }
+            }
+            shell.saved.insert(key, values);
+            Ok(Done::Status(true))
+        }
+        Err(text) => error(text),
+    }
+}
+
+/// `list_env`.
+pub fn list_env(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
+    match environment(shell, arguments) {
+        Ok((_, values, _)) => {
+            let text: String = values.iter().map(|(name, value)| format!("{name}={value}\n")).collect();
+            shell.say(&text)?;
+            Ok(Done::Flow(Flow::Next))
+        }
+        Err(text) => error(text),
+    }
+}

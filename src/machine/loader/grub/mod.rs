@@ -1,0 +1,139 @@
+//! `loader = "grub"`: the guest's own boot menu, read from its disks and shown on its serial console, without firmware.
+//!
+//! A configuration of GRUB 2 is evaluated; Boot Loader Specification entries and the files of syslinux, isolinux and
+//! extlinux are turned into entries of the same kind. What an entry loads goes to [`super::kernel`].
+//!
+//! **Not modelled**: writing (`save_env` is remembered until the guest runs and is not on its disk afterwards),
+//! graphics, chain loading, passwords, wildcards, `loopback`. A command that is not known is an error on the console,
+//! as GRUB's would be, and evaluation goes on.
+//!
+//! **Hostile guest**: between two keys of the user a script may run [`Limits::commands`] commands, for so long, print
+//! and sleep so much; variables, menus, files and nesting have their bounds. Then the loader gives up and says so.
+pub mod bls; // Boot Loader Specification entries
+pub mod boot; // linux, initrd, boot
+pub mod commands; // the commands that need no files
+pub mod device; // (hd0,gpt1)
+pub mod editor; // lines of text under the user's hands
+pub mod evaluate; // scripts, variables, control flow
+pub mod files; // the commands that read files
+pub mod find; // where the configuration is
+pub mod menu; // the menu
+pub mod parse; // the script language
+pub mod syslinux; // the configurations of syslinux, isolinux, extlinux
+pub mod terminal; // keys and text
+pub mod test; // test and [
+
+use std::time::Duration;
+
+pub use device::{BootDisk, Devices};
+pub use evaluate::Shell;
+pub use terminal::{ConsolePort, Port, Terminal};
+
+use crate::hypervisor::backend::MachineExit;
+
+/// What the guest file says under `[grub]`.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Which entry boots, by title, id or number, `a>b` for one in a submenu; instead of the configuration's default.
+    pub entry: Option<String>,
+    /// Commands instead of the guest's configuration.
+    pub commands: Vec<String>,
+    /// The configuration's directory.
+    pub directory: Option<String>,
+    /// The configuration's name.
+    pub file: Option<String>,
+    /// Where it is: `1`, `gpt2`, `hd1,msdos1`, `none`.
+    pub partition: Option<String>,
+    /// How long the menu waits; instead of the configuration's own time.
+    pub timeout: Option<Duration>,
+    /// Whether a Linux command line that names no console is given the serial one.
+    pub add_console: bool,
+    /// Bytes that kernel and initrd may have.
+    pub memory_bytes: u64,
+}
+
+/// What a script may do between two keys of the user.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Commands.
+    pub commands: u32,
+    /// Time, without what it sleeps.
+    pub busy: Duration,
+    /// Time that it sleeps.
+    pub asleep: Duration,
+    /// Bytes that it prints.
+    pub output: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { commands: 100_000, busy: Duration::from_secs(60), asleep: Duration::from_secs(300), output: 1 << 20 }
+    }
+}
+
+/// Why the loader ends without a kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Halt {
+    /// The machine was stopped, or the user chose to turn it off.
+    Stopped(MachineExit),
+    /// There is nothing to boot, in the words a user reads.
+    GaveUp(String),
+}
+
+/// A guest that this loader cannot boot.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct GrubError(pub String);
+
+/// A kernel, ready to be placed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loaded {
+    /// Its file's name, for messages.
+    pub name: String,
+    /// Its bytes.
+    pub kernel: Vec<u8>,
+    /// Its command line.
+    pub cmdline: String,
+    /// Its initial RAM disks, joined.
+    pub initrd: Option<Vec<u8>>,
+}
+
+/// The loader, with what it found on the disks.
+pub struct Loader {
+    devices: Devices,
+    options: Options,
+    places: Vec<find::Place>,
+}
+
+impl Loader {
+    /// Reads the partition tables and finds the configurations; says what is there when there is none.
+    pub fn new(disks: Vec<BootDisk>, options: Options) -> Result<Loader, GrubError> {
+        Loader::on(Devices::new(disks), options)
+    }
+
+    /// The same for devices that were looked at before.
+    pub fn on(devices: Devices, options: Options) -> Result<Loader, GrubError> {
+        let places = if options.commands.is_empty() { find::places(&devices, &options)? } else { Vec::new() };
+        Ok(Loader { devices, options, places })
+    }
+
+    /// Shows the menu and loads what is chosen.
+    pub fn run(&self, port: Box<dyn Port>, limits: Limits) -> Result<Loaded, Halt> {
+        let mut terminal = Terminal::new(port);
+        let mut shell = Shell::new(&self.devices, &mut terminal, &self.options, limits);
+        if !self.options.commands.is_empty() {
+            return shell.run_commands(&self.options.commands);
+        }
+        let mut tried = Vec::new();
+        for place in &self.places {
+            if let Some(loaded) = menu::boot_from(&mut shell, place)? {
+                return Ok(loaded);
+            }
+            tried.push(format!("({}){}", place.device, place.path));
+        }
+        Err(Halt::GaveUp(format!("{} has no entry that boots", tried.join(", "))))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,125 @@
+//! A window of a disk: what a partition is. Small reads come from a bounded cache that all windows of a disk share.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use crate::devices::disk::DiskReader;
+
+/// Bytes of a cached piece.
+const PIECE: u64 = 16 * 1024;
+/// Pieces kept: 8 MiB.
+const PIECES: usize = 512;
+/// Reads that one operation may make, besides those for the bytes that it returns.
+const READS: u64 = 400_000;
+
+#[derive(Default)]
+struct Cache {
+    pieces: HashMap<u64, Arc<[u8]>>,
+    order: VecDeque<u64>,
+}
+
+struct Shared {
+    disk: Arc<dyn DiskReader>,
+    cache: Mutex<Cache>,
+    left: AtomicU64,
+}
+
+/// A window of a disk.
+#[derive(Clone)]
+pub struct Medium {
+    shared: Arc<Shared>,
+    start: u64,
+    len: u64,
+}
+
+impl Medium {
+    /// The whole disk.
+    pub fn new(disk: Arc<dyn DiskReader>) -> Medium {
+        let len = disk.size_bytes();
+        let shared = Shared { disk, cache: Mutex::default(), left: AtomicU64::new(READS) };
+        Medium { shared: Arc::new(shared), start: 0, len }
+    }
+
+    /// `len` bytes from `start` of this one, as far as it goes.
+    pub fn window(&self, start: u64, len: u64) -> Medium {
+        let start_here = start.min(self.len);
+        Medium { shared: Arc::clone(&self.shared), start: self.start + start_here, len: len.min(self.len - start_here) }
+    }
+
+    /// Its size in bytes.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether it has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Begins an operation that is to return at most `bytes` bytes: from here on the reads are counted anew.
+    pub fn allow(&self, bytes: u64) {
+        self.shared.left.store(READS.saturating_add(bytes.min(1 << 34) / 512), Ordering::Relaxed);
+    }
+
+    /// Fills `buffer` from `offset`.
+    pub fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let end = offset.checked_add(buffer.len() as u64);
+        if end.is_none_or(|end| end > self.len) {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "beyond its end"));
+        }
+        let spend = |left: u64| left.checked_sub(1);
+        if self.shared.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, spend).is_err() {
+            return Err(io::Error::other("gave up after very many reads; is it damaged?"));
+        }
+        let at = self.start + offset;
+        if buffer.len() as u64 > PIECE {
+            return self.shared.disk.read_at(at, buffer);
+        }
+        let mut done = 0;
+        while done < buffer.len() {
+            let here = at + done as u64;
+            let piece = self.shared.piece(here / PIECE)?;
+            let skip = (here % PIECE) as usize;
+            let part = (buffer.len() - done).min(piece.len().saturating_sub(skip));
+            if part == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            buffer[done..done + part].copy_from_slice(&piece[skip..skip + part]);
+            done += part;
+        }
+        Ok(())
+    }
+
+    /// `len` bytes from `offset`; the caller has bounded `len`.
+    pub fn bytes(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+        if len as u64 > self.len {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "beyond its end"));
+        }
+        let mut bytes = vec![0; len];
+        self.read(offset, &mut bytes)?;
+        Ok(bytes)
+    }
+}
+
+impl Shared {
+    fn piece(&self, number: u64) -> io::Result<Arc<[u8]>> {
+        let mut cache = self.cache.lock().expect("no panic happens under this lock");
+        if let Some(piece) = cache.pieces.get(&number) {
+            return Ok(Arc::clone(piece));
+        }
+        let start = number * PIECE;
+        let mut bytes = vec![0; PIECE.min(self.disk.size_bytes().saturating_sub(start)) as usize];
+        self.disk.read_at(start, &mut bytes)?;
+        let piece: Arc<[u8]> = bytes.into();
+        if cache.order.len() >= PIECES
+            && let Some(oldest) = cache.order.pop_front()
+        {
+            cache.pieces.remove(&oldest);
+        }
+        cache.order.push_back(number);
+        cache.pieces.insert(number, Arc::clone(&piece));
+        Ok(piece)
+    }
+}

@@ -1,0 +1,375 @@
+//! The `grub` loader on disks and media that others' tools made: a configuration of the real grub-mkconfig on ext4 and
+//! on XFS, an EFI partition that leads to it, Fedora's Boot Loader Specification tree, isolinux, grub-mkrescue.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use vmctl::devices::disk::DiskReader;
+use vmctl::hypervisor::backend::MachineExit;
+use vmctl::machine::loader::grub::{BootDisk, GrubError, Halt, Limits, Loaded, Loader, Options, Port};
+
+const UUID: &str = "0a1b2c3d-4e5f-4061-8203-040506070809";
+const KERNEL: &str = "vmlinuz-6.1.0-2-amd64";
+const OLDER: &str = "vmlinuz-6.1.0-1-amd64";
+
+struct OnDisk(File, u64);
+
+impl DiskReader for OnDisk {
+    fn size_bytes(&self) -> u64 {
+        self.1
+    }
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+        self.0.read_exact_at(buffer, offset)
+    }
+}
+
+/// A console that nobody types at; time passes only while somebody waits.
+struct Silent {
+    said: Arc<std::sync::Mutex<String>>,
+    now: Duration,
+}
+
+impl Port for Silent {
+    fn write(&mut self, bytes: &[u8]) {
+        self.said.lock().unwrap().push_str(&String::from_utf8_lossy(bytes));
+    }
+    fn read(&mut self, wait: Duration) -> Vec<u8> {
+        self.now += wait;
+        Vec::new()
+    }
+    fn stopped(&self) -> Option<MachineExit> {
+        (self.now > Duration::from_secs(3600)).then_some(MachineExit::PowerOff)
+    }
+    fn now(&self) -> Duration {
+        self.now
+    }
+}
+
+fn tool(name: &str, arguments: &[&str]) {
+    let mut command = Command::new(name);
+    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
+    let output = command.args(arguments).env("PATH", path).stdin(Stdio::null()).output();
+    let output = output.unwrap_or_else(|e| panic!("{name}: {e}; `make test` installs what is missing"));
+    assert!(output.status.success(), "{name} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a plain path")
+}
+
+fn disk(id: &str, path: &Path) -> BootDisk {
+    let file = File::open(path).expect("an image that was just made");
+    let size = file.metadata().expect("a file").len();
+    BootDisk { id: id.into(), is_cd: path.extension().is_some_and(|e| e == "iso"), reader: Arc::new(OnDisk(file, size)) }
+}
+
+fn options() -> Options {
+    Options { add_console: true, memory_bytes: 64 << 20, ..Options::default() }
+}
+
+/// What the loader boots when nobody touches the menu, and what it said.
+fn boot(disks: &[&Path], options: Options) -> (Result<Loaded, Halt>, String) {
+    let disks = disks.iter().map(|path| disk("root", path)).collect();
+    let said = Arc::default();
+    let port = Silent { said: Arc::clone(&said), now: Duration::ZERO };
+    let loaded = Loader::new(disks, options).expect("a configuration").run(Box::new(port), Limits::default());
+    let said = said.lock().unwrap().clone();
+    (loaded, said)
+}
+
+fn booted(disks: &[&Path], options: Options) -> Loaded {
+    let (loaded, said) = boot(disks, options);
+    loaded.unwrap_or_else(|halt| panic!("{halt:?}\n{said}"))
+}
+
+/// A kernel as far as a loader looks: Multiboot's header, and a mark.
+fn kernel(mark: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for word in [0x1bad_b002u32, 0, 0u32.wrapping_sub(0x1bad_b002)] {
+        bytes.extend(word.to_le_bytes());
+    }
+    bytes.extend(mark.as_bytes());
+    bytes.resize(100_000, 0x55);
+    bytes
+}
+
+/// A /boot with two kernels and what grub-mkconfig writes for it.
+fn debian_boot(root: &Path) {
+    let boot = root.join("boot");
+    fs::create_dir_all(boot.join("grub")).unwrap();
+    for name in [KERNEL, OLDER] {
+        fs::write(boot.join(name), kernel(name)).unwrap();
+        fs::write(boot.join(name.replace("vmlinuz", "initrd.img")), format!("initrd of {name}")).unwrap();
+    }
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/mkconfig");
+    let output = Command::new("sh").arg(script).arg(&boot).arg(UUID).output().expect("a shell");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let config = String::from_utf8(output.stdout).expect("text");
+    assert!(config.contains("### BEGIN /etc/grub.d/10_linux ###") && config.contains(KERNEL), "{config}");
+    fs::write(boot.join("grub/grub.cfg"), config).unwrap();
+    tool("grub-editenv", &[text(&boot.join("grub/grubenv")), "create"]);
+}
+
+/// A GPT disk: an EFI partition of 64 MiB from 1 MiB, and one with the file system in `image`.
+fn gpt_disk(dir: &Path, esp: Option<&Path>, image: &Path) -> PathBuf {
+    let path = dir.join("disk");
+    let root = fs::read(image).unwrap();
+    let file = File::create(&path).unwrap();
+    file.set_len((70 << 20) + root.len() as u64).unwrap();
+    use std::io::Write;
+    let path_variable = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
+    let mut command = Command::new("sfdisk");
+    command.args(["-q", "--no-reread", "--no-tell-kernel", text(&path)]).env("PATH", path_variable).stdin(Stdio::piped());
+    let mut child = command.spawn().expect("sfdisk runs; `make test` installs it");
+    let script = format!("label: gpt\n2: start=2048,size=131072,type=U\n1: start=135168,size={}\n", root.len() / 512);
+    child.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
+    assert!(child.wait().unwrap().success());
+    let file = File::options().write(true).open(&path).unwrap();
+    file.write_all_at(&root, 135_168 * 512).unwrap();
+    if let Some(esp) = esp {
+        let esp = fs::read(esp).unwrap();
+        assert!(esp.len() <= 64 << 20);
+        file.write_all_at(&esp, 1 << 20).unwrap();
+    }
+    path
+}
+
+fn blank(path: &Path, mib: u64) {
+    File::create(path).expect("a scratch file").set_len(mib << 20).expect("room for a sparse file");
+}
+
+fn ext4(dir: &Path, root: &Path) -> PathBuf {
+    let image = dir.join("ext4");
+    blank(&image, 16);
+    tool("mke2fs", &["-q", "-t", "ext4", "-U", UUID, "-L", "root", "-d", text(root), text(&image)]);
+    image
+}
+
+#[test]
+fn what_grub_mkconfig_wrote_boots_its_default_and_what_is_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("root");
+    debian_boot(&root);
+    let disk = gpt_disk(dir.path(), None, &ext4(dir.path(), &root));
+    let loaded = booted(&[&disk], options());
+    assert!(loaded.kernel == kernel(KERNEL));
+    assert_eq!(loaded.cmdline, format!("BOOT_IMAGE=/boot/{KERNEL} root=/dev/vda1 ro"));
+    assert_eq!(loaded.initrd.unwrap(), format!("initrd of {KERNEL}").as_bytes());
+
+    let advanced = format!("gnulinux-advanced-{UUID}>gnulinux-6.1.0-1-amd64-recovery-{UUID}");
+    let loaded = booted(&[&disk], Options { entry: Some(advanced), ..options() });
+    assert!(loaded.kernel == kernel(OLDER));
+    assert!(loaded.cmdline.ends_with(" ro single"), "{}", loaded.cmdline);
+    let loaded = booted(&[&disk], Options { entry: Some("1>2".into()), ..options() });
+    assert!(loaded.kernel == kernel(OLDER));
+
+    // What the guest itself asks for with grub-reboot and grub-set-default.
+    let grubenv = root.join("boot/grub/grubenv");
+    tool("grub-editenv", &[text(&grubenv), "set", "next_entry=1>2"]);
+    let disk = gpt_disk(dir.path(), None, &ext4(dir.path(), &root));
+    assert!(booted(&[&disk], options()).kernel == kernel(OLDER));
+}
+
+#[test]
+fn the_commands_and_the_place_of_the_guest_file_are_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("root");
+    debian_boot(&root);
+    fs::create_dir(root.join("own")).unwrap();
+    fs::write(root.join("own/menu.cfg"), format!("linux /boot/{OLDER} from own\nboot\n")).unwrap();
+    let disk = gpt_disk(dir.path(), None, &ext4(dir.path(), &root));
+    let commands = vec![format!("linux /boot/{OLDER} 'a b' c"), format!("initrd /boot/{KERNEL} /boot/grub/grubenv")];
+    let loaded = booted(&[&disk], Options { commands, partition: Some("gpt1".into()), ..options() });
+    assert_eq!(loaded.cmdline, format!("BOOT_IMAGE=/boot/{OLDER} \"a b\" c"));
+    assert_eq!(loaded.initrd.unwrap().len(), 100_000 + 1024);
+    let place = Options { directory: Some("/own".into()), file: Some("menu.cfg".into()), ..options() };
+    assert_eq!(booted(&[&disk], place).cmdline, format!("BOOT_IMAGE=/boot/{OLDER} from own"));
+    let (ended, _) = boot(&[&disk], Options { commands: vec!["linux /none".into()], ..options() });
+    assert!(matches!(ended, Err(Halt::GaveUp(text)) if text.contains("`grub.commands` loaded no kernel")));
+}
+
+#[test]
+fn an_efi_partition_leads_to_the_configuration_of_the_root() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("root");
+    debian_boot(&root);
+    // As grub-install writes it for a signed GRUB.
+    let stub = format!("search.fs_uuid {UUID} root hd0,gpt1 \nset prefix=($root)'/boot/grub'\nconfigfile $prefix/grub.cfg\n");
+    fs::write(dir.path().join("grub.cfg"), stub).unwrap();
+    let esp = dir.path().join("esp");
+    blank(&esp, 64);
+    tool("mkfs.fat", &["-F", "32", text(&esp)]);
+    tool("mmd", &["-i", text(&esp), "::EFI", "::EFI/debian"]);
+    tool("mcopy", &["-i", text(&esp), text(&dir.path().join("grub.cfg")), "::EFI/debian/grub.cfg"]);
+    let disk = gpt_disk(dir.path(), Some(&esp), &ext4(dir.path(), &root));
+    let loaded = booted(&[&disk], Options { partition: Some("gpt2".into()), ..options() });
+    assert!(loaded.kernel == kernel(KERNEL));
+}
+
+#[test]
+fn a_root_on_xfs_boots() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("root");
+    debian_boot(&root);
+    let mut proto = String::from("/none\n0 0\nd--755 0 0\nboot d--755 0 0\n");
+    for name in [KERNEL, OLDER, "initrd.img-6.1.0-2-amd64", "initrd.img-6.1.0-1-amd64"] {
+        proto.push_str(&format!(" {name} ---644 0 0 {}/boot/{name}\n", root.display()));
+    }
+    proto.push_str(&format!(" grub d--755 0 0\n  grub.cfg ---644 0 0 {}/boot/grub/grub.cfg\n $\n$\n$\n", root.display()));
+    fs::write(dir.path().join("proto"), proto).unwrap();
+    let image = dir.path().join("xfs");
+    blank(&image, 320);
+    let meta = format!("uuid={UUID}");
+    tool("mkfs.xfs", &["-q", "-m", &meta, "-p", text(&dir.path().join("proto")), text(&image)]);
+    // The whole disk is the file system: `root` stays where the configuration is.
+    let loaded = booted(&[&image], options());
+    assert!(loaded.kernel == kernel(KERNEL));
+    assert_eq!(loaded.initrd.unwrap(), format!("initrd of {KERNEL}").as_bytes());
+}
+
+/// A /boot partition as Fedora has it: `grub2/grub.cfg` with `blscfg`, and an entry a kernel.
+fn fedora_boot(root: &Path) {
+    let id = "0123456789abcdef0123456789abcdef";
+    fs::create_dir_all(root.join("grub2")).unwrap();
+    fs::create_dir_all(root.join("loader/entries")).unwrap();
+    for version in ["6.9.12-100.fc40.x86_64", "6.10.3-200.fc40.x86_64", "0-rescue"] {
+        let title = if version == "0-rescue" { "Fedora Linux (0-rescue)" } else { "Fedora Linux 40" };
+        let entry = format!(
+            "title {title} ({version})\nversion {version}\nlinux /vmlinuz-{version}\ninitrd /initramfs-{version}.img $tuned_initrd\n\
+             options root=UUID={UUID} $kernelopts $tuned_params\ngrub_users $grub_users\ngrub_arg --unrestricted\ngrub_class fedora\n"
+        );
+        fs::write(root.join(format!("loader/entries/{id}-{version}.conf")), entry).unwrap();
+        fs::write(root.join(format!("vmlinuz-{version}")), kernel(version)).unwrap();
+        fs::write(root.join(format!("initramfs-{version}.img")), version).unwrap();
+    }
+    let config = "set pager=1\n\nif [ -f ${config_directory}/grubenv ]; then\n  load_env -f ${config_directory}/grubenv\n\
+        elif [ -s $prefix/grubenv ]; then\n  load_env\nfi\n\
+        if [ \"${next_entry}\" ] ; then\n   set default=\"${next_entry}\"\n   set next_entry=\n   save_env next_entry\n   set boot_once=true\n\
+        else\n   set default=\"${saved_entry}\"\nfi\n\
+        insmod part_gpt\ninsmod xfs\nset boot='hd0,gpt1'\nif [ x$feature_platform_search_hint = xy ]; then\n  search --no-floppy --fs-uuid --set=boot 0a1b2c3d-4e5f-4061-8203-040506070809\nfi\n\
+        if [ -z \"${kernelopts}\" ]; then\n  set kernelopts=\"ro quiet\"\nfi\n\
+        set timeout_style=menu\nset timeout=1\ninsmod blscfg\nblscfg\n\
+        if [ -f  $prefix/custom.cfg ]; then\n  source $prefix/custom.cfg\nfi\n";
+    fs::write(root.join("grub2/grub.cfg"), config).unwrap();
+    tool("grub-editenv", &[text(&root.join("grub2/grubenv")), "create"]);
+}
+
+#[test]
+fn fedoras_entries_are_sorted_and_take_the_variables_of_the_environment_block() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("root");
+    fedora_boot(&root);
+    let disk = gpt_disk(dir.path(), None, &ext4(dir.path(), &root));
+    let loaded = booted(&[&disk], options());
+    let newest = "6.10.3-200.fc40.x86_64";
+    assert!(loaded.kernel == kernel(newest));
+    assert_eq!(loaded.cmdline, format!("BOOT_IMAGE=/vmlinuz-{newest} root=UUID={UUID} ro quiet"));
+    assert_eq!(loaded.initrd.unwrap(), newest.as_bytes());
+
+    let grubenv = root.join("grub2/grubenv");
+    let saved = "saved_entry=0123456789abcdef0123456789abcdef-6.9.12-100.fc40.x86_64";
+    tool("grub-editenv", &[text(&grubenv), "set", saved, "kernelopts=ro rhgb", "tuned_params=isolcpus=1"]);
+    let disk = gpt_disk(dir.path(), None, &ext4(dir.path(), &root));
+    let loaded = booted(&[&disk], options());
+    assert_eq!(loaded.cmdline, format!("BOOT_IMAGE=/vmlinuz-6.9.12-100.fc40.x86_64 root=UUID={UUID} ro rhgb isolcpus=1"));
+
+    // Without a grub.cfg the entries are the menu, as with systemd-boot.
+    fs::remove_dir_all(root.join("grub2")).unwrap();
+    let disk = gpt_disk(dir.path(), None, &ext4(dir.path(), &root));
+    assert!(booted(&[&disk], options()).kernel == kernel(newest));
+}
+
+fn iso(dir: &Path, root: &Path) -> PathBuf {
+    let image = dir.join("medium.iso");
+    tool("xorriso", &["-as", "mkisofs", "-quiet", "-R", "-J", "-V", "MEDIUM", "-o", text(&image), text(root)]);
+    image
+}
+
+#[test]
+fn a_medium_with_isolinux_shows_its_labels_and_submenus() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("root");
+    fs::create_dir_all(root.join("isolinux")).unwrap();
+    fs::create_dir_all(root.join("install.amd")).unwrap();
+    fs::write(root.join("install.amd/vmlinuz"), kernel("installer")).unwrap();
+    fs::write(root.join("isolinux/rescue"), kernel("rescue")).unwrap();
+    fs::write(root.join("install.amd/initrd.gz"), "initrd").unwrap();
+    fs::write(
+        root.join("isolinux/isolinux.cfg"),
+        "# D-I config\npath \nprompt 0\ntimeout 50\ninclude menu.cfg\ndefault vesamenu.c32\n",
+    )
+    .unwrap();
+    let menu = "menu hshift 4\nmenu title Installer menu\ninclude gtk.cfg\ninclude txt.cfg\n\
+        menu begin advanced\n    menu label ^Advanced options\n\tmenu title Advanced options\n\tlabel mainmenu\n\t\tmenu label ^Back..\n\t\tmenu exit\n\
+        \tlabel rescue\n\t\tmenu label ^Rescue mode\n\t\tkernel rescue\n\t\tappend rescue/enable=true --- quiet\nmenu end\n\
+        label help\n\tmenu label ^Help\n\ttext help\n   Display help; kernel here\n\tendtext\n\tconfig prompt.cfg\n";
+    fs::write(root.join("isolinux/menu.cfg"), menu).unwrap();
+    let txt = "label install\n\tmenu label ^Install\n\tkernel /install.amd/vmlinuz\n\tappend vga=788 initrd=/install.amd/initrd.gz --- quiet \n";
+    fs::write(root.join("isolinux/txt.cfg"), txt).unwrap();
+    let image = iso(dir.path(), &root);
+    let loaded = booted(&[&image], options());
+    assert!(loaded.kernel == kernel("installer"));
+    assert_eq!(loaded.cmdline, "BOOT_IMAGE=(cd0)/install.amd/vmlinuz vga=788 --- quiet");
+    assert_eq!(loaded.initrd.unwrap(), b"initrd");
+    let rescue = Options { entry: Some("Advanced options>rescue".into()), timeout: Some(Duration::ZERO), ..options() };
+    assert!(booted(&[&image], rescue).kernel == kernel("rescue"));
+}
+
+#[test]
+fn a_medium_of_grub_mkrescue_boots_by_its_own_configuration() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("root");
+    fs::create_dir_all(root.join("boot/grub")).unwrap();
+    fs::write(root.join("boot/vmlinuz"), kernel("rescue medium")).unwrap();
+    let config =
+        "search --set=root --file /boot/vmlinuz\nset timeout=0\nmenuentry rescue { linux /boot/vmlinuz console=ttyS0 }\n";
+    fs::write(root.join("boot/grub/grub.cfg"), config).unwrap();
+    let image = dir.path().join("rescue.iso");
+    tool("grub-mkrescue", &["-o", text(&image), text(&root)]);
+    let loaded = booted(&[&image], options());
+    assert!(loaded.kernel == kernel("rescue medium"));
+    assert_eq!(loaded.cmdline, "BOOT_IMAGE=/boot/vmlinuz console=ttyS0");
+}
+
+#[test]
+fn a_guest_with_nothing_to_boot_is_told_what_each_partition_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("root");
+    fs::create_dir_all(root.join("boot")).unwrap();
+    fs::write(root.join("boot/loader"), "x").unwrap();
+    let image = iso(dir.path(), &root);
+    let refused = |disks: Vec<BootDisk>| -> GrubError { Loader::new(disks, options()).err().expect("it has nothing to boot") };
+    let said = refused(vec![disk("cd", &image)]).to_string();
+    assert!(said.ends_with("found: disk `cd` (cd0): iso9660 `MEDIUM`, with FreeBSD's loader"), "{said}");
+    let locked = dir.path().join("luks");
+    blank(&locked, 4);
+    File::options().write(true).open(&locked).unwrap().write_all_at(b"LUKS\xba\xbe\x00\x02", 0).unwrap();
+    let path = gpt_disk(dir.path(), None, &locked);
+    let said = refused(vec![disk("root", &path)]).to_string();
+    assert!(
+        said.contains("partition 1 (hd0,gpt1): LUKS2 encryption; partition 2 (hd0,gpt2): nothing that is known here"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_configuration_that_loops_is_given_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("root");
+    fs::create_dir_all(root.join("boot/grub")).unwrap();
+    for (config, why) in [
+        ("while true; do set a=$a$a; done", "without an end"),
+        ("configfile /boot/grub/grub.cfg", "nested too deeply"),
+        ("source /boot/grub/grub.cfg", "nested too deeply"),
+        ("submenu x { source /boot/grub/grub.cfg }\nset timeout=0\nset default='0>0>0>0>0>0>0>0>0>0>0>0'", "nested too deeply"),
+    ] {
+        fs::write(root.join("boot/grub/grub.cfg"), config).unwrap();
+        let (ended, said) = boot(&[&iso(dir.path(), &root)], options());
+        let Err(Halt::GaveUp(text)) = ended else { panic!("{config}: {ended:?}") };
+        assert!(text.contains(why) || said.contains(why), "{config}: {text}\n{said}");
+    }
+}
