@@ -53,7 +53,7 @@ tools-demo:
 tools-test:
 	sh scripts/need cargo:rustc busybox:busybox-static cpio:cpio mandoc:mandoc mke2fs:e2fsprogs mkfs.xfs:xfsprogs \
 	    mkfs.fat:dosfstools mcopy:mtools xorriso:xorriso sfdisk:fdisk \
-	    grub-mkrescue:grub-common update-grub:grub2-common
+	    grub-mkrescue:grub-common "update-grub:grub2-common grub-pc-bin"
 
 tools-bench:
 	sh scripts/need cargo:rustc busybox:busybox-static cpio:cpio mmdebstrap:mmdebstrap mke2fs:e2fsprogs qemu-system-x86_64:qemu-system-x86

@@ -11,6 +11,8 @@ mod files;
 mod host;
 #[path = "loader.rs"]
 mod loader;
+#[path = "storage.rs"]
+mod storage;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -57,6 +59,7 @@ pub const TARGETS: &[Target] = &[
     ("fleet", files::fleet),
     ("volume", loader::volume),
     ("boot_config", loader::boot_config),
+    ("ahci", storage::ahci),
 ];
 
 /// Runs the target of that name on `data`.

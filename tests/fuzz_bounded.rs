@@ -138,4 +138,5 @@ targets! {
     the_fleet_reader_survives: "fleet",
     the_readers_of_disks_survive: "volume",
     the_boot_menu_survives: "boot_config",
+    the_ahci_adapter_survives: "ahci",
 }

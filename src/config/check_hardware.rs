@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::bhyve_variables;
 use super::check::{Problems, command_words, entry_id, pick};
@@ -10,7 +11,7 @@ use super::diagnostic::{Diagnostic, Place};
 use super::layer::{Node, Value};
 use super::meant::*;
 use super::view::View;
-use crate::units::ByteSize;
+use crate::units::{ByteSize, parse_duration};
 
 /// The table of a loader that the guest does not use is refused, and so does nothing in silence.
 pub(super) fn loader_tables(view: &View<'_>, loader: LoaderKind, problems: &mut Problems) {
@@ -143,7 +144,7 @@ pub(super) fn grub(view: &View<'_>, problems: &mut Problems) -> Grub {
     let table = view.table("grub");
     let system =
         pick(&table, "system", &[("linux", GrubSystem::Linux), ("openbsd", GrubSystem::Openbsd), ("netbsd", GrubSystem::Netbsd)]);
-    for leaf in ["partition", "directory", "file", "kernel", "root"] {
+    for leaf in ["partition", "directory", "file", "kernel", "root", "entry"] {
         if let Some(text) = table.text(leaf) {
             one_line(&text, &format!("grub.{leaf}"), table.place_of(leaf), problems);
         }
@@ -165,13 +166,18 @@ pub(super) fn grub(view: &View<'_>, problems: &mut Problems) -> Grub {
     if table.node("commands").is_some() || system != GrubSystem::Linux {
         without("directory", "when vmctl writes the configuration", problems);
         without("file", "when vmctl writes the configuration", problems);
+        without("entry", "without a menu: `commands` have none", problems);
     }
+    let timeout = table.text("timeout").and_then(|text| parse_duration(&text).ok());
     Grub {
         partition: table.text("partition"),
         directory: table.text("directory"),
         file: table.text("file"),
         commands: table.texts("commands"),
-        timeout: table.duration("timeout"),
+        entry: table.text("entry"),
+        console: table.flag("console"),
+        timeout: timeout.unwrap_or(Duration::from_secs(3)),
+        menu_timeout: timeout,
         system,
         kernel: table.text("kernel"),
         root: table.text("root"),

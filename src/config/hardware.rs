@@ -121,9 +121,16 @@ pub struct Grub {
     pub file: Option<String>,
     /// Instead of the guest's own configuration; may be empty.
     pub commands: Vec<String>,
-    /// How long the menu of `commands` waits.
+    /// The entry that boots, by title, id or number; `None` takes the configuration's default.
+    pub entry: Option<String>,
+    /// Whether a Linux command line without a console is given the serial one.
+    pub console: bool,
+    /// How long the menu of `commands` waits with bhyve.
     #[serde(rename = "timeout_seconds", serialize_with = "serialize_seconds")]
     pub timeout: Duration,
+    /// How long a menu of the embedded engine waits; `None` leaves it to the guest's configuration.
+    #[serde(skip)]
+    pub menu_timeout: Option<Duration>,
     /// What is loaded.
     pub system: GrubSystem,
     /// The kernel, for OpenBSD and NetBSD.

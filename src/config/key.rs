@@ -180,6 +180,8 @@ impl Key {
             ("engine", EngineKind::Embedded) => Some("\"embedded\""),
             ("loader", EngineKind::Bhyve) => Some("\"uefi\""),
             ("loader", EngineKind::Embedded) => Some("\"kernel\""),
+            // The guest's own configuration says how long its menu waits.
+            ("grub.timeout", EngineKind::Embedded) => None,
             _ => self.default,
         }
     }

@@ -54,7 +54,10 @@ const LOADERS: Kind = OneOf(&[
         "kernel",
         "A kernel from the host, entered directly: a Linux bzImage, an ELF file with a PVH note, or a Multiboot 1 image.",
     ),
-    bhyve("grub", "The guest's own GRUB configuration, or commands of yours."),
+    now(
+        "grub",
+        "The guest's own boot menu, or commands of yours. With the embedded engine also Boot Loader Specification entries and the menus of syslinux, isolinux and extlinux, on ext2/3/4, XFS, FAT and ISO 9660.",
+    ),
     bhyve("uefi", "UEFI firmware."),
     bhyve("bhyveload", "FreeBSD's loader, for FreeBSD guests."),
 ]);
@@ -66,8 +69,8 @@ const DISK_BACKENDS: Kind = OneOf(&[
 ]);
 const DISK_DEVICES: Kind = OneOf(&[
     now("virtio-blk", "A virtio block device."),
-    bhyve("ahci-hd", "A SATA disk."),
-    bhyve("ahci-cd", "A SATA CD drive."),
+    now("ahci-hd", "A SATA disk."),
+    now("ahci-cd", "A SATA CD drive, with the image at `path` in it."),
     bhyve("nvme", "An NVMe disk; the best choice for Windows."),
     bhyve("virtio-scsi", "A virtio SCSI controller on a CAM target layer device, like `/dev/cam/ctl1.0`."),
 ]);
@@ -124,7 +127,7 @@ const HOSTBRIDGES: Kind = OneOf(&[
 const FWCFGS: Kind =
     OneOf(&[bhyve("bhyve", "bhyve's own."), bhyve("qemu", "QEMU's, for firmware that reads it; `boot.order` needs it.")]);
 const GRUB_SYSTEMS: Kind = OneOf(&[
-    bhyve("linux", "What reads a grub.cfg, or `commands`."),
+    now("linux", "What reads a grub.cfg, or `commands`."),
     bhyve("openbsd", "OpenBSD, with kopenbsd."),
     bhyve("netbsd", "NetBSD, with knetbsd."),
 ]);
@@ -189,13 +192,42 @@ pub const GUEST_KEYS: &[Key] = &[
     key("kernel.image", Path, Embedded, "The kernel. Required with `loader = \"kernel\"`."),
     key("kernel.initrd", Path, Embedded, "The initial RAM disk, or the module of a Multiboot kernel."),
     with("kernel.cmdline", Text, "\"\"", Embedded, "The kernel's command line."),
-    key("grub", TABLE, Bhyve, "For `loader = \"grub\"`."),
-    key("grub.partition", Text, Bhyve, "Where GRUB looks, like `1`, `gpt2` or `msdos1`; `none` for a disk without partitions."),
-    key("grub.directory", Text, Bhyve, "Directory of the configuration in the guest; `/boot/grub` without it."),
-    key("grub.file", Text, Bhyve, "Name of the configuration; `grub.cfg` without it."),
-    key("grub.commands", Texts { one: false }, Bhyve, "Commands instead of the guest's own configuration."),
-    with("grub.timeout", Duration, "\"3s\"", Bhyve, "How long the menu of `commands` waits."),
-    with("grub.system", GRUB_SYSTEMS, "\"linux\"", Bhyve, "What it loads."),
+    key("grub", TABLE, Now, "For `loader = \"grub\"`."),
+    key(
+        "grub.partition",
+        Text,
+        Now,
+        "Where GRUB looks, like `1`, `gpt2` or `msdos1`; `none` for a disk without partitions. The embedded engine looks everywhere without it, and also takes a disk as GRUB names it: `hd1,gpt2`, `cd0`.",
+    ),
+    key(
+        "grub.directory",
+        Text,
+        Now,
+        "Directory of the configuration in the guest; without it `/boot/grub`, or with the embedded engine wherever one is found.",
+    ),
+    key("grub.file", Text, Now, "Name of the configuration; `grub.cfg` without it."),
+    key("grub.commands", Texts { one: false }, Now, "Commands instead of the guest's own configuration."),
+    key(
+        "grub.entry",
+        Text,
+        Embedded,
+        "The entry of the menu that boots, by title, id or number from 0; `a>b` for one in a submenu. Without it the configuration's default.",
+    ),
+    with(
+        "grub.console",
+        Flag,
+        "true",
+        Embedded,
+        "Whether `console=ttyS0` is added to a Linux command line that names no console; the console says so.",
+    ),
+    with(
+        "grub.timeout",
+        Duration,
+        "\"3s\"",
+        Now,
+        "How long the menu waits; with bhyve that of `commands`. Without it a menu of the embedded engine waits as its configuration has it.",
+    ),
+    with("grub.system", GRUB_SYSTEMS, "\"linux\"", Now, "What it loads."),
     key("grub.kernel", Text, Bhyve, "The kernel in the guest, for OpenBSD and NetBSD; `/bsd` or `/netbsd` without it."),
     key("grub.root", Text, Bhyve, "The root device that the kernel is told, like `sd0a`; for OpenBSD and NetBSD."),
     key("uefi", TABLE, Bhyve, "For `loader = \"uefi\"`."),

@@ -4,6 +4,7 @@
 //!
 //! There is no HPET: the guest has kvmclock and the TSC for time, the local APIC's TSC deadline for events, and the PM
 //! timer and the PIT for those who know neither; an HPET would only be a slower clock source to choose by mistake.
+pub mod ahci; // AHCI with a disk or a CD drive
 #[cfg(test)]
 pub mod conformance; // what every device promises
 pub mod debug_exit; // the isa-debug-exit port

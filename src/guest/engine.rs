@@ -15,8 +15,8 @@ use crate::config::{
 use crate::host::files::replace;
 use crate::host::process::{spawn_tied, spawn_untied};
 use crate::machine::spec::{
-    self, BackendChoice, CONSOLE_FD, CONTROL_FD, CpuTopology, DiskSpec, EngineCommand, EngineEvent, ForwardSpec, LEASE_FD,
-    LoaderSpec, MAX_CONTROL_LINE, NicSpec, Protocol, SPEC_VERSION, UserNetSpec, VmmSpec,
+    self, BackendChoice, CONSOLE_FD, CONTROL_FD, CpuTopology, DiskSpec, EngineCommand, EngineEvent, ForwardSpec, GrubSpec,
+    LEASE_FD, LoaderSpec, MAX_CONTROL_LINE, NicSpec, Protocol, SPEC_VERSION, UserNetSpec, VmmSpec,
 };
 
 use super::bhyve::BhyveEngine;
@@ -123,9 +123,7 @@ impl Engine for EmbeddedEngine {
 
 /// What the next boot of a guest is made of.
 pub fn resolve(guest: &GuestDir, config: &GuestConfig, state: &GuestState) -> Result<VmmSpec> {
-    let kernel = config
-        .kernel
-        .as_ref()
+    let loader = loader(config)
         .ok_or_else(|| GuestError::user("this version starts no guest with `engine = \"bhyve\"`; it only checks their files"))?;
     let slot = |key: String| state.slots.get(&key).copied().ok_or_else(|| GuestError::host(format!("no PCI slot for {key}")));
     let mut disks = Vec::new();
@@ -185,11 +183,7 @@ pub fn resolve(guest: &GuestDir, config: &GuestConfig, state: &GuestState) -> Re
         },
         cpus: CpuTopology { sockets: config.cpus.sockets, cores: config.cpus.cores, threads: config.cpus.threads },
         memory_bytes: config.memory.bytes(),
-        loader: LoaderSpec::Kernel {
-            image: kernel.image.clone(),
-            initrd: kernel.initrd.clone(),
-            cmdline: kernel.cmdline.clone(),
-        },
+        loader,
         disks,
         nics,
         rng: config.rng,
@@ -198,6 +192,27 @@ pub fn resolve(guest: &GuestDir, config: &GuestConfig, state: &GuestState) -> Re
         debug_exit_port: config.debug.exit_port.then_some(0xf4),
         deterministic: config.debug.deterministic,
     })
+}
+
+/// How the embedded engine loads the guest; `None` if it cannot.
+fn loader(config: &GuestConfig) -> Option<LoaderSpec> {
+    if config.engine != EngineKind::Embedded {
+        return None;
+    }
+    if let Some(grub) = &config.grub {
+        return Some(LoaderSpec::Grub(GrubSpec {
+            entry: grub.entry.clone(),
+            commands: grub.commands.clone(),
+            directory: grub.directory.clone(),
+            file: grub.file.clone(),
+            partition: grub.partition.clone(),
+            timeout_ms: grub.menu_timeout.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+            add_console: grub.console,
+        }));
+    }
+    let kernel = config.kernel.as_ref()?;
+    let (image, initrd, cmdline) = (kernel.image.clone(), kernel.initrd.clone(), kernel.cmdline.clone());
+    Some(LoaderSpec::Kernel { image, initrd, cmdline })
 }
 
 fn user_network(nic: &crate::config::NicConfig) -> UserNetSpec {

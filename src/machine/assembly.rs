@@ -3,16 +3,21 @@
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::board::{Board, Wire};
 use super::interrupts::{InterruptRegisters, Interrupts};
 use super::layout;
-use super::loader::{self, LoadError, kernel::KernelFiles};
-use super::spec::{CacheMode, DiskDevice, DiskSpec, ForwardSpec, LoaderSpec, NicBackend, NicDevice, NicSpec, Protocol, VmmSpec};
+use super::loader::{self, LoadError, grub, kernel::KernelFiles};
+use super::spec::{
+    CacheMode, DiskDevice, DiskSpec, ForwardSpec, GrubSpec, LoaderSpec, NicBackend, NicDevice, NicSpec, Protocol, VmmSpec,
+};
 use super::tables::{acpi, smbios};
+use crate::devices::ahci::{Ahci, DriveKind};
 use crate::devices::debug_exit::DebugExit;
 use crate::devices::disk::file::{self, DiskHost, DiskNote, DiskOptions};
+use crate::devices::disk::{Disk, DiskReader};
 use crate::devices::net::{NoWire, user};
 use crate::devices::pci::{PciError, PciRoot, Window, Windows};
 use crate::devices::pic::Pic;
@@ -24,7 +29,7 @@ use crate::devices::serial::Serial;
 use crate::devices::stream::StreamConsole;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::{blk, console, net, rng, transport::VirtioPci};
-use crate::hypervisor::backend::{Attention, BootState, VcpuSetup, Waker};
+use crate::hypervisor::backend::{Attention, BootState, MachineExit, VcpuSetup, Waker};
 use crate::hypervisor::bus::{Device, Overlap};
 use crate::hypervisor::clock::{Clock, HostClock, ManualClock};
 use crate::hypervisor::irq::{IrqLine, IrqSink};
@@ -92,13 +97,32 @@ pub struct Handles {
     pub interrupts: Arc<Interrupts>,
     clock: Arc<dyn Clock>,
     vcpus: usize,
+    attention: Arc<Attention>,
+    /// The loader runs: no guest hears the power button yet.
+    in_loader: Arc<AtomicBool>,
 }
 
 impl Handles {
+    /// Presses the power button: the guest hears of it, and a boot menu ends as power-off.
+    pub fn press_power_button(&self) {
+        match self.in_loader.load(Ordering::Acquire) {
+            true => self.attention.stop(MachineExit::PowerOff),
+            false => self.power_button.press(),
+        }
+    }
+
     /// Counters by name.
     pub fn counters(&self) -> BTreeMap<String, u64> {
         BTreeMap::from([("uptime-ns".to_string(), self.clock.now_ns()), ("vcpus".to_string(), self.vcpus as u64)])
     }
+}
+
+/// How the first instruction comes about.
+enum Boot {
+    /// The kernel is in memory.
+    Ready(BootState),
+    /// The loader is still to run, on these disks; where the ACPI root pointer is.
+    Menu(grub::Options, Vec<grub::BootDisk>, u64),
 }
 
 /// A machine, ready to run.
@@ -112,21 +136,54 @@ pub struct Machine {
     /// In deterministic mode, the clock that the vCPUs drive.
     pub manual_clock: Option<Arc<ManualClock>>,
     handles: Handles,
-    boot: BootState,
+    boot: Boot,
     topology: (u32, u32, u32),
     console: StreamConsole,
 }
 
 impl Machine {
-    /// What a back end is built with.
+    /// The loader that still has to run, if there is one; it looks for the guest's boot configuration.
+    pub fn boot_menu(&mut self) -> Result<Option<grub::Loader>, grub::GrubError> {
+        match &mut self.boot {
+            Boot::Ready(_) => Ok(None),
+            Boot::Menu(options, disks, _) => grub::Loader::new(std::mem::take(disks), options.clone()).map(Some),
+        }
+    }
+
+    /// Shows the guest's boot menu on its console and puts into memory what was chosen. The power button and every
+    /// stop end it.
+    pub fn run_boot_menu(&mut self, loader: &grub::Loader) -> Result<(), grub::Halt> {
+        let Boot::Menu(_, _, rsdp) = self.boot else { return Ok(()) };
+        self.handles.in_loader.store(true, Ordering::Release);
+        let port = grub::ConsolePort::new(self.console.clone(), Arc::clone(&self.attention));
+        let loaded = loader.run(Box::new(port), grub::Limits::default());
+        self.handles.in_loader.store(false, Ordering::Release);
+        let loaded = loaded?;
+        // A button that was pressed in the last moment must not be lost on a guest that does not listen yet.
+        if let Some(exit) = self.attention.stopped() {
+            return Err(grub::Halt::Stopped(exit));
+        }
+        let placed = loader::kernel::load_bytes(&self.memory, &loaded.kernel, loaded.initrd.as_deref(), &loaded.cmdline, rsdp);
+        self.boot = Boot::Ready(placed.map_err(|error| grub::Halt::GaveUp(format!("`{}`: {error}", loaded.name)))?);
+        Ok(())
+    }
+
+    /// Says something on the console, where the user of a boot menu looks.
+    pub fn say(&self, text: &str) {
+        let mut console = self.console.clone();
+        crate::devices::serial::CharBackend::write(&mut console, text.as_bytes());
+    }
+
+    /// What a back end is built with, once the guest is loaded.
     pub fn vcpu_setup(&self) -> VcpuSetup {
+        let Boot::Ready(boot) = self.boot else { unreachable!("the boot menu has run before the back end is built") };
         VcpuSetup {
             vcpus: self.handles.vcpus,
             topology: self.topology,
             memory: self.memory.clone(),
             platform: Arc::clone(&self.board) as _,
             attention: Arc::clone(&self.attention),
-            boot: self.boot,
+            boot,
         }
     }
 
@@ -187,18 +244,36 @@ pub fn assemble(spec: &VmmSpec, console: UnixStream) -> Result<Machine, Assembly
 
     let console = wire_serial(&board, &parts, spec, console)?;
     let power_button = wire_chips(&board, &parts, &interrupts, spec)?;
-    wire_pci(&board, &parts, spec, &console)?;
+    let disks = wire_pci(&board, &parts, spec, &console)?;
 
     let shape = acpi::Shape { vcpus, serial: spec.com, pci_devices: LAST_SLOT };
     let rsdp = acpi::write(&memory, &shape).map_err(LoadError::from)?;
     let identity = smbios::Identity { uuid: parse_uuid(&spec.uuid)?, memory_bytes: spec.memory_bytes, topology };
     smbios::write(&memory, &identity).map_err(LoadError::from)?;
-    let LoaderSpec::Kernel { image, initrd, cmdline } = &spec.loader;
-    let files = KernelFiles { image: image.clone(), initrd: initrd.clone(), cmdline: cmdline.clone() };
-    let boot = loader::kernel::load(&memory, &files, rsdp)?;
+    let boot = match &spec.loader {
+        LoaderSpec::Kernel { image, initrd, cmdline } => {
+            let files = KernelFiles { image: image.clone(), initrd: initrd.clone(), cmdline: cmdline.clone() };
+            Boot::Ready(loader::kernel::load(&memory, &files, rsdp)?)
+        }
+        LoaderSpec::Grub(menu) => Boot::Menu(menu_options(menu, spec.memory_bytes), disks, rsdp),
+    };
 
-    let handles = Handles { power_button, interrupts, clock, vcpus };
+    let in_loader = Arc::default();
+    let handles = Handles { power_button, interrupts, clock, vcpus, attention: Arc::clone(&attention), in_loader };
     Ok(Machine { memory, board, attention, manual_clock, handles, boot, topology, console })
+}
+
+fn menu_options(spec: &GrubSpec, memory_bytes: u64) -> grub::Options {
+    grub::Options {
+        entry: spec.entry.clone(),
+        commands: spec.commands.clone(),
+        directory: spec.directory.clone(),
+        file: spec.file.clone(),
+        partition: spec.partition.clone(),
+        timeout: spec.timeout_ms.map(Duration::from_millis),
+        add_console: spec.add_console,
+        memory_bytes,
+    }
 }
 
 fn parse_uuid(text: &str) -> Result<[u8; 16], AssemblyError> {
@@ -258,7 +333,8 @@ fn wire_chips(board: &Board, parts: &Parts, interrupts: &Arc<Interrupts>, spec: 
     Ok(button)
 }
 
-fn wire_pci(board: &Board, parts: &Parts, spec: &VmmSpec, console: &StreamConsole) -> Result<(), AssemblyError> {
+/// The PCI functions; returns the disks as a loader reads them.
+fn wire_pci(board: &Board, parts: &Parts, spec: &VmmSpec, console: &StreamConsole) -> Result<Vec<grub::BootDisk>, AssemblyError> {
     let window = |(base, len): (u64, u64)| Window { base, len };
     let windows = Windows { memory32: window(layout::PCI_MEMORY), memory64: Window::default(), io: window(layout::PCI_IO) };
     let mut root = PciRoot::new(windows, Arc::clone(&parts.attention));
@@ -269,10 +345,10 @@ fn wire_pci(board: &Board, parts: &Parts, spec: &VmmSpec, console: &StreamConsol
         let port = console::Console::new(Box::new(console.write_only()));
         parts.virtio(&mut root, CONSOLE_SLOT, Box::new(port), parts.waker())?;
     }
+    let mut disks = Vec::new();
     for disk in &spec.disks {
-        let waker = parts.waker();
-        let device = open_disk(disk, parts, waker.clone())?;
-        parts.virtio(&mut root, disk.slot, device, waker)?;
+        let reader = wire_disk(&mut root, parts, disk)?;
+        disks.push(grub::BootDisk { id: disk.id.clone(), is_cd: disk.device == DiskDevice::AhciCd, reader });
     }
     for nic in &spec.nics {
         let waker = parts.waker();
@@ -287,15 +363,41 @@ fn wire_pci(board: &Board, parts: &Parts, spec: &VmmSpec, console: &StreamConsol
         Wire::ports(layout::PCI_IO.0, layout::PCI_IO.1, PciRoot::IO),
     ];
     board.add(Box::new(root) as Box<dyn Device>, &wires)?;
-    Ok(())
+    Ok(disks)
 }
 
-fn open_disk(spec: &DiskSpec, parts: &Parts, waker: Waker) -> Result<Box<dyn VirtioDevice>, AssemblyError> {
-    if spec.device != DiskDevice::VirtioBlk {
-        return Err(AssemblyError::NotHere(format!("disk `{}`: the embedded engine has virtio-blk disks only", spec.id)));
+/// Opens a disk and puts the device in front of it into its slot.
+fn wire_disk(root: &mut PciRoot, parts: &Parts, spec: &DiskSpec) -> Result<Arc<dyn DiskReader>, AssemblyError> {
+    let drive = match spec.device {
+        DiskDevice::VirtioBlk => None,
+        DiskDevice::AhciHd => Some(DriveKind::Disk),
+        DiskDevice::AhciCd => Some(DriveKind::Cd),
+        DiskDevice::Nvme | DiskDevice::VirtioScsi => {
+            let text = format!("disk `{}`: the embedded engine has virtio-blk, ahci-hd and ahci-cd", spec.id);
+            return Err(AssemblyError::NotHere(text));
+        }
+    };
+    let waker = parts.waker();
+    let disk = open_disk(spec, parts, waker.clone())?;
+    let reader = disk.reader();
+    match drive {
+        None => {
+            let options = blk::BlkOptions { serial: spec.serial.clone(), ..Default::default() };
+            parts.virtio(root, spec.slot, Box::new(blk::Blk::new(disk, &options)), waker)?;
+        }
+        Some(kind) => {
+            let line = parts.line(layout::pci_gsi(spec.slot));
+            let adapter = Ahci::new(kind, disk, &spec.serial, parts.memory.clone(), waker, line);
+            root.add(spec.slot, 0, Box::new(adapter))?;
+        }
     }
+    Ok(reader)
+}
+
+fn open_disk(spec: &DiskSpec, parts: &Parts, waker: Waker) -> Result<Box<dyn Disk>, AssemblyError> {
     let options = DiskOptions {
-        read_only: spec.read_only,
+        // A CD drive does not write, and its disc may be in many drives.
+        read_only: spec.read_only || spec.device == DiskDevice::AhciCd,
         cache: match spec.cache {
             CacheMode::Writeback => file::CacheMode::Writeback,
             CacheMode::Writethrough => file::CacheMode::Writethrough,
@@ -307,8 +409,7 @@ fn open_disk(spec: &DiskSpec, parts: &Parts, waker: Waker) -> Result<Box<dyn Vir
     let notes = Arc::new(|note: DiskNote| eprintln!("vmctl vmm: {note}"));
     let host = DiskHost { memory: parts.memory.clone(), waker, notes };
     let disk = file::open(&spec.path, &options, &host).map_err(|source| AssemblyError::Disk { id: spec.id.clone(), source })?;
-    let options = blk::BlkOptions { serial: spec.serial.clone(), ..Default::default() };
-    Ok(Box::new(blk::Blk::new(Box::new(disk), &options)))
+    Ok(Box::new(disk))
 }
 
 fn open_nic(spec: &NicSpec, waker: Waker) -> Result<Box<dyn VirtioDevice>, AssemblyError> {

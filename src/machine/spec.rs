@@ -110,6 +110,28 @@ pub enum LoaderSpec {
         /// Its command line.
         cmdline: String,
     },
+    /// The boot menu on the guest's own disks, shown on COM1 by the child itself.
+    Grub(GrubSpec),
+}
+
+/// What the guest file says of its boot menu.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GrubSpec {
+    /// The entry that boots, instead of the configuration's default.
+    pub entry: Option<String>,
+    /// Commands instead of a configuration; may be empty.
+    pub commands: Vec<String>,
+    /// Directory of the configuration.
+    pub directory: Option<String>,
+    /// Name of the configuration.
+    pub file: Option<String>,
+    /// Where it is: `1`, `gpt2`, `hd1,msdos1`, `cd0`, `none`.
+    pub partition: Option<String>,
+    /// How long the menu waits, instead of the configuration's own time.
+    pub timeout_ms: Option<u64>,
+    /// A Linux command line that names no console is given `console=ttyS0`.
+    pub add_console: bool,
 }
 
 /// One disk.

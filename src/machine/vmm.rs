@@ -1,8 +1,9 @@
 //! The engine child: one machine, from its specification to its exit code.
 //!
-//! The order is part of the contract: every file, port and socket is opened first, then the guest is loaded, then the
-//! process gives up what it does not need any more (see [`sandbox`](super::sandbox)), then `running` is reported, and
-//! only then the first guest instruction runs.
+//! The order is part of the contract: every file, port and socket is opened first, then a kernel of the host is loaded,
+//! then the process gives up what it does not need any more (see [`sandbox`](super::sandbox)), then `running` is
+//! reported, and only then the first guest instruction runs. A guest that boots by its own menu is `running` once a
+//! configuration was found on its disks, before the menu is shown.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -10,7 +11,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::assembly::{self, Machine};
-use super::spec::{BackendChoice, EngineCommand, EngineEvent, LoaderSpec, MAX_CONTROL_LINE, SPEC_VERSION, VmmSpec};
+use super::loader::grub::{GrubError, Halt};
+use super::spec::{BackendChoice, EngineCommand, EngineEvent, MAX_CONTROL_LINE, SPEC_VERSION, VmmSpec};
 use crate::hypervisor::backend::{Attention, Backend, MachineExit};
 use crate::hypervisor::soft::run::{SoftBackend, SoftOptions};
 
@@ -34,6 +36,9 @@ pub enum StartError {
     /// The machine cannot be put together.
     #[error(transparent)]
     Assembly(#[from] assembly::AssemblyError),
+    /// The guest's own disks have nothing that boots.
+    #[error(transparent)]
+    Menu(#[from] GrubError),
     /// The process cannot be confined.
     #[error("cannot confine the engine")]
     Sandbox(#[source] super::sandbox::SandboxError),
@@ -101,16 +106,41 @@ fn boot(spec: &VmmSpec, console: UnixStream, control: UnixStream, reporter: &Rep
         BackendChoice::Kvm => return Err(StartError::NoBackend("kvm")),
         BackendChoice::Vmm => return Err(StartError::NoBackend("vmm")),
     }
-    let LoaderSpec::Kernel { .. } = &spec.loader;
-    let machine = assembly::assemble(spec, console)?;
-    let options = SoftOptions { deterministic: machine.manual_clock.clone() };
-    let mut backend = SoftBackend::new(machine.vcpu_setup(), options);
+    let mut machine = assembly::assemble(spec, console)?;
     listen(control, &machine, reporter)?;
     super::sandbox::enter().map_err(StartError::Sandbox)?;
-    reporter.send(&EngineEvent::Running { backend: backend.name().to_string() });
+    // The guest's own file systems are read behind the walls; without a boot configuration the start fails.
+    let menu = machine.boot_menu()?;
+    if let Some(menu) = menu {
+        // Somebody may have to choose: the guest counts as running from here, and its console can be reached.
+        reporter.send(&EngineEvent::Running { backend: "soft".into() });
+        match machine.run_boot_menu(&menu) {
+            Ok(()) => {}
+            Err(Halt::Stopped(exit)) => {
+                machine.finish(LAST_WORDS);
+                return Ok(exit);
+            }
+            Err(Halt::GaveUp(text)) => {
+                machine.say(&format!("\r\nvmctl: {text}\r\n"));
+                machine.finish(LAST_WORDS);
+                return Err(StartError::Menu(GrubError(text)));
+            }
+        }
+        return Ok(run_vcpus(&machine, None));
+    }
+    Ok(run_vcpus(&machine, Some(reporter)))
+}
+
+/// Runs the vCPUs to the machine's end; `reporter` hears that they are about to.
+fn run_vcpus(machine: &Machine, reporter: Option<&Reporter>) -> MachineExit {
+    let options = SoftOptions { deterministic: machine.manual_clock.clone() };
+    let mut backend = SoftBackend::new(machine.vcpu_setup(), options);
+    if let Some(reporter) = reporter {
+        reporter.send(&EngineEvent::Running { backend: backend.name().to_string() });
+    }
     let exit = backend.run();
     machine.finish(LAST_WORDS);
-    Ok(exit)
+    exit
 }
 
 /// Starts the thread that hears the supervisor's commands.
@@ -141,7 +171,7 @@ fn listen(control: UnixStream, machine: &Machine, reporter: &Reporter) -> Result
 
 fn obey(command: &EngineCommand, attention: &Attention, handles: &assembly::Handles, reporter: &Reporter) {
     match command {
-        EngineCommand::PowerButton => handles.power_button.press(),
+        EngineCommand::PowerButton => handles.press_power_button(),
         EngineCommand::Reset => attention.stop(MachineExit::Reboot),
         EngineCommand::Poweroff => attention.stop(MachineExit::PowerOff),
         EngineCommand::Suspend => reporter

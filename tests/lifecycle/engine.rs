@@ -29,7 +29,7 @@ fn play() -> i32 {
     let spec: VmmSpec = serde_json::from_slice(&std::fs::read(&file).expect("readable")).expect("a specification");
     // SAFETY: the supervisor hands in these two descriptors, and nothing else in this process uses them.
     let (mut console, control) = unsafe { (UnixStream::from_raw_fd(CONSOLE_FD), UnixStream::from_raw_fd(CONTROL_FD)) };
-    let LoaderSpec::Kernel { cmdline, .. } = &spec.loader;
+    let LoaderSpec::Kernel { cmdline, .. } = &spec.loader else { panic!("these tests boot kernels") };
     let count_file = std::path::Path::new(&file).with_file_name("boots.count");
     let boot: usize = std::fs::read_to_string(&count_file).ok().and_then(|text| text.parse().ok()).unwrap_or(0);
     std::fs::write(&count_file, (boot + 1).to_string()).expect("writable");

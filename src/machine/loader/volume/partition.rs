@@ -66,7 +66,7 @@ fn gpt(disk: &Medium, sector_bytes: u64, lba: u64) -> io::Result<Option<Vec<Part
     }
     let mut summed = header[..header_bytes].to_vec();
     summed[16..20].fill(0);
-    if crc32(&summed) != le32(&header, 16) {
+    if crc32fast::hash(&summed) != le32(&header, 16) {
         return Ok(None);
     }
     let (table_lba, count, entry_bytes) = (le64(&header, 72), le32(&header, 80), le32(&header, 84));
@@ -77,7 +77,7 @@ fn gpt(disk: &Medium, sector_bytes: u64, lba: u64) -> io::Result<Option<Vec<Part
     let table_at = table_lba.checked_mul(sector_bytes).filter(|at| at.checked_add(bytes as u64).is_some_and(|e| e <= disk.len()));
     let Some(table_at) = table_at else { return Ok(None) };
     let table = disk.bytes(table_at, bytes)?;
-    if crc32(&table) != le32(&header, 88) {
+    if crc32fast::hash(&table) != le32(&header, 88) {
         return Ok(None);
     }
     let mut found = Vec::new();
@@ -104,12 +104,6 @@ fn guid(mut bytes: [u8; 16]) -> String {
     bytes[4..6].reverse();
     bytes[6..8].reverse();
     super::number::uuid(bytes)
-}
-
-fn crc32(bytes: &[u8]) -> u32 {
-    let mut crc = flate2::Crc::new();
-    crc.update(bytes);
-    crc.sum()
 }
 
 struct Entry {

@@ -1,0 +1,123 @@
+//! A guest that boots by the menu on its own medium, through the whole program; a stop and a power button that end the
+//! menu; a start that is told of empty disks. `make test` prepares `build/test-guest`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+struct Store {
+    dir: tempfile::TempDir,
+}
+
+impl Store {
+    fn new() -> Store {
+        Store { dir: tempfile::tempdir().expect("a scratch folder") }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn vmctl(&self, arguments: &[&str]) -> Output {
+        let store = self.path("store");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vmctl"));
+        command.arg("--datastore").arg(store).args(arguments).stdin(Stdio::null()).output().expect("vmctl runs")
+    }
+
+    fn ok(&self, arguments: &[&str]) -> String {
+        let output = self.vmctl(arguments);
+        let words = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "vmctl {arguments:?}: {words}\n{}", self.log());
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    fn log(&self) -> String {
+        String::from_utf8_lossy(&self.vmctl(&["logs", "g"]).stdout).into_owned()
+    }
+
+    fn create(&self, text: &str) {
+        let file = self.path("g.toml");
+        fs::write(&file, format!("name = \"g\"\nmemory = \"256M\"\nengine = \"embedded\"\nbackend = \"soft\"\n{text}")).unwrap();
+        self.ok(&["create", "g", "--file", file.to_str().expect("a plain path")]);
+    }
+
+    fn wait_for(&self, what: &str, holds: impl Fn(&Store) -> bool) {
+        let start = Instant::now();
+        while !holds(self) {
+            assert!(start.elapsed() < Duration::from_secs(300), "{what}:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.ok(&["list", "-o", "jsonl"]).contains("\"state\":\"stopped\"")
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        let _ = self.vmctl(&["kill", "g"]);
+    }
+}
+
+/// The folder with the test kernel and its initrd.
+fn prepared() -> PathBuf {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("build/test-guest");
+    assert!(folder.join("initrd.img").exists(), "`{}` is missing: `make test` prepares it", folder.display());
+    folder
+}
+
+/// An ISO with the test kernel and a menu.
+fn medium(store: &Store, config: &str) -> PathBuf {
+    let (root, image) = (store.path("root"), store.path("medium.iso"));
+    fs::create_dir_all(root.join("boot/grub")).unwrap();
+    for name in ["vmlinuz", "initrd.img"] {
+        fs::copy(prepared().join(name), root.join("boot").join(name)).unwrap();
+    }
+    fs::write(root.join("boot/grub/grub.cfg"), config).unwrap();
+    let flags = ["-as", "mkisofs", "-quiet", "-R", "-V", "MEDIUM", "-o"];
+    let output = Command::new("xorriso").args(flags).arg(&image).arg(&root).output().expect("xorriso; `make test` installs it");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    image
+}
+
+const MENU: &str = "set default=second\nmenuentry First { linux /boot/none }\n\
+    menuentry Second --id second {\n\tlinux /boot/vmlinuz quiet vmctl.run=head_-c_32774_/dev/vda_|_tail_-c_5_&&_echo_booted_$((20+3))\n\
+    \tinitrd /boot/initrd.img\n}\n";
+
+#[test]
+fn a_medium_boots_by_its_own_menu_and_the_guest_reads_it() {
+    let store = Store::new();
+    let image = medium(&store, MENU);
+    store.create(&format!(
+        "loader = \"grub\"\ngrub.timeout = \"1s\"\ndisks = [{{ id = \"medium\", path = \"{}\", ro = true }}, {{ id = \"data\", size = \"16M\", device = \"ahci-hd\" }}]\n\
+         [ready]\nconsole = \"booted 23\"\ntimeout = \"5m\"\n",
+        image.display()
+    ));
+    store.ok(&["start", "--wait", "g"]);
+    let log = store.log();
+    assert!(log.contains("vmctl boot menu") && log.contains("`console=ttyS0` is added"), "{log}");
+    assert!(log.contains("CD001"), "the guest reads its medium: {log}");
+    store.wait_for("the guest powers off by itself", Store::is_stopped);
+}
+
+#[test]
+fn a_menu_that_waits_is_stopped_by_the_power_button_and_starts_are_told_of_empty_disks() {
+    let store = Store::new();
+    let image = medium(&store, MENU);
+    store.create(&format!(
+        "loader = \"grub\"\ndisks = [{{ id = \"cd\", path = \"{}\", device = \"ahci-cd\" }}]\n",
+        image.display()
+    ));
+    store.ok(&["start", "g"]);
+    store.wait_for("the menu is shown", |store| store.log().contains("vmctl boot menu"));
+    store.ok(&["stop", "g"]);
+    assert!(store.is_stopped());
+    store.ok(&["destroy", "--yes", "g"]);
+
+    store.create("loader = \"grub\"\ndisks = [{ id = \"root\", size = \"16M\" }]\n");
+    let output = store.vmctl(&["start", "g"]);
+    let words = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && words.contains("disk `root` (hd0): nothing that is known here"), "{words}");
+}
