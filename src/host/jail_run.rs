@@ -35,7 +35,7 @@ pub fn root(name: &str) -> Result<PathBuf, ProgramError> {
 
 /// What is said when there is no jail of this name.
 pub fn missing(name: &str) -> String {
-    format!("there is no jail `{name}`; `vmctl jail prepare` writes what it takes, `service jail start {name}` starts it")
+    format!("there is no jail `{name}`; `vmctl jail prepare {name}` says what it takes, `service jail start {name}` starts it")
 }
 
 /// Why jls(8) says nothing of a jail, in words.

@@ -205,3 +205,16 @@ fn a_zfs_volume_that_another_guest_has_open_is_refused() {
     world.vmctl(&["start", "g"]).fails(&format!("disk `data`: `{}` is in use by another guest", volume.display()));
     world.vmctl(&["stop", "h"]).ok();
 }
+
+#[test]
+fn a_dataset_that_is_full_is_said_and_nothing_is_changed() {
+    let world = World::new();
+    world.make("g", "say:up", "");
+    world.edit("g", |text| format!("{text}[[disks]]\nid = \"data\"\nbackend = \"zvol\"\nsize = \"1G\"\n"));
+    world.fail("zfs create", 1, "cannot create 'tank/vms/g-data': out of space");
+    world.vmctl(&["start", "g"]).fails("out of space");
+    assert!(!world.changes().iter().any(|call| call.starts_with("kldload") || call.starts_with("ifconfig")));
+    world.nothing_is_left();
+    world.vmctl(&["start", "g"]).ok();
+    world.vmctl(&["stop", "g"]).ok();
+}

@@ -137,3 +137,34 @@ fn a_second_serial_port_joins_the_console() {
     world.vmctl(&["stop", "g"]).ok();
     world.nothing_is_left();
 }
+
+#[test]
+fn interfaces_are_plugged_into_switches_of_every_type() {
+    let world = World::new();
+    fs::write(world.state("interfaces").join("sw-own"), "").expect("writes");
+    fs::write(world.state("ngctl"), "  Name: br0\n  link0  em0 ether 2 lower\n  link1  vm9 socket a vmlink\n").expect("writes");
+    let nic = |id: &str, backend: &str, switch: &str| {
+        format!("[[nics]]\nid = \"{id}\"\nbackend = \"{backend}\"\nswitch = \"{switch}\"\n")
+    };
+    let nics = [nic("a", "tap", "own"), nic("b", "vmnet", "lan"), nic("c", "vale", "fast"), nic("d", "netgraph", "graph")];
+    world.make("g", "say:up", &nics.concat());
+    world.vmctl(&["start", "g"]).ok();
+    assert_eq!(world.taps(), ["tap0", "vmnet0"]);
+    let calls = world.calls();
+    assert!(
+        calls.iter().any(|call| call.starts_with("ifconfig tap create description vmctl/g/a/") && call.ends_with(" mtu 9000"))
+    );
+    for call in ["ifconfig sw-own addm tap0 private tap0", "ifconfig bridge0 addm vmnet0", "ngctl show br0:"] {
+        assert!(calls.contains(&call.to_owned()), "no `{call}` in {calls:#?}");
+    }
+    let line = bhyve(&world);
+    for piece in ["virtio-net,tap0,", "virtio-net,vmnet0,", "virtio-net,vale-fast:", "netgraph,path=br0:,peerhook=link2"] {
+        assert!(line.contains(piece), "no `{piece}` in {line}");
+    }
+    world.vmctl(&["stop", "g"]).ok();
+    world.nothing_is_left();
+    world.edit("g", |text| text.replace("switch = \"own\"", "switch = \"fast\""));
+    world.vmctl(&["start", "g"]).fails("the switch `fast` takes no taps");
+    world.edit("g", |text| text.replace("backend = \"tap\"\nswitch = \"fast\"", "backend = \"tap\"\nswitch = \"fsat\""));
+    world.vmctl(&["start", "g"]).fails("the host file has no switch `fsat`");
+}

@@ -17,6 +17,8 @@ use std::time::Duration;
 
 /// Set for a process that plays a program.
 const PROGRAM: &str = "FAKE_PROGRAM";
+/// The words of a failure that comes only after a while.
+pub const HANGS: &str = "hangs";
 /// Every program that there is.
 pub const PROGRAMS: &[&str] = &[
     "uname",
@@ -119,6 +121,9 @@ impl Fake {
         let mut log = File::options().create(true).append(true).open(self.state("calls")).expect("opens");
         log.write_all(format!("{call}\n").as_bytes()).expect("writes");
         if let Some((code, words)) = self.wanted_failure(&call) {
+            if words == HANGS {
+                std::thread::sleep(Duration::from_secs(3));
+            }
             return self.fail(code, &words);
         }
         let words: Vec<&str> = self.arguments.iter().map(String::as_str).collect();
@@ -207,13 +212,13 @@ impl Fake {
                 names.iter().filter_map(|name| show(&name.to_string_lossy())).for_each(|text| self.print(&text));
                 0
             }
-            ["tap", "create", rest @ ..] => {
+            [kind @ ("tap" | "vmnet"), "create", rest @ ..] => {
                 for number in 0.. {
-                    let Ok(mut file) = File::create_new(interfaces.join(format!("tap{number}"))) else { continue };
+                    let Ok(mut file) = File::create_new(interfaces.join(format!("{kind}{number}"))) else { continue };
                     for pair in rest.chunks(2) {
                         writeln!(file, "\t{}: {}", pair[0], pair[1]).expect("writes");
                     }
-                    self.print(&format!("tap{number}\n"));
+                    self.print(&format!("{kind}{number}\n"));
                     break;
                 }
                 0

@@ -67,3 +67,19 @@ fn a_state_of_other_devices_is_not_gone_on_from_and_not_lost() {
     world.vmctl(&["start", "g"]).ok();
     world.vmctl(&["stop", "g"]).ok();
 }
+
+#[test]
+fn a_guest_in_a_jail_is_saved_where_the_jail_sees_it() {
+    let world = World::new();
+    std::fs::write(world.state("snapshot"), "").expect("writes");
+    std::fs::write(world.state("jails").join("vms"), format!("allow.vmm=true\npath={}\n", world.root().display()))
+        .expect("writes");
+    world.make("g", "say:up", "jail = \"vms\"");
+    world.vmctl(&["start", "g"]).ok();
+    // The made-up jail's root is not `/` for the one who writes: what counts is what bhyvectl is told.
+    world.fail("--suspend=/ds/guests/g/saved", 1, "no such directory out here");
+    world.vmctl(&["suspend", "g"]).fails("no such directory out here");
+    world.vmctl(&["stop", "g"]).ok();
+    std::fs::write(world.state("jails").join("vms"), "allow.vmm=true\npath=/somewhere/else\n").expect("writes");
+    world.vmctl(&["start", "g"]).fails("outside of the");
+}

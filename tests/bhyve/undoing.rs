@@ -1,7 +1,7 @@
 //! Every step of a boot fails once: the start says what failed, what was made before is undone, and the next start
 //! works.
 
-use crate::world::{NIC, World};
+use crate::world::{NIC, World, alive, eventually, kill};
 
 /// A step's call, and words that its failure must show.
 const STEPS: &[(&str, &str)] = &[
@@ -29,6 +29,58 @@ fn every_step_that_fails_is_said_and_what_was_made_before_it_is_undone() {
     }
     world.vmctl(&["start", "g"]).ok();
     world.vmctl(&["stop", "g"]).ok();
+    world.nothing_is_left();
+}
+
+#[test]
+fn a_jail_or_a_target_that_fails_is_said_and_undone_too() {
+    let world = World::new();
+    std::fs::write(world.state("jails").join("vms"), "allow.vmm=true\npath=/\n").expect("writes");
+    let disk =
+        "[[disks]]\nid = \"far\"\nbackend = \"iscsi\"\ntarget = \"iqn.2026-01.example:x\"\nportal = \"10.0.0.9\"\nlun = 2\n";
+    world.make("g", "say:up", &format!("jail = \"vms\"\n{NIC}{disk}"));
+    for (piece, words) in [
+        ("kldload -n iscsi", "disk `far`"),
+        ("iscsictl -A", "disk `far`"),
+        ("jexec vms bhyvectl --vm=g --create", "bhyvectl"),
+        ("jexec vms bhyveload", "bhyveload"),
+    ] {
+        world.fail(piece, 1, "made to fail");
+        world.vmctl(&["start", "g"]).fails(words);
+        world.nothing_is_left();
+        assert!(!world.state("session").exists(), "{piece}");
+        assert_eq!(std::fs::read_dir(world.state("fail")).expect("lists").count(), 0, "`{piece}` was never called");
+    }
+    world.vmctl(&["start", "g"]).ok();
+    world.vmctl(&["stop", "g"]).ok();
+    world.nothing_is_left();
+}
+
+#[test]
+fn an_engine_child_that_is_killed_between_two_steps_leaves_nothing_either() {
+    let world = World::new();
+    world.make("g", "say:up", NIC);
+    world.fail("addm tap0", 1, crate::fake::HANGS);
+    let mut start = world.command(&["start", "g"]).stderr(std::process::Stdio::null()).spawn().expect("starts");
+    eventually("the tap is there", || world.taps() == ["tap0"]);
+    kill(world.info("g")["engine_pid"].as_u64().expect("an engine"));
+    assert!(!start.wait().expect("ends").success());
+    world.wait_for("g", "stopped");
+    world.nothing_is_left();
+}
+
+#[test]
+fn a_supervisor_that_is_killed_while_the_loader_waits_leaves_nothing_either() {
+    let world = World::new();
+    world.loader_part("g", "say:boot> wait");
+    world.make("g", "say:up", NIC);
+    let mut start = world.command(&["start", "g"]).stderr(std::process::Stdio::null()).spawn().expect("starts");
+    eventually("the prompt", || world.console_log("g").contains("boot>"));
+    let info = world.info("g");
+    kill(info["pid"].as_u64().expect("a supervisor"));
+    assert!(!start.wait().expect("ends").success());
+    let engine = info["engine_pid"].as_u64().expect("an engine");
+    eventually("the engine child is gone", || !alive(engine));
     world.nothing_is_left();
 }
 

@@ -50,7 +50,9 @@ impl From<Output> for Said {
 }
 
 /// A host file with a switch that is a bridge of the user's.
-const HOST: &str = "[[switches]]\nid = \"lan\"\ntype = \"manual\"\nbridge = \"bridge0\"\n";
+const HOST: &str = "[[switches]]\nid = \"lan\"\ntype = \"manual\"\nbridge = \"bridge0\"\n\
+    [[switches]]\nid = \"own\"\nprivate = true\nmtu = 9000\n[[switches]]\nid = \"fast\"\ntype = \"vale\"\n\
+    [[switches]]\nid = \"graph\"\ntype = \"netgraph\"\nbridge = \"br0\"\n";
 /// An interface on it.
 pub const NIC: &str = "[[nics]]\nid = \"net0\"\nbackend = \"tap\"\nswitch = \"lan\"\n";
 
@@ -234,7 +236,10 @@ impl World {
     }
 
     pub fn taps(&self) -> Vec<String> {
-        self.names(&self.state("interfaces")).into_iter().filter(|name| name.starts_with("tap")).collect()
+        self.names(&self.state("interfaces"))
+            .into_iter()
+            .filter(|name| name.starts_with("tap") || name.starts_with("vmnet"))
+            .collect()
     }
 
     fn names(&self, directory: &Path) -> Vec<String> {

@@ -12,6 +12,7 @@ use crate::guest::error::{GuestError, Result};
 use crate::guest::identity::short_hash;
 use crate::guest::provision::disk_path;
 use crate::guest::store::GuestDir;
+use crate::guest::switches;
 use crate::host::bhyve::HostFeatures;
 use crate::host::iscsi::Target;
 use crate::host::{firmware, jail_run, netgraph, nmdm};
@@ -60,10 +61,10 @@ pub fn plan(boot: Boot<'_>, features: &HostFeatures) -> Result<BhyvePlan> {
     };
     let commands = argv::build(Inputs { config, state: boot.state, features, resolved: &resolved })?;
     let mut bhyve = program(&commands.bhyve);
-    let saved = saved(guest, &bhyve);
+    let saved = saved(guest, resolved.jail_root.as_deref(), &bhyve)?;
     let resumes = resumes(&saved, guest.name())?;
     if resumes {
-        let words = ["-r".to_owned(), saved.memory.display().to_string()];
+        let words = ["-r".to_owned(), saved.inside.display().to_string()];
         bhyve.arguments.splice(0..0, words.iter().map(|word| Argument::cut(word)));
     }
     let mut sockets: Vec<PathBuf> = channels.into_values().collect();
@@ -190,7 +191,11 @@ fn plugged_into(boot: Boot<'_>, mark: &str) -> Result<BTreeMap<String, String>> 
             (NicBackend::Vale, None) => {
                 // The names of ports have 15 bytes, and two guests must not have one.
                 let port = short_hash(&[mark, &nic.id]);
-                format!("vale-{}:{}", nic.switch.as_deref().unwrap_or("vmctl"), &port[..12])
+                let vale = match &nic.switch {
+                    Some(id) => switches::switch(find_switch(boot.switches, nic, id)?).vale(),
+                    None => "vale-vmctl".to_owned(),
+                };
+                format!("{vale}:{}", &port[..12])
             }
             (NicBackend::Netmap, None) => {
                 return Err(GuestError::user(format!("nic `{}`: netmap needs an interface", nic.id)).hint("set `interface`"));
@@ -287,20 +292,24 @@ fn find_switch<'a>(switches: &'a [SwitchConfig], nic: &NicConfig, id: &str) -> R
 
 /// The bridge that a switch is.
 fn bridge(nic: &NicConfig, switch: &SwitchConfig) -> Result<String> {
-    match &switch.kind {
-        SwitchKind::Bridge | SwitchKind::Vxlan { .. } => Ok(format!("sw-{}", switch.id)),
-        SwitchKind::Manual { bridge } => Ok(bridge.clone()),
-        SwitchKind::Vale | SwitchKind::Netgraph { .. } => {
-            Err(GuestError::user(format!("nic `{}`: the switch `{}` takes no taps", nic.id, switch.id))
-                .hint("set `backend` to the switch's own type"))
-        }
-    }
+    switches::switch(switch).bridge().ok_or_else(|| {
+        GuestError::user(format!("nic `{}`: the switch `{}` takes no taps", nic.id, switch.id))
+            .hint("set `backend` to the switch's own type")
+    })
 }
 
 /// Where the guest is saved; what it is saved with is known by bhyve's command line.
-fn saved(guest: &GuestDir, bhyve: &Program) -> Saved {
+fn saved(guest: &GuestDir, jail_root: Option<&Path>, bhyve: &Program) -> Result<Saved> {
     let words = serde_json::to_string(bhyve).expect("plain fields");
-    Saved { memory: guest.path().join("saved"), fingerprint: short_hash(&[&words]) }
+    let memory = guest.path().join("saved");
+    let inside = match jail_root {
+        None => memory.clone(),
+        Some(root) => Path::new("/").join(memory.strip_prefix(root).map_err(|_| {
+            GuestError::user(format!("the guest's directory `{}` is outside of its jail", guest.path().display()))
+                .hint(format!("use a datastore below the jail's root, `{}`", root.display()))
+        })?),
+    };
+    Ok(Saved { memory, inside, fingerprint: short_hash(&[&words]) })
 }
 
 /// Whether there is a saved state to go on from. One of other devices stops the boot: it would be lost.

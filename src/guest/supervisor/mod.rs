@@ -404,6 +404,7 @@ impl Supervisor {
         if let Some(run) = &mut self.state.run {
             run.engine_pid = Some(engine.pid());
         }
+        self.save_run();
         self.engine = Some(engine);
         (self.console_open, self.control_open) = (true, true);
         self.stage = Stage::Booting { until: Instant::now() + BOOT_PATIENCE };

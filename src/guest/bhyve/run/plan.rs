@@ -71,6 +71,8 @@ pub struct BhyvePlan {
 pub struct Saved {
     /// Its memory; the kernel's part and the description have `.kern` and `.meta` behind this name (bhyvectl(8)).
     pub memory: PathBuf,
+    /// The same as it is seen in the guest's jail.
+    pub inside: PathBuf,
     /// Of bhyve's command line: a state fits the same devices only.
     pub fingerprint: String,
 }

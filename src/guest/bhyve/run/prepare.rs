@@ -210,7 +210,7 @@ fn make_tap(plan: &TapPlan, journal: &mut Journal) -> Result<String, Trouble> {
         && !tap::exists(bridge)
     {
         return Err(failed(format!(
-            "nic `{}`: the switch `{switch}` is not up: there is no interface `{bridge}`; `vmctl switch up {switch}` makes it",
+            "nic `{}`: the switch `{switch}` is not up: there is no interface `{bridge}`; `vmctl switch create {switch}` makes it",
             plan.nic
         )));
     }

@@ -50,7 +50,7 @@ mod tests {
     #[test]
     fn only_a_whole_state_counts_and_a_forgotten_one_is_gone() {
         let dir = tempfile::tempdir().expect("a directory");
-        let saved = Saved { memory: dir.path().join("saved"), fingerprint: "abc".into() };
+        let saved = Saved { memory: dir.path().join("saved"), inside: "/saved".into(), fingerprint: "abc".into() };
         std::fs::write(dir.path().join("saved"), "memory").expect("writes");
         saved.keep().expect("nothing to do");
         assert_eq!(saved.kept(), None);

@@ -406,7 +406,7 @@ impl<'a> Watch<'a> {
             }
             EngineCommand::Suspend => {
                 self.plan.saved.forget();
-                let file = self.plan.saved.memory.clone();
+                let file = self.plan.saved.inside.clone();
                 self.call("suspend", move |vm| vm.suspend(&file));
             }
             EngineCommand::Nmi if running.part == Part::Bhyve => {
