@@ -29,6 +29,7 @@ bench: tools-bench build
 	sh scripts/test-guest $(BUILD)/test-guest
 	sh scripts/debian-image $(BUILD)/debian
 	$(CARGO) bench --bench boot
+	$(CARGO) bench --bench fetch
 
 # The cross compiler is fetched into build/freebsd/tools. FREEBSD_PROFILE is cargo's; `release` builds quicker.
 FREEBSD_PROFILE = dist
@@ -53,7 +54,8 @@ tools-demo:
 tools-test:
 	sh scripts/need cargo:rustc busybox:busybox-static cpio:cpio mandoc:mandoc mke2fs:e2fsprogs mkfs.xfs:xfsprogs \
 	    mkfs.fat:dosfstools mcopy:mtools xorriso:xorriso sfdisk:fdisk \
-	    grub-mkrescue:grub-common "update-grub:grub2-common grub-pc-bin"
+	    grub-mkrescue:grub-common "update-grub:grub2-common grub-pc-bin" \
+	    qemu-img:qemu-utils xz:xz-utils zstd:zstd bzip2:bzip2
 
 tools-bench:
 	sh scripts/need cargo:rustc busybox:busybox-static cpio:cpio mmdebstrap:mmdebstrap mke2fs:e2fsprogs qemu-system-x86_64:qemu-system-x86

@@ -9,6 +9,8 @@ mod chips;
 mod files;
 #[path = "host.rs"]
 mod host;
+#[path = "images.rs"]
+mod images;
 #[path = "loader.rs"]
 mod loader;
 #[path = "storage.rs"]
@@ -60,6 +62,11 @@ pub const TARGETS: &[Target] = &[
     ("volume", loader::volume),
     ("boot_config", loader::boot_config),
     ("ahci", storage::ahci),
+    ("qcow2", images::qcow2),
+    ("vmdk", images::vmdk),
+    ("vhd", images::vhd),
+    ("archive", images::archive),
+    ("checksums", images::checksums),
 ];
 
 /// Runs the target of that name on `data`.

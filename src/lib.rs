@@ -4,7 +4,7 @@
 pub mod cli;
 pub mod config; // guest, template and host files: what was written, what is meant
 pub mod devices; // one chip or function a file, and what stands behind them
-pub mod fetch; // images and kernels: unpacked, verified
+pub mod fetch; // images, media and firmware: found by name, fetched, verified, kept
 pub mod guest; // the life of a guest: store, supervisor, engines, console
 pub mod host; // what the host offers, and the probe behind `vmctl doctor`
 pub mod hypervisor; // memory, bus, interrupt lines, clock, state; the vCPU back ends

@@ -139,4 +139,9 @@ targets! {
     the_readers_of_disks_survive: "volume",
     the_boot_menu_survives: "boot_config",
     the_ahci_adapter_survives: "ahci",
+    qcow2_images_survive: "qcow2",
+    vmdk_images_survive: "vmdk",
+    vhd_images_survive: "vhd",
+    archives_and_packed_streams_survive: "archive",
+    checksum_files_signatures_and_catalogues_survive: "checksums",
 }

@@ -24,11 +24,14 @@ mod down;
 mod edit;
 mod escape;
 mod events;
+mod fetch;
 mod graph;
 mod host;
+mod image;
 mod import;
 mod info;
 mod init;
+mod iso;
 mod jail;
 mod kill;
 mod launch;
@@ -39,6 +42,7 @@ mod nic;
 mod passthru;
 mod plan;
 mod poweroff;
+mod progress;
 mod rename;
 mod render;
 mod reset;
@@ -129,6 +133,9 @@ enum Verb {
     Up(up::Args),
     Down(down::Args),
     Autostart(autostart::Args),
+    Fetch(fetch::Args),
+    Image(image::Args),
+    Iso(iso::Args),
     Switch(switch::Args),
     Passthru(passthru::Args),
     Jail(jail::Args),
@@ -246,6 +253,9 @@ pub fn main() -> ExitCode {
         Verb::Up(args) => args.run(&app),
         Verb::Down(args) => args.run(&app),
         Verb::Autostart(args) => args.run(&app),
+        Verb::Fetch(args) => args.run(&app),
+        Verb::Image(args) => args.run(&app),
+        Verb::Iso(args) => args.run(&app),
         Verb::Switch(args) => args.run(&app),
         Verb::Passthru(args) => args.run(&app),
         Verb::Jail(args) => args.run(&app),

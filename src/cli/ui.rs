@@ -10,6 +10,7 @@ use tabled::builder::Builder;
 use tabled::settings::{Padding, Style};
 
 use crate::config::Diagnostics;
+use crate::fetch::{Fault as FetchFault, FetchError};
 use crate::guest::error::{Fault, GuestError};
 use crate::host::error::HostError;
 use crate::units::UnitError;
@@ -84,8 +85,12 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
             Ok(guest) => return Self::of_guest(guest),
             Err(error) => error,
         };
+        let status = match error.downcast_ref::<FetchError>().map(FetchError::fault) {
+            Some(FetchFault::Host) => ExitStatus::Machine,
+            _ => ExitStatus::User,
+        };
         let hint = hint_of(&error);
-        Self { status: ExitStatus::User, error, hint }
+        Self { status, error, hint }
     }
 }
 
@@ -109,7 +114,8 @@ fn hint_of(error: &anyhow::Error) -> Option<Hint> {
     let carried = |cause: &(dyn Error + 'static)| -> Option<String> {
         let unit = cause.downcast_ref::<UnitError>().and_then(|error| error.hint.clone());
         let guest = || cause.downcast_ref::<GuestError>()?.next_step().map(str::to_owned);
-        unit.or_else(guest).or_else(|| cause.downcast_ref::<HostError>()?.next_step().map(str::to_owned))
+        let host = || cause.downcast_ref::<HostError>()?.next_step().map(str::to_owned);
+        unit.or_else(guest).or_else(host).or_else(|| cause.downcast_ref::<FetchError>()?.next_step().map(str::to_owned))
     };
     error.chain().find_map(carried).map(Hint)
 }
@@ -236,6 +242,18 @@ impl Ui {
     /// What was done, for people; `-q` and the JSON formats leave it out.
     pub fn done(&self, message: impl fmt::Display) {
         if !self.quiet && !self.is_json() {
+            self.words(&format!("{message}\n"));
+        }
+    }
+
+    /// Whether somebody watches standard error and wants to: then bars can move there.
+    pub fn is_watched(&self) -> bool {
+        !self.quiet && !self.is_json() && io::stderr().is_terminal()
+    }
+
+    /// How far long work is, as a plain line; `-q` leaves it out.
+    pub fn progress(&self, message: &str) {
+        if !self.quiet {
             self.words(&format!("{message}\n"));
         }
     }

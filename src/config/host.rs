@@ -191,7 +191,7 @@ mod tests {
         for (text, expected) in [
             ("datastore = 1", "vmctl.toml:1:1: unknown key `datastore`"),
             ("[[datastores]]\nid = 'a'", "vmctl.toml:1:1: an entry of `datastores` has no `path`"),
-            ("[[catalogues]]\nid = 'a'\nurl = 'http://x'", "vmctl.toml:1:3: `catalogues` is not in this version of vmctl"),
+            ("[[catalogues]]\nid = 'a'\nurl = 'http://x'", "vmctl.toml:3:7: `http://x` is not a place of a catalogue"),
             ("[[switches]]\ntype = 'bridge'", "vmctl.toml:1:1: an entry of `switches` has no `id`"),
             ("[[switches]]\nid = 'a'\ntype = 'manual'", "vmctl.toml:3:8: switch `a` is of type `manual` and has no `bridge`"),
             ("[[switches]]\nid = 'a'\nnat = true", "vmctl.toml:3:7: switch `a` has NAT and no IPv4 address"),

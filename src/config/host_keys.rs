@@ -5,8 +5,6 @@ use super::keys::{bhyve, key, with};
 use Kind::{Address, Entries, Flag, Integer, Map, Name, OneOf, Path, Paths, Text, Texts};
 use Support::{Bhyve, Later, Now};
 
-const CATALOGUE_LATER: &str = "until then name kernels and images of this host in guest files";
-
 const SWITCH_TYPES: Kind = OneOf(&[
     bhyve("bridge", "An if_bridge(4) that vmctl makes."),
     bhyve("manual", "A bridge of yours, named with `bridge`, which vmctl only adds taps to."),
@@ -33,9 +31,14 @@ pub const HOST_KEYS: &[Key] = &[
     key("datastores.id", Name, Now, "Its name. Required."),
     key("datastores.path", Path, Now, "Its directory. Required."),
     key("datastores.dataset", Text, Later("until then mount the dataset and give its `path`"), "ZFS dataset."),
-    key("catalogues", Entries, Later(CATALOGUE_LATER), "Where `launch` finds images."),
-    key("catalogues.id", Name, Later(CATALOGUE_LATER), "Its name. Required."),
-    key("catalogues.url", Text, Later(CATALOGUE_LATER), "An https URL or an absolute path. Required."),
+    key(
+        "catalogues",
+        Entries,
+        Now,
+        "Catalogues of images beside the one in the program; a later one's entry takes the place of an earlier one's.",
+    ),
+    key("catalogues.id", Name, Now, "Its name. Required."),
+    key("catalogues.url", Text, Now, "An https URL or an absolute path. Required."),
     key("switches", Entries, Bhyve, "What the interfaces of guests are plugged into."),
     key("switches.id", Name, Bhyve, "Its name, at most 12 characters: interfaces are named after it. Required."),
     with("switches.type", SWITCH_TYPES, "\"bridge\"", Bhyve, "What it is."),

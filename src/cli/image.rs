@@ -1,0 +1,381 @@
+//! `vmctl image`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::fetch::{FormatArg, fetcher};
+use super::progress::{Shown, size_words, watch_signals};
+use super::{App, Column, ExitStatus, Failure, Outcome};
+use crate::fetch::cache::Finding;
+use crate::fetch::catalogue::Source;
+use crate::fetch::image::Format;
+use crate::fetch::progress::Job;
+use crate::fetch::{Cache, Catalogue, Digest, Entry, Facts, Kind, Request, Stored};
+use crate::units::parse_duration;
+
+/// Disk images and firmware in the cache
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Action {
+    List(List),
+    Show(Show),
+    Import(Import),
+    Remove(Remove),
+    Prune(Prune),
+    Check(Check),
+}
+
+/// List images and firmware
+#[derive(Debug, clap::Args)]
+struct List {
+    /// Also what the catalogues offer and is not here yet
+    #[arg(short, long)]
+    all: bool,
+}
+
+/// Show what is known of an image or a firmware
+#[derive(Debug, clap::Args)]
+struct Show {
+    /// Its name
+    #[arg(value_name = "NAME")]
+    name: String,
+}
+
+/// Take a file of this host into the cache
+///
+/// It is unpacked (gzip, xz, zstd, bzip2, tar) and converted (qcow2, VMDK, VHD) into a raw file with holes. The file itself stays as
+/// it is.
+#[derive(Debug, clap::Args)]
+struct Import {
+    /// The file
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// Name in the cache, instead of the file's
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Digest that it must have
+    #[arg(long, value_name = "DIGEST")]
+    checksum: Option<String>,
+    /// How the disk is stored, instead of looking at its first bytes
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<FormatArg>,
+    /// Take the place of an image of that name from another file
+    #[arg(long)]
+    refresh: bool,
+}
+
+/// Remove images or firmware from the cache
+///
+/// Guests that were made from them keep their own disks.
+#[derive(Debug, clap::Args)]
+struct Remove {
+    /// Their names
+    #[arg(value_name = "NAME", required = true)]
+    names: Vec<String>,
+}
+
+/// Remove from the cache what nothing needs
+///
+/// Downloads that were cut, what broken-off commands left behind, and what no name stands for any more.
+#[derive(Debug, clap::Args)]
+struct Prune {
+    /// Also what was not used for so long, like `30d`
+    #[arg(long, value_name = "DURATION")]
+    unused: Option<String>,
+}
+
+/// Read what is in the cache again and see whether it is as it was fetched
+///
+/// Exits with 1 when something is not.
+#[derive(Debug, clap::Args)]
+struct Check {
+    /// Names; everything if left out
+    #[arg(value_name = "NAME")]
+    names: Vec<String>,
+}
+
+/// One line of `list`.
+#[derive(Serialize)]
+pub struct Row {
+    kind: Kind,
+    name: String,
+    version: Option<String>,
+    description: Option<String>,
+    cached: bool,
+    size_bytes: Option<u64>,
+    used_bytes: Option<u64>,
+    verified: Option<Digest>,
+    source: String,
+    path: Option<PathBuf>,
+    #[serde(skip)]
+    built: bool,
+}
+
+const COLUMNS: [Column<Row>; 9] = [
+    Column { title: "NAME", wide: false, text: |row| row.name.clone() },
+    Column { title: "KIND", wide: true, text: |row| row.kind.name().to_owned() },
+    Column { title: "VERSION", wide: false, text: |row| row.version.clone().unwrap_or_default() },
+    Column { title: "STATE", wide: false, text: state },
+    Column { title: "SIZE", wide: false, text: |row| row.size_bytes.map(size_words).unwrap_or_default() },
+    Column { title: "USED", wide: false, text: |row| row.used_bytes.map(size_words).unwrap_or_default() },
+    Column { title: "VERIFIED", wide: true, text: |row| row.verified.as_ref().map(ToString::to_string).unwrap_or_default() },
+    Column { title: "SOURCE", wide: true, text: |row| row.source.clone() },
+    Column { title: "DESCRIPTION", wide: false, text: |row| row.description.clone().unwrap_or_default() },
+];
+
+fn state(row: &Row) -> String {
+    match (row.cached, row.built) {
+        (true, _) => "here".into(),
+        (false, true) => "can be built".into(),
+        (false, false) => "can be fetched".into(),
+    }
+}
+
+impl Row {
+    fn stored(stored: Stored) -> Self {
+        let facts = stored.record.facts;
+        Self {
+            kind: stored.record.kind,
+            name: stored.record.name,
+            version: facts.version,
+            description: facts.description,
+            cached: true,
+            size_bytes: Some(stored.size_bytes),
+            used_bytes: Some(stored.used_bytes),
+            verified: stored.record.verified,
+            source: stored.record.source,
+            path: Some(stored.path),
+            built: false,
+        }
+    }
+
+    fn offered(entry: &Entry) -> Self {
+        let (source, built) = match &entry.source {
+            Source::Download(download) => (download.urls.first().cloned().unwrap_or_default(), false),
+            Source::Build(_) => ("built on this host".into(), true),
+        };
+        Self {
+            kind: entry.kind,
+            name: entry.name.clone(),
+            version: entry.facts.version.clone(),
+            description: entry.facts.description.clone(),
+            cached: false,
+            size_bytes: None,
+            used_bytes: None,
+            verified: None,
+            source,
+            path: None,
+            built,
+        }
+    }
+}
+
+impl Args {
+    pub fn run(self, app: &App) -> Outcome {
+        match self.action {
+            Action::List(args) => list(app, &[Kind::Image, Kind::Firmware], args.all),
+            Action::Show(args) => args.run(app),
+            Action::Import(args) => args.run(app),
+            Action::Remove(args) => remove(app, &[Kind::Image, Kind::Firmware], &args.names),
+            Action::Prune(args) => args.run(app),
+            Action::Check(args) => args.run(app),
+        }
+    }
+}
+
+/// Lists what is in the cache, and with `all` what is offered.
+pub fn list(app: &App, kinds: &[Kind], all: bool) -> Outcome {
+    let host = app.host()?;
+    let mut rows = BTreeMap::new();
+    if all {
+        watch_signals();
+        let shown = Shown::new(&app.ui);
+        let fetcher = fetcher(&host, &shown)?;
+        for entry in fetcher.catalogue()?.entries() {
+            rows.insert((entry.kind, entry.name.clone()), Row::offered(entry));
+        }
+    }
+    for stored in Cache::look(&host.cache_dir).list()? {
+        rows.insert((stored.record.kind, stored.record.name.clone()), Row::stored(stored));
+    }
+    let rows: Vec<Row> = rows.into_values().filter(|row| kinds.contains(&row.kind)).collect();
+    app.ui.list("images", 1, &rows, &COLUMNS, |row| row.name.clone())?;
+    if rows.is_empty() && !app.ui.is_json() {
+        app.ui.done("nothing is in the cache; `--all` shows what can be fetched");
+    }
+    Ok(ExitStatus::Done)
+}
+
+/// Removes each, of whichever of the kinds it is.
+pub fn remove(app: &App, kinds: &[Kind], names: &[String]) -> Outcome {
+    let cache = Cache::open(&app.host()?.cache_dir)?;
+    let there = cache.list()?;
+    app.ui.each(names, String::clone, |name| {
+        let found = there.iter().find(|stored| stored.record.name == *name && kinds.contains(&stored.record.kind));
+        cache.remove(found.map_or(kinds[0], |stored| stored.record.kind), name)?;
+        app.ui.done(format!("{name} is removed"));
+        Ok(ExitStatus::Done)
+    })
+}
+
+/// Imports one file.
+pub fn import(app: &App, request: &Request) -> Outcome {
+    watch_signals();
+    let shown = Shown::new(&app.ui);
+    let obtained = fetcher(&app.host()?, &shown)?.import(request)?;
+    drop(shown);
+    app.ui.done(format!("{} `{}` is there, {}", obtained.kind.name(), obtained.name, size_words(obtained.size_bytes)));
+    Ok(ExitStatus::Done)
+}
+
+#[derive(Serialize)]
+struct Known {
+    kind: Kind,
+    name: String,
+    cached: bool,
+    path: Option<PathBuf>,
+    kernel: Option<PathBuf>,
+    initrd: Option<PathBuf>,
+    size_bytes: Option<u64>,
+    verified: Option<Digest>,
+    source: String,
+    #[serde(flatten)]
+    facts: Facts,
+}
+
+impl Known {
+    fn find(cache: &Cache, catalogue: &Catalogue, name: &str) -> Result<Self, Failure> {
+        for kind in [Kind::Image, Kind::Firmware] {
+            if let Some((stored, _lease)) = cache.find(kind, name)? {
+                return Ok(Self {
+                    kind,
+                    name: name.to_owned(),
+                    cached: true,
+                    path: Some(stored.path),
+                    kernel: stored.kernel,
+                    initrd: stored.initrd,
+                    size_bytes: Some(stored.size_bytes),
+                    verified: stored.record.verified,
+                    source: stored.record.source,
+                    facts: stored.record.facts,
+                });
+            }
+        }
+        let entry = catalogue.find(Kind::Firmware, name).or_else(|_| catalogue.find(Kind::Image, name))?;
+        let row = Row::offered(entry);
+        Ok(Self {
+            kind: entry.kind,
+            name: name.to_owned(),
+            cached: false,
+            path: None,
+            kernel: None,
+            initrd: None,
+            size_bytes: None,
+            verified: None,
+            source: row.source,
+            facts: entry.facts.clone(),
+        })
+    }
+
+    fn text(&self) -> String {
+        let facts = &self.facts;
+        let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
+        let lines = [
+            ("name", Some(self.name.clone())),
+            ("kind", Some(self.kind.name().to_owned())),
+            ("description", facts.description.clone()),
+            ("version", facts.version.clone()),
+            ("path", path(&self.path)),
+            ("kernel", path(&self.kernel)),
+            ("initrd", path(&self.initrd)),
+            ("cmdline", facts.cmdline.clone()),
+            ("size", self.size_bytes.map(size_words)),
+            ("least disk", facts.least_disk_bytes.map(size_words)),
+            ("loader", facts.loader.clone()),
+            ("user", facts.user.clone()),
+            ("cloud-init", Some(if facts.cloud_init { "yes" } else { "no" }.to_owned())),
+            ("verified", self.verified.as_ref().map(ToString::to_string)),
+            ("source", Some(self.source.clone())),
+        ];
+        let known = lines.into_iter().filter_map(|(key, value)| Some((key, value?)));
+        known.map(|(key, value)| format!("{:<12} {value}\n", format!("{key}:"))).collect()
+    }
+}
+
+impl Show {
+    fn run(self, app: &App) -> Outcome {
+        let shown = Shown::new(&app.ui);
+        let host = app.host()?;
+        let fetcher = fetcher(&host, &shown)?;
+        let known = Known::find(fetcher.cache(), fetcher.catalogue()?, &self.name)?;
+        app.ui.record("image", 1, &known, &known.name, &known.text())?;
+        Ok(ExitStatus::Done)
+    }
+}
+
+impl Import {
+    fn run(self, app: &App) -> Outcome {
+        let request = Request {
+            name: self.name,
+            checksum: self.checksum.as_deref().map(str::parse).transpose()?,
+            format: self.format.map(Format::from),
+            refresh: self.refresh,
+            ..Request::new(Kind::Image, self.file.to_string_lossy())
+        };
+        import(app, &request)
+    }
+}
+
+impl Prune {
+    fn run(self, app: &App) -> Outcome {
+        let unused = self.unused.as_deref().map(parse_duration).transpose()?;
+        let pruned = Cache::open(&app.host()?.cache_dir)?.prune(unused)?;
+        let mut text = String::new();
+        for what in &pruned.removed {
+            text.push_str(&format!("removed {what}\n"));
+        }
+        for what in &pruned.in_use {
+            text.push_str(&format!("kept {what}: it is being used\n"));
+        }
+        text.push_str(&format!("{} given back\n", size_words(pruned.freed_bytes)));
+        app.ui.record("pruned", 1, &pruned, "", &text)?;
+        Ok(ExitStatus::Done)
+    }
+}
+
+const FINDINGS: [Column<Finding>; 3] = [
+    Column { title: "NAME", wide: false, text: |found| found.name.clone() },
+    Column { title: "KIND", wide: true, text: |found| found.kind.name().to_owned() },
+    Column { title: "VERDICT", wide: false, text: |found| found.problem.clone().unwrap_or_else(|| "as it was".into()) },
+];
+
+impl Check {
+    fn run(self, app: &App) -> Outcome {
+        watch_signals();
+        let shown = Shown::new(&app.ui);
+        let job = Job::new("cache", &shown);
+        let kinds = [Kind::Image, Kind::Iso, Kind::Firmware];
+        let findings = Cache::look(&app.host()?.cache_dir).check(&kinds, &self.names, &job)?;
+        drop(job);
+        if let Some(missing) = self.names.iter().find(|name| !findings.iter().any(|found| found.name == **name)) {
+            return Err(Failure::user(format!("nothing called `{missing}` is in the cache")));
+        }
+        app.ui.list("findings", 1, &findings, &FINDINGS, |found| found.name.clone())?;
+        match findings.iter().find(|found| found.problem.is_some()) {
+            None => Ok(ExitStatus::Done),
+            Some(bad) => Err(Failure::user("the cache is not as it was fetched").hint(format!(
+                "fetch it again: `vmctl {} remove {name}`, then `vmctl fetch {} {name}`",
+                if bad.kind == Kind::Iso { "iso" } else { "image" },
+                bad.kind.name(),
+                name = bad.name
+            ))),
+        }
+    }
+}

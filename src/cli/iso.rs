@@ -1,0 +1,73 @@
+//! `vmctl iso`.
+
+use super::image::{import, list, remove};
+use super::{App, Failure, Outcome};
+use crate::fetch::{Kind, Request};
+
+/// Installation media in the cache
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Action {
+    List(List),
+    Add(Add),
+    Remove(Remove),
+}
+
+/// List installation media
+#[derive(Debug, clap::Args)]
+struct List {
+    /// Also what the catalogues offer and is not here yet
+    #[arg(short, long)]
+    all: bool,
+}
+
+/// Take an installation medium of this host into the cache
+#[derive(Debug, clap::Args)]
+struct Add {
+    /// The file
+    #[arg(value_name = "FILE")]
+    file: String,
+    /// Name in the cache, instead of the file's
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Digest that it must have
+    #[arg(long, value_name = "DIGEST")]
+    checksum: Option<String>,
+    /// Take the place of a medium of that name from another file
+    #[arg(long)]
+    refresh: bool,
+}
+
+/// Remove installation media from the cache
+#[derive(Debug, clap::Args)]
+struct Remove {
+    /// Their names
+    #[arg(value_name = "NAME", required = true)]
+    names: Vec<String>,
+}
+
+impl Args {
+    pub fn run(self, app: &App) -> Outcome {
+        match self.action {
+            Action::List(args) => list(app, &[Kind::Iso], args.all),
+            Action::Add(args) => args.run(app),
+            Action::Remove(args) => remove(app, &[Kind::Iso], &args.names),
+        }
+    }
+}
+
+impl Add {
+    fn run(self, app: &App) -> Outcome {
+        if self.file.contains("://") {
+            return Err(Failure::user(format!("`{}` is no file of this host", self.file))
+                .hint(format!("`vmctl fetch iso {}`", self.file)));
+        }
+        let checksum = self.checksum.as_deref().map(str::parse).transpose()?;
+        import(app, &Request { name: self.name, checksum, refresh: self.refresh, ..Request::new(Kind::Iso, self.file) })
+    }
+}

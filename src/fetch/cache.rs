@@ -1,0 +1,562 @@
+//! The cache: what was fetched, built or imported, kept once however many names and guests share it.
+//!
+//! ```text
+//! CACHE/
+//!   objects/KEY/               one thing: disk.raw, medium.iso or firmware.fd; kernel and initrd; object.json
+//!   names/KIND/NAME.json       which object a name stands for, and what is known of it
+//!   partial/                   downloads that were cut, to be gone on with
+//!   work/KEY-PID-N/            things that are being made; swept when their maker is gone
+//!   catalogues/                copies of catalogues from the net
+//!   lock                       held for the instant in which names and objects change
+//! ```
+//!
+//! A key is the digest of the download, of the imported file, or of the recipe of what was built. An object appears whole, by a
+//! rename, and never changes. Who uses one holds a [`Lease`], a shared flock(2) on its `object.json`; what is leased is
+//! not removed.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use super::catalogue::{Facts, Kind, check_name};
+use super::digest::Digest;
+use super::error::{FetchError, Result};
+use super::progress::Job;
+use super::sparse;
+
+/// Name of an object's own description.
+const OBJECT: &str = "object.json";
+const LOCK: &str = "lock";
+
+/// How a thing is seen to be as it was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Seal {
+    /// The digest of its bytes.
+    Bytes(Digest),
+    /// The digest of its contents, as [`sparse::contents`] makes it.
+    Contents(Digest),
+}
+
+/// What an object says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Object {
+    /// The file that is wanted.
+    pub file: String,
+    /// How it is seen to be as it was.
+    pub seal: Seal,
+    /// Bytes of the disk or file.
+    pub size_bytes: u64,
+    /// A kernel beside it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<String>,
+    /// An initial RAM disk beside it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd: Option<String>,
+}
+
+/// What a name stands for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// What it is.
+    pub kind: Kind,
+    /// The name.
+    pub name: String,
+    /// The key of the object.
+    pub object: String,
+    /// Where it came from: a URL, a path, a recipe.
+    pub source: String,
+    /// Size, time and inode of the file that it was imported from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stamp: Option<String>,
+    /// The checksum that it was held to; `None` when there was none.
+    pub verified: Option<Digest>,
+    /// When, in seconds since 1970.
+    pub fetched_unix: u64,
+    /// What is known of it.
+    pub facts: Facts,
+}
+
+/// One thing in the cache.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Stored {
+    /// What its name says.
+    #[serde(flatten)]
+    pub record: Record,
+    /// The file that is wanted.
+    pub path: PathBuf,
+    /// Bytes of the disk or file.
+    pub size_bytes: u64,
+    /// Bytes that it takes of the host.
+    pub used_bytes: u64,
+    /// A kernel beside it.
+    pub kernel: Option<PathBuf>,
+    /// An initial RAM disk beside it.
+    pub initrd: Option<PathBuf>,
+}
+
+/// Keeps an object from being removed, until dropped.
+#[derive(Debug)]
+pub struct Lease {
+    _file: File,
+}
+
+/// The cache of a host.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    dir: PathBuf,
+}
+
+/// A directory in which something is being made.
+#[derive(Debug)]
+pub struct Work {
+    dir: PathBuf,
+    _lock: File,
+}
+
+impl Work {
+    /// A path in it.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        // Where it became an object, there is nothing left under this name.
+        let _ = fs::remove_dir_all(&self.dir);
+        let _ = fs::remove_file(self.dir.with_extension(LOCK));
+    }
+}
+
+/// What [`Cache::prune`] removed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Pruned {
+    /// What, in words.
+    pub removed: Vec<String>,
+    /// Bytes that this gave back.
+    pub freed_bytes: u64,
+    /// What is kept because somebody uses it.
+    pub in_use: Vec<String>,
+}
+
+/// What [`Cache::check`] found of one thing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// What it is.
+    pub kind: Kind,
+    /// Its name.
+    pub name: String,
+    /// What is wrong; `None` when it is as it was.
+    pub problem: Option<String>,
+}
+
+impl Cache {
+    /// The cache in `dir`, which is made where it is missing.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let cache = Self { dir: dir.to_owned() };
+        let kinds = [Kind::Image, Kind::Iso, Kind::Firmware].map(|kind| format!("names/{}", kind.name()));
+        for name in ["objects", "partial", "work", "catalogues"].into_iter().chain(kinds.iter().map(String::as_str)) {
+            let path = dir.join(name);
+            fs::create_dir_all(&path).map_err(|error| FetchError::io("make", &path, error))?;
+        }
+        Ok(cache)
+    }
+
+    /// A cache that is only looked at: nothing is made, and a missing one is empty.
+    pub fn look(dir: &Path) -> Self {
+        Self { dir: dir.to_owned() }
+    }
+
+    /// Where it is.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+    /// Where downloads are kept that were cut.
+    pub fn partial_dir(&self) -> PathBuf {
+        self.dir.join("partial")
+    }
+    /// The copy of a catalogue from the net.
+    pub fn catalogue_file(&self, id: &str) -> PathBuf {
+        self.dir.join("catalogues").join(format!("{id}.toml"))
+    }
+    fn object_dir(&self, key: &str) -> PathBuf {
+        self.dir.join("objects").join(key)
+    }
+    fn record_file(&self, kind: Kind, name: &str) -> PathBuf {
+        self.dir.join("names").join(kind.name()).join(format!("{name}.json"))
+    }
+
+    /// Held while names and objects change.
+    fn lock(&self) -> Result<File> {
+        lock_file(&self.dir.join(LOCK), &|| Ok(()))
+    }
+
+    /// Holds whatever is called `key` against others that would fetch the same, as long as the file is kept. `wait` is
+    /// called over and over while another process has it.
+    pub fn claim(&self, key: &str, wait: &dyn Fn() -> Result<()>) -> Result<File> {
+        lock_file(&self.partial_dir().join(format!("{key}.lock")), wait)
+    }
+
+    /// A directory to make something in. What earlier makers have left behind is swept.
+    pub fn work(&self, key: &str) -> Result<Work> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        self.sweep();
+        let name = format!("{key}-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let dir = self.dir.join("work").join(name);
+        // The lock lies beside the directory, which becomes the object with all that is in it.
+        let lock_path = dir.with_extension("lock");
+        let lock = lock_file(&lock_path, &|| Ok(()))?;
+        fs::create_dir(&dir).map_err(|error| FetchError::io("make", &dir, error))?;
+        Ok(Work { dir, _lock: lock })
+    }
+
+    /// Removes what makers that are gone have left behind. Returns the bytes.
+    fn sweep(&self) -> u64 {
+        let Ok(entries) = fs::read_dir(self.dir.join("work")) else { return 0 };
+        let mut freed = 0;
+        for path in entries.filter_map(|entry| entry.ok()).map(|entry| entry.path()) {
+            if path.extension().is_some_and(|ext| ext == LOCK) {
+                // A maker takes its lock before it makes its directory.
+                if let Ok(file) = File::open(&path)
+                    && file.try_lock().is_ok()
+                {
+                    let dir = path.with_extension("");
+                    freed += used_below(&dir);
+                    let _ = fs::remove_dir_all(&dir);
+                    let _ = fs::remove_file(&path);
+                }
+            } else if !path.with_extension(LOCK).exists() {
+                freed += used_below(&path);
+                let _ = fs::remove_dir_all(&path);
+            }
+        }
+        freed
+    }
+
+    /// Whether an object of that key is there.
+    pub fn has(&self, key: &str) -> bool {
+        self.object_dir(key).join(OBJECT).is_file()
+    }
+
+    /// Makes what was made in `work` the object `key`. The one that is there already wins.
+    pub fn commit(&self, work: Work, key: &str, object: &Object) -> Result<()> {
+        self.put(work, key, object, false)
+    }
+
+    /// As [`Cache::commit`], in place of the one that is there, which nobody may be using.
+    pub fn replace(&self, work: Work, key: &str, object: &Object) -> Result<()> {
+        self.put(work, key, object, true)
+    }
+
+    fn put(&self, work: Work, key: &str, object: &Object, replace: bool) -> Result<()> {
+        let text = serde_json::to_vec_pretty(object).expect("plain fields");
+        let description = work.path(OBJECT);
+        fs::write(&description, text).map_err(|error| FetchError::io("write", &description, error))?;
+        let beside = object.kernel.iter().chain(&object.initrd).map(|name| work.path(name));
+        for path in beside.chain([work.path(&object.file), description, work.dir().to_owned()]) {
+            sync(&path)?;
+        }
+        let _lock = self.lock()?;
+        let target = self.object_dir(key);
+        if self.has(key) {
+            if !replace {
+                return Ok(());
+            }
+            if self.remove_object(key)?.is_none() {
+                return Err(FetchError::user("the image that it takes the place of is being used").hint("try again in a moment"));
+            }
+        }
+        let _ = fs::remove_dir_all(&target);
+        fs::rename(work.dir(), &target).map_err(|error| FetchError::io("make", &target, error))?;
+        sync(&self.dir.join("objects"))
+    }
+
+    /// Gives an object a name.
+    pub fn name(&self, record: &Record) -> Result<()> {
+        check_name(&record.name)?;
+        let path = self.record_file(record.kind, &record.name);
+        let text = serde_json::to_vec_pretty(record).expect("plain fields");
+        let _lock = self.lock()?;
+        write_whole(&path, &text).map_err(|error| FetchError::io("write", &path, error))
+    }
+
+    /// What a name stands for, with a lease on it; `None` when it is not there. Notes that it was used.
+    pub fn find(&self, kind: Kind, name: &str) -> Result<Option<(Stored, Lease)>> {
+        if check_name(name).is_err() {
+            return Ok(None);
+        }
+        let Some(stored) = self.read(kind, name)? else { return Ok(None) };
+        let description = self.object_dir(&stored.record.object).join(OBJECT);
+        let leased = File::open(&description).and_then(|file| file.lock_shared().map(|()| file));
+        match leased {
+            Ok(file) if description.exists() => {
+                if let Ok(file) = File::options().append(true).open(self.record_file(kind, name)) {
+                    let _ = file.set_modified(SystemTime::now());
+                }
+                Ok(Some((stored, Lease { _file: file })))
+            }
+            // It was removed in this instant.
+            Ok(_) => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(FetchError::io("lock", &description, error)),
+        }
+    }
+
+    /// Everything that has a name, sorted by kind and name.
+    pub fn list(&self) -> Result<Vec<Stored>> {
+        let mut all = Vec::new();
+        for kind in [Kind::Image, Kind::Iso, Kind::Firmware] {
+            let dir = self.dir.join("names").join(kind.name());
+            let mut names: Vec<String> = match fs::read_dir(&dir) {
+                Ok(entries) => entries
+                    .filter_map(|entry| entry.ok()?.file_name().into_string().ok()?.strip_suffix(".json").map(str::to_owned))
+                    .collect(),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(FetchError::io("list", &dir, error)),
+            };
+            names.sort();
+            for name in names.iter().filter(|name| check_name(name).is_ok()) {
+                all.extend(self.read(kind, name)?);
+            }
+        }
+        Ok(all)
+    }
+
+    /// A record whose object is gone counts as not there.
+    fn read(&self, kind: Kind, name: &str) -> Result<Option<Stored>> {
+        let path = self.record_file(kind, name);
+        let Some(record) = read_json::<Record>(&path)? else { return Ok(None) };
+        let dir = self.object_dir(&record.object);
+        let Some(object) = read_json::<Object>(&dir.join(OBJECT))? else { return Ok(None) };
+        let file = dir.join(&object.file);
+        Ok(Some(Stored {
+            used_bytes: used_below(&dir),
+            size_bytes: object.size_bytes,
+            kernel: object.kernel.map(|name| dir.join(name)),
+            initrd: object.initrd.map(|name| dir.join(name)),
+            path: file,
+            record,
+        }))
+    }
+
+    /// Takes a name away, and its object when no other name shares it.
+    pub fn remove(&self, kind: Kind, name: &str) -> Result<()> {
+        let gone = || FetchError::user(format!("no {} called `{name}` is in the cache", kind.name()));
+        check_name(name).map_err(|_| gone())?;
+        let _lock = self.lock()?;
+        let stored = self.read(kind, name)?.ok_or_else(gone)?;
+        let key = &stored.record.object;
+        let others = self
+            .list()?
+            .iter()
+            .any(|other| other.record.object == *key && (other.record.kind, other.record.name.as_str()) != (kind, name));
+        if !others && self.remove_object(key)?.is_none() {
+            return Err(FetchError::user(format!("{} `{name}` is being used", kind.name()))
+                .hint("wait until the guest that is made from it is there"));
+        }
+        let path = self.record_file(kind, name);
+        fs::remove_file(&path).map_err(|error| FetchError::io("remove", &path, error))
+    }
+
+    /// Removes an object unless it is leased: the bytes that it took, or `None`. The caller has the lock.
+    fn remove_object(&self, key: &str) -> Result<Option<u64>> {
+        let dir = self.object_dir(key);
+        let description = dir.join(OBJECT);
+        if let Ok(file) = File::open(&description) {
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                Err(TryLockError::Error(error)) => return Err(FetchError::io("lock", &description, error)),
+            }
+            // Without its description it is no object any more, wherever this is broken off.
+            fs::remove_file(&description).map_err(|error| FetchError::io("remove", &description, error))?;
+        }
+        let used = used_below(&dir);
+        fs::remove_dir_all(&dir).map_err(|error| FetchError::io("remove", &dir, error))?;
+        Ok(Some(used))
+    }
+
+    /// Removes what nothing needs: the work of makers that are gone, objects without a name, downloads that were cut;
+    /// with `unused`, also names that were not used for so long.
+    pub fn prune(&self, unused: Option<Duration>) -> Result<Pruned> {
+        let mut pruned = Pruned::default();
+        let swept = self.sweep();
+        if swept > 0 {
+            pruned.removed.push("what broken-off commands left behind".into());
+            pruned.freed_bytes += swept;
+        }
+        self.prune_partial(&mut pruned)?;
+        if let Some(age) = unused {
+            self.prune_names(age, &mut pruned)?;
+        }
+        let _lock = self.lock()?;
+        let named: Vec<String> = self.list()?.into_iter().map(|stored| stored.record.object).collect();
+        for key in entries(&self.dir.join("objects"))?.into_iter().filter(|key| !named.contains(key)) {
+            match self.remove_object(&key)? {
+                Some(used) => {
+                    pruned.removed.push(format!("`{key}`, which no name stands for"));
+                    pruned.freed_bytes += used;
+                }
+                None => pruned.in_use.push(key),
+            }
+        }
+        Ok(pruned)
+    }
+
+    fn prune_partial(&self, pruned: &mut Pruned) -> Result<()> {
+        let dir = self.partial_dir();
+        for name in entries(&dir)? {
+            let Some(key) = name.strip_suffix(".lock") else { continue };
+            let path = dir.join(&name);
+            let Ok(file) = File::open(&path) else { continue };
+            if file.try_lock().is_err() {
+                pruned.in_use.push(format!("download {key}"));
+                continue;
+            }
+            let part = dir.join(format!("{key}.part"));
+            if part.exists() {
+                pruned.freed_bytes += used(&part);
+                pruned.removed.push(format!("the cut download {key}"));
+            }
+            for end in ["part", "json", "lock"] {
+                let _ = fs::remove_file(dir.join(format!("{key}.{end}")));
+            }
+        }
+        Ok(())
+    }
+
+    fn prune_names(&self, age: Duration, pruned: &mut Pruned) -> Result<()> {
+        for stored in self.list()? {
+            let (kind, name) = (stored.record.kind, &stored.record.name);
+            let used_at = fs::metadata(self.record_file(kind, name)).and_then(|metadata| metadata.modified());
+            let old = used_at.ok().and_then(|at| at.elapsed().ok()).is_some_and(|since| since >= age);
+            if old && self.remove(kind, name).is_ok() {
+                pruned.removed.push(format!("{} `{name}`", kind.name()));
+                pruned.freed_bytes += stored.used_bytes;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads everything of that kind (and name) again and compares it with what it was.
+    pub fn check(&self, kinds: &[Kind], names: &[String], job: &Job<'_>) -> Result<Vec<Finding>> {
+        let mut findings = Vec::new();
+        for stored in self.list()?.into_iter().filter(|stored| kinds.contains(&stored.record.kind)) {
+            let Record { kind, name, object, .. } = &stored.record;
+            if !names.is_empty() && !names.contains(name) {
+                continue;
+            }
+            job.step(&format!("checking {name}"), Some(stored.size_bytes), 0);
+            let description: Option<Object> = read_json(&self.object_dir(object).join(OBJECT))?;
+            let problem = match description.map(|object| object.seal) {
+                None => Some("it was removed meanwhile".into()),
+                Some(Seal::Bytes(digest)) => compare(&digest, sparse::whole_file(&stored.path, digest.algorithm(), job))?,
+                Some(Seal::Contents(digest)) => compare(&digest, sparse::contents(&stored.path, job))?,
+            };
+            findings.push(Finding { kind: *kind, name: name.clone(), problem });
+        }
+        Ok(findings)
+    }
+}
+
+fn compare(expected: &Digest, found: Result<Digest>) -> Result<Option<String>> {
+    match found {
+        Ok(found) if found == *expected => Ok(None),
+        Ok(_) => Ok(Some("it is not what was fetched: the disk or somebody changed it".into())),
+        Err(error) if error.fault() == super::error::Fault::Interrupted => Err(error),
+        Err(error) => Ok(Some(error.to_string())),
+    }
+}
+
+/// Seconds since 1970.
+pub fn now_unix() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// Takes an exclusive lock on a file that is made for it; `wait` is called while another has it.
+fn lock_file(path: &Path, wait: &dyn Fn() -> Result<()>) -> Result<File> {
+    loop {
+        let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o644).open(path);
+        let file = file.map_err(|error| FetchError::io("open", path, error))?;
+        match file.try_lock() {
+            // Whoever had it may have removed the file: then the lock is on nothing.
+            Ok(()) if is_still_there(&file, path) => return Ok(file),
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                wait()?;
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(TryLockError::Error(error)) => return Err(FetchError::io("lock", path, error)),
+        }
+    }
+}
+
+fn is_still_there(file: &File, path: &Path) -> bool {
+    match (file.metadata(), fs::metadata(path)) {
+        (Ok(ours), Ok(theirs)) => (ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino()),
+        _ => false,
+    }
+}
+
+/// Writes a file under another name and renames it.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
+    let written = (|| {
+        let mut file = File::create(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)
+    })();
+    if written.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    written
+}
+
+fn sync(path: &Path) -> Result<()> {
+    match File::open(path).and_then(|file| file.sync_all()) {
+        Err(error) if error.raw_os_error() == Some(nix::libc::EINVAL) => Ok(()),
+        other => other.map_err(|error| FetchError::io("write", path, error)),
+    }
+}
+
+/// What a JSON file holds; `None` when it is missing. One that cannot be read is the user's to remove.
+fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>> {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(FetchError::io("read", path, error)),
+    };
+    let parsed = serde_json::from_slice(&bytes);
+    parsed.map(Some).map_err(|error| {
+        FetchError::user(format!("`{}` is damaged", path.display())).because(error).hint("remove it and fetch again")
+    })
+}
+
+fn entries(dir: &Path) -> Result<Vec<String>> {
+    match fs::read_dir(dir) {
+        Ok(entries) => Ok(entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(FetchError::io("list", dir, error)),
+    }
+}
+
+fn used(path: &Path) -> u64 {
+    fs::symlink_metadata(path).map_or(0, |metadata| metadata.blocks() * 512)
+}
+
+/// Bytes that a directory's files take.
+fn used_below(dir: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(dir) else { return 0 };
+    entries.filter_map(|entry| Some(used(&entry.ok()?.path()))).sum()
+}

@@ -1,0 +1,494 @@
+//! The catalogue: what can be fetched by name. One is shipped with the program; the host file adds others.
+//!
+//! A catalogue is a TOML file with the tables `[[image]]`, `[[iso]]` and `[[firmware]]`. A later catalogue's entry takes the
+//! place of an earlier one's of the same kind and name. `docs/catalogue.md` describes every key.
+
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+use toml::Spanned;
+
+use super::digest::Digest;
+use super::error::{FetchError, Result};
+use super::image::Format;
+use crate::units::ByteSize;
+
+/// No catalogue is larger.
+pub const MAX_BYTES: usize = 1 << 20;
+
+/// The catalogues in the program: label and text.
+const SHIPPED: [(&str, &str); 5] = [
+    ("freebsd.toml", include_str!("../../catalogue/freebsd.toml")),
+    ("debian.toml", include_str!("../../catalogue/debian.toml")),
+    ("linux.toml", include_str!("../../catalogue/linux.toml")),
+    ("bsd.toml", include_str!("../../catalogue/bsd.toml")),
+    ("firmware.toml", include_str!("../../catalogue/firmware.toml")),
+];
+
+/// What a thing is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// A disk image.
+    Image,
+    /// An installation medium.
+    Iso,
+    /// A firmware.
+    Firmware,
+}
+
+impl Kind {
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Image => "image",
+            Self::Iso => "iso",
+            Self::Firmware => "firmware",
+        }
+    }
+}
+
+/// How it comes to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// It is downloaded.
+    Download(Download),
+    /// It is built on this host.
+    Build(Build),
+}
+
+/// A download of the catalogue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Download {
+    /// Where it is, in the order in which they are tried.
+    pub urls: Vec<String>,
+    /// What it must be, or where that is written.
+    pub checksum: Checksum,
+    /// How long the download is, where that does not change.
+    pub size: Option<u64>,
+    /// How the disk is stored, packing aside.
+    pub format: Option<Format>,
+    /// The file within an archive.
+    pub member: Option<String>,
+}
+
+/// Where a digest comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Checksum {
+    /// From the catalogue.
+    Known(Digest),
+    /// From the publisher's checksum file.
+    File {
+        /// Where that is; https, or signed.
+        url: String,
+        /// The name to look for in it.
+        name: String,
+        /// The signify(1) key that signed it.
+        signify_key: Option<String>,
+    },
+    /// From nowhere.
+    None,
+}
+
+/// What builds an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Build {
+    /// From what.
+    pub recipe: Recipe,
+    /// Packages beyond those that every such image has.
+    pub packages: Vec<String>,
+    /// Size of the disk that is made.
+    pub disk: u64,
+    /// Release, where the recipe has several.
+    pub release: Option<String>,
+}
+
+/// From what an image is built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Recipe {
+    /// Debian's packages, by mmdebstrap.
+    Debian,
+    /// FreeBSD's distribution sets, on FreeBSD.
+    FreeBsd,
+}
+
+/// What is known of a guest made from it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// The system's version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// What it is, in a few words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// The `loader` of a guest file that boots it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loader: Option<String>,
+    /// The kernel's command line, with the loader `kernel`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cmdline: Option<String>,
+    /// Bytes of the smallest disk that it should have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub least_disk_bytes: Option<u64>,
+    /// The user that cloud-init makes, or that is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Whether cloud-init, or what reads the same seed, is in it.
+    #[serde(default)]
+    pub cloud_init: bool,
+}
+
+/// One thing that can be fetched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// What it is.
+    pub kind: Kind,
+    /// Its name.
+    pub name: String,
+    /// How it comes to be.
+    pub source: Source,
+    /// What is known of it.
+    pub facts: Facts,
+    /// The catalogue that it is from.
+    pub catalogue: String,
+}
+
+/// All catalogues together.
+#[derive(Debug, Clone, Default)]
+pub struct Catalogue {
+    entries: Vec<Entry>,
+}
+
+impl Catalogue {
+    /// The one in the program.
+    pub fn shipped() -> Self {
+        let mut catalogue = Self::default();
+        for (label, text) in SHIPPED {
+            catalogue.add(label, text).expect("a test reads what is shipped");
+        }
+        catalogue
+    }
+
+    /// Adds the text of a catalogue; `label` names it in messages.
+    pub fn add(&mut self, label: &str, text: &str) -> Result<()> {
+        let file: Written = toml::from_str(text).map_err(|error| {
+            let place = error.span().map_or(label.to_owned(), |span| place(label, text, &span));
+            FetchError::user(format!("{place}: {}", error.message().trim().replace('\n', ", ")))
+        })?;
+        let tables = [(Kind::Image, file.image), (Kind::Iso, file.iso), (Kind::Firmware, file.firmware)];
+        let mut added: Vec<Entry> = Vec::new();
+        for (kind, written) in tables.into_iter().flat_map(|(kind, list)| list.into_iter().map(move |entry| (kind, entry))) {
+            let span = written.span();
+            let at = |error: FetchError| {
+                let hint = error.next_step().map(str::to_owned);
+                let placed = FetchError::user(format!("{}: {error}", place(label, text, &span)));
+                if let Some(hint) = hint { placed.hint(hint) } else { placed }
+            };
+            let entry = written.into_inner().check(kind, label).map_err(at)?;
+            if added.iter().any(|other| other.kind == kind && other.name == entry.name) {
+                return Err(at(FetchError::user(format!("{} `{}` is there twice", kind.name(), entry.name))));
+            }
+            added.push(entry);
+        }
+        self.entries.retain(|old| !added.iter().any(|new| new.kind == old.kind && new.name == old.name));
+        self.entries.extend(added);
+        self.entries.sort_by(|a, b| (a.kind, &a.name).cmp(&(b.kind, &b.name)));
+        Ok(())
+    }
+
+    /// Everything, sorted by kind and name.
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// The entry of that kind and name, or what it may have meant.
+    pub fn find(&self, kind: Kind, name: &str) -> Result<&Entry> {
+        let of_kind = || self.entries.iter().filter(|entry| entry.kind == kind);
+        if let Some(entry) = of_kind().find(|entry| entry.name == name) {
+            return Ok(entry);
+        }
+        let error = FetchError::user(format!("no {} is called `{name}`", kind.name()));
+        let alike = |entry: &&Entry| strsim::jaro_winkler(&entry.name, name) > 0.8;
+        if let Some(other) = self.entries.iter().find(|entry| entry.name == name) {
+            return Err(error.hint(format!("there is such {}: `vmctl fetch {} {name}`", article(other.kind), other.kind.name())));
+        }
+        let close: Vec<_> = of_kind().filter(alike).take(4).map(|entry| format!("`{}`", entry.name)).collect();
+        let list = if kind == Kind::Iso { "iso" } else { "image" };
+        Err(match close.is_empty() {
+            true => error
+                .hint(format!("`vmctl {list} list --all` shows what there is; a file is named with a slash, like `./{name}`")),
+            false => error.hint(format!("did you mean {}?", close.join(", "))),
+        })
+    }
+}
+
+fn article(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Image => "an image",
+        Kind::Iso => "an ISO",
+        Kind::Firmware => "a firmware",
+    }
+}
+
+/// `LABEL:LINE:COLUMN` of where a span begins.
+fn place(label: &str, text: &str, span: &Range<usize>) -> String {
+    let before = text.get(..span.start).unwrap_or(text);
+    let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+    format!("{label}:{}:{}", before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    #[serde(default)]
+    image: Vec<Spanned<WrittenEntry>>,
+    #[serde(default)]
+    iso: Vec<Spanned<WrittenEntry>>,
+    #[serde(default)]
+    firmware: Vec<Spanned<WrittenEntry>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenEntry {
+    name: String,
+    version: Option<String>,
+    description: Option<String>,
+    #[serde(default)]
+    urls: Vec<String>,
+    sha256: Option<String>,
+    sha512: Option<String>,
+    checksums: Option<String>,
+    checksum_name: Option<String>,
+    signify_key: Option<String>,
+    size: Option<u64>,
+    format: Option<WrittenFormat>,
+    member: Option<String>,
+    build: Option<WrittenRecipe>,
+    #[serde(default)]
+    packages: Vec<String>,
+    release: Option<String>,
+    disk: Option<String>,
+    loader: Option<String>,
+    cmdline: Option<String>,
+    least_disk: Option<String>,
+    user: Option<String>,
+    #[serde(default)]
+    cloud_init: bool,
+}
+
+#[derive(Deserialize, Clone, Copy)]
+#[serde(rename_all = "lowercase")]
+enum WrittenFormat {
+    Raw,
+    Qcow2,
+    Vmdk,
+    Vhd,
+}
+
+#[derive(Deserialize, Clone, Copy)]
+#[serde(rename_all = "lowercase")]
+enum WrittenRecipe {
+    Debian,
+    Freebsd,
+}
+
+impl WrittenEntry {
+    fn check(self, kind: Kind, catalogue: &str) -> Result<Entry> {
+        check_name(&self.name)?;
+        let size = |text: &Option<String>| text.as_ref().map(|text| parse_size(text)).transpose();
+        let facts = Facts {
+            version: self.version.clone(),
+            description: self.description.clone(),
+            loader: self.loader.clone(),
+            cmdline: self.cmdline.clone(),
+            least_disk_bytes: size(&self.least_disk)?,
+            user: self.user.clone(),
+            cloud_init: self.cloud_init,
+        };
+        let disk = size(&self.disk)?;
+        let (name, source) = match self.build {
+            Some(recipe) => (self.name.clone(), self.check_build(kind, recipe, disk)?),
+            None => (self.name.clone(), self.check_download()?),
+        };
+        Ok(Entry { kind, name, source, facts, catalogue: catalogue.to_owned() })
+    }
+
+    fn check_build(self, kind: Kind, recipe: WrittenRecipe, disk: Option<u64>) -> Result<Source> {
+        let download = !self.urls.is_empty() || self.checksums.is_some() || self.sha256.is_some() || self.sha512.is_some();
+        if kind != Kind::Image || download {
+            return Err(FetchError::user(format!("`{}` is built: only an image can be, and it has no `urls`", self.name)));
+        }
+        let recipe = match recipe {
+            WrittenRecipe::Debian => Recipe::Debian,
+            WrittenRecipe::Freebsd => Recipe::FreeBsd,
+        };
+        if let Some(bad) = self.packages.iter().find(|name| !is_package_name(name)) {
+            return Err(FetchError::user(format!("`{bad}` is no name of a package")));
+        }
+        if let Some(bad) = self.release.as_ref().filter(|name| !is_package_name(name)) {
+            return Err(FetchError::user(format!("`{bad}` is no name of a release")));
+        }
+        Ok(Source::Build(Build { recipe, packages: self.packages, disk: disk.unwrap_or(2 << 30), release: self.release }))
+    }
+
+    fn check_download(self) -> Result<Source> {
+        let name = self.name;
+        if self.urls.is_empty() {
+            return Err(FetchError::user(format!("`{name}` has neither `urls` nor `build`")));
+        }
+        for url in &self.urls {
+            check_url(url)?;
+        }
+        let digest = |algorithm: &str, hex: &Option<String>| match hex {
+            Some(hex) => format!("{algorithm}:{hex}").parse::<Digest>().map(Some),
+            None => Ok(None),
+        };
+        let known = digest("sha512", &self.sha512)?.or(digest("sha256", &self.sha256)?);
+        let checksum = match (known, self.checksums) {
+            (Some(digest), None) => Checksum::Known(digest),
+            (None, Some(url)) => {
+                check_url(&url)?;
+                if !url.starts_with("https://") && self.signify_key.is_none() {
+                    return Err(FetchError::user(format!("`{url}` can be changed on its way"))
+                        .hint("take the checksum file over https, or give its `signify_key`"));
+                }
+                let file = self.checksum_name.or_else(|| self.urls[0].rsplit('/').next().map(str::to_owned));
+                Checksum::File { url, name: file.unwrap_or_default(), signify_key: self.signify_key }
+            }
+            (None, None) => Checksum::None,
+            (Some(_), Some(_)) => {
+                return Err(FetchError::user(format!("`{name}` says in more than one way what it must be"))
+                    .hint("one of `sha256`, `sha512` and `checksums`"));
+            }
+        };
+        let format = self.format.map(|format| match format {
+            WrittenFormat::Raw => Format::Raw,
+            WrittenFormat::Qcow2 => Format::Qcow2,
+            WrittenFormat::Vmdk => Format::Vmdk,
+            WrittenFormat::Vhd => Format::Vhd,
+        });
+        Ok(Source::Download(Download { urls: self.urls, checksum, size: self.size, format, member: self.member }))
+    }
+}
+
+fn parse_size(text: &str) -> Result<u64> {
+    text.parse::<ByteSize>().map(ByteSize::bytes).map_err(|error| {
+        let hint = error.hint.clone();
+        let failed = FetchError::user(error.to_string());
+        if let Some(hint) = hint { failed.hint(hint) } else { failed }
+    })
+}
+
+/// Names become names of files and arguments.
+pub fn check_name(name: &str) -> Result<()> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | '+');
+    let good = name.len() <= 80 && name.chars().all(plain) && name.starts_with(|c: char| c.is_ascii_alphanumeric());
+    if good { Ok(()) } else { Err(FetchError::user(format!("`{name}` is no name: letters, digits, and `.-_+` after the first"))) }
+}
+
+fn is_package_name(name: &str) -> bool {
+    !name.starts_with('-')
+        && !name.is_empty()
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '+' | '/'))
+}
+
+/// Whether this is a place on the net.
+pub fn check_url(url: &str) -> Result<()> {
+    if url.starts_with("https://") || url.starts_with("http://") {
+        Ok(())
+    } else {
+        Err(FetchError::user(format!("`{url}` is no URL")).hint("it begins with `https://` or `http://`"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wrong(text: &str) -> String {
+        Catalogue::default().add("cat.toml", text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_is_shipped_is_right_and_has_what_is_promised() {
+        let catalogue = Catalogue::shipped();
+        for (kind, names) in [
+            (
+                Kind::Image,
+                &[
+                    "freebsd-15.1",
+                    "debian-12",
+                    "debian-13",
+                    "debian-12-built",
+                    "ubuntu-24.04",
+                    "rocky-10",
+                    "fedora-43",
+                    "alpine-3.23",
+                ][..],
+            ),
+            (Kind::Iso, &["freebsd-15.1-bootonly", "freebsd-15.1-disc1", "openbsd-7.9", "netbsd-10.1"]),
+            (Kind::Firmware, &["bhyve-uefi"]),
+        ] {
+            for name in names {
+                catalogue.find(kind, name).unwrap_or_else(|error| panic!("{error}"));
+            }
+        }
+        for entry in catalogue.entries() {
+            assert!(entry.facts.description.is_some(), "{}", entry.name);
+            if let Source::Download(download) = &entry.source {
+                assert_ne!(download.checksum, Checksum::None, "{}", entry.name);
+                assert!(download.urls.iter().all(|url| url.starts_with("https://")), "{}", entry.name);
+            }
+        }
+    }
+
+    #[test]
+    fn a_name_that_is_not_there_is_met_with_what_is() {
+        let catalogue = Catalogue::shipped();
+        let hint = |kind, name| catalogue.find(kind, name).unwrap_err().next_step().unwrap().to_owned();
+        assert!(hint(Kind::Image, "debian-21").contains("`debian-12`"));
+        assert!(hint(Kind::Image, "freebsd-15.1-disc1").contains("vmctl fetch iso freebsd-15.1-disc1"));
+        assert!(hint(Kind::Image, "zzz").contains("vmctl image list --all"));
+    }
+
+    #[test]
+    fn a_later_catalogue_takes_the_place_of_an_earlier_entry() {
+        let mut catalogue = Catalogue::shipped();
+        let before = catalogue.entries().len();
+        let text = format!("[[image]]\nname = 'debian-12'\nurls = ['https://mirror/x.qcow2']\nsha256 = '{}'\n", "a".repeat(64));
+        catalogue.add("ours.toml", &text).unwrap();
+        assert_eq!(catalogue.entries().len(), before);
+        assert_eq!(catalogue.find(Kind::Image, "debian-12").unwrap().catalogue, "ours.toml");
+    }
+
+    #[test]
+    fn mistakes_are_said_with_their_place() {
+        let url = "urls = ['https://x/y']\n";
+        for (text, expected) in [
+            ("[[image]]\nname = 'a'\n".to_owned(), "cat.toml:1:1: `a` has neither `urls` nor `build`"),
+            (format!("[[image]]\nname = 'a'\nurl = 'x'\n{url}"), "cat.toml:3:1: unknown field `url`"),
+            (format!("[[image]]\nname = '../a'\n{url}"), "cat.toml:1:1: `../a` is no name"),
+            ("[[image]]\nname = 'a'\nurls = ['ftp://x']\n".into(), "cat.toml:1:1: `ftp://x` is no URL"),
+            (format!("[[iso]]\nname = 'a'\n{url}sha256 = '12'\n"), "cat.toml:1:1: `sha256:12` is no checksum"),
+            (
+                format!("[[iso]]\nname = 'a'\n{url}checksums = 'http://x/SUMS'\n"),
+                "cat.toml:1:1: `http://x/SUMS` can be changed on its way",
+            ),
+            (format!("[[iso]]\nname = 'a'\n{url}[[iso]]\nname = 'a'\n{url}"), "cat.toml:4:1: iso `a` is there twice"),
+            (
+                format!("[[iso]]\nname = 'a'\n{url}checksums = 'https://x/S'\nsha256 = '{}'\n", "a".repeat(64)),
+                "cat.toml:1:1: `a` says in more than one way",
+            ),
+            ("[[image]]\nname = 'a'\nbuild = 'arch'\n".into(), "cat.toml:3:9: unknown variant `arch`"),
+            (
+                "[[image]]\nname = 'a'\nbuild = 'debian'\npackages = ['--x']\n".into(),
+                "cat.toml:1:1: `--x` is no name of a package",
+            ),
+            (format!("[[image]]\nname = 'a'\n{url}least_disk = '10'\n"), "cat.toml:1:1: size `10` has no unit"),
+            ("[[image]".into(), "cat.toml:1:"),
+        ] {
+            assert!(wrong(&text).starts_with(expected), "{}", wrong(&text));
+        }
+    }
+}

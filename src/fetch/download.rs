@@ -1,0 +1,309 @@
+//! Downloads a file: resumed after a cut, from mirrors in turn, hashed as it comes.
+//!
+//! What has come is kept in `KEY.part` with a note of where it came from (`KEY.json`), so that any later run goes on there.
+//! Only the bytes of one server's one file are put together: the rest comes with `If-Range`, or, where a digest is
+//! known that tells in the end, from any mirror whose file is as long. A whole file whose digest is wrong was put
+//! together of two, or damaged on the disk, if it was resumed: it is fetched once more from its start.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::digest::{Algorithm, Digest, Hasher};
+use super::error::{FetchError, Result};
+use super::net::{Have, Head, Net, Taker, Trouble};
+use super::progress::Job;
+use super::space::Room;
+use super::sparse::SparseWriter;
+
+/// What to download.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// Where it is, in the order in which they are tried.
+    pub urls: Vec<String>,
+    /// What it must be.
+    pub digest: Option<Digest>,
+    /// How long it must be.
+    pub size: Option<u64>,
+}
+
+/// Sees the bytes of a download as they come, from its start.
+pub trait Tap {
+    /// The download begins, or begins again.
+    fn restart(&mut self) -> Result<()>;
+    /// The next bytes.
+    fn bytes(&mut self, bytes: &[u8]) -> Result<()>;
+}
+
+/// A download that needs nothing but its file.
+#[derive(Debug, Default)]
+pub struct NoTap;
+
+impl Tap for NoTap {
+    fn restart(&mut self) -> Result<()> {
+        Ok(())
+    }
+    fn bytes(&mut self, _bytes: &[u8]) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// A finished download.
+#[derive(Debug)]
+pub struct Downloaded {
+    /// The digest of the file: the one that was asked for, or its SHA-256.
+    pub digest: Digest,
+    /// Its length.
+    pub size: u64,
+    /// Where it came from last.
+    pub url: String,
+}
+
+/// Where the part came from.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Origin {
+    url: String,
+    validator: Option<String>,
+    total: Option<u64>,
+}
+
+/// A file of which a part may be there.
+#[derive(Debug, Clone)]
+pub struct Part {
+    path: PathBuf,
+    note: PathBuf,
+}
+
+impl Part {
+    /// In a directory, under a name of its own.
+    pub fn new(directory: &Path, key: &str) -> Self {
+        Self { path: directory.join(format!("{key}.part")), note: directory.join(format!("{key}.json")) }
+    }
+    /// The bytes.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+    /// Forgets what is there.
+    pub fn discard(&self) {
+        let _ = std::fs::remove_file(&self.path);
+        let _ = std::fs::remove_file(&self.note);
+    }
+    fn origin(&self) -> Option<Origin> {
+        serde_json::from_slice(&std::fs::read(&self.note).ok()?).ok()
+    }
+    /// A note that is lost or torn costs a new start and nothing else.
+    fn remember(&self, origin: &Origin) -> Result<()> {
+        let text = serde_json::to_vec(origin).expect("plain fields");
+        std::fs::write(&self.note, text).map_err(|error| FetchError::io("write", &self.note, error))
+    }
+}
+
+/// A download under way.
+struct Run<'a> {
+    wanted: &'a Wanted,
+    part: &'a Part,
+    file: File,
+    room: &'a Room,
+    job: &'a Job<'a>,
+    tap: &'a mut dyn Tap,
+    origin: Origin,
+    /// Bytes in the file, hashed and seen by the tap.
+    done: u64,
+    hasher: Hasher,
+    resumed: bool,
+}
+
+/// Downloads into `part`, which holds the whole file afterwards.
+pub fn download(net: &Net, wanted: &Wanted, part: &Part, room: &Room, job: &Job<'_>, tap: &mut dyn Tap) -> Result<Downloaded> {
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o644).open(&part.path);
+    let file = file.map_err(|error| FetchError::io("open", &part.path, error))?;
+    let hasher = Hasher::new(wanted.digest.as_ref().map_or(Algorithm::Sha256, Digest::algorithm));
+    let mut run = Run { wanted, part, file, room, job, tap, origin: Origin::default(), done: 0, hasher, resumed: false };
+    run.take_up()?;
+    let mut failures: Vec<FetchError> = Vec::new();
+    for url in &wanted.urls {
+        match run.from(net, url) {
+            Ok(downloaded) => return Ok(downloaded),
+            Err(Trouble::Ours(error)) => return Err(error),
+            Err(Trouble::Passing(error) | Trouble::Changed(error) | Trouble::Lasting(error)) => {
+                if wanted.urls.len() > 1 {
+                    job.note(&with_cause(&error));
+                }
+                failures.push(error);
+            }
+        }
+    }
+    let last = failures.pop().unwrap_or_else(|| FetchError::user("there is no place to download it from"));
+    Err(if failures.is_empty() { last } else { last.within(format!("none of {} mirrors has it whole", wanted.urls.len())) })
+}
+
+fn with_cause(error: &FetchError) -> String {
+    std::error::Error::source(error).map_or(error.to_string(), |cause| format!("{error}: {cause}"))
+}
+
+/// The answer of one server.
+struct FromOne<'r, 'a> {
+    run: &'r mut Run<'a>,
+    url: &'r str,
+}
+
+impl Taker for FromOne<'_, '_> {
+    fn begin(&mut self, head: &Head) -> std::result::Result<(), Trouble> {
+        self.run.begin(self.url, head)
+    }
+    fn piece(&mut self, piece: &[u8]) -> std::result::Result<(), Trouble> {
+        self.run.piece(piece).map_err(Trouble::Ours)
+    }
+}
+
+impl Run<'_> {
+    /// Takes up what an earlier run has left.
+    fn take_up(&mut self) -> Result<()> {
+        let len = self.file.metadata().map_err(|error| FetchError::io("look at", &self.part.path, error))?.len();
+        let origin = self.part.origin().filter(|origin| origin.total.is_none_or(|total| len <= total));
+        let fits = self.wanted.size.is_none_or(|size| len <= size);
+        let known = |origin: &Origin| self.wanted.urls.contains(&origin.url) || self.wanted.digest.is_some();
+        match origin.filter(|origin| len > 0 && fits && known(origin)) {
+            Some(origin) => self.origin = origin,
+            None => return self.restart(),
+        }
+        self.tap.restart()?;
+        self.job.step("reading what is here already", Some(len), 0);
+        let mut buffer = vec![0; 256 << 10];
+        while self.done < len {
+            self.job.check()?;
+            let n = self.file.read_at(&mut buffer, self.done);
+            match n {
+                Ok(0) => break,
+                Ok(n) => {
+                    self.hasher.update(&buffer[..n]);
+                    self.tap.bytes(&buffer[..n])?;
+                    self.done += n as u64;
+                    self.job.at(self.done);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(FetchError::io("read", &self.part.path, error)),
+            }
+        }
+        self.resumed = true;
+        Ok(())
+    }
+
+    /// Begins the file again.
+    fn restart(&mut self) -> Result<()> {
+        self.file.set_len(0).map_err(|error| FetchError::io("empty", &self.part.path, error))?;
+        self.hasher = Hasher::new(self.wanted.digest.as_ref().map_or(Algorithm::Sha256, Digest::algorithm));
+        (self.done, self.resumed, self.origin) = (0, false, Origin::default());
+        self.tap.restart()
+    }
+
+    /// Tries one server until it has sent everything or will not do.
+    fn from(&mut self, net: &Net, url: &str) -> std::result::Result<Downloaded, Trouble> {
+        let mut tries = 0;
+        loop {
+            let before = self.done;
+            let trouble = match self.once(net, url) {
+                Ok(()) => match self.verify(url) {
+                    Ok(downloaded) => return Ok(downloaded),
+                    Err(trouble) => trouble,
+                },
+                Err(trouble) => trouble,
+            };
+            let error = match trouble {
+                Trouble::Passing(error) => error,
+                Trouble::Changed(error) => {
+                    self.restart().map_err(Trouble::Ours)?;
+                    error
+                }
+                lasting => return Err(lasting),
+            };
+            tries = if self.done > before { 1 } else { tries + 1 };
+            if tries >= net.patience.tries {
+                return Err(Trouble::Lasting(error));
+            }
+            self.job.note(&format!("{}; trying again", with_cause(&error)));
+            net.pause(tries, self.job).map_err(Trouble::Ours)?;
+        }
+    }
+
+    /// One request, for what is missing.
+    fn once(&mut self, net: &Net, url: &str) -> std::result::Result<(), Trouble> {
+        let same = self.origin.url == url;
+        let complete = self.done > 0 && self.origin.total == Some(self.done);
+        if complete && (same || self.wanted.digest.is_some()) {
+            return Ok(());
+        }
+        let validator = if same { self.origin.validator.clone() } else { None };
+        // Without a validator, the total of the answer must be the one that is known.
+        let trusting = self.wanted.digest.is_some() && self.origin.total.is_some();
+        let have = Have { bytes: self.done, validator, trusting };
+        let job = self.job;
+        net.get(url, &have, job, &mut FromOne { run: self, url })?;
+        match self.origin.total {
+            Some(total) if self.done < total => {
+                Err(Trouble::Passing(FetchError::host(format!("`{url}`: the server sent {} of {total} bytes", self.done))))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn begin(&mut self, url: &str, head: &Head) -> std::result::Result<(), Trouble> {
+        if let (Some(wanted), Some(total)) = (self.wanted.size, head.total)
+            && wanted != total
+        {
+            let message = format!("`{url}` is of {total} bytes, and should be of {wanted}");
+            return Err(Trouble::Lasting(FetchError::host(message)));
+        }
+        let other_file = head.start > 0 && self.origin.total.zip(head.total).is_some_and(|(known, said)| known != said);
+        if head.start != self.done || other_file {
+            if self.done > 0 {
+                self.job.note(&format!("`{url}` cannot go on where the download was cut; it begins again"));
+            }
+            self.restart().map_err(Trouble::Ours)?;
+            if head.start > 0 {
+                return Err(Trouble::Changed(FetchError::host(format!("`{url}`: the file has changed"))));
+            }
+        }
+        self.resumed |= head.start > 0;
+        let total = head.total.or(self.wanted.size);
+        self.origin = Origin { url: url.to_owned(), validator: head.validator.clone(), total };
+        if let Some(total) = total {
+            self.room.need(total.saturating_sub(self.done)).map_err(Trouble::Ours)?;
+        }
+        self.part.remember(&self.origin).map_err(Trouble::Ours)?;
+        self.job.step("downloading", total, self.done);
+        Ok(())
+    }
+
+    fn piece(&mut self, piece: &[u8]) -> Result<()> {
+        let mut writer = SparseWriter::at(&self.file, self.room, self.done);
+        writer.write(piece)?;
+        self.hasher.update(piece);
+        self.tap.bytes(piece)?;
+        self.done += piece.len() as u64;
+        self.job.at(self.done);
+        Ok(())
+    }
+
+    /// Holds a whole file to what it must be.
+    fn verify(&mut self, url: &str) -> std::result::Result<Downloaded, Trouble> {
+        SparseWriter::at(&self.file, self.room, self.done).finish().map_err(Trouble::Ours)?;
+        let digest = self.hasher.clone().finish();
+        let wrong = match (&self.wanted.digest, self.wanted.size) {
+            (_, Some(size)) if size != self.done => Some(format!("`{url}` is of {} bytes, and should be of {size}", self.done)),
+            (Some(wanted), _) if *wanted != digest => Some(format!("`{url}` has the {digest}, and should have {wanted}")),
+            _ => None,
+        };
+        let Some(wrong) = wrong else {
+            return Ok(Downloaded { digest, size: self.done, url: url.to_owned() });
+        };
+        let resumed = self.resumed;
+        self.restart().map_err(Trouble::Ours)?;
+        let error =
+            FetchError::host(wrong).hint("the file was changed after its checksum was published, or on the way; it was not kept");
+        Err(if resumed { Trouble::Passing(error) } else { Trouble::Lasting(error) })
+    }
+}

@@ -1,0 +1,664 @@
+//! From a name, a URL or a path to a verified file: the way through this part.
+//!
+//! A name that is in the cache is answered without the net and without a catalogue. What is downloaded is hashed and
+//! unpacked while it comes, and becomes an object of the cache only once its digest is right. A path to a raw image is
+//! its own answer; any other image is converted into the cache, once as long as the file does not change.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock};
+use std::time::Duration;
+
+use super::build::{DISK, INITRD, KERNEL};
+use super::cache::{Cache, Lease, Object, Record, Seal, Stored, Work, now_unix, write_whole};
+use super::catalogue::{self, Build, Catalogue, Checksum, Download, Entry, Facts, Kind, Source, check_name};
+use super::digest::{Algorithm, Digest};
+use super::download::{Downloaded, Part, Wanted, download};
+use super::error::{Fault, FetchError, Result};
+use super::image::{self, FileStorage, Format, Storage};
+use super::net::{Net, Patience};
+use super::progress::{Job, Progress};
+use super::space::Room;
+use super::tap::Unpacker;
+use super::{signify, sparse, sums, unpack};
+
+/// A catalogue of the host file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CatalogueSource {
+    /// Its name.
+    pub id: String,
+    /// An https URL, or an absolute path.
+    pub at: String,
+}
+
+/// What is wanted.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// What it is.
+    pub kind: Kind,
+    /// A name of the catalogue or the cache, a URL, or a path (with a slash).
+    pub what: String,
+    /// The name that it gets in the cache, instead of the obvious one.
+    pub name: Option<String>,
+    /// What it must be: for a URL, and for a name instead of the catalogue's.
+    pub checksum: Option<Digest>,
+    /// A checksum file, for a URL.
+    pub checksum_file: Option<String>,
+    /// Whether it may come without any checksum.
+    pub allow_unverified: bool,
+    /// Whether the publisher is asked for a newer one.
+    pub refresh: bool,
+    /// How the disk is stored, where its contents must not be asked.
+    pub format: Option<Format>,
+}
+
+impl Request {
+    /// Of that kind, by name, URL or path.
+    pub fn new(kind: Kind, what: impl Into<String>) -> Self {
+        let what = what.into();
+        Self {
+            kind,
+            what,
+            name: None,
+            checksum: None,
+            checksum_file: None,
+            allow_unverified: false,
+            refresh: false,
+            format: None,
+        }
+    }
+}
+
+/// What was wanted, on this host.
+#[derive(Debug)]
+pub struct Obtained {
+    /// What it is.
+    pub kind: Kind,
+    /// Its name.
+    pub name: String,
+    /// A raw disk image, an ISO, or a firmware. Not to be written to.
+    pub path: PathBuf,
+    /// Bytes of the disk or file.
+    pub size_bytes: u64,
+    /// A kernel that belongs to it.
+    pub kernel: Option<PathBuf>,
+    /// An initial RAM disk that belongs to it.
+    pub initrd: Option<PathBuf>,
+    /// What the catalogue knows of it.
+    pub facts: Facts,
+    /// The checksum that it was held to.
+    pub verified: Option<Digest>,
+    /// Whether it was fetched just now.
+    pub fresh: bool,
+    /// Keeps it from being removed while it is used; `None` for a file of the user's own.
+    pub lease: Option<Lease>,
+}
+
+impl Obtained {
+    fn stored(stored: Stored, lease: Lease, fresh: bool) -> Self {
+        Self {
+            kind: stored.record.kind,
+            name: stored.record.name,
+            path: stored.path,
+            size_bytes: stored.size_bytes,
+            kernel: stored.kernel,
+            initrd: stored.initrd,
+            facts: stored.record.facts,
+            verified: stored.record.verified,
+            fresh,
+            lease: Some(lease),
+        }
+    }
+}
+
+/// Age at which the copy of a catalogue from the net is fetched anew.
+const CATALOGUE_AGE: Duration = Duration::from_secs(24 * 3600);
+
+/// Fetches. Several threads may share one.
+pub struct Fetcher<'a> {
+    cache: Cache,
+    sources: Vec<CatalogueSource>,
+    progress: &'a dyn Progress,
+    patience: Patience,
+    net: Mutex<Option<Net>>,
+    catalogue: OnceLock<Catalogue>,
+}
+
+impl<'a> Fetcher<'a> {
+    /// Into the cache at `cache_dir`, by the shipped catalogue and those of the host file.
+    pub fn open(cache_dir: &Path, sources: Vec<CatalogueSource>, progress: &'a dyn Progress) -> Result<Self> {
+        let cache = Cache::open(cache_dir)?;
+        Ok(Self { cache, sources, progress, patience: Patience::default(), net: Mutex::new(None), catalogue: OnceLock::new() })
+    }
+
+    /// With another patience with servers.
+    pub fn patience(mut self, patience: Patience) -> Self {
+        self.patience = patience;
+        self
+    }
+
+    /// Where it all goes.
+    pub fn cache(&self) -> &Cache {
+        &self.cache
+    }
+
+    /// TLS is set up when it is first needed.
+    fn net(&self) -> Result<Net> {
+        let mut net = self.net.lock().expect("nothing panics while it is held");
+        if let Some(net) = &*net {
+            return Ok(net.clone());
+        }
+        let made = Net::new(self.patience)?;
+        *net = Some(made.clone());
+        Ok(made)
+    }
+
+    /// All catalogues together; those from the net at most a day old, or as they were when the net is not there.
+    pub fn catalogue(&self) -> Result<&Catalogue> {
+        if let Some(catalogue) = self.catalogue.get() {
+            return Ok(catalogue);
+        }
+        let mut catalogue = Catalogue::shipped();
+        for source in &self.sources {
+            let (label, text) = self.read_catalogue(source)?;
+            catalogue.add(&label, &text)?;
+        }
+        Ok(self.catalogue.get_or_init(|| catalogue))
+    }
+
+    fn read_catalogue(&self, source: &CatalogueSource) -> Result<(String, String)> {
+        if !source.at.starts_with("https://") {
+            let path = Path::new(&source.at);
+            let text = fs::read_to_string(path);
+            let text = text.map_err(|error| FetchError::io("read the catalogue", path, error))?;
+            return Ok((source.at.clone(), text));
+        }
+        let copy = self.cache.catalogue_file(&source.id);
+        let age = fs::metadata(&copy).and_then(|metadata| metadata.modified()).ok().and_then(|at| at.elapsed().ok());
+        if let (Some(age), Ok(text)) = (age, fs::read_to_string(&copy))
+            && age < CATALOGUE_AGE
+        {
+            return Ok((source.at.clone(), text));
+        }
+        let job = Job::new(&source.id, self.progress);
+        let fetched = self.net().and_then(|net| net.small(&source.at, catalogue::MAX_BYTES, &job)).and_then(|text| {
+            // A text that is no catalogue does not take the place of one that is.
+            Catalogue::default().add(&source.at, &text)?;
+            Ok(text)
+        });
+        match (fetched, fs::read_to_string(&copy)) {
+            (Ok(text), _) => {
+                write_whole(&copy, text.as_bytes()).map_err(|error| FetchError::io("write", &copy, error))?;
+                Ok((source.at.clone(), text))
+            }
+            (Err(error), Ok(text)) if error.fault() != Fault::Interrupted => {
+                job.note(&format!("catalogue `{}` could not be fetched ({error}); its last copy is used", source.id));
+                Ok((source.at.clone(), text))
+            }
+            (Err(error), _) => Err(error.within(format!("catalogue `{}` could not be fetched", source.id))),
+        }
+    }
+
+    /// Makes what is wanted be there.
+    pub fn obtain(&self, request: &Request) -> Result<Obtained> {
+        if let Some(name) = &request.name {
+            check_name(name)?;
+        }
+        if request.what.contains("://") {
+            return self.from_url(request);
+        }
+        if request.what.contains('/') {
+            return self.from_path(request);
+        }
+        let name = request.name.as_deref().unwrap_or(&request.what);
+        if !request.refresh
+            && let Some((stored, lease)) = self.cache.find(request.kind, name)?
+            && request.checksum.as_ref().is_none_or(|wanted| stored.record.verified.as_ref() == Some(wanted))
+        {
+            return Ok(Obtained::stored(stored, lease, false));
+        }
+        let entry = self.catalogue()?.find(request.kind, &request.what)?;
+        let job = Job::new(name, self.progress);
+        match &entry.source {
+            Source::Download(download) => self.by_download(request, name, download, &entry.facts, &job),
+            Source::Build(build) => self.by_building(request, name, entry, build, &job),
+        }
+        .map_err(|error| about(error, entry.kind, name))
+    }
+
+    fn from_url(&self, request: &Request) -> Result<Obtained> {
+        catalogue::check_url(&request.what)?;
+        let name = match &request.name {
+            Some(name) => name.clone(),
+            None => name_of(&request.what).ok_or_else(|| {
+                FetchError::user(format!("`{}` does not end in a name", request.what)).hint("give it one with `--name`")
+            })?,
+        };
+        if !request.refresh
+            && let Some((stored, lease)) = self.cache.find(request.kind, &name)?
+        {
+            let same = request.checksum.as_ref().is_none_or(|wanted| stored.record.verified.as_ref() == Some(wanted));
+            if stored.record.source == request.what && same {
+                return Ok(Obtained::stored(stored, lease, false));
+            }
+            if stored.record.source != request.what {
+                return Err(FetchError::user(format!(
+                    "{} `{name}` is there already, from `{}`",
+                    request.kind.name(),
+                    stored.record.source
+                ))
+                .hint("give this one another name with `--name`, or replace that one with `--refresh`"));
+            }
+        }
+        let checksum = match &request.checksum_file {
+            Some(url) => {
+                catalogue::check_url(url)?;
+                if !url.starts_with("https://") {
+                    return Err(
+                        FetchError::user(format!("`{url}` can be changed on its way")).hint("take the checksum file over https")
+                    );
+                }
+                Checksum::File { url: url.clone(), name: file_of(&request.what).to_owned(), signify_key: None }
+            }
+            None => Checksum::None,
+        };
+        let download = Download { urls: vec![request.what.clone()], checksum, size: None, format: request.format, member: None };
+        let job = Job::new(&name, self.progress);
+        self.by_download(request, &name, &download, &Facts::default(), &job).map_err(|error| about(error, request.kind, &name))
+    }
+
+    /// A path: a raw image is its own answer, another is converted once.
+    fn from_path(&self, request: &Request) -> Result<Obtained> {
+        let path = fs::canonicalize(&request.what).map_err(|error| FetchError::io("use", Path::new(&request.what), error))?;
+        let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or("local");
+        let storage = FileStorage::open(&path)?;
+        if self.is_usable_as_it_is(request, &storage)? {
+            check_contents(request.kind, &storage, &path)?;
+            self.held_to(request, &path)?;
+            return Ok(Obtained {
+                kind: request.kind,
+                name: stem.to_owned(),
+                size_bytes: storage.len(),
+                path,
+                kernel: None,
+                initrd: None,
+                facts: Facts::default(),
+                verified: request.checksum.clone(),
+                fresh: false,
+                lease: None,
+            });
+        }
+        // One name for one path, whatever else has the same file name.
+        let mark = Digest::of(Algorithm::Sha256, path.as_os_str().as_encoded_bytes());
+        let name = format!("{}-{}", name_of(stem).unwrap_or_else(|| "local".into()), &mark.hex()[..8]);
+        self.import(&Request { name: Some(name), ..request.clone() })
+    }
+
+    fn is_usable_as_it_is(&self, request: &Request, storage: &FileStorage) -> Result<bool> {
+        let mut head = [0; 512];
+        let n = storage.read_at(&mut head, 0).map_err(|error| FetchError::host("cannot read the image").because(error))?;
+        match request.format {
+            Some(format) => Ok(format == Format::Raw),
+            None if unpack::is_packed(&head[..n]) => Ok(false),
+            None if request.kind == Kind::Image => Ok(image::probe(storage)? == Format::Raw),
+            None => Ok(true),
+        }
+    }
+
+    fn held_to(&self, request: &Request, path: &Path) -> Result<()> {
+        let Some(wanted) = &request.checksum else { return Ok(()) };
+        let job = Job::new(&request.what, self.progress);
+        job.step("checking", fs::metadata(path).ok().map(|metadata| metadata.len()), 0);
+        let found = sparse::whole_file(path, wanted.algorithm(), &job)?;
+        if found == *wanted { Ok(()) } else { Err(wrong_digest(&path.display().to_string(), &found, wanted)) }
+    }
+
+    /// Takes a file of this host into the cache, under `request.name` or its own.
+    pub fn import(&self, request: &Request) -> Result<Obtained> {
+        let path = fs::canonicalize(&request.what).map_err(|error| FetchError::io("import", Path::new(&request.what), error))?;
+        let name = match &request.name {
+            Some(name) => name.clone(),
+            None => name_of(&path.to_string_lossy()).ok_or_else(|| {
+                FetchError::user(format!("`{}` has no name that can be kept", path.display())).hint("give it one with `--name`")
+            })?,
+        };
+        check_name(&name)?;
+        let metadata = fs::metadata(&path).map_err(|error| FetchError::io("import", &path, error))?;
+        if !metadata.is_file() {
+            return Err(FetchError::user(format!("`{}` is no file", path.display())));
+        }
+        let stamp = format!("{} {}.{:09} {}", metadata.len(), metadata.mtime(), metadata.mtime_nsec(), metadata.ino());
+        let source = path.display().to_string();
+        if let Some((stored, lease)) = self.cache.find(request.kind, &name)? {
+            if stored.record.source == source && stored.record.stamp.as_ref() == Some(&stamp) && request.checksum.is_none() {
+                return Ok(Obtained::stored(stored, lease, false));
+            }
+            if stored.record.source != source && !request.refresh {
+                return Err(FetchError::user(format!(
+                    "{} `{name}` is there already, from `{}`",
+                    request.kind.name(),
+                    stored.record.source
+                ))
+                .hint("give this one another name with `--name`, or replace that one with `--refresh`"));
+            }
+        }
+        let label = name.clone();
+        let job = Job::new(&label, self.progress);
+        job.step("reading", Some(metadata.len()), 0);
+        let algorithm = request.checksum.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
+        let digest = sparse::whole_file(&path, algorithm, &job)?;
+        if let Some(wanted) = request.checksum.as_ref().filter(|wanted| **wanted != digest) {
+            return Err(wrong_digest(&source, &digest, wanted));
+        }
+        let key = key_of(&digest, None, request.format);
+        let _claim = self.claim(&key, &job)?;
+        if !self.cache.has(&key) {
+            let work = self.cache.work(&key)?;
+            let room = Room::at(self.cache.dir());
+            let unpacked = self.unpack_file(&path, &work, &room, &job)?;
+            let made = Made { unpacked, plain: &path, may_move: false, digest: &digest };
+            let object = self.assemble(request.kind, request.format, &work, made, &room, &job)?;
+            self.cache.commit(work, &key, &object)?;
+        }
+        let record = Record {
+            kind: request.kind,
+            name,
+            object: key,
+            source,
+            stamp: Some(stamp),
+            verified: request.checksum.clone(),
+            fetched_unix: now_unix(),
+            facts: Facts::default(),
+        };
+        self.conclude(&record)
+    }
+
+    fn unpack_file(&self, path: &Path, work: &Work, room: &Room, job: &Job<'_>) -> Result<Option<PathBuf>> {
+        let mut head = [0; 512];
+        let storage = FileStorage::open(path)?;
+        let n = storage.read_at(&mut head, 0).map_err(|error| FetchError::io("read", path, error))?;
+        if !unpack::is_packed(&head[..n]) {
+            return Ok(None);
+        }
+        job.step("unpacking", None, 0);
+        let target = work.path("unpacked");
+        let (file, stream) =
+            (sparse::create(&target)?, fs::File::open(path).map_err(|error| FetchError::io("open", path, error))?);
+        unpack::unpack(Box::new(stream), None, &mut |stream| sparse::copy(stream, &file, room, job))?;
+        Ok(Some(target))
+    }
+
+    fn claim(&self, key: &str, job: &Job<'_>) -> Result<fs::File> {
+        let told = std::cell::Cell::new(false);
+        self.cache.claim(key, &|| {
+            if !told.replace(true) {
+                job.note("another command fetches the same; waiting for it");
+            }
+            job.check()
+        })
+    }
+
+    fn conclude(&self, record: &Record) -> Result<Obtained> {
+        self.cache.name(record)?;
+        let found = self.cache.find(record.kind, &record.name)?;
+        let (stored, lease) = found.ok_or_else(|| FetchError::host(format!("`{}` was removed in this instant", record.name)))?;
+        Ok(Obtained::stored(stored, lease, true))
+    }
+
+    fn by_download(&self, request: &Request, name: &str, wanted: &Download, facts: &Facts, job: &Job<'_>) -> Result<Obtained> {
+        let digest = match &request.checksum {
+            Some(digest) => Some(digest.clone()),
+            None => self.checksum(&wanted.checksum, job)?,
+        };
+        if digest.is_none() && !request.allow_unverified {
+            return Err(FetchError::user("there is no checksum to hold it to")
+                .hint("give `--checksum` or `--checksum-file`; `--insecure-no-checksum` takes whatever comes"));
+        }
+        let format = request.format.or(wanted.format);
+        let part_key = match &digest {
+            Some(digest) => digest.file_stem(),
+            None => format!("url-{}", Digest::of(Algorithm::Sha256, wanted.urls[0].as_bytes()).hex()),
+        };
+        let _claim = self.claim(&part_key, job)?;
+        let known = digest.as_ref().map(|digest| key_of(digest, wanted.member.as_deref(), format));
+        let (key, source) = match known.filter(|key| self.cache.has(key)) {
+            Some(key) => (key, wanted.urls[0].clone()),
+            None => self.download(request.kind, wanted, format, &digest, &part_key, job)?,
+        };
+        let record = Record {
+            kind: request.kind,
+            name: name.to_owned(),
+            object: key,
+            source,
+            stamp: None,
+            verified: digest,
+            fetched_unix: now_unix(),
+            facts: facts.clone(),
+        };
+        self.conclude(&record)
+    }
+
+    /// Downloads, unpacks and converts. Returns the object's key, and where it came from.
+    fn download(
+        &self,
+        kind: Kind,
+        wanted: &Download,
+        format: Option<Format>,
+        digest: &Option<Digest>,
+        part_key: &str,
+        job: &Job<'_>,
+    ) -> Result<(String, String)> {
+        let work = self.cache.work(part_key)?;
+        let room = Room::at(self.cache.dir());
+        let part = Part::new(&self.cache.partial_dir(), part_key);
+        let mut tap = Unpacker::new(work.path("unpacked"), wanted.member.clone(), self.cache.dir());
+        let what = Wanted { urls: wanted.urls.clone(), digest: digest.clone(), size: wanted.size };
+        let Downloaded { digest: found, url, .. } = download(&self.net()?, &what, &part, &room, job, &mut tap)?;
+        let unpacked = tap.finish(job);
+        let made = unpacked.and_then(|unpacked| {
+            let made = Made { unpacked, plain: part.path(), may_move: true, digest: &found };
+            self.assemble(kind, format, &work, made, &room, job)
+        });
+        let object = made.inspect_err(|error| {
+            // What is whole and yet of no use would be found again by the next run.
+            if error.fault() == Fault::User {
+                part.discard();
+            }
+        })?;
+        let key = key_of(&found, wanted.member.as_deref(), format);
+        self.cache.commit(work, &key, &object)?;
+        part.discard();
+        Ok((key, url))
+    }
+
+    fn checksum(&self, checksum: &Checksum, job: &Job<'_>) -> Result<Option<Digest>> {
+        match checksum {
+            Checksum::None => Ok(None),
+            Checksum::Known(digest) => Ok(Some(digest.clone())),
+            Checksum::File { url, name, signify_key } => {
+                job.step("asking for the checksum", None, 0);
+                let text = self.net()?.small(url, sums::MAX_BYTES, job)?;
+                let within = |error: FetchError| error.within(format!("`{url}` is of no use"));
+                let signed = match signify_key {
+                    Some(key) => signify::open(&text, key).map_err(within)?,
+                    None => &text,
+                };
+                sums::find(signed, name).map(Some).map_err(within)
+            }
+        }
+    }
+
+    /// Makes the object's file in `work` out of what was unpacked or came plain.
+    fn assemble(
+        &self,
+        kind: Kind,
+        format: Option<Format>,
+        work: &Work,
+        made: Made<'_>,
+        room: &Room,
+        job: &Job<'_>,
+    ) -> Result<Object> {
+        let name = match kind {
+            Kind::Image => "disk.raw",
+            Kind::Iso => "medium.iso",
+            Kind::Firmware => "firmware.fd",
+        };
+        let target = work.path(name);
+        let from = made.unpacked.as_deref().unwrap_or(made.plain);
+        let storage = FileStorage::open(from)?;
+        let found = match (kind, format) {
+            (Kind::Iso | Kind::Firmware, _) => Format::Raw,
+            (Kind::Image, Some(Format::Raw)) => Format::Raw,
+            (Kind::Image, wanted) => {
+                let found = image::probe(&storage)?;
+                if let Some(wanted) = wanted.filter(|wanted| *wanted != found) {
+                    return Err(FetchError::user(format!("the image is {}, and should be {}", found.name(), wanted.name())));
+                }
+                found
+            }
+        };
+        let (len, mut as_it_came) = (storage.len(), false);
+        if found != Format::Raw {
+            let beside = if made.unpacked.is_none() { from.parent() } else { None };
+            let disk = image::open(found, Box::new(storage), beside)?;
+            job.step("converting", Some(disk.size()), 0);
+            let file = sparse::create(&target)?;
+            file.set_len(disk.size()).map_err(|error| FetchError::io("grow", &target, error))?;
+            image::convert(disk.as_ref(), &file, image::threads(), room, job)?;
+        } else {
+            check_contents(kind, &storage, from)?;
+            if made.unpacked.is_some() || made.may_move {
+                fs::rename(from, &target).map_err(|error| FetchError::io("move", from, error))?;
+                as_it_came = made.unpacked.is_none();
+            } else {
+                job.step("copying", Some(len), 0);
+                let mut stream = fs::File::open(from).map_err(|error| FetchError::io("open", from, error))?;
+                sparse::copy(&mut stream, &sparse::create(&target)?, room, job)?;
+            }
+        }
+        if let Some(path) = made.unpacked.filter(|path| path.exists()) {
+            let _ = fs::remove_file(path);
+        }
+        let size_bytes = fs::metadata(&target).map_err(|error| FetchError::io("look at", &target, error))?.len();
+        let seal = if as_it_came {
+            Seal::Bytes(made.digest.clone())
+        } else {
+            job.step("sealing", Some(size_bytes), 0);
+            Seal::Contents(sparse::contents(&target, job)?)
+        };
+        Ok(Object { file: name.to_owned(), seal, size_bytes, kernel: None, initrd: None })
+    }
+
+    fn by_building(&self, request: &Request, name: &str, entry: &Entry, build: &Build, job: &Job<'_>) -> Result<Obtained> {
+        if request.checksum.is_some() {
+            return Err(FetchError::user("an image that is built here has no checksum to be held to"));
+        }
+        let key = build.key();
+        let _claim = self.claim(&key, job)?;
+        if request.refresh || !self.cache.has(&key) {
+            build.check()?;
+            let work = self.cache.work(&key)?;
+            build.run(work.dir(), job)?;
+            let file = "disk.raw";
+            let disk = work.path(file);
+            fs::rename(work.path(DISK), &disk).map_err(|error| FetchError::io("move", &disk, error))?;
+            let beside = |name: &str| work.path(name).is_file().then(|| name.to_owned());
+            let size_bytes = fs::metadata(&disk).map_err(|error| FetchError::io("look at", &disk, error))?.len();
+            job.step("sealing", Some(size_bytes), 0);
+            let seal = Seal::Contents(sparse::contents(&disk, job)?);
+            let object = Object { file: file.into(), seal, size_bytes, kernel: beside(KERNEL), initrd: beside(INITRD) };
+            if request.refresh {
+                self.cache.replace(work, &key, &object)?;
+            } else {
+                self.cache.commit(work, &key, &object)?;
+            }
+        }
+        let record = Record {
+            kind: entry.kind,
+            name: name.to_owned(),
+            object: key,
+            source: "built on this host".into(),
+            stamp: None,
+            verified: None,
+            fetched_unix: now_unix(),
+            facts: entry.facts.clone(),
+        };
+        self.conclude(&record)
+    }
+}
+
+/// What a download or a file has become so far.
+struct Made<'a> {
+    /// What was in it, where it was packed.
+    unpacked: Option<PathBuf>,
+    /// The file as it came.
+    plain: &'a Path,
+    /// Whether that is ours to move.
+    may_move: bool,
+    digest: &'a Digest,
+}
+
+fn wrong_digest(what: &str, found: &Digest, wanted: &Digest) -> FetchError {
+    FetchError::user(format!("`{what}` has the {found}, and should have {wanted}"))
+}
+
+fn about(error: FetchError, kind: Kind, name: &str) -> FetchError {
+    if error.fault() == Fault::Interrupted {
+        error
+    } else {
+        error.within(format!("{} `{name}` could not be fetched", kind.name()))
+    }
+}
+
+/// The same download can hold several things.
+fn key_of(digest: &Digest, member: Option<&str>, format: Option<Format>) -> String {
+    match (member, format) {
+        (None, None | Some(Format::Qcow2 | Format::Vmdk | Format::Vhd)) => digest.file_stem(),
+        (member, format) => {
+            let text = format!("{}\n{}", member.unwrap_or_default(), format.map_or("", Format::name));
+            format!("{}-{}", digest.file_stem(), &Digest::of(Algorithm::Sha256, text.as_bytes()).hex()[..8])
+        }
+    }
+}
+
+/// The file that a URL names.
+fn file_of(url: &str) -> &str {
+    let path = url.split(['?', '#']).next().unwrap_or(url);
+    path.rsplit('/').next().unwrap_or(path)
+}
+
+/// A name for the cache out of a URL or a path.
+fn name_of(place: &str) -> Option<String> {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | '+') { c } else { '-' };
+    let name: String = file_of(place).chars().map(plain).take(60).collect();
+    let name = name.trim_start_matches(|c: char| !c.is_ascii_alphanumeric()).to_owned();
+    check_name(&name).is_ok().then_some(name)
+}
+
+/// An installation medium is a file system that a CD has: ISO 9660 (ECMA-119, 8.1) or UDF (ECMA-167, 2/9.1), whose descriptors begin
+/// at byte 32768.
+fn check_contents(kind: Kind, storage: &dyn Storage, path: &Path) -> Result<()> {
+    let mut mark = [0; 5];
+    let n = storage.read_at(&mut mark, 32769).map_err(|error| FetchError::io("read", path, error))?;
+    if storage.is_empty() {
+        return Err(FetchError::user(format!("the {} is empty", kind.name())));
+    }
+    if kind == Kind::Iso && !matches!(&mark[..n], b"CD001" | b"BEA01") {
+        return Err(FetchError::user("it is no ISO 9660 image").hint("a disk image is fetched with `vmctl fetch image`"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_come_from_the_ends_of_urls_and_paths() {
+        assert_eq!(name_of("https://x/y/disk.qcow2?token=1").as_deref(), Some("disk.qcow2"));
+        assert_eq!(name_of("/a/b c.raw").as_deref(), Some("b-c.raw"));
+        assert_eq!(name_of("https://x/"), None);
+        assert_eq!(file_of("https://x/a%2b.img#frag"), "a%2b.img");
+    }
+}

@@ -1,0 +1,88 @@
+//! Free space, known before it is used: a full disk is said before it is full.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::error::{FetchError, Result};
+use crate::units::ByteSize;
+
+/// What is left to the rest of the host.
+const RESERVE: u64 = 64 << 20;
+/// Bytes after which the file system is asked again.
+const INTERVAL: u64 = 64 << 20;
+
+/// The room for one file.
+#[derive(Debug)]
+pub struct Room {
+    /// The directory that it is in; `None` when nothing bounds it.
+    place: Option<PathBuf>,
+    /// Bytes that may be written before the file system is asked again.
+    left: AtomicU64,
+}
+
+impl Room {
+    /// In a directory.
+    pub fn at(place: &Path) -> Self {
+        Self { place: Some(place.to_owned()), left: AtomicU64::new(0) }
+    }
+    /// For sinks that take no space.
+    pub fn unbounded() -> Self {
+        Self { place: None, left: AtomicU64::new(u64::MAX) }
+    }
+    /// Refuses what is known not to fit.
+    pub fn need(&self, bytes: u64) -> Result<()> {
+        let Some(place) = &self.place else { return Ok(()) };
+        let free = free(place).map_err(|error| FetchError::io("look at the free space of", place, error))?;
+        if bytes.saturating_add(RESERVE) > free { Err(full(place, bytes, free)) } else { Ok(()) }
+    }
+    /// Says that `bytes` will be written next.
+    pub fn take(&self, bytes: u64) -> Result<()> {
+        let taken = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(bytes));
+        if taken.is_ok() {
+            return Ok(());
+        }
+        self.need(bytes.max(INTERVAL))?;
+        self.left.store(INTERVAL.saturating_sub(bytes), Ordering::Relaxed);
+        Ok(())
+    }
+    /// A write failed.
+    pub fn failed(&self, error: io::Error) -> FetchError {
+        FetchError::io("write in", self.place.as_deref().unwrap_or(Path::new(".")), error)
+    }
+}
+
+fn full(place: &Path, bytes: u64, free: u64) -> FetchError {
+    let (bytes, free) = (ByteSize::from_mib(bytes.div_ceil(1 << 20)), ByteSize::from_mib(free >> 20));
+    FetchError::host(format!("the file system of `{}` has {free} left, and {bytes} are needed", place.display()))
+        .hint("make room with `vmctl image prune`, or name another `cache_dir` in the host file")
+}
+
+/// Free bytes of the file system that holds `path`, for this user.
+fn free(path: &Path) -> io::Result<u64> {
+    let stat = nix::sys::statvfs::statvfs(path).map_err(io::Error::from)?;
+    #[allow(clippy::unnecessary_cast, reason = "the widths differ between platforms")]
+    Ok(stat.blocks_available() as u64 * stat.fragment_size() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_cannot_fit_is_refused_before_it_is_begun() {
+        let dir = tempfile::tempdir().unwrap();
+        let room = Room::at(dir.path());
+        room.need(1).expect("a machine that runs tests has 64 MiB left");
+        let error = room.need(1 << 60).unwrap_err();
+        assert!(error.to_string().contains("left, and 1024PiB are needed"), "{error}");
+        assert!(error.next_step().unwrap().contains("vmctl image prune"));
+    }
+
+    #[test]
+    fn a_disk_that_fills_up_meanwhile_is_noticed() {
+        let room = Room::unbounded();
+        room.take(u64::MAX - 1).unwrap();
+        assert_eq!(room.left.load(Ordering::Relaxed), 1);
+    }
+}

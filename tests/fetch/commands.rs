@@ -1,0 +1,207 @@
+//! `vmctl fetch`, `vmctl image`, `vmctl iso`, as a user types them.
+
+use std::time::Duration;
+
+use crate::server::{Content, Server, status};
+use crate::world::{World, noise, sha256};
+
+#[test]
+fn several_are_fetched_at_once_and_one_that_fails_does_not_stop_the_others() {
+    let world = World::new();
+    let contents: Vec<Content> = (0..3).map(|seed| Content::new(noise(100_000, 50 + seed))).collect();
+    let waiting = std::sync::Arc::new(std::sync::Barrier::new(3));
+    let server = Server::start({
+        let contents = contents.clone();
+        move |asked, wire| match asked.path.strip_prefix("/").and_then(|path| path.parse::<usize>().ok()) {
+            Some(at) => {
+                // None is answered before all three have asked.
+                waiting.wait();
+                contents[at].serve(asked, wire);
+            }
+            None => status(wire, "404 Not Found", ""),
+        }
+    });
+    let mut catalogue = String::new();
+    for (at, content) in contents.iter().enumerate() {
+        let digest = sha256(&content.bytes);
+        catalogue.push_str(&format!(
+            "[[image]]\nname = 'disk-{at}'\nurls = ['{}']\nsha256 = '{}'\nformat = 'raw'\n",
+            server.url(&format!("/{at}")),
+            digest.hex()
+        ));
+    }
+    catalogue.push_str(&format!("[[image]]\nname = 'gone'\nurls = ['{}']\nsha256 = '{}'\n", server.url("/x"), "0".repeat(64)));
+    std::fs::write(world.path("ours.toml"), catalogue).unwrap();
+    std::fs::write(
+        world.path("vmctl.toml"),
+        format!(
+            "cache_dir = '{}'\n[[catalogues]]\nid = 'ours'\nurl = '{}'\n",
+            world.cache().display(),
+            world.path("ours.toml").display()
+        ),
+    )
+    .unwrap();
+    let (code, data, said) =
+        world.run(&["fetch", "image", "disk-0", "disk-1", "gone", "disk-2", "--parallel", "4", "-o", "name"]);
+    assert_eq!((code, data.as_str()), (2, "disk-0\ndisk-1\ndisk-2\n"), "{said}");
+    assert!(said.contains("error: image `gone` could not be fetched"), "{said}");
+    assert!(said.contains("the server answers 404 Not Found"), "{said}");
+    let (_, listed, _) = world.run(&["image", "list", "--all", "-o", "jsonl"]);
+    let ours = listed.lines().find(|line| line.contains("\"disk-1\"")).unwrap();
+    assert!(ours.contains("\"cached\":true"), "{ours}");
+    let offered = listed.lines().find(|line| line.contains("\"freebsd-15.1\"")).unwrap();
+    assert!(offered.contains("\"cached\":false"), "{offered}");
+}
+
+#[test]
+fn off_a_terminal_progress_is_plain_lines_and_quiet_means_none() {
+    let (world, content) = (World::new(), Content::new(noise(8 << 20, 55)));
+    let digest = sha256(&content.bytes).to_string();
+    let server = Server::start(move |asked, wire| content.serve(asked, wire));
+    let url = server.url("/disk.raw");
+    let (code, data, said) = world.run(&["fetch", "image", &url, "--checksum", &digest]);
+    assert_eq!(code, 0, "{said}");
+    assert!(said.contains("disk.raw: downloading 8MiB\n") && said.contains("disk.raw: downloading 50%\n"), "{said}");
+    assert!(!said.contains('\u{1b}') && !said.contains('\r'), "{said:?}");
+    assert!(data.starts_with("NAME") && data.contains("disk.raw") && data.contains("8MiB"), "{data}");
+    world.run(&["image", "remove", "disk.raw"]);
+    let (code, _, said) = world.run(&["-q", "fetch", "image", &url, "--checksum", &digest]);
+    assert_eq!((code, said.as_str()), (0, ""));
+}
+
+#[test]
+fn an_image_is_imported_shown_checked_and_removed() {
+    let world = World::new();
+    std::fs::write(world.path("disk.raw"), noise(2 << 20, 60)).unwrap();
+    let file = world.path("disk.raw");
+    let file = file.to_str().unwrap();
+    assert_eq!(
+        world.run(&["image", "list"]),
+        (
+            0,
+            String::from("NAME  VERSION  STATE  SIZE  USED  DESCRIPTION\n"),
+            "nothing is in the cache; `--all` shows what can be fetched\n".into()
+        )
+    );
+    let (code, _, said) = world.run(&["image", "import", file, "--name", "mine"]);
+    assert!(code == 0 && said.ends_with("image `mine` is there, 2MiB\n"), "{said}");
+    let (_, shown, _) = world.run(&["image", "show", "mine"]);
+    assert!(shown.contains("name:        mine\n") && shown.contains("size:        2MiB\n"), "{shown}");
+    assert_eq!(world.run(&["image", "check", "-q"]).0, 0);
+    let other = world.path("other.raw");
+    std::fs::write(&other, noise(4096, 61)).unwrap();
+    let (code, _, said) = world.run(&["image", "import", other.to_str().unwrap(), "--name", "mine"]);
+    assert!(code == 1 && said.contains("image `mine` is there already") && said.contains("--refresh"), "{said}");
+    // A bit of the kept image changes.
+    let object = world.cache().join("objects").join(&world.entries("objects")[0]).join("disk.raw");
+    let mut bytes = std::fs::read(&object).unwrap();
+    bytes[1_000_000] ^= 1;
+    std::fs::write(&object, bytes).unwrap();
+    let (code, table, said) = world.run(&["image", "check", "-q", "mine"]);
+    assert!(code == 1 && table.contains("it is not what was fetched"), "{table}{said}");
+    assert!(said.contains("vmctl image remove mine"), "{said}");
+    assert_eq!(world.run(&["image", "remove", "mine"]).2, "mine is removed\n");
+    let (code, _, said) = world.run(&["image", "remove", "mine"]);
+    assert!(code == 1 && said.contains("no image called `mine` is in the cache"), "{said}");
+    assert!(world.is_clean());
+}
+
+#[test]
+fn two_names_share_one_object_until_both_are_gone() {
+    let world = World::new();
+    std::fs::write(world.path("disk.raw"), noise(1 << 20, 62)).unwrap();
+    let file = world.path("disk.raw");
+    for name in ["a", "b"] {
+        assert_eq!(world.run(&["image", "import", file.to_str().unwrap(), "--name", name, "-q"]).0, 0);
+    }
+    assert_eq!(world.entries("objects").len(), 1);
+    world.run(&["image", "remove", "a"]);
+    assert_eq!(world.entries("objects").len(), 1);
+    world.run(&["image", "remove", "b"]);
+    assert!(world.entries("objects").is_empty());
+}
+
+#[test]
+fn an_image_that_is_being_used_is_not_removed() {
+    let world = World::new();
+    let bytes = noise(1 << 20, 63);
+    std::fs::write(world.path("disk.raw"), &bytes).unwrap();
+    assert_eq!(world.run(&["image", "import", world.path("disk.raw").to_str().unwrap(), "--name", "a", "-q"]).0, 0);
+    let fetcher = world.fetcher(&vmctl::fetch::Silent);
+    let used = fetcher.obtain(&vmctl::fetch::Request::new(vmctl::fetch::Kind::Image, "a")).unwrap();
+    let (code, _, said) = world.run(&["image", "remove", "a"]);
+    assert!(code == 1 && said.contains("image `a` is being used"), "{said}");
+    drop(used);
+    assert_eq!(world.run(&["image", "remove", "a"]).0, 0);
+}
+
+#[test]
+fn prune_removes_cut_downloads_broken_work_and_what_has_no_name_and_says_so() {
+    let (world, content) = (World::new(), Content::new(noise(3 << 20, 64)));
+    let digest = sha256(&content.bytes).to_string();
+    let server = Server::start(move |asked, wire| {
+        content.serve_part(asked, wire, if asked.range.is_none() { 1 << 20 } else { 0 });
+    });
+    let url = server.url("/disk.raw");
+    let (code, ..) = world.run(&["fetch", "image", &url, "--checksum", &digest]);
+    assert_ne!(code, 0);
+    assert_eq!(world.parts().len(), 1);
+    std::fs::create_dir_all(world.cache().join("work/sha256-0-1-0")).unwrap();
+    std::fs::write(world.cache().join("work/sha256-0-1-0/disk.raw"), [1; 10_000]).unwrap();
+    std::fs::create_dir_all(world.cache().join("objects/sha256-nameless")).unwrap();
+    let (code, text, _) = world.run(&["image", "prune"]);
+    assert_eq!(code, 0);
+    assert!(text.contains("removed the cut download sha256-"), "{text}");
+    assert!(text.contains("removed what broken-off commands left behind"), "{text}");
+    assert!(text.contains("removed `sha256-nameless`, which no name stands for"), "{text}");
+    assert!(world.is_clean() && world.entries("partial").is_empty());
+    std::fs::write(world.path("old.raw"), noise(8192, 65)).unwrap();
+    assert_eq!(world.run(&["image", "import", world.path("old.raw").to_str().unwrap(), "-q"]).0, 0);
+    world.run(&["image", "prune", "--unused", "1h"]);
+    assert_eq!(world.entries("objects").len(), 1);
+    std::thread::sleep(Duration::from_millis(20));
+    let (_, text, _) = world.run(&["image", "prune", "--unused", "10ms"]);
+    assert!(text.contains("removed image `old.raw`"), "{text}");
+    assert!(world.entries("objects").is_empty());
+}
+
+#[test]
+fn an_installation_medium_is_added_listed_and_removed_and_a_disk_is_no_medium() {
+    let world = World::new();
+    let mut iso = vec![0u8; 64 << 10];
+    iso[32769..32774].copy_from_slice(b"CD001");
+    std::fs::write(world.path("small.iso"), iso).unwrap();
+    std::fs::write(world.path("disk.raw"), noise(64 << 10, 66)).unwrap();
+    let (code, _, said) = world.run(&["iso", "add", "./small.iso", "--name", "small"]);
+    assert!(code == 0 && said.ends_with("iso `small` is there, 64KiB\n"), "{said}");
+    assert_eq!(world.run(&["iso", "list", "-o", "name"]).1, "small\n");
+    let (code, _, said) = world.run(&["iso", "add", "./disk.raw"]);
+    assert!(code == 1 && said.contains("it is no ISO 9660 image"), "{said}");
+    let (code, _, said) = world.run(&["iso", "add", "https://example.org/x.iso"]);
+    assert!(
+        code == 1 && said.contains("hint: vmctl fetch iso https://example.org/x.iso") || said.contains("`vmctl fetch iso"),
+        "{said}"
+    );
+    assert_eq!(world.run(&["iso", "remove", "small"]).0, 0);
+}
+
+#[test]
+fn what_cannot_be_fetched_is_refused_with_the_next_step() {
+    let world = World::new();
+    for (arguments, expected) in [
+        (&["fetch", "image", "debian-21"][..], "error: no image is called `debian-21`\nhint: did you mean"),
+        (&["fetch", "iso", "debian-12"], "hint: there is such an image: `vmctl fetch image debian-12`"),
+        (&["fetch", "image", "ftp://x/y"], "error: `ftp://x/y` is no URL"),
+        (&["fetch", "image", "https://x/y", "--checksum", "12"], "error: `12` is no checksum"),
+        (&["fetch", "image", "./missing.raw"], "error: cannot use `./missing.raw`"),
+        (&["image", "show", "nothing"], "error: no image is called `nothing`"),
+        (&["fetch", "image", "a", "b", "--name", "c"], "error: `--name` and `--checksum` go with one thing to fetch"),
+    ] {
+        let (code, _, said) = world.run(arguments);
+        assert!(code != 0 && said.contains(expected), "{arguments:?}: {said}");
+    }
+    if !cfg!(target_os = "freebsd") {
+        let (_, _, said) = world.run(&["fetch", "image", "freebsd-built"]);
+        assert!(said.contains("is built on FreeBSD only"), "{said}");
+    }
+}
