@@ -5,12 +5,11 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::selection::Place;
-use super::{App, Column, ExitStatus, Failure, Outcome, down, up};
+use super::{App, Column, ExitStatus, Failure, Outcome, autostart_rc, down, up};
 use crate::config::{AutostartWait, HostPaths};
 use crate::guest::autostart::Schedule;
-use crate::host::sysrc::RcConf;
+use crate::host::program::is_freebsd;
 use crate::host::systemd::{self, Manager, Unit};
-use crate::host::{program, rc};
 use crate::units::format_duration;
 
 /// Start guests with the host
@@ -28,6 +27,9 @@ pub struct Args {
 enum What {
     /// Have the host start guests when it boots, and stop them when it goes down
     Enable {
+        /// On FreeBSD, guests that are added to vmctl_list of rc.conf; elsewhere a guest's file says it
+        #[arg(value_name = "GUEST")]
+        names: Vec<String>,
         /// Start them now, too
         #[arg(long)]
         now: bool,
@@ -36,7 +38,11 @@ enum What {
         stop_timeout: Duration,
     },
     /// Have the host leave them alone
-    Disable,
+    Disable {
+        /// On FreeBSD, guests that are taken out of vmctl_list of rc.conf
+        #[arg(value_name = "GUEST")]
+        names: Vec<String>,
+    },
     /// Show the guests that start with the host, in their order
     List,
     /// Show which guest waits for which
@@ -73,8 +79,17 @@ impl Args {
     pub fn run(self, app: &App) -> Outcome {
         let place = app.place()?;
         match self.what {
-            Some(What::Enable { now, stop_timeout }) => enable(app, now, stop_timeout),
-            Some(What::Disable) => disable(app),
+            Some(What::Enable { names, now, .. }) if is_freebsd() => {
+                let enabled = autostart_rc::enable(app, &place, &names)?;
+                if now { Ok(enabled.max(up::start_all(app, &place, &names, None)?)) } else { Ok(enabled) }
+            }
+            Some(What::Disable { names }) if is_freebsd() => autostart_rc::disable(app, &place, &names),
+            Some(What::Enable { names, .. } | What::Disable { names }) if !names.is_empty() => {
+                Err(Failure::user("on this host a guest starts with it when its file says `autostart = true`")
+                    .hint(format!("`vmctl edit {}`", names[0])))
+            }
+            Some(What::Enable { now, stop_timeout, .. }) => enable(app, now, stop_timeout),
+            Some(What::Disable { .. }) => disable(app),
             Some(What::List) => list(app, &place),
             Some(What::Graph) => graph(app, &place),
             Some(What::Start) | None => up::start_all(app, &place, &[], None),
@@ -84,7 +99,9 @@ impl Args {
 
 /// The guests with `autostart`, in their order.
 fn schedule(app: &App, place: &Place) -> Result<(Schedule, ExitStatus), Failure> {
-    let (candidates, worst) = up::candidates(app, place, |config, _| config.autostart.enabled)?;
+    let listed = autostart_rc::listed();
+    let (candidates, worst) =
+        up::candidates(app, place, |config, state| config.autostart.enabled || listed.contains(&state.name))?;
     let (schedule, circles) = Schedule::new(candidates);
     Ok((schedule, worst.max(up::refuse_circles(app, &circles))))
 }
@@ -138,19 +155,7 @@ fn unit_path(manager: Manager) -> Result<std::path::PathBuf, Failure> {
     Ok(Unit::path(manager, home))
 }
 
-/// On FreeBSD rc(8) starts guests, by the rc.d script and a variable of rc.conf(5).
-fn through_rc(app: &App, value: &str) -> Outcome {
-    let root = std::path::Path::new("/");
-    rc::install(root)?;
-    RcConf::of(root).set("vmctl_enable", value)?;
-    app.ui.done(format!("`vmctl_enable={value}` stands in rc.conf, `{}` acts on it", rc::script_path(root).display()));
-    Ok(ExitStatus::Done)
-}
-
 fn enable(app: &App, now: bool, stop_timeout: Duration) -> Outcome {
-    if program::is_freebsd() {
-        return through_rc(app, "YES");
-    }
     let manager = manager();
     let path = unit_path(manager)?;
     let unit = Unit { program: std::env::current_exe()?, options: down::options(app)?, stop_timeout, manager };
@@ -186,9 +191,6 @@ fn enable(app: &App, now: bool, stop_timeout: Duration) -> Outcome {
 }
 
 fn disable(app: &App) -> Outcome {
-    if program::is_freebsd() {
-        return through_rc(app, "NO");
-    }
     let manager = manager();
     let path = unit_path(manager)?;
     if !path.exists() {

@@ -9,6 +9,7 @@ mod apply;
 mod argv;
 mod attach;
 mod autostart;
+mod autostart_rc;
 mod bhyve;
 mod check;
 mod clone;

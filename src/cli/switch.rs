@@ -1,12 +1,14 @@
 //! `vmctl switch`.
 
 use std::io::{BufRead, IsTerminal, Write};
+use std::path::PathBuf;
 
 use serde::Serialize;
 
 use super::{App, Column, ExitStatus, Failure, Outcome};
-use crate::config::HostPaths;
+use crate::config::{HostConfig, HostPaths};
 use crate::guest::switches;
+use crate::host::error::HostError;
 use crate::host::program;
 use crate::host::switch::plan::{self, Plan};
 use crate::host::switch::status::{self, Status};
@@ -105,108 +107,124 @@ struct Planned {
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
-        let host = app.host()?;
-        let runtime = HostPaths::of_this_user()?.runtime_dir;
-        let look = |names: &[String]| -> Result<(Vec<Switch>, Observed), Failure> {
-            let chosen = switches::chosen(&host, names)?;
-            if !program::is_freebsd() {
-                return Err(
-                    Failure::user("switches are FreeBSD's").hint("elsewhere guests use `backend = \"user\"`, which needs none")
-                );
-            }
-            let observed = Observed::look(&chosen, &runtime)?;
-            Ok((chosen, observed))
-        };
+        let here = Here { app, host: app.host()?, runtime: HostPaths::of_this_user()?.runtime_dir };
         match self.verb {
-            Verb::List => {
-                let (chosen, observed) = look(&[])?;
-                let rows: Vec<Status> = chosen.iter().map(|switch| status::look(switch, &observed, &runtime, false)).collect();
-                app.ui.list("switches", 1, &rows, &COLUMNS, |status| status.name.clone())?;
-                if !app.ui.is_json() {
-                    for row in &rows {
-                        row.problem.iter().for_each(|problem| app.ui.warn(format!("{}: {problem}", row.name)));
-                    }
-                }
-                Ok(ExitStatus::Done)
-            }
-            Verb::Info { names } => {
-                let (chosen, observed) = look(&names)?;
-                for switch in &chosen {
-                    let row = status::look(switch, &observed, &runtime, true);
-                    let text = info(&row);
-                    app.ui.record("switches", 1, &row, &row.name, &text)?;
-                }
-                Ok(ExitStatus::Done)
-            }
-            Verb::Plan { names } => {
-                let (chosen, observed) = look(&names)?;
-                show_plans(app, &chosen, |switch| Ok(plan::create(switch, &observed, &runtime)?))
-            }
-            Verb::Create { names, yes, .. } => app.ui.each(
-                &look(&names)?.0,
-                |switch| switch.id.clone(),
-                |switch| {
-                    // Looked at again: an earlier switch may have changed what this one finds.
-                    let observed = Observed::look(std::slice::from_ref(switch), &runtime)?;
-                    let plan = plan::create(switch, &observed, &runtime)?;
-                    if plan.steps.is_empty() {
-                        app.ui.done(format!("{} is there", switch.id));
-                        return Ok(ExitStatus::Done);
-                    }
-                    agree(app, &plan, &switch.id, yes)?;
-                    program::perform(&plan.steps).map_err(crate::host::error::HostError::from)?;
-                    app.ui.done(format!("{} is made", switch.id));
-                    plan.notes.iter().for_each(|note| app.ui.warn(note));
-                    Ok(ExitStatus::Done)
-                },
-            ),
-            Verb::Destroy { names, yes, force, .. } => app.ui.each(
-                &look(&names)?.0,
-                |switch| switch.id.clone(),
-                |switch| {
-                    let observed = Observed::look(std::slice::from_ref(switch), &runtime)?;
-                    let plan = plan::destroy(switch, &observed, &runtime, force)?;
-                    agree(app, &plan, &switch.id, yes)?;
-                    let failed = program::perform_all(&plan.steps);
-                    if !failed.is_empty() {
-                        return Err(Failure::user(format!("not all of `{}` is gone: {}", switch.id, failed.join("; "))));
-                    }
-                    app.ui.done(format!("{} is gone", switch.id));
-                    Ok(ExitStatus::Done)
-                },
-            ),
+            Verb::List => here.list(),
+            Verb::Info { names } => here.info(&names),
+            Verb::Plan { names } => here.plan(&names),
+            Verb::Create { names, yes, .. } => here.create(&names, yes),
+            Verb::Destroy { names, yes, force, .. } => here.destroy(&names, yes, force),
         }
     }
 }
 
-fn show_plans(app: &App, chosen: &[Switch], make: impl Fn(&Switch) -> Result<Plan, Failure>) -> Outcome {
-    let mut rows = Vec::new();
-    let mut pending = false;
-    let status = app.ui.each(
-        chosen,
-        |switch| switch.id.clone(),
-        |switch| {
-            let plan = make(switch)?;
-            pending |= !plan.steps.is_empty();
-            rows.push(Planned {
-                name: switch.id.clone(),
-                steps: plan.steps.iter().map(|step| step.action.to_string()).collect(),
-                risks: plan.risks,
-                notes: plan.notes,
-            });
-            Ok(ExitStatus::Done)
-        },
-    )?;
-    if app.ui.is_json() {
-        app.ui.list("switch-plan", 1, &rows, &[], |row| row.name.clone())?;
-    } else {
-        for row in &rows {
-            let steps = if row.steps.is_empty() { "nothing to do".into() } else { row.steps.join("\n") };
-            app.ui.data(&format!("# {}\n{steps}\n", row.name))?;
-            row.risks.iter().chain(&row.notes).for_each(|words| app.ui.warn(format!("{}: {words}", row.name)));
+struct Here<'a> {
+    app: &'a App,
+    host: HostConfig,
+    runtime: PathBuf,
+}
+
+impl Here<'_> {
+    /// The switches of these names, or all of them, and what there is of them.
+    fn look(&self, names: &[String]) -> Result<(Vec<Switch>, Observed), Failure> {
+        let chosen = switches::chosen(&self.host, names)?;
+        if !program::is_freebsd() {
+            return Err(
+                Failure::user("switches are FreeBSD's").hint("elsewhere guests use `backend = \"user\"`, which needs none")
+            );
         }
+        let observed = Observed::look(&chosen, &self.runtime)?;
+        Ok((chosen, observed))
     }
-    Ok(status.max(if pending { ExitStatus::Machine } else { ExitStatus::Done }))
+
+    fn list(&self) -> Outcome {
+        let (chosen, observed) = self.look(&[])?;
+        let rows: Vec<Status> = chosen.iter().map(|switch| status::look(switch, &observed, &self.runtime, false)).collect();
+        self.app.ui.list("switches", 1, &rows, &COLUMNS, |status| status.name.clone())?;
+        if !self.app.ui.is_json() {
+            for row in &rows {
+                row.problem.iter().for_each(|problem| self.app.ui.warn(format!("{}: {problem}", row.name)));
+            }
+        }
+        Ok(ExitStatus::Done)
+    }
+
+    fn info(&self, names: &[String]) -> Outcome {
+        let (chosen, observed) = self.look(names)?;
+        for switch in &chosen {
+            let row = status::look(switch, &observed, &self.runtime, true);
+            self.app.ui.record("switches", 1, &row, &row.name, &info(&row))?;
+        }
+        Ok(ExitStatus::Done)
+    }
+
+    fn plan(&self, names: &[String]) -> Outcome {
+        let (app, (chosen, observed)) = (self.app, self.look(names)?);
+        let mut rows = Vec::new();
+        let status = app.ui.each(
+            &chosen,
+            |switch| switch.id.clone(),
+            |switch| {
+                let plan = plan::create(switch, &observed, &self.runtime)?;
+                rows.push(Planned {
+                    name: switch.id.clone(),
+                    steps: plan.steps.iter().map(|step| step.action.to_string()).collect(),
+                    risks: plan.risks,
+                    notes: plan.notes,
+                });
+                Ok(ExitStatus::Done)
+            },
+        )?;
+        if app.ui.is_json() {
+            app.ui.list("switch-plan", 1, &rows, &[], |row| row.name.clone())?;
+        } else {
+            for row in &rows {
+                let steps = if row.steps.is_empty() { "nothing to do".into() } else { row.steps.join("\n") };
+                app.ui.data(&format!("# {}\n{steps}\n", row.name))?;
+                row.risks.iter().chain(&row.notes).for_each(|words| app.ui.warn(format!("{}: {words}", row.name)));
+            }
+        }
+        let pending = rows.iter().any(|row| !row.steps.is_empty());
+        Ok(status.max(if pending { ExitStatus::Machine } else { ExitStatus::Done }))
+    }
+
+    /// Each is looked at again: an earlier switch may have changed what it finds.
+    fn each(&self, names: &[String], action: impl Fn(&Switch, &Observed) -> Outcome) -> Outcome {
+        let (chosen, _) = self.look(names)?;
+        self.app.ui.each(
+            &chosen,
+            |switch| switch.id.clone(),
+            |switch| action(switch, &Observed::look(std::slice::from_ref(switch), &self.runtime)?),
+        )
+    }
+
+    fn create(&self, names: &[String], yes: bool) -> Outcome {
+        self.each(names, |switch, observed| {
+            let plan = plan::create(switch, observed, &self.runtime)?;
+            if plan.steps.is_empty() {
+                self.app.ui.done(format!("{} is there", switch.id));
+                return Ok(ExitStatus::Done);
+            }
+            agree(self.app, &plan, &switch.id, yes)?;
+            program::perform(&plan.steps).map_err(HostError::from)?;
+            self.app.ui.done(format!("{} is made", switch.id));
+            plan.notes.iter().for_each(|note| self.app.ui.warn(note));
+            Ok(ExitStatus::Done)
+        })
+    }
+
+    fn destroy(&self, names: &[String], yes: bool, force: bool) -> Outcome {
+        self.each(names, |switch, observed| {
+            let plan = plan::destroy(switch, observed, &self.runtime, force)?;
+            agree(self.app, &plan, &switch.id, yes)?;
+            let failed = program::perform_all(&plan.steps);
+            if !failed.is_empty() {
+                return Err(Failure::user(format!("not all of `{}` is gone: {}", switch.id, failed.join("; "))));
+            }
+            self.app.ui.done(format!("{} is gone", switch.id));
+            Ok(ExitStatus::Done)
+        })
+    }
 }
 
 /// What could cut the session's own network is asked about first.

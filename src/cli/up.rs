@@ -14,7 +14,7 @@ use crate::guest::state::GuestState;
 
 /// Start guests in their order
 ///
-/// Without a name, the guests with `autostart`; with names, those and the guests that they start after. A guest waits
+/// Without a name, the guests with `autostart` (on FreeBSD, also those of vmctl_list in rc.conf); with names, those and the guests that they start after. A guest waits
 /// for those before it as their `autostart.wait` and `timeout` say; one that does not start holds up nobody for longer
 /// than that. A guest that runs is left alone, and so is one that has failed unless it was named.
 #[derive(Debug, clap::Args)]
@@ -37,8 +37,9 @@ impl Args {
 /// Starts the guests with `autostart`, or those that are named with those before them.
 pub fn start_all(app: &App, place: &Place, names: &[String], parallel: Option<u32>) -> Outcome {
     let (named, mut worst) = named(app, place, names)?;
+    let listed = super::autostart_rc::listed();
     let (candidates, looked) = candidates(app, place, |config, state| match &named {
-        None => config.autostart.enabled && state.failed.is_none(),
+        None => (config.autostart.enabled || listed.contains(&state.name)) && state.failed.is_none(),
         Some(_) => true,
     })?;
     worst = worst.max(looked);

@@ -94,7 +94,7 @@ pub fn jail(name: &str, ruleset: Option<u32>, store: &Store, around: Surrounding
         ruleset: ruleset.unwrap_or_else(|| crate::host::jail::free_ruleset(&rules)),
         volumes: Vec::new(),
         // Names of null modems and taps are chosen when a guest boots.
-        nodes: vec!["nmdm*".into(), "tap*".into()],
+        nodes: vec!["nmdm-vmctl-*".into(), "tap*".into()],
         passthru: false,
     };
     for (guest, config) in guests(store, around) {

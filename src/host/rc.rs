@@ -1,4 +1,4 @@
-//! Autostart on FreeBSD: the variable `vmctl_enable` of rc.conf(5), and the rc.d script of the tree.
+//! Autostart on FreeBSD: the variables `vmctl_enable` and `vmctl_list` of rc.conf(5), and the rc.d script of the tree.
 
 use std::path::{Path, PathBuf};
 
@@ -12,6 +12,31 @@ pub const SCRIPT: &str = include_str!("../../rc.d/vmctl");
 /// Where it is installed.
 pub fn script_path(root: &Path) -> PathBuf {
     root.join("usr/local/etc/rc.d/vmctl")
+}
+
+/// The guests that start with this host besides those whose files say so, in the order of `vmctl_list`.
+pub fn list(rc: &RcConf) -> Result<Vec<String>, HostError> {
+    rc.words("vmctl_list")
+}
+
+/// Lets guests start with this host, after those that do already. Returns which were new.
+pub fn enable(rc: &RcConf, guests: &[String]) -> Result<Vec<String>, HostError> {
+    let mut all = list(rc)?;
+    let new: Vec<String> = guests.iter().filter(|guest| !all.contains(guest)).cloned().collect();
+    if !new.is_empty() {
+        all.extend(new.iter().cloned());
+        rc.set("vmctl_list", &all.join(" "))?;
+    }
+    Ok(new)
+}
+
+/// Lets guests no longer start with this host. Returns which did.
+pub fn disable(rc: &RcConf, guests: &[String]) -> Result<Vec<String>, HostError> {
+    let (gone, stay): (Vec<String>, Vec<String>) = list(rc)?.into_iter().partition(|guest| guests.contains(guest));
+    if !gone.is_empty() {
+        rc.set("vmctl_list", &stay.join(" "))?;
+    }
+    Ok(gone)
 }
 
 /// Whether the host's boot starts guests at all, and what is missing when not.

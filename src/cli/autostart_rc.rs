@@ -1,0 +1,78 @@
+//! `vmctl autostart` on FreeBSD: rc(8) starts guests, and rc.conf(5) holds which besides those whose files say so.
+
+use std::path::Path;
+
+use super::selection::Place;
+use super::{App, ExitStatus, Failure, Guests, Outcome};
+use crate::host::rc;
+use crate::host::sysrc::RcConf;
+
+fn rc_conf() -> RcConf {
+    RcConf::of(Path::new("/"))
+}
+
+/// The guests of `vmctl_list`; none where there is no rc.conf.
+pub fn listed() -> Vec<String> {
+    match crate::host::program::is_freebsd() {
+        true => rc::list(&rc_conf()).unwrap_or_default(),
+        false => Vec::new(),
+    }
+}
+
+/// Puts guests into `vmctl_list`; without one, lets rc(8) start guests at all.
+pub fn enable(app: &App, place: &Place, names: &[String]) -> Outcome {
+    let root = Path::new("/");
+    let rc_conf = rc_conf();
+    if names.is_empty() {
+        if !rc::is_installed(root) {
+            rc::install(root)?;
+            app.ui.done(format!("`{}` is installed", rc::script_path(root).display()));
+        }
+        rc_conf.set("vmctl_enable", "YES")?;
+        app.ui.done("guests start with this host: those with `autostart`, and those of `vmctl_list`");
+        return Ok(ExitStatus::Done);
+    }
+    let (guests, status) = known(app, place, names)?;
+    for guest in rc::enable(&rc_conf, &guests)? {
+        app.ui.done(format!("{guest} starts with this host"));
+    }
+    if let Some(missing) = rc::missing(&rc_conf, root)? {
+        app.ui.warn(missing);
+    }
+    Ok(status)
+}
+
+/// Takes guests out of `vmctl_list`; without one, has rc(8) leave all alone.
+pub fn disable(app: &App, place: &Place, names: &[String]) -> Outcome {
+    let rc_conf = rc_conf();
+    if names.is_empty() {
+        rc_conf.set("vmctl_enable", "NO")?;
+        app.ui.done("guests do not start with this host any more; those that run go on");
+        return Ok(ExitStatus::Done);
+    }
+    // A guest that is gone may still be in the list.
+    let gone = rc::disable(&rc_conf, names)?;
+    app.ui.each(names, String::clone, |name| {
+        if gone.contains(name) {
+            app.ui.done(format!("{name} does not start with this host any more"));
+        }
+        let guest = place.store.guest(name)?;
+        let config = crate::guest::definition::Definition::load(&guest, place.around())?.config;
+        match config.autostart.enabled {
+            true => Err(Failure::user(format!("`{name}` starts with this host since its file says so"))
+                .hint(format!("set `autostart = false`: `vmctl edit {name}`"))),
+            false => Ok(ExitStatus::Done),
+        }
+    })
+}
+
+/// The names that are guests; what is none is reported.
+fn known(app: &App, place: &Place, names: &[String]) -> Result<(Vec<String>, ExitStatus), Failure> {
+    let mut guests = Vec::new();
+    let chosen = Guests { names: names.to_vec(), ..Guests::default() }.choose(place)?;
+    let status = app.each_in_turn(chosen, |guest| {
+        guests.push(guest.name().to_owned());
+        Ok(ExitStatus::Done)
+    })?;
+    Ok((guests, status))
+}
