@@ -515,6 +515,8 @@ impl Maker<'_> {
         insn.set_code(code);
         let info = code.op_code();
         let held = self.hold;
+        // What an attempt before this one left behind is not this one's.
+        (self.memory, self.wants_target) = (None, None);
         let string = (0..info.op_count()).any(|i| {
             matches!(info.op_kind(i), OpCodeOperandKind::seg_rSI | OpCodeOperandKind::es_rDI | OpCodeOperandKind::seg_rDI)
         });

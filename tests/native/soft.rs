@@ -20,6 +20,7 @@ const PRESENT: u64 = 1;
 const WRITABLE: u64 = 2;
 const USER: u64 = 4;
 const ACCESSED_DIRTY: u64 = 0x60;
+const NO_EXECUTE: u64 = 1 << 63;
 /// Instructions that a case may take before it is given up.
 const MAX_INSTRUCTIONS: i64 = 1 << 20;
 /// The vector of an outcome that is no exception.
@@ -44,9 +45,8 @@ fn map_pages(memory: &GuestMemory) {
     write64(memory, pdpt, directory | link);
     // All of the case's addresses are in the 2 MiB from CODE on.
     write64(memory, directory + (CODE >> 21) * 8, table | link);
-    for (first, pages, rights) in
-        [(CODE, 2, link & !WRITABLE), (SCRATCH, 2, link), (READ_ONLY, 1, link & !WRITABLE), (STACK, 1, link)]
-    {
+    let (code, data) = (link & !WRITABLE, link | NO_EXECUTE);
+    for (first, pages, rights) in [(CODE, 2, code), (SCRATCH, 2, data), (READ_ONLY, 1, data & !WRITABLE), (STACK, 1, data)] {
         for page in 0..pages {
             let addr = first + page * PAGE;
             write64(memory, table + (addr >> 12 & 511) * 8, addr | rights);
