@@ -67,6 +67,8 @@ pub const TARGETS: &[Target] = &[
     ("vhd", images::vhd),
     ("archive", images::archive),
     ("checksums", images::checksums),
+    ("partitions", host::partitions),
+    ("bhyve_probe", host::bhyve_probe),
 ];
 
 /// Runs the target of that name on `data`.

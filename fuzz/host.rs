@@ -2,10 +2,13 @@
 
 use std::path::Path;
 
+use vmctl::config::GrubSystem;
+use vmctl::guest::bhyve::partitions;
 use vmctl::guest::import::Notes;
 use vmctl::guest::import::conf::Conf;
 use vmctl::guest::import::switches;
 use vmctl::guest::import::translate::{Source, translate};
+use vmctl::host::bhyve::{HostFeatures, ProbeOutputs};
 use vmctl::host::{bhyvectl, ifconfig, netgraph, passthru};
 
 use super::Bytes;
@@ -126,4 +129,38 @@ pub fn listings(data: &[u8]) {
         assert!(bhyvectl::counters(&text, 0).len() <= 4096);
         assert!(netgraph::free(&text).starts_with("link"));
     }
+}
+
+/// A small disk, with what leads further in where it belongs: the signatures, and a label behind a partition.
+pub fn partitions(data: &[u8]) {
+    let mut bytes = Bytes::new(data);
+    let mut disk = vec![0u8; 16 * 512];
+    let kind = [0xa6, 0xa9, 0xee, 0x83][usize::from(bytes.byte() % 4)];
+    let start = bytes.byte() % 20;
+    for _ in 0..bytes.byte() {
+        let at = usize::from(bytes.word()) % disk.len();
+        disk[at] = bytes.byte();
+    }
+    disk[450] = kind;
+    disk[454..458].copy_from_slice(&u32::from(start).to_le_bytes());
+    disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+    match kind {
+        0xee => disk[512..520].copy_from_slice(b"EFI PART"),
+        _ if start < 15 => disk[(usize::from(start) + 1) * 512..][..4].copy_from_slice(&0x8256_4557u32.to_le_bytes()),
+        _ => {}
+    }
+    disk.truncate(disk.len() - usize::from(bytes.word()) % disk.len());
+    for system in [GrubSystem::Linux, GrubSystem::Openbsd, GrubSystem::Netbsd] {
+        let found = partitions::find(&mut std::io::Cursor::new(&disk), system).expect("memory can be read");
+        assert!(found.is_none_or(|found| found.grub.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())));
+    }
+}
+
+pub fn bhyve_probe(data: &[u8]) {
+    let text = String::from_utf8_lossy(data).into_owned();
+    let usage = format!("Usage: bhyve [-{text}]\n       -{text}: x\n");
+    let outputs =
+        ProbeOutputs { devices: text.clone(), lpc: text.clone(), usage, bhyvectl: text, osreldate: 1_400_000, max_cpus: None };
+    let features = HostFeatures::parse(&outputs);
+    assert!(features.devices.iter().chain(&features.lpc).all(|name| name.len() <= 32));
 }

@@ -144,4 +144,6 @@ targets! {
     vhd_images_survive: "vhd",
     archives_and_packed_streams_survive: "archive",
     checksum_files_signatures_and_catalogues_survive: "checksums",
+    the_partitions_of_a_guest_are_read: "partitions",
+    a_probe_of_bhyve_is_read: "bhyve_probe",
 }

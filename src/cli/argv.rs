@@ -44,7 +44,8 @@ impl Args {
         let directory = file.parent().unwrap_or(&file).to_owned();
         let mut state = GuestState::load(&directory.join("state.json"), &guest.config.name)?;
         state.assign(&guest.config)?;
-        let resolved = Resolved::defaults(&guest.config, &directory);
+        let mut resolved = Resolved::defaults(&guest.config, &directory);
+        resolved.look_at_disk(&guest.config);
         let features = features(self.host_features.as_deref())?;
         let lines = build(Inputs { config: &guest.config, state: &state, features: &features, resolved: &resolved })?;
         app.ui.record("argv", 1, &lines, &guest.config.name, &shown(&lines, self.explain))?;

@@ -229,7 +229,12 @@ pub const GUEST_KEYS: &[Key] = &[
     ),
     with("grub.system", GRUB_SYSTEMS, "\"linux\"", Now, "What it loads."),
     key("grub.kernel", Text, Bhyve, "The kernel in the guest, for OpenBSD and NetBSD; `/bsd` or `/netbsd` without it."),
-    key("grub.root", Text, Bhyve, "The root device that the kernel is told, like `sd0a`; for OpenBSD and NetBSD."),
+    key(
+        "grub.root",
+        Text,
+        Bhyve,
+        "The root device that the kernel is told, like `sd0a`; for OpenBSD and NetBSD. Without it, what is found on the disk.",
+    ),
     key("uefi", TABLE, Bhyve, "For `loader = \"uefi\"`."),
     key("uefi.firmware", Path, Bhyve, "The firmware's code, instead of the packaged one."),
     key("uefi.vars", Path, Bhyve, "The variables that a new guest starts from, instead of the packaged ones."),

@@ -101,7 +101,8 @@ fn ensure_disk(guest: &GuestDir, disk: &DiskConfig, made: &mut Made) -> Result<(
 fn make_disk(guest: &GuestDir, disk: &DiskConfig, path: PathBuf, size: ByteSize, made: &mut Made) -> Result<()> {
     if disk.backend == DiskBackend::Zvol {
         let name = volume(guest, disk)?;
-        zfs::create_volume(&name, size.bytes()).map_err(|error| GuestError::user(format!("disk `{}`: {error}", disk.id)))?;
+        zfs::create_volume(&name, size.bytes(), disk.thin, &disk.properties)
+            .map_err(|error| GuestError::user(format!("disk `{}`: {error}", disk.id)))?;
         made.volumes.push(name);
         return Ok(());
     }

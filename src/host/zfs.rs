@@ -32,10 +32,19 @@ pub fn volume_device(name: &str) -> PathBuf {
     super::place::path("/dev/zvol").join(name)
 }
 
-/// Makes a volume that takes space as it is written to. ZFS wants a multiple of the block size: rounded up to 1 MiB.
-pub fn create_volume(name: &str, size: u64) -> Result<(), Failure> {
+/// Makes a volume with these properties; a thin one takes space as it is written to. `volmode` is `dev` unless they say
+/// otherwise. ZFS wants a multiple of the block size: rounded up to 1 MiB.
+pub fn create_volume(name: &str, size: u64, thin: bool, properties: &[(String, String)]) -> Result<(), Failure> {
     let size = size.next_multiple_of(1 << 20).to_string();
-    zfs(&["create", "-s", "-o", "volmode=dev", "-V", &size, name]).map(drop)?;
+    let mut options: Vec<String> = properties.iter().map(|(property, value)| format!("{property}={value}")).collect();
+    if !properties.iter().any(|(property, _)| property == "volmode") {
+        options.insert(0, "volmode=dev".into());
+    }
+    let mut words = vec!["create"];
+    words.extend(thin.then_some("-s"));
+    words.extend(options.iter().flat_map(|option| ["-o", option]));
+    words.extend(["-V", &size, name]);
+    zfs(&words).map(drop)?;
     wait_for_device(name)
 }
 

@@ -8,4 +8,5 @@ mod passthru;
 mod setup;
 mod snapshot;
 mod switch;
+mod volume;
 mod world;

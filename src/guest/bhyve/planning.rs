@@ -47,7 +47,7 @@ pub fn plan(boot: Boot<'_>, features: &HostFeatures) -> Result<BhyvePlan> {
             (channel.id.clone(), channel.path.clone().unwrap_or_else(made))
         })
         .collect();
-    let resolved = Resolved {
+    let mut resolved = Resolved {
         directory: guest.path().to_owned(),
         jail_root: jail_root(config)?,
         disks: config.disks.iter().map(|disk| Ok((disk.id.clone(), where_disk_is(guest, disk)?))).collect::<Result<_>>()?,
@@ -58,7 +58,9 @@ pub fn plan(boot: Boot<'_>, features: &HostFeatures) -> Result<BhyvePlan> {
         tpm_socket: tpm.as_ref().map(|tpm| tpm.socket.clone()),
         channels: channels.clone(),
         firmware: firmware.as_ref().map(|(firmware, _)| firmware.clone()),
+        root_partition: None,
     };
+    resolved.look_at_disk(config);
     let commands = argv::build(Inputs { config, state: boot.state, features, resolved: &resolved })?;
     let mut bhyve = program(&commands.bhyve);
     let saved = saved(guest, resolved.jail_root.as_deref(), &bhyve)?;

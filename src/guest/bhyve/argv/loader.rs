@@ -1,6 +1,7 @@
 //! The command line of the loader, and what it reads.
 
-use crate::config::{BootTarget, ComPort, DiskConfig, DiskDevice, Grub, GrubSystem, LoaderKind};
+use super::super::partitions::{KernelName, RootPartition};
+use crate::config::{BootTarget, ComPort, DiskConfig, DiskDevice, Grub, GrubSystem, GuestConfig, LoaderKind};
 use crate::guest::error::{GuestError, Result};
 
 use super::{CommandLine, Content, GeneratedFile, Inputs, memory};
@@ -29,20 +30,21 @@ fn console(inputs: Inputs<'_>, line: &mut CommandLine) -> Result<()> {
 }
 
 /// The disks that are booted from: those of the boot order, or all.
-fn boot_disks<'a>(inputs: Inputs<'a>) -> Vec<&'a DiskConfig> {
-    let config = inputs.config;
+fn boot_disks(config: &GuestConfig) -> Vec<&DiskConfig> {
     if config.boot_order.is_empty() {
         return config.disks.iter().collect();
     }
     let find = |id: &String| config.disks.iter().find(|disk| disk.id == *id);
-    config
-        .boot_order
-        .iter()
-        .filter_map(|target| match target {
-            BootTarget::Disk(id) => find(id),
-            BootTarget::Nic(_) => None,
-        })
-        .collect()
+    let disks = config.boot_order.iter().filter_map(|target| match target {
+        BootTarget::Disk(id) => find(id),
+        BootTarget::Nic(_) => None,
+    });
+    disks.collect()
+}
+
+/// The disk that GRUB boots from: it sees no SCSI ones.
+pub(super) fn boot_disk(config: &GuestConfig) -> Option<&DiskConfig> {
+    boot_disks(config).into_iter().find(|disk| disk.device != DiskDevice::VirtioScsi)
 }
 
 fn path(inputs: Inputs<'_>, disk: &DiskConfig) -> Result<String> {
@@ -74,7 +76,7 @@ fn bhyveload(inputs: Inputs<'_>) -> Result<CommandLine> {
     if let Some(loader) = &settings.loader {
         line.add(["-l".into(), inputs.path(loader, "bhyveload.loader")?], &["bhyveload.loader"]);
     }
-    for disk in boot_disks(inputs) {
+    for disk in boot_disks(config) {
         if disk.device == DiskDevice::VirtioScsi {
             continue;
         }
@@ -100,10 +102,11 @@ fn grub(inputs: Inputs<'_>, files: &mut Vec<GeneratedFile>) -> Result<CommandLin
         map.push_str(&format!("({name}) {}\n", path(inputs, disk)?));
         names.push((&disk.id, name));
     }
-    let Some(boot) = boot_disks(inputs).into_iter().find_map(|disk| names.iter().find(|(id, _)| *id == disk.id)) else {
+    let Some(boot) = boot_disk(config) else {
         return Err(GuestError::user(format!("`{}` has no disk that GRUB could boot from", config.name)));
     };
-    let root = root(&boot.1, settings);
+    let name = names.iter().find(|(id, _)| *id == boot.id).map(|(_, name)| name.as_str()).expect("it is in the map");
+    let root = root(name, settings, inputs.resolved.root_partition.as_ref());
     let directory = &inputs.resolved.directory;
     let map_path = directory.join("device.map");
     let mut line = CommandLine::new("grub-bhyve");
@@ -114,7 +117,7 @@ fn grub(inputs: Inputs<'_>, files: &mut Vec<GeneratedFile>) -> Result<CommandLin
     line.add(["-m".into(), inputs.path(&map_path, "disks")?], &["disks"]);
     line.add(["-M".into(), memory(config)], &["memory.size"]);
     files.push(GeneratedFile { path: map_path, content: Content::Plain(map), key: "disks".into() });
-    match written(inputs, settings, &root) {
+    match written(inputs, settings, boot, &root) {
         Some((content, key)) => {
             line.add(["-r".into(), "host".into()], &[key]);
             line.add(["-d".into(), inputs.path(directory, key)?], &[key]);
@@ -136,15 +139,15 @@ fn grub(inputs: Inputs<'_>, files: &mut Vec<GeneratedFile>) -> Result<CommandLin
 }
 
 /// GRUB's name of the file system that is booted from: `hd0,msdos1`. A CD, and a disk that the guest file says has no
-/// partitions, is one itself.
-fn root(disk: &str, settings: &Grub) -> String {
+/// partitions, is one itself. Where the file leaves it open, what was found on the disk, or else where installers put it.
+fn root(disk: &str, settings: &Grub, found: Option<&RootPartition>) -> String {
     let partition = match (settings.partition.as_deref(), settings.system) {
         (Some("none"), _) => None,
         (Some(partition), _) => Some(partition),
         (None, _) if disk.starts_with("cd") => None,
         (None, GrubSystem::Linux) => Some("1"),
-        (None, GrubSystem::Openbsd) => Some("openbsd1"),
-        (None, GrubSystem::Netbsd) => Some("netbsd1"),
+        (None, GrubSystem::Openbsd) => Some(found.map_or("openbsd1", |found| &found.grub)),
+        (None, GrubSystem::Netbsd) => Some(found.map_or("netbsd1", |found| &found.grub)),
     };
     match partition {
         Some(partition) => format!("{disk},{partition}"),
@@ -152,28 +155,49 @@ fn root(disk: &str, settings: &Grub) -> String {
     }
 }
 
+/// What the guest's kernel calls its root: OpenBSD has every disk as `sd`; NetBSD has virtio and NVMe as `ld`, SATA as
+/// `wd`, and the partitions of a GPT as wedges.
+fn root_device(inputs: Inputs<'_>, settings: &Grub, boot: &DiskConfig) -> String {
+    if let Some(root) = &settings.root {
+        return root.clone();
+    }
+    let family = |disk: &DiskConfig| match (settings.system, disk.device) {
+        (_, DiskDevice::AhciCd) => "cd",
+        (GrubSystem::Netbsd, DiskDevice::AhciHd) => "wd",
+        (GrubSystem::Netbsd, _) => "ld",
+        _ => "sd",
+    };
+    let alike = inputs.config.disks.iter().take_while(|disk| disk.id != boot.id).filter(|disk| family(disk) == family(boot));
+    let letter = match inputs.resolved.root_partition.as_ref().map(|found| found.kernel) {
+        Some(KernelName::Wedge(number)) => return format!("dk{number}"),
+        Some(KernelName::Letter(letter)) => letter,
+        None => 'a',
+    };
+    format!("{}{}{letter}", family(boot), alike.count())
+}
+
 /// The configuration that vmctl writes, and the key that asks for it; none when the guest has its own.
-fn written(inputs: Inputs<'_>, settings: &Grub, root: &str) -> Option<(String, &'static str)> {
+fn written(inputs: Inputs<'_>, settings: &Grub, boot: &DiskConfig, root: &str) -> Option<(String, &'static str)> {
     let kernel = |default: &'static str| settings.kernel.as_deref().unwrap_or(default).to_owned();
-    let device = |default: &'static str| settings.root.as_deref().unwrap_or(default).to_owned();
-    let cd = root.starts_with("cd");
     // The console is com0 for OpenBSD; -h makes NetBSD's kernel take the serial line.
     let (commands, key) = match settings.system {
         GrubSystem::Linux if settings.commands.is_empty() => return None,
         GrubSystem::Linux => (settings.commands.clone(), "grub.commands"),
-        GrubSystem::Openbsd if cd && settings.root.is_none() => {
+        // The installer's kernel has its root in itself.
+        GrubSystem::Openbsd if root.starts_with("cd") && settings.root.is_none() => {
             (vec![format!("kopenbsd -h com0 ({root}){}", kernel("/bsd"))], "grub.system")
         }
         GrubSystem::Openbsd => {
-            (vec![format!("kopenbsd -h com0 -r {} ({root}){}", device("sd0a"), kernel("/bsd"))], "grub.system")
+            let device = root_device(inputs, settings, boot);
+            (vec![format!("kopenbsd -h com0 -r {device} ({root}){}", kernel("/bsd"))], "grub.system")
         }
         GrubSystem::Netbsd => {
-            let device = device(if cd { "cd0a" } else { "ld0a" });
+            let device = root_device(inputs, settings, boot);
             (vec![format!("knetbsd -h -r {device} ({root}){}", kernel("/netbsd"))], "grub.system")
         }
     };
-    let mut text =
-        format!("set timeout={}\nset root={root}\nmenuentry \"{}\" {{\n", settings.timeout.as_secs(), inputs.config.name);
+    let name = &inputs.config.name;
+    let mut text = format!("set timeout={}\nset root={root}\nmenuentry \"{name}\" {{\n", settings.timeout.as_secs());
     for command in &commands {
         text.push_str(&format!("  {command}\n"));
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use super::super::partitions::{self, RootPartition};
 use crate::config::{ComPort, DiskBackend, GuestConfig, JailConfig, NicBackend, VncListen};
 
 /// What the command lines need and no file says. [`Resolved::defaults`] makes up what a boot would, for `vmctl argv`;
@@ -31,6 +32,8 @@ pub struct Resolved {
     pub channels: BTreeMap<String, PathBuf>,
     /// What a guest with UEFI boots.
     pub firmware: Option<Firmware>,
+    /// Where an installed OpenBSD or NetBSD has its root; see [`Resolved::look_at_disk`].
+    pub root_partition: Option<RootPartition>,
 }
 
 /// UEFI firmware.
@@ -84,7 +87,19 @@ impl Resolved {
                 }),
                 vars: uefi.persistent.then(|| directory.join("uefi-vars.fd")),
             }),
+            root_partition: None,
         }
+    }
+}
+
+impl Resolved {
+    /// Looks at the disk that GRUB boots from for the root of OpenBSD or NetBSD, when the guest file leaves it open. A
+    /// disk that is not there or cannot be read is one on which nothing is installed, yet.
+    pub fn look_at_disk(&mut self, config: &GuestConfig) {
+        let Some(grub) = config.grub.as_ref().filter(|grub| grub.partition.is_none()) else { return };
+        let disk = super::loader::boot_disk(config).and_then(|disk| self.disks.get(&disk.id));
+        let Some(mut file) = disk.and_then(|path| std::fs::File::open(path).ok()) else { return };
+        self.root_partition = partitions::find(&mut file, grub.system).ok().flatten();
     }
 }
 

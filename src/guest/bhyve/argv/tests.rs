@@ -213,6 +213,27 @@ fn grub_gets_a_map_and_a_configuration_when_commands_are_given() {
 }
 
 #[test]
+fn what_was_found_on_the_disk_is_booted_unless_the_file_says_otherwise() {
+    use super::super::partitions::{KernelName, RootPartition};
+    let commands = |text: &str, grub: &str, kernel| {
+        let disks = "[[disks]]\nid = 'other'\nsize = '1G'\n[[disks]]\nid = 'root'\nsize = '1G'\n[boot]\norder = ['root']\n";
+        let config = config(&format!("loader = 'grub'\n{text}{disks}"));
+        let mut state = GuestState::new("g");
+        state.assign(&config).unwrap();
+        let features = HostFeatures::of_release("14.3").unwrap();
+        let mut resolved = Resolved::defaults(&config, Path::new("/guests/g"));
+        resolved.root_partition = Some(RootPartition { grub: grub.into(), kernel });
+        let lines = build(Inputs { config: &config, state: &state, features: &features, resolved: &resolved }).unwrap();
+        lines.files[1].content.text().lines().nth(3).unwrap().trim().to_owned()
+    };
+    let netbsd = "[grub]\nsystem = 'netbsd'\n";
+    assert_eq!(commands(netbsd, "netbsd5", KernelName::Letter('e')), "knetbsd -h -r ld1e (hd1,netbsd5)/netbsd");
+    assert_eq!(commands(netbsd, "gpt2", KernelName::Wedge(1)), "knetbsd -h -r dk1 (hd1,gpt2)/netbsd");
+    let said = "[grub]\nsystem = 'openbsd'\nroot = 'sd0d'\n";
+    assert_eq!(commands(said, "gpt4", KernelName::Letter('a')), "kopenbsd -h com0 -r sd0d (hd1,gpt4)/bsd");
+}
+
+#[test]
 fn the_kernels_of_openbsd_and_netbsd_are_loaded_with_commands_of_ours() {
     let commands = |text: &str| {
         let disk = "[[disks]]\nid = 'a'\nsize = '1G'\n";
