@@ -124,7 +124,7 @@ impl Engine for EmbeddedEngine {
 /// What the next boot of a guest is made of.
 pub fn resolve(guest: &GuestDir, config: &GuestConfig, state: &GuestState) -> Result<VmmSpec> {
     let loader = loader(config)
-        .ok_or_else(|| GuestError::user("this version starts no guest with `engine = \"bhyve\"`; it only checks their files"))?;
+        .ok_or_else(|| GuestError::host("the guest is not one of the embedded engine, or its loader has no table"))?;
     let slot = |key: String| state.slots.get(&key).copied().ok_or_else(|| GuestError::host(format!("no PCI slot for {key}")));
     let mut disks = Vec::new();
     for disk in &config.disks {
