@@ -5,6 +5,8 @@
 
 #[path = "chips.rs"]
 mod chips;
+#[path = "connector.rs"]
+mod connector;
 #[path = "files.rs"]
 mod files;
 #[path = "host.rs"]
@@ -44,6 +46,7 @@ pub const TARGETS: &[Target] = &[
     ("queue", queue),
     ("virtio_blk", virtio_blk),
     ("virtio_net", virtio_net),
+    ("connector", connector::connector),
     ("virtio_rng", virtio_rng),
     ("virtio_console", virtio_console),
     ("pci", pci),

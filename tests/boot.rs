@@ -78,6 +78,27 @@ fn a_debian_kernel_boots_with_two_processors_a_disk_and_a_network_and_powers_off
 }
 
 #[test]
+fn a_guest_reaches_the_outside_through_sockets_that_its_engine_may_not_make() {
+    use std::io::{Read, Write};
+    let server = std::net::TcpListener::bind("127.0.0.1:0").expect("listens");
+    let port = server.local_addr().expect("bound").port();
+    std::thread::spawn(move || {
+        for stream in server.incoming() {
+            let mut stream = stream.expect("a connection");
+            let mut request = [0; 512];
+            let _ = stream.read(&mut request);
+            let _ = stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nword from outside\n");
+        }
+    });
+    let store = Store::new();
+    let command =
+        format!("ip_addr_add_10.0.2.15/24_dev_eth0;_ip_link_set_eth0_up;_wget_-q_-O_-_http://10.0.2.2:{port}/;_sleep_100");
+    store.create("nics = [{ id = \"net0\", backend = \"user\" }]", &command, "word from outside");
+    store.ok(&["start", "--wait", "g"]);
+    store.ok(&["poweroff", "g"]);
+}
+
+#[test]
 fn a_guest_that_reboots_comes_back_by_itself() {
     let store = Store::new();
     // The disk remembers the first boot: the second one finds its mark.

@@ -28,6 +28,7 @@ const UNSAFE_ISLANDS: &[&str] = &[
     "src/hypervisor/soft/int/",
     "src/hypervisor/soft/simd/fast.rs",
     "src/devices/disk/medium.rs",
+    "src/machine/sandbox/freebsd.rs",
     "src/host/",
 ];
 

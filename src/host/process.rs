@@ -4,7 +4,7 @@
 //! PROC_PDEATHSIG_CTL.
 #![allow(unsafe_code)]
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
@@ -112,24 +112,40 @@ pub fn die_with_parent() -> io::Result<()> {
 /// A word that differs between two boots of this host.
 #[cfg(target_os = "linux")]
 pub fn boot_id() -> String {
-    match fs::read_to_string("/proc/sys/kernel/random/boot_id") {
+    match std::fs::read_to_string("/proc/sys/kernel/random/boot_id") {
         Ok(text) => text.trim().to_owned(),
         Err(_) => "unknown".to_owned(),
     }
 }
 
-/// A word that differs between two boots of this host: when it booted.
+/// A word that differs between two boots of this host: kern.boot_id where the kernel has it (sys/kern/kern_mib.c), else
+/// when it booted, which a stepped clock moves (kern.boottime is the time now less the uptime).
 #[cfg(target_os = "freebsd")]
 pub fn boot_id() -> String {
+    let mut id = [0u8; 16];
     let mut time = libc::timeval { tv_sec: 0, tv_usec: 0 };
-    let mut length = size_of::<libc::timeval>();
-    // SAFETY: kern.boottime is a timeval; `length` bounds what is written.
-    let answer =
-        unsafe { libc::sysctlbyname(c"kern.boottime".as_ptr(), (&raw mut time).cast(), &mut length, std::ptr::null(), 0) };
-    match answer {
-        0 => format!("boottime-{}", time.tv_sec),
-        _ => "unknown".to_owned(),
+    // SAFETY: the first is 16 bytes, the second a timeval; both live over their calls, which write no more than that.
+    unsafe {
+        if sysctl(c"kern.boot_id", (&raw mut id).cast(), size_of_val(&id)) {
+            return id.iter().map(|byte| format!("{byte:02x}")).collect();
+        }
+        match sysctl(c"kern.boottime", (&raw mut time).cast(), size_of_val(&time)) {
+            true => format!("boottime-{}", time.tv_sec),
+            false => "unknown".to_owned(),
+        }
     }
+}
+
+/// Reads a variable of the kernel that is `bytes` long; `false` when there is none of that size.
+///
+/// # Safety
+/// `out` points to `bytes` bytes that may be written, whatever their bits.
+#[cfg(target_os = "freebsd")]
+unsafe fn sysctl(name: &std::ffi::CStr, out: *mut libc::c_void, bytes: usize) -> bool {
+    let mut length = bytes;
+    // SAFETY: the name is a C string; `length` bounds what is written to `out`, which the caller vouches for.
+    let answer = unsafe { libc::sysctlbyname(name.as_ptr(), out, &mut length, std::ptr::null(), 0) };
+    answer == 0 && length == bytes
 }
 
 /// The kernel's name and release, for `doctor`.
@@ -140,11 +156,31 @@ pub fn kernel() -> String {
     }
 }
 
-/// Resident bytes of a process and how much CPU time it has used, where the host tells (Linux /proc).
+/// Resident bytes of a process and how much CPU time it has used, where the host tells: kern.proc.pid (sysctl(3),
+/// `struct kinfo_proc` of sys/sys/user.h).
+#[cfg(target_os = "freebsd")]
 pub fn usage(pid: u32) -> Option<(u64, std::time::Duration)> {
-    let statm = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    let name = [libc::CTL_KERN, libc::KERN_PROC, libc::KERN_PROC_PID, libc::c_int::try_from(pid).ok()?];
+    let mut length = size_of::<libc::kinfo_proc>();
+    // SAFETY: the structure is integers, arrays of them and raw pointers, all of which may be zero.
+    let mut info: libc::kinfo_proc = unsafe { std::mem::zeroed() };
+    let out = (&raw mut info).cast();
+    // SAFETY: the kernel reads four integers; `length` bounds what it writes to `info`, which lives over the call.
+    let answer = unsafe { libc::sysctl(name.as_ptr(), name.len() as u32, out, &mut length, std::ptr::null(), 0) };
+    if answer != 0 || length != size_of::<libc::kinfo_proc>() || info.ki_structsize as usize != length {
+        return None;
+    }
+    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok()??;
+    let resident = u64::try_from(info.ki_rssize).ok()? * page as u64;
+    Some((resident, std::time::Duration::from_micros(info.ki_runtime)))
+}
+
+/// Resident bytes of a process and how much CPU time it has used, where the host tells (Linux /proc).
+#[cfg(not(target_os = "freebsd"))]
+pub fn usage(pid: u32) -> Option<(u64, std::time::Duration)> {
+    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
     let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The command's name may hold spaces and parentheses; fields are counted after the last one (proc(5)).
     let fields: Vec<&str> = stat[stat.rfind(')')? + 1..].split_whitespace().collect();
     let ticks: u64 = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
@@ -221,6 +257,13 @@ mod tests {
         let mut command = Command::new("/nonexistent/program");
         let error = spawn_tied(&mut command, &[(3, theirs.into())]).expect_err("cannot start");
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn the_host_tells_what_this_process_uses_and_nothing_of_one_that_does_not_exist() {
+        let (resident, _) = usage(std::process::id()).expect("known");
+        assert!(resident > 1 << 20, "{resident} bytes");
+        assert!(usage(u32::MAX).is_none());
     }
 
     #[test]

@@ -83,7 +83,10 @@ struct Inner {
 fn map_anonymous(len: u64) -> std::io::Result<*mut u8> {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    // FreeBSD reserves swap for nothing that is not written (vm.overcommit); a core file shall not hold the guest.
+    #[cfg(target_os = "freebsd")]
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANON | libc::MAP_NOCORE;
+    #[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
     let flags = libc::MAP_PRIVATE | libc::MAP_ANON;
     // SAFETY: a fresh anonymous mapping at an address of the kernel's choice aliases nothing.
     let host = unsafe { libc::mmap(std::ptr::null_mut(), len as usize, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };

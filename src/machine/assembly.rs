@@ -18,6 +18,7 @@ use crate::devices::ahci::{Ahci, DriveKind};
 use crate::devices::debug_exit::DebugExit;
 use crate::devices::disk::file::{self, DiskHost, DiskNote, DiskOptions};
 use crate::devices::disk::{Disk, DiskReader};
+use crate::devices::net::user::sockets::Sockets;
 use crate::devices::net::{NoWire, user};
 use crate::devices::pci::{PciError, PciRoot, Window, Windows};
 use crate::devices::pic::Pic;
@@ -221,8 +222,9 @@ impl Parts {
     }
 }
 
-/// Builds the machine of `spec`: opens its files and ports, wires the board, loads the guest.
-pub fn assemble(spec: &VmmSpec, console: UnixStream) -> Result<Machine, AssemblyError> {
+/// Builds the machine of `spec`: opens its files and ports, wires the board, loads the guest. `outside` makes the
+/// sockets of user-mode networks.
+pub fn assemble(spec: &VmmSpec, console: UnixStream, outside: &Arc<dyn Sockets>) -> Result<Machine, AssemblyError> {
     let vcpus = spec.cpus.count();
     let topology = (spec.cpus.sockets, spec.cpus.cores, spec.cpus.threads);
     let reserve = |source| AssemblyError::Memory { bytes: spec.memory_bytes, source };
@@ -244,7 +246,7 @@ pub fn assemble(spec: &VmmSpec, console: UnixStream) -> Result<Machine, Assembly
 
     let console = wire_serial(&board, &parts, spec, console)?;
     let power_button = wire_chips(&board, &parts, &interrupts, spec)?;
-    let disks = wire_pci(&board, &parts, spec, &console)?;
+    let disks = wire_pci(&board, &parts, spec, &console, outside)?;
 
     let shape = acpi::Shape { vcpus, serial: spec.com, pci_devices: LAST_SLOT };
     let rsdp = acpi::write(&memory, &shape).map_err(LoadError::from)?;
@@ -334,7 +336,13 @@ fn wire_chips(board: &Board, parts: &Parts, interrupts: &Arc<Interrupts>, spec: 
 }
 
 /// The PCI functions; returns the disks as a loader reads them.
-fn wire_pci(board: &Board, parts: &Parts, spec: &VmmSpec, console: &StreamConsole) -> Result<Vec<grub::BootDisk>, AssemblyError> {
+fn wire_pci(
+    board: &Board,
+    parts: &Parts,
+    spec: &VmmSpec,
+    console: &StreamConsole,
+    outside: &Arc<dyn Sockets>,
+) -> Result<Vec<grub::BootDisk>, AssemblyError> {
     let window = |(base, len): (u64, u64)| Window { base, len };
     let windows = Windows { memory32: window(layout::PCI_MEMORY), memory64: Window::default(), io: window(layout::PCI_IO) };
     let mut root = PciRoot::new(windows, Arc::clone(&parts.attention));
@@ -352,7 +360,7 @@ fn wire_pci(board: &Board, parts: &Parts, spec: &VmmSpec, console: &StreamConsol
     }
     for nic in &spec.nics {
         let waker = parts.waker();
-        let device = open_nic(nic, waker.clone())?;
+        let device = open_nic(nic, waker.clone(), outside)?;
         parts.virtio(&mut root, nic.slot, device, waker)?;
     }
     root.assign_bars()?;
@@ -412,7 +420,7 @@ fn open_disk(spec: &DiskSpec, parts: &Parts, waker: Waker) -> Result<Box<dyn Dis
     Ok(Box::new(disk))
 }
 
-fn open_nic(spec: &NicSpec, waker: Waker) -> Result<Box<dyn VirtioDevice>, AssemblyError> {
+fn open_nic(spec: &NicSpec, waker: Waker, outside: &Arc<dyn Sockets>) -> Result<Box<dyn VirtioDevice>, AssemblyError> {
     if spec.device != NicDevice::VirtioNet {
         return Err(AssemblyError::NotHere(format!("network interface `{}`: the embedded engine has virtio-net only", spec.id)));
     }
@@ -438,7 +446,8 @@ fn open_nic(spec: &NicSpec, waker: Waker) -> Result<Box<dyn VirtioDevice>, Assem
                 host_name: None,
                 name_servers: network.dns_servers.iter().map(|&address| (address, 53).into()).collect(),
             };
-            let net = user::UserNet::new(&options, waker).map_err(|source| AssemblyError::Nic { id: spec.id.clone(), source })?;
+            let net = user::UserNet::new(&options, waker, Arc::clone(outside))
+                .map_err(|source| AssemblyError::Nic { id: spec.id.clone(), source })?;
             Box::new(net)
         }
     };

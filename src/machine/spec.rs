@@ -25,6 +25,8 @@ pub const CONSOLE_FD: i32 = 3;
 pub const CONTROL_FD: i32 = 4;
 /// The descriptor whose file lock says that the child lives. It stays open as long as the child has any disk open.
 pub const LEASE_FD: i32 = 5;
+/// The descriptor at which a connector is asked for sockets; see [`crate::devices::net::user::connector`].
+pub const CONNECTOR_FD: i32 = 3;
 /// The longest line that either side takes on the control stream, in bytes.
 pub const MAX_CONTROL_LINE: usize = 64 * 1024;
 /// The PCI slots that the supervisor hands out to disks and nics; the others are the board's own.
@@ -88,6 +90,13 @@ pub struct CpuTopology {
     pub cores: u32,
     /// Threads a core.
     pub threads: u32,
+}
+
+impl VmmSpec {
+    /// Whether a user-mode network is among its interfaces.
+    pub fn has_user_network(&self) -> bool {
+        self.nics.iter().any(|nic| matches!(nic.backend, NicBackend::User(_)))
+    }
 }
 
 impl CpuTopology {

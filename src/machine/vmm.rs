@@ -12,7 +12,9 @@ use std::time::Duration;
 
 use super::assembly::{self, Machine};
 use super::loader::grub::{GrubError, Halt};
+use super::sandbox::{self, Confinement};
 use super::spec::{BackendChoice, EngineCommand, EngineEvent, MAX_CONTROL_LINE, SPEC_VERSION, VmmSpec};
+use crate::devices::net::user::sockets::Sockets;
 use crate::hypervisor::backend::{Attention, Backend, MachineExit};
 use crate::hypervisor::soft::run::{SoftBackend, SoftOptions};
 
@@ -41,7 +43,7 @@ pub enum StartError {
     Menu(#[from] GrubError),
     /// The process cannot be confined.
     #[error("cannot confine the engine")]
-    Sandbox(#[source] super::sandbox::SandboxError),
+    Sandbox(#[source] sandbox::SandboxError),
     /// The host refuses a thread or a socket.
     #[error("cannot {what}")]
     Host {
@@ -67,13 +69,14 @@ impl Reporter {
 
 /// Runs the machine of `spec` to its end and returns the process's exit code.
 ///
-/// `console` carries COM1, `control` the events and commands of [`super::spec`].
-pub fn run(spec: &VmmSpec, console: UnixStream, control: UnixStream) -> u8 {
+/// `console` carries COM1, `control` the events and commands of [`super::spec`]; `outside` makes the sockets of a
+/// user-mode network, which this process may not make any more once the guest runs.
+pub fn run(spec: &VmmSpec, console: UnixStream, control: UnixStream, outside: &Arc<dyn Sockets>) -> u8 {
     let reader = control.try_clone();
     let reporter = Reporter(Arc::new(Mutex::new(control)));
     let outcome = reader
         .map_err(|source| StartError::Host { what: "share the control stream", source })
-        .and_then(|reader| boot(spec, console, reader, &reporter));
+        .and_then(|reader| boot(spec, console, reader, &reporter, outside));
     let exit = outcome.unwrap_or_else(|error| {
         let message = error_chain(&error);
         eprintln!("vmctl vmm: {message}");
@@ -97,7 +100,13 @@ fn error_chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-fn boot(spec: &VmmSpec, console: UnixStream, control: UnixStream, reporter: &Reporter) -> Result<MachineExit, StartError> {
+fn boot(
+    spec: &VmmSpec,
+    console: UnixStream,
+    control: UnixStream,
+    reporter: &Reporter,
+    outside: &Arc<dyn Sockets>,
+) -> Result<MachineExit, StartError> {
     if spec.version != SPEC_VERSION {
         return Err(StartError::Version { found: spec.version });
     }
@@ -106,9 +115,12 @@ fn boot(spec: &VmmSpec, console: UnixStream, control: UnixStream, reporter: &Rep
         BackendChoice::Kvm => return Err(StartError::NoBackend("kvm")),
         BackendChoice::Vmm => return Err(StartError::NoBackend("vmm")),
     }
-    let mut machine = assembly::assemble(spec, console)?;
+    let mut machine = assembly::assemble(spec, console, outside)?;
     listen(control, &machine, reporter)?;
-    super::sandbox::enter().map_err(StartError::Sandbox)?;
+    if let Confinement::Missing(why) = sandbox::enter().map_err(StartError::Sandbox)? {
+        // Standard error is the supervisor's log of this engine.
+        eprintln!("vmctl vmm: the engine is not confined: {why}");
+    }
     // The guest's own file systems are read behind the walls; without a boot configuration the start fails.
     let menu = machine.boot_menu()?;
     if let Some(menu) = menu {

@@ -1,7 +1,7 @@
 //! The network's thread: takes frames from the guest, waits on all sockets with poll(2), gives frames to the guest.
 
 use std::io::Read;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::dhcp::{self, Lease};
 use super::packet::{self, Content, Mac, Route};
+use super::sockets::{Sockets, name_servers_of};
 use super::tcp::{self, Flow, Tcp};
 use super::udp::{self, Udp};
 use super::{DNS, GATEWAY, GATEWAY_MAC, GUEST, MASK, QUEUE_FRAMES, Shared, UserNetConfig};
@@ -30,6 +31,7 @@ enum Waiting {
 pub struct Engine {
     shared: Arc<Shared>,
     heard: UnixStream,
+    outside: Arc<dyn Sockets>,
     tcp: Tcp,
     udp: Udp,
     lease: Lease,
@@ -41,35 +43,23 @@ pub struct Engine {
     expired: Instant,
 }
 
-/// The name servers of a resolv.conf(5); without any it is the local host.
-fn name_servers_of(text: &str) -> Vec<SocketAddr> {
-    let servers: Vec<SocketAddr> = text
-        .lines()
-        .filter_map(|line| {
-            let mut words = line.split_whitespace();
-            let address = words.next().filter(|&word| word == "nameserver").and(words.next())?;
-            Some(SocketAddr::new(address.parse::<IpAddr>().ok()?, DNS_PORT))
-        })
-        .collect();
-    if servers.is_empty() { vec![SocketAddr::from((Ipv4Addr::LOCALHOST, DNS_PORT))] } else { servers }
-}
-
 impl Engine {
     /// An engine that has not run yet.
     pub fn new(
         shared: Arc<Shared>,
         heard: UnixStream,
         config: &UserNetConfig,
-        tcp: Vec<tcp::Listener>,
-        udp: Vec<udp::Listener>,
+        (tcp, udp): (Vec<tcp::Listener>, Vec<udp::Listener>),
+        outside: Arc<dyn Sockets>,
     ) -> Engine {
         let now = Instant::now();
         let lease = Lease { guest: GUEST, gateway: GATEWAY, dns: DNS, mask: MASK, host_name: config.host_name.clone() };
         let mut engine = Engine {
             shared,
             heard,
-            tcp: Tcp::new(GATEWAY, GUEST, GATEWAY_MAC, tcp, now),
-            udp: Udp::new(GATEWAY, GUEST, udp),
+            tcp: Tcp::new((GATEWAY, GUEST), GATEWAY_MAC, tcp, Arc::clone(&outside), now),
+            udp: Udp::new(GATEWAY, GUEST, udp, Arc::clone(&outside)),
+            outside,
             lease,
             name_servers: config.name_servers.clone(),
             fixed_name_servers: !config.name_servers.is_empty(),
@@ -78,19 +68,19 @@ impl Engine {
             identification: 0,
             expired: now,
         };
-        engine.read_resolv_conf();
+        engine.look_up_name_servers();
         engine
     }
 
     /// The host may have moved to another network since.
-    fn read_resolv_conf(&mut self) {
+    fn look_up_name_servers(&mut self) {
         if self.fixed_name_servers {
             return;
         }
-        match std::fs::read_to_string("/etc/resolv.conf") {
-            Ok(text) => self.name_servers = name_servers_of(&text),
-            Err(_) if self.name_servers.is_empty() => self.name_servers = name_servers_of(""),
-            Err(_) => {}
+        match self.outside.name_servers() {
+            Some(servers) => self.name_servers = servers,
+            None if self.name_servers.is_empty() => self.name_servers = name_servers_of(""),
+            None => {}
         }
     }
 
@@ -114,7 +104,7 @@ impl Engine {
     fn expire(&mut self, now: Instant) {
         self.udp.expire(now);
         if std::mem::take(&mut self.udp.dns_failed) {
-            self.read_resolv_conf();
+            self.look_up_name_servers();
             self.next_name_server = self.next_name_server.wrapping_add(1);
         }
     }
@@ -236,7 +226,8 @@ impl Engine {
         });
         if poll(&mut fds, timeout).is_err() {
             // Interrupted, or the host is short of memory: look again in a moment.
-            std::thread::sleep(Duration::from_millis(1));
+            // By poll again: FreeBSD's capability mode lacks clock_nanosleep(2), which std sleeps with.
+            let _ = poll(&mut [], 1u8);
             return;
         }
         let events: Vec<PollFlags> = fds.iter().map(|fd| fd.revents().unwrap_or(PollFlags::empty())).collect();
@@ -277,18 +268,5 @@ impl Engine {
         };
         let frames = self.udp.ready(waiting, &mut route, now, room);
         self.tcp.wire.to_guest.extend(frames);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn name_servers_are_read_as_resolv_conf_says() {
-        let text = "# a comment\nsearch example.org\nnameserver 192.0.2.1\nnameserver ::1\nnameserver nonsense\n";
-        let servers: Vec<String> = name_servers_of(text).iter().map(ToString::to_string).collect();
-        assert_eq!(servers, ["192.0.2.1:53", "[::1]:53"]);
-        assert_eq!(name_servers_of("")[0].to_string(), "127.0.0.1:53");
     }
 }

@@ -8,18 +8,21 @@
 //!   10.0.2.15  the guest
 //! ```
 //!
+//! The sockets come from [`sockets::Sockets`]: in the engine child, which may make none, from the [`connector`].
 //! TCP towards the guest is smoltcp's; UDP and ICMP echo need no stack and are carried over directly. Everything runs on
 //! a thread of its own; the device exchanges frames with it through two bounded queues.
 //!
-//! **Not modelled**: IPv6; IP fragments from the guest; echo to the outside where the host does not allow it without
-//! privilege (it is not answered); addresses of 10.0.2.0/24 other than those above (nobody there).
+//! **Not modelled**: IPv6; IP fragments from the guest; echo to the outside where the host allows it to
+//! neither a datagram nor a raw socket (it is not answered); addresses of 10.0.2.0/24 other than those above (nobody there).
 //!
 //! **Hostile guest**: both queues, the connections, the conversations and their buffers are bounded; see the parts.
 //! The guest reaches whatever the process can reach, the host's loopback too: give it `none` or a tap where it must not.
 
+pub mod connector;
 mod dhcp;
 mod engine;
 mod packet;
+pub mod sockets;
 mod tcp;
 #[cfg(test)]
 mod tests;
@@ -138,8 +141,9 @@ fn listen_error(address: SocketAddr, source: std::io::Error) -> UserNetError {
 }
 
 impl UserNet {
-    /// Starts a network; its device is woken through `waker`. A forward that cannot listen fails it all.
-    pub fn new(config: &UserNetConfig, waker: Waker) -> Result<UserNet, UserNetError> {
+    /// Starts a network; its device is woken through `waker`, and `outside` makes its sockets. A forward that cannot
+    /// listen fails it all.
+    pub fn new(config: &UserNetConfig, waker: Waker, outside: Arc<dyn sockets::Sockets>) -> Result<UserNet, UserNetError> {
         let (mut tcp, mut udp, mut forwards) = (vec![], vec![], vec![]);
         for forward in &config.forwards {
             let failed = |error| listen_error(forward.host, error);
@@ -156,7 +160,8 @@ impl UserNet {
                     let socket = UdpSocket::bind(forward.host).map_err(failed)?;
                     socket.set_nonblocking(true).map_err(failed)?;
                     let host = socket.local_addr().map_err(failed)?;
-                    udp.push(udp::Listener { socket, guest_port });
+                    let number = outside.adopt(&socket).map_err(UserNetError::Start)?;
+                    udp.push(udp::Listener { socket, guest_port, number });
                     host
                 }
             };
@@ -172,7 +177,7 @@ impl UserNet {
             bell,
             waker,
         });
-        let engine = engine::Engine::new(shared.clone(), heard, config, tcp, udp);
+        let engine = engine::Engine::new(shared.clone(), heard, config, (tcp, udp), outside);
         let thread = std::thread::Builder::new().name("user-net".into()).spawn(move || engine.run());
         Ok(UserNet { shared, thread: Some(thread.map_err(UserNetError::Start)?), forwards })
     }

@@ -195,6 +195,23 @@ pub fn echo_reply(route: &Route, source: Ipv4Addr, guest: Ipv4Addr, identifier: 
     ipv4(route, PROTOCOL_ICMP, source, guest, &reply)
 }
 
+/// The guest's echo request as a raw socket sends it: with `identifier` for its own, and a checksum.
+pub fn echo_request(identifier: u16, message: &[u8]) -> Vec<u8> {
+    let mut request = message.to_vec();
+    request[2..4].fill(0);
+    request[4..6].copy_from_slice(&identifier.to_be_bytes());
+    let sum = checksum(&[&request]);
+    request[2..4].copy_from_slice(&sum.to_be_bytes());
+    request
+}
+
+/// The echo reply to `identifier` in a packet that a raw socket received, which begins with its IP header.
+pub fn echo_answer(packet: &[u8], identifier: u16) -> Option<&[u8]> {
+    let header_bytes = usize::from(packet.first()? & 0xf) * 4;
+    let message = packet.get(header_bytes..).filter(|message| message.len() >= 8 && header_bytes >= IPV4_BYTES)?;
+    (message[0] == ICMP_ECHO_REPLY && message[1] == 0 && be16(message, 4) == identifier).then_some(message)
+}
+
 /// The frame that says that nobody listens where the guest sent a datagram from `guest` to `remote`.
 pub fn port_unreachable(route: &Route, guest: SocketAddrV4, remote: SocketAddrV4) -> Vec<Vec<u8>> {
     // The message quotes the IP header and the first eight bytes of what could not be delivered.
@@ -232,6 +249,21 @@ mod tests {
         assert_eq!(frames.iter().map(|frame| frame.len() - 34).sum::<usize>(), 4008);
         assert!(parse(&frames[1]).is_none(), "fragments are not for us");
         assert!(udp(&ROUTE, at(3, 53), at(15, 4000), &[1; 65508]).is_empty());
+    }
+
+    #[test]
+    fn an_echo_through_a_raw_socket_is_told_by_its_identifier() {
+        let request = echo_request(0x1234, &[8, 0, 0xff, 0xff, 0, 77, 0, 1, b'x']);
+        assert_eq!(checksum(&[&request]), 0);
+        assert_eq!(request[4..], [0x12, 0x34, 0, 1, b'x']);
+        let mut answer = ipv4(&ROUTE, PROTOCOL_ICMP, Ipv4Addr::LOCALHOST, Ipv4Addr::LOCALHOST, &request).remove(0).split_off(14);
+        assert_eq!(echo_answer(&answer, 0x1234), None, "the request itself, which the loopback interface shows too");
+        answer[20] = ICMP_ECHO_REPLY;
+        assert_eq!(echo_answer(&answer, 0x1234), Some(&answer[20..]));
+        assert_eq!(echo_answer(&answer, 0x1235), None);
+        for cut in 0..answer.len() {
+            let _ = echo_answer(&answer[..cut], 0x1234);
+        }
     }
 
     #[test]

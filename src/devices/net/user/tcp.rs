@@ -15,14 +15,13 @@ use smoltcp::wire::{EthernetAddress, HardwareAddress, IpAddress, IpCidr, IpListe
 use std::collections::{HashMap, VecDeque};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
 use nix::poll::PollFlags;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrIn6, connect, socket};
 
 use super::packet::Mac;
+use super::sockets::Sockets;
 
 /// Connections at a time, those that are being made among them.
 pub const MAX_CONNECTIONS: usize = 512;
@@ -147,6 +146,7 @@ pub struct Tcp {
     connecting: HashMap<Flow, Connecting>,
     connections: HashMap<Flow, Connection>,
     listeners: Vec<Listener>,
+    outside: Arc<dyn Sockets>,
     gateway: Ipv4Addr,
     guest: Ipv4Addr,
     next_port: u16,
@@ -155,7 +155,13 @@ pub struct Tcp {
 
 impl Tcp {
     /// A stack that is `gateway` to `guest`.
-    pub fn new(gateway: Ipv4Addr, guest: Ipv4Addr, mac: Mac, listeners: Vec<Listener>, now: Instant) -> Tcp {
+    pub fn new(
+        (gateway, guest): (Ipv4Addr, Ipv4Addr),
+        mac: Mac,
+        listeners: Vec<Listener>,
+        outside: Arc<dyn Sockets>,
+        now: Instant,
+    ) -> Tcp {
         let mut config = Config::new(HardwareAddress::Ethernet(EthernetAddress(mac)));
         config.random_seed = getrandom::u64().unwrap_or_else(|_| u64::from(std::process::id()));
         let mut wire = Wire { from_guest: VecDeque::new(), to_guest: vec![], room: 0 };
@@ -172,6 +178,7 @@ impl Tcp {
             connecting: HashMap::new(),
             connections: HashMap::new(),
             listeners,
+            outside,
             gateway,
             guest,
             next_port: 32768,
@@ -201,7 +208,7 @@ impl Tcp {
             }
             self.forget(&flow);
         }
-        let stream = host.filter(|_| self.has_room(now)).and_then(|host| connect_nonblocking(host).ok());
+        let stream = host.filter(|_| self.has_room(now)).and_then(|host| self.outside.tcp(host).ok());
         match stream {
             Some(stream) => {
                 self.connecting.insert(flow, Connecting { stream, syn: frame, since: now });
@@ -457,26 +464,5 @@ impl Connection {
             }
         }
         moved
-    }
-}
-
-/// Begins to connect without waiting for the answer.
-fn connect_nonblocking(to: SocketAddr) -> std::io::Result<TcpStream> {
-    let open = |family| socket(family, SockType::Stream, SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC, None);
-    let (fd, begun): (OwnedFd, _) = match to {
-        SocketAddr::V4(to) => {
-            let fd = open(AddressFamily::Inet)?;
-            let begun = connect(fd.as_raw_fd(), &SockaddrIn::from(to));
-            (fd, begun)
-        }
-        SocketAddr::V6(to) => {
-            let fd = open(AddressFamily::Inet6)?;
-            let begun = connect(fd.as_raw_fd(), &SockaddrIn6::from(to));
-            (fd, begun)
-        }
-    };
-    match begun {
-        Ok(()) | Err(Errno::EINPROGRESS) => Ok(TcpStream::from(fd)),
-        Err(errno) => Err(errno.into()),
     }
 }

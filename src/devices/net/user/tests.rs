@@ -1,6 +1,8 @@
 //! A guest made of a second smoltcp interface, against the real network and servers on the host's loopback.
 
+use super::connector::{RemoteSockets, serve};
 use super::packet::{self, Content, Mac, Route};
+use super::sockets::{OwnSockets, Sockets};
 use super::tcp::Wire;
 use super::*;
 use crate::hypervisor::backend::Attention;
@@ -26,9 +28,16 @@ struct Guest {
     started: Instant,
 }
 
+/// Sockets of a connector, as the engine child has them.
+fn remote() -> Arc<dyn Sockets> {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    std::thread::spawn(move || serve(&theirs, &OwnSockets::default()));
+    Arc::new(RemoteSockets::new(ours))
+}
+
 fn guest(config: &UserNetConfig) -> Guest {
     let attention = Attention::new(1);
-    let net = UserNet::new(config, Waker::new(attention.clone())).unwrap();
+    let net = UserNet::new(config, Waker::new(attention.clone()), remote()).unwrap();
     let mut wire = Wire { from_guest: VecDeque::new(), to_guest: vec![], room: 4096 };
     let mut interface =
         Interface::new(Config::new(HardwareAddress::Ethernet(EthernetAddress(MAC))), &mut wire, StackInstant::ZERO);
@@ -271,7 +280,7 @@ fn a_port_that_is_taken_is_an_error_that_names_it() {
     let taken = TcpListener::bind(loopback(0)).unwrap();
     let host = taken.local_addr().unwrap();
     let forwards = vec![Forward { protocol: Protocol::Tcp, host, guest_port: 22 }];
-    let result = UserNet::new(&UserNetConfig { forwards, ..UserNetConfig::default() }, Waker::new(Attention::new(1)));
+    let result = UserNet::new(&UserNetConfig { forwards, ..UserNetConfig::default() }, Waker::new(Attention::new(1)), remote());
     let error = result.err().expect("the port is taken");
     assert_eq!(error.to_string(), format!("port already taken: `{host}` is in use by another program"));
 }

@@ -6,12 +6,14 @@
 
 use std::collections::HashMap;
 use std::io::ErrorKind;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
 
 use super::packet::{self, Route};
+use super::sockets::Sockets;
 use super::tcp::{AsFdRef, Flow};
 
 /// Conversations at a time.
@@ -41,6 +43,8 @@ pub enum Key {
 
 struct Conversation {
     socket: UdpSocket,
+    /// The identifier of our own echo requests, where the socket is raw.
+    raw: Option<u16>,
     idle: Duration,
     last_active: Instant,
     answered: bool,
@@ -52,6 +56,8 @@ pub struct Listener {
     pub socket: UdpSocket,
     /// Where datagrams go.
     pub guest_port: u16,
+    /// Its number at [`Sockets::answer`].
+    pub number: u32,
 }
 
 /// Somebody who sent to a forward: the guest sees him as a port of the gateway.
@@ -74,6 +80,7 @@ pub enum Waiting {
 pub struct Udp {
     conversations: HashMap<Key, Conversation>,
     listeners: Vec<Listener>,
+    outside: Arc<dyn Sockets>,
     peers: HashMap<u16, Peer>,
     next_peer: u16,
     gateway: Ipv4Addr,
@@ -85,10 +92,11 @@ pub struct Udp {
 
 impl Udp {
     /// No conversation yet.
-    pub fn new(gateway: Ipv4Addr, guest: Ipv4Addr, listeners: Vec<Listener>) -> Udp {
+    pub fn new(gateway: Ipv4Addr, guest: Ipv4Addr, listeners: Vec<Listener>, outside: Arc<dyn Sockets>) -> Udp {
         Udp {
             conversations: HashMap::new(),
             listeners,
+            outside,
             peers: HashMap::new(),
             next_peer: FIRST_PEER_PORT,
             gateway,
@@ -103,16 +111,17 @@ impl Udp {
         if *flow.remote.ip() == self.gateway
             && let Some(peer) = self.peers.get_mut(&flow.remote.port())
         {
-            if self.listeners[peer.listener].guest_port == flow.guest.port() {
+            let listener = &self.listeners[peer.listener];
+            if listener.guest_port == flow.guest.port() {
                 peer.last_active = now;
-                let _ = self.listeners[peer.listener].socket.send_to(payload, peer.address);
+                self.outside.answer(listener.number, peer.address, payload);
             }
             return;
         }
         let Some(host) = host else { return };
         let idle = if is_dns { DNS_IDLE } else { IDLE };
         let key = Key::Datagrams(flow);
-        if let Some(conversation) = self.conversation(key, idle, now, || connected_udp(host)) {
+        if let Some(conversation) = self.conversation(key, idle, now, |outside| Ok((outside.udp(host)?, false))) {
             // What the host cannot take now is lost, as on a wire.
             let _ = conversation.socket.send(payload);
         }
@@ -121,8 +130,12 @@ impl Udp {
     /// An echo request to the outside came from the guest.
     pub fn echo(&mut self, guest: Ipv4Addr, remote: Ipv4Addr, identifier: u16, message: &[u8], now: Instant) {
         let key = Key::Echo { guest, remote, identifier };
-        if let Some(conversation) = self.conversation(key, ECHO_IDLE, now, || echo_socket(remote)) {
-            let _ = conversation.socket.send(message);
+        let open = |outside: &dyn Sockets| outside.echo(remote).map(|echo| (echo.socket, echo.raw));
+        if let Some(conversation) = self.conversation(key, ECHO_IDLE, now, open) {
+            let _ = match conversation.raw {
+                Some(identifier) => conversation.socket.send(&packet::echo_request(identifier, message)),
+                None => conversation.socket.send(message),
+            };
         }
     }
 
@@ -131,15 +144,17 @@ impl Udp {
         key: Key,
         idle: Duration,
         now: Instant,
-        open: impl FnOnce() -> std::io::Result<UdpSocket>,
+        open: impl FnOnce(&dyn Sockets) -> std::io::Result<(UdpSocket, bool)>,
     ) -> Option<&mut Conversation> {
         if !self.conversations.contains_key(&key) {
             if self.conversations.len() >= MAX_FLOWS {
                 let oldest = *self.conversations.iter().min_by_key(|(_, c)| c.last_active)?.0;
                 self.conversations.remove(&oldest);
             }
-            let socket = open().ok()?;
-            self.conversations.insert(key, Conversation { socket, idle, last_active: now, answered: false });
+            let (socket, raw) = open(&*self.outside).ok()?;
+            // All raw sockets to one place hear all replies: the identifier tells ours.
+            let raw = raw.then(|| getrandom::u32().map_or(self.conversations.len() as u16, |word| word as u16));
+            self.conversations.insert(key, Conversation { socket, raw, idle, last_active: now, answered: false });
         }
         let conversation = self.conversations.get_mut(&key)?;
         conversation.last_active = now;
@@ -163,9 +178,13 @@ impl Udp {
             }
             match conversation.socket.recv(&mut self.buffer) {
                 Ok(n) => {
+                    let mut payload = &self.buffer[..n];
+                    if let Some(identifier) = conversation.raw {
+                        let Some(message) = packet::echo_answer(payload, identifier) else { continue };
+                        payload = message;
+                    }
                     conversation.last_active = now;
                     conversation.answered = true;
-                    let payload = &self.buffer[..n];
                     frames.extend(match key {
                         Key::Datagrams(flow) => packet::udp(&route(), flow.remote, flow.guest, payload),
                         Key::Echo { guest, remote, identifier } => {
@@ -252,30 +271,63 @@ impl Udp {
     }
 }
 
-fn connected_udp(to: SocketAddr) -> std::io::Result<UdpSocket> {
-    let any: IpAddr = match to.ip() {
-        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        IpAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
-    };
-    let socket = UdpSocket::bind((any, 0))?;
-    socket.set_nonblocking(true)?;
-    socket.connect(to)?;
-    Ok(socket)
-}
+#[cfg(test)]
+mod tests {
+    use super::super::sockets::{EchoSocket, OwnSockets, raw_echo};
+    use super::*;
+    use std::net::TcpStream;
 
-/// A socket that sends echo requests without privileges, where net.ipv4.ping_group_range lets us.
-#[cfg(target_os = "linux")]
-fn echo_socket(to: Ipv4Addr) -> std::io::Result<UdpSocket> {
-    use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
-    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    let fd = socket(AddressFamily::Inet, SockType::Datagram, flags, SockProtocol::Icmp)?;
-    let socket = UdpSocket::from(fd);
-    socket.connect((to, 0))?;
-    Ok(socket)
-}
+    /// A host whose only way to ask for an echo is a raw socket, as FreeBSD's.
+    struct RawOnly(OwnSockets);
 
-/// This system has no echo without privileges.
-#[cfg(not(target_os = "linux"))]
-fn echo_socket(_: Ipv4Addr) -> std::io::Result<UdpSocket> {
-    Err(ErrorKind::Unsupported.into())
+    impl Sockets for RawOnly {
+        fn tcp(&self, to: SocketAddr) -> std::io::Result<TcpStream> {
+            self.0.tcp(to)
+        }
+        fn udp(&self, to: SocketAddr) -> std::io::Result<UdpSocket> {
+            self.0.udp(to)
+        }
+        fn echo(&self, to: Ipv4Addr) -> std::io::Result<EchoSocket> {
+            raw_echo((to, 0).into())
+        }
+        fn adopt(&self, forward: &UdpSocket) -> std::io::Result<u32> {
+            self.0.adopt(forward)
+        }
+        fn answer(&self, forward: u32, to: SocketAddr, payload: &[u8]) {
+            self.0.answer(forward, to, payload);
+        }
+        fn name_servers(&self) -> Option<Vec<SocketAddr>> {
+            None
+        }
+    }
+
+    fn echo_through(outside: Arc<dyn Sockets>) {
+        let (guest, remote) = (Ipv4Addr::new(10, 0, 2, 15), Ipv4Addr::LOCALHOST);
+        let allowed = outside.echo(remote).is_ok();
+        let mut udp = Udp::new(Ipv4Addr::new(10, 0, 2, 2), guest, vec![], outside);
+        let started = Instant::now();
+        udp.echo(guest, remote, 77, &[8, 0, 0, 0, 0, 77, 0, 1, b'x'], started);
+        let key = Key::Echo { guest, remote, identifier: 77 };
+        // Without the right to it there is no conversation, and the guest's request is lost.
+        assert_eq!(udp.conversations.contains_key(&key), allowed);
+        let mut route = || Route { source_mac: [2; 6], destination_mac: [4; 6], identification: 1 };
+        if !allowed {
+            return;
+        }
+        loop {
+            assert!(started.elapsed() < Duration::from_secs(20), "no echo from the loopback address");
+            let frames = udp.ready(Waiting::Conversation(key), &mut route, Instant::now(), 8);
+            if let Some(frame) = frames.first() {
+                assert_eq!((frame[34], &frame[38..40], frame[42]), (0, &[0, 77][..], b'x'));
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    #[test]
+    fn an_echo_comes_back_to_its_program_through_either_kind_of_socket() {
+        echo_through(Arc::new(OwnSockets::default()));
+        echo_through(Arc::new(RawOnly(OwnSockets::default())));
+    }
 }

@@ -1,0 +1,168 @@
+//! The host's sockets, as the network asks for them: made here, in this process, or by the [connector](super::connector).
+//!
+//! ICMP echo goes through a datagram socket where Linux allows it (net.ipv4.ping_group_range), else through a raw
+//! socket, which takes root; FreeBSD has raw sockets only (icmp(4)), in a jail with allow.raw_sockets.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Mutex;
+
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6, connect, socket};
+
+const DNS_PORT: u16 = 53;
+/// Forwards whose sockets are handed over.
+const MAX_FORWARDS: usize = 256;
+
+/// A socket for ICMP echo to one address.
+pub struct EchoSocket {
+    /// Connected; not blocking.
+    pub socket: UdpSocket,
+    /// It carries whole packets: ours are sent with a checksum, theirs come with an IP header.
+    pub raw: bool,
+}
+
+/// Makes sockets, none of which blocks.
+pub trait Sockets: Send + Sync {
+    /// One that is being connected.
+    fn tcp(&self, to: SocketAddr) -> io::Result<TcpStream>;
+    /// One that sends to and hears from `to` alone.
+    fn udp(&self, to: SocketAddr) -> io::Result<UdpSocket>;
+    /// One that sends echo requests to `to`.
+    fn echo(&self, to: Ipv4Addr) -> io::Result<EchoSocket>;
+    /// Hands over a forward's socket, to answer from it; the number names it in [`Sockets::answer`].
+    fn adopt(&self, forward: &UdpSocket) -> io::Result<u32>;
+    /// Sends a datagram from a forward's socket; what cannot be sent now is lost, as on a wire.
+    fn answer(&self, forward: u32, to: SocketAddr, payload: &[u8]);
+    /// The host's name servers as they are now; `None` when it does not say.
+    fn name_servers(&self) -> Option<Vec<SocketAddr>>;
+}
+
+/// Sockets made by this very process.
+#[derive(Default)]
+pub struct OwnSockets {
+    forwards: Mutex<Vec<UdpSocket>>,
+}
+
+impl Sockets for OwnSockets {
+    fn tcp(&self, to: SocketAddr) -> io::Result<TcpStream> {
+        connected(to, SockType::Stream, None).map(TcpStream::from)
+    }
+
+    fn udp(&self, to: SocketAddr) -> io::Result<UdpSocket> {
+        connected(to, SockType::Datagram, None).map(UdpSocket::from)
+    }
+
+    fn echo(&self, to: Ipv4Addr) -> io::Result<EchoSocket> {
+        let to = SocketAddr::from((to, 0));
+        #[cfg(target_os = "linux")]
+        if let Ok(fd) = connected(to, SockType::Datagram, Some(SockProtocol::Icmp)) {
+            return Ok(EchoSocket { socket: fd.into(), raw: false });
+        }
+        raw_echo(to)
+    }
+
+    fn adopt(&self, forward: &UdpSocket) -> io::Result<u32> {
+        let mut forwards = self.forwards.lock().expect("no panic happens under this lock");
+        if forwards.len() >= MAX_FORWARDS {
+            return Err(io::ErrorKind::QuotaExceeded.into());
+        }
+        forwards.push(forward.try_clone()?);
+        Ok(forwards.len() as u32 - 1)
+    }
+
+    fn answer(&self, forward: u32, to: SocketAddr, payload: &[u8]) {
+        let forwards = self.forwards.lock().expect("no panic happens under this lock");
+        if let Some(socket) = forwards.get(forward as usize) {
+            let _ = socket.send_to(payload, to);
+        }
+    }
+
+    fn name_servers(&self) -> Option<Vec<SocketAddr>> {
+        std::fs::read_to_string("/etc/resolv.conf").ok().map(|text| name_servers_of(&text))
+    }
+}
+
+/// Echo through a raw socket.
+pub(super) fn raw_echo(to: SocketAddr) -> io::Result<EchoSocket> {
+    let fd = connected(to, SockType::Raw, Some(SockProtocol::Icmp))?;
+    Ok(EchoSocket { socket: fd.into(), raw: true })
+}
+
+/// A socket that begins to connect and does not wait for the answer.
+fn connected(to: SocketAddr, kind: SockType, protocol: Option<SockProtocol>) -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let (fd, begun) = match to {
+        SocketAddr::V4(to) => {
+            let fd = socket(AddressFamily::Inet, kind, flags, protocol)?;
+            let begun = connect(fd.as_raw_fd(), &SockaddrIn::from(to));
+            (fd, begun)
+        }
+        SocketAddr::V6(to) => {
+            let fd = socket(AddressFamily::Inet6, kind, flags, protocol)?;
+            let begun = connect(fd.as_raw_fd(), &SockaddrIn6::from(to));
+            (fd, begun)
+        }
+    };
+    match begun {
+        Ok(()) | Err(Errno::EINPROGRESS) => Ok(fd),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// The name servers of a resolv.conf(5); without any it is the local host.
+pub fn name_servers_of(text: &str) -> Vec<SocketAddr> {
+    let servers: Vec<SocketAddr> = text
+        .lines()
+        .filter_map(|line| {
+            let mut words = line.split_whitespace();
+            let address = words.next().filter(|&word| word == "nameserver").and(words.next())?;
+            Some(SocketAddr::new(address.parse::<IpAddr>().ok()?, DNS_PORT))
+        })
+        .collect();
+    if servers.is_empty() { vec![SocketAddr::from((Ipv4Addr::LOCALHOST, DNS_PORT))] } else { servers }
+}
+
+/// An address as 16 bytes, IPv4 in the first four, and its family, 4 or 6.
+pub(super) fn to_bytes(ip: IpAddr) -> (u8, [u8; 16]) {
+    match ip {
+        IpAddr::V4(ip) => {
+            let mut bytes = [0; 16];
+            bytes[..4].copy_from_slice(&ip.octets());
+            (4, bytes)
+        }
+        IpAddr::V6(ip) => (6, ip.octets()),
+    }
+}
+
+/// The other way round.
+pub(super) fn from_bytes(family: u8, bytes: [u8; 16]) -> Option<IpAddr> {
+    match family {
+        4 => Some(Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]).into()),
+        6 => Some(Ipv6Addr::from(bytes).into()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn name_servers_are_read_as_resolv_conf_says() {
+        let text = "# a comment\nsearch example.org\nnameserver 192.0.2.1\nnameserver ::1\nnameserver nonsense\n";
+        let servers: Vec<String> = name_servers_of(text).iter().map(ToString::to_string).collect();
+        assert_eq!(servers, ["192.0.2.1:53", "[::1]:53"]);
+        assert_eq!(name_servers_of("")[0].to_string(), "127.0.0.1:53");
+    }
+
+    #[test]
+    fn a_forward_that_was_never_handed_over_sends_nothing() {
+        let sockets = OwnSockets::default();
+        sockets.answer(0, SocketAddr::from((Ipv4Addr::LOCALHOST, 9)), b"x");
+        let socket = UdpSocket::bind("127.0.0.1:0").expect("binds");
+        assert_eq!(sockets.adopt(&socket).expect("takes"), 0);
+        assert_eq!(sockets.adopt(&socket).expect("takes"), 1);
+    }
+}
