@@ -10,6 +10,10 @@
 //! | a socket | READ WRITE EVENT ACCEPT SHUTDOWN, names and options, IOCTL for FIONBIO | console, control, the connector, forwards; an accepted socket inherits them (accept(2) in sys/kern/uipc_syscalls.c) |
 //! | anything else | READ WRITE EVENT FSTAT | standard input, output and error |
 //!
+//! Capability mode still lets a process make sockets, whose ioctl(2) root configures interfaces with. So root is given
+//! up too: an engine that was started by root goes on as `nobody` (65534), which has no files and no privilege; what is
+//! open stays open.
+//!
 //! std's sleep uses clock_nanosleep(2), which is not CAPENABLED, and panics where it fails: no thread of the engine
 //! sleeps but by poll(2) or a condition variable.
 //!
@@ -20,10 +24,13 @@ use std::io;
 use std::os::fd::RawFd;
 
 use nix::sys::stat::{SFlag, fstat};
+use nix::unistd::{Gid, Uid, geteuid, setgid, setgroups, setuid};
 
 use super::{Confinement, SandboxError};
 
 const MISSING: &str = "this kernel was built without `options CAPABILITY_MODE` and `options CAPABILITIES`";
+/// `nobody` and its group: etc/master.passwd and etc/group of the base system.
+const NOBODY: u32 = 65534;
 /// Descriptors looked at where the kernel does not say how many are open.
 const LOOK_AT: usize = 65536;
 
@@ -42,6 +49,7 @@ pub fn enter() -> Result<Confinement, SandboxError> {
         Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => return Ok(Confinement::Missing(MISSING)),
         other => other.map_err(|error| SandboxError::Capsicum("limit the descriptors", error))?,
     }
+    give_up_root().map_err(|error| SandboxError::Capsicum("give up root", error))?;
     // SAFETY: the call has no argument and touches no memory.
     match done(unsafe { libc::cap_enter() }) {
         Ok(()) => Ok(Confinement::Full),
@@ -53,6 +61,16 @@ pub fn enter() -> Result<Confinement, SandboxError> {
 /// A connector connects, which capability mode does not know: it keeps its parent's privileges.
 pub fn enter_connector() -> Result<Confinement, SandboxError> {
     Ok(Confinement::Full)
+}
+
+/// For all threads: on FreeBSD credentials are the process's.
+fn give_up_root() -> io::Result<()> {
+    if geteuid().is_root() {
+        setgroups(&[Gid::from_raw(NOBODY)])?;
+        setgid(Gid::from_raw(NOBODY))?;
+        setuid(Uid::from_raw(NOBODY))?;
+    }
+    Ok(())
 }
 
 fn done(answer: libc::c_int) -> io::Result<()> {
