@@ -138,3 +138,28 @@ fn what_a_fleet_renders_checks_clean_guest_by_guest_and_means_the_same_elsewhere
     );
     assert_eq!(printed, expected);
 }
+
+#[test]
+fn a_guest_is_for_the_hosts_that_its_names_and_labels_mean() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let guest = |name: &str, host: &str| format!("[[guests]]\nname = \"{name}\"\nkernel = {{ image = \"k\" }}\n{host}\n");
+    let fleet = [
+        "name = \"room\"\n".to_owned(),
+        guest("everywhere", ""),
+        guest("rack", "host = { names = [\"attic\", \"rack-*\"] }"),
+        guest("both", "host = { names = [\"rack-1\"], labels = [\"ssd\", \"north\"] }"),
+        guest("twin", "host = { names = [\"rack-1\"] }"),
+        guest("twin", "host = { names = [\"rack-2\"] }"),
+        guest("large", "host = { labels = [\"ssd\", \"large\"] }"),
+    ];
+    std::fs::write(directory.path().join("fleet.toml"), fleet.concat()).expect("writes");
+    let names = |host: &str| {
+        std::fs::write(directory.path().join("host.toml"), host).expect("writes");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vmctl"));
+        command.args(["--config", "host.toml", "--datastore", "./store", "render", "-o", "name"]).current_dir(directory.path());
+        String::from_utf8(command.output().expect("vmctl runs").stdout).expect("text").replace('\n', " ")
+    };
+    assert_eq!(names("name = \"rack-1\"\nlabels = [\"ssd\", \"north\"]"), "everywhere rack both twin ");
+    assert_eq!(names("name = \"rack-2\"\nlabels = [\"ssd\", \"large\"]"), "everywhere rack twin large ");
+    assert_eq!(names("name = \"cellar\""), "everywhere ");
+}

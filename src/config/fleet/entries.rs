@@ -65,7 +65,7 @@ pub struct Item {
 }
 
 /// Which hosts an entry is for.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Selector {
     names: Vec<String>,
     labels: Vec<String>,

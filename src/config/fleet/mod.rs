@@ -27,7 +27,7 @@ use super::render::render_set;
 use super::resolve::{self, Reader, Resolved, Templates};
 use super::view::View;
 use super::walk;
-use entries::{Entry, Item, Template};
+use entries::{Entry, Item, Selector, Template};
 use keys::FLEET_KEYS;
 pub use secrets::{SecretConfig, SecretSource};
 
@@ -224,8 +224,8 @@ struct Reading<'a> {
     secrets: &'a [SecretConfig],
     images: &'a [(String, String)],
     used_secrets: BTreeSet<String>,
-    /// Where each name was given, to a guest of this host or of another.
-    names: HashMap<(String, bool), Place>,
+    /// Where each name was given, to a guest of this host or of those that a selector means.
+    names: HashMap<(String, Option<Selector>), Place>,
     text_bytes: usize,
     problems: Vec<Diagnostic>,
 }
@@ -271,8 +271,9 @@ impl Reading<'_> {
                 return;
             }
             let Some(guest) = self.guest(entry, item, table.clone(), here) else { continue };
-            // A name may be there again for another host.
-            match self.names.entry((guest.config.name.clone(), here)) {
+            // A name may be there again for other hosts.
+            let elsewhere = if here { None } else { entry.host.clone() };
+            match self.names.entry((guest.config.name.clone(), elsewhere)) {
                 std::collections::hash_map::Entry::Vacant(free) => {
                     free.insert(guest.place.clone());
                     guests.push(guest);
