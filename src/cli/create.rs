@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::progress::Shown;
 use super::selection::Place;
 use super::{App, ExitStatus, Failure, Outcome};
 use crate::guest::create::{self, Origin};
@@ -21,7 +22,7 @@ pub struct Args {
 pub struct What {
     /// Names of the new guests; with `--file`, the file's own name or `name` key if left out
     #[arg(value_name = "NAME", required_unless_present = "file")]
-    names: Vec<String>,
+    pub names: Vec<String>,
     /// Guest file; it stays where it is and is read again before every boot
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
@@ -29,11 +30,11 @@ pub struct What {
     #[arg(long, requires = "file")]
     copy: bool,
     /// Template, instead of a guest file
-    #[arg(short, long, value_name = "NAME", conflicts_with = "file", required_unless_present = "file")]
+    #[arg(short, long, value_name = "NAME", conflicts_with = "file")]
     template: Option<String>,
     /// Set a key in the new guest's file, like `memory=2G` or `disks.root.size=20G`
     #[arg(long = "set", value_name = "KEY=VALUE")]
-    sets: Vec<String>,
+    pub sets: Vec<String>,
 }
 
 impl Args {
@@ -47,6 +48,16 @@ impl Args {
 }
 
 impl What {
+    /// Whether the first name is that of an image: for `launch`.
+    pub fn is_by_image(&self) -> bool {
+        self.file.is_none() && self.template.is_none()
+    }
+
+    /// The same for guests of a template.
+    pub fn of_template(&self, template: &str, names: &[String]) -> What {
+        What { names: names.to_vec(), template: Some(template.to_owned()), ..self.clone() }
+    }
+
     /// Makes each guest, and does something with it once it is there.
     pub fn each(&self, app: &App, place: &Place, mut then: impl FnMut(&GuestDir) -> Outcome) -> Outcome {
         let origin = match (&self.file, &self.template) {
@@ -58,8 +69,9 @@ impl What {
             ([], Some(file)) => vec![self.name_in(file, place)?],
             (names, _) => names.to_vec(),
         };
+        let progress = Shown::new(&app.ui);
         app.ui.each(&names, String::clone, |name| {
-            let guest = create::create(&place.store, name, &origin, &self.sets, place.around())?;
+            let guest = create::create(&place.store, name, &origin, &self.sets, place.around(), &progress)?;
             then(&guest)
         })
     }

@@ -1,12 +1,21 @@
 //! `vmctl launch`: create, start, and wait, in one go.
 
 use super::create::What;
+use super::progress::{Shown, watch_signals};
+use super::selection::Place;
 use super::start::{self, How};
-use super::{App, Outcome};
+use super::{App, Failure, Outcome};
+use crate::fetch::Kind;
+use crate::guest::create::{self, Origin};
+use crate::guest::images::Images;
+use crate::guest::launch_file;
 
 /// Make guests and start them
 ///
-/// As `create` and `start --wait` do one after the other. With `--console`, shows the console instead of waiting.
+/// `vmctl launch IMAGE GUEST` makes a guest with a disk of an image of the catalogue (`vmctl image list --all`), a
+/// user-mode network and, where the image has cloud-init, the user's public key; `IMAGE` may be a template as well. With
+/// `--file` or `--template`, as `create` and `start --wait` do one after the other. With `--console`, shows the console
+/// instead of waiting.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -23,6 +32,43 @@ impl Args {
     pub fn run(self, app: &App) -> Outcome {
         let place = app.place()?;
         let how = if self.console { How::with_console() } else { How::plain(!self.no_wait) };
+        if self.what.is_by_image() {
+            return by_image(app, &place, &self.what, &how);
+        }
         self.what.each(app, &place, |guest| start::start(app, &place, guest, &how))
     }
+}
+
+fn by_image(app: &App, place: &Place, what: &What, how: &How) -> Outcome {
+    let [image, names @ ..] = &what.names[..] else { return Err(Failure::user("no image and no guest is named")) };
+    if names.is_empty() {
+        return Err(Failure::user(format!("no guest is named: what is to be made of `{image}`?"))
+            .hint("`vmctl launch IMAGE GUEST`, or `--file`, or `--template`"));
+    }
+    watch_signals();
+    let progress = Shown::new(&app.ui);
+    let images = Images { host: &place.host, progress: &progress };
+    let fetcher = super::fetch::fetcher(&place.host, &progress)?;
+    let known = fetcher.cache().find(Kind::Image, image)?.is_some()
+        || fetcher.catalogue()?.find(Kind::Image, image).is_ok()
+        || image.contains('/');
+    if !known {
+        // A template has no slash, and its own message when there is none of that name.
+        return what.of_template(image, names).each(app, place, |guest| start::start(app, place, guest, how));
+    }
+    let mut taken = Vec::new();
+    app.ui.each(names, String::clone, |name| {
+        let obtained = images.obtain(image)?;
+        let home = std::env::var_os("HOME").map(std::path::PathBuf::from);
+        let key = launch_file::public_key(&place.store, home.as_deref())?;
+        let port = launch_file::free_port(&taken)?;
+        taken.push(port);
+        let mut boot = Vec::new();
+        boot.extend(obtained.kernel.clone().map(|path| (path, "vmlinuz")));
+        boot.extend(obtained.initrd.clone().map(|path| (path, "initrd.img")));
+        let text = launch_file::text(&obtained, image, &key, port);
+        let origin = Origin::Image { text, boot, user: obtained.facts.user.clone() };
+        let guest = create::create(&place.store, name, &origin, &what.sets, place.around(), &progress)?;
+        start::start(app, place, &guest, how)
+    })
 }

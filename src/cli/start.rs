@@ -4,10 +4,12 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::attach::{self, Session};
+use super::progress::Shown;
 use super::selection::Place;
 use super::{App, ExitStatus, Failure, Guests, Outcome};
 use crate::guest::control::{Reply, Request};
 use crate::guest::definition::Definition;
+use crate::guest::images::Images;
 use crate::guest::launcher;
 use crate::guest::store::GuestDir;
 
@@ -60,7 +62,8 @@ impl Args {
 /// Starts a guest that is stopped and does what `how` says.
 pub fn start(app: &App, place: &Place, guest: &GuestDir, how: &How) -> Outcome {
     // Checked here, too: a mistake in the file is shown with its place, and no supervisor is started for it.
-    Definition::load(guest, place.around())?;
+    let definition = Definition::load(guest, place.around())?;
+    make_from_images(app, place, guest, &definition)?;
     launcher::start(guest, supervisor_command(app, place, guest)?)?;
     if how.console {
         return attach::attach(app, guest, &Session::default());
@@ -72,6 +75,16 @@ pub fn start(app: &App, place: &Place, guest: &GuestDir, how: &How) -> Outcome {
         app.ui.done(format!("{} is running", guest.name()));
     }
     Ok(ExitStatus::Done)
+}
+
+/// Makes the disks that a later edit of the guest file wants made from images.
+fn make_from_images(app: &App, place: &Place, guest: &GuestDir, definition: &Definition) -> Result<(), Failure> {
+    if definition.config.disks.iter().any(|disk| disk.source.is_some()) {
+        let _lock = guest.lock_stopped("make disks of")?;
+        let progress = Shown::new(&app.ui);
+        Images { host: &place.host, progress: &progress }.make_disks(guest, &definition.config)?;
+    }
+    Ok(())
 }
 
 /// Waits until a running guest is ready.

@@ -8,11 +8,13 @@ use toml_edit::{Array, ArrayOfTables, DocumentMut, InlineTable, Item, Table, Tab
 
 use crate::config::keys::{GUEST_KEYS, Kind, find};
 use crate::config::{GuestConfig, HookEvent};
-use crate::host::files::write_atomically;
+use crate::fetch::Progress;
+use crate::host::files::{clone_or_copy, write_atomically};
 
 use super::definition::{Definition, Surroundings};
 use super::error::{GuestError, Result};
 use super::events::{self, EventKind};
+use super::images::Images;
 use super::lock::Role;
 use super::membership::Membership;
 use super::provision::{Copying, Made, copy_disks, ensure_disks, remove_volumes};
@@ -42,15 +44,42 @@ pub enum Origin {
         /// The fleet file.
         file: PathBuf,
     },
+    /// An image: the text of a guest file, and what comes with it.
+    Image {
+        /// The guest file.
+        text: String,
+        /// Files that are copied to `boot/` in the guest's directory, with their names there.
+        boot: Vec<(PathBuf, &'static str)>,
+        /// Who logs in.
+        user: Option<String>,
+    },
 }
 
 /// Makes a guest. Each of `sets` is `KEY=VALUE` and is written into the guest's file.
-pub fn create(store: &Store, name: &str, origin: &Origin, sets: &[String], around: Surroundings<'_>) -> Result<GuestDir> {
+pub fn create(
+    store: &Store,
+    name: &str,
+    origin: &Origin,
+    sets: &[String],
+    around: Surroundings<'_>,
+    progress: &dyn Progress,
+) -> Result<GuestDir> {
     check_name(name)?;
     let new = store.begin(name)?;
     write_file(&new, name, origin, sets, around)?;
-    finish(new, GuestState::new(name), EventKind::Created, origin, around, |guest, definition| {
-        ensure_disks(guest, &definition.config)
+    let mut state = GuestState::new(name);
+    if let Origin::Image { user, .. } = origin {
+        state.default_user.clone_from(user);
+    }
+    finish(new, state, EventKind::Created, origin, around, |guest, definition| {
+        let made = Images { host: around.host, progress }.make_disks(guest, &definition.config)?;
+        match ensure_disks(guest, &definition.config) {
+            Ok(more) => Ok(made.and(more)),
+            Err(error) => {
+                made.undo();
+                Err(error)
+            }
+        }
     })
 }
 
@@ -217,6 +246,15 @@ fn write_file(new: &NewGuest, name: &str, origin: &Origin, sets: &[String], arou
                 }
                 (true, _) => copy_file(&path, &target, name, sets, &meant, around),
             }
+        }
+        Origin::Image { text, boot, .. } => {
+            let folder = new.guest().path().join("boot");
+            for (from, to) in boot {
+                fs::create_dir_all(&folder).map_err(|error| GuestError::io("make", &folder, error))?;
+                clone_or_copy(from, &folder.join(to)).map_err(|error| GuestError::io("copy", from, error))?;
+            }
+            let document = text.parse::<DocumentMut>().expect("made by this program");
+            write_document(&target, document, sets)
         }
         Origin::Template(template) => {
             let mut document = DocumentMut::new();

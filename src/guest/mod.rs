@@ -14,7 +14,9 @@ pub mod gpt; // a partition table's end, moved to that of a disk that has grown
 pub mod graph; // a picture of guests, switches and start order
 pub mod host_needs; // what guests need of a FreeBSD host
 pub mod identity; // UUIDs and MAC addresses
+pub mod images; // disks made from images
 pub mod import; // moving over from other managers
+pub mod launch_file; // the guest file of an image
 pub mod launcher; // how a command starts a supervisor and asks one
 pub mod lock; // who runs or changes a guest
 pub mod logs; // logs that do not grow without bound

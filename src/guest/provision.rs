@@ -37,6 +37,16 @@ pub struct Made {
 }
 
 impl Made {
+    /// Another file that was made.
+    pub fn add_file(&mut self, path: PathBuf) {
+        self.files.push(path);
+    }
+    /// With what else was made.
+    pub fn and(mut self, more: Made) -> Made {
+        self.files.extend(more.files);
+        self.volumes.extend(more.volumes);
+        self
+    }
     /// Removes it all again.
     pub fn undo(self) {
         for file in self.files {
@@ -70,6 +80,10 @@ fn ensure_disk(guest: &GuestDir, disk: &DiskConfig, made: &mut Made) -> Result<(
     let size = match disk_size(&path) {
         Ok((size, _)) => size,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && disk.backend != DiskBackend::File => {
+            if let Some(source) = &disk.source {
+                return Err(GuestError::user(format!("disk `{}` is not there yet: it is made from image `{source}`", disk.id))
+                    .hint(format!("`vmctl start {}` makes it", guest.name())));
+            }
             let Some(size) = disk.size else {
                 return Err(GuestError::user(format!(
                     "disk `{}`: `{}` does not exist and no size is given",
@@ -78,7 +92,7 @@ fn ensure_disk(guest: &GuestDir, disk: &DiskConfig, made: &mut Made) -> Result<(
                 ))
                 .hint("add `size = \"10G\"` and it is made"));
             };
-            return make_disk(guest, disk, path, size, made);
+            return make_empty(guest, disk, path, size, made);
         }
         Err(error) => return Err(GuestError::io(&format!("use disk `{}` at", disk.id), &path, error)),
     };
@@ -98,7 +112,8 @@ fn ensure_disk(guest: &GuestDir, disk: &DiskConfig, made: &mut Made) -> Result<(
     }
 }
 
-fn make_disk(guest: &GuestDir, disk: &DiskConfig, path: PathBuf, size: ByteSize, made: &mut Made) -> Result<()> {
+/// Makes a disk without contents.
+pub fn make_empty(guest: &GuestDir, disk: &DiskConfig, path: PathBuf, size: ByteSize, made: &mut Made) -> Result<()> {
     if disk.backend == DiskBackend::Zvol {
         let name = volume(guest, disk)?;
         zfs::create_volume(&name, size.bytes(), disk.thin, &disk.properties)

@@ -7,6 +7,7 @@ mod change;
 mod console;
 mod engine;
 mod fleet;
+mod launch;
 mod policy;
 mod verbs;
 mod world;

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use crate::config::{Fleet, FleetGuest, GuestConfig};
+use crate::fetch::Silent;
 use crate::guest::control::Request;
 use crate::guest::create::{self, Origin};
 use crate::guest::definition::{Definition, Surroundings};
@@ -57,7 +58,7 @@ impl Step<'_> {
         let name = self.planned.name.clone();
         self.journal.write(&Line::Create { guest: name.clone() })?;
         let origin = Origin::Fleet { text: wanted.text.clone(), fleet: self.fleet.name.clone(), file: self.fleet.file.clone() };
-        match create::create(self.store, &name, &origin, &[], self.around) {
+        match create::create(self.store, &name, &origin, &[], self.around, &Silent) {
             Ok(_) => Ok(()),
             Err(error) => {
                 // `create` leaves nothing behind by itself.

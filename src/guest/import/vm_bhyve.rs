@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::config::diagnostic::Source as ConfigSource;
 use crate::config::{GUESTS_DIR, HostConfig, HostPaths, TEMPLATES_DIR};
+use crate::fetch::Silent;
 use crate::host::files::write_atomically;
 use crate::host::sysrc::RcConf;
 use crate::host::zfs;
@@ -317,7 +318,7 @@ fn guest(
     // Beside the store's guests: the file is copied into the guest's directory from there.
     let file = store.root().join(format!(".import-{}-{}.toml", imported.name, std::process::id()));
     put(&file, toml, 0o600)?;
-    let made = create::create(store, &imported.name, &Origin::File { path: file.clone(), copy: true }, &[], around);
+    let made = create::create(store, &imported.name, &Origin::File { path: file.clone(), copy: true }, &[], around, &Silent);
     let _ = fs::remove_file(&file);
     let made = made?;
     if let Some(password) = &imported.password {

@@ -1,0 +1,125 @@
+//! Disks made from images: `disks.source`, once, by a copy that stands on its own.
+//!
+//! Fetching takes long and has something to show, so that only commands do it: a supervisor finds such a disk there or
+//! says how to make it.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::Path;
+
+use crate::config::{DiskBackend, DiskConfig, GuestConfig, HostConfig};
+use crate::fetch::{CatalogueSource, Fault, FetchError, Fetcher, Kind, Obtained, Progress, Request};
+use crate::host::files::clone_or_copy;
+use crate::units::ByteSize;
+
+use super::error::{GuestError, Result};
+use super::gpt;
+use super::provision::{Made, disk_path, make_empty};
+use super::store::GuestDir;
+
+impl From<FetchError> for GuestError {
+    fn from(error: FetchError) -> Self {
+        let (hint, fault) = (error.next_step().map(str::to_owned), error.fault());
+        let mut words = error.to_string();
+        let mut cause = std::error::Error::source(&error);
+        while let Some(source) = cause {
+            words = format!("{words}: {source}");
+            cause = source.source();
+        }
+        let made = if fault == Fault::Host { GuestError::host(words) } else { GuestError::user(words) };
+        match hint {
+            Some(hint) => made.hint(hint),
+            None => made,
+        }
+    }
+}
+
+/// What images are obtained with.
+#[derive(Clone, Copy)]
+pub struct Images<'a> {
+    /// Where the cache and the catalogues are.
+    pub host: &'a HostConfig,
+    /// Who is told.
+    pub progress: &'a dyn Progress,
+}
+
+impl Images<'_> {
+    /// An image of the catalogue, of a URL, or of the user's.
+    pub fn obtain(&self, what: &str) -> Result<Obtained> {
+        let sources = self.host.catalogues.iter().map(|it| CatalogueSource { id: it.id.clone(), at: it.url.clone() });
+        let fetcher = Fetcher::open(&self.host.cache_dir, sources.collect(), self.progress)?;
+        Ok(fetcher.obtain(&Request::new(Kind::Image, what))?)
+    }
+
+    /// Makes the disks of a guest that have a source and are not there. What was made before a failure is undone.
+    pub fn make_disks(&self, guest: &GuestDir, config: &GuestConfig) -> Result<Made> {
+        let mut made = Made::default();
+        for disk in &config.disks {
+            if let Err(error) = self.make_disk(guest, disk, &mut made) {
+                made.undo();
+                return Err(error);
+            }
+        }
+        Ok(made)
+    }
+
+    fn make_disk(&self, guest: &GuestDir, disk: &DiskConfig, made: &mut Made) -> Result<()> {
+        let Some(source) = &disk.source else { return Ok(()) };
+        let path = disk_path(guest, disk)?;
+        if path.exists() {
+            return Ok(());
+        }
+        let image = self.obtain(source)?;
+        let size = disk.size.map_or(image.size_bytes, ByteSize::bytes);
+        if size < image.size_bytes {
+            return Err(GuestError::user(format!(
+                "disk `{}` is of {}, and image `{source}` of {}",
+                disk.id,
+                ByteSize::from_bytes(size),
+                ByteSize::from_bytes(image.size_bytes)
+            ))
+            .hint(format!("set `size` to {}B or more", image.size_bytes)));
+        }
+        let failed = |error| GuestError::io(&format!("make disk `{}` at", disk.id), &path, error);
+        if disk.backend == DiskBackend::Zvol {
+            make_empty(guest, disk, path.clone(), ByteSize::from_bytes(size), made)?;
+            write_volume(&image.path, &path).map_err(failed)?;
+        } else {
+            clone_or_copy(&image.path, &path).map_err(failed)?;
+            made.add_file(path.clone());
+        }
+        let target = File::options().read(true).write(true).open(&path).map_err(failed)?;
+        if disk.backend != DiskBackend::Zvol {
+            target.set_len(size).map_err(failed)?;
+        }
+        gpt::move_end(&target, size).map_err(failed)?;
+        target.sync_all().map_err(failed)
+    }
+}
+
+/// Writes an image into a new volume, which reads as zeros: blocks of zeros are left out.
+fn write_volume(from: &Path, to: &Path) -> std::io::Result<()> {
+    let (mut source, mut target) = (File::open(from)?, File::options().write(true).open(to)?);
+    let mut buffer = vec![0u8; 1 << 20];
+    let mut position = 0u64;
+    loop {
+        let mut count = 0;
+        while count < buffer.len() {
+            match source.read(&mut buffer[count..])? {
+                0 => break,
+                more => count += more,
+            }
+        }
+        if count == 0 {
+            return Ok(());
+        }
+        // A device takes whole sectors.
+        let whole = count.next_multiple_of(4096).min(buffer.len());
+        buffer[count..whole].fill(0);
+        if buffer[..count].iter().any(|byte| *byte != 0) {
+            target.seek(SeekFrom::Start(position))?;
+            target.write_all(&buffer[..whole])?;
+        }
+        position += count as u64;
+    }
+}

@@ -1,0 +1,109 @@
+//! The guest file that `launch` writes for an image of the catalogue.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use toml_edit::{Array, ArrayOfTables, DocumentMut, InlineTable, Item, Table, Value, value};
+
+use crate::config::cloud_init::is_public_key;
+use crate::fetch::Obtained;
+use crate::units::ByteSize;
+
+use super::error::{GuestError, Result};
+use super::store::Store;
+
+/// Ports of the host that are tried for the way to the guest's sshd(8).
+const PORTS: std::ops::Range<u16> = 42200..43200;
+/// RAM of a guest of whom nothing else is said.
+const MEMORY: &str = "1GiB";
+/// Room that a guest gets beyond its image.
+const ROOM: u64 = 2 << 30;
+
+/// The public key of the user: the first of `~/.ssh` that OpenSSH would use, or else the one that vmctl keeps in the
+/// datastore, which is made now if it is not there.
+pub fn public_key(store: &Store, home: Option<&Path>) -> Result<PathBuf> {
+    let own = home
+        .into_iter()
+        .flat_map(|home| ["id_ed25519.pub", "id_ecdsa.pub", "id_rsa.pub"].map(|name| home.join(".ssh").join(name)));
+    let usable = |path: &PathBuf| std::fs::read_to_string(path).is_ok_and(|text| text.lines().next().is_some_and(is_public_key));
+    if let Some(key) = own.into_iter().find(usable) {
+        return Ok(key);
+    }
+    let folder = store.root().join("ssh");
+    let (private, public) = (folder.join("id_ed25519"), folder.join("id_ed25519.pub"));
+    if usable(&public) {
+        return Ok(public);
+    }
+    crate::host::files::private_directory(&folder).map_err(|error| GuestError::io("make", &folder, error))?;
+    let mut command = Command::new("ssh-keygen");
+    command.args(["-q", "-t", "ed25519", "-N", "", "-C", "vmctl", "-f"]).arg(&private);
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| GuestError::user(format!("cannot run `ssh-keygen`: {error}")).hint("install OpenSSH's client"))?;
+    if !output.status.success() {
+        let words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        return Err(GuestError::host(format!("`ssh-keygen` failed: {words}")));
+    }
+    Ok(public)
+}
+
+/// A port of the loopback that nobody listens on. Somebody else may take it before the guest starts, whose start then
+/// fails with the port's number; `edit` changes it.
+pub fn free_port(taken: &[u16]) -> Result<u16> {
+    PORTS
+        .filter(|port| !taken.contains(port))
+        .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
+        .ok_or_else(|| GuestError::user(format!("no port of {} to {} is free", PORTS.start, PORTS.end - 1)))
+}
+
+/// The guest file: the image as a disk, a user-mode network with a way to sshd(8), a seed of cloud-init where the image
+/// reads one.
+/// A kernel that comes with the image lies in `boot/` beside the file.
+pub fn text(image: &Obtained, source: &str, key: &Path, port: u16) -> String {
+    let facts = &image.facts;
+    let mut file = DocumentMut::new();
+    if let Some(description) = &facts.description {
+        file["description"] = value(description.as_str());
+    }
+    file["memory"] = value(MEMORY);
+    if let Some(loader) = &facts.loader {
+        file["loader"] = value(loader.as_str());
+    }
+    if image.kernel.is_some() {
+        let mut table = Table::new();
+        table["image"] = value("boot/vmlinuz");
+        if image.initrd.is_some() {
+            table["initrd"] = value("boot/initrd.img");
+        }
+        if let Some(cmdline) = &facts.cmdline {
+            table["cmdline"] = value(cmdline.as_str());
+        }
+        file["kernel"] = Item::Table(table);
+    }
+    let size = facts.least_disk_bytes.unwrap_or(0).max(image.size_bytes) + ROOM;
+    let mut disk = Table::new();
+    disk["id"] = value("root");
+    disk["source"] = value(source);
+    disk["size"] = value(ByteSize::from_bytes(size.next_multiple_of(1 << 30)).to_string());
+    file["disks"] = Item::ArrayOfTables(ArrayOfTables::from_iter([disk]));
+    let forward =
+        InlineTable::from_iter([("id", Value::from("ssh")), ("host_port", i64::from(port).into()), ("guest_port", 22.into())]);
+    let mut nic = Table::new();
+    nic["id"] = value("net0");
+    nic["forwards"] = value(Array::from_iter([forward]));
+    file["nics"] = Item::ArrayOfTables(ArrayOfTables::from_iter([nic]));
+    let mut ready = Table::new();
+    if facts.cloud_init {
+        let mut seed = Table::new();
+        seed["ssh_keys"] = value(Array::from_iter([key.to_string_lossy().as_ref()]));
+        file["cloud-init"] = Item::Table(seed);
+        ready["tcp"] = value(22);
+    } else {
+        ready["console"] = value("login:");
+    }
+    ready["timeout"] = value("15m");
+    file["ready"] = Item::Table(ready);
+    file.to_string()
+}
