@@ -252,8 +252,8 @@ mod tests {
     fn a_plan_is_coloured_for_a_terminal_and_says_the_same_without() {
         let plan = plan_of(vec![memory(), Change { class: Class::Destroy, drift: true, ..memory() }]);
         let plain = text(&plan, false, false);
-        let expected = "next boot\n  ~ web  memory.size: \"512M\" -> \"1G\"            # fleet.toml:7\n\
-                        destroy\n  - web  memory.size: \"512M\" -> \"1G\" (drift)    # fleet.toml:7\n\
+        let expected = "next boot\n  ~ web  memory.size: \"512M\" -> \"1G\"               # fleet.toml:7\n\
+                        destroy\n  - web  memory.size: \"512M\" -> \"1G\" (drift)       # fleet.toml:7\n\
                         web: a restart is due\nroom: 1 to change, 3 as they should be, 1 for other hosts\n";
         assert_eq!(plain, expected);
         let coloured = text(&plan, false, true);
