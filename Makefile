@@ -59,6 +59,7 @@ tools-test:
 
 tools-bench:
 	sh scripts/need cargo:rustc busybox:busybox-static cpio:cpio mmdebstrap:mmdebstrap mke2fs:e2fsprogs qemu-system-x86_64:qemu-system-x86
+	sh scripts/need qemu-img:qemu-utils curl:curl gzip:gzip
 
 tools-freebsd:
 	sh scripts/need cargo:rustc python3:python3 pip3:python3-pip readelf:binutils
