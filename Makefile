@@ -52,7 +52,7 @@ tools-demo:
 	sh scripts/need cargo:rustc mmdebstrap:mmdebstrap mke2fs:e2fsprogs
 
 tools-test:
-	sh scripts/need cargo:rustc busybox:busybox-static cpio:cpio mandoc:mandoc mke2fs:e2fsprogs mkfs.xfs:xfsprogs \
+	sh scripts/need cargo:rustc busybox:busybox-static cpio:cpio mandoc:mandoc ssh-keygen:openssh-client blkid:util-linux mke2fs:e2fsprogs mkfs.xfs:xfsprogs \
 	    mkfs.fat:dosfstools mcopy:mtools xorriso:xorriso sfdisk:fdisk \
 	    grub-mkrescue:grub-common "update-grub:grub2-common grub-pc-bin" \
 	    qemu-img:qemu-utils xz:xz-utils zstd:zstd bzip2:bzip2

@@ -61,12 +61,20 @@ fn launch_goes_from_an_image_of_the_cache_to_a_running_guest_that_ssh_finds() {
     let world = World::new();
     image(&world);
     std::fs::write(world.path().join("kernel"), "no kernel").expect("writes");
-    world.vmctl(&["image", "import", "./base.raw", "--name", "base"]).ok();
+    // A cache of its own: root's is the host's.
+    let host = world.path().join("vmctl.toml");
+    std::fs::write(&host, "cache_dir = \"cache\"\n").expect("writes");
+    let host = host.to_str().expect("UTF-8");
+    let vmctl = |arguments: &[&str]| {
+        let arguments: Vec<&str> = ["--config", host].iter().chain(arguments).copied().collect();
+        world.vmctl(&arguments)
+    };
+    vmctl(&["image", "import", "./base.raw", "--name", "base"]).ok();
     let sets = ["--set", "kernel.image=kernel", "--set", "memory=64M", "--no-wait"];
     let arguments: Vec<&str> = ["launch", "base", "g"].into_iter().chain(sets).collect();
-    world.vmctl(&arguments).ok().says("g is running");
-    let block = world.vmctl(&["ssh-config", "g"]).ok().out;
+    vmctl(&arguments).ok().says("g is running");
+    let block = vmctl(&["ssh-config", "g"]).ok().out;
     assert!(block.contains("    Port 42") && block.contains("ds/ssh/id_ed25519"), "{block}");
-    world.vmctl(&["launch", "base"]).fails(1, "no guest is named");
-    world.vmctl(&["launch", "neither-image-nor-template", "h"]).fails(1, "neither-image-nor-template");
+    vmctl(&["launch", "base"]).fails(1, "no guest is named");
+    vmctl(&["launch", "neither-image-nor-template", "h"]).fails(1, "neither-image-nor-template");
 }
