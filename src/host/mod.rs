@@ -18,6 +18,8 @@ pub mod passthru; // PCI devices for guests
 pub mod pf; // rules of a switch in the packet filter
 pub mod place; // where the host keeps its devices; root or not
 pub mod port; // a TCP port for a program that binds it itself
+#[cfg(target_os = "freebsd")]
+mod pow; // one function of libm's, so that the program needs none
 pub mod process; // detached and tied children, the boot of this host
 pub mod program; // external programs, and steps that can be taken back
 pub mod rc; // autostart through rc(8)
