@@ -19,10 +19,23 @@ pub fn listed() -> Vec<String> {
     }
 }
 
+/// What rc(8) is to know of where guests are: its environment has none of the caller's variables.
+fn remember_place(app: &App, rc_conf: &RcConf) -> Result<(), Failure> {
+    for option in super::down::options(app)?.chunks_exact(2) {
+        let name = format!("vmctl_{}", option[0].trim_start_matches('-'));
+        if rc_conf.get(&name)?.as_ref() != Some(&option[1]) {
+            rc_conf.set(&name, &option[1])?;
+            app.ui.done(format!("rc(8) uses the {} `{}`", &option[0][2..], option[1]));
+        }
+    }
+    Ok(())
+}
+
 /// Puts guests into `vmctl_list`; without one, lets rc(8) start guests at all.
 pub fn enable(app: &App, place: &Place, names: &[String]) -> Outcome {
     let root = Path::new("/");
     let rc_conf = rc_conf();
+    remember_place(app, &rc_conf)?;
     if names.is_empty() {
         if !rc::is_installed(root) {
             rc::install(root)?;

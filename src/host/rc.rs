@@ -6,8 +6,21 @@ use super::error::HostError;
 use super::files::write_atomically;
 use super::sysrc::RcConf;
 
-/// The rc.d script, as it is installed.
+/// The rc.d script of the tree.
 pub const SCRIPT: &str = include_str!("../../rc.d/vmctl");
+/// The program that it runs; `vmctl_program` of rc.conf(5) names another.
+const PROGRAM: &str = "/usr/local/bin/vmctl";
+
+/// The script as it is installed: it runs the program that installs it, wherever that stands.
+pub fn script() -> String {
+    script_for(&std::env::current_exe().unwrap_or_else(|_| PROGRAM.into()))
+}
+
+fn script_for(program: &Path) -> String {
+    // What a shell reads as it stands; another path is for `vmctl_program`.
+    let plain = |path: &&str| path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._+-".contains(&byte));
+    SCRIPT.replace(PROGRAM, program.to_str().filter(plain).unwrap_or(PROGRAM))
+}
 
 /// Where it is installed.
 pub fn script_path(root: &Path) -> PathBuf {
@@ -55,12 +68,12 @@ pub fn install(root: &Path) -> Result<(), HostError> {
     let path = script_path(root);
     let parent = path.parent().expect("it has one");
     std::fs::create_dir_all(parent).map_err(|error| HostError::io("make", parent, &error))?;
-    write_atomically(&path, SCRIPT.as_bytes(), 0o555).map_err(|error| HostError::io("write", &path, &error))
+    write_atomically(&path, script().as_bytes(), 0o555).map_err(|error| HostError::io("write", &path, &error))
 }
 
-/// Whether the script that is installed is the one of this build.
+/// Whether the script that is installed is the one of this build and runs this program.
 pub fn is_installed(root: &Path) -> bool {
-    std::fs::read_to_string(script_path(root)).is_ok_and(|text| text == SCRIPT)
+    std::fs::read_to_string(script_path(root)).is_ok_and(|text| text == script())
 }
 
 #[cfg(test)]
@@ -77,6 +90,14 @@ mod tests {
         assert!(lines[first + 1].starts_with("# REQUIRE: DAEMON"));
         assert!(lines[first + 2].starts_with("# KEYWORD: ") && lines[first + 2].contains("shutdown"));
         assert!(SCRIPT.contains("rcvar=vmctl_enable") && SCRIPT.ends_with("run_rc_command \"$1\"\n"));
+    }
+
+    #[test]
+    fn the_script_runs_the_program_that_installs_it() {
+        assert!(script_for(Path::new("/root/vmctl-0.1/vmctl")).contains(": ${vmctl_program:=/root/vmctl-0.1/vmctl}\n"));
+        assert_eq!(script_for(Path::new("/root/my $(reboot)/vmctl")), SCRIPT);
+        assert_eq!(script_for(Path::new(PROGRAM)), SCRIPT);
+        assert!(SCRIPT.contains(&format!(": ${{vmctl_program:={PROGRAM}}}\n")));
     }
 
     #[test]

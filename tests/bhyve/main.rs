@@ -8,6 +8,8 @@ mod devices;
 mod exits;
 mod fake;
 mod life;
+mod service;
+mod steps;
 mod suspend;
 mod undoing;
 mod world;
