@@ -57,7 +57,7 @@ impl Args {
 fn features(named: Option<&str>) -> Result<HostFeatures, Failure> {
     let Some(name) = named else {
         let newest = || HostFeatures::of_release("15.0").expect("it is one of the known releases");
-        return Ok(HostFeatures::of_this_host().unwrap_or_else(newest));
+        return Ok(HostFeatures::of_this_host().unwrap_or_else(|_| newest()));
     };
     if let Some(features) = HostFeatures::of_release(name) {
         return Ok(features);

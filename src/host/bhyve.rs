@@ -138,31 +138,47 @@ impl HostFeatures {
         format!("FreeBSD {}.{}", self.osreldate / 100_000, self.osreldate / 1000 % 100)
     }
 
-    /// Of this host, with `run` for its programs: what one printed, both streams; nothing when it is not there.
-    pub fn probe(run: impl Fn(&str, &[&str]) -> Option<String>) -> Option<HostFeatures> {
-        let number = |name: &str| run("sysctl", &["-n", name])?.trim().parse::<u32>().ok();
-        let outputs = ProbeOutputs {
-            devices: run("bhyve", &["-s", "help"])?,
-            lpc: run("bhyve", &["-l", "help"]).unwrap_or_default(),
-            usage: run("bhyve", &["-h"]).unwrap_or_default(),
-            bhyvectl: run("bhyvectl", &[]).unwrap_or_default(),
-            osreldate: number("kern.osreldate")?,
-            max_cpus: number("hw.vmm.maxcpu"),
+    /// Of this host, with `run` for its programs: what one printed, both streams, or why it cannot be run. What lacks
+    /// of an answer is said in words: without its devices every guest would be refused for the wrong reason.
+    pub fn probe(run: impl Fn(&str, &[&str]) -> Result<String, String>) -> Result<HostFeatures, String> {
+        let told = |program: &str, arguments: &[&str], wanted: &str| {
+            let text = run(program, arguments)?;
+            match text.lines().any(|line| line.trim().eq_ignore_ascii_case(wanted)) {
+                true => Ok(text),
+                false => {
+                    let words = cut(&text).lines().map(str::trim).filter(|line| !line.is_empty()).take(8).collect::<Vec<_>>();
+                    Err(format!("`{}` does not say what it can do: {}", program::typed(program, arguments), words.join("; ")))
+                }
+            }
         };
-        Some(HostFeatures::parse(&outputs))
+        let number = |name: &str| -> Result<u32, String> {
+            let text = run("sysctl", &["-n", name])?;
+            text.trim().parse().map_err(|_| format!("`sysctl -n {name}` says no number: {}", text.trim()))
+        };
+        let outputs = ProbeOutputs {
+            devices: told("bhyve", &["-s", "help"], "hostbridge")?,
+            lpc: told("bhyve", &["-l", "help"], "com1")?,
+            usage: run("bhyve", &["-h"])?,
+            bhyvectl: run("bhyvectl", &[])?,
+            osreldate: number("kern.osreldate")?,
+            // Older releases have none.
+            max_cpus: number("hw.vmm.maxcpu").ok(),
+        };
+        Ok(HostFeatures::parse(&outputs))
     }
 
-    /// Of the host that this runs on; nothing when it has no bhyve.
-    pub fn of_this_host() -> Option<HostFeatures> {
+    /// Of the host that this runs on; in words, why nothing is known.
+    pub fn of_this_host() -> Result<HostFeatures, String> {
         if !program::is_freebsd() {
-            return None;
+            return Err("this host has no bhyve(8): it is not FreeBSD".into());
         }
         HostFeatures::probe(|program, arguments| {
-            let program = program::find(program)?;
-            let output = std::process::Command::new(program).args(arguments).stdin(std::process::Stdio::null()).output().ok()?;
+            let file = program::find(program).ok_or_else(|| format!("there is no program `{program}`"))?;
+            let output = std::process::Command::new(file).args(arguments).stdin(std::process::Stdio::null()).output();
+            let output = output.map_err(|error| format!("cannot run `{program}`: {error}"))?;
             let mut text = output.stdout;
             text.extend(output.stderr);
-            Some(String::from_utf8_lossy(&text).into_owned())
+            Ok(String::from_utf8_lossy(&text).into_owned())
         })
     }
 

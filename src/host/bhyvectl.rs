@@ -2,12 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
-use super::program::{ProgramError, run};
+use super::program::{Cause, ProgramError, run};
 use super::{jail_run, place};
 
 /// The most counters that are taken from one answer.
 const MOST_COUNTERS: usize = 4096;
+
+/// How long the device of a machine that was destroyed may take to go.
+const GOING: Duration = Duration::from_secs(30);
 
 /// A virtual machine of vmm(4), seen from a jail or from the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,17 +28,43 @@ impl Vm {
         place::has_entry(&place::path("/dev/vmm"), &self.name)
     }
 
-    /// Makes it, without anything in it.
-    pub fn create(&self) -> Result<(), ProgramError> {
-        self.call(&["--create"]).map(drop)
+    /// Makes it, without anything in it; `false` when the kernel still has one of this name, which may be on its way
+    /// out: destroying goes on after bhyvectl(8) has ended, takes the device away first and the name last, when all
+    /// memory has been given back (`sys/amd64/vmm/vmm_dev.c`, sysctl_vmm_destroy and vmmdev_destroy). bhyvectl says
+    /// `errno = 17` for EEXIST.
+    pub fn create(&self) -> Result<bool, ProgramError> {
+        match self.call(&["--create"]) {
+            Ok(_) => Ok(true),
+            Err(ProgramError { cause: Cause::Failed { words, .. }, .. })
+                if words.contains("errno = 17") || words.contains("File exists") =>
+            {
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
     }
 
-    /// Removes it, if it is there.
+    /// Removes it, if it is there, and waits until its device is gone.
     pub fn destroy(&self) -> Result<(), ProgramError> {
-        match self.exists() {
-            true => self.call(&["--destroy"]).map(drop),
-            false => Ok(()),
+        if !self.exists() {
+            return Ok(());
         }
+        match self.call(&["--destroy"]) {
+            Ok(_) => {}
+            // Somebody has destroyed it, and it is not gone yet.
+            Err(ProgramError { cause: Cause::Failed { words, .. }, .. }) if words.contains("is not created") => {}
+            Err(error) => return Err(error),
+        }
+        let until = Instant::now() + GOING;
+        while self.exists() {
+            if Instant::now() > until {
+                let words = format!("/dev/vmm/{} is still there after {} s", self.name, GOING.as_secs());
+                let command = format!("bhyvectl --vm={} --destroy", self.name);
+                return Err(ProgramError { command, cause: Cause::Failed { status: Some(0), words } });
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
     }
 
     /// Ends it as the guest's own power-off does.

@@ -1,17 +1,57 @@
 //! netgraph(4) nodes, through ngctl(8).
+//!
+//! A hook of ng_bridge(4) comes into being when bhyve connects to it, some time after its name was chosen. So that two
+//! guests that start at one instant never choose the same one, a name is reserved first: a lock below the run
+//! directory, which all of this host's guests share and which its holder's death gives back.
 
+use std::fs::File;
+use std::io;
+
+use super::place;
 use super::program::{ProgramError, run};
 
-/// The first hook `linkN` of an ng_bridge(4) node that nothing is connected to.
-pub fn free_link(path: &str) -> Result<String, ProgramError> {
-    Ok(free(&run("ngctl", &["show", path])?))
+/// More than any node's hooks; a bound for the search.
+const MOST_LINKS: u32 = 65_536;
+
+/// A hook that no other guest of this program chooses as long as this is held.
+#[derive(Debug)]
+pub struct Reserved {
+    /// Like `link2`.
+    pub hook: String,
+    _lock: File,
+}
+
+/// The first hook `linkN` of an ng_bridge(4) node that nothing is connected to, and that nobody has reserved.
+pub fn reserve_link(path: &str) -> Result<Reserved, String> {
+    let directory = place::run_directory().join("netgraph");
+    let unusable = |error: io::Error| format!("cannot reserve a hook of `{path}` in `{}`: {error}", directory.display());
+    super::files::private_directory(&directory).map_err(unusable)?;
+    // Its path is the node's name, an id or a row of hooks (netgraph(4), Addressing); none has a slash in it.
+    let node = path.replace('/', "_");
+    for number in 0..MOST_LINKS {
+        let hook = format!("link{number}");
+        // The file stays: one that is removed while another process opens it would be locked twice.
+        let lock = File::create(directory.join(format!("{node}{hook}"))).map_err(unusable)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(std::fs::TryLockError::WouldBlock) => continue,
+            Err(std::fs::TryLockError::Error(error)) => return Err(unusable(error)),
+        }
+        // Asked with the lock in hand: who had it before has connected, or has given up.
+        if !is_taken(&listing(path).map_err(|error| error.to_string())?, &hook) {
+            return Ok(Reserved { hook, _lock: lock });
+        }
+    }
+    Err(format!("every hook of `{path}` is taken"))
+}
+
+fn listing(path: &str) -> Result<String, ProgramError> {
+    run("ngctl", &["show", path])
 }
 
 /// From ngctl's listing: below two lines of heads, each line begins with the name of a hook (`usr.sbin/ngctl/show.c`).
-pub fn free(listing: &str) -> String {
-    let taken: Vec<&str> = listing.lines().filter_map(|line| line.split_whitespace().next()).collect();
-    // A node has a finite number of hooks, so that one is free.
-    (0..).map(|number| format!("link{number}")).find(|name| !taken.contains(&name.as_str())).expect("numbers do not end")
+pub fn is_taken(listing: &str, hook: &str) -> bool {
+    listing.lines().any(|line| line.split_whitespace().next() == Some(hook))
 }
 
 #[cfg(test)]
@@ -19,14 +59,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_link_that_nothing_is_connected_to_is_free() {
+    fn a_hook_is_taken_when_something_is_connected_to_it() {
         let listing = "  Name: bridge0         Type: bridge          ID: 00000005   Num hooks: 3\n\
             \u{20} Local hook      Peer name       Peer type    Peer ID         Peer hook\n\
             \u{20} ----------      ---------       ---------    -------         ---------\n\
             \u{20} link3           vm1             socket       0000000a        vmlink\n\
             \u{20} link1           em0             ether        00000002        upper\n\
             \u{20} link0           em0             ether        00000002        lower\n";
-        assert_eq!(free(listing), "link2");
-        assert_eq!(free(""), "link0");
+        let taken = (0..5).map(|number| is_taken(listing, &format!("link{number}"))).collect::<Vec<_>>();
+        assert_eq!(taken, [true, true, false, true, false]);
+        assert!(!is_taken("", "link0") && !is_taken(listing, "vmlink"));
     }
 }

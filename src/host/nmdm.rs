@@ -3,18 +3,23 @@
 //!
 //! `sys/dev/nmdm/nmdm.c`: a name may be any text between `nmdm` and `A` or `B`; the pair comes into being when one of
 //! the names is looked up and goes when both sides are closed. The driver drops the carrier when the other side
-//! closes, which ends a terminal that heeds it; hence CLOCAL.
+//! closes, which ends a terminal that heeds it; hence CLOCAL. The devices of a pair go a moment after its last close
+//! (`sys/kern/tty.c`, tty_rel_free: destroy_dev_sched_cb): until then their names are there and cannot be opened.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::fcntl::OFlag;
 use nix::sys::termios::{ControlFlags, SetArg, cfmakeraw, tcgetattr, tcsetattr};
 
 use super::place;
+
+/// How long the devices of a pair that nobody has open may take to go.
+const GOING: Duration = Duration::from_secs(5);
 
 /// The B side of a line.
 #[derive(Debug)]
@@ -48,6 +53,18 @@ pub fn in_use(name: &str) -> bool {
 /// On a made-up host, what is locked as long as somebody has the B side open.
 fn lock_file(a_side: &Path) -> PathBuf {
     a_side.with_extension("lock")
+}
+
+/// Whether the line `name` is free, given a while for what the last boot had of it to go.
+pub fn wait_until_free(name: &str) -> bool {
+    let until = Instant::now() + GOING;
+    while in_use(name) {
+        if Instant::now() > until {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    true
 }
 
 impl Line {

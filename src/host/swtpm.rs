@@ -1,6 +1,6 @@
 //! swtpm(8), a TPM in software: a process beside the guest, which keeps the TPM's state in a directory.
 
-use std::io;
+use std::io::{self, Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -10,6 +10,8 @@ use super::program::find;
 
 /// How long it may take until it listens.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How much of what it wrote is kept for messages, in bytes.
+const LAST_WORDS: usize = 2000;
 
 /// One TPM.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -42,7 +44,7 @@ impl Tpm {
     }
 
     /// Starts it and waits until it listens. It is killed when the calling thread ends. What it writes to standard
-    /// error joins this process's own.
+    /// error joins this process's own; when it does not come up, that is part of the error.
     pub fn start(&self) -> Result<Child, String> {
         let failed = |error: io::Error| format!("cannot start `swtpm`: {error}");
         super::files::private_directory(&self.directory)
@@ -50,20 +52,43 @@ impl Tpm {
         let _ = std::fs::remove_file(&self.socket);
         let words = self.words();
         let mut command = Command::new(find("swtpm").ok_or("there is no program `swtpm`")?);
-        command.args(&words[1..]).stdin(Stdio::null()).stdout(Stdio::null());
+        let (heard, theirs) = io::pipe().map_err(failed)?;
+        command.args(&words[1..]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(theirs);
         let mut child = spawn_tied(&mut command, &[]).map_err(failed)?;
+        drop(command);
+        let listener = std::thread::Builder::new().spawn(move || pass_on(heard)).map_err(|error| {
+            let _ = child.kill();
+            let _ = child.wait();
+            failed(error)
+        })?;
+        let last_words = || match listener.join().unwrap_or_default() {
+            words if words.is_empty() => String::new(),
+            words => format!(": {words}"),
+        };
         let until = Instant::now() + PATIENCE;
         while !self.socket.exists() {
             if let Ok(Some(status)) = child.try_wait() {
-                return Err(format!("`swtpm` ended at once ({status})"));
+                return Err(format!("`swtpm` ended at once ({status}){}", last_words()));
             }
             if Instant::now() > until {
                 let _ = child.kill();
                 let _ = child.wait();
-                return Err(format!("`swtpm` does not listen after {} s", PATIENCE.as_secs()));
+                return Err(format!("`swtpm` does not listen after {} s{}", PATIENCE.as_secs(), last_words()));
             }
             std::thread::sleep(Duration::from_millis(10));
         }
         Ok(child)
     }
+}
+
+/// Passes what swtpm writes on to standard error until it ends, and returns the end of it in one line.
+fn pass_on(mut from: io::PipeReader) -> String {
+    let (mut kept, mut buffer) = (Vec::new(), [0; 1024]);
+    while let Ok(count @ 1..) = from.read(&mut buffer) {
+        let _ = io::stderr().write_all(&buffer[..count]);
+        kept.extend_from_slice(&buffer[..count]);
+        kept.drain(..kept.len().saturating_sub(LAST_WORDS));
+    }
+    let text = String::from_utf8_lossy(&kept);
+    text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
 }

@@ -56,9 +56,14 @@ pub fn destroy(interface: &str) -> Result<(), ProgramError> {
     run("ifconfig", &[interface, "destroy"]).map(drop)
 }
 
-/// Whether there is an interface of this name.
-pub fn exists(interface: &str) -> bool {
-    run("ifconfig", &[interface]).is_ok()
+/// Whether there is an interface of this name: ifconfig says `interface NAME does not exist` when there is none
+/// (`sbin/ifconfig/ifconfig.c`, main).
+pub fn exists(interface: &str) -> Result<bool, ProgramError> {
+    match run("ifconfig", &[interface]) {
+        Ok(_) => Ok(true),
+        Err(ProgramError { cause: Cause::Failed { words, .. }, .. }) if words.contains("does not exist") => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// The process that has a tap open: ifconfig prints `Opened by PID 7` then (`sys/net/if_tuntap.c`, tunifioctl).

@@ -168,3 +168,33 @@ fn interfaces_are_plugged_into_switches_of_every_type() {
     world.edit("g", |text| text.replace("backend = \"tap\"\nswitch = \"fast\"", "backend = \"tap\"\nswitch = \"fsat\""));
     world.vmctl(&["start", "g"]).fails("the host file has no switch `fsat`");
 }
+
+#[test]
+fn two_guests_that_start_at_one_instant_have_two_hooks_of_a_node() {
+    let world = World::new();
+    fs::write(world.state("connects-late"), "").expect("writes");
+    let nic = "[[nics]]\nid = \"net0\"\nbackend = \"netgraph\"\nswitch = \"graph\"\n";
+    for name in ["a", "b"] {
+        world.make(name, "say:up", nic);
+    }
+    let starts = ["a", "b"].map(|name| world.command(&["start", name]).spawn().expect("starts"));
+    for mut start in starts {
+        assert!(start.wait().expect("ends").success());
+    }
+    let mut hooks: Vec<String> = world
+        .calls()
+        .iter()
+        .filter(|call| call.starts_with("bhyve ") && call.contains(" -m "))
+        .map(|call| call.split("peerhook=").nth(1).expect("a hook").split(',').next().expect("a hook").to_owned())
+        .collect();
+    hooks.sort();
+    assert_eq!(hooks, ["link0", "link1"], "{:#?}", world.calls());
+    // What a guest gives back is taken again.
+    world.vmctl(&["stop", "a"]).ok();
+    world.forget_calls();
+    world.vmctl(&["start", "a"]).ok();
+    assert!(bhyve(&world).contains("peerhook=link"), "{:#?}", world.calls());
+    assert_eq!(world.vmctl(&["list", "-o", "jsonl"]).ok().out.matches("\"running\"").count(), 2);
+    world.vmctl(&["stop", "a", "b"]).ok();
+    world.nothing_is_left();
+}

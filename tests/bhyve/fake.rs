@@ -19,6 +19,8 @@ use std::time::Duration;
 const PROGRAM: &str = "FAKE_PROGRAM";
 /// The words of a failure that comes only after a while.
 pub const HANGS: &str = "hangs";
+/// The words of a call that fails because of its number.
+pub const MADE_TO_FAIL: &str = "made to fail";
 /// Every program that there is.
 pub const PROGRAMS: &[&str] = &[
     "uname",
@@ -118,14 +120,33 @@ impl Fake {
 
     fn play(&self) -> i32 {
         let call = std::iter::once(&self.program).chain(&self.arguments).cloned().collect::<Vec<_>>().join(" ");
-        let mut log = File::options().create(true).append(true).open(self.state("calls")).expect("opens");
-        log.write_all(format!("{call}\n").as_bytes()).expect("writes");
+        let number = self.note(&call);
         if let Some((code, words)) = self.wanted_failure(&call) {
             if words == HANGS {
                 std::thread::sleep(Duration::from_secs(3));
             }
             return self.fail(code, &words);
         }
+        let numbered = fs::read_to_string(self.state("fail-call")).unwrap_or_default();
+        let Some((_, when)) = numbered.split_once(' ').filter(|(wanted, _)| *wanted == number.to_string()) else {
+            return self.do_it();
+        };
+        fs::write(self.state("failed-call"), &call).expect("writes");
+        if when == "after" {
+            self.do_it();
+        }
+        self.fail(1, MADE_TO_FAIL)
+    }
+
+    /// Notes a call, and says which one it is, counted from 1.
+    fn note(&self, call: &str) -> usize {
+        let mut log = File::options().create(true).read(true).append(true).open(self.state("calls")).expect("opens");
+        log.lock().expect("locks");
+        log.write_all(format!("{call}\n").as_bytes()).expect("writes");
+        fs::read_to_string(self.state("calls")).expect("reads").lines().count()
+    }
+
+    fn do_it(&self) -> i32 {
         let words: Vec<&str> = self.arguments.iter().map(String::as_str).collect();
         match self.program.as_str() {
             "uname" => self.uname(&words),
@@ -142,7 +163,9 @@ impl Fake {
             "nice" => self.become_program(&words[2..]),
             "rctl" => self.rctl(),
             "iscsictl" => self.iscsictl(&words),
-            "acpidump" | "pciconf" | "ngctl" => {
+            "ngctl" => self.ngctl(&words),
+            "sysrc" => self.sysrc(&words),
+            "acpidump" | "pciconf" => {
                 self.print(&fs::read_to_string(self.state(&self.program)).unwrap_or_default());
                 0
             }
@@ -254,16 +277,20 @@ impl Fake {
         let has = |word: &str| words.contains(&word);
         if has("--create") {
             fs::create_dir_all(&directory).expect("makes");
-            return match File::create_new(directory.join(name)) {
-                Ok(_) => 0,
-                Err(_) => self.fail(1, "vm_create: File exists"),
-            };
+            if !self.is_going(name) && File::create_new(directory.join(name)).is_ok() {
+                return 0;
+            }
+            self.print("errno = 17\n");
+            return 255;
         }
         if !directory.join(name).exists() {
-            self.print(&format!("VM:{name} is not created.\n"));
+            eprintln!("VM:{name} is not created.");
             return 1;
         }
         if has("--destroy") {
+            if self.state("goes-late").exists() {
+                fs::write(self.state("going").join(name), "").expect("writes");
+            }
             fs::remove_file(directory.join(name)).expect("exists");
         }
         if has("--get-stats") {
@@ -281,6 +308,12 @@ impl Fake {
             fs::write(orders.join(name), "--suspend").expect("writes");
         }
         0
+    }
+
+    /// Whether the kernel still frees the memory of a machine of this name, whose device is gone.
+    fn is_going(&self, name: &str) -> bool {
+        let age = fs::metadata(self.state("going").join(name)).and_then(|metadata| metadata.modified());
+        age.is_ok_and(|at| at.elapsed().unwrap_or_default() < Duration::from_secs(1))
     }
 
     /// The sentence of a guest's part for this boot.
@@ -306,6 +339,9 @@ impl Fake {
             Some((path, None)) => return self.fail(64, &format!("Could not open '{path}'")),
             other => other.and_then(|(_, file)| file),
         };
+        if self.is_going(name) {
+            return self.fail(1, "vm_open: No such file or directory");
+        }
         fs::create_dir_all(self.root.join("dev/vmm")).expect("makes");
         fs::write(self.root.join("dev/vmm").join(name), "loaded").expect("writes");
         for word in self.part("loaders", name) {
@@ -350,7 +386,9 @@ impl Fake {
         let vm = self.root.join("dev/vmm").join(name);
         let values = |flag: &'static str| words.windows(2).filter(move |pair| pair[0] == flag).map(|pair| pair[1]);
         let firmware = values("-l").any(|value| value.starts_with("bootrom,"));
-        if firmware && !vm.exists() {
+        if self.is_going(name) {
+            return self.fail(4, "vm_open: No such file or directory");
+        } else if firmware && !vm.exists() {
             fs::create_dir_all(self.root.join("dev/vmm")).expect("makes");
             fs::write(&vm, "").expect("writes");
         } else if !firmware && !vm.exists() {
@@ -363,6 +401,17 @@ impl Fake {
                 return self.fail(1, &format!("open of tap device /dev/{tap} failed"));
             };
             writeln!(file, "\tOpened by PID {}", std::process::id()).expect("writes");
+        }
+        let mut hooks = Vec::new();
+        for (path, hook) in values("-s").filter_map(netgraph_end) {
+            if self.state("connects-late").exists() {
+                std::thread::sleep(Duration::from_secs(1));
+            }
+            let file = File::create(self.state("hooks").join(format!("{path}{hook}"))).expect("creates");
+            if file.try_lock().is_err() {
+                return self.fail(1, "can't connect to node");
+            }
+            hooks.push(file);
         }
         let console = values("-l").find_map(|value| value.strip_prefix("com1,"));
         let mut console = match console.map(|path| (path, self.open_console(path))) {
@@ -484,6 +533,40 @@ impl Fake {
         0
     }
 
+    /// A file for each variable of rc.conf; an unknown one is a failure without words with `-i`.
+    fn sysrc(&self, words: &[&str]) -> i32 {
+        let last = words[words.len() - 1];
+        match last.split_once('=') {
+            Some((name, value)) => {
+                let file = self.state(&format!("rc-{name}"));
+                let old = fs::read_to_string(&file).unwrap_or_default();
+                fs::write(file, value).expect("writes");
+                self.print(&format!("{name}: {old} -> {value}\n"));
+                0
+            }
+            None => match fs::read_to_string(self.state(&format!("rc-{last}"))) {
+                Ok(value) => {
+                    self.print(&format!("{value}\n"));
+                    0
+                }
+                Err(_) => 1,
+            },
+        }
+    }
+
+    /// The hooks of a node: those that the test wrote, and those that guests are connected to.
+    fn ngctl(&self, words: &[&str]) -> i32 {
+        self.print(&fs::read_to_string(self.state("ngctl")).unwrap_or_default());
+        let path = words[words.len() - 1];
+        for entry in fs::read_dir(self.state("hooks")).expect("lists").flatten() {
+            let held = File::open(entry.path()).is_ok_and(|file| file.try_lock_shared().is_err());
+            if let Some(hook) = entry.file_name().to_string_lossy().strip_prefix(path).filter(|_| held) {
+                self.print(&format!("  {hook}  <unnamed>  socket  0000000b  vmlink\n"));
+            }
+        }
+        0
+    }
+
     fn swtpm(&self, words: &[&str]) -> i32 {
         let value = |key: &str| words.iter().find_map(|word| word.split_once(key).map(|(_, value)| value)).expect("given");
         let _listener = std::os::unix::net::UnixListener::bind(value("type=unixio,path=")).expect("binds");
@@ -503,4 +586,10 @@ impl Fake {
             false => 1,
         }
     }
+}
+
+/// The node and the hook of a device with a netgraph backend.
+fn netgraph_end(device: &str) -> Option<(&str, &str)> {
+    let part = |key: &str| device.split(',').find_map(|part| part.strip_prefix(key));
+    Some((part("path=")?, part("peerhook=")?))
 }

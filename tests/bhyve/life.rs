@@ -34,6 +34,7 @@ fn a_guest_starts_talks_and_stops_and_leaves_nothing_behind() {
             &format!("ifconfig tap create {description}"),
             "ifconfig bridge0 addm tap0",
             "ifconfig tap0 up",
+            "bhyvectl --vm=g --create",
             "bhyveload g",
             "bhyve g",
             "bhyvectl --vm=g --destroy",
@@ -67,6 +68,29 @@ fn a_reboot_destroys_the_machine_and_goes_through_the_loader_again() {
     assert_eq!((of("bhyveload g"), of("bhyve g"), of("bhyvectl --vm=g --destroy")), (3, 3, 2));
     world.vmctl(&["stop", "g"]).ok();
     world.nothing_is_left();
+}
+
+#[test]
+fn a_machine_and_a_console_that_take_their_time_to_go_do_not_stop_the_next_boot() {
+    for loader in ["bhyveload", "uefi"] {
+        let world = World::new();
+        std::fs::write(world.state("goes-late"), "").expect("writes");
+        world.make_with("g", "say:one exit:0 / say:up", &format!("loader = \"{loader}\"\nrestart = {{ on_crash = \"stop\" }}"));
+        world.vmctl(&["start", "g"]);
+        eventually("the second boot", || world.info("g")["boots"] == 2 && world.word("g") == "running");
+        world.vmctl(&["stop", "g"]).ok();
+        // As when the devices of the last line are still being destroyed.
+        let devices = std::fs::read_dir(world.root().join("dev")).expect("lists").flatten().map(|entry| entry.path());
+        let lock = devices.filter(|path| path.extension().is_some_and(|end| end == "lock")).last().expect("the line's lock");
+        let held = std::fs::File::open(lock).expect("opens");
+        held.lock().expect("locks");
+        let start = world.command(&["start", "g"]).spawn().expect("starts");
+        std::thread::sleep(std::time::Duration::from_millis(800));
+        drop(held);
+        assert!(start.wait_with_output().expect("ends").status.success());
+        world.vmctl(&["stop", "g"]).ok();
+        world.nothing_is_left();
+    }
 }
 
 #[test]

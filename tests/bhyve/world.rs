@@ -63,8 +63,21 @@ impl World {
         for directory in ["bin", "dev", "var/run", "boot", "usr/local/share/uefi-firmware"] {
             fs::create_dir_all(world.root().join(directory)).expect("makes");
         }
-        for directory in ["modules", "built-in", "sysctl", "interfaces", "jails", "fail", "orders", "parts", "loaders", "tpms"]
-            .map(|d| world.state(d))
+        for directory in [
+            "modules",
+            "built-in",
+            "sysctl",
+            "interfaces",
+            "jails",
+            "fail",
+            "orders",
+            "parts",
+            "loaders",
+            "tpms",
+            "hooks",
+            "going",
+        ]
+        .map(|d| world.state(d))
         {
             fs::create_dir_all(directory).expect("makes");
         }
@@ -148,6 +161,27 @@ impl World {
         fs::write(self.state("fail").join(format!("{number}")), format!("{piece}\n{code}\n{words}\n")).expect("writes");
     }
 
+    /// The call of this number, counted from the next one, fails, and no other: before it has done anything, or after.
+    pub fn fail_call(&self, number: usize, when: &str) {
+        self.forget_calls();
+        let _ = fs::remove_file(self.state("failed-call"));
+        fs::write(self.state("fail-call"), format!("{number} {when}")).expect("writes");
+    }
+
+    /// The call that failed because of its number. From now on none does.
+    pub fn failed_call(&self) -> Option<String> {
+        let _ = fs::remove_file(self.state("fail-call"));
+        fs::read_to_string(self.state("failed-call")).ok()
+    }
+
+    /// The kernel is as it was when it booted.
+    pub fn unload_modules(&self) {
+        for name in self.names(&self.state("modules")) {
+            fs::remove_file(self.state("modules").join(name)).expect("removes");
+        }
+        fs::write(self.state("sysctl").join("net.link.tap.up_on_open"), "0").expect("writes");
+    }
+
     /// Makes a guest that boots with bhyveload and plays a part.
     pub fn make(&self, name: &str, part: &str, more: &str) {
         self.make_with(name, part, &format!("loader = \"bhyveload\"\n{more}"));
@@ -184,6 +218,18 @@ impl World {
         self.info(name)["state"].as_str().expect("a word").to_owned()
     }
 
+    /// Sends a supervisor a request that no verb makes, and waits for the answer: frames of docs/control-protocol.md.
+    pub fn request(&self, name: &str, json: &str) {
+        use std::io::{Read, Write};
+        let socket = self.guest(name).join("control.sock");
+        let mut stream = std::os::unix::net::UnixStream::connect(socket).expect("a supervisor");
+        let mut frame = (json.len() as u32).to_le_bytes().to_vec();
+        frame.push(b'J');
+        frame.extend(json.as_bytes());
+        stream.write_all(&frame).expect("sends");
+        stream.read_exact(&mut [0; 5]).expect("an answer");
+    }
+
     #[track_caller]
     pub fn wait_for(&self, name: &str, state: &str) {
         eventually(&format!("{name} is {state}"), || self.word(name) == state);
@@ -203,6 +249,7 @@ impl World {
             "jls",
             "acpidump",
             "pciconf",
+            "ngctl show",
             "iscsictl --libxo",
             "service iscsid onestatus",
             "bhyve -s help",

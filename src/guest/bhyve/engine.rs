@@ -29,8 +29,7 @@ impl BhyveEngine {
         match self.features.get() {
             Some(features) => Ok(features),
             None => {
-                let found = HostFeatures::of_this_host()
-                    .ok_or_else(|| GuestError::host("bhyve(8) does not say what it can do: `bhyve -s help` failed"))?;
+                let found = HostFeatures::of_this_host().map_err(GuestError::host)?;
                 Ok(self.features.get_or_init(|| found))
             }
         }

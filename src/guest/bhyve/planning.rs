@@ -15,11 +15,11 @@ use crate::guest::store::GuestDir;
 use crate::guest::switches;
 use crate::host::bhyve::HostFeatures;
 use crate::host::iscsi::Target;
-use crate::host::{firmware, jail_run, netgraph, nmdm};
+use crate::host::{firmware, jail_run, nmdm};
 
 use super::argv::{self, CommandLine, Firmware, Inputs, Resolved};
 use super::run::plan::{
-    Argument, BhyvePlan, Copy, DiskUse, InterfaceUse, NewFile, PLAN_VERSION, Program, Saved, Screen, TapPlan, UnitPlan,
+    Argument, BhyvePlan, Copy, DiskUse, HookPlan, InterfaceUse, NewFile, PLAN_VERSION, Program, Saved, Screen, TapPlan, UnitPlan,
 };
 
 /// The plan of a guest's next boot.
@@ -83,6 +83,7 @@ pub fn plan(boot: Boot<'_>, features: &HostFeatures) -> Result<BhyvePlan> {
         disks: disks(boot)?,
         units: units(config),
         taps,
+        hooks: hooks(boot)?,
         interfaces,
         files: commands.files.iter().map(file).collect(),
         variables: firmware.and_then(|(_, copy)| copy),
@@ -209,27 +210,32 @@ fn plugged_into(boot: Boot<'_>, mark: &str) -> Result<BTreeMap<String, String>> 
     Ok(found)
 }
 
-/// A node's path and its hook.
+/// A node's path and its hook; a mark for one that is still to be chosen.
 fn netgraph_end(switches: &[SwitchConfig], nic: &NicConfig) -> Result<String> {
-    let hook = nic.netgraph.as_ref();
-    let path = match (hook.and_then(|hook| hook.path.clone()), &nic.switch) {
-        (Some(path), _) => path,
+    let peerhook = nic.netgraph.as_ref().and_then(|hook| hook.peerhook.clone());
+    Ok(format!("{} {}", netgraph_path(switches, nic)?, peerhook.unwrap_or_else(|| Argument::hook_mark(&nic.id))))
+}
+
+fn netgraph_path(switches: &[SwitchConfig], nic: &NicConfig) -> Result<String> {
+    match (nic.netgraph.as_ref().and_then(|hook| hook.path.clone()), &nic.switch) {
+        (Some(path), _) => Ok(path),
         (None, Some(id)) => match &find_switch(switches, nic, id)?.kind {
-            SwitchKind::Netgraph { node } => format!("{node}:"),
-            _ => {
-                return Err(GuestError::user(format!("nic `{}`: the switch `{id}` is none of netgraph", nic.id))
-                    .hint("set `backend` to the switch's own type"));
-            }
+            SwitchKind::Netgraph { node } => Ok(format!("{node}:")),
+            _ => Err(GuestError::user(format!("nic `{}`: the switch `{id}` is none of netgraph", nic.id))
+                .hint("set `backend` to the switch's own type")),
         },
         (None, None) => {
-            return Err(GuestError::user(format!("nic `{}`: no netgraph node is named", nic.id)).hint("set `path`, or `switch`"));
+            Err(GuestError::user(format!("nic `{}`: no netgraph node is named", nic.id)).hint("set `path`, or `switch`"))
         }
-    };
-    let peerhook = match hook.and_then(|hook| hook.peerhook.clone()) {
-        Some(peerhook) => peerhook,
-        None => netgraph::free_link(&path).map_err(|error| GuestError::user(format!("nic `{}`: {error}", nic.id)))?,
-    };
-    Ok(format!("{path} {peerhook}"))
+    }
+}
+
+/// The hooks that are to be chosen: the guest file names none.
+fn hooks(boot: Boot<'_>) -> Result<Vec<HookPlan>> {
+    let named = |nic: &NicConfig| nic.netgraph.as_ref().is_some_and(|hook| hook.peerhook.is_some());
+    let open = |nic: &&NicConfig| nic.backend == NicBackend::Netgraph && nic.interface.is_none() && !named(nic);
+    let nics = boot.config.nics.iter().filter(open);
+    nics.map(|nic| Ok(HookPlan { nic: nic.id.clone(), path: netgraph_path(boot.switches, nic)? })).collect()
 }
 
 /// The path of a disk; a mark for a unit that is still to be attached.

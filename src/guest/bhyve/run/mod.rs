@@ -24,7 +24,9 @@ pub mod watch;
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
+use crate::host::bhyvectl::Vm;
 use crate::machine::spec::EngineEvent;
 
 use journal::Journal;
@@ -33,6 +35,8 @@ use plan::{BhyvePlan, PLAN_VERSION, Program};
 use prepare::Prepared;
 use watch::{Part, Watch};
 
+/// How long the last boot's virtual machine may take to go: the kernel frees all of its memory first.
+const LAST_MACHINE_GOES: Duration = Duration::from_secs(60);
 /// bhyve's exit code after it was suspended.
 const SUSPENDED: i32 = 5;
 
@@ -101,10 +105,9 @@ fn boot(plan: &BhyvePlan, watch: &mut Watch<'_>) -> Result<End, Trouble> {
 fn load_and_run(plan: &BhyvePlan, journal: &mut Journal, watch: &mut Watch<'_>, prepared: &Prepared) -> Result<End, Trouble> {
     let vm = plan.machine();
     journal.note(journal::Made::Vm { name: vm.name.clone(), jail: vm.jail.clone() })?;
-    // A state is loaded into a machine that is there; in a jail bhyve may not make one on every release.
-    if plan.jail.is_some() || plan.resumes {
-        vm.create().map_err(|error| Trouble::Failed(error.to_string()))?;
-    }
+    // A loader and bhyve would make one themselves, but not wait for the last one to go. They take one that is there
+    // and reset it (vm_reinit); a state is loaded into it; in a jail bhyve may not make one on every release.
+    make_machine(&vm, watch)?;
     if let Some(loader) = plan.loader.as_ref().filter(|_| !plan.resumes) {
         let ended = watch.run(Part::Loader, &prepared.words(plan, loader))?;
         if let Some(end) = outcome::after_loader(loader.name(), &ended)? {
@@ -119,6 +122,24 @@ fn load_and_run(plan: &BhyvePlan, journal: &mut Journal, watch: &mut Watch<'_>, 
         plan.saved.keep().map_err(|error| Trouble::Failed(format!("the saved guest cannot be kept: {error}")))?;
     }
     outcome::after_bhyve(&ended)
+}
+
+/// Makes the virtual machine, once what the last boot had by its name is gone.
+fn make_machine(vm: &Vm, watch: &mut Watch<'_>) -> Result<(), Trouble> {
+    let until = Instant::now() + LAST_MACHINE_GOES;
+    while !vm.create().map_err(|error| Trouble::Failed(error.to_string()))? {
+        if Instant::now() > until {
+            return Err(Trouble::Failed(format!(
+                "`bhyvectl --vm={name} --create` failed: the kernel has had a virtual machine `{name}` for {} s that nobody \
+                 asked for; if nothing runs it, remove it with `bhyvectl --vm={name} --destroy`",
+                LAST_MACHINE_GOES.as_secs(),
+                name = vm.name
+            )));
+        }
+        watch.orders()?;
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
 }
 
 impl Program {

@@ -33,6 +33,8 @@ pub struct BhyvePlan {
     pub units: Vec<UnitPlan>,
     /// Taps that are made for this boot.
     pub taps: Vec<TapPlan>,
+    /// Hooks of netgraph nodes that are chosen for this boot.
+    pub hooks: Vec<HookPlan>,
     /// Interfaces of the user's, which must be there and free.
     pub interfaces: Vec<InterfaceUse>,
     /// Files that are written anew, such as a device map.
@@ -123,6 +125,16 @@ pub struct TapPlan {
     pub span: bool,
 }
 
+/// A hook of a netgraph(4) node, the first free one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HookPlan {
+    /// The id of the interface in the guest file; what [`Piece::Hook`] refers to.
+    pub nic: String,
+    /// The node, like `bridge0:`.
+    pub path: String,
+}
+
 /// An interface of the user's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -193,6 +205,8 @@ pub enum Piece {
     Text(String),
     /// The name of the tap that is made for this interface.
     Tap(String),
+    /// The hook that is chosen for this interface.
+    Hook(String),
     /// The device, below /dev, that this disk's unit has become.
     Device(String),
     /// The port of the screen.
@@ -206,6 +220,11 @@ impl Argument {
     /// The word that stands for the name of an interface's tap in a command line that is still to be cut in pieces.
     pub fn tap_mark(nic: &str) -> String {
         format!("{MARK}tap {nic}{MARK}")
+    }
+
+    /// The word that stands for the hook of an interface.
+    pub fn hook_mark(nic: &str) -> String {
+        format!("{MARK}hook {nic}{MARK}")
     }
 
     /// The path that stands for the device of a disk's unit.
@@ -226,6 +245,7 @@ impl Argument {
             pieces
                 .map(|(at, piece)| match (at % 2, piece.split_once(' ')) {
                     (1, Some(("tap", nic))) => Piece::Tap(nic.to_owned()),
+                    (1, Some(("hook", nic))) => Piece::Hook(nic.to_owned()),
                     (1, Some(("device", disk))) => Piece::Device(disk.to_owned()),
                     (1, None) if piece == "port" => Piece::ScreenPort,
                     _ => Piece::Text(piece.to_owned()),
@@ -255,6 +275,8 @@ mod tests {
         assert_eq!(Argument::cut(&word).0, [text("29,fbuf,tcp=127.0.0.1:"), Piece::ScreenPort]);
         let word = format!("(hd0) {}", Argument::device_mark("root").display());
         assert_eq!(Argument::cut(&word).0, [text("(hd0) /dev/"), Piece::Device("root".into())]);
+        let word = format!("peerhook={},hook=vmlink", Argument::hook_mark("net0"));
+        assert_eq!(Argument::cut(&word).0, [text("peerhook="), Piece::Hook("net0".into()), text(",hook=vmlink")]);
         assert_eq!(Argument::cut("-A").0, [text("-A")]);
         assert_eq!(Argument::cut("tap net0").0, [text("tap net0")]);
     }

@@ -10,6 +10,7 @@ use std::process::Child;
 use crate::host::files::write_atomically;
 use crate::host::iscsi::Target;
 use crate::host::jail_run::{self, Standing};
+use crate::host::netgraph;
 use crate::host::nmdm::{self, Line};
 use crate::host::port::{Reserved, reserve};
 use crate::host::program::ProgramError;
@@ -36,6 +37,7 @@ pub struct Held {
 #[derive(Debug)]
 pub struct Prepared {
     taps: BTreeMap<String, String>,
+    hooks: BTreeMap<String, netgraph::Reserved>,
     devices: BTreeMap<String, String>,
     port: Option<u16>,
     tpm: Option<Child>,
@@ -63,12 +65,12 @@ pub fn look(plan: &BhyvePlan, journal: &Journal) -> Result<Held, Trouble> {
             name = vm.name
         )));
     }
-    if let Some(line) = plan.lines.iter().find(|line| nmdm::in_use(line)) {
+    if let Some(line) = plan.lines.iter().find(|line| !nmdm::wait_until_free(line)) {
         return Err(failed(format!("`{}` is in use by another program", nmdm::a_side(line))));
     }
     for interface in &plan.interfaces {
         let (nic, name) = (&interface.nic, &interface.name);
-        if !tap::exists(name) {
+        if !tap::exists(name).map_err(|error| failed(format!("nic `{nic}`: {error}")))? {
             return Err(failed(format!(
                 "nic `{nic}`: there is no interface `{name}`; leave `interface` out and vmctl makes one"
             )));
@@ -143,7 +145,8 @@ pub fn make(plan: &BhyvePlan, journal: &mut Journal, watch: &mut Watch<'_>, held
         }
     }
     let port = held.port.as_ref().map(|port| port.address.port());
-    let mut prepared = Prepared { taps: BTreeMap::new(), devices: BTreeMap::new(), port, tpm: None, held };
+    let mut prepared =
+        Prepared { taps: BTreeMap::new(), hooks: BTreeMap::new(), devices: BTreeMap::new(), port, tpm: None, held };
     if !plan.taps.is_empty() || !plan.interfaces.is_empty() {
         // Without it a tap stays down when bhyve opens it.
         sysctl::ensure("net.link.tap.up_on_open", "1").map_err(host_failed)?;
@@ -151,6 +154,11 @@ pub fn make(plan: &BhyvePlan, journal: &mut Journal, watch: &mut Watch<'_>, held
     for tap in &plan.taps {
         let name = make_tap(tap, journal)?;
         prepared.taps.insert(tap.nic.clone(), name);
+        watch.orders()?;
+    }
+    for hook in &plan.hooks {
+        let reserved = netgraph::reserve_link(&hook.path).map_err(|words| failed(format!("nic `{}`: {words}", hook.nic)))?;
+        prepared.hooks.insert(hook.nic.clone(), reserved);
         watch.orders()?;
     }
     for unit in &plan.units {
@@ -207,7 +215,7 @@ fn no_module(module: &str, error: ProgramError) -> Trouble {
 fn make_tap(plan: &TapPlan, journal: &mut Journal) -> Result<String, Trouble> {
     let wrong = |error: ProgramError| failed(format!("nic `{}`: {error}", plan.nic));
     if let Some((switch, bridge)) = &plan.bridge
-        && !tap::exists(bridge)
+        && !tap::exists(bridge).map_err(wrong)?
     {
         return Err(failed(format!(
             "nic `{}`: the switch `{switch}` is not up: there is no interface `{bridge}`; `vmctl switch create {switch}` makes it",
@@ -236,7 +244,7 @@ fn attach(unit: &UnitPlan, journal: &mut Journal) -> Result<String, Trouble> {
 
 /// The guest writes to its copy, which is its own unless it is made anew each time.
 fn copy(copy: &Copy) -> Result<(), Trouble> {
-    if copy.to.exists() && !copy.anew {
+    if copy.to.is_file() && !copy.anew {
         return Ok(());
     }
     let text = std::fs::read(&copy.from).map_err(|error| failed(format!("cannot read `{}`: {error}", copy.from.display())))?;
@@ -275,6 +283,7 @@ impl Prepared {
         let piece = |piece: &Piece| match piece {
             Piece::Text(text) => text.clone(),
             Piece::Tap(nic) => self.taps.get(nic).expect("the plan makes every tap that it names").clone(),
+            Piece::Hook(nic) => self.hooks.get(nic).expect("the plan chooses every hook that it names").hook.clone(),
             Piece::Device(disk) => self.devices.get(disk).expect("the plan attaches every unit that it names").clone(),
             Piece::ScreenPort => self.port.expect("the plan has a screen if it names its port").to_string(),
         };
