@@ -9,6 +9,8 @@ use anyhow::Context;
 use super::source::GuestSource;
 use super::{App, ExitStatus, Failure, Outcome};
 use crate::config::{GUESTS_DIR, TEMPLATES_DIR};
+use crate::host::program::is_freebsd;
+use crate::host::route::default_route;
 
 /// Make the datastore and write a first guest file
 #[derive(Debug, clap::Args)]
@@ -31,6 +33,24 @@ id = "root"
 path = "root.img" # a raw image with the root file system on it
 "#;
 
+/// The same on FreeBSD, where bhyve(8) runs guests.
+const FIRST_GUEST_OF_FREEBSD: &str = r#"# A guest of vmctl. Every key is in vmctl.toml(5); `vmctl check FILE` says what is wrong with a file.
+engine = "bhyve"
+loader = "bhyveload" # FreeBSD guests; "uefi" and "grub" are for others
+memory = "1G"
+
+[[disks]]
+id = "root"
+path = "root.img" # relative to this file: a raw image of FreeBSD
+
+[[nics]]
+id = "net0"
+backend = "tap"
+switch = "public" # of the host file
+"#;
+/// The switch that it names.
+const FIRST_SWITCH: &str = "public";
+
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
         let (host, store) = app.host_and_datastore()?;
@@ -46,11 +66,21 @@ impl Args {
             }
             _ => Failure::user(format!("cannot write `{shown}`: {error}")),
         })?;
-        file.write_all(FIRST_GUEST.as_bytes())
+        let freebsd = is_freebsd();
+        file.write_all(if freebsd { FIRST_GUEST_OF_FREEBSD } else { FIRST_GUEST }.as_bytes())
             .and_then(|()| file.sync_all())
             .with_context(|| format!("cannot write `{shown}`"))?;
         GuestSource { file: self.file.clone(), name: None }.load(&host, &store, &[])?;
-        app.ui.done(format!("wrote `{shown}`: name a kernel and a disk in it, then `vmctl check {shown}`"));
+        let what = if freebsd { "a disk" } else { "a kernel and a disk" };
+        app.ui.done(format!("wrote `{shown}`: name {what} in it, then `vmctl check {shown}`"));
+        if freebsd && !host.switches.iter().any(|switch| switch.id == FIRST_SWITCH) {
+            let uplink = default_route().map_or_else(|| "em0".to_owned(), |route| route.interface);
+            app.ui.done(format!(
+                "its network is the switch `{FIRST_SWITCH}`, which the host file `{}` does not have yet: add `[[switches]]` with \
+                 `id = \"{FIRST_SWITCH}\"` and `uplinks = [\"{uplink}\"]`, then `vmctl switch create {FIRST_SWITCH}`",
+                app.host_file()?.display()
+            ));
+        }
         Ok(ExitStatus::Done)
     }
 }

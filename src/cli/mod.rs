@@ -172,6 +172,14 @@ impl App {
         Ok(HostConfig::load(self.config.as_deref(), &HostPaths::of_this_user()?)?)
     }
 
+    /// Where the host file is, or would be.
+    pub fn host_file(&self) -> Result<PathBuf, Failure> {
+        match &self.config {
+            Some(file) => Ok(file.clone()),
+            None => Ok(HostPaths::of_this_user()?.config_file),
+        }
+    }
+
     /// The datastore that the user means.
     pub fn datastore(&self, host: &HostConfig) -> Result<DatastoreConfig, Failure> {
         let Some(wanted) = &self.datastore else { return Ok(host.datastore().clone()) };

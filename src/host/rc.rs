@@ -8,7 +8,7 @@ use super::sysrc::RcConf;
 
 /// The rc.d script of the tree.
 pub const SCRIPT: &str = include_str!("../../rc.d/vmctl");
-/// The program that it runs; `vmctl_program` of rc.conf(5) names another.
+/// The program that it runs; `vmctl_path` of rc.conf(5) names another.
 const PROGRAM: &str = "/usr/local/bin/vmctl";
 
 /// The script as it is installed: it runs the program that installs it, wherever that stands.
@@ -17,7 +17,7 @@ pub fn script() -> String {
 }
 
 fn script_for(program: &Path) -> String {
-    // What a shell reads as it stands; another path is for `vmctl_program`.
+    // What a shell reads as it stands; another path is for `vmctl_path`.
     let plain = |path: &&str| path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._+-".contains(&byte));
     SCRIPT.replace(PROGRAM, program.to_str().filter(plain).unwrap_or(PROGRAM))
 }
@@ -94,10 +94,10 @@ mod tests {
 
     #[test]
     fn the_script_runs_the_program_that_installs_it() {
-        assert!(script_for(Path::new("/root/vmctl-0.1/vmctl")).contains(": ${vmctl_program:=/root/vmctl-0.1/vmctl}\n"));
+        assert!(script_for(Path::new("/root/vmctl-0.1/vmctl")).contains(": ${vmctl_path:=/root/vmctl-0.1/vmctl}\n"));
         assert_eq!(script_for(Path::new("/root/my $(reboot)/vmctl")), SCRIPT);
         assert_eq!(script_for(Path::new(PROGRAM)), SCRIPT);
-        assert!(SCRIPT.contains(&format!(": ${{vmctl_program:={PROGRAM}}}\n")));
+        assert!(SCRIPT.contains(&format!(": ${{vmctl_path:={PROGRAM}}}\n")));
     }
 
     #[test]

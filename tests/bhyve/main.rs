@@ -7,6 +7,7 @@ mod bad_input;
 mod devices;
 mod exits;
 mod fake;
+mod first;
 mod life;
 mod service;
 mod steps;

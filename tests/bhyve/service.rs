@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use crate::world::{NIC, Said, World};
 
 /// What the script uses of `libexec/rc/rc.subr`: rc.conf(5) is read; without `rcvar` set to yes only the `one` forms
-/// are carried out; `required_files` must be readable before a start; `restart` is a stop and a start.
+/// and `status` are carried out; a service with a `command`, or `${name}_program`, of which a process is there already
+/// is not started; `required_files` must be readable before a start; `restart` is a stop and a start.
 const SUBR: &str = r#"
 checkyesno() {
 	eval _value=\$$1
@@ -18,6 +19,12 @@ checkyesno() {
 load_rc_config() { rcshutdown_timeout=90; . "$RC_CONF"; }
 run_rc_command() {
 	_arg=${1#one}
+	eval _command=\${${name}_program:-$command}
+	if [ "$_arg" = start ] && [ -n "$_command" ] && pgrep -f "$_command" >/dev/null; then
+		echo "$name already running?" >&2
+		return 1
+	fi
+	if [ "$_arg" = status ]; then $status_cmd; return; fi
 	if [ "$_arg" = "$1" ] && ! checkyesno "$rcvar"; then
 		echo "Cannot '$1' $name. Set $rcvar to YES in /etc/rc.conf or use 'one$1' instead of '$1'."
 		return 0
@@ -29,7 +36,6 @@ run_rc_command() {
 		done
 		$start_cmd ;;
 	stop) $stop_cmd ;;
-	status) $status_cmd ;;
 	restart) run_rc_command onestop; run_rc_command onestart ;;
 	*) echo "$0: unknown directive '$1'" >&2; return 1 ;;
 	esac
@@ -64,7 +70,7 @@ fn script_path(script: &str) -> String {
 fn rc_conf(world: &World, text: &str) {
     let root = world.root();
     let places = format!("vmctl_datastore=\"{0}/ds\"\nvmctl_config=\"{0}/host.toml\"\n", root.display());
-    let program = format!("vmctl_program=\"{}\"\n", env!("CARGO_BIN_EXE_vmctl"));
+    let program = format!("vmctl_path=\"{}\"\n", env!("CARGO_BIN_EXE_vmctl"));
     fs::write(root.join("rc.conf"), format!("{places}{program}{text}")).expect("writes");
 }
 
@@ -94,13 +100,17 @@ fn guests_start_after_those_that_they_need_and_stop_before_them() {
     let world = World::new();
     three_guests(&world);
     rc_conf(&world, "vmctl_enable=\"YES\"\n");
+    // One that was started by hand does not keep the others from being started.
+    world.vmctl(&["start", "idle"]).ok();
     world.forget_calls();
     service(&world, "start").ok().says("db is running");
     assert_eq!(order(&world, "started"), ["db", "app", "web"]);
     let status = service(&world, "status").ok();
-    for (name, state) in [("web", "running"), ("app", "running"), ("db", "running"), ("idle", "stopped")] {
+    for (name, state) in [("web", "running"), ("app", "running"), ("db", "running"), ("idle", "running")] {
         assert!(status.out.lines().any(|line| line.contains(name) && line.contains(state)), "{name}: {}", status.out);
     }
+    world.forget_calls();
+    world.vmctl(&["stop", "idle"]).ok();
     world.forget_calls();
     service(&world, "stop").ok().says("Stopping guests within 75 seconds").says("web has stopped: the guest shut itself down");
     assert_eq!(order(&world, "stopped"), ["web", "app", "db"]);
@@ -149,7 +159,7 @@ fn a_guest_that_does_not_shut_down_is_powered_off_within_the_time_of_the_shutdow
 #[test]
 fn a_program_that_is_not_where_rc_conf_says_is_named() {
     let world = World::new();
-    rc_conf(&world, "vmctl_enable=\"YES\"\nvmctl_program=\"/nowhere/vmctl\"\n");
+    rc_conf(&world, "vmctl_enable=\"YES\"\nvmctl_path=\"/nowhere/vmctl\"\n");
     service(&world, "start").fails("/nowhere/vmctl is not readable");
 }
 

@@ -58,7 +58,7 @@ fn script(world: &World, argument: &str, settings: &str) -> Vec<String> {
         .arg(&copy)
         .arg(argument)
         .env("STATE", world.path().join("state"))
-        .env("vmctl_program", world.path().join("bin/vmctl"))
+        .env("vmctl_path", world.path().join("bin/vmctl"))
         .output()
         .expect("runs");
     assert!(said.status.success(), "{said:?}");
