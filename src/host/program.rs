@@ -118,6 +118,14 @@ pub fn run_with(program: &str, arguments: &[&str], input: &str) -> Result<String
     Err(fault(Cause::Failed { status: output.status.code(), words }))
 }
 
+/// What a program prints on standard output, whatever its status: for one whose status says nothing. Nothing when it
+/// cannot be run.
+pub fn printed(program: &str, arguments: &[&str]) -> String {
+    let file = find(program).unwrap_or_else(|| program.into());
+    let output = Command::new(file).args(arguments).env("LC_ALL", "C").stdin(Stdio::null()).stderr(Stdio::null()).output();
+    output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()
+}
+
 /// Where ports install programs; rc(8) starts services without these in `PATH`.
 const PORTS: [&str; 2] = ["/usr/local/sbin", "/usr/local/bin"];
 
@@ -281,6 +289,12 @@ mod tests {
     fn what_a_program_prints_is_returned_and_its_input_reaches_it() {
         assert_eq!(run("echo", &["a", "b c"]).expect("runs"), "a b c\n");
         assert_eq!(run_with("cat", &[], "pass all\n").expect("runs"), "pass all\n");
+    }
+
+    #[test]
+    fn what_a_program_prints_is_there_whatever_its_status() {
+        assert_eq!(printed("sh", &["-c", "echo one; echo two >&2; exit 3"]), "one\n");
+        assert_eq!(printed("valectl-that-is-not-there", &[]), "");
     }
 
     #[test]

@@ -243,13 +243,19 @@ fn private_vxlan_and_vale_switches_are_made() {
         "[[switches]]\nid = \"far\"\ntype = \"vxlan\"\nvni = 42\nuplinks = [\"em0\"]\n\
          [[switches]]\nid = \"fast\"\ntype = \"vale\"\nuplinks = [\"em1\"]\n",
     );
-    world.program("valectl", "case \"$1\" in -h) echo \"bridge:0 [0] $2\" >> \"$STATE/vale\" ;; -d) rm \"$STATE/vale\" ;; *) cat \"$STATE/vale\" 2>/dev/null ;; esac; exit 0");
+    // As the real one does, it lists with status 1, and refuses a port that is there.
+    let valectl = "case \"$1\" in -h) grep -q \"^$2 \" \"$STATE/vale\" 2>/dev/null && exit 1\n\
+         echo \"$2 bridge_idx 0 port_idx 0\" >> \"$STATE/vale\" ;;\n\
+         -d) rm \"$STATE/vale\" ;; *) cat \"$STATE/vale\" 2>/dev/null; exit 1 ;; esac";
+    world.program("valectl", valectl);
     world.vmctl(&["switch", "create", "--all"]).ok();
     let calls = world.calls();
     let vxlan = "ifconfig vxlan create vxlanid 42 vxlanlocal 192.0.2.5 vxlangroup 239.0.0.42 vxlandev em0 name vx-far";
     assert!(calls.contains(&vxlan.to_owned()), "{calls:?}");
     assert!(calls.contains(&"valectl -h vale-fast:em1".to_owned()), "{calls:?}");
     world.vmctl(&["switch", "plan"]).ok();
+    world.vmctl(&["switch", "create", "fast"]).ok();
+    assert!(!world.calls().contains(&"valectl -h vale-fast:em1".to_owned()), "it is attached already");
     world.vmctl(&["switch", "destroy", "--all"]).ok();
     let calls = world.calls();
     assert!(calls.contains(&"valectl -d vale-fast:em1".to_owned()) && calls.contains(&"ifconfig vx-far destroy".to_owned()));

@@ -205,7 +205,8 @@ impl Observed {
             }
         }
         if switches.iter().any(|switch| switch.kind == Kind::Vale) {
-            observed.vale_ports = vale_ports(&program::run("valectl", &[]).unwrap_or_default());
+            // It ends with status 1 whether there are ports or none (`usr.sbin/valectl/valectl.c`, list_all).
+            observed.vale_ports = vale_ports(&program::printed("valectl", &[]));
         }
         Ok(observed)
     }
@@ -225,7 +226,7 @@ impl Observed {
     }
 }
 
-/// The ports that valectl(8) lists, as `bridge:N [port] NAME` (FreeBSD `usr.sbin/valectl/valectl.c`, list).
+/// The ports that valectl(8) lists, as `NAME bridge_idx N port_idx N` (FreeBSD `usr.sbin/valectl/valectl.c`, list_all).
 fn vale_ports(text: &str) -> Vec<String> {
     text.lines()
         .flat_map(str::split_whitespace)
@@ -278,7 +279,7 @@ pub(crate) mod tests {
 
     #[test]
     fn the_ports_of_vale_switches_are_listed() {
-        let text = "bridge:0 [0] vale-lan:em0\nbridge:0 [1] vale-lan:em0^\n";
+        let text = "vale-lan:em0 bridge_idx 0 port_idx 0\nvale-lan:em0^ bridge_idx 0 port_idx 1\n";
         assert_eq!(vale_ports(text), ["vale-lan:em0", "vale-lan:em0^"]);
     }
 }
