@@ -72,6 +72,7 @@ pub const TARGETS: &[Target] = &[
     ("checksums", images::checksums),
     ("partitions", host::partitions),
     ("bhyve_probe", host::bhyve_probe),
+    ("boot_documents", host::boot_documents),
 ];
 
 /// Runs the target of that name on `data`.

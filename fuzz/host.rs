@@ -4,11 +4,14 @@ use std::path::Path;
 
 use vmctl::config::GrubSystem;
 use vmctl::guest::bhyve::partitions;
+use vmctl::guest::bhyve::run::journal;
+use vmctl::guest::bhyve::run::plan::{Argument, BhyvePlan, Piece};
 use vmctl::guest::import::Notes;
 use vmctl::guest::import::conf::Conf;
 use vmctl::guest::import::switches;
 use vmctl::guest::import::translate::{Source, translate};
 use vmctl::host::bhyve::{HostFeatures, ProbeOutputs};
+use vmctl::host::iscsi::{self, Target};
 use vmctl::host::{bhyvectl, ifconfig, netgraph, passthru};
 
 use super::Bytes;
@@ -164,4 +167,63 @@ pub fn bhyve_probe(data: &[u8]) {
         ProbeOutputs { devices: text.clone(), lpc: text.clone(), usage, bhyvectl: text, osreldate: 1_400_000, max_cpus: None };
     let features = HostFeatures::parse(&outputs);
     assert!(features.devices.iter().chain(&features.lpc).all(|name| name.len() <= 32));
+}
+
+/// A plan of a boot with everything in it.
+const PLAN: &str = r#"{"version":2,"name":"g","cpus":2,"journal":"/g/bhyve.journal","modules":["vmm","nmdm"],
+"disks":[{"id":"root","path":"/g/root.raw","read_only":false}],
+"units":[{"disk":"far","target":{"name":"iqn.a:x","portal":"10.0.0.9"},"lun":2,"read_only":true}],
+"taps":[{"nic":"net0","kind":"tap","description":"vmctl/g/net0/m","bridge":["lan","bridge0"],"mtu":9000,"private":true,"span":false}],
+"hooks":[{"nic":"net1","path":"br0:"}],"interfaces":[{"nic":"net2","name":"tap7"}],
+"files":[{"path":"/g/device.map","text":[{"text":"(hd0) /dev/"},{"device":"far"}]}],
+"variables":{"from":"/a","to":"/b","anew":false},"sockets":["/g/c.sock"],"lines":["-vmctl-m-1"],
+"tpm":{"directory":"/g/tpm","socket":"/g/tpm.sock","pid_file":"/g/tpm.pid"},
+"screen":{"port":{"address":"127.0.0.1","port":null}},
+"loader":{"program":"grub-bhyve","arguments":[[{"text":"-m"}]]},
+"bhyve":{"program":"bhyve","arguments":[[{"text":"4,virtio-net,"},{"tap":"net0"}],[{"hook":"net1"}],["screen-port"]]},
+"jail":"vms","limits":["pcpu:deny=150"],"nice":5,"saved":{"memory":"/g/saved","inside":"/saved","fingerprint":"f"},
+"suspends":true,"resumes":false}"#;
+const JOURNAL: &str = r#"{"boot_id":"b","made":[{"tap":{"description":"vmctl/g/net0/m"}},{"vm":{"name":"g","jail":null}},
+{"session":{"name":"iqn.a:x","portal":"10.0.0.9"}},{"file":"/g/c.sock"},{"tpm":{"pid_file":"/g/tpm.pid"}}]}"#;
+const SESSIONS: &str = r#"{"iscsictl":{"session":[{"name":"iqn.a:x","portal":"10.0.0.9","state":"Connected",
+"devices":{"lun":[{"lun":2,"device":"da7"}],"scbus":7}}]}}"#;
+
+/// What a boot is planned by, what it leaves noted, and what iscsictl(8) says: valid JSON with bytes of it changed.
+pub fn boot_documents(data: &[u8]) {
+    let changed = |text: &str| {
+        let mut bytes = Bytes::new(data);
+        let mut text = text.as_bytes().to_vec();
+        while !bytes.is_empty() {
+            let at = usize::from(bytes.word()) % text.len();
+            match bytes.byte() {
+                kind @ 0..=15 => drop(text.drain(at..(at + usize::from(kind)).min(text.len() - 1).max(at))),
+                kind @ 16..=31 => {
+                    let copy = text[at..(at + usize::from(kind)).min(text.len())].to_vec();
+                    text.splice(at..at, copy);
+                }
+                _ => text[at] = bytes.byte(),
+            }
+        }
+        text
+    };
+    let target = Target { name: "iqn.a:x".into(), portal: "10.0.0.9".into() };
+    assert!(BhyvePlan::read(PLAN.as_bytes()).is_ok() && journal::read(JOURNAL.as_bytes(), "b").len() == 5);
+    assert!(iscsi::find(SESSIONS, &target).is_some());
+    for text in [PLAN.as_bytes().to_vec(), changed(PLAN), data.to_vec()] {
+        if let Ok(plan) = BhyvePlan::read(&text) {
+            assert_eq!(BhyvePlan::read(&plan.write()).as_ref(), Ok(&plan), "a plan is read otherwise than it was written");
+        }
+    }
+    for text in [JOURNAL.as_bytes().to_vec(), changed(JOURNAL), data.to_vec()] {
+        let made = journal::read(&text, "b");
+        assert_eq!(journal::read(&journal::write(&made, "b".into()), "b"), made);
+        assert!(journal::read(&text, "another boot").iter().all(|made| matches!(made, journal::Made::File(_))));
+    }
+    for text in [SESSIONS.as_bytes().to_vec(), changed(SESSIONS), data.to_vec()] {
+        let _ = iscsi::find(&String::from_utf8_lossy(&text), &target);
+    }
+    let word = String::from_utf8_lossy(data).into_owned();
+    let plain = word.replace('\u{1}', "");
+    assert!(Argument::cut(&plain).0.iter().all(|piece| *piece == Piece::Text(plain.clone())));
+    let _ = Argument::cut(&word);
 }

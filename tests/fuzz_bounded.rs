@@ -147,4 +147,5 @@ targets! {
     checksum_files_signatures_and_catalogues_survive: "checksums",
     the_partitions_of_a_guest_are_read: "partitions",
     a_probe_of_bhyve_is_read: "bhyve_probe",
+    the_documents_of_a_boot_are_read: "boot_documents",
 }

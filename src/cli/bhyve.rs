@@ -33,7 +33,7 @@ impl Args {
     fn boot(&self) -> Result<End, String> {
         let path = self.spec.display();
         let text = std::fs::read(&self.spec).map_err(|e| format!("cannot read `{path}`: {e}"))?;
-        let plan: BhyvePlan = serde_json::from_slice(&text).map_err(|e| format!("`{path}` is not a plan of a boot: {e}"))?;
+        let plan = BhyvePlan::read(&text).map_err(|e| format!("`{path}` is not a plan of a boot: {e}"))?;
         let missing = |what: &str, fd: i32, e: std::io::Error| {
             format!("no {what} at descriptor {fd} ({e}): this command is the supervisor's to start")
         };

@@ -57,10 +57,10 @@ struct Unit {
 }
 
 /// A session's state in words, and the devices of its units by their numbers.
-type Found = (String, Vec<(u32, String)>);
+pub type Found = (String, Vec<(u32, String)>);
 
 /// What a listing says of one target; nothing when there is no session.
-fn find(listing: &str, target: &Target) -> Option<Found> {
+pub fn find(listing: &str, target: &Target) -> Option<Found> {
     let document: Document = serde_json::from_str(listing).ok()?;
     let session =
         document.iscsictl.session.into_iter().find(|session| session.name == target.name && session.portal == target.portal)?;

@@ -60,9 +60,7 @@ pub struct Journal {
 impl Journal {
     /// Reads what an earlier child left. A damaged file says nothing.
     pub fn open(path: &Path) -> Journal {
-        let document: Document = std::fs::read(path).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
-        let survives = |made: &Made| document.boot_id == boot_id() || matches!(made, Made::File(_));
-        let made = document.made.into_iter().filter(survives).collect();
+        let made = std::fs::read(path).map(|text| read(&text, &boot_id())).unwrap_or_default();
         Journal { path: path.to_owned(), made }
     }
 
@@ -103,9 +101,20 @@ impl Journal {
                 _ => Ok(()),
             };
         }
-        let document = Document { boot_id: boot_id(), made: self.made.clone() };
-        replace(&self.path, &serde_json::to_vec(&document).expect("plain fields"), 0o600)
+        replace(&self.path, &write(&self.made, boot_id()), 0o600)
     }
+}
+
+/// What a journal's file says is still to be undone in this boot of the host.
+pub fn read(text: &[u8], boot_id: &str) -> Vec<Made> {
+    let document: Document = serde_json::from_slice(text).unwrap_or_default();
+    let survives = |made: &Made| document.boot_id == boot_id || matches!(made, Made::File(_));
+    document.made.into_iter().filter(survives).collect()
+}
+
+/// The text of a journal's file.
+pub fn write(made: &[Made], boot_id: String) -> Vec<u8> {
+    serde_json::to_vec(&Document { boot_id, made: made.to_vec() }).expect("plain fields")
 }
 
 impl Made {

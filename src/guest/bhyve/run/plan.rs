@@ -11,7 +11,7 @@ use crate::host::iscsi::Target;
 use crate::host::swtpm::Tpm;
 
 /// The version of this document; both sides come from one binary, a difference means that it was replaced mid-way.
-pub const PLAN_VERSION: u32 = 1;
+pub const PLAN_VERSION: u32 = 2;
 
 /// One boot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -256,6 +256,33 @@ impl Argument {
 }
 
 impl BhyvePlan {
+    /// Reads what [`write`](BhyvePlan::write) wrote; in words, why it is no plan.
+    pub fn read(text: &[u8]) -> Result<BhyvePlan, String> {
+        let plan: BhyvePlan = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+        match plan.unmade() {
+            Some(what) => Err(format!("it names {what}, which it does not make")),
+            None => Ok(plan),
+        }
+    }
+
+    /// As JSON.
+    pub fn write(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("plain fields")
+    }
+
+    /// The first thing that a word or file names and nothing of the plan makes.
+    fn unmade(&self) -> Option<String> {
+        let programs = self.loader.iter().chain([&self.bhyve]).flat_map(|program| &program.arguments);
+        let mut pieces = programs.chain(self.files.iter().map(|file| &file.text)).flat_map(|argument| &argument.0);
+        pieces.find_map(|piece| match piece {
+            Piece::Text(_) => None,
+            Piece::Tap(nic) => (!self.taps.iter().any(|tap| tap.nic == *nic)).then(|| format!("the tap of `{nic}`")),
+            Piece::Hook(nic) => (!self.hooks.iter().any(|hook| hook.nic == *nic)).then(|| format!("the hook of `{nic}`")),
+            Piece::Device(disk) => (!self.units.iter().any(|unit| unit.disk == *disk)).then(|| format!("the unit `{disk}`")),
+            Piece::ScreenPort => (!matches!(self.screen, Some(Screen::Port { .. }))).then(|| "a port of the screen".to_owned()),
+        })
+    }
+
     /// The virtual machine, for bhyvectl(8).
     pub fn machine(&self) -> Vm {
         Vm { name: self.name.clone(), jail: self.jail.clone() }
@@ -265,6 +292,24 @@ impl BhyvePlan {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_plan_that_names_what_it_does_not_make_is_none() {
+        let word = Argument::cut(&Argument::tap_mark("net0"));
+        let plan = |taps: &str| {
+            format!(
+                r#"{{"version":2,"name":"g","cpus":1,"journal":"/j","modules":[],"disks":[],"units":[],"taps":[{taps}],"hooks":[],
+                "interfaces":[],"files":[],"variables":null,"sockets":[],"lines":[],"tpm":null,"screen":null,"loader":null,
+                "bhyve":{{"program":"bhyve","arguments":[{}]}},"jail":null,"limits":[],"nice":null,
+                "saved":{{"memory":"/s","inside":"/s","fingerprint":"f"}},"suspends":false,"resumes":false}}"#,
+                serde_json::to_string(&word).expect("plain")
+            )
+        };
+        let tap = r#"{"nic":"net0","kind":"tap","description":"d","bridge":null,"mtu":null,"private":false,"span":false}"#;
+        assert!(BhyvePlan::read(plan(tap).as_bytes()).is_ok());
+        let message = "it names the tap of `net0`, which it does not make".to_owned();
+        assert_eq!(BhyvePlan::read(plan("").as_bytes()), Err(message));
+    }
 
     #[test]
     fn a_word_is_cut_where_names_are_still_missing() {
