@@ -5,7 +5,8 @@
 //! that was disturbed least. Two ratios are printed: of wall time and of processor time (of all of a side's processes
 //! up to the awaited text), which says the same on an idle machine and is all that can be trusted on a busy one.
 //!
-//! Behind the boots: what an idle guest costs of a core, and the resident memory of the VMM beyond the guest's RAM.
+//! Behind the boots: what an idle guest costs of a core, the resident memory of the VMM beyond the guest's RAM, and how long
+//! `vmctl start` takes to the guest's first instruction.
 //!
 //! `VMCTL_BENCH_RUNS` is the number of runs a side (default 5). Needs what `make bench` prepares in `build/`.
 
@@ -55,6 +56,9 @@ const SETTLE: Duration = Duration::from_secs(5);
 const IDLE: Duration = Duration::from_secs(20);
 /// What an idle guest may cost of a core, in percent.
 const IDLE_TARGET: f64 = 2.0;
+/// How often a guest is started, and how long that may take.
+const START_RUNS: usize = 9;
+const START_TARGET_MS: f64 = 100.0;
 /// What may be resident besides the guest's RAM.
 const MEMORY_TARGET_MIB: f64 = 40.0;
 
@@ -86,6 +90,7 @@ fn main() {
         }
     }
     costs(&BOOTS[0]);
+    starts(&BOOTS[1]);
 }
 
 fn missed(is: bool) -> &'static str {
@@ -109,6 +114,26 @@ fn costs(boot: &Boot) {
         "memory: {beyond:.1} MiB resident beyond the guest's RAM (target {MEMORY_TARGET_MIB:.0} MiB{}), {touched:.0} of {} MiB of it touched",
         missed(beyond > MEMORY_TARGET_MIB),
         boot.memory_mib
+    );
+}
+
+/// How long `vmctl start` takes: it returns when the engine is about to run the first guest instruction. The disk is made.
+fn starts(boot: &Boot) {
+    let guest = vmctl(boot);
+    let mut times: Vec<Duration> = (0..START_RUNS)
+        .map(|_| {
+            Guest::run(guest.dir.path(), &["kill", "bench"]);
+            let start = Instant::now();
+            Guest::run(guest.dir.path(), &["start", "bench"]);
+            start.elapsed()
+        })
+        .collect();
+    times.sort();
+    let (least, median) = (times[0].as_secs_f64() * 1000.0, times[START_RUNS / 2].as_secs_f64() * 1000.0);
+    println!(
+        "start: {median:.0} ms to the first instruction of {} (median of {START_RUNS}, least {least:.0}; target {START_TARGET_MS:.0} ms{})",
+        boot.folder,
+        missed(median > START_TARGET_MS)
     );
 }
 

@@ -5,6 +5,8 @@
 //! **Hostile file**: every offset is checked, sizes cannot overflow, at most 65,535 headers are read once.
 
 use super::LoadError;
+use crate::hypervisor::memory::{GuestAddr, GuestMemory};
+use crate::machine::layout;
 
 /// A loadable segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,19 +23,35 @@ pub struct Segment {
     pub mem_size: u64,
 }
 
-/// What a loader needs of an ELF file.
+/// What the headers of an ELF file say.
 #[derive(Debug)]
-pub struct Elf<'a> {
-    /// The file.
-    pub bytes: &'a [u8],
+pub struct Headers {
     /// Entry point.
     pub entry: u64,
     /// Whether it is ELFCLASS64.
     pub is_64: bool,
     /// PT_LOAD segments.
     pub segments: Vec<Segment>,
+    /// PT_NOTE segments.
+    notes: Vec<Segment>,
+}
+
+/// An ELF file in memory.
+#[derive(Debug)]
+pub struct Elf<'a> {
+    bytes: &'a [u8],
+    /// Its headers.
+    pub headers: Headers,
     /// Entry point of XEN_ELFNOTE_PHYS32_ENTRY, if there is that note.
     pub pvh_entry: Option<u32>,
+}
+
+/// An ELF file that arrives in pieces; its segments go to guest memory as they come.
+pub struct Arrival<'m> {
+    mem: &'m GuestMemory,
+    headers: Headers,
+    /// Bytes that have arrived.
+    seen: u64,
 }
 
 const PT_LOAD: u32 = 1;
@@ -54,14 +72,9 @@ fn le(bytes: &[u8], offset: u64, width: usize) -> Result<u64, LoadError> {
     Ok(field.iter().rev().fold(0, |value, &b| value << 8 | u64::from(b)))
 }
 
-impl<'a> Elf<'a> {
-    /// Whether these bytes begin like an ELF file.
-    pub fn is_elf(bytes: &[u8]) -> bool {
-        bytes.starts_with(b"\x7fELF")
-    }
-
-    /// Reads the headers.
-    pub fn parse(bytes: &'a [u8]) -> Result<Elf<'a>, LoadError> {
+impl Headers {
+    /// Reads them; they must be within `bytes`, the file's first ones.
+    pub fn parse(bytes: &[u8]) -> Result<Headers, LoadError> {
         let class = le(bytes, 4, 1)?;
         let machine = le(bytes, 18, 2)? as u16;
         if !matches!(class, 1 | 2) || le(bytes, 5, 1)? != 1 || !matches!(machine, EM_386 | EM_X86_64) {
@@ -71,18 +84,18 @@ impl<'a> Elf<'a> {
         let (entry, phoff) = if is_64 { (le(bytes, 24, 8)?, le(bytes, 32, 8)?) } else { (le(bytes, 24, 4)?, le(bytes, 28, 4)?) };
         let (phentsize, phnum) =
             if is_64 { (le(bytes, 54, 2)?, le(bytes, 56, 2)?) } else { (le(bytes, 42, 2)?, le(bytes, 44, 2)?) };
-        let mut elf = Elf { bytes, entry, is_64, segments: Vec::new(), pvh_entry: None };
+        let mut headers = Headers { entry, is_64, segments: Vec::new(), notes: Vec::new() };
         for i in 0..phnum {
-            elf.program_header(phoff.checked_add(i * phentsize).ok_or_else(|| truncated("its program headers overflow"))?)?;
+            let at = phoff.checked_add(i * phentsize).ok_or_else(|| truncated("its program headers overflow"))?;
+            headers.program_header(bytes, at)?;
         }
-        if elf.segments.is_empty() {
+        if headers.segments.is_empty() {
             return Err(LoadError::Unsupported("the ELF file has nothing to load".to_string()));
         }
-        Ok(elf)
+        Ok(headers)
     }
 
-    fn program_header(&mut self, at: u64) -> Result<(), LoadError> {
-        let b = self.bytes;
+    fn program_header(&mut self, b: &[u8], at: u64) -> Result<(), LoadError> {
         let kind = le(b, at, 4)? as u32;
         let segment = if self.is_64 {
             Segment {
@@ -103,39 +116,16 @@ impl<'a> Elf<'a> {
         };
         match kind {
             PT_LOAD if segment.mem_size > 0 => {
-                self.data(&segment)?;
+                segment.end()?;
                 if segment.file_size > segment.mem_size {
                     return Err(LoadError::Unsupported("the ELF file has a segment larger in the file than in memory".into()));
                 }
                 self.segments.push(segment);
             }
-            PT_NOTE => self.pvh_entry = self.pvh_entry.or(self.find_pvh_note(&segment)?),
+            PT_NOTE => self.notes.push(segment),
             _ => {}
         }
         Ok(())
-    }
-
-    /// The bytes of a segment in the file.
-    pub fn data(&self, segment: &Segment) -> Result<&'a [u8], LoadError> {
-        let start = usize::try_from(segment.offset).ok();
-        let end = segment.offset.checked_add(segment.file_size).and_then(|end| usize::try_from(end).ok());
-        start.zip(end).and_then(|(start, end)| self.bytes.get(start..end)).ok_or_else(|| truncated("a segment is beyond its end"))
-    }
-
-    fn find_pvh_note(&self, segment: &Segment) -> Result<Option<u32>, LoadError> {
-        let notes = self.data(segment)?;
-        let mut at = 0u64;
-        while at + 12 <= notes.len() as u64 {
-            let (name_size, desc_size, kind) = (le(notes, at, 4)?, le(notes, at + 4, 4)?, le(notes, at + 8, 4)? as u32);
-            let name_at = at + 12;
-            let desc_at = name_at + name_size.next_multiple_of(4);
-            let name = notes.get(name_at as usize..(name_at + name_size).min(notes.len() as u64) as usize);
-            if kind == XEN_ELFNOTE_PHYS32_ENTRY && name == Some(b"Xen\0".as_slice()) && desc_size >= 4 {
-                return Ok(Some(le(notes, desc_at, 4)? as u32));
-            }
-            at = desc_at + desc_size.next_multiple_of(4);
-        }
-        Ok(None)
     }
 
     /// First and last-plus-one physical address.
@@ -154,11 +144,103 @@ impl<'a> Elf<'a> {
         }
     }
 
-    /// Copies the segments to their physical addresses. Guest memory is zero, so the rest of each already is.
-    pub fn load(&self, mem: &crate::hypervisor::memory::GuestMemory) -> Result<(), LoadError> {
+    /// Whether every segment has its place in guest memory, above the firmware area.
+    fn check_room(&self, mem: &GuestMemory) -> Result<(), LoadError> {
         for segment in &self.segments {
-            super::place(mem, "kernel", segment.paddr, self.data(segment)?, segment.mem_size - segment.file_size)?;
+            let at = GuestAddr(segment.paddr);
+            if segment.paddr < layout::KERNEL_FLOOR || !mem.contains(at, segment.mem_size) {
+                return Err(LoadError::NoRoom { what: "kernel", needs: segment.mem_size, at });
+            }
         }
         Ok(())
+    }
+}
+
+impl Segment {
+    /// Last-plus-one offset in the file.
+    fn end(&self) -> Result<u64, LoadError> {
+        self.offset.checked_add(self.file_size).ok_or_else(|| truncated("a segment is beyond its end"))
+    }
+}
+
+impl<'a> Elf<'a> {
+    /// Whether these bytes begin like an ELF file.
+    pub fn is_elf(bytes: &[u8]) -> bool {
+        bytes.starts_with(b"\x7fELF")
+    }
+
+    /// Reads the headers and notes, and looks whether the file has all that they promise.
+    pub fn parse(bytes: &'a [u8]) -> Result<Elf<'a>, LoadError> {
+        let mut elf = Elf { bytes, headers: Headers::parse(bytes)?, pvh_entry: None };
+        for segment in &elf.headers.segments {
+            elf.data(segment)?;
+        }
+        for note in &elf.headers.notes {
+            if let Some(entry) = find_pvh_note(elf.data(note)?)? {
+                elf.pvh_entry = Some(entry);
+                break;
+            }
+        }
+        Ok(elf)
+    }
+
+    /// The bytes of a segment in the file.
+    fn data(&self, segment: &Segment) -> Result<&'a [u8], LoadError> {
+        let (start, end) = (usize::try_from(segment.offset).ok(), usize::try_from(segment.end()?).ok());
+        start.zip(end).and_then(|(start, end)| self.bytes.get(start..end)).ok_or_else(|| truncated("a segment is beyond its end"))
+    }
+
+    /// Copies the segments to their physical addresses. Guest memory is zero, so the rest of each already is.
+    pub fn load(self, mem: &GuestMemory) -> Result<Headers, LoadError> {
+        let mut arrival = Arrival::of(mem, self.headers)?;
+        arrival.take(self.bytes)?;
+        arrival.finish()
+    }
+}
+
+fn find_pvh_note(notes: &[u8]) -> Result<Option<u32>, LoadError> {
+    let mut at = 0u64;
+    while at + 12 <= notes.len() as u64 {
+        let (name_size, desc_size, kind) = (le(notes, at, 4)?, le(notes, at + 4, 4)?, le(notes, at + 8, 4)? as u32);
+        let name_at = at + 12;
+        let desc_at = name_at + name_size.next_multiple_of(4);
+        let name = notes.get(name_at as usize..(name_at + name_size).min(notes.len() as u64) as usize);
+        if kind == XEN_ELFNOTE_PHYS32_ENTRY && name == Some(b"Xen\0".as_slice()) && desc_size >= 4 {
+            return Ok(Some(le(notes, desc_at, 4)? as u32));
+        }
+        at = desc_at + desc_size.next_multiple_of(4);
+    }
+    Ok(None)
+}
+
+impl<'m> Arrival<'m> {
+    /// Begins with the headers, once it is sure that guest memory has room for every segment.
+    pub fn of(mem: &'m GuestMemory, headers: Headers) -> Result<Arrival<'m>, LoadError> {
+        headers.check_room(mem)?;
+        Ok(Arrival { mem, headers, seen: 0 })
+    }
+
+    /// The next bytes of the file.
+    pub fn take(&mut self, piece: &[u8]) -> Result<(), LoadError> {
+        let (from, to) = (self.seen, self.seen + piece.len() as u64);
+        for segment in &self.headers.segments {
+            let (start, end) = (segment.offset.max(from), segment.end()?.min(to));
+            if start < end {
+                let bytes = &piece[(start - from) as usize..(end - from) as usize];
+                self.mem.write(GuestAddr(segment.paddr + (start - segment.offset)), bytes)?;
+            }
+        }
+        self.seen = to;
+        Ok(())
+    }
+
+    /// The whole file has arrived.
+    pub fn finish(self) -> Result<Headers, LoadError> {
+        for segment in &self.headers.segments {
+            if segment.end()? > self.seen {
+                return Err(truncated("a segment is beyond its end"));
+            }
+        }
+        Ok(self.headers)
     }
 }

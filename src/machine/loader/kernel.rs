@@ -5,11 +5,15 @@
 //! * any other bzImage: its own self-extractor, at its 64- or 32-bit entry;
 //! * an ELF file with a PVH note: PVH; with a Multiboot header: Multiboot 1.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::mpsc;
+use std::thread;
 
-use super::elf::Elf;
+use super::elf::{Arrival, Elf, Headers};
+use super::initrd::Initrd;
+use super::unpack::Unpacker;
 use super::zero_page::SetupHeader;
-use super::{LoadError, multiboot, pvh, unpack, zero_page};
+use super::{LoadError, multiboot, pvh, zero_page};
 use crate::hypervisor::backend::BootState;
 use crate::hypervisor::memory::GuestMemory;
 use crate::machine::layout;
@@ -28,15 +32,12 @@ pub struct KernelFiles {
 /// The highest address for an initrd whose kernel does not say: Linux's limit for old protocols.
 const DEFAULT_INITRD_LIMIT: u64 = 0x3800_0000;
 
-fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, LoadError> {
-    std::fs::read(path).map_err(|source| LoadError::Read { what, path: path.to_owned(), source })
-}
-
 /// Loads the kernel and initrd into `mem` and says how vCPU 0 starts. `rsdp` is the ACPI root pointer's address.
 pub fn load(mem: &GuestMemory, files: &KernelFiles, rsdp: u64) -> Result<BootState, LoadError> {
-    let image = read("kernel image", &files.image)?;
-    let initrd = files.initrd.as_deref().map(|path| read("initrd", path)).transpose()?;
-    load_bytes(mem, &image, initrd.as_deref(), &files.cmdline, rsdp)
+    let failed = |source| LoadError::Read { what: "kernel image", path: files.image.clone(), source };
+    let image = std::fs::read(&files.image).map_err(failed)?;
+    let initrd = files.initrd.as_deref().map(Initrd::open).transpose()?;
+    load_image(mem, &image, initrd.as_ref(), &files.cmdline, rsdp)
 }
 
 /// As [`load`], from memory.
@@ -47,6 +48,16 @@ pub fn load_bytes(
     cmdline: &str,
     rsdp: u64,
 ) -> Result<BootState, LoadError> {
+    load_image(mem, image, initrd.map(|bytes| Initrd::Bytes(bytes.into())).as_ref(), cmdline, rsdp)
+}
+
+fn load_image(
+    mem: &GuestMemory,
+    image: &[u8],
+    initrd: Option<&Initrd<'_>>,
+    cmdline: &str,
+    rsdp: u64,
+) -> Result<BootState, LoadError> {
     if let Some(header) = SetupHeader::find(image) {
         return load_bzimage(mem, &header?, initrd, cmdline, rsdp);
     }
@@ -54,7 +65,7 @@ pub fn load_bytes(
     if Elf::is_elf(image) {
         let elf = Elf::parse(image)?;
         if let Some(entry) = elf.pvh_entry {
-            return load_pvh(mem, &elf, entry, initrd, cmdline, rsdp);
+            return load_pvh(mem, elf, entry, initrd, cmdline, rsdp);
         }
         if multiboot_header.is_none() {
             let text = "the ELF kernel has neither a PVH note nor a Multiboot header: no way in is known";
@@ -70,31 +81,24 @@ pub fn load_bytes(
 fn load_bzimage(
     mem: &GuestMemory,
     header: &SetupHeader,
-    initrd: Option<&[u8]>,
+    initrd: Option<&Initrd<'_>>,
     cmdline: &str,
     rsdp: u64,
 ) -> Result<BootState, LoadError> {
     super::write_cmdline(mem, cmdline, header.cmdline_max())?;
-    let payload = header.payload()?;
-    let unpacked = unpack::unpack(payload).transpose()?;
-    let (rip, end, long) = match unpacked.as_deref().filter(|bytes| Elf::is_elf(bytes)) {
-        Some(bytes) => {
-            let elf = Elf::parse(bytes)?;
-            elf.load(mem)?;
-            let (start, end) = elf.span();
-            (elf.physical_entry(), end.max(start + header.init_size()), elf.is_64)
-        }
-        None => {
-            let code = header.protected_mode_code()?;
-            let at = header.pref_address();
-            super::place(mem, "kernel", at, code, 0)?;
-            let long = header.has_64bit_entry();
-            (if long { at + 0x200 } else { at }, at + header.init_size().max(code.len() as u64), long)
-        }
-    };
-    let initrd = initrd
-        .map(|bytes| Ok::<_, LoadError>((super::place_initrd(mem, bytes, header.initrd_limit(), end)?, bytes.len() as u64)));
-    zero_page::write(mem, header, initrd.transpose()?, rsdp)?;
+    let initrd = initrd.map(|initrd| Ok::<_, LoadError>((initrd, initrd.address(mem, header.initrd_limit())?))).transpose()?;
+    // The initrd is read while the kernel is unpacked.
+    let (rip, end, long) = thread::scope(|scope| {
+        let reader = initrd.map(|(initrd, at)| thread::Builder::new().spawn_scoped(scope, move || initrd.copy(mem, at)));
+        let reader = reader.transpose().map_err(LoadError::Thread)?;
+        let kernel = place_kernel(mem, header);
+        reader.map_or(Ok(()), |reader| reader.join().expect("no panic"))?;
+        kernel
+    })?;
+    if let Some((initrd, at)) = initrd {
+        initrd.check_clear_of(at, end)?;
+    }
+    zero_page::write(mem, header, initrd.map(|(initrd, at)| (at, initrd.size())), rsdp)?;
     let gdt_limit = super::write_gdt(mem, long)?;
     let gdt_base = layout::boot::GDT;
     if long {
@@ -104,17 +108,68 @@ fn load_bzimage(
     Ok(BootState::Protected { eip: rip as u32, eax: 0, ebx: 0, esi: layout::boot::ZERO_PAGE as u32, gdt_base, gdt_limit })
 }
 
+/// Puts a bzImage's kernel into memory; its entry point, its end, and whether it is entered in long mode.
+fn place_kernel(mem: &GuestMemory, header: &SetupHeader) -> Result<(u64, u64, bool), LoadError> {
+    let payload = header.payload()?;
+    if let Some(elf) = Unpacker::new(payload).transpose()?.map(|unpacker| place_unpacked(mem, unpacker)).transpose()?.flatten() {
+        let (start, end) = elf.span();
+        return Ok((elf.physical_entry(), end.max(start + header.init_size()), elf.is_64));
+    }
+    let code = header.protected_mode_code()?;
+    let at = header.pref_address();
+    super::place(mem, "kernel", at, code, 0)?;
+    let long = header.has_64bit_entry();
+    Ok((if long { at + 0x200 } else { at }, at + header.init_size().max(code.len() as u64), long))
+}
+
+/// Unpacks an ELF kernel on one thread and puts it into memory on this one; `None` if it is no ELF file.
+fn place_unpacked(mem: &GuestMemory, mut unpacker: Unpacker<'_>) -> Result<Option<Headers>, LoadError> {
+    let mut first = Vec::new();
+    unpacker.next_piece(&mut first)?;
+    if !Elf::is_elf(&first) {
+        return Ok(None);
+    }
+    let mut arrival = Arrival::of(mem, Headers::parse(&first)?)?;
+    let (full, pieces) = mpsc::sync_channel(1);
+    let (empty, buffers) = mpsc::channel();
+    let unpack = move || {
+        loop {
+            let mut piece = buffers.try_recv().unwrap_or_default();
+            let sent = match unpacker.next_piece(&mut piece) {
+                Ok(false) => return,
+                Ok(true) => full.send(Ok(piece)),
+                Err(error) => full.send(Err(error)),
+            };
+            if sent.is_err() {
+                return;
+            }
+        }
+    };
+    thread::scope(|scope| {
+        thread::Builder::new().spawn_scoped(scope, unpack).map_err(LoadError::Thread)?;
+        arrival.take(&first)?;
+        let _ = empty.send(first);
+        for piece in pieces {
+            let piece = piece?;
+            arrival.take(&piece)?;
+            // The other thread may be done.
+            let _ = empty.send(piece);
+        }
+        arrival.finish().map(Some)
+    })
+}
+
 fn load_pvh(
     mem: &GuestMemory,
-    elf: &Elf,
+    elf: Elf<'_>,
     entry: u32,
-    initrd: Option<&[u8]>,
+    initrd: Option<&Initrd<'_>>,
     cmdline: &str,
     rsdp: u64,
 ) -> Result<BootState, LoadError> {
-    elf.load(mem)?;
+    let headers = elf.load(mem)?;
     super::write_cmdline(mem, cmdline, usize::MAX)?;
-    let initrd = place_module(mem, initrd, elf.span().1)?;
+    let initrd = place_module(mem, initrd, headers.span().1)?;
     pvh::write_start_info(mem, initrd, rsdp)?;
     protected(mem, entry, 0)
 }
@@ -123,7 +178,7 @@ fn load_multiboot(
     mem: &GuestMemory,
     image: &[u8],
     header: multiboot::Header,
-    initrd: Option<&[u8]>,
+    initrd: Option<&Initrd<'_>>,
     cmdline: &str,
 ) -> Result<BootState, LoadError> {
     let (entry, end) = multiboot::load(mem, image, header)?;
@@ -133,9 +188,12 @@ fn load_multiboot(
     protected(mem, entry, multiboot::BOOTLOADER_MAGIC)
 }
 
-fn place_module(mem: &GuestMemory, module: Option<&[u8]>, end: u64) -> Result<Option<(u64, u64)>, LoadError> {
-    let Some(bytes) = module else { return Ok(None) };
-    Ok(Some((super::place_initrd(mem, bytes, DEFAULT_INITRD_LIMIT, end)?, bytes.len() as u64)))
+fn place_module(mem: &GuestMemory, module: Option<&Initrd<'_>>, end: u64) -> Result<Option<(u64, u64)>, LoadError> {
+    let Some(module) = module else { return Ok(None) };
+    let at = module.address(mem, DEFAULT_INITRD_LIMIT)?;
+    module.check_clear_of(at, end)?;
+    module.copy(mem, at)?;
+    Ok(Some((at, module.size())))
 }
 
 fn protected(mem: &GuestMemory, eip: u32, eax: u32) -> Result<BootState, LoadError> {

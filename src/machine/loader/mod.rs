@@ -4,6 +4,7 @@
 //! kernels out of the guest's own disks, by the boot configuration that is on them.
 pub mod elf;
 pub mod grub; // the guest's own boot menu, read from its disks
+pub mod initrd; // bytes, or a file of the host, to their place in guest memory
 pub mod kernel;
 pub mod multiboot;
 pub mod pvh;
@@ -51,6 +52,9 @@ pub enum LoadError {
         /// What the unpacker said.
         detail: String,
     },
+    /// The host refuses a thread.
+    #[error("cannot start a thread to load the guest with")]
+    Thread(#[source] std::io::Error),
     /// The guest has too little memory for it.
     #[error("{what} needs {needs} bytes at {at}, beyond the guest's memory; give the guest more `memory`")]
     NoRoom {
@@ -119,17 +123,6 @@ fn place(mem: &GuestMemory, what: &'static str, at: u64, bytes: &[u8], zeros: u6
         return Err(no_room);
     }
     Ok(mem.write(GuestAddr(at), bytes)?)
-}
-
-/// Puts the initrd as high as it may be below `limit`, clear of `kernel_end`; returns its address.
-fn place_initrd(mem: &GuestMemory, initrd: &[u8], limit: u64, kernel_end: u64) -> Result<u64, LoadError> {
-    let top = low_ram_end(mem).min(limit);
-    let at = top.saturating_sub(initrd.len() as u64) & !0xfff;
-    if at < kernel_end {
-        return Err(LoadError::NoRoom { what: "initrd", needs: initrd.len() as u64, at: GuestAddr(at) });
-    }
-    place(mem, "initrd", at, initrd, 0)?;
-    Ok(at)
 }
 
 /// Writes the descriptor table that every entry state uses: code at 0x10, data at 0x18.

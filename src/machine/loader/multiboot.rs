@@ -43,8 +43,7 @@ pub fn load(mem: &GuestMemory, file: &[u8], header: Header) -> Result<(u32, u64)
         return Err(LoadError::Unsupported(format!("the Multiboot kernel requires unknown features (flags {unmet:#x})")));
     }
     if header.flags & FLAG_ADDRESSES == 0 {
-        let elf = Elf::parse(file)?;
-        elf.load(mem)?;
+        let elf = Elf::parse(file)?.load(mem)?;
         return Ok((elf.physical_entry() as u32, elf.span().1));
     }
     let get = |index: usize| {

@@ -4,7 +4,9 @@
 //! LZ4's legacy frame (lz4_Frame_format.md, "Legacy frame"), which is what Linux's build uses. Linux appends the
 //! unpacked size as four bytes to all but gzip (scripts/Makefile.lib, `size_append`), gzip has it in its trailer.
 //!
-//! **Hostile file**: output never grows beyond [`MAX_UNPACKED`].
+//! It comes in pieces, so that it goes to guest memory while the next piece is unpacked, and is never held whole.
+//!
+//! **Hostile file**: output never grows beyond [`MAX_UNPACKED`], a piece never beyond [`PIECE`].
 
 use std::io::Read;
 
@@ -12,24 +14,58 @@ use super::LoadError;
 
 /// The most that a payload may unpack to: 1 GiB.
 pub const MAX_UNPACKED: u64 = 1 << 30;
+/// The most bytes of one piece; all but the last of a stream have as many.
+pub const PIECE: usize = 8 << 20;
 
 const LZ4_LEGACY_MAGIC: [u8; 4] = 0x184c_2102u32.to_le_bytes();
 /// The most that one block of a legacy frame unpacks to.
-const LZ4_LEGACY_BLOCK: usize = 8 << 20;
+const LZ4_LEGACY_BLOCK: usize = PIECE;
 const ZSTD_MAGIC: [u8; 4] = 0xfd2f_b528u32.to_le_bytes();
 const XZ_MAGIC: [u8; 6] = [0xfd, b'7', b'z', b'X', b'Z', 0];
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
-/// Unpacks `payload`; `None` when its kind is not known.
-pub fn unpack(payload: &[u8]) -> Option<Result<Vec<u8>, LoadError>> {
-    let kind = kind_of(payload)?;
-    let result = match kind {
-        "gzip" => read_all(flate2::read::GzDecoder::new(payload), payload),
-        "xz" => read_all(lzma_rust2::XzReader::new(payload, false), payload),
-        "zstd" => unpack_zstd(payload),
-        _ => unpack_lz4(payload),
-    };
-    Some(result.map_err(|detail| LoadError::Unpack { kind, detail }))
+/// A payload that is being unpacked.
+pub struct Unpacker<'a> {
+    kind: &'static str,
+    source: Source<'a>,
+    total: u64,
+}
+
+enum Source<'a> {
+    Stream(Box<dyn Read + Send + 'a>),
+    /// What is left of a legacy frame.
+    Lz4(&'a [u8]),
+}
+
+impl<'a> Unpacker<'a> {
+    /// `None` when the payload's kind is not known.
+    pub fn new(payload: &'a [u8]) -> Option<Result<Unpacker<'a>, LoadError>> {
+        let kind = kind_of(payload)?;
+        let source = match kind {
+            "gzip" => Ok(Source::Stream(Box::new(flate2::read::GzDecoder::new(payload)))),
+            "xz" => Ok(Source::Stream(Box::new(lzma_rust2::XzReader::new(payload, false)))),
+            "zstd" => zstd(payload),
+            _ => Ok(Source::Lz4(&payload[LZ4_LEGACY_MAGIC.len()..])),
+        };
+        Some(match source {
+            Ok(source) => Ok(Unpacker { kind, source, total: 0 }),
+            Err(detail) => Err(LoadError::Unpack { kind, detail }),
+        })
+    }
+
+    /// Puts the next bytes into `piece`, whose own bytes go; `false` when there are none any more.
+    pub fn next_piece(&mut self, piece: &mut Vec<u8>) -> Result<bool, LoadError> {
+        let more = match &mut self.source {
+            Source::Stream(reader) => next_of_stream(reader.as_mut(), piece),
+            Source::Lz4(rest) => next_of_lz4(rest, piece),
+        };
+        self.total += piece.len() as u64;
+        match more {
+            Ok(_) if self.total > MAX_UNPACKED => Err(format!("it unpacks to more than {MAX_UNPACKED} bytes")),
+            more => more,
+        }
+        .map_err(|detail| LoadError::Unpack { kind: self.kind, detail })
+    }
 }
 
 fn kind_of(payload: &[u8]) -> Option<&'static str> {
@@ -46,71 +82,73 @@ fn kind_of(payload: &[u8]) -> Option<&'static str> {
     }
 }
 
-/// The unpacked size as the last four bytes tell it: good enough to reserve memory by, within bounds.
-fn size_hint(payload: &[u8]) -> usize {
-    let tail: Option<[u8; 4]> = payload.last_chunk::<4>().copied();
-    tail.map_or(0, u32::from_le_bytes).min(256 << 20) as usize
+/// The unpacked size as the last four bytes tell it.
+fn size_hint(payload: &[u8]) -> u64 {
+    payload.last_chunk::<4>().map_or(0, |tail| u64::from(u32::from_le_bytes(*tail)))
 }
 
-fn read_all(reader: impl Read, payload: &[u8]) -> Result<Vec<u8>, String> {
-    let mut out = Vec::with_capacity(size_hint(payload));
-    reader.take(MAX_UNPACKED + 1).read_to_end(&mut out).map_err(|e| e.to_string())?;
-    bounded(out)
+fn next_of_stream(reader: &mut dyn Read, piece: &mut Vec<u8>) -> Result<bool, String> {
+    piece.clear();
+    piece.reserve_exact(PIECE);
+    reader.take(PIECE as u64).read_to_end(piece).map_err(|e| e.to_string())?;
+    Ok(!piece.is_empty())
 }
 
-fn bounded(out: Vec<u8>) -> Result<Vec<u8>, String> {
-    if out.len() as u64 > MAX_UNPACKED {
-        return Err(format!("it unpacks to more than {MAX_UNPACKED} bytes"));
-    }
-    Ok(out)
-}
-
-fn unpack_zstd(payload: &[u8]) -> Result<Vec<u8>, String> {
+fn zstd(payload: &[u8]) -> Result<Source<'_>, String> {
     // RFC 8878 section 3.1.1.1: byte 4 is the frame header descriptor; without the single-segment flag (bit 5) byte
     // 5 is the window descriptor. Kernels are packed with a window far larger than themselves, which the decoder
     // refuses; no match reaches further back than the frame's own start, so a window that holds the whole is enough.
-    let mut packed = payload.to_vec();
-    let size = size_hint(payload) as u64;
-    let windowed = packed.get(4).is_some_and(|descriptor| descriptor & 0x20 == 0) && packed.len() > 5;
+    let (start, rest) = payload.split_at(payload.len().min(6));
+    let mut start = start.to_vec();
+    let size = size_hint(payload).min(256 << 20);
+    let windowed = start.get(4).is_some_and(|descriptor| descriptor & 0x20 == 0) && start.len() > 5;
     if windowed && size > 0 {
-        let declared_log = 10 + u32::from(packed[5] >> 3);
+        let declared_log = 10 + u32::from(start[5] >> 3);
         let needed_log = 64 - (size - 1).leading_zeros();
         if needed_log >= 10 && needed_log < declared_log {
-            packed[5] = ((needed_log - 10) << 3) as u8;
+            start[5] = ((needed_log - 10) << 3) as u8;
         }
     }
-    let decoder = ruzstd::decoding::StreamingDecoder::new(packed.as_slice()).map_err(|e| e.to_string())?;
-    read_all(decoder, payload)
+    let packed = std::io::Cursor::new(start).chain(rest);
+    let decoder = ruzstd::decoding::StreamingDecoder::new(packed).map_err(|e| e.to_string())?;
+    Ok(Source::Stream(Box::new(decoder)))
 }
 
-fn unpack_lz4(payload: &[u8]) -> Result<Vec<u8>, String> {
-    let mut out = Vec::with_capacity(size_hint(payload));
-    let mut rest = &payload[4..];
+fn next_of_lz4(rest: &mut &[u8], piece: &mut Vec<u8>) -> Result<bool, String> {
     // The four bytes of appended size are what is left at the end.
     while rest.len() > 4 {
         let (len, behind) = rest.split_first_chunk::<4>().expect("more than four bytes are left");
-        let len = u32::from_le_bytes(*len);
-        if len.to_le_bytes() == LZ4_LEGACY_MAGIC {
-            rest = behind;
+        if *len == LZ4_LEGACY_MAGIC {
+            *rest = behind;
             continue;
         }
-        let block = behind.get(..len as usize).ok_or_else(|| format!("a block of {len} bytes is cut short"))?;
-        let start = out.len();
-        out.resize(start + LZ4_LEGACY_BLOCK, 0);
-        let n = lz4_flex::block::decompress_into(block, &mut out[start..]).map_err(|e| e.to_string())?;
-        out.truncate(start + n);
-        if out.len() as u64 > MAX_UNPACKED {
-            return bounded(out);
-        }
-        rest = &behind[len as usize..];
+        let len = u32::from_le_bytes(*len) as usize;
+        let block = behind.get(..len).ok_or_else(|| format!("a block of {len} bytes is cut short"))?;
+        // A piece that is used again is as long already: nothing is cleared.
+        piece.resize(LZ4_LEGACY_BLOCK, 0);
+        let unpacked = lz4_flex::block::decompress_into(block, piece).map_err(|e| e.to_string())?;
+        piece.truncate(unpacked);
+        *rest = &behind[len..];
+        return Ok(true);
     }
-    Ok(out)
+    piece.clear();
+    Ok(false)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::io::Write;
+
+    fn unpack(payload: &[u8]) -> Option<Result<Vec<u8>, LoadError>> {
+        Unpacker::new(payload).map(|unpacker| {
+            let (mut unpacker, mut whole, mut piece) = (unpacker?, Vec::new(), Vec::new());
+            while unpacker.next_piece(&mut piece)? {
+                whole.extend_from_slice(&piece);
+            }
+            Ok(whole)
+        })
+    }
 
     #[test]
     fn a_gzip_payload_comes_back_whole() {
@@ -131,6 +169,14 @@ mod tests {
         packed.extend(10_000u32.to_le_bytes());
         let out = unpack(&packed).unwrap().unwrap();
         assert_eq!(out, [vec![1u8; 5000], vec![2; 5000]].concat());
+    }
+
+    #[test]
+    fn what_is_larger_than_a_piece_comes_in_several() {
+        let whole: Vec<u8> = (0..PIECE + 1000).map(|at| (at / 777) as u8).collect();
+        let mut enc = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        enc.write_all(&whole).unwrap();
+        assert_eq!(unpack(&enc.finish().unwrap()).unwrap().unwrap(), whole);
     }
 
     #[test]

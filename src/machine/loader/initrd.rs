@@ -1,0 +1,122 @@
+//! An initial RAM disk, or a Multiboot module: where it goes, and how it gets there.
+//!
+//! A file of the host is read straight into guest memory: no copy of it is made.
+
+use std::borrow::Cow;
+use std::fs::File;
+use std::path::Path;
+
+use super::{LoadError, low_ram_end};
+use crate::hypervisor::memory::{GuestAddr, GuestMemory};
+use crate::machine::layout;
+
+/// The most that one call reads.
+const CHUNK: u64 = 1 << 30;
+
+/// What is to be placed.
+pub enum Initrd<'a> {
+    /// Bytes.
+    Bytes(Cow<'a, [u8]>),
+    /// A regular file and its length in bytes.
+    File(&'a Path, File, u64),
+}
+
+impl<'a> Initrd<'a> {
+    /// Opens a file of the host.
+    pub fn open(path: &'a Path) -> Result<Initrd<'a>, LoadError> {
+        let failed = |source| LoadError::Read { what: "initrd", path: path.to_owned(), source };
+        let file = File::open(path).map_err(failed)?;
+        let metadata = file.metadata().map_err(failed)?;
+        // A pipe or a device does not tell its length.
+        Ok(match metadata.is_file() {
+            true => Initrd::File(path, file, metadata.len()),
+            false => Initrd::Bytes(std::fs::read(path).map_err(failed)?.into()),
+        })
+    }
+
+    /// Bytes.
+    pub fn size(&self) -> u64 {
+        match self {
+            Initrd::Bytes(bytes) => bytes.len() as u64,
+            Initrd::File(_, _, len) => *len,
+        }
+    }
+
+    /// As high as it may be below `limit`, on a page's start, above the firmware area.
+    pub fn address(&self, mem: &GuestMemory, limit: u64) -> Result<u64, LoadError> {
+        let at = low_ram_end(mem).min(limit).saturating_sub(self.size()) & !0xfff;
+        if at < layout::KERNEL_FLOOR || !mem.contains(GuestAddr(at), self.size()) {
+            return Err(self.no_room(at));
+        }
+        Ok(at)
+    }
+
+    /// Fails if the kernel, which ends at `kernel_end`, and this at `at` overlap.
+    pub fn check_clear_of(&self, at: u64, kernel_end: u64) -> Result<(), LoadError> {
+        if at < kernel_end { Err(self.no_room(at)) } else { Ok(()) }
+    }
+
+    fn no_room(&self, at: u64) -> LoadError {
+        LoadError::NoRoom { what: "initrd", needs: self.size(), at: GuestAddr(at) }
+    }
+
+    /// Copies it to `at`.
+    pub fn copy(&self, mem: &GuestMemory, at: u64) -> Result<(), LoadError> {
+        let (path, file, len) = match self {
+            Initrd::Bytes(bytes) => return Ok(mem.write(GuestAddr(at), bytes)?),
+            Initrd::File(path, file, len) => (path, file, *len),
+        };
+        let mut done = 0;
+        while done < len {
+            let part = (len - done).min(CHUNK) as usize;
+            match mem.read_from_file(file, done, GuestAddr(at + done), part) {
+                Ok(0) => {
+                    let detail = format!("it ended after {done} of {len} bytes while it was read");
+                    return Err(LoadError::Truncated { what: "the initrd", detail });
+                }
+                Ok(count) => done += count as u64,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(source) => return Err(LoadError::Read { what: "initrd", path: path.to_path_buf(), source }),
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::loader::test_memory;
+
+    #[test]
+    fn a_file_and_its_bytes_get_the_same_place_and_content() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("initrd");
+        let content: Vec<u8> = (0..5000u32).map(|at| (at * 7) as u8).collect();
+        std::fs::write(&path, &content).unwrap();
+        for initrd in [Initrd::open(&path).unwrap(), Initrd::Bytes(content.as_slice().into())] {
+            let mem = test_memory(16);
+            let at = initrd.address(&mem, 12 << 20).unwrap();
+            assert_eq!(at, (12 << 20) - 8192);
+            initrd.copy(&mem, at).unwrap();
+            let mut found = vec![0; content.len()];
+            mem.read(GuestAddr(at), &mut found).unwrap();
+            assert_eq!(found, content);
+        }
+    }
+
+    #[test]
+    fn a_file_that_shrinks_while_it_is_read_and_one_without_room_are_errors() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("initrd");
+        std::fs::write(&path, [1; 9000]).unwrap();
+        let initrd = Initrd::open(&path).unwrap();
+        std::fs::write(&path, [1; 100]).unwrap();
+        let mem = test_memory(16);
+        let text = initrd.copy(&mem, 4 << 20).unwrap_err().to_string();
+        assert!(text.contains("100 of 9000"), "{text}");
+        assert!(matches!(initrd.address(&mem, 1 << 20), Err(LoadError::NoRoom { .. })));
+        assert!(matches!(initrd.check_clear_of(0x20_0000, 0x20_0001), Err(LoadError::NoRoom { .. })));
+        initrd.check_clear_of(0x20_0000, 0x20_0000).unwrap();
+    }
+}
