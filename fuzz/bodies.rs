@@ -61,6 +61,7 @@ pub const TARGETS: &[Target] = &[
     ("interrupts", chips::interrupts),
     ("vm_bhyve", host::vm_bhyve),
     ("listings", host::listings),
+    ("scrape", host::scrape),
     ("fleet", files::fleet),
     ("volume", loader::volume),
     ("boot_config", loader::boot_config),

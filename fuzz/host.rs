@@ -12,7 +12,7 @@ use vmctl::guest::import::switches;
 use vmctl::guest::import::translate::{Source, translate};
 use vmctl::host::bhyve::{HostFeatures, ProbeOutputs};
 use vmctl::host::iscsi::{self, Target};
-use vmctl::host::{bhyvectl, ifconfig, netgraph, passthru};
+use vmctl::host::{bhyvectl, ifconfig, netgraph, passthru, scrape};
 
 use super::Bytes;
 
@@ -226,4 +226,15 @@ pub fn boot_documents(data: &[u8]) {
     let plain = word.replace('\u{1}', "");
     assert!(Argument::cut(&plain).0.iter().all(|piece| *piece == Piece::Text(plain.clone())));
     let _ = Argument::cut(&word);
+}
+
+/// Requests of whoever connects to `metrics --listen`: alone, and behind a first line that is right.
+pub fn scrape(data: &[u8]) {
+    for head in [&b""[..], b"GET /metrics HTTP/1.1\r\n", b"GET /metrics HTTP/1.1\r\nHost: localhost"] {
+        let request = [head, data].concat();
+        let understood = scrape::understands(&request);
+        // What follows a request is not of it.
+        let followed = [&request[..], b"more"].concat();
+        assert!(!understood || scrape::understands(&followed));
+    }
 }

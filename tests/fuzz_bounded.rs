@@ -136,6 +136,7 @@ targets! {
     the_interrupt_fabric_survives: "interrupts",
     the_settings_of_vm_bhyve_are_told: "vm_bhyve",
     the_listings_of_the_host_are_read: "listings",
+    requests_for_metrics_are_understood_or_refused: "scrape",
     the_fleet_reader_survives: "fleet",
     the_readers_of_disks_survive: "volume",
     the_boot_menu_survives: "boot_config",

@@ -103,7 +103,7 @@ fn talk(session: &Session, client: &mut ControlClient, writer: bool, signals: Op
 }
 
 /// The signals that end or change a session, as bytes on a stream.
-fn signal_stream() -> Result<UnixStream, Failure> {
+pub fn signal_stream() -> Result<UnixStream, Failure> {
     let set =
         SigSet::from_iter([Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGWINCH, Signal::SIGPIPE]);
     set.thread_block()?;

@@ -9,9 +9,8 @@ use serde::Serialize;
 use super::list::uptime;
 use super::selection::Place;
 use super::{App, ExitStatus, Failure, Guests, Outcome};
-use crate::guest::control::{Reply, Request};
 use crate::guest::definition::Definition;
-use crate::guest::launcher;
+use crate::guest::figures::counters;
 use crate::guest::overview::{Observer, Overview};
 use crate::guest::provision::disk_path;
 use crate::guest::store::GuestDir;
@@ -107,15 +106,6 @@ fn gather(guest: &GuestDir, place: &Place) -> Result<Info, Failure> {
         counters: running.then(|| counters(guest)).flatten().unwrap_or_default(),
         overview,
     })
-}
-
-fn counters(guest: &GuestDir) -> Option<BTreeMap<String, u64>> {
-    let mut client = launcher::ask(guest, Request::Stats).ok()?;
-    client.stream().set_read_timeout(Some(std::time::Duration::from_secs(1))).ok()?;
-    match client.reply().ok()?? {
-        Reply::Stats { counters } => Some(counters),
-        _ => None,
-    }
 }
 
 fn text(info: &Info) -> String {

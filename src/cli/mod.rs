@@ -39,6 +39,7 @@ mod launch;
 mod list;
 mod logs;
 mod media;
+mod metrics;
 mod nic;
 mod passthru;
 mod plan;
@@ -63,6 +64,7 @@ mod start;
 mod stop;
 mod suspend;
 mod switch;
+mod top;
 mod ui;
 mod up;
 mod vmm;
@@ -117,6 +119,8 @@ enum Verb {
     Edit(edit::Args),
     List(list::Args),
     Info(info::Args),
+    Top(top::Args),
+    Metrics(metrics::Args),
     Logs(logs::Args),
     Console(console::Args),
     Ssh(ssh::Args),
@@ -245,6 +249,8 @@ pub fn main() -> ExitCode {
         Verb::Edit(args) => args.run(&app),
         Verb::List(args) => args.run(&app),
         Verb::Info(args) => args.run(&app),
+        Verb::Top(args) => args.run(&app),
+        Verb::Metrics(args) => args.run(&app),
         Verb::Logs(args) => args.run(&app),
         Verb::Console(args) => args.run(&app),
         Verb::Ssh(args) => args.run(&app),

@@ -224,7 +224,8 @@ impl Ui {
         }
     }
 
-    fn table<T>(&self, items: &[T], columns: &[Column<T>]) -> String {
+    /// A list of things, for people.
+    pub fn table<T>(&self, items: &[T], columns: &[Column<T>]) -> String {
         let shown: Vec<_> = columns.iter().filter(|c| !c.wide || self.format == OutputFormat::Wide).collect();
         let mut builder = Builder::default();
         builder.push_record(shown.iter().map(|column| column.title.to_owned()));

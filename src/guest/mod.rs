@@ -9,6 +9,7 @@ pub mod definition; // a guest file as it is read before each boot
 pub mod engine; // one child process a boot
 pub mod error; // what goes wrong, in the words a user reads
 pub mod events; // what happened to a guest
+pub mod figures; // what guests use, now
 pub mod fleet_switches; // the switches that a fleet's guests are on
 pub mod gpt; // a partition table's end, moved to that of a disk that has grown
 pub mod graph; // a picture of guests, switches and start order
@@ -21,6 +22,7 @@ pub mod launcher; // how a command starts a supervisor and asks one
 pub mod lock; // who runs or changes a guest
 pub mod logs; // logs that do not grow without bound
 pub mod membership; // which fleet a guest belongs to
+pub mod metrics; // the same as Prometheus reads it
 pub mod overview; // what `list` and `info` tell
 pub mod plan; // what a fleet file would change
 pub mod provision; // disks: made, grown, copied, removed

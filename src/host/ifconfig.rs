@@ -153,13 +153,39 @@ fn inet6(text: &str) -> Option<Prefix> {
     Some(Prefix { address: address.parse().ok()?, length })
 }
 
-/// Bytes that an interface has received and sent, from netstat(1): `usr.bin/netstat/if.c` prints one line for the link
-/// (`<Link#N>`) whose last columns are Ipkts Ierrs Idrop Ibytes Opkts Oerrs Obytes Coll.
-pub fn bytes(name: &str) -> Option<(u64, u64)> {
-    link_bytes(&program::run("netstat", &["-I", name, "-b", "-n"]).ok()?)
+/// What an interface has carried, as the host sees the directions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Traffic {
+    /// Bytes that came in.
+    pub received_bytes: u64,
+    /// Packets that came in.
+    pub received_packets: u64,
+    /// Bytes that went out.
+    pub sent_bytes: u64,
+    /// Packets that went out.
+    pub sent_packets: u64,
 }
 
-fn link_bytes(text: &str) -> Option<(u64, u64)> {
+impl Traffic {
+    /// The counters of the guest's interface `nic` whose other end this is: what it sends comes in here.
+    pub fn of_a_guest(self, nic: &str) -> [(String, u64); 4] {
+        [
+            ("received-bytes", self.sent_bytes),
+            ("received-packets", self.sent_packets),
+            ("sent-bytes", self.received_bytes),
+            ("sent-packets", self.received_packets),
+        ]
+        .map(|(name, value)| (format!("nic.{nic}.{name}"), value))
+    }
+}
+
+/// What an interface has carried, from netstat(1): `usr.bin/netstat/if.c` prints one line for the link (`<Link#N>`)
+/// whose last columns are Ipkts Ierrs Idrop Ibytes Opkts Oerrs Obytes Coll.
+pub fn traffic(name: &str) -> Option<Traffic> {
+    link_traffic(&program::run("netstat", &["-I", name, "-b", "-n"]).ok()?)
+}
+
+fn link_traffic(text: &str) -> Option<Traffic> {
     let mut lines = text.lines();
     let head: Vec<&str> = lines.next()?.split_whitespace().collect();
     let link: Vec<&str> = lines.find(|line| line.contains("<Link#"))?.split_whitespace().collect();
@@ -168,7 +194,12 @@ fn link_bytes(text: &str) -> Option<(u64, u64)> {
         let from_right = head.len() - head.iter().position(|word| *word == title)?;
         link.get(link.len().checked_sub(from_right)?)?.parse().ok()
     };
-    Some((column("Ibytes")?, column("Obytes")?))
+    Some(Traffic {
+        received_bytes: column("Ibytes")?,
+        received_packets: column("Ipkts")?,
+        sent_bytes: column("Obytes")?,
+        sent_packets: column("Opkts")?,
+    })
 }
 
 #[cfg(test)]
@@ -241,15 +272,16 @@ tun0: flags=8051<UP,POINTOPOINT,RUNNING,MULTICAST> metric 0 mtu 1500
     }
 
     #[test]
-    fn bytes_are_found_with_and_without_a_link_address() {
+    fn traffic_is_found_with_and_without_a_link_address() {
         let head =
             "Name    Mtu Network       Address              Ipkts Ierrs Idrop     Ibytes    Opkts Oerrs     Obytes  Coll\n";
         let with = format!(
             "{head}em0    1500 <Link#1>      58:9c:fc:00:00:01      10     0     0       1000       20     0       2000     0\n"
         );
-        assert_eq!(link_bytes(&with), Some((1000, 2000)));
+        let expected = Traffic { received_bytes: 1000, received_packets: 10, sent_bytes: 2000, sent_packets: 20 };
+        assert_eq!(link_traffic(&with), Some(expected));
         let without = format!("{head}tun0   1500 <Link#4>      10     0     0       1000       20     0       2000     0\n");
-        assert_eq!(link_bytes(&without), Some((1000, 2000)));
-        assert_eq!(link_bytes(""), None);
+        assert_eq!(link_traffic(&without), Some(expected));
+        assert_eq!(link_traffic(""), None);
     }
 }

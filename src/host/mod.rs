@@ -25,6 +25,7 @@ pub mod program; // external programs, and steps that can be taken back
 pub mod rc; // autostart through rc(8)
 pub mod rctl; // limits of a process
 pub mod route; // the default route, and the session's own network
+pub mod scrape; // one document over HTTP, on loopback or a socket
 pub mod setup; // what a FreeBSD host needs for good
 pub mod switch; // what guests are plugged into
 pub mod swtpm; // a TPM in software

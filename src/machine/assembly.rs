@@ -16,10 +16,12 @@ use super::spec::{
 use super::tables::{acpi, smbios};
 use crate::devices::ahci::{Ahci, DriveKind};
 use crate::devices::debug_exit::DebugExit;
+use crate::devices::disk::counters::DiskCounters;
 use crate::devices::disk::file::{self, DiskHost, DiskNote, DiskOptions};
 use crate::devices::disk::{Disk, DiskReader};
+use crate::devices::net::counted::{Counted, NicCounters};
 use crate::devices::net::user::sockets::Sockets;
-use crate::devices::net::{NoWire, user};
+use crate::devices::net::{Nic, NoWire, user};
 use crate::devices::pci::{PciError, PciRoot, Window, Windows};
 use crate::devices::pic::Pic;
 use crate::devices::pit::Pit;
@@ -99,8 +101,17 @@ pub struct Handles {
     clock: Arc<dyn Clock>,
     vcpus: usize,
     attention: Arc<Attention>,
+    counted: Arc<Devices>,
     /// The loader runs: no guest hears the power button yet.
     in_loader: Arc<AtomicBool>,
+}
+
+/// What the wiring of the PCI bus leaves behind for others.
+#[derive(Default)]
+struct Devices {
+    boot_disks: Vec<grub::BootDisk>,
+    disks: Vec<(String, Arc<DiskCounters>)>,
+    nics: Vec<(String, Arc<NicCounters>)>,
 }
 
 impl Handles {
@@ -112,9 +123,16 @@ impl Handles {
         }
     }
 
-    /// Counters by name.
+    /// Counters by name: those of the machine, `disk.ID.NAME` and `nic.ID.NAME`.
     pub fn counters(&self) -> BTreeMap<String, u64> {
-        BTreeMap::from([("uptime-ns".to_string(), self.clock.now_ns()), ("vcpus".to_string(), self.vcpus as u64)])
+        let mut all = BTreeMap::from([("uptime-ns".to_string(), self.clock.now_ns()), ("vcpus".to_string(), self.vcpus as u64)]);
+        for (id, disk) in &self.counted.disks {
+            all.extend(disk.read().map(|(name, value)| (format!("disk.{id}.{name}"), value)));
+        }
+        for (id, nic) in &self.counted.nics {
+            all.extend(nic.read().map(|(name, value)| (format!("nic.{id}.{name}"), value)));
+        }
+        all
     }
 }
 
@@ -246,7 +264,7 @@ pub fn assemble(spec: &VmmSpec, console: UnixStream, outside: &Arc<dyn Sockets>)
 
     let console = wire_serial(&board, &parts, spec, console)?;
     let power_button = wire_chips(&board, &parts, &interrupts, spec)?;
-    let disks = wire_pci(&board, &parts, spec, &console, outside)?;
+    let mut devices = wire_pci(&board, &parts, spec, &console, outside)?;
 
     let shape = acpi::Shape { vcpus, serial: spec.com, pci_devices: LAST_SLOT };
     let rsdp = acpi::write(&memory, &shape).map_err(LoadError::from)?;
@@ -257,11 +275,13 @@ pub fn assemble(spec: &VmmSpec, console: UnixStream, outside: &Arc<dyn Sockets>)
             let files = KernelFiles { image: image.clone(), initrd: initrd.clone(), cmdline: cmdline.clone() };
             Boot::Ready(loader::kernel::load(&memory, &files, rsdp)?)
         }
-        LoaderSpec::Grub(menu) => Boot::Menu(menu_options(menu, spec.memory_bytes), disks, rsdp),
+        LoaderSpec::Grub(menu) => {
+            Boot::Menu(menu_options(menu, spec.memory_bytes), std::mem::take(&mut devices.boot_disks), rsdp)
+        }
     };
 
-    let in_loader = Arc::default();
-    let handles = Handles { power_button, interrupts, clock, vcpus, attention: Arc::clone(&attention), in_loader };
+    let (counted, in_loader) = (Arc::new(devices), Arc::default());
+    let handles = Handles { power_button, interrupts, clock, vcpus, attention: Arc::clone(&attention), counted, in_loader };
     Ok(Machine { memory, board, attention, manual_clock, handles, boot, topology, console })
 }
 
@@ -335,14 +355,14 @@ fn wire_chips(board: &Board, parts: &Parts, interrupts: &Arc<Interrupts>, spec: 
     Ok(button)
 }
 
-/// The PCI functions; returns the disks as a loader reads them.
+/// The PCI functions.
 fn wire_pci(
     board: &Board,
     parts: &Parts,
     spec: &VmmSpec,
     console: &StreamConsole,
     outside: &Arc<dyn Sockets>,
-) -> Result<Vec<grub::BootDisk>, AssemblyError> {
+) -> Result<Devices, AssemblyError> {
     let window = |(base, len): (u64, u64)| Window { base, len };
     let windows = Windows { memory32: window(layout::PCI_MEMORY), memory64: Window::default(), io: window(layout::PCI_IO) };
     let mut root = PciRoot::new(windows, Arc::clone(&parts.attention));
@@ -353,15 +373,18 @@ fn wire_pci(
         let port = console::Console::new(Box::new(console.write_only()));
         parts.virtio(&mut root, CONSOLE_SLOT, Box::new(port), parts.waker())?;
     }
-    let mut disks = Vec::new();
+    let mut devices = Devices::default();
     for disk in &spec.disks {
-        let reader = wire_disk(&mut root, parts, disk)?;
-        disks.push(grub::BootDisk { id: disk.id.clone(), is_cd: disk.device == DiskDevice::AhciCd, reader });
+        let (reader, counters) = wire_disk(&mut root, parts, disk)?;
+        devices.boot_disks.push(grub::BootDisk { id: disk.id.clone(), is_cd: disk.device == DiskDevice::AhciCd, reader });
+        devices.disks.push((disk.id.clone(), counters));
     }
     for nic in &spec.nics {
         let waker = parts.waker();
-        let device = open_nic(nic, waker.clone(), outside)?;
-        parts.virtio(&mut root, nic.slot, device, waker)?;
+        let wire = Counted::new(open_nic(nic, waker.clone(), outside)?);
+        devices.nics.push((nic.id.clone(), wire.counters()));
+        let device = net::Net::new(Box::new(wire), nic.mac, nic.mtu);
+        parts.virtio(&mut root, nic.slot, Box::new(device), waker)?;
     }
     root.assign_bars()?;
     let wires = [
@@ -371,11 +394,15 @@ fn wire_pci(
         Wire::ports(layout::PCI_IO.0, layout::PCI_IO.1, PciRoot::IO),
     ];
     board.add(Box::new(root) as Box<dyn Device>, &wires)?;
-    Ok(disks)
+    Ok(devices)
 }
 
 /// Opens a disk and puts the device in front of it into its slot.
-fn wire_disk(root: &mut PciRoot, parts: &Parts, spec: &DiskSpec) -> Result<Arc<dyn DiskReader>, AssemblyError> {
+fn wire_disk(
+    root: &mut PciRoot,
+    parts: &Parts,
+    spec: &DiskSpec,
+) -> Result<(Arc<dyn DiskReader>, Arc<DiskCounters>), AssemblyError> {
     let drive = match spec.device {
         DiskDevice::VirtioBlk => None,
         DiskDevice::AhciHd => Some(DriveKind::Disk),
@@ -386,8 +413,8 @@ fn wire_disk(root: &mut PciRoot, parts: &Parts, spec: &DiskSpec) -> Result<Arc<d
         }
     };
     let waker = parts.waker();
-    let disk = open_disk(spec, parts, waker.clone())?;
-    let reader = disk.reader();
+    let disk = Box::new(open_disk(spec, parts, waker.clone())?);
+    let found = (disk.reader(), disk.counters());
     match drive {
         None => {
             let options = blk::BlkOptions { serial: spec.serial.clone(), ..Default::default() };
@@ -399,10 +426,10 @@ fn wire_disk(root: &mut PciRoot, parts: &Parts, spec: &DiskSpec) -> Result<Arc<d
             root.add(spec.slot, 0, Box::new(adapter))?;
         }
     }
-    Ok(reader)
+    Ok(found)
 }
 
-fn open_disk(spec: &DiskSpec, parts: &Parts, waker: Waker) -> Result<Box<dyn Disk>, AssemblyError> {
+fn open_disk(spec: &DiskSpec, parts: &Parts, waker: Waker) -> Result<file::FileDisk, AssemblyError> {
     let options = DiskOptions {
         // A CD drive does not write, and its disc may be in many drives.
         read_only: spec.read_only || spec.device == DiskDevice::AhciCd,
@@ -416,22 +443,21 @@ fn open_disk(spec: &DiskSpec, parts: &Parts, waker: Waker) -> Result<Box<dyn Dis
     // Standard error is the supervisor's log of this engine.
     let notes = Arc::new(|note: DiskNote| eprintln!("vmctl vmm: {note}"));
     let host = DiskHost { memory: parts.memory.clone(), waker, notes };
-    let disk = file::open(&spec.path, &options, &host).map_err(|source| AssemblyError::Disk { id: spec.id.clone(), source })?;
-    Ok(Box::new(disk))
+    file::open(&spec.path, &options, &host).map_err(|source| AssemblyError::Disk { id: spec.id.clone(), source })
 }
 
-fn open_nic(spec: &NicSpec, waker: Waker, outside: &Arc<dyn Sockets>) -> Result<Box<dyn VirtioDevice>, AssemblyError> {
+fn open_nic(spec: &NicSpec, waker: Waker, outside: &Arc<dyn Sockets>) -> Result<Box<dyn Nic>, AssemblyError> {
     if spec.device != NicDevice::VirtioNet {
         return Err(AssemblyError::NotHere(format!("network interface `{}`: the embedded engine has virtio-net only", spec.id)));
     }
-    let nic: Box<dyn crate::devices::net::Nic> = match &spec.backend {
-        NicBackend::None => Box::new(NoWire),
+    match &spec.backend {
+        NicBackend::None => Ok(Box::new(NoWire)),
         NicBackend::Tap { interface } => {
             let text = format!(
                 "network interface `{}`: the embedded engine of this version has no tap back end (for `{interface}`)",
                 spec.id
             );
-            return Err(AssemblyError::NotHere(text));
+            Err(AssemblyError::NotHere(text))
         }
         NicBackend::User(network) => {
             if (network.network, network.prefix) != (user::NETWORK, 24) || network.isolated {
@@ -448,10 +474,9 @@ fn open_nic(spec: &NicSpec, waker: Waker, outside: &Arc<dyn Sockets>) -> Result<
             };
             let net = user::UserNet::new(&options, waker, Arc::clone(outside))
                 .map_err(|source| AssemblyError::Nic { id: spec.id.clone(), source })?;
-            Box::new(net)
+            Ok(Box::new(net))
         }
-    };
-    Ok(Box::new(net::Net::new(nic, spec.mac, spec.mtu)))
+    }
 }
 
 fn forward(spec: &ForwardSpec) -> user::Forward {

@@ -312,7 +312,7 @@ pub enum EngineEvent {
     },
     /// The answer to [`EngineCommand::Stats`].
     Stats {
-        /// Counters by name, such as `vcpu0.instructions` or `disk.root.read-bytes`.
+        /// Counters by name; docs/control-protocol.md lists those that have a meaning for `metrics` and `top`.
         counters: BTreeMap<String, u64>,
     },
 }

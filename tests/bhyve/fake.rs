@@ -45,6 +45,7 @@ pub const PROGRAMS: &[&str] = &[
     "acpidump",
     "iscsictl",
     "ngctl",
+    "netstat",
     "service",
 ];
 
@@ -94,6 +95,17 @@ impl Fake {
             program: std::env::var(PROGRAM).expect("set"),
             arguments: text.split_terminator('\u{1f}').map(str::to_owned).collect(),
         }
+    }
+
+    /// As `netstat -I NAME -b -n` prints one interface: the link, then an address on it.
+    fn netstat(&self, words: &[&str]) -> i32 {
+        let name = words[1];
+        self.print(&format!(
+            "Name    Mtu Network       Address              Ipkts Ierrs Idrop     Ibytes    Opkts Oerrs     Obytes  Coll\n\
+             {name}   1500 <Link#7>      58:9c:fc:10:ff:8e       12     0     0       3456       78     0       9012     0\n\
+             {name}      - 192.0.2.0/24  192.0.2.1                1     -     -          1        1     -          1     -\n"
+        ));
+        0
     }
 
     fn print(&self, text: &str) {
@@ -164,6 +176,7 @@ impl Fake {
             "rctl" => self.rctl(),
             "iscsictl" => self.iscsictl(&words),
             "ngctl" => self.ngctl(&words),
+            "netstat" => self.netstat(&words),
             "sysrc" => self.sysrc(&words),
             "acpidump" | "pciconf" => {
                 self.print(&fs::read_to_string(self.state(&self.program)).unwrap_or_default());
@@ -296,6 +309,9 @@ impl Fake {
         if has("--get-stats") {
             let cpu = words.iter().find_map(|word| word.strip_prefix("--cpu=")).unwrap_or("0");
             self.print(&format!("vcpu{cpu} stats:\nvm exits due to hlt                     \t1{cpu}\n"));
+            if cpu == "0" {
+                self.print("Resident memory                         \t268435456\n");
+            }
         }
         let order = ["--force-poweroff", "--force-reset", "--inject-nmi"].into_iter().find(|order| has(order));
         if let Some(order) = order {

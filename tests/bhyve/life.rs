@@ -252,3 +252,29 @@ fn the_hosts_shutdown_reaches_a_guest_as_its_power_button_also_through_the_engin
     assert!(world.console_log("g").ends_with("shutting down\r\n"), "{}", world.console_log("g"));
     world.nothing_is_left();
 }
+
+#[test]
+fn what_a_guest_uses_is_asked_of_bhyves_process_of_vmm_and_of_its_tap() {
+    let world = World::new();
+    world.make("g", "say:login:", NIC);
+    world.vmctl(&["start", "g"]).ok();
+    eventually("it talks", || world.console_log("g").contains("login:"));
+    let text = world.vmctl(&["metrics", "g"]).ok().out;
+    for line in [
+        "vmctl_guest_resident_bytes{guest=\"g\"} 268435456",
+        "vmctl_guest_network_transmit_bytes_total{guest=\"g\",nic=\"net0\"} 3456",
+        "vmctl_guest_network_transmit_packets_total{guest=\"g\",nic=\"net0\"} 12",
+        "vmctl_guest_network_receive_bytes_total{guest=\"g\",nic=\"net0\"} 9012",
+        "vmctl_guest_network_receive_packets_total{guest=\"g\",nic=\"net0\"} 78",
+    ] {
+        assert!(text.lines().any(|other| other == line), "no {line} in {text}");
+    }
+    assert!(text.contains("vmctl_guest_cpu_seconds_total{guest=\"g\"}"), "{text}");
+    // bhyve counts nothing of its disks: not known, and not zero.
+    assert!(!text.contains("disk"), "{text}");
+    let counters = &world.info("g")["counters"];
+    let (bhyve, child) = (counters["process-id"].as_u64().expect("known"), world.info("g")["engine_pid"].as_u64());
+    assert!(alive(bhyve) && Some(bhyve) != child, "{counters}");
+    world.vmctl(&["stop", "g"]).ok();
+    world.nothing_is_left();
+}

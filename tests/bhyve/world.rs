@@ -263,6 +263,7 @@ impl World {
                 || (call.starts_with("ifconfig ") && call.split(' ').count() == 2)
                 || call == "bhyvectl"
                 || call.contains("--get-stats")
+                || call.starts_with("netstat ")
         };
         let short = |call: String| match call.split(' ').next() {
             Some(program @ ("bhyve" | "bhyveload" | "grub-bhyve")) => {

@@ -173,8 +173,12 @@ impl Terminal {
         self.ours.write_all(text.as_bytes()).expect("writes");
     }
 
-    fn is_raw(&self) -> bool {
+    pub fn is_raw(&self) -> bool {
         !tcgetattr(&self.theirs).expect("a terminal").local_flags.contains(LocalFlags::ICANON)
+    }
+
+    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.child.id() as i32), signal).expect("sent");
     }
 
     pub fn code(&mut self) -> Option<i32> {
@@ -223,8 +227,7 @@ fn a_signal_ends_a_session_and_the_terminal_is_as_before() {
     let mut terminal = Terminal::open(&world, &["console", "g"]);
     terminal.wait_for("login:");
     assert!(terminal.is_raw());
-    let pid = nix::unistd::Pid::from_raw(terminal.child.id() as i32);
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("sent");
+    terminal.signal(nix::sys::signal::Signal::SIGTERM);
     assert_eq!(terminal.code(), Some(128 + 15));
     assert!(!terminal.is_raw());
     assert_eq!(world.word("g"), "running");

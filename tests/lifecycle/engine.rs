@@ -100,6 +100,7 @@ fn play() -> i32 {
 fn obey(control: UnixStream, mut console: UnixStream, deaf: bool, stuck: bool) -> i32 {
     use std::io::BufRead;
     let mut lines = std::io::BufReader::new(control.try_clone().expect("cloned")).lines();
+    let mut looks = 0;
     while let Some(Ok(line)) = lines.next() {
         if stuck {
             continue;
@@ -115,7 +116,15 @@ fn obey(control: UnixStream, mut console: UnixStream, deaf: bool, stuck: bool) -
             EngineCommand::Suspend => return 5,
             EngineCommand::Nmi => console.write_all(b"nmi\r\n").expect("the supervisor listens"),
             EngineCommand::Stats => {
-                let event = EngineEvent::Stats { counters: [("vcpu0.instructions".to_owned(), 42)].into() };
+                looks += 1;
+                let counters = [
+                    ("vcpu0.instructions", 42),
+                    ("disk.data.1.read-bytes", looks << 20),
+                    ("disk.data.1.failed-ops", 0),
+                    ("nic.net0.sent-bytes", looks << 10),
+                ];
+                let counters = counters.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+                let event = EngineEvent::Stats { counters };
                 let line = serde_json::to_string(&event).expect("plain") + "\n";
                 (&control).write_all(line.as_bytes()).expect("the supervisor listens");
             }

@@ -8,6 +8,7 @@ mod console;
 mod engine;
 mod fleet;
 mod launch;
+mod looking;
 mod policy;
 mod verbs;
 mod world;

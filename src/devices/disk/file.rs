@@ -26,6 +26,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock};
 use std::thread::JoinHandle;
 
+use super::counters::DiskCounters;
 use super::medium::{self, is_unsupported};
 use super::{Disk, DiskOp, DiskReader, DiskRequest, DiskStatus};
 use crate::hypervisor::backend::Waker;
@@ -235,6 +236,7 @@ struct Engine {
     /// Alignment of direct I/O and of a device's sectors; 1 for none.
     align: u64,
     host: DiskHost,
+    counters: Arc<DiskCounters>,
     jobs: Mutex<Jobs>,
     work: Condvar,
     idle: Condvar,
@@ -292,6 +294,11 @@ impl FileDisk {
         }
         Ok(disk)
     }
+
+    /// What the guest has had it do.
+    pub fn counters(&self) -> Arc<DiskCounters> {
+        Arc::clone(&self.engine.counters)
+    }
 }
 
 impl Disk for FileDisk {
@@ -308,6 +315,7 @@ impl Disk for FileDisk {
         let mut jobs = self.engine.jobs();
         let writes = !matches!(request.op, DiskOp::Read | DiskOp::Flush);
         if writes && self.read_only {
+            self.engine.counters.count(&request, DiskStatus::IoError);
             jobs.done.push_back((request.tag, DiskStatus::IoError));
             drop(jobs);
             self.engine.host.waker.wake();
@@ -409,6 +417,7 @@ impl Engine {
             regular,
             align,
             host,
+            counters: Arc::default(),
             jobs: Mutex::default(),
             work: Condvar::new(),
             idle: Condvar::new(),
@@ -437,6 +446,7 @@ impl Engine {
             jobs.running += 1;
             drop(jobs);
             let status = self.carry_out(&request);
+            self.counters.count(&request, status);
             jobs = self.jobs();
             jobs.running -= 1;
             jobs.done.push_back((request.tag, status));
@@ -683,6 +693,28 @@ mod tests {
             drop(disk);
             assert!(std::fs::read(&path).unwrap()[4096..12288] == data[..], "{mode:?}");
         }
+    }
+
+    #[test]
+    fn what_a_disk_does_is_counted_when_it_is_done_and_failures_apart() {
+        let rig = rig();
+        let mut disk = open(&rig.image(1 << 20), &DiskOptions::default(), &rig.host).unwrap();
+        let counters = disk.counters();
+        run(&mut disk, DiskOp::Write, 0, &[(0, 4096), (8192, 512)]);
+        run(&mut disk, DiskOp::WriteZeroes { bytes: 512, may_unmap: false }, 0, &[]);
+        run(&mut disk, DiskOp::Read, 512, &[(0, 1024)]);
+        run(&mut disk, DiskOp::Flush, 0, &[]);
+        run(&mut disk, DiskOp::Read, 1 << 20, &[(0, 512)]);
+        let expected = [
+            ("read-bytes", 1024),
+            ("read-ops", 1),
+            ("written-bytes", 4096 + 512 + 512),
+            ("write-ops", 2),
+            ("flush-ops", 1),
+            ("discard-ops", 0),
+            ("failed-ops", 1),
+        ];
+        assert_eq!(counters.read(), expected);
     }
 
     #[test]

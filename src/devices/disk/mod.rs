@@ -1,4 +1,5 @@
 //! What stands behind a disk device: requests in, completions out, the waiting on a thread of its own.
+pub mod counters; // what a disk has done
 pub mod file; // a file, block device or zvol of the host
 pub mod medium; // what the host's file or device can do beyond reading and writing
 pub mod memory; // an array of bytes, for tests

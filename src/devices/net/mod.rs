@@ -1,5 +1,6 @@
 //! What stands behind a network device: Ethernet frames out, Ethernet frames in.
 
+pub mod counted; // what an interface has carried
 pub mod user; // user-mode network
 
 /// A network back end. No method blocks; frames that arrive wake the device through the waker that the back end was

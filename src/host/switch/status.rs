@@ -68,7 +68,8 @@ pub fn look(switch: &Switch, observed: &Observed, runtime: &Path, closely: bool)
     };
     let uplinks: Vec<String> = switch.uplinks.iter().map(|uplink| switch.member_of(uplink)).collect();
     let is_port = |name: &&String| !uplinks.contains(name) && **name != switch.vxlan_interface();
-    let bytes = if closely { interface.and_then(|one| ifconfig::bytes(&one.name)) } else { None };
+    let traffic = if closely { interface.and_then(|one| ifconfig::traffic(&one.name)) } else { None };
+    let bytes = traffic.map(|traffic| (traffic.received_bytes, traffic.sent_bytes));
     Status {
         name: switch.id.clone(),
         kind: switch.kind.word(),

@@ -151,8 +151,12 @@ pub fn make(plan: &BhyvePlan, journal: &mut Journal, watch: &mut Watch<'_>, held
         // Without it a tap stays down when bhyve opens it.
         sysctl::ensure("net.link.tap.up_on_open", "1").map_err(host_failed)?;
     }
+    for interface in &plan.interfaces {
+        watch.plugged(&interface.nic, &interface.name);
+    }
     for tap in &plan.taps {
         let name = make_tap(tap, journal)?;
+        watch.plugged(&tap.nic, &name);
         prepared.taps.insert(tap.nic.clone(), name);
         watch.orders()?;
     }

@@ -4,7 +4,7 @@
 //! bhyve takes SIGTERM for the power button (bhyve(8), SIGNAL HANDLING); the rest is bhyvectl's. Calls of bhyvectl run
 //! on threads of their own: saving a guest takes as long as its memory is large.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -16,6 +16,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
 
+use crate::host::ifconfig;
 use crate::host::nmdm::Line;
 use crate::host::process::spawn_tied;
 use crate::host::program::find;
@@ -72,6 +73,7 @@ pub struct Watch<'a> {
     control: UnixStream,
     lease: OwnedFd,
     lines: Vec<Line>,
+    taps: Vec<(String, String)>,
     to_guest: VecDeque<u8>,
     to_console: VecDeque<u8>,
     console_open: bool,
@@ -117,6 +119,7 @@ impl<'a> Watch<'a> {
             control: streams.control,
             lease: streams.lease,
             lines: Vec::new(),
+            taps: Vec::new(),
             to_guest: VecDeque::new(),
             to_console: VecDeque::new(),
             console_open: true,
@@ -169,6 +172,11 @@ impl<'a> Watch<'a> {
     /// A line of the console is open. What they all say joins; what is typed goes to the first.
     pub fn open_line(&mut self, line: Line) {
         self.lines.push(line);
+    }
+
+    /// The guest's interface `nic` is plugged into the host's `interface`, whose counters are its own.
+    pub fn plugged(&mut self, nic: &str, interface: &str) {
+        self.taps.push((nic.to_owned(), interface.to_owned()));
     }
 
     /// Takes what is still in the lines, and closes them.
@@ -414,7 +422,7 @@ impl<'a> Watch<'a> {
                 self.call("nmi", move |vm| (0..cpus).try_for_each(|cpu| vm.inject_nmi(cpu)));
             }
             EngineCommand::Nmi => eprintln!("vmctl bhyve: no NMI for a loader"),
-            EngineCommand::Stats => self.stats(running.part),
+            EngineCommand::Stats => self.stats(running),
         }
     }
 
@@ -435,11 +443,19 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Answers with the counters of every virtual CPU; with none while there is no guest.
-    fn stats(&self, part: Part) {
-        let (vm, cpus) = (self.plan.machine(), if part == Part::Bhyve { self.plan.cpus as usize } else { 0 });
+    /// Answers with the process of bhyve or its loader, and while there is a guest with the counters of every virtual
+    /// CPU and of what its interfaces are plugged into. bhyve counts nothing of its disks.
+    fn stats(&self, running: &Running) {
+        let mut counters = BTreeMap::from([("process-id".to_owned(), u64::from(running.child.id()))]);
+        let (vm, cpus, taps) = match running.part {
+            Part::Bhyve => (self.plan.machine(), self.plan.cpus as usize, self.taps.clone()),
+            Part::Loader => (self.plan.machine(), 0, Vec::new()),
+        };
         let started = self.helper(move |post| {
-            let counters = (0..cpus).filter_map(|cpu| vm.stats(cpu).ok()).flatten().collect();
+            counters.extend((0..cpus).filter_map(|cpu| vm.stats(cpu).ok()).flatten());
+            for (nic, interface) in &taps {
+                counters.extend(ifconfig::traffic(interface).into_iter().flat_map(|traffic| traffic.of_a_guest(nic)));
+            }
             post(Message::Answer(EngineEvent::Stats { counters }));
         });
         if let Err(error) = started {

@@ -1,0 +1,67 @@
+//! `vmctl metrics`.
+
+use std::os::fd::AsFd;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use super::attach::signal_stream;
+use super::selection::Place;
+use super::{App, ExitStatus, Failure, Guests, Outcome, top};
+use crate::guest::metrics::{CONTENT_TYPE, exposition};
+use crate::host::scrape::{Listen, Listener};
+
+/// Show what guests use, for Prometheus
+///
+/// In its text format, once on standard output; with --listen, to whoever asks for `/metrics`, until a signal ends it.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Names or globs, like `web1` or `web*`; all guests if left out
+    #[arg(value_name = "GUEST")]
+    names: Vec<String>,
+    /// Guests with this tag
+    #[arg(long = "tag", value_name = "TAG")]
+    tags: Vec<String>,
+    /// Answer HTTP there: a loopback address with its port (0 for one that is free), or `unix:PATH`
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<String>,
+}
+
+/// Requests within this time get the same answer: many clients cost the guests no more than one.
+const FRESH: Duration = Duration::from_millis(500);
+
+impl Args {
+    pub fn run(self, app: &App) -> Outcome {
+        let listen = self.listen.as_deref().map(str::parse::<Listen>).transpose()?;
+        let guests = Guests { names: self.names, tags: self.tags, all: false };
+        let place = app.place()?;
+        match listen {
+            Some(listen) => serve(app, &place, &guests, &listen),
+            None => {
+                let (figures, status) = top::look(app, &place, &guests)?;
+                match app.ui.is_json() {
+                    true => app.ui.list("guest-figures", 1, &figures, &[], |guest| guest.overview.name.clone())?,
+                    false => app.ui.data(&exposition(&figures))?,
+                }
+                Ok(status)
+            }
+        }
+    }
+}
+
+fn serve(app: &App, place: &Place, guests: &Guests, listen: &Listen) -> Outcome {
+    let signals = signal_stream()?;
+    let listener = Listener::open(listen)?;
+    app.ui.done(format!("listening on {}", listener.place()));
+    let last: Mutex<Option<(Instant, String)>> = Mutex::new(None);
+    let document = || {
+        let mut last = last.lock().expect("no panic happens under this lock");
+        if let Some((_, text)) = last.as_ref().filter(|(at, _)| at.elapsed() < FRESH) {
+            return text.clone();
+        }
+        let text = exposition(&top::look_again(place, guests));
+        *last = Some((Instant::now(), text.clone()));
+        text
+    };
+    listener.serve(signals.as_fd(), CONTENT_TYPE, &document).map_err(|error| Failure::machine(anyhow::Error::new(error)))?;
+    Ok(ExitStatus::Done)
+}

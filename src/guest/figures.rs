@@ -1,0 +1,311 @@
+//! What guests use, now: processor time, memory, and what their disks and interfaces have done. For `top`, `metrics`
+//! and `info`.
+//!
+//! Processor time and memory are what the host says of the engine's process. Under engine `bhyve` that is the process of
+//! bhyve(8), which the engine child names; the guest's memory is not that process's but the virtual machine's, and
+//! vmm(4) says how much of it is there ("Resident memory", `sys/amd64/vmm/vmm.c`, vm_get_rescnt). Disks and interfaces are
+//! counted by the embedded engine; for bhyve the host's end of an interface counts, and nobody counts the disks. What is
+//! not known is `None`, never 0.
+//!
+//! **Hostile peer**: a supervisor that does not answer within [`PATIENCE`] costs what only it knows.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use super::control::{ControlClient, Reply, Request};
+use super::overview::Overview;
+use super::store::GuestDir;
+use crate::host::process;
+
+/// How long a supervisor may take to answer.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How many supervisors are asked at a time.
+const AT_ONCE: usize = 16;
+
+/// One guest.
+#[derive(Debug, Clone, Serialize)]
+pub struct Figures {
+    /// What its files tell.
+    #[serde(flatten)]
+    pub overview: Overview,
+    /// Processor time that its engine has used, since the engine's process began.
+    pub cpu_seconds: Option<f64>,
+    /// Memory of the host that its engine has.
+    pub resident_bytes: Option<u64>,
+    /// Memory of the host that its supervisor has.
+    pub supervisor_resident_bytes: Option<u64>,
+    /// In the order of their ids.
+    pub disks: Vec<DiskFigures>,
+    /// In the order of their ids.
+    pub nics: Vec<NicFigures>,
+}
+
+/// What a disk has done since the guest was booted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct DiskFigures {
+    /// Its id in the guest file.
+    pub id: String,
+    /// Bytes that the guest has read.
+    pub read_bytes: Option<u64>,
+    /// Reads.
+    pub read_ops: Option<u64>,
+    /// Bytes that the guest has written.
+    pub written_bytes: Option<u64>,
+    /// Writes.
+    pub write_ops: Option<u64>,
+    /// Flushes.
+    pub flush_ops: Option<u64>,
+    /// Discards.
+    pub discard_ops: Option<u64>,
+    /// Requests that failed.
+    pub failed_ops: Option<u64>,
+}
+
+/// What an interface has carried since the guest was booted, as the guest sees the directions.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct NicFigures {
+    /// Its id in the guest file.
+    pub id: String,
+    /// Bytes of frames to the guest.
+    pub received_bytes: Option<u64>,
+    /// Frames to the guest.
+    pub received_packets: Option<u64>,
+    /// Bytes of frames from the guest.
+    pub sent_bytes: Option<u64>,
+    /// Frames from the guest.
+    pub sent_packets: Option<u64>,
+}
+
+/// What happened per second between two looks at a guest; `None` where it is not known.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Rates {
+    /// Of one processor of the host: 200 is two of them.
+    pub cpu_percent: Option<f64>,
+    /// Bytes a second.
+    pub disk_read: Option<f64>,
+    /// Bytes a second.
+    pub disk_written: Option<f64>,
+    /// Bytes a second.
+    pub net_received: Option<f64>,
+    /// Bytes a second.
+    pub net_sent: Option<f64>,
+}
+
+/// The engine's counters of a running guest, if its supervisor answers.
+pub fn counters(guest: &GuestDir) -> Option<BTreeMap<String, u64>> {
+    let mut client = ControlClient::ask(&guest.socket(), Request::Stats).ok()??;
+    client.stream().set_read_timeout(Some(PATIENCE)).ok()?;
+    match client.reply().ok()?? {
+        Reply::Stats { counters } => Some(counters),
+        _ => None,
+    }
+}
+
+/// Looks at guests, several at a time; the order stays.
+pub fn look(guests: Vec<(GuestDir, Overview)>) -> Vec<Figures> {
+    let queue = Mutex::new(guests.into_iter().enumerate());
+    let found = Mutex::new(BTreeMap::new());
+    let work = || {
+        loop {
+            let Some((at, (guest, overview))) = queue.lock().expect("no panic happens under this lock").next() else { return };
+            let figures = Figures::of(&guest, overview);
+            found.lock().expect("no panic happens under this lock").insert(at, figures);
+        }
+    };
+    let many = queue.lock().expect("nobody else has it yet").len();
+    std::thread::scope(|scope| (0..many.min(AT_ONCE)).for_each(|_| drop(scope.spawn(work))));
+    found.into_inner().expect("no panic happened under this lock").into_values().collect()
+}
+
+impl Figures {
+    fn of(guest: &GuestDir, overview: Overview) -> Figures {
+        let asked = overview.pid.is_some() && matches!(overview.state, "running" | "stopping");
+        let counters = asked.then(|| counters(guest)).flatten().unwrap_or_default();
+        Figures::from_counters(overview, &counters)
+    }
+
+    fn from_counters(overview: Overview, counters: &BTreeMap<String, u64>) -> Figures {
+        let is_bhyve = overview.engine.as_deref() == Some("bhyve");
+        let engine = match is_bhyve {
+            // The engine child only watches over bhyve.
+            true => counters.get("process-id").and_then(|pid| u32::try_from(*pid).ok()),
+            false => overview.engine_pid,
+        };
+        let usage = engine.and_then(process::usage);
+        Figures {
+            cpu_seconds: usage.map(|(_, time)| time.as_secs_f64()),
+            resident_bytes: match is_bhyve {
+                true => counters.get("vcpu0.Resident-memory").copied(),
+                false => usage.map(|(bytes, _)| bytes),
+            },
+            supervisor_resident_bytes: overview.pid.and_then(process::usage).map(|(bytes, _)| bytes),
+            disks: devices(counters, "disk").into_iter().map(DiskFigures::from_counters).collect(),
+            nics: devices(counters, "nic").into_iter().map(NicFigures::from_counters).collect(),
+            overview,
+        }
+    }
+
+    /// What of all disks or interfaces together is known.
+    pub fn sum_of_disks(&self, what: fn(&DiskFigures) -> Option<u64>) -> Option<u64> {
+        sum(self.disks.iter().map(what))
+    }
+
+    /// As [`Figures::sum_of_disks`].
+    pub fn sum_of_nics(&self, what: fn(&NicFigures) -> Option<u64>) -> Option<u64> {
+        sum(self.nics.iter().map(what))
+    }
+
+    /// What happened since `before`, `elapsed` ago. Counters that have gone back belong to another boot: not known.
+    pub fn rates(&self, before: &Figures, elapsed: Duration) -> Rates {
+        let seconds = elapsed.as_secs_f64();
+        if seconds <= 0.0 || self.overview.engine_pid != before.overview.engine_pid {
+            return Rates::default();
+        }
+        let disks = |what| Some(self.sum_of_disks(what)?.checked_sub(before.sum_of_disks(what)?)? as f64 / seconds);
+        let nics = |what| Some(self.sum_of_nics(what)?.checked_sub(before.sum_of_nics(what)?)? as f64 / seconds);
+        let cpu = || Some((self.cpu_seconds? - before.cpu_seconds?) / seconds * 100.0).filter(|percent| *percent >= 0.0);
+        Rates {
+            cpu_percent: cpu(),
+            disk_read: disks(|disk| disk.read_bytes),
+            disk_written: disks(|disk| disk.written_bytes),
+            net_received: nics(|nic| nic.received_bytes),
+            net_sent: nics(|nic| nic.sent_bytes),
+        }
+    }
+}
+
+/// Nothing is known of no device, and of several only if something is known of one.
+fn sum(values: impl Iterator<Item = Option<u64>>) -> Option<u64> {
+    values.flatten().fold(None, |sum: Option<u64>, value| Some(sum.unwrap_or(0).saturating_add(value)))
+}
+
+/// The counters of each device of a class, by its id: `CLASS.ID.NAME`, and an id may have dots.
+fn devices<'a>(counters: &'a BTreeMap<String, u64>, class: &str) -> BTreeMap<&'a str, BTreeMap<&'a str, u64>> {
+    let mut found: BTreeMap<&str, BTreeMap<&str, u64>> = BTreeMap::new();
+    for (key, value) in counters {
+        let rest = key.strip_prefix(class).and_then(|rest| rest.strip_prefix('.'));
+        if let Some((id, name)) = rest.and_then(|rest| rest.rsplit_once('.')) {
+            found.entry(id).or_default().insert(name, *value);
+        }
+    }
+    found
+}
+
+impl DiskFigures {
+    fn from_counters((id, counters): (&str, BTreeMap<&str, u64>)) -> DiskFigures {
+        let get = |name| counters.get(name).copied();
+        DiskFigures {
+            id: id.to_owned(),
+            read_bytes: get("read-bytes"),
+            read_ops: get("read-ops"),
+            written_bytes: get("written-bytes"),
+            write_ops: get("write-ops"),
+            flush_ops: get("flush-ops"),
+            discard_ops: get("discard-ops"),
+            failed_ops: get("failed-ops"),
+        }
+    }
+}
+
+impl NicFigures {
+    fn from_counters((id, counters): (&str, BTreeMap<&str, u64>)) -> NicFigures {
+        let get = |name| counters.get(name).copied();
+        NicFigures {
+            id: id.to_owned(),
+            received_bytes: get("received-bytes"),
+            received_packets: get("received-packets"),
+            sent_bytes: get("sent-bytes"),
+            sent_packets: get("sent-packets"),
+        }
+    }
+}
+
+/// Looks at the same guests again and again.
+#[derive(Default)]
+pub struct Samples {
+    last: BTreeMap<String, (Instant, Figures)>,
+}
+
+impl Samples {
+    /// What each guest uses, and its rates since it was last looked at.
+    pub fn next(&mut self, figures: Vec<Figures>) -> Vec<(Figures, Rates)> {
+        let now = Instant::now();
+        let before = std::mem::take(&mut self.last);
+        let rated = |figures: Figures| {
+            let name = figures.overview.name.clone();
+            let rates = before.get(&name).map(|(then, last)| figures.rates(last, now.duration_since(*then)));
+            self.last.insert(name, (now, figures.clone()));
+            (figures, rates.unwrap_or_default())
+        };
+        figures.into_iter().map(rated).collect()
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+
+    /// A guest that runs, of which nothing but `counters` is known.
+    pub fn figures(name: &str, engine: &str, counters: &[(&str, u64)]) -> Figures {
+        let overview = Overview {
+            name: name.into(),
+            state: "running",
+            cpus: Some(2),
+            memory_bytes: Some(1 << 29),
+            engine: Some(engine.into()),
+            backend: None,
+            tags: Vec::new(),
+            description: None,
+            protected: false,
+            uuid: String::new(),
+            screen: None,
+            pid: None,
+            engine_pid: None,
+            uptime_seconds: Some(60),
+            ready: true,
+            restarts: 0,
+            restart_pending: false,
+            failed: None,
+            last_exit: None,
+            problem: None,
+        };
+        let counters = counters.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect();
+        Figures::from_counters(overview, &counters)
+    }
+
+    #[test]
+    fn devices_are_told_apart_by_ids_with_dots_and_what_is_not_counted_is_not_known() {
+        let found = figures(
+            "g",
+            "embedded",
+            &[("disk.data.1.read-bytes", 7), ("disk.root.read-bytes", 1), ("disk.root.failed-ops", 0), ("diskette", 5)],
+        );
+        assert_eq!(found.disks.iter().map(|disk| disk.id.as_str()).collect::<Vec<_>>(), ["data.1", "root"]);
+        assert_eq!((found.disks[1].failed_ops, found.disks[1].write_ops), (Some(0), None));
+        assert_eq!(found.sum_of_disks(|disk| disk.read_bytes), Some(8));
+        assert_eq!((found.sum_of_disks(|disk| disk.write_ops), found.sum_of_nics(|nic| nic.sent_bytes)), (None, None));
+    }
+
+    #[test]
+    fn a_bhyve_guest_is_the_process_that_its_engine_names_and_the_memory_that_vmm_counts() {
+        let pid = u64::from(std::process::id());
+        let found = figures("g", "bhyve", &[("process-id", pid), ("vcpu0.Resident-memory", 4096)]);
+        assert!(found.cpu_seconds.is_some());
+        assert_eq!(found.resident_bytes, Some(4096));
+        let silent = figures("g", "bhyve", &[]);
+        assert_eq!((silent.cpu_seconds, silent.resident_bytes), (None, None));
+    }
+
+    #[test]
+    fn rates_are_per_second_and_not_known_over_a_reboot() {
+        let before = figures("g", "embedded", &[("disk.root.read-bytes", 1000), ("nic.net0.sent-bytes", 50)]);
+        let mut after = figures("g", "embedded", &[("disk.root.read-bytes", 3000), ("nic.net0.sent-bytes", 10)]);
+        let rates = after.rates(&before, Duration::from_secs(2));
+        assert_eq!((rates.disk_read, rates.net_sent, rates.cpu_percent), (Some(1000.0), None, None));
+        after.overview.engine_pid = Some(7);
+        assert_eq!(after.rates(&before, Duration::from_secs(2)), Rates::default());
+    }
+}

@@ -1,0 +1,185 @@
+//! Figures of guests as Prometheus reads them: text exposition format 0.0.4
+//! (<https://prometheus.io/docs/instrumenting/exposition_formats/>).
+//!
+//! Names follow its conventions: base units, `_total` behind what only grows. A figure that is not known has no line.
+
+use std::fmt::Write;
+
+use super::figures::{DiskFigures, Figures, NicFigures};
+
+/// What an HTTP answer says that the text is.
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Every state that a guest can be in, so that each has its line.
+pub const STATES: &[&str] = &["stopped", "failed", "starting", "running", "stopping", "waiting", "busy"];
+
+/// One metric.
+pub struct Metric {
+    /// Its name.
+    pub name: &'static str,
+    /// What Prometheus calls its type.
+    pub kind: &'static str,
+    /// One sentence.
+    pub help: &'static str,
+    figures: Source,
+}
+
+/// Where the lines of a metric come from.
+enum Source {
+    /// One line for each state, 1 for the one that the guest is in.
+    State,
+    Guest(fn(&Figures) -> Option<f64>),
+    Disk(fn(&DiskFigures) -> Option<u64>),
+    Nic(fn(&NicFigures) -> Option<u64>),
+}
+
+const fn gauge(name: &'static str, help: &'static str, read: fn(&Figures) -> Option<f64>) -> Metric {
+    Metric { name, kind: "gauge", help, figures: Source::Guest(read) }
+}
+
+const fn disk(name: &'static str, help: &'static str, read: fn(&DiskFigures) -> Option<u64>) -> Metric {
+    Metric { name, kind: "counter", help, figures: Source::Disk(read) }
+}
+
+const fn nic(name: &'static str, help: &'static str, read: fn(&NicFigures) -> Option<u64>) -> Metric {
+    Metric { name, kind: "counter", help, figures: Source::Nic(read) }
+}
+
+fn whole(value: Option<u64>) -> Option<f64> {
+    value.map(|value| value as f64)
+}
+
+/// Every metric, in the order in which they are written.
+pub const METRICS: &[Metric] = &[
+    Metric {
+        name: "vmctl_guest_state",
+        kind: "gauge",
+        help: "1 for the state that the guest is in, 0 for the others.",
+        figures: Source::State,
+    },
+    gauge("vmctl_guest_ready", "Whether all readiness probes have passed.", |guest| Some(f64::from(guest.overview.ready))),
+    gauge("vmctl_guest_uptime_seconds", "How long the guest has been running.", |guest| whole(guest.overview.uptime_seconds)),
+    gauge("vmctl_guest_restarts", "Restarts since the guest was started.", |guest| {
+        guest.overview.pid.map(|_| guest.overview.restarts as f64)
+    }),
+    gauge("vmctl_guest_vcpus", "Virtual CPUs, as configured.", |guest| guest.overview.cpus.map(f64::from)),
+    gauge("vmctl_guest_memory_bytes", "Memory of the guest, as configured.", |guest| whole(guest.overview.memory_bytes)),
+    Metric {
+        name: "vmctl_guest_cpu_seconds_total",
+        kind: "counter",
+        help: "Processor time of the host that the engine has used.",
+        figures: Source::Guest(|guest| guest.cpu_seconds),
+    },
+    gauge("vmctl_guest_resident_bytes", "Memory of the host that the guest's engine has.", |guest| whole(guest.resident_bytes)),
+    gauge("vmctl_guest_supervisor_resident_bytes", "Memory of the host that the guest's supervisor has.", |guest| {
+        whole(guest.supervisor_resident_bytes)
+    }),
+    disk("vmctl_guest_disk_read_bytes_total", "Bytes that the guest has read.", |disk| disk.read_bytes),
+    disk("vmctl_guest_disk_reads_total", "Reads of the guest.", |disk| disk.read_ops),
+    disk("vmctl_guest_disk_written_bytes_total", "Bytes that the guest has written.", |disk| disk.written_bytes),
+    disk("vmctl_guest_disk_writes_total", "Writes of the guest.", |disk| disk.write_ops),
+    disk("vmctl_guest_disk_flushes_total", "Flushes of the guest.", |disk| disk.flush_ops),
+    disk("vmctl_guest_disk_discards_total", "Discards of the guest.", |disk| disk.discard_ops),
+    disk("vmctl_guest_disk_failures_total", "Requests of the guest that failed.", |disk| disk.failed_ops),
+    nic("vmctl_guest_network_receive_bytes_total", "Bytes of frames to the guest.", |nic| nic.received_bytes),
+    nic("vmctl_guest_network_receive_packets_total", "Frames to the guest.", |nic| nic.received_packets),
+    nic("vmctl_guest_network_transmit_bytes_total", "Bytes of frames from the guest.", |nic| nic.sent_bytes),
+    nic("vmctl_guest_network_transmit_packets_total", "Frames from the guest.", |nic| nic.sent_packets),
+];
+
+/// The text for `guests`, whose names differ.
+pub fn exposition(guests: &[Figures]) -> String {
+    let mut text = String::new();
+    for metric in METRICS {
+        let mut lines = String::new();
+        for guest in guests {
+            metric.write(guest, &mut lines);
+        }
+        if !lines.is_empty() {
+            let Metric { name, kind, help, .. } = metric;
+            let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{lines}");
+        }
+    }
+    text
+}
+
+impl Metric {
+    fn write(&self, guest: &Figures, text: &mut String) {
+        let name = guest.overview.name.as_str();
+        match self.figures {
+            Source::State => {
+                for state in STATES {
+                    let value = u64::from(guest.overview.state == *state);
+                    self.line(&[("guest", name), ("state", state)], Some(value), text);
+                }
+            }
+            Source::Guest(read) => self.line(&[("guest", name)], read(guest), text),
+            Source::Disk(read) => {
+                guest.disks.iter().for_each(|disk| self.line(&[("guest", name), ("disk", &disk.id)], read(disk), text));
+            }
+            Source::Nic(read) => {
+                guest.nics.iter().for_each(|nic| self.line(&[("guest", name), ("nic", &nic.id)], read(nic), text));
+            }
+        }
+    }
+
+    fn line(&self, labels: &[(&str, &str)], value: Option<impl std::fmt::Display>, text: &mut String) {
+        if let Some(value) = value {
+            let labels: Vec<String> = labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
+            let _ = writeln!(text, "{}{{{}}} {value}", self.name, labels.join(","));
+        }
+    }
+}
+
+/// A label's value may be any text but for three characters.
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::figures::tests::figures;
+    use super::*;
+
+    #[test]
+    fn each_metric_is_one_group_with_its_help_and_type_first() {
+        let guests = [
+            figures("web", "embedded", &[("disk.root.read-bytes", 1 << 60), ("nic.net0.sent-packets", 3)]),
+            figures("db", "embedded", &[("disk.root.read-bytes", 5)]),
+        ];
+        let text = exposition(&guests);
+        let expected = "\
+# HELP vmctl_guest_disk_read_bytes_total Bytes that the guest has read.
+# TYPE vmctl_guest_disk_read_bytes_total counter
+vmctl_guest_disk_read_bytes_total{guest=\"web\",disk=\"root\"} 1152921504606846976
+vmctl_guest_disk_read_bytes_total{guest=\"db\",disk=\"root\"} 5
+";
+        assert!(text.contains(expected), "{text}");
+        assert!(text.contains("vmctl_guest_state{guest=\"db\",state=\"running\"} 1\n"), "{text}");
+        assert!(text.contains("vmctl_guest_state{guest=\"db\",state=\"failed\"} 0\n"), "{text}");
+        // Nothing is known of writes and of the processor: neither a line nor a heading, and no zero.
+        assert!(!text.contains("written") && !text.contains("cpu_seconds"), "{text}");
+        assert!(text.ends_with('\n'));
+    }
+
+    #[test]
+    fn what_would_end_a_label_is_escaped() {
+        assert_eq!(escaped("a\\b\"c\nd"), "a\\\\b\\\"c\\nd");
+    }
+
+    #[test]
+    fn every_metric_is_in_the_manual_and_named_as_prometheus_wants_it() {
+        let manual = include_str!("../../docs/metrics.md");
+        let names: Vec<&str> = METRICS.iter().map(|metric| metric.name).collect();
+        for metric in METRICS {
+            let row = format!("| `{}` | {} |", metric.name, metric.kind);
+            assert!(manual.contains(&row), "docs/metrics.md has no row beginning with {row}");
+            assert_eq!(metric.kind == "counter", metric.name.ends_with("_total"), "{}", metric.name);
+            assert!(metric.name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'), "{}", metric.name);
+        }
+        let rows = manual.lines().filter_map(|line| line.strip_prefix("| `vmctl_")?.split_once('`'));
+        for (rest, _) in rows {
+            assert!(names.contains(&format!("vmctl_{rest}").as_str()), "docs/metrics.md has vmctl_{rest}, which is no metric");
+        }
+    }
+}

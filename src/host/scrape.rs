@@ -1,0 +1,413 @@
+//! One document over HTTP/1.1 (RFC 9112), for a program on this machine that asks for it now and then.
+//!
+//! Listens on loopback or a Unix socket only: there is neither a password nor encryption. Over TCP the `Host` field must
+//! name this machine's loopback, so that a page in a browser cannot read the document under a name of its own.
+//!
+//! **Hostile peer**: a request is at most [`HEAD_LIMIT`] bytes and has [`PATIENCE`] to come and its answer as long again
+//! to go; of more than [`MOST_CLIENTS`] the one that has been there longest is cut off, so that clients that say nothing
+//! keep nobody out. Every connection ends with its answer.
+//!
+//! **Not modelled**: bodies of requests, ranges, compression, connections that stay.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::error::HostError;
+
+/// The longest request, in bytes.
+pub const HEAD_LIMIT: usize = 8 * 1024;
+/// The most connections at a time.
+pub const MOST_CLIENTS: usize = 16;
+/// How long a request may take to arrive.
+pub const PATIENCE: Duration = Duration::from_secs(5);
+/// The most fields of a request.
+const MOST_FIELDS: usize = 64;
+/// Where the document is.
+const PATH: &str = "/metrics";
+
+/// Where to listen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Listen {
+    /// A port of a loopback address; 0 for any that is free.
+    Tcp(SocketAddr),
+    /// A socket that only this user may connect to.
+    Unix(PathBuf),
+}
+
+impl FromStr for Listen {
+    type Err = HostError;
+
+    fn from_str(text: &str) -> Result<Listen, HostError> {
+        if let Some(path) = text.strip_prefix("unix:").filter(|path| !path.is_empty()) {
+            return Ok(Listen::Unix(path.into()));
+        }
+        let address: SocketAddr = text.parse().map_err(|_| {
+            HostError::new(format!("`{text}` is no address to listen on"))
+                .hint("write `127.0.0.1:9177`, `[::1]:9177` or `unix:/path/to/socket`")
+        })?;
+        match address.ip().is_loopback() {
+            true => Ok(Listen::Tcp(address)),
+            false => Err(HostError::new(format!("`{text}` is not on this machine's loopback")).hint(
+                "there is no password on it: listen on `127.0.0.1` or `unix:PATH`, and put a proxy that has one before it",
+            )),
+        }
+    }
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Listen::Tcp(address) => write!(f, "http://{address}{PATH}"),
+            Listen::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Something that listens; a Unix socket is gone when it is dropped.
+pub struct Listener {
+    socket: Socket,
+    place: Listen,
+}
+
+enum Socket {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Listener {
+    /// Listens there. A socket that nobody listens at any more is taken over.
+    pub fn open(listen: &Listen) -> Result<Listener, HostError> {
+        let failed = |error: io::Error| HostError::new(format!("cannot listen on `{listen}`: {error}"));
+        let listener = match listen {
+            Listen::Tcp(address) => {
+                let listener = TcpListener::bind(address).map_err(failed)?;
+                let place = Listen::Tcp(listener.local_addr().map_err(failed)?);
+                Listener { socket: Socket::Tcp(listener), place }
+            }
+            Listen::Unix(path) => {
+                remove_stale(path).map_err(failed)?;
+                let listener =
+                    Listener { socket: Socket::Unix(UnixListener::bind(path).map_err(failed)?), place: listen.clone() };
+                std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+                listener
+            }
+        };
+        match &listener.socket {
+            Socket::Tcp(socket) => socket.set_nonblocking(true),
+            Socket::Unix(socket) => socket.set_nonblocking(true),
+        }
+        .map_err(failed)?;
+        Ok(listener)
+    }
+
+    /// Where it listens; a port that was left open is known here.
+    pub fn place(&self) -> &Listen {
+        &self.place
+    }
+
+    /// Answers until `stop` can be read. `document` is called for each request that wants one, from several threads.
+    pub fn serve(&self, stop: BorrowedFd<'_>, kind: &str, document: &(dyn Fn() -> String + Sync)) -> io::Result<()> {
+        let clients = Mutex::new(Clients::default());
+        let checks_host = matches!(self.place, Listen::Tcp(_));
+        std::thread::scope(|scope| {
+            while !self.wait(stop)? {
+                // A client that went away again, or descriptors that have run out for the moment.
+                let Ok(stream) = self.accept() else { continue };
+                let Ok((number, stream)) = lock(&clients).enter(stream) else { continue };
+                let clients = &clients;
+                let spawned = std::thread::Builder::new().name("scrape".into()).spawn_scoped(scope, move || {
+                    let _ = Client { stream: &stream, kind, document }.serve(checks_host);
+                    lock(clients).leave(number);
+                });
+                if spawned.is_err() {
+                    lock(clients).leave(number);
+                }
+            }
+            lock(&clients).leave_all();
+            Ok(())
+        })
+    }
+
+    /// Waits for a client; whether it is time to stop.
+    fn wait(&self, stop: BorrowedFd<'_>) -> io::Result<bool> {
+        let listener = match &self.socket {
+            Socket::Tcp(socket) => socket.as_fd(),
+            Socket::Unix(socket) => socket.as_fd(),
+        };
+        let mut fds = [PollFd::new(stop, PollFlags::POLLIN), PollFd::new(listener, PollFlags::POLLIN)];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) => Ok(fds[0].revents().is_some_and(|events| !events.is_empty())),
+            Err(nix::errno::Errno::EINTR) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// A connection, as the type of either kind: reading, writing, time limits and shutting down are the same calls.
+    fn accept(&self) -> io::Result<UnixStream> {
+        let accepted = match &self.socket {
+            Socket::Tcp(socket) => socket.accept().map(|(stream, _)| OwnedFd::from(stream)),
+            Socket::Unix(socket) => socket.accept().map(|(stream, _)| OwnedFd::from(stream)),
+        };
+        let stream = match accepted {
+            Ok(stream) => UnixStream::from(stream),
+            Err(error) => {
+                // Without descriptors the connection stays in the queue: no loop at full speed.
+                if !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted) {
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                return Err(error);
+            }
+        };
+        // FreeBSD hands the listener's flag on.
+        stream.set_nonblocking(false)?;
+        Ok(stream)
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Listen::Unix(path) = &self.place {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+fn remove_stale(path: &Path) -> io::Result<()> {
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
+    match UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused && is_socket => std::fs::remove_file(path),
+        _ => Ok(()),
+    }
+}
+
+/// Who is connected, the longest first.
+#[derive(Default)]
+struct Clients {
+    next: u64,
+    streams: VecDeque<(u64, UnixStream)>,
+}
+
+fn lock(clients: &Mutex<Clients>) -> std::sync::MutexGuard<'_, Clients> {
+    clients.lock().expect("no panic happens under this lock")
+}
+
+impl Clients {
+    fn enter(&mut self, stream: UnixStream) -> io::Result<(u64, UnixStream)> {
+        let copy = stream.try_clone()?;
+        if self.streams.len() >= MOST_CLIENTS
+            && let Some((_, oldest)) = self.streams.pop_front()
+        {
+            // Its thread wakes and ends.
+            let _ = oldest.shutdown(Shutdown::Both);
+        }
+        self.next += 1;
+        self.streams.push_back((self.next, copy));
+        Ok((self.next, stream))
+    }
+
+    fn leave(&mut self, number: u64) {
+        self.streams.retain(|(other, _)| *other != number);
+    }
+
+    fn leave_all(&mut self) {
+        for (_, stream) in self.streams.drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+/// What is wrong with a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refusal {
+    Malformed,
+    NotFound,
+    NotAllowed,
+    TooSlow,
+    ForeignHost,
+    TooLong,
+}
+
+impl Refusal {
+    fn status(self) -> &'static str {
+        match self {
+            Refusal::Malformed => "400 Bad Request",
+            Refusal::NotFound => "404 Not Found",
+            Refusal::NotAllowed => "405 Method Not Allowed",
+            Refusal::TooSlow => "408 Request Timeout",
+            Refusal::ForeignHost => "421 Misdirected Request",
+            Refusal::TooLong => "431 Request Header Fields Too Large",
+        }
+    }
+}
+
+/// What a request that is answered asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    Document,
+    HeadOnly,
+}
+
+/// Reads a head as far as it has come; `None` while more is needed.
+fn understand(head: &[u8], checks_host: bool) -> Option<Result<Wanted, Refusal>> {
+    let mut fields = [httparse::EMPTY_HEADER; MOST_FIELDS];
+    let mut request = httparse::Request::new(&mut fields);
+    match request.parse(head) {
+        Ok(httparse::Status::Complete(_)) => {}
+        Ok(httparse::Status::Partial) if head.len() >= HEAD_LIMIT => return Some(Err(Refusal::TooLong)),
+        Ok(httparse::Status::Partial) => return None,
+        Err(httparse::Error::TooManyHeaders) => return Some(Err(Refusal::TooLong)),
+        Err(_) => return Some(Err(Refusal::Malformed)),
+    }
+    let mut hosts = request.headers.iter().filter(|field| field.name.eq_ignore_ascii_case("host"));
+    let host = hosts.next().map(|field| String::from_utf8_lossy(field.value).into_owned());
+    // RFC 9112, 3.2: one in every request of HTTP/1.1, and never two.
+    if hosts.next().is_some() || (host.is_none() && request.version == Some(1)) {
+        return Some(Err(Refusal::Malformed));
+    }
+    if checks_host && host.is_some_and(|host| !is_loopback(&host)) {
+        return Some(Err(Refusal::ForeignHost));
+    }
+    let path = request.path.unwrap_or_default().split('?').next();
+    Some(match (path == Some(PATH), request.method) {
+        (false, _) => Err(Refusal::NotFound),
+        (true, Some("GET")) => Ok(Wanted::Document),
+        (true, Some("HEAD")) => Ok(Wanted::HeadOnly),
+        (true, _) => Err(Refusal::NotAllowed),
+    })
+}
+
+/// Whether a `Host` field names the loopback, with or without a port.
+fn is_loopback(host: &str) -> bool {
+    let name = match host.trim().strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => host.trim().split(':').next().unwrap_or_default(),
+    };
+    name.eq_ignore_ascii_case("localhost") || name.parse().is_ok_and(|address: IpAddr| address.is_loopback())
+}
+
+/// One connection.
+struct Client<'a> {
+    stream: &'a UnixStream,
+    kind: &'a str,
+    document: &'a (dyn Fn() -> String + Sync),
+}
+
+impl Client<'_> {
+    fn serve(&self, checks_host: bool) -> io::Result<()> {
+        let answer = match self.request(checks_host)? {
+            Ok(wanted) => {
+                let body = (self.document)();
+                let head = self.head("200 OK", self.kind, body.len(), "");
+                if wanted == Wanted::Document { head + &body } else { head }
+            }
+            Err(refusal) => {
+                let body = format!("{}\n", refusal.status());
+                let allow = if refusal == Refusal::NotAllowed { "Allow: GET, HEAD\r\n" } else { "" };
+                self.head(refusal.status(), "text/plain; charset=utf-8", body.len(), allow) + &body
+            }
+        };
+        self.write(answer.as_bytes())?;
+        self.stream.shutdown(Shutdown::Write)
+    }
+
+    fn head(&self, status: &str, kind: &str, length: usize, more: &str) -> String {
+        format!(
+            "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nCache-Control: no-store\r\n\
+             {more}Connection: close\r\n\r\n"
+        )
+    }
+
+    fn request(&self, checks_host: bool) -> io::Result<Result<Wanted, Refusal>> {
+        let until = Instant::now() + PATIENCE;
+        let mut head = Vec::new();
+        loop {
+            if let Some(understood) = understand(&head, checks_host) {
+                return Ok(understood);
+            }
+            let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) else {
+                return Ok(Err(Refusal::TooSlow));
+            };
+            self.stream.set_read_timeout(Some(left))?;
+            let mut buffer = [0u8; 1024];
+            let room = (HEAD_LIMIT - head.len()).min(buffer.len());
+            match (&mut &*self.stream).read(&mut buffer[..room]) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => head.extend_from_slice(&buffer[..count]),
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn write(&self, mut bytes: &[u8]) -> io::Result<()> {
+        let until = Instant::now() + PATIENCE;
+        while !bytes.is_empty() {
+            let left = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero());
+            self.stream.set_write_timeout(Some(left.ok_or(io::ErrorKind::TimedOut)?))?;
+            match (&mut &*self.stream).write(bytes) {
+                Ok(count) => bytes = &bytes[count..],
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads `bytes` as a request, for the fuzz target.
+pub fn understands(bytes: &[u8]) -> bool {
+    understand(&bytes[..bytes.len().min(HEAD_LIMIT)], true).is_some_and(|understood| understood.is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_loopback_and_sockets_are_listened_on() {
+        let parse = |text: &str| text.parse::<Listen>();
+        assert_eq!(parse("127.0.0.1:9177").expect("loopback").to_string(), "http://127.0.0.1:9177/metrics");
+        assert!(matches!(parse("[::1]:0"), Ok(Listen::Tcp(_))));
+        assert_eq!(parse("unix:/run/x").expect("a socket"), Listen::Unix("/run/x".into()));
+        for refused in ["0.0.0.0:9177", "[::]:9177", "192.0.2.1:9177", "[::ffff:192.0.2.1]:1", "9177", "localhost", "unix:", ""] {
+            assert!(parse(refused).is_err(), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_request_is_understood_whole_and_no_sooner() {
+        let request = b"GET /metrics?x=1 HTTP/1.1\r\nHost: localhost:9177\r\nAccept: */*\r\n\r\n";
+        for cut in 0..request.len() {
+            assert_eq!(understand(&request[..cut], true), None);
+        }
+        assert_eq!(understand(request, true), Some(Ok(Wanted::Document)));
+        assert_eq!(understand(b"HEAD /metrics HTTP/1.0\r\n\r\n", true), Some(Ok(Wanted::HeadOnly)));
+    }
+
+    #[test]
+    fn what_is_no_scrape_is_refused_by_its_name() {
+        let refused = |text: &str| understand(text.as_bytes(), true).expect("whole").expect_err("refused");
+        assert_eq!(refused("GET /etc/passwd HTTP/1.1\r\nHost: [::1]:1\r\n\r\n"), Refusal::NotFound);
+        assert_eq!(refused("POST /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"), Refusal::NotAllowed);
+        assert_eq!(refused("GET /metrics HTTP/1.1\r\nHost: evil.example\r\n\r\n"), Refusal::ForeignHost);
+        assert_eq!(refused("GET /metrics HTTP/1.1\r\nHost: 127.0.0.1.evil.example\r\n\r\n"), Refusal::ForeignHost);
+        assert_eq!(refused("GET /metrics HTTP/1.1\r\n\r\n"), Refusal::Malformed);
+        assert_eq!(refused("GET /metrics HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n"), Refusal::Malformed);
+        assert_eq!(refused("\x16\x03\x01\x02 hello"), Refusal::Malformed);
+        let long = format!("GET /metrics HTTP/1.1\r\nX: {}", "x".repeat(HEAD_LIMIT));
+        assert_eq!(understand(&long.as_bytes()[..HEAD_LIMIT], true), Some(Err(Refusal::TooLong)));
+        let many = format!("GET /metrics HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(MOST_FIELDS + 1));
+        assert_eq!(refused(&many), Refusal::TooLong);
+    }
+}
