@@ -36,7 +36,11 @@ pub(super) const fn with(path: &'static str, kind: Kind, default: &'static str, 
     Key { path, kind, default: Some(default), support, doc }
 }
 
-const VLAN_LATER: &str = "until then give each VLAN a switch of its own";
+const VLAN_LATER: &str =
+    "bridges of FreeBSD before 15.0 know no VLANs of their members; until then give each VLAN a switch of its own";
+const MAC_LOCK_LATER: &str = "if_bridge(4) limits how many addresses a port has, not which; until then write `ether` rules for pf(4), \
+    which has them since FreeBSD 14.0";
+const RATE_LATER: &str = "until then limit the tap with dummynet(4) and ipfw(8)";
 const NOTHING: &str = "leave it out until then";
 
 const ENGINES: Kind = OneOf(&[
@@ -345,9 +349,9 @@ pub const GUEST_KEYS: &[Key] = &[
     ),
     with("nics.private", Flag, "false", Bhyve, "Whether it cannot talk to other private ports of the switch."),
     with("nics.span", Flag, "false", Bhyve, "Whether it gets a copy of every frame of the switch."),
-    key("nics.mac_lock", Flag, Later(NOTHING), "Whether frames with another MAC address are dropped."),
-    key("nics.rate_in", Size, Later(NOTHING), "Bytes a second into the guest."),
-    key("nics.rate_out", Size, Later(NOTHING), "Bytes a second out of the guest."),
+    key("nics.mac_lock", Flag, Later(MAC_LOCK_LATER), "Whether frames with another MAC address are dropped."),
+    key("nics.rate_in", Size, Later(RATE_LATER), "Bytes a second into the guest."),
+    key("nics.rate_out", Size, Later(RATE_LATER), "Bytes a second out of the guest."),
     key("nics.slot", Slot, Bhyve, "PCI address, instead of the one that vmctl chooses once and keeps."),
     key("nics.options", Texts { one: false }, Bhyve, "Further options of bhyve(8) for the device."),
     // Console.
