@@ -20,7 +20,6 @@ use crate::devices::disk::counters::DiskCounters;
 use crate::devices::disk::file::{self, DiskHost, DiskNote, DiskOptions};
 use crate::devices::disk::{Disk, DiskReader};
 use crate::devices::net::counted::{Counted, NicCounters};
-use crate::devices::net::user::sockets::Sockets;
 use crate::devices::net::{Nic, NoWire, user};
 use crate::devices::pci::{PciError, PciRoot, Window, Windows};
 use crate::devices::pic::Pic;
@@ -242,7 +241,7 @@ impl Parts {
 
 /// Builds the machine of `spec`: opens its files and ports, wires the board, loads the guest. `outside` makes the
 /// sockets of user-mode networks.
-pub fn assemble(spec: &VmmSpec, console: UnixStream, outside: &Arc<dyn Sockets>) -> Result<Machine, AssemblyError> {
+pub fn assemble(spec: &VmmSpec, console: UnixStream, outside: &user::Outside) -> Result<Machine, AssemblyError> {
     let vcpus = spec.cpus.count();
     let topology = (spec.cpus.sockets, spec.cpus.cores, spec.cpus.threads);
     let reserve = |source| AssemblyError::Memory { bytes: spec.memory_bytes, source };
@@ -361,7 +360,7 @@ fn wire_pci(
     parts: &Parts,
     spec: &VmmSpec,
     console: &StreamConsole,
-    outside: &Arc<dyn Sockets>,
+    outside: &user::Outside,
 ) -> Result<Devices, AssemblyError> {
     let window = |(base, len): (u64, u64)| Window { base, len };
     let windows = Windows { memory32: window(layout::PCI_MEMORY), memory64: Window::default(), io: window(layout::PCI_IO) };
@@ -446,7 +445,7 @@ fn open_disk(spec: &DiskSpec, parts: &Parts, waker: Waker) -> Result<file::FileD
     file::open(&spec.path, &options, &host).map_err(|source| AssemblyError::Disk { id: spec.id.clone(), source })
 }
 
-fn open_nic(spec: &NicSpec, waker: Waker, outside: &Arc<dyn Sockets>) -> Result<Box<dyn Nic>, AssemblyError> {
+fn open_nic(spec: &NicSpec, waker: Waker, outside: &user::Outside) -> Result<Box<dyn Nic>, AssemblyError> {
     if spec.device != NicDevice::VirtioNet {
         return Err(AssemblyError::NotHere(format!("network interface `{}`: the embedded engine has virtio-net only", spec.id)));
     }
@@ -472,7 +471,7 @@ fn open_nic(spec: &NicSpec, waker: Waker, outside: &Arc<dyn Sockets>) -> Result<
                 host_name: None,
                 name_servers: network.dns_servers.iter().map(|&address| (address, 53).into()).collect(),
             };
-            let net = user::UserNet::new(&options, waker, Arc::clone(outside))
+            let net = user::UserNet::new(&options, waker, outside.clone())
                 .map_err(|source| AssemblyError::Nic { id: spec.id.clone(), source })?;
             Ok(Box::new(net))
         }

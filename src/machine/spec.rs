@@ -12,7 +12,7 @@
 //! stream ends: a killed supervisor leaves no engine behind.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -309,6 +309,12 @@ pub enum EngineEvent {
     NotSuspended {
         /// Why, in the words a user reads.
         message: String,
+    },
+    /// For the first time of this boot, the guest has accepted a TCP connection that came by this forward. The forward
+    /// itself accepts as soon as the engine runs.
+    ForwardOpen {
+        /// Where the forward listens on the host.
+        address: SocketAddr,
     },
     /// The answer to [`EngineCommand::Stats`].
     Stats {

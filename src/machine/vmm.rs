@@ -14,6 +14,7 @@ use super::assembly::{self, Machine};
 use super::loader::grub::{GrubError, Halt};
 use super::sandbox::{self, Confinement};
 use super::spec::{BackendChoice, EngineCommand, EngineEvent, MAX_CONTROL_LINE, SPEC_VERSION, VmmSpec};
+use crate::devices::net::user::Outside;
 use crate::devices::net::user::sockets::Sockets;
 use crate::hypervisor::backend::{Attention, Backend, MachineExit};
 use crate::hypervisor::soft::run::{SoftBackend, SoftOptions};
@@ -115,7 +116,9 @@ fn boot(
         BackendChoice::Kvm => return Err(StartError::NoBackend("kvm")),
         BackendChoice::Vmm => return Err(StartError::NoBackend("vmm")),
     }
-    let mut machine = assembly::assemble(spec, console, outside)?;
+    let opened = reporter.clone();
+    let on_open = Arc::new(move |address| opened.send(&EngineEvent::ForwardOpen { address }));
+    let mut machine = assembly::assemble(spec, console, &Outside { sockets: Arc::clone(outside), on_open })?;
     listen(control, &machine, reporter)?;
     if let Confinement::Missing(why) = sandbox::enter().map_err(StartError::Sandbox)? {
         // Standard error is the supervisor's log of this engine.

@@ -184,6 +184,7 @@ struct Supervisor {
     boot: u64,
     running_since: Option<Instant>,
     probing: Option<ready::Probing>,
+    forwards_open: ready::ForwardsOpen,
     probes_passed: usize,
     not_ready_at: Option<Instant>,
     ready: bool,
@@ -257,6 +258,7 @@ impl Supervisor {
             boot: 0,
             running_since: None,
             probing: None,
+            forwards_open: ready::ForwardsOpen::default(),
             probes_passed: 0,
             not_ready_at: None,
             ready: false,
@@ -389,6 +391,7 @@ impl Supervisor {
         self.last_words.clear();
         (self.engine_error, self.debug_exit, self.engine_ended) = (None, None, false);
         (self.running_since, self.ready, self.probes_passed, self.not_ready_at) = (None, false, 0, None);
+        self.forwards_open = ready::ForwardsOpen::of(&self.config);
         let maker = self.maker.as_ref().expect("chosen when the boot began");
         let spawned = seed::ensure(&self.guest, &self.config, &self.state)
             .and_then(|()| ensure_disks(&self.guest, &self.config))
@@ -426,6 +429,7 @@ impl Supervisor {
                 }
                 self.save_run();
             }
+            EngineEvent::ForwardOpen { address } => self.forwards_open.add(address.port()),
             EngineEvent::Stats { counters } => {
                 self.answer_all(|purpose| purpose == Purpose::Stats, &Reply::Stats { counters });
             }
@@ -449,8 +453,8 @@ impl Supervisor {
         self.submit_hooks(HookEvent::PostStart, "");
         self.not_ready_at = Some(Instant::now() + self.config.ready.timeout);
         let (post, boot) = (self.post(), self.boot);
-        self.probing =
-            ready::start(self.guest.name(), &self.config.ready.probes, move |count| post.send(Message::Probed(boot, count)));
+        let passed = move |count| post.send(Message::Probed(boot, count));
+        self.probing = ready::start(self.guest.name(), &self.config.ready.probes, &self.forwards_open, passed);
         self.check_ready();
     }
 

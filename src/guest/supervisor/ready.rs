@@ -1,13 +1,14 @@
 //! Readiness: the probes that need the host (TCP connections, commands), on a thread of their own, once a boot.
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::config::ReadyProbe;
+use crate::config::{EngineKind, ForwardProto, GuestConfig, NicBackend, ReadyProbe};
 
 use super::hooks::run_limited;
 
@@ -15,9 +16,33 @@ use super::hooks::run_limited;
 const PAUSE: Duration = Duration::from_millis(250);
 /// How long one attempt may take.
 const ATTEMPT: Duration = Duration::from_secs(5);
-/// A connection that stays open for so long without a byte counts as accepted by the guest: the listener of a forward
-/// accepts before the guest does, and closes when the guest refuses.
+/// A connection that stays open for so long without a byte counts as accepted by the guest: the listener of a forward of
+/// bhyve's accepts before the guest does, and closes when the guest refuses.
 const SETTLED: Duration = Duration::from_secs(2);
+
+/// The TCP forwards of the embedded engine's user-mode network, by their ports on the host, and which of them the guest
+/// has accepted a connection of in this boot. They accept by themselves, for a guest that does not answer yet too.
+#[derive(Clone, Default)]
+pub struct ForwardsOpen(Arc<Mutex<BTreeMap<u16, bool>>>);
+
+impl ForwardsOpen {
+    /// Of a guest that begins to boot: none is open.
+    pub fn of(config: &GuestConfig) -> ForwardsOpen {
+        let nics = config.nics.iter().filter(|nic| config.engine == EngineKind::Embedded && nic.backend == NicBackend::User);
+        let forwards = nics.flat_map(|nic| &nic.forwards).filter(|forward| forward.proto == ForwardProto::Tcp);
+        ForwardsOpen(Arc::new(Mutex::new(forwards.map(|forward| (forward.host().port(), false)).collect())))
+    }
+
+    /// The engine said so.
+    pub fn add(&self, port: u16) {
+        self.0.lock().expect("no panic happens under this lock").insert(port, true);
+    }
+
+    /// Whether the guest has accepted; `None` if this port is no forward of the embedded engine's.
+    fn is_open(&self, port: u16) -> Option<bool> {
+        self.0.lock().expect("no panic happens under this lock").get(&port).copied()
+    }
+}
 
 /// A probe for people.
 pub fn words(probe: &ReadyProbe) -> String {
@@ -40,17 +65,22 @@ impl Drop for Probing {
 }
 
 /// Tries every probe that is not the console's, in order, until it passes; `passed` is called with how many have.
-pub fn start(guest: &str, probes: &[ReadyProbe], passed: impl Fn(usize) + Send + 'static) -> Option<Probing> {
+pub fn start(
+    guest: &str,
+    probes: &[ReadyProbe],
+    forwards: &ForwardsOpen,
+    passed: impl Fn(usize) + Send + 'static,
+) -> Option<Probing> {
     let probes: Vec<ReadyProbe> = probes.iter().filter(|probe| !matches!(probe, ReadyProbe::Console(_))).cloned().collect();
     if probes.is_empty() {
         return None;
     }
     let cancelled = Arc::new(AtomicBool::new(false));
     let stop = Arc::clone(&cancelled);
-    let guest = guest.to_owned();
+    let (guest, forwards) = (guest.to_owned(), forwards.clone());
     std::thread::spawn(move || {
         for (count, probe) in probes.iter().enumerate() {
-            while !attempt(&guest, probe) {
+            while !attempt(&guest, probe, &forwards) {
                 if stop.load(Ordering::Acquire) {
                     return;
                 }
@@ -65,9 +95,9 @@ pub fn start(guest: &str, probes: &[ReadyProbe], passed: impl Fn(usize) + Send +
     Some(Probing { cancelled })
 }
 
-fn attempt(guest: &str, probe: &ReadyProbe) -> bool {
+fn attempt(guest: &str, probe: &ReadyProbe, forwards: &ForwardsOpen) -> bool {
     match probe {
-        ReadyProbe::Tcp(address) => accepts(*address),
+        ReadyProbe::Tcp(address) => accepts(*address, forwards),
         ReadyProbe::Console(_) => true,
         ReadyProbe::Exec(words) => {
             let Some((program, arguments)) = words.split_first() else { return true };
@@ -79,11 +109,15 @@ fn attempt(guest: &str, probe: &ReadyProbe) -> bool {
 }
 
 /// Whether something that is not just a forward's listener takes the connection.
-fn accepts(address: SocketAddr) -> bool {
+fn accepts(address: SocketAddr, forwards: &ForwardsOpen) -> bool {
     let Ok(mut stream) = TcpStream::connect_timeout(&address, ATTEMPT) else { return false };
     let connected = Instant::now();
     let mut byte = [0u8; 1];
-    while connected.elapsed() < SETTLED {
+    let by_forward = forwards.is_open(address.port()).is_some();
+    while connected.elapsed() < if by_forward { ATTEMPT } else { SETTLED } {
+        if forwards.is_open(address.port()) == Some(true) {
+            return true;
+        }
         if stream.set_read_timeout(Some(Duration::from_millis(200))).is_err() {
             return false;
         }
@@ -93,7 +127,7 @@ fn accepts(address: SocketAddr) -> bool {
             Err(_) => return false,
         }
     }
-    true
+    !by_forward
 }
 
 #[cfg(test)]
@@ -111,10 +145,26 @@ mod tests {
             drop(listener.accept().expect("accepts"));
             listener.accept().expect("accepts").0.write_all(b"SSH-2.0").expect("writes");
         });
-        assert!(!accepts(address));
-        assert!(accepts(address));
+        let none = ForwardsOpen::default();
+        assert!(!accepts(address, &none));
+        assert!(accepts(address, &none));
         thread.join().expect("no panic");
-        assert!(!accepts(address));
+        assert!(!accepts(address, &none));
+    }
+
+    #[test]
+    fn a_forward_that_accepts_for_a_silent_guest_is_not_ready_until_the_guest_accepts() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("binds");
+        let address = listener.local_addr().expect("has an address");
+        let forwards = ForwardsOpen(Arc::new(Mutex::new(BTreeMap::from([(address.port(), false)]))));
+        assert!(!accepts(address, &forwards));
+        let later = forwards.clone();
+        let thread = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(300));
+            later.add(address.port());
+        });
+        assert!(accepts(address, &forwards));
+        thread.join().expect("no panic");
     }
 
     #[test]
@@ -123,7 +173,8 @@ mod tests {
         let flag = dir.path().join("flag");
         let probe = ReadyProbe::Exec(vec!["/usr/bin/test".into(), "-e".into(), flag.display().to_string()]);
         let (sender, passed) = mpsc::channel();
-        let _probing = start("g", &[probe], move |count| sender.send(count).expect("received below")).expect("a thread");
+        let _probing = start("g", &[probe], &ForwardsOpen::default(), move |count| sender.send(count).expect("received below"))
+            .expect("a thread");
         assert!(passed.recv_timeout(Duration::from_millis(300)).is_err());
         std::fs::write(&flag, "").expect("writes");
         assert_eq!(passed.recv_timeout(Duration::from_secs(10)), Ok(1));

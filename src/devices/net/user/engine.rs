@@ -15,7 +15,7 @@ use super::packet::{self, Content, Mac, Route};
 use super::sockets::{Sockets, name_servers_of};
 use super::tcp::{self, Flow, Tcp};
 use super::udp::{self, Udp};
-use super::{DNS, GATEWAY, GATEWAY_MAC, GUEST, MASK, QUEUE_FRAMES, Shared, UserNetConfig};
+use super::{DNS, GATEWAY, GATEWAY_MAC, GUEST, MASK, Outside, QUEUE_FRAMES, Shared, UserNetConfig};
 
 const DNS_PORT: u16 = 53;
 /// How long to wait before looking again while the guest takes nothing.
@@ -50,14 +50,14 @@ impl Engine {
         heard: UnixStream,
         config: &UserNetConfig,
         (tcp, udp): (Vec<tcp::Listener>, Vec<udp::Listener>),
-        outside: Arc<dyn Sockets>,
+        Outside { sockets: outside, on_open }: Outside,
     ) -> Engine {
         let now = Instant::now();
         let lease = Lease { guest: GUEST, gateway: GATEWAY, dns: DNS, mask: MASK, host_name: config.host_name.clone() };
         let mut engine = Engine {
             shared,
             heard,
-            tcp: Tcp::new((GATEWAY, GUEST), GATEWAY_MAC, tcp, Arc::clone(&outside), now),
+            tcp: Tcp::new((GATEWAY, GUEST), GATEWAY_MAC, (tcp, on_open), Arc::clone(&outside), now),
             udp: Udp::new(GATEWAY, GUEST, udp, Arc::clone(&outside)),
             outside,
             lease,

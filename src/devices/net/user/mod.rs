@@ -86,6 +86,19 @@ pub struct UserNetConfig {
     pub name_servers: Vec<SocketAddr>,
 }
 
+/// Hears, once for every forward, that the guest has accepted a connection that came by it; told the forward's address.
+/// The forward itself accepts whether or not anybody in the guest does.
+pub type ForwardOpened = Arc<dyn Fn(SocketAddr) + Send + Sync>;
+
+/// What a network has outside of itself.
+#[derive(Clone)]
+pub struct Outside {
+    /// Makes its sockets.
+    pub sockets: Arc<dyn sockets::Sockets>,
+    /// Is called on the network's thread.
+    pub on_open: ForwardOpened,
+}
+
 /// A network that cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum UserNetError {
@@ -141,9 +154,8 @@ fn listen_error(address: SocketAddr, source: std::io::Error) -> UserNetError {
 }
 
 impl UserNet {
-    /// Starts a network; its device is woken through `waker`, and `outside` makes its sockets. A forward that cannot
-    /// listen fails it all.
-    pub fn new(config: &UserNetConfig, waker: Waker, outside: Arc<dyn sockets::Sockets>) -> Result<UserNet, UserNetError> {
+    /// Starts a network; its device is woken through `waker`. A forward that cannot listen fails it all.
+    pub fn new(config: &UserNetConfig, waker: Waker, outside: Outside) -> Result<UserNet, UserNetError> {
         let (mut tcp, mut udp, mut forwards) = (vec![], vec![], vec![]);
         for forward in &config.forwards {
             let failed = |error| listen_error(forward.host, error);
@@ -153,14 +165,14 @@ impl UserNet {
                     let socket = TcpListener::bind(forward.host).map_err(failed)?;
                     socket.set_nonblocking(true).map_err(failed)?;
                     let host = socket.local_addr().map_err(failed)?;
-                    tcp.push(tcp::Listener { socket, guest_port });
+                    tcp.push(tcp::Listener { socket, host, guest_port });
                     host
                 }
                 Protocol::Udp => {
                     let socket = UdpSocket::bind(forward.host).map_err(failed)?;
                     socket.set_nonblocking(true).map_err(failed)?;
                     let host = socket.local_addr().map_err(failed)?;
-                    let number = outside.adopt(&socket).map_err(UserNetError::Start)?;
+                    let number = outside.sockets.adopt(&socket).map_err(UserNetError::Start)?;
                     udp.push(udp::Listener { socket, guest_port, number });
                     host
                 }

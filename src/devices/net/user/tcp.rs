@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
 
+use super::ForwardOpened;
 use super::packet::Mac;
 use super::sockets::Sockets;
 
@@ -116,12 +117,16 @@ struct Connection {
     /// Its turn ended before its data.
     more: bool,
     last_active: Instant,
+    /// The forward that it came by, until the guest has answered.
+    unanswered: Option<usize>,
 }
 
 /// A forward's listening socket and the guest's port.
 pub struct Listener {
     /// Listens on the host.
     pub socket: TcpListener,
+    /// Where it listens.
+    pub host: SocketAddr,
     /// Where connections go.
     pub guest_port: u16,
 }
@@ -146,6 +151,9 @@ pub struct Tcp {
     connecting: HashMap<Flow, Connecting>,
     connections: HashMap<Flow, Connection>,
     listeners: Vec<Listener>,
+    /// Which forwards the guest has accepted a connection of.
+    opened: Vec<bool>,
+    on_open: ForwardOpened,
     outside: Arc<dyn Sockets>,
     gateway: Ipv4Addr,
     guest: Ipv4Addr,
@@ -158,7 +166,7 @@ impl Tcp {
     pub fn new(
         (gateway, guest): (Ipv4Addr, Ipv4Addr),
         mac: Mac,
-        listeners: Vec<Listener>,
+        (listeners, on_open): (Vec<Listener>, ForwardOpened),
         outside: Arc<dyn Sockets>,
         now: Instant,
     ) -> Tcp {
@@ -177,7 +185,9 @@ impl Tcp {
             wire,
             connecting: HashMap::new(),
             connections: HashMap::new(),
+            opened: vec![false; listeners.len()],
             listeners,
+            on_open,
             outside,
             gateway,
             guest,
@@ -244,7 +254,7 @@ impl Tcp {
         socket
     }
 
-    fn insert(&mut self, flow: Flow, stream: TcpStream, socket: Socket<'static>, now: Instant) {
+    fn insert(&mut self, flow: Flow, stream: TcpStream, socket: Socket<'static>, unanswered: Option<usize>, now: Instant) {
         let handle = self.sockets.add(socket);
         let connection = Connection {
             stream,
@@ -255,6 +265,7 @@ impl Tcp {
             guest_ended: false,
             more: false,
             last_active: now,
+            unanswered,
         };
         self.connections.insert(flow, connection);
     }
@@ -267,7 +278,7 @@ impl Tcp {
         let endpoint = IpListenEndpoint { addr: Some(IpAddress::Ipv4(*flow.remote.ip())), port: flow.remote.port() };
         if answered && socket.listen(endpoint).is_ok() {
             let _ = stream.set_nodelay(true);
-            self.insert(flow, stream, socket, now);
+            self.insert(flow, stream, socket, None, now);
         }
         self.feed(syn, now);
         // One that listens on would take the SYN of another connection to the same place.
@@ -299,7 +310,7 @@ impl Tcp {
             let to = (IpAddress::Ipv4(*flow.guest.ip()), flow.guest.port());
             let from = (IpAddress::Ipv4(*flow.remote.ip()), flow.remote.port());
             if socket.connect(self.interface.context(), to, from).is_ok() {
-                self.insert(flow, stream, socket, now);
+                self.insert(flow, stream, socket, Some(index), now);
             }
         }
     }
@@ -337,6 +348,12 @@ impl Tcp {
         self.interface.poll(stack_now, &mut self.wire, &mut self.sockets);
         for connection in self.connections.values_mut() {
             connection.splice(self.sockets.get_mut(connection.handle), now);
+            let answered = self.sockets.get::<Socket>(connection.handle).timeout().is_none();
+            if let Some(index) = connection.unanswered.take_if(|_| answered)
+                && !std::mem::replace(&mut self.opened[index], true)
+            {
+                (self.on_open)(self.listeners[index].host);
+            }
         }
         self.interface.poll(stack_now, &mut self.wire, &mut self.sockets);
         let sockets = &mut self.sockets;

@@ -25,6 +25,8 @@ struct Guest {
     wire: Wire,
     /// Frames seen, for those tests that speak without a stack.
     seen: Vec<Vec<u8>>,
+    /// Forwards that the guest has accepted a connection of.
+    opened: Arc<Mutex<Vec<SocketAddr>>>,
     started: Instant,
 }
 
@@ -35,16 +37,23 @@ fn remote() -> Arc<dyn Sockets> {
     Arc::new(RemoteSockets::new(ours))
 }
 
+/// With sockets of a connector; what is opened is pushed to `opened`.
+fn outside(opened: &Arc<Mutex<Vec<SocketAddr>>>) -> Outside {
+    let opened = Arc::clone(opened);
+    Outside { sockets: remote(), on_open: Arc::new(move |address| opened.lock().unwrap().push(address)) }
+}
+
 fn guest(config: &UserNetConfig) -> Guest {
     let attention = Attention::new(1);
-    let net = UserNet::new(config, Waker::new(attention.clone()), remote()).unwrap();
+    let opened = Arc::default();
+    let net = UserNet::new(config, Waker::new(attention.clone()), outside(&opened)).unwrap();
     let mut wire = Wire { from_guest: VecDeque::new(), to_guest: vec![], room: 4096 };
     let mut interface =
         Interface::new(Config::new(HardwareAddress::Ethernet(EthernetAddress(MAC))), &mut wire, StackInstant::ZERO);
     interface.update_ip_addrs(|addresses| addresses.push(IpCidr::new(IpAddress::Ipv4(GUEST), 24)).unwrap());
     interface.routes_mut().add_default_ipv4_route(GATEWAY).unwrap();
     let sockets = SocketSet::new(vec![]);
-    Guest { net, attention, interface, sockets, wire, seen: vec![], started: Instant::now() }
+    Guest { net, attention, interface, sockets, wire, seen: vec![], opened, started: Instant::now() }
 }
 
 impl Guest {
@@ -255,6 +264,31 @@ fn a_forward_reaches_the_guest_s_server() {
     guest.socket(handle).close();
     guest.until("the client's end", |_| client.is_finished().then_some(()));
     assert_eq!(client.join().unwrap(), "hello host");
+    assert_eq!(*guest.opened.lock().unwrap(), [host]);
+}
+
+#[test]
+fn a_forward_is_open_once_the_guest_accepts_and_not_when_the_forward_does() {
+    let forwards = vec![Forward { protocol: Protocol::Tcp, host: loopback(0), guest_port: 22 }];
+    let mut guest = guest(&UserNetConfig { forwards, ..UserNetConfig::default() });
+    let host = guest.net.forwards()[0].host;
+    // Nobody listens in the guest: it refuses, and the connection ends.
+    let mut refused = TcpStream::connect(host).unwrap();
+    refused.set_nonblocking(true).unwrap();
+    guest.until("the end of a refused connection", |_| match refused.read(&mut [0]) {
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => None,
+        _ => Some(()),
+    });
+    assert!(guest.opened.lock().unwrap().is_empty());
+    for _ in 0..2 {
+        let mut socket = Socket::new(SocketBuffer::new(vec![0; 4096]), SocketBuffer::new(vec![0; 4096]));
+        socket.listen(22).unwrap();
+        let handle = guest.sockets.add(socket);
+        let _stream = TcpStream::connect(host).unwrap();
+        guest.until("the connection", |guest| (guest.socket(handle).state() == State::Established).then_some(()));
+        guest.until("the news", |guest| (!guest.opened.lock().unwrap().is_empty()).then_some(()));
+    }
+    assert_eq!(*guest.opened.lock().unwrap(), [host]);
 }
 
 #[test]
@@ -280,7 +314,11 @@ fn a_port_that_is_taken_is_an_error_that_names_it() {
     let taken = TcpListener::bind(loopback(0)).unwrap();
     let host = taken.local_addr().unwrap();
     let forwards = vec![Forward { protocol: Protocol::Tcp, host, guest_port: 22 }];
-    let result = UserNet::new(&UserNetConfig { forwards, ..UserNetConfig::default() }, Waker::new(Attention::new(1)), remote());
+    let result = UserNet::new(
+        &UserNetConfig { forwards, ..UserNetConfig::default() },
+        Waker::new(Attention::new(1)),
+        outside(&Arc::default()),
+    );
     let error = result.err().expect("the port is taken");
     assert_eq!(error.to_string(), format!("port already taken: `{host}` is in use by another program"));
 }
