@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use dialoguer::{Confirm, Input};
 
 use super::plan::{Reboot, What, refusals, show};
+use super::progress::Shown;
 use super::render::FleetFile;
 use super::selection::Place;
 use super::{App, ExitStatus, Failure, Outcome};
@@ -94,8 +95,12 @@ impl Args {
 
     fn carry_out(&self, app: &App, lock: &FleetLock, fleet: &Fleet, plan: &Plan, place: &Place) -> Outcome {
         let worst = Mutex::new(ExitStatus::Done);
-        let manner =
-            Manner { parallel: usize::from(self.parallel), prune: self.what.prune, reboot: self.reboot == Reboot::WhenNeeded };
+        let manner = Manner {
+            parallel: usize::from(self.parallel),
+            prune: self.what.prune,
+            reboot: self.reboot == Reboot::WhenNeeded,
+            progress: &Shown::new(&app.ui),
+        };
         apply::apply(lock, fleet, plan, &place.store, place.around(), manner, |outcome| {
             let words = match outcome.action {
                 Action::Create => "is made",

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::progress::{Shown, watch_signals};
 use super::{App, ExitStatus, Outcome};
 use crate::guest::change::{self, Class};
 use crate::units::ByteSize;
@@ -87,7 +88,8 @@ impl Args {
                 keys.extend(backend.map(|backend| ("backend", change::text(&backend))));
                 keys.extend(device.map(|device| ("device", change::text(&device))));
                 keys.extend(ro.then(|| ("ro", "true".to_owned())));
-                let when = change::add(&guest, Class::Disk, &disk, &keys, around)?;
+                watch_signals();
+                let when = change::add_disk(&guest, &disk, &keys, around, &Shown::new(&app.ui))?;
                 app.ui.done(format!("{}: disk {disk} is added{}", guest.name(), when.words()));
             }
             Action::Remove { guest, disk, purge, yes: _ } => {

@@ -8,9 +8,9 @@ use serde::Serialize;
 
 use super::progress::{Shown, size_words, watch_signals};
 use super::{App, Column, ExitStatus, Failure, Outcome};
-use crate::config::HostConfig;
 use crate::fetch::image::Format;
-use crate::fetch::{CatalogueSource, Digest, Fetcher, Kind, Obtained, Progress, Request};
+use crate::fetch::{Digest, Fetcher, Kind, Obtained, Request};
+use crate::guest::images::Images;
 
 /// Fetch images, installation media or firmware into the cache
 ///
@@ -120,7 +120,7 @@ impl Args {
         watch_signals();
         let shown = Shown::new(&app.ui);
         let host = app.host()?;
-        let fetcher = fetcher(&host, &shown)?;
+        let fetcher = Images { host: &host, progress: &shown }.fetcher()?;
         let requests: Vec<Request> = self
             .what
             .iter()
@@ -147,12 +147,6 @@ impl Args {
         }
         Ok(worst)
     }
-}
-
-/// Fetches with the host file's cache and catalogues.
-pub fn fetcher<'a>(host: &HostConfig, progress: &'a dyn Progress) -> Result<Fetcher<'a>, Failure> {
-    let sources = host.catalogues.iter().map(|source| CatalogueSource { id: source.id.clone(), at: source.url.clone() });
-    Ok(Fetcher::open(&host.cache_dir, sources.collect(), progress)?)
 }
 
 /// Obtains each, `at_once` at a time; the outcomes in the order of the requests.

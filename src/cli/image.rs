@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::fetch::{FormatArg, fetcher};
+use super::fetch::FormatArg;
 use super::progress::{Shown, size_words, watch_signals};
 use super::{App, Column, ExitStatus, Failure, Outcome};
 use crate::fetch::cache::Finding;
@@ -13,6 +13,7 @@ use crate::fetch::catalogue::Source;
 use crate::fetch::image::Format;
 use crate::fetch::progress::Job;
 use crate::fetch::{Cache, Catalogue, Digest, Entry, Facts, Kind, Request, Stored};
+use crate::guest::images::Images;
 use crate::units::parse_duration;
 
 /// Disk images and firmware in the cache
@@ -197,7 +198,7 @@ pub fn list(app: &App, kinds: &[Kind], all: bool) -> Outcome {
     if all {
         watch_signals();
         let shown = Shown::new(&app.ui);
-        let fetcher = fetcher(&host, &shown)?;
+        let fetcher = Images { host: &host, progress: &shown }.fetcher()?;
         for entry in fetcher.catalogue()?.entries() {
             rows.insert((entry.kind, entry.name.clone()), Row::offered(entry));
         }
@@ -229,7 +230,8 @@ pub fn remove(app: &App, kinds: &[Kind], names: &[String]) -> Outcome {
 pub fn import(app: &App, request: &Request) -> Outcome {
     watch_signals();
     let shown = Shown::new(&app.ui);
-    let obtained = fetcher(&app.host()?, &shown)?.import(request)?;
+    let host = app.host()?;
+    let obtained = Images { host: &host, progress: &shown }.fetcher()?.import(request)?;
     drop(shown);
     app.ui.done(format!("{} `{}` is there, {}", obtained.kind.name(), obtained.name, size_words(obtained.size_bytes)));
     Ok(ExitStatus::Done)
@@ -313,7 +315,7 @@ impl Show {
     fn run(self, app: &App) -> Outcome {
         let shown = Shown::new(&app.ui);
         let host = app.host()?;
-        let fetcher = fetcher(&host, &shown)?;
+        let fetcher = Images { host: &host, progress: &shown }.fetcher()?;
         let known = Known::find(fetcher.cache(), fetcher.catalogue()?, &self.name)?;
         app.ui.record("image", 1, &known, &known.name, &known.text())?;
         Ok(ExitStatus::Done)

@@ -48,7 +48,7 @@ fn by_image(app: &App, place: &Place, what: &What, how: &How) -> Outcome {
     watch_signals();
     let progress = Shown::new(&app.ui);
     let images = Images { host: &place.host, progress: &progress };
-    let fetcher = super::fetch::fetcher(&place.host, &progress)?;
+    let fetcher = images.fetcher()?;
     let known = fetcher.cache().find(Kind::Image, image)?.is_some()
         || fetcher.catalogue()?.find(Kind::Image, image).is_ok()
         || image.contains('/');

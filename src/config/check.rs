@@ -538,7 +538,7 @@ fn ready(view: &View<'_>, nics: &[NicConfig], problems: &mut Problems) -> ReadyC
         let forward = forwards().find(|forward| forward.guest_port == port && forward.proto == ForwardProto::Tcp);
         match (address, forward) {
             (Some(address), _) => probes.push(ReadyProbe::Tcp(SocketAddr::new(address, port))),
-            (None, Some(forward)) => probes.push(ReadyProbe::Tcp(reachable(forward.host()))),
+            (None, Some(forward)) => probes.push(ReadyProbe::Tcp(forward.reachable())),
             (None, None) => {
                 let message = format!("`ready.tcp` is {port}, and no forward leads to port {port} of the guest");
                 let hint = format!(
@@ -561,15 +561,6 @@ fn ready(view: &View<'_>, nics: &[NicConfig], problems: &mut Problems) -> ReadyC
         probes.push(ReadyProbe::Exec(command(view, "exec", problems)));
     }
     ReadyConfig { probes, timeout: view.duration("timeout") }
-}
-
-/// Where a listener on `address` is reached from the host itself.
-fn reachable(address: SocketAddr) -> SocketAddr {
-    match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => SocketAddr::from((Ipv4Addr::LOCALHOST, address.port())),
-        IpAddr::V6(ip) if ip.is_unspecified() => SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, address.port())),
-        _ => address,
-    }
 }
 
 /// Words of a command line: no NUL, none empty.

@@ -2,7 +2,7 @@
 //! code that runs guests never meets an impossible value. Holds what an engine of this build acts on; a key that the
 //! guest's engine does not act on is in the key table and is refused there, and its field here is empty.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -367,6 +367,16 @@ impl Forward {
     /// Where the host listens.
     pub fn host(&self) -> SocketAddr {
         SocketAddr::new(self.host_addr, self.host_port)
+    }
+
+    /// Where that is reached from the host itself.
+    pub fn reachable(&self) -> SocketAddr {
+        let loopback = match self.host_addr {
+            IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+            other => other,
+        };
+        SocketAddr::new(loopback, self.host_port)
     }
 }
 

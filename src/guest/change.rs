@@ -5,11 +5,13 @@
 use std::path::Path;
 
 use crate::config::{DiskBackend, GuestConfig};
+use crate::fetch::Progress;
 use crate::units::ByteSize;
 
 use super::create::Edit;
 use super::definition::{Definition, Surroundings};
 use super::error::{GuestError, Result};
+use super::images::Images;
 use super::launcher::supervisor_of;
 use super::provision::{self, disk_path};
 use super::store::GuestDir;
@@ -55,28 +57,45 @@ impl Class {
             Class::Nic => "interface",
         }
     }
-    fn has(self, config: &GuestConfig, id: &str) -> bool {
+    fn ids(self, config: &GuestConfig) -> Vec<&str> {
         match self {
-            Class::Disk => config.disks.iter().any(|disk| disk.id == id),
-            Class::Nic => config.nics.iter().any(|nic| nic.id == id),
+            Class::Disk => config.disks.iter().map(|disk| disk.id.as_str()).collect(),
+            Class::Nic => config.nics.iter().map(|nic| nic.id.as_str()).collect(),
         }
     }
-    fn ids(self, config: &GuestConfig) -> String {
-        let ids: Vec<String> = match self {
-            Class::Disk => config.disks.iter().map(|disk| format!("`{}`", disk.id)).collect(),
-            Class::Nic => config.nics.iter().map(|nic| format!("`{}`", nic.id)).collect(),
-        };
-        if ids.is_empty() { "none".into() } else { ids.join(", ") }
+    fn has(self, config: &GuestConfig, id: &str) -> bool {
+        self.ids(config).contains(&id)
     }
 }
 
 /// Adds an entry with these keys, `(key, TOML value)`.
 pub fn add(guest: &GuestDir, class: Class, id: &str, keys: &[(&str, String)], around: Surroundings<'_>) -> Result<When> {
-    let config = Definition::load(guest, around)?.config;
-    if class.has(&config, id) {
-        return Err(GuestError::user(format!("`{}` has a {} `{id}` already", guest.name(), class.word())));
-    }
+    unknown(guest, class, id, around)?;
     put(guest, class, id, keys, &[], around)
+}
+
+/// Adds a disk with these keys. It is made at once, from its image or empty, before the guest file says it: a guest that
+/// runs has it at its next boot, and if it cannot be made, nothing has changed.
+pub fn add_disk(
+    guest: &GuestDir,
+    id: &str,
+    keys: &[(&str, String)],
+    around: Surroundings<'_>,
+    progress: &dyn Progress,
+) -> Result<When> {
+    unknown(guest, Class::Disk, id, around)?;
+    let edit = Edit::begin(guest)?;
+    edit.apply(&sets(Class::Disk, id, keys), &[])?;
+    let mut config = edited(guest, &edit, around)?;
+    config.disks.retain(|disk| disk.id == id);
+    let made = Images { host: around.host, progress }.make_all_disks(guest, &config)?;
+    match edit.save(around) {
+        Ok(_) => Ok(when(guest)),
+        Err(error) => {
+            made.undo();
+            Err(error)
+        }
+    }
 }
 
 /// Adds an entry, or replaces one, with these keys.
@@ -94,9 +113,7 @@ pub fn remove(guest: &GuestDir, class: Class, id: &str, purge: bool, around: Sur
     let edit = Edit::begin(guest)?;
     edit.apply(&[], &[(class.table(), id)])?;
     // What a template brought is not in the file: it is dropped by name.
-    let text = std::fs::read_to_string(&edit.copy).map_err(|error| GuestError::io("read", &edit.copy, error))?;
-    let after = Definition::load_file(&guest.config_file(), guest.name(), Some(&text), &[], around)?;
-    if class.has(&after.config, id) {
+    if class.has(&edited(guest, &edit, around)?, id) {
         edit.apply(&[format!("{}.{id}.remove=true", class.table())], &[])?;
     }
     edit.save(around)?;
@@ -131,10 +148,30 @@ pub fn resize(guest: &GuestDir, id: &str, size: ByteSize, around: Surroundings<'
 fn known(guest: &GuestDir, class: Class, id: &str, around: Surroundings<'_>) -> Result<GuestConfig> {
     let config = Definition::load(guest, around)?.config;
     if !class.has(&config, id) {
-        return Err(GuestError::user(format!("`{}` has no {} `{id}`", guest.name(), class.word()))
-            .hint(format!("there are: {}", class.ids(&config))));
+        let ids: Vec<String> = class.ids(&config).iter().map(|id| format!("`{id}`")).collect();
+        let known = if ids.is_empty() { "none".into() } else { ids.join(", ") };
+        return Err(
+            GuestError::user(format!("`{}` has no {} `{id}`", guest.name(), class.word())).hint(format!("there are: {known}"))
+        );
     }
     Ok(config)
+}
+
+fn unknown(guest: &GuestDir, class: Class, id: &str, around: Surroundings<'_>) -> Result<()> {
+    match class.has(&Definition::load(guest, around)?.config, id) {
+        true => Err(GuestError::user(format!("`{}` has a {} `{id}` already", guest.name(), class.word()))),
+        false => Ok(()),
+    }
+}
+
+/// What a guest file would mean as it is edited now.
+fn edited(guest: &GuestDir, edit: &Edit, around: Surroundings<'_>) -> Result<GuestConfig> {
+    let text = std::fs::read_to_string(&edit.copy).map_err(|error| GuestError::io("read", &edit.copy, error))?;
+    Ok(Definition::load_file(&guest.config_file(), guest.name(), Some(&text), &[], around)?.config)
+}
+
+fn sets(class: Class, id: &str, keys: &[(&str, String)]) -> Vec<String> {
+    keys.iter().map(|(key, value)| format!("{}.{id}.{key}={value}", class.table())).collect()
 }
 
 fn put(
@@ -145,9 +182,8 @@ fn put(
     drops: &[(&str, &str)],
     around: Surroundings<'_>,
 ) -> Result<When> {
-    let sets: Vec<String> = keys.iter().map(|(key, value)| format!("{}.{id}.{key}={value}", class.table())).collect();
     let edit = Edit::begin(guest)?;
-    edit.apply(&sets, drops)?;
+    edit.apply(&sets(class, id, keys), drops)?;
     edit.save(around)?;
     Ok(when(guest))
 }

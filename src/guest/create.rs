@@ -17,7 +17,7 @@ use super::events::{self, EventKind};
 use super::images::Images;
 use super::lock::Role;
 use super::membership::Membership;
-use super::provision::{Copying, Made, copy_disks, ensure_disks, remove_volumes};
+use super::provision::{Copying, Made, copy_disks, remove_volumes};
 use super::seed;
 use super::state::GuestState;
 use super::store::{GuestDir, NewGuest, Store};
@@ -72,14 +72,7 @@ pub fn create(
         state.default_user.clone_from(user);
     }
     finish(new, state, EventKind::Created, origin, around, |guest, definition| {
-        let made = Images { host: around.host, progress }.make_disks(guest, &definition.config)?;
-        match ensure_disks(guest, &definition.config) {
-            Ok(more) => Ok(made.and(more)),
-            Err(error) => {
-                made.undo();
-                Err(error)
-            }
-        }
+        Images { host: around.host, progress }.make_all_disks(guest, &definition.config)
     })
 }
 

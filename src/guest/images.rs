@@ -14,7 +14,7 @@ use crate::units::ByteSize;
 
 use super::error::{GuestError, Result};
 use super::gpt;
-use super::provision::{Made, disk_path, make_empty};
+use super::provision::{Made, disk_path, ensure_disks, make_empty};
 use super::store::GuestDir;
 
 impl From<FetchError> for GuestError {
@@ -43,12 +43,16 @@ pub struct Images<'a> {
     pub progress: &'a dyn Progress,
 }
 
-impl Images<'_> {
+impl<'a> Images<'a> {
+    /// What fetches, with the host file's cache and catalogues.
+    pub fn fetcher(&self) -> Result<Fetcher<'a>> {
+        let sources = self.host.catalogues.iter().map(|it| CatalogueSource { id: it.id.clone(), at: it.url.clone() });
+        Ok(Fetcher::open(&self.host.cache_dir, sources.collect(), self.progress)?)
+    }
+
     /// An image of the catalogue, of a URL, or of the user's.
     pub fn obtain(&self, what: &str) -> Result<Obtained> {
-        let sources = self.host.catalogues.iter().map(|it| CatalogueSource { id: it.id.clone(), at: it.url.clone() });
-        let fetcher = Fetcher::open(&self.host.cache_dir, sources.collect(), self.progress)?;
-        Ok(fetcher.obtain(&Request::new(Kind::Image, what))?)
+        Ok(self.fetcher()?.obtain(&Request::new(Kind::Image, what))?)
     }
 
     /// Makes the disks of a guest that have a source and are not there. What was made before a failure is undone.
@@ -61,6 +65,18 @@ impl Images<'_> {
             }
         }
         Ok(made)
+    }
+
+    /// Makes every disk of a guest that is not there, from its source or empty, and grows those that are too small.
+    pub fn make_all_disks(&self, guest: &GuestDir, config: &GuestConfig) -> Result<Made> {
+        let made = self.make_disks(guest, config)?;
+        match ensure_disks(guest, config) {
+            Ok(more) => Ok(made.and(more)),
+            Err(error) => {
+                made.undo();
+                Err(error)
+            }
+        }
     }
 
     fn make_disk(&self, guest: &GuestDir, disk: &DiskConfig, made: &mut Made) -> Result<()> {
@@ -84,17 +100,36 @@ impl Images<'_> {
         if disk.backend == DiskBackend::Zvol {
             make_empty(guest, disk, path.clone(), ByteSize::from_bytes(size), made)?;
             write_volume(&image.path, &path).map_err(failed)?;
-        } else {
-            clone_or_copy(&image.path, &path).map_err(failed)?;
-            made.add_file(path.clone());
+            let target = File::options().read(true).write(true).open(&path).map_err(failed)?;
+            return gpt::move_end(&target, size).and_then(|_| target.sync_all()).map_err(failed);
         }
-        let target = File::options().read(true).write(true).open(&path).map_err(failed)?;
-        if disk.backend != DiskBackend::Zvol {
-            target.set_len(size).map_err(failed)?;
-        }
-        gpt::move_end(&target, size).map_err(failed)?;
-        target.sync_all().map_err(failed)
+        write_file(&image.path, &path, size).map_err(failed)?;
+        made.add_file(path);
+        Ok(())
     }
+}
+
+/// Makes a file of `size` bytes from an image. Until it is whole it has another name, so that one who is killed meanwhile
+/// leaves nothing that looks like a disk; the next one takes its place.
+fn write_file(image: &Path, path: &Path, size: u64) -> std::io::Result<()> {
+    let mut making = path.as_os_str().to_owned();
+    making.push(".making");
+    let making = Path::new(&making);
+    match std::fs::remove_file(making) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let written = clone_or_copy(image, making).and_then(|()| {
+        let target = File::options().read(true).write(true).open(making)?;
+        target.set_len(size)?;
+        gpt::move_end(&target, size)?;
+        target.sync_all()?;
+        std::fs::rename(making, path)
+    });
+    if written.is_err() {
+        let _ = std::fs::remove_file(making);
+    }
+    written
 }
 
 /// Writes an image into a new volume, which reads as zeros: blocks of zeros are left out.

@@ -1,6 +1,6 @@
 //! How ssh(1) reaches a guest: by a forward of the host, or at the guest's own address.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use crate::config::{ForwardProto, GuestConfig};
@@ -37,7 +37,7 @@ impl Reach {
             .find(|forward| forward.proto == ForwardProto::Tcp && forward.guest_port == SSH);
         let cloud_init = config.cloud_init.as_ref();
         let own = cloud_init.and_then(|told| told.addresses.first()).map(|address| SocketAddr::new(address.address, SSH));
-        let address = forward.map(|forward| reachable(forward.host())).or(own).ok_or_else(|| {
+        let address = forward.map(|forward| forward.reachable()).or(own).ok_or_else(|| {
             GuestError::user(format!("no way to port {SSH} of `{}` is known", guest.name()))
                 .hint("add a forward with `guest_port = 22` to a `user` interface, or `cloud-init.addresses`")
         })?;
@@ -101,13 +101,4 @@ pub fn identity_file(guest: &GuestDir) -> Option<PathBuf> {
 /// ssh_config(5) takes a value in double quotes; a path with one in it is not written at all by anybody sane.
 fn quoted(path: &Path) -> String {
     format!("\"{}\"", path.display())
-}
-
-/// Where a listener on `address` is reached from the host itself.
-fn reachable(address: SocketAddr) -> SocketAddr {
-    match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => SocketAddr::from((Ipv4Addr::LOCALHOST, address.port())),
-        IpAddr::V6(ip) if ip.is_unspecified() => SocketAddr::from((Ipv6Addr::LOCALHOST, address.port())),
-        _ => address,
-    }
 }

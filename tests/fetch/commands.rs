@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::server::{Content, Server, status};
-use crate::world::{World, noise, sha256};
+use crate::world::{World, noise, read, sha256};
 
 #[test]
 fn several_are_fetched_at_once_and_one_that_fails_does_not_stop_the_others() {
@@ -204,4 +204,33 @@ fn what_cannot_be_fetched_is_refused_with_the_next_step() {
         let (_, _, said) = world.run(&["fetch", "image", "freebsd-built"]);
         assert!(said.contains("is built on FreeBSD only"), "{said}");
     }
+}
+
+#[test]
+fn an_apply_shows_what_it_fetches_for_a_guest_that_it_makes() {
+    let (world, content) = (World::new(), Content::new(noise(1 << 20, 77)));
+    let digest = sha256(&content.bytes);
+    let server = Server::start(move |asked, wire| content.serve(asked, wire));
+    let catalogue =
+        format!("[[image]]\nname = 'base'\nurls = ['{}']\nsha256 = '{}'\nformat = 'raw'\n", server.url("/base"), digest.hex());
+    std::fs::write(world.path("ours.toml"), catalogue).unwrap();
+    let host = format!(
+        "cache_dir = '{}'\n[[catalogues]]\nid = 'ours'\nurl = '{}'\n",
+        world.cache().display(),
+        world.path("ours.toml").display()
+    );
+    std::fs::write(world.path("vmctl.toml"), host).unwrap();
+    std::fs::write(world.path("kernel"), "no kernel").unwrap();
+    let fleet = "name = 'f'\n[[guests]]\nname = 'g'\nkernel = { image = 'kernel' }\n\
+                 disks = [{ id = 'root', source = 'base', size = '2M' }]\n";
+    std::fs::write(world.path("fleet.toml"), fleet).unwrap();
+    let store = world.path("store").display().to_string();
+    let fleet = world.path("fleet.toml").display().to_string();
+    let (code, _, said) = world.run(&["--datastore", &store, "apply", &fleet, "--yes"]);
+    assert_eq!(code, 0, "{said}");
+    assert!(said.contains("base: downloading"), "{said}");
+    assert_eq!(read(&world.path("store/guests/g/disks/root.raw")).len(), 2 << 20);
+    // What is there is not fetched again.
+    let (code, _, said) = world.run(&["--datastore", &store, "apply", &fleet, "--yes"]);
+    assert_eq!((code, said.contains("base:")), (0, false), "{said}");
 }

@@ -52,8 +52,33 @@ fn a_disk_that_an_edit_brings_is_made_by_the_next_start() {
     let file = world.make("g", "", "");
     let text = std::fs::read_to_string(&file).expect("readable");
     std::fs::write(&file, text + "disks = [{ id = \"root\", source = \"./base.raw\" }]\n").expect("writes");
+    // As a start that was killed while it copied leaves it.
+    let half = world.guest("g").join("disks/root.raw.making");
+    std::fs::create_dir_all(half.parent().expect("a folder")).expect("made");
+    std::fs::write(&half, "half").expect("writes");
     world.vmctl(&["start", "g"]).ok();
+    assert!(!half.exists());
     assert_eq!(std::fs::metadata(world.guest("g").join("disks/root.raw")).expect("made").len(), 3 << 20);
+}
+
+#[test]
+fn a_disk_that_a_command_adds_is_made_from_its_image_at_once_or_nothing_changes() {
+    let world = World::new();
+    image(&world);
+    let file = world.make("g", "", "");
+    let before = std::fs::read_to_string(&file).expect("readable");
+    world.vmctl(&["disk", "add", "g", "bad", "--source", "./none.raw"]).says("none.raw");
+    world.vmctl(&["disk", "add", "g", "bad", "--source", "./base.raw", "--size", "2M"]).fails(1, "of 2MiB, and image");
+    assert_eq!(std::fs::read_to_string(&file).expect("readable"), before);
+    let disk = |name: &str| world.guest("g").join(format!("disks/{name}.raw"));
+    assert!(!disk("bad").exists());
+    world.vmctl(&["disk", "add", "g", "root", "--source", "./base.raw", "--size", "4M"]).ok();
+    let made = std::fs::read(disk("root")).expect("made at once");
+    assert!(made.len() == 4 << 20 && made[4096..].starts_with(b"what the image holds"));
+    world.vmctl(&["start", "g"]).ok();
+    world.vmctl(&["disk", "add", "g", "more", "--source", "./base.raw"]).ok().says("at its next boot");
+    assert_eq!(std::fs::metadata(disk("more")).expect("made at once").len(), 3 << 20);
+    world.vmctl(&["restart", "g"]).ok();
 }
 
 #[test]

@@ -14,6 +14,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use crate::config::Fleet;
+use crate::fetch::Progress;
 
 use super::definition::Surroundings;
 use super::error::{GuestError, Result};
@@ -85,14 +86,16 @@ pub struct Outcome {
 }
 
 /// How a plan is carried out.
-#[derive(Debug, Clone, Copy)]
-pub struct Manner {
+#[derive(Clone, Copy)]
+pub struct Manner<'a> {
     /// At most so many guests at once.
     pub parallel: usize,
     /// Data may be removed.
     pub prune: bool,
     /// Running guests whose next boot would be another are booted again.
     pub reboot: bool,
+    /// Hears of images that are fetched.
+    pub progress: &'a dyn Progress,
 }
 
 /// Carries out a plan, guest by guest, and tells `each` as they end. Goes on after one fails.
@@ -102,7 +105,7 @@ pub fn apply(
     plan: &Plan,
     store: &Store,
     around: Surroundings<'_>,
-    manner: Manner,
+    manner: Manner<'_>,
     each: impl Fn(Outcome) + Sync,
 ) -> Result<()> {
     for secret in fleet.secrets.iter().filter(|secret| plan.secrets.contains(&secret.id)) {

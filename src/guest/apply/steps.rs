@@ -4,16 +4,16 @@ use std::fs;
 use std::path::PathBuf;
 
 use crate::config::{Fleet, FleetGuest, GuestConfig};
-use crate::fetch::Silent;
 use crate::guest::control::Request;
 use crate::guest::create::{self, Origin};
 use crate::guest::definition::{Definition, Surroundings};
 use crate::guest::error::{GuestError, Result};
+use crate::guest::images::Images;
 use crate::guest::launcher;
 use crate::guest::lock::{GuestLock, Role};
 use crate::guest::membership::Membership;
 use crate::guest::plan::{Action, BEFORE, Class, GuestPlan, left_over};
-use crate::guest::provision::{disk_path, ensure_disks};
+use crate::guest::provision::disk_path;
 use crate::guest::store::{GuestDir, Store};
 use crate::host::files::{sync_directory, write_atomically};
 
@@ -26,7 +26,7 @@ pub struct Step<'a> {
     pub planned: &'a GuestPlan,
     pub store: &'a Store,
     pub around: Surroundings<'a>,
-    pub manner: Manner,
+    pub manner: Manner<'a>,
     pub journal: &'a Journal,
 }
 
@@ -58,7 +58,7 @@ impl Step<'_> {
         let name = self.planned.name.clone();
         self.journal.write(&Line::Create { guest: name.clone() })?;
         let origin = Origin::Fleet { text: wanted.text.clone(), fleet: self.fleet.name.clone(), file: self.fleet.file.clone() };
-        match create::create(self.store, &name, &origin, &[], self.around, &Silent) {
+        match create::create(self.store, &name, &origin, &[], self.around, self.manner.progress) {
             Ok(_) => Ok(()),
             Err(error) => {
                 // `create` leaves nothing behind by itself.
@@ -125,7 +125,8 @@ impl Step<'_> {
         let _ = sync_directory(&guest.disks_dir());
         let file = guest.file();
         write_atomically(&file, wanted.text.as_bytes(), 0o644).map_err(|error| GuestError::io("write", &file, error))?;
-        let made = ensure_disks(guest, &wanted.config)?;
+        let images = Images { host: self.around.host, progress: self.manner.progress };
+        let made = images.make_all_disks(guest, &wanted.config)?;
         let recorded = self.record(wanted, guest, stopped);
         if recorded.is_err() {
             made.undo();
