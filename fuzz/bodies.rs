@@ -47,6 +47,7 @@ pub const TARGETS: &[Target] = &[
     ("virtio_blk", virtio_blk),
     ("virtio_net", virtio_net),
     ("connector", connector::connector),
+    ("answers", connector::answers),
     ("virtio_rng", virtio_rng),
     ("virtio_console", virtio_console),
     ("pci", pci),

@@ -1,10 +1,12 @@
-//! What an engine that a guest has taken over may say to its connector: any bytes end it or are answered.
+//! What an engine that a guest has taken over may say to its connector, and what a guest may ask of the files that it is
+//! served: any bytes end it or are answered.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
+use vmctl::devices::net::user::answers::{Exchange, Files};
 use vmctl::devices::net::user::connector::{REPLY_BYTES, serve};
 use vmctl::devices::net::user::sockets::{EchoSocket, Sockets};
 
@@ -31,6 +33,23 @@ impl Sockets for Refusing {
     fn name_servers(&self) -> Option<Vec<SocketAddr>> {
         Some(vec![(Ipv4Addr::LOCALHOST, 53).into(); 40])
     }
+}
+
+/// What a guest may ask the server of answer files: the answer is one, and bounded.
+pub fn answers(data: &[u8]) {
+    let files = Arc::new(Files::new([("/preseed.cfg".to_owned(), vec![b'x'; 100])]));
+    let mut exchange = Exchange::new(files);
+    // In pieces whose sizes the input gives.
+    let mut rest = data;
+    while let Some((&size, more)) = rest.split_first() {
+        let (piece, left) = more.split_at(more.len().min(usize::from(size)));
+        exchange.write_all(piece).expect("takes anything");
+        rest = left;
+    }
+    exchange.end();
+    let mut answer = Vec::new();
+    exchange.read_to_end(&mut answer).expect("answers");
+    assert!(answer.starts_with(b"HTTP/1.1 ") && answer.len() < 1024, "{} bytes", answer.len());
 }
 
 /// The whole input is sent at once; it and the answers fit in the sockets' buffers, so that nobody waits.

@@ -97,6 +97,18 @@ fn kernel(mark: &str) -> Vec<u8> {
     bytes
 }
 
+/// The same for Linux: the setup header of its boot protocol.
+fn linux() -> Vec<u8> {
+    let mut bytes = vec![0; 100_000];
+    bytes[0x1f1] = 4;
+    bytes[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
+    bytes[0x201] = 0x66;
+    bytes[0x202..0x206].copy_from_slice(b"HdrS");
+    bytes[0x206..0x208].copy_from_slice(&0x020fu16.to_le_bytes());
+    bytes[0x211] = 1;
+    bytes
+}
+
 /// A /boot with two kernels and what grub-mkconfig writes for it.
 fn debian_boot(root: &Path) {
     let boot = root.join("boot");
@@ -333,6 +345,29 @@ fn a_medium_of_grub_mkrescue_boots_by_its_own_configuration() {
     let loaded = booted(&[&image], options());
     assert!(loaded.kernel == kernel("rescue medium"));
     assert_eq!(loaded.cmdline, "BOOT_IMAGE=/boot/vmlinuz console=ttyS0");
+}
+
+#[test]
+fn an_installers_medium_is_booted_whatever_the_disk_has_and_its_words_stand_before_those_of_the_installed_system() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (root, tree) = (dir.path().join("root"), dir.path().join("tree"));
+    debian_boot(&root);
+    let root_disk = ext4(dir.path(), &root);
+    fs::create_dir_all(tree.join("boot/grub")).unwrap();
+    fs::write(tree.join("vmlinuz"), linux()).unwrap();
+    let config = "set timeout=0\nmenuentry install { linux /vmlinuz vga=788 --- quiet }\n";
+    fs::write(tree.join("boot/grub/grub.cfg"), config).unwrap();
+    let medium = iso(dir.path(), &tree);
+    let append = vec!["auto=true".to_string(), "ds=nocloud;s=http://10.0.2.4/".to_string()];
+    let look = |on: &str| {
+        let options = Options { disk: Some(on.into()), append: append.clone(), ..options() };
+        Loader::new(vec![disk("root", &root_disk), disk("install", &medium)], options)
+    };
+    let silent = Silent { said: Arc::default(), now: Duration::ZERO };
+    let loaded = look("install").expect("a configuration").run(Box::new(silent), Limits::default()).expect("boots");
+    assert_eq!(loaded.cmdline, "BOOT_IMAGE=/vmlinuz vga=788 auto=true ds=nocloud;s=http://10.0.2.4/ --- quiet console=ttyS0");
+    let error = look("none").err().expect("no such disk").to_string();
+    assert!(error.contains("no boot configuration") && error.contains("iso9660"), "{error}");
 }
 
 #[test]

@@ -155,6 +155,7 @@ fn text(info: &Info) -> String {
     for forward in &info.forwards {
         line("forward", forward.clone());
     }
+    line("installing", guest.medium.as_ref().map(|path| format!("from {}", path.display())).unwrap_or_default());
     line("screen", guest.screen.clone().unwrap_or_default());
     line("tags", guest.tags.join(", "));
     line("uuid", guest.uuid.clone());

@@ -3,9 +3,7 @@
 use std::path::PathBuf;
 
 use super::{App, ExitStatus, Failure, Outcome};
-use crate::config::EngineKind;
 use crate::guest::change::{self, Class, When};
-use crate::guest::definition::Definition;
 
 /// Insert and eject media
 ///
@@ -52,9 +50,8 @@ impl Args {
                 if !file.is_file() {
                     return Err(Failure::user(format!("`{}` is not a file", file.display())));
                 }
-                let engine = Definition::load(&guest, around)?.config.engine;
-                let device = if engine == EngineKind::Bhyve { "ahci-cd" } else { "virtio-blk" };
-                let keys = [("path", change::path(&file)?), ("device", change::text(device)), ("ro", "true".to_owned())];
+                // Every engine has this drive.
+                let keys = [("path", change::path(&file)?), ("device", change::text("ahci-cd")), ("ro", "true".to_owned())];
                 (
                     format!("{}: {drive} holds {}", guest.name(), file.display()),
                     change::replace(&guest, Class::Disk, &drive, &keys, around)?,

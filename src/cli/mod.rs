@@ -32,6 +32,7 @@ mod image;
 mod import;
 mod info;
 mod init;
+mod install;
 mod iso;
 mod jail;
 mod kill;
@@ -102,6 +103,7 @@ pub struct Cli {
 enum Verb {
     Init(init::Args),
     Launch(launch::Args),
+    Install(install::Args),
     Create(create::Args),
     Start(start::Args),
     Stop(stop::Args),
@@ -232,6 +234,7 @@ pub fn main() -> ExitCode {
     let outcome = match cli.verb {
         Verb::Init(args) => args.run(&app),
         Verb::Launch(args) => args.run(&app),
+        Verb::Install(args) => args.run(&app),
         Verb::Create(args) => args.run(&app),
         Verb::Start(args) => args.run(&app),
         Verb::Stop(args) => args.run(&app),

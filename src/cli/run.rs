@@ -1,12 +1,15 @@
 //! `vmctl run`: the supervisor itself, in the foreground or, as `start` uses it, detached.
 
+use std::ffi::OsString;
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 
 use super::attach;
 use super::selection::Place;
 use super::{App, ExitStatus, Failure, Outcome};
 use crate::config::{HostConfig, HostPaths};
 use crate::guest::definition::Definition;
+use crate::guest::install::{Answers, Install};
 use crate::guest::launcher::Report;
 use crate::guest::store::GuestDir;
 use crate::guest::supervisor::restart::ExitReason;
@@ -25,13 +28,63 @@ pub struct Args {
     /// Without a terminal, as `start` uses it
     #[arg(long, hide = true)]
     supervise: bool,
+    /// An installer's run, as `install` asks for it
+    #[command(flatten)]
+    install: InstallerRun,
+}
+
+/// What `install` passes to the supervisor.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct InstallerRun {
+    /// The medium of the first boot
+    #[arg(long, value_name = "FILE", hide = true)]
+    installer: Option<PathBuf>,
+    #[arg(long, value_name = "FILE", hide = true, requires = "installer")]
+    preseed: Option<PathBuf>,
+    #[arg(long, value_name = "PATH", hide = true, requires = "installer")]
+    autoinstall: Option<PathBuf>,
+    #[arg(long, value_name = "WORDS", hide = true, requires = "installer", allow_hyphen_values = true)]
+    append: Option<String>,
+}
+
+impl InstallerRun {
+    /// From this medium.
+    pub fn new(medium: &Path, answers: Option<&Answers>, append: Option<&str>) -> InstallerRun {
+        let mut run = InstallerRun { installer: Some(medium.to_owned()), append: append.map(str::to_owned), ..Self::default() };
+        match answers {
+            Some(Answers::Preseed(file)) => run.preseed = Some(file.clone()),
+            Some(Answers::Autoinstall(path)) => run.autoinstall = Some(path.clone()),
+            None => {}
+        }
+        run
+    }
+
+    /// The words of the command line that mean this.
+    pub fn words(&self) -> Vec<OsString> {
+        let pairs = [
+            ("--installer", self.installer.clone().map(PathBuf::into_os_string)),
+            ("--preseed", self.preseed.clone().map(PathBuf::into_os_string)),
+            ("--autoinstall", self.autoinstall.clone().map(PathBuf::into_os_string)),
+            ("--append", self.append.clone().map(OsString::from)),
+        ];
+        pairs.into_iter().filter_map(|(name, value)| Some([name.into(), value?])).flatten().collect()
+    }
+
+    /// The run, if there is one; its files are looked at.
+    pub fn install(&self) -> Result<Option<Install>, Failure> {
+        let Some(medium) = &self.installer else { return Ok(None) };
+        let preseed = self.preseed.clone().map(Answers::Preseed);
+        let answers = preseed.or(self.autoinstall.clone().map(Answers::Autoinstall));
+        Ok(Some(Install::new(medium, answers.as_ref(), self.append.as_deref().unwrap_or(""))?))
+    }
 }
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
         let place = app.place()?;
         let guest = place.store.guest(&self.guest)?;
-        if self.supervise { detached(app, place, guest) } else { foreground(app, place, guest) }
+        let install = self.install.install()?;
+        if self.supervise { detached(app, place, guest, install) } else { foreground(app, place, guest, install) }
     }
 }
 
@@ -54,11 +107,13 @@ fn options(app: &App, place: Place, guest: &GuestDir, foreground: bool) -> Resul
         foreground,
         console: None,
         host_file,
+        install: None,
     })
 }
 
-fn detached(app: &App, place: Place, guest: GuestDir) -> Outcome {
+fn detached(app: &App, place: Place, guest: GuestDir, install: Option<Install>) -> Outcome {
     let mut options = options(app, place, &guest, false)?;
+    options.install = install;
     options.started = Box::new(|outcome| {
         let line = serde_json::to_string(&Report::of(outcome)).expect("plain fields") + "\n";
         // Whoever started us may have gone away; then nobody needs to know.
@@ -72,8 +127,9 @@ fn detached(app: &App, place: Place, guest: GuestDir) -> Outcome {
     }
 }
 
-fn foreground(app: &App, place: Place, guest: GuestDir) -> Outcome {
+fn foreground(app: &App, place: Place, guest: GuestDir, install: Option<Install>) -> Outcome {
     let mut options = options(app, place, &guest, true)?;
+    options.install = install;
     let (ours, theirs) = UnixStream::pair()?;
     options.console = Some(theirs);
     // The supervisor takes the signals: they must be blocked in every thread, so before there is another.

@@ -1,5 +1,6 @@
 //! `vmctl start`.
 
+use std::ffi::OsString;
 use std::process::Command;
 use std::time::Duration;
 
@@ -65,6 +66,20 @@ pub fn start(app: &App, place: &Place, guest: &GuestDir, how: &How) -> Outcome {
     let definition = Definition::load(guest, place.around())?;
     make_from_images(app, place, guest, &definition)?;
     launcher::start(guest, supervisor_command(app, place, guest)?)?;
+    then(app, guest, how)
+}
+
+/// The same with an installer's medium for the first boot; `words` are those of `run` for it.
+pub fn start_installer(app: &App, place: &Place, guest: &GuestDir, how: &How, words: &[OsString]) -> Outcome {
+    make_from_images(app, place, guest, &Definition::load(guest, place.around())?)?;
+    let mut command = supervisor_command(app, place, guest)?;
+    command.args(words);
+    launcher::start(guest, command)?;
+    then(app, guest, how)
+}
+
+/// What is done once a guest runs.
+fn then(app: &App, guest: &GuestDir, how: &How) -> Outcome {
     if how.console {
         return attach::attach(app, guest, &Session::default());
     }

@@ -21,6 +21,7 @@ use crate::machine::spec::{
 
 use super::bhyve::BhyveEngine;
 use super::error::{GuestError, Result};
+use super::install::{self, Install};
 use super::provision::disk_path;
 use super::state::GuestState;
 use super::store::GuestDir;
@@ -36,6 +37,8 @@ pub struct Boot<'a> {
     pub state: &'a GuestState,
     /// The host's switches.
     pub switches: &'a [SwitchConfig],
+    /// An installer's run; its medium is in `config`.
+    pub install: Option<&'a Install>,
 }
 
 /// What runs a guest.
@@ -111,7 +114,11 @@ impl Engine for EmbeddedEngine {
     }
 
     fn build(&self, boot: Boot<'_>) -> Result<()> {
-        write_spec(boot.guest, &resolve(boot.guest, boot.config, boot.state)?)
+        let mut spec = resolve(boot.guest, boot.config, boot.state)?;
+        if let Some(install) = boot.install {
+            tell(&mut spec, install);
+        }
+        write_spec(boot.guest, &spec)
     }
 
     fn spawn(&self, guest: &GuestDir, lease: &File) -> Result<RunningEngine> {
@@ -194,6 +201,26 @@ pub fn resolve(guest: &GuestDir, config: &GuestConfig, state: &GuestState) -> Re
     })
 }
 
+/// How long the menu of a medium waits when the installer has its answers.
+const UNATTENDED_MENU_MS: u64 = 2000;
+
+/// Puts into a specification what an installer is told.
+fn tell(spec: &mut VmmSpec, install: &Install) {
+    if let LoaderSpec::Grub(menu) = &mut spec.loader {
+        menu.disk = Some(install::DRIVE.to_owned());
+        menu.append = install.words().to_vec();
+        if !install.answers().is_empty() {
+            // Nobody is there to choose; the configuration's own time is for people.
+            menu.timeout_ms.get_or_insert(UNATTENDED_MENU_MS);
+        }
+    }
+    for nic in &mut spec.nics {
+        if let spec::NicBackend::User(network) = &mut nic.backend {
+            network.answers = install.answers();
+        }
+    }
+}
+
 /// How the embedded engine loads the guest; `None` if it cannot.
 fn loader(config: &GuestConfig) -> Option<LoaderSpec> {
     if config.engine != EngineKind::Embedded {
@@ -208,6 +235,8 @@ fn loader(config: &GuestConfig) -> Option<LoaderSpec> {
             partition: grub.partition.clone(),
             timeout_ms: grub.menu_timeout.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
             add_console: grub.console,
+            disk: None,
+            append: Vec::new(),
         }));
     }
     let kernel = config.kernel.as_ref()?;
@@ -238,6 +267,7 @@ fn user_network(nic: &crate::config::NicConfig) -> UserNetSpec {
                 guest_port: forward.guest_port,
             })
             .collect(),
+        answers: Vec::new(),
     }
 }
 

@@ -57,6 +57,11 @@ pub enum EventKind {
         /// The how manyth of this guest.
         boot: u64,
     },
+    /// The boot is an installer's, from this medium.
+    Installing {
+        /// The medium.
+        medium: std::path::PathBuf,
+    },
     /// The guest runs.
     Running {
         /// The how manyth boot of this guest.
@@ -159,6 +164,7 @@ impl Event {
             SupervisorStarted { pid } => format!("supervisor {pid} started"),
             SupervisorLost { pid } => format!("supervisor {pid} was killed, or the host went down"),
             Starting { boot } => format!("boot {boot} begins"),
+            Installing { medium } => format!("it is an installer's, from `{}`", medium.display()),
             Running { boot, backend, pid } => format!("boot {boot} runs (back end {backend}, pid {pid})"),
             Ready { after_ms } => format!("ready after {after_ms} ms"),
             NotReady { probe } => format!("not ready in time: {probe}"),

@@ -262,6 +262,7 @@ pub mod tests {
             protected: false,
             uuid: String::new(),
             screen: None,
+            medium: None,
             pid: None,
             engine_pid: None,
             uptime_seconds: Some(60),

@@ -107,3 +107,49 @@ pub fn text(image: &Obtained, source: &str, key: &Path, port: u16) -> String {
     file["ready"] = Item::Table(ready);
     file.to_string()
 }
+
+/// What a new guest's interface is plugged into.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wire {
+    /// A user-mode network.
+    User,
+    /// A switch of the host file.
+    Switch(String),
+    /// Nothing: it has none.
+    None,
+}
+
+/// A guest that is to be installed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewMachine {
+    /// Of its disk.
+    pub size: ByteSize,
+    /// RAM.
+    pub memory: ByteSize,
+    /// Its network.
+    pub wire: Wire,
+    /// As the guest file spells it.
+    pub loader: String,
+}
+
+impl NewMachine {
+    /// Its guest file.
+    pub fn text(&self) -> String {
+        let mut file = DocumentMut::new();
+        file["memory"] = value(self.memory.to_string());
+        file["loader"] = value(self.loader.as_str());
+        let mut disk = Table::new();
+        disk["id"] = value("root");
+        disk["size"] = value(self.size.to_string());
+        file["disks"] = Item::ArrayOfTables(ArrayOfTables::from_iter([disk]));
+        let mut nic = Table::new();
+        nic["id"] = value("net0");
+        match &self.wire {
+            Wire::None => return file.to_string(),
+            Wire::User => nic["backend"] = value("user"),
+            Wire::Switch(id) => nic["switch"] = value(id.as_str()),
+        }
+        file["nics"] = Item::ArrayOfTables(ArrayOfTables::from_iter([nic]));
+        file.to_string()
+    }
+}

@@ -17,6 +17,7 @@ pub mod host_needs; // what guests need of a FreeBSD host
 pub mod identity; // UUIDs and MAC addresses
 pub mod images; // disks made from images
 pub mod import; // moving over from other managers
+pub mod install;
 pub mod launch_file; // the guest file of an image
 pub mod launcher; // how a command starts a supervisor and asks one
 pub mod lock; // who runs or changes a guest

@@ -35,6 +35,8 @@ pub struct Overview {
     pub uuid: String,
     /// Where the screen is seen with VNC: `ADDRESS:PORT`, or `unix:PATH`.
     pub screen: Option<String>,
+    /// The medium of the installer that runs.
+    pub medium: Option<std::path::PathBuf>,
     /// The supervisor.
     pub pid: Option<u32>,
     /// The engine.
@@ -88,6 +90,7 @@ impl<'a> Observer<'a> {
             protected: summary.as_ref().is_some_and(|summary| summary.protected),
             uuid: state.uuid.clone(),
             screen: run.and_then(|run| run.screen.clone()),
+            medium: run.and_then(|run| run.medium.clone()),
             pid: run.map(|run| run.pid),
             engine_pid: run.and_then(|run| run.engine_pid),
             uptime_seconds: run

@@ -89,6 +89,9 @@ pub struct RunState {
     /// Where the screen is seen with VNC: `ADDRESS:PORT`, or `unix:PATH`.
     #[serde(default)]
     pub screen: Option<String>,
+    /// The medium of the installer that runs.
+    #[serde(default)]
+    pub medium: Option<PathBuf>,
 }
 
 /// What a supervisor is at.
@@ -326,6 +329,7 @@ mod tests {
             restarts: 0,
             forwards: Vec::new(),
             screen: None,
+            medium: None,
         });
         state.save(&path).expect("saves");
         assert_eq!(GuestState::load(&path, "g").expect("loads").run, None);

@@ -11,7 +11,8 @@ use super::interrupts::{InterruptRegisters, Interrupts};
 use super::layout;
 use super::loader::{self, LoadError, grub, kernel::KernelFiles};
 use super::spec::{
-    CacheMode, DiskDevice, DiskSpec, ForwardSpec, GrubSpec, LoaderSpec, NicBackend, NicDevice, NicSpec, Protocol, VmmSpec,
+    AnswerContent, AnswerSpec, CacheMode, DiskDevice, DiskSpec, ForwardSpec, GrubSpec, LoaderSpec, NicBackend, NicDevice,
+    NicSpec, Protocol, VmmSpec,
 };
 use super::tables::{acpi, smbios};
 use crate::devices::ahci::{Ahci, DriveKind};
@@ -72,6 +73,14 @@ pub enum AssemblyError {
         id: String,
         /// Why.
         source: user::UserNetError,
+    },
+    /// A file that the guest is to read.
+    #[error("cannot read `{}`", path.display())]
+    Answer {
+        /// Which.
+        path: std::path::PathBuf,
+        /// Why.
+        source: std::io::Error,
     },
     /// A device that this engine does not have.
     #[error("{0}")]
@@ -293,6 +302,8 @@ fn menu_options(spec: &GrubSpec, memory_bytes: u64) -> grub::Options {
         partition: spec.partition.clone(),
         timeout: spec.timeout_ms.map(Duration::from_millis),
         add_console: spec.add_console,
+        disk: spec.disk.clone(),
+        append: spec.append.clone(),
         memory_bytes,
     }
 }
@@ -470,12 +481,31 @@ fn open_nic(spec: &NicSpec, waker: Waker, outside: &user::Outside) -> Result<Box
                 forwards: network.forwards.iter().map(forward).collect(),
                 host_name: None,
                 name_servers: network.dns_servers.iter().map(|&address| (address, 53).into()).collect(),
+                answers: answers(&network.answers)?,
             };
             let net = user::UserNet::new(&options, waker, outside.clone())
                 .map_err(|source| AssemblyError::Nic { id: spec.id.clone(), source })?;
             Ok(Box::new(net))
         }
     }
+}
+
+/// The files that the guest may read; they are in memory from here on.
+fn answers(specs: &[AnswerSpec]) -> Result<Option<Arc<user::answers::Files>>, AssemblyError> {
+    if specs.is_empty() {
+        return Ok(None);
+    }
+    let mut files = Vec::new();
+    for AnswerSpec { path, content } in specs {
+        let bytes = match content {
+            AnswerContent::Text(text) => text.clone().into_bytes(),
+            AnswerContent::File(file) => {
+                std::fs::read(file).map_err(|source| AssemblyError::Answer { path: file.clone(), source })?
+            }
+        };
+        files.push((path.clone(), bytes));
+    }
+    Ok(Some(Arc::new(user::answers::Files::new(files))))
 }
 
 fn forward(spec: &ForwardSpec) -> user::Forward {

@@ -27,6 +27,8 @@ pub const CONTROL_FD: i32 = 4;
 pub const LEASE_FD: i32 = 5;
 /// The descriptor at which a connector is asked for sockets; see [`crate::devices::net::user::connector`].
 pub const CONNECTOR_FD: i32 = 3;
+/// Where a user-mode network serves [`UserNetSpec::answers`].
+pub use crate::devices::net::user::ANSWERS;
 /// The longest line that either side takes on the control stream, in bytes.
 pub const MAX_CONTROL_LINE: usize = 64 * 1024;
 /// The PCI slots that the supervisor hands out to disks and nics; the others are the board's own.
@@ -141,6 +143,12 @@ pub struct GrubSpec {
     pub timeout_ms: Option<u64>,
     /// A Linux command line that names no console is given `console=ttyS0`.
     pub add_console: bool,
+    /// The one disk whose configuration counts: that of an installer's medium.
+    #[serde(default)]
+    pub disk: Option<String>,
+    /// Words for the kernel's command line, before a `---` in it.
+    #[serde(default)]
+    pub append: Vec<String>,
 }
 
 /// One disk.
@@ -255,6 +263,29 @@ pub struct UserNetSpec {
     pub isolated: bool,
     /// Connections taken on the host and handed to the guest.
     pub forwards: Vec<ForwardSpec>,
+    /// Files that the guest may read over HTTP, from an address that nobody else has.
+    #[serde(default)]
+    pub answers: Vec<AnswerSpec>,
+}
+
+/// A file that is served to the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AnswerSpec {
+    /// Its path there: `/preseed.cfg`.
+    pub path: String,
+    /// What it holds.
+    pub content: AnswerContent,
+}
+
+/// What a served file holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AnswerContent {
+    /// A file of the host, read as the machine is built.
+    File(PathBuf),
+    /// This.
+    Text(String),
 }
 
 /// A port of the host that leads into the guest.
@@ -396,6 +427,7 @@ mod tests {
                         host_port: 2222,
                         guest_port: 22,
                     }],
+                    answers: vec![AnswerSpec { path: "/a".into(), content: AnswerContent::Text("b".into()) }],
                 }),
             }],
             rng: true,

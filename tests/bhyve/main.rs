@@ -8,6 +8,7 @@ mod devices;
 mod exits;
 mod fake;
 mod first;
+mod install;
 mod life;
 mod service;
 mod steps;

@@ -1,8 +1,9 @@
 //! An engine that keeps the contract of `vmctl::machine::spec` and plays a part.
 //!
-//! The kernel's command line is its part, words between spaces, one sentence a boot between `/`; the last is repeated.
+//! The kernel's command line (with a boot menu, the words that an installer's run adds to it, or else the entry) is its
+//! part, words between spaces, one sentence a boot between `/`; the last is repeated.
 //! `error:TEXT` fails before the guest runs; `die:N` ends with N before it; then the guest runs, and: `say:TEXT`,
-//! `spam:KIB`, `debug:VALUE`, `exit:N`, `signal:N`, `sleep:MS`; without an end, it waits for commands. `deaf` ignores the
+//! `spam:KIB`, `disks` (says which there are), `debug:VALUE`, `exit:N`, `signal:N`, `sleep:MS`; without an end, it waits for commands. `deaf` ignores the
 //! power button, `stuck` ignores everything, `echo` answers what is typed with `<` and `>` around it. `_` is a space.
 #![allow(unsafe_code)]
 
@@ -29,7 +30,11 @@ fn play() -> i32 {
     let spec: VmmSpec = serde_json::from_slice(&std::fs::read(&file).expect("readable")).expect("a specification");
     // SAFETY: the supervisor hands in these two descriptors, and nothing else in this process uses them.
     let (mut console, control) = unsafe { (UnixStream::from_raw_fd(CONSOLE_FD), UnixStream::from_raw_fd(CONTROL_FD)) };
-    let LoaderSpec::Kernel { cmdline, .. } = &spec.loader else { panic!("these tests boot kernels") };
+    let cmdline = &match &spec.loader {
+        LoaderSpec::Kernel { cmdline, .. } => cmdline.clone(),
+        LoaderSpec::Grub(menu) if menu.append.is_empty() => menu.entry.clone().unwrap_or_default(),
+        LoaderSpec::Grub(menu) => menu.append.join(" "),
+    };
     let count_file = std::path::Path::new(&file).with_file_name("boots.count");
     let boot: usize = std::fs::read_to_string(&count_file).ok().and_then(|text| text.parse().ok()).unwrap_or(0);
     std::fs::write(&count_file, (boot + 1).to_string()).expect("writable");
@@ -56,6 +61,10 @@ fn play() -> i32 {
             "die" => {
                 eprintln!("fake engine: last words");
                 return value.parse().expect("a number");
+            }
+            "disks" => {
+                let ids: Vec<String> = spec.disks.iter().map(|disk| format!("{}@{}", disk.id, disk.slot)).collect();
+                writeln!(console, "[{}]", ids.join(" ")).expect("the supervisor listens");
             }
             "say" => console.write_all(value.as_bytes()).expect("the supervisor listens"),
             "spam" => {

@@ -7,6 +7,7 @@ mod change;
 mod console;
 mod engine;
 mod fleet;
+mod install;
 mod launch;
 mod looking;
 mod policy;

@@ -36,6 +36,7 @@ use super::definition::Definition;
 use super::engine::{self, Engine, RunningEngine, take_lease};
 use super::error::{GuestError, Result};
 use super::events::{self, Event, EventKind};
+use super::install::Install;
 use super::lock::{GuestLock, Role};
 use super::logs::RotatingLog;
 use super::provision::ensure_disks;
@@ -75,6 +76,8 @@ pub struct Options {
     pub console: Option<UnixStream>,
     /// Where the host file is, for the summary that `list` reads.
     pub host_file: PathBuf,
+    /// The first boot is an installer's.
+    pub install: Option<Install>,
 }
 
 /// How a supervisor ended.
@@ -196,6 +199,8 @@ struct Supervisor {
     postponed: Vec<Message>,
     crashes: CrashHistory,
     last_exit: Option<ExitReason>,
+    /// This boot is an installer's.
+    install: Option<Install>,
     failure: Option<String>,
     start_failure: Option<GuestError>,
 }
@@ -270,6 +275,7 @@ impl Supervisor {
             postponed: Vec::new(),
             crashes: CrashHistory::default(),
             last_exit: None,
+            install: None,
             failure: None,
             start_failure: None,
         };
@@ -298,6 +304,7 @@ impl Supervisor {
             restarts: 0,
             forwards: Vec::new(),
             screen: None,
+            medium: None,
         });
         supervisor.emit(EventKind::SupervisorStarted { pid: std::process::id() });
         Ok(supervisor)
@@ -341,6 +348,8 @@ impl Supervisor {
                 Err(error) => return self.give_up(error),
             }
         }
+        // Taken, so that no boot but this one has it, however this one ends.
+        self.install = self.options.install.take();
         self.state.name = self.guest.name().to_owned();
         self.state.boots += 1;
         self.boot = self.state.boots;
@@ -350,8 +359,17 @@ impl Supervisor {
         if let Some(run) = &mut self.state.run {
             run.forwards = forwards;
             run.screen = None;
+            run.medium = self.install.as_ref().map(|install| install.medium().to_owned());
         }
-        if let Err(error) = self.state.assign(&self.config).and_then(|()| self.save()) {
+        let assigned = self.state.assign(&self.config).and_then(|()| match &self.install {
+            // The medium comes last to the slots, so that it moves no device of the guest.
+            Some(install) => install.check(&self.config).and_then(|()| {
+                install.attach(&mut self.config);
+                self.state.assign(&self.config)
+            }),
+            None => Ok(()),
+        });
+        if let Err(error) = assigned.and_then(|()| self.save()) {
             return self.give_up(error);
         }
         match engine::of(self.config.engine).and_then(|maker| {
@@ -362,6 +380,10 @@ impl Supervisor {
             Err(error) => return self.give_up(error),
         }
         self.emit(EventKind::Starting { boot: self.boot });
+        if let Some(install) = &self.install {
+            let medium = install.medium().to_owned();
+            self.emit(EventKind::Installing { medium });
+        }
         self.stage = Stage::PreStart;
         if !self.submit_hooks(HookEvent::PreStart, "") {
             self.spawn_engine();
@@ -370,7 +392,13 @@ impl Supervisor {
 
     /// What the next boot is made from.
     fn next_boot(&self) -> engine::Boot<'_> {
-        engine::Boot { guest: &self.guest, config: &self.config, state: &self.state, switches: &self.switches }
+        engine::Boot {
+            guest: &self.guest,
+            config: &self.config,
+            state: &self.state,
+            switches: &self.switches,
+            install: self.install.as_ref(),
+        }
     }
 
     fn spawn_engine(&mut self) {
@@ -451,38 +479,15 @@ impl Supervisor {
         }
         self.answer_all(|purpose| purpose == Purpose::Running, &Reply::Running);
         self.submit_hooks(HookEvent::PostStart, "");
+        // The probes are for the system that is being installed.
+        if self.install.is_some() {
+            return;
+        }
         self.not_ready_at = Some(Instant::now() + self.config.ready.timeout);
         let (post, boot) = (self.post(), self.boot);
         let passed = move |count| post.send(Message::Probed(boot, count));
         self.probing = ready::start(self.guest.name(), &self.config.ready.probes, &self.forwards_open, passed);
         self.check_ready();
-    }
-
-    /// Whether the last missing probe has passed.
-    fn check_ready(&mut self) {
-        let on_thread = self.config.ready.probes.iter().filter(|p| !matches!(p, crate::config::ReadyProbe::Console(_))).count();
-        if self.ready || self.stage != Stage::Running || self.probes_passed < on_thread || self.console.missing_text().is_some() {
-            return;
-        }
-        self.ready = true;
-        self.not_ready_at = None;
-        if let Some(run) = &mut self.state.run {
-            run.ready = true;
-        }
-        self.save_run();
-        let after = self.running_since.map_or(0, |since| since.elapsed().as_millis() as u64);
-        self.emit(EventKind::Ready { after_ms: after });
-        self.answer_all(|purpose| matches!(purpose, Purpose::Ready(_)), &Reply::Ready);
-        self.submit_hooks(HookEvent::Ready, "");
-    }
-
-    /// The probe that has not passed, in words.
-    fn missing_probe(&self) -> String {
-        if let Some(text) = self.console.missing_text() {
-            return ready::words(&crate::config::ReadyProbe::Console(text));
-        }
-        let mut on_thread = self.config.ready.probes.iter().filter(|p| !matches!(p, crate::config::ReadyProbe::Console(_)));
-        on_thread.nth(self.probes_passed).map(ready::words).unwrap_or_else(|| "the guest does not run".into())
     }
 
     /// The engine's process has ended.
@@ -518,7 +523,10 @@ impl Supervisor {
             None => {
                 self.answer_all(|purpose| purpose == Purpose::Running, &start_failed(&words));
                 self.stage = Stage::CrashHooks(reason);
-                if !(reason.is_crash() && self.submit_hooks(HookEvent::Crash, &words)) {
+                let crashed = reason.is_crash().then(|| self.install.take()).flatten();
+                if let Some(install) = crashed {
+                    self.fail(format!("{words}; it was being installed from `{}`", install.medium().display()));
+                } else if !(reason.is_crash() && self.submit_hooks(HookEvent::Crash, &words)) {
                     self.apply_policy(reason);
                 }
             }

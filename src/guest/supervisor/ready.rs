@@ -10,7 +10,12 @@ use std::time::{Duration, Instant};
 
 use crate::config::{EngineKind, ForwardProto, GuestConfig, NicBackend, ReadyProbe};
 
+use super::clients::Purpose;
 use super::hooks::run_limited;
+use super::{Stage, Supervisor};
+use crate::config::HookEvent;
+use crate::guest::control::Reply;
+use crate::guest::events::EventKind;
 
 /// Between two attempts.
 const PAUSE: Duration = Duration::from_millis(250);
@@ -128,6 +133,43 @@ fn accepts(address: SocketAddr, forwards: &ForwardsOpen) -> bool {
         }
     }
     !by_forward
+}
+
+impl Supervisor {
+    /// Whether the last missing probe has passed.
+    pub(super) fn check_ready(&mut self) {
+        let on_thread = self.config.ready.probes.iter().filter(|p| !matches!(p, ReadyProbe::Console(_))).count();
+        if self.ready
+            || self.install.is_some()
+            || self.stage != Stage::Running
+            || self.probes_passed < on_thread
+            || self.console.missing_text().is_some()
+        {
+            return;
+        }
+        self.ready = true;
+        self.not_ready_at = None;
+        if let Some(run) = &mut self.state.run {
+            run.ready = true;
+        }
+        self.save_run();
+        let after = self.running_since.map_or(0, |since| since.elapsed().as_millis() as u64);
+        self.emit(EventKind::Ready { after_ms: after });
+        self.answer_all(|purpose| matches!(purpose, Purpose::Ready(_)), &Reply::Ready);
+        self.submit_hooks(HookEvent::Ready, "");
+    }
+
+    /// The probe that has not passed, in words.
+    pub(super) fn missing_probe(&self) -> String {
+        if self.install.is_some() {
+            return "the installer still runs".into();
+        }
+        if let Some(text) = self.console.missing_text() {
+            return words(&ReadyProbe::Console(text));
+        }
+        let mut on_thread = self.config.ready.probes.iter().filter(|p| !matches!(p, ReadyProbe::Console(_)));
+        on_thread.nth(self.probes_passed).map(words).unwrap_or_else(|| "the guest does not run".into())
+    }
 }
 
 #[cfg(test)]

@@ -177,6 +177,11 @@ impl Supervisor {
             let message = "the guest does not run, or is being stopped, at this moment".to_owned();
             return self.clients[at].answer(&start_error_reply(message));
         }
+        if self.install.is_some() {
+            // What is saved needs the medium, which the next boot does not have.
+            let message = "the guest is being installed, and what would be saved needs the medium".to_owned();
+            return self.clients[at].answer(&start_error_reply(message));
+        }
         self.requested("suspend");
         self.clients[at].purpose = Purpose::Stop;
         self.ask(Asked::plain(StopWay::Suspended, false, Duration::ZERO));

@@ -15,7 +15,7 @@ use super::packet::{self, Content, Mac, Route};
 use super::sockets::{Sockets, name_servers_of};
 use super::tcp::{self, Flow, Tcp};
 use super::udp::{self, Udp};
-use super::{DNS, GATEWAY, GATEWAY_MAC, GUEST, MASK, Outside, QUEUE_FRAMES, Shared, UserNetConfig};
+use super::{ANSWERS, DNS, GATEWAY, GATEWAY_MAC, GUEST, MASK, Outside, QUEUE_FRAMES, Shared, UserNetConfig};
 
 const DNS_PORT: u16 = 53;
 /// How long to wait before looking again while the guest takes nothing.
@@ -39,6 +39,8 @@ pub struct Engine {
     fixed_name_servers: bool,
     next_name_server: usize,
     guest_mac: Option<Mac>,
+    /// Somebody is at [`ANSWERS`].
+    serves: bool,
     identification: u16,
     expired: Instant,
 }
@@ -65,9 +67,14 @@ impl Engine {
             fixed_name_servers: !config.name_servers.is_empty(),
             next_name_server: 0,
             guest_mac: None,
+            serves: false,
             identification: 0,
             expired: now,
         };
+        if let Some(files) = &config.answers {
+            engine.tcp.serve(ANSWERS, Arc::clone(files));
+            engine.serves = true;
+        }
         engine.look_up_name_servers();
         engine
     }
@@ -145,7 +152,7 @@ impl Engine {
         match content {
             Content::Arp { target } => {
                 // Only for those who are there: an answer for the guest's own address would be a conflict to it.
-                if target == GATEWAY || target == DNS {
+                if target == GATEWAY || target == DNS || self.serves && target == *ANSWERS.ip() {
                     self.guest_mac = Some(mac);
                     self.tcp.wire.from_guest.push_back(frame);
                 }

@@ -5,6 +5,7 @@
 //! 10.0.2.0/24
 //!   10.0.2.2   gateway and DHCP server; connections to it reach the host's loopback
 //!   10.0.2.3   name server: UDP and TCP port 53 go to the host's
+//!   10.0.2.4   nobody, or port 80 of the files that were given for this boot: see [`answers`]
 //!   10.0.2.15  the guest
 //! ```
 //!
@@ -18,6 +19,7 @@
 //! **Hostile guest**: both queues, the connections, the conversations and their buffers are bounded; see the parts.
 //! The guest reaches whatever the process can reach, the host's loopback too: give it `none` or a tap where it must not.
 
+pub mod answers;
 pub mod connector;
 mod dhcp;
 mod engine;
@@ -30,7 +32,7 @@ mod udp;
 
 use std::collections::VecDeque;
 use std::io::Write;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -47,6 +49,8 @@ pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 pub const DNS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
 /// The guest.
 pub const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
+/// Where files are served, if any are.
+pub const ANSWERS: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 0, 2, 4), 80);
 const MASK: Ipv4Addr = Ipv4Addr::new(255, 255, 255, 0);
 /// The gateway's Ethernet address: locally administered, its IP address in the last four bytes.
 const GATEWAY_MAC: packet::Mac = [0x52, 0x55, 10, 0, 2, 2];
@@ -84,6 +88,8 @@ pub struct UserNetConfig {
     pub host_name: Option<String>,
     /// Name servers; those of the host's `/etc/resolv.conf` if empty.
     pub name_servers: Vec<SocketAddr>,
+    /// Files that the guest may read at [`ANSWERS`].
+    pub answers: Option<Arc<answers::Files>>,
 }
 
 /// Hears, once for every forward, that the guest has accepted a connection that came by it; told the forward's address.

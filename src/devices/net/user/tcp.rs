@@ -3,6 +3,7 @@
 //! Outbound: the guest's SYN is kept while the host connects. If that succeeds a smoltcp socket listens for just that
 //! connection and is given the SYN; if not, smoltcp is given the SYN with nobody listening and answers with RST.
 //! Inbound: a connection accepted on a forward's address is opened to the guest from the gateway.
+//! A connection to the address of [`answers`](super::answers) has no socket of the host behind it.
 //!
 //! **Hostile guest**: at most [`MAX_CONNECTIONS`] at a time, each with fixed buffers; beyond that the one that was
 //! idle the longest goes, if it was for a minute, and otherwise the new one is refused.
@@ -21,6 +22,7 @@ use std::time::{Duration, Instant};
 use nix::poll::PollFlags;
 
 use super::ForwardOpened;
+use super::answers::{Exchange, Files};
 use super::packet::Mac;
 use super::sockets::Sockets;
 
@@ -105,8 +107,47 @@ struct Connecting {
     since: Instant,
 }
 
+/// What is behind a connection.
+enum Far {
+    /// A socket of the host.
+    Host(TcpStream),
+    /// Files that the guest may read.
+    Answers(Exchange),
+}
+
+impl Far {
+    /// The guest will send no more.
+    fn end(&mut self) {
+        match self {
+            Far::Host(stream) => drop(stream.shutdown(Shutdown::Write)),
+            Far::Answers(exchange) => exchange.end(),
+        }
+    }
+}
+
+impl Read for Far {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        match self {
+            Far::Host(stream) => stream.read(buffer),
+            Far::Answers(exchange) => exchange.read(buffer),
+        }
+    }
+}
+
+impl Write for Far {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        match self {
+            Far::Host(stream) => stream.write(bytes),
+            Far::Answers(exchange) => exchange.write(bytes),
+        }
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 struct Connection {
-    stream: TcpStream,
+    far: Far,
     handle: SocketHandle,
     /// The host has something, as far as we know.
     readable: bool,
@@ -155,6 +196,7 @@ pub struct Tcp {
     opened: Vec<bool>,
     on_open: ForwardOpened,
     outside: Arc<dyn Sockets>,
+    answers: Option<(SocketAddrV4, Arc<Files>)>,
     gateway: Ipv4Addr,
     guest: Ipv4Addr,
     next_port: u16,
@@ -189,11 +231,17 @@ impl Tcp {
             listeners,
             on_open,
             outside,
+            answers: None,
             gateway,
             guest,
             next_port: 32768,
             started: now,
         }
+    }
+
+    /// Serves files to the guest at an address of the network.
+    pub fn serve(&mut self, at: SocketAddrV4, files: Arc<Files>) {
+        self.answers = Some((at, files));
     }
 
     fn stack_now(&self, now: Instant) -> StackInstant {
@@ -217,6 +265,10 @@ impl Tcp {
                 return;
             }
             self.forget(&flow);
+        }
+        if let Some(files) = self.answers.as_ref().filter(|(at, _)| *at == flow.remote).map(|(_, files)| Arc::clone(files)) {
+            let far = self.has_room(now).then(|| Far::Answers(Exchange::new(files)));
+            return self.meet(flow, far, frame, now);
         }
         let stream = host.filter(|_| self.has_room(now)).and_then(|host| self.outside.tcp(host).ok());
         match stream {
@@ -254,10 +306,10 @@ impl Tcp {
         socket
     }
 
-    fn insert(&mut self, flow: Flow, stream: TcpStream, socket: Socket<'static>, unanswered: Option<usize>, now: Instant) {
+    fn insert(&mut self, flow: Flow, far: Far, socket: Socket<'static>, unanswered: Option<usize>, now: Instant) {
         let handle = self.sockets.add(socket);
         let connection = Connection {
-            stream,
+            far,
             handle,
             readable: true,
             writable: true,
@@ -274,11 +326,18 @@ impl Tcp {
     fn connected(&mut self, flow: Flow, now: Instant) {
         let Some(Connecting { stream, syn, .. }) = self.connecting.remove(&flow) else { return };
         let answered = matches!(stream.take_error(), Ok(None)) && stream.peer_addr().is_ok();
+        let _ = stream.set_nodelay(true);
+        self.meet(flow, answered.then_some(Far::Host(stream)), syn, now);
+    }
+
+    /// Gives the stack the guest's SYN, with `far` behind the connection; with nothing there it answers with RST.
+    fn meet(&mut self, flow: Flow, far: Option<Far>, syn: Vec<u8>, now: Instant) {
         let mut socket = Tcp::new_socket();
         let endpoint = IpListenEndpoint { addr: Some(IpAddress::Ipv4(*flow.remote.ip())), port: flow.remote.port() };
-        if answered && socket.listen(endpoint).is_ok() {
-            let _ = stream.set_nodelay(true);
-            self.insert(flow, stream, socket, None, now);
+        if let Some(far) = far
+            && socket.listen(endpoint).is_ok()
+        {
+            self.insert(flow, far, socket, None, now);
         }
         self.feed(syn, now);
         // One that listens on would take the SYN of another connection to the same place.
@@ -310,7 +369,7 @@ impl Tcp {
             let to = (IpAddress::Ipv4(*flow.guest.ip()), flow.guest.port());
             let from = (IpAddress::Ipv4(*flow.remote.ip()), flow.remote.port());
             if socket.connect(self.interface.context(), to, from).is_ok() {
-                self.insert(flow, stream, socket, Some(index), now);
+                self.insert(flow, Far::Host(stream), socket, Some(index), now);
             }
         }
     }
@@ -395,8 +454,8 @@ impl Tcp {
                 events |= PollFlags::POLLOUT;
             }
             // Without an event to wait for, a broken connection would be reported on and on.
-            if !events.is_empty() {
-                add(&connection.stream, events, Waiting::Data(*flow));
+            if let (Far::Host(stream), false) = (&connection.far, events.is_empty()) {
+                add(stream, events, Waiting::Data(*flow));
             }
         }
     }
@@ -418,7 +477,10 @@ impl Connection {
             // The guest has answered: from now on the connection may be as idle as it likes.
             socket.set_timeout(None);
         }
-        let moved = self.to_host(socket) | self.to_guest(socket);
+        let heard = self.to_host(socket);
+        // Nobody polls what answers by itself.
+        self.readable |= heard && matches!(self.far, Far::Answers(_));
+        let moved = heard | self.to_guest(socket);
         self.more = self.writable && socket.recv_queue() > 0 || self.readable && !self.host_ended && socket.can_send();
         if moved {
             self.last_active = now;
@@ -430,7 +492,10 @@ impl Connection {
         let guest_closed = matches!(state, State::CloseWait | State::LastAck | State::Closing | State::TimeWait);
         if guest_closed && !self.guest_ended && socket.recv_queue() == 0 {
             self.guest_ended = true;
-            let _ = self.stream.shutdown(Shutdown::Write);
+            self.far.end();
+            if matches!(self.far, Far::Answers(_)) && !self.host_ended {
+                (self.readable, self.more) = (true, true);
+            }
         }
     }
 
@@ -440,8 +505,8 @@ impl Connection {
             if !self.writable || socket.recv_queue() == 0 {
                 break;
             }
-            let stream = &mut self.stream;
-            let written = socket.recv(|bytes| match stream.write(bytes) {
+            let far = &mut self.far;
+            let written = socket.recv(|bytes| match far.write(bytes) {
                 Ok(n) => (n, Ok(n)),
                 Err(error) => (0, Err(error)),
             });
@@ -464,8 +529,8 @@ impl Connection {
             if !self.readable || self.host_ended || !socket.can_send() {
                 break;
             }
-            let stream = &mut self.stream;
-            let read = socket.send(|bytes| match stream.read(bytes) {
+            let far = &mut self.far;
+            let read = socket.send(|bytes| match far.read(bytes) {
                 Ok(n) => (n, Ok(n)),
                 Err(error) => (0, Err(error)),
             });

@@ -155,6 +155,31 @@ fn reversing_server() -> u16 {
     port
 }
 
+#[test]
+fn files_that_were_given_are_read_at_an_address_of_their_own_by_many_at_once() {
+    let body: Vec<u8> = (0..300_000u32).map(|n| n as u8).collect();
+    let files = Arc::new(answers::Files::new([("/user-data".to_owned(), body.clone())]));
+    let mut guest = guest(&UserNetConfig { answers: Some(files), ..UserNetConfig::default() });
+    for port in 4000..4003 {
+        let handle = guest.connect(ANSWERS, port);
+        let got = guest.exchange(handle, b"GET /user-data HTTP/1.1\r\nHost: 10.0.2.4\r\n\r\n");
+        assert!(got.starts_with(b"HTTP/1.1 200 OK\r\n") && got.ends_with(&body), "{} bytes", got.len());
+    }
+    let handle = guest.connect(ANSWERS, 4003);
+    assert!(guest.exchange(handle, b"GET / HT").starts_with(b"HTTP/1.1 400 "), "cut off in the middle");
+    let elsewhere = guest.connect(SocketAddrV4::new(*ANSWERS.ip(), 81), 4004);
+    guest.until("a refusal", |guest| (guest.socket(elsewhere).state() == State::Closed).then_some(()));
+}
+
+#[test]
+fn without_files_nobody_is_at_their_address() {
+    let mut guest = guest(&UserNetConfig::default());
+    let handle = guest.connect(ANSWERS, 4000);
+    let begin = Instant::now();
+    guest.until("some time", |_| (begin.elapsed() > Duration::from_millis(500)).then_some(()));
+    assert_eq!(guest.socket(handle).state(), State::SynSent, "not even its Ethernet address is known");
+}
+
 fn gateway(port: u16) -> SocketAddrV4 {
     SocketAddrV4::new(GATEWAY, port)
 }

@@ -235,6 +235,10 @@ fn boot_index(inputs: Inputs<'_>, target: &BootTarget) -> Result<Option<String>>
         return Ok(None);
     }
     let Some(at) = inputs.config.boot_order.iter().position(|other| other == target) else { return Ok(None) };
+    // Without it firmware finds the medium of an installer by itself: the disk beside it boots nothing yet.
+    if *target == BootTarget::Disk(crate::guest::install::DRIVE.to_owned()) && !inputs.features.has(host::BOOT_INDEX) {
+        return Ok(None);
+    }
     inputs.needs(host::BOOT_INDEX, "boot.order")?;
     Ok(Some(format!("bootindex={}", at + 1)))
 }

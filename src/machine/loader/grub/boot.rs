@@ -28,6 +28,16 @@ pub fn linux(shell: &mut Shell<'_>, command: &str, arguments: &[String]) -> Ende
     let first = if command == "multiboot" { path.to_string() } else { format!("BOOT_IMAGE={file}") };
     let mut words = vec![first];
     words.extend(rest.iter().map(|word| argument(word)));
+    let more = &shell.options.append;
+    if !more.is_empty() {
+        if !is_linux {
+            return error(format!("`{file}` is no Linux kernel: it takes no answer file, and no words for one"));
+        }
+        // Debian's installer keeps the words behind `---` for the installed system; the older sign is `--`.
+        let at = words.iter().position(|word| word == "---" || word == "--").unwrap_or(words.len());
+        words.splice(at..at, more.iter().cloned());
+        shell.say(&format!("`{}` is added to the kernel's command line.\n", more.join(" ")))?;
+    }
     if is_linux && shell.options.add_console && !rest.iter().any(|word| word.starts_with("console=")) {
         words.push("console=ttyS0".into());
         shell.say("`console=ttyS0` is added to the kernel's command line: this guest has no other console.\n")?;

@@ -120,6 +120,11 @@ impl Devices {
         self.ids.len()
     }
 
+    /// The disk with that id in the guest file.
+    pub fn with_id(&self, id: &str) -> Option<usize> {
+        self.ids.iter().position(|other| other == id)
+    }
+
     /// The device of that name, with or without parentheses; `hd0,1` means the partition of either table.
     pub fn find(&self, name: &str) -> Option<&Device> {
         let name = name.strip_prefix('(').map_or(name, |name| name.strip_suffix(')').unwrap_or(name));

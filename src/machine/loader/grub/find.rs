@@ -53,6 +53,10 @@ fn is_file(volume: &dyn FileSystem, path: &str) -> bool {
 
 /// The devices that may be looked at, by `grub.partition`.
 fn chosen<'a>(devices: &'a Devices, options: &Options) -> Result<Vec<&'a Device>, GrubError> {
+    if let Some(id) = &options.disk {
+        let disk = devices.with_id(id);
+        return Ok(devices.all().iter().filter(|device| Some(device.disk) == disk).collect());
+    }
     let Some(wanted) = options.partition.as_deref() else { return Ok(devices.all().iter().collect()) };
     let (disk, part) = match wanted.split_once(',') {
         Some((disk, part)) => (Some(disk), part),

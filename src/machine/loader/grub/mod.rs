@@ -48,6 +48,11 @@ pub struct Options {
     pub timeout: Option<Duration>,
     /// Whether a Linux command line that names no console is given the serial one.
     pub add_console: bool,
+    /// The one disk whose configuration counts, by its id.
+    pub disk: Option<String>,
+    /// Words for the kernel's command line, before a `---` in it: what follows that is for the system that an installer
+    /// makes.
+    pub append: Vec<String>,
     /// Bytes that kernel and initrd may have.
     pub memory_bytes: u64,
 }

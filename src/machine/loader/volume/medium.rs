@@ -34,7 +34,24 @@ pub struct Medium {
     len: u64,
 }
 
+/// A file of the host.
+struct HostFile(std::fs::File);
+
+impl DiskReader for HostFile {
+    fn size_bytes(&self) -> u64 {
+        self.0.metadata().map_or(0, |metadata| metadata.len())
+    }
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        std::os::unix::fs::FileExt::read_exact_at(&self.0, buffer, offset)
+    }
+}
+
 impl Medium {
+    /// The medium in a file of the host.
+    pub fn of_file(file: std::fs::File) -> Medium {
+        Medium::new(Arc::new(HostFile(file)))
+    }
+
     /// The whole disk.
     pub fn new(disk: Arc<dyn DiskReader>) -> Medium {
         let len = disk.size_bytes();
