@@ -15,6 +15,7 @@ use crate::config::{EngineKind, SwitchConfig};
 use crate::fetch::{Kind, Request};
 use crate::guest::create::{self, Origin};
 use crate::guest::definition::Definition;
+use crate::guest::images::Images;
 use crate::guest::install::{Answers, Install};
 use crate::guest::launch_file::{NewMachine, Wire};
 use crate::guest::launcher;
@@ -126,7 +127,8 @@ impl Args {
     }
 
     fn fetch(&self, place: &Place, progress: &Shown) -> Result<crate::fetch::Obtained, Failure> {
-        Ok(super::fetch::fetcher(&place.host, progress)?.obtain(&Request::new(Kind::Iso, &self.medium))?)
+        let images = Images { host: &place.host, progress };
+        Ok(images.fetcher()?.obtain(&Request::new(Kind::Iso, &self.medium))?)
     }
 
     /// A guest that is there, and nothing was said that would make it.
