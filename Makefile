@@ -48,6 +48,14 @@ bench-fleet: build
 systemd-proof: tools-demo build
 	sh scripts/systemd-proof $(BUILD)
 
+# `vmctl install` with an answer file, from Debian's installer to the login prompt of what it made; takes long.
+install-proof: tools-install build
+	mkdir -p $(BUILD)
+	sh scripts/prove-install $(BUILD)
+
+tools-install:
+	sh scripts/need cargo:rustc curl:curl xz:xz-utils xorriso:xorriso mcopy:mtools "grub-mkrescue:grub-common grub-pc-bin"
+
 tools-demo:
 	sh scripts/need cargo:rustc mmdebstrap:mmdebstrap mke2fs:e2fsprogs
 
@@ -74,4 +82,4 @@ clean:
 	$(CARGO) clean
 	rm -rf $(BUILD)
 
-.PHONY: bench-fleet systemd-proof all build demo test native-long bench freebsd freebsd-check tools-demo tools-test tools-bench tools-freebsd install clean
+.PHONY: install-proof tools-install bench-fleet systemd-proof all build demo test native-long bench freebsd freebsd-check tools-demo tools-test tools-bench tools-freebsd install clean

@@ -56,6 +56,7 @@ fn interfaces_and_media_come_and_go_and_what_does_not_check_is_not_saved() {
     world.vmctl(&["media", "insert", "g", "cd.iso"]).ok();
     let text = std::fs::read_to_string(&file).expect("readable");
     assert_eq!(text.matches("cd0").count(), 1, "{text}");
+    assert!(text.contains("device = \"ahci-cd\"") && text.contains("ro = true"), "{text}");
     assert!(text.contains(world.path().join("cd.iso").to_str().expect("UTF-8")), "{text}");
     world.vmctl(&["media", "eject", "g"]).ok();
     world.vmctl(&["nic", "remove", "g", "net0"]).ok();
