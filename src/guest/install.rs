@@ -120,8 +120,8 @@ impl Install {
         let embedded_grub = config.engine == EngineKind::Embedded && config.loader == LoaderKind::Grub;
         if !self.words.is_empty() && !embedded_grub {
             return Err(GuestError::user(format!(
-                "the installer of `{name}` cannot be told where its answer file is: only `loader = \"grub\"` of the embedded \
-                 engine adds words to the kernel's command line"
+                "the installer of `{name}` cannot be told where its answer file is, or anything else: only `loader = \"grub\"` of \
+                 the embedded engine adds words to the kernel's command line"
             ))
             .hint("type them at the medium's own menu, or put the answers on a disk"));
         }
