@@ -3,18 +3,14 @@
 use std::time::Duration;
 
 use super::logs::Follower;
-use super::{App, Column, ExitStatus, Guests, Outcome};
+use super::{AnyGuests, App, Column, ExitStatus, Outcome};
 use crate::guest::events::{self, Event};
 
 /// Show what happened to guests
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Names or globs, like `web1` or `web*`; all guests if left out
-    #[arg(value_name = "GUEST")]
-    names: Vec<String>,
-    /// Guests with this tag
-    #[arg(long = "tag", value_name = "TAG")]
-    tags: Vec<String>,
+    #[command(flatten)]
+    guests: AnyGuests,
     /// Go on as things happen (one line each; JSON with `-o jsonl`)
     #[arg(short, long)]
     follow: bool,
@@ -32,7 +28,7 @@ const COLUMNS: [Column<Event>; 3] = [
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
         let place = app.place()?;
-        let guests = Guests { names: self.names, tags: self.tags, all: false };
+        let guests = self.guests.guests();
         let mut found = Vec::new();
         let mut followed = Vec::new();
         let status = app.each_in_turn(guests.choose(&place)?, |guest| {

@@ -1,18 +1,14 @@
 //! `vmctl list`.
 
-use super::{App, Column, ExitStatus, Guests, Outcome};
+use super::{AnyGuests, App, Column, ExitStatus, Guests, Outcome};
 use crate::guest::overview::{Observer, Overview};
 use crate::units::{ByteSize, format_duration};
 
 /// List guests
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Names or globs, like `web1` or `web*`; all guests if left out
-    #[arg(value_name = "GUEST")]
-    names: Vec<String>,
-    /// Guests with this tag; given several times, those with all of them
-    #[arg(long = "tag", value_name = "TAG")]
-    tags: Vec<String>,
+    #[command(flatten)]
+    guests: AnyGuests,
     /// Guests in this state
     #[arg(long, value_name = "STATE")]
     state: Option<String>,
@@ -56,13 +52,13 @@ pub fn uptime(guest: &Overview) -> String {
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
         let place = app.place()?;
-        let guests = Guests { names: self.names, tags: Vec::new(), all: false };
+        let guests = Guests { names: self.guests.names, ..Guests::default() };
         let mut observer = Observer::new(place.around());
         let mut rows = Vec::new();
         let status = app.each_in_turn(guests.choose(&place)?, |guest| {
             let (overview, _) = observer.look(guest)?;
             let wanted = self.state.as_ref().is_none_or(|state| *state == overview.state);
-            if wanted && self.tags.iter().all(|tag| overview.tags.contains(tag)) {
+            if wanted && self.guests.tags.iter().all(|tag| overview.tags.contains(tag)) {
                 rows.push(overview);
             }
             Ok(ExitStatus::Done)

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::attach::signal_stream;
 use super::selection::Place;
-use super::{App, ExitStatus, Failure, Guests, Outcome, top};
+use super::{AnyGuests, App, ExitStatus, Failure, Guests, Outcome, top};
 use crate::guest::metrics::{CONTENT_TYPE, exposition};
 use crate::host::scrape::{Listen, Listener};
 
@@ -15,12 +15,8 @@ use crate::host::scrape::{Listen, Listener};
 /// In its text format, once on standard output; with --listen, to whoever asks for `/metrics`, until a signal ends it.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Names or globs, like `web1` or `web*`; all guests if left out
-    #[arg(value_name = "GUEST")]
-    names: Vec<String>,
-    /// Guests with this tag
-    #[arg(long = "tag", value_name = "TAG")]
-    tags: Vec<String>,
+    #[command(flatten)]
+    guests: AnyGuests,
     /// Answer HTTP there: a loopback address with its port (0 for one that is free), or `unix:PATH`
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<String>,
@@ -32,7 +28,7 @@ const FRESH: Duration = Duration::from_millis(500);
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
         let listen = self.listen.as_deref().map(str::parse::<Listen>).transpose()?;
-        let guests = Guests { names: self.names, tags: self.tags, all: false };
+        let guests = self.guests.guests();
         let place = app.place()?;
         match listen {
             Some(listen) => serve(app, &place, &guests, &listen),

@@ -216,6 +216,24 @@ pub struct Guests {
     pub all: bool,
 }
 
+/// The guests that a command shows something of: all where none is named.
+#[derive(Debug, Clone, clap::Args)]
+pub struct AnyGuests {
+    /// Names or globs, like `web1` or `web*`; all guests if left out
+    #[arg(value_name = "GUEST")]
+    pub names: Vec<String>,
+    /// Guests with this tag; given several times, those with all of them
+    #[arg(long = "tag", value_name = "TAG")]
+    pub tags: Vec<String>,
+}
+
+impl AnyGuests {
+    /// As the other commands choose them.
+    pub fn guests(self) -> Guests {
+        Guests { names: self.names, tags: self.tags, all: false }
+    }
+}
+
 /// Runs the command line of this process and returns its exit status.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {

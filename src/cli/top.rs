@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::attach::signal_stream;
 use super::list::uptime;
 use super::selection::Place;
-use super::{App, Column, ExitStatus, Failure, Guests, Outcome};
+use super::{AnyGuests, App, Column, ExitStatus, Failure, Guests, Outcome};
 use crate::guest::figures::{self, Figures, Rates, Samples};
 use crate::guest::overview::{Observer, Overview};
 use crate::guest::store::GuestDir;
@@ -24,12 +24,8 @@ use crate::host::terminal::{RawMode, own_window_size, reset_modes};
 /// `m`, `d`, `n` and `g` sort by processor, memory, disk, network and guest, and `q` leaves.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Names or globs, like `web1` or `web*`; all guests if left out
-    #[arg(value_name = "GUEST")]
-    names: Vec<String>,
-    /// Guests with this tag
-    #[arg(long = "tag", value_name = "TAG")]
-    tags: Vec<String>,
+    #[command(flatten)]
+    guests: AnyGuests,
     /// What comes first
     #[arg(long, value_enum, default_value = "cpu", value_name = "WHAT")]
     sort: Sort,
@@ -163,7 +159,7 @@ impl Args {
             return Err(Failure::user("`--interval` is at least `100ms`"));
         }
         let place = app.place()?;
-        let guests = Guests { names: self.names.clone(), tags: self.tags.clone(), all: false };
+        let guests = self.guests.clone().guests();
         let mut samples = Samples::default();
         let (first, status) = look(app, &place, &guests)?;
         samples.next(first);

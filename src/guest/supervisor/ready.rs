@@ -8,12 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::config::{EngineKind, ForwardProto, GuestConfig, NicBackend, ReadyProbe};
+use crate::config::{EngineKind, ForwardProto, GuestConfig, HookEvent, NicBackend, ReadyProbe};
 
 use super::clients::Purpose;
 use super::hooks::run_limited;
 use super::{Stage, Supervisor};
-use crate::config::HookEvent;
 use crate::guest::control::Reply;
 use crate::guest::events::EventKind;
 

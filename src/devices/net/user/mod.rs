@@ -171,7 +171,7 @@ impl UserNet {
                     let socket = TcpListener::bind(forward.host).map_err(failed)?;
                     socket.set_nonblocking(true).map_err(failed)?;
                     let host = socket.local_addr().map_err(failed)?;
-                    tcp.push(tcp::Listener { socket, host, guest_port });
+                    tcp.push(tcp::Listener { socket, host, guest_port, opened: false });
                     host
                 }
                 Protocol::Udp => {

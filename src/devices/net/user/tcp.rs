@@ -170,6 +170,8 @@ pub struct Listener {
     pub host: SocketAddr,
     /// Where connections go.
     pub guest_port: u16,
+    /// Whether the guest has accepted one.
+    pub opened: bool,
 }
 
 /// What a file descriptor is polled for.
@@ -192,8 +194,6 @@ pub struct Tcp {
     connecting: HashMap<Flow, Connecting>,
     connections: HashMap<Flow, Connection>,
     listeners: Vec<Listener>,
-    /// Which forwards the guest has accepted a connection of.
-    opened: Vec<bool>,
     on_open: ForwardOpened,
     outside: Arc<dyn Sockets>,
     answers: Option<(SocketAddrV4, Arc<Files>)>,
@@ -227,7 +227,6 @@ impl Tcp {
             wire,
             connecting: HashMap::new(),
             connections: HashMap::new(),
-            opened: vec![false; listeners.len()],
             listeners,
             on_open,
             outside,
@@ -409,7 +408,7 @@ impl Tcp {
             connection.splice(self.sockets.get_mut(connection.handle), now);
             let answered = self.sockets.get::<Socket>(connection.handle).timeout().is_none();
             if let Some(index) = connection.unanswered.take_if(|_| answered)
-                && !std::mem::replace(&mut self.opened[index], true)
+                && !std::mem::replace(&mut self.listeners[index].opened, true)
             {
                 (self.on_open)(self.listeners[index].host);
             }
