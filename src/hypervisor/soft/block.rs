@@ -5,7 +5,8 @@
 //!   linear address it runs, so it stays good when page tables change.
 //! * Jumps inside a page are links: pointers from op to op. They live only among the blocks of one page, so dropping
 //!   a page's blocks drops them. All other jumps go through the vCPU's jump cache, from linear address (and mode) to
-//!   block, which is forgotten as a whole at each TLB flush and whenever blocks are dropped.
+//!   block, which is forgotten at each TLB flush (its upper half, if all of it is in global pages, not at a CR3 write)
+//!   and whenever blocks are dropped.
 //! * A page with blocks is watched in guest memory and takes the TLB's slow path for writes. A bitmap of 64-byte
 //!   granules tells writes to its code from writes to its data.
 //! * Dropped blocks wait in a graveyard until no chain runs, since one of them may be the running one.
@@ -233,30 +234,73 @@ pub fn note_store(cpu: &mut Cpu, gpa: u64, len: u64) {
     }
 }
 
-/// Translations of this vCPU were dropped: of all pages, or of the one at linear address `page`. Cached links from
-/// linear addresses to blocks go.
-pub fn forget_jumps(cpu: &mut Cpu, page: Option<u64>) {
-    if page.is_none_or(|page| cpu.jumps.may_have_fetched(page)) {
-        cpu.drop_jumps();
+/// Which translations of a vCPU were dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dropped {
+    /// All.
+    All,
+    /// Those of pages that are not global: a CR3 write.
+    NotGlobal,
+    /// That of the page at this linear address.
+    Page(u64),
+}
+
+/// Translations were dropped: cached links from linear addresses to blocks go with them.
+pub fn forget_jumps(cpu: &mut Cpu, dropped: Dropped) {
+    match dropped {
+        Dropped::All => cpu.drop_jumps(),
+        Dropped::NotGlobal => {
+            cpu.drop_jumps_of(LOWER);
+            if !cpu.jumps.upper_is_global {
+                cpu.drop_jumps_of(UPPER);
+            }
+        }
+        Dropped::Page(page) if cpu.jumps.may_have_fetched(page) => cpu.drop_jumps_of(half(page)),
+        Dropped::Page(_) => {}
     }
 }
 
 impl Cpu {
     /// Forgets the jump cache.
     pub fn drop_jumps(&mut self) {
-        let epoch = (self.jump_tag >> 58) + 1;
+        self.drop_jumps_of(LOWER);
+        self.drop_jumps_of(UPPER);
+    }
+
+    fn drop_jumps_of(&mut self, half: usize) {
+        let epoch = (self.jump_tags[half] >> 58) + 1;
         if epoch == 64 {
-            self.jumps.clear();
+            self.jumps.clear(half);
         }
-        self.jumps.fetched = [0; 64];
-        self.jump_tag = (self.jump_tag & MODE_TAG) | (epoch % 64) << 58;
+        self.jumps.fetched[half] = [0; 64];
+        if half == UPPER {
+            self.jumps.upper_is_global = true;
+        }
+        self.jump_tags[half] = (self.jump_tags[half] & MODE_TAG) | (epoch % 64) << 58;
+    }
+
+    /// What the keys of the jump cache's entries for `addr` are made with.
+    #[inline(always)]
+    pub fn jump_tag(&self, addr: u64) -> u64 {
+        self.jump_tags[half(addr)]
     }
 
     /// Sets the mode that blocks are looked up in.
     pub fn set_mode(&mut self, mode: Mode) {
         self.mode = mode;
-        self.jump_tag = (self.jump_tag & !MODE_TAG) | u64::from(mode.0) << 48;
+        for tag in &mut self.jump_tags {
+            *tag = (*tag & !MODE_TAG) | u64::from(mode.0) << 48;
+        }
     }
+}
+
+/// The halves of the linear addresses. Systems have their own code in the upper one, in global pages, and change the page
+/// tables of the lower one with every process: each half has an epoch of its own.
+const LOWER: usize = 0;
+const UPPER: usize = 1;
+#[inline(always)]
+fn half(addr: u64) -> usize {
+    (addr >> 63) as usize
 }
 
 /// Bits of the tag that hold the mode: 57:48. Above stands the epoch, below come the linear address's bits.
@@ -268,7 +312,7 @@ pub const JUMPS: usize = 4096;
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct JumpEntry {
-    /// Canonical linear address, exclusive-or'ed with [`Cpu::jump_tag`]. Two different pairs of canonical address and
+    /// Canonical linear address, exclusive-or'ed with its half's tag in [`Cpu::jump_tags`]. Two different pairs of canonical address and
     /// tag never give the same key, since bits 63:47 of the address are equal.
     pub key: u64,
     /// First op of the block.
@@ -280,8 +324,10 @@ pub struct JumpCache {
     entries: [JumpEntry; JUMPS],
     /// The same for the guest-physical address of pages that code is fetched from.
     fetches: [(u64, u64); FETCHES],
-    /// Bits of the page numbers that were fetched from in this epoch, modulo 4096.
-    fetched: [u64; 64],
+    /// Of each half, bits of the page numbers that were fetched from in this epoch, modulo 4096.
+    fetched: [[u64; 64]; 2],
+    /// All pages of the upper half that were fetched from in this epoch are global.
+    upper_is_global: bool,
 }
 
 const FETCHES: usize = 256;
@@ -295,19 +341,22 @@ impl JumpCache {
         let mut cache = Box::new(JumpCache {
             entries: [JumpEntry { key: NO_ENTRY, entry: std::ptr::null() }; JUMPS],
             fetches: [(NO_ENTRY, 0); FETCHES],
-            fetched: [0; 64],
+            fetched: [[0; 64]; 2],
+            upper_is_global: true,
         });
-        cache.clear();
+        cache.clear(LOWER);
         cache
     }
 
-    /// Empties it.
-    pub fn clear(&mut self) {
-        // A key that belongs to another slot is never asked for in this one.
-        for (i, e) in self.entries.iter_mut().enumerate() {
+    /// Empties it of a half's entries.
+    fn clear(&mut self, half: usize) {
+        // Tags leave bit 47 of the address alone, and it tells the half. A key that belongs to another slot is never asked
+        // for in this one.
+        let is_of = |key: u64| (key >> 47 & 1) as usize == half;
+        for (i, e) in self.entries.iter_mut().enumerate().filter(|(_, e)| is_of(e.key)) {
             *e = JumpEntry { key: (i as u64) ^ 1, entry: std::ptr::null() };
         }
-        for (i, e) in self.fetches.iter_mut().enumerate() {
+        for (i, e) in self.fetches.iter_mut().enumerate().filter(|(_, e)| is_of(e.0)) {
             *e = (((i as u64) ^ 1) << 12, 0);
         }
     }
@@ -343,12 +392,13 @@ impl JumpCache {
     }
 
     fn may_have_fetched(&self, addr: u64) -> bool {
-        self.fetched[(addr >> 18 & 63) as usize] >> (addr >> 12 & 63) & 1 != 0
+        self.fetched[half(addr)][(addr >> 18 & 63) as usize] >> (addr >> 12 & 63) & 1 != 0
     }
 
-    /// Remembers where a page of code is.
-    pub fn put_fetch(&mut self, addr: u64, tag: u64, gpa: u64) {
-        self.fetched[(addr >> 18 & 63) as usize] |= 1 << (addr >> 12 & 63);
+    /// Remembers where a page of code is, and whether it is global.
+    pub fn put_fetch(&mut self, addr: u64, tag: u64, gpa: u64, global: bool) {
+        self.fetched[half(addr)][(addr >> 18 & 63) as usize] |= 1 << (addr >> 12 & 63);
+        self.upper_is_global &= global || half(addr) == LOWER;
         self.fetches[(addr >> 12) as usize % FETCHES] = ((addr & !0xfff) ^ tag, gpa & !0xfff);
     }
 }
@@ -356,6 +406,9 @@ impl JumpCache {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hypervisor::soft::cpu::RIP;
+    use crate::hypervisor::soft::mmu;
+    use crate::hypervisor::soft::rig::{DATA, Rig, Stop};
 
     #[test]
     fn granules_cover_the_bytes_and_no_more() {
@@ -375,5 +428,52 @@ mod tests {
                 assert!(cache.find_fetch(addr, tag).is_none());
             }
         }
+    }
+
+    #[test]
+    fn the_upper_half_keeps_its_jumps_over_a_cr3_write_only_where_all_of_it_is_global() {
+        const UPPER: u64 = 0xffff_ffff_8000_0000;
+        const TABLE: u64 = 0x30_0000;
+        let mut rig = Rig::user();
+        let tables = rig.cpu.sys.cr3;
+        for (slot, value) in [(tables + 511 * 8, TABLE | 7), (TABLE + 510 * 8, (TABLE + 0x1000) | 7)] {
+            rig.write(slot, &value.to_le_bytes());
+        }
+        rig.write(TABLE + 0x1000, &(TABLE + 0x2000 | 7).to_le_bytes());
+        let map = |rig: &mut Rig, page: u64, gpa: u64, global: bool| {
+            rig.write(TABLE + 0x2000 + page * 8, &(gpa | 0x67 | u64::from(global) << 8).to_le_bytes());
+        };
+        // At two pages: mov eax, 1 or 2 or 3; ud2
+        for n in 1..=3u8 {
+            rig.write(DATA + u64::from(n) * 0x1000, &[0xb8, n, 0, 0, 0, 0x0f, 0x0b]);
+        }
+        let run = |rig: &mut Rig, page: u64| {
+            rig.cpu.regs[RIP] = UPPER + page * 0x1000;
+            assert!(matches!(rig.run(1000), Stop::Exception(e) if e.vector == 6));
+            rig.cpu.regs[0]
+        };
+        map(&mut rig, 0, DATA + 0x1000, true);
+        assert_eq!(run(&mut rig, 0), 1);
+        map(&mut rig, 0, DATA + 0x2000, true);
+        mmu::flush(&mut rig.cpu, true);
+        assert_eq!(run(&mut rig, 0), 1, "a global translation outlives a CR3 write");
+        mmu::flush_page(&mut rig.cpu, UPPER);
+        assert_eq!(run(&mut rig, 0), 2, "and no INVLPG");
+        // A page that is not global is among them.
+        map(&mut rig, 1, DATA + 0x1000, false);
+        assert_eq!(run(&mut rig, 1), 1);
+        map(&mut rig, 1, DATA + 0x3000, false);
+        mmu::flush(&mut rig.cpu, true);
+        assert_eq!(run(&mut rig, 1), 3);
+        assert_eq!(run(&mut rig, 0), 2);
+        // More CR3 writes than there are epochs: the halves wrap around apart from each other.
+        map(&mut rig, 1, DATA + 0x2000, false);
+        for _ in 0..130 {
+            mmu::flush(&mut rig.cpu, true);
+            assert_eq!((run(&mut rig, 0), run(&mut rig, 1)), (2, 2));
+        }
+        map(&mut rig, 0, DATA + 0x3000, true);
+        mmu::flush(&mut rig.cpu, false);
+        assert_eq!(run(&mut rig, 0), 3);
     }
 }

@@ -178,8 +178,8 @@ pub struct Cpu {
     pub budget: i64,
     /// The arithmetic flags.
     pub flags: LazyFlags,
-    /// Jump-cache entries of this vCPU's present mode and epoch have it: see `block`.
-    pub jump_tag: u64,
+    /// Jump-cache entries of this vCPU's present mode and epoch have it, by half of the linear addresses: see `block`.
+    pub jump_tags: [u64; 2],
     /// From linear addresses to blocks.
     pub jumps: Box<JumpCache>,
     /// RFLAGS without the arithmetic flags; bit 1 is set.
@@ -262,7 +262,7 @@ impl Cpu {
             regs: [0; 24],
             budget: 0,
             flags: LazyFlags::raw(0),
-            jump_tag: 0,
+            jump_tags: [0; 2],
             jumps: JumpCache::new(),
             rflags: rflags::FIXED,
             next_rip: 0,

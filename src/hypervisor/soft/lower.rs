@@ -8,6 +8,7 @@ use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, Mnemonic, OpK
 
 use super::cpu::{Cpu, DS, ES, FS, Fault, GS, RIP, SS, TMP, ZERO};
 use super::int::address::{address_checked, address_flat32, address_in_long_mode, address_of_fs, address_of_gs};
+use super::int::pair::{self, Kind};
 use super::op::{Handler, Op};
 use crate::{called_op, leaving_op};
 
@@ -86,9 +87,10 @@ pub struct Fixup {
     pub target: usize,
 }
 
-/// What one instruction does to the arithmetic flags, in [`RflagsBits`]' positions.
+/// What the passes behind the lowering have to know of an instruction: what it does to the arithmetic flags, in
+/// [`RflagsBits`]' positions, and what half of a pair it could be.
 #[derive(Debug, Clone, Copy)]
-struct FlagUse {
+struct Lowered {
     read: u32,
     /// Written perhaps.
     modified: u32,
@@ -98,6 +100,10 @@ struct FlagUse {
     leaves: bool,
     /// The op that could do without computing flags, and the handler that does.
     quiet: Option<(usize, Handler)>,
+    /// The instruction's one op, and what half it is.
+    half: Option<(usize, Kind)>,
+    /// What half it is once it computes no flags.
+    quiet_half: Option<(usize, Kind)>,
 }
 
 const ARITH_BITS: u32 = RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF | RflagsBits::PF;
@@ -113,6 +119,17 @@ pub struct Compare {
     pub size: u32,
     /// Whether the second operand is the immediate.
     pub immediate: bool,
+}
+
+/// An addition of an immediate to a register, or a subtraction, that a conditional jump right behind it may merge with.
+#[derive(Debug, Clone, Copy)]
+pub struct Step {
+    /// Number of the instruction in its block, counted from 1.
+    pub insn: u32,
+    /// SUB instead of ADD.
+    pub sub: bool,
+    /// Bytes of the operands: 4 or 8.
+    pub size: u32,
 }
 
 /// Collects the ops of one block.
@@ -141,8 +158,10 @@ pub struct Builder {
     pub new_flags_kind: Option<u32>,
     /// The compare that the instruction before was.
     pub compare: Option<Compare>,
+    /// The last addition of or subtraction with an immediate.
+    pub step: Option<Step>,
     quiet: Option<(usize, Handler)>,
-    uses: Vec<FlagUse>,
+    lowered: Vec<Lowered>,
     /// The instruction's bytes come from two pages, so nothing may be linked to or from this block.
     pub crosses: bool,
 }
@@ -173,8 +192,9 @@ pub fn decode_block(bytes: &[u8], start_rip: u64, mode: Mode, gpa: u64, crosses:
         flags_kind: None,
         new_flags_kind: None,
         compare: None,
+        step: None,
         quiet: None,
-        uses: Vec::with_capacity(16),
+        lowered: Vec::with_capacity(16),
         crosses,
     };
     // Hint encodings (ENDBR64, PREFETCH, CLDEMOTE, what MPX and CET use) are NOPs on a processor without the extension.
@@ -210,6 +230,7 @@ pub fn decode_block(bytes: &[u8], start_rip: u64, mode: Mode, gpa: u64, crosses:
         }
     }
     b.drop_dead_flags();
+    b.pair();
     Ok(b)
 }
 
@@ -274,6 +295,7 @@ impl Builder {
     }
 
     fn lower_by_family(&mut self, insn: &Instruction) -> Flow {
+        let first = self.ops.len();
         let flow = super::int::lower(insn, self)
             .or_else(|| super::system::lower(insn, self))
             .or_else(|| super::simd::lower(insn, self))
@@ -287,11 +309,13 @@ impl Builder {
         if insn.rflags_modified() & ARITH_BITS != 0 {
             self.flags_kind = self.new_flags_kind;
         }
-        self.uses.push(self.flag_use(insn));
+        let lowered = self.look_back(insn, first);
+        self.lowered.push(lowered);
         flow
     }
 
-    fn flag_use(&self, insn: &Instruction) -> FlagUse {
+    /// Sums up `insn`, whose ops start at number `first`.
+    fn look_back(&self, insn: &Instruction, first: usize) -> Lowered {
         let mut read = insn.rflags_read() & ARITH_BITS;
         let mut written = (insn.rflags_written() | insn.rflags_cleared() | insn.rflags_set()) & ARITH_BITS;
         use Mnemonic as M;
@@ -306,7 +330,26 @@ impl Builder {
             (read, written) = (read | ARITH_BITS & !RflagsBits::ZF, RflagsBits::ZF);
         }
         let modified = insn.rflags_modified() & ARITH_BITS;
-        FlagUse { read, modified, written, leaves: !super::int::never_leaves(insn), quiet: self.quiet }
+        let half = |quiet: bool| match &self.ops[first.min(self.ops.len())..] {
+            [op] if self.mode.is_64bit() => pair::kind_of(insn, op, quiet).map(|kind| (first, kind)),
+            _ => None,
+        };
+        Lowered {
+            read,
+            modified,
+            written,
+            leaves: !super::int::never_leaves(insn),
+            quiet: self.quiet,
+            half: half(false),
+            quiet_half: if self.quiet.is_some() { half(true) } else { None },
+        }
+    }
+
+    /// The last instruction became part of a branch.
+    pub fn merged(&mut self) {
+        if let Some(last) = self.lowered.last_mut() {
+            (last.quiet, last.half, last.quiet_half) = (None, None, None);
+        }
     }
 
     /// Walks backwards and lets ops whose flags nobody reads not compute them. Behind the block all are read, and
@@ -314,13 +357,28 @@ impl Builder {
     /// its flags on its slow path.)
     fn drop_dead_flags(&mut self) {
         let mut live = ARITH_BITS;
-        for u in self.uses.iter().rev() {
-            if let Some((at, handler)) = u.quiet
-                && live & u.modified == 0
+        for insn in self.lowered.iter_mut().rev() {
+            if let Some((at, handler)) = insn.quiet
+                && live & insn.modified == 0
             {
                 self.ops[at].handler = handler;
+                insn.half = insn.quiet_half;
             }
-            live = if u.leaves { ARITH_BITS } else { (live & !u.written) | u.read };
+            live = if insn.leaves { ARITH_BITS } else { (live & !insn.written) | insn.read };
+        }
+    }
+
+    /// Lets neighbours that are both simple run in one step.
+    fn pair(&mut self) {
+        let mut before: Option<(usize, Kind)> = None;
+        for insn in &self.lowered {
+            before = match (before, insn.half) {
+                (Some((first, a)), Some((second, b))) if second == first + 1 => {
+                    self.ops[first].handler = pair::handler(a, b);
+                    None
+                }
+                (_, half) => half,
+            };
         }
     }
 

@@ -18,7 +18,7 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use super::block;
+use super::block::{self, Dropped};
 use super::cpu::{Cpu, Exception, Fault, rflags};
 use super::mem::{NO_TAG, Operand, SlowOperand, TLB_BANKS, TLB_ENTRIES, Tlb, TlbEntry};
 use super::system::regs::{cr0, cr4, efer};
@@ -451,10 +451,15 @@ fn enter(cpu: &mut Cpu, page_addr: u64, host: *mut u8, page: &Page, write: bool)
 /// Translates one linear address with the present privilege; sets accessed and dirty bits; raises #PF.
 pub fn translate(cpu: &mut Cpu, addr: u64, intent: Intent) -> Result<u64, Fault> {
     if intent == Intent::Execute {
-        let page = walk(cpu, addr, intent, Asker::of_bank(cpu.bank))?;
-        return Ok(page.gpa | (addr & !PAGE_MASK));
+        return translate_fetch(cpu, addr).map(|(gpa, _)| gpa);
     }
     resolve(cpu, addr, intent).map(|target| target.gpa)
+}
+
+/// Translates for an instruction fetch; says too whether the page is global.
+pub fn translate_fetch(cpu: &mut Cpu, addr: u64) -> Result<(u64, bool), Fault> {
+    let page = walk(cpu, addr, Intent::Execute, Asker::of_bank(cpu.bank))?;
+    Ok((page.gpa | (addr & !PAGE_MASK), page.global))
 }
 
 /// Runs `access` with supervisor privilege and SMAP in force, whatever the CPL is: an implicit access.
@@ -554,7 +559,7 @@ pub fn flush(cpu: &mut Cpu, keep_global: bool) {
         side.written.clear();
         side.large.clear();
     }
-    block::forget_jumps(cpu, None);
+    block::forget_jumps(cpu, if keep_global { Dropped::NotGlobal } else { Dropped::All });
 }
 
 /// Drops the translation of one page, also where it is global: INVLPG.
@@ -576,9 +581,9 @@ pub fn flush_page(cpu: &mut Cpu, addr: u64) {
                 (entry.tag_read, entry.tag_write) = (NO_TAG, NO_TAG);
             }
         }
-        block::forget_jumps(cpu, None);
+        block::forget_jumps(cpu, Dropped::All);
     } else {
-        block::forget_jumps(cpu, Some(page));
+        block::forget_jumps(cpu, Dropped::Page(page));
     }
 }
 

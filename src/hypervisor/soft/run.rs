@@ -14,7 +14,7 @@ use super::block::{Block, BlockCache, Key};
 use super::cpu::{CS, Cpu, Fault, Leave, RIP, rflags};
 use super::int::branch;
 use super::lower::{Mode, decode_block};
-use super::mmu::{self, Intent};
+use super::mmu;
 use super::op::Op;
 use super::{saved, system};
 use crate::hypervisor::backend::{Attention, Backend, MachineExit, Platform, VcpuEvent, VcpuSetup};
@@ -384,7 +384,7 @@ pub fn find(cpu: &mut Cpu, cache: &mut BlockCache) -> Result<(*const Op, NewPage
     }
     let rip = cpu.regs[RIP];
     let linear = linear_rip(cpu);
-    if let Some(entry) = cpu.jumps.find(linear, cpu.jump_tag) {
+    if let Some(entry) = cpu.jumps.find(linear, cpu.jump_tag(linear)) {
         return Ok((entry, None));
     }
     cache.bury();
@@ -424,7 +424,7 @@ pub fn find(cpu: &mut Cpu, cache: &mut BlockCache) -> Result<(*const Op, NewPage
 
 fn remember(cpu: &mut Cpu, linear: u64, limit_left: u64, entry: *const Op) {
     if limit_left >= PAGE && !cpu.mode.has(Mode::STEP) {
-        let tag = cpu.jump_tag;
+        let tag = cpu.jump_tag(linear);
         cpu.jumps.put(linear, tag, entry);
     }
 }
@@ -436,14 +436,13 @@ fn next_page(cpu: &Cpu, linear: u64) -> u64 {
 
 /// Translates for a fetch, through the vCPU's cache of pages that code was fetched from.
 fn fetch_address(cpu: &mut Cpu, linear: u64) -> Result<u64, Fault> {
-    let tag = cpu.jump_tag;
+    let tag = cpu.jump_tag(linear);
     if let Some(page) = cpu.jumps.find_fetch(linear, tag) {
         return Ok(page | linear & (PAGE - 1));
     }
-    let gpa = mmu::translate(cpu, linear, Intent::Execute)?;
-    if (linear << 16) as i64 >> 16 == linear as i64 {
-        let tag = cpu.jump_tag;
-        cpu.jumps.put_fetch(linear, tag, gpa);
+    let (gpa, global) = mmu::translate_fetch(cpu, linear)?;
+    if mmu::is_canonical(linear) {
+        cpu.jumps.put_fetch(linear, tag, gpa, global);
     }
     Ok(gpa)
 }

@@ -11,7 +11,7 @@ use iced_x86::{Instruction, Mnemonic as M, OpKind};
 
 use super::alu::{ANY, Alu, And, Sub, holds};
 use super::word::{Addr, Full, Int, Path, Slow, get, load_bytes, reg, set_reg};
-use super::{operand, stack};
+use super::{operand, pair, stack};
 use crate::hypervisor::soft::cpu::{CS, Cpu, Fault, Leave, RIP};
 use crate::hypervisor::soft::lower::{Builder, Fixup, Flow, Mode};
 use crate::hypervisor::soft::op::{Handler, Op, enter, leave_between_blocks, next};
@@ -43,7 +43,8 @@ pub unsafe fn set_link(from: *mut Op, entry: *const Op) {
 unsafe fn look_up(cpu: *mut Cpu, op: *const Op) -> *const Op {
     // SAFETY: what the jump cache holds are live blocks: it is dropped whenever blocks are.
     unsafe {
-        match (*cpu).jumps.find((*cpu).regs[RIP], (*cpu).jump_tag) {
+        let rip = (*cpu).regs[RIP];
+        match (*cpu).jumps.find(rip, (*cpu).jump_tag(rip)) {
             Some(entry) => enter(cpu, entry),
             None => leave_between_blocks(cpu, op),
         }
@@ -51,8 +52,11 @@ unsafe fn look_up(cpu: *mut Cpu, op: *const Op) -> *const Op {
 }
 
 /// Takes the branch `op`.
+///
+/// # Safety
+/// `cpu` and `op` are a handler's.
 #[inline(always)]
-unsafe fn taken(cpu: *mut Cpu, op: *const Op) -> *const Op {
+pub unsafe fn taken(cpu: *mut Cpu, op: *const Op) -> *const Op {
     // SAFETY: `imm` of a branch is a live op of this page (a link or the branch's own stub).
     unsafe {
         (*cpu).regs[RIP] = (*cpu).regs[RIP].wrapping_add((*op).disp as i64 as u64);
@@ -263,7 +267,7 @@ extern "C" fn arrive_anywhere(cpu: *mut Cpu, op: *const Op) -> *const Op {
         }
         let long = (*cpu).mode.is_64bit();
         let linear = if long { rip } else { (*cpu).segs[CS].base.wrapping_add(rip) & 0xffff_ffff };
-        match (*cpu).jumps.find(linear, (*cpu).jump_tag) {
+        match (*cpu).jumps.find(linear, (*cpu).jump_tag(linear)) {
             Some(entry) => enter(cpu, entry),
             None => leave_between_blocks(cpu, op),
         }
@@ -535,6 +539,7 @@ fn conditional(b: &mut Builder, cc: u8, distance: i64) {
     let mut op = match (b.compare, b.ops.last().copied()) {
         (Some(compare), Some(last)) => {
             b.ops.pop();
+            b.merged();
             let mut op = last;
             op.handler = merged_handler(compare.test, compare.immediate, compare.size, cc);
             op.aux = last.imm as u32;
@@ -542,6 +547,12 @@ fn conditional(b: &mut Builder, cc: u8, distance: i64) {
         }
         _ => b.op(jcc_handler(cc, b.flags_kind)),
     };
+    if let Some(step) = b.step.filter(|step| step.insn + 1 == b.insns)
+        && let Some(last) = b.ops.last_mut()
+    {
+        last.handler = pair::step_handler(step.sub, step.size, cc);
+        b.merged();
+    }
     (op.disp, op.index) = (distance as i32, b.insns as u8);
     let at = b.ops.len();
     b.push(op);

@@ -9,6 +9,7 @@
 //! | `shift` | shifts and rotations |
 //! | `multiply` | MUL, DIV |
 //! | `bits` | bit tests and scans, exchanges |
+//! | `pair` | two simple instructions in one step |
 //! | `stack` | PUSH, POP, frames |
 //! | `branch` | jumps, calls, returns, links |
 //! | `string` | string instructions |
@@ -21,6 +22,7 @@ pub mod branch;
 pub mod legacy;
 pub mod multiply;
 pub mod operand;
+pub mod pair;
 pub mod shift;
 pub mod stack;
 pub mod string;
@@ -35,7 +37,7 @@ use self::operand::{immediate, in_memory, is_immediate, register, size};
 use self::word::{Fast, bytes_of, load_bytes, reg, set_reg};
 use super::cpu::{Cpu, Fault, Leave};
 use super::flags::FlagKind;
-use super::lower::{Builder, Compare, Flow};
+use super::lower::{Builder, Compare, Flow, Step};
 use super::op::{Handler, Op};
 use crate::{by_addr, by_cc, by_wide, by_width, called_op, leaving_op};
 
@@ -275,6 +277,9 @@ fn arithmetic(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
         op = b.op(by_alu!(insn, O => by_width!(bytes, T => alu::alu_ri::<O, T, true>)));
         quiet = by_alu!(insn, O => by_width!(bytes, T => alu::alu_ri::<O, T, false>));
         op.imm = immediate(insn, 1);
+        if matches!(kind, FlagKind::Add | FlagKind::Sub) && bytes >= 4 {
+            b.step = Some(Step { insn: b.insns, sub: kind == FlagKind::Sub, size: bytes });
+        }
     } else if insn.op0_register() == insn.op1_register() && matches!(insn.mnemonic(), M::Xor | M::Sub) {
         op = b.op(by_width!(bytes, T => alu::zero::<T, true>));
         quiet = by_width!(bytes, T => alu::zero::<T, false>);

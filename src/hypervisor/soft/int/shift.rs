@@ -54,6 +54,20 @@ fn shifted<T: Int>(kind: u8, a: T, count: u32) -> (u64, bool, bool) {
     }
 }
 
+/// The result alone of a shift of any width, or of a rotation of 32 or 64 bits, by a count that was cut to the operand's.
+#[inline(always)]
+pub fn quietly<T: Int, const S: u8>(a: T, count: u32) -> T {
+    T::cut(match S {
+        ROL | ROR => {
+            let left = if S == ROL { count } else { T::BITS - count } % T::BITS;
+            if T::BITS == 32 { u64::from((a.wide() as u32).rotate_left(left)) } else { a.wide().rotate_left(left) }
+        }
+        SHL => a.wide() << (count & 63),
+        SHR => a.wide() >> (count & 63),
+        _ => (a.signed() >> (count & 63)) as u64,
+    })
+}
+
 /// Shift of `dst` by `imm`, which is not zero.
 extern "C" fn shift_ri<T: Int, const S: u8, const F: bool>(cpu: *mut Cpu, op: *const Op) -> *const Op {
     // SAFETY: handlers get live, unaliased pointers and an op that their lowering made, not the last of its block.
@@ -65,12 +79,7 @@ extern "C" fn shift_ri<T: Int, const S: u8, const F: bool>(cpu: *mut Cpu, op: *c
             shift_flags::<T>(cpu, r, cf, of);
             set::<T>(cpu, (*op).dst, T::cut(r));
         } else {
-            let r = match S {
-                SHL => a.wide() << count,
-                SHR => a.wide() >> count,
-                _ => (a.signed() >> count) as u64,
-            };
-            set::<T>(cpu, (*op).dst, T::cut(r));
+            set::<T>(cpu, (*op).dst, quietly::<T, S>(a, count));
         }
         next(cpu, op)
     }
@@ -99,17 +108,11 @@ extern "C" fn shift_rc<T: Int, const S: u8, const F: bool>(cpu: *mut Cpu, op: *c
 extern "C" fn rotate_ri<T: Int, const S: u8, const F: bool>(cpu: *mut Cpu, op: *const Op) -> *const Op {
     // SAFETY: as above.
     unsafe {
-        let a = get::<T>(cpu, (*op).dst).wide();
-        let count = (*op).imm as u32 % T::BITS;
-        let left = if S == ROL { count } else { (T::BITS - count) % T::BITS };
-        let r = match T::BITS {
-            32 => (a as u32).rotate_left(left) as u64,
-            _ => a.rotate_left(left),
-        };
+        let r = quietly::<T, S>(get::<T>(cpu, (*op).dst), (*op).imm as u32);
         if F {
-            rotate_flags(&mut *cpu, S, r, T::BITS);
+            rotate_flags(&mut *cpu, S, r.wide(), T::BITS);
         }
-        set::<T>(cpu, (*op).dst, T::cut(r));
+        set::<T>(cpu, (*op).dst, r);
         next(cpu, op)
     }
 }
