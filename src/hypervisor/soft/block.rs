@@ -16,9 +16,11 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::num::NonZeroU32;
 
 use super::cpu::Cpu;
 use super::lower::{Builder, Mode};
+use super::mmu::PHYS_BITS;
 use super::op::Op;
 use crate::hypervisor::memory::{GuestAddr, GuestMemory};
 
@@ -29,27 +31,41 @@ const MAX_KEYS: usize = 1 << 14;
 const PAGE: u64 = 4096;
 const GRANULE: u64 = 64;
 
-/// What a block is found by.
+/// What a block is found by: the guest-physical address of its first byte, and the mode that it was decoded in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Key {
-    /// Guest-physical address of its first byte.
-    pub gpa: u64,
-    /// The mode that it was decoded in.
-    pub mode: Mode,
+pub struct Key(u64);
+
+const _: () = assert!(PHYS_BITS <= Key::MODE_SHIFT && MODE_TAG >> 48 < 1 << (64 - Key::MODE_SHIFT));
+
+impl Key {
+    const MODE_SHIFT: u32 = 48;
+
+    /// The key of what starts at `gpa`, which has at most [`PHYS_BITS`] bits.
+    pub fn new(gpa: u64, mode: Mode) -> Key {
+        Key(gpa | u64::from(mode.0) << Key::MODE_SHIFT)
+    }
+
+    fn gpa(self) -> u64 {
+        self.0 & ((1 << Key::MODE_SHIFT) - 1)
+    }
 }
 
-/// Lowered code.
+/// Lowered code. There are many, and most of them are small.
 pub struct Block {
     ops: Box<[Op]>,
     /// Bytes of its instructions.
     pub bytes: u32,
-    /// For a block whose one instruction lies on two pages: the guest-physical address of the second page.
-    pub second_page: Option<u64>,
+    /// One more than the number of the second page.
+    second: Option<NonZeroU32>,
 }
+
+const _: () = assert!(size_of::<Block>() == 24 && PHYS_BITS - 12 < 32);
 
 impl Block {
     /// Puts the ops in place and sets the pointers between them.
-    pub fn new(builder: Builder, second_page: Option<u64>) -> Box<Block> {
+    ///
+    /// `second_page` is the guest-physical address of a second page, where the block's one instruction lies on two.
+    pub fn new(builder: Builder, second_page: Option<u64>) -> Block {
         let mut ops = builder.ops.into_boxed_slice();
         let first = ops.as_mut_ptr();
         for fixup in &builder.fixups {
@@ -58,7 +74,13 @@ impl Block {
             // made from one pointer to the whole slice, as handlers walk from op to op.
             unsafe { (*first.add(fixup.op)).imm = first.add(fixup.target) as u64 };
         }
-        Box::new(Block { ops, bytes: builder.bytes, second_page })
+        let second = second_page.and_then(|gpa| NonZeroU32::new((gpa / PAGE) as u32 + 1));
+        Block { ops, bytes: builder.bytes, second }
+    }
+
+    /// For a block whose one instruction lies on two pages: the guest-physical address of the second one.
+    pub fn second_page(&self) -> Option<u64> {
+        self.second.map(|number| u64::from(number.get() - 1) * PAGE)
     }
 
     /// The block's first op.
@@ -100,9 +122,9 @@ struct Page {
 
 /// The blocks decoded so far, for all vCPUs of one thread.
 pub struct BlockCache {
-    blocks: Map<Key, Box<Block>>,
+    blocks: Map<Key, Block>,
     pages: Map<u64, Page>,
-    graveyard: Vec<Box<Block>>,
+    graveyard: Vec<Block>,
     ops: usize,
     memory: GuestMemory,
     /// Counts drops: jump caches filled under another generation are stale.
@@ -124,28 +146,28 @@ impl BlockCache {
 
     /// The block at `key`.
     pub fn get(&self, key: Key) -> Option<&Block> {
-        self.blocks.get(&key).map(|b| &**b)
+        self.blocks.get(&key)
     }
 
     /// Whether `entry` is the first op of a block that may be linked to: not one on two pages.
     pub fn is_plain(&self, key: Key) -> bool {
-        self.get(key).is_some_and(|b| b.second_page.is_none())
+        self.get(key).is_some_and(|b| b.second.is_none())
     }
 
     /// Keeps a block; returns its first op and whether one of its pages is new as a page with code (all TLBs must
     /// then be told). To be called only while no chain runs.
-    pub fn insert(&mut self, key: Key, block: Box<Block>) -> (*const Op, bool) {
+    pub fn insert(&mut self, key: Key, block: Block) -> (*const Op, bool) {
         let crowded = |gpa: u64| self.pages.get(&(gpa & !(PAGE - 1))).is_some_and(|p| p.keys.len() >= MAX_KEYS);
-        if self.ops + block.ops.len() > MAX_OPS || crowded(key.gpa) || block.second_page.is_some_and(crowded) {
+        if self.ops + block.ops.len() > MAX_OPS || crowded(key.gpa()) || block.second_page().is_some_and(crowded) {
             self.drop_all();
         }
         self.ops += block.ops.len();
         let entry = block.entry();
-        let offset = key.gpa % PAGE;
+        let offset = key.gpa() % PAGE;
         let bytes = u64::from(block.bytes.max(1));
         let here = bytes.min(PAGE - offset);
-        let mut new = self.note(key.gpa, here, key);
-        if let Some(second) = block.second_page {
+        let mut new = self.note(key.gpa(), here, key);
+        if let Some(second) = block.second_page() {
             new |= self.note(second, bytes - here, key);
         }
         if let Some(old) = self.blocks.insert(key, block) {

@@ -21,7 +21,7 @@
 //! Sources: Intel 64 and IA-32 Architectures Software Developer's Manual (SDM), AMD64 Architecture Programmer's
 //! Manual (APM).
 // Handlers are only called through the pointers of ops, by `run` and each other, which hold to the contract in `op`; to mark the
-// thousand of them `unsafe` would say nothing more. `Box<Cpu>` and `Box<Block>` keep their addresses, to which
+// thousand of them `unsafe` would say nothing more. A `Box<Cpu>` keeps its address, to which
 // pointers lead. A mask is zero where a macro is given an operand that needs no alignment.
 #![allow(clippy::not_unsafe_ptr_arg_deref, clippy::macro_metavars_in_unsafe, clippy::vec_box, clippy::bad_bit_mask)]
 

@@ -365,8 +365,7 @@ pub fn link(cpu: &mut Cpu, cache: &mut BlockCache, protect: impl FnOnce(&mut Cpu
 /// where the jump was a short one: page tables may have changed without the guest's telling.
 fn may_link(cpu: &mut Cpu, cache: &BlockCache) -> bool {
     let linear = linear_rip(cpu);
-    fetch_address(cpu, linear)
-        .is_ok_and(|gpa| gpa >> 12 == u64::from(cpu.link_page) && cache.is_plain(Key { gpa, mode: cpu.mode }))
+    fetch_address(cpu, linear).is_ok_and(|gpa| gpa >> 12 == u64::from(cpu.link_page) && cache.is_plain(Key::new(gpa, cpu.mode)))
 }
 
 fn linear_rip(cpu: &Cpu) -> u64 {
@@ -401,18 +400,18 @@ pub fn find(cpu: &mut Cpu, cache: &mut BlockCache) -> Result<(*const Op, NewPage
         limit_left = limit - rip + 1;
     }
     let gpa = fetch_address(cpu, linear)?;
-    let key = Key { gpa, mode: cpu.mode };
+    let key = Key::new(gpa, cpu.mode);
     if let Some(block) = cache.get(key)
         && u64::from(block.bytes) <= limit_left
     {
-        let (entry, second) = (block.entry(), block.second_page);
+        let (entry, second) = (block.entry(), block.second_page());
         if second.is_none() || Some(fetch_address(cpu, next_page(cpu, linear))?) == second {
             remember(cpu, linear, limit_left, entry);
             return Ok((entry, None));
         }
     }
     let block = decode(cpu, linear, gpa, limit_left)?;
-    let second = block.second_page;
+    let second = block.second_page();
     let (entry, new) = cache.insert(key, block);
     if cpu.jump_generation != cache.generation {
         cpu.jump_generation = cache.generation;
@@ -448,7 +447,7 @@ fn fetch_address(cpu: &mut Cpu, linear: u64) -> Result<u64, Fault> {
 }
 
 /// Decodes the block at `linear`.
-fn decode(cpu: &mut Cpu, linear: u64, gpa: u64, limit_left: u64) -> Result<Box<Block>, Fault> {
+fn decode(cpu: &mut Cpu, linear: u64, gpa: u64, limit_left: u64) -> Result<Block, Fault> {
     let offset = (gpa & (PAGE - 1)) as usize;
     let mut bytes = [0xffu8; PAGE as usize + 16];
     let room = (PAGE as usize - offset).min(usize::try_from(limit_left).unwrap_or(usize::MAX));
