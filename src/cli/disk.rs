@@ -84,7 +84,7 @@ impl Args {
                 let mut keys = Vec::new();
                 keys.extend(size.map(|size| ("size", change::text(&size.to_string()))));
                 keys.extend(path.map(|path| change::path(&path)).transpose()?.map(|path| ("path", path)));
-                keys.extend(source.map(|source| ("source", change::text(&source))));
+                keys.extend(source.map(|source| change::image(&source)).transpose()?.map(|source| ("source", source)));
                 keys.extend(backend.map(|backend| ("backend", change::text(&backend))));
                 keys.extend(device.map(|device| ("device", change::text(&device))));
                 keys.extend(ro.then(|| ("ro", "true".to_owned())));

@@ -202,3 +202,22 @@ pub fn path(value: &Path) -> Result<String> {
     let absolute = std::path::absolute(value).map_err(|error| GuestError::io("find", value, error))?;
     absolute.to_str().map(text).ok_or_else(|| GuestError::user(format!("`{}` is not UTF-8", value.display())))
 }
+
+/// What a disk is made from as a TOML string: a name of the catalogue, a URL, or a path with a slash, as [`path`] takes it.
+pub fn image(value: &str) -> Result<String> {
+    if value.contains('/') && !value.contains("://") { path(Path::new(value)) } else { Ok(text(value)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_of_the_command_line_is_relative_to_where_it_is_typed() {
+        let here = std::env::current_dir().expect("a current folder");
+        assert_eq!(image("./sub/base.raw").unwrap(), text(here.join("sub/base.raw").to_str().expect("UTF-8")));
+        for said in ["/images/base.raw", "debian-12", "https://example.org/a.qcow2"] {
+            assert_eq!(image(said).unwrap(), text(said));
+        }
+    }
+}
