@@ -333,6 +333,11 @@ fn disk(entry: &View<'_>, engine: EngineKind, seen: &mut Vec<String>, problems: 
     }
 }
 
+/// Whether what a disk is made from is a path: no URL, and with a slash, which no name has.
+pub fn is_image_path(text: &str) -> bool {
+    text.contains('/') && !text.contains("://")
+}
+
 /// What a disk is made from: a name, a URL, or a path, which is made absolute.
 fn source(entry: &View<'_>, problems: &mut Problems) -> Option<String> {
     let (text, node) = (entry.text("source")?, entry.node("source")?);
@@ -340,8 +345,7 @@ fn source(entry: &View<'_>, problems: &mut Problems) -> Option<String> {
         let hint = "a name of the catalogue, a URL, or a path with a slash";
         problems.push(Diagnostic::at(&node.place, format!("`{text}` cannot be an image")).hint(hint));
     }
-    let is_path = text.contains('/') && !text.contains("://");
-    Some(if is_path { entry.absolute(&text, node).to_string_lossy().into_owned() } else { text })
+    Some(if is_image_path(&text) { entry.absolute(&text, node).to_string_lossy().into_owned() } else { text })
 }
 
 fn nics(view: &View<'_>, problems: &mut Problems) -> Vec<NicConfig> {

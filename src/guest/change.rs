@@ -4,6 +4,7 @@
 
 use std::path::Path;
 
+use crate::config::check::is_image_path;
 use crate::config::{DiskBackend, GuestConfig};
 use crate::fetch::Progress;
 use crate::units::ByteSize;
@@ -205,7 +206,7 @@ pub fn path(value: &Path) -> Result<String> {
 
 /// What a disk is made from as a TOML string: a name of the catalogue, a URL, or a path with a slash, as [`path`] takes it.
 pub fn image(value: &str) -> Result<String> {
-    if value.contains('/') && !value.contains("://") { path(Path::new(value)) } else { Ok(text(value)) }
+    if is_image_path(value) { path(Path::new(value)) } else { Ok(text(value)) }
 }
 
 #[cfg(test)]

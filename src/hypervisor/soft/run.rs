@@ -389,7 +389,7 @@ pub fn find(cpu: &mut Cpu, cache: &mut BlockCache) -> Result<(*const Op, NewPage
     cache.bury();
     let mut limit_left = u64::MAX;
     if cpu.mode.is_64bit() {
-        if (linear << 16) as i64 >> 16 != linear as i64 {
+        if !mmu::is_canonical(linear) {
             return Err(cpu.general_protection(0));
         }
     } else {

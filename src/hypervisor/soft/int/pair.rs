@@ -1,9 +1,9 @@
 //! Two simple instructions in one step.
 //!
 //! What an interpreter pays for an instruction is above all the way to it. Where two instructions that follow each other
-//! are both of the [`Half`]s below, the first one's op gets a handler that does both and goes on behind them: about a third
-//! of the steps of compiled code are saved. The second op stays as it is. So a first half whose access misses the TLB can be
-//! done by its own slow handler, which goes on with the second op; and a second half that misses is done by its own.
+//! are both of the [`Half`]s below, the first one's op gets a handler that does both and goes on behind them. The second op
+//! stays as it is. So a first half whose access misses the TLB can be done by its own slow handler, which goes on with the
+//! second op; and a second half that misses is done by its own.
 //!
 //! Neither an interrupt nor an exception can tell: chains are left between blocks, and where an access faults, the op that
 //! it belongs to says where the instruction is.
@@ -129,7 +129,8 @@ halves! {
 
 /// The op at `op` and the one behind it, which is not the last of the block.
 extern "C" fn pair<A: Half, B: Half>(cpu: *mut Cpu, op: *const Op) -> *const Op {
-    // SAFETY: handlers get live, unaliased pointers; `fuse` puts this handler only before another op that goes on.
+    // SAFETY: handlers get live, unaliased pointers; the builder gives this handler only to the first of two ops
+    // that both go on.
     unsafe {
         if let Err(slow) = A::run(cpu, op) {
             return slow(cpu, op);

@@ -59,7 +59,7 @@ fn shifted<T: Int>(kind: u8, a: T, count: u32) -> (u64, bool, bool) {
 pub fn quietly<T: Int, const S: u8>(a: T, count: u32) -> T {
     T::cut(match S {
         ROL | ROR => {
-            let left = if S == ROL { count } else { T::BITS - count } % T::BITS;
+            let left = if S == ROL { count } else { T::BITS - count };
             if T::BITS == 32 { u64::from((a.wide() as u32).rotate_left(left)) } else { a.wide().rotate_left(left) }
         }
         SHL => a.wide() << (count & 63),
