@@ -109,3 +109,151 @@ fn a_guest_that_reboots_comes_back_by_itself() {
     store.ok(&["poweroff", "g"]);
     assert!(store.ok(&["list", "-o", "jsonl"]).contains("\"state\":\"stopped\""));
 }
+
+/// What a guest's program talks to: gives out a page, holds up who asks to wait, and counts what is sent without asking.
+struct Peer {
+    port: u16,
+    sent_to_it: std::sync::Arc<std::sync::atomic::AtomicU64>,
+    go_on: std::sync::mpsc::Sender<()>,
+}
+
+const PAGE_BYTES: usize = 1 << 20;
+
+impl Peer {
+    fn start() -> Peer {
+        use std::io::{BufRead, BufReader, Read, Write};
+        use std::sync::atomic::Ordering;
+        let server = std::net::TcpListener::bind("127.0.0.1:0").expect("listens");
+        let port = server.local_addr().expect("bound").port();
+        let (go_on, held) = std::sync::mpsc::channel::<()>();
+        let sent_to_it = std::sync::Arc::<std::sync::atomic::AtomicU64>::default();
+        let count = sent_to_it.clone();
+        std::thread::spawn(move || {
+            for stream in server.incoming() {
+                let mut stream = BufReader::new(stream.expect("a connection"));
+                if stream.fill_buf().is_ok_and(|bytes| bytes.starts_with(b"\0")) {
+                    let mut bytes = Vec::new();
+                    stream.read_to_end(&mut bytes).expect("a connection that ends");
+                    count.fetch_add(bytes.len() as u64, Ordering::SeqCst);
+                    continue;
+                }
+                let mut request = String::new();
+                stream.read_line(&mut request).expect("a request");
+                if request.starts_with("GET /wait") {
+                    let _ = held.recv();
+                }
+                while stream.read_line(&mut request).is_ok_and(|count| count > 2) {}
+                let head = format!("HTTP/1.0 200 OK\r\nContent-Length: {PAGE_BYTES}\r\n\r\n");
+                // It may be gone when the test ends.
+                let _ = stream.get_mut().write_all(&[head.as_bytes(), &vec![b'x'; PAGE_BYTES]].concat());
+            }
+        });
+        Peer { port, sent_to_it, go_on }
+    }
+
+    fn sent_to_it(&self) -> u64 {
+        self.sent_to_it.load(std::sync::atomic::Ordering::SeqCst)
+    }
+}
+
+/// What `vmctl metrics` says of guest `g`: each series without the guest's label, and its value.
+fn metrics(store: &Store) -> std::collections::BTreeMap<String, f64> {
+    let text = store.ok(&["metrics", "g"]);
+    let samples = text.lines().filter(|line| !line.starts_with('#'));
+    let sample = |line: &str| {
+        let (series, value) = line.rsplit_once(' ').expect("a value");
+        let series = series.replace("vmctl_guest_", "").replace("guest=\"g\",", "").replace("{guest=\"g\"}", "");
+        (series, value.parse().expect("a number"))
+    };
+    samples.map(sample).collect()
+}
+
+#[test]
+fn what_a_guest_uses_is_what_it_did_and_only_grows() {
+    const MIB: f64 = 1048576.0;
+    let began = std::time::Instant::now();
+    let cores = std::thread::available_parallelism().expect("a number of processors").get() as f64;
+    let (store, peer) = (Store::new(), Peer::start());
+    let more = "disks = [{ id = \"data\", size = \"64M\" }]\nnics = [{ id = \"net0\", backend = \"user\" }]";
+    let get = |what: &str| format!("wget_-q_-O_/dev/null_http://10.0.2.2:{}/{what}", peer.port);
+    let send = |bytes: u64| format!("head_-c_{bytes}_/dev/zero_|_nc_10.0.2.2_{}", peer.port);
+    let command = format!(
+        "ip_addr_add_10.0.2.15/24_dev_eth0;_ip_link_set_eth0_up;_dd_if=/dev/zero_of=/dev/vda_bs=1M_count=8_conv=fsync;_\
+         dd_if=/dev/vda_of=/dev/null_bs=1M_skip=16_count=4;_{};_{};_echo_all_$((1+1))_done;_{};_\
+         while_true;_do_dd_if=/dev/zero_of=/dev/vda_bs=1M_count=1_conv=fsync;_{};_done",
+        get("page"),
+        send(512 << 10),
+        get("wait"),
+        send(64 << 10)
+    );
+    store.create(more, &command, "all 2 done");
+    store.ok(&["start", "--wait", "g"]);
+
+    // The guest waits for an answer: what has happened has all been counted, and is looked at in three ways.
+    let did = metrics(&store);
+    let of = |series: &str| *did.get(series).unwrap_or_else(|| panic!("no {series} in {did:#?}"));
+    let within = |series: &str, least: f64, most: f64| {
+        assert!((least..=most).contains(&of(series)), "{series} is not between {least} and {most}: {did:#?}");
+    };
+    within("disk_written_bytes_total{disk=\"data\"}", 8.0 * MIB, 8.0 * MIB);
+    within("disk_writes_total{disk=\"data\"}", 1.0, 8.0 * MIB / 4096.0);
+    within("disk_flushes_total{disk=\"data\"}", 1.0, 16.0);
+    // The kernel looks for partitions and reads ahead.
+    within("disk_read_bytes_total{disk=\"data\"}", 4.0 * MIB, 6.0 * MIB);
+    within("disk_failures_total{disk=\"data\"}", 0.0, 0.0);
+    // Headers and acknowledgements are more than the data, and frames are at most an Ethernet frame long.
+    within("network_receive_bytes_total{nic=\"net0\"}", MIB, 1.25 * MIB);
+    within("network_receive_packets_total{nic=\"net0\"}", MIB / 1514.0, 4000.0);
+    within("network_transmit_bytes_total{nic=\"net0\"}", 0.5 * MIB, 0.75 * MIB);
+    within("network_transmit_packets_total{nic=\"net0\"}", 0.5 * MIB / 1514.0, 4000.0);
+    assert_eq!(peer.sent_to_it(), 512 << 10);
+    within("cpu_seconds_total", 0.1, began.elapsed().as_secs_f64() * cores);
+    within("resident_bytes", 32.0 * MIB, 512.0 * MIB);
+    within("ready", 1.0, 1.0);
+    let info: serde_json::Value = serde_json::from_str(&store.ok(&["info", "g", "-o", "jsonl"])).expect("JSON");
+    assert_eq!(info["counters"]["disk.data.written-bytes"].as_f64(), Some(8.0 * MIB), "{info}");
+    assert!(info["counters"]["nic.net0.received-bytes"].as_f64() >= Some(MIB), "{info}");
+    let listed: serde_json::Value = serde_json::from_str(&store.ok(&["list", "-o", "jsonl"])).expect("JSON");
+    assert_eq!((listed["state"].as_str(), listed["ready"].as_bool()), (Some("running"), Some(true)), "{listed}");
+    assert!(listed["uptime_seconds"].as_f64().is_some_and(|uptime| uptime <= began.elapsed().as_secs_f64()), "{listed}");
+
+    // It goes on, and every look is at least the one before.
+    peer.go_on.send(()).expect("the peer listens");
+    let counters = |look: &std::collections::BTreeMap<String, f64>| -> Vec<(String, f64)> {
+        look.iter().filter(|(series, _)| series.contains("_total")).map(|(series, value)| (series.clone(), *value)).collect()
+    };
+    let mut last = did.clone();
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(120);
+    let grown = |look: &std::collections::BTreeMap<String, f64>, series: &str, by: f64| look[series] >= of(series) + by;
+    loop {
+        let look = metrics(&store);
+        for ((series, before), (_, now)) in counters(&last).iter().zip(counters(&look)) {
+            assert!(now >= *before, "{series} went back from {before} to {now}");
+        }
+        last = look;
+        if grown(&last, "disk_written_bytes_total{disk=\"data\"}", 3.0 * MIB)
+            && grown(&last, "network_transmit_bytes_total{nic=\"net0\"}", 3.0 * 65536.0)
+            && grown(&last, "cpu_seconds_total", 0.05)
+        {
+            break;
+        }
+        assert!(std::time::Instant::now() < until, "it does not go on: {last:#?}");
+    }
+    // The rates of `top` are those of the counters around it.
+    let shown = store.ok(&["top", "--once", "--interval", "2s", "-o", "jsonl"]);
+    let after = metrics(&store);
+    let row: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
+    for (rate, series, least) in [
+        ("disk_written", "disk_written_bytes_total{disk=\"data\"}", 1.0),
+        ("net_sent", "network_transmit_bytes_total{nic=\"net0\"}", 1.0),
+        ("net_received", "network_receive_bytes_total{nic=\"net0\"}", 1.0),
+        ("disk_read", "disk_read_bytes_total{disk=\"data\"}", 0.0),
+    ] {
+        let moved = row["rates"][rate].as_f64().unwrap_or_else(|| panic!("no {rate} in {row}")) * 2.0;
+        assert!(moved >= least && moved <= after[series] - last[series], "{rate}: {moved} of {last:#?} to {after:#?}");
+    }
+    let cpu = row["rates"]["cpu_percent"].as_f64().expect("known");
+    assert!(cpu > 0.0 && cpu <= 100.0 * cores + 10.0, "{row}");
+    let table = store.ok(&["top", "--once", "--interval", "500ms"]);
+    assert!(table.lines().nth(1).is_some_and(|line| line.starts_with("g ") && line.contains(" running ")), "{table}");
+}
