@@ -44,9 +44,10 @@ freebsd-check: tools-freebsd
 bench-fleet: build
 	$(CARGO) bench --bench fleet
 
-# The unit of `vmctl autostart enable` under a real systemd, in a Debian guest; takes minutes.
+# The units of `vmctl autostart enable` (root's, and a user's) under a real systemd, in a Debian guest; takes minutes.
 systemd-proof: tools-demo build
 	sh scripts/systemd-proof $(BUILD)
+	sh scripts/systemd-proof $(BUILD) user
 
 # `vmctl install` with an answer file, from Debian's installer to the login prompt of what it made; takes long.
 install-proof: tools-install build

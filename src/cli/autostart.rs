@@ -6,8 +6,9 @@ use serde::Serialize;
 
 use super::selection::Place;
 use super::{App, Column, ExitStatus, Failure, Outcome, autostart_rc, down, up};
-use crate::config::{AutostartWait, HostPaths};
+use crate::config::AutostartWait;
 use crate::guest::autostart::Schedule;
+use crate::host::place;
 use crate::host::program::is_freebsd;
 use crate::host::systemd::{self, Manager, Unit};
 use crate::units::format_duration;
@@ -33,9 +34,9 @@ enum What {
         /// Start them now, too
         #[arg(long)]
         now: bool,
-        /// How long all guests together may take to stop
-        #[arg(long, value_name = "TIME", value_parser = crate::units::parse_duration, default_value = "3m")]
-        stop_timeout: Duration,
+        /// How long all guests together may take to stop: 3m if left out, less where a user's service manager has less
+        #[arg(long, value_name = "TIME", value_parser = crate::units::parse_duration)]
+        stop_timeout: Option<Duration>,
     },
     /// Have the host leave them alone
     Disable {
@@ -146,39 +147,61 @@ fn graph(app: &App, place: &Place) -> Outcome {
 }
 
 fn manager() -> Manager {
-    if nix::unistd::geteuid().is_root() { Manager::System } else { Manager::User }
+    if place::is_root() { Manager::System } else { Manager::User }
 }
 
 fn unit_path(manager: Manager) -> Result<std::path::PathBuf, Failure> {
-    let paths = HostPaths::of_this_user()?;
-    let home = paths.config_file.parent().and_then(std::path::Path::parent).unwrap_or(std::path::Path::new("/"));
-    Ok(Unit::path(manager, home))
+    Unit::path(manager).ok_or_else(|| Failure::user("neither `HOME` nor `XDG_CONFIG_HOME` is set to an absolute path"))
 }
 
-fn enable(app: &App, now: bool, stop_timeout: Duration) -> Outcome {
+/// How long guests have when nothing is said.
+const STOP_TIMEOUT: Duration = Duration::from_secs(180);
+/// What a user's service manager needs beside the unit.
+const FOR_THE_MANAGER: Duration = Duration::from_secs(5);
+
+/// The time that guests have to stop: at most what the manager has itself.
+fn stop_timeout(app: &App, manager: Manager, asked: Option<Duration>) -> Duration {
+    let limit = if manager == Manager::User { systemd::time_of_user_manager() } else { None };
+    let Some(most) = limit.map(|limit| limit.saturating_sub(systemd::AFTER_DOWN + FOR_THE_MANAGER)) else {
+        return asked.unwrap_or(STOP_TIMEOUT);
+    };
+    if let Some(asked) = asked.filter(|asked| *asked > most) {
+        app.ui.warn(format!(
+            "guests have {} to stop and not `{}`: systemd kills a user's service manager after the `TimeoutStopSec=` of `user@.service`",
+            format_duration(most),
+            format_duration(asked)
+        ));
+    }
+    asked.unwrap_or(STOP_TIMEOUT).min(most)
+}
+
+fn enable(app: &App, now: bool, asked: Option<Duration>) -> Outcome {
     let manager = manager();
     let path = unit_path(manager)?;
+    let running = systemd::is_running();
+    let stop_timeout = stop_timeout(app, manager, asked);
     let unit = Unit { program: std::env::current_exe()?, options: down::options(app)?, stop_timeout, manager };
     unit.write(&path).map_err(|error| Failure::user(format!("cannot write `{}`: {error}", path.display())))?;
-    let running = systemd::is_running();
+    let user = if manager == Manager::User { " --user" } else { "" };
     let tell = |error: String| {
-        Failure::user(error).hint(format!("the unit is `{}`; `systemctl enable {}` may say more", path.display(), systemd::UNIT))
+        let unit = path.display();
+        Failure::user(error).hint(format!("the unit is `{unit}`; `systemctl{user} enable {}` may say more", systemd::UNIT))
     };
-    if running {
-        systemd::systemctl(manager, &["daemon-reload"]).map_err(tell)?;
-    }
-    // Without a running systemd, as in an image that is being made, it makes the links all the same.
-    systemd::systemctl(manager, &["enable", systemd::UNIT]).map_err(tell)?;
+    // Lingering first: it starts the manager of a user who is not logged in.
     if manager == Manager::User
         && let Err(error) = systemd::enable_linger()
     {
         app.ui.warn(format!("guests start when you log in, and stop when you log out: {error}"));
     }
+    if running {
+        systemd::systemctl(manager, &["daemon-reload"]).map_err(tell)?;
+    }
+    // Without a running systemd, as in an image that is being made, it makes the links all the same.
+    systemd::systemctl(manager, &["enable", systemd::UNIT]).map_err(tell)?;
     match (now, running) {
         (true, true) => systemd::systemctl(manager, &["start", systemd::UNIT]).map_err(tell)?,
         (true, false) => return Err(Failure::user("`--now` needs a running systemd, and this host has none")),
         (false, true) => {
-            let user = if manager == Manager::User { " --user" } else { "" };
             app.ui.done(format!(
                 "guests start with the next boot of the host; `systemctl{user} start {}` starts them now, and has this boot's end stop them in order",
                 systemd::UNIT

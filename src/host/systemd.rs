@@ -6,15 +6,25 @@
 //! signal that every process gets at the very end of a shutdown. `TimeoutStopSec=` is what `down` is told and some more.
 //! No controller is touched and so nothing is delegated.
 
+//!
+//! A user's manager is itself a unit of the system, `user@UID.service`, and is killed with all it runs when it takes
+//! longer to stop than that unit's `TimeoutStopSec=`. It is found through `XDG_RUNTIME_DIR`, which sessions without
+//! pam_systemd(8) (sudo, cron) do not have; the directory is where that module puts it.
+
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::files::write_atomically;
+use super::place;
 
 /// The name of the unit.
 pub const UNIT: &str = "vmctl-autostart.service";
+
+/// What `ExecStop=` has beyond the time that `down` is told.
+pub const AFTER_DOWN: Duration = Duration::from_secs(15);
 
 /// Whose service manager.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +54,7 @@ impl Unit {
         let options: String = self.options.iter().map(|option| format!(" {}", quoted(option))).collect();
         let program = quoted(&self.program.to_string_lossy()) + &options;
         let seconds = self.stop_timeout.as_secs().max(1);
+        let all = (self.stop_timeout + AFTER_DOWN).as_secs().max(1);
         let (network, target) = match self.manager {
             Manager::System => (
                 "Wants=network-online.target\nAfter=network-online.target local-fs.target remote-fs.target\n",
@@ -66,20 +77,23 @@ impl Unit {
              SuccessExitStatus=1 2\n\
              KillMode=process\n\
              TimeoutStartSec=infinity\n\
-             TimeoutStopSec={}s\n\
+             TimeoutStopSec={all}s\n\
              \n\
              [Install]\n\
-             WantedBy={target}\n",
-            seconds + 15
+             WantedBy={target}\n"
         )
     }
 
-    /// Where it belongs. `config_home` is the user's configuration directory.
-    pub fn path(manager: Manager, config_home: &Path) -> PathBuf {
-        match manager {
-            Manager::System => Path::new("/etc/systemd/system").join(UNIT),
-            Manager::User => config_home.join("systemd/user").join(UNIT),
-        }
+    /// Where it belongs; `None` for a user who has no home (systemd.unit(5), USER UNIT SEARCH PATH).
+    pub fn path(manager: Manager) -> Option<PathBuf> {
+        let variable = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        Some(match manager {
+            Manager::System => place::path("/etc/systemd/system").join(UNIT),
+            Manager::User => {
+                let config = variable("XDG_CONFIG_HOME").or_else(|| Some(variable("HOME")?.join(".config")))?;
+                config.join("systemd/user").join(UNIT)
+            }
+        })
     }
 
     /// Writes it.
@@ -106,32 +120,82 @@ fn quoted(word: &str) -> String {
 
 /// Whether systemd runs this host (sd_booted(3)).
 pub fn is_running() -> bool {
-    Path::new("/run/systemd/system").is_dir()
+    place::path("/run/systemd/system").is_dir()
 }
 
 /// Runs systemctl(1); an error is what it said.
 pub fn systemctl(manager: Manager, arguments: &[&str]) -> Result<(), String> {
     let user: &[&str] = if manager == Manager::User { &["--user"] } else { &[] };
-    run("systemctl", user.iter().chain(arguments).copied())
+    run("systemctl", user.iter().chain(arguments).copied()).map(drop)
 }
 
-/// Has the user's service manager run from the host's boot on, logged in or not (loginctl(1)).
+/// Has the user's service manager run from the host's boot on, logged in or not (loginctl(1)), and waits until it runs.
 pub fn enable_linger() -> Result<(), String> {
-    run("loginctl", ["enable-linger"].into_iter())
+    let uid = nix::unistd::geteuid().to_string();
+    // Without polkit only root may; but root may have done so before.
+    let lingers = || run("loginctl", ["show-user", &uid, "--property=Linger"].into_iter()).is_ok_and(|said| said == "Linger=yes");
+    if !lingers() {
+        run("loginctl", ["enable-linger"].into_iter())?;
+    }
+    let until = Instant::now() + MANAGER_PATIENCE;
+    while is_running() && runtime_directory().is_some_and(|path| !path.join("systemd/private").exists()) && Instant::now() < until
+    {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
 }
 
-fn run<'a>(program: &str, arguments: impl Iterator<Item = &'a str>) -> Result<(), String> {
-    let arguments: Vec<&str> = arguments.collect();
-    let output = Command::new(program)
-        .args(&arguments)
-        .stdin(std::process::Stdio::null())
-        .output()
-        .map_err(|error| format!("cannot run {program}(1): {error}"))?;
-    if output.status.success() {
-        return Ok(());
+/// How long the user's service manager may take to stop, `user@.service` with all that runs in it; `None` where that is
+/// not known or without a limit.
+pub fn time_of_user_manager() -> Option<Duration> {
+    let unit = format!("user@{}.service", nix::unistd::geteuid());
+    time_span(run("systemctl", ["show", &unit, "--property=TimeoutStopUSec"].into_iter()).ok()?.strip_prefix("TimeoutStopUSec=")?)
+}
+
+/// How long a manager that is just being started may take.
+const MANAGER_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The directory in which this user's service manager listens, unless the environment says so already.
+fn runtime_directory() -> Option<PathBuf> {
+    match std::env::var_os("XDG_RUNTIME_DIR") {
+        Some(path) if !path.is_empty() => None,
+        _ => Some(place::path("/run/user").join(nix::unistd::geteuid().to_string())),
     }
-    let words = String::from_utf8_lossy(&output.stderr).lines().collect::<Vec<_>>().join(" ");
-    Err(format!("`{program} {}` failed: {}", arguments.join(" "), words.trim()))
+}
+
+/// A span of time as systemctl(1) prints it (systemd.time(7)): `2min`, `1min 30s`, `infinity`.
+fn time_span(text: &str) -> Option<Duration> {
+    let part = |word: &str| {
+        let (number, unit) = word.split_at(word.find(|c: char| c.is_ascii_alphabetic())?);
+        let seconds = match unit {
+            "us" => 1e-6,
+            "ms" => 1e-3,
+            "s" => 1.0,
+            "min" => 60.0,
+            "h" => 3600.0,
+            "d" => 86400.0,
+            _ => return None,
+        };
+        Duration::try_from_secs_f64(number.parse::<f64>().ok()? * seconds).ok()
+    };
+    text.split(' ').map(part).try_fold(Duration::ZERO, |sum, part| sum.checked_add(part?))
+}
+
+/// Runs a program; what it printed, in one line.
+fn run<'a>(program: &str, arguments: impl Iterator<Item = &'a str>) -> Result<String, String> {
+    let arguments: Vec<&str> = arguments.collect();
+    let mut command = Command::new(program);
+    command.args(&arguments).stdin(std::process::Stdio::null());
+    let owned = |path: &PathBuf| path.metadata().is_ok_and(|metadata| metadata.uid() == nix::unistd::geteuid().as_raw());
+    if let Some(path) = runtime_directory().filter(owned) {
+        command.env("XDG_RUNTIME_DIR", path);
+    }
+    let output = command.output().map_err(|error| format!("cannot run {program}(1): {error}"))?;
+    let line = |bytes: &[u8]| String::from_utf8_lossy(bytes).lines().collect::<Vec<_>>().join(" ").trim().to_owned();
+    match output.status.success() {
+        true => Ok(line(&output.stdout)),
+        false => Err(format!("`{program} {}` failed: {}", arguments.join(" "), line(&output.stderr))),
+    }
 }
 
 #[cfg(test)]
@@ -141,6 +205,13 @@ mod tests {
     #[test]
     fn words_of_a_command_line_reach_the_program_as_they_are() {
         assert_eq!(quoted("/a b/$x%y\"z\\"), "\"/a b/$$x%%y\\\"z\\\\\"");
+    }
+
+    #[test]
+    fn spans_of_time_are_read_as_systemctl_prints_them() {
+        let seconds = |text| time_span(text).map(|span| span.as_secs_f64());
+        assert_eq!([seconds("2min"), seconds("1min 30s"), seconds("1h 500ms")], [Some(120.0), Some(90.0), Some(3600.5)]);
+        assert_eq!([seconds("infinity"), seconds(""), seconds("-1s"), seconds("1e300d"), seconds("7")], [None; 5]);
     }
 
     #[test]

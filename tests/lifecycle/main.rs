@@ -11,5 +11,6 @@ mod install;
 mod launch;
 mod looking;
 mod policy;
+mod systemd;
 mod verbs;
 mod world;
