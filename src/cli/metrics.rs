@@ -7,12 +7,14 @@ use std::time::{Duration, Instant};
 use super::attach::signal_stream;
 use super::selection::Place;
 use super::{AnyGuests, App, ExitStatus, Failure, Guests, Outcome, top};
-use crate::guest::metrics::{CONTENT_TYPE, exposition};
+use crate::guest::figures::Figures;
+use crate::guest::metrics::{CONTENT_TYPES, Format, exposition};
 use crate::host::scrape::{Listen, Listener};
 
 /// Show what guests use, for Prometheus
 ///
-/// In its text format, once on standard output; with --listen, to whoever asks for `/metrics`, until a signal ends it.
+/// In its text format, once on standard output; with --listen, to whoever asks for `/metrics`, in OpenMetrics where that is
+/// asked for, until a signal ends it.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -22,7 +24,7 @@ pub struct Args {
     listen: Option<String>,
 }
 
-/// Requests within this time get the same answer: many clients cost the guests no more than one.
+/// Requests within this time get the same figures: many clients cost the guests no more than one.
 const FRESH: Duration = Duration::from_millis(500);
 
 impl Args {
@@ -36,7 +38,7 @@ impl Args {
                 let (figures, status) = top::look(app, &place, &guests)?;
                 match app.ui.is_json() {
                     true => app.ui.list("guest-figures", 1, &figures, &[], |guest| guest.overview.name.clone())?,
-                    false => app.ui.data(&exposition(&figures))?,
+                    false => app.ui.data(&exposition(&figures, Format::Prometheus))?,
                 }
                 Ok(status)
             }
@@ -48,16 +50,18 @@ fn serve(app: &App, place: &Place, guests: &Guests, listen: &Listen) -> Outcome 
     let signals = signal_stream()?;
     let listener = Listener::open(listen)?;
     app.ui.done(format!("listening on {}", listener.place()));
-    let last: Mutex<Option<(Instant, String)>> = Mutex::new(None);
-    let document = || {
+    let last: Mutex<Option<(Instant, Vec<Figures>)>> = Mutex::new(None);
+    let document = |kind: usize| {
         let mut last = last.lock().expect("no panic happens under this lock");
-        if let Some((_, text)) = last.as_ref().filter(|(at, _)| at.elapsed() < FRESH) {
-            return text.clone();
-        }
-        let text = exposition(&top::look_again(place, guests));
-        *last = Some((Instant::now(), text.clone()));
+        let fresh = last.take().filter(|(at, _)| at.elapsed() < FRESH);
+        let (at, figures) = fresh.unwrap_or_else(|| {
+            let figures = top::look_again(place, guests);
+            (Instant::now(), figures)
+        });
+        let text = exposition(&figures, Format::of_content_type(kind));
+        *last = Some((at, figures));
         text
     };
-    listener.serve(signals.as_fd(), CONTENT_TYPE, &document).map_err(|error| Failure::machine(anyhow::Error::new(error)))?;
+    listener.serve(signals.as_fd(), CONTENT_TYPES, &document).map_err(|error| Failure::machine(anyhow::Error::new(error)))?;
     Ok(ExitStatus::Done)
 }

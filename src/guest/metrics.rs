@@ -1,14 +1,35 @@
 //! Figures of guests as Prometheus reads them: text exposition format 0.0.4
-//! (<https://prometheus.io/docs/instrumenting/exposition_formats/>).
+//! (<https://prometheus.io/docs/instrumenting/exposition_formats/>), and OpenMetrics 1.0.0
+//! (<https://prometheus.io/docs/specs/om/open_metrics_spec/>, "Text format").
 //!
-//! Names follow its conventions: base units, `_total` behind what only grows. A figure that is not known has no line.
+//! Names follow the conventions of both: base units, `_total` behind what only grows. OpenMetrics wants the metadata under
+//! the name without it, a `UNIT` where the name ends with one, and an end that is said, so that a part is not taken for
+//! the whole. The samples are the same. A figure that is not known has no line.
 
 use std::fmt::Write;
 
 use super::figures::{DiskFigures, Figures, NicFigures};
 
-/// What an HTTP answer says that the text is.
-pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+/// What an HTTP answer says that the text is, in the order of [`Format`]'s variants; the first is for who asks for nothing.
+pub const CONTENT_TYPES: &[&str] =
+    &["text/plain; version=0.0.4; charset=utf-8", "application/openmetrics-text; version=1.0.0; charset=utf-8"];
+
+/// How figures are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    Prometheus,
+    OpenMetrics,
+}
+
+impl Format {
+    /// The one of a place in [`CONTENT_TYPES`].
+    pub fn of_content_type(at: usize) -> Format {
+        if at == 0 { Format::Prometheus } else { Format::OpenMetrics }
+    }
+}
+
+/// Units that names end with; everything else is a count or a state.
+const UNITS: &[&str] = &["bytes", "seconds"];
 
 /// Every state that a guest can be in, so that each has its line.
 pub const STATES: &[&str] = &["stopped", "failed", "starting", "running", "stopping", "waiting", "busy"];
@@ -88,7 +109,7 @@ pub const METRICS: &[Metric] = &[
 ];
 
 /// The text for `guests`, whose names differ.
-pub fn exposition(guests: &[Figures]) -> String {
+pub fn exposition(guests: &[Figures], format: Format) -> String {
     let mut text = String::new();
     for metric in METRICS {
         let mut lines = String::new();
@@ -96,14 +117,30 @@ pub fn exposition(guests: &[Figures]) -> String {
             metric.write(guest, &mut lines);
         }
         if !lines.is_empty() {
-            let Metric { name, kind, help, .. } = metric;
-            let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{lines}");
+            metric.describe(format, &mut text);
+            text += &lines;
         }
+    }
+    if format == Format::OpenMetrics {
+        text += "# EOF\n";
     }
     text
 }
 
 impl Metric {
+    fn describe(&self, format: Format, text: &mut String) {
+        let Metric { name, kind, help, .. } = self;
+        let _ = match format {
+            Format::Prometheus => write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n"),
+            Format::OpenMetrics => {
+                let family = name.strip_suffix("_total").unwrap_or(name);
+                let unit = family.rsplit('_').next().filter(|unit| UNITS.contains(unit));
+                let unit = unit.map(|unit| format!("# UNIT {family} {unit}\n")).unwrap_or_default();
+                write!(text, "# TYPE {family} {kind}\n{unit}# HELP {family} {help}\n")
+            }
+        };
+    }
+
     fn write(&self, guest: &Figures, text: &mut String) {
         let name = guest.overview.name.as_str();
         match self.figures {
@@ -147,7 +184,7 @@ mod tests {
             figures("web", "embedded", &[("disk.root.read-bytes", 1 << 60), ("nic.net0.sent-packets", 3)]),
             figures("db", "embedded", &[("disk.root.read-bytes", 5)]),
         ];
-        let text = exposition(&guests);
+        let text = exposition(&guests, Format::Prometheus);
         let expected = "\
 # HELP vmctl_guest_disk_read_bytes_total Bytes that the guest has read.
 # TYPE vmctl_guest_disk_read_bytes_total counter
@@ -160,6 +197,35 @@ vmctl_guest_disk_read_bytes_total{guest=\"db\",disk=\"root\"} 5
         // Nothing is known of writes and of the processor: neither a line nor a heading, and no zero.
         assert!(!text.contains("written") && !text.contains("cpu_seconds"), "{text}");
         assert!(text.ends_with('\n'));
+    }
+
+    #[test]
+    fn open_metrics_names_families_without_total_and_says_units_and_the_end() {
+        let text = exposition(
+            &[figures("web", "embedded", &[("disk.root.read-bytes", 5), ("disk.root.read-ops", 1)])],
+            Format::OpenMetrics,
+        );
+        let expected = "\
+# TYPE vmctl_guest_disk_read_bytes counter
+# UNIT vmctl_guest_disk_read_bytes bytes
+# HELP vmctl_guest_disk_read_bytes Bytes that the guest has read.
+vmctl_guest_disk_read_bytes_total{guest=\"web\",disk=\"root\"} 5
+# TYPE vmctl_guest_disk_reads counter
+# HELP vmctl_guest_disk_reads Reads of the guest.
+vmctl_guest_disk_reads_total{guest=\"web\",disk=\"root\"} 1
+# EOF
+";
+        assert!(text.ends_with(expected), "{text}");
+        assert!(text.contains("# TYPE vmctl_guest_uptime_seconds gauge\n# UNIT vmctl_guest_uptime_seconds seconds\n"), "{text}");
+        assert_eq!(exposition(&[], Format::OpenMetrics), "# EOF\n");
+        let samples = |text: &str| text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(
+            samples(&text),
+            samples(&exposition(
+                &[figures("web", "embedded", &[("disk.root.read-bytes", 5), ("disk.root.read-ops", 1)])],
+                Format::Prometheus
+            ))
+        );
     }
 
     #[test]

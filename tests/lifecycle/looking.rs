@@ -170,6 +170,12 @@ fn a_scrape_over_http_is_answered_once_and_whole() {
     assert!(body.contains("vmctl_guest_state{guest=\"a\",state=\"running\"} 1\n"), "{body}");
     let head_only = server.ask(&SCRAPE.replace("GET", "HEAD"));
     assert!(head_only.starts_with("HTTP/1.1 200 OK") && head_only.ends_with("\r\n\r\n"), "{head_only}");
+    let open = server.ask(&SCRAPE.replace("text/plain", "application/openmetrics-text;version=1.0.0;q=0.6,text/plain;q=0.3"));
+    let (head, body) = open.split_once("\r\n\r\n").expect("a head");
+    assert!(head.contains("Content-Type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n"), "{head}");
+    assert!(body.contains("# TYPE vmctl_guest_disk_read_bytes counter\n# UNIT vmctl_guest_disk_read_bytes bytes\n"), "{body}");
+    assert!(body.contains("vmctl_guest_disk_read_bytes_total{guest=\"a\",disk=\"data.1\"} "), "{body}");
+    assert!(body.ends_with("\n# EOF\n") && head.contains(&format!("Content-Length: {}", body.len())), "{head}{body}");
     running(&world, &["later"]);
     eventually("a new guest is in it", || server.ask(SCRAPE).contains("vmctl_guest_state{guest=\"later\",state=\"running\"} 1"));
 }
