@@ -125,7 +125,7 @@ fn what_a_fleet_renders_checks_clean_guest_by_guest_and_means_the_same_elsewhere
         .expect("lists")
         .map(|entry| format!("rendered/{}", entry.expect("one").file_name().to_string_lossy()))
         .collect();
-    assert_eq!(names.len(), 46);
+    assert_eq!(names.len(), 47);
     let arguments: Vec<&str> = ["check"].into_iter().chain(names.iter().map(String::as_str)).collect();
     let (code, said) = vmctl(&arguments);
     assert_eq!(code, Some(0), "{said}");

@@ -78,9 +78,10 @@ fn item(key: &Key, text: &mut String) {
     text.push_str(&engines(key.support));
 }
 
-fn list(keys: &[Key]) -> String {
+/// `but` are keys that the page lists elsewhere.
+fn list(keys: &[Key], but: &[Key]) -> String {
     let mut text = String::from(".Bl -tag -width Ds\n");
-    keys.iter().for_each(|key| item(key, &mut text));
+    keys.iter().filter(|key| !but.contains(key)).for_each(|key| item(key, &mut text));
     text.push_str(".El\n");
     text
 }
@@ -88,11 +89,12 @@ fn list(keys: &[Key]) -> String {
 /// The page with its lists as the key table has them now.
 fn written(page: &str) -> String {
     let mut page = page.to_owned();
-    for (name, keys) in [("guest", GUEST_KEYS), ("host", HOST_KEYS), ("fleet", FLEET_KEYS)] {
+    let none: &[Key] = &[];
+    for (name, keys, but) in [("guest", GUEST_KEYS, none), ("host", HOST_KEYS, none), ("fleet", FLEET_KEYS, HOST_KEYS)] {
         let begin = format!(".\\\" BEGIN {name}\n");
         let start = page.find(&begin).expect("the page has the mark") + begin.len();
         let end = page.find(&format!(".\\\" END {name}\n")).expect("the page has the mark");
-        page.replace_range(start..end, &list(keys));
+        page.replace_range(start..end, &list(keys, but));
     }
     page
 }

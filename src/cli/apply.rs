@@ -16,8 +16,9 @@ use crate::guest::plan::{self, Action, Plan};
 
 /// Make the guests what a fleet file says
 ///
-/// Shows the plan, asks, and does it, guest by guest; a guest for which something fails is put back as it was, and the
-/// others go on. Killed at any point, the next apply finishes. Does not start guests; `vmctl up` does.
+/// Shows the plan, asks, and does it: the switches that the fleet declares, then guest by guest; a guest for which
+/// something fails is put back as it was, and the others go on. Killed at any point, the next apply finishes. Does not
+/// start guests; `vmctl up` does.
 ///
 /// No data is removed without `--prune`, which asks once more: for the fleet's name. Where there is nobody to ask, both
 /// `--yes` and `--prune` must be given. A guest with `protected = true` is never removed.
@@ -43,8 +44,7 @@ pub struct Args {
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
-        let place = app.place()?;
-        let fleet = self.fleet.load(app)?;
+        let (fleet, place) = self.fleet.load_with_place(app)?;
         let waiting = |pid: u32| app.ui.done(format!("waiting for another apply (process {pid})"));
         let lock = FleetLock::take(&fleet.name, place.around().datastore, self.wait, waiting)?;
         let recovered = lock.recover(&place.store)?;
@@ -109,9 +109,9 @@ impl Args {
                 _ => "has changed",
             };
             match outcome.error {
-                None => app.ui.done(format!("{} {words}", outcome.guest)),
+                None => app.ui.done(format!("{} {words}", outcome.what)),
                 Some(error) => {
-                    let status = app.ui.failure_about(true, &outcome.guest, &Failure::from(error));
+                    let status = app.ui.failure_about(true, &outcome.what, &Failure::from(error));
                     let mut worst = worst.lock().expect("no panic happens under this lock");
                     *worst = (*worst).max(status);
                 }

@@ -35,6 +35,9 @@ enum Action {
         /// Image that it is made from: a name of the catalogue, a URL or a path
         #[arg(long, value_name = "IMAGE")]
         source: Option<String>,
+        /// What the image's file must be, like `sha256:HEX`; needed for a URL
+        #[arg(long, value_name = "DIGEST", requires = "source")]
+        checksum: Option<String>,
         /// Where its bytes are: sparse, zvol or file
         #[arg(long, value_name = "BACKEND")]
         backend: Option<String>,
@@ -79,12 +82,13 @@ impl Args {
         let place = app.place()?;
         let around = place.around();
         match self.action {
-            Action::Add { guest, disk, size, path, source, backend, device, ro } => {
+            Action::Add { guest, disk, size, path, source, checksum, backend, device, ro } => {
                 let guest = place.store.guest(&guest)?;
                 let mut keys = Vec::new();
                 keys.extend(size.map(|size| ("size", change::text(&size.to_string()))));
                 keys.extend(path.map(|path| change::path(&path)).transpose()?.map(|path| ("path", path)));
                 keys.extend(source.map(|source| change::image(&source)).transpose()?.map(|source| ("source", source)));
+                keys.extend(checksum.map(|checksum| ("checksum", change::text(&checksum))));
                 keys.extend(backend.map(|backend| ("backend", change::text(&backend))));
                 keys.extend(device.map(|device| ("device", change::text(&device))));
                 keys.extend(ro.then(|| ("ro", "true".to_owned())));

@@ -26,6 +26,9 @@ pub struct Args {
     /// Return when the guest runs, ready or not
     #[arg(long, conflicts_with = "console")]
     no_wait: bool,
+    /// What the image's file must be, like `sha256:HEX`; needed for a URL
+    #[arg(long, value_name = "DIGEST", conflicts_with_all = ["file", "template"])]
+    checksum: Option<String>,
 }
 
 impl Args {
@@ -33,13 +36,13 @@ impl Args {
         let place = app.place()?;
         let how = if self.console { How::with_console() } else { How::plain(!self.no_wait) };
         if self.what.is_by_image() {
-            return by_image(app, &place, &self.what, &how);
+            return by_image(app, &place, &self.what, self.checksum.as_deref(), &how);
         }
         self.what.each(app, &place, |guest| start::start(app, &place, guest, &how))
     }
 }
 
-fn by_image(app: &App, place: &Place, what: &What, how: &How) -> Outcome {
+fn by_image(app: &App, place: &Place, what: &What, checksum: Option<&str>, how: &How) -> Outcome {
     let [image, names @ ..] = &what.names[..] else { return Err(Failure::user("no image and no guest is named")) };
     if names.is_empty() {
         return Err(Failure::user(format!("no guest is named: what is to be made of `{image}`?"))
@@ -53,12 +56,15 @@ fn by_image(app: &App, place: &Place, what: &What, how: &How) -> Outcome {
         || fetcher.catalogue()?.find(Kind::Image, image).is_ok()
         || image.contains('/');
     if !known {
+        if checksum.is_some() {
+            return Err(Failure::user(format!("there is no image `{image}`, and a template has no checksum")));
+        }
         // A template has no slash, and its own message when there is none of that name.
         return what.of_template(image, names).each(app, place, |guest| start::start(app, place, guest, how));
     }
     let mut taken = Vec::new();
     app.ui.each(names, String::clone, |name| {
-        let obtained = images.obtain(image)?;
+        let obtained = images.obtain(image, checksum)?;
         let home = std::env::var_os("HOME").map(std::path::PathBuf::from);
         let key = launch_file::public_key(&place.store, home.as_deref())?;
         let port = launch_file::free_port(&taken)?;
@@ -66,7 +72,7 @@ fn by_image(app: &App, place: &Place, what: &What, how: &How) -> Outcome {
         let mut boot = Vec::new();
         boot.extend(obtained.kernel.clone().map(|path| (path, "vmlinuz")));
         boot.extend(obtained.initrd.clone().map(|path| (path, "initrd.img")));
-        let text = launch_file::text(&obtained, image, &key, port);
+        let text = launch_file::text(&obtained, (image, checksum), &key, port);
         let origin = Origin::Image { text, boot, user: obtained.facts.user.clone() };
         let guest = create::create(&place.store, name, &origin, &what.sets, place.around(), &progress)?;
         start::start(app, place, &guest, how)

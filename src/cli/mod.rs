@@ -173,9 +173,18 @@ pub struct App {
 }
 
 impl App {
-    /// The host file, checked; the defaults where there is none.
+    /// The host file, checked; the defaults where there is none. With the switches of the fleets that were applied here.
     pub fn host(&self) -> Result<HostConfig, Failure> {
-        Ok(HostConfig::load(self.config.as_deref(), &HostPaths::of_this_user()?)?)
+        self.host_but(None)
+    }
+
+    /// The same, without the switches of one fleet.
+    fn host_but(&self, fleet: Option<&str>) -> Result<HostConfig, Failure> {
+        let mut host = HostConfig::load(self.config.as_deref(), &HostPaths::of_this_user()?)?;
+        // A datastore that there is not is reported by whoever needs it.
+        let chosen = self.datastore(&host).ok();
+        host.add_fleets(chosen.as_ref().map(|store| store.path.as_path()), fleet)?;
+        Ok(host)
     }
 
     /// Where the host file is, or would be.

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use super::render::FleetFile;
 use super::{App, ExitStatus, Failure, Outcome, OutputFormat};
+use crate::guest::fleet_switches::SwitchPlan;
 use crate::guest::plan::{self, Action, Change, Class, GuestPlan, Plan, Scope};
 
 /// Show what a fleet file would change
@@ -29,7 +30,7 @@ pub struct What {
     /// Only these guests: names or globs
     #[arg(long = "target", value_name = "GUEST")]
     targets: Vec<String>,
-    /// Also remove guests that are not in the fleet file any more, and disks that no guest has any more
+    /// Also remove guests and switches that are not in the fleet file any more, and disks that no guest has any more
     #[arg(long)]
     pub prune: bool,
 }
@@ -56,8 +57,7 @@ impl Args {
     }
 
     fn planned(&self, app: &App) -> Outcome {
-        let place = app.place()?;
-        let fleet = self.fleet.load(app)?;
+        let (fleet, place) = self.fleet.load_with_place(app)?;
         let plan = plan::plan(&fleet, &place.store, place.around(), &self.what.scope(self.reboot))?;
         show(app, &plan)?;
         let refused = refusals(app, &plan);
@@ -80,6 +80,16 @@ pub fn show(app: &App, plan: &Plan) -> Result<(), Failure> {
 /// Says which guests are refused; the status of a command that met them.
 pub fn refusals(app: &App, plan: &Plan) -> ExitStatus {
     let mut status = ExitStatus::Done;
+    for switch in &plan.switches {
+        if let Some(why) = &switch.refused {
+            let failure = Failure::user(why);
+            let failure = match &switch.hint {
+                Some(hint) => failure.hint(hint),
+                None => failure,
+            };
+            status = status.max(app.ui.failure_about(true, &format!("switch {}", switch.name), &failure));
+        }
+    }
     for guest in &plan.guests {
         if let Some(why) = &guest.refused {
             let failure = Failure::user(why);
@@ -124,7 +134,13 @@ pub fn text(plan: &Plan, wide: bool, colour: bool) -> String {
         let mut lines = Vec::new();
         if class == Class::Live {
             lines.extend(plan.secrets.iter().map(|id| format!("{mark} secret {id}: it is new, or another one")));
-            lines.extend(plan.switches.iter().map(|switch| format!("{mark} switch {}: {} (drift)", switch.name, switch.note)));
+        }
+        for switch in &plan.switches {
+            let mut changes = switch.changes.iter().filter(|change| change.class == class).peekable();
+            match class {
+                Class::Create if !wide => lines.extend(changes.peek().map(|_| format!("{mark} {}", created_switch(switch)))),
+                _ => lines.extend(changes.map(|change| format!("{mark} switch {}: {}", switch.name, words(change)))),
+            }
         }
         for guest in plan.guests.iter().filter(|guest| guest.action != Action::Leave) {
             let changes = guest.changes.iter().filter(|change| change.class == class);
@@ -140,6 +156,9 @@ pub fn text(plan: &Plan, wide: bool, colour: bool) -> String {
     }
     for guest in plan.guests.iter().filter(|guest| guest.restart) {
         let _ = writeln!(text, "{}: a restart is due", guest.name);
+    }
+    for switch in plan.switches.iter().filter(|switch| switch.action == Action::Leave) {
+        let _ = writeln!(text, "switch {}: not in the fleet file any more; `--prune` removes it", switch.name);
     }
     for guest in &plan.guests {
         if guest.action == Action::Leave {
@@ -166,6 +185,22 @@ fn created(guest: &GuestPlan, width: usize) -> String {
     }));
     let line = format!("{:width$}  {}", guest.name, parts.join(", "));
     match find("name").and_then(|change| Some((change.source.clone()?, change.line?))) {
+        Some((source, at)) => format!("{line:<56}  # {source}:{at}"),
+        None => line,
+    }
+}
+
+/// What a new switch will be, in one line.
+fn created_switch(switch: &SwitchPlan) -> String {
+    let find = |key: &str| switch.changes.iter().find(|change| change.key == key);
+    let value = |key: &str| {
+        let value = find(key)?.after.clone()?;
+        Some(value.trim_matches(['[', ']']).replace('"', "")).filter(|value| !value.is_empty())
+    };
+    let mut parts = vec![value("type").unwrap_or_else(|| "bridge".into())];
+    parts.extend(["uplinks", "vlan", "addresses"].into_iter().filter_map(|key| Some(format!("{key} {}", value(key)?))));
+    let line = format!("switch {}  {}", switch.name, parts.join(", "));
+    match find("id").and_then(|change| Some((change.source.clone()?, change.line?))) {
         Some((source, at)) => format!("{line:<56}  # {source}:{at}"),
         None => line,
     }

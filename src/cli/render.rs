@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::selection::Place;
 use super::{App, ExitStatus, Failure, Outcome};
 use crate::config::{Fleet, FleetRequest, load_fleet};
 use crate::host::files::write_atomically;
@@ -38,6 +39,15 @@ impl FleetFile {
         let (host, store) = app.host_and_datastore()?;
         let datastore = std::path::absolute(&store.path)?;
         Ok(load_fleet(&FleetRequest { file: &self.file, text: None, host: &host, datastore: &datastore })?)
+    }
+
+    /// The same, and the place that it is for. The host there has the switches that the fleet declares, and not those that
+    /// it declared when it was applied.
+    pub fn load_with_place(&self, app: &App) -> Result<(Fleet, Place), Failure> {
+        let fleet = self.load(app)?;
+        let mut place = app.place_but(Some(&fleet.name))?;
+        place.host.add_declared(&fleet)?;
+        Ok((fleet, place))
     }
 }
 

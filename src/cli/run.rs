@@ -91,9 +91,11 @@ impl Args {
 fn options(app: &App, place: Place, guest: &GuestDir, foreground: bool) -> Result<Options, Failure> {
     let around = place.around();
     let (host_file, datastore) = (around.host_file.to_owned(), around.datastore.to_owned());
-    let (config, guest) = (app.config.clone(), guest.clone());
+    let (config, guest, store) = (app.config.clone(), guest.clone(), datastore.clone());
     let load_host = move || -> crate::guest::error::Result<HostConfig> {
-        Ok(HostConfig::load(config.as_deref(), &HostPaths::of_this_user()?)?)
+        let mut host = HostConfig::load(config.as_deref(), &HostPaths::of_this_user()?)?;
+        host.add_fleets(Some(&store), None)?;
+        Ok(host)
     };
     let host_path = host_file.clone();
     Ok(Options {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::{App, Column, ExitStatus, Failure, Outcome};
-use crate::config::{HostConfig, HostPaths};
+use crate::config::{HostConfig, HostPaths, SwitchConfig};
 use crate::guest::switches;
 use crate::host::error::HostError;
 use crate::host::program;
@@ -15,7 +15,9 @@ use crate::host::switch::status::{self, Status};
 use crate::host::switch::{Observed, Switch};
 use crate::units::ByteSize;
 
-/// Make, show and remove the switches of the host file
+/// Make, show and remove the switches of the host file and of fleets
+///
+/// Those that `vmctl apply` of a fleet file left are known like those of the host file.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -24,7 +26,7 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
-    /// List the switches of the host file and how they stand
+    /// List the switches and how they stand
     List,
     /// Show one or more switches closely
     Info {
@@ -48,7 +50,7 @@ enum Verb {
         /// Switches
         #[arg(value_name = "SWITCH", required_unless_present = "all")]
         names: Vec<String>,
-        /// Every switch of the host file
+        /// Every switch
         #[arg(long, conflicts_with = "names")]
         all: bool,
         /// Do not ask, even if it could cut this session's own network
@@ -63,7 +65,7 @@ enum Verb {
         /// Switches
         #[arg(value_name = "SWITCH", required_unless_present = "all")]
         names: Vec<String>,
-        /// Every switch of the host file
+        /// Every switch
         #[arg(long, conflicts_with = "names")]
         all: bool,
         /// Do not ask, even if it could cut this session's own network
@@ -153,7 +155,8 @@ impl Here<'_> {
         let (chosen, observed) = self.look(names)?;
         for switch in &chosen {
             let row = status::look(switch, &observed, &self.runtime, true);
-            self.app.ui.record("switches", 1, &row, &row.name, &info(&row))?;
+            let declared = self.host.switches.iter().find(|it| it.id == switch.id).map(SwitchConfig::declared);
+            self.app.ui.record("switches", 1, &row, &row.name, &info(&row, &declared.unwrap_or_default()))?;
         }
         Ok(ExitStatus::Done)
     }
@@ -249,13 +252,14 @@ fn agree(app: &App, plan: &Plan, name: &str, yes: bool) -> Result<(), Failure> {
     if matches!(answer.trim(), "y" | "Y" | "yes") { Ok(()) } else { Err(refused()) }
 }
 
-fn info(row: &Status) -> String {
+fn info(row: &Status, declared: &str) -> String {
     let or_none = |text: String| if text.is_empty() { "none".to_owned() } else { text };
     let bytes = |count: Option<u64>| count.map_or_else(|| "unknown".to_owned(), |n| ByteSize::from_bytes(n).to_string());
     let mut lines = vec![
         ("name", row.name.clone()),
         ("type", row.kind.to_owned()),
         ("state", row.state.to_owned()),
+        ("declared", format!("in {}", declared.replace('`', ""))),
         ("bridge", or_none(row.bridge.clone().unwrap_or_default())),
         ("uplinks", or_none(uplinks(row))),
         ("addresses", or_none(row.addresses.join(", "))),

@@ -303,6 +303,10 @@ fn disk(entry: &View<'_>, engine: EngineKind, seen: &mut Vec<String>, problems: 
         let hint = "1 to 20 printable ASCII characters";
         problems.push(here("serial", format!("`{serial}` cannot be a serial number")).hint(hint));
     }
+    if let (Some(node), None) = (entry.node("checksum"), &source) {
+        let message = format!("disk `{id}` has a `checksum` and no `source` that is held to it");
+        problems.push(Diagnostic::at(&node.place, message));
+    }
     DiskConfig {
         id,
         backend,
@@ -323,6 +327,7 @@ fn disk(entry: &View<'_>, engine: EngineKind, seen: &mut Vec<String>, problems: 
         serial,
         discard: entry.flag("discard"),
         source,
+        checksum: checksum(entry, problems),
         iscsi: extras.iscsi,
         properties: extras.properties,
         thin: entry.flag("thin"),
@@ -346,6 +351,21 @@ fn source(entry: &View<'_>, problems: &mut Problems) -> Option<String> {
         problems.push(Diagnostic::at(&node.place, format!("`{text}` cannot be an image")).hint(hint));
     }
     Some(if is_image_path(&text) { entry.absolute(&text, node).to_string_lossy().into_owned() } else { text })
+}
+
+/// A digest as `sha256:` and 64 hexadecimal digits, or `sha512:` and 128.
+pub fn checksum(entry: &View<'_>, problems: &mut Problems) -> Option<String> {
+    let (text, node) = (entry.text("checksum")?, entry.node("checksum")?);
+    let digits = match text.split_once(':') {
+        Some(("sha256", hex)) if hex.len() == 64 => hex,
+        Some(("sha512", hex)) if hex.len() == 128 => hex,
+        _ => "none",
+    };
+    if !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        let hint = "`sha256:` and 64 hexadecimal digits, or `sha512:` and 128";
+        problems.push(Diagnostic::at(&node.place, format!("`{text}` is no checksum")).hint(hint));
+    }
+    Some(text)
 }
 
 fn nics(view: &View<'_>, problems: &mut Problems) -> Vec<NicConfig> {

@@ -140,6 +140,7 @@ pub(super) fn seed_disk(engine: EngineKind) -> DiskConfig {
         backend: DiskBackend::File,
         path: None,
         source: None,
+        checksum: None,
         size: None,
         device: DiskDevice::VirtioBlk,
         ro: true,

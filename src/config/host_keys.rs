@@ -14,7 +14,25 @@ const SWITCH_TYPES: Kind = OneOf(&[
 ]);
 
 /// The keys of the host file; `[defaults]` holds the keys of a guest.
-pub const HOST_KEYS: &[Key] = &[
+pub const HOST_KEYS: &[Key] = &joined::<{ HOST_ONLY.len() + SWITCH_KEYS.len() }>(&[HOST_ONLY, SWITCH_KEYS]);
+
+/// Tables of keys as one.
+pub(super) const fn joined<const N: usize>(tables: &[&[Key]]) -> [Key; N] {
+    let mut all = [tables[0][0]; N];
+    let (mut table, mut at) = (0, 0);
+    while table < tables.len() {
+        let mut key = 0;
+        while key < tables[table].len() {
+            all[at] = tables[table][key];
+            (key, at) = (key + 1, at + 1);
+        }
+        table += 1;
+    }
+    assert!(at == N);
+    all
+}
+
+const HOST_ONLY: &[Key] = &[
     key("name", Text, Now, "What fleet files call this host; its host name without it."),
     key("labels", Texts { one: false }, Now, "Words by which fleet files choose this host, like `ssd` or `rack=a`."),
     key("default_datastore", Name, Now, "The datastore that is used when none is named; the first one without it."),
@@ -40,6 +58,10 @@ pub const HOST_KEYS: &[Key] = &[
     key("catalogues.id", Name, Now, "Its name. Required."),
     key("catalogues.url", Text, Now, "An https URL or an absolute path. Required."),
     key("switches", Entries, Bhyve, "What the interfaces of guests are plugged into."),
+];
+
+/// The keys of an entry of `switches`, in the host file and in fleet files.
+pub(super) const SWITCH_KEYS: &[Key] = &[
     key("switches.id", Name, Bhyve, "Its name, at most 12 characters: interfaces are named after it. Required."),
     with("switches.type", SWITCH_TYPES, "\"bridge\"", Bhyve, "What it is."),
     key("switches.bridge", Text, Bhyve, "The interface or node that is there already, for `manual` and `netgraph`."),

@@ -285,6 +285,12 @@ pub const GUEST_KEYS: &[Key] = &[
         Now,
         "Image that the disk is made from, once: a name of the catalogue, a URL, or a path with a slash. `size` then grows it.",
     ),
+    key(
+        "disks.checksum",
+        Text,
+        Now,
+        "What the file of `source` must be, like `sha256:HEX` or `sha512:HEX`: needed for a URL, and held to in place of the catalogue's for a name.",
+    ),
     key("disks.properties", Map, Bhyve, "Properties of the ZFS volume when it is made, like `{ volblocksize = \"16K\" }`."),
     with("disks.thin", Flag, "true", Bhyve, "Whether a ZFS volume takes up only what was written."),
     key("disks.target", Text, Bhyve, "Name of the iSCSI target, like `iqn.2026-01.example:disk0`."),

@@ -193,6 +193,9 @@ pub struct DiskConfig {
     pub path: Option<PathBuf>,
     /// What it is made from when it is not there yet: a name of the catalogue, a URL, or an absolute path.
     pub source: Option<String>,
+    /// What the image's file must be, like `sha256:HEX`; the catalogue's or none when there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checksum: Option<String>,
     /// Size to create, or to grow to; `None` only with a `path` or a `source`, whose size is then taken.
     #[serde(rename = "size_bytes")]
     pub size: Option<ByteSize>,

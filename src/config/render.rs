@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::check::is_image_path;
 use super::diagnostic::{Place, Source};
 use super::keys::{self, GUEST_KEYS, Key, Kind};
 use super::layer::{Node, Table, Value};
@@ -33,6 +34,7 @@ enum Item<'a> {
 }
 
 struct Printer {
+    keys: &'static [Key],
     engine: EngineKind,
     explain: bool,
     /// Only what is set, and not what this text sets.
@@ -44,19 +46,31 @@ struct Printer {
 /// The guest as one file, with every default; with `explain`, each line says where it comes from. The second is the
 /// same as data.
 pub fn render(resolved: &Resolved, explain: bool) -> (String, Vec<Origin>) {
-    let printer = Printer { engine: resolved.engine, explain, without: None, text: String::new(), origins: Vec::new() };
-    printer.run(resolved)
+    Printer::new(GUEST_KEYS, resolved.engine, explain, None).run(resolved)
 }
 
 /// The guest as one file that needs no template, with what is set and no defaults. `without` is a text whose values are
 /// left out: the defaults of the host file, which are laid under every guest file anyway.
 pub fn render_set(resolved: &Resolved, without: Option<&Arc<Source>>) -> String {
-    let without = Some(without.cloned());
-    let printer = Printer { engine: resolved.engine, explain: false, without, text: String::new(), origins: Vec::new() };
-    printer.run(resolved).0
+    Printer::new(GUEST_KEYS, resolved.engine, false, Some(without.cloned())).run(resolved).0
+}
+
+/// One entry of an array of tables: as a text with what is set, and with every default as data.
+pub fn render_entry(table: &Table, keys: &'static [Key], class: &'static str) -> (String, Vec<Origin>) {
+    // The class has no defaults that depend on an engine, and this one leaves out none of its keys.
+    let mut set = Printer::new(keys, EngineKind::Bhyve, false, Some(None));
+    let mut whole = Printer::new(keys, EngineKind::Bhyve, false, None);
+    for printer in [&mut set, &mut whole] {
+        printer.table(table, class, "", &format!("[[{class}]]"));
+    }
+    (set.text, whole.origins)
 }
 
 impl Printer {
+    fn new(keys: &'static [Key], engine: EngineKind, explain: bool, without: Option<Option<Arc<Source>>>) -> Printer {
+        Printer { keys, engine, explain, without, text: String::new(), origins: Vec::new() }
+    }
+
     fn run(mut self, resolved: &Resolved) -> (String, Vec<Origin>) {
         let printer = &mut self;
         let name = Value::Text(resolved.name.clone());
@@ -75,7 +89,7 @@ impl Printer {
     /// The plain keys of a table, then its tables, then its arrays of tables: the order that TOML asks for.
     fn table(&mut self, table: &Table, path: &str, shown: &str, header: &str) {
         let children: Vec<&'static Key> =
-            keys::children(GUEST_KEYS, path).filter(|key| key.support.on(Some(self.engine))).collect();
+            keys::children(self.keys, path).filter(|key| key.support.on(Some(self.engine))).collect();
         let mut printed_header = header.is_empty();
         for key in children.iter().filter(|key| !matches!(key.kind, Kind::Table { .. } | Kind::Entries) && key.path != "name") {
             let item = match (table.get(key.leaf()), key.default_on(self.engine), &self.without) {
@@ -142,6 +156,7 @@ fn moved(node: &Node, key: &Key) -> Value {
     let is_command = matches!(key.path, "hooks.command" | "ready.exec");
     match &mut value {
         Value::Text(text) if key.kind == Kind::Path => make_absolute(text, node),
+        Value::Text(text) if key.path == "disks.source" && is_image_path(text) => make_absolute(text, node),
         Value::Array(items) if is_command => {
             if let Some(Node { value: Value::Text(program), .. }) = items.first_mut()
                 && program.contains('/')

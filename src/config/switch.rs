@@ -1,4 +1,4 @@
-//! The switches of the host file: what they mean, and the rules that go beyond one key.
+//! Switches, of the host file or of a fleet: what they mean, and the rules that go beyond one key.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -28,6 +28,22 @@ pub struct SwitchConfig {
     pub nat: Option<Nat>,
     /// Addresses are given out. The range lies in the network of an address of the host.
     pub dhcp: Option<Dhcp>,
+    /// The fleet that declares it; the host file does where there is none.
+    pub fleet: Option<String>,
+}
+
+impl SwitchConfig {
+    /// Whether the other one, wherever it is declared, is the same switch.
+    pub fn is_like(&self, other: &SwitchConfig) -> bool {
+        SwitchConfig { fleet: other.fleet.clone(), ..self.clone() } == *other
+    }
+    /// Where it is declared, in words.
+    pub fn declared(&self) -> String {
+        match &self.fleet {
+            Some(fleet) => format!("the fleet `{fleet}`"),
+            None => "the host file".to_owned(),
+        }
+    }
 }
 
 /// What a switch is.
@@ -208,7 +224,8 @@ fn switch(entry: &View<'_>, id: String, problems: &mut Problems) -> Option<Switc
     }
     let dhcp = dhcp(entry, &id, &addresses, problems);
     let mtu = entry.small("mtu").map(|mtu| u16::try_from(mtu).expect("the key table's bounds fit"));
-    let switch = SwitchConfig { id, kind, uplinks, vlan, addresses, mtu, private: entry.flag("private"), nat, dhcp };
+    let private = entry.flag("private");
+    let switch = SwitchConfig { id, kind, uplinks, vlan, addresses, mtu, private, nat, dhcp, fleet: None };
     (problems.len() == before).then_some(switch)
 }
 

@@ -37,6 +37,11 @@ impl<'a> View<'a> {
         keys::child(self.keys, self.path, leaf).expect("asked for by its name in the key table")
     }
 
+    /// The table itself, if it is there.
+    pub fn whole(&self) -> Option<&'a Table> {
+        self.table
+    }
+
     /// The value that was written.
     pub fn node(&self, leaf: &str) -> Option<&'a Node> {
         self.table?.get(leaf)

@@ -1,72 +1,337 @@
-//! The switches that a fleet's guests are on: looked at when it is planned, made when it is applied.
+//! The switches of a fleet: looked at when it is planned, made, changed and taken down when it is applied.
 //!
-//! They are the host file's; a fleet file only names them. Switches are FreeBSD's: elsewhere nothing is looked at but
-//! whether the host file has them.
+//! A fleet declares switches, and its guests may also be on those of the host file; both are held against the host. What
+//! was declared is kept in the datastore ([`crate::config::fleet::switches`]). Switches are FreeBSD's: elsewhere nothing is
+//! looked at but whether there is one of each name.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::config::fleet::switches::{FleetSwitch, kept_file, kept_switches, kept_text};
+use crate::config::render::Origin;
 use crate::config::{Fleet, HostConfig, HostPaths};
 use crate::host::error::HostError;
+use crate::host::files::write_atomically;
 use crate::host::program;
-use crate::host::switch::{Observed, Switch, plan, status};
+use crate::host::switch::{Observed, Switch, change, plan, status};
 
+use super::definition::{Definition, Surroundings};
 use super::error::{GuestError, Result};
+use super::plan::{Action, Change, Class, changed, remark};
+use super::store::Store;
 use super::switches;
 
-/// A switch that is not as the host file has it.
+/// A switch about which there is something to say.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SwitchPlan {
     /// Its name.
     pub name: String,
-    /// `down`, `partial` or `wrong`.
+    /// What happens to it.
+    pub action: Action,
+    /// How it stands: `up`, `down`, `partial` or `wrong`.
     pub state: &'static str,
-    /// What is missing, or why it cannot be.
-    pub note: String,
+    /// Key by key; what is missing of one that should be there is drift.
+    pub changes: Vec<Change>,
+    /// Why nothing of it is done.
+    pub refused: Option<String>,
+    /// And what to do about it.
+    #[serde(skip)]
+    pub hint: Option<String>,
 }
 
-/// The switches of guests of this host.
-fn used(fleet: &Fleet, host: &HostConfig) -> Result<Vec<Switch>> {
-    let nics = fleet.here().flat_map(|guest| &guest.config.nics);
-    let names: BTreeSet<&String> = nics.filter_map(|nic| nic.switch.as_ref()).collect();
-    names.into_iter().map(|name| switches::named(host, name)).collect()
+impl SwitchPlan {
+    /// Whether applying it would do something.
+    pub fn does_something(&self) -> bool {
+        matches!(self.action, Action::Create | Action::Change | Action::Destroy)
+    }
+    fn of(name: &str, action: Action, state: &'static str) -> SwitchPlan {
+        SwitchPlan { name: name.to_owned(), action, state, changes: Vec::new(), refused: None, hint: None }
+    }
+    fn refuse(&mut self, error: &HostError) {
+        self.refused = Some(error.to_string());
+        self.hint = error.next_step().map(str::to_owned);
+    }
 }
 
-fn runtime() -> Result<std::path::PathBuf> {
+fn runtime() -> Result<PathBuf> {
     Ok(HostPaths::of_this_user()?.runtime_dir)
 }
 
-/// Those that are not as they should be.
-pub fn look(fleet: &Fleet, host: &HostConfig) -> Result<Vec<SwitchPlan>> {
-    let used = used(fleet, host)?;
-    if used.is_empty() || !program::is_freebsd() {
+/// A fleet held against the switches of a host, which has those that the fleet declares.
+struct Look<'a> {
+    fleet: &'a Fleet,
+    host: &'a HostConfig,
+    kept: Vec<FleetSwitch>,
+    observed: Observed,
+    runtime: PathBuf,
+}
+
+/// The switches that are not as they should be. `targets` says which guests a command is about; when that is not all of
+/// them, only the switches that these are on.
+pub fn look(
+    fleet: &Fleet,
+    store: &Store,
+    around: Surroundings<'_>,
+    targets: Option<&globset::GlobSet>,
+    prune: bool,
+) -> Result<Vec<SwitchPlan>> {
+    let guests = fleet.here().filter(|guest| targets.is_none_or(|set| set.is_match(&guest.config.name)));
+    let mut names: BTreeSet<&str> = guests.flat_map(|guest| &guest.config.nics).filter_map(|nic| nic.switch.as_deref()).collect();
+    if targets.is_none() {
+        names.extend(fleet.switches_here().map(|switch| switch.config.id.as_str()));
+    }
+    let wanted: Vec<Switch> = names.iter().map(|name| switches::named(around.host, name)).collect::<Result<_>>()?;
+    if !program::is_freebsd() {
+        return Ok(Vec::new());
+    }
+    let kept = kept_switches(around.datastore, &fleet.name)?;
+    if wanted.is_empty() && kept.is_empty() {
         return Ok(Vec::new());
     }
     let runtime = runtime()?;
-    let observed = Observed::look(&used, &runtime)?;
-    let statuses = used.iter().map(|switch| status::look(switch, &observed, &runtime, false));
-    let differ = statuses.filter(|status| status.state != "up");
-    let words = |state: &str| if state == "down" { "it is not there, and is made".to_owned() } else { String::new() };
-    Ok(differ
-        .map(|status| SwitchPlan {
-            note: status.problem.unwrap_or_else(|| words(status.state)),
-            name: status.name,
-            state: status.state,
-        })
-        .collect())
+    let all: Vec<Switch> = kept.iter().map(|switch| switches::switch(&switch.config)).chain(wanted.iter().cloned()).collect();
+    let observed = Observed::look(&all, &runtime)?;
+    let look = Look { fleet, host: around.host, kept, observed, runtime };
+    let mut plans: Vec<SwitchPlan> = wanted.iter().filter_map(|switch| look.wanted(switch)).collect();
+    if targets.is_none() {
+        for kept in look.kept.iter().filter(|kept| look.declared(&kept.config.id).is_none()) {
+            plans.push(look.removal(kept, store, around, prune));
+        }
+    }
+    Ok(plans)
 }
 
-/// Makes what is missing of one. What could cut this session's own network is left to `vmctl switch create`, which asks.
-pub fn make(name: &str, host: &HostConfig) -> Result<()> {
-    let switch = switches::named(host, name)?;
-    let runtime = runtime()?;
-    let observed = Observed::look(std::slice::from_ref(&switch), &runtime)?;
-    let plan = plan::create(&switch, &observed, &runtime)?;
-    if let Some(risk) = plan.risks.first() {
-        return Err(GuestError::user(format!("switch `{name}` is not made unasked: {risk}"))
-            .hint(format!("`vmctl switch create {name}` asks about it")));
+impl Look<'_> {
+    fn declared(&self, name: &str) -> Option<&FleetSwitch> {
+        self.fleet.switches_here().find(|switch| switch.config.id == name)
     }
-    program::perform(&plan.steps).map_err(HostError::from)?;
-    Ok(())
+
+    /// One that should be there.
+    fn wanted(&self, switch: &Switch) -> Option<SwitchPlan> {
+        let status = status::look(switch, &self.observed, &self.runtime, false);
+        let declared = self.declared(&switch.id);
+        let kept = self.kept.iter().find(|kept| kept.config.id == switch.id);
+        let planned = |action| SwitchPlan::of(&switch.id, action, status.state);
+        let mut planned = match (declared, kept) {
+            (Some(declared), None) => SwitchPlan { changes: created(declared), ..planned(Action::Create) },
+            (Some(declared), Some(kept)) if declared.config != kept.config => {
+                let mut planned = SwitchPlan { changes: differences(kept, declared), ..planned(Action::Change) };
+                let old = switches::switch(&kept.config);
+                match change::leave(&old, switch, &self.observed, &self.runtime) {
+                    Err(error) => {
+                        planned.refuse(&error);
+                        planned.hint = Some("stop the guests on it first: for this change it is made anew".into());
+                    }
+                    Ok(plan) => {
+                        if let Some(risk) = plan.risks.first() {
+                            planned.refused = Some(unasked(&switch.id, risk));
+                            planned.hint = Some(format!("`vmctl switch destroy {}` asks about it; then apply", switch.id));
+                        }
+                    }
+                }
+                planned
+            }
+            _ if status.state == "up" => return None,
+            _ => {
+                let note = match (&status.problem, status.state) {
+                    (Some(problem), _) => problem.clone(),
+                    (None, _) => "it is not there, and is made".to_owned(),
+                };
+                SwitchPlan { changes: vec![remark(Class::Live, "", note, true)], ..planned(Action::Change) }
+            }
+        };
+        if planned.refused.is_none() {
+            match plan::create(switch, &self.observed, &self.runtime) {
+                // What a changed one has now may stand in the way of what it will have; that is looked at again then.
+                Err(_) if planned.action == Action::Change && kept.is_some() && status.state != "wrong" => {}
+                Err(error) => planned.refuse(&error),
+                Ok(_) => {}
+            }
+        }
+        Some(planned)
+    }
+
+    /// One that the fleet file does not have any more.
+    fn removal(&self, kept: &FleetSwitch, store: &Store, around: Surroundings<'_>, prune: bool) -> SwitchPlan {
+        let switch = switches::switch(&kept.config);
+        let status = status::look(&switch, &self.observed, &self.runtime, false);
+        let mut planned = SwitchPlan::of(&switch.id, Action::Leave, status.state);
+        if let Some(other) = self.host.switches.iter().find(|other| other.id == switch.id) {
+            let note = format!("it stays: {} has it", other.declared());
+            planned.changes.push(remark(Class::Live, "", note, false));
+            planned.action = Action::Change;
+            return planned;
+        }
+        if !prune {
+            return planned;
+        }
+        planned.action = Action::Destroy;
+        planned.changes.push(remark(Class::Destroy, "", "it is taken down", false));
+        if let Some(guest) = self.user_of(&switch.id, store, around) {
+            planned.refused = Some(format!("switch `{}` goes, and guest `{guest}` is plugged into it", switch.id));
+            planned.hint = Some("it belongs to no fleet, or to another one: give it another switch first".into());
+        }
+        planned
+    }
+
+    /// A guest beside those of the fleet that is on a switch. The fleet's own have been looked at.
+    fn user_of(&self, switch: &str, store: &Store, around: Surroundings<'_>) -> Option<String> {
+        let others = store.names().unwrap_or_default().into_iter().filter(|name| self.fleet.guest(name).is_none());
+        let uses = |name: &String| {
+            let guest = store.place(name);
+            let of_this =
+                super::membership::Membership::load(&guest).ok().flatten().is_some_and(|it| it.fleet == self.fleet.name);
+            let definition = Definition::load(&guest, around);
+            !of_this && definition.is_ok_and(|it| it.config.nics.iter().any(|nic| nic.switch.as_deref() == Some(switch)))
+        };
+        others.into_iter().find(uses)
+    }
+}
+
+fn unasked(name: &str, risk: &str) -> String {
+    format!("switch `{name}` is not changed unasked: {risk}")
+}
+
+/// What a new switch sets.
+fn created(switch: &FleetSwitch) -> Vec<Change> {
+    let set = switch.origins.iter().filter(|origin| origin.line.is_some());
+    set.map(|origin| changed(Class::Create, None, Some(origin.clone()))).collect()
+}
+
+/// What differs between a switch as it was applied and as it is declared.
+fn differences(kept: &FleetSwitch, declared: &FleetSwitch) -> Vec<Change> {
+    let mut old: BTreeMap<&str, &Origin> = kept.origins.iter().map(|origin| (origin.key.as_str(), origin)).collect();
+    let mut changes = Vec::new();
+    for origin in &declared.origins {
+        let was = old.remove(origin.key.as_str());
+        if was.is_none_or(|was| was.value != origin.value) {
+            changes.push(changed(Class::Live, was, Some(origin.clone())));
+        }
+    }
+    changes.extend(old.into_values().map(|gone| changed(Class::Live, Some(gone), None)));
+    changes
+}
+
+/// Carries out what was planned of the switches, but for those that go.
+pub struct Making<'a> {
+    /// The fleet.
+    pub fleet: &'a Fleet,
+    /// The host, with the switches that the fleet declares.
+    pub host: &'a HostConfig,
+    /// Where what was declared is kept.
+    pub datastore: &'a Path,
+}
+
+impl Making<'_> {
+    /// Changes and makes them, and keeps what is declared. Says of each how it went.
+    pub fn make(&self, plans: &[SwitchPlan], mut each: impl FnMut(&SwitchPlan, Result<()>)) -> Result<()> {
+        let todo = || plans.iter().filter(|it| it.refused.is_none() && matches!(it.action, Action::Create | Action::Change));
+        if todo().next().is_none() {
+            return Ok(());
+        }
+        let kept = kept_switches(self.datastore, &self.fleet.name)?;
+        let mut failed: BTreeMap<&str, GuestError> = BTreeMap::new();
+        for planned in todo() {
+            if let Some(old) = kept.iter().find(|old| old.config.id == planned.name)
+                && self.fleet.switches_here().any(|new| new.config.id == planned.name && new.config != old.config)
+                && let Err(error) = self.leave(old)
+            {
+                failed.insert(&planned.name, error);
+            }
+        }
+        // One that could not become what it should stays as it was known, and one that goes is known until it is gone.
+        let new = self.fleet.switches_here().filter(|it| {
+            let is_planned = todo().any(|planned| planned.name == it.config.id);
+            let unchanged = kept.iter().any(|old| old.config == it.config);
+            (is_planned || unchanged) && !failed.contains_key(it.config.id.as_str())
+        });
+        let mut all: Vec<&FleetSwitch> = new.collect();
+        // What the host file or another fleet has from now on is theirs.
+        let theirs = |id: &str| self.host.switches.iter().any(|it| it.id == id && it.fleet.as_ref() != Some(&self.fleet.name));
+        let old = kept.iter().filter(|old| !all.iter().any(|it| it.config.id == old.config.id) && !theirs(&old.config.id));
+        let old: Vec<&FleetSwitch> = old.collect();
+        all.extend(old);
+        keep(self.datastore, &self.fleet.name, &all)?;
+        for planned in todo() {
+            let outcome = match failed.remove(planned.name.as_str()) {
+                Some(error) => Err(error),
+                None if self.host.switches.iter().any(|it| it.id == planned.name) => self.create(&planned.name),
+                None => Ok(()),
+            };
+            each(planned, outcome);
+        }
+        Ok(())
+    }
+
+    fn leave(&self, old: &FleetSwitch) -> Result<()> {
+        let (old, new) = (switches::switch(&old.config), switches::named(self.host, &old.config.id)?);
+        let runtime = runtime()?;
+        let observed = Observed::look(&[old.clone(), new.clone()], &runtime)?;
+        let plan = change::leave(&old, &new, &observed, &runtime)?;
+        if let Some(risk) = plan.risks.first() {
+            return Err(GuestError::user(unasked(&old.id, risk)));
+        }
+        program::perform(&plan.steps).map_err(HostError::from)?;
+        Ok(())
+    }
+
+    /// Makes what is missing of one. What could cut this session's own network is left to `vmctl switch create`, which
+    /// asks.
+    fn create(&self, name: &str) -> Result<()> {
+        let switch = switches::named(self.host, name)?;
+        let runtime = runtime()?;
+        let observed = Observed::look(std::slice::from_ref(&switch), &runtime)?;
+        let plan = plan::create(&switch, &observed, &runtime)?;
+        if let Some(risk) = plan.risks.first() {
+            return Err(GuestError::user(format!("switch `{name}` is not made unasked: {risk}"))
+                .hint(format!("`vmctl switch create {name}` asks about it")));
+        }
+        program::perform(&plan.steps).map_err(HostError::from)?;
+        Ok(())
+    }
+
+    /// Takes down those that go, once the guests that were on them are gone.
+    pub fn remove(&self, plans: &[SwitchPlan], mut each: impl FnMut(&SwitchPlan, Result<()>)) -> Result<()> {
+        for planned in plans.iter().filter(|it| it.refused.is_none() && it.action == Action::Destroy) {
+            let kept = kept_switches(self.datastore, &self.fleet.name)?;
+            let Some(old) = kept.iter().find(|old| old.config.id == planned.name) else { continue };
+            let outcome = self.destroy(old);
+            if outcome.is_ok() {
+                let left: Vec<&FleetSwitch> = kept.iter().filter(|it| it.config.id != planned.name).collect();
+                keep(self.datastore, &self.fleet.name, &left)?;
+            }
+            each(planned, outcome);
+        }
+        Ok(())
+    }
+
+    fn destroy(&self, old: &FleetSwitch) -> Result<()> {
+        let switch = switches::switch(&old.config);
+        let runtime = runtime()?;
+        let observed = Observed::look(std::slice::from_ref(&switch), &runtime)?;
+        let plan = plan::destroy(&switch, &observed, &runtime, false)?;
+        if let Some(risk) = plan.risks.first() {
+            return Err(GuestError::user(format!("switch `{}` is not taken down unasked: {risk}", switch.id))
+                .hint(format!("`vmctl switch destroy {}` asks about it", switch.id)));
+        }
+        match program::perform_all(&plan.steps) {
+            failed if failed.is_empty() => Ok(()),
+            failed => Err(GuestError::host(format!("not all of switch `{}` is gone: {}", switch.id, failed.join("; ")))),
+        }
+    }
+}
+
+/// Writes what a fleet has declared on this host; the file goes with the last one.
+fn keep(datastore: &Path, fleet: &str, switches: &[&FleetSwitch]) -> Result<()> {
+    let file = kept_file(datastore, fleet);
+    if switches.is_empty() {
+        return match std::fs::remove_file(&file) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(GuestError::io("remove", &file, error)),
+            _ => Ok(()),
+        };
+    }
+    let text = kept_text(fleet, switches.iter().copied());
+    write_atomically(&file, text.as_bytes(), 0o644).map_err(|error| GuestError::io("write", &file, error))
 }

@@ -50,9 +50,10 @@ impl<'a> Images<'a> {
         Ok(Fetcher::open(&self.host.cache_dir, sources.collect(), self.progress)?)
     }
 
-    /// An image of the catalogue, of a URL, or of the user's.
-    pub fn obtain(&self, what: &str) -> Result<Obtained> {
-        Ok(self.fetcher()?.obtain(&Request::new(Kind::Image, what))?)
+    /// An image of the catalogue, of a URL, or of the user's; held to a checksum, if there is one.
+    pub fn obtain(&self, what: &str, checksum: Option<&str>) -> Result<Obtained> {
+        let checksum = checksum.map(str::parse).transpose()?;
+        Ok(self.fetcher()?.obtain(&Request { checksum, ..Request::new(Kind::Image, what) })?)
     }
 
     /// Makes the disks of a guest that have a source and are not there. What was made before a failure is undone.
@@ -85,7 +86,7 @@ impl<'a> Images<'a> {
         if path.exists() {
             return Ok(());
         }
-        let image = self.obtain(source)?;
+        let image = self.obtain(source, disk.checksum.as_deref())?;
         let size = disk.size.map_or(image.size_bytes, ByteSize::bytes);
         if size < image.size_bytes {
             return Err(GuestError::user(format!(

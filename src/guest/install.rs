@@ -164,6 +164,7 @@ impl Install {
             backend: DiskBackend::File,
             path: Some(self.medium.clone()),
             source: None,
+            checksum: None,
             size: None,
             device: if self.is_iso { DiskDevice::AhciCd } else { DiskDevice::AhciHd },
             ro: true,

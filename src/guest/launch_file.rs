@@ -60,8 +60,9 @@ pub fn free_port(taken: &[u16]) -> Result<u16> {
 
 /// The guest file: the image as a disk, a user-mode network with a way to sshd(8), a seed of cloud-init where the image
 /// reads one.
-/// A kernel that comes with the image lies in `boot/` beside the file.
-pub fn text(image: &Obtained, source: &str, key: &Path, port: u16) -> String {
+/// A kernel that comes with the image lies in `boot/` beside the file. `source` is the image and the checksum that it was
+/// held to by the user, as they were given.
+pub fn text(image: &Obtained, (source, checksum): (&str, Option<&str>), key: &Path, port: u16) -> String {
     let facts = &image.facts;
     let mut file = DocumentMut::new();
     if let Some(description) = &facts.description {
@@ -86,6 +87,9 @@ pub fn text(image: &Obtained, source: &str, key: &Path, port: u16) -> String {
     let mut disk = Table::new();
     disk["id"] = value("root");
     disk["source"] = value(source);
+    if let Some(checksum) = checksum {
+        disk["checksum"] = value(checksum);
+    }
     disk["size"] = value(ByteSize::from_bytes(size.next_multiple_of(1 << 30)).to_string());
     file["disks"] = Item::ArrayOfTables(ArrayOfTables::from_iter([disk]));
     let forward =

@@ -106,7 +106,7 @@ pub struct Plan {
     pub guests: Vec<GuestPlan>,
     /// Secrets that are new or other ones: their names.
     pub secrets: Vec<String>,
-    /// Switches of the host file that guests of the fleet are on, and that are not as they should be.
+    /// Switches that the fleet declares or its guests are on, and that are not as they should be.
     pub switches: Vec<SwitchPlan>,
     /// Guests that are as they should be.
     pub unchanged: usize,
@@ -128,7 +128,9 @@ pub struct Scope {
 impl Plan {
     /// Whether applying it would do something.
     pub fn has_changes(&self) -> bool {
-        !self.secrets.is_empty() || !self.switches.is_empty() || self.guests.iter().any(GuestPlan::does_something)
+        !self.secrets.is_empty()
+            || self.switches.iter().any(SwitchPlan::does_something)
+            || self.guests.iter().any(GuestPlan::does_something)
     }
     /// The guests of an action.
     pub fn count(&self, action: Action) -> usize {
@@ -174,7 +176,7 @@ pub fn plan(fleet: &Fleet, store: &Store, around: Surroundings<'_>, scope: &Scop
         interrupted: journal.exists(),
         guests: Vec::new(),
         secrets: Vec::new(),
-        switches: fleet_switches::look(fleet, around.host)?,
+        switches: fleet_switches::look(fleet, store, around, targets.0.as_ref(), scope.prune)?,
         unchanged: 0,
         elsewhere: fleet.guests.iter().filter(|guest| !guest.here).count(),
     };
@@ -241,7 +243,8 @@ fn create(guest: &FleetGuest) -> GuestPlan {
     GuestPlan { action: Action::Create, changes, ..GuestPlan::of(&guest.config.name) }
 }
 
-fn changed(class: Class, before: Option<&Origin>, after: Option<Origin>) -> Change {
+/// A key that changes.
+pub fn changed(class: Class, before: Option<&Origin>, after: Option<Origin>) -> Change {
     let (key, after, source, line) = match after {
         Some(origin) => (origin.key, Some(origin.value), Some(origin.source), origin.line),
         None => (before.map(|origin| origin.key.clone()).unwrap_or_default(), None, None, None),
@@ -249,7 +252,8 @@ fn changed(class: Class, before: Option<&Origin>, after: Option<Origin>) -> Chan
     Change { class, key, before: before.map(|origin| origin.value.clone()), after, source, line, drift: false, note: None }
 }
 
-fn remark(class: Class, key: impl Into<String>, note: impl Into<String>, drift: bool) -> Change {
+/// Something that is said in words.
+pub fn remark(class: Class, key: impl Into<String>, note: impl Into<String>, drift: bool) -> Change {
     Change { class, key: key.into(), before: None, after: None, source: None, line: None, drift, note: Some(note.into()) }
 }
 

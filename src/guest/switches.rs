@@ -1,4 +1,4 @@
-//! The switches of the host file as the host's tools take them.
+//! The switches of the host file and of fleets, as the host's tools take them.
 
 use std::time::Duration;
 
@@ -49,9 +49,9 @@ pub fn named(host: &HostConfig, name: &str) -> Result<Switch> {
     host.switches.iter().find(|config| config.id == name).map(switch).ok_or_else(|| {
         let known: Vec<String> = host.switches.iter().map(|config| format!("`{}`", config.id)).collect();
         let hint = match known.is_empty() {
-            true => format!("add `[[switches]]` with `id = \"{name}\"` to the host file"),
-            false => format!("it has: {}", known.join(", ")),
+            true => format!("add `[[switches]]` with `id = \"{name}\"` to the host file or a fleet file"),
+            false => format!("there are: {}", known.join(", ")),
         };
-        GuestError::user(format!("the host file has no switch `{name}`")).hint(hint)
+        GuestError::user(format!("no switch is called `{name}`")).hint(hint)
     })
 }

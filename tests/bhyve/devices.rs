@@ -166,7 +166,7 @@ fn interfaces_are_plugged_into_switches_of_every_type() {
     world.edit("g", |text| text.replace("switch = \"own\"", "switch = \"fast\""));
     world.vmctl(&["start", "g"]).fails("the switch `fast` takes no taps");
     world.edit("g", |text| text.replace("backend = \"tap\"\nswitch = \"fast\"", "backend = \"tap\"\nswitch = \"fsat\""));
-    world.vmctl(&["start", "g"]).fails("the host file has no switch `fsat`");
+    world.vmctl(&["start", "g"]).fails("no switch is called `fsat`");
 }
 
 #[test]

@@ -18,13 +18,14 @@ make() {
     for f in up description inet member vlan; do : > "$STATE/if/$1/$f"; done
 }
 without() { grep -v "^$2" "$1" > "$1.new"; mv "$1.new" "$1"; }
+words=" $*"; name="${words##* name }"
 case "$1" in
 -a) show; exit 0 ;;
-bridge) make "$4"; exit 0 ;;
-vlan) make "$8"; echo "$6 vlanproto: 802.1q vlanpcp: 0 parent interface: $4" > "$STATE/if/$8/vlan"; exit 0 ;;
-vxlan) shift; for name in "$@"; do :; done; make "$name"; exit 0 ;;
+bridge | vxlan) make "$name" ;;
+vlan) make "$name"; echo "$6 vlanproto: 802.1q vlanpcp: 0 parent interface: $4" > "$STATE/if/$name/vlan" ;;
+*) name="$1" ;;
 esac
-d="$STATE/if/$1"; shift
+d="$STATE/if/$name"; shift
 [ -d "$d" ] || { echo "interface does not exist" >&2; exit 1; }
 while [ $# -gt 0 ]; do
     case "$1" in
@@ -33,7 +34,7 @@ while [ $# -gt 0 ]; do
     destroy) rm -r "$d"; for o in "$STATE"/if/*; do without "$o/member" "${d##*/}\$"; done ;;
     mtu) echo "$2" > "$d/mtu"; shift ;;
     description) echo "$2" > "$d/description"; shift ;;
-    group) shift ;;
+    group | name) shift ;;
     addm) echo "$2" >> "$d/member"; shift ;;
     deletem) without "$d/member" "$2\$"; shift ;;
     inet) case "$3" in alias) echo "$2" >> "$d/inet" ;; -alias) without "$d/inet" "$2" ;; esac; shift 2 ;;
@@ -92,16 +93,17 @@ pub const LAN: &str = "[[switches]]\nid = \"lan\"\nuplinks = [\"em1\"]\nvlan = 1
 fn a_switch_is_made_once_shown_and_unmade() {
     let world = world(LAN);
     world.vmctl(&["switch", "list"]).ok().says("lan   bridge  down");
-    world.vmctl(&["switch", "plan"]).fails(2, "").says("ifconfig bridge create name sw-lan");
+    world
+        .vmctl(&["switch", "plan"])
+        .fails(2, "")
+        .says("ifconfig bridge create description 'vmctl switch lan' group vmctl up name sw-lan");
     assert!(changes(&world).is_empty());
     world.vmctl(&["switch", "create", "lan"]).ok().says("lan is made");
     assert_eq!(
         changes(&world),
         [
-            "ifconfig bridge create name sw-lan",
-            "ifconfig sw-lan description vmctl switch lan group vmctl up",
-            "ifconfig vlan create vlandev em1 vlan 10 name em1.10",
-            "ifconfig em1.10 description vmctl switch lan group vmctl up",
+            "ifconfig bridge create description vmctl switch lan group vmctl up name sw-lan",
+            "ifconfig vlan create vlandev em1 vlan 10 description vmctl switch lan group vmctl up name em1.10",
             "ifconfig sw-lan addm em1.10",
             "ifconfig sw-lan inet 10.10.0.1/24 alias",
         ]
@@ -123,18 +125,9 @@ fn a_switch_is_made_once_shown_and_unmade() {
 #[test]
 fn each_step_that_fails_leaves_the_host_as_it_was() {
     let switches = format!("{LAN}mtu = 9000\nnat = true\n");
-    for step in [
-        "bridge create",
-        "sw-lan description",
-        "em1 mtu",
-        "vlan create",
-        "em1.10 description",
-        "addm em1.10",
-        "sw-lan mtu",
-        "inet 10.10.0.1/24",
-        "-f -",
-        "forwarding=1",
-    ] {
+    for step in
+        ["bridge create", "em1 mtu", "vlan create", "addm em1.10", "sw-lan mtu", "inet 10.10.0.1/24", "-f -", "forwarding=1"]
+    {
         let world = world(&switches);
         world.fail(step);
         world.vmctl(&["switch", "create", "lan"]).fails(1, "told to fail");
@@ -223,7 +216,7 @@ fn what_cannot_be_is_refused_before_anything_is_changed() {
     world.vmctl(&["switch", "create", "mine"]).fails(1, "is the bridge `bridge9`, and there is none");
     world.vmctl(&["switch", "create", "ng"]).fails(1, "netgraph node `bnet0`");
     world.vmctl(&["switch", "create", "dup"]).fails(1, "is on `em0` already");
-    world.vmctl(&["switch", "create", "none"]).fails(1, "the host file has no switch `none`").says("`up`, `mine`");
+    world.vmctl(&["switch", "create", "none"]).fails(1, "no switch is called `none`").says("`up`, `mine`");
     assert!(changes(&world).is_empty());
     world.vmctl(&["switch", "list"]).ok().says("wrong");
 }
@@ -250,7 +243,8 @@ fn private_vxlan_and_vale_switches_are_made() {
     world.program("valectl", valectl);
     world.vmctl(&["switch", "create", "--all"]).ok();
     let calls = world.calls();
-    let vxlan = "ifconfig vxlan create vxlanid 42 vxlanlocal 192.0.2.5 vxlangroup 239.0.0.42 vxlandev em0 name vx-far";
+    let vxlan = "ifconfig vxlan create vxlanid 42 vxlanlocal 192.0.2.5 vxlangroup 239.0.0.42 vxlandev em0 \
+                 description vmctl switch far group vmctl up name vx-far";
     assert!(calls.contains(&vxlan.to_owned()), "{calls:?}");
     assert!(calls.contains(&"valectl -h vale-fast:em1".to_owned()), "{calls:?}");
     world.vmctl(&["switch", "plan"]).ok();

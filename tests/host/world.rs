@@ -71,7 +71,8 @@ impl World {
     pub fn program(&self, name: &str, body: &str) {
         let log = "echo \"${0##*/} $*\" >> \"$STATE/log\"\n\
                    if [ -s \"$STATE/fail\" ] && echo \"${0##*/} $*\" | grep -qF -f \"$STATE/fail\"; then\n\
-                   echo \"told to fail\" >&2; exit 1; fi\n";
+                   echo \"told to fail\" >&2; exit 1; fi\n\
+                   if [ -s \"$STATE/kill\" ] && echo \"${0##*/} $*\" | grep -qF -e \"$(cat \"$STATE/kill\")\"; then kill -9 $PPID; exit 1; fi\n";
         self.quiet_program(name, &format!("{log}{body}"));
     }
 
@@ -92,6 +93,11 @@ impl World {
     /// Lets every call fail that contains these words; none for an empty text.
     pub fn fail(&self, words: &str) {
         std::fs::write(self.state("fail"), words).expect("writes");
+    }
+
+    /// Ends whoever makes a call with these words, as a power cut would; none for an empty text.
+    pub fn kill(&self, words: &str) {
+        std::fs::write(self.state("kill"), words).expect("writes");
     }
 
     /// The calls since the last time, without those that only look.

@@ -82,6 +82,42 @@ fn a_disk_that_a_command_adds_is_made_from_its_image_at_once_or_nothing_changes(
 }
 
 #[test]
+fn a_disk_is_made_only_of_an_image_with_the_checksum_that_the_guest_or_its_fleet_gives() {
+    let world = World::new();
+    let path = image(&world);
+    let right = format!(
+        "sha256:{}",
+        vmctl::fetch::Digest::of(vmctl::fetch::digest::Algorithm::Sha256, &std::fs::read(path).expect("reads")).hex()
+    );
+    let wrong = format!("sha256:{}", "0".repeat(64));
+    for (checksum, fits) in [(&wrong, false), (&right, true)] {
+        let file =
+            world.file("g", "", &format!("disks = [{{ id = \"root\", source = \"./base.raw\", checksum = \"{checksum}\" }}]"));
+        let said = world.vmctl(&["create", "g", "--file", file.to_str().expect("UTF-8")]);
+        assert_eq!((said.code == Some(0), world.guest("g").join("disks/root.raw").exists()), (fits, fits), "{said:?}");
+        assert_eq!(said.err.contains(&format!("not `{wrong}`")) || said.err.contains(&wrong), !fits, "{said:?}");
+    }
+    world.vmctl(&["disk", "add", "g", "more", "--source", "./base.raw", "--checksum", &wrong]).says(&wrong);
+    world.vmctl(&["disk", "add", "g", "more", "--source", "./base.raw", "--checksum", &right]).ok();
+    std::fs::write(world.path().join("kernel"), "no kernel").expect("writes");
+    let fleet = |checksum: &str| {
+        let text = format!(
+            "name = \"room\"\n[[images]]\nid = \"base\"\nimage = \"./base.raw\"\nchecksum = \"{checksum}\"\n\
+             [[guests]]\nname = \"plain\"\nkernel.image = \"kernel\"\ndisks = [{{ id = \"root\", source = \"./base.raw\" }}]\n\
+             [[guests]]\nname = \"pinned\"\nkernel.image = \"kernel\"\ndisks = [{{ id = \"root\", source = \"{{{{ image.base }}}}\" }}]\n"
+        );
+        std::fs::write(world.path().join("fleet.toml"), text).expect("writes");
+    };
+    fleet(&wrong);
+    world.vmctl(&["apply", "--yes"]).says(&wrong);
+    assert!(!world.guest("pinned").exists() && world.guest("plain").join("disks/root.raw").exists());
+    fleet(&right);
+    world.vmctl(&["apply", "--yes"]).ok().says("pinned is made");
+    let text = std::fs::read_to_string(world.guest("pinned").join("guest.toml")).expect("reads");
+    assert!(text.contains(&format!("checksum = \"{right}\"")), "{text}");
+}
+
+#[test]
 fn launch_goes_from_an_image_of_the_cache_to_a_running_guest_that_ssh_finds() {
     let world = World::new();
     image(&world);

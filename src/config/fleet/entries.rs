@@ -276,7 +276,8 @@ pub fn guests(node: Option<Node>, source: &Arc<Source>, problems: &mut Problems)
     found
 }
 
-fn selector(view: &View<'_>, problems: &mut Problems) -> Selector {
+/// Which hosts a table `host` means.
+pub fn selector(view: &View<'_>, problems: &mut Problems) -> Selector {
     for (name, node) in view.text_nodes("names") {
         if let Err(error) = globset::Glob::new(name) {
             problems.push(Diagnostic::at(&node.place, format!("`{name}` is no pattern: {}", error.kind())));

@@ -1,14 +1,35 @@
 //! The keys of a fleet file. `[defaults]`, `[[templates]]` and `[[guests]]` hold the keys of a guest file besides.
 
+use crate::config::host_keys::{SWITCH_KEYS, joined};
 use crate::config::keys::Kind::{Entries, Integer, Map, Name, Path, Table, Text, Texts};
-use crate::config::keys::Support::Now;
+use crate::config::keys::Support::{Bhyve, Now};
 use crate::config::keys::{Key, key, with};
 
 /// At most so many guests come from one entry, and from one fleet.
 pub const MAX_GUESTS: usize = 10_000;
 
 /// The keys of a fleet file.
-pub const FLEET_KEYS: &[Key] = &[
+pub const FLEET_KEYS: &[Key] =
+    &joined::<{ FLEET_ONLY.len() + KEPT_KEYS.len() + SWITCH_HOST.len() }>(&[FLEET_ONLY, KEPT_KEYS, SWITCH_HOST]);
+
+/// Of the file in which an applied fleet keeps its switches.
+pub const KEPT_KEYS: &[Key] = &joined::<{ SWITCHES.len() + SWITCH_KEYS.len() }>(&[SWITCHES, SWITCH_KEYS]);
+
+const SWITCHES: &[Key] = &[key(
+    "switches",
+    Entries,
+    Bhyve,
+    "Switches that the fleet brings, beside those of the host file: made, changed and with `--prune` taken down by `vmctl apply`. An entry has the keys of the host file's `switches`, and `host`.",
+)];
+
+/// Beside the keys that a switch of the host file has.
+const SWITCH_HOST: &[Key] = &[
+    key("switches.host", Table { short: None }, Now, "Which hosts it is for; every host without it."),
+    key("switches.host.names", Texts { one: false }, Now, "Names of hosts, or globs like `node-*`: one of them is the host's."),
+    key("switches.host.labels", Texts { one: false }, Now, "Labels: the host has all of them."),
+];
+
+const FLEET_ONLY: &[Key] = &[
     key(
         "name",
         Name,
@@ -49,6 +70,12 @@ pub const FLEET_KEYS: &[Key] = &[
         Text,
         Now,
         "What `disks.image` takes: a name of the catalogue with its version, a URL, or a path. Required.",
+    ),
+    key(
+        "images.checksum",
+        Text,
+        Now,
+        "What its file must be, like `sha256:HEX` or `sha512:HEX`: the `checksum` of disks whose `source` is `{{ image.ID }}`.",
     ),
     key(
         "secrets",

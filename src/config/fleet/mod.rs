@@ -11,6 +11,7 @@ mod agreement; // what guests of one fleet must not share
 mod entries; // templates and guests as they are written
 pub mod keys; // the table of keys
 mod secrets; // what must not stand in a file
+pub mod switches; // what guests of the fleet are plugged into
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -30,6 +31,10 @@ use super::walk;
 use entries::{Entry, Item, Selector, Template};
 use keys::FLEET_KEYS;
 pub use secrets::{SecretConfig, SecretSource};
+pub use switches::FleetSwitch;
+
+/// Below a datastore: a directory for each fleet that was applied there.
+const FLEETS_DIR: &str = "fleets";
 
 /// All guest files of a fleet together are no larger.
 const MAX_TEXT_BYTES: usize = 64 << 20;
@@ -61,6 +66,8 @@ pub struct Fleet {
     pub guests: Vec<FleetGuest>,
     /// The secrets that guests of this host use.
     pub secrets: Vec<SecretConfig>,
+    /// The switches that it declares, also those of other hosts.
+    pub switches: Vec<FleetSwitch>,
 }
 
 /// One guest of a fleet.
@@ -87,9 +94,13 @@ impl Fleet {
     pub fn guest(&self, name: &str) -> Option<&FleetGuest> {
         self.here().find(|guest| guest.config.name == name)
     }
-    /// Where what belongs to it in a datastore is kept: its journal, its lock, its secrets.
+    /// The switches that it declares for this host.
+    pub fn switches_here(&self) -> impl Iterator<Item = &FleetSwitch> {
+        self.switches.iter().filter(|switch| switch.here)
+    }
+    /// Where what belongs to it in a datastore is kept: its journal, its lock, its secrets, its switches.
     pub fn directory(datastore: &Path, name: &str) -> PathBuf {
-        datastore.join("fleets").join(name)
+        datastore.join(FLEETS_DIR).join(name)
     }
 }
 
@@ -120,6 +131,7 @@ pub fn load_fleet(request: &FleetRequest<'_>) -> Result<Fleet, Diagnostics> {
     let mut take = |key: &str| layer.table.take(key).map(|(_, node)| node);
     let (templates, guests, defaults) = (take("templates"), take("guests"), take("defaults"));
     walk::walk(&mut layer.table, "", FLEET_KEYS, None, &mut problems);
+    let walked = problems.is_empty();
     let name = match layer.table.get("name").map(|node| &node.value) {
         Some(Value::Text(name)) => name.clone(),
         Some(_) => String::new(),
@@ -130,6 +142,7 @@ pub fn load_fleet(request: &FleetRequest<'_>) -> Result<Fleet, Diagnostics> {
     };
     let secrets = secrets::secrets(&layer.table, &start, &name, request.datastore, &mut problems);
     let images = images(&layer.table, &start, &mut problems);
+    let switches = if walked { switches::declared(&layer.table, &name, request.host, &mut problems) } else { Vec::new() };
     let defaults = match &defaults {
         Some(Node { value: Value::Table(_), .. }) => {
             defaults.as_ref().and_then(|node| super::host::defaults(node, &source, &mut problems))
@@ -169,20 +182,37 @@ pub fn load_fleet(request: &FleetRequest<'_>) -> Result<Fleet, Diagnostics> {
     }
     if problems.is_empty() {
         let secrets = secrets.into_iter().filter(|secret| used.contains(&secret.id)).collect();
-        return Ok(Fleet { name, file, guests, secrets });
+        return Ok(Fleet { name, file, guests, secrets, switches });
     }
     Err(Diagnostics(in_order(problems, &source)))
 }
 
-/// The images of `[[images]]`: name and what it stands for. The table has been walked.
-fn images(table: &Table, start: &Place, problems: &mut Vec<Diagnostic>) -> Vec<(String, String)> {
-    let mut found: Vec<(String, String)> = Vec::new();
+/// An image of `[[images]]`.
+struct Image {
+    id: String,
+    /// What it stands for.
+    image: String,
+    /// What its file must be, as it was written.
+    checksum: Option<Node>,
+}
+
+/// The images of `[[images]]`. The table has been walked.
+fn images(table: &Table, start: &Place, problems: &mut Vec<Diagnostic>) -> Vec<Image> {
+    let mut found: Vec<Image> = Vec::new();
     for entry in View::part(table, start, FLEET_KEYS, "").entries("images") {
+        check::checksum(&entry, problems);
+        let checksum = entry.node("checksum").cloned();
         match (entry.text("id"), entry.text("image").filter(|image| !image.is_empty())) {
-            (Some(id), _) if found.iter().any(|(other, _)| *other == id) => {
+            (Some(id), _) if found.iter().any(|other| other.id == id) => {
                 problems.push(Diagnostic::at(entry.place_of("id"), format!("two images are called `{id}`")));
             }
-            (Some(id), Some(image)) => found.push((id, image)),
+            (Some(id), Some(image)) => {
+                // A template that uses it may stand elsewhere.
+                let node = entry.node("image").expect("it has a text");
+                let is_path = check::is_image_path(&image);
+                let image = if is_path { entry.absolute(&image, node).to_string_lossy().into_owned() } else { image };
+                found.push(Image { id, image, checksum });
+            }
             (id, _) => {
                 let missing = if id.is_none() { "id" } else { "image" };
                 problems.push(Diagnostic::at(entry.place, format!("an entry of `images` has no `{missing}`")));
@@ -190,6 +220,23 @@ fn images(table: &Table, start: &Place, problems: &mut Vec<Diagnostic>) -> Vec<(
         }
     }
     found
+}
+
+/// Holds the disks that are made from an image of the fleet to its checksum; one with a checksum of its own keeps that.
+fn pin(table: &mut Table, images: &[Image]) {
+    let Some((_, Node { value: Value::Array(disks), .. })) = table.0.iter_mut().find(|(name, _)| name.text == "disks") else {
+        return;
+    };
+    for disk in disks {
+        let Value::Table(disk) = &mut disk.value else { continue };
+        let Some(Node { value: Value::Text(source), place, .. }) = disk.get("source") else { continue };
+        let names = names_in(source);
+        let image = images.iter().find(|image| names.iter().any(|name| name.strip_prefix("image.") == Some(image.id.as_str())));
+        if let (Some(checksum), None) = (image.and_then(|image| image.checksum.clone()), disk.get("checksum")) {
+            let name = Name { text: "checksum".into(), place: place.clone() };
+            disk.0.push((name, checksum));
+        }
+    }
 }
 
 /// The problems by their place, those of the fleet file first; what several guests of an entry have in common once.
@@ -222,7 +269,7 @@ struct Reading<'a> {
     reader: Reader,
     templates: &'a [Template],
     secrets: &'a [SecretConfig],
-    images: &'a [(String, String)],
+    images: &'a [Image],
     used_secrets: BTreeSet<String>,
     /// Where each name was given, to a guest of this host or of those that a selector means.
     names: HashMap<(String, Option<Selector>), Place>,
@@ -258,6 +305,7 @@ impl Reading<'_> {
         let mut table = self.base.clone();
         layer::merge(&mut table, own, "", GUEST_KEYS, &mut self.problems);
         give(&mut table, arguments, &entry.place);
+        pin(&mut table, self.images);
         self.note_secrets(&table);
         // With parameters missing, the expressions would only report the consequences.
         if self.problems.len() > before {
@@ -297,7 +345,7 @@ impl Reading<'_> {
         let mut given = item.variables.clone();
         given.push(("fleet.name".into(), Scalar::Text(self.name.to_owned())));
         given.push(("host.name".into(), Scalar::Text(self.request.host.name.clone())));
-        given.extend(self.images.iter().map(|(id, image)| (format!("image.{id}"), Scalar::Text(image.clone()))));
+        given.extend(self.images.iter().map(|it| (format!("image.{}", it.id), Scalar::Text(it.image.clone()))));
         for secret in self.secrets {
             given.push((format!("secret.{}", secret.id), Scalar::Text(secret.path.to_string_lossy().into_owned())));
         }

@@ -18,7 +18,7 @@ use crate::fetch::Progress;
 
 use super::definition::Surroundings;
 use super::error::{GuestError, Result};
-use super::fleet_switches;
+use super::fleet_switches::{Making, SwitchPlan};
 use super::lock::{GuestLock, Role};
 use super::plan::{Action, Plan};
 use super::secrets;
@@ -73,10 +73,10 @@ impl FleetLock {
     }
 }
 
-/// What became of one guest.
+/// What became of one guest, or of one switch.
 pub struct Outcome {
-    /// Which.
-    pub guest: String,
+    /// Which: its name, or `switch NAME`.
+    pub what: String,
     /// What was done.
     pub action: Action,
     /// It was booted again.
@@ -98,7 +98,7 @@ pub struct Manner<'a> {
     pub progress: &'a dyn Progress,
 }
 
-/// Carries out a plan, guest by guest, and tells `each` as they end. Goes on after one fails.
+/// Carries out a plan, the switches first and then guest by guest, and tells `each` as they end. Goes on after one fails.
 pub fn apply(
     lock: &FleetLock,
     fleet: &Fleet,
@@ -113,9 +113,26 @@ pub fn apply(
             secrets::keep(secret, &value)?;
         }
     }
-    for switch in &plan.switches {
-        fleet_switches::make(&switch.name, around.host)?;
-    }
+    let making = Making { fleet, host: around.host, datastore: around.datastore };
+    let switch = |planned: &SwitchPlan, result: Result<()>| {
+        let what = format!("switch {}", planned.name);
+        each(Outcome { what, action: planned.action, restarted: false, error: result.err() });
+    };
+    making.make(&plan.switches, switch)?;
+    guests(lock, fleet, plan, store, around, manner, &each)?;
+    making.remove(&plan.switches, switch)
+}
+
+/// The guests of a plan.
+fn guests(
+    lock: &FleetLock,
+    fleet: &Fleet,
+    plan: &Plan,
+    store: &Store,
+    around: Surroundings<'_>,
+    manner: Manner<'_>,
+    each: &(impl Fn(Outcome) + Sync),
+) -> Result<()> {
     let todo: Vec<_> = plan.guests.iter().filter(|guest| guest.does_something() && guest.refused.is_none()).collect();
     if todo.is_empty() {
         return remove_journal(&lock.directory);
@@ -131,7 +148,7 @@ pub fn apply(
                 Ok(restarted) => (restarted, None),
                 Err(error) => (false, Some(error)),
             };
-            each(Outcome { guest: planned.name.clone(), action: planned.action, restarted, error });
+            each(Outcome { what: planned.name.clone(), action: planned.action, restarted, error });
         }
     };
     std::thread::scope(|scope| {

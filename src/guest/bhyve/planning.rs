@@ -290,10 +290,10 @@ fn interfaces(boot: Boot<'_>, mark: &str) -> Result<(Vec<TapPlan>, Vec<Interface
 fn find_switch<'a>(switches: &'a [SwitchConfig], nic: &NicConfig, id: &str) -> Result<&'a SwitchConfig> {
     switches.iter().find(|switch| switch.id == id).ok_or_else(|| {
         let known: Vec<_> = switches.iter().map(|switch| format!("`{}`", switch.id)).collect();
-        let error = GuestError::user(format!("nic `{}`: the host file has no switch `{id}`", nic.id));
+        let error = GuestError::user(format!("nic `{}`: no switch is called `{id}`", nic.id));
         match known.is_empty() {
-            true => error.hint("add one to the host file: `[[switches]]` with `id` and `uplinks`"),
-            false => error.hint(format!("it has {}", known.join(", "))),
+            true => error.hint("add one to the host file, or to a fleet file: `[[switches]]` with `id` and `uplinks`"),
+            false => error.hint(format!("there are: {}", known.join(", "))),
         }
     })
 }

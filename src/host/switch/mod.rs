@@ -5,6 +5,7 @@
 //! switch's state is how much of its plan is left. Everything that vmctl makes carries the description
 //! `vmctl switch NAME`, and nothing without it is ever removed.
 
+pub mod change; // what goes when a switch becomes another one
 pub mod plan; // what is missing, and how a switch is taken down
 pub mod status; // what there is
 

@@ -28,6 +28,13 @@ impl Plan {
     fn run(&mut self, action: &[&str], undo: &[&str]) {
         self.steps.push(Step::undone_by(Action::run(action), Action::run(undo)));
     }
+    /// Makes an interface in one call, so that there is never one without its description, which nobody would know again.
+    /// The name comes last: ifconfig(8) of before 14.0 goes on with the old one (`sbin/ifconfig/ifconfig.c`, setifname).
+    fn interface(&mut self, create: &[&str], switch: &str, name: &str) {
+        let description = description(switch);
+        let words = ["description", &description, "group", "vmctl", "up", "name", name];
+        self.run(&[&["ifconfig"], create, &words].concat(), &["ifconfig", name, "destroy"]);
+    }
     fn once(&mut self, action: &[&str]) {
         self.steps.push(Step::once(Action::run(action)));
     }
@@ -131,8 +138,7 @@ fn bridge(switch: &Switch, observed: &Observed, runtime: &Path, plan: &mut Plan)
             .hint("give the switch another name, or use that bridge with `type = \"manual\"`"));
     }
     if there.is_none() {
-        plan.run(&["ifconfig", "bridge", "create", "name", &name], &["ifconfig", &name, "destroy"]);
-        plan.once(&["ifconfig", &name, "description", &description(&switch.id), "group", "vmctl", "up"]);
+        plan.interface(&["bridge", "create"], &switch.id, &name);
     } else if there.is_some_and(|one| !one.up) {
         plan.run(&["ifconfig", &name, "up"], &["ifconfig", &name, "down"]);
     }
@@ -164,11 +170,7 @@ fn join(switch: &Switch, uplink: &str, bridge: &str, members: &[String], observe
         && observed.interface(&member).is_none()
     {
         let tag = tag.to_string();
-        plan.run(
-            &["ifconfig", "vlan", "create", "vlandev", uplink, "vlan", &tag, "name", &member],
-            &["ifconfig", &member, "destroy"],
-        );
-        plan.once(&["ifconfig", &member, "description", &description(&switch.id), "group", "vmctl", "up"]);
+        plan.interface(&["vlan", "create", "vlandev", uplink, "vlan", &tag], &switch.id, &member);
     }
     if !members.contains(&member) {
         risk_of_joining(switch, &member, observed, plan);
@@ -207,9 +209,8 @@ fn vxlan(switch: &Switch, vni: u32, members: &[String], observed: &Observed, pla
     };
     if observed.interface(&name).is_none() {
         let (vni, local, group) = (vni.to_string(), local.address.to_string(), group.to_string());
-        let create = ["ifconfig", "vxlan", "create", "vxlanid", &vni, "vxlanlocal", &local, "vxlangroup", &group];
-        plan.run(&[create.as_slice(), &["vxlandev", uplink, "name", &name]].concat(), &["ifconfig", &name, "destroy"]);
-        plan.once(&["ifconfig", &name, "description", &description(id), "group", "vmctl", "up"]);
+        let create = ["vxlan", "create", "vxlanid", &vni, "vxlanlocal", &local, "vxlangroup", &group, "vxlandev", uplink];
+        plan.interface(&create, id, &name);
     }
     if !members.contains(&name) {
         plan.run(&["ifconfig", &bridge, "addm", &name], &["ifconfig", &bridge, "deletem", &name]);
@@ -441,8 +442,7 @@ mod tests {
         assert_eq!(
             lines(&planned(&switch, &host()).steps),
             [
-                "ifconfig bridge create name sw-lan",
-                "ifconfig sw-lan description 'vmctl switch lan' group vmctl up",
+                "ifconfig bridge create description 'vmctl switch lan' group vmctl up name sw-lan",
                 "ifconfig em1 mtu 9000",
                 "ifconfig sw-lan addm em1",
                 "ifconfig sw-lan mtu 9000",
@@ -468,14 +468,13 @@ mod tests {
         let switch = Switch { uplinks: vec!["em1".into()], vlan: Some(10), ..plain("lan") };
         let plan = planned(&switch, &host());
         assert_eq!(
-            lines(&plan.steps)[2..],
+            lines(&plan.steps)[1..],
             [
-                "ifconfig vlan create vlandev em1 vlan 10 name em1.10",
-                "ifconfig em1.10 description 'vmctl switch lan' group vmctl up",
+                "ifconfig vlan create vlandev em1 vlan 10 description 'vmctl switch lan' group vmctl up name em1.10",
                 "ifconfig sw-lan addm em1.10",
             ]
         );
-        assert_eq!(plan.steps[2].undo.as_ref().expect("a way back").to_string(), "ifconfig em1.10 destroy");
+        assert_eq!(plan.steps[1].undo.as_ref().expect("a way back").to_string(), "ifconfig em1.10 destroy");
     }
 
     #[test]
@@ -485,7 +484,7 @@ mod tests {
             Switch { uplinks: vec!["em0".into()], addresses: vec!["192.0.2.5/24".parse().expect("a prefix")], ..plain("lan") };
         let plan = planned(&switch, &observed);
         assert_eq!(
-            lines(&plan.steps)[2..],
+            lines(&plan.steps)[1..],
             [
                 "ifconfig sw-lan addm em0",
                 "write /run/switches/lan/moved\n  | em0 192.0.2.5/24 192.0.2.1",
@@ -522,19 +521,22 @@ mod tests {
         };
         let plan = planned(&switch, &host());
         let all = lines(&plan.steps);
-        assert_eq!(all[2], "ifconfig sw-lan inet 10.10.0.1/24 alias");
-        assert!(all[3].starts_with("pfctl -a vmctl/lan -f -\n  | nat on em0 inet from 10.10.0.0/24"), "{}", all[3]);
-        assert_eq!(all[4], "sysctl net.inet.ip.forwarding=1");
-        assert!(all[5].starts_with("write /run/switches/lan/dnsmasq.conf"));
-        assert_eq!(all[6], "dnsmasq --conf-file=/run/switches/lan/dnsmasq.conf");
+        assert_eq!(all[1], "ifconfig sw-lan inet 10.10.0.1/24 alias");
+        assert!(all[2].starts_with("pfctl -a vmctl/lan -f -\n  | nat on em0 inet from 10.10.0.0/24"), "{}", all[2]);
+        assert_eq!(all[3], "sysctl net.inet.ip.forwarding=1");
+        assert!(all[4].starts_with("write /run/switches/lan/dnsmasq.conf"));
+        assert_eq!(all[5], "dnsmasq --conf-file=/run/switches/lan/dnsmasq.conf");
     }
 
     #[test]
     fn a_vxlan_needs_one_uplink_with_an_address() {
         let switch = Switch { kind: Kind::Vxlan { vni: 42, group: None }, uplinks: vec!["em0".into()], ..plain("x") };
         let all = lines(&planned(&switch, &host()).steps);
-        assert_eq!(all[2], "ifconfig vxlan create vxlanid 42 vxlanlocal 192.0.2.5 vxlangroup 239.0.0.42 vxlandev em0 name vx-x");
-        assert_eq!(all[4], "ifconfig sw-x addm vx-x");
+        assert_eq!(
+            all[1],
+            "ifconfig vxlan create vxlanid 42 vxlanlocal 192.0.2.5 vxlangroup 239.0.0.42 vxlandev em0 description 'vmctl switch x' group vmctl up name vx-x"
+        );
+        assert_eq!(all[2], "ifconfig sw-x addm vx-x");
         let bare = Switch { uplinks: vec!["em1".into()], ..switch };
         assert!(create(&bare, &host(), Path::new("/run")).expect_err("refused").to_string().contains("no address"));
     }
