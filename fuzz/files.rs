@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use vmctl::config::{FleetRequest, GuestRequest, HostConfig, HostPaths, load_fleet, load_guest};
+use vmctl::config::{EngineKind, FleetRequest, GuestRequest, HostConfig, HostPaths, load_fleet, load_guest};
 
 use super::Bytes;
 
@@ -91,10 +91,13 @@ pub fn fleet(data: &[u8]) {
         cache_dir: "/nonexistent".into(),
         runtime_dir: "/nonexistent".into(),
     };
-    let host = HostConfig::of(&paths);
+    let host = HostConfig::of(&paths, EngineKind::Embedded);
     let datastore = Path::new("/nonexistent");
     let file = Path::new("/nonexistent/fleet.toml");
-    let Ok(fleet) = load_fleet(&FleetRequest { file, text: Some(&text), host: &host, datastore }) else { return };
+    let Ok(fleet) = load_fleet(&FleetRequest { file, text: Some(&text), host: &host, datastore, engines: &Default::default() })
+    else {
+        return;
+    };
     for guest in fleet.guests.iter().take(4) {
         let request = GuestRequest {
             file: Path::new("/elsewhere/guest.toml"),

@@ -163,8 +163,15 @@ pub fn partitions(data: &[u8]) {
 pub fn bhyve_probe(data: &[u8]) {
     let text = String::from_utf8_lossy(data).into_owned();
     let usage = format!("Usage: bhyve [-{text}]\n       -{text}: x\n");
-    let outputs =
-        ProbeOutputs { devices: text.clone(), lpc: text.clone(), usage, bhyvectl: text, osreldate: 1_400_000, max_cpus: None };
+    let outputs = ProbeOutputs {
+        devices: text.clone(),
+        lpc: text.clone(),
+        usage,
+        bhyvectl: text,
+        osreldate: 1_400_000,
+        max_cpus: None,
+        host_cpus: None,
+    };
     let features = HostFeatures::parse(&outputs);
     assert!(features.devices.iter().chain(&features.lpc).all(|name| name.len() <= 32));
 }

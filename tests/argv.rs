@@ -20,7 +20,7 @@ fn load(file: &Path, text: Option<&str>, name: Option<&str>) -> GuestConfig {
         cache_dir: "/nonexistent".into(),
         runtime_dir: "/nonexistent".into(),
     };
-    let host = HostConfig::of(&paths);
+    let host = HostConfig::of(&paths, EngineKind::Embedded);
     let request = GuestRequest { file, text, name, sets: &[], host: &host, datastore: Path::new("/nonexistent") };
     load_guest(&request).unwrap_or_else(|problems| panic!("{problems}")).config
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use vmctl::config::render::render;
-use vmctl::config::{Diagnostics, GuestRequest, HostConfig, HostPaths, LoadedGuest, load_guest};
+use vmctl::config::{Diagnostics, EngineKind, GuestRequest, HostConfig, HostPaths, LoadedGuest, load_guest};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -68,7 +68,7 @@ fn host() -> HostConfig {
         cache_dir: "/nonexistent".into(),
         runtime_dir: "/nonexistent".into(),
     };
-    let mut host = HostConfig::of(&paths);
+    let mut host = HostConfig::of(&paths, EngineKind::Embedded);
     host.template_dirs.push(root().join("tests/config/templates"));
     host
 }
@@ -103,7 +103,7 @@ fn every_example_checks_clean() {
     for file in files("examples", "", "toml") {
         if file.file_name().unwrap() == "vmctl.toml" {
             let paths = HostPaths::of_this_user().unwrap();
-            HostConfig::load(Some(&file), &paths).unwrap_or_else(|problems| panic!("{problems}"));
+            HostConfig::load(Some(&file), &paths, EngineKind::Embedded).unwrap_or_else(|problems| panic!("{problems}"));
         } else {
             load(&file, None, &[], None).unwrap_or_else(|problems| panic!("{problems}"));
         }
@@ -128,7 +128,7 @@ fn what_a_resolved_file_prints_means_the_same() {
 
 #[test]
 fn the_platform_chooses_the_engine_of_a_guest_that_does_not() {
-    use vmctl::config::{EngineKind, LoaderKind};
+    use vmctl::config::LoaderKind;
     let meant = |engine, text: &str| {
         let host = HostConfig { default_engine: engine, ..host() };
         let file = Path::new("/x/guest.toml");

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::source::GuestSource;
 use super::{App, ExitStatus, Failure, Outcome};
 use crate::guest::bhyve::argv::{Inputs, Resolved, build, shown};
-use crate::guest::state::GuestState;
+use crate::guest::state::{GuestState, STATE_FILE};
 use crate::host::bhyve::HostFeatures;
 
 /// Show the command lines that boot a guest under bhyve(8)
@@ -42,7 +42,7 @@ impl Args {
         let guest = source.load(&host, &store, &self.sets)?;
         let file = std::path::absolute(&source.file)?;
         let directory = file.parent().unwrap_or(&file).to_owned();
-        let mut state = GuestState::load(&directory.join("state.json"), &guest.config.name)?;
+        let mut state = GuestState::load(&directory.join(STATE_FILE), &guest.config.name)?;
         state.assign(&guest.config)?;
         let mut resolved = Resolved::defaults(&guest.config, &directory);
         resolved.look_at_disk(&guest.config);

@@ -1,11 +1,14 @@
 //! `vmctl check`: says what is wrong with guest files, starting nothing.
 
+use std::path::Path;
+
 use serde::Serialize;
 
 use super::source::GuestSource;
 use super::{App, ExitStatus, Outcome};
 use crate::config::fleet::is_fleet;
 use crate::config::{DatastoreConfig, Diagnostic, Diagnostics, FleetRequest, HostConfig, load_fleet};
+use crate::guest::store::Store;
 
 /// Check guest files and fleet files without starting anything
 ///
@@ -80,7 +83,10 @@ fn check(source: &GuestSource, host: &HostConfig, store: &DatastoreConfig, sets:
             return Err(Diagnostic::plain(message).into());
         }
         let datastore = std::path::absolute(&store.path).unwrap_or_else(|_| store.path.clone());
-        return load_fleet(&FleetRequest { file: &source.file, text: None, host, datastore: &datastore }).map(drop);
+        let config = DatastoreConfig { path: datastore.clone(), ..store.clone() };
+        let engines = Store::new(&config, Path::new("")).settled_engines();
+        return load_fleet(&FleetRequest { file: &source.file, text: None, host, datastore: &datastore, engines: &engines })
+            .map(drop);
     }
     source.load(host, store, sets).map(drop)
 }

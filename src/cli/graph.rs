@@ -30,7 +30,9 @@ impl Args {
         let title = match &self.fleet {
             Some(file) => {
                 let around = place.around();
-                let fleet = load_fleet(&FleetRequest { file, text: None, host: around.host, datastore: around.datastore })?;
+                let engines = place.store.settled_engines();
+                let (host, datastore) = (around.host, around.datastore);
+                let fleet = load_fleet(&FleetRequest { file, text: None, host, datastore, engines: &engines })?;
                 for guest in fleet.here() {
                     let there = place.store.guest(&guest.config.name).ok();
                     let state = there.and_then(|guest| Some(guest.status(&guest.state().ok()?).word()));

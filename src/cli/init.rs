@@ -8,8 +8,7 @@ use anyhow::Context;
 
 use super::source::GuestSource;
 use super::{App, ExitStatus, Failure, Outcome};
-use crate::config::{GUESTS_DIR, TEMPLATES_DIR};
-use crate::host::program::is_freebsd;
+use crate::config::{EngineKind, GUESTS_DIR, TEMPLATES_DIR};
 use crate::host::route::default_route;
 
 /// Make the datastore and write a first guest file
@@ -33,8 +32,8 @@ id = "root"
 path = "root.img" # a raw image with the root file system on it
 "#;
 
-/// The same on FreeBSD, where bhyve(8) runs guests.
-const FIRST_GUEST_OF_FREEBSD: &str = r#"# A guest of vmctl. Every key is in vmctl.toml(5); `vmctl check FILE` says what is wrong with a file.
+/// The same where bhyve(8) runs guests.
+const FIRST_GUEST_OF_BHYVE: &str = r#"# A guest of vmctl. Every key is in vmctl.toml(5); `vmctl check FILE` says what is wrong with a file.
 engine = "bhyve"
 loader = "bhyveload" # FreeBSD guests; "uefi" and "grub" are for others
 memory = "1G"
@@ -66,14 +65,14 @@ impl Args {
             }
             _ => Failure::user(format!("cannot write `{shown}`: {error}")),
         })?;
-        let freebsd = is_freebsd();
-        file.write_all(if freebsd { FIRST_GUEST_OF_FREEBSD } else { FIRST_GUEST }.as_bytes())
+        let bhyve = host.default_engine == EngineKind::Bhyve;
+        file.write_all(if bhyve { FIRST_GUEST_OF_BHYVE } else { FIRST_GUEST }.as_bytes())
             .and_then(|()| file.sync_all())
             .with_context(|| format!("cannot write `{shown}`"))?;
         GuestSource { file: self.file.clone(), name: None }.load(&host, &store, &[])?;
-        let what = if freebsd { "a disk" } else { "a kernel and a disk" };
+        let what = if bhyve { "a disk" } else { "a kernel and a disk" };
         app.ui.done(format!("wrote `{shown}`: name {what} in it, then `vmctl check {shown}`"));
-        if freebsd && !host.switches.iter().any(|switch| switch.id == FIRST_SWITCH) {
+        if bhyve && !host.switches.iter().any(|switch| switch.id == FIRST_SWITCH) {
             let uplink = default_route().map_or_else(|| "em0".to_owned(), |route| route.interface);
             app.ui.done(format!(
                 "its network is the switch `{FIRST_SWITCH}`, which the host file `{}` does not have yet: add `[[switches]]` with \

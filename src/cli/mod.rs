@@ -76,6 +76,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::config::{DatastoreConfig, HostConfig, HostPaths};
+use crate::guest::engine;
 pub use ui::{Column, ExitStatus, Failure, Hint, Outcome, OutputFormat, Ui};
 
 /// Manages virtual machines: each is one TOML file.
@@ -180,7 +181,7 @@ impl App {
 
     /// The same, without the switches of one fleet.
     fn host_but(&self, fleet: Option<&str>) -> Result<HostConfig, Failure> {
-        let mut host = HostConfig::load(self.config.as_deref(), &HostPaths::of_this_user()?)?;
+        let mut host = HostConfig::load(self.config.as_deref(), &HostPaths::of_this_user()?, engine::of_this_host())?;
         // A datastore that there is not is reported by whoever needs it.
         let chosen = self.datastore(&host).ok();
         host.add_fleets(chosen.as_ref().map(|store| store.path.as_path()), fleet)?;

@@ -36,9 +36,11 @@ pub struct FleetFile {
 impl FleetFile {
     /// Reads and checks it.
     pub fn load(&self, app: &App) -> Result<Fleet, Failure> {
-        let (host, store) = app.host_and_datastore()?;
-        let datastore = std::path::absolute(&store.path)?;
-        Ok(load_fleet(&FleetRequest { file: &self.file, text: None, host: &host, datastore: &datastore })?)
+        let place = app.place()?;
+        let (around, engines) = (place.around(), place.store.settled_engines());
+        let request =
+            FleetRequest { file: &self.file, text: None, host: around.host, datastore: around.datastore, engines: &engines };
+        Ok(load_fleet(&request)?)
     }
 
     /// The same, and the place that it is for. The host there has the switches that the fleet declares, and not those that

@@ -9,6 +9,7 @@ use super::selection::Place;
 use super::{App, ExitStatus, Failure, Outcome};
 use crate::config::{HostConfig, HostPaths};
 use crate::guest::definition::Definition;
+use crate::guest::engine;
 use crate::guest::install::{Answers, Install};
 use crate::guest::launcher::Report;
 use crate::guest::store::GuestDir;
@@ -93,7 +94,7 @@ fn options(app: &App, place: Place, guest: &GuestDir, foreground: bool) -> Resul
     let (host_file, datastore) = (around.host_file.to_owned(), around.datastore.to_owned());
     let (config, guest, store) = (app.config.clone(), guest.clone(), datastore.clone());
     let load_host = move || -> crate::guest::error::Result<HostConfig> {
-        let mut host = HostConfig::load(config.as_deref(), &HostPaths::of_this_user()?)?;
+        let mut host = HostConfig::load(config.as_deref(), &HostPaths::of_this_user()?, engine::of_this_host())?;
         host.add_fleets(Some(&store), None)?;
         Ok(host)
     };

@@ -1,9 +1,10 @@
 //! Arguments that name a guest file: a path, or a guest of the datastore.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{App, Failure};
 use crate::config::{DatastoreConfig, GUEST_FILE, GUESTS_DIR, GuestRequest, HostConfig, LoadedGuest, load_guest};
+use crate::guest::state::{STATE_FILE, settled_engine};
 
 /// A guest file that an argument names.
 pub struct GuestSource {
@@ -58,9 +59,16 @@ impl GuestSource {
         store: &DatastoreConfig,
         sets: &[String],
     ) -> Result<LoadedGuest, crate::config::Diagnostics> {
-        let request =
-            GuestRequest { file: &self.file, text: None, name: self.name.as_deref(), sets, host, datastore: &store.path };
-        load_guest(&request)
+        let Some(name) = &self.name else {
+            return load_guest(&GuestRequest { file: &self.file, text: None, name: None, sets, host, datastore: &store.path });
+        };
+        // A file that is the user's own is linked: paths in it start where it really is.
+        let directory = self.file.parent().unwrap_or(Path::new("/"));
+        let file = std::fs::read_link(&self.file).map_or_else(|_| self.file.clone(), |target| directory.join(target));
+        // What runs it when its file does not say was settled when it was made.
+        let engine = settled_engine(&directory.join(STATE_FILE)).unwrap_or(host.default_engine);
+        let host = &HostConfig { default_engine: engine, ..host.clone() };
+        load_guest(&GuestRequest { file: &file, text: None, name: Some(name), sets, host, datastore: &store.path })
     }
 }
 

@@ -13,8 +13,8 @@ use super::view::View;
 use super::walk;
 
 impl HostConfig {
-    /// What holds when there is no host file.
-    pub fn of(paths: &HostPaths) -> Self {
+    /// What holds when there is no host file, on a host where `engine` runs guests that do not say.
+    pub fn of(paths: &HostPaths, engine: EngineKind) -> Self {
         Self {
             name: nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
             labels: Vec::new(),
@@ -25,32 +25,32 @@ impl HostConfig {
             catalogues: Vec::new(),
             autostart_parallel: 2,
             switches: Vec::new(),
-            default_engine: EngineKind::of_platform(),
+            default_engine: engine,
             defaults: None,
         }
     }
 
     /// Reads `file`, or the user's own host file, or the defaults when there is none.
-    pub fn load(file: Option<&Path>, paths: &HostPaths) -> Result<Self, Diagnostics> {
+    pub fn load(file: Option<&Path>, paths: &HostPaths, engine: EngineKind) -> Result<Self, Diagnostics> {
         let path = file.unwrap_or(&paths.config_file);
         match std::fs::read_to_string(path) {
             Ok(text) => {
                 let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
                 let directory = absolute.parent().map(Path::to_path_buf);
-                Self::parse(Source { label: path.display().to_string(), text, directory }, paths)
+                Self::parse(Source { label: path.display().to_string(), text, directory }, paths, engine)
             }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && file.is_none() => Ok(Self::of(paths)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && file.is_none() => Ok(Self::of(paths, engine)),
             Err(error) => Err(Diagnostic::plain(format!("cannot read the host file `{}`: {error}", path.display())).into()),
         }
     }
 
     /// Reads the text of a host file.
-    pub fn parse(source: Source, paths: &HostPaths) -> Result<Self, Diagnostics> {
+    pub fn parse(source: Source, paths: &HostPaths, engine: EngineKind) -> Result<Self, Diagnostics> {
         let mut layer = Layer::parse(source, HOST_KEYS).map_err(Diagnostics)?;
         let start = Place { source: layer.source.clone(), span: 0..0 };
         let mut problems = Vec::new();
         walk::walk(&mut layer.table, "", HOST_KEYS, None, &mut problems);
-        let mut config = Self::of(paths);
+        let mut config = Self::of(paths, engine);
         if problems.is_empty() {
             let view = View::new(&layer.table, &start, HOST_KEYS, Path::new("/"), config.default_engine);
             config.fill(&view, &mut problems);
@@ -168,7 +168,7 @@ mod tests {
             runtime_dir: "/run".into(),
         };
         let source = Source { label: "vmctl.toml".into(), text: text.into(), directory: Some("/etc".into()) };
-        HostConfig::parse(source, &paths).map_err(|problems| problems.to_string())
+        HostConfig::parse(source, &paths, EngineKind::Embedded).map_err(|problems| problems.to_string())
     }
 
     #[test]

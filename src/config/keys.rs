@@ -169,7 +169,12 @@ pub const GUEST_KEYS: &[Key] = &[
     ),
     key("vars", Map, Now, "Variables for expressions."),
     // What runs it.
-    key("engine", ENGINES, Now, "What runs the guest. Without it `bhyve` on FreeBSD and `embedded` elsewhere."),
+    key(
+        "engine",
+        ENGINES,
+        Now,
+        "What runs the guest. Without it `bhyve` where vmm(4) can be had when the guest is made (see `vmctl doctor`), and `embedded` elsewhere.",
+    ),
     with("backend", BACKENDS, "\"auto\"", Embedded, "The virtual CPU of the embedded engine."),
     with("clock", CLOCKS, "\"utc\"", Now, "What the real-time clock shows."),
     key("jail", short("name"), Bhyve, "The jail that bhyve runs in. `jail = \"vms\"` stands for `jail.name = \"vms\"`."),

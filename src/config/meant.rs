@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use super::cloud_init::{CloudInit, SshKey};
 pub use super::hardware::*;
@@ -107,7 +107,7 @@ pub struct GuestConfig {
 }
 
 /// What runs a guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EngineKind {
     /// FreeBSD's bhyve(8).
@@ -117,10 +117,6 @@ pub enum EngineKind {
 }
 
 impl EngineKind {
-    /// What a guest whose file names none runs on, on the platform that this was built for.
-    pub const fn of_platform() -> Self {
-        if cfg!(target_os = "freebsd") { Self::Bhyve } else { Self::Embedded }
-    }
     /// As the guest file spells it.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -640,7 +636,7 @@ pub struct HostConfig {
     pub autostart_parallel: u32,
     /// What guests' interfaces are plugged into.
     pub switches: Vec<SwitchConfig>,
-    /// What runs a guest whose file and templates do not say.
+    /// What runs a guest whose file and templates do not say: whoever reads the host file says it, by what this host can.
     pub default_engine: EngineKind,
     /// The `[defaults]` table, if there is one: laid under every guest file.
     #[serde(skip)]

@@ -168,7 +168,7 @@ fn unknown(guest: &GuestDir, class: Class, id: &str, around: Surroundings<'_>) -
 /// What a guest file would mean as it is edited now.
 fn edited(guest: &GuestDir, edit: &Edit, around: Surroundings<'_>) -> Result<GuestConfig> {
     let text = std::fs::read_to_string(&edit.copy).map_err(|error| GuestError::io("read", &edit.copy, error))?;
-    Ok(Definition::load_file(&guest.config_file(), guest.name(), Some(&text), &[], around)?.config)
+    Ok(Definition::load_text(guest, &guest.config_file(), Some(&text), around)?.config)
 }
 
 fn sets(class: Class, id: &str, keys: &[(&str, String)]) -> Vec<String> {

@@ -80,6 +80,8 @@ pub fn create(
 pub fn clone(store: &Store, source: &GuestDir, name: &str, how: Copying, around: Surroundings<'_>) -> Result<GuestDir> {
     check_name(name)?;
     let _lock = source.lock_stopped("clone")?;
+    let host = around.host_for(source);
+    let around = Surroundings { host: &host, ..around };
     let definition = Definition::load(source, around)?;
     let new = store.begin(name)?;
     let file = source.file();
@@ -116,6 +118,7 @@ fn finish(
 ) -> Result<GuestDir> {
     let name = new.place().name().to_owned();
     let definition = Definition::load(new.guest(), around)?;
+    state.engine = Some(definition.default_engine);
     state.assign(&definition.config)?;
     seed::ensure(new.guest(), &definition.config, &state)?;
     let made = make_disks(new.guest(), &definition)?;
@@ -425,7 +428,7 @@ impl Edit {
             return Ok(false);
         }
         let text = String::from_utf8(after).map_err(|_| GuestError::user("the file is not UTF-8"))?;
-        Definition::load_file(&self.file, self.guest.name(), Some(&text), &[], around)?;
+        Definition::load_text(&self.guest, &self.file, Some(&text), around)?;
         let now = fs::read(&self.file).unwrap_or_default();
         if now != self.before {
             return Err(GuestError::user(format!("`{}` was changed meanwhile by someone else", self.file.display()))

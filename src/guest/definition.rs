@@ -1,13 +1,14 @@
 //! A guest file as the supervisor and the commands read it: what it means, and what it was made from.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use crate::config::{GuestConfig, GuestRequest, HostConfig, SwitchConfig, load_guest};
+use crate::config::{EngineKind, GuestConfig, GuestRequest, HostConfig, SwitchConfig, load_guest};
 
 use super::error::Result;
-use super::state::{Stamp, Summary};
+use super::state::{Stamp, Summary, settled_engine};
 use super::store::GuestDir;
 
 /// A checked guest file.
@@ -21,6 +22,8 @@ pub struct Definition {
     pub hash: String,
     /// The host's switches, which its interfaces are plugged into.
     pub switches: Vec<SwitchConfig>,
+    /// What runs it as long as its file does not say.
+    pub default_engine: EngineKind,
 }
 
 /// What guest files are read with.
@@ -34,13 +37,32 @@ pub struct Surroundings<'a> {
     pub datastore: &'a Path,
 }
 
+impl Surroundings<'_> {
+    /// The host file as it holds for a guest that is there: what runs it when its file does not say was settled when it
+    /// was made.
+    pub fn host_for(&self, guest: &GuestDir) -> Cow<'_, HostConfig> {
+        match settled_engine(&guest.state_file()) {
+            Some(engine) if engine != self.host.default_engine => {
+                Cow::Owned(HostConfig { default_engine: engine, ..self.host.clone() })
+            }
+            _ => Cow::Borrowed(self.host),
+        }
+    }
+}
+
 impl Definition {
     /// Reads and checks the file of a guest.
     pub fn load(guest: &GuestDir, around: Surroundings<'_>) -> Result<Definition> {
-        Definition::load_file(&guest.config_file(), guest.name(), None, &[], around)
+        Definition::load_text(guest, &guest.config_file(), None, around)
     }
 
-    /// Reads and checks a file, or a `text` that is to be put there, as that of the guest `name`.
+    /// As [`load`](Definition::load), of what stands or is to be put into its file: `file` says where paths start.
+    pub fn load_text(guest: &GuestDir, file: &Path, text: Option<&str>, around: Surroundings<'_>) -> Result<Definition> {
+        let host = around.host_for(guest);
+        Definition::load_file(file, guest.name(), text, &[], Surroundings { host: &host, ..around })
+    }
+
+    /// Reads and checks a file, or a `text` that is to be put there, as that of a new guest `name`.
     pub fn load_file(
         file: &Path,
         name: &str,
@@ -51,7 +73,11 @@ impl Definition {
         let request = GuestRequest { file, text, name: Some(name), sets, host: around.host, datastore: around.datastore };
         let loaded = load_guest(&request)?;
         let sources = loaded.files().to_vec();
-        Ok(Definition { switches: around.host.switches.clone(), ..Definition::new(loaded.config, sources) })
+        Ok(Definition {
+            switches: around.host.switches.clone(),
+            default_engine: around.host.default_engine,
+            ..Definition::new(loaded.config, sources)
+        })
     }
 
     /// Of a checked configuration.
@@ -59,7 +85,8 @@ impl Definition {
         let text = serde_json::to_vec(&config).expect("our own types have string keys and finite numbers");
         let digest = Sha256::digest(&text);
         let hash = digest[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-        Definition { config, sources, hash, switches: Vec::new() }
+        let default_engine = config.engine;
+        Definition { config, sources, hash, switches: Vec::new(), default_engine }
     }
 
     /// What `list` shows of it.

@@ -14,6 +14,7 @@ use crate::config::{
 };
 use crate::host::files::replace;
 use crate::host::process::{spawn_tied, spawn_untied};
+use crate::host::vmm;
 use crate::machine::spec::{
     self, BackendChoice, CONSOLE_FD, CONTROL_FD, CpuTopology, DiskSpec, EngineCommand, EngineEvent, ForwardSpec, GrubSpec,
     LEASE_FD, LoaderSpec, MAX_CONTROL_LINE, NicSpec, Protocol, SPEC_VERSION, UserNetSpec, VmmSpec,
@@ -51,6 +52,14 @@ pub trait Engine: Send {
     fn build(&self, boot: Boot<'_>) -> Result<()>;
     /// Starts the child. `lease` is locked and goes along with it. To be called from the main thread.
     fn spawn(&self, guest: &GuestDir, lease: &File) -> Result<RunningEngine>;
+}
+
+/// What runs a guest on this host when neither its file nor what that builds on says: bhyve where vmm(4) can be had.
+pub fn of_this_host() -> EngineKind {
+    match vmm::can_be_had() {
+        Ok(()) => EngineKind::Bhyve,
+        Err(_) => EngineKind::Embedded,
+    }
 }
 
 /// The engine of this kind.

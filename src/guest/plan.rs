@@ -309,12 +309,13 @@ fn compare(
         return None;
     };
     let file = guest.file();
+    let host = around.host_for(guest);
     let request = GuestRequest {
         file: &file,
         text: Some(text),
         name: Some(guest.name()),
         sets: &[],
-        host: around.host,
+        host: &host,
         datastore: around.datastore,
     };
     let Ok(present) = load_guest(&request) else {

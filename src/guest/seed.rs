@@ -194,16 +194,12 @@ fn volume(files: &[(&str, Vec<u8>)]) -> std::io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{GuestRequest, HostConfig, HostPaths, load_guest};
+    use crate::config::{EngineKind, GuestRequest, HostConfig, HostPaths, load_guest};
 
     fn meant(text: &str) -> GuestConfig {
         let nowhere = || "/nonexistent".into();
-        let host = HostConfig::of(&HostPaths {
-            config_file: nowhere(),
-            datastore: nowhere(),
-            cache_dir: nowhere(),
-            runtime_dir: nowhere(),
-        });
+        let paths = HostPaths { config_file: nowhere(), datastore: nowhere(), cache_dir: nowhere(), runtime_dir: nowhere() };
+        let host = HostConfig::of(&paths, EngineKind::Embedded);
         let text = format!("kernel = {{ image = \"/k\" }}\n{text}");
         let (file, datastore) = (Path::new("/nonexistent/g.toml"), Path::new("/nonexistent"));
         let request = GuestRequest { file, text: Some(&text), name: Some("g"), sets: &[], host: &host, datastore };

@@ -16,6 +16,8 @@ use super::timestamp::Timestamp;
 /// The version of the document.
 pub const STATE_VERSION: u32 = 1;
 
+/// The state's name in a guest's directory.
+pub const STATE_FILE: &str = "state.json";
 /// The supervisor's account of itself, beside the state.
 const RUN_FILE: &str = "run.json";
 
@@ -39,6 +41,10 @@ pub struct GuestState {
     /// Where each device is on PCI under bhyve, by its name (`disk:ID`, `nic:ID`, `lpc`...), as bus:slot:function.
     #[serde(default)]
     pub addresses: BTreeMap<String, String>,
+    /// What runs it when its file does not say, settled when it was made: a host whose vmm(4) comes or goes does not turn
+    /// its guests into others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<EngineKind>,
     /// The user that the image of its disk was made with, for `ssh`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default_user: Option<String>,
@@ -58,6 +64,15 @@ pub struct GuestState {
     /// What `list` shows without reading the guest file.
     #[serde(default)]
     pub summary: Option<Summary>,
+}
+
+/// Of the state at `path`, [`GuestState::engine`] alone: asked for whenever a guest file is read.
+pub fn settled_engine(path: &Path) -> Option<EngineKind> {
+    #[derive(Deserialize)]
+    struct Settled {
+        engine: Option<EngineKind>,
+    }
+    serde_json::from_slice::<Settled>(&std::fs::read(path).ok()?).ok()?.engine
 }
 
 /// A supervisor's account of itself.
@@ -196,6 +211,7 @@ impl GuestState {
             macs: BTreeMap::new(),
             slots: BTreeMap::new(),
             addresses: BTreeMap::new(),
+            engine: None,
             default_user: None,
             boots: 0,
             run: None,

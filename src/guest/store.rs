@@ -1,12 +1,13 @@
 //! A datastore and the guests in it. The layout is documented in docs/datastore.md.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use crate::config::diagnostic::nearest;
-use crate::config::{DatastoreConfig, GUEST_FILE, GUESTS_DIR};
+use crate::config::{DatastoreConfig, EngineKind, GUEST_FILE, GUESTS_DIR};
 use crate::host::files::{private_directory, sync_directory};
 
 use super::error::{GuestError, Result};
@@ -14,7 +15,7 @@ use super::events::{self, EventKind};
 use super::identity::short_hash;
 use super::launcher::supervisor_of;
 use super::lock::{GuestLock, Holder, Role};
-use super::state::{GuestState, Phase};
+use super::state::{GuestState, Phase, STATE_FILE, settled_engine};
 
 /// The longest path that fits in `sockaddr_un` on every platform that we know, without its zero byte (FreeBSD: 104).
 const SOCKET_PATH_LIMIT: usize = 100;
@@ -79,6 +80,14 @@ impl Store {
 
     fn guests_dir(&self) -> PathBuf {
         self.root.join(GUESTS_DIR)
+    }
+
+    /// What was settled, for each guest that is there, to run it when its file does not say.
+    pub fn settled_engines(&self) -> BTreeMap<String, EngineKind> {
+        let names = self.names().unwrap_or_default().into_iter();
+        names
+            .filter_map(|name| settled_engine(&self.guests_dir().join(&name).join(STATE_FILE)).map(|engine| (name, engine)))
+            .collect()
     }
 
     /// The names of all guests, sorted. A datastore that does not exist yet has none.
@@ -306,7 +315,7 @@ impl GuestDir {
     }
     /// What the program knows.
     pub fn state_file(&self) -> PathBuf {
-        self.path.join("state.json")
+        self.path.join(STATE_FILE)
     }
     /// Disks that have no path of their own.
     pub fn disks_dir(&self) -> PathBuf {

@@ -2,7 +2,7 @@
 //!
 //! The probe is the text of `bhyve -s help` (one device model a line, `pci_emul.c` pci_print_supported_devices),
 //! `bhyve -l help` (`pci_lpc.c` lpc_print_supported_devices), the usage text of bhyve and of bhyvectl, and sysctls
-//! (`kern.osreldate`, `hw.vmm.maxcpu`). What none of these tells, like the backends of a network device, follows from
+//! (`kern.osreldate`, `hw.vmm.maxcpu`, `hw.ncpu`). What none of these tells, like the backends of a network device, follows from
 //! `kern.osreldate` (`sys/sys/param.h` __FreeBSD_version: 1302001 is 13.2).
 //!
 //! **Hostile input.** The texts come from programs of the host. Lines that are not understood are passed over; at most
@@ -16,6 +16,8 @@ use super::program;
 
 /// The most of a probe's text that is looked at, in bytes.
 const MOST: usize = 64 * 1024;
+/// The first release in which a guest can have as many virtual CPUs as the host has CPUs.
+const MANY_CPUS: u32 = 1_302_001;
 
 /// What a probe brought in.
 #[derive(Debug, Clone, Default)]
@@ -30,8 +32,10 @@ pub struct ProbeOutputs {
     pub bhyvectl: String,
     /// `kern.osreldate`.
     pub osreldate: u32,
-    /// `hw.vmm.maxcpu`, where there is one.
+    /// `hw.vmm.maxcpu`, where there is one: vmm(4) is loaded.
     pub max_cpus: Option<u32>,
+    /// `hw.ncpu`.
+    pub host_cpus: Option<u32>,
 }
 
 /// What the host's bhyve can do.
@@ -118,8 +122,13 @@ impl HostFeatures {
             lpc: words(&outputs.lpc),
             flags: flags(cut(&outputs.usage)),
             snapshot: cut(&outputs.bhyvectl).contains("--suspend"),
-            // Before hw.vmm.maxcpu there were at most 16 (VM_MAXCPU of machine/vmm.h).
-            max_cpus: outputs.max_cpus.unwrap_or(16),
+            // What hw.vmm.maxcpu becomes when vmm is loaded (`sys/amd64/vmm/vmm.c` vmm_init), unless a tunable says another
+            // number. Before 13.2 there were at most 16 (VM_MAXCPU of machine/vmm.h).
+            max_cpus: match (outputs.max_cpus, outputs.host_cpus) {
+                (Some(most), _) => most,
+                (None, Some(cpus)) if outputs.osreldate >= MANY_CPUS => cpus,
+                _ => 16,
+            },
         }
     }
 
@@ -161,8 +170,9 @@ impl HostFeatures {
             usage: run("bhyve", &["-h"])?,
             bhyvectl: run("bhyvectl", &[])?,
             osreldate: number("kern.osreldate")?,
-            // Older releases have none.
+            // There is none before vmm(4) is loaded.
             max_cpus: number("hw.vmm.maxcpu").ok(),
+            host_cpus: number("hw.ncpu").ok(),
         };
         Ok(HostFeatures::parse(&outputs))
     }
@@ -201,8 +211,9 @@ impl HostFeatures {
             usage: release.usage.into(),
             bhyvectl: String::new(),
             osreldate: release.osreldate,
-            // Since 14 it is the number of CPUs of the host: as many as a guest file can ask for.
-            max_cpus: (release.osreldate >= 1_400_000).then_some(64),
+            // The number of CPUs of the host: as many as a guest file can ask for.
+            max_cpus: Some(64),
+            host_cpus: None,
         };
         Some(HostFeatures::parse(&outputs))
     }
@@ -273,7 +284,7 @@ mod tests {
         let old = release("13.2");
         assert_eq!(old.release(), "FreeBSD 13.2");
         assert!(old.wants_acpi_flag() && !old.has(FW_CFG) && !old.lpc.contains("tpm") && old.flags.contains(&'K'));
-        assert_eq!(old.max_cpus, 16);
+        assert_eq!(old.max_cpus, 64);
         assert!(old.devices.contains("virtio-9p") && !old.devices.contains("igd-lpc"));
         let fourteen = release("14.3-RELEASE");
         assert!(!fourteen.wants_acpi_flag() && fourteen.has(TPM) && !fourteen.has(SLIRP) && !fourteen.flags.contains(&'n'));
@@ -284,6 +295,14 @@ mod tests {
             assert!(release(name).devices.len() > 15, "{name}");
         }
         assert_eq!(HostFeatures::of_release("9.1"), None);
+    }
+
+    #[test]
+    fn a_guest_has_as_many_cpus_as_vmm_gives_or_will_give() {
+        let most = |osreldate, max_cpus| {
+            HostFeatures::parse(&ProbeOutputs { osreldate, max_cpus, host_cpus: Some(24), ..ProbeOutputs::default() }).max_cpus
+        };
+        assert_eq!((most(1_302_001, Some(4)), most(1_302_001, None), most(1_301_000, None)), (4, 24, 16));
     }
 
     #[test]
@@ -304,6 +323,7 @@ mod tests {
                 bhyvectl: text,
                 osreldate: u32::MAX,
                 max_cpus: None,
+                host_cpus: None,
             };
             let features = HostFeatures::parse(&outputs);
             assert!(features.devices.len() <= 1 && features.release().starts_with("FreeBSD "));

@@ -52,7 +52,7 @@ impl Vm {
         match self.call(&["--destroy"]) {
             Ok(_) => {}
             // Somebody has destroyed it, and it is not gone yet.
-            Err(ProgramError { cause: Cause::Failed { words, .. }, .. }) if words.contains("is not created") => {}
+            Err(ProgramError { cause: Cause::Failed { words, .. }, .. }) if is_going(&words) => {}
             Err(error) => return Err(error),
         }
         let until = Instant::now() + GOING;
@@ -99,6 +99,13 @@ impl Vm {
         let arguments: Vec<&str> = words[1..].iter().map(String::as_str).collect();
         run(&words[0], &arguments)
     }
+}
+
+/// Whether bhyvectl(8) says that it found no machine, or one whose device goes (ENOENT, ENXIO): until 13.2 it says
+/// `vm_open: NAME could not be opened: WHY`, and later `VM:NAME is not created.`
+fn is_going(words: &str) -> bool {
+    let why = |why: &str| words.contains(&format!("could not be opened: {why}"));
+    words.contains("is not created") || why("No such file or directory") || why("Device not configured")
 }
 
 /// Lines of a name, a tab and a number; anything else is not a counter.

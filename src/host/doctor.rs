@@ -84,12 +84,12 @@ fn kvm() -> Finding {
 }
 
 fn vmm() -> Finding {
-    if !cfg!(target_os = "freebsd") {
+    if !super::program::is_freebsd() {
         return Finding::note("vmm", "FreeBSD only");
     }
-    match Path::new("/dev/vmmctl").exists() || Path::new("/dev/vmm").exists() {
-        true => Finding::note("vmm", "vmm(4) is loaded; this version has no vmm back end yet and uses the software CPU"),
-        false => Finding::note("vmm", "vmm(4) is not loaded; the software CPU is used"),
+    match super::vmm::can_be_had() {
+        Ok(()) => Finding::good("vmm", "it can be had: bhyve runs guests whose files name no engine"),
+        Err(why) => Finding::note("vmm", format!("{why}; guests whose files name no engine get the software CPU")),
     }
 }
 

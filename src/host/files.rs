@@ -108,8 +108,8 @@ fn copy_data(mut source: &File, target: &mut File) -> io::Result<()> {
         let start = match lseek(source, position as i64, Whence::SeekData) {
             Ok(offset) => offset as u64,
             Err(nix::errno::Errno::ENXIO) => break,
-            // The file system does not know its holes: everything is data.
-            Err(nix::errno::Errno::EINVAL) => position,
+            // The file system, or a device, does not know its holes: everything is data.
+            Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOTTY | nix::errno::Errno::EOPNOTSUPP) => position,
             Err(errno) => return Err(errno.into()),
         };
         let end = match lseek(source, start as i64, Whence::SeekHole) {

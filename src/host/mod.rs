@@ -21,6 +21,7 @@ pub mod port; // a TCP port for a program that binds it itself
 #[cfg(target_os = "freebsd")]
 mod pow; // one function of libm's, so that the program needs none
 pub mod process; // detached and tied children, the boot of this host
+pub mod processor; // what it can for vmm(4)
 pub mod program; // external programs, and steps that can be taken back
 pub mod rc; // autostart through rc(8)
 pub mod rctl; // limits of a process
@@ -34,4 +35,5 @@ pub mod sysrc; // rc.conf, sysctl.conf, loader.conf
 pub mod systemd; // the unit that starts and stops guests with the host
 pub mod tap; // tap interfaces and bridges
 pub mod terminal; // raw mode and window size
+pub mod vmm; // whether vmm(4) can be had
 pub mod zfs; // volumes, through zfs(8)

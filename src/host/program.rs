@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::io::{self, Write};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 /// How much of what a program printed goes into an error.
 const MAX_WORDS: usize = 2000;
@@ -79,6 +79,11 @@ pub fn typed(program: &str, arguments: &[&str]) -> String {
     std::iter::once(&program).chain(arguments).map(quoted).collect::<Vec<_>>().join(" ")
 }
 
+/// Runs a program and returns what it printed on standard error, in one line: for one whose status says too little.
+pub fn told(program: &str, arguments: &[&str]) -> Result<String, ProgramError> {
+    finish(program, arguments, "").map(|output| one_line(&output.stderr))
+}
+
 /// Runs a program and returns what it printed on standard output.
 pub fn run(program: &str, arguments: &[&str]) -> Result<String, ProgramError> {
     run_with(program, arguments, "")
@@ -86,6 +91,11 @@ pub fn run(program: &str, arguments: &[&str]) -> Result<String, ProgramError> {
 
 /// As [`run`], with a text on the program's standard input.
 pub fn run_with(program: &str, arguments: &[&str], input: &str) -> Result<String, ProgramError> {
+    finish(program, arguments, input).map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Runs a program to its end, which must be a good one.
+fn finish(program: &str, arguments: &[&str], input: &str) -> Result<Output, ProgramError> {
     let fault = |cause| ProgramError { command: typed(program, arguments), cause };
     let failed = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => fault(Cause::Missing(brought_by(program))),
@@ -107,15 +117,21 @@ pub fn run_with(program: &str, arguments: &[&str], input: &str) -> Result<String
     }
     let output = child.wait_with_output().map_err(failed)?;
     if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+        return Ok(output);
     }
-    // bhyvectl(8) says on standard output that there is no such machine.
-    let words = String::from_utf8_lossy(if output.stderr.is_empty() { &output.stdout } else { &output.stderr });
-    let mut words = words.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
+    // bhyvectl(8) says on standard output which error it met.
+    let words = one_line(if output.stderr.is_empty() { &output.stdout } else { &output.stderr });
+    Err(fault(Cause::Failed { status: output.status.code(), words }))
+}
+
+/// What a program said, in one line of bounded length.
+fn one_line(text: &[u8]) -> String {
+    let text = String::from_utf8_lossy(text);
+    let mut words = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
     if let Some((at, _)) = words.char_indices().nth(MAX_WORDS) {
         words.truncate(at);
     }
-    Err(fault(Cause::Failed { status: output.status.code(), words }))
+    words
 }
 
 /// What a program prints on standard output, whatever its status: for one whose status says nothing. Nothing when it

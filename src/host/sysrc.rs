@@ -47,9 +47,15 @@ impl RcConf {
         Ok(matches!(value.as_str(), "yes" | "true" | "on" | "1"))
     }
 
-    /// Sets a variable.
+    /// Sets a variable. sysrc(8) ends with 0 when it could not write (`usr.sbin/sysrc/sysrc`, f_sysrc_set): what it said is
+    /// an error unless the value is there.
     pub fn set(&self, name: &str, value: &str) -> Result<(), HostError> {
-        program::run("sysrc", &self.arguments(&[&format!("{name}={value}")])).map(drop).map_err(Into::into)
+        let assignment = format!("{name}={value}");
+        let words = program::told("sysrc", &self.arguments(&[&assignment]))?;
+        if self.get(name)?.unwrap_or_default() == value.trim() {
+            return Ok(());
+        }
+        Err(HostError::new(format!("`sysrc {}` did not set it: {words}", program::typed(&assignment, &[]))))
     }
 
     /// Adds words to a variable that does not have them yet.

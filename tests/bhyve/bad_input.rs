@@ -218,3 +218,16 @@ fn a_dataset_that_is_full_is_said_and_nothing_is_changed() {
     world.vmctl(&["start", "g"]).ok();
     world.vmctl(&["stop", "g"]).ok();
 }
+
+#[test]
+fn as_many_cpus_as_the_host_has_can_be_had_before_vmm_is_loaded_and_no_more() {
+    let world = World::new();
+    std::fs::write(world.state("sysctl/hw.ncpu"), "20").expect("writes");
+    std::fs::write(world.state("sysctl/hw.vmm.maxcpu"), "20").expect("writes");
+    world.make("g", "say:up", "cpus = 20\n");
+    world.make("h", "say:up", "cpus = 21\n");
+    world.vmctl(&["start", "h"]).fails("`cpus.count` is 21, and bhyve(8) of this host gives a guest at most 20");
+    assert!(!world.state("modules/vmm").exists(), "it was not loaded for that");
+    world.vmctl(&["start", "g"]).ok();
+    world.vmctl(&["stop", "g"]).ok();
+}

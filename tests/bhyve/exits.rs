@@ -86,3 +86,15 @@ fn the_loaders_own_ways_out_are_followed() {
     world.vmctl(&["start", "h"]).fails("`bhyveload` ended with status 1: no memory");
     world.nothing_is_left();
 }
+
+#[test]
+fn a_power_button_that_ends_bhyve_before_the_guest_knows_of_one_is_a_power_off() {
+    let world = World::new();
+    world.make("g", "say:up early", NIC);
+    world.vmctl(&["start", "g"]).ok();
+    eventually("it runs", || world.console_log("g").contains("up"));
+    world.vmctl(&["stop", "g"]).ok();
+    let info = world.info("g");
+    assert_eq!((info["state"].as_str(), info["last_exit"]["reason"].as_str()), (Some("stopped"), Some("the guest powered off")));
+    world.nothing_is_left();
+}

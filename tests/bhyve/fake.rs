@@ -5,8 +5,8 @@
 //! `usr.bin/rctl/rctl.c`, `stand/userboot/userboot.h`, and what a FreeBSD 13.2 was seen to do.
 //!
 //! A guest's part stands in the file `parts/NAME`, one sentence a boot between `/`, the last one repeated: `say:TEXT`
-//! (to the console), `words:TEXT` (to standard error), `sleep:MS`, `exit:N`, `signal:N`, `deaf` (no power button),
-//! `stuck` (nothing but SIGKILL), `echo`. A loader's part, `loaders/NAME`, knows `say`, `words`, `exit`, `wait`.
+//! (to the console), `words:TEXT` (to standard error), `sleep:MS`, `exit:N`, `signal:N`, `deaf` (no power button), `early`
+//! (it has not turned ACPI on yet), `stuck` (nothing but SIGKILL), `echo`. A loader's part, `loaders/NAME`, knows `say`, `words`, `exit`, `wait`.
 //! `_` is a space. Without an end a guest runs until it is told.
 
 use std::fs::{self, File};
@@ -224,6 +224,15 @@ impl Fake {
         let last = words[words.len() - 1];
         let (name, value) = last.split_once('=').map_or((last, None), |(name, value)| (name, Some(value)));
         let file = self.state("sysctl").join(name);
+        // vmm(4)'s own come with it.
+        if name.starts_with("hw.vmm.") && !self.state("modules/vmm").exists() {
+            return self.fail(1, &format!("unknown oid '{name}'"));
+        }
+        if name == "hw.vmm.create" {
+            // What may not be read is passed over in silence, see `host::vmm`.
+            self.print(if self.state("no-vmm-in-this-jail").exists() { "" } else { "beavis\n" });
+            return 0;
+        }
         let Ok(old) = fs::read_to_string(&file) else { return self.fail(1, &format!("unknown oid '{name}'")) };
         match value {
             Some(value) => {
@@ -297,10 +306,20 @@ impl Fake {
             return 255;
         }
         if !directory.join(name).exists() {
-            eprintln!("VM:{name} is not created.");
+            // 13.2's words; later ones are `VM:NAME is not created.`
+            match self.state("release-15").exists() {
+                true => eprintln!("VM:{name} is not created."),
+                false => eprintln!("vm_open: {name} could not be opened: No such file or directory"),
+            }
             return 1;
         }
         if has("--destroy") {
+            if self.state("vanishes").exists() {
+                // Somebody else's call was faster.
+                fs::remove_file(directory.join(name)).expect("exists");
+                eprintln!("vm_open: {name} could not be opened: No such file or directory");
+                return 1;
+            }
             if self.state("goes-late").exists() {
                 fs::write(self.state("going").join(name), "").expect("writes");
             }
@@ -334,10 +353,19 @@ impl Fake {
 
     /// The sentence of a guest's part for this boot.
     fn part(&self, kind: &str, name: &str) -> Vec<String> {
-        let text = fs::read_to_string(self.state(kind).join(name)).unwrap_or_default();
+        let part = self.part_of_this_boot(kind, name);
+        fs::write(self.state(kind).join(format!("{name}.count")), (self.boot(kind, name) + 1).to_string()).expect("writes");
+        part
+    }
+
+    fn boot(&self, kind: &str, name: &str) -> usize {
         let counter = self.state(kind).join(format!("{name}.count"));
-        let boot: usize = fs::read_to_string(&counter).ok().and_then(|text| text.parse().ok()).unwrap_or(0);
-        fs::write(&counter, (boot + 1).to_string()).expect("writes");
+        fs::read_to_string(&counter).ok().and_then(|text| text.parse().ok()).unwrap_or(0)
+    }
+
+    fn part_of_this_boot(&self, kind: &str, name: &str) -> Vec<String> {
+        let text = fs::read_to_string(self.state(kind).join(name)).unwrap_or_default();
+        let boot = self.boot(kind, name);
         let sentences: Vec<&str> = text.split('/').collect();
         sentences[boot.min(sentences.len() - 1)].split_whitespace().map(|word| word.replace('_', " ")).collect()
     }
@@ -399,6 +427,14 @@ impl Fake {
             nix::sys::signal::signal(nix::sys::signal::Signal::SIGTERM, handler).expect("sets");
         }
         let name = words[words.len() - 1];
+        if self.part_of_this_boot("parts", name).iter().any(|word| word == "early") {
+            // Before the guest has turned ACPI on, SIGTERM does what it does to any program (`usr.sbin/bhyve/pm.c`).
+            // SAFETY: the default action is no function of ours.
+            #[allow(unsafe_code)]
+            unsafe {
+                nix::sys::signal::signal(nix::sys::signal::Signal::SIGTERM, nix::sys::signal::SigHandler::SigDfl).expect("sets");
+            }
+        }
         let vm = self.root.join("dev/vmm").join(name);
         let values = |flag: &'static str| words.windows(2).filter(move |pair| pair[0] == flag).map(|pair| pair[1]);
         let firmware = values("-l").any(|value| value.starts_with("bootrom,"));
@@ -553,6 +589,11 @@ impl Fake {
     fn sysrc(&self, words: &[&str]) -> i32 {
         let last = words[words.len() - 1];
         match last.split_once('=') {
+            Some(_) if self.state("rc-read-only").exists() => {
+                // It tells, and ends as if all were well (`usr.sbin/sysrc/sysrc`).
+                eprintln!("/usr/sbin/sysrc: cannot create /etc/rc.conf: Read-only file system");
+                0
+            }
             Some((name, value)) => {
                 let file = self.state(&format!("rc-{name}"));
                 let old = fs::read_to_string(&file).unwrap_or_default();

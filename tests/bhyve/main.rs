@@ -4,6 +4,7 @@
 //! a directory, note every call, and fail where a test wants them to.
 
 mod bad_input;
+mod default_engine;
 mod devices;
 mod exits;
 mod fake;

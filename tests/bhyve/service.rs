@@ -190,3 +190,11 @@ fn autostart_is_kept_with_sysrc_and_says_where_the_guests_are() {
     assert_eq!(calls, ["sysrc vmctl_list=", "sysrc vmctl_enable=NO"]);
     assert!(!world.vmctl(&["autostart", "list"]).ok().out.contains("idle"));
 }
+
+#[test]
+fn an_rc_conf_that_cannot_be_written_is_said() {
+    let world = World::new();
+    world.make("g", "say:up", "");
+    std::fs::write(world.state("rc-read-only"), "").expect("writes");
+    world.vmctl(&["autostart", "enable", "g"]).fails("Read-only file system");
+}

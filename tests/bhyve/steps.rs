@@ -18,8 +18,14 @@ const ANSWERS: &[&str] = &[
     "bhyvectl",
     // So is bhyve's, with whatever status.
     "bhyve -h",
-    // Releases before 14 have none.
+    // There is none before vmm(4) is loaded, and before 13.2; the number of the host's CPUs stands in for it.
     "sysctl -n hw.vmm.maxcpu",
+    "sysctl -n hw.ncpu",
+    // What the default engine is found out with; these guests name theirs.
+    "sysctl -n hw.vmm.create",
+    "sysctl -n security.jail.jailed",
+    "sysctl -n kern.securelevel",
+    "sysctl -n kern.module_path",
     // Not running; it is started then.
     "service iscsid onestatus",
     // Unknown before vmm(4) is loaded; asked again afterwards.

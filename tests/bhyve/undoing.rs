@@ -126,3 +126,14 @@ fn what_an_earlier_boot_left_and_cannot_be_removed_stops_the_next_boot() {
     world.vmctl(&["stop", "g"]).ok();
     world.nothing_is_left();
 }
+
+#[test]
+fn a_machine_that_somebody_destroys_first_is_gone_all_the_same() {
+    let world = World::new();
+    world.make("g", "say:up", NIC);
+    std::fs::write(world.state("vanishes"), "").expect("writes");
+    world.vmctl(&["start", "g"]).ok();
+    world.vmctl(&["stop", "g"]).ok();
+    world.nothing_is_left();
+    assert!(!world.vmctl(&["logs", "--vmm", "g"]).ok().out.contains("not undone"));
+}

@@ -53,6 +53,8 @@ impl From<Output> for Said {
 const HOST: &str = "[[switches]]\nid = \"lan\"\ntype = \"manual\"\nbridge = \"bridge0\"\n\
     [[switches]]\nid = \"own\"\nprivate = true\nmtu = 9000\n[[switches]]\nid = \"fast\"\ntype = \"vale\"\n\
     [[switches]]\nid = \"graph\"\ntype = \"netgraph\"\nbridge = \"br0\"\n";
+/// What the kernel says of a processor that vmm(4) runs guests on.
+pub const PROCESSOR: &str = "  Features2=0x1<SSE3,VMX,POPCNT>\n  VT-x: PAT,HLT,MTRR,PAUSE,EPT,UG,VPID\n";
 /// An interface on it.
 pub const NIC: &str = "[[nics]]\nid = \"net0\"\nbackend = \"tap\"\nswitch = \"lan\"\n";
 
@@ -60,7 +62,7 @@ impl World {
     /// A host with every program, firmware, a bridge, and no module loaded.
     pub fn new() -> World {
         let world = World { dir: tempfile::Builder::new().prefix("vmctl-bsd-").tempdir_in("/tmp").expect("a directory") };
-        for directory in ["bin", "dev", "var/run", "boot", "usr/local/share/uefi-firmware"] {
+        for directory in ["bin", "dev", "var/run", "boot/kernel", "usr/local/share/uefi-firmware"] {
             fs::create_dir_all(world.root().join(directory)).expect("makes");
         }
         for directory in [
@@ -84,7 +86,15 @@ impl World {
         for program in fake::PROGRAMS {
             fake::install(&world.root(), program);
         }
-        for (name, value) in [("net.link.tap.up_on_open", "0"), ("hw.vmm.maxcpu", "16"), ("kern.osreldate", "1302001")] {
+        for (name, value) in [
+            ("net.link.tap.up_on_open", "0"),
+            ("hw.vmm.maxcpu", "16"),
+            ("hw.ncpu", "16"),
+            ("kern.osreldate", "1302001"),
+            ("kern.module_path", "/boot/kernel;/boot/modules"),
+            ("kern.securelevel", "-1"),
+            ("security.jail.jailed", "0"),
+        ] {
             fs::write(world.state("sysctl").join(name), value).expect("writes");
         }
         for module in ["if_tuntap", "if_bridge"] {
@@ -93,6 +103,8 @@ impl World {
         fs::write(world.state("interfaces").join("bridge0"), "").expect("writes");
         for (file, text) in [
             ("boot/userboot.so", "loader"),
+            ("boot/kernel/vmm.ko", "module"),
+            ("var/run/dmesg.boot", PROCESSOR),
             ("usr/local/share/uefi-firmware/BHYVE_UEFI_CODE.fd", "code"),
             ("usr/local/share/uefi-firmware/BHYVE_UEFI_VARS.fd", "variables"),
             ("disk.img", "disk"),

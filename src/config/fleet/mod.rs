@@ -13,7 +13,7 @@ pub mod keys; // the table of keys
 mod secrets; // what must not stand in a file
 pub mod switches; // what guests of the fleet are plugged into
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ use super::expression::{Scalar, names_in};
 use super::keys::{GUEST_KEYS, Kind};
 use super::layer::{self, Layer, Name, Node, Table, Value};
 use super::load::read;
-use super::meant::{GuestConfig, HostConfig};
+use super::meant::{EngineKind, GuestConfig, HostConfig};
 use super::render::render_set;
 use super::resolve::{self, Reader, Resolved, Templates};
 use super::view::View;
@@ -53,6 +53,8 @@ pub struct FleetRequest<'a> {
     pub host: &'a HostConfig,
     /// Directory of the datastore whose templates are used.
     pub datastore: &'a Path,
+    /// Guests that are there and for which it was settled what runs them when their files do not say.
+    pub engines: &'a BTreeMap<String, EngineKind>,
 }
 
 /// A fleet file that was read and is right.
@@ -351,7 +353,8 @@ impl Reading<'_> {
         }
         let mut problems = Vec::new();
         let name = resolve::evaluate(&mut table, None, &given, self.start, &mut problems);
-        let engine = resolve::engine_of(&table, self.request.host.default_engine);
+        let default = self.request.engines.get(&name).copied().unwrap_or(self.request.host.default_engine);
+        let engine = resolve::engine_of(&table, default);
         let start = entry.name_place.clone();
         let mut resolved = Resolved { table, name: name.clone(), start, files: Vec::new(), engine, problems };
         let checked = check::check(&mut resolved, entries::directory(&self.start.source));

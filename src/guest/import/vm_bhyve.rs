@@ -175,7 +175,7 @@ fn host_file(
     let Some(new) = new else { return Ok((None, host.clone())) };
     let source =
         ConfigSource { label: file.display().to_string(), text: new.clone(), directory: file.parent().map(Path::to_path_buf) };
-    match HostConfig::parse(source, paths) {
+    match HostConfig::parse(source, paths, host.default_engine) {
         Ok(config) => Ok((Some(new), config)),
         Err(problems) => {
             notes.add("switch_list", "", format!("not taken over, since the host file would be wrong: {problems}"));

@@ -230,6 +230,7 @@ impl Supervisor {
                 post.send(Message::Signal(signal));
             }
         });
+        state.engine.get_or_insert(definition.default_engine);
         let (config, switches) = (definition.config, definition.switches);
         give_to_owner(&guest, &config)?;
         let log = RotatingLog::open(&guest.console_log(), config.console.log_size.bytes(), config.console.log_files, 0o600);

@@ -2,14 +2,14 @@
 //!
 //! vmm(4) says what the processor can once it is loaded: `hw.vmm.vmx.initialized` and `hw.vmm.vmx.cap.*`
 //! (`sys/amd64/vmm/intel/vmx.c`), `hw.vmm.svm.features` (`sys/amd64/vmm/amd/svm.c`; all ones until it is loaded on an
-//! AMD processor). Before, the kernel's boot messages list the features: `VT-x: ...,EPT,UG,...`, `SVM: NP,...` and
-//! `Features2=...,POPCNT,...` (`sys/x86/x86/identcpu.c`).
+//! AMD processor). Before, the kernel's boot messages do ([`Features`]).
 
 use std::path::Path;
 
 use super::super::jail::{self, JailNeeds};
 use super::super::passthru::{self, Iommu};
 use super::super::pf;
+use super::super::processor::{Features, Fitness};
 use super::super::program;
 use super::super::rc;
 use super::super::sysrc::RcConf;
@@ -99,59 +99,31 @@ fn processor() -> Finding {
     if svm.is_some() {
         return Finding::good("processor", "AMD-V with nested paging");
     }
-    let boot = std::fs::read_to_string("/var/run/dmesg.boot").or_else(|_| program::run("dmesg", &[]));
     let model = sysctl("hw.model").unwrap_or_else(|| "the processor".into());
-    match boot.as_deref().map(features) {
-        Ok(found) => words_for(&model, &found),
-        Err(_) => Finding::note("processor", format!("{model}; what it can is known when vmm(4) is loaded")),
+    match Features::of_this_host() {
+        Some(found) => words_for(&model, &found),
+        None => Finding::note("processor", format!("{model}; what it can is known when vmm(4) is loaded")),
     }
-}
-
-/// What a processor's boot messages tell.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Features {
-    ept: bool,
-    unrestricted: bool,
-    nested_paging: bool,
-    popcnt: bool,
-    any: bool,
-}
-
-fn features(boot: &str) -> Features {
-    let mut found = Features::default();
-    for line in boot.lines().map(str::trim) {
-        if let Some(list) = line.strip_prefix("VT-x: ") {
-            found.any = true;
-            found.ept |= list.split(',').any(|word| word.trim() == "EPT");
-            found.unrestricted |= list.split(',').any(|word| word.trim() == "UG");
-        } else if let Some(list) = line.strip_prefix("SVM: ") {
-            found.any = true;
-            found.nested_paging |= list.split(',').any(|word| word.trim() == "NP");
-        } else if line.starts_with("Features2=") {
-            found.any = true;
-            found.popcnt |= line.contains("POPCNT");
-        }
-    }
-    found
 }
 
 fn words_for(model: &str, found: &Features) -> Finding {
-    let firmware = "turn on VT-x or AMD-V in the host's firmware; until then `engine = \"embedded\"` runs guests";
-    if !found.any {
-        return Finding::note("processor", format!("{model}; its boot messages are gone, load vmm(4) to know what it can"));
-    }
-    match (found.ept && found.unrestricted, found.ept, found.nested_paging, found.popcnt) {
-        (true, ..) | (_, _, true, _) if !found.popcnt => {
-            Finding::bad("processor", format!("{model} has no POPCNT, and bhyve needs it"), "use `engine = \"embedded\"`")
+    const RUNS_ANYWHERE: &str = "guests run under `engine = \"embedded\"`";
+    match found.fitness() {
+        Fitness::Unknown => {
+            Finding::note("processor", format!("{model}; its boot messages are gone, load vmm(4) to know what it can"))
         }
-        (true, ..) => Finding::good("processor", format!("{model}: EPT and unrestricted guests")),
-        (_, _, true, _) => Finding::good("processor", format!("{model}: nested paging")),
-        (_, true, ..) => note(
+        Fitness::Bad(why) if found.popcnt => {
+            let hint = format!("turn on VT-x or AMD-V in the host's firmware; until then {RUNS_ANYWHERE}");
+            Finding::bad("processor", format!("{model} {why}"), hint)
+        }
+        Fitness::Bad(why) => Finding::bad("processor", format!("{model} {why}"), RUNS_ANYWHERE),
+        Fitness::Restricted => note(
             "processor",
             format!("{model}: EPT, without unrestricted guests"),
             "such a guest has one virtual CPU, and no UEFI",
         ),
-        _ => Finding::bad("processor", format!("{model} has no EPT and no nested paging, or they are turned off"), firmware),
+        Fitness::Good if found.nested_paging => Finding::good("processor", format!("{model}: nested paging")),
+        Fitness::Good => Finding::good("processor", format!("{model}: EPT and unrestricted guests")),
     }
 }
 
@@ -272,27 +244,16 @@ mod tests {
     use super::super::Verdict;
     use super::*;
 
-    const INTEL: &str = "\
-CPU: Intel(R) Xeon(R)
-  Features2=0x7ffafbbf<SSE3,PCLMULQDQ,VMX,POPCNT,AESNI>
-  VT-x: PAT,HLT,MTRR,PAUSE,EPT,UG,VPID
-";
-
     #[test]
-    fn what_a_processor_can_is_read_from_its_boot_messages() {
-        let intel = features(INTEL);
-        assert_eq!(intel, Features { ept: true, unrestricted: true, nested_paging: false, popcnt: true, any: true });
-        assert_eq!(words_for("X", &intel).verdict, Verdict::Good);
-        let amd = features("  Features2=0x1<SSE3,POPCNT>\n  SVM: NP,NRIP,AFlush,NAsids=32768\n");
-        assert_eq!(words_for("X", &amd).words, "X: nested paging");
-    }
-
-    #[test]
-    fn what_a_processor_lacks_is_said() {
-        let old = features("  Features2=0x1<SSE3,VMX>\n  VT-x: PAT,HLT,EPT,UG\n");
-        assert!(words_for("X", &old).words.contains("POPCNT"));
-        assert_eq!(words_for("X", &features("  Features2=0x1<SSE3,POPCNT>\n")).verdict, Verdict::Bad);
-        assert_eq!(words_for("X", &features("  Features2=0x1<POPCNT>\n  VT-x: EPT\n")).verdict, Verdict::Note);
-        assert_eq!(words_for("X", &features("")).verdict, Verdict::Note);
+    fn a_processor_is_judged_by_its_boot_messages() {
+        let intel = "  Features2=0x1<SSE3,VMX,POPCNT>\n  VT-x: PAT,HLT,EPT,UG\n";
+        let verdict = |boot: &str| words_for("X", &Features::parse(boot)).verdict;
+        assert_eq!(verdict(intel), Verdict::Good);
+        assert_eq!(verdict(&intel.replace(",UG", "")), Verdict::Note);
+        assert_eq!(verdict(""), Verdict::Note);
+        let off = words_for("X", &Features::parse(&intel.replace("PAT", "(disabled in BIOS) PAT")));
+        assert!(off.verdict == Verdict::Bad && off.hint.expect("one").contains("firmware"));
+        let amd = words_for("X", &Features::parse("  Features2=0x1<POPCNT>\n  SVM: NP,NRIP\n"));
+        assert_eq!(amd.words, "X: nested paging");
     }
 }

@@ -82,7 +82,8 @@ fn processors(inputs: Inputs<'_>, line: &mut CommandLine) -> Result<()> {
     if cpus.count > inputs.features.max_cpus {
         let most = inputs.features.max_cpus;
         let message = format!("`cpus.count` is {}, and bhyve(8) of this host gives a guest at most {most}", cpus.count);
-        return Err(GuestError::user(message).hint("it is the sysctl `hw.vmm.maxcpu` from FreeBSD 14.0, and 16 before"));
+        return Err(GuestError::user(message)
+            .hint("as many as the host has CPUs, unless `hw.vmm.maxcpu` in /boot/loader.conf says another number"));
     }
     let text = match (cpus.cores, cpus.threads) {
         (1, 1) => cpus.count.to_string(),

@@ -9,6 +9,9 @@ const NEVER_RAN: Duration = Duration::from_secs(2);
 const LOADER_QUIT: i32 = 1;
 const LOADER_REBOOT: i32 = 2;
 
+/// What presses bhyve's power button.
+const SIGTERM: i32 = nix::sys::signal::Signal::SIGTERM as i32;
+
 /// How the engine child ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
@@ -112,6 +115,8 @@ pub fn after_bhyve(ended: &Ended) -> Result<End, Trouble> {
     match (ended.told, ended.code, ended.signal) {
         (Told::PowerOff { forced: true }, ..) => Ok(End::POWER_OFF),
         (Told::Reset { forced: true }, ..) => Ok(End::REBOOT),
+        // Before the guest has turned ACPI on, bhyve has no power button yet, and SIGTERM ends it (`pm.c`, smi_cmd_handler).
+        (Told::PowerOff { .. }, None, Some(SIGTERM)) => Ok(End::POWER_OFF),
         (Told::Nothing, Some(1), _) if ended.ran < NEVER_RAN && !ended.words.is_empty() => Err(ended.failed("bhyve")),
         (_, Some(code @ (0..=3 | 5)), _) => Ok(End::Code(code as u8)),
         (_, Some(4), _) => Err(ended.failed("bhyve")),

@@ -3,7 +3,7 @@
 
 use super::disks::portal_of;
 use super::*;
-use crate::config::{GuestConfig, HostConfig, HostPaths, LoaderKind};
+use crate::config::{EngineKind, GuestConfig, HostConfig, HostPaths, LoaderKind};
 use crate::guest::definition::{Definition, Surroundings};
 
 /// Translates and checks; the meaning, and the keys of the notes.
@@ -27,7 +27,7 @@ fn checked(text: &str, template: bool) -> (GuestConfig, Vec<String>, String) {
         cache_dir: "/cache".into(),
         runtime_dir: "/run".into(),
     };
-    let host = HostConfig::of(&paths);
+    let host = HostConfig::of(&paths, EngineKind::Embedded);
     let around = Surroundings { host: &host, host_file: Path::new("/etc/vmctl.toml"), datastore: Path::new("/store") };
     let definition = Definition::load_file(Path::new("/vm/web/guest.toml"), "web", Some(&toml), &[], around)
         .unwrap_or_else(|error| panic!("{error}\n{toml}"));
