@@ -6,7 +6,7 @@ use vmctl::devices::disk::DiskReader;
 use vmctl::hypervisor::backend::MachineExit;
 use vmctl::machine::loader::grub::{Devices, Limits, Loader, Options, Port};
 use vmctl::machine::loader::volume::probe::{Found, probe};
-use vmctl::machine::loader::volume::{FileSystem, Medium, NodeKind, Result, VolumeError, partition};
+use vmctl::machine::loader::volume::{FileSystem, Medium, NodeKind, Result, VolumeError, in_place, partition};
 
 use super::Bytes;
 
@@ -26,6 +26,7 @@ const READ_MAX: u64 = 1 << 20;
 struct Template {
     bytes: Vec<u8>,
     size: u64,
+    written: std::sync::Mutex<Vec<std::ops::Range<u64>>>,
 }
 
 impl DiskReader for Template {
@@ -39,6 +40,12 @@ impl DiskReader for Template {
             let len = there.len().min(buffer.len());
             buffer[..len].copy_from_slice(&there[..len]);
         }
+        Ok(())
+    }
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
+        let end = offset + bytes.len() as u64;
+        assert!(end <= self.size, "nothing is written beyond the disk");
+        self.written.lock().expect("nobody panicked").push(offset..end);
         Ok(())
     }
 }
@@ -70,6 +77,7 @@ fn look(volume: &dyn FileSystem) {
     for file in ["/boot/grub/grub.cfg", "/link/grub.cfg", "/many/a-file-of-a-directory-007"] {
         if let Ok(bytes) = volume.read(file, READ_MAX) {
             assert!(bytes.len() as u64 <= READ_MAX);
+            let _ = in_place::replace(volume, file, &bytes, &vec![b'#'; bytes.len()]);
         }
     }
 }
@@ -91,13 +99,18 @@ pub fn volume(data: &[u8]) {
         size = (size * u64::from(input.byte()) / 256) & !511;
     }
     bytes.truncate(size as usize);
-    let medium = Medium::new(std::sync::Arc::new(Template { bytes, size }));
+    let disk = std::sync::Arc::new(Template { bytes, size, written: std::sync::Mutex::default() });
+    let medium = Medium::new(disk.clone());
     if let Found::Volume(found) = probe(&medium) {
         look(found.as_ref());
     }
     for part in partition::read(&medium).unwrap_or_default() {
         if let Found::Volume(found) = probe(&medium.window(part.start, part.len)) {
+            disk.written.lock().expect("nobody panicked").clear();
             look(found.as_ref());
+            let written = disk.written.lock().expect("nobody panicked");
+            let inside = |place: &std::ops::Range<u64>| place.start >= part.start && place.end <= part.start + part.len;
+            assert!(written.iter().all(inside), "nothing is written beyond the partition");
         }
     }
 }
@@ -107,6 +120,7 @@ struct Configured {
     text: Vec<u8>,
     /// Which of the places of a configuration there are.
     which: u8,
+    nowhere: Medium,
 }
 
 impl FileSystem for Configured {
@@ -143,6 +157,12 @@ impl FileSystem for Configured {
             "/loader/entries" if self.which & 4 != 0 => Ok(vec![("a.conf".into(), NodeKind::File)]),
             _ => Err(VolumeError::NotFound(path.into())),
         }
+    }
+    fn pinned(&self, _: &str) -> Result<Option<&'static str>> {
+        Ok(None)
+    }
+    fn window(&self) -> &Medium {
+        &self.nowhere
     }
 }
 
@@ -251,7 +271,7 @@ pub fn boot_config(data: &[u8]) {
             None => text.push(byte & 0x7f),
         }
     }
-    let devices = Devices::of(Box::new(Configured { text, which }));
+    let devices = Devices::of(Box::new(Configured { text, which, nowhere: Medium::new(std::sync::Arc::new(Vec::new())) }));
     let timeout = (which & 0x10 != 0).then_some(Duration::from_secs(1));
     let options = Options { timeout, add_console: which & 0x20 != 0, memory_bytes: 1 << 20, ..Options::default() };
     let limits = Limits { commands: 500, output: 64 << 10, ..Limits::default() };

@@ -25,6 +25,9 @@ impl DiskReader for OnDisk {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
         self.0.read_exact_at(buffer, offset)
     }
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
+        self.0.write_all_at(bytes, offset)
+    }
 }
 
 /// A console that nobody types at; time passes only while somebody waits.
@@ -62,7 +65,7 @@ fn text(path: &Path) -> &str {
 }
 
 fn disk(id: &str, path: &Path) -> BootDisk {
-    let file = File::open(path).expect("an image that was just made");
+    let file = File::options().read(true).write(true).open(path).expect("an image that was just made");
     let size = file.metadata().expect("a file").len();
     BootDisk { id: id.into(), is_cd: path.extension().is_some_and(|e| e == "iso"), reader: Arc::new(OnDisk(file, size)) }
 }
@@ -407,4 +410,180 @@ fn a_configuration_that_loops_is_given_up() {
         let Err(Halt::GaveUp(text)) = ended else { panic!("{config}: {ended:?}") };
         assert!(text.contains(why) || said.contains(why), "{config}: {text}\n{said}");
     }
+}
+
+/// A menu as grub-mkconfig writes it with `GRUB_DEFAULT=saved` and `GRUB_SAVEDEFAULT=true`, and Ubuntu's `recordfail`.
+const SAVING: &str = r#"
+if [ -s $prefix/grubenv ]; then
+  set have_grubenv=true
+  load_env
+fi
+if [ "${next_entry}" ] ; then
+   set default="${next_entry}"
+   set next_entry=
+   save_env next_entry
+   set boot_once=true
+else
+   set default="${saved_entry}"
+fi
+function savedefault {
+  if [ -z "${boot_once}" ]; then
+    saved_entry="${chosen}"
+    save_env saved_entry
+  fi
+}
+function recordfail {
+  set recordfail=1
+  if [ -n "${have_grubenv}" ]; then if [ -z "${boot_once}" ]; then save_env recordfail; fi; fi
+}
+set timeout=0
+menuentry 'One' --id one { recordfail; savedefault; linux /boot/one fail=$recordfail }
+submenu 'More > of it' --id 'more>' {
+  menuentry 'Two' --id two { savedefault; linux /boot/two }
+}
+menuentry 'Three' --id three { savedefault; linux /boot/three }
+"#;
+
+/// A root with [`SAVING`], and an environment block that holds what grub-editenv put into it.
+fn saving_root(dir: &Path, set: &[&str]) -> PathBuf {
+    let root = dir.join("root");
+    fs::create_dir_all(root.join("boot/grub")).unwrap();
+    for name in ["one", "two", "three"] {
+        fs::write(root.join("boot").join(name), kernel(name)).unwrap();
+    }
+    fs::write(root.join("boot/grub/grub.cfg"), SAVING).unwrap();
+    let grubenv = root.join("boot/grub/grubenv");
+    tool("grub-editenv", &[text(&grubenv), "create"]);
+    tool("grub-editenv", &[&[text(&grubenv), "set", "kernelopts=ro quiet"], set].concat());
+    root
+}
+
+/// Boots, with the entry that somebody picks if they do; the name of the kernel, and what was said.
+fn boots(image: &Path, entry: Option<&str>) -> (String, String) {
+    let (loaded, said) = boot(&[image], Options { entry: entry.map(str::to_string), ..options() });
+    (loaded.unwrap_or_else(|halt| panic!("{halt:?}\n{said}")).name, said)
+}
+
+/// The ranges of sectors in which two images differ.
+fn differences(one: &[u8], other: &[u8]) -> Vec<std::ops::Range<usize>> {
+    assert_eq!(one.len(), other.len());
+    let mut found: Vec<std::ops::Range<usize>> = Vec::new();
+    for at in (0..one.len()).step_by(512).filter(|&at| one[at..at + 512] != other[at..at + 512]) {
+        match found.last_mut() {
+            Some(last) if last.end == at => last.end = at + 512,
+            _ => found.push(at..at + 512),
+        }
+    }
+    found
+}
+
+/// What grub-editenv finds in the block of an ext4 image.
+fn grubenv_of(dir: &Path, image: &Path) -> String {
+    let copy = dir.join("grubenv");
+    tool("debugfs", &["-R", &format!("dump /boot/grub/grubenv {}", text(&copy)), text(image)]);
+    let output = Command::new("grub-editenv").args([text(&copy), "list"]).output().expect("grub-editenv runs");
+    String::from_utf8(output.stdout).expect("text")
+}
+
+#[test]
+fn what_is_picked_is_the_default_of_the_next_boot_and_nothing_else_on_the_disk_changes() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = ext4(dir.path(), &saving_root(dir.path(), &[]));
+    assert_eq!(boots(&image, None).0, "/boot/one");
+    assert_eq!(grubenv_of(dir.path(), &image), "kernelopts=ro quiet\nrecordfail=1\nsaved_entry=one\n");
+    let before = fs::read(&image).unwrap();
+    assert_eq!(boots(&image, Some("more>>>two")).0, "/boot/two");
+    assert_eq!(grubenv_of(dir.path(), &image), "kernelopts=ro quiet\nrecordfail=1\nsaved_entry=more>>>two\n");
+    let (name, said) = boots(&image, None);
+    assert!(name == "/boot/two" && !said.contains("error"), "{said}");
+    let changed = differences(&before, &fs::read(&image).unwrap());
+    assert!(changed.len() == 1 && changed[0].len() <= 1024, "{changed:?}");
+    tool("e2fsck", &["-f", "-n", text(&image)]);
+}
+
+#[test]
+fn a_next_entry_is_taken_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = saving_root(dir.path(), &["next_entry=three", "saved_entry=one"]);
+    let root = ext4(dir.path(), &root);
+    let image = gpt_disk(dir.path(), None, &root);
+    for expected in ["/boot/three", "/boot/one", "/boot/one"] {
+        let (name, said) = boots(&image, None);
+        assert!(name == expected && !said.contains("error"), "{name} and not {expected}: {said}");
+    }
+}
+
+#[test]
+fn xfs_and_fat_take_it_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = saving_root(dir.path(), &[]);
+    let at = |name: &str| format!("{}/boot/{name}", root.display());
+    let proto = format!(
+        "/none\n0 0\nd--755 0 0\nboot d--755 0 0\n one ---644 0 0 {}\n two ---644 0 0 {}\n grub d--755 0 0\n  \
+         grub.cfg ---644 0 0 {}\n  grubenv ---644 0 0 {}\n $\n$\n$\n",
+        at("one"),
+        at("two"),
+        at("grub/grub.cfg"),
+        at("grub/grubenv")
+    );
+    fs::write(dir.path().join("proto"), proto).unwrap();
+    let xfs = dir.path().join("xfs");
+    blank(&xfs, 320);
+    tool("mkfs.xfs", &["-q", "-p", text(&dir.path().join("proto")), text(&xfs)]);
+    let fat = dir.path().join("fat");
+    blank(&fat, 64);
+    tool("mkfs.fat", &["-F", "32", text(&fat)]);
+    tool("mcopy", &["-s", "-i", text(&fat), text(&root.join("boot")), "::"]);
+    for image in [&xfs, &fat] {
+        let before = fs::read(image).unwrap();
+        let (name, said) = boots(image, Some("1>0"));
+        assert!(name == "/boot/two" && !said.contains("error"), "{said}");
+        let changed = differences(&before, &fs::read(image).unwrap());
+        assert!(changed.len() == 1 && changed[0].len() <= 1024, "{changed:?}");
+        assert_eq!(boots(image, None).0, "/boot/two");
+    }
+    tool("xfs_repair", &["-n", text(&xfs)]);
+    tool("fsck.fat", &["-n", text(&fat)]);
+}
+
+#[test]
+fn where_nothing_may_be_written_it_is_said_and_the_guest_boots() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = saving_root(dir.path(), &[]);
+    let image = ext4(dir.path(), &root);
+    let unchanged = |image: &Path, why: &str| {
+        let before = fs::read(image).unwrap();
+        let (name, said) = boots(image, None);
+        assert_eq!(name, "/boot/one");
+        let text = format!("/boot/grub/grubenv' is remembered until the guest runs and is not written: {why}");
+        assert!(said.contains(&text), "no `{text}` in {said}");
+        assert_eq!(said.matches("is not written").count(), 1, "{said}");
+        assert!(before == fs::read(image).unwrap(), "{why}");
+    };
+    // A journal that is to be replayed, and blocks that files share.
+    let shared = dir.path().join("shared");
+    fs::copy(&image, &shared).unwrap();
+    let (block, script) = (dir.path().join("block"), dir.path().join("script"));
+    fs::write(&block, [b'j'; 1024]).unwrap();
+    fs::write(&script, format!("jo -c -v 3\njw -b 9000 {}\njc\n", text(&block))).unwrap();
+    tool("debugfs", &["-w", "-f", text(&script), text(&image)]);
+    unchanged(&image, "its file system was not unmounted");
+    tool("debugfs", &["-w", "-R", "feature +shared_blocks", text(&shared)]);
+    unchanged(&shared, "its file system has features with which this loader only reads it");
+    unchanged(&iso(dir.path(), &root), "its file system is one that is only read");
+    // A block in two clusters that are apart: the second is beyond a file that was there before.
+    let apart = dir.path().join("apart");
+    blank(&apart, 16);
+    tool("mkfs.fat", &["-F", "16", "-s", "1", text(&apart)]);
+    tool("mmd", &["-i", text(&apart), "::boot", "::boot/grub"]);
+    let sector = dir.path().join("sector");
+    fs::write(&sector, [b's'; 512]).unwrap();
+    for name in ["::first", "::second"] {
+        tool("mcopy", &["-i", text(&apart), text(&sector), name]);
+    }
+    tool("mdel", &["-i", text(&apart), "::first"]);
+    for name in ["grub/grubenv", "grub/grub.cfg", "one", "two", "three"] {
+        tool("mcopy", &["-i", text(&apart), text(&root.join("boot").join(name)), &format!("::boot/{name}")]);
+    }
+    unchanged(&apart, "its bytes are not in one place of the disk");
 }

@@ -232,6 +232,7 @@ struct Engine {
     path: PathBuf,
     size: u64,
     cache: CacheMode,
+    read_only: bool,
     regular: bool,
     /// Alignment of direct I/O and of a device's sectors; 1 for none.
     align: u64,
@@ -259,7 +260,6 @@ struct Jobs {
 pub struct FileDisk {
     engine: Arc<Engine>,
     workers: Vec<JoinHandle<()>>,
-    read_only: bool,
     can_discard: bool,
 }
 
@@ -285,8 +285,8 @@ impl FileDisk {
             }
         }
         let can_discard = options.discard && !options.read_only && medium::can_discard(&file, regular, size);
-        let engine = Arc::new(Engine::new(file, path, size, options.cache, regular, align, host.clone()));
-        let mut disk = FileDisk { engine, workers: Vec::new(), read_only: options.read_only, can_discard };
+        let engine = Arc::new(Engine::new(file, path, size, options, regular, align, host.clone()));
+        let mut disk = FileDisk { engine, workers: Vec::new(), can_discard };
         for index in 0..WORKERS {
             let engine = disk.engine.clone();
             let thread = std::thread::Builder::new().name(format!("disk-{index}")).spawn(move || engine.work());
@@ -306,7 +306,7 @@ impl Disk for FileDisk {
         self.engine.size
     }
     fn read_only(&self) -> bool {
-        self.read_only
+        self.engine.read_only
     }
     fn can_discard(&self) -> bool {
         self.can_discard
@@ -314,7 +314,7 @@ impl Disk for FileDisk {
     fn submit(&mut self, request: DiskRequest) {
         let mut jobs = self.engine.jobs();
         let writes = !matches!(request.op, DiskOp::Read | DiskOp::Flush);
-        if writes && self.read_only {
+        if writes && self.engine.read_only {
             self.engine.counters.count(&request, DiskStatus::IoError);
             jobs.done.push_back((request.tag, DiskStatus::IoError));
             drop(jobs);
@@ -365,6 +365,18 @@ impl DiskReader for Engine {
         }
         Ok(())
     }
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        if self.read_only {
+            return Err(io::ErrorKind::ReadOnlyFilesystem.into());
+        }
+        let end = offset.checked_add(bytes.len() as u64).filter(|end| *end <= self.size);
+        let end = end.ok_or(io::ErrorKind::UnexpectedEof)?;
+        self.write_blocks(offset, end, |block, at| {
+            let from = (at - offset) as usize;
+            block.copy_from_slice(&bytes[from..from + block.len()]);
+        })?;
+        self.flush()
+    }
 }
 
 impl Drop for FileDisk {
@@ -408,12 +420,13 @@ fn advance(segments: &mut VecDeque<(GuestAddr, u32)>, mut bytes: u64) {
 }
 
 impl Engine {
-    fn new(file: File, path: &Path, size: u64, cache: CacheMode, regular: bool, align: u64, host: DiskHost) -> Engine {
+    fn new(file: File, path: &Path, size: u64, options: &DiskOptions, regular: bool, align: u64, host: DiskHost) -> Engine {
         Engine {
             file,
             path: path.to_owned(),
             size,
-            cache,
+            cache: options.cache,
+            read_only: options.read_only,
             regular,
             align,
             host,
@@ -603,20 +616,24 @@ impl Engine {
     }
 
     fn write_zero_blocks(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        self.write_blocks(offset, offset + bytes, |block, _| block.fill(0))
+    }
+
+    /// Writes `offset..end` from a buffer, in whole blocks. `fill` makes the bytes that belong at a place of the disk.
+    fn write_blocks(&self, offset: u64, end: u64, fill: impl Fn(&mut [u8], u64)) -> io::Result<()> {
         let _alone = self.blocks.write().expect("no panic happens under this lock");
         let mut buffer = AlignedBuffer::new(BOUNCE_BYTES);
-        let end = offset + bytes;
         let mut at = offset;
         while at < end {
             let first = at - at % self.align;
             let last = end.next_multiple_of(self.align).min(first + BOUNCE_BYTES as u64);
             let blocks = buffer.get((last - first) as usize);
             let (skip, stop) = ((at - first) as usize, (end.min(last) - first) as usize);
-            // A block of which only a part is zeroed keeps the rest.
+            // A block of which only a part is written keeps the rest.
             if skip != 0 || stop != blocks.len() {
                 self.file.read_exact_at(blocks, first)?;
             }
-            blocks[skip..stop].fill(0);
+            fill(&mut blocks[skip..stop], at);
             self.file.write_all_at(blocks, first)?;
             at = first + stop as u64;
         }
@@ -671,6 +688,32 @@ mod tests {
         let (tag, status) = disk.completed().unwrap();
         assert_eq!((tag, disk.completed()), (7, None));
         status
+    }
+
+    #[test]
+    fn a_loader_writes_in_any_alignment_what_the_guest_may_write() {
+        let rig = rig();
+        let path = rig.image(1 << 20);
+        for mode in MODES {
+            let disk = open(&path, &options(mode), &rig.host).unwrap();
+            let reader = disk.reader();
+            reader.write_at(4000, &[0x5a; 1024]).unwrap();
+            let mut bytes = [0; 1026];
+            reader.read_at(3999, &mut bytes).unwrap();
+            assert_eq!((bytes[0], bytes[1025]), (0, 0), "{mode:?}");
+            assert!(bytes[1..1025].iter().all(|byte| *byte == 0x5a), "{mode:?}");
+            assert!(reader.write_at((1 << 20) - 1023, &[0; 1024]).is_err() && reader.write_at(u64::MAX, &[0]).is_err());
+            reader.write_at(4000, &[0; 1024]).unwrap();
+        }
+        let disk = open(&path, &DiskOptions { read_only: true, ..options(CacheMode::Writeback) }, &rig.host).unwrap();
+        assert_eq!(disk.reader().write_at(0, &[1]).unwrap_err().kind(), io::ErrorKind::ReadOnlyFilesystem);
+        // FreeBSD's devices take whole sectors, and so does direct I/O.
+        let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let engine = Engine::new(file, &path, 1 << 20, &DiskOptions::default(), true, 4096, rig.host.clone());
+        engine.write_at(4000, &[7; 200]).unwrap();
+        let mut bytes = [0; 202];
+        engine.read_at(3999, &mut bytes).unwrap();
+        assert!(bytes[0] == 0 && bytes[201] == 0 && bytes[1..201] == [7; 200]);
     }
 
     const MODES: [CacheMode; 4] = [CacheMode::Writeback, CacheMode::None, CacheMode::Writethrough, CacheMode::Unsafe];
@@ -743,7 +786,7 @@ mod tests {
         std::fs::write(&path, vec![0xee; 1 << 20]).unwrap();
         let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
         // As a device with sectors of 4096 bytes is driven.
-        let engine = Engine::new(file, &path, 1 << 20, CacheMode::Writeback, false, 4096, rig.host.clone());
+        let engine = Engine::new(file, &path, 1 << 20, &DiskOptions::default(), false, 4096, rig.host.clone());
         engine.write_zero_blocks(512, 300_032).unwrap();
         let write = DiskRequest { tag: 1, op: DiskOp::Write, offset: 700_416, segments: vec![(GuestAddr(0), 512)] };
         assert_eq!(engine.carry_out(&write), DiskStatus::Ok);
@@ -837,7 +880,7 @@ mod tests {
         let rig = rig();
         let path = Path::new("/dev/full");
         let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
-        let engine = Engine::new(file, path, 1 << 20, CacheMode::Writeback, true, 1, rig.host.clone());
+        let engine = Engine::new(file, path, 1 << 20, &DiskOptions::default(), true, 1, rig.host.clone());
         let write = DiskRequest { tag: 1, op: DiskOp::Write, offset: 0, segments: vec![(GuestAddr(0), 512)] };
         assert_eq!(engine.carry_out(&write), DiskStatus::IoError);
         assert_eq!(engine.carry_out(&write), DiskStatus::IoError);

@@ -86,12 +86,16 @@ pub trait Disk: Send {
     fn reader(&self) -> Arc<dyn DiskReader>;
 }
 
-/// Reads a disk from the host's side, past the guest's requests; blocks.
+/// Reads a disk from the host's side, past the guest's requests, and writes what a boot loader may; blocks.
 pub trait DiskReader: Send + Sync {
     /// Size in bytes.
     fn size_bytes(&self) -> u64;
     /// Fills `buffer` from `offset`; beyond the end is an error.
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
+    /// Writes `bytes` at `offset` and makes them durable; where the guest may not write, nobody may.
+    fn write_at(&self, _offset: u64, _bytes: &[u8]) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
 }
 
 impl DiskReader for Vec<u8> {

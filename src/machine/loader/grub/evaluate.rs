@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
+use super::files::Saved;
 use super::menu::Entry;
 use super::parse::{Block, Parser, Part, Script, Statement, Word, parse};
 use super::{Devices, Halt, Limits, Loaded, Options, Terminal};
@@ -89,7 +90,7 @@ pub struct Shell<'a> {
     /// What `linux` and `initrd` have loaded.
     pub loaded: Option<Loaded>,
     /// Environment blocks that were saved, by file.
-    pub saved: HashMap<String, BTreeMap<String, String>>,
+    pub saved: HashMap<String, Saved>,
     budget: Budget,
     depth: usize,
 }
@@ -145,7 +146,12 @@ impl<'a> Shell<'a> {
 
     /// A variable's value; empty if it is not set.
     pub fn get(&self, name: &str) -> &str {
-        self.context().variables.get(name).map_or("", |variable| variable.value.as_str())
+        self.value_of(name).unwrap_or_default()
+    }
+
+    /// A variable's value, if it is set.
+    pub fn value_of(&self, name: &str) -> Option<&str> {
+        self.context().variables.get(name).map(|variable| variable.value.as_str())
     }
 
     /// All variables, by name.

@@ -1,15 +1,13 @@
-//! The commands that read files, and what they share: names of files, environment blocks.
-
-use std::collections::BTreeMap;
+//! The commands for files, and what they share: names of files, environment blocks.
 
 use super::device::Device;
 use super::evaluate::{Done, Ended, Flow, Shell, error};
-use super::menu;
-use crate::machine::loader::volume::{FileSystem, NodeKind, VolumeError};
+use super::{envblk, menu};
+use crate::machine::loader::volume::{FileSystem, NodeKind, VolumeError, in_place};
 
 /// Bytes of a configuration.
 pub const MAX_CONFIG: u64 = 4 << 20;
-/// Bytes of an environment block; GRUB's has 1024.
+/// Bytes of an environment block that is read; GRUB's has 1024.
 const MAX_ENVIRONMENT: u64 = 64 * 1024;
 /// Bytes that `cat` shows.
 const MAX_SHOWN: u64 = 64 * 1024;
@@ -251,48 +249,41 @@ pub fn probe(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
     Ok(Done::Status(true))
 }
 
-/// The lines `name=value` of an environment block; a backslash keeps the character behind it.
-pub fn parse_environment(bytes: &[u8]) -> BTreeMap<String, String> {
-    let text = String::from_utf8_lossy(bytes);
-    let mut found = BTreeMap::new();
-    for line in text.lines().filter(|line| !line.starts_with('#')).take(1024) {
-        if let Some((name, value)) = line.split_once('=') {
-            let mut plain = String::new();
-            let mut chars = value.chars();
-            while let Some(c) = chars.next() {
-                plain.extend(if c == '\\' { chars.next() } else { Some(c) });
-            }
-            found.insert(name.to_string(), plain);
-        }
-    }
-    found
+/// An environment block that a command is about.
+struct Environment {
+    /// The same file by whatever name: `(hd0)/boot/grub/grubenv`.
+    name: String,
+    bytes: Vec<u8>,
+    /// The variables that the command was given.
+    names: Vec<String>,
 }
 
-/// A file's key in what was saved, its values, and the names that the command was given.
-type Environment = (String, BTreeMap<String, String>, Vec<String>);
+/// An environment block that was saved.
+pub struct Saved {
+    bytes: Vec<u8>,
+    on_disk: bool,
+}
 
 fn environment(shell: &Shell<'_>, arguments: &[String]) -> Result<Environment, String> {
     let (found, names) = options(arguments, &["--file", "-f"]);
     let file = found.iter().find(|(option, _)| matches!(option.as_str(), "--file" | "-f")).map(|(_, file)| file.clone());
     let file = file.unwrap_or_else(|| format!("{}/grubenv", shell.get("prefix")));
-    // The same file by whatever name.
-    let key = shell.place(&file).map(|(device, path)| format!("({}){path}", device.name))?;
-    let mut values = match shell.read_file(&file, MAX_ENVIRONMENT) {
-        Ok(bytes) => parse_environment(&bytes),
-        Err(text) => return Err(text),
+    let name = shell.place(&file).map(|(device, path)| format!("({}){path}", device.name))?;
+    let bytes = match shell.saved.get(&name) {
+        Some(saved) => saved.bytes.clone(),
+        None => shell.read_file(&file, MAX_ENVIRONMENT)?,
     };
-    if let Some(saved) = shell.saved.get(&key) {
-        values = saved.clone();
-    }
-    Ok((key, values, names))
+    Ok(Environment { name, bytes, names })
 }
 
 /// `load_env`.
 pub fn load_env(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
     match environment(shell, arguments) {
-        Ok((_, values, names)) => {
-            for (name, value) in values.iter().filter(|(name, _)| names.is_empty() || names.contains(name)) {
-                shell.set(name, value);
+        Ok(Environment { bytes, names, .. }) => {
+            for (name, value) in envblk::variables(&bytes) {
+                if names.is_empty() || names.contains(&name) {
+                    shell.set(&name, &value);
+                }
             }
             Ok(Done::Status(true))
         }
@@ -300,30 +291,42 @@ pub fn load_env(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
     }
 }
 
-/// `save_env`: until the guest runs.
+/// `save_env`: in the file's place on the disk; where that cannot be, until the guest runs.
 pub fn save_env(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
-    match environment(shell, arguments) {
-        Ok((key, mut values, names)) => {
-            for name in names {
-                let value = shell.get(&name).to_string();
-                if value.is_empty() {
-                    values.remove(&name);
-                } else {
-                    values.insert(name, value);
-                }
-            }
-            shell.saved.insert(key, values);
-            Ok(Done::Status(true))
-        }
-        Err(text) => error(text),
+    let Environment { name: file, bytes, names } = match environment(shell, arguments) {
+        Ok(environment) => environment,
+        Err(text) => return error(text),
+    };
+    if names.is_empty() {
+        return error("no variable is specified");
+    }
+    let mut changed = bytes.clone();
+    for name in names {
+        changed = match envblk::with(&changed, &name, shell.value_of(&name)) {
+            Ok(changed) => changed,
+            Err(problem) => return error(format!("`{file}', `{name}': {problem}")),
+        };
+    }
+    // What could not be written once is said once.
+    let was_written = shell.saved.get(&file).is_none_or(|saved| saved.on_disk);
+    let written = match was_written && changed != bytes {
+        true => shell
+            .locate(&file)
+            .and_then(|(volume, path)| in_place::replace(volume, &path, &bytes, &changed).map_err(|problem| problem.to_string())),
+        false => Ok(()),
+    };
+    shell.saved.insert(file.clone(), Saved { bytes: changed, on_disk: was_written && written.is_ok() });
+    match written {
+        Ok(()) => Ok(Done::Status(was_written)),
+        Err(why) => error(format!("`{file}' is remembered until the guest runs and is not written: {why}")),
     }
 }
 
 /// `list_env`.
 pub fn list_env(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
     match environment(shell, arguments) {
-        Ok((_, values, _)) => {
-            let text: String = values.iter().map(|(name, value)| format!("{name}={value}\n")).collect();
+        Ok(Environment { bytes, .. }) => {
+            let text: String = envblk::variables(&bytes).iter().map(|(name, value)| format!("{name}={value}\n")).collect();
             shell.say(&text)?;
             Ok(Done::Flow(Flow::Next))
         }

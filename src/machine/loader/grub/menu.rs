@@ -156,10 +156,23 @@ fn first_choice<'a>(entries: &[Entry], name: &'a str) -> (Option<usize>, &'a str
     if let Some(found) = position(entries, name) {
         return (Some(found), "");
     }
-    match name.split_once('>') {
-        Some((first, rest)) => (position(entries, first), rest),
-        None => (None, ""),
+    // `>>` is the character, `>` leads into the menu behind.
+    let mut from = 0;
+    while let Some(at) = name[from..].find('>').map(|at| from + at) {
+        if name[at + 1..].starts_with('>') {
+            from = at + 2;
+            continue;
+        }
+        return (position(entries, &name[..at].replace(">>", ">")), &name[at + 1..]);
     }
+    (position(entries, &name.replace(">>", ">")), "")
+}
+
+/// What `chosen` says of an entry, which `savedefault` of grub-mkconfig saves: the ids on the way to it (GRUB,
+/// `grub-core/normal/menu.c`, grub_menu_execute_entry).
+fn way_to(entry: &Entry, before: Option<&str>) -> String {
+    let id = entry.id.replace('>', ">>");
+    before.map_or_else(|| id.clone(), |before| format!("{before}>{id}"))
 }
 
 /// How the menu begins.
@@ -334,12 +347,16 @@ fn act(shell: &mut Shell<'_>, selected: &mut usize, key: Key, depth: usize) -> R
 fn enter(shell: &mut Shell<'_>, selected: usize, rest: &str, depth: usize) -> Result<Left, Halt> {
     let entry = shell.menu()[selected].clone();
     shell.terminal.print("\x1b[H\x1b[J");
+    let before = shell.value_of("chosen").map(str::to_owned);
+    let chosen = way_to(&entry, before.as_deref());
     if entry.submenu {
         if depth >= MAX_DEPTH {
             shell.complain("menus are nested too deeply")?;
             return Ok(Left::Empty);
         }
         shell.enter();
+        shell.set("chosen", &chosen);
+        shell.export("chosen");
         let mut own = vec![String::new()];
         own.extend_from_slice(&entry.arguments);
         let outcome = shell.call(&entry.script, own);
@@ -348,9 +365,14 @@ fn enter(shell: &mut Shell<'_>, selected: usize, rest: &str, depth: usize) -> Re
         return outcome;
     }
     shell.terminal.print(&format!("  Booting `{}`\n\n", entry.title));
-    shell.set("chosen", &entry.title);
+    shell.set("chosen", &chosen);
     shell.export("chosen");
-    match boot::run_entry(shell, &entry)? {
+    let outcome = boot::run_entry(shell, &entry)?;
+    match before {
+        Some(before) => shell.set("chosen", &before),
+        None => shell.unset("chosen"),
+    }
+    match outcome {
         Some(loaded) => Ok(Left::Booted(loaded)),
         None => {
             shell.terminal.print("\nThe entry loaded no kernel. Press any key to go back to the menu.\n");

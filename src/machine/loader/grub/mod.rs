@@ -3,7 +3,7 @@
 //! A configuration of GRUB 2 is evaluated; Boot Loader Specification entries and the files of syslinux, isolinux and
 //! extlinux are turned into entries of the same kind. What an entry loads goes to [`super::kernel`].
 //!
-//! **Not modelled**: writing (`save_env` is remembered until the guest runs and is not on its disk afterwards),
+//! **Not modelled**: writing, save for `save_env` in its file's place on the disk ([`super::volume::in_place`]),
 //! graphics, chain loading, passwords, wildcards, `loopback`. A command that is not known is an error on the console,
 //! as GRUB's would be, and evaluation goes on.
 //!
@@ -14,8 +14,9 @@ pub mod boot; // linux, initrd, boot
 pub mod commands; // the commands that need no files
 pub mod device; // (hd0,gpt1)
 pub mod editor; // lines of text under the user's hands
+pub mod envblk; // environment blocks
 pub mod evaluate; // scripts, variables, control flow
-pub mod files; // the commands that read files
+pub mod files; // the commands for files
 pub mod find; // where the configuration is
 pub mod menu; // the menu
 pub mod parse; // the script language

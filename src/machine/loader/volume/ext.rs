@@ -14,7 +14,11 @@ const SUPERBLOCK: u64 = 1024;
 /// Block groups of 128 MiB make 128 TiB.
 const MAX_GROUPS: u64 = 1 << 20;
 const MAX_DIRECTORY_BYTES: u64 = 32 << 20;
+const INCOMPAT_RECOVER: u32 = 0x4;
 const INCOMPAT_64BIT: u32 = 0x80;
+/// Read-only compatible features under which a file's blocks are its own and may change: those of Linux's ext4
+/// (`fs/ext4/ext4.h`) without snapshots, `readonly`, blocks that files share, and files with a hash tree.
+const RO_COMPAT_WRITABLE: u32 = 0x1_277f;
 
 struct Reader(Medium);
 
@@ -32,6 +36,7 @@ impl Ext4Read for Reader {
 pub struct Ext {
     fs: Ext4,
     medium: Medium,
+    pinned: Option<&'static str>,
 }
 
 /// A file or directory: its path without links, and what it is.
@@ -74,7 +79,13 @@ impl Ext {
             return Err(damaged("its group or inode sizes make no sense"));
         }
         let fs = Ext4::load(Box::new(Reader(medium.clone()))).map_err(failed)?;
-        Ok(Ext { fs, medium: medium.clone() })
+        let pinned = match (le32(&superblock, 96) & INCOMPAT_RECOVER, le32(&superblock, 100) & !RO_COMPAT_WRITABLE) {
+            // The block may be in the journal, which is not written to, and what is there would be laid over it.
+            (INCOMPAT_RECOVER, _) => Some("its file system was not unmounted"),
+            (_, 0) => None,
+            _ => Some("its file system has features with which this loader only reads it"),
+        };
+        Ok(Ext { fs, medium: medium.clone(), pinned })
     }
 }
 
@@ -135,6 +146,10 @@ impl Tree for Ext {
             }
         }
         Ok(())
+    }
+
+    fn pinned(&self, _: &Node) -> Result<Option<&'static str>> {
+        Ok(self.pinned)
     }
 
     fn content(&self, node: &Node, limit: u64) -> Result<Vec<u8>> {

@@ -248,6 +248,10 @@ impl Tree for Fat {
         entry.eq_ignore_ascii_case(name) || entry.to_lowercase() == name.to_lowercase()
     }
 
+    fn pinned(&self, _: &Node) -> Result<Option<&'static str>> {
+        Ok(None)
+    }
+
     fn content(&self, node: &Node, limit: u64) -> Result<Vec<u8>> {
         let size = u64::from(node.size);
         if size > limit {

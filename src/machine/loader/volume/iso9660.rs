@@ -331,6 +331,10 @@ impl Tree for Iso {
         }
     }
 
+    fn pinned(&self, _: &Node) -> Result<Option<&'static str>> {
+        Ok(Some("its file system is one that is only read"))
+    }
+
     fn content(&self, node: &Node, limit: u64) -> Result<Vec<u8>> {
         let size = node.sections.iter().map(|&(_, bytes)| u64::from(bytes)).sum();
         if size > limit {

@@ -65,6 +65,29 @@ impl Medium {
         Medium { shared: Arc::clone(&self.shared), start: self.start + start_here, len: len.min(self.len - start_here) }
     }
 
+    /// The same window of another disk, which nothing is known of yet.
+    pub(super) fn on(&self, disk: Arc<dyn DiskReader>) -> Medium {
+        Medium::new(disk).window(self.start, self.len)
+    }
+
+    /// The disk that it is a window of.
+    pub(super) fn disk(&self) -> &Arc<dyn DiskReader> {
+        &self.shared.disk
+    }
+
+    /// Where on the disk it is.
+    pub(super) fn range(&self) -> std::ops::Range<u64> {
+        self.start..self.start + self.len
+    }
+
+    /// Reads `len` bytes at `start` of the disk anew when somebody wants them.
+    pub(super) fn forget(&self, start: u64, len: u64) {
+        let mut cache = self.shared.cache.lock().expect("no panic happens under this lock");
+        let gone = start / PIECE..=start.saturating_add(len) / PIECE;
+        cache.pieces.retain(|number, _| !gone.contains(number));
+        cache.order.retain(|number| !gone.contains(number));
+    }
+
     /// Its size in bytes.
     pub fn len(&self) -> u64 {
         self.len

@@ -1,9 +1,11 @@
-//! The guest's disks as a loader reads them: media, partition tables, file systems. Everything is read-only.
+//! The guest's disks as a loader reads them: media, partition tables, file systems. Everything is read-only, save for
+//! [`in_place`].
 //!
 //! **Hostile guest**: the bytes are the guest's own. Each operation may read so many times ([`Medium::allow`]) and
 //! return so many bytes; directories, symbolic links, chains of clusters and trees of extents are bounded one by one.
 pub mod ext; // ext2, ext3, ext4
 pub mod fat; // FAT12, FAT16, FAT32
+pub mod in_place; // other bytes for a small file, where it is
 pub mod iso9660; // ISO 9660 with Rock Ridge and Joliet, El Torito
 pub mod medium; // a window of a disk, cached and with a budget
 pub mod partition; // MBR and GPT
@@ -97,6 +99,10 @@ pub trait FileSystem {
     fn read(&self, path: &str, limit: u64) -> Result<Vec<u8>>;
     /// The names in the directory at `path`, without `.` and `..`.
     fn list(&self, path: &str) -> Result<Vec<(String, NodeKind)>>;
+    /// Why the bytes of the file at `path` must not be changed where they are on the disk, if they must not.
+    fn pinned(&self, path: &str) -> Result<Option<&'static str>>;
+    /// The part of the disk that it is on.
+    fn window(&self) -> &Medium;
 }
 
 /// What a reader of this part's own knows: nodes and how to get from one to the next. Paths and links come for free.
@@ -121,6 +127,8 @@ pub trait Tree {
     fn same_name(&self, entry: &str, name: &str) -> bool {
         entry == name
     }
+    /// As [`FileSystem::pinned`].
+    fn pinned(&self, node: &Self::Node) -> Result<Option<&'static str>>;
     /// The content of a file.
     fn content(&self, node: &Self::Node, limit: u64) -> Result<Vec<u8>>;
     /// Where a link leads.
@@ -224,6 +232,13 @@ impl<T: Tree> FileSystem for T {
             names.len() < MAX_ENTRIES
         })?;
         Ok(names)
+    }
+    fn pinned(&self, path: &str) -> Result<Option<&'static str>> {
+        self.medium().allow(0);
+        Tree::pinned(self, &resolve(self, path)?)
+    }
+    fn window(&self) -> &Medium {
+        self.medium()
     }
 }
 

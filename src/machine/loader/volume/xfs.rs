@@ -20,8 +20,13 @@ const MAX_LINK_BYTES: u64 = 1024;
 /// needs-repair, large extent counters, exchange-range, parent pointers.
 const KNOWN_INCOMPAT: u32 = 0xff;
 const INCOMPAT_FTYPE: u32 = 1;
+const INCOMPAT_NEEDS_REPAIR: u32 = 1 << 4;
+/// Read-only compatible features that change nothing about a file's blocks (`XFS_SB_FEAT_RO_COMPAT_*`): trees of free inodes
+/// and of owners, shared blocks (which a file's own flag tells), counts of inode trees.
+const RO_COMPAT_WRITABLE: u32 = 0xf;
 const FEATURES2_FTYPE: u32 = 0x200;
 const FLAG_REALTIME: u16 = 1;
+const FLAG2_REFLINK: u64 = 1 << 1;
 const FLAG2_LARGE_COUNTERS: u64 = 1 << 4;
 
 /// An XFS file system.
@@ -37,6 +42,7 @@ pub struct Xfs {
     root: u64,
     version_5: bool,
     has_types: bool,
+    pinned: Option<&'static str>,
     label: String,
     uuid: String,
 }
@@ -106,6 +112,9 @@ impl Xfs {
         let name = &superblock[108..120];
         let label = String::from_utf8_lossy(name).trim_end_matches('\0').to_string();
         let has_types = if version_5 { incompat & INCOMPAT_FTYPE != 0 } else { be32(&superblock, 200) & FEATURES2_FTYPE != 0 };
+        let ro_compat = if version_5 { be32(&superblock, 212) } else { 0 };
+        let pinned = (incompat & INCOMPAT_NEEDS_REPAIR != 0 || ro_compat & !RO_COMPAT_WRITABLE != 0)
+            .then_some("its file system is damaged or has features with which this loader only reads it");
         Ok(Xfs {
             medium: medium.clone(),
             block_bytes,
@@ -118,6 +127,7 @@ impl Xfs {
             root: be64(&superblock, 56),
             version_5,
             has_types,
+            pinned,
             label,
             uuid: super::number::uuid(array(&superblock, 32)),
         })
@@ -367,6 +377,14 @@ impl Tree for Xfs {
             }
         }
         Ok(())
+    }
+
+    /// A log that was not replayed is no reason: it holds no file's bytes, and a block that it says is another file's by now
+    /// has bytes of this one only until that file is written.
+    fn pinned(&self, node: &Node) -> Result<Option<&'static str>> {
+        let bytes = self.inode(node.inode)?.bytes;
+        let shared = bytes[4] >= 3 && be64(&bytes, 120) & FLAG2_REFLINK != 0;
+        Ok(self.pinned.or(shared.then_some("its blocks are shared with a copy of it")))
     }
 
     fn content(&self, node: &Node, limit: u64) -> Result<Vec<u8>> {
