@@ -1,4 +1,5 @@
-//! MOV, LEA, MOVZX, MOVSX, the ADD group, TEST, INC, DEC, NEG, NOT, CMOVcc, SETcc: the hot handlers.
+//! MOV, MOVZX, MOVSX, the ADD group, TEST, INC, DEC, NEG, NOT, CMOVcc, SETcc: the hot handlers beside those that are one
+//! [`Half`](super::half).
 //!
 //! SDM vol. 2. Each handler is generic over operand width, over the address's shape and over [`Path`]; `F` says
 //! whether it sets the flags.
@@ -133,29 +134,17 @@ handlers! {
     /// Nothing.
     fn nop [] (cpu, op) { next(cpu, op) }
 
-    /// `dst = src`.
-    fn mov_rr [T: Int] (cpu, op) {
-        set::<T>(cpu, (*op).dst, get::<T>(cpu, (*op).src));
-        next(cpu, op)
-    }
-    /// `dst = imm`.
-    fn mov_ri [T: Int] (cpu, op) {
-        set::<T>(cpu, (*op).dst, T::cut((*op).imm));
-        next(cpu, op)
-    }
-    /// `dst = [mem]`.
-    fn mov_rm [T: Int, A: Addr, P: Path] (cpu, op) {
-        let addr = A::addr(cpu, op);
-        let v = soft_read!(T, P, cpu, op, addr, mov_rm::<T, Full, Slow>);
+    /// `dst = [mem]`: the slow path of [`Load`](super::half::Load).
+    fn mov_rm [T: Int] (cpu, op) {
+        let v = soft_read!(T, Slow, cpu, op, Full::addr(cpu, op), mov_rm::<T>);
         set::<T>(cpu, (*op).dst, v);
-        soft_next!(P, cpu, op)
+        soft_next!(Slow, cpu, op)
     }
-    /// `[mem] = src`.
-    fn mov_mr [T: Int, A: Addr, P: Path] (cpu, op) {
-        let addr = A::addr(cpu, op);
+    /// `[mem] = src`: the slow path of [`Store`](super::half::Store).
+    fn mov_mr [T: Int] (cpu, op) {
         let v = get::<T>(cpu, (*op).src);
-        soft_write!(T, P, cpu, op, addr, v, mov_mr::<T, Full, Slow>);
-        soft_next!(P, cpu, op)
+        soft_write!(T, Slow, cpu, op, Full::addr(cpu, op), v, mov_mr::<T>);
+        soft_next!(Slow, cpu, op)
     }
     /// `[mem] = imm`.
     fn mov_mi [T: Int, A: Addr, P: Path] (cpu, op) {
@@ -163,22 +152,11 @@ handlers! {
         soft_write!(T, P, cpu, op, addr, T::cut((*op).imm), mov_mi::<T, Full, Slow>);
         soft_next!(P, cpu, op)
     }
-    /// `dst = zero-extended src`.
-    fn movzx_rr [S: Int, D: Int] (cpu, op) {
-        set::<D>(cpu, (*op).dst, D::cut(get::<S>(cpu, (*op).src).wide()));
-        next(cpu, op)
-    }
-    /// `dst = zero-extended [mem]`.
-    fn movzx_rm [S: Int, D: Int, A: Addr, P: Path] (cpu, op) {
-        let addr = A::addr(cpu, op);
-        let v = soft_read!(S, P, cpu, op, addr, movzx_rm::<S, D, Full, Slow>);
+    /// `dst = zero-extended [mem]`: the slow path of [`LoadExtend`](super::half::LoadExtend).
+    fn movzx_rm [S: Int, D: Int] (cpu, op) {
+        let v = soft_read!(S, Slow, cpu, op, Full::addr(cpu, op), movzx_rm::<S, D>);
         set::<D>(cpu, (*op).dst, D::cut(v.wide()));
-        soft_next!(P, cpu, op)
-    }
-    /// `dst = sign-extended src`.
-    fn movsx_rr [S: Int, D: Int] (cpu, op) {
-        set::<D>(cpu, (*op).dst, D::cut(get::<S>(cpu, (*op).src).signed() as u64));
-        next(cpu, op)
+        soft_next!(Slow, cpu, op)
     }
     /// `dst = sign-extended [mem]`.
     fn movsx_rm [S: Int, D: Int, A: Addr, P: Path] (cpu, op) {
@@ -186,24 +164,6 @@ handlers! {
         let v = soft_read!(S, P, cpu, op, addr, movsx_rm::<S, D, Full, Slow>);
         set::<D>(cpu, (*op).dst, D::cut(v.signed() as u64));
         soft_next!(P, cpu, op)
-    }
-    /// `dst = address`.
-    fn lea [T: Int, A: Addr] (cpu, op) {
-        set::<T>(cpu, (*op).dst, T::cut(A::addr(cpu, op)));
-        next(cpu, op)
-    }
-
-    /// `dst = dst o src`.
-    fn alu_rr [O: Alu, T: Int, const F: bool] (cpu, op) {
-        let r = O::compute::<T, F>(cpu, get::<T>(cpu, (*op).dst), get::<T>(cpu, (*op).src));
-        set::<T>(cpu, (*op).dst, r);
-        next(cpu, op)
-    }
-    /// `dst = dst o imm`.
-    fn alu_ri [O: Alu, T: Int, const F: bool] (cpu, op) {
-        let r = O::compute::<T, F>(cpu, get::<T>(cpu, (*op).dst), T::cut((*op).imm));
-        set::<T>(cpu, (*op).dst, r);
-        next(cpu, op)
     }
     /// `dst = dst o [mem]`. The slow path may end in an interrupt behind the op, whose handler sees the flags: it sets
     /// them always.
@@ -229,16 +189,6 @@ handlers! {
         soft_next!(P, cpu, op)
     }
 
-    /// CMP or TEST of `dst` and `src`.
-    fn cmp_rr [O: Alu, T: Int] (cpu, op) {
-        O::compute::<T, true>(cpu, get::<T>(cpu, (*op).dst), get::<T>(cpu, (*op).src));
-        next(cpu, op)
-    }
-    /// CMP or TEST of `dst` and `imm`.
-    fn cmp_ri [O: Alu, T: Int] (cpu, op) {
-        O::compute::<T, true>(cpu, get::<T>(cpu, (*op).dst), T::cut((*op).imm));
-        next(cpu, op)
-    }
     /// CMP of `dst` and memory.
     fn cmp_rm [O: Alu, T: Int, A: Addr, P: Path] (cpu, op) {
         let addr = A::addr(cpu, op);
@@ -260,15 +210,6 @@ handlers! {
         O::compute::<T, true>(cpu, a, T::cut((*op).imm));
         soft_next!(P, cpu, op)
     }
-    /// `xor r, r` and `sub r, r`: zero, whatever was there.
-    fn zero [T: Int, const F: bool] (cpu, op) {
-        set::<T>(cpu, (*op).dst, T::cut(0));
-        if F {
-            set_flags::<T>(cpu, FlagKind::Logic, 0, 0);
-        }
-        next(cpu, op)
-    }
-
     /// INC and DEC of a register.
     fn step_r [U: Unary, T: Int, const F: bool] (cpu, op) {
         let r = U::compute::<T, F>(cpu, get::<T>(cpu, (*op).dst));
@@ -308,11 +249,9 @@ handlers! {
         soft_write!(u8, P, cpu, op, addr, v, setcc_m::<C, Slow>);
         soft_next!(P, cpu, op)
     }
-    /// IMUL of two registers or of a register and the immediate (`dst = src * imm` if `I`).
-    fn imul_rr [T: Int, const I: bool, const F: bool] (cpu, op) {
-        let a = get::<T>(cpu, (*op).src).signed();
-        let b = if I { T::cut((*op).imm).signed() } else { get::<T>(cpu, (*op).dst).signed() };
-        let r = imul::<T, F>(cpu, a, b);
+    /// IMUL of a register and the immediate: `dst = src * imm`.
+    fn imul_ri [T: Int, const F: bool] (cpu, op) {
+        let r = imul::<T, F>(cpu, get::<T>(cpu, (*op).src).signed(), T::cut((*op).imm).signed());
         set::<T>(cpu, (*op).dst, r);
         next(cpu, op)
     }
@@ -344,7 +283,7 @@ handlers! {
 /// # Safety
 /// `cpu` is live.
 #[inline(always)]
-unsafe fn imul<T: Int, const F: bool>(cpu: *mut Cpu, a: i64, b: i64) -> T {
+pub unsafe fn imul<T: Int, const F: bool>(cpu: *mut Cpu, a: i64, b: i64) -> T {
     let r = T::cut(a.wrapping_mul(b) as u64);
     if F {
         let over = if T::BITS == 64 { a.checked_mul(b).is_none() } else { r.signed() != a.wrapping_mul(b) };

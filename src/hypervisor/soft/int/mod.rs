@@ -5,7 +5,8 @@
 //! | `word` | operand widths, registers, the fast and the slow path |
 //! | `operand` | from the decoder's operands to fields of ops |
 //! | `address` | address micro-ops |
-//! | `alu` | moves and arithmetic: the hot handlers |
+//! | `half` | moves and arithmetic: the work of the commonest instructions |
+//! | `alu` | the other hot handlers of moves and arithmetic |
 //! | `shift` | shifts and rotations |
 //! | `multiply` | MUL, DIV |
 //! | `bits` | bit tests and scans, exchanges |
@@ -19,6 +20,7 @@ pub mod address;
 pub mod alu;
 pub mod bits;
 pub mod branch;
+pub mod half;
 pub mod legacy;
 pub mod multiply;
 pub mod operand;
@@ -33,6 +35,7 @@ pub mod word;
 use iced_x86::{Code, Instruction, Mnemonic as M};
 
 use self::alu::{ANY, Adc, Add, And, Dec, Inc, Neg, Not, Or, Sbb, Sub, Xor};
+use self::half::single;
 use self::operand::{immediate, in_memory, is_immediate, register, size};
 use self::word::{Fast, bytes_of, load_bytes, reg, set_reg};
 use super::cpu::{Cpu, Fault, Leave};
@@ -127,21 +130,21 @@ fn mov(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
             op.imm = immediate(insn, 1);
             op
         } else {
-            let mut op = b.op(by_width!(bytes, T => by_addr!(m, A => alu::mov_mr::<T, A, Fast>))).with_mem(m);
+            let mut op = b.op(by_width!(bytes, T => by_addr!(m, A => single::<half::Store<T, A>>))).with_mem(m);
             op.src = register(insn.op1_register());
             op
         }
     } else if in_memory(insn, 1) {
         let m = b.mem(insn, bytes, false);
-        let mut op = b.op(by_width!(bytes, T => by_addr!(m, A => alu::mov_rm::<T, A, Fast>))).with_mem(m);
+        let mut op = b.op(by_width!(bytes, T => by_addr!(m, A => single::<half::Load<T, A>>))).with_mem(m);
         op.dst = register(insn.op0_register());
         op
     } else if is_immediate(insn, 1) {
-        let mut op = b.op(by_width!(bytes, T => alu::mov_ri::<T>));
+        let mut op = b.op(by_width!(bytes, T => single::<half::MoveImm<T>>));
         (op.dst, op.imm) = (register(insn.op0_register()), immediate(insn, 1));
         op
     } else {
-        let mut op = b.op(by_width!(bytes, T => alu::mov_rr::<T>));
+        let mut op = b.op(by_width!(bytes, T => single::<half::Move<T>>));
         (op.dst, op.src) = (register(insn.op0_register()), register(insn.op1_register()));
         op
     };
@@ -174,13 +177,17 @@ fn extend(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
     let mut op = if in_memory(insn, 1) {
         let m = b.mem(insn, from, false);
         let handler = if zero {
-            by_source!(S, D => by_addr!(m, A => alu::movzx_rm::<S, D, A, Fast>))
+            by_source!(S, D => by_addr!(m, A => single::<half::LoadExtend<S, D, A>>))
         } else {
             by_source!(S, D => by_addr!(m, A => alu::movsx_rm::<S, D, A, Fast>))
         };
         b.op(handler).with_mem(m)
     } else {
-        let handler = if zero { by_source!(S, D => alu::movzx_rr::<S, D>) } else { by_source!(S, D => alu::movsx_rr::<S, D>) };
+        let handler = if zero {
+            by_source!(S, D => single::<half::Extend<S, D>>)
+        } else {
+            by_source!(S, D => single::<half::ExtendSign<S, D>>)
+        };
         let mut op = b.op(handler);
         op.src = register(insn.op1_register());
         op
@@ -199,7 +206,7 @@ fn lea(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
     let bytes = insn.op0_register().size() as u32;
     let (m, rest, address_bytes) = b.effective_address(insn);
     let mut op = if rest == 0 && bytes <= address_bytes {
-        b.op(by_width!(bytes, T => by_addr!(m, A => alu::lea::<T, A>)))
+        b.op(by_width!(bytes, T => by_addr!(m, A => single::<half::Lea<T, A>>)))
     } else {
         let mut op = b.op(called_op!(lea_any));
         (op.imm, op.aux) = (rest, bytes | address_bytes << 8);
@@ -274,19 +281,19 @@ fn arithmetic(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
         op = b.op(by_alu!(insn, O => by_width!(bytes, T => by_addr!(m, A => alu::alu_rm::<O, T, A, Fast, true>)))).with_mem(m);
         quiet = by_alu!(insn, O => by_width!(bytes, T => by_addr!(m, A => alu::alu_rm::<O, T, A, Fast, false>)));
     } else if is_immediate(insn, 1) {
-        op = b.op(by_alu!(insn, O => by_width!(bytes, T => alu::alu_ri::<O, T, true>)));
-        quiet = by_alu!(insn, O => by_width!(bytes, T => alu::alu_ri::<O, T, false>));
+        op = b.op(by_alu!(insn, O => by_width!(bytes, T => single::<half::AluImm<O, T, true>>)));
+        quiet = by_alu!(insn, O => by_width!(bytes, T => single::<half::AluImm<O, T, false>>));
         op.imm = immediate(insn, 1);
         if matches!(kind, FlagKind::Add | FlagKind::Sub) && bytes >= 4 {
             b.step = Some(Step { insn: b.insns, sub: kind == FlagKind::Sub, size: bytes });
         }
     } else if insn.op0_register() == insn.op1_register() && matches!(insn.mnemonic(), M::Xor | M::Sub) {
-        op = b.op(by_width!(bytes, T => alu::zero::<T, true>));
-        quiet = by_width!(bytes, T => alu::zero::<T, false>);
+        op = b.op(by_width!(bytes, T => single::<half::Zero<T, true>>));
+        quiet = by_width!(bytes, T => single::<half::Zero<T, false>>);
         b.new_flags_kind = Some(FlagKind::Logic as u32 | bytes.trailing_zeros());
     } else {
-        op = b.op(by_alu!(insn, O => by_width!(bytes, T => alu::alu_rr::<O, T, true>)));
-        quiet = by_alu!(insn, O => by_width!(bytes, T => alu::alu_rr::<O, T, false>));
+        op = b.op(by_alu!(insn, O => by_width!(bytes, T => single::<half::AluReg<O, T, true>>)));
+        quiet = by_alu!(insn, O => by_width!(bytes, T => single::<half::AluReg<O, T, false>>));
         op.src = register(insn.op1_register());
     }
     op.dst = dst;
@@ -330,9 +337,9 @@ fn compare(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
     } else {
         let immediate_form = is_immediate(insn, 1);
         let mut op = b.op(if immediate_form {
-            either!(O => by_width!(bytes, T => alu::cmp_ri::<O, T>))
+            either!(O => by_width!(bytes, T => single::<half::CompareImm<O, T>>))
         } else {
-            either!(O => by_width!(bytes, T => alu::cmp_rr::<O, T>))
+            either!(O => by_width!(bytes, T => single::<half::Compare<O, T>>))
         });
         op.dst = register(insn.op0_register());
         if immediate_form {
@@ -406,9 +413,9 @@ fn imul(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
             .with_mem(m);
     } else {
         op = b.op(if with_immediate {
-            by_width!(bytes, T => alu::imul_rr::<T, true, true>)
+            by_width!(bytes, T => alu::imul_ri::<T, true>)
         } else {
-            by_width!(bytes, T => alu::imul_rr::<T, false, true>)
+            by_width!(bytes, T => single::<half::Multiply<T, true>>)
         });
         op.src = register(insn.op1_register());
     }
@@ -420,9 +427,9 @@ fn imul(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
         return Some(push(b, op));
     }
     let quiet = if with_immediate {
-        by_width!(bytes, T => alu::imul_rr::<T, true, false>)
+        by_width!(bytes, T => alu::imul_ri::<T, false>)
     } else {
-        by_width!(bytes, T => alu::imul_rr::<T, false, false>)
+        by_width!(bytes, T => single::<half::Multiply<T, false>>)
     };
     b.push_flagged(op, quiet);
     Some(Flow::Next)
@@ -430,9 +437,9 @@ fn imul(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
 
 fn sign_extend(insn: &Instruction, b: &mut Builder) -> Flow {
     let handler: Handler = match insn.mnemonic() {
-        M::Cbw => alu::movsx_rr::<u8, u16>,
-        M::Cwde => alu::movsx_rr::<u16, u32>,
-        M::Cdqe => alu::movsx_rr::<u32, u64>,
+        M::Cbw => single::<half::ExtendSign<u8, u16>>,
+        M::Cwde => single::<half::ExtendSign<u16, u32>>,
+        M::Cdqe => single::<half::ExtendSign<u32, u64>>,
         M::Cwd => alu::sign_to_d::<u16>,
         M::Cdq => alu::sign_to_d::<u32>,
         _ => alu::sign_to_d::<u64>,

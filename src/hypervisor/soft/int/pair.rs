@@ -1,7 +1,7 @@
 //! Two simple instructions in one step.
 //!
 //! What an interpreter pays for an instruction is above all the way to it. Where two instructions that follow each other
-//! are both of the [`Half`]s below, the first one's op gets a handler that does both and goes on behind them. The second op
+//! are both of the [`Half`]s, the first one's op gets a handler that does both and goes on behind them. The second op
 //! stays as it is. So a first half whose access misses the TLB can be done by its own slow handler, which goes on with the
 //! second op; and a second half that misses is done by its own.
 //!
@@ -9,123 +9,20 @@
 //! it belongs to says where the instruction is.
 #![allow(unsafe_code)]
 
-use std::marker::PhantomData;
-
 use iced_x86::{Instruction, Mnemonic as M};
 
-use super::alu::{self, Add, Alu, And, Or, Sub, Xor};
+use super::alu::{Add, Alu, And, Or, Sub, Xor};
 use super::branch::taken;
+use super::half::{
+    AluImm, AluReg, Compare, Extend, ExtendSign, Half, Lea, Load, LoadExtend, Move, Multiply, Pop, Push, Shift, Store, Zero,
+};
 use super::operand::{in_memory, is_general, is_immediate, size};
 use super::shift::{self, SHL, SHR};
-use super::stack;
-use super::word::{Addr, Bd, Full, Int, Slow, get, peek, poke, set};
+use super::word::{Bd, Full, Int, get, set};
 use crate::by_cc;
 use crate::hypervisor::soft::cpu::{Cpu, ZERO};
 use crate::hypervisor::soft::flags::LazyFlags;
 use crate::hypervisor::soft::op::{Handler, Op, enter, next};
-
-const RSP: usize = 4;
-
-/// The work of an op without the way to the next one.
-trait Half: 'static {
-    /// Does the work; or, where an access misses the TLB, nothing, and names the handler that does it.
-    ///
-    /// # Safety
-    /// As for a handler.
-    unsafe fn run(cpu: *mut Cpu, op: *const Op) -> Result<(), Handler>;
-}
-
-macro_rules! halves {
-    ($($(#[$doc:meta])* $name:ident [$($g:ident: $bound:ident),*] [$($c:ident: $t:ty),*] ($cpu:ident, $op:ident) $body:block)*) => {$(
-        $(#[$doc])*
-        struct $name<$($g,)* $(const $c: $t),*>(PhantomData<($($g,)*)>);
-        impl<$($g: $bound,)* $(const $c: $t),*> Half for $name<$($g,)* $($c),*> {
-            #[inline(always)]
-            unsafe fn run($cpu: *mut Cpu, $op: *const Op) -> Result<(), Handler> {
-                // SAFETY: the caller's promise.
-                unsafe { $body }
-                Ok(())
-            }
-        }
-    )*};
-}
-
-halves! {
-    /// `dst = src`.
-    Move[T: Int][](cpu, op) { set::<T>(cpu, (*op).dst, get::<T>(cpu, (*op).src)) }
-    /// `dst = 0`.
-    Zero[T: Int][](cpu, op) { set::<T>(cpu, (*op).dst, T::cut(0)) }
-    /// `dst = zero-extended src`.
-    Extend[S: Int, D: Int][](cpu, op) { set::<D>(cpu, (*op).dst, D::cut(get::<S>(cpu, (*op).src).wide())) }
-    /// `dst = sign-extended src`.
-    ExtendSign[S: Int, D: Int][](cpu, op) { set::<D>(cpu, (*op).dst, D::cut(get::<S>(cpu, (*op).src).signed() as u64)) }
-    /// `dst = address`.
-    Lea[T: Int, A: Addr][](cpu, op) { set::<T>(cpu, (*op).dst, T::cut(A::addr(cpu, op))) }
-    /// `dst = dst o src`.
-    AluReg[O: Alu, T: Int][F: bool](cpu, op) {
-        let r = O::compute::<T, F>(cpu, get::<T>(cpu, (*op).dst), get::<T>(cpu, (*op).src));
-        set::<T>(cpu, (*op).dst, r);
-    }
-    /// `dst = dst o imm`.
-    AluImm[O: Alu, T: Int][F: bool](cpu, op) {
-        let r = O::compute::<T, F>(cpu, get::<T>(cpu, (*op).dst), T::cut((*op).imm));
-        set::<T>(cpu, (*op).dst, r);
-    }
-    /// CMP and TEST of registers.
-    Compare[O: Alu, T: Int][](cpu, op) {
-        O::compute::<T, true>(cpu, get::<T>(cpu, (*op).dst), get::<T>(cpu, (*op).src));
-    }
-    /// IMUL of registers, without flags.
-    Multiply[T: Int][](cpu, op) {
-        let r = get::<T>(cpu, (*op).dst).signed().wrapping_mul(get::<T>(cpu, (*op).src).signed());
-        set::<T>(cpu, (*op).dst, T::cut(r as u64));
-    }
-    /// A shift or rotation by `imm`, without flags.
-    Shift[T: Int][S: u8](cpu, op) {
-        set::<T>(cpu, (*op).dst, shift::quietly::<T, S>(get::<T>(cpu, (*op).dst), (*op).imm as u32));
-    }
-    /// `dst = [mem]`.
-    Load[T: Int, A: Addr][](cpu, op) {
-        match (*cpu).fast_read_ptr::<T>(A::addr(cpu, op)) {
-            Some(p) => set::<T>(cpu, (*op).dst, peek(p)),
-            None => return Err(alu::mov_rm::<T, Full, Slow>),
-        }
-    }
-    /// `dst = zero-extended [mem]`.
-    LoadExtend[S: Int, D: Int, A: Addr][](cpu, op) {
-        match (*cpu).fast_read_ptr::<S>(A::addr(cpu, op)) {
-            Some(p) => set::<D>(cpu, (*op).dst, D::cut(peek(p).wide())),
-            None => return Err(alu::movzx_rm::<S, D, Full, Slow>),
-        }
-    }
-    /// `[mem] = src`.
-    Store[T: Int, A: Addr][](cpu, op) {
-        match (*cpu).fast_write_ptr::<T>(A::addr(cpu, op)) {
-            Some(p) => poke(p, get::<T>(cpu, (*op).src)),
-            None => return Err(alu::mov_mr::<T, Full, Slow>),
-        }
-    }
-    /// PUSH r64.
-    Push[][](cpu, op) {
-        let v = get::<u64>(cpu, (*op).src);
-        let sp = (*cpu).regs[RSP].wrapping_sub(8);
-        match (*cpu).fast_write_ptr::<u64>(sp) {
-            Some(p) => poke(p, v),
-            None => return Err(stack::push_r::<Slow>),
-        }
-        (*cpu).regs[RSP] = sp;
-    }
-    /// POP r64.
-    Pop[][](cpu, op) {
-        let sp = (*cpu).regs[RSP];
-        let v = match (*cpu).fast_read_ptr::<u64>(sp) {
-            Some(p) => peek(p),
-            None => return Err(stack::pop_r::<Slow>),
-        };
-        (*cpu).regs[RSP] = sp.wrapping_add(8);
-        set::<u64>(cpu, (*op).dst, v);
-    }
-}
 
 /// The op at `op` and the one behind it, which is not the last of the block.
 extern "C" fn pair<A: Half, B: Half>(cpu: *mut Cpu, op: *const Op) -> *const Op {
@@ -165,7 +62,7 @@ macro_rules! kinds {
 kinds! {
     Mov64 Move<u64>;
     Mov32 Move<u32>;
-    Zero32 Zero<u32>;
+    Zero32 Zero<u32, false>;
     Movzx32From8 Extend<u8, u32>;
     Movsxd ExtendSign<u32, u64>;
     LeaBase Lea<u64, Bd>;
@@ -181,7 +78,7 @@ kinds! {
     Add64Imm AluImm<Add, u64, false>;
     Add32Imm AluImm<Add, u32, false>;
     Cmp64 Compare<Sub, u64>;
-    Imul64 Multiply<u64>;
+    Imul64 Multiply<u64, false>;
     Shl64 Shift<u64, SHL>;
     Shr64 Shift<u64, SHR>;
     Shr32 Shift<u32, SHR>;

@@ -7,6 +7,7 @@
 use iced_x86::{Instruction, Mnemonic as M};
 
 use super::alu::result_flags;
+use super::half::{Shift, single};
 use super::operand;
 use super::word::{Int, bytes_of, get, mask_of, read_rm_for_write, reg, set, write_rm};
 use crate::hypervisor::soft::cpu::{Cpu, Fault, rflags};
@@ -69,18 +70,13 @@ pub fn quietly<T: Int, const S: u8>(a: T, count: u32) -> T {
 }
 
 /// Shift of `dst` by `imm`, which is not zero.
-extern "C" fn shift_ri<T: Int, const S: u8, const F: bool>(cpu: *mut Cpu, op: *const Op) -> *const Op {
+extern "C" fn shift_ri<T: Int, const S: u8>(cpu: *mut Cpu, op: *const Op) -> *const Op {
     // SAFETY: handlers get live, unaliased pointers and an op that their lowering made, not the last of its block.
     unsafe {
-        let a = get::<T>(cpu, (*op).dst);
         let count = (*op).imm as u32 & if T::BITS == 64 { 63 } else { 31 };
-        if F {
-            let (r, cf, of) = shifted::<T>(S, a, count);
-            shift_flags::<T>(cpu, r, cf, of);
-            set::<T>(cpu, (*op).dst, T::cut(r));
-        } else {
-            set::<T>(cpu, (*op).dst, quietly::<T, S>(a, count));
-        }
+        let (r, cf, of) = shifted::<T>(S, get::<T>(cpu, (*op).dst), count);
+        shift_flags::<T>(cpu, r, cf, of);
+        set::<T>(cpu, (*op).dst, T::cut(r));
         next(cpu, op)
     }
 }
@@ -105,13 +101,11 @@ extern "C" fn shift_rc<T: Int, const S: u8, const F: bool>(cpu: *mut Cpu, op: *c
 }
 
 /// ROL and ROR of `dst` by `imm`, which is not zero.
-extern "C" fn rotate_ri<T: Int, const S: u8, const F: bool>(cpu: *mut Cpu, op: *const Op) -> *const Op {
+extern "C" fn rotate_ri<T: Int, const S: u8>(cpu: *mut Cpu, op: *const Op) -> *const Op {
     // SAFETY: as above.
     unsafe {
         let r = quietly::<T, S>(get::<T>(cpu, (*op).dst), (*op).imm as u32);
-        if F {
-            rotate_flags(&mut *cpu, S, r.wide(), T::BITS);
-        }
+        rotate_flags(&mut *cpu, S, r.wide(), T::BITS);
         set::<T>(cpu, (*op).dst, r);
         next(cpu, op)
     }
@@ -286,18 +280,19 @@ pub fn lower(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
     Some(Flow::Next)
 }
 
+/// The handler that sets the flags, and the one that does not.
 fn immediate_handlers(kind: u8, bytes: u32, count: u64) -> Option<(Handler, Handler)> {
-    let pair = |full, quiet| Some((full, quiet));
+    macro_rules! both {
+        ($by:ident, $handler:ident, $s:ident) => {
+            Some(($by!(bytes, T => $handler::<T, $s>), $by!(bytes, T => single::<Shift<T, $s>>)))
+        };
+    }
     match kind {
-        SHL => pair(by_width!(bytes, T => shift_ri::<T, SHL, true>), by_width!(bytes, T => shift_ri::<T, SHL, false>)),
-        SHR => pair(by_width!(bytes, T => shift_ri::<T, SHR, true>), by_width!(bytes, T => shift_ri::<T, SHR, false>)),
-        SAR => pair(by_width!(bytes, T => shift_ri::<T, SAR, true>), by_width!(bytes, T => shift_ri::<T, SAR, false>)),
-        ROL if bytes >= 4 && count != 0 => {
-            pair(by_wide!(bytes, T => rotate_ri::<T, ROL, true>), by_wide!(bytes, T => rotate_ri::<T, ROL, false>))
-        }
-        ROR if bytes >= 4 && count != 0 => {
-            pair(by_wide!(bytes, T => rotate_ri::<T, ROR, true>), by_wide!(bytes, T => rotate_ri::<T, ROR, false>))
-        }
+        SHL => both!(by_width, shift_ri, SHL),
+        SHR => both!(by_width, shift_ri, SHR),
+        SAR => both!(by_width, shift_ri, SAR),
+        ROL if bytes >= 4 && count != 0 => both!(by_wide, rotate_ri, ROL),
+        ROR if bytes >= 4 && count != 0 => both!(by_wide, rotate_ri, ROR),
         _ => None,
     }
 }

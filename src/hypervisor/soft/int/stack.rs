@@ -6,6 +6,7 @@
 use iced_x86::{Instruction, Mnemonic as M, OpKind};
 
 use super::address::segment_address;
+use super::half::{Pop, Push, single};
 use super::operand;
 use super::word::{Addr, Fast, Full, Path, Slow, bytes_of, get, load_bytes, mask_of, read_rm, reg, set, set_reg, store_bytes};
 use crate::hypervisor::soft::cpu::{Cpu, Fault, SS};
@@ -77,13 +78,13 @@ macro_rules! handlers {
 }
 
 handlers! {
-    /// PUSH r64 in 64-bit mode.
-    fn push_r [P: Path] (cpu, op) {
+    /// PUSH r64 in 64-bit mode: the slow path of [`Push`](super::half::Push).
+    fn push_r [] (cpu, op) {
         let v = get::<u64>(cpu, (*op).src);
         let sp = (*cpu).regs[RSP].wrapping_sub(8);
-        soft_write!(u64, P, cpu, op, sp, v, push_r::<Slow>);
+        soft_write!(u64, Slow, cpu, op, sp, v, push_r);
         (*cpu).regs[RSP] = sp;
-        soft_next!(P, cpu, op)
+        soft_next!(Slow, cpu, op)
     }
     /// PUSH imm in 64-bit mode.
     fn push_i [P: Path] (cpu, op) {
@@ -101,13 +102,13 @@ handlers! {
         (*cpu).regs[RSP] = sp;
         soft_next!(P, cpu, op)
     }
-    /// POP r64 in 64-bit mode; `pop rsp` leaves the value popped.
-    fn pop_r [P: Path] (cpu, op) {
+    /// POP r64 in 64-bit mode: the slow path of [`Pop`](super::half::Pop).
+    fn pop_r [] (cpu, op) {
         let sp = (*cpu).regs[RSP];
-        let v = soft_read!(u64, P, cpu, op, sp, pop_r::<Slow>);
+        let v = soft_read!(u64, Slow, cpu, op, sp, pop_r);
         (*cpu).regs[RSP] = sp.wrapping_add(8);
         set::<u64>(cpu, (*op).dst, v);
-        soft_next!(P, cpu, op)
+        soft_next!(Slow, cpu, op)
     }
     /// LEAVE in 64-bit mode.
     fn leave [P: Path] (cpu, op) {
@@ -237,7 +238,7 @@ pub fn lower(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
         M::Push => {
             let bytes = insn.stack_pointer_increment().unsigned_abs();
             if insn.op0_kind() == OpKind::Register {
-                let mut op = b.op(if long && bytes == 8 { push_r::<Fast> } else { called_op!(push_any) });
+                let mut op = b.op(if long && bytes == 8 { single::<Push> } else { called_op!(push_any) });
                 let r = operand::register(insn.op0_register());
                 (op.src, op.dst, op.aux) = (r, r, bytes);
                 b.push(op);
@@ -256,7 +257,7 @@ pub fn lower(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
         M::Pop => {
             let bytes = insn.stack_pointer_increment().unsigned_abs();
             if insn.op0_kind() == OpKind::Register {
-                let mut op = b.op(if long && bytes == 8 { pop_r::<Fast> } else { called_op!(pop_register) });
+                let mut op = b.op(if long && bytes == 8 { single::<Pop> } else { called_op!(pop_register) });
                 (op.dst, op.aux) = (operand::register(insn.op0_register()), bytes);
                 b.push(op);
             } else {
