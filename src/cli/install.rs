@@ -85,7 +85,7 @@ struct New {
     /// RAM of the new guest
     #[arg(long, value_name = "SIZE", conflicts_with_all = ["file", "template"])]
     memory: Option<ByteSize>,
-    /// The new guest's network: `user`, `none`, or a switch of the host file
+    /// The new guest's network: `user`, `none`, or a switch
     #[arg(long, value_name = "NETWORK", conflicts_with_all = ["file", "template"])]
     network: Option<String>,
     /// The new guest's loader: `grub`, `uefi` or `bhyveload`
@@ -230,8 +230,11 @@ fn wire(name: &str, switches: &[SwitchConfig]) -> Result<Wire, Failure> {
         name if switches.iter().any(|switch| switch.id == name) => Ok(Wire::Switch(name.to_owned())),
         name => {
             let known: Vec<String> = switches.iter().map(|switch| format!("`{}`", switch.id)).collect();
-            Err(Failure::user(format!("`{name}` is neither `user`, nor `none`, nor a switch of the host file"))
-                .hint(if known.is_empty() { "it has no switch".to_owned() } else { format!("it has {}", known.join(", ")) }))
+            Err(Failure::user(format!("`{name}` is neither `user`, nor `none`, nor a switch")).hint(if known.is_empty() {
+                "there is no switch".to_owned()
+            } else {
+                format!("there are {}", known.join(", "))
+            }))
         }
     }
 }

@@ -10,7 +10,7 @@ const SWITCH_TYPES: Kind = OneOf(&[
     bhyve("manual", "A bridge of yours, named with `bridge`, which vmctl only adds taps to."),
     bhyve("vxlan", "A bridge with a vxlan(4) interface to other hosts."),
     bhyve("vale", "A vale(4) switch."),
-    bhyve("netgraph", "An ng_bridge(4) node of yours, named with `bridge`."),
+    bhyve("netgraph", "An ng_bridge(4) node that vmctl makes; or one of yours, named with `bridge`."),
 ]);
 
 /// The keys of the host file; `[defaults]` holds the keys of a guest.

@@ -86,7 +86,7 @@ const DISK_CACHES: Kind = OneOf(&[
 ]);
 const NIC_BACKENDS: Kind = OneOf(&[
     now("user", "A network inside vmctl, or bhyve's slirp, with DHCP, DNS and NAT; needs no switch."),
-    bhyve("tap", "A tap interface, on a switch of the host file."),
+    bhyve("tap", "A tap interface, on a switch."),
     bhyve("vmnet", "A vmnet interface: a tap that goes down with bhyve."),
     bhyve("vale", "A port of a vale(4) switch."),
     bhyve("netgraph", "A hook of a netgraph(4) node."),
@@ -315,7 +315,7 @@ pub const GUEST_KEYS: &[Key] = &[
     key("nics.id", Name, Now, "Its name. Required."),
     key("nics.remove", Flag, Now, "Drop the interface that a template brought."),
     key("nics.backend", NIC_BACKENDS, Now, "What it is connected to. Without it `tap` when there is a `switch`, else `user`."),
-    key("nics.switch", Name, Bhyve, "The switch of the host file, for `tap`, `vmnet`, `vale` and `netgraph`."),
+    key("nics.switch", Name, Bhyve, "The switch, of the host file or of a fleet, for `tap`, `vmnet`, `vale` and `netgraph`."),
     key(
         "nics.interface",
         Text,

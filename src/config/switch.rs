@@ -66,10 +66,12 @@ pub enum SwitchKind {
     },
     /// A vale(4) switch.
     Vale,
-    /// An ng_bridge(4) node of the user's.
+    /// An ng_bridge(4) node.
     Netgraph {
         /// Its name, without a colon.
         node: String,
+        /// vmctl makes it; else it is the user's.
+        ours: bool,
     },
 }
 
@@ -195,15 +197,17 @@ fn switch(entry: &View<'_>, id: String, problems: &mut Problems) -> Option<Switc
             interface(&bridge, entry.place_of("bridge"), problems);
             SwitchKind::Manual { bridge }
         }
-        _ => {
-            let node = needed(entry, "bridge", &id, problems, |leaf| entry.text(leaf))?;
-            let node = node.strip_suffix(':').unwrap_or(&node).to_owned();
-            if node.is_empty() || node.len() > 31 || node.contains([':', '.', ' ', ',']) {
-                let message = format!("`{node}` is not the name of a netgraph node");
-                problems.push(Diagnostic::at(entry.place_of("bridge"), message));
+        _ => match entry.text("bridge") {
+            None => SwitchKind::Netgraph { node: format!("vmctl-{id}"), ours: true },
+            Some(node) => {
+                let node = node.strip_suffix(':').unwrap_or(&node).to_owned();
+                if node.is_empty() || node.len() > 31 || node.contains([':', '.', ' ', ',']) {
+                    let message = format!("`{node}` is not the name of a netgraph node");
+                    problems.push(Diagnostic::at(entry.place_of("bridge"), message));
+                }
+                SwitchKind::Netgraph { node, ours: false }
             }
-            SwitchKind::Netgraph { node }
-        }
+        },
     };
     let vlan = entry.small("vlan").map(|vlan| u16::try_from(vlan).expect("the key table's bounds fit"));
     if vlan.is_some() && uplinks.is_empty() {
@@ -250,11 +254,16 @@ fn allowed(entry: &View<'_>, kind: &str, problems: &mut Problems) {
             "vxlan" => !matches!(leaf, "bridge" | "vlan"),
             "manual" => matches!(leaf, "bridge" | "private"),
             "vale" => leaf == "uplinks",
+            _ if entry.node("bridge").is_none() => matches!(leaf, "uplinks" | "vlan"),
             _ => leaf == "bridge",
         };
         if !fits && let Some(node) = entry.node(leaf) {
             let diagnostic = Diagnostic::at(&node.place, format!("a switch of type `{kind}` has no `{leaf}`"));
-            let hint = (kind == "manual" && OURS.contains(&leaf)).then(|| "the bridge is yours: set it up there".to_owned());
+            let hint = match kind {
+                "manual" if OURS.contains(&leaf) => Some("the bridge is yours: set it up there".to_owned()),
+                "netgraph" if matches!(leaf, "uplinks" | "vlan") => Some("the node is yours: connect it there".to_owned()),
+                _ => None,
+            };
             problems.push(diagnostic.maybe_hint(hint));
         }
     }

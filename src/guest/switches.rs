@@ -20,7 +20,7 @@ pub fn switch(config: &SwitchConfig) -> Switch {
             SwitchKind::Bridge => Kind::Bridge,
             SwitchKind::Manual { bridge } => Kind::Manual { bridge: bridge.clone() },
             SwitchKind::Vxlan { vni, group } => Kind::Vxlan { vni: *vni, group: *group },
-            SwitchKind::Netgraph { node } => Kind::Netgraph { node: node.clone() },
+            SwitchKind::Netgraph { node, ours } => Kind::Netgraph { node: node.clone(), ours: *ours },
             SwitchKind::Vale => Kind::Vale,
         },
         uplinks: config.uplinks.clone(),

@@ -13,6 +13,53 @@ use super::program::{ProgramError, run};
 /// More than any node's hooks; a bound for the search.
 const MOST_LINKS: u32 = 65_536;
 
+/// A node, as ngctl(8) shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// Its name.
+    pub name: String,
+    /// Its type, like `bridge`.
+    pub kind: String,
+    /// What is connected to it.
+    pub hooks: Vec<Hook>,
+}
+
+/// One end of a connection of a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hook {
+    /// Its name.
+    pub name: String,
+    /// The other node, `<unnamed>` when it has no name.
+    pub peer: String,
+    /// The other end's name.
+    pub peer_hook: String,
+}
+
+/// The node of that name, if there is one.
+pub fn node(name: &str) -> Option<Node> {
+    read(&listing(&format!("{name}:")).ok()?)
+}
+
+/// What `usr.sbin/ngctl/show.c` prints: `Name: N Type: T ...`, two lines of heads, and five columns for each hook.
+fn read(listing: &str) -> Option<Node> {
+    let mut lines = listing.lines();
+    let head: Vec<&str> = lines.next()?.split_whitespace().collect();
+    let ["Name:", name, "Type:", kind, ..] = head[..] else { return None };
+    let hooks = lines.skip(2).filter_map(|line| match line.split_whitespace().collect::<Vec<_>>()[..] {
+        [name, peer, _, _, peer_hook] => {
+            Some(Hook { name: name.to_owned(), peer: peer.to_owned(), peer_hook: peer_hook.to_owned() })
+        }
+        _ => None,
+    });
+    Some(Node { name: name.to_owned(), kind: kind.to_owned(), hooks: hooks.collect() })
+}
+
+/// The ng_ether(4) node of an interface: its name, without what a path of netgraph means otherwise
+/// (`sys/netgraph/ng_ether.c`, ng_ether_sanitize_ifname).
+pub fn ether_node(interface: &str) -> String {
+    interface.replace(['.', ':'], "_")
+}
+
 /// A hook that no other guest of this program chooses as long as this is held.
 #[derive(Debug)]
 pub struct Reserved {
@@ -68,6 +115,10 @@ mod tests {
             \u{20} link0           em0             ether        00000002        lower\n";
         let taken = (0..5).map(|number| is_taken(listing, &format!("link{number}"))).collect::<Vec<_>>();
         assert_eq!(taken, [true, true, false, true, false]);
+        let node = read(listing).expect("a node");
+        assert_eq!((node.name.as_str(), node.kind.as_str(), node.hooks.len()), ("bridge0", "bridge", 3));
+        assert_eq!(node.hooks[2], Hook { name: "link0".into(), peer: "em0".into(), peer_hook: "lower".into() });
+        assert_eq!(read("ngctl: send msg: No such file or directory\n"), None);
         assert!(!is_taken("", "link0") && !is_taken(listing, "vmlink"));
     }
 }

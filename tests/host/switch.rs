@@ -254,3 +254,50 @@ fn private_vxlan_and_vale_switches_are_made() {
     let calls = world.calls();
     assert!(calls.contains(&"valectl -d vale-fast:em1".to_owned()) && calls.contains(&"ifconfig vx-far destroy".to_owned()));
 }
+
+/// ngctl(8) with a file for each node: a line for each hook, with the other node and its hook.
+const NGCTL: &str = r#"
+n="$STATE/ng"; mkdir -p "$n"
+fail() { echo "ngctl: send msg: No such file or directory" >&2; exit 71; }
+case "$1" in
+show)
+    f="$n/${2%:}"; [ -e "$f" ] || fail
+    printf '  Name: %-15s Type: %-15s ID: 00000001   Num hooks: %s\n' "${2%:}" bridge "$(grep -c . "$f")"
+    [ -s "$f" ] || exit 0
+    printf '  Local hook  Peer name  Peer type  Peer ID  Peer hook\n  ---  ---  ---  ---  ---\n'
+    while read -r hook peer end; do printf '  %-15s %-15s %-12s %-15s %-15s\n' "$hook" "$peer" ether 00000002 "$end"; done < "$f"
+    exit 0 ;;
+shutdown) rm "$n/${2%:}" || fail; exit 0 ;;
+esac
+while read -r verb a b c d; do
+    case "$verb" in
+    mkpeer) ;;
+    name) : > "$n/$b" ;;
+    connect) f="$n/${b%:}"; [ -e "$f" ] || fail; echo "$d ${a%:} $c" >> "$f" ;;
+    rmhook) for f in "$n"/*; do grep -v " ${a%:} $b\$" "$f" > "$STATE/ng.new"; mv "$STATE/ng.new" "$f"; done ;;
+    msg) echo "$a $b $c" >> "$STATE/ng-messages" ;;
+    esac
+done
+"#;
+
+#[test]
+fn a_netgraph_node_is_made_with_its_uplinks_shown_and_unmade() {
+    let world = world("[[switches]]\nid = \"ng\"\ntype = \"netgraph\"\nuplinks = [\"em1\"]\nvlan = 10\n");
+    world.program("ngctl", NGCTL);
+    world.program("kldload", "");
+    world.vmctl(&["switch", "list"]).ok().says("ng    netgraph  down");
+    world.vmctl(&["switch", "create", "ng"]).ok().says("ng is made");
+    let node = world.state("ng/vmctl-ng");
+    assert_eq!(std::fs::read_to_string(&node).expect("made"), "link0 em1_10 lower\nlink1 em1_10 upper\n");
+    let messages = std::fs::read_to_string(world.state("ng-messages")).expect("sent");
+    assert_eq!(messages, "vmctl-ng: setpersistent \nem1_10: setpromisc 1\nem1_10: setautosrc 0\n");
+    world.vmctl(&["switch", "list"]).ok().says("ng    netgraph  up");
+    world.vmctl(&["switch", "plan"]).ok().says("nothing to do");
+    // A guest: bhyve's node has a name of its own or none.
+    std::fs::write(&node, "link0 em1_10 lower\nlink1 em1_10 upper\nlink2 <unnamed> vmlink\n").expect("writes");
+    world.vmctl(&["switch", "info", "ng"]).ok().says("ports      <unnamed>:vmlink");
+    world.vmctl(&["switch", "destroy", "ng"]).fails(1, "in use by <unnamed>:vmlink").says("--force");
+    world.vmctl(&["switch", "destroy", "ng", "--force"]).ok();
+    assert!(!node.exists() && !world.state("if/em1.10").exists());
+    world.vmctl(&["switch", "destroy", "ng"]).ok();
+}

@@ -220,7 +220,7 @@ fn netgraph_path(switches: &[SwitchConfig], nic: &NicConfig) -> Result<String> {
     match (nic.netgraph.as_ref().and_then(|hook| hook.path.clone()), &nic.switch) {
         (Some(path), _) => Ok(path),
         (None, Some(id)) => match &find_switch(switches, nic, id)?.kind {
-            SwitchKind::Netgraph { node } => Ok(format!("{node}:")),
+            SwitchKind::Netgraph { node, .. } => Ok(format!("{node}:")),
             _ => Err(GuestError::user(format!("nic `{}`: the switch `{id}` is none of netgraph", nic.id))
                 .hint("set `backend` to the switch's own type")),
         },

@@ -7,7 +7,7 @@ use super::super::error::HostError;
 use super::super::pf;
 use super::super::program::{Action, Step};
 use super::plan::{Plan, destroy};
-use super::{Kind, Observed, Switch, description};
+use super::{Kind, Observed, Switch, description, netgraph};
 
 /// The largest packet of an interface of Ethernet's that nobody gave another.
 const DEFAULT_MTU: u32 = 1500;
@@ -63,6 +63,9 @@ fn uplink_goes(switch: &Switch, uplink: &str, observed: &Observed, plan: &mut Pl
     let member = switch.member_of(uplink);
     if observed.session_interface().is_some_and(|session| session.name == member || session.name == uplink) {
         plan.risks.push(format!("`{uplink}` carries this session, and leaves switch `{}`", switch.id));
+    }
+    if let Kind::Netgraph { node, ours: true } = &switch.kind {
+        netgraph::uplink_goes(switch, node, uplink, observed, plan);
     }
     if switch.kind == Kind::Vale {
         let port = format!("{}:{uplink}", switch.vale());

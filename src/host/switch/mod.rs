@@ -6,6 +6,7 @@
 //! `vmctl switch NAME`, and nothing without it is ever removed.
 
 pub mod change; // what goes when a switch becomes another one
+mod netgraph; // switches that are nodes of netgraph(4)
 pub mod plan; // what is missing, and how a switch is taken down
 pub mod status; // what there is
 
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 use super::dnsmasq::Range;
 use super::error::HostError;
 use super::ifconfig::{self, Interface, Prefix};
+use super::netgraph::Node;
 use super::pf::{self, Pf};
 use super::program;
 use super::route::{self, DefaultRoute};
@@ -65,10 +67,12 @@ pub enum Kind {
         /// Multicast group; one that follows from the number without it.
         group: Option<IpAddr>,
     },
-    /// An ng_bridge(4) node of the user's.
+    /// An ng_bridge(4) node.
     Netgraph {
         /// Its name.
         node: String,
+        /// It is made here; else it is the user's.
+        ours: bool,
     },
     /// A vale(4) switch; it comes into being with its first port.
     Vale,
@@ -105,7 +109,7 @@ pub struct Observed {
     /// Switches whose DHCP service runs as it should.
     pub serving: Vec<String>,
     /// netgraph nodes that are there, of those that switches name.
-    pub nodes: Vec<String>,
+    pub nodes: Vec<Node>,
     /// Ports of vale(4) switches, like `vale-lan:em0`.
     pub vale_ports: Vec<String>,
     /// dnsmasq(8) is installed.
@@ -199,10 +203,8 @@ impl Observed {
             if plan::service(switch, &switch.directory(runtime)).is_some_and(|service| service.is_running()) {
                 observed.serving.push(switch.id.clone());
             }
-            if let Kind::Netgraph { node } = &switch.kind
-                && program::run("ngctl", &["info", &format!("{node}:")]).is_ok()
-            {
-                observed.nodes.push(node.clone());
+            if let Kind::Netgraph { node, .. } = &switch.kind {
+                observed.nodes.extend(super::netgraph::node(node));
             }
         }
         if switches.iter().any(|switch| switch.kind == Kind::Vale) {
@@ -215,6 +217,10 @@ impl Observed {
     /// The interface of that name.
     pub fn interface(&self, name: &str) -> Option<&Interface> {
         self.interfaces.iter().find(|interface| interface.name == name)
+    }
+    /// The netgraph node of that name.
+    pub fn node(&self, name: &str) -> Option<&Node> {
+        self.nodes.iter().find(|node| node.name == name)
     }
     /// The bridge that an interface is a member of.
     pub fn bridge_of(&self, member: &str) -> Option<&Interface> {

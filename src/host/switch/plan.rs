@@ -8,7 +8,7 @@ use super::super::error::HostError;
 use super::super::ifconfig::{Interface, Prefix};
 use super::super::pf;
 use super::super::program::{Action, Step};
-use super::{Kind, Observed, Switch, description};
+use super::{Kind, Observed, Switch, description, netgraph};
 
 /// The file in a switch's directory that says which addresses were moved from an uplink to the switch.
 const MOVED: &str = "moved";
@@ -45,7 +45,8 @@ pub fn create(switch: &Switch, observed: &Observed, runtime: &Path) -> Result<Pl
     refuse(switch, observed)?;
     let mut plan = Plan::default();
     match &switch.kind {
-        Kind::Manual { .. } | Kind::Netgraph { .. } => {}
+        Kind::Manual { .. } | Kind::Netgraph { ours: false, .. } => {}
+        Kind::Netgraph { node, .. } => netgraph::make(switch, node, observed, &mut plan)?,
         Kind::Vale => vale(switch, observed, &mut plan),
         Kind::Bridge | Kind::Vxlan { .. } => bridge(switch, observed, runtime, &mut plan)?,
     }
@@ -81,9 +82,9 @@ fn refuse(switch: &Switch, observed: &Observed) -> Result<(), HostError> {
             return Err(HostError::new(format!("switch `{id}` is the bridge `{bridge}`, and there is none of that name"))
                 .hint(format!("make it with `ifconfig {bridge} create`, or leave out `type = \"manual\"` and vmctl makes one")));
         }
-        Kind::Netgraph { node } if !observed.nodes.contains(node) => {
+        Kind::Netgraph { node, ours: false } if observed.node(node).is_none() => {
             return Err(HostError::new(format!("switch `{id}` is the netgraph node `{node}`, and there is none of that name"))
-                .hint("make it as /usr/share/examples/netgraph/ether.bridge shows"));
+                .hint("leave out `bridge` and vmctl makes one, or make it as /usr/share/examples/netgraph/ether.bridge shows"));
         }
         _ => {}
     }
@@ -166,12 +167,7 @@ fn join(switch: &Switch, uplink: &str, bridge: &str, members: &[String], observe
     if !interface.up {
         plan.run(&["ifconfig", uplink, "up"], &["ifconfig", uplink, "down"]);
     }
-    if let Some(tag) = switch.vlan
-        && observed.interface(&member).is_none()
-    {
-        let tag = tag.to_string();
-        plan.interface(&["vlan", "create", "vlandev", uplink, "vlan", &tag], &switch.id, &member);
-    }
+    vlan_child(switch, uplink, observed, plan);
     if !members.contains(&member) {
         risk_of_joining(switch, &member, observed, plan);
         plan.run(&["ifconfig", bridge, "addm", &member], &["ifconfig", bridge, "deletem", &member]);
@@ -181,7 +177,18 @@ fn join(switch: &Switch, uplink: &str, bridge: &str, members: &[String], observe
 /// An interface that joins a bridge loses its offloads, for which drivers reset it: its link is gone for a moment. What
 /// the session came in through is known from sshd(8), unless something like sudo(8) has dropped that; the interface of
 /// the default route is then as good as it.
-fn risk_of_joining(switch: &Switch, member: &str, observed: &Observed, plan: &mut Plan) {
+/// The vlan(4) interface on an uplink of a switch in a VLAN.
+pub(super) fn vlan_child(switch: &Switch, uplink: &str, observed: &Observed, plan: &mut Plan) {
+    let member = switch.member_of(uplink);
+    if let Some(tag) = switch.vlan
+        && observed.interface(&member).is_none()
+    {
+        plan.interface(&["vlan", "create", "vlandev", uplink, "vlan", &tag.to_string()], &switch.id, &member);
+    }
+}
+
+/// Notes that the session could be cut when an interface joins.
+pub(super) fn risk_of_joining(switch: &Switch, member: &str, observed: &Observed, plan: &mut Plan) {
     let carries = match (observed.session_interface(), observed.session, &observed.default_route) {
         (Some(session), ..) if session.name == member => "carries this session",
         (None, None, Some(route)) if route.interface == member => "has this host's default route",
@@ -336,6 +343,11 @@ fn nat(switch: &Switch, observed: &Observed, plan: &mut Plan) -> Result<(), Host
     Ok(())
 }
 
+fn in_use(switch: &Switch, guests: &[String]) -> HostError {
+    HostError::new(format!("switch `{}` is in use by {}", switch.id, guests.join(", ")))
+        .hint("stop the guests on it, or use `--force` and they lose their network")
+}
+
 /// How a switch is taken down. Guests on it stop that unless `force`.
 pub fn destroy(switch: &Switch, observed: &Observed, runtime: &Path, force: bool) -> Result<Plan, HostError> {
     let mut plan = Plan::default();
@@ -344,11 +356,17 @@ pub fn destroy(switch: &Switch, observed: &Observed, runtime: &Path, force: bool
     let made: Vec<String> = switch.uplinks.iter().map(|uplink| switch.member_of(uplink)).collect();
     if let Some(bridge) = switch.bridge().and_then(|name| ours(&name)) {
         let other = |member: &&String| !made.contains(member) && **member != switch.vxlan_interface();
-        let guests: Vec<&str> = bridge.members.iter().filter(other).map(String::as_str).collect();
+        let guests: Vec<String> = bridge.members.iter().filter(other).cloned().collect();
         if !guests.is_empty() && !force {
-            return Err(HostError::new(format!("switch `{}` is in use by {}", switch.id, guests.join(", ")))
-                .hint("stop the guests on it, or use `--force` and they lose their network"));
+            return Err(in_use(switch, &guests));
         }
+    }
+    if let Kind::Netgraph { node, ours: true } = &switch.kind {
+        let guests = netgraph::guests(switch, node, observed);
+        if !guests.is_empty() && !force {
+            return Err(in_use(switch, &guests));
+        }
+        netgraph::unmake(switch, node, observed, &mut plan);
     }
     plan.steps.extend(dnsmasq::stop(&directory));
     if switch.nat && observed.loaded.contains(&switch.id) {
@@ -553,7 +571,7 @@ mod tests {
             (Switch { uplinks: vec!["igb7".into()], ..plain("a") }, "no such interface"),
             (Switch { uplinks: vec!["em1".into()], ..plain("a") }, "member of `bridge0` already"),
             (Switch { kind: Kind::Manual { bridge: "bridge9".into() }, ..plain("a") }, "none of that name"),
-            (Switch { kind: Kind::Netgraph { node: "bnet0".into() }, ..plain("a") }, "none of that name"),
+            (Switch { kind: Kind::Netgraph { node: "bnet0".into(), ours: false }, ..plain("a") }, "none of that name"),
             (plain("taken"), "not made by vmctl"),
             (Switch { addresses: vec!["127.0.0.1/8".parse().expect("a prefix")], ..plain("a") }, "is on `lo0` already"),
             (Switch { nat: true, ..plain("a") }, "no IPv4 address"),

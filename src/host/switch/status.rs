@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::super::ifconfig;
-use super::{Observed, Switch, plan};
+use super::{Kind, Observed, Switch, netgraph, plan};
 
 /// How a switch stands.
 #[derive(Debug, Clone, Serialize)]
@@ -56,9 +56,14 @@ pub fn look(switch: &Switch, observed: &Observed, runtime: &Path, closely: bool)
         Some(_) => plan::create(&Switch { nat: false, ..switch.clone() }, observed, runtime),
         None => plan::create(switch, observed, runtime),
     };
-    let there = match bridge {
-        Some(_) => interface.is_some(),
-        None => true,
+    let own_node = match &switch.kind {
+        Kind::Netgraph { node, ours: true } => Some(node),
+        _ => None,
+    };
+    let there = match (&bridge, own_node) {
+        (Some(_), _) => interface.is_some(),
+        (None, Some(node)) => observed.node(node).is_some(),
+        (None, None) => true,
     };
     let (state, problem) = match &planned {
         Err(error) => ("wrong", Some(error.to_string())),
@@ -74,7 +79,11 @@ pub fn look(switch: &Switch, observed: &Observed, runtime: &Path, closely: bool)
         name: switch.id.clone(),
         kind: switch.kind.word(),
         state,
-        ports: interface.map(|one| one.members.iter().filter(is_port).cloned().collect()).unwrap_or_default(),
+        ports: match (interface, own_node) {
+            (Some(one), _) => one.members.iter().filter(is_port).cloned().collect(),
+            (None, Some(node)) => netgraph::guests(switch, node, observed),
+            (None, None) => Vec::new(),
+        },
         addresses: interface.map(|one| one.addresses.iter().map(ToString::to_string).collect()).unwrap_or_default(),
         mtu: interface.map(|one| one.mtu).or(switch.mtu),
         bridge,

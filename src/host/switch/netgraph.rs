@@ -1,0 +1,169 @@
+//! Switches that are ng_bridge(4) nodes of ours.
+//!
+//! The node is persistent, so that it stays while nothing is plugged in. An uplink is connected by both hooks of its
+//! ng_ether(4) node, `lower` to the wire and `upper` to the host, which goes on as a guest of the switch, so to speak; as
+//! `share/examples/netgraph/ether.bridge` does it, it becomes promiscuous and leaves source addresses alone. What belongs
+//! together is one run of ngctl(8), so that no half of it is left when vmctl is killed.
+
+use super::super::error::HostError;
+use super::super::netgraph::{Node, ether_node};
+use super::super::program::{Action, Step};
+use super::plan::{Plan, risk_of_joining, vlan_child};
+use super::{Observed, Switch};
+
+/// What is missing of the switch whose node has that name.
+pub fn make(switch: &Switch, node: &str, observed: &Observed, plan: &mut Plan) -> Result<(), HostError> {
+    let there = observed.node(node);
+    if let Some(other) = there.filter(|other| other.kind != "bridge") {
+        return Err(HostError::new(format!("the netgraph node `{node}` of switch `{}` is there and is no bridge", switch.id))
+            .hint(format!("its type is `{}`: give the switch another name", other.kind)));
+    }
+    if there.is_none() {
+        // The socket's end of the hook goes with ngctl.
+        let make = format!("mkpeer . bridge vmctl link0\nname .:vmctl {node}\nmsg {node}: setpersistent\n");
+        plan.steps.push(Step::undone_by(ngctl(make), shutdown(node)));
+    }
+    let hooks = there.map(|node| node.hooks.as_slice()).unwrap_or_default();
+    let mut free = (0u32..).map(|number| format!("link{number}")).filter(|name| !hooks.iter().any(|hook| hook.name == *name));
+    let mut link = || free.next().expect("there is always a higher number");
+    for uplink in &switch.uplinks {
+        let member = switch.member_of(uplink);
+        let ether = ether_node(&member);
+        let missing: Vec<&str> = ["lower", "upper"].into_iter().filter(|end| !is_connected(there, &ether, end)).collect();
+        if missing.is_empty() {
+            continue;
+        }
+        vlan_child(switch, uplink, observed, plan);
+        risk_of_joining(switch, &member, observed, plan);
+        plan.steps.push(Step::once(Action::run(&["kldload", "-n", "ng_ether"])));
+        let mut join: String = missing.iter().map(|end| format!("connect {ether}: {node}: {end} {}\n", link())).collect();
+        join += &format!("msg {ether}: setpromisc 1\nmsg {ether}: setautosrc 0\n");
+        plan.steps.push(Step::undone_by(ngctl(join), leave(&ether, &missing)));
+    }
+    Ok(())
+}
+
+/// Takes it down; what guests are connected by is theirs to say no to first.
+pub fn unmake(switch: &Switch, node: &str, observed: &Observed, plan: &mut Plan) {
+    let Some(there) = observed.node(node) else { return };
+    for uplink in &switch.uplinks {
+        uplink_goes(switch, node, uplink, observed, plan);
+    }
+    plan.steps.push(Step::once(shutdown(&there.name)));
+}
+
+/// An interface of the host leaves.
+pub fn uplink_goes(switch: &Switch, node: &str, uplink: &str, observed: &Observed, plan: &mut Plan) {
+    let ether = ether_node(&switch.member_of(uplink));
+    let there = observed.node(node);
+    let ends: Vec<&str> = ["lower", "upper"].into_iter().filter(|end| is_connected(there, &ether, end)).collect();
+    if !ends.is_empty() {
+        plan.steps.push(Step::once(leave(&ether, &ends)));
+    }
+}
+
+/// The guests on it: nodes that are connected and no uplinks.
+pub fn guests(switch: &Switch, node: &str, observed: &Observed) -> Vec<String> {
+    let uplinks: Vec<String> = switch.uplinks.iter().map(|uplink| ether_node(&switch.member_of(uplink))).collect();
+    let hooks = observed.node(node).map(|node| node.hooks.as_slice()).unwrap_or_default();
+    hooks.iter().filter(|hook| !uplinks.contains(&hook.peer)).map(|hook| format!("{}:{}", hook.peer, hook.peer_hook)).collect()
+}
+
+fn is_connected(node: Option<&Node>, ether: &str, end: &str) -> bool {
+    node.is_some_and(|node| node.hooks.iter().any(|hook| hook.peer == ether && hook.peer_hook == end))
+}
+
+fn leave(ether: &str, ends: &[&str]) -> Action {
+    let mut lines: String = ends.iter().map(|end| format!("rmhook {ether}: {end}\n")).collect();
+    lines += &format!("msg {ether}: setpromisc 0\nmsg {ether}: setautosrc 1\n");
+    ngctl(lines)
+}
+
+/// Commands of ngctl(8), a line each; it ends at the first that fails.
+fn ngctl(input: String) -> Action {
+    Action::Run { words: ["ngctl", "-f", "-"].map(str::to_owned).to_vec(), input }
+}
+
+fn shutdown(node: &str) -> Action {
+    Action::run(&["ngctl", "shutdown", &format!("{node}:")])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::super::ifconfig::Interface;
+    use super::super::super::netgraph::Hook;
+    use super::super::tests::plain;
+    use super::super::{Kind, change, plan};
+    use super::*;
+
+    fn switch(uplinks: &[&str]) -> Switch {
+        let uplinks = uplinks.iter().map(|name| (*name).to_owned()).collect();
+        Switch { kind: Kind::Netgraph { node: "vmctl-lan".into(), ours: true }, uplinks, ..plain("lan") }
+    }
+
+    fn hook(name: &str, peer: &str, peer_hook: &str) -> Hook {
+        Hook { name: name.into(), peer: peer.into(), peer_hook: peer_hook.into() }
+    }
+
+    fn observed(hooks: Option<Vec<Hook>>) -> Observed {
+        let interface = |name: &str| Interface { name: name.into(), up: true, mtu: 1500, ..Interface::default() };
+        let nodes = hooks.map(|hooks| Node { name: "vmctl-lan".into(), kind: "bridge".into(), hooks });
+        Observed {
+            interfaces: vec![interface("em0"), interface("em1")],
+            nodes: nodes.into_iter().collect(),
+            ..Observed::default()
+        }
+    }
+
+    fn lines(plan: Result<Plan, HostError>) -> Vec<String> {
+        plan.expect("can be").steps.iter().map(|step| step.action.to_string()).collect()
+    }
+
+    fn created(switch: &Switch, observed: &Observed) -> Vec<String> {
+        lines(plan::create(switch, observed, Path::new("/run")))
+    }
+
+    #[test]
+    fn a_node_is_made_persistent_and_its_uplink_is_connected_by_both_ends() {
+        let vlan = Switch { vlan: Some(10), ..switch(&["em1"]) };
+        assert_eq!(
+            created(&vlan, &observed(None)),
+            [
+                "ngctl -f -\n  | mkpeer . bridge vmctl link0\n  | name .:vmctl vmctl-lan\n  | msg vmctl-lan: setpersistent",
+                "ifconfig vlan create vlandev em1 vlan 10 description 'vmctl switch lan' group vmctl up name em1.10",
+                "kldload -n ng_ether",
+                "ngctl -f -\n  | connect em1_10: vmctl-lan: lower link0\n  | connect em1_10: vmctl-lan: upper link1\n  \
+                 | msg em1_10: setpromisc 1\n  | msg em1_10: setautosrc 0",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_there_is_left_alone_and_guests_keep_their_links() {
+        let whole = vec![hook("link0", "em1", "lower"), hook("link1", "em1", "upper"), hook("link2", "<unnamed>", "vmlink")];
+        assert!(created(&switch(&["em1"]), &observed(Some(whole.clone()))).is_empty());
+        let more = created(&switch(&["em1", "em0"]), &observed(Some(whole)));
+        assert!(more[1].contains("connect em0: vmctl-lan: lower link3\n  | connect em0: vmctl-lan: upper link4"), "{more:?}");
+        let half = created(&switch(&["em1"]), &observed(Some(vec![hook("link0", "em1", "lower")])));
+        assert!(half[1].contains("connect em1: vmctl-lan: upper link1") && !half[1].contains("lower"), "{half:?}");
+    }
+
+    #[test]
+    fn a_node_that_guests_are_on_stays_and_one_of_another_type_is_not_taken() {
+        let hooks = vec![hook("link0", "em1", "lower"), hook("link1", "em1", "upper"), hook("link2", "<unnamed>", "vmlink")];
+        let used = observed(Some(hooks.clone()));
+        let destroy = |observed: &Observed, force| plan::destroy(&switch(&["em1"]), observed, Path::new("/run"), force);
+        assert_eq!(destroy(&used, false).expect_err("in use").to_string(), "switch `lan` is in use by <unnamed>:vmlink");
+        let steps =
+            ["ngctl -f -\n  | rmhook em1: lower\n  | rmhook em1: upper\n  | msg em1: setpromisc 0\n  | msg em1: setautosrc 1"];
+        assert_eq!(lines(destroy(&used, true)), [steps[0], "ngctl shutdown vmctl-lan:"]);
+        let leave = change::leave(&switch(&["em1"]), &switch(&[]), &used, Path::new("/run"));
+        assert_eq!(lines(leave), steps);
+        let mut other = observed(Some(Vec::new()));
+        other.nodes[0].kind = "hub".into();
+        let error = plan::create(&switch(&[]), &other, Path::new("/run")).expect_err("refused");
+        assert!(error.to_string().contains("is there and is no bridge"), "{error}");
+    }
+}
