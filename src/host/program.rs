@@ -102,15 +102,8 @@ fn finish(program: &str, arguments: &[&str], input: &str) -> Result<Output, Prog
         _ => fault(Cause::Run(error.to_string())),
     };
     let stdin = if input.is_empty() { Stdio::null() } else { Stdio::piped() };
-    let mut child = Command::new(find(program).unwrap_or_else(|| program.into()))
-        .args(arguments)
-        // Words that are read by programs are the same in every language.
-        .env("LC_ALL", "C")
-        .stdin(stdin)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(failed)?;
+    let mut child =
+        command(program, arguments).stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(failed)?;
     // The inputs are small rule sets that fit in a pipe; a program that does not read one says itself why.
     if let Some(mut stdin) = child.stdin.take() {
         let _ = stdin.write_all(input.as_bytes());
@@ -137,18 +130,27 @@ fn one_line(text: &[u8]) -> String {
 /// What a program prints on standard output, whatever its status: for one whose status says nothing. Nothing when it
 /// cannot be run.
 pub fn printed(program: &str, arguments: &[&str]) -> String {
-    let file = find(program).unwrap_or_else(|| program.into());
-    let output = Command::new(file).args(arguments).env("LC_ALL", "C").stdin(Stdio::null()).stderr(Stdio::null()).output();
+    let output = command(program, arguments).stdin(Stdio::null()).stderr(Stdio::null()).output();
     output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()
 }
 
-/// Where ports install programs; rc(8) starts services without these in `PATH`.
-const PORTS: [&str; 2] = ["/usr/local/sbin", "/usr/local/bin"];
+/// A program whose words are read by this one: they are the same for every user, whatever language and formats are theirs
+/// (ifconfig(8), ENVIRONMENT; libxo(3)).
+fn command(program: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(find(program).unwrap_or_else(|| program.into()));
+    command.args(arguments).env("LC_ALL", "C").env_remove("IFCONFIG_FORMAT").env_remove("LIBXO_OPTIONS");
+    command
+}
 
-/// Where `PATH`, or the ports' directories, have a program.
+/// Where ports install programs; rc(8) starts services without these in `PATH`.
+const PORTS: &[&str] = &["/usr/local/sbin", "/usr/local/bin"];
+/// Where FreeBSD's base system has the programs of an administrator, which not every `PATH` names.
+const BASE: &[&str] = if cfg!(target_os = "freebsd") { &["/sbin", "/usr/sbin"] } else { &[] };
+
+/// Where `PATH`, the base system's or the ports' directories have a program.
 pub fn find(program: &str) -> Option<std::path::PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let directories = std::env::split_paths(&path).chain(PORTS.iter().map(std::path::PathBuf::from));
+    let directories = std::env::split_paths(&path).chain(BASE.iter().chain(PORTS).map(std::path::PathBuf::from));
     directories.map(|directory| directory.join(program)).find(|file| file.is_file())
 }
 

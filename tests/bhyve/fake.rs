@@ -21,6 +21,8 @@ const PROGRAM: &str = "FAKE_PROGRAM";
 pub const HANGS: &str = "hangs";
 /// The words of a call that fails because of its number.
 pub const MADE_TO_FAIL: &str = "made to fail";
+/// What changes the shape of what ifconfig(8), and every program with libxo(3), prints.
+pub const FORMATS: [&str; 2] = ["IFCONFIG_FORMAT", "LIBXO_OPTIONS"];
 /// Every program that there is.
 pub const PROGRAMS: &[&str] = &[
     "uname",
@@ -160,6 +162,11 @@ impl Fake {
 
     fn do_it(&self) -> i32 {
         let words: Vec<&str> = self.arguments.iter().map(String::as_str).collect();
+        if ["ifconfig", "netstat", "iscsictl"].contains(&self.program.as_str())
+            && let Some(name) = FORMATS.iter().find(|name| std::env::var_os(name).is_some())
+        {
+            return self.fail(1, &format!("{name} is set, and this would be printed in another shape"));
+        }
         match self.program.as_str() {
             "uname" => self.uname(&words),
             "kldstat" => i32::from(!self.state("modules").join(words[words.len() - 1]).exists()),
@@ -247,8 +254,11 @@ impl Fake {
 
     fn ifconfig(&self, words: &[&str]) -> i32 {
         let interfaces = self.state("interfaces");
-        let show =
-            |name: &str| fs::read_to_string(interfaces.join(name)).ok().map(|text| format!("{name}: flags=8843<UP>\n{text}"));
+        let show = |name: &str| {
+            fs::read_to_string(interfaces.join(name))
+                .ok()
+                .map(|text| format!("{name}: flags=8843<UP,BROADCAST,RUNNING,SIMPLEX,MULTICAST> metric 0 mtu 1500\n{text}"))
+        };
         match words {
             ["-a"] => {
                 let mut names: Vec<_> =
@@ -277,8 +287,8 @@ impl Fake {
                 fs::remove_file(interfaces.join(name)).expect("exists");
                 0
             }
-            [bridge, "addm" | "span" | "private", member] if !interfaces.join(member).exists() => {
-                self.fail(1, &format!("BRDGADD {member} ({bridge}): No such file or directory"))
+            [_, "addm" | "span" | "private", member] if !interfaces.join(member).exists() => {
+                self.fail(1, &format!("BRDGADD {member}: No such file or directory"))
             }
             [bridge, what @ ("addm" | "span" | "private"), member] => {
                 let mut file = File::options().append(true).open(interfaces.join(bridge)).expect("opens");
@@ -408,7 +418,11 @@ impl Fake {
         match words {
             ["-s", "help"] if new => self.print(include_str!("../../src/host/bhyve_probes/14-devices.txt")),
             ["-s", "help"] => self.print(include_str!("../../src/host/bhyve_probes/13.2-devices.txt")),
-            ["-l", "help"] => self.print(if new { "bootrom\ncom1\ncom2\ncom3\ncom4\ntpm\n" } else { "bootrom\ncom1\ncom2\n" }),
+            ["-l", "help"] => self.print(if new {
+                "bootrom\ncom1\ncom2\ncom3\ncom4\ntpm\npc-testdev\n"
+            } else {
+                "bootrom\ncom1\ncom2\ncom3\ncom4\npc-testdev\n"
+            }),
             ["-h"] if new => eprint!("{}", include_str!("../../src/host/bhyve_probes/15-usage.txt")),
             ["-h"] => eprint!("{}", include_str!("../../src/host/bhyve_probes/13.2-usage.txt")),
             _ => return None,

@@ -148,6 +148,8 @@ impl World {
             .env("VMCTL_DATASTORE", self.root().join("ds"))
             .env("VMCTL_CONFIG", self.root().join("host.toml"))
             .env("VMCTL_HOST_ROOT", self.root())
+            // As an administrator may have them for other eyes.
+            .envs(fake::FORMATS.map(|name| (name, "inet:cidr")))
             .current_dir(self.root())
             .stdin(Stdio::null());
         command
