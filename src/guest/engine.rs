@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use crate::config::{
@@ -14,7 +15,7 @@ use crate::config::{
 };
 use crate::host::files::replace;
 use crate::host::process::{spawn_tied, spawn_untied};
-use crate::host::vmm;
+use crate::host::{place, vmm};
 use crate::machine::spec::{
     self, BackendChoice, CONSOLE_FD, CONTROL_FD, CpuTopology, DiskSpec, EngineCommand, EngineEvent, ForwardSpec, GrubSpec,
     LEASE_FD, LoaderSpec, MAX_CONTROL_LINE, NicSpec, Protocol, SPEC_VERSION, UserNetSpec, VmmSpec,
@@ -72,12 +73,19 @@ pub fn of(kind: EngineKind) -> Result<Box<dyn Engine>> {
 
 /// This very program, also after the file it was started from was replaced.
 pub(super) fn own_program() -> Result<PathBuf> {
-    match cfg!(target_os = "linux") {
-        true => Ok(PathBuf::from("/proc/self/exe")),
-        false => {
-            std::env::current_exe().map_err(|error| GuestError::host(format!("cannot find this program's own file: {error}")))
-        }
+    static STARTED_FROM: OnceLock<PathBuf> = OnceLock::new();
+    // A made-up FreeBSD has no better way than a real one.
+    if cfg!(target_os = "linux") && !place::is_made_up() {
+        return Ok(PathBuf::from("/proc/self/exe"));
     }
+    if let Some(path) = STARTED_FROM.get() {
+        return Ok(path.clone());
+    }
+    // Asked before the first boot and never again: of a file that was replaced since, the kernel does not know any more
+    // where it stood (`sys/kern/kern_proc.c`, proc_get_binpath).
+    let path = std::env::current_exe();
+    let path = path.map_err(|error| GuestError::host(format!("cannot find this program's own file: {error}")))?;
+    Ok(STARTED_FROM.get_or_init(|| path).clone())
 }
 
 /// Writes down what the engine's child reads.

@@ -278,3 +278,21 @@ fn what_a_guest_uses_is_asked_of_bhyves_process_of_vmm_and_of_its_tap() {
     world.vmctl(&["stop", "g"]).ok();
     world.nothing_is_left();
 }
+
+#[test]
+fn a_guest_goes_on_through_a_reboot_after_the_program_was_replaced() {
+    let world = World::new();
+    world.make("g", "say:one sleep:1500 exit:0 / say:two", NIC);
+    let program = world.root().join("vmctl");
+    let install = || {
+        std::fs::copy(env!("CARGO_BIN_EXE_vmctl"), world.root().join("new")).expect("copies");
+        std::fs::rename(world.root().join("new"), &program).expect("renames");
+    };
+    install();
+    let said: crate::world::Said = world.command_of(&program, &["start", "g"]).output().expect("runs").into();
+    said.ok();
+    install();
+    eventually("it has booted again", || world.console_log("g").contains("two"));
+    world.vmctl(&["stop", "g"]).ok();
+    world.nothing_is_left();
+}

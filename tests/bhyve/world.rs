@@ -138,7 +138,12 @@ impl World {
     }
 
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_vmctl"));
+        self.command_of(Path::new(env!("CARGO_BIN_EXE_vmctl")), arguments)
+    }
+
+    /// The same, run from another file.
+    pub fn command_of(&self, program: &Path, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program);
         command
             .args(arguments)
             .env_clear()
