@@ -6,9 +6,9 @@ use landlock::{ABI, Access, AccessFs, BitFlags, Ruleset, RulesetAttr};
 
 use super::{Confinement, SandboxError};
 
-/// System calls of a running machine: memory, threads and time; reading and writing what is open; accepting on its
-/// forwards; ending.
-const ENGINE: &[libc::c_long] = &[
+/// System calls of every confined process: memory, signals and time; reading and writing what is open, sockets among it;
+/// ending.
+const EVERYBODY: &[libc::c_long] = &[
     libc::SYS_brk,
     libc::SYS_mmap,
     libc::SYS_munmap,
@@ -16,19 +16,9 @@ const ENGINE: &[libc::c_long] = &[
     libc::SYS_mprotect,
     libc::SYS_madvise,
     libc::SYS_futex,
-    libc::SYS_clone,
-    libc::SYS_clone3,
-    libc::SYS_set_robust_list,
-    libc::SYS_rseq,
-    libc::SYS_sched_yield,
-    libc::SYS_sched_getaffinity,
     libc::SYS_gettid,
     libc::SYS_getpid,
-    libc::SYS_prctl,
     libc::SYS_clock_gettime,
-    libc::SYS_clock_nanosleep,
-    libc::SYS_nanosleep,
-    libc::SYS_gettimeofday,
     libc::SYS_getrandom,
     libc::SYS_rt_sigaction,
     libc::SYS_rt_sigprocmask,
@@ -38,23 +28,45 @@ const ENGINE: &[libc::c_long] = &[
     libc::SYS_restart_syscall,
     libc::SYS_read,
     libc::SYS_write,
-    libc::SYS_readv,
     libc::SYS_writev,
+    libc::SYS_lseek,
+    libc::SYS_fstat,
+    libc::SYS_statx,
+    libc::SYS_fcntl,
+    libc::SYS_close,
+    libc::SYS_poll,
+    libc::SYS_getsockopt,
+    libc::SYS_setsockopt,
+    libc::SYS_sendto,
+    libc::SYS_recvfrom,
+    libc::SYS_sendmsg,
+    libc::SYS_recvmsg,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+];
+
+/// Those of a running machine beside them: threads, disks, and accepting on its forwards.
+const ENGINE: &[libc::c_long] = &[
+    libc::SYS_clone,
+    libc::SYS_clone3,
+    libc::SYS_set_robust_list,
+    libc::SYS_rseq,
+    libc::SYS_sched_yield,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_prctl,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_nanosleep,
+    libc::SYS_gettimeofday,
+    libc::SYS_readv,
     libc::SYS_pread64,
     libc::SYS_pwrite64,
     libc::SYS_preadv,
     libc::SYS_pwritev,
-    libc::SYS_lseek,
     libc::SYS_fsync,
     libc::SYS_fdatasync,
     libc::SYS_fallocate,
-    libc::SYS_fstat,
-    libc::SYS_statx,
-    libc::SYS_fcntl,
     libc::SYS_ioctl,
     libc::SYS_dup,
-    libc::SYS_close,
-    libc::SYS_poll,
     libc::SYS_ppoll,
     libc::SYS_epoll_create1,
     libc::SYS_epoll_ctl,
@@ -66,57 +78,11 @@ const ENGINE: &[libc::c_long] = &[
     libc::SYS_accept4,
     libc::SYS_getsockname,
     libc::SYS_getpeername,
-    libc::SYS_getsockopt,
-    libc::SYS_setsockopt,
-    libc::SYS_sendto,
-    libc::SYS_recvfrom,
-    libc::SYS_sendmsg,
-    libc::SYS_recvmsg,
     libc::SYS_shutdown,
-    libc::SYS_exit,
-    libc::SYS_exit_group,
 ];
 
-/// System calls of a connector: it makes sockets, reads resolv.conf(5), passes descriptors, and ends.
-const CONNECTOR: &[libc::c_long] = &[
-    libc::SYS_brk,
-    libc::SYS_mmap,
-    libc::SYS_munmap,
-    libc::SYS_mremap,
-    libc::SYS_mprotect,
-    libc::SYS_madvise,
-    libc::SYS_futex,
-    libc::SYS_getrandom,
-    libc::SYS_clock_gettime,
-    libc::SYS_rt_sigaction,
-    libc::SYS_rt_sigprocmask,
-    libc::SYS_rt_sigreturn,
-    libc::SYS_sigaltstack,
-    libc::SYS_restart_syscall,
-    libc::SYS_gettid,
-    libc::SYS_getpid,
-    libc::SYS_tgkill,
-    libc::SYS_openat,
-    libc::SYS_statx,
-    libc::SYS_fstat,
-    libc::SYS_lseek,
-    libc::SYS_read,
-    libc::SYS_write,
-    libc::SYS_writev,
-    libc::SYS_fcntl,
-    libc::SYS_close,
-    libc::SYS_poll,
-    libc::SYS_socket,
-    libc::SYS_connect,
-    libc::SYS_setsockopt,
-    libc::SYS_getsockopt,
-    libc::SYS_sendto,
-    libc::SYS_sendmsg,
-    libc::SYS_recvfrom,
-    libc::SYS_recvmsg,
-    libc::SYS_exit,
-    libc::SYS_exit_group,
-];
+/// Those of a connector beside them: it reads resolv.conf(5) and makes sockets.
+const CONNECTOR: &[libc::c_long] = &[libc::SYS_openat, libc::SYS_socket, libc::SYS_connect];
 
 /// Confines the process, all its threads.
 pub fn enter() -> Result<Confinement, SandboxError> {
@@ -138,11 +104,12 @@ fn landlock(rights: BitFlags<AccessFs>) -> Result<(), SandboxError> {
     Ok(())
 }
 
-fn seccomp(allowed: &[libc::c_long]) -> Result<Confinement, SandboxError> {
+/// Refuses all system calls but those of everybody and `more`.
+fn seccomp(more: &[libc::c_long]) -> Result<Confinement, SandboxError> {
     use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
     let text = |e: &dyn std::fmt::Display| SandboxError::Seccomp(e.to_string());
     let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(|e| text(&e))?;
-    let rules: BTreeMap<i64, Vec<_>> = allowed.iter().map(|&call| (call, Vec::new())).collect();
+    let rules: BTreeMap<i64, Vec<_>> = EVERYBODY.iter().chain(more).map(|&call| (call, Vec::new())).collect();
     let refuse = SeccompAction::Errno(libc::EPERM as u32);
     let filter = SeccompFilter::new(rules, refuse, SeccompAction::Allow, arch).map_err(|e| text(&e))?;
     let program: BpfProgram = filter.try_into().map_err(|e: seccompiler::BackendError| text(&e))?;
