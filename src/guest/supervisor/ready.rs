@@ -57,6 +57,11 @@ pub fn words(probe: &ReadyProbe) -> String {
     }
 }
 
+/// The probes of the thread: all that the console does not answer, in order.
+fn on_thread(probes: &[ReadyProbe]) -> impl Iterator<Item = &ReadyProbe> {
+    probes.iter().filter(|probe| !matches!(probe, ReadyProbe::Console(_)))
+}
+
 /// The probe thread; it ends when this is dropped.
 pub struct Probing {
     cancelled: Arc<AtomicBool>,
@@ -68,14 +73,14 @@ impl Drop for Probing {
     }
 }
 
-/// Tries every probe that is not the console's, in order, until it passes; `passed` is called with how many have.
+/// Tries each of its probes until it passes; `passed` is called with how many have.
 pub fn start(
     guest: &str,
     probes: &[ReadyProbe],
     forwards: &ForwardsOpen,
     passed: impl Fn(usize) + Send + 'static,
 ) -> Option<Probing> {
-    let probes: Vec<ReadyProbe> = probes.iter().filter(|probe| !matches!(probe, ReadyProbe::Console(_))).cloned().collect();
+    let probes: Vec<ReadyProbe> = on_thread(probes).cloned().collect();
     if probes.is_empty() {
         return None;
     }
@@ -137,11 +142,10 @@ fn accepts(address: SocketAddr, forwards: &ForwardsOpen) -> bool {
 impl Supervisor {
     /// Whether the last missing probe has passed.
     pub(super) fn check_ready(&mut self) {
-        let on_thread = self.config.ready.probes.iter().filter(|p| !matches!(p, ReadyProbe::Console(_))).count();
         if self.ready
             || self.install.is_some()
             || self.stage != Stage::Running
-            || self.probes_passed < on_thread
+            || self.probes_passed < on_thread(&self.config.ready.probes).count()
             || self.console.missing_text().is_some()
         {
             return;
@@ -166,8 +170,7 @@ impl Supervisor {
         if let Some(text) = self.console.missing_text() {
             return words(&ReadyProbe::Console(text));
         }
-        let mut on_thread = self.config.ready.probes.iter().filter(|p| !matches!(p, ReadyProbe::Console(_)));
-        on_thread.nth(self.probes_passed).map(words).unwrap_or_else(|| "the guest does not run".into())
+        on_thread(&self.config.ready.probes).nth(self.probes_passed).map(words).unwrap_or_else(|| "the guest does not run".into())
     }
 }
 
