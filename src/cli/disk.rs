@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::progress::{Shown, watch_signals};
-use super::{App, ExitStatus, Outcome};
+use super::{App, Outcome, parts};
 use crate::guest::change::{self, Class};
 use crate::units::ByteSize;
 
@@ -94,19 +94,14 @@ impl Args {
                 keys.extend(ro.then(|| ("ro", "true".to_owned())));
                 watch_signals();
                 let when = change::add_disk(&guest, &disk, &keys, around, &Shown::new(&app.ui))?;
-                app.ui.done(format!("{}: disk {disk} is added{}", guest.name(), when.words()));
+                parts::done(app, &guest, Class::Disk, &disk, "added", when)
             }
-            Action::Remove { guest, disk, purge, yes: _ } => {
-                let guest = place.store.guest(&guest)?;
-                let when = change::remove(&guest, Class::Disk, &disk, purge, around)?;
-                app.ui.done(format!("{}: disk {disk} is removed{}", guest.name(), when.words()));
-            }
+            Action::Remove { guest, disk, purge, yes: _ } => parts::remove(app, &place, &guest, Class::Disk, &disk, purge),
             Action::Resize { guest, disk, size } => {
                 let guest = place.store.guest(&guest)?;
                 let when = change::resize(&guest, &disk, size, around)?;
-                app.ui.done(format!("{}: disk {disk} is of {size}{}", guest.name(), when.words()));
+                parts::done(app, &guest, Class::Disk, &disk, &format!("of {size}"), when)
             }
         }
-        Ok(ExitStatus::Done)
     }
 }

@@ -42,6 +42,7 @@ mod logs;
 mod media;
 mod metrics;
 mod nic;
+mod parts;
 mod passthru;
 mod plan;
 mod poweroff;

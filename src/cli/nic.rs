@@ -1,6 +1,6 @@
 //! `vmctl nic`.
 
-use super::{App, ExitStatus, Outcome};
+use super::{App, Outcome, parts};
 use crate::guest::change::{self, Class};
 
 /// Add and remove network interfaces
@@ -49,7 +49,6 @@ enum Action {
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
         let place = app.place()?;
-        let around = place.around();
         match self.action {
             Action::Add { guest, nic, backend, switch, device, mac } => {
                 let guest = place.store.guest(&guest)?;
@@ -57,15 +56,10 @@ impl Args {
                 let backend = backend.unwrap_or_else(|| if switch.is_some() { "tap".into() } else { "user".into() });
                 let given = [("backend", Some(backend)), ("switch", switch), ("device", device), ("mac", mac)];
                 let keys: Vec<_> = given.into_iter().filter_map(|(key, value)| Some((key, change::text(&value?)))).collect();
-                let when = change::add(&guest, Class::Nic, &nic, &keys, around)?;
-                app.ui.done(format!("{}: interface {nic} is added{}", guest.name(), when.words()));
+                let when = change::add(&guest, Class::Nic, &nic, &keys, place.around())?;
+                parts::done(app, &guest, Class::Nic, &nic, "added", when)
             }
-            Action::Remove { guest, nic } => {
-                let guest = place.store.guest(&guest)?;
-                let when = change::remove(&guest, Class::Nic, &nic, false, around)?;
-                app.ui.done(format!("{}: interface {nic} is removed{}", guest.name(), when.words()));
-            }
+            Action::Remove { guest, nic } => parts::remove(app, &place, &guest, Class::Nic, &nic, false),
         }
-        Ok(ExitStatus::Done)
     }
 }

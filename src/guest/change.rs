@@ -52,7 +52,8 @@ impl Class {
             Class::Nic => "nics",
         }
     }
-    fn word(self) -> &'static str {
+    /// One of them, for people.
+    pub fn word(self) -> &'static str {
         match self {
             Class::Disk => "disk",
             Class::Nic => "interface",
