@@ -1,5 +1,6 @@
-//! A guest that boots by the menu on its own medium, through the whole program, and the environment block that it saves; a stop and a power button that end the
-//! menu; a start that is told of empty disks. `make test` prepares `build/test-guest`.
+//! A guest that boots by the menu on its own medium, through the whole program, and the environment block that it saves;
+//! a stop and a power button that end the menu; a start that is told of empty disks. `make test` prepares
+//! `build/test-guest`.
 
 use std::fs;
 use std::path::{Path, PathBuf};

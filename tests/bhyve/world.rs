@@ -2,50 +2,25 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::fake;
+
+#[path = "../said/mod.rs"]
+mod said;
+pub use said::Said;
 
 /// A host that is gone, with all that runs on it, when the test ends.
 pub struct World {
     dir: tempfile::TempDir,
 }
 
-/// What a command said.
-#[derive(Debug)]
-pub struct Said {
-    pub code: Option<i32>,
-    pub out: String,
-    pub err: String,
-}
-
 impl Said {
-    #[track_caller]
-    pub fn ok(self) -> Said {
-        assert_eq!(self.code, Some(0), "{self:?}");
-        self
-    }
+    /// The user's error or the machine's.
     #[track_caller]
     pub fn fails(self, words: &str) -> Said {
-        assert!(matches!(self.code, Some(1 | 2)), "{self:?}");
-        assert!(self.err.contains(words), "no `{words}` in {}", self.err);
-        self
-    }
-    #[track_caller]
-    pub fn says(self, words: &str) -> Said {
-        assert!(self.out.contains(words) || self.err.contains(words), "no `{words}` in {self:?}");
-        self
-    }
-}
-
-impl From<Output> for Said {
-    fn from(output: Output) -> Said {
-        Said {
-            code: output.status.code(),
-            out: String::from_utf8_lossy(&output.stdout).into_owned(),
-            err: String::from_utf8_lossy(&output.stderr).into_owned(),
-        }
+        self.failed_with(&[1, 2], words)
     }
 }
 
