@@ -65,7 +65,7 @@ impl Args {
             }
             _ => Failure::user(format!("cannot write `{shown}`: {error}")),
         })?;
-        let bhyve = host.default_engine == EngineKind::Bhyve;
+        let bhyve = host.engine() == EngineKind::Bhyve;
         file.write_all(if bhyve { FIRST_GUEST_OF_BHYVE } else { FIRST_GUEST }.as_bytes())
             .and_then(|()| file.sync_all())
             .with_context(|| format!("cannot write `{shown}`"))?;

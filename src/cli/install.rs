@@ -189,7 +189,7 @@ impl New {
         if let Some(template) = &self.template {
             return Ok(Origin::Template(template.clone()));
         }
-        let engine = place.host.default_engine;
+        let engine = place.host.engine();
         let asks = std::io::stdin().is_terminal() && std::io::stderr().is_terminal();
         let missing: Vec<&str> = [
             ("--size", self.size.is_none()),

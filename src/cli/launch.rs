@@ -6,6 +6,7 @@ use super::selection::Place;
 use super::start::{self, How};
 use super::{App, Failure, Outcome};
 use crate::fetch::Kind;
+use crate::guest::change::image_source;
 use crate::guest::create::{self, Origin};
 use crate::guest::images::Images;
 use crate::guest::launch_file;
@@ -62,6 +63,7 @@ fn by_image(app: &App, place: &Place, what: &What, checksum: Option<&str>, how: 
         // A template has no slash, and its own message when there is none of that name.
         return what.of_template(image, names).each(app, place, |guest| start::start(app, place, guest, how));
     }
+    let source = image_source(image)?;
     let mut taken = Vec::new();
     app.ui.each(names, String::clone, |name| {
         let obtained = images.obtain(image, checksum)?;
@@ -72,7 +74,7 @@ fn by_image(app: &App, place: &Place, what: &What, checksum: Option<&str>, how: 
         let mut boot = Vec::new();
         boot.extend(obtained.kernel.clone().map(|path| (path, "vmlinuz")));
         boot.extend(obtained.initrd.clone().map(|path| (path, "initrd.img")));
-        let text = launch_file::text(&obtained, (image, checksum), &key, port);
+        let text = launch_file::text(&obtained, (&source, checksum), &key, port, place.host.engine());
         let origin = Origin::Image { text, boot, user: obtained.facts.user.clone() };
         let guest = create::create(&place.store, name, &origin, &what.sets, place.around(), &progress)?;
         start::start(app, place, &guest, how)

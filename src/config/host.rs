@@ -8,6 +8,7 @@ use super::keys::{GUEST_KEYS, HOST_KEYS};
 use super::layer::{Layer, Node, Table, Value};
 use super::meant::{CatalogueConfig, DatastoreConfig, EngineKind, HostConfig};
 use super::paths::HostPaths;
+use super::resolve::engine_of;
 use super::switch;
 use super::view::View;
 use super::walk;
@@ -99,6 +100,11 @@ impl HostConfig {
         }
         self.autostart_parallel = view.small("autostart_parallel").expect("has a default");
         self.switches = switch::switches(view, problems);
+    }
+
+    /// What runs a guest of whom only the host file says something.
+    pub fn engine(&self) -> EngineKind {
+        self.defaults.as_ref().map_or(self.default_engine, |layer| engine_of(&layer.table, self.default_engine))
     }
 
     /// Where the templates of a guest in `datastore` are looked for.
@@ -213,6 +219,12 @@ mod tests {
             let said = parse(text).unwrap_err();
             assert!(said.starts_with(expected), "{said}");
         }
+    }
+
+    #[test]
+    fn the_defaults_say_the_engine_before_the_host_does() {
+        assert_eq!(parse("").unwrap().engine(), EngineKind::Embedded);
+        assert_eq!(parse("[defaults]\nengine = 'bhyve'").unwrap().engine(), EngineKind::Bhyve);
     }
 
     #[test]

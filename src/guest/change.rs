@@ -201,13 +201,22 @@ pub fn text(value: &str) -> String {
 
 /// A path as a TOML string, absolute: on a command line it is relative to where it is typed.
 pub fn path(value: &Path) -> Result<String> {
+    absolute(value).map(|path| text(&path))
+}
+
+fn absolute(value: &Path) -> Result<String> {
     let absolute = std::path::absolute(value).map_err(|error| GuestError::io("find", value, error))?;
-    absolute.to_str().map(text).ok_or_else(|| GuestError::user(format!("`{}` is not UTF-8", value.display())))
+    absolute.to_str().map(str::to_owned).ok_or_else(|| GuestError::user(format!("`{}` is not UTF-8", value.display())))
 }
 
 /// What a disk is made from as a TOML string: a name of the catalogue, a URL, or a path with a slash, as [`path`] takes it.
 pub fn image(value: &str) -> Result<String> {
-    if is_image_path(value) { path(Path::new(value)) } else { Ok(text(value)) }
+    image_source(value).map(|source| text(&source))
+}
+
+/// The same, bare.
+pub fn image_source(value: &str) -> Result<String> {
+    if is_image_path(value) { absolute(Path::new(value)) } else { Ok(value.to_owned()) }
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 
 use toml_edit::{Array, ArrayOfTables, DocumentMut, InlineTable, Item, Table, Value, value};
 
+use crate::config::EngineKind;
 use crate::config::cloud_init::is_public_key;
 use crate::fetch::Obtained;
 use crate::units::ByteSize;
@@ -59,12 +60,16 @@ pub fn free_port(taken: &[u16]) -> Result<u16> {
 }
 
 /// The guest file: the image as a disk, a user-mode network with a way to sshd(8), a seed of cloud-init where the image
-/// reads one.
+/// reads one. Ways in from the host and kernels of their own are the embedded engine's, which is named where another
+/// `engine` runs guests that do not say.
 /// A kernel that comes with the image lies in `boot/` beside the file. `source` is the image and the checksum that it was
 /// held to by the user, as they were given.
-pub fn text(image: &Obtained, (source, checksum): (&str, Option<&str>), key: &Path, port: u16) -> String {
+pub fn text(image: &Obtained, (source, checksum): (&str, Option<&str>), key: &Path, port: u16, engine: EngineKind) -> String {
     let facts = &image.facts;
     let mut file = DocumentMut::new();
+    if engine != EngineKind::Embedded {
+        file["engine"] = value(EngineKind::Embedded.as_str());
+    }
     if let Some(description) = &facts.description {
         file["description"] = value(description.as_str());
     }

@@ -181,3 +181,16 @@ fn the_first_guest_file_is_one_for_the_engine_that_the_host_has() {
     assert!(text.contains("[kernel]") && !text.contains("bhyve"), "{text}");
     world.vmctl(&["check", "first.toml"]).ok();
 }
+
+#[test]
+fn an_image_is_launched_on_the_engine_that_its_guest_file_is_for() {
+    let world = World::new();
+    fs::write(world.root().join("image.raw"), vec![0; 1 << 20]).expect("writes");
+    // It has nothing on its disk to boot: that it was made is enough here.
+    world.vmctl(&["launch", "./image.raw", "one", "--no-wait", "--set", "loader=grub"]);
+    world.vmctl(&["kill", "one"]);
+    assert_eq!(world.info("one")["engine"], "embedded", "it has a user-mode network with a way to its sshd");
+    let file = world.guest("one").join("guest.toml");
+    assert!(fs::read_to_string(file).expect("reads").contains("engine = \"embedded\""));
+    assert_eq!(engine(&world, EITHER), "bhyve", "others are left alone");
+}
