@@ -514,6 +514,25 @@ fn a_next_entry_is_taken_once() {
 }
 
 #[test]
+fn attempts_to_boot_are_counted_down_until_the_entry_before_is_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = saving_root(dir.path(), &["boot_counter=2", "boot_success=0"]);
+    // As Fedora's systems with rpm-ostree count.
+    let config = "load_env\nset default=0\nif [ -n \"$boot_counter\" -a \"$boot_success\" = 0 ]; then\n\
+        if [ \"$boot_counter\" -le 0 ]; then set default=1; set boot_counter=-1; else decrement boot_counter; fi\nsave_env boot_counter\nfi\n\
+        set timeout=0\nmenuentry new { linux /boot/two }\nmenuentry old { linux /boot/one }\n";
+    fs::write(root.join("boot/grub/grub.cfg"), config).unwrap();
+    let image = ext4(dir.path(), &root);
+    let counter =
+        || grubenv_of(dir.path(), &image).lines().find_map(|line| line.strip_prefix("boot_counter=").map(str::to_owned));
+    for (name, left) in [("/boot/two", "1"), ("/boot/two", "0"), ("/boot/one", "-1"), ("/boot/one", "-1")] {
+        let (booted, said) = boots(&image, None);
+        assert!(booted == name && !said.contains("error"), "{booted} and not {name}: {said}");
+        assert_eq!(counter().as_deref(), Some(left));
+    }
+}
+
+#[test]
 fn xfs_and_fat_take_it_too() {
     let dir = tempfile::tempdir().unwrap();
     let root = saving_root(dir.path(), &[]);

@@ -58,6 +58,8 @@ pub fn run(shell: &mut Shell<'_>, name: &str, arguments: &[String], block: Optio
         "test" => condition(shell, arguments),
         "set" => set(shell, arguments),
         "unset" => each(arguments, |name| shell.unset(name)),
+        "increment" => count(shell, arguments, 1),
+        "decrement" => count(shell, arguments, -1),
         "export" => each(arguments, |name| shell.export(name)),
         "echo" => echo(shell, arguments),
         "sleep" => sleep(shell, arguments),
@@ -163,6 +165,38 @@ fn set(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
         }
         _ => error(format!("not an assignment: `{first}'")),
     }
+}
+
+/// `increment` and `decrement`, which Fedora counts attempts to boot with (rhboot's GRUB, `grub-core/commands/increment.c`).
+fn count(shell: &mut Shell<'_>, arguments: &[String], by: i64) -> Ended {
+    let name = match arguments {
+        [] => return error("no variable specified"),
+        [name] => name,
+        _ => return error("too many arguments"),
+    };
+    let Some(old) = shell.value_of(name) else { return error(format!("no such variable `{name}'")) };
+    match number(old) {
+        Some(value) => {
+            shell.set(name, &value.saturating_add(by).to_string());
+            Ok(Done::Status(true))
+        }
+        None => error(format!("`{old}' is no number")),
+    }
+}
+
+/// A whole number as strtol(3) takes it: `-1`, `0x1f`, `017`.
+fn number(text: &str) -> Option<i64> {
+    let (negative, digits) = match text.trim().strip_prefix('-') {
+        Some(digits) => (true, digits),
+        None => (false, text.trim()),
+    };
+    let (digits, base) = match digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X")) {
+        Some(digits) => (digits, 16),
+        None if digits.len() > 1 && digits.starts_with('0') => (&digits[1..], 8),
+        None => (digits, 10),
+    };
+    let value = i64::from_str_radix(digits, base).ok().filter(|_| !digits.starts_with(['+', '-']))?;
+    Some(if negative { -value } else { value })
 }
 
 fn echo(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {

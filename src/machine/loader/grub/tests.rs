@@ -110,6 +110,18 @@ fn the_features_of_grub_are_there_and_those_of_graphics_are_not() {
     assert_eq!(says(script), "pc i386\n");
 }
 
+#[test]
+fn variables_are_counted_up_and_down() {
+    assert_eq!(says("n=2\ndecrement n\necho $n\ndecrement n\ndecrement n\necho $n\nx=0x1f\nincrement x\necho $x"), "1\n-1\n32\n");
+    let said =
+        says("increment none\nn=seven\nincrement n\nincrement\nincrement a b\nn=9223372036854775807\nincrement n\necho $n");
+    assert_eq!(
+        said,
+        "error: no such variable `none'.\nerror: `seven' is no number.\nerror: no variable specified.\n\
+         error: too many arguments.\n9223372036854775807\n"
+    );
+}
+
 fn gave_up(script: &str, limits: Limits) -> String {
     match run_with(script, &TestPort::default(), limits) {
         Err(Halt::GaveUp(text)) => text,
