@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::world::{NIC, Said, World};
 
 /// What the script uses of `libexec/rc/rc.subr`: rc.conf(5) is read; without `rcvar` set to yes only the `one` forms
-/// and `status` are carried out; a service with a `command`, or `${name}_program`, of which a process is there already
+/// and `status` are carried out, and the `fast` form of rc.shutdown(8) says nothing; a service with a `command`, or `${name}_program`, of which a process is there already
 /// is not started; `required_files` must be readable before a start; `restart` is a stop and a start.
 const SUBR: &str = r#"
 checkyesno() {
@@ -19,13 +19,15 @@ checkyesno() {
 load_rc_config() { rcshutdown_timeout=90; . "$RC_CONF"; }
 run_rc_command() {
 	_arg=${1#one}
+	_arg=${_arg#fast}
 	eval _command=\${${name}_program:-$command}
 	if [ "$_arg" = start ] && [ -n "$_command" ] && pgrep -f "$_command" >/dev/null; then
 		echo "$name already running?" >&2
 		return 1
 	fi
 	if [ "$_arg" = status ]; then $status_cmd; return; fi
-	if [ "$_arg" = "$1" ] && ! checkyesno "$rcvar"; then
+	if [ "$1" = "${1#one}" ] && ! checkyesno "$rcvar"; then
+		[ "$1" = "${1#fast}" ] || return 0
 		echo "Cannot '$1' $name. Set $rcvar to YES in /etc/rc.conf or use 'one$1' instead of '$1'."
 		return 0
 	fi
@@ -112,7 +114,10 @@ fn guests_start_after_those_that_they_need_and_stop_before_them() {
     world.forget_calls();
     world.vmctl(&["stop", "idle"]).ok();
     world.forget_calls();
-    service(&world, "stop").ok().says("Stopping guests within 75 seconds").says("web has stopped: the guest shut itself down");
+    service(&world, "faststop")
+        .ok()
+        .says("Stopping guests within 75 seconds")
+        .says("web has stopped: the guest shut itself down");
     assert_eq!(order(&world, "stopped"), ["web", "app", "db"]);
     world.nothing_is_left();
 }
@@ -123,6 +128,8 @@ fn what_rc_conf_lists_starts_too_and_without_vmctl_enable_nothing_does() {
     three_guests(&world);
     rc_conf(&world, "vmctl_list=\"idle\"\n");
     service(&world, "start").ok().says("Set vmctl_enable to YES");
+    let said = service(&world, "faststop").ok();
+    assert_eq!((said.out.as_str(), said.err.as_str()), ("", ""));
     assert_eq!(order(&world, "started"), Vec::<String>::new());
     // sysrc(8) tells the program what the list is, as rc.conf(5) has it.
     fs::write(world.state("rc-vmctl_list"), "idle").expect("writes");
