@@ -48,7 +48,7 @@ pub enum InPlaceError {
 /// A disk on which some bytes are others, and that notes where a block's bytes were seen.
 struct Watched {
     disk: Arc<dyn DiskReader>,
-    /// The first sector that is looked for.
+    /// What the sector that is looked for begins with.
     wanted: Vec<u8>,
     seen: Mutex<BTreeSet<u64>>,
     exchanged: Option<(u64, Vec<u8>)>,
@@ -72,7 +72,7 @@ impl DiskReader for Watched {
         let mut seen = self.seen.lock().expect("no panic happens under this lock");
         let first = (offset.next_multiple_of(SECTOR as u64) - offset) as usize;
         for (number, sector) in buffer.get(first..).unwrap_or_default().chunks_exact(SECTOR).enumerate() {
-            if seen.len() < MAX_CANDIDATES && sector == self.wanted {
+            if seen.len() < MAX_CANDIDATES && sector.starts_with(&self.wanted) {
                 seen.insert(offset + (first + number * SECTOR) as u64);
             }
         }
@@ -92,9 +92,11 @@ fn reader(medium: &Medium, disk: Arc<Watched>) -> Result<Box<dyn FileSystem>, In
 /// Exchanges the bytes of the file at `path`, which were `before` when it was read, for as many others.
 pub fn replace(volume: &dyn FileSystem, path: &str, before: &[u8], after: &[u8]) -> Result<(), InPlaceError> {
     let (medium, len) = (volume.window(), before.len());
-    let Some(wanted) = before.get(..SECTOR).filter(|_| after.len() == len) else { return Err(InPlaceError::Changed) };
+    if len == 0 || after.len() != len {
+        return Err(InPlaceError::NotInOnePlace);
+    }
     let watched = |exchanged| {
-        let (disk, wanted) = (Arc::clone(medium.disk()), wanted.to_vec());
+        let (disk, wanted) = (Arc::clone(medium.disk()), before[..len.min(SECTOR)].to_vec());
         Arc::new(Watched { disk, wanted, seen: Mutex::default(), exchanged })
     };
     let looked = watched(None);
