@@ -125,7 +125,7 @@ pub fn check(needs: &JailNeeds) -> Result<Vec<String>, HostError> {
     }
     let ruleset: u32 = words.next().and_then(|word| word.parse().ok()).unwrap_or(0);
     if ruleset != 0 {
-        let rules = program::run("devfs", &["rule", "-s", &ruleset.to_string(), "show"])?;
+        let rules = shown(ruleset)?;
         for path in needs.paths().iter().filter(|path| *path != "vmmctl" && !unhides(&rules, path)) {
             wrong.push(format!("its devfs ruleset {ruleset} does not unhide `{path}`"));
         }
@@ -133,8 +133,34 @@ pub fn check(needs: &JailNeeds) -> Result<Vec<String>, HostError> {
     Ok(wrong)
 }
 
-/// Whether `devfs rule show` lists a rule that unhides a path: `NUMBER path PATTERN unhide`, where an asterisk at the end
-/// stands for anything.
+/// The rules of a set and of those that it includes, as `devfs rule show` prints them.
+fn shown(ruleset: u32) -> Result<String, HostError> {
+    let (mut sets, mut text) = (vec![ruleset], String::new());
+    let mut at = 0;
+    while let Some(set) = sets.get(at) {
+        let rules = program::run("devfs", &["rule", "-s", &set.to_string(), "show"])?;
+        for more in included(&rules) {
+            if !sets.contains(&more) {
+                sets.push(more);
+            }
+        }
+        text += &rules;
+        at += 1;
+    }
+    Ok(text)
+}
+
+/// The sets that rules include. A rule is printed as `NUMBER`, then what it is about, then what it does: `path PATTERN`,
+/// `unhide`, and last `include SET` (`sbin/devfs/rule.c`, rulespec_outfp).
+fn included(rules: &str) -> Vec<u32> {
+    let set = |line: &str| {
+        let (_, set) = line.rsplit_once(" include ")?;
+        set.trim().parse().ok()
+    };
+    rules.lines().filter_map(set).collect()
+}
+
+/// Whether a rule unhides a path; an asterisk at the end of its pattern stands for anything.
 fn unhides(rules: &str, path: &str) -> bool {
     rules.lines().any(|line| {
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -205,5 +231,6 @@ mod tests {
         let rules = "100 include 1\n200 path vmm unhide\n300 path vmm/* unhide\n400 path tap* hide\n500 path\n";
         assert!(unhides(rules, "vmm") && unhides(rules, "vmm/*"));
         assert!(!unhides(rules, "tap*") && !unhides(rules, "zvol"));
+        assert_eq!(included(&format!("{rules}600 path zvol unhide include 7\n")), [1, 7]);
     }
 }

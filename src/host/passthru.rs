@@ -97,7 +97,8 @@ fn head(line: &str) -> Option<PciDevice> {
 }
 
 /// The state of the IOMMU: `hw.vmm.iommu.*` (`sys/amd64/vmm/io/iommu.c`), `hw.vmm.amdvi.enable`, and the ACPI tables DMAR
-/// (Intel) and IVRS (AMD), which only root can read.
+/// (Intel) and IVRS (AMD), which only root can read; `acpidump -t` begins each with `  SIGNATURE: Length=`
+/// (`usr.sbin/acpi/acpidump/acpi.c`, acpi_print_sdt).
 pub fn iommu() -> Iommu {
     let sysctl = |name: &str| program::run("sysctl", &["-n", name]).ok().map(|text| text.trim().to_owned());
     if sysctl("hw.vmm.iommu.initialized").as_deref() == Some("1") {
@@ -107,7 +108,9 @@ pub fn iommu() -> Iommu {
         return Iommu::Off("hw.vmm.iommu.enable=1");
     }
     let Ok(tables) = program::run("acpidump", &["-t"]) else { return Iommu::Unknown };
-    match (tables.contains("DMAR"), tables.contains("IVRS")) {
+    let has =
+        |table: &str| tables.lines().any(|line| line.trim_start().strip_prefix(table).is_some_and(|rest| rest.starts_with(':')));
+    match (has("DMAR"), has("IVRS")) {
         (true, _) => Iommu::Present("VT-d"),
         (_, true) if sysctl("hw.vmm.amdvi.enable").as_deref() == Some("0") => Iommu::Off("hw.vmm.amdvi.enable=1"),
         (_, true) => Iommu::Present("AMD-Vi"),
