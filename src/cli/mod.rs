@@ -177,16 +177,16 @@ pub struct App {
 impl App {
     /// The host file, checked; the defaults where there is none. With the switches of the fleets that were applied here.
     pub fn host(&self) -> Result<HostConfig, Failure> {
-        self.host_but(None)
-    }
-
-    /// The same, without the switches of one fleet.
-    fn host_but(&self, fleet: Option<&str>) -> Result<HostConfig, Failure> {
-        let mut host = HostConfig::load(self.config.as_deref(), &HostPaths::of_this_user()?, engine::of_this_host())?;
+        let mut host = self.host_alone()?;
         // A datastore that there is not is reported by whoever needs it.
         let chosen = self.datastore(&host).ok();
-        host.add_fleets(chosen.as_ref().map(|store| store.path.as_path()), fleet)?;
+        host.add_fleets(chosen.as_ref().map(|store| store.path.as_path()), None)?;
         Ok(host)
+    }
+
+    /// The same, without the switches of fleets.
+    fn host_alone(&self) -> Result<HostConfig, Failure> {
+        Ok(HostConfig::load(self.config.as_deref(), &HostPaths::of_this_user()?, engine::of_this_host())?)
     }
 
     /// Where the host file is, or would be.

@@ -36,7 +36,10 @@ pub struct FleetFile {
 impl FleetFile {
     /// Reads and checks it.
     pub fn load(&self, app: &App) -> Result<Fleet, Failure> {
-        let place = app.place()?;
+        self.load_in(&app.place_alone()?)
+    }
+
+    fn load_in(&self, place: &Place) -> Result<Fleet, Failure> {
         let (around, engines) = (place.around(), place.store.settled_engines());
         let request =
             FleetRequest { file: &self.file, text: None, host: around.host, datastore: around.datastore, engines: &engines };
@@ -46,8 +49,10 @@ impl FleetFile {
     /// The same, and the place that it is for. The host there has the switches that the fleet declares, and not those that
     /// it declared when it was applied.
     pub fn load_with_place(&self, app: &App) -> Result<(Fleet, Place), Failure> {
-        let fleet = self.load(app)?;
-        let mut place = app.place_but(Some(&fleet.name))?;
+        let mut place = app.place_alone()?;
+        let fleet = self.load_in(&place)?;
+        let datastore = place.around().datastore.to_owned();
+        place.host.add_fleets(Some(&datastore), Some(&fleet.name))?;
         place.host.add_declared(&fleet)?;
         Ok((fleet, place))
     }

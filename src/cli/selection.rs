@@ -43,13 +43,16 @@ pub struct Chosen {
 impl App {
     /// The host file, the datastore and the store that the user means.
     pub fn place(&self) -> Result<Place, Failure> {
-        self.place_but(None)
+        self.place_of(self.host()?)
     }
 
-    /// The same, without the switches of one fleet.
-    pub fn place_but(&self, fleet: Option<&str>) -> Result<Place, Failure> {
+    /// The same, without the switches of fleets.
+    pub fn place_alone(&self) -> Result<Place, Failure> {
+        self.place_of(self.host_alone()?)
+    }
+
+    fn place_of(&self, host: HostConfig) -> Result<Place, Failure> {
         let paths = HostPaths::of_this_user()?;
-        let host = self.host_but(fleet)?;
         let datastore = self.datastore(&host)?;
         let path = std::path::absolute(&datastore.path)?;
         let datastore = DatastoreConfig { path, ..datastore };

@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::config::fleet::switches::{FleetSwitch, kept_file, kept_switches, kept_text};
-use crate::config::render::Origin;
 use crate::config::{Fleet, HostConfig, HostPaths};
 use crate::host::error::HostError;
 use crate::host::files::write_atomically;
@@ -19,7 +18,7 @@ use crate::host::switch::{Observed, Switch, change, plan, status};
 
 use super::definition::{Definition, Surroundings};
 use super::error::{GuestError, Result};
-use super::plan::{Action, Change, Class, changed, remark};
+use super::plan::{Action, Change, Class, additions, differences, remark};
 use super::store::Store;
 use super::switches;
 
@@ -115,9 +114,12 @@ impl Look<'_> {
         let kept = self.kept.iter().find(|kept| kept.config.id == switch.id);
         let planned = |action| SwitchPlan::of(&switch.id, action, status.state);
         let mut planned = match (declared, kept) {
-            (Some(declared), None) => SwitchPlan { changes: created(declared), ..planned(Action::Create) },
+            (Some(declared), None) => SwitchPlan { changes: additions(declared.origins.clone()), ..planned(Action::Create) },
             (Some(declared), Some(kept)) if declared.config != kept.config => {
-                let mut planned = SwitchPlan { changes: differences(kept, declared), ..planned(Action::Change) };
+                let mut planned = SwitchPlan {
+                    changes: differences(&kept.origins, declared.origins.clone(), |_| Class::Live),
+                    ..planned(Action::Change)
+                };
                 let old = switches::switch(&kept.config);
                 match change::leave(&old, switch, &self.observed, &self.runtime) {
                     Err(error) => {
@@ -194,26 +196,6 @@ fn unasked(name: &str, risk: &str) -> String {
     format!("switch `{name}` is not changed unasked: {risk}")
 }
 
-/// What a new switch sets.
-fn created(switch: &FleetSwitch) -> Vec<Change> {
-    let set = switch.origins.iter().filter(|origin| origin.line.is_some());
-    set.map(|origin| changed(Class::Create, None, Some(origin.clone()))).collect()
-}
-
-/// What differs between a switch as it was applied and as it is declared.
-fn differences(kept: &FleetSwitch, declared: &FleetSwitch) -> Vec<Change> {
-    let mut old: BTreeMap<&str, &Origin> = kept.origins.iter().map(|origin| (origin.key.as_str(), origin)).collect();
-    let mut changes = Vec::new();
-    for origin in &declared.origins {
-        let was = old.remove(origin.key.as_str());
-        if was.is_none_or(|was| was.value != origin.value) {
-            changes.push(changed(Class::Live, was, Some(origin.clone())));
-        }
-    }
-    changes.extend(old.into_values().map(|gone| changed(Class::Live, Some(gone), None)));
-    changes
-}
-
 /// Carries out what was planned of the switches, but for those that go.
 pub struct Making<'a> {
     /// The fleet.
@@ -241,18 +223,13 @@ impl Making<'_> {
                 failed.insert(&planned.name, error);
             }
         }
-        // One that could not become what it should stays as it was known, and one that goes is known until it is gone.
-        let new = self.fleet.switches_here().filter(|it| {
-            let is_planned = todo().any(|planned| planned.name == it.config.id);
-            let unchanged = kept.iter().any(|old| old.config == it.config);
-            (is_planned || unchanged) && !failed.contains_key(it.config.id.as_str())
-        });
-        let mut all: Vec<&FleetSwitch> = new.collect();
-        // What the host file or another fleet has from now on is theirs.
-        let theirs = |id: &str| self.host.switches.iter().any(|it| it.id == id && it.fleet.as_ref() != Some(&self.fleet.name));
-        let old = kept.iter().filter(|old| !all.iter().any(|it| it.config.id == old.config.id) && !theirs(&old.config.id));
-        let old: Vec<&FleetSwitch> = old.collect();
-        all.extend(old);
+        // One that could not become what it should stays as it was known, and one that goes is known until it is gone. What
+        // the host file or another fleet has from now on is theirs.
+        let mut all = kept;
+        for planned in todo().filter(|planned| !failed.contains_key(planned.name.as_str())) {
+            all.retain(|it| it.config.id != planned.name);
+            all.extend(self.fleet.switches_here().find(|it| it.config.id == planned.name).cloned());
+        }
         keep(self.datastore, &self.fleet.name, &all)?;
         for planned in todo() {
             let outcome = match failed.remove(planned.name.as_str()) {
@@ -295,12 +272,12 @@ impl Making<'_> {
     /// Takes down those that go, once the guests that were on them are gone.
     pub fn remove(&self, plans: &[SwitchPlan], mut each: impl FnMut(&SwitchPlan, Result<()>)) -> Result<()> {
         for planned in plans.iter().filter(|it| it.refused.is_none() && it.action == Action::Destroy) {
-            let kept = kept_switches(self.datastore, &self.fleet.name)?;
+            let mut kept = kept_switches(self.datastore, &self.fleet.name)?;
             let Some(old) = kept.iter().find(|old| old.config.id == planned.name) else { continue };
             let outcome = self.destroy(old);
             if outcome.is_ok() {
-                let left: Vec<&FleetSwitch> = kept.iter().filter(|it| it.config.id != planned.name).collect();
-                keep(self.datastore, &self.fleet.name, &left)?;
+                kept.retain(|it| it.config.id != planned.name);
+                keep(self.datastore, &self.fleet.name, &kept)?;
             }
             each(planned, outcome);
         }
@@ -324,7 +301,7 @@ impl Making<'_> {
 }
 
 /// Writes what a fleet has declared on this host; the file goes with the last one.
-fn keep(datastore: &Path, fleet: &str, switches: &[&FleetSwitch]) -> Result<()> {
+fn keep(datastore: &Path, fleet: &str, switches: &[FleetSwitch]) -> Result<()> {
     let file = kept_file(datastore, fleet);
     if switches.is_empty() {
         return match std::fs::remove_file(&file) {
@@ -332,6 +309,6 @@ fn keep(datastore: &Path, fleet: &str, switches: &[&FleetSwitch]) -> Result<()> 
             _ => Ok(()),
         };
     }
-    let text = kept_text(fleet, switches.iter().copied());
+    let text = kept_text(fleet, switches);
     write_atomically(&file, text.as_bytes(), 0o644).map_err(|error| GuestError::io("write", &file, error))
 }

@@ -238,18 +238,38 @@ impl Targets {
 
 /// A guest that is not there.
 fn create(guest: &FleetGuest) -> GuestPlan {
-    let set = render(&guest.resolved, false).1.into_iter().filter(|origin| origin.line.is_some());
-    let changes = set.map(|origin| changed(Class::Create, None, Some(origin))).collect();
+    let changes = additions(render(&guest.resolved, false).1);
     GuestPlan { action: Action::Create, changes, ..GuestPlan::of(&guest.config.name) }
 }
 
-/// A key that changes.
-pub fn changed(class: Class, before: Option<&Origin>, after: Option<Origin>) -> Change {
+fn changed(class: Class, before: Option<&Origin>, after: Option<Origin>) -> Change {
     let (key, after, source, line) = match after {
         Some(origin) => (origin.key, Some(origin.value), Some(origin.source), origin.line),
         None => (before.map(|origin| origin.key.clone()).unwrap_or_default(), None, None, None),
     };
     Change { class, key, before: before.map(|origin| origin.value.clone()), after, source, line, drift: false, note: None }
+}
+
+/// What is set of something new.
+pub fn additions(origins: Vec<Origin>) -> Vec<Change> {
+    let set = origins.into_iter().filter(|origin| origin.line.is_some());
+    set.map(|origin| changed(Class::Create, None, Some(origin))).collect()
+}
+
+/// What differs, key by key: what is another one or new in the order of `after`, then what is gone.
+pub fn differences(before: &[Origin], after: Vec<Origin>, class: impl Fn(&str) -> Class) -> Vec<Change> {
+    let mut old: BTreeMap<&str, &Origin> = before.iter().map(|origin| (origin.key.as_str(), origin)).collect();
+    let mut changes = Vec::new();
+    for origin in after {
+        let was = old.remove(origin.key.as_str());
+        if was.is_none_or(|was| was.value != origin.value) {
+            changes.push(changed(class(&origin.key), was, Some(origin)));
+        }
+    }
+    let mut gone: Vec<&Origin> = old.into_values().collect();
+    gone.sort_by_key(|origin| origin.line);
+    changes.extend(gone.into_iter().map(|origin| changed(class(&origin.key), Some(origin), None)));
+    changes
 }
 
 /// Something that is said in words.
@@ -324,19 +344,8 @@ fn compare(
     };
     let (_, before) = render(&present.resolved, false);
     let (_, after) = render(&wanted.resolved, false);
-    let mut old: BTreeMap<&str, &Origin> = before.iter().map(|origin| (origin.key.as_str(), origin)).collect();
-    for origin in after {
-        let was = old.remove(origin.key.as_str());
-        if was.is_none_or(|was| was.value != origin.value) {
-            let class = class_of(&origin.key);
-            planned.changes.push(Change { drift: by_hand, ..changed(class, was, Some(origin)) });
-        }
-    }
-    let mut gone: Vec<&Origin> = old.into_values().collect();
-    gone.sort_by_key(|origin| origin.line);
-    for origin in gone {
-        planned.changes.push(Change { drift: by_hand, ..changed(class_of(&origin.key), Some(origin), None) });
-    }
+    let changes = differences(&before, after, class_of).into_iter();
+    planned.changes.extend(changes.map(|change| Change { drift: by_hand, ..change }));
     if planned.changes.is_empty() {
         let note = "it is written differently and means the same";
         planned.changes.push(remark(Class::Live, "guest.toml", note, by_hand));

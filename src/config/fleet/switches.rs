@@ -110,8 +110,8 @@ pub fn kept_file(datastore: &Path, fleet: &str) -> PathBuf {
 }
 
 /// The text of the kept file.
-pub fn kept_text<'a>(fleet: &str, switches: impl Iterator<Item = &'a FleetSwitch>) -> String {
-    let entries: String = switches.map(|switch| switch.text.as_str()).collect();
+pub fn kept_text(fleet: &str, switches: &[FleetSwitch]) -> String {
+    let entries: String = switches.iter().map(|switch| switch.text.as_str()).collect();
     format!("# The switches of the fleet `{fleet}` on this host. Written by `vmctl apply`.\n{entries}")
 }
 

@@ -29,17 +29,17 @@ pub fn leave(old: &Switch, new: &Switch, observed: &Observed, runtime: &Path) ->
     for uplink in old.uplinks.iter().filter(|uplink| !new.uplinks.contains(uplink)) {
         uplink_goes(old, uplink, observed, &mut plan);
     }
-    let ours = |one: &&super::super::ifconfig::Interface| one.description == description(&old.id);
     let Some(bridge) = old.bridge().and_then(|name| observed.interface(&name)) else { return Ok(plan) };
     if old.private != new.private {
-        let uplinks = old.uplinks.iter().chain(&new.uplinks).map(|uplink| old.member_of(uplink));
-        let made: Vec<String> = uplinks.chain([old.vxlan_interface()]).collect();
         let word = if new.private { "private" } else { "-private" };
-        for port in bridge.members.iter().filter(|member| !made.contains(member)) {
+        let uplinks: Vec<String> = new.uplinks.iter().map(|uplink| new.member_of(uplink)).collect();
+        for port in old.ports(observed).iter().filter(|port| !uplinks.contains(port)) {
             plan.steps.push(Step::once(Action::run(&["ifconfig", &bridge.name, word, port])));
         }
     }
-    let Some(bridge) = Some(bridge).filter(ours) else { return Ok(plan) };
+    if bridge.description != description(&old.id) {
+        return Ok(plan);
+    }
     for prefix in old.addresses.iter().filter(|prefix| !new.addresses.contains(prefix) && bridge.addresses.contains(prefix)) {
         if observed.session == Some(prefix.address) {
             plan.risks.push(format!("this session is connected to `{}`, which goes from `{}`", prefix.address, bridge.name));
@@ -64,7 +64,7 @@ fn uplink_goes(switch: &Switch, uplink: &str, observed: &Observed, plan: &mut Pl
     if observed.session_interface().is_some_and(|session| session.name == member || session.name == uplink) {
         plan.risks.push(format!("`{uplink}` carries this session, and leaves switch `{}`", switch.id));
     }
-    if let Kind::Netgraph { node, ours: true } = &switch.kind {
+    if let Some(node) = switch.own_node() {
         netgraph::uplink_goes(switch, node, uplink, observed, plan);
     }
     if switch.kind == Kind::Vale {

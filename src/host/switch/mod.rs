@@ -130,6 +130,24 @@ impl Switch {
             Kind::Netgraph { .. } | Kind::Vale => None,
         }
     }
+    /// The netgraph node that is made for it.
+    pub fn own_node(&self) -> Option<&str> {
+        match &self.kind {
+            Kind::Netgraph { node, ours: true } => Some(node),
+            _ => None,
+        }
+    }
+    /// The interfaces and nodes of guests on it: what is on its bridge or its own node and was not put there for it.
+    pub fn ports(&self, observed: &Observed) -> Vec<String> {
+        if let Some(node) = self.own_node() {
+            return netgraph::guests(self, node, observed);
+        }
+        let uplinks: Vec<String> = self.uplinks.iter().map(|uplink| self.member_of(uplink)).collect();
+        let interface = self.bridge().and_then(|name| observed.interface(&name));
+        let members = interface.map(|one| one.members.as_slice()).unwrap_or_default();
+        let is_port = |name: &&String| !uplinks.contains(name) && **name != self.vxlan_interface();
+        members.iter().filter(is_port).cloned().collect()
+    }
     /// The vxlan(4) interface of a switch of that kind.
     pub fn vxlan_interface(&self) -> String {
         format!("vx-{}", self.id)

@@ -174,9 +174,6 @@ fn join(switch: &Switch, uplink: &str, bridge: &str, members: &[String], observe
     }
 }
 
-/// An interface that joins a bridge loses its offloads, for which drivers reset it: its link is gone for a moment. What
-/// the session came in through is known from sshd(8), unless something like sudo(8) has dropped that; the interface of
-/// the default route is then as good as it.
 /// The vlan(4) interface on an uplink of a switch in a VLAN.
 pub(super) fn vlan_child(switch: &Switch, uplink: &str, observed: &Observed, plan: &mut Plan) {
     let member = switch.member_of(uplink);
@@ -187,7 +184,9 @@ pub(super) fn vlan_child(switch: &Switch, uplink: &str, observed: &Observed, pla
     }
 }
 
-/// Notes that the session could be cut when an interface joins.
+/// An interface that joins a bridge loses its offloads, for which drivers reset it: its link is gone for a moment. What
+/// the session came in through is known from sshd(8), unless something like sudo(8) has dropped that; the interface of
+/// the default route is then as good as it.
 pub(super) fn risk_of_joining(switch: &Switch, member: &str, observed: &Observed, plan: &mut Plan) {
     let carries = match (observed.session_interface(), observed.session, &observed.default_route) {
         (Some(session), ..) if session.name == member => "carries this session",
@@ -343,29 +342,20 @@ fn nat(switch: &Switch, observed: &Observed, plan: &mut Plan) -> Result<(), Host
     Ok(())
 }
 
-fn in_use(switch: &Switch, guests: &[String]) -> HostError {
-    HostError::new(format!("switch `{}` is in use by {}", switch.id, guests.join(", ")))
-        .hint("stop the guests on it, or use `--force` and they lose their network")
-}
-
 /// How a switch is taken down. Guests on it stop that unless `force`.
 pub fn destroy(switch: &Switch, observed: &Observed, runtime: &Path, force: bool) -> Result<Plan, HostError> {
     let mut plan = Plan::default();
     let directory = switch.directory(runtime);
     let ours = |name: &str| observed.interface(name).filter(|one| one.description == description(&switch.id));
     let made: Vec<String> = switch.uplinks.iter().map(|uplink| switch.member_of(uplink)).collect();
-    if let Some(bridge) = switch.bridge().and_then(|name| ours(&name)) {
-        let other = |member: &&String| !made.contains(member) && **member != switch.vxlan_interface();
-        let guests: Vec<String> = bridge.members.iter().filter(other).cloned().collect();
+    if switch.own_node().is_some() || switch.bridge().is_some_and(|name| ours(&name).is_some()) {
+        let guests = switch.ports(observed);
         if !guests.is_empty() && !force {
-            return Err(in_use(switch, &guests));
+            return Err(HostError::new(format!("switch `{}` is in use by {}", switch.id, guests.join(", ")))
+                .hint("stop the guests on it, or use `--force` and they lose their network"));
         }
     }
-    if let Kind::Netgraph { node, ours: true } = &switch.kind {
-        let guests = netgraph::guests(switch, node, observed);
-        if !guests.is_empty() && !force {
-            return Err(in_use(switch, &guests));
-        }
+    if let Some(node) = switch.own_node() {
         netgraph::unmake(switch, node, observed, &mut plan);
     }
     plan.steps.extend(dnsmasq::stop(&directory));

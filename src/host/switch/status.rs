@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::super::ifconfig;
-use super::{Kind, Observed, Switch, netgraph, plan};
+use super::{Observed, Switch, plan};
 
 /// How a switch stands.
 #[derive(Debug, Clone, Serialize)]
@@ -56,11 +56,7 @@ pub fn look(switch: &Switch, observed: &Observed, runtime: &Path, closely: bool)
         Some(_) => plan::create(&Switch { nat: false, ..switch.clone() }, observed, runtime),
         None => plan::create(switch, observed, runtime),
     };
-    let own_node = match &switch.kind {
-        Kind::Netgraph { node, ours: true } => Some(node),
-        _ => None,
-    };
-    let there = match (&bridge, own_node) {
+    let there = match (&bridge, switch.own_node()) {
         (Some(_), _) => interface.is_some(),
         (None, Some(node)) => observed.node(node).is_some(),
         (None, None) => true,
@@ -71,19 +67,13 @@ pub fn look(switch: &Switch, observed: &Observed, runtime: &Path, closely: bool)
         Ok(_) if !there => ("down", None),
         Ok(plan) => ("partial", plan.steps.first().map(|step| format!("missing: {}", first_line(&step.action.to_string())))),
     };
-    let uplinks: Vec<String> = switch.uplinks.iter().map(|uplink| switch.member_of(uplink)).collect();
-    let is_port = |name: &&String| !uplinks.contains(name) && **name != switch.vxlan_interface();
     let traffic = if closely { interface.and_then(|one| ifconfig::traffic(&one.name)) } else { None };
     let bytes = traffic.map(|traffic| (traffic.received_bytes, traffic.sent_bytes));
     Status {
         name: switch.id.clone(),
         kind: switch.kind.word(),
         state,
-        ports: match (interface, own_node) {
-            (Some(one), _) => one.members.iter().filter(is_port).cloned().collect(),
-            (None, Some(node)) => netgraph::guests(switch, node, observed),
-            (None, None) => Vec::new(),
-        },
+        ports: switch.ports(observed),
         addresses: interface.map(|one| one.addresses.iter().map(ToString::to_string).collect()).unwrap_or_default(),
         mtu: interface.map(|one| one.mtu).or(switch.mtu),
         bridge,
