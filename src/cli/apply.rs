@@ -11,7 +11,7 @@ use super::render::FleetFile;
 use super::selection::Place;
 use super::{App, ExitStatus, Failure, Outcome};
 use crate::config::Fleet;
-use crate::guest::apply::{self, FleetLock, Manner};
+use crate::guest::apply::{Apply, FleetLock, Manner};
 use crate::guest::plan::{self, Action, Plan};
 
 /// Make the guests what a fleet file says
@@ -101,7 +101,7 @@ impl Args {
             reboot: self.reboot == Reboot::WhenNeeded,
             progress: &Shown::new(&app.ui),
         };
-        apply::apply(lock, fleet, plan, &place.store, place.around(), manner, |outcome| {
+        Apply { lock, fleet, plan, store: &place.store, around: place.around(), manner }.run(|outcome| {
             let words = match outcome.action {
                 Action::Create => "is made",
                 Action::Destroy => "is gone",

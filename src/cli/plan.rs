@@ -183,11 +183,7 @@ fn created(guest: &GuestPlan, width: usize) -> String {
         let id = change.key.trim_start_matches("disks.").trim_end_matches(".size");
         format!("{id} {}", change.after.as_deref().unwrap_or_default().trim_matches('"'))
     }));
-    let line = format!("{:width$}  {}", guest.name, parts.join(", "));
-    match find("name").and_then(|change| Some((change.source.clone()?, change.line?))) {
-        Some((source, at)) => format!("{line:<56}  # {source}:{at}"),
-        None => line,
-    }
+    placed(format!("{:width$}  {}", guest.name, parts.join(", ")), find("name"))
 }
 
 /// What a new switch will be, in one line.
@@ -199,8 +195,12 @@ fn created_switch(switch: &SwitchPlan) -> String {
     };
     let mut parts = vec![value("type").unwrap_or_else(|| "bridge".into())];
     parts.extend(["uplinks", "vlan", "addresses"].into_iter().filter_map(|key| Some(format!("{key} {}", value(key)?))));
-    let line = format!("switch {}  {}", switch.name, parts.join(", "));
-    match find("id").and_then(|change| Some((change.source.clone()?, change.line?))) {
+    placed(format!("switch {}  {}", switch.name, parts.join(", ")), find("id"))
+}
+
+/// Something new in one line, with where its name stands.
+fn placed(line: String, name: Option<&Change>) -> String {
+    match name.and_then(|change| Some((change.source.as_ref()?, change.line?))) {
         Some((source, at)) => format!("{line:<56}  # {source}:{at}"),
         None => line,
     }

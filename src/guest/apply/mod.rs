@@ -98,65 +98,68 @@ pub struct Manner<'a> {
     pub progress: &'a dyn Progress,
 }
 
-/// Carries out a plan, the switches first and then guest by guest, and tells `each` as they end. Goes on after one fails.
-pub fn apply(
-    lock: &FleetLock,
-    fleet: &Fleet,
-    plan: &Plan,
-    store: &Store,
-    around: Surroundings<'_>,
-    manner: Manner<'_>,
-    each: impl Fn(Outcome) + Sync,
-) -> Result<()> {
-    for secret in fleet.secrets.iter().filter(|secret| plan.secrets.contains(&secret.id)) {
-        if let (_, Some(value)) = secrets::look(secret)? {
-            secrets::keep(secret, &value)?;
-        }
-    }
-    let making = Making { fleet, host: around.host, datastore: around.datastore };
-    let switch = |planned: &SwitchPlan, result: Result<()>| {
-        let what = format!("switch {}", planned.name);
-        each(Outcome { what, action: planned.action, restarted: false, error: result.err() });
-    };
-    making.make(&plan.switches, switch)?;
-    guests(lock, fleet, plan, store, around, manner, &each)?;
-    making.remove(&plan.switches, switch)
+/// A plan that is carried out.
+pub struct Apply<'a> {
+    /// Held meanwhile.
+    pub lock: &'a FleetLock,
+    /// The fleet.
+    pub fleet: &'a Fleet,
+    /// What is done.
+    pub plan: &'a Plan,
+    /// Where its guests are.
+    pub store: &'a Store,
+    /// What guest files are read with.
+    pub around: Surroundings<'a>,
+    /// How it is done.
+    pub manner: Manner<'a>,
 }
 
-/// The guests of a plan.
-fn guests(
-    lock: &FleetLock,
-    fleet: &Fleet,
-    plan: &Plan,
-    store: &Store,
-    around: Surroundings<'_>,
-    manner: Manner<'_>,
-    each: &(impl Fn(Outcome) + Sync),
-) -> Result<()> {
-    let todo: Vec<_> = plan.guests.iter().filter(|guest| guest.does_something() && guest.refused.is_none()).collect();
-    if todo.is_empty() {
-        return remove_journal(&lock.directory);
+impl Apply<'_> {
+    /// The secrets, the switches, then guest by guest, and the switches that go; `each` is told as they end. Goes on after
+    /// one fails.
+    pub fn run(&self, each: impl Fn(Outcome) + Sync) -> Result<()> {
+        for secret in self.fleet.secrets.iter().filter(|secret| self.plan.secrets.contains(&secret.id)) {
+            if let (_, Some(value)) = secrets::look(secret)? {
+                secrets::keep(secret, &value)?;
+            }
+        }
+        let making = Making { fleet: self.fleet, host: self.around.host, datastore: self.around.datastore };
+        let switch = |planned: &SwitchPlan, result: Result<()>| {
+            let what = format!("switch {}", planned.name);
+            each(Outcome { what, action: planned.action, restarted: false, error: result.err() });
+        };
+        making.make(&self.plan.switches, switch)?;
+        self.guests(&each)?;
+        making.remove(&self.plan.switches, switch)
     }
-    let journal = Journal::begin(&lock.directory)?;
-    let queue = Mutex::new(todo.iter());
-    let work = || {
-        loop {
-            let next = queue.lock().expect("no panic happens under this lock").next();
-            let Some(planned) = next else { return };
-            let step = steps::Step { fleet, planned, store, around, manner, journal: &journal };
-            let (restarted, error) = match step.run() {
-                Ok(restarted) => (restarted, None),
-                Err(error) => (false, Some(error)),
-            };
-            each(Outcome { what: planned.name.clone(), action: planned.action, restarted, error });
+
+    fn guests(&self, each: &(impl Fn(Outcome) + Sync)) -> Result<()> {
+        let Apply { fleet, store, around, manner, .. } = *self;
+        let todo: Vec<_> = self.plan.guests.iter().filter(|guest| guest.does_something() && guest.refused.is_none()).collect();
+        if todo.is_empty() {
+            return remove_journal(&self.lock.directory);
         }
-    };
-    std::thread::scope(|scope| {
-        for _ in 0..manner.parallel.clamp(1, todo.len()) {
-            scope.spawn(work);
-        }
-    });
-    journal.end()
+        let journal = Journal::begin(&self.lock.directory)?;
+        let queue = Mutex::new(todo.iter());
+        let work = || {
+            loop {
+                let next = queue.lock().expect("no panic happens under this lock").next();
+                let Some(planned) = next else { return };
+                let step = steps::Step { fleet, planned, store, around, manner, journal: &journal };
+                let (restarted, error) = match step.run() {
+                    Ok(restarted) => (restarted, None),
+                    Err(error) => (false, Some(error)),
+                };
+                each(Outcome { what: planned.name.clone(), action: planned.action, restarted, error });
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..manner.parallel.clamp(1, todo.len()) {
+                scope.spawn(work);
+            }
+        });
+        journal.end()
+    }
 }
 
 /// A journal that a killed apply left, once all it told of is put right.
