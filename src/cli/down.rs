@@ -66,7 +66,9 @@ impl Args {
 fn stop(app: &App, place: &super::selection::Place, name: &str, timeout: Duration) -> Outcome {
     let guest = place.store.guest(name)?;
     match launcher::ask_once(&guest, Request::Stop { timeout_ms: Some(timeout.as_millis() as u64) }) {
-        Ok(Reply::Stopped { how }) => app.ui.done(format!("{name} has stopped: {}", how.words())),
+        Ok(Reply::Stopped { how, reason }) => {
+            app.ui.done(format!("{name} has stopped: {}", Reply::stopped_words(how, reason.as_deref())))
+        }
         Ok(other) => return Err(Failure::machine(anyhow::anyhow!("the supervisor answered {other:?}"))),
         // It ended by itself meanwhile.
         Err(_) if !is_running(&guest) => app.ui.done(format!("{name} has stopped")),

@@ -14,7 +14,7 @@ pub struct Args {
     state: Option<String>,
 }
 
-const COLUMNS: [Column<Overview>; 12] = [
+const COLUMNS: [Column<Overview>; 13] = [
     Column { title: "NAME", wide: false, text: |guest| guest.name.clone() },
     Column { title: "STATE", wide: false, text: state },
     Column { title: "CPUS", wide: false, text: |guest| guest.cpus.map(|cpus| cpus.to_string()).unwrap_or_default() },
@@ -28,6 +28,7 @@ const COLUMNS: [Column<Overview>; 12] = [
     Column { title: "BACKEND", wide: true, text: |guest| guest.backend.clone().unwrap_or_default() },
     Column { title: "SCREEN", wide: true, text: |guest| guest.screen.clone().unwrap_or_default() },
     Column { title: "PID", wide: true, text: |guest| guest.pid.map(|pid| pid.to_string()).unwrap_or_default() },
+    Column { title: "LAST EXIT", wide: true, text: |guest| guest.last_exit.as_ref().map(|e| e.kind.clone()).unwrap_or_default() },
     Column { title: "TAGS", wide: true, text: |guest| guest.tags.join(",") },
     Column { title: "UUID", wide: true, text: |guest| guest.uuid.clone() },
     Column { title: "DESCRIPTION", wide: false, text: |guest| guest.description.clone().unwrap_or_default() },

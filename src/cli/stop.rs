@@ -11,8 +11,8 @@ use crate::guest::store::GuestDir;
 
 /// Stop guests
 ///
-/// Presses the ACPI power button, waits for the guest file's `stop_timeout`, then powers the guest off; says which it
-/// was. Several guests are stopped at the same time. A guest that is not running is an error if it was named, and left
+/// Presses the ACPI power button, and again every few seconds, waits for the guest file's `stop_timeout`, then powers the
+/// guest off; says which it was. A guest without ACPI, or too early in its boot, does not hear the button. Several guests are stopped at the same time. A guest that is not running is an error if it was named, and left
 /// alone if a pattern or a tag chose it.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -44,8 +44,8 @@ pub fn end_each(app: &App, chosen: Vec<Chosen>, if_running: bool, request: Reque
             return Ok(ExitStatus::Done);
         }
         match launcher::ask_once(guest, request.clone())? {
-            Reply::Stopped { how } => {
-                app.ui.done(format!("{} has stopped: {}", guest.name(), how.words()));
+            Reply::Stopped { how, reason } => {
+                app.ui.done(format!("{} has stopped: {}", guest.name(), Reply::stopped_words(how, reason.as_deref())));
                 Ok(ExitStatus::Done)
             }
             other => Err(Failure::machine(anyhow::anyhow!("the supervisor answered {other:?}"))),

@@ -65,6 +65,10 @@ pub struct Pm {
 #[derive(Clone)]
 pub struct PowerButton {
     pressed: Arc<AtomicBool>,
+    /// It was pressed, and the guest has not enabled its event since.
+    unheard: Arc<AtomicBool>,
+    /// The guest has enabled its event in this boot.
+    listened: Arc<AtomicBool>,
     waker: Waker,
 }
 
@@ -73,6 +77,12 @@ impl PowerButton {
     pub fn press(&self) {
         self.pressed.store(true, Ordering::Release);
         self.waker.wake();
+    }
+
+    /// Whether it was pressed and the guest could not hear it, for it has never enabled the event (PM1_EN.PWRBTN_EN).
+    pub fn is_unheard(&self) -> bool {
+        let pressed = self.pressed.load(Ordering::Acquire) || self.unheard.load(Ordering::Acquire);
+        pressed && !self.listened.load(Ordering::Acquire)
     }
 }
 
@@ -89,7 +99,7 @@ impl Pm {
     /// Registers whose system control interrupt is `sci`; power-off stops the machine of `attention`, and the button
     /// has the device polled through `waker`.
     pub fn new(clock: Arc<dyn Clock>, sci: IrqLine, attention: Arc<Attention>, waker: Waker) -> Pm {
-        let button = PowerButton { pressed: Arc::default(), waker };
+        let button = PowerButton { pressed: Arc::default(), unheard: Arc::default(), listened: Arc::default(), waker };
         Pm { regs: Regs::default(), clock, sci, attention, button }
     }
 
@@ -98,9 +108,11 @@ impl Pm {
         self.button.clone()
     }
 
-    /// Presses the power button.
+    /// Presses the power button. A driver clears the status before it enables the event (ACPICA,
+    /// AcpiInstallFixedEventHandler), so that a press before that is lost on it: it is repeated then.
     pub fn power_button(&mut self) {
         self.regs.status |= PWRBTN;
+        self.button.unheard.store(self.regs.enable & PWRBTN == 0, Ordering::Release);
         self.update_sci();
     }
 
@@ -132,7 +144,15 @@ impl Pm {
     fn write_word(&mut self, region: u16, offset: u64, value: u16, mask: u16) {
         match (region, offset) {
             (Pm::EVENT, 0) => self.regs.status &= !(value & mask),
-            (Pm::EVENT, 2) => self.regs.enable = (self.regs.enable & !mask | value & mask) & ENABLES,
+            (Pm::EVENT, 2) => {
+                self.regs.enable = (self.regs.enable & !mask | value & mask) & ENABLES;
+                if self.regs.enable & PWRBTN != 0 {
+                    self.button.listened.store(true, Ordering::Release);
+                    if self.button.unheard.swap(false, Ordering::AcqRel) {
+                        self.regs.status |= PWRBTN;
+                    }
+                }
+            }
             (Pm::CONTROL, 0) => {
                 self.regs.control = (self.regs.control & !mask | value & mask) & CONTROL_WRITABLE;
                 if value & mask & SLP_EN != 0 && self.regs.control >> 10 & 7 == S5 {
@@ -185,6 +205,8 @@ impl Device for Pm {
     fn reset(&mut self) {
         self.regs = Regs::default();
         self.button.pressed.store(false, Ordering::Release);
+        self.button.unheard.store(false, Ordering::Release);
+        self.button.listened.store(false, Ordering::Release);
         self.update_sci();
     }
 
@@ -262,6 +284,28 @@ mod tests {
         assert_eq!(rig.read(Pm::EVENT, 0, 2), u64::from(PWRBTN));
         rig.write(Pm::EVENT, 0, 2, u64::from(PWRBTN));
         assert!(!rig.irq.level(9));
+    }
+
+    #[test]
+    fn a_press_before_the_guest_listens_is_repeated_when_it_does() {
+        let mut rig = rig();
+        let button = rig.pm.button();
+        assert!(!button.is_unheard());
+        button.press();
+        rig.pm.poll(0);
+        assert!(button.is_unheard() && !rig.irq.level(9));
+        // As ACPICA puts its handler in place: the stale status is cleared, then the event enabled.
+        rig.write(Pm::EVENT, 0, 2, u64::from(PWRBTN));
+        rig.write(Pm::EVENT, 2, 2, u64::from(PWRBTN));
+        assert!(rig.irq.level(9) && !button.is_unheard());
+        rig.write(Pm::EVENT, 0, 2, u64::from(PWRBTN));
+        rig.write(Pm::EVENT, 2, 2, u64::from(PWRBTN));
+        assert!(!rig.irq.level(9), "one press is heard once");
+        // A guest that listens no more as it goes down has heard the button all the same.
+        rig.write(Pm::EVENT, 2, 2, 0);
+        button.press();
+        rig.pm.poll(0);
+        assert!(!button.is_unheard());
     }
 
     #[test]

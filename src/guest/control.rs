@@ -100,6 +100,9 @@ pub enum Reply {
     Stopped {
         /// How.
         how: StopWay,
+        /// The exit in words, for [`StopWay::Otherwise`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
     },
     /// The guest runs again.
     Running,
@@ -140,6 +143,10 @@ pub enum StopWay {
     NotRunning,
     /// It was saved.
     Suspended,
+    /// It had not turned on ACPI, so that it could not hear the power button, and was powered off.
+    NoAcpi,
+    /// It ended in another way meanwhile, as by a crash.
+    Otherwise,
 }
 
 impl StopWay {
@@ -152,7 +159,16 @@ impl StopWay {
             StopWay::Suspended => "suspended; `vmctl start` goes on from there",
             StopWay::Killed => "the engine was killed",
             StopWay::NotRunning => "it was not running yet",
+            StopWay::NoAcpi => "it was powered off without a shutdown, for it had not turned on ACPI and heard no power button",
+            StopWay::Otherwise => "it ended by itself, and not by a shutdown",
         }
+    }
+}
+
+impl Reply {
+    /// Of [`Reply::Stopped`], what completes "stopped: ".
+    pub fn stopped_words(how: StopWay, reason: Option<&str>) -> &str {
+        reason.unwrap_or(how.words())
     }
 }
 
@@ -362,7 +378,7 @@ mod tests {
         let text = serde_json::to_string(&hello).expect("plain fields");
         assert_eq!(text, r#"{"version":1,"request":"console","write":true,"take":false,"replay_bytes":10}"#);
         assert_eq!(serde_json::from_str::<Hello>(&text).expect("parses"), hello);
-        let stopped = serde_json::to_string(&Reply::Stopped { how: StopWay::TimedOut }).expect("plain fields");
+        let stopped = serde_json::to_string(&Reply::Stopped { how: StopWay::TimedOut, reason: None }).expect("plain fields");
         assert_eq!(stopped, r#"{"reply":"stopped","how":"timed-out"}"#);
     }
 }

@@ -95,6 +95,9 @@ pub enum EventKind {
     Exited {
         /// In words.
         reason: String,
+        /// For programs, one word: `power-off`, `no-acpi`...
+        #[serde(default)]
+        kind: String,
         /// Of the process.
         code: Option<i32>,
         /// That ended the process.

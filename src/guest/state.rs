@@ -128,6 +128,9 @@ pub enum Phase {
 pub struct LastExit {
     /// In words.
     pub reason: String,
+    /// For programs, one word: `power-off`, `no-acpi`...
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub kind: String,
     /// The process's exit code, if it had one.
     pub code: Option<i32>,
     /// The signal that ended it, if one did.
@@ -179,6 +182,13 @@ pub struct Stamp {
     pub size: u64,
     /// An editor that replaces a file gives it another.
     pub inode: u64,
+}
+
+impl LastExit {
+    /// An end of this moment; `status` is the process's exit code and the signal that ended it.
+    pub fn new(reason: String, kind: &str, status: (Option<i32>, Option<i32>)) -> LastExit {
+        LastExit { reason, kind: kind.to_owned(), code: status.0, signal: status.1, at: Timestamp::now() }
+    }
 }
 
 impl RunState {

@@ -125,10 +125,15 @@ struct Devices {
 impl Handles {
     /// Presses the power button: the guest hears of it, and a boot menu ends as power-off.
     pub fn press_power_button(&self) {
-        match self.in_loader.load(Ordering::Acquire) {
+        match self.is_in_loader() {
             true => self.attention.stop(MachineExit::PowerOff),
             false => self.power_button.press(),
         }
+    }
+
+    /// Whether the loader runs, so that no guest can hear the power button.
+    pub fn is_in_loader(&self) -> bool {
+        self.in_loader.load(Ordering::Acquire)
     }
 
     /// Counters by name: those of the machine, `disk.ID.NAME` and `nic.ID.NAME`.

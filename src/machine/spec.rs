@@ -331,6 +331,9 @@ pub enum EngineEvent {
         /// What it wrote.
         value: u8,
     },
+    /// The power button was pressed, the guest could not hear it since it has not turned on ACPI, and the machine is
+    /// being powered off without a shutdown; the process exits next.
+    NoAcpi,
     /// Where the guest's screen is seen with VNC: `ADDRESS:PORT`, or `unix:PATH`.
     Screen {
         /// Where.
@@ -358,7 +361,7 @@ pub enum EngineEvent {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "cmd", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum EngineCommand {
-    /// Presses the ACPI power button.
+    /// Presses the ACPI power button. Comes again every few seconds until the guest has ended.
     PowerButton,
     /// Stops with exit code 0, as the guest's own reset does.
     Reset,

@@ -186,9 +186,19 @@ fn listen(control: UnixStream, machine: &Machine, reporter: &Reporter) -> Result
 
 fn obey(command: &EngineCommand, attention: &Attention, handles: &assembly::Handles, reporter: &Reporter) {
     match command {
-        EngineCommand::PowerButton => handles.press_power_button(),
+        EngineCommand::PowerButton => {
+            if handles.is_in_loader() {
+                reporter.send(&EngineEvent::NoAcpi);
+            }
+            handles.press_power_button();
+        }
         EngineCommand::Reset => attention.stop(MachineExit::Reboot),
-        EngineCommand::Poweroff => attention.stop(MachineExit::PowerOff),
+        EngineCommand::Poweroff => {
+            if handles.power_button.is_unheard() {
+                reporter.send(&EngineEvent::NoAcpi);
+            }
+            attention.stop(MachineExit::PowerOff);
+        }
         EngineCommand::Suspend => reporter
             .send(&EngineEvent::NotSuspended { message: "the embedded engine of this version cannot save a guest".into() }),
         EngineCommand::Nmi => handles.interrupts.nmi(),

@@ -4,7 +4,8 @@
 //! part, words between spaces, one sentence a boot between `/`; the last is repeated.
 //! `error:TEXT` fails before the guest runs; `die:N` ends with N before it; then the guest runs, and: `say:TEXT`,
 //! `spam:KIB`, `disks` (says which there are), `debug:VALUE`, `exit:N`, `signal:N`, `sleep:MS`; without an end, it waits for commands. `deaf` ignores the
-//! power button, `stuck` ignores everything, `echo` answers what is typed with `<` and `>` around it. `_` is a space.
+//! power button, `late:N` all but the Nth press of it, `stuck` ignores everything; `no-acpi` has no power button and says so
+//! when it is powered off, and `brittle` ends at the first press as bhyve does; `echo` answers what is typed with `<` and `>` around it. `_` is a space.
 #![allow(unsafe_code)]
 
 use std::io::{Read, Write};
@@ -48,7 +49,7 @@ fn play() -> i32 {
     let mut running = false;
     for word in &words {
         let (verb, value) = word.split_once(':').unwrap_or((word, ""));
-        if !running && !["error", "die", "deaf", "stuck", "echo"].contains(&verb) {
+        if !running && !["error", "die", "deaf", "late", "no-acpi", "brittle", "stuck", "echo"].contains(&verb) {
             send(EngineEvent::Running { backend: "fake".into() });
             running = true;
         }
@@ -103,19 +104,38 @@ fn play() -> i32 {
             }
         });
     }
-    obey(control, console, has("deaf"), has("stuck"))
+    let late = words.iter().find_map(|word| word.strip_prefix("late:")).map_or(1, |n| n.parse().expect("a number"));
+    let ears = Ears { deaf: has("deaf"), stuck: has("stuck"), no_acpi: has("no-acpi"), brittle: has("brittle"), late };
+    obey(control, console, ears)
 }
 
-fn obey(control: UnixStream, mut console: UnixStream, deaf: bool, stuck: bool) -> i32 {
+/// What it does about commands.
+struct Ears {
+    deaf: bool,
+    stuck: bool,
+    no_acpi: bool,
+    brittle: bool,
+    late: u32,
+}
+
+fn obey(control: UnixStream, mut console: UnixStream, ears: Ears) -> i32 {
     use std::io::BufRead;
     let mut lines = std::io::BufReader::new(control.try_clone().expect("cloned")).lines();
-    let mut looks = 0;
+    let (mut looks, mut presses) = (0, 0);
+    let no_acpi = || {
+        let line = serde_json::to_string(&EngineEvent::NoAcpi).expect("plain") + "\n";
+        (&control).write_all(line.as_bytes()).expect("the supervisor listens");
+        1
+    };
     while let Some(Ok(line)) = lines.next() {
-        if stuck {
+        if ears.stuck {
             continue;
         }
         match serde_json::from_str::<EngineCommand>(&line).expect("a command") {
-            EngineCommand::PowerButton if deaf => {}
+            EngineCommand::PowerButton if ears.brittle => return no_acpi(),
+            EngineCommand::PowerButton if ears.deaf || ears.no_acpi => {}
+            EngineCommand::PowerButton if presses + 1 < ears.late => presses += 1,
+            EngineCommand::Poweroff if ears.no_acpi => return no_acpi(),
             EngineCommand::PowerButton => {
                 console.write_all(b"shutting down\r\n").expect("the supervisor listens");
                 return 1;

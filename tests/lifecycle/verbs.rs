@@ -56,6 +56,48 @@ fn a_stop_says_how_the_guest_stopped() {
 }
 
 #[test]
+fn a_power_button_that_came_too_early_is_pressed_again() {
+    let world = World::new();
+    world.make("g", "late:3", "");
+    world.vmctl(&["start", "g"]).ok();
+    world.vmctl(&["stop", "g", "--timeout", "60s"]).ok().says("g has stopped: the guest shut itself down");
+    assert_eq!(world.state("g")["last_exit"]["kind"], "power-off");
+}
+
+#[test]
+fn a_stop_that_the_guest_could_not_hear_is_an_end_of_its_own() {
+    let world = World::new();
+    for part in ["no-acpi", "brittle"] {
+        world.make(part, part, "");
+        world.vmctl(&["start", part]).ok();
+        world.vmctl(&["stop", part, "--timeout", "300ms"]).ok().says("without a shutdown").says("had not turned on ACPI");
+        let state = world.state(part);
+        assert_eq!((state["state"].as_str(), state["last_exit"]["kind"].as_str()), (Some("stopped"), Some("no-acpi")));
+        world.vmctl(&["events", part]).ok().says("exited: it was powered off without a shutdown");
+        world.vmctl(&["info", part]).ok().says("had not turned on ACPI");
+        world.vmctl(&["list", part, "-o", "wide"]).ok().says("no-acpi");
+    }
+}
+
+#[test]
+fn a_guest_that_did_not_shut_itself_down_is_not_said_to_have() {
+    let world = World::new();
+    for (part, verb, says, kind) in [
+        ("deaf", &["poweroff", "g"][..], "powered off", "powered-off"),
+        ("deaf", &["stop", "g", "--timeout", "100ms"], "did not shut down in time", "timed-out"),
+        ("deaf", &["kill", "g"], "the engine was killed", "killed"),
+        ("sleep:1000 exit:3", &["stop", "g"], "g has stopped: triple fault", "triple-fault"),
+        ("sleep:1000 exit:0", &["stop", "g"], "g has stopped: the guest rebooted", "reboot"),
+    ] {
+        world.make("g", part, "");
+        world.vmctl(&["start", "g"]).ok();
+        world.vmctl(verb).ok().says(says);
+        assert_eq!(world.state("g")["last_exit"]["kind"], kind, "{part} {verb:?}");
+        world.vmctl(&["destroy", "g", "-y", "-q"]).ok();
+    }
+}
+
+#[test]
 fn a_command_on_many_goes_on_after_one_fails_and_its_status_says_so() {
     let world = World::new();
     world.make("a", "", "");

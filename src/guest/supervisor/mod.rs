@@ -8,6 +8,7 @@
 
 pub mod clients;
 pub mod console;
+mod ending;
 pub mod hooks;
 mod post;
 pub mod ready;
@@ -41,18 +42,20 @@ use super::lock::{GuestLock, Role};
 use super::logs::RotatingLog;
 use super::provision::ensure_disks;
 use super::seed;
-use super::state::{Failure, GuestState, LastExit, Phase, RunState};
+use super::state::{GuestState, LastExit, Phase, RunState};
 use super::store::GuestDir;
 use super::timestamp::Timestamp;
 use clients::{Client, Purpose};
 use console::Console;
 use hooks::{HOOK_VERSION, HookDocument, HookJob, HookOutcome};
 use post::{Poster, watch_engine};
-use restart::{CrashHistory, Decision, ExitReason};
+use restart::{CrashHistory, ExitReason};
 use socket::{give_to_owner, listen};
 
 /// How long an engine may take from its start to the first guest instruction.
 const BOOT_PATIENCE: Duration = Duration::from_secs(120);
+/// Between two presses of the power button, until the guest ends or its time is over.
+const PRESS_AGAIN: Duration = Duration::from_secs(4);
 /// How long an engine may take to end after it was told to.
 const END_PATIENCE: Duration = Duration::from_secs(10);
 /// The engine's log: its bound, and how much of what it said is shown when a start fails.
@@ -128,6 +131,8 @@ struct Asked {
     timeout: Duration,
     /// The hooks before the power button run; it is pressed after them.
     hooks_first: bool,
+    /// When the power button is pressed again: a guest that is still booting does not hear it.
+    press_at: Option<Instant>,
     /// When the guest is powered off.
     power_off_at: Option<Instant>,
     /// When the engine is killed.
@@ -184,6 +189,8 @@ struct Supervisor {
     engine_ended: bool,
     engine_error: Option<String>,
     debug_exit: Option<u8>,
+    /// The engine said that the guest could not hear the power button.
+    no_acpi: bool,
     boot: u64,
     running_since: Option<Instant>,
     probing: Option<ready::Probing>,
@@ -261,6 +268,7 @@ impl Supervisor {
             engine_ended: false,
             engine_error: None,
             debug_exit: None,
+            no_acpi: false,
             boot: 0,
             running_since: None,
             probing: None,
@@ -289,7 +297,7 @@ impl Supervisor {
         if let Some(run) = lost {
             supervisor.emit(EventKind::SupervisorLost { pid: run.pid });
             let reason = "the supervisor was killed, or the host went down".to_owned();
-            supervisor.state.last_exit = Some(LastExit { reason, code: None, signal: None, at: run.since });
+            supervisor.state.last_exit = Some(LastExit { at: run.since, ..LastExit::new(reason, "lost", (None, None)) });
         }
         supervisor.state.failed = None;
         supervisor.state.run = Some(RunState {
@@ -418,7 +426,7 @@ impl Supervisor {
             .collect();
         self.console.new_boot(texts.into_iter());
         self.last_words.clear();
-        (self.engine_error, self.debug_exit, self.engine_ended) = (None, None, false);
+        (self.engine_error, self.debug_exit, self.engine_ended, self.no_acpi) = (None, None, false, false);
         (self.running_since, self.ready, self.probes_passed, self.not_ready_at) = (None, false, 0, None);
         self.forwards_open = ready::ForwardsOpen::of(&self.config);
         let maker = self.maker.as_ref().expect("chosen when the boot began");
@@ -451,6 +459,7 @@ impl Supervisor {
                 self.engine_error = Some(message);
             }
             EngineEvent::DebugExit { value } => self.debug_exit = Some(value),
+            EngineEvent::NoAcpi => self.no_acpi = true,
             EngineEvent::NotSuspended { message } => self.not_suspended(message),
             EngineEvent::Screen { address } => {
                 if let Some(run) = &mut self.state.run {
@@ -489,116 +498,6 @@ impl Supervisor {
         let passed = move |count| post.send(Message::Probed(boot, count));
         self.probing = ready::start(self.guest.name(), &self.config.ready.probes, &self.forwards_open, passed);
         self.check_ready();
-    }
-
-    /// The engine's process has ended.
-    fn engine_exited(&mut self, status: std::process::ExitStatus) {
-        use std::os::unix::process::ExitStatusExt;
-        self.drain_engine();
-        self.engine = None;
-        self.probing = None;
-        let (code, signal) = (status.code(), status.signal());
-        let reason = ExitReason::of(code, signal, self.debug_exit);
-        let mut words = reason.words();
-        if let (Some(error), true) = (&self.engine_error, reason == ExitReason::Error) {
-            words = format!("{words}: {error}");
-        }
-        let ran = self.stage == Stage::Running;
-        self.last_exit = Some(reason);
-        self.state.last_exit = Some(LastExit { reason: words.clone(), code, signal, at: Timestamp::now() });
-        if let Some(run) = &mut self.state.run {
-            (run.engine_pid, run.ready, run.screen) = (None, false, None);
-        }
-        self.emit(EventKind::Exited { reason: words.clone(), code, signal });
-        (self.ready, self.not_ready_at) = (false, None);
-        match self.asked.take() {
-            Some(Asked { again: true, .. }) => self.begin_boot(false),
-            Some(asked) => {
-                // It may have powered off while it was being saved.
-                let saved = asked.way != StopWay::Suspended || reason == ExitReason::Suspended;
-                self.stop_way = Some(if saved { asked.way } else { StopWay::PowerButton });
-                self.end();
-            }
-            // The first boot ended before the guest ran: whoever waits for the start is told, and nothing is retried.
-            None if !ran && self.started.is_some() => self.give_up(self.start_error(&words)),
-            None => {
-                self.answer_all(|purpose| purpose == Purpose::Running, &start_failed(&words));
-                self.stage = Stage::CrashHooks(reason);
-                let crashed = reason.is_crash().then(|| self.install.take()).flatten();
-                if let Some(install) = crashed {
-                    self.fail(format!("{words}; it was being installed from `{}`", install.medium().display()));
-                } else if !(reason.is_crash() && self.submit_hooks(HookEvent::Crash, &words)) {
-                    self.apply_policy(reason);
-                }
-            }
-        }
-    }
-
-    fn start_error(&self, words: &str) -> GuestError {
-        match &self.engine_error {
-            Some(message) => GuestError::user(message.clone()),
-            None => {
-                let text: Vec<u8> = self.last_words.iter().copied().collect();
-                let said = String::from_utf8_lossy(&text).trim().to_owned();
-                match said.is_empty() {
-                    true => GuestError::host(words.to_owned()),
-                    false => GuestError::host(format!("{words}; it said:\n{said}")),
-                }
-            }
-        }
-        .hint(format!("`vmctl logs --vmm {}` shows what the engine wrote", self.guest.name()))
-    }
-
-    fn apply_policy(&mut self, reason: ExitReason) {
-        match self.crashes.decide(reason, &self.config.restart, Instant::now()) {
-            Decision::Stop => self.end(),
-            Decision::Fail(reason) => self.fail(reason),
-            Decision::Restart(delay) => {
-                self.emit(EventKind::Restarting { delay_ms: delay.as_millis() as u64 });
-                if delay.is_zero() {
-                    return self.begin_boot(false);
-                }
-                self.stage = Stage::Waiting { until: Instant::now() + delay };
-                self.set_phase(Phase::Waiting);
-            }
-        }
-    }
-
-    /// A boot cannot even begin: the first one ends the start, a later one the guest.
-    fn give_up(&mut self, error: GuestError) {
-        let words = error.chain();
-        self.answer_all(|purpose| purpose == Purpose::Running, &start_failed(&words));
-        match self.started.take() {
-            Some(started) => {
-                if self.last_exit.is_none() {
-                    let at = Timestamp::now();
-                    self.state.last_exit =
-                        Some(LastExit { reason: format!("did not start: {words}"), code: None, signal: None, at });
-                }
-                started(Err(&error));
-                self.start_failure = Some(error);
-                self.end();
-            }
-            None => self.fail(words),
-        }
-    }
-
-    fn fail(&mut self, reason: String) {
-        self.emit(EventKind::Failed { reason: reason.clone() });
-        self.state.failed = Some(Failure { reason: reason.clone(), at: Timestamp::now() });
-        self.submit_hooks(HookEvent::Failed, &reason);
-        self.failure = Some(reason);
-        self.end();
-    }
-
-    fn end(&mut self) {
-        let reason = self.state.last_exit.as_ref().map(|exit| exit.reason.clone()).unwrap_or_default();
-        self.stage = Stage::Ending;
-        self.set_phase(Phase::Stopping);
-        self.submit_hooks(HookEvent::PostStop, &reason);
-        if self.hooks_pending == 0 {
-            self.stage = Stage::Done;
-        }
     }
 
     /// Hands the hooks of an event to their thread; `false` when there are none.
@@ -678,7 +577,7 @@ impl Supervisor {
             Stage::Waiting { until } | Stage::Booting { until } => Some(until),
             _ => None,
         };
-        let asked = self.asked.map(|asked| [asked.power_off_at, asked.kill_at]).unwrap_or_default();
+        let asked = self.asked.map(|asked| [asked.press_at, asked.power_off_at, asked.kill_at]).unwrap_or_default();
         let clients = self.clients.iter().filter_map(|client| match client.purpose {
             Purpose::Ready(until) => Some(until),
             _ => None,
@@ -763,7 +662,9 @@ impl Supervisor {
         let _ = std::fs::remove_file(self.guest.socket());
         // The lock goes before the answers: who hears that the guest has stopped may start it at once.
         self.lock = None;
-        let stopped = Reply::Stopped { how: self.stop_way.unwrap_or(way) };
+        let how = self.stop_way.unwrap_or(way);
+        let reason = self.last_exit.filter(|_| how == StopWay::Otherwise).map(ExitReason::words);
+        let stopped = Reply::Stopped { how, reason };
         self.answer_all(|purpose| purpose == Purpose::Stop, &stopped);
         self.answer_all(
             |purpose| matches!(purpose, Purpose::Ready(_) | Purpose::Running),

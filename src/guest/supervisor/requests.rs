@@ -9,7 +9,7 @@ use crate::guest::state::Phase;
 use crate::machine::spec::EngineCommand;
 
 use super::clients::Purpose;
-use super::{Asked, END_PATIENCE, Stage, Supervisor, start_error_reply};
+use super::{Asked, END_PATIENCE, PRESS_AGAIN, Stage, Supervisor, start_error_reply};
 
 impl Supervisor {
     /// The first document of a client.
@@ -138,7 +138,9 @@ impl Supervisor {
             return self.answer_all(|purpose| matches!(purpose, Purpose::Stop | Purpose::Running), &reply);
         }
         asked.hooks_first = false;
-        asked.power_off_at = Instant::now().checked_add(asked.timeout);
+        let now = Instant::now();
+        asked.power_off_at = now.checked_add(asked.timeout);
+        asked.press_at = Some(now + PRESS_AGAIN);
         if let Some(engine) = &mut self.engine {
             engine.command(&EngineCommand::PowerButton);
         }
@@ -214,11 +216,19 @@ impl Supervisor {
         let Some(asked) = &mut self.asked else { return };
         if asked.power_off_at.is_some_and(|at| now >= at) {
             (asked.power_off_at, asked.kill_at, asked.way) = (None, Some(now + END_PATIENCE), StopWay::TimedOut);
+            asked.press_at = None;
             let after_seconds = asked.timeout.as_secs();
             if let Some(engine) = &mut self.engine {
                 engine.command(&EngineCommand::Poweroff);
             }
             return self.emit(EventKind::StopTimedOut { after_seconds });
+        }
+        // The first may have come before the guest, or what acts on it there, was up.
+        if asked.press_at.is_some_and(|at| now >= at) {
+            asked.press_at = Some(now + PRESS_AGAIN);
+            if let Some(engine) = &mut self.engine {
+                engine.command(&EngineCommand::PowerButton);
+            }
         }
         if asked.kill_at.is_some_and(|at| now >= at) {
             asked.kill_at = None;
@@ -247,6 +257,6 @@ impl Supervisor {
 
 impl Asked {
     fn plain(way: StopWay, again: bool, timeout: Duration) -> Asked {
-        Asked { way, again, timeout, hooks_first: false, power_off_at: None, kill_at: None }
+        Asked { way, again, timeout, hooks_first: false, press_at: None, power_off_at: None, kill_at: None }
     }
 }

@@ -4,7 +4,10 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::config::{ExitAction, RestartConfig};
+use crate::guest::control::StopWay;
 use crate::units::format_duration;
+
+const SIGKILL: i32 = nix::sys::signal::Signal::SIGKILL as i32;
 
 /// How an engine ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +30,16 @@ pub enum ExitReason {
     Unknown(i32),
     /// Ended by a signal.
     Signal(i32),
+    /// Code 1, since the supervisor had the machine powered off.
+    PoweredOff,
+    /// The same after a power button that the guest did not follow in time.
+    TimedOut,
+    /// Code 1 for a power button that the guest could not hear: it had not turned on ACPI.
+    NoAcpi,
+    /// Code 0, since the supervisor had the machine reset.
+    Reset,
+    /// The supervisor killed the engine.
+    Killed,
 }
 
 impl ExitReason {
@@ -45,9 +58,60 @@ impl ExitReason {
         }
     }
 
+    /// How it ended in truth, which the exit code alone does not tell: what the supervisor had asked of the engine, and
+    /// whether the engine said that the guest could not hear the power button.
+    pub fn in_truth(self, asked: Option<StopWay>, no_acpi: bool) -> ExitReason {
+        match (self, asked) {
+            (_, Some(StopWay::Killed)) => ExitReason::Killed,
+            (ExitReason::Signal(SIGKILL), Some(_)) => ExitReason::Killed,
+            (ExitReason::PowerOff, _) if no_acpi => ExitReason::NoAcpi,
+            (ExitReason::PowerOff, Some(StopWay::TimedOut)) => ExitReason::TimedOut,
+            (ExitReason::PowerOff, Some(StopWay::PoweredOff)) => ExitReason::PoweredOff,
+            (ExitReason::Reboot, Some(StopWay::PoweredOff)) => ExitReason::Reset,
+            (reason, _) => reason,
+        }
+    }
+
+    /// What whoever asked for the end is told of it.
+    pub fn stop_way(self, asked: StopWay) -> StopWay {
+        match self {
+            ExitReason::PowerOff | ExitReason::Halt => StopWay::PowerButton,
+            ExitReason::Suspended => StopWay::Suspended,
+            ExitReason::PoweredOff | ExitReason::TimedOut => asked,
+            ExitReason::NoAcpi => StopWay::NoAcpi,
+            ExitReason::Killed => StopWay::Killed,
+            _ => StopWay::Otherwise,
+        }
+    }
+
+    /// For programs: one word.
+    pub fn kind(self) -> &'static str {
+        match self {
+            ExitReason::Reboot => "reboot",
+            ExitReason::PowerOff => "power-off",
+            ExitReason::Halt => "halt",
+            ExitReason::TripleFault => "triple-fault",
+            ExitReason::Error => "error",
+            ExitReason::Suspended => "suspended",
+            ExitReason::Debug(_) => "debug-exit",
+            ExitReason::Unknown(_) => "unknown",
+            ExitReason::Signal(_) => "signal",
+            ExitReason::PoweredOff => "powered-off",
+            ExitReason::TimedOut => "timed-out",
+            ExitReason::NoAcpi => "no-acpi",
+            ExitReason::Reset => "reset",
+            ExitReason::Killed => "killed",
+        }
+    }
+
     /// For people.
     pub fn words(self) -> String {
         match self {
+            ExitReason::PoweredOff => "it was powered off".into(),
+            ExitReason::TimedOut => StopWay::TimedOut.words().into(),
+            ExitReason::NoAcpi => StopWay::NoAcpi.words().into(),
+            ExitReason::Reset => "it was reset".into(),
+            ExitReason::Killed => "the engine was killed".into(),
             ExitReason::Reboot => "the guest rebooted".into(),
             ExitReason::PowerOff => "the guest powered off".into(),
             ExitReason::Halt => "the guest halted".into(),
@@ -90,9 +154,11 @@ impl CrashHistory {
     /// What follows an exit at `now`.
     pub fn decide(&mut self, reason: ExitReason, policy: &RestartConfig, now: Instant) -> Decision {
         let action = match reason {
-            ExitReason::Reboot => policy.on_reboot,
-            ExitReason::PowerOff | ExitReason::Halt => policy.on_poweroff,
-            ExitReason::Suspended | ExitReason::Debug(_) => ExitAction::Stop,
+            ExitReason::Reboot | ExitReason::Reset => policy.on_reboot,
+            ExitReason::PowerOff | ExitReason::Halt | ExitReason::PoweredOff | ExitReason::TimedOut | ExitReason::NoAcpi => {
+                policy.on_poweroff
+            }
+            ExitReason::Suspended | ExitReason::Debug(_) | ExitReason::Killed => ExitAction::Stop,
             _ => policy.on_crash,
         };
         match action {
@@ -155,6 +221,30 @@ mod tests {
         assert_eq!(ExitReason::of(Some(3), None, Some(1)), ExitReason::Debug(1));
         assert_eq!(ExitReason::of(None, Some(9), None), ExitReason::Signal(9));
         assert_eq!(ExitReason::of(None, Some(9), Some(1)), ExitReason::Signal(9));
+    }
+
+    #[test]
+    fn an_end_is_the_guests_own_only_if_nobody_forced_it() {
+        use StopWay as Way;
+        let ends = [
+            (ExitReason::PowerOff, None, false, ExitReason::PowerOff, Way::PowerButton),
+            (ExitReason::PowerOff, Some(Way::PowerButton), false, ExitReason::PowerOff, Way::PowerButton),
+            (ExitReason::PowerOff, Some(Way::PowerButton), true, ExitReason::NoAcpi, Way::NoAcpi),
+            (ExitReason::PowerOff, Some(Way::TimedOut), true, ExitReason::NoAcpi, Way::NoAcpi),
+            (ExitReason::PowerOff, Some(Way::TimedOut), false, ExitReason::TimedOut, Way::TimedOut),
+            (ExitReason::PowerOff, Some(Way::PoweredOff), false, ExitReason::PoweredOff, Way::PoweredOff),
+            (ExitReason::Reboot, Some(Way::PoweredOff), false, ExitReason::Reset, Way::Otherwise),
+            (ExitReason::Reboot, Some(Way::PowerButton), false, ExitReason::Reboot, Way::Otherwise),
+            (ExitReason::TripleFault, Some(Way::PowerButton), false, ExitReason::TripleFault, Way::Otherwise),
+            (ExitReason::TripleFault, Some(Way::PowerButton), true, ExitReason::TripleFault, Way::Otherwise),
+            (ExitReason::Signal(9), Some(Way::TimedOut), false, ExitReason::Killed, Way::Killed),
+            (ExitReason::PowerOff, Some(Way::Suspended), false, ExitReason::PowerOff, Way::PowerButton),
+            (ExitReason::Suspended, Some(Way::Suspended), false, ExitReason::Suspended, Way::Suspended),
+        ];
+        for (code, asked, no_acpi, reason, way) in ends {
+            assert_eq!(code.in_truth(asked, no_acpi), reason, "{code:?} {asked:?}");
+            assert_eq!(reason.stop_way(asked.unwrap_or(Way::PowerButton)), way, "{code:?} {asked:?}");
+        }
     }
 
     #[test]

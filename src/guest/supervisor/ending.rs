@@ -1,0 +1,122 @@
+//! What follows a boot's end: how it ended, in truth; the policy; the guest's end.
+
+use std::time::Instant;
+
+use crate::config::HookEvent;
+use crate::guest::error::GuestError;
+use crate::guest::events::EventKind;
+use crate::guest::state::{Failure, LastExit, Phase};
+use crate::guest::timestamp::Timestamp;
+
+use super::clients::Purpose;
+use super::restart::{Decision, ExitReason};
+use super::{Asked, Stage, Supervisor, start_failed};
+
+impl Supervisor {
+    /// The engine's process has ended.
+    pub(super) fn engine_exited(&mut self, status: std::process::ExitStatus) {
+        use std::os::unix::process::ExitStatusExt;
+        self.drain_engine();
+        self.engine = None;
+        self.probing = None;
+        let (code, signal) = (status.code(), status.signal());
+        let asked_way = self.asked.map(|asked| asked.way);
+        let reason = ExitReason::of(code, signal, self.debug_exit).in_truth(asked_way, self.no_acpi);
+        let mut words = reason.words();
+        if let (Some(error), true) = (&self.engine_error, reason == ExitReason::Error) {
+            words = format!("{words}: {error}");
+        }
+        let ran = self.stage == Stage::Running;
+        self.last_exit = Some(reason);
+        self.state.last_exit = Some(LastExit::new(words.clone(), reason.kind(), (code, signal)));
+        if let Some(run) = &mut self.state.run {
+            (run.engine_pid, run.ready, run.screen) = (None, false, None);
+        }
+        self.emit(EventKind::Exited { reason: words.clone(), kind: reason.kind().to_owned(), code, signal });
+        (self.ready, self.not_ready_at) = (false, None);
+        match self.asked.take() {
+            Some(Asked { again: true, .. }) => self.begin_boot(false),
+            Some(asked) => {
+                self.stop_way = Some(reason.stop_way(asked.way));
+                self.end();
+            }
+            // The first boot ended before the guest ran: whoever waits for the start is told, and nothing is retried.
+            None if !ran && self.started.is_some() => self.give_up(self.start_error(&words)),
+            None => {
+                self.answer_all(|purpose| purpose == Purpose::Running, &start_failed(&words));
+                self.stage = Stage::CrashHooks(reason);
+                let crashed = reason.is_crash().then(|| self.install.take()).flatten();
+                if let Some(install) = crashed {
+                    self.fail(format!("{words}; it was being installed from `{}`", install.medium().display()));
+                } else if !(reason.is_crash() && self.submit_hooks(HookEvent::Crash, &words)) {
+                    self.apply_policy(reason);
+                }
+            }
+        }
+    }
+
+    pub(super) fn start_error(&self, words: &str) -> GuestError {
+        match &self.engine_error {
+            Some(message) => GuestError::user(message.clone()),
+            None => {
+                let text: Vec<u8> = self.last_words.iter().copied().collect();
+                let said = String::from_utf8_lossy(&text).trim().to_owned();
+                match said.is_empty() {
+                    true => GuestError::host(words.to_owned()),
+                    false => GuestError::host(format!("{words}; it said:\n{said}")),
+                }
+            }
+        }
+        .hint(format!("`vmctl logs --vmm {}` shows what the engine wrote", self.guest.name()))
+    }
+
+    pub(super) fn apply_policy(&mut self, reason: ExitReason) {
+        match self.crashes.decide(reason, &self.config.restart, Instant::now()) {
+            Decision::Stop => self.end(),
+            Decision::Fail(reason) => self.fail(reason),
+            Decision::Restart(delay) => {
+                self.emit(EventKind::Restarting { delay_ms: delay.as_millis() as u64 });
+                if delay.is_zero() {
+                    return self.begin_boot(false);
+                }
+                self.stage = Stage::Waiting { until: Instant::now() + delay };
+                self.set_phase(Phase::Waiting);
+            }
+        }
+    }
+
+    /// A boot cannot even begin: the first one ends the start, a later one the guest.
+    pub(super) fn give_up(&mut self, error: GuestError) {
+        let words = error.chain();
+        self.answer_all(|purpose| purpose == Purpose::Running, &start_failed(&words));
+        match self.started.take() {
+            Some(started) => {
+                if self.last_exit.is_none() {
+                    self.state.last_exit = Some(LastExit::new(format!("did not start: {words}"), "not-started", (None, None)));
+                }
+                started(Err(&error));
+                self.start_failure = Some(error);
+                self.end();
+            }
+            None => self.fail(words),
+        }
+    }
+
+    pub(super) fn fail(&mut self, reason: String) {
+        self.emit(EventKind::Failed { reason: reason.clone() });
+        self.state.failed = Some(Failure { reason: reason.clone(), at: Timestamp::now() });
+        self.submit_hooks(HookEvent::Failed, &reason);
+        self.failure = Some(reason);
+        self.end();
+    }
+
+    pub(super) fn end(&mut self) {
+        let reason = self.state.last_exit.as_ref().map(|exit| exit.reason.clone()).unwrap_or_default();
+        self.stage = Stage::Ending;
+        self.set_phase(Phase::Stopping);
+        self.submit_hooks(HookEvent::PostStop, &reason);
+        if self.hooks_pending == 0 {
+            self.stage = Stage::Done;
+        }
+    }
+}
