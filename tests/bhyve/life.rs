@@ -104,7 +104,7 @@ fn orders_become_the_calls_of_bhyvectl() {
     assert!(world.calls().contains(&"bhyvectl --vm=g --force-reset".to_owned()));
     world.vmctl(&["poweroff", "g"]).ok();
     assert!(world.calls().contains(&"bhyvectl --vm=g --force-poweroff".to_owned()));
-    assert_eq!(world.info("g")["last_exit"]["reason"], "the guest powered off");
+    assert_eq!(world.info("g")["last_exit"]["reason"], "it was powered off");
     world.nothing_is_left();
 }
 
@@ -128,7 +128,7 @@ fn a_guest_that_hears_nothing_at_all_is_killed() {
     world.vmctl(&["start", "g"]).ok();
     world.vmctl(&["kill", "g"]).ok();
     world.nothing_is_left();
-    assert_eq!(world.info("g")["last_exit"]["reason"], "the engine was ended by SIGKILL");
+    assert_eq!(world.info("g")["last_exit"]["reason"], "the engine was killed");
 }
 
 #[test]

@@ -218,6 +218,6 @@ fn every_call_of_an_order_fails_once_and_the_order_is_carried_out_all_the_same_o
     world.fail("--force-poweroff", 1, MADE_TO_FAIL);
     world.vmctl(&["poweroff", "g"]).ok();
     world.wait_for("g", "stopped");
-    assert_eq!(world.info("g")["last_exit"]["reason"], "the guest powered off");
+    assert_eq!(world.info("g")["last_exit"]["reason"], "it was powered off");
     world.nothing_is_left();
 }
