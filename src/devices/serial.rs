@@ -8,8 +8,13 @@
 //! | 3, 4, 5, 6, 7 | LCR, MCR, LSR, MSR, SCR | |
 //!
 //! A character takes no time: THR is empty again as soon as the back end, or the queue before it, took the byte,
-//! and input below the FIFO's trigger level is reported as a character timeout at once. As on a PC, the interrupt
-//! reaches the line only while OUT2 is set.
+//! and input below the FIFO's trigger level is reported as a character timeout at once. What the driver leaves in the
+//! FIFO is reported again after [`TIMEOUT_NS`]. As on a PC, the interrupt reaches the line only while OUT2 is set.
+//!
+//! The line is wired to an edge-triggered input, so every cause drops it and raises it again, as sections 8.6 and 8.11
+//! have it: a write to THR drops the THRE interrupt before THR is empty anew, a read of RBR drops the timeout, and the
+//! FIFO that a driver has begun to empty is filled again only by a poll, when it is empty. A driver that stops
+//! after so many bytes, as they do against a stuck line, gets another edge for what is left.
 //!
 //! **Not modelled**: bit times, parity, framing and break on input; the other end always has DCD, DSR and CTS up.
 //!
@@ -35,11 +40,14 @@ pub trait CharBackend: Send {
 }
 
 const KIND: &str = "uart16550";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const FIFO_BYTES: usize = 16;
 const QUEUE_BYTES: usize = 64 * 1024;
 /// How long to wait before queued output is offered again.
 const RETRY_NS: u64 = 10_000_000;
+/// Four characters of ten bits at 115,200 Bd, after which input that the driver left in the FIFO is reported again
+/// (section 8.11).
+const TIMEOUT_NS: u64 = 4 * 10 * 1_000_000_000 / 115_200;
 
 const IER_RDA: u8 = 1 << 0;
 const IER_THRE: u8 = 1 << 1;
@@ -78,6 +86,8 @@ struct Regs {
     divisor: u16,
     overrun: bool,
     thre_pending: bool,
+    /// The character timeout: there is input, nobody has read for a while.
+    timeout: bool,
     rx: VecDeque<u8>,
     out: VecDeque<u8>,
     lost_bytes: u64,
@@ -95,6 +105,7 @@ impl Regs {
             divisor: 12,
             overrun: false,
             thre_pending: false,
+            timeout: false,
             rx: VecDeque::new(),
             out: VecDeque::new(),
             lost_bytes: 0,
@@ -113,8 +124,10 @@ impl Regs {
     fn interrupt(&self) -> u8 {
         if self.ier & IER_RLS != 0 && self.overrun {
             IIR_RLS
-        } else if self.ier & IER_RDA != 0 && !self.rx.is_empty() {
-            if self.rx.len() >= self.rx_trigger() { IIR_RDA } else { IIR_TIMEOUT }
+        } else if self.ier & IER_RDA != 0 && self.rx.len() >= self.rx_trigger() {
+            IIR_RDA
+        } else if self.ier & IER_RDA != 0 && self.timeout && !self.rx.is_empty() {
+            IIR_TIMEOUT
         } else if self.ier & IER_THRE != 0 && self.thre_pending {
             IIR_THRE
         } else if self.ier & IER_MSR != 0 && self.msr & 0x0f != 0 {
@@ -155,6 +168,10 @@ pub struct Serial {
     backend: Box<dyn CharBackend>,
     /// The back end may have more than it gave so far.
     more_input: bool,
+    /// The driver has read from the FIFO and not emptied it yet.
+    draining: bool,
+    /// When the input that it left is reported again; `Some(0)` until a poll says what time it is.
+    timeout_ns: Option<u64>,
     /// When queued output is offered again.
     retry_ns: u64,
 }
@@ -162,7 +179,7 @@ pub struct Serial {
 impl Serial {
     /// A UART whose interrupt drives `line`. Whoever wakes it polls it.
     pub fn new(line: IrqLine, backend: Box<dyn CharBackend>) -> Serial {
-        Serial { regs: Regs::power_on(), line, backend, more_input: true, retry_ns: 0 }
+        Serial { regs: Regs::power_on(), line, backend, more_input: true, draining: false, timeout_ns: None, retry_ns: 0 }
     }
 
     /// Bytes of output that were lost because the guest wrote on while the queue was full.
@@ -177,14 +194,36 @@ impl Serial {
 
     fn take_input(&mut self) {
         let mut buf = [0; FIFO_BYTES];
-        while self.more_input && self.regs.mcr & MCR_LOOP == 0 {
+        while self.more_input && !self.draining && self.regs.mcr & MCR_LOOP == 0 {
             let room = self.regs.rx_capacity().saturating_sub(self.regs.rx.len());
             if room == 0 {
                 return;
             }
             let n = self.backend.read(&mut buf[..room]).min(room);
             self.regs.rx.extend(&buf[..n]);
+            self.regs.timeout |= n > 0;
             self.more_input = n == room;
+        }
+    }
+
+    /// Nothing is in the FIFO any more, or the driver has just read from it: the timeout's clock starts anew.
+    fn restart_timeout(&mut self) {
+        self.regs.timeout = false;
+        self.draining = !self.regs.rx.is_empty();
+        self.timeout_ns = self.draining.then_some(0);
+    }
+
+    fn look_at_timeout(&mut self, now_ns: u64) {
+        match self.timeout_ns {
+            Some(0) => self.timeout_ns = Some(now_ns.saturating_add(TIMEOUT_NS)),
+            Some(due) if due <= now_ns => {
+                self.timeout_ns = None;
+                self.draining = false;
+                self.regs.timeout = !self.regs.rx.is_empty();
+                // A driver that stopped above the trigger level: the chip would hold the line, and nobody would come.
+                self.line.lower();
+            }
+            _ => {}
         }
     }
 
@@ -205,9 +244,11 @@ impl Serial {
 
     fn transmit(&mut self, byte: u8) {
         self.regs.thre_pending = false;
+        self.update_line();
         if self.regs.mcr & MCR_LOOP != 0 {
             if self.regs.rx.len() < self.regs.rx_capacity() {
                 self.regs.rx.push_back(byte);
+                self.regs.timeout = true;
             } else {
                 self.regs.overrun = true;
             }
@@ -225,7 +266,9 @@ impl Serial {
         let regs = &mut self.regs;
         if (value ^ regs.fcr) & FCR_ENABLE != 0 || value & FCR_CLEAR_RX != 0 {
             regs.rx.clear();
+            self.restart_timeout();
         }
+        let regs = &mut self.regs;
         // The other bits can be written only together with the enable bit.
         regs.fcr = if value & FCR_ENABLE != 0 { value & 0xc9 } else { 0 };
     }
@@ -237,9 +280,7 @@ impl Serial {
             1 if dlab => (self.regs.divisor >> 8) as u8,
             0 => {
                 let byte = self.regs.rx.pop_front().unwrap_or(0);
-                if self.regs.rx.is_empty() {
-                    self.take_input();
-                }
+                self.restart_timeout();
                 byte
             }
             1 => self.regs.ier,
@@ -319,6 +360,7 @@ impl Device for Serial {
         let lost_bytes = self.regs.lost_bytes;
         self.regs = Regs { out, lost_bytes, ..Regs::power_on() };
         self.more_input = true;
+        self.restart_timeout();
         self.update_line();
     }
 
@@ -335,13 +377,18 @@ impl Device for Serial {
         }
         self.regs = regs;
         self.more_input = true;
+        self.draining = false;
+        self.timeout_ns = (!self.regs.rx.is_empty() && !self.regs.timeout).then_some(0);
         let gate = self.regs.mcr & (MCR_OUT2 | MCR_LOOP) == MCR_OUT2;
         self.line.restore(gate && self.regs.interrupt() != IIR_NONE);
         Ok(())
     }
 
     fn deadline_ns(&self) -> Option<u64> {
-        (!self.regs.out.is_empty()).then_some(self.retry_ns)
+        let output = (!self.regs.out.is_empty()).then_some(self.retry_ns);
+        let may_take = self.more_input && self.regs.rx.is_empty() && self.regs.mcr & MCR_LOOP == 0;
+        let input = if may_take { Some(0) } else { self.timeout_ns };
+        [output, input].into_iter().flatten().min()
     }
 
     fn poll(&mut self, now_ns: u64) {
@@ -349,6 +396,7 @@ impl Device for Serial {
             self.flush();
             self.retry_ns = now_ns.saturating_add(RETRY_NS);
         }
+        self.look_at_timeout(now_ns);
         self.more_input = true;
         self.take_input();
         self.update_line();
@@ -464,10 +512,110 @@ mod tests {
         let text: Vec<u8> = (0..200).collect();
         rig.type_in(&text);
         let mut got = Vec::new();
-        while rig.inb(5) & LSR_DATA != 0 {
-            got.push(rig.inb(0));
+        while rig.uart.deadline_ns().is_some() || rig.inb(5) & LSR_DATA != 0 {
+            while rig.inb(5) & LSR_DATA != 0 {
+                got.push(rig.inb(0));
+            }
+            rig.uart.poll(0);
         }
         assert_eq!(got, text);
+    }
+
+    /// An interrupt handler on an edge-triggered input, as drivers have it: passes until nothing is pending, and at
+    /// most so many against a line that is stuck. The board polls the chip after every `pause` accesses.
+    struct Handler {
+        pause: usize,
+        accesses: usize,
+        now_ns: u64,
+        got: Vec<u8>,
+    }
+
+    impl Handler {
+        fn inb(&mut self, rig: &mut Rig, offset: u64) -> u8 {
+            let value = rig.inb(offset);
+            self.accesses += 1;
+            if self.accesses.is_multiple_of(self.pause) {
+                self.board(rig);
+            }
+            value
+        }
+        fn board(&mut self, rig: &mut Rig) {
+            self.now_ns += 1000;
+            if rig.uart.deadline_ns().is_some_and(|due| due <= self.now_ns) {
+                rig.uart.poll(self.now_ns);
+            }
+        }
+        fn run(&mut self, rig: &mut Rig, passes: usize, bytes_a_pass: usize) {
+            for _ in 0..passes {
+                if self.inb(rig, 2) & 1 != 0 {
+                    return;
+                }
+                for _ in 0..bytes_a_pass {
+                    if self.inb(rig, 5) & LSR_DATA == 0 {
+                        break;
+                    }
+                    let byte = self.inb(rig, 0);
+                    self.got.push(byte);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_driver_that_gives_up_after_so_many_bytes_gets_another_edge_for_the_rest_of_a_long_paste() {
+        let text: Vec<u8> = (0..200_000u32).map(|n| (n * 7 >> 2) as u8).collect();
+        // The FIFO off, and on with two trigger levels; polls in the middle of the handler or hardly ever; a handler of
+        // Linux's 512 passes of 256 bytes, and hasty ones.
+        for (fcr, pause) in [0, 0x01, 0x81].into_iter().flat_map(|fcr| [1, 64, 100_000].map(|p| (fcr, p))) {
+            for (passes, bytes) in [(512, 256), (1, 256), (1, 8), (3, 1)] {
+                let mut rig = rig();
+                rig.outb(4, MCR_OUT2);
+                rig.outb(2, fcr);
+                rig.outb(1, IER_RDA | IER_RLS);
+                let mut handler = Handler { pause, accesses: 0, now_ns: 0, got: vec![] };
+                let length = if bytes * passes < 256 { 3000 } else { text.len() };
+                rig.type_in(&text[..length]);
+                let (mut seen, mut quiet) = (0, 0);
+                while handler.got.len() < length && quiet < 1000 {
+                    handler.board(&mut rig);
+                    quiet += 1;
+                    if rig.irq.edges(4) != seen {
+                        (seen, quiet) = (rig.irq.edges(4), 0);
+                        handler.run(&mut rig, passes, bytes);
+                    }
+                }
+                let way = format!("FCR {fcr:#x}, a poll every {pause}, {passes} passes of {bytes}");
+                assert!(handler.got == text[..length], "{way}: {} of {length} bytes", handler.got.len());
+            }
+        }
+    }
+
+    #[test]
+    fn each_byte_written_drops_the_thre_interrupt_and_raises_it_again() {
+        let mut rig = rig();
+        rig.outb(4, MCR_OUT2);
+        rig.outb(1, IER_THRE);
+        // A handler that looks at LSR and never at IIR.
+        for n in 1..=20 {
+            assert_eq!(rig.irq.edges(4), n);
+            rig.outb(0, b'x');
+        }
+    }
+
+    #[test]
+    fn input_that_waits_is_taken_after_the_fifo_was_cleared_and_after_loopback() {
+        for back in [(2, FCR_ENABLE | FCR_CLEAR_RX), (4, MCR_OUT2)] {
+            let mut rig = rig();
+            rig.outb(2, FCR_ENABLE);
+            if back.0 == 4 {
+                rig.outb(4, MCR_LOOP);
+            }
+            rig.type_in(&[b'a'; 40]);
+            rig.outb(back.0, back.1);
+            assert_eq!(rig.uart.deadline_ns(), Some(0), "the board comes back");
+            rig.uart.poll(0);
+            assert_eq!(rig.inb(5) & LSR_DATA, LSR_DATA);
+        }
     }
 
     #[test]
