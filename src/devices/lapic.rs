@@ -3,6 +3,8 @@
 //! Registers are numbered as MMIO offsets (0x020 ID, 0x030 version, 0x080 TPR ... 0x3e0 divide configuration) in both
 //! modes; x2APIC MSR `0x800 + n` is offset `n * 16`. Six LVT entries: timer, thermal, performance, LINT0, LINT1, error.
 //! The timer counts at 1 GHz before its divider and the TSC is the machine's time in nanoseconds, so both are `now_ns`.
+//! It fires when the board's timers run, and before that when a register is read or written after it was due: a count
+//! of 0 or a cleared IA32_TSC_DEADLINE is never seen before its interrupt.
 //!
 //! A local APIC does not know the others: what a write sends is left in an outbox of one message ([`Lapic::take_ipi`]),
 //! and an EOI of a level interrupt in [`Lapic::take_eoi`]. The interrupt fabric takes both after each call.
@@ -20,7 +22,7 @@ use crate::hypervisor::backend::{NoSuchMsr, VcpuEvent};
 use crate::hypervisor::state::{Section, StateError};
 
 const KIND: &str = "lapic";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Version 0x14, highest LVT entry 5.
 const LAPIC_VERSION: u32 = 0x0005_0014;
 /// Where the registers are, always.
@@ -143,8 +145,6 @@ struct Regs {
     lvt: [u32; 6],
     initial_count: u32,
     divide: u32,
-    /// When the count was written, or the present period began.
-    started_ns: u64,
     /// When the timer fires, 0 for never: in one-shot and periodic mode, and as IA32_TSC_DEADLINE.
     deadline_ns: u64,
     nmi: bool,
@@ -180,7 +180,6 @@ impl Lapic {
             lvt: [LVT_MASKED; 6],
             initial_count: 0,
             divide: 0,
-            started_ns: 0,
             deadline_ns: 0,
             nmi: false,
             init: false,
@@ -398,8 +397,8 @@ impl Lapic {
         u64::from(self.regs.initial_count) * self.divider()
     }
 
+    /// The initial count was written: the one way to start the timer in one-shot and periodic mode (section 11.5.4).
     fn start_timer(&mut self, now_ns: u64) {
-        self.regs.started_ns = now_ns;
         self.regs.deadline_ns = match self.regs.initial_count {
             0 => 0,
             _ => now_ns.saturating_add(self.floor_ns()),
@@ -410,18 +409,26 @@ impl Lapic {
         if self.timer_mode() == TIMER_PERIODIC { self.period_ns().max(MIN_PERIOD_NS) } else { self.period_ns() }
     }
 
+    /// What is left of the count, 0 when it has run out and in TSC-deadline mode.
     fn current_count(&self, now_ns: u64) -> u32 {
-        let period = self.period_ns();
-        let elapsed = now_ns.saturating_sub(self.regs.started_ns);
-        if period == 0 || self.timer_mode() == TIMER_TSC_DEADLINE {
+        if self.timer_mode() == TIMER_TSC_DEADLINE {
             return 0;
         }
-        let into = match self.timer_mode() {
-            TIMER_PERIODIC => elapsed % period,
-            _ if elapsed >= period => return 0,
-            _ => elapsed,
-        };
-        ((period - into).div_ceil(self.divider())) as u32
+        let left = self.regs.deadline_ns.saturating_sub(now_ns).div_ceil(self.divider());
+        // A period that is longer than its count shows the count.
+        u32::try_from(left).unwrap_or(u32::MAX).min(self.regs.initial_count)
+    }
+
+    /// The count goes on from where it is, at another rate.
+    fn set_divide(&mut self, value: u32, now_ns: u64) {
+        let left = self.current_count(now_ns);
+        self.regs.divide = value;
+        if left != 0 {
+            let left_ns = u64::from(left) * self.divider();
+            // As a period, it cannot be written to an end sooner than one.
+            let floor = if self.timer_mode() == TIMER_PERIODIC { MIN_PERIOD_NS } else { 0 };
+            self.regs.deadline_ns = now_ns.saturating_add(left_ns.max(floor));
+        }
     }
 
     /// When the timer fires next.
@@ -438,15 +445,14 @@ impl Lapic {
         if self.timer_mode() == TIMER_PERIODIC {
             let period = self.floor_ns();
             let missed = (now_ns - self.regs.deadline_ns) / period;
-            self.regs.started_ns = self.regs.deadline_ns + missed * period;
-            self.regs.deadline_ns = self.regs.started_ns.saturating_add(period);
+            self.regs.deadline_ns = (self.regs.deadline_ns + missed * period).saturating_add(period);
         } else {
             self.regs.deadline_ns = 0;
         }
         self.fire_lvt(TIMER)
     }
 
-    fn write_lvt(&mut self, entry: usize, value: u32, now_ns: u64) {
+    fn write_lvt(&mut self, entry: usize, value: u32) {
         let mut value = value & LVT_WRITABLE[entry];
         if self.regs.svr & SVR_ENABLE == 0 {
             value |= LVT_MASKED;
@@ -454,14 +460,12 @@ impl Lapic {
         let before = self.timer_mode();
         self.regs.lvt[entry] = value;
         let after = self.timer_mode();
-        if entry == TIMER && before != after {
-            // To and from TSC-deadline mode the timer is disarmed (section 11.5.4.1).
-            if before == TIMER_TSC_DEADLINE || after == TIMER_TSC_DEADLINE {
-                self.regs.deadline_ns = 0;
-                self.regs.initial_count = 0;
-            } else if self.regs.deadline_ns != 0 {
-                self.start_timer(now_ns);
-            }
+        // To and from TSC-deadline mode the timer is disarmed (section 11.5.4.1). Between one-shot and periodic the count
+        // goes on from where it is, and one that has run out stays at 0 until the initial count is written (the same,
+        // and kvm-unit-tests, x86/apic.c, test_apic_change_mode).
+        if entry == TIMER && before != after && (before == TIMER_TSC_DEADLINE || after == TIMER_TSC_DEADLINE) {
+            self.regs.deadline_ns = 0;
+            self.regs.initial_count = 0;
         }
     }
 
@@ -528,19 +532,14 @@ impl Lapic {
             0x0b0 => self.end_of_interrupt(),
             0x0f0 => self.write_svr(value),
             0x280 => self.regs.esr = std::mem::take(&mut self.regs.errors),
-            0x320..=0x370 => self.write_lvt(((offset - 0x320) >> 4) as usize, value, now_ns),
+            0x320..=0x370 => self.write_lvt(((offset - 0x320) >> 4) as usize, value),
             0x380 => {
                 if self.timer_mode() != TIMER_TSC_DEADLINE {
                     self.regs.initial_count = value;
                     self.start_timer(now_ns);
                 }
             }
-            0x3e0 => {
-                self.regs.divide = value & 0b1011;
-                if self.timer_mode() != TIMER_TSC_DEADLINE && self.regs.deadline_ns != 0 {
-                    self.start_timer(now_ns);
-                }
-            }
+            0x3e0 => self.set_divide(value & 0b1011, now_ns),
             _ => return false,
         }
         true
@@ -551,6 +550,7 @@ impl Lapic {
         if self.x2apic() || !self.hardware_enabled() {
             return u32::MAX;
         }
+        self.advance(now_ns);
         self.read_register(offset & 0xff0, now_ns).unwrap_or_else(|| {
             self.error(ESR_ILLEGAL_REGISTER);
             0
@@ -562,6 +562,7 @@ impl Lapic {
         if self.x2apic() || !self.hardware_enabled() {
             return;
         }
+        self.advance(now_ns);
         match offset & 0xff0 {
             0x020 | 0x030 => {}
             0x0d0 => self.regs.ldr = value & 0xff00_0000,
@@ -580,7 +581,8 @@ impl Lapic {
     }
 
     /// `rdmsr` of IA32_APIC_BASE, IA32_TSC_DEADLINE or an x2APIC register.
-    pub fn msr_read(&self, msr: u32, now_ns: u64) -> Result<u64, NoSuchMsr> {
+    pub fn msr_read(&mut self, msr: u32, now_ns: u64) -> Result<u64, NoSuchMsr> {
+        self.advance(now_ns);
         match msr {
             0x1b => Ok(self.regs.base),
             0x6e0 if self.timer_mode() == TIMER_TSC_DEADLINE => Ok(self.regs.deadline_ns),
@@ -615,11 +617,14 @@ impl Lapic {
 
     /// `wrmsr` of the same.
     pub fn msr_write(&mut self, msr: u32, value: u64, now_ns: u64) -> Result<(), NoSuchMsr> {
+        self.advance(now_ns);
         match msr {
             0x1b => self.write_base(value),
             0x6e0 => {
                 if self.timer_mode() == TIMER_TSC_DEADLINE {
                     self.regs.deadline_ns = value;
+                    // One that is past fires at once (section 11.5.4.1).
+                    self.advance(now_ns);
                 }
                 Ok(())
             }
@@ -827,6 +832,66 @@ mod tests {
         lapic.msr_write(0x832, 0x60, 0).unwrap();
         lapic.msr_write(0x6e0, 9000, 0).unwrap();
         assert_eq!(lapic.deadline_ns(), None, "ignored in another mode");
+    }
+
+    #[test]
+    fn between_one_shot_and_periodic_the_count_goes_on_and_one_that_ran_out_stays_at_zero() {
+        // The steps of kvm-unit-tests' test_apic_change_mode.
+        let count = 1_000_000;
+        let mut lapic = on(0);
+        lapic.mmio_write(0x3e0, 0b1011, 0);
+        lapic.mmio_write(0x320, 0x50, 0);
+        lapic.mmio_write(0x380, count, 0);
+        lapic.mmio_write(0x320, 0x50 | TIMER_PERIODIC, 600_000);
+        assert_eq!(lapic.mmio_read(0x390, 600_000), 400_000, "not restarted");
+        assert_eq!(lapic.mmio_read(0x390, 1_100_000), 900_000, "it wraps around");
+        assert_eq!(interrupt(&mut lapic), Some(VcpuEvent::Interrupt(0x50)), "and no count is seen before its interrupt");
+        lapic.mmio_write(0xb0, 0, 1_100_000);
+        lapic.mmio_write(0x320, 0x50, 1_700_000);
+        assert_eq!(lapic.mmio_read(0x390, 1_700_000), 300_000, "not restarted");
+        assert_eq!(lapic.mmio_read(0x390, 2_000_000), 0);
+        assert_eq!(interrupt(&mut lapic), Some(VcpuEvent::Interrupt(0x50)));
+        lapic.mmio_write(0xb0, 0, 2_000_000);
+        lapic.mmio_write(0x320, 0x50 | TIMER_PERIODIC, 2_000_000);
+        assert_eq!((lapic.mmio_read(0x390, 5_000_000), lapic.deadline_ns()), (0, None), "it stays at zero");
+        assert_eq!(lapic.mmio_read(0x380, 5_000_000), count);
+        lapic.mmio_write(0x380, count, 5_000_000);
+        assert_eq!(lapic.deadline_ns(), Some(6_000_000), "until the initial count is written");
+    }
+
+    #[test]
+    fn another_divider_goes_on_with_what_is_left_of_the_count_and_starts_nothing() {
+        let mut lapic = on(0);
+        lapic.mmio_write(0x3e0, 0b1011, 0);
+        lapic.mmio_write(0x320, 0x50, 0);
+        lapic.mmio_write(0x380, 1_000_000, 0);
+        lapic.mmio_write(0x3e0, 0b0000, 600_000);
+        assert_eq!(lapic.mmio_read(0x390, 600_000), 400_000);
+        assert_eq!(lapic.deadline_ns(), Some(1_400_000), "at half the rate");
+        assert_eq!(lapic.mmio_read(0x390, 1_400_000), 0);
+        lapic.mmio_write(0x3e0, 0b1011, 1_500_000);
+        assert_eq!(lapic.deadline_ns(), None);
+    }
+
+    #[test]
+    fn a_tsc_deadline_that_is_past_fires_at_the_write_and_reads_back_zero() {
+        let mut lapic = x2(0);
+        lapic.msr_write(0x832, u64::from(0x60 | TIMER_TSC_DEADLINE), 0).unwrap();
+        for past in [1, 4999, 5000] {
+            lapic.msr_write(0x6e0, past, 5000).unwrap();
+            assert_eq!(interrupt(&mut lapic), Some(VcpuEvent::Interrupt(0x60)));
+            assert_eq!((lapic.msr_read(0x6e0, 5000), lapic.deadline_ns()), (Ok(0), None));
+            lapic.msr_write(0x80b, 0, 5000).unwrap();
+        }
+        lapic.msr_write(0x6e0, 6000, 5000).unwrap();
+        assert_eq!((interrupt(&mut lapic), lapic.msr_read(0x6e0, 5999)), (None, Ok(6000)));
+        assert_eq!(lapic.msr_read(0x6e0, 6000), Ok(0), "due, and the board was not looked at yet");
+        assert_eq!(interrupt(&mut lapic), Some(VcpuEvent::Interrupt(0x60)));
+        // Masked, it is spent all the same.
+        lapic.msr_write(0x80b, 0, 6000).unwrap();
+        lapic.msr_write(0x832, u64::from(0x60 | TIMER_TSC_DEADLINE | LVT_MASKED), 6000).unwrap();
+        lapic.msr_write(0x6e0, 1, 6000).unwrap();
+        assert_eq!((interrupt(&mut lapic), lapic.msr_read(0x6e0, 6000)), (None, Ok(0)));
     }
 
     #[test]

@@ -88,7 +88,7 @@ pub trait Platform: Send + Sync {
     /// `nmi` (none in service); INIT and start-up always.
     fn take_event(&self, vcpu: usize, interrupts: bool, nmi: bool) -> Option<VcpuEvent>;
     /// Runs what is due on the board at `now_ns` (timers, woken back ends) and says when to come again. Takes the
-    /// board's flag of [`Attention`]; the caller sets its deadline.
+    /// board's flag of [`Attention`]; called by [`Attention::serve_board`], which keeps the answer.
     fn advance(&self, now_ns: u64) -> Option<u64>;
     /// A vCPU ran into a triple fault or gave up; the machine decides what that means and stops or resets.
     fn vcpu_failed(&self, vcpu: usize, exit: MachineExit);
@@ -158,9 +158,19 @@ impl Attention {
     pub fn board_due(&self, now_ns: u64) -> bool {
         self.board.load(Ordering::Acquire) || now_ns >= self.deadline_ns.load(Ordering::Relaxed)
     }
-    /// Sets when the board is due next.
-    pub fn set_deadline(&self, deadline_ns: Option<u64>) {
-        self.deadline_ns.store(deadline_ns.unwrap_or(u64::MAX), Ordering::Relaxed);
+    /// Runs what is due on the board, if anything is.
+    ///
+    /// The old deadline is forgotten before the board is asked for the next one, and the answer only ever lowers what is
+    /// there. So a timer that another thread sets meanwhile is not lost: either the board's answer knows it, since
+    /// it was set under the board's lock, or its [`Attention::due_by`] comes after the old deadline was forgotten.
+    pub fn serve_board(&self, platform: &dyn Platform) {
+        let now_ns = platform.clock().now_ns();
+        if self.board_due(now_ns) {
+            self.deadline_ns.store(u64::MAX, Ordering::Relaxed);
+            if let Some(next_ns) = platform.advance(now_ns) {
+                self.due_by(next_ns);
+            }
+        }
     }
     /// A timer was set that may be earlier than what `advance` last said.
     pub fn due_by(&self, deadline_ns: u64) {
@@ -294,4 +304,66 @@ pub trait Backend: Send {
     fn save(&self) -> Vec<super::state::Section>;
     /// Takes over saved state; only before the first run.
     fn load(&mut self, sections: &[super::state::Section]) -> Result<(), super::state::StateError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::clock::ManualClock;
+    use super::*;
+
+    /// A board on which another vCPU sets a timer at `raced_ns` after the next deadline was looked for, and before it
+    /// is handed back.
+    struct Raced {
+        attention: Arc<Attention>,
+        clock: Arc<ManualClock>,
+        raced_ns: u64,
+        next_ns: Option<u64>,
+    }
+
+    impl Platform for Raced {
+        fn advance(&self, _: u64) -> Option<u64> {
+            let next_ns = self.next_ns;
+            self.attention.due_by(self.raced_ns);
+            next_ns
+        }
+        fn clock(&self) -> &dyn Clock {
+            &*self.clock
+        }
+        fn port_read(&self, _: usize, _: u16, _: u8) -> u32 {
+            0
+        }
+        fn port_write(&self, _: usize, _: u16, _: u8, _: u32) {}
+        fn mmio_read(&self, _: usize, _: u64, _: u8) -> u64 {
+            0
+        }
+        fn mmio_write(&self, _: usize, _: u64, _: u8, _: u64) {}
+        fn apic_msr_read(&self, _: usize, _: u32) -> Result<u64, NoSuchMsr> {
+            Err(NoSuchMsr)
+        }
+        fn apic_msr_write(&self, _: usize, _: u32, _: u64) -> Result<(), NoSuchMsr> {
+            Err(NoSuchMsr)
+        }
+        fn cr8(&self, _: usize) -> u8 {
+            0
+        }
+        fn set_cr8(&self, _: usize, _: u8) {}
+        fn take_event(&self, _: usize, _: bool, _: bool) -> Option<VcpuEvent> {
+            None
+        }
+        fn vcpu_failed(&self, _: usize, _: MachineExit) {}
+    }
+
+    #[test]
+    fn a_timer_that_is_set_while_the_board_looks_for_its_next_one_is_not_lost() {
+        for (raced_ns, next_ns, due) in [(500, Some(900), 500), (500, None, 500), (900, Some(500), 500)] {
+            let attention = Attention::new(1);
+            let clock = ManualClock::new(0);
+            clock.set_ns(100);
+            let board = Raced { attention: attention.clone(), clock, raced_ns, next_ns };
+            attention.serve_board(&board);
+            assert_eq!(attention.deadline_ns(), due);
+            attention.serve_board(&board);
+            assert_eq!(attention.deadline_ns(), due, "nothing is due yet");
+        }
+    }
 }

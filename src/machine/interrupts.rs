@@ -206,7 +206,10 @@ impl Interrupts {
 
     /// `rdmsr` of the vCPU's local APIC.
     pub fn apic_msr_read(&self, vcpu: usize, msr: u32) -> Result<u64, NoSuchMsr> {
-        self.chips().lapics[vcpu].msr_read(msr, self.clock.now_ns())
+        let mut chips = self.chips();
+        let value = chips.lapics[vcpu].msr_read(msr, self.clock.now_ns());
+        chips.settle_vcpu(vcpu, &self.attention);
+        value
     }
 
     /// `wrmsr` of the vCPU's local APIC.
@@ -524,7 +527,8 @@ mod tests {
     #[test]
     fn a_deadline_that_was_set_is_told_and_fires() {
         let rig = rig(1);
-        rig.attention.set_deadline(None);
+        let board = crate::machine::board::Board::new(rig.interrupts.clone(), rig.attention.clone(), rig.clock.clone());
+        rig.attention.serve_board(&board);
         rig.interrupts.lapic_mmio_write(0, 0x320, 4, 0x4_0060);
         rig.interrupts.apic_msr_write(0, 0x6e0, 5_000).unwrap();
         assert_eq!(rig.attention.deadline_ns(), 5_000);
@@ -532,6 +536,21 @@ mod tests {
         rig.interrupts.advance(5_000);
         assert_eq!(rig.event(0), Some(VcpuEvent::Interrupt(0x60)));
         assert_eq!(rig.interrupts.next_deadline_ns(), None);
+    }
+
+    #[test]
+    fn a_tsc_deadline_that_is_past_reaches_the_processor_with_the_write_itself() {
+        let rig = rig(1);
+        rig.clock.set_ns(9_000);
+        rig.interrupts.lapic_mmio_write(0, 0x320, 4, 0x4_0060);
+        rig.interrupts.apic_msr_write(0, 0x6e0, 9_000).unwrap();
+        assert_eq!(rig.event(0), Some(VcpuEvent::Interrupt(0x60)), "nobody has advanced the board");
+        assert_eq!(rig.interrupts.apic_msr_read(0, 0x6e0), Ok(0));
+        rig.eoi(0);
+        rig.interrupts.apic_msr_write(0, 0x6e0, 9_500).unwrap();
+        rig.clock.set_ns(10_000);
+        assert_eq!(rig.interrupts.apic_msr_read(0, 0x6e0), Ok(0), "nor looked at it since it was due");
+        assert_eq!(rig.event(0), Some(VcpuEvent::Interrupt(0x60)));
     }
 
     #[test]

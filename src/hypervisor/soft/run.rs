@@ -77,11 +77,7 @@ impl SoftBackend {
 
     /// Runs the board's timers if they are due.
     fn serve_board(&self) {
-        let now = self.platform.clock().now_ns();
-        if self.attention.board_due(now) {
-            let next = self.platform.advance(now);
-            self.attention.set_deadline(next);
-        }
+        self.attention.serve_board(&*self.platform);
     }
 
     /// All vCPUs wait: sleeps until something comes, or in deterministic mode moves time on to the next timer.
