@@ -11,7 +11,8 @@
 //! pressed: there is no display to type at. Resets stop the machine: command FEh, output port bit 0, port 92h bit 0.
 //!
 //! **Not modelled**: the auxiliary device (its interface test reports a fault, so drivers find no mouse); A20, which is
-//! always open (the bits are kept); scan codes, password, multiplexing.
+//! always open, as on processors and chipsets without the gate: the bits of both ports are one bit that is kept and read
+//! back, and addresses never wrap; scan codes, password, multiplexing.
 //!
 //! **Hostile guest**: the output buffer holds 16 bytes; answers beyond are dropped.
 //!

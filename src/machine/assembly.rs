@@ -354,7 +354,13 @@ fn wire_chips(board: &Board, parts: &Parts, interrupts: &Arc<Interrupts>, spec: 
     let rtc = Rtc::new(clock(), parts.line(layout::RTC_IRQ));
     board.add(Box::new(rtc), &[Wire::ports(layout::RTC_PORT, 2, 0)])?;
     let keyboard = Ps2::new(parts.line(layout::PS2_IRQ), Arc::clone(&parts.attention));
-    board.add(Box::new(keyboard), &[Wire::ports(layout::PS2_PORTS[0], 1, 0), Wire::ports(layout::PS2_PORTS[1], 1, 1)])?;
+    let [data, command] = layout::PS2_PORTS;
+    let ports = [
+        Wire::ports(data, 1, Ps2::DATA),
+        Wire::ports(command, 1, Ps2::COMMAND),
+        Wire::ports(layout::SYSTEM_CONTROL_PORT, 1, Ps2::PORT_92),
+    ];
+    board.add(Box::new(keyboard), &ports)?;
     let pm = Pm::new(clock(), parts.line(layout::SCI_IRQ), Arc::clone(&parts.attention), parts.waker());
     let button = pm.button();
     let wires = [
@@ -521,5 +527,81 @@ fn forward(spec: &ForwardSpec) -> user::Forward {
         },
         host: std::net::SocketAddr::new(spec.host_address, spec.host_port),
         guest_port: spec.guest_port,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::memory;
+    use super::super::spec::{BackendChoice, CpuTopology, SPEC_VERSION};
+    use super::*;
+    use crate::hypervisor::backend::Platform;
+
+    fn bare() -> VmmSpec {
+        VmmSpec {
+            version: SPEC_VERSION,
+            name: "bare".into(),
+            uuid: "00000000-0000-4000-8000-000000000000".into(),
+            backend: BackendChoice::Auto,
+            cpus: CpuTopology { sockets: 1, cores: 1, threads: 1 },
+            memory_bytes: 16 << 20,
+            loader: LoaderSpec::Kernel { image: "/none".into(), initrd: None, cmdline: String::new() },
+            disks: vec![],
+            nics: vec![],
+            rng: false,
+            com: [false; 4],
+            virtio_console: false,
+            debug_exit_port: None,
+            deterministic: false,
+        }
+    }
+
+    /// A board with the chips that every PC has, and how they stop the machine.
+    fn chips() -> (Board, Arc<Attention>) {
+        let (attention, clock) = (Attention::new(1), ManualClock::new(0));
+        let interrupts = Interrupts::new(1, attention.clone(), clock.clone());
+        let parts = Parts {
+            memory: memory::build(16 << 20).unwrap(),
+            attention: attention.clone(),
+            clock: clock.clone(),
+            sink: interrupts.clone(),
+        };
+        let board = Board::new(interrupts.clone(), attention.clone(), clock);
+        wire_chips(&board, &parts, &interrupts, &bare()).unwrap();
+        (board, attention)
+    }
+
+    #[test]
+    fn port_92_keeps_the_a20_bit_and_its_fast_reset_ends_the_boot() {
+        let (board, attention) = chips();
+        assert_eq!(board.port_read(0, 0x92, 1), 0x02, "A20 is open");
+        board.port_write(0, 0x92, 1, 0);
+        assert_eq!(board.port_read(0, 0x92, 1), 0);
+        board.port_write(0, 0x64, 1, 0xd0);
+        assert_eq!(board.port_read(0, 0x60, 1) & 2, 0, "it is the keyboard controller's bit");
+        assert_eq!(attention.stopped(), None);
+        board.port_write(0, 0x92, 1, 3);
+        assert_eq!(attention.stopped(), Some(MachineExit::Reboot));
+    }
+
+    #[test]
+    fn every_chip_of_the_layout_answers_at_its_ports() {
+        let (board, _) = chips();
+        let ports = [
+            (layout::PIC_PORTS[0] + 1, "first 8259A"),
+            (layout::PIC_PORTS[1] + 1, "second 8259A"),
+            (layout::PIC_PORTS[2], "ELCR"),
+            (layout::PIT_PORT, "8254"),
+            (layout::PIT_GATE_PORT, "port 61h"),
+            (layout::RTC_PORT + 1, "clock"),
+            (layout::PS2_PORTS[0], "8042 data"),
+            (layout::PS2_PORTS[1], "8042 status"),
+            (layout::SYSTEM_CONTROL_PORT, "port 92h"),
+            (layout::PM1A_EVT.into(), "PM1a events"),
+            (layout::PM1A_CNT.into(), "PM1a control"),
+        ];
+        for (port, name) in ports {
+            assert_ne!(board.port_read(0, port as u16, 1), 0xff, "{name}");
+        }
     }
 }

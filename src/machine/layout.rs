@@ -82,6 +82,8 @@ pub const RTC_PORT: u64 = 0x70;
 pub const RTC_IRQ: u32 = 8;
 /// Keyboard controller: data and command ports.
 pub const PS2_PORTS: [u64; 2] = [0x60, 0x64];
+/// System control port A, which is the keyboard controller's: fast reset, A20.
+pub const SYSTEM_CONTROL_PORT: u64 = 0x92;
 /// The keyboard's ISA interrupt.
 pub const PS2_IRQ: u32 = 1;
 /// ACPI fixed hardware: PM1a event block, 4 bytes.
