@@ -19,6 +19,8 @@ const TEMPLATES: &[(&[u8], u64)] = &[
     (include_bytes!("templates/xfs"), 320 << 20),
     (include_bytes!("templates/gpt"), 1 << 20),
     (include_bytes!("templates/dos"), 1 << 20),
+    (include_bytes!("templates/spread"), 1 << 20),
+    (include_bytes!("templates/journal"), 2 << 20),
 ];
 const READ_MAX: u64 = 1 << 20;
 
@@ -256,6 +258,18 @@ const WORDS: &[&str] = &[
     "test -f /linux -a ",
     "export x\n",
     "exit\n",
+    "ui menu.c32\n",
+    "prompt 1\n",
+    "timeout 5\n",
+    "ontimeout l x\n",
+    "menu hide\n",
+    "menu separator\n",
+    "localboot 0\n",
+    "config menu.cfg\n",
+    "kernel mboot.c32\n",
+    "append linux --- linux\n",
+    "multiboot /linux ",
+    "module /linux ",
 ];
 
 /// Boot configurations of all kinds, their menus and a user who types.

@@ -101,6 +101,17 @@ fn run(name: &str) {
     }
 }
 
+/// Inputs that once broke something, with their targets.
+const SEEDS: &[(&str, &[u8])] = &[("volume", include_bytes!("../fuzz/seeds/volume-ext-blocks"))];
+
+#[test]
+fn inputs_that_once_broke_something_do_not_any_more() {
+    for (name, input) in SEEDS {
+        let outcome = catch_unwind(AssertUnwindSafe(|| bodies::run(name, input)));
+        assert!(outcome.is_ok(), "target {name}: {input:02x?}");
+    }
+}
+
 macro_rules! targets {
     ($($test:ident: $name:literal),* $(,)?) => {
         $(#[test]

@@ -137,6 +137,101 @@ fn ext2_ext3_and_ext4_are_read_with_their_label_and_uuid() {
     }
 }
 
+/// What e2fsprogs can make and GRUB 2.12 reads; the last ones have what only newer systems have.
+#[test]
+fn ext_file_systems_are_read_whatever_their_features_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("root");
+    tree(&root, true);
+    for i in 0..40 {
+        // Directories go to groups of their own.
+        fs::create_dir(root.join(format!("d{i}"))).unwrap();
+        fs::write(root.join(format!("d{i}/file")), i.to_string()).unwrap();
+    }
+    for options in [
+        &["-t", "ext4", "-I", "128"][..],
+        &["-t", "ext4", "-I", "128", "-O", "^metadata_csum,^extent,^64bit"],
+        &["-t", "ext4", "-b", "1024", "-g", "512", "-O", "meta_bg,^resize_inode"],
+        &["-t", "ext4", "-b", "1024", "-g", "512", "-O", "meta_bg,^resize_inode,^64bit,^metadata_csum,^flex_bg"],
+        &["-t", "ext4", "-b", "4096", "-g", "1024", "-O", "meta_bg,^resize_inode,^sparse_super"],
+        &["-t", "ext4", "-b", "4096", "-g", "1024", "-O", "meta_bg,^resize_inode,sparse_super2"],
+        &["-t", "ext4", "-O", "mmp"],
+        &["-t", "ext4", "-O", "large_dir"],
+        &["-t", "ext4", "-O", "inline_data"],
+        &["-t", "ext4", "-O", "ea_inode,metadata_csum_seed,project,quota"],
+        &["-t", "ext4", "-O", "bigalloc", "-C", "16384"],
+        &["-t", "ext4", "-b", "65536"],
+        &["-t", "ext2", "-O", "^filetype"],
+        &["-t", "ext2", "-r", "0", "-O", "none"],
+        &["-t", "ext3", "-b", "1024", "-O", "^dir_index"],
+    ] {
+        let image = dir.path().join("image");
+        let _ = fs::remove_file(&image);
+        blank(&image, 64);
+        tool("mke2fs", &[&["-q", "-F"], options, &["-d", text(&root), text(&image)]].concat());
+        let volume = volume(&medium(&image));
+        holds_the_tree(volume.as_ref(), true);
+        assert_eq!(volume.read("/d39/file", LIMIT).unwrap(), b"39", "{options:?}");
+    }
+}
+
+/// The state after a crash: the log has a newer state of a file's block, in each format of the log.
+#[test]
+fn a_journal_that_was_not_replayed_is_looked_through() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("root");
+    fs::create_dir_all(&root).unwrap();
+    fs::write(root.join("file"), [b'o'; 4096]).unwrap();
+    fs::write(root.join("freed"), [b'f'; 1024]).unwrap();
+    let image = dir.path().join("image");
+    for (kind, open) in [("ext3", "jo"), ("ext4", "jo -c -v 1"), ("ext4", "jo -c -v 2"), ("ext4", "jo -c -v 3")] {
+        let _ = fs::remove_file(&image);
+        blank(&image, 32);
+        tool("mke2fs", &["-q", "-t", kind, "-b", "1024", "-d", text(&root), text(&image)]);
+        let block = |file: &str| {
+            let output = Command::new("/usr/sbin/debugfs").args(["-R", &format!("bmap {file} 0"), text(&image)]).output();
+            String::from_utf8(output.expect("debugfs runs").stdout).unwrap().trim().to_string()
+        };
+        let (file, freed) = (block("/file"), block("/freed"));
+        let newer = dir.path().join("newer");
+        // A logged block that begins like one of the log is told from one.
+        let mut bytes = [b'n'; 1024];
+        bytes[..4].copy_from_slice(&0xc03b_3998u32.to_be_bytes());
+        fs::write(&newer, bytes).unwrap();
+        let script = dir.path().join("script");
+        let lines = format!("{open}\njw -b {file},{freed} {0}\njc\n{open}\njw -r {freed}\njc\n", text(&newer));
+        fs::write(&newer, [bytes, [b'x'; 1024]].concat()).unwrap();
+        fs::write(&script, lines).unwrap();
+        tool("debugfs", &["-w", "-f", text(&script), text(&image)]);
+        let volume = volume(&medium(&image));
+        let found = volume.read("/file", LIMIT).unwrap();
+        assert!(found[..1024] == bytes && found[1024..] == [b'o'; 3072], "{kind} {open}: {:?}", &found[..8]);
+        assert_eq!(volume.read("/freed", LIMIT).unwrap(), [b'f'; 1024], "{kind} {open}");
+    }
+}
+
+#[test]
+fn what_a_file_system_claims_reserves_no_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("root");
+    fs::create_dir_all(&root).unwrap();
+    fs::write(root.join("file"), "x").unwrap();
+    let image = dir.path().join("image");
+    blank(&image, 4);
+    tool(
+        "mke2fs",
+        &["-q", "-t", "ext2", "-b", "1024", "-g", "256", "-O", "^metadata_csum,^resize_inode", "-d", text(&root), text(&image)],
+    );
+    // More blocks than there are bytes on any disk, in the half of the number that goes with the feature `64bit`.
+    let file = File::options().write(true).open(&image).unwrap();
+    file.write_all_at(&0xf0u32.to_le_bytes(), 1024 + 0x150).unwrap();
+    assert!(found(&image).contains("blocks go beyond the end of the partition"), "{}", found(&image));
+    file.write_all_at(&0u32.to_le_bytes(), 1024 + 0x150).unwrap();
+    tool("debugfs", &["-w", "-R", "sif /file size 0x4000000000", text(&image)]);
+    let large = volume(&medium(&image)).read("/file", u64::MAX);
+    assert!(matches!(large, Err(VolumeError::BeyondMedium { size: 0x40_0000_0000, .. })), "{large:?}");
+}
+
 /// A directory as mkfs.xfs takes it.
 fn protofile(directory: &Path, depth: usize, out: &mut String) {
     let mut entries: Vec<PathBuf> = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -220,6 +315,25 @@ fn fat_of_every_width_is_read_with_long_names_in_any_case() {
         assert_eq!((volume.kind(), volume.label().as_str(), volume.uuid().as_str()), ("fat", "ESP", "12AB-34CD"));
         holds_the_tree(volume.as_ref(), false);
         assert_eq!(volume.read("/BOOT/Grub/GRUB.CFG", LIMIT).unwrap(), b"menuentry 'one' { true }\n");
+    }
+}
+
+/// FAT32 with fewer than 65,525 clusters, as `mkfs.fat -F 32` makes it on small and 4Kn disks. mtools does not know it: the
+/// number of sectors is changed when everything is there.
+#[test]
+fn fat32_is_told_by_its_boot_sector_and_not_by_the_number_of_clusters() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("root");
+    tree(&root, false);
+    let image = dir.path().join("image");
+    blank(&image, 64);
+    tool("mkfs.fat", &["-F", "32", "-s", "1", "-n", "ESP", text(&image)]);
+    tool("mcopy", &["-s", "-i", text(&image), text(&root.join("boot")), text(&root.join("many")), "::"]);
+    for sectors in [60_000u32, 12_000] {
+        let file = File::options().write(true).open(&image).unwrap();
+        file.write_all_at(&sectors.to_le_bytes(), 32).unwrap();
+        file.set_len(u64::from(sectors) * 512).unwrap();
+        holds_the_tree(volume(&medium(&image)).as_ref(), false);
     }
 }
 
@@ -318,6 +432,40 @@ fn partitions_of_both_tables_have_grubs_numbers() {
 }
 
 #[test]
+fn a_gpt_counts_only_behind_a_boot_record_that_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let (image, other) = (dir.path().join("disk"), dir.path().join("other"));
+    blank(&image, 64);
+    sfdisk(&image, "label: gpt\nstart=8192,size=8192\n");
+    blank(&other, 64);
+    sfdisk(&other, "label: dos\nstart=2048,size=4096,type=83\n");
+    let (gpt, dos) = (fs::read(&image).unwrap(), fs::read(&other).unwrap());
+    let scheme = |boot_record: Option<&[u8]>, first_header: bool| {
+        let mut bytes = gpt.clone();
+        bytes[..512].copy_from_slice(boot_record.unwrap_or(&[0; 512]));
+        if !first_header {
+            bytes[512..1024].fill(0);
+        }
+        partition::read(&Medium::new(Arc::new(bytes))).unwrap().first().map(|part| part.scheme)
+    };
+    // The old GPT behind a new table: whole, and with the backup at the end only.
+    assert_eq!(scheme(Some(&dos[..512]), true), Some(Scheme::Msdos));
+    assert_eq!(scheme(Some(&dos[..512]), false), Some(Scheme::Msdos));
+    // A table without entries, and a file system's boot sector, are none of a GPT's either.
+    let mut empty = [0; 512];
+    empty[510..].copy_from_slice(&[0x55, 0xaa]);
+    assert_eq!(scheme(Some(&empty), true), None);
+    // A hybrid one says that there is a GPT.
+    let mut hybrid = dos[..512].to_vec();
+    hybrid[462 + 4] = 0xee;
+    assert_eq!(scheme(Some(&hybrid), true), Some(Scheme::Gpt));
+    assert_eq!(scheme(Some(&hybrid), false), Some(Scheme::Gpt));
+    // No boot record: the first header counts, and the one at the end is left over.
+    assert_eq!(scheme(None, true), Some(Scheme::Gpt));
+    assert_eq!(scheme(None, false), None);
+}
+
+#[test]
 fn what_cannot_be_read_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let image = dir.path().join("image");
@@ -330,6 +478,7 @@ fn what_cannot_be_read_is_named() {
     assert_eq!(with(0x1_0040, b"_BHRfS_M"), "a btrfs file system");
     assert_eq!(with(512, b"LABELONE"), "an LVM physical volume");
     assert_eq!(with(0, b"nothing at all"), "nothing");
+    assert_eq!(with(0x8800, b"\0NSR03\x01"), "a UDF file system");
     blank(&image, 4);
     tool("mkswap", &[text(&image)]);
     assert_eq!(found(&image), "swap space");

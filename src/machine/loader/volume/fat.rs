@@ -3,10 +3,12 @@
 //! **Hostile guest**: a chain has at most as many clusters as the volume; a directory at most [`MAX_ENTRIES`] entries.
 
 use super::number::{le16, le32};
-use super::{MAX_ENTRIES, Medium, NodeKind, Result, Tree, VolumeError};
+use super::{MAX_ENTRIES, Medium, NodeKind, Result, Tree, VolumeError, room};
 
 const KIND: &str = "fat";
 const ENTRY: usize = 32;
+/// Clusters that the 28 bits of an entry of FAT32 can name.
+const MAX_CLUSTERS: u64 = 0x0fff_fff5;
 const ATTR_VOLUME: u8 = 0x08;
 const ATTR_DIRECTORY: u8 = 0x10;
 const ATTR_LONG_NAME: u8 = 0x0f;
@@ -73,13 +75,19 @@ impl Fat {
         let root_sectors = (root_entries * ENTRY as u64).div_ceil(sector_bytes);
         let data_sector = reserved + fats * fat_sectors + root_sectors;
         let Some(data_sectors) = sectors.checked_sub(data_sector).filter(|_| fat_sectors > 0) else { return Ok(None) };
-        let clusters = (data_sectors / per_cluster) as u32;
-        let width = match clusters {
-            0..4085 => Width::Fat12,
-            4085..65_525 => Width::Fat16,
-            _ => Width::Fat32,
+        // FAT32 has no 16-bit size of its tables, however few clusters it has: Linux (`fs/fat/inode.c`,
+        // fat_fill_super), GRUB and mkfs.fat tell it by that. Between the others the number of clusters decides.
+        let is_32 = le16(&boot, 22) == 0;
+        let clusters = data_sectors / per_cluster;
+        let (width, bits) = match clusters {
+            _ if is_32 => (Width::Fat32, 32),
+            0..4085 => (Width::Fat12, 12),
+            _ => (Width::Fat16, 16),
         };
-        let extended = if le16(&boot, 22) == 0 { 64 } else { 36 };
+        // Clusters that the table has no entry for are not there; the first two entries are no cluster's.
+        let in_table = (fat_sectors * sector_bytes * 8 / bits).saturating_sub(2);
+        let clusters = clusters.min(in_table).min(MAX_CLUSTERS) as u32;
+        let extended = if is_32 { 64 } else { 36 };
         let boot_label = String::from_utf8_lossy(&boot[extended + 7..extended + 18]).trim_end().to_string();
         Ok(Some(Fat {
             medium: medium.clone(),
@@ -89,7 +97,7 @@ impl Fat {
             fat_bytes: fat_sectors * sector_bytes,
             root_at: (reserved + fats * fat_sectors) * sector_bytes,
             root_bytes: root_entries * ENTRY as u64,
-            root_cluster: if le16(&boot, 22) == 0 { le32(&boot, 44) } else { 0 },
+            root_cluster: if is_32 { le32(&boot, 44) & 0x0fff_ffff } else { 0 },
             data_at: data_sector * sector_bytes,
             clusters,
             volume_id: le32(&boot, extended + 3),
@@ -123,6 +131,10 @@ impl Fat {
         let mut bytes = Vec::new();
         let mut cluster = first;
         let wanted = size.unwrap_or(limit);
+        if let Some(size) = size {
+            bytes = room(&self.medium, size)?;
+            bytes.clear();
+        }
         for _ in 0..=self.clusters {
             if bytes.len() as u64 >= wanted {
                 break;

@@ -91,6 +91,19 @@ fn reader(medium: &Medium, disk: Arc<Watched>) -> Result<Box<dyn FileSystem>, In
 
 /// Exchanges the bytes of the file at `path`, which were `before` when it was read, for as many others.
 pub fn replace(volume: &dyn FileSystem, path: &str, before: &[u8], after: &[u8]) -> Result<(), InPlaceError> {
+    let (medium, place) = (volume.window(), find(volume, path, before, after)?);
+    medium.disk().write_at(place, after)?;
+    medium.forget(place, after.len() as u64);
+    Ok(())
+}
+
+/// Whether [`replace`] would know what to write, which only the writing itself can still fail.
+pub fn look(volume: &dyn FileSystem, path: &str, before: &[u8], after: &[u8]) -> Result<(), InPlaceError> {
+    find(volume, path, before, after).map(drop)
+}
+
+/// The place on the disk.
+fn find(volume: &dyn FileSystem, path: &str, before: &[u8], after: &[u8]) -> Result<u64, InPlaceError> {
     let (medium, len) = (volume.window(), before.len());
     if len == 0 || after.len() != len {
         return Err(InPlaceError::NotInOnePlace);
@@ -117,8 +130,5 @@ pub fn replace(volume: &dyn FileSystem, path: &str, before: &[u8], after: &[u8])
         let exchanged = reader(medium, watched(Some((*at, after.to_vec()))));
         exchanged.is_ok_and(|volume| volume.read(path, len as u64).is_ok_and(|bytes| bytes == after))
     };
-    let place = seen.into_iter().filter(|&at| holds(at)).find(is_the_file).ok_or(InPlaceError::NotInOnePlace)?;
-    medium.disk().write_at(place, after)?;
-    medium.forget(place, len as u64);
-    Ok(())
+    seen.into_iter().filter(|&at| holds(at)).find(is_the_file).ok_or(InPlaceError::NotInOnePlace)
 }

@@ -9,7 +9,7 @@
 //! size.
 
 use super::number::{be16, le16, le32};
-use super::{MAX_ENTRIES, Medium, NodeKind, Result, Tree, VolumeError};
+use super::{MAX_ENTRIES, Medium, NodeKind, Result, Tree, VolumeError, room};
 
 const KIND: &str = "iso9660";
 const SECTOR: u64 = 2048;
@@ -340,10 +340,7 @@ impl Tree for Iso {
         if size > limit {
             return Err(VolumeError::TooLarge { size, limit });
         }
-        if size > self.medium.len() {
-            return Err(damaged("a file goes beyond the end of the medium"));
-        }
-        let mut content = vec![0; size as usize];
+        let mut content = room(&self.medium, size)?;
         let mut done = 0;
         for &(sector, bytes) in &node.sections {
             let part = &mut content[done..done + bytes as usize];

@@ -48,6 +48,17 @@ pub enum VolumeError {
         /// The most that was allowed.
         limit: u64,
     },
+    /// A file that claims more bytes than there are on what it is on.
+    #[error("the file claims {size} bytes, and the disk or partition has {medium}")]
+    BeyondMedium {
+        /// Its size.
+        size: u64,
+        /// The medium's.
+        medium: u64,
+    },
+    /// The host has no memory for it.
+    #[error("the host has no memory for the {0} bytes of the file")]
+    NoMemory(u64),
     /// The file system contradicts itself.
     #[error("the {kind} file system is damaged: {why}")]
     Damaged {
@@ -67,6 +78,13 @@ pub enum VolumeError {
     /// The disk cannot be read, or was read too often.
     #[error("cannot read the disk: {0}")]
     Io(#[from] io::Error),
+}
+
+impl VolumeError {
+    /// Whether it says that there is no such file, rather than that nobody knows.
+    pub fn is_absence(&self) -> bool {
+        matches!(self, VolumeError::NotFound(_) | VolumeError::NotAFile(_) | VolumeError::NotADirectory(_))
+    }
 }
 
 /// Short for results of this part.
@@ -133,6 +151,19 @@ pub trait Tree {
     fn content(&self, node: &Self::Node, limit: u64) -> Result<Vec<u8>>;
     /// Where a link leads.
     fn link(&self, node: &Self::Node) -> Result<String>;
+}
+
+/// Zeros for `bytes` bytes of a file on `medium`. The caller has held `bytes` against what it was allowed; a file has no
+/// more than its medium, whatever it claims, and what the host has no memory for is an error and no end of the process.
+fn room(medium: &Medium, bytes: u64) -> Result<Vec<u8>> {
+    if bytes > medium.len() {
+        return Err(VolumeError::BeyondMedium { size: bytes, medium: medium.len() });
+    }
+    let mut content = Vec::new();
+    let len = usize::try_from(bytes).map_err(|_| VolumeError::NoMemory(bytes))?;
+    content.try_reserve_exact(len).map_err(|_| VolumeError::NoMemory(bytes))?;
+    content.resize(len, 0);
+    Ok(content)
 }
 
 fn resolve<T: Tree>(tree: &T, path: &str) -> Result<T::Node> {

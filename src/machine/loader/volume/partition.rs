@@ -2,6 +2,8 @@
 //!
 //! Numbers are GRUB's: MBR primaries are 1 to 4 and logical partitions go on from 5; GPT counts from 1.
 //!
+//! Which of the two counts is said at [`read`].
+//!
 //! **Hostile guest**: at most [`MAX_PARTITIONS`] are read; a chain of extended partitions that returns ends there; a
 //! GPT header is believed when its checksum and that of its table hold, else the backup at the end is tried.
 
@@ -38,14 +40,28 @@ pub struct Partition {
     pub uuid: String,
 }
 
+/// The type of the entry that protects a GPT (UEFI 2.10 section 5.2.3).
+const GPT_PROTECTIVE: u8 = 0xee;
+
 /// The partitions of a disk, in the order of their numbers; none if there is no table.
+///
+/// A GPT counts behind a boot record that says so, as with Linux (`block/partitions/efi.c`, is_pmbr_valid) and GRUB; else it
+/// was left behind by those who partitioned or formatted the disk anew. On a disk without any boot record the first header
+/// counts, though not the one at the end, which nobody who makes a file system on the disk overwrites.
 pub fn read(disk: &Medium) -> io::Result<Vec<Partition>> {
     if disk.len() < 2 * SECTOR {
         return Ok(Vec::new());
     }
+    let first = disk.bytes(0, SECTOR as usize)?;
+    let is_signed = first[510..] == [0x55, 0xaa];
+    let is_protective = is_signed && (0..4).any(|i| first[446 + 16 * i + 4] == GPT_PROTECTIVE);
+    if is_signed && !is_protective {
+        return mbr(disk);
+    }
     for sector_bytes in [SECTOR, 4096] {
         let last = (disk.len() / sector_bytes).saturating_sub(1);
-        for lba in [1, last] {
+        let headers: &[u64] = if is_protective { &[1, last] } else { &[1] };
+        for &lba in headers {
             if let Some(found) = gpt(disk, sector_bytes, lba)? {
                 return Ok(found);
             }
@@ -61,7 +77,7 @@ fn gpt(disk: &Medium, sector_bytes: u64, lba: u64) -> io::Result<Option<Vec<Part
     }
     let header = disk.bytes(at, 512)?;
     let header_bytes = le32(&header, 12) as usize;
-    if &header[..8] != b"EFI PART" || !(92..=512).contains(&header_bytes) {
+    if &header[..8] != b"EFI PART" || !(92..=512).contains(&header_bytes) || le64(&header, 24) != lba {
         return Ok(None);
     }
     let mut summed = header[..header_bytes].to_vec();
@@ -146,7 +162,7 @@ fn mbr(disk: &Medium) -> io::Result<Vec<Partition>> {
     };
     let mut logical = 5;
     for (number, entry) in (1..).zip(&entries) {
-        if entry.kind == 0 {
+        if matches!(entry.kind, 0 | GPT_PROTECTIVE) {
             continue;
         }
         if !entry.is_extended() {

@@ -22,6 +22,10 @@ pub enum Found {
 /// Looks at a medium.
 pub fn probe(medium: &Medium) -> Found {
     medium.allow(0);
+    // What cannot be read at all is not nothing.
+    if let Err(error) = medium.bytes(0, medium.len().min(512) as usize) {
+        return Found::Broken(error.into());
+    }
     let boxed = |opened: Result<Box<dyn FileSystem>>| opened.map_or_else(Found::Broken, Found::Volume);
     // What encrypts or joins partitions stands at their start and may leave the old file system's mark in place.
     if let Some(name) = container(medium) {
@@ -86,6 +90,11 @@ fn other(medium: &Medium) -> Option<&'static str> {
     if [4086, 65_526].iter().any(|&offset| at::<10>(medium, offset) == *b"SWAPSPACE2") {
         return Some("swap space");
     }
+    // The recognition sequence of ECMA-167 part 2; a disk that has ISO 9660 as well is read as that.
+    let sequence = |sector: u64| at::<8>(medium, 0x8000 + sector * 2048);
+    if (0..16).any(|sector| matches!(&sequence(sector)[1..6], b"NSR02" | b"NSR03")) {
+        return Some("a UDF file system");
+    }
     match () {
         () if start[3..11] == *b"NTFS    " => Some("an NTFS file system"),
         () if start[3..11] == *b"EXFAT   " => Some("an exFAT file system"),
@@ -93,7 +102,10 @@ fn other(medium: &Medium) -> Option<&'static str> {
         () if le32(&at::<4>(medium, 1024), 0) == 0xf2f5_2010 => Some("an F2FS file system"),
         () if le32(&at::<4>(medium, 1024), 0) == 0xe0f5_e1e2 => Some("an EROFS file system"),
         () if at::<16>(medium, 4096 + 24)[..4] == [0xc6, 0x85, 0x73, 0xf6] => Some("a bcachefs file system"),
-        () if at::<8>(medium, 0x1_0034) == *b"ReIsEr2F" => Some("a ReiserFS file system"),
+        () if at::<6>(medium, 0x1_0034) == *b"ReIsEr" => Some("a ReiserFS file system"),
+        () if at::<4>(medium, 0x8000) == *b"JFS1" => Some("a JFS file system"),
+        () if le16(&at::<2>(medium, 1024 + 6), 0) == 0x3434 => Some("a NILFS2 file system"),
+        () if at::<4>(medium, 32) == *b"NXSB" => Some("an APFS container"),
         () if le16(&at::<2>(medium, 1024), 0) == 0x4244 || be32(&at::<4>(medium, 1024), 0) >> 16 == 0x482b => {
             Some("an HFS file system")
         }

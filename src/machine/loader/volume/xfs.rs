@@ -7,7 +7,7 @@
 //! **Hostile guest**: the extents of one file, the blocks of one tree and the entries of a directory are counted.
 
 use super::number::{array, be16, be32, be64};
-use super::{MAX_ENTRIES, Medium, NodeKind, Result, Tree, VolumeError};
+use super::{MAX_ENTRIES, Medium, NodeKind, Result, Tree, VolumeError, room};
 
 const KIND: &str = "xfs";
 const MAX_EXTENTS: usize = 1 << 18;
@@ -220,7 +220,7 @@ impl Xfs {
             let fork = &inode.bytes[inode.fork.clone()];
             return fork.get(..bytes as usize).map(<[u8]>::to_vec).ok_or_else(|| damaged("an inline file is too long"));
         }
-        let mut content = vec![0; bytes as usize];
+        let mut content = room(&self.medium, bytes)?;
         for extent in self.extents(inode)?.iter().filter(|extent| !extent.unwritten) {
             let Some(from) = extent.offset.checked_mul(self.block_bytes).filter(|&from| from < bytes) else { continue };
             let len = (extent.blocks * self.block_bytes).min(bytes - from);
