@@ -606,3 +606,168 @@ fn where_nothing_may_be_written_it_is_said_and_the_guest_boots() {
     }
     unchanged(&apart, "its bytes are not in one place of the disk");
 }
+
+/// The EFI system partition and the `/boot` of a Fedora that was installed under UEFI: `$boot` is the former, where no entry
+/// is, and `$root` the latter.
+fn fedora_uefi(dir: &Path, grubenv: &[&str]) -> PathBuf {
+    let root = dir.join("root");
+    fs::create_dir_all(root.join("grub2")).unwrap();
+    fs::create_dir_all(root.join("loader/entries")).unwrap();
+    for version in ["6.1", "5.9"] {
+        let entry = format!("title Fedora ({version})\nversion {version}\nlinux /vmlinuz-{version}\noptions v={version}\n");
+        fs::write(root.join(format!("loader/entries/aa-{version}.conf")), entry).unwrap();
+        fs::write(root.join(format!("vmlinuz-{version}")), kernel(version)).unwrap();
+    }
+    let config = format!(
+        "load_env -f ${{config_directory}}/grubenv\nset default=\"${{saved_entry}}\"\nset timeout=1\n\
+        if [ -n \"${{boot_counter}}\" -a \"${{boot_success}}\" = \"0\" ]; then\n  decrement boot_counter\n  save_env boot_counter\nfi\n\
+        search --no-floppy --fs-uuid --set=root {UUID}\nsearch --no-floppy --fs-uuid --set=boot FADF-2A0D\ninsmod blscfg\nblscfg\n"
+    );
+    fs::write(root.join("grub2/grub.cfg"), config).unwrap();
+    let block = root.join("grub2/grubenv");
+    tool("grub-editenv", &[text(&block), "create"]);
+    tool("grub-editenv", &[&[text(&block), "set"], grubenv].concat());
+    let (esp, stub) = (dir.join("esp"), dir.join("stub"));
+    let lines = format!(
+        "search --no-floppy --fs-uuid --set=dev {UUID}\nset prefix=($dev)/grub2\nexport $prefix\nconfigfile $prefix/grub.cfg\n"
+    );
+    fs::write(&stub, lines).unwrap();
+    blank(&esp, 40);
+    tool("mkfs.fat", &["-i", "FADF2A0D", text(&esp)]);
+    tool("mmd", &["-i", text(&esp), "::/EFI", "::/EFI/fedora"]);
+    tool("mcopy", &["-i", text(&esp), text(&stub), "::/EFI/fedora/grub.cfg"]);
+    gpt_disk(dir, Some(&esp), &ext4(dir, &root))
+}
+
+#[test]
+fn a_fedora_that_was_installed_under_uefi_boots_its_saved_entry_and_counts_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = fedora_uefi(dir.path(), &["saved_entry=aa-5.9", "boot_counter=2", "boot_success=0"]);
+    let counter = || {
+        let bytes = fs::read(&image).unwrap();
+        let at = bytes.windows(13).position(|window| window == b"boot_counter=").expect("a block");
+        bytes[at + 13]
+    };
+    for partition in [None, Some("gpt2".to_string())] {
+        let before = counter();
+        let loaded = booted(&[&image], Options { partition, ..options() });
+        assert_eq!(loaded.cmdline, "BOOT_IMAGE=/vmlinuz-5.9 v=5.9");
+        assert_eq!(counter(), before - 1);
+    }
+}
+
+#[test]
+fn what_an_attempt_saves_is_written_when_its_kernel_is_entered_and_not_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = saving_root(dir.path(), &["boot_counter=5"]);
+    // A configuration without entries, then one whose first entry has no kernel.
+    let empty = "load_env\nset boot_counter=1\nsave_env boot_counter\n";
+    fs::write(root.join("boot/grub/grub.cfg"), empty).unwrap();
+    fs::create_dir_all(root.join("grub")).unwrap();
+    fs::copy(root.join("boot/grub/grubenv"), root.join("grub/grubenv")).unwrap();
+    let second = "load_env -f /boot/grub/grubenv\nset timeout=0\nset default=bad\nset fallback=1\n\
+        menuentry bad { boot_counter=2; save_env -f /boot/grub/grubenv boot_counter; linux /none }\n\
+        menuentry good { good=yes; save_env -f /boot/grub/grubenv good; linux /boot/one $boot_counter }\n";
+    fs::write(root.join("grub/grub.cfg"), second).unwrap();
+    let image = ext4(dir.path(), &root);
+    let (name, said) = boots(&image, None);
+    assert_eq!(name, "/boot/one", "{said}");
+    assert_eq!(grubenv_of(dir.path(), &image), "kernelopts=ro quiet\nboot_counter=5\ngood=yes\n");
+    // Nothing boots: nothing is written.
+    let before = fs::read(&image).unwrap();
+    let (ended, _) = boot(&[&image], Options { entry: Some("bad".into()), ..options() });
+    assert!(ended.is_err() || ended.is_ok_and(|loaded| loaded.name == "/boot/one"));
+    fs::write(&image, &before).unwrap();
+    fs::write(root.join("grub/grub.cfg"), second.replace("set fallback=1", "")).unwrap();
+    let image = ext4(dir.path(), &root);
+    let before = fs::read(&image).unwrap();
+    assert!(boot(&[&image], options()).0.is_err());
+    assert!(before == fs::read(&image).unwrap());
+}
+
+#[test]
+fn a_disk_that_cannot_be_read_is_told_and_not_taken_for_one_without_a_configuration() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = ext4(dir.path(), &saving_root(dir.path(), &[]));
+    // The directory's inode: its checksum does not hold any more.
+    tool("debugfs", &["-w", "-R", "sif /boot/grub generation 77", text(&image)]);
+    let bytes = fs::read(&image).unwrap();
+    let inode = bytes.windows(4).enumerate().find(|(at, window)| at % 256 == 100 && *window == 77u32.to_le_bytes());
+    let at = inode.expect("the generation that was just set").0;
+    File::options().write(true).open(&image).unwrap().write_all_at(&[78], at as u64).unwrap();
+    let said = Loader::new(vec![disk("root", &image)], options()).err().expect("nothing can be read").to_string();
+    assert!(said.contains("could not be read: (hd0)/boot/grub/grub.cfg: the ext2 file system is damaged"), "{said}");
+}
+
+/// An ext4 disk with this extlinux.conf and kernels of these names.
+fn extlinux(dir: &Path, config: &str, kernels: &[&str]) -> PathBuf {
+    let root = dir.join("extlinux");
+    let _ = fs::remove_dir_all(&root);
+    fs::create_dir_all(root.join("boot")).unwrap();
+    for name in kernels {
+        fs::write(root.join("boot").join(name), kernel(name)).unwrap();
+    }
+    fs::write(root.join("boot/initramfs"), "initramfs").unwrap();
+    fs::write(root.join("boot/extlinux.conf"), config).unwrap();
+    ext4(dir, &root)
+}
+
+#[test]
+fn extlinux_boots_what_syslinux_would_and_when() {
+    let dir = tempfile::tempdir().unwrap();
+    let two =
+        "LABEL lts\n LINUX lts\n INITRD initramfs\n APPEND lts=1\n\nLABEL virt\n LINUX virt\n INITRD initramfs\n APPEND virt=1\n";
+    let cases = [
+        // MENU SEPARATOR behind the last label, as Alpine's update-extlinux writes it.
+        ("DEFAULT menu.c32\nPROMPT 0\nMENU HIDDEN\nTIMEOUT 10\nLABEL virt\n  MENU LABEL Linux virt\n  LINUX virt\n  APPEND quiet\n\nMENU SEPARATOR\n".to_string(), "quiet"),
+        // Words behind the label.
+        (format!("DEFAULT virt   # my default\nTIMEOUT 10\n{two}"), "virt=1"),
+        (format!("DEFAULT virt extra=1\n{two}"), "virt=1 extra=1"),
+        // No TIMEOUT, PROMPT or menu.
+        ("DEFAULT linux\nLABEL linux\n KERNEL /boot/virt\n APPEND initrd=/boot/initramfs quiet\n".to_string(), "quiet"),
+        // A kernel without a label, a label without a kernel, and one that the menu hides.
+        ("DEFAULT virt quiet initrd=initramfs\n".to_string(), "quiet"),
+        ("APPEND global\nDEFAULT virt\nLABEL virt\n".to_string(), "global"),
+        (format!("DEFAULT virt\nPROMPT 0\n{two} MENU HIDE\n"), "virt=1"),
+        (format!("UI menu.c32\nTIMEOUT 10\n{two} MENU DEFAULT\n"), "virt=1"),
+        (format!("UI menu.c32\nTIMEOUT 10\nONTIMEOUT virt late\n{two}"), "virt=1 late"),
+        (format!("PROMPT 1\nDEFAULT VIRT\nTOTALTIMEOUT 30\n{two}"), "virt=1"),
+        ("DEFAULT x\nAPPEND one\nLABEL x\n LINUX virt - two\n APPEND -\n".to_string(), "- two"),
+    ];
+    for (config, arguments) in cases {
+        let (loaded, said) = boot(&[&extlinux(dir.path(), &config, &["lts", "virt"])], options());
+        let loaded = loaded.unwrap_or_else(|halt| panic!("{config}: {halt:?}\n{said}"));
+        assert!(loaded.kernel == kernel("virt"), "{config}: {}", loaded.name);
+        assert!(loaded.cmdline.ends_with(&format!(" {arguments}")), "{config}: {}", loaded.cmdline);
+        assert!(!said.contains("error"), "{config}: {said}");
+    }
+    // A default that is nothing is said, and the first entry is there.
+    let config = format!("DEFAULT none\nTIMEOUT 10\n{two}");
+    let (loaded, said) = boot(&[&extlinux(dir.path(), &config, &["lts", "virt"])], options());
+    assert!(
+        loaded.is_ok_and(|loaded| loaded.kernel == kernel("lts")) && said.contains("`none` is neither a label nor a kernel"),
+        "{said}"
+    );
+}
+
+#[test]
+fn localboot_and_exit_go_on_to_the_next_disk_and_config_to_another_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree");
+    fs::create_dir_all(tree.join("isolinux")).unwrap();
+    fs::write(tree.join("isolinux/linux"), kernel("installer")).unwrap();
+    fs::write(tree.join("isolinux/more.cfg"), "DEFAULT other\nLABEL other\n LINUX linux\n APPEND other\n").unwrap();
+    let root = extlinux(dir.path(), "DEFAULT virt\nLABEL virt\n LINUX virt\n", &["virt"]);
+    let installer = "LABEL linux\nLABEL local\n LOCALBOOT 0x80\nLABEL more\n CONFIG more.cfg\n";
+    for (default, mark) in [("local", "virt"), ("linux", "installer"), ("more", "installer")] {
+        fs::write(tree.join("isolinux/isolinux.cfg"), format!("DEFAULT {default}\n{installer}")).unwrap();
+        let loaded = booted(&[&iso(dir.path(), &tree), &root], options());
+        assert!(loaded.kernel == kernel(mark), "{default}: {}", loaded.name);
+        assert_eq!(default == "more", loaded.cmdline.ends_with(" other"));
+    }
+    fs::create_dir_all(tree.join("boot/grub")).unwrap();
+    let config = "set timeout=0\nmenuentry local { exit 1 }\nmenuentry install { linux /isolinux/linux }\n";
+    fs::write(tree.join("boot/grub/grub.cfg"), config).unwrap();
+    fs::remove_dir_all(tree.join("isolinux")).unwrap();
+    assert!(booted(&[&iso(dir.path(), &tree), &root], options()).kernel == kernel("virt"));
+}

@@ -16,25 +16,55 @@ pub const DIRECTORIES: [&str; 2] = ["/loader/entries", "/boot/loader/entries"];
 const MAX_FILES: usize = 256;
 const MAX_BYTES: u64 = 64 * 1024;
 
-/// `blscfg`: adds an entry a file, on `$boot` or else `$root`.
+/// `blscfg`: adds an entry a file, on `$boot` or, where that has none, on `$root`.
+///
+/// Fedora's GRUB takes `$boot` with a BIOS and `$root` under UEFI, where `$boot` is the EFI system partition
+/// (`grub-core/commands/blscfg.c`, find_entry: `#ifdef GRUB_MACHINE_EFI`). The same guest boots here, whichever installed it.
 pub fn command(shell: &mut Shell<'_>) -> Ended {
-    let name = if shell.get("boot").is_empty() { shell.get("root") } else { shell.get("boot") };
-    let Some(device) = shell.devices.find(name) else { return error(format!("no such device: {name}")) };
-    match entries(device) {
-        Some(found) => {
+    let mut names: Vec<String> = ["boot", "root"].map(|name| shell.get(name).to_string()).into();
+    names.retain(|name| !name.is_empty());
+    names.dedup();
+    let (mut missing, mut troubles) = (Vec::new(), Vec::new());
+    let mut found = None;
+    for name in names {
+        match shell.devices.find(&name) {
+            Some(device) => {
+                // Paths are those of the file system that the entry is on (UAPI.1), whatever `$root` is.
+                let prefix = if device.name == shell.get("root") { String::new() } else { format!("({})", device.name) };
+                found = found.or_else(|| entries(device, &prefix, &mut troubles));
+            }
+            None => troubles.push(format!("no such device: {name}")),
+        }
+        missing.push(format!("`{name}'"));
+    }
+    for text in troubles.iter().take(8) {
+        shell.complain(text)?;
+    }
+    match found {
+        Some((_, found)) => {
             let room = 1000usize.saturating_sub(shell.menu().len());
             shell.menu().extend(found.into_iter().take(room));
             Ok(Done::Status(true))
         }
-        None => error(format!("`{name}' has no {}", DIRECTORIES.join(" or "))),
+        None if missing.is_empty() => error("no device is set: `root` is empty"),
+        None => error(format!("no entry in {} of {}", DIRECTORIES.join(" or "), missing.join(" or "))),
     }
 }
 
-/// The entries of a device, the newest first; `None` without any.
-pub fn entries(device: &Device) -> Option<Vec<Entry>> {
+/// The directory and the entries of a device, the newest first; `None` without any. What cannot be read is told.
+/// `prefix` goes before the paths of their files.
+pub fn entries(device: &Device, prefix: &str, troubles: &mut Vec<String>) -> Option<(&'static str, Vec<Entry>)> {
     let volume = device.volume()?;
     for directory in DIRECTORIES {
-        let Ok(names) = volume.list(directory) else { continue };
+        let names = match volume.list(directory) {
+            Ok(names) => names,
+            Err(error) => {
+                if !error.is_absence() {
+                    troubles.push(format!("({}){directory}: {error}", device.name));
+                }
+                continue;
+            }
+        };
         let mut names: Vec<String> = names
             .into_iter()
             .filter(|(name, kind)| name.ends_with(".conf") && *kind != NodeKind::Directory)
@@ -42,16 +72,23 @@ pub fn entries(device: &Device) -> Option<Vec<Entry>> {
             .collect();
         names.sort_by(|a, b| compare_versions(b, a));
         names.truncate(MAX_FILES);
-        let found: Vec<Entry> = names.iter().filter_map(|name| entry(volume, directory, name)).collect();
+        let mut found = Vec::new();
+        for name in names {
+            match entry(volume, directory, &name, prefix) {
+                Ok(entry) => found.extend(entry),
+                Err(why) => troubles.push(format!("({}){directory}/{name}: {why}", device.name)),
+            }
+        }
         if !found.is_empty() {
-            return Some(found);
+            return Some((directory, found));
         }
     }
     None
 }
 
-fn entry(volume: &dyn FileSystem, directory: &str, name: &str) -> Option<Entry> {
-    let bytes = volume.read(&format!("{directory}/{name}"), MAX_BYTES).ok()?;
+/// The entry in a file; `None` if it names no kernel.
+fn entry(volume: &dyn FileSystem, directory: &str, name: &str, prefix: &str) -> Result<Option<Entry>, String> {
+    let bytes = volume.read(&format!("{directory}/{name}"), MAX_BYTES).map_err(|error| error.to_string())?;
     let text = String::from_utf8_lossy(&bytes).into_owned();
     let id = name.strip_suffix(".conf").unwrap_or(name).to_string();
     let (mut title, mut version, mut kernel, mut initrds, mut options) = (None, None, None, Vec::new(), Vec::new());
@@ -68,15 +105,16 @@ fn entry(volume: &dyn FileSystem, directory: &str, name: &str) -> Option<Entry> 
             _ => {}
         }
     }
-    let kernel = kernel?;
+    let Some(kernel) = kernel else { return Ok(None) };
     let title = title.or(version).unwrap_or_else(|| id.clone());
-    let mut source = format!("linux {} {}\n", quote(&kernel), options.join(" "));
+    let place = |path: &str| if path.starts_with('/') { format!("{prefix}{path}") } else { path.to_string() };
+    let mut source = format!("linux {} {}\n", quote(&place(&kernel)), options.join(" "));
     if !initrds.is_empty() {
+        let initrds: Vec<String> = initrds.iter().flat_map(|files| files.split_ascii_whitespace()).map(place).collect();
         source.push_str(&format!("initrd {}\n", initrds.join(" ")));
     }
-    // An entry that is no script shows its error when it is chosen.
-    let script = parse(&source).ok()?;
-    Some(Entry { arguments: vec![title.clone()], title, id, hotkey: None, script, source, submenu: false })
+    let script = parse(&source).map_err(|problem| problem.to_string())?;
+    Ok(Some(Entry { arguments: vec![title.clone()], title, id, hotkey: None, script, source, submenu: false }))
 }
 
 /// Versions as people count: runs of digits by their value, the rest by its characters.

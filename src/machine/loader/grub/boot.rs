@@ -1,6 +1,6 @@
 //! `linux` and `initrd`: from files of the guest to a kernel that is ready to be placed.
 
-use super::evaluate::{Done, Ended, Shell, error};
+use super::evaluate::{Done, Ended, Flow, Shell, error};
 use super::{Halt, Loaded};
 use crate::machine::loader::elf::Elf;
 use crate::machine::loader::zero_page::SetupHeader;
@@ -65,12 +65,18 @@ pub fn initrd(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
     Ok(Done::Status(true))
 }
 
-/// Runs an entry's body; what it loaded, if it did.
-pub fn run_entry(shell: &mut Shell<'_>, entry: &super::menu::Entry) -> Result<Option<Loaded>, Halt> {
+/// Runs an entry's body; what it loaded, if it did, and where it leads. What one that loads nothing saved is not kept.
+pub fn run_entry(shell: &mut Shell<'_>, entry: &super::menu::Entry) -> Result<(Option<Loaded>, Flow), Halt> {
     shell.loaded = None;
     shell.errors = 0;
+    let saved = shell.saved.clone();
     let mut own = vec![String::new()];
     own.extend_from_slice(&entry.arguments);
-    shell.call(&entry.script, own)?;
-    Ok(shell.loaded.take())
+    let flow = shell.call(&entry.script, own)?;
+    // An entry that is left by `exit` boots nothing, whatever it loaded.
+    let loaded = shell.loaded.take().filter(|_| flow != Flow::Exit);
+    if loaded.is_none() {
+        shell.saved = saved;
+    }
+    Ok((loaded, flow))
 }

@@ -108,7 +108,8 @@ pub fn run(shell: &mut Shell<'_>, name: &str, arguments: &[String], block: Optio
             error(format!("`{name}` needs what this loader does not have; it loads Linux and Multiboot 1 kernels"))
         }
         "blscfg" | "bls_import" => bls::command(shell),
-        "syslinux_configfile" => syslinux::command(shell, arguments),
+        "syslinux_configfile" => syslinux::configfile(shell, arguments),
+        "syslinux_source" | "extract_syslinux_entries_source" => syslinux::source(shell, arguments),
         "ls" => files::ls(shell, arguments),
         "cat" => files::cat(shell, arguments),
         "source" | "." => files::source(shell, arguments),

@@ -64,8 +64,11 @@ impl Devices {
             let name = format!("{kind}{number}");
             *number += 1;
             let medium = Medium::new(Arc::clone(&disk.reader));
-            let partitions = partition::read(&medium).unwrap_or_default();
-            let whole = probe(&medium);
+            let (partitions, unread) = match partition::read(&medium) {
+                Ok(partitions) => (partitions, None),
+                Err(error) => (Vec::new(), Some(Found::Broken(error.into()))),
+            };
+            let whole = unread.unwrap_or_else(|| probe(&medium));
             // A partition table's disk has no file system of its own, save for ISO images, which may have both.
             let whole = match whole {
                 Found::Volume(volume) if !partitions.is_empty() && volume.kind() == "fat" => Found::Unknown,

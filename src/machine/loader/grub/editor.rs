@@ -124,7 +124,7 @@ pub fn entry(shell: &mut Shell<'_>, entry: &Entry) -> Result<Option<Loaded>, Hal
                 match parse(&source) {
                     Ok(script) => {
                         let changed = Entry { script, source, ..entry.clone() };
-                        if let Some(loaded) = boot::run_entry(shell, &changed)? {
+                        if let (Some(loaded), _) = boot::run_entry(shell, &changed)? {
                             return Ok(Some(loaded));
                         }
                         shell.terminal.print("Press any key to go on editing.");

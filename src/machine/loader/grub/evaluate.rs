@@ -1,5 +1,6 @@
 //! Running a script: variables and their contexts, words, control flow, the limits.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use super::files::Saved;
 use super::menu::Entry;
 use super::parse::{Block, Parser, Part, Script, Statement, Word, parse};
 use super::{Devices, Halt, Limits, Loaded, Options, Terminal};
+use crate::machine::loader::volume::{NodeKind, VolumeError};
 
 /// Scripts within scripts: functions, files, bodies of conditions.
 const MAX_DEPTH: usize = 48;
@@ -16,6 +18,8 @@ const MAX_WORDS: usize = 4096;
 const MAX_WORD_BYTES: usize = 256 * 1024;
 const MAX_FUNCTIONS: usize = 1024;
 const MAX_ROUNDS: u32 = 100_000;
+/// Troubles that are kept until they are told.
+const MAX_TROUBLES: usize = 8;
 
 /// What a statement leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,8 +93,10 @@ pub struct Shell<'a> {
     pub errors: u32,
     /// What `linux` and `initrd` have loaded.
     pub loaded: Option<Loaded>,
-    /// Environment blocks that were saved, by file.
-    pub saved: HashMap<String, Saved>,
+    /// Environment blocks that were saved, by file. They are written when a kernel is entered.
+    pub saved: BTreeMap<String, Saved>,
+    /// Errors of disks and file systems that a look for a file met: what could not be read is not taken for absent.
+    troubles: RefCell<Vec<String>>,
     budget: Budget,
     depth: usize,
 }
@@ -110,7 +116,8 @@ impl<'a> Shell<'a> {
             status: true,
             errors: 0,
             loaded: None,
-            saved: HashMap::new(),
+            saved: BTreeMap::new(),
+            troubles: RefCell::default(),
             budget,
             depth: 0,
         };
@@ -269,6 +276,33 @@ impl<'a> Shell<'a> {
         Ok(key.is_some())
     }
 
+    /// What is at a path; `None` if there is nothing. A disk or file system that cannot be read is told before the next
+    /// command runs.
+    pub fn kind_of(&self, name: &str) -> Option<NodeKind> {
+        let (volume, path) = self.locate(name).ok()?;
+        self.answered(name, volume.kind_of(&path))
+    }
+
+    /// What a file system answered to a look for a file.
+    pub fn answered<T>(&self, name: &str, answer: Result<T, VolumeError>) -> Option<T> {
+        match answer {
+            Ok(answer) => Some(answer),
+            Err(problem) => {
+                let mut troubles = self.troubles.borrow_mut();
+                if !problem.is_absence() && troubles.len() < MAX_TROUBLES {
+                    troubles.push(format!("`{name}': {problem}"));
+                }
+                None
+            }
+        }
+    }
+
+    /// Shows what looks for files met.
+    pub fn tell_troubles(&mut self) -> Result<(), Halt> {
+        let troubles = std::mem::take(self.troubles.get_mut());
+        troubles.iter().try_for_each(|text| self.complain(text))
+    }
+
     // Scripts.
 
     /// Runs a text statement by statement; what is no statement is shown and skipped.
@@ -291,7 +325,8 @@ impl<'a> Shell<'a> {
         Ok(Flow::Next)
     }
 
-    fn nested(&mut self, run: impl FnOnce(&mut Self) -> Result<Flow, Halt>) -> Result<Flow, Halt> {
+    /// Runs one level deeper.
+    pub fn nested(&mut self, run: impl FnOnce(&mut Self) -> Result<Flow, Halt>) -> Result<Flow, Halt> {
         if self.depth >= MAX_DEPTH {
             self.status = false;
             self.complain("scripts are nested too deeply")?;
@@ -417,6 +452,7 @@ impl<'a> Shell<'a> {
                 _ => super::commands::run(self, name, arguments, block)?,
             },
         };
+        self.tell_troubles()?;
         match done {
             Done::Status(status) => self.status = status != inverted,
             Done::Error(text) => {
@@ -500,7 +536,10 @@ impl<'a> Shell<'a> {
         }
         let flow = self.run_text(&text)?;
         match self.loaded.take() {
-            Some(loaded) if flow != Flow::Exit => Ok(loaded),
+            Some(loaded) if flow != Flow::Exit => {
+                super::files::write_saved(self)?;
+                Ok(loaded)
+            }
             _ => Err(Halt::GaveUp("`grub.commands` loaded no kernel; what they said is on the console".into())),
         }
     }

@@ -2,7 +2,7 @@
 
 use super::device::Device;
 use super::evaluate::{Done, Ended, Flow, Shell, error};
-use super::{envblk, menu};
+use super::{Halt, envblk, menu};
 use crate::machine::loader::volume::{FileSystem, NodeKind, VolumeError, in_place};
 
 /// Bytes of a configuration.
@@ -190,7 +190,10 @@ pub fn search(shell: &mut Shell<'_>, kind: Option<&str>, arguments: &[String]) -
         match by.as_str() {
             "fs_uuid" => volume.uuid().eq_ignore_ascii_case(&wanted),
             "fs_label" => volume.label() == wanted,
-            "file" => matches!(volume.kind_of(&wanted), Ok(NodeKind::File | NodeKind::Directory)),
+            "file" => {
+                let name = format!("({}){wanted}", device.name);
+                matches!(shell.answered(&name, volume.kind_of(&wanted)), Some(NodeKind::File | NodeKind::Directory))
+            }
             _ => false,
         }
     };
@@ -258,11 +261,19 @@ struct Environment {
     names: Vec<String>,
 }
 
-/// An environment block that was saved.
+/// An environment block that was saved, and is written when a kernel is entered.
+#[derive(Clone)]
 pub struct Saved {
+    /// As it is on the disk.
+    before: Vec<u8>,
+    /// As it is to be.
     bytes: Vec<u8>,
+    /// Whether its place on the disk can be written, as far as looking tells.
     on_disk: bool,
 }
+
+/// Environment blocks that one boot may save.
+const MAX_SAVED: usize = 16;
 
 fn environment(shell: &Shell<'_>, arguments: &[String]) -> Result<Environment, String> {
     let (found, names) = options(arguments, &["--file", "-f"]);
@@ -291,7 +302,8 @@ pub fn load_env(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
     }
 }
 
-/// `save_env`: in the file's place on the disk; where that cannot be, until the guest runs.
+/// `save_env`: from now on for this loader, and in the file's place on the disk when a kernel is entered; what cannot be
+/// written there is told at once.
 pub fn save_env(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
     let Environment { name: file, bytes, names } = match environment(shell, arguments) {
         Ok(environment) => environment,
@@ -307,19 +319,45 @@ pub fn save_env(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
             Err(problem) => return error(format!("`{file}', `{name}': {problem}")),
         };
     }
-    // What could not be written once is said once.
-    let was_written = shell.saved.get(&file).is_none_or(|saved| saved.on_disk);
-    let written = match was_written && changed != bytes {
-        true => shell
-            .locate(&file)
-            .and_then(|(volume, path)| in_place::replace(volume, &path, &bytes, &changed).map_err(|problem| problem.to_string())),
+    let earlier = shell.saved.get(&file);
+    if earlier.is_none() && shell.saved.len() >= MAX_SAVED {
+        return error("too many environment blocks are saved");
+    }
+    let before = earlier.map_or_else(|| bytes.clone(), |saved| saved.before.clone());
+    // What cannot be written is said once.
+    let was_fine = earlier.is_none_or(|saved| saved.on_disk);
+    let looked = match was_fine && changed != before {
+        true => in_its_place(shell, &file, |volume, path| in_place::look(volume, path, &before, &changed)),
         false => Ok(()),
     };
-    shell.saved.insert(file.clone(), Saved { bytes: changed, on_disk: was_written && written.is_ok() });
-    match written {
-        Ok(()) => Ok(Done::Status(was_written)),
+    shell.saved.insert(file.clone(), Saved { before, bytes: changed, on_disk: was_fine && looked.is_ok() });
+    match looked {
+        Ok(()) => Ok(Done::Status(was_fine)),
         Err(why) => error(format!("`{file}' is remembered until the guest runs and is not written: {why}")),
     }
+}
+
+fn in_its_place(
+    shell: &Shell<'_>,
+    file: &str,
+    act: impl FnOnce(&dyn FileSystem, &str) -> Result<(), in_place::InPlaceError>,
+) -> Result<(), String> {
+    let (volume, path) = shell.locate(file)?;
+    act(volume, &path).map_err(|problem| problem.to_string())
+}
+
+/// Writes what was saved on the way to a kernel that is entered now.
+pub fn write_saved(shell: &mut Shell<'_>) -> Result<(), Halt> {
+    for (file, saved) in std::mem::take(&mut shell.saved) {
+        if !saved.on_disk || saved.before == saved.bytes {
+            continue;
+        }
+        let written = in_its_place(shell, &file, |volume, path| in_place::replace(volume, path, &saved.before, &saved.bytes));
+        if let Err(why) = written {
+            shell.complain(&format!("`{file}' is not written: {why}"))?;
+        }
+    }
+    Ok(())
 }
 
 /// `list_env`.

@@ -6,7 +6,7 @@
 use super::bls;
 use super::device::{Device, Devices};
 use super::{GrubError, Options};
-use crate::machine::loader::volume::{FileSystem, NodeKind};
+use crate::machine::loader::volume::{NodeKind, VolumeError};
 
 const GRUB: &[&str] = &["/boot/grub/grub.cfg", "/boot/grub2/grub.cfg", "/grub/grub.cfg", "/grub2/grub.cfg", "/boot/grub.cfg"];
 const SYSLINUX: &[&str] = &[
@@ -47,8 +47,44 @@ pub struct Place {
     pub kind: Kind,
 }
 
-fn is_file(volume: &dyn FileSystem, path: &str) -> bool {
-    matches!(volume.kind_of(path), Ok(NodeKind::File))
+/// What was found, and what could not be looked at.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Places {
+    /// The configurations, in the order in which they are tried.
+    pub found: Vec<Place>,
+    /// Errors of disks and file systems, for people: what could not be read may have been there.
+    pub troubles: Vec<String>,
+}
+
+/// Troubles that are kept.
+const MAX_TROUBLES: usize = 8;
+
+impl Places {
+    /// A file's kind or another answer of a file system; `None` if there is none, and an error is kept.
+    fn look<T>(&mut self, device: &Device, path: &str, answer: Result<T, VolumeError>) -> Option<T> {
+        match answer {
+            Ok(answer) => Some(answer),
+            Err(error) => {
+                if !error.is_absence() {
+                    self.trouble(format!("({}){path}: {error}", device.name));
+                }
+                None
+            }
+        }
+    }
+
+    fn trouble(&mut self, text: String) {
+        if self.troubles.len() < MAX_TROUBLES && !self.troubles.contains(&text) {
+            self.troubles.push(text);
+        }
+    }
+
+    fn add_if_file(&mut self, device: &Device, path: &str, kind: Kind) {
+        let Some(volume) = device.volume() else { return };
+        if self.look(device, path, volume.kind_of(path)) == Some(NodeKind::File) {
+            self.found.push(Place { device: device.name.clone(), path: path.to_string(), kind });
+        }
+    }
 }
 
 /// The devices that may be looked at, by `grub.partition`.
@@ -94,23 +130,23 @@ fn nothing(devices: &Devices, what: &str) -> GrubError {
     GrubError(format!("{what}; found: {}", devices.describe().join("; ")))
 }
 
-/// The configurations, in the order in which they are tried.
-pub fn places(devices: &Devices, options: &Options) -> Result<Vec<Place>, GrubError> {
+/// The configurations.
+pub fn places(devices: &Devices, options: &Options) -> Result<Places, GrubError> {
     let chosen = chosen(devices, options)?;
-    let mut found = Vec::new();
+    let mut places = Places::default();
     for disk in 0..devices.disks() {
         let own: Vec<&Device> =
             chosen.iter().copied().filter(|device| device.disk == disk && device.volume().is_some()).collect();
         if options.directory.is_some() || options.file.is_some() {
-            found.extend(own.iter().flat_map(|device| named(device, options)));
+            own.iter().for_each(|device| named(device, options, &mut places));
             continue;
         }
-        found.extend(own.iter().flat_map(|device| among(device, GRUB, Kind::Grub)));
-        found.extend(own.iter().flat_map(|device| vendors(device)));
-        found.extend(own.iter().filter_map(|device| specification(device)));
-        found.extend(own.iter().flat_map(|device| among(device, SYSLINUX, Kind::Syslinux)));
+        own.iter().for_each(|device| among(device, GRUB, Kind::Grub, &mut places));
+        own.iter().for_each(|device| vendors(device, &mut places));
+        own.iter().for_each(|device| specification(device, &mut places));
+        own.iter().for_each(|device| among(device, SYSLINUX, Kind::Syslinux, &mut places));
     }
-    if found.is_empty() {
+    if places.found.is_empty() {
         let what = match (&options.directory, &options.file) {
             (None, None) => {
                 "no boot configuration: neither a grub.cfg, nor Boot Loader Specification entries, nor one of syslinux's"
@@ -121,49 +157,48 @@ pub fn places(devices: &Devices, options: &Options) -> Result<Vec<Place>, GrubEr
                 format!("no boot configuration `{}` in `{directory}`", file.as_deref().unwrap_or("grub.cfg"))
             }
         };
-        return Err(nothing(devices, &what));
+        let mut error = nothing(devices, &what);
+        if !places.troubles.is_empty() {
+            error.0.push_str(&format!("; could not be read: {}", places.troubles.join("; ")));
+        }
+        return Err(error);
     }
-    Ok(found)
+    Ok(places)
 }
 
 fn kind_of(name: &str) -> Kind {
     if ["syslinux", "isolinux", "extlinux"].iter().any(|stem| name.contains(stem)) { Kind::Syslinux } else { Kind::Grub }
 }
 
-fn named(device: &Device, options: &Options) -> Vec<Place> {
+fn named(device: &Device, options: &Options, places: &mut Places) {
     let file = options.file.as_deref().unwrap_or("grub.cfg").trim_start_matches('/');
     let directories: Vec<String> = match &options.directory {
         Some(directory) => vec![directory.clone()],
         None => GRUB.iter().filter_map(|path| Some(path.rsplit_once('/')?.0.to_string())).collect(),
     };
-    let paths = directories.iter().map(|directory| format!("/{}/{file}", directory.trim_matches('/')).replace("//", "/"));
-    let volume = device.volume();
-    paths
-        .filter(|path| volume.is_some_and(|volume| is_file(volume, path)))
-        .map(|path| Place { device: device.name.clone(), kind: kind_of(&path), path })
-        .collect()
+    for directory in directories {
+        let path = format!("/{}/{file}", directory.trim_matches('/')).replace("//", "/");
+        places.add_if_file(device, &path, kind_of(&path));
+    }
 }
 
-fn among(device: &Device, paths: &[&str], kind: Kind) -> Vec<Place> {
-    let Some(volume) = device.volume() else { return Vec::new() };
-    let there = paths.iter().filter(|path| is_file(volume, path));
-    there.map(|path| Place { device: device.name.clone(), path: path.to_string(), kind }).collect()
+fn among(device: &Device, paths: &[&str], kind: Kind, places: &mut Places) {
+    paths.iter().for_each(|path| places.add_if_file(device, path, kind));
 }
 
-fn vendors(device: &Device) -> Vec<Place> {
-    let Some(volume) = device.volume() else { return Vec::new() };
-    let names = volume.list("/EFI").unwrap_or_default();
-    let directories = names.into_iter().filter(|(_, kind)| *kind == NodeKind::Directory).take(MAX_VENDORS);
-    directories
-        .map(|(name, _)| format!("/EFI/{name}/grub.cfg"))
-        .filter(|path| is_file(volume, path))
-        .map(|path| Place { device: device.name.clone(), path, kind: Kind::Grub })
-        .collect()
+fn vendors(device: &Device, places: &mut Places) {
+    let Some(volume) = device.volume() else { return };
+    let names = places.look(device, "/EFI", volume.list("/EFI")).unwrap_or_default();
+    for (name, _) in names.into_iter().filter(|(_, kind)| *kind == NodeKind::Directory).take(MAX_VENDORS) {
+        places.add_if_file(device, &format!("/EFI/{name}/grub.cfg"), Kind::Grub);
+    }
 }
 
-fn specification(device: &Device) -> Option<Place> {
-    bls::entries(device)?;
-    let volume = device.volume()?;
-    let path = bls::DIRECTORIES.iter().find(|path| volume.kind_of(path).is_ok())?;
-    Some(Place { device: device.name.clone(), path: path.to_string(), kind: Kind::Entries })
+fn specification(device: &Device, places: &mut Places) {
+    let mut troubles = Vec::new();
+    let found = bls::entries(device, "", &mut troubles);
+    troubles.into_iter().for_each(|text| places.trouble(text));
+    if let Some((directory, _)) = found {
+        places.found.push(Place { device: device.name.clone(), path: directory.to_string(), kind: Kind::Entries });
+    }
 }

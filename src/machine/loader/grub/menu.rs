@@ -42,8 +42,10 @@ enum Left {
     Booted(Loaded),
     /// Back to where it was opened.
     Back,
-    /// It had no entries.
+    /// It had no entries, or the entry loaded nothing.
     Empty,
+    /// An entry said `exit`: the next configuration's turn, as the firmware would go on to the next disk.
+    Quit,
 }
 
 /// Runs the configuration at `place` and its menu; `None` if it has no entry and loaded nothing.
@@ -53,7 +55,7 @@ pub fn boot_from(shell: &mut Shell<'_>, place: &Place) -> Result<Option<Loaded>,
     shell.leave();
     match left? {
         Left::Booted(loaded) => Ok(Some(loaded)),
-        Left::Back | Left::Empty => Ok(None),
+        Left::Back | Left::Empty | Left::Quit => Ok(None),
     }
 }
 
@@ -117,7 +119,7 @@ fn after_configuration(shell: &mut Shell<'_>, flow: Flow, chosen: Option<&str>, 
 pub fn show(shell: &mut Shell<'_>) -> Result<Option<Loaded>, Halt> {
     match after_configuration(shell, Flow::Next, None, 0)? {
         Left::Booted(loaded) => Ok(Some(loaded)),
-        Left::Back | Left::Empty => Ok(None),
+        Left::Back | Left::Empty | Left::Quit => Ok(None),
     }
 }
 
@@ -132,14 +134,20 @@ pub fn configure(shell: &mut Shell<'_>, file: Option<&str>) -> Ended {
     if let Err(text) = shell.read_file(&file, files::MAX_CONFIG) {
         return error(text);
     }
+    configure_with(shell, |shell| run_configuration(shell, &file))
+}
+
+/// The menu that `run` leaves behind, with its own variables.
+pub fn configure_with(shell: &mut Shell<'_>, run: impl FnOnce(&mut Shell<'_>) -> Result<Flow, Halt>) -> Ended {
     shell.enter();
-    let outcome = run_configuration(shell, &file).and_then(|flow| after_configuration(shell, flow, None, 1));
+    let outcome = shell.nested(run).and_then(|flow| after_configuration(shell, flow, None, 1));
     shell.leave();
     Ok(match outcome? {
         Left::Booted(loaded) => {
             shell.loaded = Some(loaded);
             Done::Flow(Flow::Boot)
         }
+        Left::Quit => Done::Flow(Flow::Exit),
         Left::Back | Left::Empty => Done::Status(true),
     })
 }
@@ -226,7 +234,7 @@ fn choose(shell: &mut Shell<'_>, chosen: Option<&str>, depth: usize) -> Result<L
     if let Some(wait) = begin.wait {
         match count_down(shell, selected, wait, begin.hidden)? {
             None => match enter_with_fallback(shell, selected, &begin.rest, depth)? {
-                Left::Booted(loaded) => return Ok(Left::Booted(loaded)),
+                left @ (Left::Booted(_) | Left::Quit) => return Ok(left),
                 Left::Empty if depth <= 1 => return Err(unattended(shell, selected)),
                 Left::Empty => return Ok(Left::Empty),
                 Left::Back => {}
@@ -311,7 +319,7 @@ fn act(shell: &mut Shell<'_>, selected: &mut usize, key: Key, depth: usize) -> R
         Key::End => *selected = count - 1,
         Key::Enter | Key::Right | Key::Control('x') => {
             let left = enter(shell, *selected, "", depth)?;
-            if let Left::Booted(_) = left {
+            if matches!(left, Left::Booted(_) | Left::Quit) {
                 return Ok(Some(left));
             }
         }
@@ -331,7 +339,7 @@ fn act(shell: &mut Shell<'_>, selected: &mut usize, key: Key, depth: usize) -> R
             if let Some(found) = hotkey(shell, c) {
                 *selected = found;
                 let left = enter(shell, found, "", depth)?;
-                if let Left::Booted(_) = left {
+                if matches!(left, Left::Booted(_) | Left::Quit) {
                     return Ok(Some(left));
                 }
             } else if let Some(number) = c.to_digit(10).filter(|&number| number >= 1 && number as usize <= count) {
@@ -367,13 +375,14 @@ fn enter(shell: &mut Shell<'_>, selected: usize, rest: &str, depth: usize) -> Re
     shell.terminal.print(&format!("  Booting `{}`\n\n", entry.title));
     shell.set("chosen", &chosen);
     shell.export("chosen");
-    let outcome = boot::run_entry(shell, &entry)?;
+    let (loaded, flow) = boot::run_entry(shell, &entry)?;
     match before {
         Some(before) => shell.set("chosen", &before),
         None => shell.unset("chosen"),
     }
-    match outcome {
+    match loaded {
         Some(loaded) => Ok(Left::Booted(loaded)),
+        None if flow == Flow::Exit => Ok(Left::Quit),
         None => {
             shell.terminal.print("\nThe entry loaded no kernel. Press any key to go back to the menu.\n");
             let attended = shell.terminal.key(Some(MESSAGE_TIME))?.is_some();

@@ -108,7 +108,7 @@ pub struct Loaded {
 pub struct Loader {
     devices: Devices,
     options: Options,
-    places: Vec<find::Place>,
+    places: find::Places,
 }
 
 impl Loader {
@@ -119,7 +119,7 @@ impl Loader {
 
     /// The same for devices that were looked at before.
     pub fn on(devices: Devices, options: Options) -> Result<Loader, GrubError> {
-        let places = if options.commands.is_empty() { find::places(&devices, &options)? } else { Vec::new() };
+        let places = if options.commands.is_empty() { find::places(&devices, &options)? } else { find::Places::default() };
         Ok(Loader { devices, options, places })
     }
 
@@ -130,11 +130,17 @@ impl Loader {
         if !self.options.commands.is_empty() {
             return shell.run_commands(&self.options.commands);
         }
+        for text in &self.places.troubles {
+            shell.complain(text)?;
+        }
         let mut tried = Vec::new();
-        for place in &self.places {
+        for place in &self.places.found {
             if let Some(loaded) = menu::boot_from(&mut shell, place)? {
+                files::write_saved(&mut shell)?;
                 return Ok(loaded);
             }
+            // What a configuration saved that led to no kernel is not kept.
+            shell.saved.clear();
             tried.push(format!("({}){}", place.device, place.path));
         }
         Err(Halt::GaveUp(format!("{} has no entry that boots", tried.join(", "))))

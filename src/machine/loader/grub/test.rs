@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 
 use super::Shell;
-use crate::machine::loader::volume::NodeKind;
+use crate::machine::loader::volume::{NodeKind, VolumeError};
 
 /// Nested parentheses and negations.
 const MAX_DEPTH: usize = 32;
@@ -82,15 +82,15 @@ fn is_unary(operator: &str) -> bool {
 }
 
 fn unary(shell: &Shell<'_>, operator: &str, operand: &str) -> bool {
-    let kind = || shell.locate(operand).ok().and_then(|(volume, path)| volume.kind_of(&path).ok());
+    let kind = || shell.kind_of(operand);
     match operator {
         "-n" => !operand.is_empty(),
         "-z" => operand.is_empty(),
         "-d" => kind() == Some(NodeKind::Directory),
         "-f" => kind() == Some(NodeKind::File),
         "-s" => shell.locate(operand).is_ok_and(|(volume, path)| match volume.read(&path, 0) {
-            Err(crate::machine::loader::volume::VolumeError::TooLarge { .. }) => true,
-            other => other.is_ok_and(|bytes| !bytes.is_empty()),
+            Err(VolumeError::TooLarge { .. }) => true,
+            other => shell.answered(operand, other).is_some_and(|bytes| !bytes.is_empty()),
         }),
         _ => kind().is_some(),
     }
