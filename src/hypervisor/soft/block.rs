@@ -11,7 +11,9 @@
 //!   granules tells writes to its code from writes to its data.
 //! * Dropped blocks wait in a graveyard until no chain runs, since one of them may be the running one.
 //!
-//! **Hostile guest**: the number of ops kept is bounded by [`MAX_OPS`]; when it is exceeded, all blocks go.
+//! **Hostile guest**: the memory that the cache takes is bounded, in proportion to the guest's own memory
+//! ([`BlockCache::bound`]); everything that a block costs is counted, for code of one-byte blocks costs six times its ops.
+//! When the bound is reached, all blocks go.
 #![allow(unsafe_code)]
 
 use std::collections::HashMap;
@@ -24,8 +26,18 @@ use super::mmu::PHYS_BITS;
 use super::op::Op;
 use crate::hypervisor::memory::{GuestAddr, GuestMemory};
 
-/// Most ops kept; at 32 bytes each.
-pub const MAX_OPS: usize = 3 << 20;
+/// Most that a cache takes, in bytes, however large the guest is, and what it may take however small the guest is: the code
+/// of a whole small system.
+const BOUNDS: (u64, u64) = (16 << 20, 192 << 20);
+/// The part of the guest's memory that a cache takes at the most, between these bounds.
+const SHARE: u64 = 4;
+/// What a block costs besides its ops: its entry in the map (33 bytes, in a table that is half empty just after it has
+/// grown, while the old one is still there), and the head and alignment of the allocation of its ops.
+const BLOCK_COST: usize = 112 + 48;
+/// What a key in a page's list costs, with the list's room to grow.
+const KEY_COST: usize = 16;
+/// What a page with code costs: its entry in the map, counted as above, and the allocation of its list.
+const PAGE_COST: usize = 192;
 /// Most keys noted for one page; stale ones of blocks on two pages count too.
 const MAX_KEYS: usize = 1 << 14;
 const PAGE: u64 = 4096;
@@ -83,6 +95,11 @@ impl Block {
         self.second.map(|number| u64::from(number.get() - 1) * PAGE)
     }
 
+    /// Bytes of memory that it takes, without its keys in the lists of pages.
+    fn cost(&self) -> usize {
+        size_of_val(&*self.ops) + BLOCK_COST
+    }
+
     /// The block's first op.
     pub fn entry(&self) -> *const Op {
         self.ops.as_ptr()
@@ -125,7 +142,10 @@ pub struct BlockCache {
     blocks: Map<Key, Block>,
     pages: Map<u64, Page>,
     graveyard: Vec<Block>,
-    ops: usize,
+    /// What the blocks, their keys and their pages cost, in bytes.
+    cost: usize,
+    /// What they may cost.
+    bound: usize,
     memory: GuestMemory,
     /// Counts drops: jump caches filled under another generation are stale.
     pub generation: u64,
@@ -138,10 +158,16 @@ impl BlockCache {
             blocks: Map::default(),
             pages: Map::default(),
             graveyard: Vec::new(),
-            ops: 0,
+            cost: 0,
+            bound: BlockCache::bound(memory.regions().map(|r| r.1).sum()),
             memory,
             generation: 1,
         })
+    }
+
+    /// Most bytes that the cache of a guest with `memory_bytes` of memory takes.
+    pub fn bound(memory_bytes: u64) -> usize {
+        (memory_bytes / SHARE).clamp(BOUNDS.0, BOUNDS.1) as usize
     }
 
     /// The block at `key`.
@@ -158,10 +184,12 @@ impl BlockCache {
     /// then be told). To be called only while no chain runs.
     pub fn insert(&mut self, key: Key, block: Block) -> (*const Op, bool) {
         let crowded = |gpa: u64| self.pages.get(&(gpa & !(PAGE - 1))).is_some_and(|p| p.keys.len() >= MAX_KEYS);
-        if self.ops + block.ops.len() > MAX_OPS || crowded(key.gpa()) || block.second_page().is_some_and(crowded) {
+        // With both of its keys, and pages for them.
+        let most = block.cost() + 2 * (KEY_COST + PAGE_COST);
+        if self.cost + most > self.bound || crowded(key.gpa()) || block.second_page().is_some_and(crowded) {
             self.drop_all();
         }
-        self.ops += block.ops.len();
+        self.cost += block.cost();
         let entry = block.entry();
         let offset = key.gpa() % PAGE;
         let bytes = u64::from(block.bytes.max(1));
@@ -171,7 +199,7 @@ impl BlockCache {
             new |= self.note(second, bytes - here, key);
         }
         if let Some(old) = self.blocks.insert(key, block) {
-            self.ops -= old.ops.len();
+            self.cost -= old.cost();
             self.graveyard.push(old);
             self.generation += 1;
         }
@@ -183,6 +211,7 @@ impl BlockCache {
         let new = page.keys.is_empty();
         page.granules |= granules(gpa % PAGE, bytes);
         page.keys.push(key);
+        self.cost += KEY_COST + if new { PAGE_COST } else { 0 };
         if new {
             self.memory.watch(GuestAddr(gpa), true);
         }
@@ -192,6 +221,8 @@ impl BlockCache {
     /// Frees dropped blocks. To be called only while no chain runs.
     pub fn bury(&mut self) {
         self.graveyard.clear();
+        // Room for the blocks of a few pages is kept, room for all blocks is not.
+        self.graveyard.shrink_to(1024);
     }
 
     /// Whether a write of `bytes` at `gpa`, inside one page, would change decoded code.
@@ -205,9 +236,10 @@ impl BlockCache {
         let Some(page) = self.pages.remove(&base) else { return };
         self.memory.watch(GuestAddr(base), false);
         self.generation += 1;
+        self.cost -= PAGE_COST + page.keys.len() * KEY_COST;
         for key in page.keys {
             if let Some(block) = self.blocks.remove(&key) {
-                self.ops -= block.ops.len();
+                self.cost -= block.cost();
                 self.graveyard.push(block);
             }
         }
@@ -218,9 +250,10 @@ impl BlockCache {
         for &gpa in self.pages.keys() {
             self.memory.watch(GuestAddr(gpa), false);
         }
-        self.pages.clear();
-        self.graveyard.extend(self.blocks.drain().map(|(_, b)| b));
-        self.ops = 0;
+        // The tables go too: what comes next may be few blocks with many ops, and tables for many blocks are not counted.
+        self.pages = Map::default();
+        self.graveyard.extend(std::mem::take(&mut self.blocks).into_values());
+        self.cost = 0;
         self.generation += 1;
     }
 
@@ -439,6 +472,46 @@ mod tests {
         assert_eq!(granules(4095, 1), 1 << 63);
         assert_eq!(granules(0, 4096), u64::MAX);
         assert_eq!(granules(128, 64), 4);
+    }
+
+    /// Bytes that `cache` holds at the least: ops, map entries at the fill that a table has at the most, keys.
+    fn held(cache: &BlockCache) -> usize {
+        let entries =
+            cache.blocks.capacity() * (size_of::<(Key, Block)>() + 1) + cache.pages.capacity() * (size_of::<(u64, Page)>() + 1);
+        let ops: usize = cache.blocks.values().map(|b| size_of_val(&*b.ops)).sum();
+        let keys: usize = cache.pages.values().map(|p| p.keys.capacity() * size_of::<Key>()).sum();
+        entries + ops + keys + cache.graveyard.capacity() * size_of::<Block>()
+    }
+
+    #[test]
+    fn the_cache_of_a_small_guest_takes_no_more_memory_than_the_guest_however_small_its_blocks_are() {
+        use crate::hypervisor::soft::lower::decode_block;
+        const MEMORY: u64 = 16 << 20;
+        assert_eq!(BlockCache::bound(MEMORY), 16 << 20);
+        assert_eq!(BlockCache::bound(512 << 20), 128 << 20);
+        assert_eq!(BlockCache::bound(64 << 30), 192 << 20);
+        let memory = GuestMemory::new(&[(GuestAddr(0), MEMORY, true)]).unwrap();
+        let mut cache = BlockCache::new(memory);
+        // RET at every byte; then long blocks, after tables for many short ones.
+        let code: [&[u8]; 2] = [&[0xc3], &[0x48, 0x0f, 0xaf, 0xc0].repeat(16)];
+        for (bytes, stride) in code.into_iter().zip([1, 64]) {
+            let mut most = 0;
+            for gpa in (0..MEMORY / 64 * stride as u64).step_by(stride) {
+                let block = Block::new(decode_block(bytes, gpa, Mode(Mode::LONG), gpa, false).unwrap(), None);
+                cache.bury();
+                cache.insert(Key::new(gpa, Mode(Mode::LONG)), block);
+                if gpa / stride as u64 % 0x1000 == 0 {
+                    most = most.max(held(&cache));
+                    assert!(cache.cost <= cache.bound, "{} of {}", cache.cost, cache.bound);
+                }
+            }
+            assert!(most <= MEMORY as usize && most > MEMORY as usize / 4, "{most}");
+        }
+        // What is dropped is no longer counted.
+        for gpa in (0..MEMORY).step_by(PAGE as usize) {
+            cache.drop_page(gpa);
+        }
+        assert_eq!((cache.cost, cache.blocks.len(), cache.pages.len()), (0, 0, 0));
     }
 
     #[test]
