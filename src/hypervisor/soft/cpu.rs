@@ -194,10 +194,14 @@ pub struct Cpu {
     pub leave_after_op: bool,
     /// Instructions from RIP on during which external interrupts stay off (STI, MOV SS): 1 or 0.
     pub interrupt_shadow: bool,
+    /// MOV SS or POP SS has just run: what stands in `debug_pending` waits behind the next instruction, and no
+    /// instruction breakpoint is met on it. Set only where that instruction runs alone: see `system::debug::hold_off`.
+    pub debug_shadow: bool,
     /// Bits of DR6 that the last instruction earned (watchpoints, single step): #DB is due before the next
     /// instruction, see `system::take_debug_trap`.
     pub debug_pending: u64,
-    /// The instruction entered a handler (INT n, SYSCALL): no single-step trap follows it.
+    /// RFLAGS.TF as it was before the instruction says nothing about a single-step trap behind it: it entered a handler
+    /// (INT n) or another task, or it says itself what follows (SYSCALL, SYSRET, SYSENTER).
     pub no_step_trap: bool,
     /// In an NMI handler, until IRET.
     pub nmi_blocked: bool,
@@ -270,6 +274,7 @@ impl Cpu {
             leave: Leave::Lookup,
             leave_after_op: false,
             interrupt_shadow: false,
+            debug_shadow: false,
             debug_pending: 0,
             no_step_trap: false,
             nmi_blocked: false,

@@ -124,7 +124,8 @@ impl SoftBackend {
             if c.budget <= 0 || self.attention.stopped().is_some() {
                 break;
             }
-            if system::take_debug_trap(c) && !self.exception(cpu) {
+            let held = std::mem::take(&mut c.debug_shadow);
+            if !held && system::take_debug_trap(c) && !self.exception(cpu) {
                 break;
             }
             // SAFETY: as above.
@@ -134,8 +135,8 @@ impl SoftBackend {
             }
             worked = true;
             // SAFETY: as above.
-            let alone = shadow && unsafe { (*cpu).event_pending };
-            let goes_on = self.run_chain(cpu, alone);
+            let alone = held || shadow && unsafe { (*cpu).event_pending };
+            let goes_on = self.run_chain(cpu, alone, held);
             if !goes_on {
                 break;
             }
@@ -168,8 +169,9 @@ impl SoftBackend {
         !cpu.halted && !cpu.wait_for_sipi
     }
 
-    /// Runs one chain of blocks (one instruction only, if `alone`) and does what it left with; false ends the slice.
-    fn run_chain(&mut self, cpu: *mut Cpu, alone: bool) -> bool {
+    /// Runs one chain of blocks (one instruction only, if `alone`; with debug exceptions `held` off before it) and does
+    /// what it left with; false ends the slice.
+    fn run_chain(&mut self, cpu: *mut Cpu, alone: bool, held: bool) -> bool {
         // SAFETY: as in `run_slice`.
         let c = unsafe { &mut *cpu };
         let mode = c.mode;
@@ -178,7 +180,7 @@ impl SoftBackend {
             c.set_mode(Mode(mode.0 | Mode::STEP));
         }
         let trap_flag = c.rflags & rflags::TF != 0;
-        if stepping && system::before_step(c).is_err() {
+        if stepping && system::before_step(c, held).is_err() {
             return self.exception(cpu);
         }
         let entry = match find(c, &mut self.cache) {
@@ -267,6 +269,7 @@ impl SoftBackend {
         // SAFETY: as in `run_slice`.
         let c = unsafe { &mut *cpu };
         c.halted = true;
+        c.debug_pending = 0;
         c.rflags &= !rflags::IF;
         self.platform.vcpu_failed(c.index, MachineExit::TripleFault);
     }
@@ -553,6 +556,7 @@ impl Backend for SoftBackend {
         for (cpu, state) in self.cpus.iter_mut().zip(states) {
             saved::load(cpu, state);
             mmu::flush(cpu, false);
+            mmu::watchpoints_changed(cpu);
             cpu.drop_jumps();
             cpu.event_pending = true;
             self.attention.raise(cpu.index);

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cpu::{Cpu, Fpu, RIP, Segment, SystemState, rflags};
 use super::flags::LazyFlags;
+use super::system::regs::dr;
 use crate::hypervisor::state::{Section, StateError};
 
 /// The section's kind.
@@ -18,6 +19,10 @@ pub struct SavedCpu {
     rip: u64,
     rflags: u64,
     interrupt_shadow: bool,
+    #[serde(default)]
+    debug_shadow: bool,
+    #[serde(default)]
+    debug_pending: u64,
     nmi_blocked: bool,
     halted: bool,
     wait_for_sipi: bool,
@@ -47,6 +52,8 @@ pub fn save(cpu: &Cpu) -> Section {
         rip: cpu.regs[RIP],
         rflags: cpu.rflags_value(),
         interrupt_shadow: cpu.interrupt_shadow,
+        debug_shadow: cpu.debug_shadow,
+        debug_pending: cpu.debug_pending,
         nmi_blocked: cpu.nmi_blocked,
         halted: cpu.halted,
         wait_for_sipi: cpu.wait_for_sipi,
@@ -92,6 +99,8 @@ pub fn load(cpu: &mut Cpu, state: SavedCpu) {
     cpu.flags = LazyFlags::raw(state.rflags);
     cpu.rflags = state.rflags & !rflags::ARITH;
     cpu.interrupt_shadow = state.interrupt_shadow;
+    cpu.debug_shadow = state.debug_shadow;
+    cpu.debug_pending = state.debug_pending & dr::DR6_MASK;
     cpu.nmi_blocked = state.nmi_blocked;
     cpu.halted = state.halted;
     cpu.wait_for_sipi = state.wait_for_sipi;

@@ -12,7 +12,7 @@ use super::super::op::Op;
 use super::far::{load_far_pointer, set_flags};
 use super::regs::{attr, cr0, cr4, dr, efer};
 use super::segment::*;
-use super::{MEM, mode_of, read_gpr, write_gpr};
+use super::{MEM, debug, mode_of, read_gpr, write_gpr};
 
 /// #GP(0) above privilege 0.
 pub fn check_privileged(cpu: &mut Cpu) -> Result<(), Fault> {
@@ -228,7 +228,7 @@ pub fn move_to_segment(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let which = op.dst as usize;
     reload(cpu, |cpu| load_segment(cpu, which, selector))?;
     if which == SS {
-        cpu.interrupt_shadow = true;
+        debug::hold_off(cpu);
     }
     Ok(())
 }
@@ -250,7 +250,7 @@ pub fn pop_segment(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     reload(cpu, |cpu| load_segment(cpu, which, selector))?;
     stack.commit(cpu);
     if which == SS {
-        cpu.interrupt_shadow = true;
+        debug::hold_off(cpu);
     }
     Ok(())
 }
@@ -480,7 +480,7 @@ fn debug_number(cpu: &mut Cpu, n: u8) -> Result<usize, Fault> {
         _ => return Err(cpu.undefined()),
     };
     if cpu.sys.dr[7] & dr::DR7_GD != 0 {
-        cpu.sys.dr[6] |= dr::BD;
+        debug::report(cpu, dr::BD);
         return Err(cpu.raise(1, None));
     }
     Ok(n as usize)

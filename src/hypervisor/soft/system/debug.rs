@@ -2,10 +2,12 @@
 //!
 //! SDM vol. 3 chapter 17. Watchpoints on data are found in `mmu`.
 //!
-//! **Not modelled**: I/O breakpoints (CR4.DE with R/W = 2), single step on branches, last-branch records.
+//! **Not modelled**: single step on branches, last-branch records.
 
 use super::super::cpu::{CS, Cpu, Fault, RIP, rflags};
-use super::regs::dr;
+use super::super::lower::Mode;
+use super::super::mmu;
+use super::regs::{cr4, dr};
 
 /// Whether a debug register breaks on execution.
 pub fn breaks_on_execution(cpu: &Cpu) -> bool {
@@ -13,13 +15,53 @@ pub fn breaks_on_execution(cpu: &Cpu) -> bool {
     dr7 & 0xff != 0 && (0..4).any(|n| dr7 >> (2 * n) & 3 != 0 && dr7 >> (16 + 4 * n) & 3 == 0)
 }
 
-/// In [`Mode::STEP`](super::super::lower::Mode::STEP), before the block's one instruction runs: instruction
-/// breakpoints. On `Err` the dispatcher delivers `cpu.exception` instead of running it.
-pub fn before_step(cpu: &mut Cpu) -> Result<(), Fault> {
+/// Notes the breakpoints that an access of `bytes` at `port` meets: with CR4.DE, those whose R/W is 2. Like those on data they
+/// trap behind the instruction.
+pub fn note_port(cpu: &mut Cpu, port: u16, bytes: u8) {
+    let dr7 = cpu.sys.dr[7];
+    if dr7 & 0xff == 0 || cpu.sys.cr4 & cr4::DE == 0 {
+        return;
+    }
+    for n in 0..4 {
+        let (first, len) = mmu::watched_bytes(cpu, n);
+        let enabled = dr7 >> (2 * n) & 3 != 0 && dr7 >> (16 + 4 * n) & 3 == 2;
+        if enabled && u64::from(port) < first.wrapping_add(len) && first < u64::from(port) + u64::from(bytes) {
+            cpu.debug_pending |= 1 << n;
+            cpu.leave_after_op = true;
+        }
+    }
+}
+
+/// Enters the conditions `met` into DR6, with those that wait: B0 to B3 say what this exception was, the other bits stay
+/// set until software clears them (APM vol. 2 section 13.1.1.3; SDM vol. 3 section 17.2.3).
+pub fn report(cpu: &mut Cpu, met: u64) {
+    let met = met | std::mem::take(&mut cpu.debug_pending);
+    cpu.sys.dr[6] = cpu.sys.dr[6] & !dr::BREAKPOINTS | met;
+}
+
+/// INT1 reports no condition of its own, but takes with it what MOV SS before it held off.
+pub fn report_held(cpu: &mut Cpu) {
+    if cpu.debug_pending != 0 {
+        report(cpu, 0);
+    }
+}
+
+/// MOV SS and POP SS hold off interrupts and debug exceptions until the next instruction has run, so that the stack
+/// pointer can follow (SDM vol. 3 section 6.8.3). A single-step trap of their own does not come at all.
+///
+/// Where nothing can be held off, nothing is noted: then the chain goes on, and a mark would be stale when it is left.
+pub fn hold_off(cpu: &mut Cpu) {
+    cpu.interrupt_shadow = true;
+    cpu.debug_shadow = cpu.debug_pending != 0 || cpu.mode.has(Mode::STEP);
+}
+
+/// In [`Mode::STEP`], before the block's one instruction runs: instruction breakpoints, unless they are `held` off. On
+/// `Err` the dispatcher delivers `cpu.exception` instead of running it.
+pub fn before_step(cpu: &mut Cpu, held: bool) -> Result<(), Fault> {
     cpu.no_step_trap = false;
     let resume = cpu.rflags & rflags::RF != 0;
     cpu.rflags &= !rflags::RF;
-    if resume || !breaks_on_execution(cpu) {
+    if resume || held || !breaks_on_execution(cpu) {
         return Ok(());
     }
     let rip = cpu.regs[RIP];
@@ -34,25 +76,35 @@ pub fn before_step(cpu: &mut Cpu) -> Result<(), Fault> {
     if met == 0 {
         return Ok(());
     }
-    cpu.sys.dr[6] |= met;
+    report(cpu, met);
     Err(cpu.raise(1, None))
 }
 
 /// In `Mode::STEP`, after the instruction ran without an exception; `tf_before` is RFLAGS.TF as it was before.
 pub fn after_step(cpu: &mut Cpu, tf_before: bool) {
-    // INT n and SYSCALL have cleared TF and are not trapped themselves.
-    if tf_before && !cpu.no_step_trap {
+    if tf_before && !cpu.no_step_trap && !cpu.debug_shadow {
+        cpu.debug_pending |= dr::BS;
+    }
+}
+
+/// SYSCALL, SYSRET and SYSENTER: whether a single-step trap follows says the TF that they leave, not the one that they
+/// found. So a system call whose mask clears TF is not traced, and a return that sets it is trapped at once, before the
+/// first instruction in user mode.
+pub fn step_by_result(cpu: &mut Cpu) {
+    cpu.no_step_trap = true;
+    if cpu.rflags & rflags::TF != 0 {
         cpu.debug_pending |= dr::BS;
     }
 }
 
 /// Whether a trap is due before the next instruction (`cpu.debug_pending`); then it is in `cpu.exception` and the
-/// dispatcher delivers it, before any interrupt.
+/// dispatcher delivers it, before any interrupt. It ends HLT, as interrupts do (SDM vol. 2, HLT).
 pub fn take_debug_trap(cpu: &mut Cpu) -> bool {
     if cpu.debug_pending == 0 {
         return false;
     }
-    cpu.sys.dr[6] |= std::mem::take(&mut cpu.debug_pending);
+    report(cpu, 0);
+    cpu.halted = false;
     cpu.raise(1, None);
     true
 }

@@ -13,6 +13,8 @@ use super::super::mmu;
 use super::TripleFault;
 use super::regs::{attr, dr};
 use super::segment::*;
+use super::task::{self, Arrival, Leaving};
+use super::{TripleFault, debug};
 
 /// Where an event comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -248,7 +250,11 @@ fn deliver_chain(cpu: &mut Cpu) -> Result<(), TripleFault> {
         let vector = exception.vector;
         match vector {
             14 => cpu.sys.cr2 = exception.cr2,
-            1 => cpu.sys.dr[7] &= !dr::DR7_GD,
+            1 => {
+                // What MOV SS held off, where the instruction behind it raised #DB itself.
+                debug::report_held(cpu);
+                cpu.sys.dr[7] &= !dr::DR7_GD;
+            }
             _ => {}
         }
         // #DB as a trap, #BP and #OF do not resume; neither do the aborts.

@@ -7,6 +7,7 @@
 use super::super::cpu::{CS, Cpu, DS, ES, FS, Fault, GS, SS, rflags};
 use super::super::mmu;
 use super::super::op::Op;
+use super::debug;
 use super::deliver::{Event, Source, deliver};
 use super::regs::attr;
 use super::segment::*;
@@ -299,6 +300,9 @@ pub fn interrupt(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
         return Err(cpu.general_protection(0));
     }
     let source = if software { Source::Software } else { Source::Hardware };
+    if !software {
+        debug::report_held(cpu);
+    }
     let rip = cpu.next_rip;
     deliver(cpu, Event { vector: op.imm as u8, error: None, source, rip, resume: false })
 }

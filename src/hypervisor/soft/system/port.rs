@@ -5,8 +5,10 @@
 //! **Hostile guest**: a repeated instruction stops every 1024 elements and goes on behind a look at events.
 
 use super::super::cpu::{Cpu, ES, Fault, TR, rflags};
+use super::super::lower::Mode;
 use super::super::mmu;
 use super::super::op::Op;
+use super::debug::note_port;
 use super::segment::*;
 use super::{read_gpr, write_gpr};
 
@@ -53,6 +55,7 @@ pub fn input(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     } else {
         write_gpr(cpu, 0, op.src, value);
     }
+    note_port(cpu, port, op.src);
     mmu::after_device_access(cpu);
     Ok(())
 }
@@ -64,6 +67,7 @@ pub fn output(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     cpu.sync_clock();
     let value = cpu.regs[0] as u32 & (u32::MAX >> (32 - 8 * u32::from(op.src)));
     cpu.platform.port_write(cpu.index, port, op.src, value);
+    note_port(cpu, port, op.src);
     mmu::after_device_access(cpu);
     Ok(())
 }
@@ -81,13 +85,15 @@ pub fn string(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     check_port(cpu, port, op.src)?;
     cpu.sync_clock();
     let step = if cpu.rflags & rflags::DF != 0 { -i64::from(op.src) } else { i64::from(op.src) };
-    for _ in 0..if rep { BURST } else { 1 } {
+    // A single-step trap comes behind each repetition.
+    for _ in 0..if rep && !cpu.mode.has(Mode::STEP) { BURST } else { 1 } {
         if rep && read_gpr(cpu, RCX, address_bytes) == 0 {
             return Ok(());
         }
         let moved =
             if op.imm & OUTS != 0 { put(cpu, op, port, address_bytes, step) } else { get(cpu, op, port, address_bytes, step) };
         moved?;
+        note_port(cpu, port, op.src);
         if rep {
             let left = read_gpr(cpu, RCX, address_bytes).wrapping_sub(1);
             write_gpr(cpu, RCX, address_bytes, left);

@@ -57,10 +57,16 @@ pub mod dr {
     /// DR6: breakpoint n met is bit n.
     pub const BD: u64 = 1 << 13;
     pub const BS: u64 = 1 << 14;
+    /// The task switched to has the T flag set in its TSS.
+    pub const BT: u64 = 1 << 15;
+    /// Breakpoints 0 to 3.
+    pub const BREAKPOINTS: u64 = 0xf;
     /// Bits of DR6 that read as one.
     pub const DR6_FIXED: u64 = 0xffff_0ff0;
     /// Bits of DR6 that can be written.
     pub const DR6_MASK: u64 = 0xe00f;
+    /// In DR7: what a task switch clears, the local enables and LE.
+    pub const DR7_LOCAL: u64 = 0x155;
     /// Bit of DR7 that reads as one.
     pub const DR7_FIXED: u64 = 0x400;
     pub const DR7_GD: u64 = 1 << 13;

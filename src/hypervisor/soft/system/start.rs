@@ -32,6 +32,7 @@ pub fn reset(cpu: &mut Cpu, power_on: bool) {
     cpu.cpl = 0;
     cpu.interrupt_shadow = false;
     cpu.nmi_blocked = false;
+    cpu.debug_shadow = false;
     cpu.debug_pending = 0;
     cpu.no_step_trap = false;
     cpu.leave_after_op = false;

@@ -9,6 +9,7 @@
 use super::super::cpu::{Cpu, FS, Fault, GS, SS, Segment, rflags};
 use super::super::mmu::is_canonical;
 use super::super::op::Op;
+use super::debug::step_by_result;
 use super::far::set_flags;
 use super::regs::{cr4, efer};
 use super::segment::*;
@@ -21,7 +22,7 @@ const DPL3: u16 = 3 << 5;
 fn enter(cpu: &mut Cpu, selector: u16, code: u16) {
     set_cs(cpu, Segment::flat(selector & 0xfffc, code), 0);
     cpu.segs[SS] = Segment::flat((selector & 0xfffc).wrapping_add(8), DATA);
-    cpu.no_step_trap = true;
+    step_by_result(cpu);
 }
 
 /// SYSCALL.
@@ -68,11 +69,12 @@ pub fn sysret(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     }
     cpu.segs[SS] = Segment::flat(base.wrapping_add(8) | 3, DATA | DPL3);
     set_cs(cpu, Segment::flat(selector | 3, code | DPL3), 3);
+    step_by_result(cpu);
     cpu.next_rip = rip;
     Ok(())
 }
 
-/// SYSENTER.
+/// SYSENTER: it does not clear TF.
 pub fn sysenter(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
     let selector = cpu.sys.sysenter_cs as u16;
     if is_real(cpu) || is_null(selector) {

@@ -6,6 +6,9 @@ mod delivery;
 mod identity;
 mod paging;
 mod programs;
+mod stepping;
+mod tasks;
+mod transfers;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
