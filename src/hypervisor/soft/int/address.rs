@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use crate::hypervisor::soft::cpu::{Cpu, FS, Fault, GS, SS, TMP};
+use crate::hypervisor::soft::lower::Mode;
 use crate::hypervisor::soft::op::{Op, leave_with_exception, next};
 
 /// The effective address of an address op, before truncation.
@@ -80,7 +81,9 @@ pub fn segment_address(cpu: &mut Cpu, segment: usize, offset: u64, bytes: u64, w
     let s = &cpu.segs[segment];
     let kind = s.attr & 0xf;
     let code = kind & 8 != 0;
-    let allowed = s.attr & 0x80 != 0 && if write { !code && kind & 2 != 0 } else { !code || kind & 2 != 0 };
+    // In real mode a segment has no type: one may store through CS. (In virtual-8086 mode all are data.)
+    let allowed =
+        s.attr & 0x80 != 0 && if write { !code && kind & 2 != 0 } else { !code || kind & 2 != 0 } || cpu.mode.has(Mode::REAL);
     let last = offset + bytes.max(1) - 1;
     let inside = if !code && kind & 4 != 0 {
         // Expand-down: what lies above the limit.

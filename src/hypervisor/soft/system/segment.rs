@@ -223,12 +223,14 @@ pub fn null_stack(level: u8) -> Segment {
     Segment { selector: u16::from(level), attr: u16::from(level) << 5, limit: 0, base: 0 }
 }
 
-/// Nulls the data segments that privilege `cpu.cpl` may no longer use, after a return to an outer level.
+/// Nulls the data segments that privilege `cpu.cpl` may no longer use, after a return to an outer level. Only the selector
+/// becomes null and the segment unusable (SDM vol. 2, IRET and RET): the bases of FS and GS, which 64-bit mode uses whatever
+/// the selector is, stay. A kernel that keeps its per-CPU data there with a selector of its own relies on that.
 pub fn drop_inner_segments(cpu: &mut Cpu) {
     for which in [ES, DS, FS, GS] {
         let s = cpu.segs[which];
         if s.present() && !s.is_conforming() && s.dpl() < cpu.cpl {
-            cpu.segs[which] = Segment::default();
+            cpu.segs[which] = Segment { base: s.base, ..Segment::default() };
         }
     }
 }
