@@ -506,9 +506,13 @@ pub fn rdtsc(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// RDPMC: there are no performance counters.
+/// RDPMC: the four counters that every AMD processor has (APM vol. 3, RDPMC). They do not count: see `msr`.
 pub fn rdpmc(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
-    Err(cpu.general_protection(0))
+    if (cpu.cpl != 0 && cpu.sys.cr4 & cr4::PCE == 0) || cpu.regs[1] as u32 > 3 {
+        return Err(cpu.general_protection(0));
+    }
+    (cpu.regs[0], cpu.regs[2]) = (0, 0);
+    Ok(())
 }
 
 /// RDRAND and RDSEED: `dst` the register, `src` its bytes. CF says whether there was a number: always, unless the

@@ -13,7 +13,7 @@
 use super::super::cpu::{Cpu, Fault};
 use super::super::mmu::PHYS_BITS;
 use super::super::op::Op;
-use super::regs::cr4;
+use super::regs::{cr4, msr};
 
 /// Family 19h, model 11h, stepping 1: leaf 1 EAX, and EDX after reset.
 pub const SIGNATURE: u32 = 0x00a1_0f11;
@@ -59,6 +59,16 @@ const EDX1: u32 = 1 << 0
     | 1 << 25
     | 1 << 26;
 const HTT: u32 = 1 << 28;
+/// The local APIC, in EDX of leaves 1 and 0x80000001.
+const APIC: u32 = 1 << 9;
+
+/// [`APIC`] where the local APIC is switched off in IA32_APIC_BASE: the bit shows that (SDM vol. 3 section 10.4.3).
+fn apic_off(cpu: &Cpu) -> u32 {
+    match cpu.platform.apic_msr_read(cpu.index, msr::APIC_BASE) {
+        Ok(base) if base & 1 << 11 == 0 => APIC,
+        _ => 0,
+    }
+}
 
 /// Leaf 7 EBX: FSGSBASE, SMEP, ERMS, RDSEED, SMAP, CLFLUSHOPT, SHA.
 const EBX7: u32 = 1 << 0 | 1 << 7 | 1 << 9 | 1 << 18 | 1 << 20 | 1 << 23 | 1 << 29;
@@ -74,6 +84,11 @@ pub const TSC_KHZ: u32 = 1_000_000;
 pub const APIC_BUS_KHZ: u32 = 1_000_000;
 
 const BRAND: &[u8; 48] = b"vmctl soft-v2 virtual processor\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+
+/// Eight bytes of the processor's name, for its registers.
+pub fn brand_part(n: usize) -> u64 {
+    BRAND[8 * n..].first_chunk().map_or(0, |part| u64::from_le_bytes(*part))
+}
 
 fn word(bytes: &[u8]) -> u32 {
     u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
@@ -100,7 +115,7 @@ pub fn leaves(cpu: &Cpu, leaf: u32, sub: u32) -> [u32; 4] {
             let osxsave = if cpu.sys.cr4 & cr4::OSXSAVE != 0 { ecx1::OSXSAVE } else { 0 };
             let htt = if t.package > 1 { HTT } else { 0 };
             let ebx = t.id << 24 | (t.package & 0xff) << 16 | 8 << 8;
-            [SIGNATURE, ebx, ecx1::ALL | osxsave, EDX1 | htt]
+            [SIGNATURE, ebx, ecx1::ALL | osxsave, (EDX1 | htt) & !apic_off(cpu)]
         }
         // The APIC timer runs always (ARAT).
         6 => [4, 0, 0, 0],
@@ -135,7 +150,7 @@ fn extended(cpu: &Cpu, t: &Topology, leaf: u32, sub: u32) -> [u32; 4] {
         0x8000_0001 => {
             // CmpLegacy: several cores in a package.
             let legacy = if t.package > 1 { 1 << 1 } else { 0 };
-            [SIGNATURE, 0, ECX8 | legacy, EDX8]
+            [SIGNATURE, 0, ECX8 | legacy, EDX8 & !apic_off(cpu)]
         }
         0x8000_0002..=0x8000_0004 => {
             let part = &BRAND[(leaf as usize - 0x8000_0002) * 16..][..16];
@@ -148,8 +163,10 @@ fn extended(cpu: &Cpu, t: &Topology, leaf: u32, sub: u32) -> [u32; 4] {
         // The TSC is invariant.
         0x8000_0007 => [0, 0, 0, 1 << 8],
         0x8000_0008 => {
-            // Speculative store bypass does not happen (SSB_NO); WBNOINVD.
-            let ebx = 1 << 26 | 1 << 9;
+            // Speculative store bypass does not happen (SSB_NO); WBNOINVD; FXSAVE and its kin always save the x87
+            // error pointers and restore them (XSAVEERPTR, named RstrFpErrPtrs in the APM): so nothing of another
+            // process is left in them, and no guest need clear them at each switch.
+            let ebx = 1 << 26 | 1 << 9 | 1 << 2;
             let ecx = if t.package > 1 { bits_for(t.package) << 12 | (t.package - 1) & 0xff } else { 0 };
             [48 << 8 | PHYS_BITS, ebx, ecx, 0]
         }

@@ -2,15 +2,22 @@
 //!
 //! SDM vol. 4; APM vol. 2 appendix A; Linux `virt/kvm/x86/msr.rst` for KVM's. The local APIC's are the platform's.
 //!
-//! MTRRs and PAT are storage: memory has no types here. There are no machine-check banks and no performance
-//! counters. A register that does not exist raises #GP, as it does on the processor.
+//! MTRRs and PAT are storage: memory has no types here; what firmware would have put there is in `start`. There are no
+//! machine-check banks. A register that does not exist raises #GP, as it does on the processor.
+//!
+//! The model is an AMD processor, and its registers are those that such a processor always has, whatever CPUID lists
+//! (APM vol. 2 appendix A; PPR for family 19h model 11h, 55901, section 2.1.14). Those that only tune caches, redirect
+//! machine checks or belong to firmware read as after reset and keep nothing ([`is_inert`]).
+//!
+//! **Not modelled**: performance counting. The four counters and their controls are there, read as zero and keep nothing,
+//! as under KVM without a PMU: Linux writes one, reads it back, and then counts with its software clock.
 
 use super::super::cpu::{Cpu, FS, Fault, GS};
 use super::super::mmu::{self, is_canonical};
 use super::super::op::Op;
 use super::control::{check_privileged, tsc, write_efer};
-use super::kvmclock;
 use super::regs::msr::*;
+use super::{cpuid, kvmclock};
 
 /// The register does not exist, or does not take the value.
 struct Refused;
@@ -93,12 +100,53 @@ fn read(cpu: &mut Cpu, number: u32) -> Result<u64, Refused> {
         SYSCFG => s.syscfg,
         // Bit 24: the TSC counts at the P0 frequency.
         HWCR => s.hwcr | 1 << 24,
-        TOP_MEM | TOP_MEM2 | NB_CFG | INT_PENDING | MMIO_CONF_BASE | PSTATE_CURRENT_LIMIT => 0,
-        OSVW_ID_LENGTH | OSVW_STATUS | IC_CFG | DC_CFG | BU_CFG | BU_CFG2 => 0,
+        TOP_MEM => end_of_memory(cpu, 0, FOUR_GIB),
+        TOP_MEM2 => end_of_memory(cpu, FOUR_GIB, u64::MAX),
+        INT_PENDING | MMIO_CONF_BASE | PSTATE_CURRENT_LIMIT | OSVW_ID_LENGTH | OSVW_STATUS => 0,
+        PROCESSOR_NAME_FIRST..=PROCESSOR_NAME_LAST => cpuid::brand_part((number - PROCESSOR_NAME_FIRST) as usize),
+        SMM_BASE => SMM_BASE_RESET,
+        // SVM is off (SVMDIS), and it stays off (LOCK).
+        VM_CR => 1 << 4 | 1 << 3,
         // Bit 1: LFENCE serialises.
         DE_CFG => 2,
+        _ if is_inert(number) => 0,
         _ => return Err(Refused),
     })
+}
+
+/// Registers that every AMD processor has and that nothing here depends on: they read as zero and keep nothing.
+fn is_inert(number: u32) -> bool {
+    matches!(
+        number,
+        PERF_FIRST..=PERF_LAST
+            | IORR_FIRST..=IORR_LAST
+            | NB_CFG
+            | MC_EXCEPTION_REDIRECT
+            | IO_TRAP_FIRST..=IO_TRAP_LAST
+            | SMI_TRIGGER
+            | CPU_WATCHDOG
+            | SMM_ADDR
+            | SMM_MASK
+            | IGNNE
+            | LS_CFG
+            | IC_CFG
+            | DC_CFG
+            | BU_CFG
+            | FP_CFG
+            | BU_CFG2
+            | L2_PREFETCH_CFG
+            | EX_CFG
+    )
+}
+
+const FOUR_GIB: u64 = 1 << 32;
+/// SMM_BASE after reset (APM vol. 2 section 10.2.2).
+const SMM_BASE_RESET: u64 = 0x3_0000;
+
+/// Where the memory between `from` and `to` ends, in the 8 MiB that TOP_MEM and TOP_MEM2 count in; `from` if there is none.
+fn end_of_memory(cpu: &Cpu, from: u64, to: u64) -> u64 {
+    let ends = cpu.memory.regions().filter(|r| r.2 && r.0.0 >= from && r.0.0 < to).map(|r| r.0.0 + r.1);
+    ends.max().unwrap_or(from).next_multiple_of(8 << 20)
 }
 
 fn apic_read(cpu: &Cpu, number: u32) -> Result<u64, Refused> {
@@ -127,7 +175,7 @@ fn write(cpu: &mut Cpu, number: u32, value: u64) -> Result<(), Refused> {
         }
         APIC_BASE | X2APIC_FIRST..=X2APIC_LAST => return apic_write(cpu, number, value),
         BIOS_UPDT_TRIG | PLATFORM_ID | EBL_CR_POWERON | MMIO_CONF_BASE | PATCH_LOADER | BIOS_SIGN_ID | INT_PENDING => {}
-        NB_CFG | IC_CFG | DC_CFG | BU_CFG | BU_CFG2 | DE_CFG => {}
+        DE_CFG | TOP_MEM | TOP_MEM2 | SMM_BASE | VM_CR | PROCESSOR_NAME_FIRST..=PROCESSOR_NAME_LAST => {}
         MCG_STATUS | DEBUG_CTL => ensure(value == 0)?,
         SYSENTER_CS => cpu.sys.sysenter_cs = value & 0xffff_ffff,
         SYSENTER_ESP => {
@@ -179,6 +227,7 @@ fn write(cpu: &mut Cpu, number: u32, value: u64) -> Result<(), Refused> {
         }
         SYSCFG => cpu.sys.syscfg = value,
         HWCR => cpu.sys.hwcr = value,
+        _ if is_inert(number) => {}
         _ => return Err(Refused),
     }
     Ok(())

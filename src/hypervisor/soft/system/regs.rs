@@ -147,4 +147,25 @@ pub mod msr {
     pub const BU_CFG2: u32 = 0xc001_102a;
     pub const NB_CFG: u32 = 0xc001_001f;
     pub const PATCH_LOADER: u32 = 0xc001_0020;
+    /// Four event selects, then four counters.
+    pub const PERF_FIRST: u32 = 0xc001_0000;
+    pub const PERF_LAST: u32 = 0xc001_0007;
+    pub const IORR_FIRST: u32 = 0xc001_0016;
+    pub const IORR_LAST: u32 = 0xc001_0019;
+    pub const MC_EXCEPTION_REDIRECT: u32 = 0xc001_0022;
+    pub const PROCESSOR_NAME_FIRST: u32 = 0xc001_0030;
+    pub const PROCESSOR_NAME_LAST: u32 = 0xc001_0035;
+    pub const IO_TRAP_FIRST: u32 = 0xc001_0050;
+    pub const IO_TRAP_LAST: u32 = 0xc001_0054;
+    pub const SMI_TRIGGER: u32 = 0xc001_0056;
+    pub const CPU_WATCHDOG: u32 = 0xc001_0074;
+    pub const SMM_BASE: u32 = 0xc001_0111;
+    pub const SMM_ADDR: u32 = 0xc001_0112;
+    pub const SMM_MASK: u32 = 0xc001_0113;
+    pub const VM_CR: u32 = 0xc001_0114;
+    pub const IGNNE: u32 = 0xc001_0115;
+    pub const LS_CFG: u32 = 0xc001_1020;
+    pub const FP_CFG: u32 = 0xc001_1028;
+    pub const L2_PREFETCH_CFG: u32 = 0xc001_102b;
+    pub const EX_CFG: u32 = 0xc001_102c;
 }

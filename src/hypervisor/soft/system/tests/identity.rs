@@ -47,6 +47,82 @@ fn registers_that_do_not_exist_raise_general_protection() {
 }
 
 #[test]
+fn the_registers_that_every_amd_processor_has_can_be_read_and_written() {
+    let mut b = bench();
+    let ranges = [0xc001_0000..=0xc001_0007, 0xc001_0016..=0xc001_001a, 0xc001_0050..=0xc001_0056, 0xc001_0111..=0xc001_0115];
+    let single = [0x1_0010, 0x1_0015, 0x1_001d, 0x1_001f, 0x1_0022, 0x1_0074, 0x1_1020, 0x1_1021, 0x1_1022, 0x1_1023, 0x1_1028];
+    let single = single.into_iter().map(|n| 0xc000_0000 + n).chain(0xc001_1029..=0xc001_102c);
+    for number in ranges.into_iter().flatten().chain(single) {
+        let value = read(&mut b, number).unwrap_or_else(|_| panic!("{number:#x} is there"));
+        write(&mut b, number, value).unwrap();
+    }
+    // Performance counters keep nothing: that is how Linux finds out that they do not count.
+    write(&mut b, 0xc001_0004, 0xabcd).unwrap();
+    assert_eq!(read(&mut b, 0xc001_0004).unwrap(), 0);
+    // The name is that of CPUID.
+    let name: Vec<u8> = (0..6).flat_map(|n| read(&mut b, 0xc001_0030 + n).unwrap().to_le_bytes()).collect();
+    let told: Vec<u8> = (2..5).flat_map(|n| leaves(&b.cpu, 0x8000_0000 + n, 0)).flat_map(u32::to_le_bytes).collect();
+    assert_eq!(name, told);
+    // The ends of memory: 16 MiB, and the region below 4 GiB is not writable.
+    assert_eq!((read(&mut b, msr::TOP_MEM).unwrap(), read(&mut b, msr::TOP_MEM2).unwrap()), (16 * MIB, 1 << 32));
+}
+
+#[test]
+fn rdpmc_reads_four_counters_and_needs_cr4_pce_in_user_mode() {
+    let mut b = bench();
+    let rdpmc = |b: &mut Bench, n: u64| {
+        (b.cpu.regs[0], b.cpu.regs[1], b.cpu.regs[2]) = (7, n, 7);
+        super::super::control::rdpmc(&mut b.cpu, &some_op()).map(|()| (b.cpu.regs[0], b.cpu.regs[2]))
+    };
+    for n in 0..4 {
+        assert_eq!(rdpmc(&mut b, n), Ok((0, 0)));
+    }
+    assert_eq!(rdpmc(&mut b, 4), Err(Fault));
+    b.cpu.cpl = 3;
+    assert_eq!(rdpmc(&mut b, 0), Err(Fault));
+    b.cpu.sys.cr4 |= cr4::PCE;
+    assert_eq!(rdpmc(&mut b, 3), Ok((0, 0)));
+}
+
+#[test]
+fn cpuid_shows_the_local_apic_only_while_it_is_switched_on() {
+    let b = bench();
+    let bits = |b: &Bench| (leaves(&b.cpu, 1, 0)[3] >> 9 & 1, leaves(&b.cpu, 0x8000_0001, 0)[3] >> 9 & 1);
+    assert_eq!(bits(&b), (1, 1));
+    b.probe.apic_base.store(0xfee0_0100, Ordering::Relaxed);
+    assert_eq!(bits(&b), (0, 0));
+}
+
+#[test]
+fn the_x87_error_pointers_are_always_saved_and_restored_as_cpuid_says() {
+    let b = bench();
+    assert_ne!(leaves(&b.cpu, 0x8000_0008, 0)[1] & 1 << 2, 0, "XSAVEERPTR");
+    // No exception is pending: FXSAVE, FXRSTOR of an empty image, FXSAVE.
+    let mut rig = super::super::super::rig::Rig::supervisor();
+    (rig.cpu.fpu.fip, rig.cpu.fpu.fdp, rig.cpu.fpu.fop) = (0x1234_5678, 0x9abc_def0, 0x123);
+    rig.cpu.sys.cr4 |= cr4::OSXSAVE;
+    let code = [
+        &[0x0f, 0xae, 0x04, 0x25, 0x00, 0x00, 0x20, 0x00][..], // fxsave [0x200000]
+        &[0x0f, 0xae, 0x0c, 0x25, 0x00, 0x10, 0x20, 0x00],     // fxrstor [0x201000]
+        &[0x0f, 0xae, 0x04, 0x25, 0x00, 0x20, 0x20, 0x00],     // fxsave [0x202000]
+        &[0xb8, 0x01, 0x00, 0x00, 0x00, 0x31, 0xd2],           // mov eax, 1; xor edx, edx
+        &[0x0f, 0xae, 0x2c, 0x25, 0x00, 0x30, 0x20, 0x00],     // xrstor [0x203000]
+    ];
+    let data = super::super::super::rig::DATA;
+    let mut image = rig.read(data + 0x3000, 24);
+    image[6..8].copy_from_slice(&0x321u16.to_le_bytes());
+    image[8..12].copy_from_slice(&0x1111u32.to_le_bytes());
+    image[16..20].copy_from_slice(&0x2222u32.to_le_bytes());
+    rig.write(data + 0x3000, &image);
+    rig.write(data + 0x3000 + 512, &[1]);
+    assert_eq!(rig.run_code(&code.concat()), super::super::super::rig::Stop::End);
+    let pointers = |at: u64| (rig.read(data + at + 6, 2), rig.read(data + at + 8, 4), rig.read(data + at + 16, 4));
+    assert_eq!(pointers(0), (vec![0x23, 1], vec![0x78, 0x56, 0x34, 0x12], vec![0xf0, 0xde, 0xbc, 0x9a]));
+    assert_eq!(pointers(0x2000), (vec![0; 2], vec![0; 4], vec![0; 4]), "nothing of before is left");
+    assert_eq!((rig.cpu.fpu.fop, rig.cpu.fpu.fip, rig.cpu.fpu.fdp), (0x321, 0x1111, 0x2222));
+}
+
+#[test]
 fn what_is_written_to_a_register_is_read_back() {
     let mut b = bench();
     for (number, value) in [

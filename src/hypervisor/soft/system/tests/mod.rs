@@ -34,6 +34,7 @@ struct Probe {
     reads: Mutex<Vec<(u64, u8)>>,
     deadline: AtomicU64,
     cr8: AtomicU64,
+    apic_base: AtomicU64,
     events: Mutex<Vec<VcpuEvent>>,
 }
 
@@ -46,6 +47,7 @@ impl Probe {
             reads: Mutex::new(Vec::new()),
             deadline: AtomicU64::new(0),
             cr8: AtomicU64::new(0),
+            apic_base: AtomicU64::new(0xfee0_0900),
             events: Mutex::new(Vec::new()),
         })
     }
@@ -87,7 +89,7 @@ impl Platform for Probe {
     }
     fn apic_msr_read(&self, _: usize, msr: u32) -> Result<u64, NoSuchMsr> {
         match msr {
-            0x1b => Ok(0xfee0_0900),
+            0x1b => Ok(self.apic_base.load(Ordering::Relaxed)),
             0x6e0 => Ok(self.deadline.load(Ordering::Relaxed)),
             _ => Err(NoSuchMsr),
         }
