@@ -56,7 +56,7 @@ pub enum VcpuEvent {
     Interrupt(u8),
     /// A non-maskable interrupt.
     Nmi,
-    /// INIT: the vCPU is reset and waits for a start-up message.
+    /// INIT: the vCPU is reset; the first one runs firmware from the reset vector, the others wait for a start-up message.
     Init,
     /// Start-up: run from `vector << 12` in real mode.
     Sipi(u8),
@@ -90,7 +90,7 @@ pub trait Platform: Send + Sync {
     /// Runs what is due on the board at `now_ns` (timers, woken back ends) and says when to come again. Takes the
     /// board's flag of [`Attention`]; called by [`Attention::serve_board`], which keeps the answer.
     fn advance(&self, now_ns: u64) -> Option<u64>;
-    /// A vCPU ran into a triple fault or gave up; the machine decides what that means and stops or resets.
+    /// A vCPU ran into a triple fault, got an INIT that only firmware could follow, or gave up; the machine stops or resets.
     fn vcpu_failed(&self, vcpu: usize, exit: MachineExit);
     /// The machine's time.
     fn clock(&self) -> &dyn Clock;
@@ -292,6 +292,9 @@ pub struct VcpuSetup {
     pub attention: Arc<Attention>,
     /// How vCPU 0 starts.
     pub boot: BootState,
+    /// Windows of devices (base and bytes; each a power of two, aligned to itself; those below 1 MiB whole 16 KiB) that firmware
+    /// makes uncacheable. Used where a loader enters the guest in firmware's place.
+    pub device_windows: Vec<(u64, u64)>,
 }
 
 /// Runs the vCPUs of one machine.

@@ -216,6 +216,7 @@ impl Machine {
             platform: Arc::clone(&self.board) as _,
             attention: Arc::clone(&self.attention),
             boot,
+            device_windows: layout::DEVICE_WINDOWS.to_vec(),
         }
     }
 

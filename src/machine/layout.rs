@@ -18,6 +18,9 @@ pub const LOW_RAM_END: u64 = 0xc000_0000;
 pub const HIGH_RAM_BASE: u64 = 0x1_0000_0000;
 /// The hole of the legacy display adapter.
 pub const VGA_HOLE: (u64, u64) = (0xa_0000, 0xc_0000);
+/// What is no memory but devices, for the memory types: the display adapter's hole, and the fourth GiB with the PCI window,
+/// ECAM and the interrupt controllers.
+pub const DEVICE_WINDOWS: [(u64, u64); 2] = [(VGA_HOLE.0, VGA_HOLE.1 - VGA_HOLE.0), (LOW_RAM_END, HIGH_RAM_BASE - LOW_RAM_END)];
 /// End of conventional memory in the memory map; the last KiB is the extended BIOS data area's.
 pub const CONVENTIONAL_END: u64 = 0x9_fc00;
 

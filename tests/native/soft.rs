@@ -72,6 +72,7 @@ impl Soft {
             platform: Arc::new(NoPlatform::new()),
             attention: Attention::new(1),
             boot: BootState::Reset,
+            device_windows: Vec::new(),
         };
         let mut cpu = Cpu::new(&setup, 0);
         system::reset(&mut cpu, true);

@@ -17,7 +17,7 @@ use super::lower::{Mode, decode_block};
 use super::mmu;
 use super::op::Op;
 use super::{saved, system};
-use crate::hypervisor::backend::{Attention, Backend, MachineExit, Platform, VcpuEvent, VcpuSetup};
+use crate::hypervisor::backend::{Attention, Backend, BootState, MachineExit, Platform, VcpuEvent, VcpuSetup};
 use crate::hypervisor::clock::ManualClock;
 use crate::hypervisor::memory::{GuestAddr, GuestMemory};
 use crate::hypervisor::state::{Section, StateError};
@@ -42,6 +42,8 @@ pub struct SoftBackend {
     platform: Arc<dyn Platform>,
     attention: Arc<Attention>,
     clock: Option<Arc<ManualClock>>,
+    /// Something stands at the reset vector: no loader entered the guest in its place.
+    firmware: bool,
 }
 
 // SAFETY: the raw pointers in `Cpu` and in ops point into the back end's own boxes, which move with it; nothing of
@@ -51,11 +53,15 @@ unsafe impl Send for SoftBackend {}
 impl SoftBackend {
     /// The vCPUs as after power-on, the first as `setup.boot` says, the others waiting for a start-up message.
     pub fn new(setup: VcpuSetup, options: SoftOptions) -> SoftBackend {
+        let firmware = setup.boot == BootState::Reset;
         let mut cpus: Vec<Box<Cpu>> = (0..setup.vcpus).map(|i| Cpu::new(&setup, i)).collect();
         for (i, cpu) in cpus.iter_mut().enumerate() {
             system::reset(cpu, true);
             cpu.manual_clock = options.deterministic.clone();
             cpu.wait_for_sipi = i != 0;
+            if !firmware {
+                system::set_memory_types(cpu, &setup.device_windows);
+            }
         }
         if let Some(first) = cpus.first_mut() {
             system::enter(first, &setup.boot);
@@ -67,6 +73,7 @@ impl SoftBackend {
             platform: setup.platform,
             attention: setup.attention,
             clock: options.deterministic,
+            firmware,
         }
     }
 
@@ -160,7 +167,7 @@ impl SoftBackend {
         if cpu.event_pending && (raised || interrupts || (nmi && cpu.nmi_was_blocked)) {
             cpu.nmi_was_blocked = !nmi;
             match self.platform.take_event(index, interrupts, nmi) {
-                Some(event) => deliver(cpu, event, &*self.platform),
+                Some(event) => deliver(cpu, event, &*self.platform, self.firmware),
                 // Without interrupts this says nothing about pending ones.
                 None if interrupts && nmi => cpu.event_pending = false,
                 None => {}
@@ -477,7 +484,7 @@ fn fetch(cpu: &Cpu, gpa: u64, buf: &mut [u8]) {
 }
 
 /// Lets an event from outside act on a vCPU.
-fn deliver(cpu: &mut Cpu, event: VcpuEvent, platform: &dyn Platform) {
+fn deliver(cpu: &mut Cpu, event: VcpuEvent, platform: &dyn Platform, firmware: bool) {
     let delivered = match event {
         VcpuEvent::Interrupt(vector) => {
             cpu.halted = false;
@@ -492,6 +499,12 @@ fn deliver(cpu: &mut Cpu, event: VcpuEvent, platform: &dyn Platform) {
             cpu.halted = false;
             system::reset(cpu, false);
             cpu.wait_for_sipi = cpu.index != 0;
+            if cpu.index == 0 && !firmware {
+                // The bootstrap processor goes to the reset vector (SDM vol. 3 section 8.4.2), where firmware starts the
+                // system anew. There is none: the machine does it.
+                cpu.halted = true;
+                platform.vcpu_failed(0, MachineExit::Reboot);
+            }
             Ok(())
         }
         VcpuEvent::Sipi(vector) => {

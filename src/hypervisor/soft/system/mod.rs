@@ -44,7 +44,7 @@ use crate::{called_op, leaving_op};
 
 pub use debug::{after_step, before_step, take_debug_trap};
 pub use deliver::{deliver_exception, deliver_interrupt, deliver_nmi};
-pub use start::{enter, mode_of, refresh_mode, reset, start_up};
+pub use start::{enter, mode_of, refresh_mode, reset, set_memory_types, start_up};
 
 /// The triple fault: an exception while delivering a double fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

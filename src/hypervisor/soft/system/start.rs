@@ -108,6 +108,46 @@ pub fn enter(cpu: &mut Cpu, boot: &BootState) {
     mmu::select_bank(cpu);
 }
 
+/// Puts into the MTRRs what firmware leaves there: everything is write-back but the devices' `windows`, as in
+/// [`VcpuSetup::device_windows`](crate::hypervisor::backend::VcpuSetup). With them off, a system takes all memory for
+/// uncacheable and does without the page-attribute table too (SDM vol. 3 section 11.11; Linux, `pat_bp_init`).
+pub fn set_memory_types(cpu: &mut Cpu, windows: &[(u64, u64)]) {
+    let (mut fixed, mut variable, mut used) = ([[WRITE_BACK; 8]; 11], [0; 16], 0);
+    for &(base, bytes) in windows {
+        if base < 0x10_0000 {
+            for (i, kind) in fixed.iter_mut().flatten().enumerate() {
+                if (base..base + bytes).contains(&fixed_range_start(i as u64)) {
+                    *kind = UNCACHEABLE;
+                }
+            }
+        } else if let Some([range, mask]) = variable.get_mut(used..used + 2) {
+            *range = base | u64::from(UNCACHEABLE);
+            *mask = !(bytes - 1) & ((1 << mmu::PHYS_BITS) - 1) | MTRR_VALID;
+            used += 2;
+        }
+    }
+    cpu.sys.mtrr_fixed = fixed.map(u64::from_le_bytes);
+    cpu.sys.mtrr_variable = variable;
+    cpu.sys.mtrr_def_type = MTRR_ENABLE | MTRR_FIXED_ENABLE | u64::from(WRITE_BACK);
+}
+
+const UNCACHEABLE: u8 = 0;
+const WRITE_BACK: u8 = 6;
+/// In the mask of a variable range.
+const MTRR_VALID: u64 = 1 << 11;
+/// In IA32_MTRR_DEF_TYPE.
+const MTRR_FIXED_ENABLE: u64 = 1 << 10;
+const MTRR_ENABLE: u64 = 1 << 11;
+
+/// The first address of the fixed range that byte `i` of the eleven registers is about (SDM vol. 3 table 11-9).
+fn fixed_range_start(i: u64) -> u64 {
+    match i {
+        0..8 => i << 16,
+        8..24 => 0x8_0000 + ((i - 8) << 14),
+        _ => 0xc_0000 + ((i - 24) << 12),
+    }
+}
+
 /// The mode that blocks are now decoded in.
 pub fn mode_of(cpu: &Cpu) -> Mode {
     let mut mode = 0;

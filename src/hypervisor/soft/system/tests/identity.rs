@@ -265,3 +265,23 @@ fn loaders_enter_in_flat_protected_or_long_mode() {
     let mode = refresh_mode(&mut b.cpu);
     assert_eq!(mode.0, Mode::LONG | Mode::STACK32 | Mode::SSE_UD);
 }
+
+#[test]
+fn a_loader_finds_the_memory_types_that_firmware_leaves() {
+    let mut b = bench();
+    assert_eq!(read(&mut b, msr::MTRR_DEF_TYPE).unwrap(), 0, "off after reset");
+    super::super::set_memory_types(&mut b.cpu, &[(0xa_0000, 0x2_0000), (3 << 30, 1 << 30)]);
+    // Enabled, fixed ranges enabled, write-back.
+    assert_eq!(read(&mut b, msr::MTRR_DEF_TYPE).unwrap(), 0xc06);
+    const WRITE_BACK: u64 = 0x0606_0606_0606_0606;
+    for number in [0x250, 0x258].into_iter().chain(0x268..=0x26f) {
+        assert_eq!(read(&mut b, number).unwrap(), WRITE_BACK, "{number:#x}");
+    }
+    assert_eq!(read(&mut b, msr::MTRR_FIX16K_1).unwrap(), 0, "a0000 to bffff");
+    // The fourth GiB, of 40 bits of address.
+    assert_eq!((read(&mut b, 0x200).unwrap(), read(&mut b, 0x201).unwrap()), (0xc000_0000, 0xff_c000_0800));
+    assert_eq!(read(&mut b, 0x203).unwrap(), 0);
+    // Write-combining, fixed ranges, eight variable ones; and the capability cannot be written.
+    assert_eq!(read(&mut b, msr::MTRR_CAP).unwrap(), 0x508);
+    assert_eq!(write(&mut b, msr::MTRR_CAP, 0x508), Err(Fault));
+}

@@ -70,9 +70,10 @@ impl Platform for Probe {
         self.writes.lock().unwrap().push((u64::from(port), width, u64::from(value)));
         match port {
             0xf4 => self.stop(MachineExit::Debug(value as u8)),
-            // Asks for the interrupt `value`.
-            0xf5 => {
-                self.events.lock().unwrap().push(VcpuEvent::Interrupt(value as u8));
+            // Asks for the interrupt `value`; or for INIT.
+            0xf5 | 0xf6 => {
+                let event = if port == 0xf5 { VcpuEvent::Interrupt(value as u8) } else { VcpuEvent::Init };
+                self.events.lock().unwrap().push(event);
                 if let Some(attention) = &*self.attention.lock().unwrap() {
                     attention.raise(vcpu);
                 }
@@ -109,7 +110,8 @@ impl Platform for Probe {
     }
     fn take_event(&self, _: usize, interrupts: bool, _: bool) -> Option<VcpuEvent> {
         let mut events = self.events.lock().unwrap();
-        if interrupts && !events.is_empty() { Some(events.remove(0)) } else { None }
+        let taken = interrupts || matches!(events.first(), Some(VcpuEvent::Init | VcpuEvent::Sipi(_)));
+        if taken && !events.is_empty() { Some(events.remove(0)) } else { None }
     }
     fn advance(&self, _: u64) -> Option<u64> {
         None
@@ -135,7 +137,8 @@ fn setup(probe: &Arc<Probe>, boot: BootState) -> VcpuSetup {
     let memory = GuestMemory::new(&[(GuestAddr(0), 16 * MIB, true), (GuestAddr(ROM), 0x1_0000, false)]).unwrap();
     let attention = Attention::new(1);
     *probe.attention.lock().unwrap() = Some(attention.clone());
-    VcpuSetup { vcpus: 1, topology: (1, 1, 1), memory, platform: probe.clone(), attention, boot }
+    let device_windows = vec![(0xa_0000, 0x2_0000), (3 << 30, 1 << 30)];
+    VcpuSetup { vcpus: 1, topology: (1, 1, 1), memory, platform: probe.clone(), attention, boot, device_windows }
 }
 
 /// A vCPU after power-on.
