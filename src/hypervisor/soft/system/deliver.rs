@@ -2,15 +2,13 @@
 //!
 //! SDM vol. 3 chapter 6, section 20.1.4 (real mode), 20.3 (virtual-8086 mode); table 6-5 (double fault).
 //!
-//! **Not modelled**: task gates (#GP with the gate's index), the interrupt redirection map of CR4.VME (not
-//! advertised), interrupt-stack tables of shadow stacks.
+//! **Not modelled**: the interrupt redirection map of CR4.VME (not advertised), interrupt-stack tables of shadow stacks.
 //!
 //! **Hostile guest**: an exception while delivering one leads to #DF and then to a triple fault: three deliveries
 //! at most for contributory exceptions and page faults, a few more for serial ones.
 
 use super::super::cpu::{CS, Cpu, DS, ES, Exception, FS, Fault, GS, RIP, SS, Segment, rflags};
 use super::super::mmu;
-use super::TripleFault;
 use super::regs::{attr, dr};
 use super::segment::*;
 use super::task::{self, Arrival, Leaving};
@@ -47,15 +45,28 @@ struct Gate {
     size: u64,
     interrupt: bool,
     ist: u64,
+    /// A task gate: of the rest only `selector` counts.
+    task: bool,
 }
 
 /// Tries to deliver; on `Err` nothing but memory below the stack has changed and `cpu.exception` says what happened.
-pub fn deliver(cpu: &mut Cpu, event: Event) -> Result<(), Fault> {
+pub fn deliver(cpu: &mut Cpu, event: Event) -> Result<Arrival, Fault> {
     if is_real(cpu) {
-        return deliver_real(cpu, event);
+        return deliver_real(cpu, event).map(|()| Arrival::Whole);
     }
     let ext = u32::from(event.source == Source::Hardware);
     let gate = read_gate(cpu, event, ext)?;
+    if gate.task {
+        let leaving = Leaving { eip: event.rip, eflags: image(cpu, event) };
+        let arrival = task::enter(cpu, gate.selector, leaving, event.error, ext)?;
+        go(cpu, cpu.next_rip);
+        return Ok(arrival);
+    }
+    deliver_through(cpu, event, &gate, ext).map(|()| Arrival::Whole)
+}
+
+/// Delivers through an interrupt or trap gate.
+fn deliver_through(cpu: &mut Cpu, event: Event, gate: &Gate, ext: u32) -> Result<(), Fault> {
     if is_null(gate.selector) {
         return Err(cpu.general_protection(ext));
     }
@@ -73,7 +84,7 @@ pub fn deliver(cpu: &mut Cpu, event: Event) -> Result<(), Fault> {
         return Err(selector_fault(cpu, 13, gate.selector, ext));
     }
     check_target(cpu, &code.segment, gate.offset, ext)?;
-    let stack = if long { push_long(cpu, event, &gate, level, ext)? } else { push_legacy(cpu, event, &gate, level, ext)? };
+    let stack = if long { push_long(cpu, event, gate, level, ext)? } else { push_legacy(cpu, event, gate, level, ext)? };
     // The last thing that can fault; the frame above is below the old stack pointer, or on another stack.
     mark_accessed(cpu, &mut code)?;
     if is_vm86(cpu) {
@@ -139,7 +150,7 @@ fn read_gate(cpu: &mut Cpu, event: Event, ext: u32) -> Result<Gate, Fault> {
         0xe | 0xf if long => 8,
         0xe | 0xf => 4,
         6 | 7 if !long => 2,
-        // Type 5 is a task gate: not modelled.
+        5 if !long => 0,
         _ => return Err(cpu.general_protection(error)),
     };
     if event.source == Source::Software && ((raw >> 45 & 3) as u8) < cpu.cpl {
@@ -155,6 +166,7 @@ fn read_gate(cpu: &mut Cpu, event: Event, ext: u32) -> Result<Gate, Fault> {
         size,
         interrupt: raw >> 40 & 1 == 0,
         ist: if long { raw >> 32 & 7 } else { 0 },
+        task: size == 0,
     })
 }
 
@@ -261,9 +273,10 @@ fn deliver_chain(cpu: &mut Cpu) -> Result<(), TripleFault> {
         let resume = !matches!(vector, 1 | 3 | 4 | 8 | 18);
         let error = if is_real(cpu) { None } else { exception.error };
         let event = Event { vector, error, source: Source::Hardware, rip: cpu.regs[RIP], resume };
-        if deliver(cpu, event).is_ok() {
+        if deliver(cpu, event) == Ok(Arrival::Whole) {
             return Ok(());
         }
+        // Not delivered; or in the task that was switched to: RIP is the new task's then.
         let second = cpu.exception;
         if second.vector == 14 {
             cpu.sys.cr2 = second.cr2;
@@ -281,9 +294,9 @@ pub fn deliver_exception(cpu: &mut Cpu) -> Result<(), TripleFault> {
 fn deliver_external(cpu: &mut Cpu, vector: u8) -> Result<(), TripleFault> {
     let event = Event { vector, error: None, source: Source::Hardware, rip: cpu.regs[RIP], resume: false };
     match deliver(cpu, event) {
-        Ok(()) => Ok(()),
-        // An interrupt is benign: what its delivery raises is delivered in its place.
-        Err(Fault) => deliver_chain(cpu),
+        Ok(Arrival::Whole) => Ok(()),
+        // An interrupt is benign: what its delivery raises is delivered in its place, or in the task that it went to.
+        Ok(Arrival::Faulted) | Err(Fault) => deliver_chain(cpu),
     }
 }
 

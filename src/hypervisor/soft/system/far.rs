@@ -2,15 +2,16 @@
 //!
 //! SDM vol. 2 (CALL, JMP, RET, IRET, INT n), vol. 3 sections 5.8 (gates), 5.14 (gates in IA-32e mode).
 //!
-//! **Not modelled**: task gates and task switches: a far transfer to a task and IRET with NT raise #GP.
+//! Task switches are in `task`.
 
-use super::super::cpu::{CS, Cpu, DS, ES, FS, Fault, GS, SS, rflags};
+use super::super::cpu::{CS, Cpu, DS, ES, FS, Fault, GS, Leave, SS, rflags};
 use super::super::mmu;
 use super::super::op::Op;
 use super::debug;
 use super::deliver::{Event, Source, deliver};
 use super::regs::attr;
 use super::segment::*;
+use super::task::{self, Arrival, Way};
 
 /// What a far branch is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,7 +67,11 @@ fn transfer(cpu: &mut Cpu, kind: Kind, selector: u16, offset: u64) -> Result<(),
         if wide || narrow {
             return through_gate(cpu, kind, d);
         }
-        // TSS and task gates: not modelled.
+        if !is_long_mode(cpu) && task::names_task(&d) {
+            let way = if kind == Kind::Jump { Way::Jump } else { Way::Nest };
+            let arrival = task::transfer(cpu, way, d, cpu.next_rip)?;
+            return arrived(cpu, arrival);
+        }
         return Err(selector_fault(cpu, 13, selector, 0));
     }
     check_same_level(cpu, &d, selector)?;
@@ -81,6 +86,14 @@ fn transfer(cpu: &mut Cpu, kind: Kind, selector: u16, offset: u64) -> Result<(),
     let level = cpu.cpl;
     set_cs(cpu, d.segment, level);
     cpu.next_rip = offset;
+    Ok(())
+}
+
+/// After a task switch: what was raised in the new task is delivered there.
+fn arrived(cpu: &mut Cpu, arrival: Arrival) -> Result<(), Fault> {
+    if arrival == Arrival::Faulted {
+        cpu.leave = Leave::Exception;
+    }
     Ok(())
 }
 
@@ -304,7 +317,8 @@ pub fn interrupt(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
         debug::report_held(cpu);
     }
     let rip = cpu.next_rip;
-    deliver(cpu, Event { vector: op.imm as u8, error: None, source, rip, resume: false })
+    let arrival = deliver(cpu, Event { vector: op.imm as u8, error: None, source, rip, resume: false })?;
+    arrived(cpu, arrival)
 }
 
 /// INTO.
@@ -322,8 +336,12 @@ pub fn interrupt_return(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
         return Err(cpu.general_protection(0));
     }
     if !is_real(cpu) && !is_vm86(cpu) && cpu.rflags & rflags::NT != 0 {
-        // A return to another task: not modelled in protected mode, #GP(0) in long mode by definition.
-        return Err(cpu.general_protection(0));
+        if is_long_mode(cpu) {
+            return Err(cpu.general_protection(0));
+        }
+        let arrival = task::return_to_link(cpu, cpu.next_rip)?;
+        cpu.nmi_blocked = false;
+        return arrived(cpu, arrival);
     }
     let mut stack = Stack::current(cpu);
     let rip = stack.pop(cpu, size)?;

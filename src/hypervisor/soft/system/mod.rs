@@ -6,6 +6,7 @@
 //! | `segment` | descriptors, segment registers, the stack of far transfers |
 //! | `deliver` | exceptions and interrupts through the IDT |
 //! | `far` | far branches, gates, INT, IRET |
+//! | `task` | task switches |
 //! | `syscall` | SYSCALL, SYSENTER, SWAPGS, FS and GS bases, hypercalls |
 //! | `flagops` | CLI, STI, PUSHF, POPF, CLAC, STAC |
 //! | `control` | control, debug and table registers, HLT, INVLPG, TSC |
@@ -32,6 +33,7 @@ pub mod segment;
 pub mod stackfault;
 pub mod start;
 pub mod syscall;
+pub mod task;
 #[cfg(test)]
 mod tests;
 

@@ -1,8 +1,6 @@
 //! Segment registers and descriptors, linear addresses, and the stack as far transfers and interrupts use it.
 //!
 //! SDM vol. 3 chapters 3 and 5, vol. 1 section 6.2 (stacks).
-//!
-//! **Not modelled**: hardware task switches (a jump, call or interrupt to a task raises #GP with its selector).
 
 use iced_x86::Register;
 
