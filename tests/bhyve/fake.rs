@@ -2,7 +2,7 @@
 //!
 //! The words and exit codes are those of the programs' sources: `sbin/ifconfig/ifclone.c`, `sbin/kldload/kldload.c`,
 //! `sbin/sysctl/sysctl.c`, `usr.sbin/bhyvectl/bhyvectl.c`, `usr.sbin/jls/jls.c`, `usr.sbin/jexec/jexec.c`,
-//! `usr.bin/rctl/rctl.c`, `stand/userboot/userboot.h`, and what a FreeBSD 13.2 was seen to do.
+//! `usr.bin/rctl/rctl.c`, `stand/userboot/userboot.h`, `cmd/zfs/zfs_main.c`, and what a FreeBSD 13.2 was seen to do.
 //!
 //! A guest's part stands in the file `parts/NAME`, one sentence a boot between `/`, the last one repeated: `say:TEXT`
 //! (to the console), `words:TEXT` (to standard error), `sleep:MS`, `exit:N`, `signal:N`, `deaf` (no power button), `early`
@@ -15,6 +15,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+#[path = "fake_zfs.rs"]
+mod zfs;
+
+/// Set for a process in a jail: its name.
+const JAIL: &str = "FAKE_JAIL";
 /// Set for a process that plays a program.
 const PROGRAM: &str = "FAKE_PROGRAM";
 /// The words of a failure that comes only after a while.
@@ -179,7 +184,7 @@ impl Fake {
             "zfs" => self.zfs(&words),
             "jls" => self.jls(&words),
             "jexec" => self.jexec(&words),
-            "nice" => self.become_program(&words[2..]),
+            "nice" => self.become_program("", &words[2..]),
             "rctl" => self.rctl(),
             "iscsictl" => self.iscsictl(&words),
             "ngctl" => self.ngctl(&words),
@@ -252,8 +257,22 @@ impl Fake {
         0
     }
 
+    /// What a jail of the test's says of itself.
+    fn of_jail(&self, jail: &str, parameter: &str) -> Option<String> {
+        let text = fs::read_to_string(self.state("jails").join(jail)).ok()?;
+        text.lines().find_map(|line| Some(line.strip_prefix(parameter)?.strip_prefix('=')?.to_owned()))
+    }
+
+    /// Where the interfaces of this process's network stack are: the host's, or those of a jail with `vnet`.
+    fn interfaces(&self) -> PathBuf {
+        match std::env::var(JAIL).ok().filter(|jail| self.of_jail(jail, "vnet").as_deref() == Some("new")) {
+            Some(jail) => self.state(&format!("interfaces-{jail}")),
+            None => self.state("interfaces"),
+        }
+    }
+
     fn ifconfig(&self, words: &[&str]) -> i32 {
-        let interfaces = self.state("interfaces");
+        let interfaces = self.interfaces();
         let show = |name: &str| {
             fs::read_to_string(interfaces.join(name))
                 .ok()
@@ -268,7 +287,8 @@ impl Fake {
                 0
             }
             [kind @ ("tap" | "vmnet"), "create", rest @ ..] => {
-                for number in 0.. {
+                // Units are the kernel's, whatever the stack.
+                for number in if interfaces.ends_with("interfaces") { 0 } else { 100 }.. {
                     let Ok(mut file) = File::create_new(interfaces.join(format!("{kind}{number}"))) else { continue };
                     for pair in rest.chunks(2) {
                         writeln!(file, "\t{}: {}", pair[0], pair[1]).expect("writes");
@@ -381,6 +401,10 @@ impl Fake {
     }
 
     fn open_console(&self, path: &str) -> Option<File> {
+        if std::env::var_os(JAIL).is_some() && !self.jails_line(path).exists() {
+            // The host looked it up first: devfs(5) hides it from jails.
+            return None;
+        }
         let mut options = File::options();
         std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, nix::libc::O_NONBLOCK | nix::libc::O_NOCTTY);
         options.read(true).write(true).open(self.device(path)).ok()
@@ -463,7 +487,10 @@ impl Fake {
             return self.fail(4, "virtual machine cannot be booted");
         }
         for tap in values("-s").flat_map(|value| value.split(',')).filter(|word| word.starts_with("tap")) {
-            let Ok(mut file) = File::options().append(true).open(self.state("interfaces").join(tap)) else {
+            if std::env::var(JAIL).is_ok_and(|jail| self.of_jail(&jail, "vnet").as_deref() != Some("new")) {
+                return self.fail(1, "Could not set interface flags");
+            }
+            let Ok(mut file) = File::options().append(true).open(self.interfaces().join(tap)) else {
                 return self.fail(1, &format!("open of tap device /dev/{tap} failed"));
             };
             writeln!(file, "\tOpened by PID {}", std::process::id()).expect("writes");
@@ -528,48 +555,49 @@ impl Fake {
         }
     }
 
-    fn zfs(&self, words: &[&str]) -> i32 {
-        let device = |name: &str| self.root.join("dev/zvol").join(name);
-        match words {
-            ["list", ..] => self.print("tank/vms\n"),
-            ["create", .., name] => {
-                fs::create_dir_all(device(name).parent().expect("a parent")).expect("makes");
-                fs::write(device(name), "").expect("writes");
-            }
-            ["destroy", .., name] if fs::remove_file(device(name)).is_err() => {
-                eprintln!("cannot open '{name}': dataset does not exist");
-                return 1;
-            }
-            _ => {}
-        }
-        0
-    }
-
     fn jls(&self, words: &[&str]) -> i32 {
         let name = words.windows(2).find(|pair| pair[0] == "-j").map_or("", |pair| pair[1]);
-        let Ok(text) = fs::read_to_string(self.state("jails").join(name)) else {
+        if !self.state("jails").join(name).exists() {
             return self.fail(1, &format!("jail \"{name}\" not found"));
-        };
+        }
         let wanted = words[words.len() - 1];
         if wanted == "allow.vmm" && !self.state("modules/vmm").exists() {
             return self.fail(1, "unknown parameter: allow.vmm");
         }
-        let line = text.lines().find_map(|line| line.strip_prefix(wanted)?.strip_prefix('='));
-        self.print(&format!("{}\n", line.unwrap_or("-")));
+        let unset = if wanted == "vnet" { "inherit" } else { "-" };
+        self.print(&format!("{}\n", self.of_jail(name, wanted).as_deref().unwrap_or(unset)));
         0
     }
 
     fn jexec(&self, words: &[&str]) -> i32 {
-        match self.state("jails").join(words[0]).exists() {
-            true => self.become_program(&words[1..]),
-            false => self.fail(1, &format!("jail \"{}\" not found", words[0])),
+        match words {
+            [jail, ..] if !self.state("jails").join(jail).exists() => self.fail(1, &format!("jail \"{jail}\" not found")),
+            [jail, "test", "-e", line] if line.starts_with("/dev/nmdm") => {
+                // A pair belongs to whoever looks it up first (`sys/dev/nmdm/nmdm.c`), if its rules let a jail see it.
+                let hidden =
+                    self.of_jail(jail, "hides").as_deref() == Some("nmdm") || self.device(line).symlink_metadata().is_ok();
+                if !hidden {
+                    fs::write(self.jails_line(line), jail).expect("writes");
+                }
+                i32::from(hidden)
+            }
+            _ => self.become_program(words[0], &words[1..]),
         }
     }
 
-    fn become_program(&self, words: &[&str]) -> i32 {
+    /// Where it stands that the pair of a line is a jail's.
+    fn jails_line(&self, line: &str) -> PathBuf {
+        self.state("jail-lines").join(line.trim_start_matches("/dev/"))
+    }
+
+    fn become_program(&self, jail: &str, words: &[&str]) -> i32 {
         use std::os::unix::process::CommandExt;
         let out = File::options().write(true).open("/dev/fd/9").expect("the caller's output");
-        let error = std::process::Command::new(words[0]).args(&words[1..]).stdout(out).exec();
+        let mut command = std::process::Command::new(words[0]);
+        if !jail.is_empty() {
+            command.env(JAIL, jail);
+        }
+        let error = command.args(&words[1..]).stdout(out).exec();
         self.fail(1, &format!("execvp(): {}: {error}", words[0]))
     }
 

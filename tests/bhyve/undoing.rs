@@ -35,13 +35,15 @@ fn every_step_that_fails_is_said_and_what_was_made_before_it_is_undone() {
 #[test]
 fn a_jail_or_a_target_that_fails_is_said_and_undone_too() {
     let world = World::new();
-    std::fs::write(world.state("jails").join("vms"), "allow.vmm=true\npath=/\n").expect("writes");
+    world.jail("vnet=new\n");
     let disk =
         "[[disks]]\nid = \"far\"\nbackend = \"iscsi\"\ntarget = \"iqn.2026-01.example:x\"\nportal = \"10.0.0.9\"\nlun = 2\n";
     world.make("g", "say:up", &format!("jail = \"vms\"\n{NIC}{disk}"));
     for (piece, words) in [
         ("kldload -n iscsi", "disk `far`"),
         ("iscsictl -A", "disk `far`"),
+        ("jexec vms ifconfig tap create", "nic `net0`"),
+        ("jexec vms test -e /dev/nmdm-vmctl-", "jexec"),
         ("jexec vms bhyvectl --vm=g --create", "bhyvectl"),
         ("jexec vms bhyveload", "bhyveload"),
     ] {

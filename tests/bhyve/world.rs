@@ -53,6 +53,9 @@ impl World {
             "tpms",
             "hooks",
             "going",
+            "volumes",
+            "interfaces-vms",
+            "jail-lines",
         ]
         .map(|d| world.state(d))
         {
@@ -75,7 +78,9 @@ impl World {
         for module in ["if_tuntap", "if_bridge"] {
             fs::write(world.state("built-in").join(module), "").expect("writes");
         }
-        fs::write(world.state("interfaces").join("bridge0"), "").expect("writes");
+        for interfaces in ["interfaces", "interfaces-vms"] {
+            fs::write(world.state(interfaces).join("bridge0"), "").expect("writes");
+        }
         for (file, text) in [
             ("boot/userboot.so", "loader"),
             ("boot/kernel/vmm.ko", "module"),
@@ -137,6 +142,11 @@ impl World {
 
     pub fn vmctl(&self, arguments: &[&str]) -> Said {
         self.command(arguments).output().expect("runs").into()
+    }
+
+    /// The jail `vms`, with a network stack of its own when a guest in it has a tap.
+    pub fn jail(&self, more: &str) {
+        fs::write(self.state("jails").join("vms"), format!("allow.vmm=true\npath=/\n{more}")).expect("writes");
     }
 
     /// The part that a guest plays: see [`fake`].
@@ -277,8 +287,15 @@ impl World {
         fs::read_to_string(self.guest(name).join("console.log")).unwrap_or_default()
     }
 
+    /// The volumes that there are.
+    pub fn volumes(&self) -> Vec<String> {
+        let names = self.names(&self.state("volumes"));
+        names.iter().filter_map(|name| name.strip_suffix(".size")).map(|name| name.replace(':', "/")).collect()
+    }
+
     pub fn taps(&self) -> Vec<String> {
-        self.names(&self.state("interfaces"))
+        [self.names(&self.state("interfaces")), self.names(&self.state("interfaces-vms"))]
+            .concat()
             .into_iter()
             .filter(|name| name.starts_with("tap") || name.starts_with("vmnet"))
             .collect()
