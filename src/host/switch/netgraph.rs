@@ -73,9 +73,11 @@ fn is_connected(node: Option<&Node>, ether: &str, end: &str) -> bool {
     node.is_some_and(|node| node.hooks.iter().any(|hook| hook.peer == ether && hook.peer_hook == end))
 }
 
+/// An ng_ether(4) node without hooks is shut down and made anew (`sys/netgraph/ng_ether.c`, ng_ether_disconnect), and for
+/// a moment there is none of its name: what it is told comes before its hooks go.
 fn leave(ether: &str, ends: &[&str]) -> Action {
-    let mut lines: String = ends.iter().map(|end| format!("rmhook {ether}: {end}\n")).collect();
-    lines += &format!("msg {ether}: setpromisc 0\nmsg {ether}: setautosrc 1\n");
+    let mut lines = format!("msg {ether}: setpromisc 0\nmsg {ether}: setautosrc 1\n");
+    lines.extend(ends.iter().map(|end| format!("rmhook {ether}: {end}\n")));
     ngctl(lines)
 }
 
@@ -157,7 +159,7 @@ mod tests {
         let destroy = |observed: &Observed, force| plan::destroy(&switch(&["em1"]), observed, Path::new("/run"), force);
         assert_eq!(destroy(&used, false).expect_err("in use").to_string(), "switch `lan` is in use by <unnamed>:vmlink");
         let steps =
-            ["ngctl -f -\n  | rmhook em1: lower\n  | rmhook em1: upper\n  | msg em1: setpromisc 0\n  | msg em1: setautosrc 1"];
+            ["ngctl -f -\n  | msg em1: setpromisc 0\n  | msg em1: setautosrc 1\n  | rmhook em1: lower\n  | rmhook em1: upper"];
         assert_eq!(lines(destroy(&used, true)), [steps[0], "ngctl shutdown vmctl-lan:"]);
         let leave = change::leave(&switch(&["em1"]), &switch(&[]), &used, Path::new("/run"));
         assert_eq!(lines(leave), steps);
