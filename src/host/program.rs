@@ -117,10 +117,16 @@ fn finish(program: &str, arguments: &[&str], input: &str) -> Result<Output, Prog
     Err(fault(Cause::Failed { status: output.status.code(), words }))
 }
 
-/// What a program said, in one line of bounded length.
+/// What a program said, in one line of bounded length. How it is used, which some programs print behind every mistake, is
+/// left out: who reads the error did not type the command.
 fn one_line(text: &[u8]) -> String {
     let text = String::from_utf8_lossy(text);
-    let mut words = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
+    let is_usage = |line: &str| line.get(..6).is_some_and(|start| start.eq_ignore_ascii_case("usage:"));
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    // A program that says nothing else is quoted.
+    let mut words: Vec<&str> = lines.next().into_iter().collect();
+    words.extend(lines.take_while(|line| !is_usage(line)));
+    let mut words = words.join("; ");
     if let Some((at, _)) = words.char_indices().nth(MAX_WORDS) {
         words.truncate(at);
     }
@@ -320,6 +326,15 @@ mod tests {
         let error = run("sh", &["-c", "echo one >&2; echo two >&2; exit 3"]).expect_err("fails");
         assert_eq!(error.cause, Cause::Failed { status: Some(3), words: "one; two".into() });
         assert_eq!(error.to_string(), "`sh -c 'echo one >&2; echo two >&2; exit 3'` failed: one; two");
+    }
+
+    #[test]
+    fn how_a_program_is_used_is_no_part_of_its_error() {
+        let said = "echo 'cannot create snapshot: no such pool' >&2; echo usage: >&2; echo '\tsnapshot [-r]' >&2; exit 2";
+        let error = run("sh", &["-c", said]).expect_err("fails");
+        assert_eq!(error.cause, Cause::Failed { status: Some(2), words: "cannot create snapshot: no such pool".into() });
+        let error = run("sh", &["-c", "echo 'Usage: x [-y]' >&2; echo '  -y: z' >&2; exit 2"]).expect_err("fails");
+        assert_eq!(error.cause, Cause::Failed { status: Some(2), words: "Usage: x [-y]; -y: z".into() });
     }
 
     #[test]
