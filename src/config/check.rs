@@ -44,6 +44,9 @@ fn overlap(a: &Diagnostic, b: &Diagnostic) -> bool {
     }
 }
 
+/// What the name of a ZFS volume ends in while it is being filled: `host::zfs::MAKING`, which this part may not import.
+const MAKING: &str = ".making";
+
 pub(super) type Problems = Vec<Diagnostic>;
 
 /// The value of a choice; the walk has seen that it is one of them.
@@ -244,6 +247,9 @@ fn disk(entry: &View<'_>, engine: EngineKind, seen: &mut Vec<String>, problems: 
         None => DiskBackend::Sparse,
     };
     let here = |leaf: &str, message: String| Diagnostic::at(entry.place_of(leaf), message);
+    if backend == DiskBackend::Zvol && id.ends_with(MAKING) {
+        problems.push(here("id", format!("`{id}` cannot be the id of a disk: a volume is called so while it is filled")));
+    }
     match (backend, &path, size) {
         (DiskBackend::File, None, _) => {
             problems

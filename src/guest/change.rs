@@ -90,13 +90,11 @@ pub fn add_disk(
     edit.apply(&sets(Class::Disk, id, keys), &[])?;
     let mut config = edited(guest, &edit, around)?;
     config.disks.retain(|disk| disk.id == id);
+    provision::refuse_found_volumes(guest, &config)?;
     let made = Images { host: around.host, progress }.make_all_disks(guest, &config)?;
     match edit.save(around) {
         Ok(_) => Ok(when(guest)),
-        Err(error) => {
-            made.undo();
-            Err(error)
-        }
+        Err(error) => Err(made.undo(error)),
     }
 }
 

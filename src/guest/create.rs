@@ -17,7 +17,7 @@ use super::events::{self, EventKind};
 use super::images::Images;
 use super::lock::Role;
 use super::membership::Membership;
-use super::provision::{Copying, Made, copy_disks, remove_volumes};
+use super::provision::{Copying, Made, copy_disks, refuse_found_volumes, remove_volumes};
 use super::seed;
 use super::state::GuestState;
 use super::store::{GuestDir, NewGuest, Store};
@@ -72,6 +72,7 @@ pub fn create(
         state.default_user.clone_from(user);
     }
     finish(new, state, EventKind::Created, origin, around, |guest, definition| {
+        refuse_found_volumes(guest, &definition.config)?;
         Images { host: around.host, progress }.make_all_disks(guest, &definition.config)
     })
 }
@@ -129,15 +130,11 @@ fn finish(
         _ => Ok(()),
     };
     if let Err(error) = recorded.and_then(|()| state.save(&new.guest().state_file())) {
-        made.undo();
-        return Err(error);
+        return Err(made.undo(error));
     }
     let (guest, _lock) = match new.commit() {
         Ok(committed) => committed,
-        Err(error) => {
-            made.undo();
-            return Err(error);
-        }
+        Err(error) => return Err(made.undo(error)),
     };
     // Only now has the file the path that `list` will find it at.
     if let Ok(definition) = Definition::load(&guest, around) {

@@ -66,6 +66,19 @@ impl GuestError {
             diagnostics: None,
         }
     }
+    /// The same error, of a thing: `what: message`.
+    pub fn about(mut self, what: &str) -> GuestError {
+        self.message = format!("{what}: {}", self.message);
+        self
+    }
+    /// With what could not be undone after it.
+    pub fn with_left(mut self, left: &[String]) -> GuestError {
+        if !left.is_empty() {
+            let cause = self.source.take().map_or_else(String::new, |source| format!(": {source}"));
+            self.message = format!("{}{cause} (and not undone: {})", self.message, left.join("; "));
+        }
+        self
+    }
     /// What to do next.
     pub fn hint(mut self, hint: impl Into<String>) -> GuestError {
         self.hint = Some(hint.into());

@@ -14,7 +14,7 @@ use crate::units::ByteSize;
 
 use super::error::{GuestError, Result};
 use super::gpt;
-use super::provision::{Made, disk_path, ensure_disks, make_empty};
+use super::provision::{Made, disk_path, ensure_disks, is_there, make_filled_volume};
 use super::store::GuestDir;
 
 impl From<FetchError> for GuestError {
@@ -61,8 +61,7 @@ impl<'a> Images<'a> {
         let mut made = Made::default();
         for disk in &config.disks {
             if let Err(error) = self.make_disk(guest, disk, &mut made) {
-                made.undo();
-                return Err(error);
+                return Err(made.undo(error));
             }
         }
         Ok(made)
@@ -73,17 +72,13 @@ impl<'a> Images<'a> {
         let made = self.make_disks(guest, config)?;
         match ensure_disks(guest, config) {
             Ok(more) => Ok(made.and(more)),
-            Err(error) => {
-                made.undo();
-                Err(error)
-            }
+            Err(error) => Err(made.undo(error)),
         }
     }
 
     fn make_disk(&self, guest: &GuestDir, disk: &DiskConfig, made: &mut Made) -> Result<()> {
         let Some(source) = &disk.source else { return Ok(()) };
-        let path = disk_path(guest, disk)?;
-        if path.exists() {
+        if is_there(guest, disk)? {
             return Ok(());
         }
         let image = self.obtain(source, disk.checksum.as_deref())?;
@@ -97,13 +92,15 @@ impl<'a> Images<'a> {
             ))
             .hint(format!("set `size` to {}B or more", image.size_bytes)));
         }
-        let failed = |error| GuestError::io(&format!("make disk `{}` at", disk.id), &path, error);
         if disk.backend == DiskBackend::Zvol {
-            make_empty(guest, disk, path.clone(), ByteSize::from_bytes(size), made)?;
-            write_volume(&image.path, &path).map_err(failed)?;
-            let target = File::options().read(true).write(true).open(&path).map_err(failed)?;
-            return gpt::move_end(&target, size).and_then(|_| target.sync_all()).map_err(failed);
+            return make_filled_volume(guest, disk, ByteSize::from_bytes(size), made, |device| {
+                write_volume(&image.path, device)?;
+                gpt::move_end(device, size)?;
+                device.sync_all()
+            });
         }
+        let path = disk_path(guest, disk)?;
+        let failed = |error| GuestError::io(&format!("make disk `{}` at", disk.id), &path, error);
         write_file(&image.path, &path, size).map_err(failed)?;
         made.add_file(path);
         Ok(())
@@ -134,8 +131,8 @@ fn write_file(image: &Path, path: &Path, size: u64) -> std::io::Result<()> {
 }
 
 /// Writes an image into a new volume, which reads as zeros: blocks of zeros are left out.
-fn write_volume(from: &Path, to: &Path) -> std::io::Result<()> {
-    let (mut source, mut target) = (File::open(from)?, File::options().write(true).open(to)?);
+fn write_volume(from: &Path, mut target: &File) -> std::io::Result<()> {
+    let mut source = File::open(from)?;
     let mut buffer = vec![0u8; 1 << 20];
     let mut position = 0u64;
     loop {

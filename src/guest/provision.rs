@@ -1,6 +1,8 @@
 //! Disks: made, grown, copied, removed.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 
 use crate::config::{DiskBackend, DiskConfig, GuestConfig};
 use crate::host::files::{create_sparse, disk_size};
@@ -19,14 +21,29 @@ pub fn disk_path(guest: &GuestDir, disk: &DiskConfig) -> Result<PathBuf> {
     }
 }
 
-/// The ZFS volume of a disk that has no path: beside the dataset that the guest's directory is in.
+/// The ZFS volume of a disk: the one that its path names, or beside the dataset that the guest's directory is in.
 fn volume(guest: &GuestDir, disk: &DiskConfig) -> Result<String> {
+    if let Some(path) = &disk.path {
+        return zfs::volume_of_device(path).ok_or_else(|| {
+            GuestError::user(format!("disk `{}`: `{}` is no device of a ZFS volume", disk.id, path.display()))
+                .hint("they are below /dev/zvol; leave `path` out and vmctl names the volume itself")
+        });
+    }
     let directory = guest.path().parent().unwrap_or(guest.path());
     let dataset = zfs::dataset_of(directory).map_err(|error| {
         GuestError::user(format!("disk `{}`: no ZFS dataset holds `{}`: {error}", disk.id, directory.display()))
             .hint("use `backend = \"sparse\"`, or put the datastore on ZFS")
     })?;
     Ok(format!("{dataset}/{}-{}", guest.name(), disk.id))
+}
+
+/// Whether a disk is a ZFS volume that has its name from vmctl, and goes with the guest.
+fn is_own_volume(disk: &DiskConfig) -> bool {
+    disk.backend == DiskBackend::Zvol && disk.path.is_none()
+}
+
+fn of_disk(disk: &DiskConfig) -> impl Fn(String) -> GuestError {
+    move |error| GuestError::user(format!("disk `{}`: {error}", disk.id))
 }
 
 /// What was made, to be undone when a later step fails.
@@ -47,15 +64,103 @@ impl Made {
         self.volumes.extend(more.volumes);
         self
     }
-    /// Removes it all again.
-    pub fn undo(self) {
+    /// Removes it all again, and returns what failed first, with what could not be removed.
+    pub fn undo(self, error: GuestError) -> GuestError {
+        let mut left = Vec::new();
         for file in self.files {
-            let _ = std::fs::remove_file(file);
+            match std::fs::remove_file(&file) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    left.push(format!("`{}` stays: {error}", file.display()));
+                }
+                _ => {}
+            }
         }
         for volume in self.volumes {
-            let _ = zfs::destroy_volume(&volume);
+            if let Err(error) = zfs::destroy_volume(&volume) {
+                left.push(format!("the volume `{volume}` stays: {error}"));
+            }
+        }
+        error.with_left(&left)
+    }
+
+    /// Makes a volume of a guest. It is on the list, and noted beside a guest that is being made, before it can exist.
+    fn make_volume(
+        &mut self,
+        guest: &GuestDir,
+        name: &str,
+        make: impl FnOnce(&str) -> std::result::Result<(), zfs::Failure>,
+    ) -> Result<File> {
+        note_volume(guest, name)?;
+        self.volumes.push(name.to_owned());
+        make(name).map_err(GuestError::user)?;
+        zfs::open_volume(name, true).map_err(GuestError::host)
+    }
+
+    /// Makes a volume that has another name until `fill` has done its part, so that one that has the disk's name is
+    /// always whole.
+    fn fill_volume(
+        &mut self,
+        guest: &GuestDir,
+        name: &str,
+        make: impl FnOnce(&str) -> std::result::Result<(), zfs::Failure>,
+        fill: impl FnOnce(&File) -> Result<()>,
+    ) -> Result<()> {
+        let making = format!("{name}{}", zfs::MAKING);
+        // A command that was killed left it.
+        zfs::destroy_volume(&making).map_err(GuestError::host)?;
+        let device = self.make_volume(guest, &making, make)?;
+        fill(&device)?;
+        drop(device);
+        note_volume(guest, name)?;
+        self.volumes.push(name.to_owned());
+        zfs::rename_volume(&making, name).map_err(GuestError::host)?;
+        zfs::open_volume(name, false).map(drop).map_err(GuestError::host)
+    }
+}
+
+/// Where the volumes stand that are made for a guest that does not exist yet.
+fn volume_notes(directory: &Path) -> PathBuf {
+    directory.join("volumes")
+}
+
+/// Notes a volume beside a guest that is being made. Should the command be killed, [`sweep_volumes`] finds it.
+fn note_volume(guest: &GuestDir, name: &str) -> Result<()> {
+    if guest.is_being_made() {
+        let path = volume_notes(guest.path());
+        let mut file = File::options().create(true).append(true).open(&path);
+        let noted = file.as_mut().map_err(|error| std::io::Error::from(error.kind())).and_then(|file| {
+            file.write_all(format!("{name}\n").as_bytes())?;
+            file.sync_all()
+        });
+        noted.map_err(|error| GuestError::io("write", &path, error))?;
+    }
+    Ok(())
+}
+
+/// Forgets what is noted: the guest exists, and its volumes with it.
+pub fn keep_volumes(guest: &GuestDir) {
+    let _ = std::fs::remove_file(volume_notes(guest.path()));
+}
+
+/// Removes the volumes that were made for a guest that never came to be. `false` when one of them stays.
+pub fn sweep_volumes(directory: &Path) -> bool {
+    let noted = std::fs::read_to_string(volume_notes(directory)).unwrap_or_default();
+    noted.lines().filter(|name| zfs::destroy_volume(name).is_err()).count() == 0
+}
+
+/// Refuses a disk of a guest, or the guest, that is about to be made while a volume of that name is there: it holds
+/// something else, and would be taken for the new disk.
+pub fn refuse_found_volumes(guest: &GuestDir, config: &GuestConfig) -> Result<()> {
+    for disk in config.disks.iter().filter(|disk| is_own_volume(disk)) {
+        let name = volume(guest, disk)?;
+        if zfs::volume_size(&name).map_err(of_disk(disk))?.is_some() {
+            return Err(GuestError::user(format!("disk `{}`: the volume `{name}` is there already", disk.id)).hint(format!(
+                "to use it as it is, name it: `path = \"{}\"`; to be rid of it: `zfs destroy -r {name}`",
+                zfs::volume_device(&name).display()
+            )));
         }
     }
+    Ok(())
 }
 
 /// Makes the disks that are missing and grows those that have become too small. What was made before a failure is
@@ -64,11 +169,36 @@ pub fn ensure_disks(guest: &GuestDir, config: &GuestConfig) -> Result<Made> {
     let mut made = Made::default();
     for disk in &config.disks {
         if let Err(error) = ensure_disk(guest, disk, &mut made) {
-            made.undo();
-            return Err(error);
+            return Err(made.undo(error));
         }
     }
     Ok(made)
+}
+
+/// Whether a disk is there, as a file, a device, or a volume whose device may still be on its way.
+pub fn is_there(guest: &GuestDir, disk: &DiskConfig) -> Result<bool> {
+    match is_own_volume(disk) {
+        true => Ok(zfs::volume_size(&volume(guest, disk)?).map_err(of_disk(disk))?.is_some()),
+        false => Ok(disk_path(guest, disk)?.exists()),
+    }
+}
+
+/// The size of a disk that is there. The device of a volume can be opened afterwards.
+fn size_of(guest: &GuestDir, disk: &DiskConfig) -> Result<Option<u64>> {
+    if is_own_volume(disk) {
+        let name = volume(guest, disk)?;
+        let size = zfs::volume_size(&name).map_err(of_disk(disk))?;
+        if size.is_some() {
+            zfs::open_volume(&name, false).map_err(of_disk(disk))?;
+        }
+        return Ok(size);
+    }
+    let path = disk_path(guest, disk)?;
+    match disk_size(&path) {
+        Ok((size, _)) => Ok(Some(size)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && disk.backend != DiskBackend::File => Ok(None),
+        Err(error) => Err(GuestError::io(&format!("use disk `{}` at", disk.id), &path, error)),
+    }
 }
 
 fn ensure_disk(guest: &GuestDir, disk: &DiskConfig, made: &mut Made) -> Result<()> {
@@ -76,32 +206,28 @@ fn ensure_disk(guest: &GuestDir, disk: &DiskConfig, made: &mut Made) -> Result<(
     if disk.backend == DiskBackend::Iscsi {
         return Ok(());
     }
-    let path = disk_path(guest, disk)?;
-    let size = match disk_size(&path) {
-        Ok((size, _)) => size,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound && disk.backend != DiskBackend::File => {
-            if let Some(source) = &disk.source {
-                return Err(GuestError::user(format!("disk `{}` is not there yet: it is made from image `{source}`", disk.id))
-                    .hint(format!("`vmctl start {}` makes it", guest.name())));
-            }
-            let Some(size) = disk.size else {
-                return Err(GuestError::user(format!(
-                    "disk `{}`: `{}` does not exist and no size is given",
-                    disk.id,
-                    path.display()
-                ))
-                .hint("add `size = \"10G\"` and it is made"));
-            };
-            return make_empty(guest, disk, path, size, made);
+    let Some(size) = size_of(guest, disk)? else {
+        if let Some(source) = &disk.source {
+            return Err(GuestError::user(format!("disk `{}` is not there yet: it is made from image `{source}`", disk.id))
+                .hint(format!("`vmctl start {}` makes it", guest.name())));
         }
-        Err(error) => return Err(GuestError::io(&format!("use disk `{}` at", disk.id), &path, error)),
+        let Some(size) = disk.size else {
+            let path = disk_path(guest, disk)?;
+            return Err(GuestError::user(format!(
+                "disk `{}`: `{}` does not exist and no size is given",
+                disk.id,
+                path.display()
+            ))
+            .hint("add `size = \"10G\"` and it is made"));
+        };
+        return make_empty(guest, disk, size, made);
     };
     match disk.size {
-        Some(wanted) if wanted.bytes() > size && disk.backend == DiskBackend::Sparse => grow(disk, &path, wanted.bytes()),
-        Some(wanted) if wanted.bytes() > size && disk.backend == DiskBackend::Zvol && disk.path.is_none() => {
-            zfs::grow_volume(&volume(guest, disk)?, wanted.bytes())
-                .map_err(|error| GuestError::host(format!("disk `{}`: {error}", disk.id)))
+        Some(wanted) if wanted.bytes() > size && disk.backend == DiskBackend::Sparse => {
+            grow(disk, &disk_path(guest, disk)?, wanted.bytes())
         }
+        Some(wanted) if wanted.bytes() > size && is_own_volume(disk) => zfs::grow_volume(&volume(guest, disk)?, wanted.bytes())
+            .map_err(|error| GuestError::host(format!("disk `{}`: {error}", disk.id))),
         Some(wanted) if wanted.bytes() < size && disk.backend != DiskBackend::File => Err(GuestError::user(format!(
             "disk `{}` is of {} and the guest file says {wanted}: a disk is never made smaller",
             disk.id,
@@ -113,17 +239,32 @@ fn ensure_disk(guest: &GuestDir, disk: &DiskConfig, made: &mut Made) -> Result<(
 }
 
 /// Makes a disk without contents.
-pub fn make_empty(guest: &GuestDir, disk: &DiskConfig, path: PathBuf, size: ByteSize, made: &mut Made) -> Result<()> {
+fn make_empty(guest: &GuestDir, disk: &DiskConfig, size: ByteSize, made: &mut Made) -> Result<()> {
     if disk.backend == DiskBackend::Zvol {
-        let name = volume(guest, disk)?;
-        zfs::create_volume(&name, size.bytes(), disk.thin, &disk.properties)
-            .map_err(|error| GuestError::user(format!("disk `{}`: {error}", disk.id)))?;
-        made.volumes.push(name);
-        return Ok(());
+        let create = |name: &str| zfs::create_volume(name, size.bytes(), disk.thin, &disk.properties);
+        let created = made.make_volume(guest, &volume(guest, disk)?, create);
+        return created.map(drop).map_err(|error| error.about(&format!("disk `{}`", disk.id)));
     }
+    let path = disk_path(guest, disk)?;
     create_sparse(&path, size.bytes()).map_err(|error| GuestError::io(&format!("make disk `{}` at", disk.id), &path, error))?;
     made.files.push(path);
     Ok(())
+}
+
+/// Makes the volume of a disk; `fill` writes to its device what is to be in it.
+pub fn make_filled_volume(
+    guest: &GuestDir,
+    disk: &DiskConfig,
+    size: ByteSize,
+    made: &mut Made,
+    fill: impl FnOnce(&File) -> std::io::Result<()>,
+) -> Result<()> {
+    let name = volume(guest, disk)?;
+    let create = |making: &str| zfs::create_volume(making, size.bytes(), disk.thin, &disk.properties);
+    let filled = made.fill_volume(guest, &name, create, |device| {
+        fill(device).map_err(|error| GuestError::io("write to", &zfs::volume_device(&name), error))
+    });
+    filled.map_err(|error| error.about(&format!("disk `{}`", disk.id)))
 }
 
 fn grow(disk: &DiskConfig, path: &std::path::Path, size: u64) -> Result<()> {
@@ -132,14 +273,20 @@ fn grow(disk: &DiskConfig, path: &std::path::Path, size: u64) -> Result<()> {
     grown.map_err(|error| GuestError::io(&format!("grow disk `{}` at", disk.id), path, error))
 }
 
-/// Removes the volumes of a guest that is destroyed; its files go with its directory. Files and devices that were
-/// named by a path are the user's and stay.
+/// Removes the volumes of a guest that is destroyed, if they are there still; its files go with its directory. Files and
+/// devices that were named by a path are the user's and stay.
 pub fn remove_volumes(guest: &GuestDir, config: &GuestConfig) -> Result<()> {
-    for disk in config.disks.iter().filter(|disk| disk.backend == DiskBackend::Zvol && disk.path.is_none()) {
-        let name = volume(guest, disk)?;
-        zfs::destroy_volume(&name).map_err(|error| GuestError::host(format!("disk `{}`: {error}", disk.id)))?;
+    for disk in config.disks.iter().filter(|disk| is_own_volume(disk)) {
+        remove_volume(guest, disk)?;
     }
     Ok(())
+}
+
+/// Removes the volume of a disk, and one that a killed command was filling for it.
+fn remove_volume(guest: &GuestDir, disk: &DiskConfig) -> Result<()> {
+    let name = volume(guest, disk)?;
+    let gone = zfs::destroy_volume(&name).and_then(|()| zfs::destroy_volume(&format!("{name}{}", zfs::MAKING)));
+    gone.map_err(|error| GuestError::host(format!("disk `{}`: {error}", disk.id)))
 }
 
 /// How disks are copied.
@@ -154,9 +301,7 @@ pub enum Copying {
 /// Removes what vmctl made for a disk that has no path of its own. One of the user's stays.
 pub fn remove_disk(guest: &GuestDir, disk: &DiskConfig) -> Result<()> {
     match (&disk.path, disk.backend) {
-        (None, DiskBackend::Zvol) => {
-            zfs::destroy_volume(&volume(guest, disk)?).map_err(|error| GuestError::host(format!("disk `{}`: {error}", disk.id)))
-        }
+        (None, DiskBackend::Zvol) => remove_volume(guest, disk),
         (None, DiskBackend::Sparse) => {
             let path = disk_path(guest, disk)?;
             match std::fs::remove_file(&path) {
@@ -170,16 +315,15 @@ pub fn remove_disk(guest: &GuestDir, disk: &DiskConfig) -> Result<()> {
 
 /// Copies the disks of a stopped guest to one that is being made.
 pub fn copy_disks(from: &GuestDir, config: &GuestConfig, to: &GuestDir, how: Copying) -> Result<Made> {
-    let is_volume = |disk: &DiskConfig| disk.backend == DiskBackend::Zvol && disk.path.is_none();
-    if how == Copying::Linked && !config.disks.iter().any(is_volume) {
+    if how == Copying::Linked && !config.disks.iter().any(is_own_volume) {
         return Err(GuestError::user(format!("`{}` has no disk that is a ZFS volume, and only those are linked", from.name()))
             .hint("leave out `--linked`, and its disks are copied"));
     }
+    refuse_found_volumes(to, config)?;
     let mut made = Made::default();
     for disk in &config.disks {
         if let Err(error) = copy_disk(from, to, disk, how, &mut made) {
-            made.undo();
-            return Err(error);
+            return Err(made.undo(error));
         }
     }
     Ok(made)
@@ -199,13 +343,12 @@ fn copy_disk(from: &GuestDir, to: &GuestDir, disk: &DiskConfig, how: Copying, ma
     }
     if disk.backend == DiskBackend::Zvol {
         let (source, target) = (volume(from, disk)?, volume(to, disk)?);
-        let copied = match how {
-            Copying::Whole => zfs::copy_volume(&source, &target),
-            Copying::Linked => zfs::clone_volume(&source, &target),
+        let copy = |making: &str| match how {
+            Copying::Whole => zfs::copy_volume(&source, making),
+            Copying::Linked => zfs::clone_volume(&source, making),
         };
-        copied.map_err(|error| GuestError::host(format!("disk `{}`: {error}", disk.id)))?;
-        made.volumes.push(target);
-        return Ok(());
+        let copied = made.fill_volume(to, &target, copy, |_| Ok(()));
+        return copied.map_err(|error| error.about(&format!("disk `{}`", disk.id)));
     }
     let (source, target) = (disk_path(from, disk)?, disk_path(to, disk)?);
     if !source.exists() {

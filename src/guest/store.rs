@@ -15,6 +15,7 @@ use super::events::{self, EventKind};
 use super::identity::short_hash;
 use super::launcher::supervisor_of;
 use super::lock::{GuestLock, Holder, Role};
+use super::provision;
 use super::state::{GuestState, Phase, STATE_FILE, settled_engine};
 
 /// The longest path that fits in `sockaddr_un` on every platform that we know, without its zero byte (FreeBSD: 104).
@@ -216,6 +217,7 @@ impl Store {
             let name = name.to_string_lossy();
             if (name.starts_with(".new-") || name.starts_with(".gone-"))
                 && GuestLock::holder(&entry.path().join("lock")).is_none()
+                && provision::sweep_volumes(&entry.path())
             {
                 let _ = fs::remove_dir_all(entry.path());
             }
@@ -277,6 +279,7 @@ impl NewGuest {
             _ => GuestError::io("make", &self.place.path, error),
         })?;
         self.committed = true;
+        provision::keep_volumes(&self.place);
         let _ = sync_directory(self.place.path.parent().unwrap_or(Path::new("/")));
         let lock = self.lock.take().expect("taken at the beginning");
         Ok((self.place.clone(), lock))
@@ -386,6 +389,11 @@ impl GuestDir {
                 .hint("set XDG_RUNTIME_DIR to a shorter directory"));
         }
         Ok(socket)
+    }
+
+    /// Whether a command is making it: it has not got its name yet.
+    pub fn is_being_made(&self) -> bool {
+        self.path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(".new-"))
     }
 
     /// Takes its lock, or says who has it.

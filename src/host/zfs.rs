@@ -1,9 +1,27 @@
 //! ZFS volumes, through zfs(8).
+//!
+//! **Device nodes on FreeBSD.** A new volume is first made in the pool's default mode (`vfs.zfs.vol.mode`, 1: a GEOM
+//! provider) and then made anew as a plain device by a task of the kernel, which ignores an error on its way
+//! (`sys/contrib/openzfs/module/os/freebsd/zfs/zvol_os.c`, zvol_create_minor_impl and zvol_set_volmode_impl). On a slow
+//! host the node is missing afterwards, or cannot be opened for a while. A volume is therefore opened again and again,
+//! and after that its node is brought forth by setting `volmode` to `none` and back ([`open_volume`]).
 
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
-use super::program;
+use nix::errno::Errno;
+
+use super::program::{self, Cause, ProgramError};
+
+/// How long a node may take to appear by itself, and again after each time that it was brought forth.
+const NODE_APPEARS: Duration = Duration::from_secs(3);
+/// How often a node is brought forth before the volume is given up.
+const BRINGS_FORTH: u32 = 3;
+/// What the name of a volume ends in while it is being filled. No disk has such an id, see `config::check`.
+pub const MAKING: &str = ".making";
 
 /// What zfs(8) printed when it failed, in one line.
 pub type Failure = String;
@@ -32,8 +50,26 @@ pub fn volume_device(name: &str) -> PathBuf {
     super::place::path("/dev/zvol").join(name)
 }
 
+/// How large a volume is; `None` when nothing has this name.
+pub fn volume_size(name: &str) -> Result<Option<u64>, Failure> {
+    match program::run("zfs", &["list", "-H", "-p", "-o", "volsize", name]) {
+        Ok(text) => match text.trim().parse() {
+            Ok(size) => Ok(Some(size)),
+            Err(_) => Err(format!("`{name}` is no ZFS volume")),
+        },
+        Err(error) if is_missing(&error) => Ok(None),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Whether zfs(8) says that what it was asked for is not there.
+fn is_missing(error: &ProgramError) -> bool {
+    matches!(&error.cause, Cause::Failed { words, .. } if words.contains("does not exist"))
+}
+
 /// Makes a volume with these properties; a thin one takes space as it is written to. `volmode` is `dev` unless they say
-/// otherwise. ZFS wants a multiple of the block size: rounded up to 1 MiB.
+/// otherwise. ZFS wants a multiple of the block size: rounded up to 1 MiB. Its device is there when [`open_volume`] has
+/// returned.
 pub fn create_volume(name: &str, size: u64, thin: bool, properties: &[(String, String)]) -> Result<(), Failure> {
     let size = size.next_multiple_of(1 << 20).to_string();
     let mut options: Vec<String> = properties.iter().map(|(property, value)| format!("{property}={value}")).collect();
@@ -44,8 +80,61 @@ pub fn create_volume(name: &str, size: u64, thin: bool, properties: &[(String, S
     words.extend(thin.then_some("-s"));
     words.extend(options.iter().flat_map(|option| ["-o", option]));
     words.extend(["-V", &size, name]);
-    zfs(&words).map(drop)?;
-    wait_for_device(name)
+    zfs(&words).map(drop)
+}
+
+/// Opens the device of a volume. It is waited for while it is missing (ENOENT), not ready (ENXIO) or in use by the
+/// kernel's own look at it (EBUSY), and then brought forth by taking `volmode` away and giving it back.
+pub fn open_volume(name: &str, write: bool) -> Result<File, Failure> {
+    let device = volume_device(name);
+    let mut tries = 0;
+    loop {
+        match open_while_it_appears(&device, write, NODE_APPEARS) {
+            Ok(file) => return Ok(file),
+            Err(error) if !is_passing(&error) => return Err(format!("cannot open `{}`: {error}", device.display())),
+            Err(error) if tries == BRINGS_FORTH => {
+                return Err(format!(
+                    "the device `{}` of volume `{name}` cannot be opened, though its `volmode` was set to `none` and back \
+                     {BRINGS_FORTH} times: {error}",
+                    device.display()
+                ));
+            }
+            Err(_) => bring_forth(name)?,
+        }
+        tries += 1;
+    }
+}
+
+fn open_while_it_appears(device: &Path, write: bool, patience: Duration) -> io::Result<File> {
+    let until = Instant::now() + patience;
+    loop {
+        match File::options().read(true).write(write).open(device) {
+            Err(error) if is_passing(&error) && Instant::now() < until => std::thread::sleep(Duration::from_millis(20)),
+            other => return other,
+        }
+    }
+}
+
+/// Whether a volume's device may be there a moment later.
+fn is_passing(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(errno, Some(Errno::ENOENT | Errno::ENXIO | Errno::EBUSY))
+}
+
+/// Has the kernel make the node of a volume anew.
+fn bring_forth(name: &str) -> Result<(), Failure> {
+    // One that the user made visible in another way stays so.
+    let mode = match property(name, "volmode")?.as_str() {
+        mode @ ("geom" | "full") => mode.to_owned(),
+        _ => "dev".to_owned(),
+    };
+    zfs(&["set", "volmode=none", name])?;
+    zfs(&["set", &format!("volmode={mode}"), name]).map(drop)
+}
+
+/// Gives a volume another name.
+pub fn rename_volume(from: &str, to: &str) -> Result<(), Failure> {
+    zfs(&["rename", from, to]).map(drop)
 }
 
 /// Makes a volume larger.
@@ -53,10 +142,14 @@ pub fn grow_volume(name: &str, size: u64) -> Result<(), Failure> {
     zfs(&["set", &format!("volsize={}", size.next_multiple_of(1 << 20)), name]).map(drop)
 }
 
-/// Removes a volume and its snapshots, and the snapshot that [`clone_volume`] made of another for it.
+/// Removes a volume and its snapshots, and the snapshot that [`clone_volume`] made of another for it. One that is gone
+/// already is as it should be.
 pub fn destroy_volume(name: &str) -> Result<(), Failure> {
     let origin = property(name, "origin").ok().filter(|origin| origin.contains("@vmctl-"));
-    zfs(&["destroy", "-r", name])?;
+    match program::run("zfs", &["destroy", "-r", name]) {
+        Err(error) if !is_missing(&error) => return Err(error.to_string()),
+        _ => {}
+    }
     if let Some(origin) = origin {
         let _ = zfs(&["destroy", &origin]);
     }
@@ -71,14 +164,15 @@ pub fn copy_volume(from: &str, to: &str) -> Result<(), Failure> {
     let _ = zfs(&["destroy", &snapshot]);
     copied?;
     let _ = zfs(&["destroy", &format!("{to}@vmctl-clone-{}", std::process::id())]);
-    wait_for_device(to)
+    Ok(())
 }
 
 fn send_receive(snapshot: &str, to: &str) -> Result<(), Failure> {
-    let failed = |error: std::io::Error| format!("cannot run zfs(8): {error}");
-    let mut send = Command::new("zfs").args(["send", snapshot]).stdout(std::process::Stdio::piped()).spawn().map_err(failed)?;
+    let failed = |error: io::Error| format!("cannot run zfs(8): {error}");
+    let zfs = || Command::new(program::find("zfs").unwrap_or_else(|| "zfs".into()));
+    let mut send = zfs().args(["send", snapshot]).stdout(std::process::Stdio::piped()).spawn().map_err(failed)?;
     let stream = send.stdout.take().expect("piped above");
-    let receive = Command::new("zfs").args(["receive", to]).stdin(stream).output().map_err(failed)?;
+    let receive = zfs().args(["receive", "-o", "volmode=dev", to]).stdin(stream).output().map_err(failed)?;
     let sent = send.wait().map_err(failed)?;
     match sent.success() && receive.status.success() {
         true => Ok(()),
@@ -89,10 +183,11 @@ fn send_receive(snapshot: &str, to: &str) -> Result<(), Failure> {
 /// Makes a volume that shares the bytes of another until they differ: a clone of a snapshot, on which it depends.
 pub fn clone_volume(from: &str, to: &str) -> Result<(), Failure> {
     let snapshot = format!("{from}@vmctl-{}", to.replace('/', ":"));
+    // A command that was killed before it cloned it left one; one with a clone stays, and is said below.
+    let _ = zfs(&["destroy", &snapshot]);
     zfs(&["snapshot", &snapshot])?;
-    let cloned = zfs(&["clone", "-o", "volmode=dev", &snapshot, to]).and_then(|_| wait_for_device(to));
+    let cloned = zfs(&["clone", "-o", "volmode=dev", &snapshot, to]).map(drop);
     if cloned.is_err() {
-        let _ = zfs(&["destroy", to]);
         let _ = zfs(&["destroy", &snapshot]);
     }
     cloned
@@ -163,19 +258,8 @@ pub fn dataset_mounted_at(directory: &Path) -> Option<String> {
 
 /// The volume behind a device below /dev/zvol.
 pub fn volume_of_device(path: &Path) -> Option<String> {
-    path.strip_prefix("/dev/zvol").ok()?.to_str().map(str::to_owned)
-}
-
-/// The device appears a moment after the volume.
-fn wait_for_device(name: &str) -> Result<(), Failure> {
-    let device = volume_device(name);
-    for _ in 0..500 {
-        if device.exists() {
-            return Ok(());
-        }
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
-    Err(format!("`{}` has not appeared", device.display()))
+    let volumes = super::place::path("/dev/zvol");
+    path.strip_prefix(volumes).or_else(|_| path.strip_prefix("/dev/zvol")).ok()?.to_str().map(str::to_owned)
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use crate::guest::launcher;
 use crate::guest::lock::{GuestLock, Role};
 use crate::guest::membership::Membership;
 use crate::guest::plan::{Action, BEFORE, Class, GuestPlan, left_over};
-use crate::guest::provision::disk_path;
+use crate::guest::provision::{disk_path, refuse_found_volumes};
 use crate::guest::store::{GuestDir, Store};
 use crate::host::files::{sync_directory, write_atomically};
 
@@ -118,6 +118,11 @@ impl Step<'_> {
 
     /// The guest file, the disks, the state and the record, in this order.
     fn write(&self, wanted: &FleetGuest, guest: &GuestDir, recreate: &[String], stopped: bool) -> Result<()> {
+        if let Ok(before) = Definition::load(guest, self.around) {
+            let mut new = wanted.config.clone();
+            new.disks.retain(|disk| !before.config.disks.iter().any(|other| other.id == disk.id));
+            refuse_found_volumes(guest, &new)?;
+        }
         for id in recreate {
             let (disk, kept) = disk_names(guest, id);
             fs::rename(&disk, &kept).map_err(|error| GuestError::io("set aside", &disk, error))?;
@@ -127,11 +132,7 @@ impl Step<'_> {
         write_atomically(&file, wanted.text.as_bytes(), 0o644).map_err(|error| GuestError::io("write", &file, error))?;
         let images = Images { host: self.around.host, progress: self.manner.progress };
         let made = images.make_all_disks(guest, &wanted.config)?;
-        let recorded = self.record(wanted, guest, stopped);
-        if recorded.is_err() {
-            made.undo();
-        }
-        recorded
+        self.record(wanted, guest, stopped).map_err(|error| made.undo(error))
     }
 
     fn record(&self, wanted: &FleetGuest, guest: &GuestDir, stopped: bool) -> Result<()> {
