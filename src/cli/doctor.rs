@@ -3,12 +3,15 @@
 use serde::Serialize;
 
 use super::{App, Column, ExitStatus, Outcome};
+use crate::guest::bhyve::leftovers;
 use crate::guest::host_needs;
+use crate::guest::store::Store;
 use crate::host::doctor::{Finding, Verdict, examine};
 
 /// Say what this host offers and what is missing
 ///
-/// Exits with 1 when something that vmctl needs is not right.
+/// Exits with 1 when something that vmctl needs is not right. What guests left on the host that were killed with all that
+/// ran them is removed as it is found.
 #[derive(Debug, clap::Args)]
 pub struct Args {}
 
@@ -40,6 +43,7 @@ impl Args {
         let needs = app.place().map(|place| host_needs::needs(&place.store, place.around())).unwrap_or_default();
         let path = datastore.map(|datastore| datastore.path).unwrap_or(paths.datastore);
         findings.extend(examine(&path, &paths.runtime_dir, &needs));
+        findings.extend(app.place().map(|place| left_behind(&place.store)).unwrap_or_default());
         let bad = findings.iter().any(|finding| finding.verdict == Verdict::Bad);
         let rows: Vec<Row> = findings.into_iter().map(row).collect();
         app.ui.list("doctor", 1, &rows, &COLUMNS, |row| row.check.to_owned())?;
@@ -52,6 +56,15 @@ impl Args {
         }
         Ok(if bad { ExitStatus::User } else { ExitStatus::Done })
     }
+}
+
+/// What guests left on this host that were killed with all that ran them. It is removed as it is found.
+fn left_behind(store: &Store) -> Vec<Finding> {
+    let swept = leftovers::sweep_all(store).into_iter().map(|(name, swept)| match swept {
+        Ok(()) => Finding::note("leftovers", format!("`{name}` was killed; what it had left on this host is removed")),
+        Err(error) => Finding::bad("leftovers", error.chain(), "remove it by hand; the next start of the guest tries again"),
+    });
+    swept.collect()
 }
 
 fn row(finding: Finding) -> Row {

@@ -8,6 +8,7 @@ use super::attach::{self, Session};
 use super::progress::Shown;
 use super::selection::Place;
 use super::{App, ExitStatus, Failure, Guests, Outcome};
+use crate::guest::bhyve::leftovers;
 use crate::guest::control::{Reply, Request};
 use crate::guest::definition::Definition;
 use crate::guest::images::Images;
@@ -64,6 +65,7 @@ impl Args {
 pub fn start(app: &App, place: &Place, guest: &GuestDir, how: &How) -> Outcome {
     // Checked here, too: a mistake in the file is shown with its place, and no supervisor is started for it.
     let definition = Definition::load(guest, place.around())?;
+    sweep(app, place);
     make_from_images(app, place, guest, &definition)?;
     launcher::start(guest, supervisor_command(app, place, guest)?)?;
     then(app, guest, how)
@@ -71,11 +73,23 @@ pub fn start(app: &App, place: &Place, guest: &GuestDir, how: &How) -> Outcome {
 
 /// The same with an installer's medium for the first boot; `words` are those of `run` for it.
 pub fn start_installer(app: &App, place: &Place, guest: &GuestDir, how: &How, words: &[OsString]) -> Outcome {
+    sweep(app, place);
     make_from_images(app, place, guest, &Definition::load(guest, place.around())?)?;
     let mut command = supervisor_command(app, place, guest)?;
     command.args(words);
     launcher::start(guest, command)?;
     then(app, guest, how)
+}
+
+/// Removes what guests left on this host that were killed with all that ran them: their memory is needed. What stays is
+/// told, and no reason not to start another guest.
+fn sweep(app: &App, place: &Place) {
+    for (name, swept) in leftovers::sweep_all(&place.store) {
+        match swept {
+            Ok(()) => app.ui.warn(format!("{name} was killed: what it had left on this host is removed")),
+            Err(error) => app.ui.warn(error.chain()),
+        }
+    }
 }
 
 /// What is done once a guest runs.

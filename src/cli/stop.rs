@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::selection::Chosen;
 use super::{App, ExitStatus, Failure, Guests, Outcome};
+use crate::guest::bhyve::leftovers;
 use crate::guest::control::{Reply, Request};
 use crate::guest::launcher;
 use crate::guest::lock::{GuestLock, Role};
@@ -13,7 +14,7 @@ use crate::guest::store::GuestDir;
 ///
 /// Presses the ACPI power button, and again every few seconds, waits for the guest file's `stop_timeout`, then powers the
 /// guest off; says which it was. A guest without ACPI, or too early in its boot, does not hear the button. Several guests are stopped at the same time. A guest that is not running is an error if it was named, and left
-/// alone if a pattern or a tag chose it.
+/// alone if a pattern or a tag chose it. What a guest left on the host that was killed with all that ran it is removed.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -40,8 +41,14 @@ impl Args {
 /// Asks each supervisor to end its guest, and says how each ended.
 pub fn end_each(app: &App, chosen: Vec<Chosen>, if_running: bool, request: Request) -> Outcome {
     app.each_guest(chosen, |guest, named| {
-        if !is_running(guest) && (if_running || !named) {
-            return Ok(ExitStatus::Done);
+        if !is_running(guest) {
+            if leftovers::sweep(guest)? {
+                app.ui.done(format!("{} was not running any more: what it had left on this host is removed", guest.name()));
+                return Ok(ExitStatus::Done);
+            }
+            if if_running || !named {
+                return Ok(ExitStatus::Done);
+            }
         }
         match launcher::ask_once(guest, request.clone())? {
             Reply::Stopped { how, reason } => {

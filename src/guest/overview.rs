@@ -78,6 +78,7 @@ impl<'a> Observer<'a> {
             Err(error) => (None, Some(one_line(&error))),
         };
         let run = state.run.as_ref().filter(|_| status.is_active());
+        let run_of_nobody = matches!(status, Status::Stopped | Status::Failed);
         let overview = Overview {
             name: guest.name().to_owned(),
             state: status.word(),
@@ -103,7 +104,11 @@ impl<'a> Observer<'a> {
                 _ => false,
             },
             failed: state.failed.as_ref().filter(|_| status == Status::Failed).map(|failed| failed.reason.clone()),
-            last_exit: state.last_exit.clone(),
+            // An account that nobody keeps any more is of a boot whose end nobody saw.
+            last_exit: match &state.run {
+                Some(run) if run_of_nobody => Some(LastExit::of_lost(run)),
+                _ => state.last_exit.clone(),
+            },
             problem,
         };
         Ok((overview, state))

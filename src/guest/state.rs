@@ -189,6 +189,12 @@ impl LastExit {
     pub fn new(reason: String, kind: &str, status: (Option<i32>, Option<i32>)) -> LastExit {
         LastExit { reason, kind: kind.to_owned(), code: status.0, signal: status.1, at: Timestamp::now() }
     }
+
+    /// Of a boot whose supervisor did not live to see it end.
+    pub fn of_lost(run: &RunState) -> LastExit {
+        let reason = "the supervisor was killed, or the host went down".to_owned();
+        LastExit { at: run.since, ..LastExit::new(reason, "lost", (None, None)) }
+    }
 }
 
 impl RunState {

@@ -296,8 +296,7 @@ impl Supervisor {
         }
         if let Some(run) = lost {
             supervisor.emit(EventKind::SupervisorLost { pid: run.pid });
-            let reason = "the supervisor was killed, or the host went down".to_owned();
-            supervisor.state.last_exit = Some(LastExit { at: run.since, ..LastExit::new(reason, "lost", (None, None)) });
+            supervisor.state.last_exit = Some(LastExit::of_lost(&run));
         }
         supervisor.state.failed = None;
         supervisor.state.run = Some(RunState {

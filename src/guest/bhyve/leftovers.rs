@@ -1,0 +1,48 @@
+//! What boots left on this host whose bhyve, engine child and supervisor were all killed: a tap, a virtual machine with
+//! the guest's memory, a TPM's process. The guest's journal names it, and nobody is left to undo it.
+
+use std::fs::File;
+
+use crate::guest::error::{GuestError, Result};
+use crate::guest::events::{self, EventKind};
+use crate::guest::lock::{GuestLock, Role};
+use crate::guest::state::LastExit;
+use crate::guest::store::{GuestDir, Store};
+
+use super::run::journal;
+
+/// Undoes what a guest left that nobody runs any more; `false` when there is nothing, or somebody is at it still. What the
+/// guest's end was is kept in its state.
+pub fn sweep(guest: &GuestDir) -> Result<bool> {
+    if !guest.journal_file().exists() {
+        return Ok(false);
+    }
+    let Ok(_lock) = GuestLock::acquire(&guest.lock_file(), Role::Command)? else { return Ok(false) };
+    // An engine child that has lost its supervisor undoes all itself, and holds this meanwhile.
+    let lease = File::options().write(true).open(guest.lease_file());
+    if lease.as_ref().is_ok_and(|lease| lease.try_lock().is_err()) {
+        return Ok(false);
+    }
+    journal::sweep(&guest.journal_file())
+        .map_err(|words| GuestError::host(format!("what `{}` left on this host cannot be removed: {words}", guest.name())))?;
+    let mut state = guest.state()?;
+    if let Some(run) = state.run.take() {
+        events::record(&guest.events_log(), guest.name(), EventKind::SupervisorLost { pid: run.pid });
+        state.last_exit = Some(LastExit::of_lost(&run));
+        state.save(&guest.state_file())?;
+        state.save_run(&guest.state_file())?;
+    }
+    Ok(true)
+}
+
+/// As [`sweep`], for every guest of a store: those that left something, and what became of it.
+pub fn sweep_all(store: &Store) -> Vec<(String, Result<()>)> {
+    let guests = store.names().unwrap_or_default().into_iter().filter_map(|name| store.guest(&name).ok());
+    guests
+        .filter_map(|guest| match sweep(&guest) {
+            Ok(true) => Some((guest.name().to_owned(), Ok(()))),
+            Ok(false) => None,
+            Err(error) => Some((guest.name().to_owned(), Err(error))),
+        })
+        .collect()
+}
