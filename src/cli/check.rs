@@ -7,8 +7,11 @@ use serde::Serialize;
 use super::source::GuestSource;
 use super::{App, ExitStatus, Outcome};
 use crate::config::fleet::is_fleet;
-use crate::config::{DatastoreConfig, Diagnostic, Diagnostics, FleetRequest, HostConfig, load_fleet};
+use crate::config::{DatastoreConfig, Diagnostic, Diagnostics, EngineKind, FleetRequest, HostConfig, load_fleet};
+use crate::guest::bhyve::needs;
+use crate::guest::error::GuestError;
 use crate::guest::store::Store;
+use crate::host::program::is_freebsd;
 
 /// Check guest files and fleet files without starting anything
 ///
@@ -88,7 +91,20 @@ fn check(source: &GuestSource, host: &HostConfig, store: &DatastoreConfig, sets:
         return load_fleet(&FleetRequest { file: &source.file, text: None, host, datastore: &datastore, engines: &engines })
             .map(drop);
     }
-    source.load(host, store, sets).map(drop)
+    let config = source.load(host, store, sets)?.config;
+    // What this host cannot do for the guest as it is set up now; elsewhere the file may be right all the same.
+    match config.engine == EngineKind::Bhyve && is_freebsd() {
+        true => needs::network(&config).map_err(|error| refused(&error).into()),
+        false => Ok(()),
+    }
+}
+
+fn refused(error: &GuestError) -> Diagnostic {
+    let problem = Diagnostic::plain(error.to_string());
+    match error.next_step() {
+        Some(hint) => problem.hint(hint),
+        None => problem,
+    }
 }
 
 fn checked(source: &GuestSource, problems: Option<Diagnostics>) -> Checked {

@@ -6,10 +6,12 @@ use crate::host::jail::JailNeeds;
 use crate::host::setup::Uses;
 use crate::host::zfs;
 
+use super::bhyve::needs::has_taps;
 use super::definition::{Definition, Surroundings};
 use super::provision;
 use super::snapshot;
 use super::store::{GuestDir, Store};
+use super::switches;
 
 /// The guests whose files can be read, with what they mean.
 fn guests(store: &Store, around: Surroundings<'_>) -> Vec<(GuestDir, GuestConfig)> {
@@ -96,6 +98,8 @@ pub fn jail(name: &str, ruleset: Option<u32>, store: &Store, around: Surrounding
         // Names of null modems and taps are chosen when a guest boots.
         nodes: vec!["nmdm-vmctl-*".into(), "tap*".into()],
         passthru: false,
+        taps: false,
+        bridges: Vec::new(),
     };
     for (guest, config) in guests(store, around) {
         let Some(jail) = config.jail.as_ref().filter(|jail| jail.name == name) else { continue };
@@ -105,7 +109,13 @@ pub fn jail(name: &str, ruleset: Option<u32>, store: &Store, around: Surrounding
         needs.passthru |= !config.passthru.is_empty();
         let volumes = config.disks.iter().filter_map(|disk| zfs::volume_of_device(&provision::disk_path(&guest, disk).ok()?));
         needs.volumes.extend(volumes);
+        needs.taps |= has_taps(&config);
+        let switches = config.nics.iter().filter_map(|nic| nic.switch.as_ref());
+        let found = switches.filter_map(|id| around.host.switches.iter().find(|switch| switch.id == *id));
+        needs.bridges.extend(found.filter_map(|config| switches::switch(config).bridge()));
     }
+    needs.bridges.sort();
+    needs.bridges.dedup();
     needs.volumes.sort();
     needs.volumes.dedup();
     needs

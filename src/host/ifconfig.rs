@@ -7,7 +7,7 @@
 use std::net::IpAddr;
 
 use super::error::HostError;
-use super::program;
+use super::jail_run::run_in;
 
 /// The longest name of an interface: IFNAMSIZ of FreeBSD's `sys/net/if.h` without its zero byte.
 pub const NAME_LIMIT: usize = 15;
@@ -92,7 +92,12 @@ pub struct Interface {
 
 /// All interfaces of this host.
 pub fn interfaces() -> Result<Vec<Interface>, HostError> {
-    Ok(parse(&program::run("ifconfig", &["-a"])?))
+    interfaces_in(None)
+}
+
+/// All interfaces of this host, or of a jail.
+pub fn interfaces_in(jail: Option<&str>) -> Result<Vec<Interface>, HostError> {
+    Ok(parse(&run_in(jail, "ifconfig", &["-a"])?))
 }
 
 /// Reads the output of `ifconfig -a`. Lines of unknown shape are passed over.
@@ -181,8 +186,8 @@ impl Traffic {
 
 /// What an interface has carried, from netstat(1): `usr.bin/netstat/if.c` prints one line for the link (`<Link#N>`)
 /// whose last columns are Ipkts Ierrs Idrop Ibytes Opkts Oerrs Obytes Coll.
-pub fn traffic(name: &str) -> Option<Traffic> {
-    link_traffic(&program::run("netstat", &["-I", name, "-b", "-n"]).ok()?)
+pub fn traffic(name: &str, jail: Option<&str>) -> Option<Traffic> {
+    link_traffic(&run_in(jail, "netstat", &["-I", name, "-b", "-n"]).ok()?)
 }
 
 fn link_traffic(text: &str) -> Option<Traffic> {

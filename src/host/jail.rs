@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::HostError;
 use super::files::write_atomically;
+use super::jail_run;
 use super::program;
 
 /// What a jail is made for.
@@ -26,6 +27,10 @@ pub struct JailNeeds {
     pub nodes: Vec<String>,
     /// Whether a PCI device of the host is given to a guest in it.
     pub passthru: bool,
+    /// Whether a guest in it has a tap, which takes a network stack of its own.
+    pub taps: bool,
+    /// The bridges that its guests are on, as they are called on the host and in the jail.
+    pub bridges: Vec<String>,
 }
 
 impl JailNeeds {
@@ -69,8 +74,12 @@ impl JailNeeds {
 
     /// The piece of /etc/jail.conf.
     pub fn jail_conf(&self) -> String {
+        let network = match self.taps {
+            true => self.vnet(),
+            false => "\tip4 = inherit;\n\tip6 = inherit;\n".to_owned(),
+        };
         let mut text = format!(
-            "{name} {{\n\tpath = \"{root}\";\n\thost.hostname = \"{name}\";\n\tip4 = inherit;\n\tip6 = inherit;\n\
+            "{name} {{\n\tpath = \"{root}\";\n\thost.hostname = \"{name}\";\n{network}\
              \tpersist;\n\texec.clean;\n\tsecurelevel = 3;\n\tmount.devfs;\n\tdevfs_ruleset = {ruleset};\n\tallow.vmm;\n",
             name = self.name,
             root = self.root.display(),
@@ -80,6 +89,26 @@ impl JailNeeds {
             text.push_str("\tallow.vmm_ppt;\n");
         }
         text + "}\n"
+    }
+
+    /// A network stack of its own (the handbook, 24.7.9.1): for each bridge of its guests one of the same name inside, and
+    /// a pair of epair(4) between the two. The numbers of pairs follow from the ruleset's, which no other jail has.
+    fn vnet(&self) -> String {
+        let mut text = "\tvnet;\n".to_owned();
+        let ends = |at: usize| format!("epair{}{at}", self.ruleset);
+        for (at, bridge) in self.bridges.iter().enumerate() {
+            let pair = ends(at);
+            text.push_str(&format!(
+                "\texec.prestart += \"/sbin/ifconfig {pair} create up\";\n\
+                 \texec.prestart += \"/sbin/ifconfig {bridge} addm {pair}a\";\n\
+                 \tvnet.interface += \"{pair}b\";\n\
+                 \texec.start += \"/sbin/ifconfig bridge create name {bridge} up\";\n\
+                 \texec.start += \"/sbin/ifconfig {bridge} addm {pair}b\";\n\
+                 \texec.start += \"/sbin/ifconfig {pair}b up\";\n\
+                 \texec.poststop += \"/sbin/ifconfig {pair}a destroy\";\n"
+            ));
+        }
+        text
     }
 
     /// Writes both pieces into a directory, for review; returns their paths.
@@ -122,6 +151,11 @@ pub fn check(needs: &JailNeeds) -> Result<Vec<String>, HostError> {
     let mut wrong = Vec::new();
     if words.next() != Some("true") {
         wrong.push("it does not have `allow.vmm`".to_owned());
+    }
+    if needs.taps && jail_run::has_vnet(&needs.name) == Ok(false) {
+        wrong.push(
+            "it has no network stack of its own (`vnet`), without which bhyve cannot use the taps of its guests".to_owned(),
+        );
     }
     let ruleset: u32 = words.next().and_then(|word| word.parse().ok()).unwrap_or(0);
     if ruleset != 0 {
@@ -186,6 +220,8 @@ mod tests {
             volumes: vec!["zroot/vms/web".into(), "zroot/vms/db".into()],
             nodes: vec!["nmdm*".into(), "tap*".into()],
             passthru: false,
+            taps: false,
+            bridges: Vec::new(),
         }
     }
 
@@ -218,6 +254,21 @@ mod tests {
         assert!(conf.starts_with("vms {\n\tpath = \"/jails/vms\";\n") && conf.ends_with("\tallow.vmm;\n}\n"), "{conf}");
         assert!(conf.contains("\tdevfs_ruleset = 100;\n"));
         assert!(JailNeeds { passthru: true, ..needs() }.jail_conf().contains("allow.vmm_ppt;"));
+    }
+
+    #[test]
+    fn a_jail_of_guests_with_taps_has_a_stack_of_its_own_and_their_bridges_in_it() {
+        let conf = JailNeeds { taps: true, bridges: vec!["sw-lan".into(), "bridge0".into()], ..needs() }.jail_conf();
+        assert!(!conf.contains("inherit"), "{conf}");
+        let pair = "\tvnet;\n\
+             \texec.prestart += \"/sbin/ifconfig epair1000 create up\";\n\
+             \texec.prestart += \"/sbin/ifconfig sw-lan addm epair1000a\";\n\
+             \tvnet.interface += \"epair1000b\";\n\
+             \texec.start += \"/sbin/ifconfig bridge create name sw-lan up\";\n\
+             \texec.start += \"/sbin/ifconfig sw-lan addm epair1000b\";\n\
+             \texec.start += \"/sbin/ifconfig epair1000b up\";\n\
+             \texec.poststop += \"/sbin/ifconfig epair1000a destroy\";\n";
+        assert!(conf.contains(pair) && conf.contains("bridge0 addm epair1001b"), "{conf}");
     }
 
     #[test]

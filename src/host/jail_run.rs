@@ -28,6 +28,45 @@ pub fn standing(name: &str) -> Standing {
     }
 }
 
+/// Whether a jail has a network stack of its own. jls(8) prints this parameter as one of jail(3)'s words: `new` for such
+/// a jail, else `inherit` or `disable` (`lib/libjail/jail.c`, jailparam_export). A kernel without VIMAGE does not know it.
+pub fn has_vnet(name: &str) -> Result<bool, ProgramError> {
+    match run("jls", &["-j", name, "vnet"]) {
+        Ok(text) => Ok(text.trim() == "new"),
+        Err(ProgramError { cause: Cause::Failed { words, .. }, .. }) if words.contains("unknown parameter") => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Why a guest in a jail without a network stack of its own cannot have a tap. bhyve(8) brings its tap up through a
+/// socket (SIOCSIFFLAGS; `usr.sbin/bhyve/net_backends.c`, tap_init), which a jail may do in its own stack alone
+/// (PRIV_NET_SETIFFLAGS). Seen on 13.2; the source has it also after the branch of 14, see docs/freebsd-host.md.
+pub fn no_tap_without_vnet(jail: &str) -> String {
+    format!("the jail `{jail}` has no network stack of its own (`vnet`), and bhyve cannot use a tap in it")
+}
+
+/// What to do about it.
+pub fn vnet_hint(jail: &str) -> String {
+    format!("`vmctl jail prepare {jail}` shows a jail with `vnet` and the bridges of its guests in it")
+}
+
+/// Looks a device up as programs in a jail see it, with test(1) of the jail.
+pub fn sees(jail: &str, device: &str) -> Result<bool, ProgramError> {
+    match run("jexec", &[jail, "test", "-e", device]) {
+        Ok(_) => Ok(true),
+        Err(ProgramError { cause: Cause::Failed { status: Some(1), words }, .. }) if words.is_empty() => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Runs a program, in a jail if one is named.
+pub fn run_in(jail: Option<&str>, program: &str, arguments: &[&str]) -> Result<String, ProgramError> {
+    match jail {
+        Some(jail) => run("jexec", &[&[jail, program], arguments].concat()),
+        None => run(program, arguments),
+    }
+}
+
 /// The root directory of a jail.
 pub fn root(name: &str) -> Result<PathBuf, ProgramError> {
     run("jls", &["-j", name, "path"]).map(|text| PathBuf::from(text.trim_end_matches('\n')))

@@ -16,7 +16,9 @@ use std::time::{Duration, Instant};
 use nix::fcntl::OFlag;
 use nix::sys::termios::{ControlFlags, SetArg, cfmakeraw, tcgetattr, tcsetattr};
 
+use super::jail_run;
 use super::place;
+use super::program::ProgramError;
 
 /// How long the devices of a pair that nobody has open may take to go.
 const GOING: Duration = Duration::from_secs(5);
@@ -65,6 +67,14 @@ pub fn wait_until_free(name: &str) -> bool {
         std::thread::sleep(Duration::from_millis(20));
     }
     true
+}
+
+/// Has the pair of the line `name` come into being as one that a jail sees; `false` when its devfs(8) rules hide it.
+///
+/// On 13.2 the devices of a pair were seen to belong to whoever looks one of them up first, and a jail to see none that
+/// belong to the host; the host sees those of its jails. To be called before [`Line::open`].
+pub fn make_in_jail(name: &str, jail: &str) -> Result<bool, ProgramError> {
+    jail_run::sees(jail, &a_side(name))
 }
 
 impl Line {

@@ -1,8 +1,10 @@
-//! Tap interfaces, through ifconfig(8). The kernel chooses the number; a tap is known again by its description.
+//! Tap interfaces, through ifconfig(8). The kernel chooses the number; a tap is known again by its description. With a
+//! jail, they and their bridge are those of its network stack.
 
 use super::error::HostError;
 use super::ifconfig::{self, Interface};
-use super::program::{Cause, ProgramError, run};
+use super::jail_run::run_in;
+use super::program::{Cause, ProgramError};
 
 /// A tap that is to be made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,14 +18,14 @@ pub struct NewTap<'a> {
 }
 
 /// Makes a tap and returns its name. One call, so that no tap is ever without its description.
-pub fn create(tap: &NewTap<'_>) -> Result<String, ProgramError> {
+pub fn create(tap: &NewTap<'_>, jail: Option<&str>) -> Result<String, ProgramError> {
     let mut arguments = vec![tap.kind, "create", "description", tap.description];
     let mtu = tap.mtu.map(|mtu| mtu.to_string());
     if let Some(mtu) = &mtu {
         arguments.extend(["mtu", mtu]);
     }
     // ifconfig prints the name that it did not know before (`sbin/ifconfig/ifclone.c`, ifclonecreate).
-    let printed = run("ifconfig", &arguments)?;
+    let printed = run_in(jail, "ifconfig", &arguments)?;
     let name = printed.split_whitespace().last().filter(|name| name.starts_with(tap.kind));
     name.map(str::to_owned).ok_or_else(|| ProgramError {
         command: format!("ifconfig {}", arguments.join(" ")),
@@ -41,25 +43,25 @@ pub struct Membership {
 }
 
 /// Puts an interface on a bridge and brings it up.
-pub fn join(interface: &str, bridge: &str, how: Membership) -> Result<(), ProgramError> {
+pub fn join(interface: &str, bridge: &str, how: Membership, jail: Option<&str>) -> Result<(), ProgramError> {
     let words = match how {
         Membership { span: true, .. } => vec![bridge, "span", interface],
         Membership { private: true, .. } => vec![bridge, "addm", interface, "private", interface],
         _ => vec![bridge, "addm", interface],
     };
-    run("ifconfig", &words)?;
-    run("ifconfig", &[interface, "up"]).map(drop)
+    run_in(jail, "ifconfig", &words)?;
+    run_in(jail, "ifconfig", &[interface, "up"]).map(drop)
 }
 
 /// Removes an interface.
-pub fn destroy(interface: &str) -> Result<(), ProgramError> {
-    run("ifconfig", &[interface, "destroy"]).map(drop)
+pub fn destroy(interface: &str, jail: Option<&str>) -> Result<(), ProgramError> {
+    run_in(jail, "ifconfig", &[interface, "destroy"]).map(drop)
 }
 
 /// Whether there is an interface of this name: ifconfig says `interface NAME does not exist` when there is none
 /// (`sbin/ifconfig/ifconfig.c`, main).
-pub fn exists(interface: &str) -> Result<bool, ProgramError> {
-    match run("ifconfig", &[interface]) {
+pub fn exists(interface: &str, jail: Option<&str>) -> Result<bool, ProgramError> {
+    match run_in(jail, "ifconfig", &[interface]) {
         Ok(_) => Ok(true),
         Err(ProgramError { cause: Cause::Failed { words, .. }, .. }) if words.contains("does not exist") => Ok(false),
         Err(error) => Err(error),
@@ -67,15 +69,15 @@ pub fn exists(interface: &str) -> Result<bool, ProgramError> {
 }
 
 /// The process that has a tap open: ifconfig prints `Opened by PID 7` then (`sys/net/if_tuntap.c`, tunifioctl).
-pub fn opened_by(interface: &str) -> Option<u32> {
-    let text = run("ifconfig", &[interface]).ok()?;
+pub fn opened_by(interface: &str, jail: Option<&str>) -> Option<u32> {
+    let text = run_in(jail, "ifconfig", &[interface]).ok()?;
     text.lines().find_map(|line| line.trim().strip_prefix("Opened by PID ")?.trim().parse().ok())
 }
 
 /// The taps with this description.
-pub fn described(description: &str) -> Result<Vec<String>, HostError> {
+pub fn described(description: &str, jail: Option<&str>) -> Result<Vec<String>, HostError> {
     let mine = |interface: &Interface| {
         interface.description == description && (interface.name.starts_with("tap") || interface.name.starts_with("vmnet"))
     };
-    Ok(ifconfig::interfaces()?.into_iter().filter(mine).map(|interface| interface.name).collect())
+    Ok(ifconfig::interfaces_in(jail)?.into_iter().filter(mine).map(|interface| interface.name).collect())
 }

@@ -45,6 +45,7 @@ impl Engine for BhyveEngine {
         needs::host()?;
         needs::programs(boot.config)?;
         needs::passthru(boot.config)?;
+        needs::network(boot.config)?;
         planning::plan(boot, self.features()?).map(drop)
     }
 

@@ -1,7 +1,8 @@
 //! Whether this host can run a guest under bhyve: looked at before anything is made or changed.
 
-use crate::config::{GuestConfig, LoaderKind, PassthruDevice, Tpm};
+use crate::config::{GuestConfig, LoaderKind, NicBackend, PassthruDevice, Tpm};
 use crate::guest::error::{GuestError, Result};
+use crate::host::jail_run;
 use crate::host::passthru::{self, Iommu};
 use crate::host::{place, program};
 
@@ -35,6 +36,22 @@ pub fn programs(config: &GuestConfig) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether a guest has an interface that is a tap on the host.
+pub fn has_taps(config: &GuestConfig) -> bool {
+    config.nics.iter().any(|nic| matches!(nic.backend, NicBackend::Tap | NicBackend::Vmnet))
+}
+
+/// The jail of a guest with taps, which must have a network stack of its own. One that is not there yet, or cannot be
+/// asked, is said when the guest boots.
+pub fn network(config: &GuestConfig) -> Result<()> {
+    match config.jail.as_ref().filter(|_| has_taps(config)) {
+        Some(jail) if jail_run::has_vnet(&jail.name) == Ok(false) => {
+            Err(GuestError::user(jail_run::no_tap_without_vnet(&jail.name)).hint(jail_run::vnet_hint(&jail.name)))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The devices of the host that a guest gets: there must be an IOMMU, and ppt(4) must have them.

@@ -67,7 +67,7 @@ pub fn look(switch: &Switch, observed: &Observed, runtime: &Path, closely: bool)
         Ok(_) if !there => ("down", None),
         Ok(plan) => ("partial", plan.steps.first().map(|step| format!("missing: {}", first_line(&step.action.to_string())))),
     };
-    let traffic = if closely { interface.and_then(|one| ifconfig::traffic(&one.name)) } else { None };
+    let traffic = if closely { interface.and_then(|one| ifconfig::traffic(&one.name, None)) } else { None };
     let bytes = traffic.map(|traffic| (traffic.received_bytes, traffic.sent_bytes));
     Status {
         name: switch.id.clone(),

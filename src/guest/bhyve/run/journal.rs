@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::host::bhyvectl::Vm;
 use crate::host::files::replace;
 use crate::host::iscsi::Target;
+use crate::host::jail_run::{self, Standing};
 use crate::host::process::boot_id;
 use crate::host::program::run;
 use crate::host::tap;
@@ -23,6 +24,9 @@ pub enum Made {
     Tap {
         /// See [`tap::NewTap::description`].
         description: String,
+        /// The jail whose network stack it is in.
+        #[serde(default)]
+        jail: Option<String>,
     },
     /// A virtual machine of vmm(4).
     Vm {
@@ -120,10 +124,13 @@ pub fn write(made: &[Made], boot_id: String) -> Vec<u8> {
 impl Made {
     fn undo(&self) -> Result<(), String> {
         match self {
-            Made::Tap { description } => {
-                let taps = tap::described(description).map_err(|error| error.to_string())?;
-                taps.iter().try_for_each(|tap| tap::destroy(tap)).map_err(|error| error.to_string())
-            }
+            // What was in the stack of a jail that is gone went with it, or came back to the host.
+            Made::Tap { description, jail } => match remove_taps(description, jail.as_deref()) {
+                Err(_) if jail.as_deref().is_some_and(|jail| jail_run::standing(jail) == Standing::Missing) => {
+                    remove_taps(description, None)
+                }
+                other => other,
+            },
             Made::Vm { name, jail } => {
                 let vm = Vm { name: name.clone(), jail: jail.clone() };
                 match vm.destroy() {
@@ -143,6 +150,11 @@ impl Made {
             Made::Tpm { pid_file } => end_tpm(pid_file),
         }
     }
+}
+
+fn remove_taps(description: &str, jail: Option<&str>) -> Result<(), String> {
+    let taps = tap::described(description, jail).map_err(|error| error.to_string())?;
+    taps.iter().try_for_each(|tap| tap::destroy(tap, jail)).map_err(|error| error.to_string())
 }
 
 /// Ends the process whose id stands in a file of swtpm's, if it is swtpm still.

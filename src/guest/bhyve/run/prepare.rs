@@ -31,6 +31,8 @@ const SCREEN_PORTS: std::ops::RangeInclusive<u16> = 5900..=5999;
 pub struct Held {
     disks: Vec<File>,
     port: Option<Reserved>,
+    /// The jail whose network stack the guest's taps are in; the host's without one.
+    network: Option<String>,
 }
 
 /// What the command lines were missing, and what runs beside the guest.
@@ -68,23 +70,25 @@ pub fn look(plan: &BhyvePlan, journal: &Journal) -> Result<Held, Trouble> {
     if let Some(line) = plan.lines.iter().find(|line| !nmdm::wait_until_free(line)) {
         return Err(failed(format!("`{}` is in use by another program", nmdm::a_side(line))));
     }
-    for interface in &plan.interfaces {
-        let (nic, name) = (&interface.nic, &interface.name);
-        if !tap::exists(name).map_err(|error| failed(format!("nic `{nic}`: {error}")))? {
-            return Err(failed(format!(
-                "nic `{nic}`: there is no interface `{name}`; leave `interface` out and vmctl makes one"
-            )));
-        }
-        if let Some(pid) = tap::opened_by(name) {
-            return Err(failed(format!("nic `{nic}`: `{name}` is in use by process {pid}")));
-        }
-    }
     if let Some(jail) = &plan.jail {
         match jail_run::standing(jail) {
             Standing::Missing => return Err(no_jail(jail)),
             Standing::NotAllowed => return Err(jail_not_allowed(jail)),
             // Before vmm(4) is loaded nobody knows; it is looked at again then.
             Standing::Allowed | Standing::Unknown(_) => {}
+        }
+    }
+    let network = network(plan)?;
+    for interface in &plan.interfaces {
+        let (nic, name) = (&interface.nic, &interface.name);
+        if !tap::exists(name, network.as_deref()).map_err(|error| failed(format!("nic `{nic}`: {error}")))? {
+            return Err(failed(match &network {
+                Some(jail) => format!("nic `{nic}`: there is no interface `{name}` in the jail `{jail}`"),
+                None => format!("nic `{nic}`: there is no interface `{name}`; leave `interface` out and vmctl makes one"),
+            }));
+        }
+        if let Some(pid) = tap::opened_by(name, network.as_deref()) {
+            return Err(failed(format!("nic `{nic}`: `{name}` is in use by process {pid}")));
         }
     }
     let disks = plan.disks.iter().map(lock).collect::<Result<Vec<_>, _>>()?;
@@ -103,7 +107,18 @@ pub fn look(plan: &BhyvePlan, journal: &Journal) -> Result<Held, Trouble> {
         ),
         _ => None,
     };
-    Ok(Held { disks, port })
+    Ok(Held { disks, port, network })
+}
+
+/// The jail in whose network stack the guest's taps are. A jail without one of its own can have no tap.
+fn network(plan: &BhyvePlan) -> Result<Option<String>, Trouble> {
+    let Some(jail) = plan.jail.as_ref().filter(|_| !plan.taps.is_empty() || !plan.interfaces.is_empty()) else {
+        return Ok(None);
+    };
+    match jail_run::has_vnet(jail).map_err(host_failed)? {
+        true => Ok(Some(jail.clone())),
+        false => Err(failed(format!("{}; {}", jail_run::no_tap_without_vnet(jail), jail_run::vnet_hint(jail)))),
+    }
 }
 
 fn no_jail(jail: &str) -> Trouble {
@@ -145,6 +160,7 @@ pub fn make(plan: &BhyvePlan, journal: &mut Journal, watch: &mut Watch<'_>, held
         }
     }
     let port = held.port.as_ref().map(|port| port.address.port());
+    let network = held.network.clone();
     let mut prepared =
         Prepared { taps: BTreeMap::new(), hooks: BTreeMap::new(), devices: BTreeMap::new(), port, tpm: None, held };
     if !plan.taps.is_empty() || !plan.interfaces.is_empty() {
@@ -152,11 +168,11 @@ pub fn make(plan: &BhyvePlan, journal: &mut Journal, watch: &mut Watch<'_>, held
         sysctl::ensure("net.link.tap.up_on_open", "1").map_err(host_failed)?;
     }
     for interface in &plan.interfaces {
-        watch.plugged(&interface.nic, &interface.name);
+        watch.plugged(&interface.nic, &interface.name, network.as_deref());
     }
     for tap in &plan.taps {
-        let name = make_tap(tap, journal)?;
-        watch.plugged(&tap.nic, &name);
+        let name = make_tap(tap, network.as_deref(), journal)?;
+        watch.plugged(&tap.nic, &name, network.as_deref());
         prepared.taps.insert(tap.nic.clone(), name);
         watch.orders()?;
     }
@@ -190,6 +206,15 @@ pub fn make(plan: &BhyvePlan, journal: &mut Journal, watch: &mut Watch<'_>, held
         watch.orders()?;
     }
     for line in &plan.lines {
+        if let Some(jail) = &plan.jail
+            && !nmdm::make_in_jail(line, jail).map_err(host_failed)?
+        {
+            return Err(failed(format!(
+                "the jail `{jail}` does not see the console `{}`; `vmctl jail prepare {jail}` shows the devfs(8) rules that it \
+                 needs",
+                nmdm::a_side(line)
+            )));
+        }
         let opened = Line::open(line)
             .map_err(|error| failed(format!("cannot open the console `{}`: {error}", nmdm::a_side(line).replace('A', "B"))))?;
         watch.open_line(opened);
@@ -216,20 +241,30 @@ fn no_module(module: &str, error: ProgramError) -> Trouble {
     failed(format!("the kernel module `{module}` cannot be loaded: {error}{why}"))
 }
 
-fn make_tap(plan: &TapPlan, journal: &mut Journal) -> Result<String, Trouble> {
+fn make_tap(plan: &TapPlan, jail: Option<&str>, journal: &mut Journal) -> Result<String, Trouble> {
     let wrong = |error: ProgramError| failed(format!("nic `{}`: {error}", plan.nic));
     if let Some((switch, bridge)) = &plan.bridge
-        && !tap::exists(bridge).map_err(wrong)?
+        && !tap::exists(bridge, jail).map_err(wrong)?
     {
-        return Err(failed(format!(
-            "nic `{}`: the switch `{switch}` is not up: there is no interface `{bridge}`; `vmctl switch create {switch}` makes it",
-            plan.nic
-        )));
+        return Err(failed(match jail {
+            Some(jail) => format!(
+                "nic `{}`: the jail `{jail}` has a network stack of its own, and no bridge `{bridge}` of the switch `{switch}` \
+                 in it; {}",
+                plan.nic,
+                jail_run::vnet_hint(jail)
+            ),
+            None => format!(
+                "nic `{}`: the switch `{switch}` is not up: there is no interface `{bridge}`; `vmctl switch create {switch}` \
+                 makes it",
+                plan.nic
+            ),
+        }));
     }
-    journal.note(Made::Tap { description: plan.description.clone() })?;
-    let name = tap::create(&NewTap { kind: &plan.kind, description: &plan.description, mtu: plan.mtu }).map_err(wrong)?;
+    journal.note(Made::Tap { description: plan.description.clone(), jail: jail.map(str::to_owned) })?;
+    let new = NewTap { kind: &plan.kind, description: &plan.description, mtu: plan.mtu };
+    let name = tap::create(&new, jail).map_err(wrong)?;
     if let Some((_, bridge)) = &plan.bridge {
-        tap::join(&name, bridge, Membership { private: plan.private, span: plan.span }).map_err(wrong)?;
+        tap::join(&name, bridge, Membership { private: plan.private, span: plan.span }, jail).map_err(wrong)?;
     }
     Ok(name)
 }

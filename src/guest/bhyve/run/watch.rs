@@ -73,7 +73,8 @@ pub struct Watch<'a> {
     control: UnixStream,
     lease: OwnedFd,
     lines: Vec<Line>,
-    taps: Vec<(String, String)>,
+    /// Each interface of the guest, its end on the host, and the jail that it is in.
+    taps: Vec<(String, String, Option<String>)>,
     to_guest: VecDeque<u8>,
     to_console: VecDeque<u8>,
     console_open: bool,
@@ -174,9 +175,9 @@ impl<'a> Watch<'a> {
         self.lines.push(line);
     }
 
-    /// The guest's interface `nic` is plugged into the host's `interface`, whose counters are its own.
-    pub fn plugged(&mut self, nic: &str, interface: &str) {
-        self.taps.push((nic.to_owned(), interface.to_owned()));
+    /// The guest's interface `nic` is plugged into the host's, or a jail's, `interface`, whose counters are its own.
+    pub fn plugged(&mut self, nic: &str, interface: &str, jail: Option<&str>) {
+        self.taps.push((nic.to_owned(), interface.to_owned(), jail.map(str::to_owned)));
     }
 
     /// Takes what is still in the lines, and closes them.
@@ -453,8 +454,10 @@ impl<'a> Watch<'a> {
         };
         let started = self.helper(move |post| {
             counters.extend((0..cpus).filter_map(|cpu| vm.stats(cpu).ok()).flatten());
-            for (nic, interface) in &taps {
-                counters.extend(ifconfig::traffic(interface).into_iter().flat_map(|traffic| traffic.of_a_guest(nic)));
+            for (nic, interface, jail) in &taps {
+                counters.extend(
+                    ifconfig::traffic(interface, jail.as_deref()).into_iter().flat_map(|traffic| traffic.of_a_guest(nic)),
+                );
             }
             post(Message::Answer(EngineEvent::Stats { counters }));
         });
