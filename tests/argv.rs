@@ -136,7 +136,7 @@ fn normal(words: &[String]) -> BTreeMap<String, usize> {
             }
             let inline: String = flags.by_ref().collect();
             let value = if inline.is_empty() { rest.next().expect("a flag has its value").clone() } else { inline };
-            if program == "bhyve" && flag == 'U' {
+            if (program == "bhyve" && flag == 'U') || value.starts_with("smbios.system.uuid=") {
                 break; // 4
             }
             add(format!("-{flag} {}", normal_value(program, flag, &value)));

@@ -64,6 +64,8 @@ fn bhyveload(inputs: Inputs<'_>) -> Result<CommandLine> {
     }
     console(inputs, &mut line)?;
     line.add(["-m".into(), memory(config)], &["memory.size"]);
+    // FreeBSD's kernel knows its machine's UUID from its loader alone, which under firmware finds it in SMBIOS.
+    line.add(["-e".into(), format!("smbios.system.uuid={}", inputs.state.uuid_for(config))], &["uuid"]);
     if let Some(timeout) = settings.timeout {
         line.add(["-e".into(), format!("autoboot_delay={}", timeout.as_secs())], &["bhyveload.timeout"]);
     }
