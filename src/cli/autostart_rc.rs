@@ -36,6 +36,9 @@ pub fn enable(app: &App, place: &Place, names: &[String]) -> Outcome {
     let root = Path::new("/");
     let rc_conf = rc_conf();
     remember_place(app, &rc_conf)?;
+    if let Some((words, hint)) = rc::beside_vm_bhyve(&rc_conf) {
+        app.ui.warn(format!("{words}; {hint}"));
+    }
     if names.is_empty() {
         if !rc::is_installed(root) {
             rc::install(root)?;

@@ -2,7 +2,7 @@
 
 use super::{App, ExitStatus, Failure, Outcome};
 use crate::config::HostPaths;
-use crate::guest::import::vm_bhyve::{self, Imported};
+use crate::guest::import::vm_bhyve::{self, Imported, Written};
 
 /// Move over from another manager
 #[derive(Debug, clap::Args)]
@@ -38,9 +38,13 @@ impl Args {
             return show(app, &found);
         }
         let status = app.ui.each(&found, shown, |imported| {
-            vm_bhyve::write(imported, &place.store, around)?;
-            if imported.toml.is_some() {
-                app.ui.done(format!("{}: taken over from {}", shown(imported), imported.from.display()));
+            match vm_bhyve::write(imported, &place.store, around)? {
+                Written::New => app.ui.done(format!("{}: taken over from {}", shown(imported), imported.from.display())),
+                Written::Unchanged => {
+                    app.ui.done(format!("{}: is there already, as it would be taken over", shown(imported)));
+                    return Ok(ExitStatus::Done);
+                }
+                Written::Nothing => {}
             }
             for note in &imported.notes {
                 app.ui.warn(format!("{}: {}={}: {}", shown(imported), note.key, note.value, note.reason));

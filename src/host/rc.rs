@@ -63,6 +63,16 @@ pub fn missing(rc: &RcConf, root: &Path) -> Result<Option<String>, HostError> {
     }
 }
 
+/// What goes wrong beside vm-bhyve's rc.d script when that is on, and what to type: at a shutdown it sends SIGTERM to every
+/// bhyve of the host, its own or not (`lib/vm-core`, core::stopall), and rc.shutdown(8) runs it before vmctl's.
+pub fn beside_vm_bhyve(rc: &RcConf) -> Option<(String, &'static str)> {
+    rc.is_yes("vm_enable").unwrap_or(false).then(|| {
+        let words = "vm-bhyve's `vm_enable` is on: it starts its guests with this host too, and at a shutdown it stops all of \
+                     vmctl's first, in no order";
+        (words.to_owned(), "when all guests are moved over: `sysrc vm_enable=NO`")
+    })
+}
+
 /// Installs the rc.d script.
 pub fn install(root: &Path) -> Result<(), HostError> {
     let path = script_path(root);

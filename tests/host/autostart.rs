@@ -39,6 +39,15 @@ fn guests_are_kept_in_the_list_of_rc_conf() {
     assert_eq!(world.calls_of(&["sysrc vmctl_enable"]), ["sysrc vmctl_enable=NO"]);
 }
 
+#[test]
+fn vm_bhyves_script_beside_ours_is_warned_of() {
+    let world = world();
+    world.vmctl(&["autostart", "enable", "web"]).ok().does_not_say("vm_enable");
+    std::fs::write(world.state("rc-vm_enable"), "YES\n").expect("writes");
+    world.vmctl(&["autostart", "enable", "web"]).ok().says("vm-bhyve's `vm_enable` is on").says("sysrc vm_enable=NO");
+    world.vmctl(&["doctor"]).says("vm-bhyve's `vm_enable` is on").says("sysrc vm_enable=NO");
+}
+
 /// Runs the rc.d script with an rc.subr(8) that does no more than it needs.
 fn script(world: &World, argument: &str, settings: &str) -> Vec<String> {
     let subr = world.path().join("rc.subr");

@@ -69,8 +69,34 @@ fn guests_come_along_with_their_identity_and_their_disks_stay_where_they_are() {
     assert_eq!(state["macs"]["net0"], "58:9c:fc:01:02:03");
     assert!(world.path().join("ds/templates/default.toml").exists());
     assert!(world.path().join("vm/web/web.conf").exists());
-    // A second time, what is there stays.
-    world.vmctl(&["import", "vm-bhyve"]).fails(1, "a guest called `web` exists already");
+    // A second time, what is there stays and is no error, unless it is something else.
+    let again = world.vmctl(&["import", "vm-bhyve"]).ok().says("guest web: is there already").says("template default: is there");
+    again.does_not_say("exists already").does_not_say("taken over from");
+    let file = web.join("guest.toml");
+    std::fs::write(&file, text.replace("memory", "# mine\nmemory")).expect("writes");
+    world.vmctl(&["import", "vm-bhyve"]).fails(1, "a guest called `web` exists already").says("guest db: is there already");
+}
+
+#[test]
+fn what_was_refused_comes_along_the_next_time_without_errors_for_the_others() {
+    let (world, directory) = world();
+    put(&world, "web/run.lock", "host\n");
+    world.vmctl(&["import", "vm-bhyve", &directory]).fails(1, "vm-bhyve runs `web`");
+    std::fs::remove_file(world.path().join("vm/web/run.lock")).expect("removes");
+    world.vmctl(&["import", "vm-bhyve", &directory]).ok().says("guest web: taken over").says("guest db: is there already");
+}
+
+#[test]
+fn what_vm_bhyve_goes_on_doing_is_said_with_what_to_type() {
+    let (world, directory) = world();
+    let ifconfig = "printf 'vm-public: flags=8843<UP,BROADCAST> metric 0 mtu 1500\\n\\tinet 10.0.0.1 netmask 0xffffff00 broadcast 10.0.0.255\\n\\tmember: em0.10 flags=143<LEARNING>\\n'";
+    world.program("ifconfig", ifconfig);
+    world.program("sysrc", "case \"$3\" in vm_enable) echo YES ;; *) exit 1 ;; esac");
+    for more in [&["--dry-run"][..], &[]] {
+        let said = world.vmctl(&[&["import", "vm-bhyve", &directory], more].concat()).ok();
+        let said = said.says("vm_enable=YES").says("sysrc vm_enable=NO");
+        said.says("has 10.0.0.1/24, em0.10").says("vmctl switch create public --take-over vm-public");
+    }
 }
 
 #[test]

@@ -10,6 +10,8 @@ use crate::config::diagnostic::Source as ConfigSource;
 use crate::config::{GUESTS_DIR, HostConfig, HostPaths, TEMPLATES_DIR};
 use crate::fetch::Silent;
 use crate::host::files::write_atomically;
+use crate::host::ifconfig;
+use crate::host::rc::beside_vm_bhyve;
 use crate::host::sysrc::RcConf;
 use crate::host::zfs;
 
@@ -91,6 +93,10 @@ pub fn read(spec: Option<&str>, host: &HostConfig, paths: &HostPaths, around: Su
     let places = datastores(&system, place, &mut notes);
     let autostart = autostart(&rc_value("vm_list").unwrap_or_default(), rc_value("vm_delay").as_deref());
     settings_of_the_tool(&system, &mut notes);
+    if let Some((words, hint)) = beside_vm_bhyve(&rc) {
+        notes.add("vm_enable", rc_value("vm_enable").unwrap_or_default(), format!("{words}; {hint}"));
+    }
+    old_bridges(&switches, &mut notes);
     let (host_toml, new_host) = host_file(host, paths, around.host_file, &switches, &mut notes)?;
     let mut found = vec![Imported {
         kind: "host",
@@ -131,6 +137,24 @@ fn datastores(system: &Conf, first: Place, notes: &mut Notes) -> Vec<Place> {
         }
     }
     places
+}
+
+/// The bridges that vm-bhyve has made for its switches and that are still there: what they have, the new ones cannot get.
+fn old_bridges(switches: &[ImportedSwitch], notes: &mut Notes) {
+    let interfaces = ifconfig::interfaces().unwrap_or_default();
+    for switch in switches.iter().filter(|switch| matches!(switch.kind, "bridge" | "vxlan")) {
+        let name = format!("vm-{}", switch.old);
+        let Some(bridge) = interfaces.iter().find(|interface| interface.name == name) else { continue };
+        let addresses = bridge.addresses.iter().map(ToString::to_string);
+        let has: Vec<String> = addresses.chain(bridge.members.iter().cloned()).collect();
+        let has = if has.is_empty() { "its name".to_owned() } else { has.join(", ") };
+        let reason = format!(
+            "vm-bhyve's bridge is still there and has {has}; when none of its guests runs, `vmctl switch create {id} \
+             --take-over {name}` makes the switch `{id}` in its place",
+            id = switch.id
+        );
+        notes.add("switch_list", name, reason);
+    }
 }
 
 /// The guests of `vm_list`, each with its place and the seconds before it is started: `vm_delay` between any two.
@@ -278,13 +302,29 @@ fn runs(imported: &Imported) -> bool {
     imported.from.with_file_name("run.lock").exists()
 }
 
+/// What became of one of the things that were read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Written {
+    /// It is there now.
+    New,
+    /// It was there already, as it would be written now.
+    Unchanged,
+    /// There is nothing to write.
+    Nothing,
+}
+
 /// Writes one of the things that were read. What is there already stays.
-pub fn write(imported: &Imported, store: &Store, around: Surroundings<'_>) -> Result<()> {
+pub fn write(imported: &Imported, store: &Store, around: Surroundings<'_>) -> Result<Written> {
+    if let Some(toml) = &imported.toml
+        && there(imported, store).is_some_and(|text| text == *toml)
+    {
+        return Ok(Written::Unchanged);
+    }
     if let Some(problem) = &imported.problem {
         return Err(GuestError::user(format!("its guest file would be wrong:\n{}", problem.trim_end()))
             .hint(format!("correct `{}`, or write the guest file by hand", imported.from.display())));
     }
-    let Some(toml) = &imported.toml else { return Ok(()) };
+    let Some(toml) = &imported.toml else { return Ok(Written::Nothing) };
     let put = |path: &Path, text: &str, mode: u32| {
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).map_err(|error| GuestError::io("make", parent, error))?;
@@ -296,12 +336,24 @@ pub fn write(imported: &Imported, store: &Store, around: Surroundings<'_>) -> Re
         "template" => {
             let path = store.root().join(TEMPLATES_DIR).join(format!("{}.toml", imported.name));
             if path.exists() {
-                return Err(GuestError::user(format!("a template called `{}` exists already", imported.name)));
+                return Err(GuestError::user(format!("a template called `{}` exists already, and differs", imported.name))
+                    .hint(format!("it stays; `{}` is what it would be made from", imported.from.display())));
             }
             put(&path, toml, 0o644)
         }
         _ => guest(imported, toml, store, around, put),
-    }
+    }?;
+    Ok(Written::New)
+}
+
+/// What an earlier import made of a guest or a template.
+fn there(imported: &Imported, store: &Store) -> Option<String> {
+    let path = match imported.kind {
+        "guest" => store.guest(&imported.name).ok()?.file(),
+        "template" => store.root().join(TEMPLATES_DIR).join(format!("{}.toml", imported.name)),
+        _ => return None,
+    };
+    fs::read_to_string(path).ok()
 }
 
 fn guest(

@@ -59,6 +59,7 @@ pub fn examine(needs: &Needs) -> Vec<Finding> {
     findings.extend(needs.jails.iter().map(jail_of));
     findings.extend(needs.cached_twice.iter().map(|volume| cached_twice(volume)));
     findings.push(autostart());
+    findings.extend(rc::beside_vm_bhyve(&RcConf::of(Path::new("/"))).map(|(words, hint)| note("vm-bhyve", words, hint)));
     findings
 }
 
