@@ -12,6 +12,7 @@ use crate::host::error::HostError;
 use crate::host::program;
 use crate::host::switch::plan::{self, Plan};
 use crate::host::switch::status::{self, Status};
+use crate::host::switch::take_over::take_over;
 use crate::host::switch::{Observed, Switch};
 use crate::units::ByteSize;
 
@@ -56,6 +57,9 @@ enum Verb {
         /// Do not ask, even if it could cut this session's own network
         #[arg(short, long)]
         yes: bool,
+        /// Make the switch in the place of this bridge of another manager, which goes (one switch only)
+        #[arg(long, value_name = "BRIDGE", conflicts_with = "all")]
+        take_over: Option<String>,
     },
     /// Take switches down
     ///
@@ -114,7 +118,7 @@ impl Args {
             Verb::List => here.list(),
             Verb::Info { names } => here.info(&names),
             Verb::Plan { names } => here.plan(&names),
-            Verb::Create { names, yes, .. } => here.create(&names, yes),
+            Verb::Create { names, yes, take_over, .. } => here.create(&names, yes, take_over.as_deref()),
             Verb::Destroy { names, yes, force, .. } => here.destroy(&names, yes, force),
         }
     }
@@ -201,9 +205,15 @@ impl Here<'_> {
         )
     }
 
-    fn create(&self, names: &[String], yes: bool) -> Outcome {
+    fn create(&self, names: &[String], yes: bool, place_of: Option<&str>) -> Outcome {
+        if place_of.is_some() && names.len() != 1 {
+            return Err(Failure::user("`--take-over` makes one switch in the place of a bridge, and several were named"));
+        }
         self.each(names, |switch, observed| {
-            let plan = plan::create(switch, observed, &self.runtime)?;
+            let plan = match place_of {
+                Some(bridge) => take_over(switch, bridge, observed, &self.runtime)?,
+                None => plan::create(switch, observed, &self.runtime)?,
+            };
             if plan.steps.is_empty() {
                 self.app.ui.done(format!("{} is there", switch.id));
                 return Ok(ExitStatus::Done);

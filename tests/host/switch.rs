@@ -304,3 +304,36 @@ fn a_netgraph_node_is_made_with_its_uplinks_shown_and_unmade() {
     assert!(messages.ends_with("em1_10: setpromisc 0\nem1_10: setautosrc 1\n"), "{messages}");
     world.vmctl(&["switch", "destroy", "ng"]).ok();
 }
+
+#[test]
+fn a_switch_takes_the_place_of_another_managers_bridge() {
+    let world = world("[[switches]]\nid = \"lan\"\nuplinks = [\"em1\"]\naddresses = [\"10.0.0.1/24\"]\n");
+    let old = world.state("if/vm-lan");
+    std::fs::create_dir_all(&old).expect("makes");
+    let make_old = || {
+        for (file, text) in [
+            ("mtu", "1500\n"),
+            ("up", "UP,\n"),
+            ("description", ""),
+            ("inet", "10.0.0.1/24\n"),
+            ("member", "em1\n"),
+            ("vlan", ""),
+        ] {
+            std::fs::write(old.join(file), text).expect("writes");
+        }
+    };
+    make_old();
+    world.vmctl(&["switch", "create", "lan"]).fails(1, "`em1` of switch `lan` is a member of `vm-lan` already");
+    std::fs::write(old.join("member"), "em1\ntap4\n").expect("writes");
+    world.vmctl(&["switch", "create", "lan", "--take-over", "vm-lan"]).fails(1, "`vm-lan` is in use by tap4").says("vm stopall");
+    make_old();
+    world.fail("sw-lan inet");
+    world.vmctl(&["switch", "create", "lan", "--take-over", "vm-lan"]).fails(1, "told to fail");
+    let read = |file: &str| std::fs::read_to_string(old.join(file)).unwrap_or_default();
+    assert_eq!((read("inet").as_str(), read("member").as_str()), ("10.0.0.1/24\n", "em1\n"));
+    world.fail("");
+    world.vmctl(&["switch", "create", "lan", "--take-over", "vm-lan"]).ok().says("lan is made");
+    assert!(!old.exists());
+    assert_eq!(std::fs::read_to_string(world.state("if/sw-lan/inet")).expect("reads"), "10.0.0.1/24\n");
+    world.vmctl(&["switch", "create", "lan", "--take-over", "vm-lan"]).ok().says("lan is there");
+}

@@ -9,6 +9,7 @@ pub mod change; // what goes when a switch becomes another one
 mod netgraph; // switches that are nodes of netgraph(4)
 pub mod plan; // what is missing, and how a switch is taken down
 pub mod status; // what there is
+pub mod take_over; // a switch in the place of another manager's bridge
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
