@@ -24,10 +24,7 @@ impl Args {
             eprintln!("vmctl bhyve: {message}");
             End::ERROR
         });
-        match end {
-            End::Code(code) => ExitCode::from(code),
-            End::Signal(signal) => process::end_by_signal(signal),
-        }
+        ExitCode::from(end.code())
     }
 
     fn boot(&self) -> Result<End, String> {

@@ -22,6 +22,7 @@ use crate::machine::spec::{
 };
 
 use super::bhyve::BhyveEngine;
+use super::bhyve::run::outcome;
 use super::error::{GuestError, Result};
 use super::install::{self, Install};
 use super::provision::disk_path;
@@ -436,9 +437,12 @@ impl RunningEngine {
         }
     }
 
-    /// How it ended, if it has.
+    /// How it ended, if it has. A child that runs a program tells the signal that ended that one, as if it were its own.
     pub fn exited(&mut self) -> Option<std::process::ExitStatus> {
-        self.child.try_wait().ok().flatten()
+        use std::os::unix::process::ExitStatusExt;
+        let status = self.child.try_wait().ok().flatten()?;
+        let signal = status.code().filter(|_| self.end == End::Told).and_then(outcome::End::signal_of);
+        Some(signal.map_or(status, ExitStatusExt::from_raw))
     }
 }
 

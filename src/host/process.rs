@@ -189,19 +189,6 @@ pub fn usage(pid: u32) -> Option<(u64, std::time::Duration)> {
     Some((pages * page as u64, std::time::Duration::from_millis(ticks * 1000 / hertz.max(1) as u64)))
 }
 
-/// Ends this process by the signal that ended its child, without a core file of its own.
-pub fn end_by_signal(signal: i32) -> ! {
-    let _ = nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0);
-    if let Ok(signal) = nix::sys::signal::Signal::try_from(signal) {
-        // SAFETY: the default action is no function of ours.
-        let _ = unsafe { nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigDfl) };
-        let _ = unblock_signals();
-        let _ = nix::sys::signal::raise(signal);
-    }
-    // A signal that does not end a process: the shell's way to say the same.
-    std::process::exit(128 + signal);
-}
-
 /// Sees to it that programs started from now on do not inherit these descriptors.
 pub fn keep_from_children(descriptors: &[RawFd]) -> io::Result<()> {
     for fd in descriptors {

@@ -121,6 +121,9 @@ fn load_and_run(plan: &BhyvePlan, journal: &mut Journal, watch: &mut Watch<'_>, 
     if ended.code == Some(SUSPENDED) {
         plan.saved.keep().map_err(|error| Trouble::Failed(format!("the saved guest cannot be kept: {error}")))?;
     }
+    if ended.had_no_button() {
+        watch.tell(&EngineEvent::NoAcpi);
+    }
     outcome::after_bhyve(&ended)
 }
 

@@ -17,11 +17,28 @@ const SIGTERM: i32 = nix::sys::signal::Signal::SIGTERM as i32;
 pub enum End {
     /// With this exit code.
     Code(u8),
-    /// By this signal, as bhyve did.
+    /// As bhyve did, by this signal.
     Signal(i32),
 }
 
+/// What an exit code of the engine child is above that says by which signal bhyve was ended, as a shell says it. bhyve
+/// itself has no such codes. Ending by the signal itself would have the kernel log a second crash.
+const BY_SIGNAL: i32 = 128;
+
 impl End {
+    /// The engine child's exit code.
+    pub fn code(self) -> u8 {
+        match self {
+            End::Code(code) => code,
+            End::Signal(signal) => u8::try_from(BY_SIGNAL + signal).unwrap_or(u8::MAX),
+        }
+    }
+
+    /// The signal that an exit code of the engine child stands for.
+    pub fn signal_of(code: i32) -> Option<i32> {
+        (BY_SIGNAL + 1..256).contains(&code).then(|| code - BY_SIGNAL)
+    }
+
     /// A reboot.
     pub const REBOOT: End = End::Code(0);
     /// A power-off.
@@ -88,6 +105,12 @@ impl Ended {
         }
     }
 
+    /// Whether it was bhyve without a power button that the button ended: before the guest has turned ACPI on, SIGTERM does
+    /// what it does to any program (`pm.c`, smi_cmd_handler).
+    pub fn had_no_button(&self) -> bool {
+        matches!(self.told, Told::PowerOff { forced: false }) && self.signal == Some(SIGTERM)
+    }
+
     /// Whether bhyve ran a guest, for all that can be known.
     pub fn ran_well(&self) -> bool {
         after_bhyve(self).is_ok() && matches!(self.code, Some(0..=3 | 5))
@@ -115,8 +138,7 @@ pub fn after_bhyve(ended: &Ended) -> Result<End, Trouble> {
     match (ended.told, ended.code, ended.signal) {
         (Told::PowerOff { forced: true }, ..) => Ok(End::POWER_OFF),
         (Told::Reset { forced: true }, ..) => Ok(End::REBOOT),
-        // Before the guest has turned ACPI on, bhyve has no power button yet, and SIGTERM ends it (`pm.c`, smi_cmd_handler).
-        (Told::PowerOff { .. }, None, Some(SIGTERM)) => Ok(End::POWER_OFF),
+        _ if ended.had_no_button() => Ok(End::POWER_OFF),
         (Told::Nothing, Some(1), _) if ended.ran < NEVER_RAN && !ended.words.is_empty() => Err(ended.failed("bhyve")),
         (_, Some(code @ (0..=3 | 5)), _) => Ok(End::Code(code as u8)),
         (_, Some(4), _) => Err(ended.failed("bhyve")),
@@ -142,6 +164,14 @@ mod tests {
         assert_eq!(after_bhyve(&ended(4)), Err(Trouble::Failed("`bhyve` ended with status 4".into())));
         let killed = Ended { code: None, signal: Some(11), ..ended(0) };
         assert_eq!(after_bhyve(&killed), Ok(End::Signal(11)));
+    }
+
+    #[test]
+    fn the_signal_that_ended_bhyve_is_an_exit_code_of_the_child_and_none_of_bhyves() {
+        for signal in [6, 9, 11, 15] {
+            assert_eq!(End::signal_of(End::Signal(signal).code().into()), Some(signal));
+        }
+        assert_eq!([0, 1, 2, 3, 4, 5, 64, 71, 100].map(|code| End::signal_of(End::Code(code).code().into())), [None; 9]);
     }
 
     #[test]
