@@ -1,14 +1,16 @@
 //! ACPI tables: RSDP, XSDT, FADT, FACS, MADT, MCFG, DSDT.
 //!
 //! Source: ACPI Specification 6.5, sections 5.2.5 (RSDP), 5.2.8 (XSDT), 5.2.9 (FADT), 5.2.10 (FACS), 5.2.12 (MADT),
-//! 6.2 and 6.4 (device configuration, resources); PCI Firmware Specification 3.3 section 4.1.2 (MCFG).
+//! 6.2 and 6.4 (device configuration, resources); PCI Firmware Specification 3.3 sections 4.1.2 (MCFG) and 4.5.1 (`_OSC`).
 //!
 //! Not modelled: general-purpose events (nothing is hot-plugged), embedded controller, processor power states
-//! (a halted vCPU already costs nothing).
+//! (a halted vCPU already costs nothing), a keyboard: the 8042's ports are there for resets, nobody types, and with
+//! a keyboard alone Linux asks about the mouse that is missing.
 
 use acpi_tables::aml::{
-    self, AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, PackageBuilder,
-    Path, ResourceTemplate, Scope,
+    self, AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, Else, Equal, IO, If, Interrupt,
+    Local, Memory32Fixed, Method, Name, NotEqual, Or, Package, PackageBuilder, Path, ResourceTemplate, Return, Scope, Store,
+    Uuid,
 };
 use acpi_tables::sdt::Sdt;
 use acpi_tables::{Aml, AmlSink};
@@ -100,8 +102,8 @@ fn fadt(dsdt: u64, facs: u64) -> Sdt {
     t.write_u16(96, 0xffff); // no C2
     t.write_u16(98, 0xffff); // no C3
     t.write_u8(108, 0x32); // century byte of the real-time clock
-    // IA-PC boot flags: legacy devices, 8042, no VGA, no ASPM (table 5.11).
-    t.write_u16(109, 1 << 0 | 1 << 1 | 1 << 2 | 1 << 4);
+    // IA-PC boot flags: legacy devices, no VGA, no ASPM; no 8042 with a keyboard (table 5.11).
+    t.write_u16(109, 1 << 0 | 1 << 2 | 1 << 4);
     // Fixed feature flags (table 5.10): WBINVD, SLP_BUTTON absent, TMR_VAL_EXT (32 bits), RESET_REG_SUP. PWR_BUTTON
     // clear means that the power button is fixed hardware.
     t.write_u32(112, 1 << 0 | 1 << 5 | 1 << 8 | 1 << 10);
@@ -225,14 +227,47 @@ fn pci_root(sink: &mut dyn AmlSink, shape: &Shape) {
             named("_BBN", &aml::ZERO),
             named("_CRS", &ResourceTemplate::new(vec![&buses, &config_ports, &low_io, &high_io, &window])),
             named("_PRT", &interrupt_routes(shape)),
+            express_control(),
         ],
     );
     // The configuration window must be claimed by a motherboard resource (PCI Firmware Specification 4.1.2).
     let ecam = Memory32Fixed::new(true, layout::PCI_ECAM.0 as u32, layout::PCI_ECAM.1 as u32);
     let pm_ports = IO::new(layout::PM1A_EVT, layout::PM1A_EVT, 1, 16);
-    let claimed = ResourceTemplate::new(vec![&ecam, &pm_ports]);
+    let [data, command] = layout::PS2_PORTS.map(|port| IO::new(port as u16, port as u16, 1, 1));
+    let claimed = ResourceTemplate::new(vec![&ecam, &pm_ports, &data, &command]);
     let board = device("MBRD", &[named("_HID", &EISAName::new("PNP0C02")), named("_UID", &aml::ZERO), named("_CRS", &claimed)]);
     Scope::new(Path::new("_SB_"), vec![&root, &board]).to_aml_bytes(sink);
+}
+
+/// `_OSC`: the operating system may control what of PCI Express it asks for, since the firmware controls nothing itself
+/// (PCI Firmware Specification 4.5.1). The result is the argument, with errors in its first word.
+fn express_control() -> Raw {
+    const HOST_BRIDGE: &str = "33DB4D5B-1FF7-401C-9657-7441C03DD766";
+    const REVISION: u8 = 1;
+    /// Native hot plug, SHPC, PME, AER, capability structure, LTR.
+    const CONTROLS: u8 = 0x3f;
+    const UNKNOWN_UUID: u8 = 1 << 2;
+    const UNKNOWN_REVISION: u8 = 1 << 3;
+    const MASKED: u8 = 1 << 4;
+    let (status, control) = (Path::new("CDW1"), Path::new("CDW3"));
+    let (uuid, revision, capabilities, granted) = (Arg(0), Arg(1), Arg(3), Local(0));
+    let or_status = |bit: u8| raw(&Or::new(&status, &status, &bit));
+    let known = raw(&Equal::new(&uuid, &Uuid::new(HOST_BRIDGE)));
+    let answers = [
+        raw(&CreateDWordField::new(&control, &capabilities, &8u8)),
+        raw(&If::new(&NotEqual::new(&revision, &REVISION), vec![&or_status(UNKNOWN_REVISION)])),
+        raw(&And::new(&granted, &control, &CONTROLS)),
+        raw(&If::new(&NotEqual::new(&control, &granted), vec![&or_status(MASKED)])),
+        raw(&Store::new(&control, &granted)),
+    ];
+    let body = [
+        raw(&CreateDWordField::new(&status, &capabilities, &aml::ZERO)),
+        raw(&If::new(&known, answers.iter().map(|part| part as &dyn Aml).collect())),
+        raw(&Else::new(vec![&or_status(UNKNOWN_UUID)])),
+        raw(&Return::new(&capabilities)),
+    ];
+    // Serialized: it creates names.
+    raw(&Method::new(Path::new("_OSC"), 4, true, body.iter().map(|part| part as &dyn Aml).collect()))
 }
 
 /// `_PRT`: pin INTA of each device, wired to the I/O APIC without a link device (section 6.2.13).
@@ -252,8 +287,6 @@ fn isa_devices(sink: &mut dyn AmlSink, shape: &Shape) {
         parts.push(isa_device(&format!("COM{}", i + 1), "PNP0501", i as u8, &[(port as u16, 8)], irq));
     }
     parts.push(isa_device("RTC_", "PNP0B00", 0, &[(layout::RTC_PORT as u16, 2)], layout::RTC_IRQ));
-    let ps2 = [(layout::PS2_PORTS[0] as u16, 1), (layout::PS2_PORTS[1] as u16, 1)];
-    parts.push(isa_device("KBD_", "PNP0303", 0, &ps2, layout::PS2_IRQ));
     Scope::new(Path::new("_SB_.PCI0"), parts.iter().map(|part| part as &dyn Aml).collect()).to_aml_bytes(sink);
 }
 
@@ -316,6 +349,19 @@ mod tests {
             }
         }
         assert_eq!(seen, ["FACP", "APIC", "MCFG"]);
+    }
+
+    #[test]
+    fn the_operating_system_may_control_pci_express_and_no_keyboard_is_announced() {
+        let mem = test_memory(4);
+        write(&mem, &shape()).unwrap();
+        let tables = read(&mem, layout::ACPI_BASE, 0x1000);
+        let has = |bytes: &[u8]| tables.windows(bytes.len()).any(|window| window == bytes);
+        // The method's name and flags: four arguments, serialized. The UUID as a buffer has it (ACPI 6.5, 19.6.152).
+        assert!(has(b"_OSC\x0c") && has(&[0x5b, 0x4d, 0xdb, 0x33, 0xf7, 0x1f, 0x1c, 0x40, 0x96, 0x57]));
+        assert!(!has(b"KBD_"));
+        let fadt = tables.windows(4).position(|window| window == b"FACP").unwrap();
+        assert_eq!(tables[fadt + 109], 0b1_0101);
     }
 
     #[test]
