@@ -48,6 +48,7 @@ pub const TARGETS: &[Target] = &[
     ("virtio_net", virtio_net),
     ("connector", connector::connector),
     ("answers", connector::answers),
+    ("frames", connector::frames),
     ("virtio_rng", virtio_rng),
     ("virtio_console", virtio_console),
     ("pci", pci),

@@ -5,23 +5,26 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use vmctl::devices::net::user::answers::{Exchange, Files};
 use vmctl::devices::net::user::connector::{REPLY_BYTES, serve};
-use vmctl::devices::net::user::sockets::{EchoSocket, Sockets};
+use vmctl::devices::net::user::fragments::{Fragments, MAX_DATAGRAMS};
+use vmctl::devices::net::user::packet;
+use vmctl::devices::net::user::sockets::{EchoSocket, Scope, Sockets};
 
 /// A host that refuses everything and counts what it was asked.
 #[derive(Default)]
 struct Refusing(Mutex<Vec<usize>>);
 
 impl Sockets for Refusing {
-    fn tcp(&self, _: SocketAddr) -> io::Result<TcpStream> {
+    fn tcp(&self, _: SocketAddr, _: Scope) -> io::Result<TcpStream> {
         Err(io::ErrorKind::ConnectionRefused.into())
     }
-    fn udp(&self, _: SocketAddr) -> io::Result<UdpSocket> {
+    fn udp(&self, _: SocketAddr, _: Scope) -> io::Result<UdpSocket> {
         Err(io::ErrorKind::PermissionDenied.into())
     }
-    fn echo(&self, _: Ipv4Addr) -> io::Result<EchoSocket> {
+    fn echo(&self, _: Ipv4Addr, _: Scope) -> io::Result<EchoSocket> {
         Err(io::ErrorKind::PermissionDenied.into())
     }
     fn adopt(&self, _: &UdpSocket) -> io::Result<u32> {
@@ -50,6 +53,33 @@ pub fn answers(data: &[u8]) {
     let mut answer = Vec::new();
     exchange.read_to_end(&mut answer).expect("answers");
     assert!(answer.starts_with(b"HTTP/1.1 ") && answer.len() < 1024, "{} bytes", answer.len());
+}
+
+/// Frames of a guest: what is put together of fragments is bounded, and what comes out is a packet that is whole.
+pub fn frames(data: &[u8]) {
+    let (mut fragments, mut now) = (Fragments::default(), Instant::now());
+    let mut rest = data;
+    while let Some((&[size, millis, ref fields @ ..], more)) = rest.split_first_chunk::<8>() {
+        let (piece, left) = more.split_at(more.len().min(usize::from(size)));
+        rest = left;
+        now += Duration::from_millis(u64::from(millis) * 16);
+        // Addresses, protocols and numbers of which few differ, so that fragments meet.
+        let [flags, offset, protocol, number, repeat, odd] = *fields;
+        let data = piece.repeat(usize::from(repeat & 31));
+        let mut frame = vec![0u8; 34];
+        frame[12] = 8;
+        frame[14] = 0x45 ^ (odd & 0x80 >> 7);
+        frame[16..18].copy_from_slice(&((20 + data.len()) as u16).wrapping_add(u16::from(odd & 3)).to_be_bytes());
+        frame[19] = number & 3;
+        frame[20..22].copy_from_slice(&(u16::from(flags & 0x3f) << 8 | u16::from(offset)).to_be_bytes());
+        frame[23] = [1, 6, 17, protocol][usize::from(protocol & 3)];
+        frame.extend(data);
+        if let Some(whole) = fragments.take(frame, now) {
+            assert!(whole.len() <= 14 + 65_535 && packet::fragment(&whole).is_none());
+            let _ = packet::parse(&whole);
+        }
+        assert!(fragments.len() <= MAX_DATAGRAMS);
+    }
 }
 
 /// The whole input is sent at once; it and the answers fit in the sockets' buffers, so that nobody waits.

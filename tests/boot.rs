@@ -93,7 +93,7 @@ fn a_guest_reaches_the_outside_through_sockets_that_its_engine_may_not_make() {
     let store = Store::new();
     let command =
         format!("ip_addr_add_10.0.2.15/24_dev_eth0;_ip_link_set_eth0_up;_wget_-q_-O_-_http://10.0.2.2:{port}/;_sleep_100");
-    store.create("nics = [{ id = \"net0\", backend = \"user\" }]", &command, "word from outside");
+    store.create("nics = [{ id = \"net0\", backend = \"user\", host_access = true }]", &command, "word from outside");
     store.ok(&["start", "--wait", "g"]);
     store.ok(&["poweroff", "g"]);
 }
@@ -186,7 +186,7 @@ fn what_a_guest_uses_is_what_it_did_and_only_grows() {
     let began = std::time::Instant::now();
     let cores = std::thread::available_parallelism().expect("a number of processors").get() as f64;
     let (store, peer) = (Store::new(), Peer::start());
-    let more = "disks = [{ id = \"data\", size = \"64M\" }]\nnics = [{ id = \"net0\", backend = \"user\" }]";
+    let more = "disks = [{ id = \"data\", size = \"64M\" }]\nnics = [{ id = \"net0\", backend = \"user\", host_access = true }]";
     let get = |what: &str| format!("wget_-q_-O_/dev/null_http://10.0.2.2:{}/{what}", peer.port);
     let send = |bytes: u64| format!("head_-c_{bytes}_/dev/zero_|_nc_10.0.2.2_{}", peer.port);
     let command = format!(

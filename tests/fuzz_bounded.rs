@@ -134,6 +134,7 @@ targets! {
     the_network_device_survives: "virtio_net",
     the_connector_survives_its_engine: "connector",
     the_server_of_answer_files_survives: "answers",
+    fragments_of_a_guest_are_put_together_or_dropped: "frames",
     the_entropy_device_survives: "virtio_rng",
     the_console_survives: "virtio_console",
     the_pci_root_survives: "pci",

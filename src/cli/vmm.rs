@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::devices::net::user::connector::{self, RemoteSockets};
 use crate::devices::net::user::sockets::{OwnSockets, Sockets};
 use crate::host::inherited;
-use crate::host::process::{keep_from_children, spawn_tied};
+use crate::host::process::{keep_from_children, raise_descriptor_limit, spawn_tied};
 use crate::hypervisor::backend::MachineExit;
 use crate::machine::spec::{CONNECTOR_FD, CONSOLE_FD, CONTROL_FD, LEASE_FD, VmmSpec};
 use crate::machine::{sandbox, vmm};
@@ -28,6 +28,7 @@ pub struct Args {
 impl Args {
     /// Runs the machine; the exit code is the engine's, not a command's.
     pub fn run(&self) -> ExitCode {
+        raise_descriptor_limit();
         let outcome = match &self.spec {
             Some(spec) => machine(spec).map(ExitCode::from),
             None => serve().map(|()| ExitCode::SUCCESS),

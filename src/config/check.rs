@@ -451,15 +451,42 @@ fn user_network(entry: &View<'_>, problems: &mut Problems) -> UserNetwork {
             Err(_) => problems.push(Diagnostic::at(&node.place, format!("`{text}` is not an IP address")).hint("like `9.9.9.9`")),
         }
     }
+    let (guest, answers) = if prefix <= 27 { (at(15), at(4)) } else { (at(4), at(5)) };
+    let isolated = entry.flag("isolated");
+    for leaf in ["host_access", "link_local"] {
+        if isolated && entry.flag(leaf) {
+            let message = format!("`nics.{leaf}` opens what `isolated` closes");
+            let hint = "an isolated guest can be given single ports of the host with `host_ports`";
+            problems.push(Diagnostic::at(entry.place_of(leaf), message).hint(hint));
+        }
+    }
     UserNetwork {
         network,
         prefix,
         gateway: at(2),
         dns: at(3),
-        guest: if prefix <= 27 { at(15) } else { at(4) },
+        guest,
+        answers,
         dns_servers,
-        isolated: entry.flag("isolated"),
+        isolated,
+        host_access: entry.flag("host_access"),
+        host_ports: host_ports(entry, problems),
+        link_local: entry.flag("link_local"),
     }
+}
+
+fn host_ports(entry: &View<'_>, problems: &mut Problems) -> Vec<HostPorts> {
+    let mut ports = Vec::new();
+    for (text, node) in entry.text_nodes("host_ports") {
+        match text.parse() {
+            Ok(some) => ports.push(some),
+            Err(()) => {
+                let hint = "a port from 1 to 65535 or a range of them, like `3128`, `8000-8010` or `53/udp`";
+                problems.push(Diagnostic::at(&node.place, format!("`{text}` is no port of the host")).hint(hint));
+            }
+        }
+    }
+    ports
 }
 
 fn forwards(nic: &View<'_>, id: &str, taken: &mut Vec<(Forward, String)>, problems: &mut Problems) -> Vec<Forward> {

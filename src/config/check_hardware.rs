@@ -717,7 +717,7 @@ fn sector_size(entry: &View<'_>, text: &str, id: &str, device: DiskDevice, probl
 pub(super) fn nic_wiring(entry: &View<'_>, id: &str, backend: NicBackend, problems: &mut Problems) -> Option<NetgraphHook> {
     let name = entry.text("backend").unwrap_or_else(|| if entry.node("switch").is_some() { "tap".into() } else { "user".into() });
     use NicBackend::{Netgraph, Netmap, None as Unplugged, Tap, User, Vale, Vmnet};
-    let fits: [(&str, &[NicBackend]); 10] = [
+    let fits: [(&str, &[NicBackend]); 13] = [
         ("switch", &[Tap, Vmnet, Vale, Netgraph]),
         ("interface", &[Tap, Vmnet, Vale, Netmap]),
         ("path", &[Netgraph]),
@@ -728,6 +728,9 @@ pub(super) fn nic_wiring(entry: &View<'_>, id: &str, backend: NicBackend, proble
         ("span", &[Tap, Vmnet]),
         ("forwards", &[User]),
         ("isolated", &[User]),
+        ("host_access", &[User]),
+        ("host_ports", &[User]),
+        ("link_local", &[User]),
     ];
     for (leaf, backends) in fits {
         // What is pulled out keeps everything for when it is connected again.

@@ -343,10 +343,49 @@ pub struct UserNetwork {
     pub dns: Ipv4Addr,
     /// The lease that DHCP gives: network + 15, or network + 4 in a /28.
     pub guest: Ipv4Addr,
+    /// Where an installer's answer files are served: network + 4, or network + 5 in a /28.
+    pub answers: Ipv4Addr,
     /// Servers that queries are forwarded to; those of the host when empty.
     pub dns_servers: Vec<IpAddr>,
-    /// No connection leaves to anything but the gateway's own services; forwards still work.
+    /// No connection leaves but to `host_ports` at the gateway; forwards still work.
     pub isolated: bool,
+    /// The guest reaches the host itself: its loopback at the gateway's address, and its other addresses.
+    pub host_access: bool,
+    /// Ports of the host that it reaches all the same.
+    pub host_ports: Vec<HostPorts>,
+    /// It reaches 169.254.0.0/16.
+    pub link_local: bool,
+}
+
+/// Ports of the host that a guest reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct HostPorts {
+    /// TCP or UDP.
+    pub proto: ForwardProto,
+    /// The first.
+    pub first: u16,
+    /// The last.
+    pub last: u16,
+}
+
+impl std::str::FromStr for HostPorts {
+    type Err = ();
+
+    /// `3128`, `8000-8010`, `53/udp`.
+    fn from_str(text: &str) -> Result<HostPorts, ()> {
+        let (ports, proto) = match text.split_once('/') {
+            None | Some((_, "tcp")) => (text.trim_end_matches("/tcp"), ForwardProto::Tcp),
+            Some((ports, "udp")) => (ports, ForwardProto::Udp),
+            Some(_) => return Err(()),
+        };
+        let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
+        let port = |text: &str| match text.bytes().all(|byte| byte.is_ascii_digit()) {
+            true => text.parse::<u16>().ok().filter(|&port| port != 0).ok_or(()),
+            false => Err(()),
+        };
+        let (first, last) = (port(first)?, port(last)?);
+        if first <= last { Ok(HostPorts { proto, first, last }) } else { Err(()) }
+    }
 }
 
 /// One port of the host that leads into the guest.

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -11,14 +12,14 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use crate::config::{
-    BackendKind, ComPort, DiskCache, EngineKind, ForwardProto, GuestConfig, NicBackend, NicDevice, SwitchConfig,
+    BackendKind, ComPort, DiskCache, EngineKind, ForwardProto, GuestConfig, HostPorts, NicBackend, NicDevice, SwitchConfig,
 };
 use crate::host::files::replace;
 use crate::host::process::{spawn_tied, spawn_untied};
 use crate::host::{place, vmm};
 use crate::machine::spec::{
     self, BackendChoice, CONSOLE_FD, CONTROL_FD, CpuTopology, DiskSpec, EngineCommand, EngineEvent, ForwardSpec, GrubSpec,
-    LEASE_FD, LoaderSpec, MAX_CONTROL_LINE, NicSpec, Protocol, SPEC_VERSION, UserNetSpec, VmmSpec,
+    LEASE_FD, LoaderSpec, MAX_CONTROL_LINE, NicSpec, PortsSpec, Protocol, SPEC_VERSION, UserNetSpec, VmmSpec,
 };
 
 use super::bhyve::BhyveEngine;
@@ -224,17 +225,22 @@ const UNATTENDED_MENU_MS: u64 = 2000;
 
 /// Puts into a specification what an installer is told.
 fn tell(spec: &mut VmmSpec, install: &Install) {
+    let networks = spec.nics.iter_mut().filter_map(|nic| match &mut nic.backend {
+        spec::NicBackend::User(network) => Some(network),
+        _ => None,
+    });
+    let mut serves = None;
+    for network in networks {
+        network.answers = install.answers();
+        serves.get_or_insert(network.answers_address);
+    }
     if let LoaderSpec::Grub(menu) = &mut spec.loader {
         menu.disk = Some(install::DRIVE.to_owned());
-        menu.append = install.words().to_vec();
+        // Without a network there are no files, and no word that has its address.
+        menu.append = install.words(serves.unwrap_or(Ipv4Addr::UNSPECIFIED));
         if !install.answers().is_empty() {
             // Nobody is there to choose; the configuration's own time is for people.
             menu.timeout_ms.get_or_insert(UNATTENDED_MENU_MS);
-        }
-    }
-    for nic in &mut spec.nics {
-        if let spec::NicBackend::User(network) = &mut nic.backend {
-            network.answers = install.answers();
         }
     }
 }
@@ -264,22 +270,28 @@ fn loader(config: &GuestConfig) -> Option<LoaderSpec> {
 
 fn user_network(nic: &crate::config::NicConfig) -> UserNetSpec {
     let user = &nic.user;
+    let protocol = |proto| match proto {
+        ForwardProto::Tcp => Protocol::Tcp,
+        ForwardProto::Udp => Protocol::Udp,
+    };
+    let ports = |ports: &HostPorts| PortsSpec { protocol: protocol(ports.proto), first: ports.first, last: ports.last };
     UserNetSpec {
         network: user.network,
         prefix: user.prefix,
         gateway: user.gateway,
         dns: user.dns,
         guest: user.guest,
+        answers_address: user.answers,
         dns_servers: user.dns_servers.clone(),
         isolated: user.isolated,
+        host_access: user.host_access,
+        host_ports: user.host_ports.iter().map(ports).collect(),
+        link_local: user.link_local,
         forwards: nic
             .forwards
             .iter()
             .map(|forward| ForwardSpec {
-                protocol: match forward.proto {
-                    ForwardProto::Tcp => Protocol::Tcp,
-                    ForwardProto::Udp => Protocol::Udp,
-                },
+                protocol: protocol(forward.proto),
                 host_address: forward.host_addr,
                 host_port: forward.host_port,
                 guest_port: forward.guest_port,

@@ -10,7 +10,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::net::SocketAddrV4;
+use std::net::Ipv4Addr;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -20,7 +20,7 @@ use crate::config::{
 use crate::machine::loader::volume::iso9660::{BootImage, Iso};
 use crate::machine::loader::volume::probe::{Found, probe};
 use crate::machine::loader::volume::{FileSystem, Medium, NodeKind};
-use crate::machine::spec::{ANSWERS, AnswerContent, AnswerSpec};
+use crate::machine::spec::{ANSWERS_PORT, AnswerContent, AnswerSpec};
 
 use super::error::{GuestError, Result};
 
@@ -52,9 +52,18 @@ pub struct Install {
     /// The files that the installer may read, by path.
     served: Vec<(String, AnswerContent)>,
     /// Words for the kernel's command line.
-    words: Vec<String>,
+    words: Vec<Word>,
     /// What loaders find on it.
     found: Contents,
+}
+
+/// A word for the kernel's command line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Word {
+    /// This.
+    Plain(String),
+    /// What leads to a served file: the beginning, and the path. The address is the network's.
+    Url(&'static str, &'static str),
 }
 
 /// What an ISO has for loaders.
@@ -90,7 +99,7 @@ impl Install {
             Some(Answers::Preseed(file)) => preseed(file)?,
             Some(Answers::Autoinstall(path)) => autoinstall(path)?,
         };
-        words.extend(append.split_whitespace().map(str::to_owned));
+        words.extend(append.split_whitespace().map(plain));
         let found = if is_iso { Contents::of(file) } else { Contents::default() };
         Ok(Install { medium, is_iso, served, words, found })
     }
@@ -195,9 +204,13 @@ impl Install {
         }
     }
 
-    /// The words for the kernel's command line.
-    pub fn words(&self) -> &[String] {
-        &self.words
+    /// The words for the kernel's command line, of a guest whose network serves the files at `address`.
+    pub fn words(&self, address: Ipv4Addr) -> Vec<String> {
+        let word = |word: &Word| match word {
+            Word::Plain(text) => text.clone(),
+            Word::Url(begin, path) => format!("{begin}{}", url(address, path)),
+        };
+        self.words.iter().map(word).collect()
     }
 
     /// The files that the installer may read.
@@ -247,22 +260,24 @@ fn whole(path: &Path) -> Result<PathBuf> {
     std::fs::canonicalize(path).map_err(|error| GuestError::io("find", path, error))
 }
 
-fn url(path: &str) -> String {
-    let at: SocketAddrV4 = ANSWERS;
-    match at.port() {
-        80 => format!("http://{}{path}", at.ip()),
-        port => format!("http://{}:{port}{path}", at.ip()),
+fn plain(text: &str) -> Word {
+    Word::Plain(text.to_owned())
+}
+
+fn url(address: Ipv4Addr, path: &str) -> String {
+    match ANSWERS_PORT {
+        80 => format!("http://{address}{path}"),
+        port => format!("http://{address}:{port}{path}"),
     }
 }
 
-type Told = (Vec<(String, AnswerContent)>, Vec<String>);
+type Told = (Vec<(String, AnswerContent)>, Vec<Word>);
 
 fn preseed(file: &Path) -> Result<Told> {
     const NAME: &str = "/preseed.cfg";
     let file = whole(file)?;
     size_of(&file)?;
-    let words =
-        ["auto=true".to_owned(), "priority=critical".to_owned(), format!("url={}", url(NAME)), "interface=auto".to_owned()];
+    let words = [plain("auto=true"), plain("priority=critical"), Word::Url("url=", NAME), plain("interface=auto")];
     Ok((vec![(NAME.to_owned(), AnswerContent::File(file))], words.to_vec()))
 }
 
@@ -311,7 +326,7 @@ fn autoinstall(path: &Path) -> Result<Told> {
         // cloud-init takes a source for none without it.
         served.push(("/meta-data".to_owned(), AnswerContent::Text("instance-id: vmctl-install\n".to_owned())));
     }
-    let words = ["autoinstall".to_owned(), format!("ds=nocloud;s={}", url("/"))];
+    let words = [plain("autoinstall"), Word::Url("ds=nocloud;s=", "/")];
     Ok((served, words.to_vec()))
 }
 
@@ -361,7 +376,7 @@ mod tests {
         let answers = Answers::Preseed(file.clone());
         let install = Install::new(&medium(dir.path(), true), Some(&answers), "DEBIAN_FRONTEND=text  x=1").expect("a run");
         let words = "auto=true priority=critical url=http://10.0.2.4/preseed.cfg interface=auto DEBIAN_FRONTEND=text x=1";
-        assert_eq!(install.words().join(" "), words);
+        assert_eq!(install.words(Ipv4Addr::new(10, 0, 2, 4)).join(" "), words);
         let file = std::fs::canonicalize(file).expect("there");
         assert_eq!(install.answers(), [AnswerSpec { path: "/preseed.cfg".into(), content: AnswerContent::File(file) }]);
     }
@@ -381,7 +396,8 @@ mod tests {
         let install = run().expect("a run");
         let paths: Vec<String> = install.answers().into_iter().map(|answer| answer.path).collect();
         assert_eq!(paths, ["/user-data", "/meta-data"]);
-        assert_eq!(install.words(), ["autoinstall", "ds=nocloud;s=http://10.0.2.4/"]);
+        let words = install.words(Ipv4Addr::new(192, 168, 77, 5));
+        assert_eq!(words, ["autoinstall", "ds=nocloud;s=http://192.168.77.5/"]);
         std::fs::create_dir(folder.join("more")).expect("made");
         assert!(run().expect_err("a directory in it").to_string().contains("is not a file"));
     }

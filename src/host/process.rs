@@ -217,6 +217,17 @@ pub fn open_log(path: &std::path::Path, limit_bytes: u64) -> io::Result<File> {
     Ok(file)
 }
 
+/// Raises the number of descriptors that this process may have to what it may raise it to: a user-mode network has one
+/// for each connection, and login shells start programs with few.
+pub fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+    {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,7 +12,7 @@ use super::layout;
 use super::loader::{self, LoadError, grub, kernel::KernelFiles};
 use super::spec::{
     AnswerContent, AnswerSpec, CacheMode, DiskDevice, DiskSpec, ForwardSpec, GrubSpec, LoaderSpec, NicBackend, NicDevice,
-    NicSpec, Protocol, VmmSpec,
+    NicSpec, PortsSpec, Protocol, UserNetSpec, VmmSpec,
 };
 use super::tables::{acpi, smbios};
 use crate::devices::ahci::{Ahci, DriveKind};
@@ -21,6 +21,7 @@ use crate::devices::disk::counters::DiskCounters;
 use crate::devices::disk::file::{self, DiskHost, DiskNote, DiskOptions};
 use crate::devices::disk::{Disk, DiskReader};
 use crate::devices::net::counted::{Counted, NicCounters};
+use crate::devices::net::user::reach::{Addresses, Ports, Reach};
 use crate::devices::net::{Nic, NoWire, user};
 use crate::devices::pci::{PciError, PciRoot, Window, Windows};
 use crate::devices::pic::Pic;
@@ -482,23 +483,43 @@ fn open_nic(spec: &NicSpec, waker: Waker, outside: &user::Outside) -> Result<Box
             Err(AssemblyError::NotHere(text))
         }
         NicBackend::User(network) => {
-            if (network.network, network.prefix) != (user::NETWORK, 24) || network.isolated {
-                let text = format!(
-                    "network interface `{}`: the user-mode network of this version is 10.0.2.0/24 and not isolated",
-                    spec.id
-                );
-                return Err(AssemblyError::NotHere(text));
-            }
-            let options = user::UserNetConfig {
-                forwards: network.forwards.iter().map(forward).collect(),
-                host_name: None,
-                name_servers: network.dns_servers.iter().map(|&address| (address, 53).into()).collect(),
-                answers: answers(&network.answers)?,
-            };
+            let options = user_network(network, spec.mtu)?;
             let net = user::UserNet::new(&options, waker, outside.clone())
                 .map_err(|source| AssemblyError::Nic { id: spec.id.clone(), source })?;
             Ok(Box::new(net))
         }
+    }
+}
+
+fn user_network(spec: &UserNetSpec, mtu: u16) -> Result<user::UserNetConfig, AssemblyError> {
+    let ports = |ports: &PortsSpec| Ports { protocol: protocol(ports.protocol), first: ports.first, last: ports.last };
+    Ok(user::UserNetConfig {
+        addresses: Addresses {
+            network: spec.network,
+            prefix: spec.prefix,
+            gateway: spec.gateway,
+            dns: spec.dns,
+            answers: spec.answers_address,
+            guest: spec.guest,
+        },
+        reach: Reach {
+            isolated: spec.isolated,
+            host_access: spec.host_access,
+            host_ports: spec.host_ports.iter().map(ports).collect(),
+            link_local: spec.link_local,
+        },
+        mtu: Some(mtu),
+        forwards: spec.forwards.iter().map(forward).collect(),
+        host_name: None,
+        name_servers: spec.dns_servers.iter().map(|&address| (address, 53).into()).collect(),
+        answers: answers(&spec.answers)?,
+    })
+}
+
+fn protocol(spec: Protocol) -> user::Protocol {
+    match spec {
+        Protocol::Tcp => user::Protocol::Tcp,
+        Protocol::Udp => user::Protocol::Udp,
     }
 }
 
@@ -522,10 +543,7 @@ fn answers(specs: &[AnswerSpec]) -> Result<Option<Arc<user::answers::Files>>, As
 
 fn forward(spec: &ForwardSpec) -> user::Forward {
     user::Forward {
-        protocol: match spec.protocol {
-            Protocol::Tcp => user::Protocol::Tcp,
-            Protocol::Udp => user::Protocol::Udp,
-        },
+        protocol: protocol(spec.protocol),
         host: std::net::SocketAddr::new(spec.host_address, spec.host_port),
         guest_port: spec.guest_port,
     }

@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 /// The version of this contract; both sides come from one binary, a difference means that it was replaced mid-way.
-pub const SPEC_VERSION: u32 = 1;
+pub const SPEC_VERSION: u32 = 2;
 /// The descriptor of the console stream in the child.
 pub const CONSOLE_FD: i32 = 3;
 /// The descriptor of the control stream in the child.
@@ -27,8 +27,8 @@ pub const CONTROL_FD: i32 = 4;
 pub const LEASE_FD: i32 = 5;
 /// The descriptor at which a connector is asked for sockets; see [`crate::devices::net::user::connector`].
 pub const CONNECTOR_FD: i32 = 3;
-/// Where a user-mode network serves [`UserNetSpec::answers`].
-pub use crate::devices::net::user::ANSWERS;
+/// The port at which a user-mode network serves [`UserNetSpec::answers`].
+pub use crate::devices::net::user::ANSWERS_PORT;
 /// The longest line that either side takes on the control stream, in bytes.
 pub const MAX_CONTROL_LINE: usize = 64 * 1024;
 /// The PCI slots that the supervisor hands out to disks and nics; the others are the board's own.
@@ -249,7 +249,7 @@ pub enum NicBackend {
 pub struct UserNetSpec {
     /// First address of the network.
     pub network: Ipv4Addr,
-    /// Prefix length, 8 to 29.
+    /// Prefix length, 8 to 28.
     pub prefix: u8,
     /// Router, and the host as the guest sees it.
     pub gateway: Ipv4Addr,
@@ -257,10 +257,18 @@ pub struct UserNetSpec {
     pub dns: Ipv4Addr,
     /// The lease that DHCP gives.
     pub guest: Ipv4Addr,
+    /// Where `answers` are served.
+    pub answers_address: Ipv4Addr,
     /// Servers that queries are forwarded to; those of the host when empty.
     pub dns_servers: Vec<IpAddr>,
-    /// Nothing leaves but to the gateway's own services; forwards still work.
+    /// Nothing leaves but to `host_ports` at the gateway; forwards still work.
     pub isolated: bool,
+    /// The guest reaches the host itself.
+    pub host_access: bool,
+    /// Ports of the host that it reaches all the same.
+    pub host_ports: Vec<PortsSpec>,
+    /// It reaches 169.254.0.0/16.
+    pub link_local: bool,
     /// Connections taken on the host and handed to the guest.
     pub forwards: Vec<ForwardSpec>,
     /// Files that the guest may read over HTTP, from an address that nobody else has.
@@ -286,6 +294,18 @@ pub enum AnswerContent {
     File(PathBuf),
     /// This.
     Text(String),
+}
+
+/// Ports of the host that the guest reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PortsSpec {
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// The first.
+    pub first: u16,
+    /// The last.
+    pub last: u16,
 }
 
 /// A port of the host that leads into the guest.
@@ -422,8 +442,12 @@ mod tests {
                     gateway: Ipv4Addr::new(10, 0, 2, 2),
                     dns: Ipv4Addr::new(10, 0, 2, 3),
                     guest: Ipv4Addr::new(10, 0, 2, 15),
+                    answers_address: Ipv4Addr::new(10, 0, 2, 4),
                     dns_servers: Vec::new(),
                     isolated: false,
+                    host_access: false,
+                    host_ports: vec![PortsSpec { protocol: Protocol::Udp, first: 53, last: 54 }],
+                    link_local: true,
                     forwards: vec![ForwardSpec {
                         protocol: Protocol::Tcp,
                         host_address: Ipv4Addr::LOCALHOST.into(),

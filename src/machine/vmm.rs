@@ -118,7 +118,9 @@ fn boot(
     }
     let opened = reporter.clone();
     let on_open = Arc::new(move |address| opened.send(&EngineEvent::ForwardOpen { address }));
-    let mut machine = assembly::assemble(spec, console, &Outside { sockets: Arc::clone(outside), on_open })?;
+    // Standard error is the supervisor's log of this engine.
+    let on_note = Arc::new(|text: &str| eprintln!("vmctl vmm: {text}"));
+    let mut machine = assembly::assemble(spec, console, &Outside { sockets: Arc::clone(outside), on_open, on_note })?;
     listen(control, &machine, reporter)?;
     if let Confinement::Missing(why) = sandbox::enter().map_err(StartError::Sandbox)? {
         // Standard error is the supervisor's log of this engine.

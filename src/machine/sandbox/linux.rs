@@ -81,8 +81,8 @@ const ENGINE: &[libc::c_long] = &[
     libc::SYS_shutdown,
 ];
 
-/// Those of a connector beside them: it reads resolv.conf(5) and makes sockets.
-const CONNECTOR: &[libc::c_long] = &[libc::SYS_openat, libc::SYS_socket, libc::SYS_connect];
+/// Those of a connector beside them: it reads resolv.conf(5), makes sockets, and sees whether one leads to this host.
+const CONNECTOR: &[libc::c_long] = &[libc::SYS_openat, libc::SYS_socket, libc::SYS_connect, libc::SYS_getsockname];
 
 /// Confines the process, all its threads.
 pub fn enter() -> Result<Confinement, SandboxError> {

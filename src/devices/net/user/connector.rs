@@ -14,7 +14,7 @@
 //! | 1 | family of the address: 4, 6; 0 for none |
 //! | 2-3 | port |
 //! | 4-19 | address |
-//! | 20-23 | which forward, for 5 |
+//! | 20-23 | which forward, for 5; for 1 to 3 the scope: 0 everywhere, 1 other hosts only |
 //! | 24-27 | bytes that follow, for 5 |
 //!
 //! Each but a datagram is answered with [`REPLY_BYTES`]: the errno or 0, and a word (echo: 1 when the socket is raw; 4: the
@@ -34,7 +34,7 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
-use super::sockets::{EchoSocket, Sockets, from_bytes, to_bytes};
+use super::sockets::{EchoSocket, Scope, Sockets, from_bytes, to_bytes};
 
 /// Bytes of a request.
 pub const REQUEST_BYTES: usize = 28;
@@ -55,7 +55,8 @@ const NAME_SERVERS: u8 = 6;
 struct Request {
     what: u8,
     to: Option<SocketAddr>,
-    forward: u32,
+    /// Which forward, or the scope.
+    word: u32,
     payload_bytes: u32,
 }
 
@@ -69,7 +70,7 @@ impl Request {
             bytes[2..4].copy_from_slice(&to.port().to_le_bytes());
             bytes[4..20].copy_from_slice(&address);
         }
-        bytes[20..24].copy_from_slice(&self.forward.to_le_bytes());
+        bytes[20..24].copy_from_slice(&self.word.to_le_bytes());
         bytes[24..28].copy_from_slice(&self.payload_bytes.to_le_bytes());
         bytes
     }
@@ -79,7 +80,7 @@ impl Request {
         let address = bytes[4..20].try_into().expect("sixteen bytes");
         let port = u16::from_le_bytes([bytes[2], bytes[3]]);
         let to = from_bytes(bytes[1], address).map(|ip| SocketAddr::new(ip, port));
-        Request { what: bytes[0], to, forward: word(20), payload_bytes: word(24) }
+        Request { what: bytes[0], to, word: word(20), payload_bytes: word(24) }
     }
 }
 
@@ -141,12 +142,14 @@ impl RemoteSockets {
     fn ask<T>(
         &self,
         what: u8,
-        to: Option<SocketAddr>,
+        to: Option<(SocketAddr, Scope)>,
         fd: Option<BorrowedFd<'_>>,
         rest: impl FnOnce(&UnixStream, u32, Option<OwnedFd>) -> io::Result<T>,
     ) -> io::Result<T> {
         let stream = self.stream.lock().expect("no panic happens under this lock");
-        send(&stream, &Request { what, to, forward: 0, payload_bytes: 0 }.encode(), fd)?;
+        let scope = u32::from(to.is_some_and(|(_, scope)| scope == Scope::OtherHosts));
+        let request = Request { what, to: to.map(|(to, _)| to), word: scope, payload_bytes: 0 };
+        send(&stream, &request.encode(), fd)?;
         let mut reply = [0; REPLY_BYTES];
         let fd = receive(&stream, &mut reply)?.ok_or(io::ErrorKind::UnexpectedEof)?;
         let word = |at: usize| u32::from_le_bytes(reply[at..at + 4].try_into().expect("four bytes"));
@@ -156,22 +159,22 @@ impl RemoteSockets {
         }
     }
 
-    fn socket(&self, what: u8, to: SocketAddr) -> io::Result<(u32, OwnedFd)> {
-        self.ask(what, Some(to), None, |_, word, fd| Ok((word, fd.ok_or(io::ErrorKind::InvalidData)?)))
+    fn socket(&self, what: u8, to: SocketAddr, scope: Scope) -> io::Result<(u32, OwnedFd)> {
+        self.ask(what, Some((to, scope)), None, |_, word, fd| Ok((word, fd.ok_or(io::ErrorKind::InvalidData)?)))
     }
 }
 
 impl Sockets for RemoteSockets {
-    fn tcp(&self, to: SocketAddr) -> io::Result<TcpStream> {
-        Ok(self.socket(TCP, to)?.1.into())
+    fn tcp(&self, to: SocketAddr, scope: Scope) -> io::Result<TcpStream> {
+        Ok(self.socket(TCP, to, scope)?.1.into())
     }
 
-    fn udp(&self, to: SocketAddr) -> io::Result<UdpSocket> {
-        Ok(self.socket(UDP, to)?.1.into())
+    fn udp(&self, to: SocketAddr, scope: Scope) -> io::Result<UdpSocket> {
+        Ok(self.socket(UDP, to, scope)?.1.into())
     }
 
-    fn echo(&self, to: Ipv4Addr) -> io::Result<EchoSocket> {
-        let (word, fd) = self.socket(ECHO, (to, 0).into())?;
+    fn echo(&self, to: Ipv4Addr, scope: Scope) -> io::Result<EchoSocket> {
+        let (word, fd) = self.socket(ECHO, (to, 0).into(), scope)?;
         Ok(EchoSocket { socket: fd.into(), raw: word == 1 })
     }
 
@@ -181,7 +184,7 @@ impl Sockets for RemoteSockets {
 
     fn answer(&self, forward: u32, to: SocketAddr, payload: &[u8]) {
         let payload = &payload[..payload.len().min(MAX_PAYLOAD)];
-        let request = Request { what: ANSWER, to: Some(to), forward, payload_bytes: payload.len() as u32 };
+        let request = Request { what: ANSWER, to: Some(to), word: forward, payload_bytes: payload.len() as u32 };
         let stream = self.stream.lock().expect("no panic happens under this lock");
         let _ = send(&stream, &[&request.encode()[..], payload].concat(), None);
     }
@@ -212,12 +215,17 @@ pub fn serve(stream: &UnixStream, sockets: &dyn Sockets) -> io::Result<()> {
 fn serve_one(mut stream: &UnixStream, sockets: &dyn Sockets, request: &Request, fd: Option<OwnedFd>) -> io::Result<()> {
     let nonsense = || io::Error::from(io::ErrorKind::InvalidData);
     let to = || request.to.ok_or_else(nonsense);
+    let scope = || match request.word {
+        0 => Ok(Scope::Everywhere),
+        1 => Ok(Scope::OtherHosts),
+        _ => Err(nonsense()),
+    };
     match request.what {
-        TCP => reply(stream, sockets.tcp(to()?).map(|socket| (0, Some(socket.into())))),
-        UDP => reply(stream, sockets.udp(to()?).map(|socket| (0, Some(socket.into())))),
+        TCP => reply(stream, sockets.tcp(to()?, scope()?).map(|socket| (0, Some(socket.into())))),
+        UDP => reply(stream, sockets.udp(to()?, scope()?).map(|socket| (0, Some(socket.into())))),
         ECHO => {
             let SocketAddr::V4(to) = to()? else { return Err(nonsense()) };
-            reply(stream, sockets.echo(*to.ip()).map(|echo| (u32::from(echo.raw), Some(echo.socket.into()))))
+            reply(stream, sockets.echo(*to.ip(), scope()?).map(|echo| (u32::from(echo.raw), Some(echo.socket.into()))))
         }
         ADOPT => {
             let forward = UdpSocket::from(fd.ok_or_else(nonsense)?);
@@ -230,7 +238,7 @@ fn serve_one(mut stream: &UnixStream, sockets: &dyn Sockets, request: &Request, 
             }
             let mut payload = vec![0; bytes];
             stream.read_exact(&mut payload)?;
-            sockets.answer(request.forward, to()?, &payload);
+            sockets.answer(request.word, to()?, &payload);
             Ok(())
         }
         NAME_SERVERS => {
@@ -280,7 +288,7 @@ mod tests {
     fn a_connection_made_elsewhere_carries_data_here() {
         let (sockets, thread) = connector();
         let listener = TcpListener::bind(loopback(0)).expect("listens");
-        let mut ours = sockets.tcp(listener.local_addr().expect("bound")).expect("connects");
+        let mut ours = sockets.tcp(listener.local_addr().expect("bound"), Scope::Everywhere).expect("connects");
         let (mut theirs, _) = listener.accept().expect("accepts");
         ours.set_nonblocking(false).expect("blocks");
         ours.write_all(b"hello").expect("writes");
@@ -296,7 +304,7 @@ mod tests {
         let (sockets, _thread) = connector();
         let server = UdpSocket::bind(loopback(0)).expect("binds");
         let at = server.local_addr().expect("bound");
-        sockets.udp(at).expect("connects").send(b"ping").expect("sends");
+        sockets.udp(at, Scope::Everywhere).expect("connects").send(b"ping").expect("sends");
         let mut buffer = [0; 64];
         let (n, _) = server.recv_from(&mut buffer).expect("receives");
         assert_eq!(&buffer[..n], b"ping");
@@ -313,23 +321,25 @@ mod tests {
     fn an_error_of_the_host_comes_back_as_it_is() {
         let (sockets, _thread) = connector();
         // Nothing may connect to the broadcast address.
-        let here = OwnSockets::default().tcp((Ipv4Addr::BROADCAST, 9).into()).expect_err("refused");
-        let there = sockets.tcp((Ipv4Addr::BROADCAST, 9).into()).expect_err("refused");
+        let here = OwnSockets::default().tcp((Ipv4Addr::BROADCAST, 9).into(), Scope::Everywhere).expect_err("refused");
+        let there = sockets.tcp((Ipv4Addr::BROADCAST, 9).into(), Scope::Everywhere).expect_err("refused");
         assert_eq!(there.raw_os_error(), here.raw_os_error());
     }
 
     #[test]
     fn nonsense_ends_the_connector_and_then_every_request_is_an_error() {
-        for (at, value) in [(0, 0), (0, 99), (1, 7), (24, 0xff)] {
+        for (at, value) in [(0, 0), (0, 99), (1, 7), (20, 2), (24, 0xff)] {
             let (ours, theirs) = UnixStream::pair().expect("a socket pair");
             let thread = std::thread::spawn(move || serve(&theirs, &OwnSockets::default()));
-            let mut request = Request { what: ANSWER, to: Some(loopback(9)), forward: 0, payload_bytes: 0 }.encode();
+            let mut request = Request { what: ANSWER, to: Some(loopback(9)), word: 0, payload_bytes: 0 }.encode();
+            // A scope is part of a request for a socket.
+            request[0] = if at == 20 { TCP } else { request[0] };
             request[at] = value;
             request[26] = if at == 24 { 0xff } else { 0 };
             send(&ours, &request, None).expect("sends");
             assert!(thread.join().expect("no panic").is_err(), "byte {at} = {value}");
             let sockets = RemoteSockets::new(ours);
-            assert!(sockets.tcp(loopback(9)).is_err());
+            assert!(sockets.tcp(loopback(9), Scope::Everywhere).is_err());
             assert!(sockets.name_servers().is_none());
         }
     }

@@ -48,6 +48,8 @@ pub struct Lease {
     pub dns: Ipv4Addr,
     /// Network mask.
     pub mask: Ipv4Addr,
+    /// The gateway leads out and the name server answers; without, the guest hears of neither.
+    pub leads_out: bool,
     /// The name that the guest is told it has, if any.
     pub host_name: Option<String>,
 }
@@ -143,8 +145,10 @@ fn build(lease: &Lease, request: &[u8], kind: u8, given: Ipv4Addr, informs: bool
             put(LEASE_TIME, &LEASE_S.to_be_bytes());
         }
         put(SUBNET_MASK, &lease.mask.octets());
-        put(ROUTER, &lease.gateway.octets());
-        put(DNS, &lease.dns.octets());
+        if lease.leads_out {
+            put(ROUTER, &lease.gateway.octets());
+            put(DNS, &lease.dns.octets());
+        }
         if let Some(name) = lease.host_name.as_deref().filter(|name| (1..=63).contains(&name.len())) {
             put(HOST_NAME, name.as_bytes());
         }
@@ -164,6 +168,7 @@ mod tests {
             gateway: Ipv4Addr::new(10, 0, 2, 2),
             dns: Ipv4Addr::new(10, 0, 2, 3),
             mask: Ipv4Addr::new(255, 255, 255, 0),
+            leads_out: true,
             host_name: Some("demo".into()),
         }
     }
@@ -191,6 +196,13 @@ mod tests {
         assert_eq!(option_address(options(&reply), DNS), Some(lease().dns));
         assert_eq!(option(options(&reply), HOST_NAME), Some(&b"demo"[..]));
         assert_eq!((reply.mac, reply.destination), ([0x52, 1, 2, 3, 4, 5], lease().guest));
+    }
+
+    #[test]
+    fn where_nothing_leads_out_the_guest_hears_of_no_router_and_no_name_server() {
+        let reply = answer(&Lease { leads_out: false, ..lease() }, &request(&[53, 1, DISCOVER, END])).unwrap();
+        assert_eq!([option(options(&reply), ROUTER), option(options(&reply), DNS)], [None, None]);
+        assert_eq!(&reply.message[16..20], &[10, 0, 2, 15]);
     }
 
     #[test]

@@ -11,13 +11,14 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::dhcp::{self, Lease};
+use super::fragments::Fragments;
 use super::packet::{self, Content, Mac, Route};
+use super::reach::{Addresses, Destination, Reach};
 use super::sockets::{Sockets, name_servers_of};
 use super::tcp::{self, Flow, Tcp};
 use super::udp::{self, Udp};
-use super::{ANSWERS, DNS, GATEWAY, GATEWAY_MAC, GUEST, MASK, Outside, QUEUE_FRAMES, Shared, UserNetConfig};
+use super::{MTU, Outside, Protocol, QUEUE_FRAMES, Shared, UserNetConfig};
 
-const DNS_PORT: u16 = 53;
 /// How long to wait before looking again while the guest takes nothing.
 const GUEST_STALLED: Duration = Duration::from_millis(200);
 
@@ -34,12 +35,16 @@ pub struct Engine {
     outside: Arc<dyn Sockets>,
     tcp: Tcp,
     udp: Udp,
+    network: Addresses,
+    reach: Reach,
+    fragments: Fragments,
+    mtu: usize,
     lease: Lease,
     name_servers: Vec<SocketAddr>,
     fixed_name_servers: bool,
     next_name_server: usize,
     guest_mac: Option<Mac>,
-    /// Somebody is at [`ANSWERS`].
+    /// Somebody is at the address of answers.
     serves: bool,
     identification: u16,
     expired: Instant,
@@ -52,16 +57,29 @@ impl Engine {
         heard: UnixStream,
         config: &UserNetConfig,
         (tcp, udp): (Vec<tcp::Listener>, Vec<udp::Listener>),
-        Outside { sockets: outside, on_open }: Outside,
+        outside: &Outside,
     ) -> Engine {
         let now = Instant::now();
-        let lease = Lease { guest: GUEST, gateway: GATEWAY, dns: DNS, mask: MASK, host_name: config.host_name.clone() };
+        let network = config.addresses;
+        let mtu = config.mtu.map_or(MTU, |mtu| usize::from(mtu).min(MTU));
+        let lease = Lease {
+            guest: network.guest,
+            gateway: network.gateway,
+            dns: network.dns,
+            mask: network.mask(),
+            leads_out: !config.reach.isolated,
+            host_name: config.host_name.clone(),
+        };
         let mut engine = Engine {
             shared,
             heard,
-            tcp: Tcp::new((GATEWAY, GUEST), GATEWAY_MAC, (tcp, on_open), Arc::clone(&outside), now),
-            udp: Udp::new(GATEWAY, GUEST, udp, Arc::clone(&outside)),
-            outside,
+            tcp: Tcp::new(&network, mtu, tcp, outside, now),
+            udp: Udp::new(network.gateway, network.guest, udp, Arc::clone(&outside.sockets)),
+            outside: Arc::clone(&outside.sockets),
+            network,
+            reach: config.reach.clone(),
+            fragments: Fragments::default(),
+            mtu,
             lease,
             name_servers: config.name_servers.clone(),
             fixed_name_servers: !config.name_servers.is_empty(),
@@ -72,7 +90,7 @@ impl Engine {
             expired: now,
         };
         if let Some(files) = &config.answers {
-            engine.tcp.serve(ANSWERS, Arc::clone(files));
+            engine.tcp.serve(network.answers_at(), Arc::clone(files));
             engine.serves = true;
         }
         engine.look_up_name_servers();
@@ -110,6 +128,7 @@ impl Engine {
 
     fn expire(&mut self, now: Instant) {
         self.udp.expire(now);
+        self.fragments.expire(now);
         if std::mem::take(&mut self.udp.dns_failed) {
             self.look_up_name_servers();
             self.next_name_server = self.next_name_server.wrapping_add(1);
@@ -118,7 +137,8 @@ impl Engine {
 
     fn route(&mut self, destination_mac: Mac) -> Route {
         self.identification = self.identification.wrapping_add(1);
-        Route { source_mac: GATEWAY_MAC, destination_mac, identification: self.identification }
+        let source_mac = self.network.gateway_mac();
+        Route { source_mac, destination_mac, identification: self.identification, mtu: self.mtu }
     }
 
     fn take_frames(&mut self, now: Instant) {
@@ -130,43 +150,40 @@ impl Engine {
             queue.drain(..n).collect()
         };
         for frame in frames {
-            self.take_frame(frame, now);
+            if let Some(frame) = self.fragments.take(frame, now) {
+                self.take_frame(frame, now);
+            }
         }
     }
 
-    /// Where an address of the guest's view is on the host's side.
-    fn host_side(&self, to: SocketAddrV4) -> Option<SocketAddr> {
-        let ip = *to.ip();
-        let inside = ip.octets()[..3] == GATEWAY.octets()[..3];
-        match ip {
-            GATEWAY => Some(SocketAddr::from((Ipv4Addr::LOCALHOST, to.port()))),
-            DNS if to.port() == DNS_PORT => Some(self.name_servers[self.next_name_server % self.name_servers.len().max(1)]),
-            _ if inside || ip.is_multicast() || ip.is_broadcast() || ip.is_loopback() || ip.is_unspecified() => None,
-            _ => Some(SocketAddr::V4(to)),
-        }
+    /// Where a packet of the guest goes.
+    fn destination(&self, protocol: Option<Protocol>, to: SocketAddrV4) -> Destination {
+        let name_server = self.name_servers[self.next_name_server % self.name_servers.len().max(1)];
+        self.reach.destination(&self.network, protocol, to, name_server)
     }
 
     fn take_frame(&mut self, frame: Vec<u8>, now: Instant) {
         let Some((mac, content)) = packet::parse(&frame) else { return };
-        let from_guest = |source: Ipv4Addr| source.octets()[..3] == GUEST.octets()[..3] && source != GATEWAY && source != DNS;
+        let network = self.network;
+        let from_guest = |source: Ipv4Addr| network.may_be_guest(source);
         match content {
             Content::Arp { target } => {
                 // Only for those who are there: an answer for the guest's own address would be a conflict to it.
-                if target == GATEWAY || target == DNS || self.serves && target == *ANSWERS.ip() {
+                if [network.gateway, network.dns].contains(&target) || self.serves && target == network.answers {
                     self.guest_mac = Some(mac);
                     self.tcp.wire.from_guest.push_back(frame);
                 }
             }
             Content::Tcp { source, destination, opens } if from_guest(*source.ip()) => {
                 self.guest_mac = Some(mac);
-                let host = self.host_side(destination);
-                self.tcp.segment(frame, Flow { guest: source, remote: destination }, opens, host, now);
+                let to = self.destination(Some(Protocol::Tcp), destination);
+                self.tcp.segment(frame, Flow { guest: source, remote: destination }, opens, to, now);
             }
             Content::Udp { source, destination, payload } if destination.port() == dhcp::SERVER_PORT => {
                 let asks = source.port() == dhcp::CLIENT_PORT;
                 if let Some(reply) = asks.then(|| dhcp::answer(&self.lease, payload)).flatten() {
                     let route = self.route(reply.mac);
-                    let server = SocketAddrV4::new(GATEWAY, dhcp::SERVER_PORT);
+                    let server = SocketAddrV4::new(network.gateway, dhcp::SERVER_PORT);
                     let client = SocketAddrV4::new(reply.destination, dhcp::CLIENT_PORT);
                     self.tcp.wire.to_guest.extend(packet::udp(&route, server, client, &reply.message));
                 }
@@ -174,20 +191,36 @@ impl Engine {
             Content::Udp { source, destination, payload } if from_guest(*source.ip()) => {
                 self.guest_mac = Some(mac);
                 let flow = Flow { guest: source, remote: destination };
-                let is_dns = *destination.ip() == DNS;
-                let host = self.host_side(destination);
-                self.udp.datagram(flow, host, is_dns, payload, now);
+                let is_dns = *destination.ip() == network.dns;
+                let to = self.destination(Some(Protocol::Udp), destination);
+                if let Some(code) = self.udp.datagram(flow, to, is_dns, payload, now) {
+                    let route = self.route(mac);
+                    self.tcp.wire.to_guest.extend(packet::udp_unreachable(&route, code, source, destination));
+                }
             }
             Content::Echo { source, destination, identifier, message } if from_guest(source) => {
                 self.guest_mac = Some(mac);
-                if destination == GATEWAY || destination == DNS {
-                    let route = self.route(mac);
-                    self.tcp.wire.to_guest.extend(packet::echo_reply(&route, destination, source, identifier, message));
-                } else if self.host_side(SocketAddrV4::new(destination, 0)).is_some() {
-                    self.udp.echo(source, destination, identifier, message, now);
-                }
+                self.echo((source, destination), mac, identifier, message, now);
             }
             _ => {}
+        }
+    }
+
+    fn echo(&mut self, (guest, remote): (Ipv4Addr, Ipv4Addr), mac: Mac, identifier: u16, message: &[u8], now: Instant) {
+        // These two are nobody but us.
+        if remote == self.network.gateway || remote == self.network.dns {
+            let route = self.route(mac);
+            self.tcp.wire.to_guest.extend(packet::echo_reply(&route, remote, guest, identifier, message));
+            return;
+        }
+        let code = match self.destination(None, SocketAddrV4::new(remote, 0)) {
+            Destination::Host(_, scope) => self.udp.echo((guest, remote), scope, identifier, message, now),
+            Destination::Refused => Some(packet::unreachable::PROHIBITED),
+            Destination::Nobody => None,
+        };
+        if let Some(code) = code {
+            let route = self.route(mac);
+            self.tcp.wire.to_guest.extend(packet::echo_unreachable(&route, code, guest, remote, message));
         }
     }
 
@@ -211,7 +244,8 @@ impl Engine {
             true => delay.max(GUEST_STALLED),
             false => delay,
         });
-        match [stack, self.udp.delay()].into_iter().flatten().min() {
+        let fragments = (!self.fragments.is_empty()).then_some(Duration::from_secs(5));
+        match [stack, self.udp.delay(), fragments].into_iter().flatten().min() {
             // Rounded up: a timer that is almost due must not make us spin.
             Some(delay) => PollTimeout::try_from(delay + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX),
             None => PollTimeout::NONE,
@@ -257,23 +291,21 @@ impl Engine {
     }
 
     fn take_datagrams(&mut self, waiting: udp::Waiting, now: Instant) {
-        let Some(mac) = self.guest_mac else {
-            // Nobody to give it to yet; it is taken all the same, or poll would return at once for ever.
-            let _ = self.udp.ready(
-                waiting,
-                &mut || Route { source_mac: GATEWAY_MAC, destination_mac: [0; 6], identification: 0 },
-                now,
-                64,
-            );
-            return;
+        // Without anybody to give it to it is taken all the same, or poll would return at once for ever.
+        let destination_mac = self.guest_mac.unwrap_or_default();
+        let room = match self.guest_mac {
+            Some(_) => QUEUE_FRAMES.saturating_sub(self.tcp.wire.to_guest.len()).max(1),
+            None => 64,
         };
-        let room = QUEUE_FRAMES.saturating_sub(self.tcp.wire.to_guest.len()).max(1);
+        let (source_mac, mtu) = (self.network.gateway_mac(), self.mtu);
         let identification = &mut self.identification;
         let mut route = || {
             *identification = identification.wrapping_add(1);
-            Route { source_mac: GATEWAY_MAC, destination_mac: mac, identification: *identification }
+            Route { source_mac, destination_mac, identification: *identification, mtu }
         };
         let frames = self.udp.ready(waiting, &mut route, now, room);
-        self.tcp.wire.to_guest.extend(frames);
+        if self.guest_mac.is_some() {
+            self.tcp.wire.to_guest.extend(frames);
+        }
     }
 }

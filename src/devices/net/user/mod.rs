@@ -2,28 +2,32 @@
 //! host and needs no privilege.
 //!
 //! ```text
-//! 10.0.2.0/24
-//!   10.0.2.2   gateway and DHCP server; connections to it reach the host's loopback
+//! 10.0.2.0/24, or another network
+//!   10.0.2.2   gateway and DHCP server; what may reach the host itself, reaches its loopback there
 //!   10.0.2.3   name server: UDP and TCP port 53 go to the host's
 //!   10.0.2.4   nobody, or port 80 of the files that were given for this boot: see [`answers`]
 //!   10.0.2.15  the guest
 //! ```
 //!
+//! What the guest reaches of the host and of the world is [`reach`]'s to say.
+//!
 //! The sockets come from [`sockets::Sockets`]: in the engine child, which may make none, from the [`connector`].
 //! TCP towards the guest is smoltcp's; UDP and ICMP echo need no stack and are carried over directly. Everything runs on
 //! a thread of its own; the device exchanges frames with it through two bounded queues.
 //!
-//! **Not modelled**: IPv6; IP fragments from the guest; echo to the outside where the host allows it to
-//! neither a datagram nor a raw socket (it is not answered); addresses of 10.0.2.0/24 other than those above (nobody there).
+//! **Not modelled**: IPv6; echo to the outside where the host allows it to neither a datagram nor a raw socket (it is
+//! refused); addresses of the network other than those above (nobody there).
 //!
-//! **Hostile guest**: both queues, the connections, the conversations and their buffers are bounded; see the parts.
-//! The guest reaches whatever the process can reach, the host's loopback too: give it `none` or a tap where it must not.
+//! **Hostile guest**: both queues, the connections, the conversations, what is being put together of fragments, and
+//! their buffers are bounded; see the parts.
 
 pub mod answers;
 pub mod connector;
 mod dhcp;
 mod engine;
-mod packet;
+pub mod fragments;
+pub mod packet;
+pub mod reach;
 pub mod sockets;
 mod tcp;
 #[cfg(test)]
@@ -32,28 +36,20 @@ mod udp;
 
 use std::collections::VecDeque;
 use std::io::Write;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
+use self::reach::{Addresses, Reach};
 use super::Nic;
 use crate::hypervisor::backend::Waker;
 
-/// The network's first address; 24 bits of it are the prefix.
-pub const NETWORK: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 0);
-/// The gateway, the DHCP server and the host's loopback.
-pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
-/// The name server.
-pub const DNS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
-/// The guest.
-pub const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
-/// Where files are served, if any are.
-pub const ANSWERS: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 0, 2, 4), 80);
-const MASK: Ipv4Addr = Ipv4Addr::new(255, 255, 255, 0);
-/// The gateway's Ethernet address: locally administered, its IP address in the last four bytes.
-const GATEWAY_MAC: packet::Mac = [0x52, 0x55, 10, 0, 2, 2];
+/// Port of [`reach::Addresses::answers`].
+pub const ANSWERS_PORT: u16 = 80;
+/// The longest packet that is sent to the guest, if its link does not have a smaller one.
+const MTU: usize = 1500;
 /// Frames that wait in either direction.
 const QUEUE_FRAMES: usize = 1024;
 /// Longest frame taken from the guest.
@@ -82,19 +78,28 @@ pub struct Forward {
 /// How the network is made.
 #[derive(Debug, Clone, Default)]
 pub struct UserNetConfig {
+    /// Its addresses.
+    pub addresses: Addresses,
+    /// What the guest may reach.
+    pub reach: Reach,
+    /// The longest packet that the guest's link takes.
+    pub mtu: Option<u16>,
     /// Inbound forwards.
     pub forwards: Vec<Forward>,
     /// The name that DHCP tells the guest.
     pub host_name: Option<String>,
     /// Name servers; those of the host's `/etc/resolv.conf` if empty.
     pub name_servers: Vec<SocketAddr>,
-    /// Files that the guest may read at [`ANSWERS`].
+    /// Files that the guest may read at [`Addresses::answers_at`].
     pub answers: Option<Arc<answers::Files>>,
 }
 
 /// Hears, once for every forward, that the guest has accepted a connection that came by it; told the forward's address.
 /// The forward itself accepts whether or not anybody in the guest does.
 pub type ForwardOpened = Arc<dyn Fn(SocketAddr) + Send + Sync>;
+
+/// Hears what the user should know of, as a text of one line.
+pub type Noted = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// What a network has outside of itself.
 #[derive(Clone)]
@@ -103,6 +108,8 @@ pub struct Outside {
     pub sockets: Arc<dyn sockets::Sockets>,
     /// Is called on the network's thread.
     pub on_open: ForwardOpened,
+    /// Is called on the network's thread.
+    pub on_note: Noted,
 }
 
 /// A network that cannot be made.
@@ -171,7 +178,7 @@ impl UserNet {
                     let socket = TcpListener::bind(forward.host).map_err(failed)?;
                     socket.set_nonblocking(true).map_err(failed)?;
                     let host = socket.local_addr().map_err(failed)?;
-                    tcp.push(tcp::Listener { socket, host, guest_port, opened: false });
+                    tcp.push(tcp::Listener { socket, host, guest_port, opened: false, paused: None });
                     host
                 }
                 Protocol::Udp => {
@@ -195,7 +202,7 @@ impl UserNet {
             bell,
             waker,
         });
-        let engine = engine::Engine::new(shared.clone(), heard, config, (tcp, udp), outside);
+        let engine = engine::Engine::new(shared.clone(), heard, config, (tcp, udp), &outside);
         let thread = std::thread::Builder::new().name("user-net".into()).spawn(move || engine.run());
         Ok(UserNet { shared, thread: Some(thread.map_err(UserNetError::Start)?), forwards })
     }

@@ -1,28 +1,42 @@
 //! Ethernet, IPv4, UDP and ICMP headers: RFC 894, RFC 791, RFC 768, RFC 792. TCP and ARP are smoltcp's.
 //!
-//! **Hostile guest**: every length is checked against the bytes that are there. Fragments from the guest are not put
-//! together: they are dropped.
+//! **Hostile guest**: every length is checked against the bytes that are there. Fragments are no content here: see
+//! [`fragments`](super::fragments).
 
 use std::net::{Ipv4Addr, SocketAddrV4};
+
+use super::fragments::Key;
 
 /// An Ethernet address.
 pub type Mac = [u8; 6];
 
-const ETHERNET_BYTES: usize = 14;
-const IPV4_BYTES: usize = 20;
+/// Of a frame's header.
+pub const ETHERNET_BYTES: usize = 14;
+/// Of a header without options.
+pub const IPV4_BYTES: usize = 20;
 const UDP_BYTES: usize = 8;
-/// Payload of an Ethernet frame.
-const MTU: usize = 1500;
 const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
 const ETHERTYPE_ARP: [u8; 2] = [0x08, 0x06];
 const MORE_FRAGMENTS: u16 = 0x2000;
+const FRAGMENT_OFFSET: u16 = 0x1fff;
 const PROTOCOL_ICMP: u8 = 1;
 const PROTOCOL_TCP: u8 = 6;
 const PROTOCOL_UDP: u8 = 17;
 const ICMP_ECHO_REPLY: u8 = 0;
 const ICMP_UNREACHABLE: u8 = 3;
-const ICMP_PORT_UNREACHABLE: u8 = 3;
 const ICMP_ECHO: u8 = 8;
+
+/// Codes of "destination unreachable": RFC 792, and RFC 1812, section 5.2.7.1.
+pub mod unreachable {
+    /// No way to the network.
+    pub const NETWORK: u8 = 0;
+    /// The host does not answer.
+    pub const HOST: u8 = 1;
+    /// Nobody listens at the port.
+    pub const PORT: u8 = 3;
+    /// It is not allowed.
+    pub const PROHIBITED: u8 = 13;
+}
 
 /// What a frame from the guest carries, as far as this network cares.
 #[derive(Debug, PartialEq, Eq)]
@@ -83,17 +97,52 @@ pub fn parse(frame: &[u8]) -> Option<(Mac, Content<'_>)> {
     Some((source, content))
 }
 
-fn parse_ipv4(packet: &[u8]) -> Option<Content<'_>> {
+/// The data behind an IPv4 header that fits into the bytes that are there.
+fn ipv4_data(packet: &[u8]) -> Option<&[u8]> {
     if packet.len() < IPV4_BYTES || packet[0] >> 4 != 4 {
         return None;
     }
     let header_bytes = usize::from(packet[0] & 0xf) * 4;
     let total = usize::from(be16(packet, 2));
-    if header_bytes < IPV4_BYTES || header_bytes > total || total > packet.len() || be16(packet, 6) & 0x3fff != 0 {
+    let fits = header_bytes >= IPV4_BYTES && header_bytes <= total && total <= packet.len();
+    fits.then(|| &packet[header_bytes..total])
+}
+
+/// A part of an IPv4 datagram.
+pub struct Fragment<'a> {
+    /// Which datagram's.
+    pub key: Key,
+    /// Where its data belongs.
+    pub offset: usize,
+    /// It is not the last.
+    pub more: bool,
+    /// Its data.
+    pub data: &'a [u8],
+}
+
+/// The fragment that a frame carries, if it carries one.
+pub fn fragment(frame: &[u8]) -> Option<Fragment<'_>> {
+    let (header, packet) = frame.split_at_checked(ETHERNET_BYTES)?;
+    let data = ipv4_data(packet).filter(|_| header[12..14] == ETHERTYPE_IPV4)?;
+    let word = be16(packet, 6);
+    let (source, destination) = (address(packet, 12), address(packet, 16));
+    let key = Key { source, destination, protocol: packet[9], identification: be16(packet, 4) };
+    let (offset, more) = (usize::from(word & FRAGMENT_OFFSET) * 8, word & MORE_FRAGMENTS != 0);
+    (more || offset != 0).then_some(Fragment { key, offset, more, data })
+}
+
+/// A frame with the whole of a datagram, between the same Ethernet addresses as `frame`.
+pub fn whole(frame: &[u8], key: &Key, data: &[u8]) -> Vec<u8> {
+    let header = ipv4_header(key, 0, data.len());
+    [&frame[..ETHERNET_BYTES], &header, data].concat()
+}
+
+fn parse_ipv4(packet: &[u8]) -> Option<Content<'_>> {
+    let payload = ipv4_data(packet)?;
+    if be16(packet, 6) & (MORE_FRAGMENTS | FRAGMENT_OFFSET) != 0 {
         return None;
     }
     let (source, destination) = (address(packet, 12), address(packet, 16));
-    let payload = &packet[header_bytes..total];
     let ports = |bytes: &[u8]| (SocketAddrV4::new(source, be16(bytes, 0)), SocketAddrV4::new(destination, be16(bytes, 2)));
     match packet[9] {
         PROTOCOL_TCP if payload.len() >= 20 => {
@@ -136,29 +185,37 @@ pub struct Route {
     pub destination_mac: Mac,
     /// Identification of the datagram, which its fragments share.
     pub identification: u16,
+    /// The longest packet that the link takes.
+    pub mtu: usize,
+}
+
+/// An IPv4 header without options; `fragment` has the offset and whether more follow.
+fn ipv4_header(key: &Key, fragment: u16, data_bytes: usize) -> [u8; IPV4_BYTES] {
+    let mut header = [0u8; IPV4_BYTES];
+    header[0] = 0x45;
+    header[2..4].copy_from_slice(&((IPV4_BYTES + data_bytes) as u16).to_be_bytes());
+    header[4..6].copy_from_slice(&key.identification.to_be_bytes());
+    header[6..8].copy_from_slice(&fragment.to_be_bytes());
+    header[8] = 64;
+    header[9] = key.protocol;
+    header[12..16].copy_from_slice(&key.source.octets());
+    header[16..20].copy_from_slice(&key.destination.octets());
+    let sum = checksum(&[&header]);
+    header[10..12].copy_from_slice(&sum.to_be_bytes());
+    header
 }
 
 /// The frames that carry one IPv4 datagram: several where it is longer than the link's MTU.
 fn ipv4(route: &Route, protocol: u8, source: Ipv4Addr, destination: Ipv4Addr, payload: &[u8]) -> Vec<Vec<u8>> {
     // Offsets count in eights.
-    const CHUNK: usize = (MTU - IPV4_BYTES) & !7;
-    let pieces = payload.len().div_ceil(CHUNK).max(1);
+    let chunk = (route.mtu.saturating_sub(IPV4_BYTES) & !7).max(8);
+    let key = Key { source, destination, protocol, identification: route.identification };
+    let pieces = payload.len().div_ceil(chunk).max(1);
     (0..pieces)
         .map(|piece| {
-            let data = &payload[piece * CHUNK..payload.len().min((piece + 1) * CHUNK)];
+            let data = &payload[piece * chunk..payload.len().min((piece + 1) * chunk)];
             let more = if piece + 1 < pieces { MORE_FRAGMENTS } else { 0 };
-            let fragment = more | (piece * CHUNK / 8) as u16;
-            let mut header = [0u8; IPV4_BYTES];
-            header[0] = 0x45;
-            header[2..4].copy_from_slice(&((IPV4_BYTES + data.len()) as u16).to_be_bytes());
-            header[4..6].copy_from_slice(&route.identification.to_be_bytes());
-            header[6..8].copy_from_slice(&fragment.to_be_bytes());
-            header[8] = 64;
-            header[9] = protocol;
-            header[12..16].copy_from_slice(&source.octets());
-            header[16..20].copy_from_slice(&destination.octets());
-            let sum = checksum(&[&header]);
-            header[10..12].copy_from_slice(&sum.to_be_bytes());
+            let header = ipv4_header(&key, more | (piece * chunk / 8) as u16, data.len());
             [&route.destination_mac[..], &route.source_mac, &ETHERTYPE_IPV4, &header, data].concat()
         })
         .collect()
@@ -212,21 +269,34 @@ pub fn echo_answer(packet: &[u8], identifier: u16) -> Option<&[u8]> {
     (message[0] == ICMP_ECHO_REPLY && message[1] == 0 && be16(message, 4) == identifier).then_some(message)
 }
 
-/// The frame that says that nobody listens where the guest sent a datagram from `guest` to `remote`.
-pub fn port_unreachable(route: &Route, guest: SocketAddrV4, remote: SocketAddrV4) -> Vec<Vec<u8>> {
+/// The frame that says with `code` why a datagram from `guest` to `remote` could not be delivered.
+pub fn udp_unreachable(route: &Route, code: u8, guest: SocketAddrV4, remote: SocketAddrV4) -> Vec<Vec<u8>> {
     // The message quotes the IP header and the first eight bytes of what could not be delivered.
-    let quoted = udp(route, guest, remote, &[]).remove(0)[ETHERNET_BYTES..].to_vec();
-    let mut message = [&[ICMP_UNREACHABLE, ICMP_PORT_UNREACHABLE, 0, 0, 0, 0, 0, 0][..], &quoted].concat();
+    let [a, b] = guest.port().to_be_bytes();
+    let [c, d] = remote.port().to_be_bytes();
+    unreachable(route, code, PROTOCOL_UDP, (*guest.ip(), *remote.ip()), [a, b, c, d, 0, UDP_BYTES as u8, 0, 0])
+}
+
+/// The same of an ICMP message, which begins with eight bytes of header.
+pub fn echo_unreachable(route: &Route, code: u8, guest: Ipv4Addr, remote: Ipv4Addr, message: &[u8]) -> Vec<Vec<u8>> {
+    let begin = message.first_chunk::<8>().copied().unwrap_or_default();
+    unreachable(route, code, PROTOCOL_ICMP, (guest, remote), begin)
+}
+
+fn unreachable(route: &Route, code: u8, protocol: u8, (guest, remote): (Ipv4Addr, Ipv4Addr), begin: [u8; 8]) -> Vec<Vec<u8>> {
+    let key = Key { source: guest, destination: remote, protocol, identification: route.identification };
+    let quoted = ipv4_header(&key, 0, begin.len());
+    let mut message = [&[ICMP_UNREACHABLE, code, 0, 0, 0, 0, 0, 0][..], &quoted, &begin].concat();
     let sum = checksum(&[&message]);
     message[2..4].copy_from_slice(&sum.to_be_bytes());
-    ipv4(route, PROTOCOL_ICMP, *remote.ip(), *guest.ip(), &message)
+    ipv4(route, PROTOCOL_ICMP, remote, guest, &message)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const ROUTE: Route = Route { source_mac: [2; 6], destination_mac: [4; 6], identification: 7 };
+    const ROUTE: Route = Route { source_mac: [2; 6], destination_mac: [4; 6], identification: 7, mtu: 1500 };
 
     fn at(last: u8, port: u16) -> SocketAddrV4 {
         SocketAddrV4::new(Ipv4Addr::new(10, 0, 2, last), port)
@@ -268,15 +338,16 @@ mod tests {
 
     #[test]
     fn frames_cut_anywhere_are_refused_without_a_panic() {
-        for frame in
-            [udp(&ROUTE, at(3, 53), at(15, 4000), b"hello").remove(0), port_unreachable(&ROUTE, at(15, 1), at(2, 2)).remove(0)]
-        {
+        for frame in [
+            udp(&ROUTE, at(3, 53), at(15, 4000), b"hello").remove(0),
+            udp_unreachable(&ROUTE, unreachable::PORT, at(15, 1), at(2, 2)).remove(0),
+        ] {
             for cut in 0..frame.len() {
-                assert!(parse(&frame[..cut]).is_none(), "{cut}");
+                assert!(parse(&frame[..cut]).is_none() && fragment(&frame[..cut]).is_none(), "{cut}");
                 for byte in 0..=255 {
                     let mut broken = frame.clone();
                     broken[cut] = byte;
-                    let _ = parse(&broken);
+                    let _ = (parse(&broken), fragment(&broken));
                 }
             }
         }

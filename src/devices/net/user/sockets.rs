@@ -23,14 +23,23 @@ pub struct EchoSocket {
     pub raw: bool,
 }
 
+/// Which hosts a socket may lead to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// Any, this one too.
+    Everywhere,
+    /// Any but this one: to one of its own addresses it is [`io::ErrorKind::PermissionDenied`].
+    OtherHosts,
+}
+
 /// Makes sockets, none of which blocks.
 pub trait Sockets: Send + Sync {
     /// One that is being connected.
-    fn tcp(&self, to: SocketAddr) -> io::Result<TcpStream>;
+    fn tcp(&self, to: SocketAddr, scope: Scope) -> io::Result<TcpStream>;
     /// One that sends to and hears from `to` alone.
-    fn udp(&self, to: SocketAddr) -> io::Result<UdpSocket>;
+    fn udp(&self, to: SocketAddr, scope: Scope) -> io::Result<UdpSocket>;
     /// One that sends echo requests to `to`.
-    fn echo(&self, to: Ipv4Addr) -> io::Result<EchoSocket>;
+    fn echo(&self, to: Ipv4Addr, scope: Scope) -> io::Result<EchoSocket>;
     /// Hands over a forward's socket, to answer from it; the number names it in [`Sockets::answer`].
     fn adopt(&self, forward: &UdpSocket) -> io::Result<u32>;
     /// Sends a datagram from a forward's socket; what cannot be sent now is lost, as on a wire.
@@ -46,16 +55,19 @@ pub struct OwnSockets {
 }
 
 impl Sockets for OwnSockets {
-    fn tcp(&self, to: SocketAddr) -> io::Result<TcpStream> {
+    fn tcp(&self, to: SocketAddr, scope: Scope) -> io::Result<TcpStream> {
+        refuse_own(to, scope)?;
         connected(to, SockType::Stream, None).map(TcpStream::from)
     }
 
-    fn udp(&self, to: SocketAddr) -> io::Result<UdpSocket> {
+    fn udp(&self, to: SocketAddr, scope: Scope) -> io::Result<UdpSocket> {
+        refuse_own(to, scope)?;
         connected(to, SockType::Datagram, None).map(UdpSocket::from)
     }
 
-    fn echo(&self, to: Ipv4Addr) -> io::Result<EchoSocket> {
+    fn echo(&self, to: Ipv4Addr, scope: Scope) -> io::Result<EchoSocket> {
         let to = SocketAddr::from((to, 0));
+        refuse_own(to, scope)?;
         #[cfg(target_os = "linux")]
         if let Ok(fd) = connected(to, SockType::Datagram, Some(SockProtocol::Icmp)) {
             return Ok(EchoSocket { socket: fd.into(), raw: false });
@@ -81,6 +93,22 @@ impl Sockets for OwnSockets {
 
     fn name_servers(&self) -> Option<Vec<SocketAddr>> {
         std::fs::read_to_string("/etc/resolv.conf").ok().map(|text| name_servers_of(&text))
+    }
+}
+
+/// Refuses an address of this host, if the scope leaves it out.
+///
+/// A packet to an address of one's own has that address for its source too, which a datagram socket tells once it is
+/// connected: nothing is sent by that. So the answer is true also on a host that has just moved.
+fn refuse_own(to: SocketAddr, scope: Scope) -> io::Result<()> {
+    if scope == Scope::Everywhere {
+        return Ok(());
+    }
+    // Port 0 cannot be connected to everywhere, and the port plays no part.
+    let socket = UdpSocket::from(connected(SocketAddr::new(to.ip(), DNS_PORT), SockType::Datagram, None)?);
+    match socket.local_addr()?.ip() == to.ip() {
+        true => Err(Errno::EACCES.into()),
+        false => Ok(()),
     }
 }
 
@@ -155,6 +183,28 @@ mod tests {
         let servers: Vec<String> = name_servers_of(text).iter().map(ToString::to_string).collect();
         assert_eq!(servers, ["192.0.2.1:53", "[::1]:53"]);
         assert_eq!(name_servers_of("")[0].to_string(), "127.0.0.1:53");
+    }
+
+    #[test]
+    fn an_address_of_this_host_is_refused_where_only_others_are_meant() {
+        let own = OwnSockets::default();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("listens");
+        let at = listener.local_addr().expect("bound");
+        let refused = |error: io::Error| error.kind() == io::ErrorKind::PermissionDenied;
+        assert!(refused(own.tcp(at, Scope::OtherHosts).expect_err("refused")));
+        assert!(refused(own.udp(at, Scope::OtherHosts).expect_err("refused")));
+        assert!(own.echo(Ipv4Addr::LOCALHOST, Scope::OtherHosts).is_err_and(refused));
+        listener.set_nonblocking(true).expect("sets");
+        assert!(listener.accept().is_err(), "not even a connection that ends at once");
+        own.tcp(at, Scope::Everywhere).expect("connects");
+        assert!(own.udp(at, Scope::Everywhere).is_ok());
+        // The host's address on its network, if it has one (198.51.100.0/24 is nobody's: RFC 5737).
+        let towards = UdpSocket::bind("0.0.0.0:0").expect("binds");
+        if towards.connect("198.51.100.1:9").is_ok() {
+            let mine = towards.local_addr().expect("bound");
+            assert!(refused(own.tcp(mine, Scope::OtherHosts).expect_err("refused")), "{mine}");
+            assert!(own.udp("198.51.100.1:9".parse().expect("an address"), Scope::OtherHosts).is_ok());
+        }
     }
 
     #[test]

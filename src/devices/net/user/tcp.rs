@@ -5,8 +5,11 @@
 //! Inbound: a connection accepted on a forward's address is opened to the guest from the gateway.
 //! A connection to the address of [`answers`](super::answers) has no socket of the host behind it.
 //!
-//! **Hostile guest**: at most [`MAX_CONNECTIONS`] at a time, each with fixed buffers; beyond that the one that was
-//! idle the longest goes, if it was for a minute, and otherwise the new one is refused.
+//! **Hostile guest, hostile host**: at most [`MAX_CONNECTIONS`] at a time of each side, each with fixed buffers: those
+//! that the guest opened are one side, those of each forward another. A side that is full makes room for a new one by the
+//! oldest that was never answered or has never carried a byte, after [`SILENT`], or by the one that was idle the
+//! longest, after [`EVICTABLE`]; otherwise the new one is refused. A forward that the host can give no descriptor for
+//! is left alone for [`PAUSE`].
 
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
@@ -21,23 +24,30 @@ use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
 
-use super::ForwardOpened;
 use super::answers::{Exchange, Files};
-use super::packet::Mac;
+use super::packet::ETHERNET_BYTES;
+use super::reach::{Addresses, Destination};
 use super::sockets::Sockets;
+use super::{ForwardOpened, Noted, Outside};
 
-/// Connections at a time, those that are being made among them.
+/// Connections of one side at a time, those that are being made among them.
 pub const MAX_CONNECTIONS: usize = 512;
 /// What the guest may send before the host takes it.
 const FROM_GUEST_BYTES: usize = 64 * 1024;
 /// What may be on the way to the guest.
 const TO_GUEST_BYTES: usize = 256 * 1024;
-const FRAME_BYTES: usize = 1514;
 /// A guest that does not answer an inbound connection.
 const GUEST_CONNECT: Duration = Duration::from_secs(30);
 /// How long a host may take to accept.
 const HOST_CONNECT: Duration = Duration::from_secs(120);
+/// How long a connection that carries nothing keeps its place when others want it.
 const EVICTABLE: Duration = Duration::from_secs(60);
+/// The same for one that has never carried anything.
+const SILENT: Duration = Duration::from_secs(5);
+/// How long a forward accepts nothing after the host could give no descriptor.
+const PAUSE: Duration = Duration::from_millis(500);
+/// The first port of the gateway that connections to the guest come from.
+const FIRST_PORT: u16 = 32768;
 /// Calls of read or write for one connection before the others have their turn.
 const TURNS: usize = 32;
 
@@ -58,6 +68,8 @@ pub struct Wire {
     pub to_guest: Vec<Vec<u8>>,
     /// How many frames `to_guest` may hold now.
     pub room: usize,
+    /// The longest packet that the link takes.
+    pub mtu: usize,
 }
 
 pub struct Received(Vec<u8>);
@@ -96,7 +108,7 @@ impl Device for Wire {
     fn capabilities(&self) -> DeviceCapabilities {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ethernet;
-        capabilities.max_transmission_unit = FRAME_BYTES;
+        capabilities.max_transmission_unit = ETHERNET_BYTES + self.mtu;
         capabilities
     }
 }
@@ -158,8 +170,20 @@ struct Connection {
     /// Its turn ended before its data.
     more: bool,
     last_active: Instant,
-    /// The forward that it came by, until the guest has answered.
-    unanswered: Option<usize>,
+    side: Side,
+    /// The guest has accepted it.
+    answered: bool,
+    /// It has carried a byte.
+    used: bool,
+}
+
+/// Who opened a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    /// The guest.
+    Guest,
+    /// Somebody who came by a forward.
+    Forward(usize),
 }
 
 /// A forward's listening socket and the guest's port.
@@ -172,6 +196,8 @@ pub struct Listener {
     pub guest_port: u16,
     /// Whether the guest has accepted one.
     pub opened: bool,
+    /// The host has no descriptors: until when nobody is accepted.
+    pub paused: Option<Instant>,
 }
 
 /// What a file descriptor is polled for.
@@ -195,6 +221,9 @@ pub struct Tcp {
     connections: HashMap<Flow, Connection>,
     listeners: Vec<Listener>,
     on_open: ForwardOpened,
+    on_note: Noted,
+    /// The lack of descriptors was noted.
+    noted: bool,
     outside: Arc<dyn Sockets>,
     answers: Option<(SocketAddrV4, Arc<Files>)>,
     gateway: Ipv4Addr,
@@ -204,20 +233,15 @@ pub struct Tcp {
 }
 
 impl Tcp {
-    /// A stack that is `gateway` to `guest`.
-    pub fn new(
-        (gateway, guest): (Ipv4Addr, Ipv4Addr),
-        mac: Mac,
-        (listeners, on_open): (Vec<Listener>, ForwardOpened),
-        outside: Arc<dyn Sockets>,
-        now: Instant,
-    ) -> Tcp {
+    /// A stack that is the network's gateway to its guest, over a link of `mtu`.
+    pub fn new(network: &Addresses, mtu: usize, listeners: Vec<Listener>, outside: &Outside, now: Instant) -> Tcp {
+        let mac = network.gateway_mac();
         let mut config = Config::new(HardwareAddress::Ethernet(EthernetAddress(mac)));
         config.random_seed = getrandom::u64().unwrap_or_else(|_| u64::from(std::process::id()));
-        let mut wire = Wire { from_guest: VecDeque::new(), to_guest: vec![], room: 0 };
+        let mut wire = Wire { from_guest: VecDeque::new(), to_guest: vec![], room: 0, mtu };
         let mut interface = Interface::new(config, &mut wire, StackInstant::ZERO);
         interface.update_ip_addrs(|addresses| {
-            addresses.push(IpCidr::new(IpAddress::Ipv4(gateway), 24)).expect("room for one address");
+            addresses.push(IpCidr::new(IpAddress::Ipv4(network.gateway), network.prefix)).expect("room for one address");
         });
         // Every address outside is ours: the guest's packets to it end here.
         interface.set_any_ip(true);
@@ -228,12 +252,14 @@ impl Tcp {
             connecting: HashMap::new(),
             connections: HashMap::new(),
             listeners,
-            on_open,
-            outside,
+            on_open: Arc::clone(&outside.on_open),
+            on_note: Arc::clone(&outside.on_note),
+            noted: false,
+            outside: Arc::clone(&outside.sockets),
             answers: None,
-            gateway,
-            guest,
-            next_port: 32768,
+            gateway: network.gateway,
+            guest: network.guest,
+            next_port: FIRST_PORT,
             started: now,
         }
     }
@@ -247,8 +273,8 @@ impl Tcp {
         StackInstant::from_micros(now.duration_since(self.started).as_micros() as i64)
     }
 
-    /// A TCP frame came from the guest. `host` is where its destination is on the host's side, `None` if nowhere.
-    pub fn segment(&mut self, frame: Vec<u8>, flow: Flow, opens: bool, host: Option<SocketAddr>, now: Instant) {
+    /// A TCP frame came from the guest, to `to`.
+    pub fn segment(&mut self, frame: Vec<u8>, flow: Flow, opens: bool, to: Destination, now: Instant) {
         if self.connecting.contains_key(&flow) {
             // A SYN sent again: the host's answer is on its way.
             return;
@@ -266,10 +292,13 @@ impl Tcp {
             self.forget(&flow);
         }
         if let Some(files) = self.answers.as_ref().filter(|(at, _)| *at == flow.remote).map(|(_, files)| Arc::clone(files)) {
-            let far = self.has_room(now).then(|| Far::Answers(Exchange::new(files)));
+            let far = self.has_room(Side::Guest, now).then(|| Far::Answers(Exchange::new(files)));
             return self.meet(flow, far, frame, now);
         }
-        let stream = host.filter(|_| self.has_room(now)).and_then(|host| self.outside.tcp(host).ok());
+        let stream = match to {
+            Destination::Host(host, scope) if self.has_room(Side::Guest, now) => self.outside.tcp(host, scope).ok(),
+            _ => None,
+        };
         match stream {
             Some(stream) => {
                 self.connecting.insert(flow, Connecting { stream, syn: frame, since: now });
@@ -279,18 +308,24 @@ impl Tcp {
         }
     }
 
-    fn has_room(&mut self, now: Instant) -> bool {
-        if self.connecting.len() + self.connections.len() < MAX_CONNECTIONS {
+    /// Whether a side has a place for another connection, if need be that of one that is of no use.
+    fn has_room(&mut self, side: Side, now: Instant) -> bool {
+        let connecting = if side == Side::Guest { self.connecting.len() } else { 0 };
+        let of_side = || self.connections.iter().filter(|(_, c)| c.side == side);
+        if connecting + of_side().count() < MAX_CONNECTIONS {
             return true;
         }
-        let oldest = self.connections.iter().min_by_key(|(_, c)| c.last_active).map(|(flow, c)| (*flow, c.last_active));
-        match oldest {
-            Some((flow, active)) if now.duration_since(active) >= EVICTABLE => {
-                self.forget(&flow);
-                true
-            }
-            _ => false,
-        }
+        let idle = |since: Instant, limit| now.duration_since(since) >= limit;
+        let silent = of_side().filter(|(_, c)| !c.used && idle(c.last_active, SILENT)).map(|(flow, c)| (c.last_active, *flow));
+        let unanswered = self.connecting.iter().filter(|(_, c)| connecting > 0 && idle(c.since, SILENT));
+        let idlest = of_side().filter(|(_, c)| idle(c.last_active, EVICTABLE)).map(|(flow, c)| (c.last_active, *flow));
+        let useless = silent.chain(unanswered.map(|(flow, c)| (c.since, *flow)));
+        let Some((_, flow)) = useless.min_by_key(|(since, _)| *since).or_else(|| idlest.min_by_key(|(since, _)| *since)) else {
+            return false;
+        };
+        self.connecting.remove(&flow);
+        self.forget(&flow);
+        true
     }
 
     fn forget(&mut self, flow: &Flow) {
@@ -305,7 +340,7 @@ impl Tcp {
         socket
     }
 
-    fn insert(&mut self, flow: Flow, far: Far, socket: Socket<'static>, unanswered: Option<usize>, now: Instant) {
+    fn insert(&mut self, flow: Flow, far: Far, socket: Socket<'static>, side: Side, now: Instant) {
         let handle = self.sockets.add(socket);
         let connection = Connection {
             far,
@@ -316,7 +351,9 @@ impl Tcp {
             guest_ended: false,
             more: false,
             last_active: now,
-            unanswered,
+            side,
+            answered: side == Side::Guest,
+            used: false,
         };
         self.connections.insert(flow, connection);
     }
@@ -336,7 +373,7 @@ impl Tcp {
         if let Some(far) = far
             && socket.listen(endpoint).is_ok()
         {
-            self.insert(flow, far, socket, None, now);
+            self.insert(flow, far, socket, Side::Guest, now);
         }
         self.feed(syn, now);
         // One that listens on would take the SYN of another connection to the same place.
@@ -356,27 +393,49 @@ impl Tcp {
     }
 
     fn accept(&mut self, index: usize, now: Instant) {
-        while let Ok((stream, _)) = self.listeners[index].socket.accept() {
-            if stream.set_nonblocking(true).is_err() || !self.has_room(now) {
-                continue;
+        // Poll comes back for more.
+        for _ in 0..TURNS {
+            match self.listeners[index].socket.accept() {
+                Ok((stream, _)) => self.take(index, stream, now),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                // That of one connection, which has gone already: accept(2).
+                Err(error) if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::Interrupted) => {}
+                Err(error) => return self.pause(index, &error, now),
             }
-            let _ = stream.set_nodelay(true);
-            let guest = SocketAddrV4::new(self.guest, self.listeners[index].guest_port);
-            let Some(flow) = self.free_flow(guest) else { continue };
-            let mut socket = Tcp::new_socket();
-            socket.set_timeout(Some(GUEST_CONNECT.into()));
-            let to = (IpAddress::Ipv4(*flow.guest.ip()), flow.guest.port());
-            let from = (IpAddress::Ipv4(*flow.remote.ip()), flow.remote.port());
-            if socket.connect(self.interface.context(), to, from).is_ok() {
-                self.insert(flow, Far::Host(stream), socket, Some(index), now);
-            }
+        }
+    }
+
+    /// Leaves a forward alone for a while: what keeps accept(2) from it would be there again at once.
+    fn pause(&mut self, index: usize, error: &std::io::Error, now: Instant) {
+        let listener = &mut self.listeners[index];
+        listener.paused = Some(now + PAUSE);
+        if !std::mem::replace(&mut self.noted, true) {
+            let host = listener.host;
+            (self.on_note)(&format!("the forward at `{host}` cannot accept: {error}; its connections wait until it can"));
+        }
+    }
+
+    /// Opens to the guest what came by a forward.
+    fn take(&mut self, index: usize, stream: TcpStream, now: Instant) {
+        if stream.set_nonblocking(true).is_err() || !self.has_room(Side::Forward(index), now) {
+            return;
+        }
+        let _ = stream.set_nodelay(true);
+        let guest = SocketAddrV4::new(self.guest, self.listeners[index].guest_port);
+        let Some(flow) = self.free_flow(guest) else { return };
+        let mut socket = Tcp::new_socket();
+        socket.set_timeout(Some(GUEST_CONNECT.into()));
+        let to = (IpAddress::Ipv4(*flow.guest.ip()), flow.guest.port());
+        let from = (IpAddress::Ipv4(*flow.remote.ip()), flow.remote.port());
+        if socket.connect(self.interface.context(), to, from).is_ok() {
+            self.insert(flow, Far::Host(stream), socket, Side::Forward(index), now);
         }
     }
 
     /// A port of the gateway that no connection to `guest` uses.
     fn free_flow(&mut self, guest: SocketAddrV4) -> Option<Flow> {
-        (0..=MAX_CONNECTIONS).find_map(|_| {
-            self.next_port = self.next_port.checked_add(1).unwrap_or(32768);
+        (FIRST_PORT..=u16::MAX).find_map(|_| {
+            self.next_port = self.next_port.checked_add(1).unwrap_or(FIRST_PORT);
             let flow = Flow { guest, remote: SocketAddrV4::new(self.gateway, self.next_port) };
             (!self.connections.contains_key(&flow) && !self.connecting.contains_key(&flow)).then_some(flow)
         })
@@ -402,12 +461,16 @@ impl Tcp {
         let late: Vec<Flow> =
             self.connecting.iter().filter(|(_, c)| now.duration_since(c.since) >= HOST_CONNECT).map(|(flow, _)| *flow).collect();
         late.into_iter().for_each(|flow| self.connected(flow, now));
+        for listener in &mut self.listeners {
+            listener.paused = listener.paused.filter(|until| *until > now);
+        }
         let stack_now = self.stack_now(now);
         self.interface.poll(stack_now, &mut self.wire, &mut self.sockets);
         for connection in self.connections.values_mut() {
             connection.splice(self.sockets.get_mut(connection.handle), now);
-            let answered = self.sockets.get::<Socket>(connection.handle).timeout().is_none();
-            if let Some(index) = connection.unanswered.take_if(|_| answered)
+            let answers = !connection.answered && self.sockets.get::<Socket>(connection.handle).timeout().is_none();
+            connection.answered |= answers;
+            if let (true, Side::Forward(index)) = (answers, connection.side)
                 && !std::mem::replace(&mut self.listeners[index].opened, true)
             {
                 (self.on_open)(self.listeners[index].host);
@@ -432,7 +495,8 @@ impl Tcp {
         let stack_now = self.stack_now(now);
         let stack = self.interface.poll_delay(stack_now, &self.sockets).map(Duration::from);
         let connect = (!self.connecting.is_empty()).then_some(Duration::from_secs(1));
-        [stack, connect].into_iter().flatten().min()
+        let paused = self.listeners.iter().filter_map(|listener| listener.paused).map(|until| until.duration_since(now));
+        paused.chain([stack, connect].into_iter().flatten()).min()
     }
 
     /// What to poll: file descriptors, events, and what they are.
@@ -440,7 +504,7 @@ impl Tcp {
         for (flow, connecting) in &self.connecting {
             add(&connecting.stream, PollFlags::POLLOUT, Waiting::Connect(*flow));
         }
-        for (index, listener) in self.listeners.iter().enumerate() {
+        for (index, listener) in self.listeners.iter().enumerate().filter(|(_, listener)| listener.paused.is_none()) {
             add(&listener.socket, PollFlags::POLLIN, Waiting::Accept(index));
         }
         for (flow, connection) in &self.connections {
@@ -483,6 +547,7 @@ impl Connection {
         self.more = self.writable && socket.recv_queue() > 0 || self.readable && !self.host_ended && socket.can_send();
         if moved {
             self.last_active = now;
+            self.used = true;
         }
         if self.host_ended && socket.send_queue() == 0 {
             // Not before: in LAST-ACK smoltcp 0.14 takes a window update for a duplicate ACK, and waits for its probe.
@@ -545,5 +610,49 @@ impl Connection {
             }
         }
         moved
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sockets::OwnSockets;
+    use super::*;
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+    use std::sync::Mutex;
+
+    #[test]
+    fn a_forward_that_cannot_accept_is_left_alone_for_a_while_and_told_of_once() {
+        // A socket that does not listen fails each accept and is ready all the time, as a listener is when the process
+        // has no descriptor left.
+        let broken = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_NONBLOCK, None).expect("a socket");
+        let host = SocketAddr::from((Ipv4Addr::LOCALHOST, 2222));
+        let listener = Listener { socket: broken.into(), host, guest_port: 22, opened: false, paused: None };
+        let notes: Arc<Mutex<Vec<String>>> = Arc::default();
+        let heard = Arc::clone(&notes);
+        let outside = Outside {
+            sockets: Arc::new(OwnSockets::default()),
+            on_open: Arc::new(|_| {}),
+            on_note: Arc::new(move |text| heard.lock().unwrap().push(text.into())),
+        };
+        let begun = Instant::now();
+        let mut tcp = Tcp::new(&Addresses::default(), 1500, vec![listener], &outside, begun);
+        let watched = |tcp: &Tcp| {
+            let mut watched = 0;
+            tcp.watch(&mut |_, _, _| watched += 1);
+            watched
+        };
+        for round in 0..3 {
+            let now = begun + PAUSE * round;
+            tcp.run(now);
+            assert_eq!(watched(&tcp), 1, "round {round}");
+            tcp.ready(Waiting::Accept(0), PollFlags::POLLIN, now);
+            assert_eq!(watched(&tcp), 0, "nothing is polled that would be ready at once");
+            tcp.run(now + PAUSE / 2);
+            assert_eq!(watched(&tcp), 0);
+            assert_eq!(tcp.delay(now + PAUSE / 2), Some(PAUSE / 2), "and somebody comes back");
+        }
+        let notes = notes.lock().unwrap();
+        assert_eq!(notes.len(), 1, "{notes:?}");
+        assert!(notes[0].starts_with("the forward at `127.0.0.1:2222` cannot accept: "), "{notes:?}");
     }
 }

@@ -1,8 +1,8 @@
 //! UDP and ICMP echo: for each conversation a connected socket of the host, with an idle time-out. DNS goes the same
 //! way, to the host's name server.
 //!
-//! **Hostile guest**: at most [`MAX_FLOWS`] conversations; the one that was idle the longest makes room. A turn takes
-//! a bounded number of datagrams of each socket.
+//! **Hostile guest, hostile host**: at most [`MAX_FLOWS`] conversations of the guest, and as many peers of each forward;
+//! the one that was idle the longest makes room. A turn takes a bounded number of datagrams of each socket.
 
 use std::collections::HashMap;
 use std::io::ErrorKind;
@@ -12,11 +12,12 @@ use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
 
-use super::packet::{self, Route};
-use super::sockets::Sockets;
+use super::packet::{self, Route, unreachable};
+use super::reach::Destination;
+use super::sockets::{Scope, Sockets};
 use super::tcp::{AsFdRef, Flow};
 
-/// Conversations at a time.
+/// Conversations of the guest, or peers of one forward, at a time.
 pub const MAX_FLOWS: usize = 512;
 const IDLE: Duration = Duration::from_secs(90);
 const DNS_IDLE: Duration = Duration::from_secs(15);
@@ -106,8 +107,8 @@ impl Udp {
         }
     }
 
-    /// A datagram came from the guest; `host` is where its destination is on the host's side.
-    pub fn datagram(&mut self, flow: Flow, host: Option<SocketAddr>, is_dns: bool, payload: &[u8], now: Instant) {
+    /// A datagram came from the guest, to `to`. If it cannot be sent, the code of "unreachable" that the guest is told.
+    pub fn datagram(&mut self, flow: Flow, to: Destination, is_dns: bool, payload: &[u8], now: Instant) -> Option<u8> {
         if *flow.remote.ip() == self.gateway
             && let Some(peer) = self.peers.get_mut(&flow.remote.port())
         {
@@ -116,26 +117,43 @@ impl Udp {
                 peer.last_active = now;
                 self.outside.answer(listener.number, peer.address, payload);
             }
-            return;
+            return None;
         }
-        let Some(host) = host else { return };
+        let (host, scope) = match to {
+            Destination::Host(host, scope) => (host, scope),
+            Destination::Refused => return Some(unreachable::PROHIBITED),
+            Destination::Nobody => return None,
+        };
         let idle = if is_dns { DNS_IDLE } else { IDLE };
         let key = Key::Datagrams(flow);
-        if let Some(conversation) = self.conversation(key, idle, now, |outside| Ok((outside.udp(host)?, false))) {
+        match self.conversation(key, idle, now, |outside| Ok((outside.udp(host, scope)?, false))) {
             // What the host cannot take now is lost, as on a wire.
-            let _ = conversation.socket.send(payload);
+            Ok(conversation) => drop(conversation.socket.send(payload)),
+            Err(error) => return code_of(&error),
         }
+        None
     }
 
-    /// An echo request to the outside came from the guest.
-    pub fn echo(&mut self, guest: Ipv4Addr, remote: Ipv4Addr, identifier: u16, message: &[u8], now: Instant) {
+    /// An echo request to the outside came from the guest. If it cannot be sent, as [`Udp::datagram`].
+    pub fn echo(
+        &mut self,
+        (guest, remote): (Ipv4Addr, Ipv4Addr),
+        scope: Scope,
+        identifier: u16,
+        message: &[u8],
+        now: Instant,
+    ) -> Option<u8> {
         let key = Key::Echo { guest, remote, identifier };
-        let open = |outside: &dyn Sockets| outside.echo(remote).map(|echo| (echo.socket, echo.raw));
-        if let Some(conversation) = self.conversation(key, ECHO_IDLE, now, open) {
-            let _ = match conversation.raw {
-                Some(identifier) => conversation.socket.send(&packet::echo_request(identifier, message)),
-                None => conversation.socket.send(message),
-            };
+        let open = |outside: &dyn Sockets| outside.echo(remote, scope).map(|echo| (echo.socket, echo.raw));
+        match self.conversation(key, ECHO_IDLE, now, open) {
+            Ok(conversation) => {
+                let _ = match conversation.raw {
+                    Some(identifier) => conversation.socket.send(&packet::echo_request(identifier, message)),
+                    None => conversation.socket.send(message),
+                };
+                None
+            }
+            Err(error) => code_of(&error),
         }
     }
 
@@ -145,20 +163,21 @@ impl Udp {
         idle: Duration,
         now: Instant,
         open: impl FnOnce(&dyn Sockets) -> std::io::Result<(UdpSocket, bool)>,
-    ) -> Option<&mut Conversation> {
+    ) -> std::io::Result<&mut Conversation> {
         if !self.conversations.contains_key(&key) {
-            if self.conversations.len() >= MAX_FLOWS {
-                let oldest = *self.conversations.iter().min_by_key(|(_, c)| c.last_active)?.0;
+            if self.conversations.len() >= MAX_FLOWS
+                && let Some(oldest) = self.conversations.iter().min_by_key(|(_, c)| c.last_active).map(|(key, _)| *key)
+            {
                 self.conversations.remove(&oldest);
             }
-            let (socket, raw) = open(&*self.outside).ok()?;
+            let (socket, raw) = open(&*self.outside)?;
             // All raw sockets to one place hear all replies: the identifier tells ours.
             let raw = raw.then(|| getrandom::u32().map_or(self.conversations.len() as u16, |word| word as u16));
             self.conversations.insert(key, Conversation { socket, raw, idle, last_active: now, answered: false });
         }
-        let conversation = self.conversations.get_mut(&key)?;
+        let conversation = self.conversations.get_mut(&key).expect("there, or just put there");
         conversation.last_active = now;
-        Some(conversation)
+        Ok(conversation)
     }
 
     /// Takes what has come for the guest; `room` bounds how many frames are made.
@@ -194,7 +213,7 @@ impl Udp {
                 }
                 Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
                     if let Key::Datagrams(flow) = key {
-                        frames.extend(packet::port_unreachable(&route(), flow.guest, flow.remote));
+                        frames.extend(packet::udp_unreachable(&route(), unreachable::PORT, flow.guest, flow.remote));
                     }
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -231,11 +250,14 @@ impl Udp {
             peer.last_active = now;
             return Some(port);
         }
-        if self.peers.len() >= MAX_FLOWS {
-            let oldest = *self.peers.iter().min_by_key(|(_, p)| p.last_active)?.0;
+        let own = || self.peers.iter().filter(|(_, peer)| peer.listener == listener);
+        if own().count() >= MAX_FLOWS || self.peers.len() > usize::from(u16::MAX - FIRST_PEER_PORT) {
+            // Of this forward if it has any; of another only when all ports are in use.
+            let oldest = own().min_by_key(|(_, p)| p.last_active).or(self.peers.iter().min_by_key(|(_, p)| p.last_active));
+            let oldest = *oldest?.0;
             self.peers.remove(&oldest);
         }
-        let port = (0..=MAX_FLOWS).find_map(|_| {
+        let port = (FIRST_PEER_PORT..=u16::MAX).find_map(|_| {
             self.next_peer = self.next_peer.checked_add(1).unwrap_or(FIRST_PEER_PORT);
             (!self.peers.contains_key(&self.next_peer)).then_some(self.next_peer)
         })?;
@@ -271,6 +293,16 @@ impl Udp {
     }
 }
 
+/// The code of "unreachable" for what the host says of a socket that could not be made, if there is one.
+fn code_of(error: &std::io::Error) -> Option<u8> {
+    match error.kind() {
+        ErrorKind::PermissionDenied => Some(unreachable::PROHIBITED),
+        ErrorKind::NetworkUnreachable => Some(unreachable::NETWORK),
+        ErrorKind::HostUnreachable => Some(unreachable::HOST),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::sockets::{EchoSocket, OwnSockets, raw_echo};
@@ -281,13 +313,13 @@ mod tests {
     struct RawOnly(OwnSockets);
 
     impl Sockets for RawOnly {
-        fn tcp(&self, to: SocketAddr) -> std::io::Result<TcpStream> {
-            self.0.tcp(to)
+        fn tcp(&self, to: SocketAddr, scope: Scope) -> std::io::Result<TcpStream> {
+            self.0.tcp(to, scope)
         }
-        fn udp(&self, to: SocketAddr) -> std::io::Result<UdpSocket> {
-            self.0.udp(to)
+        fn udp(&self, to: SocketAddr, scope: Scope) -> std::io::Result<UdpSocket> {
+            self.0.udp(to, scope)
         }
-        fn echo(&self, to: Ipv4Addr) -> std::io::Result<EchoSocket> {
+        fn echo(&self, to: Ipv4Addr, _: Scope) -> std::io::Result<EchoSocket> {
             raw_echo((to, 0).into())
         }
         fn adopt(&self, forward: &UdpSocket) -> std::io::Result<u32> {
@@ -303,14 +335,15 @@ mod tests {
 
     fn echo_through(outside: Arc<dyn Sockets>) {
         let (guest, remote) = (Ipv4Addr::new(10, 0, 2, 15), Ipv4Addr::LOCALHOST);
-        let allowed = outside.echo(remote).is_ok();
+        let allowed = outside.echo(remote, Scope::Everywhere).is_ok();
         let mut udp = Udp::new(Ipv4Addr::new(10, 0, 2, 2), guest, vec![], outside);
         let started = Instant::now();
-        udp.echo(guest, remote, 77, &[8, 0, 0, 0, 0, 77, 0, 1, b'x'], started);
+        let told = udp.echo((guest, remote), Scope::Everywhere, 77, &[8, 0, 0, 0, 0, 77, 0, 1, b'x'], started);
         let key = Key::Echo { guest, remote, identifier: 77 };
         // Without the right to it there is no conversation, and the guest's request is lost.
         assert_eq!(udp.conversations.contains_key(&key), allowed);
-        let mut route = || Route { source_mac: [2; 6], destination_mac: [4; 6], identification: 1 };
+        assert_eq!(told, (!allowed).then_some(unreachable::PROHIBITED));
+        let mut route = || Route { source_mac: [2; 6], destination_mac: [4; 6], identification: 1, mtu: 1500 };
         if !allowed {
             return;
         }
@@ -329,5 +362,27 @@ mod tests {
     fn an_echo_comes_back_to_its_program_through_either_kind_of_socket() {
         echo_through(Arc::new(OwnSockets::default()));
         echo_through(Arc::new(RawOnly(OwnSockets::default())));
+    }
+    #[test]
+    fn peers_of_one_forward_do_not_push_out_those_of_another() {
+        let outside: Arc<dyn Sockets> = Arc::new(OwnSockets::default());
+        let listener = |guest_port| {
+            let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+            let number = outside.adopt(&socket).unwrap();
+            Listener { socket, guest_port, number }
+        };
+        let listeners = vec![listener(1), listener(2)];
+        let mut udp = Udp::new(Ipv4Addr::new(10, 0, 2, 2), Ipv4Addr::new(10, 0, 2, 15), listeners, Arc::clone(&outside));
+        let begun = Instant::now();
+        let from = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let other = udp.peer_port(1, from(9), begun).unwrap();
+        let first = udp.peer_port(0, from(1000), begun).unwrap();
+        for n in 0..2000u16 {
+            udp.peer_port(0, from(1001 + n), begun + Duration::from_millis(1 + u64::from(n))).unwrap();
+        }
+        let later = begun + Duration::from_secs(10);
+        assert_eq!(udp.peer_port(1, from(9), later), Some(other));
+        assert_ne!(udp.peer_port(0, from(1000), later), Some(first), "the oldest of its own forward went");
+        assert_eq!(udp.peers.values().filter(|peer| peer.listener == 0).count(), MAX_FLOWS);
     }
 }
