@@ -60,7 +60,7 @@ impl Args {
 
 /// What guests left on this host that were killed with all that ran them. It is removed as it is found.
 fn left_behind(store: &Store) -> Vec<Finding> {
-    let swept = leftovers::sweep_all(store).into_iter().map(|(name, swept)| match swept {
+    let swept = leftovers::sweep_all(store, None).into_iter().map(|(name, swept)| match swept {
         Ok(()) => Finding::note("leftovers", format!("`{name}` was killed; what it had left on this host is removed")),
         Err(error) => Finding::bad("leftovers", error.chain(), "remove it by hand; the next start of the guest tries again"),
     });

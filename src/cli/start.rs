@@ -65,7 +65,7 @@ impl Args {
 pub fn start(app: &App, place: &Place, guest: &GuestDir, how: &How) -> Outcome {
     // Checked here, too: a mistake in the file is shown with its place, and no supervisor is started for it.
     let definition = Definition::load(guest, place.around())?;
-    sweep(app, place);
+    sweep(app, place, guest);
     make_from_images(app, place, guest, &definition)?;
     launcher::start(guest, supervisor_command(app, place, guest)?)?;
     then(app, guest, how)
@@ -73,7 +73,7 @@ pub fn start(app: &App, place: &Place, guest: &GuestDir, how: &How) -> Outcome {
 
 /// The same with an installer's medium for the first boot; `words` are those of `run` for it.
 pub fn start_installer(app: &App, place: &Place, guest: &GuestDir, how: &How, words: &[OsString]) -> Outcome {
-    sweep(app, place);
+    sweep(app, place, guest);
     make_from_images(app, place, guest, &Definition::load(guest, place.around())?)?;
     let mut command = supervisor_command(app, place, guest)?;
     command.args(words);
@@ -81,10 +81,10 @@ pub fn start_installer(app: &App, place: &Place, guest: &GuestDir, how: &How, wo
     then(app, guest, how)
 }
 
-/// Removes what guests left on this host that were killed with all that ran them: their memory is needed. What stays is
-/// told, and no reason not to start another guest.
-fn sweep(app: &App, place: &Place) {
-    for (name, swept) in leftovers::sweep_all(&place.store) {
+/// Removes what other guests left on this host that were killed with all that ran them: their memory is needed. What stays
+/// is told, and no reason not to start this one.
+fn sweep(app: &App, place: &Place, guest: &GuestDir) {
+    for (name, swept) in leftovers::sweep_all(&place.store, Some(guest.name())) {
         match swept {
             Ok(()) => app.ui.warn(format!("{name} was killed: what it had left on this host is removed")),
             Err(error) => app.ui.warn(error.chain()),
