@@ -83,7 +83,8 @@ impl Made {
         error.with_left(&left)
     }
 
-    /// Makes a volume of a guest. It is on the list, and noted beside a guest that is being made, before it can exist.
+    /// Makes a volume of a guest. It is noted beside a guest that is being made before it can exist, and on the list before
+    /// anything waits for its device.
     fn make_volume(
         &mut self,
         guest: &GuestDir,
@@ -91,8 +92,8 @@ impl Made {
         make: impl FnOnce(&str) -> std::result::Result<(), zfs::Failure>,
     ) -> Result<File> {
         note_volume(guest, name)?;
-        self.volumes.push(name.to_owned());
         make(name).map_err(GuestError::user)?;
+        self.volumes.push(name.to_owned());
         zfs::open_volume(name, true).map_err(GuestError::host)
     }
 
@@ -108,12 +109,15 @@ impl Made {
         let making = format!("{name}{}", zfs::MAKING);
         // A command that was killed left it.
         zfs::destroy_volume(&making).map_err(GuestError::host)?;
-        let device = self.make_volume(guest, &making, make)?;
+        note_volume(guest, &making)?;
+        self.volumes.push(making.clone());
+        make(&making).map_err(GuestError::user)?;
+        let device = zfs::open_volume(&making, true).map_err(GuestError::host)?;
         fill(&device)?;
         drop(device);
         note_volume(guest, name)?;
-        self.volumes.push(name.to_owned());
         zfs::rename_volume(&making, name).map_err(GuestError::host)?;
+        self.volumes.push(name.to_owned());
         zfs::open_volume(name, false).map(drop).map_err(GuestError::host)
     }
 }
@@ -343,11 +347,11 @@ fn copy_disk(from: &GuestDir, to: &GuestDir, disk: &DiskConfig, how: Copying, ma
     }
     if disk.backend == DiskBackend::Zvol {
         let (source, target) = (volume(from, disk)?, volume(to, disk)?);
-        let copy = |making: &str| match how {
-            Copying::Whole => zfs::copy_volume(&source, making),
-            Copying::Linked => zfs::clone_volume(&source, making),
+        let copied = match how {
+            Copying::Whole => made.fill_volume(to, &target, |making| zfs::copy_volume(&source, making), |_| Ok(())),
+            // Whole from the first moment on.
+            Copying::Linked => made.make_volume(to, &target, |name| zfs::clone_volume(&source, name)).map(drop),
         };
-        let copied = made.fill_volume(to, &target, copy, |_| Ok(()));
         return copied.map_err(|error| error.about(&format!("disk `{}`", disk.id)));
     }
     let (source, target) = (disk_path(from, disk)?, disk_path(to, disk)?);

@@ -52,10 +52,10 @@ pub fn volume_device(name: &str) -> PathBuf {
 
 /// How large a volume is; `None` when nothing has this name.
 pub fn volume_size(name: &str) -> Result<Option<u64>, Failure> {
-    match program::run("zfs", &["list", "-H", "-p", "-o", "volsize", name]) {
-        Ok(text) => match text.trim().parse() {
-            Ok(size) => Ok(Some(size)),
-            Err(_) => Err(format!("`{name}` is no ZFS volume")),
+    match program::run("zfs", &["list", "-H", "-p", "-o", "name,volsize", name]) {
+        Ok(text) => match text.trim().split_once('\t').filter(|(found, _)| *found == name) {
+            Some((_, size)) => size.parse().map(Some).map_err(|_| format!("`{name}` is no ZFS volume")),
+            None => Ok(None),
         },
         Err(error) if is_missing(&error) => Ok(None),
         Err(error) => Err(error.to_string()),
@@ -183,11 +183,19 @@ fn send_receive(snapshot: &str, to: &str) -> Result<(), Failure> {
 /// Makes a volume that shares the bytes of another until they differ: a clone of a snapshot, on which it depends.
 pub fn clone_volume(from: &str, to: &str) -> Result<(), Failure> {
     let snapshot = format!("{from}@vmctl-{}", to.replace('/', ":"));
-    // A command that was killed before it cloned it left one; one with a clone stays, and is said below.
-    let _ = zfs(&["destroy", &snapshot]);
-    zfs(&["snapshot", &snapshot])?;
+    if let Err(error) = zfs(&["snapshot", &snapshot]) {
+        if !error.contains("already exists") {
+            return Err(error);
+        }
+        // A command that was killed before it cloned it left it; one that has a clone cannot be destroyed.
+        zfs(&["destroy", &snapshot]).map_err(|_| error)?;
+        zfs(&["snapshot", &snapshot])?;
+    }
     let cloned = zfs(&["clone", "-o", "volmode=dev", &snapshot, to]).map(drop);
-    if cloned.is_err() {
+    if let Err(error) = &cloned {
+        if !error.contains("already exists") {
+            let _ = zfs(&["destroy", to]);
+        }
         let _ = zfs(&["destroy", &snapshot]);
     }
     cloned

@@ -20,8 +20,8 @@ impl Fake {
     pub(super) fn zfs(&self, words: &[&str]) -> i32 {
         let last = words.last().copied().unwrap_or_default();
         match words {
-            ["list", .., "volsize", name] => match self.volume(name, "size") {
-                Some(size) => self.print(&format!("{size}\n")),
+            ["list", .., "name,volsize", name] => match self.volume(name, "size") {
+                Some(size) => self.print(&format!("{name}\t{size}\n")),
                 None => return no_such(name),
             },
             ["list", ..] => self.print("tank/vms\n"),
