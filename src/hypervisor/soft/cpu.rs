@@ -7,6 +7,7 @@ use super::flags::LazyFlags;
 use super::lower::Mode;
 use super::mem::Tlb;
 use super::op::Op;
+use super::system::debug::Branch;
 use crate::hypervisor::backend::{Attention, Platform, VcpuSetup};
 use crate::hypervisor::clock::ManualClock;
 use crate::hypervisor::memory::GuestMemory;
@@ -165,6 +166,11 @@ pub struct SystemState {
     pub kvm_wall_clock: u64,
     pub syscfg: u64,
     pub hwcr: u64,
+    #[serde(default)]
+    pub debug_ctl: u64,
+    /// LastBranchFromIP, LastBranchToIP, LastIntFromIP, LastIntToIP.
+    #[serde(default)]
+    pub last_branch: [u64; 4],
 }
 
 /// One vCPU.
@@ -203,6 +209,8 @@ pub struct Cpu {
     /// RFLAGS.TF as it was before the instruction says nothing about a single-step trap behind it: it entered a handler
     /// (INT n) or another task, or it says itself what follows (SYSCALL, SYSRET, SYSENTER).
     pub no_step_trap: bool,
+    /// The instruction that is stepped is a branch; looked for only where DebugCtl asks for branches.
+    pub stepped_branch: Option<Branch>,
     /// In an NMI handler, until IRET.
     pub nmi_blocked: bool,
     /// Halted, or waiting for a start-up message.
@@ -277,6 +285,7 @@ impl Cpu {
             debug_shadow: false,
             debug_pending: 0,
             no_step_trap: false,
+            stepped_branch: None,
             nmi_blocked: false,
             halted: false,
             wait_for_sipi: false,

@@ -2,12 +2,16 @@
 //!
 //! SDM vol. 3 chapter 17. Watchpoints on data are found in `mmu`.
 //!
-//! **Not modelled**: single step on branches, last-branch records.
+//! Branch records and single step on branches (DebugCtl; APM vol. 2 section 13.1.1.5 and 13.1.1.6) are made by stepping, so
+//! that they cost nothing where nobody asks for them.
+
+use iced_x86::{Decoder, DecoderOptions, FlowControl};
 
 use super::super::cpu::{CS, Cpu, Fault, RIP, rflags};
 use super::super::lower::Mode;
-use super::super::mmu;
-use super::regs::{cr4, dr};
+use super::super::mmu::{self, Intent};
+use super::regs::{cr4, debug_ctl, dr};
+use crate::hypervisor::memory::{GuestAddr, PAGE_SIZE};
 
 /// Whether a debug register breaks on execution.
 pub fn breaks_on_execution(cpu: &Cpu) -> bool {
@@ -30,6 +34,57 @@ pub fn note_port(cpu: &mut Cpu, port: u16, bytes: u8) {
             cpu.leave_after_op = true;
         }
     }
+}
+
+/// A branch that is being stepped.
+#[derive(Debug, Clone, Copy)]
+pub struct Branch {
+    /// Its linear address.
+    from: u64,
+    /// The address behind it as an offset in CS, where it may go on if it is conditional.
+    behind: Option<u64>,
+}
+
+/// The branch at RIP, if there is one.
+fn branch_at_rip(cpu: &mut Cpu) -> Option<Branch> {
+    let rip = cpu.regs[RIP];
+    let from = linear_ip(cpu, rip);
+    let mut bytes = [0; 15];
+    let mut known = 0;
+    while known < bytes.len() {
+        let Ok(gpa) = mmu::translate(cpu, from.wrapping_add(known as u64), Intent::Execute) else { break };
+        let here = (PAGE_SIZE - gpa % PAGE_SIZE).min((bytes.len() - known) as u64) as usize;
+        cpu.memory.read(GuestAddr(gpa), &mut bytes[known..known + here]).ok()?;
+        known += here;
+    }
+    let insn = Decoder::with_ip(cpu.mode.bitness(), &bytes[..known], rip, DecoderOptions::NONE).decode();
+    match insn.flow_control() {
+        FlowControl::ConditionalBranch => Some(Branch { from, behind: Some(insn.next_ip()) }),
+        FlowControl::UnconditionalBranch
+        | FlowControl::IndirectBranch
+        | FlowControl::Return
+        | FlowControl::Call
+        | FlowControl::IndirectCall => Some(Branch { from, behind: None }),
+        _ => None,
+    }
+}
+
+/// The linear address of `ip` in CS.
+pub fn linear_ip(cpu: &Cpu, ip: u64) -> u64 {
+    if cpu.is_64bit() { ip } else { cpu.segs[CS].base.wrapping_add(ip) & 0xffff_ffff }
+}
+
+/// An exception or interrupt has been delivered that came at the linear address `from`.
+pub fn record_interrupt(cpu: &mut Cpu, from: u64) {
+    if cpu.sys.debug_ctl & debug_ctl::LBR != 0 {
+        let to = linear_ip(cpu, cpu.regs[RIP]);
+        (cpu.sys.last_branch[2], cpu.sys.last_branch[3]) = (from, to);
+    }
+}
+
+/// Whether branches are recorded: then every instruction is stepped.
+pub fn records_branches(cpu: &Cpu) -> bool {
+    cpu.sys.debug_ctl & debug_ctl::LBR != 0
 }
 
 /// Enters the conditions `met` into DR6, with those that wait: B0 to B3 say what this exception was, the other bits stay
@@ -59,13 +114,14 @@ pub fn hold_off(cpu: &mut Cpu) {
 /// `Err` the dispatcher delivers `cpu.exception` instead of running it.
 pub fn before_step(cpu: &mut Cpu, held: bool) -> Result<(), Fault> {
     cpu.no_step_trap = false;
+    let asked = cpu.sys.debug_ctl & (debug_ctl::LBR | debug_ctl::BTF) != 0;
+    cpu.stepped_branch = if asked { branch_at_rip(cpu) } else { None };
     let resume = cpu.rflags & rflags::RF != 0;
     cpu.rflags &= !rflags::RF;
     if resume || held || !breaks_on_execution(cpu) {
         return Ok(());
     }
-    let rip = cpu.regs[RIP];
-    let addr = if cpu.is_64bit() { rip } else { cpu.segs[CS].base.wrapping_add(rip) & 0xffff_ffff };
+    let addr = linear_ip(cpu, cpu.regs[RIP]);
     let dr7 = cpu.sys.dr[7];
     let mut met = 0;
     for n in 0..4 {
@@ -82,7 +138,15 @@ pub fn before_step(cpu: &mut Cpu, held: bool) -> Result<(), Fault> {
 
 /// In `Mode::STEP`, after the instruction ran without an exception; `tf_before` is RFLAGS.TF as it was before.
 pub fn after_step(cpu: &mut Cpu, tf_before: bool) {
-    if tf_before && !cpu.no_step_trap && !cpu.debug_shadow {
+    let taken = cpu.stepped_branch.take().filter(|b| b.behind != Some(cpu.regs[RIP]));
+    if let Some(branch) = taken
+        && cpu.sys.debug_ctl & debug_ctl::LBR != 0
+    {
+        let to = linear_ip(cpu, cpu.regs[RIP]);
+        (cpu.sys.last_branch[0], cpu.sys.last_branch[1]) = (branch.from, to);
+    }
+    let due = cpu.sys.debug_ctl & debug_ctl::BTF == 0 || taken.is_some();
+    if tf_before && due && !cpu.no_step_trap && !cpu.debug_shadow {
         cpu.debug_pending |= dr::BS;
     }
 }

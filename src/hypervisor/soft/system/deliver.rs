@@ -9,7 +9,7 @@
 
 use super::super::cpu::{CS, Cpu, DS, ES, Exception, FS, Fault, GS, RIP, SS, Segment, rflags};
 use super::super::mmu;
-use super::regs::{attr, dr};
+use super::regs::{attr, debug_ctl, dr};
 use super::segment::*;
 use super::task::{self, Arrival, Leaving};
 use super::{TripleFault, debug};
@@ -51,6 +51,13 @@ struct Gate {
 
 /// Tries to deliver; on `Err` nothing but memory below the stack has changed and `cpu.exception` says what happened.
 pub fn deliver(cpu: &mut Cpu, event: Event) -> Result<Arrival, Fault> {
+    let from = debug::linear_ip(cpu, event.rip);
+    let arrival = deliver_by_mode(cpu, event)?;
+    debug::record_interrupt(cpu, from);
+    Ok(arrival)
+}
+
+fn deliver_by_mode(cpu: &mut Cpu, event: Event) -> Result<Arrival, Fault> {
     if is_real(cpu) {
         return deliver_real(cpu, event).map(|()| Arrival::Whole);
     }
@@ -266,6 +273,7 @@ fn deliver_chain(cpu: &mut Cpu) -> Result<(), TripleFault> {
                 // What MOV SS held off, where the instruction behind it raised #DB itself.
                 debug::report_held(cpu);
                 cpu.sys.dr[7] &= !dr::DR7_GD;
+                cpu.sys.debug_ctl &= !debug_ctl::UNTIL_DEBUG;
             }
             _ => {}
         }

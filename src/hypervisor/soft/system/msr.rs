@@ -16,6 +16,7 @@ use super::super::cpu::{Cpu, FS, Fault, GS};
 use super::super::mmu::{self, is_canonical};
 use super::super::op::Op;
 use super::control::{check_privileged, tsc, write_efer};
+use super::regs::debug_ctl;
 use super::regs::msr::*;
 use super::{cpuid, kvmclock};
 
@@ -72,8 +73,10 @@ fn read(cpu: &mut Cpu, number: u32) -> Result<u64, Refused> {
             }
         }
         APIC_BASE | X2APIC_FIRST..=X2APIC_LAST => apic_read(cpu, number)?,
-        // Platform, power-on configuration, machine check, last-branch control: nothing there.
-        PLATFORM_ID | EBL_CR_POWERON | MCG_CAP | MCG_STATUS | DEBUG_CTL => 0,
+        // Platform, power-on configuration, machine check: nothing there.
+        PLATFORM_ID | EBL_CR_POWERON | MCG_CAP | MCG_STATUS => 0,
+        DEBUG_CTL => s.debug_ctl,
+        LAST_BRANCH_FIRST..=LAST_BRANCH_LAST => s.last_branch[(number - LAST_BRANCH_FIRST) as usize],
         // The patch level of the microcode.
         BIOS_SIGN_ID => 0x0a10_1148,
         // Eight variable ranges, fixed ranges, write combining.
@@ -176,7 +179,13 @@ fn write(cpu: &mut Cpu, number: u32, value: u64) -> Result<(), Refused> {
         APIC_BASE | X2APIC_FIRST..=X2APIC_LAST => return apic_write(cpu, number, value),
         BIOS_UPDT_TRIG | PLATFORM_ID | EBL_CR_POWERON | MMIO_CONF_BASE | PATCH_LOADER | BIOS_SIGN_ID | INT_PENDING => {}
         DE_CFG | TOP_MEM | TOP_MEM2 | SMM_BASE | VM_CR | PROCESSOR_NAME_FIRST..=PROCESSOR_NAME_LAST => {}
-        MCG_STATUS | DEBUG_CTL => ensure(value == 0)?,
+        MCG_STATUS => ensure(value == 0)?,
+        DEBUG_CTL => {
+            ensure(value & !debug_ctl::ALL == 0)?;
+            cpu.sys.debug_ctl = value;
+            // Recording is done by stepping.
+            cpu.leave_after_op = true;
+        }
         SYSENTER_CS => cpu.sys.sysenter_cs = value & 0xffff_ffff,
         SYSENTER_ESP => {
             ensure(is_canonical(value))?;

@@ -53,6 +53,17 @@ pub mod efer {
     pub const ALL: u64 = SCE | LME | NXE | AIBRSE;
 }
 
+pub mod debug_ctl {
+    /// Branches and interrupts are recorded.
+    pub const LBR: u64 = 1 << 0;
+    /// TF traps behind branches only.
+    pub const BTF: u64 = 1 << 1;
+    /// Cleared as #DB is delivered.
+    pub const UNTIL_DEBUG: u64 = LBR | BTF;
+    /// With the four bits that choose what the performance-monitor pins show.
+    pub const ALL: u64 = 0x3f;
+}
+
 pub mod dr {
     /// DR6: breakpoint n met is bit n.
     pub const BD: u64 = 1 << 13;
@@ -108,6 +119,9 @@ pub mod msr {
     pub const MCG_STATUS: u32 = 0x17a;
     pub const MISC_ENABLE: u32 = 0x1a0;
     pub const DEBUG_CTL: u32 = 0x1d9;
+    /// LastBranchFromIP, LastBranchToIP, LastIntFromIP, LastIntToIP.
+    pub const LAST_BRANCH_FIRST: u32 = 0x1db;
+    pub const LAST_BRANCH_LAST: u32 = 0x1de;
     pub const MTRR_PHYS_FIRST: u32 = 0x200;
     pub const MTRR_PHYS_LAST: u32 = 0x20f;
     pub const MTRR_FIX64K: u32 = 0x250;

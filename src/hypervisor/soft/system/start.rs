@@ -58,6 +58,7 @@ pub fn reset(cpu: &mut Cpu, power_on: bool) {
     cpu.sys.cr0 = caches | cr0::ET;
     (cpu.sys.cr2, cpu.sys.cr3, cpu.sys.cr4, cpu.sys.efer) = (0, 0, 0, 0);
     cpu.sys.dr = [0, 0, 0, 0, 0, 0, dr::DR6_FIXED, dr::DR7_FIXED];
+    cpu.sys.debug_ctl = 0;
     (cpu.sys.gdt_base, cpu.sys.gdt_limit) = (0, 0xffff);
     (cpu.sys.idt_base, cpu.sys.idt_limit) = (0, 0xffff);
     mmu::watchpoints_changed(cpu);
@@ -186,7 +187,7 @@ pub fn mode_of(cpu: &Cpu) -> Mode {
     if ts {
         mode |= Mode::SSE_NM;
     }
-    if cpu.rflags & rflags::TF != 0 || debug::breaks_on_execution(cpu) {
+    if cpu.rflags & rflags::TF != 0 || debug::breaks_on_execution(cpu) || debug::records_branches(cpu) {
         mode |= Mode::STEP;
     }
     Mode(mode)

@@ -3,7 +3,7 @@
 
 use super::super::super::cpu::{Cpu, RIP, rflags};
 use super::super::super::run::{SoftBackend, SoftOptions};
-use super::super::regs::dr;
+use super::super::regs::{debug_ctl, dr};
 use super::*;
 use crate::hypervisor::backend::Backend;
 use crate::hypervisor::state::Section;
@@ -292,4 +292,40 @@ fn a_breakpoint_on_a_port_is_met_behind_the_access_where_cr4_de_is_set() {
     };
     assert_eq!(run(true), [(4, 8), (4, 8), (6, 8)]);
     assert_eq!(run(false), []);
+}
+
+#[test]
+fn with_btf_only_branches_that_are_taken_are_trapped_and_the_trap_clears_it() {
+    // nop; cmp eax, eax; jne +0; je +1; nop; nop
+    let program = [&[0x90, 0x39, 0xc0, 0x75, 0x00, 0x74, 0x01, 0x90, 0x90][..], &UNSTEP].concat();
+    let got = trace(&program, |b| {
+        b.cpu.sys.debug_ctl = debug_ctl::BTF;
+        step(b);
+    });
+    assert_eq!(got.iter().map(|t| t.0).collect::<Vec<_>>(), [8, 9, 10, 18, 19]);
+}
+
+#[test]
+fn the_last_branch_and_the_last_interrupt_are_recorded_until_a_debug_exception() {
+    // jmp +1; nop; call +0; nop; rdmsr of 1db and 1dc to r8, r9
+    let read = |number: u8, to: u8| [0xb9, number, 0x01, 0, 0, 0x0f, 0x32, 0x41, 0x89, 0xc0 | to];
+    let program = [&[0xeb, 0x01, 0x90, 0xe8, 0, 0, 0, 0, 0x90][..], &read(0xdb, 0), &read(0xdc, 1), &[0xcd, 0x40]].concat();
+    // INT 0x40: rdmsr of 1dd and 1de, and all four to memory.
+    let mut handler = [&read(0xdd, 2)[..], &read(0xde, 3)].concat();
+    for (n, modrm) in [0x04, 0x0c, 0x14, 0x1c].into_iter().enumerate() {
+        handler.extend([0x44, 0x89, modrm, 0x25, 4 * n as u8, 0xc1, 0, 0]); // mov [DATA + 0x100 + 4n], r8d...
+    }
+    handler.extend([0xe6, 0xf4]);
+    let mut words = Vec::new();
+    let mut memory = None;
+    trace(&program, |b| {
+        b.cpu.sys.debug_ctl = debug_ctl::LBR;
+        b.mem.write(GuestAddr(0xf000), &handler).unwrap();
+        b.put(IDT + 16 * 0x40, 0xf000 | u64::from(KERNEL_CODE) << 16 | 0x8e00 << 32);
+        memory = Some(b.mem.clone());
+    });
+    for n in 0..4 {
+        words.push(u64::from(memory.as_ref().unwrap().read_le::<u32>(GuestAddr(DATA + 0x100 + 4 * n)).unwrap()));
+    }
+    assert_eq!(words, [CODE + 3, CODE + 8, CODE + 31, 0xf000]);
 }

@@ -167,7 +167,9 @@ fn a_call_nests_the_task_and_iret_comes_back_along_the_link() {
 
 #[test]
 fn what_is_wrong_with_a_tss_is_raised_in_the_old_task() {
-    let cases: [(u16, fn(&mut Bench), (u8, u16)); 7] = [
+    // What is jumped to, what is spoiled before, and the exception with its selector.
+    type Case = (u16, fn(&mut Bench), (u8, u16));
+    let cases: [Case; 7] = [
         (NEW_TSS, |b| b.put(GDT + 0x20, tss_descriptor(NEW, 0x67, 0x8b)), (13, NEW_TSS)),
         (NEW_TSS, |b| b.put(GDT + 0x20, tss_descriptor(NEW, 0x67, 0x09)), (11, NEW_TSS)),
         (NEW_TSS, |b| b.put(GDT + 0x20, tss_descriptor(NEW, 0x66, 0x89)), (10, NEW_TSS)),
