@@ -85,14 +85,9 @@ impl Made {
 
     /// Makes a volume of a guest. It is noted beside a guest that is being made before it can exist, and on the list before
     /// anything waits for its device.
-    fn make_volume(
-        &mut self,
-        guest: &GuestDir,
-        name: &str,
-        make: impl FnOnce(&str) -> std::result::Result<(), zfs::Failure>,
-    ) -> Result<File> {
+    fn make_volume(&mut self, guest: &GuestDir, name: &str, make: impl FnOnce(&str) -> Result<()>) -> Result<File> {
         note_volume(guest, name)?;
-        make(name).map_err(GuestError::user)?;
+        make(name)?;
         self.volumes.push(name.to_owned());
         zfs::open_volume(name, true).map_err(GuestError::host)
     }
@@ -103,7 +98,7 @@ impl Made {
         &mut self,
         guest: &GuestDir,
         name: &str,
-        make: impl FnOnce(&str) -> std::result::Result<(), zfs::Failure>,
+        make: impl FnOnce(&str) -> Result<()>,
         fill: impl FnOnce(&File) -> Result<()>,
     ) -> Result<()> {
         let making = format!("{name}{}", zfs::MAKING);
@@ -111,7 +106,7 @@ impl Made {
         zfs::destroy_volume(&making).map_err(GuestError::host)?;
         note_volume(guest, &making)?;
         self.volumes.push(making.clone());
-        make(&making).map_err(GuestError::user)?;
+        make(&making)?;
         let device = zfs::open_volume(&making, true).map_err(GuestError::host)?;
         fill(&device)?;
         drop(device);
@@ -245,7 +240,7 @@ fn ensure_disk(guest: &GuestDir, disk: &DiskConfig, made: &mut Made) -> Result<(
 /// Makes a disk without contents.
 fn make_empty(guest: &GuestDir, disk: &DiskConfig, size: ByteSize, made: &mut Made) -> Result<()> {
     if disk.backend == DiskBackend::Zvol {
-        let create = |name: &str| zfs::create_volume(name, size.bytes(), disk.thin, &disk.properties);
+        let create = |name: &str| zfs::create_volume(name, size.bytes(), disk.thin, &disk.properties).map_err(GuestError::user);
         let created = made.make_volume(guest, &volume(guest, disk)?, create);
         return created.map(drop).map_err(|error| error.about(&format!("disk `{}`", disk.id)));
     }
@@ -264,7 +259,7 @@ pub fn make_filled_volume(
     fill: impl FnOnce(&File) -> std::io::Result<()>,
 ) -> Result<()> {
     let name = volume(guest, disk)?;
-    let create = |making: &str| zfs::create_volume(making, size.bytes(), disk.thin, &disk.properties);
+    let create = |making: &str| zfs::create_volume(making, size.bytes(), disk.thin, &disk.properties).map_err(GuestError::user);
     let filled = made.fill_volume(guest, &name, create, |device| {
         fill(device).map_err(|error| GuestError::io("write to", &zfs::volume_device(&name), error))
     });
@@ -348,9 +343,15 @@ fn copy_disk(from: &GuestDir, to: &GuestDir, disk: &DiskConfig, how: Copying, ma
     if disk.backend == DiskBackend::Zvol {
         let (source, target) = (volume(from, disk)?, volume(to, disk)?);
         let copied = match how {
-            Copying::Whole => made.fill_volume(to, &target, |making| zfs::copy_volume(&source, making), |_| Ok(())),
+            Copying::Whole => {
+                let copy = |making: &str| zfs::copy_volume(&source, making).map_err(GuestError::host);
+                made.fill_volume(to, &target, copy, |_| Ok(()))
+            }
             // Whole from the first moment on.
-            Copying::Linked => made.make_volume(to, &target, |name| zfs::clone_volume(&source, name)).map(drop),
+            Copying::Linked => {
+                let clone = |name: &str| zfs::clone_volume(&source, name).map_err(GuestError::host);
+                made.make_volume(to, &target, clone).map(drop)
+            }
         };
         return copied.map_err(|error| error.about(&format!("disk `{}`", disk.id)));
     }
