@@ -2,10 +2,11 @@
 
 use std::io::Read;
 
+use vmctl::fetch::archive::Choice;
 use vmctl::fetch::image::{self, Format, Sink, Storage};
 use vmctl::fetch::progress::{Job, Silent};
 use vmctl::fetch::space::Room;
-use vmctl::fetch::{Catalogue, signify, sums, unpack};
+use vmctl::fetch::{Catalogue, Kind, signify, sums, unpack};
 
 use super::Bytes;
 
@@ -133,31 +134,62 @@ pub fn vhd(data: &[u8]) {
     read_as(Format::Vhd, &file);
 }
 
+/// The header of a member `disk.img`, with a right checksum; the size is twelve octal characters.
+fn tar_header(kind: u8, size: &str) -> [u8; 512] {
+    let mut header = [0u8; 512];
+    header[..8].copy_from_slice(b"disk.img");
+    header[100..108].copy_from_slice(b"0000644\0");
+    header[124..136].copy_from_slice(size.as_bytes());
+    header[136..148].copy_from_slice(b"00000000000\0");
+    header[156] = kind;
+    header[257..265].copy_from_slice(b"ustar\0\x30\x30");
+    header[148..156].fill(b' ');
+    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    header
+}
+
 /// Takes off what is packed, and looks for members of archives.
 pub fn archive(data: &[u8]) {
     let take = |stream: Box<dyn Read + '_>, member: Option<&str>| {
-        let _ = unpack::unpack(stream, member, &mut |stream| {
+        let choice = Choice { kind: Kind::Image, member: member.map(str::to_owned) };
+        let _ = unpack::unpack(stream, &choice, &mut |stream| {
             let copied = std::io::copy(&mut stream.take(4 << 20), &mut std::io::sink());
             copied.map_err(unpack::damaged)
         });
     };
     take(Box::new(data), None);
-    for magic in [&b"\x1f\x8b\x08\0"[..], b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"BZh9"] {
+    let lzma = b"\x5d\0\0\x80\0\xff\xff\xff\xff\xff\xff\xff\xff\0";
+    for magic in [&b"\x1f\x8b\x08\0"[..], b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"\x53\x2a\x4d\x18", b"BZh9", lzma] {
         take(Box::new(magic.chain(data)), None);
     }
+    // A sparse member of a pax archive, whose map the fuzzer makes.
+    let mut bytes = Bytes::new(data);
+    let mut number = || u64::from(bytes.word()) << (bytes.byte() % 48);
+    let map = [number(), number(), number(), number()].map(|number| number.to_string());
+    let size = number();
+    let records = match size % 3 {
+        0 => vec![format!("GNU.sparse.size={size}"), format!("GNU.sparse.map={}", map.join(","))],
+        1 => vec![
+            format!("GNU.sparse.size={size}"),
+            format!("GNU.sparse.offset={}", map[0]),
+            format!("GNU.sparse.numbytes={}", map[1]),
+        ],
+        _ => vec!["GNU.sparse.major=1".into(), "GNU.sparse.minor=0".into(), format!("GNU.sparse.realsize={size}")],
+    };
+    let mut text = Vec::new();
+    for record in records {
+        // The length counts itself: three digits are enough for all of these.
+        text.extend(format!("{:03} {record}\n", record.len() + 5).bytes());
+    }
+    let len = text.len();
+    text.resize(len.next_multiple_of(512), 0);
+    let [pax, file] = [(b'x', len), (b'0', data.len())].map(|(kind, len)| tar_header(kind, &format!("{len:011o}\0")));
+    take(Box::new((&pax[..]).chain(&text[..]).chain(&file[..]).chain(data)), None);
     // A member with the fuzzer's size and kind, then its bytes as further headers.
     let mut bytes = Bytes::new(data);
-    let mut header = [0u8; 512];
-    header[..8].copy_from_slice(b"disk.img");
-    header[100..108].copy_from_slice(b"0000644\0");
     let size = if bytes.byte() % 2 == 0 { format!("{:011o}\0", bytes.word()) } else { "77777777777\0".to_owned() };
-    header[124..136].copy_from_slice(size.as_bytes());
-    header[136..148].copy_from_slice(b"00000000000\0");
-    header[156] = b"05LKxgS7"[usize::from(bytes.byte() % 8)];
-    header[257..265].copy_from_slice(b"ustar\0\x30\x30");
-    header[148..156].fill(b' ');
-    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
-    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    let header = tar_header(b"05LKxgS7"[usize::from(bytes.byte() % 8)], &size);
     take(Box::new((&header[..]).chain(data)), None);
     take(Box::new((&header[..]).chain(&header[..]).chain(data)), Some("other.img"));
 }

@@ -8,5 +8,6 @@ pub mod fetch; // images, media and firmware: found by name, fetched, verified, 
 pub mod guest; // the life of a guest: store, supervisor, engines, console
 pub mod host; // what the host offers, and the probe behind `vmctl doctor`
 pub mod hypervisor; // memory, bus, interrupt lines, clock, state; the vCPU back ends
+pub mod inputs; // files that a user names, opened and read within bounds
 pub mod machine; // the board: addresses, wiring, loaders, tables, vCPU threads
 pub mod units; // sizes and durations // one file a verb

@@ -7,14 +7,15 @@ use std::path::{Path, PathBuf};
 /// Who may import whom: the table of ARCHITECTURE.md. A part may always import itself.
 const IMPORTS: &[(&str, &[&str])] = &[
     ("units", &[]),
-    ("config", &["units"]),
-    ("fetch", &["units"]),
-    ("host", &["units"]),
+    ("inputs", &[]),
+    ("config", &["inputs", "units"]),
+    ("fetch", &["inputs", "units"]),
+    ("host", &["inputs", "units"]),
     ("hypervisor", &["units"]),
     ("devices", &["hypervisor", "units"]),
-    ("machine", &["config", "devices", "hypervisor", "units"]),
-    ("guest", &["config", "fetch", "host", "machine", "units"]),
-    ("cli", &["config", "devices", "fetch", "guest", "host", "hypervisor", "machine", "units"]),
+    ("machine", &["config", "devices", "hypervisor", "inputs", "units"]),
+    ("guest", &["config", "fetch", "host", "inputs", "machine", "units"]),
+    ("cli", &["config", "devices", "fetch", "guest", "host", "hypervisor", "inputs", "machine", "units"]),
 ];
 
 /// Files and folders in which `unsafe` may stand.

@@ -51,7 +51,7 @@ struct Show {
 
 /// Take a file of this host into the cache
 ///
-/// It is unpacked (gzip, xz, zstd, bzip2, tar) and converted (qcow2, VMDK, VHD) into a raw file with holes. The file itself stays as
+/// It is unpacked (gzip, xz, lzma, zstd, bzip2, tar) and converted (qcow2, VMDK, VHD) into a raw file with holes. The file itself stays as
 /// it is.
 #[derive(Debug, clap::Args)]
 struct Import {

@@ -63,7 +63,7 @@ impl Args {
 
 impl Add {
     fn run(self, app: &App) -> Outcome {
-        if self.file.contains("://") {
+        if crate::inputs::is_url(&self.file) {
             return Err(Failure::user(format!("`{}` is no file of this host", self.file))
                 .hint(format!("`vmctl fetch iso {}`", self.file)));
         }

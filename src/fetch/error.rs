@@ -52,6 +52,12 @@ impl FetchError {
         let failed = Self::host(format!("cannot {action} `{}`", path.display())).because(error);
         if full { failed.hint("make room on the file system, or name another `cache_dir` in the host file") } else { failed }
     }
+    /// A file that the user named cannot be read: missing, or no file.
+    pub fn input(action: &str, path: &Path, error: io::Error) -> Self {
+        let user = matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::FileTooLarge | io::ErrorKind::InvalidData);
+        let fault = if user { Fault::User } else { Fault::Host };
+        Self { fault, ..Self::io(action, path, error) }
+    }
     /// With what to do about it.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());

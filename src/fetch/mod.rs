@@ -16,9 +16,12 @@ pub mod net; // one answer of an HTTP server
 pub mod space; // free space, known before it is used
 pub mod tap; // unpacks a download while it comes
 
+pub mod archive; // the disk in a tar archive, with its holes
+pub mod contents; // what a file is, by its bytes
 pub mod image; // qcow2, VMDK, VHD: read and written as raw files with holes
 pub mod sparse; // raw files with holes
-pub mod unpack; // gzip, xz, zstd, bzip2, tar: while they come
+pub mod streams; // gzip, xz, lzma, zstd, bzip2: to the last byte
+pub mod unpack; // layer by layer, while they come
 
 pub mod build; // images built here of a system's packages
 pub mod cache; // what is kept, and shared by guests

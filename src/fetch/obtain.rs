@@ -10,9 +10,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
+use super::archive::Choice;
 use super::build::{DISK, INITRD, KERNEL};
 use super::cache::{Cache, Lease, Object, Record, Seal, Stored, Work, now_unix, write_whole};
 use super::catalogue::{self, Build, Catalogue, Checksum, Download, Entry, Facts, Kind, Source, check_name};
+use super::contents::Contents;
 use super::digest::{Algorithm, Digest};
 use super::download::{Downloaded, Part, Wanted, download};
 use super::error::{Fault, FetchError, Result};
@@ -22,6 +24,7 @@ use super::progress::{Job, Progress};
 use super::space::Room;
 use super::tap::Unpacker;
 use super::{signify, sparse, sums, unpack};
+use crate::inputs;
 
 /// A catalogue of the host file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -115,6 +118,9 @@ impl Obtained {
 /// Age at which the copy of a catalogue from the net is fetched anew.
 const CATALOGUE_AGE: Duration = Duration::from_secs(24 * 3600);
 
+/// A disk's unit.
+const SECTOR: u64 = 512;
+
 /// Fetches. Several threads may share one.
 pub struct Fetcher<'a> {
     cache: Cache,
@@ -170,8 +176,8 @@ impl<'a> Fetcher<'a> {
     fn read_catalogue(&self, source: &CatalogueSource) -> Result<(String, String)> {
         if !source.at.starts_with("https://") {
             let path = Path::new(&source.at);
-            let text = fs::read_to_string(path);
-            let text = text.map_err(|error| FetchError::io("read the catalogue", path, error))?;
+            let text = inputs::read_text(path, catalogue::MAX_BYTES as u64);
+            let text = text.map_err(|error| FetchError::input("read the catalogue", path, error))?;
             return Ok((source.at.clone(), text));
         }
         let copy = self.cache.catalogue_file(&source.id);
@@ -205,7 +211,7 @@ impl<'a> Fetcher<'a> {
         if let Some(name) = &request.name {
             check_name(name)?;
         }
-        if request.what.contains("://") {
+        if inputs::is_url(&request.what) {
             return self.from_url(request);
         }
         if request.what.contains('/') {
@@ -275,6 +281,7 @@ impl<'a> Fetcher<'a> {
         let storage = FileStorage::open(&path)?;
         if self.is_usable_as_it_is(request, &storage)? {
             check_contents(request.kind, &storage, &path)?;
+            check_sectors(request.kind, request.format, storage.len())?;
             self.held_to(request, &path)?;
             return Ok(Obtained {
                 kind: request.kind,
@@ -296,13 +303,13 @@ impl<'a> Fetcher<'a> {
     }
 
     fn is_usable_as_it_is(&self, request: &Request, storage: &FileStorage) -> Result<bool> {
-        let mut head = [0; 512];
-        let n = storage.read_at(&mut head, 0).map_err(|error| FetchError::host("cannot read the image").because(error))?;
-        match request.format {
-            Some(format) => Ok(format == Format::Raw),
-            None if unpack::is_packed(&head[..n]) => Ok(false),
-            None if request.kind == Kind::Image => Ok(image::probe(storage)? == Format::Raw),
-            None => Ok(true),
+        let whole = storage.len() % SECTOR == 0;
+        match (request.format, Contents::of(storage)?) {
+            // The bytes as they are, and zeros up to the next sector.
+            (Some(format), _) => Ok(format == Format::Raw && (whole || request.kind != Kind::Image)),
+            (None, Contents::Packed(_)) => Ok(false),
+            (None, contents) if request.kind == Kind::Image => Ok(contents.disk()? == Format::Raw),
+            (None, _) => Ok(true),
         }
     }
 
@@ -325,9 +332,8 @@ impl<'a> Fetcher<'a> {
         };
         check_name(&name)?;
         let metadata = fs::metadata(&path).map_err(|error| FetchError::io("import", &path, error))?;
-        if !metadata.is_file() {
-            return Err(FetchError::user(format!("`{}` is no file", path.display())));
-        }
+        // Nothing that has no end is read for its digest.
+        inputs::open(&path).map_err(|error| FetchError::input("import", &path, error))?;
         let stamp = format!("{} {}.{:09} {}", metadata.len(), metadata.mtime(), metadata.mtime_nsec(), metadata.ino());
         let source = path.display().to_string();
         if let Some((stored, lease)) = self.cache.find(request.kind, &name)? {
@@ -356,7 +362,7 @@ impl<'a> Fetcher<'a> {
         if !self.cache.has(&key) {
             let work = self.cache.work(&key)?;
             let room = Room::at(self.cache.dir());
-            let unpacked = self.unpack_file(&path, &work, &room, &job)?;
+            let unpacked = self.unpack_file(&path, request, &work, &room, &job)?;
             let made = Made { unpacked, plain: &path, may_move: false, digest: &digest };
             let object = self.assemble(request.kind, request.format, &work, made, &room, &job)?;
             self.cache.commit(work, &key, &object)?;
@@ -374,18 +380,16 @@ impl<'a> Fetcher<'a> {
         self.conclude(&record)
     }
 
-    fn unpack_file(&self, path: &Path, work: &Work, room: &Room, job: &Job<'_>) -> Result<Option<PathBuf>> {
-        let mut head = [0; 512];
-        let storage = FileStorage::open(path)?;
-        let n = storage.read_at(&mut head, 0).map_err(|error| FetchError::io("read", path, error))?;
-        if !unpack::is_packed(&head[..n]) {
+    fn unpack_file(&self, path: &Path, request: &Request, work: &Work, room: &Room, job: &Job<'_>) -> Result<Option<PathBuf>> {
+        if !matches!(Contents::of(&FileStorage::open(path)?)?, Contents::Packed(_)) {
             return Ok(None);
         }
         job.step("unpacking", None, 0);
         let target = work.path("unpacked");
-        let (file, stream) =
-            (sparse::create(&target)?, fs::File::open(path).map_err(|error| FetchError::io("open", path, error))?);
-        unpack::unpack(Box::new(stream), None, &mut |stream| sparse::copy(stream, &file, room, job))?;
+        let file = sparse::create(&target)?;
+        let stream = inputs::open(path).map_err(|error| FetchError::input("open", path, error))?;
+        let choice = Choice::any(request.kind);
+        unpack::unpack(Box::new(stream), &choice, &mut |stream| sparse::copy(stream, &file, room, job))?;
         Ok(Some(target))
     }
 
@@ -452,7 +456,7 @@ impl<'a> Fetcher<'a> {
         let work = self.cache.work(part_key)?;
         let room = Room::at(self.cache.dir());
         let part = Part::new(&self.cache.partial_dir(), part_key);
-        let mut tap = Unpacker::new(work.path("unpacked"), wanted.member.clone(), self.cache.dir());
+        let mut tap = Unpacker::new(work.path("unpacked"), Choice { kind, member: wanted.member.clone() }, self.cache.dir());
         let what = Wanted { urls: wanted.urls.clone(), digest: digest.clone(), size: wanted.size };
         let Downloaded { digest: found, url, .. } = download(&self.net()?, &what, &part, &room, job, &mut tap)?;
         let unpacked = tap.finish(job);
@@ -522,23 +526,32 @@ impl<'a> Fetcher<'a> {
         if found != Format::Raw {
             let beside = if made.unpacked.is_none() { from.parent() } else { None };
             let disk = image::open(found, Box::new(storage), beside)?;
+            check_sectors(kind, None, disk.size())?;
             job.step("converting", Some(disk.size()), 0);
             let file = sparse::create(&target)?;
             file.set_len(disk.size()).map_err(|error| FetchError::io("grow", &target, error))?;
             image::convert(disk.as_ref(), &file, image::threads(), room, job)?;
         } else {
             check_contents(kind, &storage, from)?;
+            check_sectors(kind, format, len)?;
             if made.unpacked.is_some() || made.may_move {
                 fs::rename(from, &target).map_err(|error| FetchError::io("move", from, error))?;
                 as_it_came = made.unpacked.is_none();
             } else {
                 job.step("copying", Some(len), 0);
-                let mut stream = fs::File::open(from).map_err(|error| FetchError::io("open", from, error))?;
+                let mut stream = inputs::open(from).map_err(|error| FetchError::input("open", from, error))?;
                 sparse::copy(&mut stream, &sparse::create(&target)?, room, job)?;
             }
         }
         if let Some(path) = made.unpacked.filter(|path| path.exists()) {
             let _ = fs::remove_file(path);
+        }
+        if found == Format::Raw && kind == Kind::Image && len % SECTOR != 0 {
+            job.note(&format!("its {len} bytes are no whole number of sectors; zeros fill the last one"));
+            let file = fs::OpenOptions::new().write(true).open(&target);
+            let grown = file.and_then(|file| file.set_len(len.next_multiple_of(SECTOR)));
+            grown.map_err(|error| FetchError::io("grow", &target, error))?;
+            as_it_came = false;
         }
         let size_bytes = fs::metadata(&target).map_err(|error| FetchError::io("look at", &target, error))?.len();
         let seal = if as_it_came {
@@ -648,6 +661,16 @@ fn check_contents(kind: Kind, storage: &dyn Storage, path: &Path) -> Result<()> 
         return Err(FetchError::user("it is no ISO 9660 image").hint("a disk image is fetched with `vmctl fetch image`"));
     }
     Ok(())
+}
+
+/// The bytes of a disk are whole sectors. Where they are not, a file is cut short or no disk, and is taken for one only by
+/// whoever says that it is raw.
+fn check_sectors(kind: Kind, format: Option<Format>, len: u64) -> Result<()> {
+    if kind == Kind::Firmware || len % SECTOR == 0 || (kind == Kind::Image && format == Some(Format::Raw)) {
+        return Ok(());
+    }
+    let error = FetchError::user(format!("it has {len} bytes, no multiple of 512: it is cut short, or no {}", kind.name()));
+    Err(error.hint("look at it with file(1); `--format raw` fills the last sector with zeros"))
 }
 
 #[cfg(test)]

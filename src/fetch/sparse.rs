@@ -13,6 +13,7 @@ use super::image::{HOLE, runs};
 use super::progress::Job;
 use super::space::Room;
 use super::unpack;
+use crate::inputs;
 
 /// Writes a file from its start to its end, and leaves holes for blocks of zeros.
 #[derive(Debug)]
@@ -59,8 +60,9 @@ pub fn create(path: &Path) -> Result<File> {
     file.map_err(|error| FetchError::io("make", path, error))
 }
 
-/// Copies a stream to a new file. Returns its length.
+/// Copies a stream to a file, in place of what it holds. Returns its length.
 pub fn copy(stream: &mut dyn Read, file: &File, room: &Room, job: &Job<'_>) -> Result<u64> {
+    file.set_len(0).map_err(|error| room.failed(error))?;
     let mut writer = SparseWriter::at(file, room, 0);
     let mut buffer = vec![0; 256 << 10];
     loop {
@@ -87,8 +89,8 @@ const PIECE: u64 = 1 << 20;
 /// The digest of a file's contents, holes or not: the SHA-256 of its length and, for every MiB that is not all zero,
 /// of its number and its own SHA-256. Holes cost nothing.
 pub fn contents(path: &Path, job: &Job<'_>) -> Result<Digest> {
-    let opened = File::open(path).and_then(|file| Ok((file.metadata()?.len(), file)));
-    let (size, file) = opened.map_err(|error| FetchError::io("open", path, error))?;
+    let opened = inputs::open(path).and_then(|file| Ok((file.metadata()?.len(), file)));
+    let (size, file) = opened.map_err(|error| FetchError::input("open", path, error))?;
     let mut whole = Hasher::new(Algorithm::Sha256);
     whole.update(&size.to_le_bytes());
     let mut buffer = vec![0u8; PIECE as usize];
@@ -125,7 +127,7 @@ fn next_data(file: &File, position: u64, size: u64) -> io::Result<u64> {
 
 /// The digest of a file's bytes, from its start.
 pub fn whole_file(path: &Path, algorithm: Algorithm, job: &Job<'_>) -> Result<Digest> {
-    let mut file = File::open(path).map_err(|error| FetchError::io("open", path, error))?;
+    let mut file = inputs::open(path).map_err(|error| FetchError::input("open", path, error))?;
     file.seek(SeekFrom::Start(0)).map_err(|error| FetchError::io("read", path, error))?;
     let mut hasher = Hasher::new(algorithm);
     let mut buffer = vec![0; 256 << 10];

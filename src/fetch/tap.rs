@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
+use super::archive::Choice;
+use super::contents::HEAD;
 use super::download::Tap;
 use super::error::{Fault, FetchError, Result};
 use super::progress::{Job, Silent};
@@ -15,7 +17,7 @@ use super::{sparse, unpack};
 /// A download's other end.
 pub struct Unpacker {
     path: PathBuf,
-    member: Option<String>,
+    choice: Choice,
     place: PathBuf,
     state: Unpacking,
 }
@@ -31,23 +33,21 @@ enum Unpacking {
 
 /// Pieces between the download and the unpacker.
 const PIECES: usize = 16;
-/// Bytes that tell whether a file is packed.
-const TELLING: usize = 512;
 
 impl Unpacker {
-    /// Unpacks `member`, or what there is, into a new file at `path` on the file system of `place`.
-    pub fn new(path: PathBuf, member: Option<String>, place: &Path) -> Self {
-        Self { path, member, place: place.to_owned(), state: Unpacking::Undecided(Vec::new()) }
+    /// Unpacks what is chosen into a new file at `path` on the file system of `place`.
+    pub fn new(path: PathBuf, choice: Choice, place: &Path) -> Self {
+        Self { path, choice, place: place.to_owned(), state: Unpacking::Undecided(Vec::new()) }
     }
 
     fn start(&self) -> Result<Unpacking> {
         let (sender, receiver) = sync_channel(PIECES);
-        let (path, member, room) = (self.path.clone(), self.member.clone(), Room::at(&self.place));
+        let (path, choice, room) = (self.path.clone(), self.choice.clone(), Room::at(&self.place));
         let file = sparse::create(&path)?;
         let work = move || {
             let stream = Pieces { receiver, piece: Vec::new(), at: 0, ended: false };
             let job = Job::new("", &Silent);
-            unpack::unpack(Box::new(stream), member.as_deref(), &mut |stream| sparse::copy(stream, &file, &room, &job))
+            unpack::unpack(Box::new(stream), &choice, &mut |stream| sparse::copy(stream, &file, &room, &job))
         };
         let thread = std::thread::Builder::new().name("unpack".into()).spawn(work);
         let thread = thread.map_err(|error| FetchError::host("cannot start a thread").because(error))?;
@@ -124,7 +124,7 @@ impl Tap for Unpacker {
         match &mut self.state {
             Unpacking::Undecided(seen) => {
                 seen.extend_from_slice(bytes);
-                if seen.len() < TELLING {
+                if seen.len() < HEAD {
                     return Ok(());
                 }
                 let seen = std::mem::take(seen);

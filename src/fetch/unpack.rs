@@ -1,68 +1,42 @@
-//! Unpacks a stream while it comes: gzip (RFC 1952), xz (the .xz file format), Zstandard (RFC 8878), bzip2, and the one file
-//! wanted out of a tar archive (POSIX pax, GNU tar).
+//! Unpacks a stream while it comes, layer by layer: a `.tar.xz` is xz, then tar.
 //!
-//! What a stream is is told by its first bytes, layer by layer: a `.tar.xz` is xz, then tar.
+//! What a layer is is told by its first bytes ([`super::contents`]). Each is read to its end, whatever is wanted of it: a
+//! checksum stands behind the bytes that it is of.
 //!
-//! **Hostile file**: at most [`MAX_LAYERS`] layers; a decoder takes at most [`MAX_WINDOW_KIB`] of memory; the headers of
-//! a tar member at most [`MAX_TAR_HEADERS`] bytes; the writer bounds what comes out.
+//! **Hostile file**: at most [`MAX_LAYERS`] layers; [`super::streams`] and [`super::archive`] bound what each may take; the
+//! writer bounds what comes out.
 
-use std::cell::Cell;
-use std::io::{self, BufRead, BufReader, Read};
-use std::rc::Rc;
+use std::io::{self, Read};
 
-use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
-use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
-
+use super::archive::{self, Choice};
+use super::contents::{Contents, HEAD, Packing};
 use super::error::{FetchError, Result};
+use super::streams;
 
 /// Archives within archives are not followed any further.
 pub const MAX_LAYERS: usize = 4;
-/// The most that a decoder may ask for its window: 256 MiB (`xz -9` needs 65 MiB).
-pub const MAX_WINDOW_KIB: u32 = 256 << 10;
-/// Names and attributes before a member of a tar archive.
-pub const MAX_TAR_HEADERS: u64 = 1 << 20;
-/// Bytes that must be seen to tell a tar archive.
-const TAR_MAGIC: std::ops::Range<usize> = 257..262;
-
-/// How a layer is packed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Packing {
-    Gzip,
-    Xz,
-    Zstd,
-    Bzip2,
-    Tar,
-}
 
 fn packing_of(head: &[u8]) -> Option<Packing> {
-    match head {
-        [0x1f, 0x8b, ..] => Some(Packing::Gzip),
-        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Some(Packing::Xz),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => Some(Packing::Zstd),
-        [b'B', b'Z', b'h', b'1'..=b'9', ..] => Some(Packing::Bzip2),
-        head if head.get(TAR_MAGIC) == Some(b"ustar") => Some(Packing::Tar),
+    match Contents::of_head(head) {
+        Contents::Packed(packing) => Some(packing),
         _ => None,
     }
 }
 
-/// Whether these first bytes of a file are of something to unpack. 512 are enough to tell.
+/// Whether these first bytes of a file are of something to unpack. [`HEAD`] are enough to tell.
 pub fn is_packed(head: &[u8]) -> bool {
     packing_of(head).is_some()
 }
 
-/// Hands what is in `stream`, with every layer taken off, to `take`. Out of a tar archive that is `member`, or
-/// without one the first file that looks like an image.
-pub fn unpack<T>(
-    stream: Box<dyn Read + '_>,
-    member: Option<&str>,
-    take: &mut dyn FnMut(&mut dyn Read) -> Result<T>,
-) -> Result<T> {
-    layer(stream, member, take, MAX_LAYERS)
+/// Hands what is in `stream`, with every layer taken off, to `take`; out of a tar archive, the chosen member. Where a better
+/// one follows in the archive, `take` is called again and its last answer counts.
+pub fn unpack<T>(stream: Box<dyn Read + '_>, choice: &Choice, take: &mut dyn FnMut(&mut dyn Read) -> Result<T>) -> Result<T> {
+    layer(stream, choice, take, MAX_LAYERS)
 }
 
 fn layer<T>(
     stream: Box<dyn Read + '_>,
-    member: Option<&str>,
+    choice: &Choice,
     take: &mut dyn FnMut(&mut dyn Read) -> Result<T>,
     depth: usize,
 ) -> Result<T> {
@@ -71,14 +45,15 @@ fn layer<T>(
     if depth == 0 {
         return Err(FetchError::user("it is packed more than four times over"));
     }
-    let inner: Box<dyn Read + '_> = match packing {
-        Packing::Gzip => Box::new(flate2::read::MultiGzDecoder::new(stream)),
-        Packing::Xz => Box::new(lzma_rust2::XzReader::new_mem_limit(stream, true, MAX_WINDOW_KIB)),
-        Packing::Bzip2 => Box::new(bzip2::read::MultiBzDecoder::new(stream)),
-        Packing::Zstd => Box::new(ZstdFrames::new(Box::new(stream))),
-        Packing::Tar => return tar_member(stream, member, take, depth),
-    };
-    layer(inner, member, take, depth - 1)
+    if packing == Packing::Tar {
+        let within = Choice::any(choice.kind);
+        return archive::member(stream, choice, &mut |member| layer(Box::new(member), &within, take, depth - 1));
+    }
+    let mut inner = streams::unpacked(packing, Box::new(stream)).expect("all but archives are streams");
+    let taken = layer(Box::new(&mut inner), choice, take, depth - 1)?;
+    // Nothing is left of it, or the layer above was not read to its end.
+    io::copy(&mut inner, &mut io::sink()).map_err(damaged)?;
+    Ok(taken)
 }
 
 /// A packed stream that does not unpack. An error of the stream itself comes through as it is.
@@ -91,7 +66,7 @@ pub fn damaged(error: io::Error) -> FetchError {
 
 /// A stream whose first bytes were looked at.
 struct Head<R> {
-    head: [u8; 512],
+    head: [u8; HEAD],
     len: usize,
     at: usize,
     rest: R,
@@ -99,7 +74,7 @@ struct Head<R> {
 
 impl<R: Read> Head<R> {
     fn of(mut rest: R) -> io::Result<Self> {
-        let (mut head, mut len) = ([0; 512], 0);
+        let (mut head, mut len) = ([0; HEAD], 0);
         while len < head.len() {
             match rest.read(&mut head[len..]) {
                 Ok(0) => break,
@@ -127,124 +102,16 @@ impl<R: Read> Read for Head<R> {
     }
 }
 
-/// All frames of a Zstandard stream, one after the other; skippable frames are skipped.
-struct ZstdFrames<'a> {
-    source: BufReader<Box<dyn Read + 'a>>,
-    decoder: FrameDecoder,
-    in_frame: bool,
-}
-
-impl<'a> ZstdFrames<'a> {
-    fn new(stream: Box<dyn Read + 'a>) -> Self {
-        let mut decoder = FrameDecoder::new();
-        decoder.set_max_window_size(u64::from(MAX_WINDOW_KIB) << 10);
-        Self { source: BufReader::with_capacity(128 << 10, stream), decoder, in_frame: false }
-    }
-
-    /// Opens the next frame; false at the end of the stream.
-    fn next_frame(&mut self) -> io::Result<bool> {
-        while !self.source.fill_buf()?.is_empty() {
-            match self.decoder.reset(&mut self.source) {
-                Ok(()) => return Ok(true),
-                Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame { length, .. })) => {
-                    let skipped = io::copy(&mut (&mut self.source).take(u64::from(length)), &mut io::sink())?;
-                    if skipped < u64::from(length) {
-                        return Err(io::ErrorKind::UnexpectedEof.into());
-                    }
-                }
-                Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidData, error)),
-            }
-        }
-        Ok(false)
-    }
-}
-
-impl Read for ZstdFrames<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        loop {
-            if !self.in_frame {
-                if buffer.is_empty() || !self.next_frame()? {
-                    return Ok(0);
-                }
-                self.in_frame = true;
-            }
-            while self.decoder.can_collect() == 0 && !self.decoder.is_finished() {
-                self.decoder
-                    .decode_blocks(&mut self.source, BlockDecodingStrategy::UptoBlocks(1))
-                    .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-            }
-            match self.decoder.read(buffer)? {
-                0 => self.in_frame = false,
-                n => return Ok(n),
-            }
-        }
-    }
-}
-
-/// A stream that ends with an error when more than a budget is taken.
-struct Budgeted<R> {
-    inner: R,
-    left: Rc<Cell<u64>>,
-}
-
-impl<R: Read> Read for Budgeted<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.left.get() == 0 {
-            return Err(io::Error::other("the headers of an archive member are longer than 1 MiB"));
-        }
-        let n = buffer.len().min(usize::try_from(self.left.get()).unwrap_or(usize::MAX));
-        let n = self.inner.read(&mut buffer[..n])?;
-        self.left.set(self.left.get() - n as u64);
-        Ok(n)
-    }
-}
-
-/// What an image in an archive may be called.
-const IMAGE_NAMES: [&str; 8] = [".raw", ".img", ".qcow2", ".vmdk", ".vhd", ".iso", ".fd", ".bin"];
-
-fn tar_member<T>(
-    stream: impl Read,
-    member: Option<&str>,
-    take: &mut dyn FnMut(&mut dyn Read) -> Result<T>,
-    depth: usize,
-) -> Result<T> {
-    let left = Rc::new(Cell::new(MAX_TAR_HEADERS));
-    let mut archive = tar::Archive::new(Budgeted { inner: stream, left: left.clone() });
-    let mut seen = Vec::new();
-    for entry in archive.entries().map_err(damaged)? {
-        let mut entry = entry.map_err(damaged)?;
-        // The bytes of a member are not bounded here; the headers up to the next one are.
-        left.set(u64::MAX);
-        let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-        let kind = entry.header().entry_type();
-        if kind.is_file() || kind.is_gnu_sparse() || kind.is_contiguous() {
-            let file = name.trim_start_matches("./").trim_start_matches('/');
-            let wanted = match member {
-                Some(member) => file == member || file.rsplit('/').next() == Some(member),
-                None => IMAGE_NAMES.iter().any(|end| file.ends_with(end)),
-            };
-            if wanted {
-                return layer(Box::new(entry), None, take, depth - 1);
-            }
-            if seen.len() < 5 {
-                seen.push(format!("`{}`", name.chars().take(80).collect::<String>()));
-            }
-        }
-        io::copy(&mut entry, &mut io::sink()).map_err(damaged)?;
-        left.set(MAX_TAR_HEADERS);
-    }
-    let wanted = member.map_or("disk image".to_owned(), |member| format!("file `{member}`"));
-    let error = FetchError::user(format!("the archive holds no {wanted}"));
-    Err(if seen.is_empty() { error } else { error.hint(format!("it holds {}", seen.join(", "))) })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::io::Write;
 
+    use crate::fetch::catalogue::Kind;
+
     fn whole(packed: &[u8], member: Option<&str>) -> Result<Vec<u8>> {
-        unpack(Box::new(packed), member, &mut |stream| {
+        let choice = Choice { kind: Kind::Image, member: member.map(str::to_owned) };
+        unpack(Box::new(packed), &choice, &mut |stream| {
             let mut out = Vec::new();
             stream.take(64 << 20).read_to_end(&mut out).map_err(damaged)?;
             Ok(out)
@@ -317,9 +184,9 @@ mod tests {
 
     #[test]
     fn the_wanted_member_of_an_archive_is_found_under_its_layers() {
-        let archive = tar_of(&[("README", b"read me"), ("./boot/disk.raw", b"the disk"), ("other.img", b"no")]);
+        let archive = tar_of(&[("README", b"read me"), ("./boot/disk.raw", b"the disk"), ("README.img.txt", b"no")]);
         assert_eq!(whole(&gzip(&archive), None).unwrap(), b"the disk");
-        assert_eq!(whole(&archive, Some("other.img")).unwrap(), b"no");
+        assert_eq!(whole(&archive, Some("README.img.txt")).unwrap(), b"no");
         let nested = tar_of(&[("disk.img", &gzip(b"packed inside"))]);
         assert_eq!(whole(&nested, None).unwrap(), b"packed inside");
     }
@@ -339,8 +206,8 @@ mod tests {
         header.set_entry_type(tar::EntryType::GNULongName);
         header.set_cksum();
         let stream = (&header.as_bytes()[..]).chain(io::repeat(b'a'));
-        let error = unpack(Box::new(stream), None, &mut |_| Ok(())).unwrap_err();
-        assert!(std::error::Error::source(&error).unwrap().to_string().contains("longer than 1 MiB"));
+        let error = unpack(Box::new(stream), &Choice::any(Kind::Image), &mut |_| Ok(())).unwrap_err();
+        assert!(std::error::Error::source(&error).unwrap().to_string().contains("longer than 8 MiB"));
     }
 
     #[test]

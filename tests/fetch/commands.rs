@@ -8,7 +8,7 @@ use crate::world::{World, noise, read, sha256};
 #[test]
 fn several_are_fetched_at_once_and_one_that_fails_does_not_stop_the_others() {
     let world = World::new();
-    let contents: Vec<Content> = (0..3).map(|seed| Content::new(noise(100_000, 50 + seed))).collect();
+    let contents: Vec<Content> = (0..3).map(|seed| Content::new(noise(102_400, 50 + seed))).collect();
     let waiting = std::sync::Arc::new(std::sync::Barrier::new(3));
     let server = Server::start({
         let contents = contents.clone();
@@ -104,6 +104,78 @@ fn an_image_is_imported_shown_checked_and_removed() {
     let (code, _, said) = world.run(&["image", "remove", "mine"]);
     assert!(code == 1 && said.contains("no image called `mine` is in the cache"), "{said}");
     assert!(world.is_clean());
+}
+
+#[test]
+fn what_is_no_disk_is_imported_by_nobody_and_named() {
+    let world = World::new();
+    let html = b"<!DOCTYPE html>\n<html><body>404 Not Found</body></html>\n".to_vec();
+    let whole = |mark: &[u8]| [mark, &vec![0; 4096 - mark.len()]].concat();
+    for (name, bytes, words) in [
+        ("page.img", html.clone(), "it is an HTML page, and no disk image"),
+        ("page.raw", [&html[..], &vec![b' '; 1024 - html.len()]].concat(), "it is an HTML page, and no disk image"),
+        ("error.img", b"{ \"message\": \"rate limit\" }\n".to_vec(), "it is a text file, and no disk image"),
+        ("a.zip", whole(b"PK\x03\x04"), "it is a zip archive, and no disk image"),
+        ("a.7z", whole(b"7z\xbc\xaf\x27\x1c"), "it is a 7-zip archive, and no disk image"),
+        ("a.rar", whole(b"Rar!\x1a\x07\0"), "it is a RAR archive, and no disk image"),
+        ("a.lz4", whole(b"\x04\x22\x4d\x18"), "it is an LZ4 file, and no disk image"),
+        ("a.Z", whole(b"\x1f\x9d\x90"), "it is a file of compress(1), and no disk image"),
+        ("a.hds", whole(b"WithoutFreeSpace"), "Parallels images are not read"),
+        ("a.vma", whole(b"VMA\0"), "Proxmox VMA images are not read"),
+        ("._disk.raw", whole(b"\0\x05\x16\x07"), "it is an AppleDouble file"),
+        ("odd.raw", noise(1000, 71), "it has 1000 bytes, no multiple of 512: it is cut short, or no image"),
+        ("empty.raw", Vec::new(), "the image is empty"),
+    ] {
+        let file = world.path(name);
+        std::fs::write(&file, bytes).unwrap();
+        let (code, _, said) = world.run(&["image", "import", file.to_str().unwrap(), "--name", "x"]);
+        assert!(code == 1 && said.contains(words), "{name}: {said}");
+    }
+    let fifo = world.path("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let (code, _, said) = world.run(&["image", "import", fifo.to_str().unwrap()]);
+    assert!(code == 1 && said.contains("it is a FIFO"), "{said}");
+    assert!(world.entries("objects").is_empty() && world.is_clean());
+
+    // Who says that it is raw has it, in whole sectors.
+    let (code, _, said) =
+        world.run(&["image", "import", world.path("odd.raw").to_str().unwrap(), "--name", "x", "--format", "raw"]);
+    assert_eq!(code, 0, "{said}");
+    let disk = std::fs::read(world.cache().join("objects").join(&world.entries("objects")[0]).join("disk.raw")).unwrap();
+    assert_eq!((disk.len(), &disk[..1000]), (1024, &noise(1000, 71)[..]));
+    assert_eq!(world.run(&["image", "check", "-q"]).0, 0);
+}
+
+#[test]
+fn a_sparse_or_cut_archive_is_imported_whole_or_not_at_all() {
+    let world = World::new();
+    let disk = std::fs::File::create(world.path("disk.raw")).unwrap();
+    disk.set_len(8 << 20).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&disk, &noise(70_000, 72), 3 << 20).unwrap();
+    let bytes = std::fs::read(world.path("disk.raw")).unwrap();
+    let tar = |arguments: &[&str], file: &str| {
+        let done = std::process::Command::new("tar")
+            .current_dir(world.path(""))
+            .args(arguments)
+            .args(["-cf", file, "disk.raw"])
+            .status();
+        assert!(done.unwrap().success());
+    };
+    for version in ["0.0", "0.1", "1.0"] {
+        let file = format!("{version}.tar");
+        tar(&["--format=posix", "-S", &format!("--sparse-version={version}")], &file);
+        let (code, _, said) = world.run(&["image", "import", world.path(&file).to_str().unwrap(), "--name", "x", "--refresh"]);
+        assert_eq!(code, 0, "{said}");
+        let (_, shown, _) = world.run(&["image", "show", "x"]);
+        let path = shown.lines().find_map(|line| line.strip_prefix("path:")).unwrap().trim();
+        assert!(std::fs::read(path).unwrap() == bytes, "{version}");
+    }
+    tar(&[], "whole.tar");
+    let whole = std::fs::read(world.path("whole.tar")).unwrap();
+    std::fs::write(world.path("cut.tar"), &whole[..5 << 20]).unwrap();
+    let (code, _, said) = world.run(&["image", "import", world.path("cut.tar").to_str().unwrap(), "--name", "cut"]);
+    assert!(code == 1 && said.contains("the archive ends within `disk.raw`"), "{said}");
+    assert_eq!(world.run(&["image", "show", "cut"]).0, 1);
 }
 
 #[test]

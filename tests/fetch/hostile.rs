@@ -121,7 +121,7 @@ fn a_server_that_says_nothing_and_one_that_trickles_are_given_up() {
 
 #[test]
 fn redirects_are_followed_but_not_without_end() {
-    let (world, content) = (World::new(), Content::new(noise(1000, 6)));
+    let (world, content) = (World::new(), Content::new(noise(1024, 6)));
     let digest = sha256(&content.bytes);
     let server = Server::start(move |asked, wire| match asked.path.as_str() {
         "/moved.raw" => status(wire, "302 Found", "Location: /disk.raw\r\n"),

@@ -38,7 +38,7 @@ impl Authority {
 
 /// Runs vmctl on a server with this certificate, with the authority trusted or not.
 fn fetch(authority: &Authority, config: rustls::ServerConfig, trusted: bool) -> (bool, String) {
-    let (world, content) = (World::new(), Content::new(noise(100_000, 40)));
+    let (world, content) = (World::new(), Content::new(noise(102_400, 40)));
     let digest = sha256(&content.bytes).to_string();
     let server = Server::start_tls(config, move |asked, wire| content.serve(asked, wire));
     let roots = world.path("roots.pem");
@@ -73,7 +73,7 @@ fn a_certificate_of_a_stranger_of_another_name_or_of_long_ago_is_refused() {
 #[test]
 fn a_redirect_from_https_to_http_is_not_followed() {
     let authority = Authority::new();
-    let (world, content) = (World::new(), Content::new(noise(1000, 41)));
+    let (world, content) = (World::new(), Content::new(noise(1024, 41)));
     let digest = sha256(&content.bytes).to_string();
     let plain = Server::start(move |asked, wire| content.serve(asked, wire));
     let target = plain.url("/disk.raw");

@@ -4,13 +4,13 @@
 //! may hold data is, and readers that fetch one unit each. [`convert`] runs one reader a thread; each writes where its
 //! units belong, and leaves out blocks of zeros, so that the raw file has holes there.
 //!
-//! **Hostile file**: tables must lie inside the file, and no second-level table may be used twice, so that the work is
+//! **Hostile file**: tables must lie inside the file and be at most [`MAX_TABLE`] long, and no second-level table may be used twice, so that the work is
 //! bounded by the file's length; a unit is at most [`MAX_UNIT`] and a disk at most [`MAX_DISK`]; what is written is
 //! held against the free space before each write.
 
 mod qcow2;
-mod vhd;
-mod vmdk;
+pub(super) mod vhd;
+pub(super) mod vmdk;
 
 use std::fs::File;
 use std::io;
@@ -19,14 +19,18 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use super::contents::Contents;
 use super::error::{FetchError, Result};
 use super::progress::Job;
 use super::space::Room;
+use crate::inputs;
 
 /// The most that one unit may be: 32 MiB.
 pub const MAX_UNIT: u64 = 32 << 20;
 /// The largest virtual disk: 64 TiB.
 pub const MAX_DISK: u64 = 64 << 40;
+/// The largest table that a header may make a reader hold: 64 MiB. A disk of [`MAX_DISK`] in the usual units needs less.
+pub const MAX_TABLE: u64 = 64 << 20;
 /// What a thread reads before it writes: at least one unit.
 const STRETCH: u64 = 1 << 20;
 /// Zeros are left out in blocks of this size.
@@ -55,6 +59,14 @@ impl Format {
             Self::Vhd => "vhd",
         }
     }
+    /// As people write it.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Vmdk => "VMDK",
+            Self::Vhd => "VHD",
+            other => other.name(),
+        }
+    }
 }
 
 /// Bytes that can be read at any place; a read past the end is short.
@@ -79,12 +91,16 @@ pub struct FileStorage {
 impl FileStorage {
     /// Opens a file for reading.
     pub fn open(path: &Path) -> Result<Self> {
-        let opened = File::open(path).and_then(|file| Ok((file.metadata()?, file)));
-        let (metadata, file) = opened.map_err(|error| FetchError::io("open", path, error))?;
-        if !metadata.is_file() {
-            return Err(FetchError::user(format!("`{}` is no file", path.display())));
-        }
-        Ok(Self { file, len: metadata.len() })
+        let opened = inputs::open(path).and_then(|file| Ok((file.metadata()?.len(), file)));
+        let (len, file) = opened.map_err(|error| FetchError::input("open", path, error))?;
+        Ok(Self { file, len })
+    }
+    /// Opens a file or a disk of the host for reading.
+    pub fn open_disk(path: &Path) -> Result<Self> {
+        use std::io::{Seek, SeekFrom};
+        let opened = inputs::open_disk(path).and_then(|mut file| Ok((file.seek(SeekFrom::End(0))?, file)));
+        let (len, file) = opened.map_err(|error| FetchError::input("open", path, error))?;
+        Ok(Self { file, len })
     }
 }
 
@@ -149,27 +165,9 @@ impl Sink for File {
     }
 }
 
-/// What a file is, by its contents. `None` for raw, of which nothing can be told.
-///
-/// VHDX, QED, VDI, and qcow version 1 are refused by name.
+/// The format of a disk, by the file's contents; an error says what the file is when it is none.
 pub fn probe(storage: &dyn Storage) -> Result<Format> {
-    let mut head = [0; 512];
-    let n = storage.read_at(&mut head, 0).map_err(unreadable)?;
-    let refuse =
-        |what: &str| Err(FetchError::user(format!("{what} images are not read")).hint("convert it to qcow2 or raw first"));
-    match &head[..n] {
-        [b'Q', b'F', b'I', 0xfb, 0, 0, 0, 2 | 3, ..] => return Ok(Format::Qcow2),
-        [b'Q', b'F', b'I', 0xfb, ..] => return refuse("qcow version 1"),
-        [b'K', b'D', b'M', b'V', ..] => return Ok(Format::Vmdk),
-        [b'C', b'O', b'W', b'D', ..] => return refuse("VMDK version 3 (COWD)"),
-        [b'Q', b'E', b'D', 0, ..] => return refuse("QED"),
-        head if head.starts_with(b"vhdxfile") => return refuse("VHDX"),
-        head if head.len() > 68 && head[64..68] == [0x7f, 0x10, 0xda, 0xbe] => return refuse("VDI"),
-        head if head.starts_with(b"conectix") => return Ok(Format::Vhd),
-        head if vmdk::is_descriptor(head) => return Ok(Format::Vmdk),
-        _ => {}
-    }
-    if vhd::has_footer(storage)? { Ok(Format::Vhd) } else { Ok(Format::Raw) }
+    Contents::of(storage)?.disk()
 }
 
 /// Opens an image of `format`, which is not raw. `beside` is the directory in which the extents of a VMDK lie.
@@ -277,7 +275,7 @@ pub fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, |count| count.get().min(8))
 }
 
-fn unreadable(error: io::Error) -> FetchError {
+pub(super) fn unreadable(error: io::Error) -> FetchError {
     FetchError::host("cannot read the image").because(error)
 }
 
@@ -296,6 +294,10 @@ fn read_exact(storage: &dyn Storage, buffer: &mut [u8], offset: u64, what: &str)
 fn read_table(storage: &dyn Storage, offset: u64, count: u64, width: u64, what: &str) -> Result<Vec<u8>> {
     let bytes = count.checked_mul(width).filter(|bytes| offset.checked_add(*bytes).is_some_and(|end| end <= storage.len()));
     let bytes = bytes.ok_or_else(|| damaged(format!("{what} reaches past the end of the file")))?;
+    // The file's length is no bound: one with holes, or an archive's, is as long as its maker likes.
+    if bytes > MAX_TABLE {
+        return Err(damaged(format!("{what} is of {bytes} bytes, more than 64 MiB")));
+    }
     let mut table = vec![0; usize::try_from(bytes).map_err(|_| damaged(format!("{what} is too large")))?];
     read_exact(storage, &mut table, offset, what)?;
     Ok(table)
@@ -313,6 +315,75 @@ mod tests {
         bytes[5 * HOLE + 99] = 1;
         assert_eq!(runs(&bytes).collect::<Vec<_>>(), [(HOLE, 3 * HOLE), (5 * HOLE, 5 * HOLE + 100)]);
         assert_eq!(runs(&[]).count(), 0);
+    }
+
+    /// A file of 2^60 bytes: what it begins and ends with, and zeros between.
+    struct Endless {
+        head: Vec<u8>,
+        tail: Vec<u8>,
+    }
+
+    impl Storage for Endless {
+        fn len(&self) -> u64 {
+            1 << 60
+        }
+        fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+            let tail_at = self.len() - self.tail.len() as u64;
+            for (at, byte) in buffer.iter_mut().enumerate() {
+                let at = offset + at as u64;
+                let of_tail = at.checked_sub(tail_at).and_then(|at| self.tail.get(at as usize));
+                *byte = of_tail.or_else(|| self.head.get(usize::try_from(at).ok()?)).copied().unwrap_or(0);
+            }
+            Ok(buffer.len())
+        }
+    }
+
+    fn put(file: &mut [u8], at: usize, bytes: &[u8]) {
+        file[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// The ones' complement of the sum of all bytes, which the header of a VHD has at `at`.
+    fn seal(header: &mut [u8], at: usize) {
+        put(header, at, &[0; 4]);
+        let sum = header.iter().fold(0u32, |sum, byte| sum.wrapping_add(u32::from(*byte)));
+        put(header, at, &(!sum).to_be_bytes());
+    }
+
+    #[test]
+    fn a_header_makes_no_reader_hold_more_than_a_bound() {
+        let mut qcow2 = vec![0; 512];
+        put(&mut qcow2, 0, b"QFI\xfb\0\0\0\x02");
+        put(&mut qcow2, 20, &9u32.to_be_bytes());
+        put(&mut qcow2, 24, &(1u64 << 45).to_be_bytes());
+        put(&mut qcow2, 36, &u32::MAX.to_be_bytes());
+        put(&mut qcow2, 40, &512u64.to_be_bytes());
+        let mut vmdk = vec![0; 512];
+        put(&mut vmdk, 0, b"KDMV\x01\0\0\0");
+        put(&mut vmdk, 12, &(1u64 << 37).to_le_bytes());
+        put(&mut vmdk, 20, &1u64.to_le_bytes());
+        put(&mut vmdk, 44, &1u32.to_le_bytes());
+        put(&mut vmdk, 56, &1u64.to_le_bytes());
+        let mut footer = vec![0; 512];
+        put(&mut footer, 0, b"conectix");
+        put(&mut footer, 16, &512u64.to_be_bytes());
+        put(&mut footer, 48, &(1u64 << 40).to_be_bytes());
+        put(&mut footer, 60, &3u32.to_be_bytes());
+        seal(&mut footer, 64);
+        let mut header = vec![0; 1024];
+        put(&mut header, 0, b"cxsparse");
+        put(&mut header, 16, &4096u64.to_be_bytes());
+        put(&mut header, 28, &u32::MAX.to_be_bytes());
+        put(&mut header, 32, &512u32.to_be_bytes());
+        seal(&mut header, 36);
+        let vhd = [footer.clone(), header].concat();
+        for (format, head, tail, words) in [
+            (Format::Qcow2, qcow2, Vec::new(), "an L1 table of 4294967295 entries"),
+            (Format::Vmdk, vmdk, Vec::new(), "the grain directory is of 549755813888 bytes, more than 64 MiB"),
+            (Format::Vhd, vhd, footer, "the block allocation table is of 8589934592 bytes, more than 64 MiB"),
+        ] {
+            let error = open(format, Box::new(Endless { head, tail }), None).err().expect("is refused");
+            assert!(error.to_string().contains(words), "{format:?}: {error}");
+        }
     }
 
     #[test]

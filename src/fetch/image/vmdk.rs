@@ -13,7 +13,7 @@
 
 use std::path::Path;
 
-use super::{FileStorage, Image, MAX_UNIT, Reader, Storage, damaged, read_exact, read_table, unreadable};
+use super::{FileStorage, Image, MAX_TABLE, MAX_UNIT, Reader, Storage, damaged, read_exact, read_table, unreadable};
 use crate::fetch::error::{FetchError, Result};
 
 const SECTOR: u64 = 512;
@@ -299,10 +299,16 @@ struct Extents {
 impl Extents {
     fn open(descriptor: &Descriptor, beside: &Path) -> Result<Self> {
         let (mut parts, mut size, mut unit) = (Vec::new(), 0u64, FLAT_UNIT);
+        let mut table_bytes = 0;
         for line in &descriptor.extents {
             let part = Self::part(line, beside)?;
             if let Part::Sparse(sparse) = &part {
                 unit = unit.min(sparse.unit);
+                // Many extents may name one file.
+                table_bytes += sparse.tables.len() as u64 * 4;
+            }
+            if table_bytes > MAX_TABLE {
+                return Err(damaged("its grain directories are of more than 64 MiB together"));
             }
             parts.push((size, part));
             let bytes = line.sectors.checked_mul(SECTOR).and_then(|bytes| size.checked_add(bytes));
