@@ -7,6 +7,7 @@ use super::{App, ExitStatus, Failure, Outcome};
 use crate::guest::bhyve::argv::{Inputs, Resolved, build, shown};
 use crate::guest::state::{GuestState, STATE_FILE};
 use crate::host::bhyve::HostFeatures;
+use crate::inputs;
 
 /// Show the command lines that boot a guest under bhyve(8)
 ///
@@ -67,6 +68,7 @@ fn features(named: Option<&str>) -> Result<HostFeatures, Failure> {
         return Err(Failure::user(format!("`{name}` is neither a release nor a file"))
             .hint(format!("known: {known}; a file is named with a slash, or with `.json` at its end")));
     }
-    let text = std::fs::read_to_string(name).map_err(|error| Failure::user(format!("cannot read `{name}`: {error}")))?;
+    let text = inputs::read_text(std::path::Path::new(name), 16 << 20)
+        .map_err(|error| Failure::user(format!("cannot read `{name}`: {error}")))?;
     serde_json::from_str(&text).map_err(|error| Failure::user(format!("`{name}` is not the features of a host: {error}")))
 }

@@ -7,11 +7,16 @@ use serde::Serialize;
 use super::source::GuestSource;
 use super::{App, ExitStatus, Outcome};
 use crate::config::fleet::is_fleet;
-use crate::config::{DatastoreConfig, Diagnostic, Diagnostics, EngineKind, FleetRequest, HostConfig, load_fleet};
+use crate::config::{DatastoreConfig, Diagnostic, Diagnostics, EngineKind, FleetRequest, GuestConfig, HostConfig, load_fleet};
 use crate::guest::bhyve::needs;
 use crate::guest::error::GuestError;
+use crate::guest::named_files;
 use crate::guest::store::Store;
 use crate::host::program::is_freebsd;
+use crate::inputs;
+
+/// What tells a fleet file from a guest file; longer ones are refused by whoever reads them.
+const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// Check guest files and fleet files without starting anything
 ///
@@ -79,7 +84,10 @@ impl Args {
 /// Checks a guest file, or all the guests of a fleet file.
 fn check(source: &GuestSource, host: &HostConfig, store: &DatastoreConfig, sets: &[String]) -> Result<(), Diagnostics> {
     // What cannot be read is reported by whoever reads it next.
-    let text = if source.name.is_none() { std::fs::read_to_string(&source.file).unwrap_or_default() } else { String::new() };
+    let text = match source.name {
+        None => inputs::read_text(&source.file, MAX_FILE_BYTES).unwrap_or_default(),
+        Some(_) => String::new(),
+    };
     if is_fleet(&source.file, &text) {
         if let Some(set) = sets.first() {
             let message = format!("`--set {set}` goes with guest files, and `{}` is a fleet file", source.file.display());
@@ -88,23 +96,37 @@ fn check(source: &GuestSource, host: &HostConfig, store: &DatastoreConfig, sets:
         let datastore = std::path::absolute(&store.path).unwrap_or_else(|_| store.path.clone());
         let config = DatastoreConfig { path: datastore.clone(), ..store.clone() };
         let engines = Store::new(&config, Path::new("")).settled_engines();
-        return load_fleet(&FleetRequest { file: &source.file, text: None, host, datastore: &datastore, engines: &engines })
-            .map(drop);
+        let fleet = load_fleet(&FleetRequest { file: &source.file, text: None, host, datastore: &datastore, engines: &engines })?;
+        let of_guest = |config: &GuestConfig| {
+            let name = config.name.clone();
+            named_files::problems(config).into_iter().map(move |(key, error)| {
+                Diagnostic::plain(error.chain())
+                    .note(format!("it is `{key}` of guest `{name}`"))
+                    .maybe_hint(error.next_step().map(str::to_owned))
+            })
+        };
+        return none_or(fleet.guests.iter().flat_map(|guest| of_guest(&guest.config)).collect());
     }
-    let config = source.load(host, store, sets)?.config;
+    let loaded = source.load(host, store, sets)?;
+    let mut problems: Vec<Diagnostic> = named_files::problems(&loaded.config)
+        .into_iter()
+        .map(|(key, error)| {
+            Diagnostic::at(&loaded.place_of(&key), error.chain()).maybe_hint(error.next_step().map(str::to_owned))
+        })
+        .collect();
     // What this host cannot do for the guest as it is set up now; elsewhere the file may be right all the same.
-    match config.engine == EngineKind::Bhyve && is_freebsd() {
-        true => needs::network(&config).map_err(|error| refused(&error).into()),
-        false => Ok(()),
+    if loaded.config.engine == EngineKind::Bhyve && is_freebsd() {
+        problems.extend(needs::network(&loaded.config).err().map(|error| refused(&error)));
     }
+    none_or(problems)
 }
 
 fn refused(error: &GuestError) -> Diagnostic {
-    let problem = Diagnostic::plain(error.to_string());
-    match error.next_step() {
-        Some(hint) => problem.hint(hint),
-        None => problem,
-    }
+    Diagnostic::plain(error.to_string()).maybe_hint(error.next_step().map(str::to_owned))
+}
+
+fn none_or(problems: Vec<Diagnostic>) -> Result<(), Diagnostics> {
+    if problems.is_empty() { Ok(()) } else { Err(Diagnostics(problems)) }
 }
 
 fn checked(source: &GuestSource, problems: Option<Diagnostics>) -> Checked {

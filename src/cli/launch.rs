@@ -66,7 +66,7 @@ fn by_image(app: &App, place: &Place, what: &What, checksum: Option<&str>, how: 
     let source = image_source(image)?;
     let mut taken = Vec::new();
     app.ui.each(names, String::clone, |name| {
-        let obtained = images.obtain(image, checksum)?;
+        let obtained = images.obtain(image, checksum, None)?;
         let home = std::env::var_os("HOME").map(std::path::PathBuf::from);
         let key = launch_file::public_key(&place.store, home.as_deref())?;
         let port = launch_file::free_port(&taken)?;

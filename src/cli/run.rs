@@ -12,6 +12,7 @@ use crate::guest::definition::Definition;
 use crate::guest::engine;
 use crate::guest::install::{Answers, Install};
 use crate::guest::launcher::Report;
+use crate::guest::named_files::check_disks;
 use crate::guest::store::GuestDir;
 use crate::guest::supervisor::restart::ExitReason;
 use crate::guest::supervisor::{Ending, Options, block_signals, supervise};
@@ -131,6 +132,7 @@ fn detached(app: &App, place: Place, guest: GuestDir, install: Option<Install>) 
 }
 
 fn foreground(app: &App, place: Place, guest: GuestDir, install: Option<Install>) -> Outcome {
+    check_disks(&Definition::load(&guest, place.around())?.config)?;
     let mut options = options(app, place, &guest, true)?;
     options.install = install;
     let (ours, theirs) = UnixStream::pair()?;

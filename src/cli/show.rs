@@ -6,6 +6,7 @@ use super::source::GuestSource;
 use super::{App, ExitStatus, Failure, Outcome};
 use crate::config::GuestConfig;
 use crate::config::render::{Origin, render};
+use crate::inputs;
 
 /// Show the configuration of a guest
 ///
@@ -40,7 +41,7 @@ impl Args {
         let (host, store) = app.host_and_datastore()?;
         let source = GuestSource::find(&self.guest, &store)?;
         if !self.resolved && !self.explain && self.sets.is_empty() && !app.ui.is_json() {
-            let text = std::fs::read_to_string(&source.file)
+            let text = inputs::read_text(&source.file, 1 << 20)
                 .map_err(|error| Failure::user(format!("cannot read `{}`: {error}", source.file.display())))?;
             app.ui.data(&text)?;
             return Ok(ExitStatus::Done);

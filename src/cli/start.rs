@@ -13,6 +13,7 @@ use crate::guest::control::{Reply, Request};
 use crate::guest::definition::Definition;
 use crate::guest::images::Images;
 use crate::guest::launcher;
+use crate::guest::named_files::check_disks;
 use crate::guest::store::GuestDir;
 
 /// Start guests
@@ -66,6 +67,7 @@ pub fn start(app: &App, place: &Place, guest: &GuestDir, how: &How) -> Outcome {
     // Checked here, too: a mistake in the file is shown with its place, and no supervisor is started for it.
     let definition = Definition::load(guest, place.around())?;
     sweep(app, place, guest);
+    check_disks(&definition.config)?;
     make_from_images(app, place, guest, &definition)?;
     launcher::start(guest, supervisor_command(app, place, guest)?)?;
     then(app, guest, how)
@@ -74,7 +76,9 @@ pub fn start(app: &App, place: &Place, guest: &GuestDir, how: &How) -> Outcome {
 /// The same with an installer's medium for the first boot; `words` are those of `run` for it.
 pub fn start_installer(app: &App, place: &Place, guest: &GuestDir, how: &How, words: &[OsString]) -> Outcome {
     sweep(app, place, guest);
-    make_from_images(app, place, guest, &Definition::load(guest, place.around())?)?;
+    let definition = Definition::load(guest, place.around())?;
+    check_disks(&definition.config)?;
+    make_from_images(app, place, guest, &definition)?;
     let mut command = supervisor_command(app, place, guest)?;
     command.args(words);
     launcher::start(guest, command)?;

@@ -10,6 +10,7 @@ use super::meant::*;
 use super::resolve::Resolved;
 use super::view::View;
 use super::walk::{self, is_name};
+use crate::inputs::is_url;
 use crate::units::ByteSize;
 
 /// Checks a resolved guest file. `directory` is what relative paths of templates and `--set` are relative to.
@@ -313,8 +314,13 @@ fn disk(entry: &View<'_>, engine: EngineKind, seen: &mut Vec<String>, problems: 
         let message = format!("disk `{id}` has a `checksum` and no `source` that is held to it");
         problems.push(Diagnostic::at(&node.place, message));
     }
+    if let (Some(node), None, None) = (entry.node("format"), &path, &source) {
+        let message = format!("disk `{id}` has a `format`, and neither a `path` nor a `source` that it is of");
+        problems.push(Diagnostic::at(&node.place, message));
+    }
     DiskConfig {
         id,
+        raw: entry.node("format").is_some(),
         backend,
         path,
         size,
@@ -346,17 +352,26 @@ fn disk(entry: &View<'_>, engine: EngineKind, seen: &mut Vec<String>, problems: 
 
 /// Whether what a disk is made from is a path: no URL, and with a slash, which no name has.
 pub fn is_image_path(text: &str) -> bool {
-    text.contains('/') && !text.contains("://")
+    text.contains('/') && !is_url(text)
 }
 
-/// What a disk is made from: a name, a URL, or a path, which is made absolute.
+/// What a disk is made from: a name, a URL, or a path, which is made absolute. A path may have any character but NUL, which
+/// no system call takes; names and URLs have no blanks.
 fn source(entry: &View<'_>, problems: &mut Problems) -> Option<String> {
     let (text, node) = (entry.text("source")?, entry.node("source")?);
-    if text.is_empty() || text.contains(|c: char| c.is_control() || c.is_whitespace()) {
-        let hint = "a name of the catalogue, a URL, or a path with a slash";
-        problems.push(Diagnostic::at(&node.place, format!("`{text}` cannot be an image")).hint(hint));
+    let is_path = is_image_path(&text);
+    let wrong = |c: char| if is_path { c == '\0' } else { c.is_control() || c.is_whitespace() };
+    let reason = match text.chars().find(|c| wrong(*c)) {
+        _ if text.is_empty() => Some("it is empty".to_owned()),
+        Some(' ') => Some("it has a blank".to_owned()),
+        Some(c) => Some(format!("it has the character {}", c.escape_unicode())),
+        None => None,
+    };
+    if let Some(reason) = reason {
+        let hint = "a name of the catalogue, a URL, or a path with a slash, like `./my image.raw`";
+        problems.push(Diagnostic::at(&node.place, format!("`{text}` cannot be an image: {reason}")).hint(hint));
     }
-    Some(if is_image_path(&text) { entry.absolute(&text, node).to_string_lossy().into_owned() } else { text })
+    Some(if is_path { entry.absolute(&text, node).to_string_lossy().into_owned() } else { text })
 }
 
 /// A digest as `sha256:` and 64 hexadecimal digits, or `sha512:` and 128.

@@ -136,6 +136,7 @@ pub(super) fn cloud_init(
 /// The disk that the seed is: written by vmctl before every boot, read by the guest.
 pub(super) fn seed_disk(engine: EngineKind) -> DiskConfig {
     DiskConfig {
+        raw: true,
         id: SEED_DISK.into(),
         backend: DiskBackend::File,
         path: None,

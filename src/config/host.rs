@@ -34,7 +34,7 @@ impl HostConfig {
     /// Reads `file`, or the user's own host file, or the defaults when there is none.
     pub fn load(file: Option<&Path>, paths: &HostPaths, engine: EngineKind) -> Result<Self, Diagnostics> {
         let path = file.unwrap_or(&paths.config_file);
-        match std::fs::read_to_string(path) {
+        match super::load::text_of(path) {
             Ok(text) => {
                 let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
                 let directory = absolute.parent().map(Path::to_path_buf);

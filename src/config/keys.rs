@@ -71,6 +71,7 @@ const DISK_BACKENDS: Kind = OneOf(&[
     now("file", "A raw file or device that is there already; vmctl never creates, grows or deletes it."),
     bhyve("iscsi", "A unit of an iSCSI target, which iscsid(8) of the host attaches."),
 ]);
+const DISK_FORMATS: Kind = OneOf(&[now("raw", "The bytes of the disk as they are, whatever they look like.")]);
 const DISK_DEVICES: Kind = OneOf(&[
     now("virtio-blk", "A virtio block device."),
     now("ahci-hd", "A SATA disk."),
@@ -273,6 +274,12 @@ pub const GUEST_KEYS: &[Key] = &[
         "Where its bytes are. Without it `file` when there is a `path` and no `size`, else `sparse`.",
     ),
     key("disks.path", Path, Now, "The file or device. Without it vmctl keeps the file in the guest's directory."),
+    key(
+        "disks.format",
+        DISK_FORMATS,
+        Now,
+        "How the file at `path`, or of `source`, is stored. Without it, a file that bears the mark of an image (qcow2, VMDK, VHD, VHDX, VDI...), of an archive or of a packed file is not taken for a raw disk.",
+    ),
     key("disks.size", Size, Now, "Size to create, or to grow to. Required unless the backend is `file`."),
     with("disks.device", DISK_DEVICES, "\"virtio-blk\"", Now, "What the guest sees."),
     with("disks.ro", Flag, "false", Now, "Whether writes are refused."),

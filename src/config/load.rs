@@ -3,9 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use super::check;
-use super::diagnostic::{Diagnostic, Diagnostics, Source};
+use super::diagnostic::{Diagnostic, Diagnostics, Place, Source};
+use super::layer::{Table, Value};
 use super::meant::{GuestConfig, HostConfig};
 use super::resolve::{self, Request, Resolved, Templates};
+use crate::inputs;
 
 /// Which guest file, and what goes with it.
 #[derive(Debug, Clone, Copy)]
@@ -34,6 +36,32 @@ pub struct LoadedGuest {
 }
 
 impl LoadedGuest {
+    /// Where a key stands, like `kernel.image` or, with the id of an entry, `disks.root.path`: the nearest place that there
+    /// is.
+    pub fn place_of(&self, path: &str) -> Place {
+        let (mut place, mut table) = (self.resolved.start.clone(), Some(&self.resolved.table));
+        let mut parts = path.split('.');
+        while let (Some(within), Some(part)) = (table, parts.next()) {
+            let Some(node) = within.get(part) else { break };
+            place = node.place.clone();
+            table = match &node.value {
+                Value::Table(inner) => Some(inner),
+                Value::Array(items) => {
+                    let id = parts.next();
+                    let is_it = |table: &Table| matches!(table.get("id").map(|id| &id.value), Some(Value::Text(text)) if Some(text.as_str()) == id);
+                    let entry = items.iter().find_map(|item| match &item.value {
+                        Value::Table(table) if is_it(table) => Some((item, table)),
+                        _ => None,
+                    });
+                    place = entry.map_or(place, |(item, _)| item.place.clone());
+                    entry.map(|(_, table)| table)
+                }
+                _ => None,
+            };
+        }
+        place
+    }
+
     /// Every file that was read: the guest file, then its templates and included files.
     pub fn files(&self) -> &[PathBuf] {
         &self.resolved.files
@@ -62,13 +90,16 @@ pub fn load_guest(request: &GuestRequest<'_>) -> Result<LoadedGuest, Diagnostics
     Ok(LoadedGuest { config, resolved })
 }
 
+/// The text of a file of this program: a regular file of at most 1 MiB.
+pub(super) fn text_of(file: &Path) -> std::io::Result<String> {
+    inputs::read_text(file, super::layer::MAX_FILE_BYTES as u64).map_err(|error| match error.kind() {
+        std::io::ErrorKind::FileTooLarge => std::io::Error::new(error.kind(), "a file of vmctl is at most 1 MiB"),
+        _ => error,
+    })
+}
+
 /// The text of a file, with its bounds.
 pub(super) fn read(file: &Path) -> Result<String, Diagnostics> {
     let plain = |reason: String| Diagnostics::from(Diagnostic::plain(format!("cannot read `{}`: {reason}", file.display())));
-    let length = std::fs::metadata(file).map_err(|error| plain(error.to_string()))?.len();
-    if length > super::layer::MAX_FILE_BYTES as u64 {
-        return Err(plain("a file of vmctl is at most 1 MiB".into()));
-    }
-    let bytes = std::fs::read(file).map_err(|error| plain(error.to_string()))?;
-    String::from_utf8(bytes).map_err(|error| plain(format!("byte {} is not UTF-8", error.utf8_error().valid_up_to())))
+    text_of(file).map_err(|error| plain(error.to_string()))
 }

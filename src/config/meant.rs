@@ -192,6 +192,9 @@ pub struct DiskConfig {
     /// What the image's file must be, like `sha256:HEX`; the catalogue's or none when there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checksum: Option<String>,
+    /// Its bytes are taken as they are, whatever they look like.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub raw: bool,
     /// Size to create, or to grow to; `None` only with a `path` or a `source`, whose size is then taken.
     #[serde(rename = "size_bytes")]
     pub size: Option<ByteSize>,

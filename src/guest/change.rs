@@ -14,6 +14,7 @@ use super::definition::{Definition, Surroundings};
 use super::error::{GuestError, Result};
 use super::images::Images;
 use super::launcher::supervisor_of;
+use super::named_files::check_disk;
 use super::provision::{self, disk_path};
 use super::store::GuestDir;
 
@@ -100,7 +101,12 @@ pub fn add_disk(
 
 /// Adds an entry, or replaces one, with these keys.
 pub fn replace(guest: &GuestDir, class: Class, id: &str, keys: &[(&str, String)], around: Surroundings<'_>) -> Result<When> {
-    put(guest, class, id, keys, &[(class.table(), id)], around)
+    let edit = Edit::begin(guest)?;
+    edit.apply(&sets(class, id, keys), &[(class.table(), id)])?;
+    let config = edited(guest, &edit, around)?;
+    config.disks.iter().filter(|disk| class == Class::Disk && disk.id == id).try_for_each(check_disk)?;
+    edit.save(around)?;
+    Ok(when(guest))
 }
 
 /// Takes an entry away. With `purge`, the file or volume that vmctl made for a disk goes, too; never one of the user's.

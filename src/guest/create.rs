@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 use toml_edit::{Array, ArrayOfTables, DocumentMut, InlineTable, Item, Table, TableLike, Value};
 
 use crate::config::keys::{GUEST_KEYS, Kind, find};
+use crate::config::layer::MAX_FILE_BYTES;
 use crate::config::{GuestConfig, HookEvent};
 use crate::fetch::Progress;
 use crate::host::files::{clone_or_copy, write_atomically};
+use crate::inputs;
 
 use super::definition::{Definition, Surroundings};
 use super::error::{GuestError, Result};
@@ -263,7 +265,7 @@ fn write_file(new: &NewGuest, name: &str, origin: &Origin, sets: &[String], arou
 }
 
 fn copy_file(from: &Path, to: &Path, name: &str, sets: &[String], meant: &Definition, around: Surroundings<'_>) -> Result<()> {
-    let text = fs::read_to_string(from).map_err(|error| GuestError::io("read", from, error))?;
+    let text = inputs::read_text(from, MAX_FILE_BYTES as u64).map_err(|error| GuestError::input("read", from, error))?;
     let document = text.parse::<DocumentMut>().map_err(|error| GuestError::user(error.to_string()))?;
     write_document(to, document, sets)?;
     match Definition::load_file(to, name, None, &[], around) {
@@ -411,7 +413,7 @@ impl Edit {
     /// Makes the copy.
     pub fn begin(guest: &GuestDir) -> Result<Edit> {
         let file = guest.config_file();
-        let before = fs::read(&file).map_err(|error| GuestError::io("read", &file, error))?;
+        let before = inputs::read(&file, MAX_FILE_BYTES as u64).map_err(|error| GuestError::input("read", &file, error))?;
         // Beside the file, and with its ending: paths in it mean the same, and editors know its kind.
         let copy = file.with_file_name(format!(".edit-{}-{}.toml", guest.name(), std::process::id()));
         write_atomically(&copy, &before, 0o600).map_err(|error| GuestError::io("write", &copy, error))?;

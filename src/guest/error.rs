@@ -79,6 +79,12 @@ impl GuestError {
         }
         self
     }
+    /// A file that the user named cannot be read: what it is, is the user's to put right.
+    pub fn input(action: &str, path: &Path, error: io::Error) -> GuestError {
+        let user = matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData | io::ErrorKind::FileTooLarge);
+        let failed = GuestError::io(action, path, error);
+        GuestError { fault: if user { Fault::User } else { failed.fault }, ..failed }
+    }
     /// What to do next.
     pub fn hint(mut self, hint: impl Into<String>) -> GuestError {
         self.hint = Some(hint.into());

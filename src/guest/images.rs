@@ -8,12 +8,14 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use crate::config::{DiskBackend, DiskConfig, GuestConfig, HostConfig};
+use crate::fetch::image::Format;
 use crate::fetch::{CatalogueSource, Fault, FetchError, Fetcher, Kind, Obtained, Progress, Request};
 use crate::host::files::clone_or_copy;
 use crate::units::ByteSize;
 
 use super::error::{GuestError, Result};
 use super::gpt;
+use super::named_files::check_disks;
 use super::provision::{Made, disk_path, ensure_disks, is_there, make_filled_volume};
 use super::store::GuestDir;
 
@@ -50,10 +52,11 @@ impl<'a> Images<'a> {
         Ok(Fetcher::open(&self.host.cache_dir, sources.collect(), self.progress)?)
     }
 
-    /// An image of the catalogue, of a URL, or of the user's; held to a checksum, if there is one.
-    pub fn obtain(&self, what: &str, checksum: Option<&str>) -> Result<Obtained> {
+    /// An image of the catalogue, of a URL, or of the user's; held to a checksum, and taken as stored in a format, if they
+    /// are said.
+    pub fn obtain(&self, what: &str, checksum: Option<&str>, format: Option<Format>) -> Result<Obtained> {
         let checksum = checksum.map(str::parse).transpose()?;
-        Ok(self.fetcher()?.obtain(&Request { checksum, ..Request::new(Kind::Image, what) })?)
+        Ok(self.fetcher()?.obtain(&Request { checksum, format, ..Request::new(Kind::Image, what) })?)
     }
 
     /// Makes the disks of a guest that have a source and are not there. What was made before a failure is undone.
@@ -69,6 +72,7 @@ impl<'a> Images<'a> {
 
     /// Makes every disk of a guest that is not there, from its source or empty, and grows those that are too small.
     pub fn make_all_disks(&self, guest: &GuestDir, config: &GuestConfig) -> Result<Made> {
+        check_disks(config)?;
         let made = self.make_disks(guest, config)?;
         match ensure_disks(guest, config) {
             Ok(more) => Ok(made.and(more)),
@@ -81,7 +85,7 @@ impl<'a> Images<'a> {
         if is_there(guest, disk)? {
             return Ok(());
         }
-        let image = self.obtain(source, disk.checksum.as_deref())?;
+        let image = self.obtain(source, disk.checksum.as_deref(), disk.raw.then_some(Format::Raw))?;
         let size = disk.size.map_or(image.size_bytes, ByteSize::bytes);
         if size < image.size_bytes {
             return Err(GuestError::user(format!(

@@ -17,6 +17,9 @@ use std::path::{Path, PathBuf};
 use crate::config::{
     BootTarget, DiskBackend, DiskCache, DiskConfig, DiskDevice, EngineKind, GrubSystem, GuestConfig, LoaderKind, NicBackend,
 };
+use crate::fetch::contents::Contents as FetchContents;
+use crate::fetch::image::FileStorage;
+use crate::inputs;
 use crate::machine::loader::volume::iso9660::{BootImage, Iso};
 use crate::machine::loader::volume::probe::{Found, probe};
 use crate::machine::loader::volume::{FileSystem, Medium, NodeKind};
@@ -87,10 +90,12 @@ impl Install {
     /// With this medium and these answers; `append` are further words for the kernel's command line. Files are looked at.
     pub fn new(medium: &Path, answers: Option<&Answers>, append: &str) -> Result<Install> {
         let medium = whole(medium)?;
-        let failed = |error| GuestError::io("read", &medium, error);
-        let file = File::open(&medium).map_err(failed)?;
-        if !file.metadata().map_err(failed)?.is_file() {
-            return Err(GuestError::user(format!("`{}` is not a file", medium.display())));
+        let failed = |error| GuestError::input("read", &medium, error);
+        let file = inputs::open(&medium).map_err(failed)?;
+        let contents = FetchContents::of(&FileStorage::open(&medium)?)?;
+        if contents != FetchContents::Raw {
+            return Err(GuestError::user(format!("`{}` is {}, not a medium", medium.display(), contents.words()))
+                .hint("`vmctl iso add` unpacks a medium, and `vmctl image import` a disk"));
         }
         let mut found = [0; ISO_IDENTIFIER.1.len()];
         let is_iso = file.read_exact_at(&mut found, ISO_IDENTIFIER.0).is_ok() && found == *ISO_IDENTIFIER.1;
@@ -169,6 +174,7 @@ impl Install {
     /// installed system does not hold for the medium.
     pub fn attach(&self, config: &mut GuestConfig) {
         let disk = DiskConfig {
+            raw: true,
             id: DRIVE.to_owned(),
             backend: DiskBackend::File,
             path: Some(self.medium.clone()),
@@ -316,7 +322,7 @@ fn autoinstall(path: &Path) -> Result<Told> {
     }
     size_of(&user_data)?;
     let mut begin = String::new();
-    let file = File::open(&user_data).map_err(|error| GuestError::io("read", &user_data, error))?;
+    let file = inputs::open(&user_data).map_err(|error| GuestError::input("read", &user_data, error))?;
     let _ = file.take(256).read_to_string(&mut begin);
     if begin.lines().next().map(str::trim_end) != Some("#cloud-config") {
         return Err(GuestError::user(format!("`{}` does not begin with `#cloud-config`", user_data.display()))
@@ -332,11 +338,8 @@ fn autoinstall(path: &Path) -> Result<Told> {
 
 /// The size of a file that can be served.
 fn size_of(path: &Path) -> Result<u64> {
-    let failed = |error| GuestError::io("read the answer file", path, error);
-    let metadata = File::open(path).and_then(|file| file.metadata()).map_err(failed)?;
-    if !metadata.is_file() {
-        return Err(GuestError::user(format!("`{}` is not a file", path.display())));
-    }
+    let failed = |error| GuestError::input("read the answer file", path, error);
+    let metadata = inputs::open(path).and_then(|file| file.metadata()).map_err(failed)?;
     if metadata.len() > ANSWERS_MAX {
         return Err(GuestError::user(format!("`{}` has more than {} MiB", path.display(), ANSWERS_MAX >> 20)));
     }

@@ -9,6 +9,7 @@ use toml_edit::{Array, ArrayOfTables, DocumentMut, InlineTable, Item, Table, Val
 use crate::config::EngineKind;
 use crate::config::cloud_init::is_public_key;
 use crate::fetch::Obtained;
+use crate::inputs;
 use crate::units::ByteSize;
 
 use super::error::{GuestError, Result};
@@ -27,7 +28,8 @@ pub fn public_key(store: &Store, home: Option<&Path>) -> Result<PathBuf> {
     let own = home
         .into_iter()
         .flat_map(|home| ["id_ed25519.pub", "id_ecdsa.pub", "id_rsa.pub"].map(|name| home.join(".ssh").join(name)));
-    let usable = |path: &PathBuf| std::fs::read_to_string(path).is_ok_and(|text| text.lines().next().is_some_and(is_public_key));
+    let usable =
+        |path: &PathBuf| inputs::read_text(path, 64 << 10).is_ok_and(|text| text.lines().next().is_some_and(is_public_key));
     if let Some(key) = own.into_iter().find(usable) {
         return Ok(key);
     }

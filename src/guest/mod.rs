@@ -24,6 +24,7 @@ pub mod lock; // who runs or changes a guest
 pub mod logs; // logs that do not grow without bound
 pub mod membership; // which fleet a guest belongs to
 pub mod metrics; // the same as Prometheus reads it
+pub mod named_files; // what a guest file names: are its disks disks, its files files
 pub mod overview; // what `list` and `info` tell
 pub mod plan; // what a fleet file would change
 pub mod provision; // disks: made, grown, copied, removed

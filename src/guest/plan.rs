@@ -12,6 +12,7 @@ use serde::Serialize;
 use crate::config::render::{Origin, render};
 use crate::config::{DiskBackend, Fleet, FleetGuest, GuestConfig, GuestRequest, load_guest};
 use crate::host::files::disk_size;
+use crate::inputs;
 use crate::units::ByteSize;
 
 use super::definition::{Definition, Surroundings};
@@ -293,7 +294,7 @@ fn change(fleet: &Fleet, wanted: &FleetGuest, guest: &GuestDir, around: Surround
     let holder = GuestLock::holder(&guest.lock_file());
     planned.running = holder.is_some_and(|holder| holder.role == Role::Supervisor);
     let file = guest.file();
-    let text = fs::read_to_string(&file).ok();
+    let text = inputs::read_text(&file, 1 << 20).ok();
     let mut before = None;
     if text.as_deref() != Some(wanted.text.as_str()) {
         let by_hand = text.as_ref().is_none_or(|text| hash_of(text) != record.file_hash);

@@ -10,6 +10,7 @@ use crate::host::zfs;
 use crate::units::ByteSize;
 
 use super::error::{GuestError, Result};
+use super::named_files::check_disk;
 use super::store::GuestDir;
 
 /// Where a disk's bytes are.
@@ -330,7 +331,7 @@ pub fn copy_disks(from: &GuestDir, config: &GuestConfig, to: &GuestDir, how: Cop
 
 fn copy_disk(from: &GuestDir, to: &GuestDir, disk: &DiskConfig, how: Copying, made: &mut Made) -> Result<()> {
     if disk.path.is_some() && disk.ro {
-        return Ok(());
+        return check_disk(disk);
     }
     if let Some(path) = &disk.path {
         return Err(GuestError::user(format!(

@@ -5,7 +5,7 @@
 //! follows from what is told, so that cloud-init does its work again after an edit.
 
 use std::fs;
-use std::io::{Cursor, Read, Write};
+use std::io::{Cursor, Write};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use crate::config::cloud_init::{SEED_DISK, is_public_key};
 use crate::config::{CloudInit, GuestConfig, SshKey};
 use crate::host::files::replace;
+use crate::inputs;
 
 use super::error::{GuestError, Result};
 use super::state::GuestState;
@@ -73,6 +74,23 @@ fn documents(told: &CloudInit, config: &GuestConfig, state: &GuestState) -> Resu
     files.extend(vendor_data.map(|text| ("vendor-data", text)));
     files.extend(network.map(|text| ("network-config", text)));
     Ok(files)
+}
+
+/// What of the files that a seed is made of cannot be used, each with its key.
+pub fn problems(told: &CloudInit) -> Vec<(&'static str, GuestError)> {
+    let whole = [
+        ("user_data", &told.user_data, "the user data"),
+        ("vendor_data", &told.vendor_data, "the vendor data"),
+        ("meta_data", &told.meta_data, "the meta data"),
+        ("network_config", &told.network_config, "the network configuration"),
+    ];
+    let mut found: Vec<_> =
+        whole.into_iter().filter_map(|(key, path, what)| Some((key, read(path.as_deref()?, what).err()?))).collect();
+    if told.user_data.is_none() {
+        found.extend(keys(told).err().map(|error| ("ssh_keys", error)));
+        found.extend(told.password_file.as_deref().and_then(|path| password(path).err()).map(|error| ("password_file", error)));
+    }
+    found
 }
 
 fn document(value: &Value) -> Vec<u8> {
@@ -167,13 +185,12 @@ fn network_config(told: &CloudInit, config: &GuestConfig, state: &GuestState) ->
 }
 
 fn read(path: &Path, what: &str) -> Result<Vec<u8>> {
-    let failed = |error| GuestError::io(&format!("read {what} at"), path, error);
-    let mut bytes = Vec::new();
-    fs::File::open(path).and_then(|file| file.take(MOST_BYTES + 1).read_to_end(&mut bytes)).map_err(failed)?;
-    if bytes.len() as u64 > MOST_BYTES {
-        return Err(GuestError::user(format!("`{}` is longer than 1 MiB, the most that goes into a seed", path.display())));
-    }
-    Ok(bytes)
+    inputs::read(path, MOST_BYTES).map_err(|error| match error.kind() {
+        std::io::ErrorKind::FileTooLarge => {
+            GuestError::user(format!("`{}` is longer than 1 MiB, the most that goes into a seed", path.display()))
+        }
+        _ => GuestError::input(&format!("read {what} at"), path, error),
+    })
 }
 
 /// A FAT volume with these files: the same bytes for the same files.
@@ -194,6 +211,8 @@ fn volume(files: &[(&str, Vec<u8>)]) -> std::io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Read;
+
     use crate::config::{EngineKind, GuestRequest, HostConfig, HostPaths, load_guest};
 
     fn meant(text: &str) -> GuestConfig {

@@ -137,7 +137,7 @@ fn copy_data(mut source: &File, target: &mut File) -> io::Result<()> {
 pub fn disk_size(path: &Path) -> io::Result<(u64, u64)> {
     let metadata = fs::metadata(path)?;
     if metadata.file_type().is_block_device() || metadata.file_type().is_char_device() {
-        let size = File::open(path)?.seek(SeekFrom::End(0))?;
+        let size = crate::inputs::open_at_once(path)?.seek(SeekFrom::End(0))?;
         return Ok((size, size));
     }
     Ok((metadata.len(), metadata.blocks() * 512))

@@ -38,8 +38,11 @@ use crate::hypervisor::bus::{Device, Overlap};
 use crate::hypervisor::clock::{Clock, HostClock, ManualClock};
 use crate::hypervisor::irq::{IrqLine, IrqSink};
 use crate::hypervisor::memory::GuestMemory;
+use crate::inputs;
 
 /// PCI devices of the board's own; the rest are handed out by the supervisor.
+/// The most that an answer file has.
+const ANSWER_BYTES: u64 = 16 << 20;
 const RNG_SLOT: u8 = 1;
 const CONSOLE_SLOT: u8 = 2;
 /// The last device number that has an interrupt route.
@@ -533,7 +536,7 @@ fn answers(specs: &[AnswerSpec]) -> Result<Option<Arc<user::answers::Files>>, As
         let bytes = match content {
             AnswerContent::Text(text) => text.clone().into_bytes(),
             AnswerContent::File(file) => {
-                std::fs::read(file).map_err(|source| AssemblyError::Answer { path: file.clone(), source })?
+                inputs::read(file, ANSWER_BYTES).map_err(|source| AssemblyError::Answer { path: file.clone(), source })?
             }
         };
         files.push((path.clone(), bytes));

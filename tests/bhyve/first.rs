@@ -12,7 +12,7 @@ fn the_first_guest_file_is_one_for_bhyve_and_goes_all_the_way() {
     world.vmctl(&["init", "web1.toml"]).ok().says("name a disk in it").says("does not have yet: add `[[switches]]`");
     let text = fs::read_to_string(world.root().join("web1.toml")).expect("written");
     assert!(text.contains("engine = \"bhyve\"") && text.contains("loader = \"bhyveload\""), "{text}");
-    fs::write(world.root().join("root.img"), "a disk").expect("writes");
+    fs::write(world.root().join("root.img"), [0xd1; 4096]).expect("writes");
     world.part("web1", "say:login:");
     world.vmctl(&["create", "web1", "--file", "web1.toml"]).ok();
     world.vmctl(&["start", "web1"]).fails("no switch is called `public`");
@@ -35,7 +35,7 @@ fn a_guest_starts_on_a_switch_that_a_fleet_declared() {
     let world = World::new();
     let fleet = "name = \"net\"\n[[switches]]\nid = \"floor\"\ntype = \"manual\"\nbridge = \"bridge0\"\n";
     fs::write(world.root().join("fleet.toml"), fleet).expect("writes");
-    fs::write(world.root().join("root.img"), "a disk").expect("writes");
+    fs::write(world.root().join("root.img"), [0xd1; 4096]).expect("writes");
     let guest = "engine = \"bhyve\"\nloader = \"bhyveload\"\nmemory = \"256M\"\ndisks = [{ id = \"root\", path = \"root.img\" }]\n\
                  nics = [{ id = \"net0\", backend = \"tap\", switch = \"floor\" }]\n";
     fs::write(world.root().join("web1.toml"), guest).expect("writes");

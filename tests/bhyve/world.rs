@@ -200,7 +200,7 @@ impl World {
         self.part(name, part);
         let file = self.root().join(format!("{name}.toml"));
         let disk = self.root().join(format!("{name}.img"));
-        fs::write(&disk, "a disk").expect("writes");
+        fs::write(&disk, [0xd1; 4096]).expect("writes");
         let disk = format!("[[disks]]\nid = \"root\"\npath = \"{}\"\n", disk.display());
         fs::write(&file, format!("engine = \"bhyve\"\nmemory = \"256M\"\n{text}\n{disk}")).expect("writes");
         self.vmctl(&["create", name, "--file", file.to_str().expect("UTF-8")]).ok();

@@ -26,6 +26,54 @@ fn a_disk_is_added_grown_and_taken_away_and_the_rest_of_the_file_stays() {
 }
 
 #[test]
+fn an_image_is_taken_for_a_raw_disk_by_no_command_unless_that_is_insisted_on() {
+    let world = World::new();
+    let image = world.path().join("victim.qcow2");
+    std::fs::write(&image, [&b"QFI\xfb\0\0\0\x03"[..], &[0; 65528]].concat()).expect("writes");
+    let words = "is a qcow2 image, not a raw disk";
+    let file = world.file("g", "", "disks = [{ id = \"data\", path = \"victim.qcow2\" }]");
+    let file = file.to_str().expect("UTF-8");
+    world.vmctl(&["check", file]).fails(1, words).says("format = \"raw\"");
+    world.vmctl(&["create", "g", "--file", file]).fails(1, words);
+    assert!(!world.guest("g").exists());
+    world.vmctl(&["create", "g", "--file", file, "--set", "disks.data.format=raw"]).ok();
+    world.vmctl(&["start", "g"]).ok();
+    world.vmctl(&["poweroff", "g"]).ok();
+
+    let other = world.make("h", "", "");
+    world.vmctl(&["disk", "add", "h", "data", "--path", "victim.qcow2"]).fails(1, words);
+    world.vmctl(&["media", "insert", "h", "victim.qcow2"]).fails(1, words);
+    assert!(!std::fs::read_to_string(&other).expect("readable").contains("victim"));
+    // It was a raw disk when the guest was made, and is one no more.
+    std::fs::write(world.path().join("plain.raw"), vec![0x5a; 65536]).expect("writes");
+    world.vmctl(&["disk", "add", "h", "data", "--path", "plain.raw", "--ro"]).ok();
+    std::fs::copy(&image, world.path().join("plain.raw")).expect("copies");
+    world.vmctl(&["start", "h"]).fails(1, words);
+    world.vmctl(&["clone", "h", "i"]).fails(1, words);
+    assert!(!world.guest("i").exists());
+}
+
+#[test]
+fn a_fifo_in_the_place_of_a_file_is_named_and_holds_no_command_up() {
+    let world = World::new();
+    nix::unistd::mkfifo(&world.path().join("fifo"), nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
+    for (more, words) in [
+        ("include = [\"fifo\"]", "it is a FIFO"),
+        ("disks = [{ id = \"d\", source = \"./fifo\" }]", "it is a FIFO"),
+        ("disks = [{ id = \"d\", path = \"fifo\" }]", "it is a FIFO"),
+        ("cloud-init.user_data = \"fifo\"", "it is a FIFO"),
+        ("cloud-init.ssh_keys = [\"./fifo\"]", "it is a FIFO"),
+    ] {
+        let file = world.file("g", "", more);
+        let file = file.to_str().expect("UTF-8");
+        world.vmctl(&["check", file]).fails(1, words);
+        let said = world.vmctl(&["create", "g", "--file", file]).failed_with(&[1, 2], words);
+        assert!(!world.guest("g").exists(), "{}", said.err);
+    }
+    world.vmctl(&["check", world.path().join("fifo").to_str().expect("UTF-8")]).fails(1, "");
+}
+
+#[test]
 fn what_a_template_brought_is_taken_away_by_name_and_a_purge_takes_the_bytes() {
     let world = World::new();
     let templates = world.path().join("ds/templates");

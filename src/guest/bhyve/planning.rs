@@ -16,6 +16,7 @@ use crate::guest::switches;
 use crate::host::bhyve::HostFeatures;
 use crate::host::iscsi::Target;
 use crate::host::{firmware, jail_run, nmdm};
+use crate::inputs;
 
 use super::argv::{self, CommandLine, Firmware, Inputs, Resolved};
 use super::run::plan::{
@@ -118,7 +119,7 @@ fn screen_address(screen: &Screen) -> String {
 
 /// The first line of a file with a password; VNC takes 8 characters.
 fn password(path: &Path) -> Result<String> {
-    let text = std::fs::read_to_string(path).map_err(|error| GuestError::io("read the password in", path, error))?;
+    let text = inputs::read_text(path, 4096).map_err(|error| GuestError::input("read the password in", path, error))?;
     let line = text.lines().next().unwrap_or_default();
     match (1..=8).contains(&line.len()) && line.bytes().all(|byte| (0x21..0x7f).contains(&byte)) {
         true => Ok(line.to_owned()),

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use super::{LoadError, low_ram_end};
 use crate::hypervisor::memory::{GuestAddr, GuestMemory};
+use crate::inputs;
 use crate::machine::layout;
 
 /// The most that one call reads.
@@ -25,13 +26,9 @@ impl<'a> Initrd<'a> {
     /// Opens a file of the host.
     pub fn open(path: &'a Path) -> Result<Initrd<'a>, LoadError> {
         let failed = |source| LoadError::Read { what: "initrd", path: path.to_owned(), source };
-        let file = File::open(path).map_err(failed)?;
-        let metadata = file.metadata().map_err(failed)?;
-        // A pipe or a device does not tell its length.
-        Ok(match metadata.is_file() {
-            true => Initrd::File(path, file, metadata.len()),
-            false => Initrd::Bytes(std::fs::read(path).map_err(failed)?.into()),
-        })
+        let file = inputs::open(path).map_err(failed)?;
+        let len = file.metadata().map_err(failed)?.len();
+        Ok(Initrd::File(path, file, len))
     }
 
     /// Bytes.

@@ -16,6 +16,7 @@ use super::zero_page::SetupHeader;
 use super::{LoadError, multiboot, pvh, zero_page};
 use crate::hypervisor::backend::BootState;
 use crate::hypervisor::memory::GuestMemory;
+use crate::inputs;
 use crate::machine::layout;
 
 /// The files and the command line, as configured.
@@ -32,10 +33,13 @@ pub struct KernelFiles {
 /// The highest address for an initrd whose kernel does not say: Linux's limit for old protocols.
 const DEFAULT_INITRD_LIMIT: u64 = 0x3800_0000;
 
+/// The largest file that is read as a kernel: 2 GiB.
+const MAX_IMAGE: u64 = 2 << 30;
+
 /// Loads the kernel and initrd into `mem` and says how vCPU 0 starts. `rsdp` is the ACPI root pointer's address.
 pub fn load(mem: &GuestMemory, files: &KernelFiles, rsdp: u64) -> Result<BootState, LoadError> {
     let failed = |source| LoadError::Read { what: "kernel image", path: files.image.clone(), source };
-    let image = std::fs::read(&files.image).map_err(failed)?;
+    let image = inputs::read(&files.image, MAX_IMAGE).map_err(failed)?;
     let initrd = files.initrd.as_deref().map(Initrd::open).transpose()?;
     load_image(mem, &image, initrd.as_ref(), &files.cmdline, rsdp)
 }

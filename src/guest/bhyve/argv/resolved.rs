@@ -98,7 +98,7 @@ impl Resolved {
     pub fn look_at_disk(&mut self, config: &GuestConfig) {
         let Some(grub) = config.grub.as_ref().filter(|grub| grub.partition.is_none()) else { return };
         let disk = super::loader::boot_disk(config).and_then(|disk| self.disks.get(&disk.id));
-        let Some(mut file) = disk.and_then(|path| std::fs::File::open(path).ok()) else { return };
+        let Some(mut file) = disk.and_then(|path| crate::inputs::open_disk(path).ok()) else { return };
         self.root_partition = partitions::find(&mut file, grub.system).ok().flatten();
     }
 }

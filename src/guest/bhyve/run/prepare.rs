@@ -16,6 +16,7 @@ use crate::host::port::{Reserved, reserve};
 use crate::host::program::ProgramError;
 use crate::host::tap::{self, Membership, NewTap};
 use crate::host::{kmod, place, sysctl};
+use crate::inputs;
 use crate::machine::spec::EngineEvent;
 
 use super::journal::{Journal, Made};
@@ -133,7 +134,7 @@ fn jail_not_allowed(jail: &str) -> Trouble {
 
 /// Locks a disk against other guests: two writers would destroy it. Advisory, as between all engines of this program.
 fn lock(disk: &DiskUse) -> Result<File, Trouble> {
-    let file = File::open(&disk.path)
+    let file = inputs::open_at_once(&disk.path)
         .map_err(|error| failed(format!("cannot open disk `{}` at `{}`: {error}", disk.id, disk.path.display())))?;
     let locked = if disk.read_only { file.try_lock_shared() } else { file.try_lock() };
     match locked {
@@ -281,12 +282,16 @@ fn attach(unit: &UnitPlan, journal: &mut Journal) -> Result<String, Trouble> {
     unit.target.device(unit.lun).map_err(wrong)
 }
 
+/// Firmware variables and the like: 64 MiB.
+const MAX_COPY: u64 = 64 << 20;
+
 /// The guest writes to its copy, which is its own unless it is made anew each time.
 fn copy(copy: &Copy) -> Result<(), Trouble> {
     if copy.to.is_file() && !copy.anew {
         return Ok(());
     }
-    let text = std::fs::read(&copy.from).map_err(|error| failed(format!("cannot read `{}`: {error}", copy.from.display())))?;
+    let text =
+        inputs::read(&copy.from, MAX_COPY).map_err(|error| failed(format!("cannot read `{}`: {error}", copy.from.display())))?;
     write_atomically(&copy.to, &text, 0o600).map_err(|error| failed(format!("cannot write `{}`: {error}", copy.to.display())))
 }
 
