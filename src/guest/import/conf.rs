@@ -9,6 +9,8 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use crate::inputs;
+
 use super::super::error::{GuestError, Result};
 
 /// The largest file that is read.
@@ -24,11 +26,7 @@ pub struct Conf {
 impl Conf {
     /// Reads a file.
     pub fn read(path: &Path) -> Result<Conf> {
-        let size = std::fs::metadata(path).map_err(|error| GuestError::io("read", path, error))?.len();
-        if size > LIMIT {
-            return Err(GuestError::user(format!("`{}` is of {size} bytes, no settings are that long", path.display())));
-        }
-        let text = std::fs::read(path).map_err(|error| GuestError::io("read", path, error))?;
+        let text = inputs::read(path, LIMIT).map_err(|error| GuestError::input("read", path, error))?;
         Ok(Conf::parse(&String::from_utf8_lossy(&text)))
     }
 

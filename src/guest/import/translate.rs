@@ -5,11 +5,13 @@
 
 mod devices; // interfaces and everything that is not a disk
 mod disks;
+mod options; // `bhyve_options`
 
 use std::path::Path;
 
 use toml_edit::{Array, ArrayOfTables, DocumentMut, Item, Table, value};
 
+use crate::inputs;
 use crate::units::ByteSize;
 
 use super::Notes;
@@ -103,6 +105,11 @@ impl Translation<'_> {
         self.limits();
         self.bhyve();
         self.without_place();
+    }
+
+    /// A path of vm-bhyve's, absolute: a relative one is looked for in the guest's directory.
+    fn path(&self, text: &str) -> String {
+        self.source.directory.join(text).display().to_string()
     }
 
     fn table(&mut self, name: &str) -> &mut Table {
@@ -240,7 +247,7 @@ impl Translation<'_> {
         if loader.is_none() && args.is_none() && seconds.is_none() {
             return;
         }
-        let (loader, args) = (loader.map(str::to_owned), args.map(str::to_owned));
+        let (loader, args) = (loader.map(|loader| self.path(loader)), args.map(str::to_owned));
         let table = self.table("bhyveload");
         if let Some(loader) = loader {
             table["loader"] = value(loader);
@@ -379,9 +386,8 @@ impl Translation<'_> {
     fn bhyve(&mut self) {
         let bridge = self.conf.get("hostbridge").unwrap_or("standard").to_owned();
         let fwcfg = self.conf.get("fwcfg").map(str::to_owned);
-        let options: Vec<String> =
-            self.conf.get("bhyve_options").unwrap_or_default().split_whitespace().map(str::to_owned).collect();
-        self.raw.extend(options);
+        let words = self.conf.get("bhyve_options").unwrap_or_default().to_owned();
+        self.options(&words);
         let raw = std::mem::take(&mut self.raw);
         let slots = std::mem::take(&mut self.slots);
         let table = self.table("bhyve");
@@ -470,11 +476,7 @@ impl Translation<'_> {
 /// The lines of a file of commands.
 fn commands_in(path: &Path) -> Option<Vec<String>> {
     const LIMIT: u64 = 64 << 10;
-    let metadata = std::fs::metadata(path).ok()?;
-    if !metadata.is_file() || metadata.len() > LIMIT {
-        return None;
-    }
-    Some(std::fs::read_to_string(path).ok()?.lines().map(str::to_owned).collect())
+    Some(inputs::read_text(path, LIMIT).ok()?.lines().map(str::to_owned).collect())
 }
 
 #[cfg(test)]

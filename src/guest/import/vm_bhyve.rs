@@ -64,7 +64,8 @@ fn place_of(spec: &str) -> Result<Place> {
         })?;
         return Ok(Place { directory: mountpoint.into(), dataset: Some(dataset.to_owned()) });
     }
-    let directory = PathBuf::from(spec);
+    // What is written of it stands in files elsewhere, and means the same from everywhere.
+    let directory = std::path::absolute(spec).map_err(|error| GuestError::io("find", Path::new(spec), error))?;
     // vm-bhyve knows volumes only with `zfs:`, but a directory that is a dataset holds them below that all the same.
     let dataset = zfs::is_there().then(|| zfs::dataset_mounted_at(&directory)).flatten();
     Ok(Place { directory, dataset })

@@ -105,7 +105,7 @@ impl Translation<'_> {
             let options = self.conf.get(&format!("passthru{at}_options")).unwrap_or_default().to_owned();
             for option in options.split(',').filter(|option| !option.is_empty()) {
                 match option.split_once('=') {
-                    Some(("rom", path)) => entry["rom"] = value(path),
+                    Some(("rom", path)) => entry["rom"] = value(self.path(path)),
                     _ => self.notes.add(
                         format!("passthru{at}_options"),
                         option,

@@ -152,7 +152,7 @@ impl Translation<'_> {
                 let dataset = self.source.dataset?;
                 Some(Path::new("/dev/zvol").join(dataset).join(self.source.name).join(name))
             }
-            "custom" => Some(PathBuf::from(name)),
+            "custom" => Some(self.path(name).into()),
             _ => Some(self.source.directory.join(name)),
         }
     }
@@ -205,7 +205,7 @@ impl Translation<'_> {
         };
         let mut entry = Table::new();
         entry["id"] = value(tag);
-        entry["path"] = value(path);
+        entry["path"] = value(self.path(path));
         for option in options.split(',').filter(|option| !option.is_empty()) {
             match option {
                 "ro" => entry["ro"] = value(true),

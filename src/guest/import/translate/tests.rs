@@ -157,7 +157,8 @@ fn every_key_of_vm_bhyve_is_translated_or_told_with_its_reason() {
     assert_eq!(config.limits.write_bps, Some(ByteSize::from_mib(1)));
     assert_eq!(config.hooks[0].command, ["/vm/web/before.sh", "web", "tank/vm/web"]);
     assert!(config.bhyve.ignore_bad_msr);
-    assert_eq!(config.bhyve.args[2..], ["-p", "1:1"]);
+    assert_eq!(config.bhyve.args.len(), 2, "what no key stands for: {:?}", config.bhyve.args);
+    assert_eq!(config.pins.len(), 1, "{toml}");
     assert!(config.bhyve.args[1].ends_with(",virtio-odd,/vm/web/odd.img"), "{:?}", config.bhyve.args);
     for key in [
         "loader_timeout",
@@ -330,6 +331,44 @@ fn what_vm_bhyve_does_without_being_told_is_done_here_too() {
     assert_eq!(config.restart.on_crash, crate::config::ExitAction::Stop);
     assert!(config.uefi.as_ref().is_some_and(|uefi| !uefi.persistent));
     assert_eq!(config.disks[0].path.as_deref(), Some(Path::new("/vm/web/disk0.img")));
+}
+
+#[test]
+fn an_option_of_bhyve_that_a_key_stands_for_becomes_that_key() {
+    let with = |options: &str| checked(&format!("loader=\"bhyveload\"\n{COMMON}bhyve_options=\"{options}\"\n"), false);
+    for options in ["-S", "-HS", "-SHw", "-w -S -A"] {
+        let (config, _, toml) = with(options);
+        assert!(config.memory_wired && config.memory == ByteSize::from_mib(512), "{options}: {toml}");
+        assert!(config.bhyve.args.is_empty(), "{options}: {:?}", config.bhyve.args);
+    }
+    let with_qemu =
+        |options: &str| checked(&format!("loader=\"uefi\"\nfwcfg=\"qemu\"\n{COMMON}bhyve_options=\"{options}\"\n"), false);
+    let (config, _, toml) = with_qemu(
+        "-HPCuexWY -p 0:3 -o rtc.use_localtime=true -o a.b=c -f name=opt/x/y,string=z -f opt/x/file,file=rel.ign -D -s 9,virtio-rnd",
+    );
+    assert!(config.memory_in_core && config.bhyve.strict_io && config.bhyve.x2apic, "{toml}");
+    assert!(!config.bhyve.virtio_msix && !config.bhyve.mptable, "{toml}");
+    assert_eq!(config.pins[0].vcpu, 0);
+    assert_eq!(config.bhyve.options, [("rtc.use_localtime".to_owned(), "true".to_owned())]);
+    assert!(toml.contains("\"/vm/web/rel.ign\""), "{toml}");
+    assert_eq!(config.bhyve.args, ["-o", "a.b=c", "-D", "-s", "9,virtio-rnd"]);
+    assert_eq!(with("-f opt/x,string=y").0.bhyve.args, ["-f", "opt/x,string=y"]);
+    let (config, notes, _) = with("-p 7:1 -p x");
+    assert!(config.pins.is_empty() && notes.iter().filter(|note| *note == "bhyve_options").count() == 2);
+}
+
+#[test]
+fn every_path_of_an_import_is_absolute() {
+    let text = "loader=\"bhyveload\"\nbhyveload_loader=\"own/loader.so\"\ncpu=1\nmemory=1G\n\
+                disk0_type=\"virtio-blk\"\ndisk0_name=\"disks/a.img\"\ndisk0_dev=\"custom\"\n\
+                disk1_type=\"virtio-9p\"\ndisk1_name=\"data=export\"\nprestart=\"before.sh\"\n\
+                passthru0=\"5/0/0\"\npassthru0_options=\"rom=a.rom\"\n";
+    let (config, _, toml) = checked(text, false);
+    assert_eq!(config.disks[0].path.as_deref(), Some(Path::new("/vm/web/disks/a.img")));
+    assert_eq!(config.shares[0].path, Path::new("/vm/web/export"));
+    for path in ["\"/vm/web/own/loader.so\"", "\"/vm/web/before.sh\"", "\"/vm/web/a.rom\""] {
+        assert!(toml.contains(path), "{path}: {toml}");
+    }
 }
 
 #[test]
