@@ -17,11 +17,15 @@ use crate::guest::store::GuestDir;
 use crate::guest::supervisor::restart::ExitReason;
 use crate::guest::supervisor::{Ending, Options, block_signals, supervise};
 
+/// What `run` in the foreground exits with where other commands exit with 1.
+const USERS_FAULT: u8 = 4;
+
 /// Run a guest in the foreground
 ///
 /// With its console on this terminal, until it stops; the restart policy holds as it does with `start`. `~.` asks the
 /// guest to stop, and so does ending this command by a signal; a second signal powers it off. Exits with 0 when the
-/// guest stopped, with 2 when it failed, and, when the guest wrote VALUE to the debug-exit port, with VALUE * 2 + 1.
+/// guest stopped, with 2 when it or the host failed, with 4 for what the user can put right, a kernel that is refused among
+/// it, and, when the guest wrote VALUE to the debug-exit port, with VALUE * 2 + 1: an odd number is always the guest's.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The guest
@@ -83,10 +87,21 @@ impl InstallerRun {
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
+        if self.supervise {
+            return self.go(app, detached);
+        }
+        self.go(app, foreground).map_err(|failure| match failure.status {
+            // 1 is a guest's that wrote 0 to its debug-exit port.
+            ExitStatus::User => Failure { status: ExitStatus::Engine(USERS_FAULT), ..failure },
+            _ => failure,
+        })
+    }
+
+    fn go(self, app: &App, run: fn(&App, Place, GuestDir, Option<Install>) -> Outcome) -> Outcome {
         let place = app.place()?;
         let guest = place.store.guest(&self.guest)?;
         let install = self.install.install()?;
-        if self.supervise { detached(app, place, guest, install) } else { foreground(app, place, guest, install) }
+        run(app, place, guest, install)
     }
 }
 

@@ -311,7 +311,11 @@ fn run_stays_in_the_foreground_and_hands_the_debug_exit_through() {
     world.make("h", "exit:1", "");
     world.vmctl(&["run", "h"]).ok().says("powered off");
     world.make("i", "error:no_luck", "");
-    world.vmctl(&["run", "i"]).fails(1, "no luck");
+    // Not 1: that is what a guest ends with that writes 0.
+    world.vmctl(&["run", "i"]).fails(4, "no luck");
+    world.vmctl(&["run", "nobody"]).fails(4, "nobody");
+    world.make("j", "debug:0", "debug = { exit_port = true }");
+    assert_eq!(world.vmctl(&["run", "j"]).code, Some(1));
 }
 
 #[test]
