@@ -1,5 +1,6 @@
 //! `vmctl autostart`: what starts with the host, and whether the host does start it.
 
+use std::path::Path;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -12,6 +13,9 @@ use crate::host::place;
 use crate::host::program::is_freebsd;
 use crate::host::systemd::{self, Manager, Unit};
 use crate::units::format_duration;
+
+/// What sysrc(8) reads and writes, and two of it at once would.
+const RC_CONF: &str = "/etc/rc.conf";
 
 /// Start guests with the host
 ///
@@ -81,10 +85,15 @@ impl Args {
         let place = app.place()?;
         match self.what {
             Some(What::Enable { names, now, .. }) if is_freebsd() => {
+                let turn = place.store.file_turn(Path::new(RC_CONF))?;
                 let enabled = autostart_rc::enable(app, &place, &names)?;
+                drop(turn);
                 if now { Ok(enabled.max(up::start_all(app, &place, &names, None)?)) } else { Ok(enabled) }
             }
-            Some(What::Disable { names }) if is_freebsd() => autostart_rc::disable(app, &place, &names),
+            Some(What::Disable { names }) if is_freebsd() => {
+                let _turn = place.store.file_turn(Path::new(RC_CONF))?;
+                autostart_rc::disable(app, &place, &names)
+            }
             Some(What::Enable { names, .. } | What::Disable { names }) if !names.is_empty() => {
                 Err(Failure::user("on this host a guest starts with it when its file says `autostart = true`")
                     .hint(format!("`vmctl edit {}`", names[0])))

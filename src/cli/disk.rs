@@ -19,6 +19,8 @@ pub struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum Action {
     /// Add a disk
+    ///
+    /// A file or volume that is there already under its name is not taken for it.
     Add {
         /// The guest
         #[arg(value_name = "GUEST")]

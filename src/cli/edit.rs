@@ -5,13 +5,14 @@ use std::path::Path;
 use std::process::Command;
 
 use super::{App, ExitStatus, Failure, Guests, Outcome};
-use crate::guest::create::Edit;
+use crate::guest::edit::Edit;
 use crate::guest::store::GuestDir;
 
 /// Edit the files of guests
 ///
 /// With `$VISUAL`, `$EDITOR` or vi. What is wrong is shown before anything is saved, and the editor offered again. A
-/// running guest takes the changes at its next boot; `info` says that they wait.
+/// running guest takes the changes at its next boot; `info` says that they wait. While the editor is open, other commands
+/// that change the file wait for it. A text that is given up is kept in the guest's directory.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -22,10 +23,14 @@ impl Args {
     pub fn run(self, app: &App) -> Outcome {
         let place = app.place()?;
         app.each_in_turn(self.guests.choose(&place)?, |guest| {
-            let edit = Edit::begin(guest)?;
+            let mut edit = Edit::begin(guest, place.around())?;
+            if guest.kept_edit().exists() {
+                app.ui.warn(format!("the text of an edit that was given up is kept in `{}`", guest.kept_edit().display()));
+            }
+            let copy = edit.copy()?;
             loop {
-                open_editor(&edit.copy)?;
-                let failure = match edit.save(place.around()) {
+                open_editor(&copy)?;
+                let failure = match edit.read_copy().and_then(|()| edit.save(place.around())) {
                     Ok(true) => break app.ui.done(saved(guest)),
                     Ok(false) => break app.ui.done(format!("{}: nothing changed", guest.name())),
                     Err(error) => Failure::from(error),

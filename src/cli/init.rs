@@ -9,6 +9,7 @@ use anyhow::Context;
 use super::source::GuestSource;
 use super::{App, ExitStatus, Failure, Outcome};
 use crate::config::{EngineKind, GUESTS_DIR, TEMPLATES_DIR};
+use crate::host::files::make_directory;
 use crate::host::route::default_route;
 
 /// Make the datastore and write a first guest file
@@ -55,7 +56,7 @@ impl Args {
         let (host, store) = app.host_and_datastore()?;
         for directory in [GUESTS_DIR, TEMPLATES_DIR] {
             let path = store.path.join(directory);
-            std::fs::create_dir_all(&path).with_context(|| format!("cannot make `{}`", path.display()))?;
+            make_directory(&path, 0o755).with_context(|| format!("cannot make `{}`", path.display()))?;
         }
         app.ui.done(format!("datastore `{}` is ready", store.path.display()));
         let shown = self.file.display();

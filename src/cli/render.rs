@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::selection::Place;
 use super::{App, ExitStatus, Failure, Outcome};
 use crate::config::{Fleet, FleetRequest, load_fleet};
-use crate::host::files::write_atomically;
+use crate::host::files::{make_directory, mode_of, write_atomically};
 
 /// Print the guest files that a fleet file means
 ///
@@ -79,10 +79,11 @@ impl Args {
             let failed = |action: &str, path: &Path, error: std::io::Error| {
                 Failure::user(format!("cannot {action} `{}`: {error}", path.display()))
             };
-            std::fs::create_dir_all(directory).map_err(|error| failed("make", directory, error))?;
+            make_directory(directory, 0o755).map_err(|error| failed("make", directory, error))?;
             for guest in &guests {
                 let path = directory.join(format!("{}.toml", guest.name));
-                write_atomically(&path, guest.text.as_bytes(), 0o644).map_err(|error| failed("write", &path, error))?;
+                write_atomically(&path, guest.text.as_bytes(), mode_of(&fleet.file))
+                    .map_err(|error| failed("write", &path, error))?;
             }
             app.ui.done(format!("wrote {} guest files to `{}`", guests.len(), directory.display()));
             return Ok(ExitStatus::Done);

@@ -7,6 +7,7 @@ use super::{App, ExitStatus, Failure, Guests, Outcome};
 use crate::config::{DatastoreConfig, HostConfig, HostPaths};
 use crate::guest::definition::Surroundings;
 use crate::guest::error::GuestError;
+use crate::guest::lock::Waiting;
 use crate::guest::overview::Observer;
 use crate::guest::store::{GuestDir, Store};
 
@@ -41,14 +42,23 @@ pub struct Chosen {
 }
 
 impl App {
-    /// The host file, the datastore and the store that the user means.
+    /// The host file, the datastore and the store that the user means. What killed commands left in it is swept.
     pub fn place(&self) -> Result<Place, Failure> {
+        let place = self.place_as_left()?;
+        place.store.sweep();
+        Ok(place)
+    }
+
+    /// The same, and nothing is swept: for who tells of it.
+    pub fn place_as_left(&self) -> Result<Place, Failure> {
         self.place_of(self.host()?)
     }
 
     /// The same, without the switches of fleets.
     pub fn place_alone(&self) -> Result<Place, Failure> {
-        self.place_of(self.host_alone()?)
+        let place = self.place_of(self.host_alone()?)?;
+        place.store.sweep();
+        Ok(place)
     }
 
     fn place_of(&self, host: HostConfig) -> Result<Place, Failure> {
@@ -58,7 +68,8 @@ impl App {
         let datastore = DatastoreConfig { path, ..datastore };
         let host_file = self.config.clone().unwrap_or_else(|| paths.config_file.clone());
         let host_file = std::path::absolute(&host_file)?;
-        let store = Store::new(&datastore, &paths.runtime_dir);
+        let ui = self.ui.clone();
+        let store = Store::new(&datastore, &paths.runtime_dir).telling(Waiting::told(move |words| ui.progress(words)));
         Ok(Place { host, host_file, datastore, store })
     }
 }

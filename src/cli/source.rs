@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::{App, Failure};
 use crate::config::{DatastoreConfig, GUEST_FILE, GUESTS_DIR, GuestRequest, HostConfig, LoadedGuest, load_guest};
 use crate::guest::state::{STATE_FILE, settled_engine};
+use crate::guest::store::Store;
 
 /// A guest file that an argument names.
 pub struct GuestSource {
@@ -15,14 +16,15 @@ pub struct GuestSource {
 }
 
 impl GuestSource {
-    /// An argument with a slash or with `.toml` at its end is a file, any other a guest.
+    /// An argument with a slash or with `.toml` at its end is a file, any other a guest. New guests have no such names; one
+    /// that has is found where no file is called so.
     pub fn find(argument: &str, store: &DatastoreConfig) -> Result<Self, Failure> {
-        if argument.contains('/') || argument.ends_with(".toml") {
+        let guest = store.path.join(GUESTS_DIR).join(argument).join(GUEST_FILE);
+        if argument.contains('/') || (argument.ends_with(".toml") && (Path::new(argument).exists() || !guest.is_file())) {
             return Ok(Self { file: argument.into(), name: None });
         }
-        let file = store.path.join(GUESTS_DIR).join(argument).join(GUEST_FILE);
-        if file.is_file() {
-            return Ok(Self { file, name: Some(argument.to_owned()) });
+        if guest.is_file() && !argument.starts_with('.') {
+            return Ok(Self { file: guest, name: Some(argument.to_owned()) });
         }
         let hint = match std::path::Path::new(&format!("{argument}.toml")).is_file() {
             true => format!("the file is named `{argument}.toml`"),
@@ -33,18 +35,9 @@ impl GuestSource {
 
     /// Every guest of the datastore.
     pub fn all(store: &DatastoreConfig) -> Vec<Self> {
-        let mut found: Vec<Self> = std::fs::read_dir(store.path.join(GUESTS_DIR))
-            .into_iter()
-            .flatten()
-            .flatten()
-            .filter_map(|entry| {
-                let file = entry.path().join(GUEST_FILE);
-                let name = entry.file_name().into_string().ok()?;
-                file.is_file().then_some(Self { file, name: Some(name) })
-            })
-            .collect();
-        found.sort_by(|a, b| a.name.cmp(&b.name));
-        found
+        let names = Store::new(store, Path::new("")).names().unwrap_or_default().into_iter();
+        let source = |name: String| Self { file: store.path.join(GUESTS_DIR).join(&name).join(GUEST_FILE), name: Some(name) };
+        names.map(source).filter(|source| source.file.is_file()).collect()
     }
 
     /// How the guest is called in words for the user.
@@ -73,10 +66,11 @@ impl GuestSource {
 }
 
 impl App {
-    /// The host file and the datastore that the user means.
+    /// The host file and the datastore that the user means. What killed commands left in it is swept.
     pub fn host_and_datastore(&self) -> Result<(HostConfig, DatastoreConfig), Failure> {
         let host = self.host()?;
         let store = self.datastore(&host)?;
+        Store::new(&store, Path::new("")).sweep();
         Ok((host, store))
     }
 }

@@ -14,6 +14,7 @@ use crate::guest::definition::Definition;
 use crate::guest::images::Images;
 use crate::guest::launcher;
 use crate::guest::named_files::check_disks;
+use crate::guest::pending;
 use crate::guest::store::GuestDir;
 
 /// Start guests
@@ -65,6 +66,8 @@ impl Args {
 /// Starts a guest that is stopped and does what `how` says.
 pub fn start(app: &App, place: &Place, guest: &GuestDir, how: &How) -> Outcome {
     // Checked here, too: a mistake in the file is shown with its place, and no supervisor is started for it.
+    // What stays is no disk of this boot.
+    let _ = pending::settle_if_free(guest, place.around());
     let definition = Definition::load(guest, place.around())?;
     sweep(app, place, guest);
     check_disks(&definition.config)?;
@@ -76,6 +79,7 @@ pub fn start(app: &App, place: &Place, guest: &GuestDir, how: &How) -> Outcome {
 /// The same with an installer's medium for the first boot; `words` are those of `run` for it.
 pub fn start_installer(app: &App, place: &Place, guest: &GuestDir, how: &How, words: &[OsString]) -> Outcome {
     sweep(app, place, guest);
+    let _ = pending::settle_if_free(guest, place.around());
     let definition = Definition::load(guest, place.around())?;
     check_disks(&definition.config)?;
     make_from_images(app, place, guest, &definition)?;

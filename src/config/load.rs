@@ -7,6 +7,7 @@ use super::diagnostic::{Diagnostic, Diagnostics, Place, Source};
 use super::layer::{Table, Value};
 use super::meant::{GuestConfig, HostConfig};
 use super::resolve::{self, Request, Resolved, Templates};
+use super::walk::{GUEST_NAMES, is_guest_name};
 use crate::inputs;
 
 /// Which guest file, and what goes with it.
@@ -87,6 +88,10 @@ pub fn load_guest(request: &GuestRequest<'_>) -> Result<LoadedGuest, Diagnostics
         default_engine: request.host.default_engine,
     })?;
     let config = check::check(&mut resolved, &directory)?;
+    if request.name.is_none() && !is_guest_name(&config.name) {
+        let message = format!("`{}` cannot be the name of a new guest", config.name);
+        return Err(Diagnostic::plain(message).hint(GUEST_NAMES).into());
+    }
     Ok(LoadedGuest { config, resolved })
 }
 

@@ -218,6 +218,14 @@ pub fn is_name(text: &str) -> bool {
         && bytes.iter().all(|&c| plain(c) || matches!(c, b'.' | b'_' | b'-'))
 }
 
+/// Whether a text can name a guest: an argument that ends in `.toml` names a file.
+pub fn is_guest_name(text: &str) -> bool {
+    is_name(text) && !text.ends_with(".toml")
+}
+
+/// Which names those are.
+pub const GUEST_NAMES: &str = "at most 63 of a-z, 0-9, `.`, `_` and `-`, with a letter or digit at each end, and not with `.toml` at the end, as files have";
+
 fn is_uuid(text: &str) -> bool {
     let lengths = [8, 4, 4, 4, 12];
     let mut parts = text.split('-');

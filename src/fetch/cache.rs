@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! CACHE/
-//!   objects/KEY/               one thing: disk.raw, medium.iso or firmware.fd; kernel and initrd; object.json
+//!   objects/KEY/               one thing: disk.raw, medium.iso or firmware.fd; kernel and initrd; object.json; lease
 //!   names/KIND/NAME.json       which object a name stands for, and what is known of it
 //!   partial/                   downloads that were cut, to be gone on with
 //!   work/KEY-PID-N/            things that are being made; swept when their maker is gone
@@ -11,12 +11,12 @@
 //! ```
 //!
 //! A key is the digest of the download, of the imported file, or of the recipe of what was built. An object appears whole, by a
-//! rename, and never changes. Who uses one holds a [`Lease`], a shared flock(2) on its `object.json`; what is leased is
-//! not removed.
+//! rename, and never changes. Who uses one holds a [`Lease`], a shared flock(2) on its `lease`; what is leased is not
+//! removed. Whatever is locked can be opened by its owner alone, since an open file is all that flock(2) asks for.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -32,6 +32,8 @@ use super::sparse;
 /// Name of an object's own description.
 const OBJECT: &str = "object.json";
 const LOCK: &str = "lock";
+/// Name of the file in an object that is locked by those who use it.
+const LEASE: &str = "lease";
 
 /// How a thing is seen to be as it was.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,7 +105,7 @@ pub struct Stored {
 /// Keeps an object from being removed, until dropped.
 #[derive(Debug)]
 pub struct Lease {
-    _file: File,
+    _file: Option<File>,
 }
 
 /// The cache of a host.
@@ -196,9 +198,38 @@ impl Cache {
         self.dir.join("names").join(kind.name()).join(format!("{name}.json"))
     }
 
-    /// Held while names and objects change.
+    /// Held while names and objects change. What was broken off in the middle of such a change is swept.
     fn lock(&self) -> Result<File> {
-        lock_file(&self.dir.join(LOCK), &|| Ok(()))
+        let lock = lock_file(&self.dir.join(LOCK), &|| Ok(()))?;
+        for path in self.half_written() {
+            sweep_file(&path);
+        }
+        for dir in self.half_removed() {
+            let _ = fs::remove_dir_all(dir);
+        }
+        Ok(lock)
+    }
+
+    /// What commands that were killed have left and the next one sweeps.
+    pub fn left_behind(&self) -> Vec<PathBuf> {
+        let mut left = self.half_written();
+        left.extend(self.half_removed());
+        left.extend(self.broken_off().into_iter().filter(|path| path.extension().is_none_or(|ext| ext != LOCK)));
+        left
+    }
+
+    /// Files that were not renamed any more, and that nobody is writing.
+    fn half_written(&self) -> Vec<PathBuf> {
+        let kinds = [Kind::Image, Kind::Iso, Kind::Firmware].map(|kind| self.dir.join("names").join(kind.name()));
+        let dirs = kinds.into_iter().chain(["partial", "catalogues"].map(|name| self.dir.join(name)));
+        let files = dirs.flat_map(|dir| fs::read_dir(dir).into_iter().flatten().flatten()).map(|entry| entry.path());
+        files.filter(|path| is_temporary(path) && File::open(path).is_ok_and(|file| file.try_lock_shared().is_ok())).collect()
+    }
+
+    /// Objects without their description, which goes first when they are removed.
+    fn half_removed(&self) -> Vec<PathBuf> {
+        let objects = fs::read_dir(self.dir.join("objects")).into_iter().flatten().flatten().map(|entry| entry.path());
+        objects.filter(|dir| dir.is_dir() && !dir.join(OBJECT).exists()).collect()
     }
 
     /// Holds whatever is called `key` against others that would fetch the same, as long as the file is kept. `wait` is
@@ -220,13 +251,22 @@ impl Cache {
         Ok(Work { dir, _lock: lock })
     }
 
+    /// What makers that are gone have left in `work`: directories, and the locks of the dead.
+    fn broken_off(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(self.dir.join("work")).into_iter().flatten().flatten().map(|entry| entry.path());
+        // A maker takes its lock before it makes its directory.
+        let is_free = |lock: &Path| match File::open(lock) {
+            Ok(file) => file.try_lock().is_ok(),
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        };
+        entries.filter(|path| is_free(&path.with_extension(LOCK))).collect()
+    }
+
     /// Removes what makers that are gone have left behind. Returns the bytes.
     fn sweep(&self) -> u64 {
-        let Ok(entries) = fs::read_dir(self.dir.join("work")) else { return 0 };
         let mut freed = 0;
-        for path in entries.filter_map(|entry| entry.ok()).map(|entry| entry.path()) {
+        for path in self.broken_off() {
             if path.extension().is_some_and(|ext| ext == LOCK) {
-                // A maker takes its lock before it makes its directory.
                 if let Ok(file) = File::open(&path)
                     && file.try_lock().is_ok()
                 {
@@ -297,7 +337,13 @@ impl Cache {
         }
         let Some(stored) = self.read(kind, name)? else { return Ok(None) };
         let description = self.object_dir(&stored.record.object).join(OBJECT);
-        let leased = File::open(&description).and_then(|file| file.lock_shared().map(|()| file));
+        let lease = description.with_file_name(LEASE);
+        let leased = match open_alone(&lease) {
+            Ok(file) => file.lock_shared().map(|()| Some(file)),
+            // Somebody else's cache: it is read without their knowing.
+            Err(error) if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) => Ok(None),
+            Err(error) => Err(error),
+        };
         match leased {
             Ok(file) if description.exists() => {
                 if let Ok(file) = File::options().append(true).open(self.record_file(kind, name)) {
@@ -308,7 +354,7 @@ impl Cache {
             // It was removed in this instant.
             Ok(_) => Ok(None),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(FetchError::io("lock", &description, error)),
+            Err(error) => Err(FetchError::io("lock", &lease, error)),
         }
     }
 
@@ -372,11 +418,13 @@ impl Cache {
     fn remove_object(&self, key: &str) -> Result<Option<u64>> {
         let dir = self.object_dir(key);
         let description = dir.join(OBJECT);
-        if let Ok(file) = File::open(&description) {
+        if description.exists() {
+            let lease = dir.join(LEASE);
+            let file = open_alone(&lease).map_err(|error| FetchError::io("open", &lease, error))?;
             match file.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => return Ok(None),
-                Err(TryLockError::Error(error)) => return Err(FetchError::io("lock", &description, error)),
+                Err(TryLockError::Error(error)) => return Err(FetchError::io("lock", &lease, error)),
             }
             // Without its description it is no object any more, wherever this is broken off.
             fs::remove_file(&description).map_err(|error| FetchError::io("remove", &description, error))?;
@@ -483,11 +531,19 @@ pub fn now_unix() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
+/// Opens a file that is there to be locked, and that nobody else can open; one of an earlier version is mended.
+fn open_alone(path: &Path) -> io::Result<File> {
+    let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    if file.metadata().is_ok_and(|metadata| metadata.mode() & 0o077 != 0) {
+        let _ = file.set_permissions(fs::Permissions::from_mode(0o600));
+    }
+    Ok(file)
+}
+
 /// Takes an exclusive lock on a file that is made for it; `wait` is called while another has it.
 fn lock_file(path: &Path, wait: &dyn Fn() -> Result<()>) -> Result<File> {
     loop {
-        let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o644).open(path);
-        let file = file.map_err(|error| FetchError::io("open", path, error))?;
+        let file = open_alone(path).map_err(|error| FetchError::io("open", path, error))?;
         match file.try_lock() {
             // Whoever had it may have removed the file: then the lock is on nothing.
             Ok(()) if is_still_there(&file, path) => return Ok(file),
@@ -508,11 +564,17 @@ fn is_still_there(file: &File, path: &Path) -> bool {
     }
 }
 
-/// Writes a file under another name and renames it.
+/// Writes a file under another name and renames it. The other name is locked for as long as its writer lives.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
     let written = (|| {
-        let mut file = File::create(&temporary)?;
+        let mut file = loop {
+            let file = File::options().read(true).write(true).create(true).truncate(true).open(&temporary)?;
+            file.lock()?;
+            if is_still_there(&file, &temporary) {
+                break file;
+            }
+        };
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&temporary, path)
@@ -521,6 +583,23 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
         let _ = fs::remove_file(&temporary);
     }
     written
+}
+
+/// Whether a name is one that [`write_whole`] writes under.
+fn is_temporary(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".tmp"));
+    let pid = name.and_then(|name| name.rsplit_once('.'));
+    pid.is_some_and(|(_, pid)| !pid.is_empty() && pid.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+/// Removes a file that nobody has locked.
+fn sweep_file(path: &Path) {
+    if let Ok(file) = File::open(path)
+        && file.try_lock().is_ok()
+        && is_still_there(&file, path)
+    {
+        let _ = fs::remove_file(path);
+    }
 }
 
 fn sync(path: &Path) -> Result<()> {

@@ -9,12 +9,14 @@ use crate::config::{DiskBackend, GuestConfig};
 use crate::fetch::Progress;
 use crate::units::ByteSize;
 
-use super::create::Edit;
-use super::definition::{Definition, Surroundings};
+use super::definition::Surroundings;
+use super::disk_record::DiskRecord;
+use super::edit::Edit;
 use super::error::{GuestError, Result};
 use super::images::Images;
 use super::launcher::supervisor_of;
 use super::named_files::check_disk;
+use super::pending::{self, Fate};
 use super::provision::{self, disk_path};
 use super::store::GuestDir;
 
@@ -73,12 +75,14 @@ impl Class {
 
 /// Adds an entry with these keys, `(key, TOML value)`.
 pub fn add(guest: &GuestDir, class: Class, id: &str, keys: &[(&str, String)], around: Surroundings<'_>) -> Result<When> {
-    unknown(guest, class, id, around)?;
-    put(guest, class, id, keys, &[], around)
+    let edit = Edit::begin(guest, around)?;
+    unknown(guest, class, id, &edit.config(around)?)?;
+    put(edit, guest, class, id, keys, &[], around)
 }
 
 /// Adds a disk with these keys. It is made at once, from its image or empty, before the guest file says it: a guest that
-/// runs has it at its next boot, and if it cannot be made, nothing has changed.
+/// runs has it at its next boot, and if it cannot be made, nothing has changed. What is there already under its name is
+/// not taken for it.
 pub fn add_disk(
     guest: &GuestDir,
     id: &str,
@@ -86,24 +90,29 @@ pub fn add_disk(
     around: Surroundings<'_>,
     progress: &dyn Progress,
 ) -> Result<When> {
-    unknown(guest, Class::Disk, id, around)?;
-    let edit = Edit::begin(guest)?;
+    let mut edit = Edit::begin(guest, around)?;
+    let before = edit.config(around)?;
+    unknown(guest, Class::Disk, id, &before)?;
     edit.apply(&sets(Class::Disk, id, keys), &[])?;
-    let mut config = edited(guest, &edit, around)?;
+    let mut config = edit.config(around)?;
     config.disks.retain(|disk| disk.id == id);
-    provision::refuse_found_volumes(guest, &config)?;
-    let made = Images { host: around.host, progress }.make_all_disks(guest, &config)?;
-    match edit.save(around) {
-        Ok(_) => Ok(when(guest)),
-        Err(error) => Err(made.undo(error)),
+    provision::refuse_found(guest, &config)?;
+    if let Some(disk) = config.disks.iter().find(|disk| provision::is_own(disk)) {
+        pending::announce(guest, disk, Fate::Remove)?;
+        DiskRecord::add(guest, &before, std::iter::once(id))?;
     }
+    let made = Images { host: around.host, progress }.make_all_disks(guest, &config);
+    let saved = made.and_then(|made| edit.save(around).map_err(|error| made.undo(error)));
+    let settled = pending::settle(guest, around);
+    saved.and(settled)?;
+    Ok(when(guest))
 }
 
 /// Adds an entry, or replaces one, with these keys.
 pub fn replace(guest: &GuestDir, class: Class, id: &str, keys: &[(&str, String)], around: Surroundings<'_>) -> Result<When> {
-    let edit = Edit::begin(guest)?;
+    let mut edit = Edit::begin(guest, around)?;
     edit.apply(&sets(class, id, keys), &[(class.table(), id)])?;
-    let config = edited(guest, &edit, around)?;
+    let config = edit.config(around)?;
     config.disks.iter().filter(|disk| class == Class::Disk && disk.id == id).try_for_each(check_disk)?;
     edit.save(around)?;
     Ok(when(guest))
@@ -111,48 +120,67 @@ pub fn replace(guest: &GuestDir, class: Class, id: &str, keys: &[(&str, String)]
 
 /// Takes an entry away. With `purge`, the file or volume that vmctl made for a disk goes, too; never one of the user's.
 pub fn remove(guest: &GuestDir, class: Class, id: &str, purge: bool, around: Surroundings<'_>) -> Result<When> {
-    let config = known(guest, class, id, around)?;
-    if purge && supervisor_of(guest).is_some() {
-        return Err(GuestError::user(format!("`{}` runs, and its disk `{id}` is in use", guest.name()))
-            .hint("remove it without `--purge`, or stop the guest first"));
+    let mut edit = Edit::begin(guest, around)?;
+    let config = known(guest, class, id, edit.config(around)?)?;
+    let disk = config.disks.iter().find(|disk| class == Class::Disk && disk.id == id);
+    if purge && let Some(disk) = disk {
+        if !provision::is_own(disk) {
+            return Err(GuestError::user(format!("disk `{id}` is not one that vmctl made, and its bytes are not removed"))
+                .hint("leave out `--purge`, and the disk is taken away"));
+        }
+        if !edit.hold()? {
+            return Err(GuestError::user(format!("`{}` runs, and its disk `{id}` is in use", guest.name()))
+                .hint("remove it without `--purge`, or stop the guest first"));
+        }
     }
-    let edit = Edit::begin(guest)?;
     edit.apply(&[], &[(class.table(), id)])?;
     // What a template brought is not in the file: it is dropped by name.
-    if class.has(&edited(guest, &edit, around)?, id) {
+    if class.has(&edit.config(around)?, id) {
         edit.apply(&[format!("{}.{id}.remove=true", class.table())], &[])?;
     }
-    edit.save(around)?;
-    if purge && let Some(disk) = config.disks.iter().find(|disk| class == Class::Disk && disk.id == id) {
-        provision::remove_disk(guest, disk)?;
+    if let Some(disk) = disk.filter(|disk| provision::is_own(disk)) {
+        // Before the file, so that it can be finished when it is broken off.
+        DiskRecord::add(guest, &config, std::iter::empty())?;
+        pending::announce(guest, disk, if purge { Fate::Remove } else { Fate::Forget })?;
     }
+    let saved = edit.save(around);
+    let settled = pending::settle(guest, around);
+    saved?;
+    settled?;
     Ok(when(guest))
 }
 
 /// Gives a disk another size. A stopped guest's disk grows at once.
 pub fn resize(guest: &GuestDir, id: &str, size: ByteSize, around: Surroundings<'_>) -> Result<When> {
-    let config = known(guest, Class::Disk, id, around)?;
+    let mut edit = Edit::begin(guest, around)?;
+    let config = known(guest, Class::Disk, id, edit.config(around)?)?;
     let disk = config.disks.iter().find(|disk| disk.id == id).expect("known");
     if matches!(disk.backend, DiskBackend::File | DiskBackend::Iscsi) {
         return Err(GuestError::user(format!("disk `{id}` is yours: vmctl does not change its size"))
             .hint(format!("it is `{}`", disk_path(guest, disk)?.display())));
     }
-    if let Ok((now, _)) = crate::host::files::disk_size(&disk_path(guest, disk)?)
-        && now > size.bytes()
-    {
+    let stopped = edit.hold()?;
+    let now = crate::host::files::disk_size(&disk_path(guest, disk)?).ok().map(|(now, _)| now);
+    if let Some(now) = now.filter(|now| *now > size.bytes()) {
         let now = ByteSize::from_bytes(now);
         return Err(GuestError::user(format!("disk `{id}` is of {now}: a disk is never made smaller")));
     }
-    let when = put(guest, Class::Disk, id, &[("size", format!("\"{size}\""))], &[], around)?;
-    if when == When::Now {
-        let _lock = guest.lock_stopped("grow a disk of")?;
-        provision::ensure_disks(guest, &Definition::load(guest, around)?.config)?;
+    // A guest that runs may boot at any moment, and its disk then has the size that the file says.
+    if let Some(due) = disk.size.filter(|due| !stopped && due.bytes() > size.bytes()) {
+        return Err(GuestError::user(format!("disk `{id}` is of {due} at the next boot: a disk is never made smaller"))
+            .hint(format!("stop the guest first: `vmctl stop {}`", guest.name())));
     }
-    Ok(when)
+    edit.apply(&sets(Class::Disk, id, &[("size", format!("\"{size}\""))]), &[])?;
+    let mut config = edit.config(around)?;
+    config.disks.retain(|disk| disk.id == id);
+    edit.save(around)?;
+    if stopped && now.is_some() {
+        provision::ensure_disks(guest, &config).map_err(|error| edit.put_back(error, around))?;
+    }
+    Ok(if stopped { When::Now } else { When::NextBoot })
 }
 
-fn known(guest: &GuestDir, class: Class, id: &str, around: Surroundings<'_>) -> Result<GuestConfig> {
-    let config = Definition::load(guest, around)?.config;
+fn known(guest: &GuestDir, class: Class, id: &str, config: GuestConfig) -> Result<GuestConfig> {
     if !class.has(&config, id) {
         let ids: Vec<String> = class.ids(&config).iter().map(|id| format!("`{id}`")).collect();
         let known = if ids.is_empty() { "none".into() } else { ids.join(", ") };
@@ -163,17 +191,11 @@ fn known(guest: &GuestDir, class: Class, id: &str, around: Surroundings<'_>) -> 
     Ok(config)
 }
 
-fn unknown(guest: &GuestDir, class: Class, id: &str, around: Surroundings<'_>) -> Result<()> {
-    match class.has(&Definition::load(guest, around)?.config, id) {
+fn unknown(guest: &GuestDir, class: Class, id: &str, config: &GuestConfig) -> Result<()> {
+    match class.has(config, id) {
         true => Err(GuestError::user(format!("`{}` has a {} `{id}` already", guest.name(), class.word()))),
         false => Ok(()),
     }
-}
-
-/// What a guest file would mean as it is edited now.
-fn edited(guest: &GuestDir, edit: &Edit, around: Surroundings<'_>) -> Result<GuestConfig> {
-    let text = std::fs::read_to_string(&edit.copy).map_err(|error| GuestError::io("read", &edit.copy, error))?;
-    Ok(Definition::load_text(guest, &guest.config_file(), Some(&text), around)?.config)
 }
 
 fn sets(class: Class, id: &str, keys: &[(&str, String)]) -> Vec<String> {
@@ -181,6 +203,7 @@ fn sets(class: Class, id: &str, keys: &[(&str, String)]) -> Vec<String> {
 }
 
 fn put(
+    mut edit: Edit,
     guest: &GuestDir,
     class: Class,
     id: &str,
@@ -188,7 +211,6 @@ fn put(
     drops: &[(&str, &str)],
     around: Surroundings<'_>,
 ) -> Result<When> {
-    let edit = Edit::begin(guest)?;
     edit.apply(&sets(class, id, keys), drops)?;
     edit.save(around)?;
     Ok(when(guest))

@@ -10,16 +10,17 @@ use crate::config::keys::{GUEST_KEYS, Kind, find};
 use crate::config::layer::MAX_FILE_BYTES;
 use crate::config::{GuestConfig, HookEvent};
 use crate::fetch::Progress;
-use crate::host::files::{clone_or_copy, write_atomically};
+use crate::host::files::{clone_or_copy, mode_of, write_atomically};
 use crate::inputs;
 
 use super::definition::{Definition, Surroundings};
+use super::disk_record::DiskRecord;
 use super::error::{GuestError, Result};
 use super::events::{self, EventKind};
 use super::images::Images;
-use super::lock::Role;
 use super::membership::Membership;
-use super::provision::{Copying, Made, copy_disks, refuse_found_volumes, remove_volumes};
+use super::pending;
+use super::provision::{Copying, Made, copy_disks, is_own, refuse_found, remove_volumes};
 use super::seed;
 use super::state::GuestState;
 use super::store::{GuestDir, NewGuest, Store};
@@ -45,6 +46,15 @@ pub enum Origin {
         fleet: String,
         /// The fleet file.
         file: PathBuf,
+    },
+    /// The text of a guest file that stands nowhere yet.
+    Text {
+        /// The guest file.
+        text: String,
+        /// Its mode.
+        mode: u32,
+        /// Files beside it that only their owner reads: names and texts.
+        beside: Vec<(&'static str, String)>,
     },
     /// An image: the text of a guest file, and what comes with it.
     Image {
@@ -74,7 +84,7 @@ pub fn create(
         state.default_user.clone_from(user);
     }
     finish(new, state, EventKind::Created, origin, around, |guest, definition| {
-        refuse_found_volumes(guest, &definition.config)?;
+        refuse_found(guest, &definition.config)?;
         Images { host: around.host, progress }.make_all_disks(guest, &definition.config)
     })
 }
@@ -94,7 +104,7 @@ pub fn clone(store: &Store, source: &GuestDir, name: &str, how: Copying, around:
             .map_err(|error| GuestError::io("link", &new.guest().file(), error))?,
         Err(_) => {
             let text = fs::read(&file).map_err(|error| GuestError::io("read", &file, error))?;
-            write_atomically(&new.guest().file(), &text, 0o644)
+            write_atomically(&new.guest().file(), &text, mode_of(&file))
                 .map_err(|error| GuestError::io("write", &new.guest().file(), error))?;
         }
     }
@@ -125,13 +135,15 @@ fn finish(
     state.assign(&definition.config)?;
     seed::ensure(new.guest(), &definition.config, &state)?;
     let made = make_disks(new.guest(), &definition)?;
+    let own = definition.config.disks.iter().filter(|disk| is_own(disk)).map(|disk| disk.id.as_str());
+    let noted = DiskRecord::add(new.guest(), &definition.config, own);
     events::record(&new.guest().events_log(), &name, event);
     // A guest of a fleet is one from the first moment on: a later apply finds it, however this one ends.
     let recorded = match origin {
         Origin::Fleet { text, fleet, file } => Membership::now(fleet, file.clone(), text, &state).save(new.guest()),
         _ => Ok(()),
     };
-    if let Err(error) = recorded.and_then(|()| state.save(&new.guest().state_file())) {
+    if let Err(error) = noted.and(recorded).and_then(|()| state.save(&new.guest().state_file())) {
         return Err(made.undo(error));
     }
     let (guest, _lock) = match new.commit() {
@@ -143,7 +155,10 @@ fn finish(
         state.summary = Some(definition.summary(around.host_file));
         let _ = state.save(&guest.state_file());
     }
-    run_event_hooks(&guest, &definition.config, &state, HookEvent::PostCreate)?;
+    run_event_hooks(&guest, &definition.config, &state, HookEvent::PostCreate).map_err(|error| {
+        GuestError::user(format!("`{name}` is made, but {}", error.chain()))
+            .hint(format!("`vmctl events {name}` has what the hook said; `vmctl destroy {name}` removes the guest"))
+    })?;
     Ok(guest)
 }
 
@@ -170,6 +185,7 @@ fn run_event_hooks(guest: &GuestDir, config: &GuestConfig, state: &GuestState, e
 
 /// Removes a stopped guest, its disks in the datastore and its volumes. A guest whose file is broken goes, too.
 pub fn destroy(store: &Store, guest: &GuestDir, around: Surroundings<'_>) -> Result<()> {
+    let turn = pending::turn(guest, around)?;
     let lock = guest.lock_stopped("destroy")?;
     let state = guest.state()?;
     match Definition::load(guest, around) {
@@ -191,13 +207,14 @@ pub fn destroy(store: &Store, guest: &GuestDir, around: Surroundings<'_>) -> Res
     super::bhyve::run::journal::sweep(&guest.journal_file())
         .map_err(|words| GuestError::host(format!("what `{}` left on this host cannot be removed: {words}", guest.name())))?;
     store.remove(guest)?;
-    drop(lock);
+    drop((lock, turn));
     Ok(())
 }
 
 /// Gives a stopped guest another name. ZFS volumes carry the old one and stop it.
 pub fn rename(store: &Store, guest: &GuestDir, name: &str, around: Surroundings<'_>) -> Result<GuestDir> {
     check_name(name)?;
+    let _turn = pending::turn(guest, around)?;
     let _lock = guest.lock_stopped("rename")?;
     if let Ok(definition) = Definition::load(guest, around) {
         let volumes = |disk: &&crate::config::DiskConfig| disk.backend == crate::config::DiskBackend::Zvol && disk.path.is_none();
@@ -206,23 +223,26 @@ pub fn rename(store: &Store, guest: &GuestDir, name: &str, around: Surroundings<
                 .hint("clone the guest to the new name, then destroy the old one"));
         }
     }
+    // Under its new name no fleet file has it, and a prune must not take it: its record says for which name it holds.
+    if let Ok(Some(record)) = Membership::load(guest) {
+        record.save(guest)?;
+    }
     let renamed = store.rename(guest, name)?;
-    // Under its new name no fleet file has it, and a prune must not take it.
-    Membership::remove(&renamed)?;
-    let mut state = renamed.state()?;
-    state.name = name.to_owned();
-    state.summary = Definition::load(&renamed, around).ok().map(|definition| definition.summary(around.host_file));
-    state.save(&renamed.state_file())?;
+    // The rename is all: what follows is made up for when it is missing, and does not fail on a full disk.
+    let _ = Membership::remove(&renamed);
+    if let Ok(mut state) = renamed.state() {
+        state.summary = Definition::load(&renamed, around).ok().map(|definition| definition.summary(around.host_file));
+        let _ = state.save(&renamed.state_file());
+    }
     Ok(renamed)
 }
 
 /// Whether a guest may have this name.
 pub fn check_name(name: &str) -> Result<()> {
-    if crate::config::walk::is_name(name) {
-        return Ok(());
+    match crate::config::walk::is_guest_name(name) {
+        true => Ok(()),
+        false => Err(GuestError::user(format!("`{name}` is not a name for a guest")).hint(crate::config::walk::GUEST_NAMES)),
     }
-    Err(GuestError::user(format!("`{name}` is not a name for a guest"))
-        .hint("at most 63 of a-z, 0-9, `.`, `_` and `-`, with a letter or digit at each end"))
 }
 
 fn write_file(new: &NewGuest, name: &str, origin: &Origin, sets: &[String], around: Surroundings<'_>) -> Result<()> {
@@ -237,7 +257,7 @@ fn write_file(new: &NewGuest, name: &str, origin: &Origin, sets: &[String], arou
                     let path = path.to_str().ok_or_else(|| GuestError::user(format!("`{}` is not UTF-8", path.display())))?;
                     let mut document = DocumentMut::new();
                     document["include"] = Item::Value(Value::Array(Array::from_iter([path])));
-                    write_document(&target, document, sets)
+                    write_document(&target, document, sets, mode_of(Path::new(path)))
                 }
                 (true, _) => copy_file(&path, &target, name, sets, &meant, around),
             }
@@ -249,17 +269,24 @@ fn write_file(new: &NewGuest, name: &str, origin: &Origin, sets: &[String], arou
                 clone_or_copy(from, &folder.join(to)).map_err(|error| GuestError::io("copy", from, error))?;
             }
             let document = text.parse::<DocumentMut>().expect("made by this program");
-            write_document(&target, document, sets)
+            write_document(&target, document, sets, 0o644)
         }
         Origin::Template(template) => {
             let mut document = DocumentMut::new();
             document["template"] = toml_edit::value(template.as_str());
             // Checked with the sets laid over it, so that a mistake is shown where the user made it.
             Definition::load_file(&target, name, Some(&document.to_string()), &absolute_sets(sets), around)?;
-            write_document(&target, document, sets)
+            write_document(&target, document, sets, 0o644)
         }
-        Origin::Fleet { text, .. } => {
-            write_atomically(&target, text.as_bytes(), 0o644).map_err(|error| GuestError::io("write", &target, error))
+        Origin::Fleet { text, file, .. } => {
+            write_atomically(&target, text.as_bytes(), mode_of(file)).map_err(|error| GuestError::io("write", &target, error))
+        }
+        Origin::Text { text, mode, beside } => {
+            for (name, text) in beside {
+                let path = new.guest().path().join(name);
+                write_atomically(&path, text.as_bytes(), 0o600).map_err(|error| GuestError::io("write", &path, error))?;
+            }
+            write_atomically(&target, text.as_bytes(), *mode).map_err(|error| GuestError::io("write", &target, error))
         }
     }
 }
@@ -267,7 +294,7 @@ fn write_file(new: &NewGuest, name: &str, origin: &Origin, sets: &[String], arou
 fn copy_file(from: &Path, to: &Path, name: &str, sets: &[String], meant: &Definition, around: Surroundings<'_>) -> Result<()> {
     let text = inputs::read_text(from, MAX_FILE_BYTES as u64).map_err(|error| GuestError::input("read", from, error))?;
     let document = text.parse::<DocumentMut>().map_err(|error| GuestError::user(error.to_string()))?;
-    write_document(to, document, sets)?;
+    write_document(to, document, sets, mode_of(from))?;
     match Definition::load_file(to, name, None, &[], around) {
         Ok(copied) if copied.hash == meant.hash => Ok(()),
         _ => Err(GuestError::user(format!("`{}` names files relative to itself, a copy would mean others", from.display()))
@@ -275,15 +302,15 @@ fn copy_file(from: &Path, to: &Path, name: &str, sets: &[String], meant: &Defini
     }
 }
 
-fn write_document(target: &Path, mut document: DocumentMut, sets: &[String]) -> Result<()> {
+fn write_document(target: &Path, mut document: DocumentMut, sets: &[String], mode: u32) -> Result<()> {
     for set in absolute_sets(sets) {
         apply_set(document.as_table_mut(), &set)?;
     }
-    write_atomically(target, document.to_string().as_bytes(), 0o644).map_err(|error| GuestError::io("write", target, error))
+    write_atomically(target, document.to_string().as_bytes(), mode).map_err(|error| GuestError::io("write", target, error))
 }
 
 /// The sets with paths made absolute: on a command line they are relative to where it is typed.
-fn absolute_sets(sets: &[String]) -> Vec<String> {
+pub(super) fn absolute_sets(sets: &[String]) -> Vec<String> {
     let absolute = |set: &String| -> Option<String> {
         let (key, value) = set.split_once('=')?;
         let schema: Vec<&str> = schema_path(key).into_iter().map(|(part, _)| part).collect();
@@ -312,7 +339,7 @@ fn schema_path(path: &str) -> Vec<(&str, Option<&str>)> {
 
 /// Writes one `KEY=VALUE` into a guest file; an entry of an array is found by its id, or added. What is written in short
 /// form, in braces, stays so.
-fn apply_set(root: &mut Table, set: &str) -> Result<()> {
+pub(super) fn apply_set(root: &mut Table, set: &str) -> Result<()> {
     let (path, text) = set.split_once('=').ok_or_else(|| GuestError::user(format!("`{set}` has no `=`")))?;
     let mut value = text.trim().parse::<Value>().unwrap_or_else(|_| Value::from(text));
     let row = schema_path(path);
@@ -374,7 +401,7 @@ fn entry<'a>(item: &'a mut Item, id: &str) -> Option<&'a mut dyn TableLike> {
 }
 
 /// Drops an entry of an array of tables: its own if the file has it, and a template's by saying so.
-fn drop_entry(root: &mut Table, class: &str, id: &str) {
+pub(super) fn drop_entry(root: &mut Table, class: &str, id: &str) {
     let is_it = |text: Option<&str>| text == Some(id);
     let found = match root.get_mut(class) {
         Some(Item::ArrayOfTables(entries)) => {
@@ -396,80 +423,6 @@ fn drop_entry(root: &mut Table, class: &str, id: &str) {
     };
     if found && empty {
         root.remove(class);
-    }
-}
-
-/// A guest file that is being edited: the user's editor works on a copy beside it, which is checked before it takes the
-/// file's place.
-pub struct Edit {
-    guest: GuestDir,
-    file: PathBuf,
-    before: Vec<u8>,
-    /// What the editor is given.
-    pub copy: PathBuf,
-}
-
-impl Edit {
-    /// Makes the copy.
-    pub fn begin(guest: &GuestDir) -> Result<Edit> {
-        let file = guest.config_file();
-        let before = inputs::read(&file, MAX_FILE_BYTES as u64).map_err(|error| GuestError::input("read", &file, error))?;
-        // Beside the file, and with its ending: paths in it mean the same, and editors know its kind.
-        let copy = file.with_file_name(format!(".edit-{}-{}.toml", guest.name(), std::process::id()));
-        write_atomically(&copy, &before, 0o600).map_err(|error| GuestError::io("write", &copy, error))?;
-        Ok(Edit { guest: guest.clone(), file, before, copy })
-    }
-
-    /// Checks the copy and puts it in the file's place; `false` when nothing was changed.
-    pub fn save(&self, around: Surroundings<'_>) -> Result<bool> {
-        let after = fs::read(&self.copy).map_err(|error| GuestError::io("read", &self.copy, error))?;
-        if after == self.before {
-            return Ok(false);
-        }
-        let text = String::from_utf8(after).map_err(|_| GuestError::user("the file is not UTF-8"))?;
-        Definition::load_text(&self.guest, &self.file, Some(&text), around)?;
-        let now = fs::read(&self.file).unwrap_or_default();
-        if now != self.before {
-            return Err(GuestError::user(format!("`{}` was changed meanwhile by someone else", self.file.display()))
-                .hint("compare the two, then edit again"));
-        }
-        use std::os::unix::fs::PermissionsExt;
-        let mode = fs::metadata(&self.file).map_or(0o644, |metadata| metadata.permissions().mode() & 0o7777);
-        write_atomically(&self.file, text.as_bytes(), mode).map_err(|error| GuestError::io("write", &self.file, error))?;
-        // While a supervisor has the state, it is the only one to write it; the next boot does.
-        if let Ok(_lock) = self.guest.lock(Role::Command)
-            && let (Ok(mut state), Ok(definition)) = (self.guest.state(), Definition::load(&self.guest, around))
-        {
-            state.summary = Some(definition.summary(around.host_file));
-            let _ = state.save(&self.guest.state_file());
-        }
-        Ok(true)
-    }
-
-    /// Writes sets, and drops entries, into the copy: what a command changes, as an editor would.
-    pub fn apply(&self, sets: &[String], drops: &[(&str, &str)]) -> Result<()> {
-        let text = fs::read_to_string(&self.copy).map_err(|error| GuestError::io("read", &self.copy, error))?;
-        let mut document = text.parse::<DocumentMut>().map_err(|error| GuestError::user(error.to_string()))?;
-        for (class, id) in drops {
-            drop_entry(document.as_table_mut(), class, id);
-        }
-        for set in absolute_sets(sets) {
-            apply_set(document.as_table_mut(), &set)?;
-        }
-        fs::write(&self.copy, document.to_string()).map_err(|error| GuestError::io("write", &self.copy, error))
-    }
-
-    /// Keeps the copy and says where: for an edit that is given up with its mistakes.
-    pub fn keep(self) -> PathBuf {
-        let copy = self.copy.clone();
-        std::mem::forget(self);
-        copy
-    }
-}
-
-impl Drop for Edit {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.copy);
     }
 }
 
@@ -538,7 +491,7 @@ mod tests {
 
     #[test]
     fn names_that_lead_elsewhere_are_no_names() {
-        for name in ["", "..", "a/b", "-a", "A", "a ", &"a".repeat(64)] {
+        for name in ["", "..", "a/b", "-a", "A", "a ", "x.toml", &"a".repeat(64)] {
             assert!(check_name(name).is_err(), "{name}");
         }
         assert!(check_name("web-1.example").is_ok());

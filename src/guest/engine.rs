@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use crate::config::{
     BackendKind, ComPort, DiskCache, EngineKind, ForwardProto, GuestConfig, HostPorts, NicBackend, NicDevice, SwitchConfig,
 };
-use crate::host::files::replace;
+use crate::host::files::{open_lock, replace};
 use crate::host::process::{spawn_tied, spawn_untied};
 use crate::host::{place, vmm};
 use crate::machine::spec::{
@@ -474,14 +474,7 @@ impl Drop for RunningEngine {
 
 /// Waits for an earlier engine to be gone, and locks its lease.
 pub fn take_lease(path: &Path) -> Result<File> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o644)
-        .open(path)
-        .map_err(|error| GuestError::io("open the lock", path, error))?;
+    let file = open_lock(path).map_err(|error| GuestError::io("open the lock", path, error))?;
     let started = Instant::now();
     while let Err(error) = file.try_lock() {
         if let std::fs::TryLockError::Error(error) = error {

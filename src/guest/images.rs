@@ -10,13 +10,14 @@ use std::path::Path;
 use crate::config::{DiskBackend, DiskConfig, GuestConfig, HostConfig};
 use crate::fetch::image::Format;
 use crate::fetch::{CatalogueSource, Fault, FetchError, Fetcher, Kind, Obtained, Progress, Request};
-use crate::host::files::clone_or_copy;
+use crate::host::files::{clone_or_copy_into, make_new};
 use crate::units::ByteSize;
 
+use super::disk_record::DiskRecord;
 use super::error::{GuestError, Result};
 use super::gpt;
 use super::named_files::check_disks;
-use super::provision::{Made, disk_path, ensure_disks, is_there, make_filled_volume};
+use super::provision::{Made, disk_path, ensure_disks, found, is_own, is_there, make_filled_volume, note};
 use super::store::GuestDir;
 
 impl From<FetchError> for GuestError {
@@ -63,7 +64,7 @@ impl<'a> Images<'a> {
     pub fn make_disks(&self, guest: &GuestDir, config: &GuestConfig) -> Result<Made> {
         let mut made = Made::default();
         for disk in &config.disks {
-            if let Err(error) = self.make_disk(guest, disk, &mut made) {
+            if let Err(error) = self.make_disk(guest, config, disk, &mut made) {
                 return Err(made.undo(error));
             }
         }
@@ -80,10 +81,13 @@ impl<'a> Images<'a> {
         }
     }
 
-    fn make_disk(&self, guest: &GuestDir, disk: &DiskConfig, made: &mut Made) -> Result<()> {
+    fn make_disk(&self, guest: &GuestDir, config: &GuestConfig, disk: &DiskConfig, made: &mut Made) -> Result<()> {
         let Some(source) = &disk.source else { return Ok(()) };
         if is_there(guest, disk)? {
-            return Ok(());
+            return match is_own(disk) && !DiskRecord::load(guest)?.knows(&disk.id) {
+                true => Err(found(disk, &disk_path(guest, disk)?)),
+                false => Ok(()),
+            };
         }
         let image = self.obtain(source, disk.checksum.as_deref(), disk.raw.then_some(Format::Raw))?;
         let size = disk.size.map_or(image.size_bytes, ByteSize::bytes);
@@ -96,6 +100,7 @@ impl<'a> Images<'a> {
             ))
             .hint(format!("set `size` to {}B or more", image.size_bytes)));
         }
+        note(guest, config, disk)?;
         if disk.backend == DiskBackend::Zvol {
             return make_filled_volume(guest, disk, ByteSize::from_bytes(size), made, |device| {
                 write_volume(&image.path, device)?;
@@ -111,27 +116,13 @@ impl<'a> Images<'a> {
     }
 }
 
-/// Makes a file of `size` bytes from an image. Until it is whole it has another name, so that one who is killed meanwhile
-/// leaves nothing that looks like a disk; the next one takes its place.
+/// Makes a file of `size` bytes from an image.
 fn write_file(image: &Path, path: &Path, size: u64) -> std::io::Result<()> {
-    let mut making = path.as_os_str().to_owned();
-    making.push(".making");
-    let making = Path::new(&making);
-    match std::fs::remove_file(making) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let written = clone_or_copy(image, making).and_then(|()| {
-        let target = File::options().read(true).write(true).open(making)?;
+    make_new(path, |target| {
+        clone_or_copy_into(image, target)?;
         target.set_len(size)?;
-        gpt::move_end(&target, size)?;
-        target.sync_all()?;
-        std::fs::rename(making, path)
-    });
-    if written.is_err() {
-        let _ = std::fs::remove_file(making);
-    }
-    written
+        gpt::move_end(target, size).map(drop)
+    })
 }
 
 /// Writes an image into a new volume, which reads as zeros: blocks of zeros are left out.

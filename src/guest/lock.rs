@@ -1,17 +1,24 @@
-//! The lock of a guest: flock(2) on a file in its directory.
+//! Locks: flock(2) on files that only their owner can open, since an open file is all that a lock takes.
 //!
 //! The kernel's lock alone decides; it goes with its holder, so a power cut, a killed supervisor or a changed host
 //! name never leaves a guest unstartable. What is written in the file (who, since which boot) is for messages only.
+//!
+//! A [`GuestLock`] is held for as long as somebody runs or changes a guest, and who comes second is told. A [`Turn`] is
+//! held for one change of what several commands change, and who comes second waits.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::host::files::{close_to_others, is_still_there, open_lock};
+use crate::host::process::{boot_id, is_there};
+
 use super::error::{GuestError, Result};
+use super::state::RunState;
 
 /// What the holder of a lock does with the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,19 +56,11 @@ impl GuestLock {
     pub fn acquire(path: &Path, role: Role) -> Result<std::result::Result<GuestLock, Option<Holder>>> {
         let started = Instant::now();
         loop {
-            let file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o644)
-                .open(path)
-                .map_err(|error| GuestError::io("open the lock", path, error))?;
+            let file = open_lock(path).map_err(|error| GuestError::io("open the lock", path, error))?;
             match file.try_lock() {
                 Ok(()) if is_still_there(&file, path) => {
-                    let mut lock = GuestLock { file, path: path.to_owned() };
-                    lock.write_holder(role);
-                    return Ok(Ok(lock));
+                    write_holder(&file, role);
+                    return Ok(Ok(GuestLock { file, path: path.to_owned() }));
                 }
                 // The guest was destroyed or renamed between the open and the lock: look at the path again.
                 Ok(()) => {}
@@ -80,7 +79,13 @@ impl GuestLock {
 
     /// Who holds the lock at `path`; `None` when nobody does.
     pub fn holder(path: &Path) -> Option<Holder> {
-        let file = File::open(path).ok()?;
+        let file = match File::open(path) {
+            Ok(file) => file,
+            // Somebody else's guest: its supervisor's own account must do, which everybody can read.
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => return Holder::by_account(path),
+            Err(_) => return None,
+        };
+        close_to_others(&file);
         match file.try_lock_shared() {
             Err(TryLockError::WouldBlock) => {
                 // The holder writes its name right after it has the lock; an unreadable file is that moment.
@@ -88,13 +93,6 @@ impl GuestLock {
             }
             _ => None,
         }
-    }
-
-    fn write_holder(&mut self, role: Role) {
-        let holder = Holder { pid: std::process::id(), boot_id: crate::host::process::boot_id(), role };
-        let text = serde_json::to_string(&holder).expect("plain fields") + "\n";
-        // Only messages read it: a full disk must not keep a guest from stopping or starting.
-        let _ = self.file.set_len(0).and_then(|()| self.file.rewind()).and_then(|()| self.file.write_all(text.as_bytes()));
     }
 
     /// Where the lock is.
@@ -109,10 +107,122 @@ impl Drop for GuestLock {
     }
 }
 
-fn is_still_there(file: &File, path: &Path) -> bool {
-    match (file.metadata(), std::fs::metadata(path)) {
-        (Ok(ours), Ok(theirs)) => (ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino()),
-        _ => false,
+impl Holder {
+    /// The supervisor that says beside the lock that it runs the guest, if there is such a process.
+    fn by_account(lock: &Path) -> Option<Holder> {
+        let run = RunState::load(lock)?;
+        let runs = run.boot_id == boot_id() && is_there(run.pid);
+        runs.then_some(Holder { pid: run.pid, boot_id: run.boot_id, role: Role::Supervisor })
+    }
+}
+
+fn write_holder(mut file: &File, role: Role) {
+    let holder = Holder { pid: std::process::id(), boot_id: boot_id(), role };
+    let text = serde_json::to_string(&holder).expect("plain fields") + "\n";
+    // Only messages read it: a full disk must not keep a guest from stopping or starting.
+    let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(text.as_bytes()));
+}
+
+/// Who is told what a command waits for.
+#[derive(Clone, Default)]
+pub struct Waiting(Option<Arc<Tell>>);
+
+/// Takes the words.
+type Tell = dyn Fn(&str) + Send + Sync;
+
+impl Waiting {
+    /// Told by `tell`.
+    pub fn told(tell: impl Fn(&str) + Send + Sync + 'static) -> Waiting {
+        Waiting(Some(Arc::new(tell)))
+    }
+}
+
+impl std::fmt::Debug for Waiting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Waiting")
+    }
+}
+
+/// The right to make one change of what several commands change, until dropped.
+#[derive(Debug)]
+pub struct Turn {
+    file: File,
+    path: PathBuf,
+    /// The file is this turn's alone and goes with it.
+    goes: bool,
+}
+
+/// A turn that has not come after this is told of.
+const TOLD_AFTER: Duration = Duration::from_secs(1);
+/// And given up after this.
+const GIVEN_UP_AFTER: Duration = Duration::from_secs(30);
+
+impl Turn {
+    /// Waits for the turn at `path`. `doing` completes "process N ..." for who is told that it takes long.
+    pub fn wait(path: &Path, doing: &str, waiting: &Waiting) -> Result<Turn> {
+        Turn::wait_for(path, doing, waiting, (TOLD_AFTER, GIVEN_UP_AFTER))
+    }
+
+    fn wait_for(path: &Path, doing: &str, waiting: &Waiting, (told_after, given_up_after): (Duration, Duration)) -> Result<Turn> {
+        let started = Instant::now();
+        let mut tell = waiting.0.as_deref();
+        loop {
+            let holder = match Turn::attempt(path)? {
+                Ok(turn) => return Ok(turn),
+                Err(holder) => holder,
+            };
+            let words = match holder {
+                Some(holder) => format!("process {} {doing}", holder.pid),
+                None => format!("another process {doing}"),
+            };
+            if started.elapsed() > given_up_after {
+                return Err(GuestError::user(format!("{words}, and has not ended for {} s", given_up_after.as_secs()))
+                    .hint(format!("try again when it has; `fuser {}` finds it", path.display())));
+            }
+            if started.elapsed() > told_after
+                && let Some(tell) = tell.take()
+            {
+                tell(&format!("waiting: {words}"));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Takes the turn at `path` if it is free.
+    pub fn try_take(path: &Path) -> Result<Option<Turn>> {
+        Ok(Turn::attempt(path)?.ok())
+    }
+
+    fn attempt(path: &Path) -> Result<std::result::Result<Turn, Option<Holder>>> {
+        loop {
+            let file = open_lock(path).map_err(|error| GuestError::io("open the lock", path, error))?;
+            match file.try_lock() {
+                Ok(()) if is_still_there(&file, path) => {
+                    write_holder(&file, Role::Command);
+                    return Ok(Ok(Turn { file, path: path.to_owned(), goes: false }));
+                }
+                // Whoever had it has removed it: look at the path again.
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Ok(Err(read_holder(&file))),
+                Err(TryLockError::Error(error)) => return Err(GuestError::io("lock", path, error)),
+            }
+        }
+    }
+
+    /// The same turn, whose file goes with it.
+    pub fn of_its_own(self) -> Turn {
+        let mut turn = self;
+        turn.goes = true;
+        turn
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let _ = self.file.set_len(0);
+        if self.goes {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -165,5 +275,48 @@ mod tests {
         });
         GuestLock::acquire(&path, Role::Supervisor).expect("no error").expect("free after the reader");
         thread.join().expect("no panic");
+    }
+
+    #[test]
+    fn a_turn_is_waited_for_and_told_of_and_given_up_with_the_one_who_has_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("turn");
+        let told = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let waiting = Waiting::told({
+            let told = Arc::clone(&told);
+            move |words| told.lock().expect("no panic").push(words.to_owned())
+        });
+        let first = Turn::wait(&path, "makes a guest", &waiting).expect("free").of_its_own();
+        let patience = (Duration::from_millis(20), Duration::from_millis(100));
+        let error = Turn::wait_for(&path, "makes a guest", &waiting, patience).expect_err("given up");
+        let words = format!("process {} makes a guest", std::process::id());
+        assert!(error.to_string().starts_with(&words), "{error}");
+        assert_eq!(*told.lock().expect("no panic"), [format!("waiting: {words}")]);
+        let ending = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(60));
+            drop(first);
+        });
+        let second = Turn::wait(&path, "makes a guest", &Waiting::default()).expect("in its turn").of_its_own();
+        ending.join().expect("no panic");
+        drop(second);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_nobody_else_may_lock_is_judged_by_the_supervisors_own_account() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let lock = dir.path().join("lock");
+        assert_eq!(Holder::by_account(&lock), None);
+        let run = |pid: u32, boot: &str| {
+            let text = format!(
+                r#"{{"pid":{pid},"boot_id":"{boot}","phase":"running","since":"1970-01-01T00:00:00.000Z","started":"1970-01-01T00:00:00.000Z","engine_pid":null,"backend":null,"ready":false,"config_hash":"","restarts":0}}"#
+            );
+            std::fs::write(dir.path().join("run.json"), text).expect("writes");
+            Holder::by_account(&lock).map(|holder| (holder.pid, holder.role))
+        };
+        let own = std::process::id();
+        assert_eq!(run(own, &boot_id()), Some((own, Role::Supervisor)));
+        assert_eq!(run(own, "another boot"), None);
+        assert_eq!(run(4_194_305, &boot_id()), None);
     }
 }

@@ -24,6 +24,9 @@ const MEMBERSHIP_VERSION: u32 = 1;
 pub struct Membership {
     /// [`MEMBERSHIP_VERSION`].
     pub version: u32,
+    /// The guest's name then; one that has got another is in no fleet. Earlier versions did not write it.
+    #[serde(default)]
+    pub guest: Option<String>,
     /// The fleet's name.
     pub fleet: String,
     /// The fleet file of the last apply.
@@ -46,6 +49,7 @@ impl Membership {
     pub fn now(fleet: &str, file: PathBuf, text: &str, state: &GuestState) -> Membership {
         Membership {
             version: MEMBERSHIP_VERSION,
+            guest: Some(state.name.clone()),
             fleet: fleet.to_owned(),
             file,
             file_hash: hash_of(text),
@@ -66,7 +70,10 @@ impl Membership {
             Err(error) => return Err(GuestError::io("read", &path, error)),
         };
         match serde_json::from_slice::<Membership>(&text) {
-            Ok(membership) if membership.version == MEMBERSHIP_VERSION => Ok(Some(membership)),
+            Ok(membership) if membership.version == MEMBERSHIP_VERSION => {
+                let renamed = membership.guest.as_ref().is_some_and(|name| name != guest.name());
+                Ok((!renamed).then_some(membership))
+            }
             Ok(other) => Err(GuestError::user(format!("`{}` is of version {}", path.display(), other.version))
                 .hint("a newer vmctl wrote it: use that one")),
             Err(error) => Err(GuestError::user(format!("`{}` is damaged: {error}", path.display()))
@@ -77,7 +84,8 @@ impl Membership {
     /// Writes that of a guest.
     pub fn save(&self, guest: &GuestDir) -> Result<()> {
         let path = path(guest);
-        let mut text = serde_json::to_vec_pretty(self).expect("plain fields");
+        let named = Membership { guest: Some(guest.name().to_owned()), ..self.clone() };
+        let mut text = serde_json::to_vec_pretty(&named).expect("plain fields");
         text.push(b'\n');
         write_atomically(&path, &text, 0o644).map_err(|error| GuestError::io("write", &path, error))
     }

@@ -4,8 +4,10 @@ pub mod autostart; // which guests start with the host
 pub mod bhyve; // FreeBSD's bhyve(8)
 pub mod change; // disks, interfaces and media added to a guest file and taken away
 pub mod control; // what commands and supervisors say to each other
-pub mod create; // guests are made, edited, renamed, removed
+pub mod create; // guests are made, renamed, removed
 pub mod definition; // a guest file as it is read before each boot
+pub mod disk_record; // which of a guest's disks vmctl has made
+pub mod edit; // one change of a guest file
 pub mod engine; // one child process a boot
 pub mod error; // what goes wrong, in the words a user reads
 pub mod events; // what happened to a guest
@@ -26,6 +28,7 @@ pub mod membership; // which fleet a guest belongs to
 pub mod metrics; // the same as Prometheus reads it
 pub mod named_files; // what a guest file names: are its disks disks, its files files
 pub mod overview; // what `list` and `info` tell
+pub mod pending; // disks whose making or taking away is under way
 pub mod plan; // what a fleet file would change
 pub mod provision; // disks: made, grown, copied, removed
 pub mod reach; // how ssh reaches a guest

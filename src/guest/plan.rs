@@ -16,11 +16,12 @@ use crate::inputs;
 use crate::units::ByteSize;
 
 use super::definition::{Definition, Surroundings};
+use super::disk_record::DiskRecord;
 use super::error::{GuestError, Result};
 use super::fleet_switches::{self, SwitchPlan};
 use super::lock::{GuestLock, Role};
 use super::membership::{Membership, hash_of};
-use super::provision::disk_path;
+use super::provision::{disk_path, found, is_own};
 use super::secrets::{self, SecretState};
 use super::store::{GuestDir, Store};
 
@@ -372,6 +373,7 @@ fn disks(
     planned: &mut GuestPlan,
 ) -> Result<()> {
     let config = &wanted.config;
+    let made = DiskRecord::load(guest)?;
     for disk in &config.disks {
         if !matches!(disk.backend, DiskBackend::Sparse | DiskBackend::File) {
             continue; // whoever has it is asked when the guest boots
@@ -387,6 +389,9 @@ fn disks(
             (Err(error), _) if error.kind() == std::io::ErrorKind::NotFound && had => {
                 let note = format!("`{}` is missing; an empty disk is made", path.display());
                 planned.changes.push(remark(Class::Recreate, key, note, true));
+            }
+            (Ok(_), _) if is_own(disk) && !made.knows(&disk.id) => {
+                planned.refused = Some(found(disk, &path).to_string());
             }
             (Ok((size, _)), Some(size_wanted)) if size_wanted.bytes() < size && disk.backend != DiskBackend::File => {
                 let shown = ByteSize::from_bytes(size);

@@ -9,6 +9,7 @@ use crate::host::files::{create_sparse, disk_size};
 use crate::host::zfs;
 use crate::units::ByteSize;
 
+use super::disk_record::DiskRecord;
 use super::error::{GuestError, Result};
 use super::named_files::check_disk;
 use super::store::GuestDir;
@@ -30,12 +31,42 @@ fn volume(guest: &GuestDir, disk: &DiskConfig) -> Result<String> {
                 .hint("they are below /dev/zvol; leave `path` out and vmctl names the volume itself")
         });
     }
+    volume_called(guest, &disk.id)
+}
+
+fn volume_called(guest: &GuestDir, id: &str) -> Result<String> {
     let directory = guest.path().parent().unwrap_or(guest.path());
     let dataset = zfs::dataset_of(directory).map_err(|error| {
-        GuestError::user(format!("disk `{}`: no ZFS dataset holds `{}`: {error}", disk.id, directory.display()))
+        GuestError::user(format!("disk `{id}`: no ZFS dataset holds `{}`: {error}", directory.display()))
             .hint("use `backend = \"sparse\"`, or put the datastore on ZFS")
     })?;
-    Ok(format!("{dataset}/{}-{}", guest.name(), disk.id))
+    Ok(format!("{dataset}/{}-{id}", guest.name()))
+}
+
+/// Whether vmctl makes a disk, and removes it: one that has no path of its own.
+pub fn is_own(disk: &DiskConfig) -> bool {
+    disk.path.is_none() && matches!(disk.backend, DiskBackend::Sparse | DiskBackend::Zvol)
+}
+
+/// Refuses disks that are about to be made while a file or volume of their name is there: it holds something else, and
+/// would be taken for the new disk.
+pub fn refuse_found(guest: &GuestDir, config: &GuestConfig) -> Result<()> {
+    refuse_found_volumes(guest, config)?;
+    for disk in config.disks.iter().filter(|disk| is_own(disk) && !is_own_volume(disk)) {
+        let path = disk_path(guest, disk)?;
+        if std::fs::symlink_metadata(&path).is_ok() {
+            return Err(found(disk, &path));
+        }
+    }
+    Ok(())
+}
+
+/// What is said of a file or volume that is no disk of the guest's and has the name of one.
+pub fn found(disk: &DiskConfig, path: &Path) -> GuestError {
+    GuestError::user(format!("disk `{}`: `{}` is there already, and is not this disk", disk.id, path.display())).hint(format!(
+        "to use it as it is, name it by its path, with `path = \"{}\"` or `--path`; else remove it",
+        path.display()
+    ))
 }
 
 /// Whether a disk is a ZFS volume that has its name from vmctl, and goes with the guest.
@@ -166,9 +197,10 @@ pub fn refuse_found_volumes(guest: &GuestDir, config: &GuestConfig) -> Result<()
 /// Makes the disks that are missing and grows those that have become too small. What was made before a failure is
 /// undone. Nothing is ever made smaller.
 pub fn ensure_disks(guest: &GuestDir, config: &GuestConfig) -> Result<Made> {
+    let record = DiskRecord::load(guest)?;
     let mut made = Made::default();
     for disk in &config.disks {
-        if let Err(error) = ensure_disk(guest, disk, &mut made) {
+        if let Err(error) = ensure_disk(guest, config, disk, &record, &mut made) {
             return Err(made.undo(error));
         }
     }
@@ -201,7 +233,7 @@ fn size_of(guest: &GuestDir, disk: &DiskConfig) -> Result<Option<u64>> {
     }
 }
 
-fn ensure_disk(guest: &GuestDir, disk: &DiskConfig, made: &mut Made) -> Result<()> {
+fn ensure_disk(guest: &GuestDir, config: &GuestConfig, disk: &DiskConfig, record: &DiskRecord, made: &mut Made) -> Result<()> {
     // A unit of a target comes with the boot.
     if disk.backend == DiskBackend::Iscsi {
         return Ok(());
@@ -220,8 +252,13 @@ fn ensure_disk(guest: &GuestDir, disk: &DiskConfig, made: &mut Made) -> Result<(
             ))
             .hint("add `size = \"10G\"` and it is made"));
         };
+        // Noted first: what is there and was not noted is taken for something else.
+        note(guest, config, disk)?;
         return make_empty(guest, disk, size, made);
     };
+    if is_own(disk) && !record.knows(&disk.id) {
+        return Err(found(disk, &disk_path(guest, disk)?));
+    }
     match disk.size {
         Some(wanted) if wanted.bytes() > size && disk.backend == DiskBackend::Sparse => {
             grow(disk, &disk_path(guest, disk)?, wanted.bytes())
@@ -235,6 +272,14 @@ fn ensure_disk(guest: &GuestDir, disk: &DiskConfig, made: &mut Made) -> Result<(
         ))
         .hint(format!("set `size` to the disk's own, {size}B, or more"))),
         _ => Ok(()),
+    }
+}
+
+/// Notes that a disk is going to be made.
+pub fn note(guest: &GuestDir, config: &GuestConfig, disk: &DiskConfig) -> Result<()> {
+    match is_own(disk) {
+        true => DiskRecord::add(guest, config, std::iter::once(disk.id.as_str())),
+        false => Ok(()),
     }
 }
 
@@ -277,16 +322,9 @@ fn grow(disk: &DiskConfig, path: &std::path::Path, size: u64) -> Result<()> {
 /// devices that were named by a path are the user's and stay.
 pub fn remove_volumes(guest: &GuestDir, config: &GuestConfig) -> Result<()> {
     for disk in config.disks.iter().filter(|disk| is_own_volume(disk)) {
-        remove_volume(guest, disk)?;
+        remove_own(guest, &disk.id, true)?;
     }
     Ok(())
-}
-
-/// Removes the volume of a disk, and one that a killed command was filling for it.
-fn remove_volume(guest: &GuestDir, disk: &DiskConfig) -> Result<()> {
-    let name = volume(guest, disk)?;
-    let gone = zfs::destroy_volume(&name).and_then(|()| zfs::destroy_volume(&format!("{name}{}", zfs::MAKING)));
-    gone.map_err(|error| GuestError::host(format!("disk `{}`: {error}", disk.id)))
 }
 
 /// How disks are copied.
@@ -298,18 +336,18 @@ pub enum Copying {
     Linked,
 }
 
-/// Removes what vmctl made for a disk that has no path of its own. One of the user's stays.
-pub fn remove_disk(guest: &GuestDir, disk: &DiskConfig) -> Result<()> {
-    match (&disk.path, disk.backend) {
-        (None, DiskBackend::Zvol) => remove_volume(guest, disk),
-        (None, DiskBackend::Sparse) => {
-            let path = disk_path(guest, disk)?;
-            match std::fs::remove_file(&path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(GuestError::io("remove", &path, error)),
-                _ => Ok(()),
-            }
-        }
-        _ => Err(GuestError::user(format!("disk `{}` is not one that vmctl made, and stays", disk.id))),
+/// Removes the file or volume of a disk that vmctl made, if it is there still, and a volume that a killed command was
+/// filling for it.
+pub fn remove_own(guest: &GuestDir, id: &str, zvol: bool) -> Result<()> {
+    if zvol {
+        let name = volume_called(guest, id)?;
+        let gone = zfs::destroy_volume(&name).and_then(|()| zfs::destroy_volume(&format!("{name}{}", zfs::MAKING)));
+        return gone.map_err(|error| GuestError::host(format!("disk `{id}`: {error}")));
+    }
+    let path = guest.disks_dir().join(format!("{id}.raw"));
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(GuestError::io("remove", &path, error)),
+        _ => Ok(()),
     }
 }
 

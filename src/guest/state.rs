@@ -198,8 +198,8 @@ impl LastExit {
 }
 
 impl RunState {
-    /// What stands beside `state`; nothing if that is no account.
-    fn load(state: &Path) -> Option<RunState> {
+    /// What stands beside `state`, or another file of the guest's directory; nothing if that is no account.
+    pub fn load(state: &Path) -> Option<RunState> {
         serde_json::from_slice(&std::fs::read(state.with_file_name(RUN_FILE)).ok()?).ok()
     }
 }
@@ -250,7 +250,10 @@ impl GuestState {
             Err(error) => return Err(GuestError::io("read", path, error)),
         };
         match serde_json::from_str::<GuestState>(&text) {
-            Ok(state) if state.version == STATE_VERSION => Ok(GuestState { run: RunState::load(path), ..state }),
+            Ok(state) if state.version == STATE_VERSION => {
+                // The directory's name is the guest's, whatever it was called when this was written.
+                Ok(GuestState { run: RunState::load(path), name: name.to_owned(), ..state })
+            }
             Ok(state) => Err(GuestError::user(format!(
                 "`{}` is of version {}, this vmctl knows version {STATE_VERSION}",
                 path.display(),

@@ -1,31 +1,36 @@
 //! A datastore and the guests in it. The layout is documented in docs/datastore.md.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use crate::config::diagnostic::nearest;
 use crate::config::{DatastoreConfig, EngineKind, GUEST_FILE, GUESTS_DIR};
-use crate::host::files::{private_directory, sync_directory};
+use crate::host::files::{abandoned, make_directory, private_directory, sweep, sync_directory, temporary_of, write_atomically};
 
 use super::error::{GuestError, Result};
 use super::events::{self, EventKind};
 use super::identity::short_hash;
 use super::launcher::supervisor_of;
-use super::lock::{GuestLock, Holder, Role};
+use super::lock::{GuestLock, Holder, Role, Turn, Waiting};
 use super::provision;
 use super::state::{GuestState, Phase, STATE_FILE, settled_engine};
 
 /// The longest path that fits in `sockaddr_un` on every platform that we know, without its zero byte (FreeBSD: 104).
 const SOCKET_PATH_LIMIT: usize = 100;
+/// What the directory of a guest that is being made begins with, and of one that is being removed.
+const HIDDEN: [&str; 2] = [".new-", ".gone-"];
+/// The copy that an editor is given begins with this, and the guest's name.
+const EDITED: &str = ".edit-";
 
 /// A datastore.
 #[derive(Debug, Clone)]
 pub struct Store {
     root: PathBuf,
     runtime: PathBuf,
+    waiting: Waiting,
 }
 
 /// The directory of one guest.
@@ -34,6 +39,7 @@ pub struct GuestDir {
     name: String,
     path: PathBuf,
     runtime: PathBuf,
+    waiting: Waiting,
 }
 
 /// What a guest is at, as far as its files tell.
@@ -71,7 +77,12 @@ impl Status {
 impl Store {
     /// The store in a datastore's directory; sockets whose path would be too long go to `runtime`.
     pub fn new(datastore: &DatastoreConfig, runtime: &Path) -> Store {
-        Store { root: datastore.path.clone(), runtime: runtime.to_owned() }
+        Store { root: datastore.path.clone(), runtime: runtime.to_owned(), waiting: Waiting::default() }
+    }
+
+    /// The same; who waits for another command says so.
+    pub fn telling(self, waiting: Waiting) -> Store {
+        Store { waiting, ..self }
     }
 
     /// Its directory.
@@ -115,7 +126,11 @@ impl Store {
 
     /// The directory that a guest of this name has or would have.
     pub fn place(&self, name: &str) -> GuestDir {
-        GuestDir { name: name.to_owned(), path: self.guests_dir().join(name), runtime: self.runtime.clone() }
+        self.at(name, self.guests_dir().join(name))
+    }
+
+    fn at(&self, name: &str, path: PathBuf) -> GuestDir {
+        GuestDir { name: name.to_owned(), path, runtime: self.runtime.clone(), waiting: self.waiting.clone() }
     }
 
     /// A guest that exists.
@@ -174,59 +189,96 @@ impl Store {
     /// Makes what is missing of the datastore's directories.
     fn make(&self) -> Result<()> {
         let path = self.guests_dir();
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(&path)
-            .map_err(|error| GuestError::io("make the datastore", &path, error))
+        make_directory(&path, 0o755).map_err(|error| GuestError::io("make the datastore", &path, error))
     }
 
     /// Begins a new guest in a hidden directory; [`NewGuest::commit`] gives it its name, dropping it undoes all.
     pub fn begin(&self, name: &str) -> Result<NewGuest> {
         self.make()?;
-        let guard = self.lock()?;
-        self.sweep();
+        let _turn = self.turn()?;
+        self.sweep_hidden();
         let place = self.place(name);
         if fs::symlink_metadata(&place.path).is_ok() {
             return Err(already_there(name));
         }
-        let hidden = self.guests_dir().join(format!(".new-{name}-{}", std::process::id()));
-        fs::DirBuilder::new().mode(0o755).create(&hidden).map_err(|error| GuestError::io("make", &hidden, error))?;
-        let guest = GuestDir { name: name.to_owned(), path: hidden, runtime: self.runtime.clone() };
-        let mut new = NewGuest { guest, place, committed: false, lock: None, _guard: guard };
-        fs::DirBuilder::new()
-            .mode(0o700)
-            .create(new.guest.disks_dir())
-            .map_err(|error| GuestError::io("make", &new.guest.disks_dir(), error))?;
+        if let Some(pid) = self.maker_of(name) {
+            return Err(GuestError::user(format!("another command (process {pid}) is making a guest called `{name}`"))
+                .hint("try again when it is done, or choose another name"));
+        }
+        let hidden = self.guests_dir().join(format!("{}{name}-{}", HIDDEN[0], std::process::id()));
+        let make = |path: &Path, mode| {
+            fs::DirBuilder::new().mode(mode).create(path).map_err(|error| GuestError::io("make", path, error))
+        };
+        make(&hidden, 0o755)?;
+        let guest = self.at(name, hidden);
+        let mut new = NewGuest { store: self.clone(), guest, place, committed: false, lock: None };
+        // With the lock, it is seen to be at work when the turn is another's.
         new.lock = Some(new.guest.lock(Role::Command)?);
+        make(&new.guest.disks_dir(), 0o700)?;
         Ok(new)
     }
 
-    /// Held while a guest is made or gets another name: two of them never take one name.
-    fn lock(&self) -> Result<File> {
-        let path = self.guests_dir().join(".lock");
-        let file = File::create(&path).map_err(|error| GuestError::io("open the lock", &path, error))?;
-        file.lock().map_err(|error| GuestError::io("lock", &path, error))?;
-        Ok(file)
+    /// Held for the instants in which a guest gets its name: two of them never take one name.
+    fn turn(&self) -> Result<Turn> {
+        Turn::wait(&self.guests_dir().join(".lock"), "makes or renames a guest", &self.waiting)
     }
 
-    /// Removes what killed commands left half-made or half-gone.
-    fn sweep(&self) {
-        for entry in fs::read_dir(self.guests_dir()).into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            if (name.starts_with(".new-") || name.starts_with(".gone-"))
-                && GuestLock::holder(&entry.path().join("lock")).is_none()
-                && provision::sweep_volumes(&entry.path())
+    /// Who is making a guest of this name at this moment.
+    fn maker_of(&self, name: &str) -> Option<u32> {
+        let begun = format!("{}{name}-", HIDDEN[0]);
+        let is_it = |entry: &fs::DirEntry| {
+            let entry = entry.file_name();
+            entry.to_str().and_then(|entry| entry.strip_prefix(&begun)).is_some_and(|pid| pid.parse::<u32>().is_ok())
+        };
+        let mut makers = fs::read_dir(self.guests_dir()).into_iter().flatten().flatten().filter(is_it);
+        makers.find_map(|entry| Some(GuestLock::holder(&entry.path().join(LOCK_FILE))?.pid))
+    }
+
+    /// The directories that killed commands left half-made or half-gone, and the locks of the dead.
+    pub fn left_hidden(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(self.guests_dir()).into_iter().flatten().flatten();
+        let hidden = entries.filter(|entry| HIDDEN.iter().any(|start| entry.file_name().to_string_lossy().starts_with(start)));
+        let free = hidden.map(|entry| entry.path()).filter(|path| GuestLock::holder(&path.join(LOCK_FILE)).is_none());
+        free.chain(abandoned(&self.locks_dir(), is_lock)).collect()
+    }
+
+    /// Removes what killed commands left in the datastore, if there is anything and this process may.
+    pub fn sweep(&self) {
+        if self.left_hidden().is_empty() {
+            return;
+        }
+        sweep(&self.locks_dir(), is_lock);
+        // Who has the turn sweeps, too.
+        if let Ok(Some(_turn)) = Turn::try_take(&self.guests_dir().join(".lock")) {
+            self.sweep_hidden();
+        }
+    }
+
+    /// The caller has the turn.
+    fn sweep_hidden(&self) {
+        for path in self.left_hidden().into_iter().filter(|path| path.is_dir()) {
+            if let Ok(Ok(_lock)) = GuestLock::acquire(&path.join(LOCK_FILE), Role::Command)
+                && provision::sweep_volumes(&path)
             {
-                let _ = fs::remove_dir_all(entry.path());
+                let _ = remove_whole(&path);
             }
         }
     }
 
-    /// Gives a stopped guest another name. The caller holds its lock.
+    /// Waits for the right to change a file that is no guest's.
+    pub fn file_turn(&self, file: &Path) -> Result<Turn> {
+        let path = turn_of(&self.root, &fs::canonicalize(file).unwrap_or_else(|_| file.to_owned()))?;
+        Ok(Turn::wait(&path, &format!("changes `{}`", file.display()), &self.waiting)?.of_its_own())
+    }
+
+    /// Where the turns of files are, see [`GuestDir::turn`].
+    fn locks_dir(&self) -> PathBuf {
+        self.root.join(LOCKS_DIR)
+    }
+
+    /// Gives a stopped guest another name, by one rename. The caller holds its lock.
     pub fn rename(&self, guest: &GuestDir, name: &str) -> Result<GuestDir> {
-        let _guard = self.lock()?;
+        let _turn = self.turn()?;
         let place = self.place(name);
         if fs::symlink_metadata(&place.path).is_ok() {
             return Err(already_there(name));
@@ -241,12 +293,52 @@ impl Store {
     /// Removes a guest's directory and all in it. The caller holds its lock.
     pub fn remove(&self, guest: &GuestDir) -> Result<()> {
         let _ = fs::remove_file(guest.socket());
-        // It is gone at once for everyone else; what a power cut leaves is swept by the next `create`.
-        let hidden = self.guests_dir().join(format!(".gone-{}-{}", guest.name, std::process::id()));
+        // It is gone at once for everyone else; what a kill or a power cut leaves is swept by the next command.
+        let hidden = self.guests_dir().join(format!("{}{}-{}", HIDDEN[1], guest.name, std::process::id()));
         fs::rename(&guest.path, &hidden).map_err(|error| GuestError::io("remove", &guest.path, error))?;
         let _ = sync_directory(&self.guests_dir());
-        fs::remove_dir_all(&hidden).map_err(|error| GuestError::io("remove", &hidden, error))
+        remove_whole(&hidden).map_err(|error| {
+            GuestError::host(format!(
+                "`{}` is gone, but not all of its files: cannot remove `{}`: {error}",
+                guest.name,
+                hidden.display()
+            ))
+            .hint("the next command tries again")
+        })
     }
+}
+
+/// The name of a guest's lock in its directory.
+const LOCK_FILE: &str = "lock";
+/// The directory of a datastore in which turns are taken.
+const LOCKS_DIR: &str = "locks";
+
+fn turn_of(datastore: &Path, file: &Path) -> Result<PathBuf> {
+    let locks = datastore.join(LOCKS_DIR);
+    make_directory(&locks, 0o700).map_err(|error| GuestError::io("make", &locks, error))?;
+    Ok(locks.join(format!("{}.lock", short_hash(&[&file.to_string_lossy()]))))
+}
+
+fn is_lock(name: &str) -> bool {
+    name.ends_with(".lock")
+}
+
+/// Whether a name among a guest's disks is that of one that is not whole; earlier versions gave it an ending.
+fn is_half_made(name: &str) -> bool {
+    temporary_of(name).is_some() || name.ends_with(".raw.making")
+}
+
+/// Removes a directory, its lock last: until then nobody else takes it for one that was left behind.
+fn remove_whole(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        match entry.file_type()?.is_dir() {
+            true => fs::remove_dir_all(entry.path())?,
+            false if entry.file_name() == LOCK_FILE => {}
+            false => fs::remove_file(entry.path())?,
+        }
+    }
+    fs::remove_dir_all(path)
 }
 
 fn already_there(name: &str) -> GuestError {
@@ -256,11 +348,11 @@ fn already_there(name: &str) -> GuestError {
 
 /// A guest that is being made.
 pub struct NewGuest {
+    store: Store,
     guest: GuestDir,
     place: GuestDir,
     committed: bool,
     lock: Option<GuestLock>,
-    _guard: File,
 }
 
 impl NewGuest {
@@ -274,12 +366,14 @@ impl NewGuest {
     }
     /// Gives it its name: from now on it exists. Its lock is still held through what is returned.
     pub fn commit(mut self) -> Result<(GuestDir, GuestLock)> {
-        fs::rename(&self.guest.path, &self.place.path).map_err(|error| match error.kind() {
-            io::ErrorKind::AlreadyExists | io::ErrorKind::DirectoryNotEmpty => already_there(&self.place.name),
-            _ => GuestError::io("make", &self.place.path, error),
-        })?;
+        let turn = self.store.turn()?;
+        if fs::symlink_metadata(&self.place.path).is_ok() {
+            return Err(already_there(&self.place.name));
+        }
+        fs::rename(&self.guest.path, &self.place.path).map_err(|error| GuestError::io("make", &self.place.path, error))?;
         self.committed = true;
         provision::keep_volumes(&self.place);
+        drop(turn);
         let _ = sync_directory(self.place.path.parent().unwrap_or(Path::new("/")));
         let lock = self.lock.take().expect("taken at the beginning");
         Ok((self.place.clone(), lock))
@@ -289,7 +383,7 @@ impl NewGuest {
 impl Drop for NewGuest {
     fn drop(&mut self) {
         if !self.committed {
-            let _ = fs::remove_dir_all(&self.guest.path);
+            let _ = remove_whole(&self.guest.path);
         }
     }
 }
@@ -342,7 +436,7 @@ impl GuestDir {
     }
     /// Held by who runs or changes it.
     pub fn lock_file(&self) -> PathBuf {
-        self.path.join("lock")
+        self.path.join(LOCK_FILE)
     }
     /// Held by the engine too, so that its disks are not opened twice.
     pub fn lease_file(&self) -> PathBuf {
@@ -402,7 +496,10 @@ impl GuestDir {
             return Err(GuestError::user(format!("no guest is called `{}`", self.name)));
         }
         match GuestLock::acquire(&self.lock_file(), role)? {
-            Ok(lock) => Ok(lock),
+            Ok(lock) => {
+                self.sweep();
+                Ok(lock)
+            }
             Err(Some(Holder { role: Role::Supervisor, pid, .. })) => {
                 Err(GuestError::user(format!("`{}` is running already (supervisor {pid})", self.name)))
             }
@@ -423,6 +520,114 @@ impl GuestDir {
                 .hint(format!("stop it first: `vmctl stop {}`", self.name)));
         }
         self.lock(Role::Command)
+    }
+
+    /// Waits for the right to change its file and what follows from it, whether it runs or not. Guests whose files are
+    /// links to the same one have one turn together.
+    pub fn turn(&self) -> Result<Turn> {
+        loop {
+            let path = self.turn_file()?;
+            let turn = Turn::wait(&path, &format!("changes the file of `{}`", self.name), &self.waiting)?.of_its_own();
+            if let Some(turn) = self.begin_turn(turn, &path)? {
+                return Ok(turn);
+            }
+        }
+    }
+
+    /// The same, if nobody else has it.
+    pub fn try_turn(&self) -> Result<Option<Turn>> {
+        let path = self.turn_file()?;
+        match Turn::try_take(&path)? {
+            Some(turn) => self.begin_turn(turn.of_its_own(), &path),
+            None => Ok(None),
+        }
+    }
+
+    /// `None` when the file has another place meanwhile.
+    fn begin_turn(&self, turn: Turn, path: &Path) -> Result<Option<Turn>> {
+        if !self.path.is_dir() {
+            return Err(GuestError::user(format!("no guest is called `{}`", self.name)));
+        }
+        if self.turn_file()? != path {
+            return Ok(None);
+        }
+        self.sweep();
+        let file = self.config_file();
+        let edited = format!("{EDITED}{}-", self.name);
+        // A link of the user's is followed by who writes, and not by who edits.
+        for file in [fs::canonicalize(&file).unwrap_or_else(|_| file.clone()), file] {
+            if let (Some(directory), Some(name)) = (file.parent(), file.file_name().and_then(|name| name.to_str())) {
+                sweep(directory, |found| temporary_of(found).is_some_and(|of| of == name || of.starts_with(&edited)));
+                self.keep_broken_off(directory, &edited);
+            }
+        }
+        Ok(Some(turn))
+    }
+
+    /// Copies of the file whose editors' commands are gone: who has the turn is the only one to edit. What somebody typed
+    /// is kept.
+    fn keep_broken_off(&self, directory: &Path, edited: &str) {
+        let is_copy = |name: &str| {
+            let pid = name.strip_prefix(edited).and_then(|rest| rest.strip_suffix(".toml"));
+            pid.is_some_and(|pid| pid.bytes().all(|byte| byte.is_ascii_digit()))
+        };
+        let text = fs::read(self.config_file()).ok();
+        for copy in abandoned(directory, is_copy) {
+            let _ = match fs::read(&copy).ok() == text {
+                true => fs::remove_file(&copy).ok(),
+                false => self.keep_edited(&copy).map(drop),
+            };
+        }
+    }
+
+    /// Puts the copy of an edit that was given up where it is kept, and says where.
+    pub fn keep_edited(&self, copy: &Path) -> Option<PathBuf> {
+        let kept = self.kept_edit();
+        let text = fs::read(copy).ok()?;
+        write_atomically(&kept, &text, 0o600).ok()?;
+        let _ = fs::remove_file(copy);
+        Some(kept)
+    }
+
+    /// The text of the last edit that was given up, or broken off.
+    pub fn kept_edit(&self) -> PathBuf {
+        self.path.join("edited.toml")
+    }
+
+    /// The right to change a file of its directory, for an instant.
+    pub fn short_turn(&self, file: &str) -> Result<Turn> {
+        let path = turn_of(self.datastore(), &self.path.join(file))?;
+        Ok(Turn::wait(&path, &format!("changes `{file}` of `{}`", self.name), &self.waiting)?.of_its_own())
+    }
+
+    /// Named after the file, since it may be that of several guests, and its own directory is the user's.
+    fn turn_file(&self) -> Result<PathBuf> {
+        let file = self.config_file();
+        turn_of(self.datastore(), &fs::canonicalize(&file).unwrap_or(file))
+    }
+
+    fn datastore(&self) -> &Path {
+        self.path.ancestors().nth(2).unwrap_or(&self.path)
+    }
+
+    /// Where the copy is that an editor is given: beside the file, and with its ending, so that editors know its kind.
+    pub fn edited_file(&self) -> PathBuf {
+        self.config_file().with_file_name(format!("{EDITED}{}-{}.toml", self.name, std::process::id()))
+    }
+
+    /// What commands that are gone have left half-written in its directory.
+    pub fn left_behind(&self) -> Vec<PathBuf> {
+        let mut left = abandoned(&self.path, |name| temporary_of(name).is_some());
+        left.extend(abandoned(&self.disks_dir(), is_half_made));
+        left
+    }
+
+    fn sweep(&self) {
+        if !self.is_being_made() {
+            provision::keep_volumes(self);
+        }
+        sweep(&self.path, |name| temporary_of(name).is_some());
+        sweep(&self.disks_dir(), is_half_made);
     }
 
     /// What the program knows of it.
@@ -474,6 +679,21 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_that_takes_long_to_make_holds_up_nobody_but_who_wants_its_name() {
+        let (_dir, store) = store();
+        let long = store.begin("a").expect("begins");
+        make(&store, "b");
+        let error = store.begin("a").err().expect("refused").to_string();
+        assert!(error.contains(&format!("(process {}) is making a guest called `a`", std::process::id())), "{error}");
+        // A name that begins like it is another one.
+        make(&store, "a-1");
+        drop(store.begin("a-1-2").expect("begins"));
+        store.sweep();
+        long.commit().expect("commits");
+        assert_eq!(store.names().expect("lists"), ["a", "a-1", "b"]);
+    }
+
+    #[test]
     fn what_a_killed_create_left_is_swept_by_the_next() {
         let (_dir, store) = store();
         make(&store, "a");
@@ -512,9 +732,10 @@ mod tests {
     #[test]
     fn a_long_directory_has_its_socket_in_the_runtime_directory() {
         let runtime = PathBuf::from("/run/vmctl");
-        let short = GuestDir { name: "a".into(), path: "/var/lib/vmctl/guests/a".into(), runtime: runtime.clone() };
+        let at = |path: PathBuf| GuestDir { name: "a".into(), path, runtime: runtime.clone(), waiting: Waiting::default() };
+        let short = at("/var/lib/vmctl/guests/a".into());
         assert_eq!(short.socket(), Path::new("/var/lib/vmctl/guests/a/control.sock"));
-        let long = GuestDir { name: "a".into(), path: PathBuf::from("/x".repeat(60)), runtime };
+        let long = at(PathBuf::from("/x".repeat(60)));
         assert!(long.socket().starts_with("/run/vmctl"));
         assert!(long.socket().as_os_str().len() < SOCKET_PATH_LIMIT);
     }

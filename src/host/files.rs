@@ -1,8 +1,11 @@
 //! Files: replaced whole or not at all, sparse files made and copied, free space.
+//!
+//! What is being written has another name until it is whole ([`write_atomically`], [`make_new`]), and is locked with
+//! flock(2) for as long as its writer lives. So whoever finds such a file knows whether it was left behind ([`sweep`]).
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::unistd::{Whence, lseek};
@@ -18,10 +21,32 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     put(path, bytes, mode, false)
 }
 
+/// As [`write_atomically`], in place of a file of the user's: the new one has the old one's mode, and its owner where
+/// this process may give files away. A link stays one.
+pub fn rewrite(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let path = &fs::canonicalize(path)?;
+    let before = fs::metadata(path)?;
+    let temporary = temporary_name(path);
+    let written = (|| {
+        let mut file = claim(&temporary, 0o600)?;
+        file.write_all(bytes)?;
+        // Root edits the file of a user, who may go on reading it; anybody else cannot give files away.
+        let _ = std::os::unix::fs::fchown(&file, Some(before.uid()), Some(before.gid()));
+        file.set_permissions(Permissions::from_mode(before.mode() & 0o7777))?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)
+    })();
+    if written.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    written?;
+    sync_directory(path.parent().unwrap_or(Path::new(".")))
+}
+
 fn put(path: &Path, bytes: &[u8], mode: u32, durable: bool) -> io::Result<()> {
     let temporary = temporary_name(path);
     let written = (|| {
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
+        let mut file = claim(&temporary, mode)?;
         file.write_all(bytes)?;
         if durable {
             file.sync_all()?;
@@ -34,12 +59,133 @@ fn put(path: &Path, bytes: &[u8], mode: u32, durable: bool) -> io::Result<()> {
     written
 }
 
+/// Makes a new file, which nobody sees before `fill` has filled it and it is on the disk. One that is there already is
+/// an error and stays as it is.
+pub fn make_new(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
+    if fs::symlink_metadata(path).is_ok() {
+        return Err(io::ErrorKind::AlreadyExists.into());
+    }
+    let temporary = temporary_name(path);
+    let made = (|| {
+        let mut file = claim(&temporary, 0o600)?;
+        fill(&mut file)?;
+        file.sync_all()?;
+        rename_new(&temporary, path)
+    })();
+    if made.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    made?;
+    sync_directory(path.parent().unwrap_or(Path::new(".")))
+}
+
+/// Renames a file to a name that is free; a file that has the name meanwhile stays.
+fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::hard_link(from, to) {
+        Ok(()) => fs::remove_file(from),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(error),
+        // A file system without links; only a stranger could have taken the name since it was looked at.
+        Err(_) if fs::symlink_metadata(to).is_err() => fs::rename(from, to),
+        Err(_) => Err(io::ErrorKind::AlreadyExists.into()),
+    }
+}
+
 /// The name beside `path` that is written before it is renamed.
 fn temporary_name(path: &Path) -> PathBuf {
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
     name.push(format!(".{}.tmp", std::process::id()));
     path.with_file_name(name)
+}
+
+/// Of which file a name is that of what is being written in its place.
+pub fn temporary_of(name: &str) -> Option<&str> {
+    let (file, pid) = name.strip_prefix('.')?.strip_suffix(".tmp")?.rsplit_once('.')?;
+    (!file.is_empty() && !pid.is_empty() && pid.bytes().all(|byte| byte.is_ascii_digit())).then_some(file)
+}
+
+/// Opens a temporary file, empty, and locks it, so that it is not taken for one that was left behind.
+fn claim(path: &Path, mode: u32) -> io::Result<File> {
+    loop {
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(mode).open(path)?;
+        file.lock()?;
+        if is_still_there(&file, path) {
+            return Ok(file);
+        }
+    }
+}
+
+/// Whether an open file is the one that has this name.
+pub fn is_still_there(file: &File, path: &Path) -> bool {
+    match (file.metadata(), fs::metadata(path)) {
+        (Ok(ours), Ok(theirs)) => (ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino()),
+        _ => false,
+    }
+}
+
+/// The files of a directory that commands which are gone have left half-written; `is_one` tells them by their names.
+pub fn abandoned(directory: &Path, is_one: impl Fn(&str) -> bool) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let named = entries.filter(|entry| entry.file_name().to_str().is_some_and(&is_one)).map(|entry| entry.path());
+    named.filter(|path| open_plain(path).is_ok_and(|file| file.try_lock_shared().is_ok())).collect()
+}
+
+/// Removes what [`abandoned`] finds.
+pub fn sweep(directory: &Path, is_one: impl Fn(&str) -> bool) {
+    for path in abandoned(directory, is_one) {
+        if let Ok(file) = open_plain(&path)
+            && file.try_lock().is_ok()
+            && is_still_there(&file, &path)
+        {
+            let _ = fs::remove_file(&path);
+        }
+    }
+}
+
+/// Opens what should be a file; a link is not followed, and a pipe not waited for.
+fn open_plain(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK).open(path)
+}
+
+/// Opens the file of a lock, which nobody but its owner can open: flock(2) asks for no more than an open file. One that
+/// others could open is mended.
+pub fn open_lock(path: &Path) -> io::Result<File> {
+    let flags = nix::libc::O_NOFOLLOW;
+    let file =
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(flags).open(path)?;
+    close_to_others(&file);
+    Ok(file)
+}
+
+/// Takes a lock file of this user's away from everybody else.
+pub fn close_to_others(file: &File) {
+    if let Ok(metadata) = file.metadata()
+        && metadata.mode() & 0o077 != 0
+        && metadata.uid() == nix::unistd::geteuid().as_raw()
+    {
+        let _ = file.set_permissions(Permissions::from_mode(0o600));
+    }
+}
+
+/// The mode of a file, for a copy of it that says the same: who could not read the one cannot read the other.
+pub fn mode_of(path: &Path) -> u32 {
+    fs::metadata(path).map_or(0o600, |metadata| metadata.mode() & 0o666 | 0o600)
+}
+
+/// Makes a directory and those above it, as mkdir(2) does with a mode; one that is there is as good. A link that leads
+/// nowhere is told as such.
+pub fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    fs::DirBuilder::new().recursive(true).mode(mode).create(path).map_err(|error| {
+        let links = path.ancestors().filter(|above| fs::symlink_metadata(above).is_ok_and(|it| it.is_symlink()));
+        match links.filter_map(|link| Some((link, fs::read_link(link).ok()?))).find(|(link, _)| !link.exists()) {
+            Some((link, target)) => io::Error::new(
+                io::ErrorKind::NotFound,
+                format!("`{}` is a link to `{}`, which is not there", link.display(), target.display()),
+            ),
+            None => error,
+        }
+    })
 }
 
 /// Makes renames and new names in a directory durable.
@@ -53,36 +199,28 @@ pub fn sync_directory(path: &Path) -> io::Result<()> {
 
 /// Makes a new file of `size` bytes that takes no space yet. An existing file is an error.
 pub fn create_sparse(path: &Path, size: u64) -> io::Result<()> {
-    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    let made = file.set_len(size).and_then(|()| file.sync_all());
-    if made.is_err() {
-        let _ = fs::remove_file(path);
-    }
-    made
+    make_new(path, |file| file.set_len(size))
 }
 
 /// Copies a file to a new one and leaves its holes holes. A half-made copy is removed.
 pub fn copy_sparse(from: &Path, to: &Path) -> io::Result<()> {
     let source = File::open(from)?;
-    let mut target = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to)?;
-    let copied = copy_data(&source, &mut target).and_then(|()| target.sync_all());
-    if copied.is_err() {
-        let _ = fs::remove_file(to);
-    }
-    copied
+    make_new(to, |target| copy_data(&source, target))
 }
 
-/// Copies a file to a new one: as a share of the same blocks where the file system can, or else byte by byte, holes left
-/// holes. A half-made copy is removed.
+/// Copies a file to a new one, as [`clone_or_copy_into`] does.
 pub fn clone_or_copy(from: &Path, to: &Path) -> io::Result<()> {
+    make_new(to, |target| clone_or_copy_into(from, target))
+}
+
+/// Copies a file into an empty one: as a share of the same blocks where the file system can, or else byte by byte, holes
+/// left holes.
+pub fn clone_or_copy_into(from: &Path, target: &mut File) -> io::Result<()> {
     let source = File::open(from)?;
-    let target = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to)?;
-    if share_blocks(&source, &target) {
+    if share_blocks(&source, target) {
         return Ok(());
     }
-    drop(target);
-    fs::remove_file(to)?;
-    copy_sparse(from, to)
+    copy_data(&source, target)
 }
 
 /// ioctl_ficlonerange(2); false where the file system or the two files do not allow it.
@@ -152,8 +290,7 @@ pub fn free_space(path: &Path) -> io::Result<u64> {
 
 /// Makes a directory that only this user enters, or checks that an existing one is such.
 pub fn private_directory(path: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    make_directory(path, 0o700)?;
     let metadata = std::fs::symlink_metadata(path)?;
     if !metadata.is_dir() || metadata.uid() != nix::unistd::geteuid().as_raw() || metadata.mode() & 0o022 != 0 {
         return Err(std::io::Error::other("it belongs to someone else or others may write to it"));
@@ -213,5 +350,91 @@ mod tests {
         fs::write(&to, "old").expect("writes");
         assert_eq!(copy_sparse(&from, &to).expect_err("refused").kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(fs::read(&to).expect("reads"), b"old");
+    }
+
+    #[test]
+    fn what_a_killed_writer_left_is_swept_and_what_a_living_one_writes_is_not() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let left = dir.path().join(".state.json.4194305.tmp");
+        fs::write(&left, "half").expect("writes");
+        let alive = dir.path().join(".state.json.4194306.tmp");
+        let file = claim(&alive, 0o644).expect("opens");
+        let other = dir.path().join(".state.json.tmp");
+        fs::write(&other, "of the user").expect("writes");
+        let is_one = |name: &str| temporary_of(name) == Some("state.json");
+        assert_eq!(abandoned(dir.path(), is_one), std::slice::from_ref(&left));
+        sweep(dir.path(), is_one);
+        assert!(!left.exists() && alive.exists() && other.exists());
+        drop(file);
+        sweep(dir.path(), is_one);
+        assert!(!alive.exists() && other.exists());
+    }
+
+    #[test]
+    fn a_file_that_is_made_is_seen_when_it_is_whole_and_never_takes_a_name_that_is_taken() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("disk.raw");
+        let failed = make_new(&path, |file| {
+            assert!(!path.exists());
+            file.write_all(b"half").and(Err(io::ErrorKind::StorageFull.into()))
+        });
+        assert!(failed.is_err());
+        assert_eq!(fs::read_dir(dir.path()).expect("lists").count(), 0);
+        make_new(&path, |file| file.write_all(b"whole")).expect("makes");
+        let taken = make_new(&path, |_| Ok(())).expect_err("refused");
+        assert_eq!((taken.kind(), fs::read(&path).expect("reads")), (io::ErrorKind::AlreadyExists, b"whole".to_vec()));
+        // Somebody takes the name while it is being made.
+        let late = dir.path().join("late.raw");
+        let raced = make_new(&late, |_| fs::write(&late, "another's"));
+        assert_eq!(raced.expect_err("refused").kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read(&late).expect("reads"), b"another's");
+        assert_eq!(fs::read_dir(dir.path()).expect("lists").count(), 2);
+    }
+
+    #[test]
+    fn a_rewritten_file_keeps_its_mode_whatever_the_umask() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("guest.toml");
+        for mode in [0o600, 0o664, 0o640] {
+            fs::write(&path, "a").expect("writes");
+            fs::set_permissions(&path, Permissions::from_mode(mode)).expect("sets");
+            rewrite(&path, b"b").expect("writes");
+            assert_eq!(fs::metadata(&path).expect("there").mode() & 0o777, mode);
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_rewritten_through_a_link_leaves_the_link() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (path, link) = (dir.path().join("guest.toml"), dir.path().join("link.toml"));
+        fs::write(&path, "a").expect("writes");
+        std::os::unix::fs::symlink("guest.toml", &link).expect("links");
+        rewrite(&link, b"b").expect("writes");
+        assert!(fs::symlink_metadata(&link).expect("there").is_symlink());
+        assert_eq!(fs::read(&path).expect("reads"), b"b");
+    }
+
+    #[test]
+    fn a_lock_file_is_its_owners_alone_and_an_old_one_is_mended() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("lock");
+        let mode = || fs::metadata(&path).expect("there").mode() & 0o777;
+        drop(open_lock(&path).expect("opens"));
+        assert_eq!(mode(), 0o600);
+        fs::set_permissions(&path, Permissions::from_mode(0o666)).expect("sets");
+        drop(open_lock(&path).expect("opens"));
+        assert_eq!(mode(), 0o600);
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).expect("links");
+        assert!(open_lock(&link).is_err());
+    }
+
+    #[test]
+    fn a_directory_below_a_link_that_leads_nowhere_names_what_is_missing() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let link = dir.path().join("ds");
+        std::os::unix::fs::symlink("/no/such/disk", &link).expect("links");
+        let error = make_directory(&link.join("guests"), 0o755).expect_err("refused").to_string();
+        assert!(error.contains("is a link to `/no/such/disk`, which is not there"), "{error}");
     }
 }

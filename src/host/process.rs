@@ -109,6 +109,13 @@ pub fn die_with_parent() -> io::Result<()> {
     }
 }
 
+/// Whether there is a process of this number, whoever's it is.
+pub fn is_there(pid: u32) -> bool {
+    let Some(pid) = i32::try_from(pid).ok().filter(|pid| *pid > 0) else { return false };
+    let asked = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), None);
+    matches!(asked, Ok(()) | Err(nix::errno::Errno::EPERM))
+}
+
 /// A word that differs between two boots of this host.
 #[cfg(target_os = "linux")]
 pub fn boot_id() -> String {

@@ -49,7 +49,20 @@ impl World {
             .env(super::engine::PART, "1")
             .current_dir(self.path())
             .stdin(Stdio::null());
+        if self.path().join("host.toml").exists() {
+            command.env("VMCTL_CONFIG", self.path().join("host.toml"));
+        }
         command
+    }
+
+    /// With a cache of its own.
+    pub fn with_cache(self) -> World {
+        std::fs::write(self.path().join("host.toml"), format!("cache_dir = \"{}\"\n", self.cache().display())).expect("writes");
+        self
+    }
+
+    pub fn cache(&self) -> PathBuf {
+        self.path().join("cache")
     }
 
     pub fn vmctl(&self, arguments: &[&str]) -> Said {
@@ -68,6 +81,15 @@ impl World {
         std::fs::write(self.path().join("kernel"), "no kernel").expect("writes");
         let text = format!("memory = \"64M\"\nkernel = {{ image = \"kernel\", cmdline = \"{part}\" }}\n{more}\n");
         std::fs::write(&file, text).expect("writes");
+        file
+    }
+
+    /// One that names files by absolute paths.
+    pub fn file_for_copies(&self, name: &str, more: &str) -> PathBuf {
+        let file = self.file(name, "", more);
+        let text = std::fs::read_to_string(&file).expect("reads");
+        let kernel = self.path().join("kernel");
+        std::fs::write(&file, text.replace("\"kernel\"", &format!("\"{}\"", kernel.display()))).expect("writes");
         file
     }
 

@@ -9,10 +9,14 @@ use super::entries::twice;
 use crate::config::GUESTS_DIR;
 use crate::config::diagnostic::{Diagnostic, Place, nearest};
 use crate::config::layer::{Node, Value};
-use crate::config::walk::is_name;
+use crate::config::walk::{GUEST_NAMES, is_guest_name, is_name};
 
 /// Reports what two guests of this host both have and only one can, and circles in `autostart.after`.
 pub fn check(guests: &[FleetGuest], datastore: &Path, problems: &mut Vec<Diagnostic>) {
+    for guest in guests.iter().filter(|guest| is_name(&guest.config.name) && !is_guest_name(&guest.config.name)) {
+        let message = format!("`{}` cannot be the name of a guest", guest.config.name);
+        problems.push(Diagnostic::at(&key_place(guest, "name"), message).hint(GUEST_NAMES));
+    }
     let here: Vec<&FleetGuest> = guests.iter().filter(|guest| guest.here).collect();
     alone(&here, problems);
     let names: HashMap<&str, &FleetGuest> = here.iter().map(|guest| (guest.config.name.as_str(), *guest)).collect();

@@ -5,6 +5,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -81,7 +82,8 @@ impl Journal {
     /// Begins one in a fleet's directory, in place of one that was left behind.
     pub fn begin(directory: &Path) -> Result<Journal> {
         let path = directory.join(FILE);
-        let file = OpenOptions::new().create(true).write(true).truncate(true).open(&path);
+        // It has guest files in it, which may be their user's alone.
+        let file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&path);
         let file = file.map_err(|error| GuestError::io("write", &path, error))?;
         let _ = sync_directory(directory);
         let kill_after = std::env::var(KILL_AFTER).ok().and_then(|text| text.parse().ok());

@@ -8,13 +8,13 @@ pub mod journal;
 mod steps;
 
 use std::fs;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
 use crate::config::Fleet;
 use crate::fetch::Progress;
+use crate::host::files::make_directory;
 
 use super::definition::Surroundings;
 use super::error::{GuestError, Result};
@@ -36,11 +36,7 @@ impl FleetLock {
     /// for.
     pub fn take(fleet: &str, datastore: &Path, wait: bool, waiting: impl FnOnce(u32)) -> Result<FleetLock> {
         let directory = Fleet::directory(datastore, fleet);
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(&directory)
-            .map_err(|error| GuestError::io("make", &directory, error))?;
+        make_directory(&directory, 0o755).map_err(|error| GuestError::io("make", &directory, error))?;
         let path = directory.join("lock");
         let mut waiting = Some(waiting);
         loop {

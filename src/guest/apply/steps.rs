@@ -7,15 +7,17 @@ use crate::config::{Fleet, FleetGuest, GuestConfig};
 use crate::guest::control::Request;
 use crate::guest::create::{self, Origin};
 use crate::guest::definition::{Definition, Surroundings};
+use crate::guest::disk_record::DiskRecord;
 use crate::guest::error::{GuestError, Result};
 use crate::guest::images::Images;
 use crate::guest::launcher;
 use crate::guest::lock::{GuestLock, Role};
 use crate::guest::membership::Membership;
+use crate::guest::pending;
 use crate::guest::plan::{Action, BEFORE, Class, GuestPlan, left_over};
-use crate::guest::provision::{disk_path, refuse_found_volumes};
+use crate::guest::provision::{disk_path, is_own, refuse_found_volumes};
 use crate::guest::store::{GuestDir, Store};
-use crate::host::files::{sync_directory, write_atomically};
+use crate::host::files::{mode_of, sync_directory, write_atomically};
 
 use super::Manner;
 use super::journal::{Journal, Line};
@@ -70,6 +72,7 @@ impl Step<'_> {
 
     fn change(&self, wanted: &FleetGuest) -> Result<()> {
         let guest = self.store.guest(&self.planned.name)?;
+        let _turn = pending::turn(&guest, self.around)?;
         // A guest that runs is its supervisor's; its file is not, and its disks are looked at before each boot.
         let _lock = match GuestLock::holder(&guest.lock_file()) {
             Some(holder) if holder.role == Role::Supervisor => None,
@@ -88,7 +91,9 @@ impl Step<'_> {
         }
         let line = Line::Change { guest: guest.name().to_owned(), before: before.clone(), recreate: recreate.clone() };
         self.journal.write(&line)?;
-        if let Err(error) = self.write(wanted, &guest, &recreate, stopped) {
+        let written =
+            self.write(wanted, &guest, &recreate, stopped).and_then(|()| self.put_away(wanted, &guest, before.as_deref()));
+        if let Err(error) = written {
             undo(&guest, before.as_deref(), &recreate)?;
             self.journal.write(&Line::Undone { guest: guest.name().to_owned() })?;
             return Err(error);
@@ -129,10 +134,24 @@ impl Step<'_> {
         }
         let _ = sync_directory(&guest.disks_dir());
         let file = guest.file();
-        write_atomically(&file, wanted.text.as_bytes(), 0o644).map_err(|error| GuestError::io("write", &file, error))?;
+        let mode = mode_of(&self.fleet.file);
+        write_atomically(&file, wanted.text.as_bytes(), mode).map_err(|error| GuestError::io("write", &file, error))?;
         let images = Images { host: self.around.host, progress: self.manner.progress };
         let made = images.make_all_disks(guest, &wanted.config)?;
         self.record(wanted, guest, stopped).map_err(|error| made.undo(error))
+    }
+
+    /// The disks that the guest had and has no more: should they be wanted again, what they hold now is not taken for them.
+    fn put_away(&self, wanted: &FleetGuest, guest: &GuestDir, before: Option<&str>) -> Result<()> {
+        let Some(before) = before.and_then(|text| Definition::load_text(guest, &guest.file(), Some(text), self.around).ok())
+        else {
+            return Ok(());
+        };
+        let kept = |id: &str| wanted.config.disks.iter().any(|disk| disk.id == id && is_own(disk));
+        for disk in before.config.disks.iter().filter(|disk| is_own(disk) && !kept(&disk.id)) {
+            DiskRecord::forget(guest, &before.config, &disk.id)?;
+        }
+        Ok(())
     }
 
     fn record(&self, wanted: &FleetGuest, guest: &GuestDir, stopped: bool) -> Result<()> {
@@ -193,7 +212,7 @@ fn undo(guest: &GuestDir, before: Option<&str>, recreate: &[String]) -> Result<(
     }
     if let Some(before) = before {
         let file = guest.file();
-        write_atomically(&file, before.as_bytes(), 0o644).map_err(|error| GuestError::io("put back", &file, error))?;
+        write_atomically(&file, before.as_bytes(), mode_of(&file)).map_err(|error| GuestError::io("put back", &file, error))?;
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::config::diagnostic::Source as ConfigSource;
 use crate::config::{GUESTS_DIR, HostConfig, HostPaths, TEMPLATES_DIR};
 use crate::fetch::Silent;
-use crate::host::files::write_atomically;
+use crate::host::files::{make_directory, mode_of, rewrite, write_atomically};
 use crate::host::ifconfig;
 use crate::host::rc::beside_vm_bhyve;
 use crate::host::sysrc::RcConf;
@@ -47,6 +47,9 @@ pub struct Imported {
     pub problem: Option<String>,
     #[serde(skip)]
     password: Option<String>,
+    /// What the file that is to be replaced said before.
+    #[serde(skip)]
+    before: String,
 }
 
 /// Where vm-bhyve keeps its things.
@@ -98,6 +101,7 @@ pub fn read(spec: Option<&str>, host: &HostConfig, paths: &HostPaths, around: Su
         notes.add("vm_enable", rc_value("vm_enable").unwrap_or_default(), format!("{words}; {hint}"));
     }
     old_bridges(&switches, &mut notes);
+    let host_before = fs::read_to_string(around.host_file).unwrap_or_default();
     let (host_toml, new_host) = host_file(host, paths, around.host_file, &switches, &mut notes)?;
     let mut found = vec![Imported {
         kind: "host",
@@ -107,6 +111,7 @@ pub fn read(spec: Option<&str>, host: &HostConfig, paths: &HostPaths, around: Su
         notes: notes.0,
         problem: None,
         password: None,
+        before: host_before,
     }];
     let around = Surroundings { host: &new_host, ..around };
     let context = Context { config_dir: &config_dir, switches: &switches, autostart: &autostart, around };
@@ -258,6 +263,7 @@ impl Context<'_> {
             notes: Vec::new(),
             problem: None,
             password: None,
+            before: String::new(),
         };
         let conf = match Conf::read(file) {
             Ok(conf) => conf,
@@ -283,7 +289,7 @@ impl Context<'_> {
         let text = format!("{}{toml}", head(file, &imported.notes));
         // The name of a template is checked as a guest's, which is made from it.
         let checked = Definition::load_file(&directory.join("guest.toml"), &name, Some(&text), &[], self.around);
-        imported.problem = checked.err().map(|error| error.to_string());
+        imported.problem = checked.err().or_else(|| create::check_name(&name).err()).map(|error| error.to_string());
         imported.toml = Some(text);
         imported
     }
@@ -328,21 +334,35 @@ pub fn write(imported: &Imported, store: &Store, around: Surroundings<'_>) -> Re
     let Some(toml) = &imported.toml else { return Ok(Written::Nothing) };
     let put = |path: &Path, text: &str, mode: u32| {
         if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent).map_err(|error| GuestError::io("make", parent, error))?;
+            make_directory(parent, 0o755).map_err(|error| GuestError::io("make", parent, error))?;
         }
         write_atomically(path, text.as_bytes(), mode).map_err(|error| GuestError::io("write", path, error))
     };
     match imported.kind {
-        "host" => put(around.host_file, toml, 0o644),
+        "host" => {
+            let _turn = store.file_turn(around.host_file)?;
+            // The text was made from what the file said when it was read.
+            if fs::read_to_string(around.host_file).unwrap_or_default() != imported.before {
+                return Err(GuestError::user(format!("`{}` was changed meanwhile by someone else", around.host_file.display()))
+                    .hint("run the import again"));
+            }
+            match around.host_file.exists() {
+                true => {
+                    rewrite(around.host_file, toml.as_bytes()).map_err(|error| GuestError::io("write", around.host_file, error))
+                }
+                false => put(around.host_file, toml, 0o644),
+            }
+        }
         "template" => {
             let path = store.root().join(TEMPLATES_DIR).join(format!("{}.toml", imported.name));
+            let _turn = store.file_turn(&path)?;
             if path.exists() {
                 return Err(GuestError::user(format!("a template called `{}` exists already, and differs", imported.name))
                     .hint(format!("it stays; `{}` is what it would be made from", imported.from.display())));
             }
             put(&path, toml, 0o644)
         }
-        _ => guest(imported, toml, store, around, put),
+        _ => guest(imported, toml, store, around),
     }?;
     Ok(Written::New)
 }
@@ -357,27 +377,14 @@ fn there(imported: &Imported, store: &Store) -> Option<String> {
     fs::read_to_string(path).ok()
 }
 
-fn guest(
-    imported: &Imported,
-    toml: &str,
-    store: &Store,
-    around: Surroundings<'_>,
-    put: impl Fn(&Path, &str, u32) -> Result<()>,
-) -> Result<()> {
+fn guest(imported: &Imported, toml: &str, store: &Store, around: Surroundings<'_>) -> Result<()> {
     if runs(imported) {
         return Err(GuestError::user(format!("vm-bhyve runs `{}`", imported.name))
             .hint(format!("stop it first with `vm stop {}`, so that its disks are not used twice", imported.name)));
     }
-    // Beside the store's guests: the file is copied into the guest's directory from there.
-    let file = store.root().join(format!(".import-{}-{}.toml", imported.name, std::process::id()));
-    put(&file, toml, 0o600)?;
-    let made = create::create(store, &imported.name, &Origin::File { path: file.clone(), copy: true }, &[], around, &Silent);
-    let _ = fs::remove_file(&file);
-    let made = made?;
-    if let Some(password) = &imported.password {
-        put(&made.path().join(PASSWORD_FILE), &format!("{password}\n"), 0o600)?;
-    }
-    Ok(())
+    let password = imported.password.iter().map(|password| (PASSWORD_FILE, format!("{password}\n")));
+    let origin = Origin::Text { text: toml.to_owned(), mode: mode_of(&imported.from), beside: password.collect() };
+    create::create(store, &imported.name, &origin, &[], around, &Silent).map(drop)
 }
 
 #[cfg(test)]

@@ -1,0 +1,97 @@
+//! Which of a guest's disks vmctl has made: `disks.json`, beside the state.
+//!
+//! A file or volume that has a disk's name and is not in the record is something else: it was taken from the guest with
+//! its bytes, or somebody put it there. It is never taken for the disk. A guest of an earlier version has no record, and
+//! all that is there is its own, once.
+//!
+//! It is a file of its own because a supervisor has `state.json` in its hands for as long as the guest runs, while disks
+//! come and go by command.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::GuestConfig;
+use crate::host::files::write_atomically;
+
+use super::error::{GuestError, Result};
+use super::provision::is_own;
+use super::store::GuestDir;
+
+/// The version of the document.
+const RECORD_VERSION: u32 = 1;
+
+/// `disks.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Document {
+    version: u32,
+    made: BTreeSet<String>,
+}
+
+/// The disks of a guest that vmctl has made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskRecord(Option<BTreeSet<String>>);
+
+impl DiskRecord {
+    /// That of a guest.
+    pub fn load(guest: &GuestDir) -> Result<DiskRecord> {
+        let path = path(guest);
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(DiskRecord(None)),
+            Err(error) => return Err(GuestError::io("read", &path, error)),
+        };
+        match serde_json::from_slice::<Document>(&text) {
+            Ok(document) if document.version == RECORD_VERSION => Ok(DiskRecord(Some(document.made))),
+            Ok(document) => Err(GuestError::user(format!("`{}` is of version {}", path.display(), document.version))
+                .hint("a newer vmctl wrote it: use that one")),
+            Err(error) => Err(GuestError::user(format!("`{}` is damaged: {error}", path.display()))
+                .hint("remove it, and the disks that are there are taken for the guest's own")),
+        }
+    }
+
+    /// Whether what is there under this disk's name is the disk.
+    pub fn knows(&self, id: &str) -> bool {
+        self.0.as_ref().is_none_or(|made| made.contains(id))
+    }
+
+    /// Notes disks that are about to be made, and begins the record of a guest that has none. `config` is what the guest
+    /// file means.
+    pub fn add<'a>(guest: &GuestDir, config: &GuestConfig, ids: impl Iterator<Item = &'a str>) -> Result<()> {
+        change(guest, config, |made| made.extend(ids.map(str::to_owned)))
+    }
+
+    /// Takes a disk out.
+    pub fn forget(guest: &GuestDir, config: &GuestConfig, id: &str) -> Result<()> {
+        change(guest, config, |made| made.retain(|known| known != id))
+    }
+}
+
+fn path(guest: &GuestDir) -> PathBuf {
+    guest.path().join("disks.json")
+}
+
+fn change(guest: &GuestDir, config: &GuestConfig, how: impl FnOnce(&mut BTreeSet<String>)) -> Result<()> {
+    // A supervisor and a command may come at the same time.
+    let _turn = guest.short_turn("disks.json")?;
+    let before = DiskRecord::load(guest)?.0;
+    let mut made = before.clone().unwrap_or_else(|| all(guest, config));
+    how(&mut made);
+    if before.as_ref() == Some(&made) {
+        return Ok(());
+    }
+    let path = path(guest);
+    let mut text = serde_json::to_vec(&Document { version: RECORD_VERSION, made }).expect("plain fields");
+    text.push(b'\n');
+    write_atomically(&path, &text, 0o644).map_err(|error| GuestError::io("write", &path, error))
+}
+
+/// Before there was a record: what the guest file names, and what is there.
+fn all(guest: &GuestDir, config: &GuestConfig) -> BTreeSet<String> {
+    let named = config.disks.iter().filter(|disk| is_own(disk)).map(|disk| disk.id.clone());
+    let files = fs::read_dir(guest.disks_dir()).into_iter().flatten().flatten();
+    let found = files.filter_map(|entry| Some(entry.file_name().to_str()?.strip_suffix(".raw")?.to_owned()));
+    named.chain(found.filter(|id| !id.starts_with('.'))).collect()
+}
