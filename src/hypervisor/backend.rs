@@ -158,19 +158,21 @@ impl Attention {
     pub fn board_due(&self, now_ns: u64) -> bool {
         self.board.load(Ordering::Acquire) || now_ns >= self.deadline_ns.load(Ordering::Relaxed)
     }
-    /// Runs what is due on the board, if anything is.
+    /// Runs what is due on the board, and says whether anything was.
     ///
     /// The old deadline is forgotten before the board is asked for the next one, and the answer only ever lowers what is
     /// there. So a timer that another thread sets meanwhile is not lost: either the board's answer knows it, since
     /// it was set under the board's lock, or its [`Attention::due_by`] comes after the old deadline was forgotten.
-    pub fn serve_board(&self, platform: &dyn Platform) {
+    pub fn serve_board(&self, platform: &dyn Platform) -> bool {
         let now_ns = platform.clock().now_ns();
-        if self.board_due(now_ns) {
+        let due = self.board_due(now_ns);
+        if due {
             self.deadline_ns.store(u64::MAX, Ordering::Relaxed);
             if let Some(next_ns) = platform.advance(now_ns) {
                 self.due_by(next_ns);
             }
         }
+        due
     }
     /// A timer was set that may be earlier than what `advance` last said.
     pub fn due_by(&self, deadline_ns: u64) {

@@ -16,6 +16,7 @@ use super::int::branch;
 use super::lower::{Mode, decode_block};
 use super::mmu;
 use super::op::Op;
+use super::system::kvmclock;
 use super::{saved, system};
 use crate::hypervisor::backend::{Attention, Backend, BootState, MachineExit, Platform, VcpuEvent, VcpuSetup};
 use crate::hypervisor::clock::ManualClock;
@@ -25,6 +26,10 @@ use crate::hypervisor::state::{Section, StateError};
 /// Instructions of one slice.
 const SLICE: i64 = 16 << 10;
 const PAGE: u64 = 4096;
+/// How late a timer may be that came due while the host slept.
+const LONGEST_IDLE: Duration = Duration::from_secs(1);
+/// What of a sleep of the host no watchdog of a guest's sees.
+const SHORT_SLEEP_NS: u64 = 100_000_000;
 
 /// How the software back end runs.
 #[derive(Default)]
@@ -44,6 +49,8 @@ pub struct SoftBackend {
     clock: Option<Arc<ManualClock>>,
     /// Something stands at the reset vector: no loader entered the guest in its place.
     firmware: bool,
+    /// How much the host had slept when that was last looked at.
+    slept_ns: u64,
 }
 
 // SAFETY: the raw pointers in `Cpu` and in ops point into the back end's own boxes, which move with it; nothing of
@@ -74,6 +81,7 @@ impl SoftBackend {
             attention: setup.attention,
             clock: options.deterministic,
             firmware,
+            slept_ns: 0,
         }
     }
 
@@ -83,8 +91,19 @@ impl SoftBackend {
     }
 
     /// Runs the board's timers if they are due.
-    fn serve_board(&self) {
-        self.attention.serve_board(&*self.platform);
+    fn serve_board(&mut self) {
+        if self.attention.serve_board(&*self.platform) {
+            self.notice_sleep();
+        }
+    }
+
+    /// Tells the guest when the host has slept: its clocks have gone on meanwhile, and it did not run.
+    fn notice_sleep(&mut self) {
+        let slept_ns = self.platform.clock().slept_ns();
+        if slept_ns.saturating_sub(self.slept_ns) > SHORT_SLEEP_NS {
+            self.slept_ns = slept_ns;
+            self.cpus.iter_mut().for_each(|cpu| kvmclock::guest_was_stopped(cpu));
+        }
     }
 
     /// All vCPUs wait: sleeps until something comes, or in deterministic mode moves time on to the next timer.
@@ -99,7 +118,8 @@ impl SoftBackend {
         let now = self.platform.clock().now_ns();
         let timeout = (deadline != u64::MAX).then(|| Duration::from_nanos(deadline.saturating_sub(now)));
         if timeout != Some(Duration::ZERO) {
-            self.attention.sleep(timeout);
+            // The sleep is of a clock that stops with the host, the deadline of one that does not.
+            self.attention.sleep(timeout.map(|timeout| timeout.min(LONGEST_IDLE)));
         }
     }
 

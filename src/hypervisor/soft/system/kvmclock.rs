@@ -14,6 +14,11 @@ use crate::hypervisor::memory::GuestAddr;
 
 /// `PVCLOCK_TSC_STABLE_BIT`.
 const TSC_STABLE: u8 = 1;
+/// `PVCLOCK_GUEST_STOPPED`: the guest was not run for a while, and need not look for what held it up; it takes the flag
+/// back itself (Linux `virt/kvm/x86/msr.rst`, flags, bit 1).
+const GUEST_STOPPED: u8 = 2;
+/// Where the flags stand in `struct pvclock_vcpu_time_info`.
+const FLAGS: u64 = 29;
 const NS_PER_SEC: u64 = 1_000_000_000;
 
 /// Writes `struct pvclock_wall_clock`: the time of day when the system time was zero.
@@ -36,6 +41,18 @@ pub fn write_wall_clock(cpu: &mut Cpu, addr: u64) {
 pub fn set_system_time(cpu: &mut Cpu, value: u64) {
     cpu.sys.kvm_system_time = value;
     update(cpu);
+}
+
+/// Tells the guest that this vCPU did not run for a while: its watchdogs would take the jump for a hang of its own.
+pub fn guest_was_stopped(cpu: &mut Cpu) {
+    let value = cpu.sys.kvm_system_time;
+    let addr = GuestAddr((value & !1).wrapping_add(FLAGS));
+    if value & 1 != 0
+        && let Ok(flags) = cpu.memory.read_le::<u8>(addr)
+    {
+        // As above.
+        let _ = cpu.memory.write(addr, &[flags | GUEST_STOPPED]);
+    }
 }
 
 /// Writes the structure anew, if there is one.

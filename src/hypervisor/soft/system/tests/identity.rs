@@ -201,6 +201,25 @@ fn the_paravirtual_clock_says_what_the_tsc_says() {
 }
 
 #[test]
+fn after_a_sleep_of_the_host_the_guests_clocks_are_right_and_its_watchdogs_are_told() {
+    let mut b = bench();
+    write(&mut b, msr::KVM_SYSTEM_TIME, 0x6001).unwrap();
+    write(&mut b, msr::KVM_WALL_CLOCK, 0x6100).unwrap();
+    let before = read(&mut b, msr::TSC).unwrap();
+    let hours = 8 * 3600 * 1_000_000_000;
+    b.probe.clock.sleep_ns(hours);
+    crate::hypervisor::soft::system::kvmclock::guest_was_stopped(&mut b.cpu);
+    assert_eq!(read(&mut b, msr::TSC).unwrap() - before, hours);
+    assert_eq!(b.mem.read_le::<u8>(GuestAddr(0x601d)).unwrap(), 3, "stable, and the guest was stopped");
+    // The wall clock of the boot and the time since then still make the time of day.
+    write(&mut b, msr::KVM_WALL_CLOCK, 0x6100).unwrap();
+    assert_eq!(b.mem.read_le::<u32>(GuestAddr(0x6104)).unwrap(), 1_700_000_000);
+    // A guest without the clock has nothing that could be written.
+    write(&mut b, msr::KVM_SYSTEM_TIME, 0).unwrap();
+    crate::hypervisor::soft::system::kvmclock::guest_was_stopped(&mut b.cpu);
+}
+
+#[test]
 fn cpuid_names_the_model_and_the_hypervisor() {
     let b = bench();
     let text = |leaf: u32, order: [usize; 3]| -> String {
