@@ -12,7 +12,7 @@ use crate::guest::store::GuestDir;
 
 /// Show the logs of guests
 ///
-/// The console's, unless another is asked for.
+/// The console's, unless another is asked for. On a terminal, control characters of the guest's are shown as text.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -57,7 +57,7 @@ impl Which {
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
-        let place = app.place()?;
+        let place = app.place_to_look()?;
         let chosen = self.guests.choose(&place)?;
         let many = chosen.len() > 1;
         let mut followed = Vec::new();

@@ -69,6 +69,7 @@ mod switch;
 mod top;
 mod ui;
 mod up;
+mod visible;
 mod vmm;
 
 use std::path::PathBuf;

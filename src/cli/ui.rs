@@ -9,6 +9,7 @@ use serde::Serialize;
 use tabled::builder::Builder;
 use tabled::settings::{Padding, Style};
 
+use super::visible::{visible, visible_but_colours};
 use crate::config::Diagnostics;
 use crate::fetch::{Fault as FetchFault, FetchError};
 use crate::guest::error::{Fault, GuestError};
@@ -70,6 +71,14 @@ impl Failure {
         let error = error.into();
         let hint = hint_of(&error);
         Self { status: ExitStatus::Machine, error, hint }
+    }
+    /// The whole chain in one line.
+    pub fn text(&self) -> String {
+        self.error.chain().map(ToString::to_string).collect::<Vec<_>>().join(": ")
+    }
+    /// Whether the user can put it right.
+    pub fn is_users(&self) -> bool {
+        self.status == ExitStatus::User
     }
     /// With what to do about it.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -160,14 +169,16 @@ pub struct Ui {
     quiet: bool,
     colour: bool,
     colour_data: bool,
+    /// Standard error, and standard output, are a terminal's.
+    terminals: (bool, bool),
 }
 
 impl Ui {
     /// `format` and `quiet` as the user asked. Colour goes to terminals unless `NO_COLOR` is set.
     pub fn new(format: OutputFormat, quiet: bool) -> Self {
         let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        let terminal = |is: bool| !refused && is;
-        Self { format, quiet, colour: terminal(io::stderr().is_terminal()), colour_data: terminal(io::stdout().is_terminal()) }
+        let terminals = (io::stderr().is_terminal(), io::stdout().is_terminal());
+        Self { format, quiet, colour: !refused && terminals.0, colour_data: !refused && terminals.1, terminals }
     }
 
     /// The format that was asked for.
@@ -182,11 +193,22 @@ impl Ui {
 
     /// Data. A reader that has gone away ends the command quietly.
     pub fn data(&self, text: &str) -> Result<(), Failure> {
-        self.bytes(text.as_bytes())
+        match self.terminals.1 {
+            // What a guest or a file chose is among it.
+            true => self.write(&visible_but_colours(text.as_bytes())),
+            false => self.write(text.as_bytes()),
+        }
     }
 
-    /// Data that need not be text, like a guest's console.
+    /// Data that need not be text, like what a guest has said: for a terminal, with all that it would obey as visible text.
     pub fn bytes(&self, bytes: &[u8]) -> Result<(), Failure> {
+        match self.terminals.1 {
+            true => self.write(&visible(bytes)),
+            false => self.write(bytes),
+        }
+    }
+
+    fn write(&self, bytes: &[u8]) -> Result<(), Failure> {
         let mut stdout = io::stdout().lock();
         match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
             Ok(()) => Ok(()),
@@ -232,7 +254,12 @@ impl Ui {
         for item in items {
             builder.push_record(shown.iter().map(|column| {
                 let text = (column.text)(item);
-                if text.is_empty() { "-".into() } else { text }
+                let text = if text.is_empty() { "-".into() } else { text };
+                // `top` draws it itself.
+                match self.terminals.1 {
+                    true => String::from_utf8_lossy(&visible(text.as_bytes())).into_owned(),
+                    false => text,
+                }
             }));
         }
         let mut table = builder.build();
@@ -320,7 +347,8 @@ impl Ui {
 
     /// Standard error may be gone; then there is nobody to tell.
     fn words(&self, text: &str) {
-        let _ = io::stderr().lock().write_all(text.as_bytes());
+        let shown = if self.terminals.0 { visible_but_colours(text.as_bytes()) } else { text.as_bytes().into() };
+        let _ = io::stderr().lock().write_all(&shown);
     }
 }
 
@@ -347,7 +375,8 @@ mod tests {
     #[test]
     fn a_wide_column_shows_only_in_the_wide_table() {
         let rows = [Row { name: "a", size: 1 }, Row { name: "", size: 22 }];
-        let table = Ui { format: OutputFormat::Table, quiet: false, colour: false, colour_data: false };
+        let table =
+            Ui { format: OutputFormat::Table, quiet: false, colour: false, colour_data: false, terminals: (false, false) };
         assert_eq!(table.table(&rows, &COLUMNS), "NAME\na\n-\n");
         let wide = Ui { format: OutputFormat::Wide, ..table };
         assert_eq!(wide.table(&rows, &COLUMNS), "NAME  SIZE\na     1\n-     22\n");
@@ -355,7 +384,7 @@ mod tests {
 
     #[test]
     fn each_goes_on_after_a_failure_and_keeps_the_worst_status() {
-        let ui = Ui { format: OutputFormat::Json, quiet: true, colour: false, colour_data: false };
+        let ui = Ui { format: OutputFormat::Json, quiet: true, colour: false, colour_data: false, terminals: (false, false) };
         let mut seen = 0;
         let outcome = ui.each(
             &[1, 2, 3],
