@@ -1,6 +1,7 @@
 //! A console session: the terminal on one side, the supervisor on the other. The terminal is restored whatever
 //! happens; nothing that happens here holds the guest up.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -11,8 +12,9 @@ use nix::sys::signal::{SigSet, Signal};
 
 use super::escape::{Escapes, HELP, Typed};
 use super::{App, ExitStatus, Failure, Outcome};
-use crate::guest::control::{ControlClient, Frame, Reply, Request, parse_reply};
+use crate::guest::control::{CONNECT_PATIENCE, ControlClient, Frame, Reply, Request, parse_reply};
 use crate::guest::launcher;
+use crate::guest::stopping::end_guest;
 use crate::guest::store::GuestDir;
 use crate::host::terminal::{RawMode, own_window_size, reset_modes};
 
@@ -33,6 +35,8 @@ pub struct Session {
     pub no_escapes: bool,
 }
 
+/// How much of what is typed waits here for the guest before no more is read: escapes behind a paste are seen up to it.
+const UNSENT_LIMIT: usize = 1 << 20;
 const DEFAULT_REPLAY: u64 = 16 * 1024;
 
 /// Why a session ended.
@@ -50,16 +54,20 @@ pub fn attach(app: &App, guest: &GuestDir, session: &Session) -> Outcome {
     let replay_bytes = session.replay.unwrap_or(DEFAULT_REPLAY);
     let request = Request::Console { write: !session.read_only, take: session.take, replay_bytes };
     let mut client = launcher::ask(guest, request)?;
-    let writer = match client.reply()? {
-        Some(Reply::Console { writer }) => writer,
-        Some(Reply::Error { message, .. }) => return Err(Failure::user(message)),
+    let writer = match client.reply_within(CONNECT_PATIENCE)? {
+        Some(Some(Reply::Console { writer })) => writer,
+        Some(Some(Reply::Error { message, .. })) => return Err(Failure::user(message)),
+        None => {
+            let message = format!("the supervisor of `{}` does not answer", guest.name());
+            return Err(Failure::user(message).hint(format!("`vmctl kill {}` ends it and the guest", guest.name())));
+        }
         other => return Err(Failure::machine(anyhow::anyhow!("the supervisor answered {other:?}"))),
     };
     if !writer && !session.read_only {
         app.ui.warn("someone else has the keyboard: you watch (`--take` takes it)");
     }
     app.ui.done(format!("console of {}; `~.` leaves, `~?` lists the escapes", guest.name()));
-    match talk(session, &mut client, writer, Some(signals))? {
+    match talk(app, session, &mut client, writer, Some(signals))? {
         End::Detached => app.ui.done(format!("\nleft the console; {} runs on", guest.name())),
         End::GuestStopped => app.ui.done(format!("\n{} has stopped", guest.name())),
         End::TerminalGone => {}
@@ -74,14 +82,14 @@ pub fn attach(app: &App, guest: &GuestDir, session: &Session) -> Outcome {
 pub fn in_foreground(app: &App, guest: &GuestDir, stream: UnixStream) -> Result<(), Failure> {
     let mut client = ControlClient::over(stream);
     loop {
-        match talk(&Session::default(), &mut client, true, None)? {
+        match talk(app, &Session::default(), &mut client, true, None)? {
             End::Detached => {
                 app.ui.done("\nstopping the guest");
                 let asking = guest.clone();
-                std::thread::spawn(move || launcher::ask_once(&asking, Request::Stop { timeout_ms: None }));
+                std::thread::spawn(move || end_guest(&asking, &Request::Stop { timeout_ms: None }, None).map(drop));
             }
             End::TerminalGone => {
-                launcher::ask_once(guest, Request::Stop { timeout_ms: None })?;
+                end_guest(guest, &Request::Stop { timeout_ms: None }, None)?;
                 return Ok(());
             }
             End::GuestStopped | End::Signal(_) => return Ok(()),
@@ -90,14 +98,29 @@ pub fn in_foreground(app: &App, guest: &GuestDir, stream: UnixStream) -> Result<
     }
 }
 
-fn talk(session: &Session, client: &mut ControlClient, writer: bool, signals: Option<UnixStream>) -> Result<End, Failure> {
+fn talk(
+    app: &App,
+    session: &Session,
+    client: &mut ControlClient,
+    writer: bool,
+    signals: Option<UnixStream>,
+) -> Result<End, Failure> {
     let raw =
         RawMode::enter().map_err(|error| Failure::machine(anyhow::Error::new(error).context("cannot set up the terminal")))?;
     let is_terminal = raw.is_some();
-    let mut talk = Talk { client, session, writer, raw, signals, escapes: Escapes::new(!session.no_escapes && is_terminal) };
+    // From here on the supervisor may be slow to read: what is typed waits here, and what the guest says is shown meanwhile.
+    client.stream().set_nonblocking(true)?;
+    let escapes = Escapes::new(!session.no_escapes && is_terminal);
+    let mut talk = Talk { app, client, session, writer, raw, signals, escapes, unsent: VecDeque::new(), log_lost: false };
     let end = talk.run();
+    let unsent = talk.unsent.len();
     if is_terminal {
         reset_modes(&mut io::stdout());
+    }
+    // Its terminal is as it was before anything is said.
+    drop(talk);
+    if unsent > 0 && matches!(end, Ok(End::Detached)) {
+        app.ui.warn("the guest has not taken all that was typed; the rest is lost");
     }
     end
 }
@@ -119,19 +142,24 @@ pub fn signal_stream() -> Result<UnixStream, Failure> {
 }
 
 struct Talk<'a> {
+    app: &'a App,
     client: &'a mut ControlClient,
     session: &'a Session,
     writer: bool,
     raw: Option<RawMode>,
     signals: Option<UnixStream>,
     escapes: Escapes,
+    /// What was typed and the supervisor has not taken yet.
+    unsent: VecDeque<u8>,
+    /// A write to the log has failed, and this was said.
+    log_lost: bool,
 }
 
 impl Talk<'_> {
     fn run(&mut self) -> Result<End, Failure> {
         let mut stdin_open = true;
         if self.session.resize {
-            self.resize()?;
+            self.resize();
         }
         loop {
             // What came together with the greeting.
@@ -142,7 +170,11 @@ impl Talk<'_> {
             if signalled && let Some(end) = self.signalled() {
                 return Ok(end);
             }
-            if said && self.client.fill()? == 0 {
+            if said && self.client.fill_some()? == Some(0) {
+                self.drain_frames()?;
+                return Ok(End::GuestStopped);
+            }
+            if !self.flush() {
                 self.drain_frames()?;
                 return Ok(End::GuestStopped);
             }
@@ -158,7 +190,11 @@ impl Talk<'_> {
 
     fn wait(&self, stdin_open: bool) -> Result<[bool; 3], Failure> {
         let stdin = io::stdin();
-        let mut fds = vec![PollFd::new(self.client.stream().as_fd(), PollFlags::POLLIN)];
+        let mut flags = PollFlags::POLLIN;
+        flags.set(PollFlags::POLLOUT, !self.unsent.is_empty());
+        // What is pasted waits in the terminal while the guest does not take it.
+        let stdin_open = stdin_open && self.unsent.len() < UNSENT_LIMIT;
+        let mut fds = vec![PollFd::new(self.client.stream().as_fd(), flags)];
         if let Some(signals) = &self.signals {
             fds.push(PollFd::new(signals.as_fd(), PollFlags::POLLIN));
         }
@@ -170,7 +206,7 @@ impl Talk<'_> {
             Err(errno) => return Err(Failure::machine(anyhow::Error::new(errno).context("cannot wait for the console"))),
         }
         let ready = |fd: &PollFd<'_>| fd.revents().is_some_and(|flags| !flags.is_empty());
-        let said = ready(&fds[0]);
+        let said = fds[0].revents().is_some_and(|flags| flags.intersects(!PollFlags::POLLOUT));
         let signalled = self.signals.is_some() && ready(&fds[1]);
         let typed = stdin_open && ready(&fds[fds.len() - 1]);
         Ok([typed, said, signalled])
@@ -180,9 +216,7 @@ impl Talk<'_> {
         while let Some(frame) = self.client.take_frame()? {
             let shown = match frame {
                 Frame::Console(bytes) => {
-                    if let Some(mut log) = self.session.log.as_ref() {
-                        let _ = log.write_all(&bytes);
-                    }
+                    self.keep(&bytes);
                     self.show(&bytes)
                 }
                 Frame::Json(text) => match parse_reply(&text)? {
@@ -195,6 +229,19 @@ impl Talk<'_> {
             }
         }
         Ok(None)
+    }
+
+    /// Appends to the log of the session; that it cannot be written is said once, and ends nothing.
+    fn keep(&mut self, bytes: &[u8]) {
+        let Some(mut log) = self.session.log.as_ref() else { return };
+        let Err(error) = log.write_all(bytes) else { return };
+        if !std::mem::replace(&mut self.log_lost, true) {
+            // On a raw terminal the cursor does not go back by itself.
+            let (before, after) = if self.raw.is_some() { ("\r\n", "\r") } else { ("", "") };
+            let _ = io::stderr().write_all(before.as_bytes());
+            self.app.ui.warn(format!("the session's log cannot be written and is not whole: {error}"));
+            let _ = io::stderr().write_all(after.as_bytes());
+        }
     }
 
     fn show(&self, bytes: &[u8]) -> io::Result<()> {
@@ -226,30 +273,42 @@ impl Talk<'_> {
         };
         for typed in self.escapes.feed(&buffer[..count]) {
             match typed {
-                Typed::Bytes(bytes) => self.send(bytes)?,
+                Typed::Bytes(bytes) => self.send(&bytes),
                 Typed::Detach => return Ok(Input::End(End::Detached)),
                 Typed::Help => {
                     let _ = self.show(format!("\r\n{}", HELP.replace('\n', "\r\n")).as_bytes());
                 }
-                Typed::Resize => self.resize()?,
+                Typed::Resize => self.resize(),
                 Typed::Suspend => self.suspend(),
             }
         }
         Ok(Input::Go)
     }
 
-    fn send(&mut self, bytes: Vec<u8>) -> Result<(), Failure> {
+    fn send(&mut self, bytes: &[u8]) {
         if self.writer {
-            self.client.send(&Frame::Console(bytes))?;
+            self.unsent.extend(Frame::Console(bytes.to_vec()).encode());
         }
-        Ok(())
+    }
+
+    /// Hands over what the supervisor takes; `false` when it is gone.
+    fn flush(&mut self) -> bool {
+        while !self.unsent.is_empty() {
+            let mut stream = self.client.stream();
+            match stream.write(self.unsent.make_contiguous()) {
+                Ok(count) => drop(self.unsent.drain(..count)),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
+                Err(_) => return false,
+            }
+        }
+        true
     }
 
     /// Types a command that sets the size, in the guest's shell: there is no other way over a serial line.
-    fn resize(&mut self) -> Result<(), Failure> {
-        match own_window_size() {
-            Some((rows, columns)) => self.send(format!("stty rows {rows} cols {columns}\r").into_bytes()),
-            None => Ok(()),
+    fn resize(&mut self) {
+        if let Some((rows, columns)) = own_window_size() {
+            self.send(format!("stty rows {rows} cols {columns}\r").as_bytes());
         }
     }
 

@@ -220,6 +220,63 @@ fn a_session_on_a_terminal_is_left_and_come_back_to() {
 }
 
 #[test]
+fn a_long_paste_reaches_the_guest_to_its_last_byte() {
+    let world = World::new();
+    // It takes its time, so that what is typed waits in every place there is.
+    world.make("g", "echo slow say:login:", "console = { scrollback = \"4M\" }");
+    world.vmctl(&["start", "g"]).ok();
+    let text: String = (0..60_000).map(|number| format!("{number:06}\n")).collect();
+    let mut command = world.command(&["console", "g"]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("runs");
+    let mut stdin = child.stdin.take().expect("piped");
+    let paste = text.clone();
+    let feeder = std::thread::spawn(move || stdin.write_all(paste.as_bytes()).expect("takes it all"));
+    let mut stdout = child.stdout.take().expect("piped");
+    let (mut seen, mut buffer) = (Vec::new(), [0; 1 << 16]);
+    let started = Instant::now();
+    while !seen.ends_with(b"059999\n>") {
+        let count = stdout.read(&mut buffer).expect("reads");
+        seen.extend(&buffer[..count]);
+        assert!(count > 0 && started.elapsed() < Duration::from_secs(60), "{} bytes came back", seen.len());
+    }
+    feeder.join().expect("no panic");
+    let echoed: Vec<u8> = seen.into_iter().filter(|byte| !b"<>".contains(byte)).collect();
+    assert_eq!(echoed.strip_prefix(b"login:"), Some(text.as_bytes()));
+    child.kill().expect("killed");
+    child.wait().expect("ended");
+}
+
+#[test]
+fn a_session_whose_log_cannot_be_written_says_so_once() {
+    let world = World::new();
+    world.make("g", "echo say:login:", "");
+    world.vmctl(&["start", "g"]).ok();
+    let mut terminal = Terminal::open(&world, &["console", "g", "--log", "/dev/full"]);
+    terminal.wait_for("the session's log cannot be written");
+    terminal.type_in("on\r");
+    terminal.wait_for("<on\r>");
+    terminal.type_in("~.");
+    terminal.wait_for("g runs on");
+    assert_eq!(terminal.code(), Some(0));
+}
+
+#[test]
+fn what_a_guest_says_moves_no_terminal_that_reads_its_log() {
+    let world = World::new();
+    world.make("g", "say:a\\u001b]52;c;cm0=\\u0007b", "description = \"a \\u001b[2J description\"");
+    world.vmctl(&["start", "g"]).ok();
+    eventually("it has said it", || world.vmctl(&["logs", "g"]).out == "a\u{1b}]52;c;cm0=\u{7}b");
+    let mut terminal = Terminal::open(&world, &["logs", "g"]);
+    terminal.wait_for("a^[]52;c;cm0=^Gb");
+    assert_eq!(terminal.code(), Some(0));
+    for command in [&["list"][..], &["info", "g"]] {
+        let mut terminal = Terminal::open(&world, command);
+        terminal.wait_for("a ^[[2J description");
+        assert_eq!(terminal.code(), Some(0));
+    }
+}
+
+#[test]
 fn a_signal_ends_a_session_and_the_terminal_is_as_before() {
     let world = World::new();
     world.make("g", "say:login:", "");

@@ -5,7 +5,8 @@
 //! `error:TEXT` fails before the guest runs; `die:N` ends with N before it; then the guest runs, and: `say:TEXT`,
 //! `spam:KIB`, `disks` (says which there are), `debug:VALUE`, `exit:N`, `signal:N`, `sleep:MS`; without an end, it waits for commands. `deaf` ignores the
 //! power button, `late:N` all but the Nth press of it, `stuck` ignores everything; `no-acpi` has no power button and says so
-//! when it is powered off, and `brittle` ends at the first press as bhyve does; `echo` answers what is typed with `<` and `>` around it. `_` is a space.
+//! when it is powered off, and `brittle` ends at the first press as bhyve does; `echo` answers what is typed with `<` and `>` around it. `slow` takes its time with it. `_`
+//! is a space.
 #![allow(unsafe_code)]
 
 use std::io::{Read, Write};
@@ -49,7 +50,7 @@ fn play() -> i32 {
     let mut running = false;
     for word in &words {
         let (verb, value) = word.split_once(':').unwrap_or((word, ""));
-        if !running && !["error", "die", "deaf", "late", "no-acpi", "brittle", "stuck", "echo"].contains(&verb) {
+        if !running && !["error", "die", "deaf", "late", "no-acpi", "brittle", "stuck", "echo", "slow"].contains(&verb) {
             send(EngineEvent::Running { backend: "fake".into() });
             running = true;
         }
@@ -93,12 +94,15 @@ fn play() -> i32 {
     }
     let has = |word: &str| words.iter().any(|other| other == word);
     if has("echo") {
-        let mut line = console.try_clone().expect("cloned");
+        let (mut line, slow) = (console.try_clone().expect("cloned"), has("slow"));
         std::thread::spawn(move || {
             let mut buffer = [0; 4096];
             while let Ok(count) = line.read(&mut buffer) {
                 if count == 0 {
                     break;
+                }
+                if slow {
+                    std::thread::sleep(Duration::from_millis(5));
                 }
                 line.write_all(&[b"<", &buffer[..count], b">"].concat()).expect("the supervisor listens");
             }

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 
 use crate::guest::logs::RotatingLog;
 
-/// The most input that waits for the guest, in bytes.
+/// From so much input on that waits for the guest, in bytes, no more is read from the writer.
 pub const INPUT_LIMIT: usize = 64 * 1024;
 
 /// The console's memory.
@@ -79,16 +79,15 @@ impl Console {
         self.scrollback.iter().skip(skip).copied().collect()
     }
 
-    /// How many more bytes of input are taken.
+    /// How many more bytes of input are asked for.
     pub fn input_room(&self) -> usize {
-        INPUT_LIMIT - self.input.len()
+        INPUT_LIMIT.saturating_sub(self.input.len())
     }
 
-    /// Queues input for the guest; what does not fit is refused and its length returned.
-    pub fn type_in(&mut self, bytes: &[u8]) -> usize {
-        let fits = bytes.len().min(self.input_room());
-        self.input.extend(&bytes[..fits]);
-        bytes.len() - fits
+    /// Queues input for the guest, all of it: what was read already must not be lost. It is bounded by the limit and by
+    /// what one read can hand over, which is a frame and a buffer.
+    pub fn type_in(&mut self, bytes: &[u8]) {
+        self.input.extend(bytes);
     }
 
     /// Input that waits.
@@ -160,12 +159,13 @@ mod tests {
     }
 
     #[test]
-    fn input_is_bounded_and_gone_at_the_next_boot() {
+    fn input_is_never_lost_before_the_guest_took_it_and_gone_at_the_next_boot() {
         let dir = tempfile::tempdir().expect("a directory");
         let mut console = console(&dir.path().join("log"), 8);
-        assert_eq!(console.type_in(&vec![b'x'; INPUT_LIMIT + 5]), 5);
+        console.type_in(&vec![b'x'; INPUT_LIMIT + 5]);
+        assert_eq!((console.input_room(), console.pending_input().len()), (0, INPUT_LIMIT + 5));
         console.input_taken(10);
-        assert_eq!(console.input_room(), 10);
+        assert_eq!(console.input_room(), 5);
         console.new_boot(std::iter::empty());
         assert!(console.pending_input().is_empty());
     }
