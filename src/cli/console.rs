@@ -40,7 +40,7 @@ pub struct Args {
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
-        let guest = app.place()?.store.guest(&self.guest)?;
+        let guest = app.place_to_look()?.store.guest(&self.guest)?;
         let session = Session {
             read_only: self.read_only,
             take: self.take,

@@ -5,8 +5,9 @@ use std::io::{BufRead, IsTerminal, Write};
 use super::stop::is_running;
 use super::{App, ExitStatus, Failure, Guests, Outcome};
 use crate::guest::control::Request;
+use crate::guest::create;
+use crate::guest::stopping::end_guest;
 use crate::guest::store::GuestDir;
-use crate::guest::{create, launcher};
 
 /// Remove guests and their disks
 ///
@@ -41,7 +42,12 @@ impl Args {
                     return Err(Failure::user(format!("`{}` is protected", guest.name()))
                         .hint(format!("set `protected = false` first: `vmctl edit {}`", guest.name())));
                 }
-                launcher::ask_once(guest, Request::Poweroff)?;
+                // One that goes by itself meanwhile is no error here.
+                if let Err(error) = end_guest(guest, &Request::Poweroff, None)
+                    && is_running(guest)
+                {
+                    return Err(error.into());
+                }
             }
             create::destroy(&place.store, guest, place.around())?;
             app.ui.done(format!("{} is gone", guest.name()));

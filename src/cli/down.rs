@@ -8,14 +8,15 @@ use super::stop::is_running;
 use super::{App, ExitStatus, Failure, Guests, Outcome};
 use crate::config::{AutostartConfig, AutostartWait};
 use crate::guest::autostart::{Candidate, Direction, Schedule, share};
-use crate::guest::control::{Reply, Request};
+use crate::guest::control::Request;
 use crate::guest::definition::Definition;
-use crate::guest::launcher;
+use crate::guest::stopping::end_guest;
 
 /// Stop all guests in order
 ///
 /// Every guest that runs, whoever started it: each one after those that start after it. Each has its `stop_timeout`, or
-/// its part of `--timeout` where that is less, and is powered off after it.
+/// its part of `--timeout` where that is less, and is powered off after it. One that does not go then has its engine
+/// killed, so that the others have their time.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// How long all together may take; the default stays within what a host's shutdown waits for
@@ -25,6 +26,8 @@ pub struct Args {
 
 /// At most so many guests are stopped at the same time.
 const AT_ONCE: usize = 64;
+/// How long a guest may take to go once it is powered off; then its engine is killed.
+const GOING: Duration = Duration::from_secs(2);
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
@@ -53,7 +56,7 @@ impl Args {
             let tails = schedule.tails(|candidate| patience[&candidate.name]);
             schedule.run(Direction::Backwards, AT_ONCE, |candidate| {
                 let timeout = share(patience[&candidate.name], tails[&candidate.name], end);
-                let status = stop(app, &place, &candidate.name, timeout)
+                let status = stop(app, &place, &candidate.name, timeout, end)
                     .unwrap_or_else(|failure| app.ui.failure_about(true, &candidate.name, &failure));
                 let mut worst = worst.lock().expect("no panic happens under this lock");
                 *worst = (*worst).max(status);
@@ -63,13 +66,12 @@ impl Args {
     }
 }
 
-fn stop(app: &App, place: &super::selection::Place, name: &str, timeout: Duration) -> Outcome {
+fn stop(app: &App, place: &super::selection::Place, name: &str, timeout: Duration, end: Instant) -> Outcome {
     let guest = place.store.guest(name)?;
-    match launcher::ask_once(&guest, Request::Stop { timeout_ms: Some(timeout.as_millis() as u64) }) {
-        Ok(Reply::Stopped { how, reason }) => {
-            app.ui.done(format!("{name} has stopped: {}", Reply::stopped_words(how, reason.as_deref())))
-        }
-        Ok(other) => return Err(Failure::machine(anyhow::anyhow!("the supervisor answered {other:?}"))),
+    // Whatever holds this one up, those after it have their time.
+    let until = Instant::now() + timeout.min(end.saturating_duration_since(Instant::now())) + GOING;
+    match end_guest(&guest, &Request::Stop { timeout_ms: Some(timeout.as_millis() as u64) }, Some(until)) {
+        Ok(ended) => app.ui.done(format!("{name} has stopped: {}", ended.words())),
         // It ended by itself meanwhile.
         Err(_) if !is_running(&guest) => app.ui.done(format!("{name} has stopped")),
         Err(error) => return Err(error.into()),

@@ -27,7 +27,7 @@ const COLUMNS: [Column<Event>; 3] = [
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
-        let place = app.place()?;
+        let place = app.place_to_look()?;
         let guests = self.guests.guests();
         let mut found = Vec::new();
         let mut followed = Vec::new();

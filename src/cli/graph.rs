@@ -24,7 +24,7 @@ pub struct Args {
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
-        let place = app.place()?;
+        let place = app.place_to_look()?;
         let mut guests: Vec<(GuestConfig, String)> = Vec::new();
         let mut worst = ExitStatus::Done;
         let title = match &self.fleet {

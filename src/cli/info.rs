@@ -60,7 +60,7 @@ struct NicInfo {
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
-        let place = app.place()?;
+        let place = app.place_to_look()?;
         let mut infos = Vec::new();
         let status = app.each_in_turn(self.guests.choose(&place)?, |guest| {
             infos.push(gather(guest, &place)?);
@@ -126,7 +126,7 @@ fn text(info: &Info) -> String {
     line("restart", yes(guest.restart_pending, "pending: the guest file has changed since this boot"));
     line("protected", yes(guest.protected, "yes"));
     line("uptime", uptime(guest));
-    line("boots", format!("{} ({} restarts since it was started)", info.boots, guest.restarts));
+    line("boots", format!("{} ({} restarts since it was last started)", info.boots, guest.restarts));
     if let Some(exit) = &guest.last_exit {
         line("last exit", format!("{}, at {}", exit.reason, exit.at));
     }

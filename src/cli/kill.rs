@@ -6,7 +6,8 @@ use crate::guest::control::Request;
 
 /// Kill the engine of guests (SIGKILL)
 ///
-/// For an engine that hangs. The restart policy is not applied.
+/// For an engine that hangs. The restart policy is not applied. A supervisor that answers nobody is killed, too, and the
+/// guest with it; `stop`, `poweroff` and `destroy --force` do so as well.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]

@@ -52,7 +52,7 @@ pub fn uptime(guest: &Overview) -> String {
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
-        let place = app.place()?;
+        let place = app.place_to_look()?;
         let guests = Guests { names: self.guests.names, ..Guests::default() };
         let mut observer = Observer::new(place.around());
         let mut rows = Vec::new();

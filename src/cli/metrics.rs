@@ -31,7 +31,7 @@ impl Args {
     pub fn run(self, app: &App) -> Outcome {
         let listen = self.listen.as_deref().map(str::parse::<Listen>).transpose()?;
         let guests = self.guests.guests();
-        let place = app.place()?;
+        let place = app.place_to_look()?;
         match listen {
             Some(listen) => serve(app, &place, &guests, &listen),
             None => {

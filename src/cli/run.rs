@@ -16,6 +16,7 @@ use crate::guest::named_files::check_disks;
 use crate::guest::store::GuestDir;
 use crate::guest::supervisor::restart::ExitReason;
 use crate::guest::supervisor::{Ending, Options, block_signals, supervise};
+use crate::guest::trust;
 
 /// What `run` in the foreground exits with where other commands exit with 1.
 const USERS_FAULT: u8 = 4;
@@ -88,21 +89,46 @@ impl InstallerRun {
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
         if self.supervise {
-            return self.go(app, detached);
+            return match self.prepare(app) {
+                Ok((options, guest)) => detached(options, guest),
+                Err(failure) => {
+                    report(&Report::failed(
+                        &failure.text(),
+                        failure.hint.as_ref().map(|hint| hint.0.as_str()),
+                        failure.is_users(),
+                    ));
+                    Err(failure)
+                }
+            };
         }
-        self.go(app, foreground).map_err(|failure| match failure.status {
+        self.in_foreground(app).map_err(|failure| match failure.status {
             // 1 is a guest's that wrote 0 to its debug-exit port.
             ExitStatus::User => Failure { status: ExitStatus::Engine(USERS_FAULT), ..failure },
             _ => failure,
         })
     }
 
-    fn go(self, app: &App, run: fn(&App, Place, GuestDir, Option<Install>) -> Outcome) -> Outcome {
+    fn in_foreground(&self, app: &App) -> Outcome {
+        let place = app.place()?;
+        let guest = place.store.guest(&self.guest)?;
+        foreground(app, place, guest, self.install.install()?)
+    }
+
+    /// What a detached supervisor is started with: whoever started it hears of all that fails here, too.
+    fn prepare(&self, app: &App) -> Result<(Options, GuestDir), Failure> {
         let place = app.place()?;
         let guest = place.store.guest(&self.guest)?;
         let install = self.install.install()?;
-        run(app, place, guest, install)
+        let options = options(app, place, &guest, false)?;
+        Ok((Options { install, ..options }, guest))
     }
+}
+
+/// Tells the one who started this supervisor, who may have gone away; then nobody needs to know.
+fn report(report: &Report) {
+    let line = serde_json::to_string(report).expect("plain fields") + "\n";
+    let _ = std::io::Write::write_all(&mut std::io::stdout(), line.as_bytes());
+    crate::host::process::give_up_stdout();
 }
 
 fn options(app: &App, place: Place, guest: &GuestDir, foreground: bool) -> Result<Options, Failure> {
@@ -120,7 +146,9 @@ fn options(app: &App, place: Place, guest: &GuestDir, foreground: bool) -> Resul
         load: Box::new(move || {
             let host = load_host()?;
             let around = crate::guest::definition::Surroundings { host: &host, host_file: &host_path, datastore: &datastore };
-            Definition::load(&guest, around)
+            let definition = Definition::load(&guest, around)?;
+            trust::check_guest(&guest, &definition, &host_path)?;
+            Ok(definition)
         }),
         started: Box::new(|_| ()),
         foreground,
@@ -130,15 +158,8 @@ fn options(app: &App, place: Place, guest: &GuestDir, foreground: bool) -> Resul
     })
 }
 
-fn detached(app: &App, place: Place, guest: GuestDir, install: Option<Install>) -> Outcome {
-    let mut options = options(app, place, &guest, false)?;
-    options.install = install;
-    options.started = Box::new(|outcome| {
-        let line = serde_json::to_string(&Report::of(outcome)).expect("plain fields") + "\n";
-        // Whoever started us may have gone away; then nobody needs to know.
-        let _ = std::io::Write::write_all(&mut std::io::stdout(), line.as_bytes());
-        crate::host::process::give_up_stdout();
-    });
+fn detached(mut options: Options, guest: GuestDir) -> Outcome {
+    options.started = Box::new(|outcome| report(&Report::of(outcome)));
     // Errors have been reported to the one who started us, and stand in the event log.
     match supervise(guest, options) {
         Ok(Ending::Stopped(_)) => Ok(ExitStatus::Done),

@@ -10,6 +10,7 @@ use crate::guest::error::GuestError;
 use crate::guest::lock::Waiting;
 use crate::guest::overview::Observer;
 use crate::guest::store::{GuestDir, Store};
+use crate::guest::trust;
 
 /// How many guests are worked on at the same time.
 const AT_ONCE: usize = 8;
@@ -44,20 +45,29 @@ pub struct Chosen {
 impl App {
     /// The host file, the datastore and the store that the user means. What killed commands left in it is swept.
     pub fn place(&self) -> Result<Place, Failure> {
-        let place = self.place_as_left()?;
+        let place = trusted(self.place_as_left()?)?;
         place.store.sweep();
         Ok(place)
     }
 
-    /// The same, and nothing is swept: for who tells of it.
+    /// The same, and nothing is swept: for a command that tells of it.
     pub fn place_as_left(&self) -> Result<Place, Failure> {
         self.place_of(self.host()?)
     }
 
     /// The same, without the switches of fleets.
     pub fn place_alone(&self) -> Result<Place, Failure> {
-        let place = self.place_of(self.host_alone()?)?;
+        let place = trusted(self.place_of(self.host_alone()?)?)?;
         place.store.sweep();
+        Ok(place)
+    }
+
+    /// The same for a command that only looks: then the datastore may be anybody's. It is swept where it can be trusted.
+    pub fn place_to_look(&self) -> Result<Place, Failure> {
+        let place = self.place_as_left()?;
+        if trust::check_datastore(place.store.root()).is_ok() {
+            place.store.sweep();
+        }
         Ok(place)
     }
 
@@ -72,6 +82,12 @@ impl App {
         let store = Store::new(&datastore, &paths.runtime_dir).telling(Waiting::told(move |words| ui.progress(words)));
         Ok(Place { host, host_file, datastore, store })
     }
+}
+
+/// A datastore of somebody else's decides nothing of what this user runs and writes.
+fn trusted(place: Place) -> Result<Place, Failure> {
+    trust::check_datastore(place.store.root())?;
+    Ok(place)
 }
 
 impl Guests {

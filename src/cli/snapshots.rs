@@ -28,7 +28,7 @@ const COLUMNS: [Column<GuestSnapshot>; 5] = [
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
-        let place = app.place()?;
+        let place = app.place_to_look()?;
         let mut rows = Vec::new();
         let status = app.each_in_turn(self.guests.choose(&place)?, |guest| {
             rows.extend(snapshot::list(guest, place.around())?);

@@ -16,7 +16,7 @@ pub struct Args {
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
-        let place = app.place()?;
+        let place = app.place_to_look()?;
         app.each_in_turn(self.guests.choose(&place)?, |guest| {
             let config = Definition::load(guest, place.around())?.config;
             let reach = Reach::of(guest, &config, &guest.state()?, None)?;

@@ -3,18 +3,18 @@
 use std::time::Duration;
 
 use super::selection::Chosen;
-use super::{App, ExitStatus, Failure, Guests, Outcome};
+use super::{App, ExitStatus, Guests, Outcome};
 use crate::guest::bhyve::leftovers;
-use crate::guest::control::{Reply, Request};
-use crate::guest::launcher;
+use crate::guest::control::Request;
 use crate::guest::lock::{GuestLock, Role};
+use crate::guest::stopping::end_guest;
 use crate::guest::store::GuestDir;
 
 /// Stop guests
 ///
 /// Presses the ACPI power button, and again every few seconds, waits for the guest file's `stop_timeout`, then powers the
-/// guest off; says which it was. A guest without ACPI, or too early in its boot, does not hear the button. Several guests are stopped at the same time. A guest that is not running is an error if it was named, and left
-/// alone if a pattern or a tag chose it. What a guest left on the host that was killed with all that ran it is removed.
+/// guest off; says which it was. A guest without ACPI, or too early in its boot, does not hear the button. Several guests
+/// are stopped at the same time. A guest that is not running is an error if it was named, and left alone if a pattern or a tag chose it. What a guest left on the host that was killed with all that ran it is removed.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -50,13 +50,13 @@ pub fn end_each(app: &App, chosen: Vec<Chosen>, if_running: bool, request: Reque
                 return Ok(ExitStatus::Done);
             }
         }
-        match launcher::ask_once(guest, request.clone())? {
-            Reply::Stopped { how, reason } => {
-                app.ui.done(format!("{} has stopped: {}", guest.name(), Reply::stopped_words(how, reason.as_deref())));
-                Ok(ExitStatus::Done)
-            }
-            other => Err(Failure::machine(anyhow::anyhow!("the supervisor answered {other:?}"))),
-        }
+        let ended = match end_guest(guest, &request, None) {
+            // It went by itself just now.
+            Err(_) if (if_running || !named) && !is_running(guest) => return Ok(ExitStatus::Done),
+            ended => ended?,
+        };
+        app.ui.done(format!("{} has stopped: {}", guest.name(), ended.words()));
+        Ok(ExitStatus::Done)
     })
 }
 

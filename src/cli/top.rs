@@ -158,7 +158,7 @@ impl Args {
         if self.interval.is_some_and(|interval| interval < Duration::from_millis(100)) {
             return Err(Failure::user("`--interval` is at least `100ms`"));
         }
-        let place = app.place()?;
+        let place = app.place_to_look()?;
         let guests = self.guests.clone().guests();
         let mut samples = Samples::default();
         let (first, status) = look(app, &place, &guests)?;

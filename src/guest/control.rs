@@ -71,6 +71,13 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// Whether it asks for the guest's end, so that it is done when the guest has ended.
+    pub fn ends_the_guest(&self) -> bool {
+        matches!(self, Request::Stop { .. } | Request::Poweroff | Request::Suspend | Request::Kill)
+    }
+}
+
 /// The first frame of a client.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
@@ -241,20 +248,25 @@ pub struct ControlClient {
 }
 
 /// How long a connection may take before the supervisor counts as stuck.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
+pub const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
 
 impl ControlClient {
     /// Connects and asks. `None` when nobody listens at `socket`.
     pub fn ask(socket: &Path, request: Request) -> Result<Option<ControlClient>> {
-        let stream = match connect(socket) {
+        let stream = match connect(socket, CONNECT_PATIENCE) {
             Ok(stream) => stream,
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => return Ok(None),
             Err(error) => return Err(GuestError::io("connect to", socket, error)),
         };
         let _ = stream.set_write_timeout(Some(CONNECT_PATIENCE));
-        let mut client = ControlClient { stream, reader: FrameReader::default() };
-        client.send(&Frame::json(&Hello { version: PROTOCOL_VERSION, request }))?;
-        Ok(Some(client))
+        let client = ControlClient { stream, reader: FrameReader::default() };
+        let hello = Frame::json(&Hello { version: PROTOCOL_VERSION, request }).encode();
+        match (&client.stream).write_all(&hello) {
+            // It was ending, and did not take this connection any more.
+            Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => Ok(None),
+            Err(error) => Err(lost(error)),
+            Ok(()) => Ok(Some(client)),
+        }
     }
 
     /// A connection that was made otherwise, on which nothing need be asked.
@@ -305,6 +317,45 @@ impl ControlClient {
         }
     }
 
+    /// As [`ControlClient::fill`] on a stream that does not block; `None` when there is nothing yet.
+    pub fn fill_some(&mut self) -> Result<Option<usize>> {
+        let mut buffer = [0u8; 16 * 1024];
+        match self.stream.read(&mut buffer) {
+            Ok(count) => {
+                self.reader.push(&buffer[..count]);
+                Ok(Some(count))
+            }
+            Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(Some(0)),
+            Err(error) => Err(lost(error)),
+        }
+    }
+
+    /// The next reply, if one comes within `limit`; the inner `None` is the end of the connection.
+    pub fn reply_within(&mut self, limit: Duration) -> Result<Option<Option<Reply>>> {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        use std::os::fd::AsFd;
+        let until = std::time::Instant::now() + limit;
+        loop {
+            match self.take_frame()? {
+                Some(Frame::Json(text)) => return Ok(Some(Some(parse_reply(&text)?))),
+                Some(Frame::Console(_)) => continue,
+                None => {}
+            }
+            let left = until.saturating_duration_since(std::time::Instant::now());
+            let mut fds = [PollFd::new(self.stream.as_fd(), PollFlags::POLLIN)];
+            // One more millisecond, so that a rest of one is not waited for without a pause.
+            let timeout = PollTimeout::from(left.as_millis().min(60_000) as u16 + 1);
+            match poll(&mut fds, timeout) {
+                Ok(0) if left.is_zero() => return Ok(None),
+                Ok(0) | Err(nix::errno::Errno::EINTR) => {}
+                Ok(_) if self.fill()? == 0 => return Ok(Some(None)),
+                Ok(_) => {}
+                Err(errno) => return Err(lost(errno.into())),
+            }
+        }
+    }
+
     /// The next reply; console bytes in between are left out. `None` at the end of the connection.
     pub fn reply(&mut self) -> Result<Option<Reply>> {
         while let Some(frame) = self.receive()? {
@@ -328,15 +379,26 @@ fn lost(error: io::Error) -> GuestError {
     GuestError::host(format!("the connection to the supervisor is lost: {error}"))
 }
 
-/// `connect`, which fails with `EAGAIN` while the listener's queue is full: tried again for a while.
-fn connect(socket: &Path) -> io::Result<UnixStream> {
+/// Connects. While the listener's queue is full, as of a supervisor that does not run, a connection that may wait would do
+/// so without end (unix(7)), so that this one may not and is tried again, for at most `patience`.
+pub fn connect(socket: &Path, patience: Duration) -> io::Result<UnixStream> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr};
+    use std::os::fd::AsRawFd;
+    let address = UnixAddr::new(socket)?;
     let started = std::time::Instant::now();
     loop {
-        match UnixStream::connect(socket) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock && started.elapsed() < CONNECT_PATIENCE => {
+        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+        let fd = nix::sys::socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+        match nix::sys::socket::connect(fd.as_raw_fd(), &address) {
+            Ok(()) => {
+                let stream = UnixStream::from(fd);
+                stream.set_nonblocking(false)?;
+                return Ok(stream);
+            }
+            Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EINTR) if started.elapsed() < patience => {
                 std::thread::sleep(Duration::from_millis(10));
             }
-            other => return other,
+            Err(errno) => return Err(errno.into()),
         }
     }
 }

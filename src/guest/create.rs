@@ -164,6 +164,9 @@ fn finish(
 
 /// Runs the hooks of an event outside a supervisor; the outcomes go to the event log.
 fn run_event_hooks(guest: &GuestDir, config: &GuestConfig, state: &GuestState, event: HookEvent) -> Result<()> {
+    if config.hooks.iter().any(|hook| hook.event == event) {
+        super::trust::check_programs(guest, config)?;
+    }
     let document = HookDocument {
         version: HOOK_VERSION,
         event: event.as_str(),

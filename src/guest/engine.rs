@@ -93,7 +93,17 @@ pub(super) fn own_program() -> Result<PathBuf> {
 /// Writes down what the engine's child reads.
 pub(super) fn write_spec(guest: &GuestDir, spec: &impl serde::Serialize) -> Result<()> {
     let text = serde_json::to_vec_pretty(spec).expect("plain fields");
-    replace(&guest.spec_file(), &text, 0o600).map_err(|error| GuestError::io("write", &guest.spec_file(), error))
+    let file = guest.spec_file();
+    // A guest that reboots as it was needs nothing of a full file system.
+    if std::fs::read(&file).is_ok_and(|old| old == text) {
+        return Ok(());
+    }
+    let written = replace(&file, &text, 0o600).or_else(|_| {
+        // The old one is worth nothing any more, and makes room.
+        let _ = std::fs::remove_file(&file);
+        replace(&file, &text, 0o600)
+    });
+    written.map_err(|error| GuestError::io("write", &file, error))
 }
 
 /// The hypervisor in this program: `vmctl vmm --spec FILE`.
@@ -475,16 +485,29 @@ impl Drop for RunningEngine {
 /// Waits for an earlier engine to be gone, and locks its lease.
 pub fn take_lease(path: &Path) -> Result<File> {
     let file = open_lock(path).map_err(|error| GuestError::io("open the lock", path, error))?;
+    lock_lease(&file, path, Duration::from_secs(10))?;
+    Ok(file)
+}
+
+/// Waits for an engine to be gone.
+pub fn wait_for_lease(path: &Path, patience: Duration) -> Result<()> {
+    match File::open(path) {
+        Ok(file) => lock_lease(&file, path, patience),
+        Err(_) => Ok(()),
+    }
+}
+
+fn lock_lease(file: &File, path: &Path, patience: Duration) -> Result<()> {
     let started = Instant::now();
     while let Err(error) = file.try_lock() {
         if let std::fs::TryLockError::Error(error) = error {
             return Err(GuestError::io("lock", path, error));
         }
-        if started.elapsed() > Duration::from_secs(10) {
+        if started.elapsed() > patience {
             return Err(GuestError::user("an engine of an earlier start is still there")
                 .hint(format!("find it with `fuser {}` and end it", path.display())));
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    Ok(file)
+    Ok(())
 }

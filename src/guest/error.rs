@@ -98,6 +98,14 @@ impl GuestError {
     pub fn fault(&self) -> Fault {
         self.fault
     }
+    /// Whether it is for want of room: a full file system, or a limit on files, which may pass.
+    pub fn is_full(&self) -> bool {
+        let source = self.source.as_ref().and_then(|source| source.downcast_ref::<io::Error>());
+        source.is_some_and(|error| {
+            use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+            matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+        })
+    }
     /// What is wrong with a guest file, if that is it.
     pub fn diagnostics(&self) -> Option<&Diagnostics> {
         self.diagnostics.as_deref()

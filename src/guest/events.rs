@@ -113,6 +113,13 @@ pub enum EventKind {
         /// After this wait.
         delay_ms: u64,
     },
+    /// The next boot cannot begin yet, since a file system is full.
+    BootDelayed {
+        /// In words.
+        reason: String,
+        /// It is tried again after this wait.
+        delay_ms: u64,
+    },
     /// The guest is not started again.
     Failed {
         /// In words.
@@ -177,6 +184,7 @@ impl Event {
             EngineError { message } => format!("engine: {message}"),
             Restarting { delay_ms: 0 } => "boots again".into(),
             Restarting { delay_ms } => format!("boots again in {delay_ms} ms"),
+            BootDelayed { reason, delay_ms } => format!("cannot boot yet, tried again in {delay_ms} ms: {reason}"),
             Failed { reason } => format!("failed: {reason}"),
             FailureCleared => "failure cleared".into(),
             Stopped => "stopped".into(),

@@ -1,21 +1,28 @@
 //! How a command starts a supervisor and hears what became of it, and how it asks one that runs.
 
 use std::io::{BufRead, BufReader};
-use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::host::process::{open_log, spawn_detached};
+use crate::host::process::{look_at, open_log, spawn_detached};
 
-use super::control::{ControlClient, Frame, Hello, PROTOCOL_VERSION, Reply, Request};
+use super::control::{ControlClient, Frame, Hello, PROTOCOL_VERSION, Reply, Request, connect};
 use super::error::{Fault, GuestError, Result};
 use super::lock::{GuestLock, Holder, Role};
 use super::store::GuestDir;
 
 /// How long a supervisor that has its lock may take until it answers, or is gone.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Between two looks whether a supervisor that owes an answer answers others.
+const LOOK: Duration = Duration::from_secs(2);
+/// How long a supervisor whose process was stopped may go on so.
+const STOPPED_PATIENCE: Duration = Duration::from_secs(2);
+/// How long one that runs may answer nobody: it makes disks, waits for an engine that cleans up, writes to a slow disk.
+const STUCK_PATIENCE: Duration = Duration::from_secs(45);
 
 /// The supervisor's own log is started anew when it has grown past this.
 const LOG_LIMIT: u64 = 256 * 1024;
@@ -34,6 +41,11 @@ pub struct Report {
 }
 
 impl Report {
+    /// Of a start that did not come as far as the guest.
+    pub fn failed(message: &str, hint: Option<&str>, user: bool) -> Report {
+        Report { running: false, message: message.to_owned(), hint: hint.map(str::to_owned), user }
+    }
+
     /// Of the outcome of a start.
     pub fn of(outcome: std::result::Result<(), &GuestError>) -> Report {
         match outcome {
@@ -52,6 +64,7 @@ impl Report {
 pub fn start(guest: &GuestDir, mut command: Command) -> Result<()> {
     let log = guest.supervisor_log();
     let stderr = open_log(&log, LOG_LIMIT).map_err(|error| GuestError::io("write", &log, error))?;
+    let before = stderr.metadata().map_or(0, |metadata| metadata.len());
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr).current_dir("/");
     let mut child =
         spawn_detached(&mut command).map_err(|error| GuestError::host(format!("cannot start the supervisor: {error}")))?;
@@ -71,9 +84,24 @@ pub fn start(guest: &GuestDir, mut command: Command) -> Result<()> {
         }
         None => {
             let ended = child.wait().map(|status| status.to_string()).unwrap_or_default();
-            Err(GuestError::host(format!("the supervisor of `{}` ended before the guest ran ({ended})", guest.name()))
-                .hint(format!("`{}` may say why", log.display())))
+            let said = said_since(&log, before);
+            Err(GuestError::host(format!("the supervisor of `{}` ended before the guest ran ({ended}){said}", guest.name()))
+                .hint(format!("`{}` may say more", log.display())))
         }
+    }
+}
+
+/// What was written to a log past its first `before` bytes, as the end of a message.
+fn said_since(log: &Path, before: u64) -> String {
+    use std::io::{Read, Seek, SeekFrom};
+    let mut text = String::new();
+    let read = std::fs::File::open(log).and_then(|mut file| {
+        file.seek(SeekFrom::Start(before))?;
+        file.take(4096).read_to_string(&mut text)
+    });
+    match text.trim() {
+        said if read.is_ok() && !said.is_empty() => format!("; it said:\n{said}"),
+        _ => String::new(),
     }
 }
 
@@ -90,17 +118,17 @@ pub fn supervisor_of(guest: &GuestDir) -> Option<Holder> {
     }
 }
 
-fn answers(guest: &GuestDir) -> bool {
-    let stream = match UnixStream::connect(guest.socket()) {
+/// Whether a supervisor answers within a second.
+pub(super) fn answers(guest: &GuestDir) -> bool {
+    let limit = Duration::from_secs(1);
+    let stream = match connect(&guest.socket(), limit) {
         Ok(stream) => stream,
         // Somebody else's supervisor cannot be asked; its lock must do.
         Err(error) => return error.kind() == std::io::ErrorKind::PermissionDenied,
     };
-    let limited = stream.set_read_timeout(Some(Duration::from_secs(1))).is_ok();
     let mut client = ControlClient::over(stream);
-    limited
-        && client.send(&Frame::json(&Hello { version: PROTOCOL_VERSION, request: Request::Status })).is_ok()
-        && matches!(client.reply(), Ok(Some(_)))
+    client.send(&Frame::json(&Hello { version: PROTOCOL_VERSION, request: Request::Status })).is_ok()
+        && matches!(client.reply_within(limit), Ok(Some(Some(_))))
 }
 
 /// Connects to the supervisor of a running guest.
@@ -115,28 +143,95 @@ pub fn ask(guest: &GuestDir, request: Request) -> Result<ControlClient> {
             Some(holder) if holder.role == Role::Supervisor && started.elapsed() < ANSWER_PATIENCE => {
                 std::thread::sleep(Duration::from_millis(10));
             }
-            Some(holder) if holder.role == Role::Supervisor => {
-                let message = format!("the supervisor of `{}` (process {}) does not answer", guest.name(), holder.pid);
-                return Err(GuestError::host(message).hint(format!("`kill -9 {}` ends it and the guest", holder.pid)));
-            }
-            _ => {
-                return Err(GuestError::user(format!("`{}` is not running", guest.name()))
-                    .hint(format!("start it: `vmctl start {}`", guest.name())));
-            }
+            Some(holder) if holder.role == Role::Supervisor => return Err(silent(guest, &holder)),
+            _ => return Err(not_running(guest)),
         }
     }
 }
 
-/// Asks and waits for the answer.
+/// There is nobody to ask.
+pub(super) fn not_running(guest: &GuestDir) -> GuestError {
+    GuestError::user(format!("`{}` is not running", guest.name())).hint(format!("start it: `vmctl start {}`", guest.name()))
+}
+
+/// What a supervisor did not do.
+pub(super) fn refused(message: String, hint: Option<String>) -> GuestError {
+    let error = GuestError::user(message);
+    match hint {
+        Some(hint) => error.hint(hint),
+        None => error,
+    }
+}
+
+fn silent(guest: &GuestDir, holder: &Holder) -> GuestError {
+    GuestError::host(format!("the supervisor of `{}` (process {}) does not answer", guest.name(), holder.pid))
+        .hint(format!("`vmctl kill {}` ends it and the guest", guest.name()))
+}
+
+/// What came of waiting for an answer.
+pub(super) enum Heard {
+    /// The answer.
+    Reply(Reply),
+    /// The connection ended without one.
+    Lost,
+    /// The supervisor does not answer anybody.
+    Silent,
+    /// There was none in time.
+    Late,
+}
+
+/// Waits for an answer, at most until `until`, and looks every now and then whether the supervisor answers at all: how
+/// long a guest may take is its own matter, and a supervisor that hangs must not hold anybody up.
+pub(super) fn hear(guest: &GuestDir, client: &mut ControlClient, until: Option<Instant>) -> Result<Heard> {
+    loop {
+        let left = until.map_or(LOOK, |until| until.saturating_duration_since(Instant::now()).min(LOOK));
+        match client.reply_within(left)? {
+            Some(Some(reply)) => return Ok(Heard::Reply(reply)),
+            Some(None) => return Ok(Heard::Lost),
+            None if until.is_some_and(|until| Instant::now() >= until) => return Ok(Heard::Late),
+            None if is_stuck(guest, until) => return Ok(Heard::Silent),
+            None => {}
+        }
+    }
+}
+
+/// Whether the supervisor that has the guest answers nobody: at once if its process was stopped, and if not, for longer
+/// than anything that it does takes.
+pub(super) fn is_stuck(guest: &GuestDir, until: Option<Instant>) -> bool {
+    let started = Instant::now();
+    loop {
+        if answers(guest) {
+            return false;
+        }
+        let holder = GuestLock::holder(&guest.lock_file()).filter(|holder| holder.role == Role::Supervisor);
+        // Gone is not stuck.
+        let Some(holder) = holder else { return false };
+        let patience = match look_at(holder.pid) {
+            Some(process) if process.stopped => STOPPED_PATIENCE,
+            _ => STUCK_PATIENCE,
+        };
+        if started.elapsed() > patience {
+            return true;
+        }
+        if until.is_some_and(|until| Instant::now() >= until) {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Asks and waits for the answer. What ends a guest is [`super::stopping`]'s.
 pub fn ask_once(guest: &GuestDir, request: Request) -> Result<Reply> {
-    match ask(guest, request)?.reply()? {
-        Some(Reply::Error { message, hint }) => Err(match hint {
-            Some(hint) => GuestError::user(message).hint(hint),
-            None => GuestError::user(message),
-        }),
-        Some(reply) => Ok(reply),
-        None => Err(GuestError::host("the supervisor ended without an answer")
-            .hint(format!("`vmctl events {}` may say why", guest.name()))),
+    let mut client = ask(guest, request)?;
+    match hear(guest, &mut client, None)? {
+        Heard::Reply(Reply::Error { message, hint }) => Err(refused(message, hint)),
+        Heard::Reply(reply) => Ok(reply),
+        Heard::Silent => match GuestLock::holder(&guest.lock_file()) {
+            Some(holder) => Err(silent(guest, &holder)),
+            None => Err(not_running(guest)),
+        },
+        Heard::Lost | Heard::Late => Err(GuestError::user(format!("`{}` has stopped meanwhile", guest.name()))
+            .hint(format!("`vmctl events {}` says why", guest.name()))),
     }
 }
 

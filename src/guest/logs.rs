@@ -5,6 +5,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use crate::host::files::open_no_foreign_link;
+
 /// A log that is written to by one process.
 pub struct RotatingLog {
     path: PathBuf,
@@ -40,7 +42,9 @@ impl RotatingLog {
             self.rotate()?;
         }
         if self.file.is_none() {
-            let file = OpenOptions::new().create(true).append(true).mode(self.mode).open(&self.path)?;
+            let mut options = OpenOptions::new();
+            options.create(true).append(true).mode(self.mode);
+            let file = open_no_foreign_link(&options, &self.path)?;
             self.size = file.metadata()?.len();
             self.file = Some(file);
             if self.size > 0 && self.size + bytes.len() as u64 > self.limit {

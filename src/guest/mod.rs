@@ -36,7 +36,9 @@ pub mod secrets; // secrets of a fleet, in files of this user alone
 pub mod seed; // what cloud-init in the guest is told, as a volume
 pub mod snapshot; // snapshots of disks
 pub mod state; // what the program knows of a guest
+pub mod stopping; // how a command ends a guest, whatever its supervisor does
 pub mod store; // a datastore and the guests in it
 pub mod supervisor; // one process a guest: boots, policy, console, control socket
 pub mod switches; // switches as the host's tools take them
-pub mod timestamp; // moments in files
+pub mod timestamp;
+pub mod trust; // whether this user may run what a datastore says // moments in files

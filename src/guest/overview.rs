@@ -45,7 +45,7 @@ pub struct Overview {
     pub uptime_seconds: Option<u64>,
     /// All probes have passed.
     pub ready: bool,
-    /// Restarts since it was started.
+    /// Restarts since it was last started.
     pub restarts: u64,
     /// The guest file means something else now than at this boot.
     pub restart_pending: bool,
@@ -96,9 +96,9 @@ impl<'a> Observer<'a> {
             engine_pid: run.and_then(|run| run.engine_pid),
             uptime_seconds: run
                 .filter(|_| status == Status::Supervised(super::state::Phase::Running))
-                .map(|run| run.since.elapsed().as_secs()),
+                .map(|run| run.lasting().as_secs()),
             ready: run.is_some_and(|run| run.ready),
-            restarts: run.map_or(0, |run| run.restarts),
+            restarts: run.map_or(state.restarts, |run| run.restarts),
             restart_pending: match (run, &summary) {
                 (Some(run), Some(summary)) => run.config_hash != summary.config_hash,
                 _ => false,

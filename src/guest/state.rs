@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -11,7 +12,7 @@ use crate::machine::spec::DEVICE_SLOTS;
 
 use super::error::{GuestError, Result};
 use super::identity;
-use super::timestamp::Timestamp;
+use super::timestamp::{BootTime, Timestamp};
 
 /// The version of the document.
 pub const STATE_VERSION: u32 = 1;
@@ -51,6 +52,9 @@ pub struct GuestState {
     /// How often it was booted, over all its life.
     #[serde(default)]
     pub boots: u64,
+    /// Restarts since it was last started.
+    #[serde(default)]
+    pub restarts: u64,
     /// Set while a supervisor has it; left behind by one that was killed. In a file of its own, `run.json`, which is
     /// written often and worth nothing after a power cut.
     #[serde(skip)]
@@ -86,6 +90,9 @@ pub struct RunState {
     pub phase: Phase,
     /// Since when.
     pub since: Timestamp,
+    /// The same by the host's uptime, for `boot_id`: what `uptime` is counted from, since a clock may be set.
+    #[serde(default)]
+    pub since_boot: Option<BootTime>,
     /// When the supervisor took the guest.
     pub started: Timestamp,
     /// The engine's process.
@@ -198,6 +205,14 @@ impl LastExit {
 }
 
 impl RunState {
+    /// How long it has been at its phase.
+    pub fn lasting(&self) -> Duration {
+        match self.since_boot.filter(|_| self.boot_id == crate::host::process::boot_id()) {
+            Some(since) => since.elapsed(),
+            None => self.since.elapsed(),
+        }
+    }
+
     /// What stands beside `state`, or another file of the guest's directory; nothing if that is no account.
     pub fn load(state: &Path) -> Option<RunState> {
         serde_json::from_slice(&std::fs::read(state.with_file_name(RUN_FILE)).ok()?).ok()
@@ -230,6 +245,7 @@ impl GuestState {
             engine: None,
             default_user: None,
             boots: 0,
+            restarts: 0,
             run: None,
             last_exit: None,
             failed: None,
@@ -336,6 +352,25 @@ impl GuestState {
 mod tests {
     use super::*;
 
+    fn run() -> RunState {
+        RunState {
+            pid: 7,
+            boot_id: "b".into(),
+            phase: Phase::Running,
+            since: Timestamp(1),
+            since_boot: None,
+            started: Timestamp(1),
+            engine_pid: None,
+            backend: None,
+            ready: false,
+            config_hash: String::new(),
+            restarts: 0,
+            forwards: Vec::new(),
+            screen: None,
+            medium: None,
+        }
+    }
+
     #[test]
     fn a_state_survives_its_file() {
         let dir = tempfile::tempdir().expect("a directory");
@@ -351,21 +386,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("state.json");
         let mut state = GuestState::new("g");
-        state.run = Some(RunState {
-            pid: 7,
-            boot_id: "b".into(),
-            phase: Phase::Running,
-            since: Timestamp(1),
-            started: Timestamp(1),
-            engine_pid: None,
-            backend: None,
-            ready: false,
-            config_hash: String::new(),
-            restarts: 0,
-            forwards: Vec::new(),
-            screen: None,
-            medium: None,
-        });
+        state.run = Some(run());
         state.save(&path).expect("saves");
         assert_eq!(GuestState::load(&path, "g").expect("loads").run, None);
         state.save_run(&path).expect("saves");
@@ -375,6 +396,17 @@ mod tests {
         state.run = None;
         state.save_run(&path).expect("removes");
         state.save_run(&path).expect("is gone already");
+    }
+
+    #[test]
+    fn a_clock_that_is_set_does_not_change_how_long_a_guest_has_run() {
+        let a_day_ago = Timestamp(Timestamp::now().0 - 86_400_000);
+        let mut run = RunState { boot_id: crate::host::process::boot_id(), since: a_day_ago, ..run() };
+        assert!(run.lasting() >= Duration::from_secs(86_400), "an older supervisor wrote no more than this");
+        run.since_boot = Some(BootTime::now());
+        assert!(run.lasting() < Duration::from_secs(60), "{:?}", run.lasting());
+        run.boot_id = "another".into();
+        assert!(run.lasting() >= Duration::from_secs(86_400));
     }
 
     #[test]

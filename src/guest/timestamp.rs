@@ -19,6 +19,22 @@ impl Timestamp {
     }
 }
 
+/// Milliseconds since this host booted, the time that it slept included; no clock that is set moves it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub struct BootTime(pub u64);
+
+impl BootTime {
+    /// This moment.
+    pub fn now() -> BootTime {
+        let now = crate::host::process::time_since_boot();
+        BootTime(now.as_millis() as u64)
+    }
+    /// How long ago, in this boot of the host.
+    pub fn elapsed(self) -> Duration {
+        Duration::from_millis(BootTime::now().0.saturating_sub(self.0))
+    }
+}
+
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (days, millis) = (self.0 / 86_400_000, self.0 % 86_400_000);

@@ -90,6 +90,23 @@ fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
+/// Opens `path`, but not through a symbolic link that another user than root and this one has made: where such a user may
+/// write into a directory, the link may lead anywhere.
+pub fn open_no_foreign_link(options: &OpenOptions, path: &Path) -> io::Result<File> {
+    match options.clone().custom_flags(nix::libc::O_NOFOLLOW).open(path) {
+        // ELOOP on Linux, EMLINK on FreeBSD (open(2)).
+        Err(error) if matches!(error.raw_os_error(), Some(nix::libc::ELOOP | nix::libc::EMLINK)) => {
+            let owner = fs::symlink_metadata(path)?.uid();
+            if owner != 0 && owner != nix::unistd::geteuid().as_raw() {
+                let message = format!("it is a symbolic link of user {owner}");
+                return Err(io::Error::new(io::ErrorKind::PermissionDenied, message));
+            }
+            options.open(path)
+        }
+        opened => opened,
+    }
+}
+
 /// The name beside `path` that is written before it is renamed.
 fn temporary_name(path: &Path) -> PathBuf {
     let mut name = std::ffi::OsString::from(".");
@@ -107,7 +124,9 @@ pub fn temporary_of(name: &str) -> Option<&str> {
 /// Opens a temporary file, empty, and locks it, so that it is not taken for one that was left behind.
 fn claim(path: &Path, mode: u32) -> io::Result<File> {
     loop {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(mode).open(path)?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(true).mode(mode);
+        let file = open_no_foreign_link(&options, path)?;
         file.lock()?;
         if is_still_there(&file, path) {
             return Ok(file);

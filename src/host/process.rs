@@ -66,6 +66,8 @@ fn spawn_with(command: &mut Command, inherited: &[(RawFd, OwnedFd)], tied: bool)
     unsafe {
         command.pre_exec(move || {
             unblock_signals()?;
+            // An engine, and what it runs the guest with: a limit on files must not end the guest.
+            libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
             if tied {
                 die_with_parent()?;
                 if nix::unistd::getppid() != parent {
@@ -114,6 +116,81 @@ pub fn is_there(pid: u32) -> bool {
     let Some(pid) = i32::try_from(pid).ok().filter(|pid| *pid > 0) else { return false };
     let asked = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), None);
     matches!(asked, Ok(()) | Err(nix::errno::Errno::EPERM))
+}
+
+/// How long this host has been up. On Linux CLOCK_BOOTTIME, which goes on while the host sleeps (clock_gettime(2));
+/// FreeBSD's CLOCK_MONOTONIC is the time since the boot, and no clock of it counts what the host slept.
+pub fn time_since_boot() -> std::time::Duration {
+    #[cfg(target_os = "linux")]
+    const CLOCK: nix::time::ClockId = nix::time::ClockId::CLOCK_BOOTTIME;
+    #[cfg(not(target_os = "linux"))]
+    const CLOCK: nix::time::ClockId = nix::time::ClockId::CLOCK_MONOTONIC;
+    nix::time::clock_gettime(CLOCK).map(std::time::Duration::from).unwrap_or_default()
+}
+
+/// The process at the other end of a connection, as the kernel tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    /// Its effective user.
+    pub uid: u32,
+    /// Its id, where the kernel tells: at a socket that was connected to, the process that listens.
+    pub pid: Option<u32>,
+}
+
+/// The process at the other end of `stream`: SO_PEERCRED of unix(7).
+#[cfg(target_os = "linux")]
+pub fn peer_of(stream: &std::os::unix::net::UnixStream) -> Option<Peer> {
+    let peer = nix::sys::socket::getsockopt(stream, nix::sys::socket::sockopt::PeerCredentials).ok()?;
+    Some(Peer { uid: peer.uid(), pid: u32::try_from(peer.pid()).ok().filter(|pid| *pid != 0) })
+}
+
+/// The process at the other end of `stream`: getpeereid(3), which knows no process.
+#[cfg(not(target_os = "linux"))]
+pub fn peer_of(stream: &std::os::unix::net::UnixStream) -> Option<Peer> {
+    let (uid, _) = nix::unistd::getpeereid(stream).ok()?;
+    Some(Peer { uid: uid.as_raw(), pid: None })
+}
+
+/// What a process is, of one that can be looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    /// Its effective user.
+    pub uid: u32,
+    /// It was stopped, as by SIGSTOP or a debugger.
+    pub stopped: bool,
+    /// The words of its command line, where the host tells.
+    pub words: Vec<String>,
+}
+
+/// What process `pid` is: proc(5), `status`, `stat` and `cmdline`.
+#[cfg(not(target_os = "freebsd"))]
+pub fn look_at(pid: u32) -> Option<Process> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let state = stat[stat.rfind(')')? + 1..].trim_start().chars().next()?;
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    // Real, effective, saved, file system.
+    let uid = uids.split_whitespace().nth(1)?.parse().ok()?;
+    let cmdline = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let words = cmdline.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
+    Some(Process { uid, stopped: matches!(state, 'T' | 't'), words })
+}
+
+/// What process `pid` is: kern.proc.pid and kern.proc.args (sysctl(3); `struct kinfo_proc` and SSTOP of sys/sys/user.h and
+/// sys/sys/proc.h).
+#[cfg(target_os = "freebsd")]
+pub fn look_at(pid: u32) -> Option<Process> {
+    const SSTOP: libc::c_char = 4;
+    let info = kinfo(pid)?;
+    let name = [libc::CTL_KERN, libc::KERN_PROC, libc::KERN_PROC_ARGS, libc::c_int::try_from(pid).ok()?];
+    let mut bytes = [0u8; 4096];
+    let mut length = bytes.len();
+    // SAFETY: the kernel reads four integers; `length` bounds what it writes to `bytes`, which lives over the call.
+    let answer =
+        unsafe { libc::sysctl(name.as_ptr(), name.len() as u32, bytes.as_mut_ptr().cast(), &mut length, std::ptr::null(), 0) };
+    let args = if answer == 0 { &bytes[..length.min(bytes.len())] } else { &[][..] };
+    let words = args.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
+    Some(Process { uid: info.ki_uid, stopped: info.ki_stat == SSTOP, words })
 }
 
 /// A word that differs between two boots of this host.
@@ -167,6 +244,15 @@ pub fn kernel() -> String {
 /// `struct kinfo_proc` of sys/sys/user.h).
 #[cfg(target_os = "freebsd")]
 pub fn usage(pid: u32) -> Option<(u64, std::time::Duration)> {
+    let info = kinfo(pid)?;
+    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok()??;
+    let resident = u64::try_from(info.ki_rssize).ok()? * page as u64;
+    Some((resident, std::time::Duration::from_micros(info.ki_runtime)))
+}
+
+/// The kernel's account of a process.
+#[cfg(target_os = "freebsd")]
+fn kinfo(pid: u32) -> Option<libc::kinfo_proc> {
     let name = [libc::CTL_KERN, libc::KERN_PROC, libc::KERN_PROC_PID, libc::c_int::try_from(pid).ok()?];
     let mut length = size_of::<libc::kinfo_proc>();
     // SAFETY: the structure is integers, arrays of them and raw pointers, all of which may be zero.
@@ -174,12 +260,7 @@ pub fn usage(pid: u32) -> Option<(u64, std::time::Duration)> {
     let out = (&raw mut info).cast();
     // SAFETY: the kernel reads four integers; `length` bounds what it writes to `info`, which lives over the call.
     let answer = unsafe { libc::sysctl(name.as_ptr(), name.len() as u32, out, &mut length, std::ptr::null(), 0) };
-    if answer != 0 || length != size_of::<libc::kinfo_proc>() || info.ki_structsize as usize != length {
-        return None;
-    }
-    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok()??;
-    let resident = u64::try_from(info.ki_rssize).ok()? * page as u64;
-    Some((resident, std::time::Duration::from_micros(info.ki_runtime)))
+    (answer == 0 && length == size_of::<libc::kinfo_proc>() && info.ki_structsize as usize == length).then_some(info)
 }
 
 /// Resident bytes of a process and how much CPU time it has used, where the host tells (Linux /proc).
@@ -194,6 +275,22 @@ pub fn usage(pid: u32) -> Option<(u64, std::time::Duration)> {
     let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok()??;
     let hertz = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok()??;
     Some((pages * page as u64, std::time::Duration::from_millis(ticks * 1000 / hertz.max(1) as u64)))
+}
+
+/// Lets a write past the limit of a file's size (RLIMIT_FSIZE, as of `ulimit -f` or a unit's `LimitFSIZE=`) fail with
+/// EFBIG, as one on a full disk does, instead of ending this process by SIGXFSZ (setrlimit(2)).
+///
+/// It is caught and not ignored: what is caught is again the default in programs that are started, what is ignored stays
+/// so (execve(2)), and it is not ours to decide for a foreign program.
+pub fn survive_file_size_limit() {
+    extern "C" fn nothing(_: libc::c_int) {}
+    let action = nix::sys::signal::SigAction::new(
+        nix::sys::signal::SigHandler::Handler(nothing),
+        nix::sys::signal::SaFlags::SA_RESTART,
+        SigSet::empty(),
+    );
+    // SAFETY: the handler does nothing, so it is safe at any moment.
+    let _ = unsafe { nix::sys::signal::sigaction(nix::sys::signal::Signal::SIGXFSZ, &action) };
 }
 
 /// Sees to it that programs started from now on do not inherit these descriptors.
@@ -217,7 +314,9 @@ pub fn give_up_stdout() {
 /// Opens a log for a detached process: appended to, started anew when it has grown past `limit_bytes`.
 pub fn open_log(path: &std::path::Path, limit_bytes: u64) -> io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
-    let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
+    let mut options = OpenOptions::new();
+    options.create(true).append(true).mode(0o600);
+    let file = super::files::open_no_foreign_link(&options, path)?;
     if file.metadata()?.len() > limit_bytes {
         file.set_len(0)?;
     }
@@ -269,6 +368,35 @@ mod tests {
         let (resident, _) = usage(std::process::id()).expect("known");
         assert!(resident > 1 << 20, "{resident} bytes");
         assert!(usage(u32::MAX).is_none());
+    }
+
+    #[test]
+    fn a_write_past_the_limit_fails_and_a_program_that_is_started_has_the_default_again() {
+        survive_file_size_limit();
+        let dir = tempfile::tempdir().expect("a directory");
+        let script = "ulimit -f 1; head -c 100000 /dev/zero > big";
+        let status = Command::new("/bin/sh").args(["-c", script]).current_dir(dir.path()).status().expect("runs");
+        // `head` was ended by the signal, in the shell's place or as the shell says.
+        use std::os::unix::process::ExitStatusExt;
+        let signal = status.signal().or(status.code().map(|code| code - 128));
+        assert_eq!(signal, Some(libc::SIGXFSZ), "{status}");
+        // A tied child ignores it: the write fails, and `head` says so itself.
+        let (_, theirs) = UnixStream::pair().expect("a socket pair");
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]).current_dir(dir.path()).stderr(std::process::Stdio::null());
+        let status = spawn_tied(&mut command, &[(3, theirs.into())]).expect("starts").wait().expect("ends");
+        assert_eq!(status.code(), Some(1));
+    }
+
+    #[test]
+    fn the_process_at_the_other_end_is_known() {
+        let (ours, _theirs) = UnixStream::pair().expect("a socket pair");
+        let peer = peer_of(&ours).expect("known");
+        assert_eq!(peer.uid, nix::unistd::geteuid().as_raw());
+        let process = look_at(std::process::id()).expect("there");
+        assert_eq!((process.uid, process.stopped), (peer.uid, false));
+        assert!(!process.words[0].is_empty());
+        assert_eq!(look_at(u32::MAX), None);
     }
 
     #[test]

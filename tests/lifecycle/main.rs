@@ -13,6 +13,7 @@ mod launch;
 mod looking;
 mod policy;
 mod store;
+mod stubborn;
 mod systemd;
 mod verbs;
 mod world;

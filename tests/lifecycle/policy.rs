@@ -13,7 +13,22 @@ fn a_guest_that_reboots_comes_back_and_one_that_powers_off_stays_away() {
     assert_eq!(world.state("g")["boots"], 3);
     let log = std::fs::read_to_string(world.guest("g").join("console.log")).expect("a log");
     assert_eq!(log, "onetwothree");
-    assert_eq!(world.state("g")["last_exit"]["reason"], "the guest powered off");
+    let state = world.state("g");
+    assert_eq!(state["last_exit"]["reason"], "the guest powered off");
+    assert_eq!(state["restarts"], 2, "also once it has stopped");
+    world.vmctl(&["info", "g"]).ok().says("3 (2 restarts since it was last started)");
+}
+
+#[test]
+fn a_guest_that_reboots_at_once_again_and_again_fails_at_the_limit() {
+    let world = World::new();
+    world.make("g", "exit:0", "restart = { limit = 3, backoff_initial = \"1ms\" }");
+    world.vmctl(&["start", "g"]).ok();
+    world.wait_for("g", "failed");
+    let state = world.state("g");
+    assert_eq!((state["boots"].as_u64(), state["restarts"].as_u64()), (Some(4), Some(3)));
+    let reason = state["failed"].as_str().expect("a reason");
+    assert!(reason.contains("the guest rebooted sooner than 10s after its start; restarted 3 times within 10m"), "{reason}");
 }
 
 #[test]

@@ -16,6 +16,7 @@ use crate::guest::membership::Membership;
 use crate::guest::pending;
 use crate::guest::plan::{Action, BEFORE, Class, GuestPlan, left_over};
 use crate::guest::provision::{disk_path, is_own, refuse_found_volumes};
+use crate::guest::stopping::end_guest;
 use crate::guest::store::{GuestDir, Store};
 use crate::host::files::{mode_of, sync_directory, write_atomically};
 
@@ -183,7 +184,7 @@ impl Step<'_> {
         self.journal.write(&Line::Destroy { guest: name.clone() })?;
         let removed = match GuestLock::holder(&guest.lock_file()) {
             Some(holder) if holder.role == Role::Supervisor => {
-                launcher::ask_once(&guest, Request::Stop { timeout_ms: None }).map(drop)
+                end_guest(&guest, &Request::Stop { timeout_ms: None }, None).map(drop)
             }
             _ => Ok(()),
         };

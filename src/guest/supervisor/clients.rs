@@ -6,12 +6,17 @@
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::guest::control::{Frame, FrameReader, Reply};
+use crate::host::process::peer_of;
 
 /// The most connections at a time.
 pub const MOST_CLIENTS: usize = 64;
+/// So many of them are kept for root and for the user who runs the supervisor: a guest's owner cannot take them all.
+pub const KEPT_CLIENTS: usize = 8;
+/// How long a client may take until it has asked for something, and until it has read its answer.
+const GREETING_PATIENCE: Duration = Duration::from_secs(5);
 /// The most bytes that wait for one client before console output is left out.
 const OUTBOX_LIMIT: usize = 1 << 20;
 /// The largest piece of console output in one frame.
@@ -50,6 +55,10 @@ pub struct Client {
     sent: usize,
     waiting: usize,
     skipped: u64,
+    /// It is root's, or of the user who runs the supervisor.
+    privileged: bool,
+    /// Until when it must have asked, or have read its answer.
+    until: Instant,
     /// What it is there for.
     pub purpose: Purpose,
     /// The connection is broken or done with.
@@ -60,6 +69,8 @@ impl Client {
     /// A new connection.
     pub fn new(stream: UnixStream) -> io::Result<Client> {
         stream.set_nonblocking(true)?;
+        let ours = nix::unistd::geteuid().as_raw();
+        let privileged = peer_of(&stream).is_some_and(|peer| peer.uid == 0 || peer.uid == ours);
         Ok(Client {
             stream,
             reader: FrameReader::default(),
@@ -67,6 +78,8 @@ impl Client {
             sent: 0,
             waiting: 0,
             skipped: 0,
+            privileged,
+            until: Instant::now() + GREETING_PATIENCE,
             purpose: Purpose::Unknown,
             gone: None,
         })
@@ -79,6 +92,16 @@ impl Client {
     /// Whether something waits to be sent.
     pub fn has_output(&self) -> bool {
         !self.outbox.is_empty()
+    }
+    /// Until when something must have come of it; `None` for one that may wait.
+    pub fn deadline(&self) -> Option<Instant> {
+        matches!(self.purpose, Purpose::Unknown | Purpose::Answered).then_some(self.until)
+    }
+    /// Lets it go when it has said nothing, or read nothing, for too long.
+    pub fn press_on(&mut self, now: Instant) {
+        if self.gone.is_none() && self.deadline().is_some_and(|until| now >= until) {
+            self.gone = Some("the client is silent");
+        }
     }
     /// Whether it watches the console.
     pub fn watches(&self) -> bool {
@@ -120,6 +143,7 @@ impl Client {
     pub fn answer(&mut self, reply: &Reply) {
         self.reply(reply);
         self.purpose = Purpose::Answered;
+        self.until = Instant::now() + GREETING_PATIENCE;
     }
 
     /// Sends what the guest said, or counts what there is no room for.
@@ -171,6 +195,36 @@ impl Client {
     }
 }
 
+/// Whether there is a place for one more client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Room {
+    /// There is.
+    Free,
+    /// If this one goes.
+    Instead(usize),
+    /// There is not.
+    None,
+}
+
+/// The place for a newcomer among those who are there, the oldest first. Silent clients make room; anybody but root, and
+/// the user who runs the supervisor, makes room for those two.
+pub fn room(clients: &[Client], newcomer: &Client) -> Room {
+    let live = || clients.iter().enumerate().filter(|(_, client)| client.gone.is_none());
+    let others = live().filter(|(_, client)| !client.privileged).count();
+    let free = live().count() < MOST_CLIENTS && (newcomer.privileged || others < MOST_CLIENTS - KEPT_CLIENTS);
+    if free {
+        return Room::Free;
+    }
+    let silent = |client: &Client| client.purpose == Purpose::Unknown;
+    let oldest = |fits: &dyn Fn(&Client) -> bool| live().find(|(_, client)| fits(client)).map(|(at, _)| at);
+    let leaves = oldest(&|client| !client.privileged && silent(client));
+    let leaves = match newcomer.privileged {
+        true => leaves.or_else(|| oldest(&|client| !client.privileged)).or_else(|| oldest(&silent)),
+        false => leaves,
+    };
+    leaves.map_or(Room::None, Room::Instead)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -209,6 +263,53 @@ mod tests {
         let missed = 10_000_000 - seen;
         let message = format!("{missed} bytes were left out: this terminal was too slow");
         assert_eq!(notices, [Reply::Notice { message }]);
+    }
+
+    /// Clients of the guest's owner, with the other ends of their connections.
+    fn owners(count: usize, purpose: Purpose) -> (Vec<Client>, Vec<UnixStream>) {
+        let client = |_| {
+            let (client, theirs) = pair();
+            (Client { privileged: false, purpose, ..client }, theirs)
+        };
+        (0..count).map(client).unzip()
+    }
+
+    #[test]
+    fn the_oldest_silent_client_makes_room_and_root_has_a_place_whatever_the_owner_does() {
+        let (root, _theirs) = pair();
+        let owner = Client { privileged: false, ..pair().0 };
+        let (mut clients, _ends) = owners(MOST_CLIENTS - KEPT_CLIENTS, Purpose::Events);
+        assert_eq!(room(&clients, &owner), Room::None);
+        assert_eq!(room(&clients, &root), Room::Free);
+        clients[3].purpose = Purpose::Unknown;
+        assert_eq!(room(&clients, &owner), Room::Instead(3));
+        clients[3].gone = Some("made room");
+        assert_eq!(room(&clients, &owner), Room::Free);
+        let (mut more, _more_ends) = owners(KEPT_CLIENTS + 1, Purpose::Events);
+        clients.append(&mut more);
+        assert_eq!(room(&clients, &root), Room::Instead(0), "those who wait make room for root, too");
+        assert_eq!(room(&clients, &owner), Room::None);
+        clients[5].purpose = Purpose::Unknown;
+        assert_eq!(room(&clients, &root), Room::Instead(5), "but silent ones first");
+    }
+
+    #[test]
+    fn who_says_nothing_or_reads_no_answer_is_let_go_and_who_waits_is_not() {
+        let late = || Instant::now() + GREETING_PATIENCE + Duration::from_millis(1);
+        for (purpose, goes) in [(Purpose::Unknown, true), (Purpose::Answered, true), (Purpose::Stop, false)] {
+            let (mut client, _theirs) = pair();
+            client.purpose = purpose;
+            client.press_on(Instant::now());
+            assert_eq!(client.gone, None);
+            client.press_on(late());
+            assert_eq!(client.gone.is_some(), goes, "{purpose:?}");
+        }
+        // A greeting in pieces is none until it is whole.
+        let (mut client, mut theirs) = pair();
+        theirs.write_all(&[9, 0]).expect("writes");
+        assert!(client.receive().is_empty());
+        client.press_on(late());
+        assert!(client.gone.is_some());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What follows a boot's end: how it ended, in truth; the policy; the guest's end.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::config::HookEvent;
 use crate::guest::error::GuestError;
@@ -27,6 +27,7 @@ impl Supervisor {
             words = format!("{words}: {error}");
         }
         let ran = self.stage == Stage::Running;
+        self.ran = self.running_since.map_or(Duration::ZERO, |since| since.elapsed());
         self.last_exit = Some(reason);
         self.state.last_exit = Some(LastExit::new(words.clone(), reason.kind(), (code, signal)));
         if let Some(run) = &mut self.state.run {
@@ -71,7 +72,7 @@ impl Supervisor {
     }
 
     pub(super) fn apply_policy(&mut self, reason: ExitReason) {
-        match self.crashes.decide(reason, &self.config.restart, Instant::now()) {
+        match self.crashes.decide(reason, &self.config.restart, Instant::now(), self.ran) {
             Decision::Stop => self.end(),
             Decision::Fail(reason) => self.fail(reason),
             Decision::Restart(delay) => {
@@ -98,8 +99,22 @@ impl Supervisor {
                 self.start_failure = Some(error);
                 self.end();
             }
+            None if error.is_full() => self.wait_for_room(&words),
             None => self.fail(words),
         }
+    }
+
+    /// A later boot cannot begin since a file system is full: it is tried again for as long as it takes.
+    fn wait_for_room(&mut self, words: &str) {
+        let delay = self.config.restart.backoff_max;
+        self.emit(EventKind::BootDelayed { reason: words.to_owned(), delay_ms: delay.as_millis() as u64 });
+        // It was no boot.
+        self.state.boots -= 1;
+        if let Some(run) = &mut self.state.run {
+            run.restarts = run.restarts.saturating_sub(1);
+        }
+        self.stage = Stage::Waiting { until: Instant::now() + delay };
+        self.set_phase(Phase::Waiting);
     }
 
     pub(super) fn fail(&mut self, reason: String) {

@@ -14,6 +14,7 @@ mod post;
 pub mod ready;
 mod requests;
 pub mod restart;
+mod saving;
 mod serve;
 mod socket;
 
@@ -31,7 +32,6 @@ use crate::config::{GuestConfig, HookEvent, SwitchConfig};
 use crate::host::process::boot_id;
 use crate::machine::spec::EngineEvent;
 
-use super::bhyve;
 use super::control::{Reply, StopWay};
 use super::definition::Definition;
 use super::engine::{self, Engine, RunningEngine, take_lease};
@@ -44,7 +44,7 @@ use super::provision::ensure_disks;
 use super::seed;
 use super::state::{GuestState, LastExit, Phase, RunState};
 use super::store::GuestDir;
-use super::timestamp::Timestamp;
+use super::timestamp::{BootTime, Timestamp};
 use clients::{Client, Purpose};
 use console::Console;
 use hooks::{HOOK_VERSION, HookDocument, HookJob, HookOutcome};
@@ -178,6 +178,10 @@ struct Supervisor {
     console: Console,
     listener: Option<UnixListener>,
     clients: Vec<Client>,
+    /// When connections are taken again, after the host had no descriptor for one.
+    accept_again_at: Option<Instant>,
+    /// When what could not be written of the state is tried again.
+    save_at: Option<Instant>,
     messages: mpsc::Receiver<Message>,
     sender: mpsc::SyncSender<Message>,
     wake: UnixStream,
@@ -193,6 +197,8 @@ struct Supervisor {
     no_acpi: bool,
     boot: u64,
     running_since: Option<Instant>,
+    /// How long the guest ran in its last boot.
+    ran: Duration,
     probing: Option<ready::Probing>,
     forwards_open: ready::ForwardsOpen,
     probes_passed: usize,
@@ -257,6 +263,8 @@ impl Supervisor {
             last_words: VecDeque::new(),
             listener: Some(listener),
             clients: Vec::new(),
+            accept_again_at: None,
+            save_at: None,
             messages,
             sender,
             wake,
@@ -271,6 +279,7 @@ impl Supervisor {
             no_acpi: false,
             boot: 0,
             running_since: None,
+            ran: Duration::ZERO,
             probing: None,
             forwards_open: ready::ForwardsOpen::default(),
             probes_passed: 0,
@@ -298,12 +307,13 @@ impl Supervisor {
             supervisor.emit(EventKind::SupervisorLost { pid: run.pid });
             supervisor.state.last_exit = Some(LastExit::of_lost(&run));
         }
-        supervisor.state.failed = None;
+        (supervisor.state.failed, supervisor.state.restarts) = (None, 0);
         supervisor.state.run = Some(RunState {
             pid: std::process::id(),
             boot_id: boot_id(),
             phase: Phase::Starting,
             since: Timestamp::now(),
+            since_boot: Some(BootTime::now()),
             started: Timestamp::now(),
             engine_pid: None,
             backend: None,
@@ -349,6 +359,7 @@ impl Supervisor {
                     if let Some(run) = &mut self.state.run {
                         run.config_hash = definition.hash;
                         run.restarts += 1;
+                        self.state.restarts = run.restarts;
                     }
                     let console = &self.config.console;
                     self.console.set_bounds(console.log_size.bytes(), console.log_files, console.scrollback.bytes() as usize);
@@ -377,7 +388,9 @@ impl Supervisor {
             }),
             None => Ok(()),
         });
-        if let Err(error) = assigned.and_then(|()| self.save()) {
+        // A guest that runs goes on with what is in memory; one that is started anew is told.
+        let saved = assigned.and_then(|()| if first { self.save() } else { Ok(self.save_or_later()) });
+        if let Err(error) = saved {
             return self.give_up(error);
         }
         match engine::of(self.config.engine).and_then(|maker| {
@@ -565,6 +578,10 @@ impl Supervisor {
             let probe = self.missing_probe();
             self.emit(EventKind::NotReady { probe });
         }
+        self.press_on_clients(now);
+        if self.save_at.is_some_and(|at| now >= at) {
+            self.save_or_later();
+        }
         let message = self.missing_probe();
         let late = start_error_reply(format!("not ready in time: {message}"));
         self.answer_all(|purpose| matches!(purpose, Purpose::Ready(until) if now >= until), &late);
@@ -579,10 +596,15 @@ impl Supervisor {
         let asked = self.asked.map(|asked| [asked.press_at, asked.power_off_at, asked.kill_at]).unwrap_or_default();
         let clients = self.clients.iter().filter_map(|client| match client.purpose {
             Purpose::Ready(until) => Some(until),
-            _ => None,
+            _ => client.deadline(),
         });
         let engine = self.engine.as_ref().and_then(RunningEngine::deadline);
-        [stage, self.not_ready_at, engine].into_iter().chain(asked).flatten().chain(clients).min()
+        [stage, self.not_ready_at, engine, self.accept_again_at, self.save_at]
+            .into_iter()
+            .chain(asked)
+            .flatten()
+            .chain(clients)
+            .min()
     }
 
     fn take(&mut self, message: Message) {
@@ -607,29 +629,6 @@ impl Supervisor {
         self.last_words.drain(..surplus);
     }
 
-    fn set_phase(&mut self, phase: Phase) {
-        if let Some(run) = &mut self.state.run {
-            (run.phase, run.since) = (phase, Timestamp::now());
-        }
-        self.save_run();
-    }
-
-    fn save_run(&mut self) {
-        if let Err(error) = self.state.save_run(&self.guest.state_file()) {
-            note(&error.chain());
-        }
-    }
-
-    fn save(&self) -> Result<()> {
-        self.state.save(&self.guest.state_file())
-    }
-
-    fn save_or_log(&mut self) {
-        if let Err(error) = self.save() {
-            note(&error.chain());
-        }
-    }
-
     fn emit(&mut self, kind: EventKind) {
         let event = Event::now(self.guest.name(), kind);
         if let Err(error) = self.events.append(event.line().as_bytes()) {
@@ -643,43 +642,6 @@ impl Supervisor {
         let reply = Reply::Event(event);
         for client in self.clients.iter_mut().filter(|client| client.purpose == Purpose::Events) {
             client.reply(&reply);
-        }
-    }
-
-    /// Lets the guest go, tells those who wait, and ends.
-    fn finish(&mut self) -> Result<Ending> {
-        self.emit(EventKind::Stopped);
-        let way = self.asked.map_or(StopWay::NotRunning, |asked| asked.way);
-        // An engine that was killed could not clean up after itself.
-        if let Err(words) = bhyve::run::journal::sweep(&self.guest.journal_file()) {
-            note(&words);
-        }
-        self.state.run = None;
-        self.save_or_log();
-        self.save_run();
-        self.listener = None;
-        let _ = std::fs::remove_file(self.guest.socket());
-        // The lock goes before the answers: who hears that the guest has stopped may start it at once.
-        self.lock = None;
-        let how = self.stop_way.unwrap_or(way);
-        let reason = self.last_exit.filter(|_| how == StopWay::Otherwise).map(ExitReason::words);
-        let stopped = Reply::Stopped { how, reason };
-        self.answer_all(|purpose| purpose == Purpose::Stop, &stopped);
-        self.answer_all(
-            |purpose| matches!(purpose, Purpose::Ready(_) | Purpose::Running),
-            &start_error_reply("the guest has stopped".into()),
-        );
-        let until = Instant::now() + Duration::from_secs(2);
-        while self.clients.iter().any(Client::has_output) && Instant::now() < until {
-            for client in &mut self.clients {
-                client.flush();
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        match (self.start_failure.take(), self.failure.take()) {
-            (Some(error), _) => Err(error),
-            (None, Some(reason)) => Ok(Ending::Failed(reason)),
-            (None, None) => Ok(Ending::Stopped(self.last_exit)),
         }
     }
 }

@@ -110,8 +110,11 @@ impl Supervisor {
             Stage::Booting { .. } => self.power_off(StopWay::PoweredOff, again),
             Stage::Running if timeout.is_zero() => self.power_off(StopWay::PoweredOff, again),
             Stage::Running => match &mut self.asked {
-                // Asked before: who asks to stop wins over who asked to restart.
-                Some(asked) => asked.again &= again,
+                // Asked before: who asks to stop wins over who asked to restart, and the shorter time over the longer.
+                Some(asked) => {
+                    asked.again &= again;
+                    asked.hurry(timeout, Instant::now());
+                }
                 None => {
                     self.ask(Asked { hooks_first: true, ..Asked::plain(StopWay::PowerButton, again, timeout) });
                     if !self.submit_hooks(HookEvent::PreStop, "") {
@@ -256,6 +259,19 @@ impl Supervisor {
 }
 
 impl Asked {
+    /// Somebody else wants the guest gone within `timeout` from now on.
+    fn hurry(&mut self, timeout: Duration, now: Instant) {
+        let at = now.checked_add(timeout);
+        if self.kill_at.is_some() {
+            return;
+        }
+        if self.hooks_first {
+            self.timeout = self.timeout.min(timeout);
+        } else if at.is_some_and(|at| self.power_off_at.is_none_or(|before| at < before)) {
+            (self.power_off_at, self.timeout) = (at, timeout);
+        }
+    }
+
     fn plain(way: StopWay, again: bool, timeout: Duration) -> Asked {
         Asked { way, again, timeout, hooks_first: false, press_at: None, power_off_at: None, kill_at: None }
     }

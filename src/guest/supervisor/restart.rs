@@ -133,6 +133,9 @@ impl ExitReason {
     }
 }
 
+/// A guest that reboots sooner than this after its start is in a loop, or may be.
+const SOON: Duration = Duration::from_secs(10);
+
 /// What to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
@@ -144,15 +147,15 @@ pub enum Decision {
     Fail(String),
 }
 
-/// The crashes that still count.
+/// The crashes, and the reboots that came too soon, that still count.
 #[derive(Debug, Default)]
 pub struct CrashHistory {
     crashes: VecDeque<Instant>,
 }
 
 impl CrashHistory {
-    /// What follows an exit at `now`.
-    pub fn decide(&mut self, reason: ExitReason, policy: &RestartConfig, now: Instant) -> Decision {
+    /// What follows an exit at `now` of a guest that `ran` for so long.
+    pub fn decide(&mut self, reason: ExitReason, policy: &RestartConfig, now: Instant, ran: Duration) -> Decision {
         let action = match reason {
             ExitReason::Reboot | ExitReason::Reset => policy.on_reboot,
             ExitReason::PowerOff | ExitReason::Halt | ExitReason::PoweredOff | ExitReason::TimedOut | ExitReason::NoAcpi => {
@@ -163,26 +166,33 @@ impl CrashHistory {
         };
         match action {
             ExitAction::Stop => Decision::Stop,
-            ExitAction::Restart if reason.is_crash() => self.crash(reason, policy, now),
+            ExitAction::Restart if reason.is_crash() => self.count(&reason.words(), policy, now, 0),
+            // A guest may have a reason to reboot at once. Not one time after the other: then it waits, as after a crash.
+            ExitAction::Restart if ran < SOON => {
+                let words = format!("{} sooner than {} after its start", reason.words(), format_duration(SOON));
+                self.count(&words, policy, now, 1)
+            }
             ExitAction::Restart => Decision::Restart(Duration::ZERO),
         }
     }
 
-    fn crash(&mut self, reason: ExitReason, policy: &RestartConfig, now: Instant) -> Decision {
+    /// Counts an exit that must not go on for ever; the first `free` ones need not wait.
+    fn count(&mut self, words: &str, policy: &RestartConfig, now: Instant, free: u32) -> Decision {
         while self.crashes.front().is_some_and(|at| now.duration_since(*at) > policy.window) {
             self.crashes.pop_front();
         }
         let restarts = self.crashes.len() as u32;
         if policy.limit != 0 && restarts >= policy.limit {
             let window = format_duration(policy.window);
-            return Decision::Fail(format!("{}; restarted {restarts} times within {window}, the limit", reason.words()));
+            return Decision::Fail(format!("{words}; restarted {restarts} times within {window}, the limit"));
         }
         self.crashes.push_back(now);
         // With `limit = 0` the history must not grow without bound; the wait has reached its most long before.
         if self.crashes.len() > 1024 {
             self.crashes.pop_front();
         }
-        let doubled = policy.backoff_initial.saturating_mul(1u32.checked_shl(restarts).unwrap_or(u32::MAX));
+        let Some(doublings) = restarts.checked_sub(free) else { return Decision::Restart(Duration::ZERO) };
+        let doubled = policy.backoff_initial.saturating_mul(1u32.checked_shl(doublings).unwrap_or(u32::MAX));
         Decision::Restart(doubled.min(policy.backoff_max))
     }
 }
@@ -190,6 +200,8 @@ impl CrashHistory {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const LONG: Duration = Duration::from_secs(3600);
 
     fn policy() -> RestartConfig {
         RestartConfig {
@@ -251,7 +263,7 @@ mod tests {
     fn crashes_wait_longer_each_time_and_the_limit_ends_them() {
         let mut history = CrashHistory::default();
         let now = Instant::now();
-        let waits: Vec<_> = (0..6).map(|_| history.decide(ExitReason::TripleFault, &policy(), now)).collect();
+        let waits: Vec<_> = (0..6).map(|_| history.decide(ExitReason::TripleFault, &policy(), now, LONG)).collect();
         let seconds = |s| Decision::Restart(Duration::from_secs(s));
         assert_eq!(waits[..5], [seconds(1), seconds(2), seconds(4), seconds(8), seconds(10)]);
         assert!(matches!(&waits[5], Decision::Fail(reason) if reason.contains("restarted 5 times within 10")), "{:?}", waits[5]);
@@ -263,7 +275,7 @@ mod tests {
         let start = Instant::now();
         for round in 0..50 {
             let now = start + Duration::from_secs(601) * round;
-            assert_eq!(history.decide(ExitReason::Signal(9), &policy(), now), Decision::Restart(Duration::from_secs(1)));
+            assert_eq!(history.decide(ExitReason::Signal(9), &policy(), now, LONG), Decision::Restart(Duration::from_secs(1)));
         }
     }
 
@@ -272,22 +284,35 @@ mod tests {
         let mut history = CrashHistory::default();
         let unlimited = RestartConfig { limit: 0, ..policy() };
         for _ in 0..3000 {
-            assert!(matches!(history.decide(ExitReason::Error, &unlimited, Instant::now()), Decision::Restart(_)));
+            assert!(matches!(history.decide(ExitReason::Error, &unlimited, Instant::now(), LONG), Decision::Restart(_)));
         }
         assert!(history.crashes.len() <= 1024);
+    }
+
+    #[test]
+    fn a_reboot_loop_waits_longer_each_time_and_the_limit_ends_it() {
+        let (mut history, now, soon) = (CrashHistory::default(), Instant::now(), Duration::from_secs(3));
+        let waits: Vec<_> = (0..6).map(|_| history.decide(ExitReason::Reboot, &policy(), now, soon)).collect();
+        let seconds = |s| Decision::Restart(Duration::from_secs(s));
+        assert_eq!(waits[..5], [seconds(0), seconds(1), seconds(2), seconds(4), seconds(8)]);
+        let Decision::Fail(reason) = &waits[5] else { panic!("{:?}", waits[5]) };
+        assert_eq!(reason, "the guest rebooted sooner than 10s after its start; restarted 5 times within 10m, the limit");
+        assert_eq!(history.decide(ExitReason::Reboot, &policy(), now, LONG), seconds(0), "one that ran is in no loop");
+        let always = RestartConfig { on_poweroff: ExitAction::Restart, limit: 0, ..policy() };
+        assert_eq!(history.decide(ExitReason::PowerOff, &always, now, soon), seconds(10), "without a limit it waits");
     }
 
     #[test]
     fn reboots_are_no_crashes_and_policies_hold_for_each_exit() {
         let mut history = CrashHistory::default();
         for _ in 0..100 {
-            assert_eq!(history.decide(ExitReason::Reboot, &policy(), Instant::now()), Decision::Restart(Duration::ZERO));
+            assert_eq!(history.decide(ExitReason::Reboot, &policy(), Instant::now(), LONG), Decision::Restart(Duration::ZERO));
         }
-        assert_eq!(history.decide(ExitReason::PowerOff, &policy(), Instant::now()), Decision::Stop);
-        assert_eq!(history.decide(ExitReason::Halt, &policy(), Instant::now()), Decision::Stop);
+        assert_eq!(history.decide(ExitReason::PowerOff, &policy(), Instant::now(), LONG), Decision::Stop);
+        assert_eq!(history.decide(ExitReason::Halt, &policy(), Instant::now(), LONG), Decision::Stop);
         let always = RestartConfig { on_poweroff: ExitAction::Restart, on_reboot: ExitAction::Stop, ..policy() };
-        assert_eq!(history.decide(ExitReason::PowerOff, &always, Instant::now()), Decision::Restart(Duration::ZERO));
-        assert_eq!(history.decide(ExitReason::Reboot, &always, Instant::now()), Decision::Stop);
-        assert_eq!(history.decide(ExitReason::Debug(1), &always, Instant::now()), Decision::Stop);
+        assert_eq!(history.decide(ExitReason::PowerOff, &always, Instant::now(), LONG), Decision::Restart(Duration::ZERO));
+        assert_eq!(history.decide(ExitReason::Reboot, &always, Instant::now(), LONG), Decision::Stop);
+        assert_eq!(history.decide(ExitReason::Debug(1), &always, Instant::now(), LONG), Decision::Stop);
     }
 }

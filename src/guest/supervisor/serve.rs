@@ -2,15 +2,15 @@
 
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::guest::control::{Frame, Reply};
+use crate::guest::control::{Frame, Hello, Reply};
 use crate::guest::events::EventKind;
 
 use super::Supervisor;
-use super::clients::{Client, MOST_CLIENTS, Purpose};
+use super::clients::{Client, MOST_CLIENTS, Purpose, Room, room};
 
 /// What a descriptor belongs to.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -24,6 +24,10 @@ enum Token {
 
 /// The most bytes taken from the guest's console in one round, so that clients are served in between.
 const CONSOLE_ROUND: usize = 64 * 1024;
+/// How long nobody is let in after the host had no descriptor for one.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// How long whoever has connected at the guest's very end may take to say what for.
+const LATE_GREETING: Duration = Duration::from_millis(300);
 
 impl Supervisor {
     /// Sleeps until something is to be done, and moves what can be moved.
@@ -58,7 +62,7 @@ impl Supervisor {
             flags.set(PollFlags::POLLOUT, write);
             fds.push(PollFd::new(fd, flags));
         };
-        if let Some(listener) = self.listener.as_ref().filter(|_| self.clients.len() < MOST_CLIENTS) {
+        if let Some(listener) = self.listener.as_ref().filter(|_| self.accept_again_at.is_none()) {
             add(Token::Listener, listener.as_fd(), false, true);
         }
         // A stream that has ended would wake us for ever; what counts then is the end of the process.
@@ -91,12 +95,58 @@ impl Supervisor {
         ready.collect()
     }
 
-    fn accept(&mut self) {
-        while self.clients.len() < MOST_CLIENTS {
-            let Some(Ok((stream, _))) = self.listener.as_ref().map(|listener| listener.accept()) else { return };
-            if let Ok(client) = Client::new(stream) {
-                self.clients.push(client);
+    /// Takes those who wait at the socket: bounded, so that somebody who connects without end does not hold up the rest.
+    pub(super) fn accept(&mut self) {
+        for _ in 0..MOST_CLIENTS {
+            let Some(accepted) = self.listener.as_ref().map(|listener| listener.accept()) else { return };
+            match accepted.map(|(stream, _)| Client::new(stream)) {
+                Ok(Ok(client)) => self.admit(client),
+                Ok(Err(_)) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted) => {}
+                // Out of descriptors or memory: whoever waits is still there in a moment, and the poll must not spin.
+                Err(_) => return self.accept_again_at = Some(Instant::now() + ACCEPT_PAUSE),
             }
+        }
+    }
+
+    fn admit(&mut self, mut client: Client) {
+        match room(&self.clients, &client) {
+            Room::Free => {}
+            // It stays in its place until the round is over: what the poll has found goes by places.
+            Room::Instead(at) => self.clients[at].gone = Some("it made room for another connection"),
+            Room::None => {
+                let message = format!("the supervisor of `{}` has as many connections as it takes", self.guest.name());
+                let hint = Some("end some of those that watch it, or ask as root".to_owned());
+                return client.answer(&Reply::Error { message, hint });
+            }
+        }
+        self.clients.push(client);
+    }
+
+    /// What is due of the clients.
+    pub(super) fn press_on_clients(&mut self, now: Instant) {
+        self.clients.iter_mut().for_each(|client| client.press_on(now));
+        if self.accept_again_at.is_some_and(|at| now >= at) {
+            self.accept_again_at = None;
+        }
+    }
+
+    /// Answers those who had connected and not asked yet when the guest ended.
+    pub(super) fn answer_latecomers(&mut self, stopped: &Reply, other: &Reply) {
+        let until = Instant::now() + LATE_GREETING;
+        loop {
+            for client in self.clients.iter_mut().filter(|client| client.purpose == Purpose::Unknown && client.gone.is_none()) {
+                if let Some(Frame::Json(text)) = client.receive().into_iter().next() {
+                    let wants_an_end = serde_json::from_slice::<Hello>(&text).is_ok_and(|hello| hello.request.ends_the_guest());
+                    client.answer(if wants_an_end { stopped } else { other });
+                }
+            }
+            let waiting = |client: &Client| client.purpose == Purpose::Unknown && client.gone.is_none();
+            if !self.clients.iter().any(waiting) || Instant::now() >= until {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(2));
         }
     }
 
@@ -188,6 +238,9 @@ impl Supervisor {
     }
 
     fn serve_client(&mut self, at: usize, flags: PollFlags) {
+        if self.clients[at].gone.is_some() {
+            return;
+        }
         if flags.contains(PollFlags::POLLOUT) {
             self.clients[at].flush();
         }
@@ -198,7 +251,7 @@ impl Supervisor {
             match (frame, self.clients[at].purpose) {
                 (Frame::Json(text), Purpose::Unknown) => self.greeted(at, &text),
                 (Frame::Console(bytes), Purpose::Console { writer: true }) => {
-                    // The poll does not read from the writer while the queue is full; only the rest of one read is lost.
+                    // The poll does not read from the writer while the queue is full.
                     self.console.type_in(&bytes);
                 }
                 (_, Purpose::Answered) => {}

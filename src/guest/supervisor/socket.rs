@@ -20,7 +20,7 @@ pub(super) fn give_to_owner(guest: &GuestDir, config: &GuestConfig) -> Result<()
         return Err(GuestError::user(format!("only root can start a guest for its owner `{owner}`")));
     }
     let socket = guest.socket();
-    std::os::unix::fs::chown(&socket, Some(user.uid.as_raw()), None)
+    std::os::unix::fs::lchown(&socket, Some(user.uid.as_raw()), None)
         .map_err(|error| GuestError::io("give to the owner", &socket, error))
 }
 

@@ -1,0 +1,104 @@
+//! What the supervisor writes of the guest's state, on a file system that may be full, and its own end.
+
+use std::time::{Duration, Instant};
+
+use crate::guest::bhyve;
+use crate::guest::control::{Reply, StopWay};
+use crate::guest::error::Result;
+use crate::guest::events::EventKind;
+use crate::guest::state::Phase;
+use crate::guest::timestamp::{BootTime, Timestamp};
+
+use super::clients::{Client, Purpose};
+use super::restart::ExitReason;
+use super::{Ending, Supervisor, note, start_error_reply};
+
+/// Between two attempts to write what could not be written.
+const SAVE_AGAIN: Duration = Duration::from_secs(5);
+
+impl Supervisor {
+    pub(super) fn set_phase(&mut self, phase: Phase) {
+        if let Some(run) = &mut self.state.run {
+            (run.phase, run.since, run.since_boot) = (phase, Timestamp::now(), Some(BootTime::now()));
+        }
+        self.save_run();
+    }
+
+    pub(super) fn save_run(&mut self) {
+        if let Err(error) = self.state.save_run(&self.guest.state_file()) {
+            note(&error.chain());
+            self.save_at.get_or_insert(Instant::now() + SAVE_AGAIN);
+        }
+    }
+
+    pub(super) fn save(&self) -> Result<()> {
+        self.state.save(&self.guest.state_file())
+    }
+
+    /// Writes the state, or remembers that it is still to be written, as the event log does.
+    pub(super) fn save_or_later(&mut self) {
+        let before = self.save_at.take();
+        match self.save() {
+            Ok(()) if before.is_some() => self.save_run(),
+            Ok(()) => {}
+            Err(error) => {
+                self.save_at = Some(Instant::now() + SAVE_AGAIN);
+                if before.is_none() {
+                    note(&error.chain());
+                    self.emit(EventKind::LogLost { message: format!("{}; it is written when it can be", error.chain()) });
+                }
+            }
+        }
+    }
+
+    /// Writes the state for the last time. What this process alone needed makes room for it on a full file system, so
+    /// that a failure is seen afterwards.
+    fn save_at_last(&mut self) {
+        let saved = self.save().is_ok();
+        self.state.run = None;
+        self.save_run();
+        if saved || self.save().is_ok() {
+            return;
+        }
+        let _ = std::fs::remove_file(self.guest.spec_file());
+        if let Err(error) = self.save() {
+            note(&error.chain());
+        }
+    }
+
+    /// Lets the guest go, tells those who wait, and ends.
+    pub(super) fn finish(&mut self) -> Result<Ending> {
+        self.emit(EventKind::Stopped);
+        let way = self.asked.map_or(StopWay::NotRunning, |asked| asked.way);
+        // An engine that was killed could not clean up after itself.
+        if let Err(words) = bhyve::run::journal::sweep(&self.guest.journal_file()) {
+            note(&words);
+        }
+        self.save_at_last();
+        let _ = std::fs::remove_file(self.guest.socket());
+        // Those who connected up to now: nobody can any more.
+        self.accept();
+        self.listener = None;
+        // The lock goes before the answers: who hears that the guest has stopped may start it at once.
+        self.lock = None;
+        let how = self.stop_way.unwrap_or(way);
+        let reason = self.last_exit.filter(|_| how == StopWay::Otherwise).map(ExitReason::words);
+        let stopped = Reply::Stopped { how, reason };
+        let other = start_error_reply("the guest has stopped".into());
+        self.answer_all(|purpose| purpose == Purpose::Stop, &stopped);
+        self.answer_all(|purpose| matches!(purpose, Purpose::Ready(_) | Purpose::Running | Purpose::Stats), &other);
+        self.answer_latecomers(&stopped, &other);
+        let until = Instant::now() + Duration::from_secs(2);
+        while self.clients.iter().any(Client::has_output) && Instant::now() < until {
+            for client in &mut self.clients {
+                client.flush();
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        match (self.start_failure.take(), self.failure.take()) {
+            (Some(error), _) => Err(error),
+            (None, Some(reason)) => Ok(Ending::Failed(reason)),
+            (None, None) => Ok(Ending::Stopped(self.last_exit)),
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! Whether this user may run what a datastore says: hooks and probes are run, and files written, with this user's rights.
+//!
+//! As vmd(8) of OpenBSD does with its configuration (`usr.sbin/vmd/parse.y`, check_file_secrecy): what is run, and what says
+//! what is run, belongs to root or to the user who runs it, and nobody else may write to it. A group may, for users whose
+//! own group it is.
+
+use std::fs::{self, Metadata};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use crate::config::{GuestConfig, ReadyProbe};
+
+use super::definition::Definition;
+use super::error::{GuestError, Result};
+use super::store::GuestDir;
+
+/// Who asks.
+#[derive(Debug, Clone, Copy)]
+struct Caller {
+    uid: u32,
+    gid: u32,
+}
+
+impl Caller {
+    fn this() -> Caller {
+        Caller { uid: nix::unistd::geteuid().as_raw(), gid: nix::unistd::getegid().as_raw() }
+    }
+
+    fn name(self) -> String {
+        user_name(self.uid)
+    }
+
+    /// What is wrong with a file or directory, and what to type.
+    fn distrusts(self, path: &Path, metadata: &Metadata) -> Option<GuestError> {
+        let (owner, mode) = (metadata.uid(), metadata.mode());
+        let shown = path.display();
+        if owner != 0 && owner != self.uid {
+            let (owner, caller) = (user_name(owner), self.name());
+            let message = format!("`{shown}` belongs to `{owner}`, who would decide what runs as `{caller}`");
+            let hint = format!("run the command as `{owner}`, or take it over: `chown {caller} {shown}`");
+            return Some(GuestError::user(message).hint(hint));
+        }
+        let own_group = self.uid != 0 && metadata.gid() == self.gid;
+        let sticky = metadata.is_dir() && mode & 0o1000 != 0;
+        let (others, group) = (mode & 0o002 != 0 && !sticky, mode & 0o020 != 0 && !own_group && !sticky);
+        if others || group {
+            let by = if others { "everybody" } else { "its group" };
+            let message = format!("{by} may write to `{shown}`, and so decide what runs as `{}`", self.name());
+            let hint = format!("take that away: `chmod {} {shown}`", if others { "go-w" } else { "g-w" });
+            return Some(GuestError::user(message).hint(hint));
+        }
+        None
+    }
+
+    /// What is not there is reported by whoever needs it.
+    fn check(self, path: &Path) -> Result<()> {
+        match fs::metadata(path) {
+            Ok(metadata) => self.distrusts(path, &metadata).map_or(Ok(()), Err),
+            Err(_) => Ok(()),
+        }
+    }
+}
+
+fn user_name(uid: u32) -> String {
+    let user = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)).ok().flatten();
+    user.map_or_else(|| format!("user {uid}"), |user| user.name)
+}
+
+/// Whether this user may change guests in the datastore at `root`, and run them.
+pub fn check_datastore(root: &Path) -> Result<()> {
+    let caller = Caller::this();
+    caller.check(root)?;
+    caller.check(&root.join(crate::config::GUESTS_DIR))
+}
+
+/// Whether this user may run a guest: its directory, all files that say what it is, and what they have run.
+pub fn check_guest(guest: &GuestDir, definition: &Definition, host_file: &Path) -> Result<()> {
+    let caller = Caller::this();
+    caller.check(guest.path())?;
+    for source in definition.summary(host_file).sources {
+        caller.check(&source.path)?;
+    }
+    check_programs(guest, &definition.config)
+}
+
+/// Whether this user may run the hooks and probes of a guest.
+pub fn check_programs(guest: &GuestDir, config: &GuestConfig) -> Result<()> {
+    let caller = Caller::this();
+    let probes = config.ready.probes.iter().filter_map(|probe| match probe {
+        ReadyProbe::Exec(command) => Some(command),
+        _ => None,
+    });
+    for word in config.hooks.iter().map(|hook| &hook.command).chain(probes).flatten() {
+        // A program, or a script that is handed to one; what is looked up in PATH is the host's.
+        let path = guest.path().join(word);
+        if word.contains('/') && fs::metadata(&path).is_ok_and(|metadata| metadata.is_file()) {
+            caller.check(&path)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn what_somebody_else_owns_or_may_write_to_is_not_run() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("guest.toml");
+        fs::write(&path, "").expect("writes");
+        let metadata = |mode: u32| {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("sets");
+            fs::metadata(&path).expect("stats")
+        };
+        let (uid, gid) = (metadata(0o644).uid(), metadata(0o644).gid());
+        let message = |caller: Caller, mode: u32| caller.distrusts(&path, &metadata(mode)).map(|error| error.to_string());
+        let (owner, root, other) = (Caller { uid, gid }, Caller { uid: 0, gid: 0 }, Caller { uid: uid + 1, gid });
+        assert_eq!(message(owner, 0o600), None);
+        assert_eq!(message(owner, 0o644), None);
+        assert!(message(owner, 0o646).is_some_and(|words| words.contains("everybody may write")));
+        let stranger = Caller { uid: uid + 1, ..other };
+        assert_eq!(message(stranger, 0o644).is_some(), uid != 0, "root's files are everybody's to run");
+        if uid == 0 {
+            assert!(message(root, 0o664).is_some_and(|words| words.contains("its group may write")));
+            nix::unistd::chown(&path, Some(nix::unistd::Uid::from_raw(65534)), None).expect("chowns");
+            let error = root.distrusts(&path, &metadata(0o644)).expect("distrusted");
+            assert!(error.to_string().contains("who would decide what runs as `root`"), "{error}");
+            assert!(error.next_step().is_some_and(|hint| hint.contains("chown root")), "{error:?}");
+        } else {
+            assert_eq!(message(owner, 0o664), None, "a user's own group is the user");
+        }
+    }
+
+    #[test]
+    fn a_directory_in_which_everybody_may_make_files_is_trusted_only_if_it_is_sticky() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let caller = Caller::this();
+        for (mode, trusted) in [(0o755, true), (0o777, false), (0o1777, true)] {
+            fs::set_permissions(dir.path(), fs::Permissions::from_mode(mode)).expect("sets");
+            assert_eq!(caller.check(dir.path()).is_ok(), trusted, "{mode:o}");
+        }
+    }
+}
