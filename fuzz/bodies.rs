@@ -67,6 +67,7 @@ pub const TARGETS: &[Target] = &[
     ("fleet", files::fleet),
     ("volume", loader::volume),
     ("boot_config", loader::boot_config),
+    ("kernel", loader::kernel),
     ("ahci", storage::ahci),
     ("qcow2", images::qcow2),
     ("vmdk", images::vmdk),

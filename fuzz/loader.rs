@@ -1,10 +1,12 @@
-//! The targets of the `grub` loader: file systems with some of their bytes changed, and boot configurations with keys.
+//! The targets of the loaders: file systems and kernels with some of their bytes changed, and boot configurations with keys.
 
 use std::time::Duration;
 
 use vmctl::devices::disk::DiskReader;
 use vmctl::hypervisor::backend::MachineExit;
 use vmctl::machine::loader::grub::{Devices, Limits, Loader, Options, Port};
+use vmctl::machine::loader::initrd::Initrd;
+use vmctl::machine::loader::kernel::{Image, Module, Way, load_image};
 use vmctl::machine::loader::volume::probe::{Found, probe};
 use vmctl::machine::loader::volume::{FileSystem, Medium, NodeKind, Result, VolumeError, in_place, partition};
 
@@ -295,4 +297,85 @@ pub fn boot_config(data: &[u8]) {
     {
         assert!(loaded.kernel.len() <= 1 << 20);
     }
+}
+
+/// Kernels as far as a loader looks, by their kind.
+fn kernel_of(kind: u8) -> Vec<u8> {
+    let mut file = vec![0; 6000];
+    let mut put = |at: usize, words: &[u32]| {
+        file[at..at + 4 * words.len()].copy_from_slice(&words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>());
+    };
+    let sum = |words: &[u32]| words.iter().fold(0u32, |sum, word| sum.wrapping_sub(*word));
+    if kind & 3 == 0 {
+        // A bzImage: its header from 1f1h on.
+        put(0x1fc, &[0xaa55_0000]);
+        put(0x200, &[0x6448_66eb, 0x020c_5372]);
+        put(0x210, &[0x0000_0100, 0x10_0000]);
+        put(0x22c, &[0x37ff_ffff, 0x20_0000, 1 << 16, 0x7ff]);
+        put(0x248, &[0x100, 0x400]);
+        put(0x258, &[0x10_0000, 0, 0x10_0000]);
+        return file;
+    }
+    // A 32-bit ELF file of one segment and one note.
+    put(0, &[0x464c_457f, 0x0001_0101, 0, 0, 0x0003_0002, 1, 0x10_000c, 52, 0, 0, 0x0020_0034, 2]);
+    put(52, &[1, 0x100, 0x10_0000, 0x10_0000, 0x400, 0x1000, 7, 4]);
+    put(84, &[4, 0x300, 0, 0, 24, 24, 4, 4]);
+    match kind & 3 {
+        1 => put(0x100, &[0x1bad_b002, 1 << 16, sum(&[0x1bad_b002, 1 << 16]), 0x10_0100, 0x10_0000, 0, 0, 0x10_0010]),
+        2 => put(
+            0x100,
+            &[0xe852_50d6, 0, 60, sum(&[0xe852_50d6, 60]), 2, 24, 0x10_0100, 0x10_0000, 0, 0, 3, 12, 0x10_0000, 0, 1, 12, 4],
+        ),
+        _ => put(0x300, &[4, 4, 18, 0x006e_6558, 0x10_0000]),
+    }
+    file
+}
+
+/// A gzip stream of one stored block (RFC 1951 section 3.2.4, RFC 1952 section 2.3).
+fn stored(bytes: &[u8]) -> Vec<u8> {
+    let mut sum = !0u32;
+    for &byte in bytes {
+        sum ^= u32::from(byte);
+        for _ in 0..8 {
+            sum = sum >> 1 ^ if sum & 1 != 0 { 0xedb8_8320 } else { 0 };
+        }
+    }
+    let len = bytes.len() as u16;
+    let mut stream = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff, 1];
+    stream.extend([len, !len].map(u16::to_le_bytes).concat());
+    stream.extend(bytes);
+    stream.extend([!sum, len.into()].map(u32::to_le_bytes).concat());
+    stream
+}
+
+/// A kernel with some of its bytes changed, cut or packed, its modules and its command line.
+pub fn kernel(data: &[u8]) {
+    let mut input = Bytes::new(data);
+    let kind = input.byte();
+    let mut file = kernel_of(kind);
+    for _ in 0..input.byte() % 10 {
+        // What means something stands at the start.
+        let at = usize::from(input.word()) % 0x320;
+        for i in 0..=usize::from(input.byte() % 4) {
+            file[at + i] = input.byte();
+        }
+    }
+    if input.byte() < 40 {
+        file.truncate(usize::from(input.word()) % 6000);
+    }
+    if kind & 0x30 == 0x10 {
+        file = stored(&file);
+        if input.byte() < 80 {
+            let at = usize::from(input.word()) % file.len();
+            file[at] = input.byte();
+        }
+    }
+    let bytes = input.array::<32>();
+    let module = |words: &str| Module { data: Initrd::Bytes(bytes.as_slice().into()), words: words.into() };
+    let way = [Way::Any, Way::Any, Way::Multiboot, Way::Multiboot2][usize::from(kind >> 6)];
+    let modules = if kind & 4 != 0 { vec![module("a"), module("b c")] } else { Vec::new() };
+    let initrd = (kind & 8 != 0).then(|| module("initrd"));
+    let mem = vmctl::machine::memory::build(4 << 20).expect("the host has memory");
+    let image = Image { bytes: &file, way, name: Some("kernel".into()), cmdline: "a b", initrd, modules };
+    let _ = load_image(&mem, &image, 0xe_0000);
 }

@@ -153,6 +153,7 @@ targets! {
     the_fleet_reader_survives: "fleet",
     the_readers_of_disks_survive: "volume",
     the_boot_menu_survives: "boot_config",
+    the_loader_of_kernels_survives: "kernel",
     the_ahci_adapter_survives: "ahci",
     qcow2_images_survive: "qcow2",
     vmdk_images_survive: "vmdk",

@@ -11,6 +11,7 @@ use std::time::Duration;
 use vmctl::devices::disk::DiskReader;
 use vmctl::hypervisor::backend::MachineExit;
 use vmctl::machine::loader::grub::{BootDisk, GrubError, Halt, Limits, Loaded, Loader, Options, Port};
+use vmctl::machine::loader::kernel::Way;
 
 const UUID: &str = "0a1b2c3d-4e5f-4061-8203-040506070809";
 const KERNEL: &str = "vmlinuz-6.1.0-2-amd64";
@@ -741,6 +742,12 @@ fn extlinux_boots_what_syslinux_would_and_when() {
         assert!(loaded.cmdline.ends_with(&format!(" {arguments}")), "{config}: {}", loaded.cmdline);
         assert!(!said.contains("error"), "{config}: {said}");
     }
+    // mboot.c32, which is a loader of Multiboot kernels.
+    let config = "DEFAULT x\nLABEL x\n KERNEL mboot.c32\n APPEND virt a b --- initramfs c --- lts\n";
+    let loaded = booted(&[&extlinux(dir.path(), config, &["lts", "virt"])], options());
+    assert_eq!((loaded.way, loaded.cmdline.as_str()), (Way::Multiboot, "/boot/virt a b"));
+    let words: Vec<&str> = loaded.modules.iter().map(|(_, words)| words.as_str()).collect();
+    assert_eq!(words, ["/boot/initramfs c", "/boot/lts"]);
     // A default that is nothing is said, and the first entry is there.
     let config = format!("DEFAULT none\nTIMEOUT 10\n{two}");
     let (loaded, said) = boot(&[&extlinux(dir.path(), &config, &["lts", "virt"])], options());
@@ -770,4 +777,35 @@ fn localboot_and_exit_go_on_to_the_next_disk_and_config_to_another_file() {
     fs::write(tree.join("boot/grub/grub.cfg"), config).unwrap();
     fs::remove_dir_all(tree.join("isolinux")).unwrap();
     assert!(booted(&[&iso(dir.path(), &tree), &root], options()).kernel == kernel("virt"));
+}
+
+#[test]
+fn multiboot_kernels_of_both_versions_take_modules_with_their_words() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("root");
+    fs::create_dir_all(root.join("boot/grub")).unwrap();
+    fs::write(root.join("boot/xen"), kernel("xen")).unwrap();
+    let words = [0xe852_50d6u32, 0, 24, 0u32.wrapping_sub(0xe852_50d6 + 24), 0, 8];
+    fs::write(root.join("boot/two"), words.map(u32::to_le_bytes).concat()).unwrap();
+    fs::write(root.join("boot/module"), "module").unwrap();
+    for name in ["xen", "module"] {
+        let packed = Command::new("gzip").args(["-c", text(&root.join("boot").join(name))]).output().expect("gzip runs");
+        fs::write(root.join(format!("boot/{name}.gz")), packed.stdout).unwrap();
+    }
+    let config = "set timeout=0\nmenuentry one --id one {\n multiboot /boot/xen.gz placeholder 'a b'\n \
+        module /boot/module.gz placeholder root=x\n module --nounzip /boot/module.gz\n}\n\
+        menuentry two --id two {\n multiboot2 (hd0)/boot/two x\n module2 /boot/module\n}\n\
+        menuentry wrong --id wrong {\n multiboot2 /boot/xen\n}\n";
+    fs::write(root.join("boot/grub/grub.cfg"), config).unwrap();
+    let image = ext4(dir.path(), &root);
+    let loaded = booted(&[&image], options());
+    assert!(loaded.kernel == kernel("xen"));
+    assert_eq!((loaded.way, loaded.cmdline.as_str()), (Way::Multiboot, "/boot/xen.gz placeholder \"a b\""));
+    assert_eq!(loaded.modules[0], (b"module".to_vec(), "/boot/module.gz placeholder root=x".to_string()));
+    assert!(loaded.modules[1].0.starts_with(&[0x1f, 0x8b]) && loaded.modules[1].1 == "/boot/module.gz");
+    let of = |entry: &str| boot(&[&image], Options { entry: Some(entry.into()), ..options() });
+    let loaded = of("two").0.expect("boots");
+    assert_eq!((loaded.way, loaded.cmdline.as_str(), loaded.modules.len()), (Way::Multiboot2, "/boot/two x", 1));
+    let (ended, said) = of("wrong");
+    assert!(ended.is_err() && said.contains("has no Multiboot 2 header"), "{said}");
 }

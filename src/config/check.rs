@@ -200,7 +200,16 @@ fn kernel(view: &View<'_>, problems: &mut Problems) -> Option<Kernel> {
         problems.push(Diagnostic::at(place, message).hint("add `image = \"PATH\"` in `[kernel]`"));
         return None;
     };
-    Some(Kernel { image, initrd: table.path("initrd"), cmdline })
+    let mut modules = Vec::new();
+    for entry in table.entries("modules") {
+        match entry.path("path") {
+            Some(path) => modules.push(KernelModule { path, args: entry.text("args").expect("has a default") }),
+            None => {
+                problems.push(Diagnostic::at(entry.place, "a module of the kernel has no `path`").hint("add `path = \"FILE\"`"))
+            }
+        }
+    }
+    Some(Kernel { image, initrd: table.path("initrd"), modules, cmdline })
 }
 
 /// The `id` of an entry, which must be there and unlike those before it.

@@ -56,7 +56,7 @@ const BACKENDS: Kind = OneOf(&[
 const LOADERS: Kind = OneOf(&[
     embedded(
         "kernel",
-        "A kernel from the host, entered directly: a Linux bzImage, an ELF file with a PVH note, or a Multiboot 1 image.",
+        "A kernel from the host, entered directly: a Linux bzImage, an ELF file with a PVH note, or a Multiboot image.",
     ),
     now(
         "grub",
@@ -200,8 +200,24 @@ pub const GUEST_KEYS: &[Key] = &[
     key("loader", LOADERS, Now, "How the guest boots. Without it `uefi` with bhyve and `kernel` with the embedded engine."),
     key("kernel", TABLE, Embedded, "For `loader = \"kernel\"`."),
     key("kernel.image", Path, Embedded, "The kernel. Required with `loader = \"kernel\"`."),
-    key("kernel.initrd", Path, Embedded, "The initial RAM disk, or the module of a Multiboot kernel."),
-    with("kernel.cmdline", Text, "\"\"", Embedded, "The kernel's command line."),
+    key("kernel.initrd", Path, Embedded, "The initial RAM disk, or the first module of a Multiboot kernel."),
+    with(
+        "kernel.cmdline",
+        Text,
+        "\"\"",
+        Embedded,
+        "The kernel's command line. A Multiboot kernel gets the image's file name in front.",
+    ),
+    key("kernel.modules", Entries, Embedded, "Modules of a Multiboot or PVH kernel, behind the initial RAM disk."),
+    key(
+        "kernel.modules.id",
+        Name,
+        Embedded,
+        "Its name, so that it can be overridden; a module without one is added to the others.",
+    ),
+    key("kernel.modules.remove", Flag, Embedded, "Drop the module that a template brought."),
+    key("kernel.modules.path", Path, Embedded, "Its file. Required."),
+    with("kernel.modules.args", Text, "\"\"", Embedded, "Its arguments; the file's name goes in front."),
     key("grub", TABLE, Now, "For `loader = \"grub\"`."),
     key(
         "grub.partition",

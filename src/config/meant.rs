@@ -170,12 +170,24 @@ pub enum LoaderKind {
 /// What `loader = "kernel"` enters. Paths are absolute.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Kernel {
-    /// bzImage, ELF (PVH) or Multiboot 1 image.
+    /// bzImage, ELF (PVH) or Multiboot image.
     pub image: PathBuf,
-    /// Initial RAM disk, or the Multiboot module.
+    /// Initial RAM disk, or the first module.
     pub initrd: Option<PathBuf>,
+    /// More modules.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub modules: Vec<KernelModule>,
     /// Command line; may be empty.
     pub cmdline: String,
+}
+
+/// A module of a Multiboot or PVH kernel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct KernelModule {
+    /// Absolute path of its file.
+    pub path: PathBuf,
+    /// Its arguments; may be empty.
+    pub args: String,
 }
 
 /// A disk.

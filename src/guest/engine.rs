@@ -19,7 +19,7 @@ use crate::host::process::{spawn_tied, spawn_untied};
 use crate::host::{place, vmm};
 use crate::machine::spec::{
     self, BackendChoice, CONSOLE_FD, CONTROL_FD, CpuTopology, DiskSpec, EngineCommand, EngineEvent, ForwardSpec, GrubSpec,
-    LEASE_FD, LoaderSpec, MAX_CONTROL_LINE, NicSpec, PortsSpec, Protocol, SPEC_VERSION, UserNetSpec, VmmSpec,
+    LEASE_FD, LoaderSpec, MAX_CONTROL_LINE, ModuleSpec, NicSpec, PortsSpec, Protocol, SPEC_VERSION, UserNetSpec, VmmSpec,
 };
 
 use super::bhyve::BhyveEngine;
@@ -275,7 +275,8 @@ fn loader(config: &GuestConfig) -> Option<LoaderSpec> {
     }
     let kernel = config.kernel.as_ref()?;
     let (image, initrd, cmdline) = (kernel.image.clone(), kernel.initrd.clone(), kernel.cmdline.clone());
-    Some(LoaderSpec::Kernel { image, initrd, cmdline })
+    let module = |module: &crate::config::KernelModule| ModuleSpec { path: module.path.clone(), args: module.args.clone() };
+    Some(LoaderSpec::Kernel { image, initrd, modules: kernel.modules.iter().map(module).collect(), cmdline })
 }
 
 fn user_network(nic: &crate::config::NicConfig) -> UserNetSpec {

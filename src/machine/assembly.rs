@@ -14,7 +14,7 @@ use super::spec::{
     AnswerContent, AnswerSpec, CacheMode, DiskDevice, DiskSpec, ForwardSpec, GrubSpec, LoaderSpec, NicBackend, NicDevice,
     NicSpec, PortsSpec, Protocol, UserNetSpec, VmmSpec,
 };
-use super::tables::{acpi, smbios};
+use super::tables::{acpi, bda, smbios};
 use crate::devices::ahci::{Ahci, DriveKind};
 use crate::devices::debug_exit::DebugExit;
 use crate::devices::disk::counters::DiskCounters;
@@ -199,7 +199,7 @@ impl Machine {
         if let Some(exit) = self.attention.stopped() {
             return Err(grub::Halt::Stopped(exit));
         }
-        let placed = loader::kernel::load_bytes(&self.memory, &loaded.kernel, loaded.initrd.as_deref(), &loaded.cmdline, rsdp);
+        let placed = loaded.place(&self.memory, rsdp);
         self.boot = Boot::Ready(placed.map_err(|error| grub::Halt::GaveUp(format!("`{}`: {error}", loaded.name)))?);
         Ok(())
     }
@@ -288,9 +288,12 @@ pub fn assemble(spec: &VmmSpec, console: UnixStream, outside: &user::Outside) ->
     let rsdp = acpi::write(&memory, &shape).map_err(LoadError::from)?;
     let identity = smbios::Identity { uuid: parse_uuid(&spec.uuid)?, memory_bytes: spec.memory_bytes, topology };
     smbios::write(&memory, &identity).map_err(LoadError::from)?;
+    bda::write(&memory, spec.com).map_err(LoadError::from)?;
     let boot = match &spec.loader {
-        LoaderSpec::Kernel { image, initrd, cmdline } => {
-            let files = KernelFiles { image: image.clone(), initrd: initrd.clone(), cmdline: cmdline.clone() };
+        LoaderSpec::Kernel { image, initrd, modules, cmdline } => {
+            let modules = modules.iter().map(|module| (module.path.clone(), module.args.clone())).collect();
+            let (image, initrd, cmdline) = (image.clone(), initrd.clone(), cmdline.clone());
+            let files = KernelFiles { image, initrd, modules, cmdline };
             Boot::Ready(loader::kernel::load(&memory, &files, rsdp)?)
         }
         LoaderSpec::Grub(menu) => {
@@ -567,7 +570,7 @@ mod tests {
             backend: BackendChoice::Auto,
             cpus: CpuTopology { sockets: 1, cores: 1, threads: 1 },
             memory_bytes: 16 << 20,
-            loader: LoaderSpec::Kernel { image: "/none".into(), initrd: None, cmdline: String::new() },
+            loader: LoaderSpec::Kernel { image: "/none".into(), initrd: None, modules: Vec::new(), cmdline: String::new() },
             disks: vec![],
             nics: vec![],
             rng: false,

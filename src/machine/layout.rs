@@ -38,8 +38,12 @@ pub mod boot {
     pub const CMDLINE: u64 = 0x2_0000;
     /// Bytes kept for the command line.
     pub const CMDLINE_BYTES: u64 = 0x1_0000;
-    /// Modules and memory map lists of PVH and Multiboot.
+    /// Modules and memory map lists of PVH and Multiboot; the whole information of Multiboot 2, which has strings inside.
     pub const LISTS: u64 = 0x3_0000;
+    /// The strings of modules.
+    pub const STRINGS: u64 = 0x4_0000;
+    /// Bytes kept for them.
+    pub const STRINGS_BYTES: u64 = 0x1_0000;
 }
 
 /// First byte of the area in which the ACPI root pointer is looked for (ACPI 6.5 section 5.2.5.1).

@@ -118,11 +118,24 @@ pub enum LoaderSpec {
         image: PathBuf,
         /// Its initial RAM disk.
         initrd: Option<PathBuf>,
+        /// Its modules.
+        #[serde(default)]
+        modules: Vec<ModuleSpec>,
         /// Its command line.
         cmdline: String,
     },
     /// The boot menu on the guest's own disks, shown on COM1 by the child itself.
     Grub(GrubSpec),
+}
+
+/// A module of a kernel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModuleSpec {
+    /// Its file.
+    pub path: PathBuf,
+    /// Its arguments; the file's name goes in front.
+    pub args: String,
 }
 
 /// What the guest file says of its boot menu.
@@ -419,7 +432,12 @@ mod tests {
             backend: BackendChoice::Auto,
             cpus: CpuTopology { sockets: 1, cores: 2, threads: 1 },
             memory_bytes: 1 << 28,
-            loader: LoaderSpec::Kernel { image: "/k".into(), initrd: None, cmdline: "console=ttyS0".into() },
+            loader: LoaderSpec::Kernel {
+                image: "/k".into(),
+                initrd: None,
+                modules: vec![ModuleSpec { path: "/m".into(), args: "a".into() }],
+                cmdline: "console=ttyS0".into(),
+            },
             disks: vec![DiskSpec {
                 id: "root".into(),
                 path: "/d".into(),

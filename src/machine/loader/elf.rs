@@ -148,7 +148,10 @@ impl Headers {
     fn check_room(&self, mem: &GuestMemory) -> Result<(), LoadError> {
         for segment in &self.segments {
             let at = GuestAddr(segment.paddr);
-            if segment.paddr < layout::KERNEL_FLOOR || !mem.contains(at, segment.mem_size) {
+            if segment.paddr < layout::KERNEL_FLOOR {
+                return Err(LoadError::TooLow { what: "kernel", at });
+            }
+            if !mem.contains(at, segment.mem_size) {
                 return Err(LoadError::NoRoom { what: "kernel", needs: segment.mem_size, at });
             }
         }

@@ -4,6 +4,7 @@
 
 use std::borrow::Cow;
 use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use super::{LoadError, low_ram_end};
@@ -41,11 +42,7 @@ impl<'a> Initrd<'a> {
 
     /// As high as it may be below `limit`, on a page's start, above the firmware area.
     pub fn address(&self, mem: &GuestMemory, limit: u64) -> Result<u64, LoadError> {
-        let at = low_ram_end(mem).min(limit).saturating_sub(self.size()) & !0xfff;
-        if at < layout::KERNEL_FLOOR || !mem.contains(GuestAddr(at), self.size()) {
-            return Err(self.no_room(at));
-        }
-        Ok(at)
+        address(mem, self.size(), limit)
     }
 
     /// Fails if the kernel, which ends at `kernel_end`, and this at `at` overlap.
@@ -78,6 +75,16 @@ impl<'a> Initrd<'a> {
         }
         Ok(())
     }
+}
+
+/// As high as `size` bytes may be below `limit`, on a page's start, above the firmware area.
+pub fn address(mem: &GuestMemory, size: u64, limit: u64) -> Result<u64, LoadError> {
+    let at = low_ram_end(mem).min(limit).saturating_sub(size) & !0xfff;
+    // Nothing has room everywhere.
+    if size > 0 && (at < layout::KERNEL_FLOOR || !mem.contains(GuestAddr(at), size)) {
+        return Err(LoadError::NoRoom { what: "initrd", needs: size, at: GuestAddr(at) });
+    }
+    Ok(at)
 }
 
 #[cfg(test)]

@@ -1,12 +1,13 @@
 //! How a guest's first instruction comes about.
 //!
-//! `kernel`: Linux's bzImage (unpacked on the host), ELF through PVH, Multiboot 1 or a 64-bit entry. `grub`: the same
+//! `kernel`: Linux's bzImage (unpacked on the host), ELF through PVH, Multiboot 1 and 2. `grub`: the same
 //! kernels out of the guest's own disks, by the boot configuration that is on them.
 pub mod elf;
 pub mod grub; // the guest's own boot menu, read from its disks
 pub mod initrd; // bytes, or a file of the host, to their place in guest memory
 pub mod kernel;
 pub mod multiboot;
+pub mod multiboot2;
 pub mod pvh;
 pub mod unpack;
 pub mod volume; // disks, partitions and file systems of the guest, read from the host's side
@@ -38,16 +39,35 @@ pub enum LoadError {
         /// What was expected.
         detail: String,
     },
+    /// A file without a byte: what a full disk leaves behind.
+    #[error("the {what} `{}` is empty", path.display())]
+    Empty {
+        /// `kernel image` or `initrd`.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+    },
     /// A file of no known kind.
-    #[error("kernel image is neither a bzImage nor an ELF file (it begins with {0:02x?})")]
+    #[error("kernel image is neither a bzImage, nor an ELF file, nor a Multiboot kernel (it begins with {0:02x?})")]
     UnknownFormat(Vec<u8>),
+    /// A file of a known kind that is none of a kernel's.
+    #[error("kernel image is {0}; it is neither a bzImage, nor an ELF file, nor a Multiboot kernel")]
+    NoKernel(&'static str),
+    /// A kernel for where the loader itself is.
+    #[error("the {what} is linked for {at}, below 1 MiB, where the firmware's and the loader's tables are")]
+    TooLow {
+        /// Kernel or its like.
+        what: &'static str,
+        /// Where.
+        at: GuestAddr,
+    },
     /// Something in the file that this loader does not do.
     #[error("{0}")]
     Unsupported(String),
     /// A compressed kernel that does not unpack.
-    #[error("cannot unpack the {kind} payload of the kernel image: {detail}")]
+    #[error("cannot unpack the {kind} stream of the kernel image: {detail}")]
     Unpack {
-        /// gzip, xz, zstd, lz4.
+        /// gzip, bzip2, xz, zstd, lz4.
         kind: &'static str,
         /// What the unpacker said.
         detail: String,
@@ -118,9 +138,11 @@ pub fn low_ram_end(mem: &GuestMemory) -> u64 {
 /// Copies `bytes` to `at`, above the firmware area.
 fn place(mem: &GuestMemory, what: &'static str, at: u64, bytes: &[u8], zeros: u64) -> Result<(), LoadError> {
     let needs = bytes.len() as u64 + zeros;
-    let no_room = LoadError::NoRoom { what, needs, at: GuestAddr(at) };
-    if at < layout::KERNEL_FLOOR || !mem.contains(GuestAddr(at), needs) {
-        return Err(no_room);
+    if at < layout::KERNEL_FLOOR {
+        return Err(LoadError::TooLow { what, at: GuestAddr(at) });
+    }
+    if !mem.contains(GuestAddr(at), needs) {
+        return Err(LoadError::NoRoom { what, needs, at: GuestAddr(at) });
     }
     Ok(mem.write(GuestAddr(at), bytes)?)
 }

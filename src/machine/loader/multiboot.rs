@@ -1,10 +1,11 @@
-//! Multiboot 1: what hobby and research kernels are built for.
+//! Multiboot 1: what hobby and research kernels, and Xen, are built for.
 //!
 //! Source: Multiboot Specification 0.6.96, sections 3.1 (header), 3.2 (machine state), 3.3 (information).
 //! Not modelled: the video mode request (bit 2 of the flags) is answered with no video information, as the
-//! specification allows.
+//! specification allows; section headers of an ELF kernel are not handed on.
 
 use super::elf::Elf;
+use super::kernel::PlacedModule;
 use super::{LoadError, RangeKind};
 use crate::hypervisor::memory::{GuestAddr, GuestMemory};
 use crate::machine::layout;
@@ -12,6 +13,8 @@ use crate::machine::layout;
 const HEADER_MAGIC: u32 = 0x1bad_b002;
 /// What EAX holds at the entry.
 pub const BOOTLOADER_MAGIC: u32 = 0x2bad_b002;
+/// The name of this loader, as kernels read it.
+pub const LOADER_NAME: &[u8] = b"vmctl\0";
 const FLAG_ADDRESSES: u32 = 1 << 16;
 /// Flags 2 to 15 are requirements; we meet page alignment (0), memory information (1) and answer video (2).
 const KNOWN_REQUIREMENTS: u32 = 0b111;
@@ -21,6 +24,21 @@ const KNOWN_REQUIREMENTS: u32 = 0b111;
 pub struct Header {
     offset: usize,
     flags: u32,
+}
+
+/// Where a kernel without ELF headers goes, by the fields that both versions of Multiboot have.
+#[derive(Debug, Clone, Copy)]
+pub struct Addresses {
+    /// Where in the file the header is.
+    pub offset: usize,
+    /// Where in memory it belongs.
+    pub header: u32,
+    /// Where the image begins; `u32::MAX` if it begins with the file.
+    pub load: u32,
+    /// Where what is in the file ends; 0 if that is all of it.
+    pub load_end: u32,
+    /// Where its zeros end; 0 without any.
+    pub bss_end: u32,
 }
 
 fn word(file: &[u8], offset: usize) -> Option<u32> {
@@ -36,6 +54,38 @@ pub fn find(file: &[u8]) -> Option<Header> {
     })
 }
 
+impl Addresses {
+    /// Loads the image; returns its first address and its end.
+    pub fn place(self, mem: &GuestMemory, file: &[u8]) -> Result<(u64, u64), LoadError> {
+        let bad = || LoadError::Unsupported("the Multiboot header's addresses contradict each other".into());
+        let load = match self.load {
+            u32::MAX => u64::from(self.header).checked_sub(self.offset as u64).ok_or_else(bad)?,
+            load => load.into(),
+        };
+        let before = u64::from(self.header).checked_sub(load).ok_or_else(bad)?;
+        let skip = self.offset.checked_sub(before as usize).ok_or_else(bad)?;
+        let image = &file[skip..];
+        let len = match self.load_end {
+            0 => image.len(),
+            end => u64::from(end).checked_sub(load).ok_or_else(bad)? as usize,
+        };
+        let image = image.get(..len).ok_or_else(|| LoadError::Truncated {
+            what: "the Multiboot kernel",
+            detail: format!("its header promises {len} bytes"),
+        })?;
+        let end = load + len as u64;
+        let zeros = u64::from(self.bss_end).saturating_sub(end);
+        super::place(mem, "kernel", load, image, zeros)?;
+        Ok((load, end + zeros))
+    }
+}
+
+/// A kernel with a Multiboot header that only ELF headers can place, and without those.
+pub fn no_way(file: &[u8]) -> LoadError {
+    let what = super::kernel::name_of(file).unwrap_or("no ELF file");
+    LoadError::Unsupported(format!("the Multiboot kernel is {what}, and its header has no addresses to load it by"))
+}
+
 /// Loads the kernel by its header's addresses or as ELF; returns the entry point and the end of the image.
 pub fn load(mem: &GuestMemory, file: &[u8], header: Header) -> Result<(u32, u64), LoadError> {
     let unmet = header.flags & 0xffff & !KNOWN_REQUIREMENTS;
@@ -43,6 +93,9 @@ pub fn load(mem: &GuestMemory, file: &[u8], header: Header) -> Result<(u32, u64)
         return Err(LoadError::Unsupported(format!("the Multiboot kernel requires unknown features (flags {unmet:#x})")));
     }
     if header.flags & FLAG_ADDRESSES == 0 {
+        if !Elf::is_elf(file) {
+            return Err(no_way(file));
+        }
         let elf = Elf::parse(file)?.load(mem)?;
         return Ok((elf.physical_entry() as u32, elf.span().1));
     }
@@ -51,44 +104,31 @@ pub fn load(mem: &GuestMemory, file: &[u8], header: Header) -> Result<(u32, u64)
         value
             .ok_or_else(|| LoadError::Truncated { what: "the Multiboot header", detail: "its address fields are missing".into() })
     };
-    let (header_addr, load_addr, load_end, bss_end, entry) = (get(0)?, get(1)?, get(2)?, get(3)?, get(4)?);
-    let bad = || LoadError::Unsupported("the Multiboot header's addresses contradict each other".into());
-    let skip = header.offset.checked_sub(header_addr.checked_sub(load_addr).ok_or_else(bad)? as usize).ok_or_else(bad)?;
-    let image = &file[skip..];
-    let len = match load_end {
-        0 => image.len(),
-        end => end.checked_sub(load_addr).ok_or_else(bad)? as usize,
-    };
-    let image = image.get(..len).ok_or_else(|| LoadError::Truncated {
-        what: "the Multiboot kernel",
-        detail: format!("its header promises {len} bytes"),
-    })?;
-    let end = u64::from(load_addr) + len as u64;
-    let zeros = u64::from(bss_end).saturating_sub(end);
-    super::place(mem, "kernel", u64::from(load_addr), image, zeros)?;
-    Ok((entry, end + zeros))
+    let addresses = Addresses { offset: header.offset, header: get(0)?, load: get(1)?, load_end: get(2)?, bss_end: get(3)? };
+    Ok((get(4)?, addresses.place(mem, file)?.1))
 }
 
-/// Writes the information structure: memory sizes, command line, the initrd as the only module, the memory map.
-pub fn write_info(mem: &GuestMemory, initrd: Option<(u64, u64)>) -> Result<(), LoadError> {
+/// Writes the information structure: memory sizes, command line, modules with their strings, the memory map.
+pub fn write_info(mem: &GuestMemory, modules: &[PlacedModule]) -> Result<(), LoadError> {
     let info = layout::boot::START_INFO;
-    let (modules, name, map_at) = (layout::boot::LISTS, layout::boot::LISTS + 0x40, layout::boot::LISTS + 0x100);
+    let (list, map_at, name) = (layout::boot::LISTS, layout::boot::LISTS + 0x1000, layout::boot::LISTS + 0x1800);
     let put = |offset: u64, value: u32| mem.write_le(GuestAddr(info + offset), value);
     const MEMORY: u32 = 1 << 0;
     const CMDLINE: u32 = 1 << 2;
     const MODULES: u32 = 1 << 3;
     const MEMORY_MAP: u32 = 1 << 6;
-    const LOADER_NAME: u32 = 1 << 9;
-    let with_modules = if initrd.is_some() { MODULES } else { 0 };
-    put(0, MEMORY | CMDLINE | MEMORY_MAP | LOADER_NAME | with_modules)?;
+    const LOADER_NAME_THERE: u32 = 1 << 9;
+    let with_modules = if modules.is_empty() { 0 } else { MODULES };
+    put(0, MEMORY | CMDLINE | MEMORY_MAP | LOADER_NAME_THERE | with_modules)?;
     put(4, (layout::CONVENTIONAL_END >> 10) as u32)?;
     put(8, (super::low_ram_end(mem).saturating_sub(layout::KERNEL_FLOOR) >> 10) as u32)?;
     put(16, layout::boot::CMDLINE as u32)?;
-    put(20, u32::from(initrd.is_some()))?;
-    put(24, modules as u32)?;
-    if let Some((at, len)) = initrd {
-        for (i, value) in [at as u32, (at + len) as u32, layout::boot::CMDLINE as u32, 0].into_iter().enumerate() {
-            mem.write_le(GuestAddr(modules + i as u64 * 4), value)?;
+    put(20, modules.len() as u32)?;
+    put(24, list as u32)?;
+    for (number, module) in modules.iter().enumerate() {
+        let words = [module.at as u32, (module.at + module.size) as u32, module.words_at as u32, 0];
+        for (i, value) in words.into_iter().enumerate() {
+            mem.write_le(GuestAddr(list + number as u64 * 16 + i as u64 * 4), value)?;
         }
     }
     let map: Vec<(u64, u64, RangeKind)> = super::memory_map(mem);
@@ -102,5 +142,5 @@ pub fn write_info(mem: &GuestMemory, initrd: Option<(u64, u64)>) -> Result<(), L
         mem.write_le(GuestAddr(entry + 20), kind as u32)?;
     }
     put(64, name as u32)?;
-    Ok(mem.write(GuestAddr(name), b"vmctl\0")?)
+    Ok(mem.write(GuestAddr(name), LOADER_NAME)?)
 }

@@ -1,12 +1,13 @@
 //! Unpacks a kernel's payload on the host: a guest CPU in software would take longer.
 //!
-//! Kinds are told by their magic numbers: gzip (RFC 1952), xz (the .xz file format 1.2.0), Zstandard (RFC 8878), and
-//! LZ4's legacy frame (lz4_Frame_format.md, "Legacy frame"), which is what Linux's build uses. Linux appends the
+//! Kinds are told by their magic numbers: gzip (RFC 1952), bzip2, xz (the .xz file format 1.2.0), Zstandard (RFC 8878), LZ4's
+//! frames and its legacy frame (lz4_Frame_format.md, "Legacy frame"), which is what Linux's build uses. Linux appends the
 //! unpacked size as four bytes to all but gzip (scripts/Makefile.lib, `size_append`), gzip has it in its trailer.
 //!
 //! It comes in pieces, so that it goes to guest memory while the next piece is unpacked, and is never held whole.
 //!
-//! **Hostile file**: output never grows beyond [`MAX_UNPACKED`], a piece never beyond [`PIECE`].
+//! **Hostile file**: output never grows beyond [`MAX_UNPACKED`], a piece never beyond [`PIECE`], a decoder's own memory never
+//! beyond [`XZ_MEMORY_KIB`] (xz) or 100 MiB (Zstandard, by its crate).
 
 use std::io::Read;
 
@@ -17,6 +18,10 @@ pub const MAX_UNPACKED: u64 = 1 << 30;
 /// The most bytes of one piece; all but the last of a stream have as many.
 pub const PIECE: usize = 8 << 20;
 
+/// What an xz stream may make its decoder reserve: twice what `xz -9` and Linux's build do.
+const XZ_MEMORY_KIB: u32 = 256 << 10;
+const LZ4_MAGIC: [u8; 4] = 0x184d_2204u32.to_le_bytes();
+const BZIP2_MAGIC: &[u8] = b"BZh";
 const LZ4_LEGACY_MAGIC: [u8; 4] = 0x184c_2102u32.to_le_bytes();
 /// The most that one block of a legacy frame unpacks to.
 const LZ4_LEGACY_BLOCK: usize = PIECE;
@@ -43,7 +48,9 @@ impl<'a> Unpacker<'a> {
         let kind = kind_of(payload)?;
         let source = match kind {
             "gzip" => Ok(Source::Stream(Box::new(flate2::read::GzDecoder::new(payload)))),
-            "xz" => Ok(Source::Stream(Box::new(lzma_rust2::XzReader::new(payload, false)))),
+            "xz" => Ok(Source::Stream(Box::new(lzma_rust2::XzReader::new_mem_limit(payload, false, XZ_MEMORY_KIB)))),
+            "bzip2" => Ok(Source::Stream(Box::new(bzip2::read::BzDecoder::new(payload)))),
+            "lz4" if payload.starts_with(&LZ4_MAGIC) => Ok(Source::Stream(Box::new(lz4_flex::frame::FrameDecoder::new(payload)))),
             "zstd" => zstd(payload),
             _ => Ok(Source::Lz4(&payload[LZ4_LEGACY_MAGIC.len()..])),
         };
@@ -68,6 +75,21 @@ impl<'a> Unpacker<'a> {
     }
 }
 
+/// A file that is packed as a whole, unpacked; `None` if it is not packed.
+pub fn whole(bytes: &[u8], limit: u64) -> Result<Option<Vec<u8>>, LoadError> {
+    let Some(unpacker) = Unpacker::new(bytes) else { return Ok(None) };
+    let mut unpacker = unpacker?;
+    let (mut whole, mut piece) = (Vec::new(), Vec::new());
+    while unpacker.next_piece(&mut piece)? {
+        if (whole.len() + piece.len()) as u64 > limit {
+            let detail = format!("it unpacks to more than {limit} bytes");
+            return Err(LoadError::Unpack { kind: unpacker.kind, detail });
+        }
+        whole.extend_from_slice(&piece);
+    }
+    Ok(Some(whole))
+}
+
 fn kind_of(payload: &[u8]) -> Option<&'static str> {
     if payload.starts_with(&GZIP_MAGIC) {
         Some("gzip")
@@ -75,8 +97,10 @@ fn kind_of(payload: &[u8]) -> Option<&'static str> {
         Some("xz")
     } else if payload.starts_with(&ZSTD_MAGIC) {
         Some("zstd")
-    } else if payload.starts_with(&LZ4_LEGACY_MAGIC) {
+    } else if payload.starts_with(&LZ4_LEGACY_MAGIC) || payload.starts_with(&LZ4_MAGIC) {
         Some("lz4")
+    } else if payload.starts_with(BZIP2_MAGIC) && payload.get(3).is_some_and(|level| (b'1'..=b'9').contains(level)) {
+        Some("bzip2")
     } else {
         None
     }

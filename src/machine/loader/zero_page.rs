@@ -12,6 +12,7 @@ pub const SETUP_HEADER: usize = 0x1f1;
 const BOOT_FLAG: usize = 0x1fe;
 const HEADER_MAGIC: usize = 0x202;
 const VERSION: usize = 0x206;
+const KERNEL_VERSION: usize = 0x20e;
 const TYPE_OF_LOADER: usize = 0x210;
 const LOADFLAGS: usize = 0x211;
 const RAMDISK_IMAGE: usize = 0x218;
@@ -27,6 +28,8 @@ const PREF_ADDRESS: usize = 0x258;
 const INIT_SIZE: usize = 0x260;
 /// `acpi_rsdp_addr` of struct boot_params.
 const ACPI_RSDP_ADDR: u64 = 0x070;
+/// `alt_mem_k`: KiB above the first MiB.
+const ALT_MEM_K: u64 = 0x1e0;
 const E820_ENTRIES: u64 = 0x1e8;
 const E820_TABLE: u64 = 0x2d0;
 const E820_MAX: usize = 128;
@@ -59,13 +62,43 @@ impl<'a> SetupHeader<'a> {
         if file.len() < INIT_SIZE + 4 {
             return Some(Err(LoadError::Truncated { what: "the bzImage", detail: "its setup header is cut short".into() }));
         }
-        let version = field(file, VERSION, 2) as u16;
-        if version < 0x0208 {
-            let text =
-                format!("the bzImage speaks boot protocol {}.{:02}, at least 2.08 is needed", version >> 8, version & 0xff);
-            return Some(Err(LoadError::Unsupported(text)));
+        let header = SetupHeader { file, version: field(file, VERSION, 2) as u16 };
+        Some(header.check().map(|()| header))
+    }
+
+    /// Whether the kernel can be entered without a BIOS.
+    ///
+    /// Those of protocol 2.02 to 2.07 are meant to be entered in real mode, from where they ask the BIOS. Linux has its entry
+    /// in protected mode too, with all answers in the zero page (kexec enters it so). iPXE's lkrn and memdisk, which wear the
+    /// same header, do their work through the BIOS; Linux's version begins with a digit, theirs with their name.
+    fn check(&self) -> Result<(), LoadError> {
+        let version = self.version;
+        let protocol = format!("boot protocol {}.{:02}", version >> 8, version & 0xff);
+        if version < 0x0202 {
+            return Err(LoadError::Unsupported(format!("the kernel speaks {protocol}, at least 2.02 is needed")));
         }
-        Some(Ok(SetupHeader { file, version }))
+        if self.file[LOADFLAGS] & LOADED_HIGH == 0 {
+            let text = "the kernel is a zImage, which is unpacked below 1 MiB by a BIOS; a bzImage is needed";
+            return Err(LoadError::Unsupported(text.into()));
+        }
+        if let Some(name) =
+            self.version_string().filter(|name| version < 0x0208 && !name.starts_with(|c: char| c.is_ascii_digit()))
+        {
+            return Err(LoadError::Unsupported(format!(
+                "`{name}` is no Linux kernel, though it speaks Linux's {protocol}: it is entered in real mode and calls the \
+                 BIOS, and this engine has none; boot what it would load instead, or its build for UEFI with the engine bhyve"
+            )));
+        }
+        Ok(())
+    }
+
+    /// The version as the kernel tells it, if it does.
+    fn version_string(&self) -> Option<String> {
+        let at = field(self.file, KERNEL_VERSION, 2) as usize;
+        let bytes = self.file.get(0x200 + at..).filter(|_| at != 0)?;
+        let text: String = bytes.iter().take(60).take_while(|&&b| b != 0).map(|&b| char::from(b)).collect();
+        let text: String = text.chars().filter(|c| c.is_ascii_graphic() || *c == ' ').collect();
+        (!text.is_empty()).then_some(text)
     }
 
     fn protected_mode_offset(&self) -> usize {
@@ -86,9 +119,12 @@ impl<'a> SetupHeader<'a> {
         })
     }
 
-    /// The compressed kernel.
+    /// The compressed kernel; empty where the header does not say where it is.
     pub fn payload(&self) -> Result<&'a [u8], LoadError> {
         let code = self.protected_mode_code()?;
+        if self.version < 0x0208 {
+            return Ok(&[]);
+        }
         let (start, len) = (field(self.file, PAYLOAD_OFFSET, 4) as usize, field(self.file, PAYLOAD_LENGTH, 4) as usize);
         code.get(start..).and_then(|rest| rest.get(..len)).ok_or_else(|| LoadError::Truncated {
             what: "the bzImage",
@@ -98,11 +134,11 @@ impl<'a> SetupHeader<'a> {
 
     /// Highest address that the initrd's last byte may have, plus one.
     pub fn initrd_limit(&self) -> u64 {
-        field(self.file, INITRD_ADDR_MAX, 4) + 1
+        if self.version >= 0x0203 { field(self.file, INITRD_ADDR_MAX, 4) + 1 } else { 0x3800_0000 }
     }
     /// The most bytes of command line, without the NUL.
     pub fn cmdline_max(&self) -> usize {
-        field(self.file, CMDLINE_SIZE, 4) as usize
+        if self.version >= 0x0206 { field(self.file, CMDLINE_SIZE, 4) as usize } else { 255 }
     }
     /// Where the kernel would like to be.
     pub fn pref_address(&self) -> u64 {
@@ -119,7 +155,7 @@ impl<'a> SetupHeader<'a> {
 
     fn bytes(&self) -> &'a [u8] {
         // The header ends 0x202 + the byte at 0x201, the jump over it (boot.rst, "The header's end").
-        let end = (HEADER_MAGIC + usize::from(self.file[0x201])).clamp(INIT_SIZE + 4, 0x290);
+        let end = (HEADER_MAGIC + usize::from(self.file[0x201])).clamp(INITRD_ADDR_MAX + 4, 0x290);
         &self.file[SETUP_HEADER..end.min(self.file.len())]
     }
 }
@@ -140,6 +176,9 @@ pub fn write(mem: &GuestMemory, header: &SetupHeader, initrd: Option<(u64, u64)>
     mem.write_le(at(RAMDISK_IMAGE), initrd_at as u32)?;
     mem.write_le(at(RAMDISK_SIZE), initrd_len as u32)?;
     mem.write_le(GuestAddr(base + ACPI_RSDP_ADDR), rsdp)?;
+    // What kernels without an eye for the memory map look at.
+    let above = super::low_ram_end(mem).saturating_sub(layout::KERNEL_FLOOR) >> 10;
+    mem.write_le(GuestAddr(base + ALT_MEM_K), above as u32)?;
     write_e820(mem, base, &super::memory_map(mem))
 }
 

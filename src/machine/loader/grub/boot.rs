@@ -1,9 +1,14 @@
-//! `linux` and `initrd`: from files of the guest to a kernel that is ready to be placed.
+//! `linux`, `initrd`, `multiboot` and `module`: from files of the guest to a kernel that is ready to be placed.
 
 use super::evaluate::{Done, Ended, Flow, Shell, error};
 use super::{Halt, Loaded};
 use crate::machine::loader::elf::Elf;
+use crate::machine::loader::kernel::{self, Way};
 use crate::machine::loader::zero_page::SetupHeader;
+use crate::machine::loader::{multiboot, multiboot2, unpack};
+
+/// Modules of one kernel.
+const MAX_MODULES: usize = 60;
 
 /// A kernel's argument as GRUB passes it on: quoted where it has a space.
 fn argument(text: &str) -> String {
@@ -11,22 +16,103 @@ fn argument(text: &str) -> String {
     if text.contains(' ') { format!("\"{escaped}\"") } else { escaped }
 }
 
+/// A kernel's bytes, unpacked if it is packed as a whole, as GRUB's files are.
+fn read_kernel(shell: &Shell<'_>, file: &str) -> Result<Vec<u8>, String> {
+    let limit = shell.options.memory_bytes;
+    unpacked(shell.read_file(file, limit)?, file, limit)
+}
+
+fn unpacked(bytes: Vec<u8>, file: &str, limit: u64) -> Result<Vec<u8>, String> {
+    match unpack::whole(&bytes, limit) {
+        Ok(whole) => Ok(whole.unwrap_or(bytes)),
+        Err(problem) => Err(format!("`{file}': {problem}")),
+    }
+}
+
+/// A file's name without its device.
+fn path_of(file: &str) -> &str {
+    file.strip_prefix('(').and_then(|rest| rest.split_once(')')).map_or(file, |(_, path)| path)
+}
+
+/// A file's path and the words behind it: what a Multiboot kernel and its modules are passed.
+///
+/// GRUB 2 leaves the path out. Kernels that know that ask the loader for its name; this one is not GRUB, and they then take the
+/// first word for the path, as all kernels did before GRUB 2 (Xen, `xen/arch/x86/setup.c`, cmdline_cook).
+fn words_of(file: &str, rest: &[String]) -> String {
+    std::iter::once(path_of(file).to_string()).chain(rest.iter().map(|word| argument(word))).collect::<Vec<_>>().join(" ")
+}
+
+/// The words without the options in front.
+fn without_options(mut words: &[String]) -> (Vec<&str>, &[String]) {
+    let mut options = Vec::new();
+    while let [option, rest @ ..] = words
+        && option.starts_with("--")
+    {
+        options.push(option.as_str());
+        words = rest;
+    }
+    (options, words)
+}
+
+/// Loads a Multiboot kernel.
+pub fn multiboot(shell: &mut Shell<'_>, way: Way, arguments: &[String]) -> Ended {
+    shell.loaded = None;
+    let (_, [file, rest @ ..]) = without_options(arguments) else { return error("filename expected") };
+    let kernel = match read_kernel(shell, file) {
+        Ok(kernel) => kernel,
+        Err(text) => return error(text),
+    };
+    let (has_header, version) = match way {
+        Way::Multiboot2 => (multiboot2::find(&kernel).is_some(), 2),
+        _ => (multiboot::find(&kernel).is_some(), 1),
+    };
+    if !has_header {
+        return error(format!("`{file}` has no Multiboot {version} header"));
+    }
+    if !shell.options.append.is_empty() {
+        return error(format!("`{file}` is no Linux kernel: it takes no answer file, and no words for one"));
+    }
+    let cmdline = words_of(file, rest);
+    shell.loaded = Some(Loaded { name: file.clone(), kernel, cmdline, way, initrd: None, modules: Vec::new() });
+    Ok(Done::Status(true))
+}
+
+/// Loads a module of a Multiboot kernel, with its own words.
+pub fn module(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
+    let (options, [file, rest @ ..]) = without_options(arguments) else { return error("filename expected") };
+    let Some(loaded) = &shell.loaded else { return error("you need to load the kernel first") };
+    if loaded.modules.len() >= MAX_MODULES {
+        return error("the kernel has too many modules");
+    }
+    let used: u64 = loaded.modules.iter().map(|(bytes, _)| bytes.len() as u64).sum();
+    let limit = shell.options.memory_bytes.saturating_sub(used);
+    let bytes = shell
+        .read_file(file, limit)
+        .and_then(|bytes| if options.contains(&"--nounzip") { Ok(bytes) } else { unpacked(bytes, file, limit) });
+    let words = words_of(file, rest);
+    match (bytes, &mut shell.loaded) {
+        (Ok(bytes), Some(loaded)) => loaded.modules.push((bytes, words)),
+        (Err(text), _) => return error(text),
+        (Ok(_), None) => {}
+    }
+    Ok(Done::Status(true))
+}
+
 /// Loads a kernel; its command line begins with its name, as with GRUB.
-pub fn linux(shell: &mut Shell<'_>, command: &str, arguments: &[String]) -> Ended {
+pub fn linux(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
     shell.loaded = None;
     let [file, rest @ ..] = arguments else { return error("filename expected") };
-    let kernel = match shell.read_file(file, shell.options.memory_bytes) {
+    let kernel = match read_kernel(shell, file) {
         Ok(kernel) => kernel,
         Err(text) => return error(text),
     };
     let is_linux = SetupHeader::find(&kernel).is_some();
-    let known = is_linux || Elf::is_elf(&kernel) || crate::machine::loader::multiboot::find(&kernel).is_some();
+    let known = is_linux || Elf::is_elf(&kernel) || multiboot::find(&kernel).is_some() || multiboot2::find(&kernel).is_some();
     if !known {
-        return error(format!("`{file}` is neither a Linux nor a Multiboot kernel"));
+        let what = kernel::name_of(&kernel).map_or(String::new(), |name| format!(": it is {name}"));
+        return error(format!("`{file}` is neither a Linux nor a Multiboot kernel{what}"));
     }
-    let path = file.strip_prefix('(').and_then(|rest| rest.split_once(')')).map_or(file.as_str(), |(_, path)| path);
-    let first = if command == "multiboot" { path.to_string() } else { format!("BOOT_IMAGE={file}") };
-    let mut words = vec![first];
+    let mut words = vec![format!("BOOT_IMAGE={file}")];
     words.extend(rest.iter().map(|word| argument(word)));
     let more = &shell.options.append;
     if !more.is_empty() {
@@ -42,7 +128,8 @@ pub fn linux(shell: &mut Shell<'_>, command: &str, arguments: &[String]) -> Ende
         words.push("console=ttyS0".into());
         shell.say("`console=ttyS0` is added to the kernel's command line: this guest has no other console.\n")?;
     }
-    shell.loaded = Some(Loaded { name: file.clone(), kernel, cmdline: words.join(" "), initrd: None });
+    let cmdline = words.join(" ");
+    shell.loaded = Some(Loaded { name: file.clone(), kernel, cmdline, way: Way::Any, initrd: None, modules: Vec::new() });
     Ok(Done::Status(true))
 }
 

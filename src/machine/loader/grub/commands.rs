@@ -7,6 +7,7 @@ use super::menu::Entry;
 use super::parse::{Block, parse};
 use super::{Halt, bls, boot, files, menu, syslinux, test};
 use crate::hypervisor::backend::MachineExit;
+use crate::machine::loader::kernel::Way;
 
 /// Entries of one menu.
 const MAX_ENTRIES: usize = 1000;
@@ -102,10 +103,13 @@ pub fn run(shell: &mut Shell<'_>, name: &str, arguments: &[String], block: Optio
             Ok(Done::Status(true))
         }
         "normal" => menu::configure(shell, arguments.first().map(String::as_str)),
-        "linux" | "linux16" | "linuxefi" | "kernel" | "multiboot" => boot::linux(shell, name, arguments),
-        "initrd" | "initrd16" | "initrdefi" | "module" => boot::initrd(shell, arguments),
-        "chainloader" | "ntldr" | "multiboot2" | "xen_hypervisor" | "kfreebsd" | "knetbsd" | "kopenbsd" | "linux32" => {
-            error(format!("`{name}` needs what this loader does not have; it loads Linux and Multiboot 1 kernels"))
+        "linux" | "linux16" | "linuxefi" | "kernel" => boot::linux(shell, arguments),
+        "initrd" | "initrd16" | "initrdefi" => boot::initrd(shell, arguments),
+        "multiboot" => boot::multiboot(shell, Way::Multiboot, arguments),
+        "multiboot2" => boot::multiboot(shell, Way::Multiboot2, arguments),
+        "module" | "module2" => boot::module(shell, arguments),
+        "chainloader" | "ntldr" | "xen_hypervisor" | "kfreebsd" | "knetbsd" | "kopenbsd" | "linux32" => {
+            error(format!("`{name}` needs what this loader does not have; it loads Linux and Multiboot kernels"))
         }
         "blscfg" | "bls_import" => bls::command(shell),
         "syslinux_configfile" => syslinux::configfile(shell, arguments),

@@ -30,7 +30,11 @@ pub use device::{BootDisk, Devices};
 pub use evaluate::Shell;
 pub use terminal::{ConsolePort, Port, Terminal};
 
-use crate::hypervisor::backend::MachineExit;
+use super::LoadError;
+use super::initrd::Initrd;
+use super::kernel::{self, Image, Module, Way};
+use crate::hypervisor::backend::{BootState, MachineExit};
+use crate::hypervisor::memory::GuestMemory;
 
 /// What the guest file says under `[grub]`.
 #[derive(Debug, Clone, Default)]
@@ -100,8 +104,31 @@ pub struct Loaded {
     pub kernel: Vec<u8>,
     /// Its command line.
     pub cmdline: String,
+    /// Which way in it was loaded for.
+    pub way: Way,
     /// Its initial RAM disks, joined.
     pub initrd: Option<Vec<u8>>,
+    /// Its modules, each with its string.
+    pub modules: Vec<(Vec<u8>, String)>,
+}
+
+impl Loaded {
+    /// Puts it into `mem` and says how vCPU 0 starts.
+    pub fn place(&self, mem: &GuestMemory, rsdp: u64) -> Result<BootState, LoadError> {
+        let image = Image {
+            bytes: &self.kernel,
+            way: self.way,
+            name: None,
+            cmdline: &self.cmdline,
+            initrd: self.initrd.as_ref().map(|bytes| borrowed(bytes, "initrd")),
+            modules: self.modules.iter().map(|(bytes, words)| borrowed(bytes, words)).collect(),
+        };
+        kernel::load_image(mem, &image, rsdp)
+    }
+}
+
+fn borrowed<'a>(bytes: &'a [u8], words: &str) -> Module<'a> {
+    Module { data: Initrd::Bytes(bytes.into()), words: words.into() }
 }
 
 /// The loader, with what it found on the disks.
