@@ -389,7 +389,13 @@ impl Supervisor {
             None => Ok(()),
         });
         // A guest that runs goes on with what is in memory; one that is started anew is told.
-        let saved = assigned.and_then(|()| if first { self.save() } else { Ok(self.save_or_later()) });
+        let saved = assigned.and_then(|()| {
+            if first {
+                return self.save();
+            }
+            self.save_or_later();
+            Ok(())
+        });
         if let Err(error) = saved {
             return self.give_up(error);
         }

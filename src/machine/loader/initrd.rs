@@ -4,7 +4,6 @@
 
 use std::borrow::Cow;
 use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 use super::{LoadError, low_ram_end};
