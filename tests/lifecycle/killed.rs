@@ -205,7 +205,7 @@ fn world() -> World {
     let file = world.file_for_copies("g", more);
     world.vmctl(&["create", "g", "--file", file.to_str().expect("UTF-8"), "--copy"]).ok();
     std::fs::write(world.guest("g").join("disks/root.raw"), vec![b'x'; 1 << 20]).expect("writes");
-    std::fs::write(world.path().join("base.raw"), vec![b'y'; 1 << 20]).expect("writes");
+    std::fs::write(world.path().join("base.raw"), vec![7; 1 << 20]).expect("writes");
     std::fs::write(world.path().join("cd.iso"), [0; 4096]).expect("writes");
     world
 }

@@ -51,7 +51,7 @@ fn bytes_that_were_there_already_are_never_taken_for_a_new_disk() {
     let file = world.make("g", "", "");
     let disk = world.guest("g").join("disks/extra.raw");
     world.vmctl(&["disk", "add", "g", "extra", "--size", "1M"]).ok();
-    std::fs::write(&disk, "old bytes").expect("writes");
+    std::fs::write(&disk, [9u8; 4096]).expect("writes");
     world.vmctl(&["disk", "remove", "g", "extra"]).ok();
     std::fs::write(world.path().join("base.raw"), vec![7; 1 << 20]).expect("writes");
     for more in [&["--size", "1M"][..], &["--source", "./base.raw", "--size", "2M"]] {
@@ -62,7 +62,7 @@ fn bytes_that_were_there_already_are_never_taken_for_a_new_disk() {
     let before = std::fs::read_to_string(&file).expect("reads");
     std::fs::write(&file, format!("{before}disks = [{{ id = \"extra\", size = \"1M\" }}]\n")).expect("writes");
     world.vmctl(&["start", "g"]).fails(1, "is there already, and is not this disk");
-    assert_eq!(std::fs::read(&disk).expect("reads"), b"old bytes");
+    assert_eq!(std::fs::read(&disk).expect("reads"), [9u8; 4096]);
     // Named by its path it is what the user says, and the name is free when it is gone.
     std::fs::write(&file, before).expect("writes");
     world.vmctl(&["disk", "add", "g", "extra", "--path", disk.to_str().expect("UTF-8")]).ok();
