@@ -8,6 +8,11 @@ fn put(world: &World, file: &str, text: &str) {
     std::fs::write(path, text).expect("writes");
 }
 
+/// What may be a raw disk: whole sectors, and no text.
+fn raw_disk() -> String {
+    "\0disk".repeat(1024)[..1024].to_owned()
+}
+
 fn world() -> (World, String) {
     let world = World::new();
     world.host_file("# mine\n");
@@ -24,9 +29,9 @@ fn world() -> (World, String) {
          network0_mac=\"58:9c:fc:01:02:03\"\ndisk0_type=\"virtio-blk\"\ndisk0_name=\"disk0.img\"\n\
          uuid=\"6f1c5a9e-0d2b-4c3f-9e57-1b2a3c4d5e6f\"\ngraphics=\"yes\"\nvnc_password=\"geheim\"\ntypo=\"x\"\n",
     );
-    put(&world, "web/disk0.img", "0123456789abcdef");
+    put(&world, "web/disk0.img", &raw_disk());
     put(&world, "db/db.conf", "loader=\"bhyveload\"\ncpu=1\nmemory=512M\ndisk0_type=\"virtio-blk\"\ndisk0_name=\"disk0.img\"\n");
-    put(&world, "db/disk0.img", "data");
+    put(&world, "db/disk0.img", &raw_disk());
     put(
         &world,
         ".templates/default.conf",
@@ -61,7 +66,7 @@ fn guests_come_along_with_their_identity_and_their_disks_stay_where_they_are() {
     let disk = world.path().join("vm/web/disk0.img");
     assert!(text.contains(&format!("path = \"{}\"", disk.display())), "{text}");
     assert!(text.contains("[autostart]\nenabled = true\norder = 110\ndelay = \"5s\"\n"), "{text}");
-    assert_eq!(std::fs::read(&disk).expect("is there"), b"0123456789abcdef");
+    assert_eq!(std::fs::read(&disk).expect("is there"), raw_disk().as_bytes());
     assert_eq!(std::fs::read_dir(web.join("disks")).expect("lists").count(), 0);
     assert_eq!(std::fs::read_to_string(web.join("vnc-password")).expect("reads"), "geheim\n");
     let state: serde_json::Value =
@@ -131,7 +136,7 @@ fn an_imported_guest_has_its_devices_where_vm_bhyve_put_them() {
              disk0_type=\"nvme\"\ndisk0_name=\"disk0.img\"\nnetwork0_type=\"virtio-net\"\nnetwork0_switch=\"public\"\n{mac}"
         ),
     );
-    put(&world, "win/disk0.img", "data");
+    put(&world, "win/disk0.img", &raw_disk());
     put(
         &world,
         "deb/deb.conf",
@@ -140,7 +145,7 @@ fn an_imported_guest_has_its_devices_where_vm_bhyve_put_them() {
              network0_type=\"virtio-net\"\nnetwork0_switch=\"public\"\ngrub_run_partition=\"1\"\n{mac}"
         ),
     );
-    put(&world, "deb/disk0.img", "data");
+    put(&world, "deb/disk0.img", &raw_disk());
     world.vmctl(&["import", "vm-bhyve", &directory]).ok();
     let win = world.vmctl(&["argv", "win"]).ok().out;
     for words in ["0,hostbridge", "31,lpc", "4,nvme,", "5,virtio-net,", "6,fbuf,", "7,xhci,tablet"] {
