@@ -4,16 +4,24 @@
 //! Whatever reads such a file opens it here: with O_NONBLOCK (POSIX open(2): a FIFO then opens at once), looked at by
 //! fstat(2) once it is open, so that nothing can take its place in between.
 
-use std::fs::{File, FileType, OpenOptions};
+use std::fs::{File, FileType, Metadata, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-/// Opens a regular file for reading. Anything else is an error that names what it is.
+/// Opens a regular file for reading, or /dev/null, which is the usual word for an empty one. Anything else is an error
+/// that names what it is.
 pub fn open(path: &Path) -> io::Result<File> {
     let file = open_at_once(path)?;
-    let kind = file.metadata()?.file_type();
-    if kind.is_file() { Ok(file) } else { Err(wrong(kind, "not a regular file")) }
+    let metadata = file.metadata()?;
+    match metadata.is_file() || is_null(&metadata) {
+        true => Ok(file),
+        false => Err(wrong(metadata.file_type(), "not a regular file")),
+    }
+}
+
+fn is_null(metadata: &Metadata) -> bool {
+    metadata.file_type().is_char_device() && std::fs::metadata("/dev/null").is_ok_and(|null| null.rdev() == metadata.rdev())
 }
 
 /// Opens a regular file or a disk of the host for reading.
@@ -118,6 +126,11 @@ mod tests {
             let error = open_disk(path).expect_err("is no disk").to_string();
             assert!(error.ends_with("neither a file nor a disk") || error.ends_with("not a regular file"), "{error}");
         }
+    }
+
+    #[test]
+    fn dev_null_is_an_empty_file() {
+        assert_eq!(read_text(Path::new("/dev/null"), 10).expect("reads"), "");
     }
 
     #[test]

@@ -402,6 +402,7 @@ mod tests {
         let words = install.words(Ipv4Addr::new(192, 168, 77, 5));
         assert_eq!(words, ["autoinstall", "ds=nocloud;s=http://192.168.77.5/"]);
         std::fs::create_dir(folder.join("more")).expect("made");
-        assert!(run().expect_err("a directory in it").to_string().contains("is not a file"));
+        let error = run().expect_err("a directory in it");
+        assert!(error.chain().contains("it is a directory"), "{}", error.chain());
     }
 }

@@ -197,7 +197,7 @@ fn a_zfs_volume_that_another_guest_has_open_is_refused() {
     let world = World::new();
     let volume = world.root().join("dev/zvol/tank/shared");
     fs::create_dir_all(volume.parent().expect("a parent")).expect("makes");
-    fs::write(&volume, "blocks").expect("writes");
+    fs::write(&volume, "blocks".repeat(256)).expect("writes");
     for name in ["g", "h"] {
         world.make(name, "say:up", &format!("[[disks]]\nid = \"data\"\npath = \"{}\"\n", volume.display()));
     }

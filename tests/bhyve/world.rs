@@ -87,7 +87,7 @@ impl World {
             ("var/run/dmesg.boot", PROCESSOR),
             ("usr/local/share/uefi-firmware/BHYVE_UEFI_CODE.fd", "code"),
             ("usr/local/share/uefi-firmware/BHYVE_UEFI_VARS.fd", "variables"),
-            ("disk.img", "disk"),
+            ("disk.img", "disk".repeat(128).as_str()),
             ("host.toml", HOST),
         ] {
             fs::write(world.root().join(file), text).expect("writes");

@@ -221,6 +221,7 @@ fn prune_removes_cut_downloads_broken_work_and_what_has_no_name_and_says_so() {
     std::fs::create_dir_all(world.cache().join("work/sha256-0-1-0")).unwrap();
     std::fs::write(world.cache().join("work/sha256-0-1-0/disk.raw"), [1; 10_000]).unwrap();
     std::fs::create_dir_all(world.cache().join("objects/sha256-nameless")).unwrap();
+    std::fs::write(world.cache().join("objects/sha256-nameless/object.json"), "{}").unwrap();
     let (code, text, _) = world.run(&["image", "prune"]);
     assert_eq!(code, 0);
     assert!(text.contains("removed the cut download sha256-"), "{text}");

@@ -527,8 +527,8 @@ mod tests {
         std::fs::write(dir.path().join("two"), "").unwrap();
         load(&test_memory(16), &files, 0).unwrap();
         files.image = "/dev/zero".into();
-        let text = load(&test_memory(16), &files, 0).unwrap_err().to_string();
-        assert!(text.contains("device"), "{text}");
+        let text = format!("{:?}", load(&test_memory(16), &files, 0).unwrap_err());
+        assert!(text.contains("a character device"), "{text}");
         files.image = dir.path().join("large");
         std::fs::File::create(&files.image).unwrap().set_len((16 << 20) + 1).unwrap();
         let text = format!("{:?}", load(&test_memory(16), &files, 0).unwrap_err());
