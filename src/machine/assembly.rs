@@ -40,9 +40,9 @@ use crate::hypervisor::irq::{IrqLine, IrqSink};
 use crate::hypervisor::memory::GuestMemory;
 use crate::inputs;
 
-/// PCI devices of the board's own; the rest are handed out by the supervisor.
 /// The most that an answer file has.
 const ANSWER_BYTES: u64 = 16 << 20;
+/// PCI devices of the board's own; the rest are handed out by the supervisor.
 const RNG_SLOT: u8 = 1;
 const CONSOLE_SLOT: u8 = 2;
 /// The last device number that has an interrupt route.
