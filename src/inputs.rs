@@ -20,7 +20,8 @@ pub fn open(path: &Path) -> io::Result<File> {
     }
 }
 
-fn is_null(metadata: &Metadata) -> bool {
+/// Whether a file is /dev/null, under whatever name.
+pub fn is_null(metadata: &Metadata) -> bool {
     metadata.file_type().is_char_device() && std::fs::metadata("/dev/null").is_ok_and(|null| null.rdev() == metadata.rdev())
 }
 
