@@ -10,6 +10,7 @@ BUILD = build
 all: build
 
 build:
+	@sh scripts/announce-build release
 	$(CARGO) build --release
 
 demo: tools-demo build

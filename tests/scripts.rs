@@ -53,3 +53,93 @@ fn apt_is_not_called_again_after_another_error() {
     let (output, calls) = apt(1, "E: Unable to locate package vmctl-nothing");
     assert_eq!((output.status.code(), calls), (Some(100), 1));
 }
+
+/// Runs `scripts/need cargo:rustc` where nothing but `programs`, each a name and its script, and a few tools can be found;
+/// `CALLS` in a script stands for a file whose lines come back.
+fn need_cargo(programs: &[(&str, &str)]) -> (Output, String) {
+    let dir = tempfile::tempdir().expect("a folder");
+    let calls = dir.path().join("calls");
+    for name in ["sh", "dirname", "sed", "awk", "head", "sort", "mktemp", "rm", "cat", "grep"] {
+        let real = ["/bin", "/usr/bin"].map(|folder| Path::new(folder).join(name)).into_iter().find(|path| path.exists());
+        std::os::unix::fs::symlink(real.expect("a tool of every system"), dir.path().join(name)).expect("a link");
+    }
+    for (name, script) in programs {
+        let program = dir.path().join(name);
+        fs::write(&program, format!("#!/bin/sh\n{}\n", script.replace("CALLS", &calls.display().to_string()))).expect("a file");
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("a mode");
+    }
+    let output = Command::new(dir.path().join("sh"))
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/need"))
+        .arg("cargo:rustc")
+        .env("PATH", dir.path())
+        .output()
+        .expect("sh runs");
+    let calls = fs::read_to_string(calls).unwrap_or_default();
+    (output, calls)
+}
+
+#[test]
+fn an_old_or_missing_cargo_is_told_with_how_to_get_one() {
+    for (programs, found) in [
+        (&[("cargo", "echo cargo 1.63.0"), ("id", "echo 0"), ("apt-get", "echo $* >> CALLS")][..], "cargo is 1.63.0"),
+        (&[("id", "echo 1000"), ("apt-get", "echo $* >> CALLS")], "cargo is missing"),
+        (&[("id", "echo 0")], "cargo is missing"),
+    ] {
+        let (output, calls) = need_cargo(programs);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!((output.status.code(), calls.as_str()), (Some(1), ""), "{text}");
+        assert!(text.contains(found) && text.contains("https://sh.rustup.rs") && text.contains("pkg install rust"), "{text}");
+    }
+    let (output, _) = need_cargo(&[("cargo", "exit 1"), ("rustup", ":")]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("rustup update stable"), "{output:?}");
+}
+
+#[test]
+fn a_cargo_that_is_new_enough_is_taken_as_it_is() {
+    for version in ["1.90.0", "1.101.0", "2.0.0-nightly"] {
+        let (output, calls) = need_cargo(&[("cargo", &format!("echo cargo {version}")), ("apt-get", "echo $* >> CALLS")]);
+        assert!(output.status.success() && calls.is_empty(), "{version}: {output:?}");
+    }
+}
+
+#[test]
+fn root_of_a_debian_without_cargo_gets_debians_cargo_or_rustup() {
+    let apt = |cargo: &str, rustup: &str| {
+        format!("case $2 in cargo) echo '  Candidate: {cargo}' ;; rustup) echo '  Candidate: {rustup}' ;; esac")
+    };
+    for (cargo, rustup, installed) in
+        [("1.95.0+dfsg-1", "1.27.1-4", "recommends cargo"), ("1.85.0+dfsg3-1", "1.27.1-4", "recommends rustup gcc libc6-dev")]
+    {
+        // What apt-get installs is there afterwards.
+        let apt_get = "echo $* >> CALLS; case $* in *rustup*) printf '#!/bin/sh\\necho rustup $* >> CALLS\\n' > ${0%/*}/rustup; /bin/chmod 755 ${0%/*}/rustup ;; esac";
+        let (output, calls) = need_cargo(&[("id", "echo 0"), ("apt-get", apt_get), ("apt-cache", &apt(cargo, rustup))]);
+        assert!(output.status.success(), "{output:?}");
+        assert!(calls.contains(installed), "{calls}");
+        assert_eq!(calls.contains("rustup toolchain install stable"), installed.contains("rustup"), "{calls}");
+    }
+}
+
+/// Runs `scripts/announce-build release` over a target folder that has `file`.
+fn announce(file: Option<&str>) -> String {
+    let target = tempfile::tempdir().expect("a folder");
+    if let Some(file) = file {
+        let path = target.path().join(file);
+        fs::create_dir_all(path.parent().expect("a folder")).expect("folders");
+        fs::write(path, "").expect("a file");
+    }
+    let output = Command::new("sh")
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/announce-build"))
+        .arg("release")
+        .env("CARGO_TARGET_DIR", target.path())
+        .output()
+        .expect("sh runs");
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).expect("text")
+}
+
+#[test]
+fn a_first_build_says_that_it_takes_minutes_and_a_later_one_nothing() {
+    assert!(announce(None).contains("several minutes"));
+    assert!(announce(Some("debug/deps/libvmctl-1.rlib")).contains("several minutes"), "built for another profile only");
+    assert_eq!(announce(Some("release/deps/libvmctl-1.rlib")), "");
+}
