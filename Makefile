@@ -1,5 +1,6 @@
 # make demo   build vmctl and a Debian guest from packages, boot it to its login prompt
 # make test   the tests
+# make deb    build a Debian package; make install DESTDIR= PREFIX= puts the files into place
 # make freebsd         the program for FreeBSD 13.2 and later, cross-built, at build/freebsd/vmctl
 # make freebsd-check   clippy for FreeBSD, quicker than a build
 # Plain enough for GNU make and BSD make.
@@ -74,14 +75,18 @@ tools-bench:
 tools-freebsd:
 	sh scripts/need cargo:rustc python3:python3 pip3:python3-pip readelf:binutils
 
+# The program, stripped, manual pages, completions, templates, examples, rc.d script or systemd units.
+PREFIX = /usr/local
+
 install: build
-	install -d $(DESTDIR)/usr/local/bin $(DESTDIR)/usr/local/share/man/man1 $(DESTDIR)/usr/local/share/man/man5
-	install -m 755 target/release/vmctl $(DESTDIR)/usr/local/bin/vmctl
-	install -m 644 man/vmctl.1 $(DESTDIR)/usr/local/share/man/man1/vmctl.1
-	install -m 644 man/vmctl.toml.5 $(DESTDIR)/usr/local/share/man/man5/vmctl.toml.5
+	sh scripts/install-files target/release/vmctl "$(DESTDIR)" $(PREFIX)
+
+# A Debian package, build/vmctl_VERSION_ARCHITECTURE.deb.
+deb: build
+	sh scripts/deb target/release/vmctl $(BUILD)
 
 clean:
 	$(CARGO) clean
 	rm -rf $(BUILD)
 
-.PHONY: install-proof tools-install bench-fleet systemd-proof all build demo test native-long bench freebsd freebsd-check tools-demo tools-test tools-bench tools-freebsd install clean
+.PHONY: deb install-proof tools-install bench-fleet systemd-proof all build demo test native-long bench freebsd freebsd-check tools-demo tools-test tools-bench tools-freebsd install clean

@@ -143,3 +143,63 @@ fn a_first_build_says_that_it_takes_minutes_and_a_later_one_nothing() {
     assert!(announce(Some("debug/deps/libvmctl-1.rlib")).contains("several minutes"), "built for another profile only");
     assert_eq!(announce(Some("release/deps/libvmctl-1.rlib")), "");
 }
+
+/// Every file that `scripts/install-files` puts below `prefix` on `system`, sorted, without the prefix.
+fn installed(prefix: &str, system: &str, zsh: &str) -> Vec<String> {
+    let dir = tempfile::tempdir().expect("a folder");
+    let output = Command::new("sh")
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/install-files"))
+        .args([Path::new(env!("CARGO_BIN_EXE_vmctl")), dir.path(), Path::new(prefix), Path::new(system)])
+        .env("STRIP_PROGRAM", ":")
+        .env("ZSH_DIR", zsh)
+        .output()
+        .expect("sh runs");
+    assert!(output.status.success(), "{output:?}");
+    let root = dir.path().join(prefix.trim_start_matches('/'));
+    let (mut files, mut folders) = (Vec::new(), vec![root.clone()]);
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path()) {
+            match entry.is_dir() {
+                true => folders.push(entry),
+                false => files.push(entry.strip_prefix(&root).expect("below it").display().to_string()),
+            }
+        }
+    }
+    let bash = fs::read_to_string(root.join("share/bash-completion/completions/vmctl")).expect("completions");
+    assert!(bash.contains("complete -F"), "the program was asked for its completions");
+    files.sort();
+    files
+}
+
+/// Holds a list of the tree against `files`; `BLESS=1` writes it anew.
+fn hold(list: &str, files: &[String]) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(list);
+    let text = files.join("\n") + "\n";
+    if std::env::var_os("BLESS").is_some() {
+        fs::write(&path, &text).expect("a file");
+    }
+    assert_eq!(fs::read_to_string(&path).expect("a list"), text, "{list}; BLESS=1 writes it anew");
+}
+
+#[test]
+fn what_is_installed_on_linux_is_what_the_debian_list_says() {
+    hold("packaging/debian/files", &installed("/usr", "Linux", "share/zsh/vendor-completions"));
+}
+
+/// The ports framework packs manual pages itself, and has a name for the folder of examples (bsd.port.mk).
+#[test]
+fn what_is_installed_on_freebsd_is_what_the_port_says() {
+    let files = installed("/usr/local", "FreeBSD", "share/zsh/site-functions").into_iter().map(|file| {
+        let packed = if file.starts_with("share/man/") { ".gz" } else { "" };
+        file.replace("share/examples/vmctl", "%%EXAMPLESDIR%%") + packed
+    });
+    let mut files: Vec<String> = files.collect();
+    files.sort();
+    hold("packaging/freebsd/pkg-plist", &files);
+}
+
+#[test]
+fn the_port_and_the_package_have_the_version_of_the_program() {
+    let port = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/freebsd/Makefile")).expect("a port");
+    assert!(port.contains(&format!("DISTVERSION=\t{}\n", env!("CARGO_PKG_VERSION"))), "{port}");
+}

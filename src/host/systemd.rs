@@ -214,6 +214,20 @@ mod tests {
         assert_eq!([seconds("infinity"), seconds(""), seconds("-1s"), seconds("1e300d"), seconds("7")], [None; 5]);
     }
 
+    /// The user's unit has what the 120 seconds of `user@.service` leave it.
+    #[test]
+    fn the_packaged_units_are_those_that_autostart_enable_writes() {
+        for (manager, seconds, packaged) in [
+            (Manager::System, 180, include_str!("../../packaging/systemd/system/vmctl-autostart.service")),
+            (Manager::User, 100, include_str!("../../packaging/systemd/user/vmctl-autostart.service")),
+        ] {
+            let unit =
+                Unit { program: "@PROGRAM@".into(), options: Vec::new(), stop_timeout: Duration::from_secs(seconds), manager };
+            let below_the_comment = |text: &str| text.split_once('\n').map(|(_, rest)| rest.to_owned());
+            assert_eq!(below_the_comment(packaged), below_the_comment(&unit.text()));
+        }
+    }
+
     #[test]
     fn the_unit_gives_down_its_time_and_stops_nothing_by_itself() {
         let unit = Unit {
