@@ -174,3 +174,53 @@ fn no_folder_or_file_has_a_name_that_says_nothing() {
         .collect();
     assert!(wrong.is_empty(), "{wrong:?}");
 }
+
+/// Folders of the tree whose paths stand in backticks in the documents.
+const NAMED: &[&str] = &[
+    "src/",
+    "tests/",
+    "docs/",
+    "scripts/",
+    "fuzz/",
+    "man/",
+    "packaging/",
+    "templates/",
+    "examples/",
+    "benches/",
+    "catalogue/",
+    "rc.d/",
+];
+
+#[test]
+fn paths_that_the_documents_name_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut documents: Vec<PathBuf> = ["ARCHITECTURE.md", "README.md", "SECURITY.md"].map(|name| root.join(name)).into();
+    for folder in ["docs", "docs/decisions", "packaging/freebsd"] {
+        let entries = fs::read_dir(root.join(folder)).expect("a readable folder");
+        documents
+            .extend(entries.map(|entry| entry.expect("an entry").path()).filter(|path| path.extension() == Some("md".as_ref())));
+    }
+    let mut wrong = Vec::new();
+    for document in documents {
+        let text = fs::read_to_string(&document).expect("a readable file");
+        let name = document.strip_prefix(root).expect("below the root").display().to_string();
+        let folder = document.parent().expect("a file has a folder");
+        // Files of the tree, in backticks; a made-up name is in capitals or has a star.
+        let quoted = text.split('`').skip(1).step_by(2);
+        let paths =
+            quoted.filter_map(|word| word.split_whitespace().next()).filter(|word| NAMED.iter().any(|at| word.starts_with(at)));
+        for path in paths.filter(|path| !path.contains(['*', '{', '<']) && !path.chars().any(char::is_uppercase)) {
+            if !root.join(path.trim_end_matches([':', ',', '.'])).exists() {
+                wrong.push(format!("{name}: `{path}`"));
+            }
+        }
+        // Links to other documents.
+        for (at, _) in text.match_indices("](") {
+            let target = text[at + 2..].split([')', '#']).next().expect("never empty");
+            if !target.is_empty() && !target.contains("://") && !folder.join(target).exists() {
+                wrong.push(format!("{name}: ({target})"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "not there:\n{}", wrong.join("\n"));
+}
