@@ -1,11 +1,11 @@
-//! What runs guest instructions, and what it asks of the machine around it.
+//! The contract between a vCPU back end, which runs guest instructions, and the machine around it.
 //!
-//! A back end runs the vCPUs. It is given the guest's memory, a [`Platform`] that answers port and memory accesses
-//! and holds the interrupt controllers, and an [`Attention`] through which other threads reach the vCPUs.
+//! A back end runs the vCPUs. It is given the guest's memory, a [`Platform`] that answers port and memory accesses and
+//! holds the interrupt controllers, and an [`Attention`] through which other threads reach the vCPUs.
 //!
-//! The locking rule, for back ends that run one thread a vCPU and for those that do not: every method of
-//! `Platform` may be called from any vCPU thread at any time and takes what locks it needs; no lock is held while
-//! guest instructions run.
+//! The locking rule, for back ends that run one thread a vCPU and for those that do not: every method of `Platform` may
+//! be called from any vCPU thread at any time andtakes the locks that it needs; no lock is held while guest
+//! instructions run.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -14,15 +14,15 @@ use std::time::Duration;
 use super::clock::Clock;
 use super::memory::GuestMemory;
 
-/// Why a machine stopped. The numbers are bhyve(8)'s exit codes, which both engines speak.
+/// Reason why a machine stopped. The numbers are bhyve(8)'s exit codes, which both engines use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MachineExit {
     /// The guest asked for a reset.
     Reboot,
-    /// The guest powered the machine off, or was told to.
+    /// The guest powered the machine off, or a power-off was requested.
     PowerOff,
-    /// Every vCPU halted with interrupts off for good.
+    /// Every vCPU halted for good, with interrupts disabled.
     Halt,
     /// A triple fault.
     TripleFault,
@@ -30,12 +30,12 @@ pub enum MachineExit {
     Error,
     /// Suspended to a file.
     Suspended,
-    /// The guest wrote to the debug-exit port; the process exit code is `(value << 1) | 1`, as QEMU's is.
+    /// The guest wrote to the debug-exit port. The process exit code is `(value << 1) | 1`, as with QEMU.
     Debug(u8),
 }
 
 impl MachineExit {
-    /// The exit code of the engine's process.
+    /// Returns the exit code of the engine's process.
     pub fn code(self) -> u8 {
         match self {
             MachineExit::Reboot => 0,
@@ -49,59 +49,62 @@ impl MachineExit {
     }
 }
 
-/// Something that reaches a vCPU from outside.
+/// An event that reaches a vCPU from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VcpuEvent {
-    /// An external interrupt with its vector; it has been acknowledged.
+    /// An external interrupt with its vector. The controller has acknowledged it.
     Interrupt(u8),
     /// A non-maskable interrupt.
     Nmi,
-    /// INIT: the vCPU is reset; the first one runs firmware from the reset vector, the others wait for a start-up message.
+    /// INIT: the vCPU is reset. The first vCPU runs firmware from the reset vector; the others wait for a start-up
+    /// message.
     Init,
-    /// Start-up: run from `vector << 12` in real mode.
+    /// Start-up: runs from `vector << 12` in real mode.
     Sipi(u8),
 }
 
-/// A model-specific register that the platform does not have.
+/// The error for a model-specific register that the platform does not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NoSuchMsr;
 
 /// The machine around the vCPUs: its board and its interrupt controllers.
 pub trait Platform: Send + Sync {
-    /// `in`: `width` is 1, 2 or 4 bytes.
+    /// Executes `in`; `width` is 1, 2 or 4 bytes.
     fn port_read(&self, vcpu: usize, port: u16, width: u8) -> u32;
-    /// `out`.
+    /// Executes `out`.
     fn port_write(&self, vcpu: usize, port: u16, width: u8, value: u32);
-    /// A load from an address that is not memory: 1, 2, 4 or 8 bytes.
+    /// Loads 1, 2, 4 or 8 bytes from an address that is not memory.
     fn mmio_read(&self, vcpu: usize, addr: u64, width: u8) -> u64;
-    /// A store to an address that is not writable memory.
+    /// Stores to an address that is not writable memory.
     fn mmio_write(&self, vcpu: usize, addr: u64, width: u8, value: u64);
-    /// `rdmsr` of the local APIC: IA32_APIC_BASE (0x1b), IA32_TSC_DEADLINE (0x6e0), x2APIC (0x800..=0x8ff).
+    /// Executes `rdmsr` of the local APIC: IA32_APIC_BASE (0x1b), IA32_TSC_DEADLINE (0x6e0), x2APIC (0x800..=0x8ff).
     fn apic_msr_read(&self, vcpu: usize, msr: u32) -> Result<u64, NoSuchMsr>;
-    /// `wrmsr` of the same.
+    /// Executes `wrmsr` of the same registers.
     fn apic_msr_write(&self, vcpu: usize, msr: u32, value: u64) -> Result<(), NoSuchMsr>;
-    /// CR8: bits 7:4 of the task priority.
+    /// Returns CR8: bits 7:4 of the task priority.
     fn cr8(&self, vcpu: usize) -> u8;
     /// Sets CR8.
     fn set_cr8(&self, vcpu: usize, value: u8);
-    /// Takes the next event for the vCPU. External interrupts only if `interrupts` (IF set, no shadow), NMI only if
-    /// `nmi` (none in service); INIT and start-up always.
+    /// Takes the next event for the vCPU. Returns an external interrupt only if `interrupts` (IF set, no shadow) and an
+    /// NMI only if `nmi` (none in service). Returns INIT and start-up always.
     fn take_event(&self, vcpu: usize, interrupts: bool, nmi: bool) -> Option<VcpuEvent>;
-    /// Runs what is due on the board at `now_ns` (timers, woken back ends) and says when to come again. Takes the
-    /// board's flag of [`Attention`]; called by [`Attention::serve_board`], which keeps the answer.
+    /// Runs what is due on the board at `now_ns` (timers, back ends that woke it) and returns when it must run again.
+    /// Takes the board's flag of [`Attention`]. [`Attention::serve_board`] calls it and keeps the answer.
     fn advance(&self, now_ns: u64) -> Option<u64>;
-    /// A vCPU ran into a triple fault, got an INIT that only firmware could follow, or gave up; the machine stops or resets.
+    /// Reports that a vCPU ran into a triple fault, got an INIT that only firmware could follow, or gave up. The
+    /// machine stops or resets.
     fn vcpu_failed(&self, vcpu: usize, exit: MachineExit);
-    /// The machine's time.
+    /// Returns the clock of the machine.
     fn clock(&self) -> &dyn Clock;
 }
 
-/// How other threads reach the vCPUs: one flag a vCPU, one for the board, one to stop, and a place to sleep.
+/// The flags by which other threads reach the vCPUs: one per vCPU, one for the board, one to stop, and a place to
+/// sleep.
 pub struct Attention {
     vcpus: Box<[AtomicBool]>,
     board: AtomicBool,
     stop: AtomicU32,
-    /// When the board's next timer is due, `u64::MAX` for never; an earlier one is set by [`Attention::due_by`].
+    /// When the board's next timer is due; `u64::MAX` for never. [`Attention::due_by`] sets an earlier one.
     deadline_ns: AtomicU64,
     sleeping: Mutex<()>,
     woken: Condvar,
@@ -110,7 +113,7 @@ pub struct Attention {
 const NOT_STOPPED: u32 = u32::MAX;
 
 impl Attention {
-    /// For `vcpus` virtual CPUs, nothing pending.
+    /// Creates the flags for `vcpus` virtual CPUs, with nothing pending.
     pub fn new(vcpus: usize) -> Arc<Attention> {
         Arc::new(Attention {
             vcpus: (0..vcpus).map(|_| AtomicBool::new(false)).collect(),
@@ -123,27 +126,28 @@ impl Attention {
     }
 
     fn notify(&self) {
-        // The lock orders the flag before a sleeper's last look at it: no wake-up is lost.
+        // The sleeper looks at the flags under this lock. So the flag is set before its last look, and no wake-up is
+        // lost.
         drop(self.sleeping.lock().expect("no panic happens under this lock"));
         self.woken.notify_all();
     }
 
-    /// Something may be pending for `vcpu`: it looks at its next block end, or wakes from HLT.
+    /// Marks that something may be pending for `vcpu`. The vCPU looks at its next block end, or wakes from HLT.
     pub fn raise(&self, vcpu: usize) {
         if !self.vcpus[vcpu].swap(true, Ordering::AcqRel) {
             self.notify();
         }
     }
-    /// Whether something may be pending for `vcpu`.
+    /// Returns whether something may be pending for `vcpu`.
     #[inline]
     pub fn is_raised(&self, vcpu: usize) -> bool {
         self.vcpus[vcpu].load(Ordering::Acquire)
     }
-    /// Clears and returns the flag of `vcpu`, before it takes its events.
+    /// Clears and returns the flag of `vcpu`. A vCPU calls it before it takes its events.
     pub fn take(&self, vcpu: usize) -> bool {
         self.vcpus[vcpu].swap(false, Ordering::AcqRel)
     }
-    /// A back end has something for the board: [`Platform::advance`] must run soon.
+    /// Marks that a back end has something for the board: [`Platform::advance`] must run soon.
     pub fn wake_board(&self) {
         if !self.board.swap(true, Ordering::AcqRel) {
             self.notify();
@@ -153,16 +157,17 @@ impl Attention {
     pub fn take_board(&self) -> bool {
         self.board.swap(false, Ordering::AcqRel)
     }
-    /// Whether the board must be looked at, at time `now_ns`.
+    /// Returns whether the board has work at time `now_ns`.
     #[inline]
     pub fn board_due(&self, now_ns: u64) -> bool {
         self.board.load(Ordering::Acquire) || now_ns >= self.deadline_ns.load(Ordering::Relaxed)
     }
-    /// Runs what is due on the board, and says whether anything was.
+    /// Runs what is due on the board, and returns whether anything was.
     ///
-    /// The old deadline is forgotten before the board is asked for the next one, and the answer only ever lowers what is
-    /// there. So a timer that another thread sets meanwhile is not lost: either the board's answer knows it, since
-    /// it was set under the board's lock, or its [`Attention::due_by`] comes after the old deadline was forgotten.
+    /// It forgets the old deadline before it asks the board for the next one, and the answer can only lower the
+    /// deadline. So a timer that another thread sets meanwhile is not lost: either it was set under the board's lock
+    /// before the answer, which then includes it, or its [`Attention::due_by`] comes after the old deadline was
+    /// forgotten.
     pub fn serve_board(&self, platform: &dyn Platform) -> bool {
         let now_ns = platform.clock().now_ns();
         let due = self.board_due(now_ns);
@@ -174,11 +179,11 @@ impl Attention {
         }
         due
     }
-    /// A timer was set that may be earlier than what `advance` last said.
+    /// Notes a timer that may be due earlier than what `advance` last returned.
     pub fn due_by(&self, deadline_ns: u64) {
         self.deadline_ns.fetch_min(deadline_ns, Ordering::Relaxed);
     }
-    /// When the board is due next.
+    /// Returns when the board is due next.
     pub fn deadline_ns(&self) -> u64 {
         self.deadline_ns.load(Ordering::Relaxed)
     }
@@ -192,7 +197,7 @@ impl Attention {
         let _ = self.stop.compare_exchange(NOT_STOPPED, word, Ordering::AcqRel, Ordering::Acquire);
         self.notify();
     }
-    /// Why the machine must stop, if it must.
+    /// Returns the reason why the machine must stop, if it must.
     #[inline]
     pub fn stopped(&self) -> Option<MachineExit> {
         match self.stop.load(Ordering::Acquire) {
@@ -222,7 +227,7 @@ impl Attention {
     }
 }
 
-/// Handed to a device's back-end threads: wakes the board, which then polls that device.
+/// A handle that a device's back-end threads use to wake the board, which then polls that device.
 #[derive(Clone)]
 pub struct Waker {
     attention: Arc<Attention>,
@@ -230,7 +235,7 @@ pub struct Waker {
 }
 
 impl Waker {
-    /// A waker for one device of the machine that `attention` belongs to.
+    /// Creates a waker for one device of the machine that `attention` belongs to.
     pub fn new(attention: Arc<Attention>) -> Waker {
         Waker { attention, woken: Arc::new(AtomicBool::new(false)) }
     }
@@ -245,7 +250,7 @@ impl Waker {
     }
 }
 
-/// How the first vCPU starts; the others wait for INIT and start-up.
+/// State in which the first vCPU starts. The others wait for INIT and start-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BootState {
     /// After power-on: real mode at the reset vector.
@@ -254,11 +259,11 @@ pub enum BootState {
     Protected {
         /// Entry point.
         eip: u32,
-        /// Initial EAX: Multiboot's magic.
+        /// Initial EAX: the magic number of Multiboot.
         eax: u32,
-        /// Initial EBX: PVH's and Multiboot's information structure.
+        /// Initial EBX: the information structure of PVH and Multiboot.
         ebx: u32,
-        /// Initial ESI: Linux's zero page.
+        /// Initial ESI: the zero page of Linux.
         esi: u32,
         /// Guest address of a GDT of `gdt_limit + 1` bytes with code at 0x10 and data at 0x18.
         gdt_base: u64,
@@ -269,7 +274,7 @@ pub enum BootState {
     Long {
         /// Entry point.
         rip: u64,
-        /// Initial RSI: Linux's zero page.
+        /// Initial RSI: the zero page of Linux.
         rsi: u64,
         /// Page tables.
         cr3: u64,
@@ -280,34 +285,34 @@ pub enum BootState {
     },
 }
 
-/// What a back end is built with.
+/// The parameters of a new back end.
 pub struct VcpuSetup {
     /// Number of vCPUs; APIC ids are 0, 1, 2 ...
     pub vcpus: usize,
-    /// Sockets, cores a socket, threads a core; their product is `vcpus`.
+    /// Sockets, cores per socket, threads per core; their product is `vcpus`.
     pub topology: (u32, u32, u32),
     /// The guest's memory.
     pub memory: GuestMemory,
-    /// The machine around.
+    /// The machine around the vCPUs.
     pub platform: Arc<dyn Platform>,
-    /// How other threads reach the vCPUs.
+    /// The flags by which other threads reach the vCPUs.
     pub attention: Arc<Attention>,
-    /// How vCPU 0 starts.
+    /// The state in which vCPU 0 starts.
     pub boot: BootState,
-    /// Windows of devices (base and bytes; each a power of two, aligned to itself; those below 1 MiB whole 16 KiB) that firmware
-    /// makes uncacheable. Used where a loader enters the guest in firmware's place.
+    /// Windows of devices that firmware makes uncacheable, as base and bytes. Each is a power of two and aligned to
+    /// itself; those below 1 MiB are whole 16 KiB. Used where a loader enters the guest without firmware.
     pub device_windows: Vec<(u64, u64)>,
 }
 
-/// Runs the vCPUs of one machine.
+/// An engine that runs the vCPUs of one machine.
 pub trait Backend: Send {
-    /// `soft`, `kvm` or `vmm`.
+    /// Returns `soft`, `kvm` or `vmm`.
     fn name(&self) -> &'static str;
-    /// Runs until the machine stops, and says why.
+    /// Runs until the machine stops, and returns the reason.
     fn run(&mut self) -> MachineExit;
-    /// The state of the vCPUs, one section each; only between runs.
+    /// Returns the state of the vCPUs, one section each. Must be called only between runs.
     fn save(&self) -> Vec<super::state::Section>;
-    /// Takes over saved state; only before the first run.
+    /// Restores saved state. Must be called only before the first run.
     fn load(&mut self, sections: &[super::state::Section]) -> Result<(), super::state::StateError>;
 }
 
@@ -316,8 +321,8 @@ mod tests {
     use super::super::clock::ManualClock;
     use super::*;
 
-    /// A board on which another vCPU sets a timer at `raced_ns` after the next deadline was looked for, and before it
-    /// is handed back.
+    /// A board on which another vCPU sets a timer at `raced_ns`, after the board computed the next deadline and before
+    /// it returns it.
     struct Raced {
         attention: Arc<Attention>,
         clock: Arc<ManualClock>,

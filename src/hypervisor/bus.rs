@@ -1,7 +1,7 @@
-//! The bus: which device answers at which port or address.
+//! The bus: the map from ports and addresses to devices.
 //!
-//! A device sees `(region, offset, width)`, never an address. Accesses that nobody answers read as all ones and
-//! are dropped on write, as on a PC.
+//! A device sees `(region, offset, width)`, never an address. A read that no device answers gives all ones, and a write
+//! is dropped, as on a PC.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use super::state::{Section, StateError};
 /// One access to a device's registers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Access {
-    /// Which of the device's register regions, numbered by the device.
+    /// Number of the register region. The device numbers its regions.
     pub region: u16,
     /// Bytes from the region's start.
     pub offset: u64,
@@ -20,26 +20,27 @@ pub struct Access {
 
 /// A chip or a function: registers on the bus, reset, and state that can be saved.
 ///
-/// Called under the board's lock; has no lock of its own and never blocks. What must wait (files, sockets) lives
-/// on a thread of its own and comes back through a [`Waker`](super::backend::Waker) and [`Device::poll`].
+/// Its methods run under the board's lock; it has no lock of its own and never blocks. What must wait (files, sockets)
+/// runs on a thread of its own and comes back through a [`Waker`](super::backend::Waker) and [`Device::poll`].
 pub trait Device: Send {
-    /// The datasheet's name, for messages and as the kind of its state.
+    /// Returns the name in the datasheet, for messages and as the kind of its state.
     fn name(&self) -> &'static str;
-    /// Reads a register; bits above the width are ignored by the caller.
+    /// Reads a register. The caller ignores bits above the width.
     fn read(&mut self, access: Access) -> u64;
     /// Writes a register; bits of `value` above the width are zero.
     fn write(&mut self, access: Access, value: u64);
-    /// Back to the state after power-on.
+    /// Resets the device to its state after power-on.
     fn reset(&mut self);
-    /// The state, complete enough that `load` into a new device of the same configuration continues unseen.
+    /// Returns the state. It is complete: a new device of the same configuration that loads it continues without a
+    /// visible difference.
     fn save(&self) -> Section;
-    /// Takes over a saved state, or refuses it and is unchanged.
+    /// Restores a saved state. On an error the device is unchanged.
     fn load(&mut self, section: &Section) -> Result<(), StateError>;
-    /// When, in the machine's time, `poll` must be called next without anybody waking the device.
+    /// Returns when `poll` must be called next even if nothing wakes the device, in the machine's time.
     fn deadline_ns(&self) -> Option<u64> {
         None
     }
-    /// Time has come, or a back end woke the device: do what is due.
+    /// Does what is due, when the deadline has passed or a back end woke the device.
     fn poll(&mut self, now_ns: u64) {
         let _ = now_ns;
     }
@@ -54,7 +55,7 @@ pub enum Space {
     Memory,
 }
 
-/// A device's index on the board.
+/// Index of a device on the board.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DeviceId(pub usize);
 
@@ -65,27 +66,27 @@ struct Window {
     region: u16,
 }
 
-/// The map from addresses to devices. It holds no device: the board does.
+/// The map from addresses to devices. The devices themselves belong to the board.
 #[derive(Debug, Default)]
 pub struct Bus {
     ports: BTreeMap<u64, Window>,
     memory: BTreeMap<u64, Window>,
 }
 
-/// Two windows that would overlap.
+/// The error for two windows that would overlap.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{space:?} range {base:#x} of {len:#x} bytes overlaps one that is already mapped")]
 pub struct Overlap {
-    /// Which space.
+    /// The address space.
     pub space: Space,
-    /// First address of the refused range.
+    /// First address of the refused window.
     pub base: u64,
-    /// Its bytes.
+    /// Length of the refused window in bytes.
     pub len: u64,
 }
 
 impl Bus {
-    /// An empty bus.
+    /// Creates an empty bus.
     pub fn new() -> Bus {
         Bus::default()
     }
@@ -97,7 +98,7 @@ impl Bus {
         }
     }
 
-    /// Makes `len` addresses from `base` answer with `region` of `device`.
+    /// Maps `len` addresses from `base` to `region` of `device`.
     pub fn map(&mut self, space: Space, base: u64, len: u64, device: DeviceId, region: u16) -> Result<(), Overlap> {
         let overlap = Overlap { space, base, len };
         let end = base.checked_add(len).filter(|_| len > 0).ok_or(Overlap { space, base, len })?;
@@ -114,7 +115,7 @@ impl Bus {
         Ok(())
     }
 
-    /// Takes away the window that starts at `base`, if there is one.
+    /// Removes the window that starts at `base`, if there is one.
     pub fn unmap(&mut self, space: Space, base: u64) {
         match space {
             Space::Port => self.ports.remove(&base),
@@ -122,7 +123,7 @@ impl Bus {
         };
     }
 
-    /// Who answers at `addr`, if all `width` bytes are his.
+    /// Returns the window that covers all `width` bytes at `addr`, as device and access.
     pub fn find(&self, space: Space, addr: u64, width: u8) -> Option<(DeviceId, Access)> {
         let (&start, w) = self.map_of(space).range(..=addr).next_back()?;
         let offset = addr - start;

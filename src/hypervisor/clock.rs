@@ -8,23 +8,23 @@ use nix::time::{ClockId, clock_gettime};
 
 /// A monotonic clock, and the wall clock that it was started at.
 pub trait Clock: Send + Sync {
-    /// Nanoseconds since the machine's power-on; never goes back.
+    /// Returns the nanoseconds since the machine's power-on. The value never decreases.
     fn now_ns(&self) -> u64;
-    /// Nanoseconds since the Unix epoch, of the moment `now_ns` returns now.
+    /// Returns the nanoseconds since the Unix epoch, at the moment that `now_ns` returns now.
     fn unix_ns(&self) -> u64;
-    /// How much of `now_ns` the host slept, so that no guest could run.
+    /// Returns how much of `now_ns` the host slept. No guest could run in that time.
     fn slept_ns(&self) -> u64;
 }
 
-/// The host's clock that goes on while the host sleeps, so that a guest's time is right after a suspend: its TSC, its
-/// kvmclock and its timers are all this one. On Linux CLOCK_BOOTTIME (clock_gettime(2)); elsewhere CLOCK_MONOTONIC, for
-/// FreeBSD has no clock that counts a sleep.
+/// The clock of the host that also counts while the host sleeps, so that a guest's time is right after a suspend. The
+/// guest's TSC, kvmclock and timers all follow it. It is CLOCK_BOOTTIME on Linux (clock_gettime(2)) and CLOCK_MONOTONIC
+/// elsewhere, since FreeBSD has no clock that counts a sleep.
 pub struct HostClock {
     start: Duration,
     slept_before: Duration,
 }
 
-/// [`HostClock`]'s clock.
+/// The system clock that [`HostClock`] reads.
 #[cfg(target_os = "linux")]
 const SINCE_BOOT: ClockId = ClockId::CLOCK_BOOTTIME;
 #[cfg(not(target_os = "linux"))]
@@ -34,15 +34,15 @@ fn read(clock: ClockId) -> Duration {
     clock_gettime(clock).map(Duration::from).unwrap_or_default()
 }
 
-/// How long the host has slept since it booted. The clock that stops is read last, so that nothing between the two reads
-/// counts as sleep.
+/// Returns how long the host has slept since it booted. It reads the clock that stops last, so that the time between
+/// the two reads does not count as sleep.
 fn slept() -> Duration {
     let all = read(SINCE_BOOT);
     all.saturating_sub(read(ClockId::CLOCK_MONOTONIC))
 }
 
 impl HostClock {
-    /// A clock that reads zero now.
+    /// Creates a clock that reads zero now.
     pub fn new() -> Arc<HostClock> {
         Arc::new(HostClock { start: read(SINCE_BOOT), slept_before: slept() })
     }
@@ -60,7 +60,8 @@ impl Clock for HostClock {
     }
 }
 
-/// A clock that moves only when told: tests, and the deterministic mode in which retired instructions are time.
+/// A clock that moves only when it is set: for tests, and for the deterministic mode in which retired instructions are
+/// time.
 pub struct ManualClock {
     now_ns: AtomicU64,
     slept_ns: AtomicU64,
@@ -68,20 +69,20 @@ pub struct ManualClock {
 }
 
 impl ManualClock {
-    /// A clock that reads zero, at `unix_start_ns` of the Unix epoch.
+    /// Creates a clock that reads zero, at `unix_start_ns` of the Unix epoch.
     pub fn new(unix_start_ns: u64) -> Arc<ManualClock> {
         Arc::new(ManualClock { now_ns: AtomicU64::new(0), slept_ns: AtomicU64::new(0), unix_start_ns })
     }
-    /// Moves time on.
+    /// Advances the time.
     pub fn advance_ns(&self, ns: u64) {
         self.now_ns.fetch_add(ns, Ordering::Relaxed);
     }
-    /// Moves time on as a host does that sleeps.
+    /// Advances the time as a host does that sleeps.
     pub fn sleep_ns(&self, ns: u64) {
         self.slept_ns.fetch_add(ns, Ordering::Relaxed);
         self.advance_ns(ns);
     }
-    /// Sets the time; an earlier time than the present one is ignored.
+    /// Sets the time. An earlier time than the present one is ignored.
     pub fn set_ns(&self, ns: u64) {
         self.now_ns.fetch_max(ns, Ordering::Relaxed);
     }
@@ -117,11 +118,11 @@ mod tests {
     #[test]
     #[cfg(target_os = "linux")]
     fn the_time_that_the_host_sleeps_is_the_guests_too() {
-        // The clock that goes on: its reading is never behind the one that stops.
+        // The clock that counts a sleep is never behind the one that stops.
         assert_eq!(SINCE_BOOT, ClockId::CLOCK_BOOTTIME);
         let monotonic = read(ClockId::CLOCK_MONOTONIC);
         assert!(read(SINCE_BOOT) >= monotonic);
-        // As if it had booted in another stretch: what it slept before its start is not the guest's.
+        // A sleep before the clock was made must not count as the guest's.
         let clock = HostClock { start: read(SINCE_BOOT).saturating_sub(Duration::from_secs(10)), slept_before: Duration::ZERO };
         assert!(clock.now_ns() >= 10_000_000_000);
     }

@@ -3,15 +3,15 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Where lines and messages end: the machine's interrupt controllers.
+/// The machine's interrupt controllers, as the devices see them.
 pub trait IrqSink: Send + Sync {
-    /// The level of a global system interrupt changed (or, with `edge` false, is only restored).
+    /// Sets the level of a global system interrupt. With `edge` false the level is only restored.
     fn set_line(&self, gsi: u32, level: bool, edge: bool);
-    /// A message-signalled interrupt: PCI 3.0 section 6.8, Intel SDM vol. 3 section 11.11.
+    /// Delivers a message-signalled interrupt: PCI 3.0 section 6.8, Intel SDM vol. 3 section 11.11.
     fn message(&self, address: u64, data: u32);
 }
 
-/// One interrupt pin of one device. Lines of several devices may share a pin; the sink sees the OR of them.
+/// One interrupt pin of one device. Several devices may share a pin; the sink sees the OR of their lines.
 pub struct IrqLine {
     sink: Arc<dyn IrqSink>,
     gsi: u32,
@@ -19,19 +19,19 @@ pub struct IrqLine {
 }
 
 impl IrqLine {
-    /// A line to global system interrupt `gsi`, low.
+    /// Creates a line to global system interrupt `gsi`, low.
     pub fn new(sink: Arc<dyn IrqSink>, gsi: u32) -> IrqLine {
         IrqLine { sink, gsi, level: AtomicBool::new(false) }
     }
-    /// The global system interrupt number that this line is wired to.
+    /// Returns the global system interrupt number that this line is wired to.
     pub fn gsi(&self) -> u32 {
         self.gsi
     }
-    /// The level this line was last driven to.
+    /// Returns the level that this line was last driven to.
     pub fn level(&self) -> bool {
         self.level.load(Ordering::Relaxed)
     }
-    /// Drives the line; the sink hears only changes.
+    /// Drives the line. The sink gets only changes.
     pub fn set(&self, level: bool) {
         if self.level.swap(level, Ordering::Relaxed) != level {
             self.sink.set_line(self.gsi, level, true);
@@ -45,12 +45,12 @@ impl IrqLine {
     pub fn lower(&self) {
         self.set(false);
     }
-    /// High and low again: one edge.
+    /// Drives the line high and low again: one edge.
     pub fn pulse(&self) {
         self.set(true);
         self.set(false);
     }
-    /// Sets the level after a restore: no edge is seen, and the sink, which counts the lines of a pin, hears only changes.
+    /// Sets the level after a restore, without an edge. The sink counts the lines of a pin, so it gets only changes.
     pub fn restore(&self, level: bool) {
         if self.level.swap(level, Ordering::Relaxed) != level {
             self.sink.set_line(self.gsi, level, false);
@@ -58,7 +58,7 @@ impl IrqLine {
     }
 }
 
-/// A sink that remembers, for tests.
+/// A sink that records what it gets, for tests.
 #[derive(Default)]
 pub struct IrqProbe {
     seen: std::sync::Mutex<ProbeState>,
@@ -72,15 +72,15 @@ struct ProbeState {
 }
 
 impl IrqProbe {
-    /// A probe that has seen nothing.
+    /// Creates a probe that has seen nothing.
     pub fn new() -> Arc<IrqProbe> {
         Arc::new(IrqProbe::default())
     }
-    /// The present level of `gsi`.
+    /// Returns the present level of `gsi`.
     pub fn level(&self, gsi: u32) -> bool {
         self.seen.lock().expect("not poisoned").levels.get(&gsi).copied().unwrap_or(false)
     }
-    /// Rising edges of `gsi` seen so far.
+    /// Returns the number of rising edges of `gsi` seen so far.
     pub fn edges(&self, gsi: u32) -> u32 {
         self.seen.lock().expect("not poisoned").edges.get(&gsi).copied().unwrap_or(0)
     }

@@ -1,12 +1,11 @@
-//! Guest memory: a guest-physical address space of a few flat regions of host memory.
+//! Guest memory: a guest-physical address space made of a few flat regions of host memory.
 //!
-//! No Rust reference into guest memory is ever made: the guest writes to it while we read. All access goes
-//! through raw, bounds-checked copies. A page may be *watched* (the software CPU watches pages that it has
-//! decoded code from): a write to a watched page through this type is remembered, so that the watcher can
-//! drop what it derived from the page.
+//! No Rust reference into guest memory is ever made: the guest writes to it while we read. All access goes through raw,
+//! bounds-checked copies. A page may be *watched*: the software CPU watches the pages that it has decoded code from. A
+//! write to a watched page through this type is recorded, so that the watcher can drop what it derived from the page.
 //!
-//! **Hostile guest**: every address is checked against the regions; an access outside is an `OutOfRange`
-//! error, or for the `_or_ignore` forms reads as all ones and is dropped on write.
+//! **Hostile guest**: every address is checked against the regions; an access outsideis an `OutOfRange` error. In the
+//! `_or_ignore` forms such a read gives all ones and such a write is dropped.
 #![allow(unsafe_code)]
 
 use std::fmt;
@@ -15,7 +14,7 @@ use std::sync::{Arc, Mutex};
 
 /// Bytes in a guest page, the unit of watching.
 pub const PAGE_SIZE: u64 = 4096;
-/// Buffers of one vectored system call: IOV_MAX of Linux and FreeBSD.
+/// Maximum number of buffers of one vectored system call: IOV_MAX of Linux and FreeBSD.
 pub const IO_VECTORS_MAX: usize = 1024;
 
 /// A guest-physical address.
@@ -23,7 +22,7 @@ pub const IO_VECTORS_MAX: usize = 1024;
 pub struct GuestAddr(pub u64);
 
 impl GuestAddr {
-    /// The address `bytes` further on; `None` where it would leave the 64-bit space.
+    /// Returns the address `bytes` further on; `None` where it would leave the 64-bit space.
     pub fn checked_add(self, bytes: u64) -> Option<GuestAddr> {
         self.0.checked_add(bytes).map(GuestAddr)
     }
@@ -35,7 +34,7 @@ impl fmt::Display for GuestAddr {
     }
 }
 
-/// An access that touches bytes that are not guest memory.
+/// The error for an access that touches bytes that are not guest memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("guest address {addr} with {len} bytes is outside guest memory")]
 pub struct OutOfRange {
@@ -50,7 +49,7 @@ struct Region {
     len: u64,
     host: *mut u8,
     writable: bool,
-    /// One byte a page: non-zero while somebody watches it.
+    /// One byte per page: non-zero while the page is watched.
     watched: Box<[AtomicU8]>,
 }
 
@@ -67,7 +66,7 @@ impl Drop for Region {
     }
 }
 
-/// What a guest sees as memory. Cloning shares the same memory.
+/// The memory of a guest. A clone shares the same memory.
 #[derive(Clone)]
 pub struct GuestMemory {
     inner: Arc<Inner>,
@@ -83,7 +82,7 @@ struct Inner {
 fn map_anonymous(len: u64) -> std::io::Result<*mut u8> {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    // FreeBSD reserves swap for nothing that is not written (vm.overcommit); a core file shall not hold the guest.
+    // FreeBSD reserves no swap for pages that are not written (vm.overcommit). A core file must not contain the guest.
     #[cfg(target_os = "freebsd")]
     let flags = libc::MAP_PRIVATE | libc::MAP_ANON | libc::MAP_NOCORE;
     #[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
@@ -97,7 +96,7 @@ fn map_anonymous(len: u64) -> std::io::Result<*mut u8> {
 }
 
 impl GuestMemory {
-    /// Memory of the given `(base, bytes, writable)` regions, zero-filled and touched lazily.
+    /// Creates memory of the given `(base, bytes, writable)` regions, zero-filled and touched lazily.
     ///
     /// Fails when the host refuses the mapping. Regions must be page-aligned, sorted and disjoint.
     pub fn new(layout: &[(GuestAddr, u64, bool)]) -> std::io::Result<GuestMemory> {
@@ -122,14 +121,14 @@ impl GuestMemory {
         self.inner.regions.iter().find(|r| addr >= r.base && addr - r.base < r.len)
     }
 
-    /// The `(base, bytes, writable)` regions, in order.
+    /// Returns the `(base, bytes, writable)` regions, in order.
     pub fn regions(&self) -> impl Iterator<Item = (GuestAddr, u64, bool)> + '_ {
         self.inner.regions.iter().map(|r| (GuestAddr(r.base), r.len, r.writable))
     }
 
-    /// The host address of the page that holds `addr` and whether the guest may write to it.
+    /// Returns the host address of the page that holds `addr` and whether the guest may write to it.
     ///
-    /// `None` outside of memory. The pointer is good for the page's 4096 bytes, as long as this memory lives.
+    /// `None` outside of memory. The pointer is valid for the page's 4096 bytes, as long as this memory lives.
     pub fn host_page(&self, addr: GuestAddr) -> Option<(*mut u8, bool)> {
         let page = addr.0 & !(PAGE_SIZE - 1);
         let r = self.region(page)?;
@@ -137,7 +136,7 @@ impl GuestMemory {
         Some((unsafe { r.host.add((page - r.base) as usize) }, r.writable))
     }
 
-    /// Whether all `len` bytes at `addr` are memory of one region.
+    /// Returns whether all `len` bytes at `addr` are memory of one region.
     pub fn contains(&self, addr: GuestAddr, len: u64) -> bool {
         self.region(addr.0).is_some_and(|r| len <= r.len - (addr.0 - r.base))
     }
@@ -159,7 +158,7 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// Copies `buf` to `addr`, whether or not the guest itself may write there, and reports watched pages.
+    /// Copies `buf` to `addr`, even where the guest itself may not write, and records the write to watched pages.
     pub fn write(&self, addr: GuestAddr, buf: &[u8]) -> Result<(), OutOfRange> {
         let (r, offset) = self.span(addr, buf.len())?;
         // SAFETY: as in `read`.
@@ -202,18 +201,18 @@ impl GuestMemory {
         }
     }
 
-    /// Whether the page that holds `addr` is watched.
+    /// Returns whether the page that holds `addr` is watched.
     pub fn is_watched(&self, addr: GuestAddr) -> bool {
         self.region(addr.0).is_some_and(|r| r.watched[((addr.0 - r.base) / PAGE_SIZE) as usize].load(Ordering::Relaxed) != 0)
     }
 
-    /// Whether a watched page was written since the last `take_watch_hits`; one relaxed load.
+    /// Returns whether a watched page was written since the last `take_watch_hits`. It costs one relaxed load.
     #[inline]
     pub fn has_watch_hits(&self) -> bool {
         self.inner.hit.load(Ordering::Relaxed)
     }
 
-    /// The guest-physical addresses of the watched pages that were written since the last call.
+    /// Takes the guest-physical addresses of the watched pages that were written since the last call.
     pub fn take_watch_hits(&self) -> Vec<u64> {
         let mut hits = self.inner.hits.lock().expect("no panic happens under this lock");
         self.inner.hit.store(false, Ordering::Release);
@@ -232,7 +231,7 @@ impl GuestMemory {
         self.write(addr, &value.into_u64().to_le_bytes()[..T::BYTES])
     }
 
-    /// An aligned 16-bit load with acquire order, for ring indices that the guest's other CPUs write.
+    /// Loads an aligned 16-bit integer with acquire order, for ring indices that the guest's other CPUs write.
     pub fn load_acquire_u16(&self, addr: GuestAddr) -> Result<u16, OutOfRange> {
         let (r, offset) = self.span(addr, 2)?;
         if offset % 2 != 0 {
@@ -243,7 +242,7 @@ impl GuestMemory {
         Ok(u16::from_le(value))
     }
 
-    /// An aligned 16-bit store with release order, for ring indices.
+    /// Stores an aligned 16-bit integer with release order, for ring indices.
     pub fn store_release_u16(&self, addr: GuestAddr, value: u16) -> Result<(), OutOfRange> {
         let (r, offset) = self.span(addr, 2)?;
         if offset % 2 != 0 {
@@ -280,7 +279,7 @@ impl GuestMemory {
         Ok(n as usize)
     }
 
-    /// The host's view of `segments`, for one vectored system call: at most [`IO_VECTORS_MAX`] of them.
+    /// Returns the host addresses of `segments` for one vectored system call: at most [`IO_VECTORS_MAX`] of them.
     fn io_vectors(&self, segments: &[(GuestAddr, u32)]) -> std::io::Result<Vec<libc::iovec>> {
         let vector = |&(addr, len): &(GuestAddr, u32)| {
             let (r, offset) = self.span(addr, len as usize).map_err(std::io::Error::other)?;
@@ -342,9 +341,9 @@ impl GuestMemory {
 pub trait LittleEndian: Copy {
     /// Bytes of the integer.
     const BYTES: usize;
-    /// From the low bytes of `value`.
+    /// Takes the integer from the low bytes of `value`.
     fn from_u64(value: u64) -> Self;
-    /// Zero-extended.
+    /// Returns the integer, zero-extended.
     fn into_u64(self) -> u64;
 }
 

@@ -1,6 +1,6 @@
 //! The VMM core: guest memory, the bus, interrupt lines, time, saved state, and the vCPU back ends.
 //!
-//! Knows no device, no port and no TOML.
+//! This layer knows no device, no port and no TOML.
 pub mod backend;
 pub mod bus;
 pub mod clock;

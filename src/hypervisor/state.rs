@@ -1,11 +1,11 @@
-//! Saved state: one section a part, of a kind, a version and bytes. What is read back is not trusted.
+//! Saved state: one section per part, with a kind, a version and bytes. A section that is read is not trusted.
 
 use serde::{Serialize, de::DeserializeOwned};
 
 /// The saved state of one part.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, serde::Deserialize)]
 pub struct Section {
-    /// Which kind of part wrote it: `uart16550`, `i8259`.
+    /// Kind of the part that wrote it: `uart16550`, `i8259`.
     pub kind: String,
     /// Version of the layout of `bytes`, counted from 1 by the kind.
     pub version: u32,
@@ -13,23 +13,23 @@ pub struct Section {
     pub bytes: Vec<u8>,
 }
 
-/// State that cannot be taken in.
+/// The error for state that cannot be restored.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum StateError {
     /// The section is of another part.
     #[error("state of kind `{found}` given to `{expected}`")]
     Kind {
-        /// What the part is.
+        /// The expected kind.
         expected: &'static str,
-        /// What the section says.
+        /// The kind in the section.
         found: String,
     },
     /// The section is of a version that this build does not read.
     #[error("state of `{kind}` has version {found}, this build reads {expected}")]
     Version {
-        /// What the part is.
+        /// The kind of the part.
         kind: &'static str,
-        /// The version that it reads.
+        /// The version that this build reads.
         expected: u32,
         /// The version found.
         found: u32,
@@ -37,23 +37,23 @@ pub enum StateError {
     /// The bytes are not a state: too short, too long, or of impossible values.
     #[error("state of `{kind}` is damaged: {why}")]
     Damaged {
-        /// What the part is.
+        /// The kind of the part.
         kind: &'static str,
-        /// What is wrong with it.
+        /// Reason why the bytes are no state.
         why: String,
     },
 }
 
 impl Section {
-    /// A section of `kind` holding `state`.
+    /// Returns a section of `kind` holding `state`.
     pub fn encode<T: Serialize>(kind: &'static str, version: u32, state: &T) -> Section {
         let bytes = serde_json::to_vec(state).expect("device state is plain data, which always serialises");
         Section { kind: kind.to_string(), version, bytes }
     }
 
-    /// The state in this section, if it is of `kind` and `version` and nothing is left over.
+    /// Returns the state in this section, if the section is of `kind` and `version` and no bytes are left over.
     ///
-    /// The caller still checks the values: a state may come from anywhere.
+    /// The caller still checks the values, since a state may come from anywhere.
     pub fn decode<T: DeserializeOwned>(&self, kind: &'static str, version: u32) -> Result<T, StateError> {
         if self.kind != kind {
             return Err(StateError::Kind { expected: kind, found: self.kind.clone() });

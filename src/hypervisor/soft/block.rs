@@ -1,19 +1,19 @@
-//! The block cache: blocks by guest-physical address and mode, links between them, the jump cache, and what happens
-//! when code is written to.
+//! The block cache: blocks by guest-physical address and mode, links between them, the jump cache, and the handling of
+//! writes to code.
 //!
-//! * A block is the lowered code from one guest-physical address on, inside one page. It does not know at which
-//!   linear address it runs, so it stays good when page tables change.
-//! * Jumps inside a page are links: pointers from op to op. They live only among the blocks of one page, so dropping
-//!   a page's blocks drops them. All other jumps go through the vCPU's jump cache, from linear address (and mode) to
-//!   block, which is forgotten at each TLB flush (its upper half, if all of it is in global pages, not at a CR3 write)
-//!   and whenever blocks are dropped.
+//! * A block is the lowered code from one guest-physical address on, inside one page. It does not know at which linear
+//!   address it runs, so it stays valid when page tables change.
+//! * Jumps inside a page are links: pointers from op to op. They live only among the blocks of one page, so dropping a
+//!   page's blocks drops them. All other jumps go through the vCPU's jump cache, from linear address (and mode) to
+//!   block,which is dropped at each TLB flush (its upper half, if all of it is in global pages, not at a CR3 write) and
+//!   whenever blocks are dropped.
 //! * A page with blocks is watched in guest memory and takes the TLB's slow path for writes. A bitmap of 64-byte
 //!   granules tells writes to its code from writes to its data.
 //! * Dropped blocks wait in a graveyard until no chain runs, since one of them may be the running one.
 //!
 //! **Hostile guest**: the memory that the cache takes is bounded, in proportion to the guest's own memory
-//! ([`BlockCache::bound`]); everything that a block costs is counted, for code of one-byte blocks costs six times its ops.
-//! When the bound is reached, all blocks go.
+//! ([`BlockCache::bound`]); everything that a block costs is counted, since code of one-byte blocks costs six times its
+//! ops. When the bound is reached, all blocks go.
 #![allow(unsafe_code)]
 
 use std::collections::HashMap;
@@ -26,24 +26,24 @@ use super::mmu::PHYS_BITS;
 use super::op::Op;
 use crate::hypervisor::memory::{GuestAddr, GuestMemory};
 
-/// Most that a cache takes, in bytes, however large the guest is, and what it may take however small the guest is: the code
-/// of a whole small system.
+/// Bounds of the memory that a cache takes, in bytes: at least enough for the code of a whole small system, however
+/// small the guest is, and a maximum, however large the guest is.
 const BOUNDS: (u64, u64) = (16 << 20, 192 << 20);
-/// The part of the guest's memory that a cache takes at the most, between these bounds.
+/// The share of the guest's memory that a cache takes at most, between these bounds: one part in this many.
 const SHARE: u64 = 4;
-/// What a block costs besides its ops: its entry in the map (33 bytes, in a table that is half empty just after it has
+/// Cost of a block besides its ops: its entry in the map (33 bytes, in a table that is half empty just after it has
 /// grown, while the old one is still there), and the head and alignment of the allocation of its ops.
 const BLOCK_COST: usize = 112 + 48;
-/// What a key in a page's list costs, with the list's room to grow.
+/// Cost of a key in a page's list, with the list's room to grow.
 const KEY_COST: usize = 16;
-/// What a page with code costs: its entry in the map, counted as above, and the allocation of its list.
+/// Cost of a page with code: its entry in the map, counted as above, and the allocation of its list.
 const PAGE_COST: usize = 192;
-/// Most keys noted for one page; stale ones of blocks on two pages count too.
+/// Maximum number of keys noted for one page. Stale ones of blocks on two pages count too.
 const MAX_KEYS: usize = 1 << 14;
 const PAGE: u64 = 4096;
 const GRANULE: u64 = 64;
 
-/// What a block is found by: the guest-physical address of its first byte, and the mode that it was decoded in.
+/// Key of a block: the guest-physical address of its first byte, and the mode that it was decoded in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Key(u64);
 
@@ -52,7 +52,7 @@ const _: () = assert!(PHYS_BITS <= Key::MODE_SHIFT && MODE_TAG >> 48 < 1 << (64 
 impl Key {
     const MODE_SHIFT: u32 = 48;
 
-    /// The key of what starts at `gpa`, which has at most [`PHYS_BITS`] bits.
+    /// Creates the key of the block at `gpa`, which has at most [`PHYS_BITS`] bits.
     pub fn new(gpa: u64, mode: Mode) -> Key {
         Key(gpa | u64::from(mode.0) << Key::MODE_SHIFT)
     }
@@ -62,7 +62,7 @@ impl Key {
     }
 }
 
-/// Lowered code. There are many, and most of them are small.
+/// Lowered code of one basic block. A guest has many, and most of them are small.
 pub struct Block {
     ops: Box<[Op]>,
     /// Bytes of its instructions.
@@ -76,7 +76,7 @@ const _: () = assert!(size_of::<Block>() == 24 && PHYS_BITS - 12 < 32);
 impl Block {
     /// Puts the ops in place and sets the pointers between them.
     ///
-    /// `second_page` is the guest-physical address of a second page, where the block's one instruction lies on two.
+    /// `second_page` is the guest-physical address of a second page, if the block's one instruction lies on two pages.
     pub fn new(builder: Builder, second_page: Option<u64>) -> Block {
         let mut ops = builder.ops.into_boxed_slice();
         let first = ops.as_mut_ptr();
@@ -90,23 +90,24 @@ impl Block {
         Block { ops, bytes: builder.bytes, second }
     }
 
-    /// For a block whose one instruction lies on two pages: the guest-physical address of the second one.
+    /// Returns the guest-physical address of the second page, for a block whose one instruction lies on two pages.
     pub fn second_page(&self) -> Option<u64> {
         self.second.map(|number| u64::from(number.get() - 1) * PAGE)
     }
 
-    /// Bytes of memory that it takes, without its keys in the lists of pages.
+    /// Returns the bytes of memory that the block takes, without its keys in the lists of pages.
     fn cost(&self) -> usize {
         size_of_val(&*self.ops) + BLOCK_COST
     }
 
-    /// The block's first op.
+    /// Returns the block's first op.
     pub fn entry(&self) -> *const Op {
         self.ops.as_ptr()
     }
 }
 
-/// Spreads addresses over the table; they are not chosen to resist an attacker, who could only slow down himself.
+/// A hasher that spreads addresses over the table. It does not resist an attacker, since a guest could only slow down
+/// itself.
 #[derive(Default)]
 pub struct KeyHasher(u64);
 
@@ -142,17 +143,17 @@ pub struct BlockCache {
     blocks: Map<Key, Block>,
     pages: Map<u64, Page>,
     graveyard: Vec<Block>,
-    /// What the blocks, their keys and their pages cost, in bytes.
+    /// Cost of the blocks, their keys and their pages, in bytes.
     cost: usize,
-    /// What they may cost.
+    /// Maximum of `cost`.
     bound: usize,
     memory: GuestMemory,
-    /// Counts drops: jump caches filled under another generation are stale.
+    /// Number of drops so far. A jump cache that was filled in another generation is stale.
     pub generation: u64,
 }
 
 impl BlockCache {
-    /// An empty cache for code in `memory`.
+    /// Creates an empty cache for code in `memory`.
     pub fn new(memory: GuestMemory) -> Box<BlockCache> {
         Box::new(BlockCache {
             blocks: Map::default(),
@@ -165,26 +166,26 @@ impl BlockCache {
         })
     }
 
-    /// Most bytes that the cache of a guest with `memory_bytes` of memory takes.
+    /// Returns the maximum number of bytes that the cache of a guest with `memory_bytes` of memory takes.
     pub fn bound(memory_bytes: u64) -> usize {
         (memory_bytes / SHARE).clamp(BOUNDS.0, BOUNDS.1) as usize
     }
 
-    /// The block at `key`.
+    /// Returns the block at `key`.
     pub fn get(&self, key: Key) -> Option<&Block> {
         self.blocks.get(&key)
     }
 
-    /// Whether `entry` is the first op of a block that may be linked to: not one on two pages.
+    /// Returns whether `entry` is the first op of a block that may be linked to. A block on two pages may not.
     pub fn is_plain(&self, key: Key) -> bool {
         self.get(key).is_some_and(|b| b.second.is_none())
     }
 
-    /// Keeps a block; returns its first op and whether one of its pages is new as a page with code (all TLBs must
-    /// then be told). To be called only while no chain runs.
+    /// Keeps a block. Returns its first op and whether one of its pages is new as a page with code; then all TLBs must
+    /// be told. Must be called only while no chain runs.
     pub fn insert(&mut self, key: Key, block: Block) -> (*const Op, bool) {
         let crowded = |gpa: u64| self.pages.get(&(gpa & !(PAGE - 1))).is_some_and(|p| p.keys.len() >= MAX_KEYS);
-        // With both of its keys, and pages for them.
+        // Both keys of the block, and pages for them, are new at worst.
         let most = block.cost() + 2 * (KEY_COST + PAGE_COST);
         if self.cost + most > self.bound || crowded(key.gpa()) || block.second_page().is_some_and(crowded) {
             self.drop_all();
@@ -218,14 +219,14 @@ impl BlockCache {
         new
     }
 
-    /// Frees dropped blocks. To be called only while no chain runs.
+    /// Frees dropped blocks. Must be called only while no chain runs.
     pub fn bury(&mut self) {
         self.graveyard.clear();
-        // Room for the blocks of a few pages is kept, room for all blocks is not.
+        // Keep room for the blocks of a few pages, but not for all blocks.
         self.graveyard.shrink_to(1024);
     }
 
-    /// Whether a write of `bytes` at `gpa`, inside one page, would change decoded code.
+    /// Returns whether a write of `bytes` at `gpa`, inside one page, would change decoded code.
     pub fn holds_code(&self, gpa: u64, bytes: u64) -> bool {
         self.pages.get(&(gpa & !(PAGE - 1))).is_some_and(|p| p.granules & granules(gpa % PAGE, bytes) != 0)
     }
@@ -245,12 +246,13 @@ impl BlockCache {
         }
     }
 
-    /// Drops everything.
+    /// Drops all blocks.
     pub fn drop_all(&mut self) {
         for &gpa in self.pages.keys() {
             self.memory.watch(GuestAddr(gpa), false);
         }
-        // The tables go too: what comes next may be few blocks with many ops, and tables for many blocks are not counted.
+        // Drop the tables too: the next blocks may be few with many ops, and the cost of tables for many blocks is not
+        // counted.
         self.pages = Map::default();
         self.graveyard.extend(std::mem::take(&mut self.blocks).into_values());
         self.cost = 0;
@@ -265,15 +267,15 @@ impl BlockCache {
     }
 }
 
-/// The granules that `bytes` (at least 1) from `offset` in a page touch.
+/// Returns the granules that `bytes` (at least 1) from `offset` in a page touch.
 fn granules(offset: u64, bytes: u64) -> u64 {
     let first = offset / GRANULE;
     let last = ((offset + bytes.max(1) - 1) / GRANULE).min(63);
     (u64::MAX >> (63 - last)) & (u64::MAX << first)
 }
 
-/// The vCPU stored to `len` bytes at guest-physical `gpa`, in a watched page (never across pages). If decoded code was
-/// hit, the page's blocks are dropped, it is no longer watched, and the chain is left behind this op.
+/// Handles a store of the vCPU to `len` bytes at guest-physical `gpa`, in a watched page (never across pages). If it
+/// hit decoded code, drops the page's blocks, ends watching the page, and makes the chain leave after this op.
 #[cold]
 pub fn note_store(cpu: &mut Cpu, gpa: u64, len: u64) {
     if cpu.blocks.is_null() {
@@ -289,18 +291,18 @@ pub fn note_store(cpu: &mut Cpu, gpa: u64, len: u64) {
     }
 }
 
-/// Which translations of a vCPU were dropped.
+/// Selects the translations of a vCPU that were dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dropped {
     /// All.
     All,
-    /// Those of pages that are not global: a CR3 write.
+    /// All of pages that are not global: a CR3 write.
     NotGlobal,
-    /// That of the page at this linear address.
+    /// The one of the page at this linear address.
     Page(u64),
 }
 
-/// Translations were dropped: cached links from linear addresses to blocks go with them.
+/// Drops cached links from linear addresses to blocks, since translations were dropped.
 pub fn forget_jumps(cpu: &mut Cpu, dropped: Dropped) {
     match dropped {
         Dropped::All => cpu.drop_jumps(),
@@ -316,7 +318,7 @@ pub fn forget_jumps(cpu: &mut Cpu, dropped: Dropped) {
 }
 
 impl Cpu {
-    /// Forgets the jump cache.
+    /// Drops the jump cache.
     pub fn drop_jumps(&mut self) {
         self.drop_jumps_of(LOWER);
         self.drop_jumps_of(UPPER);
@@ -334,7 +336,7 @@ impl Cpu {
         self.jump_tags[half] = (self.jump_tags[half] & MODE_TAG) | (epoch % 64) << 58;
     }
 
-    /// What the keys of the jump cache's entries for `addr` are made with.
+    /// Returns the tag from which the keys of the jump cache's entries for `addr` are made.
     #[inline(always)]
     pub fn jump_tag(&self, addr: u64) -> u64 {
         self.jump_tags[half(addr)]
@@ -349,8 +351,8 @@ impl Cpu {
     }
 }
 
-/// The halves of the linear addresses. Systems have their own code in the upper one, in global pages, and change the page
-/// tables of the lower one with every process: each half has an epoch of its own.
+/// The halves of the linear addresses. Systems keep their own code in the upper half, in global pages, and change the
+/// page tables of the lower half with every process. So each half has an epoch of its own.
 const LOWER: usize = 0;
 const UPPER: usize = 1;
 #[inline(always)]
@@ -358,9 +360,9 @@ fn half(addr: u64) -> usize {
     (addr >> 63) as usize
 }
 
-/// Bits of the tag that hold the mode: 57:48. Above stands the epoch, below come the linear address's bits.
+/// Bits of the tag that hold the mode: 57:48. Above them is the epoch, below them are the bits of the linear address.
 const MODE_TAG: u64 = 0x3ff << 48;
-/// Entries of the jump cache.
+/// Number of entries of the jump cache.
 pub const JUMPS: usize = 4096;
 
 /// One entry of the jump cache.
@@ -374,24 +376,24 @@ pub struct JumpEntry {
     pub entry: *const Op,
 }
 
-/// From linear address, mode and epoch to a block.
+/// The map from linear address, mode and epoch to a block.
 pub struct JumpCache {
     entries: [JumpEntry; JUMPS],
     /// The same for the guest-physical address of pages that code is fetched from.
     fetches: [(u64, u64); FETCHES],
-    /// Of each half, bits of the page numbers that were fetched from in this epoch, modulo 4096.
+    /// For each half, bits of the page numbers that code was fetched from in this epoch, modulo 4096.
     fetched: [[u64; 64]; 2],
-    /// All pages of the upper half that were fetched from in this epoch are global.
+    /// Whether all pages of the upper half that code was fetched from in this epoch are global.
     upper_is_global: bool,
 }
 
 const FETCHES: usize = 256;
-/// No canonical address gives this key: the bits that the tag changes are those above bit 47, and they would have to
-/// agree with bit 47.
+/// A key that no canonical address gives: the tag changes the bits above bit 47, and they would have to agree with bit
+/// 47.
 const NO_ENTRY: u64 = 0;
 
 impl JumpCache {
-    /// An empty one.
+    /// Creates an empty cache.
     pub fn new() -> Box<JumpCache> {
         let mut cache = Box::new(JumpCache {
             entries: [JumpEntry { key: NO_ENTRY, entry: std::ptr::null() }; JUMPS],
@@ -403,10 +405,10 @@ impl JumpCache {
         cache
     }
 
-    /// Empties it of a half's entries.
+    /// Removes the entries of one half.
     fn clear(&mut self, half: usize) {
-        // Tags leave bit 47 of the address alone, and it tells the half. A key that belongs to another slot is never asked
-        // for in this one.
+        // Tags leave bit 47 of the address alone, and bit 47 selects the half. A key that belongs to another slot is
+        // never looked for in this one.
         let is_of = |key: u64| (key >> 47 & 1) as usize == half;
         for (i, e) in self.entries.iter_mut().enumerate().filter(|(_, e)| is_of(e.key)) {
             *e = JumpEntry { key: (i as u64) ^ 1, entry: std::ptr::null() };
@@ -421,26 +423,26 @@ impl JumpCache {
         (addr ^ addr >> 12) as usize & (JUMPS - 1)
     }
 
-    /// The entry that would hold `addr`.
+    /// Returns the entry that would hold `addr`.
     #[inline(always)]
     pub fn entry(&self, addr: u64) -> &JumpEntry {
         // SAFETY: `slot` masks the index.
         unsafe { self.entries.get_unchecked(Self::slot(addr)) }
     }
 
-    /// The block at `addr`, if it is here.
+    /// Returns the block at `addr`, if the cache has it.
     #[inline(always)]
     pub fn find(&self, addr: u64, tag: u64) -> Option<*const Op> {
         let e = self.entry(addr);
         (e.key == addr ^ tag && (addr << 16) as i64 >> 16 == addr as i64).then_some(e.entry)
     }
 
-    /// Remembers a block.
+    /// Adds a block.
     pub fn put(&mut self, addr: u64, tag: u64, entry: *const Op) {
         self.entries[Self::slot(addr)] = JumpEntry { key: addr ^ tag, entry };
     }
 
-    /// The guest-physical page of the canonical linear address `addr`, if code was fetched there.
+    /// Returns the guest-physical page of the canonical linear address `addr`, if code was fetched from there.
     pub fn find_fetch(&self, addr: u64, tag: u64) -> Option<u64> {
         let (key, gpa) = self.fetches[(addr >> 12) as usize % FETCHES];
         (key == (addr & !0xfff) ^ tag).then_some(gpa)
@@ -450,7 +452,7 @@ impl JumpCache {
         self.fetched[half(addr)][(addr >> 18 & 63) as usize] >> (addr >> 12 & 63) & 1 != 0
     }
 
-    /// Remembers where a page of code is, and whether it is global.
+    /// Adds a page of code, and whether it is global.
     pub fn put_fetch(&mut self, addr: u64, tag: u64, gpa: u64, global: bool) {
         self.fetched[half(addr)][(addr >> 18 & 63) as usize] |= 1 << (addr >> 12 & 63);
         self.upper_is_global &= global || half(addr) == LOWER;
@@ -474,8 +476,8 @@ mod tests {
         assert_eq!(granules(128, 64), 4);
     }
 
-    /// Bytes that `cache` holds at the least: ops, map entries at the fill that a table has at the most, keys.
-    fn held(cache: &BlockCache) -> usize {
+    /// Returns the bytes that `cache` takes at least: ops, map entries at the highest fill that a table has, keys.
+    fn bytes_taken(cache: &BlockCache) -> usize {
         let entries =
             cache.blocks.capacity() * (size_of::<(Key, Block)>() + 1) + cache.pages.capacity() * (size_of::<(u64, Page)>() + 1);
         let ops: usize = cache.blocks.values().map(|b| size_of_val(&*b.ops)).sum();
@@ -492,7 +494,7 @@ mod tests {
         assert_eq!(BlockCache::bound(64 << 30), 192 << 20);
         let memory = GuestMemory::new(&[(GuestAddr(0), MEMORY, true)]).unwrap();
         let mut cache = BlockCache::new(memory);
-        // RET at every byte; then long blocks, after tables for many short ones.
+        // First a RET at every byte; then long blocks, after tables for many short ones.
         let code: [&[u8]; 2] = [&[0xc3], &[0x48, 0x0f, 0xaf, 0xc0].repeat(16)];
         for (bytes, stride) in code.into_iter().zip([1, 64]) {
             let mut most = 0;
@@ -501,13 +503,13 @@ mod tests {
                 cache.bury();
                 cache.insert(Key::new(gpa, Mode(Mode::LONG)), block);
                 if gpa / stride as u64 % 0x1000 == 0 {
-                    most = most.max(held(&cache));
+                    most = most.max(bytes_taken(&cache));
                     assert!(cache.cost <= cache.bound, "{} of {}", cache.cost, cache.bound);
                 }
             }
             assert!(most <= MEMORY as usize && most > MEMORY as usize / 4, "{most}");
         }
-        // What is dropped is no longer counted.
+        // Dropped blocks must not count any more.
         for gpa in (0..MEMORY).step_by(PAGE as usize) {
             cache.drop_page(gpa);
         }
@@ -554,14 +556,14 @@ mod tests {
         assert_eq!(run(&mut rig, 0), 1, "a global translation outlives a CR3 write");
         mmu::flush_page(&mut rig.cpu, UPPER);
         assert_eq!(run(&mut rig, 0), 2, "and no INVLPG");
-        // A page that is not global is among them.
+        // One page among them is not global.
         map(&mut rig, 1, DATA + 0x1000, false);
         assert_eq!(run(&mut rig, 1), 1);
         map(&mut rig, 1, DATA + 0x3000, false);
         mmu::flush(&mut rig.cpu, true);
         assert_eq!(run(&mut rig, 1), 3);
         assert_eq!(run(&mut rig, 0), 2);
-        // More CR3 writes than there are epochs: the halves wrap around apart from each other.
+        // More CR3 writes than there are epochs, so that the halves wrap around at different times.
         map(&mut rig, 1, DATA + 0x2000, false);
         for _ in 0..130 {
             mmu::flush(&mut rig.cpu, true);

@@ -1,4 +1,4 @@
-//! The architectural state of one vCPU, and what its handlers reach through it.
+//! The architectural state of one vCPU, and the caches and links that its handlers use.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::hypervisor::memory::GuestMemory;
 pub const RIP: usize = 16;
 /// Index in [`Cpu::regs`] of a register that is always zero: "no base", "no index".
 pub const ZERO: usize = 17;
-/// Index in [`Cpu::regs`] of the address that an address micro-op computed for the op behind it.
+/// Index in [`Cpu::regs`] of the address that an address micro-op computed for the op after it.
 pub const TMP: usize = 18;
 
 /// Indices of [`Cpu::segs`], in the encoding's order; then the system segments.
@@ -49,39 +49,39 @@ pub struct Segment {
     pub base: u64,
 }
 
-/// An exception that an instruction raised; the instruction has changed nothing.
+/// An exception that an instruction raised. The instruction has changed nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Exception {
     /// Vector, 0 to 31.
     pub vector: u8,
     /// Error code, where the vector has one.
     pub error: Option<u32>,
-    /// For #PF: the address that goes to CR2. While an instruction is being left: the address that was not canonical.
+    /// For #PF, the address that goes to CR2. While an instruction is being left, the address that was not canonical.
     pub cr2: u64,
 }
 
-/// The mark that an instruction failed; what happened stands in [`Cpu::exception`]. Zero-sized, so that a handler's
+/// The mark that an instruction failed. [`Cpu::exception`] says why. The type is zero-sized, so that a handler's
 /// `Result<(), Fault>` is one bit in a register.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fault;
 
-/// Why a chain of blocks returned to the dispatcher.
+/// Reason why a chain of blocks returned to the dispatcher.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Leave {
-    /// A block ended, RIP is the next instruction: look it up and go on. The mode may have changed.
+    /// A block ended and RIP is the next instruction: look the block up and continue. The mode may have changed.
     Lookup,
-    /// The same, and the mode is what it was.
+    /// The same, but the mode has not changed.
     Jump,
-    /// The same as `Jump`, and the op at [`Cpu::link_from`] wants its `imm` to point to the block at RIP.
+    /// As `Jump`, and the op at [`Cpu::link_from`] wants its `imm` to point to the block at RIP.
     Link,
-    /// `exception` is to be delivered; RIP is the instruction that raised it (already set by the wrapper).
+    /// `exception` must be delivered. RIP is the instruction that raised it (the wrapper has set it).
     Exception,
-    /// HLT: wait for an event.
+    /// HLT: the vCPU waits for an event.
     Halt,
-    /// PAUSE or MWAIT: let another vCPU run.
+    /// PAUSE or MWAIT: another vCPU may run.
     Yield,
-    /// Shut down after a triple fault.
+    /// The vCPU shut down after a triple fault.
     Shutdown,
 }
 
@@ -180,66 +180,69 @@ pub struct SystemState {
 pub struct Cpu {
     /// General registers 0 to 15 in encoding order, then [`RIP`], [`ZERO`], [`TMP`], and scratch.
     pub regs: [u64; 24],
-    /// Instructions that may still run before the dispatcher must look at events; counted down at block ends.
+    /// Number of instructions that may still run before the dispatcher must look at events. Counted down at block ends.
     pub budget: i64,
     /// The arithmetic flags.
     pub flags: LazyFlags,
-    /// Jump-cache entries of this vCPU's present mode and epoch have it, by half of the linear addresses: see `block`.
+    /// Tags of the present mode and epoch, by half of the linear addresses. Entries of the jump cache match only under
+    /// them: see `block`.
     pub jump_tags: [u64; 2],
-    /// From linear addresses to blocks.
+    /// The map from linear addresses to blocks.
     pub jumps: Box<JumpCache>,
     /// RFLAGS without the arithmetic flags; bit 1 is set.
     pub rflags: u64,
-    /// Where the next instruction stands, while a block-ending system op runs: see `op::leaving_op!`.
+    /// Address of the next instruction, while a block-ending system op runs: see `op::leaving_op!`.
     pub next_rip: u64,
-    /// What an op that returned `Fault` raised.
+    /// The exception that an op raised which returned `Fault`.
     pub exception: Exception,
-    /// Why the chain was left.
+    /// Reason why the chain was left.
     pub leave: Leave,
-    /// Set by a slow path (a store to a page with code, an interrupt that became pending): leave after this op.
+    /// Makes the chain leave after this op. A slow path sets it (a store to a page with code, an interrupt that became
+    /// pending).
     pub leave_after_op: bool,
-    /// Instructions from RIP on during which external interrupts stay off (STI, MOV SS): 1 or 0.
+    /// Number of instructions from RIP on during which external interrupts stay off (STI, MOV SS): 1 or 0.
     pub interrupt_shadow: bool,
-    /// MOV SS or POP SS has just run: what stands in `debug_pending` waits behind the next instruction, and no
-    /// instruction breakpoint is met on it. Set only where that instruction runs alone: see `system::debug::hold_off`.
+    /// MOV SS or POP SS has just run: the conditions in `debug_pending` wait until after the next instruction, and an
+    /// instruction breakpoint on it does not trigger. Set only where that instruction runs alone: see
+    /// `system::debug::hold_off`.
     pub debug_shadow: bool,
-    /// Bits of DR6 that the last instruction earned (watchpoints, single step): #DB is due before the next
-    /// instruction, see `system::take_debug_trap`.
+    /// Bits of DR6 that the last instruction caused (watchpoints, single step): #DB is due before the next instruction,
+    /// see `system::take_debug_trap`.
     pub debug_pending: u64,
-    /// RFLAGS.TF as it was before the instruction says nothing about a single-step trap behind it: it entered a handler
-    /// (INT n) or another task, or it says itself what follows (SYSCALL, SYSRET, SYSENTER).
+    /// RFLAGS.TF as it was before the instruction does not decide about a single-step trap after it: the instruction
+    /// entered a handler (INT n) or another task, or decides itself (SYSCALL, SYSRET, SYSENTER).
     pub no_step_trap: bool,
-    /// The instruction that is stepped is a branch; looked for only where DebugCtl asks for branches.
+    /// The branch, if the instruction that is stepped is one. Looked for only where DebugCtl asks for branches.
     pub stepped_branch: Option<Branch>,
-    /// In an NMI handler, until IRET.
+    /// The vCPU is in an NMI handler, until IRET.
     pub nmi_blocked: bool,
-    /// Halted, or waiting for a start-up message.
+    /// The vCPU is halted, or waits for a start-up message.
     pub halted: bool,
-    /// Waits for a start-up message (after INIT, and for all vCPUs but the first).
+    /// The vCPU waits for a start-up message (after INIT, and from power-on all but the first).
     pub wait_for_sipi: bool,
     /// Current privilege level.
     pub cpl: u8,
-    /// Which of the TLB's banks is in use: 0 user, 1 supervisor with AC = 0, 2 supervisor with AC = 1.
+    /// Number of the TLB bank in use: 0 user, 1 supervisor with AC = 0, 2 supervisor with AC = 1.
     pub bank: u8,
-    /// The generation of the block cache that `jumps` was filled under.
+    /// The generation of the block cache in which `jumps` was filled.
     pub jump_generation: u64,
     /// The op that asked for a link.
     pub link_from: *mut Op,
-    /// The number of the guest-physical page that it stands in.
+    /// The number of the guest-physical page that this op is in.
     pub link_page: u32,
     /// The mode that blocks are decoded in.
     pub mode: Mode,
-    /// What `budget` was when it was handed out.
+    /// The value of `budget` when it was handed out.
     pub granted: i64,
     /// Instructions retired before the present slice's budget was handed out.
     pub retired: u64,
-    /// `retired_now` when the clock was last moved on, in deterministic mode.
+    /// The value of `retired_now` when the clock was last advanced, in deterministic mode.
     pub clock_synced: u64,
     /// The clock that retired instructions drive, in deterministic mode.
     pub manual_clock: Option<Arc<ManualClock>>,
-    /// An event may be pending that could not be taken when it was last looked for.
+    /// An event may be pending that could not be taken at the last check.
     pub event_pending: bool,
-    /// NMIs were blocked when events were last looked for.
+    /// NMIs were blocked at the last check for events.
     pub nmi_was_blocked: bool,
     /// ES CS SS DS FS GS LDTR TR.
     pub segs: [Segment; 8],
@@ -253,13 +256,13 @@ pub struct Cpu {
     pub sys: SystemState,
     /// This vCPU's index and APIC id.
     pub index: usize,
-    /// Sockets, cores a socket, threads a core.
+    /// Sockets, cores per socket, threads per core.
     pub topology: (u32, u32, u32),
     /// The guest's memory.
     pub memory: GuestMemory,
-    /// The machine around.
+    /// The machine around the vCPU.
     pub platform: Arc<dyn Platform>,
-    /// How others reach this vCPU.
+    /// The flags by which other threads reach this vCPU.
     pub attention: Arc<Attention>,
     /// The software TLB, three banks.
     pub tlb: Box<Tlb>,
@@ -268,7 +271,7 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// A vCPU with everything zero and its TLB empty; `system::reset` gives it its state.
+    /// Creates a vCPU with everything zero and its TLB empty. `system::reset` gives it its state.
     pub fn new(setup: &VcpuSetup, index: usize) -> Box<Cpu> {
         Box::new(Cpu {
             regs: [0; 24],
@@ -316,13 +319,13 @@ impl Cpu {
         })
     }
 
-    /// Instructions retired so far, up to the last block end.
+    /// Returns the number of instructions retired so far, up to the last block end.
     pub fn retired_now(&self) -> u64 {
         self.retired.wrapping_add(self.granted.wrapping_sub(self.budget) as u64)
     }
 
-    /// In deterministic mode, brings the machine's clock up to the instructions retired. To be called before
-    /// anything that lets the guest or the board see the time.
+    /// Advances the machine's clock to the instructions retired, in deterministic mode. Must be called before anything
+    /// that lets the guest or the board see the time.
     pub fn sync_clock(&mut self) {
         if let Some(clock) = &self.manual_clock {
             let now = self.retired_now();
@@ -331,7 +334,7 @@ impl Cpu {
         }
     }
 
-    /// Lets the dispatcher run at the next block end.
+    /// Makes the dispatcher run at the next block end.
     pub fn end_slice(&mut self) {
         if self.budget > 0 {
             self.granted -= self.budget;
@@ -345,21 +348,21 @@ impl Cpu {
         self.exception = Exception { vector, error, cr2: 0 };
         Fault
     }
-    /// #UD.
+    /// Raises #UD.
     #[cold]
     pub fn undefined(&mut self) -> Fault {
         self.raise(6, None)
     }
-    /// #GP(error).
+    /// Raises #GP(error).
     #[cold]
     pub fn general_protection(&mut self, error: u32) -> Fault {
         self.raise(13, Some(error))
     }
-    /// All of RFLAGS, the lazy ones computed.
+    /// Returns all of RFLAGS, with the lazy flags computed.
     pub fn rflags_value(&self) -> u64 {
         self.rflags | self.flags.value()
     }
-    /// Whether CS is a 64-bit code segment in long mode.
+    /// Returns whether CS is a 64-bit code segment in long mode.
     pub fn is_64bit(&self) -> bool {
         self.sys.efer & (1 << 10) != 0 && self.segs[CS].attr & (1 << 13) != 0
     }

@@ -1,6 +1,7 @@
-//! Arithmetic flags, kept as the operation that would set them and computed only when somebody looks.
+//! Lazy arithmetic flags: the operation that would set them is kept, and the flags are computed only when they are
+//! read.
 //!
-//! An ALU op stores its kind, one operand and the result; the other operand follows from them.
+//! An ALU op stores its kind, one operand and the result. The other operand follows from them.
 
 use super::cpu::rflags::{AF, CF, OF, PF, SF, ZF};
 
@@ -8,7 +9,7 @@ use super::cpu::rflags::{AF, CF, OF, PF, SF, ZF};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum FlagKind {
-    /// `result` is the flags themselves, in RFLAGS positions.
+    /// `result` holds the flags themselves, in RFLAGS positions.
     Raw = 0,
     /// `a + b = result`.
     Add = 4,
@@ -22,7 +23,7 @@ pub enum FlagKind {
     Dec = 20,
 }
 
-/// Flags not yet computed.
+/// Arithmetic flags that are not computed yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub struct LazyFlags {
@@ -35,18 +36,18 @@ pub struct LazyFlags {
 }
 
 impl LazyFlags {
-    /// Flags that are known: the arithmetic bits of `rflags`.
+    /// Returns flags with known values: the arithmetic bits of `rflags`.
     pub const fn raw(rflags: u64) -> LazyFlags {
         LazyFlags { kind: FlagKind::Raw as u32, b: 0, result: rflags & (CF | PF | AF | ZF | SF | OF) }
     }
 
-    /// Bits of the operand: 8, 16, 32 or 64.
+    /// Returns the width of the operand in bits: 8, 16, 32 or 64.
     #[inline(always)]
     pub fn bits(&self) -> u32 {
         8 << (self.kind & 3)
     }
 
-    /// The six arithmetic flags in RFLAGS positions.
+    /// Returns the six arithmetic flags in RFLAGS positions.
     pub fn value(&self) -> u64 {
         if self.kind == FlagKind::Raw as u32 {
             return self.result;
@@ -68,7 +69,7 @@ impl LazyFlags {
     fn mask(&self) -> u64 {
         u64::MAX >> (64 - self.bits())
     }
-    /// The first operand, from the result and the second.
+    /// Computes the first operand from the result and the second operand.
     #[inline(always)]
     fn a(&self) -> u64 {
         let r = self.result;
@@ -81,11 +82,13 @@ impl LazyFlags {
         a & self.mask()
     }
 
-    /// Whether the condition `cc` of Jcc, SETcc, CMOVcc holds, in the encoding's order: O NO B NB Z NZ BE NBE S NS P NP L NL LE NLE.
+    /// Returns whether the condition `cc` of Jcc, SETcc or CMOVcc holds. The conditions are in the encoding's order: O
+    /// NO B NB Z NZ BE NBE S NS P NP L NL LE NLE.
     #[inline(always)]
     pub fn condition(&self, cc: u8) -> bool {
         let bits = self.bits();
-        // Compares of two numbers, said directly: this is what the optimiser makes good code of when `kind` is known.
+        // These are direct compares of two numbers, since the optimiser makes the best code of them when `kind` is
+        // known.
         let signed = |v: u64| (v << (64 - bits)) as i64;
         let holds = match (cc >> 1, self.kind & !3) {
             (0, _) => self.of(),
@@ -106,17 +109,17 @@ impl LazyFlags {
         holds != (cc & 1 != 0)
     }
 
-    /// Zero flag.
+    /// Returns the zero flag.
     #[inline(always)]
     pub fn zf(&self) -> bool {
         if self.kind == 0 { self.result & ZF != 0 } else { self.result == 0 }
     }
-    /// Sign flag.
+    /// Returns the sign flag.
     #[inline(always)]
     pub fn sf(&self) -> bool {
         if self.kind == 0 { self.result & SF != 0 } else { self.result >> (self.bits() - 1) & 1 != 0 }
     }
-    /// Carry flag.
+    /// Returns the carry flag.
     #[inline(always)]
     pub fn cf(&self) -> bool {
         match self.kind & !3 {
@@ -127,12 +130,12 @@ impl LazyFlags {
             _ => self.b != 0,
         }
     }
-    /// Parity flag: even number of ones in the low byte.
+    /// Returns the parity flag: an even number of ones in the low byte.
     #[inline(always)]
     pub fn pf(&self) -> bool {
         if self.kind == 0 { self.result & PF != 0 } else { (self.result as u8).count_ones() & 1 == 0 }
     }
-    /// Auxiliary carry.
+    /// Returns the auxiliary carry flag.
     #[inline(always)]
     pub fn af(&self) -> bool {
         match self.kind & !3 {
@@ -143,7 +146,7 @@ impl LazyFlags {
             _ => self.result & 0xf == 0xf,
         }
     }
-    /// Overflow flag.
+    /// Returns the overflow flag.
     #[inline(always)]
     pub fn of(&self) -> bool {
         let sign = 1u64 << (self.bits() - 1);

@@ -1,8 +1,8 @@
-//! From decoded instructions to ops: what a family's lowering is given and gives back.
+//! Lowering from decoded instructions to ops: the interface of an instruction family.
 //!
-//! A family is a function `lower(insn: &Instruction, b: &mut Builder) -> Option<Flow>`: `None` when the
-//! instruction is not its own. Families are asked in turn: `int`, `system`, `simd`, `x87`; what none takes
-//! becomes #UD.
+//! A family is a function `lower(insn: &Instruction, b: &mut Builder) -> Option<Flow>`. It returns `None` when the
+//! instruction is not its own. The families are asked in turn: `int`, `system`, `simd`, `x87`. An instruction that none
+//! takes becomes #UD.
 
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, Mnemonic, OpKind, Register, RflagsBits};
 
@@ -12,14 +12,14 @@ use super::int::pair::{self, Kind};
 use super::op::{Handler, Op};
 use crate::{called_op, leaving_op};
 
-/// What may change how bytes decode or what they mean, apart from the state that handlers look at while running.
-/// Part of a block's key.
+/// Processor mode of a block: everything that may change how bytes decode or what they mean, apart from the state that
+/// handlers read while they run. Part of a block's key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Mode(pub u32);
 
 #[allow(missing_docs)]
 impl Mode {
-    /// CS is 64-bit code; otherwise `CODE32` tells 32- from 16-bit code.
+    /// CS is 64-bit code. Otherwise `CODE32` selects 32- or 16-bit code.
     pub const LONG: u32 = 1 << 0;
     pub const CODE32: u32 = 1 << 1;
     /// SS.B, or 64-bit mode: the stack pointer is ESP or RSP, not SP.
@@ -44,7 +44,7 @@ impl Mode {
     pub fn is_64bit(self) -> bool {
         self.has(Mode::LONG)
     }
-    /// 16, 32 or 64: the decoder's bitness.
+    /// Returns the bitness for the decoder: 16, 32 or 64.
     pub fn bitness(self) -> u32 {
         if self.has(Mode::LONG) {
             64
@@ -65,7 +65,7 @@ pub enum Flow {
     End,
 }
 
-/// How an op addresses its memory operand.
+/// Addressing of a memory operand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemOperand {
     /// As [`Op::base`].
@@ -78,7 +78,7 @@ pub struct MemOperand {
     pub disp: i32,
 }
 
-/// A pointer between two ops of one block, put in `imm` once the ops have their final place.
+/// A pointer between two ops of one block. It is put in `imm` once the ops have their final place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fixup {
     /// Index of the op whose `imm` becomes the pointer.
@@ -87,28 +87,28 @@ pub struct Fixup {
     pub target: usize,
 }
 
-/// What the passes behind the lowering have to know of an instruction: what it does to the arithmetic flags, in
-/// [`RflagsBits`]' positions, and what half of a pair it could be.
+/// Facts about an instruction for the passes after the lowering: its effect on the arithmetic flags, in [`RflagsBits`]'
+/// positions, and the half of a pair that it could be.
 #[derive(Debug, Clone, Copy)]
 struct Lowered {
     read: u32,
-    /// Written perhaps.
+    /// Flags that may be written.
     modified: u32,
-    /// Written whatever the operands are.
+    /// Flags that are written whatever the operands are.
     written: u32,
-    /// The chain may be left at this instruction or right behind it, and somebody else looks at the flags.
+    /// The chain may be left at this instruction or right after it, and then other code reads the flags.
     leaves: bool,
     /// The op that could do without computing flags, and the handler that does.
     quiet: Option<(usize, Handler)>,
-    /// The instruction's one op, and what half it is.
+    /// The instruction's one op, and its kind of half.
     half: Option<(usize, Kind)>,
-    /// What half it is once it computes no flags.
+    /// Its kind of half once it computes no flags.
     quiet_half: Option<(usize, Kind)>,
 }
 
 const ARITH_BITS: u32 = RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF | RflagsBits::PF;
 
-/// A compare that a conditional jump right behind it may merge with.
+/// A compare that a conditional jump right after it may merge with.
 #[derive(Debug, Clone, Copy)]
 pub struct Compare {
     /// Number of the instruction in its block, counted from 1.
@@ -121,7 +121,7 @@ pub struct Compare {
     pub immediate: bool,
 }
 
-/// An addition of an immediate to a register, or a subtraction, that a conditional jump right behind it may merge with.
+/// An addition of an immediate to a register, or a subtraction, that a conditional jump right after it may merge with.
 #[derive(Debug, Clone, Copy)]
 pub struct Step {
     /// Number of the instruction in its block, counted from 1.
@@ -156,28 +156,28 @@ pub struct Builder {
     pub flags_kind: Option<u32>,
     /// The same behind it; what the lowering of an instruction that writes flags may set.
     pub new_flags_kind: Option<u32>,
-    /// The compare that the instruction before was.
+    /// The compare, if the instruction before was one.
     pub compare: Option<Compare>,
     /// The last addition of or subtraction with an immediate.
     pub step: Option<Step>,
     quiet: Option<(usize, Handler)>,
     lowered: Vec<Lowered>,
-    /// The instruction's bytes come from two pages, so nothing may be linked to or from this block.
+    /// The instruction's bytes come from two pages, so no link may lead to or from this block.
     pub crosses: bool,
 }
 
-/// Most instructions of one block.
+/// Maximum number of instructions of one block.
 pub const MAX_INSNS: u32 = 64;
 
-/// The bytes end inside the first instruction.
+/// The error for bytes that end inside the first instruction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NeedMoreBytes;
 
-/// Decodes and lowers the block at the head of `bytes`: the rest of its page or, if `crosses`, the first
-/// instruction's bytes of two pages. `gpa` is the first byte's guest-physical address.
+/// Decodes and lowers the block at the start of `bytes`: the rest of its page or, if `crosses`, the first instruction's
+/// bytes of two pages. `gpa` is the guest-physical address of the first byte.
 ///
-/// The block ends behind a branch, at [`MAX_INSNS`], at the end of the page or, in [`Mode::STEP`], behind one
-/// instruction; ops to go on are added. Bytes that are no instruction become #UD.
+/// The block ends after a branch, at [`MAX_INSNS`], at the end of the page or, in [`Mode::STEP`], after one
+/// instruction; ops that continue after it are added. Bytes that are no instruction become #UD.
 pub fn decode_block(bytes: &[u8], start_rip: u64, mode: Mode, gpa: u64, crosses: bool) -> Result<Builder, NeedMoreBytes> {
     let mut b = Builder {
         ops: Vec::with_capacity(24),
@@ -242,7 +242,7 @@ fn too_long(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
 }
 
 impl Builder {
-    /// An op of the present instruction with no operands.
+    /// Returns an op of the present instruction without operands.
     pub fn op(&self, handler: Handler) -> Op {
         Op {
             handler,
@@ -264,13 +264,13 @@ impl Builder {
         self.ops.push(op);
     }
 
-    /// Appends an op which sets the arithmetic flags, and `quiet` may stand in for it where nobody looks at them.
+    /// Appends an op that sets the arithmetic flags. `quiet` may replace its handler where the flags are not read.
     pub fn push_flagged(&mut self, op: Op, quiet: Handler) {
         self.quiet = Some((self.ops.len(), quiet));
         self.ops.push(op);
     }
 
-    /// An op of the present instruction whose memory operand is that of `insn`, of `size` bytes.
+    /// Creates an op of the present instruction whose memory operand is that of `insn`, of `size` bytes.
     pub fn mem_op(&mut self, insn: &Instruction, handler: Handler, size: u32, write: bool) -> Op {
         let m = self.mem(insn, size, write);
         let mut op = self.op(handler);
@@ -286,7 +286,7 @@ impl Builder {
         Flow::End
     }
 
-    /// Asks the families in turn.
+    /// Asks the families in turn to lower `insn`.
     fn lower(&mut self, insn: &Instruction) -> Flow {
         self.quiet = None;
         self.new_flags_kind = None;
@@ -314,7 +314,7 @@ impl Builder {
         flow
     }
 
-    /// Sums up `insn`, whose ops start at number `first`.
+    /// Collects the facts about `insn`, whose ops start at number `first`.
     fn look_back(&self, insn: &Instruction, first: usize) -> Lowered {
         let mut read = insn.rflags_read() & ARITH_BITS;
         let mut written = (insn.rflags_written() | insn.rflags_cleared() | insn.rflags_set()) & ARITH_BITS;
@@ -345,15 +345,15 @@ impl Builder {
         }
     }
 
-    /// The last instruction became part of a branch.
+    /// Notes that the last instruction became part of a branch.
     pub fn merged(&mut self) {
         if let Some(last) = self.lowered.last_mut() {
             (last.quiet, last.half, last.quiet_half) = (None, None, None);
         }
     }
 
-    /// Walks backwards and lets ops whose flags nobody reads not compute them. Behind the block all are read, and
-    /// where an instruction may fault, the fault's handler sees them. (A quiet op that itself may be left behind sets
+    /// Walks backwards and removes the computation of flags that are not read. All flags are read after the block; and
+    /// where an instruction may fault, the fault's handler reads them. (A quiet op that may itself leave the chain sets
     /// its flags on its slow path.)
     fn drop_dead_flags(&mut self) {
         let mut live = ARITH_BITS;
@@ -368,7 +368,7 @@ impl Builder {
         }
     }
 
-    /// Lets neighbours that are both simple run in one step.
+    /// Combines neighbours that are both simple, so that they run in one step.
     fn pair(&mut self) {
         let mut before: Option<(usize, Kind)> = None;
         for insn in &self.lowered {
@@ -382,9 +382,9 @@ impl Builder {
         }
     }
 
-    /// The memory operand of `insn` for an access of `size` bytes, `write` if it is (also) written.
+    /// Returns the memory operand of `insn` for an access of `size` bytes, `write` if it is (also) written.
     ///
-    /// Pushes an address micro-op where the plain `base + index << scale + disp` will not do.
+    /// Pushes an address micro-op where the plain `base + index << scale + disp` is not enough.
     pub fn mem(&mut self, insn: &Instruction, size: u32, write: bool) -> MemOperand {
         let address_bits = address_bits(insn, self.mode);
         let segment = segment_index(insn.memory_segment());
@@ -418,14 +418,14 @@ impl Builder {
         MemOperand { base: TMP as u8, index: ZERO as u8, scale: 0, disp: 0 }
     }
 
-    /// The effective address of `insn` without its segment: what fits an op's fields, the rest of the displacement, and
-    /// the address size in bytes to which the sum is truncated.
+    /// Returns the effective address of `insn` without its segment: the part that fits an op's fields, the rest of the
+    /// displacement, and the address size in bytes to which the sum is truncated.
     pub fn effective_address(&self, insn: &Instruction) -> (MemOperand, u64, u32) {
         let (m, rest) = self.address_parts(insn, self.plain_mem(insn));
         (m, rest, address_bits(insn, self.mode) / 8)
     }
 
-    /// The effective address's parts for an address op: where `plain` does not hold it, the rest goes to `imm`.
+    /// Splits the effective address for an address op. What `plain` does not hold goes to `imm`.
     fn address_parts(&self, insn: &Instruction, plain: Option<MemOperand>) -> (MemOperand, u64) {
         if let Some(plain) = plain {
             return (plain, 0);
@@ -440,10 +440,10 @@ impl Builder {
         (MemOperand { base, index, scale: insn.memory_index_scale().trailing_zeros() as u8, disp: 0 }, rest)
     }
 
-    /// The operand if base, index, scale and a 32-bit displacement say it all.
+    /// Returns the operand if base, index, scale and a 32-bit displacement describe it fully.
     fn plain_mem(&self, insn: &Instruction) -> Option<MemOperand> {
         let (base, disp) = if insn.is_ip_rel_memory_operand() {
-            // Relative to the block's start, whatever address the block runs at.
+            // Relative to the block's start, since the block may run at any address.
             (RIP as u8, insn.memory_displacement64().wrapping_sub(self.start_rip))
         } else {
             (register_or_zero(insn.memory_base()), insn.memory_displacement64())
@@ -461,7 +461,7 @@ fn register_or_zero(r: Register) -> u8 {
     if r == Register::None { ZERO as u8 } else { r.number() as u8 }
 }
 
-/// The index in [`Cpu::segs`] of a segment register; DS where there is none.
+/// Returns the index in [`Cpu::segs`] of a segment register; DS where there is none.
 pub fn segment_index(r: Register) -> usize {
     match r {
         Register::ES => ES,
@@ -473,7 +473,7 @@ pub fn segment_index(r: Register) -> usize {
     }
 }
 
-/// Address size of the memory operand in bits.
+/// Returns the address size of the memory operand in bits.
 pub fn address_bits(insn: &Instruction, mode: Mode) -> u32 {
     let register = if insn.memory_base() == Register::None { insn.memory_index() } else { insn.memory_base() };
     let size = match register {
@@ -486,7 +486,7 @@ pub fn address_bits(insn: &Instruction, mode: Mode) -> u32 {
         2 => 16,
         4 => 32,
         8 => 64,
-        // No register and a short displacement: the mode's own.
+        // No register and a short displacement: the address size is the mode's own.
         _ => mode.bitness(),
     }
 }

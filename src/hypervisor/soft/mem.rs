@@ -9,9 +9,9 @@ use super::cpu::{Cpu, Fault};
 
 /// Entries of one bank.
 pub const TLB_ENTRIES: usize = 1024;
-/// Banks: user, supervisor with AC = 0, supervisor with AC = 1.
+/// Number of banks: user, supervisor with AC = 0, supervisor with AC = 1.
 pub const TLB_BANKS: usize = 3;
-/// A tag that no page address equals.
+/// A tag that equals no page address.
 pub const NO_TAG: u64 = u64::MAX;
 
 /// One translation. Tags are page-aligned linear addresses.
@@ -29,7 +29,7 @@ pub struct TlbEntry {
 }
 
 impl TlbEntry {
-    /// Matches nothing.
+    /// An entry that matches nothing.
     pub const EMPTY: TlbEntry = TlbEntry { tag_read: NO_TAG, tag_write: NO_TAG, addend: 0, gpa: 0 };
 }
 
@@ -37,7 +37,7 @@ impl TlbEntry {
 pub struct Tlb {
     /// Direct-mapped by bits 21:12 of the linear address.
     pub banks: [[TlbEntry; TLB_ENTRIES]; TLB_BANKS],
-    /// What the slow path keeps: lists of used entries, a cache of page-directory entries.
+    /// State of the slow path: lists of used entries, a cache of page-directory entries.
     pub(super) side: super::mmu::Side,
 }
 
@@ -59,16 +59,16 @@ impl Cpu {
         unsafe { self.tlb.banks.get_unchecked(self.bank as usize).get_unchecked(index) }
     }
 
-    /// The host address for reading `size_of::<T>()` bytes at linear address `addr`, if the TLB has it.
+    /// Returns the host address for reading `size_of::<T>()` bytes at linear address `addr`, if the TLB has it.
     #[inline(always)]
     pub fn fast_read_ptr<T: Operand>(&self, addr: u64) -> Option<*const T> {
         let entry = self.tlb_entry(addr);
         let last = addr.wrapping_add(size_of::<T>() as u64 - 1);
-        // The entry is the first byte's; an access across pages ends in another page and so never matches.
+        // The entry is that of the first byte. An access across pages ends in another page and so never matches.
         if last & PAGE_MASK == entry.tag_read { Some(addr.wrapping_add(entry.addend) as *const T) } else { None }
     }
 
-    /// The host address for reading and writing, if the TLB has it.
+    /// Returns the host address for reading and writing, if the TLB has it.
     #[inline(always)]
     pub fn fast_write_ptr<T: Operand>(&self, addr: u64) -> Option<*mut T> {
         let entry = self.tlb_entry(addr);
@@ -76,7 +76,7 @@ impl Cpu {
         if last & PAGE_MASK == entry.tag_write { Some(addr.wrapping_add(entry.addend) as *mut T) } else { None }
     }
 
-    /// Loads `T` (little-endian) from linear address `addr` with the present privilege; fills the TLB on a miss,
+    /// Loads `T` (little-endian) from linear address `addr` with the present privilege. Fills the TLB on a miss, and
     /// handles MMIO and accesses across pages.
     #[inline(always)]
     pub fn load<T: Operand + SlowOperand>(&mut self, addr: u64) -> Result<T, Fault> {
@@ -101,10 +101,10 @@ impl Cpu {
     }
 }
 
-/// The slow path, out of line; implemented in `mmu`.
+/// The slow path of an access, out of line. `mmu` implements it.
 pub trait SlowOperand: Sized {
     /// Translates (filling the TLB where the page is plain memory) and loads; raises #PF and #DB.
     fn load_slow(cpu: &mut Cpu, addr: u64) -> Result<Self, Fault>;
-    /// Translates for writing and stores; tells the block cache when the page holds code.
+    /// Translates for writing and stores. Tells the block cache when the page holds code.
     fn store_slow(self, cpu: &mut Cpu, addr: u64) -> Result<(), Fault>;
 }

@@ -4,15 +4,15 @@
 //!
 //! Modes: no paging, 32-bit (with PSE and PSE-36), PAE, 4-level; NX, SMEP, SMAP, global pages. A20 is always on.
 //!
-//! The TLB has three banks so that neither a change of privilege nor STAC drops anything: [`select_bank`]. What an
-//! entry permits was decided with the bank's privilege when it was entered. Beside the TLB stand lists of the used
-//! entries (a CR3 write touches only those), a small cache of page-directory entries, and two filters that say
-//! "surely no such page here" for code pages and for INVLPG within large pages.
+//! The TLB has three banks so that neither a change of privilege nor STAC drops anything: [`select_bank`]. The
+//! permissions of an entry were computed with the bank's privilege when it was entered. Beside the TLB there are lists
+//! of the used entries (a CR3 write touches only those), a small cache of page-directory entries, and two filters that
+//! say "surely no such page here" for code pages and for INVLPG within large pages.
 //!
 //! **Not modelled**: PCID, protection keys, 5-level paging, memory types; the PDPTEs of PAE paging are read at each
 //! walk, as AMD's processors do.
 //!
-//! **Hostile guest**: a walk reads at most four entries; page tables outside of memory read as all ones, which is a
+//! **Hostile guest**: a walk reads at most four entries;page tables outside of memory read as all ones, which gives a
 //! reserved-bit fault.
 #![allow(unsafe_code)]
 
@@ -53,7 +53,7 @@ const ERR_U: u32 = 4;
 const ERR_RSVD: u32 = 8;
 const ERR_ID: u32 = 16;
 
-/// What an access is for.
+/// Purpose of an access.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Intent {
     /// Load.
@@ -76,7 +76,7 @@ struct UsedList {
 impl UsedList {
     const EMPTY: UsedList = UsedList { count: 0, numbers: [0; TOTAL] };
     fn push(&mut self, number: usize) {
-        // An entry is on a list at most once (IN_LOCAL, IN_GLOBAL), so the list cannot overflow.
+        // An entry is in a list at most once (IN_LOCAL, IN_GLOBAL), so the list cannot overflow.
         self.numbers[self.count] = number as u16;
         self.count += 1;
     }
@@ -94,7 +94,7 @@ struct WalkEntry {
     generation: u64,
 }
 
-/// 4096 bits: "this key was surely never noted".
+/// A set of keys in 4096 bits that answers "never noted" or "perhaps noted".
 struct Filter([u64; 64]);
 
 impl Filter {
@@ -110,24 +110,24 @@ impl Filter {
     }
 }
 
-/// What the TLB keeps beside its entries.
+/// State of the slow path, beside the TLB's entries.
 pub struct Side {
     local: UsedList,
     global: UsedList,
     walks: [WalkEntry; WALKS],
     generation: u64,
-    /// Guest pages that a write tag was entered for.
+    /// Guest pages that have had a write tag.
     written: Filter,
-    /// 2 MiB pieces of large pages that were entered.
+    /// 2 MiB pieces of large pages that have been entered.
     large: Filter,
-    /// The debug registers that watch data: bits of DR7's order.
+    /// The debug registers that watch data, as bits in DR7's order.
     watching: u8,
-    /// Alignment is checked: CPL 3, CR0.AM, RFLAGS.AC. The user bank is empty meanwhile.
+    /// Whether alignment is checked: CPL 3, CR0.AM, RFLAGS.AC. Then the user bank is empty.
     aligned: bool,
 }
 
 impl Tlb {
-    /// An empty TLB.
+    /// Creates an empty TLB.
     pub fn new() -> Box<Tlb> {
         Box::new(Tlb {
             banks: [[TlbEntry::EMPTY; TLB_ENTRIES]; TLB_BANKS],
@@ -155,7 +155,7 @@ struct Page {
     large: bool,
 }
 
-/// Who asks.
+/// Privilege of an access.
 #[derive(Clone, Copy)]
 struct Asker {
     user: bool,
@@ -180,7 +180,7 @@ pub fn select_bank(cpu: &mut Cpu) {
             change_alignment_check(cpu, aligned);
         }
     } else {
-        // Without SMAP the two supervisor banks would hold the same.
+        // Without SMAP the two supervisor banks would hold the same entries.
         cpu.bank = if ac && cpu.sys.cr4 & cr4::SMAP != 0 { 2 } else { 1 };
     }
 }
@@ -224,11 +224,11 @@ fn read_entry32(cpu: &Cpu, slot: u64) -> u64 {
     }
 }
 
-/// Sets accessed and dirty bits; they are all in the entry's low byte. Dropped where tables are in ROM.
+/// Sets accessed and dirty bits, which are all in the entry's low byte. A write to tables in ROM is dropped.
 #[cold]
 fn set_entry_bits(cpu: &mut Cpu, slot: u64, bits: u64) {
     if let Some((page, true)) = cpu.memory.host_page(GuestAddr(slot)) {
-        // SAFETY: the page is mapped; both sizes of entry are 4-aligned and A and D stand in the low half.
+        // SAFETY: the page is mapped; both sizes of entry are 4-aligned and A and D are in the low half.
         unsafe { (*page.add((slot & 0xffc) as usize).cast::<AtomicU32>()).fetch_or(bits as u32, Ordering::Relaxed) };
         if cpu.memory.is_watched(GuestAddr(slot)) {
             block::note_store(cpu, slot, 4);
@@ -236,7 +236,7 @@ fn set_entry_bits(cpu: &mut Cpu, slot: u64, bits: u64) {
     }
 }
 
-/// What the levels together permit, checked against the access; then accessed and dirty bits.
+/// Permissions of all levels together. They are checked against the access before the accessed and dirty bits are set.
 struct Found {
     slot: u64,
     entry: u64,
@@ -273,7 +273,7 @@ fn permit(cpu: &mut Cpu, addr: u64, intent: Intent, asker: Asker, found: Found) 
     })
 }
 
-/// 4-level and PAE paging.
+/// Walks 4-level and PAE page tables.
 fn walk_wide(cpu: &mut Cpu, addr: u64, intent: Intent, asker: Asker, long: bool) -> Result<Page, Fault> {
     let mut reserved = 0x000f_ffff_ffff_f000 & !PHYS_MASK;
     if !long {
@@ -325,7 +325,7 @@ fn walk_wide(cpu: &mut Cpu, addr: u64, intent: Intent, asker: Asker, long: bool)
     }
 }
 
-/// 32-bit paging.
+/// Walks 32-bit page tables.
 fn walk_narrow(cpu: &mut Cpu, addr: u64, intent: Intent, asker: Asker) -> Result<Page, Fault> {
     let slot = (cpu.sys.cr3 & 0xffff_f000) + (addr >> 22 & 0x3ff) * 4;
     let entry = read_entry32(cpu, slot);
@@ -368,13 +368,13 @@ fn walk(cpu: &mut Cpu, addr: u64, intent: Intent, asker: Asker) -> Result<Page, 
     }
 }
 
-/// Whether bits 63 to 47 of `addr` are equal.
+/// Returns whether bits 63 to 47 of `addr` are equal.
 #[inline]
 pub fn is_canonical(addr: u64) -> bool {
     ((addr as i64) << 16 >> 16) as u64 == addr
 }
 
-/// Raises #GP(0) for an access to an address that is not canonical. The address is left in `cr2`: where the access went
+/// Raises #GP(0) for an access to an address that is not canonical. Leaves the address in `cr2`: if the access went
 /// through the stack segment, [`super::system::stackfault`] makes it #SS(0).
 #[cold]
 pub fn not_canonical(cpu: &mut Cpu, addr: u64) -> Fault {
@@ -382,8 +382,8 @@ pub fn not_canonical(cpu: &mut Cpu, addr: u64) -> Fault {
     Fault
 }
 
-/// Raises what an operand of `bytes` raises that is not canonical as a whole: that comes before its pages are looked at.
-/// (Of an operand that is accessed in several parts only each part for itself.)
+/// Raises the fault for an operand of `bytes` that is not canonical as a whole, before its pages are looked at. (An
+/// operand that is accessed in several parts is checked part by part.)
 pub fn require_canonical(cpu: &mut Cpu, addr: u64, bytes: u64) -> Result<(), Fault> {
     for end in [addr, addr.wrapping_add(bytes - 1)] {
         if !is_canonical(end) {
@@ -393,15 +393,15 @@ pub fn require_canonical(cpu: &mut Cpu, addr: u64, bytes: u64) -> Result<(), Fau
     Ok(())
 }
 
-/// Where an access goes.
+/// Destination of an access.
 #[derive(Clone, Copy)]
 struct Target {
     gpa: u64,
-    /// The byte in host memory, and whether the guest may write there; `None` is MMIO.
+    /// The byte in host memory, and whether the guest may write there. `None` is MMIO.
     host: Option<(*mut u8, bool)>,
 }
 
-/// Translates with the present bank's privilege, and enters the page into the TLB where it is plain.
+/// Translates with the present bank's privilege, and enters a plain page into the TLB.
 fn resolve(cpu: &mut Cpu, addr: u64, intent: Intent) -> Result<Target, Fault> {
     let page = walk(cpu, addr, intent, Asker::of_bank(cpu.bank))?;
     let gpa = page.gpa | (addr & !PAGE_MASK);
@@ -456,7 +456,7 @@ pub fn translate(cpu: &mut Cpu, addr: u64, intent: Intent) -> Result<u64, Fault>
     resolve(cpu, addr, intent).map(|target| target.gpa)
 }
 
-/// Translates for an instruction fetch; says too whether the page is global.
+/// Translates for an instruction fetch. Also returns whether the page is global.
 pub fn translate_fetch(cpu: &mut Cpu, addr: u64) -> Result<(u64, bool), Fault> {
     let page = walk(cpu, addr, Intent::Execute, Asker::of_bank(cpu.bank))?;
     Ok((page.gpa | (addr & !PAGE_MASK), page.global))
@@ -470,39 +470,40 @@ fn as_system<R>(cpu: &mut Cpu, access: impl FnOnce(&mut Cpu) -> R) -> R {
     result
 }
 
-/// Like `translate`, as a supervisor access whatever the CPL is (descriptor tables, task state, stack switches).
+/// Translates as a supervisor access, whatever the CPL is (descriptor tables, task state, stack switches).
 pub fn translate_system(cpu: &mut Cpu, addr: u64, intent: Intent) -> Result<u64, Fault> {
     as_system(cpu, |cpu| translate(cpu, addr, intent))
 }
 
-/// A load with supervisor privilege: `T` from linear address `addr`.
+/// Loads `T` from linear address `addr` with supervisor privilege.
 pub fn load_system<T: SlowOperand + Operand>(cpu: &mut Cpu, addr: u64) -> Result<T, Fault> {
     as_system(cpu, |cpu| cpu.load::<T>(addr))
 }
 
-/// A store with supervisor privilege.
+/// Stores to a linear address with supervisor privilege.
 pub fn store_system<T: SlowOperand + Operand>(cpu: &mut Cpu, addr: u64, value: T) -> Result<(), Fault> {
     as_system(cpu, |cpu| cpu.store::<T>(addr, value))
 }
 
-/// The linear address of the byte behind `addr`'s page.
+/// Returns the linear address of the first byte after `addr`'s page.
 fn next_page(cpu: &Cpu, addr: u64) -> u64 {
     let next = (addr & PAGE_MASK).wrapping_add(PAGE);
     if cpu.is_64bit() || cpu.sys.efer & efer::LMA != 0 && addr > u64::from(u32::MAX) { next } else { next & 0xffff_ffff }
 }
 
-/// Checks that `bytes` from `addr` could be written (for RMW and multi-part stores), changing nothing but A and D bits.
+/// Checks that `bytes` from `addr` could be written (for read-modify-write and multi-part stores). Changes only A and D
+/// bits.
 pub fn probe_write(cpu: &mut Cpu, addr: u64, bytes: u64) -> Result<(), Fault> {
     probe(cpu, addr, bytes, Intent::Write)
 }
 
-/// The same for an operand that is read and then written in one piece.
+/// Checks the same for an operand that is read and then written in one piece.
 pub fn probe_update(cpu: &mut Cpu, addr: u64, bytes: u64) -> Result<(), Fault> {
     require_canonical(cpu, addr, bytes)?;
     probe(cpu, addr, bytes, Intent::Write)
 }
 
-/// Checks that `bytes` from `addr` could be read, changing nothing but A bits.
+/// Checks that `bytes` from `addr` could be read. Changes only A bits.
 pub fn probe_read(cpu: &mut Cpu, addr: u64, bytes: u64) -> Result<(), Fault> {
     probe(cpu, addr, bytes, Intent::Read)
 }
@@ -518,8 +519,8 @@ fn probe(cpu: &mut Cpu, mut addr: u64, bytes: u64, intent: Intent) -> Result<(),
     Ok(())
 }
 
-/// The host address of the byte at linear `addr`, good to the end of its page, for a load of more than one operand
-/// (string instructions); `None` where the page is not plain memory or is watched by a debug register.
+/// Returns the host address of the byte at linear `addr`, valid to the end of its page, for a load of more than one
+/// operand (string instructions). Returns `None` where the page is not plain memory or a debug register watches it.
 pub fn host_for_read(cpu: &mut Cpu, addr: u64) -> Result<Option<*const u8>, Fault> {
     if let Some(host) = cpu.fast_read_ptr::<u8>(addr) {
         return Ok(Some(host));
@@ -528,7 +529,7 @@ pub fn host_for_read(cpu: &mut Cpu, addr: u64) -> Result<Option<*const u8>, Faul
     Ok(cpu.fast_read_ptr::<u8>(addr))
 }
 
-/// As [`host_for_read`], for writing; `None` also for a page with decoded code and for ROM.
+/// Returns the same as [`host_for_read`], for writing. Returns `None` also for a page with decoded code and for ROM.
 pub fn host_for_write(cpu: &mut Cpu, addr: u64) -> Result<Option<*mut u8>, Fault> {
     if let Some(host) = cpu.fast_write_ptr::<u8>(addr) {
         return Ok(Some(host));
@@ -537,7 +538,7 @@ pub fn host_for_write(cpu: &mut Cpu, addr: u64) -> Result<Option<*mut u8>, Fault
     Ok(cpu.fast_write_ptr::<u8>(addr))
 }
 
-/// Drops every translation, or (with `keep_global`) every one that is not global; and the jump cache.
+/// Drops all translations or, with `keep_global`, all that are not global; and the jump cache.
 pub fn flush(cpu: &mut Cpu, keep_global: bool) {
     let tlb = &mut *cpu.tlb;
     let side = &mut tlb.side;
@@ -562,10 +563,10 @@ pub fn flush(cpu: &mut Cpu, keep_global: bool) {
     block::forget_jumps(cpu, if keep_global { Dropped::NotGlobal } else { Dropped::All });
 }
 
-/// Drops the translation of one page, also where it is global: INVLPG.
+/// Drops the translation of one page, even if it is global: INVLPG.
 pub fn flush_page(cpu: &mut Cpu, addr: u64) {
     let tlb = &mut *cpu.tlb;
-    // INVLPG drops the paging-structure caches whole (SDM vol. 3 section 4.10.4.1).
+    // INVLPG drops all of the paging-structure caches (SDM vol. 3 section 4.10.4.1).
     tlb.side.generation += 1;
     let page = addr & PAGE_MASK;
     for bank in &mut tlb.banks {
@@ -575,7 +576,7 @@ pub fn flush_page(cpu: &mut Cpu, addr: u64) {
         }
     }
     if tlb.side.large.may_have(addr >> 21) {
-        // The page may be large: its other pieces go too. 1 GiB pages and 4 MiB pages count by their largest reach.
+        // The page may be large: its other pieces go too. Pages of 1 GiB and 4 MiB count with their largest reach.
         for entry in tlb.banks.iter_mut().flatten() {
             if entry.gpa & LARGE != 0 && entry.tag_read >> 30 == addr >> 30 {
                 (entry.tag_read, entry.tag_write) = (NO_TAG, NO_TAG);
@@ -587,7 +588,7 @@ pub fn flush_page(cpu: &mut Cpu, addr: u64) {
     }
 }
 
-/// Makes the page at guest-physical `gpa` take the slow path for writes in this vCPU's TLB: it holds code now.
+/// Makes the page at guest-physical `gpa` take the slow path for writes in this vCPU's TLB, since it now holds code.
 pub fn protect_code_page(cpu: &mut Cpu, gpa: u64) {
     let tlb = &mut *cpu.tlb;
     let side = &tlb.side;
@@ -604,7 +605,7 @@ pub fn protect_code_page(cpu: &mut Cpu, gpa: u64) {
     }
 }
 
-/// Takes note of a change of DR7 or DR0 to DR3.
+/// Updates the watchpoints after a change of DR7 or DR0 to DR3.
 pub fn watchpoints_changed(cpu: &mut Cpu) {
     let dr7 = cpu.sys.dr[7];
     let mut watching = 0;
@@ -621,7 +622,7 @@ pub fn watchpoints_changed(cpu: &mut Cpu) {
     }
 }
 
-/// First byte and length of what debug register `n` watches.
+/// Returns the first byte and length of what debug register `n` watches.
 pub fn watched_bytes(cpu: &Cpu, n: usize) -> (u64, u64) {
     let len = [1, 2, 8, 4][(cpu.sys.dr[7] >> (18 + 4 * n) & 3) as usize];
     (cpu.sys.dr[n] & !(len - 1), len)
@@ -646,7 +647,8 @@ fn note_watchpoints(cpu: &mut Cpu, addr: u64, size: u64, write: bool) {
     }
 }
 
-/// An interrupt that an access to a device made pending is taken behind this instruction, and a stop happens there.
+/// Makes the chain leave after this instruction if an access to a device made an interrupt pending or stopped the
+/// machine.
 #[inline]
 pub fn after_device_access(cpu: &mut Cpu) {
     if cpu.attention.is_raised(cpu.index) || cpu.attention.stopped().is_some() {
@@ -654,7 +656,7 @@ pub fn after_device_access(cpu: &mut Cpu) {
     }
 }
 
-/// The largest naturally aligned access that fits at `gpa` into `left` bytes.
+/// Returns the largest naturally aligned access that fits at `gpa` into `left` bytes.
 fn device_width(gpa: u64, left: u64) -> u64 {
     let mut width = 8;
     while width > left || gpa & (width - 1) != 0 {
@@ -663,7 +665,7 @@ fn device_width(gpa: u64, left: u64) -> u64 {
     width
 }
 
-/// Loads 1 to 16 bytes that stand in one page.
+/// Loads 1 to 16 bytes that lie in one page.
 fn load_part(cpu: &mut Cpu, target: Target, size: u64) -> u128 {
     if let Some((host, _)) = target.host {
         let mut bytes = [0u8; 16];
@@ -674,7 +676,7 @@ fn load_part(cpu: &mut Cpu, target: Target, size: u64) -> u128 {
     cpu.sync_clock();
     let mut value = 0u128;
     let mut done = 0;
-    // A misaligned access of a device's width stays one access, as on the bus of PCI memory.
+    // A misaligned access that is as wide as a device access stays one access, as on the PCI bus.
     if matches!(size, 1 | 2 | 4 | 8) {
         value = u128::from(cpu.platform.mmio_read(cpu.index, target.gpa, size as u8)) & (u128::MAX >> (128 - 8 * size));
         done = size;
@@ -715,8 +717,8 @@ fn store_part(cpu: &mut Cpu, target: Target, size: u64, value: u128) {
     after_device_access(cpu);
 }
 
-/// Raises #AC where alignment is checked and the access is misaligned. 16-byte operands that need alignment raise
-/// #GP themselves; the others are checked as 8-byte ones.
+/// Raises #AC where alignment is checked and the access is misaligned. 16-byte operands that must be aligned raise #GP
+/// themselves; the others are checked as 8-byte ones.
 fn check_alignment(cpu: &mut Cpu, addr: u64, size: u64) -> Result<(), Fault> {
     if cpu.bank == 0 && cpu.tlb.side.aligned && addr & (size.min(8) - 1) != 0 {
         return Err(cpu.raise(17, Some(0)));

@@ -20,9 +20,9 @@
 //!
 //! Sources: Intel 64 and IA-32 Architectures Software Developer's Manual (SDM), AMD64 Architecture Programmer's
 //! Manual (APM).
-// Handlers are only called through the pointers of ops, by `run` and each other, which hold to the contract in `op`; to mark the
-// thousand of them `unsafe` would say nothing more. A `Box<Cpu>` keeps its address, to which
-// pointers lead. A mask is zero where a macro is given an operand that needs no alignment.
+// Handlers are called only through the pointers of ops, by `run` and by each other, under the contract in `op`. To mark
+// all thousand of them `unsafe` would say nothing more. A `Box<Cpu>` keeps its address, so pointers to it stay valid. A
+// mask is zero where a macro is given an operand that needs no alignment.
 #![allow(clippy::not_unsafe_ptr_arg_deref, clippy::macro_metavars_in_unsafe, clippy::vec_box, clippy::bad_bit_mask)]
 
 pub mod block;

@@ -1,20 +1,20 @@
 //! The pre-decoded operation and its handlers' calling convention.
 //!
 //! A handler is `extern "C" fn(*mut Cpu, *const Op) -> *const Op`. It does its work and tail-calls the next op's
-//! handler ([`next`]); LLVM makes that a jump as long as the handler has no local whose address escapes and no drop
-//! after the call, so handlers come from the macros below and are of two kinds:
+//! handler ([`next`]). LLVM makes that a jump as long as the handler has no local whose address escapes and no drop
+//! after the call. So handlers come from the macros below. There are two kinds:
 //!
 //! * *Fast handlers* (`int/`): generic over [`Path`]. On the `Fast` path a TLB miss tail-calls the same handler's
 //!   `Slow` instantiation, which does the access through `mmu`; the op has changed nothing before its last access.
-//! * *Called ops* ([`called_op!`], [`leaving_op!`]): a plain function `fn(&mut Cpu, &Op) -> Result<(), Fault>`,
-//!   wrapped in a handler that calls it and goes on. For everything that is not hot.
+//! * *Called ops* ([`called_op!`], [`leaving_op!`]): a plain function `fn(&mut Cpu, &Op) -> Result<(), Fault>`, wrapped
+//!   in a handler that calls it and continues. For everything that is not hot.
 //!
-//! A chain of handlers ends by returning null with [`Cpu::leave`] saying why and `regs[RIP]` being where to go on.
+//! A chain of handlers ends by returning null. Then [`Cpu::leave`] says why, and `regs[RIP]` is where to continue.
 #![allow(unsafe_code)]
 
 use super::cpu::{Cpu, Leave, RIP};
 
-/// What runs an op. See the module's head for the contract.
+/// A function that runs an op. The module's head has the contract.
 pub type Handler = extern "C" fn(*mut Cpu, *const Op) -> *const Op;
 
 /// One pre-decoded operation: 32 bytes. An instruction is one op, sometimes with address micro-ops before it.
@@ -23,7 +23,7 @@ pub type Handler = extern "C" fn(*mut Cpu, *const Op) -> *const Op;
 pub struct Op {
     /// Runs the op.
     pub handler: Handler,
-    /// Immediate, branch target, or whatever the handler's lowering put here.
+    /// Immediate, branch target, or any value that the handler's lowering put here.
     pub imm: u64,
     /// Displacement of the memory operand.
     pub disp: i32,
@@ -48,8 +48,8 @@ pub struct Op {
 const _: () = assert!(size_of::<Op>() == 32);
 
 impl Op {
-    /// The linear address of the memory operand. Segment bases, 16- and 32-bit wrap-around and limits were dealt
-    /// with by an address micro-op, whose result is then the base.
+    /// Returns the linear address of the memory operand. An address micro-op has dealt with segment bases, 16- and
+    /// 32-bit wrap-around and limits; its result is then the base.
     #[inline(always)]
     pub fn addr(&self, cpu: &Cpu) -> u64 {
         // SAFETY: `base` and `index` are written by the lowering only, always below `regs.len()`.
@@ -60,20 +60,20 @@ impl Op {
         }
     }
 
-    /// The instruction pointer of this op's instruction, as an offset in CS.
+    /// Returns the instruction pointer of this op's instruction, as an offset in CS.
     #[inline(always)]
     pub fn rip(&self, cpu: &Cpu) -> u64 {
         cpu.regs[RIP].wrapping_add(u64::from(self.pc))
     }
 
-    /// The instruction pointer behind this op's instruction.
+    /// Returns the instruction pointer after this op's instruction.
     #[inline(always)]
     pub fn next_rip(&self, cpu: &Cpu) -> u64 {
         cpu.regs[RIP].wrapping_add(u64::from(self.pc)).wrapping_add(u64::from(self.len))
     }
 }
 
-/// Goes on with the op behind `op`.
+/// Continues with the op after `op`.
 ///
 /// # Safety
 /// `op` must not be the last op of its block.
@@ -114,7 +114,7 @@ pub unsafe extern "C" fn leave_with_exception(cpu: *mut Cpu, op: *const Op) -> *
     std::ptr::null()
 }
 
-/// Leaves the chain behind the instruction of `op`.
+/// Leaves the chain after the instruction of `op`.
 ///
 /// # Safety
 /// Both pointers must be live.
@@ -129,7 +129,7 @@ pub unsafe extern "C" fn leave_behind(cpu: *mut Cpu, op: *const Op) -> *const Op
     std::ptr::null()
 }
 
-/// Leaves the chain between two blocks; `regs[RIP]` is already where to go on, and the mode is the same.
+/// Leaves the chain between two blocks. `regs[RIP]` is already where to continue, and the mode has not changed.
 #[cold]
 #[inline(never)]
 pub extern "C" fn leave_between_blocks(cpu: *mut Cpu, _: *const Op) -> *const Op {
@@ -139,13 +139,13 @@ pub extern "C" fn leave_between_blocks(cpu: *mut Cpu, _: *const Op) -> *const Op
 }
 
 /// Makes a handler of a plain function `fn(&mut Cpu, &Op) -> Result<(), Fault>`: `called_op!(function)` is a
-/// [`Handler`] that runs it and goes on with the next op.
+/// [`Handler`] that runs it and continues with the next op.
 ///
 /// The function may change state only once it can no longer fail. It must not touch `regs[RIP]`.
 #[macro_export]
 macro_rules! called_op {
     ($body:expr) => {{
-        // Not inlined: a local of the body whose address escapes would cost the handler its tail call.
+        // Not inlined, since a local of the body whose address escapes would cost the handler its tail call.
         #[inline(never)]
         fn called_body(
             cpu: &mut $crate::hypervisor::soft::cpu::Cpu,
@@ -175,9 +175,9 @@ macro_rules! called_op {
 
 /// Makes a block-ending handler of a plain function `fn(&mut Cpu, &Op) -> Result<(), Fault>`.
 ///
-/// Before the call `cpu.next_rip` is the address behind the instruction and `cpu.leave` is `Lookup`; the function
-/// may change either (far branches, IRET, HLT). After it, `regs[RIP]` becomes `cpu.next_rip`, the block's
-/// instructions (`op.aux`) are counted against the budget, and the dispatcher runs.
+/// Before the call `cpu.next_rip` is the address after the instruction and `cpu.leave` is `Lookup`; the function may
+/// change either (far branches, IRET, HLT). After it, `regs[RIP]` becomes `cpu.next_rip`, the block's instructions
+/// (`op.aux`) are counted against the budget, and the dispatcher runs.
 #[macro_export]
 macro_rules! leaving_op {
     ($body:expr) => {{

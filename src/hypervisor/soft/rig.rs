@@ -1,7 +1,8 @@
-//! One vCPU without a machine: for tests and benchmarks of instructions.
+//! One vCPU without a machine, for tests and benchmarks of instructions.
 //!
-//! 64-bit mode with flat segments and identity page tables of 2 MiB pages (writable, for user and supervisor) over
-//! [`MEMORY`] bytes. Exceptions are not delivered but reported. Ports and device memory read as all ones.
+//! It runs in 64-bit mode with flat segments and identity page tables of 2 MiB pages (writable, for user and
+//! supervisor) over [`MEMORY`] bytes. It reports exceptions instead of delivering them. Ports and device memory read as
+//! all ones.
 use std::sync::Arc;
 
 use super::block::BlockCache;
@@ -11,24 +12,24 @@ use crate::hypervisor::backend::{Attention, BootState, MachineExit, NoSuchMsr, P
 use crate::hypervisor::clock::{Clock, ManualClock};
 use crate::hypervisor::memory::{GuestAddr, GuestMemory};
 
-/// Bytes of memory, mapped one to one. The page tables stand in the last 64 KiB.
+/// Bytes of memory, mapped one to one. The page tables are in the last 64 KiB.
 pub const MEMORY: u64 = 16 << 20;
-/// Where [`Rig::run_code`] puts code.
+/// Address at which [`Rig::run_code`] puts code.
 pub const CODE: u64 = 0x10_0000;
-/// Where data may be put; nothing else is here up to `STACK`.
+/// Address at which tests put data. Nothing else is between it and `STACK`.
 pub const DATA: u64 = 0x20_0000;
 /// Initial stack pointer.
 pub const STACK: u64 = 0x80_0000;
 const TABLES: u64 = MEMORY - 0x1_0000;
 
-/// Why the rig stopped.
+/// Reason why the rig stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stop {
     /// All the code ran.
     End,
     /// An instruction raised an exception; RIP is that instruction.
     Exception(Exception),
-    /// HLT.
+    /// HLT was executed.
     Halt,
     /// The limit of instructions was reached.
     Limit,
@@ -40,7 +41,7 @@ pub struct NoPlatform {
 }
 
 impl NoPlatform {
-    /// Its clock stands at zero.
+    /// Creates a platform whose clock reads zero.
     pub fn new() -> NoPlatform {
         NoPlatform { clock: ManualClock::new(0) }
     }
@@ -93,17 +94,17 @@ pub struct Rig {
 }
 
 impl Rig {
-    /// At privilege level 3.
+    /// Creates a vCPU at privilege level 3.
     pub fn user() -> Rig {
         Rig::new(3)
     }
-    /// 32-bit code at privilege level 3.
+    /// Creates a vCPU with 32-bit code at privilege level 3.
     pub fn user_32bit() -> Rig {
         let mut rig = Rig::new(3);
         rig.cpu.segs[CS].attr = 0xc0fb;
         rig
     }
-    /// At privilege level 0.
+    /// Creates a vCPU at privilege level 0.
     pub fn supervisor() -> Rig {
         Rig::new(0)
     }
@@ -132,7 +133,7 @@ impl Rig {
         Rig { cpu, blocks: BlockCache::new(memory.clone()), memory }
     }
 
-    /// Copies bytes into memory; code that stands there is decoded anew.
+    /// Copies bytes into memory. Code at that place is decoded again.
     pub fn write(&mut self, addr: u64, bytes: &[u8]) {
         self.memory.write(GuestAddr(addr), bytes).expect("inside the rig's memory");
     }
@@ -144,12 +145,12 @@ impl Rig {
         bytes
     }
 
-    /// Puts `code` at [`CODE`], runs it from there until it falls off its end, and says how that went.
+    /// Puts `code` at [`CODE`], runs it from there to its end, and returns why it stopped.
     pub fn run_code(&mut self, code: &[u8]) -> Stop {
         self.run_code_for(code, 1 << 32)
     }
 
-    /// The same for at most about `limit` instructions.
+    /// Runs `code` in the same way for at most about `limit` instructions.
     pub fn run_code_for(&mut self, code: &[u8], limit: i64) -> Stop {
         let mut bytes = code.to_vec();
         bytes.extend([0x0f, 0x0b]);
@@ -171,7 +172,7 @@ impl Rig {
     }
 }
 
-/// Paging on, 64-bit code, SSE and x87 usable.
+/// Sets 64-bit mode with paging, SSE and x87.
 fn set_long_mode(cpu: &mut Cpu, cpl: u8) {
     cpu.sys.cr0 = 0x8001_0033;
     cpu.sys.cr3 = TABLES;

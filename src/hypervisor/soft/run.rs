@@ -1,9 +1,9 @@
 //! The dispatcher: blocks, budget, events, HLT, and the vCPUs in turn.
 //!
-//! All vCPUs of a machine run on one thread, a slice of instructions each. That makes LOCK free and, with a clock
-//! driven by retired instructions, whole runs reproducible.
+//! All vCPUs of a machine run on one thread, a slice of instructions each. So LOCK costs nothing and, with a clock
+//! driven by retired instructions, whole runs can be reproduced.
 //!
-//! **Hostile guest**: a slice is bounded by its budget; every way out of a chain that makes no progress by itself
+//! **Hostile guest**: a slice is bounded by its budget;every exit of a chain that makes no progress by itself
 //! (exceptions, restarted string instructions) is charged to it.
 #![allow(unsafe_code)]
 
@@ -23,19 +23,20 @@ use crate::hypervisor::clock::ManualClock;
 use crate::hypervisor::memory::{GuestAddr, GuestMemory};
 use crate::hypervisor::state::{Section, StateError};
 
-/// Instructions of one slice.
+/// Number of instructions of one slice.
 const SLICE: i64 = 16 << 10;
 const PAGE: u64 = 4096;
-/// How late a timer may be that came due while the host slept.
+/// Maximum time to wait in one step while all vCPUs are idle. It bounds how late a timer is that came due while the
+/// host slept.
 const LONGEST_IDLE: Duration = Duration::from_secs(1);
-/// What of a sleep of the host no watchdog of a guest's sees.
+/// A sleep of the host up to this long triggers no watchdog of a guest.
 const SHORT_SLEEP_NS: u64 = 100_000_000;
 
-/// How the software back end runs.
+/// Options of the software back end.
 #[derive(Default)]
 pub struct SoftOptions {
-    /// Time is retired instructions, one a nanosecond, on this clock (which must be the platform's), and HLT skips to
-    /// the next timer.
+    /// In deterministic mode, the clock of the platform. Time is then retired instructions, one per nanosecond, and HLT
+    /// skips to the next timer.
     pub deterministic: Option<Arc<ManualClock>>,
 }
 
@@ -47,9 +48,9 @@ pub struct SoftBackend {
     platform: Arc<dyn Platform>,
     attention: Arc<Attention>,
     clock: Option<Arc<ManualClock>>,
-    /// Something stands at the reset vector: no loader entered the guest in its place.
+    /// There is code at the reset vector: no loader entered the guest without firmware.
     firmware: bool,
-    /// How much the host had slept when that was last looked at.
+    /// How much the host had slept at the last check.
     slept_ns: u64,
 }
 
@@ -58,7 +59,7 @@ pub struct SoftBackend {
 unsafe impl Send for SoftBackend {}
 
 impl SoftBackend {
-    /// The vCPUs as after power-on, the first as `setup.boot` says, the others waiting for a start-up message.
+    /// Creates the vCPUs as after power-on, the first as `setup.boot` says, the others waiting for a start-up message.
     pub fn new(setup: VcpuSetup, options: SoftOptions) -> SoftBackend {
         let firmware = setup.boot == BootState::Reset;
         let mut cpus: Vec<Box<Cpu>> = (0..setup.vcpus).map(|i| Cpu::new(&setup, i)).collect();
@@ -85,7 +86,7 @@ impl SoftBackend {
         }
     }
 
-    /// Instructions that all vCPUs have retired.
+    /// Returns the number of instructions that all vCPUs have retired.
     pub fn retired(&self) -> u64 {
         self.cpus.iter().map(|c| c.retired).sum()
     }
@@ -97,7 +98,7 @@ impl SoftBackend {
         }
     }
 
-    /// Tells the guest when the host has slept: its clocks have gone on meanwhile, and it did not run.
+    /// Tells the guest when the host has slept. The guest did not run meanwhile, but its clocks did.
     fn notice_sleep(&mut self) {
         let slept_ns = self.platform.clock().slept_ns();
         if slept_ns.saturating_sub(self.slept_ns) > SHORT_SLEEP_NS {
@@ -106,7 +107,7 @@ impl SoftBackend {
         }
     }
 
-    /// All vCPUs wait: sleeps until something comes, or in deterministic mode moves time on to the next timer.
+    /// Sleeps until an event comes, when all vCPUs wait. In deterministic mode, advances the time to the next timer.
     fn idle(&self) {
         let deadline = self.attention.deadline_ns();
         if let Some(clock) = &self.clock
@@ -118,12 +119,12 @@ impl SoftBackend {
         let now = self.platform.clock().now_ns();
         let timeout = (deadline != u64::MAX).then(|| Duration::from_nanos(deadline.saturating_sub(now)));
         if timeout != Some(Duration::ZERO) {
-            // The sleep is of a clock that stops with the host, the deadline of one that does not.
+            // The sleep uses a clock that stops with the host, the deadline one that does not.
             self.attention.sleep(timeout.map(|timeout| timeout.min(LONGEST_IDLE)));
         }
     }
 
-    /// Instructions that the next slice may run.
+    /// Returns the number of instructions that the next slice may run.
     fn slice(&self) -> i64 {
         let Some(clock) = &self.clock else { return SLICE };
         use crate::hypervisor::clock::Clock;
@@ -131,7 +132,7 @@ impl SoftBackend {
         i64::try_from(left).unwrap_or(SLICE).clamp(1, SLICE)
     }
 
-    /// Runs one vCPU for a slice; false if it waits for an event.
+    /// Runs one vCPU for a slice. Returns false if it waits for an event.
     fn run_slice(&mut self, index: usize) -> bool {
         let budget = self.slice();
         let cpu: *mut Cpu = &mut *self.cpus[index];
@@ -177,7 +178,7 @@ impl SoftBackend {
         worked
     }
 
-    /// Takes what is pending for the vCPU; false if there is nothing to run.
+    /// Takes what is pending for the vCPU. Returns false if there is nothing to run.
     fn take_events(&mut self, index: usize, shadow: bool) -> bool {
         let cpu = &mut *self.cpus[index];
         let raised = self.attention.is_raised(index) && self.attention.take(index);
@@ -188,7 +189,7 @@ impl SoftBackend {
             cpu.nmi_was_blocked = !nmi;
             match self.platform.take_event(index, interrupts, nmi) {
                 Some(event) => deliver(cpu, event, &*self.platform, self.firmware),
-                // Without interrupts this says nothing about pending ones.
+                // With interrupts disabled, an empty answer says nothing about pending ones.
                 None if interrupts && nmi => cpu.event_pending = false,
                 None => {}
             }
@@ -196,8 +197,8 @@ impl SoftBackend {
         !cpu.halted && !cpu.wait_for_sipi
     }
 
-    /// Runs one chain of blocks (one instruction only, if `alone`; with debug exceptions `held` off before it) and does
-    /// what it left with; false ends the slice.
+    /// Runs one chain of blocks (one instruction only, if `alone`; with debug exceptions `held` off before it) and
+    /// handles its exit. Returns false at the end of the slice.
     fn run_chain(&mut self, cpu: *mut Cpu, alone: bool, held: bool) -> bool {
         // SAFETY: as in `run_slice`.
         let c = unsafe { &mut *cpu };
@@ -241,7 +242,7 @@ impl SoftBackend {
         goes_on
     }
 
-    /// Does what a chain left with; false ends the slice.
+    /// Handles the exit of a chain. Returns false at the end of the slice.
     fn left(&mut self, cpu: *mut Cpu) -> bool {
         // SAFETY: as in `run_slice`.
         let c = unsafe { &mut *cpu };
@@ -277,7 +278,7 @@ impl SoftBackend {
         goes_on
     }
 
-    /// Delivers the exception that was raised; false if that was the third fault.
+    /// Delivers the exception that was raised. Returns false if that was the third fault.
     fn exception(&mut self, cpu: *mut Cpu) -> bool {
         // SAFETY: as in `run_slice`.
         let c = unsafe { &mut *cpu };
@@ -291,7 +292,7 @@ impl SoftBackend {
         true
     }
 
-    /// A shut-down processor: stands still until INIT or NMI.
+    /// Shuts the vCPU down: it runs no instruction until INIT or NMI.
     fn failed(&mut self, cpu: *mut Cpu) {
         // SAFETY: as in `run_slice`.
         let c = unsafe { &mut *cpu };
@@ -312,7 +313,7 @@ impl SoftBackend {
     }
 }
 
-/// Runs ops until a handler leaves.
+/// Runs ops until a handler leaves the chain.
 ///
 /// # Safety
 /// `entry` must be a live block's first op, and no reference to the vCPU or to the block cache may be in use.
@@ -324,8 +325,8 @@ pub unsafe fn chain(cpu: *mut Cpu, entry: *const Op) {
     }
 }
 
-/// Runs one vCPU without events until an exception, which is not delivered, HLT, or about `limit` instructions: for
-/// tests and benchmarks. Returns why, `Jump` for the limit.
+/// Runs one vCPU without events until an exception (which is not delivered), HLT, or about `limit` instructions: for
+/// tests and benchmarks. Returns the reason; it is `Jump` at the limit.
 pub fn run_alone(cpu: &mut Cpu, cache: &mut BlockCache, limit: i64) -> Leave {
     let cpu: *mut Cpu = cpu;
     let cache: *mut BlockCache = cache;
@@ -368,27 +369,27 @@ pub fn run_alone(cpu: &mut Cpu, cache: &mut BlockCache, limit: i64) -> Leave {
     }
 }
 
-/// Finds the block at RIP and lets the op that jumped there point to it, if both are in one page. `protect` is told of
-/// pages that hold code now. To be called right after a chain left with [`Leave::Link`].
+/// Finds the block at RIP and lets the op that jumped there point to it, if both are in one page. Tells `protect` of
+/// pages that hold code now. Must be called right after a chain left with [`Leave::Link`].
 pub fn link(cpu: &mut Cpu, cache: &mut BlockCache, protect: impl FnOnce(&mut Cpu, u64, Option<u64>)) {
     let from = cpu.link_from;
     let generation = cache.generation;
     if cpu.jump_generation != generation {
         return;
     }
-    // A fault here is raised again, and delivered, by the lookup that follows.
+    // The lookup that follows raises a fault here again, and it is delivered then.
     let Ok((entry, new_page)) = find(cpu, cache) else { return };
     if let Some((first, second)) = new_page {
         protect(cpu, first, second);
     }
     if cache.generation == generation && may_link(cpu, cache) {
-        // SAFETY: no block was dropped since the op was running, so `from` is live; nobody else refers to it.
+        // SAFETY: no block was dropped since the op was running, so `from` is live; nothing else refers to it.
         unsafe { branch::set_link(from, entry) };
     }
 }
 
-/// Whether the block at RIP is wholly in the page of the op that wants to point to it. It may be another page even
-/// where the jump was a short one: page tables may have changed without the guest's telling.
+/// Returns whether the block at RIP lies wholly in the page of the op that wants to point to it. It may lie in another
+/// page even after a short jump, since the guest may have changed page tables without a flush.
 fn may_link(cpu: &mut Cpu, cache: &BlockCache) -> bool {
     let linear = linear_rip(cpu);
     fetch_address(cpu, linear).is_ok_and(|gpa| gpa >> 12 == u64::from(cpu.link_page) && cache.is_plain(Key::new(gpa, cpu.mode)))
@@ -401,7 +402,8 @@ fn linear_rip(cpu: &Cpu) -> u64 {
 /// Pages that hold code now and did not before.
 type NewPages = Option<(u64, Option<u64>)>;
 
-/// The block at RIP: from the jump cache, from the block cache, or decoded now. Raises what the fetch raises.
+/// Returns the block at RIP: from the jump cache, from the block cache, or decoded now. Raises the exceptions of the
+/// fetch.
 pub fn find(cpu: &mut Cpu, cache: &mut BlockCache) -> Result<(*const Op, NewPages), Fault> {
     if cpu.jump_generation != cache.generation {
         cpu.jump_generation = cache.generation;
@@ -483,7 +485,7 @@ fn decode(cpu: &mut Cpu, linear: u64, gpa: u64, limit_left: u64) -> Result<Block
         return Ok(Block::new(builder, None));
     }
     if room < PAGE as usize - offset {
-        // The instruction reaches behind the segment's limit.
+        // The instruction extends beyond the segment's limit.
         return Err(cpu.general_protection(0));
     }
     let second = fetch_address(cpu, next_page(cpu, linear))?;
@@ -496,14 +498,14 @@ fn decode(cpu: &mut Cpu, linear: u64, gpa: u64, limit_left: u64) -> Result<Block
     }
 }
 
-/// Reads code: bytes that are not memory read as all ones.
+/// Reads code. Bytes that are not memory read as all ones.
 fn fetch(cpu: &Cpu, gpa: u64, buf: &mut [u8]) {
     if cpu.memory.read(GuestAddr(gpa), buf).is_err() {
         buf.fill(0xff);
     }
 }
 
-/// Lets an event from outside act on a vCPU.
+/// Applies an event from outside to a vCPU.
 fn deliver(cpu: &mut Cpu, event: VcpuEvent, platform: &dyn Platform, firmware: bool) {
     let delivered = match event {
         VcpuEvent::Interrupt(vector) => {
@@ -520,8 +522,8 @@ fn deliver(cpu: &mut Cpu, event: VcpuEvent, platform: &dyn Platform, firmware: b
             system::reset(cpu, false);
             cpu.wait_for_sipi = cpu.index != 0;
             if cpu.index == 0 && !firmware {
-                // The bootstrap processor goes to the reset vector (SDM vol. 3 section 8.4.2), where firmware starts the
-                // system anew. There is none: the machine does it.
+                // The bootstrap processor jumps to the reset vector (SDM vol. 3 section 8.4.2), where firmware starts
+                // the system again. Without firmware, the machine does that.
                 cpu.halted = true;
                 platform.vcpu_failed(0, MachineExit::Reboot);
             }
@@ -545,7 +547,7 @@ fn deliver(cpu: &mut Cpu, event: VcpuEvent, platform: &dyn Platform, firmware: b
     refresh(cpu);
 }
 
-/// Brings the mode up to date after anything that may have changed it.
+/// Updates the mode after anything that may have changed it.
 pub fn refresh(cpu: &mut Cpu) {
     let mode = system::refresh_mode(cpu);
     cpu.set_mode(mode);

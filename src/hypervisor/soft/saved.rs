@@ -1,4 +1,4 @@
-//! The saved state of a vCPU. Caches (TLB, blocks, jumps) are not state; the arithmetic flags are saved computed.
+//! The saved state of a vCPU. Caches (TLB, blocks, jumps) are not part of it. The arithmetic flags are saved computed.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,7 +11,7 @@ use crate::hypervisor::state::{Section, StateError};
 pub const KIND: &str = "soft-vcpu";
 const VERSION: u32 = 1;
 
-/// Everything a vCPU is.
+/// The complete state of a vCPU.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SavedCpu {
@@ -42,7 +42,7 @@ pub struct SavedCpu {
     sys: SystemState,
 }
 
-/// The state of a vCPU between runs.
+/// Returns the state of a vCPU between runs.
 pub fn save(cpu: &Cpu) -> Section {
     let mut regs = [0; 16];
     regs.copy_from_slice(&cpu.regs[..16]);
@@ -91,7 +91,7 @@ pub fn decode(section: &Section) -> Result<SavedCpu, StateError> {
     Ok(state)
 }
 
-/// Puts a decoded state in place; the caller drops the caches.
+/// Restores a decoded state. The caller drops the caches.
 pub fn load(cpu: &mut Cpu, state: SavedCpu) {
     cpu.regs = [0; 24];
     cpu.regs[..16].copy_from_slice(&state.regs);

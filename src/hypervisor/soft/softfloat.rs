@@ -1,7 +1,7 @@
 //! IEEE 754 arithmetic in integers: binary32, binary64 and the x87 80-bit format, in every rounding mode, with the
 //! exception flags and NaN rules of the x86 (SDM vol. 1 chapters 4.8, 8.5, 11.5, table 4-7).
 //!
-//! Use: make an [`Env`] (`Env::from_mxcsr`, `Env::from_control_word`), call operations, look at `env.flags`.
+//! Usage: make an [`Env`] (`Env::from_mxcsr`, `Env::from_control_word`), call operations, read `env.flags`.
 //!
 //! | function | what |
 //! |---|---|
@@ -11,13 +11,13 @@
 //! | `to_int(env, a, bits, round)` | to a signed integer of 16, 32 or 64 bits, the "integer indefinite" with INVALID when it does not fit; never DENORMAL |
 //! | `from_int(env, i64)` | from an integer, to the full width of the target |
 //! | `compare(env, a, b, signalling)` | `signalling`: quiet NaNs raise INVALID too (COMISS, FCOM) |
-//! | `unpack`, [`Parts`], `round_pack` | the building blocks, for what is not here |
+//! | `unpack`, [`Unpacked`], `round_pack` | the building blocks, for what is not here |
 //!
 //! Flags have the bit positions of MXCSR and the x87 status word; [`flag::ROUNDED_UP`] has C1's (FSW bit 9) and says
-//! that the last rounding went away from zero. Tininess is detected after rounding. With underflow or overflow
-//! unmasked the result has its exponent wrapped (F80: by 24576), as the x87 leaves it in a register. NaNs: `F32` and
-//! `F64` follow the SSE rule (first operand), `F80` the x87 rule (larger significand); for an x87 operand in memory
-//! use [`widen`], which keeps a signalling NaN signalling.
+//! that the last rounding went away from zero. Tininess is detected after rounding. With underflow or overflow unmasked
+//! the result has its exponent wrapped (F80: by 24576), as the x87 leaves it in a register. NaNs: `F32` and `F64`
+//! follow the SSE rule (first operand), `F80` the x87 rule (larger significand); for an x87 operand in memory use
+//! [`widen`], which keeps a signalling NaN signalling.
 
 /// Exception flags: the bits of MXCSR 5:0 and of the x87 status word.
 pub mod flag {
@@ -35,7 +35,8 @@ pub mod flag {
     pub const INEXACT: u32 = 32;
     /// All six.
     pub const ALL: u32 = 63;
-    /// Found before the operation is carried out: with one of them unmasked the others are not looked for.
+    /// Exceptions that are found before the operation is carried out. If one of them is unmasked, the others are not
+    /// looked for.
     pub const BEFORE: u32 = INVALID | DENORMAL | DIVIDE;
     /// C1 of the x87: the result was rounded away from zero.
     pub const ROUNDED_UP: u32 = 1 << 9;
@@ -56,7 +57,7 @@ pub enum Round {
 }
 
 impl Round {
-    /// From the two-bit field.
+    /// Returns the mode for the two-bit field.
     #[inline]
     pub fn from_bits(bits: u32) -> Round {
         match bits & 3 {
@@ -68,12 +69,12 @@ impl Round {
     }
 }
 
-/// How to compute, and what happened.
+/// Environment of a computation: the modes, and the flags that it raised.
 #[derive(Debug, Clone, Copy)]
 pub struct Env {
     /// Rounding mode.
     pub round: Round,
-    /// What happened: `flag` bits, accumulated.
+    /// Exceptions raised so far, as `flag` bits.
     pub flags: u32,
     /// Masked exceptions, as `flag` bits.
     pub masks: u32,
@@ -86,7 +87,7 @@ pub struct Env {
 }
 
 impl Env {
-    /// The environment that MXCSR asks for, with no flags.
+    /// Returns the environment that MXCSR asks for, with no flags.
     #[inline]
     pub fn from_mxcsr(mxcsr: u32) -> Env {
         Env {
@@ -99,7 +100,7 @@ impl Env {
         }
     }
 
-    /// The environment that the x87 control word asks for, with no flags.
+    /// Returns the environment that the x87 control word asks for, with no flags.
     #[inline]
     pub fn from_control_word(fcw: u16) -> Env {
         Env {
@@ -116,7 +117,7 @@ impl Env {
         }
     }
 
-    /// The flags that are set and not masked.
+    /// Returns the flags that are set and not masked.
     #[inline]
     pub fn unmasked(&self) -> u32 {
         self.flags & !self.masks & flag::ALL
@@ -127,14 +128,14 @@ impl Env {
         F::nan(true, 3 << 62)
     }
 
-    fn note_denormals(&mut self, a: &Parts, b: &Parts) {
+    fn note_denormals(&mut self, a: &Unpacked, b: &Unpacked) {
         if a.denormal || b.denormal {
             self.flags |= flag::DENORMAL;
         }
     }
 }
 
-/// What a number is.
+/// Class of a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
     /// A zero.
@@ -151,15 +152,15 @@ pub enum Class {
     Unsupported,
 }
 
-/// A number taken apart. Of a finite one the value is `sig * 2^(exp - 63)`, bit 63 of `sig` is set. Of a NaN `sig`
-/// is the significand, left-aligned, bit 63 set.
+/// A number split into its fields. A finite one has the value `sig * 2^(exp - 63)`, with bit 63 of `sig` set. For a NaN
+/// `sig` is the significand, left-aligned, with bit 63 set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Parts {
-    /// What it is.
+pub struct Unpacked {
+    /// Class of the number.
     pub class: Class,
     /// The sign bit.
     pub sign: bool,
-    /// It was encoded as a denormal.
+    /// Whether it was encoded as a denormal.
     pub denormal: bool,
     /// Unbiased exponent.
     pub exp: i32,
@@ -167,8 +168,8 @@ pub struct Parts {
     pub sig: u64,
 }
 
-impl Parts {
-    /// A NaN of either kind, or an unsupported encoding.
+impl Unpacked {
+    /// Returns whether it is a NaN of either kind, or an unsupported encoding.
     #[inline]
     pub fn is_nan(&self) -> bool {
         matches!(self.class, Class::Quiet | Class::Signalling | Class::Unsupported)
@@ -204,31 +205,32 @@ pub trait Float: Copy + PartialEq {
     const EMIN: i32;
     /// Exponent of the largest number.
     const EMAX: i32;
-    /// What unmasked overflow and underflow move the exponent by.
+    /// Amount by which unmasked overflow and underflow move the exponent.
     const WRAP: i32;
-    /// Takes the encoding apart; no flags, no DAZ.
-    fn unpack(self) -> Parts;
-    /// From sign, biased exponent and left-aligned significand with integer bit (clear for denormals and zero, whose exponent is 0).
+    /// Splits the encoding into its fields; no flags, no DAZ.
+    fn unpack(self) -> Unpacked;
+    /// Builds a number from sign, biased exponent and left-aligned significand with integer bit (clear for denormals
+    /// and zero, whose exponent is 0).
     fn pack(sign: bool, biased: u32, sig: u64) -> Self;
-    /// What two operands, one of them NaN or unsupported, give; no flags.
+    /// Returns the result for two operands of which one is a NaN or unsupported; no flags.
     fn nan_of(a: Self, b: Self) -> Self;
 
-    /// A quiet NaN with the given left-aligned significand.
+    /// Returns a quiet NaN with the given left-aligned significand.
     #[inline]
     fn nan(sign: bool, sig: u64) -> Self {
         Self::pack(sign, (2 * Self::EMAX + 1) as u32, sig | 3 << 62)
     }
-    /// A zero.
+    /// Returns a zero.
     #[inline]
     fn zero(sign: bool) -> Self {
         Self::pack(sign, 0, 0)
     }
-    /// An infinity.
+    /// Returns an infinity.
     #[inline]
     fn infinity(sign: bool) -> Self {
         Self::pack(sign, (2 * Self::EMAX + 1) as u32, 1 << 63)
     }
-    /// The NaN made quiet.
+    /// Returns the NaN made quiet.
     #[inline]
     fn quieted(self) -> Self {
         let p = self.unpack();
@@ -238,7 +240,7 @@ pub trait Float: Copy + PartialEq {
 
 /// Unpacks a binary interchange format with `frac_bits` of fraction below an exponent of `exp_bits`.
 #[inline(always)]
-fn unpack_ieee(bits: u64, frac_bits: u32, exp_bits: u32) -> Parts {
+fn unpack_ieee(bits: u64, frac_bits: u32, exp_bits: u32) -> Unpacked {
     let bias = (1i32 << (exp_bits - 1)) - 1;
     let sign = bits >> (frac_bits + exp_bits) & 1 != 0;
     let biased = (bits >> frac_bits) as i32 & ((1 << exp_bits) - 1);
@@ -250,14 +252,14 @@ fn unpack_ieee(bits: u64, frac_bits: u32, exp_bits: u32) -> Parts {
             (_, 1) => Class::Quiet,
             _ => Class::Signalling,
         };
-        Parts { class, sign, denormal: false, exp: bias + 1, sig }
+        Unpacked { class, sign, denormal: false, exp: bias + 1, sig }
     } else if biased == 0 {
         let shift = frac.leading_zeros() as i32;
         let class = if frac == 0 { Class::Zero } else { Class::Finite };
         let sig = if frac == 0 { 0 } else { frac << shift };
-        Parts { class, sign, denormal: frac != 0, exp: -bias - shift, sig }
+        Unpacked { class, sign, denormal: frac != 0, exp: -bias - shift, sig }
     } else {
-        Parts { class: Class::Finite, sign, denormal: false, exp: biased - bias, sig }
+        Unpacked { class: Class::Finite, sign, denormal: false, exp: biased - bias, sig }
     }
 }
 
@@ -269,7 +271,7 @@ macro_rules! ieee_format {
             const EMAX: i32 = (1 << ($exp_bits - 1)) - 1;
             const WRAP: i32 = $wrap;
             #[inline]
-            fn unpack(self) -> Parts {
+            fn unpack(self) -> Unpacked {
                 unpack_ieee(u64::from(self.0), $frac_bits, $exp_bits)
             }
             #[inline]
@@ -293,11 +295,11 @@ impl Float for F80 {
     const EMAX: i32 = 16383;
     const WRAP: i32 = 24576;
 
-    fn unpack(self) -> Parts {
+    fn unpack(self) -> Unpacked {
         let sign = self.sign_exp >> 15 != 0;
         let biased = i32::from(self.sign_exp & 0x7fff);
         let integer = self.mantissa >> 63 != 0;
-        let parts = |class, denormal, exp, sig| Parts { class, sign, denormal, exp, sig };
+        let parts = |class, denormal, exp, sig| Unpacked { class, sign, denormal, exp, sig };
         if biased == 0 {
             if self.mantissa == 0 {
                 return parts(Class::Zero, false, 0, 0);
@@ -340,14 +342,14 @@ impl Float for F80 {
     }
 }
 
-/// Takes an operand apart, with DAZ applied.
+/// Splits an operand into its fields, with DAZ applied.
 #[inline]
-pub fn operand<F: Float>(env: &Env, a: F) -> Parts {
+pub fn operand<F: Float>(env: &Env, a: F) -> Unpacked {
     let p = a.unpack();
-    if p.denormal && env.daz { Parts { class: Class::Zero, denormal: false, exp: 0, sig: 0, ..p } } else { p }
+    if p.denormal && env.daz { Unpacked { class: Class::Zero, denormal: false, exp: 0, sig: 0, ..p } } else { p }
 }
 
-/// Shifts right; what falls off is kept as "not zero" in bit 0.
+/// Shifts right. Bits that fall off are kept as "not zero" in bit 0.
 #[inline]
 pub fn shift_right_jam(value: u128, count: u32) -> u128 {
     match count {
@@ -357,7 +359,8 @@ pub fn shift_right_jam(value: u128, count: u32) -> u128 {
     }
 }
 
-/// Whether a value whose last kept bit is `odd` and whose dropped bits are `low` of `1 << width` is rounded away from zero.
+/// Returns whether a value whose last kept bit is `odd` and whose dropped bits are `low` of `1 << width` is rounded
+/// away from zero.
 #[inline]
 fn rounds_up(round: Round, sign: bool, odd: bool, low: u128, half: u128) -> bool {
     match round {
@@ -375,7 +378,7 @@ struct Rounded {
     up: bool,
 }
 
-/// Rounds to the `digits` upper bits of `sig`; on a carry out of the top `sig` is the power of two above.
+/// Rounds to the `digits` upper bits of `sig`. On a carry out of the top, `sig` is the power of two above.
 fn round_significand(round: Round, sign: bool, sig: u128, digits: u32) -> Rounded {
     let drop = 128 - digits;
     let low = sig & ((1 << drop) - 1);
@@ -387,8 +390,8 @@ fn round_significand(round: Round, sign: bool, sig: u128, digits: u32) -> Rounde
     Rounded { sig, carry, inexact: low != 0, up }
 }
 
-/// Rounds the value `sig * 2^(exp - 127)` (bit 127 of `sig` set; bit 0 may be sticky) to `digits` bits in format
-/// `F`, noting overflow, underflow, inexactness and the direction.
+/// Rounds the value `sig * 2^(exp - 127)` (bit 127 of `sig` set; bit 0 may be sticky) to `digits` bits in format `F`.
+/// Notes overflow, underflow, inexactness and the direction.
 pub fn round_pack<F: Float>(env: &mut Env, sign: bool, mut exp: i32, sig: u128, digits: u32) -> F {
     let mut rounded = round_significand(env.round, sign, sig, digits);
     env.flags &= !flag::ROUNDED_UP;
@@ -433,14 +436,14 @@ fn note_inexact(env: &mut Env, rounded: &Rounded) {
     }
 }
 
-/// How many bits arithmetic in `F` rounds to.
+/// Returns the number of bits that arithmetic in `F` rounds to.
 #[inline]
 fn digits<F: Float>(env: &Env) -> u32 {
     if F::DIGITS == 64 { env.precision } else { F::DIGITS }
 }
 
-/// The result when an operand is a NaN.
-fn nan_result<F: Float>(env: &mut Env, a: F, b: F, pa: &Parts, pb: &Parts) -> Option<F> {
+/// Returns the result for operands of which one is a NaN.
+fn nan_result<F: Float>(env: &mut Env, a: F, b: F, pa: &Unpacked, pb: &Unpacked) -> Option<F> {
     if !pa.is_nan() && !pb.is_nan() {
         return None;
     }
@@ -450,12 +453,12 @@ fn nan_result<F: Float>(env: &mut Env, a: F, b: F, pa: &Parts, pb: &Parts) -> Op
     Some(F::nan_of(a, b))
 }
 
-/// `a + b`.
+/// Returns `a + b`.
 pub fn add<F: Float>(env: &mut Env, a: F, b: F) -> F {
     add_signed(env, a, b, false)
 }
 
-/// `a - b`.
+/// Returns `a - b`.
 pub fn sub<F: Float>(env: &mut Env, a: F, b: F) -> F {
     add_signed(env, a, b, true)
 }
@@ -491,7 +494,7 @@ fn add_signed<F: Float>(env: &mut Env, a: F, b: F, negate: bool) -> F {
     round_pack(env, large.sign, large.exp + 1 - shift as i32, sum << shift, digits)
 }
 
-/// `a * b`.
+/// Returns `a * b`.
 pub fn mul<F: Float>(env: &mut Env, a: F, b: F) -> F {
     let (pa, pb) = (operand(env, a), operand(env, b));
     if let Some(nan) = nan_result(env, a, b, &pa, &pb) {
@@ -515,7 +518,7 @@ pub fn mul<F: Float>(env: &mut Env, a: F, b: F) -> F {
     round_pack(env, sign, pa.exp + pb.exp + 1 - shift as i32, product << shift, digits)
 }
 
-/// `a / b`.
+/// Returns `a / b`.
 pub fn div<F: Float>(env: &mut Env, a: F, b: F) -> F {
     let (pa, pb) = (operand(env, a), operand(env, b));
     if let Some(nan) = nan_result(env, a, b, &pa, &pb) {
@@ -547,7 +550,7 @@ pub fn div<F: Float>(env: &mut Env, a: F, b: F) -> F {
     round_pack(env, sign, pa.exp - pb.exp - i32::from(below), quotient, digits)
 }
 
-/// The square root.
+/// Returns the square root.
 pub fn sqrt<F: Float>(env: &mut Env, a: F) -> F {
     let p = operand(env, a);
     if let Some(nan) = nan_result(env, a, a, &p, &p) {
@@ -578,9 +581,9 @@ pub fn sqrt<F: Float>(env: &mut Env, a: F) -> F {
     round_pack(env, false, (p.exp - odd) / 2, root << 60 | u128::from(rest != 0), digits)
 }
 
-/// The magnitude of a finite number rounded to an integer: value below 2^65, whether inexact, whether rounded up.
-/// `None` from 2^64 on.
-fn integer_magnitude(p: &Parts, round: Round) -> Option<(u128, bool, bool)> {
+/// Rounds the magnitude of a finite number to an integer: value below 2^65, whether inexact, whether rounded up.
+/// Returns `None` from 2^64 on.
+fn integer_magnitude(p: &Unpacked, round: Round) -> Option<(u128, bool, bool)> {
     let fixed = match p.exp {
         64.. => return None,
         -1..=63 => u128::from(p.sig) << (p.exp + 1),
@@ -591,7 +594,7 @@ fn integer_magnitude(p: &Parts, round: Round) -> Option<(u128, bool, bool)> {
     Some((whole + u128::from(up), low != 0, up))
 }
 
-/// Rounds to an integral value; INEXACT only if `inexact`.
+/// Rounds to an integral value. Sets INEXACT only if `inexact`.
 pub fn round_to_int<F: Float>(env: &mut Env, a: F, round: Round, inexact: bool) -> F {
     let p = operand(env, a);
     if let Some(nan) = nan_result(env, a, a, &p, &p) {
@@ -617,7 +620,7 @@ pub fn round_to_int<F: Float>(env: &mut Env, a: F, round: Round, inexact: bool) 
     F::pack(p.sign, (127 - shift as i32 + F::EMAX) as u32, (whole << shift >> 64) as u64)
 }
 
-/// From one format to another.
+/// Converts from one format to another.
 pub fn convert<A: Float, B: Float>(env: &mut Env, a: A) -> B {
     let p = operand(env, a);
     env.flags &= !flag::ROUNDED_UP;
@@ -638,7 +641,7 @@ pub fn convert<A: Float, B: Float>(env: &mut Env, a: A) -> B {
     }
 }
 
-/// A 32- or 64-bit number as an 80-bit one, exactly: no flags, and a signalling NaN stays one.
+/// Converts a 32- or 64-bit number to an 80-bit one, exactly: no flags, and a signalling NaN stays one.
 pub fn widen<A: Float>(a: A) -> F80 {
     let p = a.unpack();
     match p.class {
@@ -648,7 +651,7 @@ pub fn widen<A: Float>(a: A) -> F80 {
     }
 }
 
-/// From a signed integer.
+/// Converts from a signed integer.
 pub fn from_int<F: Float>(env: &mut Env, value: i64) -> F {
     env.flags &= !flag::ROUNDED_UP;
     if value == 0 {
@@ -659,7 +662,8 @@ pub fn from_int<F: Float>(env: &mut Env, value: i64) -> F {
     round_pack(env, value < 0, 63 - shift as i32, u128::from(magnitude << shift) << 64, F::DIGITS)
 }
 
-/// To a signed integer of `bits` bits, sign-extended; the smallest one, with INVALID, where it does not fit.
+/// Converts to a signed integer of `bits` bits, sign-extended. Where it does not fit, the result is the smallest one,
+/// with INVALID.
 pub fn to_int<F: Float>(env: &mut Env, a: F, bits: u32, round: Round) -> i64 {
     let p = operand(env, a);
     env.flags &= !flag::ROUNDED_UP;
@@ -686,7 +690,7 @@ pub fn to_int<F: Float>(env: &mut Env, a: F, bits: u32, round: Round) -> i64 {
     }
 }
 
-/// How two numbers stand to each other.
+/// Relation of two numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Relation {
     /// `a < b`.
@@ -695,11 +699,11 @@ pub enum Relation {
     Equal,
     /// `a > b`.
     Greater,
-    /// One is a NaN.
+    /// At least one is a NaN.
     Unordered,
 }
 
-/// Compares; with `signalling` a quiet NaN raises INVALID as a signalling one always does.
+/// Compares two numbers. With `signalling` a quiet NaN raises INVALID, as a signalling one always does.
 pub fn compare<F: Float>(env: &mut Env, a: F, b: F, signalling: bool) -> Relation {
     let (pa, pb) = (operand(env, a), operand(env, b));
     if pa.is_nan() || pb.is_nan() {
@@ -709,7 +713,7 @@ pub fn compare<F: Float>(env: &mut Env, a: F, b: F, signalling: bool) -> Relatio
         return Relation::Unordered;
     }
     env.note_denormals(&pa, &pb);
-    let key = |p: &Parts| {
+    let key = |p: &Unpacked| {
         let magnitude = match p.class {
             Class::Zero => 0,
             Class::Infinite => i128::MAX,
@@ -739,7 +743,7 @@ mod tests {
             self.0 ^= self.0 << 17;
             self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
         }
-        /// A significand with long runs of equal bits, so that roundings tie and carry.
+        /// Returns a significand with long runs of equal bits, so that roundings tie and carry.
         fn sig(&mut self) -> u64 {
             match self.next() & 7 {
                 0 => 0,

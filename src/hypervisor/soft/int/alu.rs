@@ -1,8 +1,8 @@
-//! MOV, MOVZX, MOVSX, the ADD group, TEST, INC, DEC, NEG, NOT, CMOVcc, SETcc: the hot handlers beside those that are one
-//! [`Half`](super::half).
+//! Arithmetic and moves: the hot handlers of MOV, MOVZX, MOVSX, the ADD group, TEST, INC, DEC, NEG, NOT, CMOVcc and
+//! SETcc, except for those that are one [`Half`](super::half).
 //!
-//! SDM vol. 2. Each handler is generic over operand width, over the address's shape and over [`Path`]; `F` says
-//! whether it sets the flags.
+//! SDM vol. 2. Each handler is generic over operand width, over the address's shape and over [`Path`]; `F` says whether
+//! it sets the flags.
 #![allow(unsafe_code)]
 
 use super::word::{Addr, Full, Int, Path, Slow, get, set, set_flags};
@@ -13,9 +13,9 @@ use crate::{soft_next, soft_read, soft_update, soft_write};
 
 /// An operation with two operands.
 pub trait Alu: 'static {
-    /// The kind of flags that it leaves.
+    /// Kind of the flags that it leaves.
     const KIND: FlagKind;
-    /// The result; sets the flags if `F`.
+    /// Returns the result. Sets the flags if `F`.
     ///
     /// # Safety
     /// `cpu` is live.
@@ -49,7 +49,7 @@ plain_alu! {
     Xor Logic |a, b| a ^ b;
 }
 
-/// ZF, SF and PF of a result.
+/// Returns ZF, SF and PF of a result.
 #[inline(always)]
 pub fn result_flags<T: Int>(r: u64) -> u64 {
     let mut f = 0;
@@ -65,7 +65,7 @@ pub fn result_flags<T: Int>(r: u64) -> u64 {
     f
 }
 
-/// ADC
+/// The operation ADC.
 pub struct Adc;
 impl Alu for Adc {
     const KIND: FlagKind = FlagKind::Raw;
@@ -85,7 +85,7 @@ impl Alu for Adc {
     }
 }
 
-/// SBB
+/// The operation SBB.
 pub struct Sbb;
 impl Alu for Sbb {
     const KIND: FlagKind = FlagKind::Raw;
@@ -105,7 +105,7 @@ impl Alu for Sbb {
     }
 }
 
-/// All flags of an addition or subtraction whose carries out of each bit are `out`.
+/// Returns all flags of an addition or subtraction whose carries out of each bit are `out`.
 #[inline(always)]
 fn carry_flags<T: Int>(a: u64, b: u64, r: u64, out: u64, overflow: u64) -> u64 {
     let top = T::BITS - 1;
@@ -131,42 +131,42 @@ macro_rules! handlers {
 }
 
 handlers! {
-    /// Nothing.
+    /// Does nothing.
     fn nop [] (cpu, op) { next(cpu, op) }
 
-    /// `dst = [mem]`: the slow path of [`Load`](super::half::Load).
+    /// Executes `dst = [mem]`: the slow path of [`Load`](super::half::Load).
     fn mov_rm [T: Int] (cpu, op) {
         let v = soft_read!(T, Slow, cpu, op, Full::addr(cpu, op), mov_rm::<T>);
         set::<T>(cpu, (*op).dst, v);
         soft_next!(Slow, cpu, op)
     }
-    /// `[mem] = src`: the slow path of [`Store`](super::half::Store).
+    /// Executes `[mem] = src`: the slow path of [`Store`](super::half::Store).
     fn mov_mr [T: Int] (cpu, op) {
         let v = get::<T>(cpu, (*op).src);
         soft_write!(T, Slow, cpu, op, Full::addr(cpu, op), v, mov_mr::<T>);
         soft_next!(Slow, cpu, op)
     }
-    /// `[mem] = imm`.
+    /// Executes `[mem] = imm`.
     fn mov_mi [T: Int, A: Addr, P: Path] (cpu, op) {
         let addr = A::addr(cpu, op);
         soft_write!(T, P, cpu, op, addr, T::cut((*op).imm), mov_mi::<T, Full, Slow>);
         soft_next!(P, cpu, op)
     }
-    /// `dst = zero-extended [mem]`: the slow path of [`LoadExtend`](super::half::LoadExtend).
+    /// Executes `dst = zero-extended [mem]`: the slow path of [`LoadExtend`](super::half::LoadExtend).
     fn movzx_rm [S: Int, D: Int] (cpu, op) {
         let v = soft_read!(S, Slow, cpu, op, Full::addr(cpu, op), movzx_rm::<S, D>);
         set::<D>(cpu, (*op).dst, D::cut(v.wide()));
         soft_next!(Slow, cpu, op)
     }
-    /// `dst = sign-extended [mem]`.
+    /// Executes `dst = sign-extended [mem]`.
     fn movsx_rm [S: Int, D: Int, A: Addr, P: Path] (cpu, op) {
         let addr = A::addr(cpu, op);
         let v = soft_read!(S, P, cpu, op, addr, movsx_rm::<S, D, Full, Slow>);
         set::<D>(cpu, (*op).dst, D::cut(v.signed() as u64));
         soft_next!(P, cpu, op)
     }
-    /// `dst = dst o [mem]`. The slow path may end in an interrupt behind the op, whose handler sees the flags: it sets
-    /// them always.
+    /// Executes `dst = dst o [mem]`. The slow path may end in an interrupt after the op, whose handler sees the flags.
+    /// So the slow path always sets them.
     fn alu_rm [O: Alu, T: Int, A: Addr, P: Path, const F: bool] (cpu, op) {
         let addr = A::addr(cpu, op);
         let b = soft_read!(T, P, cpu, op, addr, alu_rm::<O, T, Full, Slow, true>);
@@ -174,14 +174,14 @@ handlers! {
         set::<T>(cpu, (*op).dst, r);
         soft_next!(P, cpu, op)
     }
-    /// `[mem] = [mem] o src`.
+    /// Executes `[mem] = [mem] o src`.
     fn alu_mr [O: Alu, T: Int, A: Addr, P: Path] (cpu, op) {
         let addr = A::addr(cpu, op);
         soft_update!(T, P, cpu, op, addr, alu_mr::<O, T, Full, Slow>,
             |a| O::compute::<T, true>(cpu, a, get::<T>(cpu, (*op).src)));
         soft_next!(P, cpu, op)
     }
-    /// `[mem] = [mem] o imm`.
+    /// Executes `[mem] = [mem] o imm`.
     fn alu_mi [O: Alu, T: Int, A: Addr, P: Path] (cpu, op) {
         let addr = A::addr(cpu, op);
         soft_update!(T, P, cpu, op, addr, alu_mi::<O, T, Full, Slow>,
@@ -189,47 +189,47 @@ handlers! {
         soft_next!(P, cpu, op)
     }
 
-    /// CMP of `dst` and memory.
+    /// Executes CMP of `dst` and memory.
     fn cmp_rm [O: Alu, T: Int, A: Addr, P: Path] (cpu, op) {
         let addr = A::addr(cpu, op);
         let b = soft_read!(T, P, cpu, op, addr, cmp_rm::<O, T, Full, Slow>);
         O::compute::<T, true>(cpu, get::<T>(cpu, (*op).dst), b);
         soft_next!(P, cpu, op)
     }
-    /// CMP or TEST of memory and `src`.
+    /// Executes CMP or TEST of memory and `src`.
     fn cmp_mr [O: Alu, T: Int, A: Addr, P: Path] (cpu, op) {
         let addr = A::addr(cpu, op);
         let a = soft_read!(T, P, cpu, op, addr, cmp_mr::<O, T, Full, Slow>);
         O::compute::<T, true>(cpu, a, get::<T>(cpu, (*op).src));
         soft_next!(P, cpu, op)
     }
-    /// CMP or TEST of memory and `imm`.
+    /// Executes CMP or TEST of memory and `imm`.
     fn cmp_mi [O: Alu, T: Int, A: Addr, P: Path] (cpu, op) {
         let addr = A::addr(cpu, op);
         let a = soft_read!(T, P, cpu, op, addr, cmp_mi::<O, T, Full, Slow>);
         O::compute::<T, true>(cpu, a, T::cut((*op).imm));
         soft_next!(P, cpu, op)
     }
-    /// INC and DEC of a register.
+    /// Executes INC and DEC of a register.
     fn step_r [U: Unary, T: Int, const F: bool] (cpu, op) {
         let r = U::compute::<T, F>(cpu, get::<T>(cpu, (*op).dst));
         set::<T>(cpu, (*op).dst, r);
         next(cpu, op)
     }
-    /// INC, DEC, NEG and NOT of memory.
+    /// Executes INC, DEC, NEG and NOT of memory.
     fn step_m [U: Unary, T: Int, A: Addr, P: Path] (cpu, op) {
         let addr = A::addr(cpu, op);
         soft_update!(T, P, cpu, op, addr, step_m::<U, T, Full, Slow>, |a| U::compute::<T, true>(cpu, a));
         soft_next!(P, cpu, op)
     }
 
-    /// CMOVcc between registers; a 32-bit one clears the upper half in any case.
+    /// Executes CMOVcc between registers. A 32-bit one clears the upper half in any case.
     fn cmov_rr [T: Int, const C: u8, const K: u32] (cpu, op) {
         let i = if holds::<C, K>(cpu) { (*op).src } else { (*op).dst };
         set::<T>(cpu, (*op).dst, get::<T>(cpu, i));
         next(cpu, op)
     }
-    /// CMOVcc from memory, which is read in any case.
+    /// Executes CMOVcc from memory, which is read in any case.
     fn cmov_rm [T: Int, const C: u8, P: Path] (cpu, op) {
         let addr = Full::addr(cpu, op);
         let v = soft_read!(T, P, cpu, op, addr, cmov_rm::<T, C, Slow>);
@@ -237,25 +237,25 @@ handlers! {
         set::<T>(cpu, (*op).dst, v);
         soft_next!(P, cpu, op)
     }
-    /// SETcc of a register.
+    /// Executes SETcc of a register.
     fn setcc_r [const C: u8, const K: u32] (cpu, op) {
         set::<u8>(cpu, (*op).dst, holds::<C, K>(cpu) as u8);
         next(cpu, op)
     }
-    /// SETcc of memory.
+    /// Executes SETcc of memory.
     fn setcc_m [const C: u8, P: Path] (cpu, op) {
         let addr = Full::addr(cpu, op);
         let v = (*cpu).flags.condition(C) as u8;
         soft_write!(u8, P, cpu, op, addr, v, setcc_m::<C, Slow>);
         soft_next!(P, cpu, op)
     }
-    /// IMUL of a register and the immediate: `dst = src * imm`.
+    /// Executes IMUL of a register and the immediate: `dst = src * imm`.
     fn imul_ri [T: Int, const F: bool] (cpu, op) {
         let r = imul::<T, F>(cpu, get::<T>(cpu, (*op).src).signed(), T::cut((*op).imm).signed());
         set::<T>(cpu, (*op).dst, r);
         next(cpu, op)
     }
-    /// IMUL of a register and memory or, if `I`, of memory and the immediate.
+    /// Executes IMUL of a register and memory or, if `I`, of memory and the immediate.
     fn imul_rm [T: Int, const I: bool, P: Path] (cpu, op) {
         let addr = Full::addr(cpu, op);
         let a = soft_read!(T, P, cpu, op, addr, imul_rm::<T, I, Slow>).signed();
@@ -264,21 +264,22 @@ handlers! {
         set::<T>(cpu, (*op).dst, r);
         soft_next!(P, cpu, op)
     }
-    /// XCHG of registers.
+    /// Executes XCHG of registers.
     fn xchg_rr [T: Int] (cpu, op) {
         let (a, b) = (get::<T>(cpu, (*op).dst), get::<T>(cpu, (*op).src));
         set::<T>(cpu, (*op).dst, b);
         set::<T>(cpu, (*op).src, a);
         next(cpu, op)
     }
-    /// CDQ, CQO and CWD: the sign of A all over D.
+    /// Executes CDQ, CQO and CWD: copies the sign of A to all bits of D.
     fn sign_to_d [T: Int] (cpu, op) {
         set::<T>(cpu, 2, T::cut((get::<T>(cpu, 0).signed() >> 63) as u64));
         next(cpu, op)
     }
 }
 
-/// The low half of a product; CF = OF = whether the high half says more. The other flags are undefined, and stay.
+/// Returns the low half of a product. Sets CF and OF if the high half holds significant bits. The other flags are
+/// undefined and stay as they are.
 ///
 /// # Safety
 /// `cpu` is live.
@@ -294,10 +295,10 @@ pub unsafe fn imul<T: Int, const F: bool>(cpu: *mut Cpu, a: i64, b: i64) -> T {
     r
 }
 
-/// Stands for "not known" in the place of a flag kind.
+/// The value for "not known" where a flag kind is expected.
 pub const ANY: u32 = u32::MAX;
 
-/// Whether condition `C` holds, when the flags are of kind `K`.
+/// Returns whether condition `C` holds, when the flags are of kind `K`.
 ///
 /// # Safety
 /// `cpu` is live, and `K` is `ANY` or what `cpu.flags.kind` is.
@@ -313,9 +314,9 @@ pub unsafe fn holds<const C: u8, const K: u32>(cpu: *const Cpu) -> bool {
 
 /// An operation with one operand.
 pub trait Unary: 'static {
-    /// The kind of flags that it leaves, if it writes them.
+    /// Kind of the flags that it leaves, if it writes them.
     const KIND: Option<FlagKind>;
-    /// The result; sets the flags if `F`.
+    /// Returns the result. Sets the flags if `F`.
     ///
     /// # Safety
     /// `cpu` is live.
@@ -348,14 +349,14 @@ unary! {
     Not None, |cpu, a, r| !a, { let _ = (cpu, r); };
 }
 
-/// The flags of INC and DEC.
+/// Sets the flags of INC and DEC.
 #[inline(always)]
 fn keep_carry<T: Int>(cpu: *mut Cpu, kind: FlagKind, r: u64) {
     // SAFETY: called by `Unary::compute` only, with a live vCPU.
     unsafe { set_flags::<T>(cpu, kind, (*cpu).flags.cf() as u64, r) };
 }
 
-/// The flags of NEG: those of `0 - a`.
+/// Sets the flags of NEG: those of `0 - a`.
 #[inline(always)]
 fn negated<T: Int>(cpu: *mut Cpu, a: u64, r: u64) {
     // SAFETY: as above.

@@ -1,7 +1,7 @@
 //! Bit tests and scans, POPCNT, CRC32, BSWAP, MOVBE, XCHG, XADD, CMPXCHG and its wide forms.
 //!
-//! SDM vol. 2. LOCK needs nothing: vCPUs take turns on one thread. BSF and BSR of zero leave the destination, as all
-//! processors do.
+//! SDM vol. 2. LOCK needs nothing: vCPUs take turns on one thread. BSF and BSR of zero leave the destination unchanged,
+//! as on all processors.
 
 use iced_x86::{Instruction, Mnemonic as M, OpKind};
 
@@ -14,7 +14,7 @@ use crate::hypervisor::soft::lower::{Builder, Flow, address_bits, segment_index}
 use crate::hypervisor::soft::mmu;
 use crate::hypervisor::soft::op::Op;
 
-/// Sets one of the raw flags and leaves the others.
+/// Sets one of the raw flags and leaves the others unchanged.
 fn change_flag(cpu: &mut Cpu, bit: u64, on: bool) {
     let f = cpu.flags.value() & !bit;
     cpu.flags = LazyFlags::raw(if on { f | bit } else { f });
@@ -38,8 +38,8 @@ fn changed(kind: u8, a: u64, bit: u64) -> u64 {
     }
 }
 
-/// BT and its kin on a register, or on memory with the bit's number in an immediate. `pc`'s fields are as in
-/// `called_rm`; the number is in `src` when `I` is false.
+/// Executes BT and its variants on a register, or on memory with the bit's number in an immediate. `pc`'s fields are as
+/// in `called_rm`; the number is in `src` when `I` is false.
 fn bit_of_operand<const KIND: u8, const I: bool>(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let bytes = bytes_of(op);
     let number = if I { op.imm } else { reg(cpu, op.src, bytes) } & u64::from(bytes * 8 - 1);
@@ -51,9 +51,9 @@ fn bit_of_operand<const KIND: u8, const I: bool>(cpu: &mut Cpu, op: &Op) -> Resu
     Ok(())
 }
 
-/// The same on memory with the bit's number in a register: it may lie far from the operand. With an address op, the
-/// segment's limit was checked for the operand itself only. `imm` is the segment's index, and above bit 8 the bits of
-/// the effective address.
+/// Executes the same on memory with the bit's number in a register. The bit may lie far from the operand. With an
+/// address op, the segment's limit was checked for the operand itself only. `imm` is the segment's index, and from bit
+/// 8 on the bits of the effective address.
 fn bit_in_memory<const KIND: u8>(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let bytes = bytes_of(op);
     let shift = 64 - 8 * bytes;
@@ -76,7 +76,7 @@ fn bit_in_memory<const KIND: u8>(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-// Source in `dst` (or memory), destination register in `src`: the operands of `called_rm` the other way round.
+// Source in `dst` (or memory), destination register in `src`: the operands of `called_rm` swapped.
 fn scan<const UP: bool>(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let bytes = bytes_of(op);
     let a = read_rm(cpu, op)?;
@@ -93,7 +93,7 @@ fn popcnt(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     cpu.flags = LazyFlags::raw(if a == 0 { rflags::ZF } else { 0 });
     Ok(())
 }
-/// CRC-32C (polynomial 0x11EDC6F41, bits reflected), without the inversions.
+/// Computes CRC-32C (polynomial 0x11EDC6F41, bits reflected), without the inversions.
 fn crc32(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let data = read_rm(cpu, op)?;
     let mut crc = reg(cpu, op.src, 4) as u32;
@@ -109,7 +109,7 @@ fn crc32(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
 fn bswap(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let bytes = bytes_of(op);
     let a = reg(cpu, op.dst, bytes);
-    // For 16 bits undefined; processors give zero.
+    // Undefined for 16 bits; processors give zero.
     let r = match bytes {
         2 => 0,
         4 => u64::from((a as u32).swap_bytes()),
@@ -131,7 +131,7 @@ fn xadd(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let a = read_rm_for_write(cpu, op)?;
     let b = reg(cpu, op.src, bytes);
     let r = a.wrapping_add(b) & mask_of(bytes);
-    // With both operands the same register, the sum is what remains.
+    // With the same register as both operands, the sum is what remains.
     if op.aux & IN_MEMORY == 0 {
         set_reg(cpu, op.src, bytes, a);
         write_rm(cpu, op, r)?;
@@ -144,7 +144,7 @@ fn xadd(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
 }
 fn cmpxchg(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let bytes = bytes_of(op);
-    // A write in either case: what does not compare equal is written back.
+    // This is a write in either case: if the comparison fails, the old value is written back.
     let a = read_rm_for_write(cpu, op)?;
     let expected = reg(cpu, 0, bytes);
     if a == expected {
@@ -152,7 +152,7 @@ fn cmpxchg(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
         write_rm(cpu, op, b)?;
     } else {
         if op.aux & IN_MEMORY == 0 && bytes == 4 {
-            // The register is left as it is: only a write would clear its upper half.
+            // The register stays as it is: only a write would clear its upper half.
         } else {
             write_rm(cpu, op, a)?;
         }
@@ -243,7 +243,7 @@ pub fn lower(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
     Some(Flow::Next)
 }
 
-/// An op whose register-or-memory operand is the instruction's second one, and whose `src` is the first.
+/// Returns an op whose register-or-memory operand is the instruction's second one, and whose `src` is the first.
 fn reversed(insn: &Instruction, b: &mut Builder, handler: crate::hypervisor::soft::op::Handler) -> Op {
     let bytes = operand::size(insn, 1);
     let mut op;

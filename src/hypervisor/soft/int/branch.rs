@@ -1,10 +1,10 @@
 //! Jumps, calls and returns, the links between blocks, and the jump cache's use.
 //!
-//! SDM vol. 2 (Jcc, JMP, CALL, RET, LOOPcc, JCXZ). The hot handlers are for 64-bit mode; outside of it a jump has a
-//! limit to check and its offset to truncate, and goes through the jump cache.
+//! SDM vol. 2 (Jcc, JMP, CALL, RET, LOOPcc, JCXZ). The hot handlers are for 64-bit mode; outside of it a jump must
+//! check a limit and truncate its offset, and goes through the jump cache.
 //!
 //! The fields of a branch op: `disp` what is added to RIP (relative to the block's start) when the branch is taken,
-//! `imm` the op to go on with, `index` the block's instructions, `aux` the immediate of a merged compare.
+//! `imm` the op to continue with, `index` the block's instructions, `aux` the immediate of a merged compare.
 #![allow(unsafe_code)]
 
 use iced_x86::{Instruction, Mnemonic as M, OpKind};
@@ -21,7 +21,7 @@ use crate::{by_addr, by_cc, by_width, soft_read, soft_write};
 /// Marks in `scale` of a jump that links itself, until it is linked.
 const SELF_LINK: u8 = 1;
 
-/// Lets the branch at `from` go on at `entry`.
+/// Links the branch at `from` to `entry`.
 ///
 /// # Safety
 /// Both are ops of live blocks of one page, `from` is what [`Cpu::link_from`] was set to, and no chain runs.
@@ -35,7 +35,7 @@ pub unsafe fn set_link(from: *mut Op, entry: *const Op) {
     }
 }
 
-/// Goes on at RIP, through the jump cache.
+/// Continues at RIP, through the jump cache.
 ///
 /// # Safety
 /// `cpu` is live, in 64-bit mode, and everything of the block has been done.
@@ -54,7 +54,7 @@ unsafe fn look_up(cpu: *mut Cpu, op: *const Op) -> *const Op {
 /// Takes the branch `op`.
 ///
 /// # Safety
-/// `cpu` and `op` are a handler's.
+/// `cpu` and `op` are those of a handler.
 #[inline(always)]
 pub unsafe fn taken(cpu: *mut Cpu, op: *const Op) -> *const Op {
     // SAFETY: `imm` of a branch is a live op of this page (a link or the branch's own stub).
@@ -80,10 +80,10 @@ macro_rules! handlers {
 }
 
 handlers! {
-    /// A linked jump.
+    /// Executes a linked jump.
     fn jump [] (cpu, op) { taken(cpu, op) }
 
-    /// A jump inside the page that is not linked yet.
+    /// Executes a jump inside the page that is not linked yet.
     fn jump_unlinked [] (cpu, op) {
         (*cpu).regs[RIP] = (*cpu).regs[RIP].wrapping_add((*op).disp as i64 as u64);
         (*cpu).budget -= i64::from((*op).index);
@@ -92,7 +92,7 @@ handlers! {
         (*cpu).leave = Leave::Link;
         std::ptr::null()
     }
-    /// A jump to another page.
+    /// Executes a jump to another page.
     fn jump_across [] (cpu, op) {
         (*cpu).regs[RIP] = (*cpu).regs[RIP].wrapping_add((*op).disp as i64 as u64);
         (*cpu).budget -= i64::from((*op).index);
@@ -101,34 +101,34 @@ handlers! {
         }
         look_up(cpu, op)
     }
-    /// Where an unlinked branch goes on: asks for the link.
+    /// Leaves an unlinked branch and asks for the link.
     fn link_stub [] (cpu, op) {
         (*cpu).link_from = (*op).imm as *mut Op;
         (*cpu).link_page = (*op).disp as u32;
         (*cpu).leave = Leave::Link;
         std::ptr::null()
     }
-    /// Where a branch to another page goes on.
+    /// Leaves a branch to another page.
     fn look_up_stub [] (cpu, op) { look_up(cpu, op) }
 
-    /// Jcc with flags of kind `K`.
+    /// Executes Jcc with flags of kind `K`.
     fn jcc [const C: u8, const K: u32] (cpu, op) {
         if holds::<C, K>(cpu) { taken(cpu, op) } else { next(cpu, op) }
     }
-    /// A compare of two registers and Jcc.
+    /// Executes a compare of two registers and Jcc.
     fn compare_rr_jcc [O: Alu, T: Int, const C: u8] (cpu, op) {
         let (a, b) = (get::<T>(cpu, (*op).dst), get::<T>(cpu, (*op).src));
         O::compute::<T, true>(cpu, a, b);
         if decide::<O, T, C>(cpu, a, b) { taken(cpu, op) } else { next(cpu, op) }
     }
-    /// A compare of a register and an immediate, and Jcc.
+    /// Executes a compare of a register and an immediate, and Jcc.
     fn compare_ri_jcc [O: Alu, T: Int, const C: u8] (cpu, op) {
         let (a, b) = (get::<T>(cpu, (*op).dst), T::cut((*op).aux as i32 as i64 as u64));
         O::compute::<T, true>(cpu, a, b);
         if decide::<O, T, C>(cpu, a, b) { taken(cpu, op) } else { next(cpu, op) }
     }
 
-    /// CALL rel32 in 64-bit mode.
+    /// Executes CALL rel32 in 64-bit mode.
     fn call [P: Path] (cpu, op) {
         let sp = (*cpu).regs[4].wrapping_sub(8);
         let back = (*op).next_rip(&*cpu);
@@ -141,7 +141,7 @@ handlers! {
         }
         taken(cpu, op)
     }
-    /// RET in 64-bit mode; `imm` is what is released besides.
+    /// Executes RET in 64-bit mode. `imm` is the number of bytes to release in addition.
     fn ret [P: Path] (cpu, op) {
         let sp = (*cpu).regs[4];
         let target = soft_read!(u64, P, cpu, op, sp, ret::<Slow>);
@@ -151,7 +151,7 @@ handlers! {
         (*cpu).regs[4] = sp.wrapping_add(8).wrapping_add((*op).imm);
         arrive::<P>(cpu, op, target)
     }
-    /// JMP r64.
+    /// Executes JMP r64.
     fn jump_r [] (cpu, op) {
         let target = get::<u64>(cpu, (*op).dst);
         if !mmu::is_canonical(target) {
@@ -159,7 +159,7 @@ handlers! {
         }
         arrive::<super::word::Fast>(cpu, op, target)
     }
-    /// JMP m64. The block's instructions stand in `aux`, as `index` is the address's.
+    /// Executes JMP m64. The block's number of instructions is in `aux`, since `index` belongs to the address.
     fn jump_m [A: Addr, P: Path] (cpu, op) {
         let addr = A::addr(cpu, op);
         let target = soft_read!(u64, P, cpu, op, addr, jump_m::<Full, Slow>);
@@ -168,7 +168,7 @@ handlers! {
         }
         arrive::<P>(cpu, op, target)
     }
-    /// CALL r64.
+    /// Executes CALL r64.
     fn call_r [P: Path] (cpu, op) {
         let target = get::<u64>(cpu, (*op).dst);
         if !mmu::is_canonical(target) {
@@ -182,7 +182,7 @@ handlers! {
     }
 }
 
-/// The condition, from the operands of a compare.
+/// Evaluates the condition from the operands of a compare.
 #[inline(always)]
 unsafe fn decide<O: Alu, T: Int, const C: u8>(cpu: *const Cpu, a: T, b: T) -> bool {
     if matches!(O::KIND, FlagKind::Sub) {
@@ -209,7 +209,7 @@ unsafe fn decide<O: Alu, T: Int, const C: u8>(cpu: *const Cpu, a: T, b: T) -> bo
     holds != (C & 1 != 0)
 }
 
-/// Ends the block of an indirect branch: `aux` is its number of instructions.
+/// Ends the block of an indirect branch, whose number of instructions is in `aux`.
 #[inline(always)]
 unsafe fn arrive<P: Path>(cpu: *mut Cpu, op: *const Op, target: u64) -> *const Op {
     // SAFETY: the caller is a handler.
@@ -234,7 +234,7 @@ extern "C" fn not_canonical(cpu: *mut Cpu, op: *const Op) -> *const Op {
 }
 
 /// Makes a block-ending handler of a function that may set [`Cpu::next_rip`] to where the jump goes, and changes no
-/// mode. Goes on through the jump cache.
+/// mode. It continues through the jump cache.
 macro_rules! jumping_op {
     ($body:expr) => {{
         #[inline(never)]
@@ -274,7 +274,7 @@ extern "C" fn arrive_anywhere(cpu: *mut Cpu, op: *const Op) -> *const Op {
     }
 }
 
-/// Checks a near branch's target for operand size `bytes`, and truncates it: #GP(0) if it cannot be.
+/// Checks a near branch's target for operand size `bytes` and truncates it. Raises #GP(0) if it is not valid.
 fn checked_target(cpu: &mut Cpu, target: u64, bytes: u32) -> Result<u64, Fault> {
     if cpu.mode.is_64bit() {
         let target = if bytes == 2 { target & 0xffff } else { target };
@@ -322,7 +322,7 @@ fn slow_call_r(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let target = checked_target(cpu, target, u32::from(op.scale))?;
     call_to(cpu, op, target)
 }
-// With a memory operand `scale` is the address's, so the operand's bytes stand in `dst`.
+// With a memory operand `scale` is the address's, so the operand's bytes are in `dst`.
 fn slow_jump_m(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let addr = op.addr(cpu);
     let target = load_bytes(cpu, addr, u32::from(op.dst))?;
@@ -345,7 +345,7 @@ fn slow_ret(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     stack::release(cpu, u64::from(op.scale) + op.imm);
     Ok(())
 }
-/// LOOP, LOOPE, LOOPNE (`dst` 0, 1, 2) and JCXZ (3); `src` is the count's bytes.
+/// Executes LOOP, LOOPE, LOOPNE (`dst` 0, 1, 2) and JCXZ (3); `src` is the count's bytes.
 fn counted(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let bytes = u32::from(op.src);
     let mut count = reg(cpu, 1, bytes);
@@ -364,7 +364,7 @@ fn counted(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// The handler of a Jcc for flags of kind `kind`.
+/// Returns the handler of a Jcc for flags of kind `kind`.
 fn jcc_handler(cc: u8, kind: Option<u32>) -> Handler {
     macro_rules! by_kind {
         ($($k:literal)*) => {
@@ -378,7 +378,7 @@ fn jcc_handler(cc: u8, kind: Option<u32>) -> Handler {
     by_kind!(0 6 7 8 9 10 11 12 13 14 15 18 19 22 23)
 }
 
-/// The number of a condition in the encoding's order.
+/// Returns the number of a condition in the encoding's order.
 pub fn condition_number(insn: &Instruction) -> u8 {
     use iced_x86::ConditionCode as C;
     match insn.condition_code() {
@@ -402,7 +402,7 @@ pub fn condition_number(insn: &Instruction) -> u8 {
 }
 
 impl Builder {
-    /// Goes on at the next instruction, in a block of its own.
+    /// Continues at the next instruction, in a block of its own.
     pub fn go_on(&mut self) {
         (self.pc, self.len) = (self.bytes as u16, 0);
         let distance = i64::from(self.bytes);
@@ -431,11 +431,11 @@ impl Builder {
         self.push(op);
     }
 
-    /// Appends the op where the branch at `branch` goes on, and points the branch to it.
+    /// Appends the op at which the branch at `branch` continues, and points the branch to it.
     fn stub(&mut self, branch: usize, distance: i64) {
         let links = self.links_to(distance);
         let mut op = self.op(if links { link_stub } else { look_up_stub });
-        // The page's number; it has at most 28 bits.
+        // The page number has at most 28 bits.
         op.disp = (self.gpa >> 12) as i32;
         let at = self.ops.len();
         self.push(op);
@@ -445,7 +445,7 @@ impl Builder {
         }
     }
 
-    /// A branch through a called op.
+    /// Creates a branch through a called op.
     fn slow_branch(&mut self, handler: Handler, bytes: u32, distance: i64, dst: u8, src: u8) -> Option<Flow> {
         let mut op = self.op(handler);
         (op.imm, op.scale, op.dst, op.src) = (distance as u64, bytes as u8, dst, src);
@@ -455,7 +455,7 @@ impl Builder {
     }
 }
 
-/// Bytes of a near branch's operand: what RIP is truncated to and what is pushed.
+/// Returns the bytes of a near branch's operand: the size to which RIP is truncated and that is pushed.
 fn branch_bytes(insn: &Instruction) -> u32 {
     match insn.op0_kind() {
         OpKind::NearBranch16 => 2,
@@ -498,7 +498,7 @@ fn relative_branch(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
         M::Jcxz => 2,
         M::Jecxz => 4,
         M::Jrcxz => 8,
-        // LOOP: the address size, which iced tells by the code's name.
+        // For LOOP the address size counts, which iced encodes in the code's name.
         _ => super::loop_count_bytes(insn),
     };
     match insn.mnemonic() {
@@ -533,7 +533,7 @@ fn relative_branch(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
     }
 }
 
-/// Jcc in 64-bit mode, merged with the compare before it.
+/// Lowers Jcc in 64-bit mode, merged with the compare before it.
 fn conditional(b: &mut Builder, cc: u8, distance: i64) {
     let next_distance = i64::from(b.bytes);
     let mut op = match (b.compare, b.ops.last().copied()) {
@@ -569,7 +569,7 @@ fn merged_handler(test: bool, immediate: bool, size: u32, cc: u8) -> Handler {
     }
 }
 
-/// JMP and CALL through a register or memory; far ones are the system family's.
+/// Lowers JMP and CALL through a register or memory. Far ones belong to the system family.
 fn indirect(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
     if insn.is_jmp_far_indirect() || insn.is_call_far_indirect() || insn.is_jmp_far() || insn.is_call_far() {
         return None;

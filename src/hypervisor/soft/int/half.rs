@@ -1,8 +1,8 @@
-//! The work of the commonest instructions, apart from the way to the next one: what [`single`] and
-//! [`pair`](super::pair) are made of.
+//! The work of the most frequent instructions, without the jump to the next one. [`single`] and [`pair`](super::pair)
+//! are built from it.
 //!
-//! SDM vol. 2. A half is generic over operand width and over the address's shape; `F` says whether it sets the flags. One
-//! that reads or writes memory does so by the TLB or not at all.
+//! SDM vol. 2. A half is generic over operand width and over the address's shape; `F` says whether it sets the flags. A
+//! half that reads or writes memory does so through the TLB or not at all.
 #![allow(unsafe_code)]
 
 use std::marker::PhantomData;
@@ -16,9 +16,9 @@ use crate::hypervisor::soft::op::{Handler, Op, next};
 
 const RSP: usize = 4;
 
-/// The work of an op without the way to the next one.
+/// The work of an op, without the jump to the next one.
 pub trait Half: 'static {
-    /// Does the work; or, where an access misses the TLB, nothing, and names the handler that does it.
+    /// Does the work. Where an access misses the TLB it does nothing and returns the handler that does the work.
     ///
     /// # Safety
     /// As for a handler.
@@ -45,7 +45,7 @@ halves! {
     Move[T: Int][](cpu, op) { set::<T>(cpu, (*op).dst, get::<T>(cpu, (*op).src)) }
     /// `dst = imm`.
     MoveImm[T: Int][](cpu, op) { set::<T>(cpu, (*op).dst, T::cut((*op).imm)) }
-    /// `dst = 0`: `xor r, r` and `sub r, r`, whatever was there.
+    /// `dst = 0`: `xor r, r` and `sub r, r`, whatever the old value was.
     Zero[T: Int][F: bool](cpu, op) {
         set::<T>(cpu, (*op).dst, T::cut(0));
         if F {
@@ -126,7 +126,7 @@ halves! {
     }
 }
 
-/// The handler of an op that is one half, and not the last of its block.
+/// Runs an op that is one half, and not the last of its block.
 pub extern "C" fn single<H: Half>(cpu: *mut Cpu, op: *const Op) -> *const Op {
     // SAFETY: handlers get live, unaliased pointers and an op that their lowering made.
     unsafe {

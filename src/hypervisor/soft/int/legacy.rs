@@ -1,5 +1,5 @@
-//! What compilers do not write: decimal adjustment, BOUND, XLAT, LAHF, SAHF,
-//! the carry and direction flags, sign extension of the accumulator.
+//! Instructions that compilers do not emit: decimal adjustment, BOUND, XLAT, LAHF, SAHF, the carry and direction flags,
+//! sign extension of the accumulator.
 //!
 //! SDM vol. 2.
 
@@ -16,7 +16,7 @@ use crate::hypervisor::soft::op::Op;
 const AL: u8 = 0;
 const AH: u8 = 1;
 
-/// Flags as after a logical result in AL, with CF and AF as given; OF clear.
+/// Sets the flags as after a logical result in AL, with the given CF and AF and OF clear.
 fn set_al_flags(cpu: &mut Cpu, cf: bool, af: bool) {
     let al = cpu.regs[0] as u8;
     let mut f = 0;
@@ -88,7 +88,7 @@ fn bound(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let index = signed(reg(cpu, op.dst, bytes));
     if index < lower || index > upper { Err(cpu.raise(5, None)) } else { Ok(()) }
 }
-/// AL of the table at BX, EBX or RBX; `scale` is the address's bytes, `src` the segment.
+/// Executes XLAT: loads AL from the table at BX, EBX or RBX. `scale` is the address's bytes, `src` the segment.
 fn xlat(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let offset = cpu.regs[3].wrapping_add(cpu.regs[0] & 0xff) & mask_of(u32::from(op.scale));
     let addr = linear(cpu, op.src as usize & 7, offset, 1, false)?;
@@ -106,7 +106,7 @@ fn sahf(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
     cpu.flags = LazyFlags::raw(f);
     Ok(())
 }
-/// CLC, STC and CMC: `imm` 0, 1, 2.
+/// Executes CLC, STC and CMC: `imm` 0, 1, 2.
 fn carry(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let f = cpu.flags.value();
     cpu.flags = LazyFlags::raw(match op.imm {
@@ -124,7 +124,7 @@ fn std(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
     cpu.rflags |= rflags::DF;
     Ok(())
 }
-/// SALC: AL from the carry.
+/// Executes SALC: sets AL from the carry.
 fn salc(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
     let v = if cpu.flags.cf() { 0xff } else { 0 };
     set_reg(cpu, AL, 1, v);

@@ -44,7 +44,7 @@ use super::lower::{Builder, Compare, Flow, Step};
 use super::op::{Handler, Op};
 use crate::{by_addr, by_cc, by_wide, by_width, called_op, leaving_op};
 
-/// Lowers an instruction of this family; `None` when it is not one.
+/// Lowers an instruction of this family. Returns `None` when it is not one.
 pub fn lower(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
     match insn.mnemonic() {
         M::Mov if !operand::is_general(insn) => None,
@@ -92,8 +92,8 @@ pub fn lower(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
     }
 }
 
-/// Whether the instruction raises nothing, whatever its operands are, and lets no event in behind it: the simple ones
-/// between registers.
+/// Returns whether the instruction raises no exception, whatever its operands are, and lets no event in after it: the
+/// simple ones between registers.
 pub fn never_leaves(insn: &Instruction) -> bool {
     if insn.mnemonic() != M::Lea && (0..insn.op_count()).any(|i| in_memory(insn, i)) {
         return false;
@@ -151,11 +151,11 @@ fn mov(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
     Some(push(b, op))
 }
 
-/// MOVZX, MOVSX, MOVSXD.
+/// Lowers MOVZX, MOVSX, MOVSXD.
 fn extend(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
     let (to, from) = (size(insn, 0), size(insn, 1));
     let zero = insn.mnemonic() == M::Movzx;
-    // Zero extension to 64 bits is what a 32-bit write does.
+    // A 32-bit write already does the zero extension to 64 bits.
     macro_rules! by_source {
         ($s:ident, $d:ident => $e:expr) => {
             match from {
@@ -217,7 +217,7 @@ fn lea(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
     Some(push(b, op))
 }
 
-/// A handler chosen by the mnemonic of the ADD group.
+/// Chooses a handler by the mnemonic of the ADD group.
 macro_rules! by_alu {
     ($insn:expr, $o:ident => $e:expr) => {
         match $insn.mnemonic() {
@@ -301,7 +301,7 @@ fn arithmetic(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
     Some(Flow::Next)
 }
 
-/// CMP and TEST.
+/// Lowers CMP and TEST.
 fn compare(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
     let bytes = size(insn, 0);
     let test = insn.mnemonic() == M::Test;
@@ -353,7 +353,7 @@ fn compare(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
     Some(push(b, op))
 }
 
-/// INC, DEC, NEG, NOT.
+/// Lowers INC, DEC, NEG, NOT.
 fn unary(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
     let bytes = size(insn, 0);
     macro_rules! by_unary {
@@ -396,7 +396,7 @@ fn unary(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
     Some(Flow::Next)
 }
 
-/// IMUL with two and three operands.
+/// Lowers IMUL with two and three operands.
 fn imul(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
     let bytes = size(insn, 0);
     let with_immediate = insn.op_count() == 3;
@@ -444,12 +444,12 @@ fn sign_extend(insn: &Instruction, b: &mut Builder) -> Flow {
         M::Cdq => alu::sign_to_d::<u32>,
         _ => alu::sign_to_d::<u64>,
     };
-    // Source and destination are register 0, AL's byte included.
+    // Source and destination are register 0, whose byte 0 is AL.
     let op = b.op(handler);
     push(b, op)
 }
 
-/// The conditional families' handlers for the flags before them: known after CMP, SUB, TEST and logic.
+/// Chooses a conditional handler for the kind of flags before it, which is known after CMP, SUB, TEST and logic.
 macro_rules! by_known_flags {
     ($b:expr, $cc:expr, $c:ident, $k:ident => $e:expr; $($n:literal)*) => {
         match $b.flags_kind {
@@ -511,7 +511,8 @@ fn is_setcc(m: M) -> bool {
     )
 }
 
-/// CMOVcc of 16 bits; `src` the register, `scale`-free; `imm` the condition, `aux` 256 set for memory in `dst`'s place.
+/// Executes CMOVcc of 16 bits. `src` is the register, without `scale`; `imm` the condition; `aux` is 256 if memory is
+/// the source, in `dst`'s place.
 fn cmov16(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let v = if op.aux & word::IN_MEMORY != 0 {
         let addr = op.addr(cpu);
@@ -562,7 +563,7 @@ fn setcc(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
     Some(push(b, op))
 }
 
-/// Bytes of LOOP's count register.
+/// Returns the bytes of LOOP's count register.
 pub fn loop_count_bytes(insn: &Instruction) -> u8 {
     use Code as C;
     match insn.code() {

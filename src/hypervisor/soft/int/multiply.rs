@@ -13,7 +13,7 @@ use crate::hypervisor::soft::op::Op;
 
 const A: u8 = 0;
 const D: u8 = 2;
-/// AH, as a byte of `regs`.
+/// Byte of AH in `regs`.
 const AH: u8 = 1;
 
 fn sign_extend(v: u64, bytes: u32) -> i128 {
@@ -21,7 +21,7 @@ fn sign_extend(v: u64, bytes: u32) -> i128 {
     i128::from((v << shift) as i64 >> shift)
 }
 
-/// The double-width result to AX, DX:AX, EDX:EAX or RDX:RAX.
+/// Writes the double-width result to AX, DX:AX, EDX:EAX or RDX:RAX.
 fn set_pair(cpu: &mut Cpu, bytes: u32, low: u64, high: u64) {
     if bytes == 1 {
         set_reg(cpu, A, 2, (low & 0xff) | high << 8);
@@ -92,7 +92,7 @@ fn div(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
         return Err(cpu.raise(0, None));
     }
     let n = dividend(cpu, bytes);
-    // Most 64-bit divisions have a small dividend, and the host divides that much faster.
+    // Most 64-bit divisions have a small dividend, which the host divides much faster.
     let (quotient, remainder) = match u64::try_from(n) {
         Ok(n) => (u128::from(n / divisor), n % divisor),
         Err(_) => (n / u128::from(divisor), (n % u128::from(divisor)) as u64),
@@ -112,7 +112,7 @@ fn idiv(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     }
     let shift = 128 - 16 * bytes;
     let n = (dividend(cpu, bytes) << shift) as i128 >> shift;
-    // The one quotient that i128 itself cannot hold is out of range for the guest too.
+    // The only quotient that does not fit in i128 is out of range for the guest too.
     let Some(quotient) = n.checked_div(divisor) else { return Err(cpu.raise(0, None)) };
     let limit = 1i128 << (8 * bytes - 1);
     if quotient >= limit || quotient < -limit {

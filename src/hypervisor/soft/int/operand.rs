@@ -1,4 +1,4 @@
-//! From the decoder's operands to fields of ops.
+//! Conversion of the decoder's operands to fields of ops.
 
 use iced_x86::{Instruction, OpKind, Register};
 
@@ -6,7 +6,7 @@ use super::word::IN_MEMORY;
 use crate::hypervisor::soft::lower::{Builder, MemOperand};
 use crate::hypervisor::soft::op::{Handler, Op};
 
-/// The field of an op that stands for a general register: its number, or for 8-bit ones their byte in `regs`.
+/// Returns the field of an op for a general register: its number, or for 8-bit registers their byte in `regs`.
 pub fn register(r: Register) -> u8 {
     let number = r.full_register().number() as u8;
     match r {
@@ -16,17 +16,17 @@ pub fn register(r: Register) -> u8 {
     }
 }
 
-/// Whether all register operands are general registers.
+/// Returns whether all register operands are general registers.
 pub fn is_general(insn: &Instruction) -> bool {
     (0..insn.op_count()).all(|i| insn.op_kind(i) != OpKind::Register || insn.op_register(i).is_gpr())
 }
 
-/// Whether operand `i` is in memory.
+/// Returns whether operand `i` is in memory.
 pub fn in_memory(insn: &Instruction, i: u32) -> bool {
     i < insn.op_count() && insn.op_kind(i) == OpKind::Memory
 }
 
-/// Bytes of operand `i`.
+/// Returns the size of operand `i` in bytes.
 pub fn size(insn: &Instruction, i: u32) -> u32 {
     match insn.op_kind(i) {
         OpKind::Register => insn.op_register(i).size() as u32,
@@ -34,12 +34,12 @@ pub fn size(insn: &Instruction, i: u32) -> u32 {
     }
 }
 
-/// The immediate operand `i`, sign-extended as the instruction wants it.
+/// Returns the immediate operand `i`, sign-extended as the instruction wants it.
 pub fn immediate(insn: &Instruction, i: u32) -> u64 {
     insn.immediate(i)
 }
 
-/// Whether operand `i` is an immediate.
+/// Returns whether operand `i` is an immediate.
 pub fn is_immediate(insn: &Instruction, i: u32) -> bool {
     i < insn.op_count()
         && matches!(
@@ -65,8 +65,8 @@ impl Op {
 }
 
 impl Builder {
-    /// The op of a called function that works on operand 0 (register or memory, in `dst`) and has its second operand
-    /// in `src` or `imm`, its third (where it is an immediate) in `imm`.
+    /// Creates the op of a called function that works on operand 0 (register or memory, in `dst`). The second operand
+    /// is in `src` or `imm`, the third (if it is an immediate) in `imm`.
     pub fn called_rm(&mut self, insn: &Instruction, handler: Handler, write: bool) -> Op {
         let bytes = size(insn, 0);
         let mut op;

@@ -1,12 +1,12 @@
 //! Two simple instructions in one step.
 //!
-//! What an interpreter pays for an instruction is above all the way to it. Where two instructions that follow each other
-//! are both of the [`Half`]s, the first one's op gets a handler that does both and goes on behind them. The second op
-//! stays as it is. So a first half whose access misses the TLB can be done by its own slow handler, which goes on with the
-//! second op; and a second half that misses is done by its own.
+//! The jump to the next instruction is most of what an interpreter pays for an instruction. Where two instructions that
+//! follow each other are both [`Half`]s, the first one's op gets a handler that does both and continues after them. The
+//! second op stays as it is. So if the access of the first half misses the TLB, its own slow handler does it and
+//! continues with the second op; and if the second half misses, its own handler does it.
 //!
-//! Neither an interrupt nor an exception can tell: chains are left between blocks, and where an access faults, the op that
-//! it belongs to says where the instruction is.
+//! Neither an interrupt nor an exception can see the difference: chains are left between blocks, and where an access
+//! faults, the op that it belongs to says where the instruction is.
 #![allow(unsafe_code)]
 
 use iced_x86::{Instruction, Mnemonic as M};
@@ -24,10 +24,10 @@ use crate::hypervisor::soft::cpu::{Cpu, ZERO};
 use crate::hypervisor::soft::flags::LazyFlags;
 use crate::hypervisor::soft::op::{Handler, Op, enter, next};
 
-/// The op at `op` and the one behind it, which is not the last of the block.
+/// Runs the op at `op` and the one after it, which is not the last of the block.
 extern "C" fn pair<A: Half, B: Half>(cpu: *mut Cpu, op: *const Op) -> *const Op {
-    // SAFETY: handlers get live, unaliased pointers; the builder gives this handler only to the first of two ops
-    // that both go on.
+    // SAFETY: handlers get live, unaliased pointers; the builder gives this handler only to the first of two ops that
+    // both continue.
     unsafe {
         if let Err(slow) = A::run(cpu, op) {
             return slow(cpu, op);
@@ -43,7 +43,7 @@ extern "C" fn pair<A: Half, B: Half>(cpu: *mut Cpu, op: *const Op) -> *const Op 
 /// Declares [`Kind`] and the table of pairs.
 macro_rules! kinds {
     ($($name:ident $half:ty;)*) => {
-        /// The halves there are: what most of the instructions of compiled code are.
+        /// The kinds of halves: they cover most of the instructions of compiled code.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         #[allow(missing_docs)]
         pub enum Kind { $($name,)* }
@@ -51,7 +51,7 @@ macro_rules! kinds {
         fn before<A: Half>(second: Kind) -> Handler {
             match second { $(Kind::$name => pair::<A, $half>,)* }
         }
-        /// The handler that does both.
+        /// Returns the handler that does both.
         pub fn handler(first: Kind, second: Kind) -> Handler {
             match first { $(Kind::$name => before::<$half>(second),)* }
         }
@@ -95,7 +95,8 @@ kinds! {
     PopReg Pop;
 }
 
-/// What half the instruction is, which was lowered in 64-bit mode to `op` alone; `quiet` if it is to leave the flags alone.
+/// Returns the kind of half that the instruction is, which was lowered in 64-bit mode to `op` alone. With `quiet` the
+/// half must leave the flags unchanged.
 pub fn kind_of(insn: &Instruction, op: &Op, quiet: bool) -> Option<Kind> {
     if !is_general(insn) || insn.op_count() == 0 {
         return None;
@@ -118,7 +119,7 @@ pub fn kind_of(insn: &Instruction, op: &Op, quiet: bool) -> Option<Kind> {
         (M::Movzx, 4) if registers && size(insn, 1) == 1 => Some(Kind::Movzx32From8),
         (M::Movzx, 4) if from_memory && base_only && size(insn, 1) == 1 => Some(Kind::Load8Base),
         (M::Movsxd, 8) if registers => Some(Kind::Movsxd),
-        // An address that needs more than the op's own fields, or is truncated, is a called op's.
+        // An address that needs more than the op's own fields, or is truncated, belongs to a called op.
         (M::Lea, 8) if op.imm == 0 && op.aux == 0 => by_shape(Kind::LeaBase, Kind::LeaIndex),
         (M::Xor | M::Sub, 4) if same && quiet => Some(Kind::Zero32),
         (M::Xor | M::Sub, _) if same => None,
@@ -143,7 +144,7 @@ pub fn kind_of(insn: &Instruction, op: &Op, quiet: bool) -> Option<Kind> {
     }
 }
 
-/// An addition of or subtraction with the immediate, and the Jcc behind it: the end of a counted loop.
+/// Executes an addition or subtraction of an immediate, and the Jcc after it: the end of a counted loop.
 extern "C" fn step_jcc<O: Alu, T: Int, const C: u8>(cpu: *mut Cpu, op: *const Op) -> *const Op {
     // SAFETY: handlers get live, unaliased pointers; the lowering puts this handler only before a Jcc.
     unsafe {
@@ -156,7 +157,7 @@ extern "C" fn step_jcc<O: Alu, T: Int, const C: u8>(cpu: *mut Cpu, op: *const Op
     }
 }
 
-/// The handler of ADD or SUB (`sub`) of a register of `bytes` and an immediate that does the Jcc behind it as well.
+/// Returns the handler of ADD or SUB (`sub`) of a register of `bytes` and an immediate that also does the Jcc after it.
 pub fn step_handler(sub: bool, bytes: u32, cc: u8) -> Handler {
     match (sub, bytes) {
         (false, 4) => by_cc!(cc, C => step_jcc::<Add, u32, C>),
@@ -208,7 +209,7 @@ mod tests {
         (&[0x53], Kind::PushReg),                              // push rbx
         (&[0x5a], Kind::PopReg),                               // pop rdx
     ];
-    /// `test r15, r15`: behind it nobody sees the flags of what comes before.
+    /// `test r15, r15`: after it, the flags of the code before it are no longer read.
     const NEW_FLAGS: &[u8] = &[0x4d, 0x85, 0xff];
 
     fn kind(code: &[u8], quiet: bool) -> Option<Kind> {

@@ -1,7 +1,7 @@
 //! SHL, SHR, SAR, ROL, ROR, RCL, RCR, SHLD, SHRD.
 //!
-//! SDM vol. 2. OF is computed as the manual defines it for a count of one, for every count; AF stays undefined and is
-//! cleared by shifts.
+//! SDM vol. 2. OF is computed as the manual defines it for a count of one, for every count; AF is undefined; shifts
+//! clear it here.
 #![allow(unsafe_code)]
 
 use iced_x86::{Instruction, Mnemonic as M};
@@ -16,7 +16,7 @@ use crate::hypervisor::soft::lower::{Builder, Flow};
 use crate::hypervisor::soft::op::{Handler, Op, next};
 use crate::{by_wide, by_width, called_op};
 
-/// Which shift.
+/// Kinds of shifts, as constants for handlers.
 pub const ROL: u8 = 0;
 #[allow(missing_docs)]
 pub const ROR: u8 = 1;
@@ -31,7 +31,7 @@ pub const SHR: u8 = 5;
 #[allow(missing_docs)]
 pub const SAR: u8 = 7;
 
-/// The result and the carry of SHL, SHR, SAR for a count of 1 to 63.
+/// Returns the result and the carry of SHL, SHR, SAR for a count of 1 to 63.
 #[inline(always)]
 fn shifted<T: Int>(kind: u8, a: T, count: u32) -> (u64, bool, bool) {
     let bits = T::BITS;
@@ -55,7 +55,8 @@ fn shifted<T: Int>(kind: u8, a: T, count: u32) -> (u64, bool, bool) {
     }
 }
 
-/// The result alone of a shift of any width, or of a rotation of 32 or 64 bits, by a count that was cut to the operand's.
+/// Returns the result of a shift of any width, or of a rotation of 32 or 64 bits, without flags. The count was cut to
+/// the operand's width.
 #[inline(always)]
 pub fn quietly<T: Int, const S: u8>(a: T, count: u32) -> T {
     T::cut(match S {
@@ -69,7 +70,7 @@ pub fn quietly<T: Int, const S: u8>(a: T, count: u32) -> T {
     })
 }
 
-/// Shift of `dst` by `imm`, which is not zero.
+/// Shifts `dst` by `imm`, which is not zero.
 extern "C" fn shift_ri<T: Int, const S: u8>(cpu: *mut Cpu, op: *const Op) -> *const Op {
     // SAFETY: handlers get live, unaliased pointers and an op that their lowering made, not the last of its block.
     unsafe {
@@ -81,7 +82,7 @@ extern "C" fn shift_ri<T: Int, const S: u8>(cpu: *mut Cpu, op: *const Op) -> *co
     }
 }
 
-/// Shift of `dst` by CL.
+/// Shifts `dst` by CL.
 extern "C" fn shift_rc<T: Int, const S: u8, const F: bool>(cpu: *mut Cpu, op: *const Op) -> *const Op {
     // SAFETY: as above.
     unsafe {
@@ -100,7 +101,7 @@ extern "C" fn shift_rc<T: Int, const S: u8, const F: bool>(cpu: *mut Cpu, op: *c
     }
 }
 
-/// ROL and ROR of `dst` by `imm`, which is not zero.
+/// Executes ROL and ROR of `dst` by `imm`, which is not zero.
 extern "C" fn rotate_ri<T: Int, const S: u8>(cpu: *mut Cpu, op: *const Op) -> *const Op {
     // SAFETY: as above.
     unsafe {
@@ -118,7 +119,7 @@ unsafe fn shift_flags<T: Int>(cpu: *mut Cpu, r: u64, cf: bool, of: bool) {
     unsafe { (*cpu).flags = LazyFlags { kind: FlagKind::Raw as u32, b: 0, result: f } };
 }
 
-/// CF and OF of a rotation; the others stay.
+/// Sets CF and OF of a rotation. The other flags stay.
 fn rotate_flags(cpu: &mut Cpu, kind: u8, r: u64, bits: u32) {
     let top = r >> (bits - 1) & 1;
     let (cf, of) = if kind == ROL { (r & 1, (r & 1) ^ top) } else { (top, top ^ (r >> (bits - 2) & 1)) };
@@ -136,7 +137,8 @@ fn set_cf_of(cpu: &mut Cpu, cf: bool, of: bool) {
     cpu.flags = LazyFlags::raw(f);
 }
 
-/// Any of the eight, in any form: `scale`-free ops have the kind in `src`, the count in `imm`, or -1 there for CL.
+/// Executes any of the eight, in any form. Ops without `scale` have the kind in `src`, and the count in `imm`, or -1
+/// there for CL.
 fn shift_any(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let bytes = bytes_of(op);
     let bits = bytes * 8;
@@ -144,7 +146,7 @@ fn shift_any(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let count = count as u32 & if bytes == 8 { 63 } else { 31 };
     let a = read_rm_for_write(cpu, op)?;
     if count == 0 {
-        // Still a write for memory, and for a 32-bit register.
+        // This is still a write for memory, and for a 32-bit register.
         return write_rm(cpu, op, a);
     }
     match op.src {
@@ -195,7 +197,7 @@ fn set_shift_flags(cpu: &mut Cpu, bytes: u32, r: u64, cf: bool, of: bool) {
     }
 }
 
-/// SHLD (`LEFT`) and SHRD; the count as in `shift_any`.
+/// Executes SHLD (`LEFT`) and SHRD. The count is as in `shift_any`.
 fn double_shift<const LEFT: bool>(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let bytes = bytes_of(op);
     let bits = bytes * 8;
@@ -206,7 +208,7 @@ fn double_shift<const LEFT: bool>(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
         return write_rm(cpu, op, a);
     }
     let b = reg(cpu, op.src, bytes);
-    // For 16 bits a count above 16 is undefined; processors then go on with the first operand's bits again.
+    // For 16 bits a count above 16 is undefined; processors then continue with the first operand's bits again.
     let (whole, r, cf);
     if LEFT {
         whole = (u128::from(a) << bits | u128::from(b)) << if bytes == 2 { 16 } else { 0 }
@@ -272,7 +274,8 @@ pub fn lower(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
         return Some(Flow::Next);
     }
     let mut op = b.called_rm(insn, called_op!(shift_any), true);
-    // Also where the decoder knows that the flags stay as they are (RCL and RCR all the way round): they change their kind.
+    // This also holds where the decoder knows that the flags stay as they are (RCL and RCR by a full turn): they change
+    // their kind.
     b.flags_kind = None;
     op.src = kind;
     op.imm = if by_imm { count } else { u64::MAX };
@@ -280,7 +283,7 @@ pub fn lower(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
     Some(Flow::Next)
 }
 
-/// The handler that sets the flags, and the one that does not.
+/// Returns two handlers: one that sets the flags and one that does not.
 fn immediate_handlers(kind: u8, bytes: u32, count: u64) -> Option<(Handler, Handler)> {
     macro_rules! both {
         ($by:ident, $handler:ident, $s:ident) => {

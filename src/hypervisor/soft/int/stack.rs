@@ -1,6 +1,6 @@
-//! PUSH, POP, PUSHA, POPA, ENTER, LEAVE; and the stack as others use it.
+//! PUSH, POP, PUSHA, POPA, ENTER, LEAVE, and the stack operations that other families use.
 //!
-//! SDM vol. 1 chapter 6, vol. 2. The stack pointer is RSP in 64-bit mode, ESP or SP otherwise, as SS.B says.
+//! SDM vol. 1 chapter 6, vol. 2. The stack pointer is RSP in 64-bit mode, otherwise ESP or SP, depending on SS.B.
 #![allow(unsafe_code)]
 
 use iced_x86::{Instruction, Mnemonic as M, OpKind};
@@ -18,7 +18,7 @@ use crate::{by_addr, called_op, soft_next, soft_read, soft_write};
 const RSP: usize = 4;
 const RBP: usize = 5;
 
-/// Bytes of the stack pointer.
+/// Returns the size of the stack pointer in bytes.
 fn pointer_bytes(cpu: &Cpu) -> u32 {
     if cpu.mode.is_64bit() {
         8
@@ -29,7 +29,7 @@ fn pointer_bytes(cpu: &Cpu) -> u32 {
     }
 }
 
-/// The linear address of `bytes` at `offset` of the stack segment.
+/// Returns the linear address of `bytes` at `offset` of the stack segment.
 fn stack_address(cpu: &mut Cpu, offset: u64, bytes: u32, write: bool) -> Result<u64, Fault> {
     if cpu.mode.is_64bit() {
         return Ok(offset);
@@ -37,7 +37,7 @@ fn stack_address(cpu: &mut Cpu, offset: u64, bytes: u32, write: bool) -> Result<
     segment_address(cpu, SS, offset, u64::from(bytes), write)
 }
 
-/// The offset that lies `distance` from the stack's top.
+/// Returns the offset that lies `distance` from the stack's top.
 fn from_top(cpu: &Cpu, distance: u64) -> u64 {
     cpu.regs[RSP].wrapping_add(distance) & mask_of(pointer_bytes(cpu))
 }
@@ -78,7 +78,7 @@ macro_rules! handlers {
 }
 
 handlers! {
-    /// PUSH r64 in 64-bit mode: the slow path of [`Push`](super::half::Push).
+    /// Executes PUSH r64 in 64-bit mode: the slow path of [`Push`](super::half::Push).
     fn push_r [] (cpu, op) {
         let v = get::<u64>(cpu, (*op).src);
         let sp = (*cpu).regs[RSP].wrapping_sub(8);
@@ -86,14 +86,14 @@ handlers! {
         (*cpu).regs[RSP] = sp;
         soft_next!(Slow, cpu, op)
     }
-    /// PUSH imm in 64-bit mode.
+    /// Executes PUSH imm in 64-bit mode.
     fn push_i [P: Path] (cpu, op) {
         let sp = (*cpu).regs[RSP].wrapping_sub(8);
         soft_write!(u64, P, cpu, op, sp, (*op).imm, push_i::<Slow>);
         (*cpu).regs[RSP] = sp;
         soft_next!(P, cpu, op)
     }
-    /// PUSH m64 in 64-bit mode.
+    /// Executes PUSH m64 in 64-bit mode.
     fn push_m [A: Addr, P: Path] (cpu, op) {
         let addr = A::addr(cpu, op);
         let v = soft_read!(u64, P, cpu, op, addr, push_m::<Full, Slow>);
@@ -102,7 +102,7 @@ handlers! {
         (*cpu).regs[RSP] = sp;
         soft_next!(P, cpu, op)
     }
-    /// POP r64 in 64-bit mode: the slow path of [`Pop`](super::half::Pop).
+    /// Executes POP r64 in 64-bit mode: the slow path of [`Pop`](super::half::Pop).
     fn pop_r [] (cpu, op) {
         let sp = (*cpu).regs[RSP];
         let v = soft_read!(u64, Slow, cpu, op, sp, pop_r);
@@ -110,7 +110,7 @@ handlers! {
         set::<u64>(cpu, (*op).dst, v);
         soft_next!(Slow, cpu, op)
     }
-    /// LEAVE in 64-bit mode.
+    /// Executes LEAVE in 64-bit mode.
     fn leave [P: Path] (cpu, op) {
         let sp = (*cpu).regs[RBP];
         let v = soft_read!(u64, P, cpu, op, sp, leave::<Slow>);
@@ -134,8 +134,8 @@ fn pop_register(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     set_reg(cpu, op.dst, bytes, value);
     Ok(())
 }
-/// An address with RSP as its base is computed after the stack pointer moved (SDM vol. 2, POP); `imm` is that distance,
-/// which the address op could not know: it is added to the displacement by the lowering.
+/// Executes POP to memory. An address with RSP as its base is computed after the stack pointer moved (SDM vol. 2, POP).
+/// `imm` is that distance. The address op cannot know it, so the lowering adds it to the displacement.
 fn pop_memory(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let bytes = bytes_of(op);
     let value = peek(cpu, bytes, 0)?;
@@ -145,7 +145,8 @@ fn pop_memory(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// PUSHA and PUSHAD: one after the other, so that those before one that faults stand on the stack.
+/// Executes PUSHA and PUSHAD. It pushes one register after the other, so that those before one that faults are on the
+/// stack.
 fn push_all(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let bytes = bytes_of(op);
     let size = u64::from(bytes);
@@ -161,8 +162,8 @@ fn push_all(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// POPA and POPAD: one after the other, so that the registers before one that faults are loaded; the stack pointer moves
-/// last.
+/// Executes POPA and POPAD. It pops one register after the other, so that those before one that faults are loaded. The
+/// stack pointer moves last.
 fn pop_all(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let bytes = bytes_of(op);
     for i in 0..8u8 {
@@ -176,7 +177,7 @@ fn pop_all(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// LEAVE outside 64-bit mode, and of 16 bits.
+/// Executes LEAVE outside 64-bit mode, and LEAVE of 16 bits.
 fn leave_any(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let bytes = bytes_of(op);
     let width = pointer_bytes(cpu);
@@ -188,7 +189,7 @@ fn leave_any(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// ENTER: `imm` is the frame's bytes, `src` the nesting level.
+/// Executes ENTER: `imm` is the frame's bytes, `src` the nesting level.
 fn enter_frame(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let bytes = bytes_of(op);
     let size = u64::from(bytes);
@@ -231,7 +232,7 @@ fn enter_frame(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
 pub fn lower(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
     let long = b.mode.is_64bit();
     if insn.op_count() > 0 && insn.op0_kind() == OpKind::Register && insn.op0_register().is_segment_register() {
-        // Segment registers are `system`'s.
+        // Segment registers belong to `system`.
         return None;
     }
     match insn.mnemonic() {

@@ -1,11 +1,11 @@
 //! MOVS, STOS, LODS, SCAS, CMPS with their repeat prefixes.
 //!
 //! SDM vol. 2 (REP). A repeated instruction runs in pieces: each piece ends at a page's end or after [`PIECE`] bytes,
-//! with the registers as if an interrupt had come between two iterations; then, if the budget is used up, the chain is
+//! with the registers as if an interrupt had come between two iterations. If the budget is then used up, the chain is
 //! left at the instruction itself. Forward MOVS and STOS copy and fill a piece at once where both pages are plain
 //! memory.
 //!
-//! **Hostile guest**: a piece is bounded; bytes are charged to the budget, 32 an instruction.
+//! **Hostile guest**: a piece is bounded, and its bytes are charged to the budget: 32 count as one instruction.
 #![allow(unsafe_code)]
 
 use iced_x86::{Instruction, Mnemonic as M, OpKind, Register};
@@ -21,9 +21,9 @@ use crate::hypervisor::soft::op::{Handler, Op, leave_behind, leave_with_exceptio
 const RCX: u8 = 1;
 const RSI: u8 = 6;
 const RDI: u8 = 7;
-/// Most bytes of one piece.
+/// Maximum number of bytes of one piece.
 const PIECE: u64 = 4096;
-/// Most iterations of a piece that goes element by element.
+/// Maximum number of iterations of a piece that runs element by element.
 const STEPS: u64 = 256;
 const PAGE: u64 = 4096;
 
@@ -37,7 +37,7 @@ const NO_REP: u8 = 0;
 const REP: u8 = 1;
 const REPNE: u8 = 2;
 
-/// What a string op's fields say.
+/// The form of a string op, from the op's fields.
 struct Form {
     /// Bytes of an element.
     bytes: u32,
@@ -45,7 +45,7 @@ struct Form {
     width: u32,
     /// Segment of the source.
     segment: usize,
-    /// One iteration only: single step.
+    /// Runs one iteration only, for a single step.
     single: bool,
 }
 
@@ -53,14 +53,14 @@ fn form(op: &Op) -> Form {
     Form { bytes: u32::from(op.dst), width: u32::from(op.scale), segment: op.src as usize & 7, single: op.imm != 0 }
 }
 
-/// Whether the instruction is done.
+/// Progress of a repeated instruction.
 #[derive(PartialEq, Eq)]
 enum Progress {
     Done,
     More,
 }
 
-/// The linear address of `bytes` at `offset` of a segment, in any mode.
+/// Returns the linear address of `bytes` at `offset` of a segment, in any mode.
 pub fn linear(cpu: &mut Cpu, segment: usize, offset: u64, bytes: u64, write: bool) -> Result<u64, Fault> {
     if cpu.mode.is_64bit() {
         return Ok(if segment >= FS { cpu.segs[segment].base.wrapping_add(offset) } else { offset });
@@ -73,8 +73,8 @@ fn step(cpu: &mut Cpu, register: u8, width: u32, by: u64) {
     set_reg(cpu, register, width, v);
 }
 
-/// One iteration. Of two operands that would fault CMPS tells the one at ES:rDI, as AMD's processors do; the manuals
-/// do not say.
+/// Runs one iteration. If both operands would fault, CMPS reports the one at ES:rDI, as AMD's processors do; the
+/// manuals do not define it.
 fn iterate(cpu: &mut Cpu, f: &Form, kind: u8) -> Result<(), Fault> {
     let size = u64::from(f.bytes);
     let by = if cpu.rflags & rflags::DF != 0 { 0u64.wrapping_sub(size) } else { size };
@@ -115,25 +115,25 @@ fn iterate(cpu: &mut Cpu, f: &Form, kind: u8) -> Result<(), Fault> {
     Ok(())
 }
 
-/// One iteration without a prefix.
+/// Runs one iteration, without a prefix.
 fn once<const KIND: u8>(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     iterate(cpu, &form(op), KIND)
 }
 
-/// Elements that may be done at once from `offset`: up to the end of the page and of the address space.
+/// Returns how many elements may be done at once from `offset`: up to the end of the page and of the address space.
 fn room(offset: u64, linear: u64, f: &Form) -> u64 {
     let page = PAGE - linear % PAGE;
     let wrap = mask_of(f.width).wrapping_sub(offset).saturating_add(1);
     page.min(wrap).min(PIECE) / u64::from(f.bytes)
 }
 
-/// Forward MOVS and STOS of several elements; how many were done, 0 where it must go one by one.
+/// Runs several elements of a forward MOVS or STOS. Returns how many it did, and 0 where they must be done one by one.
 fn in_bulk(cpu: &mut Cpu, f: &Form, kind: u8, count: u64) -> Result<u64, Fault> {
     let size = u64::from(f.bytes);
     if cpu.rflags & rflags::DF != 0 || count < 2 || f.single {
         return Ok(0);
     }
-    // What a segment refuses is left to the single iteration, which looks at the source first.
+    // What a segment refuses is left to the single iteration, which checks the source first.
     let to = reg(cpu, RDI, f.width);
     let Ok(to_linear) = linear(cpu, ES, to, size, true) else { return Ok(0) };
     let mut n = count.min(room(to, to_linear, f));
@@ -155,8 +155,8 @@ fn in_bulk(cpu: &mut Cpu, f: &Form, kind: u8, count: u64) -> Result<u64, Fault> 
     if kind == MOVS {
         let Some(source) = mmu::host_for_read(cpu, from_linear)? else { return Ok(0) };
         let Some(target) = mmu::host_for_write(cpu, to_linear)? else { return Ok(0) };
-        // Filling the second page's entry may have thrown out the first's, but its memory stays.
-        // SAFETY: both pointers are good to the ends of their pages, and `room` ends the piece there.
+        // Filling the second page's entry may have evicted the first one's, but its memory stays. SAFETY: both pointers
+        // are valid to the ends of their pages, and `room` ends the piece there.
         unsafe { copy_forward(source, target, bytes as usize, f.bytes as usize) };
         step(cpu, RSI, f.width, bytes);
     } else {
@@ -169,7 +169,7 @@ fn in_bulk(cpu: &mut Cpu, f: &Form, kind: u8, count: u64) -> Result<u64, Fault> 
     Ok(n)
 }
 
-/// Copies as one element after the other would: where the target overlaps the source from above, the bytes repeat.
+/// Copies as if one element came after the other: where the target overlaps the source from above, the bytes repeat.
 unsafe fn copy_forward(source: *const u8, target: *mut u8, bytes: usize, element: usize) {
     let distance = (target as usize).wrapping_sub(source as usize);
     // SAFETY: the caller's promise for both ranges.
@@ -215,7 +215,7 @@ unsafe fn fill(target: *mut u8, value: u64, n: usize, bytes: u32) {
     }
 }
 
-/// A piece of a repeated instruction.
+/// Runs a piece of a repeated instruction.
 fn repeat(cpu: &mut Cpu, op: &Op, kind: u8, prefix: u8) -> Result<Progress, Fault> {
     let f = form(op);
     let count = reg(cpu, RCX, f.width);
@@ -240,7 +240,7 @@ fn repeat(cpu: &mut Cpu, op: &Op, kind: u8, prefix: u8) -> Result<Progress, Faul
         if left == 0 || stop {
             return Ok(Progress::Done);
         }
-        // Where the slow path wants attention, or forward MOVS and STOS may now go in bulk.
+        // The slow path wants attention, or forward MOVS and STOS may now continue in bulk.
         if cpu.leave_after_op || (kind <= STOS && cpu.rflags & rflags::DF == 0) {
             break;
         }
@@ -248,7 +248,7 @@ fn repeat(cpu: &mut Cpu, op: &Op, kind: u8, prefix: u8) -> Result<Progress, Faul
     Ok(Progress::More)
 }
 
-/// Runs pieces until the instruction is done, faults, or must let go.
+/// Runs pieces until the instruction is done, faults, or must be interrupted.
 extern "C" fn repeated<const KIND: u8, const PREFIX: u8>(cpu: *mut Cpu, op: *const Op) -> *const Op {
     // SAFETY: handlers get live, unaliased pointers; the op is not the last of its block.
     unsafe {
@@ -267,7 +267,7 @@ extern "C" fn repeated<const KIND: u8, const PREFIX: u8>(cpu: *mut Cpu, op: *con
     }
 }
 
-/// Leaves the chain before the instruction of `op`, to come back to it.
+/// Leaves the chain before the instruction of `op`, to continue with it later.
 #[cold]
 extern "C" fn leave_at(cpu: *mut Cpu, op: *const Op) -> *const Op {
     // SAFETY: called by a handler with its pointers.
@@ -320,14 +320,14 @@ pub fn lower(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
     Some(Flow::Next)
 }
 
-/// SSE2 has a MOVSD and a CMPSD too.
+/// Returns whether this is a string instruction. SSE2 has a MOVSD and a CMPSD too.
 fn is_string(insn: &Instruction) -> bool {
     (0..insn.op_count())
         .all(|i| insn.op_kind(i) != OpKind::Register || insn.op_register(i) != Register::XMM0 && insn.op_register(i).is_gpr())
         && insn.is_string_instruction()
 }
 
-/// Bytes of the index registers: the address size.
+/// Returns the size of the index registers in bytes, which is the address size.
 fn index_bytes(insn: &Instruction) -> u8 {
     for i in 0..insn.op_count() {
         match insn.op_kind(i) {

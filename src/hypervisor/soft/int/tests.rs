@@ -32,7 +32,7 @@ fn a_counted_loop_runs_to_its_end() {
     assert_eq!(rig.cpu.regs[RCX], 0);
 }
 
-/// A rig on its way to another thread.
+/// A rig that is sent to another thread.
 struct Sent(Rig);
 // SAFETY: the rig's raw pointers point into its own boxes.
 unsafe impl Send for Sent {}
@@ -212,7 +212,7 @@ fn the_budget_ends_an_endless_loop() {
     assert_eq!(rig.cpu.retired_now(), 1000);
 }
 
-/// Not mapped by the rig.
+/// An address that the rig does not map.
 const NOWHERE: u64 = 0x4000_0000;
 
 #[test]

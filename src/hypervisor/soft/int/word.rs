@@ -1,4 +1,4 @@
-//! What integer handlers are made of: operand widths, registers, addresses, the fast and the slow path.
+//! The building blocks of integer handlers: operand widths, registers, addresses, the fast and the slow path.
 #![allow(unsafe_code)]
 
 use crate::hypervisor::soft::cpu::{Cpu, Fault};
@@ -13,11 +13,11 @@ pub trait Int: Operand + SlowOperand + Copy + Eq + Ord + 'static {
     const BITS: u32;
     /// log2 of its bytes.
     const LOG2: u32;
-    /// The low bits of `v`.
+    /// Returns the low bits of `v`.
     fn cut(v: u64) -> Self;
-    /// Zero-extended.
+    /// Returns the value, zero-extended.
     fn wide(self) -> u64;
-    /// Sign-extended.
+    /// Returns the value, sign-extended.
     fn signed(self) -> i64;
 }
 
@@ -37,7 +37,7 @@ macro_rules! int {
 }
 int!(u8, i8, 0; u16, i16, 1; u32, i32, 2; u64, i64, 3);
 
-// Registers are addressed from the start of `Cpu`, and 8-bit ones by their byte in it.
+// Handlers address registers from the start of `Cpu`, and 8-bit ones by their byte in it.
 const _: () = assert!(std::mem::offset_of!(Cpu, regs) == 0);
 #[cfg(target_endian = "big")]
 compile_error!("8-bit registers are taken to be at the low end of their 64-bit ones");
@@ -49,7 +49,7 @@ struct Unaligned<T>(T);
 /// checks its arguments in a way that takes a local's address, and that costs the handler its tail call.
 ///
 /// # Safety
-/// `p` is good for reading.
+/// `p` is valid for reading.
 #[inline(always)]
 pub unsafe fn peek<T: Copy>(p: *const T) -> T {
     // SAFETY: the caller's promise; the packed type has no alignment.
@@ -59,14 +59,14 @@ pub unsafe fn peek<T: Copy>(p: *const T) -> T {
 /// Writes through a pointer of any alignment.
 ///
 /// # Safety
-/// `p` is good for writing.
+/// `p` is valid for writing.
 #[inline(always)]
 pub unsafe fn poke<T: Copy>(p: *mut T, v: T) {
     // SAFETY: as above.
     unsafe { (*p.cast::<Unaligned<T>>()).0 = v }
 }
 
-/// Reads register `i`: an index in `regs`, or for 8-bit operands a byte offset.
+/// Reads register `i`, which is an index in `regs` or, for 8-bit operands, a byte offset.
 ///
 /// # Safety
 /// `cpu` is live and `i` was written by the lowering.
@@ -80,7 +80,7 @@ pub unsafe fn get<T: Int>(cpu: *const Cpu, i: u8) -> T {
     }
 }
 
-/// Writes register `i` as `get` numbers them; 32-bit writes clear the upper half.
+/// Writes register `i`, numbered as in `get`. 32-bit writes clear the upper half.
 ///
 /// # Safety
 /// As for [`get`].
@@ -97,18 +97,18 @@ pub unsafe fn set<T: Int>(cpu: *mut Cpu, i: u8, v: T) {
     }
 }
 
-/// How a handler's address is made of its op.
+/// The shape of a memory operand: how its address is computed from the op.
 pub trait Addr: 'static {
-    /// The linear address.
+    /// Returns the linear address.
     ///
     /// # Safety
-    /// `op` is live and of the lowering's making.
+    /// `op` is live and was made by the lowering.
     unsafe fn addr(cpu: *const Cpu, op: *const Op) -> u64;
 }
 
-/// Base and displacement.
+/// Address of base and displacement.
 pub struct Bd;
-/// Base, index and displacement.
+/// Address of base, index and displacement.
 pub struct Full;
 
 impl Addr for Bd {
@@ -126,14 +126,14 @@ impl Addr for Full {
     }
 }
 
-/// Which of a handler's two instantiations this is.
+/// One of the two instantiations of a handler.
 pub trait Path: 'static {
-    /// Accesses go through `mmu`.
+    /// Whether accesses go through `mmu`.
     const SLOW: bool;
 }
-/// A TLB miss tail-calls the slow one.
+/// The fast path: a TLB miss tail-calls the slow one.
 pub struct Fast;
-/// Does the access whatever it takes.
+/// The slow path: it does the access in any case.
 pub struct Slow;
 impl Path for Fast {
     const SLOW: bool = false;
@@ -142,19 +142,19 @@ impl Path for Slow {
     const SLOW: bool = true;
 }
 
-/// The slow path's load.
+/// Loads on the slow path.
 #[cold]
 #[inline(never)]
 pub fn slow_load<T: Int>(cpu: &mut Cpu, addr: u64) -> Result<T, Fault> {
     cpu.load::<T>(addr)
 }
-/// The slow path's store.
+/// Stores on the slow path.
 #[cold]
 #[inline(never)]
 pub fn slow_store<T: Int>(cpu: &mut Cpu, addr: u64, v: T) -> Result<(), Fault> {
     cpu.store::<T>(addr, v)
 }
-/// The slow path's load for an operand that is then stored to: faults as a write.
+/// Loads an operand that is then stored to, on the slow path. Faults as a write.
 #[cold]
 #[inline(never)]
 pub fn slow_update<T: Int>(cpu: &mut Cpu, addr: u64) -> Result<T, Fault> {
@@ -162,7 +162,7 @@ pub fn slow_update<T: Int>(cpu: &mut Cpu, addr: u64) -> Result<T, Fault> {
     cpu.load::<T>(addr)
 }
 
-/// Loads a `$T` in a handler, or leaves it.
+/// Loads a `$T` in a handler, or leaves the handler.
 #[macro_export]
 macro_rules! soft_read {
     ($T:ty, $P:ty, $cpu:expr, $op:expr, $addr:expr, $slow:expr) => {
@@ -180,7 +180,7 @@ macro_rules! soft_read {
     };
 }
 
-/// Stores a `$T` in a handler, or leaves it.
+/// Stores a `$T` in a handler, or leaves the handler.
 #[macro_export]
 macro_rules! soft_write {
     ($T:ty, $P:ty, $cpu:expr, $op:expr, $addr:expr, $v:expr, $slow:expr) => {
@@ -197,7 +197,7 @@ macro_rules! soft_write {
     };
 }
 
-/// Reads, changes and writes a `$T` in a handler, or leaves it.
+/// Reads, changes and writes a `$T` in a handler, or leaves the handler.
 #[macro_export]
 macro_rules! soft_update {
     ($T:ty, $P:ty, $cpu:expr, $op:expr, $addr:expr, $slow:expr, |$a:ident| $change:expr) => {
@@ -223,7 +223,7 @@ macro_rules! soft_update {
     };
 }
 
-/// Goes on behind an access.
+/// Continues after an access.
 #[macro_export]
 macro_rules! soft_next {
     ($P:ty, $cpu:expr, $op:expr) => {
@@ -245,7 +245,7 @@ pub unsafe fn set_flags<T: Int>(cpu: *mut Cpu, kind: FlagKind, b: u64, result: u
     unsafe { (*cpu).flags = LazyFlags { kind: kind as u32 | T::LOG2, b, result } };
 }
 
-/// A handler chosen by the operand's bytes: `by_width!(size, T => handler::<T>)`.
+/// Chooses a handler by the operand's bytes: `by_width!(size, T => handler::<T>)`.
 #[macro_export]
 macro_rules! by_width {
     ($size:expr, $t:ident => $e:expr) => {
@@ -274,7 +274,7 @@ macro_rules! by_width {
     };
 }
 
-/// The same for 4 and 8 bytes.
+/// Chooses in the same way for 4 and 8 bytes.
 #[macro_export]
 macro_rules! by_wide {
     ($size:expr, $t:ident => $e:expr) => {
@@ -293,7 +293,7 @@ macro_rules! by_wide {
     };
 }
 
-/// A handler chosen by whether the address has an index.
+/// Chooses a handler by whether the address has an index.
 #[macro_export]
 macro_rules! by_addr {
     ($m:expr, $a:ident => $e:expr) => {
@@ -309,7 +309,7 @@ macro_rules! by_addr {
     };
 }
 
-/// A handler chosen by the condition code.
+/// Chooses a handler by the condition code.
 #[macro_export]
 macro_rules! by_cc {
     ($cc:expr, $c:ident => $e:expr) => {
@@ -331,13 +331,13 @@ macro_rules! by_cc {
     };
 }
 
-/// The mask of an operand of `bytes` bytes.
+/// Returns the mask of an operand of `bytes` bytes.
 #[inline]
 pub fn mask_of(bytes: u32) -> u64 {
     u64::MAX >> (64 - 8 * bytes)
 }
 
-/// For called ops: a register's value, zero-extended.
+/// Returns a register's value, zero-extended, for called ops.
 #[inline]
 pub fn reg(cpu: &Cpu, i: u8, bytes: u32) -> u64 {
     // SAFETY: called ops hand on indices that the lowering wrote.
@@ -351,7 +351,7 @@ pub fn reg(cpu: &Cpu, i: u8, bytes: u32) -> u64 {
     }
 }
 
-/// For called ops: sets a register.
+/// Sets a register, for called ops.
 #[inline]
 pub fn set_reg(cpu: &mut Cpu, i: u8, bytes: u32, v: u64) {
     // SAFETY: as in `reg`.
@@ -365,7 +365,7 @@ pub fn set_reg(cpu: &mut Cpu, i: u8, bytes: u32, v: u64) {
     }
 }
 
-/// For called ops: loads `bytes` (1, 2, 4 or 8), zero-extended.
+/// Loads `bytes` (1, 2, 4 or 8), zero-extended, for called ops.
 #[inline]
 pub fn load_bytes(cpu: &mut Cpu, addr: u64, bytes: u32) -> Result<u64, Fault> {
     Ok(match bytes {
@@ -376,7 +376,7 @@ pub fn load_bytes(cpu: &mut Cpu, addr: u64, bytes: u32) -> Result<u64, Fault> {
     })
 }
 
-/// For called ops: stores the low `bytes` of `v`.
+/// Stores the low `bytes` of `v`, for called ops.
 #[inline]
 pub fn store_bytes(cpu: &mut Cpu, addr: u64, bytes: u32, v: u64) -> Result<(), Fault> {
     match bytes {
@@ -390,7 +390,7 @@ pub fn store_bytes(cpu: &mut Cpu, addr: u64, bytes: u32, v: u64) -> Result<(), F
 /// In [`Op::aux`] of called ops: the operand `dst` is in memory. The bits below are the operand's bytes.
 pub const IN_MEMORY: u32 = 1 << 8;
 
-/// Bytes of a called op's operand.
+/// Returns the size of a called op's operand in bytes.
 #[inline]
 pub fn bytes_of(op: &Op) -> u32 {
     op.aux & 0xff
@@ -407,7 +407,7 @@ pub fn read_rm(cpu: &mut Cpu, op: &Op) -> Result<u64, Fault> {
     }
 }
 
-/// Reads the register-or-memory operand of a called op that then writes it: faults as a write.
+/// Reads the register-or-memory operand of a called op that then writes it. Faults as a write.
 #[inline]
 pub fn read_rm_for_write(cpu: &mut Cpu, op: &Op) -> Result<u64, Fault> {
     if op.aux & IN_MEMORY != 0 {

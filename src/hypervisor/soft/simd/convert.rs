@@ -7,17 +7,17 @@ use crate::hypervisor::soft::softfloat::{self, Env, F32, F64, Float, Round};
 use super::form::*;
 use super::lanes::*;
 
-/// To a 32-bit integer, as its bits.
+/// Converts to a 32-bit integer, returned as its bits.
 fn int32<F: Float>(env: &mut Env, a: F, round: Round) -> u32 {
     softfloat::to_int(env, a, 32, round) as u32
 }
 
-/// From a 32-bit integer's bits.
+/// Converts from a 32-bit integer's bits.
 fn from32<F: Float>(env: &mut Env, a: u32) -> F {
     softfloat::from_int(env, i64::from(a as i32))
 }
 
-/// The handlers of a conversion.
+/// Returns the handlers of a conversion.
 pub fn lower(insn: &Instruction) -> Option<Pair> {
     packed(insn.mnemonic()).or_else(|| scalar(insn.code())).or_else(|| to_mmx(insn.mnemonic()))
 }
@@ -59,7 +59,7 @@ fn ints_of_ps(env: &mut Env, b: u64, round: Round) -> u64 {
     u64::from(low) | u64::from(high) << 32
 }
 
-/// `general register = integer`: `$bits` wide, rounded as `$round` of the environment says.
+/// `general register = integer`: `$bits` wide, rounded by `$round` of the environment.
 macro_rules! to_integer {
     ($src:ty, $format:ident, $native:ty, $int:ty, $uint:ty, $round:expr) => {
         [
@@ -77,7 +77,7 @@ macro_rules! to_integer {
     };
 }
 
-/// Integral values convert without a flag in any mode: those need no soft float. The extremes, where the host's
+/// Integral values convert without a flag in any mode, so they need no soft float. The extremes, where the host's
 /// conversion saturates, do.
 macro_rules! integer {
     ($env:ident, $b:ident, $format:ident, $native:ty, $int:ty, $round:expr) => {{
@@ -144,7 +144,7 @@ macro_rules! mm_of {
             called!(|cpu, op| {
                 check_x87(cpu)?;
                 let b = <$src as Source>::register(cpu, op.src);
-                // Even when the conversion ends in #XM.
+                // The MMX state is entered even when the conversion ends in #XM.
                 enter_mmx(cpu);
                 let r = with_mxcsr(cpu, |env| with2(env, b, $f))?;
                 set_mm(cpu, op.dst, r)
@@ -175,7 +175,7 @@ fn to_mmx(mnemonic: Mnemonic) -> Option<Pair> {
                 let r = with_mxcsr(cpu, |env| ps_of_ints(env, a, b))?;
                 set_xmm(cpu, op.dst, r)
             }),
-            // From memory it is no MMX instruction: a pending x87 exception waits.
+            // From memory it is not an MMX instruction: a pending x87 exception waits.
             called!(|cpu, op| {
                 let b = cpu.load::<u64>(op.addr(cpu))?;
                 let a = xmm(cpu, op.dst);

@@ -1,6 +1,6 @@
 //! AES, carry-less multiplication and SHA (SDM vol. 2; FIPS 197, FIPS 180-4).
 //!
-//! Tables are indexed by secret bytes: no protection against timing by the host's other tenants is claimed.
+//! Secret bytes index tables: there is no protection against timing attacks by other users of the host.
 
 use iced_x86::{Instruction, Mnemonic};
 
@@ -8,7 +8,7 @@ use super::fast::*;
 use super::form::*;
 use super::lanes::*;
 
-/// The handlers of a cryptographic instruction.
+/// Returns the handlers of a cryptographic instruction.
 pub fn lower(insn: &Instruction) -> Option<Pair> {
     Some(match insn.mnemonic() {
         Mnemonic::Aesenc => {
@@ -61,12 +61,13 @@ pub fn lower(insn: &Instruction) -> Option<Pair> {
     })
 }
 
-/// Doubling in GF(2^8) modulo x^8 + x^4 + x^3 + x + 1.
+/// Doubles in GF(2^8) modulo x^8 + x^4 + x^3 + x + 1.
 const fn double(x: u8) -> u8 {
     x << 1 ^ if x & 0x80 != 0 { 0x1b } else { 0 }
 }
 
-/// The S-box (FIPS 197 section 5.1.1) by walking the field's generator 3 and its inverse together.
+/// The S-box (FIPS 197 section 5.1.1), made by stepping through the powers of the field's generator 3 and their
+/// inverses together.
 const SBOX: [u8; 256] = {
     let mut table = [0u8; 256];
     let (mut p, mut q) = (1u8, 1u8);
@@ -101,14 +102,14 @@ fn substitute(v: u128, table: &[u8; 256]) -> u128 {
     u128::from_le_bytes(v.to_le_bytes().map(|b| table[b as usize]))
 }
 
-/// Row `r` of the state turns left by `r * turn` columns: 1 to encrypt, 3 to decrypt.
+/// Rotates row `r` of the state left by `r * turn` columns: 1 to encrypt, 3 to decrypt.
 fn shift_rows(v: u128, turn: usize) -> u128 {
     let b = v.to_le_bytes();
     u128::from_le_bytes(std::array::from_fn(|i| b[(i / 4 + i % 4 * turn) % 4 * 4 + i % 4]))
 }
 
 fn mix_columns(v: u128) -> u128 {
-    // Doubles all sixteen bytes at once.
+    // This doubles all sixteen bytes at once.
     const ONES: u128 = u128::from_le_bytes([1; 16]);
     let carry = v >> 7 & ONES;
     let doubled = (v & !(ONES << 7)) << 1 ^ carry * 0x1b;
@@ -146,7 +147,7 @@ fn key_assist(v: u128, imm: u8) -> u128 {
     from_dwords([d[1], d[1].rotate_right(8) ^ constant, d[3], d[3].rotate_right(8) ^ constant])
 }
 
-/// The half that bit 0 of `choice` names.
+/// Returns the half that bit 0 of `choice` selects.
 pub(super) fn half(v: u128, choice: u8) -> u64 {
     qwords(v)[usize::from(choice & 1)]
 }
@@ -160,7 +161,7 @@ pub(super) fn carryless(a: u64, b: u64) -> u128 {
     (0..16).rev().fold(0, |product, i| product << 4 ^ table[(b >> (4 * i) & 15) as usize])
 }
 
-/// SHA1RNDS4: four rounds with function and constant `imm & 3`; lanes hold A in the highest.
+/// Executes SHA1RNDS4: four rounds with function and constant `imm & 3`. A is in the highest lane.
 fn sha1_rounds(a: u128, b: u128, imm: u8) -> u128 {
     let [mut d, mut c, mut bb, mut aa] = dwords(a);
     // E is already in the first word of the message.
@@ -187,7 +188,7 @@ fn sha1_schedule(a: u128, b: u128) -> u128 {
     from_dwords([w19, w18, w17, w16])
 }
 
-/// SHA256RNDS2: `cdgh` is the destination, `abef` the source, `wk` XMM0.
+/// Executes SHA256RNDS2: `cdgh` is the destination, `abef` the source, `wk` XMM0.
 fn sha256_rounds(cdgh: u128, abef: u128, wk: u128) -> u128 {
     let [mut h, mut g, mut d, mut c] = dwords(cdgh);
     let [mut f, mut e, mut b, mut a] = dwords(abef);

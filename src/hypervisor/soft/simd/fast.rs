@@ -1,11 +1,11 @@
-//! The short ways of hot instructions: the host's own vector instructions, and handlers that do their work in place.
+//! Fast paths of hot instructions: the host's own vector instructions, and handlers that do their work in place.
 //!
-//! On an x86-64 host a lane operation of the baseline (SSE2) is one instruction; what is newer is chosen when the
+//! On an x86-64 host a lane operation of the baseline (SSE2) is one instruction; a newer one is chosen when the
 //! instruction is lowered, if the host has it. Elsewhere the portable definitions in `lanes` and `crypto` do the work.
 //!
 //! A fast handler's memory operand goes through the TLB's fast path only; on a miss, and on a misaligned address, it
-//! tail-calls the called op of the same instruction, which does everything again from the start. Its body must be
-//! free of locals whose address is taken, or the tail call would become a call; a test holds this for every handler.
+//! tail-calls the called op of the same instruction, which does everything again from the start. Its body must be free
+//! of locals whose address is taken, or the tail call would become a call. A test checks this for every handler.
 #![allow(unsafe_code)]
 
 use crate::hypervisor::soft::cpu::Cpu;
@@ -14,13 +14,13 @@ use crate::hypervisor::soft::op::Op;
 
 use super::form::{Source, Unaligned};
 
-/// A source operand as it stands in memory.
+/// A source operand as it is in memory.
 pub trait FastSource: Source {
     /// The integer that is loaded.
     type Raw: Operand;
-    /// What its address must be a multiple of.
+    /// Alignment that its address must have.
     const ALIGN: u64;
-    /// The operand of what was loaded.
+    /// Converts the loaded integer to the operand.
     fn from_raw(raw: Self::Raw) -> Self;
 }
 
@@ -43,19 +43,19 @@ fast_source! {
     u32, u32, 1, u32::from;
 }
 
-/// Where the operand can be read, if the TLB has it and its alignment is as it must be.
+/// Returns the address at which the operand can be read, if the TLB has it and it is aligned as required.
 #[inline(always)]
 pub fn peek<S: FastSource>(cpu: &Cpu, op: &Op) -> Option<*const S::Raw> {
     let addr = op.addr(cpu);
     if addr & (S::ALIGN - 1) != 0 { None } else { cpu.fast_read_ptr::<S::Raw>(addr) }
 }
 
-/// A number that may stand at any address: how a fast handler reads and writes memory. (`read_unaligned` goes through
-/// a local whose address is taken in builds with debug assertions.)
+/// A number at any address, for reads and writes in fast handlers. (`read_unaligned` goes through a local whose address
+/// is taken in builds with debug assertions.)
 #[repr(C, packed)]
 pub struct Packed<T: Copy>(pub T);
 
-/// `slow`, which does as the handler given, and is never inlined: the fast path needs no stack.
+/// Wraps the given handler as `slow`, which is never inlined, so that the fast path needs no stack.
 macro_rules! out_of_line {
     ($slow:expr) => {
         #[cold]
@@ -70,7 +70,7 @@ macro_rules! out_of_line {
 }
 pub(super) use out_of_line;
 
-/// A handler with its body in place. The body gives `()`, cannot fail and touches no memory.
+/// Makes a handler with its body in place. The body gives `()`, cannot fail and touches no memory.
 macro_rules! in_place {
     (|$cpu:ident, $op:ident| $body:expr) => {{
         #[allow(unsafe_code)]
@@ -92,7 +92,7 @@ macro_rules! in_place {
 }
 pub(super) use in_place;
 
-/// As `xmm_op`, with both handlers' work in place.
+/// Makes handlers as `xmm_op` does, with the work of both in place.
 macro_rules! fast_op {
     ($src:ty, $f:expr) => {
         [
@@ -126,7 +126,8 @@ macro_rules! fast_op {
 }
 pub(super) use fast_op;
 
-/// A store of `$part` of the source register through the TLB's fast path, aligned to `$align` bytes; otherwise `$slow`.
+/// Makes a store of `$part` of the source register through the TLB's fast path, aligned to `$align` bytes. Otherwise it
+/// calls `$slow`.
 macro_rules! fast_store {
     ($t:ty, $align:literal, $part:expr, $slow:expr) => {{
         out_of_line!($slow);
@@ -180,7 +181,7 @@ pub mod host {
     }
     super::super::lanes::host_operations!(functions);
 
-    /// `PMOVMSKB`.
+    /// Executes `PMOVMSKB`.
     #[inline(always)]
     pub fn byte_signs(v: u128) -> u64 {
         // SAFETY: as above.
@@ -189,7 +190,7 @@ pub mod host {
 
     macro_rules! newer {
         ($($name:ident $feature:literal |$a:ident, $b:ident| $e:expr;)*) => {$(
-            /// To be called only on a host with the feature.
+            /// Must be called only on a host with the feature.
             #[target_feature(enable = $feature)]
             pub fn $name($a: u128, $b: u128) -> u128 {
                 let ($a, $b) = (to_host($a), to_host($b));
@@ -207,7 +208,7 @@ pub mod host {
     }
 }
 
-/// Handlers that use an instruction beyond the host's baseline, or the portable ones where the host has it not.
+/// Chooses handlers that use an instruction beyond the baseline if the host has it, otherwise the portable ones.
 macro_rules! host_or {
     ($feature:tt, $host:ident, |$a:ident, $b:ident $(, $imm:ident)?| ($ha:expr, $hb:expr), $portable:expr) => {{
         #[cfg(target_arch = "x86_64")]

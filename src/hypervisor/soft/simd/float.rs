@@ -1,7 +1,8 @@
 //! Floating-point arithmetic and comparison on XMM registers (SDM vol. 1 chapters 10 to 12).
 //!
-//! The soft float computes; where rounding is to nearest, inexactness already stands in MXCSR (masked) and operands
-//! and result are ordinary numbers, no flag can be new and the host's own arithmetic gives the same bits.
+//! The soft float computes the results, with one shortcut: where rounding is to nearest, the inexact flag is already
+//! set in MXCSR (masked), and operands and result are ordinary numbers, no flag can be new and the host's own
+//! arithmetic gives the same bits.
 //!
 //! RCPPS, RSQRTPS and their scalar forms give the correctly rounded value, which is within the 1.5 * 2^-12 that the
 //! architecture allows; processors differ there.
@@ -16,7 +17,7 @@ use crate::hypervisor::soft::softfloat::{self, Class, Env, F32, F64, Float, Rela
 use super::form::*;
 use super::lanes::*;
 
-/// Whether the host's arithmetic may be tried: see the module's head.
+/// Returns whether the host's arithmetic may be tried: see the module's head.
 #[inline(always)]
 pub fn quick(env: &Env) -> bool {
     env.flags & flag::INEXACT != 0 && env.round == Round::Nearest
@@ -27,7 +28,8 @@ macro_rules! arithmetic {
         #[inline(always)]
         fn $name(env: &mut Env, a: $bits, b: $bits) -> $bits {
             let exponent = |x: $bits| x >> $frac & $exps;
-            // Normal numbers and zeros; of the results the smallest normals are left out, as they may come from a tiny value.
+            // Normal numbers and zeros. The smallest normal results are left out, since they may come from a tiny
+            // value.
             let ordinary = |x: $bits| exponent(x).wrapping_sub(1) < $exps - 1 || x << 1 == 0;
             if quick(env) && ordinary(a) && ordinary(b) {
                 let r = (<$native>::from_bits(a) $op <$native>::from_bits(b)).to_bits();
@@ -69,7 +71,7 @@ macro_rules! one_operand {
         fn $max(env: &mut Env, a: $bits, b: $bits) -> $bits {
             extreme(env, $format(a), $format(b), Relation::Greater).0
         }
-        /// All ones where predicate `imm` of CMPPS holds.
+        /// Returns all ones where predicate `imm` of CMPPS holds.
         #[inline(always)]
         fn $cmp(env: &mut Env, a: $bits, b: $bits, imm: u8) -> $bits {
             if predicate(env, $format(a), $format(b), imm) { !0 } else { 0 }
@@ -79,7 +81,8 @@ macro_rules! one_operand {
 one_operand!(u32, f32, F32, 23, 0xff, sqrt32, min32, max32, cmp32);
 one_operand!(u64, f64, F64, 52, 0x7ff, sqrt64, min64, max64, cmp64);
 
-/// MINPS and MAXPS: the first operand if it stands in `wanted` relation to the second, otherwise the second.
+/// Executes MINPS and MAXPS: returns the first operand if it is in `wanted` relation to the second, otherwise the
+/// second.
 fn extreme<F: Float>(env: &mut Env, a: F, b: F, wanted: Relation) -> F {
     let chosen = if softfloat::compare(env, a, b, true) == wanted { a } else { b };
     let parts = softfloat::operand(env, chosen);
@@ -97,33 +100,33 @@ fn predicate<F: Float>(env: &mut Env, a: F, b: F, imm: u8) -> bool {
     holds ^ (imm & 4 != 0)
 }
 
-/// Four lanes.
+/// Applies `f` to four lanes.
 #[inline(always)]
 pub fn ps(env: &mut Env, a: u128, b: u128, f: impl Fn(&mut Env, u32, u32) -> u32) -> u128 {
     let (a, b) = (dwords(a), dwords(b));
     from_dwords(std::array::from_fn(|i| f(env, a[i], b[i])))
 }
 
-/// Two lanes.
+/// Applies `f` to two lanes.
 #[inline(always)]
 pub fn pd(env: &mut Env, a: u128, b: u128, f: impl Fn(&mut Env, u64, u64) -> u64) -> u128 {
     let (a, b) = (qwords(a), qwords(b));
     from_qwords(std::array::from_fn(|i| f(env, a[i], b[i])))
 }
 
-/// The lowest of four lanes.
+/// Applies `f` to the lowest of four lanes.
 #[inline(always)]
 pub fn ss(env: &mut Env, a: u128, b: u32, f: impl Fn(&mut Env, u32, u32) -> u32) -> u128 {
     a >> 32 << 32 | u128::from(f(env, a as u32, b))
 }
 
-/// The lower of two lanes.
+/// Applies `f` to the lower of two lanes.
 #[inline(always)]
 pub fn sd(env: &mut Env, a: u128, b: u64, f: impl Fn(&mut Env, u64, u64) -> u64) -> u128 {
     a >> 64 << 64 | u128::from(f(env, a as u64, b))
 }
 
-/// One line per operation: the four mnemonics, and the function on one lane of either width.
+/// A table with one line per operation: the four mnemonics, and the function on one lane of either width.
 macro_rules! table {
     ($insn:ident; binary { $($ps:ident $pd:ident $ss:ident $sd:ident $f32:expr, $f64:expr;)* }
      imm { $($ips:ident $ipd:ident $iss:ident $isd:ident $i32:expr, $i64:expr;)* }) => {
@@ -141,7 +144,7 @@ macro_rules! table {
     };
 }
 
-/// The handlers of a floating-point instruction.
+/// Returns the handlers of a floating-point instruction.
 pub fn lower(insn: &Instruction) -> Option<Pair> {
     Some(table! { insn;
         binary {
@@ -168,13 +171,13 @@ fn round64(env: &mut Env, _a: u64, b: u64, imm: u8) -> u64 {
     round_by(env, F64(b), imm).0
 }
 
-/// ROUNDPS: bit 2 of the immediate takes the mode from MXCSR, bit 3 suppresses the precision exception.
+/// Executes ROUNDPS: bit 2 of the immediate takes the mode from MXCSR, bit 3 suppresses the precision exception.
 fn round_by<F: Float>(env: &mut Env, value: F, imm: u8) -> F {
     let round = if imm & 4 != 0 { env.round } else { Round::from_bits(u32::from(imm)) };
     softfloat::round_to_int(env, value, round, imm & 8 == 0)
 }
 
-/// COMISS and its like: ZF, PF, CF from the relation; the other three are cleared.
+/// Executes COMISS and similar: ZF, PF, CF from the relation; the other three are cleared.
 macro_rules! compare {
     ($bits:ty, $format:ident, $signalling:literal) => {
         [
@@ -191,7 +194,7 @@ macro_rules! compare {
     };
 }
 
-/// DPPS and DPPD.
+/// Executes DPPS and DPPD.
 macro_rules! dot {
     ($f:ident) => {
         [
@@ -257,8 +260,8 @@ fn pairwise64(env: &mut Env, a: u128, b: u128, f: impl Fn(&mut Env, u64, u64) ->
     from_qwords([f(env, a[0], a[1]), f(env, b[0], b[1])])
 }
 
-/// DPPS: products of the lanes that imm 7:4 choose, summed in pairs, to the lanes that imm 3:0 choose. An unmasked
-/// exception stops it between these steps.
+/// Executes DPPS: products of the lanes that imm 7:4 choose, summed in pairs, to the lanes that imm 3:0 choose. An
+/// unmasked exception stops it between these steps.
 fn dot32(cpu: &mut Cpu, a: u128, b: u128, imm: u8) -> Result<u128, Fault> {
     let (a, b) = (dwords(a), dwords(b));
     let p: [u32; 4] =
@@ -268,7 +271,7 @@ fn dot32(cpu: &mut Cpu, a: u128, b: u128, imm: u8) -> Result<u128, Fault> {
     Ok(from_dwords(std::array::from_fn(|i| if imm >> i & 1 != 0 { sum } else { 0 })))
 }
 
-/// DPPD likewise.
+/// Executes DPPD in the same way.
 fn dot64(cpu: &mut Cpu, a: u128, b: u128, imm: u8) -> Result<u128, Fault> {
     let (a, b) = (qwords(a), qwords(b));
     let p: [u64; 2] =
@@ -277,7 +280,8 @@ fn dot64(cpu: &mut Cpu, a: u128, b: u128, imm: u8) -> Result<u128, Fault> {
     Ok(from_qwords(std::array::from_fn(|i| if imm >> i & 1 != 0 { sum } else { 0 })))
 }
 
-/// Denormal operands count as zero and tiny results become zero, whatever MXCSR says; no flags.
+/// Computes an approximation. Denormal operands count as zero and tiny results become zero, whatever MXCSR says; no
+/// flags.
 fn approximate(x: u32, f: impl Fn(f32) -> f32) -> u32 {
     const SIGN: u32 = 1 << 31;
     let x = if x << 1 >> 24 == 0 { x & SIGN } else { x };

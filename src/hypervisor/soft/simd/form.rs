@@ -1,8 +1,8 @@
-//! The shapes that instructions come in, as macros that make their handlers.
+//! Shapes of instructions, as macros that make their handlers.
 //!
-//! A shape's macro takes a function on values and gives a [`Pair`]: the handler for a register operand and the one
-//! for a memory operand. The work is a function of its own, never inlined into the handler, so that the handler has
-//! no locals and its tail call stays a jump.
+//! A shape's macro takes a function on values and gives a [`Pair`]: the handler for a register operand and the one for
+//! a memory operand. The work is a function of its own, never inlined into the handler, so that the handler has no
+//! locals and its tail call stays a jump.
 //!
 //! Memory is read before anything changes; MMX state is entered last but before the result is written.
 
@@ -28,7 +28,8 @@ pub fn emit(b: &mut Builder, insn: &Instruction, pair: Pair) -> Flow {
         match insn.op_kind(i) {
             OpKind::Register if i < 2 => regs[i as usize] = insn.op_register(i).number() as u8,
             OpKind::Memory => {
-                // Written where it is the first operand, but for the one instruction whose only operand is a source.
+                // An operand is written if it is the first one, except for the one instruction whose only operand is a
+                // source.
                 let write = i == 0 && insn.code() != Code::Ldmxcsr_m32;
                 mem = Some(b.mem(insn, insn.memory_size().size() as u32, write));
             }
@@ -49,8 +50,8 @@ pub fn emit(b: &mut Builder, insn: &Instruction, pair: Pair) -> Flow {
     Flow::Next
 }
 
-/// Outside 64-bit mode the memory operand's segment is checked by an op of its own, before which an MMX instruction
-/// must raise a pending x87 exception.
+/// Outside 64-bit mode the memory operand's segment is checked by an op of its own. Pushes a check before it, since an
+/// MMX instruction must raise a pending x87 exception first.
 pub fn check_x87_first(b: &mut Builder, insn: &Instruction) {
     if !b.mode.is_64bit() && (0..insn.op_count()).any(|i| insn.op_register(i).is_mm()) {
         let check = b.op(called_op!(|cpu: &mut Cpu, _: &Op| check_x87(cpu)));
@@ -58,7 +59,7 @@ pub fn check_x87_first(b: &mut Builder, insn: &Instruction) {
     }
 }
 
-/// XMM register `index`.
+/// Returns XMM register `index`.
 #[inline(always)]
 pub fn xmm(cpu: &Cpu, index: u8) -> u128 {
     from_qwords(cpu.xmm[usize::from(index & 15)])
@@ -70,7 +71,7 @@ pub fn set_xmm(cpu: &mut Cpu, index: u8, value: u128) {
     cpu.xmm[usize::from(index & 15)] = qwords(value);
 }
 
-/// MMX register `index`.
+/// Returns MMX register `index`.
 #[inline(always)]
 pub fn mm(cpu: &Cpu, index: u8) -> u64 {
     cpu.fpu.mantissa[usize::from(index & 7)]
@@ -83,20 +84,20 @@ pub fn set_mm(cpu: &mut Cpu, index: u8, value: u64) {
     cpu.fpu.sign_exp[usize::from(index & 7)] = 0xffff;
 }
 
-/// What every MMX instruction does to the x87 state: TOP = 0, all registers valid (SDM vol. 1 section 9.6.2).
+/// Changes the x87 state as every MMX instruction does: TOP = 0, all registers valid (SDM vol. 1 section 9.6.2).
 #[inline(always)]
 pub fn enter_mmx(cpu: &mut Cpu) {
     cpu.fpu.fsw &= !0x3800;
     cpu.fpu.ftw = 0xff;
 }
 
-/// #MF if an x87 exception is pending (FSW.ES).
+/// Raises #MF if an x87 exception is pending (FSW.ES).
 #[inline(always)]
 pub fn check_x87(cpu: &mut Cpu) -> Result<(), Fault> {
     if cpu.fpu.fsw & 0x80 != 0 { Err(cpu.raise(16, None)) } else { Ok(()) }
 }
 
-/// General register `index`.
+/// Returns general register `index`.
 #[inline(always)]
 pub fn gpr(cpu: &Cpu, index: u8) -> u64 {
     cpu.regs[usize::from(index & 15)]
@@ -108,7 +109,7 @@ pub fn set_gpr(cpu: &mut Cpu, index: u8, value: u64) {
     cpu.regs[usize::from(index & 15)] = value;
 }
 
-/// The address of a 16-byte operand that must be aligned, else #GP(0).
+/// Returns the address of a 16-byte operand that must be aligned. Raises #GP(0) if it is not.
 #[inline(always)]
 pub fn aligned(cpu: &mut Cpu, op: &Op) -> Result<u64, Fault> {
     let addr = op.addr(cpu);
@@ -117,9 +118,9 @@ pub fn aligned(cpu: &mut Cpu, op: &Op) -> Result<u64, Fault> {
 
 /// A source operand: the lower part of an XMM register, or memory of that size. `u128` in memory must be aligned.
 pub trait Source: Copy {
-    /// From a register.
+    /// Reads the operand from a register.
     fn register(cpu: &Cpu, index: u8) -> Self;
-    /// From memory.
+    /// Loads the operand from memory.
     fn memory(cpu: &mut Cpu, op: &Op) -> Result<Self, Fault>;
 }
 
@@ -166,7 +167,7 @@ macro_rules! narrow_source {
 }
 narrow_source!(u64 u32 u16);
 
-/// Calls `f`; a function, so that a closure's parameter types are known from the other arguments.
+/// Calls `f`. This is a function so that a closure's parameter types are known from the other arguments.
 #[inline(always)]
 pub fn with1<A, R>(a: A, f: impl FnOnce(A) -> R) -> R {
     f(a)
@@ -182,12 +183,12 @@ pub fn with3<A, B, C, R>(a: A, b: B, c: C, f: impl FnOnce(A, B, C) -> R) -> R {
     f(a, b, c)
 }
 
-/// Computes `f` in the environment of MXCSR and accumulates its flags there; an unmasked one raises #XM, or #UD
-/// with CR4.OSXMMEXCPT clear (SDM vol. 1 section 11.5).
+/// Computes `f` in the environment of MXCSR and accumulates its flags there. An unmasked flag raises #XM, or #UD with
+/// CR4.OSXMMEXCPT clear (SDM vol. 1 section 11.5).
 #[inline(always)]
 pub fn with_mxcsr<R>(cpu: &mut Cpu, f: impl FnOnce(&mut Env) -> R) -> Result<R, Fault> {
     let mut env = Env::from_mxcsr(cpu.mxcsr);
-    // What is set already need not be found again: this lets the arithmetic take its short way.
+    // A flag that is set already need not be found again. So the arithmetic can take its fast path.
     env.flags = cpu.mxcsr & cpu.mxcsr >> 7 & flag::INEXACT;
     let result = f(&mut env);
     let flags = env.flags & flag::ALL;
@@ -211,7 +212,7 @@ fn accumulate(cpu: &mut Cpu, env: &Env) -> Result<(), Fault> {
     }
 }
 
-/// A called op with the given body, which may use `?` and gives `()`.
+/// Makes a called op with the given body, which may use `?` and gives `()`.
 macro_rules! called {
     (|$cpu:ident, $op:ident| $body:expr) => {{
         #[inline(never)]

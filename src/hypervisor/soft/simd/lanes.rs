@@ -1,6 +1,7 @@
-//! Vectors as plain integers: a `u64` is an MMX register, a `u128` an XMM register; and what works lane by lane.
+//! Vectors as plain integers, and operations on their lanes. A `u64` is an MMX register, a `u128` an XMM register.
 //!
-//! Portable Rust; for XMM values on an x86-64 host what the baseline has an instruction for goes to `fast::host`.
+//! The code is portable Rust. On an x86-64 host, operations on XMM values for which the baseline has an instruction go
+//! to `fast::host`.
 
 use super::form::with2;
 
@@ -8,7 +9,7 @@ macro_rules! lane_methods {
     ($($map:ident $each:ident $lane:ty, $signed_map:ident $signed:ty, $bytes:literal;)*) => {$(
         /// Combines the lanes of two vectors, lane by lane.
         fn $map(self, other: Self, f: impl Fn($lane, $lane) -> $lane) -> Self;
-        /// The same on signed lanes.
+        /// Combines signed lanes in the same way.
         #[inline(always)]
         fn $signed_map(self, other: Self, f: impl Fn($signed, $signed) -> $signed) -> Self {
             self.$map(other, |a, b| f(a as $signed, b as $signed) as $lane)
@@ -107,11 +108,11 @@ macro_rules! host_methods {
     )*};
 }
 
-/// An MMX or an XMM register's value.
+/// The value of an MMX or XMM register.
 pub trait Vector: Copy {
     /// No bit set.
     const ZERO: Self;
-    /// The lower 64 bits.
+    /// Returns the lower 64 bits.
     fn low(self) -> u64;
     host_operations!(portable_methods);
     lane_methods! {
@@ -120,15 +121,15 @@ pub trait Vector: Copy {
         map32 each32 u32, map32s i32, 4;
         map64 each64 u64, map64s i64, 8;
     }
-    /// Shortens both vectors to half their width with `f` and puts the second's half behind the first's.
+    /// Shortens both vectors to half their width with `f` and puts the second's half after the first's.
     fn halve(self, other: Self, f: impl Fn(u128) -> u64) -> Self;
-    /// The lower halves of both, with `f` giving the double-width result.
+    /// Combines the lower halves of both with `f`, which gives the double-width result.
     fn unpack_low(self, other: Self, f: impl Fn(u64, u64) -> u128) -> Self;
-    /// The upper halves of both, likewise.
+    /// Combines the upper halves of both in the same way.
     fn unpack_high(self, other: Self, f: impl Fn(u64, u64) -> u128) -> Self;
-    /// `PSHUFB`.
+    /// Executes `PSHUFB`.
     fn shuffle_bytes(self, control: Self) -> Self;
-    /// The bytes of `self` above those of `low`, moved right by `count` bytes: `PALIGNR`.
+    /// Returns the bytes of `self` above those of `low`, moved right by `count` bytes: `PALIGNR`.
     fn align_right(self, low: Self, count: u8) -> Self;
 }
 
@@ -221,7 +222,7 @@ impl Vector for u128 {
     }
 }
 
-/// The lanes of a vector, lowest first.
+/// Returns the lanes of a vector, lowest first.
 #[inline(always)]
 pub fn words(v: u128) -> [u16; 8] {
     let b = v.to_le_bytes();
@@ -240,7 +241,7 @@ pub fn qwords(v: u128) -> [u64; 2] {
     [v as u64, (v >> 64) as u64]
 }
 
-/// The inverse of [`words`].
+/// Returns the inverse of [`words`].
 #[inline(always)]
 pub fn from_words(w: [u16; 8]) -> u128 {
     let mut out = [0u8; 16];
@@ -250,13 +251,13 @@ pub fn from_words(w: [u16; 8]) -> u128 {
     u128::from_le_bytes(out)
 }
 
-/// The inverse of [`dwords`].
+/// Returns the inverse of [`dwords`].
 #[inline(always)]
 pub fn from_dwords(d: [u32; 4]) -> u128 {
     u128::from(d[0]) | u128::from(d[1]) << 32 | u128::from(d[2]) << 64 | u128::from(d[3]) << 96
 }
 
-/// The inverse of [`qwords`].
+/// Returns the inverse of [`qwords`].
 #[inline(always)]
 pub fn from_qwords(q: [u64; 2]) -> u128 {
     u128::from(q[0]) | u128::from(q[1]) << 64
@@ -283,19 +284,19 @@ pub fn interleave32(a: u64, b: u64) -> u128 {
     from_dwords([al, bl, ah, bh])
 }
 
-/// Words to bytes with `f`.
+/// Converts words to bytes with `f`.
 #[inline(always)]
 pub fn narrow16(v: u128, f: impl Fn(i16) -> u8) -> u64 {
     u64::from_le_bytes(words(v).map(|w| f(w as i16)))
 }
 
-/// Doublewords to words with `f`.
+/// Converts doublewords to words with `f`.
 #[inline(always)]
 pub fn narrow32(v: u128, f: impl Fn(i32) -> u16) -> u64 {
     dwords(v).iter().rev().fold(0, |out, &d| out << 16 | u64::from(f(d as i32)))
 }
 
-/// Combines neighbouring words: `PHADDW` and its like.
+/// Combines neighbouring words: `PHADDW` and similar.
 #[inline(always)]
 pub fn pairs16(v: u128, f: impl Fn(i16, i16) -> i16) -> u64 {
     let w = words(v);
@@ -309,7 +310,7 @@ pub fn pairs32(v: u128, f: impl Fn(u32, u32) -> u32) -> u64 {
     u64::from(f(d[0], d[1])) | u64::from(f(d[2], d[3])) << 32
 }
 
-/// One bit for the top bit of each byte: `PMOVMSKB`.
+/// Returns the top bit of each byte: `PMOVMSKB`.
 #[inline(always)]
 pub fn byte_signs(v: u128) -> u64 {
     #[cfg(target_arch = "x86_64")]

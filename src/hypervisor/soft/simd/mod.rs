@@ -2,9 +2,9 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `lanes` | vectors as integers, and what works lane by lane |
+//! | `lanes` | vectors as integers, and operations on their lanes |
 //! | `form` | the shapes of instructions: macros that make handlers of functions on values |
-//! | `fast` | the short ways of hot instructions: handlers in place, the host's vector instructions |
+//! | `fast` | fast paths of hot instructions: handlers in place, the host's vector instructions |
 //! | `packed` | packed integers, MMX and XMM |
 //! | `moves` | moves, shuffles, inserts, extracts, blends, masks, MXCSR |
 //! | `float` | arithmetic, comparison, rounding |
@@ -37,7 +37,7 @@ use super::cpu::{Cpu, Fault};
 use super::lower::{Builder, Flow, Mode};
 use super::op::Op;
 
-/// Lowers an instruction of this family; `None` when it is not one.
+/// Lowers an instruction of this family. Returns `None` when it is not one.
 pub fn lower(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
     if matches!(insn.mnemonic(), Mnemonic::Maskmovq | Mnemonic::Maskmovdqu) {
         return Some(match forbidden(insn, b.mode) {
@@ -57,7 +57,7 @@ pub fn lower(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
     })
 }
 
-/// What stands in for an instruction that the control registers forbid.
+/// Returns the handler that replaces an instruction that the control registers forbid.
 fn forbidden(insn: &Instruction, mode: Mode) -> Option<fn(&mut Builder) -> Flow> {
     let mut xmm = matches!(insn.code(), Code::Ldmxcsr_m32 | Code::Stmxcsr_m32);
     let mut mm = insn.code() == Code::Emms;
@@ -96,7 +96,7 @@ fn not_available(cpu: &mut Cpu, _op: &Op) -> Result<(), Fault> {
     Err(cpu.raise(7, None))
 }
 
-/// CR0.EM gives #UD, CR0.TS alone #NM.
+/// Raises #UD with CR0.EM, and #NM with CR0.TS alone.
 #[inline(never)]
 fn mmx_off(cpu: &mut Cpu, _op: &Op) -> Result<(), Fault> {
     const EM: u64 = 1 << 2;

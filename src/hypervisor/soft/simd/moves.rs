@@ -1,4 +1,4 @@
-//! Moves, shuffles of whole lanes, inserts and extracts, masks, MXCSR, and what else moves bits unchanged.
+//! Moves, shuffles of whole lanes, inserts and extracts, masks, MXCSR, and other instructions that move bits unchanged.
 
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
@@ -14,7 +14,7 @@ use super::lanes::*;
 /// MXCSR's writable bits; there is no misaligned mode (bit 17).
 pub const MXCSR_MASK: u32 = 0xffff;
 
-/// Keeps the upper part of `a`, with the lower `bits` from `b`.
+/// Keeps the upper part of `a` and takes the lower `bits` from `b`.
 #[inline(always)]
 fn merge(a: u128, b: impl Into<u128>, bits: u32) -> u128 {
     a >> bits << bits | b.into()
@@ -62,7 +62,7 @@ macro_rules! store {
     };
 }
 
-/// The handlers of a move and its like.
+/// Returns the handlers of a move or similar.
 pub fn lower(insn: &Instruction) -> Option<Pair> {
     whole(insn.code()).or_else(|| parts(insn.code())).or_else(|| general(insn.code())).or_else(|| lanes(insn.mnemonic()))
 }
@@ -101,7 +101,7 @@ fn parts(code: Code) -> Option<Pair> {
     })
 }
 
-/// An MMX op that is not `mm = f(mm, mm/m)`: the check, the body, and TOP and tags.
+/// Makes an MMX op that is not `mm = f(mm, mm/m)`: the check, the body, and TOP and tags.
 macro_rules! mmx {
     (|$cpu:ident, $op:ident| $body:expr) => {
         called!(|$cpu, $op| {
@@ -112,7 +112,7 @@ macro_rules! mmx {
     };
 }
 
-/// To and from general registers and MMX registers.
+/// Returns the handlers of moves to and from general registers and MMX registers.
 fn general(code: Code) -> Option<Pair> {
     use Code::*;
     Some(match code {
@@ -308,7 +308,7 @@ macro_rules! by_xmm0 {
         ]
     };
 }
-/// Shuffles, blends, bitwise operations on floating-point registers, PTEST.
+/// Returns the handlers of shuffles, blends, bitwise operations on floating-point registers, and PTEST.
 fn lanes(mnemonic: Mnemonic) -> Option<Pair> {
     Some(match mnemonic {
         Mnemonic::Andps | Mnemonic::Andpd => fast_op!(u128, |a, b| a & b),
@@ -361,9 +361,9 @@ fn set_ptest_flags(cpu: &mut Cpu, a: u128, b: u128) {
     cpu.flags = crate::hypervisor::soft::flags::LazyFlags::raw(zf | cf);
 }
 
-/// MASKMOVQ and MASKMOVDQU: the bytes of the first operand whose mask byte's top bit is set, to DS:rDI.
+/// Lowers MASKMOVQ and MASKMOVDQU: the bytes of the first operand whose mask byte's top bit is set go to DS:rDI.
 pub fn masked_store(insn: &Instruction, b: &mut Builder) -> Flow {
-    // As an ordinary memory operand based on rDI, so that segment and address size are dealt with as everywhere.
+    // Lowered as an ordinary memory operand based on rDI, so that segment and address size are handled as everywhere.
     let base = match insn.op0_kind() {
         OpKind::MemorySegRDI => Register::RDI,
         OpKind::MemorySegEDI => Register::EDI,
@@ -376,7 +376,7 @@ pub fn masked_store(insn: &Instruction, b: &mut Builder) -> Flow {
     plain.set_memory_displacement64(0);
     let mmx = insn.op1_register().is_mm();
     if mmx && !b.mode.is_64bit() {
-        // Also when the segment's check fails.
+        // This comes first also when the segment's check fails.
         let first = b.op(called!(|cpu, _op| {
             check_x87(cpu)?;
             enter_mmx(cpu)
@@ -387,7 +387,7 @@ pub fn masked_store(insn: &Instruction, b: &mut Builder) -> Flow {
     let mem = b.mem(&plain, if mmx || b.mode.has(Mode::FLAT) { 8 } else { 16 }, true);
     let mut op = b.op(if mmx {
         mmx!(|cpu, op| {
-            // Even when the store faults.
+            // The MMX state is entered even when the store faults.
             enter_mmx(cpu);
             store_masked(cpu, op, u128::from(mm(cpu, op.dst)), u128::from(mm(cpu, op.src)))?
         })
@@ -401,12 +401,12 @@ pub fn masked_store(insn: &Instruction, b: &mut Builder) -> Flow {
     Flow::Next
 }
 
-/// Stores the bytes that the mask chooses. The first eight must be canonical whether they are chosen or not.
+/// Stores the bytes that the mask selects. The first eight must be canonical whether they are selected or not.
 fn store_masked(cpu: &mut Cpu, op: &Op, value: u128, mask: u128) -> Result<(), Fault> {
     let addr = op.addr(cpu);
     require_canonical(cpu, addr, 8)?;
     let chosen = |i: &u32| mask >> (8 * i + 7) & 1 != 0;
-    // The bytes lie in two pages at most: once the first and the last can be written, all can.
+    // The bytes lie in at most two pages. If the first and the last can be written, all can.
     let (first, last) = ((0..16).find(chosen), (0..16).rev().find(chosen));
     for i in [first, last].into_iter().flatten() {
         let at = addr.wrapping_add(u64::from(i));

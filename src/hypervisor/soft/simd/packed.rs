@@ -21,12 +21,13 @@ macro_rules! table {
     };
 }
 
-/// The handlers of a packed integer instruction.
+/// Returns the handlers of a packed integer instruction.
 pub fn lower(insn: &Instruction) -> Option<Pair> {
     simple(insn).or_else(|| lanewise(insn)).or_else(|| rearranging(insn)).or_else(|| shifts(insn))
 }
 
-/// What is done in place. The MMX forms of the lower unpacks read only four bytes of memory.
+/// Returns the handlers of an instruction that is done in place. The MMX forms of the lower unpacks read only four
+/// bytes of memory.
 fn simple(insn: &Instruction) -> Option<Pair> {
     macro_rules! table {
         (both { $($both:ident $f:expr;)* } xmm { $($xmm:ident $g:expr;)* }) => {
@@ -185,7 +186,7 @@ fn rearranging(insn: &Instruction) -> Option<Pair> {
     })
 }
 
-/// Shift counts are the lower 64 bits of the source, or the immediate.
+/// Returns the handlers of shifts. The count is the lower 64 bits of the source, or the immediate.
 fn shifts(insn: &Instruction) -> Option<Pair> {
     macro_rules! shift {
         ($($name:ident $f:expr;)*) => {
@@ -213,13 +214,13 @@ fn shifts(insn: &Instruction) -> Option<Pair> {
     })
 }
 
-/// Four words picked by the two-bit fields of `imm`.
+/// Selects four words by the two-bit fields of `imm`.
 #[inline(always)]
 fn shuffle_words(v: u64, imm: u8) -> u64 {
     (0..4).rev().fold(0, |out, i| out << 16 | v >> (16 * (imm >> (2 * i) & 3)) & 0xffff)
 }
 
-/// `PHMINPOSUW`: the least word, and where it stands.
+/// Executes `PHMINPOSUW`: the smallest word, and its position.
 fn least_word(v: u128) -> u128 {
     let mut least = (u16::MAX, 0);
     for (i, w) in words(v).into_iter().enumerate().rev() {
@@ -230,7 +231,7 @@ fn least_word(v: u128) -> u128 {
     u128::from(least.0) | (least.1 as u128) << 16
 }
 
-/// `MPSADBW`: eight sums of four absolute differences.
+/// Executes `MPSADBW`: eight sums of four absolute differences.
 fn sums_of_differences(a: u128, b: u128, imm: u8) -> u128 {
     let (a, b) = (a.to_le_bytes(), b.to_le_bytes());
     let (a0, b0) = (usize::from(imm >> 2 & 1) * 4, usize::from(imm & 3) * 4);

@@ -9,7 +9,7 @@ use crate::hypervisor::soft::flags::LazyFlags;
 use super::form::*;
 use super::lanes::words;
 
-/// The handlers of a string comparison.
+/// Returns the handlers of a string comparison.
 pub fn lower(insn: &Instruction) -> Option<Pair> {
     use Code::*;
     macro_rules! compare {
@@ -37,7 +37,7 @@ pub fn lower(insn: &Instruction) -> Option<Pair> {
     })
 }
 
-/// A string: its elements, sign- or zero-extended, and how many are valid.
+/// A string: its elements, sign- or zero-extended, and the number of valid ones.
 struct Text {
     elements: [i32; 16],
     len: usize,
@@ -54,18 +54,18 @@ fn elements(v: u128, imm: u8) -> [i32; 16] {
     })
 }
 
-/// Up to the first zero element.
+/// Returns the length up to the first zero element.
 fn implicit(_cpu: &Cpu, elements: &[i32; 16], count: usize, _first: bool) -> usize {
     elements[..count].iter().position(|&e| e == 0).unwrap_or(count)
 }
 
-/// The magnitude of EAX (first operand) or EDX (second).
+/// Returns the magnitude of EAX (first operand) or EDX (second).
 fn explicit32(cpu: &Cpu, _elements: &[i32; 16], count: usize, first: bool) -> usize {
     let len = (cpu.regs[if first { 0 } else { 2 }] as i32).unsigned_abs();
     (len as usize).min(count)
 }
 
-/// The magnitude of RAX or RDX.
+/// Returns the magnitude of RAX or RDX.
 fn explicit64(cpu: &Cpu, _elements: &[i32; 16], count: usize, first: bool) -> usize {
     let len = (cpu.regs[if first { 0 } else { 2 }] as i64).unsigned_abs();
     len.min(count as u64) as usize
@@ -89,7 +89,7 @@ fn string_op(cpu: &mut Cpu, a: u128, b: u128, imm: u8, lengths: Lengths, finish:
     cpu.flags = LazyFlags::raw(flags);
 }
 
-/// IntRes1: one bit for each element of `b`.
+/// Computes IntRes1: one bit for each element of `b`.
 fn aggregate(a: &Text, b: &Text, count: usize, imm: u8) -> u32 {
     let (set, text) = (&a.elements[..a.len], &b.elements[..b.len]);
     let mut result = 0;
@@ -99,7 +99,7 @@ fn aggregate(a: &Text, b: &Text, count: usize, imm: u8) -> u32 {
             0 => element.is_some_and(|e| set.contains(e)),
             1 => element.is_some_and(|e| set.chunks_exact(2).any(|range| range[0] <= *e && *e <= range[1])),
             2 => set.get(i) == element,
-            // What lies behind the register's end counts as equal, what lies behind the string's end does not.
+            // Bits beyond the register's end count as equal, those beyond the string's end do not.
             _ => set[..set.len().min(count - i)].iter().enumerate().all(|(k, s)| text.get(i + k) == Some(s)),
         };
         result |= u32::from(holds) << i;
@@ -107,7 +107,7 @@ fn aggregate(a: &Text, b: &Text, count: usize, imm: u8) -> u32 {
     result
 }
 
-/// IntRes2.
+/// Computes IntRes2.
 fn polarity(result: u32, b: &Text, count: usize, imm: u8) -> u32 {
     match imm >> 4 & 3 {
         1 => !result & ((1 << count) - 1),
@@ -116,7 +116,7 @@ fn polarity(result: u32, b: &Text, count: usize, imm: u8) -> u32 {
     }
 }
 
-/// ECX: the lowest or (imm bit 6) highest set bit, the number of elements if there is none.
+/// Sets ECX to the lowest or (imm bit 6) highest set bit, or to the number of elements if there is none.
 fn set_index(cpu: &mut Cpu, result: u32, count: usize, imm: u8) {
     cpu.regs[1] = match result {
         0 => count as u64,
@@ -125,7 +125,7 @@ fn set_index(cpu: &mut Cpu, result: u32, count: usize, imm: u8) {
     };
 }
 
-/// XMM0: the bits, or (imm bit 6) a mask of elements.
+/// Sets XMM0 to the bits, or (imm bit 6) to a mask of elements.
 fn set_mask(cpu: &mut Cpu, result: u32, count: usize, imm: u8) {
     let mask = if imm & 0x40 == 0 {
         u128::from(result)

@@ -1,5 +1,6 @@
-//! Every instruction of the family against the host processor: all encodings are found by decoding every opcode,
-//! run natively from a code page and through the lowering, and registers, memory, flags, MXCSR and traps compared.
+//! Tests of every instruction of the family against the host processor. They find all encodings by decoding every
+//! opcode, run them natively from a code page and through the lowering, and compare registers, memory, flags, MXCSR and
+//! traps.
 #![allow(unsafe_code)]
 
 use std::arch::asm;
@@ -25,7 +26,7 @@ struct State {
     gpr: [u64; 5],
     flags: u64,
     mxcsr: u64,
-    /// Trapped: 8 for an exception of arithmetic, 11 for one of memory.
+    /// Kind of trap: 8 for an exception of arithmetic, 11 for one of memory.
     trap: u64,
     mem: u64,
 }
@@ -33,7 +34,7 @@ struct State {
 #[repr(C, align(4096))]
 struct Page([u8; 4096]);
 
-/// Where in its page the operand lies.
+/// Offset of the operand in its page.
 const OPERAND: usize = 512;
 const GPRS: [usize; 5] = [0, 1, 2, 9, 10];
 
@@ -53,7 +54,7 @@ extern "C" fn on_signal(signal: i32, _: *mut libc::siginfo_t, context: *mut libc
     }
 }
 
-/// RIP, RSP and R12 of the interrupted code.
+/// Returns RIP, RSP and R12 of the interrupted code.
 #[cfg(target_os = "linux")]
 fn registers(context: &mut libc::ucontext_t) -> (&mut i64, &mut i64, i64) {
     let regs = &mut context.uc_mcontext.gregs;
@@ -62,7 +63,7 @@ fn registers(context: &mut libc::ucontext_t) -> (&mut i64, &mut i64, i64) {
     (rip, rsp, r12)
 }
 
-/// RIP, RSP and R12 of the interrupted code.
+/// Returns RIP, RSP and R12 of the interrupted code.
 #[cfg(target_os = "freebsd")]
 fn registers(context: &mut libc::ucontext_t) -> (&mut i64, &mut i64, i64) {
     let regs = &mut context.uc_mcontext;
@@ -141,7 +142,7 @@ fn new_cpu() -> Box<Cpu> {
     Rig::user().cpu
 }
 
-/// A builder at one instruction.
+/// Creates a builder at one instruction.
 fn builder(mode: u32) -> Builder {
     let mut b = decode_block(&[0x90], 0, Mode(mode | Mode::STEP), 0, false).expect("NOP is one byte");
     b.mode = Mode(mode);
@@ -149,7 +150,7 @@ fn builder(mode: u32) -> Builder {
     b
 }
 
-/// Says that it was reached, and in `next_rip` how much stack lies between.
+/// Notes that it was reached, and in `next_rip` how much stack lies between.
 extern "C" fn sentinel(cpu: *mut Cpu, _op: *const Op) -> *const Op {
     // SAFETY: handlers get live pointers; the stack pointer is only read.
     unsafe {
@@ -161,7 +162,7 @@ extern "C" fn sentinel(cpu: *mut Cpu, _op: *const Op) -> *const Op {
     std::ptr::null()
 }
 
-/// The ops of one instruction with a last one that says that it was reached.
+/// Returns the ops of one instruction, with a last one that notes that it was reached.
 fn ops_of(insn: &Instruction, mode: u32) -> Option<Vec<Op>> {
     let mut b = builder(mode);
     lower(insn, &mut b)?;
@@ -298,7 +299,7 @@ impl Random {
             2 => ((self.next() % 40) as i64 - 20) as u64,
             _ => (self.next() as i64 >> (self.next() & 63)) as u64,
         });
-        // Often with the precision flag up, so that the arithmetic's short way is taken too.
+        // Often the precision flag is set, so that the arithmetic's fast path is taken too.
         let mut mxcsr = 0x1f80 | self.next() & 0xe040;
         if self.next() & 1 == 0 {
             mxcsr |= 0x20;
@@ -313,8 +314,8 @@ impl Random {
     }
 }
 
-/// Every encoding with a legacy SSE or MMX opcode: prefix, REX, map, opcode, ModRM (registers 1 and 2 or 9 and 10,
-/// equal ones, memory at RSI or R14), immediate byte.
+/// Returns every encoding with a legacy SSE or MMX opcode: prefix, REX, map, opcode, ModRM (registers 1 and 2 or 9 and
+/// 10, equal ones, memory at RSI or R14), immediate byte.
 fn encodings() -> Vec<(Vec<u8>, Instruction)> {
     let mut out = Vec::new();
     let prefixes: [&[u8]; 4] = [&[], &[0x66], &[0xf2], &[0xf3]];
@@ -380,7 +381,7 @@ fn compare(only: impl Fn(&Instruction) -> bool, rounds: u32, seed: u64) {
                 ops = ops_of(&insn, Mode::LONG).expect("as before");
             }
             let mut before = random.state(&mut pages[0]);
-            // Whether SHA instructions want their operand aligned differs between processors.
+            // Processors differ in whether SHA instructions need an aligned operand.
             if random.next() & 63 == 0 && !insn.code().cpuid_features().contains(&CpuidFeature::SHA) {
                 before.mem += 1;
             }
@@ -408,23 +409,23 @@ fn compare(only: impl Fn(&Instruction) -> bool, rounds: u32, seed: u64) {
                     close(&want, &got),
                     "{code:02x?} {:?}\nbefore {}\nhost {}\nsoft {}",
                     insn.code(),
-                    shown(&before),
-                    shown(&want),
-                    shown(&got)
+                    listing(&before),
+                    listing(&want),
+                    listing(&got)
                 );
                 continue;
             }
-            // The flag that a trap handler's frame shows is the host's own.
+            // The flag that a trap handler's frame shows belongs to the host.
             want.flags = want.flags & rflags::ARITH | 0x202;
             assert!(
                 want == got && want_memory[..] == got_memory[..],
                 "{code:02x?} {:?}\nbefore {}\n  {:02x?}\nhost {}\n  {:02x?}\nsoft {}\n  {:02x?}",
                 insn.code(),
-                shown(&before),
+                listing(&before),
                 &image[OPERAND..][..16],
-                shown(&want),
+                listing(&want),
                 &want_memory[OPERAND..][..16],
-                shown(&got),
+                listing(&got),
                 &got_memory[OPERAND..][..16],
             );
             if want.trap == 0 && insn.mnemonic() != Mnemonic::Emms && uses_mm(&insn) {
@@ -434,8 +435,8 @@ fn compare(only: impl Fn(&Instruction) -> bool, rounds: u32, seed: u64) {
     }
 }
 
-/// The registers that the encodings use.
-fn shown(s: &State) -> String {
+/// Prints the registers that the encodings use.
+fn listing(s: &State) -> String {
     let xmm: Vec<String> = [0, 1, 2, 9, 10].iter().map(|&i| format!("{:032x}", s.xmm[i])).collect();
     format!(
         "xmm 0 1 2 9 10 {xmm:?} mm 1 2 {:x?} gpr {:x?} flags {:x} mxcsr {:x} trap {}",
@@ -455,7 +456,7 @@ fn approximate(m: Mnemonic) -> bool {
     matches!(m, Mnemonic::Rcpps | Mnemonic::Rcpss | Mnemonic::Rsqrtps | Mnemonic::Rsqrtss)
 }
 
-/// Every lane is the same, or within the architecture's error.
+/// Returns whether every lane is the same, or within the architecture's error.
 fn close(want: &State, got: &State) -> bool {
     let lanes = want.xmm.iter().zip(&got.xmm).all(|(w, g)| {
         (0..4).all(|i| {
@@ -486,7 +487,7 @@ fn string_comparisons_do_what_the_host_does() {
     compare(|insn| super::strings::lower(insn).is_some(), 2000, 0x0dd0_5eed_0dd0_5eed);
 }
 
-/// Codes of these features that other families lower.
+/// Returns whether another family lowers this code of these features.
 fn others(code: Code) -> bool {
     use Mnemonic::*;
     matches!(code.mnemonic(), Fisttp | Crc32 | Prefetchnta | Prefetcht0 | Prefetcht1 | Prefetcht2 | Lfence | Mfence | Sfence)
@@ -618,11 +619,11 @@ fn every_handler_tail_calls_the_next() {
             calling.insert(insn.code());
         }
     }
-    // A handler that calls the next one instead of jumping to it eats the stack.
+    // A handler that calls the next one instead of jumping to it uses up the stack.
     assert_eq!(calling, BTreeSet::new());
 }
 
-/// In the dispatcher, from bytes: the other families leave these instructions alone, and blocks run them.
+/// Runs in the dispatcher, from bytes: the other families leave these instructions alone, and blocks run them.
 #[test]
 fn a_block_runs_vector_code() {
     let mut rig = Rig::user();
@@ -663,7 +664,7 @@ fn the_codes_left_to_other_families_run_there() {
     assert_eq!(seen, expected);
 }
 
-/// The vector of the exception that the code ends with.
+/// Returns the vector of the exception that the code ends with.
 fn raised(rig: &mut Rig, code: &[u8]) -> Option<u8> {
     match rig.run_code(code) {
         Stop::Exception(e) => Some(e.vector),
@@ -671,7 +672,7 @@ fn raised(rig: &mut Rig, code: &[u8]) -> Option<u8> {
     }
 }
 
-/// An unmasked x87 exception is pending.
+/// Makes an unmasked x87 exception pending.
 fn pending(mut rig: Rig) -> Rig {
     (rig.cpu.fpu.fcw, rig.cpu.fpu.fsw) = (0x37e, 0x8081);
     rig

@@ -1,5 +1,5 @@
-//! Control and debug registers, descriptor-table registers, moves to and from segment registers, LAR and its
-//! kin, HLT, INVLPG, the time-stamp counter, random numbers, XCR0.
+//! Control and debug registers, descriptor-table registers, moves to and from segment registers, LAR and similar, HLT,
+//! INVLPG, the time-stamp counter, random numbers, XCR0.
 //!
 //! SDM vol. 2 (each instruction), vol. 3 sections 2.5 (control registers), 9.9 (mode switching), 17.2 (debug
 //! registers), 18.17 (time-stamp counter).
@@ -14,34 +14,34 @@ use super::regs::{attr, cr0, cr4, dr, efer};
 use super::segment::*;
 use super::{MEM, debug, mode_of, read_gpr, write_gpr};
 
-/// #GP(0) above privilege 0.
+/// Raises #GP(0) above privilege 0.
 pub fn check_privileged(cpu: &mut Cpu) -> Result<(), Fault> {
     if cpu.cpl != 0 { Err(cpu.general_protection(0)) } else { Ok(()) }
 }
 
-/// HLT.
+/// Executes HLT.
 pub fn hlt(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
     check_privileged(cpu)?;
     cpu.leave = Leave::Halt;
     Ok(())
 }
 
-/// WBINVD, INVD: there is no cache.
+/// Executes WBINVD and INVD. There is no cache.
 pub fn privileged_nop(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
     check_privileged(cpu)
 }
 
-/// CLFLUSH: there is no cache, but the line must be readable.
+/// Executes CLFLUSH. There is no cache, but the line must be readable.
 pub fn flush_line(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     cpu.load::<u8>(op.addr(cpu)).map(drop)
 }
 
-/// The fences: the vCPUs run in turn.
+/// Executes the fences, which do nothing since the vCPUs run in turn.
 pub fn nop(_: &mut Cpu, _: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// INVLPG.
+/// Executes INVLPG.
 pub fn invlpg(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     check_privileged(cpu)?;
     let addr = op.addr(cpu);
@@ -49,14 +49,14 @@ pub fn invlpg(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// CLTS.
+/// Executes CLTS.
 pub fn clts(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
     check_privileged(cpu)?;
     cpu.sys.cr0 &= !cr0::TS;
     Ok(())
 }
 
-/// MOV from a control register: `src` its number, `dst` the register.
+/// Executes MOV from a control register: `src` its number, `dst` the register.
 pub fn read_control(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     check_privileged(cpu)?;
     let value = match op.src {
@@ -71,7 +71,7 @@ pub fn read_control(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// MOV to a control register: `dst` its number, `src` the register.
+/// Executes MOV to a control register: `dst` its number, `src` the register.
 pub fn write_control(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     check_privileged(cpu)?;
     let value = read_gpr(cpu, op.src, if cpu.is_64bit() { 8 } else { 4 });
@@ -147,8 +147,8 @@ fn write_cr4(cpu: &mut Cpu, value: u64) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Takes a new value for EFER; `Err` where it is refused.
-#[allow(clippy::result_unit_err)] // the caller knows which exception a refusal is
+/// Sets a new value for EFER. Returns `Err` if it is refused.
+#[allow(clippy::result_unit_err)] // the caller knows which exception a refusal raises
 pub fn write_efer(cpu: &mut Cpu, value: u64) -> Result<(), ()> {
     let old = cpu.sys.efer;
     if value & !(efer::ALL | efer::LMA) != 0 || ((old ^ value) & efer::LME != 0 && cpu.sys.cr0 & cr0::PG != 0) {
@@ -161,7 +161,7 @@ pub fn write_efer(cpu: &mut Cpu, value: u64) -> Result<(), ()> {
     Ok(())
 }
 
-/// LMSW: `src` the register, or memory with [`MEM`]. It can set PE and not clear it.
+/// Executes LMSW: `src` is the register, or memory with [`MEM`]. It can set PE but not clear it.
 pub fn lmsw(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     check_privileged(cpu)?;
     let word = read_rm16(cpu, op)?;
@@ -190,7 +190,7 @@ fn write_rm(cpu: &mut Cpu, op: &Op, value: u64) -> Result<(), Fault> {
     }
 }
 
-/// What SMSW, SLDT, STR and MOV from a segment register store: `imm`'s low byte says which.
+/// Executes the stores of SMSW, SLDT, STR and MOV from a segment register; `imm`'s low byte selects one.
 pub fn store_word(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let which = op.imm as u8;
     let value = match which {
@@ -206,10 +206,11 @@ pub fn store_word(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     write_rm(cpu, op, value)
 }
 
-/// For [`store_word`]: the machine status word.
+/// The machine status word, for [`store_word`].
 pub const SMSW: u8 = 0xff;
 
-/// Blocks that follow are decoded anew where the load of a segment changed what they were decoded for.
+/// Runs `load`. Makes the blocks that follow be decoded again if the load of a segment changed the mode that they were
+/// decoded for.
 fn reload<R>(cpu: &mut Cpu, load: impl FnOnce(&mut Cpu) -> Result<R, Fault>) -> Result<R, Fault> {
     if cpu.is_64bit() {
         return load(cpu);
@@ -222,7 +223,7 @@ fn reload<R>(cpu: &mut Cpu, load: impl FnOnce(&mut Cpu) -> Result<R, Fault>) -> 
     Ok(result)
 }
 
-/// MOV to a segment register: `dst` the segment.
+/// Executes MOV to a segment register: `dst` the segment.
 pub fn move_to_segment(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let selector = read_rm16(cpu, op)?;
     let which = op.dst as usize;
@@ -233,7 +234,7 @@ pub fn move_to_segment(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// PUSH of a segment register: `dst` the segment, `src` the operand's bytes.
+/// Executes PUSH of a segment register: `dst` the segment, `src` the operand's bytes.
 pub fn push_segment(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let value = u64::from(cpu.segs[op.dst as usize].selector);
     let mut stack = Stack::current(cpu);
@@ -242,7 +243,7 @@ pub fn push_segment(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// POP of a segment register: as [`push_segment`].
+/// Executes POP of a segment register, with fields as in [`push_segment`].
 pub fn pop_segment(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let which = op.dst as usize;
     let mut stack = Stack::current(cpu);
@@ -255,7 +256,7 @@ pub fn pop_segment(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// LDS, LES, LFS, LGS, LSS: `dst` the register, `src` its bytes, `imm` the segment.
+/// Executes LDS, LES, LFS, LGS, LSS: `dst` the register, `src` its bytes, `imm` the segment.
 pub fn load_far(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let addr = op.addr(cpu);
     let (offset, selector) = load_far_pointer(cpu, addr, u64::from(op.src))?;
@@ -265,7 +266,7 @@ pub fn load_far(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// LGDT (`imm` 0) and LIDT (`imm` 1): `src` the base's bytes: 3, 4 or 8.
+/// Executes LGDT (`imm` 0) and LIDT (`imm` 1). `src` is the number of bytes of the base: 3, 4 or 8.
 pub fn load_table(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     check_privileged(cpu)?;
     let addr = op.addr(cpu);
@@ -288,7 +289,8 @@ pub fn load_table(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// SGDT and SIDT: as [`load_table`]; all 32 bits of the base are stored whatever the operand size is.
+/// Executes SGDT and SIDT, with fields as in [`load_table`]. All 32 bits of the base are stored whatever the operand
+/// size is.
 pub fn store_table(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let addr = op.addr(cpu);
     let (base, limit) = if op.imm == 0 { (cpu.sys.gdt_base, cpu.sys.gdt_limit) } else { (cpu.sys.idt_base, cpu.sys.idt_limit) };
@@ -299,7 +301,7 @@ pub fn store_table(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     if wide { cpu.store::<u64>(behind, base) } else { cpu.store::<u32>(behind & 0xffff_ffff, base as u32) }
 }
 
-/// LLDT.
+/// Executes LLDT.
 pub fn lldt(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     if is_real(cpu) || is_vm86(cpu) {
         return Err(cpu.undefined());
@@ -322,7 +324,7 @@ pub fn lldt(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// LTR.
+/// Executes LTR.
 pub fn ltr(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     if is_real(cpu) || is_vm86(cpu) {
         return Err(cpu.undefined());
@@ -334,7 +336,7 @@ pub fn ltr(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     }
     let mut d = system_descriptor(cpu, selector)?;
     let kind = d.segment.system_type();
-    // Available TSS: type 9, or outside long mode also the 16-bit type 1.
+    // An available TSS: type 9, or outside long mode also the 16-bit type 1.
     let available = kind == 9 || (kind == 1 && !is_long_mode(cpu));
     if d.segment.is_code_or_data() || !available {
         return Err(selector_fault(cpu, 13, selector, 0));
@@ -349,7 +351,7 @@ pub fn ltr(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// A descriptor that must stand in the GDT.
+/// Reads a descriptor that must be in the GDT.
 fn system_descriptor(cpu: &mut Cpu, selector: u16) -> Result<Descriptor, Fault> {
     if selector & 4 != 0 {
         return Err(selector_fault(cpu, 13, selector, 0));
@@ -361,7 +363,7 @@ fn set_zf(cpu: &mut Cpu, on: bool) {
     set_flags(cpu, if on { rflags::ZF } else { 0 }, rflags::ZF);
 }
 
-/// The descriptor that LAR, LSL, VERR and VERW look at, if the selector reaches one.
+/// Returns the descriptor that LAR, LSL, VERR and VERW look at, if the selector reaches one.
 fn inspect(cpu: &mut Cpu, op: &Op) -> Result<Option<Descriptor>, Fault> {
     if is_real(cpu) || is_vm86(cpu) {
         return Err(cpu.undefined());
@@ -376,13 +378,13 @@ fn inspect(cpu: &mut Cpu, op: &Op) -> Result<Option<Descriptor>, Fault> {
             let visible = d.segment.is_conforming() || d.segment.dpl() >= level;
             Ok(visible.then_some(d))
         }
-        // Outside of its table: not an error here. A page fault is.
+        // A selector outside of its table is not an error here. A page fault is one.
         Err(Fault) if cpu.exception.vector == 13 => Ok(None),
         Err(fault) => Err(fault),
     }
 }
 
-/// LAR (bit 0 of `imm` clear) and LSL (set): `dst` the register, bits 15:8 of `imm` its bytes.
+/// Executes LAR (bit 0 of `imm` clear) and LSL (set): `dst` is the register, bits 15:8 of `imm` its bytes.
 pub fn load_rights(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let found = inspect(cpu, op)?;
     let limit = op.imm & 1 != 0;
@@ -408,7 +410,7 @@ pub fn load_rights(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// VERR (bit 0 of `imm` clear) and VERW (set).
+/// Executes VERR (bit 0 of `imm` clear) and VERW (set).
 pub fn verify(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let found = inspect(cpu, op)?;
     let write = op.imm & 1 != 0;
@@ -417,8 +419,8 @@ pub fn verify(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// ARPL: `src` the source register; the destination is register `dst`, or memory with [`MEM`] in segment `aux`, which must
-/// be writable only where something is written.
+/// Executes ARPL: `src` is the source register. The destination is register `dst`, or memory with [`MEM`] in segment
+/// `aux`, which must be writable only if something is written.
 pub fn arpl(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     if is_real(cpu) || is_vm86(cpu) {
         return Err(cpu.undefined());
@@ -444,7 +446,7 @@ pub fn arpl(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// MOV from a debug register: `src` its number.
+/// Executes MOV from a debug register: `src` its number.
 pub fn read_debug(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let n = debug_number(cpu, op.src)?;
     let value = cpu.sys.dr[n];
@@ -452,7 +454,7 @@ pub fn read_debug(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// MOV to a debug register: `dst` its number.
+/// Executes MOV to a debug register: `dst` its number.
 pub fn write_debug(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let n = debug_number(cpu, op.dst)?;
     let value = read_gpr(cpu, op.src, if cpu.is_64bit() { 8 } else { 4 });
@@ -486,13 +488,13 @@ fn debug_number(cpu: &mut Cpu, n: u8) -> Result<usize, Fault> {
     Ok(n as usize)
 }
 
-/// The time-stamp counter: nanoseconds, since it runs at 1 GHz.
+/// Returns the time-stamp counter: nanoseconds, since it runs at 1 GHz.
 pub fn tsc(cpu: &mut Cpu) -> u64 {
     cpu.sync_clock();
     cpu.platform.clock().now_ns().wrapping_add(cpu.sys.tsc_offset)
 }
 
-/// RDTSC (`imm` 0) and RDTSCP (`imm` 1).
+/// Executes RDTSC (`imm` 0) and RDTSCP (`imm` 1).
 pub fn rdtsc(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     if cpu.sys.cr4 & cr4::TSD != 0 && cpu.cpl != 0 {
         return Err(cpu.general_protection(0));
@@ -506,7 +508,7 @@ pub fn rdtsc(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// RDPMC: the four counters that every AMD processor has (APM vol. 3, RDPMC). They do not count: see `msr`.
+/// Executes RDPMC for the four counters that every AMD processor has (APM vol. 3, RDPMC). They do not count: see `msr`.
 pub fn rdpmc(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
     if (cpu.cpl != 0 && cpu.sys.cr4 & cr4::PCE == 0) || cpu.regs[1] as u32 > 3 {
         return Err(cpu.general_protection(0));
@@ -515,8 +517,8 @@ pub fn rdpmc(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// RDRAND and RDSEED: `dst` the register, `src` its bytes. CF says whether there was a number: always, unless the
-/// host has none.
+/// Executes RDRAND and RDSEED: `dst` is the register, `src` its bytes. CF says whether there was a number; it is clear
+/// only if the host has none.
 pub fn random(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let mut bytes = [0u8; 8];
     let good = getrandom::fill(&mut bytes).is_ok();
@@ -526,7 +528,7 @@ pub fn random(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// XGETBV.
+/// Executes XGETBV.
 pub fn xgetbv(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
     if cpu.sys.cr4 & cr4::OSXSAVE == 0 {
         return Err(cpu.undefined());
@@ -539,7 +541,7 @@ pub fn xgetbv(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// XSETBV: x87 must stay on, SSE may be on, nothing else is.
+/// Executes XSETBV. x87 must stay on, SSE may be on, and nothing else is allowed.
 pub fn xsetbv(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
     if cpu.sys.cr4 & cr4::OSXSAVE == 0 {
         return Err(cpu.undefined());

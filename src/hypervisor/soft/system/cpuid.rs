@@ -1,14 +1,14 @@
 //! CPUID: the model "soft-v2".
 //!
 //! x86-64-v2 with AES, PCLMULQDQ, SHA, RDRAND and XSAVE for x87 and SSE state, under AMD's name: an AMD processor of
-//! family 19h has no Meltdown, and with the bits of leaf 0x80000021 no guest turns on a mitigation that would cost
-//! an interpreter dearly (automatic IBRS instead of retpolines, SRSO_NO, LFENCE always serialising).
-//! Whatever stands here is implemented; what is implemented and not listed is free to change.
+//! family 19h has no Meltdown, and with the bits of leaf 0x80000021 no guest turns on a mitigation that would cost an
+//! interpreter dearly (automatic IBRS instead of retpolines, SRSO_NO, LFENCE always serialising). Every listed feature
+//! is implemented. A feature that is implemented but not listed may change.
 //!
 //! Sources: APM vol. 3 appendix E; SDM vol. 2 (CPUID); Linux `virt/kvm/x86/cpuid.rst` for leaves 0x4000_00xx.
 //!
-//! **Not modelled**: APIC ids with gaps: they are 0, 1, 2 ..., so a guest sees the right topology only where the
-//! cores of a socket and the threads of a core are powers of two, or there is one socket.
+//! **Not modelled**: APIC ids with gaps: they are 0, 1, 2 ..., so a guest sees the right topology only where the cores
+//! of a socket and the threads of a core are powers of two, or there is one socket.
 
 use super::super::cpu::{Cpu, Fault};
 use super::super::mmu::PHYS_BITS;
@@ -62,7 +62,8 @@ const HTT: u32 = 1 << 28;
 /// The local APIC, in EDX of leaves 1 and 0x80000001.
 const APIC: u32 = 1 << 9;
 
-/// [`APIC`] where the local APIC is switched off in IA32_APIC_BASE: the bit shows that (SDM vol. 3 section 10.4.3).
+/// Returns [`APIC`] if the local APIC is switched off in IA32_APIC_BASE: the bit shows that (SDM vol. 3 section
+/// 10.4.3).
 fn apic_off(cpu: &Cpu) -> u32 {
     match cpu.platform.apic_msr_read(cpu.index, msr::APIC_BASE) {
         Ok(base) if base & 1 << 11 == 0 => APIC,
@@ -73,19 +74,19 @@ fn apic_off(cpu: &Cpu) -> u32 {
 /// Leaf 7 EBX: FSGSBASE, SMEP, ERMS, RDSEED, SMAP, CLFLUSHOPT, SHA.
 const EBX7: u32 = 1 << 0 | 1 << 7 | 1 << 9 | 1 << 18 | 1 << 20 | 1 << 23 | 1 << 29;
 
-/// Leaf 0x80000001 EDX: what repeats leaf 1, then SYSCALL, NX, MMXEXT, 1 GiB pages, RDTSCP, long mode.
+/// Leaf 0x80000001 EDX: the bits that repeat leaf 1, then SYSCALL, NX, MMXEXT, 1 GiB pages, RDTSCP, long mode.
 const EDX8: u32 = (EDX1 & 0x0183_f3ff) & !(1 << 11) | 1 << 11 | 1 << 20 | 1 << 22 | 1 << 26 | 1 << 27 | 1 << 29;
 /// Leaf 0x80000001 ECX: LAHF in 64-bit mode, CR8 in legacy mode is absent, PREFETCHW, topology extensions.
 const ECX8: u32 = 1 << 0 | 1 << 8 | 1 << 22;
 
 /// TSC frequency in kHz.
 pub const TSC_KHZ: u32 = 1_000_000;
-/// APIC bus frequency in kHz, as leaf 0x40000010 has it.
+/// APIC bus frequency in kHz, as in leaf 0x40000010.
 pub const APIC_BUS_KHZ: u32 = 1_000_000;
 
 const BRAND: &[u8; 48] = b"vmctl soft-v2 virtual processor\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
 
-/// Eight bytes of the processor's name, for its registers.
+/// Returns eight bytes of the processor's name, for its registers.
 pub fn brand_part(n: usize) -> u64 {
     BRAND[8 * n..].first_chunk().map_or(0, |part| u64::from_le_bytes(*part))
 }
@@ -94,7 +95,7 @@ fn word(bytes: &[u8]) -> u32 {
     u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
 }
 
-/// Bits needed to number `count` things.
+/// Returns the number of bits needed to number `count` things.
 fn bits_for(count: u32) -> u32 {
     count.max(1).next_power_of_two().trailing_zeros()
 }
@@ -105,7 +106,7 @@ struct Topology {
     id: u32,
 }
 
-/// The answer to `leaf`, `sub`: EAX, EBX, ECX, EDX.
+/// Returns the answer to `leaf`, `sub`: EAX, EBX, ECX, EDX.
 pub fn leaves(cpu: &Cpu, leaf: u32, sub: u32) -> [u32; 4] {
     let (_, cores, threads) = cpu.topology;
     let t = Topology { threads: threads.max(1), package: (cores * threads).max(1), id: cpu.index as u32 };
@@ -117,12 +118,12 @@ pub fn leaves(cpu: &Cpu, leaf: u32, sub: u32) -> [u32; 4] {
             let ebx = t.id << 24 | (t.package & 0xff) << 16 | 8 << 8;
             [SIGNATURE, ebx, ecx1::ALL | osxsave, (EDX1 | htt) & !apic_off(cpu)]
         }
-        // The APIC timer runs always (ARAT).
+        // The APIC timer always runs (ARAT).
         6 => [4, 0, 0, 0],
         7 if sub == 0 => [0, EBX7, 0, 0],
         0xb => extended_topology(&t, sub),
         0xd => match sub {
-            // XCR0 may hold x87 and SSE: 512 bytes of FXSAVE and 64 of header.
+            // XCR0 may have x87 and SSE: 512 bytes of FXSAVE and 64 of header.
             0 => [3, 576, 576, 0],
             _ => [0; 4],
         },
@@ -135,7 +136,7 @@ pub fn leaves(cpu: &Cpu, leaf: u32, sub: u32) -> [u32; 4] {
     }
 }
 
-/// Leaf 0xB.
+/// Returns leaf 0xB.
 fn extended_topology(t: &Topology, sub: u32) -> [u32; 4] {
     match sub {
         0 => [bits_for(t.threads), t.threads, 1 << 8, t.id],
@@ -163,9 +164,9 @@ fn extended(cpu: &Cpu, t: &Topology, leaf: u32, sub: u32) -> [u32; 4] {
         // The TSC is invariant.
         0x8000_0007 => [0, 0, 0, 1 << 8],
         0x8000_0008 => {
-            // Speculative store bypass does not happen (SSB_NO); WBNOINVD; FXSAVE and its kin always save the x87
-            // error pointers and restore them (XSAVEERPTR, named RstrFpErrPtrs in the APM): so nothing of another
-            // process is left in them, and no guest need clear them at each switch.
+            // Speculative store bypass does not happen (SSB_NO). WBNOINVD. FXSAVE and similar always save and restore
+            // the x87 error pointers (XSAVEERPTR, named RstrFpErrPtrs in the APM): so nothing of another process is
+            // left in them, and no guest needs to clear them at each switch.
             let ebx = 1 << 26 | 1 << 9 | 1 << 2;
             let ecx = if t.package > 1 { bits_for(t.package) << 12 | (t.package - 1) & 0xff } else { 0 };
             [48 << 8 | PHYS_BITS, ebx, ecx, 0]
@@ -179,7 +180,7 @@ fn extended(cpu: &Cpu, t: &Topology, leaf: u32, sub: u32) -> [u32; 4] {
     }
 }
 
-/// Leaf 0x8000001D: the caches, as leaf 4 of Intel's processors has them.
+/// Returns leaf 0x8000001D: the caches, in the layout of leaf 4 of Intel's processors.
 fn cache(t: &Topology, sub: u32) -> [u32; 4] {
     let (kind, level, sharing, ways, sets) = match sub {
         0 => (1, 1, t.threads, 8, 64),
@@ -192,7 +193,7 @@ fn cache(t: &Topology, sub: u32) -> [u32; 4] {
     [(sharing - 1) << 14 | 1 << 8 | level << 5 | kind, (ways - 1) << 22 | 63, sets - 1, 0]
 }
 
-/// CPUID.
+/// Executes CPUID.
 pub fn cpuid(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
     let [eax, ebx, ecx, edx] = leaves(cpu, cpu.regs[0] as u32, cpu.regs[1] as u32);
     cpu.regs[0] = u64::from(eax);

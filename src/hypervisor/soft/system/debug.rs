@@ -2,8 +2,8 @@
 //!
 //! SDM vol. 3 chapter 17. Watchpoints on data are found in `mmu`.
 //!
-//! Branch records and single step on branches (DebugCtl; APM vol. 2 section 13.1.1.5 and 13.1.1.6) are made by stepping, so
-//! that they cost nothing where nobody asks for them.
+//! Branch records and single step on branches (DebugCtl; APM vol. 2 section 13.1.1.5 and 13.1.1.6) are implemented by
+//! stepping, so that they cost nothing unless a guest asks for them.
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl};
 
@@ -13,14 +13,14 @@ use super::super::mmu::{self, Intent};
 use super::regs::{cr4, debug_ctl, dr};
 use crate::hypervisor::memory::{GuestAddr, PAGE_SIZE};
 
-/// Whether a debug register breaks on execution.
+/// Returns whether a debug register breaks on execution.
 pub fn breaks_on_execution(cpu: &Cpu) -> bool {
     let dr7 = cpu.sys.dr[7];
     dr7 & 0xff != 0 && (0..4).any(|n| dr7 >> (2 * n) & 3 != 0 && dr7 >> (16 + 4 * n) & 3 == 0)
 }
 
-/// Notes the breakpoints that an access of `bytes` at `port` meets: with CR4.DE, those whose R/W is 2. Like those on data they
-/// trap behind the instruction.
+/// Notes the breakpoints that an access of `bytes` at `port` triggers: with CR4.DE, those whose R/W is 2. Like data
+/// breakpoints they trap after the instruction.
 pub fn note_port(cpu: &mut Cpu, port: u16, bytes: u8) {
     let dr7 = cpu.sys.dr[7];
     if dr7 & 0xff == 0 || cpu.sys.cr4 & cr4::DE == 0 {
@@ -41,11 +41,11 @@ pub fn note_port(cpu: &mut Cpu, port: u16, bytes: u8) {
 pub struct Branch {
     /// Its linear address.
     from: u64,
-    /// The address behind it as an offset in CS, where it may go on if it is conditional.
+    /// The address after it as an offset in CS, at which it may continue if it is conditional.
     behind: Option<u64>,
 }
 
-/// The branch at RIP, if there is one.
+/// Returns the branch at RIP, if there is one.
 fn branch_at_rip(cpu: &mut Cpu) -> Option<Branch> {
     let rip = cpu.regs[RIP];
     let from = linear_ip(cpu, rip);
@@ -69,12 +69,12 @@ fn branch_at_rip(cpu: &mut Cpu) -> Option<Branch> {
     }
 }
 
-/// The linear address of `ip` in CS.
+/// Returns the linear address of `ip` in CS.
 pub fn linear_ip(cpu: &Cpu, ip: u64) -> u64 {
     if cpu.is_64bit() { ip } else { cpu.segs[CS].base.wrapping_add(ip) & 0xffff_ffff }
 }
 
-/// An exception or interrupt has been delivered that came at the linear address `from`.
+/// Records an exception or interrupt that was delivered at the linear address `from`.
 pub fn record_interrupt(cpu: &mut Cpu, from: u64) {
     if cpu.sys.debug_ctl & debug_ctl::LBR != 0 {
         let to = linear_ip(cpu, cpu.regs[RIP]);
@@ -82,36 +82,37 @@ pub fn record_interrupt(cpu: &mut Cpu, from: u64) {
     }
 }
 
-/// Whether branches are recorded: then every instruction is stepped.
+/// Returns whether branches are recorded: then every instruction is stepped.
 pub fn records_branches(cpu: &Cpu) -> bool {
     cpu.sys.debug_ctl & debug_ctl::LBR != 0
 }
 
-/// Enters the conditions `met` into DR6, with those that wait: B0 to B3 say what this exception was, the other bits stay
-/// set until software clears them (APM vol. 2 section 13.1.1.3; SDM vol. 3 section 17.2.3).
+/// Adds the conditions `met` to DR6, with those that wait. B0 to B3 describe this exception; the other bits stay set
+/// until software clears them (APM vol. 2 section 13.1.1.3; SDM vol. 3 section 17.2.3).
 pub fn report(cpu: &mut Cpu, met: u64) {
     let met = met | std::mem::take(&mut cpu.debug_pending);
     cpu.sys.dr[6] = cpu.sys.dr[6] & !dr::BREAKPOINTS | met;
 }
 
-/// INT1 reports no condition of its own, but takes with it what MOV SS before it held off.
+/// Reports the conditions that MOV SS held off. INT1 has no condition of its own but reports these.
 pub fn report_held(cpu: &mut Cpu) {
     if cpu.debug_pending != 0 {
         report(cpu, 0);
     }
 }
 
-/// MOV SS and POP SS hold off interrupts and debug exceptions until the next instruction has run, so that the stack
-/// pointer can follow (SDM vol. 3 section 6.8.3). A single-step trap of their own does not come at all.
+/// Holds off interrupts and debug exceptions until the next instruction has run, after MOV SS and POP SS, so that the
+/// stack pointer can follow (SDM vol. 3 section 6.8.3). A single-step trap of their own does not come at all.
 ///
-/// Where nothing can be held off, nothing is noted: then the chain goes on, and a mark would be stale when it is left.
+/// Where nothing can be held off, nothing is noted: then the chain continues, and a mark would be stale when it is
+/// left.
 pub fn hold_off(cpu: &mut Cpu) {
     cpu.interrupt_shadow = true;
     cpu.debug_shadow = cpu.debug_pending != 0 || cpu.mode.has(Mode::STEP);
 }
 
-/// In [`Mode::STEP`], before the block's one instruction runs: instruction breakpoints, unless they are `held` off. On
-/// `Err` the dispatcher delivers `cpu.exception` instead of running it.
+/// Checks for instruction breakpoints in [`Mode::STEP`], before the block's one instruction runs, unless they are
+/// `held` off. On `Err` the dispatcher delivers `cpu.exception` instead of running the instruction.
 pub fn before_step(cpu: &mut Cpu, held: bool) -> Result<(), Fault> {
     cpu.no_step_trap = false;
     let asked = cpu.sys.debug_ctl & (debug_ctl::LBR | debug_ctl::BTF) != 0;
@@ -136,7 +137,8 @@ pub fn before_step(cpu: &mut Cpu, held: bool) -> Result<(), Fault> {
     Err(cpu.raise(1, None))
 }
 
-/// In `Mode::STEP`, after the instruction ran without an exception; `tf_before` is RFLAGS.TF as it was before.
+/// Notes the single-step trap in `Mode::STEP`, after the instruction ran without an exception. `tf_before` is the value
+/// of RFLAGS.TF before it.
 pub fn after_step(cpu: &mut Cpu, tf_before: bool) {
     let taken = cpu.stepped_branch.take().filter(|b| b.behind != Some(cpu.regs[RIP]));
     if let Some(branch) = taken
@@ -151,7 +153,7 @@ pub fn after_step(cpu: &mut Cpu, tf_before: bool) {
     }
 }
 
-/// SYSCALL, SYSRET and SYSENTER: whether a single-step trap follows says the TF that they leave, not the one that they
+/// Lets the TF that SYSCALL, SYSRET and SYSENTER leave decide whether a single-step trap follows, not the TF that they
 /// found. So a system call whose mask clears TF is not traced, and a return that sets it is trapped at once, before the
 /// first instruction in user mode.
 pub fn step_by_result(cpu: &mut Cpu) {
@@ -161,8 +163,8 @@ pub fn step_by_result(cpu: &mut Cpu) {
     }
 }
 
-/// Whether a trap is due before the next instruction (`cpu.debug_pending`); then it is in `cpu.exception` and the
-/// dispatcher delivers it, before any interrupt. It ends HLT, as interrupts do (SDM vol. 2, HLT).
+/// Returns whether a trap is due before the next instruction (`cpu.debug_pending`). Then it is in `cpu.exception`, and
+/// the dispatcher delivers it before any interrupt. It ends HLT, as interrupts do (SDM vol. 2, HLT).
 pub fn take_debug_trap(cpu: &mut Cpu) -> bool {
     if cpu.debug_pending == 0 {
         return false;

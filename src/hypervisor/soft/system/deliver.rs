@@ -2,10 +2,11 @@
 //!
 //! SDM vol. 3 chapter 6, section 20.1.4 (real mode), 20.3 (virtual-8086 mode); table 6-5 (double fault).
 //!
-//! **Not modelled**: the interrupt redirection map of CR4.VME (not advertised), interrupt-stack tables of shadow stacks.
+//! **Not modelled**: the interrupt redirection map of CR4.VME (not advertised), interrupt-stack tables of shadow
+//! stacks.
 //!
-//! **Hostile guest**: an exception while delivering one leads to #DF and then to a triple fault: three deliveries
-//! at most for contributory exceptions and page faults, a few more for serial ones.
+//! **Hostile guest**: an exception while delivering one leads to #DF and then to a triple fault: at most three
+//! deliveries for contributory exceptions and page faults, a few more for serial ones.
 
 use super::super::cpu::{CS, Cpu, DS, ES, Exception, FS, Fault, GS, RIP, SS, Segment, rflags};
 use super::super::mmu;
@@ -14,7 +15,7 @@ use super::segment::*;
 use super::task::{self, Arrival, Leaving};
 use super::{TripleFault, debug};
 
-/// Where an event comes from.
+/// Source of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
     /// A processor exception, INT1, or an external interrupt: no check of the gate's DPL, EXT is set.
@@ -30,7 +31,7 @@ pub struct Event {
     pub vector: u8,
     /// Error code to push.
     pub error: Option<u32>,
-    /// Where it comes from.
+    /// Source of the event.
     pub source: Source,
     /// The instruction pointer to push.
     pub rip: u64,
@@ -41,15 +42,15 @@ pub struct Event {
 struct Gate {
     selector: u16,
     offset: u64,
-    /// 16, 32 or 64 bits in bytes.
+    /// Size of the gate in bytes: of 16, 32 or 64 bits.
     size: u64,
     interrupt: bool,
     ist: u64,
-    /// A task gate: of the rest only `selector` counts.
+    /// Whether it is a task gate. Then only `selector` counts of the rest.
     task: bool,
 }
 
-/// Tries to deliver; on `Err` nothing but memory below the stack has changed and `cpu.exception` says what happened.
+/// Tries to deliver an event. On `Err` only memory below the stack has changed, and `cpu.exception` says what happened.
 pub fn deliver(cpu: &mut Cpu, event: Event) -> Result<Arrival, Fault> {
     let from = debug::linear_ip(cpu, event.rip);
     let arrival = deliver_by_mode(cpu, event)?;
@@ -92,7 +93,7 @@ fn deliver_through(cpu: &mut Cpu, event: Event, gate: &Gate, ext: u32) -> Result
     }
     check_target(cpu, &code.segment, gate.offset, ext)?;
     let stack = if long { push_long(cpu, event, gate, level, ext)? } else { push_legacy(cpu, event, gate, level, ext)? };
-    // The last thing that can fault; the frame above is below the old stack pointer, or on another stack.
+    // This is the last step that can fault. The frame above is below the old stack pointer, or on another stack.
     mark_accessed(cpu, &mut code)?;
     if is_vm86(cpu) {
         for which in [ES, DS, FS, GS] {
@@ -188,7 +189,7 @@ fn push_long(cpu: &mut Cpu, event: Event, gate: &Gate, level: u8, ext: u32) -> R
     } else if level != cpu.cpl {
         long_stack_pointer(cpu, 4 + 8 * u64::from(level), ext)?
     } else {
-        // In compatibility mode the stack pointer is what the stack segment's size makes of it.
+        // In compatibility mode the stack segment's size truncates the stack pointer.
         Stack::current(cpu).sp
     };
     let mut stack = Stack::long(null_stack(level), sp & !0xf, level, ext);
@@ -247,7 +248,7 @@ fn class(vector: u8) -> Class {
     }
 }
 
-/// What a second exception makes of the delivery of a first (SDM vol. 3 table 6-5).
+/// Combines a second exception with the delivery of a first one (SDM vol. 3 table 6-5).
 fn combine(first: u8, second: Exception) -> Result<Exception, TripleFault> {
     let (a, b) = (class(first), class(second.vector));
     if first == 8 && b != Class::Benign {
@@ -261,7 +262,7 @@ fn combine(first: u8, second: Exception) -> Result<Exception, TripleFault> {
     Ok(if double { Exception { vector: 8, error: Some(0), cr2: 0 } } else { second })
 }
 
-/// Delivers what stands in `cpu.exception`, and whatever that leads to.
+/// Delivers the exception in `cpu.exception`, and all that its delivery raises.
 fn deliver_chain(cpu: &mut Cpu) -> Result<(), TripleFault> {
     let mut exception = cpu.exception;
     // Serial deliveries end: each makes the stack or the tables fault at another place, or becomes #DF.
@@ -270,21 +271,21 @@ fn deliver_chain(cpu: &mut Cpu) -> Result<(), TripleFault> {
         match vector {
             14 => cpu.sys.cr2 = exception.cr2,
             1 => {
-                // What MOV SS held off, where the instruction behind it raised #DB itself.
+                // Report what MOV SS held off, if the instruction after it raised #DB itself.
                 debug::report_held(cpu);
                 cpu.sys.dr[7] &= !dr::DR7_GD;
                 cpu.sys.debug_ctl &= !debug_ctl::UNTIL_DEBUG;
             }
             _ => {}
         }
-        // #DB as a trap, #BP and #OF do not resume; neither do the aborts.
+        // #DB as a trap, #BP and #OF do not resume; nor do the aborts.
         let resume = !matches!(vector, 1 | 3 | 4 | 8 | 18);
         let error = if is_real(cpu) { None } else { exception.error };
         let event = Event { vector, error, source: Source::Hardware, rip: cpu.regs[RIP], resume };
         if deliver(cpu, event) == Ok(Arrival::Whole) {
             return Ok(());
         }
-        // Not delivered; or in the task that was switched to: RIP is the new task's then.
+        // It was not delivered, or it was delivered in the task that was switched to. Then RIP is the new task's.
         let second = cpu.exception;
         if second.vector == 14 {
             cpu.sys.cr2 = second.cr2;
@@ -303,17 +304,18 @@ fn deliver_external(cpu: &mut Cpu, vector: u8) -> Result<(), TripleFault> {
     let event = Event { vector, error: None, source: Source::Hardware, rip: cpu.regs[RIP], resume: false };
     match deliver(cpu, event) {
         Ok(Arrival::Whole) => Ok(()),
-        // An interrupt is benign: what its delivery raises is delivered in its place, or in the task that it went to.
+        // An interrupt is benign: an exception that its delivery raises is delivered instead, or in the task that it
+        // went to.
         Ok(Arrival::Faulted) | Err(Fault) => deliver_chain(cpu),
     }
 }
 
-/// Delivers an external interrupt that has been acknowledged; `regs[RIP]` is the instruction to return to.
+/// Delivers an external interrupt that has been acknowledged. `regs[RIP]` is the instruction to return to.
 pub fn deliver_interrupt(cpu: &mut Cpu, vector: u8) -> Result<(), TripleFault> {
     deliver_external(cpu, vector)
 }
 
-/// Delivers an NMI; others are held off until IRET.
+/// Delivers an NMI. Others are held off until IRET.
 pub fn deliver_nmi(cpu: &mut Cpu) -> Result<(), TripleFault> {
     cpu.nmi_blocked = true;
     deliver_external(cpu, 2)

@@ -13,11 +13,11 @@ use super::regs::attr;
 use super::segment::*;
 use super::task::{self, Arrival, Way};
 
-/// What a far branch is.
+/// Kind of a far branch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Jump,
-    /// Pushes operands of so many bytes.
+    /// Pushes operands of this many bytes.
     Call(u64),
 }
 
@@ -25,14 +25,14 @@ fn truncate(value: u64, size: u64) -> u64 {
     if size >= 8 { value } else { value & (u64::MAX >> (64 - 8 * size)) }
 }
 
-/// Far JMP or CALL with the pointer in the instruction: `imm` is `selector << 32 | offset`, `src` the offset's bytes,
-/// `dst` 1 for a call.
+/// Executes a far JMP or CALL with the pointer in the instruction: `imm` is `selector << 32 | offset`, `src` the
+/// offset's bytes, `dst` 1 for a call.
 pub fn far_direct(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let kind = if op.dst == 1 { Kind::Call(u64::from(op.src)) } else { Kind::Jump };
     transfer(cpu, kind, (op.imm >> 32) as u16, op.imm & 0xffff_ffff)
 }
 
-/// Far JMP or CALL through memory: `src` is the offset's bytes, `dst` 1 for a call.
+/// Executes a far JMP or CALL through memory: `src` is the offset's bytes, `dst` 1 for a call.
 pub fn far_indirect(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let size = u64::from(op.src);
     let addr = op.addr(cpu);
@@ -41,7 +41,7 @@ pub fn far_indirect(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     transfer(cpu, kind, selector, offset)
 }
 
-/// A far pointer in memory: an offset of `size` bytes, then the selector.
+/// Loads a far pointer from memory: an offset of `size` bytes, then the selector.
 pub fn load_far_pointer(cpu: &mut Cpu, addr: u64, size: u64) -> Result<(u64, u16), Fault> {
     let offset = match size {
         2 => u64::from(cpu.load::<u16>(addr)?),
@@ -89,7 +89,7 @@ fn transfer(cpu: &mut Cpu, kind: Kind, selector: u16, offset: u64) -> Result<(),
     Ok(())
 }
 
-/// After a task switch: what was raised in the new task is delivered there.
+/// Delivers what was raised in the new task, after a task switch.
 fn arrived(cpu: &mut Cpu, arrival: Arrival) -> Result<(), Fault> {
     if arrival == Arrival::Faulted {
         cpu.leave = Leave::Exception;
@@ -113,7 +113,7 @@ fn transfer_real(cpu: &mut Cpu, kind: Kind, selector: u16, offset: u64) -> Resul
     Ok(())
 }
 
-/// The checks of a code segment that is reached without a gate.
+/// Checks a code segment that is reached without a gate.
 fn check_same_level(cpu: &mut Cpu, d: &Descriptor, selector: u16) -> Result<(), Fault> {
     let s = &d.segment;
     let level_ok = if s.is_conforming() { s.dpl() <= cpu.cpl } else { s.dpl() == cpu.cpl && (selector & 3) as u8 <= cpu.cpl };
@@ -215,7 +215,7 @@ fn push_call_frame(cpu: &mut Cpu, size: u64, level: u8, params: u64) -> Result<S
     Ok(stack)
 }
 
-/// The code segment that a far return or IRET goes to, checked.
+/// Reads and checks the code segment that a far return or IRET goes to.
 fn return_segment(cpu: &mut Cpu, selector: u16) -> Result<Descriptor, Fault> {
     if is_null(selector) {
         return Err(cpu.general_protection(0));
@@ -234,7 +234,8 @@ fn return_segment(cpu: &mut Cpu, selector: u16) -> Result<Descriptor, Fault> {
     Ok(d)
 }
 
-/// The stack segment that a return to `level` goes to, checked; `to_64bit` is about the code segment returned to.
+/// Reads and checks the stack segment that a return to `level` goes to. `to_64bit` describes the code segment returned
+/// to.
 fn return_stack_segment(cpu: &mut Cpu, selector: u16, level: u8, to_64bit: bool) -> Result<super::super::cpu::Segment, Fault> {
     if is_null(selector) {
         if to_64bit && level != 3 && (selector & 3) as u8 == level {
@@ -253,7 +254,7 @@ fn return_stack_segment(cpu: &mut Cpu, selector: u16, level: u8, to_64bit: bool)
     Ok(d.segment)
 }
 
-/// Sets RSP after a return: by the size of the new stack.
+/// Sets RSP after a return, by the size of the new stack.
 fn set_returned_sp(cpu: &mut Cpu, sp: u64) {
     let wide = cpu.segs[SS].attr & attr::DB != 0;
     cpu.regs[4] = if cpu.is_64bit() {
@@ -265,7 +266,7 @@ fn set_returned_sp(cpu: &mut Cpu, sp: u64) {
     };
 }
 
-/// Far RET: `src` is the operand's bytes, `imm` the bytes to release.
+/// Executes far RET: `src` is the operand's bytes, `imm` the bytes to release.
 pub fn far_return(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let size = u64::from(op.src);
     let mut stack = Stack::current(cpu);
@@ -305,10 +306,10 @@ pub fn far_return(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// INT n, INT3 and INT1: `imm` is the vector, `dst` 1 for INT1, which no DPL stops.
+/// Executes INT n, INT3 and INT1: `imm` is the vector, `dst` is 1 for INT1, which checks no DPL.
 pub fn interrupt(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let software = op.dst != 1;
-    // INT n in virtual-8086 mode without CR4.VME; INT3 and INTO are not sensitive to IOPL.
+    // INT n in virtual-8086 mode without CR4.VME. INT3 and INTO are not sensitive to IOPL.
     if software && op.src == 1 && is_vm86(cpu) && cpu.rflags & rflags::IOPL != rflags::IOPL {
         return Err(cpu.general_protection(0));
     }
@@ -321,7 +322,7 @@ pub fn interrupt(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     arrived(cpu, arrival)
 }
 
-/// INTO.
+/// Executes INTO.
 pub fn interrupt_on_overflow(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     if cpu.flags.of() {
         interrupt(cpu, op)?;
@@ -329,7 +330,7 @@ pub fn interrupt_on_overflow(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// IRET: `src` is the operand's bytes.
+/// Executes IRET: `src` is the operand's bytes.
 pub fn interrupt_return(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let size = u64::from(op.src);
     if is_vm86(cpu) && cpu.rflags & rflags::IOPL != rflags::IOPL {

@@ -10,7 +10,7 @@ use super::super::op::Op;
 use super::far::set_flags;
 use super::segment::{Stack, is_vm86};
 
-/// What software of privilege 0 can set with POPF.
+/// Flags that software of privilege 0 can set with POPF.
 pub const SETTABLE: u64 =
     rflags::ARITH | rflags::TF | rflags::IF | rflags::DF | rflags::IOPL | rflags::NT | rflags::AC | rflags::ID;
 
@@ -18,14 +18,14 @@ fn iopl(cpu: &Cpu) -> u8 {
     (cpu.rflags >> 12 & 3) as u8
 }
 
-/// Interrupts have been opened: one that waits is taken behind this instruction.
+/// Makes the dispatcher look for interrupts, since they were enabled: one that waits is taken after this instruction.
 fn look_for_interrupts(cpu: &mut Cpu) {
     if cpu.event_pending || cpu.attention.is_raised(cpu.index) {
         cpu.leave_after_op = true;
     }
 }
 
-/// CLI.
+/// Executes CLI.
 pub fn cli(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
     if cpu.cpl > iopl(cpu) {
         return Err(cpu.general_protection(0));
@@ -34,7 +34,7 @@ pub fn cli(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// STI: interrupts open behind the next instruction.
+/// Executes STI. Interrupts are enabled after the next instruction.
 pub fn sti(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
     if cpu.cpl > iopl(cpu) {
         return Err(cpu.general_protection(0));
@@ -47,7 +47,7 @@ pub fn sti(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// PUSHF: `src` is the operand's bytes.
+/// Executes PUSHF: `src` is the operand's bytes.
 pub fn pushf(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     if is_vm86(cpu) && iopl(cpu) < 3 {
         return Err(cpu.general_protection(0));
@@ -59,7 +59,7 @@ pub fn pushf(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// POPF: `src` is the operand's bytes.
+/// Executes POPF: `src` is the operand's bytes.
 pub fn popf(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     if is_vm86(cpu) && iopl(cpu) < 3 {
         return Err(cpu.general_protection(0));
@@ -92,7 +92,7 @@ pub fn popf(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// CLAC (`imm` 0) and STAC (`imm` 1).
+/// Executes CLAC (`imm` 0) and STAC (`imm` 1).
 pub fn set_access_check(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     if cpu.cpl != 0 {
         return Err(cpu.undefined());

@@ -11,13 +11,12 @@
 //! | `flagops` | CLI, STI, PUSHF, POPF, CLAC, STAC |
 //! | `control` | control, debug and table registers, HLT, INVLPG, TSC |
 //! | `port` | IN, OUT, INS, OUTS |
-//! | `cpuid`, `msr`, `kvmclock` | what the processor says that it is |
+//! | `cpuid`, `msr`, `kvmclock` | the processor's identity and registers |
 //! | `debug` | single step, breakpoints |
-//! | `stackfault` | which segment an address that is not canonical came through |
+//! | `stackfault` | the segment through which an address that is not canonical came |
 //! | `start` | reset, INIT, start-up, loaders' entry |
 //!
-//! Nothing here is hot: every instruction is a called or a leaving op. Which operand stands where in an op is said at
-//! each body.
+//! Nothing here is hot: every instruction is a called or a leaving op. Each body says where in an op its operands are.
 
 pub mod control;
 pub mod cpuid;
@@ -48,11 +47,11 @@ pub use debug::{after_step, before_step, take_debug_trap};
 pub use deliver::{deliver_exception, deliver_interrupt, deliver_nmi};
 pub use start::{enter, mode_of, refresh_mode, reset, set_memory_types, start_up};
 
-/// The triple fault: an exception while delivering a double fault.
+/// A triple fault: an exception while delivering a double fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TripleFault;
 
-/// In [`Op::imm`]: the operand stands in memory.
+/// The operand is in memory, as a bit of [`Op::imm`].
 const MEM: u64 = 1 << 63;
 
 /// Reads the low `size` bytes of general register `reg`.
@@ -61,7 +60,7 @@ fn read_gpr(cpu: &Cpu, reg: u8, size: u8) -> u64 {
     if size >= 8 { value } else { value & (u64::MAX >> (64 - 8 * u32::from(size))) }
 }
 
-/// Writes `size` bytes (2, 4 or 8) of general register `reg`: 4 clear the upper half, 2 keep the rest.
+/// Writes `size` bytes (2, 4 or 8) of general register `reg`. 4 bytes clear the upper half, 2 keep the rest.
 fn write_gpr(cpu: &mut Cpu, reg: u8, size: u8, value: u64) {
     let r = &mut cpu.regs[reg as usize];
     *r = match size {
@@ -71,7 +70,7 @@ fn write_gpr(cpu: &mut Cpu, reg: u8, size: u8, value: u64) {
     };
 }
 
-/// Pushes an op that the next instruction follows.
+/// Pushes an op that continues with the next instruction.
 fn called(b: &mut Builder, handler: Handler, edit: impl FnOnce(&mut Op)) -> Option<Flow> {
     let mut op = b.op(handler);
     edit(&mut op);
@@ -84,7 +83,7 @@ fn leaving(b: &mut Builder, handler: Handler, edit: impl FnOnce(&mut Op)) -> Opt
     called(b, handler, edit).map(|_| Flow::End)
 }
 
-/// The memory operand of `insn` in `op`, whatever ops it needs pushed before.
+/// Creates an op with the memory operand of `insn`, and pushes the ops that it needs before it.
 fn with_memory(b: &mut Builder, insn: &Instruction, handler: Handler, size: u32, write: bool) -> Op {
     let m = b.mem(insn, size, write);
     let mut op = b.op(handler);
@@ -92,7 +91,7 @@ fn with_memory(b: &mut Builder, insn: &Instruction, handler: Handler, size: u32,
     op
 }
 
-/// An op whose 16-bit source operand `n` is a register (to `src`) or memory ([`MEM`] in `imm`).
+/// Creates an op whose 16-bit source operand `n` is a register (to `src`) or memory ([`MEM`] in `imm`).
 fn source16(b: &mut Builder, insn: &Instruction, n: u32, handler: Handler) -> Op {
     if insn.op_kind(n) == OpKind::Memory {
         let mut op = with_memory(b, insn, handler, 2, false);
@@ -105,7 +104,7 @@ fn source16(b: &mut Builder, insn: &Instruction, n: u32, handler: Handler) -> Op
     }
 }
 
-/// An op that writes a word to its first operand: register `dst` of `src` bytes, or memory ([`MEM`] in `imm`).
+/// Creates an op that writes a word to its first operand: register `dst` of `src` bytes, or memory ([`MEM`] in `imm`).
 fn word_destination(b: &mut Builder, insn: &Instruction, which: u8) -> Option<Flow> {
     let handler = called_op!(control::store_word);
     let mut op = if insn.op0_kind() == OpKind::Memory {
@@ -126,13 +125,13 @@ fn number(r: Register) -> u8 {
     r.number() as u8
 }
 
-/// Pushes `op`, and the next instruction follows.
+/// Pushes `op` and continues with the next instruction.
 fn plain(b: &mut Builder, op: Op) -> Option<Flow> {
     b.push(op);
     Some(Flow::Next)
 }
 
-/// Lowers an instruction of this family; `None` when it is not one.
+/// Lowers an instruction of this family. Returns `None` when it is not one.
 pub fn lower(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
     lower_far(insn, b)
         .or_else(|| lower_segment(insn, b))
@@ -141,7 +140,7 @@ pub fn lower(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
         .or_else(|| lower_rest(insn, b))
 }
 
-/// Bytes of the operand of a far branch or of IRET, by its code.
+/// Returns the size of the operand of a far branch or of IRET in bytes, by its code.
 fn far_size(code: Code) -> u8 {
     use Code::*;
     match code {
@@ -257,7 +256,7 @@ fn lower_segment(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
     }
 }
 
-/// PUSH and POP of a segment register.
+/// Lowers PUSH and POP of a segment register.
 fn lower_segment_stack(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
     use Code::*;
     let (push, size) = match insn.code() {
@@ -274,7 +273,7 @@ fn lower_segment_stack(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
     called(b, handler, |op| (op.dst, op.src) = (which, size))
 }
 
-/// LGDT, LIDT, SGDT, SIDT.
+/// Lowers LGDT, LIDT, SGDT, SIDT.
 fn lower_table(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
     use Code::*;
     let code = insn.code();
@@ -433,7 +432,7 @@ fn lower_rest(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
     }
 }
 
-/// RDFSBASE and its kin: the register, its bytes, and which of FS and GS.
+/// Lowers RDFSBASE and similar: the register, its bytes, and whether FS or GS.
 fn lower_base(insn: &Instruction, b: &mut Builder, handler: Handler) -> Option<Flow> {
     let r = insn.op0_register();
     let gs = matches!(insn.mnemonic(), Mnemonic::Rdgsbase | Mnemonic::Wrgsbase);

@@ -1,15 +1,16 @@
 //! RDMSR and WRMSR: the model-specific registers.
 //!
-//! SDM vol. 4; APM vol. 2 appendix A; Linux `virt/kvm/x86/msr.rst` for KVM's. The local APIC's are the platform's.
+//! SDM vol. 4; APM vol. 2 appendix A; Linux `virt/kvm/x86/msr.rst` for KVM's. Those of the local APIC belong to the
+//! platform.
 //!
-//! MTRRs and PAT are storage: memory has no types here; what firmware would have put there is in `start`. There are no
-//! machine-check banks. A register that does not exist raises #GP, as it does on the processor.
+//! MTRRs and PAT are storage only, since memory has no types here. `start` puts there what firmware would have. There
+//! are no machine-check banks. A register that does not exist raises #GP, as it does on the processor.
 //!
 //! The model is an AMD processor, and its registers are those that such a processor always has, whatever CPUID lists
 //! (APM vol. 2 appendix A; PPR for family 19h model 11h, 55901, section 2.1.14). Those that only tune caches, redirect
 //! machine checks or belong to firmware read as after reset and keep nothing ([`is_inert`]).
 //!
-//! **Not modelled**: performance counting. The four counters and their controls are there, read as zero and keep nothing,
+//! **Not modelled**: performance counting. The four counters and their controls exist, read as zero and keep nothing,
 //! as under KVM without a PMU: Linux writes one, reads it back, and then counts with its software clock.
 
 use super::super::cpu::{Cpu, FS, Fault, GS};
@@ -20,10 +21,10 @@ use super::regs::debug_ctl;
 use super::regs::msr::*;
 use super::{cpuid, kvmclock};
 
-/// The register does not exist, or does not take the value.
+/// The error for a register that does not exist, or does not take the value.
 struct Refused;
 
-/// RDMSR.
+/// Executes RDMSR.
 pub fn rdmsr(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
     check_privileged(cpu)?;
     let number = cpu.regs[1] as u32;
@@ -37,7 +38,7 @@ pub fn rdmsr(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
     }
 }
 
-/// WRMSR.
+/// Executes WRMSR.
 pub fn wrmsr(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
     check_privileged(cpu)?;
     cpu.sync_clock();
@@ -50,7 +51,7 @@ pub fn wrmsr(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Index in `mtrr_fixed`.
+/// Returns the index in `mtrr_fixed`.
 fn fixed_index(number: u32) -> usize {
     match number {
         MTRR_FIX64K => 0,
@@ -73,7 +74,7 @@ fn read(cpu: &mut Cpu, number: u32) -> Result<u64, Refused> {
             }
         }
         APIC_BASE | X2APIC_FIRST..=X2APIC_LAST => apic_read(cpu, number)?,
-        // Platform, power-on configuration, machine check: nothing there.
+        // Platform, power-on configuration, machine check: none.
         PLATFORM_ID | EBL_CR_POWERON | MCG_CAP | MCG_STATUS => 0,
         DEBUG_CTL => s.debug_ctl,
         LAST_BRANCH_FIRST..=LAST_BRANCH_LAST => s.last_branch[(number - LAST_BRANCH_FIRST) as usize],
@@ -117,7 +118,8 @@ fn read(cpu: &mut Cpu, number: u32) -> Result<u64, Refused> {
     })
 }
 
-/// Registers that every AMD processor has and that nothing here depends on: they read as zero and keep nothing.
+/// Returns whether the register is one that every AMD processor has and that nothing here depends on: it reads as zero
+/// and keeps nothing.
 fn is_inert(number: u32) -> bool {
     matches!(
         number,
@@ -146,7 +148,8 @@ const FOUR_GIB: u64 = 1 << 32;
 /// SMM_BASE after reset (APM vol. 2 section 10.2.2).
 const SMM_BASE_RESET: u64 = 0x3_0000;
 
-/// Where the memory between `from` and `to` ends, in the 8 MiB that TOP_MEM and TOP_MEM2 count in; `from` if there is none.
+/// Returns where the memory between `from` and `to` ends, in the units of 8 MiB of TOP_MEM and TOP_MEM2. Returns `from`
+/// if there is none.
 fn end_of_memory(cpu: &Cpu, from: u64, to: u64) -> u64 {
     let ends = cpu.memory.regions().filter(|r| r.2 && r.0.0 >= from && r.0.0 < to).map(|r| r.0.0 + r.1);
     ends.max().unwrap_or(from).next_multiple_of(8 << 20)
@@ -172,7 +175,7 @@ fn write(cpu: &mut Cpu, number: u32, value: u64) -> Result<(), Refused> {
         }
         TSC_ADJUST => set_tsc_offset(cpu, value.wrapping_sub(cpu.sys.tsc_adjust)),
         TSC_DEADLINE => {
-            // The platform counts nanoseconds; zero disarms, so a deadline in the past is 1.
+            // The platform counts nanoseconds. Zero disarms the timer, so a deadline in the past is 1.
             let deadline = if value == 0 { 0 } else { (value.wrapping_sub(cpu.sys.tsc_offset) as i64).max(1) as u64 };
             return apic_write(cpu, number, deadline);
         }
@@ -183,7 +186,7 @@ fn write(cpu: &mut Cpu, number: u32, value: u64) -> Result<(), Refused> {
         DEBUG_CTL => {
             ensure(value & !debug_ctl::ALL == 0)?;
             cpu.sys.debug_ctl = value;
-            // Recording is done by stepping.
+            // Branches are recorded by stepping, so blocks must be decoded again.
             cpu.leave_after_op = true;
         }
         SYSENTER_CS => cpu.sys.sysenter_cs = value & 0xffff_ffff,

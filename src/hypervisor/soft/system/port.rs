@@ -2,7 +2,7 @@
 //!
 //! SDM vol. 1 chapter 19 (I/O privilege, the permission bitmap), vol. 2 (INS, OUTS, REP).
 //!
-//! **Hostile guest**: a repeated instruction stops every 1024 elements and goes on behind a look at events.
+//! **Hostile guest**: a repeated instruction stops every 1024 elements and continues after a check for events.
 
 use super::super::cpu::{Cpu, ES, Fault, TR, rflags};
 use super::super::lower::Mode;
@@ -17,7 +17,7 @@ const RSI: u8 = 6;
 const RDI: u8 = 7;
 const BURST: u32 = 1024;
 
-/// #GP(0) unless IOPL or the task's bitmap lets the port be used.
+/// Raises #GP(0) unless IOPL or the task's bitmap permits the port.
 fn check_port(cpu: &mut Cpu, port: u16, size: u8) -> Result<(), Fault> {
     let iopl = (cpu.rflags >> 12 & 3) as u8;
     if is_real(cpu) || (cpu.cpl <= iopl && cpu.rflags & rflags::VM == 0) {
@@ -29,7 +29,7 @@ fn check_port(cpu: &mut Cpu, port: u16, size: u8) -> Result<(), Fault> {
     }
     let map = mmu::load_system::<u16>(cpu, tr.base.wrapping_add(0x66))?;
     let byte = u32::from(map) + u32::from(port / 8);
-    // Two bytes are always read, so the map ends with one more byte of ones.
+    // Two bytes are always read, so the bitmap ends with one more byte of ones.
     if byte + 1 > tr.limit {
         return Err(cpu.general_protection(0));
     }
@@ -44,7 +44,7 @@ fn port_of(cpu: &Cpu, op: &Op) -> u16 {
     if op.dst == 1 { cpu.regs[2] as u16 } else { op.imm as u16 }
 }
 
-/// IN: `src` the bytes; the port is DX with `dst` 1, else `imm`.
+/// Executes IN: `src` is the number of bytes. The port is DX with `dst` 1, else `imm`.
 pub fn input(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let port = port_of(cpu, op);
     check_port(cpu, port, op.src)?;
@@ -60,7 +60,7 @@ pub fn input(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// OUT: as [`input`].
+/// Executes OUT, with fields as in [`input`].
 pub fn output(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let port = port_of(cpu, op);
     check_port(cpu, port, op.src)?;
@@ -72,12 +72,14 @@ pub fn output(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// For the string forms, in `imm`: a REP prefix; OUTS; the address' bytes in bits 15:8; the segment in bits 23:16.
+/// A REP prefix, in `imm` of the string forms. There also are OUTS, the address's bytes in bits 15:8 and the segment in
+/// bits 23:16.
 pub const REP: u64 = 1;
-/// See [`REP`].
+/// OUTS, in `imm`: see [`REP`].
 pub const OUTS: u64 = 2;
 
-/// INS and OUTS: `src` the bytes. Ends its block, and starts again where a repetition is not done.
+/// Executes INS and OUTS: `src` is the number of bytes. It ends its block, and starts again if a repetition is not
+/// done.
 pub fn string(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let address_bytes = (op.imm >> 8) as u8;
     let rep = op.imm & REP != 0;
@@ -85,7 +87,7 @@ pub fn string(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     check_port(cpu, port, op.src)?;
     cpu.sync_clock();
     let step = if cpu.rflags & rflags::DF != 0 { -i64::from(op.src) } else { i64::from(op.src) };
-    // A single-step trap comes behind each repetition.
+    // A single-step trap comes after each repetition.
     for _ in 0..if rep && !cpu.mode.has(Mode::STEP) { BURST } else { 1 } {
         if rep && read_gpr(cpu, RCX, address_bytes) == 0 {
             return Ok(());

@@ -16,7 +16,7 @@ pub mod cr0 {
     pub const NW: u64 = 1 << 29;
     pub const CD: u64 = 1 << 30;
     pub const PG: u64 = 1 << 31;
-    /// What can be set.
+    /// Bits that can be set.
     pub const ALL: u64 = PE | MP | EM | TS | ET | NE | WP | AM | NW | CD | PG;
 }
 
@@ -36,9 +36,9 @@ pub mod cr4 {
     pub const OSXSAVE: u64 = 1 << 18;
     pub const SMEP: u64 = 1 << 20;
     pub const SMAP: u64 = 1 << 21;
-    /// What this processor has (no VME, PVI, UMIP, LA57, PCID, PKE).
+    /// Bits that this processor has (no VME, PVI, UMIP, LA57, PCID, PKE).
     pub const ALL: u64 = TSD | DE | PSE | PAE | MCE | PGE | PCE | OSFXSR | OSXMMEXCPT | FSGSBASE | OSXSAVE | SMEP | SMAP;
-    /// Changes of these drop every translation.
+    /// Bits whose change drops all translations.
     pub const PAGING: u64 = PSE | PAE | PGE | SMEP | SMAP;
 }
 
@@ -47,25 +47,25 @@ pub mod efer {
     pub const LME: u64 = 1 << 8;
     pub const LMA: u64 = 1 << 10;
     pub const NXE: u64 = 1 << 11;
-    /// Automatic IBRS: taken and without effect, nothing speculates here.
+    /// Automatic IBRS: it can be set and has no effect, since nothing speculates here.
     pub const AIBRSE: u64 = 1 << 21;
-    /// What software may set.
+    /// Bits that software may set.
     pub const ALL: u64 = SCE | LME | NXE | AIBRSE;
 }
 
 pub mod debug_ctl {
-    /// Branches and interrupts are recorded.
+    /// Records branches and interrupts.
     pub const LBR: u64 = 1 << 0;
-    /// TF traps behind branches only.
+    /// Makes TF trap after branches only.
     pub const BTF: u64 = 1 << 1;
-    /// Cleared as #DB is delivered.
+    /// Bits that are cleared when #DB is delivered.
     pub const UNTIL_DEBUG: u64 = LBR | BTF;
-    /// With the four bits that choose what the performance-monitor pins show.
+    /// All bits, with the four that select what the performance-monitor pins show.
     pub const ALL: u64 = 0x3f;
 }
 
 pub mod dr {
-    /// DR6: breakpoint n met is bit n.
+    /// Access to a debug register. In DR6 bit n is breakpoint n.
     pub const BD: u64 = 1 << 13;
     pub const BS: u64 = 1 << 14;
     /// The task switched to has the T flag set in its TSS.
@@ -76,7 +76,7 @@ pub mod dr {
     pub const DR6_FIXED: u64 = 0xffff_0ff0;
     /// Bits of DR6 that can be written.
     pub const DR6_MASK: u64 = 0xe00f;
-    /// In DR7: what a task switch clears, the local enables and LE.
+    /// Bits of DR7 that a task switch clears: the local enables and LE.
     pub const DR7_LOCAL: u64 = 0x155;
     /// Bit of DR7 that reads as one.
     pub const DR7_FIXED: u64 = 0x400;

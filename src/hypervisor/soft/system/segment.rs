@@ -1,4 +1,4 @@
-//! Segment registers and descriptors, linear addresses, and the stack as far transfers and interrupts use it.
+//! Segment registers and descriptors, linear addresses, and the stack operations of far transfers and interrupts.
 //!
 //! SDM vol. 3 chapters 3 and 5, vol. 1 section 6.2 (stacks).
 
@@ -12,55 +12,55 @@ use super::regs::{attr, cr0, efer};
 pub const VM86_ATTR: u16 = 0xf3;
 const RSP: usize = 4;
 
-/// CR0.PE is clear.
+/// Returns whether CR0.PE is clear.
 pub fn is_real(cpu: &Cpu) -> bool {
     cpu.sys.cr0 & cr0::PE == 0
 }
 
-/// EFLAGS.VM is set.
+/// Returns whether EFLAGS.VM is set.
 pub fn is_vm86(cpu: &Cpu) -> bool {
     cpu.rflags & rflags::VM != 0
 }
 
-/// EFER.LMA: long mode, 64-bit or compatibility.
+/// Returns EFER.LMA: whether the vCPU is in long mode, 64-bit or compatibility.
 pub fn is_long_mode(cpu: &Cpu) -> bool {
     cpu.sys.efer & efer::LMA != 0
 }
 
 impl Segment {
-    /// Whether it may be used at all.
+    /// Returns whether the segment is present.
     pub fn present(&self) -> bool {
         self.attr & attr::P != 0
     }
-    /// Descriptor privilege level.
+    /// Returns the descriptor privilege level.
     pub fn dpl(&self) -> u8 {
         (self.attr >> 5 & 3) as u8
     }
-    /// Code or data, not a system descriptor.
+    /// Returns whether it is code or data, not a system descriptor.
     pub fn is_code_or_data(&self) -> bool {
         self.attr & attr::S != 0
     }
-    /// A code segment.
+    /// Returns whether it is a code segment.
     pub fn is_code(&self) -> bool {
         self.attr & (attr::S | attr::CODE) == attr::S | attr::CODE
     }
-    /// A conforming code segment.
+    /// Returns whether it is a conforming code segment.
     pub fn is_conforming(&self) -> bool {
         self.is_code() && self.attr & attr::DC != 0
     }
-    /// Data or readable code.
+    /// Returns whether it is data or readable code.
     pub fn is_readable(&self) -> bool {
         self.is_code_or_data() && (self.attr & attr::CODE == 0 || self.attr & attr::RW != 0)
     }
-    /// Writable data.
+    /// Returns whether it is writable data.
     pub fn is_writable(&self) -> bool {
         self.attr & (attr::S | attr::CODE | attr::RW) == attr::S | attr::RW
     }
-    /// Type of a system descriptor, 4 bits.
+    /// Returns the type of a system descriptor, 4 bits.
     pub fn system_type(&self) -> u16 {
         self.attr & 0xf
     }
-    /// Whether `size` bytes at `offset` are inside the limit, expand-down data included.
+    /// Returns whether `size` bytes at `offset` are inside the limit. Handles expand-down data too.
     pub fn covers(&self, offset: u64, size: u64) -> bool {
         let last = offset.wrapping_add(size - 1);
         if last < offset {
@@ -73,7 +73,7 @@ impl Segment {
             last <= u64::from(self.limit)
         }
     }
-    /// The segment that SYSCALL, SYSENTER and their returns load: flat, with the given attributes.
+    /// Returns the segment that SYSCALL, SYSENTER and their returns load: flat, with the given attributes.
     pub fn flat(selector: u16, attr: u16) -> Segment {
         Segment { selector, attr, limit: 0xffff_ffff, base: 0 }
     }
@@ -82,26 +82,26 @@ impl Segment {
 /// A descriptor as read from a table.
 #[derive(Debug, Clone, Copy)]
 pub struct Descriptor {
-    /// As it would be loaded.
+    /// The segment as it would be loaded.
     pub segment: Segment,
     /// Its eight bytes.
     pub raw: u64,
-    /// Where it stands.
+    /// Address of the descriptor.
     pub addr: u64,
 }
 
-/// A fault with a selector as its error code.
+/// Raises a fault with a selector as its error code.
 #[cold]
 pub fn selector_fault(cpu: &mut Cpu, vector: u8, selector: u16, ext: u32) -> Fault {
     cpu.raise(vector, Some(u32::from(selector & 0xfffc) | ext))
 }
 
-/// Whether the selector is null.
+/// Returns whether the selector is null.
 pub fn is_null(selector: u16) -> bool {
     selector & 0xfffc == 0
 }
 
-/// The descriptor's eight bytes as a segment with `selector`.
+/// Converts the descriptor's eight bytes to a segment with `selector`.
 pub fn parse(raw: u64, selector: u16) -> Segment {
     let limit = (raw & 0xffff | raw >> 32 & 0xf_0000) as u32;
     let attr_bits = (raw >> 40) as u16 & 0xf0ff;
@@ -113,7 +113,7 @@ pub fn parse(raw: u64, selector: u16) -> Segment {
     }
 }
 
-/// Reads the descriptor of `selector`; outside of its table is `vector` with the selector.
+/// Reads the descriptor of `selector`. Raises `vector` with the selector if it is outside of its table.
 pub fn read_descriptor(cpu: &mut Cpu, selector: u16, vector: u8, ext: u32) -> Result<Descriptor, Fault> {
     let (base, limit) = if selector & 4 != 0 {
         let ldt = cpu.segs[LDTR];
@@ -132,7 +132,7 @@ pub fn read_descriptor(cpu: &mut Cpu, selector: u16, vector: u8, ext: u32) -> Re
     Ok(Descriptor { segment: parse(raw, selector), raw, addr })
 }
 
-/// In long mode, takes the upper half of a system descriptor's base.
+/// Reads the upper half of a system descriptor's base, in long mode.
 pub fn widen(cpu: &mut Cpu, descriptor: &mut Descriptor) -> Result<(), Fault> {
     if is_long_mode(cpu) {
         let high = mmu::load_system::<u64>(cpu, descriptor.addr.wrapping_add(8))?;
@@ -159,7 +159,7 @@ pub fn mark_accessed(cpu: &mut Cpu, descriptor: &mut Descriptor) -> Result<(), F
     Ok(())
 }
 
-/// MOV, POP or LxS to a data segment register or SS.
+/// Executes a MOV, POP or LxS to a data segment register or SS.
 pub fn load_segment(cpu: &mut Cpu, which: usize, selector: u16) -> Result<(), Fault> {
     if is_real(cpu) {
         // Limit and attributes stay: that is what makes "unreal mode" work.
@@ -176,7 +176,7 @@ pub fn load_segment(cpu: &mut Cpu, which: usize, selector: u16) -> Result<(), Fa
     Ok(())
 }
 
-/// A segment as virtual-8086 mode has it.
+/// Returns a segment as in virtual-8086 mode.
 pub fn vm86_segment(selector: u16) -> Segment {
     Segment { selector, attr: VM86_ATTR, limit: 0xffff, base: u64::from(selector) << 4 }
 }
@@ -216,14 +216,15 @@ fn check_stack_segment(cpu: &mut Cpu, selector: u16) -> Result<Segment, Fault> {
     Ok(d.segment)
 }
 
-/// SS with a null selector, as 64-bit mode leaves it after a change of privilege.
+/// Returns SS with a null selector, as 64-bit mode leaves it after a change of privilege.
 pub fn null_stack(level: u8) -> Segment {
     Segment { selector: u16::from(level), attr: u16::from(level) << 5, limit: 0, base: 0 }
 }
 
-/// Nulls the data segments that privilege `cpu.cpl` may no longer use, after a return to an outer level. Only the selector
-/// becomes null and the segment unusable (SDM vol. 2, IRET and RET): the bases of FS and GS, which 64-bit mode uses whatever
-/// the selector is, stay. A kernel that keeps its per-CPU data there with a selector of its own relies on that.
+/// Sets the data segments to null that privilege `cpu.cpl` may no longer use, after a return to an outer level. Only
+/// the selector becomes null and the segment unusable (SDM vol. 2, IRET and RET). The bases of FS and GS, which 64-bit
+/// mode uses whatever the selector is, stay: a kernel that keeps its per-CPU data there with a selector of its own
+/// relies on that.
 pub fn drop_inner_segments(cpu: &mut Cpu) {
     for which in [ES, DS, FS, GS] {
         let s = cpu.segs[which];
@@ -233,7 +234,7 @@ pub fn drop_inner_segments(cpu: &mut Cpu) {
     }
 }
 
-/// The linear address of `size` bytes at `offset` in a segment, checked.
+/// Checks `size` bytes at `offset` in a segment and returns their linear address.
 pub fn linear(cpu: &mut Cpu, which: usize, offset: u64, size: u64, write: bool) -> Result<u64, Fault> {
     let s = cpu.segs[which];
     if cpu.is_64bit() {
@@ -247,7 +248,7 @@ pub fn linear(cpu: &mut Cpu, which: usize, offset: u64, size: u64, write: bool) 
     Ok(s.base.wrapping_add(offset) & 0xffff_ffff)
 }
 
-/// Index in [`Cpu::segs`] of a decoded segment register.
+/// Returns the index in [`Cpu::segs`] of a decoded segment register.
 pub fn index_of(register: Register) -> Option<usize> {
     Some(match register {
         Register::ES => ES,
@@ -267,16 +268,16 @@ pub struct Stack {
     pub segment: Segment,
     /// The stack pointer.
     pub sp: u64,
-    /// Ones where the stack pointer counts: 16, 32 or 64 bits.
+    /// Mask of the stack pointer's bits that count: 16, 32 or 64.
     mask: u64,
-    /// The bank of the privilege that accesses are made with.
+    /// The bank of the privilege with which accesses are made.
     bank: u8,
     /// Error code of #SS.
     error: u32,
 }
 
 impl Stack {
-    /// The present stack, with the present privilege.
+    /// Returns the present stack, with the present privilege.
     pub fn current(cpu: &Cpu) -> Stack {
         let segment = cpu.segs[SS];
         let mask = if cpu.is_64bit() {
@@ -289,13 +290,13 @@ impl Stack {
         Stack { segment, sp: cpu.regs[RSP] & mask, mask, bank: cpu.bank, error: 0 }
     }
 
-    /// The stack of privilege `level` at `sp` in a legacy segment; `error` goes with #SS.
+    /// Returns the stack of privilege `level` at `sp` in a legacy segment. `error` is the error code of #SS.
     pub fn legacy(segment: Segment, sp: u64, level: u8, error: u32) -> Stack {
         let mask = if segment.attr & attr::DB != 0 { 0xffff_ffff } else { 0xffff };
         Stack { segment, sp: sp & mask, mask, bank: u8::from(level != 3), error }
     }
 
-    /// The 64-bit stack of privilege `level`.
+    /// Returns the 64-bit stack of privilege `level`.
     pub fn long(segment: Segment, sp: u64, level: u8, error: u32) -> Stack {
         Stack { segment, sp, mask: u64::MAX, bank: u8::from(level != 3), error }
     }
@@ -350,13 +351,13 @@ impl Stack {
         self.sp = self.sp.wrapping_add(bytes) & self.mask;
     }
 
-    /// Makes its pointer the stack pointer.
+    /// Stores the pointer of this stack in the stack pointer.
     pub fn commit(&self, cpu: &mut Cpu) {
         cpu.regs[RSP] = if self.mask == 0xffff { cpu.regs[RSP] & !0xffff | self.sp } else { self.sp };
     }
 }
 
-/// The legacy stack of privilege `level` from the task state, with its checked segment.
+/// Returns the legacy stack of privilege `level` from the task state, with its checked segment.
 pub fn inner_stack(cpu: &mut Cpu, level: u8, ext: u32) -> Result<Stack, Fault> {
     let tr = cpu.segs[TR];
     // Type 9/B is a 32-bit TSS, 1/3 a 16-bit one.
@@ -386,7 +387,7 @@ pub fn inner_stack(cpu: &mut Cpu, level: u8, ext: u32) -> Result<Stack, Fault> {
     Ok(Stack::legacy(d.segment, sp, level, u32::from(selector & 0xfffc) | ext))
 }
 
-/// The stack pointer at `offset` of a 64-bit task state: RSP0 to RSP2 or IST1 to IST7.
+/// Returns the stack pointer at `offset` of a 64-bit task state: RSP0 to RSP2 or IST1 to IST7.
 pub fn long_stack_pointer(cpu: &mut Cpu, offset: u64, ext: u32) -> Result<u64, Fault> {
     let tr = cpu.segs[TR];
     if !tr.present() || offset + 7 > u64::from(tr.limit) {

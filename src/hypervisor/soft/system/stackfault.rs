@@ -1,9 +1,9 @@
 //! #SS or #GP for an access to an address that is not canonical.
 //!
 //! SDM vol. 1 section 3.3.7.1: in 64-bit mode such an access raises #SS(0) where it goes through the stack segment: by
-//! PUSH, CALL and their like, or with RSP or RBP as base; otherwise #GP(0). Prefixes of ES, CS, SS and DS say nothing
-//! there (APM vol. 1 section 2.5.3), those of FS and GS do. Ops do not know all this, and it is rare: the instruction is
-//! decoded again.
+//! PUSH, CALL and their like, or with RSP or RBP as base; otherwise #GP(0). Prefixes of ES, CS, SS and DS have no
+//! effect there (APM vol. 1 section 2.5.3), those of FS and GS do. Ops do not hold all this, and the case is rare. So
+//! the instruction is decoded again.
 
 use iced_x86::{Decoder, DecoderOptions, Instruction, InstructionInfoFactory, Register, UsedMemory};
 
@@ -13,11 +13,11 @@ use crate::hypervisor::soft::lower::segment_index;
 use crate::hypervisor::soft::mmu::{self, Intent};
 use crate::hypervisor::soft::op::Op;
 
-/// Most bytes of a memory operand of which the decoder does not know the size: an XSAVE area.
+/// Maximum size in bytes of a memory operand whose size the decoder does not know: an XSAVE area.
 const LARGEST: u64 = 1024;
 const PAGE: u64 = 4096;
 
-/// Makes the #GP that the instruction of `op` raised for the address in `cr2` #SS where it must be.
+/// Changes the #GP that the instruction of `op` raised for the address in `cr2` to #SS where the rules ask for it.
 #[cold]
 pub fn settle(cpu: &mut Cpu, op: &Op) {
     let mut raised = cpu.exception;
@@ -28,7 +28,7 @@ pub fn settle(cpu: &mut Cpu, op: &Op) {
     cpu.exception = raised;
 }
 
-/// The instruction of `op`, fetched again.
+/// Fetches and decodes the instruction of `op` again.
 fn decode(cpu: &mut Cpu, op: &Op) -> Option<Instruction> {
     let rip = op.rip(cpu);
     let mut bytes = [0; 15];
@@ -45,7 +45,8 @@ fn decode(cpu: &mut Cpu, op: &Op) -> Option<Instruction> {
     (!insn.is_invalid()).then_some(insn)
 }
 
-/// Whether the access to `addr` is one through SS: of several memory operands that which holds the address.
+/// Returns whether the access to `addr` goes through SS. Of several memory operands, the one that contains the address
+/// counts.
 fn goes_through_stack_segment(cpu: &Cpu, insn: &Instruction, addr: u64) -> bool {
     let mut factory = InstructionInfoFactory::new();
     let operands = factory.info(insn).used_memory();
@@ -62,7 +63,7 @@ fn goes_through_stack_segment(cpu: &Cpu, insn: &Instruction, addr: u64) -> bool 
     })
 }
 
-/// A register's value as far as addresses in 64-bit mode go.
+/// Returns a register's value as addresses in 64-bit mode use it.
 fn value(cpu: &Cpu, register: Register) -> u64 {
     match register {
         Register::FS | Register::GS => cpu.segs[segment_index(register)].base,

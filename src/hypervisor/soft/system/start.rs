@@ -16,7 +16,7 @@ use crate::hypervisor::backend::BootState;
 /// The page-attribute table after reset.
 const PAT_RESET: u64 = 0x0007_0406_0007_0406;
 
-/// The state after INIT (SDM vol. 3 table 10-1); `power_on` also resets what INIT keeps.
+/// Sets the state after INIT (SDM vol. 3 table 10-1). With `power_on` also resets what INIT keeps.
 pub fn reset(cpu: &mut Cpu, power_on: bool) {
     cpu.regs = [0; 24];
     cpu.regs[2] = u64::from(SIGNATURE);
@@ -76,7 +76,7 @@ pub fn start_up(cpu: &mut Cpu, vector: u8) {
     cpu.halted = false;
 }
 
-/// Sets the state in which a loader enters the guest; the vCPU has been reset.
+/// Sets the state in which a loader enters the guest. The vCPU has been reset.
 pub fn enter(cpu: &mut Cpu, boot: &BootState) {
     let flat = |selector: u16, bits: u16| Segment::flat(selector, bits);
     let (gdt_base, gdt_limit, code) = match *boot {
@@ -109,9 +109,10 @@ pub fn enter(cpu: &mut Cpu, boot: &BootState) {
     mmu::select_bank(cpu);
 }
 
-/// Puts into the MTRRs what firmware leaves there: everything is write-back but the devices' `windows`, as in
-/// [`VcpuSetup::device_windows`](crate::hypervisor::backend::VcpuSetup). With them off, a system takes all memory for
-/// uncacheable and does without the page-attribute table too (SDM vol. 3 section 11.11; Linux, `pat_bp_init`).
+/// Sets the MTRRs as firmware leaves them: all memory is write-back except for the devices' `windows`, see
+/// [`VcpuSetup::device_windows`](crate::hypervisor::backend::VcpuSetup). With MTRRs disabled, a system treats all
+/// memory as uncacheable and does not use the page-attribute table either (SDM vol. 3 section 11.11; Linux,
+/// `pat_bp_init`).
 pub fn set_memory_types(cpu: &mut Cpu, windows: &[(u64, u64)]) {
     let (mut fixed, mut variable, mut used) = ([[WRITE_BACK; 8]; 11], [0; 16], 0);
     for &(base, bytes) in windows {
@@ -134,13 +135,14 @@ pub fn set_memory_types(cpu: &mut Cpu, windows: &[(u64, u64)]) {
 
 const UNCACHEABLE: u8 = 0;
 const WRITE_BACK: u8 = 6;
-/// In the mask of a variable range.
+/// Valid bit in the mask of a variable range.
 const MTRR_VALID: u64 = 1 << 11;
-/// In IA32_MTRR_DEF_TYPE.
+/// Enable bit of the fixed ranges in IA32_MTRR_DEF_TYPE.
 const MTRR_FIXED_ENABLE: u64 = 1 << 10;
 const MTRR_ENABLE: u64 = 1 << 11;
 
-/// The first address of the fixed range that byte `i` of the eleven registers is about (SDM vol. 3 table 11-9).
+/// Returns the first address of the fixed range that byte `i` of the eleven registers describes (SDM vol. 3 table
+/// 11-9).
 fn fixed_range_start(i: u64) -> u64 {
     match i {
         0..8 => i << 16,
@@ -149,7 +151,7 @@ fn fixed_range_start(i: u64) -> u64 {
     }
 }
 
-/// The mode that blocks are now decoded in.
+/// Returns the mode that blocks are now decoded in.
 pub fn mode_of(cpu: &Cpu) -> Mode {
     let mut mode = 0;
     if cpu.is_64bit() {
@@ -193,8 +195,8 @@ pub fn mode_of(cpu: &Cpu) -> Mode {
     Mode(mode)
 }
 
-/// The mode that blocks are now decoded in, and `cpu.bank` brought up to date; called by the dispatcher after each
-/// leaving op.
+/// Returns the mode that blocks are now decoded in, and updates `cpu.bank`. The dispatcher calls it after each leaving
+/// op.
 pub fn refresh_mode(cpu: &mut Cpu) -> Mode {
     mmu::select_bank(cpu);
     mode_of(cpu)

@@ -25,7 +25,7 @@ fn enter(cpu: &mut Cpu, selector: u16, code: u16) {
     step_by_result(cpu);
 }
 
-/// SYSCALL.
+/// Executes SYSCALL.
 pub fn syscall(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
     if cpu.sys.efer & efer::SCE == 0 || is_real(cpu) {
         return Err(cpu.undefined());
@@ -50,7 +50,7 @@ pub fn syscall(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// SYSRET: `src` is 8 with REX.W, else 4.
+/// Executes SYSRET: `src` is 8 with REX.W, else 4.
 pub fn sysret(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     if cpu.sys.efer & efer::SCE == 0 || is_real(cpu) {
         return Err(cpu.undefined());
@@ -74,7 +74,7 @@ pub fn sysret(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// SYSENTER: it does not clear TF.
+/// Executes SYSENTER, which does not clear TF.
 pub fn sysenter(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
     let selector = cpu.sys.sysenter_cs as u16;
     if is_real(cpu) || is_null(selector) {
@@ -89,7 +89,7 @@ pub fn sysenter(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// SYSEXIT: `src` is 8 with REX.W, else 4.
+/// Executes SYSEXIT: `src` is 8 with REX.W, else 4.
 pub fn sysexit(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let base = cpu.sys.sysenter_cs as u16 & 0xfffc;
     if is_real(cpu) || base == 0 || cpu.cpl != 0 {
@@ -109,7 +109,7 @@ pub fn sysexit(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// SWAPGS.
+/// Executes SWAPGS.
 pub fn swapgs(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
     if cpu.cpl != 0 {
         return Err(cpu.general_protection(0));
@@ -118,7 +118,7 @@ pub fn swapgs(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// RDFSBASE and RDGSBASE: `dst` the register, `src` its bytes, `imm` the segment.
+/// Executes RDFSBASE and RDGSBASE: `dst` the register, `src` its bytes, `imm` the segment.
 pub fn read_base(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     check_fsgsbase(cpu)?;
     let base = cpu.segs[if op.imm == 0 { FS } else { GS }].base;
@@ -126,7 +126,7 @@ pub fn read_base(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// WRFSBASE and WRGSBASE: as [`read_base`].
+/// Executes WRFSBASE and WRGSBASE, with fields as in [`read_base`].
 pub fn write_base(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     check_fsgsbase(cpu)?;
     let value = super::read_gpr(cpu, op.dst, op.src);
@@ -144,7 +144,8 @@ fn check_fsgsbase(cpu: &mut Cpu) -> Result<(), Fault> {
     Ok(())
 }
 
-/// VMCALL and VMMCALL: KVM's hypercalls, none of which is advertised. -KVM_ENOSYS, from user mode -KVM_EPERM.
+/// Executes VMCALL and VMMCALL: KVM's hypercalls, none of which is advertised. Returns -KVM_ENOSYS, or -KVM_EPERM from
+/// user mode.
 pub fn hypercall(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
     let answer: i64 = if cpu.cpl == 0 { -1000 } else { -1 };
     cpu.regs[0] = if cpu.is_64bit() { answer as u64 } else { answer as u32 as u64 };

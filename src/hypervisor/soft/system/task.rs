@@ -1,13 +1,13 @@
 //! Hardware task switches: far JMP and CALL to a TSS or through a task gate, task gates in the IDT, IRET with NT.
 //!
-//! SDM vol. 3 chapter 7 (task management; section 7.3 for the steps and table 7-1 for the checks), vol. 2 (IRET); APM vol. 2
-//! chapter 12. There are none in long mode.
+//! SDM vol. 3 chapter 7 (task management; section 7.3 for the steps and table 7-1 for the checks), vol. 2 (IRET); APM
+//! vol. 2 chapter 12. There are none in long mode.
 //!
-//! What is checked before the switch is raised in the old task, which is then as it was. The segments of the new task are
-//! loaded after it: what they raise belongs to the new task, with its instruction pointer.
+//! A check before the switch raises its exception in the old task, which is then unchanged. The segments of the new
+//! task are loaded after the switch, so their exceptions belong to the new task, with its instruction pointer.
 //!
-//! Where the manuals leave it open: the upper halves of registers that a 16-bit TSS does not hold become zero, and so do FS
-//! and GS.
+//! Where the manuals leave it open: the upper halves of registers that a 16-bit TSS does not hold become zero, and so
+//! do FS and GS.
 
 use super::super::cpu::{CS, Cpu, DS, ES, FS, Fault, GS, LDTR, SS, Segment, TR, rflags};
 use super::super::mmu::{self, Intent};
@@ -16,31 +16,31 @@ use super::flagops::SETTABLE;
 use super::regs::{attr, cr0, dr};
 use super::segment::*;
 
-/// How a task is left for another.
+/// Kind of a task switch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
     /// JMP: the old task is no longer busy.
     Jump,
     /// CALL, an exception or an interrupt: the new task is nested in the old one and links back to it.
     Nest,
-    /// IRET with NT: back along the link.
+    /// IRET with NT: the switch follows the link back.
     Return,
 }
 
-/// What came of a switch that was made.
+/// Result of a switch that was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
 pub enum Arrival {
     /// The new task runs.
     Whole,
-    /// The new task is current, and `cpu.exception` is to be delivered in it.
+    /// The new task is current, and `cpu.exception` must be delivered in it.
     Faulted,
 }
 
-/// The old task's registers as they go into its TSS.
+/// The old task's registers as they are saved in its TSS.
 #[derive(Debug, Clone, Copy)]
 pub struct Leaving {
-    /// The instruction pointer to come back to.
+    /// The instruction pointer to return to.
     pub eip: u64,
     /// EFLAGS.
     pub eflags: u64,
@@ -49,10 +49,10 @@ pub struct Leaving {
 /// The two layouts of a task-state segment (SDM vol. 3 figures 7-2 and 7-10).
 struct Layout {
     wide: bool,
-    /// Smallest limit.
+    /// Smallest valid limit.
     limit: u32,
     eip: u64,
-    /// General registers from here on; the other selectors than LDTR's from `segments` on.
+    /// Offset of the general registers. The selectors other than LDTR's are from `segments` on.
     registers: u64,
     segments: u64,
     ldt: u64,
@@ -68,15 +68,15 @@ const TRAP: u64 = 0x64;
 const BUSY: u16 = 2;
 
 impl Layout {
-    /// That of a TSS segment, by its type.
+    /// Returns the layout of a TSS segment, by its type.
     fn of(tss: &Segment) -> Layout {
         if tss.system_type() & 8 != 0 { WIDE } else { NARROW }
     }
-    /// Bytes of EIP, EFLAGS and a general register; segment registers are that far apart too.
+    /// Returns the size of EIP, EFLAGS and a general register in bytes. Segment registers have the same distance.
     fn word(&self) -> u64 {
         if self.wide { 4 } else { 2 }
     }
-    /// How many segment registers it holds, in the encoding's order.
+    /// Returns the number of segment registers in the TSS, in the encoding's order.
     fn segment_count(&self) -> usize {
         if self.wide { 6 } else { 4 }
     }
@@ -98,7 +98,7 @@ fn at(tss: &Segment, offset: u64) -> u64 {
     tss.base.wrapping_add(offset) & 0xffff_ffff
 }
 
-/// What a TSS holds of a task.
+/// The contents of a TSS.
 struct Image {
     eip: u64,
     eflags: u64,
@@ -109,8 +109,8 @@ struct Image {
     trap: bool,
 }
 
-/// The descriptor of a TSS that a far transfer or a gate names: it must be available, or for IRET busy. `vector` is the
-/// exception where it is not.
+/// Reads the descriptor of a TSS that a far transfer or a gate names. It must be available, or for IRET busy; otherwise
+/// `vector` is raised.
 fn tss_descriptor(cpu: &mut Cpu, selector: u16, way: Way, vector: u8, ext: u32) -> Result<Descriptor, Fault> {
     if selector & 4 != 0 || (is_null(selector) && way != Way::Return) {
         return Err(selector_fault(cpu, vector, selector, ext));
@@ -127,7 +127,7 @@ fn tss_descriptor(cpu: &mut Cpu, selector: u16, way: Way, vector: u8, ext: u32) 
     Ok(d)
 }
 
-/// Far JMP or CALL to `d`, a TSS or a task gate outside long mode.
+/// Executes a far JMP or CALL to `d`, a TSS or a task gate outside long mode.
 pub fn transfer(cpu: &mut Cpu, way: Way, d: Descriptor, eip: u64) -> Result<Arrival, Fault> {
     let selector = d.segment.selector;
     if d.segment.dpl() < cpu.cpl.max((selector & 3) as u8) {
@@ -147,12 +147,12 @@ pub fn transfer(cpu: &mut Cpu, way: Way, d: Descriptor, eip: u64) -> Result<Arri
 
 /// The type of a task gate.
 pub const TASK_GATE: u16 = 5;
-/// Whether a system descriptor is something that a far transfer outside long mode switches tasks by.
+/// Returns whether a far transfer to this system descriptor switches tasks, outside long mode.
 pub fn names_task(d: &Descriptor) -> bool {
     matches!(d.segment.system_type(), TASK_GATE | 1 | 3 | 9 | 0xb)
 }
 
-/// An exception or interrupt through a task gate in the IDT: `error` is pushed on the new task's stack.
+/// Delivers an exception or interrupt through a task gate in the IDT. Pushes `error` on the new task's stack.
 pub fn enter(cpu: &mut Cpu, tss: u16, leaving: Leaving, error: Option<u32>, ext: u32) -> Result<Arrival, Fault> {
     let arrival = switch(cpu, Way::Nest, tss, leaving, ext)?;
     let Some(error) = error.filter(|_| arrival == Arrival::Whole) else { return Ok(arrival) };
@@ -165,7 +165,7 @@ pub fn enter(cpu: &mut Cpu, tss: u16, leaving: Leaving, error: Option<u32>, ext:
     Ok(Arrival::Whole)
 }
 
-/// IRET with NT set, outside long mode and virtual-8086 mode.
+/// Executes IRET with NT set, outside long mode and virtual-8086 mode.
 pub fn return_to_link(cpu: &mut Cpu, eip: u64) -> Result<Arrival, Fault> {
     let tr = cpu.segs[TR];
     let link = mmu::load_system::<u16>(cpu, at(&tr, 0))?;
@@ -174,7 +174,7 @@ pub fn return_to_link(cpu: &mut Cpu, eip: u64) -> Result<Arrival, Fault> {
     switch(cpu, Way::Return, link, leaving, 0)
 }
 
-/// Leaves the current task for that of `selector`; `ext` goes with the error codes.
+/// Leaves the current task for that of `selector`. `ext` is the EXT bit of the error codes.
 fn switch(cpu: &mut Cpu, way: Way, selector: u16, leaving: Leaving, ext: u32) -> Result<Arrival, Fault> {
     let vector = if way == Way::Return { 10 } else { 13 };
     let mut new = tss_descriptor(cpu, selector, way, vector, ext)?;
@@ -214,12 +214,13 @@ fn switch(cpu: &mut Cpu, way: Way, selector: u16, leaving: Leaving, ext: u32) ->
     Ok(arrive(cpu, &image, ext))
 }
 
-/// Where the byte stands that says whether the TSS of `selector` is busy; `None` for the task that runs before LTR.
+/// Returns the address of the byte that says whether the TSS of `selector` is busy. Returns `None` for the task that
+/// runs before LTR.
 fn busy_byte(cpu: &Cpu, selector: u16) -> Option<u64> {
     (!is_null(selector)).then(|| cpu.sys.gdt_base.wrapping_add(u64::from(selector & !7) + 5))
 }
 
-/// Checks that what a switch reads and writes of a TSS can be reached.
+/// Checks that the bytes of a TSS that a switch reads and writes can be reached.
 fn probe(cpu: &mut Cpu, tss: &Segment, layout: &Layout, intent: Intent) -> Result<(), Fault> {
     for offset in [0, u64::from(layout.limit)] {
         mmu::translate_system(cpu, at(tss, offset), intent)?;
@@ -282,7 +283,7 @@ fn arrive(cpu: &mut Cpu, image: &Image, ext: u32) -> Arrival {
     cpu.sys.dr[7] &= !dr::DR7_LOCAL;
     mmu::watchpoints_changed(cpu);
     cpu.next_rip = image.eip;
-    // The segments are unusable until they are loaded, each in its turn.
+    // The segments are unusable until they are loaded, one after the other.
     for (n, selector) in image.selectors.into_iter().enumerate() {
         cpu.segs[n] = Segment { selector, ..Segment::default() };
     }
@@ -290,7 +291,7 @@ fn arrive(cpu: &mut Cpu, image: &Image, ext: u32) -> Arrival {
     cpu.cpl = if is_vm86(cpu) { 3 } else { (image.selectors[CS] & 3) as u8 };
     mmu::select_bank(cpu);
     cpu.interrupt_shadow = false;
-    // Whether the next instruction is stepped says the new task's TF.
+    // The new task's TF decides whether the next instruction is stepped.
     cpu.no_step_trap = true;
     if image.trap {
         cpu.debug_pending |= dr::BT;
@@ -301,7 +302,7 @@ fn arrive(cpu: &mut Cpu, image: &Image, ext: u32) -> Arrival {
     }
 }
 
-/// The exception in `cpu.exception` was raised in the new task.
+/// Marks that the exception in `cpu.exception` was raised in the new task.
 fn faulted(cpu: &mut Cpu, ext: u32) -> Arrival {
     if let Some(error) = &mut cpu.exception.error
         && cpu.exception.vector != 14
@@ -340,7 +341,8 @@ fn load_segments(cpu: &mut Cpu, image: &Image, ext: u32) -> Result<(), Fault> {
     Ok(())
 }
 
-/// The descriptor of `selector`, not null, checked with `valid`; not present is `absent`.
+/// Loads the descriptor of `selector`, which is not null, and checks it with `valid`. Raises `absent` if it is not
+/// present.
 fn load(cpu: &mut Cpu, selector: u16, ext: u32, absent: u8, valid: impl FnOnce(&Segment) -> bool) -> Result<Segment, Fault> {
     if is_null(selector) {
         return Err(selector_fault(cpu, 10, selector, ext));

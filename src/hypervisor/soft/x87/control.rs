@@ -14,16 +14,16 @@ use crate::hypervisor::soft::op::Op;
 /// Bits of MXCSR that exist.
 pub const MXCSR_MASK: u32 = 0xffff;
 
-/// In [`Op::aux`]: the 16-bit layout of the environment.
+/// Bit of [`Op::aux`]: the 16-bit layout of the environment.
 pub const SMALL: u32 = 1;
-/// In [`Op::aux`]: the real-mode layout.
+/// Bit of [`Op::aux`]: the real-mode layout.
 pub const REAL: u32 = 2;
-/// In [`Op::aux`]: REX.W, 64-bit pointers in FXSAVE and XSAVE.
+/// Bit of [`Op::aux`]: REX.W, 64-bit pointers in FXSAVE and XSAVE.
 pub const WIDE: u32 = 4;
-/// In [`Op::aux`]: a waiting form.
+/// Bit of [`Op::aux`]: a waiting form.
 pub const WAITING: u32 = 8;
 
-/// FWAIT.
+/// Executes FWAIT.
 pub fn wait(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
     // CR0.MP and CR0.TS.
     if cpu.sys.cr0 & 0xa == 0xa {
@@ -32,17 +32,17 @@ pub fn wait(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
     check_pending(cpu)
 }
 
-/// #MF if it is pending, before the operand's address is looked at.
+/// Raises #MF if it is pending, before the operand's address is looked at.
 pub fn pending(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
     check_pending(cpu)
 }
 
-/// #NM: CR0.EM or CR0.TS is set.
+/// Raises #NM: CR0.EM or CR0.TS is set.
 pub fn no_device(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
     Err(cpu.raise(7, None))
 }
 
-/// FNINIT.
+/// Executes FNINIT.
 pub fn init(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     wait_if_asked(cpu, op)?;
     cpu.fpu.init();
@@ -53,26 +53,26 @@ fn wait_if_asked(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     if op.aux & WAITING != 0 { check_pending(cpu) } else { Ok(()) }
 }
 
-/// FNCLEX.
+/// Executes FNCLEX.
 pub fn clear_exceptions(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     wait_if_asked(cpu, op)?;
     cpu.fpu.fsw &= 0x7f00;
     Ok(())
 }
 
-/// FNOP, and the 8087's and 287's FNENI, FNDISI and FNSETPM, which do nothing.
+/// Executes FNOP, and the 8087's and 287's FNENI, FNDISI and FNSETPM, which do nothing.
 pub fn nop(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     check_pending(cpu)?;
     note_instruction(cpu, op, false);
     Ok(())
 }
 
-/// FNENI, FNDISI, FNSETPM: nothing, not even waiting.
+/// Executes FNENI, FNDISI and FNSETPM. They do nothing, and do not wait.
 pub fn obsolete(_: &mut Cpu, _: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// FINCSTP and FDECSTP: `aux` is what to add to TOP.
+/// Executes FINCSTP and FDECSTP. `aux` is added to TOP.
 pub fn turn(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     check_pending(cpu)?;
     let top = cpu.fpu.top() + op.aux as usize;
@@ -82,7 +82,7 @@ pub fn turn(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// FFREE and FFREEP (`aux` 1).
+/// Executes FFREE and FFREEP (`aux` 1).
 pub fn free(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     check_pending(cpu)?;
     cpu.fpu.free(usize::from(op.dst));
@@ -94,7 +94,7 @@ pub fn free(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// FLDCW.
+/// Executes FLDCW.
 pub fn load_control(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     check_pending(cpu)?;
     let fcw = cpu.load::<u16>(op.addr(cpu))?;
@@ -102,28 +102,28 @@ pub fn load_control(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// FNSTCW.
+/// Executes FNSTCW.
 pub fn store_control(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     wait_if_asked(cpu, op)?;
     let addr = op.addr(cpu);
     cpu.store(addr, cpu.fpu.fcw)
 }
 
-/// FNSTSW to memory.
+/// Executes FNSTSW to memory.
 pub fn store_status(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     wait_if_asked(cpu, op)?;
     let addr = op.addr(cpu);
     cpu.store(addr, cpu.fpu.fsw)
 }
 
-/// FNSTSW AX.
+/// Executes FNSTSW AX.
 pub fn status_to_ax(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     wait_if_asked(cpu, op)?;
     cpu.regs[0] = cpu.regs[0] & !0xffff | u64::from(cpu.fpu.fsw);
     Ok(())
 }
 
-/// Stores `bytes` from the memory operand's byte `offset` on, in words of the largest size that fits. The caller has
+/// Stores `bytes` from byte `offset` of the memory operand on, in words of the largest size that fits. The caller has
 /// probed the range.
 fn store_bytes(cpu: &mut Cpu, op: &Op, offset: usize, bytes: &[u8]) -> Result<(), Fault> {
     let mut at = 0;
@@ -146,7 +146,7 @@ fn store_bytes(cpu: &mut Cpu, op: &Op, offset: usize, bytes: &[u8]) -> Result<()
     Ok(())
 }
 
-/// Loads `bytes` from the memory operand's byte `offset` on.
+/// Loads `bytes` from byte `offset` of the memory operand on.
 fn load_bytes(cpu: &mut Cpu, op: &Op, offset: usize, bytes: &mut [u8]) -> Result<(), Fault> {
     let mut at = 0;
     while at < bytes.len() {
@@ -181,7 +181,7 @@ fn get64(image: &[u8], offset: usize) -> u64 {
     u64::from(get32(image, offset)) | u64::from(get32(image, offset + 4)) << 32
 }
 
-/// The environment's bytes: 14 or 28.
+/// Returns the environment's bytes: 14 or 28.
 fn environment(cpu: &Cpu, layout: u32) -> Vec<u8> {
     let fpu = &cpu.fpu;
     let (ip, dp, op) = (fpu.fip as u32, fpu.fdp as u32, u32::from(fpu.fop & 0x7ff));
@@ -236,7 +236,7 @@ fn set_environment(cpu: &mut Cpu, layout: u32, image: &[u8]) {
     fpu.set_control(fcw);
 }
 
-/// FNSTENV.
+/// Executes FNSTENV.
 pub fn store_environment(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     wait_if_asked(cpu, op)?;
     let image = environment(cpu, op.aux);
@@ -247,7 +247,7 @@ pub fn store_environment(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// FLDENV.
+/// Executes FLDENV.
 pub fn load_environment(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     check_pending(cpu)?;
     let mut image = [0; 28];
@@ -257,7 +257,7 @@ pub fn load_environment(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// FNSAVE.
+/// Executes FNSAVE.
 pub fn save(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     wait_if_asked(cpu, op)?;
     let mut image = environment(cpu, op.aux);
@@ -272,7 +272,7 @@ pub fn save(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// FRSTOR.
+/// Executes FRSTOR.
 pub fn restore(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     check_pending(cpu)?;
     let mut image = [0; 108];
@@ -287,7 +287,7 @@ pub fn restore(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Bytes 0 to 23 of the FXSAVE image.
+/// Returns bytes 0 to 23 of the FXSAVE image.
 fn legacy_header(cpu: &Cpu, wide: bool) -> [u8; 24] {
     let mut image = [0; 24];
     let fpu = &cpu.fpu;
@@ -300,7 +300,7 @@ fn legacy_header(cpu: &Cpu, wide: bool) -> [u8; 24] {
     image
 }
 
-/// Bytes 32 to 159 of the FXSAVE image.
+/// Returns bytes 32 to 159 of the FXSAVE image.
 fn legacy_registers(cpu: &Cpu) -> [u8; 128] {
     let mut image = [0; 128];
     for i in 0..8 {
@@ -311,7 +311,7 @@ fn legacy_registers(cpu: &Cpu) -> [u8; 128] {
     image
 }
 
-/// Bytes 160 on of the FXSAVE image: the XMM registers that the mode can reach.
+/// Returns the bytes from 160 on of the FXSAVE image: the XMM registers that the mode can reach.
 fn legacy_xmm(cpu: &Cpu) -> Vec<u8> {
     let count = if cpu.is_64bit() { 16 } else { 8 };
     cpu.xmm[..count].iter().flatten().flat_map(|half| half.to_le_bytes()).collect()
@@ -339,18 +339,18 @@ fn load_legacy_xmm(cpu: &mut Cpu, image: &[u8]) {
     }
 }
 
-/// #GP unless the memory operand is aligned.
+/// Raises #GP unless the memory operand is aligned.
 fn require_alignment(cpu: &mut Cpu, op: &Op, bytes: u64) -> Result<(), Fault> {
     if op.addr(cpu) % bytes != 0 { Err(cpu.general_protection(0)) } else { Ok(()) }
 }
 
-/// The same for FXSAVE and FXRSTOR, which look whether the address is canonical first.
+/// Checks the same for FXSAVE and FXRSTOR, which first check that the address is canonical.
 fn require_alignment_of_fx(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     mmu::require_canonical(cpu, op.addr(cpu), 1)?;
     require_alignment(cpu, op, 16)
 }
 
-/// FXSAVE.
+/// Executes FXSAVE.
 pub fn fxsave(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     require_alignment_of_fx(cpu, op)?;
     mmu::probe_write(cpu, op.addr(cpu), 512)?;
@@ -370,7 +370,7 @@ fn store_mxcsr(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     store_bytes(cpu, op, 24, &image)
 }
 
-/// FXRSTOR.
+/// Executes FXRSTOR.
 pub fn fxrstor(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     require_alignment_of_fx(cpu, op)?;
     let mut image = [0; 512];
@@ -385,7 +385,8 @@ pub fn fxrstor(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// #UD without CR4.OSXSAVE, #NM with CR0.TS, #GP when misaligned; otherwise the components asked for: bit 0 x87, bit 1 SSE.
+/// Returns the requested components: bit 0 x87, bit 1 SSE. Raises #UD without CR4.OSXSAVE, #NM with CR0.TS, #GP when
+/// misaligned.
 fn requested_components(cpu: &mut Cpu, op: &Op) -> Result<u64, Fault> {
     if cpu.sys.cr4 & 1 << 18 == 0 {
         return Err(cpu.undefined());
@@ -397,7 +398,7 @@ fn requested_components(cpu: &mut Cpu, op: &Op) -> Result<u64, Fault> {
     Ok((cpu.regs[0] & 0xffff_ffff | cpu.regs[2] << 32) & cpu.sys.xcr0 & 3)
 }
 
-/// XSAVE and XSAVEOPT.
+/// Executes XSAVE and XSAVEOPT.
 pub fn xsave(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let components = requested_components(cpu, op)?;
     mmu::probe_write(cpu, op.addr(cpu), 576)?;
@@ -417,7 +418,7 @@ pub fn xsave(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     cpu.store(header, in_image | components)
 }
 
-/// XRSTOR, standard form.
+/// Executes XRSTOR, in the standard form.
 pub fn xrstor(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let components = requested_components(cpu, op)?;
     let mut image = [0; 576];

@@ -3,15 +3,15 @@
 //! | file | what |
 //! |---|---|
 //! | `float` | numbers: rounding, arithmetic, conversions |
-//! | `transcend` | the transcendental functions, and how accurate they are |
+//! | `transcend` | the transcendental functions, and their accuracy |
 //! | `unit` | the register stack, exceptions, #MF |
-//! | `ops` | what the instructions do |
+//! | `ops` | the bodies of the instructions |
 //! | `control` | control instructions and saved forms |
 //!
 //! **Not modelled**: CR0.NE = 0 with IRQ 13 (#MF is raised instead); FCS and FDS (read as 0); FOP is kept for
 //! instructions that raise an unmasked exception, as processors do outside of "fopcode compatibility mode".
 //!
-//! **Hostile guest**: every instruction does bounded work; all 80-bit encodings are answered.
+//! **Hostile guest**: every instruction does bounded work and accepts all 80-bit encodings.
 //!
 //! **Saved state**: [`Fpu`](super::cpu::Fpu), with the vCPU.
 
@@ -28,10 +28,10 @@ use iced_x86::{Code, Instruction, Register};
 use super::lower::{Builder, Flow, Mode};
 use super::op::Handler;
 use crate::called_op;
-use ops::{format, what};
+use ops::{format, operation};
 pub use unit::check_pending;
 
-/// An instruction's handler and what its op carries.
+/// An instruction's handler and the fields of its op.
 struct Plan {
     handler: Handler,
     aux: u32,
@@ -61,7 +61,7 @@ fn memory(handler: Handler, aux: u32, size: u32, write: bool) -> Plan {
     Plan { handler, aux, src: format::REGISTER, dst: None, size, write }
 }
 
-/// Lowers an instruction of this family; `None` when it is not one.
+/// Lowers an instruction of this family. Returns `None` when it is not one.
 pub fn lower(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
     let code = insn.code();
     let mut plan = plan_arithmetic(code)
@@ -92,7 +92,7 @@ pub fn lower(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
     }
     let mut op = b.op(plan.handler);
     if plan.size != 0 && !b.mode.is_64bit() && !does_not_wait(code) {
-        // A pending exception comes before the segment's.
+        // A pending exception comes before that of the segment.
         let check = b.op(called_op!(control::pending));
         b.push(check);
     }
@@ -105,7 +105,7 @@ pub fn lower(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
     Some(Flow::Next)
 }
 
-/// Instructions with a memory operand that do not look at pending exceptions.
+/// Returns whether this is an instruction with a memory operand that does not check for pending exceptions.
 fn does_not_wait(code: Code) -> bool {
     use Code::*;
     matches!(
@@ -126,7 +126,7 @@ fn does_not_wait(code: Code) -> bool {
 
 fn plan_arithmetic(code: Code) -> Option<Plan> {
     use Code::*;
-    use what::*;
+    use operation::*;
     let arithmetic = called_op!(ops::arithmetic);
     let compare = called_op!(ops::compare);
     let (operation, form) = match code {
@@ -202,7 +202,7 @@ fn plan_arithmetic(code: Code) -> Option<Plan> {
 
 fn plan_moves(code: Code) -> Option<Plan> {
     use Code::*;
-    use what::*;
+    use operation::*;
     let load = called_op!(ops::load);
     let store = called_op!(ops::store);
     let constant = |number: u8| Plan { dst: Some(number), src: format::CONSTANT, ..plan(load, 0) };
@@ -259,24 +259,24 @@ fn plan_functions(code: Code) -> Option<Plan> {
     let binary = |function: u32| plan(called_op!(ops::binary), function);
     let pushing = |function: u32| plan(called_op!(ops::pushing), function);
     Some(match code {
-        Fchs => unary(what::CHS),
-        Fabs => unary(what::ABS),
-        Ftst => unary(what::TST),
-        Fxam => unary(what::XAM),
-        Fsqrt => unary(what::SQRT),
-        Frndint => unary(what::RNDINT),
-        F2xm1 => unary(what::F2XM1),
-        Fsin => unary(what::SIN),
-        Fcos => unary(what::COS),
-        Fscale => binary(what::SCALE),
-        Fprem => binary(what::PREM),
-        Fprem1 => binary(what::PREM1),
-        Fyl2x => binary(what::YL2X),
-        Fyl2xp1 => binary(what::YL2XP1),
-        Fpatan => binary(what::PATAN),
-        Fxtract => pushing(what::XTRACT),
-        Fptan => pushing(what::PTAN),
-        Fsincos => pushing(what::SINCOS),
+        Fchs => unary(operation::CHS),
+        Fabs => unary(operation::ABS),
+        Ftst => unary(operation::TST),
+        Fxam => unary(operation::XAM),
+        Fsqrt => unary(operation::SQRT),
+        Frndint => unary(operation::RNDINT),
+        F2xm1 => unary(operation::F2XM1),
+        Fsin => unary(operation::SIN),
+        Fcos => unary(operation::COS),
+        Fscale => binary(operation::SCALE),
+        Fprem => binary(operation::PREM),
+        Fprem1 => binary(operation::PREM1),
+        Fyl2x => binary(operation::YL2X),
+        Fyl2xp1 => binary(operation::YL2XP1),
+        Fpatan => binary(operation::PATAN),
+        Fxtract => pushing(operation::XTRACT),
+        Fptan => pushing(operation::PTAN),
+        Fsincos => pushing(operation::SINCOS),
         _ => return None,
     })
 }

@@ -1,6 +1,6 @@
 //! Loads, stores, arithmetic, comparisons and the one-operand instructions.
 //!
-//! An op carries: `dst` the i of ST(i), `src` the operand's format (below), `aux` what to do.
+//! The fields of an op: `dst` the i of ST(i), `src` the operand's format (below), `aux` the operation.
 
 use super::float::{self, INDEFINITE, ONE, SF};
 use super::transcend;
@@ -27,8 +27,8 @@ pub mod format {
     pub const CONSTANT: u8 = 8;
 }
 
-/// What to do, in [`Op::aux`].
-pub mod what {
+/// Operations, in [`Op::aux`].
+pub mod operation {
     #![allow(missing_docs)]
     pub const ADD: u32 = 0;
     pub const MUL: u32 = 1;
@@ -45,7 +45,7 @@ pub mod what {
     pub const QUIET: u32 = 0x800;
     /// FCOMI: the result goes to RFLAGS.
     pub const TO_RFLAGS: u32 = 0x1000;
-    /// FSTPNCE: an empty ST(0) is popped without a word, and nothing is stored.
+    /// FSTPNCE: an empty ST(0) is popped without an exception, and nothing is stored.
     pub const UNCHECKED: u32 = 0x4000;
     /// FISTTP.
     pub const TRUNCATE: u32 = 0x2000;
@@ -77,7 +77,7 @@ enum Raw {
     Tbyte(u64, u16),
 }
 
-/// The address `offset` bytes behind the memory operand's first.
+/// Returns the address `offset` bytes after the start of the memory operand.
 pub fn address(cpu: &Cpu, op: &Op, offset: u64) -> u64 {
     let addr = op.addr(cpu).wrapping_add(offset);
     if cpu.is_64bit() { addr } else { addr & 0xffff_ffff }
@@ -96,7 +96,7 @@ fn fetch(cpu: &mut Cpu, op: &Op) -> Result<Raw, Fault> {
     })
 }
 
-/// The value of a loaded operand, with the exceptions of a load.
+/// Converts a loaded operand, with the exceptions of a load.
 fn convert(env: &mut Env, form: u8, raw: Raw) -> F80 {
     match (raw, form) {
         (Raw::Bits(bits), format::F32) => float::load(env, F32(bits as u32)),
@@ -105,7 +105,7 @@ fn convert(env: &mut Env, form: u8, raw: Raw) -> F80 {
     }
 }
 
-/// The value of an operand as it is, a signalling NaN signalling.
+/// Converts an operand unchanged: a signalling NaN stays signalling.
 fn exact_value(form: u8, raw: Raw) -> F80 {
     match (raw, form) {
         (Raw::Tbyte(sig, se), format::F80) => F80 { mantissa: sig, sign_exp: se },
@@ -135,14 +135,14 @@ fn note_memory_denormal(env: &mut Env, form: u8, raw: Option<Raw>, own: F80) {
     }
 }
 
-/// FADD, FMUL, FSUB, FSUBR, FDIV, FDIVR, their pop and integer forms.
+/// Executes FADD, FMUL, FSUB, FSUBR, FDIV, FDIVR, their pop and integer forms.
 pub fn arithmetic(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     check_pending(cpu)?;
     let memory = op.src != format::REGISTER;
     let raw = if memory { Some(fetch(cpu, op)?) } else { None };
     let i = usize::from(op.dst);
     let mut env = cpu.fpu.env();
-    let to = if op.aux & what::TO_STI != 0 { i } else { 0 };
+    let to = if op.aux & operation::TO_STI != 0 { i } else { 0 };
     let result = if cpu.fpu.is_empty(0) || (!memory && cpu.fpu.is_empty(i)) {
         stack_underflow(&mut env);
         INDEFINITE
@@ -152,12 +152,12 @@ pub fn arithmetic(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
             None => cpu.fpu.st(i - to),
         };
         let own = if memory || to == 0 { cpu.fpu.st(0) } else { cpu.fpu.st(i) };
-        let result = match op.aux & what::OPERATION {
-            what::ADD => softfloat::add(&mut env, own, other),
-            what::MUL => softfloat::mul(&mut env, own, other),
-            what::SUB => softfloat::sub(&mut env, own, other),
-            what::SUBR => softfloat::sub(&mut env, other, own),
-            what::DIV => softfloat::div(&mut env, own, other),
+        let result = match op.aux & operation::OPERATION {
+            operation::ADD => softfloat::add(&mut env, own, other),
+            operation::MUL => softfloat::mul(&mut env, own, other),
+            operation::SUB => softfloat::sub(&mut env, own, other),
+            operation::SUBR => softfloat::sub(&mut env, other, own),
+            operation::DIV => softfloat::div(&mut env, own, other),
             _ => softfloat::div(&mut env, other, own),
         };
         note_memory_denormal(&mut env, op.src, raw, own);
@@ -165,7 +165,7 @@ pub fn arithmetic(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     };
     if !stopped(&mut env) {
         cpu.fpu.set_st(to, result);
-        if op.aux & what::POP != 0 {
+        if op.aux & operation::POP != 0 {
             cpu.fpu.pop();
         }
     }
@@ -173,7 +173,7 @@ pub fn arithmetic(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// FCOM, FUCOM, FICOM, FCOMI, FUCOMI and their pop forms.
+/// Executes FCOM, FUCOM, FICOM, FCOMI, FUCOMI and their pop forms.
 pub fn compare(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     check_pending(cpu)?;
     let memory = op.src != format::REGISTER;
@@ -185,12 +185,12 @@ pub fn compare(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
         Relation::Unordered
     } else {
         let (own, other) = (cpu.fpu.st(0), raw.map_or_else(|| cpu.fpu.st(i), |raw| exact_value(op.src, raw)));
-        let order = float::compare(&mut env, own, other, op.aux & what::QUIET != 0);
+        let order = float::compare(&mut env, own, other, op.aux & operation::QUIET != 0);
         note_memory_denormal(&mut env, op.src, raw, own);
         order
     };
-    // AMD's processors give the answer even where an unmasked exception stops the pop.
-    if op.aux & what::TO_RFLAGS != 0 {
+    // AMD's processors return the result even where an unmasked exception stops the pop.
+    if op.aux & operation::TO_RFLAGS != 0 {
         cpu.flags = LazyFlags::raw(match order {
             Relation::Greater => 0,
             Relation::Less => CF,
@@ -201,14 +201,14 @@ pub fn compare(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
         set_order(cpu, order);
     }
     if !stopped(&mut env) {
-        for bit in [what::POP, what::POP_TWICE] {
+        for bit in [operation::POP, operation::POP_TWICE] {
             if op.aux & bit != 0 {
                 cpu.fpu.pop();
             }
         }
     }
-    if op.aux & what::TO_RFLAGS != 0 && env.flags & SF == 0 {
-        // C1 stays, but where it tells of an empty register.
+    if op.aux & operation::TO_RFLAGS != 0 && env.flags & SF == 0 {
+        // C1 stays, except where it reports an empty register.
         env.flags |= u32::from(cpu.fpu.fsw & C1);
     }
     commit(cpu, op, memory, &env);
@@ -254,7 +254,7 @@ fn load_constant(fcw: u16, number: usize) -> F80 {
     F80 { mantissa: sig + u64::from(up), sign_exp: se }
 }
 
-/// FLD, FILD, FBLD and the constants.
+/// Executes FLD, FILD, FBLD and the constants.
 pub fn load(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     check_pending(cpu)?;
     let memory = !matches!(op.src, format::REGISTER | format::CONSTANT);
@@ -274,7 +274,7 @@ pub fn load(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     } else {
         cpu.fpu.st(usize::from(op.dst))
     };
-    // An unmasked denormal exception is told, but the number is loaded.
+    // An unmasked denormal exception is reported, but the number is loaded.
     if env.unmasked() & flag::INVALID != 0 {
         stopped(&mut env);
     } else {
@@ -284,7 +284,7 @@ pub fn load(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// What a store writes: up to ten bytes.
+/// Returns what a store writes: up to ten bytes.
 fn store_image(env: &mut Env, form: u8, truncate: bool, value: F80) -> (u64, u16) {
     match form {
         format::F32 => (u64::from(float::to_f32(env, value)), 0),
@@ -301,13 +301,13 @@ fn store_image(env: &mut Env, form: u8, truncate: bool, value: F80) -> (u64, u16
     }
 }
 
-/// FST, FSTP, FIST, FISTP, FISTTP, FBSTP to memory.
+/// Executes FST, FSTP, FIST, FISTP, FISTTP, FBSTP to memory.
 pub fn store(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     check_pending(cpu)?;
     let mut env = cpu.fpu.env();
     let empty = cpu.fpu.is_empty(0);
     let value = if empty { INDEFINITE } else { cpu.fpu.st(0) };
-    let image = store_image(&mut env, op.src, op.aux & what::TRUNCATE != 0, value);
+    let image = store_image(&mut env, op.src, op.aux & operation::TRUNCATE != 0, value);
     if empty {
         stack_underflow(&mut env);
     }
@@ -319,7 +319,7 @@ pub fn store(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     }
     let addr = op.addr(cpu);
     if refused {
-        // Whether the memory can be written comes first all the same.
+        // The check that the memory can be written comes first in any case.
         let bytes = match op.src {
             format::I16 => 2,
             format::F32 | format::I32 => 4,
@@ -339,7 +339,7 @@ pub fn store(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
                 cpu.store(high, image.1)?;
             }
         }
-        if op.aux & what::POP != 0 {
+        if op.aux & operation::POP != 0 {
             cpu.fpu.pop();
         }
     }
@@ -347,12 +347,12 @@ pub fn store(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// FST and FSTP to a register.
+/// Executes FST and FSTP to a register.
 pub fn store_register(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     check_pending(cpu)?;
     let mut env = cpu.fpu.env();
     let mut value = cpu.fpu.st(0);
-    if cpu.fpu.is_empty(0) && op.aux & what::UNCHECKED != 0 {
+    if cpu.fpu.is_empty(0) && op.aux & operation::UNCHECKED != 0 {
         cpu.fpu.pop();
         commit(cpu, op, false, &env);
         return Ok(());
@@ -363,7 +363,7 @@ pub fn store_register(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     }
     if !stopped(&mut env) {
         cpu.fpu.set_st(usize::from(op.dst), value);
-        if op.aux & what::POP != 0 {
+        if op.aux & operation::POP != 0 {
             cpu.fpu.pop();
         }
     }
@@ -371,7 +371,7 @@ pub fn store_register(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// FXCH.
+/// Executes FXCH.
 pub fn exchange(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     check_pending(cpu)?;
     let i = usize::from(op.dst);
@@ -388,7 +388,7 @@ pub fn exchange(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// FCMOVcc: `aux` is the condition 0 to 7 in the order B, E, BE, U, NB, NE, NBE, NU.
+/// Executes FCMOVcc: `aux` is the condition 0 to 7 in the order B, E, BE, U, NB, NE, NBE, NU.
 pub fn conditional_move(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     check_pending(cpu)?;
     let i = usize::from(op.dst);
@@ -416,7 +416,7 @@ pub fn conditional_move(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// FXAM.
+/// Executes FXAM.
 fn examine(cpu: &mut Cpu, op: &Op) {
     let value = cpu.fpu.st(0);
     let class = if cpu.fpu.is_empty(0) {
@@ -438,22 +438,22 @@ fn examine(cpu: &mut Cpu, op: &Op) {
     set_conditions(cpu, class | if value.unpack().sign { C1 } else { 0 });
 }
 
-/// Instructions of ST(0) alone: the result replaces it.
+/// Executes instructions of ST(0) alone. The result replaces it.
 pub fn unary(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     check_pending(cpu)?;
-    if op.aux == what::XAM {
+    if op.aux == operation::XAM {
         examine(cpu, op);
         return Ok(());
     }
     let mut env = cpu.fpu.env();
     let value = cpu.fpu.st(0);
-    let trigonometric = matches!(op.aux, what::SIN | what::COS);
+    let trigonometric = matches!(op.aux, operation::SIN | operation::COS);
     if cpu.fpu.is_empty(0) {
         stack_underflow(&mut env);
-        if op.aux == what::TST {
+        if op.aux == operation::TST {
             set_order(cpu, Relation::Unordered);
         }
-        if !stopped(&mut env) && op.aux != what::TST {
+        if !stopped(&mut env) && op.aux != operation::TST {
             cpu.fpu.set_st(0, INDEFINITE);
         }
         if trigonometric {
@@ -462,7 +462,7 @@ pub fn unary(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
         commit(cpu, op, false, &env);
         return Ok(());
     }
-    if op.aux == what::TST {
+    if op.aux == operation::TST {
         let order = float::compare(&mut env, value, F80::zero(false), false);
         set_order(cpu, order);
         stopped(&mut env);
@@ -476,12 +476,12 @@ pub fn unary(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
         }
     }
     let result = match op.aux {
-        what::CHS => float::negated(value),
-        what::ABS => F80 { sign_exp: value.sign_exp & 0x7fff, ..value },
-        what::SQRT => softfloat::sqrt(&mut env, value),
-        what::RNDINT => float::round_to_integer(&mut env, value),
-        what::F2XM1 => transcend::f2xm1(&mut env, value),
-        what::SIN => transcend::fsin(&mut env, value),
+        operation::CHS => float::negated(value),
+        operation::ABS => F80 { sign_exp: value.sign_exp & 0x7fff, ..value },
+        operation::SQRT => softfloat::sqrt(&mut env, value),
+        operation::RNDINT => float::round_to_integer(&mut env, value),
+        operation::F2XM1 => transcend::f2xm1(&mut env, value),
+        operation::SIN => transcend::fsin(&mut env, value),
         _ => transcend::fcos(&mut env, value),
     };
     if !stopped(&mut env) {
@@ -491,7 +491,7 @@ pub fn unary(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Whether a trigonometric operand is too large: then C2 is set and nothing else happens.
+/// Returns whether a trigonometric operand is too large. Then it sets C2, and nothing else happens.
 fn out_of_range(cpu: &mut Cpu, op: &Op, value: F80) -> bool {
     let out = transcend::out_of_range(value);
     if out {
@@ -502,12 +502,12 @@ fn out_of_range(cpu: &mut Cpu, op: &Op, value: F80) -> bool {
     out
 }
 
-/// Instructions of ST(0) and ST(1).
+/// Executes instructions of ST(0) and ST(1).
 pub fn binary(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     check_pending(cpu)?;
     let mut env = cpu.fpu.env();
     let (to, pops) = match op.aux {
-        what::YL2X | what::YL2XP1 | what::PATAN => (1, true),
+        operation::YL2X | operation::YL2XP1 | operation::PATAN => (1, true),
         _ => (0, false),
     };
     let (x, y) = (cpu.fpu.st(0), cpu.fpu.st(1));
@@ -517,12 +517,12 @@ pub fn binary(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
         INDEFINITE
     } else {
         match op.aux {
-            what::SCALE => float::scale(&mut env, x, y),
-            what::YL2X => transcend::fyl2x(&mut env, x, y),
-            what::YL2XP1 => transcend::fyl2xp1(&mut env, x, y),
-            what::PATAN => transcend::fpatan(&mut env, x, y),
+            operation::SCALE => float::scale(&mut env, x, y),
+            operation::YL2X => transcend::fyl2x(&mut env, x, y),
+            operation::YL2XP1 => transcend::fyl2xp1(&mut env, x, y),
+            operation::PATAN => transcend::fpatan(&mut env, x, y),
             _ => {
-                let (rest, quotient, complete) = float::remainder(&mut env, x, y, op.aux == what::PREM1);
+                let (rest, quotient, complete) = float::remainder(&mut env, x, y, op.aux == operation::PREM1);
                 let bit = |n: u8, flag: u16| if complete && quotient >> n & 1 != 0 { flag } else { 0 };
                 let refused = env.unmasked() & flag::BEFORE != 0;
                 if !rest.unpack().is_nan() && !refused {
@@ -536,7 +536,7 @@ pub fn binary(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     commit(cpu, op, false, &env);
     if let Some(bits) = conditions {
         set_conditions(cpu, bits);
-    } else if matches!(op.aux, what::PREM | what::PREM1) {
+    } else if matches!(op.aux, operation::PREM | operation::PREM1) {
         cpu.fpu.fsw &= !C2;
     }
     if !refused {
@@ -548,12 +548,12 @@ pub fn binary(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Instructions of ST(0) that push a second result: FXTRACT, FPTAN, FSINCOS.
+/// Executes instructions of ST(0) that push a second result: FXTRACT, FPTAN, FSINCOS.
 pub fn pushing(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     check_pending(cpu)?;
     let mut env = cpu.fpu.env();
     let value = cpu.fpu.st(0);
-    let trigonometric = op.aux != what::XTRACT;
+    let trigonometric = op.aux != operation::XTRACT;
     if trigonometric {
         cpu.fpu.fsw &= !C2;
     }
@@ -567,8 +567,8 @@ pub fn pushing(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
         return Ok(());
     } else {
         match op.aux {
-            what::XTRACT => float::extract(&mut env, value),
-            what::PTAN => {
+            operation::XTRACT => float::extract(&mut env, value),
+            operation::PTAN => {
                 let tangent = transcend::fptan(&mut env, value);
                 (tangent, if tangent.unpack().is_nan() { tangent } else { ONE })
             }

@@ -1,5 +1,5 @@
-//! Golden values for the transcendental instructions, and the unit's behaviour that a 64-bit user program cannot show:
-//! `tests/native` holds everything else against the processor.
+//! Golden values for the transcendental instructions, and tests of the unit's behaviour that a 64-bit user program
+//! cannot show. `tests/native` compares everything else with the processor.
 
 use super::transcend;
 use crate::hypervisor::soft::rig::{Rig, Stop};
@@ -130,8 +130,8 @@ fn a_logarithm_of_a_power_of_two_is_exact() {
     assert_eq!(env.flags, 0);
 }
 
-/// The status word behind `code` with ST(0) denormal, ST(1) one, exceptions masked but for the denormal one, and
-/// C0 to C3 set.
+/// Returns the status word after `code` with ST(0) denormal, ST(1) one, all exceptions masked except the denormal one,
+/// and C0 to C3 set.
 fn conditions_after(code: &[u8]) -> u16 {
     let mut rig = Rig::user();
     let fpu = &mut rig.cpu.fpu;

@@ -1,18 +1,18 @@
 //! The transcendental instructions: F2XM1, FYL2X, FYL2XP1, FPTAN, FPATAN, FSIN, FCOS, FSINCOS.
 //!
 //! **Accuracy**: every function is computed with 128-bit significands from a series whose truncation error is below
-//! 2^-120 of the result, then rounded once to 64 bits as rounding control says: rounded to nearest, the result is within
-//! 0.501 ulp of the true value, and in the other modes within 1.001 ulp; the SDM promises 1 ulp (vol. 1, 8.3.10). The trigonometric functions
-//! reduce their operand by a π of 66 bits, as processors do (8.3.8), so near multiples of π they give what processors
-//! give, not the true sine. Precision control does not act on them.
+//! 2^-120 of the result, then rounded once to 64 bits as rounding control says: rounded to nearest, the result is
+//! within 0.501 ulp of the true value, and in the other modes within 1.001 ulp; the SDM promises 1 ulp (vol. 1,
+//! 8.3.10). The trigonometric functions reduce their operand by a π of 66 bits, as processors do (8.3.8), so near
+//! multiples of π they give what processors give, not the true sine. Precision control has no effect on them.
 //!
 //! **Hostile guest**: the series have a fixed number of terms at most; the reduction is one division of two 128-bit
 //! integers in at most two steps.
 
 use super::float::{C1, ONE as ONE_80, invalid, negated, note_denormals, propagate, round_wide};
-use crate::hypervisor::soft::softfloat::{Class, Env, F80, Float, Parts, flag, shift_right_jam};
+use crate::hypervisor::soft::softfloat::{Class, Env, F80, Float, Unpacked, flag, shift_right_jam};
 
-/// `±sig / 2^127 * 2^exp`, bit 127 of `sig` set; zero is `sig = 0`.
+/// A number `±sig / 2^127 * 2^exp`, with bit 127 of `sig` set. Zero is `sig = 0`.
 #[derive(Debug, Clone, Copy)]
 struct Wide {
     neg: bool,
@@ -41,10 +41,10 @@ const ARCTAN: [Wide; 8] = [
     constant(-1, 0xb8053e2bc2319e73cb2da55210a4443d),
     constant(-1, 0xc90fdaa22168c234c4c6628b80dc1cd1),
 ];
-/// π of 66 bits as the processors have it: in units of 2^-66, so that π/2 is the same number in units of 2^-67.
+/// π of 66 bits as in processors: in units of 2^-66, so that π/2 is the same number in units of 2^-67.
 const PI_66: u128 = 0x3_243f_6a88_85a3_08d3 << 2;
 
-/// The high half of a 256-bit product.
+/// Returns the high half of a 256-bit product.
 fn multiply_high(a: u128, b: u128) -> u128 {
     let (a1, a0) = (a >> 64, a & u128::from(u64::MAX));
     let (b1, b0) = (b >> 64, b & u128::from(u64::MAX));
@@ -53,7 +53,7 @@ fn multiply_high(a: u128, b: u128) -> u128 {
 }
 
 impl Wide {
-    fn from_parts(x: &Parts) -> Wide {
+    fn from_parts(x: &Unpacked) -> Wide {
         Wide { neg: x.sign, exp: x.exp, sig: u128::from(x.sig) << 64 }
     }
 
@@ -104,7 +104,7 @@ impl Wide {
         Wide { sig: sum, ..big }
     }
 
-    /// Division by a small integer.
+    /// Divides by a small integer.
     fn over(self, divisor: u32) -> Wide {
         // Keeps 128 bits: divide the high and the low part in turn.
         let d = u128::from(divisor);
@@ -116,7 +116,7 @@ impl Wide {
         Wide { neg: self.neg, exp: self.exp - shift as i32, sig: q << shift | (r << shift) / d }
     }
 
-    /// Division, by Newton's reciprocal: two steps from a 64-bit estimate.
+    /// Divides, by Newton's reciprocal: two steps from a 64-bit estimate.
     fn divided_by(self, b: Wide) -> Wide {
         if self.sig == 0 {
             return ZERO;
@@ -132,21 +132,21 @@ impl Wide {
         self.times(inverse)
     }
 
-    /// The value as an 80-bit number. `inexact`: the true value is not representable, so that PE is due however the
-    /// bits look.
+    /// Rounds the value to an 80-bit number. `inexact`: the true value is not representable, so PE is due whatever the
+    /// bits are.
     fn round(self, env: &mut Env, inexact: bool) -> F80 {
         round_wide(env, self.neg, self.exp, self.sig, inexact)
     }
 }
 
-/// `x * (1 + c1 x² + ...)` summed: `first` and then terms made by `next(term, n)` until they no longer count.
+/// Sums `x * (1 + c1 x² + ...)`: `first` and then terms made by `next(term, n)` until they no longer count.
 fn series(first: Wide, mut next: impl FnMut(Wide, u32) -> (Wide, Wide)) -> Wide {
     let (mut sum, mut term) = (first, first);
     for n in 1..80 {
         let (power, addend) = next(term, n);
         term = power;
         if addend.sig == 0 || addend.exp < sum.exp - 126 {
-            // A trace, so that rounding sees on which side the value lies.
+            // Keep a trace of the term, so that rounding sees on which side the value lies.
             if addend.sig != 0 {
                 sum = sum.plus(Wide { exp: sum.exp - 126, ..addend });
             }
@@ -157,7 +157,7 @@ fn series(first: Wide, mut next: impl FnMut(Wide, u32) -> (Wide, Wide)) -> Wide 
     sum
 }
 
-/// 2^x - 1 for |x| <= 1.
+/// Computes 2^x - 1 for |x| <= 1.
 fn exp2_minus_1(x: Wide) -> Wide {
     let y = x.times(LN_2);
     series(y, |term, n| {
@@ -166,7 +166,7 @@ fn exp2_minus_1(x: Wide) -> Wide {
     })
 }
 
-/// arctanh(s) and arctan(s) for small s.
+/// Computes arctanh(s) or arctan(s) for small s.
 fn arc_series(s: Wide, alternating: bool) -> Wide {
     let mut square = s.times(s);
     square.neg = alternating;
@@ -176,7 +176,7 @@ fn arc_series(s: Wide, alternating: bool) -> Wide {
     })
 }
 
-/// log2 of a positive number.
+/// Computes log2 of a positive number.
 fn log2(x: Wide) -> Wide {
     // Significand in [sqrt(1/2), sqrt(2)).
     let high = x.sig >> 96 >= 0xb504_f333;
@@ -185,7 +185,7 @@ fn log2(x: Wide) -> Wide {
     Wide::from_small(k).plus(arc_series(s, false).times(TWO_LOG2_E))
 }
 
-/// log2(1 + x) for x > -1.
+/// Computes log2(1 + x) for x > -1.
 fn log2_1p(x: Wide) -> Wide {
     if x.exp < -2 {
         let s = x.divided_by(TWO.plus(x));
@@ -194,7 +194,7 @@ fn log2_1p(x: Wide) -> Wide {
     log2(ONE.plus(x))
 }
 
-/// arctan of `y / x`, both positive, in (0, π/2).
+/// Computes arctan of `y / x`, both positive, in (0, π/2).
 fn arctan(y: Wide, x: Wide) -> Wide {
     let swap = (y.exp, y.sig) > (x.exp, x.sig);
     let z = if swap { x.divided_by(y) } else { y.divided_by(x) };
@@ -229,8 +229,8 @@ fn cosine(r: Wide) -> Wide {
     })
 }
 
-/// The quadrant (of 0 to 3) and the rest in [-π/4, π/4] of a number below 2^63 in magnitude.
-fn reduce(x: &Parts) -> (u32, Wide) {
+/// Reduces a number below 2^63 in magnitude to its quadrant (0 to 3) and the rest in [-π/4, π/4].
+fn reduce(x: &Unpacked) -> (u32, Wide) {
     if x.exp < -1 {
         return (0, Wide::from_parts(x));
     }
@@ -261,14 +261,14 @@ fn reduce(x: &Parts) -> (u32, Wide) {
     (quadrant, Wide::normal(neg, 127 - 67, rest))
 }
 
-/// Whether a trigonometric instruction refuses the operand: 2^63 or more in magnitude.
+/// Returns whether a trigonometric instruction refuses the operand: 2^63 or more in magnitude.
 pub fn out_of_range(x: F80) -> bool {
     let p = x.unpack();
     p.class == Class::Finite && p.exp >= 63
 }
 
-/// The sine and the cosine of the reduced operand, swapped and signed for the quadrant.
-fn sine_cosine(x: &Parts) -> (Wide, Wide) {
+/// Returns the sine and the cosine of the reduced operand, swapped and signed for the quadrant.
+fn sine_cosine(x: &Unpacked) -> (Wide, Wide) {
     let (quadrant, r) = reduce(x);
     let (s, c) = (sine(r), cosine(r));
     match quadrant {
@@ -279,7 +279,8 @@ fn sine_cosine(x: &Parts) -> (Wide, Wide) {
     }
 }
 
-/// What FSIN, FCOS, FSINCOS and FPTAN have in common: NaNs, infinities and zeros; `None` for other numbers.
+/// Handles the special cases of FSIN, FCOS, FSINCOS and FPTAN: NaNs, infinities and zeros. Returns `None` for other
+/// numbers.
 fn trig_special(env: &mut Env, x: F80, at_zero: F80) -> Option<F80> {
     if let Some(nan) = propagate(env, x, x) {
         return Some(nan);
@@ -293,17 +294,17 @@ fn trig_special(env: &mut Env, x: F80, at_zero: F80) -> Option<F80> {
     }
 }
 
-/// FSIN, for an operand in range.
+/// Executes FSIN, for an operand in range.
 pub fn fsin(env: &mut Env, x: F80) -> F80 {
     trig_special(env, x, x).unwrap_or_else(|| sine_cosine(&x.unpack()).0.round(env, true))
 }
 
-/// FCOS.
+/// Executes FCOS.
 pub fn fcos(env: &mut Env, x: F80) -> F80 {
     trig_special(env, x, ONE_80).unwrap_or_else(|| sine_cosine(&x.unpack()).1.round(env, true))
 }
 
-/// FSINCOS: sine, cosine.
+/// Executes FSINCOS. Returns sine and cosine.
 pub fn fsincos(env: &mut Env, x: F80) -> (F80, F80) {
     match trig_special(env, x, x) {
         Some(s) if s.unpack().class == Class::Zero => (s, ONE_80),
@@ -317,7 +318,7 @@ pub fn fsincos(env: &mut Env, x: F80) -> (F80, F80) {
     }
 }
 
-/// FPTAN: the tangent; the caller pushes 1.0, or the NaN again.
+/// Executes FPTAN. Returns the tangent; the caller pushes 1.0, or the NaN again.
 pub fn fptan(env: &mut Env, x: F80) -> F80 {
     trig_special(env, x, x).unwrap_or_else(|| {
         let (s, c) = sine_cosine(&x.unpack());
@@ -325,7 +326,7 @@ pub fn fptan(env: &mut Env, x: F80) -> F80 {
     })
 }
 
-/// F2XM1. Outside of [-1, 1] the result is undefined; there it is the operand.
+/// Executes F2XM1. Outside of [-1, 1] the result is undefined; here it is the operand.
 pub fn f2xm1(env: &mut Env, x: F80) -> F80 {
     if let Some(nan) = propagate(env, x, x) {
         return nan;
@@ -340,7 +341,7 @@ pub fn f2xm1(env: &mut Env, x: F80) -> F80 {
     }
 }
 
-/// FYL2X: `y * log2(x)`.
+/// Executes FYL2X: `y * log2(x)`.
 pub fn fyl2x(env: &mut Env, x: F80, y: F80) -> F80 {
     if let Some(nan) = propagate(env, x, y) {
         return nan;
@@ -368,7 +369,7 @@ pub fn fyl2x(env: &mut Env, x: F80, y: F80) -> F80 {
     Wide::from_parts(&py).times(log2(Wide::from_parts(&px))).round(env, !exact)
 }
 
-/// FYL2XP1: `y * log2(1 + x)`. The result is undefined for `|x| > 1 - sqrt(1/2)`; here it is right down to -1.
+/// Executes FYL2XP1: `y * log2(1 + x)`. The result is undefined for `|x| > 1 - sqrt(1/2)`; here it is right down to -1.
 pub fn fyl2xp1(env: &mut Env, x: F80, y: F80) -> F80 {
     if let Some(nan) = propagate(env, x, y) {
         return nan;
@@ -391,7 +392,7 @@ pub fn fyl2xp1(env: &mut Env, x: F80, y: F80) -> F80 {
     Wide::from_parts(&py).times(log2_1p(Wide::from_parts(&px))).round(env, true)
 }
 
-/// FPATAN: the angle of the point (`x`, `y`).
+/// Executes FPATAN: the angle of the point (`x`, `y`).
 pub fn fpatan(env: &mut Env, x: F80, y: F80) -> F80 {
     if let Some(nan) = propagate(env, x, y) {
         return nan;

@@ -1,4 +1,4 @@
-//! The register stack, its tags, and the way exceptions are recorded. SDM vol. 1, chapter 8.
+//! The register stack, its tags, and the recording of exceptions. SDM vol. 1, chapter 8.
 
 use super::float::{self, SF};
 use crate::hypervisor::soft::cpu::{CS, Cpu, Fault, Fpu};
@@ -21,18 +21,18 @@ pub const BUSY: u16 = 1 << 15;
 pub const EXCEPTIONS: u16 = 0x3f;
 
 impl Default for Fpu {
-    /// The state after power-on (SDM vol. 3, table 10-1).
+    /// Returns the state after power-on (SDM vol. 3, table 10-1).
     fn default() -> Fpu {
         Fpu { mantissa: [0; 8], sign_exp: [0; 8], fcw: 0x40, fsw: 0, ftw: 0xff, fop: 0, fip: 0, fdp: 0 }
     }
 }
 
 impl Fpu {
-    /// The state after FNINIT; the registers' contents stay.
+    /// Resets the state as FNINIT does. The registers' contents stay.
     pub fn init(&mut self) {
         (self.fcw, self.fsw, self.ftw, self.fop, self.fip, self.fdp) = (0x37f, 0, 0, 0, 0, 0);
     }
-    /// Number of the physical register on top of the stack.
+    /// Returns the number of the physical register on top of the stack.
     pub fn top(&self) -> usize {
         usize::from(self.fsw >> 11 & 7)
     }
@@ -40,15 +40,15 @@ impl Fpu {
     pub fn set_top(&mut self, top: usize) {
         self.fsw = self.fsw & !(7 << 11) | ((top & 7) as u16) << 11;
     }
-    /// Number of the physical register that is ST(i).
+    /// Returns the number of the physical register that is ST(i).
     pub fn physical(&self, i: usize) -> usize {
         (self.top() + i) & 7
     }
-    /// Whether ST(i) is empty; 7 is the register that a push would take.
+    /// Returns whether ST(i) is empty. 7 is the register that a push would take.
     pub fn is_empty(&self, i: usize) -> bool {
         self.ftw >> self.physical(i) & 1 == 0
     }
-    /// ST(i).
+    /// Returns ST(i).
     pub fn st(&self, i: usize) -> F80 {
         let r = self.physical(i);
         F80 { mantissa: self.mantissa[r], sign_exp: self.sign_exp[r] }
@@ -63,22 +63,22 @@ impl Fpu {
     pub fn free(&mut self, i: usize) {
         self.ftw &= !(1 << self.physical(i));
     }
-    /// Empties ST(0) and moves the top up.
+    /// Marks ST(0) empty and moves the top up.
     pub fn pop(&mut self) {
         self.free(0);
         self.set_top(self.top() + 1);
     }
-    /// Moves the top down and sets ST(0), whatever was there.
+    /// Moves the top down and sets ST(0), whatever it held.
     pub fn push(&mut self, value: F80) {
         self.set_top(self.top() + 7);
         self.set_st(0, value);
     }
-    /// Sets the control word; its reserved bits are fixed.
+    /// Sets the control word. Its reserved bits are fixed.
     pub fn set_control(&mut self, fcw: u16) {
         self.fcw = fcw & 0x1f3f | 0x40;
         self.summarise();
     }
-    /// Makes ES and B follow from the flags and the masks.
+    /// Computes ES and B from the flags and the masks.
     pub fn summarise(&mut self) {
         if self.fsw & !self.fcw & EXCEPTIONS != 0 {
             self.fsw |= ES | BUSY;
@@ -86,7 +86,7 @@ impl Fpu {
             self.fsw &= !(ES | BUSY);
         }
     }
-    /// The 16-bit tag word of FSTENV: 0 valid, 1 zero, 2 special, 3 empty.
+    /// Returns the 16-bit tag word of FSTENV: 0 valid, 1 zero, 2 special, 3 empty.
     pub fn full_tags(&self) -> u16 {
         (0..8).fold(0, |tags, r| {
             let tag = if self.ftw >> r & 1 == 0 {
@@ -102,28 +102,28 @@ impl Fpu {
             tags | tag << (2 * r)
         })
     }
-    /// Takes over a 16-bit tag word.
+    /// Sets the tags from a 16-bit tag word.
     pub fn set_full_tags(&mut self, tags: u16) {
         self.ftw = (0..8).fold(0, |ftw, r| ftw | u8::from(tags >> (2 * r) & 3 != 3) << r);
     }
-    /// The environment of an operation.
+    /// Returns the environment of an operation.
     pub fn env(&self) -> Env {
         Env::from_control_word(self.fcw)
     }
 }
 
-/// ST(i) was empty where a value was needed.
+/// Notes that ST(i) was empty where a value was needed.
 pub fn stack_underflow(env: &mut Env) {
     env.flags = flag::INVALID | SF;
 }
 
-/// A push found no empty register.
+/// Notes that a push found no empty register.
 pub fn stack_overflow(env: &mut Env) {
     env.flags = flag::INVALID | SF | float::C1;
 }
 
-/// Whether an unmasked exception forbids that the operation changes anything but the flags; then the flags of the
-/// result that is not made are taken back.
+/// Returns whether an unmasked exception forbids the operation to change anything but the flags. Then it clears the
+/// flags of the result, since the result is not written.
 pub fn stopped(env: &mut Env) -> bool {
     let stopped = env.unmasked() & flag::BEFORE != 0;
     if stopped {
@@ -132,14 +132,15 @@ pub fn stopped(env: &mut Env) -> bool {
     stopped
 }
 
-/// #MF if an unmasked exception is pending. Called first by every waiting x87 instruction and by every MMX one.
+/// Raises #MF if an unmasked exception is pending. Every waiting x87 instruction and every MMX instruction calls it
+/// first.
 ///
-/// With CR0.NE clear a PC would raise IRQ 13 instead; that is not modelled, #MF is raised all the same.
+/// With CR0.NE clear a PC would raise IRQ 13 instead. That is not modelled: #MF is raised in any case.
 pub fn check_pending(cpu: &mut Cpu) -> Result<(), Fault> {
     if cpu.fpu.fsw & ES != 0 { Err(cpu.raise(16, None)) } else { Ok(()) }
 }
 
-/// Records where a non-control instruction stood.
+/// Records the address of a non-control instruction.
 pub fn note_instruction(cpu: &mut Cpu, op: &Op, memory: bool) {
     cpu.fpu.fip = op.rip(cpu);
     if memory {
@@ -157,7 +158,7 @@ pub fn commit(cpu: &mut Cpu, op: &Op, memory: bool, env: &Env) {
     }
 }
 
-/// The 11 opcode bits of the instruction of `op`, fetched again; only an unmasked exception needs them.
+/// Returns the 11 opcode bits of the instruction of `op`, fetched again, since only an unmasked exception needs them.
 fn opcode(cpu: &mut Cpu, op: &Op) -> Option<u16> {
     let long = cpu.is_64bit();
     let base = if long { 0 } else { cpu.segs[CS].base };

@@ -8,7 +8,7 @@ use super::super::regs::msr;
 use super::super::{enter, start_up};
 use super::*;
 
-/// Any op: these bodies look at none.
+/// Returns any op: these bodies use none.
 fn some_op() -> super::super::super::op::Op {
     super::super::super::op::Op {
         handler: crate::called_op!(super::super::control::nop),

@@ -1,6 +1,6 @@
 //! Tests of paging and of the system instructions: functions called on one vCPU, and guest programs run whole.
 //!
-//! The programs' sources stand beside their bytes: `NAME.asm`, assembled with `nasm -f bin -o NAME.bin NAME.asm`.
+//! The programs' sources are beside their bytes: `NAME.asm`, assembled with `nasm -f bin -o NAME.bin NAME.asm`.
 
 mod delivery;
 mod identity;
@@ -22,10 +22,10 @@ use crate::hypervisor::clock::{Clock, ManualClock};
 use crate::hypervisor::memory::{GuestAddr, GuestMemory};
 
 const MIB: u64 = 1 << 20;
-/// Where the read-only region lies: the top 64 KiB below 4 GiB.
+/// Address of the read-only region: the top 64 KiB below 4 GiB.
 const ROM: u64 = 0xffff_0000;
 
-/// A machine of ports and registers that remember what was written.
+/// A platform of ports and registers that record what was written.
 struct Probe {
     clock: Arc<ManualClock>,
     attention: Mutex<Option<Arc<Attention>>>,
@@ -124,7 +124,7 @@ impl Platform for Probe {
     }
 }
 
-/// One vCPU with 16 MiB of memory, a ROM, and nobody around it.
+/// One vCPU with 16 MiB of memory and a ROM, and no devices.
 struct Bench {
     cpu: Box<Cpu>,
     mem: GuestMemory,
@@ -141,7 +141,7 @@ fn setup(probe: &Arc<Probe>, boot: BootState) -> VcpuSetup {
     VcpuSetup { vcpus: 1, topology: (1, 1, 1), memory, platform: probe.clone(), attention, boot, device_windows }
 }
 
-/// A vCPU after power-on.
+/// Returns a vCPU after power-on.
 fn bench() -> Bench {
     let probe = Probe::new();
     let setup = setup(&probe, BootState::Reset);
@@ -152,7 +152,7 @@ fn bench() -> Bench {
     Bench { cpu, mem: setup.memory, probe, _cache: cache }
 }
 
-/// Where the long-mode benches keep their tables.
+/// Address at which the long-mode benches keep their tables.
 const PML4: u64 = 0x10_0000;
 const GDT: u64 = 0x1000;
 const IDT: u64 = 0x2000;
@@ -165,7 +165,7 @@ const USER_DATA: u16 = 0x23;
 const USER_CODE: u16 = 0x2b;
 
 impl Bench {
-    /// Puts a page-table entry.
+    /// Writes a page-table entry.
     fn put(&self, addr: u64, value: u64) {
         self.mem.write_le(GuestAddr(addr), value).unwrap();
     }
@@ -190,19 +190,20 @@ impl Bench {
         c.cpl = cpl;
         refresh_mode(c);
     }
-    /// Maps 2 MiB at linear address zero onto itself, for everybody, and 4 KiB pages from 2 MiB on through the table
-    /// at `PML4 + 0x3000`.
+    /// Maps 2 MiB at linear address zero onto itself, for user and supervisor, and 4 KiB pages from 2 MiB on through
+    /// the table at `PML4 + 0x3000`.
     fn identity(&mut self) {
         self.put(PML4, PML4 + 0x1007);
         self.put(PML4 + 0x1000, PML4 + 0x2007);
         self.put(PML4 + 0x2000, 0x87 | 1 << 5 | 1 << 6);
         self.put(PML4 + 0x2008, PML4 + 0x3007);
     }
-    /// The entry for the 4 KiB page at 2 MiB plus `n` pages.
+    /// Returns the entry for the 4 KiB page at 2 MiB plus `n` pages.
     fn page_entry(&self, n: u64) -> u64 {
         PML4 + 0x3000 + n * 8
     }
-    /// GDT, IDT with 32 + 224 gates to `HANDLER + 16 * vector`, TSS with RSP0 = 0x9000 and IST1 = 0xa000.
+    /// Sets up a GDT, an IDT with 32 + 224 gates to `HANDLER + 16 * vector`, and a TSS with RSP0 = 0x9000 and IST1 =
+    /// 0xa000.
     fn tables(&mut self) {
         let descriptors: [u64; 8] = [
             0,

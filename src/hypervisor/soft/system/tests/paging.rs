@@ -20,7 +20,7 @@ fn access(b: &mut Bench, addr: u64, intent: Intent) -> Result<(), (u8, Option<u3
     })
 }
 
-/// The rules of SDM vol. 3 section 4.6.1, spelled out: may this access happen?
+/// Returns whether this access may happen by the rules of SDM vol. 3 section 4.6.1, written out.
 #[allow(clippy::too_many_arguments)]
 fn allowed(intent: Intent, cpl: u8, user: bool, write: bool, nx: bool, wp: bool, smap: bool, ac: bool, smep: bool) -> bool {
     match (cpl == 3, intent) {
@@ -64,7 +64,7 @@ fn every_combination_of_permissions_faults_as_the_manual_says_and_with_its_error
             }
             let expected = if good { Ok(()) } else { Err((14, Some(error), TWO_MIB + 8)) };
             assert_eq!(access(&mut b, TWO_MIB + 8, intent), expected, "combination {bits:#b}, {intent:?}");
-            // Once more: what the TLB now holds must permit no more and no less.
+            // Access again: the TLB's entry must permit no more and no less.
             assert_eq!(access(&mut b, TWO_MIB + 8, intent), expected, "again {bits:#b}, {intent:?}");
             if good && intent == Intent::Read {
                 let write_good = allowed(Intent::Write, cpl, user, write, nx, wp, smap, ac, smep);

@@ -4,12 +4,13 @@ use super::super::super::run::{SoftBackend, SoftOptions};
 use super::*;
 use crate::hypervisor::backend::Backend;
 
-/// Runs a program from 0:0x8000 in real mode until it stops the machine; what it wrote to port 0xe9, and the end.
+/// Runs a program from 0:0x8000 in real mode until it stops the machine. Returns what it wrote to port 0xe9, and the
+/// exit.
 fn run(program: &[u8]) -> (String, MachineExit) {
     run_from(program, BootState::Reset)
 }
 
-/// The same with the program at 0x8000 entered as `boot` says.
+/// Runs the program at 0x8000 in the same way, entered as in `boot`.
 fn run_from(program: &[u8], boot: BootState) -> (String, MachineExit) {
     let probe = Probe::new();
     let setup = setup(&probe, boot);

@@ -1,5 +1,5 @@
-//! Debug exceptions between instructions: single step, watchpoints, and what holds them off. One vCPU of the back end runs
-//! a program in 64-bit mode; the handler of #DB notes where it came from and what DR6 said.
+//! Debug exceptions between instructions: single step, watchpoints, and instructions that hold them off. One vCPU of
+//! the back end runs a program in 64-bit mode; the handler of #DB notes where it came from and what DR6 said.
 
 use super::super::super::cpu::{Cpu, RIP, rflags};
 use super::super::super::run::{SoftBackend, SoftOptions};
@@ -8,14 +8,15 @@ use super::*;
 use crate::hypervisor::backend::Backend;
 use crate::hypervisor::state::Section;
 
-/// Where the program stands.
+/// Address of the program.
 const CODE: u64 = 0x7000;
-/// Where the handler of #DB notes the address to return to and DR6, 16 bytes each.
+/// Address at which the handler of #DB notes the address to return to and DR6, 16 bytes each.
 const NOTES: u64 = 0xb000;
 /// Data to be watched, and a selector of the stack segment.
 const DATA: u64 = 0xc000;
 
-/// Notes [rsp] and DR6 at [r15], moves r15 on, and returns; `mov dr6, r14` sets DR6 to r14 first where `clear` is set.
+/// Returns a handler that notes [rsp] and DR6 at [r15], moves r15 on, and returns. With `clear` it first sets DR6 to
+/// r14.
 fn handler(clear: bool) -> Vec<u8> {
     let mut code = vec![0x50]; // push rax
     code.extend([0x48, 0x8b, 0x44, 0x24, 0x08]); // mov rax, [rsp+8]
@@ -31,10 +32,10 @@ fn handler(clear: bool) -> Vec<u8> {
     code
 }
 
-/// What the program's #DB handler noted: (offset of the return address in the program, DR6 without its fixed bits).
+/// Notes of the program's #DB handler: (offset of the return address in the program, DR6 without its fixed bits).
 struct Trace(Vec<(u64, u64)>);
 
-/// Runs `code`, to which an `out 0xf4, al` is added, in 64-bit mode at privilege 0 with `prepare` done to the vCPU first.
+/// Runs `code`, with an `out 0xf4, al` after it, in 64-bit mode at privilege 0. `prepare` changes the vCPU first.
 fn trace_with(code: &[u8], clear: bool, prepare: impl FnOnce(&mut Bench)) -> Trace {
     let mut b = bench();
     b.identity();
@@ -108,11 +109,12 @@ fn watch(cpu: &mut Cpu) {
 
 const MOV_SS: [u8; 2] = [0x8e, 0xd0]; // mov ss, eax
 const MOV_SS_DATA: [u8; 8] = [0x8e, 0x14, 0x25, 0x00, 0xc0, 0x00, 0x00, 0x90]; // mov ss, [DATA]; nop
-/// Takes TF away: pushfq; and qword [rsp], ~0x100; popfq.
+/// Clears TF: pushfq; and qword [rsp], ~0x100; popfq.
 const UNSTEP: [u8; 10] = [0x9c, 0x48, 0x81, 0x24, 0x24, 0xff, 0xfe, 0xff, 0xff, 0x9d];
 const STEPS_OF_UNSTEP: [u64; 3] = [1, 9, 10];
 
-/// `code` and then [`UNSTEP`]; the offsets of the traps in `code` and then those of [`UNSTEP`], all single steps.
+/// Checks that `code` and then [`UNSTEP`] give traps at the `offsets` in `code` and then those of [`UNSTEP`], all
+/// single steps.
 fn stepped(code: &[u8], offsets: &[u64]) {
     let program = [code, &UNSTEP].concat();
     let all = offsets.iter().copied().chain(STEPS_OF_UNSTEP.map(|n| n + code.len() as u64));
@@ -159,7 +161,7 @@ fn a_watchpoint_that_mov_ss_meets_is_told_behind_the_next_instruction() {
     let got = trace_with(&program(&[0xcd, 0x01, 0x90]), true, |b| watch(&mut b.cpu));
     assert_eq!(got.0.len(), 2);
     assert_eq!((got.0[0].1, got.0[1]), (1, (9, 0)));
-    // With the trap flag set as well both are told at once.
+    // With the trap flag set as well, both are reported at once.
     let got = trace(&[&program(&[0x90])[..], &UNSTEP].concat(), |b| {
         watch(&mut b.cpu);
         step(b);
@@ -176,7 +178,7 @@ fn an_instruction_breakpoint_behind_mov_ss_is_not_met() {
     };
     let program = [&MOV_SS[..], &[0x90, 0x90]].concat();
     assert_eq!(trace(&program, |b| arm(b, 2)), []);
-    // The handler does not set RF, so the breakpoint would be met for ever: it takes it away by its second note.
+    // The handler does not set RF, so the breakpoint would trigger forever. The second note disables it.
     let got = trace_with(&[0x90, 0x90], true, |b| {
         arm(b, 1);
         let mut code = handler(true);
@@ -206,7 +208,7 @@ fn the_breakpoint_bits_of_dr6_say_what_this_exception_was_and_the_others_stay() 
     assert_eq!(got.0, [(0, dr::BD | dr::BS)]);
 }
 
-/// At `CODE + 0x100`: pushfq; pop r11; or r11, 0x100; sysretq.
+/// Puts a handler at `CODE + 0x100`: pushfq; pop r11; or r11, 0x100; sysretq.
 fn system_call_handler(b: &mut Bench, mask: u64) {
     let code = [0x41, 0x0f, 0xba, 0xeb, 0x08, 0x48, 0x0f, 0x07]; // bts r11d, 8; sysretq
     b.mem.write(GuestAddr(CODE + 0x100), &code).unwrap();

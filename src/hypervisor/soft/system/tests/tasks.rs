@@ -41,7 +41,8 @@ fn op(imm: u64, call: bool) -> Op {
     }
 }
 
-/// 32-bit protected mode without paging at privilege 0 in the task [`OLD`]; [`NEW`] is ready at privilege 0.
+/// Returns a bench in 32-bit protected mode without paging at privilege 0, in the task [`OLD`]. [`NEW`] is ready at
+/// privilege 0.
 fn ready() -> Bench {
     let mut b = bench();
     let descriptors = [
@@ -144,7 +145,7 @@ fn a_call_nests_the_task_and_iret_comes_back_along_the_link() {
     assert_eq!((is_busy(&b, OLD_TSS), is_busy(&b, NEW_TSS)), (true, true));
     assert_ne!(b.cpu.rflags & rflags::NT, 0);
     assert_eq!(b.get(NEW) as u16, OLD_TSS);
-    // A task does not call itself or who called it.
+    // A task calls neither itself nor its caller.
     for selector in [OLD_TSS, NEW_TSS, GATE] {
         assert_eq!(go(&mut b, selector, true), Err(Fault));
         assert_eq!(raised(&b), (13, Some(u32::from(if selector == GATE { NEW_TSS } else { selector }))));
@@ -156,7 +157,7 @@ fn a_call_nests_the_task_and_iret_comes_back_along_the_link() {
     assert_eq!(b.cpu.rflags & (rflags::NT | rflags::IF), rflags::IF);
     assert_eq!((is_busy(&b, OLD_TSS), is_busy(&b, NEW_TSS)), (true, false));
     assert!(!b.cpu.nmi_blocked);
-    // The nested task goes on behind its IRET, without NT, when it is called again.
+    // The nested task continues behind its IRET, without NT, when it is called again.
     assert_eq!((get32(&b, NEW + 0x20), get32(&b, NEW + 0x24) & rflags::NT), (0x2_0001, 0));
     // Its link names a task that is not busy: #TS.
     b.cpu.rflags |= rflags::NT;
@@ -167,7 +168,7 @@ fn a_call_nests_the_task_and_iret_comes_back_along_the_link() {
 
 #[test]
 fn what_is_wrong_with_a_tss_is_raised_in_the_old_task() {
-    // What is jumped to, what is spoiled before, and the exception with its selector.
+    // The target of the jump, the change before it, and the exception with its selector.
     type Case = (u16, fn(&mut Bench), (u8, u16));
     let cases: [Case; 7] = [
         (NEW_TSS, |b| b.put(GDT + 0x20, tss_descriptor(NEW, 0x67, 0x8b)), (13, NEW_TSS)),

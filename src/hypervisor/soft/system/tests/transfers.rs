@@ -5,7 +5,7 @@ use super::super::super::op::Op;
 use super::super::far::{far_return, interrupt_return};
 use super::*;
 
-/// An op whose operand has `size` bytes.
+/// Returns an op whose operand has `size` bytes.
 fn op(size: u8) -> Op {
     Op {
         handler: crate::called_op!(super::super::control::nop),
