@@ -6,8 +6,11 @@ use std::path::Path;
 use std::process::Command;
 
 use clap::CommandFactory;
+use vmctl::choices::Support;
 use vmctl::config::fleet::keys::FLEET_KEYS;
-use vmctl::config::keys::{GUEST_KEYS, HOST_KEYS, Key, Kind, Support};
+use vmctl::config::host_keys::HOST_KEYS;
+use vmctl::config::key::{Key, Kind};
+use vmctl::config::keys::GUEST_KEYS;
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/man/vmctl.toml.5");
 
@@ -90,7 +93,7 @@ fn list(keys: &[Key], but: &[Key]) -> String {
 fn written(page: &str) -> String {
     let mut page = page.to_owned();
     let none: &[Key] = &[];
-    for (name, keys, but) in [("guest", GUEST_KEYS, none), ("host", HOST_KEYS, none), ("fleet", FLEET_KEYS, HOST_KEYS)] {
+    for (name, keys, but) in [("guest", &GUEST_KEYS, none), ("host", &HOST_KEYS, none), ("fleet", &FLEET_KEYS, &HOST_KEYS)] {
         let begin = format!(".\\\" BEGIN {name}\n");
         let start = page.find(&begin).expect("the page has the mark") + begin.len();
         let end = page.find(&format!(".\\\" END {name}\n")).expect("the page has the mark");
@@ -108,7 +111,7 @@ fn the_manual_page_has_every_key_of_the_table_and_no_other() {
     } else {
         assert!(page == expected, "man/vmctl.toml.5 is behind src/config/keys.rs: BLESS=1 cargo test --test manual");
     }
-    for key in GUEST_KEYS.iter().chain(HOST_KEYS).chain(FLEET_KEYS) {
+    for key in GUEST_KEYS.iter().chain(HOST_KEYS.iter()).chain(FLEET_KEYS.iter()) {
         let heads = [format!(".It Ic {} ", key.path), format!(".It Ic [{}]\n", key.path), format!(".It Ic [[{}]]\n", key.path)];
         assert!(heads.iter().any(|head| expected.contains(head)), "{}", key.path);
     }

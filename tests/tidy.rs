@@ -8,14 +8,15 @@ use std::path::{Path, PathBuf};
 const IMPORTS: &[(&str, &[&str])] = &[
     ("units", &[]),
     ("inputs", &[]),
-    ("config", &["inputs", "units"]),
+    ("choices", &[]),
+    ("config", &["choices", "inputs", "units"]),
     ("fetch", &["inputs", "units"]),
     ("host", &["inputs", "units"]),
     ("hypervisor", &["units"]),
     ("devices", &["hypervisor", "units"]),
-    ("machine", &["config", "devices", "hypervisor", "inputs", "units"]),
-    ("guest", &["config", "fetch", "host", "inputs", "machine", "units"]),
-    ("cli", &["config", "devices", "fetch", "guest", "host", "hypervisor", "inputs", "machine", "units"]),
+    ("machine", &["choices", "devices", "hypervisor", "inputs", "units"]),
+    ("guest", &["choices", "config", "fetch", "host", "inputs", "machine", "units"]),
+    ("cli", &["choices", "config", "devices", "fetch", "guest", "host", "hypervisor", "inputs", "machine", "units"]),
 ];
 
 /// Files and folders in which `unsafe` may stand.

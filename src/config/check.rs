@@ -16,14 +16,14 @@ use crate::units::ByteSize;
 /// Checks a resolved guest file. `directory` is what relative paths of templates and `--set` are relative to.
 pub fn check(resolved: &mut Resolved, directory: &std::path::Path) -> Result<GuestConfig, Diagnostics> {
     let mut found = Vec::new();
-    walk::walk(&mut resolved.table, "", GUEST_KEYS, Some(resolved.engine), &mut found);
+    walk::walk(&mut resolved.table, "", &GUEST_KEYS, Some(resolved.engine), &mut found);
     // A value whose expression is wrong has been reported; what it looks like no longer matters.
     found.retain(|problem: &Diagnostic| !resolved.problems.iter().any(|other| overlap(problem, other)));
     let mut problems = std::mem::take(&mut resolved.problems);
     problems.extend(found);
     // With a value of the wrong type around, the rules below would only report its consequences.
     if problems.is_empty() {
-        let view = View::new(&resolved.table, &resolved.start, GUEST_KEYS, directory, resolved.engine);
+        let view = View::new(&resolved.table, &resolved.start, &GUEST_KEYS, directory, resolved.engine);
         let config = guest(&view, &resolved.name, resolved.engine, &mut problems);
         if problems.is_empty() {
             return Ok(config);
@@ -50,12 +50,6 @@ const MAKING: &str = ".making";
 
 pub(super) type Problems = Vec<Diagnostic>;
 
-/// The value of a choice; the walk has seen that it is one of them.
-pub(super) fn pick<T: Copy>(view: &View<'_>, leaf: &str, values: &[(&str, T)]) -> T {
-    let text = view.text(leaf).expect("a choice has a default or was asked for");
-    values.iter().find(|(name, _)| *name == text).expect("the walk has seen that it is one of them").1
-}
-
 fn guest(view: &View<'_>, name: &str, engine: EngineKind, problems: &mut Problems) -> GuestConfig {
     if !is_name(name) {
         let message = format!("`{name}` cannot be the name of a guest");
@@ -63,18 +57,8 @@ fn guest(view: &View<'_>, name: &str, engine: EngineKind, problems: &mut Problem
             "lower-case letters, digits, `.`, `_` and `-`, at most 63, beginning and ending with a letter or digit; set `name`",
         ));
     }
-    let loader = pick(
-        view,
-        "loader",
-        &[
-            ("kernel", LoaderKind::Kernel),
-            ("grub", LoaderKind::Grub),
-            ("uefi", LoaderKind::Uefi),
-            ("bhyveload", LoaderKind::Bhyveload),
-        ],
-    );
+    let loader: LoaderKind = view.choice("loader");
     hardware::loader_tables(view, loader, problems);
-    let backend = pick(view, "backend", &[("auto", BackendKind::Auto), ("soft", BackendKind::Soft)]);
     let mut disks = disks(view, engine, problems);
     let nics = nics(view, problems);
     let cloud_init = cloud_init(view, name, (&disks, &nics), problems);
@@ -97,8 +81,8 @@ fn guest(view: &View<'_>, name: &str, engine: EngineKind, problems: &mut Problem
         tags: tags(view, problems),
         protected: view.flag("protected"),
         engine,
-        backend,
-        clock: pick(view, "clock", &[("utc", Clock::Utc), ("localtime", Clock::Localtime)]),
+        backend: view.choice("backend"),
+        clock: view.choice("clock"),
         jail: hardware::jail(view, problems),
         uuid: view.text("uuid").map(|uuid| uuid.to_lowercase()),
         pins: hardware::pins(view, cpus.count, problems),
@@ -242,17 +226,8 @@ fn disk(entry: &View<'_>, engine: EngineKind, seen: &mut Vec<String>, problems: 
     let id = entry_id(entry, "disks", seen, problems);
     let (path, size) = (entry.path("path"), entry.size("size"));
     let source = source(entry, problems);
-    let backend = match entry.node("backend") {
-        Some(_) => pick(
-            entry,
-            "backend",
-            &[
-                ("sparse", DiskBackend::Sparse),
-                ("file", DiskBackend::File),
-                ("zvol", DiskBackend::Zvol),
-                ("iscsi", DiskBackend::Iscsi),
-            ],
-        ),
+    let backend = match entry.chosen("backend") {
+        Some(backend) => backend,
         None if path.is_some() && size.is_none() => DiskBackend::File,
         None => DiskBackend::Sparse,
     };
@@ -291,19 +266,9 @@ fn disk(entry: &View<'_>, engine: EngineKind, seen: &mut Vec<String>, problems: 
         }
         _ => {}
     }
-    let device = pick(
-        entry,
-        "device",
-        &[
-            ("virtio-blk", DiskDevice::VirtioBlk),
-            ("ahci-hd", DiskDevice::AhciHd),
-            ("ahci-cd", DiskDevice::AhciCd),
-            ("nvme", DiskDevice::Nvme),
-            ("virtio-scsi", DiskDevice::VirtioScsi),
-        ],
-    );
+    let device: DiskDevice = entry.choice("device");
     if matches!(device, DiskDevice::AhciCd | DiskDevice::VirtioScsi) && backend != DiskBackend::File {
-        let name = entry.text("device").unwrap_or_default();
+        let name = device.as_str();
         let hint = "`path = \"PATH\"` and no `size`";
         problems.push(here("device", format!("disk `{id}` is of type `{name}`, which needs what is there already")).hint(hint));
     }
@@ -329,22 +294,13 @@ fn disk(entry: &View<'_>, engine: EngineKind, seen: &mut Vec<String>, problems: 
     }
     DiskConfig {
         id,
-        raw: entry.node("format").is_some(),
+        raw: entry.chosen("format") == Some(DiskFormat::Raw),
         backend,
         path,
         size,
         device,
         ro: entry.flag("ro"),
-        cache: pick(
-            entry,
-            "cache",
-            &[
-                ("writeback", DiskCache::Writeback),
-                ("writethrough", DiskCache::Writethrough),
-                ("none", DiskCache::None),
-                ("unsafe", DiskCache::Unsafe),
-            ],
-        ),
+        cache: entry.choice("cache"),
         serial,
         discard: entry.flag("discard"),
         source,
@@ -411,24 +367,12 @@ fn nics(view: &View<'_>, problems: &mut Problems) -> Vec<NicConfig> {
     let mut nics = Vec::new();
     for entry in &entries {
         let id = entry_id(entry, "nics", &mut seen, problems);
-        let backend = match entry.node("backend") {
+        let backend = match entry.chosen("backend") {
             None if entry.node("switch").is_some() => NicBackend::Tap,
             None => NicBackend::User,
-            Some(_) => pick(
-                entry,
-                "backend",
-                &[
-                    ("user", NicBackend::User),
-                    ("tap", NicBackend::Tap),
-                    ("vmnet", NicBackend::Vmnet),
-                    ("vale", NicBackend::Vale),
-                    ("netgraph", NicBackend::Netgraph),
-                    ("netmap", NicBackend::Netmap),
-                    ("none", NicBackend::None),
-                ],
-            ),
+            Some(backend) => backend,
         };
-        let device = pick(entry, "device", &[("virtio-net", NicDevice::VirtioNet), ("e1000", NicDevice::E1000)]);
+        let device = entry.choice("device");
         if device == NicDevice::E1000
             && let Some(node) = entry.unlike_default("mtu")
         {
@@ -524,7 +468,7 @@ fn forwards(nic: &View<'_>, id: &str, taken: &mut Vec<(Forward, String)>, proble
         };
         let port = |port: u32| u16::try_from(port).expect("the key table's bounds fit");
         let forward = Forward {
-            proto: pick(&entry, "proto", &[("tcp", ForwardProto::Tcp), ("udp", ForwardProto::Udp)]),
+            proto: entry.choice("proto"),
             host_addr: entry.text("host_addr").and_then(|text| text.parse().ok()).expect("walked, and has a default"),
             host_port: port(host_port),
             guest_port: port(guest_port),
@@ -570,11 +514,10 @@ fn console(view: &View<'_>, engine: EngineKind, problems: &mut Problems) -> Cons
 }
 
 fn restart(view: &View<'_>, problems: &mut Problems) -> RestartConfig {
-    let action = |leaf| pick(view, leaf, &[("restart", ExitAction::Restart), ("stop", ExitAction::Stop)]);
     let config = RestartConfig {
-        on_reboot: action("on_reboot"),
-        on_poweroff: action("on_poweroff"),
-        on_crash: action("on_crash"),
+        on_reboot: view.choice("on_reboot"),
+        on_poweroff: view.choice("on_poweroff"),
+        on_crash: view.choice("on_crash"),
         limit: view.small("limit").expect("has a default"),
         window: view.duration("window"),
         backoff_initial: view.duration("backoff_initial"),
@@ -605,7 +548,7 @@ fn autostart(view: &View<'_>, name: &str, problems: &mut Problems) -> AutostartC
         order: view.number("order").expect("has a default"),
         delay: view.duration("delay"),
         after: view.texts("after"),
-        wait: pick(view, "wait", &[("running", AutostartWait::Running), ("ready", AutostartWait::Ready)]),
+        wait: view.choice("wait"),
         timeout: view.duration("timeout"),
     }
 }
@@ -674,18 +617,6 @@ fn command(view: &View<'_>, leaf: &str, problems: &mut Problems) -> Vec<String> 
     words
 }
 
-const HOOK_EVENTS: [(&str, HookEvent); 9] = [
-    ("post-create", HookEvent::PostCreate),
-    ("pre-start", HookEvent::PreStart),
-    ("post-start", HookEvent::PostStart),
-    ("ready", HookEvent::Ready),
-    ("pre-stop", HookEvent::PreStop),
-    ("post-stop", HookEvent::PostStop),
-    ("crash", HookEvent::Crash),
-    ("failed", HookEvent::Failed),
-    ("pre-destroy", HookEvent::PreDestroy),
-];
-
 fn hooks(view: &View<'_>, problems: &mut Problems) -> Vec<HookConfig> {
     let mut hooks: Vec<HookConfig> = Vec::new();
     for entry in view.entries("hooks") {
@@ -694,7 +625,7 @@ fn hooks(view: &View<'_>, problems: &mut Problems) -> Vec<HookConfig> {
             problems.push(Diagnostic::at(entry.place, "a hook has no `event`").hint(hint));
             continue;
         }
-        let event = pick(&entry, "event", &HOOK_EVENTS);
+        let event: HookEvent = entry.choice("event");
         let id = entry.text("id").unwrap_or_else(|| {
             let same = hooks.iter().filter(|hook| hook.event == event).count();
             if same == 0 { event.as_str().into() } else { format!("{}-{}", event.as_str(), same + 1) }
@@ -702,7 +633,7 @@ fn hooks(view: &View<'_>, problems: &mut Problems) -> Vec<HookConfig> {
         if hooks.iter().any(|hook| hook.id == id) {
             problems.push(Diagnostic::at(entry.place_of("id"), format!("id `{id}` is used twice in `hooks`")));
         }
-        let on_failure = pick(&entry, "on_failure", &[("ignore", HookFailure::Ignore), ("fail", HookFailure::Fail)]);
+        let on_failure = entry.choice("on_failure");
         if on_failure == HookFailure::Fail && !event.as_str().starts_with("pre-") {
             let message = format!("a hook at `{}` comes too late to stop anything", event.as_str());
             let hint = "`on_failure = \"fail\"` goes with pre-start, pre-stop and pre-destroy";

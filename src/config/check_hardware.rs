@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::bhyve_variables;
-use super::check::{Problems, command_words, entry_id, pick};
+use super::check::{Problems, command_words, entry_id};
 use super::diagnostic::{Diagnostic, Place};
 use super::layer::{Node, Value};
 use super::meant::*;
@@ -15,16 +15,11 @@ use crate::units::{ByteSize, parse_duration};
 
 /// The table of a loader that the guest does not use is refused, and so does nothing in silence.
 pub(super) fn loader_tables(view: &View<'_>, loader: LoaderKind, problems: &mut Problems) {
-    let name = view.text("loader").expect("has a default");
-    for (table, of) in [
-        ("kernel", LoaderKind::Kernel),
-        ("grub", LoaderKind::Grub),
-        ("uefi", LoaderKind::Uefi),
-        ("bhyveload", LoaderKind::Bhyveload),
-    ] {
-        if of != loader
-            && let Some(node) = view.node(table)
-        {
+    let name = loader.as_str();
+    for of in LoaderKind::ALL.iter().filter(|of| **of != loader) {
+        // Its table is called after it.
+        let table = of.as_str();
+        if let Some(node) = view.node(table) {
             let message = format!("`{table}` does nothing with `loader = \"{name}\"`");
             let hint =
                 format!("set `loader = \"{table}\"`, or drop the table (`unset = [\"{table}\"]` if a template brought it)");
@@ -142,8 +137,7 @@ pub(super) fn numa(view: &View<'_>, config: (u32, ByteSize, LoaderKind), problem
 
 pub(super) fn grub(view: &View<'_>, problems: &mut Problems) -> Grub {
     let table = view.table("grub");
-    let system =
-        pick(&table, "system", &[("linux", GrubSystem::Linux), ("openbsd", GrubSystem::Openbsd), ("netbsd", GrubSystem::Netbsd)]);
+    let system: GrubSystem = table.choice("system");
     for leaf in ["partition", "directory", "file", "kernel", "root", "entry"] {
         if let Some(text) = table.text(leaf) {
             one_line(&text, &format!("grub.{leaf}"), table.place_of(leaf), problems);
@@ -244,7 +238,7 @@ pub(super) fn boot_order(
         }
         order.push(target);
     }
-    let qemu = view.table("bhyve").text("fwcfg").as_deref() == Some("qemu");
+    let qemu = view.table("bhyve").chosen("fwcfg") == Some(FwCfg::Qemu);
     if !order.is_empty() && loader == LoaderKind::Uefi && !qemu {
         let message = "firmware is told of `boot.order` only with `bhyve.fwcfg = \"qemu\"`";
         let hint = "set it, with a firmware that reads it; or put the disk that is booted first in the file";
@@ -330,7 +324,7 @@ pub(super) fn graphics(view: &View<'_>, loader: LoaderKind, problems: &mut Probl
         resolution,
         password_file: table.path("password_file"),
         wait: table.flag("wait"),
-        vga: table.node("vga").map(|_| pick(&table, "vga", &[("io", Vga::Io), ("on", Vga::On), ("off", Vga::Off)])),
+        vga: table.chosen("vga"),
         keyboard: table.text("keyboard"),
         tablet: table.flag("tablet"),
         slot: slot(&table),
@@ -386,13 +380,15 @@ pub(super) fn tpm(view: &View<'_>, problems: &mut Problems) -> Option<Tpm> {
         let message = format!("`{version}` is not a version of the TPM");
         problems.push(Diagnostic::at(table.place_of("version"), message).hint("`2.0` is the only one"));
     }
-    if pick(&table, "type", &[("swtpm", true), ("passthru", false)]) {
-        if let Some(node) = table.node("path") {
-            problems.push(Diagnostic::at(&node.place, "`tpm.path` does nothing with `type = \"swtpm\"`"));
+    match table.choice("type") {
+        TpmKind::Swtpm => {
+            if let Some(node) = table.node("path") {
+                problems.push(Diagnostic::at(&node.place, "`tpm.path` does nothing with `type = \"swtpm\"`"));
+            }
+            Some(Tpm::Swtpm)
         }
-        return Some(Tpm::Swtpm);
+        TpmKind::Passthru => Some(Tpm::Passthru(table.path("path").unwrap_or_else(|| "/dev/tpm0".into()))),
     }
-    Some(Tpm::Passthru(table.path("path").unwrap_or_else(|| "/dev/tpm0".into())))
 }
 
 pub(super) fn passthru(view: &View<'_>, problems: &mut Problems) -> Vec<Passthru> {
@@ -499,7 +495,7 @@ pub(super) fn bhyve(view: &View<'_>, problems: &mut Problems) -> BhyveConfig {
             problems.push(Diagnostic::at(table.place, message).hint("at most 55 characters, like `opt/org.example/key`"));
         }
     }
-    if !fw_cfg.is_empty() && table.text("fwcfg").as_deref() != Some("qemu") {
+    if !fw_cfg.is_empty() && table.chosen("fwcfg") != Some(FwCfg::Qemu) {
         let message = "a guest sees firmware configuration items only with `fwcfg = \"qemu\"`";
         problems.push(Diagnostic::at(table.place, message).hint("set it in `[bhyve]`"));
     }
@@ -522,12 +518,8 @@ pub(super) fn bhyve(view: &View<'_>, problems: &mut Problems) -> BhyveConfig {
         args: command_words(&table, "args", problems),
         options: map(&table, "options", problems),
         slots,
-        hostbridge: pick(
-            &table,
-            "hostbridge",
-            &[("standard", Hostbridge::Standard), ("amd", Hostbridge::Amd), ("none", Hostbridge::None)],
-        ),
-        fwcfg: table.node("fwcfg").map(|_| pick(&table, "fwcfg", &[("bhyve", FwCfg::Bhyve), ("qemu", FwCfg::Qemu)])),
+        hostbridge: table.choice("hostbridge"),
+        fwcfg: table.chosen("fwcfg"),
         fw_cfg,
         acpi_tables_in_memory: table.flag("acpi_tables_in_memory"),
         ignore_bad_msr: table.flag("ignore_bad_msr"),
@@ -715,7 +707,7 @@ fn sector_size(entry: &View<'_>, text: &str, id: &str, device: DiskDevice, probl
 
 /// What an interface is plugged into, checked against its backend.
 pub(super) fn nic_wiring(entry: &View<'_>, id: &str, backend: NicBackend, problems: &mut Problems) -> Option<NetgraphHook> {
-    let name = entry.text("backend").unwrap_or_else(|| if entry.node("switch").is_some() { "tap".into() } else { "user".into() });
+    let name = backend.as_str();
     use NicBackend::{Netgraph, Netmap, None as Unplugged, Tap, User, Vale, Vmnet};
     let fits: [(&str, &[NicBackend]); 13] = [
         ("switch", &[Tap, Vmnet, Vale, Netgraph]),

@@ -443,7 +443,7 @@ mod tests {
 
     fn expand(vars: &str, text: &str) -> Result<Scalar, String> {
         let source = Source { label: "t".into(), text: vars.into(), directory: None };
-        let layer = Layer::parse(source, GUEST_KEYS).unwrap();
+        let layer = Layer::parse(source, &GUEST_KEYS).unwrap();
         let mut scope = Scope::new(Some(&layer.table));
         scope.give("name", Scalar::Text("web".into()));
         scope.give("index", Scalar::Integer(3));

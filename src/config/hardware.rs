@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::choices::{FwCfg, GrubSystem, Hostbridge, Vga};
 use crate::units::{ByteSize, serialize_seconds};
 
 /// A PCI address of the guest.
@@ -57,16 +58,6 @@ impl Serialize for PciAddress {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
-}
-
-/// What the real-time clock shows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Clock {
-    /// UTC.
-    Utc,
-    /// The host's local time.
-    Localtime,
 }
 
 /// The jail that bhyve runs in.
@@ -137,18 +128,6 @@ pub struct Grub {
     pub kernel: Option<String>,
     /// The root device that the kernel is told, for OpenBSD and NetBSD.
     pub root: Option<String>,
-}
-
-/// What GRUB loads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum GrubSystem {
-    /// What reads a grub.cfg.
-    Linux,
-    /// With kopenbsd.
-    Openbsd,
-    /// With knetbsd.
-    Netbsd,
 }
 
 /// For `loader = "uefi"`.
@@ -273,18 +252,6 @@ pub enum VncListen {
     },
     /// A socket in the guest's directory.
     Socket,
-}
-
-/// See `vga=` of bhyve(8).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Vga {
-    /// For those who use its ports.
-    Io,
-    /// Always.
-    On,
-    /// Never.
-    Off,
 }
 
 /// An HD audio device.
@@ -416,28 +383,6 @@ pub struct BhyveConfig {
     pub mptable: bool,
     /// virtio devices have MSI-X.
     pub virtio_msix: bool,
-}
-
-/// The bridge at slot 0.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Hostbridge {
-    /// An Intel one.
-    Standard,
-    /// An AMD one.
-    Amd,
-    /// None.
-    None,
-}
-
-/// A firmware configuration interface.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum FwCfg {
-    /// bhyve's.
-    Bhyve,
-    /// QEMU's.
-    Qemu,
 }
 
 /// An item of the firmware configuration device.

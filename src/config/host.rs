@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::diagnostic::{Diagnostic, Diagnostics, Place, Source};
-use super::keys::{GUEST_KEYS, HOST_KEYS};
+use super::host_keys::HOST_KEYS;
+use super::keys::GUEST_KEYS;
 use super::layer::{Layer, Node, Table, Value};
 use super::meant::{CatalogueConfig, DatastoreConfig, EngineKind, HostConfig};
 use super::paths::HostPaths;
@@ -47,13 +48,13 @@ impl HostConfig {
 
     /// Reads the text of a host file.
     pub fn parse(source: Source, paths: &HostPaths, engine: EngineKind) -> Result<Self, Diagnostics> {
-        let mut layer = Layer::parse(source, HOST_KEYS).map_err(Diagnostics)?;
+        let mut layer = Layer::parse(source, &HOST_KEYS).map_err(Diagnostics)?;
         let start = Place { source: layer.source.clone(), span: 0..0 };
         let mut problems = Vec::new();
-        walk::walk(&mut layer.table, "", HOST_KEYS, None, &mut problems);
+        walk::walk(&mut layer.table, "", &HOST_KEYS, None, &mut problems);
         let mut config = Self::of(paths, engine);
         if problems.is_empty() {
-            let view = View::new(&layer.table, &start, HOST_KEYS, Path::new("/"), config.default_engine);
+            let view = View::new(&layer.table, &start, &HOST_KEYS, Path::new("/"), config.default_engine);
             config.fill(&view, &mut problems);
             config.defaults = layer.table.get("defaults").and_then(|node| defaults(node, &layer.source, &mut problems));
         }
@@ -147,7 +148,7 @@ pub(super) fn defaults(node: &Node, source: &Arc<Source>, problems: &mut Vec<Dia
             problems.push(Diagnostic::at(&name.place, format!("`{banned}` cannot be a default of all guests")));
         }
     }
-    super::layer::expand_short_forms(&mut table, "", GUEST_KEYS);
+    super::layer::expand_short_forms(&mut table, "", &GUEST_KEYS);
     part(&table, problems);
     Some(Layer { source: source.clone(), table })
 }
@@ -156,7 +157,7 @@ pub(super) fn defaults(node: &Node, source: &Arc<Source>, problems: &mut Vec<Dia
 pub(super) fn part(table: &Table, problems: &mut Vec<Diagnostic>) {
     // What depends on an expression is known only with a guest.
     let mut found = Vec::new();
-    walk::walk(&mut table.clone(), "", GUEST_KEYS, None, &mut found);
+    walk::walk(&mut table.clone(), "", &GUEST_KEYS, None, &mut found);
     let text = |place: &Place| place.source.text.get(place.span.clone()).unwrap_or_default().contains("{{");
     problems.extend(found.into_iter().filter(|problem| !problem.place.as_ref().is_some_and(text)));
 }

@@ -1,20 +1,12 @@
 //! The keys of the host file.
 
-use super::key::{Key, Kind, Support};
-use super::keys::{bhyve, key, with};
+use super::key::{Key, KeyTable, Kind, key, with};
+use crate::choices::{Choices, Support, SwitchType};
 use Kind::{Address, Entries, Flag, Integer, Map, Name, OneOf, Path, Paths, Text, Texts};
 use Support::{Bhyve, Later, Now};
 
-const SWITCH_TYPES: Kind = OneOf(&[
-    bhyve("bridge", "An if_bridge(4) that vmctl makes."),
-    bhyve("manual", "A bridge of yours, named with `bridge`, which vmctl only adds taps to."),
-    bhyve("vxlan", "A bridge with a vxlan(4) interface to other hosts."),
-    bhyve("vale", "A vale(4) switch."),
-    bhyve("netgraph", "An ng_bridge(4) node that vmctl makes; or one of yours, named with `bridge`."),
-]);
-
 /// The keys of the host file; `[defaults]` holds the keys of a guest.
-pub const HOST_KEYS: &[Key] = &joined::<{ HOST_ONLY.len() + SWITCH_KEYS.len() }>(&[HOST_ONLY, SWITCH_KEYS]);
+pub static HOST_KEYS: KeyTable = KeyTable::new(&joined::<{ HOST_ONLY.len() + SWITCH_KEYS.len() }>(&[HOST_ONLY, SWITCH_KEYS]));
 
 /// Tables of keys as one.
 pub(super) const fn joined<const N: usize>(tables: &[&[Key]]) -> [Key; N] {
@@ -63,7 +55,7 @@ const HOST_ONLY: &[Key] = &[
 /// The keys of an entry of `switches`, in the host file and in fleet files.
 pub(super) const SWITCH_KEYS: &[Key] = &[
     key("switches.id", Name, Bhyve, "Its name, at most 12 characters: interfaces are named after it. Required."),
-    with("switches.type", SWITCH_TYPES, "\"bridge\"", Bhyve, "What it is."),
+    with("switches.type", OneOf(SwitchType::ROWS), "\"bridge\"", Bhyve, "What it is."),
     key("switches.bridge", Text, Bhyve, "The interface or node that is there already, for `manual` and `netgraph`."),
     key("switches.uplinks", Texts { one: false }, Bhyve, "Interfaces of the host that belong to it; one for `vxlan`."),
     key("switches.vlan", Integer { min: 1, max: 4094 }, Bhyve, "VLAN of the uplinks that the switch is in."),

@@ -1,9 +1,10 @@
-//! What the key table is made of: the kinds of values, and which engine acts on a key.
+//! What the key tables are made of: keys, the kinds of their values, and a table that finds a key by its path.
 
 use std::collections::HashMap;
-use std::sync::RwLock;
+use std::ops::Deref;
+use std::sync::OnceLock;
 
-use super::meant::EngineKind;
+use crate::choices::{Choice, EngineKind, Support};
 
 /// What a key's value may be. Every scalar may also be written as an expression in a string.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,52 +58,6 @@ pub enum Kind {
     Slot,
 }
 
-/// One value of a [`Kind::OneOf`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Choice {
-    /// As written.
-    pub value: &'static str,
-    /// Whether this build acts on it.
-    pub support: Support,
-    /// What it means.
-    pub doc: &'static str,
-}
-
-/// Which engines act on a key or a value. What the guest's engine does not act on is refused, never ignored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Support {
-    /// Every engine.
-    Now,
-    /// bhyve(8) alone.
-    Bhyve,
-    /// The hypervisor in this program alone.
-    Embedded,
-    /// None of this version; the text says what to do until then.
-    Later(&'static str),
-}
-
-impl Support {
-    /// Whether this engine acts on it; for `None`, whether any does.
-    pub fn on(self, engine: Option<EngineKind>) -> bool {
-        match self {
-            Self::Now => true,
-            Self::Bhyve => engine != Some(EngineKind::Embedded),
-            Self::Embedded => engine != Some(EngineKind::Bhyve),
-            Self::Later(_) => false,
-        }
-    }
-
-    /// For whoever writes a file: nothing for what every engine acts on.
-    pub fn words(self) -> &'static str {
-        match self {
-            Self::Now => "",
-            Self::Bhyve => "Only with `engine = \"bhyve\"`.",
-            Self::Embedded => "Only with `engine = \"embedded\"`.",
-            Self::Later(_) => "Not in this version.",
-        }
-    }
-}
-
 /// One key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Key {
@@ -118,49 +73,76 @@ pub struct Key {
     pub doc: &'static str,
 }
 
-/// A table of keys, by path and by the table that a key is in. A file has a hundred keys and is looked up in as often.
+/// A table without a short form.
+pub(super) const TABLE: Kind = Kind::Table { short: None };
+
+/// A table for which the bare value of one of its keys may stand.
+pub(super) const fn short(key: &'static str) -> Kind {
+    Kind::Table { short: Some(key) }
+}
+
+/// A key without a default.
+pub(super) const fn key(path: &'static str, kind: Kind, support: Support, doc: &'static str) -> Key {
+    Key { path, kind, default: None, support, doc }
+}
+
+/// A key with the default that holds without it.
+pub(super) const fn with(path: &'static str, kind: Kind, default: &'static str, support: Support, doc: &'static str) -> Key {
+    Key { path, kind, default: Some(default), support, doc }
+}
+
+/// A table of keys: those of one kind of file, in the order of the manual.
+pub struct KeyTable {
+    keys: &'static [Key],
+    /// Made when the first key is looked up: a file has a hundred keys, and a fleet a thousand files.
+    index: OnceLock<Index>,
+}
+
 struct Index {
     by_path: HashMap<&'static str, &'static Key>,
     /// With the last part of their paths, in the order of the table.
     by_parent: HashMap<&'static str, Vec<(&'static str, &'static Key)>>,
 }
 
-/// One for each table, made when it is first asked for. The address tells tables apart, and is never read through.
-static INDEXES: RwLock<Vec<(usize, &'static Index)>> = RwLock::new(Vec::new());
-
-fn index(keys: &'static [Key]) -> &'static Index {
-    let address = keys.as_ptr().addr();
-    let known =
-        |indexes: &[(usize, &'static Index)]| indexes.iter().find(|(other, _)| *other == address).map(|(_, index)| *index);
-    if let Some(index) = known(&INDEXES.read().expect("no panic happens under this lock")) {
-        return index;
+impl KeyTable {
+    /// A table of these keys.
+    pub const fn new(keys: &'static [Key]) -> Self {
+        Self { keys, index: OnceLock::new() }
     }
-    let mut indexes = INDEXES.write().expect("no panic happens under this lock");
-    known(&indexes).unwrap_or_else(|| {
-        let mut index = Index { by_path: HashMap::new(), by_parent: HashMap::new() };
-        for key in keys {
-            index.by_path.entry(key.path).or_insert(key);
-            index.by_parent.entry(key.parent()).or_default().push((key.leaf(), key));
-        }
-        let index: &'static Index = Box::leak(Box::new(index));
-        indexes.push((address, index));
-        index
-    })
+
+    fn index(&self) -> &Index {
+        self.index.get_or_init(|| {
+            let mut index = Index { by_path: HashMap::new(), by_parent: HashMap::new() };
+            for key in self.keys {
+                index.by_path.entry(key.path).or_insert(key);
+                index.by_parent.entry(key.parent()).or_default().push((key.leaf(), key));
+            }
+            index
+        })
+    }
+
+    /// The key of that path.
+    pub fn find(&self, path: &str) -> Option<&'static Key> {
+        self.index().by_path.get(path).copied()
+    }
+
+    /// The keys right under `table`; those at the top for an empty one.
+    pub fn children(&self, table: &str) -> impl Iterator<Item = &'static Key> + use<'_> {
+        self.index().by_parent.get(table).into_iter().flatten().map(|(_, key)| *key)
+    }
+
+    /// The key of that name right under `table`.
+    pub fn child(&self, table: &str, leaf: &str) -> Option<&'static Key> {
+        self.index().by_parent.get(table)?.iter().find(|(other, _)| *other == leaf).map(|(_, key)| *key)
+    }
 }
 
-/// The key of that path.
-pub fn find(keys: &'static [Key], path: &str) -> Option<&'static Key> {
-    index(keys).by_path.get(path).copied()
-}
-
-/// The keys right under `table`; those at the top for an empty one.
-pub fn children<'a>(keys: &'static [Key], table: &'a str) -> impl Iterator<Item = &'static Key> + 'a {
-    index(keys).by_parent.get(table).into_iter().flatten().map(|(_, key)| *key)
-}
-
-/// The key of that name right under `table`.
-pub fn child(keys: &'static [Key], table: &str, leaf: &str) -> Option<&'static Key> {
-    index(keys).by_parent.get(table)?.iter().find(|(other, _)| *other == leaf).map(|(_, key)| *key)
+/// Every key, in order.
+impl Deref for KeyTable {
+    type Target = [Key];
+    fn deref(&self) -> &[Key] {
+        self.keys
+    }
 }
 
 impl Key {

@@ -1,40 +1,21 @@
 //! The one table of keys. The reader's types, ranges, defaults and did-you-mean, the refusal of what an engine does not
 //! act on, `vmctl schema`, `show --explain` and the manual page's key list all come from it.
 
-pub use super::host_keys::HOST_KEYS;
-pub use super::key::{Choice, Key, Kind, Support, child, children, find};
+use super::key::{Key, KeyTable, Kind, TABLE, key, short, with};
+use crate::choices::{
+    AutostartWait, BackendKind, Choices, Clock, DiskBackend, DiskCache, DiskDevice, DiskFormat, EngineKind, ExitAction,
+    ForwardProto, FwCfg, GrubSystem, HookEvent, HookFailure, Hostbridge, LoaderKind, NicBackend, NicDevice, Support, TpmKind,
+    Vga,
+};
 
 use Kind::{
-    Address, Duration, Entries, Flag, Integer, Mac, Map, Name, Network, OneOf, Path, Paths, Size, Slot, Table, Text, Texts, Uuid,
+    Address, Duration, Entries, Flag, Integer, Mac, Map, Name, Network, OneOf, Path, Paths, Size, Slot, Text, Texts, Uuid,
 };
 use Support::{Bhyve, Embedded, Later, Now};
 
-const TABLE: Kind = Table { short: None };
 const PORT: Kind = Integer { min: 1, max: 65535 };
 const PERCENT: Kind = Integer { min: 1, max: 1_000_000 };
 const RATE: Kind = Integer { min: 1, max: 1_000_000_000 };
-
-const fn short(key: &'static str) -> Kind {
-    Table { short: Some(key) }
-}
-const fn embedded(value: &'static str, doc: &'static str) -> Choice {
-    Choice { value, support: Embedded, doc }
-}
-pub(super) const fn now(value: &'static str, doc: &'static str) -> Choice {
-    Choice { value, support: Now, doc }
-}
-pub(super) const fn bhyve(value: &'static str, doc: &'static str) -> Choice {
-    Choice { value, support: Bhyve, doc }
-}
-const fn later(value: &'static str, until: &'static str, doc: &'static str) -> Choice {
-    Choice { value, support: Later(until), doc }
-}
-pub(super) const fn key(path: &'static str, kind: Kind, support: Support, doc: &'static str) -> Key {
-    Key { path, kind, default: None, support, doc }
-}
-pub(super) const fn with(path: &'static str, kind: Kind, default: &'static str, support: Support, doc: &'static str) -> Key {
-    Key { path, kind, default: Some(default), support, doc }
-}
 
 const VLAN_LATER: &str =
     "bridges of FreeBSD before 15.0 know no VLANs of their members; until then give each VLAN a switch of its own";
@@ -43,102 +24,13 @@ const MAC_LOCK_LATER: &str = "if_bridge(4) limits how many addresses a port has,
 const RATE_LATER: &str = "until then limit the tap with dummynet(4) and ipfw(8)";
 const NOTHING: &str = "leave it out until then";
 
-const ENGINES: Kind = OneOf(&[
-    now("embedded", "The hypervisor in this program, on any machine."),
-    now("bhyve", "bhyve(8), on FreeBSD. The file can be checked anywhere."),
-]);
-const BACKENDS: Kind = OneOf(&[
-    now("auto", "The fastest that really works on this machine."),
-    later("kvm", "until then `backend = \"soft\"`", "KVM, on Linux."),
-    later("vmm", "until then `backend = \"soft\"`", "vmm(4), on FreeBSD."),
-    now("soft", "The software CPU, on any machine."),
-]);
-const LOADERS: Kind = OneOf(&[
-    embedded(
-        "kernel",
-        "A kernel from the host, entered directly: a Linux bzImage, an ELF file with a PVH note, or a Multiboot image.",
-    ),
-    now(
-        "grub",
-        "The guest's own boot menu, or commands of yours. With the embedded engine also Boot Loader Specification entries and the menus of syslinux, isolinux and extlinux, on ext2/3/4, XFS, FAT and ISO 9660.",
-    ),
-    bhyve("uefi", "UEFI firmware."),
-    bhyve("bhyveload", "FreeBSD's loader, for FreeBSD guests."),
-]);
-const DISK_BACKENDS: Kind = OneOf(&[
-    now("sparse", "A sparse raw file that vmctl makes and grows; it takes up what was written."),
-    bhyve("zvol", "A ZFS volume that vmctl makes and grows."),
-    now("file", "A raw file or device that is there already; vmctl never creates, grows or deletes it."),
-    bhyve("iscsi", "A unit of an iSCSI target, which iscsid(8) of the host attaches."),
-]);
-const DISK_FORMATS: Kind = OneOf(&[now("raw", "The bytes of the disk as they are, whatever they look like.")]);
-const DISK_DEVICES: Kind = OneOf(&[
-    now("virtio-blk", "A virtio block device."),
-    now("ahci-hd", "A SATA disk."),
-    now("ahci-cd", "A SATA CD drive, with the image at `path` in it."),
-    bhyve("nvme", "An NVMe disk; the best choice for Windows."),
-    bhyve("virtio-scsi", "A virtio SCSI controller on a CAM target layer device, like `/dev/cam/ctl1.0`."),
-]);
-const DISK_CACHES: Kind = OneOf(&[
-    now("writeback", "The host's page cache; the guest's flush waits for the medium."),
-    now("writethrough", "Every write waits for the medium."),
-    bhyve("none", "The host's page cache is gone round; ZFS takes no notice."),
-    embedded("unsafe", "The guest's flush waits for nothing: a power cut loses data."),
-]);
-const NIC_BACKENDS: Kind = OneOf(&[
-    now("user", "A network inside vmctl, or bhyve's slirp, with DHCP, DNS and NAT; needs no switch."),
-    bhyve("tap", "A tap interface, on a switch."),
-    bhyve("vmnet", "A vmnet interface: a tap that goes down with bhyve."),
-    bhyve("vale", "A port of a vale(4) switch."),
-    bhyve("netgraph", "A hook of a netgraph(4) node."),
-    bhyve("netmap", "An interface of the host, with netmap(4)."),
-    now("none", "Not connected: the link is down. The other keys are kept for when it is connected again."),
-]);
-const NIC_DEVICES: Kind = OneOf(&[now("virtio-net", "A virtio network device."), bhyve("e1000", "An Intel 82545EM.")]);
-const PROTOS: Kind = OneOf(&[now("tcp", "TCP."), now("udp", "UDP.")]);
 const COM_DOC: &str =
     "Where it leads: `console`, `none`, a terminal device like `/dev/nmdm-x.1A`, or a TCP port like `127.0.0.1:4001`.";
-const ACTIONS: Kind = OneOf(&[now("restart", "Boot again."), now("stop", "Leave it stopped.")]);
-const WAITS: Kind = OneOf(&[now("running", "It runs."), now("ready", "Its `[ready]` probes have passed.")]);
-const FAILURES: Kind = OneOf(&[
-    now("ignore", "It is logged."),
-    now("fail", "What the hook came before does not happen; only for the `pre-` events."),
-]);
-const EVENTS: Kind = OneOf(&[
-    now("post-create", "The guest was created."),
-    now("pre-start", "Before every boot, also after a reboot."),
-    now("post-start", "The guest runs."),
-    now("ready", "Its probes have passed."),
-    now("pre-stop", "Before `stop` presses the power button."),
-    now("post-stop", "It has stopped for good."),
-    now("crash", "It crashed; before the policy is applied."),
-    now("failed", "The limit of crashes was reached."),
-    now("pre-destroy", "Before it is destroyed."),
-]);
-const CLOCKS: Kind =
-    OneOf(&[now("utc", "UTC, as Unix systems expect."), bhyve("localtime", "The host's local time, as Windows expects.")]);
-const VGA: Kind = OneOf(&[
-    bhyve("io", "VGA text mode for those who use its ports: most guests."),
-    bhyve("on", "VGA always."),
-    bhyve("off", "No VGA; OpenBSD with UEFI needs this."),
-]);
-const TPMS: Kind =
-    OneOf(&[bhyve("swtpm", "swtpm(8) of the ports, which vmctl starts and stops."), bhyve("passthru", "A TPM of the host.")]);
-const HOSTBRIDGES: Kind = OneOf(&[
-    bhyve("standard", "An Intel one."),
-    bhyve("amd", "An AMD one, for guests that look at it."),
-    bhyve("none", "None; slot 0 is free for another device."),
-]);
-const FWCFGS: Kind =
-    OneOf(&[bhyve("bhyve", "bhyve's own."), bhyve("qemu", "QEMU's, for firmware that reads it; `boot.order` needs it.")]);
-const GRUB_SYSTEMS: Kind = OneOf(&[
-    now("linux", "What reads a grub.cfg, or `commands`."),
-    bhyve("openbsd", "OpenBSD, with kopenbsd."),
-    bhyve("netbsd", "NetBSD, with knetbsd."),
-]);
 
 /// The keys of a guest file and of a template.
-pub const GUEST_KEYS: &[Key] = &[
+pub static GUEST_KEYS: KeyTable = KeyTable::new(KEYS);
+
+const KEYS: &[Key] = &[
     // Who it is.
     key(
         "name",
@@ -172,12 +64,12 @@ pub const GUEST_KEYS: &[Key] = &[
     // What runs it.
     key(
         "engine",
-        ENGINES,
+        OneOf(EngineKind::ROWS),
         Now,
         "What runs the guest. Without it `bhyve` where vmm(4) can be had when the guest is made (see `vmctl doctor`), and `embedded` elsewhere.",
     ),
-    with("backend", BACKENDS, "\"auto\"", Embedded, "The virtual CPU of the embedded engine."),
-    with("clock", CLOCKS, "\"utc\"", Now, "What the real-time clock shows."),
+    with("backend", OneOf(BackendKind::ROWS), "\"auto\"", Embedded, "The virtual CPU of the embedded engine."),
+    with("clock", OneOf(Clock::ROWS), "\"utc\"", Now, "What the real-time clock shows."),
     key("jail", short("name"), Bhyve, "The jail that bhyve runs in. `jail = \"vms\"` stands for `jail.name = \"vms\"`."),
     key("jail.name", Name, Bhyve, "Its name; it needs `allow.vmm`. Required."),
     key("jail.root", Path, Bhyve, "Its root directory, below which every path of the guest lies; without it jls(8) is asked."),
@@ -197,7 +89,12 @@ pub const GUEST_KEYS: &[Key] = &[
     key("numa.cpus", Text, Bhyve, "Its virtual CPUs, like `0-3` or `0,2`. Required."),
     key("numa.policy", Text, Bhyve, "Where the host takes it from: a policy of domainset(9) like `prefer:0`."),
     // How it boots.
-    key("loader", LOADERS, Now, "How the guest boots. Without it `uefi` with bhyve and `kernel` with the embedded engine."),
+    key(
+        "loader",
+        OneOf(LoaderKind::ROWS),
+        Now,
+        "How the guest boots. Without it `uefi` with bhyve and `kernel` with the embedded engine.",
+    ),
     key("kernel", TABLE, Embedded, "For `loader = \"kernel\"`."),
     key("kernel.image", Path, Embedded, "The kernel. Required with `loader = \"kernel\"`."),
     key("kernel.initrd", Path, Embedded, "The initial RAM disk, or the first module of a Multiboot kernel."),
@@ -253,7 +150,7 @@ pub const GUEST_KEYS: &[Key] = &[
         Now,
         "How long the menu waits; with bhyve that of `commands`. Without it a menu of the embedded engine waits as its configuration has it.",
     ),
-    with("grub.system", GRUB_SYSTEMS, "\"linux\"", Now, "What it loads."),
+    with("grub.system", OneOf(GrubSystem::ROWS), "\"linux\"", Now, "What it loads."),
     key("grub.kernel", Text, Bhyve, "The kernel in the guest, for OpenBSD and NetBSD; `/bsd` or `/netbsd` without it."),
     key(
         "grub.root",
@@ -285,21 +182,21 @@ pub const GUEST_KEYS: &[Key] = &[
     key("disks.remove", Flag, Now, "Drop the disk that a template brought."),
     key(
         "disks.backend",
-        DISK_BACKENDS,
+        OneOf(DiskBackend::ROWS),
         Now,
         "Where its bytes are. Without it `file` when there is a `path` and no `size`, else `sparse`.",
     ),
     key("disks.path", Path, Now, "The file or device. Without it vmctl keeps the file in the guest's directory."),
     key(
         "disks.format",
-        DISK_FORMATS,
+        OneOf(DiskFormat::ROWS),
         Now,
         "How the file at `path`, or of `source`, is stored. Without it, a file that bears the mark of an image (qcow2, VMDK, VHD, VHDX, VDI...), of an archive or of a packed file is not taken for a raw disk.",
     ),
     key("disks.size", Size, Now, "Size to create, or to grow to. Required unless the backend is `file`."),
-    with("disks.device", DISK_DEVICES, "\"virtio-blk\"", Now, "What the guest sees."),
+    with("disks.device", OneOf(DiskDevice::ROWS), "\"virtio-blk\"", Now, "What the guest sees."),
     with("disks.ro", Flag, "false", Now, "Whether writes are refused."),
-    with("disks.cache", DISK_CACHES, "\"writeback\"", Now, "What a write waits for."),
+    with("disks.cache", OneOf(DiskCache::ROWS), "\"writeback\"", Now, "What a write waits for."),
     key(
         "disks.serial",
         Text,
@@ -337,7 +234,12 @@ pub const GUEST_KEYS: &[Key] = &[
     key("nics", Entries, Now, "Network interfaces, in the order in which the guest sees them."),
     key("nics.id", Name, Now, "Its name. Required."),
     key("nics.remove", Flag, Now, "Drop the interface that a template brought."),
-    key("nics.backend", NIC_BACKENDS, Now, "What it is connected to. Without it `tap` when there is a `switch`, else `user`."),
+    key(
+        "nics.backend",
+        OneOf(NicBackend::ROWS),
+        Now,
+        "What it is connected to. Without it `tap` when there is a `switch`, else `user`.",
+    ),
     key("nics.switch", Name, Bhyve, "The switch, of the host file or of a fleet, for `tap`, `vmnet`, `vale` and `netgraph`."),
     key(
         "nics.interface",
@@ -350,7 +252,7 @@ pub const GUEST_KEYS: &[Key] = &[
     key("nics.hook", Text, Bhyve, "The hook of bhyve's own node; `vmlink` without it."),
     key("nics.socket", Text, Bhyve, "The name of bhyve's own netgraph node."),
     key("nics.mac", Mac, Now, "MAC address. Without it vmctl derives a stable one."),
-    with("nics.device", NIC_DEVICES, "\"virtio-net\"", Now, "What the guest sees."),
+    with("nics.device", OneOf(NicDevice::ROWS), "\"virtio-net\"", Now, "What the guest sees."),
     with("nics.mtu", Integer { min: 576, max: 9000 }, "1500", Now, "Largest packet that the guest may send."),
     with(
         "nics.network",
@@ -390,7 +292,7 @@ pub const GUEST_KEYS: &[Key] = &[
     key("nics.forwards", Entries, Now, "Ports of the host that lead into the guest, with `user`."),
     key("nics.forwards.id", Name, Now, "Its name, so that it can be overridden; a forward without one is added to the others."),
     key("nics.forwards.remove", Flag, Now, "Drop the forward that a template brought."),
-    with("nics.forwards.proto", PROTOS, "\"tcp\"", Now, "Protocol."),
+    with("nics.forwards.proto", OneOf(ForwardProto::ROWS), "\"tcp\"", Now, "Protocol."),
     with("nics.forwards.host_addr", Address, "\"127.0.0.1\"", Now, "Address of the host that is listened on."),
     key("nics.forwards.host_port", PORT, Now, "Port of the host. Required."),
     key("nics.forwards.guest_port", PORT, Now, "Port in the guest. Required."),
@@ -430,9 +332,9 @@ pub const GUEST_KEYS: &[Key] = &[
     key("agent", Flag, Later(NOTHING), "Whether the guest runs the QEMU guest agent and gets a channel for it."),
     // Life.
     key("restart", TABLE, Now, "What happens when the guest exits."),
-    with("restart.on_reboot", ACTIONS, "\"restart\"", Now, "When it asks for a reboot."),
-    with("restart.on_poweroff", ACTIONS, "\"stop\"", Now, "When it powers off or halts."),
-    with("restart.on_crash", ACTIONS, "\"restart\"", Now, "When it or its engine crashes."),
+    with("restart.on_reboot", OneOf(ExitAction::ROWS), "\"restart\"", Now, "When it asks for a reboot."),
+    with("restart.on_poweroff", OneOf(ExitAction::ROWS), "\"stop\"", Now, "When it powers off or halts."),
+    with("restart.on_crash", OneOf(ExitAction::ROWS), "\"restart\"", Now, "When it or its engine crashes."),
     with(
         "restart.limit",
         Integer { min: 0, max: 1000 },
@@ -461,7 +363,7 @@ pub const GUEST_KEYS: &[Key] = &[
     with("autostart.order", Integer { min: 0, max: 1_000_000 }, "100", Now, "Lower ones start first."),
     with("autostart.delay", Duration, "\"0s\"", Now, "Wait before this guest is started."),
     key("autostart.after", Texts { one: false }, Now, "Guests that come first."),
-    with("autostart.wait", WAITS, "\"running\"", Now, "What the guests after this one wait for."),
+    with("autostart.wait", OneOf(AutostartWait::ROWS), "\"running\"", Now, "What the guests after this one wait for."),
     with("autostart.timeout", Duration, "\"5m\"", Now, "How long they wait."),
     key(
         "ready",
@@ -487,7 +389,7 @@ pub const GUEST_KEYS: &[Key] = &[
     key("hooks", Entries, Now, "Commands that the supervisor runs; they get a JSON object on standard input."),
     key("hooks.id", Name, Now, "Its name; without it, the event."),
     key("hooks.remove", Flag, Now, "Drop the hook that a template brought."),
-    key("hooks.event", EVENTS, Now, "When. Required."),
+    key("hooks.event", OneOf(HookEvent::ROWS), Now, "When. Required."),
     key(
         "hooks.command",
         Texts { one: false },
@@ -495,7 +397,7 @@ pub const GUEST_KEYS: &[Key] = &[
         "Program and arguments; no shell is involved. A program with a slash is a path, relative to the file. Required.",
     ),
     with("hooks.timeout", Duration, "\"30s\"", Now, "It is killed after this."),
-    with("hooks.on_failure", FAILURES, "\"ignore\"", Now, "What its failure means."),
+    with("hooks.on_failure", OneOf(HookFailure::ROWS), "\"ignore\"", Now, "What its failure means."),
     // Further devices.
     key("rng", short("enabled"), Now, "A virtio device with random numbers. `rng = false` stands for `rng.enabled = false`."),
     with("rng.enabled", Flag, "true", Now, "Whether."),
@@ -512,7 +414,7 @@ pub const GUEST_KEYS: &[Key] = &[
     key("graphics.resolution", Text, Bhyve, "From `640x480` to `3840x2160`; `1024x768` without it."),
     key("graphics.password_file", Path, Bhyve, "File with the password, of which VNC takes 8 characters."),
     with("graphics.wait", Flag, "false", Bhyve, "Whether the guest waits for a viewer."),
-    key("graphics.vga", VGA, Bhyve, "The VGA part of the screen; `io` without it."),
+    key("graphics.vga", OneOf(Vga::ROWS), Bhyve, "The VGA part of the screen; `io` without it."),
     key("graphics.keyboard", Text, Bhyve, "Keyboard layout: a file of /usr/share/bhyve/kbdlayout."),
     with("graphics.tablet", Flag, "true", Bhyve, "Whether there is a USB tablet, so that the pointer is where the viewer's is."),
     key("graphics.slot", Slot, Bhyve, "PCI address, instead of the one that vmctl chooses once and keeps."),
@@ -523,7 +425,7 @@ pub const GUEST_KEYS: &[Key] = &[
     key("inputs.id", Name, Bhyve, "Its name. Required."),
     key("inputs.path", Path, Bhyve, "Like `/dev/input/event0`. Required."),
     key("tpm", TABLE, Bhyve, "A trusted platform module."),
-    with("tpm.type", TPMS, "\"swtpm\"", Bhyve, "Where it is."),
+    with("tpm.type", OneOf(TpmKind::ROWS), "\"swtpm\"", Bhyve, "Where it is."),
     key("tpm.path", Path, Bhyve, "The device, for `passthru`; /dev/tpm0 without it."),
     with("tpm.version", Text, "\"2.0\"", Bhyve, "`2.0` is the only one there is."),
     key("passthru", Entries, Bhyve, "PCI devices of the host that the guest gets."),
@@ -596,8 +498,8 @@ pub const GUEST_KEYS: &[Key] = &[
         Bhyve,
         "PCI addresses of the devices that have no `slot` of their own: `hostbridge`, `lpc`, `rng`, `tablet`, `sound`, `channels`, `ahci:CONTROLLER`, `input:ID`, `share:ID`.",
     ),
-    with("bhyve.hostbridge", HOSTBRIDGES, "\"standard\"", Bhyve, "The bridge at slot 0."),
-    key("bhyve.fwcfg", FWCFGS, Bhyve, "How firmware is told of the machine; `bhyve` without it."),
+    with("bhyve.hostbridge", OneOf(Hostbridge::ROWS), "\"standard\"", Bhyve, "The bridge at slot 0."),
+    key("bhyve.fwcfg", OneOf(FwCfg::ROWS), Bhyve, "How firmware is told of the machine; `bhyve` without it."),
     key("bhyve.fw_cfg", Map, Bhyve, "Items of the firmware configuration device, like `\"opt/org.example/key\" = \"text\"`."),
     key("bhyve.fw_cfg_files", Map, Bhyve, "The same, each the absolute path of a file of the host."),
     with("bhyve.acpi_tables_in_memory", Flag, "true", Bhyve, "False for Windows with a TPM."),
@@ -632,10 +534,11 @@ pub const GUEST_KEYS: &[Key] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::host_keys::HOST_KEYS;
 
     #[test]
     fn every_key_stands_once_after_its_table_and_is_documented() {
-        for keys in [GUEST_KEYS, HOST_KEYS] {
+        for keys in [&GUEST_KEYS, &HOST_KEYS] {
             for (at, key) in keys.iter().enumerate() {
                 assert!(keys[..at].iter().all(|other| other.path != key.path), "{} stands twice", key.path);
                 let parent = key.parent();
@@ -651,9 +554,9 @@ mod tests {
 
     #[test]
     fn a_key_under_a_table_that_is_refused_is_refused_too() {
-        for keys in [GUEST_KEYS, HOST_KEYS] {
-            for key in keys {
-                if let Some(parent) = find(keys, key.parent()) {
+        for keys in [&GUEST_KEYS, &HOST_KEYS] {
+            for key in keys.iter() {
+                if let Some(parent) = keys.find(key.parent()) {
                     assert!(parent.support == Now || key.support != Now, "{} is not refused", key.path);
                 }
             }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use toml::de::{DeTable, DeValue};
 
 use super::diagnostic::{Diagnostic, Place, Source};
-use super::keys::{self, Key, Kind};
+use super::key::{Key, KeyTable, Kind};
 
 /// No configuration is larger; a larger file is something else.
 pub const MAX_FILE_BYTES: usize = 1 << 20;
@@ -112,7 +112,7 @@ impl Table {
 
 impl Layer {
     /// Parses a text. `keys` says which tables have a short form.
-    pub fn parse(source: Source, keys: &'static [Key]) -> Result<Self, Vec<Diagnostic>> {
+    pub fn parse(source: Source, keys: &'static KeyTable) -> Result<Self, Vec<Diagnostic>> {
         let source = Arc::new(source);
         let whole = Place { source: source.clone(), span: 0..0 };
         if source.text.len() > MAX_FILE_BYTES {
@@ -141,7 +141,7 @@ impl Layer {
     }
 
     /// One `KEY=VALUE` of the command line. A value that is not TOML is a text: `memory=1G`.
-    pub fn from_set(argument: &str, keys: &'static [Key]) -> Result<Self, Vec<Diagnostic>> {
+    pub fn from_set(argument: &str, keys: &'static KeyTable) -> Result<Self, Vec<Diagnostic>> {
         let source = Arc::new(Source { label: "--set".into(), text: argument.into(), directory: None });
         let whole = Place { source: source.clone(), span: 0..argument.len() };
         let Some((path, text)) = argument.split_once('=') else {
@@ -171,7 +171,7 @@ impl Layer {
 }
 
 /// `a.b.c = node` as nested tables; in an array of tables the part after its name is the id of the entry.
-fn nest(parts: &[&str], parent: &str, node: Node, place: &Place, keys: &'static [Key]) -> Result<(Name, Node), Diagnostic> {
+fn nest(parts: &[&str], parent: &str, node: Node, place: &Place, keys: &'static KeyTable) -> Result<(Name, Node), Diagnostic> {
     let name = |text: &str| Name { text: text.into(), place: place.clone() };
     let plain = |value| Node { value, place: place.clone(), replaces: false };
     let [head, rest @ ..] = parts else { unreachable!("callers give at least one part") };
@@ -179,7 +179,7 @@ fn nest(parts: &[&str], parent: &str, node: Node, place: &Place, keys: &'static 
     if rest.is_empty() {
         return Ok((name(head), node));
     }
-    if !matches!(keys::find(keys, &path), Some(Key { kind: Kind::Entries, .. })) {
+    if !matches!(keys.find(&path), Some(Key { kind: Kind::Entries, .. })) {
         let inner = nest(rest, &path, node, place, keys)?;
         return Ok((name(head), plain(Value::Table(Table(vec![inner])))));
     }
@@ -252,10 +252,10 @@ fn value_at(value: &DeValue<'_>, source: &Arc<Source>, place: &Place, problems: 
 }
 
 /// `cpus = 2` becomes `cpus.count = 2`, `extends = "x"` an array.
-pub fn expand_short_forms(table: &mut Table, parent: &str, keys: &'static [Key]) {
+pub fn expand_short_forms(table: &mut Table, parent: &str, keys: &'static KeyTable) {
     for (name, node) in &mut table.0 {
         let path = if parent.is_empty() { name.text.clone() } else { format!("{parent}.{}", name.text) };
-        let Some(key) = keys::find(keys, &path) else { continue };
+        let Some(key) = keys.find(&path) else { continue };
         match (key.kind, &mut node.value) {
             (Kind::Table { .. }, Value::Table(inner)) => expand_short_forms(inner, &path, keys),
             (Kind::Entries, Value::Array(items)) => {
@@ -282,10 +282,10 @@ pub fn expand_short_forms(table: &mut Table, parent: &str, keys: &'static [Key])
 }
 
 /// Lays `over` on `base`.
-pub fn merge(base: &mut Table, over: Table, parent: &str, keys: &'static [Key], problems: &mut Vec<Diagnostic>) {
+pub fn merge(base: &mut Table, over: Table, parent: &str, keys: &'static KeyTable, problems: &mut Vec<Diagnostic>) {
     for (name, node) in over.0 {
         let path = if parent.is_empty() { name.text.clone() } else { format!("{parent}.{}", name.text) };
-        let entries = matches!(keys::find(keys, &path), Some(Key { kind: Kind::Entries, .. }));
+        let entries = matches!(keys.find(&path), Some(Key { kind: Kind::Entries, .. }));
         let Some(at) = base.0.iter().position(|(other, _)| other.text == name.text) else {
             let mut fresh = (name, node);
             if let (true, Value::Array(items)) = (entries, &mut fresh.1.value) {
@@ -309,7 +309,7 @@ pub fn merge(base: &mut Table, over: Table, parent: &str, keys: &'static [Key], 
     }
 }
 
-fn merge_entries(below: &mut Vec<Node>, above: Vec<Node>, path: &str, keys: &'static [Key], problems: &mut Vec<Diagnostic>) {
+fn merge_entries(below: &mut Vec<Node>, above: Vec<Node>, path: &str, keys: &'static KeyTable, problems: &mut Vec<Diagnostic>) {
     let from_below = below.len();
     let mut seen: Vec<String> = Vec::new();
     for mut node in above {

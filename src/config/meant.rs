@@ -6,11 +6,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 pub use super::cloud_init::{CloudInit, SshKey};
 pub use super::hardware::*;
 pub use super::switch::*;
+pub use crate::choices::*;
 use crate::units::{ByteSize, serialize_seconds};
 
 /// One guest, as meant.
@@ -106,40 +107,6 @@ pub struct GuestConfig {
     pub debug: DebugConfig,
 }
 
-/// What runs a guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum EngineKind {
-    /// FreeBSD's bhyve(8).
-    Bhyve,
-    /// The hypervisor in this program.
-    Embedded,
-}
-
-impl EngineKind {
-    /// As the guest file spells it.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Bhyve => "bhyve",
-            Self::Embedded => "embedded",
-        }
-    }
-}
-
-/// The vCPU back end that was asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum BackendKind {
-    /// The fastest that really works.
-    Auto,
-    /// Linux KVM.
-    Kvm,
-    /// FreeBSD's vmm(4).
-    Vmm,
-    /// The software CPU.
-    Soft,
-}
-
 /// Processors; `count` is always `sockets * cores * threads` and at least 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Cpus {
@@ -151,20 +118,6 @@ pub struct Cpus {
     pub cores: u32,
     /// Threads a core.
     pub threads: u32,
-}
-
-/// How a guest boots.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LoaderKind {
-    /// A kernel from the host's file system, entered directly.
-    Kernel,
-    /// grub-bhyve.
-    Grub,
-    /// UEFI firmware.
-    Uefi,
-    /// FreeBSD's loader in userland.
-    Bhyveload,
 }
 
 /// What `loader = "kernel"` enters. Paths are absolute.
@@ -237,50 +190,6 @@ pub struct DiskConfig {
     pub options: Vec<String>,
 }
 
-/// Where a disk's bytes are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DiskBackend {
-    /// A sparse raw file, made and grown by the program.
-    Sparse,
-    /// A ZFS volume, made by the program.
-    Zvol,
-    /// A raw file or device that exists already; never created, grown or deleted.
-    File,
-    /// A unit of an iSCSI target, attached by the host.
-    Iscsi,
-}
-
-/// What disk device the guest sees.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum DiskDevice {
-    /// virtio block.
-    VirtioBlk,
-    /// SATA disk.
-    AhciHd,
-    /// SATA CD drive.
-    AhciCd,
-    /// NVMe.
-    Nvme,
-    /// virtio SCSI.
-    VirtioScsi,
-}
-
-/// What a guest's write waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DiskCache {
-    /// The host's page cache; the guest's flush is an fsync. Safe with a guest that flushes.
-    Writeback,
-    /// Every write is on the medium before it completes.
-    Writethrough,
-    /// The host's page cache is gone round.
-    None,
-    /// The guest's flush does nothing: for throw-away guests, loses data in a power cut.
-    Unsafe,
-}
-
 /// A network interface.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct NicConfig {
@@ -312,36 +221,6 @@ pub struct NicConfig {
     pub forwards: Vec<Forward>,
     /// The user-mode network's settings; used with `user`.
     pub user: UserNetwork,
-}
-
-/// What a network interface is plugged into.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum NicBackend {
-    /// The user-mode network: NAT inside the program, no root; bhyve's slirp.
-    User,
-    /// A tap interface on a switch.
-    Tap,
-    /// A vmnet interface on a switch.
-    Vmnet,
-    /// A port of a vale(4) switch.
-    Vale,
-    /// A hook of a netgraph(4) node.
-    Netgraph,
-    /// An interface of the host, with netmap(4).
-    Netmap,
-    /// Nothing: the link is down.
-    None,
-}
-
-/// What network device the guest sees.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum NicDevice {
-    /// virtio network.
-    VirtioNet,
-    /// Intel 82545EM.
-    E1000,
 }
 
 /// The user-mode network of one interface. The guest's own lease is `guest`, its router `gateway` and its resolver
@@ -433,16 +312,6 @@ impl Forward {
     }
 }
 
-/// A forward's protocol.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ForwardProto {
-    /// TCP.
-    Tcp,
-    /// UDP.
-    Udp,
-}
-
 /// A MAC address; individual, not all zeros.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct MacAddr(pub [u8; 6]);
@@ -529,16 +398,6 @@ pub struct RestartConfig {
     pub backoff_max: Duration,
 }
 
-/// What the supervisor does on an exit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ExitAction {
-    /// Boot again.
-    Restart,
-    /// Leave it stopped.
-    Stop,
-}
-
 /// Start with the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct AutostartConfig {
@@ -556,16 +415,6 @@ pub struct AutostartConfig {
     /// How long they wait.
     #[serde(rename = "timeout_seconds", serialize_with = "serialize_seconds")]
     pub timeout: Duration,
-}
-
-/// What the guests after this one wait for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum AutostartWait {
-    /// The guest runs.
-    Running,
-    /// The guest is ready.
-    Ready,
 }
 
 /// When a guest is ready: all probes have passed once.
@@ -605,57 +454,6 @@ pub struct HookConfig {
     pub timeout: Duration,
     /// What its failure means.
     pub on_failure: HookFailure,
-}
-
-/// When a hook runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum HookEvent {
-    /// After the guest was created.
-    PostCreate,
-    /// Before every boot, also after a reboot.
-    PreStart,
-    /// When the guest runs.
-    PostStart,
-    /// When its probes have passed.
-    Ready,
-    /// Before `stop` presses the power button.
-    PreStop,
-    /// When it has stopped for good.
-    PostStop,
-    /// After a crash, before the policy is applied.
-    Crash,
-    /// When the crash limit was reached.
-    Failed,
-    /// Before it is destroyed.
-    PreDestroy,
-}
-
-impl HookEvent {
-    /// As the file spells it.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::PostCreate => "post-create",
-            Self::PreStart => "pre-start",
-            Self::PostStart => "post-start",
-            Self::Ready => "ready",
-            Self::PreStop => "pre-stop",
-            Self::PostStop => "post-stop",
-            Self::Crash => "crash",
-            Self::Failed => "failed",
-            Self::PreDestroy => "pre-destroy",
-        }
-    }
-}
-
-/// What the failure of a hook means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum HookFailure {
-    /// It is logged.
-    Ignore,
-    /// What it came before does not happen. Only for the `pre-` events.
-    Fail,
 }
 
 /// For people who develop kernels and for tests.

@@ -6,11 +6,12 @@ use serde::Serialize;
 
 use super::check::is_image_path;
 use super::diagnostic::{Place, Source};
-use super::keys::{self, GUEST_KEYS, Key, Kind};
+use super::key::{Key, KeyTable, Kind};
+use super::keys::GUEST_KEYS;
 use super::layer::{Node, Table, Value};
-use super::meant::EngineKind;
 use super::resolve::Resolved;
 use super::view::literal;
+use crate::choices::EngineKind;
 
 /// Where one key comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -34,7 +35,7 @@ enum Item<'a> {
 }
 
 struct Printer {
-    keys: &'static [Key],
+    keys: &'static KeyTable,
     engine: EngineKind,
     explain: bool,
     /// Only what is set, and not what this text sets.
@@ -46,17 +47,17 @@ struct Printer {
 /// The guest as one file, with every default; with `explain`, each line says where it comes from. The second is the
 /// same as data.
 pub fn render(resolved: &Resolved, explain: bool) -> (String, Vec<Origin>) {
-    Printer::new(GUEST_KEYS, resolved.engine, explain, None).run(resolved)
+    Printer::new(&GUEST_KEYS, resolved.engine, explain, None).run(resolved)
 }
 
 /// The guest as one file that needs no template, with what is set and no defaults. `without` is a text whose values are
 /// left out: the defaults of the host file, which are laid under every guest file anyway.
 pub fn render_set(resolved: &Resolved, without: Option<&Arc<Source>>) -> String {
-    Printer::new(GUEST_KEYS, resolved.engine, false, Some(without.cloned())).run(resolved).0
+    Printer::new(&GUEST_KEYS, resolved.engine, false, Some(without.cloned())).run(resolved).0
 }
 
 /// One entry of an array of tables: as a text with what is set, and with every default as data.
-pub fn render_entry(table: &Table, keys: &'static [Key], class: &'static str) -> (String, Vec<Origin>) {
+pub fn render_entry(table: &Table, keys: &'static KeyTable, class: &'static str) -> (String, Vec<Origin>) {
     // The class has no defaults that depend on an engine, and this one leaves out none of its keys.
     let mut set = Printer::new(keys, EngineKind::Bhyve, false, Some(None));
     let mut whole = Printer::new(keys, EngineKind::Bhyve, false, None);
@@ -67,7 +68,7 @@ pub fn render_entry(table: &Table, keys: &'static [Key], class: &'static str) ->
 }
 
 impl Printer {
-    fn new(keys: &'static [Key], engine: EngineKind, explain: bool, without: Option<Option<Arc<Source>>>) -> Printer {
+    fn new(keys: &'static KeyTable, engine: EngineKind, explain: bool, without: Option<Option<Arc<Source>>>) -> Printer {
         Printer { keys, engine, explain, without, text: String::new(), origins: Vec::new() }
     }
 
@@ -78,7 +79,7 @@ impl Printer {
             "name",
             "name",
             &match resolved.table.get("name").filter(|node| node.value == name) {
-                Some(node) => Item::Set(node, keys::find(GUEST_KEYS, "name").expect("it is in the key table")),
+                Some(node) => Item::Set(node, GUEST_KEYS.find("name").expect("it is in the key table")),
                 None => Item::Given(name, "the name of its file or directory"),
             },
         );
@@ -88,8 +89,7 @@ impl Printer {
 
     /// The plain keys of a table, then its tables, then its arrays of tables: the order that TOML asks for.
     fn table(&mut self, table: &Table, path: &str, shown: &str, header: &str) {
-        let children: Vec<&'static Key> =
-            keys::children(self.keys, path).filter(|key| key.support.on(Some(self.engine))).collect();
+        let children: Vec<&'static Key> = self.keys.children(path).filter(|key| key.support.on(Some(self.engine))).collect();
         let mut printed_header = header.is_empty();
         for key in children.iter().filter(|key| !matches!(key.kind, Kind::Table { .. } | Kind::Entries) && key.path != "name") {
             let item = match (table.get(key.leaf()), key.default_on(self.engine), &self.without) {

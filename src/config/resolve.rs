@@ -11,7 +11,7 @@ use super::diagnostic::{Diagnostic, Diagnostics, Place, Source, nearest};
 use super::expression::{Scalar, Scope};
 use super::keys::GUEST_KEYS;
 use super::layer::{self, Layer, Node, Table, Value};
-use super::meant::EngineKind;
+use crate::choices::{Choices, EngineKind};
 
 const MAX_DEPTH: usize = 16;
 const MAX_LAYERS: usize = 200;
@@ -124,13 +124,13 @@ pub fn resolve(request: Request<'_>) -> Result<Resolved, Diagnostics> {
     let mut reader = Reader::new(request.templates);
     reader.files.extend(request.file.map(Path::to_path_buf));
     let label = request.source.label.clone();
-    let layer = Layer::parse(request.source, GUEST_KEYS).map_err(Diagnostics)?;
+    let layer = Layer::parse(request.source, &GUEST_KEYS).map_err(Diagnostics)?;
     let start = Place { source: layer.source.clone(), span: 0..0 };
     let mut table = request.defaults.map(|layer| layer.table.clone()).unwrap_or_default();
     let own = reader.expand(layer, &mut vec![(label, request.file.map(Path::to_path_buf))]);
-    layer::merge(&mut table, own, "", GUEST_KEYS, &mut reader.problems);
+    layer::merge(&mut table, own, "", &GUEST_KEYS, &mut reader.problems);
     for set in request.sets {
-        match Layer::from_set(set, GUEST_KEYS) {
+        match Layer::from_set(set, &GUEST_KEYS) {
             Ok(layer) => {
                 let from_files = ["template", "extends", "include", "unset"];
                 if let Some((name, _)) = layer.table.0.iter().find(|(name, _)| from_files.contains(&name.text.as_str())) {
@@ -138,7 +138,7 @@ pub fn resolve(request: Request<'_>) -> Result<Resolved, Diagnostics> {
                     reader.problems.push(Diagnostic::at(&name.place, message).hint("write it in the guest file"));
                     continue;
                 }
-                layer::merge(&mut table, layer.table, "", GUEST_KEYS, &mut reader.problems);
+                layer::merge(&mut table, layer.table, "", &GUEST_KEYS, &mut reader.problems);
             }
             Err(problems) => reader.problems.extend(problems),
         }
@@ -151,8 +151,7 @@ pub fn resolve(request: Request<'_>) -> Result<Resolved, Diagnostics> {
 /// The engine that a guest file asks for.
 pub(super) fn engine_of(table: &Table, default: EngineKind) -> EngineKind {
     match table.get("engine").map(|node| &node.value) {
-        Some(Value::Text(text)) if text == EngineKind::Bhyve.as_str() => EngineKind::Bhyve,
-        Some(Value::Text(text)) if text == EngineKind::Embedded.as_str() => EngineKind::Embedded,
+        Some(Value::Text(text)) => EngineKind::of_word(text).unwrap_or(default),
         _ => default,
     }
 }
@@ -239,7 +238,7 @@ impl Reader {
         names.extend(self.texts(&mut layer.table, "extends"));
         for (name, place) in names {
             if let Some(below) = self.named(&name, &place, chain) {
-                layer::merge(&mut base, below, "", GUEST_KEYS, &mut self.problems);
+                layer::merge(&mut base, below, "", &GUEST_KEYS, &mut self.problems);
             }
         }
         for (path, place) in self.texts(&mut layer.table, "include") {
@@ -249,7 +248,7 @@ impl Reader {
                 Ok(text) => {
                     let source = Source { label: shown(&full), text, directory: full.parent().map(Path::to_path_buf) };
                     if let Some(below) = self.below(Below::Text(source), format!("`{path}`"), Some(full), &place, chain) {
-                        layer::merge(&mut base, below, "", GUEST_KEYS, &mut self.problems);
+                        layer::merge(&mut base, below, "", &GUEST_KEYS, &mut self.problems);
                     }
                 }
                 Err(error) => self.problems.push(Diagnostic::at(&place, format!("cannot read `{}`: {error}", shown(&full)))),
@@ -263,7 +262,7 @@ impl Reader {
                 self.problems.push(Diagnostic::at(&place, message).maybe_hint(hint));
             }
         }
-        layer::merge(&mut base, layer.table, "", GUEST_KEYS, &mut self.problems);
+        layer::merge(&mut base, layer.table, "", &GUEST_KEYS, &mut self.problems);
         base
     }
 
@@ -329,7 +328,7 @@ impl Reader {
         self.files.extend(path.clone());
         let layer = match below {
             Below::Layer(layer) => layer,
-            Below::Text(source) => match Layer::parse(source, GUEST_KEYS) {
+            Below::Text(source) => match Layer::parse(source, &GUEST_KEYS) {
                 Ok(layer) => layer,
                 Err(problems) => {
                     self.problems.extend(problems);

@@ -3,27 +3,30 @@
 use serde_json::{Map, Value, json};
 
 use super::fleet::keys::FLEET_KEYS;
-use super::keys::{self, GUEST_KEYS, HOST_KEYS, Key, Kind, Support};
+use super::host_keys::HOST_KEYS;
+use super::key::{Key, KeyTable, Kind};
+use super::keys::GUEST_KEYS;
+use crate::choices::Support;
 
 /// The schema of a guest file or template.
 pub fn guest_schema() -> Value {
-    let mut schema = object(GUEST_KEYS, "");
+    let mut schema = object(&GUEST_KEYS, "");
     head(&mut schema, "vmctl guest file", "One guest of vmctl, or a template for guests; see vmctl.toml(5).");
     schema
 }
 
 /// The schema of the host file.
 pub fn host_schema() -> Value {
-    let mut schema = object(HOST_KEYS, "");
-    schema["properties"]["defaults"] = object(GUEST_KEYS, "");
+    let mut schema = object(&HOST_KEYS, "");
+    schema["properties"]["defaults"] = object(&GUEST_KEYS, "");
     head(&mut schema, "vmctl host file", "What vmctl knows about this host; see vmctl.toml(5).");
     schema
 }
 
 /// The schema of a fleet file: where guest files' keys may stand, they do.
 pub fn fleet_schema() -> Value {
-    let mut schema = object(FLEET_KEYS, "");
-    let guest = object(GUEST_KEYS, "");
+    let mut schema = object(&FLEET_KEYS, "");
+    let guest = object(&GUEST_KEYS, "");
     schema["properties"]["defaults"] = guest.clone();
     for class in ["templates", "guests"] {
         let items = &mut schema["properties"][class]["items"]["properties"];
@@ -48,21 +51,21 @@ fn head(schema: &mut Value, title: &str, description: &str) {
 }
 
 /// A table as an object. What this build refuses is left out, so that editors do not offer it.
-fn object(keys: &'static [Key], parent: &str) -> Value {
+fn object(keys: &'static KeyTable, parent: &str) -> Value {
     let mut properties = Map::new();
-    for key in keys::children(keys, parent).filter(|key| key.support.on(None)) {
+    for key in keys.children(parent).filter(|key| key.support.on(None)) {
         properties.insert(key.leaf().to_owned(), property(key, keys));
     }
     json!({ "type": "object", "properties": properties, "additionalProperties": false })
 }
 
-fn property(key: &Key, keys: &'static [Key]) -> Value {
+fn property(key: &Key, keys: &'static KeyTable) -> Value {
     let expression = || json!({ "type": "string", "pattern": "\\{\\{" });
     let text = |pattern: &str| json!({ "type": "string", "pattern": format!("{pattern}|\\{{\\{{") });
     let mut schema = match key.kind {
         Kind::Table { short: None } => object(keys, key.path),
         Kind::Table { short: Some(leaf) } => {
-            let inner = keys::children(keys, key.path).find(|key| key.leaf() == leaf).expect("a short form names a key");
+            let inner = keys.children(key.path).find(|key| key.leaf() == leaf).expect("a short form names a key");
             json!({ "anyOf": [property(inner, keys), object(keys, key.path)] })
         }
         Kind::Entries => json!({ "type": "array", "items": object(keys, key.path) }),
@@ -122,7 +125,7 @@ mod tests {
     #[test]
     fn the_schema_holds_every_key_that_is_accepted_and_no_other() {
         let schema = guest_schema();
-        for key in GUEST_KEYS {
+        for key in GUEST_KEYS.iter() {
             let mut at = &schema;
             for part in key.path.split('.') {
                 at = [&at["properties"], &at["items"]["properties"], &at["anyOf"][1]["properties"]]

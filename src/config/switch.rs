@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::diagnostic::Diagnostic;
 use super::view::View;
+use crate::choices::SwitchType;
 
 /// A switch that guests' interfaces are plugged into.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -171,17 +172,17 @@ pub(super) fn switches(view: &View<'_>, problems: &mut Problems) -> Vec<SwitchCo
 
 fn switch(entry: &View<'_>, id: String, problems: &mut Problems) -> Option<SwitchConfig> {
     let before = problems.len();
-    let kind = entry.text("type").expect("has a default");
-    allowed(entry, &kind, problems);
+    let kind: SwitchType = entry.choice("type");
+    allowed(entry, kind, problems);
     let uplinks: Vec<String> = entry.text_nodes("uplinks").into_iter().map(|(text, _)| text.to_owned()).collect();
     for (text, node) in entry.text_nodes("uplinks") {
         interface(text, &node.place, problems);
     }
     let addresses = addresses(entry, problems);
-    let kind = match kind.as_str() {
-        "bridge" => SwitchKind::Bridge,
-        "vale" => SwitchKind::Vale,
-        "vxlan" => {
+    let kind = match kind {
+        SwitchType::Bridge => SwitchKind::Bridge,
+        SwitchType::Vale => SwitchKind::Vale,
+        SwitchType::Vxlan => {
             if uplinks.len() != 1 {
                 let message = format!("switch `{id}` has {} uplinks, a vxlan leaves through one", uplinks.len());
                 problems.push(Diagnostic::at(entry.place_of("uplinks"), message).hint("set `uplinks = [\"INTERFACE\"]`"));
@@ -192,12 +193,12 @@ fn switch(entry: &View<'_>, id: String, problems: &mut Problems) -> Option<Switc
             }
             SwitchKind::Vxlan { vni: needed(entry, "vni", &id, problems, |leaf| entry.small(leaf))?, group }
         }
-        "manual" => {
+        SwitchType::Manual => {
             let bridge = needed(entry, "bridge", &id, problems, |leaf| entry.text(leaf))?;
             interface(&bridge, entry.place_of("bridge"), problems);
             SwitchKind::Manual { bridge }
         }
-        _ => match entry.text("bridge") {
+        SwitchType::Netgraph => match entry.text("bridge") {
             None => SwitchKind::Netgraph { node: format!("vmctl-{id}"), ours: true },
             Some(node) => {
                 let node = node.strip_suffix(':').unwrap_or(&node).to_owned();
@@ -244,24 +245,26 @@ fn needed<T>(entry: &View<'_>, leaf: &str, id: &str, problems: &mut Problems, re
 }
 
 /// Refuses the keys that a type of switch does not act on.
-fn allowed(entry: &View<'_>, kind: &str, problems: &mut Problems) {
+fn allowed(entry: &View<'_>, kind: SwitchType, problems: &mut Problems) {
     const OURS: [&str; 6] = ["addresses", "mtu", "nat", "egress", "dhcp", "uplinks"];
     for leaf in
         ["bridge", "uplinks", "vlan", "vni", "group", "addresses", "mtu", "private", "nat", "egress", "dhcp", "dns", "domain"]
     {
         let fits = match kind {
-            "bridge" => !matches!(leaf, "bridge" | "vni" | "group"),
-            "vxlan" => !matches!(leaf, "bridge" | "vlan"),
-            "manual" => matches!(leaf, "bridge" | "private"),
-            "vale" => leaf == "uplinks",
-            _ if entry.node("bridge").is_none() => matches!(leaf, "uplinks" | "vlan"),
-            _ => leaf == "bridge",
+            SwitchType::Bridge => !matches!(leaf, "bridge" | "vni" | "group"),
+            SwitchType::Vxlan => !matches!(leaf, "bridge" | "vlan"),
+            SwitchType::Manual => matches!(leaf, "bridge" | "private"),
+            SwitchType::Vale => leaf == "uplinks",
+            SwitchType::Netgraph if entry.node("bridge").is_none() => matches!(leaf, "uplinks" | "vlan"),
+            SwitchType::Netgraph => leaf == "bridge",
         };
         if !fits && let Some(node) = entry.node(leaf) {
-            let diagnostic = Diagnostic::at(&node.place, format!("a switch of type `{kind}` has no `{leaf}`"));
+            let diagnostic = Diagnostic::at(&node.place, format!("a switch of type `{}` has no `{leaf}`", kind.as_str()));
             let hint = match kind {
-                "manual" if OURS.contains(&leaf) => Some("the bridge is yours: set it up there".to_owned()),
-                "netgraph" if matches!(leaf, "uplinks" | "vlan") => Some("the node is yours: connect it there".to_owned()),
+                SwitchType::Manual if OURS.contains(&leaf) => Some("the bridge is yours: set it up there".to_owned()),
+                SwitchType::Netgraph if matches!(leaf, "uplinks" | "vlan") => {
+                    Some("the node is yours: connect it there".to_owned())
+                }
                 _ => None,
             };
             problems.push(diagnostic.maybe_hint(hint));

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::diagnostic::Place;
-use super::keys::{self, Key};
+use super::key::{Key, KeyTable, Kind};
 use super::layer::{Node, Table, Value};
-use super::meant::EngineKind;
+use crate::choices::{Choices, EngineKind};
 use crate::units::{ByteSize, parse_duration};
 
 /// One table of the tree, there or not.
@@ -16,7 +16,7 @@ pub struct View<'a> {
     /// Where the table stands, or what it would stand in.
     pub place: &'a Place,
     path: &'static str,
-    keys: &'static [Key],
+    keys: &'static KeyTable,
     directory: &'a Path,
     engine: EngineKind,
 }
@@ -24,17 +24,17 @@ pub struct View<'a> {
 impl<'a> View<'a> {
     /// The whole tree. `directory` is what a relative path is relative to if its file has none.
     /// `engine` decides some defaults.
-    pub fn new(table: &'a Table, place: &'a Place, keys: &'static [Key], directory: &'a Path, engine: EngineKind) -> Self {
+    pub fn new(table: &'a Table, place: &'a Place, keys: &'static KeyTable, directory: &'a Path, engine: EngineKind) -> Self {
         Self { table: Some(table), place, path: "", keys, directory, engine }
     }
 
     /// A part of a tree that stands alone: the table at `path` of the key table. No default of it depends on an engine.
-    pub fn part(table: &'a Table, place: &'a Place, keys: &'static [Key], path: &'static str) -> Self {
+    pub fn part(table: &'a Table, place: &'a Place, keys: &'static KeyTable, path: &'static str) -> Self {
         Self { table: Some(table), place, path, keys, directory: Path::new("/"), engine: EngineKind::Embedded }
     }
 
     fn key(&self, leaf: &str) -> &'static Key {
-        keys::child(self.keys, self.path, leaf).expect("asked for by its name in the key table")
+        self.keys.child(self.path, leaf).expect("asked for by its name in the key table")
     }
 
     /// The table itself, if it is there.
@@ -93,6 +93,18 @@ impl<'a> View<'a> {
             Value::Text(text) => Some(text),
             _ => None,
         }
+    }
+
+    /// A choice, if it was written or has a default; the walk has seen that its word is one of those.
+    pub fn chosen<T: Choices>(&self, leaf: &str) -> Option<T> {
+        debug_assert_eq!(self.key(leaf).kind, Kind::OneOf(T::ROWS), "`{leaf}` is read as another choice than its key has");
+        let word = self.text(leaf)?;
+        Some(T::of_word(&word).expect("the walk has seen that it is one of them"))
+    }
+
+    /// A choice that has a default, or that was asked for.
+    pub fn choice<T: Choices>(&self, leaf: &str) -> T {
+        self.chosen(leaf).expect("a choice has a default or was asked for")
     }
 
     /// A flag with a default.

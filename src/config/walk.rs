@@ -4,17 +4,24 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::diagnostic::{Diagnostic, nearest};
-use super::keys::{self, Choice, Key, Kind, Support};
+use super::key::{Key, KeyTable, Kind};
 use super::layer::{Name, Node, Table, Value};
-use super::meant::{EngineKind, MacAddr, PciAddress};
+use super::meant::{MacAddr, PciAddress};
+use crate::choices::{Choice, EngineKind, Support};
 use crate::units::{ByteSize, UnitError, parse_duration};
 
 /// Reports everything in `table` that the key table does not allow on this engine; for `None`, on any. Makes a text of a
 /// number that stands in for one (the result of an expression, or a value of `--set`).
-pub fn walk(table: &mut Table, parent: &str, keys: &'static [Key], engine: Option<EngineKind>, problems: &mut Vec<Diagnostic>) {
+pub fn walk(
+    table: &mut Table,
+    parent: &str,
+    keys: &'static KeyTable,
+    engine: Option<EngineKind>,
+    problems: &mut Vec<Diagnostic>,
+) {
     for (name, node) in &mut table.0 {
         let path = if parent.is_empty() { name.text.clone() } else { format!("{parent}.{}", name.text) };
-        match keys::find(keys, &path) {
+        match keys.find(&path) {
             None => problems.push(unknown(name, parent, keys, engine)),
             Some(key) => match refusal(key.support, engine) {
                 Some((reason, hint)) => {
@@ -26,23 +33,21 @@ pub fn walk(table: &mut Table, parent: &str, keys: &'static [Key], engine: Optio
     }
 }
 
-fn unknown(name: &Name, parent: &str, keys: &'static [Key], engine: Option<EngineKind>) -> Diagnostic {
+fn unknown(name: &Name, parent: &str, keys: &'static KeyTable, engine: Option<EngineKind>) -> Diagnostic {
     let here = if parent.is_empty() { String::new() } else { format!(" in `{parent}`") };
     let diagnostic = Diagnostic::at(&name.place, format!("unknown key `{}`{here}", name.text));
-    let siblings = keys::children(keys, parent).map(|key| key.leaf());
+    let siblings = keys.children(parent).map(|key| key.leaf());
     if let Some(near) = nearest(&name.text, siblings) {
         return diagnostic.hint(format!("did you mean `{near}`?"));
     }
     match keys.iter().find(|key| key.leaf() == name.text && !key.parent().is_empty()) {
-        Some(elsewhere) if matches!(keys::find(keys, elsewhere.parent()), Some(Key { kind: Kind::Entries, .. })) => {
+        Some(elsewhere) if matches!(keys.find(elsewhere.parent()), Some(Key { kind: Kind::Entries, .. })) => {
             diagnostic.hint(format!("it belongs in `[[{}]]`", elsewhere.parent()))
         }
         Some(elsewhere) => diagnostic.hint(format!("it belongs in `[{}]`", elsewhere.parent())),
         None => {
-            let known: Vec<String> = keys::children(keys, parent)
-                .filter(|key| key.support.on(engine))
-                .map(|key| format!("`{}`", key.leaf()))
-                .collect();
+            let known: Vec<String> =
+                keys.children(parent).filter(|key| key.support.on(engine)).map(|key| format!("`{}`", key.leaf())).collect();
             diagnostic.hint(format!("known keys: {}", known.join(", ")))
         }
     }
@@ -66,7 +71,13 @@ pub fn refusal(support: Support, engine: Option<EngineKind>) -> Option<(String, 
     }
 }
 
-fn value(node: &mut Node, key: &'static Key, keys: &'static [Key], engine: Option<EngineKind>, problems: &mut Vec<Diagnostic>) {
+fn value(
+    node: &mut Node,
+    key: &'static Key,
+    keys: &'static KeyTable,
+    engine: Option<EngineKind>,
+    problems: &mut Vec<Diagnostic>,
+) {
     become_text(node, key.kind);
     let place = node.place.clone();
     let mut report = |message: String, hint: Option<String>| problems.push(Diagnostic::at(&place, message).maybe_hint(hint));
@@ -126,7 +137,7 @@ fn unquoted(value: &Value, kind: Kind) -> Option<String> {
 fn entries(
     items: &mut [Node],
     key: &'static Key,
-    keys: &'static [Key],
+    keys: &'static KeyTable,
     engine: Option<EngineKind>,
     problems: &mut Vec<Diagnostic>,
 ) {

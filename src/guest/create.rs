@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use toml_edit::{Array, ArrayOfTables, DocumentMut, InlineTable, Item, Table, TableLike, Value};
 
-use crate::config::keys::{GUEST_KEYS, Kind, find};
+use crate::config::key::Kind;
+use crate::config::keys::GUEST_KEYS;
 use crate::config::layer::MAX_FILE_BYTES;
 use crate::config::{GuestConfig, HookEvent};
 use crate::fetch::Progress;
@@ -317,7 +318,7 @@ pub(super) fn absolute_sets(sets: &[String]) -> Vec<String> {
     let absolute = |set: &String| -> Option<String> {
         let (key, value) = set.split_once('=')?;
         let schema: Vec<&str> = schema_path(key).into_iter().map(|(part, _)| part).collect();
-        let is_path = find(GUEST_KEYS, &schema.join(".")).is_some_and(|key| matches!(key.kind, Kind::Path));
+        let is_path = GUEST_KEYS.find(&schema.join(".")).is_some_and(|key| matches!(key.kind, Kind::Path));
         let text = value.trim().trim_matches('"');
         if !is_path || text.contains("{{") || text.starts_with('/') {
             return None;
@@ -333,7 +334,7 @@ fn schema_path(path: &str) -> Vec<(&str, Option<&str>)> {
     let mut row: Vec<(&str, Option<&str>)> = Vec::new();
     while let Some(part) = parts.next() {
         let so_far: Vec<&str> = row.iter().map(|(part, _)| *part).chain([part]).collect();
-        let entries = find(GUEST_KEYS, &so_far.join(".")).is_some_and(|key| matches!(key.kind, Kind::Entries));
+        let entries = GUEST_KEYS.find(&so_far.join(".")).is_some_and(|key| matches!(key.kind, Kind::Entries));
         let id = if entries { parts.next() } else { None };
         row.push((part, id));
     }

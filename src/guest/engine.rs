@@ -11,15 +11,14 @@ use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use crate::config::{
-    BackendKind, ComPort, DiskCache, EngineKind, ForwardProto, GuestConfig, HostPorts, NicBackend, NicDevice, SwitchConfig,
-};
+use crate::choices::{EmbeddedClock, EmbeddedGrubSystem, EmbeddedLoaderKind, EmbeddedNicBackend, EngineKind};
+use crate::config::{ComPort, GuestConfig, HostPorts, SwitchConfig};
 use crate::host::files::{open_lock, replace};
 use crate::host::process::{spawn_tied, spawn_untied};
 use crate::host::{place, vmm};
 use crate::machine::spec::{
-    self, BackendChoice, CONSOLE_FD, CONTROL_FD, CpuTopology, DiskSpec, EngineCommand, EngineEvent, ForwardSpec, GrubSpec,
-    LEASE_FD, LoaderSpec, MAX_CONTROL_LINE, ModuleSpec, NicSpec, PortsSpec, Protocol, SPEC_VERSION, UserNetSpec, VmmSpec,
+    self, CONSOLE_FD, CONTROL_FD, CpuTopology, DiskSpec, EngineCommand, EngineEvent, ForwardSpec, GrubSpec, LEASE_FD, LoaderSpec,
+    MAX_CONTROL_LINE, ModuleSpec, NicSpec, PortsSpec, SPEC_VERSION, UserNetSpec, VmmSpec,
 };
 
 use super::bhyve::BhyveEngine;
@@ -159,28 +158,19 @@ impl Engine for EmbeddedEngine {
 
 /// What the next boot of a guest is made of.
 pub fn resolve(guest: &GuestDir, config: &GuestConfig, state: &GuestState) -> Result<VmmSpec> {
-    let loader = loader(config)
-        .ok_or_else(|| GuestError::host("the guest is not one of the embedded engine, or its loader has no table"))?;
+    let loader = loader(config)?;
+    // The board's clock shows UTC.
+    let EmbeddedClock::Utc = had(config.clock.on_embedded(), "clock", config.clock.as_str())?;
     let slot = |key: String| state.slots.get(&key).copied().ok_or_else(|| GuestError::host(format!("no PCI slot for {key}")));
     let mut disks = Vec::new();
     for disk in &config.disks {
         disks.push(DiskSpec {
             id: disk.id.clone(),
             path: disk_path(guest, disk)?,
-            device: match disk.device {
-                crate::config::DiskDevice::VirtioBlk => spec::DiskDevice::VirtioBlk,
-                crate::config::DiskDevice::AhciHd => spec::DiskDevice::AhciHd,
-                crate::config::DiskDevice::AhciCd => spec::DiskDevice::AhciCd,
-                crate::config::DiskDevice::Nvme => spec::DiskDevice::Nvme,
-                crate::config::DiskDevice::VirtioScsi => spec::DiskDevice::VirtioScsi,
-            },
+            device: had(disk.device.on_embedded(), "disks.device", disk.device.as_str())?,
             slot: slot(format!("disk:{}", disk.id))?,
             read_only: disk.ro,
-            cache: match disk.cache {
-                DiskCache::Writeback | DiskCache::None => spec::CacheMode::Writeback,
-                DiskCache::Writethrough => spec::CacheMode::Writethrough,
-                DiskCache::Unsafe => spec::CacheMode::Unsafe,
-            },
+            cache: had(disk.cache.on_embedded(), "disks.cache", disk.cache.as_str())?,
             serial: disk.serial.clone().unwrap_or_else(|| disk.id.chars().take(20).collect()),
             discard: disk.discard,
         });
@@ -191,19 +181,12 @@ pub fn resolve(guest: &GuestDir, config: &GuestConfig, state: &GuestState) -> Re
         nics.push(NicSpec {
             id: nic.id.clone(),
             mac: mac.0,
-            device: match nic.device {
-                NicDevice::VirtioNet => spec::NicDevice::VirtioNet,
-                NicDevice::E1000 => spec::NicDevice::E1000,
-            },
+            device: had(nic.device.on_embedded(), "nics.device", nic.device.as_str())?,
             slot: slot(format!("nic:{}", nic.id))?,
             mtu: nic.mtu,
-            backend: match nic.backend {
-                NicBackend::None => spec::NicBackend::None,
-                NicBackend::User => spec::NicBackend::User(user_network(nic)),
-                NicBackend::Tap | NicBackend::Vmnet | NicBackend::Vale | NicBackend::Netgraph | NicBackend::Netmap => {
-                    return Err(GuestError::user(format!("nic `{}`: the embedded engine has no such backend", nic.id))
-                        .hint("use `backend = \"user\"`"));
-                }
+            backend: match had(nic.backend.on_embedded(), "nics.backend", nic.backend.as_str())? {
+                EmbeddedNicBackend::None => spec::NicBackend::None,
+                EmbeddedNicBackend::User => spec::NicBackend::User(user_network(nic)),
             },
         });
     }
@@ -211,12 +194,7 @@ pub fn resolve(guest: &GuestDir, config: &GuestConfig, state: &GuestState) -> Re
         version: SPEC_VERSION,
         name: config.name.clone(),
         uuid: state.uuid_for(config).to_owned(),
-        backend: match config.backend {
-            BackendKind::Auto => BackendChoice::Auto,
-            BackendKind::Soft => BackendChoice::Soft,
-            BackendKind::Kvm => BackendChoice::Kvm,
-            BackendKind::Vmm => BackendChoice::Vmm,
-        },
+        backend: config.backend,
         cpus: CpuTopology { sockets: config.cpus.sockets, cores: config.cpus.cores, threads: config.cpus.threads },
         memory_bytes: config.memory.bytes(),
         loader,
@@ -255,37 +233,45 @@ fn tell(spec: &mut VmmSpec, install: &Install) {
     }
 }
 
-/// How the embedded engine loads the guest; `None` if it cannot.
-fn loader(config: &GuestConfig) -> Option<LoaderSpec> {
-    if config.engine != EngineKind::Embedded {
-        return None;
+/// What the embedded engine has of a choice. A guest file that is checked has nothing else; one that was checked for the
+/// other engine may.
+fn had<T>(found: Option<T>, key: &str, word: &str) -> Result<T> {
+    found.ok_or_else(|| GuestError::host(format!("the embedded engine has no `{key} = \"{word}\"`")))
+}
+
+/// How the embedded engine loads the guest.
+fn loader(config: &GuestConfig) -> Result<LoaderSpec> {
+    let missing = || GuestError::host("the guest is not one of the embedded engine, or its loader has no table");
+    match had(config.loader.on_embedded(), "loader", config.loader.as_str())? {
+        EmbeddedLoaderKind::Grub => {
+            let grub = config.grub.as_ref().ok_or_else(missing)?;
+            // The boot menu reads configurations of Linux, and asks for no kernel of another system.
+            let EmbeddedGrubSystem::Linux = had(grub.system.on_embedded(), "grub.system", grub.system.as_str())?;
+            Ok(LoaderSpec::Grub(GrubSpec {
+                entry: grub.entry.clone(),
+                commands: grub.commands.clone(),
+                directory: grub.directory.clone(),
+                file: grub.file.clone(),
+                partition: grub.partition.clone(),
+                timeout_ms: grub.menu_timeout.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+                add_console: grub.console,
+                disk: None,
+                append: Vec::new(),
+            }))
+        }
+        EmbeddedLoaderKind::Kernel => {
+            let kernel = config.kernel.as_ref().ok_or_else(missing)?;
+            let (image, initrd, cmdline) = (kernel.image.clone(), kernel.initrd.clone(), kernel.cmdline.clone());
+            let module =
+                |module: &crate::config::KernelModule| ModuleSpec { path: module.path.clone(), args: module.args.clone() };
+            Ok(LoaderSpec::Kernel { image, initrd, modules: kernel.modules.iter().map(module).collect(), cmdline })
+        }
     }
-    if let Some(grub) = &config.grub {
-        return Some(LoaderSpec::Grub(GrubSpec {
-            entry: grub.entry.clone(),
-            commands: grub.commands.clone(),
-            directory: grub.directory.clone(),
-            file: grub.file.clone(),
-            partition: grub.partition.clone(),
-            timeout_ms: grub.menu_timeout.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
-            add_console: grub.console,
-            disk: None,
-            append: Vec::new(),
-        }));
-    }
-    let kernel = config.kernel.as_ref()?;
-    let (image, initrd, cmdline) = (kernel.image.clone(), kernel.initrd.clone(), kernel.cmdline.clone());
-    let module = |module: &crate::config::KernelModule| ModuleSpec { path: module.path.clone(), args: module.args.clone() };
-    Some(LoaderSpec::Kernel { image, initrd, modules: kernel.modules.iter().map(module).collect(), cmdline })
 }
 
 fn user_network(nic: &crate::config::NicConfig) -> UserNetSpec {
     let user = &nic.user;
-    let protocol = |proto| match proto {
-        ForwardProto::Tcp => Protocol::Tcp,
-        ForwardProto::Udp => Protocol::Udp,
-    };
-    let ports = |ports: &HostPorts| PortsSpec { protocol: protocol(ports.proto), first: ports.first, last: ports.last };
+    let ports = |ports: &HostPorts| PortsSpec { protocol: ports.proto, first: ports.first, last: ports.last };
     UserNetSpec {
         network: user.network,
         prefix: user.prefix,
@@ -302,7 +288,7 @@ fn user_network(nic: &crate::config::NicConfig) -> UserNetSpec {
             .forwards
             .iter()
             .map(|forward| ForwardSpec {
-                protocol: protocol(forward.proto),
+                protocol: forward.proto,
                 host_address: forward.host_addr,
                 host_port: forward.host_port,
                 guest_port: forward.guest_port,

@@ -11,10 +11,10 @@ use super::interrupts::{InterruptRegisters, Interrupts};
 use super::layout;
 use super::loader::{self, LoadError, grub, kernel::KernelFiles};
 use super::spec::{
-    AnswerContent, AnswerSpec, CacheMode, DiskDevice, DiskSpec, ForwardSpec, GrubSpec, LoaderSpec, NicBackend, NicDevice,
-    NicSpec, PortsSpec, Protocol, UserNetSpec, VmmSpec,
+    AnswerContent, AnswerSpec, DiskSpec, ForwardSpec, GrubSpec, LoaderSpec, NicBackend, NicSpec, PortsSpec, UserNetSpec, VmmSpec,
 };
 use super::tables::{acpi, bda, smbios};
+use crate::choices::{EmbeddedDiskCache, EmbeddedDiskDevice, EmbeddedNicDevice, ForwardProto};
 use crate::devices::ahci::{Ahci, DriveKind};
 use crate::devices::debug_exit::DebugExit;
 use crate::devices::disk::counters::DiskCounters;
@@ -86,9 +86,6 @@ pub enum AssemblyError {
         /// Why.
         source: std::io::Error,
     },
-    /// A device that this engine does not have.
-    #[error("{0}")]
-    NotHere(String),
     /// Two devices in one place.
     #[error(transparent)]
     Pci(#[from] PciError),
@@ -405,15 +402,12 @@ fn wire_pci(
     let mut devices = Devices::default();
     for disk in &spec.disks {
         let (reader, counters) = wire_disk(&mut root, parts, disk)?;
-        devices.boot_disks.push(grub::BootDisk { id: disk.id.clone(), is_cd: disk.device == DiskDevice::AhciCd, reader });
+        devices.boot_disks.push(grub::BootDisk { id: disk.id.clone(), is_cd: disk.device == EmbeddedDiskDevice::AhciCd, reader });
         devices.disks.push((disk.id.clone(), counters));
     }
     for nic in &spec.nics {
-        let waker = parts.waker();
-        let wire = Counted::new(open_nic(nic, waker.clone(), outside)?);
-        devices.nics.push((nic.id.clone(), wire.counters()));
-        let device = net::Net::new(Box::new(wire), nic.mac, nic.mtu);
-        parts.virtio(&mut root, nic.slot, Box::new(device), waker)?;
+        let counters = wire_nic(&mut root, parts, nic, outside)?;
+        devices.nics.push((nic.id.clone(), counters));
     }
     root.assign_bars()?;
     let wires = [
@@ -432,40 +426,40 @@ fn wire_disk(
     parts: &Parts,
     spec: &DiskSpec,
 ) -> Result<(Arc<dyn DiskReader>, Arc<DiskCounters>), AssemblyError> {
-    let drive = match spec.device {
-        DiskDevice::VirtioBlk => None,
-        DiskDevice::AhciHd => Some(DriveKind::Disk),
-        DiskDevice::AhciCd => Some(DriveKind::Cd),
-        DiskDevice::Nvme | DiskDevice::VirtioScsi => {
-            let text = format!("disk `{}`: the embedded engine has virtio-blk, ahci-hd and ahci-cd", spec.id);
-            return Err(AssemblyError::NotHere(text));
-        }
-    };
     let waker = parts.waker();
     let disk = Box::new(open_disk(spec, parts, waker.clone())?);
     let found = (disk.reader(), disk.counters());
-    match drive {
-        None => {
+    match spec.device {
+        EmbeddedDiskDevice::VirtioBlk => {
             let options = blk::BlkOptions { serial: spec.serial.clone(), ..Default::default() };
             parts.virtio(root, spec.slot, Box::new(blk::Blk::new(disk, &options)), waker)?;
         }
-        Some(kind) => {
-            let line = parts.line(layout::pci_gsi(spec.slot));
-            let adapter = Ahci::new(kind, disk, &spec.serial, parts.memory.clone(), waker, line);
-            root.add(spec.slot, 0, Box::new(adapter))?;
-        }
+        EmbeddedDiskDevice::AhciHd => wire_ahci(root, parts, spec, (DriveKind::Disk, disk), waker)?,
+        EmbeddedDiskDevice::AhciCd => wire_ahci(root, parts, spec, (DriveKind::Cd, disk), waker)?,
     }
     Ok(found)
+}
+
+/// Puts an AHCI controller with one drive into a slot.
+fn wire_ahci(
+    root: &mut PciRoot,
+    parts: &Parts,
+    spec: &DiskSpec,
+    (kind, disk): (DriveKind, Box<dyn Disk>),
+    waker: Waker,
+) -> Result<(), PciError> {
+    let line = parts.line(layout::pci_gsi(spec.slot));
+    root.add(spec.slot, 0, Box::new(Ahci::new(kind, disk, &spec.serial, parts.memory.clone(), waker, line)))
 }
 
 fn open_disk(spec: &DiskSpec, parts: &Parts, waker: Waker) -> Result<file::FileDisk, AssemblyError> {
     let options = DiskOptions {
         // A CD drive does not write, and its disc may be in many drives.
-        read_only: spec.read_only || spec.device == DiskDevice::AhciCd,
+        read_only: spec.read_only || spec.device == EmbeddedDiskDevice::AhciCd,
         cache: match spec.cache {
-            CacheMode::Writeback => file::CacheMode::Writeback,
-            CacheMode::Writethrough => file::CacheMode::Writethrough,
-            CacheMode::Unsafe => file::CacheMode::Unsafe,
+            EmbeddedDiskCache::Writeback => file::CacheMode::Writeback,
+            EmbeddedDiskCache::Writethrough => file::CacheMode::Writethrough,
+            EmbeddedDiskCache::Unsafe => file::CacheMode::Unsafe,
         },
         discard: spec.discard,
     };
@@ -475,19 +469,28 @@ fn open_disk(spec: &DiskSpec, parts: &Parts, waker: Waker) -> Result<file::FileD
     file::open(&spec.path, &options, &host).map_err(|source| AssemblyError::Disk { id: spec.id.clone(), source })
 }
 
-fn open_nic(spec: &NicSpec, waker: Waker, outside: &user::Outside) -> Result<Box<dyn Nic>, AssemblyError> {
-    if spec.device != NicDevice::VirtioNet {
-        return Err(AssemblyError::NotHere(format!("network interface `{}`: the embedded engine has virtio-net only", spec.id)));
+/// Opens the other end of an interface's wire and puts the device in front of it into its slot.
+fn wire_nic(
+    root: &mut PciRoot,
+    parts: &Parts,
+    spec: &NicSpec,
+    outside: &user::Outside,
+) -> Result<Arc<NicCounters>, AssemblyError> {
+    let waker = parts.waker();
+    let wire = Counted::new(open_wire(spec, waker.clone(), outside)?);
+    let counters = wire.counters();
+    match spec.device {
+        EmbeddedNicDevice::VirtioNet => {
+            let device = net::Net::new(Box::new(wire), spec.mac, spec.mtu);
+            parts.virtio(root, spec.slot, Box::new(device), waker)?;
+        }
     }
+    Ok(counters)
+}
+
+fn open_wire(spec: &NicSpec, waker: Waker, outside: &user::Outside) -> Result<Box<dyn Nic>, AssemblyError> {
     match &spec.backend {
         NicBackend::None => Ok(Box::new(NoWire)),
-        NicBackend::Tap { interface } => {
-            let text = format!(
-                "network interface `{}`: the embedded engine of this version has no tap back end (for `{interface}`)",
-                spec.id
-            );
-            Err(AssemblyError::NotHere(text))
-        }
         NicBackend::User(network) => {
             let options = user_network(network, spec.mtu)?;
             let net = user::UserNet::new(&options, waker, outside.clone())
@@ -522,10 +525,10 @@ fn user_network(spec: &UserNetSpec, mtu: u16) -> Result<user::UserNetConfig, Ass
     })
 }
 
-fn protocol(spec: Protocol) -> user::Protocol {
+fn protocol(spec: ForwardProto) -> user::Protocol {
     match spec {
-        Protocol::Tcp => user::Protocol::Tcp,
-        Protocol::Udp => user::Protocol::Udp,
+        ForwardProto::Tcp => user::Protocol::Tcp,
+        ForwardProto::Udp => user::Protocol::Udp,
     }
 }
 
@@ -558,8 +561,9 @@ fn forward(spec: &ForwardSpec) -> user::Forward {
 #[cfg(test)]
 mod tests {
     use super::super::memory;
-    use super::super::spec::{BackendChoice, CpuTopology, SPEC_VERSION};
+    use super::super::spec::{CpuTopology, SPEC_VERSION};
     use super::*;
+    use crate::choices::BackendKind;
     use crate::hypervisor::backend::Platform;
 
     fn bare() -> VmmSpec {
@@ -567,7 +571,7 @@ mod tests {
             version: SPEC_VERSION,
             name: "bare".into(),
             uuid: "00000000-0000-4000-8000-000000000000".into(),
-            backend: BackendChoice::Auto,
+            backend: BackendKind::Auto,
             cpus: CpuTopology { sockets: 1, cores: 1, threads: 1 },
             memory_bytes: 16 << 20,
             loader: LoaderSpec::Kernel { image: "/none".into(), initrd: None, modules: Vec::new(), cmdline: String::new() },

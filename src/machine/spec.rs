@@ -17,6 +17,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::choices::{BackendKind, EmbeddedDiskCache, EmbeddedDiskDevice, EmbeddedNicDevice, ForwardProto};
+
 /// The version of this contract; both sides come from one binary, a difference means that it was replaced mid-way.
 pub const SPEC_VERSION: u32 = 2;
 /// The descriptor of the console stream in the child.
@@ -45,7 +47,7 @@ pub struct VmmSpec {
     /// In the usual 8-4-4-4-12 form; SMBIOS.
     pub uuid: String,
     /// Which back end runs the vCPUs.
-    pub backend: BackendChoice,
+    pub backend: BackendKind,
     /// The vCPUs.
     pub cpus: CpuTopology,
     /// Guest RAM, a multiple of 4096.
@@ -66,20 +68,6 @@ pub struct VmmSpec {
     pub debug_exit_port: Option<u16>,
     /// Guest time is counted in instructions and no entropy comes from the host: for repeatable runs.
     pub deterministic: bool,
-}
-
-/// The configured back end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum BackendChoice {
-    /// The fastest one that works.
-    Auto,
-    /// The software CPU.
-    Soft,
-    /// Linux KVM.
-    Kvm,
-    /// FreeBSD's vmm(4).
-    Vmm,
 }
 
 /// The vCPUs: `sockets * cores * threads` of them.
@@ -173,45 +161,17 @@ pub struct DiskSpec {
     /// A file or block device.
     pub path: PathBuf,
     /// What the guest sees.
-    pub device: DiskDevice,
+    pub device: EmbeddedDiskDevice,
     /// Its PCI slot, stable over boots.
     pub slot: u8,
     /// The guest may not write.
     pub read_only: bool,
     /// What a write means.
-    pub cache: CacheMode,
+    pub cache: EmbeddedDiskCache,
     /// The serial number that the guest reads, at most 20 bytes of ASCII.
     pub serial: String,
     /// A guest's discard frees space on the host.
     pub discard: bool,
-}
-
-/// What kind of disk the guest sees.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum DiskDevice {
-    /// virtio 1.2 block device.
-    VirtioBlk,
-    /// A disk behind AHCI.
-    AhciHd,
-    /// A CD drive behind AHCI.
-    AhciCd,
-    /// NVMe.
-    Nvme,
-    /// virtio 1.2 SCSI.
-    VirtioScsi,
-}
-
-/// What a guest's write means on the host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum CacheMode {
-    /// Written to the host's cache; a guest's flush reaches the medium.
-    Writeback,
-    /// Each write reaches the medium before it completes.
-    Writethrough,
-    /// A guest's flush is answered and not passed on: fast, and lost with the host's power.
-    Unsafe,
 }
 
 /// One network interface.
@@ -223,7 +183,7 @@ pub struct NicSpec {
     /// Its hardware address.
     pub mac: [u8; 6],
     /// What the guest sees.
-    pub device: NicDevice,
+    pub device: EmbeddedNicDevice,
     /// Its PCI slot, stable over boots.
     pub slot: u8,
     /// The MTU that the guest is told.
@@ -232,27 +192,12 @@ pub struct NicSpec {
     pub backend: NicBackend,
 }
 
-/// What kind of interface the guest sees.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum NicDevice {
-    /// virtio 1.2 network device.
-    VirtioNet,
-    /// Intel 82540EM.
-    E1000,
-}
-
 /// What the other end of the wire is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum NicBackend {
     /// The user-mode network.
     User(UserNetSpec),
-    /// A tap interface of the host.
-    Tap {
-        /// Its name.
-        interface: String,
-    },
     /// No wire: the link is down.
     None,
 }
@@ -314,7 +259,7 @@ pub enum AnswerContent {
 #[serde(deny_unknown_fields)]
 pub struct PortsSpec {
     /// TCP or UDP.
-    pub protocol: Protocol,
+    pub protocol: ForwardProto,
     /// The first.
     pub first: u16,
     /// The last.
@@ -326,23 +271,13 @@ pub struct PortsSpec {
 #[serde(deny_unknown_fields)]
 pub struct ForwardSpec {
     /// TCP or UDP.
-    pub protocol: Protocol,
+    pub protocol: ForwardProto,
     /// Where the host listens.
     pub host_address: IpAddr,
     /// The host's port.
     pub host_port: u16,
     /// The guest's port.
     pub guest_port: u16,
-}
-
-/// A transport protocol.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Protocol {
-    /// TCP.
-    Tcp,
-    /// UDP.
-    Udp,
 }
 
 /// What the child tells the supervisor: one JSON line each.
@@ -429,7 +364,7 @@ mod tests {
             version: SPEC_VERSION,
             name: "g".into(),
             uuid: "00000000-0000-4000-8000-000000000000".into(),
-            backend: BackendChoice::Auto,
+            backend: BackendKind::Auto,
             cpus: CpuTopology { sockets: 1, cores: 2, threads: 1 },
             memory_bytes: 1 << 28,
             loader: LoaderSpec::Kernel {
@@ -441,17 +376,17 @@ mod tests {
             disks: vec![DiskSpec {
                 id: "root".into(),
                 path: "/d".into(),
-                device: DiskDevice::VirtioBlk,
+                device: EmbeddedDiskDevice::VirtioBlk,
                 slot: 4,
                 read_only: false,
-                cache: CacheMode::Writeback,
+                cache: EmbeddedDiskCache::Writeback,
                 serial: "root".into(),
                 discard: true,
             }],
             nics: vec![NicSpec {
                 id: "net0".into(),
                 mac: [2, 0, 0, 0, 0, 1],
-                device: NicDevice::VirtioNet,
+                device: EmbeddedNicDevice::VirtioNet,
                 slot: 5,
                 mtu: 1500,
                 backend: NicBackend::User(UserNetSpec {
@@ -464,10 +399,10 @@ mod tests {
                     dns_servers: Vec::new(),
                     isolated: false,
                     host_access: false,
-                    host_ports: vec![PortsSpec { protocol: Protocol::Udp, first: 53, last: 54 }],
+                    host_ports: vec![PortsSpec { protocol: ForwardProto::Udp, first: 53, last: 54 }],
                     link_local: true,
                     forwards: vec![ForwardSpec {
-                        protocol: Protocol::Tcp,
+                        protocol: ForwardProto::Tcp,
                         host_address: Ipv4Addr::LOCALHOST.into(),
                         host_port: 2222,
                         guest_port: 22,

@@ -13,7 +13,8 @@ use std::time::Duration;
 use super::assembly::{self, Machine};
 use super::loader::grub::{GrubError, Halt};
 use super::sandbox::{self, Confinement};
-use super::spec::{BackendChoice, EngineCommand, EngineEvent, MAX_CONTROL_LINE, SPEC_VERSION, VmmSpec};
+use super::spec::{EngineCommand, EngineEvent, MAX_CONTROL_LINE, SPEC_VERSION, VmmSpec};
+use crate::choices::BackendKind;
 use crate::devices::net::user::Outside;
 use crate::devices::net::user::sockets::Sockets;
 use crate::hypervisor::backend::{Attention, Backend, MachineExit};
@@ -33,9 +34,6 @@ pub enum StartError {
         /// What it says.
         found: u32,
     },
-    /// A back end that this build does not have.
-    #[error("backend `{0}` is not in this build; `soft` is, and `auto` takes it")]
-    NoBackend(&'static str),
     /// The machine cannot be put together.
     #[error(transparent)]
     Assembly(#[from] assembly::AssemblyError),
@@ -112,9 +110,8 @@ fn boot(
         return Err(StartError::Version { found: spec.version });
     }
     match spec.backend {
-        BackendChoice::Auto | BackendChoice::Soft => {}
-        BackendChoice::Kvm => return Err(StartError::NoBackend("kvm")),
-        BackendChoice::Vmm => return Err(StartError::NoBackend("vmm")),
+        // The software CPU is the only one, and so the fastest that works.
+        BackendKind::Auto | BackendKind::Soft => {}
     }
     let opened = reporter.clone();
     let on_open = Arc::new(move |address| opened.send(&EngineEvent::ForwardOpen { address }));

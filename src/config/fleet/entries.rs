@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::keys::{FLEET_KEYS, MAX_GUESTS};
 use crate::config::diagnostic::{Diagnostic, Place, Source, nearest};
 use crate::config::expression::{Scalar, names_in};
-use crate::config::keys::{self, GUEST_KEYS};
+use crate::config::keys::GUEST_KEYS;
 use crate::config::layer::{Layer, Name, Node, Table, Value, expand_short_forms};
 use crate::config::view::View;
 use crate::config::walk::{self, is_name};
@@ -89,14 +89,14 @@ struct Split {
 fn split(table: Table, class: &'static str, problems: &mut Problems) -> Split {
     let mut parts = Split { fleet: Table::default(), guest: Table::default() };
     for (name, node) in table.0 {
-        let fleet = keys::children(FLEET_KEYS, class).any(|key| key.leaf() == name.text);
+        let fleet = FLEET_KEYS.children(class).any(|key| key.leaf() == name.text);
         if fleet && name.text != "name" {
             parts.fleet.0.push((name, node));
-        } else if keys::find(GUEST_KEYS, &name.text).is_some() {
+        } else if GUEST_KEYS.find(&name.text).is_some() {
             parts.guest.0.push((name, node));
         } else {
-            let own = keys::children(FLEET_KEYS, class).map(|key| key.leaf());
-            let guests = keys::children(GUEST_KEYS, "").map(|key| key.leaf());
+            let own = FLEET_KEYS.children(class).map(|key| key.leaf());
+            let guests = GUEST_KEYS.children("").map(|key| key.leaf());
             let hint = match nearest(&name.text, own.chain(guests)) {
                 Some(near) => format!("did you mean `{near}`?"),
                 None => "see the keys of a fleet file and of a guest file in vmctl.toml(5)".into(),
@@ -105,7 +105,7 @@ fn split(table: Table, class: &'static str, problems: &mut Problems) -> Split {
             problems.push(Diagnostic::at(&name.place, message).hint(hint));
         }
     }
-    expand_short_forms(&mut parts.guest, "", GUEST_KEYS);
+    expand_short_forms(&mut parts.guest, "", &GUEST_KEYS);
     parts
 }
 
@@ -143,7 +143,7 @@ pub fn templates(node: Option<Node>, source: &Arc<Source>, problems: &mut Proble
         let with = with(fleet.take("with"), problems);
         let parameters = parameters(fleet.take("parameters"), problems);
         let before = problems.len();
-        walk::walk(&mut fleet, "templates", FLEET_KEYS, None, problems);
+        walk::walk(&mut fleet, "templates", &FLEET_KEYS, None, problems);
         crate::config::host::part(&guest, problems);
         let (id, id_place) = match fleet.get("id") {
             Some(Node { value: Value::Text(id), place, .. }) if problems.len() == before || is_name(id) => {
@@ -182,7 +182,7 @@ fn parameters(taken: Option<(Name, Node)>, problems: &mut Problems) -> Vec<Param
             let message = format!("`templates.parameters.default` is {}, not a text, a number, true or false", node.value.kind());
             problems.push(Diagnostic::at(&node.place, message));
         }
-        walk::walk(&mut table, "templates.parameters", FLEET_KEYS, None, problems);
+        walk::walk(&mut table, "templates.parameters", &FLEET_KEYS, None, problems);
         let Some(Node { value: Value::Text(id), place: id_place, .. }) = table.get("id") else {
             problems.push(Diagnostic::at(&place, "a parameter has no `id`").hint("add `id = \"NAME\"`"));
             continue;
@@ -227,7 +227,7 @@ pub fn guests(node: Option<Node>, source: &Arc<Source>, problems: &mut Problems)
         let with = with(fleet.take("with"), problems);
         let for_each = fleet.take("for_each");
         let before = problems.len();
-        walk::walk(&mut fleet, "guests", FLEET_KEYS, None, problems);
+        walk::walk(&mut fleet, "guests", &FLEET_KEYS, None, problems);
         if problems.len() > before {
             continue;
         }
@@ -235,7 +235,7 @@ pub fn guests(node: Option<Node>, source: &Arc<Source>, problems: &mut Problems)
             problems.push(Diagnostic::at(&place, "a guest has no `name`").hint("add `name = \"NAME\"`"));
             continue;
         };
-        let view = View::part(&fleet, &place, FLEET_KEYS, "guests");
+        let view = View::part(&fleet, &place, &FLEET_KEYS, "guests");
         let host = fleet.get("host").is_some().then(|| selector(&view.table("host"), problems));
         let index = match guest.get("index").map(|node| &node.value) {
             None => Some(1),

@@ -1,19 +1,21 @@
 //! The keys of a fleet file. `[defaults]`, `[[templates]]` and `[[guests]]` hold the keys of a guest file besides.
 
+use crate::choices::Support::{Bhyve, Now};
 use crate::config::host_keys::{SWITCH_KEYS, joined};
-use crate::config::keys::Kind::{Entries, Integer, Map, Name, Path, Table, Text, Texts};
-use crate::config::keys::Support::{Bhyve, Now};
-use crate::config::keys::{Key, key, with};
+use crate::config::key::Kind::{Duration, Entries, Integer, Map, Name, Path, Text, Texts};
+use crate::config::key::{Key, KeyTable, TABLE, key, with};
 
 /// At most so many guests come from one entry, and from one fleet.
 pub const MAX_GUESTS: usize = 10_000;
 
 /// The keys of a fleet file.
-pub const FLEET_KEYS: &[Key] =
-    &joined::<{ FLEET_ONLY.len() + KEPT_KEYS.len() + SWITCH_HOST.len() }>(&[FLEET_ONLY, KEPT_KEYS, SWITCH_HOST]);
+pub static FLEET_KEYS: KeyTable =
+    KeyTable::new(&joined::<{ FLEET_ONLY.len() + KEPT.len() + SWITCH_HOST.len() }>(&[FLEET_ONLY, KEPT, SWITCH_HOST]));
 
 /// Of the file in which an applied fleet keeps its switches.
-pub const KEPT_KEYS: &[Key] = &joined::<{ SWITCHES.len() + SWITCH_KEYS.len() }>(&[SWITCHES, SWITCH_KEYS]);
+pub static KEPT_KEYS: KeyTable = KeyTable::new(KEPT);
+
+const KEPT: &[Key] = &joined::<{ SWITCHES.len() + SWITCH_KEYS.len() }>(&[SWITCHES, SWITCH_KEYS]);
 
 const SWITCHES: &[Key] = &[key(
     "switches",
@@ -24,7 +26,7 @@ const SWITCHES: &[Key] = &[key(
 
 /// Beside the keys that a switch of the host file has.
 const SWITCH_HOST: &[Key] = &[
-    key("switches.host", Table { short: None }, Now, "Which hosts it is for; every host without it."),
+    key("switches.host", TABLE, Now, "Which hosts it is for; every host without it."),
     key("switches.host.names", Texts { one: false }, Now, "Names of hosts, or globs like `node-*`: one of them is the host's."),
     key("switches.host.labels", Texts { one: false }, Now, "Labels: the host has all of them."),
 ];
@@ -60,7 +62,7 @@ const FLEET_ONLY: &[Key] = &[
         Now,
         "One guest for each item: `{{ each }}` is the item, `{{ each.KEY }}` a key of it where it is a table.",
     ),
-    key("guests.host", Table { short: None }, Now, "Which hosts it is for; every host without it."),
+    key("guests.host", TABLE, Now, "Which hosts it is for; every host without it."),
     key("guests.host.names", Texts { one: false }, Now, "Names of hosts, or globs like `node-*`: one of them is the host's."),
     key("guests.host.labels", Texts { one: false }, Now, "Labels: the host has all of them."),
     key("images", Entries, Now, "Images by names of the fleet's own, so that a version stands in one place: `{{ image.ID }}`."),
@@ -87,5 +89,5 @@ const FLEET_ONLY: &[Key] = &[
     key("secrets.file", Path, Now, "The file that holds it."),
     key("secrets.env", Text, Now, "Or the environment variable of `vmctl apply` that holds it."),
     key("secrets.command", Texts { one: false }, Now, "Or the command that prints it; a final line end is dropped."),
-    with("secrets.timeout", crate::config::keys::Kind::Duration, "\"30s\"", Now, "How long the command may take."),
+    with("secrets.timeout", Duration, "\"30s\"", Now, "How long the command may take."),
 ];

@@ -20,7 +20,8 @@ use std::sync::Arc;
 use super::check;
 use super::diagnostic::{Diagnostic, Diagnostics, Place, Source};
 use super::expression::{Scalar, names_in};
-use super::keys::{GUEST_KEYS, Kind};
+use super::key::Kind;
+use super::keys::GUEST_KEYS;
 use super::layer::{self, Layer, Name, Node, Table, Value};
 use super::load::read;
 use super::meant::{EngineKind, GuestConfig, HostConfig};
@@ -126,13 +127,13 @@ pub fn load_fleet(request: &FleetRequest<'_>) -> Result<Fleet, Diagnostics> {
     };
     let file = std::path::absolute(request.file).unwrap_or_else(|_| request.file.to_path_buf());
     let source = Source { label: request.file.display().to_string(), text, directory: file.parent().map(Path::to_path_buf) };
-    let mut layer = Layer::parse(source, FLEET_KEYS).map_err(Diagnostics)?;
+    let mut layer = Layer::parse(source, &FLEET_KEYS).map_err(Diagnostics)?;
     let source = layer.source.clone();
     let start = Place { source: source.clone(), span: 0..0 };
     let mut problems = Vec::new();
     let mut take = |key: &str| layer.table.take(key).map(|(_, node)| node);
     let (templates, guests, defaults) = (take("templates"), take("guests"), take("defaults"));
-    walk::walk(&mut layer.table, "", FLEET_KEYS, None, &mut problems);
+    walk::walk(&mut layer.table, "", &FLEET_KEYS, None, &mut problems);
     let walked = problems.is_empty();
     let name = match layer.table.get("name").map(|node| &node.value) {
         Some(Value::Text(name)) => name.clone(),
@@ -159,7 +160,7 @@ pub fn load_fleet(request: &FleetRequest<'_>) -> Result<Fleet, Diagnostics> {
     let entries = entries::guests(guests, &source, &mut problems);
     let mut base = request.host.defaults.as_ref().map(|layer| layer.table.clone()).unwrap_or_default();
     if let Some(defaults) = defaults {
-        layer::merge(&mut base, defaults.table, "", GUEST_KEYS, &mut problems);
+        layer::merge(&mut base, defaults.table, "", &GUEST_KEYS, &mut problems);
     }
     let own = templates.iter().map(|template| (template.id.clone(), template.layer.clone())).collect();
     let search = request.host.template_search(request.datastore);
@@ -201,7 +202,7 @@ struct Image {
 /// The images of `[[images]]`. The table has been walked.
 fn images(table: &Table, start: &Place, problems: &mut Vec<Diagnostic>) -> Vec<Image> {
     let mut found: Vec<Image> = Vec::new();
-    for entry in View::part(table, start, FLEET_KEYS, "").entries("images") {
+    for entry in View::part(table, start, &FLEET_KEYS, "").entries("images") {
         check::checksum(&entry, problems);
         let checksum = entry.node("checksum").cloned();
         match (entry.text("id"), entry.text("image").filter(|image| !image.is_empty())) {
@@ -305,7 +306,7 @@ impl Reading<'_> {
         let mut files = vec![(label.to_owned(), Some(self.request.file.to_path_buf()))];
         let own = self.reader.expand(entry.layer.clone(), &mut files);
         let mut table = self.base.clone();
-        layer::merge(&mut table, own, "", GUEST_KEYS, &mut self.problems);
+        layer::merge(&mut table, own, "", &GUEST_KEYS, &mut self.problems);
         give(&mut table, arguments, &entry.place);
         pin(&mut table, self.images);
         self.note_secrets(&table);
@@ -394,7 +395,7 @@ impl Reading<'_> {
 fn refuse_secrets(table: &Table, parent: &str, problems: &mut Vec<Diagnostic>) {
     for (name, node) in &table.0 {
         let path = if parent.is_empty() { name.text.clone() } else { format!("{parent}.{}", name.text) };
-        let Some(key) = super::keys::find(GUEST_KEYS, &path) else { continue };
+        let Some(key) = GUEST_KEYS.find(&path) else { continue };
         match &node.value {
             Value::Table(inner) if key.kind != Kind::Map => refuse_secrets(inner, &path, problems),
             Value::Array(items) if key.kind == Kind::Entries => {

@@ -42,7 +42,7 @@ pub enum SecretSource {
 /// The secrets of `[[secrets]]`; the table has been walked.
 pub fn secrets(table: &Table, start: &Place, fleet: &str, datastore: &Path, problems: &mut Vec<Diagnostic>) -> Vec<SecretConfig> {
     let mut found: Vec<SecretConfig> = Vec::new();
-    for entry in View::part(table, start, FLEET_KEYS, "").entries("secrets") {
+    for entry in View::part(table, start, &FLEET_KEYS, "").entries("secrets") {
         let Some(id) = entry.text("id") else {
             problems.push(Diagnostic::at(entry.place, "a secret has no `id`").hint("add `id = \"NAME\"`"));
             continue;

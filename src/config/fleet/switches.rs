@@ -47,7 +47,7 @@ pub(super) fn declared(table: &Table, fleet: &str, host: &HostConfig, problems: 
         for (name, node) in entry.0.iter().filter(|(_, node)| texts(node).iter().any(|text| text.contains("{{"))) {
             problems.push(Diagnostic::at(&node.place, format!("`switches.{}` takes no expressions", name.text)));
         }
-        let view = View::part(entry, &item.place, FLEET_KEYS, "switches");
+        let view = View::part(entry, &item.place, &FLEET_KEYS, "switches");
         let means = |selector: Selector| selector.means(&host.name, &host.labels);
         let is_here = entry.get("host").is_none() || means(selector(&view.table("host"), problems));
         let mut entry = entry.clone();
@@ -68,12 +68,12 @@ pub(super) fn declared(table: &Table, fleet: &str, host: &HostConfig, problems: 
 fn read_entries(items: Vec<Node>, place: &Place, fleet: &str, problems: &mut Problems) -> Vec<FleetSwitch> {
     let name = Name { text: "switches".into(), place: place.clone() };
     let table = Table(vec![(name, Node { value: Value::Array(items), place: place.clone(), replaces: false })]);
-    let view = View::part(&table, place, KEPT_KEYS, "");
+    let view = View::part(&table, place, &KEPT_KEYS, "");
     let configs = switch::switches(&view, problems);
     let entries = view.entries("switches");
     let make = |config: SwitchConfig| {
         let entry = entries.iter().find(|entry| entry.text("id").as_ref() == Some(&config.id))?;
-        let (text, origins) = render_entry(entry.whole()?, KEPT_KEYS, "switches");
+        let (text, origins) = render_entry(entry.whole()?, &KEPT_KEYS, "switches");
         let place = entry.place_of("id").clone();
         Some(FleetSwitch { config: SwitchConfig { fleet: Some(fleet.to_owned()), ..config }, here: true, place, text, origins })
     };
@@ -91,10 +91,10 @@ pub fn kept_switches(datastore: &Path, fleet: &str) -> Result<Vec<FleetSwitch>, 
         let hint = "remove the file, and `vmctl apply` of the fleet writes it anew";
         Diagnostics(problems.into_iter().map(|problem| problem.hint(hint)).collect())
     };
-    let mut layer = Layer::parse(source, KEPT_KEYS).map_err(anew)?;
+    let mut layer = Layer::parse(source, &KEPT_KEYS).map_err(anew)?;
     let place = Place { source: layer.source.clone(), span: 0..0 };
     let mut problems = Vec::new();
-    walk::walk(&mut layer.table, "", KEPT_KEYS, None, &mut problems);
+    walk::walk(&mut layer.table, "", &KEPT_KEYS, None, &mut problems);
     let mut found = Vec::new();
     if let (true, Some((_, node))) = (problems.is_empty(), layer.table.take("switches"))
         && let Value::Array(items) = node.value

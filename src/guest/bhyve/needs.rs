@@ -1,6 +1,6 @@
 //! Whether this host can run a guest under bhyve: looked at before anything is made or changed.
 
-use crate::config::{GuestConfig, LoaderKind, NicBackend, PassthruDevice, Tpm};
+use crate::config::{BhyveLoaderKind, GuestConfig, NicBackend, PassthruDevice, Tpm};
 use crate::guest::error::{GuestError, Result};
 use crate::host::jail_run;
 use crate::host::passthru::{self, Iommu};
@@ -22,10 +22,10 @@ pub fn host() -> Result<()> {
 /// The programs that a guest takes, and what brings them.
 pub fn programs(config: &GuestConfig) -> Result<()> {
     let mut wanted = vec!["bhyve", "bhyvectl"];
-    match config.loader {
-        LoaderKind::Grub => wanted.push("grub-bhyve"),
-        LoaderKind::Bhyveload => wanted.push("bhyveload"),
-        LoaderKind::Uefi | LoaderKind::Kernel => {}
+    match config.loader.on_bhyve() {
+        Some(BhyveLoaderKind::Grub) => wanted.push("grub-bhyve"),
+        Some(BhyveLoaderKind::Bhyveload) => wanted.push("bhyveload"),
+        Some(BhyveLoaderKind::Uefi) | None => {}
     }
     if config.tpm == Some(Tpm::Swtpm) {
         wanted.push("swtpm");

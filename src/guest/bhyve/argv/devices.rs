@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::config::{
-    BootTarget, DiskCache, DiskConfig, DiskDevice, ForwardProto, Graphics, Hostbridge, LoaderKind, NicBackend, NicConfig,
-    NicDevice, PassthruDevice, PciAddress, Vga,
+    BhyveDiskCache, BootTarget, DiskConfig, DiskDevice, Graphics, Hostbridge, LoaderKind, NicBackend, NicConfig, NicDevice,
+    PassthruDevice, PciAddress,
 };
 use crate::guest::error::{GuestError, Result};
 use crate::host::bhyve as host;
@@ -145,12 +145,7 @@ fn screen(inputs: Inputs<'_>, graphics: &Graphics) -> Result<Device> {
         keys.push("graphics.resolution".into());
     }
     if let Some(vga) = graphics.vga {
-        let name = match vga {
-            Vga::Io => "io",
-            Vga::On => "on",
-            Vga::Off => "off",
-        };
-        parts.push(format!("vga={name}"));
+        parts.push(format!("vga={}", vga.as_str()));
         keys.push("graphics.vga".into());
     }
     if graphics.wait {
@@ -167,14 +162,7 @@ fn disks(inputs: Inputs<'_>, found: &mut BTreeMap<PciAddress, Device>) -> Result
         let key = format!("disks.{}", disk.id);
         let mut parts = backing(inputs, disk, &key)?;
         if disk.controller.is_none() {
-            let model = match disk.device {
-                DiskDevice::VirtioBlk => "virtio-blk",
-                DiskDevice::AhciHd => "ahci-hd",
-                DiskDevice::AhciCd => "ahci-cd",
-                DiskDevice::Nvme => "nvme",
-                DiskDevice::VirtioScsi => "virtio-scsi",
-            };
-            found.insert(address, Device::new(model, parts, &key));
+            found.insert(address, Device::new(disk.device.as_str(), parts, &key));
             continue;
         }
         let kind = if disk.device == DiskDevice::AhciCd { "cd" } else { "hd" };
@@ -200,10 +188,11 @@ fn backing(inputs: Inputs<'_>, disk: &DiskConfig, key: &str) -> Result<Vec<Strin
     if disk.ro && file {
         parts.push("ro".into());
     }
-    match disk.cache {
-        DiskCache::Writethrough if file => parts.push("direct".into()),
-        DiskCache::None if file => parts.push("nocache".into()),
-        _ => {}
+    match disk.cache.on_bhyve() {
+        Some(BhyveDiskCache::Writethrough) if file => parts.push("direct".into()),
+        Some(BhyveDiskCache::None) if file => parts.push("nocache".into()),
+        Some(BhyveDiskCache::Writeback | BhyveDiskCache::Writethrough | BhyveDiskCache::None) => {}
+        None => return Err(GuestError::host(format!("`{key}`: bhyve(8) has no `cache = \"{}\"`", disk.cache.as_str()))),
     }
     if let Some(size) = disk.sector_size {
         parts.push(match disk.device {
@@ -245,10 +234,7 @@ fn boot_index(inputs: Inputs<'_>, target: &BootTarget) -> Result<Option<String>>
 
 fn interface(inputs: Inputs<'_>, nic: &NicConfig, address: PciAddress, variables: &mut Vec<(String, String)>) -> Result<Device> {
     let key = format!("nics.{}", nic.id);
-    let model = match nic.device {
-        NicDevice::VirtioNet => "virtio-net",
-        NicDevice::E1000 => "e1000",
-    };
+    let model = nic.device.as_str();
     let mac = inputs.state.mac(&nic.id).ok_or_else(|| GuestError::host(format!("no address for nic `{}`", nic.id)))?;
     let mut options = vec![format!("mac={mac}")];
     if nic.mtu != 1500 {
@@ -298,10 +284,7 @@ fn slirp(inputs: Inputs<'_>, nic: &NicConfig, key: &str) -> Result<Vec<String>> 
     }
     let mut rules = Vec::new();
     for forward in &nic.forwards {
-        let proto = match forward.proto {
-            ForwardProto::Tcp => "tcp",
-            ForwardProto::Udp => "udp",
-        };
+        let proto = forward.proto.as_str();
         if forward.host_addr.is_ipv6() {
             let message = format!("`{key}`: bhyve(8) forwards from IPv4 addresses alone, not from `{}`", forward.host_addr);
             return Err(GuestError::user(message));

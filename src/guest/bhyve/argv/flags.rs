@@ -1,6 +1,6 @@
 //! The command line of bhyve(8), but for its devices.
 
-use crate::config::{Clock, ComPort, FwCfg, FwCfgContent, GuestConfig, Span, Tpm};
+use crate::config::{Clock, ComPort, FwCfgContent, GuestConfig, Span, Tpm};
 use crate::guest::error::{GuestError, Result};
 use crate::host::bhyve as host;
 
@@ -168,13 +168,9 @@ fn bridge(inputs: Inputs<'_>, line: &mut CommandLine) -> Result<()> {
         line.add(["-l".into(), text], &["loader", "uefi"]);
     }
     if let Some(fwcfg) = config.bhyve.fwcfg {
-        let name = match fwcfg {
-            FwCfg::Bhyve => "bhyve",
-            FwCfg::Qemu => "qemu",
-        };
         inputs.needs(host::FW_CFG, "bhyve.fwcfg")?;
         // `-l` knows no fwcfg (pci_lpc.c lpc_device_parse); bhyve_init_config() names the variable.
-        line.add(["-o".into(), format!("lpc.fwcfg={name}")], &["bhyve.fwcfg"]);
+        line.add(["-o".into(), format!("lpc.fwcfg={}", fwcfg.as_str())], &["bhyve.fwcfg"]);
     }
     match &config.tpm {
         None => {}

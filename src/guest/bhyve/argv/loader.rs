@@ -1,18 +1,18 @@
 //! The command line of the loader, and what it reads.
 
 use super::super::partitions::{KernelName, RootPartition};
-use crate::config::{BootTarget, ComPort, DiskConfig, DiskDevice, Grub, GrubSystem, GuestConfig, LoaderKind};
+use crate::config::{BhyveLoaderKind, BootTarget, ComPort, DiskConfig, DiskDevice, Grub, GrubSystem, GuestConfig};
 use crate::guest::error::{GuestError, Result};
 
 use super::{CommandLine, Content, GeneratedFile, Inputs, memory};
 
 /// bhyveload(8) or grub-bhyve; nothing with firmware.
 pub(super) fn loader(inputs: Inputs<'_>, files: &mut Vec<GeneratedFile>) -> Result<Option<CommandLine>> {
-    match inputs.config.loader {
-        LoaderKind::Bhyveload => bhyveload(inputs).map(Some),
-        LoaderKind::Grub => grub(inputs, files).map(Some),
-        LoaderKind::Uefi => Ok(None),
-        LoaderKind::Kernel => Err(GuestError::user("`loader = \"kernel\"` is the embedded engine's")),
+    match inputs.config.loader.on_bhyve() {
+        Some(BhyveLoaderKind::Bhyveload) => bhyveload(inputs).map(Some),
+        Some(BhyveLoaderKind::Grub) => grub(inputs, files).map(Some),
+        Some(BhyveLoaderKind::Uefi) => Ok(None),
+        None => Err(GuestError::user(format!("`loader = \"{}\"` is the embedded engine's", inputs.config.loader.as_str()))),
     }
 }
 
