@@ -10,7 +10,7 @@ use super::cpu::{Cpu, DS, ES, FS, Fault, GS, RIP, SS, TMP, ZERO};
 use super::int::address::{address_checked, address_flat32, address_in_long_mode, address_of_fs, address_of_gs};
 use super::int::pair::{self, Kind};
 use super::op::{Handler, Op};
-use crate::{called_op, leaving_op};
+use crate::hypervisor::soft::op::{called_op, leaving_op};
 
 /// Processor mode of a block: everything that may change how bytes decode or what they mean, apart from the state that
 /// handlers read while they run. Part of a block's key.

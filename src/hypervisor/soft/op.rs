@@ -142,7 +142,6 @@ pub extern "C" fn leave_between_blocks(cpu: *mut Cpu, _: *const Op) -> *const Op
 /// [`Handler`] that runs it and continues with the next op.
 ///
 /// The function may change state only once it can no longer fail. It must not touch `regs[RIP]`.
-#[macro_export]
 macro_rules! called_op {
     ($body:expr) => {{
         // Not inlined, since a local of the body whose address escapes would cost the handler its tail call.
@@ -172,13 +171,13 @@ macro_rules! called_op {
         handler as $crate::hypervisor::soft::op::Handler
     }};
 }
+pub(crate) use called_op;
 
 /// Makes a block-ending handler of a plain function `fn(&mut Cpu, &Op) -> Result<(), Fault>`.
 ///
 /// Before the call `cpu.next_rip` is the address after the instruction and `cpu.leave` is `Lookup`; the function may
 /// change either (far branches, IRET, HLT). After it, `regs[RIP]` becomes `cpu.next_rip`, the block's instructions
 /// (`op.aux`) are counted against the budget, and the dispatcher runs.
-#[macro_export]
 macro_rules! leaving_op {
     ($body:expr) => {{
         #[allow(unsafe_code)]
@@ -201,3 +200,4 @@ macro_rules! leaving_op {
         handler as $crate::hypervisor::soft::op::Handler
     }};
 }
+pub(crate) use leaving_op;

@@ -8,8 +8,8 @@
 use super::word::{Addr, Full, Int, Path, Slow, get, set, set_flags};
 use crate::hypervisor::soft::cpu::{Cpu, rflags};
 use crate::hypervisor::soft::flags::{FlagKind, LazyFlags};
+use crate::hypervisor::soft::int::word::{soft_next, soft_read, soft_update, soft_write};
 use crate::hypervisor::soft::op::{Op, next};
-use crate::{soft_next, soft_read, soft_update, soft_write};
 
 /// An operation with two operands.
 pub trait Alu: 'static {

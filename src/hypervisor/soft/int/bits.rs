@@ -7,12 +7,12 @@ use iced_x86::{Instruction, Mnemonic as M, OpKind};
 
 use super::operand;
 use super::word::{IN_MEMORY, bytes_of, load_bytes, mask_of, read_rm, read_rm_for_write, reg, set_reg, store_bytes, write_rm};
-use crate::called_op;
 use crate::hypervisor::soft::cpu::{Cpu, FS, Fault, GS, rflags};
 use crate::hypervisor::soft::flags::{FlagKind, LazyFlags};
 use crate::hypervisor::soft::lower::{Builder, Flow, address_bits, segment_index};
 use crate::hypervisor::soft::mmu;
 use crate::hypervisor::soft::op::Op;
+use crate::hypervisor::soft::op::called_op;
 
 /// Sets one of the raw flags and leaves the others unchanged.
 fn change_flag(cpu: &mut Cpu, bit: u64, on: bool) {

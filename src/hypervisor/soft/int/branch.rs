@@ -13,10 +13,10 @@ use super::alu::{ANY, Alu, And, Sub, holds};
 use super::word::{Addr, Full, Int, Path, Slow, get, load_bytes, reg, set_reg};
 use super::{operand, pair, stack};
 use crate::hypervisor::soft::cpu::{CS, Cpu, Fault, Leave, RIP};
+use crate::hypervisor::soft::int::word::{by_addr, by_cc, by_width, soft_read, soft_write};
 use crate::hypervisor::soft::lower::{Builder, Fixup, Flow, Mode};
 use crate::hypervisor::soft::op::{Handler, Op, enter, leave_between_blocks, next};
 use crate::hypervisor::soft::{flags::FlagKind, mmu};
-use crate::{by_addr, by_cc, by_width, soft_read, soft_write};
 
 /// Marks in `scale` of a jump that links itself, until it is linked.
 const SELF_LINK: u8 = 1;

@@ -7,11 +7,11 @@ use iced_x86::{Instruction, Mnemonic as M};
 
 use super::string::linear;
 use super::word::{load_bytes, mask_of, reg, set_reg};
-use crate::called_op;
 use crate::hypervisor::soft::cpu::{Cpu, Fault, rflags};
 use crate::hypervisor::soft::flags::LazyFlags;
 use crate::hypervisor::soft::lower::{Builder, Flow, segment_index};
 use crate::hypervisor::soft::op::Op;
+use crate::hypervisor::soft::op::called_op;
 
 const AL: u8 = 0;
 const AH: u8 = 1;

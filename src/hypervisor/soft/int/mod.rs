@@ -42,7 +42,8 @@ use super::cpu::{Cpu, Fault, Leave};
 use super::flags::FlagKind;
 use super::lower::{Builder, Compare, Flow, Step};
 use super::op::{Handler, Op};
-use crate::{by_addr, by_cc, by_wide, by_width, called_op, leaving_op};
+use crate::hypervisor::soft::int::word::{by_addr, by_cc, by_wide, by_width};
+use crate::hypervisor::soft::op::{called_op, leaving_op};
 
 /// Lowers an instruction of this family. Returns `None` when it is not one.
 pub fn lower(insn: &Instruction, b: &mut Builder) -> Option<Flow> {

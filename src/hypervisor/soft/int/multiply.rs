@@ -5,11 +5,11 @@
 use iced_x86::{Instruction, Mnemonic as M};
 
 use super::word::{bytes_of, mask_of, read_rm, reg, set_reg};
-use crate::called_op;
 use crate::hypervisor::soft::cpu::{Cpu, Fault, rflags};
 use crate::hypervisor::soft::flags::LazyFlags;
 use crate::hypervisor::soft::lower::{Builder, Flow};
 use crate::hypervisor::soft::op::Op;
+use crate::hypervisor::soft::op::called_op;
 
 const A: u8 = 0;
 const D: u8 = 2;

@@ -19,9 +19,9 @@ use super::half::{
 use super::operand::{in_memory, is_general, is_immediate, size};
 use super::shift::{self, SHL, SHR};
 use super::word::{Bd, Full, Int, get, set};
-use crate::by_cc;
 use crate::hypervisor::soft::cpu::{Cpu, ZERO};
 use crate::hypervisor::soft::flags::LazyFlags;
+use crate::hypervisor::soft::int::word::by_cc;
 use crate::hypervisor::soft::op::{Handler, Op, enter, next};
 
 /// Runs the op at `op` and the one after it, which is not the last of the block.

@@ -12,9 +12,10 @@ use super::operand;
 use super::word::{Int, bytes_of, get, mask_of, read_rm_for_write, reg, set, write_rm};
 use crate::hypervisor::soft::cpu::{Cpu, Fault, rflags};
 use crate::hypervisor::soft::flags::{FlagKind, LazyFlags};
+use crate::hypervisor::soft::int::word::{by_wide, by_width};
 use crate::hypervisor::soft::lower::{Builder, Flow};
+use crate::hypervisor::soft::op::called_op;
 use crate::hypervisor::soft::op::{Handler, Op, next};
-use crate::{by_wide, by_width, called_op};
 
 /// Kinds of shifts, as constants for handlers.
 pub const ROL: u8 = 0;

@@ -10,10 +10,11 @@ use super::half::{Pop, Push, single};
 use super::operand;
 use super::word::{Addr, Fast, Full, Path, Slow, bytes_of, get, load_bytes, mask_of, read_rm, reg, set, set_reg, store_bytes};
 use crate::hypervisor::soft::cpu::{Cpu, Fault, SS};
+use crate::hypervisor::soft::int::word::{by_addr, soft_next, soft_read, soft_write};
 use crate::hypervisor::soft::lower::{Builder, Flow, Mode};
 use crate::hypervisor::soft::mmu;
+use crate::hypervisor::soft::op::called_op;
 use crate::hypervisor::soft::op::{Handler, Op};
-use crate::{by_addr, called_op, soft_next, soft_read, soft_write};
 
 const RSP: usize = 4;
 const RBP: usize = 5;

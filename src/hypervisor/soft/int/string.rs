@@ -16,7 +16,7 @@ use crate::hypervisor::soft::cpu::{Cpu, ES, FS, Fault, Leave, RIP, rflags};
 use crate::hypervisor::soft::flags::{FlagKind, LazyFlags};
 use crate::hypervisor::soft::lower::{Builder, Flow, Mode, segment_index};
 use crate::hypervisor::soft::mmu;
-use crate::hypervisor::soft::op::{Handler, Op, leave_behind, leave_with_exception, next};
+use crate::hypervisor::soft::op::{Handler, Op, called_op, leave_behind, leave_with_exception, next};
 
 const RCX: u8 = 1;
 const RSI: u8 = 6;
@@ -341,11 +341,11 @@ fn index_bytes(insn: &Instruction) -> u8 {
 
 fn handler(kind: u8, prefix: u8) -> Handler {
     match (kind, prefix) {
-        (MOVS, NO_REP) => crate::called_op!(once::<MOVS>),
-        (STOS, NO_REP) => crate::called_op!(once::<STOS>),
-        (LODS, NO_REP) => crate::called_op!(once::<LODS>),
-        (SCAS, NO_REP) => crate::called_op!(once::<SCAS>),
-        (_, NO_REP) => crate::called_op!(once::<CMPS>),
+        (MOVS, NO_REP) => called_op!(once::<MOVS>),
+        (STOS, NO_REP) => called_op!(once::<STOS>),
+        (LODS, NO_REP) => called_op!(once::<LODS>),
+        (SCAS, NO_REP) => called_op!(once::<SCAS>),
+        (_, NO_REP) => called_op!(once::<CMPS>),
         (MOVS, _) => repeated::<MOVS, REP>,
         (STOS, _) => repeated::<STOS, REP>,
         (LODS, _) => repeated::<LODS, REP>,

@@ -163,7 +163,6 @@ pub fn slow_update<T: Int>(cpu: &mut Cpu, addr: u64) -> Result<T, Fault> {
 }
 
 /// Loads a `$T` in a handler, or leaves the handler.
-#[macro_export]
 macro_rules! soft_read {
     ($T:ty, $P:ty, $cpu:expr, $op:expr, $addr:expr, $slow:expr) => {
         if <$P>::SLOW {
@@ -179,9 +178,9 @@ macro_rules! soft_read {
         }
     };
 }
+pub(crate) use soft_read;
 
 /// Stores a `$T` in a handler, or leaves the handler.
-#[macro_export]
 macro_rules! soft_write {
     ($T:ty, $P:ty, $cpu:expr, $op:expr, $addr:expr, $v:expr, $slow:expr) => {
         if <$P>::SLOW {
@@ -196,9 +195,9 @@ macro_rules! soft_write {
         }
     };
 }
+pub(crate) use soft_write;
 
 /// Reads, changes and writes a `$T` in a handler, or leaves the handler.
-#[macro_export]
 macro_rules! soft_update {
     ($T:ty, $P:ty, $cpu:expr, $op:expr, $addr:expr, $slow:expr, |$a:ident| $change:expr) => {
         if <$P>::SLOW {
@@ -222,9 +221,9 @@ macro_rules! soft_update {
         }
     };
 }
+pub(crate) use soft_update;
 
 /// Continues after an access.
-#[macro_export]
 macro_rules! soft_next {
     ($P:ty, $cpu:expr, $op:expr) => {
         if <$P>::SLOW && (*$cpu).leave_after_op {
@@ -234,6 +233,7 @@ macro_rules! soft_next {
         }
     };
 }
+pub(crate) use soft_next;
 
 /// Sets the lazy flags.
 ///
@@ -246,7 +246,6 @@ pub unsafe fn set_flags<T: Int>(cpu: *mut Cpu, kind: FlagKind, b: u64, result: u
 }
 
 /// Chooses a handler by the operand's bytes: `by_width!(size, T => handler::<T>)`.
-#[macro_export]
 macro_rules! by_width {
     ($size:expr, $t:ident => $e:expr) => {
         match $size {
@@ -273,9 +272,9 @@ macro_rules! by_width {
         }
     };
 }
+pub(crate) use by_width;
 
 /// Chooses in the same way for 4 and 8 bytes.
-#[macro_export]
 macro_rules! by_wide {
     ($size:expr, $t:ident => $e:expr) => {
         match $size {
@@ -292,9 +291,9 @@ macro_rules! by_wide {
         }
     };
 }
+pub(crate) use by_wide;
 
 /// Chooses a handler by whether the address has an index.
-#[macro_export]
 macro_rules! by_addr {
     ($m:expr, $a:ident => $e:expr) => {
         if $m.index == $crate::hypervisor::soft::cpu::ZERO as u8 {
@@ -308,9 +307,9 @@ macro_rules! by_addr {
         }
     };
 }
+pub(crate) use by_addr;
 
 /// Chooses a handler by the condition code.
-#[macro_export]
 macro_rules! by_cc {
     ($cc:expr, $c:ident => $e:expr) => {
         by_cc!(@ $cc, $c => $e; 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14)
@@ -330,6 +329,7 @@ macro_rules! by_cc {
         }
     };
 }
+pub(crate) use by_cc;
 
 /// Returns the mask of an operand of `bytes` bytes.
 #[inline]

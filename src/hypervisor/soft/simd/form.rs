@@ -14,7 +14,7 @@ use crate::hypervisor::soft::op::{Handler, Op};
 use crate::hypervisor::soft::softfloat::{Env, flag};
 
 use super::lanes::{from_qwords, qwords};
-use crate::called_op;
+use crate::hypervisor::soft::op::called_op;
 
 /// The handlers of one instruction: without and with a memory operand.
 pub type Pair = [Handler; 2];
@@ -223,7 +223,7 @@ macro_rules! called {
             $body;
             Ok(())
         }
-        $crate::called_op!(body)
+        $crate::hypervisor::soft::op::called_op!(body)
     }};
 }
 pub(super) use called;

@@ -84,7 +84,7 @@ fn refuse(b: &mut Builder, handler: super::op::Handler) -> Flow {
     Flow::Next
 }
 
-use crate::called_op;
+use crate::hypervisor::soft::op::called_op;
 
 #[inline(never)]
 fn undefined(cpu: &mut Cpu, _op: &Op) -> Result<(), Fault> {

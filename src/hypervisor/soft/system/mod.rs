@@ -41,7 +41,7 @@ use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 use super::cpu::{Cpu, LDTR, TR};
 use super::lower::{Builder, Flow};
 use super::op::{Handler, Op};
-use crate::{called_op, leaving_op};
+use crate::hypervisor::soft::op::{called_op, leaving_op};
 
 pub use debug::{after_step, before_step, take_debug_trap};
 pub use deliver::{deliver_exception, deliver_interrupt, deliver_nmi};

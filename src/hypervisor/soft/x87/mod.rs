@@ -27,7 +27,7 @@ use iced_x86::{Code, Instruction, Register};
 
 use super::lower::{Builder, Flow, Mode};
 use super::op::Handler;
-use crate::called_op;
+use crate::hypervisor::soft::op::called_op;
 use ops::{format, operation};
 pub use unit::check_pending;
 

@@ -11,7 +11,7 @@ use super::*;
 /// Returns any op: these bodies use none.
 fn some_op() -> super::super::super::op::Op {
     super::super::super::op::Op {
-        handler: crate::called_op!(super::super::control::nop),
+        handler: crate::hypervisor::soft::op::called_op!(super::super::control::nop),
         imm: 0,
         disp: 0,
         aux: 0,

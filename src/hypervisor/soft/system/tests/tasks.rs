@@ -27,7 +27,7 @@ fn tss_descriptor(base: u64, limit: u64, attr: u64) -> u64 {
 
 fn op(imm: u64, call: bool) -> Op {
     Op {
-        handler: crate::called_op!(super::super::control::nop),
+        handler: crate::hypervisor::soft::op::called_op!(super::super::control::nop),
         imm,
         disp: 0,
         aux: 0,

@@ -8,7 +8,7 @@ use super::*;
 /// Returns an op whose operand has `size` bytes.
 fn op(size: u8) -> Op {
     Op {
-        handler: crate::called_op!(super::super::control::nop),
+        handler: crate::hypervisor::soft::op::called_op!(super::super::control::nop),
         imm: 0,
         disp: 0,
         aux: 0,
