@@ -109,7 +109,10 @@ fn the_manual_page_has_every_key_of_the_table_and_no_other() {
     if std::env::var_os("BLESS").is_some() {
         std::fs::write(PAGE, &expected).expect("the source is writable");
     } else {
-        assert!(page == expected, "man/vmctl.toml.5 is behind src/config/keys.rs: BLESS=1 cargo test --test manual");
+        assert!(
+            page == expected,
+            "man/vmctl.toml.5 is behind src/config/keys.rs and src/choices: BLESS=1 cargo test --test manual"
+        );
     }
     for key in GUEST_KEYS.iter().chain(HOST_KEYS.iter()).chain(FLEET_KEYS.iter()) {
         let heads = [format!(".It Ic {} ", key.path), format!(".It Ic [{}]\n", key.path), format!(".It Ic [[{}]]\n", key.path)];

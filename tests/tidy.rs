@@ -1,6 +1,6 @@
 //! The rules of the house, held as tests: who imports whom, where `unsafe` may live, what every file has.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -224,4 +224,156 @@ fn paths_that_the_documents_name_exist() {
         }
     }
     assert!(wrong.is_empty(), "not there:\n{}", wrong.join("\n"));
+}
+
+/// The paths that a file's code names below `crate`: those of `use`, with their groups written out, and those in the
+/// code itself. `super` and `self` are followed from the file's own module.
+fn paths_named(file: &str, text: &str) -> Vec<Vec<String>> {
+    let code: String =
+        before_tests(text).lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
+    let module = module_of(file);
+    // What `super` leads to is the module's parent, also from a `mod.rs`.
+    let own: Vec<String> = module.split("::").map(str::to_owned).collect();
+    let mut found = Vec::new();
+    for start in ["crate::", "super::", "self::"] {
+        for (at, _) in code.match_indices(start) {
+            let inside_a_path = code[..at].ends_with("::") || code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_');
+            // `super::super::x` is found from its first word.
+            if inside_a_path {
+                continue;
+            }
+            let mut base = match start {
+                "crate::" => Vec::new(),
+                _ => own.clone(),
+            };
+            let mut rest = &code[at..];
+            while let Some(after) = rest.strip_prefix("super::") {
+                base.pop();
+                rest = after;
+            }
+            rest = rest.strip_prefix("crate::").or_else(|| rest.strip_prefix("self::")).unwrap_or(rest);
+            tree(rest, &mut base, &mut found);
+        }
+    }
+    found
+}
+
+/// Writes the paths of a `use` tree (or of one path) out, below `base`; returns what follows it.
+fn tree<'a>(text: &'a str, base: &mut Vec<String>, found: &mut Vec<Vec<String>>) -> &'a str {
+    let text = text.trim_start();
+    if let Some(mut inner) = text.strip_prefix('{') {
+        loop {
+            inner = tree(inner, base, found).trim_start();
+            match inner.chars().next() {
+                Some(',') => inner = inner[1..].trim_start(),
+                Some('}') => return &inner[1..],
+                // No group of a `use` after all.
+                _ => return inner,
+            }
+            if let Some(after) = inner.strip_prefix('}') {
+                return after;
+            }
+        }
+    }
+    let end = text.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(text.len());
+    let (name, rest) = text.split_at(end);
+    base.push(name.to_owned());
+    let rest = match rest.strip_prefix("::") {
+        Some(below) if below.starts_with(|c: char| c.is_alphanumeric() || c == '_' || c == '{') => tree(below, base, found),
+        _ => {
+            found.push(base.clone());
+            rest
+        }
+    };
+    base.pop();
+    // `x as y`
+    match rest.strip_prefix(" as ") {
+        Some(renamed) => renamed.trim_start_matches(|c: char| c.is_alphanumeric() || c == '_'),
+        None => rest,
+    }
+}
+
+/// `config::fleet::keys` for `src/config/fleet/keys.rs`, `config::fleet` for its `mod.rs`.
+fn module_of(file: &str) -> String {
+    let path = file.strip_prefix("src/").expect("a source file").strip_suffix(".rs").expect("a source file");
+    path.strip_suffix("/mod").unwrap_or(path).replace('/', "::")
+}
+
+/// Which module of a folder of `src` imports which, each named in full.
+fn imports_within(folder: &str) -> BTreeMap<String, BTreeSet<String>> {
+    let files: Vec<(String, String)> =
+        sources(&format!("src/{folder}")).into_iter().filter(|(file, _)| !is_test_file(file)).collect();
+    let modules: BTreeSet<String> = files.iter().map(|(file, _)| module_of(file)).collect();
+    let mut graph = BTreeMap::new();
+    for (file, text) in &files {
+        let mut to = BTreeSet::new();
+        for path in paths_named(file, text) {
+            // The longest start of the path that is a module; what follows is an item of it.
+            let module = (1..=path.len()).rev().map(|length| path[..length].join("::")).find(|start| modules.contains(start));
+            to.extend(module.filter(|module| *module != module_of(file)));
+        }
+        graph.insert(module_of(file), to);
+    }
+    // A `mod.rs` declares the modules of its folder, and what it hands on comes from them.
+    for (file, text) in files.iter().filter(|(file, _)| file.ends_with("/mod.rs")) {
+        let module = module_of(file);
+        let declared = before_tests(text).lines().filter_map(|line| line.trim_start_matches("pub ").strip_prefix("mod "));
+        let declared: Vec<String> =
+            declared.map(|rest| format!("{module}::{}", rest.split([';', ' ']).next().unwrap_or_default())).collect();
+        graph.get_mut(&module).expect("it is in the graph").extend(declared);
+    }
+    graph
+}
+
+/// A circle of the graph: each imports the next, and the last one the first.
+fn circle(graph: &BTreeMap<String, BTreeSet<String>>) -> Option<Vec<String>> {
+    // Whoever imports nothing that is left cannot be in a circle.
+    let mut left = graph.clone();
+    loop {
+        let free: Vec<String> = left.iter().filter(|(_, to)| to.is_empty()).map(|(name, _)| name.clone()).collect();
+        if free.is_empty() {
+            break;
+        }
+        left.retain(|name, _| !free.contains(name));
+        left.values_mut().for_each(|to| to.retain(|name| !free.contains(name)));
+    }
+    let mut path: Vec<String> = vec![left.keys().next()?.clone()];
+    loop {
+        let next = left[path.last().expect("never empty")].iter().next().expect("it imports one that is left").clone();
+        if let Some(at) = path.iter().position(|name| *name == next) {
+            return Some(path.split_off(at));
+        }
+        path.push(next);
+    }
+}
+
+#[test]
+fn no_file_of_config_imports_one_that_imports_it() {
+    for part in ["choices", "config"] {
+        let found = circle(&imports_within(part));
+        assert!(found.is_none(), "{part}: {}", found.unwrap_or_default().join(" -> "));
+    }
+}
+
+#[test]
+fn a_circle_of_imports_is_found() {
+    let paths =
+        paths_named("src/config/a.rs", "use super::{b::{C, d}, e};\nuse crate::config::f as g;\nfn h() { super::i::j(1) }");
+    let paths: Vec<String> = paths.iter().map(|path| path.join("::")).collect();
+    assert_eq!(paths, ["config::f", "config::b::C", "config::b::d", "config::e", "config::i::j"]);
+    let graph = |edges: &[(&str, &[&str])]| {
+        edges.iter().map(|(from, to)| ((*from).to_owned(), to.iter().map(|to| (*to).to_owned()).collect())).collect()
+    };
+    assert_eq!(circle(&graph(&[("a", &["b", "c"]), ("b", &["c"]), ("c", &[])])), None);
+    assert_eq!(circle(&graph(&[("a", &["b"]), ("b", &["c"]), ("c", &["b"])])), Some(vec!["b".to_owned(), "c".to_owned()]));
+}
+
+#[test]
+fn no_macro_lands_in_the_crate_root() {
+    let wrong: Vec<String> = sources("src")
+        .into_iter()
+        .filter(|(_, text)| text.lines().any(|line| line.trim_start().starts_with("#[macro_export]")))
+        .map(|(file, _)| format!("{file}: `pub(crate) use` takes a macro to where it is wanted"))
+        .collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }

@@ -2,14 +2,19 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use super::addresses::{MacAddr, network};
+use super::check_cloud_init::{cloud_init, seed_disk};
 use super::check_hardware as hardware;
-use super::cloud_init::{cloud_init, seed_disk};
-use super::diagnostic::{Diagnostic, Diagnostics, Place};
+use super::diagnostic::{Diagnostic, Diagnostics, Place, Problems};
+use super::guest::*;
 use super::keys::GUEST_KEYS;
-use super::meant::*;
 use super::resolve::Resolved;
+use super::rules::entry_id;
 use super::view::View;
 use super::walk::{self, is_name};
+use crate::choices::{
+    DiskBackend, DiskDevice, DiskFormat, EngineKind, ForwardProto, HookEvent, HookFailure, LoaderKind, NicBackend, NicDevice,
+};
 use crate::inputs::is_url;
 use crate::units::ByteSize;
 
@@ -47,8 +52,6 @@ fn overlap(a: &Diagnostic, b: &Diagnostic) -> bool {
 
 /// What the name of a ZFS volume ends in while it is being filled: `host::zfs::MAKING`, which this part may not import.
 const MAKING: &str = ".making";
-
-pub(super) type Problems = Vec<Diagnostic>;
 
 fn guest(view: &View<'_>, name: &str, engine: EngineKind, problems: &mut Problems) -> GuestConfig {
     if !is_name(name) {
@@ -194,20 +197,6 @@ fn kernel(view: &View<'_>, problems: &mut Problems) -> Option<Kernel> {
         }
     }
     Some(Kernel { image, initrd: table.path("initrd"), modules, cmdline })
-}
-
-/// The `id` of an entry, which must be there and unlike those before it.
-pub(super) fn entry_id(entry: &View<'_>, class: &str, seen: &mut Vec<String>, problems: &mut Problems) -> String {
-    let Some(id) = entry.text("id") else {
-        let message = format!("an entry of `{class}` has no `id`");
-        problems.push(Diagnostic::at(entry.place, message).hint("add `id = \"NAME\"`; templates and state refer to it"));
-        return String::new();
-    };
-    if seen.contains(&id) {
-        problems.push(Diagnostic::at(entry.place_of("id"), format!("id `{id}` is used twice in `{class}`")));
-    }
-    seen.push(id.clone());
-    id
 }
 
 fn disks(view: &View<'_>, engine: EngineKind, problems: &mut Problems) -> Vec<DiskConfig> {
@@ -410,7 +399,7 @@ fn nics(view: &View<'_>, problems: &mut Problems) -> Vec<NicConfig> {
 
 fn user_network(entry: &View<'_>, problems: &mut Problems) -> UserNetwork {
     let text = entry.text("network").expect("has a default");
-    let (network, prefix) = walk::network(&text).expect("the walk has seen that it is one");
+    let (network, prefix) = network(&text).expect("the walk has seen that it is one");
     let at = |offset: u32| Ipv4Addr::from(u32::from(network) + offset);
     let mut dns_servers = Vec::new();
     for (text, node) in entry.text_nodes("dns") {
@@ -585,16 +574,6 @@ fn ready(view: &View<'_>, nics: &[NicConfig], problems: &mut Problems) -> ReadyC
         probes.push(ReadyProbe::Exec(command(view, "exec", problems)));
     }
     ReadyConfig { probes, timeout: view.duration("timeout") }
-}
-
-/// Words of a command line: no NUL, none empty.
-pub(super) fn command_words(view: &View<'_>, leaf: &str, problems: &mut Problems) -> Vec<String> {
-    for (text, node) in view.text_nodes(leaf) {
-        if text.is_empty() || text.contains(['\0', '\n']) {
-            problems.push(Diagnostic::at(&node.place, format!("a word of `{leaf}` is empty or has a line end")));
-        }
-    }
-    view.texts(leaf)
 }
 
 /// A command: a program with a slash is a path relative to its file, another is looked for in `PATH`.

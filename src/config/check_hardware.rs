@@ -5,12 +5,17 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::addresses::PciAddress;
 use super::bhyve_variables;
-use super::check::{Problems, command_words, entry_id};
-use super::diagnostic::{Diagnostic, Place};
+use super::diagnostic::{Diagnostic, Place, Problems, nearest};
+use super::guest::{ComPort, DiskConfig, GuestConfig, NicConfig};
+use super::hardware::*;
 use super::layer::{Node, Value};
-use super::meant::*;
+use super::rules::{command_words, entry_id, map};
 use super::view::View;
+use crate::choices::{
+    Choices, DiskBackend, DiskDevice, EngineKind, FwCfg, GrubSystem, Hostbridge, LoaderKind, NicBackend, TpmKind,
+};
 use crate::units::{ByteSize, parse_duration};
 
 /// The table of a loader that the guest does not use is refused, and so does nothing in silence.
@@ -532,34 +537,6 @@ pub(super) fn bhyve(view: &View<'_>, problems: &mut Problems) -> BhyveConfig {
     }
 }
 
-/// The names and values of a table of the user's own; numbers and flags as they are written.
-pub(super) fn map(view: &View<'_>, leaf: &str, problems: &mut Problems) -> Vec<(String, String)> {
-    let Some(Node { value: Value::Table(table), .. }) = view.node(leaf) else { return Vec::new() };
-    let mut found = Vec::new();
-    for (name, node) in &table.0 {
-        let text = match &node.value {
-            Value::Text(text) => text.clone(),
-            Value::Integer(number) => number.to_string(),
-            Value::Flag(flag) => flag.to_string(),
-            other => {
-                let message = format!("`{}` is {}, not a text, a number or a boolean", name.text, other.kind());
-                let diagnostic = Diagnostic::at(&node.place, message);
-                let dotted = matches!(other, Value::Table(_)) && leaf == "options";
-                problems.push(
-                    diagnostic
-                        .maybe_hint(dotted.then(|| "a name with dots stands in quotes: `\"pci.0.4.0.maxq\" = 8`".to_owned())),
-                );
-                continue;
-            }
-        };
-        if text.contains(['\0', '\n']) || name.text.is_empty() || name.text.contains(['=', '\n', '\0']) {
-            problems.push(Diagnostic::at(&node.place, format!("`{}` and its value cannot stand on a command line", name.text)));
-        }
-        found.push((name.text.clone(), text));
-    }
-    found
-}
-
 /// Where a name of a table of the user's own stands.
 fn place_in<'a>(view: &View<'a>, leaf: &str, name: &str) -> &'a Place {
     match view.node(leaf) {
@@ -596,7 +573,7 @@ pub(super) fn slot_names(view: &View<'_>, config: &GuestConfig, problems: &mut P
     for (name, slot) in &config.bhyve.slots {
         let place = place_in(&table, "slots", name);
         if !known.contains(name) {
-            let hint = super::diagnostic::nearest(name, known.iter().map(String::as_str))
+            let hint = nearest(name, known.iter().map(String::as_str))
                 .map_or_else(|| format!("it has {}", known.join(", ")), |near| format!("did you mean `{near}`?"));
             problems
                 .push(Diagnostic::at(place, format!("the guest has no device `{name}` without a `slot` of its own")).hint(hint));

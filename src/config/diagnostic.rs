@@ -124,6 +124,9 @@ impl fmt::Display for Diagnostic {
     }
 }
 
+/// What has been found wrong so far.
+pub type Problems = Vec<Diagnostic>;
+
 /// Everything that is wrong; never empty when it is an error.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Diagnostics(pub Vec<Diagnostic>);

@@ -1,5 +1,5 @@
 //! What a guest's machine has beyond processors, memory, disks and interfaces, and how it boots through firmware or a
-//! loader: what bhyve(8) acts on. Part of [`super::meant`], made by [`super::check_hardware`].
+//! loader: what bhyve(8) acts on. Part of [`super::guest`], made by [`super::check_hardware`].
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -7,58 +7,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::addresses::PciAddress;
 use crate::choices::{FwCfg, GrubSystem, Hostbridge, Vga};
 use crate::units::{ByteSize, serialize_seconds};
-
-/// A PCI address of the guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PciAddress {
-    /// 0 to 255.
-    pub bus: u8,
-    /// 0 to 31.
-    pub slot: u8,
-    /// 0 to 7.
-    pub function: u8,
-}
-
-impl PciAddress {
-    /// Function 0 of a slot of bus 0.
-    pub const fn slot(slot: u8) -> Self {
-        Self { bus: 0, slot, function: 0 }
-    }
-}
-
-/// `BUS:SLOT:FUNCTION`, the one form in which nothing is left out.
-impl std::fmt::Display for PciAddress {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}:{}:{}", self.bus, self.slot, self.function)
-    }
-}
-
-/// `SLOT`, `SLOT:FUNCTION` or `BUS:SLOT:FUNCTION`, in decimal as bhyve(8) takes them.
-impl std::str::FromStr for PciAddress {
-    type Err = ();
-    fn from_str(text: &str) -> Result<Self, ()> {
-        let mut numbers = Vec::with_capacity(3);
-        for part in text.split(':') {
-            let digits = (1..=3).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_digit());
-            numbers.push(if digits { part.parse::<u8>().map_err(|_| ())? } else { return Err(()) });
-        }
-        let address = match numbers[..] {
-            [slot] => Self { bus: 0, slot, function: 0 },
-            [slot, function] => Self { bus: 0, slot, function },
-            [bus, slot, function] => Self { bus, slot, function },
-            _ => return Err(()),
-        };
-        if address.slot > 31 || address.function > 7 { Err(()) } else { Ok(address) }
-    }
-}
-
-impl Serialize for PciAddress {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
 
 /// The jail that bhyve runs in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -411,19 +362,4 @@ pub struct GdbStub {
     pub listen: SocketAddr,
     /// The guest waits for the debugger.
     pub wait: bool,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_pci_address_is_read_in_three_forms_and_written_in_one() {
-        for (text, shown) in [("4", "0:4:0"), ("4:1", "0:4:1"), ("1:31:7", "1:31:7"), ("255:0:0", "255:0:0")] {
-            assert_eq!(text.parse::<PciAddress>().unwrap().to_string(), shown);
-        }
-        for bad in ["", "32", "4:8", "256:0:0", "0:0:0:0", "4:", ":4", "-1", "+1", "0x4", "4:a"] {
-            assert!(bad.parse::<PciAddress>().is_err(), "{bad}");
-        }
-    }
 }

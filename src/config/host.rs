@@ -3,16 +3,64 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde::Serialize;
+
 use super::diagnostic::{Diagnostic, Diagnostics, Place, Source};
 use super::host_keys::HOST_KEYS;
 use super::keys::GUEST_KEYS;
-use super::layer::{Layer, Node, Table, Value};
-use super::meant::{CatalogueConfig, DatastoreConfig, EngineKind, HostConfig};
-use super::paths::HostPaths;
+use super::layer::{self, Layer, Node, Table, Value};
+use super::paths::{HostPaths, TEMPLATES_DIR};
 use super::resolve::engine_of;
-use super::switch;
+use super::switch::{self, SwitchConfig};
 use super::view::View;
 use super::walk;
+use crate::choices::EngineKind;
+
+/// The host file, as meant.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct HostConfig {
+    /// What fleet files call it.
+    pub name: String,
+    /// Words by which fleet files choose it.
+    pub labels: Vec<String>,
+    /// At least one; the first is the default unless `default_datastore` names another.
+    pub datastores: Vec<DatastoreConfig>,
+    /// Id of one of them.
+    pub default_datastore: String,
+    /// Directories searched for templates, before the datastore's own and the built-in ones.
+    pub template_dirs: Vec<PathBuf>,
+    /// Where downloads are kept.
+    pub cache_dir: PathBuf,
+    /// Where `launch` finds images.
+    pub catalogues: Vec<CatalogueConfig>,
+    /// At most so many guests are started at once by autostart.
+    pub autostart_parallel: u32,
+    /// What guests' interfaces are plugged into.
+    pub switches: Vec<SwitchConfig>,
+    /// What runs a guest whose file and templates do not say: whoever reads the host file says it, by what this host can.
+    pub default_engine: EngineKind,
+    /// The `[defaults]` table, if there is one: laid under every guest file.
+    #[serde(skip)]
+    pub defaults: Option<Layer>,
+}
+
+/// One place where guests live.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DatastoreConfig {
+    /// Its name.
+    pub id: String,
+    /// Its directory, absolute.
+    pub path: PathBuf,
+}
+
+/// One catalogue of images.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CatalogueConfig {
+    /// Its name.
+    pub id: String,
+    /// https URL, or an absolute path.
+    pub url: String,
+}
 
 impl HostConfig {
     /// What holds when there is no host file, on a host where `engine` runs guests that do not say.
@@ -35,7 +83,7 @@ impl HostConfig {
     /// Reads `file`, or the user's own host file, or the defaults when there is none.
     pub fn load(file: Option<&Path>, paths: &HostPaths, engine: EngineKind) -> Result<Self, Diagnostics> {
         let path = file.unwrap_or(&paths.config_file);
-        match super::load::text_of(path) {
+        match layer::file_text(path) {
             Ok(text) => {
                 let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
                 let directory = absolute.parent().map(Path::to_path_buf);
@@ -103,6 +151,14 @@ impl HostConfig {
         self.switches = switch::switches(view, problems);
     }
 
+    /// The datastore that is used when none is named.
+    pub fn datastore(&self) -> &DatastoreConfig {
+        self.datastores
+            .iter()
+            .find(|store| store.id == self.default_datastore)
+            .expect("checked: default_datastore names one of the datastores")
+    }
+
     /// What runs a guest of whom only the host file says something.
     pub fn engine(&self) -> EngineKind {
         self.defaults.as_ref().map_or(self.default_engine, |layer| engine_of(&layer.table, self.default_engine))
@@ -110,7 +166,7 @@ impl HostConfig {
 
     /// Where the templates of a guest in `datastore` are looked for.
     pub fn template_search(&self, datastore: &Path) -> Vec<PathBuf> {
-        std::iter::once(datastore.join(super::TEMPLATES_DIR)).chain(self.template_dirs.iter().cloned()).collect()
+        std::iter::once(datastore.join(TEMPLATES_DIR)).chain(self.template_dirs.iter().cloned()).collect()
     }
 }
 
@@ -148,7 +204,7 @@ pub(super) fn defaults(node: &Node, source: &Arc<Source>, problems: &mut Vec<Dia
             problems.push(Diagnostic::at(&name.place, format!("`{banned}` cannot be a default of all guests")));
         }
     }
-    super::layer::expand_short_forms(&mut table, "", &GUEST_KEYS);
+    layer::expand_short_forms(&mut table, "", &GUEST_KEYS);
     part(&table, problems);
     Some(Layer { source: source.clone(), table })
 }
@@ -165,7 +221,6 @@ pub(super) fn part(table: &Table, problems: &mut Vec<Diagnostic>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::meant::HostConfig;
 
     fn parse(text: &str) -> Result<HostConfig, String> {
         let paths = HostPaths {

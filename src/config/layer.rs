@@ -4,12 +4,14 @@
 //! added, one with `remove = true` drops it. Any other value replaces what was there, and so does the short form of a
 //! table (`cpus = 2`).
 
+use std::path::Path;
 use std::sync::Arc;
 
 use toml::de::{DeTable, DeValue};
 
-use super::diagnostic::{Diagnostic, Place, Source};
+use super::diagnostic::{Diagnostic, Diagnostics, Place, Source};
 use super::key::{Key, KeyTable, Kind};
+use crate::inputs;
 
 /// No configuration is larger; a larger file is something else.
 pub const MAX_FILE_BYTES: usize = 1 << 20;
@@ -420,4 +422,18 @@ pub fn paths(table: &Table, parent: &str) -> Vec<String> {
         found.push(path);
     }
     found
+}
+
+/// The text of a file of this program: a regular file of at most 1 MiB.
+pub(super) fn file_text(file: &Path) -> std::io::Result<String> {
+    inputs::read_text(file, MAX_FILE_BYTES as u64).map_err(|error| match error.kind() {
+        std::io::ErrorKind::FileTooLarge => std::io::Error::new(error.kind(), "a file of vmctl is at most 1 MiB"),
+        _ => error,
+    })
+}
+
+/// The text of a file, with its bounds.
+pub(super) fn read(file: &Path) -> Result<String, Diagnostics> {
+    let plain = |reason: String| Diagnostics::from(Diagnostic::plain(format!("cannot read `{}`: {reason}", file.display())));
+    file_text(file).map_err(|error| plain(error.to_string()))
 }

@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 
 use super::check;
 use super::diagnostic::{Diagnostic, Diagnostics, Place, Source};
-use super::layer::{Table, Value};
-use super::meant::{GuestConfig, HostConfig};
+use super::guest::GuestConfig;
+use super::host::HostConfig;
+use super::layer::{self, Table, Value};
 use super::resolve::{self, Request, Resolved, Templates};
 use super::walk::{GUEST_NAMES, is_guest_name};
-use crate::inputs;
 
 /// Which guest file, and what goes with it.
 #[derive(Debug, Clone, Copy)]
@@ -74,7 +74,7 @@ impl LoadedGuest {
 pub fn load_guest(request: &GuestRequest<'_>) -> Result<LoadedGuest, Diagnostics> {
     let text = match request.text {
         Some(text) => text.to_owned(),
-        None => read(request.file)?,
+        None => layer::read(request.file)?,
     };
     let absolute = std::path::absolute(request.file).unwrap_or_else(|_| request.file.to_path_buf());
     let directory = absolute.parent().unwrap_or(Path::new("/")).to_path_buf();
@@ -93,18 +93,4 @@ pub fn load_guest(request: &GuestRequest<'_>) -> Result<LoadedGuest, Diagnostics
         return Err(Diagnostic::plain(message).hint(GUEST_NAMES).into());
     }
     Ok(LoadedGuest { config, resolved })
-}
-
-/// The text of a file of this program: a regular file of at most 1 MiB.
-pub(super) fn text_of(file: &Path) -> std::io::Result<String> {
-    inputs::read_text(file, super::layer::MAX_FILE_BYTES as u64).map_err(|error| match error.kind() {
-        std::io::ErrorKind::FileTooLarge => std::io::Error::new(error.kind(), "a file of vmctl is at most 1 MiB"),
-        _ => error,
-    })
-}
-
-/// The text of a file, with its bounds.
-pub(super) fn read(file: &Path) -> Result<String, Diagnostics> {
-    let plain = |reason: String| Diagnostics::from(Diagnostic::plain(format!("cannot read `{}`: {reason}", file.display())));
-    text_of(file).map_err(|error| plain(error.to_string()))
 }

@@ -1,6 +1,6 @@
 //! Where things are when nobody says: the system's paths for root, the XDG directories for everyone else.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::diagnostic::{Diagnostic, Diagnostics};
 
@@ -10,6 +10,13 @@ pub const GUESTS_DIR: &str = "guests";
 pub const GUEST_FILE: &str = "guest.toml";
 /// Directory of a datastore that holds its templates, `NAME.toml`.
 pub const TEMPLATES_DIR: &str = "templates";
+/// Directory of a datastore that holds one directory a fleet that was applied there.
+pub const FLEETS_DIR: &str = "fleets";
+
+/// Where what belongs to a fleet in a datastore is kept: its journal, its lock, its secrets, its switches.
+pub fn fleet_directory(datastore: &Path, fleet: &str) -> PathBuf {
+    datastore.join(FLEETS_DIR).join(fleet)
+}
 
 /// The default paths of the user who runs us.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -52,7 +52,7 @@ impl Templates {
     pub fn read(&self, name: &str) -> Result<Option<(Source, Option<PathBuf>)>, std::io::Error> {
         for dir in &self.dirs {
             let path = dir.join(format!("{name}.toml"));
-            match super::load::text_of(&path) {
+            match layer::file_text(&path) {
                 Ok(text) => {
                     let label = shown(&path);
                     return Ok(Some((Source { label, text, directory: Some(dir.clone()) }, Some(path))));
@@ -244,7 +244,7 @@ impl Reader {
         for (path, place) in self.texts(&mut layer.table, "include") {
             let directory = layer.source.directory.clone().unwrap_or_default();
             let full = directory.join(&path);
-            match super::load::text_of(&full) {
+            match layer::file_text(&full) {
                 Ok(text) => {
                     let source = Source { label: shown(&full), text, directory: full.parent().map(Path::to_path_buf) };
                     if let Some(below) = self.below(Below::Text(source), format!("`{path}`"), Some(full), &place, chain) {

@@ -4,7 +4,8 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use serde::Serialize;
 
-use super::diagnostic::Diagnostic;
+use super::addresses::InterfaceAddress;
+use super::diagnostic::{Diagnostic, Place, Problems};
 use super::view::View;
 use crate::choices::SwitchType;
 
@@ -76,53 +77,6 @@ pub enum SwitchKind {
     },
 }
 
-/// An address of an interface.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct InterfaceAddress {
-    /// The address itself, not the network's first.
-    pub address: IpAddr,
-    /// Prefix length.
-    pub prefix: u8,
-}
-
-impl std::fmt::Display for InterfaceAddress {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.address, self.prefix)
-    }
-}
-
-impl std::str::FromStr for InterfaceAddress {
-    type Err = ();
-    fn from_str(text: &str) -> Result<Self, ()> {
-        let (address, prefix) = text.split_once('/').ok_or(())?;
-        let address: IpAddr = address.parse().map_err(|_| ())?;
-        let digits = (1..=3).contains(&prefix.len()) && prefix.bytes().all(|b| b.is_ascii_digit());
-        let prefix: u8 = if digits { prefix.parse().map_err(|_| ())? } else { return Err(()) };
-        let most = if address.is_ipv4() { 32 } else { 128 };
-        if !(1..=most).contains(&prefix) || address.is_unspecified() || address.is_multicast() {
-            return Err(());
-        }
-        Ok(Self { address, prefix })
-    }
-}
-
-impl InterfaceAddress {
-    /// Whether an IPv4 address is in its network.
-    pub fn holds(&self, other: Ipv4Addr) -> bool {
-        let IpAddr::V4(address) = self.address else { return false };
-        let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix)).unwrap_or(0);
-        u32::from(address) & mask == u32::from(other) & mask
-    }
-
-    /// The first address of its network, and the last, when it is an IPv4 address.
-    pub fn ends(&self) -> Option<(Ipv4Addr, Ipv4Addr)> {
-        let IpAddr::V4(address) = self.address else { return None };
-        let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix)).unwrap_or(0);
-        let first = u32::from(address) & mask;
-        Some((Ipv4Addr::from(first), Ipv4Addr::from(first | !mask)))
-    }
-}
-
 /// How guests reach the world.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Nat {
@@ -146,8 +100,6 @@ pub struct Dhcp {
     /// Domain that is told.
     pub domain: Option<String>,
 }
-
-type Problems = Vec<Diagnostic>;
 
 /// Reads `[[switches]]`; the walk has been over it.
 pub(super) fn switches(view: &View<'_>, problems: &mut Problems) -> Vec<SwitchConfig> {
@@ -273,7 +225,7 @@ fn allowed(entry: &View<'_>, kind: SwitchType, problems: &mut Problems) {
 }
 
 /// The name of an interface: at most 15 bytes (IFNAMSIZ of FreeBSD's net/if.h, with its NUL).
-fn interface(text: &str, place: &super::diagnostic::Place, problems: &mut Problems) {
+fn interface(text: &str, place: &Place, problems: &mut Problems) {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.');
     if text.is_empty() || text.len() > 15 || !text.bytes().all(plain) {
         let hint = "at most 15 letters, digits, `.`, `_` and `-`";
@@ -343,20 +295,4 @@ fn dhcp(entry: &View<'_>, id: &str, addresses: &[InterfaceAddress], problems: &m
         problems.push(Diagnostic::at(place, message).hint("they are the network itself and its broadcast address"));
     }
     Some(Dhcp { first, last, router, prefix: network.prefix, dns, domain: entry.text("domain") })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_interface_address_knows_its_network() {
-        let address: InterfaceAddress = "10.1.0.1/24".parse().unwrap();
-        assert!(address.holds(Ipv4Addr::new(10, 1, 0, 255)) && !address.holds(Ipv4Addr::new(10, 1, 1, 0)));
-        assert_eq!(address.ends(), Some((Ipv4Addr::new(10, 1, 0, 0), Ipv4Addr::new(10, 1, 0, 255))));
-        assert!("fd00::1/64".parse::<InterfaceAddress>().is_ok());
-        for bad in ["10.1.0.1", "10.1.0.1/33", "10.1.0.1/0", "::/64", "224.0.0.1/24", "x/24", "10.1.0.1/+4"] {
-            assert!(bad.parse::<InterfaceAddress>().is_err(), "{bad}");
-        }
-    }
 }

@@ -1,12 +1,12 @@
 //! The walk over a tree with the key table in hand: unknown keys, wrong types, values out of range, and keys and
 //! values that this build does not act on.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
+use super::addresses::{MacAddr, PciAddress, network};
 use super::diagnostic::{Diagnostic, nearest};
 use super::key::{Key, KeyTable, Kind};
 use super::layer::{Name, Node, Table, Value};
-use super::meant::{MacAddr, PciAddress};
 use crate::choices::{Choice, EngineKind, Support};
 use crate::units::{ByteSize, UnitError, parse_duration};
 
@@ -244,15 +244,6 @@ fn is_uuid(text: &str) -> bool {
         && parts.next().is_none()
 }
 
-/// `10.0.2.0/24`: the first address and the prefix length.
-pub fn network(text: &str) -> Option<(Ipv4Addr, u8)> {
-    let (address, prefix) = text.split_once('/')?;
-    let (address, prefix): (Ipv4Addr, u8) = (address.parse().ok()?, prefix.parse().ok()?);
-    let valid = (8..=28).contains(&prefix) && u32::from(address) & (u32::MAX >> prefix) == 0;
-    let unicast = !address.is_loopback() && !address.is_multicast() && !address.is_unspecified() && address.octets()[0] < 240;
-    (valid && unicast).then_some((address, prefix))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -264,14 +255,6 @@ mod tests {
         }
         for bad in ["", "-a", "a-", ".", "..", "A", "a b", "a/b", "é", &"a".repeat(64)] {
             assert!(!is_name(bad), "{bad}");
-        }
-    }
-
-    #[test]
-    fn a_network_is_its_first_address_with_a_prefix_length() {
-        assert_eq!(network("10.0.2.0/24"), Some((Ipv4Addr::new(10, 0, 2, 0), 24)));
-        for bad in ["10.0.2.1/24", "10.0.2.0/29", "10.0.2.0/7", "10.0.2.0", "x/24", "127.0.0.0/8", "224.0.0.0/8", "0.0.0.0/8"] {
-            assert_eq!(network(bad), None, "{bad}");
         }
     }
 }

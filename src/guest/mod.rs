@@ -19,7 +19,7 @@ pub mod host_needs; // what guests need of a FreeBSD host
 pub mod identity; // UUIDs and MAC addresses
 pub mod images; // disks made from images
 pub mod import; // moving over from other managers
-pub mod install;
+pub mod install; // an installer's run: its medium and its answers
 pub mod launch_file; // the guest file of an image
 pub mod launcher; // how a command starts a supervisor and asks one
 pub mod lock; // who runs or changes a guest
@@ -40,5 +40,5 @@ pub mod stopping; // how a command ends a guest, whatever its supervisor does
 pub mod store; // a datastore and the guests in it
 pub mod supervisor; // one process a guest: boots, policy, console, control socket
 pub mod switches; // switches as the host's tools take them
-pub mod timestamp;
-pub mod trust; // whether this user may run what a datastore says // moments in files
+pub mod timestamp; // moments in files
+pub mod trust; // whether this user may run what a datastore says

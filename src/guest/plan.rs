@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::config::render::{Origin, render};
-use crate::config::{DiskBackend, Fleet, FleetGuest, GuestConfig, GuestRequest, load_guest};
+use crate::config::{DiskBackend, Fleet, FleetGuest, GuestConfig, GuestRequest, fleet_directory, load_guest};
 use crate::host::files::disk_size;
 use crate::inputs;
 use crate::units::ByteSize;
@@ -172,7 +172,7 @@ impl GuestPlan {
 /// Holds a fleet against the guests of a store.
 pub fn plan(fleet: &Fleet, store: &Store, around: Surroundings<'_>, scope: &Scope) -> Result<Plan> {
     let targets = Targets::new(fleet, store, &scope.targets)?;
-    let journal = Fleet::directory(around.datastore, &fleet.name).join(super::apply::journal::FILE);
+    let journal = fleet_directory(around.datastore, &fleet.name).join(super::apply::journal::FILE);
     let mut plan = Plan {
         fleet: fleet.name.clone(),
         interrupted: journal.exists(),

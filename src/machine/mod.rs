@@ -1,4 +1,4 @@
-//! The board and its loaders: the one place that knows both the configuration and the devices.
+//! The board and its loaders: the one place that knows both the specification of a machine and the devices.
 //!
 //! In reading order:
 pub mod assembly; // the one wiring table: from a specification to a machine

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 use std::path::Path;
 
-use super::FleetGuest;
+use super::contents::FleetGuest;
 use super::entries::twice;
-use crate::config::GUESTS_DIR;
 use crate::config::diagnostic::{Diagnostic, Place, nearest};
 use crate::config::layer::{Node, Value};
+use crate::config::paths::GUESTS_DIR;
 use crate::config::walk::{GUEST_NAMES, is_guest_name, is_name};
 
 /// Reports what two guests of this host both have and only one can, and circles in `autostart.after`.

@@ -6,14 +6,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::keys::{FLEET_KEYS, MAX_GUESTS};
-use crate::config::diagnostic::{Diagnostic, Place, Source, nearest};
+use crate::config::diagnostic::{Diagnostic, Place, Problems, Source, nearest};
 use crate::config::expression::{Scalar, names_in};
+use crate::config::host;
 use crate::config::keys::GUEST_KEYS;
 use crate::config::layer::{Layer, Name, Node, Table, Value, expand_short_forms};
 use crate::config::view::View;
 use crate::config::walk::{self, is_name};
-
-type Problems = Vec<Diagnostic>;
 
 /// A template of the fleet.
 pub struct Template {
@@ -144,7 +143,7 @@ pub fn templates(node: Option<Node>, source: &Arc<Source>, problems: &mut Proble
         let parameters = parameters(fleet.take("parameters"), problems);
         let before = problems.len();
         walk::walk(&mut fleet, "templates", &FLEET_KEYS, None, problems);
-        crate::config::host::part(&guest, problems);
+        host::part(&guest, problems);
         let (id, id_place) = match fleet.get("id") {
             Some(Node { value: Value::Text(id), place, .. }) if problems.len() == before || is_name(id) => {
                 (id.clone(), place.clone())

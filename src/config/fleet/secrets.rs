@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::Fleet;
 use super::entries::twice;
 use super::keys::FLEET_KEYS;
 use crate::config::diagnostic::{Diagnostic, Place};
 use crate::config::layer::Table;
+use crate::config::paths::fleet_directory;
 use crate::config::view::View;
 
 /// A secret, as meant.
@@ -68,7 +68,7 @@ pub fn secrets(table: &Table, start: &Place, fleet: &str, datastore: &Path, prob
             problems.push(Diagnostic::at(entry.place_of(given), format!("`secrets.{given}` names nothing")));
             continue;
         }
-        let kept = Fleet::directory(datastore, fleet).join("secrets").join(&id);
+        let kept = fleet_directory(datastore, fleet).join("secrets").join(&id);
         let (source, path) = match given {
             "file" => (SecretSource::File, entry.path("file").unwrap_or(kept)),
             "env" => (SecretSource::Env(env), kept),

@@ -6,13 +6,12 @@
 
 use std::path::{Path, PathBuf};
 
-use super::Fleet;
 use super::entries::{Selector, selector, texts};
 use super::keys::{FLEET_KEYS, KEPT_KEYS};
-use crate::config::diagnostic::{Diagnostic, Diagnostics, Place, Source};
-use crate::config::layer::{Layer, Name, Node, Table, Value};
-use crate::config::load::read;
-use crate::config::meant::HostConfig;
+use crate::config::diagnostic::{Diagnostic, Diagnostics, Place, Problems, Source};
+use crate::config::host::HostConfig;
+use crate::config::layer::{Layer, Name, Node, Table, Value, read};
+use crate::config::paths::{FLEETS_DIR, fleet_directory};
 use crate::config::render::{Origin, render_entry};
 use crate::config::switch::{self, SwitchConfig};
 use crate::config::view::View;
@@ -35,8 +34,6 @@ pub struct FleetSwitch {
     /// Key by key, with every default.
     pub origins: Vec<Origin>,
 }
-
-type Problems = Vec<Diagnostic>;
 
 /// Those of a fleet file, which the walk has been over and found nothing wrong with.
 pub(super) fn declared(table: &Table, fleet: &str, host: &HostConfig, problems: &mut Problems) -> Vec<FleetSwitch> {
@@ -106,7 +103,7 @@ pub fn kept_switches(datastore: &Path, fleet: &str) -> Result<Vec<FleetSwitch>, 
 
 /// Where [`kept_switches`] finds them.
 pub fn kept_file(datastore: &Path, fleet: &str) -> PathBuf {
-    Fleet::directory(datastore, fleet).join(KEPT)
+    fleet_directory(datastore, fleet).join(KEPT)
 }
 
 /// The text of the kept file.
@@ -122,7 +119,7 @@ impl HostConfig {
         let mut stores: Vec<PathBuf> = self.datastores.iter().map(|store| store.path.clone()).collect();
         stores.extend(datastore.filter(|other| !stores.iter().any(|store| store == other)).map(Path::to_path_buf));
         for store in stores {
-            let Ok(entries) = std::fs::read_dir(store.join(super::FLEETS_DIR)) else { continue };
+            let Ok(entries) = std::fs::read_dir(store.join(FLEETS_DIR)) else { continue };
             let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
             let mut names: Vec<String> = names.filter(|name| is_name(name) && Some(name.as_str()) != but).collect();
             names.sort();
@@ -135,22 +132,5 @@ impl HostConfig {
             }
         }
         Ok(())
-    }
-
-    /// Adds the switches that a fleet declares for this host. One that is there and is another one is refused.
-    pub fn add_declared(&mut self, fleet: &Fleet) -> Result<(), Diagnostics> {
-        let mut problems = Vec::new();
-        for switch in fleet.switches_here() {
-            match self.switches.iter().find(|other| other.id == switch.config.id) {
-                None => self.switches.push(switch.config.clone()),
-                Some(other) if other.is_like(&switch.config) => {}
-                Some(other) => {
-                    let message = format!("switch `{}` is another one in {}", other.id, other.declared());
-                    let hint = "make them alike, or give one another name";
-                    problems.push(Diagnostic::at(&switch.place, message).hint(hint));
-                }
-            }
-        }
-        if problems.is_empty() { Ok(()) } else { Err(Diagnostics(problems)) }
     }
 }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use crate::config::Fleet;
+use crate::config::{Fleet, fleet_directory};
 use crate::fetch::Progress;
 use crate::host::files::make_directory;
 
@@ -35,7 +35,7 @@ impl FleetLock {
     /// Takes the lock of a fleet, or says who has it; with `wait`, waits until it is free. `waiting` is told once whom
     /// for.
     pub fn take(fleet: &str, datastore: &Path, wait: bool, waiting: impl FnOnce(u32)) -> Result<FleetLock> {
-        let directory = Fleet::directory(datastore, fleet);
+        let directory = fleet_directory(datastore, fleet);
         make_directory(&directory, 0o755).map_err(|error| GuestError::io("make", &directory, error))?;
         let path = directory.join("lock");
         let mut waiting = Some(waiting);

@@ -8,10 +8,16 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-pub use super::cloud_init::{CloudInit, SshKey};
-pub use super::hardware::*;
-pub use super::switch::*;
-pub use crate::choices::*;
+use super::addresses::{MacAddr, PciAddress};
+use super::cloud_init::CloudInit;
+use super::hardware::{
+    BhyveConfig, Bhyveload, BootTarget, Channel, CpuPin, GdbStub, Graphics, Grub, InputDevice, IscsiUnit, JailConfig, Limits,
+    NetgraphHook, NumaDomain, Passthru, SectorSize, Share, Smbios, Sound, Tpm, Uefi,
+};
+use crate::choices::{
+    AutostartWait, BackendKind, Clock, DiskBackend, DiskCache, DiskDevice, EngineKind, ExitAction, ForwardProto, HookEvent,
+    HookFailure, LoaderKind, NicBackend, NicDevice,
+};
 use crate::units::{ByteSize, serialize_seconds};
 
 /// One guest, as meant.
@@ -312,39 +318,6 @@ impl Forward {
     }
 }
 
-/// A MAC address; individual, not all zeros.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct MacAddr(pub [u8; 6]);
-
-impl std::fmt::Display for MacAddr {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
-    }
-}
-
-impl std::str::FromStr for MacAddr {
-    type Err = ();
-    fn from_str(text: &str) -> Result<Self, ()> {
-        let mut bytes = [0u8; 6];
-        let mut parts = text.split(':');
-        for byte in &mut bytes {
-            let part = parts.next().filter(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit())).ok_or(())?;
-            *byte = u8::from_str_radix(part, 16).map_err(|_| ())?;
-        }
-        if parts.next().is_some() || bytes[0] & 1 != 0 || bytes == [0; 6] {
-            return Err(());
-        }
-        Ok(Self(bytes))
-    }
-}
-
-impl Serialize for MacAddr {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
 /// The serial lines. With the embedded engine `com1` is the guest's console and always there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ConsoleConfig {
@@ -465,60 +438,4 @@ pub struct DebugConfig {
     pub deterministic: bool,
     /// A stub for gdb(1).
     pub gdb: Option<GdbStub>,
-}
-
-/// The host file, as meant.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct HostConfig {
-    /// What fleet files call it.
-    pub name: String,
-    /// Words by which fleet files choose it.
-    pub labels: Vec<String>,
-    /// At least one; the first is the default unless `default_datastore` names another.
-    pub datastores: Vec<DatastoreConfig>,
-    /// Id of one of them.
-    pub default_datastore: String,
-    /// Directories searched for templates, before the datastore's own and the built-in ones.
-    pub template_dirs: Vec<PathBuf>,
-    /// Where downloads are kept.
-    pub cache_dir: PathBuf,
-    /// Where `launch` finds images.
-    pub catalogues: Vec<CatalogueConfig>,
-    /// At most so many guests are started at once by autostart.
-    pub autostart_parallel: u32,
-    /// What guests' interfaces are plugged into.
-    pub switches: Vec<SwitchConfig>,
-    /// What runs a guest whose file and templates do not say: whoever reads the host file says it, by what this host can.
-    pub default_engine: EngineKind,
-    /// The `[defaults]` table, if there is one: laid under every guest file.
-    #[serde(skip)]
-    pub defaults: Option<super::layer::Layer>,
-}
-
-impl HostConfig {
-    /// The datastore that is used when none is named.
-    pub fn datastore(&self) -> &DatastoreConfig {
-        self.datastores
-            .iter()
-            .find(|store| store.id == self.default_datastore)
-            .expect("checked: default_datastore names one of the datastores")
-    }
-}
-
-/// One place where guests live.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct DatastoreConfig {
-    /// Its name.
-    pub id: String,
-    /// Its directory, absolute.
-    pub path: PathBuf,
-}
-
-/// One catalogue of images.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct CatalogueConfig {
-    /// Its name.
-    pub id: String,
-    /// https URL, or an absolute path.
-    pub url: String,
 }
