@@ -195,7 +195,8 @@ const NAMED: &[&str] = &[
 #[test]
 fn paths_that_the_documents_name_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut documents: Vec<PathBuf> = ["ARCHITECTURE.md", "README.md", "SECURITY.md"].map(|name| root.join(name)).into();
+    let mut documents: Vec<PathBuf> =
+        ["ARCHITECTURE.md", "CONTRIBUTING.md", "README.md", "SECURITY.md"].map(|name| root.join(name)).into();
     for folder in ["docs", "docs/decisions", "packaging/freebsd"] {
         let entries = fs::read_dir(root.join(folder)).expect("a readable folder");
         documents
