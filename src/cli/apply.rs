@@ -53,9 +53,10 @@ impl Args {
         }
         let plan = plan::plan(&fleet, &place.store, place.around(), &self.what.scope(self.reboot))?;
         let refused = refusals(app, &plan);
+        let how = (usize::from(self.parallel), self.what.prune, self.reboot == Reboot::WhenNeeded);
         if !plan.has_changes() {
             // Also what a killed apply left behind goes.
-            self.carry_out(app, &lock, &fleet, &plan, &place)?;
+            carry_out(app, &lock, &fleet, &plan, &place, how)?;
             app.ui.done(format!("{}: nothing to do", fleet.name));
             return Ok(refused);
         }
@@ -63,7 +64,7 @@ impl Args {
             show(app, &plan)?;
         }
         self.ask(&plan)?;
-        let done = self.carry_out(app, &lock, &fleet, &plan, &place)?;
+        let done = carry_out(app, &lock, &fleet, &plan, &place, how)?;
         Ok(refused.max(done))
     }
 
@@ -92,33 +93,37 @@ impl Args {
         }
         Ok(())
     }
+}
 
-    fn carry_out(&self, app: &App, lock: &FleetLock, fleet: &Fleet, plan: &Plan, place: &Place) -> Outcome {
-        let worst = Mutex::new(ExitStatus::Done);
-        let manner = Manner {
-            parallel: usize::from(self.parallel),
-            prune: self.what.prune,
-            reboot: self.reboot == Reboot::WhenNeeded,
-            progress: &Shown::new(&app.ui),
+/// Carries a plan out, and says what became of each guest and switch. `how` is how many at once, and whether data may be
+/// removed and guests booted again.
+pub fn carry_out(
+    app: &App,
+    lock: &FleetLock,
+    fleet: &Fleet,
+    plan: &Plan,
+    place: &Place,
+    (parallel, prune, reboot): (usize, bool, bool),
+) -> Outcome {
+    let worst = Mutex::new(ExitStatus::Done);
+    let manner = Manner { parallel, prune, reboot, progress: &Shown::new(&app.ui) };
+    Apply { lock, fleet, plan, store: &place.store, around: place.around(), manner }.run(|outcome| {
+        let words = match outcome.action {
+            Action::Create => "is made",
+            Action::Destroy => "is gone",
+            _ if outcome.restarted => "has changed, and runs again",
+            _ => "has changed",
         };
-        Apply { lock, fleet, plan, store: &place.store, around: place.around(), manner }.run(|outcome| {
-            let words = match outcome.action {
-                Action::Create => "is made",
-                Action::Destroy => "is gone",
-                _ if outcome.restarted => "has changed, and runs again",
-                _ => "has changed",
-            };
-            match outcome.error {
-                None => app.ui.done(format!("{} {words}", outcome.what)),
-                Some(error) => {
-                    let status = app.ui.failure_about(true, &outcome.what, &Failure::from(error));
-                    let mut worst = worst.lock().expect("no panic happens under this lock");
-                    *worst = (*worst).max(status);
-                }
+        match outcome.error {
+            None => app.ui.done(format!("{} {words}", outcome.what)),
+            Some(error) => {
+                let status = app.ui.failure_about(true, &outcome.what, &Failure::from(error));
+                let mut worst = worst.lock().expect("no panic happens under this lock");
+                *worst = (*worst).max(status);
             }
-        })?;
-        Ok(worst.into_inner().expect("no panic happened under this lock"))
-    }
+        }
+    })?;
+    Ok(worst.into_inner().expect("no panic happened under this lock"))
 }
 
 fn unanswered(error: dialoguer::Error) -> Failure {

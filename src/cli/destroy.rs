@@ -1,22 +1,45 @@
 //! `vmctl destroy`.
 
-use std::io::{BufRead, IsTerminal, Write};
+use std::path::PathBuf;
 
+use super::apply::carry_out;
+use super::ask::{Consent, count};
+use super::group::FLEET_FILE;
+use super::plan::refusals;
+use super::render::FleetFile;
+use super::selection::Place;
 use super::stop::is_running;
 use super::{App, ExitStatus, Failure, Guests, Outcome};
+use crate::config::Fleet;
+use crate::guest::apply::FleetLock;
 use crate::guest::control::Request;
 use crate::guest::create;
+use crate::guest::definition::Definition;
+use crate::guest::plan::{self, GuestPlan, Plan, Scope};
 use crate::guest::stopping::end_guest;
 use crate::guest::store::GuestDir;
 
 /// Remove guests and their disks
 ///
-/// Asks first. Files and devices that a guest file names by a path stay, and so does a guest file outside the
-/// datastore. A guest with `protected = true` is refused, and so is one that runs.
+/// Asks first; where several are asked about, `all` is an answer. Files and devices that a guest file names by a path stay,
+/// and so does a guest file outside the datastore. A guest with `protected = true` is refused, and so is one that runs.
+///
+/// `--fleet` removes all guests of a fleet, also those that its file does not name any more, and the switches that it has
+/// declared. It shows them and asks once. While one of them is protected or runs, none is removed. The fleet file stays.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    #[command(flatten)]
-    guests: Guests,
+    /// Names or globs, like `web1` or `web*`
+    #[arg(value_name = "GUEST", required_unless_present_any = ["all", "tags", "fleet"])]
+    names: Vec<String>,
+    /// Every guest with this tag; given several times, those with all of them
+    #[arg(long = "tag", value_name = "TAG")]
+    tags: Vec<String>,
+    /// Every guest
+    #[arg(long, conflicts_with = "names")]
+    all: bool,
+    /// Every guest of a fleet: that of a fleet file, or of `fleet.toml` in this folder
+    #[arg(long, value_name = "FLEET", num_args = 0..=1, default_missing_value = FLEET_FILE, conflicts_with_all = ["names", "tags", "all"])]
+    fleet: Option<PathBuf>,
     /// Do not ask
     #[arg(short, long)]
     yes: bool,
@@ -27,41 +50,104 @@ pub struct Args {
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
+        if let Some(file) = &self.fleet {
+            return self.run_fleet(app, file.clone());
+        }
         let place = app.place()?;
-        app.each_in_turn(self.guests.choose(&place)?, |guest| {
+        let chosen = Guests { names: self.names.clone(), tags: self.tags.clone(), all: self.all }.choose(&place)?;
+        let mut consent = Consent::new(self.yes, chosen.len() > 1);
+        app.each_in_turn(chosen, |guest| {
+            let name = guest.name();
             if is_running(guest) && !self.force {
-                return Err(Failure::user(format!("`{}` is running", guest.name()))
-                    .hint(format!("stop it first with `vmctl stop {}`, or add `--force`", guest.name())));
+                return Err(Failure::user(format!("`{name}` is running"))
+                    .hint(format!("stop it first with `vmctl stop {name}`, or add `--force`")));
             }
-            if !self.yes && !confirmed(guest)? {
-                return Err(Failure::user(format!("`{}` was not removed", guest.name())));
+            let unasked = || Failure::user(format!("`{name}` is not removed without being asked about")).hint("add `--yes`");
+            if !consent.ask(&format!("Remove {name} and its disks?"), unasked)? {
+                return Err(Failure::user(format!("`{name}` was not removed")));
             }
-            if is_running(guest) {
-                // The protection is looked at first: a guest that cannot be removed is not powered off either.
-                if crate::guest::definition::Definition::load(guest, place.around()).is_ok_and(|d| d.config.protected) {
-                    return Err(Failure::user(format!("`{}` is protected", guest.name()))
-                        .hint(format!("set `protected = false` first: `vmctl edit {}`", guest.name())));
-                }
-                // One that goes by itself meanwhile is no error here.
-                if let Err(error) = end_guest(guest, &Request::Poweroff, None)
-                    && is_running(guest)
-                {
-                    return Err(error.into());
-                }
-            }
+            power_off(guest, &place)?;
+            let stays = what_stays(guest, &place);
             create::destroy(&place.store, guest, place.around())?;
-            app.ui.done(format!("{} is gone", guest.name()));
+            app.ui.done(format!("{name} is gone{stays}"));
             Ok(ExitStatus::Done)
         })
     }
+
+    fn run_fleet(&self, app: &App, file: PathBuf) -> Outcome {
+        let (declared, place) = FleetFile::of(file).load_with_place(app)?;
+        // What belongs to a fleet that declares nothing any more is what ends with it.
+        let fleet = Fleet { guests: Vec::new(), secrets: Vec::new(), switches: Vec::new(), ..declared };
+        let waiting = |pid: u32| app.ui.done(format!("waiting for an apply (process {pid})"));
+        let lock = FleetLock::take(&fleet.name, place.around().datastore, true, waiting)?;
+        lock.recover(&place.store)?;
+        let scope = Scope { targets: Vec::new(), prune: true, reboot: false };
+        let plan = plan::plan(&fleet, &place.store, place.around(), &scope)?;
+        let refused = refusals(app, &plan);
+        if refused != ExitStatus::Done {
+            return Ok(refused);
+        }
+        if !plan.has_changes() {
+            app.ui.done(format!("nothing of the fleet `{}` is there", fleet.name));
+            return Ok(ExitStatus::Done);
+        }
+        let running: Vec<&GuestPlan> = plan.guests.iter().filter(|guest| guest.running).collect();
+        if let (Some(guest), false) = (running.first(), self.force) {
+            return Err(Failure::user(format!("`{}` of the fleet `{}` is running", guest.name, fleet.name))
+                .hint("stop the fleet first with `vmctl down`, or add `--force`"));
+        }
+        if !self.yes {
+            app.ui.words_for_a_question(&shown(&plan));
+        }
+        let unasked =
+            || Failure::user(format!("the fleet `{}` is not removed without being asked about", fleet.name)).hint("add `--yes`");
+        if !Consent::new(self.yes, false).ask(&question(&plan), unasked)? {
+            return Err(Failure::user(format!("the fleet `{}` was not removed", fleet.name)));
+        }
+        for guest in running {
+            power_off(&place.store.place(&guest.name), &place)?;
+        }
+        carry_out(app, &lock, &fleet, &plan, &place, (4, true, false))
+    }
 }
 
-fn confirmed(guest: &GuestDir) -> Result<bool, Failure> {
-    if !std::io::stdin().is_terminal() {
-        return Err(Failure::user(format!("`{}` is not removed without being asked about", guest.name())).hint("add `--yes`"));
+/// The files of the user's that a guest leaves: its own file, and disks at a path.
+fn what_stays(guest: &GuestDir, place: &Place) -> String {
+    let linked = std::fs::read_link(guest.file()).is_ok();
+    let own = linked.then(|| guest.config_file());
+    let config = Definition::load(guest, place.around()).ok().map(|definition| definition.config);
+    let disks = config.into_iter().flat_map(|config| config.disks).filter_map(|disk| disk.path);
+    let stays: Vec<String> =
+        own.into_iter().chain(disks).filter(|path| path.exists()).map(|path| path.display().to_string()).collect();
+    if stays.is_empty() { String::new() } else { format!("; left where they are: {}", stays.join(", ")) }
+}
+
+/// Powers off a guest that runs, unless it is protected: one that cannot be removed is not powered off either.
+fn power_off(guest: &GuestDir, place: &Place) -> Result<(), Failure> {
+    if !is_running(guest) {
+        return Ok(());
     }
-    let _ = write!(std::io::stderr(), "Remove {} and its disks? [y/N] ", guest.name());
-    let mut answer = String::new();
-    std::io::stdin().lock().read_line(&mut answer)?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+    if Definition::load(guest, place.around()).is_ok_and(|definition| definition.config.protected) {
+        return Err(Failure::user(format!("`{}` is protected", guest.name()))
+            .hint(format!("set `protected = false` first: `vmctl edit {}`", guest.name())));
+    }
+    match end_guest(guest, &Request::Poweroff, None) {
+        // One that goes by itself meanwhile is no error here.
+        Err(error) if is_running(guest) => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// What of a fleet is there, a line each.
+fn shown(plan: &Plan) -> String {
+    let guests = plan.guests.iter().map(|guest| format!("  {}{}\n", guest.name, if guest.running { " (running)" } else { "" }));
+    guests.chain(plan.switches.iter().map(|switch| format!("  switch {}\n", switch.name))).collect()
+}
+
+fn question(plan: &Plan) -> String {
+    let switches = match plan.switches.len() {
+        0 => String::new(),
+        many => format!(", and {}", count(many, if many == 1 { "switch" } else { "switche" })),
+    };
+    format!("Remove the fleet {}: {} and all disks{switches}?", plan.fleet, count(plan.guests.len(), "guest"))
 }

@@ -1,9 +1,10 @@
-//! `vmctl down`: stops all guests in order.
+//! `vmctl down`: stops guests in order.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use super::group::{Group, Meant, agree_on_all, of_names};
 use super::stop::is_running;
 use super::{App, ExitStatus, Failure, Guests, Outcome};
 use crate::config::{AutostartConfig, AutostartWait};
@@ -12,13 +13,17 @@ use crate::guest::control::Request;
 use crate::guest::definition::Definition;
 use crate::guest::stopping::end_guest;
 
-/// Stop all guests in order
+/// Stop guests in order
 ///
-/// Every guest that runs, whoever started it: each one after those that start after it. Each has its `stop_timeout`, or
+/// With names, those that run. With a fleet file, or without an argument in a folder that has `fleet.toml`, the guests of
+/// that fleet. With `--all`, or where nothing else is said and the question is answered, every guest of the datastore.
+/// Each one stops after those that start after it, whoever started it. Each has its `stop_timeout`, or
 /// its part of `--timeout` where that is less, and is powered off after it. One that does not go then has its engine
 /// killed, so that the others have their time.
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    #[command(flatten)]
+    group: Group,
     /// How long all together may take; the default stays within what a host's shutdown waits for
     #[arg(long, value_name = "TIME", default_value = "80s", value_parser = crate::units::parse_duration)]
     timeout: Duration,
@@ -33,11 +38,19 @@ impl Args {
     pub fn run(self, app: &App) -> Outcome {
         let end = Instant::now() + self.timeout;
         let place = app.place()?;
-        let all = Guests { all: true, ..Guests::default() };
+        let meant = self.group.meant(app, &place)?;
+        let those = match &meant {
+            Meant::Named(names) => of_names(names),
+            _ => Guests { all: true, ..Guests::default() },
+        };
         let mut patience: HashMap<String, Duration> = HashMap::new();
         let mut candidates = Vec::new();
-        let worst = app.each_in_turn(all.choose(&place)?, |guest| {
-            if is_running(guest) {
+        let is_meant = |name: &str| match &meant {
+            Meant::Fleet(fleet) => fleet.members.iter().any(|member| member == name),
+            _ => true,
+        };
+        let worst = app.each_in_turn(those.choose(&place)?, |guest| {
+            if is_meant(guest.name()) && is_running(guest) {
                 // A guest whose file is broken by now is stopped all the same.
                 let config = Definition::load(guest, place.around()).ok().map(|definition| definition.config);
                 let timeout = config.as_ref().map_or(Duration::from_secs(60), |config| config.stop_timeout);
@@ -47,6 +60,10 @@ impl Args {
             }
             Ok(ExitStatus::Done)
         })?;
+        if meant == Meant::Unsaid && !candidates.is_empty() && !is_stopped_service() {
+            let names: Vec<String> = candidates.iter().map(|candidate| candidate.name.clone()).collect();
+            agree_on_all("Stop", &names, "")?;
+        }
         let (schedule, circles) = Schedule::new(candidates.clone());
         // Guests in a circle are in no order; they are stopped first, together.
         let loose = candidates.into_iter().filter(|candidate| circles.iter().any(|circle| circle.contains(&candidate.name)));
@@ -64,6 +81,13 @@ impl Args {
         }
         Ok(worst.into_inner().expect("no panic happened under this lock"))
     }
+}
+
+/// Whether this is the `ExecStop=` of a systemd unit: those that earlier versions wrote have `down` without `--all`, and
+/// there is nobody to ask while the host goes down. systemd sets the variable for these processes alone (systemd.exec(5),
+/// "$SERVICE_RESULT").
+fn is_stopped_service() -> bool {
+    std::env::var_os("SERVICE_RESULT").is_some()
 }
 
 fn stop(app: &App, place: &super::selection::Place, name: &str, timeout: Duration, end: Instant) -> Outcome {

@@ -34,6 +34,11 @@ pub struct FleetFile {
 }
 
 impl FleetFile {
+    /// One that was named otherwise.
+    pub fn of(file: PathBuf) -> FleetFile {
+        FleetFile { file }
+    }
+
     /// Reads and checks it.
     pub fn load(&self, app: &App) -> Result<Fleet, Failure> {
         self.load_in(&app.place_alone()?)

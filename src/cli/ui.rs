@@ -274,6 +274,11 @@ impl Ui {
         }
     }
 
+    /// What a question is about, on standard error; `-q` asks all the same.
+    pub fn words_for_a_question(&self, text: &str) {
+        self.words(text);
+    }
+
     /// Whether somebody watches standard error and wants to: then bars can move there.
     pub fn is_watched(&self) -> bool {
         !self.quiet && !self.is_json() && io::stderr().is_terminal()

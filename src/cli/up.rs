@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Mutex;
 
+use super::group::{Group, Meant, agree_on_all, of_names};
 use super::selection::Place;
 use super::start::{How, start};
 use super::stop::is_running;
@@ -14,14 +15,15 @@ use crate::guest::state::GuestState;
 
 /// Start guests in their order
 ///
-/// Without a name, the guests with `autostart` (on FreeBSD, also those of vmctl_list in rc.conf); with names, those and the guests that they start after. A guest waits
+/// With names, those and the guests that they start after. With a fleet file, or without an argument in a folder that has
+/// `fleet.toml`, the guests of that fleet. With `--all`, or where nothing else is said and the question is answered, every
+/// guest of the datastore. `vmctl autostart start` starts those with `autostart`. A guest waits
 /// for those before it as their `autostart.wait` and `timeout` say; one that does not start holds up nobody for longer
 /// than that. A guest that runs is left alone, and so is one that has failed unless it was named.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Names or globs, like `web1` or `web*`
-    #[arg(value_name = "GUEST")]
-    names: Vec<String>,
+    #[command(flatten)]
+    group: Group,
     /// How many are started at once, instead of the host file's `autostart_parallel`
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     parallel: Option<u32>,
@@ -30,22 +32,60 @@ pub struct Args {
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
         let place = app.place()?;
-        start_all(app, &place, &self.names, self.parallel)
+        let meant = self.group.meant(app, &place)?;
+        match &meant {
+            Meant::Named(names) => {
+                let (named, worst) = named(app, &place, names)?;
+                Ok(worst.max(start_those(app, &place, &Those::Named(named), self.parallel)?))
+            }
+            Meant::Fleet(fleet) => {
+                let missing = fleet.not_made().map_or(ExitStatus::Done, |failure| app.ui.failure_about(false, "", &failure));
+                Ok(missing.max(start_those(app, &place, &Those::Members(&fleet.members), self.parallel)?))
+            }
+            Meant::All | Meant::Unsaid => {
+                let stopped: Vec<String> =
+                    place.store.names()?.into_iter().filter(|name| !is_running(&place.store.place(name))).collect();
+                if meant == Meant::Unsaid && !stopped.is_empty() {
+                    agree_on_all("Start", &stopped, "; `vmctl autostart start` starts those with `autostart`")?;
+                }
+                start_those(app, &place, &Those::All, self.parallel)
+            }
+        }
     }
+}
+
+/// The guests that are started.
+enum Those<'a> {
+    /// The ones with `autostart`, or of vmctl_list in rc.conf on FreeBSD.
+    Autostart,
+    /// These, failed or not, and those before them.
+    Named(BTreeSet<String>),
+    /// These.
+    Members(&'a [String]),
+    /// Every guest.
+    All,
 }
 
 /// Starts the guests with `autostart`, or those that are named with those before them.
 pub fn start_all(app: &App, place: &Place, names: &[String], parallel: Option<u32>) -> Outcome {
-    let (named, mut worst) = named(app, place, names)?;
+    if names.is_empty() {
+        return start_those(app, place, &Those::Autostart, parallel);
+    }
+    let (named, worst) = named(app, place, names)?;
+    Ok(worst.max(start_those(app, place, &Those::Named(named), parallel)?))
+}
+
+fn start_those(app: &App, place: &Place, those: &Those<'_>, parallel: Option<u32>) -> Outcome {
     let listed = super::autostart_rc::listed();
-    let (candidates, looked) = candidates(app, place, |config, state| match &named {
-        None => (config.autostart.enabled || listed.contains(&state.name)) && state.failed.is_none(),
-        Some(_) => true,
+    let (candidates, worst) = candidates(app, place, |config, state| match those {
+        Those::Autostart => (config.autostart.enabled || listed.contains(&state.name)) && state.failed.is_none(),
+        Those::Members(members) => members.contains(&state.name) && state.failed.is_none(),
+        Those::All => state.failed.is_none(),
+        Those::Named(_) => true,
     })?;
-    worst = worst.max(looked);
-    let candidates = match &named {
-        Some(named) => with_those_before(candidates, named),
-        None => candidates,
+    let candidates = match those {
+        Those::Named(named) => with_those_before(candidates, named),
+        _ => candidates,
     };
     let (schedule, circles) = Schedule::new(candidates);
     let worst = Mutex::new(worst.max(refuse_circles(app, &circles)));
@@ -73,18 +113,15 @@ fn start_one(app: &App, place: &Place, candidate: &Candidate) -> Outcome {
     start(app, place, &guest, &How::within(config.wait == AutostartWait::Ready, config.timeout))
 }
 
-/// The guests that names and globs mean; `None` when none was given.
-fn named(app: &App, place: &Place, names: &[String]) -> Result<(Option<BTreeSet<String>>, ExitStatus), Failure> {
-    if names.is_empty() {
-        return Ok((None, ExitStatus::Done));
-    }
+/// The guests that names and globs mean.
+fn named(app: &App, place: &Place, names: &[String]) -> Result<(BTreeSet<String>, ExitStatus), Failure> {
     let mut found = BTreeSet::new();
-    let chosen = Guests { names: names.to_vec(), ..Guests::default() }.choose(place)?;
+    let chosen = of_names(names).choose(place)?;
     let status = app.each_in_turn(chosen, |guest| {
         found.insert(guest.name().to_owned());
         Ok(ExitStatus::Done)
     })?;
-    Ok((Some(found), status))
+    Ok((found, status))
 }
 
 /// The guests that `keep` keeps, with their place in the order. What is wrong with the file of one is reported, and the

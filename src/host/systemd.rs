@@ -72,7 +72,7 @@ impl Unit {
              Type=oneshot\n\
              RemainAfterExit=yes\n\
              ExecStart={program} autostart start\n\
-             ExecStop={program} down --timeout {seconds}s\n\
+             ExecStop={program} down --all --timeout {seconds}s\n\
              # A guest that does not start leaves the others running, and the unit active: they are to be stopped, too.\n\
              SuccessExitStatus=1 2\n\
              KillMode=process\n\
@@ -239,7 +239,7 @@ mod tests {
         let text = unit.text();
         for line in [
             "ExecStart=\"/usr/local/bin/vmctl\" \"--datastore\" \"/srv/my guests\" autostart start",
-            "ExecStop=\"/usr/local/bin/vmctl\" \"--datastore\" \"/srv/my guests\" down --timeout 180s",
+            "ExecStop=\"/usr/local/bin/vmctl\" \"--datastore\" \"/srv/my guests\" down --all --timeout 180s",
             "TimeoutStopSec=195s",
             "RemainAfterExit=yes",
             "KillMode=process",

@@ -78,9 +78,9 @@ fn script(world: &World, argument: &str, settings: &str) -> Vec<String> {
 fn the_script_makes_switches_then_starts_guests_and_stops_them_in_time() {
     let world = world();
     assert_eq!(script(&world, "start", ""), ["vmctl switch create --all --yes", "vmctl autostart start"]);
-    assert_eq!(script(&world, "stop", ""), ["vmctl down --timeout 75s"]);
-    assert_eq!(script(&world, "stop", "rcshutdown_timeout=300;"), ["vmctl down --timeout 285s"]);
-    assert_eq!(script(&world, "stop", "rcshutdown_timeout=8;"), ["vmctl down --timeout 5s"]);
-    assert_eq!(script(&world, "stop", "vmctl_stop_timeout=20;"), ["vmctl down --timeout 20s"]);
+    assert_eq!(script(&world, "stop", ""), ["vmctl down --all --timeout 75s"]);
+    assert_eq!(script(&world, "stop", "rcshutdown_timeout=300;"), ["vmctl down --all --timeout 285s"]);
+    assert_eq!(script(&world, "stop", "rcshutdown_timeout=8;"), ["vmctl down --all --timeout 5s"]);
+    assert_eq!(script(&world, "stop", "vmctl_stop_timeout=20;"), ["vmctl down --all --timeout 20s"]);
     assert_eq!(script(&world, "status", ""), ["vmctl list"]);
 }

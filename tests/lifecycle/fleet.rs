@@ -402,13 +402,12 @@ fn guests_come_up_in_their_order_and_go_down_in_reverse() {
     );
     fleet(&world, &guests);
     apply(&world, &[]).ok();
-    world.vmctl(&["up"]).ok().says("web is ready");
+    world.vmctl(&["autostart", "start"]).ok().says("web is ready");
     let names = ["web", "db", "a-last", "off"];
     assert_eq!(order(&world, "running", &names), ["db", "web", "a-last"]);
     assert!(order(&world, "ready", &["db"]).len() == 1);
-    world.vmctl(&["up"]).ok();
+    world.vmctl(&["up"]).ok().says("off is running");
     assert_eq!(world.state("db")["boots"], 1);
-    world.vmctl(&["start", "off"]).ok();
     world.vmctl(&["down"]).ok().says("db has stopped: the guest shut itself down");
     assert_eq!(order(&world, "exited", &["web", "db", "a-last"]), ["a-last", "web", "db"]);
     assert_eq!(world.word("off"), "stopped");
@@ -418,6 +417,90 @@ fn guests_come_up_in_their_order_and_go_down_in_reverse() {
     world.vmctl(&["autostart", "list"]).ok().says("a-last");
     world.vmctl(&["autostart", "graph"]).ok().says("web (until ready) <- db");
     world.vmctl(&["graph"]).ok().says("<svg");
+}
+
+#[test]
+fn up_and_down_in_a_folder_with_a_fleet_file_mean_that_fleet_and_no_other_guest() {
+    let world = World::new();
+    world.make("other", "", "autostart = true");
+    world.make("of-its-name", "", "");
+    fleet(&world, &format!("{THREE}[[guests]]\nname = \"of-its-name\"\n"));
+    apply(&world, &[]).fails(1, "is there already and belongs to no fleet");
+    world.vmctl(&["up"]).fails(1, "1 guest of the fleet `room` is not made yet: of-its-name").says("vmctl apply");
+    let words = |world: &World| ["db", "web-1", "web-2", "other", "of-its-name"].map(|name| world.word(name) == "running");
+    assert_eq!(words(&world), [true, true, true, false, false]);
+    world.vmctl(&["start", "other"]).ok();
+    world.vmctl(&["down"]).ok().says("db has stopped").does_not_say("other");
+    assert_eq!(words(&world), [false, false, false, true, false]);
+    // From elsewhere the file is named; one guest is, too.
+    let elsewhere = world.path().join("elsewhere");
+    std::fs::create_dir(&elsewhere).expect("makes");
+    let from = |arguments: &[&str]| Said::from(world.command(arguments).current_dir(&elsewhere).output().expect("runs"));
+    from(&["up", "../fleet.toml"]).fails(1, "is not made yet");
+    from(&["down", "web-*"]).ok();
+    assert_eq!(words(&world), [true, false, false, true, false]);
+    from(&["down", "../fleet.toml", "other"]).fails(1, "stands alone");
+    from(&["down", "../other.toml"]).fails(1, "is a guest file and no fleet file");
+    // Anything wider is asked about, and where there is nobody to ask it is not done.
+    from(&["down"]).fails(1, "nothing says which guests are meant").says("`--all`");
+    from(&["up"]).fails(1, "nothing says which guests are meant").says("`vmctl autostart start`");
+    assert_eq!(words(&world), [true, false, false, true, false]);
+    let mut command = world.command(&["down"]);
+    let mut terminal = Terminal::of(command.current_dir(&elsewhere));
+    terminal.wait_for("Stop 2 guests of this datastore (db, other)? [y/N]");
+    terminal.type_in("y\r");
+    assert_eq!(terminal.code(), Some(0));
+    from(&["down"]).ok();
+    from(&["up", "--all"]).ok();
+    assert_eq!(words(&world), [true; 5]);
+    // What the unit of an earlier version runs as the host goes down.
+    let mut unit = world.command(&["down", "--timeout", "60s"]);
+    Said::from(unit.current_dir("/").env("SERVICE_RESULT", "success").output().expect("runs")).ok();
+    assert_eq!(words(&world), [false; 5]);
+}
+
+#[test]
+fn a_fleet_is_removed_at_once_and_asked_about_once() {
+    let world = World::new();
+    world.make("other", "", "");
+    fleet(&world, THREE);
+    apply(&world, &[]).ok();
+    // One that the file does not name any more is one of it.
+    fleet(&world, "[[guests]]\nname = \"web-{{ index }}\"\ncount = 2\n");
+    world.vmctl(&["destroy", "--fleet"]).fails(1, "the fleet `room` is not removed without being asked about").says("db");
+    world.vmctl(&["start", "web-2"]).ok();
+    world.vmctl(&["destroy", "--fleet", "--yes"]).fails(1, "`web-2` of the fleet `room` is running").says("vmctl down");
+    let mut terminal = Terminal::of(&mut world.command(&["destroy", "--fleet", "fleet.toml", "--force"]));
+    terminal.wait_for("Remove the fleet room: 3 guests and all disks? [y/N]");
+    terminal.type_in("y\r");
+    assert_eq!(terminal.code(), Some(0));
+    assert_eq!(world.vmctl(&["list", "-o", "name"]).ok().out, "other\n");
+    world.vmctl(&["destroy", "--fleet"]).ok().says("nothing of the fleet `room` is there");
+    assert!(world.path().join("fleet.toml").is_file());
+}
+
+#[test]
+fn a_fleet_with_a_protected_guest_stays_whole() {
+    let world = World::new();
+    fleet(&world, &format!("{THREE}protected = true\n"));
+    apply(&world, &[]).ok();
+    world.vmctl(&["destroy", "--fleet", "--yes"]).fails(1, "`db` is protected");
+    assert!(world.guest("web-1").exists() && world.guest("db").exists());
+}
+
+#[test]
+fn all_answers_for_every_guest_that_is_left() {
+    let world = World::new();
+    for name in ["a", "b", "c"] {
+        world.make(name, "", "");
+    }
+    let mut terminal = Terminal::of(&mut world.command(&["destroy", "*"]));
+    terminal.wait_for("Remove a and its disks? [y/N/all]");
+    terminal.type_in("n\r");
+    terminal.wait_for("Remove b and its disks? [y/N/all]");
+    terminal.type_in("all\r");
+    assert_eq!(terminal.code(), Some(1));
+    assert_eq!(world.vmctl(&["list", "-o", "name"]).ok().out, "a\n");
 }
 
 #[test]
@@ -442,7 +525,7 @@ fn a_circle_is_shown_and_its_guests_are_not_started() {
     world.make("a", "", "autostart = { enabled = true, after = [\"b\"] }");
     world.make("b", "", "autostart = { enabled = true, after = [\"a\"] }");
     world.make("c", "", "autostart = true");
-    world.vmctl(&["up"]).fails(1, "guests wait for each other in a circle: a -> b -> a").says("c is running");
+    world.vmctl(&["autostart", "start"]).fails(1, "guests wait for each other in a circle: a -> b -> a").says("c is running");
     assert_eq!(world.word("a"), "stopped");
 }
 
