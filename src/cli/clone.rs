@@ -1,12 +1,13 @@
 //! `vmctl clone`.
 
 use super::{App, ExitStatus, Outcome};
-use crate::guest::create;
+use crate::guest::clone::clone;
 use crate::guest::provision::Copying;
 
 /// Copy a stopped guest
 ///
-/// The copies get the guest's file, copies of its disks (holes stay holes), and UUIDs and MAC addresses of their own.
+/// The copies get copies of the guest's file and of its disks (holes stay holes), and UUIDs, MAC addresses, seeds of
+/// cloud-init (instance id, host name) and ports of the host of their own.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The guest
@@ -26,8 +27,9 @@ impl Args {
         let guest = place.store.guest(&self.guest)?;
         let how = if self.linked { Copying::Linked } else { Copying::Whole };
         app.ui.each(&self.names, String::clone, |name| {
-            create::clone(&place.store, &guest, name, how, place.around())?;
+            let cloned = clone(&place.store, &guest, name, how, place.around())?;
             app.ui.done(format!("{name} is a copy of {}", self.guest));
+            cloned.notes.iter().for_each(|note| app.ui.done(format!("{name}: {note}")));
             Ok(ExitStatus::Done)
         })
     }

@@ -8,6 +8,7 @@ use super::check_hardware as hardware;
 use super::diagnostic::{Diagnostic, Diagnostics, Place, Problems};
 use super::guest::*;
 use super::keys::GUEST_KEYS;
+pub use super::paths::is_image_path;
 use super::resolve::Resolved;
 use super::rules::entry_id;
 use super::view::View;
@@ -15,7 +16,6 @@ use super::walk::{self, is_name};
 use crate::choices::{
     DiskBackend, DiskDevice, DiskFormat, EngineKind, ForwardProto, HookEvent, HookFailure, LoaderKind, NicBackend, NicDevice,
 };
-use crate::inputs::is_url;
 use crate::units::ByteSize;
 
 /// Checks a resolved guest file. `directory` is what relative paths of templates and `--set` are relative to.
@@ -302,11 +302,6 @@ fn disk(entry: &View<'_>, engine: EngineKind, seen: &mut Vec<String>, problems: 
         slot: hardware::slot(entry),
         options: hardware::device_options(entry, problems),
     }
-}
-
-/// Whether what a disk is made from is a path: no URL, and with a slash, which no name has.
-pub fn is_image_path(text: &str) -> bool {
-    text.contains('/') && !is_url(text)
 }
 
 /// What a disk is made from: a name, a URL, or a path, which is made absolute. A path may have any character but NUL, which

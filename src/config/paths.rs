@@ -2,7 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use super::cloud_init::is_public_key;
 use super::diagnostic::{Diagnostic, Diagnostics};
+use super::key::{Key, Kind};
+use crate::inputs::is_url;
 
 /// Directory of a datastore that holds one directory a guest.
 pub const GUESTS_DIR: &str = "guests";
@@ -74,9 +77,54 @@ impl HostPaths {
     }
 }
 
+/// Whether what a disk is made from is a path: no URL, and with a slash, which no name has.
+pub fn is_image_path(text: &str) -> bool {
+    text.contains('/') && !is_url(text)
+}
+
+/// Whether a text that stands at a key is a path: where a file is said otherwise than by a key for paths, its form tells.
+pub fn is_path(key: &Key, text: &str) -> bool {
+    match (key.kind, key.path) {
+        (Kind::Path | Kind::Paths, _) => true,
+        (_, "disks.source") => is_image_path(text),
+        (_, "cloud-init.ssh_keys") => !is_public_key(text) && !text.contains(char::is_whitespace),
+        _ => false,
+    }
+}
+
+/// A path as a file means it: a relative one starts at the file's `directory`, `~/` and `$HOME/` at the user's home.
+pub fn absolute(directory: &Path, text: &str) -> PathBuf {
+    let joined = in_home(text).unwrap_or_else(|| directory.join(text));
+    std::path::absolute(&joined).unwrap_or(joined)
+}
+
+/// A path that begins at the home of the user who runs us.
+pub fn in_home(text: &str) -> Option<PathBuf> {
+    let rest = ["~", "$HOME", "${HOME}"].into_iter().find_map(|home| text.strip_prefix(home))?;
+    let below = if rest.is_empty() { rest } else { rest.strip_prefix('/')? };
+    Some(home()?.join(below))
+}
+
+/// `HOME`, as the shell has it; the account's own where the variable is missing, or is that of a host that boots.
+fn home() -> Option<PathBuf> {
+    let set = std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute() && home != Path::new("/"));
+    set.or_else(|| Some(nix::unistd::User::from_uid(nix::unistd::geteuid()).ok()??.dir))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_tilde_and_the_variable_begin_a_path_at_home_and_stand_for_themselves_elsewhere() {
+        let home = home().expect("the tests have one");
+        let at = |text: &str| absolute(Path::new("/srv"), text);
+        assert_eq!([at("~/k.pub"), at("$HOME/k.pub"), at("${HOME}/k.pub")], [(); 3].map(|()| home.join("k.pub")));
+        assert_eq!(at("~"), home);
+        for own in ["~k", "a/~/b", "$HOMES/b", "./~/b"] {
+            assert_eq!(at(own), std::path::absolute(Path::new("/srv").join(own)).unwrap(), "{own}");
+        }
+    }
 
     #[test]
     fn root_uses_the_paths_of_its_platform() {

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::check::is_image_path;
 use super::diagnostic::{Place, Source};
 use super::key::{Key, KeyTable, Kind};
 use super::keys::GUEST_KEYS;
 use super::layer::{Node, Table, Value};
+use super::paths::is_path;
 use super::resolve::Resolved;
 use super::view::literal;
 use crate::choices::EngineKind;
@@ -155,13 +155,22 @@ fn moved(node: &Node, key: &Key) -> Value {
     let mut value = node.value.clone();
     let is_command = matches!(key.path, "hooks.command" | "ready.exec");
     match &mut value {
-        Value::Text(text) if key.kind == Kind::Path => make_absolute(text, node),
-        Value::Text(text) if key.path == "disks.source" && is_image_path(text) => make_absolute(text, node),
+        Value::Text(text) if is_path(key, text) => make_absolute(text, node),
         Value::Array(items) if is_command => {
             if let Some(Node { value: Value::Text(program), .. }) = items.first_mut()
                 && program.contains('/')
             {
                 make_absolute(program, node);
+            }
+        }
+        Value::Array(items) => {
+            for item in items {
+                let node = item.clone();
+                if let Value::Text(text) = &mut item.value
+                    && is_path(key, text)
+                {
+                    make_absolute(text, &node);
+                }
             }
         }
         _ => {}
@@ -171,8 +180,7 @@ fn moved(node: &Node, key: &Key) -> Value {
 
 fn make_absolute(text: &mut String, node: &Node) {
     if let Some(directory) = &node.place.source.directory {
-        let joined = directory.join(&*text);
-        *text = std::path::absolute(&joined).unwrap_or(joined).to_string_lossy().into_owned();
+        *text = super::paths::absolute(directory, text).to_string_lossy().into_owned();
     }
 }
 

@@ -243,7 +243,7 @@ impl Reader {
         }
         for (path, place) in self.texts(&mut layer.table, "include") {
             let directory = layer.source.directory.clone().unwrap_or_default();
-            let full = directory.join(&path);
+            let full = super::paths::in_home(&path).unwrap_or_else(|| directory.join(&path));
             match layer::file_text(&full) {
                 Ok(text) => {
                     let source = Source { label: shown(&full), text, directory: full.parent().map(Path::to_path_buf) };

@@ -150,7 +150,7 @@ impl<'a> View<'a> {
         items.iter().filter_map(text).collect()
     }
 
-    /// A path, made absolute with the directory of the file that it stands in.
+    /// A path, made absolute with the directory of the file that it stands in, or with the user's home.
     pub fn path(&self, leaf: &str) -> Option<PathBuf> {
         let node = self.node(leaf)?;
         match &node.value {
@@ -161,9 +161,7 @@ impl<'a> View<'a> {
 
     /// A path that stands at `node`.
     pub fn absolute(&self, text: &str, node: &Node) -> PathBuf {
-        let base = node.place.source.directory.as_deref().unwrap_or(self.directory);
-        let joined = base.join(text);
-        std::path::absolute(&joined).unwrap_or(joined)
+        super::paths::absolute(node.place.source.directory.as_deref().unwrap_or(self.directory), text)
     }
 }
 

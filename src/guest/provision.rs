@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use crate::config::cloud_init::SEED_DISK;
 use crate::config::{DiskBackend, DiskConfig, GuestConfig};
 use crate::host::files::{create_sparse, disk_size};
 use crate::host::zfs;
@@ -359,7 +360,8 @@ pub fn copy_disks(from: &GuestDir, config: &GuestConfig, to: &GuestDir, how: Cop
     }
     refuse_found_volumes(to, config)?;
     let mut made = Made::default();
-    for disk in &config.disks {
+    // A seed tells a guest who it is: the other one's is written for it, as for every new guest.
+    for disk in config.disks.iter().filter(|disk| config.cloud_init.is_none() || disk.id != SEED_DISK) {
         if let Err(error) = copy_disk(from, to, disk, how, &mut made) {
             return Err(made.undo(error));
         }
