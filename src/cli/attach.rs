@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
@@ -38,6 +39,9 @@ pub struct Session {
 /// How much of what is typed waits here for the guest before no more is read: escapes behind a paste are seen up to it.
 const UNSENT_LIMIT: usize = 1 << 20;
 const DEFAULT_REPLAY: u64 = 16 * 1024;
+/// With nothing more to type, a session ends when the guest has been silent for so many milliseconds, or has gone on for so
+/// long. Where something was typed, there is an answer to wait for.
+const LEAVING: [(u16, Duration); 2] = [(300, Duration::from_secs(2)), (1000, Duration::from_secs(30))];
 
 /// Why a session ended.
 enum End {
@@ -67,7 +71,7 @@ pub fn attach(app: &App, guest: &GuestDir, session: &Session) -> Outcome {
         app.ui.warn("someone else has the keyboard: you watch (`--take` takes it)");
     }
     app.ui.done(format!("console of {}; `~.` leaves, `~?` lists the escapes", guest.name()));
-    match talk(app, session, &mut client, writer, Some(signals))? {
+    match talk(app, guest, session, &mut client, writer, Some(signals))? {
         End::Detached => app.ui.done(format!("\nleft the console; {} runs on", guest.name())),
         End::GuestStopped => app.ui.done(format!("\n{} has stopped", guest.name())),
         End::TerminalGone => {}
@@ -77,29 +81,24 @@ pub fn attach(app: &App, guest: &GuestDir, session: &Session) -> Outcome {
     Ok(ExitStatus::Done)
 }
 
-/// The console of a guest that this very process supervises, which has the signals: `~.` asks the guest to stop. Ends
-/// with the supervisor's end of the stream.
+/// The console of a guest that this very process supervises, which has the signals. Leaving it leaves the guest and this
+/// process; without a console it goes on until the guest has stopped. Ends with the supervisor's end of the stream.
 pub fn in_foreground(app: &App, guest: &GuestDir, stream: UnixStream) -> Result<(), Failure> {
     let mut client = ControlClient::over(stream);
-    loop {
-        match talk(app, &Session::default(), &mut client, true, None)? {
-            End::Detached => {
-                app.ui.done("\nstopping the guest");
-                let asking = guest.clone();
-                std::thread::spawn(move || end_guest(&asking, &Request::Stop { timeout_ms: None }, None).map(drop));
-            }
-            End::TerminalGone => {
-                end_guest(guest, &Request::Stop { timeout_ms: None }, None)?;
-                return Ok(());
-            }
-            End::GuestStopped | End::Signal(_) => return Ok(()),
+    match talk(app, guest, &Session::default(), &mut client, true, None)? {
+        End::Detached => {
+            let name = guest.name();
+            app.ui.done(format!("\nleft the console; {name} runs on until this command ends (Ctrl-C stops it)"));
         }
-        // What the guest says while it shuts down is worth seeing.
+        End::TerminalGone => drop(end_guest(guest, &Request::Stop { timeout_ms: None }, None)?),
+        End::GuestStopped | End::Signal(_) => {}
     }
+    Ok(())
 }
 
 fn talk(
     app: &App,
+    guest: &GuestDir,
     session: &Session,
     client: &mut ControlClient,
     writer: bool,
@@ -111,7 +110,7 @@ fn talk(
     // From here on the supervisor may be slow to read: what is typed waits here, and what the guest says is shown meanwhile.
     client.stream().set_nonblocking(true)?;
     let escapes = Escapes::new(!session.no_escapes && is_terminal);
-    let mut talk = Talk { app, client, session, writer, raw, signals, escapes, unsent: VecDeque::new(), log_lost: false };
+    let mut talk = Talk { app, guest, client, session, writer, raw, signals, escapes, unsent: VecDeque::new(), log_lost: false };
     let end = talk.run();
     let unsent = talk.unsent.len();
     if is_terminal {
@@ -143,6 +142,7 @@ pub fn signal_stream() -> Result<UnixStream, Failure> {
 
 struct Talk<'a> {
     app: &'a App,
+    guest: &'a GuestDir,
     client: &'a mut ControlClient,
     session: &'a Session,
     writer: bool,
@@ -158,6 +158,9 @@ struct Talk<'a> {
 impl Talk<'_> {
     fn run(&mut self) -> Result<End, Failure> {
         let mut stdin_open = true;
+        // Since when there is no more to type, in a session that ends then; what was said before is still shown.
+        let mut leaving: Option<Instant> = None;
+        let mut has_typed = false;
         if self.session.resize {
             self.resize();
         }
@@ -166,7 +169,15 @@ impl Talk<'_> {
             if let Some(end) = self.drain_frames()? {
                 return Ok(end);
             }
-            let [typed, said, signalled] = self.wait(stdin_open)?;
+            let (quiet, most) = LEAVING[usize::from(has_typed)];
+            let patience = leaving.map_or(PollTimeout::NONE, |_| PollTimeout::from(quiet));
+            let sent = self.unsent.is_empty();
+            let [typed, said, signalled] = self.wait(stdin_open, patience)?;
+            match leaving {
+                Some(_) if !sent => leaving = Some(Instant::now()),
+                Some(since) if !said || since.elapsed() > most => return Ok(End::Detached),
+                _ => {}
+            }
             if signalled && let Some(end) = self.signalled() {
                 return Ok(end);
             }
@@ -180,15 +191,19 @@ impl Talk<'_> {
             }
             if typed {
                 match self.typed()? {
-                    Input::Go => {}
-                    Input::Closed => stdin_open = false,
+                    Input::Go => has_typed = true,
+                    Input::Closed => {
+                        stdin_open = false;
+                        // One that only watches, or has the guest in this process, goes on.
+                        leaving = (!self.session.read_only && self.signals.is_some()).then(Instant::now);
+                    }
                     Input::End(end) => return Ok(end),
                 }
             }
         }
     }
 
-    fn wait(&self, stdin_open: bool) -> Result<[bool; 3], Failure> {
+    fn wait(&self, stdin_open: bool, patience: PollTimeout) -> Result<[bool; 3], Failure> {
         let stdin = io::stdin();
         let mut flags = PollFlags::POLLIN;
         flags.set(PollFlags::POLLOUT, !self.unsent.is_empty());
@@ -201,7 +216,7 @@ impl Talk<'_> {
         if stdin_open {
             fds.push(PollFd::new(stdin.as_fd(), PollFlags::POLLIN));
         }
-        match poll(&mut fds, PollTimeout::NONE) {
+        match poll(&mut fds, patience) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(errno) => return Err(Failure::machine(anyhow::Error::new(errno).context("cannot wait for the console"))),
         }
@@ -275,6 +290,7 @@ impl Talk<'_> {
             match typed {
                 Typed::Bytes(bytes) => self.send(&bytes),
                 Typed::Detach => return Ok(Input::End(End::Detached)),
+                Typed::Stop => self.stop(),
                 Typed::Help => {
                     let _ = self.show(format!("\r\n{}", HELP.replace('\n', "\r\n")).as_bytes());
                 }
@@ -303,6 +319,13 @@ impl Talk<'_> {
             }
         }
         true
+    }
+
+    /// Asks the guest to stop. What it says while it shuts down is worth seeing.
+    fn stop(&self) {
+        let _ = self.show(b"\r\n[vmctl: stopping the guest]\r\n");
+        let guest = self.guest.clone();
+        std::thread::spawn(move || end_guest(&guest, &Request::Stop { timeout_ms: None }, None).map(drop));
     }
 
     /// Types a command that sets the size, in the guest's shell: there is no other way over a serial line.

@@ -7,6 +7,8 @@ pub enum Typed {
     Bytes(Vec<u8>),
     /// `~.`
     Detach,
+    /// `~s`
+    Stop,
     /// `~?`
     Help,
     /// `~w`
@@ -18,6 +20,7 @@ pub enum Typed {
 /// For `~?`.
 pub const HELP: &str = "\
 ~.   leave the console; the guest runs on
+~s   ask the guest to stop
 ~~   a tilde
 ~w   tell the guest the size of this window (types a `stty` command)
 ~^Z  suspend this command
@@ -48,6 +51,7 @@ impl Escapes {
                 self.tilde = false;
                 let meaning = match byte {
                     b'.' => Some(Typed::Detach),
+                    b's' => Some(Typed::Stop),
                     b'?' => Some(Typed::Help),
                     b'w' => Some(Typed::Resize),
                     0x1a => Some(Typed::Suspend),
@@ -107,7 +111,7 @@ mod tests {
         assert_eq!(bytes(&feed(&mut escapes, "~~.")), b"~.");
         assert_eq!(bytes(&feed(&mut escapes, "\r~/bin\r")), b"\r~/bin\r");
         assert_eq!(feed(&mut escapes, "~\x1a"), [Typed::Suspend]);
-        assert_eq!(feed(&mut escapes, "~?~w"), [Typed::Help, Typed::Resize]);
+        assert_eq!(feed(&mut escapes, "~?~w~s"), [Typed::Help, Typed::Resize, Typed::Stop]);
     }
 
     #[test]

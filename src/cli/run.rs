@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 
 use super::attach;
 use super::selection::Place;
+use super::start::preflight;
 use super::{App, ExitStatus, Failure, Outcome};
 use crate::config::{HostConfig, HostPaths};
 use crate::guest::definition::Definition;
 use crate::guest::engine;
 use crate::guest::install::{Answers, Install};
 use crate::guest::launcher::Report;
-use crate::guest::named_files::check_disks;
 use crate::guest::store::GuestDir;
 use crate::guest::supervisor::restart::ExitReason;
 use crate::guest::supervisor::{Ending, Options, block_signals, supervise};
@@ -23,8 +23,9 @@ const USERS_FAULT: u8 = 4;
 
 /// Run a guest in the foreground
 ///
-/// With its console on this terminal, until it stops; the restart policy holds as it does with `start`. `~.` asks the
-/// guest to stop, and so does ending this command by a signal; a second signal powers it off. Exits with 0 when the
+/// With its console on this terminal, until it stops; the restart policy holds as it does with `start`. `~.` leaves the
+/// console and `~s` asks the guest to stop, as in `console`; so does ending this command by a signal, and a second signal
+/// powers it off. Exits with 0 when the
 /// guest stopped, with 2 when it or the host failed, with 4 for what the user can put right, a kernel that is refused among
 /// it, and, when the guest wrote VALUE to the debug-exit port, with VALUE * 2 + 1: an odd number is always the guest's.
 #[derive(Debug, clap::Args)]
@@ -168,14 +169,14 @@ fn detached(mut options: Options, guest: GuestDir) -> Outcome {
 }
 
 fn foreground(app: &App, place: Place, guest: GuestDir, install: Option<Install>) -> Outcome {
-    check_disks(&Definition::load(&guest, place.around())?.config)?;
+    preflight(app, &place, &guest, &Definition::load(&guest, place.around())?)?;
     let mut options = options(app, place, &guest, true)?;
     options.install = install;
     let (ours, theirs) = UnixStream::pair()?;
     options.console = Some(theirs);
     // The supervisor takes the signals: they must be blocked in every thread, so before there is another.
     block_signals()?;
-    app.ui.done(format!("console of {}; `~.` stops the guest, `~?` lists the escapes", guest.name()));
+    app.ui.done(format!("console of {}; `~s` stops the guest, `~.` leaves its console, `~?` lists the escapes", guest.name()));
     let (watched, watcher) = (guest.clone(), app.clone());
     let console = std::thread::spawn(move || attach::in_foreground(&watcher, &watched, ours));
     let ending = supervise(guest, options);

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::OFlag;
@@ -139,13 +139,16 @@ fn other_end(master: &PtyMaster) -> String {
 
 impl Terminal {
     pub fn open(world: &World, arguments: &[&str]) -> Terminal {
+        Terminal::of(&mut world.command(arguments))
+    }
+
+    pub fn of(command: &mut Command) -> Terminal {
         // Close-on-exec from the beginning: a terminal whose end another test's child holds never disappears.
         let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).expect("a terminal");
         grantpt(&master).expect("granted");
         unlockpt(&master).expect("unlocked");
         let name = other_end(&master);
         let slave = File::options().read(true).write(true).custom_flags(OFlag::O_NOCTTY.bits()).open(name).expect("opens");
-        let mut command = world.command(arguments);
         let end = || Stdio::from(slave.try_clone().expect("cloned"));
         command.stdin(end()).stdout(end()).stderr(end());
         let child = command.spawn().expect("runs");
@@ -258,6 +261,58 @@ fn a_session_whose_log_cannot_be_written_says_so_once() {
     terminal.type_in("~.");
     terminal.wait_for("g runs on");
     assert_eq!(terminal.code(), Some(0));
+}
+
+#[test]
+fn a_session_without_input_shows_what_was_said_and_ends_even_while_the_guest_speaks() {
+    let world = World::new();
+    world.make("quiet", "echo say:login:", "");
+    world.make("loud", "spam:1000000", "");
+    world.vmctl(&["start", "quiet", "loud"]).ok();
+    let started = Instant::now();
+    world.vmctl(&["console", "quiet"]).ok().says("login:").says("quiet runs on");
+    world.vmctl(&["console", "loud"]).ok();
+    assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
+    assert_eq!(world.word("quiet"), "running");
+    // What is piped in is typed, and its answer shown.
+    let mut child = world.command(&["console", "quiet"]);
+    let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("runs");
+    child.stdin.take().expect("piped").write_all(b"on\n").expect("written");
+    let output = child.wait_with_output().expect("ends");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("<on\n>"), "{output:?}");
+    // One that watches has nothing to type, and stays.
+    let mut watch = world.command(&["console", "quiet", "--read-only"]).stdout(Stdio::null()).spawn().expect("runs");
+    std::thread::sleep(Duration::from_millis(1500));
+    assert!(watch.try_wait().expect("waits").is_none());
+    watch.kill().expect("killed");
+    watch.wait().expect("ended");
+}
+
+#[test]
+fn the_escapes_mean_the_same_in_console_and_in_run() {
+    let world = World::new();
+    world.make("g", "say:login:", "");
+    let mut run = Terminal::open(&world, &["run", "g"]);
+    run.wait_for("login:");
+    run.type_in("~.");
+    run.wait_for("left the console; g runs on until this command ends");
+    assert!(!run.is_raw());
+    assert_eq!(world.word("g"), "running");
+    let mut console = Terminal::open(&world, &["console", "g"]);
+    console.wait_for("login:");
+    console.type_in("~.");
+    console.wait_for("left the console; g runs on");
+    assert_eq!((console.code(), world.word("g")), (Some(0), "running".into()));
+    let mut console = Terminal::open(&world, &["console", "g"]);
+    console.wait_for("login:");
+    console.type_in("~s");
+    console.wait_for("g has stopped");
+    assert_eq!((console.code(), run.code()), (Some(0), Some(0)));
+    let mut run = Terminal::open(&world, &["run", "g"]);
+    run.wait_for("login:");
+    run.type_in("~s");
+    run.wait_for("the guest powered off");
+    assert_eq!(run.code(), Some(0));
 }
 
 #[test]
