@@ -52,6 +52,9 @@ pub struct GuestConfig {
     pub memory: ByteSize,
     /// The host may not page it out; always with passthrough.
     pub memory_wired: bool,
+    /// It may be more than the host has.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub memory_overcommit: bool,
     /// It is part of bhyve's core dumps.
     pub memory_in_core: bool,
     /// NUMA domains; none, or all of the memory and all of the processors.
@@ -101,7 +104,7 @@ pub struct GuestConfig {
     pub stop_timeout: Duration,
     /// Start with the host.
     pub autostart: AutostartConfig,
-    /// When the guest counts as ready; without probes it is ready when it runs.
+    /// When the guest counts as ready; see [`GuestConfig::ready_probes`].
     pub ready: ReadyConfig,
     /// Commands of the user's, run by the supervisor.
     pub hooks: Vec<HookConfig>,
@@ -390,10 +393,31 @@ pub struct AutostartConfig {
     pub timeout: Duration,
 }
 
+/// What a getty(8) asks on a console.
+pub const LOGIN_PROMPT: &str = "login:";
+
+impl GuestConfig {
+    /// What must have passed for the guest to be ready: its `[ready]`; without one, sshd(8) greets where cloud-init lets a
+    /// user in and a forward leads to it, and else the console asks for a login. A guest without a console is ready when it
+    /// runs.
+    pub fn ready_probes(&self) -> Vec<ReadyProbe> {
+        if !self.ready.probes.is_empty() {
+            return self.ready.probes.clone();
+        }
+        let mut forwards = self.nics.iter().flat_map(|nic| &nic.forwards);
+        let ssh = forwards.find(|forward| forward.proto == ForwardProto::Tcp && forward.guest_port == 22);
+        if let (Some(_), Some(forward)) = (&self.cloud_init, ssh) {
+            return vec![ReadyProbe::Ssh(forward.reachable())];
+        }
+        let speaks = self.console.virtio || self.console.com.contains(&ComPort::Console);
+        if speaks { vec![ReadyProbe::Console(LOGIN_PROMPT.into())] } else { Vec::new() }
+    }
+}
+
 /// When a guest is ready: all probes have passed once.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ReadyConfig {
-    /// All must pass.
+    /// All must pass; none where the file has none.
     pub probes: Vec<ReadyProbe>,
     /// How long `start --wait` waits.
     #[serde(rename = "timeout_seconds", serialize_with = "serialize_seconds")]
@@ -406,6 +430,8 @@ pub struct ReadyConfig {
 pub enum ReadyProbe {
     /// The guest accepts TCP connections here: on the host side of a forward, or at the address that was given.
     Tcp(SocketAddr),
+    /// sshd(8) greets who connects here.
+    Ssh(SocketAddr),
     /// The console has shown this text since the boot.
     Console(String),
     /// This command on the host ends with status 0. `VMCTL_GUEST` holds the name.

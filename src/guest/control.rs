@@ -59,6 +59,9 @@ pub enum Request {
     WaitReady {
         /// Instead of the guest file's `ready.timeout`.
         timeout_ms: Option<u64>,
+        /// For the login prompt of the console, whatever the guest's probes are.
+        #[serde(default)]
+        login: bool,
     },
     /// The console. Answered by [`Reply::Console`]; `C` frames follow, and may be sent by the writer.
     Console {

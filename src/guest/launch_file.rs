@@ -105,14 +105,12 @@ pub fn text(image: &Obtained, (source, checksum): (&str, Option<&str>), key: &Pa
     nic["id"] = value("net0");
     nic["forwards"] = value(Array::from_iter([forward]));
     file["nics"] = Item::ArrayOfTables(ArrayOfTables::from_iter([nic]));
+    // What it waits for is the default: sshd's greeting, or the login prompt.
     let mut ready = Table::new();
     if facts.cloud_init {
         let mut seed = Table::new();
         seed["ssh_keys"] = value(Array::from_iter([key.to_string_lossy().as_ref()]));
         file["cloud-init"] = Item::Table(seed);
-        ready["tcp"] = value(22);
-    } else {
-        ready["console"] = value("login:");
     }
     ready["timeout"] = value("15m");
     file["ready"] = Item::Table(ready);

@@ -1,7 +1,9 @@
 //! How ssh(1) reaches a guest: by a forward of the host, or at the guest's own address.
 
-use std::net::{IpAddr, SocketAddr};
+use std::io::Read;
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use crate::config::{ForwardProto, GuestConfig};
 
@@ -11,6 +13,8 @@ use super::store::GuestDir;
 
 /// The guest's port.
 const SSH: u16 = 22;
+/// What a server says first.
+const GREETING: &[u8] = b"SSH-";
 
 /// Where a guest's sshd(8) is, and who goes there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,6 +95,26 @@ impl Reach {
         lines.extend(self.identity.as_ref().map(|path| format!("    IdentityFile {}", quoted(path))));
         lines.join("\n") + "\n"
     }
+}
+
+/// Whether sshd(8) greets at `address` within `patience`: the first bytes of its identification (RFC 4253, 4.2). A listener
+/// of a forward accepts for a guest that does not answer yet, too.
+pub fn greets(address: SocketAddr, patience: Duration) -> bool {
+    let until = Instant::now() + patience;
+    let Ok(mut stream) = TcpStream::connect_timeout(&address, patience) else { return false };
+    let mut seen = Vec::new();
+    let mut buffer = [0u8; 64];
+    while seen.len() < GREETING.len() {
+        let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        if stream.set_read_timeout(Some(left)).is_err() {
+            return false;
+        }
+        match stream.read(&mut buffer) {
+            Ok(count) if count > 0 => seen.extend_from_slice(&buffer[..count]),
+            _ => return false,
+        }
+    }
+    seen.starts_with(GREETING)
 }
 
 /// The key pair that `launch` makes for a user without one: of the datastore.

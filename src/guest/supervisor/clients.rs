@@ -40,6 +40,8 @@ pub enum Purpose {
     Running,
     /// It waits for the guest to be ready, until then.
     Ready(Instant),
+    /// It waits for the console to ask for a login, until then.
+    Login(Instant),
     /// It waits for the engine's counters.
     Stats,
     /// It has its answer; the connection ends when it is sent.

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 
+use crate::config::LOGIN_PROMPT;
 use crate::guest::logs::RotatingLog;
 
 /// From so much input on that waits for the guest, in bytes, no more is read from the writer.
@@ -19,6 +20,7 @@ pub struct Console {
     limit: usize,
     input: VecDeque<u8>,
     watch: Vec<Watch>,
+    login: Watch,
 }
 
 /// A text that is waited for.
@@ -38,6 +40,7 @@ impl Console {
             limit: scrollback,
             input: VecDeque::new(),
             watch: Vec::new(),
+            login: Watch::of(LOGIN_PROMPT.into()),
         }
     }
 
@@ -52,7 +55,7 @@ impl Console {
     pub fn output(&mut self, bytes: &[u8]) -> Option<String> {
         self.scrollback.extend(&bytes[bytes.len().saturating_sub(self.limit)..]);
         self.trim();
-        for watch in &mut self.watch {
+        for watch in self.watch.iter_mut().chain([&mut self.login]) {
             watch.look(bytes);
         }
         match self.log.append(bytes) {
@@ -103,7 +106,13 @@ impl Console {
     /// A new boot: what was typed for the old one is gone, and texts are waited for anew.
     pub fn new_boot(&mut self, texts: impl Iterator<Item = String>) {
         self.input.clear();
-        self.watch = texts.map(|text| Watch { text: text.into_bytes(), tail: Vec::new(), seen: false }).collect();
+        self.watch = texts.map(Watch::of).collect();
+        self.login = Watch::of(LOGIN_PROMPT.into());
+    }
+
+    /// Whether a login was asked for since the boot.
+    pub fn has_asked_for_login(&self) -> bool {
+        self.login.seen
     }
 
     /// The first text that has not been seen since the boot.
@@ -113,6 +122,10 @@ impl Console {
 }
 
 impl Watch {
+    fn of(text: String) -> Watch {
+        Watch { text: text.into_bytes(), tail: Vec::new(), seen: false }
+    }
+
     fn look(&mut self, bytes: &[u8]) {
         if self.seen {
             return;

@@ -42,9 +42,10 @@ use super::lock::{GuestLock, Role};
 use super::logs::RotatingLog;
 use super::provision::ensure_disks;
 use super::seed;
-use super::state::{GuestState, LastExit, Phase, RunState};
+use super::state::{GuestState, LastExit, Machine, Phase, RunState};
 use super::store::GuestDir;
 use super::timestamp::{BootTime, Timestamp};
+use crate::config::LOGIN_PROMPT;
 use clients::{Client, Purpose};
 use console::Console;
 use hooks::{HOOK_VERSION, HookDocument, HookJob, HookOutcome};
@@ -323,6 +324,7 @@ impl Supervisor {
             forwards: Vec::new(),
             screen: None,
             medium: None,
+            machine: None,
         });
         supervisor.emit(EventKind::SupervisorStarted { pid: std::process::id() });
         Ok(supervisor)
@@ -388,6 +390,10 @@ impl Supervisor {
             }),
             None => Ok(()),
         });
+        let machine = Machine::of(&self.guest, &self.config, &self.state);
+        if let Some(run) = &mut self.state.run {
+            run.machine = Some(machine);
+        }
         // A guest that runs goes on with what is in memory; one that is started anew is told.
         let saved = assigned.and_then(|()| {
             if first {
@@ -434,11 +440,10 @@ impl Supervisor {
         }
         let texts: Vec<String> = self
             .config
-            .ready
-            .probes
-            .iter()
+            .ready_probes()
+            .into_iter()
             .filter_map(|probe| match probe {
-                crate::config::ReadyProbe::Console(text) => Some(text.clone()),
+                crate::config::ReadyProbe::Console(text) => Some(text),
                 _ => None,
             })
             .collect();
@@ -514,7 +519,7 @@ impl Supervisor {
         self.not_ready_at = Some(Instant::now() + self.config.ready.timeout);
         let (post, boot) = (self.post(), self.boot);
         let passed = move |count| post.send(Message::Probed(boot, count));
-        self.probing = ready::start(self.guest.name(), &self.config.ready.probes, &self.forwards_open, passed);
+        self.probing = ready::start(self.guest.name(), &self.config.ready_probes(), &self.forwards_open, passed);
         self.check_ready();
     }
 
@@ -591,6 +596,8 @@ impl Supervisor {
         let message = self.missing_probe();
         let late = start_error_reply(format!("not ready in time: {message}"));
         self.answer_all(|purpose| matches!(purpose, Purpose::Ready(until) if now >= until), &late);
+        let late = start_error_reply(format!("not in time: the console has not shown `{LOGIN_PROMPT}`"));
+        self.answer_all(|purpose| matches!(purpose, Purpose::Login(until) if now >= until), &late);
     }
 
     /// Until when the loop may sleep.
@@ -601,7 +608,7 @@ impl Supervisor {
         };
         let asked = self.asked.map(|asked| [asked.press_at, asked.power_off_at, asked.kill_at]).unwrap_or_default();
         let clients = self.clients.iter().filter_map(|client| match client.purpose {
-            Purpose::Ready(until) => Some(until),
+            Purpose::Ready(until) | Purpose::Login(until) => Some(until),
             _ => client.deadline(),
         });
         let engine = self.engine.as_ref().and_then(RunningEngine::deadline);

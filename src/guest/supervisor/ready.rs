@@ -15,6 +15,7 @@ use super::hooks::run_limited;
 use super::{Stage, Supervisor};
 use crate::guest::control::Reply;
 use crate::guest::events::EventKind;
+use crate::guest::reach::greets;
 
 /// Between two attempts.
 const PAUSE: Duration = Duration::from_millis(250);
@@ -52,6 +53,7 @@ impl ForwardsOpen {
 pub fn words(probe: &ReadyProbe) -> String {
     match probe {
         ReadyProbe::Tcp(address) => format!("no TCP connection to {address}"),
+        ReadyProbe::Ssh(address) => format!("no ssh greeting at {address}"),
         ReadyProbe::Console(text) => format!("the console has not shown `{}`", text.escape_debug()),
         ReadyProbe::Exec(command) => format!("`{}` has not succeeded", command.join(" ")),
     }
@@ -107,6 +109,7 @@ pub fn start(
 fn attempt(guest: &str, probe: &ReadyProbe, forwards: &ForwardsOpen) -> bool {
     match probe {
         ReadyProbe::Tcp(address) => accepts(*address, forwards),
+        ReadyProbe::Ssh(address) => greets(*address, ATTEMPT),
         ReadyProbe::Console(_) => true,
         ReadyProbe::Exec(words) => {
             let Some((program, arguments)) = words.split_first() else { return true };
@@ -142,10 +145,13 @@ fn accepts(address: SocketAddr, forwards: &ForwardsOpen) -> bool {
 impl Supervisor {
     /// Whether the last missing probe has passed.
     pub(super) fn check_ready(&mut self) {
+        if self.stage == Stage::Running && self.console.has_asked_for_login() {
+            self.answer_all(|purpose| matches!(purpose, Purpose::Login(_)), &Reply::Ready);
+        }
         if self.ready
             || self.install.is_some()
             || self.stage != Stage::Running
-            || self.probes_passed < on_thread(&self.config.ready.probes).count()
+            || self.probes_passed < on_thread(&self.config.ready_probes()).count()
             || self.console.missing_text().is_some()
         {
             return;
@@ -170,7 +176,10 @@ impl Supervisor {
         if let Some(text) = self.console.missing_text() {
             return words(&ReadyProbe::Console(text));
         }
-        on_thread(&self.config.ready.probes).nth(self.probes_passed).map(words).unwrap_or_else(|| "the guest does not run".into())
+        on_thread(&self.config.ready_probes())
+            .nth(self.probes_passed)
+            .map(words)
+            .unwrap_or_else(|| "the guest does not run".into())
     }
 }
 

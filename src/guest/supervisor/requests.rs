@@ -28,7 +28,7 @@ impl Supervisor {
                 self.clients[at].answer(&Reply::Status(Box::new(run)));
             }
             Request::Events => self.clients[at].purpose = Purpose::Events,
-            Request::WaitReady { timeout_ms } => self.wait_ready(at, timeout_ms),
+            Request::WaitReady { timeout_ms, login } => self.wait_ready(at, timeout_ms, login),
             Request::Console { write, take, replay_bytes } => self.attach(at, write, take, replay_bytes),
             Request::Stats => self.ask_engine(at, &EngineCommand::Stats, Purpose::Stats),
             Request::Nmi => {
@@ -77,14 +77,15 @@ impl Supervisor {
         }
     }
 
-    fn wait_ready(&mut self, at: usize, timeout_ms: Option<u64>) {
-        if self.ready {
+    fn wait_ready(&mut self, at: usize, timeout_ms: Option<u64>, login: bool) {
+        let is_there = if login { self.stage == Stage::Running && self.console.has_asked_for_login() } else { self.ready };
+        if is_there {
             return self.clients[at].answer(&Reply::Ready);
         }
         let timeout = timeout_ms.map_or(self.config.ready.timeout, Duration::from_millis);
         // Far beyond anyone's patience, and within what an Instant can hold.
         let until = Instant::now() + timeout.min(Duration::from_secs(30 * 24 * 3600));
-        self.clients[at].purpose = Purpose::Ready(until);
+        self.clients[at].purpose = if login { Purpose::Login(until) } else { Purpose::Ready(until) };
     }
 
     /// A signal of the host: stops the guest as `stop` does; a second one powers it off.

@@ -86,7 +86,10 @@ impl Supervisor {
         let stopped = Reply::Stopped { how, reason };
         let other = start_error_reply("the guest has stopped".into());
         self.answer_all(|purpose| purpose == Purpose::Stop, &stopped);
-        self.answer_all(|purpose| matches!(purpose, Purpose::Ready(_) | Purpose::Running | Purpose::Stats), &other);
+        self.answer_all(
+            |purpose| matches!(purpose, Purpose::Ready(_) | Purpose::Login(_) | Purpose::Running | Purpose::Stats),
+            &other,
+        );
         self.answer_latecomers(&stopped, &other);
         let until = Instant::now() + Duration::from_secs(2);
         while self.clients.iter().any(Client::has_output) && Instant::now() < until {
