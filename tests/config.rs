@@ -29,7 +29,7 @@ fn check(file: &Path) -> Output {
     let args = text.lines().next().and_then(|line| line.strip_prefix("# args: ")).unwrap_or_default();
     Command::new(env!("CARGO_BIN_EXE_vmctl"))
         .current_dir(root().join("tests/config"))
-        .args(["--config", "host.toml", "--datastore", "./no-datastore", "check"])
+        .args(["--config", "host.toml", "--datastore", "./no-datastore", "check", "--offline"])
         .arg(file.file_name().expect("a file has a name"))
         .args(args.split_whitespace())
         .output()

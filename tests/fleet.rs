@@ -26,7 +26,7 @@ fn check(file: &Path) -> Output {
     Command::new(env!("CARGO_BIN_EXE_vmctl"))
         .current_dir(root().join("tests/fleet"))
         .env("VMCTL_CONFIG", "/dev/null")
-        .args(["--datastore", "./no-datastore", "check"])
+        .args(["--datastore", "./no-datastore", "check", "--offline"])
         .arg(file.file_name().expect("a file has a name"))
         .args(args.split_whitespace())
         .output()
@@ -126,7 +126,7 @@ fn what_a_fleet_renders_checks_clean_guest_by_guest_and_means_the_same_elsewhere
         .map(|entry| format!("rendered/{}", entry.expect("one").file_name().to_string_lossy()))
         .collect();
     assert_eq!(names.len(), 47);
-    let arguments: Vec<&str> = ["check"].into_iter().chain(names.iter().map(String::as_str)).collect();
+    let arguments: Vec<&str> = ["check", "--offline"].into_iter().chain(names.iter().map(String::as_str)).collect();
     let (code, said) = vmctl(&arguments);
     assert_eq!(code, Some(0), "{said}");
     // Every reading verb shows the same fleet.

@@ -35,6 +35,9 @@ pub struct What {
     /// Set a key in the new guest's file, like `memory=2G` or `disks.root.size=20G`
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub sets: Vec<String>,
+    /// The guests are started at once: those that cannot run here are not made.
+    #[arg(skip)]
+    pub to_start: bool,
 }
 
 impl Args {
@@ -48,6 +51,11 @@ impl Args {
 }
 
 impl What {
+    /// The same for guests that are started at once: those that cannot run here are not made.
+    pub fn to_start(self) -> What {
+        What { to_start: true, ..self }
+    }
+
     /// Whether the first name is that of an image: for `launch`.
     pub fn is_by_image(&self) -> bool {
         self.file.is_none() && self.template.is_none()
@@ -71,6 +79,9 @@ impl What {
         };
         let progress = Shown::new(&app.ui);
         app.ui.each(&names, String::clone, |name| {
+            if self.to_start {
+                create::check_engine(name, &origin, &self.sets, place.around())?;
+            }
             let guest = create::create(&place.store, name, &origin, &self.sets, place.around(), &progress)?;
             then(&guest)
         })

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use dialoguer::{Input, Select};
 
+use super::launch::boot_or_remove;
 use super::progress::{Shown, watch_signals};
 use super::run::InstallerRun;
 use super::selection::Place;
@@ -104,14 +105,20 @@ impl Args {
         let medium = fetched.as_ref().map_or_else(|| PathBuf::from(&self.medium), |fetched| fetched.path.clone());
         // What is wrong with the files is said before a guest is made for them.
         let install = Install::new(&medium, answers.as_ref(), self.answers.append.as_deref().unwrap_or(""))?;
-        let guest = match place.store.names()?.contains(&self.guest) {
-            true => self.there(&place)?,
-            false => {
+        let is_new = !place.store.names()?.contains(&self.guest);
+        let guest = match is_new {
+            false => self.there(&place)?,
+            true => {
                 let origin = self.new.origin(&place)?;
                 create::create(&place.store, &self.guest, &origin, &self.new.sets, place.around(), &progress)?
             }
         };
-        install.check(&Definition::load(&guest, place.around())?.config)?;
+        if let Err(error) = install.check(&Definition::load(&guest, place.around())?.config) {
+            if is_new {
+                create::destroy(&place.store, &guest, place.around())?;
+            }
+            return Err(error.into());
+        }
         let run = InstallerRun::new(
             &absolute(&medium)?,
             answers.map(|answers| answers.absolute()).transpose()?.as_ref(),
@@ -123,6 +130,10 @@ impl Args {
             (false, _) if self.detach => How::plain(false),
             (false, _) => How::with_console(),
         };
+        if is_new {
+            boot_or_remove(app, &place, &guest, &run.words())?;
+            return start::then(app, &guest, &how);
+        }
         start::start_installer(app, &place, &guest, &how, &run.words())
     }
 

@@ -1,15 +1,22 @@
 //! `vmctl launch`: create, start, and wait, in one go.
 
+use std::ffi::OsString;
+
 use super::create::What;
 use super::progress::{Shown, watch_signals};
 use super::selection::Place;
 use super::start::{self, How};
+use super::stop::is_running;
 use super::{App, Failure, Outcome};
 use crate::fetch::Kind;
 use crate::guest::change::image_source;
+use crate::guest::clone::ports_in_use;
 use crate::guest::create::{self, Origin};
-use crate::guest::images::Images;
+use crate::guest::images::{Images, Known};
 use crate::guest::launch_file;
+use crate::guest::preflight::not_for_embedded;
+use crate::guest::store::GuestDir;
+use crate::inputs::is_url;
 
 /// Make guests and start them
 ///
@@ -39,7 +46,8 @@ impl Args {
         if self.what.is_by_image() {
             return by_image(app, &place, &self.what, self.checksum.as_deref(), &how);
         }
-        self.what.each(app, &place, |guest| start::start(app, &place, guest, &how))
+        let what = self.what.to_start();
+        what.each(app, &place, |guest| start_or_remove(app, &place, guest, &how))
     }
 }
 
@@ -61,10 +69,21 @@ fn by_image(app: &App, place: &Place, what: &What, checksum: Option<&str>, how: 
             return Err(Failure::user(format!("there is no image `{image}`, and a template has no checksum")));
         }
         // A template has no slash, and its own message when there is none of that name.
-        return what.of_template(image, names).each(app, place, |guest| start::start(app, place, guest, how));
+        return what.of_template(image, names).to_start().each(app, place, |guest| start_or_remove(app, place, guest, how));
+    }
+    // What it boots with is known before it is fetched.
+    if let Known::Here(facts) = images.known(image)
+        && let Some(loader) = facts.loader.filter(|loader| !["grub", "kernel"].contains(&loader.as_str()))
+    {
+        return Err(not_for_embedded(image, &loader).into());
+    }
+    if is_url(image) && checksum.is_none() && matches!(images.known(image), Known::Elsewhere) {
+        return Err(Failure::user(format!("there is no checksum to hold `{image}` to")).hint(format!(
+            "add `--checksum sha256:HEX`; or take it as it comes, and launch it by its name: `vmctl fetch image {image} --insecure-no-checksum`"
+        )));
     }
     let source = image_source(image)?;
-    let mut taken = Vec::new();
+    let mut taken = ports_in_use(&place.store, place.around());
     app.ui.each(names, String::clone, |name| {
         let obtained = images.obtain(image, checksum, None)?;
         let home = std::env::var_os("HOME").map(std::path::PathBuf::from);
@@ -77,6 +96,30 @@ fn by_image(app: &App, place: &Place, what: &What, checksum: Option<&str>, how: 
         let text = launch_file::text(&obtained, (&source, checksum), &key, port, place.host.engine());
         let origin = Origin::Image { text, boot, user: obtained.facts.user.clone() };
         let guest = create::create(&place.store, name, &origin, &what.sets, place.around(), &progress)?;
-        start::start(app, place, &guest, how)
+        start_or_remove(app, place, &guest, how)
     })
+}
+
+/// Starts a guest that was made just now. One that does not come as far as to run is removed again; one that has run stays,
+/// with what it said.
+fn start_or_remove(app: &App, place: &Place, guest: &GuestDir, how: &How) -> Outcome {
+    boot_or_remove(app, place, guest, &[])?;
+    let outcome = start::then(app, guest, how);
+    if outcome.is_err() {
+        let (name, is) = (guest.name(), if is_running(guest) { "runs on" } else { "stays" });
+        app.ui.warn(format!("{name} {is}: `vmctl logs {name}` shows its console, `vmctl destroy {name}` removes it"));
+    }
+    outcome
+}
+
+/// Starts a guest that was made just now, and removes it when it does not come as far as to run; `words` are those of `run`
+/// for an installer's run.
+pub fn boot_or_remove(app: &App, place: &Place, guest: &GuestDir, words: &[OsString]) -> Result<(), Failure> {
+    if let Err(failure) = start::boot(app, place, guest, words) {
+        if let Err(error) = create::destroy(&place.store, guest, place.around()) {
+            app.ui.warn(format!("{} stays, and does not run: {}", guest.name(), error.chain()));
+        }
+        return Err(failure);
+    }
+    Ok(())
 }

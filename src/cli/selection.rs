@@ -26,6 +26,11 @@ pub struct Place {
 }
 
 impl Place {
+    /// Where the guests are.
+    pub fn datastore(&self) -> &DatastoreConfig {
+        &self.datastore
+    }
+
     /// What guest files are read with.
     pub fn around(&self) -> Surroundings<'_> {
         Surroundings { host: &self.host, host_file: &self.host_file, datastore: &self.datastore.path }

@@ -13,8 +13,8 @@ use crate::guest::control::{Reply, Request};
 use crate::guest::definition::Definition;
 use crate::guest::images::Images;
 use crate::guest::launcher;
-use crate::guest::named_files::check_disks;
 use crate::guest::pending;
+use crate::guest::preflight::{Moment, Preflight, memory_warning};
 use crate::guest::store::GuestDir;
 
 /// Start guests
@@ -28,7 +28,7 @@ pub struct Args {
     guests: Guests,
     #[command(flatten)]
     how: How,
-    /// Leave a guest alone that runs already
+    /// Leave a guest alone that runs already; with `--wait`, wait for it all the same
     #[arg(long)]
     if_stopped: bool,
 }
@@ -36,7 +36,7 @@ pub struct Args {
 /// How to start, and what to do once a guest runs.
 #[derive(Debug, Clone, clap::Args)]
 pub struct How {
-    /// Wait until the guest is ready, as its `[ready]` says
+    /// Wait until the guest is ready, as its `[ready]` says: without one, until sshd greets or the console asks for a login
     #[arg(long)]
     wait: bool,
     /// How long to wait, instead of the guest file's `ready.timeout`
@@ -55,7 +55,12 @@ impl Args {
             return Err(Failure::user("`--console` shows one guest, and several were named"));
         }
         app.each_guest(chosen, |guest, named| match launcher::supervisor_of(guest) {
-            Some(_) if !named || self.if_stopped => Ok(ExitStatus::Done),
+            Some(_) if !named || self.if_stopped => {
+                if self.how.wait {
+                    wait_ready(guest, self.how.timeout)?;
+                }
+                Ok(ExitStatus::Done)
+            }
             Some(holder) => Err(Failure::user(format!("`{}` is running already (supervisor {})", guest.name(), holder.pid))
                 .hint("`--if-stopped` makes this no error")),
             None => start(app, &place, guest, &self.how),
@@ -68,24 +73,34 @@ pub fn start(app: &App, place: &Place, guest: &GuestDir, how: &How) -> Outcome {
     // Checked here, too: a mistake in the file is shown with its place, and no supervisor is started for it.
     // What stays is no disk of this boot.
     let _ = pending::settle_if_free(guest, place.around());
+    boot(app, place, guest, &[])?;
+    then(app, guest, how)
+}
+
+/// Starts a guest that is stopped; `words` are those of `run` for an installer's run.
+pub fn boot(app: &App, place: &Place, guest: &GuestDir, words: &[OsString]) -> Result<(), Failure> {
     let definition = Definition::load(guest, place.around())?;
     sweep(app, place, guest);
-    check_disks(&definition.config)?;
+    preflight(app, place, guest, &definition)?;
     make_from_images(app, place, guest, &definition)?;
-    launcher::start(guest, supervisor_command(app, place, guest)?)?;
-    then(app, guest, how)
+    let mut command = supervisor_command(app, place, guest)?;
+    command.args(words);
+    Ok(launcher::start(guest, command)?)
+}
+
+/// Refuses what this host knows against a start, with its place in the guest file, and tells what is no reason against it.
+pub fn preflight(app: &App, place: &Place, guest: &GuestDir, definition: &Definition) -> Result<(), Failure> {
+    Preflight { store: &place.store, around: place.around(), guest: Some(guest) }.check_guest(Moment::Booting)?;
+    if let Some(words) = memory_warning(&definition.config) {
+        app.ui.warn(words);
+    }
+    Ok(())
 }
 
 /// The same with an installer's medium for the first boot; `words` are those of `run` for it.
 pub fn start_installer(app: &App, place: &Place, guest: &GuestDir, how: &How, words: &[OsString]) -> Outcome {
-    sweep(app, place, guest);
     let _ = pending::settle_if_free(guest, place.around());
-    let definition = Definition::load(guest, place.around())?;
-    check_disks(&definition.config)?;
-    make_from_images(app, place, guest, &definition)?;
-    let mut command = supervisor_command(app, place, guest)?;
-    command.args(words);
-    launcher::start(guest, command)?;
+    boot(app, place, guest, words)?;
     then(app, guest, how)
 }
 
@@ -101,7 +116,7 @@ fn sweep(app: &App, place: &Place, guest: &GuestDir) {
 }
 
 /// What is done once a guest runs.
-fn then(app: &App, guest: &GuestDir, how: &How) -> Outcome {
+pub fn then(app: &App, guest: &GuestDir, how: &How) -> Outcome {
     if how.console {
         return attach::attach(app, guest, &Session::default());
     }
@@ -127,7 +142,7 @@ fn make_from_images(app: &App, place: &Place, guest: &GuestDir, definition: &Def
 /// Waits until a running guest is ready.
 pub fn wait_ready(guest: &GuestDir, timeout: Option<Duration>) -> Result<(), Failure> {
     let timeout_ms = timeout.map(|timeout| timeout.as_millis() as u64);
-    match launcher::ask_once(guest, Request::WaitReady { timeout_ms })? {
+    match launcher::ask_once(guest, Request::WaitReady { timeout_ms, login: false })? {
         Reply::Ready => Ok(()),
         other => Err(Failure::machine(anyhow::anyhow!("the supervisor answered {other:?}"))),
     }

@@ -8,6 +8,7 @@ use super::check_hardware as hardware;
 use super::diagnostic::{Diagnostic, Diagnostics, Place, Problems};
 use super::guest::*;
 use super::keys::GUEST_KEYS;
+use super::layer::{Name, Node, Table, Value};
 pub use super::paths::is_image_path;
 use super::resolve::Resolved;
 use super::rules::entry_id;
@@ -26,6 +27,9 @@ pub fn check(resolved: &mut Resolved, directory: &std::path::Path) -> Result<Gue
     found.retain(|problem: &Diagnostic| !resolved.problems.iter().any(|other| overlap(problem, other)));
     let mut problems = std::mem::take(&mut resolved.problems);
     problems.extend(found);
+    if problems.is_empty() {
+        choose_loader(&mut resolved.table, resolved.engine);
+    }
     // With a value of the wrong type around, the rules below would only report its consequences.
     if problems.is_empty() {
         let view = View::new(&resolved.table, &resolved.start, &GUEST_KEYS, directory, resolved.engine);
@@ -41,6 +45,20 @@ pub fn check(resolved: &mut Resolved, directory: &std::path::Path) -> Result<Gue
         })
     });
     Err(Diagnostics(problems))
+}
+
+/// Writes the loader of a guest of the embedded engine that says none: with a disk that holds something and no kernel of
+/// its own, it boots from that disk.
+fn choose_loader(table: &mut Table, engine: EngineKind) {
+    if engine != EngineKind::Embedded || table.get("loader").is_some() || table.get("kernel").is_some() {
+        return;
+    }
+    let Some(Value::Array(disks)) = table.get("disks").map(|disks| &disks.value) else { return };
+    let Some(Value::Table(first)) = disks.first().map(|first| &first.value) else { return };
+    let Some(holds) = first.get("source").or_else(|| first.get("path")) else { return };
+    let place = holds.place.clone();
+    let name = Name { text: "loader".into(), place: place.clone() };
+    table.0.push((name, Node { value: Value::Text("grub".into()), place, replaces: false }));
 }
 
 fn overlap(a: &Diagnostic, b: &Diagnostic) -> bool {
@@ -93,6 +111,7 @@ fn guest(view: &View<'_>, name: &str, engine: EngineKind, problems: &mut Problem
         cpus,
         memory,
         memory_wired: view.table("memory").flag("wired") || !passthru.is_empty(),
+        memory_overcommit: view.table("memory").flag("overcommit"),
         memory_in_core: view.table("memory").flag("in_core"),
         loader,
         kernel: if loader == LoaderKind::Kernel { kernel(view, problems) } else { None },

@@ -76,6 +76,19 @@ pub struct Diagnostic {
 }
 
 impl Diagnostic {
+    /// Tells of `to` where it names `from`.
+    pub fn told_of(&mut self, from: &str, to: &str) {
+        let texts = [Some(&mut self.message), self.hint.as_mut()].into_iter().flatten().chain(&mut self.notes);
+        for text in texts {
+            *text = text.replace(from, to);
+        }
+        if let Some(place) = self.place.as_mut().filter(|place| place.source.label.contains(from)) {
+            let Source { label, text, directory } = &*place.source;
+            let source = Source { label: label.replace(from, to), text: text.clone(), directory: directory.clone() };
+            place.source = Arc::new(source);
+        }
+    }
+
     /// At a place.
     pub fn at(place: &Place, message: impl Into<String>) -> Self {
         Self { message: message.into(), place: Some(place.clone()), notes: Vec::new(), hint: None }

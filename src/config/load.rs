@@ -37,8 +37,8 @@ pub struct LoadedGuest {
 }
 
 impl LoadedGuest {
-    /// Where a key stands, like `kernel.image` or, with the id of an entry, `disks.root.path`: the nearest place that there
-    /// is.
+    /// Where a key stands, like `kernel.image` or, with the id of an entry (or `#N`, its number from 0), `disks.root.path`:
+    /// the nearest place that there is.
     pub fn place_of(&self, path: &str) -> Place {
         let (mut place, mut table) = (self.resolved.start.clone(), Some(&self.resolved.table));
         let mut parts = path.split('.');
@@ -50,8 +50,9 @@ impl LoadedGuest {
                 Value::Array(items) => {
                     let id = parts.next();
                     let is_it = |table: &Table| matches!(table.get("id").map(|id| &id.value), Some(Value::Text(text)) if Some(text.as_str()) == id);
-                    let entry = items.iter().find_map(|item| match &item.value {
-                        Value::Table(table) if is_it(table) => Some((item, table)),
+                    let is_at = |at: usize| id.and_then(|id| id.strip_prefix('#')?.parse().ok()) == Some(at);
+                    let entry = items.iter().enumerate().find_map(|(at, item)| match &item.value {
+                        Value::Table(table) if is_it(table) || is_at(at) => Some((item, table)),
                         _ => None,
                     });
                     place = entry.map_or(place, |(item, _)| item.place.clone());

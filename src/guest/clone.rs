@@ -9,7 +9,7 @@ use std::path::{Component, Path, PathBuf};
 
 use toml_edit::{DocumentMut, Item, TableLike, Value};
 
-use crate::config::keys::{GUEST_KEYS, find};
+use crate::config::keys::GUEST_KEYS;
 use crate::config::layer::MAX_FILE_BYTES;
 use crate::config::paths::{in_home, is_path};
 use crate::config::render::render_set;
@@ -203,7 +203,7 @@ fn replace(value: &mut Value, text: &str) {
 /// The path that a value is, when it is one of a file: not where something stands for the rest of it.
 fn path_in<'a>(path: &str, value: &'a Value) -> Option<&'a str> {
     let text = value.as_str().filter(|text| !text.contains("{{") && !text.is_empty())?;
-    find(GUEST_KEYS, path).is_some_and(|key| is_path(key, text)).then_some(text)
+    GUEST_KEYS.find(path).is_some_and(|key| is_path(key, text)).then_some(text)
 }
 
 /// Of a value that names a file below `directory`: its path from there.

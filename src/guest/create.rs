@@ -1,4 +1,4 @@
-//! Guests are made: from a file, from a template, from another guest. Half-made ones leave no trace.
+//! Guests are made: from a file, from a template, from an image. Half-made ones leave no trace.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -9,7 +9,7 @@ use toml_edit::{Array, ArrayOfTables, DocumentMut, InlineTable, Item, Table, Tab
 use crate::config::key::Kind;
 use crate::config::keys::GUEST_KEYS;
 use crate::config::layer::MAX_FILE_BYTES;
-use crate::config::{GuestConfig, HookEvent};
+use crate::config::{GuestConfig, GuestRequest, HookEvent, load_guest, paths};
 use crate::fetch::Progress;
 use crate::host::files::{clone_or_copy, mode_of, write_atomically};
 use crate::inputs;
@@ -21,7 +21,8 @@ use super::events::{self, EventKind};
 use super::images::Images;
 use super::membership::Membership;
 use super::pending;
-use super::provision::{Copying, Made, copy_disks, is_own, refuse_found, remove_volumes};
+use super::preflight::{Moment, Preflight};
+use super::provision::{Made, is_own, refuse_found, remove_volumes};
 use super::seed;
 use super::state::GuestState;
 use super::store::{GuestDir, NewGuest, Store};
@@ -79,50 +80,33 @@ pub fn create(
 ) -> Result<GuestDir> {
     check_name(name)?;
     let new = store.begin(name)?;
-    write_file(&new, name, origin, sets, around)?;
-    let mut state = GuestState::new(name);
-    if let Origin::Image { user, .. } = origin {
-        state.default_user.clone_from(user);
-    }
+    let (hidden, shown) = (new.guest().path().to_owned(), new.place().path().to_owned());
+    let made = (|| {
+        write_file(store, &new, name, origin, sets, around)?;
+        let mut state = GuestState::new(name);
+        if let Origin::Image { user, .. } = origin {
+            state.default_user.clone_from(user);
+        }
+        create_from(new, state, origin, around, progress)
+    })();
+    made.map_err(|error| error.told_of(&hidden, &shown))
+}
+
+fn create_from(
+    new: NewGuest,
+    state: GuestState,
+    origin: &Origin,
+    around: Surroundings<'_>,
+    progress: &dyn Progress,
+) -> Result<GuestDir> {
     finish(new, state, EventKind::Created, origin, around, |guest, definition| {
         refuse_found(guest, &definition.config)?;
         Images { host: around.host, progress }.make_all_disks(guest, &definition.config)
     })
 }
 
-/// Makes a guest with the file of another, copies of its disks, and an identity of its own. Both are stopped.
-pub fn clone(store: &Store, source: &GuestDir, name: &str, how: Copying, around: Surroundings<'_>) -> Result<GuestDir> {
-    check_name(name)?;
-    let _lock = source.lock_stopped("clone")?;
-    let host = around.host_for(source);
-    let around = Surroundings { host: &host, ..around };
-    let definition = Definition::load(source, around)?;
-    let new = store.begin(name)?;
-    let file = source.file();
-    let linked = fs::read_link(&file);
-    match linked {
-        Ok(_) => symlink(source.config_file(), new.guest().file())
-            .map_err(|error| GuestError::io("link", &new.guest().file(), error))?,
-        Err(_) => {
-            let text = fs::read(&file).map_err(|error| GuestError::io("read", &file, error))?;
-            write_atomically(&new.guest().file(), &text, mode_of(&file))
-                .map_err(|error| GuestError::io("write", &new.guest().file(), error))?;
-        }
-    }
-    if definition.config.uuid.is_some() || definition.config.nics.iter().any(|nic| nic.mac.is_some()) {
-        return Err(GuestError::user(format!(
-            "the file of `{}` sets `uuid` or `mac`, which the clone would share",
-            source.name()
-        ))
-        .hint("remove them from the file, or make the other guest from a file of its own"));
-    }
-    let origin = EventKind::Cloned { from: source.name().to_owned() };
-    let own = Origin::File { path: source.config_file(), copy: false };
-    finish(new, GuestState::new(name), origin, &own, around, |guest, _| copy_disks(source, &definition.config, guest, how))
-}
-
 /// What every new guest needs once its file is there: a check, disks, a state, a name.
-fn finish(
+pub(super) fn finish(
     new: NewGuest,
     mut state: GuestState,
     event: EventKind,
@@ -249,12 +233,47 @@ pub fn check_name(name: &str) -> Result<()> {
     }
 }
 
-fn write_file(new: &NewGuest, name: &str, origin: &Origin, sets: &[String], around: Surroundings<'_>) -> Result<()> {
+/// Refuses a guest whose engine this host has not, before anything is made of it.
+pub fn check_engine(name: &str, origin: &Origin, sets: &[String], around: Surroundings<'_>) -> Result<()> {
+    let nowhere = around.datastore.join(".launch").join("guest.toml");
+    let config = match origin {
+        Origin::File { path, .. } => Definition::load_file(path, name, None, sets, around)?.config,
+        Origin::Template(template) => {
+            let text = format!("template = {}\n", Value::from(template.as_str()));
+            Definition::load_file(&nowhere, name, Some(&text), &absolute_sets(sets), around)?.config
+        }
+        Origin::Fleet { .. } | Origin::Text { .. } | Origin::Image { .. } => return Ok(()),
+    };
+    super::engine::of(config.engine).map(drop)
+}
+
+/// What a file means as that of a new guest, once this host knows nothing against it.
+fn look_at(
+    store: &Store,
+    name: &str,
+    file: &Path,
+    text: Option<&str>,
+    sets: &[String],
+    around: Surroundings<'_>,
+) -> Result<Definition> {
+    let request = GuestRequest { file, text, name: Some(name), sets, host: around.host, datastore: around.datastore };
+    Preflight { store, around, guest: None }.check(&load_guest(&request)?, Moment::Making)?;
+    Definition::load_file(file, name, text, sets, around)
+}
+
+fn write_file(
+    store: &Store,
+    new: &NewGuest,
+    name: &str,
+    origin: &Origin,
+    sets: &[String],
+    around: Surroundings<'_>,
+) -> Result<()> {
     let target = new.guest().file();
     match origin {
         Origin::File { path, copy } => {
             let path = fs::canonicalize(path).map_err(|error| GuestError::io("read the guest file", path, error))?;
-            let meant = Definition::load_file(&path, name, None, sets, around)?;
+            let meant = look_at(store, name, &path, None, sets, around)?;
             match (copy, sets.is_empty()) {
                 (false, true) => symlink(&path, &target).map_err(|error| GuestError::io("link", &target, error)),
                 (false, false) => {
@@ -267,6 +286,8 @@ fn write_file(new: &NewGuest, name: &str, origin: &Origin, sets: &[String], arou
             }
         }
         Origin::Image { text, boot, .. } => {
+            // A mistake of `--set` is shown where the user made it.
+            look_at(store, name, &new.place().file(), Some(text), &absolute_sets(sets), around)?;
             let folder = new.guest().path().join("boot");
             for (from, to) in boot {
                 fs::create_dir_all(&folder).map_err(|error| GuestError::io("make", &folder, error))?;
@@ -279,7 +300,8 @@ fn write_file(new: &NewGuest, name: &str, origin: &Origin, sets: &[String], arou
             let mut document = DocumentMut::new();
             document["template"] = toml_edit::value(template.as_str());
             // Checked with the sets laid over it, so that a mistake is shown where the user made it.
-            Definition::load_file(&target, name, Some(&document.to_string()), &absolute_sets(sets), around)?;
+            let shown = new.place().file();
+            look_at(store, name, &shown, Some(&document.to_string()), &absolute_sets(sets), around)?;
             write_document(&target, document, sets, 0o644)
         }
         Origin::Fleet { text, file, .. } => {
@@ -315,15 +337,28 @@ fn write_document(target: &Path, mut document: DocumentMut, sets: &[String], mod
 
 /// The sets with paths made absolute: on a command line they are relative to where it is typed.
 pub(super) fn absolute_sets(sets: &[String]) -> Vec<String> {
+    let Ok(here) = std::env::current_dir() else { return sets.to_vec() };
     let absolute = |set: &String| -> Option<String> {
         let (key, value) = set.split_once('=')?;
         let schema: Vec<&str> = schema_path(key).into_iter().map(|(part, _)| part).collect();
-        let is_path = GUEST_KEYS.find(&schema.join(".")).is_some_and(|key| matches!(key.kind, Kind::Path));
-        let text = value.trim().trim_matches('"');
-        if !is_path || text.contains("{{") || text.starts_with('/') {
-            return None;
-        }
-        Some(format!("{key}={}", toml_edit::Value::from(std::path::absolute(text).ok()?.to_str()?)))
+        let kind = GUEST_KEYS.find(&schema.join("."))?;
+        let whole = |text: &str| {
+            let relative = paths::is_path(kind, text) && !text.contains("{{") && !text.starts_with('/');
+            relative.then(|| Value::from(paths::absolute(&here, text).to_string_lossy().as_ref()))
+        };
+        let value = value.trim();
+        let written = match value.parse::<Value>() {
+            Ok(Value::Array(mut items)) => {
+                for item in items.iter_mut() {
+                    if let Some(path) = item.as_str().and_then(whole) {
+                        *item = path;
+                    }
+                }
+                Value::Array(items)
+            }
+            _ => whole(value.trim_matches('"'))?,
+        };
+        Some(format!("{key}={written}"))
     };
     sets.iter().map(|set| absolute(set).unwrap_or_else(|| set.clone())).collect()
 }

@@ -79,6 +79,17 @@ impl GuestError {
         }
         self
     }
+    /// The same error, told of `to` where it names `from`: a directory that has another name while it is filled.
+    pub fn told_of(mut self, from: &Path, to: &Path) -> GuestError {
+        let (from, to) = (from.to_string_lossy(), to.to_string_lossy());
+        let renamed = |text: &str| text.replace(&*from, &to);
+        self.message = renamed(&self.message);
+        self.hint = self.hint.as_deref().map(renamed);
+        for diagnostic in self.diagnostics.iter_mut().flat_map(|diagnostics| &mut diagnostics.0) {
+            diagnostic.told_of(&from, &to);
+        }
+        self
+    }
     /// A file that the user named cannot be read: what it is, is the user's to put right.
     pub fn input(action: &str, path: &Path, error: io::Error) -> GuestError {
         let user = matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData | io::ErrorKind::FileTooLarge);

@@ -8,9 +8,13 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use crate::config::{DiskBackend, DiskConfig, GuestConfig, HostConfig};
+use crate::fetch::catalogue::MAX_BYTES;
 use crate::fetch::image::Format;
-use crate::fetch::{CatalogueSource, Fault, FetchError, Fetcher, Kind, Obtained, Progress, Request};
+use crate::fetch::{
+    Cache, Catalogue, CatalogueSource, Facts, Fault, FetchError, Fetcher, Kind, Obtained, Progress, Request, Stored,
+};
 use crate::host::files::{clone_or_copy_into, make_new};
+use crate::inputs::is_url;
 use crate::units::ByteSize;
 
 use super::disk_record::DiskRecord;
@@ -46,7 +50,45 @@ pub struct Images<'a> {
     pub progress: &'a dyn Progress,
 }
 
+/// What can be said of an image without the net.
+#[derive(Debug)]
+pub enum Known {
+    /// It is in the cache, or in a catalogue.
+    Here(Facts),
+    /// It can be asked for elsewhere: at its URL, or in a catalogue of the net.
+    Elsewhere,
+    /// It is nowhere.
+    Nowhere(GuestError),
+}
+
 impl<'a> Images<'a> {
+    /// Looks for an image by its name or URL. Nothing is fetched, and the cache is left as it is.
+    pub fn known(&self, what: &str) -> Known {
+        let cache = Cache::look(&self.host.cache_dir);
+        let stored = cache.list().unwrap_or_default();
+        let is_it =
+            |stored: &&Stored| stored.record.kind == Kind::Image && (stored.record.name == what || stored.record.source == what);
+        if let Some(stored) = stored.iter().find(is_it) {
+            return Known::Here(stored.record.facts.clone());
+        }
+        if is_url(what) {
+            return Known::Elsewhere;
+        }
+        let mut catalogue = Catalogue::shipped();
+        let mut all = true;
+        for source in &self.host.catalogues {
+            let remote = source.url.starts_with("https://");
+            let path = if remote { cache.catalogue_file(&source.id) } else { source.url.clone().into() };
+            let text = crate::inputs::read_text(&path, MAX_BYTES as u64);
+            all &= text.is_ok_and(|text| catalogue.add(&source.url, &text).is_ok());
+        }
+        match catalogue.find(Kind::Image, what) {
+            Ok(entry) => Known::Here(entry.facts.clone()),
+            Err(error) if all => Known::Nowhere(error.into()),
+            Err(_) => Known::Elsewhere,
+        }
+    }
+
     /// What fetches, with the host file's cache and catalogues.
     pub fn fetcher(&self) -> Result<Fetcher<'a>> {
         let sources = self.host.catalogues.iter().map(|it| CatalogueSource { id: it.id.clone(), at: it.url.clone() });

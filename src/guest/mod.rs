@@ -3,6 +3,7 @@ pub mod apply; // a plan, carried out
 pub mod autostart; // which guests start with the host
 pub mod bhyve; // FreeBSD's bhyve(8)
 pub mod change; // disks, interfaces and media added to a guest file and taken away
+pub mod clone; // a guest that is a copy of another
 pub mod control; // what commands and supervisors say to each other
 pub mod create; // guests are made, renamed, removed
 pub mod definition; // a guest file as it is read before each boot
@@ -30,6 +31,7 @@ pub mod named_files; // what a guest file names: are its disks disks, its files 
 pub mod overview; // what `list` and `info` tell
 pub mod pending; // disks whose making or taking away is under way
 pub mod plan; // what a fleet file would change
+pub mod preflight; // what this host knows of a guest file before anything is made of it
 pub mod provision; // disks: made, grown, copied, removed
 pub mod reach; // how ssh reaches a guest
 pub mod secrets; // secrets of a fleet, in files of this user alone

@@ -307,6 +307,20 @@ pub fn free_space(path: &Path) -> io::Result<u64> {
     Ok(stat.blocks_available() as u64 * stat.fragment_size() as u64)
 }
 
+/// Whether the file system of a directory, or of the nearest one that is there, takes a file of `size` bytes with holes. A
+/// directory that nothing can be made in is not asked.
+pub fn can_hold(directory: &Path, size: u64) -> io::Result<()> {
+    let Some(directory) = directory.ancestors().find(|directory| directory.is_dir()) else { return Ok(()) };
+    if free_space(directory).is_ok_and(|free| free >= size) {
+        return Ok(());
+    }
+    let probe = directory.join(format!(".probe-{}", std::process::id()));
+    let made = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&probe);
+    let Ok(file) = made else { return Ok(()) };
+    let removed = fs::remove_file(&probe);
+    file.set_len(size).and(removed)
+}
+
 /// Makes a directory that only this user enters, or checks that an existing one is such.
 pub fn private_directory(path: &Path) -> std::io::Result<()> {
     make_directory(path, 0o700)?;

@@ -12,6 +12,7 @@ pub mod iscsi; // units of iSCSI targets
 pub mod jail; // the jail that bhyve runs in
 pub mod jail_run; // programs in a jail
 pub mod kmod; // kernel modules
+pub mod memory; // how much there is
 pub mod netgraph; // nodes that guests are plugged into
 pub mod nmdm; // null-modem lines
 pub mod passthru; // PCI devices for guests
@@ -28,6 +29,7 @@ pub mod rctl; // limits of a process
 pub mod route; // the default route, and the session's own network
 pub mod scrape; // one document over HTTP, on loopback or a socket
 pub mod setup; // what a FreeBSD host needs for good
+pub mod sockets; // which program listens on a port
 pub mod switch; // what guests are plugged into
 pub mod swtpm; // a TPM in software
 pub mod sysctl; // the kernel's variables

@@ -12,6 +12,7 @@ mod killed;
 mod launch;
 mod looking;
 mod policy;
+mod preflight;
 mod store;
 mod stubborn;
 mod systemd;

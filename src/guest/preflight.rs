@@ -1,0 +1,293 @@
+//! What this host can know of a guest file before anything is made of it or started: files that are missing, images that
+//! nobody has, a disk that no file system here holds, memory that the host has not, ports that are in use. Each is told
+//! with its place in the guest file, by `check`, by what makes guests and by what starts them alike.
+//!
+//! A guest of an engine that this host has not is made ready for another host: what is looked for there is not looked for
+//! here.
+
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::path::Path;
+
+use crate::config::check::is_image_path;
+use crate::config::{
+    Diagnostic, Diagnostics, DiskBackend, DiskConfig, DiskDevice, EngineKind, Forward, ForwardProto, GuestConfig, GuestRequest,
+    LoadedGuest, load_guest,
+};
+use crate::fetch::Facts;
+use crate::host::files::can_hold;
+use crate::host::memory::total_memory;
+use crate::host::program::is_freebsd;
+use crate::host::sockets::{Listener, listener_at};
+use crate::inputs::is_url;
+use crate::units::ByteSize;
+
+use super::definition::Surroundings;
+use super::error::{GuestError, Result};
+use super::images::{Images, Known};
+use super::launcher::supervisor_of;
+use super::named_files;
+use super::provision::is_there;
+use super::state::RunState;
+use super::store::{GuestDir, Store};
+
+/// What is about to be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// The guest's disks are made.
+    Making,
+    /// It boots.
+    Booting,
+    /// Somebody asks what would be wrong.
+    Asking,
+}
+
+/// A look at this host for one guest.
+#[derive(Clone, Copy)]
+pub struct Preflight<'a> {
+    /// The store that the guest is in, or will be.
+    pub store: &'a Store,
+    /// What guest files are read with.
+    pub around: Surroundings<'a>,
+    /// The guest, if it is there.
+    pub guest: Option<&'a GuestDir>,
+}
+
+/// What is wrong, with the key that it is about.
+type Problems = Vec<(String, GuestError)>;
+
+impl Preflight<'_> {
+    /// Refuses what is wrong with the file of a guest that is there, with its places.
+    pub fn check_guest(self, moment: Moment) -> Result<()> {
+        let Some(guest) = self.guest else { return Ok(()) };
+        let host = self.around.host_for(guest);
+        let file = guest.config_file();
+        let request = GuestRequest {
+            file: &file,
+            text: None,
+            name: Some(guest.name()),
+            sets: &[],
+            host: &host,
+            datastore: self.around.datastore,
+        };
+        Ok(self.check(&load_guest(&request)?, moment)?)
+    }
+
+    /// Refuses what is wrong, with its places.
+    pub fn check(self, loaded: &LoadedGuest, moment: Moment) -> std::result::Result<(), Diagnostics> {
+        let told = self.problems(&loaded.config, moment).into_iter();
+        let mut problems: Vec<Diagnostic> = told
+            .map(|(key, error)| {
+                Diagnostic::at(&loaded.place_of(&key), error.chain()).maybe_hint(error.next_step().map(str::to_owned))
+            })
+            .collect();
+        problems.sort_by_key(|problem| {
+            problem.place.as_ref().map(|place| (place.source != loaded.resolved.start.source, place.span.start))
+        });
+        if problems.is_empty() { Ok(()) } else { Err(Diagnostics(problems)) }
+    }
+
+    /// What is wrong, each with its key; an entry without an id is `#N`.
+    pub fn problems(self, config: &GuestConfig, moment: Moment) -> Problems {
+        let mut found = named_files::problems(config);
+        if config.engine == EngineKind::Bhyve && !is_freebsd() {
+            return found;
+        }
+        self.disks(config, moment, &mut found);
+        if moment != Moment::Making {
+            missing_files(config, &mut found);
+            found.extend(memory_problem(config));
+            self.ports(config, &mut found);
+        }
+        found
+    }
+
+    fn disks(self, config: &GuestConfig, moment: Moment, found: &mut Problems) {
+        let images = Images { host: self.around.host, progress: &crate::fetch::progress::Silent };
+        for disk in &config.disks {
+            let mut tell = |leaf: &str, error: GuestError| found.push((format!("disks.{}.{leaf}", disk.id), error));
+            // A virtio-scsi disk is a port of CAM.
+            if let (Some(path), DiskBackend::File) = (&disk.path, disk.backend)
+                && disk.device != DiskDevice::VirtioScsi
+                && let Some(error) = missing(&format!("disk `{}`", disk.id), path)
+            {
+                tell("path", error);
+            }
+            // What is there already is neither fetched nor made again. A volume is asked about only for its source.
+            let is_file = disk.backend == DiskBackend::Sparse;
+            if disk.source.is_none() && (moment == Moment::Booting || !is_file) {
+                continue;
+            }
+            if self.guest.is_some_and(|guest| is_there(guest, disk).unwrap_or(true)) {
+                continue;
+            }
+            if let Some(source) = &disk.source
+                && let Some(error) = source_problem(&images, disk, source)
+            {
+                tell("source", error);
+            }
+            if moment != Moment::Booting
+                && let Some(error) = self.size_problem(disk)
+            {
+                tell("size", error);
+            }
+        }
+        if let Some(error) = loader_problem(&images, config) {
+            found.push((format!("disks.{}.source", config.disks[0].id), error));
+        }
+    }
+
+    /// Asks the file system of a new disk whether it takes a file of that size.
+    fn size_problem(self, disk: &DiskConfig) -> Option<GuestError> {
+        let size = disk.size.filter(|_| disk.backend == DiskBackend::Sparse)?;
+        let directory = disk.path.as_deref().and_then(Path::parent).unwrap_or(self.store.root());
+        let error = can_hold(directory, size.bytes()).err()?;
+        Some(
+            GuestError::user(format!("disk `{}`: `{}` cannot hold a file of {size}: {error}", disk.id, directory.display()))
+                .hint("make the disk smaller, or put the datastore on another file system"),
+        )
+    }
+
+    /// The ports of the host that a guest which does not run will listen on.
+    fn ports(self, config: &GuestConfig, found: &mut Problems) {
+        if self.guest.is_some_and(|guest| supervisor_of(guest).is_some()) {
+            return;
+        }
+        for nic in &config.nics {
+            for (at, forward) in nic.forwards.iter().enumerate() {
+                if let Some(error) = self.port_problem(forward) {
+                    found.push((format!("nics.{}.forwards.#{at}.host_port", nic.id), error));
+                }
+            }
+        }
+    }
+
+    fn port_problem(self, forward: &Forward) -> Option<GuestError> {
+        let address = forward.host();
+        let bound = match forward.proto {
+            ForwardProto::Tcp => TcpListener::bind(address).map(drop),
+            ForwardProto::Udp => UdpSocket::bind(address).map(drop),
+        };
+        let error = bound.err()?;
+        let port = format!("port {} of the host, which leads to port {} of the guest,", address.port(), forward.guest_port);
+        Some(match error.kind() {
+            std::io::ErrorKind::AddrInUse => {
+                let (user, hint) = self.user_of(forward.proto, address);
+                GuestError::user(format!("{port} is in use{user}")).hint(hint)
+            }
+            std::io::ErrorKind::PermissionDenied => GuestError::user(format!("{port} is not for this user: {error}"))
+                .hint("ports below 1024 are the system's: take a higher one"),
+            std::io::ErrorKind::AddrNotAvailable => {
+                GuestError::user(format!("`{}` is no address of this host: {error}", address.ip()))
+            }
+            _ => GuestError::user(format!("{port} cannot be used: {error}")),
+        })
+    }
+
+    /// The guest or program that has a port, in words, and what to do about it.
+    fn user_of(self, proto: ForwardProto, address: SocketAddr) -> (String, String) {
+        let other = "set another `host_port`";
+        let proto = if proto == ForwardProto::Tcp { "tcp" } else { "udp" };
+        let word = format!("{proto} ");
+        let holds = |run: &RunState| {
+            run.forwards.iter().any(|told| {
+                let host = told.strip_prefix(&word).and_then(|rest| rest.split(' ').next());
+                host.and_then(|host| host.parse::<SocketAddr>().ok()).is_some_and(|host| host.port() == address.port())
+            })
+        };
+        for name in self.store.names().unwrap_or_default() {
+            let guest = self.store.place(&name);
+            if RunState::load(&guest.state_file()).is_some_and(|run| holds(&run)) && supervisor_of(&guest).is_some() {
+                return (format!(" by guest `{name}`"), format!("{other}, or stop the other: `vmctl stop {name}`"));
+            }
+        }
+        match listener_at(proto, address.port()) {
+            Some(Listener { pid, program }) => (format!(" by `{program}` (process {pid})"), other.to_owned()),
+            None => (String::new(), other.to_owned()),
+        }
+    }
+}
+
+fn missing(what: &str, path: &Path) -> Option<GuestError> {
+    let error = std::fs::symlink_metadata(path).and_then(|_| std::fs::metadata(path)).err()?;
+    (error.kind() == std::io::ErrorKind::NotFound)
+        .then(|| GuestError::user(format!("{what}: there is no file `{}`", path.display())))
+}
+
+/// Files that a boot reads.
+fn missing_files(config: &GuestConfig, found: &mut Problems) {
+    let mut look = |key: &str, path: Option<&Path>| {
+        found.extend(path.and_then(|path| missing(&format!("`{key}`"), path)).map(|error| (key.to_owned(), error)));
+    };
+    if let Some(kernel) = &config.kernel {
+        look("kernel.image", Some(&kernel.image));
+        look("kernel.initrd", kernel.initrd.as_deref());
+        for module in &kernel.modules {
+            look("kernel.modules", Some(&module.path));
+        }
+    }
+}
+
+fn source_problem(images: &Images<'_>, disk: &DiskConfig, source: &str) -> Option<GuestError> {
+    if is_image_path(source) {
+        return missing(&format!("disk `{}`", disk.id), Path::new(source));
+    }
+    match images.known(source) {
+        Known::Nowhere(error) => Some(error.about(&format!("disk `{}`", disk.id))),
+        Known::Elsewhere if is_url(source) && disk.checksum.is_none() => {
+            let message = format!("disk `{}`: there is no checksum to hold `{source}` to", disk.id);
+            Some(GuestError::user(message).hint("add `checksum = \"sha256:HEX\"`, as its publisher gives it"))
+        }
+        Known::Elsewhere | Known::Here(_) => None,
+    }
+}
+
+/// An image that the guest's loader cannot boot. Of a guest that has a kernel of its own, no image is booted.
+fn loader_problem(images: &Images<'_>, config: &GuestConfig) -> Option<GuestError> {
+    let first = config.disks.first().filter(|disk| disk.path.is_none())?;
+    let source = first.source.as_deref().filter(|source| !is_image_path(source) && !is_url(source))?;
+    if config.engine != EngineKind::Embedded || config.kernel.is_some() {
+        return None;
+    }
+    match images.known(source) {
+        Known::Here(facts) => unbootable(source, &facts),
+        _ => None,
+    }
+}
+
+/// Why the embedded engine's boot menu does not boot an image.
+fn unbootable(source: &str, facts: &Facts) -> Option<GuestError> {
+    match facts.loader.as_deref()? {
+        "grub" => None,
+        "kernel" => Some(
+            GuestError::user(format!("image `{source}` has no boot menu: it boots with the kernel that comes with it"))
+                .hint(format!("`vmctl launch {source} NAME` makes a guest with that kernel")),
+        ),
+        loader => Some(not_for_embedded(source, loader)),
+    }
+}
+
+/// An image that boots with a loader of bhyve's.
+pub fn not_for_embedded(image: &str, loader: &str) -> GuestError {
+    GuestError::user(format!("image `{image}` boots with `{loader}`, and the engine `embedded` has no such loader"))
+        .hint("`vmctl image list --all` shows what each image needs; bhyve, on FreeBSD, has all loaders")
+}
+
+/// Memory that the host has not.
+fn memory_problem(config: &GuestConfig) -> Option<(String, GuestError)> {
+    if config.memory_overcommit {
+        return None;
+    }
+    let total = total_memory().filter(|total| config.memory.bytes() > *total)?;
+    let total = ByteSize::from_bytes(total >> 20 << 20);
+    let message = format!("{} of memory is more than this host has, which is {total}", config.memory);
+    let hint = "make it less, or insist with `memory.overcommit = true`";
+    Some(("memory.size".into(), GuestError::user(message).hint(hint)))
+}
+
+/// What a host with so much free memory should know of a guest that is started; it is started all the same.
+pub fn memory_warning(config: &GuestConfig) -> Option<String> {
+    let free = crate::host::memory::available_memory().filter(|free| config.memory.bytes() > *free)?;
+    let free = ByteSize::from_bytes(free >> 20 << 20);
+    let warns = !config.memory_overcommit;
+    warns.then(|| format!("{} may use {} of memory, and {free} are available on this host now", config.name, config.memory))
+}
