@@ -6,16 +6,16 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::list::uptime;
+use super::list::{cpus, memory, uptime, uuid};
+use super::progress::size_words;
 use super::selection::Place;
 use super::{App, ExitStatus, Failure, Guests, Outcome};
 use crate::guest::definition::Definition;
 use crate::guest::figures::counters;
 use crate::guest::overview::{Observer, Overview};
-use crate::guest::provision::disk_path;
+use crate::guest::state::Machine;
 use crate::guest::store::GuestDir;
 use crate::host::{files::disk_size, process};
-use crate::units::ByteSize;
 
 /// Show what is known of guests
 #[derive(Debug, clap::Args)]
@@ -47,6 +47,7 @@ struct DiskInfo {
     size_bytes: Option<u64>,
     used_bytes: Option<u64>,
     slot: Option<u8>,
+    boot: Boot,
 }
 
 #[derive(Serialize)]
@@ -56,6 +57,50 @@ struct NicInfo {
     slot: Option<u8>,
     /// What the user-mode network's DHCP hands out.
     address: Option<String>,
+    boot: Boot,
+}
+
+/// Which boot has a part.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Boot {
+    /// This one and the next; of a guest that does not run, the next.
+    Both,
+    /// This one alone: the guest file has it no more.
+    This,
+    /// The next.
+    Next,
+}
+
+impl Boot {
+    fn words(self) -> &'static str {
+        match self {
+            Boot::Both => "",
+            Boot::This => " (until the next boot)",
+            Boot::Next => " (from the next boot on)",
+        }
+    }
+}
+
+/// The parts of this boot and of the next, each once, those that run first.
+fn of_both<T: PartialEq>(now: Option<Vec<T>>, next: Option<Vec<T>>) -> Vec<(T, Boot)> {
+    match (now, next) {
+        (Some(now), Some(next)) => {
+            let new: Vec<(T, Boot)> = next.into_iter().map(|part| (part, Boot::Next)).collect();
+            let (kept, new): (Vec<_>, Vec<_>) = new.into_iter().partition(|(part, _)| now.contains(part));
+            let is_kept = |part: &T| kept.iter().any(|(other, _)| other == part);
+            let mut parts: Vec<(T, Boot)> = now
+                .into_iter()
+                .map(|part| {
+                    let boot = if is_kept(&part) { Boot::Both } else { Boot::This };
+                    (part, boot)
+                })
+                .collect();
+            parts.extend(new);
+            parts
+        }
+        (now, next) => now.or(next).unwrap_or_default().into_iter().map(|part| (part, Boot::Both)).collect(),
+    }
 }
 
 impl Args {
@@ -78,17 +123,21 @@ impl Args {
 fn gather(guest: &GuestDir, place: &Place) -> Result<Info, Failure> {
     let (overview, state) = Observer::new(place.around()).look(guest)?;
     let config = Definition::load(guest, place.around()).ok().map(|definition| definition.config);
-    let disks = config.iter().flat_map(|config| &config.disks).map(|disk| {
-        let path = disk_path(guest, disk).unwrap_or_default();
+    let next = config.map(|config| Machine::of(guest, &config, &state));
+    let machine = state.run.as_ref().filter(|_| overview.pid.is_some()).and_then(|run| run.machine.clone());
+    let slot = |part: String| state.slots.get(&part).copied();
+    let (disks, nics) = (machine.as_ref().map(|it| it.disks.clone()), machine.map(|it| it.nics));
+    let disks = of_both(disks, next.as_ref().map(|it| it.disks.clone())).into_iter().map(|((id, path), boot)| {
         let size = disk_size(&path).ok();
-        let slot = state.slots.get(&format!("disk:{}", disk.id)).copied();
-        DiskInfo { id: disk.id.clone(), size_bytes: size.map(|s| s.0), used_bytes: size.map(|s| s.1), path, slot }
+        let slot = slot(format!("disk:{id}"));
+        DiskInfo { id, size_bytes: size.map(|s| s.0), used_bytes: size.map(|s| s.1), path, slot, boot }
     });
-    let nics = config.iter().flat_map(|config| &config.nics).map(|nic| NicInfo {
-        id: nic.id.clone(),
-        mac: state.macs.get(&nic.id).cloned(),
-        slot: state.slots.get(&format!("nic:{}", nic.id)).copied(),
-        address: (nic.backend == crate::config::NicBackend::User).then(|| nic.user.guest.to_string()),
+    let nics = of_both(nics, next.map(|it| it.nics)).into_iter().map(|(nic, boot)| NicInfo {
+        slot: slot(format!("nic:{}", nic.id)),
+        id: nic.id,
+        mac: nic.mac,
+        address: nic.address,
+        boot,
     });
     let usage = overview.engine_pid.and_then(process::usage);
     let running = overview.state == "running";
@@ -130,8 +179,8 @@ fn text(info: &Info) -> String {
     if let Some(exit) = &guest.last_exit {
         line("last exit", format!("{}, at {}", exit.reason, exit.at));
     }
-    line("cpus", guest.cpus.map(|cpus| cpus.to_string()).unwrap_or_default());
-    line("memory", guest.memory_bytes.map(|bytes| ByteSize::from_bytes(bytes).to_string()).unwrap_or_default());
+    line("cpus", cpus(guest));
+    line("memory", memory(guest));
     let backend = guest.backend.as_ref().map(|backend| format!(" ({backend})")).unwrap_or_default();
     line("engine", guest.engine.as_ref().map(|engine| format!("{engine}{backend}")).unwrap_or_default());
     if let (Some(pid), Some(engine)) = (guest.pid, guest.engine_pid) {
@@ -141,16 +190,22 @@ fn text(info: &Info) -> String {
         line("engine uses", format!("{} MiB of memory, {seconds:.1} s of processor time", bytes >> 20));
     }
     for disk in &info.disks {
-        let bytes =
-            |bytes: Option<u64>| bytes.map_or("?".into(), |bytes| format!("{:.1} GiB", bytes as f64 / (1u64 << 30) as f64));
+        let bytes = |bytes: Option<u64>| bytes.map_or("?".into(), size_words);
         line(
             "disk",
-            format!("{}: {}, {} used, {}", disk.id, bytes(disk.size_bytes), bytes(disk.used_bytes), disk.path.display()),
+            format!(
+                "{}: {}, {} used, {}{}",
+                disk.id,
+                bytes(disk.size_bytes),
+                bytes(disk.used_bytes),
+                disk.path.display(),
+                disk.boot.words()
+            ),
         );
     }
     for nic in &info.nics {
         let address = nic.address.as_ref().map(|address| format!(", {address}")).unwrap_or_default();
-        line("nic", format!("{}: {}{address}", nic.id, nic.mac.as_deref().unwrap_or("no address yet")));
+        line("nic", format!("{}: {}{address}{}", nic.id, nic.mac.as_deref().unwrap_or("no address yet"), nic.boot.words()));
     }
     for forward in &info.forwards {
         line("forward", forward.clone());
@@ -158,7 +213,7 @@ fn text(info: &Info) -> String {
     line("installing", guest.medium.as_ref().map(|path| format!("from {}", path.display())).unwrap_or_default());
     line("screen", guest.screen.clone().unwrap_or_default());
     line("tags", guest.tags.join(", "));
-    line("uuid", guest.uuid.clone());
+    line("uuid", uuid(guest));
     line("created", info.created.clone().unwrap_or_default());
     line("file", info.file.display().to_string());
     line("directory", info.directory.display().to_string());

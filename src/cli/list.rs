@@ -17,20 +17,16 @@ pub struct Args {
 const COLUMNS: [Column<Overview>; 13] = [
     Column { title: "NAME", wide: false, text: |guest| guest.name.clone() },
     Column { title: "STATE", wide: false, text: state },
-    Column { title: "CPUS", wide: false, text: |guest| guest.cpus.map(|cpus| cpus.to_string()).unwrap_or_default() },
-    Column {
-        title: "MEMORY",
-        wide: false,
-        text: |guest| guest.memory_bytes.map(|m| ByteSize::from_bytes(m).to_string()).unwrap_or_default(),
-    },
+    Column { title: "CPUS", wide: false, text: cpus },
+    Column { title: "MEMORY", wide: false, text: memory },
     Column { title: "UPTIME", wide: false, text: uptime },
-    Column { title: "ENGINE", wide: true, text: |guest| guest.engine.clone().unwrap_or_default() },
+    Column { title: "ENGINE", wide: true, text: engine },
     Column { title: "BACKEND", wide: true, text: |guest| guest.backend.clone().unwrap_or_default() },
     Column { title: "SCREEN", wide: true, text: |guest| guest.screen.clone().unwrap_or_default() },
     Column { title: "PID", wide: true, text: |guest| guest.pid.map(|pid| pid.to_string()).unwrap_or_default() },
     Column { title: "LAST EXIT", wide: true, text: |guest| guest.last_exit.as_ref().map(|e| e.kind.clone()).unwrap_or_default() },
     Column { title: "TAGS", wide: true, text: |guest| guest.tags.join(",") },
-    Column { title: "UUID", wide: true, text: |guest| guest.uuid.clone() },
+    Column { title: "UUID", wide: true, text: uuid },
     Column { title: "DESCRIPTION", wide: false, text: |guest| guest.description.clone().unwrap_or_default() },
 ];
 
@@ -41,6 +37,36 @@ fn state(guest: &Overview) -> String {
         true => guest.state.to_owned(),
         false => format!("{} ({})", guest.state, notes.join(", ")),
     }
+}
+
+/// What runs, and what comes with the next boot where that is another one.
+fn with_next(now: Option<String>, next: Option<String>) -> String {
+    match (now, next) {
+        (Some(now), Some(next)) => format!("{now} (next {next})"),
+        (now, _) => now.unwrap_or_default(),
+    }
+}
+
+/// Processors.
+pub fn cpus(guest: &Overview) -> String {
+    let next = guest.next_boot.as_ref().and_then(|next| next.cpus);
+    with_next(guest.cpus.map(|cpus| cpus.to_string()), next.map(|cpus| cpus.to_string()))
+}
+
+/// RAM.
+pub fn memory(guest: &Overview) -> String {
+    let words = |bytes: u64| ByteSize::from_bytes(bytes).to_string();
+    with_next(guest.memory_bytes.map(words), guest.next_boot.as_ref().and_then(|next| next.memory_bytes).map(words))
+}
+
+/// Engine.
+pub fn engine(guest: &Overview) -> String {
+    with_next(guest.engine.clone(), guest.next_boot.as_ref().and_then(|next| next.engine.clone()))
+}
+
+/// UUID that the guest sees.
+pub fn uuid(guest: &Overview) -> String {
+    with_next(Some(guest.uuid.clone()), guest.next_boot.as_ref().and_then(|next| next.uuid.clone()))
 }
 
 /// Up to minutes: a table of many guests is no stop-watch.

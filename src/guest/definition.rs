@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use crate::config::{EngineKind, GuestConfig, GuestRequest, HostConfig, SwitchConfig, load_guest};
 
 use super::error::Result;
-use super::state::{Stamp, Summary, settled_engine};
+use super::state::{SUMMARY_FORM, Stamp, Summary, settled_engine};
 use super::store::GuestDir;
 
 /// A checked guest file.
@@ -102,6 +102,8 @@ impl Definition {
             description: self.config.description.clone(),
             protected: self.config.protected,
             config_hash: self.hash.clone(),
+            uuid: self.config.uuid.clone(),
+            form: SUMMARY_FORM,
         }
     }
 }

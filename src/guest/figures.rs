@@ -263,6 +263,7 @@ pub mod tests {
             uuid: String::new(),
             screen: None,
             medium: None,
+            next_boot: None,
             pid: None,
             engine_pid: None,
             uptime_seconds: Some(60),

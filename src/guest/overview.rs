@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::definition::{Definition, Surroundings};
 use super::error::GuestError;
-use super::state::{GuestState, LastExit, Stamp, Summary};
+use super::state::{GuestState, LastExit, SUMMARY_FORM, Stamp, Summary};
 use super::store::{GuestDir, Status};
 
 /// One guest.
@@ -17,10 +17,12 @@ pub struct Overview {
     pub name: String,
     /// `stopped`, `failed`, `starting`, `running`, `stopping`, `waiting`, `busy`.
     pub state: &'static str,
-    /// `null` when its file cannot be read.
+    /// Those that run, or else of the guest file; `null` when that cannot be read.
     pub cpus: Option<u32>,
-    /// `null` when its file cannot be read.
+    /// The same of the memory.
     pub memory_bytes: Option<u64>,
+    /// What the guest file says instead, for the next boot; `null` where it is the same.
+    pub next_boot: Option<NextBoot>,
     /// `embedded` or `bhyve`.
     pub engine: Option<String>,
     /// The vCPU back end of the running engine.
@@ -57,6 +59,19 @@ pub struct Overview {
     pub problem: Option<String>,
 }
 
+/// What is another one from the next boot on.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct NextBoot {
+    /// vCPUs.
+    pub cpus: Option<u32>,
+    /// RAM.
+    pub memory_bytes: Option<u64>,
+    /// `embedded` or `bhyve`.
+    pub engine: Option<String>,
+    /// The UUID that the guest will see.
+    pub uuid: Option<String>,
+}
+
 /// Looks at guests; files that many have in common, like templates, are looked at once.
 pub struct Observer<'a> {
     around: Surroundings<'a>,
@@ -78,18 +93,27 @@ impl<'a> Observer<'a> {
             Err(error) => (None, Some(one_line(&error))),
         };
         let run = state.run.as_ref().filter(|_| status.is_active());
+        let machine = run.and_then(|run| run.machine.as_ref());
+        let own_uuid = summary.as_ref().and_then(|summary| summary.uuid.clone()).unwrap_or_else(|| state.uuid.clone());
+        let next_boot = machine.zip(summary.as_ref()).map(|(machine, summary)| NextBoot {
+            cpus: Some(summary.cpus).filter(|cpus| *cpus != machine.cpus),
+            memory_bytes: Some(summary.memory_bytes).filter(|memory| *memory != machine.memory_bytes),
+            engine: Some(summary.engine.clone()).filter(|engine| *engine != machine.engine),
+            uuid: Some(own_uuid.clone()).filter(|uuid| *uuid != machine.uuid),
+        });
         let run_of_nobody = matches!(status, Status::Stopped | Status::Failed);
         let overview = Overview {
             name: guest.name().to_owned(),
             state: status.word(),
-            cpus: summary.as_ref().map(|summary| summary.cpus),
-            memory_bytes: summary.as_ref().map(|summary| summary.memory_bytes),
-            engine: summary.as_ref().map(|summary| summary.engine.clone()),
+            cpus: machine.map(|machine| machine.cpus).or(summary.as_ref().map(|summary| summary.cpus)),
+            memory_bytes: machine.map(|machine| machine.memory_bytes).or(summary.as_ref().map(|summary| summary.memory_bytes)),
+            engine: machine.map(|machine| machine.engine.clone()).or(summary.as_ref().map(|summary| summary.engine.clone())),
+            next_boot: next_boot.filter(|next| *next != NextBoot::default()),
             backend: run.and_then(|run| run.backend.clone()),
             tags: summary.as_ref().map(|summary| summary.tags.clone()).unwrap_or_default(),
             description: summary.as_ref().and_then(|summary| summary.description.clone()),
             protected: summary.as_ref().is_some_and(|summary| summary.protected),
-            uuid: state.uuid.clone(),
+            uuid: machine.map_or(own_uuid, |machine| machine.uuid.clone()),
             screen: run.and_then(|run| run.screen.clone()),
             medium: run.and_then(|run| run.medium.clone()),
             pid: run.map(|run| run.pid),
@@ -117,6 +141,7 @@ impl<'a> Observer<'a> {
     fn summary(&mut self, guest: &GuestDir, state: &GuestState) -> Result<Summary, GuestError> {
         if let Some(summary) = &state.summary
             && summary.program == env!("CARGO_PKG_VERSION")
+            && summary.form == SUMMARY_FORM
             && summary.sources.first().is_some_and(|source| source.path == guest.config_file())
             && summary.sources.iter().all(|source| self.stamp(&source.path) == *source)
         {

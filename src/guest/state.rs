@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{EngineKind, GuestConfig, MacAddr};
+use crate::config::{EngineKind, GuestConfig, MacAddr, NicBackend, NicConfig};
 use crate::host::files::{replace, write_atomically};
 use crate::machine::spec::DEVICE_SLOTS;
 
 use super::error::{GuestError, Result};
 use super::identity;
+use super::provision::disk_path;
+use super::store::GuestDir;
 use super::timestamp::{BootTime, Timestamp};
 
 /// The version of the document.
@@ -114,6 +116,56 @@ pub struct RunState {
     /// The medium of the installer that runs.
     #[serde(default)]
     pub medium: Option<PathBuf>,
+    /// What this boot was given; the guest file may mean something else by now.
+    #[serde(default)]
+    pub machine: Option<Machine>,
+}
+
+/// The machine of a boot, as far as people are shown it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Machine {
+    /// The UUID that the guest sees.
+    pub uuid: String,
+    /// vCPUs.
+    pub cpus: u32,
+    /// RAM.
+    pub memory_bytes: u64,
+    /// `embedded` or `bhyve`.
+    pub engine: String,
+    /// Its disks: ids, and where their bytes are.
+    pub disks: Vec<(String, PathBuf)>,
+    /// Its interfaces.
+    pub nics: Vec<MachineNic>,
+}
+
+/// An interface of a boot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineNic {
+    /// Its id.
+    pub id: String,
+    /// Its MAC address.
+    pub mac: Option<String>,
+    /// What the user-mode network's DHCP hands out.
+    pub address: Option<String>,
+}
+
+impl Machine {
+    /// Of a guest with this configuration, whose addresses are assigned.
+    pub fn of(guest: &GuestDir, config: &GuestConfig, state: &GuestState) -> Machine {
+        let nic = |nic: &NicConfig| MachineNic {
+            id: nic.id.clone(),
+            mac: state.macs.get(&nic.id).cloned(),
+            address: (nic.backend == NicBackend::User).then(|| nic.user.guest.to_string()),
+        };
+        Machine {
+            uuid: state.uuid_for(config).to_owned(),
+            cpus: config.cpus.count,
+            memory_bytes: config.memory.bytes(),
+            engine: config.engine.as_str().to_owned(),
+            disks: config.disks.iter().map(|disk| (disk.id.clone(), disk_path(guest, disk).unwrap_or_default())).collect(),
+            nics: config.nics.iter().map(nic).collect(),
+        }
+    }
 }
 
 /// What a supervisor is at.
@@ -176,7 +228,16 @@ pub struct Summary {
     pub protected: bool,
     /// See [`RunState::config_hash`].
     pub config_hash: String,
+    /// The UUID that the file sets.
+    #[serde(default)]
+    pub uuid: Option<String>,
+    /// [`SUMMARY_FORM`]; another one is made anew.
+    #[serde(default)]
+    pub form: u32,
 }
+
+/// Counts the changes of [`Summary`].
+pub const SUMMARY_FORM: u32 = 1;
 
 /// A file as it was at some time.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -368,6 +429,7 @@ mod tests {
             forwards: Vec::new(),
             screen: None,
             medium: None,
+            machine: None,
         }
     }
 
