@@ -232,6 +232,48 @@ fn the_page_of_the_command_has_every_verb_and_option_of_the_help() {
     }
 }
 
+/// The source files below a directory.
+fn sources(directory: &Path, found: &mut Vec<std::path::PathBuf>) {
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => sources(&path, found),
+            false => found.extend((path.extension().is_some_and(|extension| extension == "rs")).then_some(path)),
+        }
+    }
+}
+
+#[test]
+fn every_command_that_a_message_names_has_that_verb_and_those_options() {
+    let mut root = vmctl::cli::Cli::command();
+    root.build();
+    let mut files = Vec::new();
+    sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);
+    let mut seen = 0;
+    for file in files {
+        let text = std::fs::read_to_string(&file).unwrap();
+        for part in text.split("`vmctl ").skip(1) {
+            let command = part.split('`').next().unwrap_or_default();
+            let mut verb = &root;
+            for word in command.split_whitespace().take_while(|word| !word.contains(['\"', '\\', '\n'])) {
+                if let Some(option) = word.strip_prefix("--") {
+                    let name = option.split(['=', '{']).next().unwrap_or_default();
+                    let known = verb.get_arguments().chain(root.get_arguments()).any(|arg| arg.get_long() == Some(name));
+                    assert!(known, "{}: `vmctl {command}`: no --{name}", file.display());
+                    seen += 1;
+                } else if verb.has_subcommands() && !word.contains('{') {
+                    let sub = verb.find_subcommand(word);
+                    verb = sub.unwrap_or_else(|| panic!("{}: `vmctl {command}`: no verb `{word}`", file.display()));
+                } else if verb.has_subcommands() {
+                    // Which verb it is depends on the message's values.
+                    break;
+                }
+            }
+        }
+    }
+    assert!(seen > 10, "{seen} options were found");
+}
+
 #[test]
 fn every_manual_page_is_clean_mdoc() {
     if Command::new("mandoc").arg("-h").output().is_err() {

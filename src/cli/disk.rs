@@ -2,9 +2,13 @@
 
 use std::path::PathBuf;
 
+use super::ask::Consent;
 use super::progress::{Shown, watch_signals};
-use super::{App, Outcome, parts};
+use super::{App, ExitStatus, Failure, Outcome, parts};
 use crate::guest::change::{self, Class};
+use crate::guest::definition::{Definition, Surroundings};
+use crate::guest::provision::disk_path;
+use crate::guest::store::GuestDir;
 use crate::units::ByteSize;
 
 /// Add, remove and resize disks
@@ -50,7 +54,9 @@ enum Action {
         #[arg(long)]
         ro: bool,
     },
-    /// Take a disk away; its bytes stay
+    /// Take a disk away
+    ///
+    /// Its bytes stay, and it is said where.
     Remove {
         /// The guest
         #[arg(value_name = "GUEST")]
@@ -59,9 +65,9 @@ enum Action {
         #[arg(value_name = "DISK")]
         disk: String,
         /// Remove its bytes too; only of a disk that vmctl made, and while the guest is stopped
-        #[arg(long, requires = "yes")]
+        #[arg(long)]
         purge: bool,
-        /// Do not ask
+        /// Do not ask about `--purge`
         #[arg(short, long)]
         yes: bool,
     },
@@ -77,6 +83,12 @@ enum Action {
         #[arg(value_name = "SIZE")]
         size: ByteSize,
     },
+}
+
+/// Where the bytes of a guest's disk are.
+fn disk_at(guest: &GuestDir, id: &str, around: Surroundings<'_>) -> Option<PathBuf> {
+    let config = Definition::load(guest, around).ok()?.config;
+    disk_path(guest, config.disks.iter().find(|disk| disk.id == id)?).ok()
 }
 
 impl Args {
@@ -98,7 +110,26 @@ impl Args {
                 let when = change::add_disk(&guest, &disk, &keys, around, &Shown::new(&app.ui))?;
                 parts::done(app, &guest, Class::Disk, &disk, "added", when)
             }
-            Action::Remove { guest, disk, purge, yes: _ } => parts::remove(app, &place, &guest, Class::Disk, &disk, purge),
+            Action::Remove { guest, disk, purge, yes } => {
+                let guest = place.store.guest(&guest)?;
+                let path = disk_at(&guest, &disk, around);
+                if purge {
+                    let bytes = path.as_ref().map(|path| format!(" at {}", path.display())).unwrap_or_default();
+                    let unasked = || {
+                        Failure::user(format!("the bytes of disk `{disk}` are not removed without being asked about"))
+                            .hint("add `--yes`")
+                    };
+                    let question = format!("Remove disk {disk} of {} and its bytes{bytes}?", guest.name());
+                    if !Consent::new(yes, false).ask(&question, unasked)? {
+                        return Err(Failure::user(format!("disk `{disk}` was not removed")));
+                    }
+                }
+                parts::remove(app, &place, guest.name(), Class::Disk, &disk, purge)?;
+                if let Some(path) = path.filter(|path| !purge && path.exists()) {
+                    app.ui.done(format!("{}: the bytes of disk {disk} stay at {}", guest.name(), path.display()));
+                }
+                Ok(ExitStatus::Done)
+            }
             Action::Resize { guest, disk, size } => {
                 let guest = place.store.guest(&guest)?;
                 let when = change::resize(&guest, &disk, size, around)?;

@@ -5,9 +5,11 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use super::ask::Consent;
 use super::fetch::FormatArg;
 use super::progress::{Shown, size_words, watch_signals};
 use super::{App, Column, ExitStatus, Failure, Outcome};
+use crate::config::EngineKind;
 use crate::fetch::cache::Finding;
 use crate::fetch::catalogue::Source;
 use crate::fetch::image::Format;
@@ -74,12 +76,15 @@ struct Import {
 
 /// Remove images or firmware from the cache
 ///
-/// Guests that were made from them keep their own disks.
+/// Asks first. Guests that were made from them keep their own disks.
 #[derive(Debug, clap::Args)]
 struct Remove {
     /// Their names
     #[arg(value_name = "NAME", required = true)]
     names: Vec<String>,
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
 }
 
 /// Remove from the cache what nothing needs
@@ -117,6 +122,9 @@ pub struct Row {
     path: Option<PathBuf>,
     #[serde(skip)]
     built: bool,
+    /// The loader that it boots with, where that is bhyve's.
+    #[serde(skip)]
+    of_bhyve: Option<String>,
 }
 
 const COLUMNS: [Column<Row>; 9] = [
@@ -132,11 +140,19 @@ const COLUMNS: [Column<Row>; 9] = [
 ];
 
 fn state(row: &Row) -> String {
+    if let Some(loader) = &row.of_bhyve {
+        return format!("needs bhyve ({loader})");
+    }
     match (row.cached, row.built) {
         (true, _) => "here".into(),
         (false, true) => "can be built".into(),
         (false, false) => "can be fetched".into(),
     }
+}
+
+/// A loader that only bhyve has.
+fn of_bhyve(loader: Option<String>) -> Option<String> {
+    loader.filter(|loader| matches!(loader.as_str(), "uefi" | "bhyveload"))
 }
 
 impl Row {
@@ -154,6 +170,7 @@ impl Row {
             source: stored.record.source,
             path: Some(stored.path),
             built: false,
+            of_bhyve: of_bhyve(facts.loader),
         }
     }
 
@@ -174,6 +191,7 @@ impl Row {
             source,
             path: None,
             built,
+            of_bhyve: of_bhyve(entry.facts.loader.clone()),
         }
     }
 }
@@ -184,7 +202,7 @@ impl Args {
             Action::List(args) => list(app, &[Kind::Image, Kind::Firmware], args.all),
             Action::Show(args) => args.run(app),
             Action::Import(args) => args.run(app),
-            Action::Remove(args) => remove(app, &[Kind::Image, Kind::Firmware], &args.names),
+            Action::Remove(args) => remove(app, &[Kind::Image, Kind::Firmware], &args.names, args.yes),
             Action::Prune(args) => args.run(app),
             Action::Check(args) => args.run(app),
         }
@@ -206,6 +224,10 @@ pub fn list(app: &App, kinds: &[Kind], all: bool) -> Outcome {
     for stored in Cache::look(&host.cache_dir).list()? {
         rows.insert((stored.record.kind, stored.record.name.clone()), Row::stored(stored));
     }
+    // Elsewhere, what no guest of this host can boot is no offer.
+    if host.default_engine == EngineKind::Bhyve {
+        rows.values_mut().for_each(|row| row.of_bhyve = None);
+    }
     let rows: Vec<Row> = rows.into_values().filter(|row| kinds.contains(&row.kind)).collect();
     app.ui.list("images", 1, &rows, &COLUMNS, |row| row.name.clone())?;
     if rows.is_empty() && !app.ui.is_json() {
@@ -214,12 +236,20 @@ pub fn list(app: &App, kinds: &[Kind], all: bool) -> Outcome {
     Ok(ExitStatus::Done)
 }
 
-/// Removes each, of whichever of the kinds it is.
-pub fn remove(app: &App, kinds: &[Kind], names: &[String]) -> Outcome {
+/// Removes each, of whichever of the kinds it is, once the user has agreed.
+pub fn remove(app: &App, kinds: &[Kind], names: &[String], yes: bool) -> Outcome {
     let cache = Cache::open(&app.host()?.cache_dir)?;
     let there = cache.list()?;
+    let mut consent = Consent::new(yes, names.len() > 1);
     app.ui.each(names, String::clone, |name| {
         let found = there.iter().find(|stored| stored.record.name == *name && kinds.contains(&stored.record.kind));
+        if let Some(stored) = found {
+            let question = format!("Remove {name} ({}) from the cache?", size_words(stored.used_bytes));
+            let unasked = || Failure::user(format!("`{name}` is not removed without being asked about")).hint("add `--yes`");
+            if !consent.ask(&question, unasked)? {
+                return Err(Failure::user(format!("`{name}` was not removed")));
+            }
+        }
         cache.remove(found.map_or(kinds[0], |stored| stored.record.kind), name)?;
         app.ui.done(format!("{name} is removed"));
         Ok(ExitStatus::Done)
@@ -373,7 +403,7 @@ impl Check {
         match findings.iter().find(|found| found.problem.is_some()) {
             None => Ok(ExitStatus::Done),
             Some(bad) => Err(Failure::user("the cache is not as it was fetched").hint(format!(
-                "fetch it again: `vmctl {} remove {name}`, then `vmctl fetch {} {name}`",
+                "fetch it again: `vmctl {} remove --yes {name}`, then `vmctl fetch {} {name}`",
                 if bad.kind == Kind::Iso { "iso" } else { "image" },
                 bad.kind.name(),
                 name = bad.name

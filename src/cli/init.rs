@@ -2,13 +2,15 @@
 
 use std::fs::OpenOptions;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
 use super::source::GuestSource;
 use super::{App, ExitStatus, Failure, Outcome};
 use crate::config::{EngineKind, GUESTS_DIR, TEMPLATES_DIR};
+use crate::guest::clone::ports_in_use;
+use crate::guest::launch_file::{free_port, public_key};
 use crate::host::files::make_directory;
 use crate::host::route::default_route;
 
@@ -20,18 +22,34 @@ pub struct Args {
     file: PathBuf,
 }
 
-const FIRST_GUEST: &str = r#"# A guest of vmctl. Every key is in vmctl.toml(5); `vmctl check FILE` says what is wrong with a file.
-template = "debian"
-memory = "1G"
+/// An image that cloud-init makes a guest of, of a distribution whose mirrors keep it.
+const FIRST_IMAGE: &str = "debian-13";
 
-[kernel]
-image = "vmlinuz" # relative to this file
-initrd = "initrd.img"
-
-[[disks]]
-id = "root"
-path = "root.img" # a raw image with the root file system on it
-"#;
+/// The first guest of the embedded engine: it starts as it is.
+fn first_guest(key: Option<&Path>, port: u16) -> String {
+    let keys = match key {
+        Some(key) => format!("ssh_keys = [{}] # who may log in\n", toml_edit::Value::from(key.to_string_lossy().as_ref())),
+        None => "# ssh_keys = [\"~/.ssh/id_ed25519.pub\"] # who may log in\n".into(),
+    };
+    format!(
+        "# A guest of vmctl. Every key is in vmctl.toml(5); `vmctl check FILE` says what is wrong with a file.\n\
+         memory = \"1G\"\n\
+         loader = \"grub\" # the boot menu of its disk\n\
+         ready.timeout = \"15m\" # the first boot takes its time\n\
+         \n\
+         [[disks]]\n\
+         id = \"root\"\n\
+         source = \"{FIRST_IMAGE}\" # of the catalogue: `vmctl image list --all`; it is fetched once\n\
+         size = \"8G\"\n\
+         \n\
+         [[nics]]\n\
+         id = \"net0\"\n\
+         forwards = [{{ id = \"ssh\", host_port = {port}, guest_port = 22 }}] # `vmctl ssh` goes this way\n\
+         \n\
+         [cloud-init]\n\
+         {keys}"
+    )
+}
 
 /// The same where bhyve(8) runs guests.
 const FIRST_GUEST_OF_BHYVE: &str = r#"# A guest of vmctl. Every key is in vmctl.toml(5); `vmctl check FILE` says what is wrong with a file.
@@ -53,7 +71,8 @@ const FIRST_SWITCH: &str = "public";
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
-        let (host, store) = app.host_and_datastore()?;
+        let place = app.place()?;
+        let (host, store) = (&place.host, place.datastore());
         for directory in [GUESTS_DIR, TEMPLATES_DIR] {
             let path = store.path.join(directory);
             make_directory(&path, 0o755).with_context(|| format!("cannot make `{}`", path.display()))?;
@@ -67,12 +86,20 @@ impl Args {
             _ => Failure::user(format!("cannot write `{shown}`: {error}")),
         })?;
         let bhyve = host.engine() == EngineKind::Bhyve;
-        file.write_all(if bhyve { FIRST_GUEST_OF_BHYVE } else { FIRST_GUEST }.as_bytes())
-            .and_then(|()| file.sync_all())
-            .with_context(|| format!("cannot write `{shown}`"))?;
-        GuestSource { file: self.file.clone(), name: None }.load(&host, &store, &[])?;
-        let what = if bhyve { "a disk" } else { "a kernel and a disk" };
-        app.ui.done(format!("wrote `{shown}`: name {what} in it, then `vmctl check {shown}`"));
+        let text = match bhyve {
+            true => FIRST_GUEST_OF_BHYVE.to_owned(),
+            false => {
+                let home = std::env::var_os("HOME").map(PathBuf::from);
+                let key = public_key(&place.store, home.as_deref()).ok();
+                first_guest(key.as_deref(), free_port(&ports_in_use(&place.store, place.around()))?)
+            }
+        };
+        file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).with_context(|| format!("cannot write `{shown}`"))?;
+        GuestSource { file: self.file.clone(), name: None }.load(host, store, &[])?;
+        app.ui.done(match bhyve {
+            true => format!("wrote `{shown}`: name a disk in it, then `vmctl check {shown}`"),
+            false => format!("wrote `{shown}`: `vmctl launch --file {shown}` makes its guest and starts it"),
+        });
         if bhyve && !host.switches.iter().any(|switch| switch.id == FIRST_SWITCH) {
             let uplink = default_route().map_or_else(|| "em0".to_owned(), |route| route.interface);
             app.ui.done(format!(

@@ -44,11 +44,16 @@ struct Add {
 }
 
 /// Remove installation media from the cache
+///
+/// Asks first.
 #[derive(Debug, clap::Args)]
 struct Remove {
     /// Their names
     #[arg(value_name = "NAME", required = true)]
     names: Vec<String>,
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
 }
 
 impl Args {
@@ -56,7 +61,7 @@ impl Args {
         match self.action {
             Action::List(args) => list(app, &[Kind::Iso], args.all),
             Action::Add(args) => args.run(app),
-            Action::Remove(args) => remove(app, &[Kind::Iso], &args.names),
+            Action::Remove(args) => remove(app, &[Kind::Iso], &args.names, args.yes),
         }
     }
 }

@@ -7,6 +7,7 @@
 
 mod apply;
 mod argv;
+mod ask;
 mod attach;
 mod autostart;
 mod autostart_rc;
@@ -27,6 +28,7 @@ mod escape;
 mod events;
 mod fetch;
 mod graph;
+mod group;
 mod host;
 mod image;
 mod import;
@@ -71,6 +73,7 @@ mod ui;
 mod up;
 mod visible;
 mod vmm;
+mod wait;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -109,12 +112,16 @@ enum Verb {
     Install(install::Args),
     Create(create::Args),
     Start(start::Args),
+    #[command(alias = "shutdown")]
     Stop(stop::Args),
+    #[command(alias = "reboot")]
     Restart(restart::Args),
     Reset(reset::Args),
     Poweroff(poweroff::Args),
     Suspend(suspend::Args),
+    Wait(wait::Args),
     Kill(kill::Args),
+    #[command(aliases = ["rm", "remove", "delete"])]
     Destroy(destroy::Args),
     Rename(rename::Args),
     Clone(clone::Args),
@@ -122,12 +129,15 @@ enum Verb {
     Snapshots(snapshots::Args),
     Rollback(rollback::Args),
     Edit(edit::Args),
+    #[command(aliases = ["ls", "ps", "status"])]
     List(list::Args),
+    #[command(alias = "inspect")]
     Info(info::Args),
     Top(top::Args),
     Metrics(metrics::Args),
     Logs(logs::Args),
     Console(console::Args),
+    #[command(aliases = ["shell", "exec"])]
     Ssh(ssh::Args),
     Cp(cp::Args),
     SshConfig(ssh_config::Args),
@@ -272,6 +282,7 @@ pub fn main() -> ExitCode {
         Verb::Reset(args) => args.run(&app),
         Verb::Poweroff(args) => args.run(&app),
         Verb::Suspend(args) => args.run(&app),
+        Verb::Wait(args) => args.run(&app),
         Verb::Kill(args) => args.run(&app),
         Verb::Destroy(args) => args.run(&app),
         Verb::Rename(args) => args.run(&app),

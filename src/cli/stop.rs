@@ -6,6 +6,7 @@ use super::selection::Chosen;
 use super::{App, ExitStatus, Guests, Outcome};
 use crate::guest::bhyve::leftovers;
 use crate::guest::control::Request;
+use crate::guest::launcher::not_running;
 use crate::guest::lock::{GuestLock, Role};
 use crate::guest::stopping::end_guest;
 use crate::guest::store::GuestDir;
@@ -14,7 +15,7 @@ use crate::guest::store::GuestDir;
 ///
 /// Presses the ACPI power button, and again every few seconds, waits for the guest file's `stop_timeout`, then powers the
 /// guest off; says which it was. A guest without ACPI, or too early in its boot, does not hear the button. Several guests
-/// are stopped at the same time. A guest that is not running is an error if it was named, and left alone if a pattern or a tag chose it. What a guest left on the host that was killed with all that ran it is removed.
+/// are stopped at the same time. A guest that is not running is left alone. What a guest left on the host that was killed with all that ran it is removed.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -25,7 +26,7 @@ pub struct Args {
     /// How long the guest has, instead of the guest file's `stop_timeout`
     #[arg(long, value_name = "TIME", conflicts_with = "force", value_parser = crate::units::parse_duration)]
     timeout: Option<Duration>,
-    /// A guest that is not running is no error
+    /// Say nothing of a guest that is not running
     #[arg(long)]
     if_running: bool,
 }
@@ -46,13 +47,18 @@ pub fn end_each(app: &App, chosen: Vec<Chosen>, if_running: bool, request: Reque
                 app.ui.done(format!("{} was not running any more: what it had left on this host is removed", guest.name()));
                 return Ok(ExitStatus::Done);
             }
-            if if_running || !named {
-                return Ok(ExitStatus::Done);
+            // What is asked for holds already.
+            if named && request == Request::Suspend {
+                return Err(not_running(guest).into());
             }
+            if named && !if_running {
+                app.ui.done(format!("{} is stopped already", guest.name()));
+            }
+            return Ok(ExitStatus::Done);
         }
         let ended = match end_guest(guest, &request, None) {
             // It went by itself just now.
-            Err(_) if (if_running || !named) && !is_running(guest) => return Ok(ExitStatus::Done),
+            Err(_) if !is_running(guest) => return Ok(ExitStatus::Done),
             ended => ended?,
         };
         app.ui.done(format!("{} has stopped: {}", guest.name(), ended.words()));

@@ -72,7 +72,7 @@ impl Build {
         }
         if !nix::unistd::geteuid().is_root() {
             return Err(FetchError::user("the image cannot be built by this user: device nodes and owners need root")
-                .hint("run the command as root once; every guest shares the image"));
+                .hint("root can, with `sudo vmctl fetch image NAME`, but root's cache and yours are two: take an image that is fetched, like `debian-13`, or make the guest as root"));
         }
         Ok(())
     }

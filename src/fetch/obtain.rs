@@ -115,6 +115,16 @@ impl Obtained {
     }
 }
 
+/// What to do about a name that something else has; the commands that fetch on the way have no such options.
+fn another_name(request: &Request) -> String {
+    let verb = match (inputs::is_url(&request.what), request.kind) {
+        (true, kind) => format!("fetch {}", kind.name()),
+        (false, Kind::Iso) => "iso add".into(),
+        (false, _) => "image import".into(),
+    };
+    format!("`vmctl {verb} {} --name NAME` gives this one another name, `--refresh` there replaces that one", request.what)
+}
+
 /// Age at which the copy of a catalogue from the net is fetched anew.
 const CATALOGUE_AGE: Duration = Duration::from_secs(24 * 3600);
 
@@ -238,7 +248,11 @@ impl<'a> Fetcher<'a> {
         let name = match &request.name {
             Some(name) => name.clone(),
             None => name_of(&request.what).ok_or_else(|| {
-                FetchError::user(format!("`{}` does not end in a name", request.what)).hint("give it one with `--name`")
+                FetchError::user(format!("`{}` does not end in a name", request.what)).hint(format!(
+                    "`vmctl fetch {} {} --name NAME` gives it one",
+                    request.kind.name(),
+                    request.what
+                ))
             })?,
         };
         if !request.refresh
@@ -254,7 +268,7 @@ impl<'a> Fetcher<'a> {
                     request.kind.name(),
                     stored.record.source
                 ))
-                .hint("give this one another name with `--name`, or replace that one with `--refresh`"));
+                .hint(another_name(request)));
             }
         }
         let checksum = match &request.checksum_file {
@@ -346,7 +360,7 @@ impl<'a> Fetcher<'a> {
                     request.kind.name(),
                     stored.record.source
                 ))
-                .hint("give this one another name with `--name`, or replace that one with `--refresh`"));
+                .hint(another_name(request)));
             }
         }
         let label = name.clone();
@@ -417,7 +431,11 @@ impl<'a> Fetcher<'a> {
         };
         if digest.is_none() && !request.allow_unverified {
             return Err(FetchError::user("there is no checksum to hold it to")
-                .hint("give `--checksum` or `--checksum-file`; `--insecure-no-checksum` takes whatever comes"));
+                .hint(format!(
+                    "`--checksum` gives one, and for a guest file's disk its `checksum`; `vmctl fetch {} {}` also takes `--checksum-file` and `--insecure-no-checksum`",
+                    request.kind.name(),
+                    request.what
+                )));
         }
         let format = request.format.or(wanted.format);
         let part_key = match &digest {

@@ -150,7 +150,7 @@ pub fn ask(guest: &GuestDir, request: Request) -> Result<ControlClient> {
 }
 
 /// There is nobody to ask.
-pub(super) fn not_running(guest: &GuestDir) -> GuestError {
+pub fn not_running(guest: &GuestDir) -> GuestError {
     GuestError::user(format!("`{}` is not running", guest.name())).hint(format!("start it: `vmctl start {}`", guest.name()))
 }
 

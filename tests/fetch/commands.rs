@@ -64,7 +64,7 @@ fn off_a_terminal_progress_is_plain_lines_and_quiet_means_none() {
     assert!(said.contains("disk.raw: downloading 8MiB\n") && said.contains("disk.raw: downloading 50%\n"), "{said}");
     assert!(!said.contains('\u{1b}') && !said.contains('\r'), "{said:?}");
     assert!(data.starts_with("NAME") && data.contains("disk.raw") && data.contains("8MiB"), "{data}");
-    world.run(&["image", "remove", "disk.raw"]);
+    world.run(&["image", "remove", "--yes", "disk.raw"]);
     let (code, _, said) = world.run(&["-q", "fetch", "image", &url, "--checksum", &digest]);
     assert_eq!((code, said.as_str()), (0, ""));
 }
@@ -100,8 +100,8 @@ fn an_image_is_imported_shown_checked_and_removed() {
     let (code, table, said) = world.run(&["image", "check", "-q", "mine"]);
     assert!(code == 1 && table.contains("it is not what was fetched"), "{table}{said}");
     assert!(said.contains("vmctl image remove mine"), "{said}");
-    assert_eq!(world.run(&["image", "remove", "mine"]).2, "mine is removed\n");
-    let (code, _, said) = world.run(&["image", "remove", "mine"]);
+    assert_eq!(world.run(&["image", "remove", "--yes", "mine"]).2, "mine is removed\n");
+    let (code, _, said) = world.run(&["image", "remove", "--yes", "mine"]);
     assert!(code == 1 && said.contains("no image called `mine` is in the cache"), "{said}");
     assert!(world.is_clean());
 }
@@ -187,9 +187,9 @@ fn two_names_share_one_object_until_both_are_gone() {
         assert_eq!(world.run(&["image", "import", file.to_str().unwrap(), "--name", name, "-q"]).0, 0);
     }
     assert_eq!(world.entries("objects").len(), 1);
-    world.run(&["image", "remove", "a"]);
+    world.run(&["image", "remove", "--yes", "a"]);
     assert_eq!(world.entries("objects").len(), 1);
-    world.run(&["image", "remove", "b"]);
+    world.run(&["image", "remove", "--yes", "b"]);
     assert!(world.entries("objects").is_empty());
 }
 
@@ -201,10 +201,10 @@ fn an_image_that_is_being_used_is_not_removed() {
     assert_eq!(world.run(&["image", "import", world.path("disk.raw").to_str().unwrap(), "--name", "a", "-q"]).0, 0);
     let fetcher = world.fetcher(&vmctl::fetch::Silent);
     let used = fetcher.obtain(&vmctl::fetch::Request::new(vmctl::fetch::Kind::Image, "a")).unwrap();
-    let (code, _, said) = world.run(&["image", "remove", "a"]);
+    let (code, _, said) = world.run(&["image", "remove", "--yes", "a"]);
     assert!(code == 1 && said.contains("image `a` is being used"), "{said}");
     drop(used);
-    assert_eq!(world.run(&["image", "remove", "a"]).0, 0);
+    assert_eq!(world.run(&["image", "remove", "--yes", "a"]).0, 0);
 }
 
 #[test]
@@ -255,7 +255,7 @@ fn an_installation_medium_is_added_listed_and_removed_and_a_disk_is_no_medium() 
         code == 1 && said.contains("hint: vmctl fetch iso https://example.org/x.iso") || said.contains("`vmctl fetch iso"),
         "{said}"
     );
-    assert_eq!(world.run(&["iso", "remove", "small"]).0, 0);
+    assert_eq!(world.run(&["iso", "remove", "--yes", "small"]).0, 0);
 }
 
 #[test]

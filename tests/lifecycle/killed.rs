@@ -307,5 +307,5 @@ fn an_image_that_is_imported_or_removed_survives_a_kill_at_every_call() {
         }
     };
     everywhere(&import, true);
-    everywhere(&["image", "remove", "base"], false);
+    everywhere(&["image", "remove", "--yes", "base"], false);
 }

@@ -349,7 +349,7 @@ fn what_killed_commands_left_is_shown_by_doctor_and_swept_by_the_next_command() 
         said.ok();
         let name = format!("i{}", litter.len());
         world.vmctl(&["image", "import", "disk.raw", "--name", &name]).ok();
-        world.vmctl(&["image", "remove", &name]).ok();
+        world.vmctl(&["image", "remove", "--yes", &name]).ok();
         assert!(leftovers(world.path()).is_empty(), "{:?}", leftovers(world.path()));
     }
     // What somebody typed is not thrown away.

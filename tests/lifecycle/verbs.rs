@@ -50,7 +50,7 @@ fn a_stop_says_how_the_guest_stopped() {
     world.vmctl(&["stop", "deaf", "--timeout", "300ms"]).ok().says("did not shut down in time and was powered off");
     assert!(started.elapsed() >= Duration::from_millis(300));
     assert!(world.events("deaf").contains(&"stop-timed-out".to_owned()));
-    world.vmctl(&["stop", "stopped"]).fails(1, "`stopped` is not running");
+    world.vmctl(&["stop", "stopped"]).ok().says("stopped is stopped already");
     world.vmctl(&["stop", "stopped", "--if-running"]).ok();
     world.vmctl(&["stop", "*"]).ok();
 }
@@ -139,6 +139,61 @@ fn a_start_waits_for_what_the_console_shows() {
 }
 
 #[test]
+fn without_probes_a_guest_is_ready_when_its_console_asks_for_a_login() {
+    let world = World::new();
+    world.make("g", "say:boot sleep:600 say:debian_login:", "");
+    let started = Instant::now();
+    world.vmctl(&["start", "g"]).ok().says("g is running");
+    assert_eq!(world.state("g")["ready"], false);
+    // One that boots is waited for, whoever started it.
+    world.vmctl(&["start", "g", "--wait", "--if-stopped"]).ok();
+    assert!(started.elapsed() >= Duration::from_millis(600) && world.state("g")["ready"] == true);
+    world.make("mute", "say:boot", "");
+    world.vmctl(&["start", "mute", "--wait", "--timeout", "200ms"]).fails(1, "the console has not shown `login:`");
+    world.vmctl(&["start", "m*", "--wait", "--timeout", "200ms"]).fails(1, "the console has not shown `login:`");
+}
+
+#[test]
+fn without_probes_a_guest_of_cloud_init_is_ready_when_its_sshd_greets() {
+    let world = World::new();
+    // The guest's side of the forward: the fake engine has no network, and this listener has its port.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
+    let port = listener.local_addr().expect("has an address").port();
+    let more = format!(
+        "cloud-init = {{}}\nnics = [{{ id = \"net0\", forwards = [{{ host_port = {port}, guest_port = 22 }}] }}]\nready.timeout = \"20s\""
+    );
+    world.make("g", "say:login:", &more);
+    world.vmctl(&["start", "g"]).ok();
+    let words = format!("no ssh greeting at 127.0.0.1:{port}");
+    world.vmctl(&["wait", "g", "--timeout", "300ms"]).fails(1, &words);
+    world.vmctl(&["wait", "g", "--for", "ssh", "--timeout", "300ms"]).fails(1, &words);
+    world.vmctl(&["wait", "g", "--for", "login"]).ok().says("g asks for a login");
+    let thread = std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let _ = std::io::Write::write_all(&mut { stream }, b"SSH-2.0-test\r\n");
+        }
+    });
+    world.vmctl(&["wait", "g", "--for", "ssh"]).ok().says("g answers ssh");
+    world.vmctl(&["wait", "g"]).ok().says("g is ready");
+    drop(thread);
+}
+
+#[test]
+fn wait_ends_with_the_guest_and_says_so() {
+    let world = World::new();
+    world.make("g", "sleep:1500 exit:1", "");
+    world.vmctl(&["wait", "g"]).fails(1, "`g` is not running");
+    world.vmctl(&["wait", "g", "--for", "login"]).fails(1, "`g` is not running");
+    world.vmctl(&["wait", "g", "--for", "stopped"]).ok().says("g has stopped");
+    world.vmctl(&["start", "g"]).ok();
+    world.vmctl(&["wait", "g", "--for", "stopped", "--timeout", "200ms"]).fails(1, "it still runs");
+    world.vmctl(&["wait", "g"]).fails(1, "has stopped");
+    world.vmctl(&["start", "g"]).ok();
+    world.vmctl(&["wait", "g", "--for", "stopped"]).ok();
+    assert_eq!(world.word("g"), "stopped");
+}
+
+#[test]
 fn a_guest_that_stops_before_it_is_ready_ends_the_wait() {
     let world = World::new();
     world.make("g", "sleep:200 exit:1", "ready = { console = \"login:\" }");
@@ -194,6 +249,76 @@ fn a_clone_has_the_disks_and_an_identity_of_its_own() {
     world.vmctl(&["clone", "g", "h"]).fails(1, "exists already");
     world.vmctl(&["start", "g"]).ok();
     world.vmctl(&["clone", "g", "j"]).fails(1, "cannot clone a running guest");
+}
+
+#[test]
+fn a_clone_of_a_linked_file_has_a_file_and_ports_of_its_own() {
+    let world = World::new();
+    std::fs::write(world.path().join("key.pub"), "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGmJ3z0p7mB9cO8u me@example\n")
+        .expect("writes");
+    let more = "# the user's own words\ncloud-init = { ssh_keys = [\"key.pub\"] }\n\
+                [[nics]]\nid = \"net0\"\nforwards = [{ host_port = 2222, guest_port = 22 }]";
+    let file = world.make("g", "", more);
+    let before = std::fs::read_to_string(&file).expect("reads");
+    world.vmctl(&["clone", "g", "h", "i"]).ok().says("leads to it where 2222 leads to `g`");
+    let own = |name: &str| world.guest(name).join("guest.toml");
+    for name in ["h", "i"] {
+        assert!(std::fs::symlink_metadata(own(name)).expect("there").is_file(), "{name}");
+    }
+    let text = std::fs::read_to_string(own("h")).expect("reads");
+    let key = world.path().join("key.pub");
+    assert!(text.contains("# the user's own words") && text.contains(key.to_str().expect("UTF-8")), "{text}");
+    let port = |name: &str| {
+        let document = world.vmctl(&["show", name, "-o", "json"]).ok().out;
+        let at = document.find("host_port").expect("a port");
+        document[at..].chars().skip_while(|c| !c.is_ascii_digit()).take_while(char::is_ascii_digit).collect::<String>()
+    };
+    assert!(port("g") == "2222" && port("h") != "2222" && port("h") != port("i"), "{} {}", port("h"), port("i"));
+    world.vmctl(&["nic", "add", "h", "more"]).ok();
+    assert_eq!(std::fs::read_to_string(&file).expect("reads"), before);
+    // The seed tells the clone who it is: another instance, another host name.
+    let seed = |name: &str| std::fs::read(world.guest(name).join("disks/cidata.raw")).expect("a seed");
+    let has = |seed: &[u8], text: &str| seed.windows(text.len()).any(|window| window == text.as_bytes());
+    assert!(has(&seed("g"), "\"local-hostname\": \"g\"") && has(&seed("h"), "\"local-hostname\": \"h\""));
+    let id = |name: &str| {
+        let seed = seed(name);
+        let at = seed.windows(6).position(|window| window == b"vmctl-").expect("an instance id");
+        String::from_utf8_lossy(&seed[at..at + 22]).into_owned()
+    };
+    assert!(id("g") != id("h") && id("h") != id("i"));
+    world.vmctl(&["start", "h"]).ok();
+}
+
+#[test]
+fn a_clone_has_its_own_host_name_and_the_files_of_the_guests_directory() {
+    let world = World::new();
+    let file = world.file_for_copies("g", "name = \"g\"\ncloud-init = { hostname = \"base.example.org\" }");
+    world.vmctl(&["create", "g", "--file", file.to_str().expect("UTF-8"), "--copy"]).ok();
+    // As `launch` lays a kernel beside the file of its guest.
+    let boot = world.guest("g").join("boot");
+    std::fs::create_dir(&boot).expect("makes");
+    std::fs::write(boot.join("vmlinuz"), "a kernel").expect("writes");
+    let text = std::fs::read_to_string(world.guest("g").join("guest.toml")).expect("reads");
+    let kernel = world.path().join("kernel").display().to_string();
+    std::fs::write(world.guest("g").join("guest.toml"), text.replace(&kernel, "boot/vmlinuz")).expect("writes");
+    world.vmctl(&["clone", "g", "web_2"]).ok().says("its host name is web-2.example.org");
+    world.vmctl(&["destroy", "g", "--yes"]).ok();
+    assert_eq!(std::fs::read(world.guest("web_2").join("boot/vmlinuz")).expect("copied"), b"a kernel");
+    world.vmctl(&["start", "web_2"]).ok();
+}
+
+#[test]
+fn a_clone_of_a_guest_of_templates_means_the_same_or_is_written_out() {
+    let world = World::new();
+    std::fs::create_dir(world.path().join("more")).expect("makes");
+    std::fs::write(world.path().join("more/disk.toml"), "disks = [{ id = \"root\", size = \"8M\" }]\n").expect("writes");
+    let file = world.file("g", "", "include = [\"more/disk.toml\"]\n[ready]\nexec = [\"./probe\"]");
+    world.vmctl(&["create", "g", "--file", file.to_str().expect("UTF-8")]).ok();
+    world.vmctl(&["clone", "g", "h"]).ok();
+    let shown = |name: &str| world.vmctl(&["show", name]).ok().out;
+    let probe = world.path().join("probe").display().to_string();
+    assert!(shown("h").contains(&probe) && shown("h").contains("8M"), "{}", shown("h"));
+    assert!(world.guest("h").join("disks/root.raw").exists());
 }
 
 #[test]
