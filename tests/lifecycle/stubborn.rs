@@ -125,7 +125,7 @@ fn down_is_over_in_its_time_whatever_one_guest_does() {
     world.vmctl(&["start", "g", "last"]).ok();
     let held = Held::new(supervisor(&world));
     let asked = Instant::now();
-    world.vmctl(&["down", "--timeout", "6s"]).ok().says("last has stopped");
+    world.vmctl(&["down", "--all", "--timeout", "6s"]).ok().says("last has stopped");
     assert!(asked.elapsed() < Duration::from_secs(15), "{:?}", asked.elapsed());
     drop(held);
     assert_eq!(world.word("g"), "stopped");

@@ -159,6 +159,7 @@ fn without_probes_a_guest_of_cloud_init_is_ready_when_its_sshd_greets() {
     // The guest's side of the forward: the fake engine has no network, and this listener has its port.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
     let port = listener.local_addr().expect("has an address").port();
+    drop(listener);
     let more = format!(
         "cloud-init = {{}}\nnics = [{{ id = \"net0\", forwards = [{{ host_port = {port}, guest_port = 22 }}] }}]\nready.timeout = \"20s\""
     );
@@ -168,6 +169,7 @@ fn without_probes_a_guest_of_cloud_init_is_ready_when_its_sshd_greets() {
     world.vmctl(&["wait", "g", "--timeout", "300ms"]).fails(1, &words);
     world.vmctl(&["wait", "g", "--for", "ssh", "--timeout", "300ms"]).fails(1, &words);
     world.vmctl(&["wait", "g", "--for", "login"]).ok().says("g asks for a login");
+    let listener = std::net::TcpListener::bind(("127.0.0.1", port)).expect("binds");
     let thread = std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             let _ = std::io::Write::write_all(&mut { stream }, b"SSH-2.0-test\r\n");
