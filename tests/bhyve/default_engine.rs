@@ -176,9 +176,9 @@ fn a_guest_whose_engine_was_never_settled_has_it_settled_by_its_first_start() {
 fn the_first_guest_file_is_one_for_the_engine_that_the_host_has() {
     let world = World::new();
     set(&world, "security.jail.jailed", "1");
-    world.vmctl(&["init", "first.toml"]).ok().says("name a kernel and a disk");
+    world.vmctl(&["init", "first.toml"]).ok().says("vmctl launch --file first.toml");
     let text = fs::read_to_string(world.root().join("first.toml")).expect("written");
-    assert!(text.contains("[kernel]") && !text.contains("bhyve"), "{text}");
+    assert!(text.contains("source = ") && !text.contains("bhyve"), "{text}");
     world.vmctl(&["check", "first.toml"]).ok();
 }
 

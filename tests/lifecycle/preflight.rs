@@ -196,9 +196,13 @@ fn what_runs_is_shown_and_what_comes_with_the_next_boot_is_marked() {
     assert_eq!((&state["cpus"], &state["memory_bytes"]), (&2.into(), &(64u64 << 20).into()), "{state:#}");
     assert_eq!((&state["next_boot"]["cpus"], &state["next_boot"]["memory_bytes"]), (&4.into(), &(80u64 << 20).into()));
     let info = world.vmctl(&["info", "g"]).ok().out;
-    for line in
-        ["2 (next 4)", "64MiB (next 80MiB)", "raw (until the next boot)", "raw (from the next boot on)", "10.0.2.15 (from the next boot on)"]
-    {
+    for line in [
+        "2 (next 4)",
+        "64MiB (next 80MiB)",
+        "raw (until the next boot)",
+        "raw (from the next boot on)",
+        "10.0.2.15 (from the next boot on)",
+    ] {
         assert!(info.contains(line), "no {line} in {info}");
     }
     world.vmctl(&["list"]).ok().says("2 (next 4)").says("restart pending");
