@@ -82,9 +82,8 @@ impl GuestError {
     /// The same error, told of `to` where it names `from`: a directory that has another name while it is filled.
     pub fn told_of(mut self, from: &Path, to: &Path) -> GuestError {
         let (from, to) = (from.to_string_lossy(), to.to_string_lossy());
-        let renamed = |text: &str| text.replace(&*from, &to);
-        self.message = renamed(&self.message);
-        self.hint = self.hint.as_deref().map(renamed);
+        self.message = self.message.replace(&*from, &to);
+        self.hint = self.hint.map(|hint| hint.replace(&*from, &to));
         for diagnostic in self.diagnostics.iter_mut().flat_map(|diagnostics| &mut diagnostics.0) {
             diagnostic.told_of(&from, &to);
         }
