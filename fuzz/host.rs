@@ -10,6 +10,7 @@ use vmctl::guest::import::Notes;
 use vmctl::guest::import::conf::Conf;
 use vmctl::guest::import::switches;
 use vmctl::guest::import::translate::{Source, translate};
+use vmctl::guest::metrics_format::Format;
 use vmctl::host::bhyve::{HostFeatures, ProbeOutputs};
 use vmctl::host::iscsi::{self, Target};
 use vmctl::host::{bhyvectl, ifconfig, netgraph, passthru, scrape};
@@ -239,9 +240,10 @@ pub fn boot_documents(data: &[u8]) {
 pub fn scrape(data: &[u8]) {
     for head in [&b""[..], b"GET /metrics HTTP/1.1\r\n", b"GET /metrics HTTP/1.1\r\nHost: localhost"] {
         let request = [head, data].concat();
-        let understood = scrape::understands(&request);
+        let accept = scrape::understands(&request);
         // What follows a request is not of it.
         let followed = [&request[..], b"more"].concat();
-        assert!(!understood || scrape::understands(&followed));
+        assert!(accept.is_none() || scrape::understands(&followed) == accept);
+        let _ = Format::of_accept(&accept.unwrap_or_else(|| String::from_utf8_lossy(data).into_owned()));
     }
 }

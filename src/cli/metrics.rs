@@ -8,8 +8,9 @@ use super::attach::signal_stream;
 use super::selection::Place;
 use super::{AnyGuests, App, ExitStatus, Failure, Guests, Outcome, top};
 use crate::guest::figures::Figures;
-use crate::guest::metrics::{CONTENT_TYPES, Format, exposition};
-use crate::host::scrape::{Listen, Listener};
+use crate::guest::metrics::exposition;
+use crate::guest::metrics_format::Format;
+use crate::host::scrape::{Document, Listen, Listener};
 
 /// Show what guests use, for Prometheus
 ///
@@ -51,17 +52,18 @@ fn serve(app: &App, place: &Place, guests: &Guests, listen: &Listen) -> Outcome 
     let listener = Listener::open(listen)?;
     app.ui.done(format!("listening on {}", listener.place()));
     let last: Mutex<Option<(Instant, Vec<Figures>)>> = Mutex::new(None);
-    let document = |kind: usize| {
+    let document = |accept: &str| {
+        let format = Format::of_accept(accept);
         let mut last = last.lock().expect("no panic happens under this lock");
         let fresh = last.take().filter(|(at, _)| at.elapsed() < FRESH);
         let (at, figures) = fresh.unwrap_or_else(|| {
             let figures = top::look_again(place, guests);
             (Instant::now(), figures)
         });
-        let text = exposition(&figures, Format::of_content_type(kind));
+        let body = exposition(&figures, format);
         *last = Some((at, figures));
-        text
+        Document { content_type: format.content_type(), body }
     };
-    listener.serve(signals.as_fd(), CONTENT_TYPES, &document).map_err(|error| Failure::machine(anyhow::Error::new(error)))?;
+    listener.serve(signals.as_fd(), &document).map_err(|error| Failure::machine(anyhow::Error::new(error)))?;
     Ok(ExitStatus::Done)
 }

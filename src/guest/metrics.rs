@@ -9,24 +9,7 @@
 use std::fmt::Write;
 
 use super::figures::{DiskFigures, Figures, NicFigures};
-
-/// What an HTTP answer says that the text is, in the order of [`Format`]'s variants; the first is for who asks for nothing.
-pub const CONTENT_TYPES: &[&str] =
-    &["text/plain; version=0.0.4; charset=utf-8", "application/openmetrics-text; version=1.0.0; charset=utf-8"];
-
-/// How figures are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    Prometheus,
-    OpenMetrics,
-}
-
-impl Format {
-    /// The one of a place in [`CONTENT_TYPES`].
-    pub fn of_content_type(at: usize) -> Format {
-        if at == 0 { Format::Prometheus } else { Format::OpenMetrics }
-    }
-}
+use super::metrics_format::Format;
 
 /// Units that names end with; everything else is a count or a state.
 const UNITS: &[&str] = &["bytes", "seconds"];

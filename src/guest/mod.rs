@@ -27,6 +27,7 @@ pub mod lock; // who runs or changes a guest
 pub mod logs; // logs that do not grow without bound
 pub mod membership; // which fleet a guest belongs to
 pub mod metrics; // the same as Prometheus reads it
+pub mod metrics_format; // which format a client gets
 pub mod named_files; // what a guest file names: are its disks disks, its files files
 pub mod overview; // what `list` and `info` tell
 pub mod pending; // disks whose making or taking away is under way

@@ -1,4 +1,6 @@
-//! One document over HTTP/1.1 (RFC 9112), in the kind that is asked for (RFC 9110, 12.5.1), for a program on this machine that asks for it now and then.
+//! One document over HTTP/1.1 (RFC 9112), for a program on this machine that asks for it now and then.
+//!
+//! Which form the document has is decided by the function that makes it, from the request's `Accept` field.
 //!
 //! Listens on loopback or a Unix socket only: there is neither a password nor encryption. Over TCP the `Host` field must
 //! name this machine's loopback, so that a page in a browser cannot read the document under a name of its own.
@@ -74,6 +76,14 @@ impl fmt::Display for Listen {
     }
 }
 
+/// What is sent in answer to a request.
+pub struct Document {
+    /// Its `Content-Type`.
+    pub content_type: &'static str,
+    /// Its text.
+    pub body: String,
+}
+
 /// Something that listens; a Unix socket is gone when it is dropped.
 pub struct Listener {
     socket: Socket,
@@ -116,9 +126,8 @@ impl Listener {
         &self.place
     }
 
-    /// Answers until `stop` can be read. `kinds` are content types, the first for who has no wish; `document` is called with
-    /// the place of one of them for each request that wants it, from several threads.
-    pub fn serve(&self, stop: BorrowedFd<'_>, kinds: &[&str], document: &(dyn Fn(usize) -> String + Sync)) -> io::Result<()> {
+    /// Answers until `stop` can be read. `document` is called with the `Accept` field of each request, from several threads.
+    pub fn serve(&self, stop: BorrowedFd<'_>, document: &(dyn Fn(&str) -> Document + Sync)) -> io::Result<()> {
         let clients = Mutex::new(Clients::default());
         let checks_host = matches!(self.place, Listen::Tcp(_));
         std::thread::scope(|scope| {
@@ -128,7 +137,7 @@ impl Listener {
                 let Ok((number, stream)) = lock(&clients).enter(stream) else { continue };
                 let clients = &clients;
                 let spawned = std::thread::Builder::new().name("scrape".into()).spawn_scoped(scope, move || {
-                    let _ = Client { stream: &stream, kinds, document }.serve(checks_host);
+                    let _ = Client { stream: &stream, document }.serve(checks_host);
                     lock(clients).leave(number);
                 });
                 if spawned.is_err() {
@@ -260,57 +269,6 @@ struct Wanted {
     accept: String,
 }
 
-impl Wanted {
-    /// Which of `kinds` is wanted most. Each may be named; only the first is also meant by `*/*` and the like.
-    fn choose(&self, kinds: &[&str]) -> usize {
-        let weight = |at: usize| {
-            let ranges = self.accept.split(',').filter_map(|range| Range::parse(range)?.weight_for(kinds[at], at == 0));
-            // The range that says most about a kind decides.
-            ranges.max_by(|one, other| one.0.cmp(&other.0).then(one.1.total_cmp(&other.1))).map_or(0.0, |(_, weight)| weight)
-        };
-        let better = |best: usize, at: usize| if weight(at) > 0.0 && weight(at) >= weight(best) { at } else { best };
-        (1..kinds.len()).fold(0, better)
-    }
-}
-
-/// One media range of an `Accept` field.
-struct Range<'a> {
-    name: &'a str,
-    version: Option<&'a str>,
-    weight: f64,
-}
-
-impl<'a> Range<'a> {
-    fn parse(text: &'a str) -> Option<Range<'a>> {
-        let mut parts = text.split(';').map(str::trim);
-        let mut range = Range { name: parts.next()?, version: None, weight: 1.0 };
-        for (key, value) in parts.filter_map(|part| part.split_once('=')) {
-            match key.trim().to_ascii_lowercase().as_str() {
-                "version" => range.version = Some(value.trim().trim_matches('"')),
-                "q" => range.weight = value.trim().parse().ok().filter(|weight| (0.0..=1.0).contains(weight))?,
-                _ => {}
-            }
-        }
-        Some(range)
-    }
-
-    /// How much it says about a content type, and how much that is wanted.
-    fn weight_for(&self, kind: &str, with_wildcards: bool) -> Option<(usize, f64)> {
-        let kind = Range::parse(kind)?;
-        let precision = match self.name {
-            "*/*" if with_wildcards => 0,
-            name if with_wildcards && name.strip_suffix("/*").is_some_and(|class| kind.name.split('/').next() == Some(class)) => {
-                1
-            }
-            name if name.eq_ignore_ascii_case(kind.name) && (self.version.is_none() || self.version == kind.version) => {
-                2 + usize::from(self.version.is_some())
-            }
-            _ => return None,
-        };
-        Some((precision, self.weight))
-    }
-}
-
 /// Reads a head as far as it has come; `None` while more is needed.
 fn understand(head: &[u8], checks_host: bool) -> Option<Result<Wanted, Refusal>> {
     let mut fields = [httparse::EMPTY_HEADER; MOST_FIELDS];
@@ -354,17 +312,15 @@ fn is_loopback(host: &str) -> bool {
 /// One connection.
 struct Client<'a> {
     stream: &'a UnixStream,
-    kinds: &'a [&'a str],
-    document: &'a (dyn Fn(usize) -> String + Sync),
+    document: &'a (dyn Fn(&str) -> Document + Sync),
 }
 
 impl Client<'_> {
     fn serve(&self, checks_host: bool) -> io::Result<()> {
         let answer = match self.request(checks_host)? {
             Ok(wanted) => {
-                let kind = wanted.choose(self.kinds);
-                let body = (self.document)(kind);
-                let head = self.head("200 OK", self.kinds[kind], body.len(), "Vary: Accept\r\n");
+                let Document { content_type, body } = (self.document)(&wanted.accept);
+                let head = self.head("200 OK", content_type, body.len(), "Vary: Accept\r\n");
                 if wanted.head_only { head } else { head + &body }
             }
             Err(refusal) => {
@@ -377,9 +333,9 @@ impl Client<'_> {
         self.stream.shutdown(Shutdown::Write)
     }
 
-    fn head(&self, status: &str, kind: &str, length: usize, more: &str) -> String {
+    fn head(&self, status: &str, content_type: &str, length: usize, more: &str) -> String {
         format!(
-            "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nCache-Control: no-store\r\n\
+            "HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\nCache-Control: no-store\r\n\
              {more}Connection: close\r\n\r\n"
         )
     }
@@ -421,10 +377,9 @@ impl Client<'_> {
     }
 }
 
-/// Reads `bytes` as a request, for the fuzz target.
-pub fn understands(bytes: &[u8]) -> bool {
-    let understood = understand(&bytes[..bytes.len().min(HEAD_LIMIT)], true);
-    understood.is_some_and(|understood| understood.is_ok_and(|wanted| wanted.choose(&["a/b; version=1", "c/d"]) < 2))
+/// Reads `bytes` as a request, for the fuzz target: the `Accept` field of one that is answered.
+pub fn understands(bytes: &[u8]) -> Option<String> {
+    Some(understand(&bytes[..bytes.len().min(HEAD_LIMIT)], true)?.ok()?.accept)
 }
 
 #[cfg(test)]
@@ -451,37 +406,6 @@ mod tests {
         assert_eq!(understand(request, true), Some(Ok(Wanted { head_only: false, accept: "*/*".into() })));
         let head = understand(b"HEAD /metrics HTTP/1.0\r\n\r\n", true);
         assert_eq!(head, Some(Ok(Wanted { head_only: true, accept: String::new() })));
-    }
-
-    #[test]
-    fn the_kind_that_is_asked_for_is_given_and_the_first_to_who_does_not_know_the_other() {
-        let kinds = ["text/plain; version=0.0.4; charset=utf-8", "application/openmetrics-text; version=1.0.0; charset=utf-8"];
-        for (accept, kind) in [
-            ("", 0),
-            ("*/*", 0),
-            ("text/plain", 0),
-            ("application/*", 0),
-            ("application/openmetrics-text", 1),
-            ("Application/OpenMetrics-Text; version=1.0.0; charset=utf-8", 1),
-            ("application/openmetrics-text;version=\"1.0.0\"", 1),
-            ("application/openmetrics-text; version=2.0.0", 0),
-            ("application/openmetrics-text;q=0", 0),
-            ("application/openmetrics-text;q=0.2, text/plain;q=0.9", 0),
-            ("application/openmetrics-text;q=0.2, text/plain;version=1.0.0;q=0.9, text/plain;q=0.1", 1),
-            ("application/openmetrics-text;q=2, */*", 0),
-            // Prometheus 2 and 3.
-            (
-                "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
-                1,
-            ),
-            (
-                "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2",
-                1,
-            ),
-            (";;=,/*,q=1", 0),
-        ] {
-            assert_eq!(Wanted { head_only: false, accept: accept.into() }.choose(&kinds), kind, "{accept}");
-        }
     }
 
     #[test]
