@@ -45,6 +45,9 @@ fn script(shell: Shell) -> String {
         .collect();
     clap_complete::generate(generator, &mut command, "vmctl", &mut generated);
     let mut text = String::from_utf8(generated).expect("clap writes its own names");
+    if let Shell::Zsh = shell {
+        text = text.replace(ZSH_BY_CLAP, "");
+    }
     text.push_str(&ours.replace("@VERBS_BAR@", &verbs.join("|")).replace("@VERBS@", &verbs.join(" ")));
     text
 }
@@ -67,6 +70,17 @@ _vmctl_with_guests() {
 complete -F _vmctl_with_guests -o bashdefault -o default vmctl
 "#;
 
+/// What clap ends its script with; ours does the same with our own function.
+const ZSH_BY_CLAP: &str = r#"
+if [ "$funcstack[1]" = "_vmctl" ]; then
+    _vmctl "$@"
+else
+    compdef _vmctl vmctl
+fi
+"#;
+
+/// zsh loads a file `_vmctl` of its search path as the body of a function of that name, and calls it for the first
+/// completion; a script that is evaluated in .zshrc is not in such a function.
 const ZSH: &str = r#"
 _vmctl_with_guests() {
     local verb
@@ -83,6 +97,9 @@ _vmctl_with_guests() {
     _vmctl "$@"
 }
 compdef _vmctl_with_guests vmctl
+if [ "$funcstack[1]" = "_vmctl" ]; then
+    _vmctl_with_guests "$@"
+fi
 "#;
 
 const FISH: &str = r#"
@@ -92,6 +109,14 @@ complete -c vmctl -n "__fish_seen_subcommand_from @VERBS@" -f -a "(vmctl __compl
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn zsh_completes_guest_names_from_the_first_time_on() {
+        let text = script(Shell::Zsh);
+        assert_eq!(text.matches("compdef _vmctl").count(), 1, "clap's own registration is gone");
+        assert_eq!(text.matches("funcstack").count(), 1);
+        assert!(text.ends_with("    _vmctl_with_guests \"$@\"\nfi\n"));
+    }
 
     #[test]
     fn every_shell_gets_a_script_that_asks_for_guest_names() {
