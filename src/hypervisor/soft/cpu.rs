@@ -240,6 +240,8 @@ pub struct Cpu {
     pub clock_synced: u64,
     /// The clock that retired instructions drive, in deterministic mode.
     pub manual_clock: Option<Arc<ManualClock>>,
+    /// How many random numbers the vCPU was given, in deterministic mode.
+    pub randoms: u64,
     /// An event may be pending that could not be taken at the last check.
     pub event_pending: bool,
     /// NMIs were blocked at the last check for events.
@@ -302,6 +304,7 @@ impl Cpu {
             retired: 0,
             clock_synced: 0,
             manual_clock: None,
+            randoms: 0,
             event_pending: true,
             nmi_was_blocked: false,
             segs: [Segment::default(); 8],

@@ -28,6 +28,8 @@ pub struct SavedCpu {
     wait_for_sipi: bool,
     cpl: u8,
     retired: u64,
+    #[serde(default)]
+    randoms: u64,
     segs: [Segment; 8],
     xmm: [[u64; 2]; 16],
     mxcsr: u32,
@@ -59,6 +61,7 @@ pub fn save(cpu: &Cpu) -> Section {
         wait_for_sipi: cpu.wait_for_sipi,
         cpl: cpu.cpl,
         retired: cpu.retired,
+        randoms: cpu.randoms,
         segs: cpu.segs,
         xmm: cpu.xmm,
         mxcsr: cpu.mxcsr,
@@ -107,6 +110,7 @@ pub fn load(cpu: &mut Cpu, state: SavedCpu) {
     cpu.cpl = state.cpl;
     cpu.retired = state.retired;
     cpu.clock_synced = state.retired;
+    cpu.randoms = state.randoms;
     cpu.segs = state.segs;
     cpu.xmm = state.xmm;
     cpu.mxcsr = state.mxcsr;

@@ -520,12 +520,29 @@ pub fn rdpmc(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
 /// Executes RDRAND and RDSEED: `dst` is the register, `src` its bytes. CF says whether there was a number; it is clear
 /// only if the host has none.
 pub fn random(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
-    let mut bytes = [0u8; 8];
-    let good = getrandom::fill(&mut bytes).is_ok();
-    let value = if good { u64::from_le_bytes(bytes) } else { 0 };
-    write_gpr(cpu, op.dst, op.src, value);
-    set_flags(cpu, if good { rflags::CF } else { 0 }, rflags::ARITH);
+    let value = match cpu.manual_clock {
+        Some(_) => Some(same_random(cpu)),
+        None => {
+            let mut bytes = [0u8; 8];
+            getrandom::fill(&mut bytes).is_ok().then(|| u64::from_le_bytes(bytes))
+        }
+    };
+    write_gpr(cpu, op.dst, op.src, value.unwrap_or(0));
+    set_flags(cpu, if value.is_some() { rflags::CF } else { 0 }, rflags::ARITH);
     Ok(())
+}
+
+/// Returns the next number of a sequence that is the same in every run: in deterministic mode nothing comes from the host. The
+/// numbers only have to differ, since kernels refuse an RDRAND that repeats itself; they are no secret.
+fn same_random(cpu: &mut Cpu) -> u64 {
+    cpu.randoms = cpu.randoms.wrapping_add(1);
+    let mut value = cpu.randoms;
+    for _ in 0..3 {
+        // An odd factor and a shifted exclusive or are both reversible, so that no two numbers are the same.
+        value = value.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        value ^= value >> 29;
+    }
+    value
 }
 
 /// Executes XGETBV.

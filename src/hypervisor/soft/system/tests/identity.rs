@@ -304,3 +304,20 @@ fn a_loader_finds_the_memory_types_that_firmware_leaves() {
     assert_eq!(read(&mut b, msr::MTRR_CAP).unwrap(), 0x508);
     assert_eq!(write(&mut b, msr::MTRR_CAP, 0x508), Err(Fault));
 }
+
+#[test]
+fn random_numbers_are_the_same_in_every_deterministic_run_and_differ_within_one() {
+    use super::super::super::rig::{Rig, Stop};
+    // rdrand rax; rdrand rcx; rdseed rdx
+    let code = [0x48, 0x0f, 0xc7, 0xf0, 0x48, 0x0f, 0xc7, 0xf1, 0x48, 0x0f, 0xc7, 0xfa];
+    let numbers = |deterministic: bool| {
+        let mut rig = Rig::user();
+        rig.cpu.manual_clock = deterministic.then(|| ManualClock::new(0));
+        assert_eq!(rig.run_code(&code), Stop::End);
+        [0, 1, 2].map(|register| rig.cpu.regs[register])
+    };
+    let [a, b, c] = numbers(true);
+    assert_eq!(numbers(true), [a, b, c]);
+    assert!(a != b && b != c && c != a);
+    assert_ne!(numbers(false), numbers(false), "the host's, otherwise");
+}
