@@ -186,8 +186,8 @@ fn the_first_guest_file_is_one_for_the_engine_that_the_host_has() {
 fn an_image_is_launched_on_the_engine_that_its_guest_file_is_for() {
     let world = World::new();
     fs::write(world.root().join("image.raw"), vec![0; 1 << 20]).expect("writes");
-    // It has nothing on its disk to boot: that it was made is enough here.
-    world.vmctl(&["launch", "./image.raw", "one", "--no-wait", "--set", "loader=grub"]);
+    // It has nothing on its disk to boot: that it was made is enough here. Only a protected guest stays when a launch fails.
+    world.vmctl(&["launch", "./image.raw", "one", "--no-wait", "--set", "loader=grub", "--set", "protected=true"]);
     world.vmctl(&["kill", "one"]);
     assert_eq!(world.info("one")["engine"], "embedded", "it has a user-mode network with a way to its sshd");
     let file = world.guest("one").join("guest.toml");
