@@ -22,6 +22,7 @@ pub mod layer; // one TOML text as a tree with places
 pub mod load; // a guest file, from its path to its meaning
 pub mod order; // circles in a graph of names
 pub mod paths; // where things are when nobody says
+pub mod pattern; // patterns of guest names
 pub mod render; // a resolved guest file printed again, with where each key comes from
 pub mod resolve; // templates, includes, --set
 pub mod rules; // what several classes of keys share
@@ -40,4 +41,5 @@ pub use hardware::*;
 pub use host::{CatalogueConfig, DatastoreConfig, HostConfig};
 pub use load::{GuestRequest, LoadedGuest, load_guest};
 pub use paths::{GUEST_FILE, GUESTS_DIR, HostPaths, TEMPLATES_DIR, fleet_directory};
+pub use pattern::NamePattern;
 pub use switch::{Dhcp, Nat, SwitchConfig, SwitchKind};

@@ -12,9 +12,10 @@ use std::sync::Once;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-use reqwest::StatusCode;
-use reqwest::blocking::{Client, Response};
-use reqwest::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, IF_RANGE, LAST_MODIFIED, RANGE};
+use ureq::http::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, IF_RANGE, LAST_MODIFIED, RANGE};
+use ureq::http::{Response, StatusCode, Uri};
+use ureq::tls::{RootCerts, TlsConfig};
+use ureq::{Agent, Body, BodyReader, ResponseExt};
 
 use super::error::{FetchError, Result};
 use super::progress::Job;
@@ -23,6 +24,7 @@ use super::progress::Job;
 pub const MAX_REDIRECTS: usize = 10;
 /// A server that sends fewer bytes than this in [`Patience::stall`] is as good as silent.
 pub const LEAST_BYTES: u64 = 1024;
+/// Bytes of a piece.
 const PIECE: usize = 256 << 10;
 /// Pieces that wait for the caller at the most.
 const PIECES_WAITING: usize = 8;
@@ -49,7 +51,7 @@ impl Default for Patience {
 /// Asks servers.
 #[derive(Debug, Clone)]
 pub struct Net {
-    client: Client,
+    agent: Agent,
     /// See there.
     pub patience: Patience,
 }
@@ -128,29 +130,23 @@ enum Message {
 
 impl Net {
     /// A client that trusts the platform's certificates, and `SSL_CERT_FILE` where that is set.
-    pub fn new(patience: Patience) -> Result<Self> {
+    pub fn new(patience: Patience) -> Self {
         static PROVIDER: Once = Once::new();
         // Fails only when another part of the process has chosen one: then that one is used.
         PROVIDER.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
-        let redirect = reqwest::redirect::Policy::custom(|attempt| {
-            let downgraded =
-                attempt.previous().last().is_some_and(|from| from.scheme() == "https") && attempt.url().scheme() != "https";
-            if attempt.previous().len() > MAX_REDIRECTS {
-                attempt.error("the server redirects without end")
-            } else if downgraded {
-                attempt.error("the server redirects from https to http")
-            } else {
-                attempt.follow()
-            }
-        });
-        let client = Client::builder()
+        let tls = TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build();
+        let config = Agent::config_builder()
             .user_agent(concat!("vmctl/", env!("CARGO_PKG_VERSION")))
-            .redirect(redirect)
-            .connect_timeout(patience.stall)
-            .timeout(patience.stall)
-            .build()
-            .map_err(|error| FetchError::host("cannot set up TLS").because(error))?;
-        Ok(Self { client, patience })
+            .tls_config(tls)
+            .http_status_as_error(false)
+            .max_redirects(MAX_REDIRECTS as u32)
+            .save_redirect_history(true)
+            .timeout_connect(Some(patience.stall))
+            .timeout_recv_response(Some(patience.stall))
+            .timeout_per_read(Some(patience.stall))
+            .timeout_per_write(Some(patience.stall))
+            .build();
+        Self { agent: config.into(), patience }
     }
 
     /// Asks for `url`, or for what of it is missing, and gives the answer to `taker`.
@@ -213,18 +209,18 @@ impl Net {
 
     /// The thread: an answer as messages. It ends when nobody takes them any more.
     fn ask(&self, url: &str, have: &Have, sender: &SyncSender<Message>) {
-        let mut response = match self.send(url, have) {
-            Ok((head, response)) => {
+        let mut body = match self.send(url, have) {
+            Ok((head, body)) => {
                 if sender.send(Message::Head(head)).is_err() {
                     return;
                 }
-                response
+                body
             }
             Err(trouble) => return drop(sender.send(Message::Trouble(trouble))),
         };
         loop {
             let mut piece = Vec::with_capacity(PIECE);
-            let ended = fill(&mut response, &mut piece);
+            let ended = fill(&mut body, &mut piece);
             if !piece.is_empty() && sender.send(Message::Piece(piece)).is_err() {
                 return;
             }
@@ -239,8 +235,15 @@ impl Net {
         }
     }
 
-    fn send(&self, url: &str, have: &Have) -> std::result::Result<(Head, Response), Trouble> {
-        let mut request = self.client.get(url);
+    fn send(&self, url: &str, have: &Have) -> std::result::Result<(Head, BodyReader<'static>), Trouble> {
+        let no_url = || Trouble::Lasting(FetchError::user(format!("`{url}` is no URL that can be fetched")));
+        let asked: Uri = url.parse().map_err(|_| no_url())?;
+        let secure = match asked.scheme_str() {
+            Some("https") => true,
+            Some("http") => false,
+            _ => return Err(no_url()),
+        };
+        let mut request = self.agent.get(asked).config().https_only(secure).build();
         let partial = have.bytes > 0 && (have.validator.is_some() || have.trusting);
         if partial {
             request = request.header(RANGE, format!("bytes={}-", have.bytes));
@@ -248,19 +251,23 @@ impl Net {
                 request = request.header(IF_RANGE, validator);
             }
         }
-        let response = request.send().map_err(|error| connection_trouble(url, &error))?;
-        let (status, headers) = (response.status(), response.headers());
+        let response = request.call().map_err(|error| connection_trouble(url, &error))?;
+        if downgrades(&response) {
+            return Err(leads_nowhere(url, "the server redirects from https to http"));
+        }
+        let (status, headers) = (response.status(), response.headers().clone());
+        let body = response.into_body().into_reader();
         let length = number(headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()));
         let head = |start, total| Head {
             start,
             total,
-            validator: validator(headers),
+            validator: validator(&headers),
             ranges: headers.get(ACCEPT_RANGES).is_some_and(|value| value != "none"),
         };
         match status {
-            StatusCode::OK => Ok((head(0, length), response)),
-            StatusCode::PARTIAL_CONTENT if partial => match content_range(headers) {
-                Some((start, total)) if start == have.bytes => Ok((Head { ranges: true, ..head(start, total) }, response)),
+            StatusCode::OK => Ok((head(0, length), body)),
+            StatusCode::PARTIAL_CONTENT if partial => match content_range(&headers) {
+                Some((start, total)) if start == have.bytes => Ok((Head { ranges: true, ..head(start, total) }, body)),
                 _ => Err(Trouble::Changed(FetchError::host(format!("`{url}`: the server sent another range than asked for")))),
             },
             StatusCode::RANGE_NOT_SATISFIABLE if partial => {
@@ -282,7 +289,7 @@ fn receive(receiver: &Receiver<Message>) -> Option<Message> {
 }
 
 /// Reads a whole piece; says true at the end of the answer. What came before an error is kept.
-fn fill(response: &mut Response, piece: &mut Vec<u8>) -> std::io::Result<bool> {
+fn fill(body: &mut BodyReader<'_>, piece: &mut Vec<u8>) -> std::io::Result<bool> {
     use std::io::Read;
     piece.resize(PIECE, 0);
     let mut filled = 0;
@@ -290,7 +297,7 @@ fn fill(response: &mut Response, piece: &mut Vec<u8>) -> std::io::Result<bool> {
         if filled == PIECE {
             break Ok(false);
         }
-        match response.read(&mut piece[filled..]) {
+        match body.read(&mut piece[filled..]) {
             Ok(0) => break Ok(true),
             Ok(n) => filled += n,
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
@@ -328,17 +335,27 @@ fn status_trouble(url: &str, status: StatusCode) -> Trouble {
     if passing { Trouble::Passing(error) } else { Trouble::Lasting(error) }
 }
 
-fn connection_trouble(url: &str, error: &reqwest::Error) -> Trouble {
+/// Whether a redirect on the way led from https to http. From an https URL none does: the agent is told so.
+fn downgrades(response: &Response<Body>) -> bool {
+    let schemes = response.get_redirect_history().unwrap_or_default().iter().map(Uri::scheme_str);
+    schemes.skip_while(|scheme| *scheme != Some("https")).any(|scheme| scheme != Some("https"))
+}
+
+fn leads_nowhere(url: &str, reason: &str) -> Trouble {
+    Trouble::Lasting(FetchError::host(format!("`{url}` leads nowhere")).because(reason))
+}
+
+fn connection_trouble(url: &str, error: &ureq::Error) -> Trouble {
     let reason = innermost(error);
     let said = |message: String| FetchError::host(message).because(reason.clone());
-    if error.is_redirect() {
-        return Trouble::Lasting(said(format!("`{url}` leads nowhere")));
-    }
-    if error.is_builder() {
-        return Trouble::Lasting(FetchError::user(format!("`{url}` is no URL that can be fetched")));
-    }
-    if error.is_timeout() {
-        return Trouble::Passing(FetchError::host(format!("`{url}`: the server does not answer")));
+    match error {
+        ureq::Error::TooManyRedirects => return leads_nowhere(url, "the server redirects without end"),
+        ureq::Error::RequireHttpsOnly(_) => return leads_nowhere(url, "the server redirects from https to http"),
+        ureq::Error::BadUri(_) | ureq::Error::Http(_) | ureq::Error::RedirectFailed => return leads_nowhere(url, &reason),
+        ureq::Error::Timeout(_) => {
+            return Trouble::Passing(FetchError::host(format!("`{url}`: the server does not answer")));
+        }
+        _ => {}
     }
     let certificate = chain(error).any(|cause| cause.to_string().contains("certificate"));
     if certificate {
@@ -362,7 +379,7 @@ fn innermost(error: &(dyn Error + 'static)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use reqwest::header::HeaderValue;
+    use ureq::http::HeaderValue;
 
     #[test]
     fn only_a_range_up_to_the_end_is_taken() {

@@ -160,14 +160,14 @@ impl<'a> Fetcher<'a> {
     }
 
     /// TLS is set up when it is first needed.
-    fn net(&self) -> Result<Net> {
+    fn net(&self) -> Net {
         let mut net = self.net.lock().expect("nothing panics while it is held");
         if let Some(net) = &*net {
-            return Ok(net.clone());
+            return net.clone();
         }
-        let made = Net::new(self.patience)?;
+        let made = Net::new(self.patience);
         *net = Some(made.clone());
-        Ok(made)
+        made
     }
 
     /// All catalogues together; those from the net at most a day old, or as they were when the net is not there.
@@ -198,7 +198,7 @@ impl<'a> Fetcher<'a> {
             return Ok((source.at.clone(), text));
         }
         let job = Job::new(&source.id, self.progress);
-        let fetched = self.net().and_then(|net| net.small(&source.at, catalogue::MAX_BYTES, &job)).and_then(|text| {
+        let fetched = self.net().small(&source.at, catalogue::MAX_BYTES, &job).and_then(|text| {
             // A text that is no catalogue does not take the place of one that is.
             Catalogue::default().add(&source.at, &text)?;
             Ok(text)
@@ -476,7 +476,7 @@ impl<'a> Fetcher<'a> {
         let part = Part::new(&self.cache.partial_dir(), part_key);
         let mut tap = Unpacker::new(work.path("unpacked"), Choice { kind, member: wanted.member.clone() }, self.cache.dir());
         let what = Wanted { urls: wanted.urls.clone(), digest: digest.clone(), size: wanted.size };
-        let Downloaded { digest: found, url, .. } = download(&self.net()?, &what, &part, &room, job, &mut tap)?;
+        let Downloaded { digest: found, url, .. } = download(&self.net(), &what, &part, &room, job, &mut tap)?;
         let unpacked = tap.finish(job);
         let made = unpacked.and_then(|unpacked| {
             let made = Made { unpacked, plain: part.path(), may_move: true, digest: &found };
@@ -500,7 +500,7 @@ impl<'a> Fetcher<'a> {
             Checksum::Known(digest) => Ok(Some(digest.clone())),
             Checksum::File { url, name, signify_key } => {
                 job.step("asking for the checksum", None, 0);
-                let text = self.net()?.small(url, sums::MAX_BYTES, job)?;
+                let text = self.net().small(url, sums::MAX_BYTES, job)?;
                 let within = |error: FetchError| error.within(format!("`{url}` is of no use"));
                 let signed = match signify_key {
                     Some(key) => signify::open(&text, key).map_err(within)?,

@@ -18,7 +18,7 @@ use crate::host::switch::{Observed, Switch, change, plan, status};
 
 use super::definition::{Definition, Surroundings};
 use super::error::{GuestError, Result};
-use super::plan::{Action, Change, Class, additions, differences, remark};
+use super::plan::{Action, Change, Class, Targets, additions, differences, remark};
 use super::store::Store;
 use super::switches;
 
@@ -69,16 +69,10 @@ struct Look<'a> {
 
 /// The switches that are not as they should be. `targets` says which guests a command is about; when that is not all of
 /// them, only the switches that these are on.
-pub fn look(
-    fleet: &Fleet,
-    store: &Store,
-    around: Surroundings<'_>,
-    targets: Option<&globset::GlobSet>,
-    prune: bool,
-) -> Result<Vec<SwitchPlan>> {
-    let guests = fleet.here().filter(|guest| targets.is_none_or(|set| set.is_match(&guest.config.name)));
+pub fn look(fleet: &Fleet, store: &Store, around: Surroundings<'_>, targets: &Targets, prune: bool) -> Result<Vec<SwitchPlan>> {
+    let guests = fleet.here().filter(|guest| targets.mean(&guest.config.name));
     let mut names: BTreeSet<&str> = guests.flat_map(|guest| &guest.config.nics).filter_map(|nic| nic.switch.as_deref()).collect();
-    if targets.is_none() {
+    if targets.are_all() {
         names.extend(fleet.switches_here().map(|switch| switch.config.id.as_str()));
     }
     let wanted: Vec<Switch> = names.iter().map(|name| switches::named(around.host, name)).collect::<Result<_>>()?;
@@ -94,7 +88,7 @@ pub fn look(
     let observed = Observed::look(&all, &runtime)?;
     let look = Look { fleet, host: around.host, kept, observed, runtime };
     let mut plans: Vec<SwitchPlan> = wanted.iter().filter_map(|switch| look.wanted(switch)).collect();
-    if targets.is_none() {
+    if targets.are_all() {
         for kept in look.kept.iter().filter(|kept| look.declared(&kept.config.id).is_none()) {
             plans.push(look.removal(kept, store, around, prune));
         }

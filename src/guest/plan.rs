@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::config::render::{Origin, render};
-use crate::config::{DiskBackend, Fleet, FleetGuest, GuestConfig, GuestRequest, fleet_directory, load_guest};
+use crate::config::{DiskBackend, Fleet, FleetGuest, GuestConfig, GuestRequest, NamePattern, fleet_directory, load_guest};
 use crate::host::files::disk_size;
 use crate::inputs;
 use crate::units::ByteSize;
@@ -178,7 +178,7 @@ pub fn plan(fleet: &Fleet, store: &Store, around: Surroundings<'_>, scope: &Scop
         interrupted: journal.exists(),
         guests: Vec::new(),
         secrets: Vec::new(),
-        switches: fleet_switches::look(fleet, store, around, targets.0.as_ref(), scope.prune)?,
+        switches: fleet_switches::look(fleet, store, around, &targets, scope.prune)?,
         unchanged: 0,
         elsewhere: fleet.guests.iter().filter(|guest| !guest.here).count(),
     };
@@ -206,7 +206,7 @@ pub fn plan(fleet: &Fleet, store: &Store, around: Surroundings<'_>, scope: &Scop
 }
 
 /// Which guests a command is about.
-struct Targets(Option<globset::GlobSet>);
+pub struct Targets(Option<Vec<NamePattern>>);
 
 impl Targets {
     fn new(fleet: &Fleet, store: &Store, patterns: &[String]) -> Result<Targets> {
@@ -214,27 +214,30 @@ impl Targets {
             return Ok(Targets(None));
         }
         let there = store.names()?;
-        let mut set = globset::GlobSetBuilder::new();
+        let mut set = Vec::new();
         for pattern in patterns {
-            let glob = globset::Glob::new(pattern)
-                .map_err(|error| GuestError::user(format!("`{pattern}` is no pattern: {}", error.kind())))?;
-            let matcher = glob.compile_matcher();
+            let compiled: NamePattern =
+                pattern.parse().map_err(|error| GuestError::user(format!("`{pattern}` is no pattern: {error}")))?;
             let known = || fleet.here().map(|guest| guest.config.name.as_str()).chain(there.iter().map(String::as_str));
-            if !known().any(|name| matcher.is_match(name)) {
+            if !known().any(|name| compiled.matches(name)) {
                 let error = GuestError::user(format!("no guest of the fleet `{}` matches `{pattern}`", fleet.name));
                 return Err(match crate::config::diagnostic::nearest(pattern, known()) {
                     Some(near) => error.hint(format!("did you mean `{near}`?")),
                     None => error,
                 });
             }
-            set.add(glob);
+            set.push(compiled);
         }
-        let set = set.build().map_err(|error| GuestError::user(format!("the patterns cannot be used: {error}")))?;
         Ok(Targets(Some(set)))
     }
 
-    fn mean(&self, name: &str) -> bool {
-        self.0.as_ref().is_none_or(|set| set.is_match(name))
+    /// Whether they are all guests.
+    pub fn are_all(&self) -> bool {
+        self.0.is_none()
+    }
+
+    pub fn mean(&self, name: &str) -> bool {
+        self.0.as_ref().is_none_or(|set| set.iter().any(|pattern| pattern.matches(name)))
     }
 }
 

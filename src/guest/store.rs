@@ -7,7 +7,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use crate::config::diagnostic::nearest;
-use crate::config::{DatastoreConfig, EngineKind, GUEST_FILE, GUESTS_DIR};
+use crate::config::{DatastoreConfig, EngineKind, GUEST_FILE, GUESTS_DIR, NamePattern};
 use crate::host::files::{abandoned, make_directory, private_directory, sweep, sync_directory, temporary_of, write_atomically};
 
 use super::error::{GuestError, Result};
@@ -157,7 +157,7 @@ impl Store {
         let mut seen = std::collections::BTreeSet::new();
         let mut all: Option<Vec<String>> = None;
         for pattern in patterns {
-            if !pattern.contains(['*', '?', '[', '{']) {
+            if !NamePattern::is_pattern(pattern) {
                 if seen.insert(pattern.clone()) {
                     chosen.push(self.guest(pattern));
                 }
@@ -167,11 +167,10 @@ impl Store {
                 Some(names) => names,
                 none => none.insert(self.names()?),
             };
-            let glob = globset::Glob::new(pattern)
-                .map_err(|error| GuestError::user(format!("`{pattern}` is no pattern: {}", error.kind())))?
-                .compile_matcher();
+            let compiled: NamePattern =
+                pattern.parse().map_err(|error| GuestError::user(format!("`{pattern}` is no pattern: {error}")))?;
             let before = seen.len();
-            let matching: Vec<_> = names.iter().filter(|name| glob.is_match(name.as_str())).cloned().collect();
+            let matching: Vec<_> = names.iter().filter(|name| compiled.matches(name)).cloned().collect();
             if matching.is_empty() {
                 let error = GuestError::user(format!("no guest matches `{pattern}`")).hint("`vmctl list` shows the guests");
                 chosen.push(Err(error));

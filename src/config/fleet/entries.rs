@@ -11,6 +11,7 @@ use crate::config::expression::{Scalar, names_in};
 use crate::config::host;
 use crate::config::keys::GUEST_KEYS;
 use crate::config::layer::{Layer, Name, Node, Table, Value, expand_short_forms};
+use crate::config::pattern::NamePattern;
 use crate::config::view::View;
 use crate::config::walk::{self, is_name};
 
@@ -73,7 +74,7 @@ pub struct Selector {
 impl Selector {
     /// Whether it means the host of that name and those labels.
     pub fn means(&self, name: &str, labels: &[String]) -> bool {
-        let matches = |glob: &String| globset::Glob::new(glob).is_ok_and(|glob| glob.compile_matcher().is_match(name));
+        let matches = |text: &String| text.parse::<NamePattern>().is_ok_and(|pattern| pattern.matches(name));
         (self.names.is_empty() || self.names.iter().any(matches)) && self.labels.iter().all(|label| labels.contains(label))
     }
 }
@@ -278,8 +279,8 @@ pub fn guests(node: Option<Node>, source: &Arc<Source>, problems: &mut Problems)
 /// Which hosts a table `host` means.
 pub fn selector(view: &View<'_>, problems: &mut Problems) -> Selector {
     for (name, node) in view.text_nodes("names") {
-        if let Err(error) = globset::Glob::new(name) {
-            problems.push(Diagnostic::at(&node.place, format!("`{name}` is no pattern: {}", error.kind())));
+        if let Err(error) = name.parse::<NamePattern>() {
+            problems.push(Diagnostic::at(&node.place, format!("`{name}` is no pattern: {error}")));
         }
     }
     Selector { names: view.texts("names"), labels: view.texts("labels") }
