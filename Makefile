@@ -1,5 +1,6 @@
 # make demo   build vmctl and a Debian guest from packages, boot it to its login prompt
-# make test   the tests
+# make test   all tests
+# make check  formatting, lints, and the tests that need neither a guest nor a tool
 # make deb    build a Debian package; make install DESTDIR= PREFIX= puts the files into place
 # make freebsd         the program for FreeBSD 13.2 and later, cross-built, at build/freebsd/vmctl
 # make freebsd-check   clippy for FreeBSD, quicker than a build
@@ -14,13 +15,22 @@ build:
 	@sh scripts/announce-build release
 	$(CARGO) build --release
 
-demo: tools-demo build
-	sh scripts/debian-image $(BUILD)/debian
+# The guest's image is made while the program compiles.
+demo: tools-demo
+	@sh scripts/announce-build release
+	sh scripts/beside "sh scripts/debian-image $(BUILD)/debian" "$(CARGO) build --release"
 	sh scripts/demo $(BUILD)
 
 test: tools-test
-	sh scripts/test-guest $(BUILD)/test-guest
+	sh scripts/beside "sh scripts/test-guest $(BUILD)/test-guest" "sh scripts/cargo-test --no-run"
 	sh scripts/cargo-test
+
+# What is quick: formatting, lints, the rules of the house, and the tests that need neither a guest nor a tool.
+check: tools-check
+	$(CARGO) fmt --check
+	$(CARGO) clippy --quiet --all-targets -- -D warnings
+	sh scripts/lint-shell
+	sh scripts/cargo-test --quick
 
 # The long run of the check of the software CPU against the processor of this machine.
 native-long:
@@ -33,7 +43,7 @@ bench: tools-bench build
 	$(CARGO) bench --bench boot
 	$(CARGO) bench --bench fetch
 
-# The cross compiler is fetched into build/freebsd/tools. FREEBSD_PROFILE is cargo's; `release` builds quicker.
+# The cross compiler is fetched into build/freebsd/tools. FREEBSD_PROFILE is cargo's; `release` builds quicker, `dev` at once.
 FREEBSD_PROFILE = dist
 
 freebsd: tools-freebsd
@@ -62,6 +72,9 @@ tools-install:
 tools-demo:
 	sh scripts/need cargo:rustc mmdebstrap:mmdebstrap mke2fs:e2fsprogs
 
+tools-check:
+	sh scripts/need cargo:rustc shellcheck:shellcheck
+
 tools-test:
 	sh scripts/need cargo:rustc busybox:busybox-static cpio:cpio mandoc:mandoc ssh-keygen:openssh-client blkid:util-linux mke2fs:e2fsprogs mkfs.xfs:xfsprogs \
 	    mkfs.fat:dosfstools mcopy:mtools xorriso:xorriso sfdisk:fdisk \
@@ -89,4 +102,4 @@ clean:
 	$(CARGO) clean
 	rm -rf $(BUILD)
 
-.PHONY: deb install-proof tools-install bench-fleet systemd-proof all build demo test native-long bench freebsd freebsd-check tools-demo tools-test tools-bench tools-freebsd install clean
+.PHONY: check tools-check deb install-proof tools-install bench-fleet systemd-proof all build demo test native-long bench freebsd freebsd-check tools-demo tools-test tools-bench tools-freebsd install clean

@@ -1,7 +1,8 @@
 //! Boots Debian's own kernel with a busybox initramfs through the whole program: a guest file, `create`, `start
 //! --wait`, the supervisor, the confined engine child and the software CPU. `make test` prepares `build/test-guest`.
 
-use std::path::{Path, PathBuf};
+mod prepared;
+
 use std::process::{Command, Output};
 
 struct Store {
@@ -15,7 +16,7 @@ impl Store {
 
     fn vmctl(&self, arguments: &[&str]) -> Output {
         let store = self.dir.path().join("store");
-        Command::new(env!("CARGO_BIN_EXE_vmctl")).arg("--datastore").arg(store).args(arguments).output().expect("vmctl runs")
+        Command::new(prepared::program()).arg("--datastore").arg(store).args(arguments).output().expect("vmctl runs")
     }
 
     /// Runs a command that must succeed; returns what it printed.
@@ -29,7 +30,7 @@ impl Store {
 
     /// Makes guest `g`, which runs `command` (with `_` for a space) and is ready when its console says `ready`.
     fn create(&self, more: &str, command: &str, ready: &str) {
-        let folder = prepared();
+        let folder = prepared::folder();
         let text = format!(
             "name = \"g\"\nmemory = \"256M\"\nengine = \"embedded\"\nbackend = \"soft\"\n{more}\n[kernel]\nimage = \"{0}/vmlinuz\"\n\
              initrd = \"{0}/initrd.img\"\ncmdline = \"console=ttyS0 quiet vmctl.run={command}\"\n\
@@ -48,17 +49,8 @@ impl Drop for Store {
     }
 }
 
-fn prepared() -> PathBuf {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("build/test-guest");
-    assert!(
-        folder.join("initrd.img").exists(),
-        "`{}` is missing: run the tests by `make test`, which prepares it",
-        folder.display()
-    );
-    folder
-}
-
 #[test]
+#[ignore = "needs a guest: make test"]
 fn a_debian_kernel_boots_with_two_processors_a_disk_and_a_network_and_powers_off() {
     let store = Store::new();
     let more = "cpus = 2\ndisks = [{ id = \"data\", size = \"64M\" }]\nnics = [{ id = \"net0\", backend = \"user\" }]";
@@ -78,6 +70,7 @@ fn a_debian_kernel_boots_with_two_processors_a_disk_and_a_network_and_powers_off
 }
 
 #[test]
+#[ignore = "needs a guest: make test"]
 fn a_guest_reaches_the_outside_through_sockets_that_its_engine_may_not_make() {
     use std::io::{Read, Write};
     let server = std::net::TcpListener::bind("127.0.0.1:0").expect("listens");
@@ -99,6 +92,7 @@ fn a_guest_reaches_the_outside_through_sockets_that_its_engine_may_not_make() {
 }
 
 #[test]
+#[ignore = "needs a guest: make test"]
 fn a_guest_that_reboots_comes_back_by_itself() {
     let store = Store::new();
     // The disk remembers the first boot: the second one finds its mark.
@@ -181,6 +175,7 @@ fn metrics(store: &Store) -> std::collections::BTreeMap<String, f64> {
 }
 
 #[test]
+#[ignore = "needs a guest: make test"]
 fn what_a_guest_uses_is_what_it_did_and_only_grows() {
     const MIB: f64 = 1048576.0;
     let began = std::time::Instant::now();

@@ -166,6 +166,7 @@ fn ext4(dir: &Path, root: &Path) -> PathBuf {
 }
 
 #[test]
+#[ignore = "needs tools: make test"]
 fn what_grub_mkconfig_wrote_boots_its_default_and_what_is_asked_for() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("root");
@@ -191,6 +192,7 @@ fn what_grub_mkconfig_wrote_boots_its_default_and_what_is_asked_for() {
 }
 
 #[test]
+#[ignore = "needs tools: make test"]
 fn the_commands_and_the_place_of_the_guest_file_are_taken() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("root");
@@ -209,6 +211,7 @@ fn the_commands_and_the_place_of_the_guest_file_are_taken() {
 }
 
 #[test]
+#[ignore = "needs tools: make test"]
 fn an_efi_partition_leads_to_the_configuration_of_the_root() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("root");
@@ -227,6 +230,7 @@ fn an_efi_partition_leads_to_the_configuration_of_the_root() {
 }
 
 #[test]
+#[ignore = "needs tools: make test"]
 fn a_root_on_xfs_boots() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("root");
@@ -275,6 +279,7 @@ fn fedora_boot(root: &Path) {
 }
 
 #[test]
+#[ignore = "needs tools: make test"]
 fn fedoras_entries_are_sorted_and_take_the_variables_of_the_environment_block() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("root");
@@ -306,6 +311,7 @@ fn iso(dir: &Path, root: &Path) -> PathBuf {
 }
 
 #[test]
+#[ignore = "needs tools: make test"]
 fn a_medium_with_isolinux_shows_its_labels_and_submenus() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("root");
@@ -336,6 +342,7 @@ fn a_medium_with_isolinux_shows_its_labels_and_submenus() {
 }
 
 #[test]
+#[ignore = "needs tools: make test"]
 fn a_medium_of_grub_mkrescue_boots_by_its_own_configuration() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("root");
@@ -352,6 +359,7 @@ fn a_medium_of_grub_mkrescue_boots_by_its_own_configuration() {
 }
 
 #[test]
+#[ignore = "needs tools: make test"]
 fn an_installers_medium_is_booted_whatever_the_disk_has_and_its_words_stand_before_those_of_the_installed_system() {
     let dir = tempfile::tempdir().expect("a directory");
     let (root, tree) = (dir.path().join("root"), dir.path().join("tree"));
@@ -375,6 +383,7 @@ fn an_installers_medium_is_booted_whatever_the_disk_has_and_its_words_stand_befo
 }
 
 #[test]
+#[ignore = "needs tools: make test"]
 fn a_guest_with_nothing_to_boot_is_told_what_each_partition_has() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("root");
@@ -396,6 +405,7 @@ fn a_guest_with_nothing_to_boot_is_told_what_each_partition_has() {
 }
 
 #[test]
+#[ignore = "needs tools: make test"]
 fn a_configuration_that_loops_is_given_up() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("root");
@@ -487,6 +497,7 @@ fn grubenv_of(dir: &Path, image: &Path) -> String {
 }
 
 #[test]
+#[ignore = "needs tools: make test"]
 fn what_is_picked_is_the_default_of_the_next_boot_and_nothing_else_on_the_disk_changes() {
     let dir = tempfile::tempdir().unwrap();
     let image = ext4(dir.path(), &saving_root(dir.path(), &[]));
@@ -503,6 +514,7 @@ fn what_is_picked_is_the_default_of_the_next_boot_and_nothing_else_on_the_disk_c
 }
 
 #[test]
+#[ignore = "needs tools: make test"]
 fn a_next_entry_is_taken_once() {
     let dir = tempfile::tempdir().unwrap();
     let root = saving_root(dir.path(), &["next_entry=three", "saved_entry=one"]);
@@ -515,6 +527,7 @@ fn a_next_entry_is_taken_once() {
 }
 
 #[test]
+#[ignore = "needs tools: make test"]
 fn attempts_to_boot_are_counted_down_until_the_entry_before_is_taken() {
     let dir = tempfile::tempdir().unwrap();
     let root = saving_root(dir.path(), &["boot_counter=2", "boot_success=0"]);
@@ -534,6 +547,7 @@ fn attempts_to_boot_are_counted_down_until_the_entry_before_is_taken() {
 }
 
 #[test]
+#[ignore = "needs tools: make test"]
 fn xfs_and_fat_take_it_too() {
     let dir = tempfile::tempdir().unwrap();
     let root = saving_root(dir.path(), &[]);
@@ -567,6 +581,7 @@ fn xfs_and_fat_take_it_too() {
 }
 
 #[test]
+#[ignore = "needs tools: make test"]
 fn where_nothing_may_be_written_it_is_said_and_the_guest_boots() {
     let dir = tempfile::tempdir().unwrap();
     let root = saving_root(dir.path(), &[]);
@@ -641,6 +656,7 @@ fn fedora_uefi(dir: &Path, grubenv: &[&str]) -> PathBuf {
 }
 
 #[test]
+#[ignore = "needs tools: make test"]
 fn a_fedora_that_was_installed_under_uefi_boots_its_saved_entry_and_counts_once() {
     let dir = tempfile::tempdir().unwrap();
     let image = fedora_uefi(dir.path(), &["saved_entry=aa-5.9", "boot_counter=2", "boot_success=0"]);
@@ -658,6 +674,7 @@ fn a_fedora_that_was_installed_under_uefi_boots_its_saved_entry_and_counts_once(
 }
 
 #[test]
+#[ignore = "needs tools: make test"]
 fn what_an_attempt_saves_is_written_when_its_kernel_is_entered_and_not_before() {
     let dir = tempfile::tempdir().unwrap();
     let root = saving_root(dir.path(), &["boot_counter=5"]);
@@ -687,6 +704,7 @@ fn what_an_attempt_saves_is_written_when_its_kernel_is_entered_and_not_before() 
 }
 
 #[test]
+#[ignore = "needs tools: make test"]
 fn a_disk_that_cannot_be_read_is_told_and_not_taken_for_one_without_a_configuration() {
     let dir = tempfile::tempdir().unwrap();
     let image = ext4(dir.path(), &saving_root(dir.path(), &[]));
@@ -714,6 +732,7 @@ fn extlinux(dir: &Path, config: &str, kernels: &[&str]) -> PathBuf {
 }
 
 #[test]
+#[ignore = "needs tools: make test"]
 fn extlinux_boots_what_syslinux_would_and_when() {
     let dir = tempfile::tempdir().unwrap();
     let two =
@@ -758,6 +777,7 @@ fn extlinux_boots_what_syslinux_would_and_when() {
 }
 
 #[test]
+#[ignore = "needs tools: make test"]
 fn localboot_and_exit_go_on_to_the_next_disk_and_config_to_another_file() {
     let dir = tempfile::tempdir().unwrap();
     let tree = dir.path().join("tree");
@@ -780,6 +800,7 @@ fn localboot_and_exit_go_on_to_the_next_disk_and_config_to_another_file() {
 }
 
 #[test]
+#[ignore = "needs tools: make test"]
 fn multiboot_kernels_of_both_versions_take_modules_with_their_words() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("root");

@@ -72,6 +72,7 @@ impl Bench {
 const SIZE: usize = 12 * 1024 * 1024 + 512 * 3;
 
 #[test]
+#[ignore = "needs tools: make test"]
 fn qcow2_of_every_kind_is_read_as_qemu_img_reads_it() {
     let bench = Bench::new();
     let disk = bench.text("disk.raw");
@@ -94,6 +95,7 @@ fn qcow2_of_every_kind_is_read_as_qemu_img_reads_it() {
 }
 
 #[test]
+#[ignore = "needs tools: make test"]
 fn vmdk_of_every_kind_is_read_as_qemu_img_reads_it() {
     let bench = Bench::new();
     let disk = bench.text("disk.raw");
@@ -111,6 +113,7 @@ fn vmdk_of_every_kind_is_read_as_qemu_img_reads_it() {
 }
 
 #[test]
+#[ignore = "needs tools: make test"]
 fn vhd_of_every_kind_is_read_as_qemu_img_reads_it() {
     let bench = Bench::new();
     let disk = bench.text("disk.raw");
@@ -126,6 +129,7 @@ fn vhd_of_every_kind_is_read_as_qemu_img_reads_it() {
 }
 
 #[test]
+#[ignore = "needs tools: make test"]
 fn an_image_over_several_tables_is_read_whole() {
     // With clusters of 4 KiB one L2 table covers 2 MiB; a VMDK's grain table covers 32 MiB.
     let bench = Bench::new();
@@ -148,6 +152,7 @@ fn an_image_over_several_tables_is_read_whole() {
 }
 
 #[test]
+#[ignore = "needs tools: make test"]
 fn images_that_need_more_than_themselves_are_refused_with_the_reason() {
     let bench = Bench::new();
     let base = bench.text("base.qcow2");
@@ -187,6 +192,7 @@ fn images_that_need_more_than_themselves_are_refused_with_the_reason() {
 }
 
 #[test]
+#[ignore = "needs tools: make test"]
 fn an_extent_of_a_vmdk_is_looked_for_beside_it_and_nowhere_else() {
     let bench = Bench::new();
     std::fs::write(bench.path("outside.bin"), [1; 1024]).unwrap();
@@ -198,6 +204,7 @@ fn an_extent_of_a_vmdk_is_looked_for_beside_it_and_nowhere_else() {
 }
 
 #[test]
+#[ignore = "needs tools: make test"]
 fn images_cut_short_or_damaged_are_errors_and_leave_nothing() {
     let bench = Bench::new();
     let disk = bench.text("disk.raw");
@@ -222,6 +229,7 @@ fn images_cut_short_or_damaged_are_errors_and_leave_nothing() {
 }
 
 #[test]
+#[ignore = "needs tools: make test"]
 fn a_raw_image_is_its_own_answer_and_a_packed_one_is_unpacked_once() {
     let bench = Bench::new();
     make_disk(&bench.path("disk.raw"), SIZE);

@@ -154,6 +154,9 @@ fn every_file_says_what_it_is_and_stays_readable() {
 fn nothing_is_left_unfinished_or_never_run() {
     let mut wrong = Vec::new();
     for (file, text) in sources("src").into_iter().chain(sources("tests")).filter(|(file, _)| file != "tests/tidy.rs") {
+        // What a bare `cargo test` cannot run is run by `make test`, and says so.
+        let text =
+            text.replace("#[ignore = \"needs a guest: make test\"]", "").replace("#[ignore = \"needs tools: make test\"]", "");
         for mark in ["todo!(", "unimplemented!(", "#[ignore"] {
             if text.contains(mark) {
                 wrong.push(format!("{file}: {mark}"));

@@ -122,6 +122,7 @@ fn holds_the_tree(volume: &dyn FileSystem, links: bool) {
 }
 
 #[test]
+#[ignore = "needs tools: make test"]
 fn ext2_ext3_and_ext4_are_read_with_their_label_and_uuid() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("root");
@@ -139,6 +140,7 @@ fn ext2_ext3_and_ext4_are_read_with_their_label_and_uuid() {
 
 /// What e2fsprogs can make and GRUB 2.12 reads; the last ones have what only newer systems have.
 #[test]
+#[ignore = "needs tools: make test"]
 fn ext_file_systems_are_read_whatever_their_features_are() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("root");
@@ -177,6 +179,7 @@ fn ext_file_systems_are_read_whatever_their_features_are() {
 
 /// The state after a crash: the log has a newer state of a file's block, in each format of the log.
 #[test]
+#[ignore = "needs tools: make test"]
 fn a_journal_that_was_not_replayed_is_looked_through() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("root");
@@ -211,6 +214,7 @@ fn a_journal_that_was_not_replayed_is_looked_through() {
 }
 
 #[test]
+#[ignore = "needs tools: make test"]
 fn what_a_file_system_claims_reserves_no_memory() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("root");
@@ -254,6 +258,7 @@ fn protofile(directory: &Path, depth: usize, out: &mut String) {
 }
 
 #[test]
+#[ignore = "needs tools: make test"]
 fn xfs_of_both_versions_is_read_with_directories_of_every_form() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("root");
@@ -302,6 +307,7 @@ fn xfs_of_both_versions_is_read_with_directories_of_every_form() {
 }
 
 #[test]
+#[ignore = "needs tools: make test"]
 fn fat_of_every_width_is_read_with_long_names_in_any_case() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("root");
@@ -321,6 +327,7 @@ fn fat_of_every_width_is_read_with_long_names_in_any_case() {
 /// FAT32 with fewer than 65,525 clusters, as `mkfs.fat -F 32` makes it on small and 4Kn disks. mtools does not know it: the
 /// number of sectors is changed when everything is there.
 #[test]
+#[ignore = "needs tools: make test"]
 fn fat32_is_told_by_its_boot_sector_and_not_by_the_number_of_clusters() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("root");
@@ -338,6 +345,7 @@ fn fat32_is_told_by_its_boot_sector_and_not_by_the_number_of_clusters() {
 }
 
 #[test]
+#[ignore = "needs tools: make test"]
 fn iso_9660_is_read_by_rock_ridge_by_joliet_and_by_its_plain_names() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("root");
@@ -366,6 +374,7 @@ fn iso_9660_is_read_by_rock_ridge_by_joliet_and_by_its_plain_names() {
 }
 
 #[test]
+#[ignore = "needs tools: make test"]
 fn the_boot_images_of_an_iso_are_told() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("root");
@@ -392,6 +401,7 @@ fn sfdisk(image: &Path, script: &str) {
 }
 
 #[test]
+#[ignore = "needs tools: make test"]
 fn partitions_of_both_tables_have_grubs_numbers() {
     let dir = tempfile::tempdir().unwrap();
     let image = dir.path().join("disk");
@@ -432,6 +442,7 @@ fn partitions_of_both_tables_have_grubs_numbers() {
 }
 
 #[test]
+#[ignore = "needs tools: make test"]
 fn a_gpt_counts_only_behind_a_boot_record_that_says_so() {
     let dir = tempfile::tempdir().unwrap();
     let (image, other) = (dir.path().join("disk"), dir.path().join("other"));
@@ -466,6 +477,7 @@ fn a_gpt_counts_only_behind_a_boot_record_that_says_so() {
 }
 
 #[test]
+#[ignore = "needs tools: make test"]
 fn what_cannot_be_read_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let image = dir.path().join("image");
@@ -491,6 +503,7 @@ fn what_cannot_be_read_is_named() {
 /// Every byte of the first blocks set to something else, and the file cut anywhere: an error or a volume, never a
 /// panic, and never without an end.
 #[test]
+#[ignore = "needs tools: make test"]
 fn damaged_file_systems_end_in_errors() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("root");

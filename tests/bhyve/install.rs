@@ -38,6 +38,7 @@ fn boots(world: &World) -> Vec<String> {
 }
 
 #[test]
+#[ignore = "needs tools: make test"]
 fn each_loader_boots_the_medium_and_after_the_reboot_the_disk() {
     for (loader, file, uefi) in [
         ("loader = \"bhyveload\"", "boot/kernel/kernel", false),
@@ -73,6 +74,7 @@ fn each_loader_boots_the_medium_and_after_the_reboot_the_disk() {
 }
 
 #[test]
+#[ignore = "needs tools: make test"]
 fn a_medium_without_what_the_loader_boots_is_refused_with_what_it_has() {
     let world = World::new();
     let path = medium(&world, &["isolinux/isolinux.cfg", "7.6/amd64/bsd.rd"], false);
@@ -88,6 +90,7 @@ fn a_medium_without_what_the_loader_boots_is_refused_with_what_it_has() {
 }
 
 #[test]
+#[ignore = "needs tools: make test"]
 fn an_answer_file_that_could_not_be_told_to_the_installer_is_refused() {
     let world = World::new();
     let medium = medium(&world, &["boot/grub/grub.cfg"], false);
