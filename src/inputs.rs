@@ -38,11 +38,17 @@ pub fn open_disk(path: &Path) -> io::Result<File> {
 /// All bytes of a regular file that has at most `most` of them.
 pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
+    read_open(&open(path)?, most, &mut bytes)?;
+    Ok(bytes)
+}
+
+/// Appends all bytes of an open file that has at most `most` of them.
+pub fn read_open(file: &File, most: u64, bytes: &mut Vec<u8>) -> io::Result<()> {
     // Its length is not believed: a file below /proc has none, and another may grow.
-    open(path)?.take(most.saturating_add(1)).read_to_end(&mut bytes)?;
-    match bytes.len() as u64 > most {
+    let count = file.take(most.saturating_add(1)).read_to_end(bytes)?;
+    match count as u64 > most {
         true => Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it is longer than {}", words(most)))),
-        false => Ok(bytes),
+        false => Ok(()),
     }
 }
 

@@ -31,6 +31,7 @@ const UNSAFE_ISLANDS: &[&str] = &[
     "src/hypervisor/soft/simd/fast.rs",
     "src/devices/disk/medium.rs",
     "src/machine/sandbox/freebsd.rs",
+    "src/machine/sandbox/linux/privileges.rs",
     "src/host/",
 ];
 

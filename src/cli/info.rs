@@ -13,7 +13,7 @@ use super::{App, ExitStatus, Failure, Guests, Outcome};
 use crate::guest::definition::Definition;
 use crate::guest::figures::counters;
 use crate::guest::overview::{Observer, Overview};
-use crate::guest::state::Machine;
+use crate::guest::state::{Confined, Machine};
 use crate::guest::store::GuestDir;
 use crate::host::{files::disk_size, process};
 
@@ -37,6 +37,8 @@ struct Info {
     forwards: Vec<String>,
     resident_bytes: Option<u64>,
     cpu_seconds: Option<f64>,
+    /// What the engine gave up.
+    confined: Option<Confined>,
     counters: BTreeMap<String, u64>,
 }
 
@@ -153,6 +155,7 @@ fn gather(guest: &GuestDir, place: &Place) -> Result<Info, Failure> {
         cpu_seconds: usage.map(|(_, time)| time.as_secs_f64()),
         // A user that may not talk to the supervisor, or an engine that does not answer, costs only the counters.
         counters: running.then(|| counters(guest)).flatten().unwrap_or_default(),
+        confined: state.run.as_ref().filter(|_| running).and_then(|run| run.confined.clone()),
         overview,
     })
 }
@@ -185,6 +188,10 @@ fn text(info: &Info) -> String {
     line("engine", guest.engine.as_ref().map(|engine| format!("{engine}{backend}")).unwrap_or_default());
     if let (Some(pid), Some(engine)) = (guest.pid, guest.engine_pid) {
         line("processes", format!("supervisor {pid}, engine {engine}"));
+    }
+    if let Some(confined) = &info.confined {
+        line("confined by", confined.by.join(", "));
+        line("not by", confined.without.join("; "));
     }
     if let (Some(bytes), Some(seconds)) = (info.resident_bytes, info.cpu_seconds) {
         line("engine uses", format!("{} MiB of memory, {seconds:.1} s of processor time", bytes >> 20));

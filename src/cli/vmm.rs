@@ -1,4 +1,5 @@
-//! `vmctl vmm`: the engine child, and its connector. Started by the supervisor and by the engine, never by hand.
+//! `vmctl vmm`: the engine child, its connector and its host services. Started by the supervisor and by the engine, never
+//! by hand.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -7,7 +8,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 
 use crate::devices::net::user::connector::{self, RemoteSockets};
-use crate::devices::net::user::sockets::{OwnSockets, Sockets};
+use crate::devices::net::user::sockets::{self, HostServices, OwnSockets, Sockets};
 use crate::host::inherited;
 use crate::host::process::{keep_from_children, raise_descriptor_limit, spawn_tied};
 use crate::hypervisor::backend::MachineExit;
@@ -18,11 +19,17 @@ use crate::machine::{sandbox, vmm};
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The machine, as JSON
-    #[arg(long, value_name = "FILE", required_unless_present = "connector")]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["connector", "host_services"])]
     spec: Option<PathBuf>,
     /// Make sockets for an engine that may make none
     #[arg(long, conflicts_with = "spec")]
     connector: bool,
+    /// Name the host's name servers for such an engine, and make its raw ICMP sockets
+    #[arg(long, conflicts_with_all = ["spec", "connector"])]
+    host_services: bool,
+    /// The user that root goes on as
+    #[arg(long, value_name = "UID", conflicts_with = "spec")]
+    run_as: Option<u32>,
 }
 
 impl Args {
@@ -31,7 +38,8 @@ impl Args {
         raise_descriptor_limit();
         let outcome = match &self.spec {
             Some(spec) => machine(spec).map(ExitCode::from),
-            None => serve().map(|()| ExitCode::SUCCESS),
+            None if self.connector => serve_connections(self.run_as).map(|()| ExitCode::SUCCESS),
+            None => serve_host(self.run_as).map(|()| ExitCode::SUCCESS),
         };
         outcome.unwrap_or_else(|message| {
             eprintln!("vmctl vmm: {message}");
@@ -48,7 +56,11 @@ fn machine(spec: &Path) -> Result<u8, String> {
     keep_from_children(&[CONSOLE_FD, CONTROL_FD, LEASE_FD])
         .map_err(|e| format!("a descriptor of the contract is missing: {e}"))?;
     let outside: Arc<dyn Sockets> = match spec.has_user_network() {
-        true => Arc::new(RemoteSockets::new(start_connector().map_err(|e| format!("cannot start the connector: {e}"))?)),
+        true => {
+            let connector = start("--connector", spec.run_as).map_err(|e| format!("cannot start the connector: {e}"))?;
+            let services = start("--host-services", spec.run_as).map_err(|e| format!("cannot start the host services: {e}"))?;
+            Arc::new(RemoteSockets::new(connector, services))
+        }
         false => Arc::new(OwnSockets::default()),
     };
     Ok(vmm::run(&spec, console, control, &outside))
@@ -59,21 +71,39 @@ fn stream(what: &str, fd: i32) -> Result<UnixStream, String> {
         .map_err(|e| format!("no {what} stream at descriptor {fd} ({e}): this command is the supervisor's to start"))
 }
 
-/// Starts this program again as the connector, which ends with this process.
-fn start_connector() -> io::Result<UnixStream> {
+/// Starts this program again with another part, which ends with this process.
+fn start(part: &str, run_as: Option<u32>) -> io::Result<UnixStream> {
     let (ours, theirs) = UnixStream::pair()?;
     let program = match cfg!(target_os = "linux") {
         true => "/proc/self/exe".into(),
         false => std::env::current_exe()?,
     };
     let mut command = Command::new(program);
-    command.args(["vmm", "--connector"]).stdin(Stdio::null()).stdout(Stdio::null()).current_dir("/");
+    command.args(["vmm", part]).env_clear().stdin(Stdio::null()).stdout(Stdio::null()).current_dir("/");
+    if let Some(uid) = run_as {
+        command.arg("--run-as").arg(uid.to_string());
+    }
     spawn_tied(&mut command, &[(CONNECTOR_FD, theirs.into())])?;
     Ok(ours)
 }
 
-fn serve() -> Result<(), String> {
+fn serve_host(run_as: Option<u32>) -> Result<(), String> {
     let engine = stream("engine", CONNECTOR_FD)?;
-    sandbox::enter_connector().map_err(|e| format!("cannot confine the connector: {e}"))?;
+    let needs_raw = || !sockets::has_ping_sockets();
+    sandbox::enter_host_services(run_as, needs_raw).map_err(|e| format!("cannot confine the host services: {}", chain(&e)))?;
+    connector::serve(&engine, &HostServices::default()).map_err(|e| format!("the host services end: {e}"))
+}
+
+fn serve_connections(run_as: Option<u32>) -> Result<(), String> {
+    let engine = stream("engine", CONNECTOR_FD)?;
+    sandbox::enter_connector(run_as).map_err(|e| format!("cannot confine the connector: {}", chain(&e)))?;
     connector::serve(&engine, &OwnSockets::default()).map_err(|e| format!("the connector ends: {e}"))
+}
+
+/// An error and its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(cause) => format!("{error}: {}", chain(cause)),
+        None => error.to_string(),
+    }
 }

@@ -12,6 +12,7 @@ use super::layer::{self, Layer, Node, Table, Value};
 use super::paths::{HostPaths, TEMPLATES_DIR};
 use super::resolve::engine_of;
 use super::switch::{self, SwitchConfig};
+use super::uids::UidRange;
 use super::view::View;
 use super::walk;
 use crate::choices::EngineKind;
@@ -35,6 +36,8 @@ pub struct HostConfig {
     pub catalogues: Vec<CatalogueConfig>,
     /// At most so many guests are started at once by autostart.
     pub autostart_parallel: u32,
+    /// The users that root's engines go on as.
+    pub engine_uids: UidRange,
     /// What guests' interfaces are plugged into.
     pub switches: Vec<SwitchConfig>,
     /// What runs a guest whose file and templates do not say: whoever reads the host file says it, by what this host can.
@@ -74,6 +77,7 @@ impl HostConfig {
             cache_dir: paths.cache_dir.clone(),
             catalogues: Vec::new(),
             autostart_parallel: 2,
+            engine_uids: UidRange::default(),
             switches: Vec::new(),
             default_engine: engine,
             defaults: None,
@@ -148,6 +152,13 @@ impl HostConfig {
             self.cache_dir = path;
         }
         self.autostart_parallel = view.small("autostart_parallel").expect("has a default");
+        match view.text("engine_uids").expect("has a default").parse() {
+            Ok(range) => self.engine_uids = range,
+            Err(message) => {
+                let hint = "numbers that no user of this host has, like `1900000000-1999999999`";
+                problems.push(Diagnostic::at(view.place_of("engine_uids"), message).hint(hint));
+            }
+        }
         self.switches = switch::switches(view, problems);
     }
 
@@ -241,6 +252,12 @@ mod tests {
     }
 
     #[test]
+    fn engines_of_root_get_users_of_a_range() {
+        assert_eq!(parse("").unwrap().engine_uids, UidRange::default());
+        assert_eq!(parse("engine_uids = '70000-70099'").unwrap().engine_uids, UidRange { first: 70000, last: 70099 });
+    }
+
+    #[test]
     fn the_first_datastore_is_the_default_unless_another_is_named() {
         let two = "[[datastores]]\nid = 'a'\npath = 'a'\n[[datastores]]\nid = 'b'\npath = '/b'\n";
         assert_eq!(parse(two).unwrap().datastore().path, PathBuf::from("/etc/a"));
@@ -269,6 +286,7 @@ mod tests {
             ("[[switches]]\nid = 'a'\nvlan = 7", "vmctl.toml:3:8: switch `a` is in a VLAN of its uplinks and has none"),
             ("[[switches]]\nid = 'a'\ntype = 'vxlan'\nvni = 7", "vmctl.toml:1:1: switch `a` has 0 uplinks"),
             ("autostart_parallel = 0", "vmctl.toml:1:22: `autostart_parallel` is `0`, not a number from 1 to 64"),
+            ("engine_uids = '0-70000'", "vmctl.toml:1:15: `0-70000` is not a range between 1000 and 2147483647"),
             ("[defaults]\nname = 'x'", "vmctl.toml:2:1: `name` cannot be a default of all guests"),
             ("[defaults]\nmemroy = '1G'", "vmctl.toml:2:1: unknown key `memroy`"),
         ] {

@@ -36,6 +36,13 @@ const HOST_ONLY: &[Key] = &[
     ),
     key("cache_dir", Path, Now, "Where downloads are kept."),
     with("autostart_parallel", Integer { min: 1, max: 64 }, "2", Now, "How many guests autostart starts at once."),
+    with(
+        "engine_uids",
+        Text,
+        "\"1900000000-1999999999\"",
+        Now,
+        "Users that nobody else is, first and last. An embedded engine that root starts goes on as one of them, each guest's as another, with the group of the same number.",
+    ),
     key("defaults", Map, Now, "Keys of a guest file that hold for every guest unless its templates or its file say otherwise."),
     key("datastores", Entries, Now, "Where guests live. Without one, the default directory of the user is used."),
     key("datastores.id", Name, Now, "Its name. Required."),

@@ -28,6 +28,7 @@ pub mod resolve; // templates, includes, --set
 pub mod rules; // what several classes of keys share
 pub mod schema; // JSON Schema for editors
 pub mod switch; // the switches of the host file
+pub mod uids; // users that nobody else is
 pub mod view; // values read out of a tree
 pub mod walk; // unknown keys, types, ranges, refusals
 
@@ -43,3 +44,4 @@ pub use load::{GuestRequest, LoadedGuest, load_guest};
 pub use paths::{GUEST_FILE, GUESTS_DIR, HostPaths, TEMPLATES_DIR, fleet_directory};
 pub use pattern::NamePattern;
 pub use switch::{Dhcp, Nat, SwitchConfig, SwitchKind};
+pub use uids::UidRange;

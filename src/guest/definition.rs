@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use crate::config::{EngineKind, GuestConfig, GuestRequest, HostConfig, SwitchConfig, load_guest};
+use crate::config::{EngineKind, GuestConfig, GuestRequest, HostConfig, SwitchConfig, UidRange, load_guest};
 
 use super::error::Result;
 use super::state::{SUMMARY_FORM, Stamp, Summary, settled_engine};
@@ -24,6 +24,8 @@ pub struct Definition {
     pub switches: Vec<SwitchConfig>,
     /// What runs it as long as its file does not say.
     pub default_engine: EngineKind,
+    /// The users that root's engines go on as.
+    pub engine_uids: UidRange,
 }
 
 /// What guest files are read with.
@@ -76,6 +78,7 @@ impl Definition {
         Ok(Definition {
             switches: around.host.switches.clone(),
             default_engine: around.host.default_engine,
+            engine_uids: around.host.engine_uids,
             ..Definition::new(loaded.config, sources)
         })
     }
@@ -86,7 +89,7 @@ impl Definition {
         let digest = Sha256::digest(&text);
         let hash = digest[..16].iter().map(|byte| format!("{byte:02x}")).collect();
         let default_engine = config.engine;
-        Definition { config, sources, hash, switches: Vec::new(), default_engine }
+        Definition { config, sources, hash, switches: Vec::new(), default_engine, engine_uids: UidRange::default() }
     }
 
     /// What `list` shows of it.

@@ -109,6 +109,8 @@ pub(super) fn write_spec(guest: &GuestDir, spec: &impl serde::Serialize) -> Resu
 pub struct EmbeddedEngine {
     program: PathBuf,
     arguments: Vec<OsString>,
+    /// A test's own program, which is told things by variables.
+    stands_in: bool,
 }
 
 impl EmbeddedEngine {
@@ -116,7 +118,10 @@ impl EmbeddedEngine {
     pub fn new() -> Result<EmbeddedEngine> {
         match EmbeddedEngine::of_the_tests() {
             Some(engine) => Ok(engine),
-            None => Ok(EmbeddedEngine { program: own_program()?, arguments: vec!["vmm".into(), "--spec".into()] }),
+            None => {
+                let arguments = vec!["vmm".into(), "--spec".into()];
+                Ok(EmbeddedEngine { program: own_program()?, arguments, stands_in: false })
+            }
         }
     }
 
@@ -127,7 +132,8 @@ impl EmbeddedEngine {
         }
         let text = std::env::var("VMCTL_ENGINE_COMMAND").ok()?;
         let mut words = text.split_whitespace();
-        Some(EmbeddedEngine { program: words.next()?.into(), arguments: words.map(OsString::from).collect() })
+        let (program, arguments) = (words.next()?.into(), words.map(OsString::from).collect());
+        Some(EmbeddedEngine { program, arguments, stands_in: true })
     }
 }
 
@@ -152,6 +158,10 @@ impl Engine for EmbeddedEngine {
     fn spawn(&self, guest: &GuestDir, lease: &File) -> Result<RunningEngine> {
         let mut command = Command::new(&self.program);
         command.args(&self.arguments).arg(guest.spec_file());
+        if !self.stands_in {
+            // The child reads its specification and nothing of whoever started the guest.
+            command.env_clear();
+        }
         RunningEngine::start(command, lease, End::Killed)
     }
 }
@@ -205,6 +215,7 @@ pub fn resolve(guest: &GuestDir, config: &GuestConfig, state: &GuestState) -> Re
         virtio_console: config.console.virtio,
         debug_exit_port: config.debug.exit_port.then_some(0xf4),
         deterministic: config.debug.deterministic,
+        run_as: state.engine_uid,
     })
 }
 

@@ -38,6 +38,11 @@ pub fn short_hash(words: &[&str]) -> String {
     digest(words)[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// A number that follows from the words.
+pub fn short_word(words: &[&str]) -> u64 {
+    u64::from_le_bytes(digest(words)[..8].try_into().expect("8 of 32 bytes"))
+}
+
 fn digest(words: &[&str]) -> [u8; 32] {
     let mut hash = Sha256::new();
     for word in words {

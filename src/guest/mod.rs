@@ -10,6 +10,7 @@ pub mod definition; // a guest file as it is read before each boot
 pub mod disk_record; // which of a guest's disks vmctl has made
 pub mod edit; // one change of a guest file
 pub mod engine; // one child process a boot
+pub mod engine_user; // the user that an engine of root goes on as
 pub mod error; // what goes wrong, in the words a user reads
 pub mod events; // what happened to a guest
 pub mod figures; // what guests use, now

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{EngineKind, GuestConfig, MacAddr, NicBackend, NicConfig};
 use crate::host::files::{replace, write_atomically};
+use crate::host::process::boot_id;
 use crate::machine::spec::DEVICE_SLOTS;
 
 use super::error::{GuestError, Result};
@@ -51,6 +52,9 @@ pub struct GuestState {
     /// The user that the image of its disk was made with, for `ssh`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default_user: Option<String>,
+    /// The user that its engine goes on as when root starts it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine_uid: Option<u32>,
     /// How often it was booted, over all its life.
     #[serde(default)]
     pub boots: u64,
@@ -81,6 +85,24 @@ pub fn settled_engine(path: &Path) -> Option<EngineKind> {
     serde_json::from_slice::<Settled>(&std::fs::read(path).ok()?).ok()?.engine
 }
 
+/// Of the state at `path`, [`GuestState::engine_uid`] alone.
+pub fn settled_user(path: &Path) -> Option<u32> {
+    #[derive(Deserialize)]
+    struct Settled {
+        engine_uid: Option<u32>,
+    }
+    serde_json::from_slice::<Settled>(&std::fs::read(path).ok()?).ok()?.engine_uid
+}
+
+/// What confines an engine, in words for the user.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Confined {
+    /// What holds.
+    pub by: Vec<String>,
+    /// What this host lacks or refuses, and why.
+    pub without: Vec<String>,
+}
+
 /// A supervisor's account of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunState {
@@ -101,6 +123,9 @@ pub struct RunState {
     pub engine_pid: Option<u32>,
     /// The vCPU back end that the engine took.
     pub backend: Option<String>,
+    /// What the engine gave up, once it has.
+    #[serde(default)]
+    pub confined: Option<Confined>,
     /// All probes have passed.
     pub ready: bool,
     /// What the guest file (with all that it builds on) meant at this boot.
@@ -274,6 +299,28 @@ impl RunState {
         }
     }
 
+    /// Of this very process, a supervisor that takes its guest now.
+    pub fn begin(config_hash: String) -> RunState {
+        RunState {
+            pid: std::process::id(),
+            boot_id: boot_id(),
+            phase: Phase::Starting,
+            since: Timestamp::now(),
+            since_boot: Some(BootTime::now()),
+            started: Timestamp::now(),
+            engine_pid: None,
+            backend: None,
+            confined: None,
+            ready: false,
+            config_hash,
+            restarts: 0,
+            forwards: Vec::new(),
+            screen: None,
+            medium: None,
+            machine: None,
+        }
+    }
+
     /// What stands beside `state`, or another file of the guest's directory; nothing if that is no account.
     pub fn load(state: &Path) -> Option<RunState> {
         serde_json::from_slice(&std::fs::read(state.with_file_name(RUN_FILE)).ok()?).ok()
@@ -305,6 +352,7 @@ impl GuestState {
             addresses: BTreeMap::new(),
             engine: None,
             default_user: None,
+            engine_uid: None,
             boots: 0,
             restarts: 0,
             run: None,
@@ -423,6 +471,7 @@ mod tests {
             started: Timestamp(1),
             engine_pid: None,
             backend: None,
+            confined: None,
             ready: false,
             config_hash: String::new(),
             restarts: 0,

@@ -1,6 +1,8 @@
 //! The probe behind `vmctl doctor`: what this host offers, and what is missing.
 
 pub mod freebsd; // what only FreeBSD has
+#[cfg(target_os = "linux")]
+mod linux; // what engines are confined with
 
 use std::fs::{File, OpenOptions};
 use std::path::Path;
@@ -60,6 +62,10 @@ pub fn examine(datastore: &Path, runtime: &Path, needs: &freebsd::Needs) -> Vec<
         space(datastore),
         runtime_directory(runtime),
     ];
+    #[cfg(target_os = "linux")]
+    if !super::program::is_freebsd() {
+        findings.extend(linux::examine());
+    }
     if super::program::is_freebsd() {
         findings.extend(freebsd::examine(needs));
     }

@@ -9,19 +9,17 @@ use std::time::Duration;
 use super::board::{Board, Wire};
 use super::interrupts::{InterruptRegisters, Interrupts};
 use super::layout;
-use super::loader::{self, LoadError, grub, kernel::KernelFiles};
-use super::spec::{
-    AnswerContent, AnswerSpec, DiskSpec, ForwardSpec, GrubSpec, LoaderSpec, NicBackend, NicSpec, PortsSpec, UserNetSpec, VmmSpec,
-};
+use super::loader::{self, LoadError, grub};
+use super::opened::Opened;
+use super::spec::{DiskSpec, GrubSpec, LoaderSpec, NicBackend, NicSpec, VmmSpec};
 use super::tables::{acpi, bda, smbios};
-use crate::choices::{EmbeddedDiskCache, EmbeddedDiskDevice, EmbeddedNicDevice, ForwardProto};
+use crate::choices::{EmbeddedDiskDevice, EmbeddedNicDevice};
 use crate::devices::ahci::{Ahci, DriveKind};
 use crate::devices::debug_exit::DebugExit;
 use crate::devices::disk::counters::DiskCounters;
-use crate::devices::disk::file::{self, DiskHost, DiskNote, DiskOptions};
+use crate::devices::disk::file::{self, DiskHost, DiskNote, DiskOptions, FileDisk, OpenDisk};
 use crate::devices::disk::{Disk, DiskReader};
 use crate::devices::net::counted::{Counted, NicCounters};
-use crate::devices::net::user::reach::{Addresses, Ports, Reach};
 use crate::devices::net::{Nic, NoWire, user};
 use crate::devices::pci::{PciError, PciRoot, Window, Windows};
 use crate::devices::pic::Pic;
@@ -38,10 +36,7 @@ use crate::hypervisor::bus::{Device, Overlap};
 use crate::hypervisor::clock::{Clock, HostClock, ManualClock};
 use crate::hypervisor::irq::{IrqLine, IrqSink};
 use crate::hypervisor::memory::GuestMemory;
-use crate::inputs;
 
-/// The most that an answer file has.
-const ANSWER_BYTES: u64 = 16 << 20;
 /// PCI devices of the board's own; the rest are handed out by the supervisor.
 const RNG_SLOT: u8 = 1;
 const CONSOLE_SLOT: u8 = 2;
@@ -255,9 +250,9 @@ impl Parts {
     }
 }
 
-/// Builds the machine of `spec`: opens its files and ports, wires the board, loads the guest. `outside` makes the
-/// sockets of user-mode networks.
-pub fn assemble(spec: &VmmSpec, console: UnixStream, outside: &user::Outside) -> Result<Machine, AssemblyError> {
+/// Builds the machine of `spec` from what is open: wires the board, starts its threads, loads the guest. `outside` makes
+/// the sockets of user-mode networks.
+pub fn assemble(spec: &VmmSpec, opened: Opened, console: UnixStream, outside: &user::Outside) -> Result<Machine, AssemblyError> {
     let vcpus = spec.cpus.count();
     let topology = (spec.cpus.sockets, spec.cpus.cores, spec.cpus.threads);
     let reserve = |source| AssemblyError::Memory { bytes: spec.memory_bytes, source };
@@ -279,7 +274,8 @@ pub fn assemble(spec: &VmmSpec, console: UnixStream, outside: &user::Outside) ->
 
     let console = wire_serial(&board, &parts, spec, console)?;
     let power_button = wire_chips(&board, &parts, &interrupts, spec)?;
-    let mut devices = wire_pci(&board, &parts, spec, &console, outside)?;
+    let Opened { kernel, disks, nics } = opened;
+    let mut devices = wire_pci(&board, &parts, spec, (disks, nics), &console, outside)?;
 
     let shape = acpi::Shape { vcpus, serial: spec.com, pci_devices: LAST_SLOT };
     let rsdp = acpi::write(&memory, &shape).map_err(LoadError::from)?;
@@ -287,10 +283,8 @@ pub fn assemble(spec: &VmmSpec, console: UnixStream, outside: &user::Outside) ->
     smbios::write(&memory, &identity).map_err(LoadError::from)?;
     bda::write(&memory, spec.com).map_err(LoadError::from)?;
     let boot = match &spec.loader {
-        LoaderSpec::Kernel { image, initrd, modules, cmdline } => {
-            let modules = modules.iter().map(|module| (module.path.clone(), module.args.clone())).collect();
-            let (image, initrd, cmdline) = (image.clone(), initrd.clone(), cmdline.clone());
-            let files = KernelFiles { image, initrd, modules, cmdline };
+        LoaderSpec::Kernel { .. } => {
+            let files = kernel.expect("a kernel to load is opened");
             Boot::Ready(loader::kernel::load(&memory, &files, rsdp)?)
         }
         LoaderSpec::Grub(menu) => {
@@ -381,11 +375,15 @@ fn wire_chips(board: &Board, parts: &Parts, interrupts: &Arc<Interrupts>, spec: 
     Ok(button)
 }
 
+type OpenDisks = Vec<(DiskOptions, OpenDisk)>;
+type OpenNics = Vec<OpenNic>;
+
 /// The PCI functions.
 fn wire_pci(
     board: &Board,
     parts: &Parts,
     spec: &VmmSpec,
+    (open_disks, open_nics): (OpenDisks, OpenNics),
     console: &StreamConsole,
     outside: &user::Outside,
 ) -> Result<Devices, AssemblyError> {
@@ -400,13 +398,13 @@ fn wire_pci(
         parts.virtio(&mut root, CONSOLE_SLOT, Box::new(port), parts.waker())?;
     }
     let mut devices = Devices::default();
-    for disk in &spec.disks {
-        let (reader, counters) = wire_disk(&mut root, parts, disk)?;
+    for (disk, opened) in spec.disks.iter().zip(open_disks) {
+        let (reader, counters) = wire_disk(&mut root, parts, disk, opened)?;
         devices.boot_disks.push(grub::BootDisk { id: disk.id.clone(), is_cd: disk.device == EmbeddedDiskDevice::AhciCd, reader });
         devices.disks.push((disk.id.clone(), counters));
     }
-    for nic in &spec.nics {
-        let counters = wire_nic(&mut root, parts, nic, outside)?;
+    for (nic, opened) in spec.nics.iter().zip(open_nics) {
+        let counters = wire_nic(&mut root, parts, (nic, opened), outside)?;
         devices.nics.push((nic.id.clone(), counters));
     }
     root.assign_bars()?;
@@ -420,14 +418,15 @@ fn wire_pci(
     Ok(devices)
 }
 
-/// Opens a disk and puts the device in front of it into its slot.
+/// Starts a disk and puts the device in front of it into its slot.
 fn wire_disk(
     root: &mut PciRoot,
     parts: &Parts,
     spec: &DiskSpec,
+    opened: (DiskOptions, OpenDisk),
 ) -> Result<(Arc<dyn DiskReader>, Arc<DiskCounters>), AssemblyError> {
     let waker = parts.waker();
-    let disk = Box::new(open_disk(spec, parts, waker.clone())?);
+    let disk = Box::new(start_disk(spec, opened, parts, waker.clone())?);
     let found = (disk.reader(), disk.counters());
     match spec.device {
         EmbeddedDiskDevice::VirtioBlk => {
@@ -452,32 +451,26 @@ fn wire_ahci(
     root.add(spec.slot, 0, Box::new(Ahci::new(kind, disk, &spec.serial, parts.memory.clone(), waker, line)))
 }
 
-fn open_disk(spec: &DiskSpec, parts: &Parts, waker: Waker) -> Result<file::FileDisk, AssemblyError> {
-    let options = DiskOptions {
-        // A CD drive does not write, and its disc may be in many drives.
-        read_only: spec.read_only || spec.device == EmbeddedDiskDevice::AhciCd,
-        cache: match spec.cache {
-            EmbeddedDiskCache::Writeback => file::CacheMode::Writeback,
-            EmbeddedDiskCache::Writethrough => file::CacheMode::Writethrough,
-            EmbeddedDiskCache::Unsafe => file::CacheMode::Unsafe,
-        },
-        discard: spec.discard,
-    };
+fn start_disk(spec: &DiskSpec, opened: (DiskOptions, OpenDisk), parts: &Parts, waker: Waker) -> Result<FileDisk, AssemblyError> {
+    let (options, disk) = opened;
     // Standard error is the supervisor's log of this engine.
     let notes = Arc::new(|note: DiskNote| eprintln!("vmctl vmm: {note}"));
     let host = DiskHost { memory: parts.memory.clone(), waker, notes };
-    file::open(&spec.path, &options, &host).map_err(|source| AssemblyError::Disk { id: spec.id.clone(), source })
+    let failed = |source| AssemblyError::Disk { id: spec.id.clone(), source };
+    FileDisk::from_file(disk, &spec.path, &options, &host).map_err(failed)
 }
 
-/// Opens the other end of an interface's wire and puts the device in front of it into its slot.
+type OpenNic = Option<(user::UserNetConfig, user::Listeners)>;
+
+/// Starts the other end of an interface's wire and puts the device in front of it into its slot.
 fn wire_nic(
     root: &mut PciRoot,
     parts: &Parts,
-    spec: &NicSpec,
+    (spec, opened): (&NicSpec, OpenNic),
     outside: &user::Outside,
 ) -> Result<Arc<NicCounters>, AssemblyError> {
     let waker = parts.waker();
-    let wire = Counted::new(open_wire(spec, waker.clone(), outside)?);
+    let wire = Counted::new(start_wire(spec, opened, waker.clone(), outside)?);
     let counters = wire.counters();
     match spec.device {
         EmbeddedNicDevice::VirtioNet => {
@@ -488,73 +481,13 @@ fn wire_nic(
     Ok(counters)
 }
 
-fn open_wire(spec: &NicSpec, waker: Waker, outside: &user::Outside) -> Result<Box<dyn Nic>, AssemblyError> {
-    match &spec.backend {
-        NicBackend::None => Ok(Box::new(NoWire)),
-        NicBackend::User(network) => {
-            let options = user_network(network, spec.mtu)?;
-            let net = user::UserNet::new(&options, waker, outside.clone())
-                .map_err(|source| AssemblyError::Nic { id: spec.id.clone(), source })?;
-            Ok(Box::new(net))
+fn start_wire(spec: &NicSpec, opened: OpenNic, waker: Waker, outside: &user::Outside) -> Result<Box<dyn Nic>, AssemblyError> {
+    match (&spec.backend, opened) {
+        (NicBackend::User(_), Some((config, listeners))) => {
+            let failed = |source| AssemblyError::Nic { id: spec.id.clone(), source };
+            Ok(Box::new(user::UserNet::on(listeners, &config, waker, outside.clone()).map_err(failed)?))
         }
-    }
-}
-
-fn user_network(spec: &UserNetSpec, mtu: u16) -> Result<user::UserNetConfig, AssemblyError> {
-    let ports = |ports: &PortsSpec| Ports { protocol: protocol(ports.protocol), first: ports.first, last: ports.last };
-    Ok(user::UserNetConfig {
-        addresses: Addresses {
-            network: spec.network,
-            prefix: spec.prefix,
-            gateway: spec.gateway,
-            dns: spec.dns,
-            answers: spec.answers_address,
-            guest: spec.guest,
-        },
-        reach: Reach {
-            isolated: spec.isolated,
-            host_access: spec.host_access,
-            host_ports: spec.host_ports.iter().map(ports).collect(),
-            link_local: spec.link_local,
-        },
-        mtu: Some(mtu),
-        forwards: spec.forwards.iter().map(forward).collect(),
-        host_name: None,
-        name_servers: spec.dns_servers.iter().map(|&address| (address, 53).into()).collect(),
-        answers: answers(&spec.answers)?,
-    })
-}
-
-fn protocol(spec: ForwardProto) -> user::Protocol {
-    match spec {
-        ForwardProto::Tcp => user::Protocol::Tcp,
-        ForwardProto::Udp => user::Protocol::Udp,
-    }
-}
-
-/// The files that the guest may read; they are in memory from here on.
-fn answers(specs: &[AnswerSpec]) -> Result<Option<Arc<user::answers::Files>>, AssemblyError> {
-    if specs.is_empty() {
-        return Ok(None);
-    }
-    let mut files = Vec::new();
-    for AnswerSpec { path, content } in specs {
-        let bytes = match content {
-            AnswerContent::Text(text) => text.clone().into_bytes(),
-            AnswerContent::File(file) => {
-                inputs::read(file, ANSWER_BYTES).map_err(|source| AssemblyError::Answer { path: file.clone(), source })?
-            }
-        };
-        files.push((path.clone(), bytes));
-    }
-    Ok(Some(Arc::new(user::answers::Files::new(files))))
-}
-
-fn forward(spec: &ForwardSpec) -> user::Forward {
-    user::Forward {
-        protocol: protocol(spec.protocol),
-        host: std::net::SocketAddr::new(spec.host_address, spec.host_port),
-        guest_port: spec.guest_port,
+        _ => Ok(Box::new(NoWire)),
     }
 }
 
@@ -582,6 +515,7 @@ mod tests {
             virtio_console: false,
             debug_exit_port: None,
             deterministic: false,
+            run_as: None,
         }
     }
 

@@ -7,6 +7,7 @@ pub mod interrupts; // the interrupt controllers, shared by vCPUs and board
 pub mod layout; // every fixed address, port and line
 pub mod loader; // how the first instruction comes about
 pub mod memory; // guest RAM
+pub mod opened; // files and ports, opened before the rights to them are given up
 pub mod sandbox; // what the engine child gives up
 pub mod spec; // the contract between the supervisor and the engine child
 pub mod tables; // ACPI and SMBIOS

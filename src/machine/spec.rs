@@ -68,6 +68,9 @@ pub struct VmmSpec {
     pub debug_exit_port: Option<u16>,
     /// Guest time is counted in instructions and no entropy comes from the host: for repeatable runs.
     pub deterministic: bool,
+    /// The user and group that root goes on as once everything is open.
+    #[serde(default)]
+    pub run_as: Option<u32>,
 }
 
 /// The vCPUs: `sockets * cores * threads` of them.
@@ -289,6 +292,13 @@ pub enum EngineEvent {
         /// The back end that was taken: `soft`, `kvm` or `vmm`.
         backend: String,
     },
+    /// The child has given up what it does not need; sent before the machine is built.
+    Confined {
+        /// What holds, in words: `seccomp`, `uid 1900000001`.
+        by: Vec<String>,
+        /// What this host lacks or refuses, and why.
+        without: Vec<String>,
+    },
     /// The machine cannot be built or go on; the exit code is that of an error. In the words a user reads.
     Error {
         /// Lower-case, no final stop.
@@ -415,6 +425,7 @@ mod tests {
             virtio_console: false,
             debug_exit_port: Some(0xf4),
             deterministic: false,
+            run_as: Some(1_900_000_000),
         };
         let text = serde_json::to_string(&spec).expect("serializes");
         assert_eq!(serde_json::from_str::<VmmSpec>(&text).expect("parses"), spec);

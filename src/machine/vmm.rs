@@ -1,8 +1,9 @@
 //! The engine child: one machine, from its specification to its exit code.
 //!
-//! The order is part of the contract: every file, port and socket is opened first, then a kernel of the host is loaded,
-//! then the process gives up what it does not need any more (see [`sandbox`](super::sandbox)), then `running` is
-//! reported, and only then the first guest instruction runs. A guest that boots by its own menu is `running` once a
+//! The order is part of the contract: every file, port and socket is opened first, then the process gives up what it does
+//! not need any more (see [`sandbox`](super::sandbox)), then the machine is put together and a kernel of the host is
+//! loaded, then the process gives up starting threads, then `running` is reported, and only then the first guest
+//! instruction runs. A guest that boots by its own menu is `running` once a
 //! configuration was found on its disks, before the menu is shown.
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -12,7 +13,8 @@ use std::time::Duration;
 
 use super::assembly::{self, Machine};
 use super::loader::grub::{GrubError, Halt};
-use super::sandbox::{self, Confinement};
+use super::opened::Opened;
+use super::sandbox;
 use super::spec::{EngineCommand, EngineEvent, MAX_CONTROL_LINE, SPEC_VERSION, VmmSpec};
 use crate::choices::BackendKind;
 use crate::devices::net::user::Outside;
@@ -117,12 +119,14 @@ fn boot(
     let on_open = Arc::new(move |address| opened.send(&EngineEvent::ForwardOpen { address }));
     // Standard error is the supervisor's log of this engine.
     let on_note = Arc::new(|text: &str| eprintln!("vmctl vmm: {text}"));
-    let mut machine = assembly::assemble(spec, console, &Outside { sockets: Arc::clone(outside), on_open, on_note })?;
-    listen(control, &machine, reporter)?;
-    if let Confinement::Missing(why) = sandbox::enter().map_err(StartError::Sandbox)? {
-        // Standard error is the supervisor's log of this engine.
-        eprintln!("vmctl vmm: the engine is not confined: {why}");
+    let opened = Opened::open(spec, &**outside)?;
+    let confinement = sandbox::enter(spec.run_as, spec.memory_bytes).map_err(StartError::Sandbox)?;
+    for missing in &confinement.missing {
+        eprintln!("vmctl vmm: the engine is confined without: {missing}");
     }
+    reporter.send(&EngineEvent::Confined { by: confinement.held, without: confinement.missing });
+    let mut machine = assembly::assemble(spec, opened, console, &Outside { sockets: Arc::clone(outside), on_open, on_note })?;
+    listen(control, &machine, reporter)?;
     // The guest's own file systems are read behind the walls; without a boot configuration the start fails.
     let menu = machine.boot_menu()?;
     if let Some(menu) = menu {
@@ -140,21 +144,23 @@ fn boot(
                 return Err(StartError::Menu(GrubError(text)));
             }
         }
-        return Ok(run_vcpus(&machine, None));
+        return run_vcpus(&machine, None);
     }
-    Ok(run_vcpus(&machine, Some(reporter)))
+    run_vcpus(&machine, Some(reporter))
 }
 
 /// Runs the vCPUs to the machine's end; `reporter` hears that they are about to.
-fn run_vcpus(machine: &Machine, reporter: Option<&Reporter>) -> MachineExit {
+fn run_vcpus(machine: &Machine, reporter: Option<&Reporter>) -> Result<MachineExit, StartError> {
     let options = SoftOptions { deterministic: machine.manual_clock.clone() };
     let mut backend = SoftBackend::new(machine.vcpu_setup(), options);
+    // All threads are there.
+    sandbox::seal().map_err(StartError::Sandbox)?;
     if let Some(reporter) = reporter {
         reporter.send(&EngineEvent::Running { backend: backend.name().to_string() });
     }
     let exit = backend.run();
     machine.finish(LAST_WORDS);
-    exit
+    Ok(exit)
 }
 
 /// Starts the thread that hears the supervisor's commands.

@@ -170,9 +170,17 @@ impl DiskError {
     }
 }
 
+/// A disk's file or device, open and locked.
+#[derive(Debug)]
+pub struct OpenDisk {
+    file: File,
+    /// A file rather than a device.
+    regular: bool,
+}
+
 /// Opens and locks a disk: for its user alone, or with `read_only` for readers only. The lock lives as long as the
 /// descriptor and all its copies, also those in other processes.
-pub fn open_file(path: &Path, options: &DiskOptions) -> Result<File, DiskError> {
+pub fn open_file(path: &Path, options: &DiskOptions) -> Result<OpenDisk, DiskError> {
     let host = |action, source| DiskError::Host { action, path: path.to_owned(), source };
     let mut how = OpenOptions::new();
     how.read(true).write(!options.read_only);
@@ -183,10 +191,10 @@ pub fn open_file(path: &Path, options: &DiskOptions) -> Result<File, DiskError> 
         other => other,
     };
     let file = opened.map_err(|e| host("open", e))?;
-    check_type(&file, path)?;
+    let regular = check_type(&file, path)?;
     let locked = if options.read_only { file.try_lock_shared() } else { file.try_lock() };
     match locked {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok(OpenDisk { file, regular }),
         Err(TryLockError::WouldBlock) => Err(DiskError::InUse { path: path.to_owned() }),
         Err(TryLockError::Error(e)) => Err(host("lock", e)),
     }
@@ -264,10 +272,11 @@ pub struct FileDisk {
 }
 
 impl FileDisk {
-    /// A disk on a descriptor that somebody opened with [`open_file`] and the same options. `path` is for messages.
-    pub fn from_file(file: File, path: &Path, options: &DiskOptions, host: &DiskHost) -> Result<FileDisk, DiskError> {
+    /// A disk that somebody opened with [`open_file`] and the same options. `path` is for messages: a confined process
+    /// can look nothing up any more.
+    pub fn from_file(disk: OpenDisk, path: &Path, options: &DiskOptions, host: &DiskHost) -> Result<FileDisk, DiskError> {
         let failed = |action, source| DiskError::Host { action, path: path.to_owned(), source };
-        let regular = check_type(&file, path)?;
+        let OpenDisk { file, regular } = disk;
         let size = io::Seek::seek(&mut &file, io::SeekFrom::End(0)).map_err(|e| failed("measure", e))?;
         if size == 0 {
             return Err(DiskError::Empty { path: path.to_owned() });

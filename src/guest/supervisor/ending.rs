@@ -31,7 +31,7 @@ impl Supervisor {
         self.last_exit = Some(reason);
         self.state.last_exit = Some(LastExit::new(words.clone(), reason.kind(), (code, signal)));
         if let Some(run) = &mut self.state.run {
-            (run.engine_pid, run.ready, run.screen) = (None, false, None);
+            (run.engine_pid, run.ready, run.screen, run.confined) = (None, false, None, None);
         }
         self.emit(EventKind::Exited { reason: words.clone(), kind: reason.kind().to_owned(), code, signal });
         (self.ready, self.not_ready_at) = (false, None);

@@ -29,12 +29,12 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::config::{GuestConfig, HookEvent, SwitchConfig};
-use crate::host::process::boot_id;
 use crate::machine::spec::EngineEvent;
 
 use super::control::{Reply, StopWay};
 use super::definition::Definition;
 use super::engine::{self, Engine, RunningEngine, take_lease};
+use super::engine_user;
 use super::error::{GuestError, Result};
 use super::events::{self, Event, EventKind};
 use super::install::Install;
@@ -42,9 +42,9 @@ use super::lock::{GuestLock, Role};
 use super::logs::RotatingLog;
 use super::provision::ensure_disks;
 use super::seed;
-use super::state::{GuestState, LastExit, Machine, Phase, RunState};
+use super::state::{Confined, GuestState, LastExit, Machine, Phase, RunState};
 use super::store::GuestDir;
-use super::timestamp::{BootTime, Timestamp};
+use super::timestamp::Timestamp;
 use crate::config::LOGIN_PROMPT;
 use clients::{Client, Purpose};
 use console::Console;
@@ -245,6 +245,7 @@ impl Supervisor {
             }
         });
         state.engine.get_or_insert(definition.default_engine);
+        engine_user::settle(&mut state, &guest, definition.engine_uids);
         let (config, switches) = (definition.config, definition.switches);
         give_to_owner(&guest, &config)?;
         let log = RotatingLog::open(&guest.console_log(), config.console.log_size.bytes(), config.console.log_files, 0o600);
@@ -309,23 +310,7 @@ impl Supervisor {
             supervisor.state.last_exit = Some(LastExit::of_lost(&run));
         }
         (supervisor.state.failed, supervisor.state.restarts) = (None, 0);
-        supervisor.state.run = Some(RunState {
-            pid: std::process::id(),
-            boot_id: boot_id(),
-            phase: Phase::Starting,
-            since: Timestamp::now(),
-            since_boot: Some(BootTime::now()),
-            started: Timestamp::now(),
-            engine_pid: None,
-            backend: None,
-            ready: false,
-            config_hash: definition.hash,
-            restarts: 0,
-            forwards: Vec::new(),
-            screen: None,
-            medium: None,
-            machine: None,
-        });
+        supervisor.state.run = Some(RunState::begin(definition.hash));
         supervisor.emit(EventKind::SupervisorStarted { pid: std::process::id() });
         Ok(supervisor)
     }
@@ -480,6 +465,10 @@ impl Supervisor {
             EngineEvent::Error { message } => {
                 self.emit(EventKind::EngineError { message: message.clone() });
                 self.engine_error = Some(message);
+            }
+            EngineEvent::Confined { by, without } => {
+                // Written with the next phase.
+                self.state.run.as_mut().expect("set while the supervisor runs").confined = Some(Confined { by, without });
             }
             EngineEvent::DebugExit { value } => self.debug_exit = Some(value),
             EngineEvent::NoAcpi => self.no_acpi = true,

@@ -3,12 +3,9 @@
 //! A file of the host is read straight into guest memory: no copy of it is made.
 
 use std::borrow::Cow;
-use std::fs::File;
-use std::path::Path;
 
-use super::{LoadError, low_ram_end};
+use super::{HostFile, LoadError, low_ram_end};
 use crate::hypervisor::memory::{GuestAddr, GuestMemory};
-use crate::inputs;
 use crate::machine::layout;
 
 /// The most that one call reads.
@@ -19,23 +16,20 @@ pub enum Initrd<'a> {
     /// Bytes.
     Bytes(Cow<'a, [u8]>),
     /// A regular file and its length in bytes.
-    File(&'a Path, File, u64),
+    File(&'a HostFile, u64),
 }
 
 impl<'a> Initrd<'a> {
-    /// Opens a file of the host.
-    pub fn open(path: &'a Path) -> Result<Initrd<'a>, LoadError> {
-        let failed = |source| LoadError::Read { what: "initrd", path: path.to_owned(), source };
-        let file = inputs::open(path).map_err(failed)?;
-        let len = file.metadata().map_err(failed)?.len();
-        Ok(Initrd::File(path, file, len))
+    /// In a file of the host.
+    pub fn of(file: &'a HostFile) -> Initrd<'a> {
+        Initrd::File(file, file.length)
     }
 
     /// Bytes.
     pub fn size(&self) -> u64 {
         match self {
             Initrd::Bytes(bytes) => bytes.len() as u64,
-            Initrd::File(_, _, len) => *len,
+            Initrd::File(_, len) => *len,
         }
     }
 
@@ -55,21 +49,21 @@ impl<'a> Initrd<'a> {
 
     /// Copies it to `at`.
     pub fn copy(&self, mem: &GuestMemory, at: u64) -> Result<(), LoadError> {
-        let (path, file, len) = match self {
+        let (file, len) = match self {
             Initrd::Bytes(bytes) => return Ok(mem.write(GuestAddr(at), bytes)?),
-            Initrd::File(path, file, len) => (path, file, *len),
+            Initrd::File(file, len) => (file, *len),
         };
         let mut done = 0;
         while done < len {
             let part = (len - done).min(CHUNK) as usize;
-            match mem.read_from_file(file, done, GuestAddr(at + done), part) {
+            match mem.read_from_file(&file.file, done, GuestAddr(at + done), part) {
                 Ok(0) => {
                     let detail = format!("it ended after {done} of {len} bytes while it was read");
                     return Err(LoadError::Truncated { what: "the initrd", detail });
                 }
                 Ok(count) => done += count as u64,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(source) => return Err(LoadError::Read { what: "initrd", path: path.to_path_buf(), source }),
+                Err(source) => return Err(file.failed(source)),
             }
         }
         Ok(())
@@ -97,7 +91,8 @@ mod tests {
         let path = dir.path().join("initrd");
         let content: Vec<u8> = (0..5000u32).map(|at| (at * 7) as u8).collect();
         std::fs::write(&path, &content).unwrap();
-        for initrd in [Initrd::open(&path).unwrap(), Initrd::Bytes(content.as_slice().into())] {
+        let file = HostFile::open("initrd", &path).unwrap();
+        for initrd in [Initrd::of(&file), Initrd::Bytes(content.as_slice().into())] {
             let mem = test_memory(16);
             let at = initrd.address(&mem, 12 << 20).unwrap();
             assert_eq!(at, (12 << 20) - 8192);
@@ -113,7 +108,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("initrd");
         std::fs::write(&path, [1; 9000]).unwrap();
-        let initrd = Initrd::open(&path).unwrap();
+        let file = HostFile::open("initrd", &path).unwrap();
+        let initrd = Initrd::of(&file);
         std::fs::write(&path, [1; 100]).unwrap();
         let mem = test_memory(16);
         let text = initrd.copy(&mem, 4 << 20).unwrap_err().to_string();

@@ -9,7 +9,6 @@
 //!
 //! **Hostile file**: nothing is read or unpacked beyond what the guest's memory could hold.
 
-use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
 
@@ -17,21 +16,20 @@ use super::elf::{Arrival, Elf, Headers};
 use super::initrd::Initrd;
 use super::unpack::{self, Unpacker};
 use super::zero_page::SetupHeader;
-use super::{LoadError, multiboot, multiboot2, pvh, zero_page};
+use super::{HostFile, LoadError, multiboot, multiboot2, pvh, zero_page};
 use crate::hypervisor::backend::BootState;
 use crate::hypervisor::memory::{GuestAddr, GuestMemory};
-use crate::inputs;
 use crate::machine::layout;
 
 /// The files and the command line, as configured.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct KernelFiles {
     /// bzImage, ELF, or with a Multiboot header.
-    pub image: PathBuf,
+    pub image: HostFile,
     /// Initial RAM disk.
-    pub initrd: Option<PathBuf>,
+    pub initrd: Option<HostFile>,
     /// Modules, each with the words that it is passed.
-    pub modules: Vec<(PathBuf, String)>,
+    pub modules: Vec<(HostFile, String)>,
     /// Command line.
     pub cmdline: String,
 }
@@ -92,27 +90,22 @@ const MAX_MODULES: usize = 64;
 
 /// Loads the kernel and its modules into `mem` and says how vCPU 0 starts. `rsdp` is the ACPI root pointer's address.
 pub fn load(mem: &GuestMemory, files: &KernelFiles, rsdp: u64) -> Result<BootState, LoadError> {
-    let bytes = read_image(&files.image, memory_bytes(mem))?;
-    let module = |path, words| Ok(Module { data: Initrd::open(path)?, words });
-    let initrd = files.initrd.as_deref().map(|path| module(path, file_name(path))).transpose()?;
-    if let (Some(initrd), Some(path)) = (&initrd, &files.initrd)
+    // A kernel's file cannot be larger than the memory that it is for.
+    let bytes = files.image.read(memory_bytes(mem))?;
+    let module = |file, words| Module { data: Initrd::of(file), words };
+    let initrd = files.initrd.as_ref().map(|file| module(file, file.name()));
+    if let (Some(initrd), Some(file)) = (&initrd, &files.initrd)
         && initrd.data.size() == 0
     {
-        return Err(LoadError::Empty { what: "initrd", path: path.clone() });
+        return Err(file.empty());
     }
-    let modules: Result<Vec<Module<'_>>, LoadError> =
-        files.modules.iter().map(|(path, words)| module(path, join(&file_name(path), words))).collect();
-    let name = Some(file_name(&files.image));
-    let image = Image { bytes: &bytes, way: Way::Any, name, cmdline: &files.cmdline, initrd, modules: modules? };
+    let modules = files.modules.iter().map(|(file, words)| module(file, join(&file.name(), words))).collect();
+    let name = Some(files.image.name());
+    let image = Image { bytes: &bytes, way: Way::Any, name, cmdline: &files.cmdline, initrd, modules };
     if bytes.is_empty() {
-        return Err(LoadError::Empty { what: "kernel image", path: files.image.clone() });
+        return Err(files.image.empty());
     }
     load_image(mem, &image, rsdp)
-}
-
-/// A file's name without its directory, which is nothing that a guest should know.
-fn file_name(path: &Path) -> String {
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 fn join(name: &str, words: &str) -> String {
@@ -121,11 +114,6 @@ fn join(name: &str, words: &str) -> String {
 
 fn memory_bytes(mem: &GuestMemory) -> u64 {
     mem.regions().map(|(_, len, _)| len).sum()
-}
-
-/// A kernel's file, which cannot be larger than the memory that it is for.
-fn read_image(path: &Path, limit: u64) -> Result<Vec<u8>, LoadError> {
-    inputs::read(path, limit).map_err(|source| LoadError::Read { what: "kernel image", path: path.to_owned(), source })
 }
 
 /// As [`load`], from memory.
@@ -357,6 +345,7 @@ fn protected(mem: &GuestMemory, eip: u32, eax: u32, info: u64) -> Result<BootSta
 mod tests {
     use super::*;
     use crate::machine::loader::test_memory;
+    use std::path::Path;
 
     /// A 32-bit ELF with one segment of `code` at 1 MiB, whose first bytes may be a Multiboot header.
     fn elf32(code: &[u8]) -> Vec<u8> {
@@ -403,7 +392,7 @@ mod tests {
     fn files(dir: &Path, kernel: &[u8]) -> KernelFiles {
         let write = |name: &str, bytes: &[u8]| {
             std::fs::write(dir.join(name), bytes).unwrap();
-            dir.join(name)
+            HostFile::open("module", &dir.join(name)).unwrap()
         };
         KernelFiles {
             image: write("kernel", kernel),
@@ -513,26 +502,27 @@ mod tests {
     #[test]
     fn an_empty_initrd_and_an_empty_kernel_are_named() {
         let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
         let mut files = files(dir.path(), &multiboot_kernel());
-        files.initrd = Some(dir.path().join("initrd"));
-        std::fs::write(dir.path().join("initrd"), "").unwrap();
-        let text = load(&test_memory(16), &files, 0).unwrap_err().to_string();
+        let refused = |files: &KernelFiles| load(&test_memory(16), files, 0).unwrap_err();
+        std::fs::write(path("initrd"), "").unwrap();
+        files.initrd = Some(HostFile::open("initrd", &path("initrd")).unwrap());
+        let text = refused(&files).to_string();
         assert!(text.starts_with("the initrd `") && text.ends_with("/initrd` is empty"), "{text}");
         files.initrd = None;
-        std::fs::write(&files.image, "").unwrap();
-        let text = load(&test_memory(16), &files, 0).unwrap_err().to_string();
-        assert!(text.starts_with("the kernel image `") && text.ends_with("is empty"), "{text}");
+        std::fs::write(path("empty"), "").unwrap();
+        let kernel = std::mem::replace(&mut files.image, HostFile::open("kernel image", &path("empty")).unwrap());
+        let text = refused(&files).to_string();
+        assert!(text.starts_with("the kernel image `") && text.ends_with("/empty` is empty"), "{text}");
         // A module may be.
-        std::fs::write(&files.image, multiboot_kernel()).unwrap();
-        std::fs::write(dir.path().join("two"), "").unwrap();
+        files.image = kernel;
+        std::fs::write(path("two"), "").unwrap();
         load(&test_memory(16), &files, 0).unwrap();
-        files.image = "/dev/zero".into();
-        let text = format!("{:?}", load(&test_memory(16), &files, 0).unwrap_err());
+        let text = format!("{:?}", HostFile::open("kernel image", Path::new("/dev/zero")).unwrap_err());
         assert!(text.contains("a character device"), "{text}");
-        files.image = dir.path().join("large");
-        std::fs::File::create(&files.image).unwrap().set_len((16 << 20) + 1).unwrap();
-        let text = format!("{:?}", load(&test_memory(16), &files, 0).unwrap_err());
-        assert!(text.contains("FileTooLarge"), "{text}");
+        std::fs::File::create(path("large")).unwrap().set_len((16 << 20) + 1).unwrap();
+        files.image = HostFile::open("kernel image", &path("large")).unwrap();
+        assert!(format!("{:?}", refused(&files)).contains("FileTooLarge"));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! kernels out of the guest's own disks, by the boot configuration that is on them.
 pub mod elf;
 pub mod grub; // the guest's own boot menu, read from its disks
+pub mod host_file; // a kernel or an initrd, opened before the process is confined
 pub mod initrd; // bytes, or a file of the host, to their place in guest memory
 pub mod kernel;
 pub mod multiboot;
@@ -17,6 +18,7 @@ use std::path::PathBuf;
 
 use super::layout;
 use crate::hypervisor::memory::{GuestAddr, GuestMemory, OutOfRange};
+pub use host_file::HostFile;
 
 /// A guest that cannot be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -24,7 +26,7 @@ pub enum LoadError {
     /// A file that cannot be read.
     #[error("cannot read {what} `{}`", path.display())]
     Read {
-        /// `kernel image` or `initrd`.
+        /// `kernel image`, `initrd` or `module`.
         what: &'static str,
         /// The file.
         path: PathBuf,
@@ -42,7 +44,7 @@ pub enum LoadError {
     /// A file without a byte: what a full disk leaves behind.
     #[error("the {what} `{}` is empty", path.display())]
     Empty {
-        /// `kernel image` or `initrd`.
+        /// `kernel image`, `initrd` or `module`.
         what: &'static str,
         /// The file.
         path: PathBuf,

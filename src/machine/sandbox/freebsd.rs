@@ -6,13 +6,19 @@
 //!
 //! | descriptor | rights | why |
 //! |---|---|---|
-//! | a file or a disk | PREAD PWRITE FSYNC FSTAT, IOCTL for DIOCGSECTORSIZE, DIOCGFLUSH, DIOCGDELETE | pread, pwrite, fspacectl, fdatasync; see `devices/disk/medium.rs` |
+//! | a file or a disk | PREAD PWRITE FSYNC FSTAT FPATHCONF, IOCTL for DIOCGSECTORSIZE, DIOCGFLUSH, DIOCGDELETE, DIOCGATTR | pread, pwrite, fspacectl, fdatasync; see `devices/disk/medium.rs` |
 //! | a socket | READ WRITE EVENT ACCEPT SHUTDOWN, names and options, IOCTL for FIONBIO | console, control, the connector, forwards; an accepted socket inherits them (accept(2) in sys/kern/uipc_syscalls.c) |
 //! | anything else | READ WRITE EVENT FSTAT | standard input, output and error |
 //!
-//! Capability mode still lets a process make sockets, whose ioctl(2) root configures interfaces with. So root is given
-//! up too: an engine that was started by root goes on as `nobody` (65534), which has no files and no privilege; what is
-//! open stays open.
+//! No descriptor has CAP_FCNTL: no flag of it is set, and no owner that SIGIO goes to (cap_fcntls_limit(2)).
+//!
+//! Capability mode still lets a process make sockets, whose ioctl(2) root configures interfaces with, and signal
+//! processes of its user by pdkill(2) alone, for which it has no descriptor. So root is given up too: an engine that was
+//! started by root goes on as a user that only this guest has, else as `nobody` (65534), which has no files and no
+//! privilege; what is open stays open. FreeBSD's root has no capabilities apart from its number: priv(9).
+//!
+//! A connector goes on as the same user. The host services stay root: only root makes a raw ICMP socket (raw_ip.c's
+//! rip_attach asks priv_check for PRIV_NETINET_RAW), and FreeBSD has no other way to ping.
 //!
 //! std's sleep uses clock_nanosleep(2), which is not CAPENABLED, and panics where it fails: no thread of the engine
 //! sleeps but by poll(2) or a condition variable.
@@ -23,12 +29,14 @@
 use std::io;
 use std::os::fd::RawFd;
 
+use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::stat::{SFlag, fstat};
-use nix::unistd::{Gid, Uid, geteuid, setgid, setgroups, setuid};
+use nix::unistd::{Gid, Pid, Uid, geteuid, getppid, setgid, setgroups, setuid};
 
 use super::{Confinement, SandboxError};
 
 const MISSING: &str = "this kernel was built without `options CAPABILITY_MODE` and `options CAPABILITIES`";
+const FEATURE: &str = "Capsicum";
 /// `nobody` and its group: etc/master.passwd and etc/group of the base system.
 const NOBODY: u32 = 65534;
 /// Descriptors looked at where the kernel does not say how many are open.
@@ -36,41 +44,97 @@ const LOOK_AT: usize = 65536;
 
 nix::ioctl_read!(diocgsectorsize, b'd', 128, libc::c_uint);
 /// sys/sys/disk.h and sys/sys/filio.h.
-const DISK_REQUESTS: [libc::c_ulong; 3] = [
+const DISK_REQUESTS: [libc::c_ulong; 4] = [
     nix::request_code_read!(b'd', 128, size_of::<libc::c_uint>()),
     nix::request_code_none!(b'd', 135),
     nix::request_code_write!(b'd', 136, size_of::<[libc::off_t; 2]>()),
+    // DIOCGATTR takes a `struct diocgattr_arg`: a name of 64 bytes, an int, and a union of 256 bytes aligned to eight.
+    nix::request_code_readwrite!(b'd', 142, 64 + 8 + 256),
 ];
 const SOCKET_REQUESTS: [libc::c_ulong; 1] = [libc::FIONBIO];
 
-/// Confines the process, all its threads.
-pub fn enter() -> Result<Confinement, SandboxError> {
-    match limit_descriptors() {
-        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => return Ok(Confinement::Missing(MISSING)),
+/// Confines the engine child. Root goes on as `run_as`.
+pub fn enter(run_as: Option<u32>, _memory_bytes: u64) -> Result<Confinement, SandboxError> {
+    let mut confinement = Confinement::default();
+    let lacks = |confinement: Confinement| Confinement {
+        missing: [confinement.missing, vec![format!("{FEATURE}: {MISSING}")]].concat(),
+        ..confinement
+    };
+    let limited = limit_descriptors();
+    give_up(run_as, &mut confinement)?;
+    match limited {
+        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => return Ok(lacks(confinement)),
         other => other.map_err(|error| SandboxError::Capsicum("limit the descriptors", error))?,
     }
-    give_up_root().map_err(|error| SandboxError::Capsicum("give up root", error))?;
     // SAFETY: the call has no argument and touches no memory.
     match done(unsafe { libc::cap_enter() }) {
-        Ok(()) => Ok(Confinement::Full),
-        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => Ok(Confinement::Missing(MISSING)),
-        Err(error) => Err(SandboxError::Capsicum("enter capability mode", error)),
+        Ok(()) => confinement.held.push(format!("{FEATURE}: capability mode, limited descriptors")),
+        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => return Ok(lacks(confinement)),
+        Err(error) => return Err(SandboxError::Capsicum("enter capability mode", error)),
     }
+    Ok(confinement)
 }
 
-/// A connector connects, which capability mode does not know: it keeps its parent's privileges.
-pub fn enter_connector() -> Result<Confinement, SandboxError> {
-    Ok(Confinement::Full)
-}
-
-/// For all threads: on FreeBSD credentials are the process's.
-fn give_up_root() -> io::Result<()> {
-    if geteuid().is_root() {
-        setgroups(&[Gid::from_raw(NOBODY)])?;
-        setgid(Gid::from_raw(NOBODY))?;
-        setuid(Uid::from_raw(NOBODY))?;
-    }
+/// Capability mode says nothing of threads.
+pub fn seal() -> Result<(), SandboxError> {
     Ok(())
+}
+
+/// Confines a connector: it connects, which capability mode does not know, as `run_as` if it was root.
+pub fn enter_connector(run_as: Option<u32>) -> Result<Confinement, SandboxError> {
+    let mut confinement = Confinement::default();
+    give_up(run_as, &mut confinement)?;
+    Ok(confinement)
+}
+
+/// The host services keep the right to raw sockets, which is root's.
+pub fn enter_host_services(_run_as: Option<u32>, _needs_raw: impl FnOnce() -> bool) -> Result<Confinement, SandboxError> {
+    limit_core().map_err(|error| SandboxError::Privileges("limit its resources", error))?;
+    Ok(Confinement::default())
+}
+
+fn limit_core() -> io::Result<()> {
+    Ok(setrlimit(Resource::RLIMIT_CORE, 0, 0)?)
+}
+
+/// User, core files and tracers, for all threads: on FreeBSD credentials are the process's.
+fn give_up(run_as: Option<u32>, confinement: &mut Confinement) -> Result<(), SandboxError> {
+    let cannot = |what: &'static str| move |error| SandboxError::Privileges(what, error);
+    let parent = getppid();
+    limit_core().map_err(cannot("limit its resources"))?;
+    if geteuid().is_root() {
+        let uid = run_as.unwrap_or(NOBODY);
+        become_user(uid).map_err(|errno| SandboxError::Privileges("give up root", errno.into()))?;
+        confinement.held.push(format!("uid {uid}"));
+    }
+    hide_from_tracers().map_err(cannot("hide from tracers"))?;
+    die_with(parent).map_err(cannot("be tied to its parent"))
+}
+
+fn become_user(uid: u32) -> nix::Result<()> {
+    setgroups(&[Gid::from_raw(uid)])?;
+    setgid(Gid::from_raw(uid))?;
+    setuid(Uid::from_raw(uid))
+}
+
+/// Keeps processes of the same user from looking into this one, and the kernel from writing a core file: procctl(2)
+/// PROC_TRACE_CTL.
+fn hide_from_tracers() -> io::Result<()> {
+    let mut how: libc::c_int = libc::PROC_TRACE_CTL_DISABLE;
+    // SAFETY: the request reads one int, which lives over the call.
+    done(unsafe { libc::procctl(libc::P_PID, 0, libc::PROC_TRACE_CTL, (&raw mut how).cast()) })
+}
+
+/// Asks again to be killed when `parent` ends: a process that changes its user may have lost that wish (procctl(2)
+/// PROC_PDEATHSIG_CTL). An error if it is gone.
+fn die_with(parent: Pid) -> io::Result<()> {
+    let mut signal: libc::c_int = libc::SIGKILL;
+    // SAFETY: the request reads one int, which lives over the call.
+    done(unsafe { libc::procctl(libc::P_PID, 0, libc::PROC_PDEATHSIG_CTL, (&raw mut signal).cast()) })?;
+    match getppid() == parent {
+        true => Ok(()),
+        false => Err(io::Error::from_raw_os_error(libc::ESRCH)),
+    }
 }
 
 fn done(answer: libc::c_int) -> io::Result<()> {
@@ -114,7 +178,7 @@ fn limit(fd: RawFd) -> io::Result<()> {
     // SAFETY: the request writes one u_int; a device that is no disk refuses it.
     let is_disk = kind == SFlag::S_IFREG || unsafe { diocgsectorsize(fd, &mut sector) }.is_ok();
     let (rights, requests): (&[u64], &[libc::c_ulong]) = if is_disk {
-        let rights = &[libc::CAP_PREAD, libc::CAP_PWRITE, libc::CAP_FSYNC, libc::CAP_FSTAT, libc::CAP_IOCTL];
+        let rights = &[libc::CAP_PREAD, libc::CAP_PWRITE, libc::CAP_FSYNC, libc::CAP_FSTAT, libc::CAP_FPATHCONF, libc::CAP_IOCTL];
         (rights, &DISK_REQUESTS)
     } else if kind == SFlag::S_IFSOCK {
         let rights = &[

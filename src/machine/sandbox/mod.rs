@@ -1,13 +1,14 @@
-//! What the engine child gives up before the first guest instruction runs, and what its connector gives up.
+//! What the processes of a guest give up before the first guest instruction runs.
 //!
 //! | | Linux | FreeBSD |
 //! |---|---|---|
-//! | engine | Landlock: no file system; seccomp: no socket but those that it has, nothing else opened | capability mode, and each descriptor limited to what it is used for (capsicum(4)) |
-//! | connector | Landlock: the file system is for reading; seccomp: sockets, reading, ending | its parent's privileges: capability mode knows no connect(2) |
+//! | engine | user, capabilities, namespaces; Landlock: no file, port or signal; seccomp: named calls with named arguments | user; capability mode, and each descriptor limited to what it is used for (capsicum(4)) |
+//! | connector | the same, but it makes and connects sockets of IPv4 and IPv6 | user: capability mode knows no connect(2) |
+//! | host services | the same, but they read files and, where there is no other way to ping, make raw ICMP sockets | nothing: raw sockets are root's |
 //!
-//! All files and ports are open by then; further sockets of the user-mode network come from the
-//! [connector](crate::devices::net::user::connector), a process of its own. A kernel without these features runs the
-//! engine unconfined, and its log says so.
+//! All files and ports of the engine are open by then ([`opened`](super::opened)); further sockets of the user-mode network
+//! come from the [connector](crate::devices::net::user::connector), a process of its own. What a kernel lacks of this is
+//! reported, and the guest runs without it.
 
 #[cfg(target_os = "freebsd")]
 mod freebsd;
@@ -15,13 +16,16 @@ mod freebsd;
 mod linux;
 
 #[cfg(target_os = "freebsd")]
-pub use freebsd::{enter, enter_connector};
+pub use freebsd::{enter, enter_connector, enter_host_services, seal};
 #[cfg(target_os = "linux")]
-pub use linux::{enter, enter_connector};
+pub use linux::{enter, enter_connector, enter_host_services, seal};
 
 /// A kernel that has the feature and refuses its use.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
+    /// User, capabilities, limits.
+    #[error("the process cannot {0}")]
+    Privileges(&'static str, #[source] std::io::Error),
     /// Landlock.
     #[error("landlock: {0}")]
     Landlock(String),
@@ -33,23 +37,35 @@ pub enum SandboxError {
     Capsicum(&'static str, #[source] std::io::Error),
 }
 
-/// Whether a process is confined now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Confinement {
-    /// It is.
-    Full,
-    /// The kernel lacks the feature: in words.
-    Missing(&'static str),
+/// What confines a process, in words for the user.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Confinement {
+    /// What holds.
+    pub held: Vec<String>,
+    /// What this host lacks or refuses, and why.
+    pub missing: Vec<String>,
 }
 
-/// Confines the process, all its threads.
 #[cfg(not(any(target_os = "linux", target_os = "freebsd")))]
-pub fn enter() -> Result<Confinement, SandboxError> {
-    Ok(Confinement::Missing("this system has no confinement that vmctl knows"))
-}
+mod none {
+    use super::{Confinement, SandboxError};
 
-/// Confines a connector.
-#[cfg(not(any(target_os = "linux", target_os = "freebsd")))]
-pub fn enter_connector() -> Result<Confinement, SandboxError> {
-    enter()
+    /// Confines the engine child.
+    pub fn enter(_run_as: Option<u32>, _memory_bytes: u64) -> Result<Confinement, SandboxError> {
+        Ok(Confinement { held: Vec::new(), missing: vec!["this system has no confinement that vmctl knows".into()] })
+    }
+    /// Takes the right to start threads.
+    pub fn seal() -> Result<(), SandboxError> {
+        Ok(())
+    }
+    /// Confines a connector.
+    pub fn enter_connector(run_as: Option<u32>) -> Result<Confinement, SandboxError> {
+        enter(run_as, 0)
+    }
+    /// Confines the host services.
+    pub fn enter_host_services(run_as: Option<u32>, _needs_raw: impl FnOnce() -> bool) -> Result<Confinement, SandboxError> {
+        enter(run_as, 0)
+    }
 }
+#[cfg(not(any(target_os = "linux", target_os = "freebsd")))]
+pub use none::{enter, enter_connector, enter_host_services, seal};

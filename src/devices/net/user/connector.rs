@@ -6,6 +6,9 @@
 //! it is asked over a stream socket and passes descriptors back (SCM_RIGHTS of unix(4), unix(7)). The same pair runs
 //! on Linux, where the engine's system-call filter then knows no socket(2), bind(2) or connect(2).
 //!
+//! A third process, the *host services*, answers the same protocol for what a connector may not do either: it reads
+//! resolv.conf(5) again whenever it is asked, and makes raw ICMP sockets where there is no other way to ping.
+//!
 //! A request is [`REQUEST_BYTES`] long, in the order of the fields, numbers little-endian:
 //!
 //! | bytes | field |
@@ -84,23 +87,30 @@ impl Request {
     }
 }
 
-/// Sends all bytes, and a descriptor along with the first.
+/// Sends all bytes, and a descriptor along with the first. Without one it is no sendmsg(2), which an engine has no more.
 fn send(stream: &UnixStream, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
     let mut sent = 0;
     while sent < bytes.len() {
-        let fds: Vec<BorrowedFd<'_>> = fd.filter(|_| sent == 0).into_iter().collect();
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(&fds)) {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        match sendmsg(stream, &[IoSlice::new(&bytes[sent..])], &mut ancillary, SendFlags::NOSIGNAL) {
+        let part = &bytes[sent..];
+        let done = match fd.filter(|_| sent == 0) {
+            Some(fd) => send_with(stream, part, fd),
+            None => rustix::net::send(stream, part, SendFlags::NOSIGNAL),
+        };
+        match done {
             Ok(n) => sent += n,
             Err(rustix::io::Errno::INTR) => {}
             Err(errno) => return Err(errno.into()),
         }
     }
     Ok(())
+}
+
+fn send_with(stream: &UnixStream, bytes: &[u8], fd: BorrowedFd<'_>) -> rustix::io::Result<usize> {
+    let fds = [fd];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    assert!(ancillary.push(SendAncillaryMessage::ScmRights(&fds)), "there is room for one");
+    sendmsg(stream, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL)
 }
 
 /// Fills `bytes`, and takes the descriptor that came along. `Ok(None)`: the other end is gone.
@@ -127,17 +137,26 @@ fn receive(stream: &UnixStream, bytes: &mut [u8]) -> io::Result<Option<Option<Ow
     Ok(Some(fd))
 }
 
-/// Sockets that a connector makes. One request at a time.
+/// Sockets that a connector makes, and what the host services know.
 pub struct RemoteSockets {
-    stream: Mutex<UnixStream>,
+    connector: Remote,
+    services: Remote,
 }
 
 impl RemoteSockets {
-    /// Asks the connector at the other end of `stream`.
-    pub fn new(stream: UnixStream) -> RemoteSockets {
-        RemoteSockets { stream: Mutex::new(stream) }
+    /// Asks the processes at the other ends of these streams.
+    pub fn new(connector: UnixStream, services: UnixStream) -> RemoteSockets {
+        let remote = |stream| Remote { stream: Mutex::new(stream) };
+        RemoteSockets { connector: remote(connector), services: remote(services) }
     }
+}
 
+/// A process that is asked; one request at a time.
+struct Remote {
+    stream: Mutex<UnixStream>,
+}
+
+impl Remote {
     /// The word and the descriptor of the answer; `rest` is called for what follows it.
     fn ask<T>(
         &self,
@@ -162,30 +181,34 @@ impl RemoteSockets {
     fn socket(&self, what: u8, to: SocketAddr, scope: Scope) -> io::Result<(u32, OwnedFd)> {
         self.ask(what, Some((to, scope)), None, |_, word, fd| Ok((word, fd.ok_or(io::ErrorKind::InvalidData)?)))
     }
-}
-
-impl Sockets for RemoteSockets {
-    fn tcp(&self, to: SocketAddr, scope: Scope) -> io::Result<TcpStream> {
-        Ok(self.socket(TCP, to, scope)?.1.into())
-    }
-
-    fn udp(&self, to: SocketAddr, scope: Scope) -> io::Result<UdpSocket> {
-        Ok(self.socket(UDP, to, scope)?.1.into())
-    }
 
     fn echo(&self, to: Ipv4Addr, scope: Scope) -> io::Result<EchoSocket> {
         let (word, fd) = self.socket(ECHO, (to, 0).into(), scope)?;
         Ok(EchoSocket { socket: fd.into(), raw: word == 1 })
     }
+}
+
+impl Sockets for RemoteSockets {
+    fn tcp(&self, to: SocketAddr, scope: Scope) -> io::Result<TcpStream> {
+        Ok(self.connector.socket(TCP, to, scope)?.1.into())
+    }
+
+    fn udp(&self, to: SocketAddr, scope: Scope) -> io::Result<UdpSocket> {
+        Ok(self.connector.socket(UDP, to, scope)?.1.into())
+    }
+
+    fn echo(&self, to: Ipv4Addr, scope: Scope) -> io::Result<EchoSocket> {
+        self.connector.echo(to, scope).or_else(|_| self.services.echo(to, scope))
+    }
 
     fn adopt(&self, forward: &UdpSocket) -> io::Result<u32> {
-        self.ask(ADOPT, None, Some(forward.as_fd()), |_, number, _| Ok(number))
+        self.connector.ask(ADOPT, None, Some(forward.as_fd()), |_, number, _| Ok(number))
     }
 
     fn answer(&self, forward: u32, to: SocketAddr, payload: &[u8]) {
         let payload = &payload[..payload.len().min(MAX_PAYLOAD)];
         let request = Request { what: ANSWER, to: Some(to), word: forward, payload_bytes: payload.len() as u32 };
-        let stream = self.stream.lock().expect("no panic happens under this lock");
+        let stream = self.connector.stream.lock().expect("no panic happens under this lock");
         let _ = send(&stream, &[&request.encode()[..], payload].concat(), None);
     }
 
@@ -194,7 +217,7 @@ impl Sockets for RemoteSockets {
             let mut list = vec![0; (bytes as usize).min(MAX_SERVERS * SERVER_BYTES)];
             stream.read_exact(&mut list).map(|()| list)
         };
-        let list = self.ask(NAME_SERVERS, None, None, read).ok()?;
+        let list = self.services.ask(NAME_SERVERS, None, None, read).ok()?;
         let servers = list.chunks_exact(SERVER_BYTES).filter_map(|server| {
             let ip = from_bytes(server[0], server[3..].try_into().ok()?)?;
             Some(SocketAddr::new(ip, u16::from_le_bytes([server[1], server[2]])))
@@ -270,14 +293,20 @@ fn reply(stream: &UnixStream, made: io::Result<(u32, Option<OwnedFd>)>) -> io::R
 
 #[cfg(test)]
 mod tests {
-    use super::super::sockets::OwnSockets;
+    use super::super::sockets::{HostServices, OwnSockets};
     use super::*;
     use std::net::TcpListener;
 
     fn connector() -> (RemoteSockets, std::thread::JoinHandle<io::Result<()>>) {
         let (ours, theirs) = UnixStream::pair().expect("a socket pair");
         let thread = std::thread::spawn(move || serve(&theirs, &OwnSockets::default()));
-        (RemoteSockets::new(ours), thread)
+        (RemoteSockets::new(ours, services()), thread)
+    }
+
+    fn services() -> UnixStream {
+        let (ours, theirs) = UnixStream::pair().expect("a socket pair");
+        std::thread::spawn(move || serve(&theirs, &HostServices::default()));
+        ours
     }
 
     fn loopback(port: u16) -> SocketAddr {
@@ -338,9 +367,9 @@ mod tests {
             request[26] = if at == 24 { 0xff } else { 0 };
             send(&ours, &request, None).expect("sends");
             assert!(thread.join().expect("no panic").is_err(), "byte {at} = {value}");
-            let sockets = RemoteSockets::new(ours);
+            let sockets = RemoteSockets::new(ours, services());
             assert!(sockets.tcp(loopback(9), Scope::Everywhere).is_err());
-            assert!(sockets.name_servers().is_none());
+            assert!(sockets.udp(loopback(9), Scope::Everywhere).is_err());
         }
     }
 

@@ -166,9 +166,17 @@ fn listen_error(address: SocketAddr, source: std::io::Error) -> UserNetError {
     }
 }
 
-impl UserNet {
-    /// Starts a network; its device is woken through `waker`. A forward that cannot listen fails it all.
-    pub fn new(config: &UserNetConfig, waker: Waker, outside: Outside) -> Result<UserNet, UserNetError> {
+/// The sockets of a network's forwards, open.
+#[derive(Default)]
+pub struct Listeners {
+    tcp: Vec<tcp::Listener>,
+    udp: Vec<udp::Listener>,
+    forwards: Vec<Forward>,
+}
+
+impl Listeners {
+    /// Opens the sockets of `config`. A forward that cannot listen fails it all.
+    pub fn open(config: &UserNetConfig, sockets: &dyn sockets::Sockets) -> Result<Listeners, UserNetError> {
         let (mut tcp, mut udp, mut forwards) = (vec![], vec![], vec![]);
         for forward in &config.forwards {
             let failed = |error| listen_error(forward.host, error);
@@ -185,13 +193,27 @@ impl UserNet {
                     let socket = UdpSocket::bind(forward.host).map_err(failed)?;
                     socket.set_nonblocking(true).map_err(failed)?;
                     let host = socket.local_addr().map_err(failed)?;
-                    let number = outside.sockets.adopt(&socket).map_err(UserNetError::Start)?;
+                    let number = sockets.adopt(&socket).map_err(UserNetError::Start)?;
                     udp.push(udp::Listener { socket, guest_port, number });
                     host
                 }
             };
             forwards.push(Forward { host, ..*forward });
         }
+        Ok(Listeners { tcp, udp, forwards })
+    }
+}
+
+impl UserNet {
+    /// Opens the forwards and starts a network; its device is woken through `waker`.
+    pub fn new(config: &UserNetConfig, waker: Waker, outside: Outside) -> Result<UserNet, UserNetError> {
+        let listeners = Listeners::open(config, &*outside.sockets)?;
+        UserNet::on(listeners, config, waker, outside)
+    }
+
+    /// Starts a network on sockets that were opened for the same configuration.
+    pub fn on(listeners: Listeners, config: &UserNetConfig, waker: Waker, outside: Outside) -> Result<UserNet, UserNetError> {
+        let Listeners { tcp, udp, forwards } = listeners;
         let (bell, heard) = UnixStream::pair().map_err(UserNetError::Start)?;
         bell.set_nonblocking(true).and_then(|()| heard.set_nonblocking(true)).map_err(UserNetError::Start)?;
         let shared = Arc::new(Shared {

@@ -112,6 +112,40 @@ fn refuse_own(to: SocketAddr, scope: Scope) -> io::Result<()> {
     }
 }
 
+/// Sockets of the process that only names name servers and makes raw ICMP sockets.
+#[derive(Default)]
+pub struct HostServices(OwnSockets);
+
+impl Sockets for HostServices {
+    fn tcp(&self, _: SocketAddr, _: Scope) -> io::Result<TcpStream> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    fn udp(&self, _: SocketAddr, _: Scope) -> io::Result<UdpSocket> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    fn echo(&self, to: Ipv4Addr, scope: Scope) -> io::Result<EchoSocket> {
+        let to = SocketAddr::from((to, 0));
+        refuse_own(to, scope)?;
+        raw_echo(to)
+    }
+    fn adopt(&self, _: &UdpSocket) -> io::Result<u32> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    fn answer(&self, _: u32, _: SocketAddr, _: &[u8]) {}
+    fn name_servers(&self) -> Option<Vec<SocketAddr>> {
+        self.0.name_servers()
+    }
+}
+
+/// Whether this user may ask for an echo without a raw socket: net.ipv4.ping_group_range of Linux.
+pub fn has_ping_sockets() -> bool {
+    #[cfg(target_os = "linux")]
+    let has = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, SockProtocol::Icmp).is_ok();
+    #[cfg(not(target_os = "linux"))]
+    let has = false;
+    has
+}
+
 /// Echo through a raw socket.
 pub(super) fn raw_echo(to: SocketAddr) -> io::Result<EchoSocket> {
     let fd = connected(to, SockType::Raw, Some(SockProtocol::Icmp))?;

@@ -4,7 +4,7 @@ use super::connector::{RemoteSockets, serve};
 use super::fragments::Fragments;
 use super::packet::{self, Content, Mac, Route};
 use super::reach::Ports;
-use super::sockets::{OwnSockets, Sockets};
+use super::sockets::{HostServices, OwnSockets, Sockets};
 use super::tcp::Wire;
 use super::*;
 use crate::hypervisor::backend::Attention;
@@ -51,9 +51,11 @@ struct Guest {
 
 /// Sockets of a connector, as the engine child has them.
 fn remote() -> Arc<dyn Sockets> {
-    let (ours, theirs) = UnixStream::pair().unwrap();
+    let (connector, theirs) = UnixStream::pair().unwrap();
     std::thread::spawn(move || serve(&theirs, &OwnSockets::default()));
-    Arc::new(RemoteSockets::new(ours))
+    let (services, theirs) = UnixStream::pair().unwrap();
+    std::thread::spawn(move || serve(&theirs, &HostServices::default()));
+    Arc::new(RemoteSockets::new(connector, services))
 }
 
 /// With sockets of a connector; what is opened is pushed to `opened`.

@@ -1,0 +1,283 @@
+//! The system calls that are left to a confined process, with their arguments: seccomp(2) programs.
+//!
+//! Anything that is not listed fails with EPERM. clone3(2) fails with ENOSYS: its flags are in memory, where a filter
+//! cannot look, and a C library without it takes clone(2), whose flags are an argument.
+//!
+//! No mapping of a confined process is made executable. A translator's code region is mapped before the filter, twice:
+//! once to be written and once to be executed (memfd_create(2)), so that it needs no call that is refused here.
+//!
+//! Numbers and flags are those of libc; how arguments lie in registers is told by each call's manual page. Flags that
+//! libraries use were read from glibc (sysdeps/unix/sysv/linux, nptl, malloc/arena.c) and std (library/std/src/sys).
+
+use std::collections::BTreeMap;
+
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
+    sock_filter,
+};
+
+use super::super::SandboxError;
+
+/// A process, as far as its system calls go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// The engine child while its machine is put together: it starts threads.
+    Assembly,
+    /// The engine child while the guest runs.
+    Machine,
+    /// Makes sockets for the engine child.
+    Connector,
+    /// Reads resolv.conf(5) and makes raw ICMP sockets for the engine child.
+    HostServices,
+}
+
+/// A call and the argument lists that are let through; none: all.
+type Call = (libc::c_long, Vec<Vec<Argument>>);
+
+/// What is asked of one argument.
+#[derive(Debug, Clone, Copy)]
+struct Argument {
+    index: u8,
+    /// Bits that are looked at.
+    mask: u64,
+    value: u64,
+    /// The kernel takes an int: the upper half says nothing.
+    int: bool,
+}
+
+/// The argument is an int of this value.
+fn int(index: u8, value: libc::c_int) -> Argument {
+    Argument { index, mask: u64::from(u32::MAX), value: u64::from(value as u32), int: true }
+}
+
+/// The argument is an int of which no other bits than `allowed` are set.
+fn int_within(index: u8, allowed: libc::c_int) -> Argument {
+    Argument { index, mask: u64::from(!allowed as u32), value: 0, int: true }
+}
+
+/// The argument is a long of this value, where the bits `free` may be set as well.
+fn long(index: u8, value: u64, free: u64) -> Argument {
+    Argument { index, mask: !free, value, int: false }
+}
+
+fn any(call: libc::c_long) -> Call {
+    (call, Vec::new())
+}
+
+fn when(call: libc::c_long, arguments: &[Argument]) -> Call {
+    (call, vec![arguments.to_vec()])
+}
+
+/// One argument is one of these values.
+fn one_of(call: libc::c_long, index: u8, values: &[libc::c_int]) -> Call {
+    (call, values.iter().map(|&value| vec![int(index, value)]).collect())
+}
+
+/// Memory that is not executable, and the calls of std's locks and of a C library's allocator.
+fn memory() -> Vec<Call> {
+    let data = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+    let plain = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
+    let harmless = (libc::MAP_NORESERVE | libc::MAP_STACK) as u64;
+    vec![
+        any(libc::SYS_brk),
+        when(libc::SYS_mmap, &[long(2, 0, data), long(3, plain, harmless), int(4, -1)]),
+        any(libc::SYS_munmap),
+        when(libc::SYS_mremap, &[int_within(3, libc::MREMAP_MAYMOVE)]),
+        when(libc::SYS_mprotect, &[long(2, 0, data)]),
+        one_of(libc::SYS_madvise, 2, &[libc::MADV_DONTNEED]),
+        one_of(
+            libc::SYS_futex,
+            1,
+            &[
+                libc::FUTEX_WAIT,
+                libc::FUTEX_WAKE,
+                libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG,
+                libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG,
+                libc::FUTEX_WAIT_BITSET | libc::FUTEX_PRIVATE_FLAG,
+                libc::FUTEX_WAIT_BITSET | libc::FUTEX_PRIVATE_FLAG | libc::FUTEX_CLOCK_REALTIME,
+                // pthread_join(3): the kernel wakes the word of a thread that has ended as a shared one.
+                libc::FUTEX_WAIT_BITSET | libc::FUTEX_CLOCK_REALTIME,
+            ],
+        ),
+        any(libc::SYS_sched_yield),
+        // How many arenas malloc(3) makes; where a thread's guard page is.
+        any(libc::SYS_sched_getaffinity),
+        any(libc::SYS_getrandom),
+        // A thread that was started before the last filter may get to its first instruction after it: glibc registers
+        // its area of memory there, and aborts the process if it cannot (sysdeps/unix/sysv/linux/rseq-internal.h, nptl).
+        any(libc::SYS_rseq),
+    ]
+}
+
+/// The time, the end, and a panic's abort(3), which signals this very process `pid` and nobody else.
+fn living(pid: u32) -> Vec<Call> {
+    vec![
+        any(libc::SYS_getpid),
+        any(libc::SYS_gettid),
+        any(libc::SYS_clock_gettime),
+        any(libc::SYS_rt_sigprocmask),
+        any(libc::SYS_rt_sigreturn),
+        any(libc::SYS_sigaltstack),
+        any(libc::SYS_restart_syscall),
+        one_of(libc::SYS_rt_sigaction, 0, &[libc::SIGABRT]),
+        when(libc::SYS_tgkill, &[int(0, pid as libc::c_int), int(2, libc::SIGABRT)]),
+        any(libc::SYS_exit),
+        any(libc::SYS_exit_group),
+    ]
+}
+
+/// Reading and writing what is open, sockets among it, and taking descriptors.
+fn streams() -> Vec<Call> {
+    vec![
+        any(libc::SYS_read),
+        any(libc::SYS_write),
+        any(libc::SYS_writev),
+        any(libc::SYS_recvfrom),
+        any(libc::SYS_recvmsg),
+        any(libc::SYS_close),
+        any(libc::SYS_poll),
+        // F_SETOWN, F_SETSIG and O_ASYNC would send signals to others.
+        one_of(libc::SYS_fcntl, 1, &[libc::F_GETFD, libc::F_DUPFD_CLOEXEC]),
+    ]
+}
+
+/// Disks, and the sockets of a user-mode network, which others opened.
+fn devices() -> Vec<Call> {
+    let hole = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    let zeros = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+    vec![
+        any(libc::SYS_pread64),
+        any(libc::SYS_pwrite64),
+        any(libc::SYS_preadv),
+        any(libc::SYS_pwritev),
+        any(libc::SYS_lseek),
+        any(libc::SYS_fsync),
+        any(libc::SYS_fdatasync),
+        one_of(libc::SYS_fallocate, 1, &[hole, zeros]),
+        when(libc::SYS_ioctl, &[int(1, libc::FIONBIO as libc::c_int)]),
+        // To whom the socket is connected: whom else, only the connector says. sendmsg(2) has its address in memory, where
+        // no filter looks, and so is not here.
+        when(libc::SYS_sendto, &[long(4, 0, 0)]),
+        when(libc::SYS_accept4, &[int_within(3, libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK)]),
+        any(libc::SYS_getpeername),
+        any(libc::SYS_shutdown),
+        when(libc::SYS_getsockopt, &[int(1, libc::SOL_SOCKET), int(2, libc::SO_ERROR)]),
+        when(libc::SYS_setsockopt, &[int(1, libc::IPPROTO_TCP), int(2, libc::TCP_NODELAY)]),
+    ]
+}
+
+/// Threads of this process, the pair of sockets that a network's thread is woken through, and a further filter, which can
+/// only take away.
+fn assembly() -> Vec<Call> {
+    let thread = libc::CLONE_VM
+        | libc::CLONE_FS
+        | libc::CLONE_FILES
+        | libc::CLONE_SIGHAND
+        | libc::CLONE_THREAD
+        | libc::CLONE_SYSVSEM
+        | libc::CLONE_SETTLS
+        | libc::CLONE_PARENT_SETTID
+        | libc::CLONE_CHILD_CLEARTID;
+    vec![
+        // musl sets a flag that means nothing any more.
+        when(libc::SYS_clone, &[long(0, thread as u64, libc::CLONE_DETACHED as u64)]),
+        any(libc::SYS_set_robust_list),
+        one_of(libc::SYS_prctl, 0, &[libc::PR_SET_NAME, libc::PR_SET_NO_NEW_PRIVS]),
+        when(
+            libc::SYS_seccomp,
+            &[int(0, libc::SECCOMP_SET_MODE_FILTER as libc::c_int), int(1, libc::SECCOMP_FILTER_FLAG_TSYNC as libc::c_int)],
+        ),
+        when(libc::SYS_socketpair, &[int(0, libc::AF_UNIX), int(1, libc::SOCK_STREAM | libc::SOCK_CLOEXEC), int(2, 0)]),
+    ]
+}
+
+/// A socket of this family, kind and protocol, with the flags that the connector sets.
+fn socket(family: libc::c_int, kind: libc::c_int, protocol: libc::c_int) -> Vec<Argument> {
+    vec![int(0, family), int(1, kind | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK), int(2, protocol)]
+}
+
+/// What a connector is for.
+fn connections() -> Vec<Call> {
+    let sockets = vec![
+        socket(libc::AF_INET, libc::SOCK_STREAM, 0),
+        socket(libc::AF_INET, libc::SOCK_DGRAM, 0),
+        socket(libc::AF_INET, libc::SOCK_DGRAM, libc::IPPROTO_ICMP),
+        socket(libc::AF_INET6, libc::SOCK_STREAM, 0),
+        socket(libc::AF_INET6, libc::SOCK_DGRAM, 0),
+    ];
+    vec![
+        (libc::SYS_socket, sockets),
+        any(libc::SYS_connect),
+        // Whether a socket leads to this host.
+        any(libc::SYS_getsockname),
+        // From a forward's socket to whomever it is to answer.
+        any(libc::SYS_sendto),
+        // Passing the sockets.
+        any(libc::SYS_sendmsg),
+    ]
+}
+
+/// What the host services are for.
+fn services() -> Vec<Call> {
+    vec![
+        when(libc::SYS_openat, &[int(0, libc::AT_FDCWD), int(2, libc::O_RDONLY | libc::O_CLOEXEC)]),
+        (
+            libc::SYS_socket,
+            vec![
+                socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP),
+                // Connected and never sent from: whether an address is this host's.
+                socket(libc::AF_INET, libc::SOCK_DGRAM, 0),
+            ],
+        ),
+        any(libc::SYS_connect),
+        any(libc::SYS_getsockname),
+        when(libc::SYS_sendto, &[long(4, 0, 0)]),
+        any(libc::SYS_sendmsg),
+    ]
+}
+
+fn calls(role: Role, pid: u32) -> Vec<Call> {
+    let special = match role {
+        Role::Assembly => [devices(), assembly()].concat(),
+        Role::Machine => devices(),
+        Role::Connector => connections(),
+        Role::HostServices => services(),
+    };
+    [memory(), living(pid), streams(), special].concat()
+}
+
+/// The program of a role in the process `pid`.
+pub fn program(role: Role, pid: u32) -> Result<BpfProgram, SandboxError> {
+    let text = |e: &dyn std::fmt::Display| SandboxError::Seccomp(e.to_string());
+    let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(|e| text(&e))?;
+    let mut rules = BTreeMap::new();
+    for (call, lists) in calls(role, pid) {
+        let lists: Result<Vec<SeccompRule>, _> = lists.iter().map(|list| rule(list)).collect();
+        rules.insert(call, lists.map_err(|e| text(&e))?);
+    }
+    let refuse = SeccompAction::Errno(libc::EPERM as u32);
+    let filter = SeccompFilter::new(rules, refuse, SeccompAction::Allow, arch).map_err(|e| text(&e))?;
+    let listed: BpfProgram = filter.try_into().map_err(|e: seccompiler::BackendError| text(&e))?;
+    Ok([clone3_is_unknown().as_slice(), &listed].concat())
+}
+
+fn rule(arguments: &[Argument]) -> Result<SeccompRule, seccompiler::BackendError> {
+    let condition = |argument: &Argument| {
+        let length = if argument.int { SeccompCmpArgLen::Dword } else { SeccompCmpArgLen::Qword };
+        SeccompCondition::new(argument.index, length, SeccompCmpOp::MaskedEq(argument.mask), argument.value)
+    };
+    SeccompRule::new(arguments.iter().map(condition).collect::<Result<_, _>>()?)
+}
+
+/// Instructions that answer clone3(2) with ENOSYS and go on with any other call: `struct seccomp_data` of
+/// linux/seccomp.h begins with the call's number; the codes are those of linux/bpf_common.h and linux/filter.h.
+fn clone3_is_unknown() -> [sock_filter; 3] {
+    let load = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+    let jump_if_equal = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    let answer = (libc::BPF_RET | libc::BPF_K) as u16;
+    [
+        sock_filter { code: load, jt: 0, jf: 0, k: 0 },
+        sock_filter { code: jump_if_equal, jt: 0, jf: 1, k: libc::SYS_clone3 as u32 },
+        sock_filter { code: answer, jt: 0, jf: 0, k: libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32 },
+    ]
+}
