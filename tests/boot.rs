@@ -266,3 +266,75 @@ fn what_a_guest_uses_is_what_it_did_and_only_grows() {
     let table = store.ok(&["top", "--once", "--interval", "500ms"]);
     assert!(table.lines().nth(1).is_some_and(|line| line.starts_with("g ") && line.contains(" running ")), "{table}");
 }
+
+#[test]
+fn a_connector_connects_to_what_its_guest_may_reach_and_to_nothing_else_of_this_host() {
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+    use vmctl::devices::net::user::connector::RemoteSockets;
+    use vmctl::devices::net::user::sockets::{Scope, Sockets};
+    use vmctl::machine::spec::{CONNECTOR_FD, SERVICES_FD};
+
+    let start = |arguments: &[&str], inherited: Vec<(i32, OwnedFd)>| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vmctl"));
+        command.arg("vmm").args(arguments);
+        vmctl::host::process::spawn_tied(&mut command, &inherited).expect("starts")
+    };
+    let [shut, open] = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").expect("listens"));
+    let port = |listener: &std::net::TcpListener| listener.local_addr().expect("bound").port();
+    let reach = format!(
+        r#"[{{"network":"10.0.2.0","prefix":24,"gateway":"10.0.2.2","dns":"10.0.2.3","guest":"10.0.2.15",
+        "answers_address":"10.0.2.4","dns_servers":["192.0.2.53"],"isolated":false,"host_access":false,
+        "host_ports":[{{"protocol":"tcp","first":{0},"last":{0}}}],"link_local":false,"forwards":[]}}]"#,
+        port(&open)
+    );
+    let (services, asked) = UnixStream::pair().expect("a pair");
+    let (engine, connector) = UnixStream::pair().expect("a pair");
+    let mut children = vec![start(&["--host-services"], vec![(CONNECTOR_FD, asked.into())])];
+    let descriptors = vec![(CONNECTOR_FD, connector.into()), (SERVICES_FD, services.into())];
+    children.push(start(&["--connector", "--reach", &reach], descriptors));
+    let sockets = RemoteSockets::new(engine);
+    let tcp = |to: (&str, u16)| {
+        let to = std::net::SocketAddr::new(to.0.parse().expect("an address"), to.1);
+        let made = sockets.tcp(to, Scope::Everywhere).map(drop).err();
+        (made.as_ref().and_then(std::io::Error::raw_os_error), sockets.udp(to, Scope::Everywhere).map(drop).err())
+    };
+    assert_eq!(tcp(("127.0.0.1", port(&open))).0, None, "a port that was opened");
+    shut.set_nonblocking(true).expect("sets");
+    let refused = ["127.0.0.1", "127.0.0.2", "0.0.0.0", "169.254.169.254", "10.0.2.99", "::1", "::ffff:127.0.0.1"];
+    for to in refused {
+        let (stream, datagram) = tcp((to, port(&shut)));
+        assert_eq!(stream, Some(libc::EACCES), "{to}");
+        assert_eq!(datagram.and_then(|error| error.raw_os_error()), Some(libc::EACCES), "{to}");
+    }
+    assert!(tcp(("127.0.0.1", port(&open))).1.is_some(), "TCP's port alone");
+    assert!(sockets.echo(std::net::Ipv4Addr::LOCALHOST, Scope::Everywhere).is_err());
+    assert!(shut.accept().is_err(), "nobody came");
+    // A forward of UDP answers those who have asked.
+    let [forward, client, stranger] = [(); 3].map(|()| std::net::UdpSocket::bind("127.0.0.1:0").expect("binds"));
+    let at = forward.local_addr().expect("bound");
+    forward.set_nonblocking(true).expect("sets");
+    let forward = sockets.forward(forward).expect("is relayed");
+    client.send_to(b"question", at).expect("sends");
+    let mut buffer = [0; 256];
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let (from, payload) = loop {
+        match forward.receive(&mut buffer) {
+            Ok(heard) => break heard,
+            Err(error) => assert!(std::time::Instant::now() < until, "{error}"),
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    };
+    assert_eq!((from, &buffer[payload]), (client.local_addr().expect("bound"), &b"question"[..]));
+    forward.send(stranger.local_addr().expect("bound"), b"unasked");
+    forward.send(from, b"answer");
+    client.set_read_timeout(Some(std::time::Duration::from_secs(20))).expect("sets");
+    assert_eq!(client.recv_from(&mut buffer).expect("the answer"), (6, at));
+    stranger.set_nonblocking(true).expect("sets");
+    assert!(stranger.recv_from(&mut buffer).is_err(), "nobody asked");
+    // They end with their engine.
+    drop(sockets);
+    for child in children.iter_mut().rev() {
+        assert!(child.wait().expect("waits").success());
+    }
+}

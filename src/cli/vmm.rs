@@ -7,12 +7,17 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 
+use crate::devices::net::user::allowed::AllowedSockets;
 use crate::devices::net::user::connector::{self, RemoteSockets};
+use crate::devices::net::user::reach::NicReach;
 use crate::devices::net::user::sockets::{self, HostServices, OwnSockets, Sockets};
 use crate::host::inherited;
 use crate::host::process::{keep_from_children, raise_descriptor_limit, spawn_tied};
 use crate::hypervisor::backend::MachineExit;
-use crate::machine::spec::{CONNECTOR_FD, CONSOLE_FD, CONTROL_FD, LEASE_FD, VmmSpec};
+use crate::machine::opened::nic_reach;
+use crate::machine::spec::{
+    CONNECTOR_FD, CONSOLE_FD, CONTROL_FD, LEASE_FD, NicBackend, NicSpec, SERVICES_FD, UserNetSpec, VmmSpec,
+};
 use crate::machine::{sandbox, vmm};
 
 /// Run one machine of the embedded engine (started by the supervisor)
@@ -24,7 +29,10 @@ pub struct Args {
     /// Make sockets for an engine that may make none
     #[arg(long, conflicts_with = "spec")]
     connector: bool,
-    /// Name the host's name servers for such an engine, and make its raw ICMP sockets
+    /// What such an engine's interfaces may reach, as JSON
+    #[arg(long, value_name = "NETWORKS", requires = "connector", value_parser = parse_reach)]
+    reach: Option<Reach>,
+    /// Name the host's name servers for a connector, and make its raw ICMP sockets
     #[arg(long, conflicts_with_all = ["spec", "connector"])]
     host_services: bool,
     /// The user that root goes on as
@@ -38,7 +46,10 @@ impl Args {
         raise_descriptor_limit();
         let outcome = match &self.spec {
             Some(spec) => machine(spec).map(ExitCode::from),
-            None if self.connector => serve_connections(self.run_as).map(|()| ExitCode::SUCCESS),
+            None if self.connector => {
+                let Reach(nics) = self.reach.clone().unwrap_or_default();
+                serve_connections(self.run_as, nics).map(|()| ExitCode::SUCCESS)
+            }
             None => serve_host(self.run_as).map(|()| ExitCode::SUCCESS),
         };
         outcome.unwrap_or_else(|message| {
@@ -57,11 +68,13 @@ fn machine(spec: &Path) -> Result<u8, String> {
         .map_err(|e| format!("a descriptor of the contract is missing: {e}"))?;
     let outside: Arc<dyn Sockets> = match spec.has_user_network() {
         true => {
-            let connector = start("--connector", spec.run_as).map_err(|e| format!("cannot start the connector: {e}"))?;
-            let services = start("--host-services", spec.run_as).map_err(|e| format!("cannot start the host services: {e}"))?;
-            Arc::new(RemoteSockets::new(connector, services))
+            let services =
+                start(&["--host-services"], spec.run_as, None).map_err(|e| format!("cannot start the host services: {e}"))?;
+            let part = ["--connector", "--reach", &networks(&spec)];
+            let connector = start(&part, spec.run_as, Some(services)).map_err(|e| format!("cannot start the connector: {e}"))?;
+            Arc::new(RemoteSockets::new(connector))
         }
-        false => Arc::new(OwnSockets::default()),
+        false => Arc::new(OwnSockets),
     };
     Ok(vmm::run(&spec, console, control, &outside))
 }
@@ -71,33 +84,56 @@ fn stream(what: &str, fd: i32) -> Result<UnixStream, String> {
         .map_err(|e| format!("no {what} stream at descriptor {fd} ({e}): this command is the supervisor's to start"))
 }
 
-/// Starts this program again with another part, which ends with this process.
-fn start(part: &str, run_as: Option<u32>) -> io::Result<UnixStream> {
+/// What the guest's interfaces may reach; nothing of what leads to the guest.
+fn networks(spec: &VmmSpec) -> String {
+    let network = |nic: &NicSpec| match &nic.backend {
+        NicBackend::User(network) => Some(UserNetSpec { forwards: Vec::new(), answers: Vec::new(), ..network.clone() }),
+        NicBackend::None => None,
+    };
+    let networks: Vec<UserNetSpec> = spec.nics.iter().filter_map(network).collect();
+    serde_json::to_string(&networks).expect("a specification was made of JSON")
+}
+
+/// What interfaces may reach.
+#[derive(Debug, Clone, Default)]
+struct Reach(Vec<NicReach>);
+
+fn parse_reach(text: &str) -> Result<Reach, serde_json::Error> {
+    let networks: Vec<UserNetSpec> = serde_json::from_str(text)?;
+    Ok(Reach(networks.iter().map(nic_reach).collect()))
+}
+
+/// Starts this program again with another part, which ends with this process; it asks `services`.
+fn start(part: &[&str], run_as: Option<u32>, services: Option<UnixStream>) -> io::Result<UnixStream> {
     let (ours, theirs) = UnixStream::pair()?;
     let program = match cfg!(target_os = "linux") {
         true => "/proc/self/exe".into(),
         false => std::env::current_exe()?,
     };
     let mut command = Command::new(program);
-    command.args(["vmm", part]).env_clear().stdin(Stdio::null()).stdout(Stdio::null()).current_dir("/");
+    command.arg("vmm").args(part).env_clear().stdin(Stdio::null()).stdout(Stdio::null()).current_dir("/");
     if let Some(uid) = run_as {
         command.arg("--run-as").arg(uid.to_string());
     }
-    spawn_tied(&mut command, &[(CONNECTOR_FD, theirs.into())])?;
+    let mut inherited = vec![(CONNECTOR_FD, theirs.into())];
+    inherited.extend(services.map(|services| (SERVICES_FD, services.into())));
+    spawn_tied(&mut command, &inherited)?;
     Ok(ours)
 }
 
 fn serve_host(run_as: Option<u32>) -> Result<(), String> {
-    let engine = stream("engine", CONNECTOR_FD)?;
+    let connector = stream("connector", CONNECTOR_FD)?;
     let needs_raw = || !sockets::has_ping_sockets();
     sandbox::enter_host_services(run_as, needs_raw).map_err(|e| format!("cannot confine the host services: {}", chain(&e)))?;
-    connector::serve(&engine, &HostServices::default()).map_err(|e| format!("the host services end: {e}"))
+    connector::serve(&connector, &HostServices::default()).map_err(|e| format!("the host services end: {e}"))
 }
 
-fn serve_connections(run_as: Option<u32>) -> Result<(), String> {
+fn serve_connections(run_as: Option<u32>, nics: Vec<NicReach>) -> Result<(), String> {
     let engine = stream("engine", CONNECTOR_FD)?;
+    let services = RemoteSockets::new(stream("host services", SERVICES_FD)?);
+    let sockets = AllowedSockets::new(nics, OwnSockets, Box::new(services));
     sandbox::enter_connector(run_as).map_err(|e| format!("cannot confine the connector: {}", chain(&e)))?;
-    connector::serve(&engine, &OwnSockets::default()).map_err(|e| format!("the connector ends: {e}"))
+    connector::serve(&engine, &sockets).map_err(|e| format!("the connector ends: {e}"))
 }
 
 /// An error and its causes.

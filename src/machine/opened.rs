@@ -14,7 +14,7 @@ use super::spec::{
 };
 use crate::choices::{EmbeddedDiskCache, EmbeddedDiskDevice, ForwardProto};
 use crate::devices::disk::file::{self, DiskOptions, OpenDisk};
-use crate::devices::net::user::reach::{Addresses, Ports, Reach};
+use crate::devices::net::user::reach::{Addresses, NicReach, Ports, Reach};
 use crate::devices::net::user::{self, sockets::Sockets};
 use crate::inputs;
 
@@ -75,8 +75,22 @@ fn open_nic(spec: &NicSpec, sockets: &dyn Sockets) -> Result<Option<(user::UserN
 }
 
 fn network_config(spec: &UserNetSpec, mtu: u16) -> Result<user::UserNetConfig, AssemblyError> {
-    let ports = |ports: &PortsSpec| Ports { protocol: protocol(ports.protocol), first: ports.first, last: ports.last };
+    let NicReach { addresses, reach, name_servers } = nic_reach(spec);
     Ok(user::UserNetConfig {
+        addresses,
+        reach,
+        mtu: Some(mtu),
+        forwards: spec.forwards.iter().map(forward).collect(),
+        host_name: None,
+        name_servers,
+        answers: answers(&spec.answers)?,
+    })
+}
+
+/// What a guest may reach by an interface.
+pub fn nic_reach(spec: &UserNetSpec) -> NicReach {
+    let ports = |ports: &PortsSpec| Ports { protocol: protocol(ports.protocol), first: ports.first, last: ports.last };
+    NicReach {
         addresses: Addresses {
             network: spec.network,
             prefix: spec.prefix,
@@ -91,12 +105,8 @@ fn network_config(spec: &UserNetSpec, mtu: u16) -> Result<user::UserNetConfig, A
             host_ports: spec.host_ports.iter().map(ports).collect(),
             link_local: spec.link_local,
         },
-        mtu: Some(mtu),
-        forwards: spec.forwards.iter().map(forward).collect(),
-        host_name: None,
         name_servers: spec.dns_servers.iter().map(|&address| (address, 53).into()).collect(),
-        answers: answers(&spec.answers)?,
-    })
+    }
 }
 
 fn protocol(spec: ForwardProto) -> user::Protocol {

@@ -29,6 +29,8 @@ pub const CONTROL_FD: i32 = 4;
 pub const LEASE_FD: i32 = 5;
 /// The descriptor at which a connector is asked for sockets; see [`crate::devices::net::user::connector`].
 pub const CONNECTOR_FD: i32 = 3;
+/// The descriptor at which a connector asks the host services.
+pub const SERVICES_FD: i32 = 4;
 /// The port at which a user-mode network serves [`UserNetSpec::answers`].
 pub use crate::devices::net::user::ANSWERS_PORT;
 /// The longest line that either side takes on the control stream, in bytes.

@@ -21,6 +21,7 @@
 //! **Hostile guest**: both queues, the connections, the conversations, what is being put together of fragments, and
 //! their buffers are bounded; see the parts.
 
+pub mod allowed;
 pub mod answers;
 pub mod connector;
 mod dhcp;
@@ -28,6 +29,7 @@ mod engine;
 pub mod fragments;
 pub mod packet;
 pub mod reach;
+pub mod relay;
 pub mod sockets;
 mod tcp;
 #[cfg(test)]
@@ -193,8 +195,8 @@ impl Listeners {
                     let socket = UdpSocket::bind(forward.host).map_err(failed)?;
                     socket.set_nonblocking(true).map_err(failed)?;
                     let host = socket.local_addr().map_err(failed)?;
-                    let number = sockets.adopt(&socket).map_err(UserNetError::Start)?;
-                    udp.push(udp::Listener { socket, guest_port, number });
+                    let socket = sockets.forward(socket).map_err(UserNetError::Start)?;
+                    udp.push(udp::Listener { socket, guest_port });
                     host
                 }
             };

@@ -122,10 +122,8 @@ impl Reach {
         name_server: SocketAddr,
     ) -> Destination {
         let (ip, port) = (*to.ip(), to.port());
-        let open = self.opens(protocol, port);
-        let first = ip.octets()[0];
         if ip == network.gateway {
-            return match open {
+            return match self.opens(protocol, port) {
                 true => Destination::Host(SocketAddr::from((Ipv4Addr::LOCALHOST, port)), Scope::Everywhere),
                 false => Destination::Refused,
             };
@@ -136,14 +134,56 @@ impl Reach {
                 false => Destination::Refused,
             };
         }
+        self.beyond(network, protocol, to)
+    }
+
+    /// Where a packet to an address goes that is none of the network's own.
+    fn beyond(&self, network: &Addresses, protocol: Option<Protocol>, to: SocketAddrV4) -> Destination {
+        let ip = *to.ip();
         if network.contains(ip) || ip.is_multicast() || ip.is_broadcast() {
             return Destination::Nobody;
         }
-        let own = first == 127 || first == 0;
+        let own = ip.is_loopback() || ip.octets()[0] == 0;
         if self.isolated || own || ip.is_link_local() && !self.link_local {
             return Destination::Refused;
         }
+        let open = self.opens(protocol, to.port());
         Destination::Host(SocketAddr::V4(to), if open { Scope::Everywhere } else { Scope::OtherHosts })
+    }
+}
+
+/// What one interface of a guest may reach: for those who make its sockets.
+#[derive(Debug, Clone, Default)]
+pub struct NicReach {
+    /// Its network.
+    pub addresses: Addresses,
+    /// What the guest may reach by it.
+    pub reach: Reach,
+    /// Its name servers; those of the host if empty.
+    pub name_servers: Vec<SocketAddr>,
+}
+
+impl NicReach {
+    /// Whether its queries go to the host's name servers.
+    pub fn asks_the_hosts(&self) -> bool {
+        !self.reach.isolated && self.name_servers.is_empty()
+    }
+
+    /// The hosts that a socket to `to`, an address as the host sees it, may lead to; `None`: it leads to none. ICMP has no
+    /// protocol and port 0. `host_servers` are the host's name servers.
+    pub fn scope(&self, protocol: Option<Protocol>, to: SocketAddr, host_servers: &[SocketAddr]) -> Option<Scope> {
+        let servers = if self.name_servers.is_empty() { host_servers } else { &self.name_servers };
+        if protocol.is_some() && !self.reach.isolated && servers.contains(&to) {
+            return Some(Scope::Everywhere);
+        }
+        let SocketAddr::V4(to) = to else { return None };
+        if *to.ip() == Ipv4Addr::LOCALHOST {
+            return self.reach.opens(protocol, to.port()).then_some(Scope::Everywhere);
+        }
+        match self.reach.beyond(&self.addresses, protocol, to) {
+            Destination::Host(_, scope) => Some(scope),
+            Destination::Refused | Destination::Nobody => None,
+        }
     }
 }
 

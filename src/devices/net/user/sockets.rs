@@ -6,14 +6,12 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::Mutex;
 
+use super::relay::ForwardSocket;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6, connect, socket};
 
-const DNS_PORT: u16 = 53;
-/// Forwards whose sockets are handed over.
-const MAX_FORWARDS: usize = 256;
+pub(super) const DNS_PORT: u16 = 53;
 
 /// A socket for ICMP echo to one address.
 pub struct EchoSocket {
@@ -40,19 +38,15 @@ pub trait Sockets: Send + Sync {
     fn udp(&self, to: SocketAddr, scope: Scope) -> io::Result<UdpSocket>;
     /// One that sends echo requests to `to`.
     fn echo(&self, to: Ipv4Addr, scope: Scope) -> io::Result<EchoSocket>;
-    /// Hands over a forward's socket, to answer from it; the number names it in [`Sockets::answer`].
-    fn adopt(&self, forward: &UdpSocket) -> io::Result<u32>;
-    /// Sends a datagram from a forward's socket; what cannot be sent now is lost, as on a wire.
-    fn answer(&self, forward: u32, to: SocketAddr, payload: &[u8]);
+    /// Takes a forward's socket, which does not block; what comes to it is heard through the one that is returned.
+    fn forward(&self, socket: UdpSocket) -> io::Result<ForwardSocket>;
     /// The host's name servers as they are now; `None` when it does not say.
     fn name_servers(&self) -> Option<Vec<SocketAddr>>;
 }
 
 /// Sockets made by this very process.
 #[derive(Default)]
-pub struct OwnSockets {
-    forwards: Mutex<Vec<UdpSocket>>,
-}
+pub struct OwnSockets;
 
 impl Sockets for OwnSockets {
     fn tcp(&self, to: SocketAddr, scope: Scope) -> io::Result<TcpStream> {
@@ -75,20 +69,8 @@ impl Sockets for OwnSockets {
         raw_echo(to)
     }
 
-    fn adopt(&self, forward: &UdpSocket) -> io::Result<u32> {
-        let mut forwards = self.forwards.lock().expect("no panic happens under this lock");
-        if forwards.len() >= MAX_FORWARDS {
-            return Err(io::ErrorKind::QuotaExceeded.into());
-        }
-        forwards.push(forward.try_clone()?);
-        Ok(forwards.len() as u32 - 1)
-    }
-
-    fn answer(&self, forward: u32, to: SocketAddr, payload: &[u8]) {
-        let forwards = self.forwards.lock().expect("no panic happens under this lock");
-        if let Some(socket) = forwards.get(forward as usize) {
-            let _ = socket.send_to(payload, to);
-        }
+    fn forward(&self, socket: UdpSocket) -> io::Result<ForwardSocket> {
+        Ok(ForwardSocket::Own(socket))
     }
 
     fn name_servers(&self) -> Option<Vec<SocketAddr>> {
@@ -128,10 +110,9 @@ impl Sockets for HostServices {
         refuse_own(to, scope)?;
         raw_echo(to)
     }
-    fn adopt(&self, _: &UdpSocket) -> io::Result<u32> {
+    fn forward(&self, _: UdpSocket) -> io::Result<ForwardSocket> {
         Err(io::ErrorKind::Unsupported.into())
     }
-    fn answer(&self, _: u32, _: SocketAddr, _: &[u8]) {}
     fn name_servers(&self) -> Option<Vec<SocketAddr>> {
         self.0.name_servers()
     }
@@ -186,6 +167,25 @@ pub fn name_servers_of(text: &str) -> Vec<SocketAddr> {
     if servers.is_empty() { vec![SocketAddr::from((Ipv4Addr::LOCALHOST, DNS_PORT))] } else { servers }
 }
 
+/// Bytes of an address and port: family, port, address.
+pub(super) const ADDRESS_BYTES: usize = 19;
+
+/// An address and port; numbers are little-endian.
+pub(super) fn encode(address: SocketAddr) -> [u8; ADDRESS_BYTES] {
+    let (family, ip) = to_bytes(address.ip());
+    let mut bytes = [0; ADDRESS_BYTES];
+    bytes[0] = family;
+    bytes[1..3].copy_from_slice(&address.port().to_le_bytes());
+    bytes[3..].copy_from_slice(&ip);
+    bytes
+}
+
+/// The other way round.
+pub(super) fn decode(bytes: &[u8; ADDRESS_BYTES]) -> Option<SocketAddr> {
+    let ip = from_bytes(bytes[0], bytes[3..].try_into().expect("sixteen bytes"))?;
+    Some(SocketAddr::new(ip, u16::from_le_bytes([bytes[1], bytes[2]])))
+}
+
 /// An address as 16 bytes, IPv4 in the first four, and its family, 4 or 6.
 pub(super) fn to_bytes(ip: IpAddr) -> (u8, [u8; 16]) {
     match ip {
@@ -221,7 +221,7 @@ mod tests {
 
     #[test]
     fn an_address_of_this_host_is_refused_where_only_others_are_meant() {
-        let own = OwnSockets::default();
+        let own = OwnSockets;
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("listens");
         let at = listener.local_addr().expect("bound");
         let refused = |error: io::Error| error.kind() == io::ErrorKind::PermissionDenied;
@@ -239,14 +239,5 @@ mod tests {
             assert!(refused(own.tcp(mine, Scope::OtherHosts).expect_err("refused")), "{mine}");
             assert!(own.udp("198.51.100.1:9".parse().expect("an address"), Scope::OtherHosts).is_ok());
         }
-    }
-
-    #[test]
-    fn a_forward_that_was_never_handed_over_sends_nothing() {
-        let sockets = OwnSockets::default();
-        sockets.answer(0, SocketAddr::from((Ipv4Addr::LOCALHOST, 9)), b"x");
-        let socket = UdpSocket::bind("127.0.0.1:0").expect("binds");
-        assert_eq!(sockets.adopt(&socket).expect("takes"), 0);
-        assert_eq!(sockets.adopt(&socket).expect("takes"), 1);
     }
 }

@@ -630,7 +630,7 @@ mod tests {
         let notes: Arc<Mutex<Vec<String>>> = Arc::default();
         let heard = Arc::clone(&notes);
         let outside = Outside {
-            sockets: Arc::new(OwnSockets::default()),
+            sockets: Arc::new(OwnSockets),
             on_open: Arc::new(|_| {}),
             on_note: Arc::new(move |text| heard.lock().unwrap().push(text.into())),
         };

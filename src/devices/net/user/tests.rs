@@ -1,9 +1,10 @@
 //! A guest made of a second smoltcp interface, against the real network and servers on the host's loopback.
 
+use super::allowed::AllowedSockets;
 use super::connector::{RemoteSockets, serve};
 use super::fragments::Fragments;
 use super::packet::{self, Content, Mac, Route};
-use super::reach::Ports;
+use super::reach::{NicReach, Ports};
 use super::sockets::{HostServices, OwnSockets, Sockets};
 use super::tcp::Wire;
 use super::*;
@@ -49,26 +50,29 @@ struct Guest {
     started: Instant,
 }
 
-/// Sockets of a connector, as the engine child has them.
-fn remote() -> Arc<dyn Sockets> {
-    let (connector, theirs) = UnixStream::pair().unwrap();
-    std::thread::spawn(move || serve(&theirs, &OwnSockets::default()));
+/// Sockets of a connector, as the engine child of a guest with this network has them.
+fn remote(config: &UserNetConfig) -> Arc<dyn Sockets> {
     let (services, theirs) = UnixStream::pair().unwrap();
     std::thread::spawn(move || serve(&theirs, &HostServices::default()));
-    Arc::new(RemoteSockets::new(connector, services))
+    let (addresses, reach, name_servers) = (config.addresses, config.reach.clone(), config.name_servers.clone());
+    let nics = vec![NicReach { addresses, reach, name_servers }];
+    let allowed = AllowedSockets::new(nics, OwnSockets, Box::new(RemoteSockets::new(services)));
+    let (connector, theirs) = UnixStream::pair().unwrap();
+    std::thread::spawn(move || serve(&theirs, &allowed));
+    Arc::new(RemoteSockets::new(connector))
 }
 
 /// With sockets of a connector; what is opened is pushed to `opened`.
-fn outside(opened: &Arc<Mutex<Vec<SocketAddr>>>) -> Outside {
+fn outside(config: &UserNetConfig, opened: &Arc<Mutex<Vec<SocketAddr>>>) -> Outside {
     let opened = Arc::clone(opened);
     let on_open = Arc::new(move |address| opened.lock().unwrap().push(address));
-    Outside { sockets: remote(), on_open, on_note: Arc::new(|text| panic!("{text}")) }
+    Outside { sockets: remote(config), on_open, on_note: Arc::new(|text| panic!("{text}")) }
 }
 
 fn guest(config: &UserNetConfig) -> Guest {
     let attention = Attention::new(1);
     let opened = Arc::default();
-    let net = UserNet::new(config, Waker::new(attention.clone()), outside(&opened)).unwrap();
+    let net = UserNet::new(config, Waker::new(attention.clone()), outside(config, &opened)).unwrap();
     let mut wire = Wire { from_guest: VecDeque::new(), to_guest: vec![], room: 4096, mtu: 1500 };
     let mut interface =
         Interface::new(Config::new(HardwareAddress::Ethernet(EthernetAddress(MAC))), &mut wire, StackInstant::ZERO);
@@ -372,7 +376,8 @@ fn a_port_that_is_taken_is_an_error_that_names_it() {
     let taken = TcpListener::bind(loopback(0)).unwrap();
     let host = taken.local_addr().unwrap();
     let forwards = vec![Forward { protocol: Protocol::Tcp, host, guest_port: 22 }];
-    let result = UserNet::new(&UserNetConfig { forwards, ..open() }, Waker::new(Attention::new(1)), outside(&Arc::default()));
+    let config = UserNetConfig { forwards, ..open() };
+    let result = UserNet::new(&config, Waker::new(Attention::new(1)), outside(&config, &Arc::default()));
     let error = result.err().expect("the port is taken");
     assert_eq!(error.to_string(), format!("port already taken: `{host}` is in use by another program"));
 }

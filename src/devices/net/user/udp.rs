@@ -14,12 +14,14 @@ use nix::poll::PollFlags;
 
 use super::packet::{self, Route, unreachable};
 use super::reach::Destination;
+use super::relay::ForwardSocket;
 use super::sockets::{Scope, Sockets};
 use super::tcp::{AsFdRef, Flow};
 
 /// Conversations of the guest, or peers of one forward, at a time.
 pub const MAX_FLOWS: usize = 512;
-const IDLE: Duration = Duration::from_secs(90);
+/// How long an idle one is remembered.
+pub const IDLE: Duration = Duration::from_secs(90);
 const DNS_IDLE: Duration = Duration::from_secs(15);
 const ECHO_IDLE: Duration = Duration::from_secs(30);
 /// Datagrams taken of one socket before the others have their turn.
@@ -54,11 +56,9 @@ struct Conversation {
 /// A forward's socket and the guest's port.
 pub struct Listener {
     /// Bound on the host.
-    pub socket: UdpSocket,
+    pub socket: ForwardSocket,
     /// Where datagrams go.
     pub guest_port: u16,
-    /// Its number at [`Sockets::answer`].
-    pub number: u32,
 }
 
 /// Somebody who sent to a forward: the guest sees him as a port of the gateway.
@@ -115,7 +115,7 @@ impl Udp {
             let listener = &self.listeners[peer.listener];
             if listener.guest_port == flow.guest.port() {
                 peer.last_active = now;
-                self.outside.answer(listener.number, peer.address, payload);
+                listener.socket.send(peer.address, payload);
             }
             return None;
         }
@@ -231,11 +231,11 @@ impl Udp {
             }
             let listener = &self.listeners[index];
             let guest = SocketAddrV4::new(self.guest, listener.guest_port);
-            match listener.socket.recv_from(&mut self.buffer) {
-                Ok((n, address)) => {
+            match listener.socket.receive(&mut self.buffer) {
+                Ok((address, payload)) => {
                     let Some(port) = self.peer_port(index, address, now) else { continue };
                     let from = SocketAddrV4::new(self.gateway, port);
-                    frames.extend(packet::udp(&route(), from, guest, &self.buffer[..n]));
+                    frames.extend(packet::udp(&route(), from, guest, &self.buffer[payload]));
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(_) => break,
@@ -322,11 +322,8 @@ mod tests {
         fn echo(&self, to: Ipv4Addr, _: Scope) -> std::io::Result<EchoSocket> {
             raw_echo((to, 0).into())
         }
-        fn adopt(&self, forward: &UdpSocket) -> std::io::Result<u32> {
-            self.0.adopt(forward)
-        }
-        fn answer(&self, forward: u32, to: SocketAddr, payload: &[u8]) {
-            self.0.answer(forward, to, payload);
+        fn forward(&self, socket: UdpSocket) -> std::io::Result<ForwardSocket> {
+            self.0.forward(socket)
         }
         fn name_servers(&self) -> Option<Vec<SocketAddr>> {
             None
@@ -360,16 +357,15 @@ mod tests {
 
     #[test]
     fn an_echo_comes_back_to_its_program_through_either_kind_of_socket() {
-        echo_through(Arc::new(OwnSockets::default()));
-        echo_through(Arc::new(RawOnly(OwnSockets::default())));
+        echo_through(Arc::new(OwnSockets));
+        echo_through(Arc::new(RawOnly(OwnSockets)));
     }
     #[test]
     fn peers_of_one_forward_do_not_push_out_those_of_another() {
-        let outside: Arc<dyn Sockets> = Arc::new(OwnSockets::default());
+        let outside: Arc<dyn Sockets> = Arc::new(OwnSockets);
         let listener = |guest_port| {
             let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-            let number = outside.adopt(&socket).unwrap();
-            Listener { socket, guest_port, number }
+            Listener { socket: outside.forward(socket).unwrap(), guest_port }
         };
         let listeners = vec![listener(1), listener(2)];
         let mut udp = Udp::new(Ipv4Addr::new(10, 0, 2, 2), Ipv4Addr::new(10, 0, 2, 15), listeners, Arc::clone(&outside));
