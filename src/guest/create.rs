@@ -118,6 +118,11 @@ pub(super) fn finish(
     let definition = Definition::load(new.guest(), around)?;
     state.engine = Some(definition.default_engine);
     state.assign(&definition.config)?;
+    let linked = match (&event, origin) {
+        (EventKind::Created, Origin::File { path, copy: false }) => fs::canonicalize(path).ok(),
+        _ => None,
+    };
+    super::trust::check_new(new.guest(), &definition, around.host_file, linked.as_deref())?;
     seed::ensure(new.guest(), &definition.config, &state)?;
     let made = make_disks(new.guest(), &definition)?;
     let own = definition.config.disks.iter().filter(|disk| is_own(disk)).map(|disk| disk.id.as_str());
@@ -280,7 +285,7 @@ fn write_file(
                     let path = path.to_str().ok_or_else(|| GuestError::user(format!("`{}` is not UTF-8", path.display())))?;
                     let mut document = DocumentMut::new();
                     document["include"] = Item::Value(Value::Array(Array::from_iter([path])));
-                    write_document(&target, document, sets, mode_of(Path::new(path)))
+                    write_document(&target, document, sets, own_mode(Path::new(path)))
                 }
                 (true, _) => copy_file(&path, &target, name, sets, &meant, around),
             }
@@ -305,7 +310,7 @@ fn write_file(
             write_document(&target, document, sets, 0o644)
         }
         Origin::Fleet { text, file, .. } => {
-            write_atomically(&target, text.as_bytes(), mode_of(file)).map_err(|error| GuestError::io("write", &target, error))
+            write_atomically(&target, text.as_bytes(), own_mode(file)).map_err(|error| GuestError::io("write", &target, error))
         }
         Origin::Text { text, mode, beside } => {
             for (name, text) in beside {
@@ -317,10 +322,15 @@ fn write_file(
     }
 }
 
+/// The mode of a file, for one of our own: whoever may read that may read this, and nobody else writes.
+fn own_mode(path: &Path) -> u32 {
+    mode_of(path) & !0o022
+}
+
 fn copy_file(from: &Path, to: &Path, name: &str, sets: &[String], meant: &Definition, around: Surroundings<'_>) -> Result<()> {
     let text = inputs::read_text(from, MAX_FILE_BYTES as u64).map_err(|error| GuestError::input("read", from, error))?;
     let document = text.parse::<DocumentMut>().map_err(|error| GuestError::user(error.to_string()))?;
-    write_document(to, document, sets, mode_of(from))?;
+    write_document(to, document, sets, own_mode(from))?;
     match Definition::load_file(to, name, None, &[], around) {
         Ok(copied) if copied.hash == meant.hash => Ok(()),
         _ => Err(GuestError::user(format!("`{}` names files relative to itself, a copy would mean others", from.display()))

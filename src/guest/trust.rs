@@ -86,6 +86,19 @@ pub fn check_guest(guest: &GuestDir, definition: &Definition, host_file: &Path) 
     check_programs(guest, &definition.config)
 }
 
+/// Whether this user may run a guest that is about to be made: no guest is made that its first start would refuse.
+/// `origin` is the user's file that it is made from, which a copy may stand for.
+pub fn check_new(guest: &GuestDir, definition: &Definition, host_file: &Path, origin: Option<&Path>) -> Result<()> {
+    let checked = check_guest(guest, definition, host_file);
+    let Some(origin) = origin.filter(|origin| Caller::this().check(origin).is_err()) else { return checked };
+    checked.map_err(|error| {
+        let (name, shown) = (guest.name(), origin.display());
+        let copy = format!("let the guest have a copy that is yours: `vmctl create {name} --copy --file {shown}`");
+        let hint = error.next_step().map_or_else(|| copy.clone(), |hint| format!("{copy}; or {hint}"));
+        error.hint(hint)
+    })
+}
+
 /// Whether this user may run the hooks and probes of a guest.
 pub fn check_programs(guest: &GuestDir, config: &GuestConfig) -> Result<()> {
     let caller = Caller::this();

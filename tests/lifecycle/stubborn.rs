@@ -12,6 +12,7 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::store::leftovers;
 use crate::world::{World, alive, eventually};
 
 fn supervisor(world: &World) -> Pid {
@@ -230,4 +231,35 @@ fn a_datastore_in_which_others_may_write_runs_nothing() {
     assert!(!world.guest("g").join("ran").exists());
     world.vmctl(&["start", "g"]).ok();
     assert!(world.guest("g").join("ran").exists());
+}
+
+#[test]
+fn a_guest_that_its_first_start_would_refuse_is_not_made() {
+    let world = World::new();
+    let file = world.file_for_copies("g", "disks = [{ id = \"root\", size = \"1M\" }]");
+    let shown = file.to_str().expect("UTF-8").to_owned();
+    let nothing_is_made = || assert!(!world.guest("g").exists() && leftovers(&world.path().join("ds")).is_empty());
+    let copy = format!("`vmctl create g --copy --file {shown}`");
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o666)).expect("sets");
+    for more in [&[][..], &["--set", "memory=64M"]] {
+        let arguments = [&["create", "g", "--file", &shown], more].concat();
+        world.vmctl(&arguments).fails(1, "everybody may write to").says(&copy).says("chmod go-w");
+        nothing_is_made();
+    }
+    if nix::unistd::geteuid().is_root() {
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).expect("sets");
+        nix::unistd::chown(&file, Some(nix::unistd::Uid::from_raw(65534)), None).expect("given away");
+        let refused = world.vmctl(&["create", "--file", &shown]).fails(1, "who would decide what runs as `root`");
+        refused.says(&copy).says("chown root");
+        nothing_is_made();
+        // What it builds on is no other's either.
+        let outer = world.path().join("outer.toml");
+        std::fs::write(&outer, "include = [\"g.toml\"]\n").expect("writes");
+        let outer = outer.to_str().expect("UTF-8");
+        world.vmctl(&["create", "g", "--file", outer]).fails(1, "/g.toml` belongs to `nobody`").says("chown root");
+        nothing_is_made();
+    }
+    // What the hint says works, and the copy is nobody else's to change.
+    world.vmctl(&["create", "g", "--copy", "--file", &shown]).ok();
+    world.vmctl(&["start", "g"]).ok();
 }
