@@ -17,8 +17,8 @@ pub enum PatternError {
     Unopened,
     #[error("its groups have more than {MAX_ALTERNATIVES} alternatives")]
     TooMany,
-    #[error("{0}")]
-    Wildcard(&'static str),
+    #[error("a range `[` is not closed")]
+    Range,
 }
 
 /// Alternatives that a pattern may have, all its groups multiplied.
@@ -46,7 +46,8 @@ impl FromStr for NamePattern {
             while text.contains("**") {
                 text = text.replace("**", "*");
             }
-            Pattern::new(&text).map_err(|error| PatternError::Wildcard(error.msg))
+            // What is left to be wrong is a range.
+            Pattern::new(&text).map_err(|_| PatternError::Range)
         });
         compiled.collect::<Result<_, _>>().map(NamePattern)
     }

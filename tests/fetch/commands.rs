@@ -99,7 +99,7 @@ fn an_image_is_imported_shown_checked_and_removed() {
     std::fs::write(&object, bytes).unwrap();
     let (code, table, said) = world.run(&["image", "check", "-q", "mine"]);
     assert!(code == 1 && table.contains("it is not what was fetched"), "{table}{said}");
-    assert!(said.contains("vmctl image remove mine"), "{said}");
+    assert!(said.contains("vmctl image remove --yes mine"), "{said}");
     assert_eq!(world.run(&["image", "remove", "--yes", "mine"]).2, "mine is removed\n");
     let (code, _, said) = world.run(&["image", "remove", "--yes", "mine"]);
     assert!(code == 1 && said.contains("no image called `mine` is in the cache"), "{said}");

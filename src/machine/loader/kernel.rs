@@ -517,6 +517,7 @@ mod tests {
         // A module may be.
         files.image = kernel;
         std::fs::write(path("two"), "").unwrap();
+        files.modules[1].0 = HostFile::open("module", &path("two")).unwrap();
         load(&test_memory(16), &files, 0).unwrap();
         let text = format!("{:?}", HostFile::open("kernel image", Path::new("/dev/zero")).unwrap_err());
         assert!(text.contains("a character device"), "{text}");
