@@ -4,7 +4,7 @@
 //! handler ([`next`]). LLVM makes that a jump as long as the handler has no local whose address escapes and no drop
 //! after the call. So handlers come from the macros below. There are two kinds:
 //!
-//! * *Fast handlers* (`int/`): generic over [`Path`]. On the `Fast` path a TLB miss tail-calls the same handler's
+//! * *Fast handlers* (`int/`): generic over [`Path`](super::int::word::Path). On the `Fast` path a TLB miss tail-calls the same handler's
 //!   `Slow` instantiation, which does the access through `mmu`; the op has changed nothing before its last access.
 //! * *Called ops* ([`called_op!`], [`leaving_op!`]): a plain function `fn(&mut Cpu, &Op) -> Result<(), Fault>`, wrapped
 //!   in a handler that calls it and continues. For everything that is not hot.

@@ -7,7 +7,7 @@
 //! on Linux, where the engine's system-call filter then knows no socket(2), bind(2) or connect(2).
 //!
 //! It makes no socket but to what the guest's interfaces may reach ([`allowed`](super::allowed)), which it was told when
-//! it was started, and sends no datagram from a forward but to whom it has heard there ([`relay`](super::relay)).
+//! it was started, and sends no datagram from a forward but to whom it has heard there ([`relay`]).
 //!
 //! A third process, the *host services*, answers the same protocol to the connector for what that may not do either: it
 //! reads resolv.conf(5) again whenever it is asked, and makes raw ICMP sockets where there is no other way to ping.

@@ -79,7 +79,7 @@ macro_rules! handlers {
 }
 
 handlers! {
-    /// Executes PUSH r64 in 64-bit mode: the slow path of [`Push`](super::half::Push).
+    /// Executes PUSH r64 in 64-bit mode: the slow path of [`Push`].
     fn push_r [] (cpu, op) {
         let v = get::<u64>(cpu, (*op).src);
         let sp = (*cpu).regs[RSP].wrapping_sub(8);
@@ -103,7 +103,7 @@ handlers! {
         (*cpu).regs[RSP] = sp;
         soft_next!(P, cpu, op)
     }
-    /// Executes POP r64 in 64-bit mode: the slow path of [`Pop`](super::half::Pop).
+    /// Executes POP r64 in 64-bit mode: the slow path of [`Pop`].
     fn pop_r [] (cpu, op) {
         let sp = (*cpu).regs[RSP];
         let v = soft_read!(u64, Slow, cpu, op, sp, pop_r);

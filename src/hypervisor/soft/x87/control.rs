@@ -1,7 +1,7 @@
 //! Control instructions and the saved forms of the state: FNSTENV and FNSAVE, FXSAVE, XSAVE. SDM vol. 1, 8.1.10,
 //! 10.5 and 13; vol. 2, the instructions' pages.
 //!
-//! **Not modelled**: the selectors FCS and FDS, which read as 0 (CPUID.7.0:EBX[13], "deprecates FPU CS and DS"); the
+//! **Not modelled**: the selectors FCS and FDS, which read as 0 (CPUID.7.0:EBX bit 13, "deprecates FPU CS and DS"); the
 //! compacted form of XSAVE, which CPUID does not advertise. Every XSAVE component counts as in use, so that XSAVEOPT
 //! writes what XSAVE writes.
 
