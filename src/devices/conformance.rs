@@ -1,12 +1,12 @@
-//! What every device promises, as one test that each chip's tests call.
+//! The contract that every device must meet, as one test that each chip's tests call.
 
 use crate::hypervisor::bus::{Access, Device};
 use crate::hypervisor::state::{Section, StateError};
 
-/// Holds a device to the contract of [`Device`]: every offset and width survives; reset equals new; save, load, save
-/// is the identity; foreign, short and over-long state is refused and changes nothing.
+/// Tests a device against the contract of [`Device`]: every offset and width survives; reset equals new; save, load,
+/// save is the identity; foreign, short and over-long state is refused and changes nothing.
 ///
-/// `new` builds the same device each time; `regions` are its `(region, bytes)`.
+/// `new` builds the same device each time. `regions` are its `(region, bytes)`.
 pub fn check<D: Device>(new: impl Fn() -> D, regions: &[(u16, u64)]) {
     let fresh = new().save();
     let mut device = new();
@@ -22,7 +22,7 @@ pub fn check<D: Device>(new: impl Fn() -> D, regions: &[(u16, u64)]) {
     refuses_what_is_not_its_state(&mut other, &used);
 }
 
-/// Reads and writes every offset near the region's ends with every width, with a few hostile values.
+/// Reads and writes every offset near the regions' ends with every width, with a few hostile values.
 fn abuse(device: &mut dyn Device, regions: &[(u16, u64)]) {
     for &(region, bytes) in regions {
         let offsets = (0..bytes.min(0x500)).chain(bytes.saturating_sub(0x20)..bytes + 8).chain([u64::MAX - 8]);

@@ -1,11 +1,11 @@
 //! The isa-debug-exit port, as QEMU's `hw/misc/debugexit.c` documents it: a write ends the machine, with the exit
-//! status `(value << 1) | 1`. For people who develop kernels; there only when asked for.
+//! status `(value << 1) | 1`. It is for people who develop kernels, and exists only when the guest file asks for it.
 //!
 //! | region | bytes | what |
 //! |---|---|---|
 //! | 0 | up to 4 | reads as 0; the low byte of what is written is the value |
 //!
-//! **Hostile guest**: it can end its own machine, which it can always. **Saved state**: none.
+//! **Hostile guest**: it can end its own machine, which it can do in any case. **Saved state**: none.
 
 use std::sync::Arc;
 
@@ -15,13 +15,13 @@ use crate::hypervisor::state::{Section, StateError};
 
 const KIND: &str = "isa-debug-exit";
 
-/// The port.
+/// The debug-exit port.
 pub struct DebugExit {
     attention: Arc<Attention>,
 }
 
 impl DebugExit {
-    /// A port that stops the machine of `attention`.
+    /// Creates a port that stops the machine of `attention`.
     pub fn new(attention: Arc<Attention>) -> DebugExit {
         DebugExit { attention }
     }

@@ -12,7 +12,7 @@
 //! **Not modelled**: polarity (a line carries "asserted", not a voltage; the bit is kept); delivery status (a message
 //! arrives at once); ExtINT and SMI redirection (sent nowhere).
 //!
-//! **Hostile guest**: all state is fixed registers; the outbox is a bit a pin.
+//! **Hostile guest**: all state is fixed registers; the outbox is one bit per pin.
 //!
 //! **Saved state**: the registers and the levels of the pins. The outbox is empty between calls.
 
@@ -49,7 +49,7 @@ impl Regs {
     }
 }
 
-/// The chip.
+/// The I/O APIC.
 pub struct IoApic {
     regs: Regs,
     outbox: u32,
@@ -62,17 +62,18 @@ impl Default for IoApic {
 }
 
 impl IoApic {
-    /// All pins masked and low.
+    /// Creates the chip with all pins masked and low.
     pub fn new() -> IoApic {
         IoApic { regs: Regs::power_on(), outbox: 0 }
     }
 
-    /// Sets the level of a pin; with `edge` false nothing is sent for it.
+    /// Sets the level of a pin. With `edge` false nothing is sent for it.
     pub fn set_pin(&mut self, pin: usize, level: bool, edge: bool) {
         if pin >= PINS {
             return;
         }
         let bit = 1 << pin;
+        // Computed before the level is stored: an edge pin sends only when its level changes.
         let rising = level && self.regs.pins & bit == 0;
         self.regs.pins = if level { self.regs.pins | bit } else { self.regs.pins & !bit };
         if !edge {
@@ -85,7 +86,7 @@ impl IoApic {
         }
     }
 
-    /// A level interrupt is sent once, and again after each EOI while the pin stays high.
+    /// Sends a level interrupt once, and again after each EOI while the pin stays high.
     fn serve_level(&mut self, pin: usize) {
         let entry = self.regs.redirection[pin];
         if self.regs.pins >> pin & 1 != 0 && entry & (MASKED | REMOTE_IRR) == 0 && entry & LEVEL != 0 {
@@ -93,14 +94,18 @@ impl IoApic {
         }
     }
 
-    /// The next message to a local APIC.
+    /// Takes the next message to a local APIC.
     pub fn take_message(&mut self) -> Option<ApicMessage> {
         while self.outbox != 0 {
             let pin = self.outbox.trailing_zeros() as usize;
             self.outbox &= !(1 << pin);
             let entry = self.regs.redirection[pin];
             let level = entry & LEVEL != 0;
+            // The entry is read now and not when the pin rose, so that the guest's last write of it
+            // counts.
             let Some(mode) = DeliveryMode::from_bits((entry >> 8 & 7) as u8) else { continue };
+            // Only these modes end with an EOI that names the vector. Any other would leave the bit
+            // set, and the pin dead.
             if level && matches!(mode, DeliveryMode::Fixed | DeliveryMode::LowestPriority) {
                 self.regs.redirection[pin] |= REMOTE_IRR;
             }
@@ -111,7 +116,7 @@ impl IoApic {
         None
     }
 
-    /// A local APIC ended a level interrupt of `vector`.
+    /// Handles the end of a level interrupt of `vector` at a local APIC.
     pub fn end_of_interrupt(&mut self, vector: u8) {
         for pin in 0..PINS {
             let entry = self.regs.redirection[pin];
@@ -143,6 +148,8 @@ impl IoApic {
                 let mask = half & WRITABLE;
                 let entry = &mut self.regs.redirection[pin];
                 *entry = *entry & !mask | u64::from(value) << shift & mask;
+                // An edge entry has no remote IRR. Systems clear a stuck one by switching to edge
+                // and back (Linux, `__eoi_ioapic_pin`).
                 if *entry & LEVEL == 0 {
                     *entry &= !REMOTE_IRR;
                 }
@@ -191,6 +198,7 @@ impl Device for IoApic {
             return Err(StateError::Damaged { kind: KIND, why: "a register has an impossible value".into() });
         }
         self.regs = regs;
+        // The local APICs have saved what was sent; a second message would be a spurious interrupt.
         self.outbox = 0;
         Ok(())
     }

@@ -6,11 +6,12 @@
 //! It fires when the board's timers run, and before that when a register is read or written after it was due: a count
 //! of 0 or a cleared IA32_TSC_DEADLINE is never seen before its interrupt.
 //!
-//! A local APIC does not know the others: what a write sends is left in an outbox of one message ([`Lapic::take_ipi`]),
-//! and an EOI of a level interrupt in [`Lapic::take_eoi`]. The interrupt fabric takes both after each call.
+//! A local APIC does not know the others. A message that a write sends goes to an outbox of one message
+//! ([`Lapic::take_ipi`]), and the EOI of a level interrupt to [`Lapic::take_eoi`]. The interrupt fabric takes both
+//! after each call.
 //!
 //! **Not modelled**: moving the registers from 0xfee00000 (a write of another base is #GP); SMI; focus processors;
-//! EOI-broadcast suppression and CMCI (both said to be absent in the version register); remote read.
+//! EOI-broadcast suppression and CMCI (the version register says that both are absent); remote read.
 //!
 //! **Hostile guest**: all state is fixed registers. A periodic timer fires at most every 20 us, whatever its count.
 //!
@@ -25,7 +26,7 @@ const KIND: &str = "lapic";
 const VERSION: u32 = 2;
 /// Version 0x14, highest LVT entry 5.
 const LAPIC_VERSION: u32 = 0x0005_0014;
-/// Where the registers are, always.
+/// Fixed address of the registers.
 pub const APIC_BASE: u64 = 0xfee0_0000;
 const BASE_BSP: u64 = 1 << 8;
 const BASE_X2APIC: u64 = 1 << 10;
@@ -48,7 +49,7 @@ const ESR_ILLEGAL_REGISTER: u8 = 1 << 7;
 const ICR_WRITABLE: u64 = 0xffff_ffff_000c_cfff;
 const MIN_PERIOD_NS: u64 = 20_000;
 
-/// How a message is delivered: bits 10:8 of ICR, redirection entries and message data.
+/// Delivery mode of a message: bits 10:8 of ICR, redirection entries and message data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeliveryMode {
     /// To all destinations.
@@ -64,7 +65,7 @@ pub enum DeliveryMode {
 }
 
 impl DeliveryMode {
-    /// From the three bits; `None` for what is not modelled (SMI, ExtINT) or reserved.
+    /// Returns the mode for the three bits. Returns `None` for modes that are not modelled (SMI, ExtINT) or reserved.
     pub fn from_bits(bits: u8) -> Option<DeliveryMode> {
         Some(match bits & 7 {
             0 => DeliveryMode::Fixed,
@@ -77,7 +78,7 @@ impl DeliveryMode {
     }
 }
 
-/// A message on the way to local APICs.
+/// A message to local APICs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ApicMessage {
     /// APIC ID or logical destination.
@@ -86,24 +87,24 @@ pub struct ApicMessage {
     pub broadcast: bool,
     /// `destination` is logical.
     pub logical: bool,
-    /// How.
+    /// Delivery mode.
     pub mode: DeliveryMode,
     /// Vector, or the page of a start-up.
     pub vector: u8,
-    /// Level-triggered: its EOI is broadcast.
+    /// The interrupt is level-triggered: its EOI is broadcast.
     pub level: bool,
 }
 
-/// To whom an interprocessor interrupt goes.
+/// Destination of an interprocessor interrupt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shorthand {
-    /// To the message's destination.
+    /// The message's destination.
     None,
-    /// To the sender.
+    /// The sender.
     Itself,
-    /// To everybody.
+    /// All local APICs.
     All,
-    /// To everybody else.
+    /// All local APICs except the sender.
     Others,
 }
 
@@ -145,7 +146,7 @@ struct Regs {
     lvt: [u32; 6],
     initial_count: u32,
     divide: u32,
-    /// When the timer fires, 0 for never: in one-shot and periodic mode, and as IA32_TSC_DEADLINE.
+    /// When the timer fires, 0 for never: in one-shot and periodic mode, and from IA32_TSC_DEADLINE.
     deadline_ns: u64,
     nmi: bool,
     init: bool,
@@ -160,8 +161,8 @@ pub struct Lapic {
 }
 
 impl Lapic {
-    /// The local APIC of vCPU `id` after power-on. LINT0 of vCPU 0 takes the 8259A's interrupts at once, as the
-    /// MultiProcessor Specification's virtual wire mode asks of firmware.
+    /// Creates the local APIC of vCPU `id` as after power-on. LINT0 of vCPU 0 takes the 8259A's interrupts from the
+    /// start, as the MultiProcessor Specification's virtual wire mode asks of firmware.
     pub fn new(id: u32) -> Lapic {
         let bsp = if id == 0 { BASE_BSP } else { 0 };
         let regs = Regs {
@@ -192,11 +193,11 @@ impl Lapic {
         lapic
     }
 
-    /// The APIC ID.
+    /// Returns the APIC ID.
     pub fn id(&self) -> u32 {
         self.regs.id
     }
-    /// IA32_APIC_BASE.
+    /// Returns IA32_APIC_BASE.
     pub fn base(&self) -> u64 {
         self.regs.base
     }
@@ -210,7 +211,7 @@ impl Lapic {
         self.hardware_enabled() && self.regs.svr & SVR_ENABLE != 0
     }
 
-    /// Whether the message is for this local APIC.
+    /// Returns whether the message is for this local APIC.
     pub fn matches(&self, message: &ApicMessage) -> bool {
         if !self.hardware_enabled() {
             return false;
@@ -238,13 +239,13 @@ impl Lapic {
         if self.x2apic() { (self.regs.id >> 4) << 16 | 1 << (self.regs.id & 15) } else { self.regs.ldr }
     }
 
-    /// Processor priority (section 11.8.3.1), by which the least busy destination is found.
+    /// Returns the processor priority (section 11.8.3.1), which selects the least busy destination.
     pub fn processor_priority(&self) -> u8 {
         let serving = self.regs.isr.highest().unwrap_or(0) & 0xf0;
         if self.regs.tpr & 0xf0 >= serving { self.regs.tpr } else { serving }
     }
 
-    /// Takes a message; says whether the vCPU must look.
+    /// Accepts a message. Returns whether the vCPU must look for events.
     pub fn accept(&mut self, mode: DeliveryMode, vector: u8, level: bool) -> bool {
         match mode {
             DeliveryMode::Fixed | DeliveryMode::LowestPriority => {
@@ -278,7 +279,7 @@ impl Lapic {
         }
     }
 
-    /// INIT: all registers but the ID and IA32_APIC_BASE as after power-on (section 11.4.7.3).
+    /// Resets all registers except the ID and IA32_APIC_BASE to their power-on values, on INIT (section 11.4.7.3).
     fn init_reset(&mut self) {
         let fresh = Lapic::new(self.regs.id).regs;
         self.regs = Regs { base: self.regs.base, ..fresh };
@@ -290,7 +291,7 @@ impl Lapic {
         new && self.fire_lvt(ERROR)
     }
 
-    /// Delivers a local interrupt; says whether the vCPU must look.
+    /// Delivers a local interrupt. Returns whether the vCPU must look for events.
     fn fire_lvt(&mut self, entry: usize) -> bool {
         let lvt = self.regs.lvt[entry];
         if lvt & LVT_MASKED != 0 || !self.hardware_enabled() {
@@ -306,12 +307,12 @@ impl Lapic {
         }
     }
 
-    /// The NMI pin: LINT1. Says whether the vCPU must look.
+    /// Pulses the NMI pin, LINT1. Returns whether the vCPU must look for events.
     pub fn pulse_lint1(&mut self) -> bool {
         self.fire_lvt(LINT1)
     }
 
-    /// Whether the 8259A's output, at LINT0, reaches the vCPU.
+    /// Returns whether the 8259A's output, at LINT0, reaches the vCPU.
     pub fn takes_extint(&self) -> bool {
         let lvt = self.regs.lvt[LINT0];
         !self.hardware_enabled() || lvt & (LVT_MASKED | 0x700) == 0x700
@@ -323,13 +324,13 @@ impl Lapic {
         (vector & 0xf0 > self.processor_priority() & 0xf0 && self.enabled()).then_some(vector)
     }
 
-    /// Whether `take_event` would give something with interrupts and NMIs let in.
+    /// Returns whether `take_event` would return an event with interrupts and NMIs enabled.
     #[inline]
     pub fn has_event(&self) -> bool {
         self.regs.init || self.regs.sipi.is_some() || self.regs.nmi || self.pending_vector().is_some()
     }
 
-    /// Takes the next event for the vCPU, but for the 8259A's.
+    /// Takes the next event for the vCPU. Those of the 8259A are not included.
     #[inline]
     pub fn take_event(&mut self, interrupts: bool, nmi: bool) -> Option<VcpuEvent> {
         if self.regs.init {
@@ -352,17 +353,17 @@ impl Lapic {
         Some(VcpuEvent::Interrupt(vector))
     }
 
-    /// The message that the last write sends, once.
+    /// Takes the message that the last write sends.
     pub fn take_ipi(&mut self) -> Option<(Shorthand, ApicMessage)> {
         self.ipi.take()
     }
 
-    /// The vector of the level interrupt that the last write ended, once.
+    /// Takes the vector of the level interrupt that the last write ended.
     pub fn take_eoi(&mut self) -> Option<u8> {
         self.eoi.take()
     }
 
-    /// CR8.
+    /// Returns CR8.
     pub fn cr8(&self) -> u8 {
         self.regs.tpr >> 4
     }
@@ -387,7 +388,7 @@ impl Lapic {
         self.regs.lvt[TIMER] & LVT_TIMER_MODE
     }
 
-    /// Divide configuration bits 3, 1, 0: 2, 4, 8 ... 128, and 1.
+    /// Returns the divider of the divide configuration, bits 3, 1, 0: 2, 4, 8 ... 128, and 1.
     fn divider(&self) -> u64 {
         let code = self.regs.divide & 3 | self.regs.divide >> 1 & 4;
         if code == 7 { 1 } else { 2 << code }
@@ -397,7 +398,8 @@ impl Lapic {
         u64::from(self.regs.initial_count) * self.divider()
     }
 
-    /// The initial count was written: the one way to start the timer in one-shot and periodic mode (section 11.5.4).
+    /// Starts the timer after a write of the initial count: the only way to start it in one-shot and periodic mode
+    /// (section 11.5.4).
     fn start_timer(&mut self, now_ns: u64) {
         self.regs.deadline_ns = match self.regs.initial_count {
             0 => 0,
@@ -409,7 +411,7 @@ impl Lapic {
         if self.timer_mode() == TIMER_PERIODIC { self.period_ns().max(MIN_PERIOD_NS) } else { self.period_ns() }
     }
 
-    /// What is left of the count, 0 when it has run out and in TSC-deadline mode.
+    /// Returns the rest of the count. It is 0 when the count has run out and in TSC-deadline mode.
     fn current_count(&self, now_ns: u64) -> u32 {
         if self.timer_mode() == TIMER_TSC_DEADLINE {
             return 0;
@@ -419,25 +421,25 @@ impl Lapic {
         u32::try_from(left).unwrap_or(u32::MAX).min(self.regs.initial_count)
     }
 
-    /// The count goes on from where it is, at another rate.
+    /// Changes the rate at which the count continues from its present value.
     fn set_divide(&mut self, value: u32, now_ns: u64) {
         let left = self.current_count(now_ns);
         self.regs.divide = value;
         if left != 0 {
             let left_ns = u64::from(left) * self.divider();
-            // As a period, it cannot be written to an end sooner than one.
+            // As for a period, no value that is written may make the timer fire sooner than after one minimum period.
             let floor = if self.timer_mode() == TIMER_PERIODIC { MIN_PERIOD_NS } else { 0 };
             self.regs.deadline_ns = now_ns.saturating_add(left_ns.max(floor));
         }
     }
 
-    /// When the timer fires next.
+    /// Returns when the timer fires next.
     #[inline]
     pub fn deadline_ns(&self) -> Option<u64> {
         (self.regs.deadline_ns != 0).then_some(self.regs.deadline_ns)
     }
 
-    /// Fires the timer if it is due; says whether the vCPU must look.
+    /// Fires the timer if it is due. Returns whether the vCPU must look for events.
     pub fn advance(&mut self, now_ns: u64) -> bool {
         if self.regs.deadline_ns == 0 || now_ns < self.regs.deadline_ns {
             return false;
@@ -460,9 +462,9 @@ impl Lapic {
         let before = self.timer_mode();
         self.regs.lvt[entry] = value;
         let after = self.timer_mode();
-        // To and from TSC-deadline mode the timer is disarmed (section 11.5.4.1). Between one-shot and periodic the count
-        // goes on from where it is, and one that has run out stays at 0 until the initial count is written (the same,
-        // and kvm-unit-tests, x86/apic.c, test_apic_change_mode).
+        // A change to or from TSC-deadline mode disarms the timer (section 11.5.4.1). Between one-shot and periodic the
+        // count continues from its present value, and one that has run out stays at 0 until the initial count is
+        // written (same section, and kvm-unit-tests, x86/apic.c, test_apic_change_mode).
         if entry == TIMER && before != after && (before == TIMER_TSC_DEADLINE || after == TIMER_TSC_DEADLINE) {
             self.regs.deadline_ns = 0;
             self.regs.initial_count = 0;
@@ -525,7 +527,7 @@ impl Lapic {
         })
     }
 
-    /// Writes a register that both modes have; `false` where there is none.
+    /// Writes a register that both modes have. Returns `false` if there is none.
     fn write_register(&mut self, offset: u32, value: u32, now_ns: u64) -> bool {
         match offset {
             0x080 => self.regs.tpr = value as u8,
@@ -545,7 +547,8 @@ impl Lapic {
         true
     }
 
-    /// A load from the register page. All ones in x2APIC mode or when switched off: nobody answers there.
+    /// Loads from the register page. Returns all ones in x2APIC mode or when switched off, since the page does not
+    /// answer then.
     pub fn mmio_read(&mut self, offset: u32, now_ns: u64) -> u32 {
         if self.x2apic() || !self.hardware_enabled() {
             return u32::MAX;
@@ -557,7 +560,7 @@ impl Lapic {
         })
     }
 
-    /// A store to the register page.
+    /// Stores to the register page.
     pub fn mmio_write(&mut self, offset: u32, value: u32, now_ns: u64) {
         if self.x2apic() || !self.hardware_enabled() {
             return;
@@ -580,7 +583,7 @@ impl Lapic {
         }
     }
 
-    /// `rdmsr` of IA32_APIC_BASE, IA32_TSC_DEADLINE or an x2APIC register.
+    /// Executes `rdmsr` of IA32_APIC_BASE, IA32_TSC_DEADLINE or an x2APIC register.
     pub fn msr_read(&mut self, msr: u32, now_ns: u64) -> Result<u64, NoSuchMsr> {
         self.advance(now_ns);
         match msr {
@@ -615,7 +618,7 @@ impl Lapic {
         Ok(())
     }
 
-    /// `wrmsr` of the same.
+    /// Executes `wrmsr` of the same registers.
     pub fn msr_write(&mut self, msr: u32, value: u64, now_ns: u64) -> Result<(), NoSuchMsr> {
         self.advance(now_ns);
         match msr {
@@ -623,7 +626,7 @@ impl Lapic {
             0x6e0 => {
                 if self.timer_mode() == TIMER_TSC_DEADLINE {
                     self.regs.deadline_ns = value;
-                    // One that is past fires at once (section 11.5.4.1).
+                    // A deadline in the past fires at once (section 11.5.4.1).
                     self.advance(now_ns);
                 }
                 Ok(())
@@ -633,7 +636,7 @@ impl Lapic {
         }
     }
 
-    /// In x2APIC mode a reserved bit is #GP (section 11.12.1.2 and table 11-6).
+    /// Writes a register in x2APIC mode, where a reserved bit raises #GP (section 11.12.1.2 and table 11-6).
     fn x2apic_write(&mut self, offset: u32, value: u64, now_ns: u64) -> Result<(), NoSuchMsr> {
         let writable: u64 = match offset {
             0x080 => 0xff,
@@ -664,17 +667,17 @@ impl Lapic {
         Ok(())
     }
 
-    /// Back to power-on.
+    /// Resets the chip to its power-on state.
     pub fn reset(&mut self) {
         *self = Lapic::new(self.regs.id);
     }
 
-    /// The state.
+    /// Returns the state.
     pub fn save(&self) -> Section {
         Section::encode(KIND, VERSION, &self.regs)
     }
 
-    /// Takes over a saved state, or refuses it and is unchanged.
+    /// Restores a saved state. On an error the chip is unchanged.
     pub fn load(&mut self, section: &Section) -> Result<(), StateError> {
         let regs: Regs = section.decode(KIND, VERSION)?;
         let modes = regs.base & (BASE_ENABLE | BASE_X2APIC);
@@ -887,7 +890,7 @@ mod tests {
         assert_eq!((interrupt(&mut lapic), lapic.msr_read(0x6e0, 5999)), (None, Ok(6000)));
         assert_eq!(lapic.msr_read(0x6e0, 6000), Ok(0), "due, and the board was not looked at yet");
         assert_eq!(interrupt(&mut lapic), Some(VcpuEvent::Interrupt(0x60)));
-        // Masked, it is spent all the same.
+        // A masked timer is spent nevertheless.
         lapic.msr_write(0x80b, 0, 6000).unwrap();
         lapic.msr_write(0x832, u64::from(0x60 | TIMER_TSC_DEADLINE | LVT_MASKED), 6000).unwrap();
         lapic.msr_write(0x6e0, 1, 6000).unwrap();

@@ -5,7 +5,7 @@
 //! |---|---|---|
 //! | 0 | 0, 1 | master: ICW1, OCW2, OCW3 / ICW2-4, OCW1 |
 //! | 1 | 0, 1 | slave: the same; its output is the master's input 2 |
-//! | 2 | 0, 1 | ELCR of master and slave: one bit an input, 1 is level-triggered |
+//! | 2 | 0, 1 | ELCR of master and slave: one bit per input, 1 is level-triggered |
 //!
 //! **Not modelled**: MCS-80 mode and its call addresses, buffered mode (no bus drivers here).
 //!
@@ -42,7 +42,7 @@ struct Chip {
     elcr: u8,
     /// Vector of input 0, ICW2.
     base: u8,
-    /// Which of ICW2, 3, 4 comes next; 0 when the chip is initialised.
+    /// Number of the next ICW: 2, 3 or 4; 0 when the chip is initialised.
     next_icw: u8,
     need_icw4: bool,
     level_mode: bool,
@@ -76,7 +76,7 @@ impl Chip {
         }
     }
 
-    /// Distance from the top: 0 for the input of the highest priority.
+    /// Returns the distance from the top: 0 for the input of the highest priority.
     fn rank(&self, input: u8) -> u8 {
         input.wrapping_sub(self.lowest).wrapping_sub(1) & 7
     }
@@ -85,7 +85,7 @@ impl Chip {
         (0..8).filter(|input| bits >> input & 1 != 0).min_by_key(|&input| self.rank(input))
     }
 
-    /// The input that the chip asks for service of.
+    /// Returns the input for which the chip requests service.
     fn requested(&self) -> Option<u8> {
         let top = self.top_of(self.irr & !self.imr)?;
         let mut in_service = self.isr;
@@ -93,7 +93,7 @@ impl Chip {
             in_service &= !self.imr;
         }
         if self.fully_nested {
-            // The cascade may interrupt itself: the slave has priorities of its own.
+            // The cascade may interrupt itself, since the slave has priorities of its own.
             in_service &= !(1 << CASCADE);
         }
         match self.top_of(in_service) {
@@ -102,7 +102,7 @@ impl Chip {
         }
     }
 
-    /// INTA: moves the request into service. `None` when it is gone: a spurious interrupt.
+    /// Moves the request into service, on INTA. Returns `None` when the request is gone: a spurious interrupt.
     fn acknowledge(&mut self) -> Option<u8> {
         let input = self.requested()?;
         if !self.is_level(input) {
@@ -121,7 +121,7 @@ impl Chip {
     fn initialise(&mut self, icw1: u8) {
         let kept = Chip { pins: self.pins, elcr: self.elcr, ..Chip::power_on() };
         *self = Chip { next_icw: 2, need_icw4: icw1 & ICW1_NEED_ICW4 != 0, level_mode: icw1 & ICW1_LEVEL != 0, ..kept };
-        // Edge detection starts anew; a level is there still.
+        // Edge detection starts again. A level is still there.
         self.irr = if self.level_mode { self.pins } else { self.pins & self.elcr };
     }
 
@@ -173,7 +173,7 @@ impl Chip {
                 self.base = value & 0xf8;
                 self.next_icw = 3;
             }
-            // ICW3 says how the pair is wired, which we know.
+            // ICW3 describes the wiring of the pair, which is fixed.
             3 => self.next_icw = if self.need_icw4 { 4 } else { 0 },
             4 => {
                 self.auto_eoi = value & ICW4_AUTO_EOI != 0;
@@ -201,7 +201,7 @@ impl Chip {
     }
 }
 
-/// Master and slave.
+/// The cascaded pair of chips, master and slave.
 pub struct Pic {
     chips: [Chip; 2],
 }
@@ -220,12 +220,12 @@ impl Pic {
     /// Region of the two ELCR ports.
     pub const ELCR: u16 = 2;
 
-    /// Two chips that wait for initialisation.
+    /// Creates two chips that wait for initialisation.
     pub fn new() -> Pic {
         Pic { chips: [Chip::power_on(); 2] }
     }
 
-    /// Sets the level of input 0 to 15; with `edge` false no edge is seen. Input 2 is the cascade and ignored.
+    /// Sets the level of input 0 to 15. With `edge` false no edge is seen. Input 2 is the cascade and ignored.
     pub fn set_irq(&mut self, irq: u8, level: bool, edge: bool) {
         if irq < 16 && irq != CASCADE {
             self.chips[usize::from(irq >> 3)].set_pin(irq & 7, level, edge);
@@ -241,12 +241,12 @@ impl Pic {
         master.irr = if level { master.irr | 1 << CASCADE } else { master.irr & !(1 << CASCADE) };
     }
 
-    /// The INTR output.
+    /// Returns the level of the INTR output.
     pub fn output(&self) -> bool {
         self.chips[0].requested().is_some()
     }
 
-    /// INTA: the vector, which is input 7's of the chip whose request has gone.
+    /// Answers INTA with the vector. For a request that is gone it is the vector of input 7.
     pub fn acknowledge(&mut self) -> u8 {
         let vector = match self.chips[0].acknowledge() {
             Some(CASCADE) => {
@@ -322,7 +322,7 @@ mod tests {
         pic.read(Access { region, offset, width: 1 }) as u8
     }
 
-    /// As an operating system sets the pair up: vectors 0x20 and 0x28, nothing masked.
+    /// Returns the pair as an operating system sets it up: vectors 0x20 and 0x28, nothing masked.
     fn pic(icw4: u8) -> Pic {
         let mut pic = Pic::new();
         for (chip, base, icw3) in [(0, 0x20, 4), (1, 0x28, 2)] {

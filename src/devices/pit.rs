@@ -7,11 +7,11 @@
 //! | 0 | 3 | control word: latch, mode, read-back |
 //! | 1 | 0 | port 61h: bit 0 gate of channel 2, 1 speaker, 4 refresh toggle, 5 output of channel 2 |
 //!
-//! The input clock is 1,193,182 Hz. A channel remembers when its count began and computes count and output from the
-//! machine's time; only channel 0 needs a deadline, and only for its next rising edge.
+//! The input clock is 1,193,182 Hz. A channel stores when its count began and computes count and output from the
+//! machine's time. Only channel 0 needs a deadline, and only for its next rising edge.
 //!
-//! **Not modelled**: the speaker (nobody listens); NMI sources; a new count in mode 2 and 3 takes effect at once and
-//! not at the end of the running period; hardware triggers of channels 0 and 1, whose gates are tied high.
+//! **Not modelled**: the speaker; NMI sources; a new count in mode 2 and 3 takes effect at once and not at the end of
+//! the running period; hardware triggers of channels 0 and 1, whose gates are tied high.
 //!
 //! **Hostile guest**: interrupts of a period that was missed are merged into one, and come at most every 20 us.
 //!
@@ -33,7 +33,7 @@ const MIN_PERIOD_NS: u64 = 20_000;
 /// Half of the refresh cycle that bit 4 of port 61h shows.
 const REFRESH_NS: u64 = 15_085;
 
-/// How a counter's bytes are accessed, control word bits 5:4.
+/// Access mode of a counter's bytes, control word bits 5:4.
 const LOW: u8 = 1;
 const HIGH: u8 = 2;
 const BOTH: u8 = 3;
@@ -49,13 +49,13 @@ struct Channel {
     /// The count as loaded: 1 to 0x10000, or to 10000 in BCD; 0 when there is none yet.
     count: u32,
     gate: bool,
-    /// Counting goes on since here; in modes 1 and 5 only after a trigger.
+    /// When the present count began. In modes 1 and 5 it is set only by a trigger.
     started_ns: Option<u64>,
     /// Ticks counted when the gate stopped the counter.
     held_ticks: u64,
     /// The low byte of a count that is being written.
     low_byte: Option<u8>,
-    /// The next read of two gives the high byte.
+    /// The second read of two is next, which gives the high byte.
     high_next: bool,
     latched: Option<u16>,
     latched_status: Option<u8>,
@@ -94,7 +94,7 @@ impl Channel {
         matches!(self.mode, 1 | 5)
     }
 
-    /// OUT, as figures 15 to 20 of the datasheet draw it.
+    /// Returns OUT, as in figures 15 to 20 of the datasheet.
     fn output(&self, now_ns: u64) -> bool {
         let count = u64::from(self.count);
         let ticks = self.ticks(now_ns);
@@ -109,7 +109,7 @@ impl Channel {
         }
     }
 
-    /// What a read of the counter gives.
+    /// Returns the value that a read of the counter gives.
     fn counter(&self, now_ns: u64) -> u16 {
         let modulus: u64 = if self.bcd { 10_000 } else { 0x1_0000 };
         let (count, ticks) = (u64::from(self.count), self.ticks(now_ns).unwrap_or(0));
@@ -145,7 +145,7 @@ impl Channel {
         }
         self.gate = gate;
         if rising && self.count > 0 {
-            // A rising gate starts modes 1, 2, 3 and 5 anew and lets 0 and 4 go on.
+            // A rising gate starts modes 1, 2, 3 and 5 again and lets 0 and 4 continue.
             if !matches!(self.mode, 0 | 4) {
                 self.held_ticks = 0;
             }
@@ -213,7 +213,7 @@ impl Channel {
         }
     }
 
-    /// When OUT rises next after `after_ns`.
+    /// Returns when OUT rises next after `after_ns`.
     fn next_edge_ns(&self, after_ns: u64) -> Option<u64> {
         let started = self.started_ns?;
         let count = u64::from(self.count);
@@ -232,7 +232,7 @@ fn ns_to_ticks(ns: u64) -> u64 {
     (u128::from(ns) * HZ / NS_PER_S) as u64
 }
 
-/// Rounded up, so that at the time returned the ticks have been counted.
+/// Converts ticks to nanoseconds, rounded up, so that the ticks have been counted at the returned time.
 fn ticks_to_ns(ticks: u64) -> u64 {
     u64::try_from((u128::from(ticks) * NS_PER_S).div_ceil(HZ)).unwrap_or(u64::MAX)
 }
@@ -274,7 +274,7 @@ impl Pit {
     /// Region of port 61h.
     pub const PORT_61: u16 = 1;
 
-    /// A timer whose channel 0 pulses `line`.
+    /// Creates a timer whose channel 0 pulses `line`.
     pub fn new(clock: Arc<dyn Clock>, line: IrqLine) -> Pit {
         Pit { regs: Regs::power_on(), clock, line }
     }

@@ -6,7 +6,7 @@
 //! | 1 | 2 | PM1a_CNT: SCI_EN (hard-wired to 1: the machine is always in ACPI mode), SLP_TYP, SLP_EN |
 //! | 2 | 4 | PM_TMR: 32 bits at 3.579545 MHz |
 //!
-//! SLP_TYP 5 with SLP_EN is S5 and powers the machine off: the DSDT says so in `_S5`. The SCI is a level line, high
+//! SLP_TYP 5 with SLP_EN is S5 and powers the machine off, as `_S5` in the DSDT says. The SCI is a level line, high
 //! while an enabled status bit is set.
 //!
 //! **Not modelled**: S1 to S4 (the DSDT does not offer them; SLP_EN with another type does nothing), general-purpose
@@ -38,7 +38,7 @@ const WAK: u16 = 1 << 15;
 const ENABLES: u16 = TMR | GBL | PWRBTN | SLPBTN | RTC;
 const SCI_EN: u16 = 1 << 0;
 const SLP_EN: u16 = 1 << 13;
-/// BM_RLD and SLP_TYP.
+/// Writable bits: BM_RLD and SLP_TYP.
 const CONTROL_WRITABLE: u16 = 1 << 1 | 0b111 << 10;
 const S5: u16 = 5;
 
@@ -48,11 +48,11 @@ struct Regs {
     status: u16,
     enable: u16,
     control: u16,
-    /// How often bit 31 of the timer has toggled when that was last looked at.
+    /// How often bit 31 of the timer had toggled at the last check.
     toggles: u64,
 }
 
-/// The registers.
+/// The ACPI fixed hardware registers.
 pub struct Pm {
     regs: Regs,
     clock: Arc<dyn Clock>,
@@ -61,25 +61,26 @@ pub struct Pm {
     button: PowerButton,
 }
 
-/// The machine's power button, for any thread.
+/// The machine's power button, usable from any thread.
 #[derive(Clone)]
 pub struct PowerButton {
     pressed: Arc<AtomicBool>,
-    /// It was pressed, and the guest has not enabled its event since.
+    /// The button was pressed, and the guest has not enabled its event since.
     unheard: Arc<AtomicBool>,
-    /// The guest has enabled its event in this boot.
+    /// The guest has enabled the button's event in this boot.
     listened: Arc<AtomicBool>,
     waker: Waker,
 }
 
 impl PowerButton {
-    /// Presses and lets go: the guest's system control interrupt follows.
+    /// Presses and releases the button. The guest's system control interrupt follows.
     pub fn press(&self) {
         self.pressed.store(true, Ordering::Release);
         self.waker.wake();
     }
 
-    /// Whether it was pressed and the guest could not hear it, for it has never enabled the event (PM1_EN.PWRBTN_EN).
+    /// Returns whether the button was pressed and the guest could not notice, since it has never enabled the event
+    /// (PM1_EN.PWRBTN_EN).
     pub fn is_unheard(&self) -> bool {
         let pressed = self.pressed.load(Ordering::Acquire) || self.unheard.load(Ordering::Acquire);
         pressed && !self.listened.load(Ordering::Acquire)
@@ -93,23 +94,23 @@ impl Pm {
     pub const CONTROL: u16 = 1;
     /// Region of PM_TMR.
     pub const TIMER: u16 = 2;
-    /// What `_S5` must give as SLP_TYP.
+    /// The value of SLP_TYP that `_S5` must give.
     pub const SLP_TYP_S5: u8 = S5 as u8;
 
-    /// Registers whose system control interrupt is `sci`; power-off stops the machine of `attention`, and the button
-    /// has the device polled through `waker`.
+    /// Creates the registers. `sci` is their system control interrupt, a power-off stops the machine of `attention`,
+    /// and the button has the device polled through `waker`.
     pub fn new(clock: Arc<dyn Clock>, sci: IrqLine, attention: Arc<Attention>, waker: Waker) -> Pm {
         let button = PowerButton { pressed: Arc::default(), unheard: Arc::default(), listened: Arc::default(), waker };
         Pm { regs: Regs::default(), clock, sci, attention, button }
     }
 
-    /// The button of this machine.
+    /// Returns the button of this machine.
     pub fn button(&self) -> PowerButton {
         self.button.clone()
     }
 
     /// Presses the power button. A driver clears the status before it enables the event (ACPICA,
-    /// AcpiInstallFixedEventHandler), so that a press before that is lost on it: it is repeated then.
+    /// AcpiInstallFixedEventHandler), so a press before that is lost. It is repeated then.
     pub fn power_button(&mut self) {
         self.regs.status |= PWRBTN;
         self.button.unheard.store(self.regs.enable & PWRBTN == 0, Ordering::Release);
@@ -121,6 +122,8 @@ impl Pm {
     }
 
     fn catch_up(&mut self) {
+        // The status bit follows bit 31 of the counter, in both directions (TMR_STS): guests extend
+        // the counter by it.
         let toggles = Pm::ticks_at(self.clock.now_ns()) >> 31;
         if toggles > self.regs.toggles {
             self.regs.toggles = toggles;
@@ -154,6 +157,7 @@ impl Pm {
                 }
             }
             (Pm::CONTROL, 0) => {
+                // SLP_EN is not kept: it reads as zero, and each write of it is one command.
                 self.regs.control = (self.regs.control & !mask | value & mask) & CONTROL_WRITABLE;
                 if value & mask & SLP_EN != 0 && self.regs.control >> 10 & 7 == S5 {
                     self.attention.stop(MachineExit::PowerOff);
@@ -225,6 +229,8 @@ impl Device for Pm {
     }
 
     fn deadline_ns(&self) -> Option<u64> {
+        // Nothing changes for the guest until it enables the event or clears the bit, so no timer is
+        // needed.
         if self.regs.enable & TMR == 0 || self.regs.status & TMR != 0 {
             return None;
         }
@@ -294,14 +300,14 @@ mod tests {
         button.press();
         rig.pm.poll(0);
         assert!(button.is_unheard() && !rig.irq.level(9));
-        // As ACPICA puts its handler in place: the stale status is cleared, then the event enabled.
+        // This is how ACPICA installs its handler: it clears the stale status, then enables the event.
         rig.write(Pm::EVENT, 0, 2, u64::from(PWRBTN));
         rig.write(Pm::EVENT, 2, 2, u64::from(PWRBTN));
         assert!(rig.irq.level(9) && !button.is_unheard());
         rig.write(Pm::EVENT, 0, 2, u64::from(PWRBTN));
         rig.write(Pm::EVENT, 2, 2, u64::from(PWRBTN));
         assert!(!rig.irq.level(9), "one press is heard once");
-        // A guest that listens no more as it goes down has heard the button all the same.
+        // A guest that disables the event while it shuts down has noticed the button nevertheless.
         rig.write(Pm::EVENT, 2, 2, 0);
         button.press();
         rig.pm.poll(0);

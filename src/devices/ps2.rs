@@ -7,14 +7,15 @@
 //! | 1 | port 64h: status / command |
 //! | 2 | port 92h: system control port A, bit 0 resets, bit 1 is A20 |
 //!
-//! The keyboard answers what drivers ask at start (identify, reset, lights, rate, scan set) and its keys are never
-//! pressed: there is no display to type at. Resets stop the machine: command FEh, output port bit 0, port 92h bit 0.
+//! The keyboard answers the commands that drivers send at start (identify, reset, lights, rate, scan set). Its keys are
+//! never pressed, since there is no display to type at. Resets stop the machine: command FEh, output port bit 0, port
+//! 92h bit 0.
 //!
 //! **Not modelled**: the auxiliary device (its interface test reports a fault, so drivers find no mouse); A20, which is
-//! always open, as on processors and chipsets without the gate: the bits of both ports are one bit that is kept and read
-//! back, and addresses never wrap; scan codes, password, multiplexing.
+//! always open, as on processors and chipsets without the gate: the bits of both ports are one bit that is kept and
+//! read back, and addresses never wrap; scan codes, password, multiplexing.
 //!
-//! **Hostile guest**: the output buffer holds 16 bytes; answers beyond are dropped.
+//! **Hostile guest**: the output buffer holds 16 bytes; further answers are dropped.
 //!
 //! **Saved state**: the registers and the output buffer.
 
@@ -90,7 +91,7 @@ impl Ps2 {
     /// Region of port 92h.
     pub const PORT_92: u16 = 2;
 
-    /// A controller whose keyboard interrupts on `line`; a reset stops the machine of `attention`.
+    /// Creates a controller whose keyboard interrupts on `line`. A reset stops the machine of `attention`.
     pub fn new(line: IrqLine, attention: Arc<Attention>) -> Ps2 {
         Ps2 { regs: Regs::power_on(), line, attention }
     }
@@ -134,7 +135,7 @@ impl Ps2 {
             0x60 | 0xd1..=0xd4 => self.regs.command = Some(command),
             0xa7 => self.regs.config |= CONFIG_MOUSE_OFF,
             0xa8 => self.regs.config &= !CONFIG_MOUSE_OFF,
-            // Auxiliary interface test: clock line stuck low, that is, nothing there.
+            // Auxiliary interface test: clock line stuck low, which means that there is no device.
             0xa9 => self.answer(&[0x01]),
             0xaa => {
                 self.regs.config |= CONFIG_SYSTEM;
@@ -160,7 +161,8 @@ impl Ps2 {
                 self.line.set(self.wants_irq());
             }
             Some(0xd1) => self.write_output_port(value),
-            // What is written for the auxiliary output buffer comes back as the keyboard's: nobody is on the other side.
+            // A byte written for the auxiliary output buffer comes back as the keyboard's, since there is no auxiliary
+            // device.
             Some(0xd2 | 0xd3) => self.answer(&[value]),
             Some(0xd4) => self.answer(&[RESEND]),
             _ => self.keyboard(value),
@@ -184,7 +186,7 @@ impl Ps2 {
                 self.answer(&[ACK]);
             }
             0xee => self.answer(&[0xee]),
-            // An MF2 keyboard; its second byte is translated to set 1 as scan codes are.
+            // An MF2 keyboard. Its second byte is translated to set 1, as scan codes are.
             0xf2 => self.answer(&[ACK, 0xab, if self.regs.config & CONFIG_TRANSLATE != 0 { 0x41 } else { 0x83 }]),
             0xf4 | 0xf5 => self.answer(&[ACK]),
             0xf6 => {

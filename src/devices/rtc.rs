@@ -5,15 +5,16 @@
 //! | 0 | 0 | index of the byte (bit 7 is the PC's NMI mask, kept and without effect) |
 //! | 0 | 1 | the byte: 0x00 to 0x09 time and alarm, 0x0a to 0x0d registers A to D, then memory; 0x32 is the century |
 //!
-//! The clock runs in UTC. It is the host's clock plus what the guest set it off by; while SET stops it, the ten time
-//! bytes are memory. Flags of register C are brought up to date when it is read or an interrupt is due.
+//! The clock runs in UTC. It is the host's clock plus the offset that the guest set. While SET stops it, the ten time
+//! bytes are memory. The flags of register C are updated when it is read or an interrupt is due.
 //!
 //! **Not modelled**: the square-wave output, daylight saving, other time bases than 32,768 Hz, the divider's reset (a
 //! set time begins at the host's fraction of a second).
 //!
-//! **Hostile guest**: seconds that passed unseen are looked through for the alarm, a day's at most.
+//! **Hostile guest**: seconds that passed since the last check are searched for the alarm, at most those of a day.
 //!
-//! **Saved state**: all bytes, the offset and what was already flagged. A reset is a new machine's: the memory too.
+//! **Saved state**: all bytes, the offset and the flags. A reset clears all of it, as for a new machine, the memory
+//! included.
 
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -60,7 +61,7 @@ const PM: u8 = 0x80;
 /// Divider for 32,768 Hz in bits 6:4, rate 1024 Hz in bits 3:0.
 const A_POWER_ON: u8 = 0x26;
 
-/// A moment in the civil calendar, UTC.
+/// A date and time in the civil calendar, UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Civil {
     year: i64,
@@ -72,7 +73,8 @@ struct Civil {
 }
 
 impl Civil {
-    /// Days to a date in the proleptic Gregorian calendar, counting years from March so that leap days come last.
+    /// Converts days to a date in the proleptic Gregorian calendar. It counts years from March so that leap days come
+    /// last.
     fn from_unix(seconds: i64) -> Civil {
         let (days, rest) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
         let shifted = days + 719_468;
@@ -109,11 +111,11 @@ impl Civil {
 struct Regs {
     index: u8,
     bytes: Vec<u8>,
-    /// What the guest's clock is ahead of the host's.
+    /// Seconds by which the guest's clock is ahead of the host's.
     offset_s: i64,
-    /// The last second of the guest's clock that was looked at.
+    /// The last second of the guest's clock that was checked.
     second: i64,
-    /// The last period of the periodic interrupt that was looked at.
+    /// The last period of the periodic interrupt that was checked.
     period: u64,
 }
 
@@ -126,7 +128,7 @@ pub struct Rtc {
 }
 
 impl Rtc {
-    /// A clock that shows the host's time in UTC, whose interrupts drive `line`.
+    /// Creates a clock that shows the host's time in UTC and drives its interrupts on `line`.
     pub fn new(clock: Arc<dyn Clock>, line: IrqLine) -> Rtc {
         let regs = Regs { index: 0, bytes: vec![0; 128], offset_s: 0, second: 0, period: 0 };
         let mut rtc = Rtc { regs, power_on_cmos: vec![], clock, line };
@@ -134,7 +136,8 @@ impl Rtc {
         rtc
     }
 
-    /// Sets bytes of CMOS memory (0x0e to 0x7f but the century) as the board's set-up program would; kept over a reset.
+    /// Sets bytes of CMOS memory (0x0e to 0x7f except the century) as the board's set-up program would. They are kept
+    /// over a reset.
     pub fn set_cmos(&mut self, bytes: &[(u8, u8)]) {
         let memory = |index: u8| (0x0e..0x80).contains(&index) && usize::from(index) != CENTURY;
         self.power_on_cmos.extend(bytes.iter().copied().filter(|&(index, _)| memory(index)));
@@ -155,7 +158,7 @@ impl Rtc {
         ((self.clock.unix_ns() / NS_PER_S) as i64).saturating_add(self.regs.offset_s)
     }
 
-    /// Length of the periodic interrupt's period, if one is chosen.
+    /// Returns the period of the periodic interrupt, if one is selected.
     fn period_ns(&self) -> Option<u64> {
         let rate = match self.regs.bytes[A] & 0x0f {
             0 => return None,
@@ -188,7 +191,7 @@ impl Rtc {
         self.decode(value & !PM) % 12 + if value & PM != 0 { 12 } else { 0 }
     }
 
-    /// Puts the time into the time bytes, as the chip's update cycle does.
+    /// Writes the time to the time bytes, as the chip's update cycle does.
     fn show(&mut self, second: i64) {
         let civil = Civil::from_unix(second);
         let day_of_week = (second.div_euclid(86_400) + 4).rem_euclid(7) as u8 + 1;
@@ -207,7 +210,7 @@ impl Rtc {
         }
     }
 
-    /// Takes the time bytes as the time that it is now.
+    /// Sets the clock to the time in the time bytes.
     fn adopt(&mut self) {
         let byte = |index: usize| self.decode(self.regs.bytes[index]);
         let civil = Civil {
@@ -231,7 +234,7 @@ impl Rtc {
         times.iter().all(|&(index, now)| self.regs.bytes[index] >= 0xc0 || self.regs.bytes[index] == now)
     }
 
-    /// Flags what has happened since it was last looked at.
+    /// Flags the events since the last check.
     fn catch_up(&mut self) {
         let mut flags = 0;
         if let Some(period_ns) = self.period_ns() {
@@ -256,7 +259,7 @@ impl Rtc {
     }
 
     fn update_irqf(&mut self) {
-        // PF, AF, UF stand where PIE, AIE, UIE do.
+        // PF, AF and UF have the positions of PIE, AIE and UIE.
         let asked = self.regs.bytes[C] & self.b() & (C_PF | C_AF | C_UF) != 0;
         self.regs.bytes[C] = self.regs.bytes[C] & !C_IRQF | if asked { C_IRQF } else { 0 };
         self.line.set(asked);
@@ -363,7 +366,7 @@ impl Device for Rtc {
 
     fn load(&mut self, section: &Section) -> Result<(), StateError> {
         let regs: Regs = section.decode(KIND, VERSION)?;
-        // In binary mode century and year go up to 255 each: the clock can be set to the year 25,755.
+        // In binary mode century and year can be up to 255 each: the clock can be set to the year 25,755.
         let far = 1_000_000_000_000;
         let possible = regs.bytes.len() == 128
             && regs.bytes[D] == D_VRT
@@ -410,7 +413,7 @@ mod tests {
     use crate::hypervisor::clock::ManualClock;
     use crate::hypervisor::irq::IrqProbe;
 
-    /// 2024-02-29 13:14:15 UTC.
+    /// The time 2024-02-29 13:14:15 UTC.
     const LEAP_DAY: u64 = 1_709_212_455 * NS_PER_S;
 
     struct Rig {

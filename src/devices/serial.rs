@@ -7,19 +7,20 @@
 //! | 2 | IIR / FCR | |
 //! | 3, 4, 5, 6, 7 | LCR, MCR, LSR, MSR, SCR | |
 //!
-//! A character takes no time: THR is empty again as soon as the back end, or the queue before it, took the byte,
-//! and input below the FIFO's trigger level is reported as a character timeout at once. What the driver leaves in the
-//! FIFO is reported again after [`TIMEOUT_NS`]. As on a PC, the interrupt reaches the line only while OUT2 is set.
+//! A character takes no time: THR is empty again as soon as the back end, or the queue before it, has taken the byte,
+//! and input below the FIFO's trigger level is reported as a character timeout at once. Input that the driver leaves in
+//! the FIFO is reported again after [`TIMEOUT_NS`]. As on a PC, the interrupt reaches the line only while OUT2 is set.
 //!
-//! The line is wired to an edge-triggered input, so every cause drops it and raises it again, as sections 8.6 and 8.11
-//! have it: a write to THR drops the THRE interrupt before THR is empty anew, a read of RBR drops the timeout, and the
-//! FIFO that a driver has begun to empty is filled again only by a poll, when it is empty. A driver that stops
-//! after so many bytes, as they do against a stuck line, gets another edge for what is left.
+//! The line is wired to an edge-triggered input, so every cause lowers it and raises it again, as in sections 8.6 and
+//! 8.11: a write to THR clears the THRE interrupt before THR is empty again, a read of RBR clears the timeout, and a
+//! FIFO that a driver has begun to empty is filled again only by a poll, once it is empty. A driver that stops after a
+//! fixed number of bytes, as drivers do against a stuck line, gets another edge for the rest.
 //!
 //! **Not modelled**: bit times, parity, framing and break on input; the other end always has DCD, DSR and CTS up.
 //!
 //! **Hostile guest**: output that the back end does not take is queued up to 64 KiB; then THRE and TEMT stay low, and
-//! what is written all the same is dropped and counted. Input is taken from the back end only as the FIFO has room.
+//! bytes that are written nevertheless are dropped and counted. Input is taken from the back end only as the FIFO has
+//! room.
 //!
 //! **Saved state**: the registers, the FIFO, the queued output, the counter.
 
@@ -30,10 +31,10 @@ use crate::hypervisor::bus::{Access, Device};
 use crate::hypervisor::irq::IrqLine;
 use crate::hypervisor::state::{Section, StateError};
 
-/// What stands behind a serial line or a console port: bytes out, bytes in. No method blocks; input that arrives
-/// wakes the device through the waker that the back end was built with.
+/// The back end of a serial line or a console port: bytes out, bytes in. No method blocks. Input that arrives wakes the
+/// device through the waker that the back end was built with.
 pub trait CharBackend: Send {
-    /// Takes bytes from the guest and returns how many; the rest is offered again at the next poll.
+    /// Takes bytes from the guest and returns how many. The rest is offered again at the next poll.
     fn write(&mut self, bytes: &[u8]) -> usize;
     /// Fills `buf` with input for the guest and returns how many bytes.
     fn read(&mut self, buf: &mut [u8]) -> usize;
@@ -43,10 +44,10 @@ const KIND: &str = "uart16550";
 const VERSION: u32 = 2;
 const FIFO_BYTES: usize = 16;
 const QUEUE_BYTES: usize = 64 * 1024;
-/// How long to wait before queued output is offered again.
+/// Time until queued output is offered again.
 const RETRY_NS: u64 = 10_000_000;
-/// Four characters of ten bits at 115,200 Bd, after which input that the driver left in the FIFO is reported again
-/// (section 8.11).
+/// Time of four characters of ten bits at 115,200 Bd, after which input that the driver left in the FIFO is reported
+/// again (section 8.11).
 const TIMEOUT_NS: u64 = 4 * 10 * 1_000_000_000 / 115_200;
 
 const IER_RDA: u8 = 1 << 0;
@@ -86,7 +87,7 @@ struct Regs {
     divisor: u16,
     overrun: bool,
     thre_pending: bool,
-    /// The character timeout: there is input, nobody has read for a while.
+    /// Character timeout: there is input, and it has not been read for a while.
     timeout: bool,
     rx: VecDeque<u8>,
     out: VecDeque<u8>,
@@ -120,7 +121,7 @@ impl Regs {
         if self.fcr & FCR_ENABLE == 0 { 1 } else { [1, 4, 8, 14][usize::from(self.fcr >> 6)] }
     }
 
-    /// The pending interrupt of the highest priority, as in IIR bits 3:0.
+    /// Returns the pending interrupt of the highest priority, as in IIR bits 3:0.
     fn interrupt(&self) -> u8 {
         if self.ier & IER_RLS != 0 && self.overrun {
             IIR_RLS
@@ -146,7 +147,8 @@ impl Regs {
         ready | if self.overrun { LSR_OVERRUN } else { 0 } | if self.rx.is_empty() { 0 } else { LSR_DATA }
     }
 
-    /// The modem inputs: the other end's, or in loopback our own outputs (DTR to DSR, RTS to CTS, OUT1 to RI, OUT2 to DCD).
+    /// Updates the modem inputs: the other end's, or in loopback our own outputs (DTR to DSR, RTS to CTS, OUT1 to RI,
+    /// OUT2 to DCD).
     fn update_modem(&mut self) {
         let inputs = match self.mcr & MCR_LOOP {
             0 => MSR_CONNECTED,
@@ -161,28 +163,28 @@ impl Regs {
     }
 }
 
-/// One UART.
+/// A 16550A UART.
 pub struct Serial {
     regs: Regs,
     line: IrqLine,
     backend: Box<dyn CharBackend>,
-    /// The back end may have more than it gave so far.
+    /// The back end may have more input.
     more_input: bool,
     /// The driver has read from the FIFO and not emptied it yet.
     draining: bool,
-    /// When the input that it left is reported again; `Some(0)` until a poll says what time it is.
+    /// When input that the driver left is reported again; `Some(0)` until a poll passes the time.
     timeout_ns: Option<u64>,
     /// When queued output is offered again.
     retry_ns: u64,
 }
 
 impl Serial {
-    /// A UART whose interrupt drives `line`. Whoever wakes it polls it.
+    /// Creates a UART whose interrupt drives `line`. The owner polls it when the back end wakes it.
     pub fn new(line: IrqLine, backend: Box<dyn CharBackend>) -> Serial {
         Serial { regs: Regs::power_on(), line, backend, more_input: true, draining: false, timeout_ns: None, retry_ns: 0 }
     }
 
-    /// Bytes of output that were lost because the guest wrote on while the queue was full.
+    /// Returns the number of bytes of output that were lost because the guest wrote while the queue was full.
     pub fn lost_bytes(&self) -> u64 {
         self.regs.lost_bytes
     }
@@ -206,7 +208,7 @@ impl Serial {
         }
     }
 
-    /// Nothing is in the FIFO any more, or the driver has just read from it: the timeout's clock starts anew.
+    /// Restarts the clock of the timeout: the FIFO is empty, or the driver has just read from it.
     fn restart_timeout(&mut self) {
         self.regs.timeout = false;
         self.draining = !self.regs.rx.is_empty();
@@ -220,7 +222,8 @@ impl Serial {
                 self.timeout_ns = None;
                 self.draining = false;
                 self.regs.timeout = !self.regs.rx.is_empty();
-                // A driver that stopped above the trigger level: the chip would hold the line, and nobody would come.
+                // The driver stopped above the trigger level. The chip would keep the line high, and no interrupt would
+                // follow.
                 self.line.lower();
             }
             _ => {}
@@ -315,7 +318,7 @@ impl Serial {
             1 if dlab => self.regs.divisor = self.regs.divisor & 0x00ff | u16::from(value) << 8,
             0 => self.transmit(value),
             1 => {
-                // Switching the interrupt on while THR is empty raises it (section 8.6.3 note, as the chip does).
+                // Enabling the interrupt while THR is empty raises it (section 8.6.3 note, and the chip itself).
                 if value & !self.regs.ier & IER_THRE != 0 && !self.regs.thr_full() {
                     self.regs.thre_pending = true;
                 }
@@ -355,7 +358,7 @@ impl Device for Serial {
     }
 
     fn reset(&mut self) {
-        // What the guest has sent still belongs to the reader of the console.
+        // Output that the guest has sent still belongs to the reader of the console.
         let out = std::mem::take(&mut self.regs.out);
         let lost_bytes = self.regs.lost_bytes;
         self.regs = Regs { out, lost_bytes, ..Regs::power_on() };
@@ -521,8 +524,8 @@ mod tests {
         assert_eq!(got, text);
     }
 
-    /// An interrupt handler on an edge-triggered input, as drivers have it: passes until nothing is pending, and at
-    /// most so many against a line that is stuck. The board polls the chip after every `pause` accesses.
+    /// An interrupt handler on an edge-triggered input, as in drivers: it makes passes until nothing is pending, and at
+    /// most a fixed number, against a stuck line. The board polls the chip after every `pause` accesses.
     struct Handler {
         pause: usize,
         accesses: usize,
@@ -565,7 +568,7 @@ mod tests {
     fn a_driver_that_gives_up_after_so_many_bytes_gets_another_edge_for_the_rest_of_a_long_paste() {
         let text: Vec<u8> = (0..200_000u32).map(|n| (n * 7 >> 2) as u8).collect();
         // The FIFO off, and on with two trigger levels; polls in the middle of the handler or hardly ever; a handler of
-        // Linux's 512 passes of 256 bytes, and hasty ones.
+        // Linux's 512 passes of 256 bytes, and shorter ones.
         for (fcr, pause) in [0, 0x01, 0x81].into_iter().flat_map(|fcr| [1, 64, 100_000].map(|p| (fcr, p))) {
             for (passes, bytes) in [(512, 256), (1, 256), (1, 8), (3, 1)] {
                 let mut rig = rig();
@@ -595,7 +598,7 @@ mod tests {
         let mut rig = rig();
         rig.outb(4, MCR_OUT2);
         rig.outb(1, IER_THRE);
-        // A handler that looks at LSR and never at IIR.
+        // A handler that reads LSR and never IIR.
         for n in 1..=20 {
             assert_eq!(rig.irq.edges(4), n);
             rig.outb(0, b'x');

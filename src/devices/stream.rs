@@ -1,7 +1,7 @@
-//! A console over a stream socket: what stands behind COM1 in the engine child.
+//! A console over a stream socket: the back end of COM1 in the engine child.
 //!
-//! Output is written without blocking and kept in a bounded buffer while the other end is slow; beyond it the device
-//! is told to wait. Input is read by a thread of its own into a bounded queue and wakes the device.
+//! Output is written without blocking and kept in a bounded buffer while the other end is slow. When the buffer is full
+//! the device must wait. A thread of its own reads input into a bounded queue and wakes the device.
 //!
 //! **Hostile guest**: output beyond [`OUTPUT_LIMIT`] is not taken; the chip then holds its transmitter busy.
 
@@ -13,9 +13,9 @@ use std::sync::{Arc, Condvar, Mutex};
 use super::serial::CharBackend;
 use crate::hypervisor::backend::Waker;
 
-/// Bytes of output that wait at the most.
+/// Maximum number of bytes of output that wait.
 pub const OUTPUT_LIMIT: usize = 64 * 1024;
-/// Bytes of input that wait at the most; the reader then waits for the guest.
+/// Maximum number of bytes of input that wait. Then the reader waits for the guest.
 const INPUT_LIMIT: usize = 16 * 1024;
 
 #[derive(Default)]
@@ -39,7 +39,7 @@ pub struct StreamConsole {
 }
 
 impl StreamConsole {
-    /// Takes over `stream`; `reader` is woken by input, `writers` when a full buffer has room again.
+    /// Starts a console on `stream`. Input wakes `reader`; a full buffer that has room again wakes `writers`.
     pub fn new(stream: UnixStream, reader: Waker, writers: Vec<Waker>) -> std::io::Result<StreamConsole> {
         let mut source = stream.try_clone()?;
         let input = Arc::new(Input::default());
@@ -68,7 +68,7 @@ impl StreamConsole {
         Ok(StreamConsole { output, input })
     }
 
-    /// A view that writes and never reads: for COM2 to COM4.
+    /// Returns a handle that only writes: for COM2 to COM4.
     pub fn write_only(&self) -> StreamConsole {
         StreamConsole { output: Arc::clone(&self.output), input: Arc::default() }
     }
@@ -79,14 +79,14 @@ impl StreamConsole {
         drop(self.input.arrived.wait_timeout_while(held, limit, |held| held.is_empty()));
     }
 
-    /// Waits until all output has been handed over, at most `limit`: what the guest said last must not be lost.
+    /// Waits until all output has been handed over, at most `limit`, so that the guest's last output is not lost.
     pub fn flush(&self, limit: std::time::Duration) {
         let waiting = self.output.waiting.lock().expect("no panic happens under this lock");
         drop(self.output.more.wait_timeout_while(waiting, limit, |waiting| !waiting.is_empty()));
     }
 }
 
-/// Writes what waits, blocking; ends when the other end is gone, after which output is dropped.
+/// Writes the queued output, blocking. Ends when the other end is gone; then output is dropped.
 fn pump_output(output: &Output, writers: &[Waker]) {
     let mut gone = false;
     loop {

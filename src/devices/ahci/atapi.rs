@@ -1,10 +1,10 @@
-//! A CD drive behind AHCI: ATAPI packets (ATA8-ACS) with the commands of MMC-5 and SPC-3 that drivers use, and a disc of
-//! one data track that cannot be taken out.
+//! A CD drive behind AHCI: ATAPI packets (ATA8-ACS) with the commands of MMC-5 and SPC-3 that drivers use, and a disc
+//! of one data track that cannot be ejected.
 //!
 //! **Not modelled**: audio, subchannels, writing, DVD structures, ejecting. Such commands end with ILLEGAL REQUEST.
 
 use super::ata;
-use super::port::{Action, Command, ERROR_ABRT, Port};
+use super::port::{Command, CommandOutcome, ERROR_ABRT, Port};
 use crate::devices::disk::DiskOp;
 
 const BLOCK: u64 = 2048;
@@ -14,24 +14,24 @@ const MEDIUM_ERROR: u8 = 3;
 /// Profile: CD-ROM.
 const PROFILE_CD_ROM: u16 = 0x0008;
 
-/// What the command does.
-pub fn decode(port: &mut Port, command: &Command) -> Action {
+/// Decodes a command to its outcome.
+pub fn decode(port: &mut Port, command: &Command) -> CommandOutcome {
     match command.code {
         0xa0 => packet(port, command),
-        0xa1 => Action::PioIn(identify(port)),
-        0xef | 0xe0..=0xe3 | 0xe6 | 0xe7 | 0xea => Action::Done,
-        0xe5 => Action::DoneWithCount(0xff),
-        // IDENTIFY DEVICE tells a driver that it is a packet device by being aborted.
-        _ => Action::Failed(ERROR_ABRT),
+        0xa1 => CommandOutcome::PioIn(identify(port)),
+        0xef | 0xe0..=0xe3 | 0xe6 | 0xe7 | 0xea => CommandOutcome::Done,
+        0xe5 => CommandOutcome::DoneWithCount(0xff),
+        // IDENTIFY DEVICE is aborted. That tells a driver that this is a packet device.
+        _ => CommandOutcome::Failed(ERROR_ABRT),
     }
 }
 
-fn sense(port: &mut Port, key: u8, code: u8, qualifier: u8) -> Action {
+fn sense(port: &mut Port, key: u8, code: u8, qualifier: u8) -> CommandOutcome {
     port.drive.sense = (key, code, qualifier);
-    Action::Failed(key << 4 | ERROR_ABRT)
+    CommandOutcome::Failed(key << 4 | ERROR_ABRT)
 }
 
-/// The error register for a read that failed on the host.
+/// Sets the sense data for a read that failed on the host, and returns the error register.
 pub fn medium_error(port: &mut Port) -> u8 {
     // Unrecovered read error.
     port.drive.sense = (MEDIUM_ERROR, 0x11, 0);
@@ -46,16 +46,16 @@ fn be32(bytes: &[u8], at: usize) -> u32 {
     u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
-/// Data cut to what the host has room for.
-fn reply(mut data: Vec<u8>, room: usize) -> Action {
+/// Truncates data to the host's buffer.
+fn reply(mut data: Vec<u8>, room: usize) -> CommandOutcome {
     data.truncate(room);
-    if data.is_empty() { Action::Done } else { Action::PacketIn(data) }
+    if data.is_empty() { CommandOutcome::Done } else { CommandOutcome::PacketIn(data) }
 }
 
-fn packet(port: &mut Port, command: &Command) -> Action {
+fn packet(port: &mut Port, command: &Command) -> CommandOutcome {
     let packet = &command.packet;
     let code = packet[0];
-    // After power-on or a reset every command but these hears of it first.
+    // After power-on or a reset, every command except these reports it first.
     if port.drive.attention && !matches!(code, 0x03 | 0x12 | 0x46 | 0x4a) {
         port.drive.attention = false;
         return sense(port, UNIT_ATTENTION, 0x29, 0);
@@ -65,12 +65,12 @@ fn packet(port: &mut Port, command: &Command) -> Action {
     }
     match code {
         // TEST UNIT READY, PREVENT/ALLOW, SEEK, SYNCHRONIZE CACHE, SET SPEED.
-        0x00 | 0x1e | 0x2b | 0x35 | 0xbb => Action::Done,
+        0x00 | 0x1e | 0x2b | 0x35 | 0xbb => CommandOutcome::Done,
         0x03 => request_sense(port, packet[4].into()),
         0x12 => reply(inquiry(), be16(packet, 3)),
         // START STOP UNIT: the disc stays in.
         0x1b if packet[4] & 3 == 2 => sense(port, ILLEGAL_REQUEST, 0x53, 2),
-        0x1b => Action::Done,
+        0x1b => CommandOutcome::Done,
         0x25 => reply(capacity(port), 8),
         0x28 => read(port, be32(packet, 2), be16(packet, 7) as u32),
         0xa8 => read(port, be32(packet, 2), be32(packet, 6)),
@@ -88,19 +88,19 @@ fn blocks(port: &Port) -> u32 {
     (port.disk.size_bytes() / BLOCK).min(u32::MAX.into()) as u32
 }
 
-fn read(port: &mut Port, first: u32, count: u32) -> Action {
+fn read(port: &mut Port, first: u32, count: u32) -> CommandOutcome {
     if count == 0 {
-        return Action::Done;
+        return CommandOutcome::Done;
     }
     let (offset, bytes) = (u64::from(first) * BLOCK, u64::from(count) * BLOCK);
     if u64::from(first) + u64::from(count) > blocks(port).into() {
         // Logical block address out of range.
         return sense(port, ILLEGAL_REQUEST, 0x21, 0);
     }
-    Action::Transfer { op: DiskOp::Read, offset, bytes, flush: false, queued: false }
+    CommandOutcome::Transfer { op: DiskOp::Read, offset, bytes, flush: false, queued: false }
 }
 
-fn request_sense(port: &mut Port, room: usize) -> Action {
+fn request_sense(port: &mut Port, room: usize) -> CommandOutcome {
     let (key, code, qualifier) = std::mem::take(&mut port.drive.sense);
     let mut data = vec![0u8; 18];
     (data[0], data[2], data[7], data[12], data[13]) = (0x70, key, 10, code, qualifier);
@@ -120,16 +120,16 @@ fn capacity(port: &Port) -> Vec<u8> {
     [last.to_be_bytes(), (BLOCK as u32).to_be_bytes()].concat()
 }
 
-/// A block's address as minute, second and frame.
+/// Returns a block's address as minute, second and frame.
 fn msf(block: u32) -> [u8; 4] {
     let frames = u64::from(block) + 150;
     [0, (frames / (75 * 60)).min(255) as u8, (frames / 75 % 60) as u8, (frames % 75) as u8]
 }
 
-fn table_of_contents(port: &mut Port, packet: &[u8; 12]) -> Action {
+fn table_of_contents(port: &mut Port, packet: &[u8; 12]) -> CommandOutcome {
     let (time, room) = (packet[1] & 2 != 0, be16(packet, 7));
     let address = |block: u32| if time { msf(block) } else { block.to_be_bytes() };
-    // The format is in byte 2, and old drivers say it in the last one.
+    // The format is in byte 2. Old drivers have it in the last one.
     let format = if packet[2] & 0xf != 0 { packet[2] & 0xf } else { packet[9] >> 6 };
     let track = |number: u8, block: u32| [[0, 0x14, number, 0], address(block)].concat();
     let (first, last) = (1u8, 1u8);
@@ -170,7 +170,7 @@ fn configuration(packet: &[u8; 12]) -> Vec<u8> {
     data
 }
 
-/// Event status: the class of media, nothing new, disc present; or that there is no such class.
+/// Returns the event status: the class of media, nothing new, disc present; or that the class does not exist.
 fn events(packet: &[u8; 12]) -> Vec<u8> {
     const MEDIA: u8 = 4;
     match packet[4] & 1 << MEDIA != 0 {
@@ -186,7 +186,7 @@ fn disc_information() -> Vec<u8> {
     data
 }
 
-fn mode_sense(port: &mut Port, page: u8, room: usize) -> Action {
+fn mode_sense(port: &mut Port, page: u8, room: usize) -> CommandOutcome {
     let recovery: &[u8] = &[0x01, 6, 0, 5, 0, 0, 0, 0];
     // Capabilities: reads mode 2, does not write; the tray is locked; 706 kB/s.
     let capabilities: &[u8] = &[0x2a, 18, 0, 0, 0x70, 0, 0x23, 0, 2, 0xc2, 0, 0, 0, 0, 2, 0xc2, 0, 0, 0, 0];
@@ -204,7 +204,7 @@ fn mode_sense(port: &mut Port, page: u8, room: usize) -> Action {
     reply(data, room)
 }
 
-/// IDENTIFY PACKET DEVICE data.
+/// Returns IDENTIFY PACKET DEVICE data.
 fn identify(port: &Port) -> Vec<u8> {
     let mut data = vec![0u8; 512];
     ata::text(&mut data[20..40], &port.serial);

@@ -16,12 +16,13 @@
 //! **Not modelled**: MSI, port multipliers, command completion coalescing, enclosure management, power states of the
 //! link, hot plug, more than one port. None is offered.
 //!
-//! **Hostile guest**: registers are taken as aligned 32-bit words, the rest is dropped and reads as zeros. A command has
-//! at most [`port::PRDS_MAX`] regions and each is checked to be memory; 32 commands are in flight at the most. Structures
-//! outside of memory stop the port with a host bus error. While bus mastering is off, guest memory is not touched.
+//! **Hostile guest**: registers accept aligned 32-bit accesses only; other writes are dropped, and other reads give
+//! zeros. A command has at most [`port::PRDS_MAX`] regions, and each is checked to be memory; at most 32 commands are
+//! in flight. Structures outside of memory stop the port with a host bus error. While bus mastering is off, guest
+//! memory is not touched.
 //!
-//! **Saved state**: the registers, the drive's state, and which commands were in flight: the new device does them again,
-//! which is harmless since the driver has not been told that they were done.
+//! **Saved state**: the registers, the drive's state, and which commands were in flight:the new device executes them
+//! again. That is harmless, since their completion was not reported to the driver.
 
 mod ata;
 mod atapi;
@@ -53,7 +54,7 @@ const VS: u32 = 0x0001_0301;
 const PORT0: u64 = 0x100;
 const PORT_END: u64 = 0x180;
 
-/// What is behind the port.
+/// Kind of the drive behind the port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DriveKind {
     /// A disk.
@@ -68,9 +69,9 @@ pub struct Ahci {
     waker: Waker,
     port: Port,
     interrupts_enabled: bool,
-    /// IS: the port has something.
+    /// IS: the port requests an interrupt.
     pending: bool,
-    /// A state was loaded: look for commands to do again.
+    /// A state was loaded: look for commands to execute again.
     again: bool,
 }
 
@@ -84,7 +85,7 @@ struct State {
 }
 
 impl Ahci {
-    /// An adapter with `disk` behind its port; `waker` is the one that the disk wakes.
+    /// Creates an adapter with `disk` behind its port. `waker` is the one that the disk wakes.
     pub fn new(kind: DriveKind, disk: Box<dyn Disk>, serial: &str, mem: GuestMemory, waker: Waker, line: IrqLine) -> Ahci {
         let identity = Identity {
             vendor: 0x8086,
@@ -158,7 +159,7 @@ impl PciDevice for Ahci {
 
     fn config_write(&mut self, offset: u16, width: u8, value: u32) {
         self.config.write(offset, width, value);
-        // Bus mastering may have been switched on after the commands were issued.
+        // The driver may have enabled bus mastering after it issued commands.
         self.run_port();
     }
 

@@ -3,14 +3,14 @@
 //! | offset | register |
 //! |---|---|
 //! | 0x00, 0x04 | PxCLB, PxCLBU: the command list, 32 headers of 32 bytes |
-//! | 0x08, 0x0c | PxFB, PxFBU: where frames of the drive are put |
+//! | 0x08, 0x0c | PxFB, PxFBU: where the drive's frames are written |
 //! | 0x10, 0x14 | PxIS (write 1 to clear), PxIE |
 //! | 0x18 | PxCMD: ST, SUD, POD, CLO, FRE, CCS, FR, CR, ATAPI |
 //! | 0x20, 0x24 | PxTFD: status and error of the drive; PxSIG |
 //! | 0x28, 0x2c, 0x30 | PxSSTS, PxSCTL, PxSERR |
 //! | 0x34, 0x38 | PxSACT, PxCI: write 1 to set |
 //!
-//! A command that fails stops the port until the driver clears ST, as the specification has it (6.2.2); its bit in
+//! A command that fails stops the port until the driver clears ST, as the specification requires (6.2.2); its bit in
 //! PxCI (or PxSACT) stays set.
 
 use std::collections::BTreeMap;
@@ -21,9 +21,9 @@ use super::{DriveKind, ata, atapi};
 use crate::devices::disk::{Disk, DiskOp, DiskRequest, DiskStatus};
 use crate::hypervisor::memory::{GuestAddr, GuestMemory};
 
-/// Regions of one command's data.
+/// Maximum number of regions of one command's data.
 pub const PRDS_MAX: usize = 1024;
-/// Bytes that a command moves at the most: 65536 sectors.
+/// Maximum number of bytes that a command moves: 65536 sectors.
 const COMMAND_BYTES_MAX: u64 = 32 << 20;
 
 const CMD_ST: u32 = 1 << 0;
@@ -44,13 +44,13 @@ const IS_HBFS: u32 = 1 << 29;
 const IS_TFES: u32 = 1 << 30;
 
 const SERR_DIAG_X: u32 = 1 << 26;
-/// Device there and in phase 3, 3 Gbit/s, link active.
+/// Device present and in phase 3, 3 Gbit/s, link active.
 const SSTS_UP: u32 = 0x123;
 
 /// Status register of the drive.
 pub const STATUS_ERR: u8 = 0x01;
 const STATUS_DRQ: u8 = 0x08;
-/// DRDY and the bit that was once seek complete.
+/// DRDY and the former "seek complete" bit.
 pub const STATUS_READY: u8 = 0x50;
 /// Error register: the command was aborted.
 pub const ERROR_ABRT: u8 = 0x04;
@@ -65,7 +65,7 @@ const SDBFIS: u64 = 0x58;
 const FIS_INTERRUPT: u8 = 1 << 6;
 const CONTROL_SRST: u8 = 1 << 2;
 
-/// A register frame from the host.
+/// A command: a register frame from the host.
 #[derive(Debug, Clone, Copy)]
 pub struct Command {
     /// Command slot.
@@ -84,43 +84,43 @@ pub struct Command {
     pub packet: [u8; 12],
 }
 
-/// What a command does.
-pub enum Action {
-    /// It is done.
+/// Outcome of decoding a command.
+pub enum CommandOutcome {
+    /// The command is done.
     Done,
-    /// It is done, and the count register says so much.
+    /// The command is done, with this value in the count register.
     DoneWithCount(u16),
-    /// Data for the guest, as PIO does it.
+    /// Data for the guest, as with PIO.
     PioIn(Vec<u8>),
     /// Data for the guest of a packet command.
     PacketIn(Vec<u8>),
-    /// Sectors between disk and guest.
+    /// Moves sectors between disk and guest.
     Transfer {
         /// Read or write.
         op: DiskOp,
         /// First byte on the disk.
         offset: u64,
-        /// How many.
+        /// Number of bytes.
         bytes: u64,
-        /// To be flushed before it is done.
+        /// Must be flushed before it is done.
         flush: bool,
         /// An NCQ command.
         queued: bool,
     },
-    /// Requests without data.
+    /// Sends requests without data.
     Requests(Vec<(DiskOp, u64)>),
-    /// Trim: reads `bytes` of ranges from the guest first.
+    /// Trims: first reads `bytes` of ranges from the guest.
     Trim {
         /// Bytes of ranges.
         bytes: usize,
     },
-    /// It failed: the error register.
+    /// The command failed with this error register.
     Failed(u8),
-    /// An NCQ command that failed.
+    /// An NCQ command failed.
     QueuedFailed(u8),
 }
 
-/// One request to the disk: what, the first byte, the guest's buffers.
+/// One request to the disk: operation, first byte, the guest's buffers.
 type Part = (DiskOp, u64, Vec<(GuestAddr, u32)>);
 
 struct Pending {
@@ -154,17 +154,17 @@ struct Registers {
     stopping: bool,
 }
 
-/// What the drive itself remembers.
+/// State of the drive itself.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DriveState {
     /// Sense key, additional sense code and qualifier of the last packet command.
     pub sense: (u8, u8, u8),
-    /// A medium or a reset is still to be told of.
+    /// A new medium or a reset must still be reported.
     pub attention: bool,
     /// Slot, status and error of the queued command that failed last.
     pub queued_error: Option<(u8, u8, u8)>,
-    /// The write cache is off: each write is flushed.
+    /// The write cache is off, so each write is flushed.
     pub writethrough: bool,
 }
 
@@ -178,12 +178,12 @@ pub struct PortState {
 }
 
 impl PortState {
-    /// Whether a port can be in this state.
+    /// Checks whether a port can be in this state.
     pub fn check(&self) -> Result<(), String> {
         let regs = &self.regs;
         let aligned = regs.clb & 0x3ff == 0 && regs.fb & 0xff == 0;
         let known = regs.cmd & !(CMD_WRITABLE | 0x1f << 8) == 0;
-        // A state that was saved on the way to a stop has nothing left in flight.
+        // A state that was saved while it stopped has nothing in flight.
         match aligned && known && !regs.stopping && self.running & !(regs.ci | regs.sact) == 0 {
             true => Ok(()),
             false => Err("the registers of the port contradict each other".into()),
@@ -201,14 +201,14 @@ pub struct Port {
     regs: Registers,
     pending: BTreeMap<u64, Pending>,
     next_tag: u64,
-    /// Slots whose commands were begun.
+    /// Slots whose commands have begun.
     running: u32,
-    /// Of those, the ones that a loaded state says were begun.
+    /// Slots among `running` whose commands a loaded state says have begun.
     redo: u32,
 }
 
 impl Port {
-    /// A port after power-on.
+    /// Creates a port as after power-on.
     pub fn new(kind: DriveKind, disk: Box<dyn Disk>, serial: &str, mem: GuestMemory) -> Port {
         let regs = Registers {
             clb: 0,
@@ -256,8 +256,9 @@ impl Port {
         self.regs.tfd = 0x0100 | u32::from(STATUS_READY);
     }
 
-    /// Back to power-on.
+    /// Resets the port to its power-on state.
     pub fn reset(&mut self) {
+        // Requests in flight write into guest memory, which the guest may use for something else after a reset.
         self.disk.drain();
         while self.disk.completed().is_some() {}
         self.pending.clear();
@@ -279,7 +280,7 @@ impl Port {
         self.power_on();
     }
 
-    /// Whether the port wants an interrupt.
+    /// Returns whether the port requests an interrupt.
     pub fn interrupts(&self) -> bool {
         self.regs.is & self.regs.ie != 0
     }
@@ -330,6 +331,7 @@ impl Port {
                     self.regs.is &= !IS_PCS;
                 }
             }
+            // Only ones have an effect here and in PxCI, and only while ST is set (3.3.13, 3.3.14).
             0x34 if self.regs.cmd & CMD_ST != 0 => self.regs.sact |= value,
             0x38 if self.regs.cmd & CMD_ST != 0 => self.regs.ci |= value,
             _ => {}
@@ -347,15 +349,17 @@ impl Port {
             self.regs.sact = 0;
             self.regs.cmd &= !(0x1f << 8);
             self.regs.halted = false;
+            // CR stays until the last request ends, since drivers free their buffers when it falls.
             self.regs.stopping = !self.pending.is_empty();
             (self.running, self.redo) = (0, 0);
         }
     }
 
-    /// PxSCTL: DET 1 resets the link, and back to 0 brings it up.
+    /// Writes PxSCTL. DET 1 resets the link, and DET 0 after it brings it up.
     fn set_control(&mut self, value: u32) {
         let before = std::mem::replace(&mut self.regs.sctl, value & 0xfff) & 0xf;
         let now = value & 0xf;
+        // What PxTFD shows while there is no link.
         if now == 1 && before != 1 {
             self.regs.tfd = 0x7f;
         }
@@ -366,7 +370,7 @@ impl Port {
         }
     }
 
-    /// The drive sends its signature, as after every reset of it.
+    /// Sends the drive's signature, as after every reset of the drive.
     fn present(&mut self) {
         self.drive.queued_error = None;
         self.regs.srst = false;
@@ -391,7 +395,7 @@ impl Port {
         self.regs.halted = true;
     }
 
-    /// Begins the commands that were issued and were not begun yet.
+    /// Begins the commands that were issued and have not begun yet.
     pub fn run(&mut self) {
         for slot in 0..32u8 {
             let bit = 1 << slot;
@@ -415,14 +419,14 @@ impl Port {
         Some(header)
     }
 
-    /// Address of the command's table and how many regions it has.
+    /// Returns the address of the command's table and its number of regions.
     fn table(&self, slot: u8) -> Option<(u64, usize)> {
         let header = self.header(slot)?;
         let table = u64::from_le_bytes(header[8..16].try_into().expect("eight bytes")) & !0x7f;
         Some((table, usize::from(u16::from_le_bytes([header[2], header[3]]))))
     }
 
-    /// The regions for `bytes` of data, each of them memory.
+    /// Returns the regions for `bytes` of data, and checks that each is memory.
     fn regions(&self, slot: u8, bytes: u64) -> Option<Vec<(GuestAddr, u32)>> {
         let (table, count) = self.table(slot)?;
         let mut regions = Vec::new();
@@ -434,6 +438,7 @@ impl Port {
             let mut raw = [0; 16];
             self.mem.read(GuestAddr(table.checked_add(0x80 + 16 * index)?), &mut raw).ok()?;
             let addr = u64::from_le_bytes(raw[..8].try_into().expect("eight bytes")) & !1;
+            // The field is the number of bytes less one, and odd: a region has an even number of bytes (4.2.3.3).
             let len = u64::from(u32::from_le_bytes(raw[12..].try_into().expect("four bytes")) & 0x3f_ffff | 1) + 1;
             let len = len.min(left);
             if !self.mem.contains(GuestAddr(addr), len) {
@@ -455,6 +460,7 @@ impl Port {
             self.finish(slot, STATUS_READY | STATUS_ERR, ERROR_ABRT, None);
             return Some(());
         }
+        // Bit C: without it, the frame carries the control register and no command.
         if fis[1] & 0x80 == 0 {
             self.control(slot, fis[15]);
             return Some(());
@@ -477,7 +483,7 @@ impl Port {
         self.act(slot, action)
     }
 
-    /// A frame that only writes the control register: a software reset, in two steps.
+    /// Handles a frame that only writes the control register: a software reset, in two steps.
     fn control(&mut self, slot: u8, control: u8) {
         self.regs.ci &= !(1 << slot);
         self.running &= !(1 << slot);
@@ -488,13 +494,13 @@ impl Port {
         }
     }
 
-    fn act(&mut self, slot: u8, action: Action) -> Option<()> {
+    fn act(&mut self, slot: u8, action: CommandOutcome) -> Option<()> {
         match action {
-            Action::Done => self.finish(slot, STATUS_READY, 0, None),
-            Action::DoneWithCount(count) => self.finish(slot, STATUS_READY, 0, Some(count)),
-            Action::Failed(error) => self.finish(slot, STATUS_READY | STATUS_ERR, error, None),
-            Action::QueuedFailed(error) => self.finish_queued(slot, STATUS_READY | STATUS_ERR, error),
-            Action::PioIn(data) => {
+            CommandOutcome::Done => self.finish(slot, STATUS_READY, 0, None),
+            CommandOutcome::DoneWithCount(count) => self.finish(slot, STATUS_READY, 0, Some(count)),
+            CommandOutcome::Failed(error) => self.finish(slot, STATUS_READY | STATUS_ERR, error, None),
+            CommandOutcome::QueuedFailed(error) => self.finish_queued(slot, STATUS_READY | STATUS_ERR, error),
+            CommandOutcome::PioIn(data) => {
                 let moved = self.to_guest(slot, &data)?;
                 self.set_moved(slot, moved as u32);
                 let mut fis = [0u8; 20];
@@ -505,27 +511,28 @@ impl Port {
                 self.regs.is |= IS_PSS;
                 self.finish(slot, STATUS_READY, 0, None);
             }
-            Action::PacketIn(data) => {
+            CommandOutcome::PacketIn(data) => {
                 let moved = self.to_guest(slot, &data)?;
                 self.set_moved(slot, moved as u32);
                 // Interrupt reason: the command is complete, data went to the host.
                 self.finish(slot, STATUS_READY, 0, Some(3));
             }
-            Action::Requests(requests) => {
+            CommandOutcome::Requests(requests) => {
                 self.submit(slot, requests.into_iter().map(|(op, offset)| (op, offset, Vec::new())).collect(), 0, false, false);
             }
-            Action::Trim { bytes } => {
+            CommandOutcome::Trim { bytes } => {
                 let mut ranges = vec![0; bytes];
                 self.from_guest(slot, &mut ranges)?;
                 let action = ata::trim(self, &ranges);
                 return self.act(slot, action);
             }
-            Action::Transfer { op, offset, bytes, flush, queued } => {
+            CommandOutcome::Transfer { op, offset, bytes, flush, queued } => {
                 let regions = self.regions(slot, bytes.min(COMMAND_BYTES_MAX))?;
                 let there: u64 = regions.iter().map(|&(_, len)| u64::from(len)).sum();
                 if there != bytes {
-                    // The driver's regions are shorter than what it asked for.
-                    let failed = if queued { Action::QueuedFailed(ERROR_ABRT) } else { Action::Failed(ERROR_ABRT) };
+                    // The driver's regions are shorter than the transfer that it asked for.
+                    let failed =
+                        if queued { CommandOutcome::QueuedFailed(ERROR_ABRT) } else { CommandOutcome::Failed(ERROR_ABRT) };
                     return self.act(slot, failed);
                 }
                 if queued {
@@ -555,7 +562,7 @@ impl Port {
         Some(())
     }
 
-    /// PRDBC of the command's header.
+    /// Writes PRDBC in the command's header.
     fn set_moved(&mut self, slot: u8, bytes: u32) {
         let at = GuestAddr(self.regs.clb.wrapping_add(32 * u64::from(slot) + 4));
         if self.mem.write(at, &bytes.to_le_bytes()).is_err() {
@@ -573,7 +580,7 @@ impl Port {
         }
     }
 
-    /// Takes what the disk has done.
+    /// Handles the completions of the disk.
     pub fn collect(&mut self) {
         while let Some((tag, status)) = self.disk.completed() {
             let Some(pending) = self.pending.get_mut(&tag) else { continue };
@@ -615,7 +622,7 @@ impl Port {
         }
     }
 
-    /// The end of a command that is not queued: a register frame.
+    /// Ends a command that is not queued, with a register frame.
     fn finish(&mut self, slot: u8, status: u8, error: u8, count: Option<u16>) {
         self.regs.tfd = u32::from(error) << 8 | u32::from(status);
         let mut fis = [0u8; 20];
@@ -634,13 +641,13 @@ impl Port {
         }
     }
 
-    /// The drive has taken a queued command: its slot is free for the adapter, not for the driver.
+    /// Accepts a queued command: its slot is free for the adapter, but not for the driver.
     fn accept_queued(&mut self, slot: u8) {
         self.regs.ci &= !(1 << slot);
         self.regs.sact |= 1 << slot;
     }
 
-    /// The end of a queued command: a set-device-bits frame.
+    /// Ends a queued command, with a set-device-bits frame.
     fn finish_queued(&mut self, slot: u8, status: u8, error: u8) {
         let failed = status & STATUS_ERR != 0;
         self.regs.tfd = u32::from(error) << 8 | u32::from(status);
@@ -662,18 +669,18 @@ impl Port {
         }
     }
 
-    /// Whether the range is on the disk.
+    /// Returns whether the range is on the disk.
     pub fn in_range(&self, offset: Option<u64>, bytes: u64) -> bool {
         offset.and_then(|offset| offset.checked_add(bytes)).is_some_and(|end| end <= self.disk.size_bytes())
     }
 
-    /// The state.
+    /// Returns the state.
     pub fn save(&self) -> PortState {
         let regs = Registers { stopping: false, ..self.regs.clone() };
         PortState { regs, drive: self.drive.clone(), running: self.running }
     }
 
-    /// Takes over a state that was checked: what was in flight is issued again.
+    /// Restores a state that was checked. Commands that were in flight are issued again.
     pub fn load(&mut self, state: PortState) {
         self.disk.drain();
         while self.disk.completed().is_some() {}

@@ -69,7 +69,7 @@ impl Driver {
         self.ahci.bar_read(ABAR, register, 4) as u32
     }
 
-    /// Puts a command into a slot, with its data at `DATA` in two regions.
+    /// Writes a command to a slot, with its data at `DATA` in two regions.
     fn prepare(&mut self, slot: u64, fis: &[u8], packet: &[u8], bytes: u32) {
         let table = TABLES + slot * 0x400;
         let header = [5u32 | 2 << 16, 0, table as u32, 0];
@@ -113,7 +113,7 @@ impl Driver {
         self.get(TFD) as u8
     }
 
-    /// Runs a packet command; the error register.
+    /// Runs a packet command and returns the error register.
     fn packet(&mut self, packet: &[u8], bytes: u32) -> u8 {
         self.prepare(0, &[0x27, 0x80, 0xa0, 1], packet, bytes);
         self.set(CI, 1);
@@ -124,7 +124,7 @@ impl Driver {
         error
     }
 
-    /// As drivers do after an error: ST off and on.
+    /// Clears and sets ST, as drivers do after an error.
     fn recover(&mut self) {
         self.set(CMD, 0x10);
         self.set(IS, u32::MAX);
@@ -317,7 +317,7 @@ fn structures_outside_of_memory_stop_the_port_with_a_bus_error() {
     driver.ata(0, 0x25, 0, 4, 512);
     driver.set(CI, 1);
     assert_eq!(driver.get(TFD) as u8, 0x51, "fewer regions than sectors");
-    // Without bus mastering nothing runs, and with it what waited does.
+    // Without bus mastering nothing runs; once it is enabled, the waiting commands do.
     driver.recover();
     driver.ahci.config_write(4, 2, 2);
     driver.ata(0, 0xec, 0, 0, 512);
@@ -353,7 +353,7 @@ fn commands_in_flight_are_done_again_by_the_adapter_that_takes_over() {
     }
 }
 
-/// A function without a root around it.
+/// A function without a root.
 struct Bare(Ahci);
 
 impl Device for Bare {

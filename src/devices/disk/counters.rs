@@ -1,4 +1,4 @@
-//! What a disk has done since the machine was built, counted where it is done and read from other threads.
+//! Counters of a disk since the machine was built. The disk's threads count, and other threads read.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -17,7 +17,7 @@ pub struct DiskCounters {
 }
 
 impl DiskCounters {
-    /// Counts a request that has ended. One that failed moved nothing that the guest may rely on.
+    /// Counts a request that has ended. A failed one moved no bytes that the guest may rely on.
     pub fn count(&self, request: &DiskRequest, status: DiskStatus) {
         let add = |counter: &AtomicU64, by: u64| {
             counter.fetch_add(by, Ordering::Relaxed);
@@ -39,7 +39,7 @@ impl DiskCounters {
         }
     }
 
-    /// Each count with its name. Zeros that are written count as writes.
+    /// Returns each count with its name. Zeros that are written count as writes.
     pub fn read(&self) -> [(&'static str, u64); 7] {
         let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         [

@@ -1,6 +1,6 @@
 //! A disk on the host: a file (sparse or not), a block device or a zvol.
 //!
-//! Two threads a disk carry out the requests, straight between the file and guest memory. Cache modes:
+//! Two threads per disk carry out the requests, straight between the file and guest memory. Cache modes:
 //!
 //! | mode | data | flush |
 //! |---|---|---|
@@ -9,11 +9,11 @@
 //! | `writethrough` | page cache, durable after each write | durable |
 //! | `unsafe` | page cache | nothing: a power cut of the host may ruin the guest's file system |
 //!
-//! How writes are made durable, and space is given back, is [`medium`]'s to know. FreeBSD's devices have no page cache;
-//! they take whole sectors only, and what is no whole sector goes through a buffer as with direct I/O.
+//! [`medium`] knows how to make writes durable and how to give space back. FreeBSD's devices have no page cache. They
+//! accept whole sectors only, and other requests go through a buffer as with direct I/O.
 //!
-//! **Hostile guest**: requests outside of the disk end in an I/O error; the device bounds how many are in flight. What
-//! the guest makes the host fail at is noted once, and again only after it went well in between.
+//! **Hostile guest**: requests outside of the disk end in an I/O error; the device bounds how many are in flight. A
+//! failure of the host that the guest causes is reported once, and again only after a success in between.
 //!
 //! **Saved state**: none; the device saves what is in flight.
 
@@ -34,30 +34,30 @@ use crate::hypervisor::memory::{GuestAddr, GuestMemory};
 
 const WORKERS: usize = 2;
 const SECTOR: u64 = 512;
-/// Bytes that go through a buffer at once.
+/// Bytes that go through a buffer in one step.
 const BOUNCE_BYTES: usize = 256 * 1024;
 const BUFFER_ALIGN: usize = 4096;
 
-/// How the host's cache is used.
+/// Use of the host's cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum CacheMode {
-    /// The page cache; the guest's flushes reach the medium.
+    /// The page cache. The guest's flushes reach the medium.
     #[default]
     Writeback,
     /// Past the page cache where that is possible.
     None,
-    /// The page cache; each write reaches the medium before it ends.
+    /// The page cache. Each write reaches the medium before it ends.
     Writethrough,
-    /// The page cache; flushes are ignored.
+    /// The page cache. Flushes are ignored.
     Unsafe,
 }
 
-/// How a disk is opened.
+/// Options for opening a disk.
 #[derive(Debug, Clone)]
 pub struct DiskOptions {
     /// Refuse writes, and share the file with other readers.
     pub read_only: bool,
-    /// How the host's cache is used.
+    /// Use of the host's cache.
     pub cache: CacheMode,
     /// Whether discarded space is given back to the host.
     pub discard: bool,
@@ -69,26 +69,26 @@ impl Default for DiskOptions {
     }
 }
 
-/// What happened to a disk while it runs and the user should know.
+/// An event of a running disk that the user should know.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DiskNote {
-    /// The host's file system is full; the guest sees I/O errors.
+    /// The host's file system is full. The guest sees I/O errors.
     #[error("disk full: no space left on the host for `{path}`; the guest's writes fail until there is")]
     Full {
         /// The disk.
         path: PathBuf,
     },
-    /// The host cannot read or write.
+    /// The host failed to read or write.
     #[error("cannot {action} disk `{path}`: {error}")]
     Failed {
         /// The disk.
         path: PathBuf,
         /// `read`, `write`, `flush`, `discard`.
         action: &'static str,
-        /// The host's words.
+        /// The host's error message.
         error: String,
     },
-    /// Somebody made the file shorter.
+    /// Another program made the file shorter.
     #[error("disk `{path}` has become shorter than the {size} bytes that the guest was given")]
     Truncated {
         /// The disk.
@@ -96,7 +96,7 @@ pub enum DiskNote {
         /// Its size at start.
         size: u64,
     },
-    /// Cache mode `none` is not to be had here.
+    /// Cache mode `none` is not possible here.
     #[error("disk `{path}` does not support direct I/O here; the page cache is used")]
     NoDirectIo {
         /// The disk.
@@ -104,53 +104,53 @@ pub enum DiskNote {
     },
 }
 
-/// Takes notes; called from the disk's threads.
+/// A callback for notes. The disk's threads call it.
 pub type DiskNotes = Arc<dyn Fn(DiskNote) + Send + Sync>;
 
-/// What a disk needs of the machine.
+/// The parts of the machine that a disk needs.
 #[derive(Clone)]
 pub struct DiskHost {
     /// The guest's memory.
     pub memory: GuestMemory,
     /// Wakes the device.
     pub waker: Waker,
-    /// Hears what the user should know.
+    /// Receives the notes for the user.
     pub notes: DiskNotes,
 }
 
-/// A disk that cannot be used.
+/// The error for a disk that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
     /// A system call failed.
     #[error("cannot {action} disk `{path}`")]
     Host {
-        /// What was tried.
+        /// The action that failed.
         action: &'static str,
         /// The disk.
         path: PathBuf,
-        /// What the host said.
+        /// The error of the host.
         source: io::Error,
     },
-    /// Locked by another.
+    /// Another process holds the lock.
     #[error("disk `{path}` is in use by another guest or program")]
     InUse {
         /// The disk.
         path: PathBuf,
     },
-    /// A directory, a pipe, a terminal.
+    /// It is a directory, a pipe or a terminal.
     #[error("disk `{path}` is neither a file nor a block device")]
     NotADisk {
         /// The path.
         path: PathBuf,
     },
-    /// No bytes.
+    /// It has no bytes.
     #[error("disk `{path}` is empty")]
     Empty {
         /// The disk.
         path: PathBuf,
     },
-    /// Not a whole number of sectors.
-    #[error("disk `{path}` has `{size}` bytes, which is no multiple of 512: it is cut short, or no raw image")]
+    /// Its size is not a whole number of sectors.
+    #[error("disk `{path}` has `{size}` bytes, which is not a multiple of 512: it is incomplete, or not a raw image")]
     OddSize {
         /// The disk.
         path: PathBuf,
@@ -160,7 +160,7 @@ pub enum DiskError {
 }
 
 impl DiskError {
-    /// The next step, where there is one.
+    /// Returns the next step for the user, if there is one.
     pub fn hint(&self) -> Option<String> {
         match self {
             DiskError::InUse { .. } => Some("stop the other guest, or open the disk read-only in both (`ro = true`)".into()),
@@ -179,7 +179,7 @@ pub struct OpenDisk {
 }
 
 /// Opens and locks a disk: for its user alone, or with `read_only` for readers only. The lock lives as long as the
-/// descriptor and all its copies, also those in other processes.
+/// descriptor and all its copies, also in other processes.
 pub fn open_file(path: &Path, options: &DiskOptions) -> Result<OpenDisk, DiskError> {
     let host = |action, source| DiskError::Host { action, path: path.to_owned(), source };
     let mut how = OpenOptions::new();
@@ -200,7 +200,7 @@ pub fn open_file(path: &Path, options: &DiskOptions) -> Result<OpenDisk, DiskErr
     }
 }
 
-/// Whether it is a file rather than a device.
+/// Checks the type, and returns whether it is a file rather than a device.
 fn check_type(file: &File, path: &Path) -> Result<bool, DiskError> {
     let source = |source| DiskError::Host { action: "examine", path: path.to_owned(), source };
     let kind = file.metadata().map_err(source)?.file_type();
@@ -234,7 +234,7 @@ impl AlignedBuffer {
     }
 }
 
-/// What the threads share.
+/// State that the threads share.
 struct Engine {
     file: File,
     path: PathBuf,
@@ -249,7 +249,8 @@ struct Engine {
     jobs: Mutex<Jobs>,
     work: Condvar,
     idle: Condvar,
-    /// A misaligned direct write reads and writes whole blocks: nobody else writes meanwhile.
+    /// Taken for writing by a misaligned direct write, which reads and writes whole blocks: no other write may happen
+    /// meanwhile.
     blocks: RwLock<()>,
     noted_full: AtomicBool,
     noted_failure: AtomicBool,
@@ -304,7 +305,7 @@ impl FileDisk {
         Ok(disk)
     }
 
-    /// What the guest has had it do.
+    /// Returns the counters of the guest's requests.
     pub fn counters(&self) -> Arc<DiskCounters> {
         Arc::clone(&self.engine.counters)
     }
@@ -360,7 +361,7 @@ impl DiskReader for Engine {
         if self.align == 1 {
             return self.file.read_exact_at(buffer, offset);
         }
-        // Direct I/O: whole blocks into memory that it accepts.
+        // Direct I/O moves whole blocks into memory that it accepts.
         let mut bounce = AlignedBuffer::new(BOUNCE_BYTES);
         let mut done = 0;
         while done < buffer.len() {
@@ -406,7 +407,7 @@ fn set_direct(file: &File, on: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// The alignment that direct I/O on `file` needs, if it works at all: found by trying.
+/// Returns the alignment that direct I/O on `file` needs, if it works at all. It tries to find out.
 fn direct_alignment(file: &File, size: u64) -> Option<u64> {
     set_direct(file, true).ok()?;
     let mut buffer = AlignedBuffer::new(BUFFER_ALIGN);
@@ -454,7 +455,7 @@ impl Engine {
         self.jobs.lock().expect("no panic happens under this lock")
     }
 
-    /// A worker's life: what waits is done before it ends.
+    /// Runs a worker. It finishes the waiting requests before it ends.
     fn work(&self) {
         let mut jobs = self.jobs();
         loop {
@@ -575,7 +576,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Direct I/O for a request that is not aligned: whole blocks through a buffer.
+    /// Executes a request that is not aligned for direct I/O: whole blocks through a buffer.
     fn transfer_bounced(&self, request: &DiskRequest, write: bool) -> io::Result<()> {
         let _alone = self.blocks.write().expect("no panic happens under this lock");
         let mut buffer = AlignedBuffer::new(BOUNCE_BYTES);
@@ -628,7 +629,7 @@ impl Engine {
         self.write_blocks(offset, offset + bytes, |block, _| block.fill(0))
     }
 
-    /// Writes `offset..end` from a buffer, in whole blocks. `fill` makes the bytes that belong at a place of the disk.
+    /// Writes `offset..end` from a buffer, in whole blocks. `fill` gives the bytes for a position of the disk.
     fn write_blocks(&self, offset: u64, end: u64, fill: impl Fn(&mut [u8], u64)) -> io::Result<()> {
         let _alone = self.blocks.write().expect("no panic happens under this lock");
         let mut buffer = AlignedBuffer::new(BOUNCE_BYTES);
@@ -716,7 +717,7 @@ mod tests {
         }
         let disk = open(&path, &DiskOptions { read_only: true, ..options(CacheMode::Writeback) }, &rig.host).unwrap();
         assert_eq!(disk.reader().write_at(0, &[1]).unwrap_err().kind(), io::ErrorKind::ReadOnlyFilesystem);
-        // FreeBSD's devices take whole sectors, and so does direct I/O.
+        // FreeBSD's devices accept whole sectors only, and so does direct I/O.
         let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
         let engine = Engine::new(file, &path, 1 << 20, &DiskOptions::default(), true, 4096, rig.host.clone());
         engine.write_at(4000, &[7; 200]).unwrap();
@@ -794,7 +795,7 @@ mod tests {
         let path = rig.image(1 << 20);
         std::fs::write(&path, vec![0xee; 1 << 20]).unwrap();
         let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
-        // As a device with sectors of 4096 bytes is driven.
+        // Driven like a device with sectors of 4096 bytes.
         let engine = Engine::new(file, &path, 1 << 20, &DiskOptions::default(), false, 4096, rig.host.clone());
         engine.write_zero_blocks(512, 300_032).unwrap();
         let write = DiskRequest { tag: 1, op: DiskOp::Write, offset: 700_416, segments: vec![(GuestAddr(0), 512)] };

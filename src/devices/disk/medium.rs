@@ -1,4 +1,4 @@
-//! What a disk's file or device can do beyond reading and writing: make writes durable, give space back, be zeroed.
+//! Operations on a disk's file or device beyond reading and writing: making writes durable, giving space back, zeroing.
 //!
 //! | | Linux | FreeBSD, a file | FreeBSD, a device (zvol, disk, partition) |
 //! |---|---|---|---|
@@ -24,13 +24,13 @@ pub use linux::{can_discard, discard, sector_bytes, sync_data, zero_range};
 #[cfg(not(any(target_os = "linux", target_os = "freebsd")))]
 pub use plain::{can_discard, discard, sector_bytes, sync_data, zero_range};
 
-/// Whether the error says that the file cannot do this at all.
+/// Returns whether the error says that the file does not support the operation at all.
 pub fn is_unsupported(error: &io::Error) -> bool {
     let codes = [libc::EOPNOTSUPP, libc::ENOTSUP, libc::ENOSYS, libc::EINVAL, libc::ENOTTY, libc::ENODEV];
     error.kind() == io::ErrorKind::Unsupported || error.raw_os_error().is_some_and(|code| codes.contains(&code))
 }
 
-/// The largest range inside of `offset..offset + bytes` that begins and ends at multiples of `unit`.
+/// Returns the largest range inside of `offset..offset + bytes` that begins and ends at multiples of `unit`.
 #[cfg(any(target_os = "freebsd", test))]
 fn whole_units(offset: u64, bytes: u64, unit: u64) -> Option<(u64, u64)> {
     let start = offset.checked_next_multiple_of(unit)?;
@@ -45,12 +45,13 @@ mod linux {
 
     use nix::fcntl::{FallocateFlags, fallocate};
 
-    /// The unit of transfers: any.
+    /// Returns the unit of transfers: one byte.
     pub fn sector_bytes(_: &File, _regular: bool) -> io::Result<u64> {
         Ok(1)
     }
 
-    /// Whether the file system gives back the space of a hole: tried beyond the end, where there is nothing to lose.
+    /// Returns whether the file system gives back the space of a hole. It tries beyond the end of the file, where no
+    /// data can be lost.
     pub fn can_discard(file: &File, regular: bool, size: u64) -> bool {
         !regular || discard(file, regular, size, 4096).is_ok()
     }
@@ -67,7 +68,7 @@ mod linux {
         Ok(fallocate(file, flags, offset as libc::off_t, bytes as libc::off_t)?)
     }
 
-    /// Makes what was written durable.
+    /// Makes earlier writes durable.
     pub fn sync_data(file: &File, _regular: bool) -> io::Result<()> {
         file.sync_data()
     }
@@ -85,7 +86,7 @@ mod freebsd {
     /// sys/sys/unistd.h, since 14.0; an earlier fpathconf(2) refuses it as unknown.
     const PC_DEALLOC_PRESENT: libc::c_int = 65;
 
-    /// `struct diocgattr_arg` of sys/sys/disk.h; of the union only the integer is used.
+    /// `struct diocgattr_arg` of sys/sys/disk.h. Only the integer of the union is used.
     #[repr(C)]
     pub struct Attribute {
         name: [u8; 64],
@@ -113,7 +114,7 @@ mod freebsd {
         *mut libc::spacectl_range,
     ) -> libc::c_int;
 
-    /// fspacectl(2), where this system has it.
+    /// Returns fspacectl(2), if this system has it.
     fn fspacectl() -> Option<Fspacectl> {
         static FOUND: OnceLock<Option<Fspacectl>> = OnceLock::new();
         *FOUND.get_or_init(|| {
@@ -124,7 +125,7 @@ mod freebsd {
         })
     }
 
-    /// The unit of transfers: a device's sector, any for a file.
+    /// Returns the unit of transfers: a device's sector, or one byte for a file.
     pub fn sector_bytes(file: &File, regular: bool) -> io::Result<u64> {
         if regular {
             return Ok(1);
@@ -135,7 +136,7 @@ mod freebsd {
         Ok(u64::from(bytes).max(1))
     }
 
-    /// Whether the file system or the device gives space back.
+    /// Returns whether the file system or the device gives space back.
     pub fn can_discard(file: &File, regular: bool, _size: u64) -> bool {
         let fd = file.as_raw_fd();
         if regular {
@@ -154,7 +155,7 @@ mod freebsd {
     /// Gives the space of a range back to the host.
     pub fn discard(file: &File, regular: bool, offset: u64, bytes: u64) -> io::Result<()> {
         if !regular {
-            // A part of a sector cannot be given back, and asking for it makes the kernel log a line.
+            // A part of a sector cannot be given back, and a request for it makes the kernel log a line.
             let Some((offset, bytes)) = whole_units(offset, bytes, sector_bytes(file, regular)?) else { return Ok(()) };
             let range = [offset as libc::off_t, bytes as libc::off_t];
             // SAFETY: the request reads two off_t, which live over the call.
@@ -178,19 +179,19 @@ mod freebsd {
         Ok(())
     }
 
-    /// Zeroes a range without writing it all: there is no such thing.
+    /// Zeroes a range without writing it all. This system cannot.
     pub fn zero_range(_: &File, _offset: u64, _bytes: u64) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    /// Makes what was written durable.
+    /// Makes earlier writes durable.
     pub fn sync_data(file: &File, regular: bool) -> io::Result<()> {
         if regular {
             return file.sync_data();
         }
         // SAFETY: the request has no argument.
         match unsafe { diocgflush(file.as_raw_fd()) }.map_err(io::Error::from) {
-            // A device that cannot flush has nothing to flush, or nothing more can be done, as for the file systems.
+            // A device that cannot flush has nothing to flush, or nothing more can be done, as on the file systems.
             Err(error) if is_unsupported(&error) => Ok(()),
             other => other.map(drop),
         }
@@ -202,23 +203,23 @@ mod plain {
     use std::fs::File;
     use std::io;
 
-    /// The unit of transfers: any.
+    /// Returns the unit of transfers: one byte.
     pub fn sector_bytes(_: &File, _regular: bool) -> io::Result<u64> {
         Ok(1)
     }
-    /// Not known here.
+    /// Returns false: not known for this system.
     pub fn can_discard(_: &File, _regular: bool, _size: u64) -> bool {
         false
     }
-    /// Not known here.
+    /// Fails: not known for this system.
     pub fn discard(_: &File, _regular: bool, _offset: u64, _bytes: u64) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
-    /// Not known here.
+    /// Fails: not known for this system.
     pub fn zero_range(_: &File, _offset: u64, _bytes: u64) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
-    /// Makes what was written durable.
+    /// Makes earlier writes durable.
     pub fn sync_data(file: &File, _regular: bool) -> io::Result<()> {
         file.sync_data()
     }

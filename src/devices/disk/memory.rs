@@ -1,4 +1,4 @@
-//! A disk in memory, for tests: it completes at once, or when and in the order that the test says.
+//! A disk in memory, for tests: it completes requests at once, or when and in the order that the test says.
 //!
 //! **Hostile guest**: requests outside of the disk end in an I/O error.
 
@@ -26,7 +26,7 @@ pub struct MemoryDisk {
     read_only: bool,
 }
 
-/// The test's end of a [`MemoryDisk`].
+/// The test's handle of a [`MemoryDisk`].
 #[derive(Clone)]
 pub struct MemoryDiskHandle {
     memory: GuestMemory,
@@ -38,7 +38,7 @@ fn locked(inner: &Mutex<Inner>) -> MutexGuard<'_, Inner> {
 }
 
 impl MemoryDisk {
-    /// A disk of `size_bytes` zeros, and the handle to it.
+    /// Creates a disk of `size_bytes` zeros, and the handle to it.
     pub fn new(memory: &GuestMemory, size_bytes: u64, read_only: bool) -> (MemoryDisk, MemoryDiskHandle) {
         let inner = Arc::new(Mutex::new(Inner { bytes: vec![0; size_bytes as usize], ..Inner::default() }));
         let handle = MemoryDiskHandle { memory: memory.clone(), inner: inner.clone() };
@@ -47,15 +47,15 @@ impl MemoryDisk {
 }
 
 impl MemoryDiskHandle {
-    /// Whether requests wait until they are released.
+    /// Sets whether requests wait until they are released.
     pub fn hold(&self, held: bool) {
         locked(&self.inner).held = held;
     }
-    /// Whether requests end in an I/O error.
+    /// Sets whether requests end in an I/O error.
     pub fn fail(&self, fail: bool) {
         locked(&self.inner).fail = fail;
     }
-    /// Requests that wait.
+    /// Returns the number of requests that wait.
     pub fn waiting(&self) -> usize {
         locked(&self.inner).waiting.len()
     }
@@ -66,15 +66,15 @@ impl MemoryDiskHandle {
             inner.carry_out(&self.memory, &request);
         }
     }
-    /// What was asked for so far.
+    /// Takes the operations that were requested so far.
     pub fn take_seen(&self) -> Vec<DiskOp> {
         std::mem::take(&mut locked(&self.inner).seen)
     }
-    /// A copy of the disk.
+    /// Returns a copy of the disk.
     pub fn bytes(&self) -> Vec<u8> {
         locked(&self.inner).bytes.clone()
     }
-    /// Changes the disk's content.
+    /// Changes the disk's contents.
     pub fn put(&self, offset: usize, bytes: &[u8]) {
         locked(&self.inner).bytes[offset..offset + bytes.len()].copy_from_slice(bytes);
     }

@@ -1,7 +1,7 @@
-//! What stands behind a disk device: requests in, completions out, the waiting on a thread of its own.
-pub mod counters; // what a disk has done
+//! Back ends of disk devices: requests in, completions out. Waiting happens on a thread of its own.
+pub mod counters; // counters of a disk
 pub mod file; // a file, block device or zvol of the host
-pub mod medium; // what the host's file or device can do beyond reading and writing
+pub mod medium; // operations of the host's file or device beyond reading and writing
 pub mod memory; // an array of bytes, for tests
 
 use std::io;
@@ -9,21 +9,21 @@ use std::sync::Arc;
 
 use crate::hypervisor::memory::GuestAddr;
 
-/// What a request asks.
+/// Operation of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DiskOp {
-    /// From the disk into guest memory.
+    /// Moves bytes from the disk into guest memory.
     Read,
-    /// From guest memory to the disk.
+    /// Moves bytes from guest memory to the disk.
     Write,
-    /// Everything written so far must survive a power cut.
+    /// Makes all earlier writes survive a power cut.
     Flush,
-    /// `bytes` from `offset` are not needed any more; they may read as anything afterwards.
+    /// Marks `bytes` from `offset` as not needed any more. They may read as anything afterwards.
     Discard {
         /// Length.
         bytes: u64,
     },
-    /// `bytes` from `offset` must read as zeros afterwards.
+    /// Makes `bytes` from `offset` read as zeros afterwards.
     WriteZeroes {
         /// Length.
         bytes: u64,
@@ -35,18 +35,18 @@ pub enum DiskOp {
 /// One request.
 #[derive(Debug, Clone)]
 pub struct DiskRequest {
-    /// The device's name for it, given back on completion.
+    /// The device's number for it, returned on completion.
     pub tag: u64,
-    /// What to do.
+    /// The operation.
     pub op: DiskOp,
     /// First byte on the disk.
     pub offset: u64,
-    /// The guest's buffers, in order; checked to be guest memory.
+    /// The guest's buffers, in order. They have been checked to be guest memory.
     pub segments: Vec<(GuestAddr, u32)>,
 }
 
 impl DiskRequest {
-    /// Bytes of the disk that it touches.
+    /// Returns the number of bytes of the disk that it touches.
     pub fn bytes(&self) -> u64 {
         match self.op {
             DiskOp::Read | DiskOp::Write => self.segments.iter().map(|&(_, len)| u64::from(len)).sum(),
@@ -56,43 +56,45 @@ impl DiskRequest {
     }
 }
 
-/// How a request ended.
+/// Result of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DiskStatus {
-    /// Done.
+    /// Success.
     Ok,
-    /// The medium failed or the host's disk is full; the guest sees an I/O error.
+    /// The medium failed or the host's disk is full. The guest sees an I/O error.
     IoError,
-    /// This disk cannot do that.
+    /// This disk does not support the operation.
     Unsupported,
 }
 
-/// A disk. `submit` and `completed` never block; completions wake the device through the waker that the disk was
-/// built with.
+/// A disk. `submit` and `completed` never block. Completions wake the device through the waker that the disk was built
+/// with.
 pub trait Disk: Send {
-    /// Size in bytes, a multiple of 512.
+    /// Returns the size in bytes, a multiple of 512.
     fn size_bytes(&self) -> u64;
-    /// Whether writes are refused.
+    /// Returns whether writes are refused.
     fn read_only(&self) -> bool;
-    /// Whether `Discard` is understood.
+    /// Returns whether the disk supports `Discard`.
     fn can_discard(&self) -> bool;
     /// Takes a request.
     fn submit(&mut self, request: DiskRequest);
-    /// The next completion, if there is one.
+    /// Returns the next completion, if there is one.
     fn completed(&mut self) -> Option<(u64, DiskStatus)>;
-    /// Waits for all requests in flight; used before a reset and before state is saved. Bounded by the host's I/O.
+    /// Waits for all requests in flight, before a reset and before state is saved. The wait is bounded by the host's
+    /// I/O.
     fn drain(&mut self);
-    /// The same bytes for a loader, which reads before the guest runs.
+    /// Returns a reader of the same bytes for a loader, which reads before the guest runs.
     fn reader(&self) -> Arc<dyn DiskReader>;
 }
 
-/// Reads a disk from the host's side, past the guest's requests, and writes what a boot loader may; blocks.
+/// Access to a disk from the host's side, past the guest's requests: reads, and the writes that a boot loader may make.
+/// It blocks.
 pub trait DiskReader: Send + Sync {
-    /// Size in bytes.
+    /// Returns the size in bytes.
     fn size_bytes(&self) -> u64;
-    /// Fills `buffer` from `offset`; beyond the end is an error.
+    /// Fills `buffer` from `offset`. It is an error beyond the end.
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
-    /// Writes `bytes` at `offset` and makes them durable; where the guest may not write, nobody may.
+    /// Writes `bytes` at `offset` and makes them durable. Fails where the guest may not write either.
     fn write_at(&self, _offset: u64, _bytes: &[u8]) -> io::Result<()> {
         Err(io::ErrorKind::ReadOnlyFilesystem.into())
     }

@@ -1,11 +1,11 @@
-//! What an interface has carried since the machine was built: any back end, with its frames counted as they pass.
+//! Counters of an interface since the machine was built. They wrap any back end and count its frames.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Nic;
 
-/// Frames and bytes, as the guest sees the directions.
+/// Counts of frames and bytes. The directions are those of the guest.
 #[derive(Debug, Default)]
 pub struct NicCounters {
     received_bytes: AtomicU64,
@@ -15,7 +15,7 @@ pub struct NicCounters {
 }
 
 impl NicCounters {
-    /// Each count with its name.
+    /// Returns each count with its name.
     pub fn read(&self) -> [(&'static str, u64); 4] {
         let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         [
@@ -34,12 +34,12 @@ pub struct Counted {
 }
 
 impl Counted {
-    /// Counts what `nic` carries.
+    /// Wraps `nic` and counts its frames.
     pub fn new(nic: Box<dyn Nic>) -> Counted {
         Counted { nic, counters: Arc::default() }
     }
 
-    /// The counts, which go on.
+    /// Returns the counters. They continue to count.
     pub fn counters(&self) -> Arc<NicCounters> {
         Arc::clone(&self.counters)
     }
@@ -72,7 +72,7 @@ mod tests {
     use super::super::NoWire;
     use super::*;
 
-    /// Gives back what it is sent.
+    /// A back end that returns the frames that it is sent.
     #[derive(Default)]
     struct Loop(Vec<Vec<u8>>);
 

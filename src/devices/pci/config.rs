@@ -1,16 +1,16 @@
 //! A function's configuration space: PCI Local Bus 3.0, chapter 6 (type 0 header, capabilities, INTx).
 //!
-//! 256 bytes with a mask of the bits that the guest may write and of those that it clears by writing ones. A BAR
-//! is nothing but such a mask, so sizing (write ones, read back) needs no code of its own. The 3840 bytes of
-//! PCI Express extended space read as zeros: no extended capability.
+//! 256 bytes with a mask of the bits that the guest may write and of those that it clears by writing ones. A BAR is
+//! only such a mask, so sizing (write ones, read back) needs no code of its own. The 3840 bytes of PCI Express extended
+//! space read as zeros: no extended capability.
 //!
-//! **Not modelled**: expansion ROMs, MSI without X, power management states, parity and system errors (their
-//! status bits never rise).
+//! **Not modelled**: expansion ROMs, MSI without X, power management states, parity and system errors (their status
+//! bits never rise).
 //!
 //! **Hostile guest**: every offset is masked into the 256 bytes; nothing is allocated after construction.
 //!
-//! **Saved state**: [`ConfigState`], embedded by the function in its own section; refused where a read-only bit
-//! differs from this function's.
+//! **Saved state**: [`ConfigState`], embedded by the function in its own section; refused where a read-only bit differs
+//! from this function's.
 
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -45,7 +45,7 @@ const FIRST_CAPABILITY: usize = 0x40;
 const CAP_ID_MSIX: u8 = 0x11;
 const BARS: usize = 6;
 
-/// Who the function says it is.
+/// Identity of a function in its header.
 #[derive(Debug, Clone, Copy)]
 pub struct Identity {
     /// Vendor ID.
@@ -62,38 +62,38 @@ pub struct Identity {
     pub subsystem: u16,
 }
 
-/// What a base address register asks for.
+/// Kind of a base address register.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BarKind {
     /// I/O ports.
     Io,
     /// Memory below 4 GiB.
     Memory32,
-    /// Memory anywhere; takes this register and the next.
+    /// Memory anywhere. It takes this register and the next.
     Memory64 {
         /// Reads have no side effects and writes may be merged.
         prefetchable: bool,
     },
 }
 
-/// One BAR as it stands: what it asks for and where the guest put it.
+/// A BAR with its kind and the address at which the guest put it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BarWindow {
     /// Number of the register.
     pub bar: u8,
-    /// What it asks for.
+    /// Kind of the register.
     pub kind: BarKind,
-    /// Its address now.
+    /// Its present address.
     pub address: u64,
     /// Bytes, a power of two.
     pub size: u64,
-    /// Whether the command register lets the function answer there.
+    /// Whether the command register enables the window.
     pub enabled: bool,
 }
 
 struct Intx {
     line: IrqLine,
-    /// What the function asks for, before the disable bit.
+    /// The level that the function requests, before the disable bit.
     level: bool,
 }
 
@@ -120,7 +120,7 @@ pub struct ConfigState {
 }
 
 impl ConfigSpace {
-    /// A function with no BAR, no capability and no interrupt.
+    /// Creates a function with no BAR, no capability and no interrupt.
     pub fn new(identity: &Identity) -> ConfigSpace {
         let mut config = ConfigSpace {
             bytes: [0; 256],
@@ -161,7 +161,7 @@ impl ConfigSpace {
 
     /// Gives the function a BAR. `size` is a power of two, at least 16 for memory and 4 for ports.
     ///
-    /// Panics where the caller's table is wrong: a register used twice, or a size that is none.
+    /// Panics if the caller's table is wrong: a register used twice, or a size that is not valid.
     pub fn add_bar(&mut self, bar: u8, kind: BarKind, size: u64) {
         let index = usize::from(bar);
         let registers = if matches!(kind, BarKind::Memory64 { .. }) { 2 } else { 1 };
@@ -173,14 +173,16 @@ impl ConfigSpace {
             BarKind::Memory64 { prefetchable } => (0b0100 | u8::from(prefetchable) << 3, COMMAND_MEMORY),
         };
         let mask = !(size - 1);
+        // The type bits are fixed, and the address bits below the size read as zeros: that is all that
+        // sizing needs.
         self.fix(BAR0 + 4 * index, &[flags]);
         self.allow(BAR0 + 4 * index, &mask.to_le_bytes()[..4 * registers]);
         self.allow(COMMAND, &command.to_le_bytes());
         self.bars[index] = Some((kind, size));
     }
 
-    /// Links a capability of the id and the body that follows the two header bytes; `writable` is a mask of the body's
-    /// bits. Returns the capability's offset.
+    /// Adds a capability with this id and the body that follows the two header bytes. `writable` is a mask of the
+    /// body's bits. Returns the capability's offset.
     pub fn add_capability(&mut self, id: u8, body: &[u8], writable: &[u8]) -> u8 {
         let at = self.next_capability;
         let end = at + 2 + body.len();
@@ -197,8 +199,8 @@ impl ConfigSpace {
         at as u8
     }
 
-    /// Gives the function `vectors` MSI-X vectors whose table and pending bits lie in `bar`, which was added before.
-    /// The accesses to them never reach the function's `bar_read` and `bar_write`.
+    /// Gives the function `vectors` MSI-X vectors. Their table and pending bits lie in `bar`, which was added before.
+    /// Accesses to them never reach the function's `bar_read` and `bar_write`.
     pub fn add_msix(&mut self, bar: u8, table_offset: u32, pba_offset: u32, vectors: u16, sink: Arc<dyn IrqSink>) -> u8 {
         let size = self.bars[usize::from(bar)].expect("the MSI-X BAR was added before").1;
         let table = MsixTable::new(bar, u64::from(table_offset), u64::from(pba_offset), vectors, sink);
@@ -212,7 +214,7 @@ impl ConfigSpace {
         at
     }
 
-    /// Wires interrupt pin `pin` (1 is INTA#) to `line`; the line register starts with the line's number.
+    /// Wires interrupt pin `pin` (1 is INTA#) to `line`. The line register starts with the line's number.
     pub fn set_intx(&mut self, pin: u8, line: IrqLine) {
         self.fix(INTERRUPT_PIN, &[pin]);
         self.fix(INTERRUPT_LINE, &[u8::try_from(line.gsi()).unwrap_or(0xff)]);
@@ -229,17 +231,19 @@ impl ConfigSpace {
         u16::from_le_bytes([self.bytes[COMMAND], self.bytes[COMMAND + 1]])
     }
 
-    /// Whether the function may read and write guest memory.
+    /// Returns whether the function may read and write guest memory.
     pub fn bus_master(&self) -> bool {
         self.command() & COMMAND_BUS_MASTER != 0
     }
 
-    /// Reads 1, 2 or 4 bytes; beyond the 256 bytes it is zeros.
+    /// Reads 1, 2 or 4 bytes. Bytes beyond the 256 read as zeros.
     pub fn read(&self, offset: u16, width: u8) -> u32 {
         let mut value = 0;
         for i in 0..usize::from(width.min(4)) {
             let at = usize::from(offset) + i;
             let mut byte = self.bytes.get(at).copied().unwrap_or(0);
+            // The bit shows the function's request, also while the disable bit keeps it from the line
+            // (6.2.3).
             if at == STATUS && self.intx.as_ref().is_some_and(|intx| intx.level) {
                 byte |= STATUS_INTERRUPT;
             }
@@ -248,7 +252,7 @@ impl ConfigSpace {
         value
     }
 
-    /// Writes 1, 2 or 4 bytes as far as the registers let it.
+    /// Writes the writable bits of 1, 2 or 4 bytes.
     pub fn write(&mut self, offset: u16, width: u8, value: u32) {
         for i in 0..usize::from(width.min(4)) {
             let at = usize::from(offset) + i;
@@ -262,7 +266,7 @@ impl ConfigSpace {
         self.apply();
     }
 
-    /// Lets the command register and the MSI-X control word take effect.
+    /// Applies the command register and the MSI-X control word.
     fn apply(&mut self) {
         if let Some((at, table)) = &mut self.msix {
             let control = self.bytes[*at + 3];
@@ -273,14 +277,17 @@ impl ConfigSpace {
 
     fn drive_line(&self, restore: bool) {
         let Some(intx) = &self.intx else { return };
+        // A function uses one kind of interrupt at a time (6.8.2.1).
         let level = intx.level && self.command() & COMMAND_INTX_DISABLE == 0 && !self.msix_enabled();
         match restore {
+            // The interrupt controllers have their own saved state: a restore must not send an edge to
+            // them.
             true => intx.line.restore(level),
             false => intx.line.set(level),
         }
     }
 
-    /// Drives the function's INTx pin; nothing reaches the line while the guest disabled it or uses MSI-X.
+    /// Drives the function's INTx pin. Nothing reaches the line while the guest disables it or uses MSI-X.
     pub fn drive_intx(&mut self, level: bool) {
         if let Some(intx) = &mut self.intx {
             intx.level = level;
@@ -288,35 +295,35 @@ impl ConfigSpace {
         self.drive_line(false);
     }
 
-    /// Whether the guest switched MSI-X on.
+    /// Returns whether the guest enabled MSI-X.
     pub fn msix_enabled(&self) -> bool {
         self.msix.as_ref().is_some_and(|(_, table)| table.enabled())
     }
 
-    /// Number of MSI-X vectors, 0 without MSI-X.
+    /// Returns the number of MSI-X vectors, 0 without MSI-X.
     pub fn msix_vectors(&self) -> u16 {
         self.msix.as_ref().map_or(0, |(_, table)| table.vectors())
     }
 
-    /// Sends the MSI-X message of `vector`, or remembers it while it is masked. Without MSI-X, or for a vector that
-    /// does not exist, nothing happens.
+    /// Sends the MSI-X message of `vector`, or keeps it pending while it is masked. Does nothing without MSI-X, or for
+    /// a vector that does not exist.
     pub fn notify(&mut self, vector: u16) {
         if let Some((_, table)) = &mut self.msix {
             table.notify(vector);
         }
     }
 
-    /// Answers a BAR read if it is of the MSI-X structures.
+    /// Reads from a BAR if the offset belongs to the MSI-X structures.
     pub fn msix_read(&self, bar: u8, offset: u64, width: u8) -> Option<u64> {
         self.msix.as_ref()?.1.read(bar, offset, width)
     }
 
-    /// Takes a BAR write if it is to the MSI-X structures.
+    /// Writes to a BAR if the offset belongs to the MSI-X structures.
     pub fn msix_write(&mut self, bar: u8, offset: u64, width: u8, value: u64) -> bool {
         self.msix.as_mut().is_some_and(|(_, table)| table.write(bar, offset, width, value))
     }
 
-    /// The BARs as they stand.
+    /// Returns the BARs with their present addresses.
     pub fn bars(&self) -> impl Iterator<Item = BarWindow> + '_ {
         let command = self.command();
         self.bars.iter().enumerate().filter_map(move |(index, bar)| {
@@ -333,7 +340,7 @@ impl ConfigSpace {
         })
     }
 
-    /// Puts a BAR at `address` and lets the function answer there, as firmware would.
+    /// Puts a BAR at `address` and enables it, as firmware would.
     pub fn place_bar(&mut self, bar: u8, address: u64) {
         let Some(Some((kind, _))) = self.bars.get(usize::from(bar)).copied() else { return };
         let at = (BAR0 + 4 * usize::from(bar)) as u16;
@@ -346,7 +353,7 @@ impl ConfigSpace {
         self.write(COMMAND as u16, 2, u32::from(command));
     }
 
-    /// Back to power-on: no BAR placed, nothing enabled, the pin low.
+    /// Resets the function to its power-on state: no BAR placed, nothing enabled, the pin low.
     pub fn reset(&mut self) {
         self.bytes = self.power_on;
         if let Some((_, table)) = &mut self.msix {
@@ -358,7 +365,7 @@ impl ConfigSpace {
         self.apply();
     }
 
-    /// The state, for the function's own section.
+    /// Returns the state, for the function's own section.
     pub fn save(&self) -> ConfigState {
         ConfigState {
             bytes: self.bytes.to_vec(),
@@ -367,7 +374,7 @@ impl ConfigSpace {
         }
     }
 
-    /// Takes a saved state, or refuses it and is unchanged. `kind` is the function's, for the message.
+    /// Restores a saved state. On an error the function is unchanged. `kind` is the function's, for the message.
     pub fn load(&mut self, kind: &'static str, state: &ConfigState) -> Result<(), StateError> {
         let damaged = |why: String| StateError::Damaged { kind, why };
         let bytes: [u8; 256] =

@@ -15,37 +15,37 @@ pub use root::{PciError, PciRoot, Window, Windows};
 
 use crate::hypervisor::state::{Section, StateError};
 
-/// A PCI function. The rules of [`Device`](crate::hypervisor::bus::Device) hold: no lock, no blocking, bounded.
+/// A PCI function. The rules of [`Device`](crate::hypervisor::bus::Device) apply: no lock, no blocking, bounded.
 pub trait PciDevice: Send {
-    /// The datasheet's name, for messages and as the kind of its state.
+    /// Returns the name in the datasheet, for messages and as the kind of its state.
     fn name(&self) -> &'static str;
-    /// The function's configuration space.
+    /// Returns the function's configuration space.
     fn config(&self) -> &ConfigSpace;
-    /// The function's configuration space, to change.
+    /// Returns the function's configuration space for changes.
     fn config_mut(&mut self) -> &mut ConfigSpace;
-    /// A configuration read of 1, 2 or 4 bytes; overridden where a register is live.
+    /// Reads 1, 2 or 4 bytes of configuration space. A function overrides it if a register is computed.
     fn config_read(&mut self, offset: u16, width: u8) -> u32 {
         self.config().read(offset, width)
     }
-    /// A configuration write of 1, 2 or 4 bytes; overridden where a register does something.
+    /// Writes 1, 2 or 4 bytes of configuration space. A function overrides it if a register has an effect.
     fn config_write(&mut self, offset: u16, width: u8, value: u32) {
         self.config_mut().write(offset, width, value);
     }
-    /// Reads from a BAR. The MSI-X structures were answered before.
+    /// Reads from a BAR. Accesses to the MSI-X structures do not get here.
     fn bar_read(&mut self, bar: u8, offset: u64, width: u8) -> u64;
     /// Writes to a BAR.
     fn bar_write(&mut self, bar: u8, offset: u64, width: u8, value: u64);
-    /// Back to the state after power-on, with its configuration space.
+    /// Resets the function and its configuration space to the state after power-on.
     fn reset(&mut self);
-    /// The state, with the configuration space's.
+    /// Returns the state, including that of the configuration space.
     fn save(&self) -> Section;
-    /// Takes over a saved state, or refuses it and is unchanged.
+    /// Restores a saved state. On an error the function is unchanged.
     fn load(&mut self, section: &Section) -> Result<(), StateError>;
-    /// When, in the machine's time, `poll` must be called next without anybody waking the device.
+    /// Returns when `poll` must be called next even if nothing wakes the device, in the machine's time.
     fn deadline_ns(&self) -> Option<u64> {
         None
     }
-    /// Time has come, or some back end woke the board: do what is due. Must be cheap when nothing is.
+    /// Does what is due, when the deadline has passed or a back end woke the board. Must be cheap when nothing is due.
     fn poll(&mut self, now_ns: u64) {
         let _ = now_ns;
     }

@@ -1,12 +1,12 @@
 //! MSI-X table and pending-bit array: PCI Local Bus 3.0, section 6.8.2.
 //!
-//! Each vector has 16 bytes: message address low and high, message data, vector control (bit 0: masked). A vector
-//! that fires while it or the function is masked sets its pending bit and is sent when it is unmasked.
+//! Each vector has 16 bytes: message address low and high, message data, vector control (bit 0: masked). A vector that
+//! fires while it or the function is masked sets its pending bit and is sent when it is unmasked.
 //!
 //! **Not modelled**: the bus-master bit does not hold messages back.
 //!
-//! **Hostile guest**: the table has the size it was built with; offsets outside of it are the function's.
-//! Accesses of 1 or 2 bytes, which the specification leaves undefined, work as memory would.
+//! **Hostile guest**: the table has the size it was built with; offsets outside of it belong to the function. Accesses
+//! of 1 or 2 bytes, which the specification leaves undefined, work as memory would.
 
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -45,7 +45,7 @@ fn power_on_entry() -> [u8; 16] {
 }
 
 impl MsixTable {
-    /// `vectors` masked vectors, with the table and the pending bits at these offsets of `bar`.
+    /// Creates `vectors` masked vectors, with the table and the pending bits at these offsets of `bar`.
     pub fn new(bar: u8, table_offset: u64, pba_offset: u64, vectors: u16, sink: Arc<dyn IrqSink>) -> MsixTable {
         assert!((1..=2048).contains(&vectors), "MSI-X has 1 to 2048 vectors");
         MsixTable {
@@ -68,22 +68,22 @@ impl MsixTable {
         (self.entries.len() as u64).div_ceil(64) * 8
     }
 
-    /// First offset of the BAR after both structures.
+    /// Returns the first offset of the BAR after both structures.
     pub fn end(&self) -> u64 {
         (self.table_offset + self.table_bytes()).max(self.pba_offset + self.pba_bytes())
     }
 
-    /// Number of vectors.
+    /// Returns the number of vectors.
     pub fn vectors(&self) -> u16 {
         self.entries.len() as u16
     }
 
-    /// Whether MSI-X is switched on.
+    /// Returns whether MSI-X is enabled.
     pub fn enabled(&self) -> bool {
         self.enabled
     }
 
-    /// The control word changed: what was held back by the function's mask is sent.
+    /// Sets the control bits, and sends the vectors that the function's mask held back.
     pub fn set_control(&mut self, enabled: bool, function_mask: bool) {
         self.enabled = enabled;
         self.function_mask = function_mask;
@@ -92,7 +92,7 @@ impl MsixTable {
         }
     }
 
-    /// The control word after a restore: what is pending stays so until it is unmasked.
+    /// Sets the control bits after a restore. Pending vectors stay pending until they are unmasked.
     pub fn restore_control(&mut self, enabled: bool, function_mask: bool) {
         self.enabled = enabled;
         self.function_mask = function_mask;
@@ -116,9 +116,10 @@ impl MsixTable {
         }
     }
 
-    /// The function wants `vector` to be sent.
+    /// Sends `vector`, or sets its pending bit.
     pub fn notify(&mut self, vector: u16) {
         let vector = usize::from(vector);
+        // A vector that fires while MSI-X is off is lost, and not pending: the function then uses INTx.
         if !self.enabled || vector >= self.entries.len() {
             return;
         }
@@ -129,7 +130,7 @@ impl MsixTable {
         }
     }
 
-    /// Answers a read of the table or the pending bits; `None` if it is of neither.
+    /// Reads the table or the pending bits. Returns `None` if the offset is in neither.
     pub fn read(&self, bar: u8, offset: u64, width: u8) -> Option<u64> {
         if bar != self.bar {
             return None;
@@ -150,7 +151,7 @@ impl MsixTable {
         Some((0..u64::from(width)).map(|i| u64::from(byte_at(offset + i)) << (8 * i)).sum())
     }
 
-    /// Takes a write to the table or the (read-only) pending bits; `false` if it is to neither.
+    /// Writes the table or the (read-only) pending bits. Returns `false` if the offset is in neither.
     pub fn write(&mut self, bar: u8, offset: u64, width: u8, value: u64) -> bool {
         if bar != self.bar {
             return false;
@@ -163,6 +164,8 @@ impl MsixTable {
             let (vector, byte) = (((at + i) / ENTRY_BYTES) as usize, ((at + i) % ENTRY_BYTES) as usize);
             let Some(entry) = self.entries.get_mut(vector) else { break };
             let mask = match byte {
+                // A message is one aligned dword, so the two lowest bits of its address are zero
+                // (6.8.2.4).
                 0 => 0xfc,
                 CONTROL => MASKED,
                 13..=15 => 0,
@@ -170,12 +173,13 @@ impl MsixTable {
             };
             entry[byte] = value.to_le_bytes()[i as usize] & mask;
         }
+        // An 8-byte write may unmask the vector that its second half belongs to.
         let last = (((at + u64::from(width.clamp(1, 8)) - 1) / ENTRY_BYTES) as usize).min(self.entries.len() - 1);
         ((at / ENTRY_BYTES) as usize..=last).for_each(|vector| self.send_pending(vector));
         true
     }
 
-    /// Everything masked, nothing pending, switched off.
+    /// Resets the table: all masked, nothing pending, disabled.
     pub fn reset(&mut self) {
         self.entries.fill(power_on_entry());
         self.pending.fill(false);
@@ -183,12 +187,12 @@ impl MsixTable {
         self.function_mask = false;
     }
 
-    /// The table's state.
+    /// Returns the table's state.
     pub fn save(&self) -> MsixState {
         MsixState { entries: self.entries.clone(), pending: self.pending.clone() }
     }
 
-    /// Takes a saved table of the same size, or says what is wrong with it.
+    /// Restores a saved table of the same size, or returns what is wrong with it.
     pub fn load(&mut self, state: &MsixState) -> Result<(), String> {
         let vectors = self.entries.len();
         if state.entries.len() != vectors || state.pending.len() != vectors {

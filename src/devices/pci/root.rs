@@ -1,8 +1,8 @@
 //! The PCI root: bus 0 with its functions, both configuration mechanisms, and the windows that hold the BARs.
 //!
-//! PCI Local Bus 3.0, section 3.2.2.3.2 (CONFIG_ADDRESS, CONFIG_DATA); PCI Express Base, section 7.2.2 (ECAM);
-//! 00:00.0 is a generic host bridge. The port pair's second byte is the reset control register of Intel's ICH9
-//! (section 13.7.5, RST_CNT), because its address lies inside the pair.
+//! PCI Local Bus 3.0, section 3.2.2.3.2 (CONFIG_ADDRESS, CONFIG_DATA); PCI Express Base, section 7.2.2 (ECAM); 00:00.0
+//! is a generic host bridge. The port pair's second byte is the reset control register of Intel's ICH9 (section 13.7.5,
+//! RST_CNT), because its address lies inside the pair.
 //!
 //! | region | what |
 //! |---|---|
@@ -10,12 +10,12 @@
 //! | 1 | ECAM, 1 MiB for bus 0 |
 //! | 2, 3, 4 | the windows for 32-bit memory, 64-bit memory and I/O BARs |
 //!
-//! **Not modelled**: buses beyond 0 (they read as all ones: nobody there), hot plug, bridges.
+//! **Not modelled**: buses beyond 0 (they read as all ones: no device), hot plug, bridges.
 //!
-//! **Hostile guest**: BARs may be put anywhere, also over each other: the lowest function answers, and outside of the
-//! windows nobody does. An access that leaves a BAR reads as all ones.
+//! **Hostile guest**: BARs may be put anywhere, also over each other: the lowest function answers, and no function
+//! answers outside of the windows. An access that leaves a BAR reads as all ones.
 //!
-//! **Saved state**: CONFIG_ADDRESS, RST_CNT and the section of each function, by its place.
+//! **Saved state**: CONFIG_ADDRESS, RST_CNT and the section of each function, by its slot.
 
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -44,15 +44,15 @@ pub struct Window {
 /// The three windows for BARs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Windows {
-    /// Below 4 GiB: 32-bit memory BARs.
+    /// Window below 4 GiB for 32-bit memory BARs.
     pub memory32: Window,
-    /// Anywhere: 64-bit memory BARs; those that find no place here go to `memory32`.
+    /// Window for 64-bit memory BARs. Those that do not fit go to `memory32`.
     pub memory64: Window,
-    /// I/O ports.
+    /// Window for I/O BARs.
     pub io: Window,
 }
 
-/// A function that cannot be added, or whose BARs find no place.
+/// The error for a function that cannot be added, or whose BARs do not fit.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum PciError {
     /// Bus 0 is the only bus.
@@ -61,13 +61,13 @@ pub enum PciError {
     /// A device has eight functions.
     #[error("PCI function `{0}` does not exist: a device has functions 0 to 7")]
     NoSuchFunction(u8),
-    /// The place is taken.
+    /// The slot is taken.
     #[error("PCI slot `{0}.{1}` is taken by `{2}`")]
     Taken(u8, u8, &'static str),
-    /// Nobody looks for a function where function 0 is missing.
+    /// Systems do not look for a function where function 0 is missing.
     #[error("PCI slot `{0}.{1}` would never be found: `{0}.0` is empty")]
     NoFunctionZero(u8, u8),
-    /// A window is full.
+    /// A window has no room.
     #[error("no room for BAR {bar} of `{name}` ({size:#x} bytes)")]
     NoRoom {
         /// The function.
@@ -101,7 +101,7 @@ pub struct PciRoot {
     /// Sorted by device, then function.
     slots: Vec<Slot>,
     routes: Vec<Route>,
-    /// Whether BARs are placed at reset, because no firmware will do it.
+    /// Whether BARs are placed at reset, since there is no firmware to do it.
     assign: bool,
     config_address: u32,
     reset_control: u8,
@@ -129,18 +129,18 @@ impl PciRoot {
     /// Bytes of ECAM that one bus takes.
     pub const ECAM_BYTES: u64 = 1 << 20;
 
-    /// A bus with its host bridge only. A guest that asks for a reset stops the machine through `attention`.
+    /// Creates a bus with only its host bridge. A guest that requests a reset stops the machine through `attention`.
     pub fn new(windows: Windows, attention: Arc<Attention>) -> PciRoot {
         let bridge = Slot { device: 0, function: 0, chip: Box::new(HostBridge::new()) };
         PciRoot { windows, attention, slots: vec![bridge], routes: vec![], assign: false, config_address: 0, reset_control: 0 }
     }
 
-    /// The windows that this root was built with.
+    /// Returns the windows that this root was built with.
     pub fn windows(&self) -> Windows {
         self.windows
     }
 
-    /// Puts a function on bus 0.
+    /// Adds a function to bus 0.
     pub fn add(&mut self, device: u8, function: u8, chip: Box<dyn PciDevice>) -> Result<(), PciError> {
         if device > 31 {
             return Err(PciError::NoSuchDevice(device));
@@ -153,21 +153,23 @@ impl PciRoot {
         }
         if function > 0 {
             let zero = self.slots.iter_mut().find(|s| (s.device, s.function) == (device, 0));
+            // A guest asks the functions 1 to 7 only if function 0 has the bit.
             zero.ok_or(PciError::NoFunctionZero(device, function))?.chip.config_mut().set_multi_function();
         }
+        // In order, so that BARs get the same addresses whatever the order of the calls was.
         let at = self.slots.partition_point(|s| (s.device, s.function) < (device, function));
         self.slots.insert(at, Slot { device, function, chip });
         self.reroute();
         Ok(())
     }
 
-    /// The function at a place, for the board and for tests.
+    /// Returns the function in a slot, for the board and for tests.
     pub fn function_mut(&mut self, device: u8, function: u8) -> Option<&mut dyn PciDevice> {
         let slot = self.slots.iter_mut().find(|s| (s.device, s.function) == (device, function))?;
         Some(slot.chip.as_mut())
     }
 
-    /// Places every BAR in its window and switches it on, now and after each reset, as firmware would.
+    /// Places every BAR in its window and enables it, now and after each reset, as firmware would.
     pub fn assign_bars(&mut self) -> Result<(), PciError> {
         let mut next = [self.windows.memory32, self.windows.memory64, self.windows.io].map(|w| (w.base, w.base + w.len));
         let mut take = |window: usize, size: u64| {
@@ -206,8 +208,10 @@ impl PciRoot {
     }
 
     fn route(&self, io: bool, address: u64, width: u8) -> Option<(usize, u8, u64)> {
+        // The guest may put BARs on top of each other; then the first slot wins.
         let route = self.routes.iter().find(|r| r.io == io && address.wrapping_sub(r.base) < r.size)?;
         let offset = address - route.base;
+        // An access across the end of a BAR reaches nothing: no function sees an offset outside its BAR.
         (u64::from(width) <= route.size - offset).then_some((route.slot, route.bar, offset))
     }
 
@@ -221,7 +225,7 @@ impl PciRoot {
         (access.offset < window.len).then(|| (io, window.base + access.offset))
     }
 
-    /// `bdf` is bus, device and function as in CONFIG_ADDRESS bits 23:8.
+    /// Returns the slot for `bdf`, which is bus, device and function as in CONFIG_ADDRESS bits 23:8.
     fn config_slot(&self, bdf: u32) -> Option<usize> {
         let (device, function) = ((bdf >> 3 & 0x1f) as u8, (bdf & 7) as u8);
         let on_bus_0 = bdf >> 8 == 0;
@@ -267,6 +271,8 @@ impl PciRoot {
             // Bits 30:24 and 1:0 are reserved and read as zeros.
             (0, 4) => self.config_address = value as u32 & 0x80ff_fffc,
             (1, 1) => {
+                // Only the edge resets. A guest first writes the type of reset, and then the same
+                // with this bit.
                 let rising = value as u8 & RST_CNT_NOW & !self.reset_control;
                 self.reset_control = value as u8 & RST_CNT_WRITABLE;
                 if rising != 0 {
@@ -350,6 +356,7 @@ impl Device for PciRoot {
         if !places.eq(state.functions.iter().map(|&(device, function, _)| (device, function))) {
             return Err(damaged("it is of a machine with other PCI functions"));
         }
+        // All or nothing: a machine with half of its functions restored cannot run.
         let before: Vec<Section> = self.slots.iter().map(|s| s.chip.save()).collect();
         for (index, (_, _, function)) in state.functions.iter().enumerate() {
             if let Err(error) = self.slots[index].chip.load(function) {
@@ -374,7 +381,7 @@ impl Device for PciRoot {
     }
 }
 
-/// 00:00.0: QEMU's generic PCI Express host bridge (1b36:0008), which no system has a driver or a quirk for.
+/// Function 00:00.0: QEMU's generic PCI Express host bridge (1b36:0008), for which no system has a driver or a quirk.
 struct HostBridge {
     config: ConfigSpace,
 }

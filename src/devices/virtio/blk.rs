@@ -1,18 +1,19 @@
 //! Block device: virtio 1.2 section 5.2.
 //!
 //! One queue. A request is a header (type, reserved, sector; 16 bytes), data, and one status byte that the device
-//! writes, in whatever buffers the driver likes. Requests run side by side and end in any order. A write ends only
-//! after a flush while the cache is "writethrough": the driver did not accept VIRTIO_BLK_F_FLUSH, or set `writeback` to 0.
+//! writes, in any buffers that the driver chooses. Requests run in parallel and end in any order. A write ends only
+//! after a flush while the cache is "writethrough": the driver did not accept VIRTIO_BLK_F_FLUSH, or set `writeback` to
+//! 0.
 //!
-//! **Not modelled**: several queues, secure erase, lifetime and zoned features, SCSI commands. None is offered; such
-//! a request ends as unsupported.
+//! **Not modelled**: several queues, secure erase, lifetime and zoned features, SCSI commands. None is offered; such a
+//! request ends as unsupported.
 //!
-//! **Hostile guest**: the ring bounds the requests in flight, and `PARTS_MAX` what one request becomes on the host;
-//! every sector range is checked against the disk; lengths that are no multiple of 512 end in an I/O error; a request
-//! without room for its status is given back unanswered. Header and segments are read once.
+//! **Hostile guest**: the ring bounds the requests in flight, and `PARTS_MAX` the operations of one request on the
+//! host; every sector range is checked against the disk; lengths that are no multiple of 512 end in an I/O error; a
+//! request without room for its status is returned without an answer. Header and segments are read once.
 //!
-//! **Saved state**: `writeback`, and the heads of the requests in flight: the new device does them again, which is
-//! harmless since the driver has not been told that they were done.
+//! **Saved state**: `writeback`, and the heads of the requests in flight: the new device executes them again. That is
+//! harmless, since their completion was not reported to the driver.
 
 use std::collections::BTreeMap;
 
@@ -33,17 +34,17 @@ const SECTOR: u64 = 512;
 pub const VIRTIO_BLK_F_SEG_MAX: u64 = 1 << 2;
 /// The disk is read-only.
 pub const VIRTIO_BLK_F_RO: u64 = 1 << 5;
-/// `blk_size` holds.
+/// `blk_size` is valid.
 pub const VIRTIO_BLK_F_BLK_SIZE: u64 = 1 << 6;
-/// Flush is understood.
+/// The device supports flush.
 pub const VIRTIO_BLK_F_FLUSH: u64 = 1 << 9;
-/// `topology` holds.
+/// `topology` is valid.
 pub const VIRTIO_BLK_F_TOPOLOGY: u64 = 1 << 10;
 /// The driver may choose between writeback and writethrough.
 pub const VIRTIO_BLK_F_CONFIG_WCE: u64 = 1 << 11;
-/// Discard is understood.
+/// The device supports discard.
 pub const VIRTIO_BLK_F_DISCARD: u64 = 1 << 13;
-/// Write zeroes is understood.
+/// The device supports write zeroes.
 pub const VIRTIO_BLK_F_WRITE_ZEROES: u64 = 1 << 14;
 
 /// Request types, 5.2.6.
@@ -59,30 +60,30 @@ pub const VIRTIO_BLK_T_DISCARD: u32 = 11;
 /// Write zeroes.
 pub const VIRTIO_BLK_T_WRITE_ZEROES: u32 = 13;
 
-/// Status byte: done.
+/// Status byte: success.
 pub const VIRTIO_BLK_S_OK: u8 = 0;
 /// Status byte: failed.
 pub const VIRTIO_BLK_S_IOERR: u8 = 1;
-/// Status byte: not understood.
+/// Status byte: not supported.
 pub const VIRTIO_BLK_S_UNSUPP: u8 = 2;
 
 const ID_BYTES: usize = 20;
 const CONFIG_BYTES: usize = 60;
 /// Offset of `writeback` in the configuration.
 const WRITEBACK: usize = 32;
-/// Ranges in one discard or write-zeroes request.
+/// Maximum number of ranges in one discard or write-zeroes request.
 const PARTS_MAX: u32 = 16;
 const DISCARD_SECTORS_MAX: u32 = 1 << 22;
 const ZERO_SECTORS_MAX: u32 = 1 << 17;
 const RANGE_BYTES: usize = 16;
 const RANGE_F_UNMAP: u32 = 1;
 
-/// What the device says about its disk.
+/// Properties of the disk that the device reports.
 #[derive(Debug, Clone, Default)]
 pub struct BlkOptions {
-    /// Serial number; the first 20 bytes are what a guest sees.
+    /// Serial number. A guest sees the first 20 bytes.
     pub serial: String,
-    /// Bytes of a physical block of the host's, a power of two of at least 512; 0 for 4096.
+    /// Bytes of a physical block of the host, a power of two of at least 512; 0 for 4096.
     pub physical_block_bytes: u32,
 }
 
@@ -90,15 +91,15 @@ pub struct BlkOptions {
 struct Pending {
     head: u16,
     status_at: GuestAddr,
-    /// Bytes that the driver is told were written, with the status.
+    /// Number of bytes written that is reported to the driver, including the status.
     written: u32,
-    /// Disk requests not yet completed.
+    /// Number of disk requests not yet completed.
     parts: u32,
     status: u8,
     flush_after: bool,
 }
 
-/// The device.
+/// The block device.
 pub struct Blk {
     disk: Box<dyn Disk>,
     serial: [u8; ID_BYTES],
@@ -123,7 +124,7 @@ struct Header {
     sector: u64,
 }
 
-/// A request taken apart.
+/// A request split into its fields.
 struct Request {
     head: u16,
     header: Header,
@@ -138,7 +139,7 @@ enum Answer {
 }
 
 impl Blk {
-    /// A device on `disk`.
+    /// Creates a device on `disk`.
     pub fn new(disk: Box<dyn Disk>, options: &BlkOptions) -> Blk {
         let mut serial = [0u8; ID_BYTES];
         let bytes = options.serial.as_bytes();
@@ -169,11 +170,12 @@ impl Blk {
         end.is_some_and(|end| end <= self.disk.size_bytes())
     }
 
-    /// `None`: there is no room for a status byte.
+    /// Splits a request into its fields. Returns `None` if there is no room for a status byte.
     fn take_apart(mem: &GuestMemory, chain: Chain) -> Option<Result<Request, GuestAddr>> {
         let mut writable = chain.writable;
         let (addr, len) = writable.pop()?;
         let status_at = GuestAddr(addr.0 + u64::from(len) - 1);
+        // The status byte is the last writable byte, however the driver cuts its buffers (2.7.4).
         if len > 1 {
             writable.push((addr, len - 1));
         }
@@ -194,6 +196,7 @@ impl Blk {
             Some(Err(status_at)) => return Self::answer(queues, head, status_at, 1, VIRTIO_BLK_S_IOERR),
             Some(Ok(request)) => request,
         };
+        // This fits into 32 bits: the queue refuses chains of more than 4 GiB, and the status byte is part of one.
         let written = queue::total_bytes(&request.writable) as u32 + 1;
         let status_at = request.status_at;
         let answer = match request.header.kind {
@@ -231,6 +234,7 @@ impl Blk {
         if bytes == 0 {
             return Answer::Now(VIRTIO_BLK_S_OK);
         }
+        // Without a flush the driver may take the completion for durable, and lose data at a power cut.
         let flush_after = op == DiskOp::Write && self.writethrough();
         let part = (op, request.header.sector * SECTOR, segments);
         self.submit(&request, written, flush_after, vec![part]);
@@ -271,6 +275,7 @@ impl Blk {
         if parts.is_empty() {
             return Answer::Now(VIRTIO_BLK_S_OK);
         }
+        // Discarded data may come back after a power cut; zeros must not be lost.
         let flush_after = !discard && self.writethrough();
         self.submit(&request, written, flush_after, parts);
         Answer::Later

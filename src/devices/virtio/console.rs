@@ -1,14 +1,15 @@
 //! Console device: virtio 1.2 section 5.3, with one port.
 //!
-//! Queue 0 receives (from the user), queue 1 transmits. VIRTIO_CONSOLE_F_EMERG_WRITE: a write to `emerg_wr` prints
-//! one byte without any queue.
+//! Queue 0 receives (from the user), queue 1 transmits. VIRTIO_CONSOLE_F_EMERG_WRITE: a write to `emerg_wr` prints one
+//! byte without any queue.
 //!
-//! **Not modelled**: several ports with their control queues, the window's size (a byte stream has none). Not offered.
+//! **Not modelled**: several ports with their control queues, the window's size (a byte stream has none). Neither is
+//! offered.
 //!
-//! **Hostile guest**: output goes through a buffer of `CHUNK` bytes; while the back end takes nothing, one chain is held
-//! with how far it got and looked at again every `RETRY_NS`. Emergency bytes that it does not take are lost.
+//! **Hostile guest**: output goes through a buffer of `CHUNK` bytes; while the back end takes nothing, one chain is
+//! held with its progress and tried again every `RETRY_NS`. Emergency bytes that the back end does not take are lost.
 //!
-//! **Saved state**: the head of the held chain and how many of its bytes are out.
+//! **Saved state**: the head of the held chain and how many of its bytes have been sent.
 
 use serde::{Deserialize, Serialize};
 
@@ -22,10 +23,10 @@ const VERSION: u32 = 1;
 const RX: usize = 0;
 const TX: usize = 1;
 const CHUNK: usize = 4096;
-/// Chunks moved in one entry.
+/// Number of chunks moved in one entry.
 const CHUNKS_PER_ENTRY: u32 = 64;
 const RETRY_NS: u64 = 2_000_000;
-/// cols, rows, max_nr_ports, emerg_wr.
+/// Fields: cols, rows, max_nr_ports, emerg_wr.
 const CONFIG_BYTES: usize = 12;
 const EMERG_WR: usize = 8;
 
@@ -37,7 +38,7 @@ struct Output {
     done: u64,
 }
 
-/// The device.
+/// The console device.
 pub struct Console {
     backend: Box<dyn CharBackend>,
     output: Option<Output>,
@@ -53,7 +54,7 @@ struct State {
 }
 
 impl Console {
-    /// A console on `backend`.
+    /// Creates a console on `backend`.
     pub fn new(backend: Box<dyn CharBackend>) -> Console {
         Console { backend, output: None, restored: None, retry_at_ns: None }
     }
@@ -144,7 +145,7 @@ impl VirtioDevice for Console {
 
     fn notify(&mut self, queue: usize, queues: &mut Queues) {
         match queue {
-            // The time is not known here; a held chain is retried by the poll that comes at once.
+            // The time is not known here. The poll that follows at once retries a held chain.
             TX if self.output.is_none() => self.transmit(0, queues),
             TX => {}
             _ => self.receive(queues),

@@ -1,4 +1,5 @@
-//! A driver's side of a virtqueue, for tests and fuzzing: builds chains, also wrong ones, and reads what comes back.
+//! A driver's side of a virtqueue, for tests and fuzzing: it builds chains, also invalid ones, and reads the
+//! completions.
 
 use super::queue::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Queue};
 use super::transport::{
@@ -16,16 +17,16 @@ pub struct Desc {
     pub len: u32,
     /// `DESC_F_*`.
     pub flags: u16,
-    /// Next of the chain.
+    /// Index of the chain's next descriptor.
     pub next: u16,
 }
 
 impl Desc {
-    /// A buffer that the device reads.
+    /// Creates a buffer that the device reads.
     pub fn readable(addr: u64, len: u32) -> Desc {
         Desc { addr, len, flags: 0, next: 0 }
     }
-    /// A buffer that the device writes.
+    /// Creates a buffer that the device writes.
     pub fn writable(addr: u64, len: u32) -> Desc {
         Desc { addr, len, flags: DESC_F_WRITE, next: 0 }
     }
@@ -50,34 +51,35 @@ pub struct MockDriver {
 }
 
 impl MockDriver {
-    /// A ring of `size` entries at `base`, which must be 16-byte aligned and have [`MockDriver::bytes`] of memory.
+    /// Creates a ring of `size` entries at `base`, which must be 16-byte aligned and have [`MockDriver::bytes`] of
+    /// memory.
     pub fn new(mem: &GuestMemory, base: u64, size: u16) -> MockDriver {
         mem.fill(GuestAddr(base), 0, Self::bytes(size) as usize).expect("the ring is guest memory");
         MockDriver { mem: mem.clone(), size, base, next_desc: 0, avail: 0, used: 0 }
     }
 
-    /// Bytes that a ring of `size` entries takes.
+    /// Returns the bytes that a ring of `size` entries takes.
     pub fn bytes(size: u16) -> u64 {
         16 * u64::from(size) + 16 + 2 * u64::from(size) + 16 + 8 * u64::from(size) + 16
     }
-    /// Entries.
+    /// Returns the number of entries.
     pub fn size(&self) -> u16 {
         self.size
     }
-    /// Address of the descriptor table.
+    /// Returns the address of the descriptor table.
     pub fn desc_addr(&self) -> u64 {
         self.base
     }
-    /// Address of the driver ring.
+    /// Returns the address of the driver ring.
     pub fn driver_addr(&self) -> u64 {
         self.base + 16 * u64::from(self.size)
     }
-    /// Address of the device ring.
+    /// Returns the address of the device ring.
     pub fn device_addr(&self) -> u64 {
         (self.driver_addr() + 6 + 2 * u64::from(self.size) + 15) & !15
     }
 
-    /// A device-side queue on this ring, enabled.
+    /// Returns the device's queue on this ring, enabled.
     pub fn queue(&self, event_idx: bool, indirect: bool) -> Queue {
         use super::queue::Part;
         let mut queue = Queue::new(self.size);
@@ -89,11 +91,11 @@ impl MockDriver {
         queue
     }
 
-    /// Writes descriptor `index` as it is.
+    /// Writes descriptor `index` without any check.
     pub fn set_desc(&self, index: u16, desc: Desc) {
         self.put(self.desc_addr() + 16 * u64::from(index), &desc.bytes());
     }
-    /// Writes an indirect table at `addr` as it is.
+    /// Writes an indirect table at `addr` without any check.
     pub fn set_table(&self, addr: u64, table: &[Desc]) {
         for (i, desc) in table.iter().enumerate() {
             self.put(addr + 16 * i as u64, &desc.bytes());
@@ -104,13 +106,13 @@ impl MockDriver {
         self.mem.write(GuestAddr(addr), bytes).expect("the ring is guest memory");
     }
 
-    /// Publishes `head`, whatever it is.
+    /// Publishes `head`, whether or not it is valid.
     pub fn publish(&mut self, head: u16) {
         self.put(self.driver_addr() + 4 + 2 * u64::from(self.avail % self.size), &head.to_le_bytes());
         self.avail = self.avail.wrapping_add(1);
         self.set_avail_idx(self.avail);
     }
-    /// Writes avail.idx as it is.
+    /// Writes avail.idx without any check.
     pub fn set_avail_idx(&self, idx: u16) {
         self.mem.store_release_u16(GuestAddr(self.driver_addr() + 2), idx).expect("the ring is guest memory");
     }
@@ -118,15 +120,15 @@ impl MockDriver {
     pub fn set_avail_flags(&self, flags: u16) {
         self.put(self.driver_addr(), &flags.to_le_bytes());
     }
-    /// Asks for an interrupt when the device's index passes `idx` (EVENT_IDX).
+    /// Requests an interrupt when the device's index passes `idx` (EVENT_IDX).
     pub fn set_used_event(&self, idx: u16) {
         self.put(self.driver_addr() + 4 + 2 * u64::from(self.size), &idx.to_le_bytes());
     }
-    /// The index after which the device wants a notification (EVENT_IDX).
+    /// Returns the index after which the device wants a notification (EVENT_IDX).
     pub fn avail_event(&self) -> u16 {
         self.mem.read_le(GuestAddr(self.device_addr() + 4 + 8 * u64::from(self.size))).expect("the ring is guest memory")
     }
-    /// How many chains were published.
+    /// Returns the number of chains that were published.
     pub fn avail_idx(&self) -> u16 {
         self.avail
     }
@@ -145,7 +147,7 @@ impl MockDriver {
         head
     }
 
-    /// The same through an indirect table at `table`.
+    /// Adds a chain through an indirect table at `table`.
     pub fn add_indirect(&mut self, table: u64, buffers: &[Desc]) -> u16 {
         let linked: Vec<Desc> = buffers
             .iter()
@@ -159,7 +161,7 @@ impl MockDriver {
         self.add(&[Desc { addr: table, len: 16 * buffers.len() as u32, flags: DESC_F_INDIRECT, next: 0 }])
     }
 
-    /// The next `(head, bytes written)` that the device gave back.
+    /// Takes the next `(head, bytes written)` that the device completed.
     pub fn take_used(&mut self) -> Option<(u16, u32)> {
         let idx = self.mem.load_acquire_u16(GuestAddr(self.device_addr() + 2)).expect("the ring is guest memory");
         if idx == self.used {
@@ -172,18 +174,18 @@ impl MockDriver {
     }
 }
 
-/// Where a structure of the device lies: BAR, offset, bytes.
+/// Location of a structure of the device: BAR, offset, bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Structure {
     /// Number of the BAR.
     pub bar: u8,
     /// Offset in it.
     pub offset: u64,
-    /// Bytes.
+    /// Length in bytes.
     pub len: u32,
 }
 
-/// A driver of a virtio PCI function: finds the capabilities, negotiates, sets up rings.
+/// A driver of a virtio PCI function: it finds the capabilities, negotiates and sets up rings.
 pub struct PciDriver {
     /// The function.
     pub function: VirtioPci,
@@ -195,7 +197,7 @@ pub struct PciDriver {
     pub notify: Structure,
     /// ISR status.
     pub isr: Structure,
-    /// Device-specific configuration; empty if the device has none.
+    /// Device-specific configuration. It is empty if the device has none.
     pub device: Structure,
     /// Offset of the window capability in configuration space.
     pub window_cap: u16,
@@ -209,7 +211,7 @@ pub const MSIX_ADDRESS: u64 = 0xfee0_0000;
 pub const MSIX_DATA: u32 = 0x40;
 
 impl PciDriver {
-    /// Switches the function on and reads its capabilities. Rings will be put from `rings` on.
+    /// Enables the function and reads its capabilities. Rings will be put from `rings` on.
     pub fn probe(mut function: VirtioPci, mem: &GuestMemory, rings: u64) -> PciDriver {
         function.config_mut().place_bar(0, 0xc000_0000);
         function.config_mut().place_bar(1, 0xc001_0000);
@@ -289,7 +291,7 @@ impl PciDriver {
     pub fn device_write(&mut self, offset: u64, width: u8, value: u64) {
         self.bar_write(self.device.bar, self.device.offset + offset, width, value);
     }
-    /// The device status.
+    /// Returns the device status.
     pub fn status(&mut self) -> u8 {
         self.common_read(0x14, 1) as u8
     }
@@ -297,12 +299,12 @@ impl PciDriver {
     pub fn set_status(&mut self, status: u8) {
         self.common_write(0x14, 1, u64::from(status));
     }
-    /// Reads and so clears the ISR.
+    /// Reads and thereby clears the ISR.
     pub fn take_isr(&mut self) -> u8 {
         self.bar_read(self.isr.bar, self.isr.offset, 1) as u8
     }
 
-    /// Resets the device and negotiates `wanted` of what is offered; returns what was agreed.
+    /// Resets the device and negotiates `wanted` of the offered features. Returns the agreed ones.
     pub fn negotiate(&mut self, wanted: u64) -> u64 {
         self.set_status(0);
         self.set_status(ACKNOWLEDGE);
@@ -321,7 +323,7 @@ impl PciDriver {
         features
     }
 
-    /// Puts queue `index` with `size` entries (0: what the device offers) and an MSI-X vector into use.
+    /// Enables queue `index` with `size` entries (0: the size that the device offers) and an MSI-X vector.
     pub fn setup_queue(&mut self, index: u16, size: u16, vector: u16) -> MockDriver {
         self.common_write(0x16, 2, u64::from(index));
         if size != 0 {
@@ -339,13 +341,13 @@ impl PciDriver {
         ring
     }
 
-    /// The driver is ready; the poll that the device asks for is made.
+    /// Sets DRIVER_OK, and makes the poll that the device requests.
     pub fn driver_ok(&mut self) {
         self.set_status(ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
         self.function.poll(0);
     }
 
-    /// Notifies queue `index` and makes the polls that the device asks for at once.
+    /// Notifies queue `index` and makes the polls that the device requests at once.
     pub fn kick(&mut self, index: u16) {
         self.common_write(0x16, 2, u64::from(index));
         let at = self.common_read(0x1e, 2) * self.notify_multiplier;
@@ -357,7 +359,7 @@ impl PciDriver {
         }
     }
 
-    /// Switches MSI-X on with all vectors unmasked.
+    /// Enables MSI-X with all vectors unmasked.
     pub fn enable_msix(&mut self) {
         for vector in 0..u64::from(self.function.config().msix_vectors()) {
             self.bar_write(1, 16 * vector, 8, MSIX_ADDRESS);

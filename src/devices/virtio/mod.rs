@@ -15,19 +15,19 @@ use crate::hypervisor::memory::GuestMemory;
 use crate::hypervisor::state::{Section, StateError};
 use queue::{Broken, Chain, Queue};
 
-/// Chains that a device takes in one entry before it lets others have the board.
+/// Number of chains that a device takes in one entry before other devices get their turn.
 pub const CHAINS_PER_ENTRY: u32 = 512;
 
-/// Any device: the driver understands this version of the specification (6.1).
+/// Feature of all devices: the driver supports this version of the specification (6.1).
 pub const VIRTIO_F_VERSION_1: u64 = 1 << 32;
-/// Any device: indirect descriptors.
+/// Feature of all devices: indirect descriptors.
 pub const VIRTIO_F_INDIRECT_DESC: u64 = 1 << 28;
-/// Any device: used_event and avail_event.
+/// Feature of all devices: used_event and avail_event.
 pub const VIRTIO_F_EVENT_IDX: u64 = 1 << 29;
-/// Any device: a queue can be reset alone.
+/// Feature of all devices: a queue can be reset alone.
 pub const VIRTIO_F_RING_RESET: u64 = 1 << 40;
 
-/// What kind of device: virtio 1.2 section 5, and the PCI class code a driver's bus lists it under.
+/// Kind of a device: virtio 1.2 section 5, and the PCI class code under which the driver's bus lists it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Kind {
     /// Device type of section 5.
@@ -38,41 +38,44 @@ pub struct Kind {
 
 /// A virtio device without its transport.
 ///
-/// Called under the board's lock; never blocks, except that `reset` and `reset_queue` wait for host I/O in flight.
+/// Its methods run under the board's lock. They never block, except that `reset` and `reset_queue` wait for host I/O in
+/// flight.
 pub trait VirtioDevice: Send {
-    /// `virtio-blk` and so on, the kind of its state.
+    /// Returns the name, such as `virtio-blk`, which is also the kind of its state.
     fn name(&self) -> &'static str;
-    /// What kind of device.
+    /// Returns the kind of the device.
     fn kind(&self) -> Kind;
-    /// The largest size of each queue.
+    /// Returns the largest size of each queue.
     fn queue_sizes(&self) -> &[u16];
-    /// Features of this kind (bits 0 to 23 and 50 up); the transport adds its own.
+    /// Returns the features of this kind (bits 0 to 23 and 50 up). The transport adds its own.
     fn features(&self) -> u64;
-    /// The device-specific configuration as the driver reads it now.
+    /// Returns the device-specific configuration as the driver would read it now.
     fn config(&self) -> Vec<u8>;
-    /// The driver writes `data` at `offset` of it; out of range or read-only is dropped.
+    /// Writes `data` at `offset` of the configuration for the driver. A write out of range or to a read-only field is
+    /// dropped.
     fn write_config(&mut self, offset: usize, data: &[u8]);
-    /// The driver is ready (DRIVER_OK) and has accepted `features`; also after `load`. Only remembers them.
+    /// Notes that the driver is ready (DRIVER_OK) and has accepted `features`. Also called after `load`. It only stores
+    /// them.
     fn activate(&mut self, features: u64);
-    /// The driver says that `queue` has something.
+    /// Serves `queue`, since the driver says that it has chains.
     fn notify(&mut self, queue: usize, queues: &mut Queues);
-    /// A back end woke the device, time has come, or an entry was cut short: serve all queues.
+    /// Serves all queues, since a back end woke the device, the deadline has passed, or an entry was cut short.
     fn poll(&mut self, now_ns: u64, queues: &mut Queues);
-    /// When `poll` must be called without anybody waking the device.
+    /// Returns when `poll` must be called even if nothing wakes the device.
     fn deadline_ns(&self) -> Option<u64> {
         None
     }
-    /// Back to the state after power-on; nothing of the old driver's is touched any more when it returns.
+    /// Resets the device to the state after power-on. When it returns, it touches nothing of the old driver any more.
     fn reset(&mut self);
-    /// The same for one queue.
+    /// Resets one queue in the same way.
     fn reset_queue(&mut self, queue: usize);
-    /// The state, without queues and negotiation, which the transport saves.
+    /// Returns the state, without queues and negotiation, which the transport saves.
     fn save(&self) -> Section;
-    /// Takes over a saved state, or refuses it and is unchanged.
+    /// Restores a saved state. On an error the device is unchanged.
     fn load(&mut self, section: &Section) -> Result<(), StateError>;
 }
 
-/// The queues of a device, as it sees them for one entry.
+/// The queues of a device, as it sees them in one entry.
 pub struct Queues<'a> {
     /// The guest's memory.
     pub mem: &'a GuestMemory,
@@ -83,12 +86,12 @@ pub struct Queues<'a> {
 }
 
 impl<'a> Queues<'a> {
-    /// For one entry into a device.
+    /// Creates the queues for one entry into a device.
     pub fn new(mem: &'a GuestMemory, queues: &'a mut [Queue]) -> Queues<'a> {
         Queues { mem, queues, budget: CHAINS_PER_ENTRY, cut_short: false, config_changed: false }
     }
 
-    /// The next chain of `queue`. `None` also when this entry has taken enough; then a poll follows soon.
+    /// Takes the next chain of `queue`. Returns `None` also when this entry has taken enough; then a poll follows soon.
     pub fn pop(&mut self, queue: usize) -> Option<Chain> {
         if self.budget == 0 {
             self.cut_short = true;
@@ -98,43 +101,43 @@ impl<'a> Queues<'a> {
         self.budget -= 1;
         Some(chain)
     }
-    /// Gives the chain at `head` back, with the bytes written to its buffers from the first on.
+    /// Completes the chain at `head`, with the number of bytes written to its buffers from the first on.
     pub fn complete(&mut self, queue: usize, head: u16, written: u32) {
         self.queues[queue].push_used(self.mem, head, written);
     }
-    /// Undoes the last `count` `pop`s.
+    /// Undoes the last `count` calls of `pop`.
     pub fn rewind(&mut self, queue: usize, count: u16) {
         self.queues[queue].rewind(count);
     }
-    /// A chain that was in flight when state was saved.
+    /// Returns a chain that was in flight when state was saved.
     pub fn chain_at(&mut self, queue: usize, head: u16) -> Option<Chain> {
         self.queues[queue].chain_at(self.mem, head)
     }
-    /// Whether the driver has given all buffers that it can give.
+    /// Returns whether the driver has given all the buffers that it can give.
     pub fn is_full(&self, queue: usize) -> bool {
         self.queues[queue].is_full(self.mem)
     }
-    /// Whether this entry has taken all that it may.
+    /// Returns whether this entry has taken all the chains that it may.
     pub fn is_spent(&self) -> bool {
         self.budget == 0
     }
-    /// Whether the queue is enabled and not broken.
+    /// Returns whether the queue is enabled and not broken.
     pub fn is_live(&self, queue: usize) -> bool {
         self.queues[queue].is_live()
     }
-    /// Breaks the queue: the driver is asked to reset the device.
+    /// Breaks the queue: the driver must reset the device.
     pub fn fail(&mut self, queue: usize, why: Broken) {
         self.queues[queue].fail(why);
     }
-    /// There is more to do than one entry may: a poll follows soon.
+    /// Requests a poll soon, since there is more work than one entry may do.
     pub fn come_again(&mut self) {
         self.cut_short = true;
     }
-    /// The device's configuration is not what it was.
+    /// Notes that the device's configuration changed.
     pub fn config_changed(&mut self) {
         self.config_changed = true;
     }
-    /// Whether a `pop` was refused for taking too many; whether the configuration changed.
+    /// Returns whether a `pop` was refused because of the limit, and whether the configuration changed.
     pub fn outcome(&self) -> (bool, bool) {
         (self.cut_short, self.config_changed)
     }

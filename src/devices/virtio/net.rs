@@ -1,14 +1,14 @@
 //! Network device: virtio 1.2 section 5.1.
 //!
-//! Queue 0 receives, queue 1 transmits. Each frame follows a 12-byte header (5.1.6) of which only `num_buffers` is used:
-//! with VIRTIO_NET_F_MRG_RXBUF a frame may take several chains.
+//! Queue 0 receives, queue 1 transmits. Each frame follows a 12-byte header (5.1.6) of which only `num_buffers` is
+//! used: with VIRTIO_NET_F_MRG_RXBUF a frame may take several chains.
 //!
-//! **Not modelled**: checksum and segmentation offloads, the control queue, several queue pairs, an MTU other than
-//! the driver's default. None is offered; the header's flags are ignored on transmit.
+//! **Not modelled**: checksum and segmentation offloads, the control queue, several queue pairs, an MTU other than the
+//! driver's default. None is offered; the header's flags are ignored on transmit.
 //!
-//! **Hostile guest**: a frame to send is read up to `FRAME_MAX` bytes, a longer or empty one is dropped and counted.
-//! While the guest gives no buffers one frame is held and the back end is left alone: it bounds its own queue. A
-//! frame that the whole ring could not hold is dropped.
+//! **Hostile guest**: a frame to send is read up to `FRAME_MAX` bytes; a longer or empty one is dropped and counted.
+//! While the guest gives no buffers, one frame is held and no more are taken from the back end, which bounds its own
+//! queue. A frame that does not fit in the whole ring is dropped.
 //!
 //! **Saved state**: the held frame.
 
@@ -28,18 +28,18 @@ const NUM_BUFFERS: u64 = 10;
 /// The longest frame, either way: an IPv4 packet of 64 KiB with its Ethernet and VLAN headers.
 pub const FRAME_MAX: usize = 65535 + 18;
 
-/// Feature bits, 5.1.3: `mtu` holds.
+/// Feature bits, 5.1.3: `mtu` is valid.
 pub const VIRTIO_NET_F_MTU: u64 = 1 << 3;
-/// `mac` holds.
+/// `mac` is valid.
 pub const VIRTIO_NET_F_MAC: u64 = 1 << 5;
 /// A frame may take several chains.
 pub const VIRTIO_NET_F_MRG_RXBUF: u64 = 1 << 15;
-/// `status` holds.
+/// `status` is valid.
 pub const VIRTIO_NET_F_STATUS: u64 = 1 << 16;
 /// `status`: the link is up.
 pub const VIRTIO_NET_S_LINK_UP: u16 = 1;
 
-/// The device.
+/// The network device.
 pub struct Net {
     nic: Box<dyn Nic>,
     mac: [u8; 6],
@@ -57,12 +57,12 @@ struct State {
 }
 
 impl Net {
-    /// A device with the address `mac` on `nic`, which advises the driver of `mtu`.
+    /// Creates a device with the address `mac` on `nic`, which advises the driver of `mtu`.
     pub fn new(nic: Box<dyn Nic>, mac: [u8; 6], mtu: u16) -> Net {
         Net { nic, mac, mtu, features: 0, held: None, dropped: 0 }
     }
 
-    /// Frames that were dropped because of their length.
+    /// Returns the number of frames that were dropped because of their length.
     pub fn dropped(&self) -> u64 {
         self.dropped
     }
@@ -100,7 +100,7 @@ impl Net {
         queues.come_again();
     }
 
-    /// Puts `frame` into the guest's buffers; `false` if it must wait for more of them.
+    /// Writes `frame` to the guest's buffers. Returns `false` if it must wait for more of them.
     fn deliver(&mut self, frame: &[u8], queues: &mut Queues) -> bool {
         let mergeable = self.features & VIRTIO_NET_F_MRG_RXBUF != 0;
         let need = (HEADER_BYTES + frame.len()) as u64;
@@ -110,7 +110,7 @@ impl Net {
         while room < need && (mergeable || chains.is_empty()) {
             let Some(chain) = queues.pop(RX) else {
                 queues.rewind(RX, chains.len() as u16);
-                // With all its buffers given and still too few, waiting is for nothing.
+                // If the guest has given all its buffers and they are too few, waiting is useless.
                 let hopeless = exhausted && !queues.is_spent();
                 self.dropped += u64::from(hopeless);
                 return hopeless;
@@ -153,7 +153,7 @@ impl VirtioDevice for Net {
         let mut config = self.mac.to_vec();
         let status = if self.nic.link_up() { VIRTIO_NET_S_LINK_UP } else { 0 };
         config.extend_from_slice(&status.to_le_bytes());
-        // max_virtqueue_pairs stands between; one pair is there without VIRTIO_NET_F_MQ.
+        // The field max_virtqueue_pairs is between. There is one pair without VIRTIO_NET_F_MQ.
         config.extend_from_slice(&1u16.to_le_bytes());
         config.extend_from_slice(&self.mtu.to_le_bytes());
         config
@@ -169,7 +169,7 @@ impl VirtioDevice for Net {
         if queue == TX {
             self.transmit(queues);
         }
-        // A back end in the same thread may answer what was just sent.
+        // A back end in the same thread may have answered the frame at once.
         self.receive(queues);
     }
 

@@ -1,15 +1,15 @@
 //! Split virtqueue: virtio 1.2 section 2.7, with indirect descriptors (2.7.5.3) and EVENT_IDX (2.7.7, 2.7.10).
 //!
-//! The three parts, little-endian: the descriptor table (16 bytes an entry: address, length, flags, next), the driver
-//! ring (flags, idx, ring of 2 bytes an entry, used_event), the device ring (flags, idx, ring of 8 bytes an entry,
+//! The three parts, little-endian: the descriptor table (16 bytes per entry: address, length, flags, next), the driver
+//! ring (flags, idx, ring of 2 bytes per entry, used_event), the device ring (flags, idx, ring of 8 bytes per entry,
 //! avail_event).
 //!
 //! **Not modelled**: packed rings, in-order use, notification data. None is offered.
 //!
 //! **Hostile guest**: everything read from a ring is checked here, once, so that a device only sees buffers that are
-//! guest memory. What breaks a rule breaks the queue (`Queue::broken`), and the transport asks for a reset.
+//! guest memory. A ring that breaks a rule breaks the queue (`Queue::broken`), and the transport asks for a reset.
 //!
-//! | what the guest may do | what bounds it |
+//! | action of the guest | bound |
 //! |---|---|
 //! | ring outside of memory, misaligned, or of an odd size | refused when the queue is enabled |
 //! | avail.idx ahead by more than the ring holds | `IndexJump` |
@@ -30,21 +30,21 @@ use std::sync::atomic::{Ordering, fence};
 
 use crate::hypervisor::memory::{GuestAddr, GuestMemory};
 
-/// The longest indirect table that is followed.
+/// Length of the longest indirect table that is accepted.
 pub const MAX_INDIRECT: u32 = 1024;
-/// The largest ring that the split layout allows.
+/// Size of the largest ring that the split layout allows.
 pub const MAX_SIZE: u16 = 32768;
 
-/// Descriptor flag: the chain goes on at `next`.
+/// Descriptor flag: the chain continues at `next`.
 pub const DESC_F_NEXT: u16 = 1;
 /// Descriptor flag: the device writes to the buffer.
 pub const DESC_F_WRITE: u16 = 2;
 /// Descriptor flag: the buffer is a table of descriptors.
 pub const DESC_F_INDIRECT: u16 = 4;
-/// Driver ring flag: no interrupt wanted.
+/// Driver ring flag: the driver wants no interrupt.
 pub const AVAIL_F_NO_INTERRUPT: u16 = 1;
 
-/// Why a queue cannot be served any more.
+/// Reason why a queue can no longer be served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error, serde::Serialize, serde::Deserialize)]
 pub enum Broken {
     /// A part of the ring is not (writable) guest memory, or is misaligned.
@@ -77,18 +77,18 @@ pub enum Broken {
     /// The chain's buffers are 4 GiB or more.
     #[error("a chain is longer than 4 GiB")]
     ChainTooLong,
-    /// The chain is not what the device's requests look like.
+    /// The chain does not have the form of the device's requests.
     #[error("a request has no room for its answer")]
     BadRequest,
 }
 
-/// A buffer of the guest: checked to be guest memory, never empty.
+/// A buffer of the guest. It has been checked to be guest memory and is never empty.
 pub type Segment = (GuestAddr, u32);
 
 /// One request of the driver: the buffers to read, then those to write.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Chain {
-    /// Index of the first descriptor, the chain's name on completion.
+    /// Index of the first descriptor, which names the chain on completion.
     pub head: u16,
     /// Buffers that the device reads.
     pub readable: Vec<Segment>,
@@ -96,12 +96,12 @@ pub struct Chain {
     pub writable: Vec<Segment>,
 }
 
-/// Bytes in `segments`; below 4 GiB for those of a chain.
+/// Returns the bytes in `segments`. It is below 4 GiB for those of a chain.
 pub fn total_bytes(segments: &[Segment]) -> u64 {
     segments.iter().map(|&(_, len)| u64::from(len)).sum()
 }
 
-/// The part of `segments` from `skip` bytes on, at most `len` bytes.
+/// Returns the part of `segments` from `skip` bytes on, at most `len` bytes.
 pub fn slice(segments: &[Segment], mut skip: u64, mut len: u64) -> Vec<Segment> {
     let mut part = Vec::new();
     for &(addr, bytes) in segments {
@@ -121,7 +121,7 @@ pub fn slice(segments: &[Segment], mut skip: u64, mut len: u64) -> Vec<Segment> 
     part
 }
 
-/// Copies from `segments`, from `skip` bytes on, as much as fits; returns the bytes copied.
+/// Copies as much as fits from `segments`, from `skip` bytes on. Returns the number of bytes copied.
 pub fn copy_from(mem: &GuestMemory, segments: &[Segment], skip: u64, buf: &mut [u8]) -> usize {
     let mut done = 0;
     for (addr, bytes) in slice(segments, skip, buf.len() as u64) {
@@ -134,7 +134,7 @@ pub fn copy_from(mem: &GuestMemory, segments: &[Segment], skip: u64, buf: &mut [
     done
 }
 
-/// Copies `data` into `segments`, from `skip` bytes on, as much as fits; returns the bytes copied.
+/// Copies as much of `data` as fits into `segments`, from `skip` bytes on. Returns the number of bytes copied.
 pub fn copy_to(mem: &GuestMemory, segments: &[Segment], skip: u64, data: &[u8]) -> usize {
     let mut done = 0;
     for (addr, bytes) in slice(segments, skip, data.len() as u64) {
@@ -147,7 +147,7 @@ pub fn copy_to(mem: &GuestMemory, segments: &[Segment], skip: u64, data: &[u8]) 
     done
 }
 
-/// One virtqueue, the device's side.
+/// The device's side of a virtqueue.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Queue {
@@ -160,7 +160,7 @@ pub struct Queue {
     device: u64,
     next_avail: u16,
     next_used: u16,
-    /// `next_used` at the last decision about an interrupt.
+    /// Value of `next_used` at the last decision about an interrupt.
     signalled: u16,
     in_flight: u16,
     event_idx: bool,
@@ -168,7 +168,7 @@ pub struct Queue {
     broken: Option<Broken>,
 }
 
-/// The three addresses that a driver sets.
+/// One of the three parts whose addresses a driver sets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
     /// Descriptor table.
@@ -180,7 +180,7 @@ pub enum Part {
 }
 
 impl Queue {
-    /// A queue of at most `max_size` entries, a power of two; disabled.
+    /// Creates a disabled queue of at most `max_size` entries, a power of two.
     pub fn new(max_size: u16) -> Queue {
         assert!(max_size.is_power_of_two() && max_size <= MAX_SIZE, "the device's queue sizes are ours");
         Queue {
@@ -200,22 +200,22 @@ impl Queue {
         }
     }
 
-    /// Back to disabled, nothing in flight.
+    /// Resets the queue: disabled, nothing in flight.
     pub fn reset(&mut self) {
         *self = Queue::new(self.max_size);
     }
 
-    /// The size in force.
+    /// Returns the present size.
     pub fn size(&self) -> u16 {
         self.size
     }
-    /// Takes over a size that the driver chose; one that is impossible, or comes too late, is dropped.
+    /// Sets the size that the driver chose. A size that is invalid, or comes too late, is dropped.
     pub fn set_size(&mut self, size: u16) {
         if !self.enabled && size.is_power_of_two() && size <= self.max_size {
             self.size = size;
         }
     }
-    /// The address of a part.
+    /// Returns the address of a part.
     pub fn part(&self, part: Part) -> u64 {
         match part {
             Part::Desc => self.desc,
@@ -223,7 +223,7 @@ impl Queue {
             Part::Device => self.device,
         }
     }
-    /// Sets the address of a part; too late once enabled.
+    /// Sets the address of a part. It has no effect once the queue is enabled.
     pub fn set_part(&mut self, part: Part, addr: u64) {
         if self.enabled {
             return;
@@ -234,24 +234,24 @@ impl Queue {
             Part::Device => self.device = addr,
         }
     }
-    /// Which ring features were negotiated.
+    /// Sets which ring features were negotiated.
     pub fn negotiate(&mut self, event_idx: bool, indirect: bool) {
         self.event_idx = event_idx;
         self.indirect = indirect;
     }
-    /// Whether the driver enabled it.
+    /// Returns whether the driver enabled the queue.
     pub fn enabled(&self) -> bool {
         self.enabled
     }
-    /// Whether it is enabled and not broken.
+    /// Returns whether the queue is enabled and not broken.
     pub fn is_live(&self) -> bool {
         self.enabled && self.broken.is_none()
     }
-    /// Why it is broken, if it is.
+    /// Returns why the queue is broken, if it is.
     pub fn broken(&self) -> Option<Broken> {
         self.broken
     }
-    /// Chains taken and not yet given back.
+    /// Returns the number of chains taken and not yet completed.
     pub fn in_flight(&self) -> u16 {
         self.in_flight
     }
@@ -260,7 +260,7 @@ impl Queue {
         self.broken.get_or_insert(why);
     }
 
-    /// The driver enables the queue; rings that cannot be used break it at once.
+    /// Enables the queue. Rings that cannot be used break it at once.
     pub fn enable(&mut self, mem: &GuestMemory) {
         if self.enabled {
             return;
@@ -274,14 +274,14 @@ impl Queue {
     fn rings_fit(&self, mem: &GuestMemory) -> bool {
         let size = u64::from(self.size);
         let inside = |base: u64, len: u64, align: u64| base % align == 0 && mem.contains(GuestAddr(base), len);
-        // The driver ring is written by the driver only, but may share a page with nothing that is read-only either.
+        // Only the driver writes the driver ring, but it may not share a page with read-only memory either.
         inside(self.desc, 16 * size, 16)
             && inside(self.driver, 6 + 2 * size, 2)
             && inside(self.device, 6 + 8 * size, 4)
             && mem.host_page(GuestAddr(self.device)).is_some_and(|(_, writable)| writable)
     }
 
-    /// Whether a saved queue is one that this device could have; the caller then replaces its own by it.
+    /// Returns whether a saved queue is one that this device could have. The caller then replaces its own with it.
     pub fn accepts(&self, saved: &Queue) -> bool {
         saved.max_size == self.max_size
             && saved.size.is_power_of_two()
@@ -291,7 +291,7 @@ impl Queue {
 
     /// Takes the next chain, or `None` if there is none or the queue is broken.
     ///
-    /// Before it says none, it asks the driver for a notification of the next one.
+    /// Before it returns `None`, it asks the driver for a notification of the next one.
     pub fn pop(&mut self, mem: &GuestMemory) -> Option<Chain> {
         if !self.is_live() {
             return None;
@@ -310,7 +310,8 @@ impl Queue {
             if self.event_idx {
                 let avail_event = self.device + 4 + 8 * u64::from(self.size);
                 mem.store_release_u16(GuestAddr(avail_event), self.next_avail).map_err(|_| Broken::RingOutside)?;
-                // The driver publishes, then looks at avail_event; we publish avail_event, then look again.
+                // The driver publishes a chain and then looks at avail_event. So we publish avail_event and then look
+                // again: one of the two sees the other's write.
                 fence(Ordering::SeqCst);
             }
             if self.waiting(mem)? == 0 {
@@ -322,33 +323,33 @@ impl Queue {
         }
         let slot = self.driver + 4 + 2 * u64::from(self.next_avail % self.size);
         let head: u16 = mem.read_le(GuestAddr(slot)).map_err(|_| Broken::RingOutside)?;
-        let chain = self.walk(mem, head)?;
+        let chain = self.follow(mem, head)?;
         self.next_avail = self.next_avail.wrapping_add(1);
         self.in_flight += 1;
         Ok(Some(chain))
     }
 
-    /// Chains that the driver has published and we have not taken.
+    /// Returns the number of chains that the driver has published and we have not taken.
     fn waiting(&self, mem: &GuestMemory) -> Result<u16, Broken> {
         let idx = mem.load_acquire_u16(GuestAddr(self.driver + 2)).map_err(|_| Broken::RingOutside)?;
         let waiting = idx.wrapping_sub(self.next_avail);
         if waiting > self.size { Err(Broken::IndexJump) } else { Ok(waiting) }
     }
 
-    /// Whether as many chains as the ring holds are waiting: more will not come before some are given back.
+    /// Returns whether as many chains as the ring holds are waiting: no more can come before some are completed.
     pub fn is_full(&self, mem: &GuestMemory) -> bool {
         self.is_live() && self.waiting(mem).is_ok_and(|n| n == self.size)
     }
 
-    /// The chain at `head` again, for one that was in flight when state was saved.
+    /// Returns the chain at `head` again, if it was in flight when state was saved.
     pub fn chain_at(&mut self, mem: &GuestMemory, head: u16) -> Option<Chain> {
         if !self.is_live() {
             return None;
         }
-        self.walk(mem, head).map_err(|why| self.fail(why)).ok()
+        self.follow(mem, head).map_err(|why| self.fail(why)).ok()
     }
 
-    fn walk(&self, mem: &GuestMemory, head: u16) -> Result<Chain, Broken> {
+    fn follow(&self, mem: &GuestMemory, head: u16) -> Result<Chain, Broken> {
         let mut chain = Chain { head, ..Chain::default() };
         let mut table = self.desc;
         let mut entries = u32::from(self.size);
@@ -389,13 +390,13 @@ impl Queue {
         }
     }
 
-    /// Gives back the `count` chains taken last, as if they had never been taken.
+    /// Returns the `count` chains taken last to the queue, as if they had never been taken.
     pub fn rewind(&mut self, count: u16) {
         self.next_avail = self.next_avail.wrapping_sub(count);
         self.in_flight = self.in_flight.saturating_sub(count);
     }
 
-    /// Gives a chain back to the driver, with the number of bytes that were written to its buffers.
+    /// Completes a chain, with the number of bytes that were written to its buffers.
     pub fn push_used(&mut self, mem: &GuestMemory, head: u16, written: u32) {
         if !self.is_live() {
             return;
@@ -412,14 +413,14 @@ impl Queue {
         }
     }
 
-    /// Whether the driver wants an interrupt for what was given back since the last call.
+    /// Returns whether the driver wants an interrupt for the completions since the last call.
     pub fn take_interrupt(&mut self, mem: &GuestMemory) -> bool {
         let new = self.next_used;
         let old = std::mem::replace(&mut self.signalled, new);
         if new == old || !self.enabled {
             return false;
         }
-        // Our index must be seen before we look whether the driver still sleeps.
+        // The driver must be able to see our index before we check whether it still sleeps.
         fence(Ordering::SeqCst);
         if self.event_idx {
             let used_event = self.driver + 4 + 2 * u64::from(self.size);
@@ -458,7 +459,7 @@ impl Chain {
             return Ok(());
         }
         let addr = GuestAddr(desc.addr);
-        // All bytes are of one region, so the first page says whether the whole may be written.
+        // All bytes belong to one region, so the first page decides whether all of them may be written.
         let allowed = mem.contains(addr, u64::from(desc.len)) && (!writable || mem.host_page(addr).is_some_and(|(_, w)| w));
         if !allowed {
             return Err(Broken::BufferOutside);
@@ -468,11 +469,11 @@ impl Chain {
         Ok(())
     }
 
-    /// Bytes that the device may read.
+    /// Returns the number of bytes that the device may read.
     pub fn readable_bytes(&self) -> u64 {
         total_bytes(&self.readable)
     }
-    /// Bytes that the device may write.
+    /// Returns the number of bytes that the device may write.
     pub fn writable_bytes(&self) -> u64 {
         total_bytes(&self.writable)
     }
@@ -630,7 +631,7 @@ mod tests {
 
     #[test]
     fn a_chain_of_more_than_four_gib_breaks_the_queue() {
-        // Guest memory is touched lazily, so that 2 GiB cost nothing.
+        // Guest memory is allocated lazily, so 2 GiB cost nothing.
         let mem = GuestMemory::new(&[(GuestAddr(0), 2 << 30, true)]).unwrap();
         let mut driver = MockDriver::new(&mem, RING, 8);
         let mut queue = driver.queue(false, true);

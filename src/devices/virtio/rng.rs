@@ -2,7 +2,7 @@
 //!
 //! One queue: each chain is filled with random bytes of the host's kernel.
 //!
-//! **Not modelled**: a rate limit; the host's generator does not run dry.
+//! **Not modelled**: a rate limit, since the host's generator does not run out.
 //!
 //! **Hostile guest**: one chain gets at most `CHUNK_MAX` bytes, however long it is, which the specification allows.
 //!
@@ -13,15 +13,15 @@ use crate::hypervisor::state::{Section, StateError};
 
 const NAME: &str = "virtio-rng";
 const VERSION: u32 = 1;
-/// Bytes that one chain gets at most.
+/// Maximum number of bytes that one chain gets.
 const CHUNK_MAX: usize = 4096;
 
-/// The device.
+/// The entropy device.
 #[derive(Default)]
 pub struct Rng;
 
 impl Rng {
-    /// A device on the host's generator.
+    /// Creates a device on the host's generator.
     pub fn new() -> Rng {
         Rng
     }
@@ -30,7 +30,7 @@ impl Rng {
         let mut bytes = [0u8; CHUNK_MAX];
         while let Some(chain) = queues.pop(0) {
             let want = chain.writable_bytes().min(CHUNK_MAX as u64) as usize;
-            // A host without entropy gives the guest nothing rather than something that is not random.
+            // A host without entropy gives the guest no bytes rather than bytes that are not random.
             let written = match getrandom::fill(&mut bytes[..want]) {
                 Ok(()) => queue::copy_to(queues.mem, &chain.writable, 0, &bytes[..want]),
                 Err(_) => 0,

@@ -298,7 +298,7 @@ fn requests_that_are_wrong_end_in_an_error_and_the_queue_lives() {
     ] {
         assert_eq!(g.request(kind, sector, &[data]), status, "{kind} {sector} {data:?}");
     }
-    // No room for a status; a header that is too short; nothing at all.
+    // No room for a status; a header that is too short; no buffers at all.
     for chain in [
         vec![Desc::readable(DATA, 16)],
         vec![Desc::readable(DATA, 15), Desc::writable(STATUS, 1)],
@@ -449,7 +449,7 @@ fn requests_in_flight_survive_a_saved_state() {
     assert!(g.bench.probe.level(GSI));
 }
 
-/// A wire whose other end the test holds.
+/// A link whose other end the test holds.
 #[derive(Clone, Default)]
 struct Wire {
     sent: Arc<Mutex<Vec<Vec<u8>>>>,
@@ -670,7 +670,7 @@ fn a_long_output_yields_the_board_in_between() {
     assert_eq!(line.out.lock().unwrap().len(), 600 * 1024);
 }
 
-/// BARs 0 and 1 as regions 0 and 1, configuration space as region 2.
+/// The function with BARs 0 and 1 as regions 0 and 1, and configuration space as region 2.
 struct Bare(VirtioPci);
 
 impl Device for Bare {
@@ -749,7 +749,7 @@ fn impossible_states_are_refused() {
         assert!(twin.load(&wrong).is_err(), "{to}");
         assert_eq!(twin.save(), before);
     }
-    // A read-only twin does not offer what was negotiated.
+    // A read-only disk does not offer the negotiated features.
     let mut twin = g.bench.function(memory_disk(&g.bench, true).0);
     assert!(twin.load(&state).is_err());
 }

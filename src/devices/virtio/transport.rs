@@ -1,25 +1,25 @@
 //! virtio over PCI: virtio 1.2 section 4.1, modern (non-transitional) devices only.
 //!
-//! Vendor 0x1af4, device 0x1040 + type. BAR 0 (32-bit memory, 16 KiB) holds the structures that the vendor
-//! capabilities (4.1.4) point to; BAR 1 (32-bit memory, 4 KiB) the MSI-X table at 0 and its pending bits at 0x800.
+//! Vendor 0x1af4, device 0x1040 + type. BAR 0 (32-bit memory, 16 KiB) holds the structures that the vendor capabilities
+//! (4.1.4) point to; BAR 1 (32-bit memory, 4 KiB) the MSI-X table at 0 and its pending bits at 0x800.
 //!
 //! | BAR 0 | structure |
 //! |---|---|
 //! | 0x0000 | common configuration (4.1.4.3), 60 bytes |
 //! | 0x1000 | ISR status (4.1.4.5), cleared by reading |
 //! | 0x2000 | device-specific configuration (4.1.4.6) |
-//! | 0x3000 | notifications (4.1.4.4), 4 bytes a queue |
+//! | 0x3000 | notifications (4.1.4.4), 4 bytes per queue |
 //!
 //! The fifth capability is a window through which configuration space reaches the BARs (4.1.4.9). Without MSI-X the
 //! device drives INTx.
 //!
-//! **Not modelled**: the transitional and legacy interface (no driver of the last ten years needs it), notification data,
-//! shared memory, administration queues. None is offered.
+//! **Not modelled**: the transitional and legacy interface (no driver of the last ten years needs it), notification
+//! data, shared memory, administration queues. None is offered.
 //!
-//! **Hostile guest**: registers are taken with their own width only, the rest is dropped and reads as zeros; feature bits
-//! that were not offered keep FEATURES_OK from rising; a queue that breaks sets DEVICE_NEEDS_RESET and nothing is served
-//! until the reset; a device takes a bounded number of chains for each entry. Nothing is allocated by register writes.
-//! While bus mastering is off, guest memory is not touched.
+//! **Hostile guest**: registers accept accesses of their own width only; other writes are dropped, and other reads give
+//! zeros; feature bits that were not offered keep FEATURES_OK from rising; a queue that breaks sets DEVICE_NEEDS_RESET
+//! and nothing is served until the reset; a device takes a bounded number of chains for each entry. Nothing is
+//! allocated by register writes. While bus mastering is off, guest memory is not touched.
 //!
 //! **Saved state**: the registers, the queues, configuration space with MSI-X, and the device's own section.
 
@@ -38,7 +38,7 @@ use crate::hypervisor::state::{Section, StateError};
 pub const VIRTIO_VENDOR: u16 = 0x1af4;
 /// PCI device of type 0; 4.1.2.
 pub const VIRTIO_DEVICE_BASE: u16 = 0x1040;
-/// "No MSI-X vector".
+/// The number that means "no MSI-X vector".
 pub const NO_VECTOR: u16 = 0xffff;
 
 const VERSION: u32 = 1;
@@ -63,23 +63,23 @@ pub const CAP_NOTIFY: u8 = 2;
 pub const CAP_ISR: u8 = 3;
 /// Device-specific configuration.
 pub const CAP_DEVICE: u8 = 4;
-/// The window from configuration space.
+/// The window in configuration space.
 pub const CAP_PCI: u8 = 5;
 
 /// Device status bits, 2.1.
 pub const ACKNOWLEDGE: u8 = 1;
-/// The driver knows how to drive the device.
+/// The driver supports the device.
 pub const DRIVER: u8 = 2;
 /// The driver is ready.
 pub const DRIVER_OK: u8 = 4;
-/// The negotiated features hold.
+/// The driver accepts the negotiated features.
 pub const FEATURES_OK: u8 = 8;
-/// The device cannot go on.
+/// The device cannot continue.
 pub const NEEDS_RESET: u8 = 0x40;
 /// The driver has given up.
 pub const FAILED: u8 = 0x80;
 
-/// ISR: a queue has something.
+/// ISR: a queue has completions.
 pub const ISR_QUEUE: u8 = 1;
 /// ISR: the device's configuration (or its status) changed.
 pub const ISR_CONFIG: u8 = 2;
@@ -146,8 +146,8 @@ fn capability(cfg_type: u8, offset: u64, len: u32, extra: &[u8]) -> Vec<u8> {
 }
 
 impl VirtioPci {
-    /// `device` behind a PCI function that raises `line`, or sends messages to `sink`. `waker` is the one that the
-    /// device's back end was built with: a poll without it being woken costs next to nothing.
+    /// Creates the PCI function of `device`, which raises `line` or sends messages to `sink`. `waker` is the one that
+    /// the device's back end was built with: a poll without a wake-up costs next to nothing.
     pub fn new(
         device: Box<dyn VirtioDevice>,
         mem: GuestMemory,
@@ -162,7 +162,7 @@ impl VirtioPci {
             vendor: VIRTIO_VENDOR,
             device: VIRTIO_DEVICE_BASE + kind.device_type,
             class: u32::from(base) << 16 | u32::from(sub) << 8 | u32::from(interface),
-            // 4.1.2.1: 1 or more, and a subsystem of 0x40 or more, keep legacy drivers away.
+            // A revision of 1 or more and a subsystem of 0x40 or more keep legacy drivers away (4.1.2.1).
             revision: 1,
             subsystem_vendor: VIRTIO_VENDOR,
             subsystem: 0x40 + kind.device_type,
@@ -195,8 +195,9 @@ impl VirtioPci {
         self.regs.driver_features & features == features
     }
 
-    /// Whether the device may take requests.
+    /// Returns whether the device may take requests.
     fn serving(&self) -> bool {
+        // Without the bus-master bit a function may not touch guest memory, and the queues are there.
         self.regs.status & (DRIVER_OK | NEEDS_RESET | FAILED) == DRIVER_OK && self.config.bus_master()
     }
 
@@ -248,7 +249,7 @@ impl VirtioPci {
         self.enter(|device, queues| device.poll(now_ns, queues));
     }
 
-    /// What writing 0 to the status does, 4.1.4.3.1: all but the generation, which must not go back.
+    /// Resets the device, on a write of 0 to the status, 4.1.4.3.1. The generation stays, since it must not go back.
     fn reset_device(&mut self) {
         self.device.reset();
         self.queues.iter_mut().for_each(Queue::reset);
@@ -264,6 +265,7 @@ impl VirtioPci {
         }
         let mut rising = value & (ACKNOWLEDGE | DRIVER | DRIVER_OK | FEATURES_OK | FAILED) & !self.regs.status;
         let acceptable = self.has_features(VIRTIO_F_VERSION_1) && self.regs.driver_features & !self.offered() == 0;
+        // The driver reads the bit back to learn whether its choice was accepted (3.1.1).
         if rising & FEATURES_OK != 0 && !acceptable {
             rising &= !FEATURES_OK;
         }
@@ -390,7 +392,7 @@ impl VirtioPci {
         }
     }
 
-    /// The window's BAR, offset and width, if they are such that an access may be made.
+    /// Returns the window's BAR, offset and width, if they allow an access.
     fn window_target(&self) -> Option<(u8, u64, u8)> {
         let at = self.window_cap;
         let (bar, offset, len) = (self.config.read(at + 4, 1) as u8, self.config.read(at + 8, 4), self.config.read(at + 12, 4));
@@ -432,7 +434,7 @@ impl PciDevice for VirtioPci {
         if !self.is_window_data(offset) {
             let was_master = self.config.bus_master();
             self.config.write(offset, width, value);
-            // What came while guest memory was out of reach is looked for now.
+            // Look now for chains that came while guest memory was out of reach.
             self.again |= self.config.bus_master() && !was_master;
             return;
         }
@@ -450,6 +452,7 @@ impl PciDevice for VirtioPci {
         match offset {
             COMMON..ISR => Self::read_bytes(&self.common_image(), offset, width),
             ISR => {
+                // Reading acknowledges: it clears the causes and lowers the line (4.1.4.5).
                 let isr = std::mem::take(&mut self.regs.isr);
                 self.config.drive_intx(false);
                 u64::from(isr)
@@ -510,6 +513,7 @@ impl PciDevice for VirtioPci {
         if regs.status & FEATURES_OK != 0 && regs.driver_features & !self.offered() != 0 {
             return damaged("features are in use that this device does not offer");
         }
+        // All or nothing: the device's state and the transport's belong together.
         let undo = self.device.save();
         self.device.load(&state.device)?;
         if let Err(error) = self.config.load(kind, &state.config) {
@@ -518,6 +522,8 @@ impl PciDevice for VirtioPci {
         }
         self.regs = state.regs;
         self.queues = state.queues;
+        // A notification before the save may not have been served, so the restored device looks at its
+        // queues once.
         self.again = self.regs.status & DRIVER_OK != 0;
         if self.again {
             self.device.activate(self.regs.driver_features);

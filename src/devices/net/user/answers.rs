@@ -1,12 +1,13 @@
-//! Files for the guest over HTTP/1.1 (RFC 9112), from an address of the network that nobody else has: how an installer
-//! reads its answer file. Nothing of the host is behind it but the files that were given.
+//! A server of files for the guest over HTTP/1.1 (RFC 9112), at an unused address of the network. An installer reads
+//! its answer file from it. It gives access to the given files and to nothing else of the host.
 //!
-//! Each connection carries one request: `GET` or `HEAD` of a file by its name. `Connection: close` is always said.
+//! Each connection carries one request: `GET` or `HEAD` of a file by its name. The answer always has `Connection:
+//! close`.
 //!
 //! **Not modelled**: ranges, conditions, percent-encoding (no name needs it).
 //!
-//! **Hostile guest**: a request has at most [`MAX_REQUEST`] bytes, what follows it is thrown away, and the files are
-//! shared by all connections, whose number [`super::tcp`] bounds.
+//! **Hostile guest**: a request has at most [`MAX_REQUEST`] bytes, bytes after it are dropped, and the files are shared
+//! by all connections, whose number [`super::tcp`] bounds.
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
@@ -14,28 +15,28 @@ use std::sync::Arc;
 
 /// The longest request that is read.
 pub const MAX_REQUEST: usize = 8 * 1024;
-/// Headers that are understood; a request with more is refused.
+/// Maximum number of headers. A request with more is refused.
 const MAX_HEADERS: usize = 64;
 
-/// What is served: bytes by path, `/preseed.cfg`.
+/// The files to serve: bytes by path, `/preseed.cfg`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Files(BTreeMap<String, Arc<[u8]>>);
 
 impl Files {
-    /// Those of `(path, bytes)`.
+    /// Creates the set of files from `(path, bytes)`.
     pub fn new(files: impl IntoIterator<Item = (String, Vec<u8>)>) -> Files {
         Files(files.into_iter().map(|(path, bytes)| (path, bytes.into())).collect())
     }
 
     fn find(&self, target: &str) -> Option<Arc<[u8]>> {
         let path = target.split(['?', '#']).next().unwrap_or(target);
-        // A proxy is asked with the whole URL, and answers for a path all the same.
+        // A request to a proxy has the whole URL, and is answered like a path.
         let path = path.strip_prefix("http://").map_or(path, |rest| rest.find('/').map_or("/", |at| &rest[at..]));
         self.0.get(path).cloned()
     }
 }
 
-/// One connection: what the guest sends is written to it, what it gets is read from it.
+/// One connection: what the guest sends is written to it, what the guest gets is read from it.
 pub struct Exchange {
     files: Arc<Files>,
     request: Vec<u8>,
@@ -49,12 +50,12 @@ struct Answer {
 }
 
 impl Exchange {
-    /// One that has heard nothing yet.
+    /// Creates a connection without a request.
     pub fn new(files: Arc<Files>) -> Exchange {
         Exchange { files, request: Vec::new(), answer: None }
     }
 
-    /// The guest will send no more.
+    /// Notes that the guest will send no more.
     pub fn end(&mut self) {
         if self.answer.is_none() {
             self.refuse("400 Bad Request", "");
@@ -75,7 +76,7 @@ impl Exchange {
         self.answer = Some(Answer { head: head.into_bytes(), body, sent: 0 });
     }
 
-    /// Answers, once the request is whole or cannot become so.
+    /// Answers once the request is complete or can never be.
     fn look(&mut self) {
         let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
         let mut request = httparse::Request::new(&mut headers);

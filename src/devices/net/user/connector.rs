@@ -2,9 +2,9 @@
 //!
 //! The engine child runs what a guest controls, so it gives up opening anything before the guest runs. FreeBSD's
 //! capability mode has no connect(2) at all (capabilities.conf of its kernel; cap_enter(2)), and no sendto(2) with an
-//! address. A second process, started before and never touched by the guest's bytes, keeps that right and nothing else:
-//! it is asked over a stream socket and passes descriptors back (SCM_RIGHTS of unix(4), unix(7)). The same pair runs
-//! on Linux, where the engine's system-call filter then knows no socket(2), bind(2) or connect(2).
+//! address. A second process, which was started before and never sees the guest's bytes, keeps that right and no other.
+//! It takes requests over a stream socket and passes descriptors back (SCM_RIGHTS of unix(4), unix(7)). The same pair
+//! runs on Linux, where the engine's system-call filter then allows no socket(2), bind(2) or connect(2).
 //!
 //! It makes no socket but to what the guest's interfaces may reach ([`allowed`](super::allowed)), which it was told when
 //! it was started, and sends no datagram from a forward but to whom it has heard there ([`relay`]).
@@ -26,7 +26,7 @@
 //! 19 for each server). TCP, UDP and echo bring a descriptor along; a forward's request brings its socket and that on which
 //! the connector passes its datagrams.
 //!
-//! **Hostile engine**: the engine is what a guest may have taken over. It gets what the guest itself is given, sockets to
+//! **Hostile engine**: a guest may have taken over the engine. The engine gets what the guest itself gets, sockets to
 //! addresses that its interfaces may reach; a request that is none ends the connector, and with it all further connections.
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
@@ -64,7 +64,7 @@ const FORWARD: u8 = 4;
 const NAME_SERVERS: u8 = 6;
 
 struct Request {
-    what: u8,
+    kind: u8,
     to: Option<SocketAddr>,
     /// The scope.
     word: u32,
@@ -73,7 +73,7 @@ struct Request {
 impl Request {
     fn to_bytes(&self) -> [u8; REQUEST_BYTES] {
         let mut bytes = [0; REQUEST_BYTES];
-        bytes[0] = self.what;
+        bytes[0] = self.kind;
         if let Some(to) = self.to {
             bytes[1..20].copy_from_slice(&encode(to));
         }
@@ -83,7 +83,7 @@ impl Request {
 
     fn of_bytes(bytes: &[u8; REQUEST_BYTES]) -> Request {
         let to = decode(bytes[1..20].try_into().expect("nineteen bytes"));
-        Request { what: bytes[0], to, word: u32::from_le_bytes(bytes[20..].try_into().expect("four bytes")) }
+        Request { kind: bytes[0], to, word: u32::from_le_bytes(bytes[20..].try_into().expect("four bytes")) }
     }
 }
 
@@ -151,14 +151,14 @@ impl RemoteSockets {
     /// The word and the descriptors of the answer; `rest` is called for what follows it.
     fn ask<T>(
         &self,
-        what: u8,
+        kind: u8,
         to: Option<(SocketAddr, Scope)>,
         fds: &[BorrowedFd<'_>],
         rest: impl FnOnce(&UnixStream, u32, Option<OwnedFd>) -> io::Result<T>,
     ) -> io::Result<T> {
         let stream = self.stream.lock().expect("no panic happens under this lock");
         let scope = u32::from(to.is_some_and(|(_, scope)| scope == Scope::OtherHosts));
-        let request = Request { what, to: to.map(|(to, _)| to), word: scope };
+        let request = Request { kind, to: to.map(|(to, _)| to), word: scope };
         send(&stream, &request.to_bytes(), fds)?;
         let mut reply = [0; REPLY_BYTES];
         let fds = receive(&stream, &mut reply)?.ok_or(io::ErrorKind::UnexpectedEof)?;
@@ -169,8 +169,8 @@ impl RemoteSockets {
         }
     }
 
-    fn socket(&self, what: u8, to: SocketAddr, scope: Scope) -> io::Result<(u32, OwnedFd)> {
-        self.ask(what, Some((to, scope)), &[], |_, word, fd| Ok((word, fd.ok_or(io::ErrorKind::InvalidData)?)))
+    fn socket(&self, kind: u8, to: SocketAddr, scope: Scope) -> io::Result<(u32, OwnedFd)> {
+        self.ask(kind, Some((to, scope)), &[], |_, word, fd| Ok((word, fd.ok_or(io::ErrorKind::InvalidData)?)))
     }
 }
 
@@ -204,7 +204,7 @@ impl Sockets for RemoteSockets {
     }
 }
 
-/// Serves requests on `stream` with what `sockets` makes, until the other end is gone or asks nonsense.
+/// Serves requests on `stream` with sockets made by `sockets`, until the other end is gone or sends an invalid request.
 pub fn serve(stream: &UnixStream, sockets: &dyn Sockets) -> io::Result<()> {
     let mut request = [0; REQUEST_BYTES];
     let mut relays = Vec::new();
@@ -246,7 +246,7 @@ fn serve_one(
         1 => Ok(Scope::OtherHosts),
         _ => Err(nonsense()),
     };
-    match request.what {
+    match request.kind {
         TCP => reply(stream, sockets.tcp(to()?, scope()?).map(|socket| (0, Some(socket.into())))),
         UDP => reply(stream, sockets.udp(to()?, scope()?).map(|socket| (0, Some(socket.into())))),
         ECHO => {
@@ -274,7 +274,7 @@ fn serve_one(
 fn reply(stream: &UnixStream, made: io::Result<(u32, Option<OwnedFd>)>) -> io::Result<()> {
     let (errno, word, fd) = match made {
         Ok((word, fd)) => (0, word, fd),
-        // An error without a number is ours; the guest sees a refusal all the same.
+        // An error without a number is our own mistake. The guest sees a refusal nevertheless.
         Err(error) => (error.raw_os_error().unwrap_or(libc::EIO) as u32, 0, None),
     };
     let mut bytes = [0; REPLY_BYTES];
@@ -389,7 +389,7 @@ mod tests {
         for (at, value) in [(0, 0), (0, 99), (0, FORWARD), (1, 7), (20, 2)] {
             let (ours, theirs) = UnixStream::pair().expect("a socket pair");
             let thread = std::thread::spawn(move || serve(&theirs, &OwnSockets));
-            let mut request = Request { what: TCP, to: Some(loopback(9)), word: 0 }.to_bytes();
+            let mut request = Request { kind: TCP, to: Some(loopback(9)), word: 0 }.to_bytes();
             request[at] = value;
             send(&ours, &request, &[]).expect("sends");
             assert!(thread.join().expect("no panic").is_err(), "byte {at} = {value}");

@@ -1,8 +1,8 @@
 //! DHCP server for one guest: RFC 2131 and the options of RFC 2132.
 //!
-//! Whoever asks gets the one address that there is; a request for another one is refused with DHCPNAK.
+//! Every client gets the only address that there is. A request for another one is refused with DHCPNAK.
 //!
-//! **Hostile guest**: options are walked within the message; what makes no sense gets no answer.
+//! **Hostile guest**: options are read within the message; a message that makes no sense gets no answer.
 
 use std::net::Ipv4Addr;
 
@@ -37,7 +37,7 @@ const ACK: u8 = 5;
 const NAK: u8 = 6;
 const INFORM: u8 = 8;
 
-/// What the server gives.
+/// The lease of the guest.
 #[derive(Debug, Clone)]
 pub struct Lease {
     /// The guest's address.
@@ -48,13 +48,13 @@ pub struct Lease {
     pub dns: Ipv4Addr,
     /// Network mask.
     pub mask: Ipv4Addr,
-    /// The gateway leads out and the name server answers; without, the guest hears of neither.
+    /// Whether the gateway leads out and the name server answers. Without it, DHCP announces neither.
     pub leads_out: bool,
-    /// The name that the guest is told it has, if any.
+    /// The host name that DHCP gives the guest, if any.
     pub host_name: Option<String>,
 }
 
-/// An answer: where it goes, and its bytes.
+/// An answer: its destination and its bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Reply {
     /// Ethernet address of the client.
@@ -88,7 +88,7 @@ fn option_address(options: &[u8], wanted: u8) -> Option<Ipv4Addr> {
     Some(Ipv4Addr::from(bytes))
 }
 
-/// Answers a message of a client, if it is to be answered.
+/// Answers a message of a client. Returns `None` if there is no answer.
 pub fn answer(lease: &Lease, message: &[u8]) -> Option<Reply> {
     let (fixed, options) = message.split_at_checked(FIXED_BYTES)?;
     let options = options.strip_prefix(&COOKIE)?;

@@ -19,7 +19,7 @@ use super::tcp::{self, Flow, Tcp};
 use super::udp::{self, Udp};
 use super::{MTU, Outside, Protocol, QUEUE_FRAMES, Shared, UserNetConfig};
 
-/// How long to wait before looking again while the guest takes nothing.
+/// Time until the next try while the guest takes nothing.
 const GUEST_STALLED: Duration = Duration::from_millis(200);
 
 enum Waiting {
@@ -28,7 +28,7 @@ enum Waiting {
     Udp(udp::Waiting),
 }
 
-/// Everything that the thread owns.
+/// State that the thread owns.
 pub struct Engine {
     shared: Arc<Shared>,
     heard: UnixStream,
@@ -44,14 +44,14 @@ pub struct Engine {
     fixed_name_servers: bool,
     next_name_server: usize,
     guest_mac: Option<Mac>,
-    /// Somebody is at the address of answers.
+    /// Whether the address for answers is in use.
     serves: bool,
     identification: u16,
     expired: Instant,
 }
 
 impl Engine {
-    /// An engine that has not run yet.
+    /// Creates an engine that does not run yet.
     pub fn new(
         shared: Arc<Shared>,
         heard: UnixStream,
@@ -97,7 +97,7 @@ impl Engine {
         engine
     }
 
-    /// The host may have moved to another network since.
+    /// Reads the name servers again, since the host may have moved to another network.
     fn look_up_name_servers(&mut self) {
         if self.fixed_name_servers {
             return;
@@ -109,7 +109,7 @@ impl Engine {
         }
     }
 
-    /// Runs until told to stop.
+    /// Runs until it is told to stop.
     pub fn run(mut self) {
         while !self.shared.stop.load(Ordering::Acquire) {
             let now = Instant::now();
@@ -142,7 +142,7 @@ impl Engine {
     }
 
     fn take_frames(&mut self, now: Instant) {
-        // The stack leaves frames where they are while the guest takes none of its answers.
+        // The stack leaves frames in its queue while the guest takes none of its answers.
         let room = QUEUE_FRAMES.saturating_sub(self.tcp.wire.from_guest.len());
         let frames: Vec<Vec<u8>> = {
             let mut queue = self.shared.from_guest.lock().expect("no panic happens under this lock");
@@ -156,7 +156,7 @@ impl Engine {
         }
     }
 
-    /// Where a packet of the guest goes.
+    /// Returns the destination of a packet of the guest.
     fn destination(&self, protocol: Option<Protocol>, to: SocketAddrV4) -> Destination {
         let name_server = self.name_servers[self.next_name_server % self.name_servers.len().max(1)];
         self.reach.destination(&self.network, protocol, to, name_server)
@@ -168,7 +168,8 @@ impl Engine {
         let from_guest = |source: Ipv4Addr| network.may_be_guest(source);
         match content {
             Content::Arp { target } => {
-                // Only for those who are there: an answer for the guest's own address would be a conflict to it.
+                // Answer only for addresses that are in use: an answer for the guest's own address would look like a
+                // conflict to it.
                 if [network.gateway, network.dns].contains(&target) || self.serves && target == network.answers {
                     self.guest_mac = Some(mac);
                     self.tcp.wire.from_guest.push_back(frame);
@@ -207,7 +208,7 @@ impl Engine {
     }
 
     fn echo(&mut self, (guest, remote): (Ipv4Addr, Ipv4Addr), mac: Mac, identifier: u16, message: &[u8], now: Instant) {
-        // These two are nobody but us.
+        // These two addresses are ours only.
         if remote == self.network.gateway || remote == self.network.dns {
             let route = self.route(mac);
             self.tcp.wire.to_guest.extend(packet::echo_reply(&route, remote, guest, identifier, message));
@@ -231,7 +232,7 @@ impl Engine {
         {
             let mut queue = self.shared.to_guest.lock().expect("no panic happens under this lock");
             let room = QUEUE_FRAMES.saturating_sub(queue.len());
-            // What smoltcp makes fits; a burst of datagrams beyond the queue is lost, as on a wire.
+            // Frames that smoltcp makes fit. A burst of datagrams beyond the queue is lost, as on a wire.
             queue.extend(self.tcp.wire.to_guest.drain(..).take(room));
         }
         self.tcp.wire.to_guest.clear();
@@ -246,13 +247,13 @@ impl Engine {
         });
         let fragments = (!self.fragments.is_empty()).then_some(Duration::from_secs(5));
         match [stack, self.udp.delay(), fragments].into_iter().flatten().min() {
-            // Rounded up: a timer that is almost due must not make us spin.
+            // Rounded up, since a timer that is almost due must not make this loop spin.
             Some(delay) => PollTimeout::try_from(delay + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX),
             None => PollTimeout::NONE,
         }
     }
 
-    /// Waits for the guest, a socket or a timer, and takes what has come.
+    /// Waits for the guest, a socket or a timer, and handles what has arrived.
     fn wait(&mut self, now: Instant) {
         let timeout = self.timeout(now);
         let mut fds = vec![PollFd::new(self.heard.as_fd(), PollFlags::POLLIN)];
@@ -266,8 +267,8 @@ impl Engine {
             whose.push(Waiting::Udp(waiting));
         });
         if poll(&mut fds, timeout).is_err() {
-            // Interrupted, or the host is short of memory: look again in a moment.
-            // By poll again: FreeBSD's capability mode lacks clock_nanosleep(2), which std sleeps with.
+            // Interrupted, or the host is short of memory: try again in a moment. It waits with poll, since FreeBSD's
+            // capability mode lacks clock_nanosleep(2), with which std sleeps.
             let _ = poll(&mut [], 1u8);
             return;
         }
@@ -286,12 +287,12 @@ impl Engine {
     fn hear(&mut self) {
         let mut bytes = [0; 64];
         while matches!(self.heard.read(&mut bytes), Ok(n) if n == bytes.len()) {}
-        // Cleared before the queues are looked at: who comes later rings again.
-        self.shared.told.store(false, Ordering::Release);
+        // Cleared before the queues are looked at: a frame that comes later rings again.
+        self.shared.notified.store(false, Ordering::Release);
     }
 
     fn take_datagrams(&mut self, waiting: udp::Waiting, now: Instant) {
-        // Without anybody to give it to it is taken all the same, or poll would return at once for ever.
+        // It is read even without a receiver, or poll would return at once forever.
         let destination_mac = self.guest_mac.unwrap_or_default();
         let room = match self.guest_mac {
             Some(_) => QUEUE_FRAMES.saturating_sub(self.tcp.wire.to_guest.len()).max(1),

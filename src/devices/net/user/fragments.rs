@@ -1,10 +1,11 @@
 //! Puts together the IPv4 datagrams that the guest sent in fragments: RFC 791, section 3.2, and RFC 815.
 //!
-//! Fragments that overlap are an attack or a mistake: the datagram is dropped, and what comes of it later, as RFC 5722
-//! has it for IPv6. A fragment that came twice is no overlap.
+//! Fragments that overlap are an attack or a mistake: the datagram is dropped, with the fragments of it that come
+//! later, as in RFC 5722 for IPv6. A fragment that came twice is no overlap.
 //!
-//! **Hostile guest**: at most [`MAX_DATAGRAMS`] are being put together, each of at most 65,535 bytes in at most
-//! [`MAX_PIECES`] pieces; one that is not whole after [`PATIENCE`] is dropped, and the oldest one makes room.
+//! **Hostile guest**: at most [`MAX_DATAGRAMS`] are being assembled, each of at most 65,535 bytes in at most
+//! [`MAX_PIECES`] pieces. One that is not complete after [`PATIENCE`] is dropped, and the oldest one makes room for a
+//! new one.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -12,15 +13,16 @@ use std::time::{Duration, Instant};
 
 use super::packet::{self, Fragment};
 
-/// Datagrams that are being put together.
+/// Maximum number of datagrams that are being assembled.
 pub const MAX_DATAGRAMS: usize = 32;
-/// Fragments of one datagram; the longest one takes 119 of them on a link with the smallest MTU that a guest can have.
+/// Maximum number of fragments of one datagram. The longest datagram takes 119 on a link with the smallest MTU that a
+/// guest can have.
 pub const MAX_PIECES: usize = 256;
-/// As Linux (ip_frag_time).
+/// Time-out of an incomplete datagram, as in Linux (ip_frag_time).
 const PATIENCE: Duration = Duration::from_secs(30);
 const LONGEST: usize = 65_535 - packet::IPV4_BYTES;
 
-/// What the fragments of one datagram have in common.
+/// Key that the fragments of one datagram share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Key {
     /// Sender.
@@ -35,24 +37,24 @@ pub struct Key {
 
 struct Datagram {
     since: Instant,
-    /// Data as far as it has come, with gaps.
+    /// Data that has arrived, with gaps.
     data: Vec<u8>,
-    /// The pieces that are there, by their first byte.
+    /// The pieces that have arrived, by their first byte.
     pieces: Vec<(usize, usize)>,
-    /// Known once the last fragment is there.
+    /// Total length, known once the last fragment has arrived.
     total: Option<usize>,
-    /// Fragments overlapped: nothing will become of it.
+    /// Fragments overlapped: the datagram will never be complete.
     spoilt: bool,
 }
 
-/// Datagrams that are not whole yet.
+/// Datagrams that are not complete yet.
 #[derive(Default)]
 pub struct Fragments {
     datagrams: HashMap<Key, Datagram>,
 }
 
 impl Fragments {
-    /// Gives back a frame that has a whole packet: this one, or the one that this fragment was the last missing one of.
+    /// Takes a frame and returns one with a complete packet: this one, or the one that this fragment completes.
     pub fn take(&mut self, frame: Vec<u8>, now: Instant) -> Option<Vec<u8>> {
         let Some(fragment) = packet::fragment(&frame) else { return Some(frame) };
         self.expire(now);
@@ -73,17 +75,17 @@ impl Fragments {
         Some(packet::whole(&frame, &key, &data))
     }
 
-    /// Drops what was not whole in time.
+    /// Drops the datagrams that were not complete in time.
     pub fn expire(&mut self, now: Instant) {
         self.datagrams.retain(|_, datagram| now.duration_since(datagram.since) < PATIENCE);
     }
 
-    /// How many datagrams are not whole.
+    /// Returns the number of incomplete datagrams.
     pub fn len(&self) -> usize {
         self.datagrams.len()
     }
 
-    /// Whether there is anything to expire.
+    /// Returns whether there is anything to expire.
     pub fn is_empty(&self) -> bool {
         self.datagrams.is_empty()
     }
@@ -99,7 +101,7 @@ impl Datagram {
         Datagram { since, data: vec![], pieces: vec![], total: None, spoilt: false }
     }
 
-    /// Takes a piece; false if it cannot be one of this datagram.
+    /// Takes a piece. Returns false if it cannot belong to this datagram.
     fn add(&mut self, fragment: &Fragment<'_>) -> bool {
         let (start, end) = (fragment.offset, fragment.offset + fragment.data.len());
         let last = !fragment.more;
@@ -130,7 +132,7 @@ impl Datagram {
     }
 
     fn is_whole(&self) -> bool {
-        // The pieces do not overlap: when they are as long as all of it, they are all of it.
+        // The pieces do not overlap: when their lengths sum to the total, they are all of it.
         self.total.is_some_and(|total| self.pieces.iter().map(|(start, end)| end - start).sum::<usize>() == total)
     }
 }
@@ -191,7 +193,7 @@ mod tests {
         assert_eq!(got.iter().map(|frame| payload(frame)).collect::<Vec<_>>(), [vec![1; 3000], vec![2; 3000]]);
     }
 
-    /// Sets a fragment's offset and whether more follow.
+    /// Returns the frame with a fragment's offset and "more" flag set.
     fn moved(frame: &[u8], offset: usize, more: bool) -> Vec<u8> {
         let mut frame = frame.to_vec();
         let word = (offset / 8) as u16 | if more { 0x2000 } else { 0 };
@@ -235,7 +237,7 @@ mod tests {
         let (mut fragments, now) = (Fragments::default(), Instant::now());
         let first = |n: u16| sent(n, &[1; 3000], 1500).remove(0);
         for n in 0..2000u16 {
-            // The farthest piece there is makes the longest buffer.
+            // The farthest piece makes the longest buffer.
             assert_eq!(fragments.take(moved(&first(n), 64_000, true), now + Duration::from_millis(n.into())), None);
         }
         assert_eq!(fragments.datagrams.len(), MAX_DATAGRAMS);

@@ -3,23 +3,23 @@
 //!
 //! ```text
 //! 10.0.2.0/24, or another network
-//!   10.0.2.2   gateway and DHCP server; what may reach the host itself, reaches its loopback there
-//!   10.0.2.3   name server: UDP and TCP port 53 go to the host's
-//!   10.0.2.4   nobody, or port 80 of the files that were given for this boot: see [`answers`]
+//!   10.0.2.2   gateway and DHCP server; traffic that may reach the host itself reaches its loopback there
+//!   10.0.2.3   name server: UDP and TCP port 53 go to the host's name servers
+//!   10.0.2.4   unused, or port 80 of the files that were given for this boot: see [`answers`]
 //!   10.0.2.15  the guest
 //! ```
 //!
-//! What the guest reaches of the host and of the world is [`reach`]'s to say.
+//! [`reach`] decides what the guest reaches of the host and of the world.
 //!
 //! The sockets come from [`sockets::Sockets`]: in the engine child, which may make none, from the [`connector`].
-//! TCP towards the guest is smoltcp's; UDP and ICMP echo need no stack and are carried over directly. Everything runs on
-//! a thread of its own; the device exchanges frames with it through two bounded queues.
+//! smoltcp handles TCP towards the guest. UDP and ICMP echo need no stack and are translated directly. Everything runs
+//! on a thread of its own; the device exchanges frames with it through two bounded queues.
 //!
 //! **Not modelled**: IPv6; echo to the outside where the host allows it to neither a datagram nor a raw socket (it is
-//! refused); addresses of the network other than those above (nobody there).
+//! refused); addresses of the network other than those above (they are unused).
 //!
-//! **Hostile guest**: both queues, the connections, the conversations, what is being put together of fragments, and
-//! their buffers are bounded; see the parts.
+//! **Hostile guest**: both queues, the connections, the conversations, the datagrams that are being assembled, and
+//! their buffers are bounded; see the modules.
 
 pub mod allowed;
 pub mod answers;
@@ -52,7 +52,7 @@ use crate::hypervisor::backend::Waker;
 pub const ANSWERS_PORT: u16 = 80;
 /// The longest packet that is sent to the guest, if its link does not have a smaller one.
 const MTU: usize = 1500;
-/// Frames that wait in either direction.
+/// Maximum number of frames that wait in either direction.
 const QUEUE_FRAMES: usize = 1024;
 /// Longest frame taken from the guest.
 const FRAME_MAX: usize = 65535 + 18;
@@ -77,84 +77,84 @@ pub struct Forward {
     pub guest_port: u16,
 }
 
-/// How the network is made.
+/// Configuration of a network.
 #[derive(Debug, Clone, Default)]
 pub struct UserNetConfig {
     /// Its addresses.
     pub addresses: Addresses,
     /// What the guest may reach.
     pub reach: Reach,
-    /// The longest packet that the guest's link takes.
+    /// Length of the longest packet that the guest's link takes.
     pub mtu: Option<u16>,
     /// Inbound forwards.
     pub forwards: Vec<Forward>,
-    /// The name that DHCP tells the guest.
+    /// The host name that DHCP tells the guest.
     pub host_name: Option<String>,
-    /// Name servers; those of the host's `/etc/resolv.conf` if empty.
+    /// Name servers. If empty, those of the host's `/etc/resolv.conf`.
     pub name_servers: Vec<SocketAddr>,
     /// Files that the guest may read at [`Addresses::answers_at`].
     pub answers: Option<Arc<answers::Files>>,
 }
 
-/// Hears, once for every forward, that the guest has accepted a connection that came by it; told the forward's address.
-/// The forward itself accepts whether or not anybody in the guest does.
+/// A callback with a forward's address, called once for every forward when the guest has accepted a connection through
+/// it. The forward itself accepts connections whether or not the guest listens.
 pub type ForwardOpened = Arc<dyn Fn(SocketAddr) + Send + Sync>;
 
-/// Hears what the user should know of, as a text of one line.
+/// A callback with a message of one line for the user.
 pub type Noted = Arc<dyn Fn(&str) + Send + Sync>;
 
-/// What a network has outside of itself.
+/// The parts of the host that a network uses.
 #[derive(Clone)]
 pub struct Outside {
-    /// Makes its sockets.
+    /// Makes the network's sockets.
     pub sockets: Arc<dyn sockets::Sockets>,
-    /// Is called on the network's thread.
+    /// Called on the network's thread.
     pub on_open: ForwardOpened,
-    /// Is called on the network's thread.
+    /// Called on the network's thread.
     pub on_note: Noted,
 }
 
-/// A network that cannot be made.
+/// The error for a network that cannot be started.
 #[derive(Debug, thiserror::Error)]
 pub enum UserNetError {
-    /// Somebody else listens there.
+    /// Another program listens there.
     #[error("port already taken: `{0}` is in use by another program")]
     Taken(SocketAddr),
-    /// The host does not let us listen there.
+    /// The host does not allow it to listen there.
     #[error("cannot listen on `{address}`")]
     Listen {
-        /// Where.
+        /// The address.
         address: SocketAddr,
-        /// Why.
+        /// The error of the host.
         source: std::io::Error,
     },
-    /// The host gives no thread or socket.
+    /// The host has no thread or socket to give.
     #[error("cannot start the user-mode network")]
     Start(#[source] std::io::Error),
 }
 
-/// What the device's side and the thread share.
+/// State that the device's side and the thread share.
 struct Shared {
     from_guest: Mutex<VecDeque<Vec<u8>>>,
     to_guest: Mutex<VecDeque<Vec<u8>>>,
-    /// The thread was told and has not looked yet.
-    told: AtomicBool,
+    /// The thread was notified and has not looked yet.
+    notified: AtomicBool,
     stop: AtomicBool,
     bell: UnixStream,
     waker: Waker,
 }
 
 impl Shared {
-    /// Tells the thread to look.
+    /// Notifies the thread.
     fn ring(&self) {
-        if !self.told.swap(true, Ordering::AcqRel) {
-            // A full socket has a byte in it already.
+        if !self.notified.swap(true, Ordering::AcqRel) {
+            // A full socket already has a byte in it.
             let _ = (&self.bell).write(&[1]);
         }
     }
 }
 
-/// The network's end at the device.
+/// The device's end of the network.
 pub struct UserNet {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -221,7 +221,7 @@ impl UserNet {
         let shared = Arc::new(Shared {
             from_guest: Mutex::default(),
             to_guest: Mutex::default(),
-            told: AtomicBool::new(false),
+            notified: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             bell,
             waker,
@@ -231,7 +231,7 @@ impl UserNet {
         Ok(UserNet { shared, thread: Some(thread.map_err(UserNetError::Start)?), forwards })
     }
 
-    /// The forwards, with the ports that were taken where the configuration left it open.
+    /// Returns the forwards, with the chosen ports where the configuration left them open.
     pub fn forwards(&self) -> &[Forward] {
         &self.forwards
     }
@@ -255,7 +255,7 @@ impl Nic for UserNet {
     fn receive(&mut self) -> Option<Vec<u8>> {
         let mut queue = self.shared.to_guest.lock().expect("no panic happens under this lock");
         let frame = queue.pop_front();
-        // The thread stopped filling when there was no room; it goes on when half is free.
+        // The thread stopped filling when there was no room. It continues when half of the queue is free.
         let resume = frame.is_some() && queue.len() == QUEUE_FRAMES / 2;
         drop(queue);
         if resume {
@@ -268,7 +268,7 @@ impl Nic for UserNet {
 impl Drop for UserNet {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
-        self.shared.told.store(false, Ordering::Release);
+        self.shared.notified.store(false, Ordering::Release);
         self.shared.ring();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();

@@ -1,6 +1,6 @@
-//! Ethernet, IPv4, UDP and ICMP headers: RFC 894, RFC 791, RFC 768, RFC 792. TCP and ARP are smoltcp's.
+//! Ethernet, IPv4, UDP and ICMP headers: RFC 894, RFC 791, RFC 768, RFC 792. smoltcp handles TCP and ARP.
 //!
-//! **Hostile guest**: every length is checked against the bytes that are there. Fragments are no content here: see
+//! **Hostile guest**: every length is checked against the bytes that exist. Fragments have no content here: see
 //! [`fragments`](super::fragments).
 
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -10,9 +10,9 @@ use super::fragments::Key;
 /// An Ethernet address.
 pub type Mac = [u8; 6];
 
-/// Of a frame's header.
+/// Length of a frame's header.
 pub const ETHERNET_BYTES: usize = 14;
-/// Of a header without options.
+/// Length of a header without options.
 pub const IPV4_BYTES: usize = 20;
 const UDP_BYTES: usize = 8;
 const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
@@ -28,22 +28,22 @@ const ICMP_ECHO: u8 = 8;
 
 /// Codes of "destination unreachable": RFC 792, and RFC 1812, section 5.2.7.1.
 pub mod unreachable {
-    /// No way to the network.
+    /// No route to the network.
     pub const NETWORK: u8 = 0;
     /// The host does not answer.
     pub const HOST: u8 = 1;
-    /// Nobody listens at the port.
+    /// The port is closed.
     pub const PORT: u8 = 3;
-    /// It is not allowed.
+    /// A rule forbids it.
     pub const PROHIBITED: u8 = 13;
 }
 
-/// What a frame from the guest carries, as far as this network cares.
+/// Content of a frame from the guest, as far as this network handles it.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Content<'a> {
     /// An ARP packet for the address.
     Arp {
-        /// Whose Ethernet address is asked for, or told to.
+        /// The address whose Ethernet address is asked for or announced.
         target: Ipv4Addr,
     },
     /// A TCP segment.
@@ -52,7 +52,7 @@ pub enum Content<'a> {
         source: SocketAddrV4,
         /// Receiver.
         destination: SocketAddrV4,
-        /// It opens a connection: SYN without ACK or RST.
+        /// Whether it opens a connection: SYN without ACK or RST.
         opens: bool,
     },
     /// A UDP datagram.
@@ -85,7 +85,7 @@ fn address(bytes: &[u8], at: usize) -> Ipv4Addr {
     Ipv4Addr::new(bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3])
 }
 
-/// The sender's Ethernet address and the content of a frame, if it is of any use.
+/// Returns the sender's Ethernet address and the content of a frame, if this network handles it.
 pub fn parse(frame: &[u8]) -> Option<(Mac, Content<'_>)> {
     let (header, packet) = frame.split_at_checked(ETHERNET_BYTES)?;
     let source: Mac = header[6..12].try_into().expect("six bytes");
@@ -97,7 +97,7 @@ pub fn parse(frame: &[u8]) -> Option<(Mac, Content<'_>)> {
     Some((source, content))
 }
 
-/// The data behind an IPv4 header that fits into the bytes that are there.
+/// Returns the data after an IPv4 header, if it is complete.
 fn ipv4_data(packet: &[u8]) -> Option<&[u8]> {
     if packet.len() < IPV4_BYTES || packet[0] >> 4 != 4 {
         return None;
@@ -110,17 +110,17 @@ fn ipv4_data(packet: &[u8]) -> Option<&[u8]> {
 
 /// A part of an IPv4 datagram.
 pub struct Fragment<'a> {
-    /// Which datagram's.
+    /// Key of the datagram.
     pub key: Key,
-    /// Where its data belongs.
+    /// Offset of its data.
     pub offset: usize,
-    /// It is not the last.
+    /// Whether more fragments follow.
     pub more: bool,
     /// Its data.
     pub data: &'a [u8],
 }
 
-/// The fragment that a frame carries, if it carries one.
+/// Returns the fragment that a frame carries, if it carries one.
 pub fn fragment(frame: &[u8]) -> Option<Fragment<'_>> {
     let (header, packet) = frame.split_at_checked(ETHERNET_BYTES)?;
     let data = ipv4_data(packet).filter(|_| header[12..14] == ETHERTYPE_IPV4)?;
@@ -131,7 +131,7 @@ pub fn fragment(frame: &[u8]) -> Option<Fragment<'_>> {
     (more || offset != 0).then_some(Fragment { key, offset, more, data })
 }
 
-/// A frame with the whole of a datagram, between the same Ethernet addresses as `frame`.
+/// Builds a frame with a whole datagram, between the same Ethernet addresses as `frame`.
 pub fn whole(frame: &[u8], key: &Key, data: &[u8]) -> Vec<u8> {
     let header = ipv4_header(key, 0, data.len());
     [&frame[..ETHERNET_BYTES], &header, data].concat()
@@ -162,7 +162,7 @@ fn parse_ipv4(packet: &[u8]) -> Option<Content<'_>> {
     }
 }
 
-/// The Internet checksum of some pieces, each of an even length but the last: RFC 1071.
+/// Returns the Internet checksum of some pieces, each of an even length except the last: RFC 1071.
 fn checksum(pieces: &[&[u8]]) -> u16 {
     let mut sum = 0u64;
     for piece in pieces {
@@ -176,20 +176,20 @@ fn checksum(pieces: &[&[u8]]) -> u16 {
     !(sum as u16)
 }
 
-/// From whom to whom a frame goes.
+/// Source and destination of a frame.
 #[derive(Debug, Clone, Copy)]
 pub struct Route {
     /// Our Ethernet address.
     pub source_mac: Mac,
-    /// The guest's.
+    /// The guest's Ethernet address.
     pub destination_mac: Mac,
     /// Identification of the datagram, which its fragments share.
     pub identification: u16,
-    /// The longest packet that the link takes.
+    /// Length of the longest packet that the link takes.
     pub mtu: usize,
 }
 
-/// An IPv4 header without options; `fragment` has the offset and whether more follow.
+/// Builds an IPv4 header without options. `fragment` has the offset and the "more" flag.
 fn ipv4_header(key: &Key, fragment: u16, data_bytes: usize) -> [u8; IPV4_BYTES] {
     let mut header = [0u8; IPV4_BYTES];
     header[0] = 0x45;
@@ -205,9 +205,9 @@ fn ipv4_header(key: &Key, fragment: u16, data_bytes: usize) -> [u8; IPV4_BYTES] 
     header
 }
 
-/// The frames that carry one IPv4 datagram: several where it is longer than the link's MTU.
+/// Builds the frames of one IPv4 datagram: several if it is longer than the link's MTU.
 fn ipv4(route: &Route, protocol: u8, source: Ipv4Addr, destination: Ipv4Addr, payload: &[u8]) -> Vec<Vec<u8>> {
-    // Offsets count in eights.
+    // Offsets are in units of eight bytes.
     let chunk = (route.mtu.saturating_sub(IPV4_BYTES) & !7).max(8);
     let key = Key { source, destination, protocol, identification: route.identification };
     let pieces = payload.len().div_ceil(chunk).max(1);
@@ -221,7 +221,7 @@ fn ipv4(route: &Route, protocol: u8, source: Ipv4Addr, destination: Ipv4Addr, pa
         .collect()
 }
 
-/// The frames of a UDP datagram of at most 65,507 bytes; a longer one gives none.
+/// Builds the frames of a UDP datagram of at most 65,507 bytes. A longer one gives none.
 pub fn udp(route: &Route, source: SocketAddrV4, destination: SocketAddrV4, payload: &[u8]) -> Vec<Vec<u8>> {
     let Ok(bytes) = u16::try_from(UDP_BYTES + payload.len()) else { return vec![] };
     if usize::from(bytes) + IPV4_BYTES > usize::from(u16::MAX) {
@@ -233,12 +233,13 @@ pub fn udp(route: &Route, source: SocketAddrV4, destination: SocketAddrV4, paylo
     header[4..6].copy_from_slice(&bytes.to_be_bytes());
     let pseudo = [0, PROTOCOL_UDP, header[4], header[5]];
     let sum = checksum(&[&source.ip().octets(), &destination.ip().octets(), &pseudo, &header, payload]);
-    // Zero would say that there is no checksum.
+    // Zero would mean that there is no checksum.
     header[6..8].copy_from_slice(&(if sum == 0 { 0xffff } else { sum }).to_be_bytes());
     ipv4(route, PROTOCOL_UDP, *source.ip(), *destination.ip(), &[&header, payload].concat())
 }
 
-/// The echo reply to the guest, of a message whose first eight bytes are an ICMP header; `identifier` replaces its own.
+/// Builds the echo reply to the guest, from a message whose first eight bytes are an ICMP header. `identifier` replaces
+/// its own.
 pub fn echo_reply(route: &Route, source: Ipv4Addr, guest: Ipv4Addr, identifier: u16, message: &[u8]) -> Vec<Vec<u8>> {
     if message.len() < 8 || message.len() > usize::from(u16::MAX) - IPV4_BYTES {
         return vec![];
@@ -252,7 +253,7 @@ pub fn echo_reply(route: &Route, source: Ipv4Addr, guest: Ipv4Addr, identifier: 
     ipv4(route, PROTOCOL_ICMP, source, guest, &reply)
 }
 
-/// The guest's echo request as a raw socket sends it: with `identifier` for its own, and a checksum.
+/// Builds the guest's echo request as a raw socket sends it: with `identifier` instead of its own, and a checksum.
 pub fn echo_request(identifier: u16, message: &[u8]) -> Vec<u8> {
     let mut request = message.to_vec();
     request[2..4].fill(0);
@@ -262,22 +263,22 @@ pub fn echo_request(identifier: u16, message: &[u8]) -> Vec<u8> {
     request
 }
 
-/// The echo reply to `identifier` in a packet that a raw socket received, which begins with its IP header.
+/// Returns the echo reply to `identifier` in a packet from a raw socket, which begins with its IP header.
 pub fn echo_answer(packet: &[u8], identifier: u16) -> Option<&[u8]> {
     let header_bytes = usize::from(packet.first()? & 0xf) * 4;
     let message = packet.get(header_bytes..).filter(|message| message.len() >= 8 && header_bytes >= IPV4_BYTES)?;
     (message[0] == ICMP_ECHO_REPLY && message[1] == 0 && be16(message, 4) == identifier).then_some(message)
 }
 
-/// The frame that says with `code` why a datagram from `guest` to `remote` could not be delivered.
+/// Builds the frame that reports with `code` why a datagram from `guest` to `remote` could not be delivered.
 pub fn udp_unreachable(route: &Route, code: u8, guest: SocketAddrV4, remote: SocketAddrV4) -> Vec<Vec<u8>> {
-    // The message quotes the IP header and the first eight bytes of what could not be delivered.
+    // The message quotes the IP header and the first eight bytes of the datagram.
     let [a, b] = guest.port().to_be_bytes();
     let [c, d] = remote.port().to_be_bytes();
     unreachable(route, code, PROTOCOL_UDP, (*guest.ip(), *remote.ip()), [a, b, c, d, 0, UDP_BYTES as u8, 0, 0])
 }
 
-/// The same of an ICMP message, which begins with eight bytes of header.
+/// Builds the same for an ICMP message, which begins with eight bytes of header.
 pub fn echo_unreachable(route: &Route, code: u8, guest: Ipv4Addr, remote: Ipv4Addr, message: &[u8]) -> Vec<Vec<u8>> {
     let begin = message.first_chunk::<8>().copied().unwrap_or_default();
     unreachable(route, code, PROTOCOL_ICMP, (guest, remote), begin)

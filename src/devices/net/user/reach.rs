@@ -6,12 +6,12 @@
 //! | the name server, port 53 | unless isolated |
 //! | the address of [`answers`](super::answers), port 80 | when there are files |
 //! | another address of the host | as the gateway, and not when isolated |
-//! | 169.254.0.0/16, where clouds tell their machines who they are | with `link_local` |
+//! | 169.254.0.0/16, where clouds serve the identity of their machines | with `link_local` |
 //! | 127.0.0.0/8, 0.0.0.0/8 | never: they are the guest's own |
 //! | the rest | unless isolated |
 //!
-//! What is not reached is refused at once: TCP with RST, the rest with "administratively prohibited" (RFC 1812, 5.2.7.1).
-//! Whether an address is one of the host's own is for those to say who make the sockets: the host may move.
+//! Everything else is refused at once: TCP with RST, the rest with "administratively prohibited" (RFC 1812, 5.2.7.1).
+//! The code that makes the sockets decides whether an address is one of the host's own, since the host may move.
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
@@ -31,7 +31,7 @@ pub struct Addresses {
     pub gateway: Ipv4Addr,
     /// The name server.
     pub dns: Ipv4Addr,
-    /// Where files are served, if any are.
+    /// Address at which files are served, if there are any.
     pub answers: Ipv4Addr,
     /// The guest.
     pub guest: Ipv4Addr,
@@ -45,65 +45,65 @@ impl Default for Addresses {
 }
 
 impl Addresses {
-    /// The network's mask.
+    /// Returns the network's mask.
     pub fn mask(&self) -> Ipv4Addr {
         Ipv4Addr::from(u32::MAX.checked_shl(32 - u32::from(self.prefix.min(32))).unwrap_or(0))
     }
 
-    /// Whether an address is in the network.
+    /// Returns whether an address is in the network.
     pub fn contains(&self, ip: Ipv4Addr) -> bool {
         (u32::from(ip) ^ u32::from(self.network)) & u32::from(self.mask()) == 0
     }
 
-    /// Whether an address can be the guest's: it is in the network, and nobody else's.
+    /// Returns whether an address can be the guest's: it is in the network and not in use.
     pub fn may_be_guest(&self, ip: Ipv4Addr) -> bool {
         self.contains(ip) && ![self.gateway, self.dns].contains(&ip)
     }
 
-    /// The gateway's Ethernet address: locally administered, its IP address in the last four bytes.
+    /// Returns the gateway's Ethernet address: locally administered, its IP address in the last four bytes.
     pub fn gateway_mac(&self) -> Mac {
         let [a, b, c, d] = self.gateway.octets();
         [0x52, 0x55, a, b, c, d]
     }
 
-    /// Where files are served.
+    /// Returns the address at which files are served.
     pub fn answers_at(&self) -> SocketAddrV4 {
         SocketAddrV4::new(self.answers, super::ANSWERS_PORT)
     }
 }
 
-/// Ports of one protocol.
+/// A range of ports of one protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ports {
     /// TCP or UDP.
     pub protocol: Protocol,
-    /// The first.
+    /// The first port.
     pub first: u16,
-    /// The last.
+    /// The last port.
     pub last: u16,
 }
 
-/// What the guest may reach.
+/// Rules for what the guest may reach.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Reach {
-    /// Nothing outside, and no name server.
+    /// No access to the outside, and no name server.
     pub isolated: bool,
-    /// The host itself.
+    /// Access to the host itself.
     pub host_access: bool,
-    /// Ports of the host, reached with or without `host_access`.
+    /// Ports of the host that the guest reaches even without `host_access`.
     pub host_ports: Vec<Ports>,
-    /// Link-local addresses.
+    /// Access to link-local addresses.
     pub link_local: bool,
 }
 
-/// Where a packet of the guest goes.
+/// Destination of a packet of the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Destination {
-    /// To an address as the host sees it.
+    /// An address as the host sees it.
     Host(SocketAddr, Scope),
-    /// Nowhere, and the guest is told.
+    /// Refused with an answer to the guest.
     Refused,
-    /// Nowhere: nobody has the address.
+    /// An unused address.
     Nobody,
 }
 
@@ -113,7 +113,7 @@ impl Reach {
         self.host_access || self.host_ports.iter().any(listed)
     }
 
-    /// Where a packet to `to` goes; ICMP has no protocol and port 0.
+    /// Returns the destination of a packet to `to`. ICMP has no protocol and port 0.
     pub fn destination(
         &self,
         network: &Addresses,

@@ -1,7 +1,7 @@
-//! The host's sockets, as the network asks for them: made here, in this process, or by the [connector](super::connector).
+//! The host's sockets for the network: made here, in this process, or by the [connector](super::connector).
 //!
 //! ICMP echo goes through a datagram socket where Linux allows it (net.ipv4.ping_group_range), else through a raw
-//! socket, which takes root; FreeBSD has raw sockets only (icmp(4)), in a jail with allow.raw_sockets.
+//! socket, which needs root; FreeBSD has raw sockets only (icmp(4)), in a jail with allow.raw_sockets.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
@@ -15,36 +15,36 @@ pub(super) const DNS_PORT: u16 = 53;
 
 /// A socket for ICMP echo to one address.
 pub struct EchoSocket {
-    /// Connected; not blocking.
+    /// Connected and not blocking.
     pub socket: UdpSocket,
-    /// It carries whole packets: ours are sent with a checksum, theirs come with an IP header.
+    /// The socket carries whole packets: ours are sent with a checksum, received ones come with an IP header.
     pub raw: bool,
 }
 
-/// Which hosts a socket may lead to.
+/// The hosts that a socket may connect to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
-    /// Any, this one too.
+    /// All hosts, including this one.
     Everywhere,
-    /// Any but this one: to one of its own addresses it is [`io::ErrorKind::PermissionDenied`].
+    /// All hosts except this one. A socket to one of its own addresses gives [`io::ErrorKind::PermissionDenied`].
     OtherHosts,
 }
 
-/// Makes sockets, none of which blocks.
+/// A maker of sockets, none of which blocks.
 pub trait Sockets: Send + Sync {
-    /// One that is being connected.
+    /// Creates a TCP socket that is being connected.
     fn tcp(&self, to: SocketAddr, scope: Scope) -> io::Result<TcpStream>;
-    /// One that sends to and hears from `to` alone.
+    /// Creates a UDP socket that exchanges datagrams with `to` alone.
     fn udp(&self, to: SocketAddr, scope: Scope) -> io::Result<UdpSocket>;
-    /// One that sends echo requests to `to`.
+    /// Creates a socket that sends echo requests to `to`.
     fn echo(&self, to: Ipv4Addr, scope: Scope) -> io::Result<EchoSocket>;
     /// Takes a forward's socket, which does not block; what comes to it is heard through the one that is returned.
     fn forward(&self, socket: UdpSocket) -> io::Result<ForwardSocket>;
-    /// The host's name servers as they are now; `None` when it does not say.
+    /// Returns the host's present name servers, or `None` if the host does not tell them.
     fn name_servers(&self) -> Option<Vec<SocketAddr>>;
 }
 
-/// Sockets made by this very process.
+/// Sockets made by this process.
 #[derive(Default)]
 pub struct OwnSockets;
 
@@ -80,13 +80,13 @@ impl Sockets for OwnSockets {
 
 /// Refuses an address of this host, if the scope leaves it out.
 ///
-/// A packet to an address of one's own has that address for its source too, which a datagram socket tells once it is
-/// connected: nothing is sent by that. So the answer is true also on a host that has just moved.
+/// A packet to an address of one's own has that address for its source too, which a datagram socket reports once it is
+/// connected. That sends nothing. So the answer is also right on a host that has just moved.
 fn refuse_own(to: SocketAddr, scope: Scope) -> io::Result<()> {
     if scope == Scope::Everywhere {
         return Ok(());
     }
-    // Port 0 cannot be connected to everywhere, and the port plays no part.
+    // Port 0 cannot be connected to everywhere, and the port does not matter.
     let socket = UdpSocket::from(connected(SocketAddr::new(to.ip(), DNS_PORT), SockType::Datagram, None)?);
     match socket.local_addr()?.ip() == to.ip() {
         true => Err(Errno::EACCES.into()),
@@ -127,13 +127,13 @@ pub fn has_ping_sockets() -> bool {
     has
 }
 
-/// Echo through a raw socket.
+/// Creates a raw socket for echo.
 pub(super) fn raw_echo(to: SocketAddr) -> io::Result<EchoSocket> {
     let fd = connected(to, SockType::Raw, Some(SockProtocol::Icmp))?;
     Ok(EchoSocket { socket: fd.into(), raw: true })
 }
 
-/// A socket that begins to connect and does not wait for the answer.
+/// Creates a socket that begins to connect and does not wait for the result.
 fn connected(to: SocketAddr, kind: SockType, protocol: Option<SockProtocol>) -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let (fd, begun) = match to {
@@ -154,7 +154,7 @@ fn connected(to: SocketAddr, kind: SockType, protocol: Option<SockProtocol>) -> 
     }
 }
 
-/// The name servers of a resolv.conf(5); without any it is the local host.
+/// Returns the name servers of a resolv.conf(5). Without any it is the local host.
 pub fn name_servers_of(text: &str) -> Vec<SocketAddr> {
     let servers: Vec<SocketAddr> = text
         .lines()
@@ -180,13 +180,13 @@ pub(super) fn encode(address: SocketAddr) -> [u8; ADDRESS_BYTES] {
     bytes
 }
 
-/// The other way round.
+/// Converts the other way round.
 pub(super) fn decode(bytes: &[u8; ADDRESS_BYTES]) -> Option<SocketAddr> {
     let ip = from_bytes(bytes[0], bytes[3..].try_into().expect("sixteen bytes"))?;
     Some(SocketAddr::new(ip, u16::from_le_bytes([bytes[1], bytes[2]])))
 }
 
-/// An address as 16 bytes, IPv4 in the first four, and its family, 4 or 6.
+/// Converts an address to its family, 4 or 6, and 16 bytes, with IPv4 in the first four.
 pub(super) fn to_bytes(ip: IpAddr) -> (u8, [u8; 16]) {
     match ip {
         IpAddr::V4(ip) => {
@@ -198,7 +198,7 @@ pub(super) fn to_bytes(ip: IpAddr) -> (u8, [u8; 16]) {
     }
 }
 
-/// The other way round.
+/// Converts the other way round.
 pub(super) fn from_bytes(family: u8, bytes: [u8; 16]) -> Option<IpAddr> {
     match family {
         4 => Some(Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]).into()),
@@ -232,7 +232,7 @@ mod tests {
         assert!(listener.accept().is_err(), "not even a connection that ends at once");
         own.tcp(at, Scope::Everywhere).expect("connects");
         assert!(own.udp(at, Scope::Everywhere).is_ok());
-        // The host's address on its network, if it has one (198.51.100.0/24 is nobody's: RFC 5737).
+        // The host's address on its network, if it has one (198.51.100.0/24 is reserved: RFC 5737).
         let towards = UdpSocket::bind("0.0.0.0:0").expect("binds");
         if towards.connect("198.51.100.1:9").is_ok() {
             let mine = towards.local_addr().expect("bound");

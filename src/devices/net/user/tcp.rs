@@ -1,15 +1,15 @@
 //! TCP: for each connection a smoltcp socket towards the guest, spliced with a socket of the host.
 //!
-//! Outbound: the guest's SYN is kept while the host connects. If that succeeds a smoltcp socket listens for just that
-//! connection and is given the SYN; if not, smoltcp is given the SYN with nobody listening and answers with RST.
-//! Inbound: a connection accepted on a forward's address is opened to the guest from the gateway.
-//! A connection to the address of [`answers`](super::answers) has no socket of the host behind it.
+//! Outbound: the guest's SYN is kept while the host connects. If that succeeds, a smoltcp socket listens for just that
+//! connection and gets the SYN. If not, smoltcp gets the SYN without a listening socket and answers with RST. Inbound:
+//! a connection accepted on a forward's address is opened to the guest from the gateway. A connection to the address of
+//! [`answers`](super::answers) has no socket of the host behind it.
 //!
 //! **Hostile guest, hostile host**: at most [`MAX_CONNECTIONS`] at a time of each side, each with fixed buffers: those
-//! that the guest opened are one side, those of each forward another. A side that is full makes room for a new one by the
-//! oldest that was never answered or has never carried a byte, after [`SILENT`], or by the one that was idle the
-//! longest, after [`EVICTABLE`]; otherwise the new one is refused. A forward that the host can give no descriptor for
-//! is left alone for [`PAUSE`].
+//! that the guest opened are one side, those of each forward another. A side that is full closes for a new one the
+//! oldest that was never answered or has never carried a byte, after [`SILENT`], or the one that was idle the longest,
+//! after [`EVICTABLE`]. Otherwise the new one is refused. A forward for which the host has no descriptor is paused for
+//! [`PAUSE`].
 
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
@@ -30,28 +30,28 @@ use super::reach::{Addresses, Destination};
 use super::sockets::Sockets;
 use super::{ForwardOpened, Noted, Outside};
 
-/// Connections of one side at a time, those that are being made among them.
+/// Maximum number of connections of one side, including those that are being made.
 pub const MAX_CONNECTIONS: usize = 512;
-/// What the guest may send before the host takes it.
+/// Bytes that the guest may send before the host takes them.
 const FROM_GUEST_BYTES: usize = 64 * 1024;
-/// What may be on the way to the guest.
+/// Bytes that may be on the way to the guest.
 const TO_GUEST_BYTES: usize = 256 * 1024;
-/// A guest that does not answer an inbound connection.
+/// Time-out of an inbound connection that the guest does not answer.
 const GUEST_CONNECT: Duration = Duration::from_secs(30);
-/// How long a host may take to accept.
+/// Time-out for a host to accept.
 const HOST_CONNECT: Duration = Duration::from_secs(120);
-/// How long a connection that carries nothing keeps its place when others want it.
+/// Idle time after which a connection may be closed when others need its place.
 const EVICTABLE: Duration = Duration::from_secs(60);
-/// The same for one that has never carried anything.
+/// The same time for a connection that has never carried anything.
 const SILENT: Duration = Duration::from_secs(5);
-/// How long a forward accepts nothing after the host could give no descriptor.
+/// Time for which a forward accepts nothing after the host had no descriptor.
 const PAUSE: Duration = Duration::from_millis(500);
-/// The first port of the gateway that connections to the guest come from.
+/// The first port of the gateway for connections to the guest.
 const FIRST_PORT: u16 = 32768;
-/// Calls of read or write for one connection before the others have their turn.
+/// Calls of read or write for one connection before the others get their turn.
 const TURNS: usize = 32;
 
-/// A conversation, as the guest sees it.
+/// Both ends of a conversation, as the guest sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Flow {
     /// The guest's end.
@@ -66,7 +66,7 @@ pub struct Wire {
     pub from_guest: VecDeque<Vec<u8>>,
     /// Frames for the guest.
     pub to_guest: Vec<Vec<u8>>,
-    /// How many frames `to_guest` may hold now.
+    /// Number of frames that `to_guest` may hold now.
     pub room: usize,
     /// The longest packet that the link takes.
     pub mtu: usize,
@@ -119,16 +119,16 @@ struct Connecting {
     since: Instant,
 }
 
-/// What is behind a connection.
+/// The far end of a connection.
 enum Far {
     /// A socket of the host.
     Host(TcpStream),
-    /// Files that the guest may read.
+    /// The server of files for the guest.
     Answers(Exchange),
 }
 
 impl Far {
-    /// The guest will send no more.
+    /// Notes that the guest will send no more.
     fn end(&mut self) {
         match self {
             Far::Host(stream) => drop(stream.shutdown(Shutdown::Write)),
@@ -161,51 +161,51 @@ impl Write for Far {
 struct Connection {
     far: Far,
     handle: SocketHandle,
-    /// The host has something, as far as we know.
+    /// The host's socket is readable, as far as we know.
     readable: bool,
-    /// The host takes something, as far as we know.
+    /// The host's socket is writable, as far as we know.
     writable: bool,
     host_ended: bool,
     guest_ended: bool,
-    /// Its turn ended before its data.
+    /// Its turn ended before its data did.
     more: bool,
     last_active: Instant,
     side: Side,
-    /// The guest has accepted it.
+    /// The guest has accepted the connection.
     answered: bool,
-    /// It has carried a byte.
+    /// The connection has carried a byte.
     used: bool,
 }
 
-/// Who opened a connection.
+/// The side that opened a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Side {
     /// The guest.
     Guest,
-    /// Somebody who came by a forward.
+    /// A peer that came through a forward.
     Forward(usize),
 }
 
 /// A forward's listening socket and the guest's port.
 pub struct Listener {
-    /// Listens on the host.
+    /// The listening socket on the host.
     pub socket: TcpListener,
-    /// Where it listens.
+    /// The address on which it listens.
     pub host: SocketAddr,
-    /// Where connections go.
+    /// The port for connections in the guest.
     pub guest_port: u16,
-    /// Whether the guest has accepted one.
+    /// Whether the guest has accepted a connection.
     pub opened: bool,
-    /// The host has no descriptors: until when nobody is accepted.
+    /// Until when no connection is accepted, since the host has no descriptors.
     pub paused: Option<Instant>,
 }
 
-/// What a file descriptor is polled for.
+/// Purpose for which a file descriptor is polled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Waiting {
-    /// A connection to be made.
+    /// A connection that is being made.
     Connect(Flow),
-    /// One that is made.
+    /// A connection that exists.
     Data(Flow),
     /// A forward.
     Accept(usize),
@@ -222,7 +222,7 @@ pub struct Tcp {
     listeners: Vec<Listener>,
     on_open: ForwardOpened,
     on_note: Noted,
-    /// The lack of descriptors was noted.
+    /// The lack of descriptors was reported.
     noted: bool,
     outside: Arc<dyn Sockets>,
     answers: Option<(SocketAddrV4, Arc<Files>)>,
@@ -233,7 +233,7 @@ pub struct Tcp {
 }
 
 impl Tcp {
-    /// A stack that is the network's gateway to its guest, over a link of `mtu`.
+    /// Creates a stack that is the gateway of the network for its guest, over a link of `mtu`.
     pub fn new(network: &Addresses, mtu: usize, listeners: Vec<Listener>, outside: &Outside, now: Instant) -> Tcp {
         let mac = network.gateway_mac();
         let mut config = Config::new(HardwareAddress::Ethernet(EthernetAddress(mac)));
@@ -243,7 +243,7 @@ impl Tcp {
         interface.update_ip_addrs(|addresses| {
             addresses.push(IpCidr::new(IpAddress::Ipv4(network.gateway), network.prefix)).expect("room for one address");
         });
-        // Every address outside is ours: the guest's packets to it end here.
+        // All outside addresses are ours: the guest's packets to them end here.
         interface.set_any_ip(true);
         Tcp {
             interface,
@@ -273,10 +273,10 @@ impl Tcp {
         StackInstant::from_micros(now.duration_since(self.started).as_micros() as i64)
     }
 
-    /// A TCP frame came from the guest, to `to`.
+    /// Handles a TCP frame from the guest to `to`.
     pub fn segment(&mut self, frame: Vec<u8>, flow: Flow, opens: bool, to: Destination, now: Instant) {
         if self.connecting.contains_key(&flow) {
-            // A SYN sent again: the host's answer is on its way.
+            // A repeated SYN: the host's answer is still to come.
             return;
         }
         if !opens {
@@ -284,7 +284,7 @@ impl Tcp {
             return;
         }
         if let Some(known) = self.connections.get(&flow) {
-            // A SYN for a connection that has ended on our side only for the sake of late segments is a new one.
+            // Our side keeps an ended connection only for late segments. A SYN for it opens a new one.
             if self.sockets.get::<Socket>(known.handle).state() != State::TimeWait {
                 self.wire.from_guest.push_back(frame);
                 return;
@@ -303,12 +303,12 @@ impl Tcp {
             Some(stream) => {
                 self.connecting.insert(flow, Connecting { stream, syn: frame, since: now });
             }
-            // Nobody listens for it in the stack: it answers with RST.
+            // No socket listens for it in the stack, so the stack answers with RST.
             None => self.wire.from_guest.push_back(frame),
         }
     }
 
-    /// Whether a side has a place for another connection, if need be that of one that is of no use.
+    /// Returns whether a side has room for another connection. If need be, closes one that is of no use.
     fn has_room(&mut self, side: Side, now: Instant) -> bool {
         let connecting = if side == Side::Guest { self.connecting.len() } else { 0 };
         let of_side = || self.connections.iter().filter(|(_, c)| c.side == side);
@@ -358,7 +358,7 @@ impl Tcp {
         self.connections.insert(flow, connection);
     }
 
-    /// A host's answer to connect has come, or its time is up.
+    /// Handles a host's answer to connect, or its time-out.
     fn connected(&mut self, flow: Flow, now: Instant) {
         let Some(Connecting { stream, syn, .. }) = self.connecting.remove(&flow) else { return };
         let answered = matches!(stream.take_error(), Ok(None)) && stream.peer_addr().is_ok();
@@ -366,7 +366,7 @@ impl Tcp {
         self.meet(flow, answered.then_some(Far::Host(stream)), syn, now);
     }
 
-    /// Gives the stack the guest's SYN, with `far` behind the connection; with nothing there it answers with RST.
+    /// Gives the stack the guest's SYN, with `far` behind the connection. Without a far end the stack answers with RST.
     fn meet(&mut self, flow: Flow, far: Option<Far>, syn: Vec<u8>, now: Instant) {
         let mut socket = Tcp::new_socket();
         let endpoint = IpListenEndpoint { addr: Some(IpAddress::Ipv4(*flow.remote.ip())), port: flow.remote.port() };
@@ -376,7 +376,7 @@ impl Tcp {
             self.insert(flow, far, socket, Side::Guest, now);
         }
         self.feed(syn, now);
-        // One that listens on would take the SYN of another connection to the same place.
+        // A socket that still listens would take the SYN of another connection to the same address.
         let listens = |c: &Connection| self.sockets.get::<Socket>(c.handle).state() == State::Listen;
         if self.connections.get(&flow).is_some_and(listens) {
             self.forget(&flow);
@@ -393,19 +393,19 @@ impl Tcp {
     }
 
     fn accept(&mut self, index: usize, now: Instant) {
-        // Poll comes back for more.
+        // Poll reports the rest again.
         for _ in 0..TURNS {
             match self.listeners[index].socket.accept() {
                 Ok((stream, _)) => self.take(index, stream, now),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
-                // That of one connection, which has gone already: accept(2).
+                // The error of one connection, which has already gone: accept(2).
                 Err(error) if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::Interrupted) => {}
                 Err(error) => return self.pause(index, &error, now),
             }
         }
     }
 
-    /// Leaves a forward alone for a while: what keeps accept(2) from it would be there again at once.
+    /// Pauses a forward: the cause that keeps accept(2) from working would still be there at once.
     fn pause(&mut self, index: usize, error: &std::io::Error, now: Instant) {
         let listener = &mut self.listeners[index];
         listener.paused = Some(now + PAUSE);
@@ -415,7 +415,7 @@ impl Tcp {
         }
     }
 
-    /// Opens to the guest what came by a forward.
+    /// Opens a connection to the guest for one that came through a forward.
     fn take(&mut self, index: usize, stream: TcpStream, now: Instant) {
         if stream.set_nonblocking(true).is_err() || !self.has_room(Side::Forward(index), now) {
             return;
@@ -432,7 +432,7 @@ impl Tcp {
         }
     }
 
-    /// A port of the gateway that no connection to `guest` uses.
+    /// Returns a flow with a port of the gateway that no connection to `guest` uses.
     fn free_flow(&mut self, guest: SocketAddrV4) -> Option<Flow> {
         (FIRST_PORT..=u16::MAX).find_map(|_| {
             self.next_port = self.next_port.checked_add(1).unwrap_or(FIRST_PORT);
@@ -441,7 +441,7 @@ impl Tcp {
         })
     }
 
-    /// Takes what poll(2) said of a file descriptor.
+    /// Handles the events of a file descriptor from poll(2).
     pub fn ready(&mut self, waiting: Waiting, events: PollFlags, now: Instant) {
         match waiting {
             Waiting::Connect(flow) => self.connected(flow, now),
@@ -456,7 +456,7 @@ impl Tcp {
         }
     }
 
-    /// Runs the stack and moves data both ways until neither has more to do for now.
+    /// Runs the stack and moves data in both directions until neither can continue for now.
     pub fn run(&mut self, now: Instant) {
         let late: Vec<Flow> =
             self.connecting.iter().filter(|(_, c)| now.duration_since(c.since) >= HOST_CONNECT).map(|(flow, _)| *flow).collect();
@@ -487,7 +487,7 @@ impl Tcp {
         });
     }
 
-    /// When `run` is due without any file descriptor being ready.
+    /// Returns the time until `run` is due without any ready file descriptor.
     pub fn delay(&mut self, now: Instant) -> Option<Duration> {
         if self.connections.values().any(|connection| connection.more) {
             return Some(Duration::ZERO);
@@ -499,7 +499,7 @@ impl Tcp {
         paused.chain([stack, connect].into_iter().flatten()).min()
     }
 
-    /// What to poll: file descriptors, events, and what they are.
+    /// Reports what to poll: file descriptors, events, and their purpose.
     pub fn watch<'a>(&'a self, add: &mut dyn FnMut(&'a dyn AsFdRef, PollFlags, Waiting)) {
         for (flow, connecting) in &self.connecting {
             add(&connecting.stream, PollFlags::POLLOUT, Waiting::Connect(*flow));
@@ -516,7 +516,7 @@ impl Tcp {
             if !connection.writable && socket.recv_queue() > 0 {
                 events |= PollFlags::POLLOUT;
             }
-            // Without an event to wait for, a broken connection would be reported on and on.
+            // Without an event to wait for, a broken connection would be reported again and again.
             if let (Far::Host(stream), false) = (&connection.far, events.is_empty()) {
                 add(stream, events, Waiting::Data(*flow));
             }
@@ -529,7 +529,7 @@ pub trait AsFdRef: std::os::fd::AsFd {}
 impl<T: std::os::fd::AsFd> AsFdRef for T {}
 
 impl Connection {
-    /// Moves what can be moved without waiting.
+    /// Moves all data that can be moved without waiting.
     fn splice(&mut self, socket: &mut Socket<'static>, now: Instant) {
         let state = socket.state();
         if matches!(state, State::Listen | State::SynSent | State::SynReceived | State::Closed) {
@@ -537,11 +537,11 @@ impl Connection {
             return;
         }
         if socket.timeout().is_some() {
-            // The guest has answered: from now on the connection may be as idle as it likes.
+            // The guest has answered. From now on the connection may be idle for any time.
             socket.set_timeout(None);
         }
         let heard = self.to_host(socket);
-        // Nobody polls what answers by itself.
+        // The file server has no descriptor to poll.
         self.readable |= heard && matches!(self.far, Far::Answers(_));
         let moved = heard | self.to_guest(socket);
         self.more = self.writable && socket.recv_queue() > 0 || self.readable && !self.host_ended && socket.can_send();
@@ -550,7 +550,8 @@ impl Connection {
             self.used = true;
         }
         if self.host_ended && socket.send_queue() == 0 {
-            // Not before: in LAST-ACK smoltcp 0.14 takes a window update for a duplicate ACK, and waits for its probe.
+            // Not before, since in LAST-ACK smoltcp 0.14 takes a window update for a duplicate ACK, and waits for its
+            // probe.
             socket.close();
         }
         let guest_closed = matches!(state, State::CloseWait | State::LastAck | State::Closing | State::TimeWait);
@@ -622,8 +623,8 @@ mod tests {
 
     #[test]
     fn a_forward_that_cannot_accept_is_left_alone_for_a_while_and_told_of_once() {
-        // A socket that does not listen fails each accept and is ready all the time, as a listener is when the process
-        // has no descriptor left.
+        // A socket that does not listen fails each accept and is always ready, like a listener when the process has no
+        // descriptor left.
         let broken = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_NONBLOCK, None).expect("a socket");
         let host = SocketAddr::from((Ipv4Addr::LOCALHOST, 2222));
         let listener = Listener { socket: broken.into(), host, guest_port: 22, opened: false, paused: None };

@@ -25,7 +25,7 @@ const DNS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
 const ANSWERS: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 0, 2, 4), 80);
 const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
 
-/// A network whose guest reaches the host, where the servers of these tests are.
+/// Returns a network whose guest reaches the host, where the servers of these tests are.
 fn open() -> UserNetConfig {
     UserNetConfig { reach: Reach { host_access: true, ..Reach::default() }, ..UserNetConfig::default() }
 }
@@ -40,12 +40,12 @@ struct Guest {
     interface: Interface,
     sockets: SocketSet<'static>,
     wire: Wire,
-    /// Frames seen, for those tests that speak without a stack; what came in fragments is whole.
+    /// Frames seen, for tests that run without a stack. Fragments have been assembled.
     seen: Vec<Vec<u8>>,
     fragments: Fragments,
-    /// The stack does not hear of TCP to this port.
+    /// The stack does not see TCP to this port.
     deaf: Option<u16>,
-    /// Forwards that the guest has accepted a connection of.
+    /// Forwards through which the guest has accepted a connection.
     opened: Arc<Mutex<Vec<SocketAddr>>>,
     started: Instant,
 }
@@ -62,7 +62,7 @@ fn remote(config: &UserNetConfig) -> Arc<dyn Sockets> {
     Arc::new(RemoteSockets::new(connector))
 }
 
-/// With sockets of a connector; what is opened is pushed to `opened`.
+/// Returns an outside with sockets of a connector. Forwards that are opened are pushed to `opened`.
 fn outside(config: &UserNetConfig, opened: &Arc<Mutex<Vec<SocketAddr>>>) -> Outside {
     let opened = Arc::clone(opened);
     let on_open = Arc::new(move |address| opened.lock().unwrap().push(address));
@@ -105,7 +105,7 @@ impl Guest {
         }
     }
 
-    /// Polls until `done` gives something.
+    /// Polls until `done` returns something.
     fn until<T>(&mut self, what: &str, mut done: impl FnMut(&mut Guest) -> Option<T>) -> T {
         let start = Instant::now();
         loop {
@@ -128,7 +128,7 @@ impl Guest {
         self.sockets.get_mut(handle)
     }
 
-    /// Sends everything, ends, and reads to the end.
+    /// Sends all data, ends, and reads to the end.
     fn exchange(&mut self, handle: SocketHandle, request: &[u8]) -> Vec<u8> {
         let (mut sent, mut got) = (0, vec![]);
         self.until("an exchange", |guest| {
@@ -179,7 +179,7 @@ fn loopback(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, port))
 }
 
-/// A server that reads each connection to its end and then answers with what it got, reversed.
+/// Starts a server that reads each connection to its end and then answers with the reversed bytes.
 fn reversing_server() -> u16 {
     let listener = TcpListener::bind(loopback(0)).unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -334,7 +334,7 @@ fn a_forward_is_open_once_the_guest_accepts_and_not_when_the_forward_does() {
     let forwards = vec![Forward { protocol: Protocol::Tcp, host: loopback(0), guest_port: 22 }];
     let mut guest = guest(&UserNetConfig { forwards, ..open() });
     let host = guest.net.forwards()[0].host;
-    // Nobody listens in the guest: it refuses, and the connection ends.
+    // Nothing listens in the guest: it refuses, and the connection ends.
     let mut refused = TcpStream::connect(host).unwrap();
     refused.set_nonblocking(true).unwrap();
     guest.until("the end of a refused connection", |_| match refused.read(&mut [0]) {
@@ -358,7 +358,7 @@ fn a_forward_of_datagrams_goes_there_and_back() {
     let forwards = vec![Forward { protocol: Protocol::Udp, host: loopback(0), guest_port: 514 }];
     let mut guest = guest(&UserNetConfig { forwards, ..open() });
     let host = guest.net.forwards()[0].host;
-    // The network learns the guest's Ethernet address from whatever it sends first.
+    // The network learns the guest's Ethernet address from the first frame of the guest.
     guest.send_udp(514, gateway(9), b"");
     let client = UdpSocket::bind(loopback(0)).unwrap();
     client.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -506,7 +506,7 @@ fn the_hosts_loopback_is_out_of_reach_and_refused_at_once_but_for_ports_that_wer
 #[test]
 fn the_hosts_own_address_on_its_network_is_out_of_reach_too() {
     let towards = UdpSocket::bind("0.0.0.0:0").unwrap();
-    // A host without any network has no such address; what holds there is `sockets`' test of the loopback.
+    // A host without any network has no such address. There, `sockets`' test of the loopback covers the case.
     let mine = towards.connect("198.51.100.1:9").and_then(|()| towards.local_addr());
     let Ok(SocketAddr::V4(mine)) = mine else { return assert!(mine.is_err()) };
     let listener = TcpListener::bind((*mine.ip(), 0)).unwrap();
@@ -547,7 +547,7 @@ fn an_isolated_guest_gets_its_address_and_its_forwards_and_nothing_else() {
         assert_eq!(guest.unreachable(*to.ip()), packet::unreachable::PROHIBITED, "{to}");
     }
     assert!(server.accept().is_err() && names.recv(&mut [0; 64]).is_err(), "nothing came through");
-    // By its forwards it is reached, and answers.
+    // Forwards reach the guest, and it answers.
     let (tcp, udp) = (guest.net.forwards()[0].host, guest.net.forwards()[1].host);
     let mut socket = Socket::new(SocketBuffer::new(vec![0; 4096]), SocketBuffer::new(vec![0; 4096]));
     socket.listen(22).unwrap();
@@ -583,7 +583,7 @@ fn another_network_has_its_own_addresses_for_everything() {
         assert_eq!(guest.exchange(handle, b"abc"), b"cba", "/{prefix}");
         let handle = guest.connect(SocketAddrV4::new(at(answers_at), 80), 50001);
         assert!(guest.exchange(handle, b"GET /a HTTP/1.1\r\n\r\n").ends_with(b"an answer"), "/{prefix}");
-        // What is 10.0.2.2 elsewhere is an address outside here.
+        // The default gateway's address is an outside address here.
         let mut message = vec![0; 236];
         message[..3].copy_from_slice(&[1, 1, 6]);
         message[28..34].copy_from_slice(&MAC);
@@ -619,11 +619,11 @@ fn a_forward_whose_places_are_all_taken_shuts_nobody_out_of_another_and_gives_up
     };
     let _other = TcpStream::connect(other).unwrap();
     accepted(&mut guest, 8);
-    // Nor does what the guest opens itself wait for a place.
+    // The guest's own connections do not wait for a place either.
     let port = reversing_server();
     let handle = guest.connect(gateway(port), 50000);
     assert_eq!(guest.exchange(handle, b"abc"), b"cba");
-    // A silent one makes room for who comes later.
+    // A silent connection makes room for one that comes later.
     guest.until("some time", |_| (begun.elapsed() > Duration::from_millis(5500)).then_some(()));
     let mut late = TcpStream::connect(full).unwrap();
     late.set_nonblocking(true).unwrap();

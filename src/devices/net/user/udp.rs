@@ -1,8 +1,9 @@
 //! UDP and ICMP echo: for each conversation a connected socket of the host, with an idle time-out. DNS goes the same
 //! way, to the host's name server.
 //!
-//! **Hostile guest, hostile host**: at most [`MAX_FLOWS`] conversations of the guest, and as many peers of each forward;
-//! the one that was idle the longest makes room. A turn takes a bounded number of datagrams of each socket.
+//! **Hostile guest, hostile host**: at most [`MAX_FLOWS`] conversations of the guest, and as many peers of each
+//! forward; the one that was idle the longest makes room for a new one. A turn takes a bounded number of datagrams of
+//! each socket.
 
 use std::collections::HashMap;
 use std::io::ErrorKind;
@@ -18,13 +19,13 @@ use super::relay::ForwardSocket;
 use super::sockets::{Scope, Sockets};
 use super::tcp::{AsFdRef, Flow};
 
-/// Conversations of the guest, or peers of one forward, at a time.
+/// Maximum number of conversations of the guest, or of peers of one forward.
 pub const MAX_FLOWS: usize = 512;
 /// How long an idle one is remembered.
 pub const IDLE: Duration = Duration::from_secs(90);
 const DNS_IDLE: Duration = Duration::from_secs(15);
 const ECHO_IDLE: Duration = Duration::from_secs(30);
-/// Datagrams taken of one socket before the others have their turn.
+/// Datagrams taken from one socket before the others get their turn.
 const TURNS: usize = 64;
 const FIRST_PEER_PORT: u16 = 49152;
 
@@ -37,16 +38,16 @@ pub enum Key {
     Echo {
         /// The guest.
         guest: Ipv4Addr,
-        /// Whom it asks.
+        /// The address that it asks.
         remote: Ipv4Addr,
-        /// Its program's identifier.
+        /// Identifier of the program in the guest.
         identifier: u16,
     },
 }
 
 struct Conversation {
     socket: UdpSocket,
-    /// The identifier of our own echo requests, where the socket is raw.
+    /// Identifier of our own echo requests, if the socket is raw.
     raw: Option<u16>,
     idle: Duration,
     last_active: Instant,
@@ -57,18 +58,18 @@ struct Conversation {
 pub struct Listener {
     /// Bound on the host.
     pub socket: ForwardSocket,
-    /// Where datagrams go.
+    /// The destination port in the guest.
     pub guest_port: u16,
 }
 
-/// Somebody who sent to a forward: the guest sees him as a port of the gateway.
+/// A sender to a forward. The guest sees it as a port of the gateway.
 struct Peer {
     listener: usize,
     address: SocketAddr,
     last_active: Instant,
 }
 
-/// What a file descriptor is polled for.
+/// Purpose for which a file descriptor is polled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Waiting {
     /// A conversation.
@@ -87,12 +88,12 @@ pub struct Udp {
     gateway: Ipv4Addr,
     guest: Ipv4Addr,
     buffer: Vec<u8>,
-    /// A name server did not answer: the next one is asked from now on.
+    /// A name server did not answer. The next one is used from now on.
     pub dns_failed: bool,
 }
 
 impl Udp {
-    /// No conversation yet.
+    /// Creates the state without conversations.
     pub fn new(gateway: Ipv4Addr, guest: Ipv4Addr, listeners: Vec<Listener>, outside: Arc<dyn Sockets>) -> Udp {
         Udp {
             conversations: HashMap::new(),
@@ -107,7 +108,8 @@ impl Udp {
         }
     }
 
-    /// A datagram came from the guest, to `to`. If it cannot be sent, the code of "unreachable" that the guest is told.
+    /// Handles a datagram from the guest to `to`. If it cannot be sent, returns the code of "unreachable" for the
+    /// guest.
     pub fn datagram(&mut self, flow: Flow, to: Destination, is_dns: bool, payload: &[u8], now: Instant) -> Option<u8> {
         if *flow.remote.ip() == self.gateway
             && let Some(peer) = self.peers.get_mut(&flow.remote.port())
@@ -127,14 +129,14 @@ impl Udp {
         let idle = if is_dns { DNS_IDLE } else { IDLE };
         let key = Key::Datagrams(flow);
         match self.conversation(key, idle, now, |outside| Ok((outside.udp(host, scope)?, false))) {
-            // What the host cannot take now is lost, as on a wire.
+            // A datagram that the host cannot take now is lost, as on a wire.
             Ok(conversation) => drop(conversation.socket.send(payload)),
             Err(error) => return code_of(&error),
         }
         None
     }
 
-    /// An echo request to the outside came from the guest. If it cannot be sent, as [`Udp::datagram`].
+    /// Handles an echo request from the guest to the outside. Returns the same as [`Udp::datagram`].
     pub fn echo(
         &mut self,
         (guest, remote): (Ipv4Addr, Ipv4Addr),
@@ -171,7 +173,7 @@ impl Udp {
                 self.conversations.remove(&oldest);
             }
             let (socket, raw) = open(&*self.outside)?;
-            // All raw sockets to one place hear all replies: the identifier tells ours.
+            // All raw sockets to one address receive all replies. The identifier marks ours.
             let raw = raw.then(|| getrandom::u32().map_or(self.conversations.len() as u16, |word| word as u16));
             self.conversations.insert(key, Conversation { socket, raw, idle, last_active: now, answered: false });
         }
@@ -180,7 +182,7 @@ impl Udp {
         Ok(conversation)
     }
 
-    /// Takes what has come for the guest; `room` bounds how many frames are made.
+    /// Takes data that has come for the guest. `room` bounds how many frames are made.
     pub fn ready(&mut self, waiting: Waiting, route: &mut dyn FnMut() -> Route, now: Instant, room: usize) -> Vec<Vec<u8>> {
         match waiting {
             Waiting::Conversation(key) => self.receive(key, route, now, room),
@@ -252,7 +254,7 @@ impl Udp {
         }
         let own = || self.peers.iter().filter(|(_, peer)| peer.listener == listener);
         if own().count() >= MAX_FLOWS || self.peers.len() > usize::from(u16::MAX - FIRST_PEER_PORT) {
-            // Of this forward if it has any; of another only when all ports are in use.
+            // A peer of this forward if it has any; of another only when all ports are in use.
             let oldest = own().min_by_key(|(_, p)| p.last_active).or(self.peers.iter().min_by_key(|(_, p)| p.last_active));
             let oldest = *oldest?.0;
             self.peers.remove(&oldest);
@@ -265,7 +267,7 @@ impl Udp {
         Some(port)
     }
 
-    /// Forgets who was silent for too long.
+    /// Drops the conversations that were silent for too long.
     pub fn expire(&mut self, now: Instant) {
         let mut dns_failed = false;
         self.conversations.retain(|_, c| {
@@ -277,12 +279,12 @@ impl Udp {
         self.peers.retain(|_, peer| now.duration_since(peer.last_active) < IDLE);
     }
 
-    /// When `expire` is due.
+    /// Returns the time until `expire` is due.
     pub fn delay(&self) -> Option<Duration> {
         (!self.conversations.is_empty() || !self.peers.is_empty()).then_some(Duration::from_secs(5))
     }
 
-    /// What to poll: file descriptors, events, and what they are.
+    /// Reports what to poll: file descriptors, events, and their purpose.
     pub fn watch<'a>(&'a self, add: &mut dyn FnMut(&'a dyn AsFdRef, PollFlags, Waiting)) {
         for (key, conversation) in &self.conversations {
             add(&conversation.socket, PollFlags::POLLIN, Waiting::Conversation(*key));
@@ -293,7 +295,7 @@ impl Udp {
     }
 }
 
-/// The code of "unreachable" for what the host says of a socket that could not be made, if there is one.
+/// Returns the code of "unreachable" for the error of a socket that could not be made, if there is one.
 fn code_of(error: &std::io::Error) -> Option<u8> {
     match error.kind() {
         ErrorKind::PermissionDenied => Some(unreachable::PROHIBITED),
@@ -309,7 +311,7 @@ mod tests {
     use super::*;
     use std::net::TcpStream;
 
-    /// A host whose only way to ask for an echo is a raw socket, as FreeBSD's.
+    /// A host that sends echo requests only through raw sockets, like FreeBSD.
     struct RawOnly(OwnSockets);
 
     impl Sockets for RawOnly {
@@ -337,7 +339,7 @@ mod tests {
         let started = Instant::now();
         let told = udp.echo((guest, remote), Scope::Everywhere, 77, &[8, 0, 0, 0, 0, 77, 0, 1, b'x'], started);
         let key = Key::Echo { guest, remote, identifier: 77 };
-        // Without the right to it there is no conversation, and the guest's request is lost.
+        // Without the permission there is no conversation, and the guest's request is lost.
         assert_eq!(udp.conversations.contains_key(&key), allowed);
         assert_eq!(told, (!allowed).then_some(unreachable::PROHIBITED));
         let mut route = || Route { source_mac: [2; 6], destination_mac: [4; 6], identification: 1, mtu: 1500 };

@@ -52,6 +52,7 @@ fn branch_at_rip(cpu: &mut Cpu) -> Option<Branch> {
     let mut bytes = [0; 15];
     let mut known = 0;
     while known < bytes.len() {
+        // The instruction may end before a page that is not mapped, so a fault here ends only the look ahead.
         let Ok(gpa) = mmu::translate(cpu, from.wrapping_add(known as u64), Intent::Execute) else { break };
         let here = (PAGE_SIZE - gpa % PAGE_SIZE).min((bytes.len() - known) as u64) as usize;
         cpu.memory.read(GuestAddr(gpa), &mut bytes[known..known + here]).ok()?;
@@ -117,6 +118,7 @@ pub fn before_step(cpu: &mut Cpu, held: bool) -> Result<(), Fault> {
     cpu.no_step_trap = false;
     let asked = cpu.sys.debug_ctl & (debug_ctl::LBR | debug_ctl::BTF) != 0;
     cpu.stepped_branch = if asked { branch_at_rip(cpu) } else { None };
+    // RF holds off one breakpoint: without it, returning from the handler would hit the same one again.
     let resume = cpu.rflags & rflags::RF != 0;
     cpu.rflags &= !rflags::RF;
     if resume || held || !breaks_on_execution(cpu) {
@@ -147,6 +149,7 @@ pub fn after_step(cpu: &mut Cpu, tf_before: bool) {
         let to = linear_ip(cpu, cpu.regs[RIP]);
         (cpu.sys.last_branch[0], cpu.sys.last_branch[1]) = (branch.from, to);
     }
+    // With BTF only branches that are taken trap.
     let due = cpu.sys.debug_ctl & debug_ctl::BTF == 0 || taken.is_some();
     if tf_before && due && !cpu.no_step_trap && !cpu.debug_shadow {
         cpu.debug_pending |= dr::BS;

@@ -75,6 +75,8 @@ fn transfer(cpu: &mut Cpu, kind: Kind, selector: u16, offset: u64) -> Result<(),
         return Err(selector_fault(cpu, 13, selector, 0));
     }
     check_same_level(cpu, &d, selector)?;
+    // Every check comes before the first change: a fault leaves the CPU as it was, so that the instruction can be
+    // repeated.
     check_target(cpu, &d.segment, offset, 0)?;
     mark_accessed(cpu, &mut d)?;
     if let Kind::Call(size) = kind {
@@ -149,6 +151,7 @@ fn through_gate(cpu: &mut Cpu, kind: Kind, gate: Descriptor) -> Result<(), Fault
     }
     if long {
         let high = mmu::load_system::<u64>(cpu, gate.addr.wrapping_add(8))?;
+        // The type field of the upper half must be zero, so that its eight bytes are not taken for another gate.
         if high >> 40 & 0x1f != 0 {
             return Err(selector_fault(cpu, 13, gate_selector, 0));
         }
@@ -202,6 +205,7 @@ fn push_call_frame(cpu: &mut Cpu, size: u64, level: u8, params: u64) -> Result<S
         };
         stack.push(cpu, size, u64::from(cpu.segs[SS].selector))?;
         stack.push(cpu, size, cpu.regs[4])?;
+        // The field in the gate has five bits.
         let mut words = [0u64; 31];
         for word in words.iter_mut().take(params as usize) {
             *word = old.pop(cpu, size)?;
@@ -238,6 +242,7 @@ fn return_segment(cpu: &mut Cpu, selector: u16) -> Result<Descriptor, Fault> {
 /// to.
 fn return_stack_segment(cpu: &mut Cpu, selector: u16, level: u8, to_64bit: bool) -> Result<super::super::cpu::Segment, Fault> {
     if is_null(selector) {
+        // A 64-bit kernel runs with a null SS after an interrupt from an outer ring.
         if to_64bit && level != 3 && (selector & 3) as u8 == level {
             return Ok(null_stack(level));
         }
@@ -337,6 +342,7 @@ pub fn interrupt_return(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
         return Err(cpu.general_protection(0));
     }
     if !is_real(cpu) && !is_vm86(cpu) && cpu.rflags & rflags::NT != 0 {
+        // Long mode has no task switch.
         if is_long_mode(cpu) {
             return Err(cpu.general_protection(0));
         }
@@ -373,6 +379,7 @@ fn return_protected(cpu: &mut Cpu, mut stack: Stack, size: u64, frame: (u64, u16
     let level = (selector & 3) as u8;
     let mut code = return_segment(cpu, selector)?;
     check_target(cpu, &code.segment, rip, 0)?;
+    // 64-bit code always pops SS and RSP, also when the ring stays the same.
     let outer = if from_64bit || level != old_level {
         let sp = stack.pop(cpu, size)?;
         let ss_selector = stack.pop(cpu, size)? as u16;
@@ -387,6 +394,7 @@ fn return_protected(cpu: &mut Cpu, mut stack: Stack, size: u64, frame: (u64, u16
     if old_level > 0 {
         keep |= rflags::IOPL;
     }
+    // Otherwise an application could turn interrupts off by IRET.
     if old_level > iopl {
         keep |= rflags::IF;
     }

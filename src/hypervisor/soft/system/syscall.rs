@@ -37,6 +37,7 @@ pub fn syscall(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
         let flags = cpu.rflags_value() & !rflags::RF;
         cpu.regs[1] = rip;
         cpu.regs[11] = flags;
+        // The flags are saved before the mask applies, so that SYSRET restores the user's.
         let mask = cpu.sys.sfmask & 0xffff_ffff | rflags::RF | rflags::VM;
         set_flags(cpu, 0, mask & !rflags::FIXED);
         enter(cpu, selector, CODE64);
@@ -67,6 +68,7 @@ pub fn sysret(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     } else {
         set_flags(cpu, rflags::IF, rflags::IF);
     }
+    // No descriptor is read: STAR gives selectors, and the segments are always flat.
     cpu.segs[SS] = Segment::flat(base.wrapping_add(8) | 3, DATA | DPL3);
     set_cs(cpu, Segment::flat(selector | 3, code | DPL3), 3);
     step_by_result(cpu);
@@ -147,6 +149,7 @@ fn check_fsgsbase(cpu: &mut Cpu) -> Result<(), Fault> {
 /// Executes VMCALL and VMMCALL: KVM's hypercalls, none of which is advertised. Returns -KVM_ENOSYS, or -KVM_EPERM from
 /// user mode.
 pub fn hypercall(cpu: &mut Cpu, _: &Op) -> Result<(), Fault> {
+    // KVM's numbers, since guests look for KVM's CPUID leaves and know these.
     let answer: i64 = if cpu.cpl == 0 { -1000 } else { -1 };
     cpu.regs[0] = if cpu.is_64bit() { answer as u64 } else { answer as u32 as u64 };
     Ok(())

@@ -75,6 +75,7 @@ impl Fpu {
     }
     /// Sets the control word. Its reserved bits are fixed.
     pub fn set_control(&mut self, fcw: u16) {
+        // Bit 6 reads as one, and bit 12 (infinity control) is kept without effect, as since the 80387.
         self.fcw = fcw & 0x1f3f | 0x40;
         self.summarise();
     }
@@ -152,6 +153,7 @@ pub fn note_instruction(cpu: &mut Cpu, op: &Op, memory: bool) {
 pub fn commit(cpu: &mut Cpu, op: &Op, memory: bool, env: &Env) {
     note_instruction(cpu, op, memory);
     cpu.fpu.fsw = cpu.fpu.fsw & !C1 | env.flags as u16;
+    // #MF itself is raised by the next waiting instruction.
     if env.unmasked() != 0 {
         cpu.fpu.fsw |= ES | BUSY;
         cpu.fpu.fop = opcode(cpu, op).unwrap_or(cpu.fpu.fop);
@@ -163,6 +165,7 @@ fn opcode(cpu: &mut Cpu, op: &Op) -> Option<u16> {
     let long = cpu.is_64bit();
     let base = if long { 0 } else { cpu.segs[CS].base };
     let start = base.wrapping_add(op.rip(cpu));
+    // Fetching these bytes must not add a fault: the instruction has already run.
     let saved = cpu.exception;
     let mut escape = None;
     for at in 0..u64::from(op.len) {
