@@ -1,16 +1,16 @@
-//! Files that a user names: opened without waiting for anybody, and read no further than a bound.
+//! Files that a user names: opened without waiting, and read within a bound.
 //!
-//! A path in a configuration may lead to a FIFO that nobody writes to, to a terminal, or to a device that never ends.
-//! Whatever reads such a file opens it here: with O_NONBLOCK (POSIX open(2): a FIFO then opens at once), looked at by
-//! fstat(2) once it is open, so that nothing can take its place in between.
+//! A path in a configuration may lead to a FIFO without a writer, to a terminal, or to a device that never ends. Code
+//! that reads such a file opens it here: with O_NONBLOCK (POSIX open(2): a FIFO then opens at once), and with fstat(2)
+//! once it is open, so that the file cannot be replaced in between.
 
 use std::fs::{File, FileType, Metadata, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-/// Opens a regular file for reading, or /dev/null, which is the usual word for an empty one. Anything else is an error
-/// that names what it is.
+/// Opens a regular file for reading, or /dev/null, which usually stands for an empty one. Anything else is an error
+/// that names its type.
 pub fn open(path: &Path) -> io::Result<File> {
     let file = open_at_once(path)?;
     let metadata = file.metadata()?;
@@ -20,7 +20,7 @@ pub fn open(path: &Path) -> io::Result<File> {
     }
 }
 
-/// Whether a file is /dev/null, under whatever name.
+/// Returns whether a file is /dev/null, under any name.
 pub fn is_null(metadata: &Metadata) -> bool {
     metadata.file_type().is_char_device() && std::fs::metadata("/dev/null").is_ok_and(|null| null.rdev() == metadata.rdev())
 }
@@ -35,7 +35,7 @@ pub fn open_disk(path: &Path) -> io::Result<File> {
     }
 }
 
-/// All bytes of a regular file that has at most `most` of them.
+/// Reads all bytes of a regular file that has at most `most` of them.
 pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     read_open(&open(path)?, most, &mut bytes)?;
@@ -44,7 +44,7 @@ pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
 
 /// Appends all bytes of an open file that has at most `most` of them.
 pub fn read_open(file: &File, most: u64, bytes: &mut Vec<u8>) -> io::Result<()> {
-    // Its length is not believed: a file below /proc has none, and another may grow.
+    // The length is not trusted: a file below /proc has none, and another may grow.
     let count = file.take(most.saturating_add(1)).read_to_end(bytes)?;
     match count as u64 > most {
         true => Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it is longer than {}", words(most)))),
@@ -52,7 +52,7 @@ pub fn read_open(file: &File, most: u64, bytes: &mut Vec<u8>) -> io::Result<()> 
     }
 }
 
-/// The text of a regular file of at most `most` bytes.
+/// Reads the text of a regular file of at most `most` bytes.
 pub fn read_text(path: &Path, most: u64) -> io::Result<String> {
     String::from_utf8(read(path, most)?).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
@@ -60,7 +60,7 @@ pub fn read_text(path: &Path, most: u64) -> io::Result<String> {
     })
 }
 
-/// Whether a text that may be a path or a URL is a URL: a scheme (RFC 3986, 3.1) and `://`.
+/// Returns whether a text that may be a path or a URL is a URL: a scheme (RFC 3986, 3.1) and `://`.
 pub fn is_url(text: &str) -> bool {
     let is_scheme = |scheme: &str| {
         scheme.starts_with(|c: char| c.is_ascii_alphabetic())
@@ -69,17 +69,18 @@ pub fn is_url(text: &str) -> bool {
     text.split_once("://").is_some_and(|(scheme, _)| is_scheme(scheme))
 }
 
-/// Opens whatever it is for reading, without waiting for anybody.
+/// Opens a file of any type for reading, without waiting.
 pub fn open_at_once(path: &Path) -> io::Result<File> {
     let opened = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK | nix::libc::O_NOCTTY).open(path);
-    // A socket cannot be opened: it is named instead of `No such device or address`.
+    // A socket cannot be opened. The error names it instead of `No such device or address`.
     opened.map_err(|error| match std::fs::metadata(path) {
         Ok(metadata) if metadata.file_type().is_socket() => wrong(metadata.file_type(), "not a regular file"),
         _ => error,
     })
 }
 
-/// Disks of FreeBSD are character devices (geom(4)); those without a seekable end, like a terminal, are none.
+/// Returns whether this is a disk of FreeBSD, which is a character device (geom(4)). Devices without a seekable end,
+/// like a terminal, are not disks.
 fn is_character_disk(file: &File, kind: FileType) -> bool {
     use std::io::{Seek, SeekFrom};
     let mut file = file;
@@ -90,7 +91,7 @@ fn wrong(kind: FileType, wanted: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, format!("it is {}, {wanted}", name(kind)))
 }
 
-/// What something that is no regular file is, with its article.
+/// Returns the type of a file that is not regular, with its article.
 fn name(kind: FileType) -> &'static str {
     match kind {
         kind if kind.is_dir() => "a directory",

@@ -1,4 +1,4 @@
-//! Sizes and durations, parsed and printed.
+//! Sizes and durations: parsing and printing them.
 //!
 //! A size is written with its unit (`512M`, `4GiB`, `1.5G`): powers of 1024 throughout, as bhyve, ZFS and the kernels
 //! count. A bare number is refused, because tools disagree about what it means, and so are `MB` and `GB`, which are
@@ -15,27 +15,27 @@ use serde::{Serialize, Serializer};
 pub struct ByteSize(u64);
 
 impl ByteSize {
-    /// That many bytes.
+    /// Creates a size of this many bytes.
     pub const fn from_bytes(bytes: u64) -> Self {
         Self(bytes)
     }
-    /// That many KiB.
+    /// Creates a size of this many KiB.
     pub const fn from_kib(kib: u64) -> Self {
         Self(kib << 10)
     }
-    /// That many MiB.
+    /// Creates a size of this many MiB.
     pub const fn from_mib(mib: u64) -> Self {
         Self(mib << 20)
     }
-    /// That many GiB.
+    /// Creates a size of this many GiB.
     pub const fn from_gib(gib: u64) -> Self {
         Self(gib << 30)
     }
-    /// In bytes.
+    /// Returns the size in bytes.
     pub const fn bytes(self) -> u64 {
         self.0
     }
-    /// In whole MiB, rounded down.
+    /// Returns the size in whole MiB, rounded down.
     pub const fn mib(self) -> u64 {
         self.0 >> 20
     }
@@ -56,13 +56,13 @@ const SIZE_UNITS: [(&str, u32); 11] = [
     ("PiB", 50),
 ];
 
-/// Why a size or a duration could not be read, and what to write instead.
+/// Error of a size or a duration that could not be read, with what to write instead.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct UnitError {
-    /// What is wrong, with the offending text in backticks.
+    /// The problem, with the offending text in backticks.
     pub message: String,
-    /// What to write instead, when that is known.
+    /// A replacement, if one is known.
     pub hint: Option<String>,
 }
 
@@ -140,7 +140,7 @@ impl Serialize for ByteSize {
     }
 }
 
-/// Reads a duration: one or more numbers with units `ms`, `s`, `m`, `h`, `d`, as in `90s` or `1h30m`. `0s` is allowed.
+/// Parses a duration: one or more numbers with units `ms`, `s`, `m`, `h`, `d`, as in `90s` or `1h30m`. `0s` is allowed.
 pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
     let example = "a number with its unit, like `90s`, `10m` or `1h30m`";
     let mut rest = text.trim();
@@ -178,7 +178,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
     Ok(Duration::from_millis(total_ms))
 }
 
-/// Prints a duration as [`parse_duration`] reads it: `1h30m`, `90s` as `1m30s`, `250ms`, `0s`.
+/// Prints a duration in the form that [`parse_duration`] reads: `1h30m`, `90s` as `1m30s`, `250ms`, `0s`.
 pub fn format_duration(duration: Duration) -> String {
     let mut ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let mut text = String::new();
@@ -191,7 +191,7 @@ pub fn format_duration(duration: Duration) -> String {
     if text.is_empty() { "0s".into() } else { text }
 }
 
-/// For `#[serde(serialize_with)]`: a duration as a number of seconds.
+/// Serialises a duration as a number of seconds, for `#[serde(serialize_with)]`.
 pub fn serialize_seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_f64(duration.as_secs_f64())
 }

@@ -1,4 +1,4 @@
-//! `vmctl fetch`.
+//! `vmctl fetch`: fetches into the cache.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use clap::ValueEnum;
 use serde::Serialize;
 
-use super::progress::{Shown, size_words, watch_signals};
+use super::progress::{ProgressDisplay, size_words, watch_signals};
 use super::{App, Column, ExitStatus, Failure, Outcome};
 use crate::fetch::image::Format;
 use crate::fetch::{Digest, Fetcher, Kind, Obtained, Request};
@@ -14,11 +14,11 @@ use crate::guest::images::Images;
 
 /// Fetch images, installation media or firmware into the cache
 ///
-/// By a name of the catalogue or by a URL. What comes is held to its checksum before it is kept, unpacked while it comes, and
-/// disk images become raw files with holes. A download that was cut goes on where it was.
+/// Takes names of the catalogue or URLs. A download is verified before it is kept and unpacked while it arrives, and
+/// disk images become raw files with holes. An interrupted download is resumed.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// What to fetch
+    /// Kind of the thing to fetch
     #[arg(value_name = "KIND")]
     kind: KindArg,
     /// Names of the catalogue (`vmctl image list --all`), or URLs
@@ -29,27 +29,27 @@ pub struct Args {
     name: Option<String>,
     #[command(flatten)]
     trust: Trust,
-    /// Ask the publisher again, and fetch what is newer
+    /// Ask the publisher again, and fetch a newer version if there is one
     #[arg(long)]
     refresh: bool,
-    /// How the disk is stored, instead of looking at its first bytes
+    /// Format of the disk, instead of detecting it
     #[arg(long, value_name = "FORMAT")]
     format: Option<FormatArg>,
-    /// How many are fetched at once
+    /// Maximum number of parallel downloads
     #[arg(long, value_name = "N", default_value = "3", value_parser = clap::value_parser!(u8).range(1..=16))]
     parallel: u8,
 }
 
-/// What a download is held to.
+/// Options for verifying a download.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Trust {
-    /// Digest that it must have: `sha256:` or `sha512:` and hexadecimal digits
+    /// Expected digest: `sha256:` or `sha512:` and hexadecimal digits
     #[arg(long, value_name = "DIGEST")]
     checksum: Option<String>,
     /// The publisher's checksum file, an https URL, that lists the URL's last part
     #[arg(long, value_name = "URL", conflicts_with = "checksum")]
     checksum_file: Option<String>,
-    /// Take whatever comes where there is no checksum
+    /// Accept any content if there is no checksum
     #[arg(long)]
     insecure_no_checksum: bool,
 }
@@ -64,16 +64,16 @@ enum KindArg {
     Firmware,
 }
 
-/// How a disk is stored.
+/// Format of a disk.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum FormatArg {
-    /// As it is
+    /// Raw
     Raw,
-    /// QEMU's
+    /// QEMU's format
     Qcow2,
-    /// VMware's
+    /// VMware's format
     Vmdk,
-    /// Virtual PC's
+    /// Virtual PC's format
     Vhd,
 }
 
@@ -118,9 +118,9 @@ impl Args {
         };
         let checksum = self.trust.checksum.as_deref().map(str::parse::<Digest>).transpose()?;
         watch_signals();
-        let shown = Shown::new(&app.ui);
+        let display = ProgressDisplay::new(&app.ui);
         let host = app.host()?;
-        let fetcher = Images { host: &host, progress: &shown }.fetcher()?;
+        let fetcher = Images { host: &host, progress: &display }.fetcher()?;
         let requests: Vec<Request> = self
             .what
             .iter()
@@ -139,7 +139,7 @@ impl Args {
         for (request, outcome) in requests.iter().zip(outcomes) {
             match outcome {
                 Ok(obtained) => rows.push(row(&obtained)),
-                Err(failure) => worst = worst.max(app.ui.failure_about(requests.len() > 1, &request.what, &failure)),
+                Err(failure) => worst = worst.max(app.ui.failure_about(requests.len() > 1, &request.target, &failure)),
             }
         }
         if !rows.is_empty() {
@@ -149,7 +149,7 @@ impl Args {
     }
 }
 
-/// Obtains each, `at_once` at a time; the outcomes in the order of the requests.
+/// Obtains each, `at_once` at the same time. Returns the results in the order of the requests.
 fn several(fetcher: &Fetcher<'_>, requests: &[Request], at_once: usize) -> Vec<Result<Obtained, Failure>> {
     let (next, outcomes) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {

@@ -1,11 +1,13 @@
-//! The one file wanted out of a tar archive (POSIX pax, ustar, GNU tar), as it was before it was packed: holes included.
+//! Extraction of one file from a tar archive (POSIX pax, ustar, GNU tar), as it was before it was packed: holes
+//! included.
 //!
-//! The whole archive is read, to its end: an archive that is cut, and one that holds several files that might be meant, is
-//! refused with what was seen. Sparse members of GNU tar are read in its old format and in those of pax archives, 0.0, 0.1
-//! and 1.0 (GNU tar manual, appendix "Storing Sparse Files"), which bsdtar writes too; others are refused by name.
+//! The whole archive is read to its end. An archive that is incomplete, or that holds several candidates, is refused
+//! with the names that were seen. Sparse members of GNU tar are read in its old format and in those of pax archives,
+//! 0.0, 0.1 and 1.0 (GNU tar manual, appendix "Storing Sparse Files"), which bsdtar writes too; others are refused by
+//! name.
 //!
-//! **Hostile file**: the headers of a member are at most [`MAX_HEADERS`] long, its map of holes has at most [`MAX_STRETCHES`]
-//! entries, and what comes out is at most [`MAX_DISK`] long.
+//! **Hostile file**: the headers of a member are at most [`MAX_HEADERS`] long,its map of holes has at most
+//! [`MAX_STRETCHES`] entries, and the extracted file is at most [`MAX_DISK`] long.
 
 use std::cell::Cell;
 use std::io::{self, Read};
@@ -16,42 +18,42 @@ use super::error::{FetchError, Result};
 use super::image::MAX_DISK;
 use super::unpack::damaged;
 
-/// Names and attributes before a member: 8 MiB, which is the map of a sparse file with 350,000 stretches.
+/// Maximum size of names and attributes before a member: 8 MiB, the map of a sparse file with 350,000 stretches.
 pub const MAX_HEADERS: u64 = 8 << 20;
-/// Stretches of data of a sparse file.
+/// Maximum number of stretches of data of a sparse file.
 pub const MAX_STRETCHES: usize = 4 << 20;
-/// Names that an error tells.
+/// Number of names in an error.
 const MAX_NAMES: usize = 5;
 
-/// Which member is wanted.
+/// Selects the wanted member.
 #[derive(Debug, Clone)]
 pub struct Choice {
-    /// What it is to be.
+    /// The kind that it must be.
     pub kind: Kind,
     /// Its name, or its name without its directories.
     pub member: Option<String>,
 }
 
-/// How the files of disks are called: those of formats that are not read too, so that they are refused by name.
+/// Endings of the names of disks. Formats that are not supported are included, so that they are refused by name.
 const DISKS: [&str; 11] = [".raw", ".img", ".qcow2", ".qcow", ".vmdk", ".vhd", ".vhdx", ".vdi", ".qed", ".hds", ".dd"];
 const MEDIA: [&str; 1] = [".iso"];
 const FIRMWARE: [&str; 3] = [".fd", ".bin", ".rom"];
-/// What a packed file's name ends in besides.
+/// Further endings of a packed file's name.
 const PACKED: [&str; 6] = [".gz", ".xz", ".zst", ".bz2", ".lzma", ".tar"];
 
 impl Choice {
-    /// Whatever looks like it.
+    /// Selects any member that looks like the kind.
     pub fn any(kind: Kind) -> Self {
         Self { kind, member: None }
     }
 
-    /// How well a name fits: not at all (0), perhaps (1), well (2).
+    /// Returns how well a name fits: not at all (0), perhaps (1), well (2).
     fn fit(&self, name: &str) -> u8 {
         let base = name.rsplit('/').next().unwrap_or(name);
         if let Some(member) = &self.member {
             return if name == member { 2 } else { u8::from(base == member) };
         }
-        // The attributes of another file, as archives made on macOS have them (RFC 1740, "AppleDouble").
+        // The attributes of another file, in archives made on macOS (RFC 1740, "AppleDouble").
         if base.starts_with("._") || name.split('/').any(|part| part == "__MACOSX") {
             return 0;
         }
@@ -75,7 +77,7 @@ impl Choice {
     }
 }
 
-/// A stream that ends with an error when more than a budget is taken.
+/// A stream that gives an error when more than a budget is read.
 struct Budgeted<R> {
     inner: R,
     left: Rc<Cell<u64>>,
@@ -93,7 +95,7 @@ impl<R: Read> Read for Budgeted<R> {
     }
 }
 
-/// What was seen of an archive.
+/// Names that were seen in an archive.
 struct Seen {
     best: u8,
     /// The members that fit best.
@@ -104,7 +106,7 @@ struct Seen {
 
 impl Seen {
     fn verdict<T>(self, choice: &Choice, taken: Option<T>) -> Result<T> {
-        let shown = |names: &[String]| {
+        let list = |names: &[String]| {
             let list: Vec<String> = names.iter().take(MAX_NAMES).map(|name| format!("`{name}`")).collect();
             let more = if names.len() > MAX_NAMES { " and more" } else { "" };
             format!("{}{more}", list.join(", "))
@@ -112,54 +114,54 @@ impl Seen {
         match taken {
             Some(taken) if self.chosen.len() == 1 => Ok(taken),
             Some(_) => {
-                Err(FetchError::user(format!("the archive holds more than one {}: {}", choice.words(), shown(&self.chosen)))
-                    .hint("unpack it with tar(1), and take the one that is meant"))
+                Err(FetchError::user(format!("the archive holds more than one {}: {}", choice.words(), list(&self.chosen)))
+                    .hint("unpack it with tar(1), and use the one that you want"))
             }
             None => {
                 let error = FetchError::user(format!("the archive holds no {}", choice.words()));
-                Err(if self.all.is_empty() { error } else { error.hint(format!("it holds {}", shown(&self.all))) })
+                Err(if self.all.is_empty() { error } else { error.hint(format!("it holds {}", list(&self.all))) })
             }
         }
     }
 }
 
-/// Hands the wanted member to `take`, more than once where a better one follows; the last answer counts.
+/// Gives the wanted member to `take`, more than once if a better one follows. The last result counts.
 pub fn member<T>(stream: impl Read, choice: &Choice, take: &mut dyn FnMut(&mut dyn Read) -> Result<T>) -> Result<T> {
     let left = Rc::new(Cell::new(MAX_HEADERS));
     let mut archive = tar::Archive::new(Budgeted { inner: stream, left: left.clone() });
     let (mut seen, mut taken) = (Seen { best: 0, chosen: Vec::new(), all: Vec::new() }, None);
     for entry in archive.entries().map_err(damaged)? {
         let entry = entry.map_err(damaged)?;
-        // The bytes of a member are not bounded here; the headers up to the next one are.
+        // The bytes of a member are not bounded here, but the headers up to the next one are.
         left.set(u64::MAX);
         let mut member = Member::open(entry)?;
         let fit = if member.is_file { choice.fit(&member.name) } else { 0 };
         if fit > seen.best {
-            (seen.best, seen.chosen) = (fit, vec![member.shown()]);
+            (seen.best, seen.chosen) = (fit, vec![member.display_name()]);
             member.refuse_what_is_not_whole()?;
             taken = Some(take(&mut member)?);
         } else if fit > 0 && fit == seen.best && seen.chosen.len() <= MAX_NAMES {
-            seen.chosen.push(member.shown());
+            seen.chosen.push(member.display_name());
         }
         if !member.is_directory && seen.all.len() <= MAX_NAMES {
-            seen.all.push(member.shown());
+            seen.all.push(member.display_name());
         }
         member.skip().map_err(damaged)?;
         left.set(MAX_HEADERS);
     }
-    // What follows the archive's end belongs to the stream that it came in, which has a checksum at its own end.
+    // Bytes after the archive's end belong to the stream that contains it, which has a checksum at its own end.
     left.set(u64::MAX);
     io::copy(&mut archive.into_inner(), &mut io::sink()).map_err(damaged)?;
     seen.verdict(choice, taken)
 }
 
-/// A member of an archive, whose bytes end where its header says or in an error.
+/// A member of an archive. Its bytes end where its header says, or in an error.
 struct Member<'a, R: Read> {
     entry: tar::Entry<'a, R>,
     name: String,
     is_file: bool,
     is_directory: bool,
-    /// Why it cannot be read whole.
+    /// Reason why it cannot be read completely.
     partial: Option<&'static str>,
     /// Bytes of `entry` that are still to come.
     left: u64,
@@ -192,21 +194,21 @@ impl<'a, R: Read> Member<'a, R> {
         Ok(member)
     }
 
-    fn shown(&self) -> String {
+    fn display_name(&self) -> String {
         self.name.chars().filter(|c| !c.is_control()).take(80).collect()
     }
 
     fn refuse_what_is_not_whole(&self) -> Result<()> {
         match self.partial {
-            Some(why) => Err(FetchError::user(format!("`{}` in the archive {why}", self.shown()))
+            Some(why) => Err(FetchError::user(format!("`{}` in the archive {why}", self.display_name()))
                 .hint("unpack it with the tar(1) that made it, and take the file")),
             None => Ok(()),
         }
     }
 
-    /// The map of a sparse file in a pax archive.
+    /// Reads the map of a sparse file in a pax archive.
     fn read_map(&mut self, records: Records) -> Result<Option<Holes>> {
-        let name = self.shown();
+        let name = self.display_name();
         let bad = |words: &str| FetchError::user(format!("the map of the sparse file `{name}` {words}"));
         let (size, stretches) = match (records.version, records.size) {
             (None, None) => return Ok(None),
@@ -230,8 +232,8 @@ impl<'a, R: Read> Member<'a, R> {
         Ok(Some(Holes { size, stretches: stretches.into(), at: 0 }))
     }
 
-    /// Version 1.0: decimal numbers, each with a line end: how many stretches, and offset and length of each; zeros up to the
-    /// next block.
+    /// Reads the map of version 1.0: decimal numbers, each with a line end: how many stretches, and offset and length
+    /// of each; zeros up to the next block.
     fn read_map_in_data(&mut self) -> io::Result<Option<Vec<(u64, u64)>>> {
         let (mut block, mut at) = ([0u8; 512], 512);
         let mut numbers = || -> io::Result<Option<u64>> {
@@ -273,7 +275,7 @@ impl<'a, R: Read> Member<'a, R> {
         Ok(Some(stretches))
     }
 
-    /// Reads bytes of the archive: fewer than promised are an error.
+    /// Reads bytes of the archive. It is an error if there are fewer than promised.
     fn stored(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
         if most == 0 {
@@ -281,7 +283,7 @@ impl<'a, R: Read> Member<'a, R> {
         }
         match self.entry.read(&mut buffer[..most])? {
             0 => {
-                let words = format!("the archive ends within `{}`: {} bytes are missing", self.shown(), self.left);
+                let words = format!("the archive ends within `{}`: {} bytes are missing", self.display_name(), self.left);
                 Err(io::Error::new(io::ErrorKind::UnexpectedEof, words))
             }
             n => {
@@ -291,7 +293,7 @@ impl<'a, R: Read> Member<'a, R> {
         }
     }
 
-    /// Reads what is left in the archive.
+    /// Skips the rest of the member in the archive.
     fn skip(&mut self) -> io::Result<()> {
         let mut buffer = vec![0; 64 << 10];
         while self.stored(&mut buffer)? > 0 {}
@@ -299,7 +301,7 @@ impl<'a, R: Read> Member<'a, R> {
     }
 }
 
-/// Where the bytes of a sparse file belong.
+/// Positions of the data of a sparse file.
 struct Holes {
     size: u64,
     /// Offset and length, in order.
@@ -331,16 +333,16 @@ impl<R: Read> Read for Member<'_, R> {
     }
 }
 
-/// What the pax records of a member say of its holes.
+/// Information of a member's pax records about its holes.
 #[derive(Default)]
 struct Records {
     name: Option<String>,
     size: Option<u64>,
     version: Option<(u64, u64)>,
-    /// Versions 0.0 and 0.1.
+    /// Stretches of versions 0.0 and 0.1.
     stretches: Option<Vec<(u64, u64)>>,
     star: bool,
-    /// A record that changes how a file is read.
+    /// There is a record that changes how a file is read.
     any: bool,
     /// Bytes of the member that were read for it.
     consumed: u64,
@@ -409,7 +411,7 @@ mod tests {
         whole(archive, &Choice::any(Kind::Image))
     }
 
-    /// The words of an error and of what caused it.
+    /// Returns the message of an error and of its cause.
     fn said(error: &FetchError) -> String {
         let source = std::error::Error::source(error).map(|source| format!(": {source}")).unwrap_or_default();
         format!("{error}{source}; {}", error.next_step().unwrap_or_default())
@@ -426,7 +428,7 @@ mod tests {
         builder.into_inner().expect("packs")
     }
 
-    /// A file of 3 MiB with holes at its start, in between and at its end, of which the file system knows.
+    /// Creates a file of 3 MiB with holes at its start, in between and at its end that the file system knows.
     fn sparse_file(path: &Path) -> Vec<u8> {
         let file = std::fs::File::create(path).expect("makes");
         file.set_len(3 << 20).expect("grows");
@@ -545,7 +547,7 @@ mod tests {
         assert_eq!(whole(&archive, &chosen).expect("the one of that path"), b"it");
     }
 
-    /// A pax header with these records, and a member of that size.
+    /// Returns a pax header with these records, and a member of this size.
     fn pax(records: &[(&str, &str)], size: u64, data: &[u8]) -> Vec<u8> {
         let mut text = Vec::new();
         for (key, value) in records {

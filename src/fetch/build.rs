@@ -1,7 +1,8 @@
-//! Images that are built on this host of a system's own packages.
+//! Images that are built on this host from a system's own packages.
 //!
-//! The recipes are scripts of the tree (`scripts/debian-image`, `scripts/freebsd-image`), which `make` uses too; they
-//! are in the program and run by sh(1). Each leaves `root.img` in a directory, and beside it what its loader needs.
+//! The recipes are scripts of the tree (`scripts/debian-image`, `scripts/freebsd-image`), which `make` uses too. They
+//! are compiled into the program and run by sh(1). Each leaves `root.img` in a directory, and beside it the files that
+//! its loader needs.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
@@ -17,17 +18,17 @@ use super::progress::Job;
 
 const DEBIAN: &str = include_str!("../../scripts/debian-image");
 const FREEBSD: &str = include_str!("../../scripts/freebsd-image");
-/// Lines of the script's words that are kept for the message of its failure.
+/// Number of lines of the script's output that are kept for the message of its failure.
 const LAST_LINES: usize = 12;
 
-/// What the script leaves.
+/// Name of the disk that the script makes.
 pub const DISK: &str = "root.img";
-/// The kernel beside the disk, where the recipe has one.
+/// Name of the kernel beside the disk, if the recipe has one.
 pub const KERNEL: &str = "vmlinuz";
-/// The initial RAM disk beside the disk, where the recipe has one.
+/// Name of the initial RAM disk beside the disk, if the recipe has one.
 pub const INITRD: &str = "initrd.img";
 
-/// A program that a recipe needs, and the package that brings it.
+/// A program that a recipe needs, and the package that has it.
 type Tool = (&'static str, &'static str);
 
 fn tools(recipe: Recipe) -> &'static [Tool] {
@@ -38,7 +39,7 @@ fn tools(recipe: Recipe) -> &'static [Tool] {
 }
 
 impl Build {
-    /// Names what is built: the same script with the same packages.
+    /// Returns the key of the image: the same script with the same packages gives the same key.
     pub fn key(&self) -> String {
         let text = format!("{}\n{:?}\n{}\n{:?}", self.script(), self.packages, self.disk, self.release);
         format!("built-{}", Digest::of(Algorithm::Sha256, text.as_bytes()).hex())
@@ -51,7 +52,7 @@ impl Build {
         }
     }
 
-    /// Why it cannot be built here, if it cannot.
+    /// Returns an error if it cannot be built here.
     pub fn check(&self) -> Result<()> {
         if self.recipe == Recipe::FreeBsd && !cfg!(target_os = "freebsd") {
             return Err(FetchError::user(
@@ -95,13 +96,13 @@ impl Build {
             .spawn()
             .map_err(|error| FetchError::host("cannot run `sh`").because(error))?;
         let mut stdin = child.stdin.take().expect("piped");
-        // A script that ends early does not read all of itself.
+        // A script that ends early does not read all of its input.
         let _ = stdin.write_all(self.script().as_bytes());
         drop(stdin);
         self.follow(child, job)
     }
 
-    /// Waits for the script, and hands on what it says.
+    /// Waits for the script, and passes on its output.
     fn follow(&self, mut child: Child, job: &Job<'_>) -> Result<()> {
         let stderr = child.stderr.take().expect("piped");
         let (sender, lines) = channel();
@@ -129,7 +130,7 @@ impl Build {
             }
         };
         if let Some(error) = broken_off {
-            // To all that the script runs: a shell looks at its own signals only when its command has ended.
+            // Signal the whole group, since a shell handles its own signals only when its command has ended.
             let group = nix::unistd::Pid::from_raw(child.id() as i32);
             let _ = nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGTERM);
             let _ = child.wait();
@@ -144,7 +145,7 @@ impl Build {
     }
 }
 
-/// The user's path, and where system tools are.
+/// Returns the user's path, and the directories of system tools.
 fn search_path() -> std::ffi::OsString {
     let mut path = std::env::var_os("PATH").unwrap_or_default();
     path.push(":/usr/sbin:/sbin:/usr/bin:/bin");

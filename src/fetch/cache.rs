@@ -1,18 +1,19 @@
-//! The cache: what was fetched, built or imported, kept once however many names and guests share it.
+//! The cache of files that were fetched, built or imported. Each is kept once, however many names and guests share it.
 //!
 //! ```text
 //! CACHE/
-//!   objects/KEY/               one thing: disk.raw, medium.iso or firmware.fd; kernel and initrd; object.json; lease
-//!   names/KIND/NAME.json       which object a name stands for, and what is known of it
-//!   partial/                   downloads that were cut, to be gone on with
-//!   work/KEY-PID-N/            things that are being made; swept when their maker is gone
+//!   objects/KEY/               one object: disk.raw, medium.iso or firmware.fd; kernel and initrd; object.json; lease
+//!   names/KIND/NAME.json       the object that a name stands for, and what is known of it
+//!   partial/                   incomplete downloads, to be resumed
+//!   work/KEY-PID-N/            objects that are being made; swept when their maker is gone
 //!   catalogues/                copies of catalogues from the net
-//!   lock                       held for the instant in which names and objects change
+//!   lock                       held while names and objects change
 //! ```
 //!
-//! A key is the digest of the download, of the imported file, or of the recipe of what was built. An object appears whole, by a
-//! rename, and never changes. Who uses one holds a [`Lease`], a shared flock(2) on its `lease`; what is leased is not
-//! removed. Whatever is locked can be opened by its owner alone, since an open file is all that flock(2) asks for.
+//! A key is the digest of the download, of the imported file, or of the recipe of a built image. An object appears
+//! whole, by a rename, and never changes. A user of an object holds a [`Lease`], a shared flock(2) on its `lease`. A
+//! leased object is not removed. Only their owner can open the lock files, since flock(2) needs no more than an open
+//! file.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
@@ -32,10 +33,10 @@ use super::sparse;
 /// Name of an object's own description.
 const OBJECT: &str = "object.json";
 const LOCK: &str = "lock";
-/// Name of the file in an object that is locked by those who use it.
+/// Name of the file in an object that its users lock.
 const LEASE: &str = "lease";
 
-/// How a thing is seen to be as it was.
+/// Means to check that an object is unchanged.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Seal {
@@ -45,12 +46,12 @@ pub enum Seal {
     Contents(Digest),
 }
 
-/// What an object says of itself.
+/// Description of an object.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Object {
-    /// The file that is wanted.
+    /// Name of its main file.
     pub file: String,
-    /// How it is seen to be as it was.
+    /// Means to check that it is unchanged.
     pub seal: Seal,
     /// Bytes of the disk or file.
     pub size_bytes: u64,
@@ -62,10 +63,10 @@ pub struct Object {
     pub initrd: Option<String>,
 }
 
-/// What a name stands for.
+/// Record of a name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// What it is.
+    /// Kind of the object.
     pub kind: Kind,
     /// The name.
     pub name: String,
@@ -76,25 +77,25 @@ pub struct Record {
     /// Size, time and inode of the file that it was imported from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stamp: Option<String>,
-    /// The checksum that it was held to; `None` when there was none.
+    /// The checksum that it was verified with; `None` if there was none.
     pub verified: Option<Digest>,
-    /// When, in seconds since 1970.
+    /// Time of the fetch, in seconds since 1970.
     pub fetched_unix: u64,
-    /// What is known of it.
+    /// Facts about the object.
     pub facts: Facts,
 }
 
-/// One thing in the cache.
+/// An object in the cache, found by its name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Stored {
-    /// What its name says.
+    /// Record of its name.
     #[serde(flatten)]
     pub record: Record,
-    /// The file that is wanted.
+    /// Path of its main file.
     pub path: PathBuf,
     /// Bytes of the disk or file.
     pub size_bytes: u64,
-    /// Bytes that it takes of the host.
+    /// Bytes that it uses on the host.
     pub used_bytes: u64,
     /// A kernel beside it.
     pub kernel: Option<PathBuf>,
@@ -102,7 +103,7 @@ pub struct Stored {
     pub initrd: Option<PathBuf>,
 }
 
-/// Keeps an object from being removed, until dropped.
+/// A lease that keeps an object from being removed until it is dropped.
 #[derive(Debug)]
 pub struct Lease {
     _file: Option<File>,
@@ -114,7 +115,7 @@ pub struct Cache {
     dir: PathBuf,
 }
 
-/// A directory in which something is being made.
+/// A directory in which an object is being made.
 #[derive(Debug)]
 pub struct Work {
     dir: PathBuf,
@@ -122,11 +123,11 @@ pub struct Work {
 }
 
 impl Work {
-    /// A path in it.
+    /// Returns a path in it.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
-    /// The directory.
+    /// Returns the directory.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
@@ -134,36 +135,36 @@ impl Work {
 
 impl Drop for Work {
     fn drop(&mut self) {
-        // Where it became an object, there is nothing left under this name.
+        // If it became an object, there is nothing left under this name.
         let _ = fs::remove_dir_all(&self.dir);
         let _ = fs::remove_file(self.dir.with_extension(LOCK));
     }
 }
 
-/// What [`Cache::prune`] removed.
+/// Result of [`Cache::prune`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Pruned {
-    /// What, in words.
+    /// Descriptions of the removed things.
     pub removed: Vec<String>,
-    /// Bytes that this gave back.
+    /// Number of bytes freed.
     pub freed_bytes: u64,
-    /// What is kept because somebody uses it.
+    /// Things that were kept because they are in use.
     pub in_use: Vec<String>,
 }
 
-/// What [`Cache::check`] found of one thing.
+/// Result of [`Cache::check`] for one object.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What it is.
+    /// Kind of the object.
     pub kind: Kind,
     /// Its name.
     pub name: String,
-    /// What is wrong; `None` when it is as it was.
+    /// The problem; `None` if the object is unchanged.
     pub problem: Option<String>,
 }
 
 impl Cache {
-    /// The cache in `dir`, which is made where it is missing.
+    /// Opens the cache in `dir`, and creates it if it is missing.
     pub fn open(dir: &Path) -> Result<Self> {
         let cache = Self { dir: dir.to_owned() };
         let kinds = [Kind::Image, Kind::Iso, Kind::Firmware].map(|kind| format!("names/{}", kind.name()));
@@ -174,20 +175,20 @@ impl Cache {
         Ok(cache)
     }
 
-    /// A cache that is only looked at: nothing is made, and a missing one is empty.
+    /// Opens a cache for reading only: nothing is created, and a missing one is empty.
     pub fn look(dir: &Path) -> Self {
         Self { dir: dir.to_owned() }
     }
 
-    /// Where it is.
+    /// Returns the directory of the cache.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
-    /// Where downloads are kept that were cut.
+    /// Returns the directory of incomplete downloads.
     pub fn partial_dir(&self) -> PathBuf {
         self.dir.join("partial")
     }
-    /// The copy of a catalogue from the net.
+    /// Returns the path of the copy of a catalogue from the net.
     pub fn catalogue_file(&self, id: &str) -> PathBuf {
         self.dir.join("catalogues").join(format!("{id}.toml"))
     }
@@ -198,7 +199,7 @@ impl Cache {
         self.dir.join("names").join(kind.name()).join(format!("{name}.json"))
     }
 
-    /// Held while names and objects change. What was broken off in the middle of such a change is swept.
+    /// Locks the cache while names and objects change. Sweeps the remains of an interrupted change.
     fn lock(&self) -> Result<File> {
         let lock = lock_file(&self.dir.join(LOCK), &|| Ok(()))?;
         for path in self.half_written() {
@@ -210,7 +211,7 @@ impl Cache {
         Ok(lock)
     }
 
-    /// What commands that were killed have left and the next one sweeps.
+    /// Returns the remains of commands that were killed, which the next command sweeps.
     pub fn left_behind(&self) -> Vec<PathBuf> {
         let mut left = self.half_written();
         left.extend(self.half_removed());
@@ -218,7 +219,7 @@ impl Cache {
         left
     }
 
-    /// Files that were not renamed any more, and that nobody is writing.
+    /// Returns temporary files that were not renamed and have no writer any more.
     fn half_written(&self) -> Vec<PathBuf> {
         let kinds = [Kind::Image, Kind::Iso, Kind::Firmware].map(|kind| self.dir.join("names").join(kind.name()));
         let dirs = kinds.into_iter().chain(["partial", "catalogues"].map(|name| self.dir.join(name)));
@@ -226,35 +227,35 @@ impl Cache {
         files.filter(|path| is_temporary(path) && File::open(path).is_ok_and(|file| file.try_lock_shared().is_ok())).collect()
     }
 
-    /// Objects without their description, which goes first when they are removed.
+    /// Returns objects without their description, which is removed first.
     fn half_removed(&self) -> Vec<PathBuf> {
         let objects = fs::read_dir(self.dir.join("objects")).into_iter().flatten().flatten().map(|entry| entry.path());
         objects.filter(|dir| dir.is_dir() && !dir.join(OBJECT).exists()).collect()
     }
 
-    /// Holds whatever is called `key` against others that would fetch the same, as long as the file is kept. `wait` is
-    /// called over and over while another process has it.
+    /// Locks `key` against other commands that would fetch the same, as long as the returned file is open. Calls `wait`
+    /// repeatedly while another process has the lock.
     pub fn claim(&self, key: &str, wait: &dyn Fn() -> Result<()>) -> Result<File> {
         lock_file(&self.partial_dir().join(format!("{key}.lock")), wait)
     }
 
-    /// A directory to make something in. What earlier makers have left behind is swept.
+    /// Creates a directory to make an object in. Sweeps the remains of earlier makers.
     pub fn work(&self, key: &str) -> Result<Work> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         self.sweep();
         let name = format!("{key}-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let dir = self.dir.join("work").join(name);
-        // The lock lies beside the directory, which becomes the object with all that is in it.
+        // The lock is beside the directory, since the directory becomes the object with all its contents.
         let lock_path = dir.with_extension("lock");
         let lock = lock_file(&lock_path, &|| Ok(()))?;
         fs::create_dir(&dir).map_err(|error| FetchError::io("make", &dir, error))?;
         Ok(Work { dir, _lock: lock })
     }
 
-    /// What makers that are gone have left in `work`: directories, and the locks of the dead.
+    /// Returns the remains in `work` of makers that are gone: directories, and locks of dead processes.
     fn broken_off(&self) -> Vec<PathBuf> {
         let entries = fs::read_dir(self.dir.join("work")).into_iter().flatten().flatten().map(|entry| entry.path());
-        // A maker takes its lock before it makes its directory.
+        // A maker takes its lock before it creates its directory.
         let is_free = |lock: &Path| match File::open(lock) {
             Ok(file) => file.try_lock().is_ok(),
             Err(error) => error.kind() == io::ErrorKind::NotFound,
@@ -262,7 +263,7 @@ impl Cache {
         entries.filter(|path| is_free(&path.with_extension(LOCK))).collect()
     }
 
-    /// Removes what makers that are gone have left behind. Returns the bytes.
+    /// Removes the remains of makers that are gone. Returns the number of bytes.
     fn sweep(&self) -> u64 {
         let mut freed = 0;
         for path in self.broken_off() {
@@ -283,17 +284,17 @@ impl Cache {
         freed
     }
 
-    /// Whether an object of that key is there.
+    /// Returns whether there is an object of this key.
     pub fn has(&self, key: &str) -> bool {
         self.object_dir(key).join(OBJECT).is_file()
     }
 
-    /// Makes what was made in `work` the object `key`. The one that is there already wins.
+    /// Turns the contents of `work` into the object `key`. An object that exists already is kept.
     pub fn commit(&self, work: Work, key: &str, object: &Object) -> Result<()> {
         self.put(work, key, object, false)
     }
 
-    /// As [`Cache::commit`], in place of the one that is there, which nobody may be using.
+    /// Commits as [`Cache::commit`] does, but replaces an existing object, which must not be in use.
     pub fn replace(&self, work: Work, key: &str, object: &Object) -> Result<()> {
         self.put(work, key, object, true)
     }
@@ -304,6 +305,8 @@ impl Cache {
         fs::write(&description, text).map_err(|error| FetchError::io("write", &description, error))?;
         let beside = object.kernel.iter().chain(&object.initrd).map(|name| work.path(name));
         for path in beside.chain([work.path(&object.file), description, work.dir().to_owned()]) {
+            // Everything is on the disk before the rename: after a power cut an object is complete, or it does not
+            // exist.
             sync(&path)?;
         }
         let _lock = self.lock()?;
@@ -313,9 +316,10 @@ impl Cache {
                 return Ok(());
             }
             if self.remove_object(key)?.is_none() {
-                return Err(FetchError::user("the image that it takes the place of is being used").hint("try again in a moment"));
+                return Err(FetchError::user("the image that it replaces is in use").hint("try again in a moment"));
             }
         }
+        // Remains without a description; rename(2) replaces only an empty directory.
         let _ = fs::remove_dir_all(&target);
         fs::rename(work.dir(), &target).map_err(|error| FetchError::io("make", &target, error))?;
         sync(&self.dir.join("objects"))
@@ -330,7 +334,7 @@ impl Cache {
         write_whole(&path, &text).map_err(|error| FetchError::io("write", &path, error))
     }
 
-    /// What a name stands for, with a lease on it; `None` when it is not there. Notes that it was used.
+    /// Returns the object of a name, with a lease on it. Returns `None` if there is none. Notes the time of use.
     pub fn find(&self, kind: Kind, name: &str) -> Result<Option<(Stored, Lease)>> {
         if check_name(name).is_err() {
             return Ok(None);
@@ -340,7 +344,7 @@ impl Cache {
         let lease = description.with_file_name(LEASE);
         let leased = match open_alone(&lease) {
             Ok(file) => file.lock_shared().map(|()| Some(file)),
-            // Somebody else's cache: it is read without their knowing.
+            // The cache belongs to another user: it is read without a note of the use.
             Err(error) if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) => Ok(None),
             Err(error) => Err(error),
         };
@@ -351,14 +355,14 @@ impl Cache {
                 }
                 Ok(Some((stored, Lease { _file: file })))
             }
-            // It was removed in this instant.
+            // It was removed just now.
             Ok(_) => Ok(None),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(FetchError::io("lock", &lease, error)),
         }
     }
 
-    /// Everything that has a name, sorted by kind and name.
+    /// Returns all objects with a name, sorted by kind and name.
     pub fn list(&self) -> Result<Vec<Stored>> {
         let mut all = Vec::new();
         for kind in [Kind::Image, Kind::Iso, Kind::Firmware] {
@@ -378,11 +382,12 @@ impl Cache {
         Ok(all)
     }
 
-    /// A record whose object is gone counts as not there.
+    /// Reads the record of a name. A record whose object is gone counts as missing.
     fn read(&self, kind: Kind, name: &str) -> Result<Option<Stored>> {
         let path = self.record_file(kind, name);
         let Some(record) = read_json::<Record>(&path)? else { return Ok(None) };
         let dir = self.object_dir(&record.object);
+        // A removal takes the description first, so that a reader never finds half an object.
         let Some(object) = read_json::<Object>(&dir.join(OBJECT))? else { return Ok(None) };
         let file = dir.join(&object.file);
         Ok(Some(Stored {
@@ -395,7 +400,7 @@ impl Cache {
         }))
     }
 
-    /// Takes a name away, and its object when no other name shares it.
+    /// Removes a name, and its object if no other name shares it.
     pub fn remove(&self, kind: Kind, name: &str) -> Result<()> {
         let gone = || FetchError::user(format!("no {} called `{name}` is in the cache", kind.name()));
         check_name(name).map_err(|_| gone())?;
@@ -406,15 +411,16 @@ impl Cache {
             .list()?
             .iter()
             .any(|other| other.record.object == *key && (other.record.kind, other.record.name.as_str()) != (kind, name));
+        // The object goes before its name: after a crash in between, the name counts as missing.
         if !others && self.remove_object(key)?.is_none() {
-            return Err(FetchError::user(format!("{} `{name}` is being used", kind.name()))
-                .hint("wait until the guest that is made from it is there"));
+            return Err(FetchError::user(format!("{} `{name}` is in use", kind.name()))
+                .hint("wait until the guest that is made from it exists"));
         }
         let path = self.record_file(kind, name);
         fs::remove_file(&path).map_err(|error| FetchError::io("remove", &path, error))
     }
 
-    /// Removes an object unless it is leased: the bytes that it took, or `None`. The caller has the lock.
+    /// Removes an object unless it is leased. Returns the bytes that it used, or `None`. The caller has the lock.
     fn remove_object(&self, key: &str) -> Result<Option<u64>> {
         let dir = self.object_dir(key);
         let description = dir.join(OBJECT);
@@ -426,7 +432,7 @@ impl Cache {
                 Err(TryLockError::WouldBlock) => return Ok(None),
                 Err(TryLockError::Error(error)) => return Err(FetchError::io("lock", &lease, error)),
             }
-            // Without its description it is no object any more, wherever this is broken off.
+            // Without its description it is no object any more, wherever this is interrupted.
             fs::remove_file(&description).map_err(|error| FetchError::io("remove", &description, error))?;
         }
         let used = used_below(&dir);
@@ -434,13 +440,13 @@ impl Cache {
         Ok(Some(used))
     }
 
-    /// Removes what nothing needs: the work of makers that are gone, objects without a name, downloads that were cut;
-    /// with `unused`, also names that were not used for so long.
+    /// Removes everything that is not needed: the work of makers that are gone, objects without a name, incomplete
+    /// downloads; with `unused`, also names that were not used for this long.
     pub fn prune(&self, unused: Option<Duration>) -> Result<Pruned> {
         let mut pruned = Pruned::default();
         let swept = self.sweep();
         if swept > 0 {
-            pruned.removed.push("what broken-off commands left behind".into());
+            pruned.removed.push("the remains of interrupted commands".into());
             pruned.freed_bytes += swept;
         }
         self.prune_partial(&mut pruned)?;
@@ -452,7 +458,7 @@ impl Cache {
         for key in entries(&self.dir.join("objects"))?.into_iter().filter(|key| !named.contains(key)) {
             match self.remove_object(&key)? {
                 Some(used) => {
-                    pruned.removed.push(format!("`{key}`, which no name stands for"));
+                    pruned.removed.push(format!("`{key}`, which has no name"));
                     pruned.freed_bytes += used;
                 }
                 None => pruned.in_use.push(key),
@@ -474,7 +480,7 @@ impl Cache {
             let part = dir.join(format!("{key}.part"));
             if part.exists() {
                 pruned.freed_bytes += used(&part);
-                pruned.removed.push(format!("the cut download {key}"));
+                pruned.removed.push(format!("the incomplete download {key}"));
             }
             for end in ["part", "json", "lock"] {
                 let _ = fs::remove_file(dir.join(format!("{key}.{end}")));
@@ -496,7 +502,7 @@ impl Cache {
         Ok(())
     }
 
-    /// Reads everything of that kind (and name) again and compares it with what it was.
+    /// Reads all objects of these kinds (and names) again and compares them with their description.
     pub fn check(&self, kinds: &[Kind], names: &[String], job: &Job<'_>) -> Result<Vec<Finding>> {
         let mut findings = Vec::new();
         for stored in self.list()?.into_iter().filter(|stored| kinds.contains(&stored.record.kind)) {
@@ -507,7 +513,7 @@ impl Cache {
             job.step(&format!("checking {name}"), Some(stored.size_bytes), 0);
             let description: Option<Object> = read_json(&self.object_dir(object).join(OBJECT))?;
             let problem = match description.map(|object| object.seal) {
-                None => Some("it was removed meanwhile".into()),
+                None => Some("it has been removed".into()),
                 Some(Seal::Bytes(digest)) => compare(&digest, sparse::whole_file(&stored.path, digest.algorithm(), job))?,
                 Some(Seal::Contents(digest)) => compare(&digest, sparse::contents(&stored.path, job))?,
             };
@@ -520,18 +526,18 @@ impl Cache {
 fn compare(expected: &Digest, found: Result<Digest>) -> Result<Option<String>> {
     match found {
         Ok(found) if found == *expected => Ok(None),
-        Ok(_) => Ok(Some("it is not what was fetched: the disk or somebody changed it".into())),
+        Ok(_) => Ok(Some("it differs from what was fetched: the disk or a program changed it".into())),
         Err(error) if error.fault() == super::error::Fault::Interrupted => Err(error),
         Err(error) => Ok(Some(error.to_string())),
     }
 }
 
-/// Seconds since 1970.
+/// Returns the seconds since 1970.
 pub fn now_unix() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// Opens a file that is there to be locked, and that nobody else can open; one of an earlier version is mended.
+/// Opens a lock file that only its owner can open. Repairs one of an earlier version.
 fn open_alone(path: &Path) -> io::Result<File> {
     let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
     if file.metadata().is_ok_and(|metadata| metadata.mode() & 0o077 != 0) {
@@ -540,12 +546,12 @@ fn open_alone(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Takes an exclusive lock on a file that is made for it; `wait` is called while another has it.
+/// Takes an exclusive lock on a file that exists for that purpose. Calls `wait` while another process has it.
 fn lock_file(path: &Path, wait: &dyn Fn() -> Result<()>) -> Result<File> {
     loop {
         let file = open_alone(path).map_err(|error| FetchError::io("open", path, error))?;
         match file.try_lock() {
-            // Whoever had it may have removed the file: then the lock is on nothing.
+            // The previous holder may have removed the file. Then the lock protects nothing.
             Ok(()) if is_still_there(&file, path) => return Ok(file),
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -564,7 +570,7 @@ fn is_still_there(file: &File, path: &Path) -> bool {
     }
 }
 
-/// Writes a file under another name and renames it. The other name is locked for as long as its writer lives.
+/// Writes a file under a temporary name and renames it. The temporary file is locked for as long as its writer lives.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
     let written = (|| {
@@ -585,14 +591,14 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     written
 }
 
-/// Whether a name is one that [`write_whole`] writes under.
+/// Returns whether a name is a temporary name of [`write_whole`].
 fn is_temporary(path: &Path) -> bool {
     let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".tmp"));
     let pid = name.and_then(|name| name.rsplit_once('.'));
     pid.is_some_and(|(_, pid)| !pid.is_empty() && pid.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
-/// Removes a file that nobody has locked.
+/// Removes a file if no process has locked it.
 fn sweep_file(path: &Path) {
     if let Ok(file) = File::open(path)
         && file.try_lock().is_ok()
@@ -609,7 +615,7 @@ fn sync(path: &Path) -> Result<()> {
     }
 }
 
-/// What a JSON file holds; `None` when it is missing. One that cannot be read is the user's to remove.
+/// Reads a JSON file. Returns `None` if it is missing. It is an error for the user if it cannot be read.
 fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
@@ -634,7 +640,7 @@ fn used(path: &Path) -> u64 {
     fs::symlink_metadata(path).map_or(0, |metadata| metadata.blocks() * 512)
 }
 
-/// Bytes that a directory's files take.
+/// Returns the bytes that the files in a directory use.
 fn used_below(dir: &Path) -> u64 {
     let Ok(entries) = fs::read_dir(dir) else { return 0 };
     entries.filter_map(|entry| Some(used(&entry.ok()?.path()))).sum()

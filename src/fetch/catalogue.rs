@@ -1,7 +1,8 @@
-//! The catalogue: what can be fetched by name. One is shipped with the program; the host file adds others.
+//! The catalogue of images, media and firmware that can be fetched by name. One is shipped with the program; the host
+//! file adds others.
 //!
-//! A catalogue is a TOML file with the tables `[[image]]`, `[[iso]]` and `[[firmware]]`. A later catalogue's entry takes the
-//! place of an earlier one's of the same kind and name. `docs/catalogue.md` describes every key.
+//! A catalogue is a TOML file with the tables `[[image]]`, `[[iso]]` and `[[firmware]]`. An entry of a later catalogue
+//! replaces one of the same kind and name in an earlier catalogue. `docs/catalogue.md` describes every key.
 
 use std::ops::Range;
 
@@ -13,7 +14,7 @@ use super::error::{FetchError, Result};
 use super::image::Format;
 use crate::units::ByteSize;
 
-/// No catalogue is larger.
+/// Maximum size of a catalogue.
 pub const MAX_BYTES: usize = 1 << 20;
 
 /// The catalogues in the program: label and text.
@@ -25,7 +26,7 @@ const SHIPPED: [(&str, &str); 5] = [
     ("firmware.toml", include_str!("../../catalogue/firmware.toml")),
 ];
 
-/// What a thing is.
+/// Kind of a thing that can be fetched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
@@ -38,7 +39,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// As it is written.
+    /// Returns the name as it is written.
     pub fn name(self) -> &'static str {
         match self {
             Self::Image => "image",
@@ -48,7 +49,7 @@ impl Kind {
     }
 }
 
-/// How it comes to be.
+/// Origin of an entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     /// It is downloaded.
@@ -60,13 +61,13 @@ pub enum Source {
 /// A download of the catalogue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Download {
-    /// Where it is, in the order in which they are tried.
+    /// URLs, in the order in which they are tried.
     pub urls: Vec<String>,
-    /// What it must be, or where that is written.
+    /// The expected checksum, or where to find it.
     pub checksum: Checksum,
-    /// How long the download is, where that does not change.
+    /// Length of the download, if it does not change.
     pub size: Option<u64>,
-    /// How the disk is stored, packing aside.
+    /// Format of the disk, apart from packing.
     pub format: Option<Format>,
     /// The file within an archive.
     pub member: Option<String>,
@@ -79,31 +80,31 @@ pub enum Checksum {
     Known(Digest),
     /// From the publisher's checksum file.
     File {
-        /// Where that is; https, or signed.
+        /// URL of the file; https, or signed.
         url: String,
         /// The name to look for in it.
         name: String,
-        /// The signify(1) key that signed it.
+        /// The signify(1) key that signed the file.
         signify_key: Option<String>,
     },
-    /// From nowhere.
+    /// There is none.
     None,
 }
 
-/// What builds an image.
+/// Description of an image to build.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Build {
-    /// From what.
+    /// The recipe.
     pub recipe: Recipe,
-    /// Packages beyond those that every such image has.
+    /// Packages in addition to those of every such image.
     pub packages: Vec<String>,
-    /// Size of the disk that is made.
+    /// Size of the disk.
     pub disk: u64,
-    /// Release, where the recipe has several.
+    /// Release, if the recipe has several.
     pub release: Option<String>,
 }
 
-/// From what an image is built.
+/// Recipe of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Recipe {
     /// Debian's packages, by mmdebstrap.
@@ -112,13 +113,13 @@ pub enum Recipe {
     FreeBsd,
 }
 
-/// What is known of a guest made from it.
+/// Facts about a guest made from it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {
     /// The system's version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
-    /// What it is, in a few words.
+    /// Description in a few words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
     /// The `loader` of a guest file that boots it.
@@ -130,37 +131,37 @@ pub struct Facts {
     /// Bytes of the smallest disk that it should have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub least_disk_bytes: Option<u64>,
-    /// The user that cloud-init makes, or that is there.
+    /// The user that cloud-init creates, or that exists.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
-    /// Whether cloud-init, or what reads the same seed, is in it.
+    /// Whether it has cloud-init, or a program that reads the same seed.
     #[serde(default)]
     pub cloud_init: bool,
 }
 
-/// One thing that can be fetched.
+/// An entry of a catalogue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// What it is.
+    /// Kind of the entry.
     pub kind: Kind,
     /// Its name.
     pub name: String,
-    /// How it comes to be.
+    /// Origin of the entry.
     pub source: Source,
-    /// What is known of it.
+    /// Facts about it.
     pub facts: Facts,
     /// The catalogue that it is from.
     pub catalogue: String,
 }
 
-/// All catalogues together.
+/// All catalogues combined.
 #[derive(Debug, Clone, Default)]
 pub struct Catalogue {
     entries: Vec<Entry>,
 }
 
 impl Catalogue {
-    /// The one in the program.
+    /// Returns the catalogue in the program.
     pub fn shipped() -> Self {
         let mut catalogue = Self::default();
         for (label, text) in SHIPPED {
@@ -169,11 +170,11 @@ impl Catalogue {
         catalogue
     }
 
-    /// Adds the text of a catalogue; `label` names it in messages.
+    /// Adds the text of a catalogue. `label` names it in messages.
     pub fn add(&mut self, label: &str, text: &str) -> Result<()> {
         let file: Written = toml::from_str(text).map_err(|error| {
-            let place = error.span().map_or(label.to_owned(), |span| place(label, text, &span));
-            FetchError::user(format!("{place}: {}", error.message().trim().replace('\n', ", ")))
+            let position = error.span().map_or(label.to_owned(), |span| position(label, text, &span));
+            FetchError::user(format!("{position}: {}", error.message().trim().replace('\n', ", ")))
         })?;
         let tables = [(Kind::Image, file.image), (Kind::Iso, file.iso), (Kind::Firmware, file.firmware)];
         let mut added: Vec<Entry> = Vec::new();
@@ -181,12 +182,12 @@ impl Catalogue {
             let span = written.span();
             let at = |error: FetchError| {
                 let hint = error.next_step().map(str::to_owned);
-                let placed = FetchError::user(format!("{}: {error}", place(label, text, &span)));
-                if let Some(hint) = hint { placed.hint(hint) } else { placed }
+                let located = FetchError::user(format!("{}: {error}", position(label, text, &span)));
+                if let Some(hint) = hint { located.hint(hint) } else { located }
             };
             let entry = written.into_inner().check(kind, label).map_err(at)?;
             if added.iter().any(|other| other.kind == kind && other.name == entry.name) {
-                return Err(at(FetchError::user(format!("{} `{}` is there twice", kind.name(), entry.name))));
+                return Err(at(FetchError::user(format!("{} `{}` is defined twice", kind.name(), entry.name))));
             }
             added.push(entry);
         }
@@ -196,12 +197,12 @@ impl Catalogue {
         Ok(())
     }
 
-    /// Everything, sorted by kind and name.
+    /// Returns all entries, sorted by kind and name.
     pub fn entries(&self) -> &[Entry] {
         &self.entries
     }
 
-    /// The entry of that kind and name, or what it may have meant.
+    /// Returns the entry of this kind and name, or an error with similar names.
     pub fn find(&self, kind: Kind, name: &str) -> Result<&Entry> {
         let of_kind = || self.entries.iter().filter(|entry| entry.kind == kind);
         if let Some(entry) = of_kind().find(|entry| entry.name == name) {
@@ -230,8 +231,8 @@ fn article(kind: Kind) -> &'static str {
     }
 }
 
-/// `LABEL:LINE:COLUMN` of where a span begins.
-fn place(label: &str, text: &str, span: &Range<usize>) -> String {
+/// Returns `LABEL:LINE:COLUMN` of the start of a span.
+fn position(label: &str, text: &str, span: &Range<usize>) -> String {
     let before = text.get(..span.start).unwrap_or(text);
     let line_start = before.rfind('\n').map_or(0, |at| at + 1);
     format!("{label}:{}:{}", before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
@@ -324,10 +325,10 @@ impl WrittenEntry {
             WrittenRecipe::Freebsd => Recipe::FreeBsd,
         };
         if let Some(bad) = self.packages.iter().find(|name| !is_package_name(name)) {
-            return Err(FetchError::user(format!("`{bad}` is no name of a package")));
+            return Err(FetchError::user(format!("`{bad}` is not the name of a package")));
         }
         if let Some(bad) = self.release.as_ref().filter(|name| !is_package_name(name)) {
-            return Err(FetchError::user(format!("`{bad}` is no name of a release")));
+            return Err(FetchError::user(format!("`{bad}` is not the name of a release")));
         }
         Ok(Source::Build(Build { recipe, packages: self.packages, disk: disk.unwrap_or(2 << 30), release: self.release }))
     }
@@ -350,7 +351,7 @@ impl WrittenEntry {
             (None, Some(url)) => {
                 check_url(&url)?;
                 if !url.starts_with("https://") && self.signify_key.is_none() {
-                    return Err(FetchError::user(format!("`{url}` can be changed on its way"))
+                    return Err(FetchError::user(format!("`{url}` can be changed in transit"))
                         .hint("take the checksum file over https, or give its `signify_key`"));
                 }
                 let file = self.checksum_name.or_else(|| self.urls[0].rsplit('/').next().map(str::to_owned));
@@ -358,7 +359,7 @@ impl WrittenEntry {
             }
             (None, None) => Checksum::None,
             (Some(_), Some(_)) => {
-                return Err(FetchError::user(format!("`{name}` says in more than one way what it must be"))
+                return Err(FetchError::user(format!("`{name}` has more than one checksum"))
                     .hint("one of `sha256`, `sha512` and `checksums`"));
             }
         };
@@ -380,11 +381,15 @@ fn parse_size(text: &str) -> Result<u64> {
     })
 }
 
-/// Names become names of files and arguments.
+/// Checks a name, since names become file names and arguments.
 pub fn check_name(name: &str) -> Result<()> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | '+');
     let good = name.len() <= 80 && name.chars().all(plain) && name.starts_with(|c: char| c.is_ascii_alphanumeric());
-    if good { Ok(()) } else { Err(FetchError::user(format!("`{name}` is no name: letters, digits, and `.-_+` after the first"))) }
+    if good {
+        Ok(())
+    } else {
+        Err(FetchError::user(format!("`{name}` is not a valid name: letters, digits, and `.-_+` after the first")))
+    }
 }
 
 fn is_package_name(name: &str) -> bool {
@@ -393,12 +398,12 @@ fn is_package_name(name: &str) -> bool {
         && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '+' | '/'))
 }
 
-/// Whether this is a place on the net.
+/// Checks that this is a URL of the net.
 pub fn check_url(url: &str) -> Result<()> {
     if url.starts_with("https://") || url.starts_with("http://") {
         Ok(())
     } else {
-        Err(FetchError::user(format!("`{url}` is no URL")).hint("it begins with `https://` or `http://`"))
+        Err(FetchError::user(format!("`{url}` is not a URL")).hint("it begins with `https://` or `http://`"))
     }
 }
 
@@ -468,22 +473,22 @@ mod tests {
         for (text, expected) in [
             ("[[image]]\nname = 'a'\n".to_owned(), "cat.toml:1:1: `a` has neither `urls` nor `build`"),
             (format!("[[image]]\nname = 'a'\nurl = 'x'\n{url}"), "cat.toml:3:1: unknown field `url`"),
-            (format!("[[image]]\nname = '../a'\n{url}"), "cat.toml:1:1: `../a` is no name"),
-            ("[[image]]\nname = 'a'\nurls = ['ftp://x']\n".into(), "cat.toml:1:1: `ftp://x` is no URL"),
-            (format!("[[iso]]\nname = 'a'\n{url}sha256 = '12'\n"), "cat.toml:1:1: `sha256:12` is no checksum"),
+            (format!("[[image]]\nname = '../a'\n{url}"), "cat.toml:1:1: `../a` is not a valid name"),
+            ("[[image]]\nname = 'a'\nurls = ['ftp://x']\n".into(), "cat.toml:1:1: `ftp://x` is not a URL"),
+            (format!("[[iso]]\nname = 'a'\n{url}sha256 = '12'\n"), "cat.toml:1:1: `sha256:12` is not a checksum"),
             (
                 format!("[[iso]]\nname = 'a'\n{url}checksums = 'http://x/SUMS'\n"),
-                "cat.toml:1:1: `http://x/SUMS` can be changed on its way",
+                "cat.toml:1:1: `http://x/SUMS` can be changed in transit",
             ),
-            (format!("[[iso]]\nname = 'a'\n{url}[[iso]]\nname = 'a'\n{url}"), "cat.toml:4:1: iso `a` is there twice"),
+            (format!("[[iso]]\nname = 'a'\n{url}[[iso]]\nname = 'a'\n{url}"), "cat.toml:4:1: iso `a` is defined twice"),
             (
                 format!("[[iso]]\nname = 'a'\n{url}checksums = 'https://x/S'\nsha256 = '{}'\n", "a".repeat(64)),
-                "cat.toml:1:1: `a` says in more than one way",
+                "cat.toml:1:1: `a` has more than one checksum",
             ),
             ("[[image]]\nname = 'a'\nbuild = 'arch'\n".into(), "cat.toml:3:9: unknown variant `arch`"),
             (
                 "[[image]]\nname = 'a'\nbuild = 'debian'\npackages = ['--x']\n".into(),
-                "cat.toml:1:1: `--x` is no name of a package",
+                "cat.toml:1:1: `--x` is not the name of a package",
             ),
             (format!("[[image]]\nname = 'a'\n{url}least_disk = '10'\n"), "cat.toml:1:1: size `10` has no unit"),
             ("[[image]".into(), "cat.toml:1:"),

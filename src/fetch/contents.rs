@@ -1,21 +1,22 @@
-//! What a file is, by its bytes: the one place where formats are known.
+//! Detection of a file's format by its bytes. All formats are known here and nowhere else.
 //!
-//! Asked by whatever takes a file for a disk. A raw disk has no mark of its own, so that a file is taken for one only when it
-//! bears no other's: an image that is taken for a raw disk is destroyed by the guest's first write.
+//! Everything that accepts a file as a disk asks here. A raw disk has no mark of its own, so a file counts as one only
+//! if it has no mark of another format: if an image were used as a raw disk, the guest's first write would destroy it.
 //!
 //! The marks are those of file(1) 5.44's database, of QEMU's block drivers (block/*.c), and of the formats' own
-//! specifications where [`super::image`] and [`super::unpack`] name them; `VMA` is Proxmox's vma_spec.txt. File systems,
-//! LUKS and the like are contents of a disk and no containers: they are not in the table.
+//! specifications where [`super::image`] and [`super::unpack`] name them; `VMA` is Proxmox's vma_spec.txt. File
+//! systems, LUKS and similar are contents of a disk and not containers, so they are not in the table.
 
 use super::error::{FetchError, Result};
 use super::image::{Format, Storage, unreadable, vhd, vmdk};
 
-/// Bytes that tell what a file is, from its start. What stands at its end ([`Contents::of`]) tells of a few more.
+/// Number of bytes from the start of a file that are enough for most formats. The bytes at its end ([`Contents::of`])
+/// identify a few more.
 pub const HEAD: usize = 512;
-/// Files up to this size that are text are taken for such, and not for disks: 64 KiB.
+/// Text files up to this size are treated as text and not as disks: 64 KiB.
 const MAX_TEXT: u64 = 64 << 10;
 
-/// How a stream is packed.
+/// Packing of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Packing {
     /// RFC 1952.
@@ -28,26 +29,26 @@ pub enum Packing {
     Zstd,
     /// bzip2(1).
     Bzip2,
-    /// POSIX pax, ustar, GNU tar and its forebears.
+    /// POSIX pax, ustar, GNU tar and its predecessors.
     Tar,
 }
 
-/// What a file is.
+/// Contents of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Contents {
-    /// Nothing that is known: the bytes of a disk, as far as can be told.
+    /// No known format: the bytes of a disk, as far as can be told.
     Raw,
-    /// A disk image that is read.
+    /// A disk image of a supported format.
     Image(Format),
-    /// Something to unpack.
+    /// A packed file.
     Packed(Packing),
-    /// A disk image that is not read, by its name.
+    /// A disk image of a format that is not supported, by its name.
     OtherImage(&'static str),
     /// Neither a disk nor an image, by its name with its article.
     Other(&'static str),
 }
 
-/// A mark at a place.
+/// A mark at an offset.
 struct Mark {
     at: usize,
     bytes: &'static [u8],
@@ -64,7 +65,7 @@ const fn packed(bytes: &'static [u8], packing: Packing) -> Mark {
     Mark { at: 0, bytes, is: Contents::Packed(packing) }
 }
 
-/// Looked through from the top.
+/// The table of marks, searched from the top.
 const MARKS: &[Mark] = &[
     Mark { at: 0, bytes: b"QFI\xfb\0\0\0\x02", is: Contents::Image(Format::Qcow2) },
     Mark { at: 0, bytes: b"QFI\xfb\0\0\0\x03", is: Contents::Image(Format::Qcow2) },
@@ -120,7 +121,7 @@ const MARKS: &[Mark] = &[
 ];
 /// A stream of zfs send: DMU_BACKUP_MAGIC at byte 8, in either byte order (OpenZFS, include/sys/zfs_ioctl.h).
 const ZFS_SEND: [&[u8]; 2] = [b"\xac\xcb\xba\xf5\x02\0\0\0", b"\0\0\0\x02\xf5\xba\xcb\xac"];
-/// What begins a text of the World Wide Web, in lower case.
+/// Beginnings of a text of the World Wide Web, in lower case.
 const WEB: [(&[u8], &str); 4] = [
     (b"<!doctype html", "an HTML page"),
     (b"<html", "an HTML page"),
@@ -129,7 +130,7 @@ const WEB: [(&[u8], &str); 4] = [
 ];
 
 impl Contents {
-    /// What a file is, by its first bytes (at best [`HEAD`]). [`Contents::of`] knows more of it.
+    /// Returns the contents of a file by its first bytes (at best [`HEAD`]). [`Contents::of`] knows more formats.
     pub fn of_head(head: &[u8]) -> Self {
         let has = |mark: &&Mark| head.get(mark.at..).is_some_and(|rest| rest.starts_with(mark.bytes));
         if let Some(mark) = MARKS.iter().find(has) {
@@ -151,12 +152,12 @@ impl Contents {
         }
     }
 
-    /// What a file is.
+    /// Returns the contents of a file.
     pub fn of(storage: &dyn Storage) -> Result<Self> {
         let mut head = [0; HEAD];
         let n = storage.read_at(&mut head, 0).map_err(unreadable)?;
         let found = match Self::of_head(&head[..n]) {
-            // A footer is all that tells a fixed VHD from a raw disk.
+            // Only its footer distinguishes a fixed VHD from a raw disk.
             Self::Raw if vhd::has_footer(storage)? => Self::Image(Format::Vhd),
             Self::Raw if has_koly(storage)? => Self::OtherImage("Apple DMG"),
             Self::Raw if storage.len() <= MAX_TEXT && is_text(&head[..n]) => Self::Other("a text file"),
@@ -165,7 +166,7 @@ impl Contents {
         Ok(found)
     }
 
-    /// What it is, with its article: what follows `it is`.
+    /// Returns a description with its article, which follows `it is`.
     pub fn words(self) -> String {
         match self {
             Self::Raw => "a raw disk".into(),
@@ -177,7 +178,7 @@ impl Contents {
         }
     }
 
-    /// The format of a disk, or why it is none. A packed file is none before it is unpacked.
+    /// Returns the format of a disk, or an error if it is not one. A packed file is not a disk before it is unpacked.
     pub fn disk(self) -> Result<Format> {
         match self {
             Self::Raw => Ok(Format::Raw),
@@ -185,15 +186,15 @@ impl Contents {
             Self::OtherImage(name) => {
                 Err(FetchError::user(format!("{name} images are not read")).hint("convert it to qcow2 or raw first"))
             }
-            Self::Packed(packing) => Err(FetchError::user(format!("it is {}, and no disk image", packing.words()))),
-            Self::Other(words) => Err(FetchError::user(format!("it is {words}, and no disk image"))
-                .hint("look at it with file(1); `--format raw` takes its bytes for a disk all the same")),
+            Self::Packed(packing) => Err(FetchError::user(format!("it is {}, not a disk image", packing.words()))),
+            Self::Other(words) => Err(FetchError::user(format!("it is {words}, not a disk image"))
+                .hint("inspect it with file(1); `--format raw` uses its bytes as a disk nevertheless")),
         }
     }
 }
 
 impl Packing {
-    /// What it is, with its article.
+    /// Returns a description with its article.
     pub fn words(self) -> &'static str {
         match self {
             Self::Gzip => "a gzip file",
@@ -206,8 +207,9 @@ impl Packing {
     }
 }
 
-/// A header of a tar archive: by its magic (POSIX pax, 4.20 "ustar Interchange Format"), or by the checksum that headers
-/// before ustar have too: the sum of the header's bytes, with its own eight counted as blanks, in octal digits.
+/// Returns whether this is the header of a tar archive: by its magic (POSIX pax, 4.20 "ustar Interchange Format"), or
+/// by the checksum that headers before ustar have too: the sum of the header's bytes, with its own eight counted as
+/// blanks, in octal digits.
 fn is_tar(head: &[u8]) -> bool {
     let Some(header) = head.get(..512) else { return false };
     if &header[257..262] == b"ustar" {
@@ -220,8 +222,8 @@ fn is_tar(head: &[u8]) -> bool {
     header[0] != 0 && digits.len() >= 4 && u32::from_str_radix(&digits, 8).is_ok_and(|stated| stated == sum)
 }
 
-/// The header of an .lzma file (XZ Utils, doc/lzma-file-format.txt): properties of at most 224, a dictionary of 2^n or
-/// 2^n + 2^(n-1) bytes, the size (or none), and the first byte of the range coder, which is 0.
+/// Returns whether this is the header of an .lzma file (XZ Utils, doc/lzma-file-format.txt): properties of at most 224,
+/// a dictionary of 2^n or 2^n + 2^(n-1) bytes, the size (or none), and the first byte of the range coder, which is 0.
 fn is_lzma(head: &[u8]) -> bool {
     let Some(header) = head.get(..14) else { return false };
     let dictionary = u32::from_le_bytes(header[1..5].try_into().expect("four bytes"));
@@ -231,7 +233,8 @@ fn is_lzma(head: &[u8]) -> bool {
     header[0] < 225 && round && (size == u64::MAX || (1..1 << 38).contains(&size)) && header[13] == 0
 }
 
-/// A disk image of macOS ends in 512 bytes that begin with `koly`, its version 4 and its size 512 (QEMU, block/dmg.c).
+/// Returns whether this is a disk image of macOS, which ends in 512 bytes that begin with `koly`, its version 4 and its
+/// size 512 (QEMU, block/dmg.c).
 fn has_koly(storage: &dyn Storage) -> Result<bool> {
     let mut mark = [0; 12];
     let Some(at) = storage.len().checked_sub(512) else { return Ok(false) };
@@ -245,7 +248,7 @@ fn web(head: &[u8]) -> Option<&'static str> {
     WEB.iter().find(|(mark, _)| begins(mark)).map(|(_, name)| *name)
 }
 
-/// Whether these first bytes of a file are of a text with words in it.
+/// Returns whether these first bytes of a file belong to a text with words in it.
 pub fn is_text(head: &[u8]) -> bool {
     // A character may be cut where the head ends.
     let whole = match std::str::from_utf8(head) {

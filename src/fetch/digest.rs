@@ -1,4 +1,4 @@
-//! SHA-256 and SHA-512: written as `sha256:HEX`, computed as the bytes come.
+//! SHA-256 and SHA-512: written as `sha256:HEX`, computed while the bytes arrive.
 
 use std::fmt;
 use std::str::FromStr;
@@ -17,21 +17,21 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
-    /// As it is written before a digest and in the names of files.
+    /// Returns the name as it is written before a digest and in file names.
     pub fn name(self) -> &'static str {
         match self {
             Self::Sha256 => "sha256",
             Self::Sha512 => "sha512",
         }
     }
-    /// Digits of a digest in hexadecimal.
+    /// Returns the number of hexadecimal digits of a digest.
     pub fn hex_len(self) -> usize {
         match self {
             Self::Sha256 => 64,
             Self::Sha512 => 128,
         }
     }
-    /// The algorithm whose digests have so many hexadecimal digits.
+    /// Returns the algorithm whose digests have this many hexadecimal digits.
     pub fn of_hex_len(len: usize) -> Option<Self> {
         [Self::Sha256, Self::Sha512].into_iter().find(|algorithm| algorithm.hex_len() == len)
     }
@@ -45,27 +45,27 @@ pub struct Digest {
 }
 
 impl Digest {
-    /// Of that many hexadecimal digits.
+    /// Parses hexadecimal digits. Their number selects the algorithm.
     pub fn from_hex(hex: &str) -> Option<Self> {
         let algorithm = Algorithm::of_hex_len(hex.len())?;
         let digits = hex.bytes().all(|byte| byte.is_ascii_hexdigit());
         digits.then(|| Self { algorithm, hex: hex.to_ascii_lowercase() })
     }
-    /// Of some bytes that are at hand.
+    /// Computes the digest of some bytes.
     pub fn of(algorithm: Algorithm, bytes: &[u8]) -> Self {
         let mut hasher = Hasher::new(algorithm);
         hasher.update(bytes);
         hasher.finish()
     }
-    /// Which function made it.
+    /// Returns the algorithm.
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm
     }
-    /// In hexadecimal, small letters.
+    /// Returns the digest in hexadecimal, in lower case.
     pub fn hex(&self) -> &str {
         &self.hex
     }
-    /// Fit for a file's name: `sha256-HEX`.
+    /// Returns a form for file names: `sha256-HEX`.
     pub fn file_stem(&self) -> String {
         format!("{}-{}", self.algorithm.name(), self.hex)
     }
@@ -79,12 +79,13 @@ impl fmt::Display for Digest {
 
 impl FromStr for Digest {
     type Err = FetchError;
-    /// `sha256:HEX`, `sha512:HEX`, or the digits alone.
+    /// Parses `sha256:HEX`, `sha512:HEX`, or the digits alone.
     fn from_str(text: &str) -> Result<Self, FetchError> {
         let (name, hex) = text.split_once(':').map_or((None, text), |(name, hex)| (Some(name), hex));
         let digest = Self::from_hex(hex).filter(|digest| name.is_none_or(|name| name == digest.algorithm.name()));
         digest.ok_or_else(|| {
-            FetchError::user(format!("`{text}` is no checksum")).hint("`sha256:` and 64 hexadecimal digits, or `sha512:` and 128")
+            FetchError::user(format!("`{text}` is not a checksum"))
+                .hint("`sha256:` and 64 hexadecimal digits, or `sha512:` and 128")
         })
     }
 }
@@ -101,7 +102,7 @@ impl<'de> Deserialize<'de> for Digest {
     }
 }
 
-/// Computes a digest.
+/// A digest that is being computed.
 #[derive(Clone)]
 pub struct Hasher {
     algorithm: Algorithm,
@@ -109,7 +110,7 @@ pub struct Hasher {
 }
 
 impl Hasher {
-    /// Of no bytes yet.
+    /// Creates a hasher without bytes.
     pub fn new(algorithm: Algorithm) -> Self {
         let function = match algorithm {
             Algorithm::Sha256 => &ring::digest::SHA256,
@@ -117,11 +118,11 @@ impl Hasher {
         };
         Self { algorithm, context: ring::digest::Context::new(function) }
     }
-    /// Takes the next bytes.
+    /// Adds the next bytes.
     pub fn update(&mut self, bytes: &[u8]) {
         self.context.update(bytes);
     }
-    /// The digest of all that were taken.
+    /// Returns the digest of all added bytes.
     pub fn finish(self) -> Digest {
         let hex = self.context.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
         Digest { algorithm: self.algorithm, hex }

@@ -1,9 +1,9 @@
-//! Downloads a file: resumed after a cut, from mirrors in turn, hashed as it comes.
+//! Download of a file: resumed after an interruption, from mirrors in turn, hashed while it arrives.
 //!
-//! What has come is kept in `KEY.part` with a note of where it came from (`KEY.json`), so that any later run goes on there.
-//! Only the bytes of one server's one file are put together: the rest comes with `If-Range`, or, where a digest is
-//! known that tells in the end, from any mirror whose file is as long. A whole file whose digest is wrong was put
-//! together of two, or damaged on the disk, if it was resumed: it is fetched once more from its start.
+//! The bytes received so far are kept in `KEY.part`, with a note of their origin in `KEY.json`, so that a later run
+//! resumes there. Only bytes of one file of one server are combined: the rest is requested with `If-Range` or, if a
+//! digest is known that decides in the end, from any mirror whose file has the same length. If a resumed file has the
+//! wrong digest, it was combined from two files or damaged on the disk; it is fetched once more from its start.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -19,26 +19,26 @@ use super::progress::Job;
 use super::space::Room;
 use super::sparse::SparseWriter;
 
-/// What to download.
+/// The file to download.
 #[derive(Debug, Clone)]
 pub struct Wanted {
-    /// Where it is, in the order in which they are tried.
+    /// URLs, in the order in which they are tried.
     pub urls: Vec<String>,
-    /// What it must be.
+    /// The expected digest.
     pub digest: Option<Digest>,
-    /// How long it must be.
+    /// The expected length.
     pub size: Option<u64>,
 }
 
-/// Sees the bytes of a download as they come, from its start.
+/// A receiver that sees the bytes of a download as they arrive, from its start.
 pub trait Tap {
-    /// The download begins, or begins again.
+    /// Notes that the download begins, or begins again.
     fn restart(&mut self) -> Result<()>;
-    /// The next bytes.
+    /// Receives the next bytes.
     fn bytes(&mut self, bytes: &[u8]) -> Result<()>;
 }
 
-/// A download that needs nothing but its file.
+/// A receiver for a download that needs only its file.
 #[derive(Debug, Default)]
 pub struct NoTap;
 
@@ -54,15 +54,15 @@ impl Tap for NoTap {
 /// A finished download.
 #[derive(Debug)]
 pub struct Downloaded {
-    /// The digest of the file: the one that was asked for, or its SHA-256.
+    /// Digest of the file: the requested one, or its SHA-256.
     pub digest: Digest,
     /// Its length.
     pub size: u64,
-    /// Where it came from last.
+    /// The last URL that it came from.
     pub url: String,
 }
 
-/// Where the part came from.
+/// Origin of the part.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Origin {
     url: String,
@@ -70,7 +70,7 @@ struct Origin {
     total: Option<u64>,
 }
 
-/// A file of which a part may be there.
+/// A file of which a part may already exist.
 #[derive(Debug, Clone)]
 pub struct Part {
     path: PathBuf,
@@ -78,15 +78,15 @@ pub struct Part {
 }
 
 impl Part {
-    /// In a directory, under a name of its own.
+    /// Creates a part in a directory, under a name of its own.
     pub fn new(directory: &Path, key: &str) -> Self {
         Self { path: directory.join(format!("{key}.part")), note: directory.join(format!("{key}.json")) }
     }
-    /// The bytes.
+    /// Returns the path of the bytes.
     pub fn path(&self) -> &Path {
         &self.path
     }
-    /// Forgets what is there.
+    /// Removes the part.
     pub fn discard(&self) {
         let _ = std::fs::remove_file(&self.path);
         let _ = std::fs::remove_file(&self.note);
@@ -94,14 +94,14 @@ impl Part {
     fn origin(&self) -> Option<Origin> {
         serde_json::from_slice(&std::fs::read(&self.note).ok()?).ok()
     }
-    /// A note that is lost or torn costs a new start and nothing else.
+    /// Stores the origin. If this note is lost or torn, the download only starts again.
     fn remember(&self, origin: &Origin) -> Result<()> {
         let text = serde_json::to_vec(origin).expect("plain fields");
         std::fs::write(&self.note, text).map_err(|error| FetchError::io("write", &self.note, error))
     }
 }
 
-/// A download under way.
+/// A download in progress.
 struct Run<'a> {
     wanted: &'a Wanted,
     part: &'a Part,
@@ -110,7 +110,7 @@ struct Run<'a> {
     job: &'a Job<'a>,
     tap: &'a mut dyn Tap,
     origin: Origin,
-    /// Bytes in the file, hashed and seen by the tap.
+    /// Number of bytes in the file, hashed and seen by the tap.
     done: u64,
     hasher: Hasher,
     resumed: bool,
@@ -136,7 +136,7 @@ pub fn download(net: &Net, wanted: &Wanted, part: &Part, room: &Room, job: &Job<
             }
         }
     }
-    let last = failures.pop().unwrap_or_else(|| FetchError::user("there is no place to download it from"));
+    let last = failures.pop().unwrap_or_else(|| FetchError::user("there is no URL to download it from"));
     Err(if failures.is_empty() { last } else { last.within(format!("none of {} mirrors has it whole", wanted.urls.len())) })
 }
 
@@ -144,7 +144,7 @@ fn with_cause(error: &FetchError) -> String {
     std::error::Error::source(error).map_or(error.to_string(), |cause| format!("{error}: {cause}"))
 }
 
-/// The answer of one server.
+/// The receiver for the answer of one server.
 struct FromOne<'r, 'a> {
     run: &'r mut Run<'a>,
     url: &'r str,
@@ -160,11 +160,13 @@ impl Taker for FromOne<'_, '_> {
 }
 
 impl Run<'_> {
-    /// Takes up what an earlier run has left.
+    /// Resumes the part of an earlier run.
     fn take_up(&mut self) -> Result<()> {
         let len = self.file.metadata().map_err(|error| FetchError::io("look at", &self.part.path, error))?.len();
         let origin = self.part.origin().filter(|origin| origin.total.is_none_or(|total| len <= total));
+        // A part that is longer than the wanted file is of another one.
         let fits = self.wanted.size.is_none_or(|size| len <= size);
+        // Without a digest nothing would reveal bytes of another server's file.
         let known = |origin: &Origin| self.wanted.urls.contains(&origin.url) || self.wanted.digest.is_some();
         match origin.filter(|origin| len > 0 && fits && known(origin)) {
             Some(origin) => self.origin = origin,
@@ -200,7 +202,7 @@ impl Run<'_> {
         self.tap.restart()
     }
 
-    /// Tries one server until it has sent everything or will not do.
+    /// Tries one server until it has sent everything or gives a lasting error.
     fn from(&mut self, net: &Net, url: &str) -> std::result::Result<Downloaded, Trouble> {
         let mut tries = 0;
         loop {
@@ -220,6 +222,7 @@ impl Run<'_> {
                 }
                 lasting => return Err(lasting),
             };
+            // Progress resets the count, so that a slow but working server is never given up.
             tries = if self.done > before { 1 } else { tries + 1 };
             if tries >= net.patience.tries {
                 return Err(Trouble::Lasting(error));
@@ -229,15 +232,16 @@ impl Run<'_> {
         }
     }
 
-    /// One request, for what is missing.
+    /// Sends one request, for the missing bytes.
     fn once(&mut self, net: &Net, url: &str) -> std::result::Result<(), Trouble> {
         let same = self.origin.url == url;
         let complete = self.done > 0 && self.origin.total == Some(self.done);
+        // Everything was there already: only the digest is left to check.
         if complete && (same || self.wanted.digest.is_some()) {
             return Ok(());
         }
         let validator = if same { self.origin.validator.clone() } else { None };
-        // Without a validator, the total of the answer must be the one that is known.
+        // Without a validator, the total in the answer must be the known one.
         let trusting = self.wanted.digest.is_some() && self.origin.total.is_some();
         let have = Have { bytes: self.done, validator, trusting };
         let job = self.job;
@@ -254,13 +258,14 @@ impl Run<'_> {
         if let (Some(wanted), Some(total)) = (self.wanted.size, head.total)
             && wanted != total
         {
-            let message = format!("`{url}` is of {total} bytes, and should be of {wanted}");
+            let message = format!("`{url}` has {total} bytes instead of {wanted}");
             return Err(Trouble::Lasting(FetchError::host(message)));
         }
+        // A mirror may have another version of the file under the same name.
         let other_file = head.start > 0 && self.origin.total.zip(head.total).is_some_and(|(known, said)| known != said);
         if head.start != self.done || other_file {
             if self.done > 0 {
-                self.job.note(&format!("`{url}` cannot go on where the download was cut; it begins again"));
+                self.job.note(&format!("`{url}` cannot be resumed; the download starts again"));
             }
             self.restart().map_err(Trouble::Ours)?;
             if head.start > 0 {
@@ -288,13 +293,13 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Holds a whole file to what it must be.
+    /// Verifies the length and the digest of a complete file.
     fn verify(&mut self, url: &str) -> std::result::Result<Downloaded, Trouble> {
         SparseWriter::at(&self.file, self.room, self.done).finish().map_err(Trouble::Ours)?;
         let digest = self.hasher.clone().finish();
         let wrong = match (&self.wanted.digest, self.wanted.size) {
-            (_, Some(size)) if size != self.done => Some(format!("`{url}` is of {} bytes, and should be of {size}", self.done)),
-            (Some(wanted), _) if *wanted != digest => Some(format!("`{url}` has the {digest}, and should have {wanted}")),
+            (_, Some(size)) if size != self.done => Some(format!("`{url}` has {} bytes instead of {size}", self.done)),
+            (Some(wanted), _) if *wanted != digest => Some(format!("`{url}` has the {digest} instead of {wanted}")),
             _ => None,
         };
         let Some(wrong) = wrong else {
@@ -304,6 +309,8 @@ impl Run<'_> {
         self.restart().map_err(Trouble::Ours)?;
         let error =
             FetchError::host(wrong).hint("the file was changed after its checksum was published, or on the way; it was not kept");
+        // Old and new bytes may be of different versions. A download from the start cannot be mixed, so its failure
+        // lasts.
         Err(if resumed { Trouble::Passing(error) } else { Trouble::Lasting(error) })
     }
 }

@@ -1,11 +1,11 @@
-//! One answer of an HTTP server: asked for on a thread of its own, taken in pieces.
+//! One HTTP request: sent on a thread of its own, with the answer taken in pieces.
 //!
-//! The thread lets the caller look at the clock and at the user meanwhile. A request for the rest of a file carries
-//! `If-Range` where it can (RFC 9110 section 13.1.5), so that a server whose file has changed sends all of it.
+//! So the caller can check the clock and the user meanwhile. A request for the rest of a file carries `If-Range` where
+//! it can (RFC 9110 section 13.1.5), so that a server whose file has changed sends all of it.
 //!
-//! **Hostile server**: at most [`MAX_REDIRECTS`] redirects and none from https to http; a server that says nothing for
-//! [`Patience::stall`], or less than [`LEAST_BYTES`] in that time over and over, is given up; a range that is not the
-//! one asked for is not used.
+//! **Hostile server**: at most [`MAX_REDIRECTS`] redirects and none from https to http; a server that sends nothing for
+//! [`Patience::stall`], or repeatedly less than [`LEAST_BYTES`] in that time, is given up; a range that was not
+//! requested is not used.
 
 use std::error::Error;
 use std::sync::Once;
@@ -20,25 +20,25 @@ use ureq::{Agent, Body, BodyReader, ResponseExt};
 use super::error::{FetchError, Result};
 use super::progress::Job;
 
-/// Redirects that are followed.
+/// Maximum number of redirects that are followed.
 pub const MAX_REDIRECTS: usize = 10;
-/// A server that sends fewer bytes than this in [`Patience::stall`] is as good as silent.
+/// A server that sends fewer bytes than this in [`Patience::stall`] counts as silent.
 pub const LEAST_BYTES: u64 = 1024;
 /// Bytes of a piece.
 const PIECE: usize = 256 << 10;
-/// Pieces that wait for the caller at the most.
+/// Maximum number of pieces that wait for the caller.
 const PIECES_WAITING: usize = 8;
-/// How often the user is asked while nothing comes.
+/// Interval at which the user is asked while nothing arrives.
 const TICK: Duration = Duration::from_millis(100);
 
-/// How long and how often a server is tried.
+/// Time-outs and retries for a server.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
-    /// Silence after which a connection is given up.
+    /// Silence after which a connection is abandoned.
     pub stall: Duration,
-    /// Tries of one server without a byte of progress.
+    /// Number of tries of one server without progress.
     pub tries: u32,
-    /// Wait before the second try; it doubles with each further one.
+    /// Wait before the second try. It doubles with each further one.
     pub pause: Duration,
 }
 
@@ -48,56 +48,56 @@ impl Default for Patience {
     }
 }
 
-/// Asks servers.
+/// An HTTP client.
 #[derive(Debug, Clone)]
 pub struct Net {
     agent: Agent,
-    /// See there.
+    /// Time-outs and retries.
     pub patience: Patience,
 }
 
-/// What of a file is there already.
+/// The part of a file that exists already.
 #[derive(Debug, Clone, Default)]
 pub struct Have {
-    /// Its first bytes.
+    /// Number of its first bytes.
     pub bytes: u64,
     /// The strong entity tag or the date that the server gave with them.
     pub validator: Option<String>,
-    /// Whether the rest may come without a validator, because a digest will tell.
+    /// Whether the rest may come without a validator, because a digest will decide.
     pub trusting: bool,
 }
 
-/// The head of an answer.
+/// The header of an answer.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Head {
-    /// Where the bytes that follow belong.
+    /// Offset of the bytes that follow.
     pub start: u64,
-    /// The whole file's length, where the server says it.
+    /// The whole file's length, if the server reports it.
     pub total: Option<u64>,
-    /// What to ask for the rest of the same file with.
+    /// The validator for a request for the rest of the same file.
     pub validator: Option<String>,
     /// Whether the server can send a part.
     pub ranges: bool,
 }
 
-/// Why an answer did not come, or not whole.
+/// Reason why an answer did not come, or not completely.
 #[derive(Debug)]
 pub enum Trouble {
-    /// Another try may do: the connection was cut, the server was silent or had a fault of its own.
+    /// Another try may succeed: the connection was cut, or the server was silent or had an internal error.
     Passing(FetchError),
-    /// The file is not the one that was begun: it must be taken from its start.
+    /// The file is not the one that was begun. It must be fetched from its start.
     Changed(FetchError),
-    /// This server will not do.
+    /// This server cannot be used.
     Lasting(FetchError),
-    /// The user broke it off, or the host is in the way.
+    /// The user interrupted it, or the host is the cause.
     Ours(FetchError),
 }
 
-/// Takes an answer.
+/// A receiver of an answer.
 pub trait Taker {
-    /// Its head, before the first piece.
+    /// Receives the header, before the first piece.
     fn begin(&mut self, head: &Head) -> std::result::Result<(), Trouble>;
-    /// The next piece.
+    /// Receives the next piece.
     fn piece(&mut self, piece: &[u8]) -> std::result::Result<(), Trouble>;
 }
 
@@ -129,10 +129,10 @@ enum Message {
 }
 
 impl Net {
-    /// A client that trusts the platform's certificates, and `SSL_CERT_FILE` where that is set.
+    /// Creates a client that trusts the platform's certificates, and `SSL_CERT_FILE` if it is set.
     pub fn new(patience: Patience) -> Self {
         static PROVIDER: Once = Once::new();
-        // Fails only when another part of the process has chosen one: then that one is used.
+        // This fails only if another part of the process has chosen a provider. Then that one is used.
         PROVIDER.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
         let tls = TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build();
         let config = Agent::config_builder()
@@ -149,8 +149,10 @@ impl Net {
         Self { agent: config.into(), patience }
     }
 
-    /// Asks for `url`, or for what of it is missing, and gives the answer to `taker`.
+    /// Requests `url`, or its missing part, and gives the answer to `taker`.
     pub fn get(&self, url: &str, have: &Have, job: &Job<'_>, taker: &mut dyn Taker) -> std::result::Result<(), Trouble> {
+        // A thread of its own asks, since a blocked read cannot be interrupted: this one stays free to stop and to
+        // notice a stall.
         let (sender, receiver) = sync_channel(PIECES_WAITING);
         let (net, owned_url, owned_have) = (self.clone(), url.to_owned(), have.clone());
         let asked = std::thread::Builder::new().name("fetch".into()).spawn(move || net.ask(&owned_url, &owned_have, &sender));
@@ -169,6 +171,7 @@ impl Net {
                 None => {}
             }
             if window.elapsed() > self.patience.stall.saturating_mul(2) {
+                // Bytes that trickle in keep the client's time-out from firing.
                 if in_window < LEAST_BYTES {
                     return Err(Trouble::Passing(FetchError::host(format!("`{url}`: the server has stalled"))));
                 }
@@ -177,14 +180,14 @@ impl Net {
         }
     }
 
-    /// Asks for a small file: a checksum file, a catalogue.
+    /// Requests a small file: a checksum file, a catalogue.
     pub fn small(&self, url: &str, max: usize, job: &Job<'_>) -> Result<String> {
         let mut tries = 0;
         loop {
             let mut small = Small { url, max, bytes: Vec::new() };
             let got = self.get(url, &Have::default(), job, &mut small);
             match got {
-                Ok(()) => return String::from_utf8(small.bytes).map_err(|_| FetchError::host(format!("`{url}` is no text"))),
+                Ok(()) => return String::from_utf8(small.bytes).map_err(|_| FetchError::host(format!("`{url}` is not a text"))),
                 Err(Trouble::Lasting(error) | Trouble::Ours(error)) => return Err(error),
                 Err(Trouble::Passing(error) | Trouble::Changed(error)) => {
                     tries += 1;
@@ -207,7 +210,7 @@ impl Net {
         Ok(())
     }
 
-    /// The thread: an answer as messages. It ends when nobody takes them any more.
+    /// Runs the thread, which sends an answer as messages. It ends when nothing receives them any more.
     fn ask(&self, url: &str, have: &Have, sender: &SyncSender<Message>) {
         let mut body = match self.send(url, have) {
             Ok((head, body)) => {
@@ -270,9 +273,9 @@ impl Net {
                 Some((start, total)) if start == have.bytes => Ok((Head { ranges: true, ..head(start, total) }, body)),
                 _ => Err(Trouble::Changed(FetchError::host(format!("`{url}`: the server sent another range than asked for")))),
             },
-            StatusCode::RANGE_NOT_SATISFIABLE if partial => {
-                Err(Trouble::Changed(FetchError::host(format!("`{url}`: the file is shorter than what is here already"))))
-            }
+            StatusCode::RANGE_NOT_SATISFIABLE if partial => Err(Trouble::Changed(FetchError::host(format!(
+                "`{url}`: the file is shorter than the part that is here already"
+            )))),
             status => Err(status_trouble(url, status)),
         }
     }
@@ -288,7 +291,7 @@ fn receive(receiver: &Receiver<Message>) -> Option<Message> {
     }
 }
 
-/// Reads a whole piece; says true at the end of the answer. What came before an error is kept.
+/// Reads a whole piece. Returns true at the end of the answer. Bytes before an error are kept.
 fn fill(body: &mut BodyReader<'_>, piece: &mut Vec<u8>) -> std::io::Result<bool> {
     use std::io::Read;
     piece.resize(PIECE, 0);
@@ -312,13 +315,14 @@ fn number(text: Option<&str>) -> Option<u64> {
     text?.trim().parse().ok()
 }
 
-/// A strong entity tag, or the date of the last change.
+/// Returns a strong entity tag, or the date of the last change.
 fn validator(headers: &HeaderMap) -> Option<String> {
+    // Weak tags promise the same meaning, not the same bytes (RFC 9110, 8.8.1).
     let tag = headers.get(ETAG).and_then(|value| value.to_str().ok()).filter(|tag| tag.starts_with('"'));
     tag.or_else(|| headers.get(LAST_MODIFIED)?.to_str().ok()).map(str::to_owned)
 }
 
-/// `bytes 5-9/10`: where the range begins, and the length of the whole where it is known.
+/// Parses `bytes 5-9/10`: where the range begins, and the length of the whole if it is known.
 fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
     let text = headers.get(CONTENT_RANGE)?.to_str().ok()?.strip_prefix("bytes ")?;
     let (range, total) = text.split_once('/')?;
@@ -331,6 +335,7 @@ fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
 
 fn status_trouble(url: &str, status: StatusCode) -> Trouble {
     let error = FetchError::host(format!("`{url}`: the server answers {status}"));
+    // Other statuses will not change by asking again.
     let passing = status.is_server_error() || [StatusCode::TOO_MANY_REQUESTS, StatusCode::REQUEST_TIMEOUT].contains(&status);
     if passing { Trouble::Passing(error) } else { Trouble::Lasting(error) }
 }
@@ -359,7 +364,7 @@ fn connection_trouble(url: &str, error: &ureq::Error) -> Trouble {
     }
     let certificate = chain(error).any(|cause| cause.to_string().contains("certificate"));
     if certificate {
-        let error = said(format!("`{url}`: the server's certificate is not to be trusted"));
+        let error = said(format!("`{url}`: the server's certificate is not trusted"));
         return Trouble::Lasting(
             error.hint("if the authority that signed it is your own, name its certificates in `SSL_CERT_FILE`"),
         );
@@ -371,7 +376,7 @@ fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn 
     std::iter::successors(Some(error), |error| (**error).source())
 }
 
-/// What the innermost cause says: the wrappers around it repeat the URL.
+/// Returns the message of the innermost cause, since the outer ones repeat the URL.
 fn innermost(error: &(dyn Error + 'static)) -> String {
     chain(error).last().map(ToString::to_string).unwrap_or_default()
 }

@@ -1,8 +1,8 @@
-//! From a name, a URL or a path to a verified file: the way through this part.
+//! The way from a name, a URL or a path to a verified file.
 //!
-//! A name that is in the cache is answered without the net and without a catalogue. What is downloaded is hashed and
-//! unpacked while it comes, and becomes an object of the cache only once its digest is right. A path to a raw image is
-//! its own answer; any other image is converted into the cache, once as long as the file does not change.
+//! A name that is in the cache needs neither the net nor a catalogue. A download is hashed and unpacked while it
+//! arrives, and becomes an object of the cache only once its digest is right. A path to a raw image is used as it is.
+//! Any other image is converted into the cache, once as long as the file does not change.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -35,34 +35,34 @@ pub struct CatalogueSource {
     pub at: String,
 }
 
-/// What is wanted.
+/// A request for an image, a medium or a firmware.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// What it is.
+    /// Kind of the thing.
     pub kind: Kind,
     /// A name of the catalogue or the cache, a URL, or a path (with a slash).
-    pub what: String,
+    pub target: String,
     /// The name that it gets in the cache, instead of the obvious one.
     pub name: Option<String>,
-    /// What it must be: for a URL, and for a name instead of the catalogue's.
+    /// The expected checksum: for a URL, and for a name instead of the catalogue's.
     pub checksum: Option<Digest>,
     /// A checksum file, for a URL.
     pub checksum_file: Option<String>,
-    /// Whether it may come without any checksum.
+    /// Whether it may be fetched without any checksum.
     pub allow_unverified: bool,
-    /// Whether the publisher is asked for a newer one.
+    /// Whether to ask the publisher for a newer one.
     pub refresh: bool,
-    /// How the disk is stored, where its contents must not be asked.
+    /// Format of the disk, if it must not be detected.
     pub format: Option<Format>,
 }
 
 impl Request {
-    /// Of that kind, by name, URL or path.
-    pub fn new(kind: Kind, what: impl Into<String>) -> Self {
-        let what = what.into();
+    /// Creates a request for a thing of this kind, by name, URL or path.
+    pub fn new(kind: Kind, target: impl Into<String>) -> Self {
+        let target = target.into();
         Self {
             kind,
-            what,
+            target,
             name: None,
             checksum: None,
             checksum_file: None,
@@ -73,14 +73,14 @@ impl Request {
     }
 }
 
-/// What was wanted, on this host.
+/// The result of a request, on this host.
 #[derive(Debug)]
 pub struct Obtained {
-    /// What it is.
+    /// Kind of the thing.
     pub kind: Kind,
     /// Its name.
     pub name: String,
-    /// A raw disk image, an ISO, or a firmware. Not to be written to.
+    /// A raw disk image, an ISO, or a firmware. It must not be written to.
     pub path: PathBuf,
     /// Bytes of the disk or file.
     pub size_bytes: u64,
@@ -88,13 +88,13 @@ pub struct Obtained {
     pub kernel: Option<PathBuf>,
     /// An initial RAM disk that belongs to it.
     pub initrd: Option<PathBuf>,
-    /// What the catalogue knows of it.
+    /// Facts of the catalogue about it.
     pub facts: Facts,
-    /// The checksum that it was held to.
+    /// The checksum that it was verified with.
     pub verified: Option<Digest>,
     /// Whether it was fetched just now.
     pub fresh: bool,
-    /// Keeps it from being removed while it is used; `None` for a file of the user's own.
+    /// Keeps it from being removed while it is used. `None` for a file of the user's own.
     pub lease: Option<Lease>,
 }
 
@@ -117,21 +117,21 @@ impl Obtained {
 
 /// What to do about a name that something else has; the commands that fetch on the way have no such options.
 fn another_name(request: &Request) -> String {
-    let verb = match (inputs::is_url(&request.what), request.kind) {
+    let verb = match (inputs::is_url(&request.target), request.kind) {
         (true, kind) => format!("fetch {}", kind.name()),
         (false, Kind::Iso) => "iso add".into(),
         (false, _) => "image import".into(),
     };
-    format!("`vmctl {verb} {} --name NAME` gives this one another name, `--refresh` there replaces that one", request.what)
+    format!("`vmctl {verb} {} --name NAME` gives this one another name, `--refresh` there replaces that one", request.target)
 }
 
-/// Age at which the copy of a catalogue from the net is fetched anew.
+/// Age at which the copy of a catalogue from the net is fetched again.
 const CATALOGUE_AGE: Duration = Duration::from_secs(24 * 3600);
 
-/// A disk's unit.
+/// Unit of a disk.
 const SECTOR: u64 = 512;
 
-/// Fetches. Several threads may share one.
+/// The fetcher. Several threads may share one.
 pub struct Fetcher<'a> {
     cache: Cache,
     sources: Vec<CatalogueSource>,
@@ -142,24 +142,24 @@ pub struct Fetcher<'a> {
 }
 
 impl<'a> Fetcher<'a> {
-    /// Into the cache at `cache_dir`, by the shipped catalogue and those of the host file.
+    /// Opens the cache at `cache_dir`, with the shipped catalogue and those of the host file.
     pub fn open(cache_dir: &Path, sources: Vec<CatalogueSource>, progress: &'a dyn Progress) -> Result<Self> {
         let cache = Cache::open(cache_dir)?;
         Ok(Self { cache, sources, progress, patience: Patience::default(), net: Mutex::new(None), catalogue: OnceLock::new() })
     }
 
-    /// With another patience with servers.
+    /// Sets other time-outs and retries.
     pub fn patience(mut self, patience: Patience) -> Self {
         self.patience = patience;
         self
     }
 
-    /// Where it all goes.
+    /// Returns the cache.
     pub fn cache(&self) -> &Cache {
         &self.cache
     }
 
-    /// TLS is set up when it is first needed.
+    /// Sets up TLS when it is first needed.
     fn net(&self) -> Net {
         let mut net = self.net.lock().expect("nothing panics while it is held");
         if let Some(net) = &*net {
@@ -170,7 +170,8 @@ impl<'a> Fetcher<'a> {
         made
     }
 
-    /// All catalogues together; those from the net at most a day old, or as they were when the net is not there.
+    /// Returns all catalogues combined. Those from the net are at most a day old, or the last copy when the net is not
+    /// reachable.
     pub fn catalogue(&self) -> Result<&Catalogue> {
         if let Some(catalogue) = self.catalogue.get() {
             return Ok(catalogue);
@@ -199,7 +200,7 @@ impl<'a> Fetcher<'a> {
         }
         let job = Job::new(&source.id, self.progress);
         let fetched = self.net().small(&source.at, catalogue::MAX_BYTES, &job).and_then(|text| {
-            // A text that is no catalogue does not take the place of one that is.
+            // Check the text first: a text that is no catalogue must not replace one that is.
             Catalogue::default().add(&source.at, &text)?;
             Ok(text)
         });
@@ -216,25 +217,25 @@ impl<'a> Fetcher<'a> {
         }
     }
 
-    /// Makes what is wanted be there.
+    /// Makes the requested thing available.
     pub fn obtain(&self, request: &Request) -> Result<Obtained> {
         if let Some(name) = &request.name {
             check_name(name)?;
         }
-        if inputs::is_url(&request.what) {
+        if inputs::is_url(&request.target) {
             return self.from_url(request);
         }
-        if request.what.contains('/') {
+        if request.target.contains('/') {
             return self.from_path(request);
         }
-        let name = request.name.as_deref().unwrap_or(&request.what);
+        let name = request.name.as_deref().unwrap_or(&request.target);
         if !request.refresh
             && let Some((stored, lease)) = self.cache.find(request.kind, name)?
             && request.checksum.as_ref().is_none_or(|wanted| stored.record.verified.as_ref() == Some(wanted))
         {
             return Ok(Obtained::stored(stored, lease, false));
         }
-        let entry = self.catalogue()?.find(request.kind, &request.what)?;
+        let entry = self.catalogue()?.find(request.kind, &request.target)?;
         let job = Job::new(name, self.progress);
         match &entry.source {
             Source::Download(download) => self.by_download(request, name, download, &entry.facts, &job),
@@ -244,14 +245,14 @@ impl<'a> Fetcher<'a> {
     }
 
     fn from_url(&self, request: &Request) -> Result<Obtained> {
-        catalogue::check_url(&request.what)?;
+        catalogue::check_url(&request.target)?;
         let name = match &request.name {
             Some(name) => name.clone(),
-            None => name_of(&request.what).ok_or_else(|| {
-                FetchError::user(format!("`{}` does not end in a name", request.what)).hint(format!(
+            None => name_of(&request.target).ok_or_else(|| {
+                FetchError::user(format!("`{}` does not end in a name", request.target)).hint(format!(
                     "`vmctl fetch {} {} --name NAME` gives it one",
                     request.kind.name(),
-                    request.what
+                    request.target
                 ))
             })?,
         };
@@ -259,10 +260,10 @@ impl<'a> Fetcher<'a> {
             && let Some((stored, lease)) = self.cache.find(request.kind, &name)?
         {
             let same = request.checksum.as_ref().is_none_or(|wanted| stored.record.verified.as_ref() == Some(wanted));
-            if stored.record.source == request.what && same {
+            if stored.record.source == request.target && same {
                 return Ok(Obtained::stored(stored, lease, false));
             }
-            if stored.record.source != request.what {
+            if stored.record.source != request.target {
                 return Err(FetchError::user(format!(
                     "{} `{name}` is there already, from `{}`",
                     request.kind.name(),
@@ -276,21 +277,22 @@ impl<'a> Fetcher<'a> {
                 catalogue::check_url(url)?;
                 if !url.starts_with("https://") {
                     return Err(
-                        FetchError::user(format!("`{url}` can be changed on its way")).hint("take the checksum file over https")
+                        FetchError::user(format!("`{url}` can be changed in transit")).hint("take the checksum file over https")
                     );
                 }
-                Checksum::File { url: url.clone(), name: file_of(&request.what).to_owned(), signify_key: None }
+                Checksum::File { url: url.clone(), name: file_of(&request.target).to_owned(), signify_key: None }
             }
             None => Checksum::None,
         };
-        let download = Download { urls: vec![request.what.clone()], checksum, size: None, format: request.format, member: None };
+        let download =
+            Download { urls: vec![request.target.clone()], checksum, size: None, format: request.format, member: None };
         let job = Job::new(&name, self.progress);
         self.by_download(request, &name, &download, &Facts::default(), &job).map_err(|error| about(error, request.kind, &name))
     }
 
-    /// A path: a raw image is its own answer, another is converted once.
+    /// Obtains a path: a raw image is used as it is, another one is converted once.
     fn from_path(&self, request: &Request) -> Result<Obtained> {
-        let path = fs::canonicalize(&request.what).map_err(|error| FetchError::io("use", Path::new(&request.what), error))?;
+        let path = fs::canonicalize(&request.target).map_err(|error| FetchError::io("use", Path::new(&request.target), error))?;
         let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or("local");
         let storage = FileStorage::open(&path)?;
         if self.is_usable_as_it_is(request, &storage)? {
@@ -310,7 +312,7 @@ impl<'a> Fetcher<'a> {
                 lease: None,
             });
         }
-        // One name for one path, whatever else has the same file name.
+        // Each path has its own name, even if another path has the same file name.
         let mark = Digest::of(Algorithm::Sha256, path.as_os_str().as_encoded_bytes());
         let name = format!("{}-{}", name_of(stem).unwrap_or_else(|| "local".into()), &mark.hex()[..8]);
         self.import(&Request { name: Some(name), ..request.clone() })
@@ -319,7 +321,7 @@ impl<'a> Fetcher<'a> {
     fn is_usable_as_it_is(&self, request: &Request, storage: &FileStorage) -> Result<bool> {
         let whole = storage.len() % SECTOR == 0;
         match (request.format, Contents::of(storage)?) {
-            // The bytes as they are, and zeros up to the next sector.
+            // Use the bytes as they are, with zeros up to the next sector.
             (Some(format), _) => Ok(format == Format::Raw && (whole || request.kind != Kind::Image)),
             (None, Contents::Packed(_)) => Ok(false),
             (None, contents) if request.kind == Kind::Image => Ok(contents.disk()? == Format::Raw),
@@ -329,15 +331,16 @@ impl<'a> Fetcher<'a> {
 
     fn held_to(&self, request: &Request, path: &Path) -> Result<()> {
         let Some(wanted) = &request.checksum else { return Ok(()) };
-        let job = Job::new(&request.what, self.progress);
+        let job = Job::new(&request.target, self.progress);
         job.step("checking", fs::metadata(path).ok().map(|metadata| metadata.len()), 0);
         let found = sparse::whole_file(path, wanted.algorithm(), &job)?;
         if found == *wanted { Ok(()) } else { Err(wrong_digest(&path.display().to_string(), &found, wanted)) }
     }
 
-    /// Takes a file of this host into the cache, under `request.name` or its own.
+    /// Imports a file of this host into the cache, under `request.name` or its own.
     pub fn import(&self, request: &Request) -> Result<Obtained> {
-        let path = fs::canonicalize(&request.what).map_err(|error| FetchError::io("import", Path::new(&request.what), error))?;
+        let path =
+            fs::canonicalize(&request.target).map_err(|error| FetchError::io("import", Path::new(&request.target), error))?;
         let name = match &request.name {
             Some(name) => name.clone(),
             None => name_of(&path.to_string_lossy()).ok_or_else(|| {
@@ -346,7 +349,7 @@ impl<'a> Fetcher<'a> {
         };
         check_name(&name)?;
         let metadata = fs::metadata(&path).map_err(|error| FetchError::io("import", &path, error))?;
-        // Nothing that has no end is read for its digest.
+        // A file that has no end must not be read for its digest.
         inputs::open(&path).map_err(|error| FetchError::input("import", &path, error))?;
         let stamp = format!("{} {}.{:09} {}", metadata.len(), metadata.mtime(), metadata.mtime_nsec(), metadata.ino());
         let source = path.display().to_string();
@@ -420,7 +423,7 @@ impl<'a> Fetcher<'a> {
     fn conclude(&self, record: &Record) -> Result<Obtained> {
         self.cache.name(record)?;
         let found = self.cache.find(record.kind, &record.name)?;
-        let (stored, lease) = found.ok_or_else(|| FetchError::host(format!("`{}` was removed in this instant", record.name)))?;
+        let (stored, lease) = found.ok_or_else(|| FetchError::host(format!("`{}` was removed just now", record.name)))?;
         Ok(Obtained::stored(stored, lease, true))
     }
 
@@ -430,11 +433,11 @@ impl<'a> Fetcher<'a> {
             None => self.checksum(&wanted.checksum, job)?,
         };
         if digest.is_none() && !request.allow_unverified {
-            return Err(FetchError::user("there is no checksum to hold it to")
+            return Err(FetchError::user("there is no checksum to verify it with")
                 .hint(format!(
                     "`--checksum` gives one, and for a guest file's disk its `checksum`; `vmctl fetch {} {}` also takes `--checksum-file` and `--insecure-no-checksum`",
                     request.kind.name(),
-                    request.what
+                    request.target
                 )));
         }
         let format = request.format.or(wanted.format);
@@ -461,7 +464,7 @@ impl<'a> Fetcher<'a> {
         self.conclude(&record)
     }
 
-    /// Downloads, unpacks and converts. Returns the object's key, and where it came from.
+    /// Downloads, unpacks and converts. Returns the object's key, and its origin.
     fn download(
         &self,
         kind: Kind,
@@ -483,7 +486,7 @@ impl<'a> Fetcher<'a> {
             self.assemble(kind, format, &work, made, &room, job)
         });
         let object = made.inspect_err(|error| {
-            // What is whole and yet of no use would be found again by the next run.
+            // A complete file that cannot be used would be found again by the next run.
             if error.fault() == Fault::User {
                 part.discard();
             }
@@ -501,7 +504,7 @@ impl<'a> Fetcher<'a> {
             Checksum::File { url, name, signify_key } => {
                 job.step("asking for the checksum", None, 0);
                 let text = self.net().small(url, sums::MAX_BYTES, job)?;
-                let within = |error: FetchError| error.within(format!("`{url}` is of no use"));
+                let within = |error: FetchError| error.within(format!("`{url}` cannot be used"));
                 let signed = match signify_key {
                     Some(key) => signify::open(&text, key).map_err(within)?,
                     None => &text,
@@ -511,7 +514,7 @@ impl<'a> Fetcher<'a> {
         }
     }
 
-    /// Makes the object's file in `work` out of what was unpacked or came plain.
+    /// Makes the object's file in `work` from the unpacked or plain file.
     fn assemble(
         &self,
         kind: Kind,
@@ -535,7 +538,7 @@ impl<'a> Fetcher<'a> {
             (Kind::Image, wanted) => {
                 let found = image::probe(&storage)?;
                 if let Some(wanted) = wanted.filter(|wanted| *wanted != found) {
-                    return Err(FetchError::user(format!("the image is {}, and should be {}", found.name(), wanted.name())));
+                    return Err(FetchError::user(format!("the image is {} instead of {}", found.name(), wanted.name())));
                 }
                 found
             }
@@ -565,7 +568,7 @@ impl<'a> Fetcher<'a> {
             let _ = fs::remove_file(path);
         }
         if found == Format::Raw && kind == Kind::Image && len % SECTOR != 0 {
-            job.note(&format!("its {len} bytes are no whole number of sectors; zeros fill the last one"));
+            job.note(&format!("its {len} bytes are not a whole number of sectors; zeros fill the last one"));
             let file = fs::OpenOptions::new().write(true).open(&target);
             let grown = file.and_then(|file| file.set_len(len.next_multiple_of(SECTOR)));
             grown.map_err(|error| FetchError::io("grow", &target, error))?;
@@ -619,19 +622,19 @@ impl<'a> Fetcher<'a> {
     }
 }
 
-/// What a download or a file has become so far.
+/// State of a download or a file on its way into the cache.
 struct Made<'a> {
-    /// What was in it, where it was packed.
+    /// The unpacked file, if it was packed.
     unpacked: Option<PathBuf>,
-    /// The file as it came.
+    /// The file as it was fetched.
     plain: &'a Path,
-    /// Whether that is ours to move.
+    /// Whether the plain file may be moved.
     may_move: bool,
     digest: &'a Digest,
 }
 
 fn wrong_digest(what: &str, found: &Digest, wanted: &Digest) -> FetchError {
-    FetchError::user(format!("`{what}` has the {found}, and should have {wanted}"))
+    FetchError::user(format!("`{what}` has the {found} instead of {wanted}"))
 }
 
 fn about(error: FetchError, kind: Kind, name: &str) -> FetchError {
@@ -642,7 +645,7 @@ fn about(error: FetchError, kind: Kind, name: &str) -> FetchError {
     }
 }
 
-/// The same download can hold several things.
+/// Returns the key of an object, since the same download can hold several.
 fn key_of(digest: &Digest, member: Option<&str>, format: Option<Format>) -> String {
     match (member, format) {
         (None, None | Some(Format::Qcow2 | Format::Vmdk | Format::Vhd)) => digest.file_stem(),
@@ -653,22 +656,22 @@ fn key_of(digest: &Digest, member: Option<&str>, format: Option<Format>) -> Stri
     }
 }
 
-/// The file that a URL names.
+/// Returns the file name in a URL.
 fn file_of(url: &str) -> &str {
     let path = url.split(['?', '#']).next().unwrap_or(url);
     path.rsplit('/').next().unwrap_or(path)
 }
 
-/// A name for the cache out of a URL or a path.
-fn name_of(place: &str) -> Option<String> {
+/// Derives a name for the cache from a URL or a path.
+fn name_of(source: &str) -> Option<String> {
     let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | '+') { c } else { '-' };
-    let name: String = file_of(place).chars().map(plain).take(60).collect();
+    let name: String = file_of(source).chars().map(plain).take(60).collect();
     let name = name.trim_start_matches(|c: char| !c.is_ascii_alphanumeric()).to_owned();
     check_name(&name).is_ok().then_some(name)
 }
 
-/// An installation medium is a file system that a CD has: ISO 9660 (ECMA-119, 8.1) or UDF (ECMA-167, 2/9.1), whose descriptors begin
-/// at byte 32768.
+/// Checks the contents: an installation medium is a file system of a CD, ISO 9660 (ECMA-119, 8.1) or UDF (ECMA-167,
+/// 2/9.1), whose descriptors begin at byte 32768.
 fn check_contents(kind: Kind, storage: &dyn Storage, path: &Path) -> Result<()> {
     let mut mark = [0; 5];
     let n = storage.read_at(&mut mark, 32769).map_err(|error| FetchError::io("read", path, error))?;
@@ -681,14 +684,15 @@ fn check_contents(kind: Kind, storage: &dyn Storage, path: &Path) -> Result<()> 
     Ok(())
 }
 
-/// The bytes of a disk are whole sectors. Where they are not, a file is cut short or no disk, and is taken for one only by
-/// whoever says that it is raw.
+/// Checks that the bytes of a disk are whole sectors. If they are not, the file is incomplete or not a disk, and is
+/// accepted only if the user says that it is raw.
 fn check_sectors(kind: Kind, format: Option<Format>, len: u64) -> Result<()> {
     if kind == Kind::Firmware || len % SECTOR == 0 || (kind == Kind::Image && format == Some(Format::Raw)) {
         return Ok(());
     }
-    let error = FetchError::user(format!("it has {len} bytes, no multiple of 512: it is cut short, or no {}", kind.name()));
-    Err(error.hint("look at it with file(1); `--format raw` fills the last sector with zeros"))
+    let error =
+        FetchError::user(format!("it has {len} bytes, which is not a multiple of 512: it is incomplete, or no {}", kind.name()));
+    Err(error.hint("inspect it with file(1); `--format raw` fills the last sector with zeros"))
 }
 
 #[cfg(test)]

@@ -1,41 +1,41 @@
-//! What is told while something is fetched, and how it is broken off.
+//! Progress of a fetch, and its cancellation.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::error::{FetchError, Result};
 
-/// Something that happened to one job.
+/// An event of one job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event<'a> {
-    /// A step begins: `downloading`, `unpacking`, `converting`, `checking`, `building`. `done` of `total` bytes are
-    /// there already; no total where it is not known.
+    /// A step begins: `downloading`, `unpacking`, `converting`, `checking`, `building`. `done` of `total` bytes exist
+    /// already. There is no total if it is not known.
     Step {
-        /// What is done.
+        /// Name of the step.
         step: &'a str,
-        /// Bytes in all.
+        /// Total number of bytes.
         total: Option<u64>,
-        /// Bytes that are done already.
+        /// Number of bytes that are done already.
         done: u64,
     },
-    /// So many bytes of the step are done.
+    /// This many bytes of the step are done.
     At(u64),
-    /// Something that the user should know: a mirror that failed, a download that goes on.
+    /// A note for the user: a mirror that failed, a download that is resumed.
     Note(&'a str),
-    /// The job is over, well or not.
+    /// The job is over, successfully or not.
     End,
 }
 
-/// Whoever listens. Jobs may come from several threads at once.
+/// A listener for events. Jobs may run in several threads at once.
 pub trait Progress: Sync {
-    /// Something happened to the job of that name.
+    /// Handles an event of the job of this name.
     fn event(&self, job: &str, event: Event<'_>);
-    /// Whether the user broke it off.
+    /// Returns whether the user interrupted it.
     fn cancelled(&self) -> bool {
         false
     }
 }
 
-/// Nobody listens.
+/// A listener that ignores everything.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Silent;
 
@@ -43,42 +43,42 @@ impl Progress for Silent {
     fn event(&self, _job: &str, _event: Event<'_>) {}
 }
 
-/// Bytes after which a listener is told again.
+/// Number of bytes after which the listener gets the next event.
 const GRAIN: u64 = 1 << 20;
 
-/// One thing that is being fetched.
+/// One fetch.
 pub struct Job<'a> {
     name: &'a str,
     progress: &'a dyn Progress,
-    told: AtomicU64,
+    reported: AtomicU64,
 }
 
 impl<'a> Job<'a> {
     /// Begins a job.
     pub fn new(name: &'a str, progress: &'a dyn Progress) -> Self {
-        Self { name, progress, told: AtomicU64::new(0) }
+        Self { name, progress, reported: AtomicU64::new(0) }
     }
-    /// What it is called.
+    /// Returns its name.
     pub fn name(&self) -> &str {
         self.name
     }
-    /// A step begins.
+    /// Begins a step.
     pub fn step(&self, step: &str, total: Option<u64>, done: u64) {
-        self.told.store(done, Ordering::Relaxed);
+        self.reported.store(done, Ordering::Relaxed);
         self.progress.event(self.name, Event::Step { step, total, done });
     }
-    /// So much of the step is done. Threads may tell this out of order.
+    /// Reports how much of the step is done. Threads may report out of order.
     pub fn at(&self, done: u64) {
-        let told = self.told.fetch_max(done, Ordering::Relaxed);
-        if done / GRAIN > told / GRAIN {
+        let reported = self.reported.fetch_max(done, Ordering::Relaxed);
+        if done / GRAIN > reported / GRAIN {
             self.progress.event(self.name, Event::At(done));
         }
     }
-    /// Something the user should know.
+    /// Reports a note for the user.
     pub fn note(&self, words: &str) {
         self.progress.event(self.name, Event::Note(words));
     }
-    /// An error once the user broke it off.
+    /// Returns an error once the user has interrupted the job.
     pub fn check(&self) -> Result<()> {
         if self.progress.cancelled() { Err(FetchError::interrupted()) } else { Ok(()) }
     }

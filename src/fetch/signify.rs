@@ -14,7 +14,7 @@ const ALGORITHM: &[u8; 2] = b"Ed";
 const KEY_BYTES: usize = 2 + 8 + 32;
 const SIGNATURE_BYTES: usize = 2 + 8 + 64;
 
-/// The message of a signature file, if `key` (base64, as in a `.pub` file) signed it.
+/// Returns the message of a signature file, if `key` (base64, as in a `.pub` file) signed it.
 pub fn open<'a>(file: &'a str, key: &str) -> Result<&'a str> {
     let malformed = |what: &str| FetchError::user(format!("the signature file {what}"));
     let (comment, rest) = file.split_once('\n').ok_or_else(|| malformed("is cut short"))?;
@@ -24,7 +24,7 @@ pub fn open<'a>(file: &'a str, key: &str) -> Result<&'a str> {
     let (signature, message) = rest.split_once('\n').ok_or_else(|| malformed("is cut short"))?;
     let signature =
         decode(signature.trim_end(), SIGNATURE_BYTES).ok_or_else(|| malformed("has no Ed25519 signature of signify"))?;
-    let key = decode(key.trim(), KEY_BYTES).ok_or_else(|| FetchError::user(format!("`{key}` is no public key of signify")))?;
+    let key = decode(key.trim(), KEY_BYTES).ok_or_else(|| FetchError::user(format!("`{key}` is not a public key of signify")))?;
     if signature[2..10] != key[2..10] {
         return Err(FetchError::user("the checksum file is signed with another key than the catalogue names")
             .hint("a newer release has a newer key; do not use the file until the catalogue has it"));
@@ -35,7 +35,7 @@ pub fn open<'a>(file: &'a str, key: &str) -> Result<&'a str> {
     Ok(message)
 }
 
-/// Base64 of exactly `len` bytes that begin with the algorithm's mark.
+/// Decodes base64 of exactly `len` bytes that begin with the algorithm's mark.
 fn decode(text: &str, len: usize) -> Option<Vec<u8>> {
     let bytes = STANDARD.decode(text).ok()?;
     (bytes.len() == len && bytes.starts_with(ALGORITHM)).then_some(bytes)

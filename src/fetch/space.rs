@@ -1,4 +1,4 @@
-//! Free space, known before it is used: a full disk is said before it is full.
+//! Free space: reports a full disk before writing to it.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -7,36 +7,36 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::error::{FetchError, Result};
 use crate::units::ByteSize;
 
-/// What is left to the rest of the host.
+/// Bytes that are left for the rest of the host.
 const RESERVE: u64 = 64 << 20;
-/// Bytes after which the file system is asked again.
+/// Number of bytes after which the file system is asked again.
 const INTERVAL: u64 = 64 << 20;
 
 /// The room for one file.
 #[derive(Debug)]
 pub struct Room {
-    /// The directory that it is in; `None` when nothing bounds it.
-    place: Option<PathBuf>,
-    /// Bytes that may be written before the file system is asked again.
+    /// The directory of the file; `None` if nothing bounds it.
+    directory: Option<PathBuf>,
+    /// Number of bytes that may be written before the file system is asked again.
     left: AtomicU64,
 }
 
 impl Room {
-    /// In a directory.
-    pub fn at(place: &Path) -> Self {
-        Self { place: Some(place.to_owned()), left: AtomicU64::new(0) }
+    /// Creates the room for a file in a directory.
+    pub fn at(directory: &Path) -> Self {
+        Self { directory: Some(directory.to_owned()), left: AtomicU64::new(0) }
     }
-    /// For sinks that take no space.
+    /// Creates room without a bound, for sinks that use no space.
     pub fn unbounded() -> Self {
-        Self { place: None, left: AtomicU64::new(u64::MAX) }
+        Self { directory: None, left: AtomicU64::new(u64::MAX) }
     }
-    /// Refuses what is known not to fit.
+    /// Refuses a size that is known not to fit.
     pub fn need(&self, bytes: u64) -> Result<()> {
-        let Some(place) = &self.place else { return Ok(()) };
-        let free = free(place).map_err(|error| FetchError::io("look at the free space of", place, error))?;
-        if bytes.saturating_add(RESERVE) > free { Err(full(place, bytes, free)) } else { Ok(()) }
+        let Some(directory) = &self.directory else { return Ok(()) };
+        let free = free(directory).map_err(|error| FetchError::io("look at the free space of", directory, error))?;
+        if bytes.saturating_add(RESERVE) > free { Err(full(directory, bytes, free)) } else { Ok(()) }
     }
-    /// Says that `bytes` will be written next.
+    /// Reserves `bytes` that will be written next.
     pub fn take(&self, bytes: u64) -> Result<()> {
         let taken = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(bytes));
         if taken.is_ok() {
@@ -46,19 +46,19 @@ impl Room {
         self.left.store(INTERVAL.saturating_sub(bytes), Ordering::Relaxed);
         Ok(())
     }
-    /// A write failed.
+    /// Creates the error for a write that failed.
     pub fn failed(&self, error: io::Error) -> FetchError {
-        FetchError::io("write in", self.place.as_deref().unwrap_or(Path::new(".")), error)
+        FetchError::io("write in", self.directory.as_deref().unwrap_or(Path::new(".")), error)
     }
 }
 
-fn full(place: &Path, bytes: u64, free: u64) -> FetchError {
+fn full(directory: &Path, bytes: u64, free: u64) -> FetchError {
     let (bytes, free) = (ByteSize::from_mib(bytes.div_ceil(1 << 20)), ByteSize::from_mib(free >> 20));
-    FetchError::host(format!("the file system of `{}` has {free} left, and {bytes} are needed", place.display()))
+    FetchError::host(format!("the file system of `{}` has {free} left, and {bytes} are needed", directory.display()))
         .hint("make room with `vmctl image prune`, or name another `cache_dir` in the host file")
 }
 
-/// Free bytes of the file system that holds `path`, for this user.
+/// Returns the free bytes of the file system of `path`, for this user.
 fn free(path: &Path) -> io::Result<u64> {
     let stat = nix::sys::statvfs::statvfs(path).map_err(io::Error::from)?;
     #[allow(clippy::unnecessary_cast, reason = "the widths differ between platforms")]

@@ -1,4 +1,4 @@
-//! Raw files with holes: written in order, and read again to see whether they are as they were.
+//! Raw files with holes: writing them in order, and reading them again to check that they are unchanged.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -15,7 +15,7 @@ use super::space::Room;
 use super::unpack;
 use crate::inputs;
 
-/// Writes a file from its start to its end, and leaves holes for blocks of zeros.
+/// A writer of a file from its start to its end that leaves holes for blocks of zeros.
 #[derive(Debug)]
 pub struct SparseWriter<'a> {
     file: &'a File,
@@ -24,11 +24,11 @@ pub struct SparseWriter<'a> {
 }
 
 impl<'a> SparseWriter<'a> {
-    /// Goes on at `position` of a file that has nothing after it.
+    /// Continues at `position` of a file that has nothing after it.
     pub fn at(file: &'a File, room: &'a Room, position: u64) -> Self {
         Self { file, room, position }
     }
-    /// Where the next byte goes.
+    /// Returns the position of the next byte.
     pub fn position(&self) -> u64 {
         self.position
     }
@@ -47,20 +47,20 @@ impl<'a> SparseWriter<'a> {
         }
         Ok(())
     }
-    /// Makes the file as long as what was written, holes at its end too.
+    /// Sets the file's length to the bytes written, including holes at its end. Returns the length.
     pub fn finish(self) -> Result<u64> {
         self.file.set_len(self.position).map_err(|error| self.room.failed(error))?;
         Ok(self.position)
     }
 }
 
-/// Makes a new file for this user.
+/// Creates a file for this user.
 pub fn create(path: &Path) -> Result<File> {
     let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o644).open(path);
     file.map_err(|error| FetchError::io("make", path, error))
 }
 
-/// Copies a stream to a file, in place of what it holds. Returns its length.
+/// Copies a stream to a file and replaces its contents. Returns its length.
 pub fn copy(stream: &mut dyn Read, file: &File, room: &Room, job: &Job<'_>) -> Result<u64> {
     file.set_len(0).map_err(|error| room.failed(error))?;
     let mut writer = SparseWriter::at(file, room, 0);
@@ -83,11 +83,11 @@ pub fn copy(stream: &mut dyn Read, file: &File, room: &Room, job: &Job<'_>) -> R
     }
 }
 
-/// Pieces that are hashed apart.
+/// Size of the pieces that are hashed separately.
 const PIECE: u64 = 1 << 20;
 
-/// The digest of a file's contents, holes or not: the SHA-256 of its length and, for every MiB that is not all zero,
-/// of its number and its own SHA-256. Holes cost nothing.
+/// Computes the digest of a file's contents, with or without holes: the SHA-256 of its length and, for every MiB that
+/// is not all zero, of its number and its own SHA-256. Holes cost nothing.
 pub fn contents(path: &Path, job: &Job<'_>) -> Result<Digest> {
     let opened = inputs::open(path).and_then(|file| Ok((file.metadata()?.len(), file)));
     let (size, file) = opened.map_err(|error| FetchError::input("open", path, error))?;
@@ -114,7 +114,7 @@ pub fn contents(path: &Path, job: &Job<'_>) -> Result<Digest> {
     Ok(whole.finish())
 }
 
-/// Where the next data is; `size` when only holes are left.
+/// Returns the position of the next data, or `size` if only holes are left.
 fn next_data(file: &File, position: u64, size: u64) -> io::Result<u64> {
     match lseek(file, position as i64, Whence::SeekData) {
         Ok(offset) => Ok((offset as u64).min(size)),
@@ -125,7 +125,7 @@ fn next_data(file: &File, position: u64, size: u64) -> io::Result<u64> {
     }
 }
 
-/// The digest of a file's bytes, from its start.
+/// Computes the digest of a file's bytes, from its start.
 pub fn whole_file(path: &Path, algorithm: Algorithm, job: &Job<'_>) -> Result<Digest> {
     let mut file = inputs::open(path).map_err(|error| FetchError::input("open", path, error))?;
     file.seek(SeekFrom::Start(0)).map_err(|error| FetchError::io("read", path, error))?;

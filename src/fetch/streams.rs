@@ -1,8 +1,8 @@
 //! Packed streams, read to their last byte: gzip (RFC 1952), xz and lzma (XZ Utils), Zstandard (RFC 8878), bzip2.
 //!
-//! What the usual tool takes (`gzip -t`, `xz -t`, `zstd -t`, `bzip2 -t`) is taken, and what it refuses is refused: streams one
-//! after the other, the padding that the format allows, frames to be skipped; a checksum, a length or an end that is not
-//! right is an error. The tests hold this against the tools.
+//! A stream is accepted or refused exactly as the usual tool does (`gzip -t`, `xz -t`, `zstd -t`, `bzip2 -t`): streams
+//! one after the other, the padding that the format allows and skippable frames are accepted; a wrong checksum, length
+//! or end is an error. The tests compare this with the tools.
 //!
 //! **Hostile file**: a decoder takes at most [`MAX_WINDOW_KIB`] of memory, whatever the stream's header asks for.
 
@@ -13,11 +13,11 @@ use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 
 use super::contents::Packing;
 
-/// The most that a decoder may ask for its window: 256 MiB (`xz -9` needs 65 MiB).
+/// Maximum memory that a decoder may need for its window: 256 MiB (`xz -9` needs 65 MiB).
 pub const MAX_WINDOW_KIB: u32 = 256 << 10;
 const BUFFER: usize = 128 << 10;
 
-/// The unpacked bytes of a stream. `None` for an archive, which is no stream.
+/// Returns the unpacked bytes of a stream. Returns `None` for an archive, which is not a stream.
 pub fn unpacked<'a>(packing: Packing, packed: Box<dyn Read + 'a>) -> Option<Box<dyn Read + 'a>> {
     let source = Source::new(packed);
     Some(match packing {
@@ -38,7 +38,7 @@ fn cut() -> io::Error {
     io::Error::new(io::ErrorKind::UnexpectedEof, "it ends too early")
 }
 
-/// A buffered stream that can be looked ahead in.
+/// A buffered stream with look-ahead.
 struct Source<'a> {
     inner: Box<dyn Read + 'a>,
     buffer: Vec<u8>,
@@ -51,7 +51,7 @@ impl<'a> Source<'a> {
         Self { inner, buffer: vec![0; BUFFER], at: 0, len: 0 }
     }
 
-    /// The next `count` bytes, or those that are left.
+    /// Returns the next `count` bytes, or fewer at the end.
     fn peek(&mut self, count: usize) -> io::Result<&[u8]> {
         if self.len - self.at < count {
             self.buffer.copy_within(self.at..self.len, 0);
@@ -68,7 +68,7 @@ impl<'a> Source<'a> {
         Ok(&self.buffer[self.at..self.len.min(self.at + count)])
     }
 
-    /// Reads what is left and says whether it is all zero.
+    /// Reads the rest and returns whether it is all zero.
     fn rest_is_zero(&mut self) -> io::Result<bool> {
         let mut zero = true;
         loop {
@@ -103,7 +103,7 @@ impl BufRead for Source<'_> {
     }
 }
 
-/// Members one after the other, and zeros that fill the last block of a tape, as gzip(1) takes them.
+/// Members one after the other, and zeros that fill the last block of a tape, as gzip(1) accepts them.
 struct GzipMembers<'a> {
     member: Option<flate2::bufread::GzDecoder<Source<'a>>>,
 }
@@ -126,7 +126,7 @@ impl Read for GzipMembers<'_> {
     }
 }
 
-/// Streams one after the other. bzip2(1) passes over what else follows them.
+/// Streams one after the other. Other bytes after them are ignored, as by bzip2(1).
 struct Bzip2Streams<'a> {
     stream: Option<bzip2::bufread::BzDecoder<Source<'a>>>,
 }
@@ -143,7 +143,7 @@ impl Read for Bzip2Streams<'_> {
                 [] => {}
                 [b'B', b'Z', b'h', b'1'..=b'9'] => self.stream = Some(bzip2::bufread::BzDecoder::new(source)),
                 short if short.len() < 4 && b"BZh".starts_with(short) => return Err(cut()),
-                // To the end, so that what this lies in is held to its checksum.
+                // Read to the end, so that the checksum of the outer stream is verified.
                 _ => {
                     source.rest_is_zero()?;
                 }
@@ -166,7 +166,7 @@ impl Read for Lzma<'_> {
             match std::mem::replace(self, Self::Over) {
                 Self::Unread(source) => {
                     let mut reader = lzma_rust2::LzmaReader::new_mem_limit(source, MAX_WINDOW_KIB, None)?;
-                    // There is no checksum: the state of the range coder at the end is all that tells damage.
+                    // There is no checksum. Only the state of the range coder at the end shows damage.
                     reader.set_relaxed_end_condition(false);
                     *self = Self::Running(Box::new(reader));
                 }
@@ -187,14 +187,14 @@ impl Read for Lzma<'_> {
     }
 }
 
-/// All frames of a Zstandard stream, one after the other; skippable frames are skipped.
+/// All frames of a Zstandard stream, one after the other. Skippable frames are skipped.
 struct ZstdFrames<'a> {
     source: Source<'a>,
     decoder: FrameDecoder,
     frame: Option<ZstdFrame>,
 }
 
-/// What a frame's header promises (RFC 8878, 3.1.1.1).
+/// Promises of a frame's header (RFC 8878, 3.1.1.1).
 struct ZstdFrame {
     content_bytes: Option<u64>,
     has_checksum: bool,
@@ -208,7 +208,7 @@ impl<'a> ZstdFrames<'a> {
         Self { source, decoder, frame: None }
     }
 
-    /// Opens the next frame; false at the end of the stream.
+    /// Opens the next frame. Returns false at the end of the stream.
     fn next_frame(&mut self) -> io::Result<bool> {
         loop {
             // Magic number and descriptor.
@@ -219,7 +219,7 @@ impl<'a> ZstdFrames<'a> {
             let descriptor = head.get(4).copied().ok_or_else(cut)?;
             match self.decoder.reset(&mut self.source) {
                 Ok(()) => {
-                    // A size of one byte is there only for a frame in one segment.
+                    // A size of one byte exists only for a frame in one segment.
                     let has_size = descriptor & 0xe0 != 0;
                     self.frame = Some(ZstdFrame {
                         content_bytes: has_size.then(|| self.decoder.content_size()),
@@ -239,7 +239,7 @@ impl<'a> ZstdFrames<'a> {
         }
     }
 
-    /// Holds a frame that is over to its header.
+    /// Verifies the header's promises at the end of a frame.
     fn finish(&mut self, frame: &ZstdFrame) -> io::Result<()> {
         if frame.content_bytes.is_some_and(|bytes| bytes != frame.read_bytes) {
             return Err(invalid("a frame is not as long as its header says"));
@@ -294,7 +294,7 @@ mod tests {
         ("xz --format=lzma", Packing::Lzma),
     ];
 
-    /// Runs a tool on standard input. `None` when it does not end well.
+    /// Runs a tool on standard input. Returns `None` if it fails.
     fn tool(words: &str, input: &[u8]) -> Option<Vec<u8>> {
         use std::io::Write;
         let words: Vec<&str> = words.split(' ').collect();
@@ -318,7 +318,7 @@ mod tests {
         Ok(bytes)
     }
 
-    /// Whatever the tool makes of the bytes, so do we.
+    /// Checks that we treat the bytes as the tool does.
     fn compare(name: &str, packing: Packing, packed: &[u8], what: &str) {
         let unpack = name.split(' ').next().expect("a word");
         let theirs = match packing {
@@ -424,7 +424,8 @@ mod tests {
         assert!(ours(Packing::Zstd, &zstd).is_err());
         let lzma = [&[0x5d][..], &(3u32 << 30).to_le_bytes(), &[0xff; 8], &[0; 5]].concat();
         assert!(ours(Packing::Lzma, &lzma).is_err());
-        // An xz block whose LZMA2 filter wants 4 GiB less a byte (xz-file-format, 5.3.1: property 40); its header's CRC is right.
+        // An xz block whose LZMA2 filter wants one byte less than 4 GiB (xz-file-format, 5.3.1: property 40). The CRC
+        // of its header is right.
         let mut packed = tool("xz -c", b"core").expect("packs");
         packed[16] = 40;
         let crc = crc32fast::hash(&packed[12..20]).to_le_bytes();

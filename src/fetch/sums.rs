@@ -1,20 +1,20 @@
 //! Checksum files of publishers.
 //!
-//! Three forms, told line by line: GNU coreutils' `HEX  NAME` and `HEX *NAME` (sha256sum(1), "escaped" names have a
+//! Three forms, detected line by line: GNU coreutils' `HEX  NAME` and `HEX *NAME` (sha256sum(1), "escaped" names have a
 //! leading backslash), BSD's `SHA256 (NAME) = HEX` (sha256(1) of FreeBSD, OpenBSD and NetBSD; Fedora and Rocky write it
-//! too), and a file that holds one bare digest and nothing else. What is none of these (comments, the armour of a clear-signed
-//! file) is passed over.
+//! too), and a file that holds only one bare digest. Other lines (comments, the armour of a clear-signed file) are
+//! skipped.
 //!
-//! **Hostile file**: at most [`MAX_BYTES`] are taken; every line is looked at once.
+//! **Hostile file**: at most [`MAX_BYTES`] are read, and every line is parsed once.
 
 use super::digest::{Algorithm, Digest};
 use super::error::{FetchError, Result};
 
-/// No checksum file is larger.
+/// Maximum size of a checksum file.
 pub const MAX_BYTES: usize = 4 << 20;
 
-/// The digest of `name`: the strongest one that is there. A name that is not there, or is there with two different
-/// digests of one kind, is an error.
+/// Returns the strongest digest of `name`. It is an error if the name is missing, or has two different digests of one
+/// kind.
 pub fn find(text: &str, name: &str) -> Result<Digest> {
     let mut found: Vec<Digest> = Vec::new();
     let mut names: Vec<&str> = Vec::new();
@@ -53,7 +53,7 @@ pub fn find(text: &str, name: &str) -> Result<Digest> {
     })
 }
 
-/// A line's digest and name.
+/// Parses a line's digest and name.
 fn parse(line: &str) -> Option<(Digest, &str)> {
     if let Some((head, hex)) = line.rsplit_once(" = ")
         && let Some((algorithm, name)) = head.split_once(" (")
@@ -69,12 +69,12 @@ fn parse(line: &str) -> Option<(Digest, &str)> {
     (!name.is_empty()).then_some((Digest::from_hex(hex)?, name))
 }
 
-/// Publishers write `./NAME` and `DIR/NAME` too.
+/// Returns the name without its directory, since publishers write `./NAME` and `DIR/NAME` too.
 fn base(name: &str) -> &str {
     name.rsplit('/').next().unwrap_or(name)
 }
 
-/// Up to three names that look most like it.
+/// Returns up to three names that are most similar.
 fn nearest<'a>(names: &[&'a str], name: &str) -> Vec<&'a str> {
     let clip = |text: &str| text.chars().take(100).collect::<String>();
     let mut scored: Vec<_> = names.iter().take(1000).map(|file| (strsim::jaro(&clip(file), &clip(name)), *file)).collect();

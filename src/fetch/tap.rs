@@ -1,4 +1,5 @@
-//! Unpacks a download while it comes, on a thread of its own, into a file that nobody sees before its digest is right.
+//! Unpacking of a download while it arrives, on a thread of its own, into a file that is not visible before its digest
+//! is right.
 
 use std::fs;
 use std::io::{self, Read};
@@ -14,16 +15,16 @@ use super::progress::{Job, Silent};
 use super::space::Room;
 use super::{sparse, unpack};
 
-/// A download's other end.
+/// The receiver of a download that unpacks it.
 pub struct Unpacker {
     path: PathBuf,
     choice: Choice,
-    place: PathBuf,
+    directory: PathBuf,
     state: Unpacking,
 }
 
 enum Unpacking {
-    /// Too few bytes to tell.
+    /// There are too few bytes to decide.
     Undecided(Vec<u8>),
     /// It is not packed.
     Plain,
@@ -31,18 +32,18 @@ enum Unpacking {
     Over(Result<u64>),
 }
 
-/// Pieces between the download and the unpacker.
+/// Number of pieces between the download and the unpacker.
 const PIECES: usize = 16;
 
 impl Unpacker {
-    /// Unpacks what is chosen into a new file at `path` on the file system of `place`.
-    pub fn new(path: PathBuf, choice: Choice, place: &Path) -> Self {
-        Self { path, choice, place: place.to_owned(), state: Unpacking::Undecided(Vec::new()) }
+    /// Unpacks the chosen file into a new file at `path` on the file system of `directory`.
+    pub fn new(path: PathBuf, choice: Choice, directory: &Path) -> Self {
+        Self { path, choice, directory: directory.to_owned(), state: Unpacking::Undecided(Vec::new()) }
     }
 
     fn start(&self) -> Result<Unpacking> {
         let (sender, receiver) = sync_channel(PIECES);
-        let (path, choice, room) = (self.path.clone(), self.choice.clone(), Room::at(&self.place));
+        let (path, choice, room) = (self.path.clone(), self.choice.clone(), Room::at(&self.directory));
         let file = sparse::create(&path)?;
         let work = move || {
             let stream = Pieces { receiver, piece: Vec::new(), at: 0, ended: false };
@@ -59,7 +60,8 @@ impl Unpacker {
         if sender.send(Some(piece)).is_ok() {
             return Ok(());
         }
-        // It has what it wants, or has failed. A full disk ends the download too; damage is told once the digest is.
+        // The unpacker has the file, or has failed. A full disk ends the download too. Damage is reported once the
+        // digest is known.
         let over = self.join();
         match over {
             Err(error) if error.fault() == Fault::Host => Err(error),
@@ -90,7 +92,7 @@ impl Unpacker {
         self.send(seen)
     }
 
-    /// Where the unpacked file is; `None` when the download is not packed.
+    /// Returns the path of the unpacked file, or `None` if the download is not packed.
     pub fn finish(mut self, job: &Job<'_>) -> Result<Option<PathBuf>> {
         if let Unpacking::Undecided(seen) = &mut self.state {
             let seen = std::mem::take(seen);
@@ -136,7 +138,7 @@ impl Tap for Unpacker {
     }
 }
 
-/// The pieces of a download as a stream. It ends well only where the download did.
+/// The pieces of a download as a stream. The stream ends without error only if the download did.
 struct Pieces {
     receiver: Receiver<Option<Vec<u8>>>,
     piece: Vec<u8>,
@@ -153,7 +155,7 @@ impl Read for Pieces {
             match self.receiver.recv() {
                 Ok(Some(piece)) => (self.piece, self.at) = (piece, 0),
                 Ok(None) => self.ended = true,
-                Err(_) => return Err(io::Error::other("the download was broken off")),
+                Err(_) => return Err(io::Error::other("the download was interrupted")),
             }
         }
         let n = buffer.len().min(self.piece.len() - self.at);

@@ -1,10 +1,10 @@
-//! Unpacks a stream while it comes, layer by layer: a `.tar.xz` is xz, then tar.
+//! Unpacking of a stream while it arrives, layer by layer: a `.tar.xz` is xz, then tar.
 //!
-//! What a layer is is told by its first bytes ([`super::contents`]). Each is read to its end, whatever is wanted of it: a
-//! checksum stands behind the bytes that it is of.
+//! The first bytes of a layer identify it ([`super::contents`]). Each layer is read to its end, even if only a part is
+//! wanted, since a checksum comes after the bytes that it covers.
 //!
-//! **Hostile file**: at most [`MAX_LAYERS`] layers; [`super::streams`] and [`super::archive`] bound what each may take; the
-//! writer bounds what comes out.
+//! **Hostile file**: at most [`MAX_LAYERS`] layers; [`super::streams`] and [`super::archive`] bound the memory of each;
+//! the writer bounds the output.
 
 use std::io::{self, Read};
 
@@ -13,7 +13,7 @@ use super::contents::{Contents, HEAD, Packing};
 use super::error::{FetchError, Result};
 use super::streams;
 
-/// Archives within archives are not followed any further.
+/// Maximum number of layers. Archives within archives are not followed any further.
 pub const MAX_LAYERS: usize = 4;
 
 fn packing_of(head: &[u8]) -> Option<Packing> {
@@ -23,13 +23,13 @@ fn packing_of(head: &[u8]) -> Option<Packing> {
     }
 }
 
-/// Whether these first bytes of a file are of something to unpack. [`HEAD`] are enough to tell.
+/// Returns whether these first bytes of a file belong to a packed file. [`HEAD`] are enough.
 pub fn is_packed(head: &[u8]) -> bool {
     packing_of(head).is_some()
 }
 
-/// Hands what is in `stream`, with every layer taken off, to `take`; out of a tar archive, the chosen member. Where a better
-/// one follows in the archive, `take` is called again and its last answer counts.
+/// Removes every layer from `stream` and gives the contents to `take`; from a tar archive, the chosen member. If a
+/// better member follows in the archive, calls `take` again, and the last result counts.
 pub fn unpack<T>(stream: Box<dyn Read + '_>, choice: &Choice, take: &mut dyn FnMut(&mut dyn Read) -> Result<T>) -> Result<T> {
     layer(stream, choice, take, MAX_LAYERS)
 }
@@ -51,12 +51,12 @@ fn layer<T>(
     }
     let mut inner = streams::unpacked(packing, Box::new(stream)).expect("all but archives are streams");
     let taken = layer(Box::new(&mut inner), choice, take, depth - 1)?;
-    // Nothing is left of it, or the layer above was not read to its end.
+    // Either nothing is left of it, or the layer above was not read to its end.
     io::copy(&mut inner, &mut io::sink()).map_err(damaged)?;
     Ok(taken)
 }
 
-/// A packed stream that does not unpack. An error of the stream itself comes through as it is.
+/// Creates the error for a packed stream that does not unpack. An error of the stream itself is passed on.
 pub fn damaged(error: io::Error) -> FetchError {
     match error.downcast::<FetchError>() {
         Ok(error) => error,
@@ -64,7 +64,7 @@ pub fn damaged(error: io::Error) -> FetchError {
     }
 }
 
-/// A stream whose first bytes were looked at.
+/// A stream with its first bytes put back.
 struct Head<R> {
     head: [u8; HEAD],
     len: usize,
@@ -124,7 +124,7 @@ mod tests {
         encoder.finish().unwrap()
     }
 
-    /// Packs with the tool of that name; a dash for what goes in and out.
+    /// Packs with the tool of this name. A dash stands for input and output.
     fn packed_by(tool: &[&str], bytes: &[u8]) -> Vec<u8> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("in");
@@ -167,7 +167,7 @@ mod tests {
     #[test]
     fn skippable_frames_of_zstandard_are_skipped() {
         let frame = packed_by(&["zstd", "-q"], b"after it");
-        // RFC 8878 section 3.1.2; the stream begins with a frame, or it would not be told as Zstandard.
+        // RFC 8878 section 3.1.2. The stream begins with a frame, or it would not be detected as Zstandard.
         let skippable = [&0x184d_2a50u32.to_le_bytes()[..], &4u32.to_le_bytes(), b"skip"].concat();
         assert_eq!(whole(&[&frame[..], &skippable, &frame].concat(), None).unwrap(), b"after itafter it");
     }

@@ -98,7 +98,7 @@ fn an_image_is_imported_shown_checked_and_removed() {
     bytes[1_000_000] ^= 1;
     std::fs::write(&object, bytes).unwrap();
     let (code, table, said) = world.run(&["image", "check", "-q", "mine"]);
-    assert!(code == 1 && table.contains("it is not what was fetched"), "{table}{said}");
+    assert!(code == 1 && table.contains("it differs from what was fetched"), "{table}{said}");
     assert!(said.contains("vmctl image remove --yes mine"), "{said}");
     assert_eq!(world.run(&["image", "remove", "--yes", "mine"]).2, "mine is removed\n");
     let (code, _, said) = world.run(&["image", "remove", "--yes", "mine"]);
@@ -112,18 +112,18 @@ fn what_is_no_disk_is_imported_by_nobody_and_named() {
     let html = b"<!DOCTYPE html>\n<html><body>404 Not Found</body></html>\n".to_vec();
     let whole = |mark: &[u8]| [mark, &vec![0; 4096 - mark.len()]].concat();
     for (name, bytes, words) in [
-        ("page.img", html.clone(), "it is an HTML page, and no disk image"),
-        ("page.raw", [&html[..], &vec![b' '; 1024 - html.len()]].concat(), "it is an HTML page, and no disk image"),
-        ("error.img", b"{ \"message\": \"rate limit\" }\n".to_vec(), "it is a text file, and no disk image"),
-        ("a.zip", whole(b"PK\x03\x04"), "it is a zip archive, and no disk image"),
-        ("a.7z", whole(b"7z\xbc\xaf\x27\x1c"), "it is a 7-zip archive, and no disk image"),
-        ("a.rar", whole(b"Rar!\x1a\x07\0"), "it is a RAR archive, and no disk image"),
-        ("a.lz4", whole(b"\x04\x22\x4d\x18"), "it is an LZ4 file, and no disk image"),
-        ("a.Z", whole(b"\x1f\x9d\x90"), "it is a file of compress(1), and no disk image"),
+        ("page.img", html.clone(), "it is an HTML page, not a disk image"),
+        ("page.raw", [&html[..], &vec![b' '; 1024 - html.len()]].concat(), "it is an HTML page, not a disk image"),
+        ("error.img", b"{ \"message\": \"rate limit\" }\n".to_vec(), "it is a text file, not a disk image"),
+        ("a.zip", whole(b"PK\x03\x04"), "it is a zip archive, not a disk image"),
+        ("a.7z", whole(b"7z\xbc\xaf\x27\x1c"), "it is a 7-zip archive, not a disk image"),
+        ("a.rar", whole(b"Rar!\x1a\x07\0"), "it is a RAR archive, not a disk image"),
+        ("a.lz4", whole(b"\x04\x22\x4d\x18"), "it is an LZ4 file, not a disk image"),
+        ("a.Z", whole(b"\x1f\x9d\x90"), "it is a file of compress(1), not a disk image"),
         ("a.hds", whole(b"WithoutFreeSpace"), "Parallels images are not read"),
         ("a.vma", whole(b"VMA\0"), "Proxmox VMA images are not read"),
         ("._disk.raw", whole(b"\0\x05\x16\x07"), "it is an AppleDouble file"),
-        ("odd.raw", noise(1000, 71), "it has 1000 bytes, no multiple of 512: it is cut short, or no image"),
+        ("odd.raw", noise(1000, 71), "it has 1000 bytes, which is not a multiple of 512: it is incomplete, or no image"),
         ("empty.raw", Vec::new(), "the image is empty"),
     ] {
         let file = world.path(name);
@@ -202,7 +202,7 @@ fn an_image_that_is_being_used_is_not_removed() {
     let fetcher = world.fetcher(&vmctl::fetch::Silent);
     let used = fetcher.obtain(&vmctl::fetch::Request::new(vmctl::fetch::Kind::Image, "a")).unwrap();
     let (code, _, said) = world.run(&["image", "remove", "--yes", "a"]);
-    assert!(code == 1 && said.contains("image `a` is being used"), "{said}");
+    assert!(code == 1 && said.contains("image `a` is in use"), "{said}");
     drop(used);
     assert_eq!(world.run(&["image", "remove", "--yes", "a"]).0, 0);
 }
@@ -217,16 +217,16 @@ fn prune_removes_cut_downloads_broken_work_and_what_has_no_name_and_says_so() {
     let url = server.url("/disk.raw");
     let (code, ..) = world.run(&["fetch", "image", &url, "--checksum", &digest]);
     assert_ne!(code, 0);
-    assert_eq!(world.parts().len(), 1);
+    assert_eq!(world.partial_downloads().len(), 1);
     std::fs::create_dir_all(world.cache().join("work/sha256-0-1-0")).unwrap();
     std::fs::write(world.cache().join("work/sha256-0-1-0/disk.raw"), [1; 10_000]).unwrap();
     std::fs::create_dir_all(world.cache().join("objects/sha256-nameless")).unwrap();
     std::fs::write(world.cache().join("objects/sha256-nameless/object.json"), "{}").unwrap();
     let (code, text, _) = world.run(&["image", "prune"]);
     assert_eq!(code, 0);
-    assert!(text.contains("removed the cut download sha256-"), "{text}");
-    assert!(text.contains("removed what broken-off commands left behind"), "{text}");
-    assert!(text.contains("removed `sha256-nameless`, which no name stands for"), "{text}");
+    assert!(text.contains("removed the incomplete download sha256-"), "{text}");
+    assert!(text.contains("removed the remains of interrupted commands"), "{text}");
+    assert!(text.contains("removed `sha256-nameless`, which has no name"), "{text}");
     assert!(world.is_clean() && world.entries("partial").is_empty());
     std::fs::write(world.path("old.raw"), noise(8192, 65)).unwrap();
     assert_eq!(world.run(&["image", "import", world.path("old.raw").to_str().unwrap(), "-q"]).0, 0);
@@ -264,8 +264,8 @@ fn what_cannot_be_fetched_is_refused_with_the_next_step() {
     for (arguments, expected) in [
         (&["fetch", "image", "debian-21"][..], "error: no image is called `debian-21`\nhint: did you mean"),
         (&["fetch", "iso", "debian-12"], "hint: there is such an image: `vmctl fetch image debian-12`"),
-        (&["fetch", "image", "ftp://x/y"], "error: `ftp://x/y` is no URL"),
-        (&["fetch", "image", "https://x/y", "--checksum", "12"], "error: `12` is no checksum"),
+        (&["fetch", "image", "ftp://x/y"], "error: `ftp://x/y` is not a URL"),
+        (&["fetch", "image", "https://x/y", "--checksum", "12"], "error: `12` is not a checksum"),
         (&["fetch", "image", "./missing.raw"], "error: cannot use `./missing.raw`"),
         (&["image", "show", "nothing"], "error: no image is called `nothing`"),
         (&["fetch", "image", "a", "b", "--name", "c"], "error: `--name` and `--checksum` go with one thing to fetch"),

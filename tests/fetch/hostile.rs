@@ -27,7 +27,7 @@ fn a_download_is_kept_and_found_again_without_the_net() {
     let second = world.fetch(&server.url("/disk.raw"), Some(&digest)).unwrap();
     assert!(!second.fresh && second.path == first.path);
     assert_eq!(server.asked().len(), 1);
-    assert!(world.parts().is_empty() && world.entries("work").is_empty());
+    assert!(world.partial_downloads().is_empty() && world.entries("work").is_empty());
 }
 
 #[test]
@@ -64,13 +64,13 @@ fn a_server_that_promises_more_than_it_sends_leaves_a_part_that_the_next_run_tak
     });
     let error = world.fetch(&server.url("/disk.raw"), Some(&digest)).unwrap_err();
     assert!(error.contains("the connection was cut"), "{error}");
-    assert_eq!(world.parts().len(), 1);
+    assert_eq!(world.partial_downloads().len(), 1);
     assert!(world.entries("objects").is_empty() && world.entries("work").is_empty());
     honest.store(true, Ordering::SeqCst);
     let obtained = world.fetch(&server.url("/disk.raw"), Some(&digest)).unwrap();
     assert!(read(&obtained.path) == *content.bytes);
     assert_eq!(server.asked().last().unwrap().range, Some(1 << 20));
-    assert!(world.parts().is_empty());
+    assert!(world.partial_downloads().is_empty());
 }
 
 #[test]
@@ -80,7 +80,7 @@ fn a_server_that_promises_less_than_the_file_is_caught_by_the_digest() {
     let short = Content::new(content.bytes[..SIZE / 2].to_vec());
     let server = Server::start(move |asked, wire| short.serve(asked, wire));
     let error = world.fetch(&server.url("/disk.raw"), Some(&digest)).unwrap_err();
-    assert!(error.contains("and should have sha256:"), "{error}");
+    assert!(error.contains("instead of sha256:"), "{error}");
     assert!(world.is_clean());
 }
 
@@ -275,7 +275,7 @@ fn without_a_checksum_nothing_is_fetched() {
     let world = World::new();
     let server = Server::start(|_, wire| status(wire, "500 no", ""));
     let error = world.fetch(&server.url("/disk.raw"), None).unwrap_err();
-    assert!(error.contains("there is no checksum to hold it to") && error.contains("--insecure-no-checksum"), "{error}");
+    assert!(error.contains("there is no checksum to verify it with") && error.contains("--insecure-no-checksum"), "{error}");
     assert!(server.asked().is_empty());
 }
 
@@ -287,7 +287,7 @@ fn a_size_that_the_catalogue_knows_is_held_to() {
     let catalogue =
         format!("[[image]]\nname = 'disk'\nurls = ['{}']\nsha256 = '{}'\nsize = 5001\n", server.url("/a"), digest.hex());
     let error = world.fetch_name(&catalogue, Kind::Image, "disk").unwrap_err();
-    assert!(error.contains("is of 5000 bytes, and should be of 5001"), "{error}");
+    assert!(error.contains("has 5000 bytes instead of 5001"), "{error}");
 }
 
 #[test]
@@ -371,7 +371,7 @@ fn a_packed_image_is_unpacked_and_converted_and_a_damaged_one_leaves_nothing() {
     let error = world.fetch(&server.url("/damaged.xz"), Some(&digests[1])).unwrap_err();
     assert!(error.contains("the packed file is damaged"), "{error}");
     assert_eq!(world.entries("objects").len(), 1);
-    assert!(world.parts().is_empty() && world.entries("work").is_empty());
+    assert!(world.partial_downloads().is_empty() && world.entries("work").is_empty());
 }
 
 /// Breaks off after so many bytes.
@@ -404,7 +404,7 @@ fn an_interrupt_leaves_the_part_and_nothing_else_and_the_next_run_goes_on() {
     let error = world.fetcher(&breaks).obtain(&request).unwrap_err();
     assert_eq!(error.fault(), Fault::Interrupted, "{}", said(&error));
     assert!(world.entries("objects").is_empty() && world.entries("work").is_empty());
-    let part = std::fs::metadata(&world.parts()[0]).unwrap().len();
+    let part = std::fs::metadata(&world.partial_downloads()[0]).unwrap().len();
     assert!((3 << 20..8 << 20).contains(&part), "{part}");
     assert!(read(&world.fetch(&server.url("/disk.raw"), Some(&digest)).unwrap().path) == *content.bytes);
     assert_eq!(server.asked()[1].range, Some(part));

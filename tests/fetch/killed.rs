@@ -51,7 +51,9 @@ fn a_download_that_is_killed_anywhere_is_finished_by_the_next_run() {
         let mut child = world.vmctl(&arguments).stderr(std::process::Stdio::null()).spawn().unwrap();
         wait_for("a request", || server.asked().len() > before);
         // Whole pieces of 256 KiB are written at once.
-        wait_for("the part", || world.parts().first().map_or(0, |part| std::fs::metadata(part).unwrap().len()) >= point);
+        wait_for("the part", || {
+            world.partial_downloads().first().map_or(0, |part| std::fs::metadata(part).unwrap().len()) >= point
+        });
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(world.entries("objects").is_empty(), "nothing is kept that is not whole");
@@ -117,14 +119,14 @@ fn an_interrupted_command_says_so_and_sweeps_what_it_made() {
     let url = server.url("/disk.raw");
     let child =
         world.vmctl(&["fetch", "image", &url, "--checksum", &digest]).stderr(std::process::Stdio::piped()).spawn().unwrap();
-    wait_for("the part", || !world.parts().is_empty());
+    wait_for("the part", || !world.partial_downloads().is_empty());
     let start = Instant::now();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::Signal::SIGINT).unwrap();
     let output = child.wait_with_output().unwrap();
     assert!(start.elapsed() < Duration::from_secs(20), "it does not wait for the server");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(said.contains("error: interrupted") && said.contains("goes on where it was broken off"), "{said}");
+    assert!(said.contains("error: interrupted") && said.contains("resumes where it was interrupted"), "{said}");
     assert_eq!(output.status.code(), Some(1));
     assert!(world.entries("work").is_empty() && world.entries("objects").is_empty());
-    assert_eq!(world.parts().len(), 1);
+    assert_eq!(world.partial_downloads().len(), 1);
 }

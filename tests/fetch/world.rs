@@ -84,14 +84,14 @@ impl World {
 
     /// Nothing is kept, and nothing is left behind.
     pub fn is_clean(&self) -> bool {
-        self.entries("objects").is_empty() && self.entries("work").is_empty() && self.parts().is_empty()
+        self.entries("objects").is_empty() && self.entries("work").is_empty() && self.partial_downloads().is_empty()
     }
 
     /// The parts of downloads that hold something.
-    pub fn parts(&self) -> Vec<PathBuf> {
+    pub fn partial_downloads(&self) -> Vec<PathBuf> {
         let part = |name: String| self.cache().join("partial").join(name);
-        let parts = self.entries("partial").into_iter().filter(|name| name.ends_with(".part")).map(part);
-        parts.filter(|path| std::fs::metadata(path).is_ok_and(|metadata| metadata.len() > 0)).collect()
+        let partial_downloads = self.entries("partial").into_iter().filter(|name| name.ends_with(".part")).map(part);
+        partial_downloads.filter(|path| std::fs::metadata(path).is_ok_and(|metadata| metadata.len() > 0)).collect()
     }
 
     /// vmctl with this cache.

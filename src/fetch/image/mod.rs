@@ -1,12 +1,12 @@
-//! Disk images of other programs, read without their tools and written as sparse raw files.
+//! Disk images of other programs: reading them without their tools, and writing them as sparse raw files.
 //!
 //! A format gives an [`Image`]: the size of the virtual disk, the unit in which it stores it, where the next unit that
-//! may hold data is, and readers that fetch one unit each. [`convert`] runs one reader a thread; each writes where its
-//! units belong, and leaves out blocks of zeros, so that the raw file has holes there.
+//! may hold data is, and readers that fetch one unit each. [`convert`] runs one reader per thread. Each writes its
+//! units at their offsets and skips blocks of zeros, so that the raw file has holes there.
 //!
-//! **Hostile file**: tables must lie inside the file and be at most [`MAX_TABLE`] long, and no second-level table may be used twice, so that the work is
-//! bounded by the file's length; a unit is at most [`MAX_UNIT`] and a disk at most [`MAX_DISK`]; what is written is
-//! held against the free space before each write.
+//! **Hostile file**: tables must lie inside the file and be at most [`MAX_TABLE`] long, and no second-level table may
+//! be used twice, so that the work is bounded by the file's length; a unit is at most [`MAX_UNIT`] and a disk at most
+//! [`MAX_DISK`]; the free space is checked before each write.
 
 mod qcow2;
 pub(super) mod vhd;
@@ -25,32 +25,33 @@ use super::progress::Job;
 use super::space::Room;
 use crate::inputs;
 
-/// The most that one unit may be: 32 MiB.
+/// Maximum size of one unit: 32 MiB.
 pub const MAX_UNIT: u64 = 32 << 20;
 /// The largest virtual disk: 64 TiB.
 pub const MAX_DISK: u64 = 64 << 40;
-/// The largest table that a header may make a reader hold: 64 MiB. A disk of [`MAX_DISK`] in the usual units needs less.
+/// Maximum size of a table for which a header can make a reader use memory: 64 MiB. A disk of [`MAX_DISK`] in the usual
+/// units needs less.
 pub const MAX_TABLE: u64 = 64 << 20;
-/// What a thread reads before it writes: at least one unit.
+/// Number of bytes that a thread reads before it writes: at least one unit.
 const STRETCH: u64 = 1 << 20;
-/// Zeros are left out in blocks of this size.
+/// Size of the blocks in which zeros are left out.
 pub const HOLE: usize = 4096;
 
-/// How a disk is stored.
+/// Format of a disk image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// The disk's bytes as they are.
     Raw,
-    /// QEMU's, version 2 or 3.
+    /// QEMU's format, version 2 or 3.
     Qcow2,
-    /// VMware's.
+    /// VMware's format.
     Vmdk,
-    /// Virtual PC's.
+    /// Virtual PC's format.
     Vhd,
 }
 
 impl Format {
-    /// As the catalogue writes it.
+    /// Returns the name as in the catalogue.
     pub fn name(self) -> &'static str {
         match self {
             Self::Raw => "raw",
@@ -59,7 +60,7 @@ impl Format {
             Self::Vhd => "vhd",
         }
     }
-    /// As people write it.
+    /// Returns the usual spelling.
     pub fn title(self) -> &'static str {
         match self {
             Self::Vmdk => "VMDK",
@@ -69,13 +70,13 @@ impl Format {
     }
 }
 
-/// Bytes that can be read at any place; a read past the end is short.
+/// Bytes that can be read at any offset. A read past the end is short.
 pub trait Storage: Sync {
-    /// How many there are.
+    /// Returns the number of bytes.
     fn len(&self) -> u64;
-    /// Reads into `buffer` from `offset`; returns how many bytes there were.
+    /// Reads into `buffer` from `offset`. Returns the number of bytes read.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
-    /// Whether there are none.
+    /// Returns whether there are no bytes.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -136,24 +137,24 @@ impl Storage for &[u8] {
 
 /// A virtual disk.
 pub trait Image: Sync {
-    /// Its size in bytes.
+    /// Returns its size in bytes.
     fn size(&self) -> u64;
-    /// Bytes in a unit; a power of two of at most [`MAX_UNIT`].
+    /// Returns the number of bytes in a unit: a power of two of at most [`MAX_UNIT`].
     fn unit(&self) -> u64;
-    /// The first unit from `unit` on that may hold data; `None` when there is none before the end.
+    /// Returns the first unit from `unit` on that may hold data. Returns `None` if there is none before the end.
     fn next_data(&self, unit: u64) -> Option<u64>;
-    /// A reader for one thread.
+    /// Returns a reader for one thread.
     fn reader(&self) -> Box<dyn Reader + '_>;
 }
 
-/// Reads units of an [`Image`].
+/// A reader of the units of an [`Image`].
 pub trait Reader {
-    /// Fills `out`, which is one unit long, with a unit's bytes; says false, and leaves `out` as it is, when they are
+    /// Fills `out`, which is one unit long, with a unit's bytes. Returns false, and leaves `out` unchanged, if they are
     /// all zero.
     fn read(&mut self, unit: u64, out: &mut [u8]) -> Result<bool>;
 }
 
-/// Where [`convert`] writes.
+/// The destination of [`convert`].
 pub trait Sink: Sync {
     /// Writes all of `bytes` at `offset`.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
@@ -165,12 +166,12 @@ impl Sink for File {
     }
 }
 
-/// The format of a disk, by the file's contents; an error says what the file is when it is none.
+/// Returns the format of a disk by the file's contents. If it is no disk, the error says what the file is.
 pub fn probe(storage: &dyn Storage) -> Result<Format> {
     Contents::of(storage)?.disk()
 }
 
-/// Opens an image of `format`, which is not raw. `beside` is the directory in which the extents of a VMDK lie.
+/// Opens an image of `format`, which is not raw. `beside` is the directory of the extents of a VMDK.
 pub fn open<'a>(format: Format, storage: Box<dyn Storage + 'a>, beside: Option<&Path>) -> Result<Box<dyn Image + 'a>> {
     let image: Box<dyn Image + 'a> = match format {
         Format::Qcow2 => Box::new(qcow2::Qcow2::open(storage)?),
@@ -179,12 +180,12 @@ pub fn open<'a>(format: Format, storage: Box<dyn Storage + 'a>, beside: Option<&
         Format::Raw => return Err(FetchError::user("a raw image needs no reading")),
     };
     if image.size() > MAX_DISK {
-        return Err(FetchError::user(format!("the image is of {} bytes, more than 64 TiB", image.size())));
+        return Err(FetchError::user(format!("the image has {} bytes, more than 64 TiB", image.size())));
     }
     Ok(image)
 }
 
-/// Writes the disk into `sink`, which reads as zeros so far. Returns the bytes that were written.
+/// Writes the disk into `sink`, which reads as zeros so far. Returns the number of bytes written.
 pub fn convert(image: &dyn Image, sink: &dyn Sink, threads: usize, room: &Room, job: &Job<'_>) -> Result<u64> {
     let unit = image.unit();
     let per_stretch = (STRETCH / unit).max(1);
@@ -237,7 +238,7 @@ pub fn convert(image: &dyn Image, sink: &dyn Sink, threads: usize, room: &Room, 
     Ok(written.into_inner())
 }
 
-/// Writes the runs of `bytes` that are not zero. Returns how many bytes they were.
+/// Writes the runs of `bytes` that are not zero. Returns their number of bytes.
 fn write_data(sink: &dyn Sink, bytes: &[u8], offset: u64, room: &Room) -> Result<u64> {
     let mut written = 0;
     for (start, end) in runs(bytes) {
@@ -248,7 +249,7 @@ fn write_data(sink: &dyn Sink, bytes: &[u8], offset: u64, room: &Room) -> Result
     Ok(written)
 }
 
-/// The runs of blocks that hold something, as (start, end).
+/// Returns the runs of blocks that are not zero, as (start, end).
 pub fn runs(bytes: &[u8]) -> impl Iterator<Item = (usize, usize)> + '_ {
     let mut at = 0;
     std::iter::from_fn(move || {
@@ -264,13 +265,13 @@ pub fn runs(bytes: &[u8]) -> impl Iterator<Item = (usize, usize)> + '_ {
     })
 }
 
-/// Whether a block of at most [`HOLE`] bytes is all zero.
+/// Returns whether a block of at most [`HOLE`] bytes is all zero.
 fn is_zero(block: &[u8]) -> bool {
     static ZEROS: [u8; HOLE] = [0; HOLE];
     block == &ZEROS[..block.len()]
 }
 
-/// How many threads a conversion gets.
+/// Returns the number of threads for a conversion.
 pub fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, |count| count.get().min(8))
 }
@@ -279,7 +280,7 @@ pub(super) fn unreadable(error: io::Error) -> FetchError {
     FetchError::host("cannot read the image").because(error)
 }
 
-/// The file is not what its header promises.
+/// Creates the error for a file that is not what its header promises.
 fn damaged(what: impl Into<String>) -> FetchError {
     FetchError::user(format!("the image is damaged: {}", what.into()))
 }
@@ -294,7 +295,7 @@ fn read_exact(storage: &dyn Storage, buffer: &mut [u8], offset: u64, what: &str)
 fn read_table(storage: &dyn Storage, offset: u64, count: u64, width: u64, what: &str) -> Result<Vec<u8>> {
     let bytes = count.checked_mul(width).filter(|bytes| offset.checked_add(*bytes).is_some_and(|end| end <= storage.len()));
     let bytes = bytes.ok_or_else(|| damaged(format!("{what} reaches past the end of the file")))?;
-    // The file's length is no bound: one with holes, or an archive's, is as long as its maker likes.
+    // The file's length is no bound: a sparse file, or one from an archive, can be as long as its maker likes.
     if bytes > MAX_TABLE {
         return Err(damaged(format!("{what} is of {bytes} bytes, more than 64 MiB")));
     }
@@ -317,7 +318,7 @@ mod tests {
         assert_eq!(runs(&[]).count(), 0);
     }
 
-    /// A file of 2^60 bytes: what it begins and ends with, and zeros between.
+    /// A file of 2^60 bytes: its beginning and its end, and zeros between them.
     struct Endless {
         head: Vec<u8>,
         tail: Vec<u8>,
@@ -342,7 +343,7 @@ mod tests {
         file[at..at + bytes.len()].copy_from_slice(bytes);
     }
 
-    /// The ones' complement of the sum of all bytes, which the header of a VHD has at `at`.
+    /// Writes the ones' complement of the sum of all bytes, which the header of a VHD has at `at`.
     fn seal(header: &mut [u8], at: usize) {
         put(header, at, &[0; 4]);
         let sum = header.iter().fold(0u32, |sum, byte| sum.wrapping_add(u32::from(*byte)));

@@ -1,12 +1,12 @@
 //! QEMU's qcow2, versions 2 and 3 (QEMU's docs/interop/qcow2.rst).
 //!
 //! A first-level table (L1) points at second-level tables (L2), one cluster each, which say for every cluster of the
-//! disk where it lies, that it is zero, or where its compressed bytes are (raw deflate, or zstd by the header's
+//! disk where it is, that it is zero, or where its compressed bytes are (raw deflate, or zstd by the header's
 //! compression type). Extended L2 entries (32 subclusters with bits "allocated" and "zero") are read.
 //!
-//! **Not modelled**: a backing file, encryption and an external data file are refused with the reason, so is a
-//! version with an incompatible feature that is not known. Snapshots inside the file are passed over; refcounts are
-//! not looked at, so that a file whose dirty bit is set is read like any other.
+//! **Not modelled**: a backing file, encryption and an external data file are refused with the reason, and so is an
+//! unknown incompatible feature. Snapshots inside the file are skipped. Refcounts are not read, so a file whose dirty
+//! bit is set is read like any other.
 //!
 //! **Hostile file**: L1 is at most 32 MiB (QEMU's own limit) and lies inside the file, as does every L2 table; no L2
 //! table is used twice; a compressed cluster unpacks into one cluster and no further.
@@ -37,7 +37,7 @@ pub struct Qcow2<'a> {
     cluster_bits: u32,
     extended: bool,
     zstd: bool,
-    /// Where the L2 tables are; 0 for none.
+    /// Offsets of the L2 tables; 0 for none.
     l1: Vec<u64>,
 }
 
@@ -67,7 +67,7 @@ impl<'a> Qcow2<'a> {
             return Err(FetchError::user(format!("the qcow2 image needs features that are not known (bits {unknown:#x})")));
         }
         if features & CORRUPT != 0 {
-            return Err(damaged("it is marked corrupt").hint("`qemu-img check -r all` may mend it"));
+            return Err(damaged("it is marked corrupt").hint("`qemu-img check -r all` may repair it"));
         }
         let zstd = match (features & COMPRESSION != 0, compression) {
             (false, _) | (true, 0) => false,
@@ -85,13 +85,13 @@ impl<'a> Qcow2<'a> {
     fn entry_bytes(&self) -> u64 {
         if self.extended { 16 } else { 8 }
     }
-    /// Entries in one L2 table.
+    /// Returns the number of entries in one L2 table.
     fn l2_entries(&self) -> u64 {
         (1 << self.cluster_bits) / self.entry_bytes()
     }
 }
 
-/// What cannot be read out of this file alone.
+/// Refuses an image that cannot be read from this file alone.
 fn refuse_what_needs_more(storage: &dyn Storage, backing: u64, backing_len: u32, crypt: u32) -> Result<()> {
     if backing != 0 {
         let mut name = vec![0; backing_len.min(1023) as usize];
@@ -122,6 +122,7 @@ fn read_l1(storage: &dyn Storage, offset: u64, count: u64, size: u64, cluster_bi
         table.chunks_exact(8).map(|entry| u64::from_be_bytes(entry.try_into().expect("eight bytes")) & OFFSET).collect();
     let mut used: Vec<u64> = l1.iter().copied().filter(|entry| *entry != 0).collect();
     used.sort_unstable();
+    // A table that occurs twice would let a small file stand for a huge disk.
     if used.windows(2).any(|pair| pair[0] == pair[1]) {
         return Err(damaged("an L2 table is used twice"));
     }
@@ -173,7 +174,9 @@ impl Reader for ClusterReader<'_> {
         if offset == 0 {
             return Ok(false);
         }
+        // Units come in order, so one table in memory is enough.
         if self.l2_index != Some(index) {
+            // Until the read has succeeded, the buffer holds no table.
             self.l2_index = None;
             self.l2.resize(self.image.unit() as usize, 0);
             read_exact(self.image.storage.as_ref(), &mut self.l2, offset, "an L2 table")?;
@@ -195,7 +198,7 @@ impl Reader for ClusterReader<'_> {
 }
 
 impl ClusterReader<'_> {
-    /// The last cluster of a file may be cut short: zeros follow.
+    /// Reads a plain cluster. The last cluster of a file may be incomplete: zeros follow.
     fn plain(&self, offset: u64, out: &mut [u8]) -> Result<()> {
         if offset >= self.image.storage.len() {
             return Err(damaged("a cluster lies past the end of the file"));
@@ -205,8 +208,8 @@ impl ClusterReader<'_> {
         Ok(())
     }
 
-    /// "Extended L2 Entries": bit x of the low half says that subcluster x is allocated, of the high half that it is
-    /// zero.
+    /// Reads a cluster with "Extended L2 Entries": bit x of the low half says that subcluster x is allocated, of the
+    /// high half that it is zero.
     fn subclusters(&self, offset: u64, bits: u64, out: &mut [u8]) -> Result<bool> {
         let (allocated, zero) = (bits as u32, (bits >> 32) as u32);
         if allocated & zero != 0 || (allocated != 0 && offset == 0) {
@@ -223,8 +226,8 @@ impl ClusterReader<'_> {
         Ok(true)
     }
 
-    /// "Compressed Clusters Descriptor": x = 62 - (cluster_bits - 8); bits 0 to x - 1 are the offset, bits x to 61 the
-    /// number of further 512-byte sectors.
+    /// Unpacks a cluster. "Compressed Clusters Descriptor": x = 62 - (cluster_bits - 8); bits 0 to x - 1 are the
+    /// offset, bits x to 61 the number of further 512-byte sectors.
     fn unpack(&mut self, entry: u64, out: &mut [u8]) -> Result<()> {
         let x = 62 - (self.image.cluster_bits - 8);
         let offset = entry & ((1 << x) - 1);
@@ -238,7 +241,7 @@ impl ClusterReader<'_> {
             None => {
                 self.inflate.reset(false);
                 let end = self.inflate.decompress(packed, out, flate2::FlushDecompress::Finish);
-                // What follows the stream in its last sector belongs to another cluster.
+                // Bytes after the stream in its last sector belong to another cluster.
                 end.is_ok() && self.inflate.total_out() == out.len() as u64
             }
         };
@@ -246,12 +249,12 @@ impl ClusterReader<'_> {
     }
 }
 
-/// What follows the frame in its last sector belongs to another cluster, and is not looked at.
+/// Unpacks a zstd frame. Bytes after the frame in its last sector belong to another cluster, and are not read.
 fn unpack_zstd(decoder: &mut FrameDecoder, packed: &[u8], out: &mut [u8]) -> bool {
     StreamingDecoder::new_with_decoder(packed, decoder).is_ok_and(|mut stream| stream.read_exact(out).is_ok())
 }
 
-/// A decoder that refuses to take more memory than clusters need.
+/// Returns a decoder that refuses to take more memory than clusters need.
 fn zstd_decoder() -> FrameDecoder {
     let mut decoder = FrameDecoder::new();
     decoder.set_max_window_size(8 << 20);

@@ -4,8 +4,8 @@
 //! has a block allocation table of sector numbers; each block begins with a bitmap of its sectors, the highest bit
 //! first, and a sector whose bit is clear was never written.
 //!
-//! The size of the disk is the footer's current size. Virtual PC itself (creator `vpc `), and QEMU where it follows it
-//! (`qemu`), show a guest the size of the geometry instead (QEMU's block/vpc.c, vpc_open); so do we.
+//! The size of the disk is the footer's current size. Virtual PC itself (creator `vpc `), and QEMU in its compatible
+//! mode (`qemu`), show a guest the size of the geometry instead (QEMU's block/vpc.c, vpc_open). So does this reader.
 //!
 //! **Not modelled**: a differencing disk is refused.
 //!
@@ -18,7 +18,7 @@ const SECTOR: u64 = 512;
 const UNUSED: u32 = 0xffff_ffff;
 /// Unit in which a fixed disk is read.
 const FIXED_UNIT: u64 = 1 << 20;
-/// The largest geometry: where it ends, the current size holds.
+/// Size of the largest geometry. Beyond it, the current size counts.
 const MAX_GEOMETRY: u64 = 65_535 * 16 * 255;
 
 /// A VHD file.
@@ -30,7 +30,7 @@ pub struct Vhd<'a> {
     table: Option<Vec<u32>>,
 }
 
-/// Whether the file ends in a footer: all that tells a fixed disk from a raw one.
+/// Returns whether the file ends in a footer. Only the footer distinguishes a fixed disk from a raw one.
 pub fn has_footer(storage: &dyn Storage) -> Result<bool> {
     let mut cookie = [0; 8];
     let at = storage.len().saturating_sub(SECTOR);
@@ -38,7 +38,7 @@ pub fn has_footer(storage: &dyn Storage) -> Result<bool> {
     Ok(storage.len() >= SECTOR && n == 8 && &cookie == b"conectix" && checked(storage, at, SECTOR as usize, 64)?.is_some())
 }
 
-/// A header whose checksum (ones' complement of the sum of its bytes, itself left out) is right.
+/// Reads a header and checks its checksum (ones' complement of the sum of its bytes, itself left out).
 fn checked(storage: &dyn Storage, offset: u64, len: usize, checksum_at: usize) -> Result<Option<Vec<u8>>> {
     let mut bytes = vec![0; len];
     if storage.read_at(&mut bytes, offset).map_err(unreadable)? < len {
@@ -101,7 +101,7 @@ impl<'a> Vhd<'a> {
         Ok(Self { storage, size, unit, table: Some(table) })
     }
 
-    /// Bytes of the bitmap before a block.
+    /// Returns the size of the bitmap before a block in bytes.
     fn bitmap_bytes(&self) -> u64 {
         (self.unit / SECTOR).div_ceil(8).next_multiple_of(SECTOR)
     }
@@ -151,7 +151,7 @@ impl Reader for BlockReader<'_> {
         let offset = u64::from(sector) * SECTOR;
         read_exact(storage, &mut self.bitmap, offset, "a block")?;
         let n = storage.read_at(out, offset + self.bitmap.len() as u64).map_err(unreadable)?;
-        // A disk that is no multiple of its blocks may end within the last one.
+        // A disk that is not a multiple of its blocks may end within the last one.
         let wanted = (self.image.size - unit * self.image.unit).min(self.image.unit) as usize;
         if n < wanted {
             return Err(damaged("a block reaches past the end of the file"));

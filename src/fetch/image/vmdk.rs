@@ -1,15 +1,15 @@
-//! VMware's VMDK (VMware, "Virtual Disk Format 5.0"): monolithicSparse, streamOptimized, and descriptor files with flat,
-//! sparse and zero extents.
+//! VMware's VMDK (VMware, "Virtual Disk Format 5.0"): monolithicSparse, streamOptimized, and descriptor files with
+//! flat, sparse and zero extents.
 //!
 //! A sparse extent begins with a header (`KDMV`, little-endian, in sectors of 512 bytes). A grain directory points at
 //! grain tables, which point at grains. In a streamOptimized extent each grain is a marker (its sector on the disk, its
-//! length) and zlib data (RFC 1950), and the header stands a second time in the file's last but one kilobyte, because
-//! the directory's place is not known when the first is written.
+//! length) and zlib data (RFC 1950), and there is a second header in the file's last but one kilobyte, because the
+//! directory's offset is not known when the first is written.
 //!
 //! **Not modelled**: a delta disk (one with a parent) is refused, and so are other kinds of extents, by name.
 //!
-//! **Hostile file**: an extent's file lies beside the descriptor and nowhere else; tables lie inside the file and none
-//! is used twice; a grain is at most 32 MiB and unpacks into one grain and no further.
+//! **Hostile file**: an extent's file must be beside the descriptor; tables lie inside the file and none is used twice;
+//! a grain is at most 32 MiB and unpacks into at most one grain.
 
 use std::path::Path;
 
@@ -21,14 +21,15 @@ const HEADER_BYTES: usize = 512;
 /// Header flag: a grain table entry of 1 means a grain of zeros.
 const FLAG_ZERO_GRAIN: u32 = 1 << 2;
 const FLAG_COMPRESSED: u32 = 1 << 16;
-/// The directory's place stands in the footer.
+/// The directory's offset is in the footer.
 const AT_END: u64 = u64::MAX;
 const MAX_DESCRIPTOR: u64 = 64 << 10;
 const MAX_EXTENTS: usize = 1024;
-/// Unit in which flat extents are read; extents of several kinds must be whole units long.
+/// Unit in which flat extents are read. If there are extents of several kinds, each must be a whole number of units
+/// long.
 const FLAT_UNIT: u64 = 64 << 10;
 
-/// Whether a file begins as a descriptor does.
+/// Returns whether a file begins as a descriptor does.
 pub fn is_descriptor(head: &[u8]) -> bool {
     let text = String::from_utf8_lossy(head);
     text.lines().take(4).any(|line| line.trim().eq_ignore_ascii_case("# Disk DescriptorFile"))
@@ -44,7 +45,7 @@ pub fn open<'a>(storage: Box<dyn Storage + 'a>, beside: Option<&Path>) -> Result
     let text = read_text(storage.as_ref(), 0, storage.len())?;
     let descriptor = Descriptor::read(&text)?;
     let beside = beside.ok_or_else(|| {
-        FetchError::user("the VMDK is a descriptor of other files, and only this one is there")
+        FetchError::user("the VMDK is a descriptor of other files, which are missing")
             .hint("import it from the directory that holds all its files")
     })?;
     Extents::open(&descriptor, beside).map(|image| Box::new(image) as Box<dyn Image>)
@@ -252,19 +253,19 @@ impl Reader for GrainReader<'_> {
         if n == 0 {
             return Err(damaged("a grain lies past the end of the file"));
         }
-        // The last grain may be cut short where the disk ends.
+        // The last grain may be incomplete where the disk ends.
         out[n..].fill(0);
         Ok(true)
     }
 }
 
 impl GrainReader<'_> {
-    /// A marker: the sector on the disk (eight bytes), the length of what follows (four).
+    /// Unpacks a grain. It begins with a marker: the sector on the disk (eight bytes), the length of the data (four).
     fn unpack(&mut self, offset: u64, out: &mut [u8]) -> Result<()> {
         let mut marker = [0; 12];
         read_exact(self.image.storage.as_ref(), &mut marker, offset, "a grain")?;
         let len = u32::from_le_bytes(marker[8..].try_into().expect("four bytes")) as usize;
-        // zlib's own bound for what does not compress, and more.
+        // zlib's own bound for incompressible data, and more.
         if len > out.len() + out.len() / 8 + 1024 {
             return Err(damaged(format!("a grain of {len} compressed bytes")));
         }
@@ -281,8 +282,8 @@ impl GrainReader<'_> {
     }
 }
 
-/// What an extent of a descriptor file is made of.
-enum Part {
+/// One extent of a descriptor file.
+enum Extent {
     Flat { storage: FileStorage, offset: u64 },
     Sparse(Sparse<'static>),
     Zero,
@@ -291,48 +292,48 @@ enum Part {
 /// The extents of a descriptor file, one after the other.
 struct Extents {
     /// Each with the byte at which it begins on the disk.
-    parts: Vec<(u64, Part)>,
+    extents: Vec<(u64, Extent)>,
     size: u64,
     unit: u64,
 }
 
 impl Extents {
     fn open(descriptor: &Descriptor, beside: &Path) -> Result<Self> {
-        let (mut parts, mut size, mut unit) = (Vec::new(), 0u64, FLAT_UNIT);
+        let (mut extents, mut size, mut unit) = (Vec::new(), 0u64, FLAT_UNIT);
         let mut table_bytes = 0;
         for line in &descriptor.extents {
-            let part = Self::part(line, beside)?;
-            if let Part::Sparse(sparse) = &part {
+            let part = Self::extent(line, beside)?;
+            if let Extent::Sparse(sparse) = &part {
                 unit = unit.min(sparse.unit);
-                // Many extents may name one file.
+                // Many extents may name the same file.
                 table_bytes += sparse.tables.len() as u64 * 4;
             }
             if table_bytes > MAX_TABLE {
                 return Err(damaged("its grain directories are of more than 64 MiB together"));
             }
-            parts.push((size, part));
+            extents.push((size, part));
             let bytes = line.sectors.checked_mul(SECTOR).and_then(|bytes| size.checked_add(bytes));
             size = bytes.ok_or_else(|| damaged("its size does not fit 64 bits"))?;
         }
-        if parts.is_empty() {
+        if extents.is_empty() {
             return Err(damaged("the descriptor names no extent"));
         }
         let whole = |start: &u64| *start % unit == 0;
-        let one_unit = parts.iter().all(|(_, part)| !matches!(part, Part::Sparse(sparse) if sparse.unit != unit));
-        if !parts.iter().all(|(start, _)| whole(start)) || !one_unit {
+        let one_unit = extents.iter().all(|(_, part)| !matches!(part, Extent::Sparse(sparse) if sparse.unit != unit));
+        if !extents.iter().all(|(start, _)| whole(start)) || !one_unit {
             return Err(FetchError::user("the VMDK's extents do not fit together").hint("convert it to one file first"));
         }
-        Ok(Self { parts, size, unit })
+        Ok(Self { extents, size, unit })
     }
 
-    fn part(line: &ExtentLine, beside: &Path) -> Result<Part> {
+    fn extent(line: &ExtentLine, beside: &Path) -> Result<Extent> {
         let path = || {
             let plain = !line.file.is_empty() && !line.file.contains('/') && line.file != ".." && line.file != ".";
             let refused = || FetchError::user(format!("the VMDK's extent `{}` is not beside it", line.file));
             plain.then(|| beside.join(&line.file)).ok_or_else(refused)
         };
         match line.kind.as_str() {
-            "ZERO" => Ok(Part::Zero),
+            "ZERO" => Ok(Extent::Zero),
             "FLAT" | "VMFS" => {
                 let storage = FileStorage::open(&path()?)?;
                 let offset = line.first_sector.checked_mul(SECTOR).ok_or_else(|| damaged("an extent is misplaced"))?;
@@ -340,25 +341,25 @@ impl Extents {
                 if end.is_none_or(|end| end > storage.len()) {
                     return Err(damaged(format!("its extent `{}` is too short", line.file)));
                 }
-                Ok(Part::Flat { storage, offset })
+                Ok(Extent::Flat { storage, offset })
             }
             "SPARSE" => {
                 let sparse = Sparse::open(Box::new(FileStorage::open(&path()?)?))?;
                 if sparse.size != line.sectors.saturating_mul(SECTOR) {
                     return Err(damaged(format!("its extent `{}` is not as long as the descriptor says", line.file)));
                 }
-                Ok(Part::Sparse(sparse))
+                Ok(Extent::Sparse(sparse))
             }
             kind => Err(FetchError::user(format!("VMDK extents of the kind `{kind}` are not read"))
                 .hint("convert it to qcow2 or raw first")),
         }
     }
 
-    /// The extent that holds a byte, and where it begins and ends.
+    /// Returns the extent that holds a byte, and where it begins and ends.
     fn at(&self, byte: u64) -> (usize, u64, u64) {
-        let index = self.parts.partition_point(|(start, _)| *start <= byte).saturating_sub(1);
-        let end = self.parts.get(index + 1).map_or(self.size, |(start, _)| *start);
-        (index, self.parts[index].0, end)
+        let index = self.extents.partition_point(|(start, _)| *start <= byte).saturating_sub(1);
+        let end = self.extents.get(index + 1).map_or(self.size, |(start, _)| *start);
+        (index, self.extents[index].0, end)
     }
 }
 
@@ -373,13 +374,13 @@ impl Image for Extents {
         let mut byte = unit * self.unit;
         while byte < self.size {
             let (index, start, end) = self.at(byte);
-            let found = match &self.parts[index].1 {
-                Part::Flat { .. } => Some(byte / self.unit),
-                Part::Sparse(sparse) => sparse
+            let found = match &self.extents[index].1 {
+                Extent::Flat { .. } => Some(byte / self.unit),
+                Extent::Sparse(sparse) => sparse
                     .next_data((byte - start) / self.unit)
                     .map(|unit| unit + start / self.unit)
                     .filter(|unit| unit * self.unit < end),
-                Part::Zero => None,
+                Extent::Zero => None,
             };
             match found {
                 Some(unit) => return Some(unit),
@@ -390,7 +391,7 @@ impl Image for Extents {
     }
     fn reader(&self) -> Box<dyn Reader + '_> {
         let readers =
-            self.parts.iter().map(|(_, part)| if let Part::Sparse(sparse) = part { Some(sparse.reader()) } else { None });
+            self.extents.iter().map(|(_, part)| if let Extent::Sparse(sparse) = part { Some(sparse.reader()) } else { None });
         Box::new(ExtentReader { image: self, readers: readers.collect() })
     }
 }
@@ -407,7 +408,7 @@ impl Reader for ExtentReader<'_> {
         if let Some(reader) = &mut self.readers[index] {
             return reader.read((byte - start) / self.image.unit, out);
         }
-        let Part::Flat { storage, offset } = &self.image.parts[index].1 else { return Ok(false) };
+        let Extent::Flat { storage, offset } = &self.image.extents[index].1 else { return Ok(false) };
         let wanted = out.len().min((end - byte) as usize);
         read_exact(storage, &mut out[..wanted], offset + (byte - start), "an extent")?;
         out[wanted..].fill(0);
