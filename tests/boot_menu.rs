@@ -141,5 +141,5 @@ fn a_menu_that_waits_is_stopped_by_the_power_button_and_starts_are_told_of_empty
     store.create("loader = \"grub\"\ndisks = [{ id = \"root\", size = \"16M\" }]\n");
     let output = store.vmctl(&["start", "g"]);
     let words = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!output.status.success() && words.contains("disk `root` (hd0): nothing that is known here"), "{words}");
+    assert!(!output.status.success() && words.contains("disk `root` (hd0): unknown contents"), "{words}");
 }

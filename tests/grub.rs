@@ -398,10 +398,7 @@ fn a_guest_with_nothing_to_boot_is_told_what_each_partition_has() {
     File::options().write(true).open(&locked).unwrap().write_all_at(b"LUKS\xba\xbe\x00\x02", 0).unwrap();
     let path = gpt_disk(dir.path(), None, &locked);
     let said = refused(vec![disk("root", &path)]).to_string();
-    assert!(
-        said.contains("partition 1 (hd0,gpt1): LUKS2 encryption; partition 2 (hd0,gpt2): nothing that is known here"),
-        "{said}"
-    );
+    assert!(said.contains("partition 1 (hd0,gpt1): LUKS2 encryption; partition 2 (hd0,gpt2): unknown contents"), "{said}");
 }
 
 #[test]
@@ -590,7 +587,7 @@ fn where_nothing_may_be_written_it_is_said_and_the_guest_boots() {
         let before = fs::read(image).unwrap();
         let (name, said) = boots(image, None);
         assert_eq!(name, "/boot/one");
-        let text = format!("/boot/grub/grubenv' is remembered until the guest runs and is not written: {why}");
+        let text = format!("/boot/grub/grubenv' is kept until the guest runs, but is not written: {why}");
         assert!(said.contains(&text), "no `{text}` in {said}");
         assert_eq!(said.matches("is not written").count(), 1, "{said}");
         assert!(before == fs::read(image).unwrap(), "{why}");
@@ -605,7 +602,7 @@ fn where_nothing_may_be_written_it_is_said_and_the_guest_boots() {
     unchanged(&image, "its file system was not unmounted");
     tool("debugfs", &["-w", "-R", "feature +shared_blocks", text(&shared)]);
     unchanged(&shared, "its file system has features with which this loader only reads it");
-    unchanged(&iso(dir.path(), &root), "its file system is one that is only read");
+    unchanged(&iso(dir.path(), &root), "its file system can only be read");
     // A block in two clusters that are apart: the second is beyond a file that was there before.
     let apart = dir.path().join("apart");
     blank(&apart, 16);

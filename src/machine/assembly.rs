@@ -1,4 +1,4 @@
-//! Puts a machine together: the one wiring table, from a specification to a board, memory and an entry state.
+//! Building a machine: the one wiring table, from a specification to a board, memory and an entry state.
 
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
@@ -37,51 +37,51 @@ use crate::hypervisor::clock::{Clock, HostClock, ManualClock};
 use crate::hypervisor::irq::{IrqLine, IrqSink};
 use crate::hypervisor::memory::GuestMemory;
 
-/// PCI devices of the board's own; the rest are handed out by the supervisor.
+/// PCI slots of the board's own devices. The supervisor assigns the others.
 const RNG_SLOT: u8 = 1;
 const CONSOLE_SLOT: u8 = 2;
-/// The last device number that has an interrupt route.
+/// Highest device number with an interrupt route.
 const LAST_SLOT: u8 = 30;
 
-/// A machine that cannot be put together.
+/// The error for a machine that cannot be built.
 #[derive(Debug, thiserror::Error)]
 pub enum AssemblyError {
-    /// Guest memory.
+    /// Guest memory cannot be allocated.
     #[error("cannot reserve {bytes} bytes of guest memory")]
     Memory {
-        /// How much was asked.
+        /// Number of bytes requested.
         bytes: u64,
-        /// What the host said.
+        /// The error of the host.
         source: std::io::Error,
     },
-    /// The console stream.
+    /// The console stream cannot be used.
     #[error("cannot set up the console")]
     Console(#[source] std::io::Error),
-    /// A disk.
+    /// A disk cannot be opened.
     #[error("disk `{id}`")]
     Disk {
         /// Its id.
         id: String,
-        /// Why.
+        /// The cause.
         source: file::DiskError,
     },
-    /// A network interface.
+    /// A network interface cannot be opened.
     #[error("network interface `{id}`")]
     Nic {
         /// Its id.
         id: String,
-        /// Why.
+        /// The cause.
         source: user::UserNetError,
     },
-    /// A file that the guest is to read.
+    /// A file for the guest cannot be read.
     #[error("cannot read `{}`", path.display())]
     Answer {
-        /// Which.
+        /// Path of the file.
         path: std::path::PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
-    /// Two devices in one place.
+    /// Two devices have the same address or line.
     #[error(transparent)]
     Pci(#[from] PciError),
     /// The wiring table contradicts itself.
@@ -90,12 +90,12 @@ pub enum AssemblyError {
     /// The guest cannot be loaded.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// A UUID that is none.
+    /// The UUID is invalid.
     #[error("`{0}` is not a UUID")]
     Uuid(String),
 }
 
-/// What other threads hold of a machine.
+/// The parts of a machine that other threads use.
 #[derive(Clone)]
 pub struct Handles {
     /// The ACPI power button.
@@ -106,11 +106,11 @@ pub struct Handles {
     vcpus: usize,
     attention: Arc<Attention>,
     counted: Arc<Devices>,
-    /// The loader runs: no guest hears the power button yet.
+    /// Whether the loader runs, so that no guest notices the power button yet.
     in_loader: Arc<AtomicBool>,
 }
 
-/// What the wiring of the PCI bus leaves behind for others.
+/// Results of wiring the PCI bus that other code needs.
 #[derive(Default)]
 struct Devices {
     boot_disks: Vec<grub::BootDisk>,
@@ -119,7 +119,7 @@ struct Devices {
 }
 
 impl Handles {
-    /// Presses the power button: the guest hears of it, and a boot menu ends as power-off.
+    /// Presses the power button. The guest gets an interrupt; a boot menu ends with a power-off.
     pub fn press_power_button(&self) {
         match self.is_in_loader() {
             true => self.attention.stop(MachineExit::PowerOff),
@@ -127,12 +127,12 @@ impl Handles {
         }
     }
 
-    /// Whether the loader runs, so that no guest can hear the power button.
+    /// Returns whether the loader runs, so that no guest can notice the power button.
     pub fn is_in_loader(&self) -> bool {
         self.in_loader.load(Ordering::Acquire)
     }
 
-    /// Counters by name: those of the machine, `disk.ID.NAME` and `nic.ID.NAME`.
+    /// Returns the counters by name: those of the machine, `disk.ID.NAME` and `nic.ID.NAME`.
     pub fn counters(&self) -> BTreeMap<String, u64> {
         let mut all = BTreeMap::from([("uptime-ns".to_string(), self.clock.now_ns()), ("vcpus".to_string(), self.vcpus as u64)]);
         for (id, disk) in &self.counted.disks {
@@ -145,11 +145,11 @@ impl Handles {
     }
 }
 
-/// How the first instruction comes about.
+/// Origin of the first instruction.
 enum Boot {
     /// The kernel is in memory.
     Ready(BootState),
-    /// The loader is still to run, on these disks; where the ACPI root pointer is.
+    /// The loader must still run, on these disks, with the address of the ACPI root pointer.
     Menu(grub::Options, Vec<grub::BootDisk>, u64),
 }
 
@@ -159,7 +159,7 @@ pub struct Machine {
     pub memory: GuestMemory,
     /// The board.
     pub board: Arc<Board>,
-    /// How other threads reach the vCPUs.
+    /// The means by which other threads reach the vCPUs.
     pub attention: Arc<Attention>,
     /// In deterministic mode, the clock that the vCPUs drive.
     pub manual_clock: Option<Arc<ManualClock>>,
@@ -170,7 +170,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// The loader that still has to run, if there is one; it looks for the guest's boot configuration.
+    /// Returns the loader that must still run, if there is one. It searches for the guest's boot configuration.
     pub fn boot_menu(&mut self) -> Result<Option<grub::Loader>, grub::GrubError> {
         match &mut self.boot {
             Boot::Ready(_) => Ok(None),
@@ -178,7 +178,7 @@ impl Machine {
         }
     }
 
-    /// Shows the guest's boot menu on its console and puts into memory what was chosen. The power button and every
+    /// Shows the guest's boot menu on its console and loads the chosen kernel into memory. The power button and every
     /// stop end it.
     pub fn run_boot_menu(&mut self, loader: &grub::Loader) -> Result<(), grub::Halt> {
         let Boot::Menu(_, _, rsdp) = self.boot else { return Ok(()) };
@@ -187,22 +187,22 @@ impl Machine {
         let loaded = loader.run(Box::new(port), grub::Limits::default());
         self.handles.in_loader.store(false, Ordering::Release);
         let loaded = loaded?;
-        // A button that was pressed in the last moment must not be lost on a guest that does not listen yet.
+        // A press at the last moment must not be lost on a guest that has not enabled the event yet.
         if let Some(exit) = self.attention.stopped() {
             return Err(grub::Halt::Stopped(exit));
         }
-        let placed = loaded.place(&self.memory, rsdp);
+        let placed = loaded.load_into(&self.memory, rsdp);
         self.boot = Boot::Ready(placed.map_err(|error| grub::Halt::GaveUp(format!("`{}`: {error}", loaded.name)))?);
         Ok(())
     }
 
-    /// Says something on the console, where the user of a boot menu looks.
+    /// Prints a message on the console, where the user of a boot menu sees it.
     pub fn say(&self, text: &str) {
         let mut console = self.console.clone();
         crate::devices::serial::CharBackend::write(&mut console, text.as_bytes());
     }
 
-    /// What a back end is built with, once the guest is loaded.
+    /// Returns the parameters of a back end, once the guest is loaded.
     pub fn vcpu_setup(&self) -> VcpuSetup {
         let Boot::Ready(boot) = self.boot else { unreachable!("the boot menu has run before the back end is built") };
         VcpuSetup {
@@ -216,33 +216,33 @@ impl Machine {
         }
     }
 
-    /// What other threads hold.
+    /// Returns the parts that other threads use.
     pub fn handles(&self) -> Handles {
         self.handles.clone()
     }
 
-    /// Waits, at most `limit`, until the console's output has been handed over.
+    /// Waits, at most `limit`, until the console's output has been written.
     pub fn finish(&self, limit: Duration) {
         self.console.flush(limit);
     }
 }
 
-/// What every device of one machine is built from.
-struct Parts {
+/// Resources that the devices of one machine share.
+struct Resources {
     memory: GuestMemory,
     attention: Arc<Attention>,
     clock: Arc<dyn Clock>,
     sink: Arc<dyn IrqSink>,
 }
 
-impl Parts {
+impl Resources {
     fn line(&self, gsi: u32) -> IrqLine {
         IrqLine::new(Arc::clone(&self.sink), gsi)
     }
     fn waker(&self) -> Waker {
         Waker::new(Arc::clone(&self.attention))
     }
-    /// Puts a virtio device into a PCI slot; `waker` is the one its back end holds.
+    /// Puts a virtio device into a PCI slot. `waker` is the one that its back end uses.
     fn virtio(&self, root: &mut PciRoot, slot: u8, device: Box<dyn VirtioDevice>, waker: Waker) -> Result<(), PciError> {
         let line = self.line(layout::pci_gsi(slot));
         let function = VirtioPci::new(device, self.memory.clone(), waker, Arc::clone(&self.sink), line);
@@ -264,7 +264,7 @@ pub fn assemble(spec: &VmmSpec, opened: Opened, console: UnixStream, outside: &u
         None => HostClock::new(),
     };
     let interrupts = Interrupts::new(vcpus, Arc::clone(&attention), Arc::clone(&clock));
-    let parts = Parts {
+    let resources = Resources {
         memory: memory.clone(),
         attention: Arc::clone(&attention),
         clock: Arc::clone(&clock),
@@ -272,10 +272,10 @@ pub fn assemble(spec: &VmmSpec, opened: Opened, console: UnixStream, outside: &u
     };
     let board = Arc::new(Board::new(Arc::clone(&interrupts), Arc::clone(&attention), Arc::clone(&clock)));
 
-    let console = wire_serial(&board, &parts, spec, console)?;
-    let power_button = wire_chips(&board, &parts, &interrupts, spec)?;
+    let console = wire_serial(&board, &resources, spec, console)?;
+    let power_button = wire_chips(&board, &resources, &interrupts, spec)?;
     let Opened { kernel, disks, nics } = opened;
-    let mut devices = wire_pci(&board, &parts, spec, (disks, nics), &console, outside)?;
+    let mut devices = wire_pci(&board, &resources, spec, (disks, nics), &console, outside)?;
 
     let shape = acpi::Shape { vcpus, serial: spec.com, pci_devices: LAST_SLOT };
     let rsdp = acpi::write(&memory, &shape).map_err(LoadError::from)?;
@@ -325,21 +325,26 @@ fn parse_uuid(text: &str) -> Result<[u8; 16], AssemblyError> {
     Ok(uuid)
 }
 
-/// COM1 to COM4: all write to the console stream, COM1 reads from it.
-fn wire_serial(board: &Board, parts: &Parts, spec: &VmmSpec, stream: UnixStream) -> Result<StreamConsole, AssemblyError> {
-    let wakers: Vec<Waker> = layout::SERIAL.iter().map(|_| parts.waker()).collect();
+/// Adds COM1 to COM4: all write to the console stream, and COM1 reads from it.
+fn wire_serial(board: &Board, resources: &Resources, spec: &VmmSpec, stream: UnixStream) -> Result<StreamConsole, AssemblyError> {
+    let wakers: Vec<Waker> = layout::SERIAL.iter().map(|_| resources.waker()).collect();
     let console = StreamConsole::new(stream, wakers[0].clone(), wakers.clone()).map_err(AssemblyError::Console)?;
     for (i, &(port, irq)) in layout::SERIAL.iter().enumerate().filter(|&(i, _)| spec.com[i]) {
         let backend = if i == 0 { console.clone() } else { console.write_only() };
-        let uart = Serial::new(parts.line(irq), Box::new(backend));
+        let uart = Serial::new(resources.line(irq), Box::new(backend));
         board.add(Box::new(uart), &[Wire::ports(port, 8, 0)])?;
     }
     Ok(console)
 }
 
-/// The chips that every PC has.
-fn wire_chips(board: &Board, parts: &Parts, interrupts: &Arc<Interrupts>, spec: &VmmSpec) -> Result<PowerButton, AssemblyError> {
-    let clock = || Arc::clone(&parts.clock);
+/// Adds the chips that every PC has.
+fn wire_chips(
+    board: &Board,
+    resources: &Resources,
+    interrupts: &Arc<Interrupts>,
+    spec: &VmmSpec,
+) -> Result<PowerButton, AssemblyError> {
+    let clock = || Arc::clone(&resources.clock);
     let [first, second, elcr] = layout::PIC_PORTS;
     let controllers = [
         Wire::ports(first, 2, Pic::MASTER),
@@ -348,11 +353,11 @@ fn wire_chips(board: &Board, parts: &Parts, interrupts: &Arc<Interrupts>, spec: 
         Wire::memory(layout::IOAPIC_BASE, layout::APIC_WINDOW, InterruptRegisters::IOAPIC),
     ];
     board.add(Box::new(InterruptRegisters::new(Arc::clone(interrupts))), &controllers)?;
-    let pit = Pit::new(clock(), parts.line(layout::PIT_IRQ));
+    let pit = Pit::new(clock(), resources.line(layout::PIT_IRQ));
     board.add(Box::new(pit), &[Wire::ports(layout::PIT_PORT, 4, 0), Wire::ports(layout::PIT_GATE_PORT, 1, 1)])?;
-    let rtc = Rtc::new(clock(), parts.line(layout::RTC_IRQ));
+    let rtc = Rtc::new(clock(), resources.line(layout::RTC_IRQ));
     board.add(Box::new(rtc), &[Wire::ports(layout::RTC_PORT, 2, 0)])?;
-    let keyboard = Ps2::new(parts.line(layout::PS2_IRQ), Arc::clone(&parts.attention));
+    let keyboard = Ps2::new(resources.line(layout::PS2_IRQ), Arc::clone(&resources.attention));
     let [data, command] = layout::PS2_PORTS;
     let ports = [
         Wire::ports(data, 1, Ps2::DATA),
@@ -360,7 +365,7 @@ fn wire_chips(board: &Board, parts: &Parts, interrupts: &Arc<Interrupts>, spec: 
         Wire::ports(layout::SYSTEM_CONTROL_PORT, 1, Ps2::PORT_92),
     ];
     board.add(Box::new(keyboard), &ports)?;
-    let pm = Pm::new(clock(), parts.line(layout::SCI_IRQ), Arc::clone(&parts.attention), parts.waker());
+    let pm = Pm::new(clock(), resources.line(layout::SCI_IRQ), Arc::clone(&resources.attention), resources.waker());
     let button = pm.button();
     let wires = [
         Wire::ports(layout::PM1A_EVT.into(), 4, Pm::EVENT),
@@ -369,7 +374,7 @@ fn wire_chips(board: &Board, parts: &Parts, interrupts: &Arc<Interrupts>, spec: 
     ];
     board.add(Box::new(pm), &wires)?;
     if let Some(port) = spec.debug_exit_port {
-        let device = Box::new(DebugExit::new(Arc::clone(&parts.attention)));
+        let device = Box::new(DebugExit::new(Arc::clone(&resources.attention)));
         board.add(device, &[Wire::ports(port.into(), 4, 0)])?;
     }
     Ok(button)
@@ -378,10 +383,10 @@ fn wire_chips(board: &Board, parts: &Parts, interrupts: &Arc<Interrupts>, spec: 
 type OpenDisks = Vec<(DiskOptions, OpenDisk)>;
 type OpenNics = Vec<OpenNic>;
 
-/// The PCI functions.
+/// Adds the PCI functions.
 fn wire_pci(
     board: &Board,
-    parts: &Parts,
+    resources: &Resources,
     spec: &VmmSpec,
     (open_disks, open_nics): (OpenDisks, OpenNics),
     console: &StreamConsole,
@@ -389,22 +394,22 @@ fn wire_pci(
 ) -> Result<Devices, AssemblyError> {
     let window = |(base, len): (u64, u64)| Window { base, len };
     let windows = Windows { memory32: window(layout::PCI_MEMORY), memory64: Window::default(), io: window(layout::PCI_IO) };
-    let mut root = PciRoot::new(windows, Arc::clone(&parts.attention));
+    let mut root = PciRoot::new(windows, Arc::clone(&resources.attention));
     if spec.rng && !spec.deterministic {
-        parts.virtio(&mut root, RNG_SLOT, Box::new(rng::Rng::new()), parts.waker())?;
+        resources.virtio(&mut root, RNG_SLOT, Box::new(rng::Rng::new()), resources.waker())?;
     }
     if spec.virtio_console {
         let port = console::Console::new(Box::new(console.write_only()));
-        parts.virtio(&mut root, CONSOLE_SLOT, Box::new(port), parts.waker())?;
+        resources.virtio(&mut root, CONSOLE_SLOT, Box::new(port), resources.waker())?;
     }
     let mut devices = Devices::default();
     for (disk, opened) in spec.disks.iter().zip(open_disks) {
-        let (reader, counters) = wire_disk(&mut root, parts, disk, opened)?;
+        let (reader, counters) = wire_disk(&mut root, resources, disk, opened)?;
         devices.boot_disks.push(grub::BootDisk { id: disk.id.clone(), is_cd: disk.device == EmbeddedDiskDevice::AhciCd, reader });
         devices.disks.push((disk.id.clone(), counters));
     }
     for (nic, opened) in spec.nics.iter().zip(open_nics) {
-        let counters = wire_nic(&mut root, parts, (nic, opened), outside)?;
+        let counters = wire_nic(&mut root, resources, (nic, opened), outside)?;
         devices.nics.push((nic.id.clone(), counters));
     }
     root.assign_bars()?;
@@ -421,20 +426,20 @@ fn wire_pci(
 /// Starts a disk and puts the device in front of it into its slot.
 fn wire_disk(
     root: &mut PciRoot,
-    parts: &Parts,
+    resources: &Resources,
     spec: &DiskSpec,
     opened: (DiskOptions, OpenDisk),
 ) -> Result<(Arc<dyn DiskReader>, Arc<DiskCounters>), AssemblyError> {
-    let waker = parts.waker();
-    let disk = Box::new(start_disk(spec, opened, parts, waker.clone())?);
+    let waker = resources.waker();
+    let disk = Box::new(start_disk(spec, opened, resources, waker.clone())?);
     let found = (disk.reader(), disk.counters());
     match spec.device {
         EmbeddedDiskDevice::VirtioBlk => {
             let options = blk::BlkOptions { serial: spec.serial.clone(), ..Default::default() };
-            parts.virtio(root, spec.slot, Box::new(blk::Blk::new(disk, &options)), waker)?;
+            resources.virtio(root, spec.slot, Box::new(blk::Blk::new(disk, &options)), waker)?;
         }
-        EmbeddedDiskDevice::AhciHd => wire_ahci(root, parts, spec, (DriveKind::Disk, disk), waker)?,
-        EmbeddedDiskDevice::AhciCd => wire_ahci(root, parts, spec, (DriveKind::Cd, disk), waker)?,
+        EmbeddedDiskDevice::AhciHd => wire_ahci(root, resources, spec, (DriveKind::Disk, disk), waker)?,
+        EmbeddedDiskDevice::AhciCd => wire_ahci(root, resources, spec, (DriveKind::Cd, disk), waker)?,
     }
     Ok(found)
 }
@@ -442,20 +447,25 @@ fn wire_disk(
 /// Puts an AHCI controller with one drive into a slot.
 fn wire_ahci(
     root: &mut PciRoot,
-    parts: &Parts,
+    resources: &Resources,
     spec: &DiskSpec,
     (kind, disk): (DriveKind, Box<dyn Disk>),
     waker: Waker,
 ) -> Result<(), PciError> {
-    let line = parts.line(layout::pci_gsi(spec.slot));
-    root.add(spec.slot, 0, Box::new(Ahci::new(kind, disk, &spec.serial, parts.memory.clone(), waker, line)))
+    let line = resources.line(layout::pci_gsi(spec.slot));
+    root.add(spec.slot, 0, Box::new(Ahci::new(kind, disk, &spec.serial, resources.memory.clone(), waker, line)))
 }
 
-fn start_disk(spec: &DiskSpec, opened: (DiskOptions, OpenDisk), parts: &Parts, waker: Waker) -> Result<FileDisk, AssemblyError> {
+fn start_disk(
+    spec: &DiskSpec,
+    opened: (DiskOptions, OpenDisk),
+    resources: &Resources,
+    waker: Waker,
+) -> Result<FileDisk, AssemblyError> {
     let (options, disk) = opened;
     // Standard error is the supervisor's log of this engine.
     let notes = Arc::new(|note: DiskNote| eprintln!("vmctl vmm: {note}"));
-    let host = DiskHost { memory: parts.memory.clone(), waker, notes };
+    let host = DiskHost { memory: resources.memory.clone(), waker, notes };
     let failed = |source| AssemblyError::Disk { id: spec.id.clone(), source };
     FileDisk::from_file(disk, &spec.path, &options, &host).map_err(failed)
 }
@@ -465,17 +475,17 @@ type OpenNic = Option<(user::UserNetConfig, user::Listeners)>;
 /// Starts the other end of an interface's wire and puts the device in front of it into its slot.
 fn wire_nic(
     root: &mut PciRoot,
-    parts: &Parts,
+    resources: &Resources,
     (spec, opened): (&NicSpec, OpenNic),
     outside: &user::Outside,
 ) -> Result<Arc<NicCounters>, AssemblyError> {
-    let waker = parts.waker();
+    let waker = resources.waker();
     let wire = Counted::new(start_wire(spec, opened, waker.clone(), outside)?);
     let counters = wire.counters();
     match spec.device {
         EmbeddedNicDevice::VirtioNet => {
             let device = net::Net::new(Box::new(wire), spec.mac, spec.mtu);
-            parts.virtio(root, spec.slot, Box::new(device), waker)?;
+            resources.virtio(root, spec.slot, Box::new(device), waker)?;
         }
     }
     Ok(counters)
@@ -519,18 +529,18 @@ mod tests {
         }
     }
 
-    /// A board with the chips that every PC has, and how they stop the machine.
+    /// Creates a board with the chips that every PC has, and the object through which they stop the machine.
     fn chips() -> (Board, Arc<Attention>) {
         let (attention, clock) = (Attention::new(1), ManualClock::new(0));
         let interrupts = Interrupts::new(1, attention.clone(), clock.clone());
-        let parts = Parts {
+        let resources = Resources {
             memory: memory::build(16 << 20).unwrap(),
             attention: attention.clone(),
             clock: clock.clone(),
             sink: interrupts.clone(),
         };
         let board = Board::new(interrupts.clone(), attention.clone(), clock);
-        wire_chips(&board, &parts, &interrupts, &bare()).unwrap();
+        wire_chips(&board, &resources, &interrupts, &bare()).unwrap();
         (board, attention)
     }
 

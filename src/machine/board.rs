@@ -1,10 +1,10 @@
-//! The board: devices on a bus, under one lock, with what is due and who was woken.
+//! The board: devices on a bus, under one lock, with their deadlines and wake-ups.
 //!
 //! Back ends enter through [`Platform`]. The interrupt controllers have a lock of their own ([`Interrupts`]), taken
 //! after the board's and never before it, so that a back-end thread may raise an interrupt without the board.
 //!
-//! **Hostile guest**: an access of any width at any address is answered; one that no device takes as a whole is
-//! split into bytes, and bytes that nobody takes read as ones.
+//! **Hostile guest**: an access of any width at any address is answered. One that no device takes as a whole is split
+//! into bytes, and bytes that no device takes read as ones.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -14,25 +14,25 @@ use crate::hypervisor::bus::{Bus, Device, DeviceId, Overlap, Space};
 use crate::hypervisor::clock::Clock;
 use crate::hypervisor::state::{Section, StateError};
 
-/// Where one region of a device answers.
+/// The window at which one region of a device answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Wire {
     /// Ports or memory.
     pub space: Space,
     /// First address.
     pub base: u64,
-    /// Addresses.
+    /// Number of addresses.
     pub len: u64,
     /// The device's number for the region.
     pub region: u16,
 }
 
 impl Wire {
-    /// `len` ports from `base`.
+    /// Creates a window of `len` ports from `base`.
     pub const fn ports(base: u64, len: u64, region: u16) -> Wire {
         Wire { space: Space::Port, base, len, region }
     }
-    /// `len` bytes of memory from `base`.
+    /// Creates a window of `len` bytes of memory from `base`.
     pub const fn memory(base: u64, len: u64, region: u16) -> Wire {
         Wire { space: Space::Memory, base, len, region }
     }
@@ -44,7 +44,7 @@ struct Slot {
 }
 
 impl Slot {
-    /// Reads the device's deadline again; returns it if it moved nearer.
+    /// Reads the device's deadline again. Returns it if it is nearer than before.
     fn nearer_deadline(&mut self) -> Option<u64> {
         let before = std::mem::replace(&mut self.deadline_ns, self.device.deadline_ns());
         self.deadline_ns.filter(|&now| before.is_none_or(|before| now < before))
@@ -52,56 +52,57 @@ impl Slot {
 }
 
 #[derive(Default)]
-struct Parts {
+struct BoardState {
     bus: Bus,
     slots: Vec<Slot>,
 }
 
 /// The devices of a machine and their wiring.
 pub struct Board {
-    parts: Mutex<Parts>,
+    state: Mutex<BoardState>,
     interrupts: Arc<Interrupts>,
     attention: Arc<Attention>,
     clock: Arc<dyn Clock>,
 }
 
 impl Board {
-    /// A board with nothing on it but its interrupt controllers' CPU side.
+    /// Creates a board with only the CPU side of its interrupt controllers.
     pub fn new(interrupts: Arc<Interrupts>, attention: Arc<Attention>, clock: Arc<dyn Clock>) -> Board {
-        Board { parts: Mutex::new(Parts::default()), interrupts, attention, clock }
+        Board { state: Mutex::new(BoardState::default()), interrupts, attention, clock }
     }
 
-    fn parts(&self) -> MutexGuard<'_, Parts> {
-        self.parts.lock().expect("a device that panics is a bug, and ends the machine")
+    fn state(&self) -> MutexGuard<'_, BoardState> {
+        self.state.lock().expect("a device that panics is a bug, and ends the machine")
     }
 
-    /// Puts a device on the board.
+    /// Adds a device to the board.
     pub fn add(&self, device: Box<dyn Device>, wires: &[Wire]) -> Result<DeviceId, Overlap> {
-        let mut parts = self.parts();
-        let id = DeviceId(parts.slots.len());
+        let mut state = self.state();
+        let id = DeviceId(state.slots.len());
         for wire in wires {
-            parts.bus.map(wire.space, wire.base, wire.len, id, wire.region)?;
+            state.bus.map(wire.space, wire.base, wire.len, id, wire.region)?;
         }
-        parts.slots.push(Slot { device, deadline_ns: None });
+        state.slots.push(Slot { device, deadline_ns: None });
         Ok(id)
     }
 
     fn read(&self, space: Space, addr: u64, width: u8) -> u64 {
-        let mut parts = self.parts();
-        let Parts { bus, slots } = &mut *parts;
+        let mut state = self.state();
+        let BoardState { bus, slots } = &mut *state;
         let Some((id, access)) = bus.find(space, addr, width) else {
-            drop(parts);
+            drop(state);
             return self.read_bytes(space, addr, width);
         };
         let slot = &mut slots[id.0];
         let value = slot.device.read(access);
+        // An access may start a timer: the board must run by then.
         if let Some(deadline_ns) = slot.nearer_deadline() {
             self.attention.due_by(deadline_ns);
         }
         value & mask(width)
     }
 
-    /// A read that no device takes whole: byte by byte.
+    /// Reads byte by byte what no device takes as a whole.
     fn read_bytes(&self, space: Space, addr: u64, width: u8) -> u64 {
         if width == 1 {
             return 0xff;
@@ -110,12 +111,14 @@ impl Board {
     }
 
     fn write(&self, space: Space, addr: u64, width: u8, value: u64) {
-        let mut parts = self.parts();
-        let Parts { bus, slots } = &mut *parts;
+        let mut state = self.state();
+        let BoardState { bus, slots } = &mut *state;
         let Some((id, access)) = bus.find(space, addr, width) else {
-            drop(parts);
+            drop(state);
             if width > 1 {
                 for i in 0..width {
+                    // The bytes may belong to several devices, so each is looked up on its own. The lock is not held
+                    // over that.
                     self.write(space, addr.wrapping_add(u64::from(i)), 1, value >> (8 * i) & 0xff);
                 }
             }
@@ -128,31 +131,31 @@ impl Board {
         }
     }
 
-    /// Back to power-on: every device, then the interrupt controllers.
+    /// Resets every device and then the interrupt controllers to the power-on state.
     pub fn reset(&self) {
-        let mut parts = self.parts();
-        for slot in &mut parts.slots {
+        let mut state = self.state();
+        for slot in &mut state.slots {
             slot.device.reset();
             slot.deadline_ns = slot.device.deadline_ns();
         }
         self.interrupts.reset();
     }
 
-    /// The state of every device in wiring order, then of the interrupt controllers.
+    /// Returns the state of every device in wiring order, then of the interrupt controllers.
     pub fn save(&self) -> Vec<Section> {
-        let parts = self.parts();
-        parts.slots.iter().map(|slot| slot.device.save()).chain([self.interrupts.save()]).collect()
+        let state = self.state();
+        state.slots.iter().map(|slot| slot.device.save()).chain([self.interrupts.save()]).collect()
     }
 
-    /// Takes over what `save` of a board with the same wiring returned.
+    /// Restores the state that `save` of a board with the same wiring returned.
     pub fn load(&self, sections: &[Section]) -> Result<(), StateError> {
-        let mut parts = self.parts();
-        if sections.len() != parts.slots.len() + 1 {
-            let why = format!("{} sections for {} devices", sections.len(), parts.slots.len() + 1);
+        let mut state = self.state();
+        if sections.len() != state.slots.len() + 1 {
+            let why = format!("{} sections for {} devices", sections.len(), state.slots.len() + 1);
             return Err(StateError::Damaged { kind: "board", why });
         }
         let (interrupts, devices) = sections.split_last().expect("counted above");
-        for (slot, section) in parts.slots.iter_mut().zip(devices) {
+        for (slot, section) in state.slots.iter_mut().zip(devices) {
             slot.device.load(section)?;
             slot.deadline_ns = slot.device.deadline_ns();
         }
@@ -208,12 +211,12 @@ impl Platform for Board {
     }
 
     fn advance(&self, now_ns: u64) -> Option<u64> {
-        // A back end woke somebody: each device asks its own waker, which is cheaper than knowing whose it was.
+        // A back end woke a device. Each device asks its own waker, which is cheaper than to keep track of them.
         let woken = self.attention.take_board();
         let mut nearest: Option<u64> = None;
         {
-            let mut parts = self.parts();
-            for slot in &mut parts.slots {
+            let mut state = self.state();
+            for slot in &mut state.slots {
                 if woken || slot.deadline_ns.is_some_and(|due| due <= now_ns) {
                     slot.device.poll(now_ns);
                     slot.deadline_ns = slot.device.deadline_ns();

@@ -1,22 +1,23 @@
 //! The interrupt fabric: the 8259A pair, the I/O APIC and the local APICs, under one lock of their own.
 //!
-//! Devices reach it as an [`IrqSink`]: global system interrupts 0 to 15 are the ISA lines and go to the 8259A pair
-//! and to the I/O APIC (0 to pin 2, as the MADT's override says), 16 to 23 to the I/O APIC only. Lines that share an
+//! Devices reach it as an [`IrqSink`]: global system interrupts 0 to 15 are the ISA lines and go to the 8259A pair and
+//! to the I/O APIC (0 to pin 2, as the MADT's override says), 16 to 23 to the I/O APIC only. Lines that share an
 //! interrupt are ORed by counting those that are high. Messages go to the local APICs: Intel SDM volume 3, section
 //! 11.11 (message-signalled interrupts).
 //!
-//! vCPUs reach it through the board's `Platform`. Whatever makes an event possible raises the vCPU's attention; an
-//! event that cannot be taken yet (IF clear) stays, and the vCPU asks again when it can take it.
+//! vCPUs reach it through the board's `Platform`. Every change that makes an event possible raises the vCPU's
+//! attention. An event that cannot be taken yet (IF clear) stays, and the vCPU asks again when it can take it.
 //!
 //! The lock is taken last: after the board's, and by back-end threads alone.
 //!
-//! **Not modelled**: the 8259A's output reaches vCPU 0 only; extended destination IDs (messages reach APIC IDs up to 254).
+//! **Not modelled**: the 8259A's output reaches vCPU 0 only; extended destination IDs (messages reach APIC IDs up to
+//! 254).
 //!
 //! **Hostile guest**: a message storm is bounded by the chips' fixed registers; delivery loops end because each pass
 //! empties an outbox that only an EOI refills.
 //!
-//! **Saved state**: all chips. The count of high lines is not saved: the devices' lines, restored by their owners, are
-//! the truth of it.
+//! **Saved state**: all chips. The count of high lines is not saved: it follows from the devices' lines, which their
+//! owners restore.
 
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -33,7 +34,7 @@ use crate::hypervisor::state::{Section, StateError};
 const KIND: &str = "interrupts";
 const VERSION: u32 = 1;
 const ISA_LINES: usize = 16;
-/// The 8259A's cascade, where no device's line ends.
+/// Input of the 8259A's cascade, to which no device's line is wired.
 const CASCADE: usize = 2;
 const PAGE_BYTES: u64 = 0x1000;
 
@@ -41,9 +42,9 @@ struct Chips {
     pic: Pic,
     ioapic: IoApic,
     lapics: Vec<Lapic>,
-    /// How many lines of each interrupt are high.
+    /// Number of high lines of each interrupt.
     high: [u16; PINS],
-    /// Where the search for the least busy vCPU begins, so that equals take turns.
+    /// Where the search for the least busy vCPU begins, so that equally busy ones take turns.
     next_lowest: usize,
 }
 
@@ -72,6 +73,7 @@ impl Chips {
         if gsi < ISA_LINES {
             self.pic.set_irq(gsi as u8, level, edge);
         }
+        // The timer is on pin 2, where PCs have it: pin 0 takes the 8259A's output. The MADT tells the guest so.
         self.ioapic.set_pin(if gsi == 0 { CASCADE } else { gsi }, level, edge);
     }
 
@@ -120,11 +122,12 @@ impl Chips {
         }
     }
 
-    /// After a vCPU wrote to its local APIC: what it sends, ends and may take now.
+    /// Delivers what a vCPU's write to its local APIC sent, ended and made possible.
     fn settle_vcpu(&mut self, vcpu: usize, attention: &Attention) {
         if let Some((shorthand, message)) = self.lapics[vcpu].take_ipi() {
             self.deliver_ipi(vcpu, shorthand, &message, attention);
         }
+        // Only level vectors get here. A pin that is still high sends its interrupt again at once.
         if let Some(vector) = self.lapics[vcpu].take_eoi() {
             self.ioapic.end_of_interrupt(vector);
             self.settle(attention);
@@ -136,12 +139,13 @@ impl Chips {
 
     #[inline]
     fn pic_reaches(&self, vcpu: usize) -> bool {
+        // The 8259A's output is wired to the first vCPU only.
         vcpu == 0 && self.pic.output() && self.lapics[0].takes_extint()
     }
 }
 
 impl Interrupts {
-    /// Controllers for `vcpus` local APICs, as after power-on.
+    /// Creates the controllers for `vcpus` local APICs, as after power-on.
     pub fn new(vcpus: usize, attention: Arc<Attention>, clock: Arc<dyn Clock>) -> Arc<Interrupts> {
         Arc::new(Interrupts { chips: Mutex::new(Chips::new(vcpus)), attention, clock })
     }
@@ -160,20 +164,21 @@ impl Interrupts {
                 false => chips.lapics[vcpu].take_event(true, false),
             };
         }
+        // The caller has cleared the flag, and takes one event at a time.
         if event.is_some() && (chips.lapics[vcpu].has_event() || chips.pic_reaches(vcpu)) {
             self.attention.raise(vcpu);
         }
         event
     }
 
-    /// The offset in the local APIC's register page, if the address is in it.
+    /// Returns the offset in the local APIC's register page, if the address is in it.
     #[inline]
     pub fn lapic_offset(&self, _vcpu: usize, address: u64) -> Option<u64> {
         let offset = address.wrapping_sub(APIC_BASE);
         (offset < PAGE_BYTES).then_some(offset)
     }
 
-    /// A load from the vCPU's register page. Registers are 32 bits on 16-byte boundaries; the rest reads as zeros.
+    /// Loads from the vCPU's register page. Registers are 32 bits on 16-byte boundaries; the rest reads as zeros.
     pub fn lapic_mmio_read(&self, vcpu: usize, offset: u64, width: u8) -> u64 {
         let now_ns = self.clock.now_ns();
         if offset & 0xf >= 4 || offset >= PAGE_BYTES {
@@ -186,8 +191,9 @@ impl Interrupts {
         u64::from(value) >> (8 * (offset & 3)) & mask
     }
 
-    /// A store to the vCPU's register page; one that is not of a whole aligned register is dropped.
+    /// Stores to the vCPU's register page. A store that is not of a whole aligned register is dropped.
     pub fn lapic_mmio_write(&self, vcpu: usize, offset: u64, width: u8, value: u64) {
+        // Hardware leaves such stores undefined (SDM vol. 3, 11.4.1); dropping them is the safest.
         if offset & 0xf != 0 || width < 4 || offset >= PAGE_BYTES {
             return;
         }
@@ -204,7 +210,7 @@ impl Interrupts {
         }
     }
 
-    /// `rdmsr` of the vCPU's local APIC.
+    /// Executes `rdmsr` of the vCPU's local APIC.
     pub fn apic_msr_read(&self, vcpu: usize, msr: u32) -> Result<u64, NoSuchMsr> {
         let mut chips = self.chips();
         let value = chips.lapics[vcpu].msr_read(msr, self.clock.now_ns());
@@ -212,7 +218,7 @@ impl Interrupts {
         value
     }
 
-    /// `wrmsr` of the vCPU's local APIC.
+    /// Executes `wrmsr` of the vCPU's local APIC.
     pub fn apic_msr_write(&self, vcpu: usize, msr: u32, value: u64) -> Result<(), NoSuchMsr> {
         let now_ns = self.clock.now_ns();
         let mut chips = self.chips();
@@ -221,7 +227,7 @@ impl Interrupts {
         Ok(())
     }
 
-    /// The vCPU's CR8.
+    /// Returns the vCPU's CR8.
     pub fn cr8(&self, vcpu: usize) -> u8 {
         self.chips().lapics[vcpu].cr8()
     }
@@ -233,7 +239,7 @@ impl Interrupts {
         chips.settle_vcpu(vcpu, &self.attention);
     }
 
-    /// When the next local timer fires.
+    /// Returns when the next local timer fires.
     pub fn next_deadline_ns(&self) -> Option<u64> {
         self.chips().lapics.iter().filter_map(Lapic::deadline_ns).min()
     }
@@ -256,24 +262,27 @@ impl Interrupts {
         }
     }
 
-    /// All chips back to power-on. The devices' lines stay as they are.
+    /// Resets all chips to the power-on state. The devices' lines stay as they are.
     pub fn reset(&self) {
         let mut chips = self.chips();
+        // The devices keep their lines and are reset one by one, so forgetting the counts would lose a level for
+        // good.
         let high = chips.high;
         *chips = Chips { high, ..Chips::new(chips.lapics.len()) };
         for (gsi, devices) in high.into_iter().enumerate() {
+            // Without an edge: after a reset nothing is pending.
             chips.set_pins(gsi, devices > 0, false);
         }
     }
 
-    /// The state of all chips.
+    /// Returns the state of all chips.
     pub fn save(&self) -> Section {
         let chips = self.chips();
         let lapics = chips.lapics.iter().map(Lapic::save).collect();
         Section::encode(KIND, VERSION, &State { pic: chips.pic.save(), ioapic: chips.ioapic.save(), lapics })
     }
 
-    /// Takes over a saved state, or refuses it and is unchanged.
+    /// Restores a saved state. On an error the chips are unchanged.
     pub fn load(&self, section: &Section) -> Result<(), StateError> {
         let state: State = section.decode(KIND, VERSION)?;
         let mut chips = self.chips();
@@ -289,7 +298,7 @@ impl Interrupts {
             lapic.load(section)?;
         }
         *chips = new;
-        // What was pending is pending still, and no flag was saved.
+        // Pending events are still pending, but the flags were not saved.
         (0..vcpus).for_each(|vcpu| self.attention.raise(vcpu));
         Ok(())
     }
@@ -304,6 +313,7 @@ impl IrqSink for Interrupts {
         let mut chips = self.chips();
         let high = &mut chips.high[gsi];
         let before = *high > 0;
+        // Lines are shared (wired or): one device must not lower what another holds high.
         *high = if level { high.saturating_add(1) } else { high.saturating_sub(1) };
         let now = *high > 0;
         if now != before {
@@ -329,7 +339,7 @@ impl IrqSink for Interrupts {
 /// The registers of the 8259A pair and of the I/O APIC on the board's bus: regions [`Pic::MASTER`], [`Pic::SLAVE`],
 /// [`Pic::ELCR`] and [`InterruptRegisters::IOAPIC`].
 ///
-/// Has no state of its own: [`Interrupts`] is saved, loaded and reset by the board.
+/// It has no state of its own: the board saves, loads and resets [`Interrupts`].
 pub struct InterruptRegisters {
     interrupts: Arc<Interrupts>,
 }
@@ -338,7 +348,7 @@ impl InterruptRegisters {
     /// Region of the I/O APIC's registers.
     pub const IOAPIC: u16 = 3;
 
-    /// The registers of `interrupts`.
+    /// Creates the registers of `interrupts`.
     pub fn new(interrupts: Arc<Interrupts>) -> InterruptRegisters {
         InterruptRegisters { interrupts }
     }

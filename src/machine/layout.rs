@@ -12,19 +12,19 @@
 //! 1_0000_0000  the rest of RAM
 //! ```
 
-/// Where RAM below 4 GiB ends at the latest.
+/// Highest possible end of the RAM below 4 GiB.
 pub const LOW_RAM_END: u64 = 0xc000_0000;
-/// Where RAM goes on above the PCI hole.
+/// Start of the RAM above the PCI hole.
 pub const HIGH_RAM_BASE: u64 = 0x1_0000_0000;
 /// The hole of the legacy display adapter.
 pub const VGA_HOLE: (u64, u64) = (0xa_0000, 0xc_0000);
-/// What is no memory but devices, for the memory types: the display adapter's hole, and the fourth GiB with the PCI window,
-/// ECAM and the interrupt controllers.
+/// Windows of devices, for the memory types: the display adapter's hole, and the fourth GiB with the PCI window, ECAM
+/// and the interrupt controllers.
 pub const DEVICE_WINDOWS: [(u64, u64); 2] = [(VGA_HOLE.0, VGA_HOLE.1 - VGA_HOLE.0), (LOW_RAM_END, HIGH_RAM_BASE - LOW_RAM_END)];
-/// End of conventional memory in the memory map; the last KiB is the extended BIOS data area's.
+/// End of conventional memory in the memory map. The last KiB is the extended BIOS data area.
 pub const CONVENTIONAL_END: u64 = 0x9_fc00;
 
-/// Structures that a loader leaves for the kernel; all in conventional memory, free once the kernel runs.
+/// Structures that a loader leaves for the kernel. All are in conventional memory, which is free once the kernel runs.
 pub mod boot {
     /// Global descriptor table.
     pub const GDT: u64 = 0x500;
@@ -36,25 +36,26 @@ pub mod boot {
     pub const PAGE_TABLES: u64 = 0x9000;
     /// The kernel's command line.
     pub const CMDLINE: u64 = 0x2_0000;
-    /// Bytes kept for the command line.
+    /// Size of the command line's area in bytes.
     pub const CMDLINE_BYTES: u64 = 0x1_0000;
-    /// Modules and memory map lists of PVH and Multiboot; the whole information of Multiboot 2, which has strings inside.
+    /// Modules and memory map lists of PVH and Multiboot, and the whole information of Multiboot 2, which contains
+    /// strings.
     pub const LISTS: u64 = 0x3_0000;
     /// The strings of modules.
     pub const STRINGS: u64 = 0x4_0000;
-    /// Bytes kept for them.
+    /// Size of their area in bytes.
     pub const STRINGS_BYTES: u64 = 0x1_0000;
 }
 
-/// First byte of the area in which the ACPI root pointer is looked for (ACPI 6.5 section 5.2.5.1).
+/// First byte of the area that is searched for the ACPI root pointer (ACPI 6.5 section 5.2.5.1).
 pub const ACPI_BASE: u64 = 0xe_0000;
 /// End of the ACPI tables.
 pub const ACPI_END: u64 = 0xf_0000;
-/// Where the SMBIOS entry point is looked for (SMBIOS 3.6 section 5.2).
+/// Start of the area that is searched for the SMBIOS entry point (SMBIOS 3.6 section 5.2).
 pub const SMBIOS_BASE: u64 = 0xf_0000;
 /// End of the SMBIOS tables.
 pub const SMBIOS_END: u64 = 0x10_0000;
-/// Where a kernel may be loaded.
+/// Lowest address at which a kernel may be loaded.
 pub const KERNEL_FLOOR: u64 = 0x10_0000;
 
 /// 32-bit PCI memory window: base and bytes.
@@ -70,7 +71,7 @@ pub const PCI_CONFIG_PORT: (u64, u64) = (0xcf8, 8);
 pub const IOAPIC_BASE: u64 = 0xfec0_0000;
 /// Local APIC registers after reset.
 pub const LAPIC_BASE: u64 = 0xfee0_0000;
-/// Bytes of either APIC's window.
+/// Size of either APIC's window in bytes.
 pub const APIC_WINDOW: u64 = 0x1000;
 
 /// COM1 to COM4: port and ISA interrupt.
@@ -89,7 +90,7 @@ pub const RTC_PORT: u64 = 0x70;
 pub const RTC_IRQ: u32 = 8;
 /// Keyboard controller: data and command ports.
 pub const PS2_PORTS: [u64; 2] = [0x60, 0x64];
-/// System control port A, which is the keyboard controller's: fast reset, A20.
+/// System control port A, which belongs to the keyboard controller: fast reset, A20.
 pub const SYSTEM_CONTROL_PORT: u64 = 0x92;
 /// The keyboard's ISA interrupt.
 pub const PS2_IRQ: u32 = 1;
@@ -99,23 +100,23 @@ pub const PM1A_EVT: u16 = 0x600;
 pub const PM1A_CNT: u16 = 0x604;
 /// PM timer, 4 bytes.
 pub const PM_TMR: u16 = 0x608;
-/// Reset register: RST_CNT, which stands inside the PCI configuration address port and is the PCI root's.
+/// Reset register: RST_CNT, which lies inside the PCI configuration address port and belongs to the PCI root.
 pub const RESET_REG: u16 = 0xcf9;
-/// What the reset register wants: a full reset of the system, now.
+/// Value for the reset register: a full reset of the system, now.
 pub const RESET_VALUE: u8 = 0x06;
 /// The system control interrupt, level-triggered.
 pub const SCI_IRQ: u32 = 9;
-/// SLP_TYP of S5, as the DSDT's `\_S5` says it.
+/// SLP_TYP of S5, as in the DSDT's `\_S5`.
 pub const S5_SLP_TYP: u8 = 5;
-/// QEMU's isa-debug-exit as it is usually placed.
+/// Usual port of QEMU's isa-debug-exit.
 pub const DEBUG_EXIT_PORT: u64 = 0xf4;
 
 /// Pins of the I/O APIC.
 pub const IOAPIC_PINS: u32 = 24;
-/// First global system interrupt of the PCI lines; eight of them.
+/// First global system interrupt of the eight PCI lines.
 pub const PCI_GSI_BASE: u32 = 16;
 
-/// The global system interrupt of pin INTA of the function at `device`: one of 16 to 23 in turn.
+/// Returns the global system interrupt of pin INTA of the function at `device`: one of 16 to 23 in turn.
 pub const fn pci_gsi(device: u8) -> u32 {
     PCI_GSI_BASE + (device as u32 % 8)
 }

@@ -1,9 +1,10 @@
-//! Guest RAM laid out on the board.
+//! Layout of guest RAM on the board.
 
 use super::layout;
 use crate::hypervisor::memory::{GuestAddr, GuestMemory};
 
-/// RAM of `bytes` bytes (a multiple of 4096, at least 2 MiB): below the PCI hole as far as it goes, the rest above.
+/// Creates RAM of `bytes` bytes (a multiple of 4096, at least 2 MiB): as much as fits below the PCI hole, the rest
+/// above it.
 ///
 /// Conventional memory ends at the display adapter's hole, as on a PC.
 pub fn build(bytes: u64) -> std::io::Result<GuestMemory> {

@@ -1,11 +1,11 @@
-//! What the supervisor and the engine child say to each other: the one contract between `guest` and `machine`.
+//! The contract between the supervisor and the engine child, and the only one between `guest` and `machine`.
 //!
-//! The supervisor starts `vmctl vmm --spec FILE` once a boot. FILE holds a [`VmmSpec`] as JSON: everything the child
-//! needs, with every path absolute, so that the child reads no guest file and looks nothing up. The child inherits
+//! The supervisor starts `vmctl vmm --spec FILE` once per boot. FILE holds a [`VmmSpec`] as JSON: everything that the
+//! child needs, with absolute paths, so that the child reads no guest file and looks nothing up. The child inherits
 //!
-//! * [`CONSOLE_FD`]: a stream socket; what COM1 sends is written to it, what is read from it is COM1's input;
+//! * [`CONSOLE_FD`]: a stream socket that carries the output and the input of COM1;
 //! * [`CONTROL_FD`]: a stream socket of JSON lines, [`EngineEvent`] upwards and [`EngineCommand`] downwards;
-//! * [`LEASE_FD`]: nothing to read; it holds a file lock that tells the next supervisor that this engine lives;
+//! * [`LEASE_FD`]: nothing to read; it holds a file lock that tells the next supervisor that this engine is alive;
 //! * standard error: kept by the supervisor in a bounded log, shown to the user when a start fails.
 //!
 //! The process's exit code is [`crate::hypervisor::backend::MachineExit::code`]. The child exits when its control
@@ -19,89 +19,90 @@ use serde::{Deserialize, Serialize};
 
 use crate::choices::{BackendKind, EmbeddedDiskCache, EmbeddedDiskDevice, EmbeddedNicDevice, ForwardProto};
 
-/// The version of this contract; both sides come from one binary, a difference means that it was replaced mid-way.
+/// The version of this contract. Both sides come from one binary; a difference means that the binary was replaced
+/// meanwhile.
 pub const SPEC_VERSION: u32 = 2;
 /// The descriptor of the console stream in the child.
 pub const CONSOLE_FD: i32 = 3;
 /// The descriptor of the control stream in the child.
 pub const CONTROL_FD: i32 = 4;
-/// The descriptor whose file lock says that the child lives. It stays open as long as the child has any disk open.
+/// The descriptor whose file lock shows that the child is alive. It stays open as long as the child has any disk open.
 pub const LEASE_FD: i32 = 5;
-/// The descriptor at which a connector is asked for sockets; see [`crate::devices::net::user::connector`].
+/// The descriptor on which the connector takes requests for sockets; see [`crate::devices::net::user::connector`].
 pub const CONNECTOR_FD: i32 = 3;
 /// The descriptor at which a connector asks the host services.
 pub const SERVICES_FD: i32 = 4;
 /// The port at which a user-mode network serves [`UserNetSpec::answers`].
 pub use crate::devices::net::user::ANSWERS_PORT;
-/// The longest line that either side takes on the control stream, in bytes.
+/// The longest line that either side accepts on the control stream, in bytes.
 pub const MAX_CONTROL_LINE: usize = 64 * 1024;
-/// The PCI slots that the supervisor hands out to disks and nics; the others are the board's own.
+/// The PCI slots that the supervisor gives to disks and nics. The others belong to the board.
 pub const DEVICE_SLOTS: std::ops::RangeInclusive<u8> = 4..=30;
 
-/// One machine, resolved.
+/// Specification of one machine, completely resolved.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VmmSpec {
-    /// [`SPEC_VERSION`].
+    /// Always [`SPEC_VERSION`].
     pub version: u32,
     /// The guest's name, for messages and SMBIOS.
     pub name: String,
-    /// In the usual 8-4-4-4-12 form; SMBIOS.
+    /// UUID for SMBIOS, in the usual 8-4-4-4-12 form.
     pub uuid: String,
-    /// Which back end runs the vCPUs.
+    /// The back end that runs the vCPUs.
     pub backend: BackendKind,
     /// The vCPUs.
     pub cpus: CpuTopology,
     /// Guest RAM, a multiple of 4096.
     pub memory_bytes: u64,
-    /// How the guest is entered.
+    /// The way in which the guest is entered.
     pub loader: LoaderSpec,
-    /// In the order of the guest file.
+    /// Disks, in the order of the guest file.
     pub disks: Vec<DiskSpec>,
-    /// In the order of the guest file.
+    /// Network interfaces, in the order of the guest file.
     pub nics: Vec<NicSpec>,
     /// Whether there is a virtio entropy device.
     pub rng: bool,
-    /// Which of COM1 to COM4 are there; what they send joins in the console stream, its input goes to COM1.
+    /// Which of COM1 to COM4 exist. The output of all goes to the console stream, whose input goes to COM1.
     pub com: [bool; 4],
-    /// Whether there is a virtio console beside COM1, joined to the same console stream.
+    /// Whether there is a virtio console besides COM1, on the same console stream.
     pub virtio_console: bool,
-    /// The port of QEMU's isa-debug-exit device, for those who asked for it.
+    /// The port of QEMU's isa-debug-exit device, if the guest file asks for it.
     pub debug_exit_port: Option<u16>,
-    /// Guest time is counted in instructions and no entropy comes from the host: for repeatable runs.
+    /// Whether guest time is counted in instructions and no entropy comes from the host, so that runs are repeatable.
     pub deterministic: bool,
     /// The user and group that root goes on as once everything is open.
     #[serde(default)]
     pub run_as: Option<u32>,
 }
 
-/// The vCPUs: `sockets * cores * threads` of them.
+/// The numbers of vCPUs: there are `sockets * cores * threads`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CpuTopology {
     /// Sockets.
     pub sockets: u32,
-    /// Cores a socket.
+    /// Cores per socket.
     pub cores: u32,
     /// Threads a core.
     pub threads: u32,
 }
 
 impl VmmSpec {
-    /// Whether a user-mode network is among its interfaces.
+    /// Returns whether one of its interfaces has a user-mode network.
     pub fn has_user_network(&self) -> bool {
         self.nics.iter().any(|nic| matches!(nic.backend, NicBackend::User(_)))
     }
 }
 
 impl CpuTopology {
-    /// How many vCPUs.
+    /// Returns the number of vCPUs.
     pub fn count(&self) -> usize {
         self.sockets as usize * self.cores as usize * self.threads as usize
     }
 }
 
-/// How the guest is entered.
+/// The way in which the guest is entered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum LoaderSpec {
@@ -117,7 +118,7 @@ pub enum LoaderSpec {
         /// Its command line.
         cmdline: String,
     },
-    /// The boot menu on the guest's own disks, shown on COM1 by the child itself.
+    /// The boot menu on the guest's own disks, which the child itself shows on COM1.
     Grub(GrubSpec),
 }
 
@@ -127,29 +128,29 @@ pub enum LoaderSpec {
 pub struct ModuleSpec {
     /// Its file.
     pub path: PathBuf,
-    /// Its arguments; the file's name goes in front.
+    /// Its arguments. The file's name goes before them.
     pub args: String,
 }
 
-/// What the guest file says of its boot menu.
+/// The table `[grub]` of the guest file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GrubSpec {
     /// The entry that boots, instead of the configuration's default.
     pub entry: Option<String>,
-    /// Commands instead of a configuration; may be empty.
+    /// Commands instead of a configuration. May be empty.
     pub commands: Vec<String>,
     /// Directory of the configuration.
     pub directory: Option<String>,
     /// Name of the configuration.
     pub file: Option<String>,
-    /// Where it is: `1`, `gpt2`, `hd1,msdos1`, `cd0`, `none`.
+    /// Partition of the configuration: `1`, `gpt2`, `hd1,msdos1`, `cd0`, `none`.
     pub partition: Option<String>,
-    /// How long the menu waits, instead of the configuration's own time.
+    /// Time that the menu waits, instead of the configuration's own time.
     pub timeout_ms: Option<u64>,
-    /// A Linux command line that names no console is given `console=ttyS0`.
+    /// Whether to add `console=ttyS0` to a Linux command line that names no console.
     pub add_console: bool,
-    /// The one disk whose configuration counts: that of an installer's medium.
+    /// The only disk whose configuration counts: that of an installer's medium.
     #[serde(default)]
     pub disk: Option<String>,
     /// Words for the kernel's command line, before a `---` in it.
@@ -157,7 +158,7 @@ pub struct GrubSpec {
     pub append: Vec<String>,
 }
 
-/// One disk.
+/// Specification of a disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskSpec {
@@ -165,21 +166,21 @@ pub struct DiskSpec {
     pub id: String,
     /// A file or block device.
     pub path: PathBuf,
-    /// What the guest sees.
+    /// The device that the guest sees.
     pub device: EmbeddedDiskDevice,
-    /// Its PCI slot, stable over boots.
+    /// Its PCI slot, which is the same in all boots.
     pub slot: u8,
-    /// The guest may not write.
+    /// Whether the guest may not write.
     pub read_only: bool,
-    /// What a write means.
+    /// When a write is durable.
     pub cache: EmbeddedDiskCache,
     /// The serial number that the guest reads, at most 20 bytes of ASCII.
     pub serial: String,
-    /// A guest's discard frees space on the host.
+    /// Whether a guest's discard frees space on the host.
     pub discard: bool,
 }
 
-/// One network interface.
+/// Specification of a network interface.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NicSpec {
@@ -187,27 +188,27 @@ pub struct NicSpec {
     pub id: String,
     /// Its hardware address.
     pub mac: [u8; 6],
-    /// What the guest sees.
+    /// The device that the guest sees.
     pub device: EmbeddedNicDevice,
-    /// Its PCI slot, stable over boots.
+    /// Its PCI slot, which is the same in all boots.
     pub slot: u8,
-    /// The MTU that the guest is told.
+    /// The MTU that is announced to the guest.
     pub mtu: u16,
-    /// What the other end of the wire is.
+    /// The other end of the link.
     pub backend: NicBackend,
 }
 
-/// What the other end of the wire is.
+/// The other end of the link.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum NicBackend {
     /// The user-mode network.
     User(UserNetSpec),
-    /// No wire: the link is down.
+    /// None: the link is down.
     None,
 }
 
-/// The user-mode network of one interface; every address lies in `network/prefix`.
+/// The user-mode network of one interface. Every address is in `network/prefix`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserNetSpec {
     /// First address of the network.
@@ -218,23 +219,23 @@ pub struct UserNetSpec {
     pub gateway: Ipv4Addr,
     /// Resolver.
     pub dns: Ipv4Addr,
-    /// The lease that DHCP gives.
+    /// The address that DHCP gives to the guest.
     pub guest: Ipv4Addr,
-    /// Where `answers` are served.
+    /// Address at which `answers` are served.
     pub answers_address: Ipv4Addr,
-    /// Servers that queries are forwarded to; those of the host when empty.
+    /// Servers to which queries are forwarded; those of the host when empty.
     pub dns_servers: Vec<IpAddr>,
-    /// Nothing leaves but to `host_ports` at the gateway; forwards still work.
+    /// Whether nothing may leave except to `host_ports` at the gateway. Forwards still work.
     pub isolated: bool,
-    /// The guest reaches the host itself.
+    /// Whether the guest reaches the host itself.
     pub host_access: bool,
-    /// Ports of the host that it reaches all the same.
+    /// Ports of the host that it reaches even without `host_access`.
     pub host_ports: Vec<PortsSpec>,
-    /// It reaches 169.254.0.0/16.
+    /// Whether it reaches 169.254.0.0/16.
     pub link_local: bool,
-    /// Connections taken on the host and handed to the guest.
+    /// Connections that the host accepts and passes to the guest.
     pub forwards: Vec<ForwardSpec>,
-    /// Files that the guest may read over HTTP, from an address that nobody else has.
+    /// Files that the guest may read over HTTP, at an unused address.
     #[serde(default)]
     pub answers: Vec<AnswerSpec>,
 }
@@ -243,19 +244,19 @@ pub struct UserNetSpec {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AnswerSpec {
-    /// Its path there: `/preseed.cfg`.
+    /// Its path on the server: `/preseed.cfg`.
     pub path: String,
-    /// What it holds.
+    /// Contents of the file.
     pub content: AnswerContent,
 }
 
-/// What a served file holds.
+/// Contents of a served file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AnswerContent {
-    /// A file of the host, read as the machine is built.
+    /// A file of the host, read when the machine is built.
     File(PathBuf),
-    /// This.
+    /// A text.
     Text(String),
 }
 
@@ -265,19 +266,19 @@ pub enum AnswerContent {
 pub struct PortsSpec {
     /// TCP or UDP.
     pub protocol: ForwardProto,
-    /// The first.
+    /// The first port.
     pub first: u16,
-    /// The last.
+    /// The last port.
     pub last: u16,
 }
 
-/// A port of the host that leads into the guest.
+/// A port of the host that is forwarded to the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ForwardSpec {
     /// TCP or UDP.
     pub protocol: ForwardProto,
-    /// Where the host listens.
+    /// The address on which the host listens.
     pub host_address: IpAddr,
     /// The host's port.
     pub host_port: u16,
@@ -285,13 +286,13 @@ pub struct ForwardSpec {
     pub guest_port: u16,
 }
 
-/// What the child tells the supervisor: one JSON line each.
+/// A message of the child to the supervisor: one JSON line each.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum EngineEvent {
     /// The machine is built, every file and port is open, and the first guest instruction is about to run.
     Running {
-        /// The back end that was taken: `soft`, `kvm` or `vmm`.
+        /// The back end in use: `soft`, `kvm` or `vmm`.
         backend: String,
     },
     /// The child has given up what it does not need; sent before the machine is built.
@@ -301,54 +302,54 @@ pub enum EngineEvent {
         /// What this host lacks or refuses, and why.
         without: Vec<String>,
     },
-    /// The machine cannot be built or go on; the exit code is that of an error. In the words a user reads.
+    /// The machine cannot be built or cannot continue. The exit code is that of an error.
     Error {
-        /// Lower-case, no final stop.
+        /// The message for the user: lower-case, no final stop.
         message: String,
     },
-    /// The guest wrote to the debug-exit port; the process exits next.
+    /// The guest wrote to the debug-exit port. The process exits next.
     DebugExit {
-        /// What it wrote.
+        /// The value that it wrote.
         value: u8,
     },
-    /// The power button was pressed, the guest could not hear it since it has not turned on ACPI, and the machine is
-    /// being powered off without a shutdown; the process exits next.
+    /// The power button was pressed, but the guest could not notice it since it has not enabled ACPI. The machine is
+    /// powered off without a shutdown, and the process exits next.
     NoAcpi,
-    /// Where the guest's screen is seen with VNC: `ADDRESS:PORT`, or `unix:PATH`.
+    /// The address of the guest's VNC screen: `ADDRESS:PORT`, or `unix:PATH`.
     Screen {
-        /// Where.
+        /// The address.
         address: String,
     },
-    /// The guest could not be saved and goes on.
+    /// The guest could not be saved and continues.
     NotSuspended {
-        /// Why, in the words a user reads.
+        /// The reason, as a message for the user.
         message: String,
     },
-    /// For the first time of this boot, the guest has accepted a TCP connection that came by this forward. The forward
+    /// For the first time in this boot, the guest has accepted a TCP connection through this forward. The forward
     /// itself accepts as soon as the engine runs.
     ForwardOpen {
-        /// Where the forward listens on the host.
+        /// The address on which the host listens for the forward.
         address: SocketAddr,
     },
     /// The answer to [`EngineCommand::Stats`].
     Stats {
-        /// Counters by name; docs/control-protocol.md lists those that have a meaning for `metrics` and `top`.
+        /// Counters by name. docs/control-protocol.md lists those that `metrics` and `top` use.
         counters: BTreeMap<String, u64>,
     },
 }
 
-/// What the supervisor tells the child: one JSON line each.
+/// A message of the supervisor to the child: one JSON line each.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "cmd", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum EngineCommand {
-    /// Presses the ACPI power button. Comes again every few seconds until the guest has ended.
+    /// Presses the ACPI power button. It is repeated every few seconds until the guest has ended.
     PowerButton,
     /// Stops with exit code 0, as the guest's own reset does.
     Reset,
     /// Stops with exit code 1, as the guest's own power-off does.
     Poweroff,
-    /// Saves the guest and stops with exit code 5; the next boot goes on from there. Answered by
-    /// [`EngineEvent::NotSuspended`] when it cannot be done.
+    /// Saves the guest and stops with exit code 5. The next boot continues from there. The answer is
+    /// [`EngineEvent::NotSuspended`] if it cannot be done.
     Suspend,
     /// Raises a non-maskable interrupt on every vCPU.
     Nmi,

@@ -4,7 +4,7 @@
 //! not need any more (see [`sandbox`]), then the machine is put together and a kernel of the host is
 //! loaded, then the process gives up starting threads, then `running` is reported, and only then the first guest
 //! instruction runs. A guest that boots by its own menu is `running` once a
-//! configuration was found on its disks, before the menu is shown.
+//! `running` once a configuration was found on its disks, before the menu is shown.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -22,45 +22,45 @@ use crate::devices::net::user::sockets::Sockets;
 use crate::hypervisor::backend::{Attention, Backend, MachineExit};
 use crate::hypervisor::soft::run::{SoftBackend, SoftOptions};
 
-/// How long the last words of a guest may take to reach the console's reader.
+/// Maximum time for the last output of a guest to reach the console's reader.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
-/// Why a machine cannot be started.
+/// Reason why a machine cannot be started.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// A specification of another version.
+    /// The specification has another version.
     #[error(
-        "the machine specification has version {found}, this program speaks {SPEC_VERSION}; was it replaced while the guest ran?"
+        "the machine specification has version {found}, this program uses version {SPEC_VERSION}; was it replaced while the guest ran?"
     )]
     Version {
-        /// What it says.
+        /// The version that was found.
         found: u32,
     },
-    /// The machine cannot be put together.
+    /// The machine cannot be assembled.
     #[error(transparent)]
     Assembly(#[from] assembly::AssemblyError),
-    /// The guest's own disks have nothing that boots.
+    /// The guest's own disks have nothing to boot.
     #[error(transparent)]
     Menu(#[from] GrubError),
     /// The process cannot be confined.
     #[error("cannot confine the engine")]
     Sandbox(#[source] sandbox::SandboxError),
-    /// The host refuses a thread or a socket.
-    #[error("cannot {what}")]
+    /// The host has no thread or socket to give.
+    #[error("cannot {action}")]
     Host {
-        /// What was tried.
-        what: &'static str,
-        /// What the host said.
+        /// The action that failed.
+        action: &'static str,
+        /// The error of the host.
         source: std::io::Error,
     },
 }
 
-/// The control stream's sending half, shared by everybody with something to say.
+/// The sending half of the control stream, shared by all reporters.
 #[derive(Clone)]
 struct Reporter(Arc<Mutex<UnixStream>>);
 
 impl Reporter {
-    /// Sends one event. A supervisor that is gone ends the process by the reading half; nothing to do here.
+    /// Sends one event. An error is ignored: if the supervisor is gone, the reading half ends the process.
     fn send(&self, event: &EngineEvent) {
         let mut line = serde_json::to_vec(event).expect("events are plain data");
         line.push(b'\n');
@@ -71,12 +71,12 @@ impl Reporter {
 /// Runs the machine of `spec` to its end and returns the process's exit code.
 ///
 /// `console` carries COM1, `control` the events and commands of [`super::spec`]; `outside` makes the sockets of a
-/// user-mode network, which this process may not make any more once the guest runs.
+/// user-mode network, which this process must not make any more once the guest runs.
 pub fn run(spec: &VmmSpec, console: UnixStream, control: UnixStream, outside: &Arc<dyn Sockets>) -> u8 {
     let reader = control.try_clone();
     let reporter = Reporter(Arc::new(Mutex::new(control)));
     let outcome = reader
-        .map_err(|source| StartError::Host { what: "share the control stream", source })
+        .map_err(|source| StartError::Host { action: "share the control stream", source })
         .and_then(|reader| boot(spec, console, reader, &reporter, outside));
     let exit = outcome.unwrap_or_else(|error| {
         let message = error_chain(&error);
@@ -127,10 +127,10 @@ fn boot(
     reporter.send(&EngineEvent::Confined { by: confinement.held, without: confinement.missing });
     let mut machine = assembly::assemble(spec, opened, console, &Outside { sockets: Arc::clone(outside), on_open, on_note })?;
     listen(control, &machine, reporter)?;
-    // The guest's own file systems are read behind the walls; without a boot configuration the start fails.
+    // The guest's own file systems are read inside the sandbox. Without a boot configuration the start fails.
     let menu = machine.boot_menu()?;
     if let Some(menu) = menu {
-        // Somebody may have to choose: the guest counts as running from here, and its console can be reached.
+        // A user may have to choose. So the guest counts as running from here on, and its console can be reached.
         reporter.send(&EngineEvent::Running { backend: "soft".into() });
         match machine.run_boot_menu(&menu) {
             Ok(()) => {}
@@ -149,7 +149,7 @@ fn boot(
     run_vcpus(&machine, Some(reporter))
 }
 
-/// Runs the vCPUs to the machine's end; `reporter` hears that they are about to.
+/// Runs the vCPUs to the machine's end. Before they start, `reporter` sends that they are about to.
 fn run_vcpus(machine: &Machine, reporter: Option<&Reporter>) -> Result<MachineExit, StartError> {
     let options = SoftOptions { deterministic: machine.manual_clock.clone() };
     let mut backend = SoftBackend::new(machine.vcpu_setup(), options);
@@ -163,7 +163,7 @@ fn run_vcpus(machine: &Machine, reporter: Option<&Reporter>) -> Result<MachineEx
     Ok(exit)
 }
 
-/// Starts the thread that hears the supervisor's commands.
+/// Starts the thread that receives the supervisor's commands.
 fn listen(control: UnixStream, machine: &Machine, reporter: &Reporter) -> Result<(), StartError> {
     let attention = Arc::clone(&machine.attention);
     let handles = machine.handles();
@@ -175,7 +175,7 @@ fn listen(control: UnixStream, machine: &Machine, reporter: &Reporter) -> Result
             line.clear();
             let got = (&mut lines).take(MAX_CONTROL_LINE as u64).read_until(b'\n', &mut line);
             if !matches!(got, Ok(n) if n > 0) {
-                // The supervisor is gone: nobody would hear of this guest any more.
+                // The supervisor is gone: nothing could control this guest any more.
                 attention.stop(MachineExit::Error);
                 return;
             }
@@ -186,7 +186,7 @@ fn listen(control: UnixStream, machine: &Machine, reporter: &Reporter) -> Result
         }
     };
     let spawned = std::thread::Builder::new().name("control".into()).spawn(hear);
-    spawned.map(drop).map_err(|source| StartError::Host { what: "start the control thread", source })
+    spawned.map(drop).map_err(|source| StartError::Host { action: "start the control thread", source })
 }
 
 fn obey(command: &EngineCommand, attention: &Attention, handles: &assembly::Handles, reporter: &Reporter) {

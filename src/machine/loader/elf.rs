@@ -23,7 +23,7 @@ pub struct Segment {
     pub mem_size: u64,
 }
 
-/// What the headers of an ELF file say.
+/// Contents of the headers of an ELF file.
 #[derive(Debug)]
 pub struct Headers {
     /// Entry point.
@@ -46,7 +46,7 @@ pub struct Elf<'a> {
     pub pvh_entry: Option<u32>,
 }
 
-/// An ELF file that arrives in pieces; its segments go to guest memory as they come.
+/// An ELF file that arrives in pieces. Its segments go to guest memory as they arrive.
 pub struct Arrival<'m> {
     mem: &'m GuestMemory,
     headers: Headers,
@@ -62,7 +62,7 @@ const EM_X86_64: u16 = 62;
 const XEN_ELFNOTE_PHYS32_ENTRY: u32 = 18;
 
 fn truncated(detail: &str) -> LoadError {
-    LoadError::Truncated { what: "the ELF file", detail: detail.to_string() }
+    LoadError::Truncated { object: "the ELF file", detail: detail.to_string() }
 }
 
 fn le(bytes: &[u8], offset: u64, width: usize) -> Result<u64, LoadError> {
@@ -73,7 +73,7 @@ fn le(bytes: &[u8], offset: u64, width: usize) -> Result<u64, LoadError> {
 }
 
 impl Headers {
-    /// Reads them; they must be within `bytes`, the file's first ones.
+    /// Reads the headers, which must be within `bytes`, the file's first ones.
     pub fn parse(bytes: &[u8]) -> Result<Headers, LoadError> {
         let class = le(bytes, 4, 1)?;
         let machine = le(bytes, 18, 2)? as u16;
@@ -115,8 +115,10 @@ impl Headers {
             }
         };
         match kind {
+            // Empty segments occur, with addresses that mean nothing.
             PT_LOAD if segment.mem_size > 0 => {
                 segment.end()?;
+                // Only `mem_size` is checked against guest memory later.
                 if segment.file_size > segment.mem_size {
                     return Err(LoadError::Unsupported("the ELF file has a segment larger in the file than in memory".into()));
                 }
@@ -128,14 +130,14 @@ impl Headers {
         Ok(())
     }
 
-    /// First and last-plus-one physical address.
+    /// Returns the first and last-plus-one physical address.
     pub fn span(&self) -> (u64, u64) {
         let start = self.segments.iter().map(|s| s.paddr).min().unwrap_or(0);
         let end = self.segments.iter().map(|s| s.paddr.saturating_add(s.mem_size)).max().unwrap_or(0);
         (start, end)
     }
 
-    /// The physical address of the entry point: entry points are virtual where a kernel is linked high.
+    /// Returns the physical address of the entry point. Entry points are virtual where a kernel is linked high.
     pub fn physical_entry(&self) -> u64 {
         let holder = self.segments.iter().find(|s| self.entry >= s.vaddr && self.entry - s.vaddr < s.mem_size);
         match holder {
@@ -144,15 +146,16 @@ impl Headers {
         }
     }
 
-    /// Whether every segment has its place in guest memory, above the firmware area.
+    /// Checks that every segment fits in guest memory, above the firmware area.
     fn check_room(&self, mem: &GuestMemory) -> Result<(), LoadError> {
         for segment in &self.segments {
             let at = GuestAddr(segment.paddr);
+            // The tables that the guest needs are below, and a kernel there would overwrite them.
             if segment.paddr < layout::KERNEL_FLOOR {
-                return Err(LoadError::TooLow { what: "kernel", at });
+                return Err(LoadError::TooLow { object: "kernel", at });
             }
             if !mem.contains(at, segment.mem_size) {
-                return Err(LoadError::NoRoom { what: "kernel", needs: segment.mem_size, at });
+                return Err(LoadError::NoRoom { object: "kernel", needs: segment.mem_size, at });
             }
         }
         Ok(())
@@ -160,19 +163,19 @@ impl Headers {
 }
 
 impl Segment {
-    /// Last-plus-one offset in the file.
+    /// Returns the offset of the end in the file.
     fn end(&self) -> Result<u64, LoadError> {
         self.offset.checked_add(self.file_size).ok_or_else(|| truncated("a segment is beyond its end"))
     }
 }
 
 impl<'a> Elf<'a> {
-    /// Whether these bytes begin like an ELF file.
+    /// Returns whether these bytes begin like an ELF file.
     pub fn is_elf(bytes: &[u8]) -> bool {
         bytes.starts_with(b"\x7fELF")
     }
 
-    /// Reads the headers and notes, and looks whether the file has all that they promise.
+    /// Reads the headers and notes, and checks that the file has all that they promise.
     pub fn parse(bytes: &'a [u8]) -> Result<Elf<'a>, LoadError> {
         let mut elf = Elf { bytes, headers: Headers::parse(bytes)?, pvh_entry: None };
         for segment in &elf.headers.segments {
@@ -187,7 +190,7 @@ impl<'a> Elf<'a> {
         Ok(elf)
     }
 
-    /// The bytes of a segment in the file.
+    /// Returns the bytes of a segment in the file.
     fn data(&self, segment: &Segment) -> Result<&'a [u8], LoadError> {
         let (start, end) = (usize::try_from(segment.offset).ok(), usize::try_from(segment.end()?).ok());
         start.zip(end).and_then(|(start, end)| self.bytes.get(start..end)).ok_or_else(|| truncated("a segment is beyond its end"))
@@ -206,6 +209,7 @@ fn find_pvh_note(notes: &[u8]) -> Result<Option<u32>, LoadError> {
     while at + 12 <= notes.len() as u64 {
         let (name_size, desc_size, kind) = (le(notes, at, 4)?, le(notes, at + 4, 4)?, le(notes, at + 8, 4)? as u32);
         let name_at = at + 12;
+        // The sizes are 32 bits, so these sums cannot overflow 64.
         let desc_at = name_at + name_size.next_multiple_of(4);
         let name = notes.get(name_at as usize..(name_at + name_size).min(notes.len() as u64) as usize);
         if kind == XEN_ELFNOTE_PHYS32_ENTRY && name == Some(b"Xen\0".as_slice()) && desc_size >= 4 {
@@ -217,16 +221,17 @@ fn find_pvh_note(notes: &[u8]) -> Result<Option<u32>, LoadError> {
 }
 
 impl<'m> Arrival<'m> {
-    /// Begins with the headers, once it is sure that guest memory has room for every segment.
+    /// Begins with the headers, and checks that guest memory has room for every segment.
     pub fn of(mem: &'m GuestMemory, headers: Headers) -> Result<Arrival<'m>, LoadError> {
         headers.check_room(mem)?;
         Ok(Arrival { mem, headers, seen: 0 })
     }
 
-    /// The next bytes of the file.
+    /// Takes the next bytes of the file.
     pub fn take(&mut self, piece: &[u8]) -> Result<(), LoadError> {
         let (from, to) = (self.seen, self.seen + piece.len() as u64);
         for segment in &self.headers.segments {
+            // A segment may begin or end within any piece: a packed kernel arrives as it is unpacked.
             let (start, end) = (segment.offset.max(from), segment.end()?.min(to));
             if start < end {
                 let bytes = &piece[(start - from) as usize..(end - from) as usize];
@@ -237,7 +242,7 @@ impl<'m> Arrival<'m> {
         Ok(())
     }
 
-    /// The whole file has arrived.
+    /// Checks that the whole file has arrived.
     pub fn finish(self) -> Result<Headers, LoadError> {
         for segment in &self.headers.segments {
             if segment.end()? > self.seen {

@@ -11,7 +11,7 @@ use crate::inputs;
 #[derive(Debug)]
 pub struct HostFile {
     /// What it is to the user: `kernel image`, `initrd`.
-    what: &'static str,
+    object: &'static str,
     path: PathBuf,
     pub(super) file: File,
     /// Bytes, when it was opened: a confined process cannot ask.
@@ -20,11 +20,11 @@ pub struct HostFile {
 
 impl HostFile {
     /// Opens `path`.
-    pub fn open(what: &'static str, path: &Path) -> Result<HostFile, LoadError> {
-        let failed = |source| LoadError::Read { what, path: path.to_owned(), source };
+    pub fn open(object: &'static str, path: &Path) -> Result<HostFile, LoadError> {
+        let failed = |source| LoadError::Read { object, path: path.to_owned(), source };
         let file = inputs::open(path).map_err(failed)?;
         let length = file.metadata().map_err(failed)?.len();
-        Ok(HostFile { what, path: path.to_owned(), file, length })
+        Ok(HostFile { object, path: path.to_owned(), file, length })
     }
 
     /// All that is in it, if that is at most `most` bytes.
@@ -43,11 +43,11 @@ impl HostFile {
 
     /// The error of a file without a byte in it.
     pub(super) fn empty(&self) -> LoadError {
-        LoadError::Empty { what: self.what, path: self.path.clone() }
+        LoadError::Empty { object: self.object, path: self.path.clone() }
     }
 
     /// The error of a system call on it.
     pub(super) fn failed(&self, source: std::io::Error) -> LoadError {
-        LoadError::Read { what: self.what, path: self.path.clone(), source }
+        LoadError::Read { object: self.object, path: self.path.clone(), source }
     }
 }

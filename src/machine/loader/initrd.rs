@@ -1,4 +1,4 @@
-//! An initial RAM disk, or a Multiboot module: where it goes, and how it gets there.
+//! Initial RAM disks and Multiboot modules: their address, and the way into guest memory.
 //!
 //! A file of the host is read straight into guest memory: no copy of it is made.
 
@@ -8,12 +8,12 @@ use super::{HostFile, LoadError, low_ram_end};
 use crate::hypervisor::memory::{GuestAddr, GuestMemory};
 use crate::machine::layout;
 
-/// The most that one call reads.
+/// Maximum number of bytes that one call reads.
 const CHUNK: u64 = 1 << 30;
 
-/// What is to be placed.
+/// Contents to put into guest memory.
 pub enum Initrd<'a> {
-    /// Bytes.
+    /// Bytes in memory.
     Bytes(Cow<'a, [u8]>),
     /// A regular file and its length in bytes.
     File(&'a HostFile, u64),
@@ -25,7 +25,7 @@ impl<'a> Initrd<'a> {
         Initrd::File(file, file.length)
     }
 
-    /// Bytes.
+    /// Returns the number of bytes.
     pub fn size(&self) -> u64 {
         match self {
             Initrd::Bytes(bytes) => bytes.len() as u64,
@@ -33,7 +33,7 @@ impl<'a> Initrd<'a> {
         }
     }
 
-    /// As high as it may be below `limit`, on a page's start, above the firmware area.
+    /// Returns the highest address below `limit`, on a page's start, above the firmware area.
     pub fn address(&self, mem: &GuestMemory, limit: u64) -> Result<u64, LoadError> {
         address(mem, self.size(), limit)
     }
@@ -44,7 +44,7 @@ impl<'a> Initrd<'a> {
     }
 
     fn no_room(&self, at: u64) -> LoadError {
-        LoadError::NoRoom { what: "initrd", needs: self.size(), at: GuestAddr(at) }
+        LoadError::NoRoom { object: "initrd", needs: self.size(), at: GuestAddr(at) }
     }
 
     /// Copies it to `at`.
@@ -59,7 +59,7 @@ impl<'a> Initrd<'a> {
             match mem.read_from_file(&file.file, done, GuestAddr(at + done), part) {
                 Ok(0) => {
                     let detail = format!("it ended after {done} of {len} bytes while it was read");
-                    return Err(LoadError::Truncated { what: "the initrd", detail });
+                    return Err(LoadError::Truncated { object: "the initrd", detail });
                 }
                 Ok(count) => done += count as u64,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
@@ -70,12 +70,12 @@ impl<'a> Initrd<'a> {
     }
 }
 
-/// As high as `size` bytes may be below `limit`, on a page's start, above the firmware area.
+/// Returns the highest address for `size` bytes below `limit`, on a page's start, above the firmware area.
 pub fn address(mem: &GuestMemory, size: u64, limit: u64) -> Result<u64, LoadError> {
     let at = low_ram_end(mem).min(limit).saturating_sub(size) & !0xfff;
-    // Nothing has room everywhere.
+    // Zero bytes fit everywhere.
     if size > 0 && (at < layout::KERNEL_FLOOR || !mem.contains(GuestAddr(at), size)) {
-        return Err(LoadError::NoRoom { what: "initrd", needs: size, at: GuestAddr(at) });
+        return Err(LoadError::NoRoom { object: "initrd", needs: size, at: GuestAddr(at) });
     }
     Ok(at)
 }

@@ -3,11 +3,11 @@
 //! * a bzImage whose payload can be unpacked here: the ELF kernel inside, entered at its 64-bit entry point with the
 //!   zero page (Documentation/arch/x86/boot.rst, "64-bit BOOT PROTOCOL");
 //! * any other bzImage: its own self-extractor, at its 64- or 32-bit entry;
-//! * an ELF file with a PVH note: PVH; with a Multiboot header, or what else has one: Multiboot 1 or 2.
+//! * an ELF file with a PVH note: PVH; any file with a Multiboot header: Multiboot 1 or 2.
 //!
 //! Each of them may be packed as a whole, as kernels of FreeBSD and Xen often are.
 //!
-//! **Hostile file**: nothing is read or unpacked beyond what the guest's memory could hold.
+//! **Hostile file**: the guest's memory bounds what is read and unpacked.
 
 use std::sync::mpsc;
 use std::thread;
@@ -28,16 +28,16 @@ pub struct KernelFiles {
     pub image: HostFile,
     /// Initial RAM disk.
     pub initrd: Option<HostFile>,
-    /// Modules, each with the words that it is passed.
+    /// Modules, each with the words that are passed to it.
     pub modules: Vec<(HostFile, String)>,
     /// Command line.
     pub cmdline: String,
 }
 
-/// Which way in was asked for.
+/// Requested entry protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Way {
-    /// Whichever the kernel has.
+    /// Any protocol that the kernel supports.
     #[default]
     Any,
     /// Multiboot 1.
@@ -46,17 +46,17 @@ pub enum Way {
     Multiboot2,
 }
 
-/// A kernel, and what it is given.
+/// A kernel with its arguments.
 pub struct Image<'a> {
     /// Its file.
     pub bytes: &'a [u8],
-    /// The way in.
+    /// The entry protocol.
     pub way: Way,
-    /// What a Multiboot command line has in front; `None` if `cmdline` has it already.
+    /// Name before a Multiboot command line; `None` if `cmdline` has it already.
     pub name: Option<String>,
     /// Its command line.
     pub cmdline: &'a str,
-    /// Its initial RAM disk, which is the first module where there is no such thing.
+    /// Initial RAM disk. It is the first module where the protocol has no such thing.
     pub initrd: Option<Module<'a>>,
     /// Its modules.
     pub modules: Vec<Module<'a>>,
@@ -73,22 +73,23 @@ pub struct Module<'a> {
 /// A module in guest memory.
 #[derive(Debug)]
 pub struct PlacedModule {
-    /// Where.
+    /// Address.
     pub at: u64,
-    /// Bytes.
+    /// Number of bytes.
     pub size: u64,
     /// Its string.
     pub words: String,
-    /// Where that is, NUL-terminated.
+    /// Address of the string, NUL-terminated.
     pub words_at: u64,
 }
 
-/// The highest address for an initrd whose kernel does not say: Linux's limit for old protocols.
+/// The highest address for an initrd if the kernel does not define it: Linux's limit for old protocols.
 const DEFAULT_INITRD_LIMIT: u64 = 0x3800_0000;
-/// Modules of one kernel.
+/// Maximum number of modules of one kernel.
 const MAX_MODULES: usize = 64;
 
-/// Loads the kernel and its modules into `mem` and says how vCPU 0 starts. `rsdp` is the ACPI root pointer's address.
+/// Loads the kernel and its modules into `mem` and returns how vCPU 0 starts. `rsdp` is the ACPI root pointer's
+/// address.
 pub fn load(mem: &GuestMemory, files: &KernelFiles, rsdp: u64) -> Result<BootState, LoadError> {
     // A kernel's file cannot be larger than the memory that it is for.
     let bytes = files.image.read(memory_bytes(mem))?;
@@ -116,11 +117,12 @@ fn memory_bytes(mem: &GuestMemory) -> u64 {
     mem.regions().map(|(_, len, _)| len).sum()
 }
 
-/// As [`load`], from memory.
+/// Loads a kernel from memory, as [`load`] does.
 pub fn load_image(mem: &GuestMemory, image: &Image<'_>, rsdp: u64) -> Result<BootState, LoadError> {
     if image.modules.len() + usize::from(image.initrd.is_some()) > MAX_MODULES {
         return Err(LoadError::Unsupported(format!("a kernel takes at most {MAX_MODULES} modules here")));
     }
+    // The whole file may be packed, unlike a bzImage, which unpacks its own payload.
     let unpacked;
     let mut bytes = image.bytes;
     if let Some(whole) = unpack::whole(bytes, memory_bytes(mem))? {
@@ -141,6 +143,7 @@ pub fn load_image(mem: &GuestMemory, image: &Image<'_>, rsdp: u64) -> Result<Boo
 }
 
 fn load_any(mem: &GuestMemory, bytes: &[u8], image: &Image<'_>, rsdp: u64) -> Result<BootState, LoadError> {
+    // Linux comes first: its images may also have an ELF or PE header.
     if let Some(header) = SetupHeader::find(bytes) {
         if !image.modules.is_empty() {
             return Err(LoadError::Unsupported("a Linux kernel takes an initial RAM disk and no modules".into()));
@@ -161,7 +164,7 @@ fn load_any(mem: &GuestMemory, bytes: &[u8], image: &Image<'_>, rsdp: u64) -> Re
         return load_multiboot2(mem, bytes, header, image, rsdp);
     }
     if is_elf {
-        let text = "the ELF kernel has neither a PVH note nor a Multiboot header: no way in is known";
+        let text = "the ELF kernel has neither a PVH note nor a Multiboot header, so its entry point is not known";
         return Err(LoadError::Unsupported(text.to_string()));
     }
     Err(match name_of(bytes) {
@@ -170,7 +173,7 @@ fn load_any(mem: &GuestMemory, bytes: &[u8], image: &Image<'_>, rsdp: u64) -> Re
     })
 }
 
-/// What a file is that is no kernel, where it can be told.
+/// Returns the type of a file that is not a kernel, if it is known.
 pub fn name_of(bytes: &[u8]) -> Option<&'static str> {
     let at = |offset: usize, magic: &[u8]| bytes.get(offset..).is_some_and(|rest| rest.starts_with(magic));
     let pe_at = bytes.get(0x3c..0x40).map_or(0, |b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]) as usize);
@@ -223,7 +226,7 @@ fn load_bzimage(
     Ok(BootState::Protected { eip: rip as u32, eax: 0, ebx: 0, esi: layout::boot::ZERO_PAGE as u32, gdt_base, gdt_limit })
 }
 
-/// Puts a bzImage's kernel into memory; its entry point, its end, and whether it is entered in long mode.
+/// Puts a bzImage's kernel into memory. Returns its entry point, its end, and whether it is entered in long mode.
 fn place_kernel(mem: &GuestMemory, header: &SetupHeader) -> Result<(u64, u64, bool), LoadError> {
     let payload = header.payload()?;
     if let Some(elf) = Unpacker::new(payload).transpose()?.map(|unpacker| place_unpacked(mem, unpacker)).transpose()?.flatten() {
@@ -232,12 +235,12 @@ fn place_kernel(mem: &GuestMemory, header: &SetupHeader) -> Result<(u64, u64, bo
     }
     let code = header.protected_mode_code()?;
     let at = header.pref_address();
-    super::place(mem, "kernel", at, code, 0)?;
+    super::copy_in(mem, "kernel", at, code, 0)?;
     let long = header.has_64bit_entry();
     Ok((if long { at + 0x200 } else { at }, at + header.init_size().max(code.len() as u64), long))
 }
 
-/// Unpacks an ELF kernel on one thread and puts it into memory on this one; `None` if it is no ELF file.
+/// Unpacks an ELF kernel on one thread and puts it into memory on this one. Returns `None` if it is not an ELF file.
 fn place_unpacked(mem: &GuestMemory, mut unpacker: Unpacker<'_>) -> Result<Option<Headers>, LoadError> {
     let mut first = Vec::new();
     unpacker.next_piece(&mut first)?;
@@ -249,6 +252,7 @@ fn place_unpacked(mem: &GuestMemory, mut unpacker: Unpacker<'_>) -> Result<Optio
     let (empty, buffers) = mpsc::channel();
     let unpack = move || {
         loop {
+            // Buffers come back from the other thread, so that two of them serve for the whole kernel.
             let mut piece = buffers.try_recv().unwrap_or_default();
             let sent = match unpacker.next_piece(&mut piece) {
                 Ok(false) => return,
@@ -267,7 +271,7 @@ fn place_unpacked(mem: &GuestMemory, mut unpacker: Unpacker<'_>) -> Result<Optio
         for piece in pieces {
             let piece = piece?;
             arrival.take(&piece)?;
-            // The other thread may be done.
+            // The other thread may have ended.
             let _ = empty.send(piece);
         }
         arrival.finish().map(Some)
@@ -282,8 +286,8 @@ fn load_pvh(mem: &GuestMemory, elf: Elf<'_>, entry: u32, image: &Image<'_>, rsdp
     protected(mem, entry, 0, layout::boot::START_INFO)
 }
 
-/// The command line with the image's name in front (Multiboot 0.6.96 leaves its form to the system; kernels take the first
-/// word for the name, as GRUB Legacy and QEMU pass it).
+/// Returns the command line with the image's name before it (Multiboot 0.6.96 leaves its form to the system; kernels
+/// take the first word for the name, as GRUB Legacy and QEMU pass it).
 fn with_name(image: &Image<'_>) -> String {
     image.name.as_ref().map_or_else(|| image.cmdline.to_string(), |name| join(name, image.cmdline))
 }
@@ -309,13 +313,14 @@ fn load_multiboot2(
     protected(mem, entry, multiboot2::BOOTLOADER_MAGIC, info)
 }
 
-/// Puts the modules one behind the other, each on a page's start, as high as they may be; and their strings.
+/// Puts the modules into memory one after the other, each on a page's start, as high as possible; and their strings.
 fn place_modules(mem: &GuestMemory, image: &Image<'_>, kernel_end: u64) -> Result<Vec<PlacedModule>, LoadError> {
     let modules: Vec<&Module<'_>> = image.initrd.iter().chain(&image.modules).collect();
     let total = modules.iter().map(|module| module.data.size().next_multiple_of(4096)).sum();
     let mut at = super::initrd::address(mem, total, DEFAULT_INITRD_LIMIT)?;
+    // The modules are at the top of memory, the kernel grows from below.
     if at < kernel_end && total > 0 {
-        return Err(LoadError::NoRoom { what: "modules", needs: total, at: GuestAddr(at) });
+        return Err(LoadError::NoRoom { object: "modules", needs: total, at: GuestAddr(at) });
     }
     let (mut words_at, words_end) = (layout::boot::STRINGS, layout::boot::STRINGS + layout::boot::STRINGS_BYTES);
     let mut placed = Vec::new();
@@ -347,7 +352,7 @@ mod tests {
     use crate::machine::loader::test_memory;
     use std::path::Path;
 
-    /// A 32-bit ELF with one segment of `code` at 1 MiB, whose first bytes may be a Multiboot header.
+    /// Returns a 32-bit ELF with one segment of `code` at 1 MiB, whose first bytes may be a Multiboot header.
     fn elf32(code: &[u8]) -> Vec<u8> {
         let mut file = b"\x7fELF\x01\x01\x01".to_vec();
         file.resize(52, 0);
@@ -388,7 +393,7 @@ mod tests {
         String::from_utf8(bytes.collect()).unwrap()
     }
 
-    /// A kernel and two modules in files: as `loader = "kernel"` has them.
+    /// Writes a kernel and two modules to files, as for `loader = "kernel"`.
     fn files(dir: &Path, kernel: &[u8]) -> KernelFiles {
         let write = |name: &str, bytes: &[u8]| {
             std::fs::write(dir.join(name), bytes).unwrap();
@@ -419,7 +424,7 @@ mod tests {
         assert_eq!(mem.read_le::<u8>(GuestAddr(second.into())).unwrap(), b'2');
     }
 
-    /// An ELF file with a Multiboot 2 header of these tags.
+    /// Returns an ELF file with a Multiboot 2 header of these tags.
     fn multiboot2_kernel(tags: &[u8]) -> Vec<u8> {
         let len = 16 + tags.len() as u32;
         let sum = 0u32.wrapping_sub(0xe852_50d6).wrapping_sub(len);
@@ -452,7 +457,7 @@ mod tests {
         assert_eq!(text_at(&mem, tags[2].1 as u32 + 16), "one a b");
         assert_eq!(mem.read_le::<u8>(GuestAddr(word(tags[3].1 + 8).into())).unwrap(), b'2');
         assert_eq!(word(tags[8].1 + 8), 0x10_0000);
-        // What it requires and nobody knows.
+        // A required tag that is unknown.
         let strange = [99, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0];
         let text = load_bytes(&mem, &multiboot2_kernel(&strange), None, "", 0xe_0000).unwrap_err().to_string();
         assert!(text.contains("tag 99"), "{text}");
@@ -492,7 +497,7 @@ mod tests {
         }
         let text = load_bytes(&test_memory(16), &gzip[..gzip.len() / 2], None, "", 0).unwrap_err().to_string();
         assert!(text.starts_with("cannot unpack the gzip"), "{text}");
-        // One that unpacks to more than the guest's memory.
+        // An image that unpacks to more than the guest's memory.
         let mut bomb = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         bomb.write_all(&vec![0; 20 << 20]).unwrap();
         let text = load_bytes(&test_memory(16), &bomb.finish().unwrap(), None, "", 0).unwrap_err().to_string();
@@ -534,7 +539,7 @@ mod tests {
         pe[0x3c] = 0x80;
         pe[0x80..0x84].copy_from_slice(b"PE\0\0");
         assert!(named(&pe).contains("a PE file"), "{}", named(&pe));
-        // The same with a header of Multiboot's that has no addresses.
+        // The same with a Multiboot header that has no addresses.
         pe.extend([0x1bad_b002u32, 0, 0u32.wrapping_sub(0x1bad_b002)].map(u32::to_le_bytes).concat());
         assert!(named(&pe).contains("is a PE file, which is a program for UEFI firmware, and its header has no addresses"));
         assert!(named(b"070701....").contains("a cpio archive"));
@@ -550,7 +555,7 @@ mod tests {
         assert_eq!(text, "the kernel is linked for 0x8000, below 1 MiB, where the firmware's and the loader's tables are");
     }
 
-    /// A bzImage of protocol 2.05, whose version string is this.
+    /// Returns a bzImage of protocol 2.05, whose version string is this.
     fn old_linux(version: &str) -> Vec<u8> {
         let mut file = vec![0; 4096];
         file[0x1f1] = 4;

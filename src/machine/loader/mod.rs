@@ -1,11 +1,11 @@
-//! How a guest's first instruction comes about.
+//! Loaders: they put a kernel into memory and set the state of the first instruction.
 //!
-//! `kernel`: Linux's bzImage (unpacked on the host), ELF through PVH, Multiboot 1 and 2. `grub`: the same
-//! kernels out of the guest's own disks, by the boot configuration that is on them.
+//! `kernel`: Linux's bzImage (unpacked on the host), ELF through PVH, Multiboot 1 and 2. `grub`: the same kernels from
+//! the guest's own disks, by the boot configuration on them.
 pub mod elf;
 pub mod grub; // the guest's own boot menu, read from its disks
 pub mod host_file; // a kernel or an initrd, opened before the process is confined
-pub mod initrd; // bytes, or a file of the host, to their place in guest memory
+pub mod initrd; // bytes, or a file of the host, into guest memory
 pub mod kernel;
 pub mod multiboot;
 pub mod multiboot2;
@@ -20,86 +20,86 @@ use super::layout;
 use crate::hypervisor::memory::{GuestAddr, GuestMemory, OutOfRange};
 pub use host_file::HostFile;
 
-/// A guest that cannot be loaded.
+/// The error for a guest that cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// A file that cannot be read.
-    #[error("cannot read {what} `{}`", path.display())]
+    /// A file cannot be read.
+    #[error("cannot read {object} `{}`", path.display())]
     Read {
         /// `kernel image`, `initrd` or `module`.
-        what: &'static str,
+        object: &'static str,
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The error of the host.
         source: std::io::Error,
     },
-    /// A file that ends too early.
-    #[error("{what} is truncated: {detail}")]
+    /// A file ends too early.
+    #[error("{object} is truncated: {detail}")]
     Truncated {
-        /// What was being read.
-        what: &'static str,
-        /// What was expected.
+        /// The part that was being read.
+        object: &'static str,
+        /// The expected contents.
         detail: String,
     },
-    /// A file without a byte: what a full disk leaves behind.
-    #[error("the {what} `{}` is empty", path.display())]
+    /// A file is empty, as a full disk leaves it.
+    #[error("the {object} `{}` is empty", path.display())]
     Empty {
         /// `kernel image`, `initrd` or `module`.
-        what: &'static str,
+        object: &'static str,
         /// The file.
         path: PathBuf,
     },
-    /// A file of no known kind.
+    /// A file has an unknown format.
     #[error("kernel image is neither a bzImage, nor an ELF file, nor a Multiboot kernel (it begins with {0:02x?})")]
     UnknownFormat(Vec<u8>),
-    /// A file of a known kind that is none of a kernel's.
+    /// A file has a known format that is not a kernel's.
     #[error("kernel image is {0}; it is neither a bzImage, nor an ELF file, nor a Multiboot kernel")]
     NoKernel(&'static str),
-    /// A kernel for where the loader itself is.
-    #[error("the {what} is linked for {at}, below 1 MiB, where the firmware's and the loader's tables are")]
+    /// A kernel is linked for the loader's own area.
+    #[error("the {object} is linked for {at}, below 1 MiB, where the firmware's and the loader's tables are")]
     TooLow {
-        /// Kernel or its like.
-        what: &'static str,
-        /// Where.
+        /// Kernel, initrd or module.
+        object: &'static str,
+        /// Address.
         at: GuestAddr,
     },
-    /// Something in the file that this loader does not do.
+    /// The file needs a feature that this loader does not have.
     #[error("{0}")]
     Unsupported(String),
-    /// A compressed kernel that does not unpack.
+    /// A compressed kernel cannot be unpacked.
     #[error("cannot unpack the {kind} stream of the kernel image: {detail}")]
     Unpack {
         /// gzip, bzip2, xz, zstd, lz4.
         kind: &'static str,
-        /// What the unpacker said.
+        /// Message of the unpacker.
         detail: String,
     },
-    /// The host refuses a thread.
+    /// The host has no thread to give.
     #[error("cannot start a thread to load the guest with")]
     Thread(#[source] std::io::Error),
-    /// The guest has too little memory for it.
-    #[error("{what} needs {needs} bytes at {at}, beyond the guest's memory; give the guest more `memory`")]
+    /// The guest has too little memory.
+    #[error("{object} needs {needs} bytes at {at}, beyond the guest's memory; give the guest more `memory`")]
     NoRoom {
         /// Kernel, initrd or module.
-        what: &'static str,
-        /// Bytes.
+        object: &'static str,
+        /// Number of bytes needed.
         needs: u64,
-        /// Where.
+        /// Address.
         at: GuestAddr,
     },
-    /// A command line that is too long for the kernel.
+    /// The command line is too long for the kernel.
     #[error("the kernel command line has {len} bytes, this kernel takes {max}")]
     CommandLine {
         /// Its length.
         len: usize,
-        /// The most that fits.
+        /// Maximum length.
         max: usize,
     },
 }
 
 impl From<OutOfRange> for LoadError {
     fn from(e: OutOfRange) -> LoadError {
-        LoadError::NoRoom { what: "a boot structure", needs: e.len as u64, at: e.addr }
+        LoadError::NoRoom { object: "a boot structure", needs: e.len as u64, at: e.addr }
     }
 }
 
@@ -108,11 +108,11 @@ impl From<OutOfRange> for LoadError {
 pub enum RangeKind {
     /// Usable.
     Ram = 1,
-    /// Not to be touched.
+    /// Not to be used.
     Reserved = 2,
 }
 
-/// The memory map that the guest is told: `(base, bytes, kind)`, in order.
+/// Returns the memory map for the guest: `(base, bytes, kind)`, in order.
 pub fn memory_map(mem: &GuestMemory) -> Vec<(u64, u64, RangeKind)> {
     let mut map = vec![
         (0, layout::CONVENTIONAL_END, RangeKind::Ram),
@@ -132,19 +132,19 @@ pub fn memory_map(mem: &GuestMemory) -> Vec<(u64, u64, RangeKind)> {
     map
 }
 
-/// First byte behind the RAM below the PCI hole.
+/// Returns the end of the RAM below the PCI hole.
 pub fn low_ram_end(mem: &GuestMemory) -> u64 {
     mem.regions().map(|(base, len, _)| base.0 + len).filter(|&end| end <= layout::LOW_RAM_END).max().unwrap_or(0)
 }
 
 /// Copies `bytes` to `at`, above the firmware area.
-fn place(mem: &GuestMemory, what: &'static str, at: u64, bytes: &[u8], zeros: u64) -> Result<(), LoadError> {
+fn copy_in(mem: &GuestMemory, object: &'static str, at: u64, bytes: &[u8], zeros: u64) -> Result<(), LoadError> {
     let needs = bytes.len() as u64 + zeros;
     if at < layout::KERNEL_FLOOR {
-        return Err(LoadError::TooLow { what, at: GuestAddr(at) });
+        return Err(LoadError::TooLow { object, at: GuestAddr(at) });
     }
     if !mem.contains(GuestAddr(at), needs) {
-        return Err(LoadError::NoRoom { what, needs, at: GuestAddr(at) });
+        return Err(LoadError::NoRoom { object, needs, at: GuestAddr(at) });
     }
     Ok(mem.write(GuestAddr(at), bytes)?)
 }
@@ -159,7 +159,7 @@ fn write_gdt(mem: &GuestMemory, long_mode: bool) -> Result<u16, LoadError> {
     Ok(table.len() as u16 * 8 - 1)
 }
 
-/// Identity-maps the first 4 GiB with 2 MiB pages; returns CR3.
+/// Identity-maps the first 4 GiB with 2 MiB pages. Returns CR3.
 fn write_page_tables(mem: &GuestMemory) -> Result<u64, LoadError> {
     const PRESENT_WRITABLE: u64 = 3;
     const LARGE: u64 = 1 << 7;
@@ -178,7 +178,7 @@ fn write_page_tables(mem: &GuestMemory) -> Result<u64, LoadError> {
     Ok(pml4)
 }
 
-/// Writes the command line, NUL-terminated; `max` is what the kernel takes without the NUL.
+/// Writes the command line, NUL-terminated. `max` is the kernel's limit without the NUL.
 fn write_cmdline(mem: &GuestMemory, cmdline: &str, max: usize) -> Result<(), LoadError> {
     let max = max.min(layout::boot::CMDLINE_BYTES as usize - 1);
     if cmdline.len() > max {

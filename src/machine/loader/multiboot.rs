@@ -1,8 +1,8 @@
-//! Multiboot 1: what hobby and research kernels, and Xen, are built for.
+//! Multiboot 1, the protocol of hobby and research kernels, and of Xen.
 //!
-//! Source: Multiboot Specification 0.6.96, sections 3.1 (header), 3.2 (machine state), 3.3 (information).
-//! Not modelled: the video mode request (bit 2 of the flags) is answered with no video information, as the
-//! specification allows; section headers of an ELF kernel are not handed on.
+//! Source: Multiboot Specification 0.6.96, sections 3.1 (header), 3.2 (machine state), 3.3 (information). Not modelled:
+//! the video mode request (bit 2 of the flags) is answered with no video information, as the specification allows;
+//! section headers of an ELF kernel are not passed on.
 
 use super::elf::Elf;
 use super::kernel::PlacedModule;
@@ -11,12 +11,13 @@ use crate::hypervisor::memory::{GuestAddr, GuestMemory};
 use crate::machine::layout;
 
 const HEADER_MAGIC: u32 = 0x1bad_b002;
-/// What EAX holds at the entry.
+/// Value of EAX at the entry.
 pub const BOOTLOADER_MAGIC: u32 = 0x2bad_b002;
-/// The name of this loader, as kernels read it.
+/// The name of this loader, which kernels can read.
 pub const LOADER_NAME: &[u8] = b"vmctl\0";
 const FLAG_ADDRESSES: u32 = 1 << 16;
-/// Flags 2 to 15 are requirements; we meet page alignment (0), memory information (1) and answer video (2).
+/// Flags 2 to 15 are requirements. This loader meets page alignment (0) and memory information (1), and answers video
+/// (2).
 const KNOWN_REQUIREMENTS: u32 = 0b111;
 
 /// A Multiboot header.
@@ -26,18 +27,18 @@ pub struct Header {
     flags: u32,
 }
 
-/// Where a kernel without ELF headers goes, by the fields that both versions of Multiboot have.
+/// Addresses of a kernel without ELF headers, by the fields that both versions of Multiboot have.
 #[derive(Debug, Clone, Copy)]
 pub struct Addresses {
-    /// Where in the file the header is.
+    /// Offset of the header in the file.
     pub offset: usize,
-    /// Where in memory it belongs.
+    /// Address of the header in memory.
     pub header: u32,
-    /// Where the image begins; `u32::MAX` if it begins with the file.
+    /// Address of the image's start; `u32::MAX` if the image begins with the file.
     pub load: u32,
-    /// Where what is in the file ends; 0 if that is all of it.
+    /// Address of the end of the file's part; 0 if it is the whole file.
     pub load_end: u32,
-    /// Where its zeros end; 0 without any.
+    /// Address of the end of the zeros; 0 without any.
     pub bss_end: u32,
 }
 
@@ -45,7 +46,7 @@ fn word(file: &[u8], offset: usize) -> Option<u32> {
     file.get(offset..offset + 4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
 }
 
-/// The header, if the first 8192 bytes of the file hold one.
+/// Returns the header, if the first 8192 bytes of the file hold one.
 pub fn find(file: &[u8]) -> Option<Header> {
     (0..file.len().min(8192)).step_by(4).find_map(|offset| {
         let (magic, flags, checksum) = (word(file, offset)?, word(file, offset + 4)?, word(file, offset + 8)?);
@@ -55,8 +56,8 @@ pub fn find(file: &[u8]) -> Option<Header> {
 }
 
 impl Addresses {
-    /// Loads the image; returns its first address and its end.
-    pub fn place(self, mem: &GuestMemory, file: &[u8]) -> Result<(u64, u64), LoadError> {
+    /// Loads the image. Returns its first address and its end.
+    pub fn load(self, mem: &GuestMemory, file: &[u8]) -> Result<(u64, u64), LoadError> {
         let bad = || LoadError::Unsupported("the Multiboot header's addresses contradict each other".into());
         let load = match self.load {
             u32::MAX => u64::from(self.header).checked_sub(self.offset as u64).ok_or_else(bad)?,
@@ -70,23 +71,23 @@ impl Addresses {
             end => u64::from(end).checked_sub(load).ok_or_else(bad)? as usize,
         };
         let image = image.get(..len).ok_or_else(|| LoadError::Truncated {
-            what: "the Multiboot kernel",
+            object: "the Multiboot kernel",
             detail: format!("its header promises {len} bytes"),
         })?;
         let end = load + len as u64;
         let zeros = u64::from(self.bss_end).saturating_sub(end);
-        super::place(mem, "kernel", load, image, zeros)?;
+        super::copy_in(mem, "kernel", load, image, zeros)?;
         Ok((load, end + zeros))
     }
 }
 
-/// A kernel with a Multiboot header that only ELF headers can place, and without those.
+/// Creates the error for a kernel with a Multiboot header without addresses, and without ELF headers.
 pub fn no_way(file: &[u8]) -> LoadError {
-    let what = super::kernel::name_of(file).unwrap_or("no ELF file");
+    let what = super::kernel::name_of(file).unwrap_or("not an ELF file");
     LoadError::Unsupported(format!("the Multiboot kernel is {what}, and its header has no addresses to load it by"))
 }
 
-/// Loads the kernel by its header's addresses or as ELF; returns the entry point and the end of the image.
+/// Loads the kernel by its header's addresses or as ELF. Returns the entry point and the end of the image.
 pub fn load(mem: &GuestMemory, file: &[u8], header: Header) -> Result<(u32, u64), LoadError> {
     let unmet = header.flags & 0xffff & !KNOWN_REQUIREMENTS;
     if unmet != 0 {
@@ -101,11 +102,13 @@ pub fn load(mem: &GuestMemory, file: &[u8], header: Header) -> Result<(u32, u64)
     }
     let get = |index: usize| {
         let value = word(file, header.offset + 12 + index * 4);
-        value
-            .ok_or_else(|| LoadError::Truncated { what: "the Multiboot header", detail: "its address fields are missing".into() })
+        value.ok_or_else(|| LoadError::Truncated {
+            object: "the Multiboot header",
+            detail: "its address fields are missing".into(),
+        })
     };
     let addresses = Addresses { offset: header.offset, header: get(0)?, load: get(1)?, load_end: get(2)?, bss_end: get(3)? };
-    Ok((get(4)?, addresses.place(mem, file)?.1))
+    Ok((get(4)?, addresses.load(mem, file)?.1))
 }
 
 /// Writes the information structure: memory sizes, command line, modules with their strings, the memory map.

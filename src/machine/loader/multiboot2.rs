@@ -1,10 +1,10 @@
-//! Multiboot 2: the same for kernels with a list of tags.
+//! Multiboot 2, whose kernels have a list of tags in their header.
 //!
-//! Source: Multiboot2 Specification 2.0, sections 3.1 (header), 3.3 (i386 machine state), 3.6 (boot information).
-//! Not modelled: everything about EFI, graphics and text consoles (tags 4, 5 and 7 to 9 of the header change nothing, as on a
-//! PC without them), relocation (a kernel is loaded where it is linked), section headers of an ELF kernel.
+//! Source: Multiboot2 Specification 2.0, sections 3.1 (header), 3.3 (i386 machine state), 3.6 (boot information). Not
+//! modelled: everything about EFI, graphics and text consoles (tags 4, 5 and 7 to 9 of the header change nothing, as on
+//! a PC without them), relocation (a kernel is loaded where it is linked), section headers of an ELF kernel.
 //!
-//! **Hostile file**: tags are read inside of the header's own length, each one further on.
+//! **Hostile file**: tags are read inside of the header's own length, each after the one before.
 
 use super::elf::Elf;
 use super::kernel::PlacedModule;
@@ -14,22 +14,22 @@ use crate::hypervisor::memory::{GuestAddr, GuestMemory};
 use crate::machine::layout;
 
 const HEADER_MAGIC: u32 = 0xe852_50d6;
-/// What EAX holds at the entry.
+/// Value of EAX at the entry.
 pub const BOOTLOADER_MAGIC: u32 = 0x36d7_6289;
 /// Architecture 0: 32-bit protected mode of i386.
 const ARCHITECTURE_I386: u32 = 0;
-/// The header lies in so many bytes.
+/// The header lies within this many bytes.
 const SEARCHED: usize = 32_768;
-/// A tag that a loader may leave alone.
+/// Flag of a tag that a loader may ignore.
 const OPTIONAL: u16 = 1;
-/// The highest number of a tag of the boot information that the specification has.
+/// The highest number of a tag of the boot information in the specification.
 const LAST_INFORMATION: u32 = 21;
 
 /// A Multiboot 2 header.
 #[derive(Debug, Clone, Copy)]
 pub struct Header<'a> {
     offset: usize,
-    /// Everything behind its four words.
+    /// The bytes after its four words.
     tags: &'a [u8],
 }
 
@@ -37,7 +37,7 @@ fn word(bytes: &[u8], offset: usize) -> Option<u32> {
     bytes.get(offset..offset + 4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
 }
 
-/// The header, if the first 32,768 bytes of the file hold one for this processor.
+/// Returns the header, if the first 32,768 bytes of the file hold one for this processor.
 pub fn find(file: &[u8]) -> Option<Header<'_>> {
     (0..file.len().min(SEARCHED)).step_by(8).find_map(|offset| {
         let words = [0, 4, 8, 12].map(|at| word(file, offset + at));
@@ -48,7 +48,7 @@ pub fn find(file: &[u8]) -> Option<Header<'_>> {
     })
 }
 
-/// What the tags of a header ask for.
+/// Requests of a header's tags.
 #[derive(Default)]
 struct Wishes {
     addresses: Option<Addresses>,
@@ -57,7 +57,7 @@ struct Wishes {
 
 impl Header<'_> {
     fn wishes(&self) -> Result<Wishes, LoadError> {
-        let cut = || LoadError::Truncated { what: "the Multiboot 2 header", detail: "a tag is cut short".into() };
+        let cut = || LoadError::Truncated { object: "the Multiboot 2 header", detail: "a tag is cut short".into() };
         let mut wishes = Wishes::default();
         let mut rest = self.tags;
         while let Some(first) = word(rest, 0) {
@@ -93,7 +93,7 @@ impl Header<'_> {
     }
 }
 
-/// Loads the kernel by its header's addresses or as ELF; returns the entry point, the first address and the end.
+/// Loads the kernel by its header's addresses or as ELF. Returns the entry point, the first address and the end.
 pub fn load(mem: &GuestMemory, file: &[u8], header: Header<'_>) -> Result<(u32, u64, u64), LoadError> {
     let wishes = header.wishes()?;
     let Some(addresses) = wishes.addresses else {
@@ -106,11 +106,11 @@ pub fn load(mem: &GuestMemory, file: &[u8], header: Header<'_>) -> Result<(u32, 
     };
     let no_entry = || LoadError::Unsupported("the Multiboot 2 header has addresses and no entry point".into());
     let entry = wishes.entry.ok_or_else(no_entry)?;
-    let (start, end) = addresses.place(mem, file)?;
+    let (start, end) = addresses.load(mem, file)?;
     Ok((entry, start, end))
 }
 
-/// Writes the boot information; returns its address.
+/// Writes the boot information. Returns its address.
 pub fn write_info(
     mem: &GuestMemory,
     cmdline: &str,
@@ -136,7 +136,7 @@ pub fn write_info(
         map.extend([kind as u32, 0].map(u32::to_le_bytes).concat());
     }
     add(&mut info, 6, &map);
-    // Copies of the ACPI root pointer: as version 1 has it, and whole.
+    // Copies of the ACPI root pointer: the part of version 1, and all of it.
     for (kind, bytes) in [(14, 20), (15, 36)] {
         let mut copy = vec![0; bytes];
         mem.read(GuestAddr(rsdp), &mut copy)?;
@@ -154,7 +154,7 @@ pub fn write_info(
     Ok(at)
 }
 
-/// A tag: its number, its size, what it says; the next one begins at a multiple of eight.
+/// Appends a tag: its number, its size, its contents. The next one begins at a multiple of eight.
 fn add(info: &mut Vec<u8>, kind: u32, content: &[u8]) {
     info.extend(kind.to_le_bytes());
     info.extend((content.len() as u32 + 8).to_le_bytes());

@@ -1,29 +1,31 @@
-//! Unpacks a kernel's payload on the host: a guest CPU in software would take longer.
+//! Unpacking of a kernel's payload on the host, since a guest CPU in software would take longer.
 //!
-//! Kinds are told by their magic numbers: gzip (RFC 1952), bzip2, xz (the .xz file format 1.2.0), Zstandard (RFC 8878), LZ4's
-//! frames and its legacy frame (lz4_Frame_format.md, "Legacy frame"), which is what Linux's build uses. Linux appends the
-//! unpacked size as four bytes to all but gzip (scripts/Makefile.lib, `size_append`), gzip has it in its trailer.
+//! Magic numbers identify the kinds: gzip (RFC 1952), bzip2, xz (the .xz file format 1.2.0), Zstandard (RFC 8878),
+//! LZ4's frames and its legacy frame (lz4_Frame_format.md, "Legacy frame"), which is what Linux's build uses. Linux
+//! appends the unpacked size as four bytes to all except gzip (scripts/Makefile.lib, `size_append`), which has it in
+//! its trailer.
 //!
-//! It comes in pieces, so that it goes to guest memory while the next piece is unpacked, and is never held whole.
+//! The payload comes in pieces. So one piece goes to guest memory while the next is unpacked, and the whole is never
+//! held in memory.
 //!
-//! **Hostile file**: output never grows beyond [`MAX_UNPACKED`], a piece never beyond [`PIECE`], a decoder's own memory never
-//! beyond [`XZ_MEMORY_KIB`] (xz) or 100 MiB (Zstandard, by its crate).
+//! **Hostile file**: output never grows beyond [`MAX_UNPACKED`], a piece never beyond [`PIECE`], a decoder's own memory
+//! never beyond [`XZ_MEMORY_KIB`] (xz) or 100 MiB (Zstandard, by its crate).
 
 use std::io::Read;
 
 use super::LoadError;
 
-/// The most that a payload may unpack to: 1 GiB.
+/// Maximum size of an unpacked payload: 1 GiB.
 pub const MAX_UNPACKED: u64 = 1 << 30;
-/// The most bytes of one piece; all but the last of a stream have as many.
+/// Maximum size of one piece. All pieces of a stream except the last have this size.
 pub const PIECE: usize = 8 << 20;
 
-/// What an xz stream may make its decoder reserve: twice what `xz -9` and Linux's build do.
+/// Maximum memory that an xz stream may make its decoder reserve: twice that of `xz -9` and of Linux's build.
 const XZ_MEMORY_KIB: u32 = 256 << 10;
 const LZ4_MAGIC: [u8; 4] = 0x184d_2204u32.to_le_bytes();
 const BZIP2_MAGIC: &[u8] = b"BZh";
 const LZ4_LEGACY_MAGIC: [u8; 4] = 0x184c_2102u32.to_le_bytes();
-/// The most that one block of a legacy frame unpacks to.
+/// Maximum unpacked size of one block of a legacy frame.
 const LZ4_LEGACY_BLOCK: usize = PIECE;
 const ZSTD_MAGIC: [u8; 4] = 0xfd2f_b528u32.to_le_bytes();
 const XZ_MAGIC: [u8; 6] = [0xfd, b'7', b'z', b'X', b'Z', 0];
@@ -38,12 +40,12 @@ pub struct Unpacker<'a> {
 
 enum Source<'a> {
     Stream(Box<dyn Read + Send + 'a>),
-    /// What is left of a legacy frame.
+    /// The rest of a legacy frame.
     Lz4(&'a [u8]),
 }
 
 impl<'a> Unpacker<'a> {
-    /// `None` when the payload's kind is not known.
+    /// Creates an unpacker. Returns `None` when the payload's kind is not known.
     pub fn new(payload: &'a [u8]) -> Option<Result<Unpacker<'a>, LoadError>> {
         let kind = kind_of(payload)?;
         let source = match kind {
@@ -60,7 +62,7 @@ impl<'a> Unpacker<'a> {
         })
     }
 
-    /// Puts the next bytes into `piece`, whose own bytes go; `false` when there are none any more.
+    /// Replaces the contents of `piece` with the next bytes. Returns `false` at the end.
     pub fn next_piece(&mut self, piece: &mut Vec<u8>) -> Result<bool, LoadError> {
         let more = match &mut self.source {
             Source::Stream(reader) => next_of_stream(reader.as_mut(), piece),
@@ -75,7 +77,7 @@ impl<'a> Unpacker<'a> {
     }
 }
 
-/// A file that is packed as a whole, unpacked; `None` if it is not packed.
+/// Unpacks a file that is packed as a whole. Returns `None` if it is not packed.
 pub fn whole(bytes: &[u8], limit: u64) -> Result<Option<Vec<u8>>, LoadError> {
     let Some(unpacker) = Unpacker::new(bytes) else { return Ok(None) };
     let mut unpacker = unpacker?;
@@ -106,7 +108,7 @@ fn kind_of(payload: &[u8]) -> Option<&'static str> {
     }
 }
 
-/// The unpacked size as the last four bytes tell it.
+/// Returns the unpacked size from the last four bytes.
 fn size_hint(payload: &[u8]) -> u64 {
     payload.last_chunk::<4>().map_or(0, |tail| u64::from(u32::from_le_bytes(*tail)))
 }
@@ -119,9 +121,9 @@ fn next_of_stream(reader: &mut dyn Read, piece: &mut Vec<u8>) -> Result<bool, St
 }
 
 fn zstd(payload: &[u8]) -> Result<Source<'_>, String> {
-    // RFC 8878 section 3.1.1.1: byte 4 is the frame header descriptor; without the single-segment flag (bit 5) byte
-    // 5 is the window descriptor. Kernels are packed with a window far larger than themselves, which the decoder
-    // refuses; no match reaches further back than the frame's own start, so a window that holds the whole is enough.
+    // RFC 8878 section 3.1.1.1: byte 4 is the frame header descriptor; without the single-segment flag (bit 5) byte 5
+    // is the window descriptor. Kernels are packed with a window far larger than themselves, which the decoder refuses.
+    // No match reaches further back than the frame's own start, so a window of the whole size is enough.
     let (start, rest) = payload.split_at(payload.len().min(6));
     let mut start = start.to_vec();
     let size = size_hint(payload).min(256 << 20);
@@ -139,7 +141,7 @@ fn zstd(payload: &[u8]) -> Result<Source<'_>, String> {
 }
 
 fn next_of_lz4(rest: &mut &[u8], piece: &mut Vec<u8>) -> Result<bool, String> {
-    // The four bytes of appended size are what is left at the end.
+    // The four bytes of the appended size are left at the end.
     while rest.len() > 4 {
         let (len, behind) = rest.split_first_chunk::<4>().expect("more than four bytes are left");
         if *len == LZ4_LEGACY_MAGIC {
@@ -148,7 +150,7 @@ fn next_of_lz4(rest: &mut &[u8], piece: &mut Vec<u8>) -> Result<bool, String> {
         }
         let len = u32::from_le_bytes(*len) as usize;
         let block = behind.get(..len).ok_or_else(|| format!("a block of {len} bytes is cut short"))?;
-        // A piece that is used again is as long already: nothing is cleared.
+        // A piece that is used again already has this length, so nothing is cleared.
         piece.resize(LZ4_LEGACY_BLOCK, 0);
         let unpacked = lz4_flex::block::decompress_into(block, piece).map_err(|e| e.to_string())?;
         piece.truncate(unpacked);

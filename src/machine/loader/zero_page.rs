@@ -38,7 +38,7 @@ const LOADED_HIGH: u8 = 1 << 0;
 const CAN_USE_HEAP: u8 = 1 << 7;
 const XLF_KERNEL_64: u16 = 1 << 0;
 
-/// What the setup header of a bzImage says.
+/// Contents of the setup header of a bzImage.
 #[derive(Debug)]
 pub struct SetupHeader<'a> {
     file: &'a [u8],
@@ -51,7 +51,7 @@ fn field(file: &[u8], offset: usize, width: usize) -> u64 {
 }
 
 impl<'a> SetupHeader<'a> {
-    /// The header of a bzImage, `None` when the file is none.
+    /// Returns the header of a bzImage, or `None` if the file is not one.
     pub fn find(file: &'a [u8]) -> Option<Result<SetupHeader<'a>, LoadError>> {
         if file.len() < HEADER_MAGIC + 4
             || &file[HEADER_MAGIC..HEADER_MAGIC + 4] != b"HdrS"
@@ -60,22 +60,22 @@ impl<'a> SetupHeader<'a> {
             return None;
         }
         if file.len() < INIT_SIZE + 4 {
-            return Some(Err(LoadError::Truncated { what: "the bzImage", detail: "its setup header is cut short".into() }));
+            return Some(Err(LoadError::Truncated { object: "the bzImage", detail: "its setup header is cut short".into() }));
         }
         let header = SetupHeader { file, version: field(file, VERSION, 2) as u16 };
         Some(header.check().map(|()| header))
     }
 
-    /// Whether the kernel can be entered without a BIOS.
+    /// Checks that the kernel can be entered without a BIOS.
     ///
-    /// Those of protocol 2.02 to 2.07 are meant to be entered in real mode, from where they ask the BIOS. Linux has its entry
-    /// in protected mode too, with all answers in the zero page (kexec enters it so). iPXE's lkrn and memdisk, which wear the
-    /// same header, do their work through the BIOS; Linux's version begins with a digit, theirs with their name.
+    /// Kernels of protocol 2.02 to 2.07 expect an entry in real mode, from which they call the BIOS. Linux also has an
+    /// entry in protected mode, with all answers in the zero page (kexec uses it). iPXE's lkrn and memdisk have the
+    /// same header but need the BIOS. Linux's version begins with a digit, theirs with their name.
     fn check(&self) -> Result<(), LoadError> {
         let version = self.version;
         let protocol = format!("boot protocol {}.{:02}", version >> 8, version & 0xff);
         if version < 0x0202 {
-            return Err(LoadError::Unsupported(format!("the kernel speaks {protocol}, at least 2.02 is needed")));
+            return Err(LoadError::Unsupported(format!("the kernel uses {protocol}, but at least 2.02 is needed")));
         }
         if self.file[LOADFLAGS] & LOADED_HIGH == 0 {
             let text = "the kernel is a zImage, which is unpacked below 1 MiB by a BIOS; a bzImage is needed";
@@ -85,14 +85,14 @@ impl<'a> SetupHeader<'a> {
             self.version_string().filter(|name| version < 0x0208 && !name.starts_with(|c: char| c.is_ascii_digit()))
         {
             return Err(LoadError::Unsupported(format!(
-                "`{name}` is no Linux kernel, though it speaks Linux's {protocol}: it is entered in real mode and calls the \
+                "`{name}` is not a Linux kernel, though it uses Linux's {protocol}: it is entered in real mode and calls the \
                  BIOS, and this engine has none; boot what it would load instead, or its build for UEFI with the engine bhyve"
             )));
         }
         Ok(())
     }
 
-    /// The version as the kernel tells it, if it does.
+    /// Returns the version string of the kernel, if it has one.
     fn version_string(&self) -> Option<String> {
         let at = field(self.file, KERNEL_VERSION, 2) as usize;
         let bytes = self.file.get(0x200 + at..).filter(|_| at != 0)?;
@@ -109,17 +109,17 @@ impl<'a> SetupHeader<'a> {
         (sectors + 1) * 512
     }
 
-    /// The part that runs in protected mode: the self-extractor.
+    /// Returns the part that runs in protected mode: the self-extractor.
     pub fn protected_mode_code(&self) -> Result<&'a [u8], LoadError> {
         let start = self.protected_mode_offset();
         let rest = self.file.get(start..).filter(|code| !code.is_empty());
         rest.ok_or_else(|| LoadError::Truncated {
-            what: "the bzImage",
+            object: "the bzImage",
             detail: format!("nothing follows its {start} bytes of set-up code"),
         })
     }
 
-    /// The compressed kernel; empty where the header does not say where it is.
+    /// Returns the compressed kernel. It is empty if the header does not say where it is.
     pub fn payload(&self) -> Result<&'a [u8], LoadError> {
         let code = self.protected_mode_code()?;
         if self.version < 0x0208 {
@@ -127,28 +127,28 @@ impl<'a> SetupHeader<'a> {
         }
         let (start, len) = (field(self.file, PAYLOAD_OFFSET, 4) as usize, field(self.file, PAYLOAD_LENGTH, 4) as usize);
         code.get(start..).and_then(|rest| rest.get(..len)).ok_or_else(|| LoadError::Truncated {
-            what: "the bzImage",
+            object: "the bzImage",
             detail: format!("its header promises a payload of {len} bytes, the file ends before"),
         })
     }
 
-    /// Highest address that the initrd's last byte may have, plus one.
+    /// Returns the highest address that the initrd's last byte may have, plus one.
     pub fn initrd_limit(&self) -> u64 {
         if self.version >= 0x0203 { field(self.file, INITRD_ADDR_MAX, 4) + 1 } else { 0x3800_0000 }
     }
-    /// The most bytes of command line, without the NUL.
+    /// Returns the maximum number of bytes of the command line, without the NUL.
     pub fn cmdline_max(&self) -> usize {
         if self.version >= 0x0206 { field(self.file, CMDLINE_SIZE, 4) as usize } else { 255 }
     }
-    /// Where the kernel would like to be.
+    /// Returns the preferred address of the kernel.
     pub fn pref_address(&self) -> u64 {
         if self.version >= 0x020a { field(self.file, PREF_ADDRESS, 8) } else { layout::KERNEL_FLOOR }
     }
-    /// Bytes that the kernel needs from its address on before it knows the memory map.
+    /// Returns the number of bytes that the kernel needs from its address on before it knows the memory map.
     pub fn init_size(&self) -> u64 {
         if self.version >= 0x020a { field(self.file, INIT_SIZE, 4) } else { 0 }
     }
-    /// Whether there is a 64-bit entry point 0x200 bytes into the protected-mode code.
+    /// Returns whether there is a 64-bit entry point 0x200 bytes into the protected-mode code.
     pub fn has_64bit_entry(&self) -> bool {
         self.version >= 0x020c && field(self.file, XLOADFLAGS, 2) as u16 & XLF_KERNEL_64 != 0
     }
@@ -160,7 +160,7 @@ impl<'a> SetupHeader<'a> {
     }
 }
 
-/// Writes the zero page: the setup header with what a loader fills in, the memory map, the ACPI root pointer.
+/// Writes the zero page: the setup header with the loader's fields, the memory map, the ACPI root pointer.
 pub fn write(mem: &GuestMemory, header: &SetupHeader, initrd: Option<(u64, u64)>, rsdp: u64) -> Result<(), LoadError> {
     let base = layout::boot::ZERO_PAGE;
     let at = |offset: usize| GuestAddr(base + offset as u64);
@@ -176,7 +176,7 @@ pub fn write(mem: &GuestMemory, header: &SetupHeader, initrd: Option<(u64, u64)>
     mem.write_le(at(RAMDISK_IMAGE), initrd_at as u32)?;
     mem.write_le(at(RAMDISK_SIZE), initrd_len as u32)?;
     mem.write_le(GuestAddr(base + ACPI_RSDP_ADDR), rsdp)?;
-    // What kernels without an eye for the memory map look at.
+    // Kernels that do not use the memory map read these fields.
     let above = super::low_ram_end(mem).saturating_sub(layout::KERNEL_FLOOR) >> 10;
     mem.write_le(GuestAddr(base + ALT_MEM_K), above as u32)?;
     write_e820(mem, base, &super::memory_map(mem))

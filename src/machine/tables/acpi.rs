@@ -1,11 +1,11 @@
 //! ACPI tables: RSDP, XSDT, FADT, FACS, MADT, MCFG, DSDT.
 //!
-//! Source: ACPI Specification 6.5, sections 5.2.5 (RSDP), 5.2.8 (XSDT), 5.2.9 (FADT), 5.2.10 (FACS), 5.2.12 (MADT),
-//! 6.2 and 6.4 (device configuration, resources); PCI Firmware Specification 3.3 sections 4.1.2 (MCFG) and 4.5.1 (`_OSC`).
+//! Source: ACPI Specification 6.5, sections 5.2.5 (RSDP), 5.2.8 (XSDT), 5.2.9 (FADT), 5.2.10 (FACS), 5.2.12 (MADT), 6.2
+//! and 6.4 (device configuration, resources); PCI Firmware Specification 3.3 sections 4.1.2 (MCFG) and 4.5.1 (`_OSC`).
 //!
-//! Not modelled: general-purpose events (nothing is hot-plugged), embedded controller, processor power states
-//! (a halted vCPU already costs nothing), a keyboard: the 8042's ports are there for resets, nobody types, and with
-//! a keyboard alone Linux asks about the mouse that is missing.
+//! Not modelled: general-purpose events (nothing is hot-plugged), embedded controller, processor power states (a halted
+//! vCPU already costs nothing), a keyboard: the 8042's ports exist for resets, there is no user to type, and with a
+//! keyboard alone Linux complains about the missing mouse.
 
 use acpi_tables::aml::{
     self, AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, Else, Equal, IO, If, Interrupt,
@@ -23,10 +23,10 @@ const OEM_TABLE: [u8; 8] = *b"VMCTLPC ";
 const OEM_REVISION: u32 = 1;
 const HEADER: usize = 36;
 
-/// What of the machine the tables depend on.
+/// Properties of the machine that the tables depend on.
 #[derive(Debug, Clone)]
 pub struct Shape {
-    /// Number of vCPUs; APIC ids count from 0.
+    /// Number of vCPUs. APIC ids count from 0.
     pub vcpus: usize,
     /// Which of COM1 to COM4 exist.
     pub serial: [bool; 4],
@@ -67,7 +67,7 @@ pub fn write(mem: &GuestMemory, shape: &Shape) -> Result<u64, OutOfRange> {
     Ok(rsdp_at)
 }
 
-/// The firmware control structure: global lock and waking vector, neither used.
+/// Returns the firmware control structure: global lock and waking vector, neither used.
 fn facs() -> [u8; 64] {
     let mut table = [0; 64];
     table[..4].copy_from_slice(b"FACS");
@@ -76,7 +76,7 @@ fn facs() -> [u8; 64] {
     table
 }
 
-/// A generic address in I/O space of `bits` bits at `port` (ACPI 6.5 section 5.2.3.2).
+/// Builds a generic address in I/O space of `bits` bits at `port` (ACPI 6.5 section 5.2.3.2).
 fn io_address(bits: u8, access: u8, port: u16) -> [u8; 12] {
     let mut gas = [0; 12];
     gas[0] = 1; // system I/O
@@ -86,7 +86,7 @@ fn io_address(bits: u8, access: u8, port: u16) -> [u8; 12] {
     gas
 }
 
-/// FADT, offsets as in ACPI 6.5 table 5.9.
+/// Builds the FADT, with offsets as in ACPI 6.5 table 5.9.
 fn fadt(dsdt: u64, facs: u64) -> Sdt {
     const LENGTH: u32 = 276;
     let mut t = Sdt::new(*b"FACP", LENGTH, 6, OEM_ID, OEM_TABLE, OEM_REVISION);
@@ -239,8 +239,8 @@ fn pci_root(sink: &mut dyn AmlSink, shape: &Shape) {
     Scope::new(Path::new("_SB_"), vec![&root, &board]).to_aml_bytes(sink);
 }
 
-/// `_OSC`: the operating system may control what of PCI Express it asks for, since the firmware controls nothing itself
-/// (PCI Firmware Specification 4.5.1). The result is the argument, with errors in its first word.
+/// Builds `_OSC`: the operating system may control every feature of PCI Express that it asks for, since the firmware
+/// controls none (PCI Firmware Specification 4.5.1). The result is the argument, with errors in its first word.
 fn express_control() -> Raw {
     const HOST_BRIDGE: &str = "33DB4D5B-1FF7-401C-9657-7441C03DD766";
     const REVISION: u8 = 1;
@@ -270,7 +270,7 @@ fn express_control() -> Raw {
     raw(&Method::new(Path::new("_OSC"), 4, true, body.iter().map(|part| part as &dyn Aml).collect()))
 }
 
-/// `_PRT`: pin INTA of each device, wired to the I/O APIC without a link device (section 6.2.13).
+/// Builds `_PRT`: pin INTA of each device, wired to the I/O APIC without a link device (section 6.2.13).
 fn interrupt_routes(shape: &Shape) -> PackageBuilder {
     let mut routes = PackageBuilder::new();
     for device in 1..=shape.pci_devices.min(31) {

@@ -13,13 +13,13 @@ const BASE: u64 = 0x400;
 const SERIAL: u64 = 0x00;
 /// Segment of the extended BIOS data area.
 const EBDA_SEGMENT: u64 = 0x0e;
-/// Bit 1: a coprocessor; bits 9 to 11: how many serial ports. No diskette drive, no display adapter but one with a BIOS of its
-/// own, no parallel port.
+/// Bit 1: a coprocessor; bits 9 to 11: the number of serial ports. No diskette drive, no display adapter except one
+/// with a BIOS of its own, no parallel port.
 const EQUIPMENT: u64 = 0x10;
 /// KiB of conventional memory below the extended area.
 const MEMORY_KIB: u64 = 0x13;
 
-/// Writes the area; `com` tells which serial ports there are.
+/// Writes the area. `com` says which serial ports exist.
 pub fn write(mem: &GuestMemory, com: [bool; 4]) -> Result<(), OutOfRange> {
     mem.fill(GuestAddr(BASE), 0, 0x100)?;
     // A BIOS lists the ports that it finds without gaps.

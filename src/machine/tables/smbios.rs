@@ -1,19 +1,19 @@
-//! SMBIOS tables: what `dmidecode` and cloud-init read.
+//! SMBIOS tables, which `dmidecode` and cloud-init read.
 //!
-//! Source: DMTF DSP0134 (SMBIOS) 3.6: section 5.2.2 (64-bit entry point), 7.1 (type 0), 7.2 (type 1), 7.4 (type 3),
-//! 7.5 (type 4), 7.17 (type 16), 7.18 (type 17), 7.20 (type 19), 7.33 (type 32), 7.46 (type 127).
+//! Source: DMTF DSP0134 (SMBIOS) 3.6: section 5.2.2 (64-bit entry point), 7.1 (type 0), 7.2 (type 1), 7.4 (type 3), 7.5
+//! (type 4), 7.17 (type 16), 7.18 (type 17), 7.20 (type 19), 7.33 (type 32), 7.46 (type 127).
 
 use crate::hypervisor::memory::{GuestAddr, GuestMemory, OutOfRange};
 use crate::machine::layout;
 
-/// What of the machine the tables tell.
+/// Properties of the machine in the tables.
 #[derive(Debug, Clone)]
 pub struct Identity {
     /// The guest's UUID, in text order.
     pub uuid: [u8; 16],
     /// RAM in bytes.
     pub memory_bytes: u64,
-    /// Sockets, cores a socket, threads a core.
+    /// Sockets, cores per socket, threads per core.
     pub topology: (u32, u32, u32),
 }
 

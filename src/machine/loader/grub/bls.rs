@@ -11,15 +11,16 @@ use super::menu::Entry;
 use super::parse::{parse, quote};
 use crate::machine::loader::volume::{FileSystem, NodeKind};
 
-/// Where entries are, on their own partition or below the root.
+/// Directories of entries, on their own partition or below the root.
 pub const DIRECTORIES: [&str; 2] = ["/loader/entries", "/boot/loader/entries"];
 const MAX_FILES: usize = 256;
 const MAX_BYTES: u64 = 64 * 1024;
 
-/// `blscfg`: adds an entry a file, on `$boot` or, where that has none, on `$root`.
+/// Runs `blscfg`: adds an entry per file, on `$boot` or, if that has none, on `$root`.
 ///
 /// Fedora's GRUB takes `$boot` with a BIOS and `$root` under UEFI, where `$boot` is the EFI system partition
-/// (`grub-core/commands/blscfg.c`, find_entry: `#ifdef GRUB_MACHINE_EFI`). The same guest boots here, whichever installed it.
+/// (`grub-core/commands/blscfg.c`, find_entry: `#ifdef GRUB_MACHINE_EFI`). Here a guest boots whichever of the two it
+/// was installed with.
 pub fn command(shell: &mut Shell<'_>) -> Ended {
     let mut names: Vec<String> = ["boot", "root"].map(|name| shell.get(name).to_string()).into();
     names.retain(|name| !name.is_empty());
@@ -29,7 +30,7 @@ pub fn command(shell: &mut Shell<'_>) -> Ended {
     for name in names {
         match shell.devices.find(&name) {
             Some(device) => {
-                // Paths are those of the file system that the entry is on (UAPI.1), whatever `$root` is.
+                // Paths are relative to the file system of the entry (UAPI.1), whatever `$root` is.
                 let prefix = if device.name == shell.get("root") { String::new() } else { format!("({})", device.name) };
                 found = found.or_else(|| entries(device, &prefix, &mut troubles));
             }
@@ -51,8 +52,8 @@ pub fn command(shell: &mut Shell<'_>) -> Ended {
     }
 }
 
-/// The directory and the entries of a device, the newest first; `None` without any. What cannot be read is told.
-/// `prefix` goes before the paths of their files.
+/// Returns the directory and the entries of a device, the newest first. Returns `None` if there are none. Files that
+/// cannot be read are reported in `troubles`. `prefix` goes before the paths of their files.
 pub fn entries(device: &Device, prefix: &str, troubles: &mut Vec<String>) -> Option<(&'static str, Vec<Entry>)> {
     let volume = device.volume()?;
     for directory in DIRECTORIES {
@@ -86,7 +87,7 @@ pub fn entries(device: &Device, prefix: &str, troubles: &mut Vec<String>) -> Opt
     None
 }
 
-/// The entry in a file; `None` if it names no kernel.
+/// Returns the entry in a file. Returns `None` if it names no kernel.
 fn entry(volume: &dyn FileSystem, directory: &str, name: &str, prefix: &str) -> Result<Option<Entry>, String> {
     let bytes = volume.read(&format!("{directory}/{name}"), MAX_BYTES).map_err(|error| error.to_string())?;
     let text = String::from_utf8_lossy(&bytes).into_owned();
@@ -107,17 +108,17 @@ fn entry(volume: &dyn FileSystem, directory: &str, name: &str, prefix: &str) -> 
     }
     let Some(kernel) = kernel else { return Ok(None) };
     let title = title.or(version).unwrap_or_else(|| id.clone());
-    let place = |path: &str| if path.starts_with('/') { format!("{prefix}{path}") } else { path.to_string() };
-    let mut source = format!("linux {} {}\n", quote(&place(&kernel)), options.join(" "));
+    let in_volume = |path: &str| if path.starts_with('/') { format!("{prefix}{path}") } else { path.to_string() };
+    let mut source = format!("linux {} {}\n", quote(&in_volume(&kernel)), options.join(" "));
     if !initrds.is_empty() {
-        let initrds: Vec<String> = initrds.iter().flat_map(|files| files.split_ascii_whitespace()).map(place).collect();
+        let initrds: Vec<String> = initrds.iter().flat_map(|files| files.split_ascii_whitespace()).map(in_volume).collect();
         source.push_str(&format!("initrd {}\n", initrds.join(" ")));
     }
     let script = parse(&source).map_err(|problem| problem.to_string())?;
     Ok(Some(Entry { arguments: vec![title.clone()], title, id, hotkey: None, script, source, submenu: false }))
 }
 
-/// Versions as people count: runs of digits by their value, the rest by its characters.
+/// Compares versions: runs of digits by their value, the rest by its characters.
 fn compare_versions(a: &str, b: &str) -> Ordering {
     let (mut a, mut b) = (a.as_bytes(), b.as_bytes());
     loop {

@@ -1,4 +1,4 @@
-//! `linux`, `initrd`, `multiboot` and `module`: from files of the guest to a kernel that is ready to be placed.
+//! `linux`, `initrd`, `multiboot` and `module`: from files of the guest to a kernel that is ready to be loaded.
 
 use super::evaluate::{Done, Ended, Flow, Shell, error};
 use super::{Halt, Loaded};
@@ -7,16 +7,16 @@ use crate::machine::loader::kernel::{self, Way};
 use crate::machine::loader::zero_page::SetupHeader;
 use crate::machine::loader::{multiboot, multiboot2, unpack};
 
-/// Modules of one kernel.
+/// Maximum number of modules of one kernel.
 const MAX_MODULES: usize = 60;
 
-/// A kernel's argument as GRUB passes it on: quoted where it has a space.
+/// Returns a kernel's argument as GRUB passes it on: quoted where it has a space.
 fn argument(text: &str) -> String {
     let escaped = text.replace('\\', "\\\\").replace('"', "\\\"").replace('\'', "\\'");
     if text.contains(' ') { format!("\"{escaped}\"") } else { escaped }
 }
 
-/// A kernel's bytes, unpacked if it is packed as a whole, as GRUB's files are.
+/// Reads a kernel's bytes, unpacked if it is packed as a whole, as for all files of GRUB.
 fn read_kernel(shell: &Shell<'_>, file: &str) -> Result<Vec<u8>, String> {
     let limit = shell.options.memory_bytes;
     unpacked(shell.read_file(file, limit)?, file, limit)
@@ -29,20 +29,20 @@ fn unpacked(bytes: Vec<u8>, file: &str, limit: u64) -> Result<Vec<u8>, String> {
     }
 }
 
-/// A file's name without its device.
+/// Returns a file's name without its device.
 fn path_of(file: &str) -> &str {
     file.strip_prefix('(').and_then(|rest| rest.split_once(')')).map_or(file, |(_, path)| path)
 }
 
-/// A file's path and the words behind it: what a Multiboot kernel and its modules are passed.
+/// Returns a file's path and the words after it, which are passed to a Multiboot kernel and its modules.
 ///
-/// GRUB 2 leaves the path out. Kernels that know that ask the loader for its name; this one is not GRUB, and they then take the
-/// first word for the path, as all kernels did before GRUB 2 (Xen, `xen/arch/x86/setup.c`, cmdline_cook).
+/// GRUB 2 leaves the path out. Kernels that know that ask the loader for its name. This one is not GRUB, so they take
+/// the first word for the path, as all kernels did before GRUB 2 (Xen, `xen/arch/x86/setup.c`, cmdline_cook).
 fn words_of(file: &str, rest: &[String]) -> String {
     std::iter::once(path_of(file).to_string()).chain(rest.iter().map(|word| argument(word))).collect::<Vec<_>>().join(" ")
 }
 
-/// The words without the options in front.
+/// Returns the words without the options in front.
 fn without_options(mut words: &[String]) -> (Vec<&str>, &[String]) {
     let mut options = Vec::new();
     while let [option, rest @ ..] = words
@@ -70,7 +70,7 @@ pub fn multiboot(shell: &mut Shell<'_>, way: Way, arguments: &[String]) -> Ended
         return error(format!("`{file}` has no Multiboot {version} header"));
     }
     if !shell.options.append.is_empty() {
-        return error(format!("`{file}` is no Linux kernel: it takes no answer file, and no words for one"));
+        return error(format!("`{file}` is not a Linux kernel: it can use neither an answer file nor words for one"));
     }
     let cmdline = words_of(file, rest);
     shell.loaded = Some(Loaded { name: file.clone(), kernel, cmdline, way, initrd: None, modules: Vec::new() });
@@ -98,7 +98,7 @@ pub fn module(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
     Ok(Done::Status(true))
 }
 
-/// Loads a kernel; its command line begins with its name, as with GRUB.
+/// Loads a kernel. Its command line begins with its name, as with GRUB.
 pub fn linux(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
     shell.loaded = None;
     let [file, rest @ ..] = arguments else { return error("filename expected") };
@@ -117,9 +117,9 @@ pub fn linux(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
     let more = &shell.options.append;
     if !more.is_empty() {
         if !is_linux {
-            return error(format!("`{file}` is no Linux kernel: it takes no answer file, and no words for one"));
+            return error(format!("`{file}` is not a Linux kernel: it can use neither an answer file nor words for one"));
         }
-        // Debian's installer keeps the words behind `---` for the installed system; the older sign is `--`.
+        // Debian's installer keeps the words after `---` for the installed system. The older mark is `--`.
         let at = words.iter().position(|word| word == "---" || word == "--").unwrap_or(words.len());
         words.splice(at..at, more.iter().cloned());
         shell.say(&format!("`{}` is added to the kernel's command line.\n", more.join(" ")))?;
@@ -133,7 +133,7 @@ pub fn linux(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
     Ok(Done::Status(true))
 }
 
-/// Loads initial RAM disks, one behind the other; each begins at a multiple of four bytes.
+/// Loads initial RAM disks, one after the other. Each begins at a multiple of four bytes.
 pub fn initrd(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
     if shell.loaded.is_none() {
         return error("you need to load the kernel first");
@@ -152,7 +152,8 @@ pub fn initrd(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
     Ok(Done::Status(true))
 }
 
-/// Runs an entry's body; what it loaded, if it did, and where it leads. What one that loads nothing saved is not kept.
+/// Runs an entry's body. Returns the kernel that it loaded, if it did, and where it leads. Variables saved by an entry
+/// that loads nothing are not kept.
 pub fn run_entry(shell: &mut Shell<'_>, entry: &super::menu::Entry) -> Result<(Option<Loaded>, Flow), Halt> {
     shell.loaded = None;
     shell.errors = 0;
@@ -160,7 +161,7 @@ pub fn run_entry(shell: &mut Shell<'_>, entry: &super::menu::Entry) -> Result<(O
     let mut own = vec![String::new()];
     own.extend_from_slice(&entry.arguments);
     let flow = shell.call(&entry.script, own)?;
-    // An entry that is left by `exit` boots nothing, whatever it loaded.
+    // An entry that ends with `exit` boots nothing, whatever it loaded.
     let loaded = shell.loaded.take().filter(|_| flow != Flow::Exit);
     if loaded.is_none() {
         shell.saved = saved;

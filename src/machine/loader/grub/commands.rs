@@ -1,4 +1,4 @@
-//! The commands: which there are, and those that need no files.
+//! The table of commands, and those that need no files.
 
 use std::time::Duration;
 
@@ -9,11 +9,11 @@ use super::{Halt, bls, boot, files, menu, syslinux, test};
 use crate::hypervisor::backend::MachineExit;
 use crate::machine::loader::kernel::Way;
 
-/// Entries of one menu.
+/// Maximum number of entries of one menu.
 const MAX_ENTRIES: usize = 1000;
 
-/// What is accepted and does nothing here, because nothing has to be done: everything is built in, the console is the
-/// serial port, and there are no passwords on what the guest's owner runs.
+/// Commands that are accepted and do nothing, because everything is built in, the console is the serial port, and the
+/// guest's owner needs no passwords.
 const NOTHING_TO_DO: &[&str] = &[
     "insmod",
     "rmmod",
@@ -37,10 +37,10 @@ const NOTHING_TO_DO: &[&str] = &[
     "nx_set",
 ];
 
-/// What a system with graphics would be true of.
+/// Commands that succeed only on a system with graphics.
 const NOT_HERE: &[&str] = &["loadfont", "background_image", "videotest", "videoinfo", "videomode", "fwsetup", "pcidump"];
 
-/// Whether a text can be a variable's name.
+/// Returns whether a text can be a variable's name.
 pub fn is_name(text: &str) -> bool {
     let mut bytes = text.bytes();
     bytes.next().is_some_and(|byte| byte.is_ascii_alphabetic() || byte == b'_')
@@ -147,12 +147,12 @@ halt, reboot              stops the guest
 fn condition(shell: &mut Shell<'_>, words: &[String]) -> Ended {
     match test::test(shell, words) {
         Some(value) => Ok(Done::Status(value)),
-        None => error(format!("`{}' is no expression", words.join(" "))),
+        None => error(format!("`{}' is not an expression", words.join(" "))),
     }
 }
 
 fn each(names: &[String], mut act: impl FnMut(&str)) -> Ended {
-    // `export NAME=VALUE` is not GRUB's, yet some write it.
+    // `export NAME=VALUE` is not valid in GRUB, but some files have it.
     names.iter().for_each(|name| act(name.split('=').next().unwrap_or(name)));
     Ok(Done::Status(true))
 }
@@ -172,7 +172,8 @@ fn set(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
     }
 }
 
-/// `increment` and `decrement`, which Fedora counts attempts to boot with (rhboot's GRUB, `grub-core/commands/increment.c`).
+/// Runs `increment` and `decrement`, with which Fedora counts attempts to boot (rhboot's GRUB,
+/// `grub-core/commands/increment.c`).
 fn count(shell: &mut Shell<'_>, arguments: &[String], by: i64) -> Ended {
     let name = match arguments {
         [] => return error("no variable specified"),
@@ -185,11 +186,11 @@ fn count(shell: &mut Shell<'_>, arguments: &[String], by: i64) -> Ended {
             shell.set(name, &value.saturating_add(by).to_string());
             Ok(Done::Status(true))
         }
-        None => error(format!("`{old}' is no number")),
+        None => error(format!("`{old}' is not a number")),
     }
 }
 
-/// A whole number as strtol(3) takes it: `-1`, `0x1f`, `017`.
+/// Parses a whole number as strtol(3) does: `-1`, `0x1f`, `017`.
 fn number(text: &str) -> Option<i64> {
     let (negative, digits) = match text.trim().strip_prefix('-') {
         Some(digits) => (true, digits),
@@ -229,7 +230,7 @@ fn echo(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
 fn sleep(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
     let interruptible = arguments.iter().any(|word| matches!(word.as_str(), "-i" | "--interruptible"));
     let Some(seconds) = arguments.iter().find_map(|word| word.parse::<u32>().ok()) else {
-        return error("`sleep` wants a number of seconds");
+        return error("`sleep` needs a number of seconds");
     };
     let end = shell.terminal.now() + Duration::from_secs(seconds.into());
     loop {

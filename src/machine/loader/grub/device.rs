@@ -1,6 +1,6 @@
 //! GRUB's names for disks, partitions and files: `(hd0,gpt1)/boot/vmlinuz`.
 //!
-//! `hd0` is the guest's first disk that is no CD, in the order of the guest file; `cd0` its first CD.
+//! `hd0` is the guest's first disk that is not a CD, in the order of the guest file; `cd0` is its first CD.
 
 use std::sync::Arc;
 
@@ -21,24 +21,24 @@ pub struct BootDisk {
     pub reader: Arc<dyn DiskReader>,
 }
 
-/// A disk or a partition, and what is on it.
+/// A disk or a partition, and its contents.
 pub struct Device {
-    /// As GRUB writes it, without parentheses: `hd0`, `hd0,msdos1`, `cd0`.
+    /// Name as GRUB writes it, without parentheses: `hd0`, `hd0,msdos1`, `cd0`.
     pub name: String,
-    /// Which of the guest's disks it is on.
+    /// Index of the guest's disk.
     pub disk: usize,
-    /// The partition's number; 0 for the disk itself.
+    /// Number of the partition; 0 for the disk itself.
     pub partition: u32,
     /// The partition's own UUID.
     pub part_uuid: String,
-    /// What was found.
+    /// Contents that were detected.
     pub found: Found,
     /// The boot images of El Torito, on an ISO.
     pub boot_images: Vec<BootImage>,
 }
 
 impl Device {
-    /// Its file system, if it has one that can be read.
+    /// Returns its file system, if it has one that can be read.
     pub fn volume(&self) -> Option<&dyn FileSystem> {
         match &self.found {
             Found::Volume(volume) => Some(volume.as_ref()),
@@ -55,7 +55,7 @@ pub struct Devices {
 }
 
 impl Devices {
-    /// Reads the partition tables and looks what is where.
+    /// Reads the partition tables and detects the contents.
     pub fn new(disks: Vec<BootDisk>) -> Devices {
         let (mut hd, mut cd) = (0, 0);
         let mut list = Vec::new();
@@ -69,7 +69,7 @@ impl Devices {
                 Err(error) => (Vec::new(), Some(Found::Broken(error.into()))),
             };
             let whole = unread.unwrap_or_else(|| probe(&medium));
-            // A partition table's disk has no file system of its own, save for ISO images, which may have both.
+            // A disk with a partition table has no file system of its own, except for ISO images, which may have both.
             let whole = match whole {
                 Found::Volume(volume) if !partitions.is_empty() && volume.kind() == "fat" => Found::Unknown,
                 other => other,
@@ -95,7 +95,7 @@ impl Devices {
         Devices { list, ids }
     }
 
-    /// One disk, `hd0`, with a file system and no partitions: for tests.
+    /// Creates one disk, `hd0`, with a file system and no partitions: for tests.
     pub fn of(volume: Box<dyn FileSystem>) -> Devices {
         let device = Device {
             name: "hd0".into(),
@@ -108,27 +108,27 @@ impl Devices {
         Devices { list: vec![device], ids: vec!["hd0".into()] }
     }
 
-    /// All, disks before their partitions.
+    /// Returns all devices, disks before their partitions.
     pub fn all(&self) -> &[Device] {
         &self.list
     }
 
-    /// Those on the disk at `index`.
+    /// Returns the devices on the disk at `index`.
     pub fn on_disk(&self, index: usize) -> impl Iterator<Item = &Device> {
         self.list.iter().filter(move |device| device.disk == index)
     }
 
-    /// How many disks there are.
+    /// Returns the number of disks.
     pub fn disks(&self) -> usize {
         self.ids.len()
     }
 
-    /// The disk with that id in the guest file.
+    /// Returns the disk with this id in the guest file.
     pub fn with_id(&self, id: &str) -> Option<usize> {
         self.ids.iter().position(|other| other == id)
     }
 
-    /// The device of that name, with or without parentheses; `hd0,1` means the partition of either table.
+    /// Returns the device of this name, with or without parentheses. `hd0,1` stands for the partition of either table.
     pub fn find(&self, name: &str) -> Option<&Device> {
         let name = name.strip_prefix('(').map_or(name, |name| name.strip_suffix(')').unwrap_or(name));
         let name = if matches!(name, "cd" | "hd") { &format!("{name}0") } else { name };
@@ -140,7 +140,8 @@ impl Devices {
         })
     }
 
-    /// What was found where, one line a disk or partition: for those who look for what is not there.
+    /// Describes the contents of all devices, one line per disk or partition, for messages about a missing
+    /// configuration.
     pub fn describe(&self) -> Vec<String> {
         let mut lines = Vec::new();
         for device in &self.list {
@@ -154,7 +155,7 @@ impl Devices {
                 Found::Named(name) => name.clone(),
                 Found::Broken(error) => error.to_string(),
                 Found::Unknown if device.partition == 0 && has_partitions => continue,
-                Found::Unknown => "nothing that is known here".into(),
+                Found::Unknown => "unknown contents".into(),
             };
             lines.push(format!("{place}: {what}"));
         }

@@ -1,4 +1,4 @@
-//! Text under the user's hands: one line, the command line, and the lines of an entry.
+//! Editors for the user: one line, the command line, and the lines of an entry.
 
 use super::evaluate::{Flow, Shell};
 use super::menu::Entry;
@@ -6,17 +6,17 @@ use super::parse::parse;
 use super::terminal::Key;
 use super::{Halt, Loaded, boot};
 
-/// Characters of a line.
+/// Maximum number of characters of a line.
 const MAX_LINE: usize = 4096;
-/// Lines of an entry.
+/// Maximum number of lines of an entry.
 const MAX_LINES: usize = 200;
-/// Lines of command history.
+/// Maximum number of lines of command history.
 const MAX_HISTORY: usize = 50;
-/// Lines of an entry that are on the screen at once, and columns.
+/// Numbers of lines of an entry and columns that are on the screen at once.
 const ROWS: usize = 16;
 const COLUMNS: usize = 76;
 
-/// Takes one change to a line at a place.
+/// Applies a key to a line at a position.
 fn change(line: &mut Vec<char>, at: &mut usize, key: Key) {
     match key {
         Key::Char(c) if line.len() < MAX_LINE => {
@@ -41,7 +41,7 @@ fn change(line: &mut Vec<char>, at: &mut usize, key: Key) {
     }
 }
 
-/// Reads a line that begins with `text`; `None` when it was left with escape or control-c.
+/// Reads a line that begins with `text`. Returns `None` if it was left with escape or control-c.
 pub fn line(shell: &mut Shell<'_>, prompt: &str, text: &str) -> Result<Option<String>, Halt> {
     line_with_history(shell, prompt, text, &[])
 }
@@ -79,7 +79,7 @@ fn line_with_history(shell: &mut Shell<'_>, prompt: &str, text: &str, history: &
     }
 }
 
-/// The command line, until a kernel is to run (`Some`) or the user goes back to the menu.
+/// Runs the command line, until a kernel must run (`Some`) or the user goes back to the menu.
 pub fn command_line(shell: &mut Shell<'_>) -> Result<Option<Loaded>, Halt> {
     shell.terminal.print("\x1b[H\x1b[J  GRUB commands; `help` lists some, escape goes back to the menu.\n\n");
     let mut history: Vec<String> = Vec::new();
@@ -100,7 +100,7 @@ pub fn command_line(shell: &mut Shell<'_>) -> Result<Option<Loaded>, Halt> {
     }
 }
 
-/// Lets the user change an entry; the kernel that it loads when it is booted with control-x.
+/// Lets the user change an entry. Returns the kernel that the entry loads when it is booted with control-x.
 pub fn entry(shell: &mut Shell<'_>, entry: &Entry) -> Result<Option<Loaded>, Halt> {
     let mut lines: Vec<Vec<char>> =
         entry.source.trim_matches('\n').lines().map(|l| l.replace('\t', " ").chars().collect()).collect();
@@ -127,7 +127,7 @@ pub fn entry(shell: &mut Shell<'_>, entry: &Entry) -> Result<Option<Loaded>, Hal
                         if let (Some(loaded), _) = boot::run_entry(shell, &changed)? {
                             return Ok(Some(loaded));
                         }
-                        shell.terminal.print("Press any key to go on editing.");
+                        shell.terminal.print("Press any key to continue editing.");
                         shell.terminal.key(None)?;
                     }
                     Err(error) => note = error.to_string(),
@@ -135,7 +135,7 @@ pub fn entry(shell: &mut Shell<'_>, entry: &Entry) -> Result<Option<Loaded>, Hal
             }
             Key::Up => row = row.saturating_sub(1),
             Key::Down => row = (row + 1).min(lines.len() - 1),
-            // The place was kept within its line.
+            // The position was kept within its line.
             Key::Enter if lines.len() < MAX_LINES => {
                 let rest = lines[row].split_off(at);
                 row += 1;
@@ -158,7 +158,7 @@ pub fn entry(shell: &mut Shell<'_>, entry: &Entry) -> Result<Option<Loaded>, Hal
 fn draw(shell: &mut Shell<'_>, title: &str, lines: &[Vec<char>], row: usize, at: usize, note: &str) {
     let top = row.saturating_sub(ROWS - 1);
     let mut text = format!("\x1b[H\x1b[J  {title}\n\n");
-    // The line with the cursor is shown from where the cursor is on the screen.
+    // The line with the cursor is scrolled so that the cursor is on the screen.
     let shift = at.saturating_sub(COLUMNS);
     for (number, line) in lines.iter().enumerate().skip(top).take(ROWS) {
         let from = if number == row { shift.min(line.len()) } else { 0 };

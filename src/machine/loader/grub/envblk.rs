@@ -1,31 +1,31 @@
-//! GRUB's environment block: a file of 1024 bytes that a boot loader can change without knowing how files are made (GRUB,
-//! `grub-core/lib/envblk.c`, `include/grub/lib/envblk.h`).
+//! GRUB's environment block: a file of 1024 bytes that a boot loader can change without support for writing files
+//! (GRUB, `grub-core/lib/envblk.c`, `include/grub/lib/envblk.h`).
 //!
-//! A signature line, then lines `name=value`, then as many `#` as fill it up. A backslash keeps the character behind it, a
-//! line's end among them. Other lines that begin with `#` are comments and stay.
+//! It has a signature line, then lines `name=value`, then `#` up to its end. A backslash keeps the character after it,
+//! even a line's end. Other lines that begin with `#` are comments and stay.
 
-/// Its size.
+/// Size of a block.
 pub const BYTES: usize = 1024;
-/// Its first line.
+/// First line of a block.
 pub const SIGNATURE: &[u8] = b"# GRUB Environment Block\n";
-/// Variables that are read from one.
+/// Maximum number of variables that are read from a block.
 const MAX_VARIABLES: usize = 1024;
 
-/// Why a block cannot take a value, in GRUB's words where it has some.
+/// Error of a block that cannot take a value, in GRUB's words if it has some.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum EnvblkError {
-    /// Another size, another first line, or something else than `#` behind its lines.
+    /// The block has another size, another first line, or other characters than `#` after its lines.
     #[error("invalid environment block")]
     Invalid,
-    /// No room for the value.
+    /// There is no room for the value.
     #[error("environment block too small")]
     TooSmall,
-    /// A name that would be read back as something else.
+    /// The name would be read back as something else.
     #[error("no name that an environment block can hold")]
     BadName,
 }
 
-/// The lines, each with its end if it has one.
+/// Returns the lines, each with its end if it has one.
 fn lines(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut escaped = false;
     bytes.split_inclusive(move |&byte| {
@@ -35,14 +35,14 @@ fn lines(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// Name and value of a line, as they stand there.
+/// Returns the name and value of a line, as they are written.
 fn variable(line: &[u8]) -> Option<(&[u8], &[u8])> {
     let line = line.strip_suffix(b"\n").filter(|line| !line.starts_with(b"#"))?;
     let at = line.iter().position(|&byte| byte == b'=')?;
     Some((&line[..at], &line[at + 1..]))
 }
 
-/// The variables of a block, in its order.
+/// Returns the variables of a block, in the order of the block.
 pub fn variables(bytes: &[u8]) -> Vec<(String, String)> {
     let plain = |value: &[u8]| {
         let mut plain = Vec::new();
@@ -56,7 +56,7 @@ pub fn variables(bytes: &[u8]) -> Vec<(String, String)> {
     found.map(|(name, value)| (String::from_utf8_lossy(name).into_owned(), plain(value))).collect()
 }
 
-/// The block with a variable set, or without it; everything else stays.
+/// Returns the block with a variable set, or without it. All other bytes stay.
 pub fn with(block: &[u8], name: &str, value: Option<&str>) -> Result<Vec<u8>, EnvblkError> {
     if block.len() != BYTES || !block.starts_with(SIGNATURE) {
         return Err(EnvblkError::Invalid);
@@ -71,7 +71,7 @@ pub fn with(block: &[u8], name: &str, value: Option<&str>) -> Result<Vec<u8>, En
     let mut changed = Vec::with_capacity(BYTES);
     for line in lines(block) {
         if !line.ends_with(b"\n") {
-            // The filling; an escape in front of it would make the rest a value.
+            // The padding. An escape before it would make the rest a value.
             if line.iter().any(|&byte| byte != b'#') {
                 return Err(EnvblkError::Invalid);
             }
@@ -110,7 +110,7 @@ mod tests {
         assert_eq!(with(&start, "c", Some("")).unwrap(), block("# WARNING: Do not edit\na=1\nb=2\nc=\n"));
         assert_eq!(with(&start, "a", None).unwrap(), block("# WARNING: Do not edit\nb=2\n"));
         assert_eq!(with(&start, "none", None).unwrap(), start);
-        // One that stands there twice is there once afterwards.
+        // A variable that occurs twice occurs once afterwards.
         assert_eq!(with(&block("a=1\na=2\n"), "a", Some("3")).unwrap(), block("a=3\n"));
     }
 

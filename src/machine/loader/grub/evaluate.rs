@@ -1,4 +1,4 @@
-//! Running a script: variables and their contexts, words, control flow, the limits.
+//! Evaluation of scripts: variables and their contexts, words, control flow, the limits.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -10,7 +10,7 @@ use super::parse::{Block, Parser, Part, Script, Statement, Word, parse};
 use super::{Devices, Halt, Limits, Loaded, Options, Terminal};
 use crate::machine::loader::volume::{NodeKind, VolumeError};
 
-/// Scripts within scripts: functions, files, bodies of conditions.
+/// Maximum nesting of scripts: functions, files, bodies of conditions.
 const MAX_DEPTH: usize = 48;
 const MAX_VARIABLES: usize = 4096;
 const MAX_VALUE: usize = 64 * 1024;
@@ -18,40 +18,40 @@ const MAX_WORDS: usize = 4096;
 const MAX_WORD_BYTES: usize = 256 * 1024;
 const MAX_FUNCTIONS: usize = 1024;
 const MAX_ROUNDS: u32 = 100_000;
-/// Troubles that are kept until they are told.
+/// Maximum number of troubles that are kept until they are shown.
 const MAX_TROUBLES: usize = 8;
 
-/// What a statement leads to.
+/// Where execution continues after a statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flow {
-    /// The next one.
+    /// At the next statement.
     Next,
-    /// Out of so many loops.
+    /// After this many loops.
     Break(u32),
-    /// The next round of the loop that is so many levels up.
+    /// At the next round of the loop that is this many levels up.
     Continue(u32),
-    /// Out of the function or file.
+    /// After the function or file.
     Return,
-    /// The loaded kernel is to run.
+    /// In the loaded kernel.
     Boot,
-    /// Out of the menu.
+    /// After the menu.
     Exit,
 }
 
-/// How a command ended.
+/// Result of a command.
 pub enum Done {
     /// True or false.
     Status(bool),
-    /// With a message for the console, and false.
+    /// A message for the console, and false.
     Error(String),
-    /// With a change of direction.
+    /// A change of control flow.
     Flow(Flow),
 }
 
-/// A command's result.
+/// Result of a command, or the end of the loader.
 pub type Ended = Result<Done, Halt>;
 
-/// Short for a command that failed.
+/// Creates the result of a command that failed.
 pub fn error(text: impl Into<String>) -> Ended {
     Ok(Done::Error(text.into()))
 }
@@ -83,26 +83,27 @@ pub struct Shell<'a> {
     pub devices: &'a Devices,
     /// The console.
     pub terminal: &'a mut Terminal,
-    /// What the guest file says.
+    /// Options from the guest file.
     pub options: &'a Options,
     contexts: Vec<Context>,
     functions: HashMap<String, Script>,
     arguments: Vec<Vec<String>>,
     status: bool,
-    /// Errors shown since somebody looked.
+    /// Number of errors shown since the last check.
     pub errors: u32,
-    /// What `linux` and `initrd` have loaded.
+    /// The kernel that `linux` and `initrd` have loaded.
     pub loaded: Option<Loaded>,
     /// Environment blocks that were saved, by file. They are written when a kernel is entered.
     pub saved: BTreeMap<String, Saved>,
-    /// Errors of disks and file systems that a look for a file met: what could not be read is not taken for absent.
+    /// Errors of disks and file systems during look-ups of files. A file that could not be read must not count as
+    /// missing.
     troubles: RefCell<Vec<String>>,
     budget: Budget,
     depth: usize,
 }
 
 impl<'a> Shell<'a> {
-    /// A shell with the variables that GRUB has from the start.
+    /// Creates a shell with the variables that GRUB has from the start.
     pub fn new(devices: &'a Devices, terminal: &'a mut Terminal, options: &'a Options, limits: Limits) -> Shell<'a> {
         let start = terminal.now();
         let budget = Budget { limits, commands: 0, asleep: Duration::ZERO, output: 0, start };
@@ -121,7 +122,7 @@ impl<'a> Shell<'a> {
             budget,
             depth: 0,
         };
-        // The machine is a PC, and GRUB's code for one says i386 whatever the processor.
+        // The machine is a PC, for which GRUB reports i386 whatever the processor is.
         const FEATURES: [&str; 7] = [
             "feature_chainloader_bpb",
             "feature_ntldr",
@@ -151,22 +152,22 @@ impl<'a> Shell<'a> {
         self.contexts.last_mut().expect("the outermost context stays")
     }
 
-    /// A variable's value; empty if it is not set.
+    /// Returns a variable's value, or an empty one if it is not set.
     pub fn get(&self, name: &str) -> &str {
         self.value_of(name).unwrap_or_default()
     }
 
-    /// A variable's value, if it is set.
+    /// Returns a variable's value, if it is set.
     pub fn value_of(&self, name: &str) -> Option<&str> {
         self.context().variables.get(name).map(|variable| variable.value.as_str())
     }
 
-    /// All variables, by name.
+    /// Returns all variables, by name.
     pub fn variables(&self) -> BTreeMap<&str, &str> {
         self.context().variables.iter().map(|(name, variable)| (name.as_str(), variable.value.as_str())).collect()
     }
 
-    /// Sets a variable; one too many or too long is cut.
+    /// Sets a variable. One too many is dropped, and a value that is too long is cut.
     pub fn set(&mut self, name: &str, value: &str) {
         let mut end = value.len().min(MAX_VALUE);
         while !value.is_char_boundary(end) {
@@ -184,12 +185,12 @@ impl<'a> Shell<'a> {
         }
     }
 
-    /// Forgets a variable.
+    /// Removes a variable.
     pub fn unset(&mut self, name: &str) {
         self.context_mut().variables.remove(name);
     }
 
-    /// Hands a variable down to submenus and other configurations.
+    /// Exports a variable to submenus and other configurations.
     pub fn export(&mut self, name: &str) {
         let variables = &mut self.context_mut().variables;
         if variables.len() < MAX_VARIABLES || variables.contains_key(name) {
@@ -204,31 +205,31 @@ impl<'a> Shell<'a> {
         self.contexts.push(Context { variables, menu: Vec::new() });
     }
 
-    /// Back to the context before.
+    /// Returns to the context before.
     pub fn leave(&mut self) {
         if self.contexts.len() > 1 {
             self.contexts.pop();
         }
     }
 
-    /// The menu of this context.
+    /// Returns the menu of this context.
     pub fn menu(&mut self) -> &mut Vec<Entry> {
         &mut self.context_mut().menu
     }
 
-    /// The arguments of the function or entry that runs.
+    /// Returns the arguments of the function or entry that runs.
     pub fn arguments(&mut self) -> &mut Vec<String> {
         self.arguments.last_mut().expect("the outermost arguments stay")
     }
 
-    /// Whether the last command was true.
+    /// Returns whether the last command was true.
     pub fn status(&self) -> bool {
         self.status
     }
 
     // Limits.
 
-    /// The user pressed a key: counting begins anew.
+    /// Restarts the counters of the limits, since the user pressed a key.
     pub fn refresh(&mut self) {
         let start = self.terminal.now();
         self.budget = Budget { commands: 0, asleep: Duration::ZERO, output: 0, start, ..self.budget };
@@ -248,7 +249,7 @@ impl<'a> Shell<'a> {
         Ok(())
     }
 
-    /// Prints what a script says.
+    /// Prints the output of a script.
     pub fn say(&mut self, text: &str) -> Result<(), Halt> {
         self.budget.output += text.len();
         if self.budget.output > self.budget.limits.output {
@@ -264,7 +265,7 @@ impl<'a> Shell<'a> {
         self.say(&format!("error: {text}.\n"))
     }
 
-    /// Waits; `true` when a key ended it.
+    /// Waits. Returns `true` if a key ended the wait.
     pub fn sleep(&mut self, time: Duration) -> Result<bool, Halt> {
         let left = self.budget.limits.asleep.saturating_sub(self.budget.asleep);
         if left.is_zero() {
@@ -276,14 +277,14 @@ impl<'a> Shell<'a> {
         Ok(key.is_some())
     }
 
-    /// What is at a path; `None` if there is nothing. A disk or file system that cannot be read is told before the next
-    /// command runs.
+    /// Returns the kind of the node at a path, or `None` if there is none. An error of a disk or file system is shown
+    /// before the next command runs.
     pub fn kind_of(&self, name: &str) -> Option<NodeKind> {
         let (volume, path) = self.locate(name).ok()?;
         self.answered(name, volume.kind_of(&path))
     }
 
-    /// What a file system answered to a look for a file.
+    /// Returns the answer of a file system to a look-up, and keeps its error.
     pub fn answered<T>(&self, name: &str, answer: Result<T, VolumeError>) -> Option<T> {
         match answer {
             Ok(answer) => Some(answer),
@@ -297,7 +298,7 @@ impl<'a> Shell<'a> {
         }
     }
 
-    /// Shows what looks for files met.
+    /// Shows the errors of look-ups.
     pub fn tell_troubles(&mut self) -> Result<(), Halt> {
         let troubles = std::mem::take(self.troubles.get_mut());
         troubles.iter().try_for_each(|text| self.complain(text))
@@ -305,7 +306,7 @@ impl<'a> Shell<'a> {
 
     // Scripts.
 
-    /// Runs a text statement by statement; what is no statement is shown and skipped.
+    /// Runs a text statement by statement. Text that is not a statement is shown and skipped.
     pub fn run_text(&mut self, text: &str) -> Result<Flow, Halt> {
         for statement in Parser::new(text) {
             self.spend()?;
@@ -414,7 +415,7 @@ impl<'a> Shell<'a> {
         }
     }
 
-    /// One round of a loop; what the loop ends with, if it ends.
+    /// Runs one round of a loop. Returns how the loop ends, if it ends.
     fn round(&mut self, body: &Script) -> Result<Option<Flow>, Halt> {
         Ok(match self.script(body)? {
             Flow::Next | Flow::Continue(0..=1) => None,
@@ -465,7 +466,7 @@ impl<'a> Shell<'a> {
         Ok(Flow::Next)
     }
 
-    /// Puts in variables and splits what is not quoted.
+    /// Expands variables and splits unquoted words.
     pub fn expand(&self, words: &[Word]) -> Result<Vec<String>, Halt> {
         let mut fields: Vec<String> = Vec::new();
         let mut bytes = 0;
@@ -489,7 +490,7 @@ impl<'a> Shell<'a> {
     fn put_in(&self, name: &str, quoted: bool, current: &mut Option<String>, fields: &mut Vec<String>) {
         let own = self.arguments.last().expect("the outermost arguments stay");
         if name == "@" && quoted {
-            // Each argument by itself, the first and last joined to what stands around.
+            // Each argument is a word by itself; the first and the last are joined to the text around them.
             for (i, argument) in own.iter().skip(1).enumerate() {
                 if i > 0 {
                     fields.extend(current.take());
@@ -525,7 +526,7 @@ impl<'a> Shell<'a> {
         }
     }
 
-    /// Runs the lines of the guest file instead of a configuration, then boots what they loaded.
+    /// Runs the lines of the guest file instead of a configuration, then boots the kernel that they loaded.
     pub fn run_commands(&mut self, lines: &[String]) -> Result<Loaded, Halt> {
         let first = super::find::start(self.devices, self.options).unwrap_or_default();
         self.set("root", &first);
@@ -540,7 +541,7 @@ impl<'a> Shell<'a> {
                 super::files::write_saved(self)?;
                 Ok(loaded)
             }
-            _ => Err(Halt::GaveUp("`grub.commands` loaded no kernel; what they said is on the console".into())),
+            _ => Err(Halt::GaveUp("`grub.commands` loaded no kernel; their output is on the console".into())),
         }
     }
 }

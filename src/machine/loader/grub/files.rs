@@ -1,22 +1,22 @@
-//! The commands for files, and what they share: names of files, environment blocks.
+//! The commands for files, and their shared parts: names of files, environment blocks.
 
 use super::device::Device;
 use super::evaluate::{Done, Ended, Flow, Shell, error};
 use super::{Halt, envblk, menu};
 use crate::machine::loader::volume::{FileSystem, NodeKind, VolumeError, in_place};
 
-/// Bytes of a configuration.
+/// Maximum size of a configuration in bytes.
 pub const MAX_CONFIG: u64 = 4 << 20;
-/// Bytes of an environment block that is read; GRUB's has 1024.
+/// Maximum size of an environment block in bytes; GRUB's has 1024.
 const MAX_ENVIRONMENT: u64 = 64 * 1024;
-/// Bytes that `cat` shows.
+/// Maximum number of bytes that `cat` shows.
 const MAX_SHOWN: u64 = 64 * 1024;
-/// Names that `ls` shows.
+/// Maximum number of names that `ls` shows.
 const MAX_LISTED: usize = 2000;
 
 impl Shell<'_> {
-    /// Device and path of a file's name; without a device it is on `$root`.
-    pub fn place(&self, name: &str) -> Result<(&Device, String), String> {
+    /// Splits a file's name into device and path. Without a device it is on `$root`.
+    pub fn split_name(&self, name: &str) -> Result<(&Device, String), String> {
         let (device, path) = match name.strip_prefix('(').and_then(|rest| rest.split_once(')')) {
             Some((device, path)) => (device, path),
             None => (self.get("root"), name),
@@ -31,14 +31,14 @@ impl Shell<'_> {
         }
     }
 
-    /// File system and path of a file's name.
+    /// Returns file system and path of a file's name.
     pub fn locate(&self, name: &str) -> Result<(&dyn FileSystem, String), String> {
-        let (device, path) = self.place(name)?;
+        let (device, path) = self.split_name(name)?;
         let volume = device.volume().ok_or_else(|| format!("unknown filesystem on `{}'", device.name))?;
         Ok((volume, path))
     }
 
-    /// A file's bytes.
+    /// Reads a file.
     pub fn read_file(&self, name: &str, limit: u64) -> Result<Vec<u8>, String> {
         let (volume, path) = self.locate(name)?;
         volume.read(&path, limit).map_err(|problem| match problem {
@@ -48,7 +48,7 @@ impl Shell<'_> {
     }
 }
 
-/// The options before the other words: those of `with_value` take the next word, or what stands behind `=`.
+/// Splits the options from the other words. Those of `with_value` take the next word, or the text after `=`.
 fn options(arguments: &[String], with_value: &[&str]) -> (Vec<(String, String)>, Vec<String>) {
     let (mut found, mut rest) = (Vec::new(), Vec::new());
     let mut words = arguments.iter();
@@ -72,7 +72,7 @@ fn options(arguments: &[String], with_value: &[&str]) -> (Vec<(String, String)>,
     (found, rest)
 }
 
-/// `ls`.
+/// Runs `ls`.
 pub fn ls(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
     let (_, names) = options(arguments, &[]);
     if names.is_empty() {
@@ -91,7 +91,7 @@ pub fn ls(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
 }
 
 fn listing(shell: &Shell<'_>, name: &str) -> Result<String, String> {
-    let (device, path) = shell.place(name)?;
+    let (device, path) = shell.split_name(name)?;
     if path.is_empty() {
         let what = match device.volume() {
             Some(volume) => format!("{} - Label `{}' UUID {}", volume.kind(), volume.label(), volume.uuid()),
@@ -114,7 +114,7 @@ fn listing(shell: &Shell<'_>, name: &str) -> Result<String, String> {
     Ok(format!("{}{more}\n", shown.join(" ")))
 }
 
-/// `cat`.
+/// Runs `cat`.
 pub fn cat(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
     let (_, names) = options(arguments, &[]);
     for name in &names {
@@ -131,17 +131,17 @@ pub fn cat(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
     Ok(Done::Status(true))
 }
 
-/// `cmp`.
+/// Runs `cmp`.
 pub fn cmp(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
     let (_, names) = options(arguments, &[]);
-    let [one, other] = names.as_slice() else { return error("`cmp` wants two files") };
+    let [one, other] = names.as_slice() else { return error("`cmp` needs two files") };
     match (shell.read_file(one, MAX_CONFIG), shell.read_file(other, MAX_CONFIG)) {
         (Ok(one), Ok(other)) => Ok(Done::Status(one == other)),
         (Err(text), _) | (_, Err(text)) => error(text),
     }
 }
 
-/// `source`: runs a file here.
+/// Runs `source`: runs a file here.
 pub fn source(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
     let [name, ..] = arguments else { return error("filename expected") };
     match shell.read_file(name, MAX_CONFIG) {
@@ -153,13 +153,13 @@ pub fn source(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
     }
 }
 
-/// `configfile`: shows the menu of another configuration.
+/// Runs `configfile`: shows the menu of another configuration.
 pub fn configfile(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
     let [name, ..] = arguments else { return error("filename expected") };
     menu::configure(shell, Some(name))
 }
 
-/// `search`: the device with a file, a label or a UUID. `kind` is what the command's own name says.
+/// Runs `search`: finds the device with a file, a label or a UUID. `kind` comes from the command's own name.
 pub fn search(shell: &mut Shell<'_>, kind: Option<&str>, arguments: &[String]) -> Ended {
     let hints = ["--hint", "--hint-bios", "--hint-efi", "--hint-baremetal", "--hint-ieee1275", "--hint-arc", "-h"];
     let (found, mut names) = options(arguments, &hints);
@@ -175,7 +175,7 @@ pub fn search(shell: &mut Shell<'_>, kind: Option<&str>, arguments: &[String]) -
             "--hint" | "--hint-bios" | "-h" => wanted_hints.push(value.trim_end_matches(',').to_string()),
             _ => {}
         }
-        // `--label=NAME` and its like.
+        // `--label=NAME` and similar.
         if matches!(option.as_str(), "--file" | "--label" | "--fs-uuid") && !value.is_empty() {
             names.insert(0, value);
         }
@@ -213,7 +213,7 @@ pub fn search(shell: &mut Shell<'_>, kind: Option<&str>, arguments: &[String]) -
     Ok(Done::Status(true))
 }
 
-/// `probe`: what a device has.
+/// Runs `probe`: prints a property of a device.
 pub fn probe(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
     let (found, names) = options(arguments, &["-s"]);
     let Some(name) = names.first() else { return error("one argument expected") };
@@ -252,34 +252,34 @@ pub fn probe(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
     Ok(Done::Status(true))
 }
 
-/// An environment block that a command is about.
+/// The environment block of a command.
 struct Environment {
-    /// The same file by whatever name: `(hd0)/boot/grub/grubenv`.
+    /// The canonical name of the file: `(hd0)/boot/grub/grubenv`.
     name: String,
     bytes: Vec<u8>,
-    /// The variables that the command was given.
+    /// The variables in the command's arguments.
     names: Vec<String>,
 }
 
 /// An environment block that was saved, and is written when a kernel is entered.
 #[derive(Clone)]
 pub struct Saved {
-    /// As it is on the disk.
+    /// The bytes on the disk.
     before: Vec<u8>,
-    /// As it is to be.
+    /// The bytes to write.
     bytes: Vec<u8>,
-    /// Whether its place on the disk can be written, as far as looking tells.
+    /// Whether it can be written on the disk, as far as can be checked before.
     on_disk: bool,
 }
 
-/// Environment blocks that one boot may save.
+/// Maximum number of environment blocks that one boot may save.
 const MAX_SAVED: usize = 16;
 
 fn environment(shell: &Shell<'_>, arguments: &[String]) -> Result<Environment, String> {
     let (found, names) = options(arguments, &["--file", "-f"]);
     let file = found.iter().find(|(option, _)| matches!(option.as_str(), "--file" | "-f")).map(|(_, file)| file.clone());
     let file = file.unwrap_or_else(|| format!("{}/grubenv", shell.get("prefix")));
-    let name = shell.place(&file).map(|(device, path)| format!("({}){path}", device.name))?;
+    let name = shell.split_name(&file).map(|(device, path)| format!("({}){path}", device.name))?;
     let bytes = match shell.saved.get(&name) {
         Some(saved) => saved.bytes.clone(),
         None => shell.read_file(&file, MAX_ENVIRONMENT)?,
@@ -287,7 +287,7 @@ fn environment(shell: &Shell<'_>, arguments: &[String]) -> Result<Environment, S
     Ok(Environment { name, bytes, names })
 }
 
-/// `load_env`.
+/// Runs `load_env`.
 pub fn load_env(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
     match environment(shell, arguments) {
         Ok(Environment { bytes, names, .. }) => {
@@ -302,8 +302,8 @@ pub fn load_env(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
     }
 }
 
-/// `save_env`: from now on for this loader, and in the file's place on the disk when a kernel is entered; what cannot be
-/// written there is told at once.
+/// Runs `save_env`. The values are valid for this loader from now on, and are written to the file's bytes on the disk
+/// when a kernel is entered. A file that cannot be written there is reported at once.
 pub fn save_env(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
     let Environment { name: file, bytes, names } = match environment(shell, arguments) {
         Ok(environment) => environment,
@@ -324,20 +324,20 @@ pub fn save_env(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
         return error("too many environment blocks are saved");
     }
     let before = earlier.map_or_else(|| bytes.clone(), |saved| saved.before.clone());
-    // What cannot be written is said once.
+    // A file that cannot be written is reported once.
     let was_fine = earlier.is_none_or(|saved| saved.on_disk);
     let looked = match was_fine && changed != before {
-        true => in_its_place(shell, &file, |volume, path| in_place::look(volume, path, &before, &changed)),
+        true => with_volume(shell, &file, |volume, path| in_place::look(volume, path, &before, &changed)),
         false => Ok(()),
     };
     shell.saved.insert(file.clone(), Saved { before, bytes: changed, on_disk: was_fine && looked.is_ok() });
     match looked {
         Ok(()) => Ok(Done::Status(was_fine)),
-        Err(why) => error(format!("`{file}' is remembered until the guest runs and is not written: {why}")),
+        Err(why) => error(format!("`{file}' is kept until the guest runs, but is not written: {why}")),
     }
 }
 
-fn in_its_place(
+fn with_volume(
     shell: &Shell<'_>,
     file: &str,
     act: impl FnOnce(&dyn FileSystem, &str) -> Result<(), in_place::InPlaceError>,
@@ -346,13 +346,13 @@ fn in_its_place(
     act(volume, &path).map_err(|problem| problem.to_string())
 }
 
-/// Writes what was saved on the way to a kernel that is entered now.
+/// Writes the saved blocks, since a kernel is entered now.
 pub fn write_saved(shell: &mut Shell<'_>) -> Result<(), Halt> {
     for (file, saved) in std::mem::take(&mut shell.saved) {
         if !saved.on_disk || saved.before == saved.bytes {
             continue;
         }
-        let written = in_its_place(shell, &file, |volume, path| in_place::replace(volume, path, &saved.before, &saved.bytes));
+        let written = with_volume(shell, &file, |volume, path| in_place::replace(volume, path, &saved.before, &saved.bytes));
         if let Err(why) = written {
             shell.complain(&format!("`{file}' is not written: {why}"))?;
         }
@@ -360,7 +360,7 @@ pub fn write_saved(shell: &mut Shell<'_>) -> Result<(), Halt> {
     Ok(())
 }
 
-/// `list_env`.
+/// Runs `list_env`.
 pub fn list_env(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
     match environment(shell, arguments) {
         Ok(Environment { bytes, .. }) => {

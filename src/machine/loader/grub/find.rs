@@ -1,7 +1,8 @@
-//! Where a guest's boot configuration is.
+//! Search for a guest's boot configuration.
 //!
-//! Disk by disk in the order of the guest file, and on each disk: a `grub.cfg` of an installed system or a medium;
-//! one in the EFI system partition; Boot Loader Specification entries; a configuration of the syslinux family.
+//! It looks disk by disk in the order of the guest file, and on each disk for these: a `grub.cfg` of an installed
+//! system or a medium; one in the EFI system partition; Boot Loader Specification entries; a configuration of the
+//! syslinux family.
 
 use super::bls;
 use super::device::{Device, Devices};
@@ -22,10 +23,10 @@ const SYSLINUX: &[&str] = &[
     "/boot/syslinux/isolinux.cfg",
     "/syslinux.cfg",
 ];
-/// Directories of vendors in an EFI system partition that are looked into.
+/// Maximum number of directories of vendors in an EFI system partition that are searched.
 const MAX_VENDORS: usize = 64;
 
-/// What kind of configuration it is.
+/// Kind of a configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A script of GRUB.
@@ -36,31 +37,31 @@ pub enum Kind {
     Syslinux,
 }
 
-/// A configuration.
+/// A configuration that was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct Configuration {
     /// The device's name.
     pub device: String,
     /// The file, or the directory of the entries.
     pub path: String,
-    /// What it is.
+    /// Kind of the configuration.
     pub kind: Kind,
 }
 
-/// What was found, and what could not be looked at.
+/// Result of the search, with what could not be read.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Places {
+pub struct Configurations {
     /// The configurations, in the order in which they are tried.
-    pub found: Vec<Place>,
-    /// Errors of disks and file systems, for people: what could not be read may have been there.
+    pub found: Vec<Configuration>,
+    /// Errors of disks and file systems, for messages: a part that could not be read may have had a configuration.
     pub troubles: Vec<String>,
 }
 
-/// Troubles that are kept.
+/// Maximum number of troubles that are kept.
 const MAX_TROUBLES: usize = 8;
 
-impl Places {
-    /// A file's kind or another answer of a file system; `None` if there is none, and an error is kept.
+impl Configurations {
+    /// Returns a file's kind or another answer of a file system, or `None` if there is no file. An error is kept.
     fn look<T>(&mut self, device: &Device, path: &str, answer: Result<T, VolumeError>) -> Option<T> {
         match answer {
             Ok(answer) => Some(answer),
@@ -74,6 +75,7 @@ impl Places {
     }
 
     fn trouble(&mut self, text: String) {
+        // A damaged disk gives one error for each path that is tried.
         if self.troubles.len() < MAX_TROUBLES && !self.troubles.contains(&text) {
             self.troubles.push(text);
         }
@@ -82,12 +84,12 @@ impl Places {
     fn add_if_file(&mut self, device: &Device, path: &str, kind: Kind) {
         let Some(volume) = device.volume() else { return };
         if self.look(device, path, volume.kind_of(path)) == Some(NodeKind::File) {
-            self.found.push(Place { device: device.name.clone(), path: path.to_string(), kind });
+            self.found.push(Configuration { device: device.name.clone(), path: path.to_string(), kind });
         }
     }
 }
 
-/// The devices that may be looked at, by `grub.partition`.
+/// Returns the devices to search, by `grub.partition`.
 fn chosen<'a>(devices: &'a Devices, options: &Options) -> Result<Vec<&'a Device>, GrubError> {
     if let Some(id) = &options.disk {
         let disk = devices.with_id(id);
@@ -116,7 +118,7 @@ fn chosen<'a>(devices: &'a Devices, options: &Options) -> Result<Vec<&'a Device>
     }
 }
 
-/// The device that `root` begins with when the guest file gives the commands.
+/// Returns the device that `root` begins with when the guest file gives the commands.
 pub fn start(devices: &Devices, options: &Options) -> Option<String> {
     let chosen = chosen(devices, options).ok()?;
     let device = chosen.iter().find(|device| device.volume().is_some()).or(chosen.first())?;
@@ -130,23 +132,24 @@ fn nothing(devices: &Devices, what: &str) -> GrubError {
     GrubError(format!("{what}; found: {}", devices.describe().join("; ")))
 }
 
-/// The configurations.
-pub fn places(devices: &Devices, options: &Options) -> Result<Places, GrubError> {
+/// Finds the configurations.
+pub fn configurations(devices: &Devices, options: &Options) -> Result<Configurations, GrubError> {
     let chosen = chosen(devices, options)?;
-    let mut places = Places::default();
+    let mut configurations = Configurations::default();
     for disk in 0..devices.disks() {
         let own: Vec<&Device> =
             chosen.iter().copied().filter(|device| device.disk == disk && device.volume().is_some()).collect();
         if options.directory.is_some() || options.file.is_some() {
-            own.iter().for_each(|device| named(device, options, &mut places));
+            own.iter().for_each(|device| named(device, options, &mut configurations));
             continue;
         }
-        own.iter().for_each(|device| among(device, GRUB, Kind::Grub, &mut places));
-        own.iter().for_each(|device| vendors(device, &mut places));
-        own.iter().for_each(|device| specification(device, &mut places));
-        own.iter().for_each(|device| among(device, SYSLINUX, Kind::Syslinux, &mut places));
+        // The full configuration first: those in `/EFI` often only refer to it.
+        own.iter().for_each(|device| among(device, GRUB, Kind::Grub, &mut configurations));
+        own.iter().for_each(|device| vendors(device, &mut configurations));
+        own.iter().for_each(|device| specification(device, &mut configurations));
+        own.iter().for_each(|device| among(device, SYSLINUX, Kind::Syslinux, &mut configurations));
     }
-    if places.found.is_empty() {
+    if configurations.found.is_empty() {
         let what = match (&options.directory, &options.file) {
             (None, None) => {
                 "no boot configuration: neither a grub.cfg, nor Boot Loader Specification entries, nor one of syslinux's"
@@ -158,19 +161,19 @@ pub fn places(devices: &Devices, options: &Options) -> Result<Places, GrubError>
             }
         };
         let mut error = nothing(devices, &what);
-        if !places.troubles.is_empty() {
-            error.0.push_str(&format!("; could not be read: {}", places.troubles.join("; ")));
+        if !configurations.troubles.is_empty() {
+            error.0.push_str(&format!("; could not be read: {}", configurations.troubles.join("; ")));
         }
         return Err(error);
     }
-    Ok(places)
+    Ok(configurations)
 }
 
 fn kind_of(name: &str) -> Kind {
     if ["syslinux", "isolinux", "extlinux"].iter().any(|stem| name.contains(stem)) { Kind::Syslinux } else { Kind::Grub }
 }
 
-fn named(device: &Device, options: &Options, places: &mut Places) {
+fn named(device: &Device, options: &Options, configurations: &mut Configurations) {
     let file = options.file.as_deref().unwrap_or("grub.cfg").trim_start_matches('/');
     let directories: Vec<String> = match &options.directory {
         Some(directory) => vec![directory.clone()],
@@ -178,27 +181,31 @@ fn named(device: &Device, options: &Options, places: &mut Places) {
     };
     for directory in directories {
         let path = format!("/{}/{file}", directory.trim_matches('/')).replace("//", "/");
-        places.add_if_file(device, &path, kind_of(&path));
+        configurations.add_if_file(device, &path, kind_of(&path));
     }
 }
 
-fn among(device: &Device, paths: &[&str], kind: Kind, places: &mut Places) {
-    paths.iter().for_each(|path| places.add_if_file(device, path, kind));
+fn among(device: &Device, paths: &[&str], kind: Kind, configurations: &mut Configurations) {
+    paths.iter().for_each(|path| configurations.add_if_file(device, path, kind));
 }
 
-fn vendors(device: &Device, places: &mut Places) {
+fn vendors(device: &Device, configurations: &mut Configurations) {
     let Some(volume) = device.volume() else { return };
-    let names = places.look(device, "/EFI", volume.list("/EFI")).unwrap_or_default();
+    let names = configurations.look(device, "/EFI", volume.list("/EFI")).unwrap_or_default();
     for (name, _) in names.into_iter().filter(|(_, kind)| *kind == NodeKind::Directory).take(MAX_VENDORS) {
-        places.add_if_file(device, &format!("/EFI/{name}/grub.cfg"), Kind::Grub);
+        configurations.add_if_file(device, &format!("/EFI/{name}/grub.cfg"), Kind::Grub);
     }
 }
 
-fn specification(device: &Device, places: &mut Places) {
+fn specification(device: &Device, configurations: &mut Configurations) {
     let mut troubles = Vec::new();
     let found = bls::entries(device, "", &mut troubles);
-    troubles.into_iter().for_each(|text| places.trouble(text));
+    troubles.into_iter().for_each(|text| configurations.trouble(text));
     if let Some((directory, _)) = found {
-        places.found.push(Place { device: device.name.clone(), path: directory.to_string(), kind: Kind::Entries });
+        configurations.found.push(Configuration {
+            device: device.name.clone(),
+            path: directory.to_string(),
+            kind: Kind::Entries,
+        });
     }
 }

@@ -1,57 +1,57 @@
-//! The menu: what the configurations' entries are, which is the default, and the choice.
+//! The boot menu: its entries, the default, and the user's choice.
 
 use std::time::Duration;
 
 use super::evaluate::{Done, Ended, Flow, Shell, error};
-use super::find::{Kind, Place};
+use super::find::{Configuration, Kind};
 use super::parse::Script;
 use super::terminal::{Key, Terminal};
 use super::{Halt, Loaded, bls, boot, editor, files, syslinux};
 
-/// Entries on the screen at once.
+/// Number of entries on the screen at once.
 const ROWS: usize = 14;
-/// Characters of a title on the screen.
+/// Number of characters of a title on the screen.
 const COLUMNS: usize = 70;
-/// Menus within menus.
+/// Maximum nesting of menus.
 const MAX_DEPTH: usize = 8;
-/// How long a message about an entry that did not boot is there before the menu comes back.
+/// Time for which a message about an entry that did not boot is shown before the menu comes back.
 const MESSAGE_TIME: Duration = Duration::from_secs(10);
 
 /// An entry of a menu.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// What is shown.
+    /// Title on the screen.
     pub title: String,
-    /// What `default` may name.
+    /// Name that `default` may use.
     pub id: String,
     /// The key that boots it at once.
     pub hotkey: Option<char>,
-    /// `$1` and so on: the title first.
+    /// Values of `$1` and so on: the title first.
     pub arguments: Vec<String>,
-    /// What it does.
+    /// Commands of the entry.
     pub script: Script,
-    /// The same as text, for the editor.
+    /// The commands as text, for the editor.
     pub source: String,
     /// Whether it leads to another menu.
     pub submenu: bool,
 }
 
-/// How a menu was left.
+/// The way in which a menu was left.
 enum Left {
-    /// With a kernel.
+    /// A kernel was loaded.
     Booted(Loaded),
-    /// Back to where it was opened.
+    /// The user went back to the menu before.
     Back,
-    /// It had no entries, or the entry loaded nothing.
+    /// The menu had no entries, or the entry loaded nothing.
     Empty,
-    /// An entry said `exit`: the next configuration's turn, as the firmware would go on to the next disk.
+    /// An entry called `exit`: the next configuration follows, as firmware would continue with the next disk.
     Quit,
 }
 
-/// Runs the configuration at `place` and its menu; `None` if it has no entry and loaded nothing.
-pub fn boot_from(shell: &mut Shell<'_>, place: &Place) -> Result<Option<Loaded>, Halt> {
+/// Runs the `configuration` and its menu. Returns `None` if it has no entry and loaded nothing.
+pub fn boot_from(shell: &mut Shell<'_>, configuration: &Configuration) -> Result<Option<Loaded>, Halt> {
     shell.enter();
-    let left = open(shell, place);
+    let left = open(shell, configuration);
     shell.leave();
     match left? {
         Left::Booted(loaded) => Ok(Some(loaded)),
@@ -59,14 +59,15 @@ pub fn boot_from(shell: &mut Shell<'_>, place: &Place) -> Result<Option<Loaded>,
     }
 }
 
-fn open(shell: &mut Shell<'_>, place: &Place) -> Result<Left, Halt> {
-    shell.set("root", &place.device);
-    let directory = if place.kind == Kind::Entries { "" } else { place.path.rsplit_once('/').map_or("", |(d, _)| d) };
-    shell.set("prefix", &format!("({}){directory}", place.device));
-    shell.set("cmdpath", &format!("({}){directory}", place.device));
-    let file = format!("({}){}", place.device, place.path);
+fn open(shell: &mut Shell<'_>, configuration: &Configuration) -> Result<Left, Halt> {
+    shell.set("root", &configuration.device);
+    let directory =
+        if configuration.kind == Kind::Entries { "" } else { configuration.path.rsplit_once('/').map_or("", |(d, _)| d) };
+    shell.set("prefix", &format!("({}){directory}", configuration.device));
+    shell.set("cmdpath", &format!("({}){directory}", configuration.device));
+    let file = format!("({}){}", configuration.device, configuration.path);
     shell.terminal.print(&format!("vmctl: boot configuration {file}\n"));
-    let flow = match place.kind {
+    let flow = match configuration.kind {
         Kind::Grub => run_configuration(shell, &file)?,
         Kind::Entries => {
             bls::command(shell)?;
@@ -99,7 +100,7 @@ fn run_configuration(shell: &mut Shell<'_>, file: &str) -> Result<Flow, Halt> {
     }
 }
 
-/// The menu that a script left behind, or the kernel that it loaded itself.
+/// Shows the menu that a script left, or returns the kernel that it loaded itself.
 fn after_configuration(shell: &mut Shell<'_>, flow: Flow, chosen: Option<&str>, depth: usize) -> Result<Left, Halt> {
     if flow == Flow::Exit {
         return Ok(Left::Back);
@@ -115,7 +116,7 @@ fn after_configuration(shell: &mut Shell<'_>, flow: Flow, chosen: Option<&str>, 
     choose(shell, chosen, depth)
 }
 
-/// Shows the menu of what ran so far, until something boots.
+/// Shows the menu of the scripts so far, until something boots.
 pub fn show(shell: &mut Shell<'_>) -> Result<Option<Loaded>, Halt> {
     match after_configuration(shell, Flow::Next, None, 0)? {
         Left::Booted(loaded) => Ok(Some(loaded)),
@@ -123,11 +124,11 @@ pub fn show(shell: &mut Shell<'_>) -> Result<Option<Loaded>, Halt> {
     }
 }
 
-/// `configfile` and `normal`: another configuration's menu, with its own variables.
+/// Runs `configfile` and `normal`: shows another configuration's menu, with its own variables.
 pub fn configure(shell: &mut Shell<'_>, file: Option<&str>) -> Ended {
     let file = file.map_or_else(|| format!("{}/grub.cfg", shell.get("prefix")), str::to_string);
-    // `(device)` is put before a name that has none: the other configuration may change `root`.
-    let file = match shell.place(&file) {
+    // `(device)` is put before a name that has none, since the other configuration may change `root`.
+    let file = match shell.split_name(&file) {
         Ok((device, path)) => format!("({}){path}", device.name),
         Err(text) => return error(text),
     };
@@ -137,7 +138,7 @@ pub fn configure(shell: &mut Shell<'_>, file: Option<&str>) -> Ended {
     configure_with(shell, |shell| run_configuration(shell, &file))
 }
 
-/// The menu that `run` leaves behind, with its own variables.
+/// Shows the menu that `run` leaves, with its own variables.
 pub fn configure_with(shell: &mut Shell<'_>, run: impl FnOnce(&mut Shell<'_>) -> Result<Flow, Halt>) -> Ended {
     shell.enter();
     let outcome = shell.nested(run).and_then(|flow| after_configuration(shell, flow, None, 1));
@@ -152,19 +153,19 @@ pub fn configure_with(shell: &mut Shell<'_>, run: impl FnOnce(&mut Shell<'_>) ->
     })
 }
 
-/// The entry that `name` means: a title, an id, or a number from 0.
+/// Returns the index of the entry that `name` selects: by title, id, or number from 0.
 fn position(entries: &[Entry], name: &str) -> Option<usize> {
     let by_name = entries.iter().position(|entry| entry.title == name || entry.id == name);
     by_name.or_else(|| name.parse::<usize>().ok().filter(|&number| number < entries.len()))
 }
 
-/// What is chosen at this level, and what of it is left for the menus below.
+/// Returns the entry that is selected at this level, and the rest of the name for the menus below.
 fn first_choice<'a>(entries: &[Entry], name: &'a str) -> (Option<usize>, &'a str) {
-    // A title may have the separator in it.
+    // A title may contain the separator.
     if let Some(found) = position(entries, name) {
         return (Some(found), "");
     }
-    // `>>` is the character, `>` leads into the menu behind.
+    // `>>` stands for the character; `>` leads into a submenu.
     let mut from = 0;
     while let Some(at) = name[from..].find('>').map(|at| from + at) {
         if name[at + 1..].starts_with('>') {
@@ -176,21 +177,21 @@ fn first_choice<'a>(entries: &[Entry], name: &'a str) -> (Option<usize>, &'a str
     (position(entries, &name.replace(">>", ">")), "")
 }
 
-/// What `chosen` says of an entry, which `savedefault` of grub-mkconfig saves: the ids on the way to it (GRUB,
-/// `grub-core/normal/menu.c`, grub_menu_execute_entry).
+/// Returns the value of `chosen` for an entry, which `savedefault` of grub-mkconfig saves: the ids of the submenus and
+/// the entry (GRUB, `grub-core/normal/menu.c`, grub_menu_execute_entry).
 fn way_to(entry: &Entry, before: Option<&str>) -> String {
     let id = entry.id.replace('>', ">>");
     before.map_or_else(|| id.clone(), |before| format!("{before}>{id}"))
 }
 
-/// How the menu begins.
+/// Initial state of the menu.
 struct Beginning {
     default: usize,
     rest: String,
     /// Time until the default boots; `None` waits for the user.
     wait: Option<Duration>,
     hidden: bool,
-    /// Somebody named the entry, and it is not there.
+    /// The entry that was named and does not exist.
     missing: Option<String>,
 }
 
@@ -209,7 +210,7 @@ fn beginning(shell: &mut Shell<'_>, chosen: Option<&str>, depth: usize) -> Begin
         Ok(seconds) => u64::try_from(seconds).ok().map(Duration::from_secs),
         Err(_) => None,
     };
-    // A submenu on the way to the default is passed at once; one that the user opened waits for the user.
+    // A submenu on the way to the default is passed at once. One that the user opened waits for the user.
     let wait = match (depth, chosen) {
         (0 | 1, _) => shell.options.timeout.or(configured),
         (_, Some(name)) if !name.is_empty() => Some(Duration::ZERO),
@@ -261,7 +262,7 @@ fn choose(shell: &mut Shell<'_>, chosen: Option<&str>, depth: usize) -> Result<L
     }
 }
 
-/// Boots the default and, when it loads nothing and nobody is there, what `fallback` names.
+/// Boots the default. If it loads nothing and there is no user, boots the entry that `fallback` names.
 fn enter_with_fallback(shell: &mut Shell<'_>, selected: usize, rest: &str, depth: usize) -> Result<Left, Halt> {
     let mut left = enter(shell, selected, rest, depth)?;
     let fallback: Vec<usize> = {
@@ -277,13 +278,14 @@ fn enter_with_fallback(shell: &mut Shell<'_>, selected: usize, rest: &str, depth
     Ok(left)
 }
 
-/// The default did not boot and nobody is there: the guest's start has failed, and whoever started it is told.
+/// Creates the error for a default that did not boot without a user. The guest's start has failed, and the caller is
+/// told.
 fn unattended(shell: &mut Shell<'_>, selected: usize) -> Halt {
     let title = shell.menu().get(selected).map_or(String::new(), |entry| entry.title.clone());
-    Halt::GaveUp(format!("the entry `{title}` loaded no kernel; what it said is on the console"))
+    Halt::GaveUp(format!("the entry `{title}` loaded no kernel; its output is on the console"))
 }
 
-/// Waits for the default; the key that ended it, or `None` when the time is over.
+/// Waits until the default boots. Returns the key that ended the wait, or `None` when the time is over.
 fn count_down(shell: &mut Shell<'_>, selected: usize, wait: Duration, hidden: bool) -> Result<Option<Key>, Halt> {
     if wait.is_zero() {
         return Ok(None);
@@ -308,7 +310,7 @@ fn count_down(shell: &mut Shell<'_>, selected: usize, wait: Duration, hidden: bo
     }
 }
 
-/// Does what a key says; how the menu is left, if it is.
+/// Handles a key. Returns how the menu is left, if it is.
 fn act(shell: &mut Shell<'_>, selected: &mut usize, key: Key, depth: usize) -> Result<Option<Left>, Halt> {
     let count = shell.menu().len();
     let hotkey = |shell: &mut Shell<'_>, c: char| shell.menu().iter().position(|entry| entry.hotkey == Some(c));
@@ -351,7 +353,7 @@ fn act(shell: &mut Shell<'_>, selected: &mut usize, key: Key, depth: usize) -> R
     Ok(None)
 }
 
-/// Boots an entry or opens the menu behind it. `rest` is what of the default is for that menu.
+/// Boots an entry or opens its submenu. `rest` is the part of the default for that menu.
 fn enter(shell: &mut Shell<'_>, selected: usize, rest: &str, depth: usize) -> Result<Left, Halt> {
     let entry = shell.menu()[selected].clone();
     shell.terminal.print("\x1b[H\x1b[J");

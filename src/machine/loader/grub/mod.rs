@@ -1,23 +1,23 @@
 //! `loader = "grub"`: the guest's own boot menu, read from its disks and shown on its serial console, without firmware.
 //!
 //! A configuration of GRUB 2 is evaluated; Boot Loader Specification entries and the files of syslinux, isolinux and
-//! extlinux are turned into entries of the same kind. What an entry loads goes to [`super::kernel`].
+//! extlinux are turned into entries of the same kind. The kernel of an entry goes to [`super::kernel`].
 //!
-//! **Not modelled**: writing, save for `save_env` in its file's place on the disk ([`super::volume::in_place`]),
-//! graphics, chain loading, passwords, wildcards, `loopback`. A command that is not known is an error on the console,
-//! as GRUB's would be, and evaluation goes on.
+//! **Not modelled**: writing, except for `save_env` to the existing bytes of its file ([`super::volume::in_place`]),
+//! graphics, chain loading, passwords, wildcards, `loopback`. An unknown command is an error on the console, as with
+//! GRUB, and evaluation continues.
 //!
-//! **Hostile guest**: between two keys of the user a script may run [`Limits::commands`] commands, for so long, print
-//! and sleep so much; variables, menus, files and nesting have their bounds. Then the loader gives up and says so.
+//! **Hostile guest**: between two keys of the user, [`Limits`] bound the commands, the time and the output of a script;
+//! variables, menus, files and nesting have their own bounds. Beyond them the loader gives up with a message.
 pub mod bls; // Boot Loader Specification entries
 pub mod boot; // linux, initrd, boot
 pub mod commands; // the commands that need no files
 pub mod device; // (hd0,gpt1)
-pub mod editor; // lines of text under the user's hands
+pub mod editor; // text editors for the user
 pub mod envblk; // environment blocks
 pub mod evaluate; // scripts, variables, control flow
 pub mod files; // the commands for files
-pub mod find; // where the configuration is
+pub mod find; // search for the configuration
 pub mod menu; // the menu
 pub mod parse; // the script language
 pub mod syslinux; // the configurations of syslinux, isolinux, extlinux
@@ -36,42 +36,43 @@ use super::kernel::{self, Image, Module, Way};
 use crate::hypervisor::backend::{BootState, MachineExit};
 use crate::hypervisor::memory::GuestMemory;
 
-/// What the guest file says under `[grub]`.
+/// The table `[grub]` of the guest file.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// Which entry boots, by title, id or number, `a>b` for one in a submenu; instead of the configuration's default.
+    /// The entry that boots, by title, id or number, `a>b` for one in a submenu; instead of the configuration's
+    /// default.
     pub entry: Option<String>,
     /// Commands instead of the guest's configuration.
     pub commands: Vec<String>,
-    /// The configuration's directory.
+    /// Directory of the configuration.
     pub directory: Option<String>,
-    /// The configuration's name.
+    /// File name of the configuration.
     pub file: Option<String>,
-    /// Where it is: `1`, `gpt2`, `hd1,msdos1`, `none`.
+    /// Partition of the configuration: `1`, `gpt2`, `hd1,msdos1`, `none`.
     pub partition: Option<String>,
-    /// How long the menu waits; instead of the configuration's own time.
+    /// Time that the menu waits, instead of the configuration's own time.
     pub timeout: Option<Duration>,
-    /// Whether a Linux command line that names no console is given the serial one.
+    /// Whether to add the serial console to a Linux command line that names no console.
     pub add_console: bool,
-    /// The one disk whose configuration counts, by its id.
+    /// The only disk whose configuration counts, by its id.
     pub disk: Option<String>,
-    /// Words for the kernel's command line, before a `---` in it: what follows that is for the system that an installer
+    /// Words for the kernel's command line, before a `---` in it: words after it belong to the system that an installer
     /// makes.
     pub append: Vec<String>,
-    /// Bytes that kernel and initrd may have.
+    /// Maximum number of bytes of kernel and initrd.
     pub memory_bytes: u64,
 }
 
-/// What a script may do between two keys of the user.
+/// Limits of a script between two keys of the user.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Commands.
+    /// Number of commands.
     pub commands: u32,
-    /// Time, without what it sleeps.
+    /// Running time, without sleep.
     pub busy: Duration,
-    /// Time that it sleeps.
+    /// Sleeping time.
     pub asleep: Duration,
-    /// Bytes that it prints.
+    /// Number of bytes printed.
     pub output: usize,
 }
 
@@ -81,21 +82,21 @@ impl Default for Limits {
     }
 }
 
-/// Why the loader ends without a kernel.
+/// Reason why the loader ended without a kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Halt {
     /// The machine was stopped, or the user chose to turn it off.
     Stopped(MachineExit),
-    /// There is nothing to boot, in the words a user reads.
+    /// There is nothing to boot, with a message for the user.
     GaveUp(String),
 }
 
-/// A guest that this loader cannot boot.
+/// The error for a guest that this loader cannot boot.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct GrubError(pub String);
 
-/// A kernel, ready to be placed.
+/// A kernel that is ready to be put into guest memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Loaded {
     /// Its file's name, for messages.
@@ -104,7 +105,7 @@ pub struct Loaded {
     pub kernel: Vec<u8>,
     /// Its command line.
     pub cmdline: String,
-    /// Which way in it was loaded for.
+    /// Entry protocol that it was loaded for.
     pub way: Way,
     /// Its initial RAM disks, joined.
     pub initrd: Option<Vec<u8>>,
@@ -113,8 +114,8 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// Puts it into `mem` and says how vCPU 0 starts.
-    pub fn place(&self, mem: &GuestMemory, rsdp: u64) -> Result<BootState, LoadError> {
+    /// Puts the kernel into `mem` and returns how vCPU 0 starts.
+    pub fn load_into(&self, mem: &GuestMemory, rsdp: u64) -> Result<BootState, LoadError> {
         let image = Image {
             bytes: &self.kernel,
             way: self.way,
@@ -131,44 +132,45 @@ fn borrowed<'a>(bytes: &'a [u8], words: &str) -> Module<'a> {
     Module { data: Initrd::Bytes(bytes.into()), words: words.into() }
 }
 
-/// The loader, with what it found on the disks.
+/// The loader, with the configurations that it found on the disks.
 pub struct Loader {
     devices: Devices,
     options: Options,
-    places: find::Places,
+    configurations: find::Configurations,
 }
 
 impl Loader {
-    /// Reads the partition tables and finds the configurations; says what is there when there is none.
+    /// Reads the partition tables and finds the configurations. If there is none, the error describes the disks.
     pub fn new(disks: Vec<BootDisk>, options: Options) -> Result<Loader, GrubError> {
         Loader::on(Devices::new(disks), options)
     }
 
-    /// The same for devices that were looked at before.
+    /// Creates the loader for devices that have been detected before.
     pub fn on(devices: Devices, options: Options) -> Result<Loader, GrubError> {
-        let places = if options.commands.is_empty() { find::places(&devices, &options)? } else { find::Places::default() };
-        Ok(Loader { devices, options, places })
+        let configurations =
+            if options.commands.is_empty() { find::configurations(&devices, &options)? } else { find::Configurations::default() };
+        Ok(Loader { devices, options, configurations })
     }
 
-    /// Shows the menu and loads what is chosen.
+    /// Shows the menu and loads the selected entry.
     pub fn run(&self, port: Box<dyn Port>, limits: Limits) -> Result<Loaded, Halt> {
         let mut terminal = Terminal::new(port);
         let mut shell = Shell::new(&self.devices, &mut terminal, &self.options, limits);
         if !self.options.commands.is_empty() {
             return shell.run_commands(&self.options.commands);
         }
-        for text in &self.places.troubles {
+        for text in &self.configurations.troubles {
             shell.complain(text)?;
         }
         let mut tried = Vec::new();
-        for place in &self.places.found {
-            if let Some(loaded) = menu::boot_from(&mut shell, place)? {
+        for configuration in &self.configurations.found {
+            if let Some(loaded) = menu::boot_from(&mut shell, configuration)? {
                 files::write_saved(&mut shell)?;
                 return Ok(loaded);
             }
-            // What a configuration saved that led to no kernel is not kept.
+            // Variables saved by a configuration that led to no kernel are not kept.
             shell.saved.clear();
-            tried.push(format!("({}){}", place.device, place.path));
+            tried.push(format!("({}){}", configuration.device, configuration.path));
         }
         Err(Halt::GaveUp(format!("{} has no entry that boots", tried.join(", "))))
     }

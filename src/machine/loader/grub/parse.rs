@@ -1,40 +1,40 @@
 //! GRUB's script language: words, quotes, variables, `if`, `while`, `until`, `for`, `function`, and commands that end
 //! with a block (GNU GRUB manual 2.06, "Writing full configuration files directly").
 //!
-//! A file is read statement by statement, so that one that cannot be understood does not take the others with it.
+//! A file is parsed statement by statement, so that an invalid one does not affect the others.
 //!
 //! **Hostile guest**: nesting is bounded; everything else is at most as long as the text.
 
 use std::sync::Arc;
 
-/// Blocks within blocks.
+/// Maximum nesting of blocks.
 const MAX_NESTING: usize = 24;
 
-/// Part of a word.
+/// A part of a word.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Part {
-    /// Text; what was quoted is never split, and is there even when empty.
+    /// Text. Quoted text is never split, and it counts even when it is empty.
     Text {
         /// The text.
         text: String,
         /// Whether it was quoted.
         quoted: bool,
     },
-    /// A variable; in quotes it is never split.
+    /// A variable. In quotes it is never split.
     Variable {
         /// Its name, or `?`, `#`, `*`, `@`, a number.
         name: String,
-        /// Whether it stood in double quotes.
+        /// Whether it was in double quotes.
         quoted: bool,
     },
 }
 
-/// A word before its variables are put in.
+/// A word before its variables are expanded.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Word(pub Vec<Part>);
 
 impl Word {
-    /// The text of a word of one unquoted piece: what keywords are.
+    /// Returns the text of a word of one unquoted piece, as keywords are.
     fn plain(&self) -> Option<&str> {
         match self.0.as_slice() {
             [Part::Text { text, quoted: false }] => Some(text),
@@ -46,12 +46,12 @@ impl Word {
 /// A list of statements.
 pub type Script = Arc<Vec<Statement>>;
 
-/// The block behind a command: its statements and the text that they came from, for the editor.
+/// The block after a command: its statements, and its text for the editor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Block {
     /// Its statements.
     pub script: Script,
-    /// What stood between the braces.
+    /// The text between the braces.
     pub source: String,
 }
 
@@ -62,7 +62,7 @@ pub enum Statement {
     Command {
         /// Name and arguments.
         words: Vec<Word>,
-        /// As behind `menuentry`.
+        /// Block, as after `menuentry`.
         block: Option<Block>,
     },
     /// `if`, with its conditions and branches.
@@ -76,9 +76,9 @@ pub enum Statement {
     Loop {
         /// `until`.
         until: bool,
-        /// What is looked at before each round.
+        /// Condition before each round.
         condition: Script,
-        /// The round.
+        /// Body of the loop.
         body: Script,
     },
     /// `for NAME in WORDS`.
@@ -87,7 +87,7 @@ pub enum Statement {
         name: String,
         /// Its values.
         words: Vec<Word>,
-        /// The round.
+        /// Body of the loop.
         body: Script,
     },
     /// `function NAME { ... }`.
@@ -99,17 +99,17 @@ pub enum Statement {
     },
 }
 
-/// A text that is no script.
+/// The error for a text that is not a script.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("line {line}: {what}")]
+#[error("line {line}: {problem}")]
 pub struct SyntaxError {
-    /// Where.
+    /// Number of the line.
     pub line: usize,
-    /// What is wrong.
-    pub what: String,
+    /// Description of the error.
+    pub problem: String,
 }
 
-/// Reads a text statement by statement.
+/// A parser that reads a text statement by statement.
 pub struct Parser<'a> {
     text: &'a [u8],
     at: usize,
@@ -117,7 +117,7 @@ pub struct Parser<'a> {
     nesting: usize,
 }
 
-/// Parses a whole text; the first thing that is not understood is an error.
+/// Parses a whole text. The first invalid statement is an error.
 pub fn parse(text: &str) -> Result<Script, SyntaxError> {
     Ok(Arc::new(Parser::new(text).collect::<Result<_, _>>()?))
 }
@@ -125,7 +125,7 @@ pub fn parse(text: &str) -> Result<Script, SyntaxError> {
 impl Iterator for Parser<'_> {
     type Item = Result<Statement, SyntaxError>;
 
-    /// The next statement; after an error the one that begins on the next line.
+    /// Returns the next statement. After an error it is the one that begins on the next line.
     fn next(&mut self) -> Option<Self::Item> {
         self.separators();
         if self.at >= self.text.len() {
@@ -143,13 +143,13 @@ impl Iterator for Parser<'_> {
 }
 
 impl<'a> Parser<'a> {
-    /// From the first statement of `text`.
+    /// Creates a parser at the first statement of `text`.
     pub fn new(text: &'a str) -> Parser<'a> {
         Parser { text: text.as_bytes(), at: 0, line: 1, nesting: 0 }
     }
 
-    fn error<T>(&self, what: impl Into<String>) -> Result<T, SyntaxError> {
-        Err(SyntaxError { line: self.line, what: what.into() })
+    fn error<T>(&self, problem: impl Into<String>) -> Result<T, SyntaxError> {
+        Err(SyntaxError { line: self.line, problem: problem.into() })
     }
 
     fn peek(&self) -> Option<u8> {
@@ -193,7 +193,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// Whether a brace stands alone here.
+    /// Returns whether there is a brace alone here.
     fn brace(&self, brace: u8) -> bool {
         let ends = |byte: Option<&u8>| byte.is_none_or(|byte| matches!(byte, b' ' | b'\t' | b'\r' | b'\n' | b';' | b'}'));
         self.peek() == Some(brace) && ends(self.text.get(self.at + 1))
@@ -239,7 +239,7 @@ impl<'a> Parser<'a> {
         Ok(Word(parts))
     }
 
-    /// The character whose first byte is at `start`, which was taken.
+    /// Returns the character whose first byte, at `start`, was taken.
     fn character(&mut self, start: usize) -> String {
         while self.peek().is_some_and(|byte| byte & 0xc0 == 0x80) {
             self.at += 1;
@@ -284,7 +284,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// What follows a `$`.
+    /// Parses the variable after a `$`.
     fn variable(&mut self, quoted: bool) -> Result<Part, SyntaxError> {
         let start = self.at;
         let name = match self.peek() {
@@ -336,7 +336,7 @@ impl<'a> Parser<'a> {
                 Ok(Statement::Function { name, body: self.block()?.script })
             }
             Some(stray @ ("then" | "elif" | "else" | "fi" | "do" | "done" | "}")) => {
-                self.error(format!("`{stray}` stands where a command should"))
+                self.error(format!("`{stray}` is where a command should be"))
             }
             _ => self.command(first),
         }
@@ -367,7 +367,7 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    /// From `{` to its `}`.
+    /// Parses from `{` to its `}`.
     fn block(&mut self) -> Result<Block, SyntaxError> {
         self.deeper()?;
         self.take();
@@ -387,7 +387,7 @@ impl<'a> Parser<'a> {
         Ok(Block { script: Arc::new(statements), source })
     }
 
-    /// Statements up to one of the keywords, which is taken and returned.
+    /// Parses statements up to one of the keywords, which it takes and returns.
     fn list_until(&mut self, ends: &[&'static str]) -> Result<(Script, &'static str), SyntaxError> {
         self.deeper()?;
         let mut statements = Vec::new();
@@ -454,7 +454,7 @@ fn push(parts: &mut Vec<Part>, more: &str, is_quoted: bool) {
     }
 }
 
-/// A text as one word of a script, whatever is in it.
+/// Quotes a text so that it is one word of a script, whatever it contains.
 pub fn quote(text: &str) -> String {
     format!("'{}'", text.replace('\'', "'\\''"))
 }
@@ -529,13 +529,13 @@ while false; do true; done
     fn an_error_names_its_line_and_the_statements_after_it_are_still_read() {
         let parts: Vec<_> = Parser::new("echo one\nfi\necho two\nif true; then\n").collect();
         assert!(parts[0].is_ok() && parts[2].is_ok());
-        assert_eq!(parts[1].as_ref().unwrap_err().to_string(), "line 2: `fi` stands where a command should");
+        assert_eq!(parts[1].as_ref().unwrap_err().to_string(), "line 2: `fi` is where a command should be");
         assert!(parts[3].as_ref().unwrap_err().to_string().contains("is missing"));
     }
 
     #[test]
     fn nesting_is_bounded() {
         let text = "if true; then ".repeat(10_000);
-        assert!(parse(&text).unwrap_err().what.contains("too deeply"));
+        assert!(parse(&text).unwrap_err().problem.contains("too deeply"));
     }
 }

@@ -1,15 +1,16 @@
-//! The configurations of syslinux, isolinux, extlinux and pxelinux (Syslinux 6.03, `doc/syslinux.txt` and `doc/menu.txt`;
-//! `com32/menu/readconfig.c`), as entries of the same menu: `LABEL` with `KERNEL` or `LINUX`, `INITRD`, `APPEND`, `CONFIG`,
-//! `LOCALBOOT`; `MENU BEGIN`, `HIDE`, `DISABLE`, `SEPARATOR`, `HIDDEN`; `INCLUDE`; and what starts without anybody:
-//! `DEFAULT`, `UI`, `PROMPT`, `TIMEOUT`, `TOTALTIMEOUT`, `ONTIMEOUT`, `MENU DEFAULT`.
+//! The configurations of syslinux, isolinux, extlinux and pxelinux (Syslinux 6.03, `doc/syslinux.txt` and
+//! `doc/menu.txt`; `com32/menu/readconfig.c`), as entries of the same menu: `LABEL` with `KERNEL` or `LINUX`, `INITRD`,
+//! `APPEND`, `CONFIG`, `LOCALBOOT`; `MENU BEGIN`, `HIDE`, `DISABLE`, `SEPARATOR`, `HIDDEN`; `INCLUDE`; and what starts
+//! without a user: `DEFAULT`, `UI`, `PROMPT`, `TIMEOUT`, `TOTALTIMEOUT`, `ONTIMEOUT`, `MENU DEFAULT`.
 //!
-//! Syslinux boots `DEFAULT` at once unless `PROMPT 1` or a menu (`UI`, or a COM32 module as `DEFAULT`) asks; `TIMEOUT` is the
-//! time of the prompt or the menu.
+//! Syslinux boots `DEFAULT` at once unless `PROMPT 1` or a menu (`UI`, or a COM32 module as `DEFAULT`) asks; `TIMEOUT`
+//! is the time of the prompt or the menu.
 //!
-//! **Not modelled**: COM32 modules other than menus and `mboot.c32` (a label with one makes no entry), boot sectors, help
-//! texts, colours, `MENU GOTO` and `MENU START`, `F1` to `F12`. `LOCALBOOT` goes on to the next disk's configuration.
+//! **Not modelled**: COM32 modules other than menus and `mboot.c32` (a label with one makes no entry), boot sectors,
+//! help texts, colours, `MENU GOTO` and `MENU START`, `F1` to `F12`. `LOCALBOOT` continues with the next disk's
+//! configuration.
 //!
-//! **Hostile guest**: files, lines and entries are counted, includes within includes and menus within menus bounded.
+//! **Hostile guest**: files, lines and entries are counted; the nesting of includes and of menus is bounded.
 
 use super::evaluate::{Done, Ended, Shell, error};
 use super::files::MAX_CONFIG;
@@ -22,10 +23,10 @@ const MAX_LINES: usize = 20_000;
 const MAX_DEPTH: usize = 8;
 const MAX_ENTRIES: usize = 500;
 
-/// What a label starts.
+/// The target that a label starts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Starts {
-    /// `KERNEL`: what it is, its name's end says; the rest of the line are arguments.
+    /// `KERNEL`: the end of the name decides about its kind; the rest of the line are arguments.
     Kernel(String),
     /// `LINUX`.
     Linux(String),
@@ -33,7 +34,7 @@ enum Starts {
     Config(String),
     /// The next disk.
     Local,
-    /// A module, a boot sector, the way out of a menu.
+    /// A module, a boot sector, or the way out of a menu.
     Other,
 }
 
@@ -50,7 +51,7 @@ struct Label {
     disabled: bool,
 }
 
-/// What a menu has, in its order.
+/// An item of a menu.
 #[derive(Debug)]
 enum Item {
     Label(Label),
@@ -64,12 +65,12 @@ struct Menu {
     items: Vec<Item>,
 }
 
-/// What a configuration says.
+/// Contents of a configuration.
 #[derive(Debug, Default)]
 struct Config {
-    /// Where paths without a device are.
+    /// Device of paths without a device.
     device: String,
-    /// Where paths without a slash are.
+    /// Directory of paths without a slash.
     directory: String,
     /// Menus that are open, outermost first.
     menus: Vec<Menu>,
@@ -78,7 +79,7 @@ struct Config {
     prompt: bool,
     default: Option<String>,
     on_timeout: Option<String>,
-    /// Tenths of a second; 0 is for ever.
+    /// Tenths of a second; 0 is forever.
     timeout: u64,
     total_timeout: u64,
     menu_hidden: bool,
@@ -89,7 +90,7 @@ struct Config {
     in_text: bool,
 }
 
-/// `syslinux_source FILE`: adds the entries of a configuration to this menu.
+/// Runs `syslinux_source FILE`: adds the entries of a configuration to this menu.
 pub fn source(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
     let Some(file) = arguments.iter().find(|word| !word.starts_with('-')) else { return error("filename expected") };
     match add(shell, file) {
@@ -98,7 +99,7 @@ pub fn source(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
     }
 }
 
-/// `syslinux_configfile FILE`: shows the menu of another configuration.
+/// Runs `syslinux_configfile FILE`: shows the menu of another configuration.
 pub fn configfile(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
     let Some(file) = arguments.iter().find(|word| !word.starts_with('-')) else { return error("filename expected") };
     menu::configure_with(shell, |shell| {
@@ -111,7 +112,7 @@ pub fn configfile(shell: &mut Shell<'_>, arguments: &[String]) -> Ended {
 
 /// Adds the entries of the configuration `file` to the menu, with its default and time.
 pub fn add(shell: &mut Shell<'_>, file: &str) -> Result<(), String> {
-    let (device, path) = shell.place(file)?;
+    let (device, path) = shell.split_name(file)?;
     let mut config = Config {
         device: format!("({})", device.name),
         directory: path.rsplit_once('/').map_or("", |(directory, _)| directory).to_string(),
@@ -149,12 +150,12 @@ pub fn add(shell: &mut Shell<'_>, file: &str) -> Result<(), String> {
     }
 }
 
-/// What boots by itself: a label or a kernel, and more arguments for it.
+/// The target that boots by itself: a label or a kernel, and more arguments for it.
 #[derive(Debug)]
 struct Chosen {
     name: String,
     arguments: Vec<String>,
-    /// As it stands in the configuration.
+    /// Text in the configuration.
     text: String,
 }
 
@@ -171,7 +172,7 @@ fn read(shell: &Shell<'_>, config: &mut Config, path: &str, depth: usize) -> Res
         }
         if let Some(included) = config.line(line.trim()) {
             let name = config.existing(shell, &included);
-            // A part that a medium lacks is normal: Debian's menus name the graphical ones on every medium.
+            // A missing part is normal: Debian's menus name the graphical parts on every medium.
             if shell.kind_of(&name).is_some() {
                 let path = name[config.device.len()..].to_string();
                 read(shell, config, &path, depth + 1)?;
@@ -181,7 +182,7 @@ fn read(shell: &Shell<'_>, config: &mut Config, path: &str, depth: usize) -> Res
     Ok(())
 }
 
-/// The first word in lower case, and the rest.
+/// Returns the first word in lower case, and the rest.
 fn split(line: &str) -> (String, &str) {
     let (word, rest) = line.split_once(|c: char| c.is_ascii_whitespace()).unwrap_or((line, ""));
     (word.to_ascii_lowercase(), rest.trim())
@@ -191,13 +192,13 @@ fn first_word(text: &str) -> &str {
     text.split_ascii_whitespace().next().unwrap_or_default()
 }
 
-/// A command line's words, up to what people mean as a remark. Syslinux has none behind a word and passes it on.
+/// Returns a command line's words, up to a remark. Syslinux has no remarks after a word and passes them on.
 fn words(text: &str) -> impl Iterator<Item = &str> {
     text.split_ascii_whitespace().take_while(|word| !word.starts_with('#'))
 }
 
 impl Config {
-    /// Takes one line; a file to include, if it asks for one.
+    /// Parses one line. Returns a file to include, if the line asks for one.
     fn line(&mut self, line: &str) -> Option<String> {
         let (word, rest) = split(line);
         if self.in_text {
@@ -244,7 +245,7 @@ impl Config {
                 self.finish_label();
                 self.end_menu();
             }
-            // An empty line of the menu: it ends the label before it.
+            // This is an empty line of the menu. It ends the label before it.
             ("separator", _) => self.finish_label(),
             ("hidden", _) => self.menu_hidden = true,
             ("label", Some(label)) => label.title = Some(rest.replace('^', "")),
@@ -277,7 +278,7 @@ impl Config {
         }
     }
 
-    /// Tenths of a second until the default boots; `None` waits for somebody.
+    /// Returns the tenths of a second until the default boots; `None` waits for a user.
     fn waits(&self, has_default: bool) -> Option<u64> {
         if !self.ui && !self.prompt && has_default {
             return Some(0);
@@ -285,14 +286,14 @@ impl Config {
         [self.timeout, self.total_timeout].into_iter().find(|&tenths| tenths > 0)
     }
 
-    /// A path as the configuration means it: below its directory unless it begins with a slash.
+    /// Returns an absolute path: below the configuration's directory unless it begins with a slash.
     fn absolute(&self, directory: &str, path: &str) -> String {
         let path = path.replace('\\', "/");
         let device = &self.device;
         if path.starts_with('/') { format!("{device}{path}") } else { format!("{device}{directory}/{path}") }
     }
 
-    /// Where the file is: relative to the configuration or, as the network's media have it, to the root.
+    /// Returns the path of an existing file: relative to the configuration or, as on network media, to the root.
     fn existing(&self, shell: &Shell<'_>, path: &str) -> String {
         let near = self.absolute(&self.directory, path);
         let far = self.absolute("", path);
@@ -316,22 +317,22 @@ impl Label {
         }
     }
 
-    /// A label without a kernel starts the kernel of its own name (doc/syslinux.txt, LABEL).
+    /// Returns the target. A label without a kernel starts the kernel of its own name (doc/syslinux.txt, LABEL).
     fn starts(&self) -> Starts {
         self.starts.clone().unwrap_or_else(|| Starts::Kernel(self.name.clone()))
     }
 }
 
-/// Turns a configuration into a script of GRUB's.
+/// Conversion of a configuration into a script of GRUB.
 struct Output<'s, 'd> {
     shell: &'s Shell<'d>,
     config: &'s Config,
-    /// Labels that have entries, and their places in the menu as `default` names them.
+    /// Labels that have entries, and their positions in the menu as `default` names them.
     labels: Vec<(Label, String)>,
 }
 
 impl Output<'_, '_> {
-    /// What boots when nobody chooses.
+    /// Returns the target that boots when the user does not choose.
     fn choose(&self, menu: &Menu) -> Option<Chosen> {
         let marked = || first_label(menu, &|label| label.is_default && !label.disabled).map(|label| label.name.clone());
         let default = self.config.default.clone();
@@ -342,7 +343,7 @@ impl Output<'_, '_> {
         }?;
         let mut words = words(&text).map(str::to_string);
         let name = words.next()?;
-        // One that names a label in other letters means it.
+        // A name with other letter case selects the label too.
         let same = |exact: bool| {
             first_label(menu, &|label| if exact { label.name == name } else { label.name.eq_ignore_ascii_case(&name) })
         };
@@ -350,7 +351,7 @@ impl Output<'_, '_> {
         Some(Chosen { name, arguments: words.collect(), text: text.trim().to_string() })
     }
 
-    /// Writes the entries of a menu. A hidden label has one if it is what boots by itself.
+    /// Writes the entries of a menu. A hidden label gets one only if it boots by itself.
     fn menu(&mut self, menu: &Menu, outer: &[String], chosen: Option<&str>, script: &mut String) {
         for item in &menu.items {
             match item {
@@ -374,8 +375,8 @@ impl Output<'_, '_> {
         }
     }
 
-    /// The place in the menu of what boots by itself; an entry is added for a kernel that no label names, and for a label
-    /// with more arguments.
+    /// Returns the position in the menu of the target that boots by itself. Adds an entry for a kernel that no label
+    /// names, and for a label with more arguments.
     fn place_of(&mut self, chosen: &Chosen, script: &mut String) -> Option<String> {
         let found = self.labels.iter().find(|(label, _)| label.name == chosen.name).cloned();
         let label = match found {
@@ -396,7 +397,7 @@ impl Output<'_, '_> {
         Some(id.to_string())
     }
 
-    /// What an entry does; `None` if this loader cannot do it.
+    /// Returns the script of an entry, or `None` if this loader cannot run it.
     fn body(&self, label: &Label, more: &[String]) -> Option<String> {
         let (kernel, is_linux) = match label.starts() {
             Starts::Kernel(kernel) => (kernel, false),
@@ -424,7 +425,7 @@ impl Output<'_, '_> {
     }
 
     fn linux(&self, file: &str, words: &[&str], initrd: Option<&str>) -> String {
-        // What the command line says of initial RAM disks goes where `initrd` would put it; the last word counts.
+        // Initial RAM disks in the command line are loaded as by `initrd`. The last word counts.
         let (named, rest): (Vec<&str>, Vec<&str>) = words.iter().partition(|word| word.starts_with("initrd="));
         let files = initrd.or(named.last().map(|word| &word["initrd=".len()..])).unwrap_or_default();
         let quoted: Vec<String> = rest.iter().map(|word| quote(word)).collect();
@@ -441,7 +442,7 @@ impl Output<'_, '_> {
         body
     }
 
-    /// `mboot.c32 KERNEL ARGUMENTS --- MODULE ARGUMENTS ...` (doc/mboot.txt).
+    /// Converts `mboot.c32 KERNEL ARGUMENTS --- MODULE ARGUMENTS ...` (doc/mboot.txt).
     fn multiboot(&self, words: &[&str]) -> Option<String> {
         let mut body = String::new();
         for (number, part) in words.split(|word| *word == "---").enumerate() {
@@ -455,7 +456,7 @@ impl Output<'_, '_> {
     }
 }
 
-/// The first label of a menu and those in it of which `holds` is true.
+/// Returns the first label of a menu and its submenus for which `holds` is true.
 fn first_label<'a>(menu: &'a Menu, holds: &dyn Fn(&Label) -> bool) -> Option<&'a Label> {
     menu.items.iter().find_map(|item| match item {
         Item::Label(label) => holds(label).then_some(label),
@@ -463,12 +464,12 @@ fn first_label<'a>(menu: &'a Menu, holds: &dyn Fn(&Label) -> bool) -> Option<&'a
     })
 }
 
-/// Modules that show a menu.
+/// Returns whether a module shows a menu.
 fn is_menu(name: &str) -> bool {
     name.to_ascii_lowercase().ends_with(".c32")
 }
 
-/// What the end of a name says is no kernel (doc/syslinux.txt, KERNEL).
+/// Returns whether the end of the name says that it is not a kernel (doc/syslinux.txt, KERNEL).
 fn is_module(kernel: &str) -> bool {
     [".c32", ".com", ".cbt", ".bss", ".bs", ".bin", ".0", ".img"].iter().any(|end| kernel.ends_with(end))
 }

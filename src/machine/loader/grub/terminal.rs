@@ -7,22 +7,22 @@ use crate::devices::serial::CharBackend;
 use crate::devices::stream::StreamConsole;
 use crate::hypervisor::backend::{Attention, MachineExit};
 
-/// How long the bytes of one key may be apart.
+/// Maximum time between the bytes of one key.
 const KEY_GAP: Duration = Duration::from_millis(50);
-/// How often a wait looks whether the machine is to stop.
+/// Interval at which a wait checks whether the machine must stop.
 const LOOK: Duration = Duration::from_millis(50);
-/// How long output waits for a reader before it is dropped.
+/// Time that output waits for a reader before it is dropped.
 const OUTPUT_PATIENCE: Duration = Duration::from_secs(2);
 
-/// What a terminal is made of; a test has its own.
+/// The input and output of a terminal. A test has its own.
 pub trait Port {
-    /// Writes, bounded in time.
+    /// Writes bytes, within a bounded time.
     fn write(&mut self, bytes: &[u8]);
-    /// Bytes that are there, or arrive within `wait`.
+    /// Returns the bytes that have arrived, or arrive within `wait`.
     fn read(&mut self, wait: Duration) -> Vec<u8>;
-    /// Whether the machine is to stop.
+    /// Returns the reason to stop, if the machine must stop.
     fn stopped(&self) -> Option<MachineExit>;
-    /// Time since some moment.
+    /// Returns the time since a fixed moment.
     fn now(&self) -> Duration;
 }
 
@@ -34,7 +34,7 @@ pub struct ConsolePort {
 }
 
 impl ConsolePort {
-    /// On `console`, until the machine of `attention` stops.
+    /// Creates the port on `console`, until the machine of `attention` stops.
     pub fn new(console: StreamConsole, attention: std::sync::Arc<Attention>) -> ConsolePort {
         ConsolePort { console, attention, start: Instant::now() }
     }
@@ -71,7 +71,7 @@ impl Port for ConsolePort {
 /// A key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Key {
-    /// A character that prints.
+    /// A printable character.
     Char(char),
     /// Return.
     Enter,
@@ -93,33 +93,33 @@ pub enum Key {
     Delete,
     /// Escape alone.
     Escape,
-    /// Control and a letter, or F10, which means the same as control-x.
+    /// Control and a letter, or F10, which has the same effect as control-x.
     Control(char),
 }
 
-/// Text and keys.
+/// A terminal: text out, keys in.
 pub struct Terminal {
     port: Box<dyn Port>,
     pending: Vec<u8>,
 }
 
 impl Terminal {
-    /// On `port`.
+    /// Creates a terminal on `port`.
     pub fn new(port: Box<dyn Port>) -> Terminal {
         Terminal { port, pending: Vec::new() }
     }
 
-    /// Writes text; a line feed becomes a carriage return and a line feed.
+    /// Writes text. A line feed becomes a carriage return and a line feed.
     pub fn print(&mut self, text: &str) {
         self.port.write(text.replace('\n', "\r\n").as_bytes());
     }
 
-    /// Time since some moment.
+    /// Returns the time since a fixed moment.
     pub fn now(&self) -> Duration {
         self.port.now()
     }
 
-    /// Whether the machine is to stop.
+    /// Returns an error if the machine must stop.
     pub fn check(&self) -> Result<(), Halt> {
         self.port.stopped().map_or(Ok(()), |exit| Err(Halt::Stopped(exit)))
     }
@@ -159,6 +159,7 @@ impl Terminal {
                 1..27 => (1, Some(control(first))),
                 32..127 => (1, Some(Key::Char(char::from(first)))),
                 0x80.. => {
+                    // The number of leading ones is the length of a UTF-8 character.
                     let len = first.leading_ones().clamp(1, 4) as usize;
                     self.more(len);
                     let len = len.min(self.pending.len());
@@ -174,12 +175,14 @@ impl Terminal {
         }
     }
 
-    /// A sequence of ECMA-48 as terminals send it for keys.
+    /// Parses a sequence of ECMA-48 that terminals send for keys.
     fn escape(&mut self) -> (usize, Option<Key>) {
+        // A key's sequence arrives at once, so a pause after the escape tells the Escape key from it.
         if !self.more(2) || !matches!(self.pending[1], b'[' | b'O') {
             return (1, Some(Key::Escape));
         }
         let mut len = 3;
+        // A limit, for a sequence that never ends.
         while self.more(len) && !(0x40..=0x7e).contains(&self.pending[len - 1]) && len < 8 {
             len += 1;
         }
@@ -199,7 +202,7 @@ impl Terminal {
     }
 }
 
-/// The keys that GRUB's menu and editor share with Emacs.
+/// Returns the key for a control character. GRUB's menu and editor share these with Emacs.
 fn control(byte: u8) -> Key {
     match char::from(byte + 0x60) {
         'a' => Key::Home,

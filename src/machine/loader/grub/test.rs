@@ -5,10 +5,10 @@ use std::cmp::Ordering;
 use super::Shell;
 use crate::machine::loader::volume::{NodeKind, VolumeError};
 
-/// Nested parentheses and negations.
+/// Maximum nesting of parentheses and negations.
 const MAX_DEPTH: usize = 32;
 
-/// Whether the expression holds; `None` if it is none.
+/// Returns whether the expression holds, or `None` if it is not valid.
 pub fn test(shell: &Shell<'_>, words: &[String]) -> Option<bool> {
     let mut words = words;
     let value = either(shell, &mut words, 0)?;
@@ -96,7 +96,7 @@ fn unary(shell: &Shell<'_>, operator: &str, operand: &str) -> bool {
     }
 }
 
-/// A number behind a prefix, as `-pgt` compares them; 0 where there is none.
+/// Returns the number after a prefix, as `-pgt` compares them, or 0 if there is none.
 fn number(text: &str) -> i64 {
     let digits = text.trim_start_matches(|c: char| !c.is_ascii_digit());
     let sign = if text[..text.len() - digits.len()].ends_with('-') { -1 } else { 1 };

@@ -1,5 +1,5 @@
-//! The evaluator and the menu on a terminal of the test: keys that are typed at given times, time that stands still
-//! unless somebody waits.
+//! The evaluator and the menu on a terminal of the test: keys are typed at given times, and time advances only while
+//! the code waits.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -51,14 +51,14 @@ impl Port for TestPort {
         typist.stop_at.filter(|at| typist.now >= *at).map(|_| MachineExit::PowerOff)
     }
     fn now(&self) -> Duration {
-        // Every look at the clock takes a moment, so that what only looks still gets on.
+        // Every read of the clock takes a moment, so that a loop that only reads the clock advances.
         let mut typist = self.0.lock().unwrap();
         typist.now += Duration::from_micros(10);
         typist.now
     }
 }
 
-/// What a script prints, and how it ended, on a guest without disks.
+/// Returns the output of a script, and how it ended, on a guest without disks.
 fn run_with(script: &str, port: &TestPort, limits: Limits) -> Result<(), Halt> {
     let devices = Devices::new(Vec::new());
     let options = Options { memory_bytes: 1 << 20, ..Options::default() };
@@ -98,7 +98,7 @@ fn what_is_unknown_is_shown_and_the_rest_goes_on() {
     let said = says("frobnicate x\nfi\ninsmod part_gpt\nlinux /vmlinuz\nsearch --fs-uuid --set=root 1234\necho end");
     assert_eq!(
         said,
-        "error: can't find command `frobnicate'.\nerror: syntax error: line 2: `fi` stands where a command should.\n\
+        "error: can't find command `frobnicate'.\nerror: syntax error: line 2: `fi` is where a command should be.\n\
          error: no device is set: `root` is empty.\nerror: no such device: 1234.\nend\n"
     );
 }
@@ -117,7 +117,7 @@ fn variables_are_counted_up_and_down() {
         says("increment none\nn=seven\nincrement n\nincrement\nincrement a b\nn=9223372036854775807\nincrement n\necho $n");
     assert_eq!(
         said,
-        "error: no such variable `none'.\nerror: `seven' is no number.\nerror: no variable specified.\n\
+        "error: no such variable `none'.\nerror: `seven' is not a number.\nerror: no variable specified.\n\
          error: too many arguments.\n9223372036854775807\n"
     );
 }
@@ -137,7 +137,7 @@ fn a_script_without_an_end_is_given_up() {
     assert!(gave_up("while true; do echo 'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx'; done", limits).contains("printed"));
     let hasty = Limits { busy: Duration::from_millis(5), ..limits };
     assert!(gave_up("while true; do true; done", hasty).contains("ran for"));
-    // What calls itself comes to the end of its depth, and a variable to the end of its length.
+    // A recursive function reaches the maximum depth, and a growing variable its maximum length.
     assert!(says("function f { f; }\nf\necho out").ends_with("error: scripts are nested too deeply.\nout\n"));
     says("a=0123456789\nfor i in 1 2 3 4 5 6 7 8 9 10 11 12; do set a=\"$a$a\"; done");
     assert!(
@@ -169,13 +169,13 @@ fn keys_of_terminals_are_understood() {
     assert_eq!(keys, [Up, Down, Delete, Control('x'), Home, Char('a'), Char('\u{e4}'), Backspace, Enter, Escape]);
 }
 
-/// Runs a configuration and its menu as `configfile` would; what was chosen, by the words that it printed.
+/// Runs a configuration and its menu as `configfile` would. Returns the selected entry, by the words that it printed.
 fn menu_of(script: &str, options: &Options, keys: &[(u64, &str)]) -> (Result<(), Halt>, String) {
     let port = TestPort::typing(keys);
     let devices = Devices::new(Vec::new());
     let mut terminal = Terminal::new(Box::new(port.clone()));
     let mut shell = Shell::new(&devices, &mut terminal, options, Limits::default());
-    // Entries of this test halt or reboot the machine, which nobody mistakes for a menu that was left.
+    // Entries of this test halt or reboot the machine, which cannot be mistaken for a menu that was left.
     let ended = shell.run_text(script).and_then(|_| menu::show(&mut shell)).map(drop);
     (ended, port.output())
 }
@@ -223,7 +223,7 @@ fn the_default_may_be_saved_nested_numbered_or_given_by_the_guest_file() {
 fn an_entry_that_does_not_boot_unattended_ends_the_start_and_attended_comes_back() {
     let broken = format!("{MENU}\nset default=Broken");
     let (ended, said) = menu_of(&broken, &Options::default(), &[]);
-    assert_eq!(ended, Err(Halt::GaveUp("the entry `Broken` loaded no kernel; what it said is on the console".into())));
+    assert_eq!(ended, Err(Halt::GaveUp("the entry `Broken` loaded no kernel; its output is on the console".into())));
     assert!(said.contains("error: no device is set"), "{said}");
     assert_eq!(menu_of(&broken, &Options::default(), &[(7, " "), (9, "2\r")]).0, stopped(MachineExit::Reboot));
 }
@@ -270,7 +270,7 @@ fn a_guest_without_a_configuration_is_told_what_it_has() {
         vec![disk("root", luks.clone()), disk("data", vec![0; 1 << 20])]
     };
     let said = Loader::new(disks(), Options::default()).err().unwrap().to_string();
-    assert!(said.contains("disk `root` (hd0): LUKS2 encryption; disk `data` (hd1): nothing that is known here"), "{said}");
+    assert!(said.contains("disk `root` (hd0): LUKS2 encryption; disk `data` (hd1): unknown contents"), "{said}");
     let options = Options { partition: Some("gpt3".into()), ..Options::default() };
     let said = Loader::new(disks(), options).err().unwrap().to_string();
     assert!(said.starts_with("`grub.partition` is `gpt3`, which this guest does not have; found: disk"), "{said}");

@@ -7,7 +7,7 @@ use super::{MAX_ENTRIES, Medium, NodeKind, Result, Tree, VolumeError, room};
 
 const KIND: &str = "fat";
 const ENTRY: usize = 32;
-/// Clusters that the 28 bits of an entry of FAT32 can name.
+/// Maximum number of clusters for the 28 bits of an entry of FAT32.
 const MAX_CLUSTERS: u64 = 0x0fff_fff5;
 const ATTR_VOLUME: u8 = 0x08;
 const ATTR_DIRECTORY: u8 = 0x10;
@@ -38,7 +38,7 @@ pub struct Fat {
 
 /// A file or directory.
 #[derive(Clone)]
-pub struct Node {
+pub struct FatFile {
     kind: NodeKind,
     /// First cluster; 0 for the root of FAT12 and FAT16, and for an empty file.
     cluster: u32,
@@ -50,7 +50,7 @@ fn damaged(why: &str) -> VolumeError {
 }
 
 impl Fat {
-    /// Opens the volume; `None` if the boot sector is not one of FAT.
+    /// Opens the volume. Returns `None` if the boot sector is not one of FAT.
     pub fn open(medium: &Medium) -> Result<Option<Fat>> {
         if medium.len() < 512 {
             return Ok(None);
@@ -76,7 +76,8 @@ impl Fat {
         let data_sector = reserved + fats * fat_sectors + root_sectors;
         let Some(data_sectors) = sectors.checked_sub(data_sector).filter(|_| fat_sectors > 0) else { return Ok(None) };
         // FAT32 has no 16-bit size of its tables, however few clusters it has: Linux (`fs/fat/inode.c`,
-        // fat_fill_super), GRUB and mkfs.fat tell it by that. Between the others the number of clusters decides.
+        // fat_fill_super), GRUB and mkfs.fat recognise it by that. Between FAT12 and FAT16 the number of clusters
+        // decides.
         let is_32 = le16(&boot, 22) == 0;
         let clusters = data_sectors / per_cluster;
         let (width, bits) = match clusters {
@@ -84,7 +85,7 @@ impl Fat {
             0..4085 => (Width::Fat12, 12),
             _ => (Width::Fat16, 16),
         };
-        // Clusters that the table has no entry for are not there; the first two entries are no cluster's.
+        // Clusters without an entry in the table do not exist. The first two entries belong to no cluster.
         let in_table = (fat_sectors * sector_bytes * 8 / bits).saturating_sub(2);
         let clusters = clusters.min(in_table).min(MAX_CLUSTERS) as u32;
         let extended = if is_32 { 64 } else { 36 };
@@ -105,7 +106,7 @@ impl Fat {
         }))
     }
 
-    /// The cluster after `cluster`; `None` at the end of the chain.
+    /// Returns the cluster after `cluster`, or `None` at the end of the chain.
     fn next(&self, cluster: u32) -> Result<Option<u32>> {
         let at = match self.width {
             Width::Fat12 => u64::from(cluster) + u64::from(cluster / 2),
@@ -126,7 +127,7 @@ impl Fat {
         Ok((value < end).then_some(value))
     }
 
-    /// The bytes of a chain: `size` of them, or all up to `limit`.
+    /// Reads the bytes of a chain: `size` of them, or all up to `limit`.
     fn chain(&self, first: u32, size: Option<u64>, limit: u64) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
         let mut cluster = first;
@@ -156,7 +157,7 @@ impl Fat {
         }
     }
 
-    fn directory(&self, node: &Node) -> Result<Vec<u8>> {
+    fn directory(&self, node: &FatFile) -> Result<Vec<u8>> {
         if node.cluster == 0 {
             return Ok(self.medium.bytes(self.root_at, self.root_bytes as usize)?);
         }
@@ -164,7 +165,7 @@ impl Fat {
     }
 }
 
-/// A short name: base and extension, lower-cased where the entry says so.
+/// Returns a short name: base and extension, in lower case where the entry says so.
 fn short_name(entry: &[u8]) -> String {
     const LOWER_BASE: u8 = 8;
     const LOWER_EXTENSION: u8 = 16;
@@ -177,7 +178,7 @@ fn short_name(entry: &[u8]) -> String {
     if extension.is_empty() { base } else { format!("{base}.{extension}") }
 }
 
-/// The 13 characters of a long-name entry.
+/// Returns the 13 characters of a long-name entry.
 fn long_part(entry: &[u8]) -> [u16; 13] {
     let mut part = [0; 13];
     for (i, unit) in part.iter_mut().enumerate() {
@@ -192,7 +193,7 @@ fn long_part(entry: &[u8]) -> [u16; 13] {
 }
 
 impl Tree for Fat {
-    type Node = Node;
+    type File = FatFile;
 
     fn kind(&self) -> &'static str {
         KIND
@@ -217,14 +218,14 @@ impl Tree for Fat {
     fn medium(&self) -> &Medium {
         &self.medium
     }
-    fn root(&self) -> Result<Node> {
-        Ok(Node { kind: NodeKind::Directory, cluster: self.root_cluster, size: 0 })
+    fn root(&self) -> Result<FatFile> {
+        Ok(FatFile { kind: NodeKind::Directory, cluster: self.root_cluster, size: 0 })
     }
-    fn node_kind(&self, node: &Node) -> NodeKind {
+    fn node_kind(&self, node: &FatFile) -> NodeKind {
         node.kind
     }
 
-    fn visit(&self, directory: &Node, each: &mut dyn FnMut(&str, Node) -> bool) -> Result<()> {
+    fn visit(&self, directory: &FatFile, each: &mut dyn FnMut(&str, FatFile) -> bool) -> Result<()> {
         let entries = self.directory(directory)?;
         let mut long: Vec<u16> = Vec::new();
         for entry in entries.chunks_exact(ENTRY).take_while(|entry| entry[0] != 0) {
@@ -249,7 +250,7 @@ impl Tree for Fat {
             let kind = if entry[11] & ATTR_DIRECTORY != 0 { NodeKind::Directory } else { NodeKind::File };
             let high = if self.width == Width::Fat32 { u32::from(le16(entry, 20)) << 16 } else { 0 };
             let cluster = high | u32::from(le16(entry, 26));
-            if !each(&name, Node { kind, cluster, size: le32(entry, 28) }) {
+            if !each(&name, FatFile { kind, cluster, size: le32(entry, 28) }) {
                 return Ok(());
             }
         }
@@ -260,11 +261,11 @@ impl Tree for Fat {
         entry.eq_ignore_ascii_case(name) || entry.to_lowercase() == name.to_lowercase()
     }
 
-    fn pinned(&self, _: &Node) -> Result<Option<&'static str>> {
+    fn pinned(&self, _: &FatFile) -> Result<Option<&'static str>> {
         Ok(None)
     }
 
-    fn content(&self, node: &Node, limit: u64) -> Result<Vec<u8>> {
+    fn content(&self, node: &FatFile, limit: u64) -> Result<Vec<u8>> {
         let size = u64::from(node.size);
         if size > limit {
             return Err(VolumeError::TooLarge { size, limit });
@@ -272,7 +273,7 @@ impl Tree for Fat {
         self.chain(node.cluster, Some(size), size)
     }
 
-    fn link(&self, _: &Node) -> Result<String> {
+    fn link(&self, _: &FatFile) -> Result<String> {
         Err(damaged("it has no links"))
     }
 }

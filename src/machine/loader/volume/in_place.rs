@@ -1,16 +1,17 @@
-//! Changing the bytes of a small file where they are, without knowing how its file system makes files. GRUB does so with its
-//! environment block (GRUB, `grub-core/commands/loadenv.c`): it notes the sectors that reading the file has read, and writes
-//! them. The readers here do not say where a file's bytes are, so it is found and then proven:
+//! Changing the bytes of a small file in place, without support for writing its file system. GRUB does so with its
+//! environment block (GRUB, `grub-core/commands/loadenv.c`): it notes the sectors that are read with the file, and
+//! writes them. The readers here do not report the position of a file's bytes, so it is searched for and then proven:
 //!
-//! 1. The file is read anew, through a fresh reader; the places of the disk that were read and hold the file's bytes, whole and
-//!    in one piece, are candidates.
-//! 2. For each candidate another fresh reader reads the file on a disk on which only these bytes are exchanged for the new
-//!    ones. If the file has the new bytes there, they are the file's.
-//! 3. The place is read once more from the disk itself, and written.
+//! 1. The file is read again, through a fresh reader. The positions on the disk that were read and hold the file's
+//!    bytes, complete and in one piece, are candidates.
+//! 2. For each candidate another fresh reader reads the file on a disk on which only these bytes are replaced by the
+//!    new ones. If the file then has the new bytes, the position is the file's.
+//! 3. The position is read once more from the disk itself, and written.
 //!
-//! **Hostile guest**: whatever the file system claims, only a place inside of its own partition is written, only if it holds
-//! exactly the old bytes, and only if the file then has the new ones. So nothing else on the disk changes, and a file whose
-//! bytes are in several pieces, compressed or made up is left alone. Candidates and readings are counted.
+//! **Hostile guest**: whatever the file system claims, only bytes inside of its own partition are written, only if they
+//! are exactly the old bytes, and only if the file then has the new ones. So nothing else on the disk changes, and a
+//! file whose bytes are in several pieces, compressed or computed is not written. The number of candidates and reads is
+//! bounded.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -20,21 +21,21 @@ use super::probe::{Found, probe};
 use super::{FileSystem, Medium, VolumeError};
 use crate::devices::disk::DiskReader;
 
-/// File systems' blocks begin at a multiple of it.
+/// Blocks of file systems begin at a multiple of this.
 const SECTOR: usize = 512;
-/// Places that are tried.
+/// Maximum number of positions that are tried.
 const MAX_CANDIDATES: usize = 16;
 
-/// Why a file was left as it is.
+/// Reason why a file was not written.
 #[derive(Debug, thiserror::Error)]
 pub enum InPlaceError {
     /// The file system does not allow it, for this reason.
     #[error("{0}")]
     Pinned(&'static str),
-    /// The file is not what it was.
+    /// The file has changed.
     #[error("it is not on the disk as it was read")]
     Changed,
-    /// No place of the disk holds the file's bytes.
+    /// No position on the disk holds all of the file's bytes.
     #[error("its bytes are not in one place of the disk")]
     NotInOnePlace,
     /// It cannot be read.
@@ -45,10 +46,10 @@ pub enum InPlaceError {
     Disk(#[from] io::Error),
 }
 
-/// A disk on which some bytes are others, and that notes where a block's bytes were seen.
+/// A disk on which some bytes are replaced, and that notes where a block's bytes were read.
 struct Watched {
     disk: Arc<dyn DiskReader>,
-    /// What the sector that is looked for begins with.
+    /// The beginning of the sector that is searched for.
     wanted: Vec<u8>,
     seen: Mutex<BTreeSet<u64>>,
     exchanged: Option<(u64, Vec<u8>)>,
@@ -80,7 +81,7 @@ impl DiskReader for Watched {
     }
 }
 
-/// A fresh reader of what is on `medium`, on another disk.
+/// Creates a fresh reader of the contents of `medium`, on another disk.
 fn reader(medium: &Medium, disk: Arc<Watched>) -> Result<Box<dyn FileSystem>, InPlaceError> {
     match probe(&medium.on(disk)) {
         Found::Volume(volume) => Ok(volume),
@@ -89,7 +90,7 @@ fn reader(medium: &Medium, disk: Arc<Watched>) -> Result<Box<dyn FileSystem>, In
     }
 }
 
-/// Exchanges the bytes of the file at `path`, which were `before` when it was read, for as many others.
+/// Replaces the bytes of the file at `path`, which were `before` when it was read, by as many others.
 pub fn replace(volume: &dyn FileSystem, path: &str, before: &[u8], after: &[u8]) -> Result<(), InPlaceError> {
     let (medium, place) = (volume.window(), find(volume, path, before, after)?);
     medium.disk().write_at(place, after)?;
@@ -97,12 +98,12 @@ pub fn replace(volume: &dyn FileSystem, path: &str, before: &[u8], after: &[u8])
     Ok(())
 }
 
-/// Whether [`replace`] would know what to write, which only the writing itself can still fail.
+/// Checks whether [`replace`] would find the position. Then only the writing itself can still fail.
 pub fn look(volume: &dyn FileSystem, path: &str, before: &[u8], after: &[u8]) -> Result<(), InPlaceError> {
     find(volume, path, before, after).map(drop)
 }
 
-/// The place on the disk.
+/// Finds the position on the disk.
 fn find(volume: &dyn FileSystem, path: &str, before: &[u8], after: &[u8]) -> Result<u64, InPlaceError> {
     let (medium, len) = (volume.window(), before.len());
     if len == 0 || after.len() != len {

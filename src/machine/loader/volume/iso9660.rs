@@ -1,11 +1,12 @@
-//! ISO 9660 (ECMA-119) with Rock Ridge (IEEE P1282, over SUSP) and Joliet; the El Torito boot catalogue is only told.
+//! ISO 9660 (ECMA-119) with Rock Ridge (IEEE P1282, over SUSP) and Joliet; the El Torito boot catalogue is only
+//! reported.
 //!
-//! Rock Ridge is taken where it is, else Joliet, else the plain names, which are compared without case, version and
-//! final stop. Relocated directories are found where Rock Ridge says that they belong.
+//! Rock Ridge is used if it is present, else Joliet, else the plain names, which are compared without case, version and
+//! final stop. Relocated directories are found at their Rock Ridge position.
 //!
-//! **Not modelled**: zisofs, interleaved files, extended attributes records' content.
+//! **Not modelled**: zisofs, interleaved files, the contents of extended attribute records.
 //!
-//! **Hostile guest**: descriptors, continuation areas and sections of a file are counted; a directory has a largest
+//! **Hostile guest**: descriptors, continuation areas and sections of a file are counted; a directory has a maximum
 //! size.
 
 use super::number::{be16, le16, le32};
@@ -20,7 +21,7 @@ const MAX_SECTIONS: usize = 1024;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Names {
-    /// Rock Ridge; what stands before the system use area of each record.
+    /// Rock Ridge, with the number of bytes before the system use area of each record.
     RockRidge {
         skip: usize,
     },
@@ -32,21 +33,21 @@ enum Names {
 pub struct Iso {
     medium: Medium,
     names: Names,
-    root: Node,
+    root: IsoFile,
     label: String,
     uuid: String,
 }
 
 /// A file, directory or link.
 #[derive(Clone, Debug)]
-pub struct Node {
+pub struct IsoFile {
     kind: NodeKind,
     /// First sector and bytes of each section.
     sections: Vec<(u32, u32)>,
     link: String,
 }
 
-/// A system that a boot image of El Torito is for.
+/// A system for which El Torito has a boot image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BootImage {
     /// 80x86 with a BIOS.
@@ -61,7 +62,7 @@ fn damaged(why: &str) -> VolumeError {
     VolumeError::Damaged { kind: KIND, why: why.to_string() }
 }
 
-/// What Rock Ridge says of one record.
+/// Rock Ridge fields of one record.
 #[derive(Default)]
 struct RockRidge {
     name: Option<String>,
@@ -71,7 +72,7 @@ struct RockRidge {
     relocated: bool,
 }
 
-/// Undoes the name of a plain record: version and final stop.
+/// Strips version and final stop from the name of a plain record.
 fn plain_name(text: &str) -> &str {
     let text = text.split(';').next().unwrap_or(text);
     text.strip_suffix('.').unwrap_or(text)
@@ -83,7 +84,7 @@ fn utf16_be(bytes: &[u8]) -> String {
 }
 
 impl Iso {
-    /// Whether the first descriptor is there.
+    /// Returns whether the first descriptor is present.
     pub fn is_here(medium: &Medium) -> bool {
         medium.bytes(16 * SECTOR + 1, 5).is_ok_and(|id| id == *b"CD001")
     }
@@ -105,12 +106,12 @@ impl Iso {
         }
         let primary = primary.ok_or_else(|| damaged("it has no primary descriptor"))?;
         if u64::from(le16(&primary, 128)) != SECTOR {
-            let what = format!("blocks of {} bytes", le16(&primary, 128));
-            return Err(VolumeError::Unsupported { kind: KIND, what });
+            let feature = format!("blocks of {} bytes", le16(&primary, 128));
+            return Err(VolumeError::Unsupported { kind: KIND, feature });
         }
         let root = |descriptor: &[u8]| {
             let sections = vec![(le32(descriptor, 156 + 2), le32(descriptor, 156 + 10))];
-            Node { kind: NodeKind::Directory, sections, link: String::new() }
+            IsoFile { kind: NodeKind::Directory, sections, link: String::new() }
         };
         let date = [&primary[830..846], &primary[813..829]].into_iter().find(|date| date.iter().all(u8::is_ascii_digit));
         let digits = date.map(|date| String::from_utf8_lossy(date).into_owned()).filter(|date| date.contains(|c| c != '0'));
@@ -130,7 +131,7 @@ impl Iso {
         Ok(iso)
     }
 
-    /// What the boot catalogue of El Torito has images for; nothing if there is none.
+    /// Returns the systems for which the boot catalogue of El Torito has images. It is empty if there is none.
     pub fn boot_images(medium: &Medium) -> Vec<BootImage> {
         let Ok(record) = medium.bytes(17 * SECTOR, SECTOR as usize) else { return Vec::new() };
         if record[0] != 0 || record[1..6] != *b"CD001" || !record[7..].starts_with(b"EL TORITO SPECIFICATION") {
@@ -156,7 +157,7 @@ impl Iso {
         images
     }
 
-    /// Whether the root's own record begins with SUSP's `SP`; then, how many bytes to skip.
+    /// Returns the number of bytes to skip if the root's own record begins with SUSP's `SP`.
     fn rock_ridge(&self) -> Result<Option<usize>> {
         let Some(&(sector, _)) = self.root.sections.first() else { return Ok(None) };
         let first = self.medium.bytes(u64::from(sector) * SECTOR, SECTOR as usize)?;
@@ -211,8 +212,8 @@ impl Iso {
         Ok(found)
     }
 
-    /// Name and node of a directory record; `None` for one that is not to be seen here.
-    fn record(&self, record: &[u8]) -> Result<Option<(String, Node)>> {
+    /// Returns the name and node of a directory record, or `None` for one that is hidden.
+    fn record(&self, record: &[u8]) -> Result<Option<(String, IsoFile)>> {
         let name_len = usize::from(record[32]);
         let Some(raw) = record.get(33..33 + name_len) else { return Ok(None) };
         if matches!(raw, [0] | [1]) {
@@ -242,11 +243,11 @@ impl Iso {
                 more.name.unwrap_or_else(|| plain_name(&String::from_utf8_lossy(raw)).to_ascii_lowercase())
             }
         };
-        Ok(Some((name, Node { kind, sections, link })))
+        Ok(Some((name, IsoFile { kind, sections, link })))
     }
 }
 
-/// Appends the components of an `SL` field: flags, length, text. `glue`: the next component begins a new name.
+/// Appends the components of an `SL` field: flags, length, text. With `glue` the next component begins a new name.
 fn add_link(link: &mut String, glue: &mut bool, mut components: &[u8]) {
     while let [flags, len, rest @ ..] = components {
         let len = usize::from(*len).min(rest.len());
@@ -265,7 +266,7 @@ fn add_link(link: &mut String, glue: &mut bool, mut components: &[u8]) {
 }
 
 impl Tree for Iso {
-    type Node = Node;
+    type File = IsoFile;
 
     fn kind(&self) -> &'static str {
         KIND
@@ -279,20 +280,20 @@ impl Tree for Iso {
     fn medium(&self) -> &Medium {
         &self.medium
     }
-    fn root(&self) -> Result<Node> {
+    fn root(&self) -> Result<IsoFile> {
         Ok(self.root.clone())
     }
-    fn node_kind(&self, node: &Node) -> NodeKind {
+    fn node_kind(&self, node: &IsoFile) -> NodeKind {
         node.kind
     }
 
-    fn visit(&self, directory: &Node, each: &mut dyn FnMut(&str, Node) -> bool) -> Result<()> {
+    fn visit(&self, directory: &IsoFile, each: &mut dyn FnMut(&str, IsoFile) -> bool) -> Result<()> {
         let Some(&(first, bytes)) = directory.sections.first() else { return Ok(()) };
         if bytes > MAX_DIRECTORY_BYTES {
             return Err(damaged("a directory is very long"));
         }
-        // A file of several sections is several records of one name, each but the last with a mark.
-        let mut pending: Option<(String, Node)> = None;
+        // A file of several sections has several records of one name. Each except the last has a mark.
+        let mut pending: Option<(String, IsoFile)> = None;
         let mut entries = 0;
         for sector in 0..u64::from(bytes).div_ceil(SECTOR) {
             let block = self.medium.bytes((u64::from(first) + sector) * SECTOR, SECTOR as usize)?;
@@ -331,11 +332,11 @@ impl Tree for Iso {
         }
     }
 
-    fn pinned(&self, _: &Node) -> Result<Option<&'static str>> {
-        Ok(Some("its file system is one that is only read"))
+    fn pinned(&self, _: &IsoFile) -> Result<Option<&'static str>> {
+        Ok(Some("its file system can only be read"))
     }
 
-    fn content(&self, node: &Node, limit: u64) -> Result<Vec<u8>> {
+    fn content(&self, node: &IsoFile, limit: u64) -> Result<Vec<u8>> {
         let size = node.sections.iter().map(|&(_, bytes)| u64::from(bytes)).sum();
         if size > limit {
             return Err(VolumeError::TooLarge { size, limit });
@@ -350,7 +351,7 @@ impl Tree for Iso {
         Ok(content)
     }
 
-    fn link(&self, node: &Node) -> Result<String> {
+    fn link(&self, node: &IsoFile) -> Result<String> {
         Ok(node.link.clone())
     }
 }

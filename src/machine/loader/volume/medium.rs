@@ -1,4 +1,5 @@
-//! A window of a disk: what a partition is. Small reads come from a bounded cache that all windows of a disk share.
+//! A medium: a window of a disk, such as a partition. Small reads come from a bounded cache that all windows of a disk
+//! share.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -7,11 +8,11 @@ use std::sync::{Arc, Mutex};
 
 use crate::devices::disk::DiskReader;
 
-/// Bytes of a cached piece.
+/// Size of a cached piece in bytes.
 const PIECE: u64 = 16 * 1024;
-/// Pieces kept: 8 MiB.
+/// Maximum number of cached pieces: 8 MiB.
 const PIECES: usize = 512;
-/// Reads that one operation may make, besides those for the bytes that it returns.
+/// Maximum number of reads of one operation, besides those for the bytes that it returns.
 const READS: u64 = 400_000;
 
 #[derive(Default)]
@@ -47,40 +48,40 @@ impl DiskReader for HostFile {
 }
 
 impl Medium {
-    /// The medium in a file of the host.
+    /// Creates the medium in a file of the host.
     pub fn of_file(file: std::fs::File) -> Medium {
         Medium::new(Arc::new(HostFile(file)))
     }
 
-    /// The whole disk.
+    /// Creates the medium of a whole disk.
     pub fn new(disk: Arc<dyn DiskReader>) -> Medium {
         let len = disk.size_bytes();
         let shared = Shared { disk, cache: Mutex::default(), left: AtomicU64::new(READS) };
         Medium { shared: Arc::new(shared), start: 0, len }
     }
 
-    /// `len` bytes from `start` of this one, as far as it goes.
+    /// Returns the window of `len` bytes from `start` of this one, cut at its end.
     pub fn window(&self, start: u64, len: u64) -> Medium {
         let start_here = start.min(self.len);
         Medium { shared: Arc::clone(&self.shared), start: self.start + start_here, len: len.min(self.len - start_here) }
     }
 
-    /// The same window of another disk, which nothing is known of yet.
+    /// Returns the same window of another disk, with an empty cache.
     pub(super) fn on(&self, disk: Arc<dyn DiskReader>) -> Medium {
         Medium::new(disk).window(self.start, self.len)
     }
 
-    /// The disk that it is a window of.
+    /// Returns the disk.
     pub(super) fn disk(&self) -> &Arc<dyn DiskReader> {
         &self.shared.disk
     }
 
-    /// Where on the disk it is.
+    /// Returns the range on the disk.
     pub(super) fn range(&self) -> std::ops::Range<u64> {
         self.start..self.start + self.len
     }
 
-    /// Reads `len` bytes at `start` of the disk anew when somebody wants them.
+    /// Drops `len` bytes at `start` of the disk from the cache, so that they are read again.
     pub(super) fn forget(&self, start: u64, len: u64) {
         let mut cache = self.shared.cache.lock().expect("no panic happens under this lock");
         let gone = start / PIECE..=start.saturating_add(len) / PIECE;
@@ -88,17 +89,17 @@ impl Medium {
         cache.order.retain(|number| !gone.contains(number));
     }
 
-    /// Its size in bytes.
+    /// Returns its size in bytes.
     pub fn len(&self) -> u64 {
         self.len
     }
 
-    /// Whether it has no bytes.
+    /// Returns whether it has no bytes.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Begins an operation that is to return at most `bytes` bytes: from here on the reads are counted anew.
+    /// Begins an operation that will return at most `bytes` bytes: the count of reads starts again.
     pub fn allow(&self, bytes: u64) {
         self.shared.left.store(READS.saturating_add(bytes.min(1 << 34) / 512), Ordering::Relaxed);
     }
@@ -109,11 +110,14 @@ impl Medium {
         if end.is_none_or(|end| end > self.len) {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "beyond its end"));
         }
+        // A file system whose structures form a circle would be read forever.
         let spend = |left: u64| left.checked_sub(1);
         if self.shared.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, spend).is_err() {
             return Err(io::Error::other("gave up after very many reads; is it damaged?"));
         }
         let at = self.start + offset;
+        // Large reads are of a file's contents, which are read once: they would only displace the file system's
+        // tables.
         if buffer.len() as u64 > PIECE {
             return self.shared.disk.read_at(at, buffer);
         }
@@ -132,7 +136,7 @@ impl Medium {
         Ok(())
     }
 
-    /// `len` bytes from `offset`; the caller has bounded `len`.
+    /// Reads `len` bytes from `offset`. The caller has bounded `len`.
     pub fn bytes(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
         if len as u64 > self.len {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "beyond its end"));

@@ -1,59 +1,59 @@
-//! The guest's disks as a loader reads them: media, partition tables, file systems. Everything is read-only, save for
+//! The guest's disks as a loader reads them: media, partition tables, file systems. Everything is read-only except for
 //! [`in_place`].
 //!
-//! **Hostile guest**: the bytes are the guest's own. Each operation may read so many times ([`Medium::allow`]) and
-//! return so many bytes; directories, symbolic links, chains of clusters and trees of extents are bounded one by one.
+//! **Hostile guest**: the bytes are the guest's own. [`Medium::allow`] bounds the reads of each operation, and the
+//! caller its bytes; directories, symbolic links, chains of clusters and trees of extents have their own bounds.
 pub mod ext; // ext2, ext3, ext4
 pub mod fat; // FAT12, FAT16, FAT32
-pub mod in_place; // other bytes for a small file, where it is
+pub mod in_place; // replaces the bytes of a small file in place
 pub mod iso9660; // ISO 9660 with Rock Ridge and Joliet, El Torito
 pub mod medium; // a window of a disk, cached and with a budget
 pub mod partition; // MBR and GPT
-pub mod probe; // what stands in a partition
+pub mod probe; // detection of a partition's contents
 pub mod xfs; // XFS versions 4 and 5
 
 use std::io;
 
 pub use medium::Medium;
 
-/// Entries of one directory that are looked at.
+/// Maximum number of entries of one directory that are read.
 pub const MAX_ENTRIES: usize = 65_536;
-/// Symbolic links followed in one path.
+/// Maximum number of symbolic links followed in one path.
 const MAX_LINKS: usize = 40;
-/// Components of one path, links included.
+/// Maximum number of components of one path, including links.
 const MAX_COMPONENTS: usize = 512;
-/// Bytes of a path.
+/// Maximum length of a path in bytes.
 const MAX_PATH: usize = 4096;
 
-/// A file or file system that cannot be read.
+/// The error for a file or file system that cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum VolumeError {
-    /// No such file.
+    /// There is no such file.
     #[error("file `{0}` not found")]
     NotFound(String),
-    /// A directory, where a file was asked for.
+    /// It is a directory, but a file was asked for.
     #[error("`{0}` is not a regular file")]
     NotAFile(String),
-    /// A file, where a directory was asked for.
+    /// It is a file, but a directory was asked for.
     #[error("`{0}` is not a directory")]
     NotADirectory(String),
-    /// Links that lead in circles, or a path without an end.
+    /// The links form a circle, or the path has no end.
     #[error("`{0}` has too many symbolic links or components")]
     TooDeep(String),
-    /// More than the caller has room for.
+    /// It is larger than the caller's limit.
     #[error("the file has {size} bytes, more than the {limit} that there is room for")]
     TooLarge {
         /// Its size.
         size: u64,
-        /// The most that was allowed.
+        /// The limit.
         limit: u64,
     },
-    /// A file that claims more bytes than there are on what it is on.
+    /// A file claims more bytes than its medium has.
     #[error("the file claims {size} bytes, and the disk or partition has {medium}")]
     BeyondMedium {
         /// Its size.
         size: u64,
-        /// The medium's.
+        /// Size of the medium.
         medium: u64,
     },
     /// The host has no memory for it.
@@ -62,18 +62,18 @@ pub enum VolumeError {
     /// The file system contradicts itself.
     #[error("the {kind} file system is damaged: {why}")]
     Damaged {
-        /// Which kind it is.
+        /// Kind of the file system.
         kind: &'static str,
-        /// What is wrong.
+        /// Description of the damage.
         why: String,
     },
-    /// The file system uses something that this reader does not know.
-    #[error("the {kind} file system uses {what}, which this loader cannot read")]
+    /// The file system uses a feature that this reader does not know.
+    #[error("the {kind} file system uses {feature}, which this loader cannot read")]
     Unsupported {
-        /// Which kind it is.
+        /// Kind of the file system.
         kind: &'static str,
         /// The feature.
-        what: String,
+        feature: String,
     },
     /// The disk cannot be read, or was read too often.
     #[error("cannot read the disk: {0}")]
@@ -81,16 +81,16 @@ pub enum VolumeError {
 }
 
 impl VolumeError {
-    /// Whether it says that there is no such file, rather than that nobody knows.
+    /// Returns whether the error means that there is no such file, rather than that it is not known.
     pub fn is_absence(&self) -> bool {
         matches!(self, VolumeError::NotFound(_) | VolumeError::NotAFile(_) | VolumeError::NotADirectory(_))
     }
 }
 
-/// Short for results of this part.
+/// The result of this module's functions.
 pub type Result<T> = std::result::Result<T, VolumeError>;
 
-/// What a directory entry is.
+/// Kind of a directory entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NodeKind {
     /// A regular file.
@@ -105,56 +105,58 @@ pub enum NodeKind {
 
 /// A file system that can be read by path.
 pub trait FileSystem {
-    /// As GRUB's drivers are called: `ext2`, `xfs`, `fat`, `iso9660`.
+    /// Returns the name of the kind as in GRUB's drivers: `ext2`, `xfs`, `fat`, `iso9660`.
     fn kind(&self) -> &'static str;
-    /// The volume's label; empty if it has none.
+    /// Returns the volume's label, which may be empty.
     fn label(&self) -> String;
-    /// The volume's UUID as GRUB prints it; empty if it has none.
+    /// Returns the volume's UUID as GRUB prints it, which may be empty.
     fn uuid(&self) -> String;
-    /// What is at `path`, symbolic links followed.
+    /// Returns the kind of the node at `path`, with symbolic links followed.
     fn kind_of(&self, path: &str) -> Result<NodeKind>;
-    /// The file at `path`, if it has at most `limit` bytes.
+    /// Reads the file at `path`, if it has at most `limit` bytes.
     fn read(&self, path: &str, limit: u64) -> Result<Vec<u8>>;
-    /// The names in the directory at `path`, without `.` and `..`.
+    /// Returns the names in the directory at `path`, without `.` and `..`.
     fn list(&self, path: &str) -> Result<Vec<(String, NodeKind)>>;
-    /// Why the bytes of the file at `path` must not be changed where they are on the disk, if they must not.
+    /// Returns the reason why the bytes of the file at `path` must not be changed in place, if there is one.
     fn pinned(&self, path: &str) -> Result<Option<&'static str>>;
-    /// The part of the disk that it is on.
+    /// Returns the part of the disk that it is on.
     fn window(&self) -> &Medium;
 }
 
-/// What a reader of this part's own knows: nodes and how to get from one to the next. Paths and links come for free.
+/// The parts that are specific to a file system: nodes, and the way from one to the next. Paths and links are built on
+/// top of it.
 pub trait Tree {
     /// A file or directory.
-    type Node: Clone;
-    /// As [`FileSystem::kind`].
+    type File: Clone;
+    /// Returns the same as [`FileSystem::kind`].
     fn kind(&self) -> &'static str;
-    /// As [`FileSystem::label`].
+    /// Returns the same as [`FileSystem::label`].
     fn label(&self) -> String;
-    /// As [`FileSystem::uuid`].
+    /// Returns the same as [`FileSystem::uuid`].
     fn uuid(&self) -> String;
-    /// The medium that it is on.
+    /// Returns the medium that it is on.
     fn medium(&self) -> &Medium;
-    /// The root directory.
-    fn root(&self) -> Result<Self::Node>;
-    /// What a node is.
-    fn node_kind(&self, node: &Self::Node) -> NodeKind;
+    /// Returns the root directory.
+    fn root(&self) -> Result<Self::File>;
+    /// Returns the kind of a node.
+    fn node_kind(&self, node: &Self::File) -> NodeKind;
     /// Calls `each` with every entry of a directory until it returns `false`.
-    fn visit(&self, directory: &Self::Node, each: &mut dyn FnMut(&str, Self::Node) -> bool) -> Result<()>;
-    /// Whether `name`, as asked for, means the entry `entry`.
+    fn visit(&self, directory: &Self::File, each: &mut dyn FnMut(&str, Self::File) -> bool) -> Result<()>;
+    /// Returns whether the requested `name` matches the entry `entry`.
     fn same_name(&self, entry: &str, name: &str) -> bool {
         entry == name
     }
-    /// As [`FileSystem::pinned`].
-    fn pinned(&self, node: &Self::Node) -> Result<Option<&'static str>>;
-    /// The content of a file.
-    fn content(&self, node: &Self::Node, limit: u64) -> Result<Vec<u8>>;
-    /// Where a link leads.
-    fn link(&self, node: &Self::Node) -> Result<String>;
+    /// Returns the same as [`FileSystem::pinned`].
+    fn pinned(&self, node: &Self::File) -> Result<Option<&'static str>>;
+    /// Reads the contents of a file.
+    fn content(&self, node: &Self::File, limit: u64) -> Result<Vec<u8>>;
+    /// Returns the target of a link.
+    fn link(&self, node: &Self::File) -> Result<String>;
 }
 
-/// Zeros for `bytes` bytes of a file on `medium`. The caller has held `bytes` against what it was allowed; a file has no
-/// more than its medium, whatever it claims, and what the host has no memory for is an error and no end of the process.
+/// Allocates zeros for `bytes` bytes of a file on `medium`. The caller has compared `bytes` with its limit. A file has
+/// no more bytes than its medium, whatever it claims, and a lack of memory on the host is an error and does not end the
+/// process.
 fn room(medium: &Medium, bytes: u64) -> Result<Vec<u8>> {
     if bytes > medium.len() {
         return Err(VolumeError::BeyondMedium { size: bytes, medium: medium.len() });
@@ -166,7 +168,7 @@ fn room(medium: &Medium, bytes: u64) -> Result<Vec<u8>> {
     Ok(content)
 }
 
-fn resolve<T: Tree>(tree: &T, path: &str) -> Result<T::Node> {
+fn resolve<T: Tree>(tree: &T, path: &str) -> Result<T::File> {
     let deep = || VolumeError::TooDeep(path.chars().take(80).collect());
     if path.len() > MAX_PATH {
         return Err(deep());
@@ -222,7 +224,7 @@ fn resolve<T: Tree>(tree: &T, path: &str) -> Result<T::Node> {
     Ok(way.pop().expect("the root stays"))
 }
 
-/// The parts of a path, last one first.
+/// Returns the parts of a path, last one first.
 fn components(path: &str) -> Vec<String> {
     path.split('/').rev().map(str::to_string).collect()
 }
@@ -273,9 +275,9 @@ impl<T: Tree> FileSystem for T {
     }
 }
 
-/// Little-endian and big-endian numbers out of bytes whose length was checked; zeros beyond the end.
+/// Little-endian and big-endian numbers from bytes whose length was checked, with zeros beyond the end.
 mod number {
-    /// `N` bytes at `at`.
+    /// Returns `N` bytes at `at`.
     pub fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
         let mut out = [0; N];
         if let Some(found) = at.checked_add(N).and_then(|end| bytes.get(at..end)) {
@@ -301,7 +303,7 @@ mod number {
     pub fn be64(bytes: &[u8], at: usize) -> u64 {
         u64::from_be_bytes(array(bytes, at))
     }
-    /// A UUID in its usual form; empty if it is all zeros.
+    /// Returns a UUID in its usual form, or an empty text if it is all zeros.
     pub fn uuid(bytes: [u8; 16]) -> String {
         if bytes == [0; 16] {
             return String::new();

@@ -1,22 +1,22 @@
 //! Partition tables: MBR with extended partitions, and GPT (UEFI 2.10 section 5).
 //!
-//! Numbers are GRUB's: MBR primaries are 1 to 4 and logical partitions go on from 5; GPT counts from 1.
+//! Numbers are GRUB's: MBR primaries are 1 to 4 and logical partitions continue from 5; GPT counts from 1.
 //!
-//! Which of the two counts is said at [`read`].
+//! [`read`] describes which of the two counts.
 //!
-//! **Hostile guest**: at most [`MAX_PARTITIONS`] are read; a chain of extended partitions that returns ends there; a
-//! GPT header is believed when its checksum and that of its table hold, else the backup at the end is tried.
+//! **Hostile guest**: at most [`MAX_PARTITIONS`] are read; a chain of extended partitions that goes backwards ends
+//! there; a GPT header is used if its checksum and that of its table are right, else the backup at the end is tried.
 
 use std::io;
 
 use super::Medium;
 use super::number::{array, le32, le64};
 
-/// Partitions of one disk that are looked at.
+/// Maximum number of partitions of one disk that are read.
 pub const MAX_PARTITIONS: usize = 256;
 const SECTOR: u64 = 512;
 
-/// Which table a partition is from.
+/// Kind of a partition table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scheme {
     /// Master boot record.
@@ -30,11 +30,11 @@ pub enum Scheme {
 pub struct Partition {
     /// GRUB's number.
     pub number: u32,
-    /// The table that it is from.
+    /// Kind of its table.
     pub scheme: Scheme,
     /// First byte.
     pub start: u64,
-    /// Bytes.
+    /// Number of bytes.
     pub len: u64,
     /// The partition's own UUID (`PARTUUID`), for `probe --part-uuid`.
     pub uuid: String,
@@ -43,11 +43,12 @@ pub struct Partition {
 /// The type of the entry that protects a GPT (UEFI 2.10 section 5.2.3).
 const GPT_PROTECTIVE: u8 = 0xee;
 
-/// The partitions of a disk, in the order of their numbers; none if there is no table.
+/// Returns the partitions of a disk, in the order of their numbers. There are none if there is no table.
 ///
-/// A GPT counts behind a boot record that says so, as with Linux (`block/partitions/efi.c`, is_pmbr_valid) and GRUB; else it
-/// was left behind by those who partitioned or formatted the disk anew. On a disk without any boot record the first header
-/// counts, though not the one at the end, which nobody who makes a file system on the disk overwrites.
+/// A GPT counts only with a boot record that says so, as with Linux (`block/partitions/efi.c`, is_pmbr_valid) and GRUB.
+/// Otherwise it is a remain from before the disk was partitioned or formatted again. On a disk without any boot record
+/// the first header counts, but not the one at the end, since making a file system on the disk does not overwrite that
+/// one.
 pub fn read(disk: &Medium) -> io::Result<Vec<Partition>> {
     if disk.len() < 2 * SECTOR {
         return Ok(Vec::new());
@@ -114,7 +115,7 @@ fn gpt(disk: &Medium, sector_bytes: u64, lba: u64) -> io::Result<Option<Vec<Part
     Ok(Some(found))
 }
 
-/// A GUID's text: its first three fields are little-endian.
+/// Returns a GUID's text. Its first three fields are little-endian.
 fn guid(mut bytes: [u8; 16]) -> String {
     bytes[..4].reverse();
     bytes[4..6].reverse();
@@ -134,7 +135,7 @@ impl Entry {
     }
 }
 
-/// The four entries of a boot record, or nothing if it is none.
+/// Returns the four entries of a boot record, or nothing if it is not one.
 fn boot_record(disk: &Medium, sector: u64) -> io::Result<Option<(u32, [Entry; 4])>> {
     let Some(at) = sector.checked_mul(SECTOR).filter(|at| at.checked_add(SECTOR).is_some_and(|end| end <= disk.len())) else {
         return Ok(None);
@@ -177,7 +178,7 @@ fn mbr(disk: &Medium) -> io::Result<Vec<Partition>> {
                 logical += 1;
             }
             let next = entry.first + inner[1].first;
-            // Tables of a sane chain come one behind the other.
+            // The tables of a valid chain come one after the other.
             if !inner[1].is_extended() || next <= at {
                 break;
             }

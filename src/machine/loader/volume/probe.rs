@@ -1,4 +1,4 @@
-//! What stands on a disk or in a partition: a file system that can be read, or the name of what cannot.
+//! Detection of the contents of a disk or partition: a file system that can be read, or the name of another format.
 
 use super::ext::Ext;
 use super::fat::Fat;
@@ -7,27 +7,28 @@ use super::number::{be32, le16, le32, le64};
 use super::xfs::Xfs;
 use super::{FileSystem, Medium, Result, VolumeError};
 
-/// What was found.
+/// Contents of a medium.
 pub enum Found {
     /// A file system.
     Volume(Box<dyn FileSystem>),
-    /// Something that has a name and that this loader does not read.
+    /// A known format that this loader does not read.
     Named(String),
-    /// A file system that it does read, damaged or with features that it does not know.
+    /// A file system that it reads, but damaged or with unknown features.
     Broken(VolumeError),
-    /// Nothing that it knows.
+    /// An unknown format.
     Unknown,
 }
 
-/// Looks at a medium.
+/// Detects the contents of a medium.
 pub fn probe(medium: &Medium) -> Found {
     medium.allow(0);
-    // What cannot be read at all is not nothing.
+    // A medium that cannot be read must not count as empty.
     if let Err(error) = medium.bytes(0, medium.len().min(512) as usize) {
         return Found::Broken(error.into());
     }
     let boxed = |opened: Result<Box<dyn FileSystem>>| opened.map_or_else(Found::Broken, Found::Volume);
-    // What encrypts or joins partitions stands at their start and may leave the old file system's mark in place.
+    // A container that encrypts or joins partitions is at their start, and may leave the old file system's mark in
+    // place.
     if let Some(name) = container(medium) {
         return Found::Named(name);
     }
@@ -52,7 +53,7 @@ pub fn probe(medium: &Medium) -> Found {
 
 fn at<const N: usize>(medium: &Medium, offset: u64) -> [u8; N] {
     let mut bytes = [0; N];
-    // Beyond the end there is nothing, which is what zeros are here.
+    // Beyond the end there are no bytes, for which zeros are here.
     let _ = medium.read(offset, &mut bytes);
     bytes
 }
@@ -90,7 +91,7 @@ fn other(medium: &Medium) -> Option<&'static str> {
     if [4086, 65_526].iter().any(|&offset| at::<10>(medium, offset) == *b"SWAPSPACE2") {
         return Some("swap space");
     }
-    // The recognition sequence of ECMA-167 part 2; a disk that has ISO 9660 as well is read as that.
+    // The recognition sequence of ECMA-167 part 2. A disk that has ISO 9660 as well is read as that.
     let sequence = |sector: u64| at::<8>(medium, 0x8000 + sector * 2048);
     if (0..16).any(|sector| matches!(&sequence(sector)[1..6], b"NSR02" | b"NSR03")) {
         return Some("a UDF file system");

@@ -1,7 +1,7 @@
 //! XFS, versions 4 and 5 ("XFS Algorithms & Data Structures", 3rd edition; Linux `fs/xfs/libxfs/xfs_format.h`,
 //! `xfs_da_format.h`).
 //!
-//! **Not modelled**: the log. A file system that was not unmounted is read as it stands on the disk, as GRUB does;
+//! **Not modelled**: the log. A file system that was not unmounted is read as it is on the disk, as GRUB does;
 //! checksums are not verified; real-time files are refused.
 //!
 //! **Hostile guest**: the extents of one file, the blocks of one tree and the entries of a directory are counted.
@@ -16,13 +16,13 @@ const MAX_TREE_BLOCKS: usize = 1 << 14;
 const DIRECTORY_DATA_END: u64 = 1 << 35;
 const MAX_LINK_BYTES: u64 = 1024;
 
-/// Incompatible features that reading can live with: file types, sparse inodes, metadata UUID, big timestamps,
+/// Incompatible features that do not prevent reading: file types, sparse inodes, metadata UUID, big timestamps,
 /// needs-repair, large extent counters, exchange-range, parent pointers.
 const KNOWN_INCOMPAT: u32 = 0xff;
 const INCOMPAT_FTYPE: u32 = 1;
 const INCOMPAT_NEEDS_REPAIR: u32 = 1 << 4;
-/// Read-only compatible features that change nothing about a file's blocks (`XFS_SB_FEAT_RO_COMPAT_*`): trees of free inodes
-/// and of owners, shared blocks (which a file's own flag tells), counts of inode trees.
+/// Read-only compatible features that change nothing about a file's blocks (`XFS_SB_FEAT_RO_COMPAT_*`): trees of free
+/// inodes and of owners, shared blocks (which a file's own flag marks), counts of inode trees.
 const RO_COMPAT_WRITABLE: u32 = 0xf;
 const FEATURES2_FTYPE: u32 = 0x200;
 const FLAG_REALTIME: u16 = 1;
@@ -49,12 +49,13 @@ pub struct Xfs {
 
 /// A file, directory or link: its inode as it is on the disk.
 #[derive(Clone)]
-pub struct Node {
+pub struct XfsFile {
     kind: NodeKind,
     inode: u64,
 }
 
-/// Part of a file: its first block in the file, the first on the disk, how many; unwritten ones read as zeros.
+/// A part of a file: its first block in the file, the first on the disk, the number of blocks. Unwritten ones read as
+/// zeros.
 struct Extent {
     offset: u64,
     start: u64,
@@ -75,7 +76,7 @@ fn damaged(why: &str) -> VolumeError {
 }
 
 impl Xfs {
-    /// Whether the superblock's magic is there.
+    /// Returns whether the superblock's magic number is present.
     pub fn is_here(medium: &Medium) -> bool {
         medium.bytes(0, 4).is_ok_and(|magic| magic == *b"XFSB")
     }
@@ -87,12 +88,12 @@ impl Xfs {
         let version_5 = match version & 0xf {
             4 => false,
             5 => true,
-            other => return Err(VolumeError::Unsupported { kind: KIND, what: format!("version {other}") }),
+            other => return Err(VolumeError::Unsupported { kind: KIND, feature: format!("version {other}") }),
         };
         let incompat = if version_5 { be32(&superblock, 216) } else { 0 };
         if incompat & !KNOWN_INCOMPAT != 0 {
-            let what = format!("incompatible features {:#x}", incompat & !KNOWN_INCOMPAT);
-            return Err(VolumeError::Unsupported { kind: KIND, what });
+            let feature = format!("incompatible features {:#x}", incompat & !KNOWN_INCOMPAT);
+            return Err(VolumeError::Unsupported { kind: KIND, feature });
         }
         let block_bytes = u64::from(be32(&superblock, 4));
         let inode_bytes = usize::from(be16(&superblock, 104));
@@ -133,7 +134,8 @@ impl Xfs {
         })
     }
 
-    /// The byte at which a block of the file system begins. Its number has the group above and the block in it below.
+    /// Returns the byte at which a block of the file system begins. The upper bits of its number are the group, the
+    /// lower ones the block in it.
     fn block_at(&self, block: u64) -> Result<u64> {
         let (group, inside) = (block >> self.group_log, block & ((1 << self.group_log) - 1));
         if group >= self.groups || inside >= self.group_blocks {
@@ -148,7 +150,7 @@ impl Xfs {
         let inside = (number & ((1 << self.inodes_per_block_log) - 1)) * self.inode_bytes as u64;
         let bytes = self.medium.bytes(self.block_at(block)? + inside, self.inode_bytes)?;
         if bytes[..2] != *b"IN" {
-            return Err(damaged("an inode is none"));
+            return Err(damaged("an inode has no magic number"));
         }
         let core = if bytes[4] >= 3 { 176 } else { 100 };
         let end = match usize::from(bytes[82]) * 8 {
@@ -161,7 +163,7 @@ impl Xfs {
         let large = bytes[4] >= 3 && be64(&bytes, 120) & FLAG2_LARGE_COUNTERS != 0;
         let extents = if large { be64(&bytes, 24) } else { be32(&bytes, 76).into() };
         if be16(&bytes, 90) & FLAG_REALTIME != 0 && bytes[2] & 0xf0 == 0x80 {
-            return Err(VolumeError::Unsupported { kind: KIND, what: "a real-time file".into() });
+            return Err(VolumeError::Unsupported { kind: KIND, feature: "a real-time file".into() });
         }
         Ok(Inode { size: be64(&bytes, 56), format: bytes[5], extents, fork: core..end, bytes })
     }
@@ -176,11 +178,11 @@ impl Xfs {
                 Ok(records.chunks_exact(16).map(extent).collect())
             }
             3 => self.extent_tree(fork),
-            _ => Err(damaged("an inode's format is none")),
+            _ => Err(damaged("an inode's format is not valid")),
         }
     }
 
-    /// All extents of a tree: down its left edge, then along the leaves.
+    /// Collects all extents of a tree: down its left edge, then along the leaves.
     fn extent_tree(&self, root: &[u8]) -> Result<Vec<Extent>> {
         let mut level = be16(root, 0);
         let most = root.len().saturating_sub(4) / 16;
@@ -191,7 +193,7 @@ impl Xfs {
         for _ in 0..MAX_TREE_BLOCKS {
             let node = self.medium.bytes(self.block_at(block)?, self.block_bytes as usize)?;
             if node[..4] != *magic || be16(&node, 4) >= level.max(1) {
-                return Err(damaged("a block of an extent tree is none"));
+                return Err(damaged("a block of an extent tree is not valid"));
             }
             level = be16(&node, 4);
             let count = usize::from(be16(&node, 6));
@@ -214,7 +216,7 @@ impl Xfs {
         Err(damaged("a file has too many extents"))
     }
 
-    /// `bytes` of a file from the start, out of its extents.
+    /// Reads `bytes` of a file from the start, by its extents.
     fn contents(&self, inode: &Inode, bytes: u64) -> Result<Vec<u8>> {
         if inode.format == 1 {
             let fork = &inode.bytes[inode.fork.clone()];
@@ -251,16 +253,16 @@ impl Xfs {
         }
     }
 
-    /// One directory block; `false` when the caller has what it wants.
+    /// Visits the entries of one directory block. Returns `false` when the caller wants no more.
     fn directory_block(&self, block: &[u8], each: &mut dyn FnMut(&str, u64, u8) -> bool) -> Result<bool> {
         let whole = match &block[..4] {
             b"XD2B" | b"XDB3" => true,
             b"XD2D" | b"XDD3" => false,
-            _ => return Err(damaged("a directory block is none")),
+            _ => return Err(damaged("a directory block has no magic number")),
         };
         let mut end = block.len();
         if whole {
-            // Its index and a count of it stand at the end.
+            // The index and its count are at the end of the block.
             let index = 8 * be32(block, end - 8) as usize;
             end = (end - 8).checked_sub(index).ok_or_else(|| damaged("a directory's index overflows"))?;
         }
@@ -289,7 +291,7 @@ impl Xfs {
         Ok(true)
     }
 
-    fn node(&self, number: u64, file_type: u8) -> Result<Node> {
+    fn node(&self, number: u64, file_type: u8) -> Result<XfsFile> {
         // The types of directory entries, `XFS_DIR3_FT_*`.
         let kind = match file_type {
             1 => NodeKind::File,
@@ -303,11 +305,11 @@ impl Xfs {
             },
             _ => NodeKind::Other,
         };
-        Ok(Node { kind, inode: number })
+        Ok(XfsFile { kind, inode: number })
     }
 }
 
-/// One extent record: 128 bits.
+/// Parses one extent record: 128 bits.
 fn extent(record: &[u8]) -> Extent {
     let (high, low) = (be64(record, 0), be64(record, 8));
     Extent {
@@ -319,7 +321,7 @@ fn extent(record: &[u8]) -> Extent {
 }
 
 impl Tree for Xfs {
-    type Node = Node;
+    type File = XfsFile;
 
     fn kind(&self) -> &'static str {
         KIND
@@ -333,14 +335,14 @@ impl Tree for Xfs {
     fn medium(&self) -> &Medium {
         &self.medium
     }
-    fn root(&self) -> Result<Node> {
-        Ok(Node { kind: NodeKind::Directory, inode: self.root })
+    fn root(&self) -> Result<XfsFile> {
+        Ok(XfsFile { kind: NodeKind::Directory, inode: self.root })
     }
-    fn node_kind(&self, node: &Node) -> NodeKind {
+    fn node_kind(&self, node: &XfsFile) -> NodeKind {
         node.kind
     }
 
-    fn visit(&self, directory: &Node, each: &mut dyn FnMut(&str, Node) -> bool) -> Result<()> {
+    fn visit(&self, directory: &XfsFile, each: &mut dyn FnMut(&str, XfsFile) -> bool) -> Result<()> {
         let inode = self.inode(directory.inode)?;
         let mut entries = 0;
         let mut failure = None;
@@ -379,15 +381,16 @@ impl Tree for Xfs {
         Ok(())
     }
 
-    /// A log that was not replayed is no reason: it holds no file's bytes, and a block that it says is another file's by now
-    /// has bytes of this one only until that file is written.
-    fn pinned(&self, node: &Node) -> Result<Option<&'static str>> {
+    /// Returns the reason against a change in place. A log that was not replayed is no reason: it holds no file's
+    /// bytes, and a block that by the log belongs to another file by now has bytes of this one only until that file is
+    /// written.
+    fn pinned(&self, node: &XfsFile) -> Result<Option<&'static str>> {
         let bytes = self.inode(node.inode)?.bytes;
         let shared = bytes[4] >= 3 && be64(&bytes, 120) & FLAG2_REFLINK != 0;
         Ok(self.pinned.or(shared.then_some("its blocks are shared with a copy of it")))
     }
 
-    fn content(&self, node: &Node, limit: u64) -> Result<Vec<u8>> {
+    fn content(&self, node: &XfsFile, limit: u64) -> Result<Vec<u8>> {
         let inode = self.inode(node.inode)?;
         if inode.size > limit {
             return Err(VolumeError::TooLarge { size: inode.size, limit });
@@ -395,19 +398,19 @@ impl Tree for Xfs {
         self.contents(&inode, inode.size)
     }
 
-    fn link(&self, node: &Node) -> Result<String> {
+    fn link(&self, node: &XfsFile) -> Result<String> {
         let inode = self.inode(node.inode)?;
         if inode.size > MAX_LINK_BYTES {
             return Err(damaged("a link is too long"));
         }
         let size = inode.size as usize;
         let mut text = self.contents(&inode, if inode.format == 1 { inode.size } else { self.block_bytes })?;
-        // Version 5 puts a header before the text of a remote link, save mkfs.xfs with a protofile; a link fits into
-        // one block.
+        // Version 5 puts a header before the text of a remote link, except for mkfs.xfs with a protofile. A link fits
+        // into one block.
         if inode.format != 1 && text.starts_with(b"XSLM") {
             text.drain(..56);
         }
         text.truncate(size);
-        String::from_utf8(text).map_err(|_| damaged("a link is no text"))
+        String::from_utf8(text).map_err(|_| damaged("a link is not text"))
     }
 }

@@ -1,4 +1,4 @@
-//! CRC-32C (RFC 3720 appendix B.4) as ext4 takes it: without a final inversion, so that sums go on from one another.
+//! CRC-32C (RFC 3720 appendix B.4) as in ext4: without a final inversion, so that a sum can be continued.
 
 const TABLE: [u32; 256] = table();
 
@@ -20,7 +20,7 @@ const fn table() -> [u32; 256] {
     table
 }
 
-/// The sum of `bytes` behind what `sum` is of; `!0` at the start.
+/// Continues `sum` over `bytes`; `!0` is the start.
 pub fn crc32c(sum: u32, bytes: &[u8]) -> u32 {
     bytes.iter().fold(sum, |sum, &byte| TABLE[usize::from(sum as u8 ^ byte)] ^ sum >> 8)
 }

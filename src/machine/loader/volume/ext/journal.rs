@@ -1,9 +1,9 @@
-//! The journal of an ext file system that was not unmounted: which blocks it has a newer state of (Linux
+//! The journal of an ext file system that was not unmounted: the blocks of which it has a newer state (Linux
 //! `Documentation/filesystems/ext4/journal.rst`; `fs/jbd2/recovery.c`, do_one_pass).
 //!
-//! Transactions are gone through from the oldest on, up to the first that is not whole. Nothing is written.
+//! Transactions are read from the oldest on, up to the first that is not complete. Nothing is written.
 //!
-//! **Hostile guest**: the log is gone through once; the blocks that it may tell of are counted.
+//! **Hostile guest**: the log is read once, and the number of its blocks is bounded.
 
 use std::collections::HashMap;
 
@@ -11,7 +11,7 @@ use super::super::number::{be16, be32, be64};
 use super::checksum::crc32c;
 use super::{Ext, Inode, Result, damaged};
 
-/// What blocks of the log begin with. A logged block that begins so has zeros there and a mark in its tag.
+/// Magic number of the log's own blocks. A logged block that begins with it has zeros there and a mark in its tag.
 pub(super) const MAGIC: [u8; 4] = 0xc03b_3998u32.to_be_bytes();
 
 const DESCRIPTOR: u32 = 1;
@@ -23,43 +23,43 @@ const INCOMPAT_64BIT: u32 = 0x2;
 const INCOMPAT_CSUM_V2: u32 = 0x8;
 const INCOMPAT_CSUM_V3: u32 = 0x10;
 const INCOMPAT_FAST_COMMIT: u32 = 0x20;
-/// Those, records of blocks that were freed (1), and commits that do not wait (4).
+/// The features above, records of blocks that were freed (1), and commits that do not wait (4).
 const KNOWN_INCOMPAT: u32 = 0x3f;
 
 const TAG_ESCAPED: u16 = 1;
 const TAG_SAME_UUID: u16 = 2;
 const TAG_LAST: u16 = 8;
 
-/// Blocks of a log, and of the file system that it may tell of.
+/// Maximum number of blocks of a log, and of blocks of the file system in it.
 const MAX_BLOCKS: usize = 1 << 20;
 
-/// Where the newer state of a block is.
+/// Location of the newer state of a block.
 #[derive(Clone, Copy)]
 pub(super) struct Logged {
     /// The block of the log, as a block of the disk.
     pub block: u64,
-    /// Whether it begins with the magic number, which is not there.
+    /// Whether it begins with the magic number, which the log replaces with zeros.
     pub escaped: bool,
 }
 
 struct Log<'a> {
     fs: &'a Ext,
-    /// The disk's block for each of the log.
+    /// The disk's block for each block of the log.
     blocks: Vec<u64>,
-    /// The first block of the ring, and one past its last.
+    /// The ring of blocks.
     ring: std::ops::Range<usize>,
     features: u32,
     seed: u32,
     next: usize,
 }
 
-/// The blocks that the journal in inode `number` has a newer state of.
+/// Returns the blocks of which the journal in inode `number` has a newer state.
 pub(super) fn load(fs: &Ext, number: u32) -> Result<HashMap<u64, Logged>> {
     let inode = fs.inode(number)?;
     let blocks = blocks(fs, &inode)?;
     let superblock = fs.block(*blocks.first().ok_or_else(|| damaged("its journal is empty"))?)?;
     if superblock[..4] != MAGIC || !SUPERBLOCKS.contains(&be32(&superblock, 4)) {
-        return Err(damaged("its journal is none"));
+        return Err(damaged("its journal has no superblock"));
     }
     let version_2 = be32(&superblock, 4) == *SUPERBLOCKS.end();
     let features = if version_2 { be32(&superblock, 0x28) } else { 0 };
@@ -82,7 +82,7 @@ pub(super) fn load(fs: &Ext, number: u32) -> Result<HashMap<u64, Logged>> {
     Log { fs, blocks, ring, features, seed, next: start }.replay(be32(&superblock, 0x18))
 }
 
-/// The disk's block for each block of the journal, which has no holes.
+/// Returns the disk's block for each block of the journal, which has no holes.
 fn blocks(fs: &Ext, inode: &Inode) -> Result<Vec<u64>> {
     let wanted = inode.size / fs.block_bytes;
     if wanted > MAX_BLOCKS as u64 {
@@ -118,7 +118,7 @@ impl Log<'_> {
                 }
                 REVOKE => self.revoked(&block, &mut freed),
                 COMMIT if self.sum_holds(&block, 0x10) => {
-                    // A block that was freed in a transaction is not brought back by it or by those before.
+                    // A block that was freed in a transaction is not restored by this transaction or by earlier ones.
                     known.extend(told.drain(..));
                     for block in freed.drain(..) {
                         known.remove(&block);
@@ -132,13 +132,13 @@ impl Log<'_> {
                 break;
             }
             if known.len() + told.len() + freed.len() > MAX_BLOCKS {
-                return Err(damaged("its journal tells of too many blocks"));
+                return Err(damaged("its journal has too many blocks"));
             }
         }
         Ok(known)
     }
 
-    /// The next block of the ring: where it is on the disk, and its bytes.
+    /// Takes the next block of the ring: its position on the disk, and its bytes.
     fn take(&mut self) -> Result<(u64, Vec<u8>)> {
         let block = self.blocks[self.next];
         self.next = if self.next + 1 == self.ring.end { self.ring.start } else { self.next + 1 };
@@ -149,14 +149,14 @@ impl Log<'_> {
         self.features & (INCOMPAT_CSUM_V2 | INCOMPAT_CSUM_V3) != 0
     }
 
-    /// Whether a block's own checksum, which is at `at`, holds.
+    /// Returns whether a block's own checksum, which is at `at`, holds.
     fn sum_holds(&self, block: &[u8], at: usize) -> bool {
         let (before, behind) = (&block[..at], &block[at + 4..]);
         let sum = || crc32c(crc32c(crc32c(self.seed, before), &[0; 4]), behind);
         !self.has_checksums() || sum() == be32(block, at)
     }
 
-    /// The tags of a descriptor block, and the blocks behind it; `false` if it or one of them is not whole.
+    /// Reads the tags of a descriptor block, and the blocks after it. Returns `false` if one of them is not complete.
     fn descriptor(&mut self, block: &[u8], sequence: u32, told: &mut Vec<(u64, Logged)>) -> Result<bool> {
         let end = block.len() - if self.has_checksums() { 4 } else { 0 };
         if self.has_checksums() && !self.sum_holds(block, end) {
@@ -192,7 +192,7 @@ impl Log<'_> {
         Ok(true)
     }
 
-    /// The numbers of a revoke block; `false` if it is not whole.
+    /// Reads the numbers of a revoke block. Returns `false` if it is not complete.
     fn revoked(&self, block: &[u8], freed: &mut Vec<u64>) -> bool {
         let end = block.len() - if self.has_checksums() { 4 } else { 0 };
         let used = be32(block, 12) as usize;

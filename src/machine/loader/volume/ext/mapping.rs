@@ -1,33 +1,33 @@
-//! Which blocks of the disk a file has: by a tree of extents, or by direct and indirect block numbers (Linux
-//! `Documentation/filesystems/ext4/ifork.rst`).
+//! Mapping of a file's blocks to blocks of the disk: by a tree of extents, or by direct and indirect block numbers
+//! (Linux `Documentation/filesystems/ext4/ifork.rst`).
 
 use super::super::number::{le16, le32};
 use super::checksum::crc32c;
 use super::{Ext, FLAG_EXTENTS, Inode, Result, VolumeError, damaged};
 
 const EXTENT_MAGIC: u16 = 0xf30a;
-/// Levels of a tree of extents.
+/// Maximum depth of a tree of extents.
 const MAX_DEPTH: u16 = 5;
-/// Runs of one file.
+/// Maximum number of runs of one file.
 const MAX_RUNS: usize = 1 << 18;
-/// Blocks of one file's tree.
+/// Maximum number of blocks of one file's tree.
 const MAX_TREE_BLOCKS: usize = 1 << 14;
-/// Blocks of an extent that was reserved and not written yet are counted from here.
+/// Lengths above this mark an extent that was reserved and not written yet.
 const UNWRITTEN: u64 = 1 << 15;
 
-/// Blocks that follow each other in the file and on the disk.
+/// Blocks that are consecutive in the file and on the disk.
 pub(super) struct Run {
-    /// The first one in the file.
+    /// The first block in the file.
     pub logical: u64,
-    /// The first one on the disk.
+    /// The first block on the disk.
     pub physical: u64,
-    /// How many.
+    /// Number of blocks.
     pub blocks: u64,
 }
 
-/// The runs of a file while they are gathered.
+/// The runs of a file while they are collected.
 struct Gathering {
-    /// Blocks of the file that are wanted.
+    /// Number of wanted blocks of the file.
     wanted: u64,
     runs: Vec<Run>,
     tree_blocks: usize,
@@ -65,7 +65,7 @@ impl Gathering {
 }
 
 impl Ext {
-    /// The runs of the first `wanted` blocks of a file, in its order. What is between them reads as zeros.
+    /// Returns the runs of the first `wanted` blocks of a file, in the file's order. Blocks between them read as zeros.
     pub(super) fn runs(&self, inode: &Inode, wanted: u64) -> Result<Vec<Run>> {
         let mut gathering = Gathering { wanted, runs: Vec::new(), tree_blocks: 0 };
         let root = &inode.bytes[0x28..0x28 + 60];
@@ -83,7 +83,7 @@ impl Ext {
         Ok(gathering.runs)
     }
 
-    /// A node of a tree of extents; `depth` is what the node above says of it.
+    /// Collects a node of a tree of extents. `depth` comes from the node above.
     fn extents(&self, inode: &Inode, node: &[u8], depth: Option<u16>, gathering: &mut Gathering) -> Result<()> {
         let (count, own_depth) = (usize::from(le16(node, 2)), le16(node, 6));
         let sane = le16(node, 0) == EXTENT_MAGIC
@@ -91,7 +91,7 @@ impl Ext {
             && own_depth <= MAX_DEPTH
             && 12 + 12 * count <= node.len();
         if !sane {
-            return Err(damaged("a tree of extents is none"));
+            return Err(damaged("a node of a tree of extents is not valid"));
         }
         for entry in node[12..].chunks_exact(12).take(count) {
             let logical = u64::from(le32(entry, 0));
@@ -118,7 +118,7 @@ impl Ext {
         Ok(())
     }
 
-    /// A block number, or `level` blocks of block numbers one behind the other.
+    /// Collects a block number, or `level` levels of blocks of block numbers.
     fn numbered(&self, number: u32, level: u32, logical: &mut u64, gathering: &mut Gathering) -> Result<()> {
         let per_block = self.block_bytes / 4;
         if *logical >= gathering.wanted {

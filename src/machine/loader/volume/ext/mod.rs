@@ -1,20 +1,20 @@
-//! ext2, ext3 and ext4 (Linux `Documentation/filesystems/ext4/`, files `super.rst`, `group_descr.rst`, `blockgroup.rst`,
-//! `inodes.rst`, `ifork.rst`, `directory.rst`, `inlinedata.rst`, `checksums.rst`). A journal that was not replayed is looked
-//! through ([`journal`]), so that an unclean file system reads as it would after recovery.
+//! ext2, ext3 and ext4 (Linux `Documentation/filesystems/ext4/`, files `super.rst`, `group_descr.rst`,
+//! `blockgroup.rst`, `inodes.rst`, `ifork.rst`, `directory.rst`, `inlinedata.rst`, `checksums.rst`). A journal that was
+//! not replayed is read ([`journal`]), so that an unclean file system reads as it would after recovery.
 //!
-//! Block groups' descriptors may be gathered or spread (`meta_bg`), inodes have 128 bytes or more, directories are read from
-//! their start to their end whether they have a hash tree (`large_dir`) or not, small files may be in their inode. The
-//! checksums of superblock, inodes, extents and directories are verified where the file system has them.
+//! Block groups' descriptors may be together or spread (`meta_bg`). Inodes have 128 bytes or more. Directories are read
+//! from their start to their end, with a hash tree (`large_dir`) or without. Small files may be in their inode. The
+//! checksums of superblock, inodes, extents and directories are verified if the file system has them.
 //!
-//! **Not modelled**: encrypted files, compression, an external journal and fast commits (both are read as GRUB reads them: as
-//! the file system stands on the disk), names that are equal but for their case.
+//! **Not modelled**: encrypted files, compression, an external journal and fast commits (such a file system is read as
+//! GRUB does: as it is on the disk), names that differ only in case.
 //!
-//! **Hostile guest**: nothing is reserved by a count of the file system's: descriptors and inodes are read one at a time, the
-//! runs of one file and the blocks of its tree are counted, a directory has a largest size.
+//! **Hostile guest**: no memory is reserved by a count in the file system: descriptors and inodes are read one at a
+//! time, the runs of one file and the blocks of its tree are counted, and a directory has a maximum size.
 
 mod checksum; // CRC-32C
-mod journal; // what a journal holds that is newer than the disk
-mod mapping; // which blocks a file has
+mod journal; // blocks of a journal that are newer than the disk
+mod mapping; // blocks of a file
 
 use std::collections::HashMap;
 
@@ -38,8 +38,8 @@ const INCOMPAT_64BIT: u32 = 0x80;
 const INCOMPAT_MMP: u32 = 0x100;
 const INCOMPAT_CSUM_SEED: u32 = 0x2000;
 const INCOMPAT_LARGEDIR: u32 = 0x4000;
-/// Incompatible features that reading can live with: those with a name here, extents, flexible groups, attributes in inodes,
-/// data in inodes, encryption (which single files have) and case folding.
+/// Incompatible features that do not prevent reading: those with a name here, extents, flexible groups, attributes in
+/// inodes, data in inodes, encryption (which single files have) and case folding.
 const KNOWN_INCOMPAT: u32 = INCOMPAT_FILETYPE
     | INCOMPAT_RECOVER
     | INCOMPAT_META_BG
@@ -56,7 +56,7 @@ const KNOWN_INCOMPAT: u32 = INCOMPAT_FILETYPE
 const RO_COMPAT_SPARSE_SUPER: u32 = 0x1;
 const RO_COMPAT_METADATA_CSUM: u32 = 0x400;
 /// Read-only compatible features under which a file's blocks are its own and may change: those of Linux's ext4
-/// (`fs/ext4/ext4.h`) without snapshots, `readonly`, blocks that files share, and files with a hash tree.
+/// (`fs/ext4/ext4.h`) without snapshots, `readonly`, shared blocks, and files with a hash tree.
 const RO_COMPAT_WRITABLE: u32 = 0x1_277f;
 
 const FLAG_ENCRYPTED: u32 = 0x800;
@@ -80,7 +80,7 @@ pub struct Ext {
     copies: Copies,
     has_types: bool,
     large_directories: bool,
-    /// What checksums begin with, where there are some.
+    /// Initial value of checksums, if there are some.
     seed: Option<u32>,
     /// Blocks of which the journal has a newer state.
     logged: HashMap<u64, Logged>,
@@ -89,7 +89,7 @@ pub struct Ext {
     uuid: String,
 }
 
-/// Which groups have a copy of the superblock in front of their descriptors.
+/// Groups that have a copy of the superblock before their descriptors.
 enum Copies {
     All,
     /// 0, 1 and the powers of 3, 5 and 7.
@@ -100,7 +100,7 @@ enum Copies {
 
 /// A file or directory.
 #[derive(Clone)]
-pub struct Node {
+pub struct ExtFile {
     number: u32,
     kind: NodeKind,
 }
@@ -109,7 +109,7 @@ struct Inode {
     bytes: Vec<u8>,
     size: u64,
     flags: u32,
-    /// What the checksums of its blocks begin with.
+    /// Initial value of the checksums of its blocks.
     seed: Option<u32>,
 }
 
@@ -117,11 +117,11 @@ fn damaged(why: impl Into<String>) -> VolumeError {
     VolumeError::Damaged { kind: KIND, why: why.into() }
 }
 
-fn unsupported(what: impl Into<String>) -> VolumeError {
-    VolumeError::Unsupported { kind: KIND, what: what.into() }
+fn unsupported(feature: impl Into<String>) -> VolumeError {
+    VolumeError::Unsupported { kind: KIND, feature: feature.into() }
 }
 
-/// Names of incompatible features that are refused.
+/// Returns the names of incompatible features that are refused.
 fn feature_names(features: u32) -> String {
     let known = [(0x1, "compression"), (0x8, "a journal device"), (0x1000, "data in directory entries")];
     let mut names: Vec<String> =
@@ -134,12 +134,12 @@ fn feature_names(features: u32) -> String {
 }
 
 impl Ext {
-    /// Whether the superblock's magic is there.
+    /// Returns whether the superblock's magic number is present.
     pub fn is_here(medium: &Medium) -> bool {
         medium.bytes(SUPERBLOCK + 56, 2).is_ok_and(|magic| magic == [0x53, 0xef])
     }
 
-    /// Opens the file system; reads its superblock and, if it was not unmounted, its journal.
+    /// Opens the file system. Reads its superblock and, if it was not unmounted, its journal.
     pub fn open(medium: &Medium) -> Result<Ext> {
         let superblock = medium.bytes(SUPERBLOCK, 1024)?;
         let revision = le32(&superblock, 76);
@@ -164,7 +164,8 @@ impl Ext {
             () => Copies::All,
         };
         fs.pinned = match () {
-            // The block may be in the journal, which is not written to, and what is there would be laid over it.
+            // The block may also be in the journal, which is not written here; a replay would then overwrite the new
+            // bytes.
             () if incompat & INCOMPAT_RECOVER != 0 => Some("its file system was not unmounted"),
             () if incompat & INCOMPAT_MMP != 0 => Some("another machine may have its file system mounted"),
             () if ro_compat & !RO_COMPAT_WRITABLE != 0 => {
@@ -184,11 +185,11 @@ impl Ext {
         Ok(fs)
     }
 
-    /// The sizes that the superblock tells, checked against each other and the medium.
+    /// Reads the sizes in the superblock, and checks them against each other and the medium.
     fn of_superblock(medium: &Medium, superblock: &[u8], revision: u32, incompat: u32) -> Result<Ext> {
         let block_bytes = 1024u64.checked_shl(le32(superblock, 24)).filter(|bytes| (1024..=65_536).contains(bytes));
-        let block_bytes = block_bytes.ok_or_else(|| damaged("its block size is none"))?;
-        // Linux looks at the upper half with and without the feature `64bit` (`fs/ext4/ext4.h`, ext4_blocks_count).
+        let block_bytes = block_bytes.ok_or_else(|| damaged("its block size is not valid"))?;
+        // Linux reads the upper half with and without the feature `64bit` (`fs/ext4/ext4.h`, ext4_blocks_count).
         let blocks = u64::from(le32(superblock, 336)) << 32 | u64::from(le32(superblock, 4));
         if blocks.checked_mul(block_bytes).is_none_or(|bytes| bytes > medium.len()) {
             return Err(damaged(format!("its {blocks} blocks go beyond the end of the partition")));
@@ -228,7 +229,7 @@ impl Ext {
 
     /// Fills `buffer` from `offset` of a block, in its newest state.
     fn read_block(&self, number: u64, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        // Block 0 has the boot sector, or it and the superblock: it is nobody's.
+        // Block 0 holds the boot sector, perhaps with the superblock. No file has it.
         if number == 0 || number >= self.blocks || offset + buffer.len() as u64 > self.block_bytes {
             return Err(damaged(format!("there is no block {number}")));
         }
@@ -244,7 +245,7 @@ impl Ext {
         Ok(())
     }
 
-    /// A whole block.
+    /// Returns a whole block.
     fn block(&self, number: u64) -> Result<Vec<u8>> {
         let mut bytes = vec![0; self.block_bytes as usize];
         self.read_block(number, 0, &mut bytes)?;
@@ -267,7 +268,7 @@ impl Ext {
         }
     }
 
-    /// The block that holds the descriptors of number `index` (Linux `fs/ext4/super.c`, descriptor_loc).
+    /// Returns the block that holds the descriptors of number `index` (Linux `fs/ext4/super.c`, descriptor_loc).
     fn descriptor_block(&self, index: u64) -> u64 {
         match self.spread_from {
             Some(first) if index >= first => {
@@ -279,7 +280,7 @@ impl Ext {
         }
     }
 
-    /// The first block of a group's inodes.
+    /// Returns the first block of a group's inodes.
     fn inode_table(&self, group: u64) -> Result<u64> {
         let per_block = self.block_bytes / self.descriptor_bytes;
         let mut descriptor = vec![0; self.descriptor_bytes as usize];
@@ -303,19 +304,19 @@ impl Ext {
         if seed.is_some_and(|seed| !inode_checksum_holds(seed, &bytes)) {
             return Err(damaged(format!("the checksum of inode {number} is wrong")));
         }
-        // The upper half of a directory's size was something else once.
+        // The upper half of a directory's size had another meaning once.
         let has_high = mode_kind(&bytes) == NodeKind::File || self.large_directories;
         let high = if has_high { le32(&bytes, 0x6c) } else { 0 };
         let size = u64::from(high) << 32 | u64::from(le32(&bytes, 4));
         Ok(Inode { size, flags: le32(&bytes, 0x20), seed, bytes })
     }
 
-    /// The entries of a piece of a directory; `false` when the caller has what it wants.
-    fn entries(&self, bytes: &[u8], each: &mut dyn FnMut(&str, Node) -> bool) -> Result<bool> {
+    /// Visits the entries of a piece of a directory. Returns `false` when the caller wants no more.
+    fn entries(&self, bytes: &[u8], each: &mut dyn FnMut(&str, ExtFile) -> bool) -> Result<bool> {
         let mut at = 0;
         while at + 8 <= bytes.len() {
             let (number, len) = (le32(bytes, at), usize::from(le16(bytes, at + 4)));
-            // The lowest two bits are the highest of a length that needs more than 16.
+            // The lowest two bits are the highest bits of a length above 16 bits.
             let len = if matches!(len, 0 | 0xffff) { bytes.len() - at } else { len & 0xfffc | (len & 3) << 16 };
             let name_len = if self.has_types { bytes[at + 6].into() } else { usize::from(le16(bytes, at + 6)) };
             if len < 8 || at + len > bytes.len() || 8 + name_len > len {
@@ -324,7 +325,7 @@ impl Ext {
             let name = &bytes[at + 8..at + 8 + name_len];
             let file_type = if self.has_types { bytes[at + 7] } else { 0 };
             at += len;
-            // Names that are no text are nobody's boot files.
+            // Names that are not text are no boot files.
             if let (true, Ok(name)) = (number != 0 && name_len > 0, std::str::from_utf8(name))
                 && !matches!(name, "." | "..")
             {
@@ -335,7 +336,7 @@ impl Ext {
                     0 => mode_kind(&self.inode(number)?.bytes),
                     _ => NodeKind::Other,
                 };
-                if !each(name, Node { number, kind }) {
+                if !each(name, ExtFile { number, kind }) {
                     return Ok(false);
                 }
             }
@@ -343,13 +344,13 @@ impl Ext {
         Ok(true)
     }
 
-    /// What of a file is in its inode: in the place of the block numbers, and in the attribute `system.data`.
+    /// Returns the data of a file in its inode: in place of the block numbers, and in the attribute `system.data`.
     fn inline(&self, inode: &Inode) -> [Vec<u8>; 2] {
         let first = inode.bytes[0x28..0x28 + 60].to_vec();
         [first, in_attribute(&inode.bytes).unwrap_or_default().to_vec()]
     }
 
-    /// `bytes` of a file from its start.
+    /// Reads `bytes` of a file from its start.
     fn contents(&self, inode: &Inode, bytes: u64) -> Result<Vec<u8>> {
         if inode.flags & FLAG_INLINE_DATA != 0 {
             let mut content = self.inline(inode).concat();
@@ -389,8 +390,8 @@ fn mode_kind(inode: &[u8]) -> NodeKind {
     }
 }
 
-/// Linux `fs/ext4/inode.c`, ext4_inode_csum: over the inode with zeros for the checksum, whose upper half only larger inodes
-/// have.
+/// Checks an inode's checksum, as Linux `fs/ext4/inode.c`, ext4_inode_csum: over the inode with zeros for the checksum,
+/// whose upper half only larger inodes have.
 fn inode_checksum_holds(seed: u32, bytes: &[u8]) -> bool {
     const LOW: usize = 0x7c;
     const HIGH: usize = 0x82;
@@ -403,7 +404,7 @@ fn inode_checksum_holds(seed: u32, bytes: &[u8]) -> bool {
     crc32c(sum, &bytes[128..]) as u16 == le16(bytes, LOW)
 }
 
-/// The value of the attribute `system.data` in the inode.
+/// Returns the value of the attribute `system.data` in the inode.
 fn in_attribute(inode: &[u8]) -> Option<&[u8]> {
     const MAGIC: u32 = 0xea02_0000;
     const SYSTEM: u8 = 7;
@@ -421,16 +422,16 @@ fn in_attribute(inode: &[u8]) -> Option<&[u8]> {
     None
 }
 
-/// Whether a directory block's checksum, if it has one, holds.
+/// Returns whether a directory block's checksum, if it has one, holds.
 fn directory_checksum_holds(seed: u32, block: &[u8]) -> bool {
     let Some((body, tail)) = block.split_last_chunk::<12>() else { return false };
-    // The checksum is in what looks like an unused entry; blocks of the hash tree have none such.
+    // The checksum looks like an unused entry. Blocks of the hash tree have none.
     let has_tail = tail[..8] == [0, 0, 0, 0, 12, 0, 0, 0xde];
     !has_tail || crc32c(seed, body) == le32(tail, 8)
 }
 
 impl Tree for Ext {
-    type Node = Node;
+    type File = ExtFile;
 
     fn kind(&self) -> &'static str {
         KIND
@@ -444,21 +445,21 @@ impl Tree for Ext {
     fn medium(&self) -> &Medium {
         &self.medium
     }
-    fn root(&self) -> Result<Node> {
-        Ok(Node { number: ROOT_INODE, kind: NodeKind::Directory })
+    fn root(&self) -> Result<ExtFile> {
+        Ok(ExtFile { number: ROOT_INODE, kind: NodeKind::Directory })
     }
-    fn node_kind(&self, node: &Node) -> NodeKind {
+    fn node_kind(&self, node: &ExtFile) -> NodeKind {
         node.kind
     }
 
-    fn visit(&self, directory: &Node, each: &mut dyn FnMut(&str, Node) -> bool) -> Result<()> {
+    fn visit(&self, directory: &ExtFile, each: &mut dyn FnMut(&str, ExtFile) -> bool) -> Result<()> {
         let inode = self.inode(directory.number)?;
         if mode_kind(&inode.bytes) != NodeKind::Directory {
-            return Err(damaged("a directory is none"));
+            return Err(damaged("an inode in place of a directory is not one"));
         }
         Ext::is_plain(&inode)?;
         if inode.flags & FLAG_INLINE_DATA != 0 {
-            // The directory above, then entries, then more of them.
+            // The parent directory, then entries, then more of them.
             let [first, more] = self.inline(&inode);
             if self.entries(&first[4..], each)? {
                 self.entries(&more, each)?;
@@ -482,12 +483,12 @@ impl Tree for Ext {
         Ok(())
     }
 
-    fn pinned(&self, node: &Node) -> Result<Option<&'static str>> {
+    fn pinned(&self, node: &ExtFile) -> Result<Option<&'static str>> {
         let sealed = self.inode(node.number)?.flags & FLAG_VERITY != 0;
         Ok(self.pinned.or(sealed.then_some("it is sealed with checksums of its own")))
     }
 
-    fn content(&self, node: &Node, limit: u64) -> Result<Vec<u8>> {
+    fn content(&self, node: &ExtFile, limit: u64) -> Result<Vec<u8>> {
         let inode = self.inode(node.number)?;
         Ext::is_plain(&inode)?;
         if inode.size > limit {
@@ -496,7 +497,7 @@ impl Tree for Ext {
         self.contents(&inode, inode.size)
     }
 
-    fn link(&self, node: &Node) -> Result<String> {
+    fn link(&self, node: &ExtFile) -> Result<String> {
         let inode = self.inode(node.number)?;
         Ext::is_plain(&inode)?;
         if inode.size > MAX_LINK_BYTES {
@@ -506,6 +507,6 @@ impl Tree for Ext {
             size @ 0..60 if inode.flags & (FLAG_EXTENTS | FLAG_INLINE_DATA) == 0 => inode.bytes[0x28..0x28 + size].to_vec(),
             _ => self.contents(&inode, inode.size)?,
         };
-        String::from_utf8(text).map_err(|_| damaged("a link is no text"))
+        String::from_utf8(text).map_err(|_| damaged("a link is not text"))
     }
 }
