@@ -1,12 +1,12 @@
-//! What the host's bhyve(8) can do: probed, not looked up in a table of versions alone.
+//! Features of the host's bhyve(8). They are probed, not only looked up in a table of versions.
 //!
-//! The probe is the text of `bhyve -s help` (one device model a line, `pci_emul.c` pci_print_supported_devices),
+//! The probe is the text of `bhyve -s help` (one device model per line, `pci_emul.c` pci_print_supported_devices),
 //! `bhyve -l help` (`pci_lpc.c` lpc_print_supported_devices), the usage text of bhyve and of bhyvectl, and sysctls
-//! (`kern.osreldate`, `hw.vmm.maxcpu`, `hw.ncpu`). What none of these tells, like the backends of a network device, follows from
-//! `kern.osreldate` (`sys/sys/param.h` __FreeBSD_version: 1302001 is 13.2).
+//! (`kern.osreldate`, `hw.vmm.maxcpu`, `hw.ncpu`). Features that none of these shows, like the backends of a network
+//! device, follow from `kern.osreldate` (`sys/sys/param.h` __FreeBSD_version: 1302001 is 13.2).
 //!
-//! **Hostile input.** The texts come from programs of the host. Lines that are not understood are passed over; at most
-//! 64 KiB of each text is looked at.
+//! **Hostile input.** The texts come from programs of the host. Lines that are not understood are skipped. At most 64
+//! KiB of each text is read.
 
 use std::collections::BTreeSet;
 
@@ -14,31 +14,31 @@ use serde::{Deserialize, Serialize};
 
 use super::program;
 
-/// The most of a probe's text that is looked at, in bytes.
+/// Maximum number of bytes of a probe's text that are read.
 const MOST: usize = 64 * 1024;
 /// The first release in which a guest can have as many virtual CPUs as the host has CPUs.
 const MANY_CPUS: u32 = 1_302_001;
 
-/// What a probe brought in.
+/// Outputs of a probe.
 #[derive(Debug, Clone, Default)]
 pub struct ProbeOutputs {
-    /// Of `bhyve -s help`.
+    /// Output of `bhyve -s help`.
     pub devices: String,
-    /// Of `bhyve -l help`.
+    /// Output of `bhyve -l help`.
     pub lpc: String,
-    /// Of `bhyve -h`, both streams.
+    /// Output of `bhyve -h`, both streams.
     pub usage: String,
-    /// Of `bhyvectl` without arguments, both streams.
+    /// Output of `bhyvectl` without arguments, both streams.
     pub bhyvectl: String,
     /// `kern.osreldate`.
     pub osreldate: u32,
-    /// `hw.vmm.maxcpu`, where there is one: vmm(4) is loaded.
+    /// Value of `hw.vmm.maxcpu`, if it exists: vmm(4) is loaded.
     pub max_cpus: Option<u32>,
     /// `hw.ncpu`.
     pub host_cpus: Option<u32>,
 }
 
-/// What the host's bhyve can do.
+/// Features of the host's bhyve.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HostFeatures {
@@ -50,20 +50,20 @@ pub struct HostFeatures {
     pub lpc: BTreeSet<String>,
     /// Flags of the usage text, one letter each.
     pub flags: BTreeSet<char>,
-    /// Guests can be suspended to a file: bhyve was built with BHYVE_SNAPSHOT.
+    /// Whether guests can be suspended to a file: bhyve was built with BHYVE_SNAPSHOT.
     pub snapshot: bool,
-    /// The most virtual CPUs of a guest.
+    /// Maximum number of virtual CPUs of a guest.
     pub max_cpus: u32,
 }
 
-/// What came with a release and no probe tells.
+/// A feature that came with a release and that no probe shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Since {
-    /// What it is, for messages.
+    /// Name of the feature, for messages.
     pub what: &'static str,
     /// `__FreeBSD_version` of the first release that has it.
     pub osreldate: u32,
-    /// That release, in words.
+    /// Name of that release.
     pub release: &'static str,
 }
 
@@ -107,7 +107,7 @@ pub const PASSTHRU_ROM: Since = Since::new("option ROMs of passthru devices", 1_
 pub const NETGRAPH: Since = Since::new("netgraph backends", 1_300_000, "FreeBSD 13.0");
 
 impl HostFeatures {
-    /// From what a probe brought in.
+    /// Reads the outputs of a probe.
     pub fn parse(outputs: &ProbeOutputs) -> HostFeatures {
         let words = |text: &str| -> BTreeSet<String> {
             let lines = cut(text).lines().map(str::trim);
@@ -122,8 +122,8 @@ impl HostFeatures {
             lpc: words(&outputs.lpc),
             flags: flags(cut(&outputs.usage)),
             snapshot: cut(&outputs.bhyvectl).contains("--suspend"),
-            // What hw.vmm.maxcpu becomes when vmm is loaded (`sys/amd64/vmm/vmm.c` vmm_init), unless a tunable says another
-            // number. Before 13.2 there were at most 16 (VM_MAXCPU of machine/vmm.h).
+            // This is the value that hw.vmm.maxcpu gets when vmm is loaded (`sys/amd64/vmm/vmm.c` vmm_init), unless a
+            // tunable sets another. Before 13.2 the maximum was 16 (VM_MAXCPU of machine/vmm.h).
             max_cpus: match (outputs.max_cpus, outputs.host_cpus) {
                 (Some(most), _) => most,
                 (None, Some(cpus)) if outputs.osreldate >= MANY_CPUS => cpus,
@@ -132,52 +132,52 @@ impl HostFeatures {
         }
     }
 
-    /// Whether the release has it.
+    /// Returns whether the release has the feature.
     pub fn has(&self, since: Since) -> bool {
         self.osreldate >= since.osreldate
     }
 
-    /// Whether bhyve still wants `-A` for ACPI tables: through 13 the tables were off without it (`bhyverun.c`).
+    /// Returns whether bhyve needs `-A` for ACPI tables: up to 13 there were no tables without it (`bhyverun.c`).
     pub fn wants_acpi_flag(&self) -> bool {
         self.osreldate < 1_400_000
     }
 
-    /// In words, like `FreeBSD 13.2`.
+    /// Returns the release in words, like `FreeBSD 13.2`.
     pub fn release(&self) -> String {
         format!("FreeBSD {}.{}", self.osreldate / 100_000, self.osreldate / 1000 % 100)
     }
 
-    /// Of this host, with `run` for its programs: what one printed, both streams, or why it cannot be run. What lacks
-    /// of an answer is said in words: without its devices every guest would be refused for the wrong reason.
+    /// Probes this host. `run` runs a program and returns its output, both streams, or an error. Missing answers are an
+    /// error too: without its devices every guest would be refused for the wrong reason.
     pub fn probe(run: impl Fn(&str, &[&str]) -> Result<String, String>) -> Result<HostFeatures, String> {
-        let told = |program: &str, arguments: &[&str], wanted: &str| {
+        let usage_of = |program: &str, arguments: &[&str], wanted: &str| {
             let text = run(program, arguments)?;
             match text.lines().any(|line| line.trim().eq_ignore_ascii_case(wanted)) {
                 true => Ok(text),
                 false => {
                     let words = cut(&text).lines().map(str::trim).filter(|line| !line.is_empty()).take(8).collect::<Vec<_>>();
-                    Err(format!("`{}` does not say what it can do: {}", program::typed(program, arguments), words.join("; ")))
+                    Err(format!("`{}` does not list its features: {}", program::typed(program, arguments), words.join("; ")))
                 }
             }
         };
         let number = |name: &str| -> Result<u32, String> {
             let text = run("sysctl", &["-n", name])?;
-            text.trim().parse().map_err(|_| format!("`sysctl -n {name}` says no number: {}", text.trim()))
+            text.trim().parse().map_err(|_| format!("`sysctl -n {name}` gives no number: {}", text.trim()))
         };
         let outputs = ProbeOutputs {
-            devices: told("bhyve", &["-s", "help"], "hostbridge")?,
-            lpc: told("bhyve", &["-l", "help"], "com1")?,
+            devices: usage_of("bhyve", &["-s", "help"], "hostbridge")?,
+            lpc: usage_of("bhyve", &["-l", "help"], "com1")?,
             usage: run("bhyve", &["-h"])?,
             bhyvectl: run("bhyvectl", &[])?,
             osreldate: number("kern.osreldate")?,
-            // There is none before vmm(4) is loaded.
+            // It does not exist before vmm(4) is loaded.
             max_cpus: number("hw.vmm.maxcpu").ok(),
             host_cpus: number("hw.ncpu").ok(),
         };
         Ok(HostFeatures::parse(&outputs))
     }
 
-    /// Of the host that this runs on; in words, why nothing is known.
+    /// Probes the host that this runs on. The error says why the features are not known.
     pub fn of_this_host() -> Result<HostFeatures, String> {
         if !program::is_freebsd() {
             return Err("this host has no bhyve(8): it is not FreeBSD".into());
@@ -195,7 +195,7 @@ impl HostFeatures {
     /// The releases that [`Self::of_release`] knows.
     pub const RELEASES: [&'static str; 5] = ["13.2", "14.0", "14.3", "15.0", "current"];
 
-    /// What a release's bhyve can do on amd64, as its sources say: for command lines that are to run elsewhere.
+    /// Returns the features of a release's bhyve on amd64, from its sources: for command lines that will run elsewhere.
     pub fn of_release(name: &str) -> Option<HostFeatures> {
         let release = match name.strip_suffix("-RELEASE").unwrap_or(name).to_ascii_lowercase().as_str() {
             "13.2" | "13" => &RELEASE_13_2,
@@ -211,7 +211,7 @@ impl HostFeatures {
             usage: release.usage.into(),
             bhyvectl: String::new(),
             osreldate: release.osreldate,
-            // The number of CPUs of the host: as many as a guest file can ask for.
+            // The host's number of CPUs is not known: take as many as a guest file can ask for.
             max_cpus: Some(64),
             host_cpus: None,
         };
@@ -227,7 +227,7 @@ fn cut(text: &str) -> &str {
     &text[..end]
 }
 
-/// The flags that the usage text explains: lines like `-A: create ACPI tables`, and those in its first brackets.
+/// Returns the flags in the usage text: lines like `-A: create ACPI tables`, and those in its first brackets.
 fn flags(usage: &str) -> BTreeSet<char> {
     let mut found = BTreeSet::new();
     for line in usage.lines() {
@@ -245,7 +245,7 @@ fn flags(usage: &str) -> BTreeSet<char> {
     found
 }
 
-/// What the programs of one release print.
+/// Outputs of the programs of one release.
 struct Release {
     osreldate: u32,
     devices: &'static str,

@@ -1,16 +1,16 @@
-//! bhyvectl(8): what is done to a virtual machine from outside (`usr.sbin/bhyvectl/bhyvectl.c`).
+//! bhyvectl(8): operations on a virtual machine from outside (`usr.sbin/bhyvectl/bhyvectl.c`).
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::program::{Cause, ProgramError, run};
-use super::{jail_run, place};
+use super::{environment, jail_run};
 
-/// The most counters that are taken from one answer.
+/// Maximum number of counters that are read from one answer.
 const MOST_COUNTERS: usize = 4096;
 
-/// How long the device of a machine that was destroyed may take to go.
+/// Time-out for the device of a destroyed machine to disappear.
 const GOING: Duration = Duration::from_secs(30);
 
 /// A virtual machine of vmm(4), seen from a jail or from the host.
@@ -23,15 +23,15 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Whether the kernel has it.
+    /// Returns whether the kernel has the machine.
     pub fn exists(&self) -> bool {
-        place::has_entry(&place::path("/dev/vmm"), &self.name)
+        environment::has_entry(&environment::path("/dev/vmm"), &self.name)
     }
 
-    /// Makes it, without anything in it; `false` when the kernel still has one of this name, which may be on its way
-    /// out: destroying goes on after bhyvectl(8) has ended, takes the device away first and the name last, when all
-    /// memory has been given back (`sys/amd64/vmm/vmm_dev.c`, sysctl_vmm_destroy and vmmdev_destroy). bhyvectl says
-    /// `errno = 17` for EEXIST.
+    /// Creates an empty machine. Returns `false` when the kernel still has one of this name, which may be on its way
+    /// out: destruction continues after bhyvectl(8) has ended. It removes the device first and the name last, when all
+    /// memory has been freed (`sys/amd64/vmm/vmm_dev.c`, sysctl_vmm_destroy and vmmdev_destroy). bhyvectl prints `errno
+    /// = 17` for EEXIST.
     pub fn create(&self) -> Result<bool, ProgramError> {
         match self.call(&["--create"]) {
             Ok(_) => Ok(true),
@@ -44,21 +44,21 @@ impl Vm {
         }
     }
 
-    /// Removes it, if it is there, and waits until its device is gone.
+    /// Destroys the machine, if it exists, and waits until its device is gone.
     pub fn destroy(&self) -> Result<(), ProgramError> {
         if !self.exists() {
             return Ok(());
         }
         match self.call(&["--destroy"]) {
             Ok(_) => {}
-            // Somebody has destroyed it, and it is not gone yet.
+            // Another process has destroyed it, and it is not gone yet.
             Err(ProgramError { cause: Cause::Failed { words, .. }, .. }) if is_going(&words) => {}
             Err(error) => return Err(error),
         }
         let until = Instant::now() + GOING;
         while self.exists() {
             if Instant::now() > until {
-                let words = format!("/dev/vmm/{} is still there after {} s", self.name, GOING.as_secs());
+                let words = format!("/dev/vmm/{} still exists after {} s", self.name, GOING.as_secs());
                 let command = format!("bhyvectl --vm={} --destroy", self.name);
                 return Err(ProgramError { command, cause: Cause::Failed { status: Some(0), words } });
             }
@@ -67,12 +67,12 @@ impl Vm {
         Ok(())
     }
 
-    /// Ends it as the guest's own power-off does.
+    /// Ends the machine as the guest's own power-off does.
     pub fn force_poweroff(&self) -> Result<(), ProgramError> {
         self.call(&["--force-poweroff"]).map(drop)
     }
 
-    /// Ends it as the guest's own reset does.
+    /// Ends the machine as the guest's own reset does.
     pub fn force_reset(&self) -> Result<(), ProgramError> {
         self.call(&["--force-reset"]).map(drop)
     }
@@ -82,12 +82,12 @@ impl Vm {
         self.call(&[&format!("--cpu={cpu}"), "--inject-nmi"]).map(drop)
     }
 
-    /// Saves it to `file` and two more files beside it, and ends it.
+    /// Saves the machine to `file` and two more files beside it, and ends it.
     pub fn suspend(&self, file: &Path) -> Result<(), ProgramError> {
         self.call(&[&format!("--suspend={}", file.display())]).map(drop)
     }
 
-    /// The counters of a virtual CPU.
+    /// Returns the counters of a virtual CPU.
     pub fn stats(&self, cpu: usize) -> Result<BTreeMap<String, u64>, ProgramError> {
         Ok(counters(&self.call(&[&format!("--cpu={cpu}"), "--get-stats"])?, cpu))
     }
@@ -101,14 +101,14 @@ impl Vm {
     }
 }
 
-/// Whether bhyvectl(8) says that it found no machine, or one whose device goes (ENOENT, ENXIO): until 13.2 it says
-/// `vm_open: NAME could not be opened: WHY`, and later `VM:NAME is not created.`
+/// Returns whether bhyvectl(8) says that it found no machine, or one whose device is disappearing (ENOENT, ENXIO). Up
+/// to 13.2 it prints `vm_open: NAME could not be opened: WHY`, and later `VM:NAME is not created.`
 fn is_going(words: &str) -> bool {
     let why = |why: &str| words.contains(&format!("could not be opened: {why}"));
     words.contains("is not created") || why("No such file or directory") || why("Device not configured")
 }
 
-/// Lines of a name, a tab and a number; anything else is not a counter.
+/// Parses lines of a name, a tab and a number. Other lines are not counters.
 pub fn counters(text: &str, cpu: usize) -> BTreeMap<String, u64> {
     let line = |line: &str| {
         let (name, value) = line.rsplit_once('\t')?;

@@ -1,5 +1,5 @@
-//! DHCP and DNS for the guests of a switch, through dnsmasq(8) of the port dns/dnsmasq: one process a switch, with its
-//! configuration, its pid and its leases in the switch's directory under the runtime directory.
+//! DHCP and DNS for the guests of a switch, through dnsmasq(8) of the port dns/dnsmasq: one process per switch, with
+//! its configuration, its pid and its leases in the switch's directory under the runtime directory.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
@@ -7,33 +7,33 @@ use std::time::Duration;
 
 use super::error::HostError;
 use super::ifconfig::Prefix;
-use super::program::{self, Action, Step};
+use super::program::{self, HostChange, Step};
 
-/// Addresses that are given out.
+/// Range of addresses for DHCP.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Range {
-    /// The first one.
+    /// The first address.
     pub first: Ipv4Addr,
-    /// The last one.
+    /// The last address.
     pub last: Ipv4Addr,
-    /// For how long.
+    /// Duration of a lease.
     pub lease: Duration,
 }
 
-/// The service of one switch.
+/// The DHCP and DNS service of one switch.
 #[derive(Debug, Clone)]
 pub struct Service<'a> {
     /// The switch.
     pub switch: &'a str,
-    /// The interface it listens on.
+    /// The interface on which it listens.
     pub interface: String,
     /// The host's address on it.
     pub address: Prefix,
-    /// What it gives out.
+    /// The addresses for guests.
     pub range: &'a Range,
-    /// Name servers that guests are told; itself when empty.
+    /// Name servers for guests; the service itself when empty.
     pub dns: &'a [IpAddr],
-    /// Domain that guests are told.
+    /// Domain for guests.
     pub domain: Option<&'a str>,
     /// The directory of the switch.
     pub directory: &'a Path,
@@ -47,7 +47,7 @@ impl Service<'_> {
         self.directory.join("dnsmasq.pid")
     }
 
-    /// What stands in its configuration file.
+    /// Returns the text of its configuration file.
     pub fn config(&self) -> String {
         let mask = u32::MAX.checked_shl(32 - u32::from(self.address.length)).unwrap_or(0);
         let mut config = format!(
@@ -80,25 +80,25 @@ impl Service<'_> {
         config
     }
 
-    /// Its process, if it runs with the configuration that it should have.
+    /// Returns whether it runs with the configuration that it should have.
     pub fn is_running(&self) -> bool {
         std::fs::read_to_string(self.config_file()).is_ok_and(|text| text == self.config()) && running(self.directory).is_some()
     }
 
-    /// Writes the configuration and starts it anew.
+    /// Returns the steps that write the configuration and restart the service.
     pub fn start(&self) -> Vec<Step> {
         let file = self.config_file().display().to_string();
         let mut steps: Vec<Step> = running(self.directory).map(|pid| Step::once(kill(pid))).into_iter().collect();
         steps.push(Step::undone_by(
-            Action::Write { path: self.config_file(), text: self.config() },
-            Action::Remove { path: self.config_file() },
+            HostChange::Write { path: self.config_file(), text: self.config() },
+            HostChange::Remove { path: self.config_file() },
         ));
-        steps.push(Step::once(Action::run(&["dnsmasq", &format!("--conf-file={file}")])));
+        steps.push(Step::once(HostChange::run(&["dnsmasq", &format!("--conf-file={file}")])));
         steps
     }
 }
 
-/// Refuses a range that is not the network's, or that holds the host's own address.
+/// Refuses a range that is outside of the network, or contains the host's own address.
 pub fn check(switch: &str, address: Prefix, range: &Range) -> Result<(), HostError> {
     let bad = |words: String| Err(HostError::new(format!("`dhcp` of switch `{switch}`: {words}")));
     if range.first > range.last {
@@ -117,19 +117,19 @@ pub fn check(switch: &str, address: Prefix, range: &Range) -> Result<(), HostErr
     }
 }
 
-fn kill(pid: u32) -> Action {
-    Action::run(&["kill", &pid.to_string()])
+fn kill(pid: u32) -> HostChange {
+    HostChange::run(&["kill", &pid.to_string()])
 }
 
-/// What stops the service of a switch's directory, if one runs, and removes its files.
+/// Returns the steps that stop the service of a switch's directory, if one runs, and remove its files.
 pub fn stop(directory: &Path) -> Vec<Step> {
     let mut steps: Vec<Step> = running(directory).map(|pid| Step::once(kill(pid))).into_iter().collect();
     let files = ["dnsmasq.conf", "dnsmasq.pid", "dnsmasq.leases"].map(|name| directory.join(name));
-    steps.extend(files.into_iter().filter(|path| path.exists()).map(|path| Step::once(Action::Remove { path })));
+    steps.extend(files.into_iter().filter(|path| path.exists()).map(|path| Step::once(HostChange::Remove { path })));
     steps
 }
 
-/// The process that serves a switch: the pid in its file, if that process is a dnsmasq with this configuration.
+/// Returns the process that serves a switch: the pid in its file, if that process is a dnsmasq with this configuration.
 pub fn running(directory: &Path) -> Option<u32> {
     let pid: u32 = std::fs::read_to_string(directory.join("dnsmasq.pid")).ok()?.trim().parse().ok()?;
     let command = program::run("ps", &["-o", "command=", "-p", &pid.to_string()]).ok()?;

@@ -1,6 +1,6 @@
-//! The probe behind `vmctl doctor`: what this host offers, and what is missing.
+//! The probe behind `vmctl doctor`: the features of this host, and the missing ones.
 
-pub mod freebsd; // what only FreeBSD has
+pub mod freebsd; // checks for FreeBSD only
 #[cfg(target_os = "linux")]
 mod linux; // what engines are confined with
 
@@ -10,46 +10,46 @@ use std::path::Path;
 use super::files::{free_space, private_directory};
 use super::process::kernel;
 
-/// How something stands.
+/// Result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// As it should.
+    /// It is as it should be.
     Good,
-    /// Not at its best; vmctl works.
+    /// It is not ideal, but vmctl works.
     Note,
     /// vmctl does not work like this.
     Bad,
 }
 
-/// One thing that was looked at.
+/// Finding of one check.
 #[derive(Debug, Clone)]
 pub struct Finding {
-    /// What was looked at.
+    /// Name of the check.
     pub check: &'static str,
-    /// How it stands.
+    /// Result of the check.
     pub verdict: Verdict,
-    /// In words.
+    /// Description.
     pub words: String,
-    /// What to do about it.
+    /// Hint for the user.
     pub hint: Option<String>,
 }
 
 impl Finding {
-    /// As it should be.
+    /// Creates a finding that all is well.
     pub fn good(check: &'static str, words: impl Into<String>) -> Finding {
         Finding { check, verdict: Verdict::Good, words: words.into(), hint: None }
     }
-    /// Worth knowing.
+    /// Creates a finding that is worth knowing.
     pub fn note(check: &'static str, words: impl Into<String>) -> Finding {
         Finding { check, verdict: Verdict::Note, words: words.into(), hint: None }
     }
-    /// In the way.
+    /// Creates a finding that prevents work.
     pub fn bad(check: &'static str, words: impl Into<String>, hint: impl Into<String>) -> Finding {
         Finding { check, verdict: Verdict::Bad, words: words.into(), hint: Some(hint.into()) }
     }
 }
 
-/// Looks at everything.
+/// Runs all checks.
 pub fn examine(datastore: &Path, runtime: &Path, needs: &freebsd::Needs) -> Vec<Finding> {
     let mut findings = vec![
         Finding::good("vmctl", format!("{} for {} {}", env!("CARGO_PKG_VERSION"), std::env::consts::OS, std::env::consts::ARCH)),
@@ -84,7 +84,7 @@ fn kvm() -> Finding {
         return Finding::note("kvm", "Linux only");
     }
     match OpenOptions::new().read(true).write(true).open("/dev/kvm") {
-        Ok(_) => Finding::note("kvm", "/dev/kvm is there; this version has no KVM back end yet and uses the software CPU"),
+        Ok(_) => Finding::note("kvm", "/dev/kvm exists; this version has no KVM back end yet and uses the software CPU"),
         Err(error) => Finding::note("kvm", format!("/dev/kvm: {error}; the software CPU is used")),
     }
 }
@@ -94,40 +94,40 @@ fn vmm() -> Finding {
         return Finding::note("vmm", "FreeBSD only");
     }
     match super::vmm::can_be_had() {
-        Ok(()) => Finding::good("vmm", "it can be had: bhyve runs guests whose files name no engine"),
+        Ok(()) => Finding::good("vmm", "available: bhyve runs guests whose files name no engine"),
         Err(why) => Finding::note("vmm", format!("{why}; guests whose files name no engine get the software CPU")),
     }
 }
 
-/// The first directory above a path that exists.
+/// Returns the first directory above a path that exists.
 fn existing(path: &Path) -> &Path {
     path.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/"))
 }
 
 fn writable(datastore: &Path) -> Finding {
-    let place = existing(datastore);
-    let there = if place == datastore { "" } else { " (made when it is first used)" };
-    let probe = place.join(format!(".vmctl-doctor-{}", std::process::id()));
+    let directory = existing(datastore);
+    let there = if directory == datastore { "" } else { " (made when it is first used)" };
+    let probe = directory.join(format!(".vmctl-doctor-{}", std::process::id()));
     let written = File::create_new(&probe);
     let _ = std::fs::remove_file(&probe);
     match written {
         Ok(_) => Finding::good("datastore", format!("{}{there}", datastore.display())),
         Err(error) => Finding::bad(
             "datastore",
-            format!("`{}` cannot be written to: {error}", place.display()),
+            format!("`{}` cannot be written to: {error}", directory.display()),
             "choose another with `--datastore`, or run as its owner",
         ),
     }
 }
 
 fn space(datastore: &Path) -> Finding {
-    let place = existing(datastore);
-    match free_space(place) {
+    let directory = existing(datastore);
+    match free_space(directory) {
         Ok(bytes) if bytes < 1 << 30 => Finding {
             hint: Some("free some space, or choose a datastore elsewhere".into()),
-            ..Finding::note("disk space", format!("{} MiB free below {}", bytes >> 20, place.display()))
+            ..Finding::note("disk space", format!("{} MiB free below {}", bytes >> 20, directory.display()))
         },
-        Ok(bytes) => Finding::good("disk space", format!("{} GiB free below {}", bytes >> 30, place.display())),
+        Ok(bytes) => Finding::good("disk space", format!("{} GiB free below {}", bytes >> 30, directory.display())),
         Err(error) => Finding::note("disk space", format!("unknown: {error}")),
     }
 }

@@ -1,10 +1,10 @@
-//! What goes wrong with the host, in the words a user reads.
+//! Errors of the host, with messages for the user.
 
 use std::fmt;
 
 use super::program::{ProgramError, StepError};
 
-/// A message and, where there is one, the next step.
+/// An error message and, if there is one, the next step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostError {
     message: String,
@@ -12,20 +12,20 @@ pub struct HostError {
 }
 
 impl HostError {
-    /// Lower-case, no final stop, the offending value in backticks.
+    /// Creates an error. The message is lower-case, has no final stop, and has the offending value in backticks.
     pub fn new(message: impl Into<String>) -> HostError {
         HostError { message: message.into(), hint: None }
     }
-    /// A system call on a path: `action` completes "cannot ...".
+    /// Creates the error of a system call on a path. `action` completes "cannot ...".
     pub fn io(action: &str, path: &std::path::Path, error: &std::io::Error) -> HostError {
         HostError::new(format!("cannot {action} `{}`: {error}", path.display()))
     }
-    /// What to do next.
+    /// Adds the next step.
     pub fn hint(mut self, hint: impl Into<String>) -> HostError {
         self.hint = Some(hint.into());
         self
     }
-    /// The next step, if there is one.
+    /// Returns the next step, if there is one.
     pub fn next_step(&self) -> Option<&str> {
         self.hint.as_deref()
     }

@@ -1,7 +1,8 @@
-//! Files: replaced whole or not at all, sparse files made and copied, free space.
+//! Operations on files: replacing a file atomically, making and copying sparse files, free space.
 //!
-//! What is being written has another name until it is whole ([`write_atomically`], [`make_new`]), and is locked with
-//! flock(2) for as long as its writer lives. So whoever finds such a file knows whether it was left behind ([`sweep`]).
+//! A file that is being written has a temporary name until it is complete ([`write_atomically`], [`make_new`]), and is
+//! locked with flock(2) for as long as its writer lives. So a process that finds such a file knows whether its writer
+//! is gone ([`sweep`]).
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -10,19 +11,20 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::{Whence, lseek};
 
-/// Replaces `path` with `bytes`: a reader, and a power cut, sees the old file or the new one and nothing between.
+/// Replaces `path` with `bytes`. A reader sees the old file or the new one and nothing between, even after a power cut.
 pub fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     put(path, bytes, mode, true)?;
     sync_directory(path.parent().unwrap_or(Path::new(".")))
 }
 
-/// Replaces `path` with `bytes`: a reader sees the old file or the new one; after a power cut it may be damaged or gone.
+/// Replaces `path` with `bytes`. A reader sees the old file or the new one. After a power cut it may be damaged or
+/// gone.
 pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     put(path, bytes, mode, false)
 }
 
-/// As [`write_atomically`], in place of a file of the user's: the new one has the old one's mode, and its owner where
-/// this process may give files away. A link stays one.
+/// Replaces a file of the user as [`write_atomically`] does. The new file has the old one's mode, and its owner if this
+/// process may give files away. A link stays a link.
 pub fn rewrite(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let path = &fs::canonicalize(path)?;
     let before = fs::metadata(path)?;
@@ -30,7 +32,7 @@ pub fn rewrite(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let written = (|| {
         let mut file = claim(&temporary, 0o600)?;
         file.write_all(bytes)?;
-        // Root edits the file of a user, who may go on reading it; anybody else cannot give files away.
+        // Root may edit the file of a user, who must still be able to read it. Other users cannot give files away.
         let _ = std::os::unix::fs::fchown(&file, Some(before.uid()), Some(before.gid()));
         file.set_permissions(Permissions::from_mode(before.mode() & 0o7777))?;
         file.sync_all()?;
@@ -59,8 +61,8 @@ fn put(path: &Path, bytes: &[u8], mode: u32, durable: bool) -> io::Result<()> {
     written
 }
 
-/// Makes a new file, which nobody sees before `fill` has filled it and it is on the disk. One that is there already is
-/// an error and stays as it is.
+/// Makes a new file, which is not visible before `fill` has filled it and it is on the disk. An existing file is an
+/// error and is not changed.
 pub fn make_new(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
     if fs::symlink_metadata(path).is_ok() {
         return Err(io::ErrorKind::AlreadyExists.into());
@@ -79,19 +81,19 @@ pub fn make_new(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> 
     sync_directory(path.parent().unwrap_or(Path::new(".")))
 }
 
-/// Renames a file to a name that is free; a file that has the name meanwhile stays.
+/// Renames a file to a name that is free. If a file gets the name meanwhile, it stays.
 fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     match fs::hard_link(from, to) {
         Ok(()) => fs::remove_file(from),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(error),
-        // A file system without links; only a stranger could have taken the name since it was looked at.
+        // The file system has no links. Only a foreign program could have taken the name since the check.
         Err(_) if fs::symlink_metadata(to).is_err() => fs::rename(from, to),
         Err(_) => Err(io::ErrorKind::AlreadyExists.into()),
     }
 }
 
-/// Opens `path`, but not through a symbolic link that another user than root and this one has made: where such a user may
-/// write into a directory, the link may lead anywhere.
+/// Opens `path`, but not through a symbolic link that a user other than root and this one has made: where such a user
+/// may write into a directory, the link may lead anywhere.
 pub fn open_no_foreign_link(options: &OpenOptions, path: &Path) -> io::Result<File> {
     match options.clone().custom_flags(nix::libc::O_NOFOLLOW).open(path) {
         // ELOOP on Linux, EMLINK on FreeBSD (open(2)).
@@ -107,7 +109,7 @@ pub fn open_no_foreign_link(options: &OpenOptions, path: &Path) -> io::Result<Fi
     }
 }
 
-/// The name beside `path` that is written before it is renamed.
+/// Returns the temporary name beside `path`.
 fn temporary_name(path: &Path) -> PathBuf {
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
@@ -115,13 +117,13 @@ fn temporary_name(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
-/// Of which file a name is that of what is being written in its place.
+/// Returns the file for which a name is the temporary name.
 pub fn temporary_of(name: &str) -> Option<&str> {
     let (file, pid) = name.strip_prefix('.')?.strip_suffix(".tmp")?.rsplit_once('.')?;
     (!file.is_empty() && !pid.is_empty() && pid.bytes().all(|byte| byte.is_ascii_digit())).then_some(file)
 }
 
-/// Opens a temporary file, empty, and locks it, so that it is not taken for one that was left behind.
+/// Opens an empty temporary file and locks it, so that it is not taken for an abandoned one.
 fn claim(path: &Path, mode: u32) -> io::Result<File> {
     loop {
         let mut options = OpenOptions::new();
@@ -134,7 +136,7 @@ fn claim(path: &Path, mode: u32) -> io::Result<File> {
     }
 }
 
-/// Whether an open file is the one that has this name.
+/// Returns whether an open file still has this name.
 pub fn is_still_there(file: &File, path: &Path) -> bool {
     match (file.metadata(), fs::metadata(path)) {
         (Ok(ours), Ok(theirs)) => (ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino()),
@@ -142,14 +144,14 @@ pub fn is_still_there(file: &File, path: &Path) -> bool {
     }
 }
 
-/// The files of a directory that commands which are gone have left half-written; `is_one` tells them by their names.
+/// Returns the half-written files in a directory whose writers are gone. `is_one` recognises them by their names.
 pub fn abandoned(directory: &Path, is_one: impl Fn(&str) -> bool) -> Vec<PathBuf> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     let named = entries.filter(|entry| entry.file_name().to_str().is_some_and(&is_one)).map(|entry| entry.path());
     named.filter(|path| open_plain(path).is_ok_and(|file| file.try_lock_shared().is_ok())).collect()
 }
 
-/// Removes what [`abandoned`] finds.
+/// Removes the files that [`abandoned`] finds.
 pub fn sweep(directory: &Path, is_one: impl Fn(&str) -> bool) {
     for path in abandoned(directory, is_one) {
         if let Ok(file) = open_plain(&path)
@@ -161,13 +163,13 @@ pub fn sweep(directory: &Path, is_one: impl Fn(&str) -> bool) {
     }
 }
 
-/// Opens what should be a file; a link is not followed, and a pipe not waited for.
+/// Opens a regular file. It does not follow a link and does not wait for a pipe.
 fn open_plain(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK).open(path)
 }
 
-/// Opens the file of a lock, which nobody but its owner can open: flock(2) asks for no more than an open file. One that
-/// others could open is mended.
+/// Opens a lock file that only its owner can open, since flock(2) needs no more than an open file. One that others
+/// could open is repaired.
 pub fn open_lock(path: &Path) -> io::Result<File> {
     let flags = nix::libc::O_NOFOLLOW;
     let file =
@@ -176,7 +178,7 @@ pub fn open_lock(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Takes a lock file of this user's away from everybody else.
+/// Denies other users access to a lock file of this user.
 pub fn close_to_others(file: &File) {
     if let Ok(metadata) = file.metadata()
         && metadata.mode() & 0o077 != 0
@@ -186,13 +188,13 @@ pub fn close_to_others(file: &File) {
     }
 }
 
-/// The mode of a file, for a copy of it that says the same: who could not read the one cannot read the other.
+/// Returns the mode of a file, for a copy with the same contents: whoever could not read the one cannot read the other.
 pub fn mode_of(path: &Path) -> u32 {
     fs::metadata(path).map_or(0o600, |metadata| metadata.mode() & 0o666 | 0o600)
 }
 
-/// Makes a directory and those above it, as mkdir(2) does with a mode; one that is there is as good. A link that leads
-/// nowhere is told as such.
+/// Makes a directory and its parents, as mkdir(2) does with a mode. An existing one is accepted. A link without a
+/// target is reported as such.
 pub fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     fs::DirBuilder::new().recursive(true).mode(mode).create(path).map_err(|error| {
@@ -200,7 +202,7 @@ pub fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
         match links.filter_map(|link| Some((link, fs::read_link(link).ok()?))).find(|(link, _)| !link.exists()) {
             Some((link, target)) => io::Error::new(
                 io::ErrorKind::NotFound,
-                format!("`{}` is a link to `{}`, which is not there", link.display(), target.display()),
+                format!("`{}` is a link to `{}`, which does not exist", link.display(), target.display()),
             ),
             None => error,
         }
@@ -210,7 +212,7 @@ pub fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
 /// Makes renames and new names in a directory durable.
 pub fn sync_directory(path: &Path) -> io::Result<()> {
     match File::open(path)?.sync_all() {
-        // Some file systems refuse fsync on a directory; there is nothing more to be done on those.
+        // Some file systems refuse fsync on a directory. Nothing more can be done on those.
         Err(error) if error.raw_os_error() == Some(nix::libc::EINVAL) => Ok(()),
         other => other,
     }
@@ -221,7 +223,7 @@ pub fn create_sparse(path: &Path, size: u64) -> io::Result<()> {
     make_new(path, |file| file.set_len(size))
 }
 
-/// Copies a file to a new one and leaves its holes holes. A half-made copy is removed.
+/// Copies a file to a new one and preserves its holes. An incomplete copy is removed.
 pub fn copy_sparse(from: &Path, to: &Path) -> io::Result<()> {
     let source = File::open(from)?;
     make_new(to, |target| copy_data(&source, target))
@@ -232,8 +234,8 @@ pub fn clone_or_copy(from: &Path, to: &Path) -> io::Result<()> {
     make_new(to, |target| clone_or_copy_into(from, target))
 }
 
-/// Copies a file into an empty one: as a share of the same blocks where the file system can, or else byte by byte, holes
-/// left holes.
+/// Copies a file into an empty one. It shares the blocks if the file system can; otherwise it copies the bytes and
+/// preserves holes.
 pub fn clone_or_copy_into(from: &Path, target: &mut File) -> io::Result<()> {
     let source = File::open(from)?;
     if share_blocks(&source, target) {
@@ -242,7 +244,7 @@ pub fn clone_or_copy_into(from: &Path, target: &mut File) -> io::Result<()> {
     copy_data(&source, target)
 }
 
-/// ioctl_ficlonerange(2); false where the file system or the two files do not allow it.
+/// Calls ioctl_ficlonerange(2). Returns false if the file system or the two files do not allow it.
 #[cfg(target_os = "linux")]
 #[allow(unsafe_code)]
 fn share_blocks(source: &File, target: &File) -> bool {
@@ -290,7 +292,7 @@ fn copy_data(mut source: &File, target: &mut File) -> io::Result<()> {
     Ok(())
 }
 
-/// How large a disk is and how much of the host it takes: a file's length, a block device's size.
+/// Returns the size of a disk and its usage of the host: a file's length, or a block device's size.
 pub fn disk_size(path: &Path) -> io::Result<(u64, u64)> {
     let metadata = fs::metadata(path)?;
     if metadata.file_type().is_block_device() || metadata.file_type().is_char_device() {
@@ -300,7 +302,7 @@ pub fn disk_size(path: &Path) -> io::Result<(u64, u64)> {
     Ok((metadata.len(), metadata.blocks() * 512))
 }
 
-/// Free bytes of the file system that holds `path`.
+/// Returns the free bytes of the file system that holds `path`.
 pub fn free_space(path: &Path) -> io::Result<u64> {
     let stat = nix::sys::statvfs::statvfs(path).map_err(io::Error::from)?;
     #[allow(clippy::unnecessary_cast, reason = "the widths differ between platforms")]
@@ -321,7 +323,7 @@ pub fn can_hold(directory: &Path, size: u64) -> io::Result<()> {
     file.set_len(size).and(removed)
 }
 
-/// Makes a directory that only this user enters, or checks that an existing one is such.
+/// Makes a directory that only this user may enter, or checks that an existing one is like that.
 pub fn private_directory(path: &Path) -> std::io::Result<()> {
     make_directory(path, 0o700)?;
     let metadata = std::fs::symlink_metadata(path)?;
@@ -416,7 +418,7 @@ mod tests {
         make_new(&path, |file| file.write_all(b"whole")).expect("makes");
         let taken = make_new(&path, |_| Ok(())).expect_err("refused");
         assert_eq!((taken.kind(), fs::read(&path).expect("reads")), (io::ErrorKind::AlreadyExists, b"whole".to_vec()));
-        // Somebody takes the name while it is being made.
+        // Another process takes the name while the file is being made.
         let late = dir.path().join("late.raw");
         let raced = make_new(&late, |_| fs::write(&late, "another's"));
         assert_eq!(raced.expect_err("refused").kind(), io::ErrorKind::AlreadyExists);
@@ -468,6 +470,6 @@ mod tests {
         let link = dir.path().join("ds");
         std::os::unix::fs::symlink("/no/such/disk", &link).expect("links");
         let error = make_directory(&link.join("guests"), 0o755).expect_err("refused").to_string();
-        assert!(error.contains("is a link to `/no/such/disk`, which is not there"), "{error}");
+        assert!(error.contains("is a link to `/no/such/disk`, which does not exist"), "{error}");
     }
 }

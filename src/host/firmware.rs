@@ -1,16 +1,16 @@
-//! Where the ports put firmware for bhyve(8) (freebsd-ports `sysutils/edk2`, flavor `bhyve`; formerly
+//! Paths of the ports' firmware for bhyve(8) (freebsd-ports `sysutils/edk2`, flavor `bhyve`; formerly
 //! `sysutils/uefi-edk2-bhyve` and `sysutils/uefi-edk2-bhyve-csm`).
 
 use std::path::PathBuf;
 
-use super::place;
+use super::environment;
 
 /// The package with UEFI firmware.
 pub const UEFI_PACKAGE: &str = "edk2-bhyve";
-/// The package with firmware that boots as a BIOS does.
+/// The package with BIOS firmware.
 pub const CSM_PACKAGE: &str = "uefi-edk2-bhyve-csm";
 
-/// Where it is looked for.
+/// Directories in which it is searched.
 const DIRECTORIES: [&str; 2] = ["/usr/local/share/uefi-firmware", "/usr/local/share/edk2-bhyve"];
 
 /// UEFI firmware.
@@ -18,15 +18,15 @@ const DIRECTORIES: [&str; 2] = ["/usr/local/share/uefi-firmware", "/usr/local/sh
 pub struct Uefi {
     /// Its code.
     pub code: PathBuf,
-    /// What a new guest's variables start from; old ports have none.
+    /// Template for a new guest's variables. Old ports have none.
     pub vars: Option<PathBuf>,
 }
 
 fn find(name: &str) -> Option<PathBuf> {
-    DIRECTORIES.iter().map(|directory| place::path(&format!("{directory}/{name}"))).find(|path| path.is_file())
+    DIRECTORIES.iter().map(|directory| environment::path(&format!("{directory}/{name}"))).find(|path| path.is_file())
 }
 
-/// The packaged UEFI firmware. Code and variables apart where there are both: a combined image that is given without
+/// Returns the packaged UEFI firmware, with separate code and variables if there are both: a combined image without
 /// variables does not start on every release.
 pub fn uefi() -> Option<Uefi> {
     match (find("BHYVE_UEFI_CODE.fd"), find("BHYVE_UEFI_VARS.fd")) {
@@ -35,7 +35,7 @@ pub fn uefi() -> Option<Uefi> {
     }
 }
 
-/// The packaged firmware that boots as a BIOS does.
+/// Returns the packaged BIOS firmware.
 pub fn csm() -> Option<PathBuf> {
     find("BHYVE_UEFI_CSM.fd")
 }

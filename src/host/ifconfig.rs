@@ -1,8 +1,8 @@
-//! Network interfaces, as ifconfig(8) shows them.
+//! Network interfaces, read from the output of ifconfig(8).
 //!
-//! The shapes of the lines are those of FreeBSD's `sbin/ifconfig`: `ifconfig.c` (flags, mtu, description),
-//! `af_inet.c` and `af_inet6.c` (addresses), `ifgroup.c` (groups), `ifbridge.c` (members), `ifvlan.c` (tag and parent;
-//! 13.0 put the protocol between the two).
+//! The shapes of the lines are those of FreeBSD's `sbin/ifconfig`: `ifconfig.c` (flags, mtu, description), `af_inet.c`
+//! and `af_inet6.c` (addresses), `ifgroup.c` (groups), `ifbridge.c` (members), `ifvlan.c` (tag and parent; 13.0 put the
+//! protocol between the two).
 
 use std::net::IpAddr;
 
@@ -12,12 +12,12 @@ use super::jail_run::run_in;
 /// The longest name of an interface: IFNAMSIZ of FreeBSD's `sys/net/if.h` without its zero byte.
 pub const NAME_LIMIT: usize = 15;
 
-/// An address and the length of its network's prefix.
+/// An address with the prefix length of its network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Prefix {
     /// The address.
     pub address: IpAddr,
-    /// Bits of the network.
+    /// Number of bits of the network.
     pub length: u8,
 }
 
@@ -43,7 +43,7 @@ impl std::str::FromStr for Prefix {
 }
 
 impl Prefix {
-    /// Whether an address is in the same network.
+    /// Returns whether an address is in the same network.
     pub fn contains(&self, other: IpAddr) -> bool {
         let bits = |address: IpAddr| match address {
             IpAddr::V4(v4) => (u128::from(v4.to_bits()) << 96, true),
@@ -53,7 +53,7 @@ impl Prefix {
         let shift = 128 - u32::from(self.length);
         a4 == b4 && (shift >= 128 || a >> shift == b >> shift)
     }
-    /// The first address of the network.
+    /// Returns the first address of the network.
     pub fn network(&self) -> Prefix {
         let address = match self.address {
             IpAddr::V4(v4) => IpAddr::V4((v4.to_bits() & u32::MAX.checked_shl(32 - u32::from(self.length)).unwrap_or(0)).into()),
@@ -63,7 +63,7 @@ impl Prefix {
         };
         Prefix { address, length: self.length }
     }
-    /// `inet` or `inet6`, as ifconfig(8) and pf.conf(5) call the family.
+    /// Returns the name of the family in ifconfig(8) and pf.conf(5): `inet` or `inet6`.
     pub fn family(&self) -> &'static str {
         if self.address.is_ipv4() { "inet" } else { "inet6" }
     }
@@ -78,11 +78,11 @@ pub struct Interface {
     pub up: bool,
     /// Largest packet.
     pub mtu: u32,
-    /// What its maker wrote on it.
+    /// Its description.
     pub description: String,
     /// Its addresses without the link-local ones of IPv6.
     pub addresses: Vec<Prefix>,
-    /// The groups it is in.
+    /// Its groups.
     pub groups: Vec<String>,
     /// The members of a bridge.
     pub members: Vec<String>,
@@ -90,17 +90,17 @@ pub struct Interface {
     pub vlan: Option<(u16, String)>,
 }
 
-/// All interfaces of this host.
+/// Returns all interfaces of this host.
 pub fn interfaces() -> Result<Vec<Interface>, HostError> {
     interfaces_in(None)
 }
 
-/// All interfaces of this host, or of a jail.
+/// Returns all interfaces of this host, or of a jail.
 pub fn interfaces_in(jail: Option<&str>) -> Result<Vec<Interface>, HostError> {
     Ok(parse(&run_in(jail, "ifconfig", &["-a"])?))
 }
 
-/// Reads the output of `ifconfig -a`. Lines of unknown shape are passed over.
+/// Parses the output of `ifconfig -a`. Lines of unknown form are skipped.
 pub fn parse(text: &str) -> Vec<Interface> {
     let mut found: Vec<Interface> = Vec::new();
     for line in text.lines() {
@@ -158,21 +158,22 @@ fn inet6(text: &str) -> Option<Prefix> {
     Some(Prefix { address: address.parse().ok()?, length })
 }
 
-/// What an interface has carried, as the host sees the directions.
+/// Traffic of an interface. The directions are those of the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Traffic {
-    /// Bytes that came in.
+    /// Number of bytes received.
     pub received_bytes: u64,
-    /// Packets that came in.
+    /// Number of packets received.
     pub received_packets: u64,
-    /// Bytes that went out.
+    /// Number of bytes sent.
     pub sent_bytes: u64,
-    /// Packets that went out.
+    /// Number of packets sent.
     pub sent_packets: u64,
 }
 
 impl Traffic {
-    /// The counters of the guest's interface `nic` whose other end this is: what it sends comes in here.
+    /// Returns the counters of the guest's interface `nic`, whose other end this is: the packets that the guest sends
+    /// are received here.
     pub fn of_a_guest(self, nic: &str) -> [(String, u64); 4] {
         [
             ("received-bytes", self.sent_bytes),
@@ -184,8 +185,8 @@ impl Traffic {
     }
 }
 
-/// What an interface has carried, from netstat(1): `usr.bin/netstat/if.c` prints one line for the link (`<Link#N>`)
-/// whose last columns are Ipkts Ierrs Idrop Ibytes Opkts Oerrs Obytes Coll.
+/// Returns the traffic of an interface from netstat(1): `usr.bin/netstat/if.c` prints one line for the link
+/// (`<Link#N>`) whose last columns are Ipkts Ierrs Idrop Ibytes Opkts Oerrs Obytes Coll.
 pub fn traffic(name: &str, jail: Option<&str>) -> Option<Traffic> {
     link_traffic(&run_in(jail, "netstat", &["-I", name, "-b", "-n"]).ok()?)
 }
@@ -194,7 +195,7 @@ fn link_traffic(text: &str) -> Option<Traffic> {
     let mut lines = text.lines();
     let head: Vec<&str> = lines.next()?.split_whitespace().collect();
     let link: Vec<&str> = lines.find(|line| line.contains("<Link#"))?.split_whitespace().collect();
-    // An interface without a link address leaves its column empty: columns are counted from the right.
+    // An interface without a link address has an empty column there. So columns are counted from the right.
     let column = |title: &str| -> Option<u64> {
         let from_right = head.len() - head.iter().position(|word| *word == title)?;
         link.get(link.len().checked_sub(from_right)?)?.parse().ok()

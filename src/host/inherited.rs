@@ -5,21 +5,21 @@ use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
-/// The stream socket at descriptor `fd`, which is this process's to use and close; an error when there is none.
+/// Returns the stream socket at descriptor `fd`, which this process may use and close. It is an error if there is none.
 pub fn stream(fd: RawFd) -> io::Result<UnixStream> {
     let stream = UnixStream::from(descriptor(fd)?);
-    // A file or a pipe in its place is refused here, not at the first use.
+    // A file or a pipe instead is refused here, not at the first use.
     stream.local_addr()?;
     Ok(stream)
 }
 
-/// The descriptor `fd`, whatever it is, which is this process's to use and close; an error when it is not open.
+/// Returns the descriptor `fd`, of any type, which this process may use and close. It is an error if it is not open.
 pub fn descriptor(fd: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: fcntl with F_GETFD looks at a descriptor number and touches no memory.
     if unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the descriptor is open, and by the contract with the parent nobody else in this process owns it.
+    // SAFETY: the descriptor is open, and by the contract with the parent nothing else in this process owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 

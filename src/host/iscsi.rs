@@ -1,7 +1,7 @@
 //! Units of iSCSI targets, through iscsictl(8); iscsid(8) logs in.
 //!
 //! `usr.bin/iscsictl/iscsictl.c`, kernel_list and `periphs.c`, print_periphs: with `--libxo json`, a list of sessions
-//! with the devices that came of them.
+//! with their devices.
 
 use std::time::{Duration, Instant};
 
@@ -10,13 +10,13 @@ use serde::{Deserialize, Serialize};
 use super::kmod;
 use super::program::run;
 
-/// How long the login and the devices may take.
+/// Time-out for the login and the devices.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A target at a portal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
-    /// Like `iqn.2026-01.example:disk0`.
+    /// Name, like `iqn.2026-01.example:disk0`.
     pub name: String,
     /// Host or host:port.
     pub portal: String,
@@ -56,10 +56,10 @@ struct Unit {
     device: String,
 }
 
-/// A session's state in words, and the devices of its units by their numbers.
+/// State of a session, and the devices of its units by their numbers.
 pub type Found = (String, Vec<(u32, String)>);
 
-/// What a listing says of one target; nothing when there is no session.
+/// Returns the session of one target in a listing, or nothing if there is no session.
 pub fn find(listing: &str, target: &Target) -> Option<Found> {
     let document: Document = serde_json::from_str(listing).ok()?;
     let session =
@@ -73,7 +73,7 @@ impl Target {
         Ok(find(&run("iscsictl", &["--libxo", "json", "-L"]).map_err(|error| error.to_string())?, self))
     }
 
-    /// Sees to what an initiator needs of this host.
+    /// Prepares this host for an initiator.
     pub fn prepare() -> Result<(), String> {
         kmod::ensure("iscsi").map_err(|error| error.to_string())?;
         match run("service", &["iscsid", "onestatus"]) {
@@ -82,7 +82,7 @@ impl Target {
         }
     }
 
-    /// Whether there is a session with it.
+    /// Returns whether there is a session with the target.
     pub fn is_attached(&self) -> Result<bool, String> {
         Ok(self.look()?.is_some())
     }
@@ -92,7 +92,7 @@ impl Target {
         run("iscsictl", &["-A", "-p", &self.portal, "-t", &self.name]).map(drop).map_err(|error| error.to_string())
     }
 
-    /// Ends its session, if there is one.
+    /// Ends the session, if there is one.
     pub fn detach(&self) -> Result<(), String> {
         match self.is_attached()? {
             true => run("iscsictl", &["-R", "-p", &self.portal, "-t", &self.name]).map(drop).map_err(|error| error.to_string()),
@@ -100,7 +100,7 @@ impl Target {
         }
     }
 
-    /// The device of one of its units, like `da0`, once it has come.
+    /// Returns the device of one of its units, like `da0`, once it has appeared.
     pub fn device(&self, lun: u32) -> Result<String, String> {
         let until = Instant::now() + PATIENCE;
         loop {

@@ -1,9 +1,9 @@
-//! The jail that a guest's bhyve runs in: the devfs rules and the jail.conf(5) piece that it takes, and whether a jail has
-//! them. The handbook describes it in 24.7.9.
+//! The jail that a guest's bhyve runs in: the devfs rules and the part of jail.conf(5) that it needs, and the check of
+//! a running jail. The handbook describes it in 24.7.9.
 //!
 //! A jail sees only the device nodes that its devfs(8) ruleset unhides. bhyve needs vmm(4)'s nodes (`vmm` and `vmm/*`,
 //! `vmm.io/*`, and since 15 `vmmctl`), the null modems of its consoles, the taps of its interfaces and the volumes of
-//! its disks; a directory of devfs must be unhidden itself before what is in it can be seen.
+//! its disks; a directory of devfs must itself be unhidden before its contents are visible.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ use super::files::write_atomically;
 use super::jail_run;
 use super::program;
 
-/// What a jail is made for.
+/// Needs of the guests in a jail.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JailNeeds {
     /// The jail's name.
@@ -23,18 +23,18 @@ pub struct JailNeeds {
     pub ruleset: u32,
     /// Volumes of the disks, as `pool/dataset`.
     pub volumes: Vec<String>,
-    /// Device nodes besides, without `/dev/`, like `nmdm*` or `tap*`.
+    /// Further device nodes, without `/dev/`, like `nmdm*` or `tap*`.
     pub nodes: Vec<String>,
-    /// Whether a PCI device of the host is given to a guest in it.
+    /// Whether a guest in it has a PCI device of the host.
     pub passthru: bool,
-    /// Whether a guest in it has a tap, which takes a network stack of its own.
+    /// Whether a guest in it has a tap, for which the jail needs a network stack of its own.
     pub taps: bool,
-    /// The bridges that its guests are on, as they are called on the host and in the jail.
+    /// The bridges of its guests, with the same name on the host and in the jail.
     pub bridges: Vec<String>,
 }
 
 impl JailNeeds {
-    /// The paths that devfs must show, directories before what is in them.
+    /// Returns the paths that devfs must show, with directories before their contents.
     pub fn paths(&self) -> Vec<String> {
         let mut paths: Vec<String> = ["vmm", "vmm/*", "vmm.io", "vmm.io/*", "vmmctl"].map(str::to_owned).to_vec();
         let mut add = |path: String| {
@@ -59,7 +59,7 @@ impl JailNeeds {
         paths
     }
 
-    /// The piece of /etc/devfs.rules.
+    /// Returns the part of /etc/devfs.rules.
     pub fn devfs_rules(&self) -> String {
         let word: String = self.name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
         let mut text = format!("[devfsrules_jail_{word}={}]\n", self.ruleset);
@@ -72,7 +72,7 @@ impl JailNeeds {
         text
     }
 
-    /// The piece of /etc/jail.conf.
+    /// Returns the part of /etc/jail.conf.
     pub fn jail_conf(&self) -> String {
         let network = match self.taps {
             true => self.vnet(),
@@ -91,8 +91,9 @@ impl JailNeeds {
         text + "}\n"
     }
 
-    /// A network stack of its own (the handbook, 24.7.9.1): for each bridge of its guests one of the same name inside, and
-    /// a pair of epair(4) between the two. The numbers of pairs follow from the ruleset's, which no other jail has.
+    /// Returns the lines for a network stack of its own (the handbook, 24.7.9.1): for each bridge of its guests, one of
+    /// the same name inside, and a pair of epair(4) between the two. The numbers of pairs follow from the ruleset's
+    /// number, which no other jail has.
     fn vnet(&self) -> String {
         let mut text = "\tvnet;\n".to_owned();
         let ends = |at: usize| format!("epair{}{at}", self.ruleset);
@@ -111,7 +112,7 @@ impl JailNeeds {
         text
     }
 
-    /// Writes both pieces into a directory, for review; returns their paths.
+    /// Writes both parts into a directory, for review. Returns their paths.
     pub fn write(&self, directory: &Path) -> Result<[PathBuf; 2], HostError> {
         std::fs::create_dir_all(directory).map_err(|error| HostError::io("make", directory, &error))?;
         let files = [
@@ -125,7 +126,7 @@ impl JailNeeds {
     }
 }
 
-/// The first number of a devfs ruleset from 100 that this text of devfs.rules(5) does not use: sections are
+/// Returns the first number of a devfs ruleset from 100 that this text of devfs.rules(5) does not use. Sections are
 /// `[name=number]`.
 pub fn free_ruleset(rules: &str) -> u32 {
     let number =
@@ -134,15 +135,15 @@ pub fn free_ruleset(rules: &str) -> u32 {
     (100..).find(|number| !used.contains(number)).expect("there are more numbers than lines")
 }
 
-/// What is wrong with a jail that runs; nothing when all is as it should be.
+/// Returns the problems of a running jail. There are none if all is as it should be.
 pub fn check(needs: &JailNeeds) -> Result<Vec<String>, HostError> {
-    // Without -n, jls(8) prints the bare values in the order that they were asked for.
+    // Without -n, jls(8) prints the bare values in the order of the request.
     let text = program::run("jls", &["-j", &needs.name, "allow.vmm", "devfs_ruleset"]).map_err(|error| {
         let words = error.to_string();
         let hint = match words.contains("unknown parameter") {
-            true => "`allow.vmm` is there when vmm(4) is loaded: `kldload vmm`".to_owned(),
+            true => "`allow.vmm` exists once vmm(4) is loaded: `kldload vmm`".to_owned(),
             false => {
-                format!("start it with `service jail onestart {0}`; `vmctl jail prepare {0}` says how it is made", needs.name)
+                format!("start it with `service jail onestart {0}`; `vmctl jail prepare {0}` shows how it is made", needs.name)
             }
         };
         HostError::new(format!("jail `{}` cannot be used: {words}", needs.name)).hint(hint)
@@ -159,7 +160,7 @@ pub fn check(needs: &JailNeeds) -> Result<Vec<String>, HostError> {
     }
     let ruleset: u32 = words.next().and_then(|word| word.parse().ok()).unwrap_or(0);
     if ruleset != 0 {
-        let rules = shown(ruleset)?;
+        let rules = rules_of(ruleset)?;
         for path in needs.paths().iter().filter(|path| *path != "vmmctl" && !unhides(&rules, path)) {
             wrong.push(format!("its devfs ruleset {ruleset} does not unhide `{path}`"));
         }
@@ -167,8 +168,8 @@ pub fn check(needs: &JailNeeds) -> Result<Vec<String>, HostError> {
     Ok(wrong)
 }
 
-/// The rules of a set and of those that it includes, as `devfs rule show` prints them.
-fn shown(ruleset: u32) -> Result<String, HostError> {
+/// Returns the rules of a set and of the sets that it includes, as `devfs rule show` prints them.
+fn rules_of(ruleset: u32) -> Result<String, HostError> {
     let (mut sets, mut text) = (vec![ruleset], String::new());
     let mut at = 0;
     while let Some(set) = sets.get(at) {
@@ -184,8 +185,8 @@ fn shown(ruleset: u32) -> Result<String, HostError> {
     Ok(text)
 }
 
-/// The sets that rules include. A rule is printed as `NUMBER`, then what it is about, then what it does: `path PATTERN`,
-/// `unhide`, and last `include SET` (`sbin/devfs/rule.c`, rulespec_outfp).
+/// Returns the sets that rules include. A rule is printed as `NUMBER`, then its object, then its action: `path
+/// PATTERN`, `unhide`, and last `include SET` (`sbin/devfs/rule.c`, rulespec_outfp).
 fn included(rules: &str) -> Vec<u32> {
     let set = |line: &str| {
         let (_, set) = line.rsplit_once(" include ")?;
@@ -194,7 +195,7 @@ fn included(rules: &str) -> Vec<u32> {
     rules.lines().filter_map(set).collect()
 }
 
-/// Whether a rule unhides a path; an asterisk at the end of its pattern stands for anything.
+/// Returns whether a rule unhides a path. An asterisk at the end of its pattern stands for any text.
 fn unhides(rules: &str, path: &str) -> bool {
     rules.lines().any(|line| {
         let words: Vec<&str> = line.split_whitespace().collect();

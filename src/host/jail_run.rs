@@ -1,24 +1,24 @@
-//! Programs in a jail, through jexec(8), and what jls(8) says of it.
+//! Programs in a jail, through jexec(8), and properties of jails from jls(8).
 
 use std::path::PathBuf;
 
 use super::program::{Cause, ProgramError, run};
 
-/// Whether a jail may use vmm(4).
+/// Permission of a jail to use vmm(4).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Standing {
-    /// It may.
+    /// The jail may use it.
     Allowed,
-    /// It is there and may not.
+    /// The jail exists but may not use it.
     NotAllowed,
     /// There is no such jail.
     Missing,
-    /// jls(8) could not tell.
+    /// jls(8) failed.
     Unknown(ProgramError),
 }
 
-/// Looks at the jail `name`. jls(8) prints `true` or `false` for a parameter that is asked for by name, and does not
-/// know `allow.vmm` before vmm(4) is loaded.
+/// Returns the permission of the jail `name`. jls(8) prints `true` or `false` for a parameter that is requested by
+/// name, and does not know `allow.vmm` before vmm(4) is loaded.
 pub fn standing(name: &str) -> Standing {
     match run("jls", &["-j", name, "allow.vmm"]) {
         Ok(text) if matches!(text.trim(), "true" | "1") => Standing::Allowed,
@@ -28,8 +28,9 @@ pub fn standing(name: &str) -> Standing {
     }
 }
 
-/// Whether a jail has a network stack of its own. jls(8) prints this parameter as one of jail(3)'s words: `new` for such
-/// a jail, else `inherit` or `disable` (`lib/libjail/jail.c`, jailparam_export). A kernel without VIMAGE does not know it.
+/// Returns whether a jail has a network stack of its own. jls(8) prints this parameter as one of these words of
+/// jail(3): `new` for such a jail, else `inherit` or `disable` (`lib/libjail/jail.c`, jailparam_export). A kernel
+/// without VIMAGE does not know it.
 pub fn has_vnet(name: &str) -> Result<bool, ProgramError> {
     match run("jls", &["-j", name, "vnet"]) {
         Ok(text) => Ok(text.trim() == "new"),
@@ -38,19 +39,20 @@ pub fn has_vnet(name: &str) -> Result<bool, ProgramError> {
     }
 }
 
-/// Why a guest in a jail without a network stack of its own cannot have a tap. bhyve(8) brings its tap up through a
-/// socket (SIOCSIFFLAGS; `usr.sbin/bhyve/net_backends.c`, tap_init), which a jail may do in its own stack alone
-/// (PRIV_NET_SETIFFLAGS). Seen on 13.2; the source has it also after the branch of 14, see docs/freebsd-host.md.
+/// Returns the message that a guest in a jail without a network stack of its own cannot have a tap. bhyve(8) brings its
+/// tap up through a socket (SIOCSIFFLAGS; `usr.sbin/bhyve/net_backends.c`, tap_init), which a jail may do only in its
+/// own stack (PRIV_NET_SETIFFLAGS). Seen on 13.2; the source also has it after the branch of 14, see
+/// docs/freebsd-host.md.
 pub fn no_tap_without_vnet(jail: &str) -> String {
     format!("the jail `{jail}` has no network stack of its own (`vnet`), and bhyve cannot use a tap in it")
 }
 
-/// What to do about it.
+/// Returns the hint for it.
 pub fn vnet_hint(jail: &str) -> String {
     format!("`vmctl jail prepare {jail}` shows a jail with `vnet` and the bridges of its guests in it")
 }
 
-/// Looks a device up as programs in a jail see it, with test(1) of the jail.
+/// Returns whether programs in a jail see a device, by test(1) of the jail.
 pub fn sees(jail: &str, device: &str) -> Result<bool, ProgramError> {
     match run("jexec", &[jail, "test", "-e", device]) {
         Ok(_) => Ok(true),
@@ -67,17 +69,17 @@ pub fn run_in(jail: Option<&str>, program: &str, arguments: &[&str]) -> Result<S
     }
 }
 
-/// The root directory of a jail.
+/// Returns the root directory of a jail.
 pub fn root(name: &str) -> Result<PathBuf, ProgramError> {
     run("jls", &["-j", name, "path"]).map(|text| PathBuf::from(text.trim_end_matches('\n')))
 }
 
-/// What is said when there is no jail of this name.
+/// Returns the message that there is no jail of this name.
 pub fn missing(name: &str) -> String {
-    format!("there is no jail `{name}`; `vmctl jail prepare {name}` says what it takes, `service jail start {name}` starts it")
+    format!("there is no jail `{name}`; `vmctl jail prepare {name}` shows how to make it, `service jail start {name}` starts it")
 }
 
-/// Why jls(8) says nothing of a jail, in words.
+/// Returns the message for an error of jls(8) about a jail.
 pub fn words_of(name: &str, error: &ProgramError) -> String {
     match &error.cause {
         Cause::Failed { words, .. } if words.contains("not found") => missing(name),
@@ -85,7 +87,7 @@ pub fn words_of(name: &str, error: &ProgramError) -> String {
     }
 }
 
-/// A command line that does in the jail what `words` does outside; jexec(8) becomes the program, so that the process
+/// Returns a command line that does in the jail what `words` does outside. jexec(8) becomes the program, so the process
 /// id is the program's.
 pub fn inside(jail: Option<&str>, words: Vec<String>) -> Vec<String> {
     match jail {

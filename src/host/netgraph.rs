@@ -1,26 +1,26 @@
 //! netgraph(4) nodes, through ngctl(8).
 //!
-//! A hook of ng_bridge(4) comes into being when bhyve connects to it, some time after its name was chosen. So that two
-//! guests that start at one instant never choose the same one, a name is reserved first: a lock below the run
-//! directory, which all of this host's guests share and which its holder's death gives back.
+//! bhyve creates a hook of ng_bridge(4) when it connects, some time after its name was chosen. A name is therefore
+//! reserved first, so that two guests that start at the same time never choose the same one. The reservation is a lock
+//! below the run directory, which all guests of this host share and which ends with its holder.
 
 use std::fs::File;
 use std::io;
 
-use super::place;
+use super::environment;
 use super::program::{ProgramError, run};
 
-/// More than any node's hooks; a bound for the search.
+/// Maximum number of links that are tried. No node has as many hooks.
 const MOST_LINKS: u32 = 65_536;
 
-/// A node, as ngctl(8) shows it.
+/// A node, as ngctl(8) prints it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Node {
+pub struct NetgraphNode {
     /// Its name.
     pub name: String,
     /// Its type, like `bridge`.
     pub kind: String,
-    /// What is connected to it.
+    /// Its connections.
     pub hooks: Vec<Hook>,
 }
 
@@ -31,17 +31,18 @@ pub struct Hook {
     pub name: String,
     /// The other node, `<unnamed>` when it has no name.
     pub peer: String,
-    /// The other end's name.
+    /// Name of the hook at the other end.
     pub peer_hook: String,
 }
 
-/// The node of that name, if there is one.
-pub fn node(name: &str) -> Option<Node> {
+/// Returns the node of this name, if there is one.
+pub fn node(name: &str) -> Option<NetgraphNode> {
     read(&listing(&format!("{name}:")).ok()?)
 }
 
-/// What `usr.sbin/ngctl/show.c` prints: `Name: N Type: T ...`, two lines of heads, and five columns for each hook.
-fn read(listing: &str) -> Option<Node> {
+/// Parses the output of `usr.sbin/ngctl/show.c`: `Name: N Type: T ...`, two lines of headings, and five columns for
+/// each hook.
+fn read(listing: &str) -> Option<NetgraphNode> {
     let mut lines = listing.lines();
     let head: Vec<&str> = lines.next()?.split_whitespace().collect();
     let ["Name:", name, "Type:", kind, ..] = head[..] else { return None };
@@ -51,40 +52,40 @@ fn read(listing: &str) -> Option<Node> {
         }
         _ => None,
     });
-    Some(Node { name: name.to_owned(), kind: kind.to_owned(), hooks: hooks.collect() })
+    Some(NetgraphNode { name: name.to_owned(), kind: kind.to_owned(), hooks: hooks.collect() })
 }
 
-/// The ng_ether(4) node of an interface: its name, without what a path of netgraph means otherwise
-/// (`sys/netgraph/ng_ether.c`, ng_ether_sanitize_ifname).
+/// Returns the name of the ng_ether(4) node of an interface: the interface's name without the characters that a
+/// netgraph path uses otherwise (`sys/netgraph/ng_ether.c`, ng_ether_sanitize_ifname).
 pub fn ether_node(interface: &str) -> String {
     interface.replace(['.', ':'], "_")
 }
 
-/// A hook that no other guest of this program chooses as long as this is held.
+/// A reserved hook. No other guest of this program chooses it as long as this lives.
 #[derive(Debug)]
 pub struct Reserved {
-    /// Like `link2`.
+    /// Name of the hook, like `link2`.
     pub hook: String,
     _lock: File,
 }
 
-/// The first hook `linkN` of an ng_bridge(4) node that nothing is connected to, and that nobody has reserved.
+/// Reserves the first hook `linkN` of an ng_bridge(4) node that is neither connected nor reserved.
 pub fn reserve_link(path: &str) -> Result<Reserved, String> {
-    let directory = place::run_directory().join("netgraph");
+    let directory = environment::run_directory().join("netgraph");
     let unusable = |error: io::Error| format!("cannot reserve a hook of `{path}` in `{}`: {error}", directory.display());
     super::files::private_directory(&directory).map_err(unusable)?;
-    // Its path is the node's name, an id or a row of hooks (netgraph(4), Addressing); none has a slash in it.
+    // The path is the node's name, an id or a sequence of hooks (netgraph(4), Addressing). None contains a slash.
     let node = path.replace('/', "_");
     for number in 0..MOST_LINKS {
         let hook = format!("link{number}");
-        // The file stays: one that is removed while another process opens it would be locked twice.
+        // The file is not removed: if it were removed while another process opens it, it could be locked twice.
         let lock = File::create(directory.join(format!("{node}{hook}"))).map_err(unusable)?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(std::fs::TryLockError::WouldBlock) => continue,
             Err(std::fs::TryLockError::Error(error)) => return Err(unusable(error)),
         }
-        // Asked with the lock in hand: who had it before has connected, or has given up.
+        // Checked with the lock held: the previous holder has connected, or has given up.
         if !is_taken(&listing(path).map_err(|error| error.to_string())?, &hook) {
             return Ok(Reserved { hook, _lock: lock });
         }
@@ -96,7 +97,8 @@ fn listing(path: &str) -> Result<String, ProgramError> {
     run("ngctl", &["show", path])
 }
 
-/// From ngctl's listing: below two lines of heads, each line begins with the name of a hook (`usr.sbin/ngctl/show.c`).
+/// Returns whether ngctl's listing has the hook: below two lines of headings, each line begins with the name of a hook
+/// (`usr.sbin/ngctl/show.c`).
 pub fn is_taken(listing: &str, hook: &str) -> bool {
     listing.lines().any(|line| line.split_whitespace().next() == Some(hook))
 }

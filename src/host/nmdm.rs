@@ -1,10 +1,11 @@
-//! Null-modem lines, nmdm(4): two terminals that are each other's other end. bhyve has the A side, this program the B
-//! side, and holds it from before the loader until after bhyve's end, so that nothing is lost in between.
+//! Null-modem lines, nmdm(4): two connected terminals. bhyve has the A side. This program has the B side from before
+//! the loader until after bhyve's end, so that no output is lost.
 //!
-//! `sys/dev/nmdm/nmdm.c`: a name may be any text between `nmdm` and `A` or `B`; the pair comes into being when one of
-//! the names is looked up and goes when both sides are closed. The driver drops the carrier when the other side
-//! closes, which ends a terminal that heeds it; hence CLOCAL. The devices of a pair go a moment after its last close
-//! (`sys/kern/tty.c`, tty_rel_free: destroy_dev_sched_cb): until then their names are there and cannot be opened.
+//! `sys/dev/nmdm/nmdm.c`: a name may be any text between `nmdm` and `A` or `B`; the pair is created when one of the
+//! names is looked up and removed when both sides are closed. The driver drops the carrier when the other side closes,
+//! which ends a terminal that does not ignore it; therefore CLOCAL is set. The devices of a pair disappear a moment
+//! after the last close (`sys/kern/tty.c`, tty_rel_free: destroy_dev_sched_cb). Until then their names exist but cannot
+//! be opened.
 
 use std::fs::File;
 use std::io;
@@ -16,18 +17,18 @@ use std::time::{Duration, Instant};
 use nix::fcntl::OFlag;
 use nix::sys::termios::{ControlFlags, SetArg, cfmakeraw, tcgetattr, tcsetattr};
 
+use super::environment;
 use super::jail_run;
-use super::place;
 use super::program::ProgramError;
 
-/// How long the devices of a pair that nobody has open may take to go.
+/// Time-out for the devices of a closed pair to disappear.
 const GOING: Duration = Duration::from_secs(5);
 
 /// The B side of a line.
 #[derive(Debug)]
 pub struct Line {
     file: File,
-    /// On a made-up host, what is held so that the pair stays, and its name, to be removed.
+    /// On a made-up host, the lock that keeps the pair, and its name, to be removed.
     made_up: Option<MadeUp>,
 }
 
@@ -38,26 +39,26 @@ struct MadeUp {
     _lock: File,
 }
 
-/// The device of bhyve's side of the line `name`.
+/// Returns the device of bhyve's side of the line `name`.
 pub fn a_side(name: &str) -> String {
     format!("/dev/nmdm{name}A")
 }
 
-/// Whether somebody has the line `name` open: the pair is there then, and at no other time.
+/// Returns whether the line `name` is open: its pair exists only then.
 pub fn in_use(name: &str) -> bool {
-    match place::is_made_up() {
-        // The name of a pseudo-terminal stays when its holder is killed, a lock does not.
-        true => File::open(lock_file(&place::path(&a_side(name)))).is_ok_and(|file| file.try_lock_shared().is_err()),
-        false => place::has_entry(&place::path("/dev"), &format!("nmdm{name}A")),
+    match environment::is_made_up() {
+        // The name of a pseudo-terminal stays when its holder is killed, but a lock does not.
+        true => File::open(lock_file(&environment::path(&a_side(name)))).is_ok_and(|file| file.try_lock_shared().is_err()),
+        false => environment::has_entry(&environment::path("/dev"), &format!("nmdm{name}A")),
     }
 }
 
-/// On a made-up host, what is locked as long as somebody has the B side open.
+/// Returns the file that is locked while the B side is open, on a made-up host.
 fn lock_file(a_side: &Path) -> PathBuf {
     a_side.with_extension("lock")
 }
 
-/// Whether the line `name` is free, given a while for what the last boot had of it to go.
+/// Returns whether the line `name` is free. It waits a while for the devices of the last boot to disappear.
 pub fn wait_until_free(name: &str) -> bool {
     let until = Instant::now() + GOING;
     while in_use(name) {
@@ -69,19 +70,19 @@ pub fn wait_until_free(name: &str) -> bool {
     true
 }
 
-/// Has the pair of the line `name` come into being as one that a jail sees; `false` when its devfs(8) rules hide it.
+/// Creates the pair of the line `name` so that a jail sees it. Returns `false` if the jail's devfs(8) rules hide it.
 ///
-/// On 13.2 the devices of a pair were seen to belong to whoever looks one of them up first, and a jail to see none that
-/// belong to the host; the host sees those of its jails. To be called before [`Line::open`].
+/// On 13.2, the devices of a pair belonged to the host or jail that looked one of them up first, and a jail saw none
+/// that belong to the host; the host sees those of its jails. Must be called before [`Line::open`].
 pub fn make_in_jail(name: &str, jail: &str) -> Result<bool, ProgramError> {
     jail_run::sees(jail, &a_side(name))
 }
 
 impl Line {
-    /// Opens the B side of the line `name`; reads and writes of it do not block.
+    /// Opens the B side of the line `name`. Reads and writes do not block.
     pub fn open(name: &str) -> io::Result<Line> {
-        if place::is_made_up() {
-            return Line::make_up(&place::path(&a_side(name)));
+        if environment::is_made_up() {
+            return Line::make_up(&environment::path(&a_side(name)));
         }
         let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
         let file = File::options().read(true).write(true).custom_flags(flags.bits()).open(format!("/dev/nmdm{name}B"))?;
@@ -89,12 +90,12 @@ impl Line {
         Ok(Line { file, made_up: None })
     }
 
-    /// What is read from and written to.
+    /// Returns the file to read from and write to.
     pub fn file(&self) -> &File {
         &self.file
     }
 
-    /// A pseudo-terminal in its place: its other side gets the name that bhyve is told.
+    /// Makes a pseudo-terminal instead. Its other side gets the name that bhyve is told.
     fn make_up(name: &Path) -> io::Result<Line> {
         use nix::pty::{grantpt, posix_openpt, unlockpt};
         let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC)?;
@@ -121,7 +122,7 @@ impl Drop for Line {
     }
 }
 
-/// Bytes pass as they are, and the carrier is not heeded.
+/// Sets the terminal to pass bytes unchanged and to ignore the carrier.
 fn make_raw(file: &File) -> io::Result<()> {
     let mut termios = tcgetattr(file.as_fd())?;
     cfmakeraw(&mut termios);
@@ -129,7 +130,7 @@ fn make_raw(file: &File) -> io::Result<()> {
     Ok(tcsetattr(file.as_fd(), SetArg::TCSANOW, &termios)?)
 }
 
-/// The name of a pseudo-terminal's other side.
+/// Returns the name of a pseudo-terminal's other side.
 #[cfg(target_os = "linux")]
 fn other_side(master: &File) -> io::Result<PathBuf> {
     use std::os::fd::AsRawFd;
@@ -141,7 +142,7 @@ fn other_side(master: &File) -> io::Result<PathBuf> {
     Ok(format!("/dev/pts/{number}").into())
 }
 
-/// Made-up hosts are for the tests on Linux.
+/// Fails, since made-up hosts are for the tests on Linux.
 #[cfg(not(target_os = "linux"))]
 fn other_side(_master: &File) -> io::Result<PathBuf> {
     Err(io::Error::from(io::ErrorKind::Unsupported))

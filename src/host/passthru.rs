@@ -1,9 +1,9 @@
 //! PCI devices of the host that a guest can have, as pciconf(8) lists them, and the state of the IOMMU.
 //!
-//! `usr.sbin/pciconf/pciconf.c`, list_devs: one line a device, `NAMEUNIT@pciDOMAIN:BUS:SLOT:FUNCTION:` and `key=value`
-//! words; until 12 `chip=` and `card=`, since 13 `vendor=`, `device=` and the subsystem's. With `-v`, indented lines
-//! `vendor = '...'`. A device whose driver is ppt(4) can be given to a guest; drivers are chosen at boot by `pptdevs` in
-//! loader.conf(5) (128 characters each in `pptdevs`, `pptdevs2` and `pptdevs3`), or later by devctl(8).
+//! `usr.sbin/pciconf/pciconf.c`, list_devs: one line per device, `NAMEUNIT@pciDOMAIN:BUS:SLOT:FUNCTION:` and
+//! `key=value` words; until 12 `chip=` and `card=`, since 13 `vendor=`, `device=` and the subsystem's. With `-v`,
+//! indented lines `vendor = '...'`. A device whose driver is ppt(4) can be given to a guest; drivers are chosen at boot
+//! by `pptdevs` in loader.conf(5) (128 characters each in `pptdevs`, `pptdevs2` and `pptdevs3`), or later by devctl(8).
 
 use serde::Serialize;
 
@@ -13,40 +13,40 @@ use super::program;
 /// A PCI device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PciDevice {
-    /// As guest files name it: `bus/slot/function`.
+    /// Name in guest files: `bus/slot/function`.
     pub device: String,
-    /// As devctl(8) names it: `pciDOMAIN:BUS:SLOT:FUNCTION`.
+    /// Name for devctl(8): `pciDOMAIN:BUS:SLOT:FUNCTION`.
     pub selector: String,
     /// The driver that has it, with its unit; `none` without one.
     pub driver: String,
     /// Whether a guest can have it now.
     pub ready: bool,
-    /// Whether it can be given away at all: bridges cannot.
+    /// Whether it can be given to a guest at all: bridges cannot.
     pub possible: bool,
-    /// Who made it.
+    /// Name of the vendor.
     pub vendor: String,
-    /// What it is.
+    /// Name of the model.
     pub model: String,
-    /// Its kind.
+    /// Name of the device class.
     pub class: String,
 }
 
-/// What stands between a device and the host's memory.
+/// State of the IOMMU, which restricts a device's access to the host's memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Iommu {
     /// vmm(4) uses it.
     On,
-    /// The firmware describes one; vmm(4) takes it when the first guest starts.
+    /// The firmware describes one. vmm(4) uses it when the first guest starts.
     Present(&'static str),
-    /// It is there and turned off by a tunable.
+    /// It exists and is turned off by a tunable.
     Off(&'static str),
-    /// None is described by the firmware.
+    /// The firmware describes none.
     Absent,
     /// Only root can find out.
     Unknown,
 }
 
-/// The PCI devices of this host.
+/// Returns the PCI devices of this host.
 pub fn devices() -> Result<Vec<PciDevice>, HostError> {
     Ok(parse(&program::run("pciconf", &["-l", "-v"])?))
 }
@@ -96,8 +96,8 @@ fn head(line: &str) -> Option<PciDevice> {
     })
 }
 
-/// The state of the IOMMU: `hw.vmm.iommu.*` (`sys/amd64/vmm/io/iommu.c`), `hw.vmm.amdvi.enable`, and the ACPI tables DMAR
-/// (Intel) and IVRS (AMD), which only root can read; `acpidump -t` begins each with `  SIGNATURE: Length=`
+/// Returns the state of the IOMMU: `hw.vmm.iommu.*` (`sys/amd64/vmm/io/iommu.c`), `hw.vmm.amdvi.enable`, and the ACPI
+/// tables DMAR (Intel) and IVRS (AMD), which only root can read; `acpidump -t` begins each with `  SIGNATURE: Length=`
 /// (`usr.sbin/acpi/acpidump/acpi.c`, acpi_print_sdt).
 pub fn iommu() -> Iommu {
     let sysctl = |name: &str| program::run("sysctl", &["-n", name]).ok().map(|text| text.trim().to_owned());
@@ -119,7 +119,7 @@ pub fn iommu() -> Iommu {
 }
 
 impl Iommu {
-    /// In words, and what to do about it.
+    /// Returns a description, and what to do about it.
     pub fn words(&self) -> (String, Option<String>) {
         match self {
             Iommu::On => ("in use".into(), None),
@@ -133,11 +133,11 @@ impl Iommu {
     }
 }
 
-/// The lines of loader.conf(5) that give these devices to ppt(4) at boot, besides those of `present`, the three
-/// variables as they are now. None when they do not fit.
+/// Returns the lines of loader.conf(5) that give these devices to ppt(4) at boot, in addition to those of `present`,
+/// the three variables as they are now. Returns `None` if they do not fit.
 pub fn loader_lines(present: [&str; 3], wanted: &[String]) -> Option<Vec<(&'static str, String)>> {
     const NAMES: [&str; 3] = ["pptdevs", "pptdevs2", "pptdevs3"];
-    /// What the kernel reads of each (`sys/amd64/vmm/io/ppt.c` gets them into a buffer of 128).
+    /// Maximum length that the kernel reads of each (`sys/amd64/vmm/io/ppt.c` gets them into a buffer of 128).
     const LIMIT: usize = 127;
     let mut values = present.map(|text| text.split_whitespace().map(str::to_owned).collect::<Vec<String>>());
     let mut changed = [false; 3];

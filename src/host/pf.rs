@@ -1,23 +1,23 @@
 //! Packet filter rules of a switch, in an anchor of their own: pf.conf(5), pfctl(8).
 //!
-//! The user's pf.conf is read by nobody here and never written. It must name the place where the rules of switches are
-//! looked at, [`NAT_LINE`]; whether it does is asked of the running packet filter. `pfctl -s nat` prints an anchor as
-//! `nat-anchor "vmctl/*" all` (`sbin/pfctl/pfctl_parser.c`, print_rule).
+//! This program neither reads nor writes the user's pf.conf. It must contain the anchor for the rules of switches,
+//! [`NAT_LINE`]. The running packet filter says whether it does. `pfctl -s nat` prints an anchor as `nat-anchor
+//! "vmctl/*" all` (`sbin/pfctl/pfctl_parser.c`, print_rule).
 
 use super::error::HostError;
 use super::ifconfig::Prefix;
-use super::program::{self, Action, Step};
+use super::program::{self, HostChange, Step};
 
 /// The line of pf.conf that translation rules of switches need.
 pub const NAT_LINE: &str = "nat-anchor \"vmctl/*\"";
 
-/// The line of pf.conf that filter rules of switches need, where the user's own rules block.
+/// The line of pf.conf that filter rules of switches need, if the user's own rules block.
 pub const FILTER_LINE: &str = "anchor \"vmctl/*\"";
 
-/// What the running packet filter says.
+/// State of the running packet filter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pf {
-    /// It runs.
+    /// It is enabled.
     pub enabled: bool,
     /// The user's rules have [`NAT_LINE`], or one that covers it.
     pub nat_anchor: bool,
@@ -27,11 +27,11 @@ pub struct Pf {
     pub blocks: bool,
 }
 
-/// Asks the running packet filter; needs root.
+/// Asks the running packet filter. Needs root.
 pub fn look() -> Result<Pf, HostError> {
     let status = program::run("pfctl", &["-s", "info"]);
     let Ok(status) = status else {
-        // Without the module, pfctl(8) cannot open /dev/pf; without root neither.
+        // pfctl(8) cannot open /dev/pf without the module, and not without root.
         return match status {
             Err(error) if error.to_string().contains("No such file") => {
                 Ok(Pf { enabled: false, nat_anchor: false, filter_anchor: false, blocks: false })
@@ -57,12 +57,12 @@ fn has_anchor(rules: &str, word: &str) -> bool {
     })
 }
 
-/// The name of a switch's anchor.
+/// Returns the name of a switch's anchor.
 pub fn anchor(switch: &str) -> String {
     format!("vmctl/{switch}")
 }
 
-/// The rules of a switch whose networks reach the world through the interface `egress`.
+/// Returns the rules of a switch whose networks reach the outside through the interface `egress`.
 pub fn nat_rules(bridge: &str, networks: &[Prefix], egress: &str) -> String {
     let mut rules = String::new();
     for net in networks {
@@ -75,10 +75,10 @@ pub fn nat_rules(bridge: &str, networks: &[Prefix], egress: &str) -> String {
     rules
 }
 
-/// Refuses what would not work: no packet filter, or one that does not look at the rules of switches.
+/// Refuses a configuration that would not work: no packet filter, or one without the anchor for switches.
 pub fn check(pf: &Pf, switch: &str) -> Result<(), HostError> {
     if !pf.enabled {
-        return Err(HostError::new(format!("switch `{switch}` has `nat`, and pf(4) does not run"))
+        return Err(HostError::new(format!("switch `{switch}` has `nat`, and pf(4) is not running"))
             .hint(format!("write {NAT_LINE} into /etc/pf.conf, then `sysrc pf_enable=YES` and `service pf start`")));
     }
     if !pf.nat_anchor {
@@ -93,15 +93,15 @@ pub fn check(pf: &Pf, switch: &str) -> Result<(), HostError> {
 /// Loads the rules of a switch.
 pub fn load(switch: &str, rules: &str) -> Step {
     let words = ["pfctl", "-a", &anchor(switch), "-f", "-"].map(str::to_owned).to_vec();
-    Step { action: Action::Run { words, input: rules.to_owned() }, undo: Some(flush(switch)) }
+    Step { action: HostChange::Run { words, input: rules.to_owned() }, undo: Some(flush(switch)) }
 }
 
-/// Forgets the rules of a switch.
-pub fn flush(switch: &str) -> Action {
-    Action::run(&["pfctl", "-a", &anchor(switch), "-F", "all"])
+/// Returns the action that removes the rules of a switch.
+pub fn flush(switch: &str) -> HostChange {
+    HostChange::run(&["pfctl", "-a", &anchor(switch), "-F", "all"])
 }
 
-/// Whether a switch's rules are loaded: translation through `egress` from each network.
+/// Returns whether a switch's rules are loaded: translation through `egress` from each network.
 pub fn is_loaded(switch: &str, networks: &[Prefix], egress: &str) -> bool {
     let Ok(rules) = program::run("pfctl", &["-a", &anchor(switch), "-s", "nat"]) else { return false };
     covers(&rules, networks, egress)

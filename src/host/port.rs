@@ -1,26 +1,27 @@
-//! A TCP port for a program that binds it itself: probed, and reserved against others of this program's.
+//! A TCP port for a program that binds it itself: the port is probed, and reserved against other processes of this
+//! program.
 
 use std::fs::File;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 
+use super::environment;
 use super::files::private_directory;
-use super::place;
 
-/// A port that nobody listens on, reserved as long as this lives.
+/// A free port, reserved as long as this lives.
 #[derive(Debug)]
 pub struct Reserved {
-    /// Where the program is to listen.
+    /// The address on which the program must listen.
     pub address: SocketAddr,
     _lock: File,
 }
 
-/// The first free port of `ports` at `ip`; [`io::ErrorKind::AddrInUse`] when none is.
+/// Returns the first free port of `ports` at `ip`; the error is [`io::ErrorKind::AddrInUse`] if none is.
 ///
-/// Between the probe and the program's own bind the port is free for a moment. Two processes of this program never
-/// take the same one: each locks a file of the port's.
+/// Between the probe and the program's own bind the port is free for a moment. Two processes of this program never take
+/// the same one, since each locks a file for its port.
 pub fn reserve(ip: IpAddr, ports: impl Iterator<Item = u16>) -> io::Result<Reserved> {
-    let directory = place::run_directory();
+    let directory = environment::run_directory();
     private_directory(&directory)?;
     for port in ports {
         let file = File::options().create(true).truncate(false).write(true).open(directory.join(format!("port-{port}.lock")))?;

@@ -1,7 +1,7 @@
 //! `pow(3)` of FreeBSD's program, which a progress bar's moving average calls: a Rust function by that name, so that
-//! the program asks nothing of libm.so.5. The linker takes what the program itself has before what a library offers.
+//! the program needs no libm.so.5. The linker prefers the program's own definition to that of a library.
 
-/// `x` to the power of `y`, within one unit in the last place (musl's algorithm, in the crate `libm`).
+/// Returns `x` to the power of `y`, within one unit in the last place (musl's algorithm, in the crate `libm`).
 #[allow(unsafe_code, reason = "this folder is an island")]
 // SAFETY: the name and the signature are those of C's function, and no other definition is linked in.
 #[unsafe(no_mangle)]

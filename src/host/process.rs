@@ -12,7 +12,8 @@ use std::process::{Child, Command};
 
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 
-/// Starts `command` in a session of its own, with no signal blocked: it outlives the terminal it was started from.
+/// Starts `command` in a session of its own, with no signal blocked. It outlives the terminal from which it was
+/// started.
 pub fn spawn_detached(command: &mut Command) -> io::Result<Child> {
     // SAFETY: the closure runs between fork and exec and calls async-signal-safe functions only.
     unsafe {
@@ -24,21 +25,22 @@ pub fn spawn_detached(command: &mut Command) -> io::Result<Child> {
     command.spawn()
 }
 
-/// Starts `command` with each descriptor of `inherited` at its number, in a process group of its own, to be killed
-/// when the calling *thread* ends: call it from the main thread.
+/// Starts `command` in a process group of its own, with each descriptor of `inherited` at its number. The process is
+/// killed when the calling *thread* ends, so it must be called from the main thread.
 ///
 /// The numbers must be small (below 10) and the command may not have been given other `pre_exec` steps.
 pub fn spawn_tied(command: &mut Command, inherited: &[(RawFd, OwnedFd)]) -> io::Result<Child> {
     spawn_with(command, inherited, true)
 }
 
-/// As [`spawn_tied`], for a child that ends by itself when this process does, because it has to clean up.
+/// Starts a child as [`spawn_tied`] does, but the child is not killed with this process: it ends by itself, because it
+/// has to clean up.
 pub fn spawn_untied(command: &mut Command, inherited: &[(RawFd, OwnedFd)]) -> io::Result<Child> {
     spawn_with(command, inherited, false)
 }
 
 fn spawn_with(command: &mut Command, inherited: &[(RawFd, OwnedFd)], tied: bool) -> io::Result<Child> {
-    // The pipe through which std reports a failed exec must not sit at a number that is about to be overwritten.
+    // The pipe through which std reports a failed exec must not have a number that is about to be overwritten.
     let highest = inherited.iter().map(|(number, _)| *number).max().unwrap_or(2);
     let mut occupied: Vec<OwnedFd> = Vec::new();
     loop {
@@ -48,7 +50,7 @@ fn spawn_with(command: &mut Command, inherited: &[(RawFd, OwnedFd)], tied: bool)
         }
         occupied.push(file);
     }
-    // Sources above every target, so that no dup2 overwrites a source that is still needed.
+    // Move the sources above every target, so that no dup2 overwrites a source that is still needed.
     let mut moves: Vec<(RawFd, OwnedFd)> = Vec::new();
     for (number, fd) in inherited {
         // SAFETY: F_DUPFD_CLOEXEC on an open descriptor returns a new descriptor that nothing else owns.
@@ -66,7 +68,7 @@ fn spawn_with(command: &mut Command, inherited: &[(RawFd, OwnedFd)], tied: bool)
     unsafe {
         command.pre_exec(move || {
             unblock_signals()?;
-            // An engine, and what it runs the guest with: a limit on files must not end the guest.
+            // This is an engine, or a program that it runs the guest with: a limit on files must not end the guest.
             libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
             if tied {
                 die_with_parent()?;
@@ -89,7 +91,7 @@ fn unblock_signals() -> io::Result<()> {
     pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).map_err(io::Error::from)
 }
 
-/// The calling process is killed when its parent ends.
+/// Makes the kernel kill the calling process when its parent ends.
 #[cfg(target_os = "linux")]
 pub fn die_with_parent() -> io::Result<()> {
     // SAFETY: PR_SET_PDEATHSIG takes a signal number and touches no memory.
@@ -99,7 +101,7 @@ pub fn die_with_parent() -> io::Result<()> {
     }
 }
 
-/// The calling process is killed when its parent ends.
+/// Makes the kernel kill the calling process when its parent ends.
 #[cfg(target_os = "freebsd")]
 pub fn die_with_parent() -> io::Result<()> {
     let mut signal: libc::c_int = libc::SIGKILL;
@@ -111,15 +113,15 @@ pub fn die_with_parent() -> io::Result<()> {
     }
 }
 
-/// Whether there is a process of this number, whoever's it is.
+/// Returns whether there is a process of this number, of any user.
 pub fn is_there(pid: u32) -> bool {
     let Some(pid) = i32::try_from(pid).ok().filter(|pid| *pid > 0) else { return false };
     let asked = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), None);
     matches!(asked, Ok(()) | Err(nix::errno::Errno::EPERM))
 }
 
-/// How long this host has been up. On Linux CLOCK_BOOTTIME, which goes on while the host sleeps (clock_gettime(2));
-/// FreeBSD's CLOCK_MONOTONIC is the time since the boot, and no clock of it counts what the host slept.
+/// Returns how long this host has been up. On Linux this is CLOCK_BOOTTIME, which also counts while the host sleeps
+/// (clock_gettime(2)). FreeBSD's CLOCK_MONOTONIC is the time since the boot, but no clock of it counts a sleep.
 pub fn time_since_boot() -> std::time::Duration {
     #[cfg(target_os = "linux")]
     const CLOCK: nix::time::ClockId = nix::time::ClockId::CLOCK_BOOTTIME;
@@ -128,41 +130,41 @@ pub fn time_since_boot() -> std::time::Duration {
     nix::time::clock_gettime(CLOCK).map(std::time::Duration::from).unwrap_or_default()
 }
 
-/// The process at the other end of a connection, as the kernel tells.
+/// The process at the other end of a connection, as reported by the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Peer {
     /// Its effective user.
     pub uid: u32,
-    /// Its id, where the kernel tells: at a socket that was connected to, the process that listens.
+    /// Its id, if the kernel reports it: at a socket that was connected to, it is the process that listens.
     pub pid: Option<u32>,
 }
 
-/// The process at the other end of `stream`: SO_PEERCRED of unix(7).
+/// Returns the process at the other end of `stream`: SO_PEERCRED of unix(7).
 #[cfg(target_os = "linux")]
 pub fn peer_of(stream: &std::os::unix::net::UnixStream) -> Option<Peer> {
     let peer = nix::sys::socket::getsockopt(stream, nix::sys::socket::sockopt::PeerCredentials).ok()?;
     Some(Peer { uid: peer.uid(), pid: u32::try_from(peer.pid()).ok().filter(|pid| *pid != 0) })
 }
 
-/// The process at the other end of `stream`: getpeereid(3), which knows no process.
+/// Returns the process at the other end of `stream`: getpeereid(3), which does not report its id.
 #[cfg(not(target_os = "linux"))]
 pub fn peer_of(stream: &std::os::unix::net::UnixStream) -> Option<Peer> {
     let (uid, _) = nix::unistd::getpeereid(stream).ok()?;
     Some(Peer { uid: uid.as_raw(), pid: None })
 }
 
-/// What a process is, of one that can be looked at.
+/// State of a process that can be inspected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Process {
     /// Its effective user.
     pub uid: u32,
-    /// It was stopped, as by SIGSTOP or a debugger.
+    /// Whether it was stopped, as by SIGSTOP or a debugger.
     pub stopped: bool,
-    /// The words of its command line, where the host tells.
+    /// The words of its command line, if the host reports them.
     pub words: Vec<String>,
 }
 
-/// What process `pid` is: proc(5), `status`, `stat` and `cmdline`.
+/// Returns the state of process `pid`: proc(5), `status`, `stat` and `cmdline`.
 #[cfg(not(target_os = "freebsd"))]
 pub fn look_at(pid: u32) -> Option<Process> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -176,8 +178,8 @@ pub fn look_at(pid: u32) -> Option<Process> {
     Some(Process { uid, stopped: matches!(state, 'T' | 't'), words })
 }
 
-/// What process `pid` is: kern.proc.pid and kern.proc.args (sysctl(3); `struct kinfo_proc` and SSTOP of sys/sys/user.h and
-/// sys/sys/proc.h).
+/// Returns the state of process `pid`: kern.proc.pid and kern.proc.args (sysctl(3); `struct kinfo_proc` and SSTOP of
+/// sys/sys/user.h and sys/sys/proc.h).
 #[cfg(target_os = "freebsd")]
 pub fn look_at(pid: u32) -> Option<Process> {
     const SSTOP: libc::c_char = 4;
@@ -193,7 +195,7 @@ pub fn look_at(pid: u32) -> Option<Process> {
     Some(Process { uid: info.ki_uid, stopped: info.ki_stat == SSTOP, words })
 }
 
-/// A word that differs between two boots of this host.
+/// Returns a word that differs between two boots of this host.
 #[cfg(target_os = "linux")]
 pub fn boot_id() -> String {
     match std::fs::read_to_string("/proc/sys/kernel/random/boot_id") {
@@ -202,8 +204,8 @@ pub fn boot_id() -> String {
     }
 }
 
-/// A word that differs between two boots of this host: kern.boot_id where the kernel has it (sys/kern/kern_mib.c), else
-/// when it booted, which a stepped clock moves (kern.boottime is the time now less the uptime).
+/// Returns a word that differs between two boots of this host: kern.boot_id if the kernel has it (sys/kern/kern_mib.c),
+/// else the time of the boot, which changes when the clock is stepped (kern.boottime is the time now less the uptime).
 #[cfg(target_os = "freebsd")]
 pub fn boot_id() -> String {
     let mut id = [0u8; 16];
@@ -220,10 +222,10 @@ pub fn boot_id() -> String {
     }
 }
 
-/// Reads a variable of the kernel that is `bytes` long; `false` when there is none of that size.
+/// Reads a variable of the kernel that is `bytes` long. Returns `false` if there is none of that size.
 ///
 /// # Safety
-/// `out` points to `bytes` bytes that may be written, whatever their bits.
+/// `out` points to `bytes` bytes that may be written, and any bits are valid there.
 #[cfg(target_os = "freebsd")]
 unsafe fn sysctl(name: &std::ffi::CStr, out: *mut libc::c_void, bytes: usize) -> bool {
     let mut length = bytes;
@@ -232,7 +234,7 @@ unsafe fn sysctl(name: &std::ffi::CStr, out: *mut libc::c_void, bytes: usize) ->
     answer == 0 && length == bytes
 }
 
-/// The kernel's name and release, for `doctor`.
+/// Returns the kernel's name and release, for `doctor`.
 pub fn kernel() -> String {
     match nix::sys::utsname::uname() {
         Ok(name) => format!("{} {}", name.sysname().to_string_lossy(), name.release().to_string_lossy()),
@@ -240,8 +242,8 @@ pub fn kernel() -> String {
     }
 }
 
-/// Resident bytes of a process and how much CPU time it has used, where the host tells: kern.proc.pid (sysctl(3),
-/// `struct kinfo_proc` of sys/sys/user.h).
+/// Returns the resident bytes of a process and the CPU time that it has used, if the host reports them: kern.proc.pid
+/// (sysctl(3), `struct kinfo_proc` of sys/sys/user.h).
 #[cfg(target_os = "freebsd")]
 pub fn usage(pid: u32) -> Option<(u64, std::time::Duration)> {
     let info = kinfo(pid)?;
@@ -250,7 +252,7 @@ pub fn usage(pid: u32) -> Option<(u64, std::time::Duration)> {
     Some((resident, std::time::Duration::from_micros(info.ki_runtime)))
 }
 
-/// The kernel's account of a process.
+/// Returns the kernel's information about a process.
 #[cfg(target_os = "freebsd")]
 fn kinfo(pid: u32) -> Option<libc::kinfo_proc> {
     let name = [libc::CTL_KERN, libc::KERN_PROC, libc::KERN_PROC_PID, libc::c_int::try_from(pid).ok()?];
@@ -263,13 +265,13 @@ fn kinfo(pid: u32) -> Option<libc::kinfo_proc> {
     (answer == 0 && length == size_of::<libc::kinfo_proc>() && info.ki_structsize as usize == length).then_some(info)
 }
 
-/// Resident bytes of a process and how much CPU time it has used, where the host tells (Linux /proc).
+/// Returns the resident bytes of a process and the CPU time that it has used, if the host reports them (Linux /proc).
 #[cfg(not(target_os = "freebsd"))]
 pub fn usage(pid: u32) -> Option<(u64, std::time::Duration)> {
     let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
     let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The command's name may hold spaces and parentheses; fields are counted after the last one (proc(5)).
+    // The command's name may contain spaces and parentheses, so fields are counted after the last one (proc(5)).
     let fields: Vec<&str> = stat[stat.rfind(')')? + 1..].split_whitespace().collect();
     let ticks: u64 = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
     let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok()??;
@@ -277,11 +279,11 @@ pub fn usage(pid: u32) -> Option<(u64, std::time::Duration)> {
     Some((pages * page as u64, std::time::Duration::from_millis(ticks * 1000 / hertz.max(1) as u64)))
 }
 
-/// Lets a write past the limit of a file's size (RLIMIT_FSIZE, as of `ulimit -f` or a unit's `LimitFSIZE=`) fail with
-/// EFBIG, as one on a full disk does, instead of ending this process by SIGXFSZ (setrlimit(2)).
+/// Makes a write past the limit of a file's size (RLIMIT_FSIZE, as of `ulimit -f` or a unit's `LimitFSIZE=`) fail with
+/// EFBIG, like one on a full disk, instead of ending this process by SIGXFSZ (setrlimit(2)).
 ///
-/// It is caught and not ignored: what is caught is again the default in programs that are started, what is ignored stays
-/// so (execve(2)), and it is not ours to decide for a foreign program.
+/// The signal is caught and not ignored: a caught signal is set to its default in programs that are started, an ignored
+/// one stays ignored (execve(2)), and that is not ours to decide for other programs.
 pub fn survive_file_size_limit() {
     extern "C" fn nothing(_: libc::c_int) {}
     let action = nix::sys::signal::SigAction::new(
@@ -293,7 +295,7 @@ pub fn survive_file_size_limit() {
     let _ = unsafe { nix::sys::signal::sigaction(nix::sys::signal::Signal::SIGXFSZ, &action) };
 }
 
-/// Sees to it that programs started from now on do not inherit these descriptors.
+/// Makes sure that programs started from now on do not inherit these descriptors.
 pub fn keep_from_children(descriptors: &[RawFd]) -> io::Result<()> {
     for fd in descriptors {
         // SAFETY: fcntl with F_SETFD changes a flag of a descriptor number and touches no memory.
@@ -304,14 +306,14 @@ pub fn keep_from_children(descriptors: &[RawFd]) -> io::Result<()> {
     Ok(())
 }
 
-/// Closes standard output by pointing it at /dev/null: whoever reads it sees its end.
+/// Closes standard output by replacing it with /dev/null. The reader of it sees its end.
 pub fn give_up_stdout() {
     if let Ok(null) = OpenOptions::new().write(true).open("/dev/null") {
         let _ = nix::unistd::dup2_stdout(null);
     }
 }
 
-/// Opens a log for a detached process: appended to, started anew when it has grown past `limit_bytes`.
+/// Opens a log for a detached process. It appends, and starts again when the log has grown past `limit_bytes`.
 pub fn open_log(path: &std::path::Path, limit_bytes: u64) -> io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
     let mut options = OpenOptions::new();
@@ -323,8 +325,8 @@ pub fn open_log(path: &std::path::Path, limit_bytes: u64) -> io::Result<File> {
     Ok(file)
 }
 
-/// Raises the number of descriptors that this process may have to what it may raise it to: a user-mode network has one
-/// for each connection, and login shells start programs with few.
+/// Raises the limit of descriptors of this process to its maximum: a user-mode network has one for each connection, and
+/// login shells start programs with a low limit.
 pub fn raise_descriptor_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
@@ -376,11 +378,11 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let script = "ulimit -f 1; head -c 100000 /dev/zero > big";
         let status = Command::new("/bin/sh").args(["-c", script]).current_dir(dir.path()).status().expect("runs");
-        // `head` was ended by the signal, in the shell's place or as the shell says.
+        // `head` was ended by the signal, either directly or as the shell reports it.
         use std::os::unix::process::ExitStatusExt;
         let signal = status.signal().or(status.code().map(|code| code - 128));
         assert_eq!(signal, Some(libc::SIGXFSZ), "{status}");
-        // A tied child ignores it: the write fails, and `head` says so itself.
+        // A tied child ignores the signal: the write fails, and `head` reports it itself.
         let (_, theirs) = UnixStream::pair().expect("a socket pair");
         let mut command = Command::new("/bin/sh");
         command.args(["-c", script]).current_dir(dir.path()).stderr(std::process::Stdio::null());

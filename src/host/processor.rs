@@ -1,12 +1,12 @@
-//! What the processor can for vmm(4), from the kernel's boot messages: before vmm is loaded nothing else tells.
+//! The processor's features for vmm(4), from the kernel's boot messages: before vmm is loaded there is no other source.
 //!
 //! `sys/x86/x86/identcpu.c`: `Features2=...,POPCNT,...`; `VT-x: ...,EPT,UG,...` where the processor has VT-x
-//! (print_vmx_info), `SVM: NP,...` where it has AMD-V (print_svm_info), both with `(disabled in BIOS)` in front where the
-//! firmware keeps it off. A virtual machine whose hypervisor does not pass it on has neither line.
+//! (print_vmx_info), `SVM: NP,...` where it has AMD-V (print_svm_info), both with `(disabled in BIOS)` before them if
+//! the firmware keeps it off. A virtual machine without nested virtualisation has neither line.
 
-use super::{place, program};
+use super::{environment, program};
 
-/// What a processor's boot messages tell.
+/// Features in a processor's boot messages.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Features {
     /// VT-x with extended page tables.
@@ -19,20 +19,20 @@ pub struct Features {
     pub popcnt: bool,
     /// The firmware keeps VT-x or AMD-V off.
     pub disabled: bool,
-    /// They tell of the processor at all.
+    /// The messages contain the processor at all.
     pub any: bool,
 }
 
-/// Whether vmm(4) runs guests on a processor.
+/// Whether a processor can run guests under vmm(4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fitness {
-    /// It does.
+    /// It can.
     Good,
-    /// It does, with one virtual CPU and without firmware.
+    /// It can, with one virtual CPU and without firmware.
     Restricted,
-    /// It does not, for this reason.
+    /// It cannot, for this reason.
     Bad(&'static str),
-    /// The messages are gone.
+    /// It is not known, since the messages are gone.
     Unknown,
 }
 
@@ -61,17 +61,18 @@ impl Features {
         found
     }
 
-    /// Of this host: what the kernel said when it booted, kept by rc(8) or still in its buffer.
+    /// Reads the features of this host, from the messages that rc(8) kept or that are still in the kernel's buffer.
     pub fn of_this_host() -> Option<Features> {
-        let kept = std::fs::read_to_string(place::path("/var/run/dmesg.boot")).ok();
+        let kept = std::fs::read_to_string(environment::path("/var/run/dmesg.boot")).ok();
         kept.or_else(|| program::run("dmesg", &[]).ok()).map(|boot| Features::parse(&boot))
     }
 
-    /// What follows for vmm(4) (`sys/amd64/vmm/intel/vmx.c` vmx_modinit, `sys/amd64/vmm/amd/svm.c` svm_modinit).
+    /// Returns whether vmm(4) can run guests (`sys/amd64/vmm/intel/vmx.c` vmx_modinit, `sys/amd64/vmm/amd/svm.c`
+    /// svm_modinit).
     pub fn fitness(&self) -> Fitness {
         match (self.ept, self.nested_paging) {
             _ if !self.any => Fitness::Unknown,
-            (false, false) => Fitness::Bad("has no EPT and no nested paging, or a hypervisor keeps them for itself"),
+            (false, false) => Fitness::Bad("has no EPT and no nested paging, or a hypervisor does not pass them on"),
             _ if self.disabled => Fitness::Bad("has VT-x or AMD-V turned off in the host's firmware"),
             _ if !self.popcnt => Fitness::Bad("has no POPCNT, and bhyve needs it"),
             (true, _) if !self.unrestricted => Fitness::Restricted,

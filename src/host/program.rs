@@ -1,42 +1,42 @@
-//! External programs: found through `PATH`, run to their end, and their errors in the words that they printed.
+//! External programs: finding them through `PATH`, running them to their end, and reporting their errors.
 //!
-//! Every tool of the host has a file of its own beside this one, which knows its arguments and its output; this file
-//! knows how a program is run. A test puts a directory of small programs at the front of `PATH`.
+//! Every tool of the host has a file of its own beside this one, which knows its arguments and its output. This file
+//! only runs programs. A test puts a directory of small programs at the front of `PATH`.
 
 use std::fmt;
 use std::io::{self, Write};
 use std::process::{Command, Output, Stdio};
 
-/// How much of what a program printed goes into an error.
+/// Maximum number of bytes of a program's output in an error.
 const MAX_WORDS: usize = 2000;
 
-/// A program that could not be run, or that failed.
+/// The error for a program that could not be run, or that failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProgramError {
-    /// The command line, as it would be typed.
+    /// The command line, as a user would type it.
     pub command: String,
-    /// What went wrong with it.
+    /// Cause of the error.
     pub cause: Cause,
 }
 
-/// What went wrong with a program.
+/// Cause of a program's error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cause {
-    /// `PATH` has no such program; the text says what brings it.
+    /// `PATH` has no such program. The text says how to install it.
     Missing(&'static str),
-    /// It could not be run for another reason.
+    /// The program could not be run for another reason.
     Run(String),
-    /// It ended with this status and these words on standard error.
+    /// The program ended with this status and this message on standard error.
     Failed {
         /// Exit status; `None` after a signal.
         status: Option<i32>,
-        /// What it printed, in one line.
+        /// Its output, in one line.
         words: String,
     },
 }
 
 impl ProgramError {
-    /// What to do about it, where that is known.
+    /// Returns what to do about it, if that is known.
     pub fn hint(&self) -> Option<&'static str> {
         match self.cause {
             Cause::Missing(hint) => Some(hint),
@@ -60,7 +60,7 @@ impl fmt::Display for ProgramError {
 
 impl std::error::Error for ProgramError {}
 
-/// What a program of a port is brought by; base programs are there on FreeBSD and nowhere else.
+/// Returns how to install a program of a port. Base programs exist on FreeBSD and nowhere else.
 pub fn brought_by(program: &str) -> &'static str {
     match program {
         "bhyveload" | "bhyve" | "bhyvectl" => "it is part of FreeBSD's base system on amd64",
@@ -72,29 +72,29 @@ pub fn brought_by(program: &str) -> &'static str {
     }
 }
 
-/// The command line as it would be typed: quoted only where it must be.
+/// Returns the command line as a user would type it, with quotes only where they are needed.
 pub fn typed(program: &str, arguments: &[&str]) -> String {
     let plain = |word: &str| !word.is_empty() && word.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_./:=@,+%*".contains(&b));
     let quoted = |word: &&str| if plain(word) { (*word).to_owned() } else { format!("'{}'", word.replace('\'', "'\\''")) };
     std::iter::once(&program).chain(arguments).map(quoted).collect::<Vec<_>>().join(" ")
 }
 
-/// Runs a program and returns what it printed on standard error, in one line: for one whose status says too little.
-pub fn told(program: &str, arguments: &[&str]) -> Result<String, ProgramError> {
+/// Runs a program and returns its standard error in one line: for a program whose status says too little.
+pub fn run_for_stderr(program: &str, arguments: &[&str]) -> Result<String, ProgramError> {
     finish(program, arguments, "").map(|output| one_line(&output.stderr))
 }
 
-/// Runs a program and returns what it printed on standard output.
+/// Runs a program and returns its standard output.
 pub fn run(program: &str, arguments: &[&str]) -> Result<String, ProgramError> {
     run_with(program, arguments, "")
 }
 
-/// As [`run`], with a text on the program's standard input.
+/// Runs a program as [`run`] does, with a text on its standard input.
 pub fn run_with(program: &str, arguments: &[&str], input: &str) -> Result<String, ProgramError> {
     finish(program, arguments, input).map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Runs a program to its end, which must be a good one.
+/// Runs a program to its end. It is an error if the program fails.
 fn finish(program: &str, arguments: &[&str], input: &str) -> Result<Output, ProgramError> {
     let fault = |cause| ProgramError { command: typed(program, arguments), cause };
     let failed = |error: io::Error| match error.kind() {
@@ -104,7 +104,7 @@ fn finish(program: &str, arguments: &[&str], input: &str) -> Result<Output, Prog
     let stdin = if input.is_empty() { Stdio::null() } else { Stdio::piped() };
     let mut child =
         command(program, arguments).stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(failed)?;
-    // The inputs are small rule sets that fit in a pipe; a program that does not read one says itself why.
+    // The inputs are small rule sets that fit in a pipe. A program that does not read one reports why.
     if let Some(mut stdin) = child.stdin.take() {
         let _ = stdin.write_all(input.as_bytes());
     }
@@ -112,18 +112,18 @@ fn finish(program: &str, arguments: &[&str], input: &str) -> Result<Output, Prog
     if output.status.success() {
         return Ok(output);
     }
-    // bhyvectl(8) says on standard output which error it met.
+    // bhyvectl(8) reports its errors on standard output.
     let words = one_line(if output.stderr.is_empty() { &output.stdout } else { &output.stderr });
     Err(fault(Cause::Failed { status: output.status.code(), words }))
 }
 
-/// What a program said, in one line of bounded length. How it is used, which some programs print behind every mistake, is
-/// left out: who reads the error did not type the command.
+/// Returns a program's message, in one line of bounded length. The usage text that some programs print after every
+/// mistake is left out, since the reader of the error did not type the command.
 fn one_line(text: &[u8]) -> String {
     let text = String::from_utf8_lossy(text);
     let is_usage = |line: &str| line.get(..6).is_some_and(|start| start.eq_ignore_ascii_case("usage:"));
     let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-    // A program that says nothing else is quoted.
+    // If there is nothing else, the usage text stays.
     let mut words: Vec<&str> = lines.next().into_iter().collect();
     words.extend(lines.take_while(|line| !is_usage(line)));
     let mut words = words.join("; ");
@@ -133,79 +133,79 @@ fn one_line(text: &[u8]) -> String {
     words
 }
 
-/// What a program prints on standard output, whatever its status: for one whose status says nothing. Nothing when it
-/// cannot be run.
+/// Returns a program's standard output, whatever its status: for a program whose status says nothing. The output is
+/// empty if the program cannot be run.
 pub fn printed(program: &str, arguments: &[&str]) -> String {
     let output = command(program, arguments).stdin(Stdio::null()).stderr(Stdio::null()).output();
     output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()
 }
 
-/// A program whose words are read by this one: they are the same for every user, whatever language and formats are theirs
-/// (ifconfig(8), ENVIRONMENT; libxo(3)).
+/// Creates the command of a program whose output is parsed. It sets the environment so that the output is the same for
+/// every user, whatever the language and formats (ifconfig(8), ENVIRONMENT; libxo(3)).
 fn command(program: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(find(program).unwrap_or_else(|| program.into()));
     command.args(arguments).env("LC_ALL", "C").env_remove("IFCONFIG_FORMAT").env_remove("LIBXO_OPTIONS");
     command
 }
 
-/// Where ports install programs; rc(8) starts services without these in `PATH`.
+/// Directories in which ports install programs. rc(8) starts services without these in `PATH`.
 const PORTS: &[&str] = &["/usr/local/sbin", "/usr/local/bin"];
-/// Where FreeBSD's base system has the programs of an administrator, which not every `PATH` names.
+/// Directories of the administrator's programs in FreeBSD's base system, which not every `PATH` has.
 const BASE: &[&str] = if cfg!(target_os = "freebsd") { &["/sbin", "/usr/sbin"] } else { &[] };
 
-/// Where `PATH`, the base system's or the ports' directories have a program.
+/// Returns the path of a program in `PATH`, or in the base system's or the ports' directories.
 pub fn find(program: &str) -> Option<std::path::PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let directories = std::env::split_paths(&path).chain(BASE.iter().chain(PORTS).map(std::path::PathBuf::from));
     directories.map(|directory| directory.join(program)).find(|file| file.is_file())
 }
 
-/// Whether this host is FreeBSD, or says that it is: what `uname -s` prints.
+/// Returns whether this host is FreeBSD, or claims to be: the output of `uname -s`.
 pub fn is_freebsd() -> bool {
     cfg!(target_os = "freebsd") || run("uname", &["-s"]).is_ok_and(|name| name.trim() == "FreeBSD")
 }
 
-/// One change to the host and what takes it back.
+/// One change to the host, with the change that undoes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
-    /// What is done.
-    pub action: Action,
-    /// What takes it back, when a later step fails.
-    pub undo: Option<Action>,
+    /// The change.
+    pub action: HostChange,
+    /// The change that undoes it, when a later step fails.
+    pub undo: Option<HostChange>,
 }
 
-/// Something that is done to the host.
+/// A change to the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Action {
-    /// A program is run, with a text on its standard input when that is not empty.
+pub enum HostChange {
+    /// Runs a program, with a text on its standard input if that is not empty.
     Run {
         /// Program and arguments.
         words: Vec<String>,
         /// Standard input.
         input: String,
     },
-    /// A file is written, readable by its owner alone, and its directory is made.
+    /// Writes a file that only its owner can read, and makes its directory.
     Write {
-        /// Where.
+        /// Path of the file.
         path: std::path::PathBuf,
-        /// What.
+        /// Contents of the file.
         text: String,
     },
-    /// A file is removed, if it is there.
+    /// Removes a file, if it exists.
     Remove {
-        /// Which.
+        /// Path of the file.
         path: std::path::PathBuf,
     },
 }
 
-/// Why a row of steps was not done.
+/// The error of a sequence of steps.
 #[derive(Debug)]
 pub struct StepError {
-    /// What failed.
+    /// Error of the step that failed.
     pub error: Box<dyn std::error::Error + Send + Sync>,
-    /// What to do about it.
+    /// Hint for the user.
     pub hint: Option<&'static str>,
-    /// What could not be taken back.
+    /// Steps that could not be undone.
     pub left: Vec<String>,
 }
 
@@ -221,10 +221,10 @@ impl fmt::Display for StepError {
 
 impl std::error::Error for StepError {}
 
-impl Action {
-    /// A program and its arguments.
-    pub fn run<W: AsRef<str>>(words: &[W]) -> Action {
-        Action::Run { words: words.iter().map(|word| word.as_ref().to_owned()).collect(), input: String::new() }
+impl HostChange {
+    /// Creates the change that runs a program with arguments.
+    pub fn run<W: AsRef<str>>(words: &[W]) -> HostChange {
+        HostChange::Run { words: words.iter().map(|word| word.as_ref().to_owned()).collect(), input: String::new() }
     }
 
     fn perform(&self) -> Result<(), (Box<dyn std::error::Error + Send + Sync>, Option<&'static str>)> {
@@ -233,19 +233,19 @@ impl Action {
             (error, None)
         };
         match self {
-            Action::Run { words, input } => {
+            HostChange::Run { words, input } => {
                 let arguments: Vec<&str> = words[1..].iter().map(String::as_str).collect();
                 run_with(&words[0], &arguments, input).map(drop).map_err(|error| {
                     let hint = error.hint();
                     (error.into(), hint)
                 })
             }
-            Action::Write { path, text } => {
+            HostChange::Write { path, text } => {
                 let parent = path.parent().unwrap_or(std::path::Path::new("/"));
                 super::files::private_directory(parent).map_err(|error| io("make", parent, error))?;
                 super::files::replace(path, text.as_bytes(), 0o600).map_err(|error| io("write", path, error))
             }
-            Action::Remove { path } => match std::fs::remove_file(path) {
+            HostChange::Remove { path } => match std::fs::remove_file(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io("remove", path, error)),
                 _ => Ok(()),
             },
@@ -253,11 +253,11 @@ impl Action {
     }
 }
 
-impl fmt::Display for Action {
-    /// As one would type it.
+impl fmt::Display for HostChange {
+    /// Prints the change as a user would type it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Action::Run { words, input } => {
+            HostChange::Run { words, input } => {
                 let arguments: Vec<&str> = words[1..].iter().map(String::as_str).collect();
                 f.write_str(&typed(&words[0], &arguments))?;
                 for line in input.lines() {
@@ -265,30 +265,30 @@ impl fmt::Display for Action {
                 }
                 Ok(())
             }
-            Action::Write { path, text } => {
+            HostChange::Write { path, text } => {
                 write!(f, "write {}", path.display())?;
                 for line in text.lines() {
                     write!(f, "\n  | {line}")?;
                 }
                 Ok(())
             }
-            Action::Remove { path } => write!(f, "rm -f {}", path.display()),
+            HostChange::Remove { path } => write!(f, "rm -f {}", path.display()),
         }
     }
 }
 
 impl Step {
-    /// A step without a way back.
-    pub fn once(action: Action) -> Step {
+    /// Creates a step that cannot be undone.
+    pub fn once(action: HostChange) -> Step {
         Step { action, undo: None }
     }
-    /// A step and its way back.
-    pub fn undone_by(action: Action, undo: Action) -> Step {
+    /// Creates a step with the change that undoes it.
+    pub fn undone_by(action: HostChange, undo: HostChange) -> Step {
         Step { action, undo: Some(undo) }
     }
 }
 
-/// Does the steps in their order; when one fails, takes back those that were done, the last one first.
+/// Performs the steps in order. If one fails, undoes those before it, the last one first.
 pub fn perform(steps: &[Step]) -> Result<(), StepError> {
     for (at, step) in steps.iter().enumerate() {
         if let Err((error, hint)) = step.action.perform() {
@@ -300,7 +300,7 @@ pub fn perform(steps: &[Step]) -> Result<(), StepError> {
     Ok(())
 }
 
-/// Does all the steps, also after one fails: for taking things down. Returns what went wrong.
+/// Performs all the steps, even after one fails: for taking things down. Returns the errors.
 pub fn perform_all(steps: &[Step]) -> Vec<String> {
     steps.iter().filter_map(|step| step.action.perform().err().map(|(error, _)| error.to_string())).collect()
 }
@@ -348,12 +348,12 @@ mod tests {
     fn steps_before_a_failure_are_taken_back_the_last_one_first() {
         let dir = tempfile::tempdir().expect("a directory");
         let log = dir.path().join("log");
-        let say = |word: &str| Action::run(&["sh", "-c", &format!("echo {word} >> {}", log.display())]);
+        let say = |word: &str| HostChange::run(&["sh", "-c", &format!("echo {word} >> {}", log.display())]);
         let steps = [
             Step::undone_by(say("one"), say("not-one")),
             Step::once(say("two")),
-            Step::undone_by(say("three"), Action::run(&["sh", "-c", "echo stuck >&2; exit 1"])),
-            Step::undone_by(Action::run(&["sh", "-c", "exit 1"]), say("never")),
+            Step::undone_by(say("three"), HostChange::run(&["sh", "-c", "echo stuck >&2; exit 1"])),
+            Step::undone_by(HostChange::run(&["sh", "-c", "exit 1"]), say("never")),
         ];
         let error = perform(&steps).expect_err("the last one fails");
         assert!(error.to_string().contains("could not be taken back") && error.to_string().contains("stuck"), "{error}");

@@ -8,31 +8,31 @@ use super::sysrc::RcConf;
 
 /// The rc.d script of the tree.
 pub const SCRIPT: &str = include_str!("../../rc.d/vmctl");
-/// The program that it runs; `vmctl_path` of rc.conf(5) names another.
+/// The program that it runs. `vmctl_path` of rc.conf(5) names another.
 const PROGRAM: &str = "/usr/local/bin/vmctl";
 
-/// The script as it is installed: it runs the program that installs it, wherever that stands.
+/// Returns the script as it is installed: it runs the program that installs it, wherever that is.
 pub fn script() -> String {
     script_for(&std::env::current_exe().unwrap_or_else(|_| PROGRAM.into()))
 }
 
 fn script_for(program: &Path) -> String {
-    // What a shell reads as it stands; another path is for `vmctl_path`.
+    // Only a path that a shell reads literally is inserted. Any other path needs `vmctl_path`.
     let plain = |path: &&str| path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._+-".contains(&byte));
     SCRIPT.replace(PROGRAM, program.to_str().filter(plain).unwrap_or(PROGRAM))
 }
 
-/// Where it is installed.
+/// Returns the path at which it is installed.
 pub fn script_path(root: &Path) -> PathBuf {
     root.join("usr/local/etc/rc.d/vmctl")
 }
 
-/// The guests that start with this host besides those whose files say so, in the order of `vmctl_list`.
+/// Returns the guests that start with this host in addition to those whose files say so, in the order of `vmctl_list`.
 pub fn list(rc: &RcConf) -> Result<Vec<String>, HostError> {
     rc.words("vmctl_list")
 }
 
-/// Lets guests start with this host, after those that do already. Returns which were new.
+/// Adds guests to those that start with this host, after the present ones. Returns the new ones.
 pub fn enable(rc: &RcConf, guests: &[String]) -> Result<Vec<String>, HostError> {
     let mut all = list(rc)?;
     let new: Vec<String> = guests.iter().filter(|guest| !all.contains(guest)).cloned().collect();
@@ -43,7 +43,7 @@ pub fn enable(rc: &RcConf, guests: &[String]) -> Result<Vec<String>, HostError> 
     Ok(new)
 }
 
-/// Lets guests no longer start with this host. Returns which did.
+/// Removes guests from those that start with this host. Returns the removed ones.
 pub fn disable(rc: &RcConf, guests: &[String]) -> Result<Vec<String>, HostError> {
     let (gone, stay): (Vec<String>, Vec<String>) = list(rc)?.into_iter().partition(|guest| guests.contains(guest));
     if !gone.is_empty() {
@@ -52,7 +52,7 @@ pub fn disable(rc: &RcConf, guests: &[String]) -> Result<Vec<String>, HostError>
     Ok(gone)
 }
 
-/// Whether the host's boot starts guests at all, and what is missing when not.
+/// Returns what is missing for the host's boot to start guests, if anything is.
 pub fn missing(rc: &RcConf, root: &Path) -> Result<Option<String>, HostError> {
     if !script_path(root).exists() {
         return Ok(Some("`vmctl host setup --write` installs the rc.d script".into()));
@@ -63,13 +63,14 @@ pub fn missing(rc: &RcConf, root: &Path) -> Result<Option<String>, HostError> {
     }
 }
 
-/// What goes wrong beside vm-bhyve's rc.d script when that is on, and what to type: at a shutdown it sends SIGTERM to every
-/// bhyve of the host, its own or not (`lib/vm-core`, core::stopall), and rc.shutdown(8) runs it before vmctl's.
+/// Returns the conflict with vm-bhyve's rc.d script if that is enabled, and the command to solve it: at a shutdown it
+/// sends SIGTERM to every bhyve of the host, its own or not (`lib/vm-core`, core::stopall), and rc.shutdown(8) runs it
+/// before vmctl's.
 pub fn beside_vm_bhyve(rc: &RcConf) -> Option<(String, &'static str)> {
     rc.is_yes("vm_enable").unwrap_or(false).then(|| {
         let words = "vm-bhyve's `vm_enable` is on: it starts its guests with this host too, and at a shutdown it stops all of \
                      vmctl's first, in no order";
-        (words.to_owned(), "when all guests are moved over: `sysrc vm_enable=NO`")
+        (words.to_owned(), "when all guests have moved: `sysrc vm_enable=NO`")
     })
 }
 
@@ -81,7 +82,7 @@ pub fn install(root: &Path) -> Result<(), HostError> {
     write_atomically(&path, script().as_bytes(), 0o555).map_err(|error| HostError::io("write", &path, &error))
 }
 
-/// Whether the script that is installed is the one of this build and runs this program.
+/// Returns whether the installed script is the one of this build and runs this program.
 pub fn is_installed(root: &Path) -> bool {
     std::fs::read_to_string(script_path(root)).is_ok_and(|text| text == script())
 }
@@ -94,7 +95,7 @@ mod tests {
     fn the_script_is_one_that_rcorder_and_rc_shutdown_find() {
         let lines: Vec<&str> = SCRIPT.lines().collect();
         assert_eq!(lines[0], "#!/bin/sh");
-        // rcorder(8): the lines stand in one sequence, each begins with `# ` and its word.
+        // rcorder(8): the lines are in one sequence, each begins with `# ` and its word.
         let first = lines.iter().position(|line| line.starts_with("# PROVIDE: ")).expect("provides");
         assert_eq!(lines[first], "# PROVIDE: vmctl");
         assert!(lines[first + 1].starts_with("# REQUIRE: DAEMON"));

@@ -2,12 +2,13 @@
 
 use super::program::{ProgramError, run};
 
-/// Limits a process; a rule is what comes after the process, like `pcpu:deny=150`.
+/// Limits a process. A rule is the part after the process, like `pcpu:deny=150`.
 pub fn limit(pid: u32, rules: &[String]) -> Result<(), ProgramError> {
     rules.iter().try_for_each(|rule| run("rctl", &["-a", &format!("process:{pid}:{rule}")]).map(drop))
 }
 
-/// What to do when a limit cannot be set: what rctl(8) says of a kernel that does not count (`usr.bin/rctl/rctl.c`).
+/// Returns the hint for a limit that cannot be set: the message of rctl(8) about a kernel that does not count
+/// (`usr.bin/rctl/rctl.c`).
 pub fn hint(error: &ProgramError) -> Option<&'static str> {
     let words = error.to_string();
     match words.contains("kern.racct.enable") || words.contains("RACCT/RCTL") {

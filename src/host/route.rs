@@ -1,38 +1,38 @@
-//! The default route, as route(8) shows it, and the network that this session came in through.
+//! The default route, read from route(8), and the network of this session.
 
 use std::net::IpAddr;
 
 use super::program;
 
-/// Where packets leave that no other route takes.
+/// The route of packets that no other route takes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DefaultRoute {
     /// The interface.
     pub interface: String,
-    /// The router; none on a point-to-point link.
+    /// The router. There is none on a point-to-point link.
     pub gateway: Option<IpAddr>,
 }
 
-/// The IPv4 default route, if there is one.
+/// Returns the IPv4 default route, if there is one.
 pub fn default_route() -> Option<DefaultRoute> {
     parse(&program::run("route", &["-n", "get", "-inet", "default"]).ok()?)
 }
 
-/// Reads `route -n get default`: FreeBSD's `sbin/route/route.c` prints `key: value` lines, the key right-aligned.
+/// Parses `route -n get default`: FreeBSD's `sbin/route/route.c` prints `key: value` lines, with the key right-aligned.
 fn parse(text: &str) -> Option<DefaultRoute> {
     let value = |key: &str| text.lines().find_map(|line| line.trim().strip_prefix(key)).map(str::trim);
     let gateway = value("gateway:").and_then(|text| text.parse().ok());
     Some(DefaultRoute { interface: value("interface:")?.to_owned(), gateway })
 }
 
-/// The address of this host that the session of this terminal is connected to: the third word of what sshd(8) leaves in
-/// `SSH_CONNECTION` (client address, client port, server address, server port).
+/// Returns the address of this host to which the session of this terminal is connected: the third word of
+/// `SSH_CONNECTION`, which sshd(8) sets (client address, client port, server address, server port).
 pub fn session_address() -> Option<IpAddr> {
     server_address(&std::env::var("SSH_CONNECTION").ok()?)
 }
 
 fn server_address(text: &str) -> Option<IpAddr> {
-    // A link-local address carries its interface behind a `%`; it is then no address that a switch could move.
+    // A link-local address has its interface after a `%`. A switch could not move such an address.
     text.split_whitespace().nth(2)?.parse().ok()
 }
 

@@ -2,14 +2,14 @@
 //!
 //! Which form the document has is decided by the function that makes it, from the request's `Accept` field.
 //!
-//! Listens on loopback or a Unix socket only: there is neither a password nor encryption. Over TCP the `Host` field must
-//! name this machine's loopback, so that a page in a browser cannot read the document under a name of its own.
+//! Listens on loopback or a Unix socket only: there is neither a password nor encryption. Over TCP the `Host` field
+//! must name this machine's loopback, so that a page in a browser cannot read the document under a name of its own.
 //!
-//! **Hostile peer**: a request is at most [`HEAD_LIMIT`] bytes and has [`PATIENCE`] to come and its answer as long again
-//! to go; of more than [`MOST_CLIENTS`] the one that has been there longest is cut off, so that clients that say nothing
-//! keep nobody out. Every connection ends with its answer.
+//! **Hostile peer**: a request is at most [`HEAD_LIMIT`] bytes, and [`PATIENCE`] is the time-out for the request and
+//! again for the answer. With more than [`MOST_CLIENTS`] clients the oldest connection is cut, so that silent clients
+//! keep no other client out. Every connection ends with its answer.
 //!
-//! **Not modelled**: bodies of requests, ranges, compression, connections that stay.
+//! **Not modelled**: bodies of requests, ranges, compression, persistent connections.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -29,21 +29,21 @@ use super::error::HostError;
 
 /// The longest request, in bytes.
 pub const HEAD_LIMIT: usize = 8 * 1024;
-/// The most connections at a time.
+/// Maximum number of connections at a time.
 pub const MOST_CLIENTS: usize = 16;
-/// How long a request may take to arrive.
+/// Time-out for a request to arrive.
 pub const PATIENCE: Duration = Duration::from_secs(5);
-/// The most fields of a request.
+/// Maximum number of fields of a request.
 const MOST_FIELDS: usize = 64;
-/// Where the document is.
+/// Path of the document.
 const PATH: &str = "/metrics";
 
-/// Where to listen.
+/// An address to listen on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Listen {
-    /// A port of a loopback address; 0 for any that is free.
+    /// A port of a loopback address; 0 for any free port.
     Tcp(SocketAddr),
-    /// A socket that only this user may connect to.
+    /// A socket to which only this user may connect.
     Unix(PathBuf),
 }
 
@@ -55,13 +55,13 @@ impl FromStr for Listen {
             return Ok(Listen::Unix(path.into()));
         }
         let address: SocketAddr = text.parse().map_err(|_| {
-            HostError::new(format!("`{text}` is no address to listen on"))
+            HostError::new(format!("`{text}` is not an address to listen on"))
                 .hint("write `127.0.0.1:9177`, `[::1]:9177` or `unix:/path/to/socket`")
         })?;
         match address.ip().is_loopback() {
             true => Ok(Listen::Tcp(address)),
             false => Err(HostError::new(format!("`{text}` is not on this machine's loopback")).hint(
-                "there is no password on it: listen on `127.0.0.1` or `unix:PATH`, and put a proxy that has one before it",
+                "it has no password: listen on `127.0.0.1` or `unix:PATH`, and put a proxy with a password in front of it",
             )),
         }
     }
@@ -84,10 +84,10 @@ pub struct Document {
     pub body: String,
 }
 
-/// Something that listens; a Unix socket is gone when it is dropped.
+/// A listening socket. A Unix socket is removed when it is dropped.
 pub struct Listener {
     socket: Socket,
-    place: Listen,
+    address: Listen,
 }
 
 enum Socket {
@@ -96,19 +96,19 @@ enum Socket {
 }
 
 impl Listener {
-    /// Listens there. A socket that nobody listens at any more is taken over.
+    /// Listens on the address. Replaces a socket without a listener.
     pub fn open(listen: &Listen) -> Result<Listener, HostError> {
         let failed = |error: io::Error| HostError::new(format!("cannot listen on `{listen}`: {error}"));
         let listener = match listen {
             Listen::Tcp(address) => {
                 let listener = TcpListener::bind(address).map_err(failed)?;
-                let place = Listen::Tcp(listener.local_addr().map_err(failed)?);
-                Listener { socket: Socket::Tcp(listener), place }
+                let address = Listen::Tcp(listener.local_addr().map_err(failed)?);
+                Listener { socket: Socket::Tcp(listener), address }
             }
             Listen::Unix(path) => {
                 remove_stale(path).map_err(failed)?;
                 let listener =
-                    Listener { socket: Socket::Unix(UnixListener::bind(path).map_err(failed)?), place: listen.clone() };
+                    Listener { socket: Socket::Unix(UnixListener::bind(path).map_err(failed)?), address: listen.clone() };
                 std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
                 listener
             }
@@ -121,18 +121,18 @@ impl Listener {
         Ok(listener)
     }
 
-    /// Where it listens; a port that was left open is known here.
-    pub fn place(&self) -> &Listen {
-        &self.place
+    /// Returns the address. A port that was left open is known here.
+    pub fn address(&self) -> &Listen {
+        &self.address
     }
 
     /// Answers until `stop` can be read. `document` is called with the `Accept` field of each request, from several threads.
     pub fn serve(&self, stop: BorrowedFd<'_>, document: &(dyn Fn(&str) -> Document + Sync)) -> io::Result<()> {
         let clients = Mutex::new(Clients::default());
-        let checks_host = matches!(self.place, Listen::Tcp(_));
+        let checks_host = matches!(self.address, Listen::Tcp(_));
         std::thread::scope(|scope| {
             while !self.wait(stop)? {
-                // A client that went away again, or descriptors that have run out for the moment.
+                // The client went away again, or there are no descriptors for the moment.
                 let Ok(stream) = self.accept() else { continue };
                 let Ok((number, stream)) = lock(&clients).enter(stream) else { continue };
                 let clients = &clients;
@@ -149,7 +149,7 @@ impl Listener {
         })
     }
 
-    /// Waits for a client; whether it is time to stop.
+    /// Waits for a client. Returns whether it is time to stop.
     fn wait(&self, stop: BorrowedFd<'_>) -> io::Result<bool> {
         let listener = match &self.socket {
             Socket::Tcp(socket) => socket.as_fd(),
@@ -163,7 +163,8 @@ impl Listener {
         }
     }
 
-    /// A connection, as the type of either kind: reading, writing, time limits and shutting down are the same calls.
+    /// Returns a connection, with one type for both kinds: reading, writing, time limits and shutting down are the same
+    /// calls.
     fn accept(&self) -> io::Result<UnixStream> {
         let accepted = match &self.socket {
             Socket::Tcp(socket) => socket.accept().map(|(stream, _)| OwnedFd::from(stream)),
@@ -172,14 +173,15 @@ impl Listener {
         let stream = match accepted {
             Ok(stream) => UnixStream::from(stream),
             Err(error) => {
-                // Without descriptors the connection stays in the queue: no loop at full speed.
+                // Without descriptors the connection stays in the queue. Wait, so that this does not loop at full
+                // speed.
                 if !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted) {
                     std::thread::sleep(Duration::from_millis(50));
                 }
                 return Err(error);
             }
         };
-        // FreeBSD hands the listener's flag on.
+        // FreeBSD passes the listener's flag on.
         stream.set_nonblocking(false)?;
         Ok(stream)
     }
@@ -187,7 +189,7 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Listen::Unix(path) = &self.place {
+        if let Listen::Unix(path) = &self.address {
             let _ = std::fs::remove_file(path);
         }
     }
@@ -201,7 +203,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Who is connected, the longest first.
+/// The connected clients, the oldest first.
 #[derive(Default)]
 struct Clients {
     next: u64,
@@ -237,7 +239,7 @@ impl Clients {
     }
 }
 
-/// What is wrong with a request.
+/// Reason for the refusal of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Refusal {
     Malformed,
@@ -261,15 +263,15 @@ impl Refusal {
     }
 }
 
-/// What a request that is answered asks for.
+/// A valid request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Wanted {
     head_only: bool,
-    /// The `Accept` fields, as one.
+    /// All `Accept` fields, joined.
     accept: String,
 }
 
-/// Reads a head as far as it has come; `None` while more is needed.
+/// Parses a head from the bytes so far. Returns `None` while more are needed.
 fn understand(head: &[u8], checks_host: bool) -> Option<Result<Wanted, Refusal>> {
     let mut fields = [httparse::EMPTY_HEADER; MOST_FIELDS];
     let mut request = httparse::Request::new(&mut fields);
@@ -282,7 +284,7 @@ fn understand(head: &[u8], checks_host: bool) -> Option<Result<Wanted, Refusal>>
     }
     let mut hosts = request.headers.iter().filter(|field| field.name.eq_ignore_ascii_case("host"));
     let host = hosts.next().map(|field| String::from_utf8_lossy(field.value).into_owned());
-    // RFC 9112, 3.2: one in every request of HTTP/1.1, and never two.
+    // RFC 9112, 3.2: exactly one in every request of HTTP/1.1.
     if hosts.next().is_some() || (host.is_none() && request.version == Some(1)) {
         return Some(Err(Refusal::Malformed));
     }
@@ -300,7 +302,7 @@ fn understand(head: &[u8], checks_host: bool) -> Option<Result<Wanted, Refusal>>
     })
 }
 
-/// Whether a `Host` field names the loopback, with or without a port.
+/// Returns whether a `Host` field names the loopback, with or without a port.
 fn is_loopback(host: &str) -> bool {
     let name = match host.trim().strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or_default(),

@@ -1,5 +1,5 @@
-//! What a FreeBSD host needs once, for good: lines of rc.conf(5), sysctl.conf(5) and loader.conf(5) as the handbook has
-//! them in 24.7.13, and the rc.d script. First shown, and written only when asked.
+//! Permanent settings of a FreeBSD host: lines of rc.conf(5), sysctl.conf(5) and loader.conf(5) as in 24.7.13 of the
+//! handbook, and the rc.d script. They are shown first, and written only on request.
 
 use std::path::{Path, PathBuf};
 
@@ -8,33 +8,33 @@ use super::passthru;
 use super::rc;
 use super::sysrc::{self, RcConf};
 
-/// What the guests and switches of this host make use of.
+/// Features that this host's guests and switches use.
 #[derive(Debug, Clone, Default)]
 pub struct Uses {
     /// Resource limits.
     pub limits: bool,
     /// PCI devices, as `bus/slot/function`.
     pub passthru: Vec<String>,
-    /// Whether the processors are AMD's, whose IOMMU must be turned on.
+    /// Whether the processors are from AMD, whose IOMMU must be enabled.
     pub amd: bool,
     /// NAT on a switch.
     pub nat: bool,
-    /// Bridges of the user's, which must be there before guests start.
+    /// Bridges of the user, which must exist before guests start.
     pub manual_bridges: Vec<String>,
-    /// The longest time that a guest has to stop, in seconds.
+    /// The longest stop time-out of a guest, in seconds.
     pub stop_seconds: u64,
 }
 
-/// One thing to write.
+/// A line or file to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
     /// The file.
     pub file: PathBuf,
-    /// The line as it will stand there, or a word for a whole file.
+    /// The line to write, or a description of a whole file.
     pub line: String,
-    /// What it is for.
+    /// Reason for the change.
     pub reason: String,
-    /// Whether it holds only after the next boot.
+    /// Whether it takes effect only after the next boot.
     pub reboot: bool,
     how: How,
 }
@@ -47,7 +47,7 @@ enum How {
     Script,
 }
 
-/// What is missing on the system below `root`.
+/// Returns the changes that are missing on the system below `root`.
 pub fn plan(root: &Path, uses: &Uses) -> Result<Vec<Change>, HostError> {
     let rc_conf = RcConf::of(root);
     let mut changes = Vec::new();
@@ -64,7 +64,7 @@ pub fn plan(root: &Path, uses: &Uses) -> Result<Vec<Change>, HostError> {
         set("gateway_enable", "YES", "a switch has NAT", !rc_conf.is_yes("gateway_enable")?);
         set("pf_enable", "YES", "a switch has NAT", !rc_conf.is_yes("pf_enable")?);
     }
-    // rc.shutdown(8) is killed after this time, and init(8) goes on after another.
+    // rc.shutdown(8) is killed after this time, and init(8) continues after another.
     let wanted = uses.stop_seconds + 30;
     let has = rc_conf.get("rcshutdown_timeout")?.and_then(|text| text.parse::<u64>().ok()).unwrap_or(90);
     let longer = format!("a guest has {} seconds to stop", uses.stop_seconds);
@@ -113,7 +113,7 @@ fn modules(root: &Path, rc_conf: &RcConf, uses: &Uses, changes: &mut Vec<Change>
         }
         Ok(())
     };
-    // ppt(4) takes devices only when vmm(4) is loaded by the loader; kld_list comes too late for that.
+    // ppt(4) takes devices only if the loader loads vmm(4). kld_list comes too late for that.
     let kernel: &[&str] = if uses.passthru.is_empty() { &["vmm", "nmdm"] } else { &["nmdm"] };
     add("kld_list", kernel, "bhyve's modules: virtual machines and null modems")?;
     let clonable = |name: &&String| {
@@ -147,7 +147,7 @@ fn loader(root: &Path, uses: &Uses, changes: &mut Vec<Change>) -> Result<(), Hos
     let present = [value("pptdevs"), value("pptdevs2"), value("pptdevs3")];
     let lines = passthru::loader_lines(present, &uses.passthru).ok_or_else(|| {
         HostError::new("the devices do not fit into `pptdevs`, `pptdevs2` and `pptdevs3` of loader.conf")
-            .hint("remove those that no guest has any more")
+            .hint("remove those that no guest uses any more")
     })?;
     for (name, value) in lines {
         put(name, &value, "guests have these devices");
@@ -168,7 +168,7 @@ fn line(root: &Path, file: &str, name: &str, text: &str, value: &str, reason: &s
     }
 }
 
-/// Writes one of them.
+/// Writes one change.
 pub fn write(root: &Path, change: &Change) -> Result<(), HostError> {
     let rc_conf = RcConf::of(root);
     match &change.how {

@@ -8,24 +8,24 @@ use std::time::{Duration, Instant};
 use super::process::spawn_tied;
 use super::program::find;
 
-/// How long it may take until it listens.
+/// Time-out until it listens.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How much of what it wrote is kept for messages, in bytes.
+/// Maximum number of bytes of its output that are kept for messages.
 const LAST_WORDS: usize = 2000;
 
 /// One TPM.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Tpm {
-    /// Where its state is; made when it is not there, and only its owner's.
+    /// Directory of its state. It is made if it does not exist, for its owner only.
     pub directory: PathBuf,
-    /// Where it listens.
+    /// Socket on which it listens.
     pub socket: PathBuf,
-    /// Where it notes its process id.
+    /// File with its process id.
     pub pid_file: PathBuf,
 }
 
 impl Tpm {
-    /// Its command line: TPM 2.0, whose one connection carries commands and data, and which ends with it.
+    /// Returns its command line: TPM 2.0, with one connection for commands and data, and it ends with the connection.
     pub fn words(&self) -> Vec<String> {
         let text = |path: &PathBuf| path.display().to_string();
         vec![
@@ -43,8 +43,8 @@ impl Tpm {
         ]
     }
 
-    /// Starts it and waits until it listens. It is killed when the calling thread ends. What it writes to standard
-    /// error joins this process's own; when it does not come up, that is part of the error.
+    /// Starts it and waits until it listens. It is killed when the calling thread ends. Its standard error goes to this
+    /// process's own; if it does not start, that is part of the error.
     pub fn start(&self) -> Result<Child, String> {
         let failed = |error: io::Error| format!("cannot start `swtpm`: {error}");
         super::files::private_directory(&self.directory)
@@ -81,7 +81,7 @@ impl Tpm {
     }
 }
 
-/// Passes what swtpm writes on to standard error until it ends, and returns the end of it in one line.
+/// Copies swtpm's output to standard error until it ends, and returns the end of it in one line.
 fn pass_on(mut from: io::PipeReader) -> String {
     let (mut kept, mut buffer) = (Vec::new(), [0; 1024]);
     while let Ok(count @ 1..) = from.read(&mut buffer) {

@@ -2,7 +2,7 @@
 
 use super::program::{ProgramError, run};
 
-/// The value of a variable, without the newline.
+/// Returns the value of a variable, without the newline.
 pub fn get(name: &str) -> Result<String, ProgramError> {
     run("sysctl", &["-n", name]).map(|text| text.trim_end().to_owned())
 }

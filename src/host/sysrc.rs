@@ -7,14 +7,14 @@ use super::error::HostError;
 use super::files::write_atomically;
 use super::program::{self, Cause};
 
-/// rc.conf of the system below a directory; `/` is this one.
+/// The rc.conf of the system below a directory; `/` is this one.
 #[derive(Debug, Clone)]
 pub struct RcConf {
     root: PathBuf,
 }
 
 impl RcConf {
-    /// Of the system below `root`.
+    /// Opens the rc.conf of the system below `root`.
     pub fn of(root: &Path) -> RcConf {
         RcConf { root: root.to_owned() }
     }
@@ -26,8 +26,8 @@ impl RcConf {
         arguments
     }
 
-    /// The value of a variable, defaults included; none when it is set nowhere. For an unknown one `sysrc -i` prints
-    /// nothing, and fails since 13 (`usr.sbin/sysrc/sysrc`).
+    /// Returns the value of a variable, defaults included, or `None` if it is not set. For an unknown one `sysrc -i`
+    /// prints nothing, and fails since 13 (`usr.sbin/sysrc/sysrc`).
     pub fn get(&self, name: &str) -> Result<Option<String>, HostError> {
         match program::run("sysrc", &self.arguments(&["-i", "-n", name])) {
             Ok(text) => Ok(Some(text.trim().to_owned()).filter(|value| !value.is_empty())),
@@ -36,22 +36,22 @@ impl RcConf {
         }
     }
 
-    /// The words of a variable.
+    /// Returns the words of a variable.
     pub fn words(&self, name: &str) -> Result<Vec<String>, HostError> {
         Ok(self.get(name)?.unwrap_or_default().split_whitespace().map(str::to_owned).collect())
     }
 
-    /// Whether a variable is set to what rc.subr(8) takes for yes.
+    /// Returns whether a variable has a value that rc.subr(8) accepts as yes.
     pub fn is_yes(&self, name: &str) -> Result<bool, HostError> {
         let value = self.get(name)?.unwrap_or_default().to_ascii_lowercase();
         Ok(matches!(value.as_str(), "yes" | "true" | "on" | "1"))
     }
 
-    /// Sets a variable. sysrc(8) ends with 0 when it could not write (`usr.sbin/sysrc/sysrc`, f_sysrc_set): what it said is
-    /// an error unless the value is there.
+    /// Sets a variable. sysrc(8) ends with 0 if it could not write (`usr.sbin/sysrc/sysrc`, f_sysrc_set), so its
+    /// message is an error unless the value is set.
     pub fn set(&self, name: &str, value: &str) -> Result<(), HostError> {
         let assignment = format!("{name}={value}");
-        let words = program::told("sysrc", &self.arguments(&[&assignment]))?;
+        let words = program::run_for_stderr("sysrc", &self.arguments(&[&assignment]))?;
         if self.get(name)?.unwrap_or_default() == value.trim() {
             return Ok(());
         }
@@ -64,7 +64,7 @@ impl RcConf {
     }
 }
 
-/// The value of a `name=value` line, quotes taken off; the last one counts.
+/// Returns the value of a `name=value` line, without quotes. The last one counts.
 pub fn value_in<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     text.lines().filter_map(|line| value_of_line(line, name)).next_back()
 }
@@ -78,7 +78,7 @@ fn value_of_line<'a>(line: &'a str, name: &str) -> Option<&'a str> {
     Some(value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(value))
 }
 
-/// The text with that line in it: the last one of the name is replaced, or a line is added. Nothing else changes.
+/// Returns the text with this line: it replaces the last line of the name, or is added. Nothing else changes.
 pub fn with_line(text: &str, name: &str, line: &str) -> String {
     let last = text.lines().enumerate().filter(|(_, line)| value_of_line(line, name).is_some()).last();
     let mut lines: Vec<&str> = text.lines().collect();
@@ -89,7 +89,7 @@ pub fn with_line(text: &str, name: &str, line: &str) -> String {
     lines.join("\n") + "\n"
 }
 
-/// Puts a line into a file, which is replaced whole and keeps its mode.
+/// Puts a line into a file. The file is replaced atomically and keeps its mode.
 pub fn put_line(path: &Path, name: &str, line: &str) -> Result<(), HostError> {
     use std::os::unix::fs::PermissionsExt;
     let (text, mode) = match std::fs::read_to_string(path) {

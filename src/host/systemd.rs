@@ -1,15 +1,15 @@
 //! The systemd unit that starts guests with the host and stops them in order (systemd.service(5), systemd.unit(5)).
 //!
 //! The unit is a oneshot that remains after its start, so that the supervisors stay in its control group. When it is
-//! stopped, systemd runs `ExecStop=` first and leaves the group alone meanwhile; `KillMode=process` keeps it from sending
-//! SIGTERM to all supervisors at once afterwards, should `down` have been cut off: what is left then is stopped by the
-//! signal that every process gets at the very end of a shutdown. `TimeoutStopSec=` is what `down` is told and some more.
-//! No controller is touched and so nothing is delegated.
+//! stopped, systemd first runs `ExecStop=` and leaves the group alone meanwhile. `KillMode=process` keeps systemd from
+//! then sending SIGTERM to all supervisors at once, if `down` was cut off: the remaining guests are stopped by the
+//! signal that every process gets at the end of a shutdown. `TimeoutStopSec=` is the time-out of `down` and some more.
+//! No controller is used, so nothing is delegated.
 
 //!
-//! A user's manager is itself a unit of the system, `user@UID.service`, and is killed with all it runs when it takes
-//! longer to stop than that unit's `TimeoutStopSec=`. It is found through `XDG_RUNTIME_DIR`, which sessions without
-//! pam_systemd(8) (sudo, cron) do not have; the directory is where that module puts it.
+//! A user's manager is itself a unit of the system, `user@UID.service`, and is killed with all its processes if it
+//! takes longer to stop than that unit's `TimeoutStopSec=`. It is found through `XDG_RUNTIME_DIR`, which sessions
+//! without pam_systemd(8) (sudo, cron) do not have; the directory is where that module puts it.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -17,39 +17,39 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use super::environment;
 use super::files::write_atomically;
-use super::place;
 
 /// The name of the unit.
 pub const UNIT: &str = "vmctl-autostart.service";
 
-/// What `ExecStop=` has beyond the time that `down` is told.
+/// Time that `ExecStop=` has in addition to the time-out of `down`.
 pub const AFTER_DOWN: Duration = Duration::from_secs(15);
 
-/// Whose service manager.
+/// A service manager.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Manager {
     /// The host's.
     System,
-    /// The one of this user, which runs while they are logged in, or always with lingering.
+    /// The one of this user, which runs while the user is logged in, or always with lingering.
     User,
 }
 
-/// What stands in the unit.
+/// Contents of the unit.
 #[derive(Debug, Clone)]
 pub struct Unit {
     /// The program, absolute.
     pub program: PathBuf,
     /// Options before the verb.
     pub options: Vec<String>,
-    /// How long all guests together may take to stop.
+    /// Time-out for all guests together to stop.
     pub stop_timeout: Duration,
-    /// Whose it is.
+    /// The manager that runs it.
     pub manager: Manager,
 }
 
 impl Unit {
-    /// Its text.
+    /// Returns the text of the unit.
     pub fn text(&self) -> String {
         let options: String = self.options.iter().map(|option| format!(" {}", quoted(option))).collect();
         let program = quoted(&self.program.to_string_lossy()) + &options;
@@ -84,11 +84,11 @@ impl Unit {
         )
     }
 
-    /// Where it belongs; `None` for a user who has no home (systemd.unit(5), USER UNIT SEARCH PATH).
+    /// Returns the path of the unit; `None` for a user who has no home (systemd.unit(5), USER UNIT SEARCH PATH).
     pub fn path(manager: Manager) -> Option<PathBuf> {
         let variable = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
         Some(match manager {
-            Manager::System => place::path("/etc/systemd/system").join(UNIT),
+            Manager::System => environment::path("/etc/systemd/system").join(UNIT),
             Manager::User => {
                 let config = variable("XDG_CONFIG_HOME").or_else(|| Some(variable("HOME")?.join(".config")))?;
                 config.join("systemd/user").join(UNIT)
@@ -96,14 +96,15 @@ impl Unit {
         })
     }
 
-    /// Writes it.
+    /// Writes the unit.
     pub fn write(&self, path: &Path) -> io::Result<()> {
         std::fs::create_dir_all(path.parent().unwrap_or(Path::new("/")))?;
         write_atomically(path, self.text().as_bytes(), 0o644)
     }
 }
 
-/// A word of a command line: in quotes, with what systemd would expand doubled (systemd.service(5), COMMAND LINES).
+/// Quotes a word of a command line, and doubles the characters that systemd would expand (systemd.service(5), COMMAND
+/// LINES).
 fn quoted(word: &str) -> String {
     let mut text = String::from("\"");
     for c in word.chars() {
@@ -118,21 +119,22 @@ fn quoted(word: &str) -> String {
     text
 }
 
-/// Whether systemd runs this host (sd_booted(3)).
+/// Returns whether systemd runs this host (sd_booted(3)).
 pub fn is_running() -> bool {
-    place::path("/run/systemd/system").is_dir()
+    environment::path("/run/systemd/system").is_dir()
 }
 
-/// Runs systemctl(1); an error is what it said.
+/// Runs systemctl(1). The error is its message.
 pub fn systemctl(manager: Manager, arguments: &[&str]) -> Result<(), String> {
     let user: &[&str] = if manager == Manager::User { &["--user"] } else { &[] };
     run("systemctl", user.iter().chain(arguments).copied()).map(drop)
 }
 
-/// Has the user's service manager run from the host's boot on, logged in or not (loginctl(1)), and waits until it runs.
+/// Makes the user's service manager run from the host's boot on, logged in or not (loginctl(1)), and waits until it
+/// runs.
 pub fn enable_linger() -> Result<(), String> {
     let uid = nix::unistd::geteuid().to_string();
-    // Without polkit only root may; but root may have done so before.
+    // Without polkit only root may do that. But root may have done so before.
     let lingers = || run("loginctl", ["show-user", &uid, "--property=Linger"].into_iter()).is_ok_and(|said| said == "Linger=yes");
     if !lingers() {
         run("loginctl", ["enable-linger"].into_iter())?;
@@ -145,25 +147,25 @@ pub fn enable_linger() -> Result<(), String> {
     Ok(())
 }
 
-/// How long the user's service manager may take to stop, `user@.service` with all that runs in it; `None` where that is
-/// not known or without a limit.
+/// Returns the stop time-out of the user's service manager, `user@.service` with all its processes; `None` if it is not
+/// known or has no limit.
 pub fn time_of_user_manager() -> Option<Duration> {
     let unit = format!("user@{}.service", nix::unistd::geteuid());
     time_span(run("systemctl", ["show", &unit, "--property=TimeoutStopUSec"].into_iter()).ok()?.strip_prefix("TimeoutStopUSec=")?)
 }
 
-/// How long a manager that is just being started may take.
+/// Time-out for a manager that is being started.
 const MANAGER_PATIENCE: Duration = Duration::from_secs(10);
 
-/// The directory in which this user's service manager listens, unless the environment says so already.
+/// Returns the directory in which this user's service manager listens, unless the environment has it already.
 fn runtime_directory() -> Option<PathBuf> {
     match std::env::var_os("XDG_RUNTIME_DIR") {
         Some(path) if !path.is_empty() => None,
-        _ => Some(place::path("/run/user").join(nix::unistd::geteuid().to_string())),
+        _ => Some(environment::path("/run/user").join(nix::unistd::geteuid().to_string())),
     }
 }
 
-/// A span of time as systemctl(1) prints it (systemd.time(7)): `2min`, `1min 30s`, `infinity`.
+/// Parses a time span as systemctl(1) prints it (systemd.time(7)): `2min`, `1min 30s`, `infinity`.
 fn time_span(text: &str) -> Option<Duration> {
     let part = |word: &str| {
         let (number, unit) = word.split_at(word.find(|c: char| c.is_ascii_alphabetic())?);
@@ -181,7 +183,7 @@ fn time_span(text: &str) -> Option<Duration> {
     text.split(' ').map(part).try_fold(Duration::ZERO, |sum, part| sum.checked_add(part?))
 }
 
-/// Runs a program; what it printed, in one line.
+/// Runs a program. Returns its output in one line.
 fn run<'a>(program: &str, arguments: impl Iterator<Item = &'a str>) -> Result<String, String> {
     let arguments: Vec<&str> = arguments.collect();
     let mut command = Command::new(program);
@@ -214,7 +216,7 @@ mod tests {
         assert_eq!([seconds("infinity"), seconds(""), seconds("-1s"), seconds("1e300d"), seconds("7")], [None; 5]);
     }
 
-    /// The user's unit has what the 120 seconds of `user@.service` leave it.
+    /// The user's unit has the rest of the 120 seconds of `user@.service`.
     #[test]
     fn the_packaged_units_are_those_that_autostart_enable_writes() {
         for (manager, seconds, packaged) in [

@@ -1,4 +1,4 @@
-//! The terminal of a console session: raw mode that is always undone, and the window's size.
+//! The terminal of a console session: raw mode, which is always undone, and the window's size.
 //!
 //! An unsafe island for one ioctl: TIOCGWINSZ (tty_ioctl(4)).
 #![allow(unsafe_code)]
@@ -11,18 +11,18 @@ use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 
 nix::ioctl_read_bad!(window_size_ioctl, nix::libc::TIOCGWINSZ, nix::libc::winsize);
 
-/// The settings to put back, for the panic hook; `None` while no raw mode is on.
+/// The settings to restore, for the panic hook; `None` while raw mode is off.
 static ORIGINAL: Mutex<Option<Termios>> = Mutex::new(None);
 static HOOK: Once = Once::new();
 
-/// Standard input in raw mode, until dropped. Restores on every way out but SIGKILL: by `Drop`, and by a panic hook
-/// that runs before the message is printed. The holder must turn signals into an ordinary return.
+/// Standard input in raw mode, until dropped. The settings are restored on every exit except SIGKILL: by `Drop`, and by
+/// a panic hook that runs before the message is printed. The holder must turn signals into an ordinary return.
 pub struct RawMode {
     original: Termios,
 }
 
 impl RawMode {
-    /// Turns raw mode on; `None` when standard input is no terminal.
+    /// Turns raw mode on. Returns `None` if standard input is not a terminal.
     pub fn enter() -> io::Result<Option<RawMode>> {
         let stdin = io::stdin();
         if !io::IsTerminal::is_terminal(&stdin) {
@@ -45,12 +45,12 @@ impl RawMode {
         Ok(Some(RawMode { original }))
     }
 
-    /// Puts the terminal back for a while, as for `~^Z`; [`RawMode::resume`] undoes it.
+    /// Restores the terminal for a while, as for `~^Z`. [`RawMode::resume`] undoes it.
     pub fn suspend(&self) {
         restore(Some(self.original.clone()));
     }
 
-    /// Raw again after [`RawMode::suspend`].
+    /// Turns raw mode on again after [`RawMode::suspend`].
     pub fn resume(&self) -> io::Result<()> {
         let mut raw = self.original.clone();
         cfmakeraw(&mut raw);
@@ -60,7 +60,7 @@ impl RawMode {
 
 fn restore(original: Option<Termios>) {
     if let Some(original) = original {
-        // TCSANOW and not TCSADRAIN: a terminal that has gone away, or is stopped, must not hold us up.
+        // TCSANOW and not TCSADRAIN, since a terminal that is gone or stopped must not block.
         let _ = tcsetattr(io::stdin(), SetArg::TCSANOW, &original);
     }
 }
@@ -74,7 +74,7 @@ impl Drop for RawMode {
     }
 }
 
-/// Rows and columns of the terminal on `fd`, if it is one that knows them.
+/// Returns the rows and columns of the terminal on `fd`, if it reports them.
 pub fn window_size(fd: BorrowedFd<'_>) -> Option<(u16, u16)> {
     let mut size = nix::libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: TIOCGWINSZ writes one `winsize` through the pointer, which lives over the call.
@@ -82,13 +82,13 @@ pub fn window_size(fd: BorrowedFd<'_>) -> Option<(u16, u16)> {
     (size.ws_row > 0 && size.ws_col > 0).then_some((size.ws_row, size.ws_col))
 }
 
-/// Rows and columns of the terminal that this process talks to.
+/// Returns the rows and columns of the terminal of this process.
 pub fn own_window_size() -> Option<(u16, u16)> {
     window_size(io::stdout().as_fd()).or_else(|| window_size(io::stdin().as_fd()))
 }
 
-/// Undoes what a guest's full-screen program may have left on: colours, hidden cursor, the alternate screen, mouse
-/// reports, bracketed paste (ECMA-48, xterm control sequences).
+/// Resets the modes that a guest's full-screen program may have left on: colours, hidden cursor, the alternate screen,
+/// mouse reports, bracketed paste (ECMA-48, xterm control sequences).
 pub fn reset_modes(out: &mut dyn Write) {
     let _ = out.write_all(b"\x1b[0m\x1b[?25h\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?2004l\x1b[?1049l");
     let _ = out.flush();

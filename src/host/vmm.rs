@@ -1,21 +1,21 @@
-//! Whether this process can have vmm(4): the default engine follows from it.
+//! Availability of vmm(4) to this process. The default engine follows from it.
 //!
-//! Once vmm is loaded it is asked itself: whoever may make virtual machines may read the sysctl `hw.vmm.create`, and
-//! nobody else (`sys/amd64/vmm/vmm_dev.c`, sysctl_vmm_create and vmm_priv_check: a jail without `allow.vmm` may not).
-//! sysctl(8) prints nothing, not even a newline, and ends with 0 when the kernel refuses a value (`sbin/sysctl/sysctl.c`,
-//! show_var), and ends with 1 for a name that is not there. While vmm is not loaded, what loading it takes is looked at;
-//! nothing is loaded here.
+//! Once vmm is loaded it is asked directly: a process that may make virtual machines may read the sysctl
+//! `hw.vmm.create`, and no other process may (`sys/amd64/vmm/vmm_dev.c`, sysctl_vmm_create and vmm_priv_check: a jail
+//! without `allow.vmm` may not). sysctl(8) prints nothing, not even a newline, and ends with 0 when the kernel refuses
+//! a value (`sbin/sysctl/sysctl.c`, show_var), and ends with 1 for an unknown name. While vmm is not loaded, the
+//! conditions for loading it are checked. Nothing is loaded here.
 
 use super::processor::{Features, Fitness};
-use super::{place, program};
+use super::{environment, program};
 
-/// Whether this process can have it now or once it is loaded; in words, why not.
+/// Checks that this process can use it now or once it is loaded. The error is the reason why not.
 pub fn can_be_had() -> Result<(), String> {
-    // Asked of every command: no program is run on a host that cannot be FreeBSD.
-    if !(cfg!(target_os = "freebsd") || place::is_made_up()) || !program::is_freebsd() {
+    // Every command asks this, so no program is run on a host that cannot be FreeBSD.
+    if !(cfg!(target_os = "freebsd") || environment::is_made_up()) || !program::is_freebsd() {
         return Err("this host is not FreeBSD".into());
     }
-    if !place::is_root() {
+    if !environment::is_root() {
         return Err("only root may use vmm(4)".into());
     }
     if program::find("bhyve").is_none() {
@@ -38,13 +38,16 @@ fn can_be_loaded() -> Result<(), String> {
         return Err("vmm(4) is not loaded, and the kernel's secure level forbids loading it".into());
     }
     let path = sysctl("kern.module_path");
-    if !path.split(';').filter(|directory| !directory.is_empty()).any(|directory| place::path(directory).join("vmm.ko").is_file())
+    if !path
+        .split(';')
+        .filter(|directory| !directory.is_empty())
+        .any(|directory| environment::path(directory).join("vmm.ko").is_file())
     {
         return Err(format!("there is no module vmm.ko in `{path}`"));
     }
     match Features::of_this_host().map(|found| found.fitness()) {
         Some(Fitness::Bad(why)) => Err(format!("the processor {why}")),
-        // Without its messages, loading vmm tells.
+        // Without the messages, loading vmm decides.
         Some(Fitness::Good | Fitness::Restricted | Fitness::Unknown) | None => Ok(()),
     }
 }

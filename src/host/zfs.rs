@@ -1,10 +1,10 @@
 //! ZFS volumes, through zfs(8).
 //!
 //! **Device nodes on FreeBSD.** A new volume is first made in the pool's default mode (`vfs.zfs.vol.mode`, 1: a GEOM
-//! provider) and then made anew as a plain device by a task of the kernel, which ignores an error on its way
+//! provider) and then made again as a plain device by a task of the kernel, which ignores errors
 //! (`sys/contrib/openzfs/module/os/freebsd/zfs/zvol_os.c`, zvol_create_minor_impl and zvol_set_volmode_impl). On a slow
-//! host the node is missing afterwards, or cannot be opened for a while. A volume is therefore opened again and again,
-//! and after that its node is brought forth by setting `volmode` to `none` and back ([`open_volume`]).
+//! host the node is missing afterwards, or cannot be opened for a while. So opening a volume is retried, and after that
+//! the node is recreated by setting `volmode` to `none` and back ([`open_volume`]).
 
 use std::fs::File;
 use std::io;
@@ -16,26 +16,26 @@ use nix::errno::Errno;
 
 use super::program::{self, Cause, ProgramError};
 
-/// How long a node may take to appear by itself, and again after each time that it was brought forth.
+/// Time-out for a node to appear by itself, and again after each time that it was recreated.
 const NODE_APPEARS: Duration = Duration::from_secs(3);
-/// How often a node is brought forth before the volume is given up.
+/// Number of times that a node is recreated before the volume is given up.
 const BRINGS_FORTH: u32 = 3;
-/// What the name of a volume ends in while it is being filled. No disk has such an id, see `config::check`.
+/// Suffix of a volume's name while it is being filled. No disk has such an id, see `config::check`.
 pub const MAKING: &str = ".making";
 
-/// What zfs(8) printed when it failed, in one line.
+/// Message of zfs(8) when it failed, in one line.
 pub type Failure = String;
 
 fn zfs(arguments: &[&str]) -> Result<String, Failure> {
     program::run("zfs", arguments).map_err(|error| error.to_string())
 }
 
-/// Whether this host has ZFS at all.
+/// Returns whether this host has ZFS at all.
 pub fn is_there() -> bool {
     program::find("zfs").is_some()
 }
 
-/// The dataset that a path is in.
+/// Returns the dataset that a path is in.
 pub fn dataset_of(path: &Path) -> Result<String, Failure> {
     let path = path.to_str().ok_or("the path is not UTF-8")?;
     let name = zfs(&["list", "-H", "-o", "name", path])?;
@@ -45,16 +45,16 @@ pub fn dataset_of(path: &Path) -> Result<String, Failure> {
     }
 }
 
-/// The device of a volume.
+/// Returns the device of a volume.
 pub fn volume_device(name: &str) -> PathBuf {
-    super::place::path("/dev/zvol").join(name)
+    super::environment::path("/dev/zvol").join(name)
 }
 
-/// How large a volume is; `None` when nothing has this name.
+/// Returns the size of a volume, or `None` if there is none of this name.
 pub fn volume_size(name: &str) -> Result<Option<u64>, Failure> {
     match program::run("zfs", &["list", "-H", "-p", "-o", "name,volsize", name]) {
         Ok(text) => match text.trim().split_once('\t').filter(|(found, _)| *found == name) {
-            Some((_, size)) => size.parse().map(Some).map_err(|_| format!("`{name}` is no ZFS volume")),
+            Some((_, size)) => size.parse().map(Some).map_err(|_| format!("`{name}` is not a ZFS volume")),
             None => Ok(None),
         },
         Err(error) if is_missing(&error) => Ok(None),
@@ -62,14 +62,14 @@ pub fn volume_size(name: &str) -> Result<Option<u64>, Failure> {
     }
 }
 
-/// Whether zfs(8) says that what it was asked for is not there.
+/// Returns whether zfs(8) says that the dataset does not exist.
 fn is_missing(error: &ProgramError) -> bool {
     matches!(&error.cause, Cause::Failed { words, .. } if words.contains("does not exist"))
 }
 
-/// Makes a volume with these properties; a thin one takes space as it is written to. `volmode` is `dev` unless they say
-/// otherwise. ZFS wants a multiple of the block size: rounded up to 1 MiB. Its device is there when [`open_volume`] has
-/// returned.
+/// Makes a volume with these properties. A thin one uses space as it is written. `volmode` is `dev` unless they set
+/// another. ZFS needs a multiple of the block size, so the size is rounded up to 1 MiB. The device exists once
+/// [`open_volume`] has returned.
 pub fn create_volume(name: &str, size: u64, thin: bool, properties: &[(String, String)]) -> Result<(), Failure> {
     let size = size.next_multiple_of(1 << 20).to_string();
     let mut options: Vec<String> = properties.iter().map(|(property, value)| format!("{property}={value}")).collect();
@@ -83,8 +83,8 @@ pub fn create_volume(name: &str, size: u64, thin: bool, properties: &[(String, S
     zfs(&words).map(drop)
 }
 
-/// Opens the device of a volume. It is waited for while it is missing (ENOENT), not ready (ENXIO) or in use by the
-/// kernel's own look at it (EBUSY), and then brought forth by taking `volmode` away and giving it back.
+/// Opens the device of a volume. Retries while it is missing (ENOENT), not ready (ENXIO) or in use by the kernel's own
+/// probe (EBUSY); then recreates the node by setting `volmode` to `none` and back.
 pub fn open_volume(name: &str, write: bool) -> Result<File, Failure> {
     let device = volume_device(name);
     let mut tries = 0;
@@ -115,15 +115,15 @@ fn open_while_it_appears(device: &Path, write: bool, patience: Duration) -> io::
     }
 }
 
-/// Whether a volume's device may be there a moment later.
+/// Returns whether a volume's device may appear a moment later.
 fn is_passing(error: &io::Error) -> bool {
     let errno = error.raw_os_error().map(Errno::from_raw);
     matches!(errno, Some(Errno::ENOENT | Errno::ENXIO | Errno::EBUSY))
 }
 
-/// Has the kernel make the node of a volume anew.
+/// Makes the kernel recreate the node of a volume.
 fn bring_forth(name: &str) -> Result<(), Failure> {
-    // One that the user made visible in another way stays so.
+    // A volume that the user made visible in another way stays so.
     let mode = match property(name, "volmode")?.as_str() {
         mode @ ("geom" | "full") => mode.to_owned(),
         _ => "dev".to_owned(),
@@ -142,8 +142,8 @@ pub fn grow_volume(name: &str, size: u64) -> Result<(), Failure> {
     zfs(&["set", &format!("volsize={}", size.next_multiple_of(1 << 20)), name]).map(drop)
 }
 
-/// Removes a volume and its snapshots, and the snapshot that [`clone_volume`] made of another for it. One that is gone
-/// already is as it should be.
+/// Removes a volume and its snapshots, and the snapshot of another volume that [`clone_volume`] made for it. A missing
+/// volume is no error.
 pub fn destroy_volume(name: &str) -> Result<(), Failure> {
     let origin = property(name, "origin").ok().filter(|origin| origin.contains("@vmctl-"));
     match program::run("zfs", &["destroy", "-r", name]) {
@@ -156,7 +156,7 @@ pub fn destroy_volume(name: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Copies a volume through a snapshot that is removed afterwards; the copy does not depend on its source.
+/// Copies a volume through a snapshot that is removed afterwards. The copy does not depend on its source.
 pub fn copy_volume(from: &str, to: &str) -> Result<(), Failure> {
     let snapshot = format!("{from}@vmctl-clone-{}", std::process::id());
     zfs(&["snapshot", &snapshot])?;
@@ -187,7 +187,7 @@ pub fn clone_volume(from: &str, to: &str) -> Result<(), Failure> {
         if !error.contains("already exists") {
             return Err(error);
         }
-        // A command that was killed before it cloned it left it; one that has a clone cannot be destroyed.
+        // A command that was killed before it cloned the snapshot left it. A snapshot with a clone cannot be destroyed.
         zfs(&["destroy", &snapshot]).map_err(|_| error)?;
         zfs(&["snapshot", &snapshot])?;
     }
@@ -206,7 +206,7 @@ pub fn clone_volume(from: &str, to: &str) -> Result<(), Failure> {
 pub struct Snapshot {
     /// The dataset.
     pub dataset: String,
-    /// What stands after the `@`.
+    /// The part after the `@`.
     pub name: String,
     /// Bytes that only it holds.
     pub used: u64,
@@ -214,20 +214,20 @@ pub struct Snapshot {
     pub created: u64,
 }
 
-/// Whether a name can be that of a snapshot: what zfs(8) calls a component, and not longer than needed.
+/// Returns whether a name can be that of a snapshot: a component by the rules of zfs(8), and not longer than needed.
 pub fn is_snapshot_name(name: &str) -> bool {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.:".contains(&b);
     !name.is_empty() && name.len() <= 100 && !name.starts_with('-') && name.bytes().all(plain)
 }
 
-/// Takes snapshots of datasets and all below them, all at the same moment when they are in one pool.
+/// Takes snapshots of datasets and all below them. They are taken at the same moment if they are in one pool.
 pub fn snapshot(datasets: &[String], name: &str) -> Result<(), Failure> {
     let names: Vec<String> = datasets.iter().map(|dataset| format!("{dataset}@{name}")).collect();
     let arguments: Vec<&str> = ["snapshot", "-r"].into_iter().chain(names.iter().map(String::as_str)).collect();
     zfs(&arguments).map(drop)
 }
 
-/// The snapshots of a dataset itself, the oldest first.
+/// Returns the snapshots of a dataset itself, the oldest first.
 pub fn snapshots(dataset: &str) -> Result<Vec<Snapshot>, Failure> {
     let columns = "name,used,creation";
     let text = zfs(&["list", "-H", "-p", "-t", "snapshot", "-d", "1", "-o", columns, "-s", "creation", dataset])?;
@@ -241,7 +241,7 @@ fn snapshot_of_line(line: &str) -> Option<Snapshot> {
     Some(Snapshot { dataset: dataset.to_owned(), name: name.to_owned(), used, created })
 }
 
-/// Takes a dataset back to a snapshot; `newer` also destroys the snapshots after it, which ZFS refuses otherwise.
+/// Rolls a dataset back to a snapshot. `newer` also destroys the snapshots after it, which ZFS refuses otherwise.
 pub fn rollback(dataset: &str, name: &str, newer: bool) -> Result<(), Failure> {
     let snapshot = format!("{dataset}@{name}");
     let arguments: &[&str] = if newer { &["rollback", "-r", &snapshot] } else { &["rollback", &snapshot] };
@@ -253,20 +253,20 @@ pub fn destroy_snapshot(dataset: &str, name: &str) -> Result<(), Failure> {
     zfs(&["destroy", "-r", &format!("{dataset}@{name}")]).map(drop)
 }
 
-/// A property of a dataset.
+/// Returns a property of a dataset.
 pub fn property(dataset: &str, name: &str) -> Result<String, Failure> {
     Ok(zfs(&["get", "-H", "-o", "value", name, dataset])?.trim().to_owned())
 }
 
-/// The dataset whose mountpoint a directory is, if it is one.
+/// Returns the dataset whose mountpoint a directory is, if it is one.
 pub fn dataset_mounted_at(directory: &Path) -> Option<String> {
     let dataset = dataset_of(directory).ok()?;
     (property(&dataset, "mountpoint").ok()? == directory.to_str()?).then_some(dataset)
 }
 
-/// The volume behind a device below /dev/zvol.
+/// Returns the volume behind a device below /dev/zvol.
 pub fn volume_of_device(path: &Path) -> Option<String> {
-    let volumes = super::place::path("/dev/zvol");
+    let volumes = super::environment::path("/dev/zvol");
     path.strip_prefix(volumes).or_else(|_| path.strip_prefix("/dev/zvol")).ok()?.to_str().map(str::to_owned)
 }
 

@@ -1,8 +1,8 @@
-//! What `vmctl doctor` looks at on FreeBSD: processor, modules, firmware, sysctls, IOMMU, pf, jails, ZFS, rc.
+//! Checks of `vmctl doctor` on FreeBSD: processor, modules, firmware, sysctls, IOMMU, pf, jails, ZFS, rc.
 //!
-//! vmm(4) says what the processor can once it is loaded: `hw.vmm.vmx.initialized` and `hw.vmm.vmx.cap.*`
+//! Once it is loaded, vmm(4) shows the features of the processor: `hw.vmm.vmx.initialized` and `hw.vmm.vmx.cap.*`
 //! (`sys/amd64/vmm/intel/vmx.c`), `hw.vmm.svm.features` (`sys/amd64/vmm/amd/svm.c`; all ones until it is loaded on an
-//! AMD processor). Before, the kernel's boot messages do ([`Features`]).
+//! AMD processor). Before that, the kernel's boot messages do ([`Features`]).
 
 use std::path::Path;
 
@@ -15,35 +15,35 @@ use super::super::rc;
 use super::super::sysrc::RcConf;
 use super::Finding;
 
-/// What the guests and switches of this host need of it.
+/// Needs of this host's guests and switches.
 #[derive(Debug, Clone, Default)]
 pub struct Needs {
-    /// Guests with UEFI firmware of the ports.
+    /// There are guests with UEFI firmware of the ports.
     pub uefi: bool,
-    /// Guests with grub-bhyve.
+    /// There are guests with grub-bhyve.
     pub grub: bool,
-    /// Guests with bhyveload.
+    /// There are guests with bhyveload.
     pub bhyveload: bool,
-    /// Guests with a TPM in software.
+    /// There are guests with a TPM in software.
     pub swtpm: bool,
-    /// Guests with limits.
+    /// There are guests with limits.
     pub limits: bool,
-    /// Guests with PCI devices of the host.
+    /// There are guests with PCI devices of the host.
     pub passthru: bool,
-    /// A switch with NAT.
+    /// There is a switch with NAT.
     pub nat: bool,
-    /// A switch with DHCP.
+    /// There is a switch with DHCP.
     pub dhcp: bool,
     /// The jails of guests.
     pub jails: Vec<JailNeeds>,
-    /// Volumes of guests that are cached by the host and by the guest.
+    /// Volumes of guests that both the host and the guest cache.
     pub cached_twice: Vec<String>,
 }
 
-/// Where the ports put the firmware (sysutils/edk2, flavour bhyve).
+/// Path at which the ports install the firmware (sysutils/edk2, flavour bhyve).
 const FIRMWARE: &str = "/usr/local/share/uefi-firmware/BHYVE_UEFI.fd";
 
-/// Looks at everything.
+/// Runs all checks.
 pub fn examine(needs: &Needs) -> Vec<Finding> {
     let mut findings = vec![release(), processor()];
     findings.extend([module("vmm", true), module("nmdm", true), module("if_bridge", false), module("if_tuntap", false)]);
@@ -83,7 +83,7 @@ fn release() -> Finding {
     let running = program::run("uname", &["-r"]).map(|text| text.trim().to_owned()).unwrap_or_default();
     if series(&running) != series(&kernel) || series(&running) != series(&world) {
         let words = format!("{running} runs; {kernel} and {world} are installed");
-        return note("freebsd", words, "bhyve of one release and vmm(4) of another may not fit: boot the installed kernel");
+        return note("freebsd", words, "bhyve of one release and vmm(4) of another may not match: boot the installed kernel");
     }
     Finding::good("freebsd", running)
 }
@@ -95,7 +95,7 @@ fn processor() -> Finding {
             _ => note("processor", "VT-x with EPT, without unrestricted guests", "such a guest has one virtual CPU, and no UEFI"),
         };
     }
-    // All ones stand for "not asked yet" (svm.c initialises it so); sysctl prints them unsigned or as -1.
+    // All ones mean "not asked yet" (svm.c initialises it so). sysctl prints them unsigned or as -1.
     let svm = sysctl("hw.vmm.svm.features").filter(|text| !matches!(text.as_str(), "-1" | "4294967295" | "0"));
     if svm.is_some() {
         return Finding::good("processor", "AMD-V with nested paging");
@@ -103,7 +103,7 @@ fn processor() -> Finding {
     let model = sysctl("hw.model").unwrap_or_else(|| "the processor".into());
     match Features::of_this_host() {
         Some(found) => words_for(&model, &found),
-        None => Finding::note("processor", format!("{model}; what it can is known when vmm(4) is loaded")),
+        None => Finding::note("processor", format!("{model}; its features are known when vmm(4) is loaded")),
     }
 }
 
@@ -111,7 +111,7 @@ fn words_for(model: &str, found: &Features) -> Finding {
     const RUNS_ANYWHERE: &str = "guests run under `engine = \"embedded\"`";
     match found.fitness() {
         Fitness::Unknown => {
-            Finding::note("processor", format!("{model}; its boot messages are gone, load vmm(4) to know what it can"))
+            Finding::note("processor", format!("{model}; its boot messages are gone: load vmm(4) to learn its features"))
         }
         Fitness::Bad(why) if found.popcnt => {
             let hint = format!("turn on VT-x or AMD-V in the host's firmware; until then {RUNS_ANYWHERE}");
@@ -145,7 +145,7 @@ fn tap() -> Finding {
         Some(value) => {
             note("net.link.tap.up_on_open", value.to_owned(), "vmctl brings its taps up itself; others need `vmctl host setup`")
         }
-        None => Finding::note("net.link.tap.up_on_open", "not there until if_tuntap is loaded"),
+        None => Finding::note("net.link.tap.up_on_open", "missing until if_tuntap is loaded"),
     }
 }
 
@@ -205,7 +205,7 @@ fn packet_filter() -> Finding {
         Ok(pf) => match pf::check(&pf, "of the host file") {
             Ok(()) if pf.blocks && !pf.filter_anchor => note(
                 "pf",
-                "its rules block and have no anchor of vmctl's",
+                "its rules block traffic and do not have vmctl's anchor",
                 format!("add the line {} to /etc/pf.conf", pf::FILTER_LINE),
             ),
             Ok(()) => Finding::good("pf", format!("runs, with {}", pf::NAT_LINE)),
@@ -226,7 +226,7 @@ fn jail_of(needs: &JailNeeds) -> Finding {
 fn cached_twice(volume: &str) -> Finding {
     note(
         "zfs",
-        format!("`{volume}` is cached by the host, and by a guest that uses ZFS itself again"),
+        format!("`{volume}` is cached by the host, and again by a guest that uses ZFS itself"),
         format!("if the guest is on ZFS: `zfs set primarycache=metadata {volume}`"),
     )
 }

@@ -1,24 +1,25 @@
-//! What of a switch has to go before it can become another one, while guests stay on it where that can be.
+//! Removal of the parts of a switch before it becomes another one. Guests stay on it where possible.
 
 use std::path::Path;
 
 use super::super::dnsmasq;
 use super::super::error::HostError;
 use super::super::pf;
-use super::super::program::{Action, Step};
-use super::plan::{Plan, destroy};
+use super::super::program::{HostChange, Step};
+use super::steps::{SwitchSteps, destroy};
 use super::{Kind, Observed, Switch, description, netgraph};
 
-/// The largest packet of an interface of Ethernet's that nobody gave another.
+/// Default MTU of Ethernet interfaces.
 const DEFAULT_MTU: u32 = 1500;
 
-/// What `old` has and `new` does not. What is missing of `new` afterwards, [`create`](super::plan::create) finds. A
-/// switch of another kind, or in another VLAN, is taken down as a whole, which is refused while guests are on it.
-pub fn leave(old: &Switch, new: &Switch, observed: &Observed, runtime: &Path) -> Result<Plan, HostError> {
+/// Returns the steps that remove what `old` has and `new` does not. [`create`](super::steps::create) then finds what is
+/// missing of `new`. A switch of another kind, or in another VLAN, is taken down completely, which is refused while
+/// guests are on it.
+pub fn leave(old: &Switch, new: &Switch, observed: &Observed, runtime: &Path) -> Result<SwitchSteps, HostError> {
     if old.kind != new.kind || old.vlan != new.vlan || (matches!(old.kind, Kind::Vxlan { .. }) && old.uplinks != new.uplinks) {
         return destroy(old, observed, runtime, false);
     }
-    let mut plan = Plan::default();
+    let mut plan = SwitchSteps::default();
     if old.dhcp.is_some() && new.dhcp.is_none() {
         plan.steps.extend(dnsmasq::stop(&old.directory(runtime)));
     }
@@ -34,7 +35,7 @@ pub fn leave(old: &Switch, new: &Switch, observed: &Observed, runtime: &Path) ->
         let word = if new.private { "private" } else { "-private" };
         let uplinks: Vec<String> = new.uplinks.iter().map(|uplink| new.member_of(uplink)).collect();
         for port in old.ports(observed).iter().filter(|port| !uplinks.contains(port)) {
-            plan.steps.push(Step::once(Action::run(&["ifconfig", &bridge.name, word, port])));
+            plan.steps.push(Step::once(HostChange::run(&["ifconfig", &bridge.name, word, port])));
         }
     }
     if bridge.description != description(&old.id) {
@@ -42,24 +43,25 @@ pub fn leave(old: &Switch, new: &Switch, observed: &Observed, runtime: &Path) ->
     }
     for prefix in old.addresses.iter().filter(|prefix| !new.addresses.contains(prefix) && bridge.addresses.contains(prefix)) {
         if observed.session == Some(prefix.address) {
-            plan.risks.push(format!("this session is connected to `{}`, which goes from `{}`", prefix.address, bridge.name));
+            plan.risks
+                .push(format!("this session is connected to `{}`, which is removed from `{}`", prefix.address, bridge.name));
         }
         plan.steps.push(Step::undone_by(
-            Action::run(&["ifconfig", &bridge.name, prefix.family(), &prefix.address.to_string(), "-alias"]),
-            Action::run(&["ifconfig", &bridge.name, prefix.family(), &prefix.to_string(), "alias"]),
+            HostChange::run(&["ifconfig", &bridge.name, prefix.family(), &prefix.address.to_string(), "-alias"]),
+            HostChange::run(&["ifconfig", &bridge.name, prefix.family(), &prefix.to_string(), "alias"]),
         ));
     }
     if old.mtu.is_some() && new.mtu.is_none() && bridge.mtu != DEFAULT_MTU {
         plan.steps.push(Step::undone_by(
-            Action::run(&["ifconfig", &bridge.name, "mtu", &DEFAULT_MTU.to_string()]),
-            Action::run(&["ifconfig", &bridge.name, "mtu", &bridge.mtu.to_string()]),
+            HostChange::run(&["ifconfig", &bridge.name, "mtu", &DEFAULT_MTU.to_string()]),
+            HostChange::run(&["ifconfig", &bridge.name, "mtu", &bridge.mtu.to_string()]),
         ));
     }
     Ok(plan)
 }
 
-/// An interface of the host leaves the switch, and the VLAN interface that was made on it goes.
-fn uplink_goes(switch: &Switch, uplink: &str, observed: &Observed, plan: &mut Plan) {
+/// Removes an interface of the host from the switch, and the VLAN interface that was made on it.
+fn uplink_goes(switch: &Switch, uplink: &str, observed: &Observed, plan: &mut SwitchSteps) {
     let member = switch.member_of(uplink);
     if observed.session_interface().is_some_and(|session| session.name == member || session.name == uplink) {
         plan.risks.push(format!("`{uplink}` carries this session, and leaves switch `{}`", switch.id));
@@ -71,7 +73,7 @@ fn uplink_goes(switch: &Switch, uplink: &str, observed: &Observed, plan: &mut Pl
         let port = format!("{}:{uplink}", switch.vale());
         if observed.vale_ports.contains(&port) {
             let (leave, join) = (["valectl", "-d", port.as_str()], ["valectl", "-h", port.as_str()]);
-            plan.steps.push(Step::undone_by(Action::run(&leave), Action::run(&join)));
+            plan.steps.push(Step::undone_by(HostChange::run(&leave), HostChange::run(&join)));
         }
         return;
     }
@@ -79,13 +81,13 @@ fn uplink_goes(switch: &Switch, uplink: &str, observed: &Observed, plan: &mut Pl
         && bridge.members.contains(&member)
     {
         plan.steps.push(Step::undone_by(
-            Action::run(&["ifconfig", &bridge.name, "deletem", &member]),
-            Action::run(&["ifconfig", &bridge.name, "addm", &member]),
+            HostChange::run(&["ifconfig", &bridge.name, "deletem", &member]),
+            HostChange::run(&["ifconfig", &bridge.name, "addm", &member]),
         ));
     }
     let made = observed.interface(&member).is_some_and(|one| one.description == description(&switch.id));
     if switch.vlan.is_some() && made {
-        plan.steps.push(Step::once(Action::run(&["ifconfig", &member, "destroy"])));
+        plan.steps.push(Step::once(HostChange::run(&["ifconfig", &member, "destroy"])));
     }
 }
 
@@ -185,7 +187,7 @@ mod tests {
             let plan = leave(&old, &plain("lan"), observed, Path::new("/run")).expect("can be");
             plan.risks
         };
-        assert_eq!(risks(&observed), ["this session is connected to `192.0.2.9`, which goes from `sw-lan`"]);
+        assert_eq!(risks(&observed), ["this session is connected to `192.0.2.9`, which is removed from `sw-lan`"]);
         observed.session = "192.0.2.5".parse().ok();
         assert_eq!(risks(&observed), ["`em1` carries this session, and leaves switch `lan`"]);
     }

@@ -1,15 +1,15 @@
-//! The switches that guests are plugged into: planned, made, shown and unmade.
+//! The switches that guests are connected to: planning, making, showing and removing them.
 //!
-//! What a switch should be comes from the host file; what there is comes from ifconfig(8) and its kin, as [`Observed`].
-//! [`plan`] compares the two and says which steps are missing, so making a switch that is there does nothing, and a
-//! switch's state is how much of its plan is left. Everything that vmctl makes carries the description
-//! `vmctl switch NAME`, and nothing without it is ever removed.
+//! The wanted switches come from the host file. The present state comes from ifconfig(8) and similar tools, as
+//! [`Observed`]. [`plan`] compares the two and returns the missing steps. So making an existing switch does nothing,
+//! and a switch's state follows from the rest of its plan. Everything that vmctl makes has the description `vmctl
+//! switch NAME`, and nothing without it is ever removed.
 
-pub mod change; // what goes when a switch becomes another one
+pub mod change; // removal of parts when a switch becomes another one
 mod netgraph; // switches that are nodes of netgraph(4)
-pub mod plan; // what is missing, and how a switch is taken down
-pub mod status; // what there is
-pub mod take_over; // a switch in the place of another manager's bridge
+pub mod status; // the present state
+pub mod steps; // the missing steps, and taking a switch down
+pub mod take_over; // a switch in place of another manager's bridge
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
@@ -17,46 +17,46 @@ use std::path::{Path, PathBuf};
 use super::dnsmasq::Range;
 use super::error::HostError;
 use super::ifconfig::{self, Interface, Prefix};
-use super::netgraph::Node;
+use super::netgraph::NetgraphNode;
 use super::pf::{self, Pf};
 use super::program;
 use super::route::{self, DefaultRoute};
 
-/// One switch, as it should be.
+/// A switch as it should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Switch {
     /// Its name, at most 12 characters.
     pub id: String,
-    /// What it is.
+    /// Kind of the switch.
     pub kind: Kind,
     /// Interfaces of the host that belong to it.
     pub uplinks: Vec<String>,
-    /// The VLAN of the uplinks that it is in.
+    /// The VLAN of the uplinks.
     pub vlan: Option<u16>,
     /// Addresses of the host on it.
     pub addresses: Vec<Prefix>,
     /// Largest packet.
     pub mtu: Option<u32>,
-    /// Guests on it cannot talk to each other.
+    /// Whether guests on it cannot talk to each other.
     pub private: bool,
-    /// Guests reach the world through the host's addresses.
+    /// Whether guests reach the outside through the host's addresses.
     pub nat: bool,
-    /// Where NAT leaves; the interface of the default route without it.
+    /// The interface of NAT; by default that of the default route.
     pub egress: Option<String>,
-    /// Addresses that are given out.
+    /// Addresses for DHCP.
     pub dhcp: Option<Range>,
-    /// Name servers that DHCP tells; the host's address on the switch when empty.
+    /// Name servers for DHCP; the host's address on the switch when empty.
     pub dns: Vec<IpAddr>,
-    /// Domain that DHCP tells.
+    /// Domain for DHCP.
     pub domain: Option<String>,
 }
 
-/// What a switch is.
+/// Kind of a switch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
-    /// if_bridge(4), made here.
+    /// if_bridge(4), made by vmctl.
     Bridge,
-    /// A bridge of the user's.
+    /// A bridge of the user.
     Manual {
         /// Its interface.
         bridge: String,
@@ -65,22 +65,22 @@ pub enum Kind {
     Vxlan {
         /// Number of the network.
         vni: u32,
-        /// Multicast group; one that follows from the number without it.
+        /// Multicast group. By default it follows from the number.
         group: Option<IpAddr>,
     },
     /// An ng_bridge(4) node.
     Netgraph {
         /// Its name.
         node: String,
-        /// It is made here; else it is the user's.
+        /// Whether vmctl makes it; otherwise it belongs to the user.
         ours: bool,
     },
-    /// A vale(4) switch; it comes into being with its first port.
+    /// A vale(4) switch. The kernel creates it with its first port.
     Vale,
 }
 
 impl Kind {
-    /// As the host file spells it.
+    /// Returns the name in the host file.
     pub fn word(&self) -> &'static str {
         match self {
             Kind::Bridge => "bridge",
@@ -92,7 +92,7 @@ impl Kind {
     }
 }
 
-/// What was found on the host.
+/// Present state of the host.
 #[derive(Debug, Clone, Default)]
 pub struct Observed {
     /// Its interfaces.
@@ -101,29 +101,29 @@ pub struct Observed {
     pub default_route: Option<DefaultRoute>,
     /// The address that the session of this terminal is connected to.
     pub session: Option<IpAddr>,
-    /// Packets are forwarded between interfaces.
+    /// Whether packets are forwarded between interfaces.
     pub forwarding: bool,
-    /// The packet filter, when a switch needs it and it can be asked.
+    /// The packet filter, if a switch needs it and it can be asked.
     pub pf: Option<Result<Pf, HostError>>,
     /// Switches whose rules are loaded as they should be.
     pub loaded: Vec<String>,
     /// Switches whose DHCP service runs as it should.
     pub serving: Vec<String>,
-    /// netgraph nodes that are there, of those that switches name.
-    pub nodes: Vec<Node>,
+    /// Existing netgraph nodes, of those that switches name.
+    pub nodes: Vec<NetgraphNode>,
     /// Ports of vale(4) switches, like `vale-lan:em0`.
     pub vale_ports: Vec<String>,
-    /// dnsmasq(8) is installed.
+    /// Whether dnsmasq(8) is installed.
     pub dnsmasq: bool,
 }
 
-/// The description of everything that vmctl makes for a switch.
+/// Returns the description of everything that vmctl makes for a switch.
 pub fn description(id: &str) -> String {
     format!("vmctl switch {id}")
 }
 
 impl Switch {
-    /// The interface that taps are added to; none for netgraph and vale.
+    /// Returns the interface that taps are added to. There is none for netgraph and vale.
     pub fn bridge(&self) -> Option<String> {
         match &self.kind {
             Kind::Bridge | Kind::Vxlan { .. } => Some(format!("sw-{}", self.id)),
@@ -131,14 +131,15 @@ impl Switch {
             Kind::Netgraph { .. } | Kind::Vale => None,
         }
     }
-    /// The netgraph node that is made for it.
+    /// Returns the netgraph node that vmctl makes for it.
     pub fn own_node(&self) -> Option<&str> {
         match &self.kind {
             Kind::Netgraph { node, ours: true } => Some(node),
             _ => None,
         }
     }
-    /// The interfaces and nodes of guests on it: what is on its bridge or its own node and was not put there for it.
+    /// Returns the interfaces and nodes of guests on it: the members of its bridge or its own node that do not belong
+    /// to the switch itself.
     pub fn ports(&self, observed: &Observed) -> Vec<String> {
         if let Some(node) = self.own_node() {
             return netgraph::guests(self, node, observed);
@@ -149,47 +150,48 @@ impl Switch {
         let is_port = |name: &&String| !uplinks.contains(name) && **name != self.vxlan_interface();
         members.iter().filter(is_port).cloned().collect()
     }
-    /// The vxlan(4) interface of a switch of that kind.
+    /// Returns the vxlan(4) interface of a switch of that kind.
     pub fn vxlan_interface(&self) -> String {
         format!("vx-{}", self.id)
     }
-    /// The vale(4) switch: its ports are called `vale-ID:PORT`.
+    /// Returns the vale(4) switch: its ports are called `vale-ID:PORT`.
     pub fn vale(&self) -> String {
         format!("vale-{}", self.id)
     }
-    /// The multicast group of a vxlan: 239/8 is for use within an organisation (RFC 2365), the rest is the number.
+    /// Returns the multicast group of a vxlan: 239/8 is for use within an organisation (RFC 2365), the rest is the
+    /// number.
     pub fn vxlan_group(&self) -> Option<IpAddr> {
         let Kind::Vxlan { vni, group } = &self.kind else { return None };
         let [_, a, b, c] = vni.to_be_bytes();
         Some(group.unwrap_or(IpAddr::V4(Ipv4Addr::new(239, a, b, c))))
     }
-    /// The interface of an uplink that is a member: itself, or the vlan(4) child on it.
+    /// Returns the interface of an uplink that is a member: the uplink itself, or the vlan(4) child on it.
     pub fn member_of(&self, uplink: &str) -> String {
         match self.vlan {
             Some(tag) => format!("{uplink}.{tag}"),
             None => uplink.to_owned(),
         }
     }
-    /// Where its files are.
+    /// Returns the directory of its files.
     pub fn directory(&self, runtime: &Path) -> PathBuf {
         runtime.join("switches").join(&self.id)
     }
-    /// The IPv4 networks of its addresses.
+    /// Returns the IPv4 networks of its addresses.
     pub fn networks(&self) -> Vec<Prefix> {
         self.addresses.iter().filter(|prefix| prefix.address.is_ipv4()).map(Prefix::network).collect()
     }
-    /// The network that DHCP serves: that of the first IPv4 address which holds the range.
+    /// Returns the network that DHCP serves: that of the first IPv4 address which contains the range.
     pub fn served(&self) -> Option<Prefix> {
         let range = self.dhcp.as_ref()?;
         let v4 = || self.addresses.iter().filter(|prefix| prefix.address.is_ipv4());
         v4().find(|prefix| prefix.contains(range.first.into())).or_else(|| v4().next()).copied()
     }
-    /// Where NAT leaves.
+    /// Returns the interface of NAT.
     pub fn egress_in(&self, observed: &Observed) -> Option<String> {
         self.egress.clone().or_else(|| observed.default_route.as_ref().map(|route| route.interface.clone()))
     }
-    /// What tap interfaces must be told when they join: words for ifconfig(8) after the bridge's name. The kernel lets
-    /// private members of a bridge talk to others and not to each other.
+    /// Returns the settings of tap interfaces that join: words for ifconfig(8) after the bridge's name. The kernel lets
+    /// private members of a bridge talk to others but not to each other.
     pub fn join(&self, tap: &str) -> Option<Vec<String>> {
         let mut words = vec!["ifconfig".to_owned(), self.bridge()?, "addm".to_owned(), tap.to_owned()];
         if self.private {
@@ -200,7 +202,7 @@ impl Switch {
 }
 
 impl Observed {
-    /// Looks at what these switches need to know.
+    /// Reads the state that these switches depend on.
     pub fn look(switches: &[Switch], runtime: &Path) -> Result<Observed, HostError> {
         let mut observed = Observed {
             interfaces: ifconfig::interfaces()?,
@@ -219,7 +221,7 @@ impl Observed {
             {
                 observed.loaded.push(switch.id.clone());
             }
-            if plan::service(switch, &switch.directory(runtime)).is_some_and(|service| service.is_running()) {
+            if steps::service(switch, &switch.directory(runtime)).is_some_and(|service| service.is_running()) {
                 observed.serving.push(switch.id.clone());
             }
             if let Kind::Netgraph { node, .. } = &switch.kind {
@@ -227,32 +229,33 @@ impl Observed {
             }
         }
         if switches.iter().any(|switch| switch.kind == Kind::Vale) {
-            // It ends with status 1 whether there are ports or none (`usr.sbin/valectl/valectl.c`, list_all).
+            // It ends with status 1 whether or not there are ports (`usr.sbin/valectl/valectl.c`, list_all).
             observed.vale_ports = vale_ports(&program::printed("valectl", &[]));
         }
         Ok(observed)
     }
 
-    /// The interface of that name.
+    /// Returns the interface of this name.
     pub fn interface(&self, name: &str) -> Option<&Interface> {
         self.interfaces.iter().find(|interface| interface.name == name)
     }
-    /// The netgraph node of that name.
-    pub fn node(&self, name: &str) -> Option<&Node> {
+    /// Returns the netgraph node of this name.
+    pub fn node(&self, name: &str) -> Option<&NetgraphNode> {
         self.nodes.iter().find(|node| node.name == name)
     }
-    /// The bridge that an interface is a member of.
+    /// Returns the bridge that an interface is a member of.
     pub fn bridge_of(&self, member: &str) -> Option<&Interface> {
         self.interfaces.iter().find(|interface| interface.members.iter().any(|name| name == member))
     }
-    /// The interface that the session came in through.
+    /// Returns the interface of the session.
     pub fn session_interface(&self) -> Option<&Interface> {
         let session = self.session?;
         self.interfaces.iter().find(|one| one.addresses.iter().any(|prefix| prefix.address == session))
     }
 }
 
-/// The ports that valectl(8) lists, as `NAME bridge_idx N port_idx N` (FreeBSD `usr.sbin/valectl/valectl.c`, list_all).
+/// Parses the ports that valectl(8) lists as `NAME bridge_idx N port_idx N` (FreeBSD `usr.sbin/valectl/valectl.c`,
+/// list_all).
 fn vale_ports(text: &str) -> Vec<String> {
     text.lines()
         .flat_map(str::split_whitespace)
@@ -265,7 +268,7 @@ fn vale_ports(text: &str) -> Vec<String> {
 pub(crate) mod tests {
     use super::*;
 
-    /// A bridge of that name and nothing else.
+    /// Creates a bridge with this name and no other setting.
     pub fn plain(id: &str) -> Switch {
         Switch {
             id: id.into(),

@@ -1,25 +1,25 @@
-//! Switches that are ng_bridge(4) nodes of ours.
+//! Switches that are ng_bridge(4) nodes of vmctl.
 //!
-//! The node is persistent, so that it stays while nothing is plugged in. An uplink is connected by both hooks of its
-//! ng_ether(4) node, `lower` to the wire and `upper` to the host, which goes on as a guest of the switch, so to speak; as
-//! `share/examples/netgraph/ether.bridge` does it, it becomes promiscuous and leaves source addresses alone. What belongs
-//! together is one run of ngctl(8), so that no half of it is left when vmctl is killed.
+//! The node is persistent, so that it stays while nothing is connected. Both hooks of an uplink's ng_ether(4) node are
+//! connected: `lower` to the wire and `upper` to the host, which is then a port of the switch like a guest. As in
+//! `share/examples/netgraph/ether.bridge`, the uplink becomes promiscuous and leaves source addresses alone. Commands
+//! that belong together are one run of ngctl(8), so that no part of them is left when vmctl is killed.
 
 use super::super::error::HostError;
-use super::super::netgraph::{Node, ether_node};
-use super::super::program::{Action, Step};
-use super::plan::{Plan, risk_of_joining, vlan_child};
+use super::super::netgraph::{NetgraphNode, ether_node};
+use super::super::program::{HostChange, Step};
+use super::steps::{SwitchSteps, risk_of_joining, vlan_child};
 use super::{Observed, Switch};
 
-/// What is missing of the switch whose node has that name.
-pub fn make(switch: &Switch, node: &str, observed: &Observed, plan: &mut Plan) -> Result<(), HostError> {
+/// Plans what is missing of the switch whose node has this name.
+pub fn make(switch: &Switch, node: &str, observed: &Observed, plan: &mut SwitchSteps) -> Result<(), HostError> {
     let there = observed.node(node);
     if let Some(other) = there.filter(|other| other.kind != "bridge") {
-        return Err(HostError::new(format!("the netgraph node `{node}` of switch `{}` is there and is no bridge", switch.id))
+        return Err(HostError::new(format!("the netgraph node `{node}` of switch `{}` exists and is not a bridge", switch.id))
             .hint(format!("its type is `{}`: give the switch another name", other.kind)));
     }
     if there.is_none() {
-        // The socket's end of the hook goes with ngctl.
+        // The socket's end of the hook disappears with ngctl.
         let make = format!("mkpeer . bridge vmctl link0\nname .:vmctl {node}\nmsg {node}: setpersistent\n");
         plan.steps.push(Step::undone_by(ngctl(make), shutdown(node)));
     }
@@ -35,7 +35,7 @@ pub fn make(switch: &Switch, node: &str, observed: &Observed, plan: &mut Plan) -
         }
         vlan_child(switch, uplink, observed, plan);
         risk_of_joining(switch, &member, observed, plan);
-        plan.steps.push(Step::once(Action::run(&["kldload", "-n", "ng_ether"])));
+        plan.steps.push(Step::once(HostChange::run(&["kldload", "-n", "ng_ether"])));
         let mut join: String = missing.iter().map(|end| format!("connect {ether}: {node}: {end} {}\n", link())).collect();
         join += &format!("msg {ether}: setpromisc 1\nmsg {ether}: setautosrc 0\n");
         plan.steps.push(Step::undone_by(ngctl(join), leave(&ether, &missing)));
@@ -43,8 +43,8 @@ pub fn make(switch: &Switch, node: &str, observed: &Observed, plan: &mut Plan) -
     Ok(())
 }
 
-/// Takes it down; what guests are connected by is theirs to say no to first.
-pub fn unmake(switch: &Switch, node: &str, observed: &Observed, plan: &mut Plan) {
+/// Plans taking it down. The caller has checked that no guests are connected.
+pub fn unmake(switch: &Switch, node: &str, observed: &Observed, plan: &mut SwitchSteps) {
     let Some(there) = observed.node(node) else { return };
     for uplink in &switch.uplinks {
         uplink_goes(switch, node, uplink, observed, plan);
@@ -52,8 +52,8 @@ pub fn unmake(switch: &Switch, node: &str, observed: &Observed, plan: &mut Plan)
     plan.steps.push(Step::once(shutdown(&there.name)));
 }
 
-/// An interface of the host leaves.
-pub fn uplink_goes(switch: &Switch, node: &str, uplink: &str, observed: &Observed, plan: &mut Plan) {
+/// Removes an interface of the host.
+pub fn uplink_goes(switch: &Switch, node: &str, uplink: &str, observed: &Observed, plan: &mut SwitchSteps) {
     let ether = ether_node(&switch.member_of(uplink));
     let there = observed.node(node);
     let ends: Vec<&str> = ["lower", "upper"].into_iter().filter(|end| is_connected(there, &ether, end)).collect();
@@ -62,32 +62,33 @@ pub fn uplink_goes(switch: &Switch, node: &str, uplink: &str, observed: &Observe
     }
 }
 
-/// The guests on it: nodes that are connected and no uplinks.
+/// Returns the guests on it: connected nodes that are not uplinks.
 pub fn guests(switch: &Switch, node: &str, observed: &Observed) -> Vec<String> {
     let uplinks: Vec<String> = switch.uplinks.iter().map(|uplink| ether_node(&switch.member_of(uplink))).collect();
     let hooks = observed.node(node).map(|node| node.hooks.as_slice()).unwrap_or_default();
     hooks.iter().filter(|hook| !uplinks.contains(&hook.peer)).map(|hook| format!("{}:{}", hook.peer, hook.peer_hook)).collect()
 }
 
-fn is_connected(node: Option<&Node>, ether: &str, end: &str) -> bool {
+fn is_connected(node: Option<&NetgraphNode>, ether: &str, end: &str) -> bool {
     node.is_some_and(|node| node.hooks.iter().any(|hook| hook.peer == ether && hook.peer_hook == end))
 }
 
-/// An ng_ether(4) node without hooks is shut down and made anew (`sys/netgraph/ng_ether.c`, ng_ether_disconnect), and for
-/// a moment there is none of its name: what it is told comes before its hooks go.
-fn leave(ether: &str, ends: &[&str]) -> Action {
+/// Returns the action that disconnects an uplink. An ng_ether(4) node without hooks is shut down and made again
+/// (`sys/netgraph/ng_ether.c`, ng_ether_disconnect), and for a moment there is none of its name. So its settings are
+/// changed before its hooks are removed.
+fn leave(ether: &str, ends: &[&str]) -> HostChange {
     let mut lines = format!("msg {ether}: setpromisc 0\nmsg {ether}: setautosrc 1\n");
     lines.extend(ends.iter().map(|end| format!("rmhook {ether}: {end}\n")));
     ngctl(lines)
 }
 
-/// Commands of ngctl(8), a line each; it ends at the first that fails.
-fn ngctl(input: String) -> Action {
-    Action::Run { words: ["ngctl", "-f", "-"].map(str::to_owned).to_vec(), input }
+/// Creates an action of ngctl(8) with one command per line. ngctl ends at the first that fails.
+fn ngctl(input: String) -> HostChange {
+    HostChange::Run { words: ["ngctl", "-f", "-"].map(str::to_owned).to_vec(), input }
 }
 
-fn shutdown(node: &str) -> Action {
-    Action::run(&["ngctl", "shutdown", &format!("{node}:")])
+fn shutdown(node: &str) -> HostChange {
+    HostChange::run(&["ngctl", "shutdown", &format!("{node}:")])
 }
 
 #[cfg(test)]
@@ -97,7 +98,7 @@ mod tests {
     use super::super::super::ifconfig::Interface;
     use super::super::super::netgraph::Hook;
     use super::super::tests::plain;
-    use super::super::{Kind, change, plan};
+    use super::super::{Kind, change, steps};
     use super::*;
 
     fn switch(uplinks: &[&str]) -> Switch {
@@ -111,7 +112,7 @@ mod tests {
 
     fn observed(hooks: Option<Vec<Hook>>) -> Observed {
         let interface = |name: &str| Interface { name: name.into(), up: true, mtu: 1500, ..Interface::default() };
-        let nodes = hooks.map(|hooks| Node { name: "vmctl-lan".into(), kind: "bridge".into(), hooks });
+        let nodes = hooks.map(|hooks| NetgraphNode { name: "vmctl-lan".into(), kind: "bridge".into(), hooks });
         Observed {
             interfaces: vec![interface("em0"), interface("em1")],
             nodes: nodes.into_iter().collect(),
@@ -119,12 +120,12 @@ mod tests {
         }
     }
 
-    fn lines(plan: Result<Plan, HostError>) -> Vec<String> {
+    fn lines(plan: Result<SwitchSteps, HostError>) -> Vec<String> {
         plan.expect("can be").steps.iter().map(|step| step.action.to_string()).collect()
     }
 
     fn created(switch: &Switch, observed: &Observed) -> Vec<String> {
-        lines(plan::create(switch, observed, Path::new("/run")))
+        lines(steps::create(switch, observed, Path::new("/run")))
     }
 
     #[test]
@@ -156,7 +157,7 @@ mod tests {
     fn a_node_that_guests_are_on_stays_and_one_of_another_type_is_not_taken() {
         let hooks = vec![hook("link0", "em1", "lower"), hook("link1", "em1", "upper"), hook("link2", "<unnamed>", "vmlink")];
         let used = observed(Some(hooks.clone()));
-        let destroy = |observed: &Observed, force| plan::destroy(&switch(&["em1"]), observed, Path::new("/run"), force);
+        let destroy = |observed: &Observed, force| steps::destroy(&switch(&["em1"]), observed, Path::new("/run"), force);
         assert_eq!(destroy(&used, false).expect_err("in use").to_string(), "switch `lan` is in use by <unnamed>:vmlink");
         let steps =
             ["ngctl -f -\n  | msg em1: setpromisc 0\n  | msg em1: setautosrc 1\n  | rmhook em1: lower\n  | rmhook em1: upper"];
@@ -165,7 +166,7 @@ mod tests {
         assert_eq!(lines(leave), steps);
         let mut other = observed(Some(Vec::new()));
         other.nodes[0].kind = "hub".into();
-        let error = plan::create(&switch(&[]), &other, Path::new("/run")).expect_err("refused");
-        assert!(error.to_string().contains("is there and is no bridge"), "{error}");
+        let error = steps::create(&switch(&[]), &other, Path::new("/run")).expect_err("refused");
+        assert!(error.to_string().contains("exists and is not a bridge"), "{error}");
     }
 }

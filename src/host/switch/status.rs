@@ -1,13 +1,13 @@
-//! What there is of a switch, for `vmctl switch list` and `info`.
+//! Status of a switch, for `vmctl switch list` and `info`.
 
 use std::path::Path;
 
 use serde::Serialize;
 
 use super::super::ifconfig;
-use super::{Observed, Switch, plan};
+use super::{Observed, Switch, steps};
 
-/// How a switch stands.
+/// Status of a switch.
 #[derive(Debug, Clone, Serialize)]
 pub struct Status {
     /// Its name.
@@ -15,7 +15,7 @@ pub struct Status {
     /// `bridge`, `manual`, `vxlan`, `netgraph` or `vale`.
     #[serde(rename = "type")]
     pub kind: &'static str,
-    /// `up`, `down`, `partial`, or `wrong` when it cannot be as the host file has it.
+    /// `up`, `down`, `partial`, or `wrong` if it cannot be as the host file wants it.
     pub state: &'static str,
     /// The interface that taps are added to.
     pub bridge: Option<String>,
@@ -23,38 +23,38 @@ pub struct Status {
     pub uplinks: Vec<String>,
     /// The VLAN of the uplinks.
     pub vlan: Option<u16>,
-    /// Addresses of the host on it, as they are.
+    /// Present addresses of the host on it.
     pub addresses: Vec<String>,
     /// Largest packet.
     pub mtu: Option<u32>,
-    /// Guests cannot talk to each other.
+    /// Whether guests cannot talk to each other.
     pub private: bool,
-    /// `off`, or the interface that NAT leaves through.
+    /// `off`, or the interface of NAT.
     pub nat: String,
-    /// The range that is given out, and whether the service runs.
+    /// The range for DHCP, and whether the service runs.
     pub dhcp: String,
     /// The interfaces of guests on it.
     pub ports: Vec<String>,
-    /// Bytes that it received, when it was looked at closely.
+    /// Number of bytes received, if it was counted.
     pub bytes_in: Option<u64>,
-    /// Bytes that it sent.
+    /// Number of bytes sent.
     pub bytes_out: Option<u64>,
-    /// What is wrong, or missing.
+    /// Problem, or missing part.
     pub problem: Option<String>,
 }
 
-/// How a switch stands; `closely` also counts its bytes.
+/// Returns the status of a switch. With `closely` it also counts the bytes.
 pub fn look(switch: &Switch, observed: &Observed, runtime: &Path, closely: bool) -> Status {
     let bridge = switch.bridge();
     let interface = bridge.as_deref().and_then(|name| observed.interface(name));
-    // Only root may ask pf(4): for others a switch stands as it does without its rules.
+    // Only root may ask pf(4). For other users the status ignores the switch's rules.
     let unasked = match &observed.pf {
         Some(Err(error)) if switch.nat => Some(format!("its NAT is not known: {error}")),
         _ => None,
     };
     let planned = match unasked {
-        Some(_) => plan::create(&Switch { nat: false, ..switch.clone() }, observed, runtime),
-        None => plan::create(switch, observed, runtime),
+        Some(_) => steps::create(&Switch { nat: false, ..switch.clone() }, observed, runtime),
+        None => steps::create(switch, observed, runtime),
     };
     let there = match (&bridge, switch.own_node()) {
         (Some(_), _) => interface.is_some(),

@@ -1,18 +1,18 @@
-//! A bridge that another manager has made goes, and a switch of ours gets what it had: its members, and the addresses of
-//! the host on it.
+//! Replacement of another manager's bridge by a switch, which gets the bridge's members and the addresses of the host
+//! on it.
 
 use std::path::Path;
 
 use super::super::error::HostError;
-use super::super::program::{Action, Step};
-use super::plan::{self, Plan};
+use super::super::program::{HostChange, Step};
+use super::steps::{self, SwitchSteps};
 use super::{Observed, Switch, description};
 
-/// What has to be done to make a switch in the place of `bridge`. When a step fails, the bridge is made again.
-pub fn take_over(switch: &Switch, bridge: &str, observed: &Observed, runtime: &Path) -> Result<Plan, HostError> {
+/// Plans a switch in place of `bridge`. If a step fails, the bridge is made again.
+pub fn take_over(switch: &Switch, bridge: &str, observed: &Observed, runtime: &Path) -> Result<SwitchSteps, HostError> {
     let Some(old) = observed.interface(bridge) else {
-        // It went with its manager, or an earlier command has taken it over.
-        return plan::create(switch, observed, runtime);
+        // The bridge is gone with its manager, or an earlier command has replaced it.
+        return steps::create(switch, observed, runtime);
     };
     if old.description == description(&switch.id) || switch.bridge().as_deref() == Some(bridge) {
         return Err(HostError::new(format!("`{bridge}` is the bridge of switch `{}` itself", switch.id)));
@@ -25,26 +25,27 @@ pub fn take_over(switch: &Switch, bridge: &str, observed: &Observed, runtime: &P
     let mut steps = Vec::new();
     for prefix in &old.addresses {
         let (family, address) = (prefix.family(), prefix.to_string());
-        let words = |what| Action::run(&["ifconfig", bridge, family, &address, what]);
+        let words = |what| HostChange::run(&["ifconfig", bridge, family, &address, what]);
         steps.push(Step::undone_by(words("-alias"), words("alias")));
     }
     for member in &old.members {
-        let words = |what| Action::run(&["ifconfig", bridge, what, member]);
+        let words = |what| HostChange::run(&["ifconfig", bridge, what, member]);
         steps.push(Step::undone_by(words("deletem"), words("addm")));
     }
-    let again = Action::run(&["ifconfig", "bridge", "create", "up", "name", bridge]);
-    steps.push(Step::undone_by(Action::run(&["ifconfig", bridge, "destroy"]), again));
+    let again = HostChange::run(&["ifconfig", "bridge", "create", "up", "name", bridge]);
+    steps.push(Step::undone_by(HostChange::run(&["ifconfig", bridge, "destroy"]), again));
     let mut after = observed.clone();
     after.interfaces.retain(|interface| interface.name != bridge);
-    let mut plan = plan::create(switch, &after, runtime)?;
+    let mut plan = steps::create(switch, &after, runtime)?;
     if observed.session_interface().is_some_and(|session| session.name == bridge) {
-        plan.risks.push(format!("this session came in through `{bridge}`, which goes before switch `{}` is made", switch.id));
+        plan.risks
+            .push(format!("this session came in through `{bridge}`, which is removed before switch `{}` is made", switch.id));
     }
     plan.steps.splice(0..0, steps);
     Ok(plan)
 }
 
-/// Whether a member of a bridge is the end of a guest's interface.
+/// Returns whether a member of a bridge is the end of a guest's interface.
 fn is_of_a_guest(member: &str) -> bool {
     ["tap", "vmnet"].iter().any(|kind| member.strip_prefix(kind).is_some_and(|rest| rest.bytes().all(|b| b.is_ascii_digit())))
 }

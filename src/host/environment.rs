@@ -1,11 +1,11 @@
-//! Where this host keeps its devices and run-time files, and whether this process may use them.
+//! Paths of this host's devices and run-time files, and whether this process may use them.
 //!
-//! A debug build takes `VMCTL_HOST_ROOT`: a directory that stands in for `/` where devices and run-time files are
-//! concerned, so that a made-up host can be driven by the tests. A release build knows no such variable.
+//! A debug build reads `VMCTL_HOST_ROOT`: a directory that replaces `/` for devices and run-time files, so that the
+//! tests can use a made-up host. A release build ignores the variable.
 
 use std::path::{Path, PathBuf};
 
-/// The directory that stands in for `/`, in the tests.
+/// Returns the directory that replaces `/` in the tests.
 fn stand_in() -> Option<PathBuf> {
     match cfg!(debug_assertions) {
         true => std::env::var_os("VMCTL_HOST_ROOT").map(PathBuf::from),
@@ -13,7 +13,7 @@ fn stand_in() -> Option<PathBuf> {
     }
 }
 
-/// An absolute path of the host.
+/// Returns an absolute path of the host.
 pub fn path(absolute: &str) -> PathBuf {
     match stand_in() {
         Some(root) => root.join(absolute.trim_start_matches('/')),
@@ -21,12 +21,12 @@ pub fn path(absolute: &str) -> PathBuf {
     }
 }
 
-/// Whether this host is one that the tests made up.
+/// Returns whether this is a made-up host of the tests.
 pub fn is_made_up() -> bool {
     stand_in().is_some()
 }
 
-/// Whether this process is root; on a made-up host, unless a file `not-root` says otherwise.
+/// Returns whether this process is root. On a made-up host it is, unless there is a file `not-root`.
 pub fn is_root() -> bool {
     match stand_in() {
         Some(root) => !root.join("not-root").exists(),
@@ -34,13 +34,13 @@ pub fn is_root() -> bool {
     }
 }
 
-/// Whether a directory has an entry of this name. Looks at the list of names: a look-up of the name itself makes
-/// some devices come into being.
+/// Returns whether a directory has an entry of this name. It reads the list of names, since a look-up of the name
+/// itself creates some devices.
 pub fn has_entry(directory: &Path, name: &str) -> bool {
     std::fs::read_dir(directory).is_ok_and(|entries| entries.flatten().any(|entry| entry.file_name() == name))
 }
 
-/// Where run-time files that belong to no guest are kept.
+/// Returns the directory of run-time files that belong to no guest.
 pub fn run_directory() -> PathBuf {
     path("/var/run/vmctl")
 }

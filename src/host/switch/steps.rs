@@ -1,4 +1,4 @@
-//! What is missing of a switch, step by step, and how it is taken down.
+//! Plans for switches: the missing steps, and the steps to take a switch down.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -7,43 +7,44 @@ use super::super::dnsmasq::{self, Service};
 use super::super::error::HostError;
 use super::super::ifconfig::{Interface, Prefix};
 use super::super::pf;
-use super::super::program::{Action, Step};
+use super::super::program::{HostChange, Step};
 use super::{Kind, Observed, Switch, description, netgraph};
 
-/// The file in a switch's directory that says which addresses were moved from an uplink to the switch.
+/// The file in a switch's directory that lists the addresses which were moved from an uplink to the switch.
 const MOVED: &str = "moved";
 
-/// What has to be done.
+/// A plan for a switch.
 #[derive(Debug, Clone, Default)]
-pub struct Plan {
-    /// In this order; none when everything is as it should be.
+pub struct SwitchSteps {
+    /// The steps, in order. There are none when everything is as it should be.
     pub steps: Vec<Step>,
-    /// What could cut the network of the session that asks.
+    /// Risks for the network connection of the user's session.
     pub risks: Vec<String>,
-    /// What the user should know.
+    /// Notes for the user.
     pub notes: Vec<String>,
 }
 
-impl Plan {
+impl SwitchSteps {
     fn run(&mut self, action: &[&str], undo: &[&str]) {
-        self.steps.push(Step::undone_by(Action::run(action), Action::run(undo)));
+        self.steps.push(Step::undone_by(HostChange::run(action), HostChange::run(undo)));
     }
-    /// Makes an interface in one call, so that there is never one without its description, which nobody would know again.
-    /// The name comes last: ifconfig(8) of before 14.0 goes on with the old one (`sbin/ifconfig/ifconfig.c`, setifname).
+    /// Makes an interface in one call, so that there is never one without its description, which nothing would
+    /// recognise later. The name comes last: ifconfig(8) before 14.0 continues with the old one
+    /// (`sbin/ifconfig/ifconfig.c`, setifname).
     fn interface(&mut self, create: &[&str], switch: &str, name: &str) {
         let description = description(switch);
         let words = ["description", &description, "group", "vmctl", "up", "name", name];
         self.run(&[&["ifconfig"], create, &words].concat(), &["ifconfig", name, "destroy"]);
     }
     fn once(&mut self, action: &[&str]) {
-        self.steps.push(Step::once(Action::run(action)));
+        self.steps.push(Step::once(HostChange::run(action)));
     }
 }
 
-/// What is missing of a switch. What cannot be is refused before anything is done.
-pub fn create(switch: &Switch, observed: &Observed, runtime: &Path) -> Result<Plan, HostError> {
+/// Plans the missing parts of a switch. An impossible switch is refused before anything is done.
+pub fn create(switch: &Switch, observed: &Observed, runtime: &Path) -> Result<SwitchSteps, HostError> {
     refuse(switch, observed)?;
-    let mut plan = Plan::default();
+    let mut plan = SwitchSteps::default();
     match &switch.kind {
         Kind::Manual { .. } | Kind::Netgraph { ours: false, .. } => {}
         Kind::Netgraph { node, .. } => netgraph::make(switch, node, observed, &mut plan)?,
@@ -61,7 +62,7 @@ pub fn create(switch: &Switch, observed: &Observed, runtime: &Path) -> Result<Pl
     Ok(plan)
 }
 
-/// The DHCP service that a switch has.
+/// Returns the DHCP service of a switch.
 pub fn service<'a>(switch: &'a Switch, directory: &'a Path) -> Option<Service<'a>> {
     Some(Service {
         switch: &switch.id,
@@ -74,7 +75,7 @@ pub fn service<'a>(switch: &'a Switch, directory: &'a Path) -> Option<Service<'a
     })
 }
 
-/// What cannot be, whatever is there already.
+/// Refuses an impossible switch, whatever exists already.
 fn refuse(switch: &Switch, observed: &Observed) -> Result<(), HostError> {
     let id = &switch.id;
     match &switch.kind {
@@ -103,7 +104,7 @@ fn refuse(switch: &Switch, observed: &Observed) -> Result<(), HostError> {
         if let (Some(tag), Some(child)) = (switch.vlan, observed.interface(&member))
             && child.vlan != Some((tag, uplink.clone()))
         {
-            return Err(HostError::new(format!("`{member}` is there and is not VLAN {tag} of `{}`", interface.name)));
+            return Err(HostError::new(format!("`{member}` exists and is not VLAN {tag} of `{}`", interface.name)));
         }
     }
     if switch.dhcp.is_some() {
@@ -120,7 +121,7 @@ fn refuse(switch: &Switch, observed: &Observed) -> Result<(), HostError> {
     Ok(())
 }
 
-fn vale(switch: &Switch, observed: &Observed, plan: &mut Plan) {
+fn vale(switch: &Switch, observed: &Observed, plan: &mut SwitchSteps) {
     for uplink in &switch.uplinks {
         let port = format!("{}:{uplink}", switch.vale());
         if observed.vale_ports.contains(&port) {
@@ -131,11 +132,11 @@ fn vale(switch: &Switch, observed: &Observed, plan: &mut Plan) {
     }
 }
 
-fn bridge(switch: &Switch, observed: &Observed, runtime: &Path, plan: &mut Plan) -> Result<(), HostError> {
+fn bridge(switch: &Switch, observed: &Observed, runtime: &Path, plan: &mut SwitchSteps) -> Result<(), HostError> {
     let name = switch.bridge().expect("this kind has one");
     let there = observed.interface(&name);
     if let Some(other) = there.filter(|one| one.description != description(&switch.id)) {
-        return Err(HostError::new(format!("`{}` is there and was not made by vmctl", other.name))
+        return Err(HostError::new(format!("`{}` exists and was not made by vmctl", other.name))
             .hint("give the switch another name, or use that bridge with `type = \"manual\"`"));
     }
     if there.is_none() {
@@ -157,10 +158,10 @@ fn bridge(switch: &Switch, observed: &Observed, runtime: &Path, plan: &mut Plan)
     addresses(switch, &name, there, observed, runtime, plan)
 }
 
-fn join(switch: &Switch, uplink: &str, bridge: &str, members: &[String], observed: &Observed, plan: &mut Plan) {
+fn join(switch: &Switch, uplink: &str, bridge: &str, members: &[String], observed: &Observed, plan: &mut SwitchSteps) {
     let member = switch.member_of(uplink);
     let interface = observed.interface(uplink).expect("refused when it is not there");
-    // A bridge takes only members of its own MTU (if_bridge(4)).
+    // A bridge accepts only members of its own MTU (if_bridge(4)).
     if let Some(mtu) = switch.mtu.filter(|mtu| *mtu != interface.mtu && !members.contains(&member)) {
         plan.run(&["ifconfig", uplink, "mtu", &mtu.to_string()], &["ifconfig", uplink, "mtu", &interface.mtu.to_string()]);
     }
@@ -174,8 +175,8 @@ fn join(switch: &Switch, uplink: &str, bridge: &str, members: &[String], observe
     }
 }
 
-/// The vlan(4) interface on an uplink of a switch in a VLAN.
-pub(super) fn vlan_child(switch: &Switch, uplink: &str, observed: &Observed, plan: &mut Plan) {
+/// Plans the vlan(4) interface on an uplink of a switch in a VLAN.
+pub(super) fn vlan_child(switch: &Switch, uplink: &str, observed: &Observed, plan: &mut SwitchSteps) {
     let member = switch.member_of(uplink);
     if let Some(tag) = switch.vlan
         && observed.interface(&member).is_none()
@@ -184,10 +185,10 @@ pub(super) fn vlan_child(switch: &Switch, uplink: &str, observed: &Observed, pla
     }
 }
 
-/// An interface that joins a bridge loses its offloads, for which drivers reset it: its link is gone for a moment. What
-/// the session came in through is known from sshd(8), unless something like sudo(8) has dropped that; the interface of
-/// the default route is then as good as it.
-pub(super) fn risk_of_joining(switch: &Switch, member: &str, observed: &Observed, plan: &mut Plan) {
+/// Notes the risk of a member that joins: an interface that joins a bridge loses its offloads, for which drivers reset
+/// it, so its link is down for a moment. sshd(8) tells the interface of the session, unless a program like sudo(8) has
+/// dropped that. Then the interface of the default route is used.
+pub(super) fn risk_of_joining(switch: &Switch, member: &str, observed: &Observed, plan: &mut SwitchSteps) {
     let carries = match (observed.session_interface(), observed.session, &observed.default_route) {
         (Some(session), ..) if session.name == member => "carries this session",
         (None, None, Some(route)) if route.interface == member => "has this host's default route",
@@ -197,7 +198,7 @@ pub(super) fn risk_of_joining(switch: &Switch, member: &str, observed: &Observed
     plan.risks.push(format!("`{member}` {carries}; its link may be gone for some seconds when it joins switch `{id}`"));
 }
 
-fn vxlan(switch: &Switch, vni: u32, members: &[String], observed: &Observed, plan: &mut Plan) -> Result<(), HostError> {
+fn vxlan(switch: &Switch, vni: u32, members: &[String], observed: &Observed, plan: &mut SwitchSteps) -> Result<(), HostError> {
     let (id, name, bridge) = (&switch.id, switch.vxlan_interface(), switch.bridge().expect("this kind has one"));
     let [uplink] = switch.uplinks.as_slice() else {
         return Err(HostError::new(format!("switch `{id}` is a vxlan and has {} uplinks", switch.uplinks.len()))
@@ -230,7 +231,7 @@ fn addresses(
     there: Option<&Interface>,
     observed: &Observed,
     runtime: &Path,
-    plan: &mut Plan,
+    plan: &mut SwitchSteps,
 ) -> Result<(), HostError> {
     for prefix in &switch.addresses {
         if there.is_some_and(|one| one.addresses.contains(prefix)) {
@@ -263,8 +264,8 @@ fn addresses(
     Ok(())
 }
 
-/// The host's address moves from the uplink to the bridge, as the handbook has it; a default route that leads through
-/// the address goes with it.
+/// Moves the host's address from the uplink to the bridge, as in the handbook. A default route through the address is
+/// moved too.
 fn move_address(
     switch: &Switch,
     prefix: &Prefix,
@@ -272,7 +273,7 @@ fn move_address(
     name: &str,
     observed: &Observed,
     runtime: &Path,
-    plan: &mut Plan,
+    plan: &mut SwitchSteps,
 ) {
     let own = holder.addresses.iter().find(|other| other.address == prefix.address).copied().unwrap_or(*prefix);
     let gateway = observed
@@ -290,13 +291,13 @@ fn move_address(
     let record = switch.directory(runtime).join(MOVED);
     let gone = gateway.map(|gateway| format!(" {gateway}")).unwrap_or_default();
     plan.steps.push(Step::undone_by(
-        Action::Write { path: record.clone(), text: format!("{} {own}{gone}\n", holder.name) },
-        Action::Remove { path: record },
+        HostChange::Write { path: record.clone(), text: format!("{} {own}{gone}\n", holder.name) },
+        HostChange::Remove { path: record },
     ));
     steps_of_a_move(&holder.name, own, name, *prefix, gateway, plan);
 }
 
-fn steps_of_a_move(from: &str, own: Prefix, to: &str, prefix: Prefix, gateway: Option<IpAddr>, plan: &mut Plan) {
+fn steps_of_a_move(from: &str, own: Prefix, to: &str, prefix: Prefix, gateway: Option<IpAddr>, plan: &mut SwitchSteps) {
     let (address, family) = (prefix.address.to_string(), prefix.family());
     let route = gateway.map(|gateway| gateway.to_string());
     if let Some(gateway) = &route {
@@ -309,7 +310,7 @@ fn steps_of_a_move(from: &str, own: Prefix, to: &str, prefix: Prefix, gateway: O
     }
 }
 
-fn nat(switch: &Switch, observed: &Observed, plan: &mut Plan) -> Result<(), HostError> {
+fn nat(switch: &Switch, observed: &Observed, plan: &mut SwitchSteps) -> Result<(), HostError> {
     let id = &switch.id;
     let networks = switch.networks();
     let Some(bridge) = switch.bridge() else {
@@ -331,7 +332,8 @@ fn nat(switch: &Switch, observed: &Observed, plan: &mut Plan) -> Result<(), Host
         pf::check(&pf, id)?;
         if pf.blocks && !pf.filter_anchor {
             let line = pf::FILTER_LINE;
-            plan.notes.push(format!("pf's rules block and do not have `{line}`: whether guests get out is theirs to say"));
+            plan.notes
+                .push(format!("pf's rules block traffic and do not have `{line}`: they decide whether guests reach the outside"));
         }
         plan.steps.push(pf::load(id, &pf::nat_rules(&bridge, &networks, &egress)));
     }
@@ -342,9 +344,9 @@ fn nat(switch: &Switch, observed: &Observed, plan: &mut Plan) -> Result<(), Host
     Ok(())
 }
 
-/// How a switch is taken down. Guests on it stop that unless `force`.
-pub fn destroy(switch: &Switch, observed: &Observed, runtime: &Path, force: bool) -> Result<Plan, HostError> {
-    let mut plan = Plan::default();
+/// Plans taking a switch down. Guests on it prevent that unless `force`.
+pub fn destroy(switch: &Switch, observed: &Observed, runtime: &Path, force: bool) -> Result<SwitchSteps, HostError> {
+    let mut plan = SwitchSteps::default();
     let directory = switch.directory(runtime);
     let ours = |name: &str| observed.interface(name).filter(|one| one.description == description(&switch.id));
     let made: Vec<String> = switch.uplinks.iter().map(|uplink| switch.member_of(uplink)).collect();
@@ -385,12 +387,12 @@ pub fn destroy(switch: &Switch, observed: &Observed, runtime: &Path, force: bool
     Ok(plan)
 }
 
-/// Gives an uplink the address back that was moved from it.
-fn move_back(switch: &Switch, observed: &Observed, directory: &Path, plan: &mut Plan) {
+/// Moves an address back to the uplink from which it was moved.
+fn move_back(switch: &Switch, observed: &Observed, directory: &Path, plan: &mut SwitchSteps) {
     let record = directory.join(MOVED);
     let Ok(text) = std::fs::read_to_string(&record) else { return };
     let Some(name) = switch.bridge().filter(|name| observed.interface(name).is_some()) else {
-        plan.steps.push(Step::once(Action::Remove { path: record }));
+        plan.steps.push(Step::once(HostChange::Remove { path: record }));
         return;
     };
     for line in text.lines() {
@@ -404,7 +406,7 @@ fn move_back(switch: &Switch, observed: &Observed, directory: &Path, plan: &mut 
         }
         steps_of_a_move(&name, prefix, to, prefix, gateway, plan);
     }
-    plan.steps.push(Step::once(Action::Remove { path: record }));
+    plan.steps.push(Step::once(HostChange::Remove { path: record }));
 }
 
 #[cfg(test)]
@@ -440,7 +442,7 @@ mod tests {
         steps.iter().map(|step| step.action.to_string()).collect()
     }
 
-    fn planned(switch: &Switch, observed: &Observed) -> Plan {
+    fn planned(switch: &Switch, observed: &Observed) -> SwitchSteps {
         create(switch, observed, Path::new("/run")).expect("can be")
     }
 
