@@ -24,16 +24,16 @@ use super::{Bytes, Line};
 const POLLS_MAX: u32 = 1_000;
 
 /// What stands around a chip.
-struct Around {
+struct Wiring {
     clock: Arc<ManualClock>,
     probe: Arc<IrqProbe>,
     attention: Arc<Attention>,
     line: Line,
 }
 
-impl Around {
-    fn new() -> Around {
-        Around {
+impl Wiring {
+    fn new() -> Wiring {
+        Wiring {
             clock: ManualClock::new(1_700_000_000_000_000_000),
             probe: IrqProbe::new(),
             attention: Attention::new(2),
@@ -75,9 +75,9 @@ fn settle(device: &mut dyn Device, now_ns: u64) {
 }
 
 /// Drives a chip by its registers, `(region, bytes)` each.
-fn registers<D: Device>(build: impl Fn(&Around) -> D, regions: &[(u16, u64)], data: &[u8]) {
-    let around = Around::new();
-    let mut device = build(&around);
+fn registers<D: Device>(build: impl Fn(&Wiring) -> D, regions: &[(u16, u64)], data: &[u8]) {
+    let wiring = Wiring::new();
+    let mut device = build(&wiring);
     let mut bytes = Bytes::new(data);
     while !bytes.is_empty() {
         let action = bytes.byte();
@@ -90,30 +90,30 @@ fn registers<D: Device>(build: impl Fn(&Around) -> D, regions: &[(u16, u64)], da
             0..=4 => _ = device.read(access),
             5..=11 => device.write(access, value(&mut bytes, width)),
             12 | 13 => {
-                around.clock.set_ns(around.clock.now_ns().saturating_add(step_ns(&mut bytes)).min(1 << 62));
-                settle(&mut device, around.clock.now_ns());
+                wiring.clock.set_ns(wiring.clock.now_ns().saturating_add(step_ns(&mut bytes)).min(1 << 62));
+                settle(&mut device, wiring.clock.now_ns());
             }
             14 => {
-                *around.line.room.lock().expect("not poisoned") = usize::from(bytes.word());
-                *around.line.input.lock().expect("not poisoned") = usize::from(bytes.byte());
-                device.poll(around.clock.now_ns());
+                *wiring.line.room.lock().expect("not poisoned") = usize::from(bytes.word());
+                *wiring.line.input.lock().expect("not poisoned") = usize::from(bytes.byte());
+                device.poll(wiring.clock.now_ns());
             }
             _ => {
                 let state = device.save();
-                let mut twin = build(&around);
+                let mut twin = build(&wiring);
                 twin.load(&state).expect("a device takes the state of its twin");
                 assert_eq!(text(&twin.save()), text(&state), "save, load, save is the identity");
                 device = twin;
             }
         }
         let _ = device.deadline_ns();
-        around.probe.take_messages();
+        wiring.probe.take_messages();
     }
     // What was printed but not taken yet survives a reset of the UART.
-    *around.line.room.lock().expect("not poisoned") = usize::MAX;
+    *wiring.line.room.lock().expect("not poisoned") = usize::MAX;
     device.poll(u64::MAX);
     device.reset();
-    assert_eq!(text(&device.save()), text(&build(&around).save()), "reset equals new");
+    assert_eq!(text(&device.save()), text(&build(&wiring).save()), "reset equals new");
 }
 
 /// 16550A.
@@ -138,7 +138,7 @@ pub fn ps2(data: &[u8]) {
 
 /// ACPI fixed hardware, and the debug-exit port.
 pub fn pm(data: &[u8]) {
-    let build = |a: &Around| Pm::new(a.clock.clone(), a.irq(9), a.attention.clone(), Waker::new(a.attention.clone()));
+    let build = |a: &Wiring| Pm::new(a.clock.clone(), a.irq(9), a.attention.clone(), Waker::new(a.attention.clone()));
     registers(build, &[(Pm::EVENT, 4), (Pm::CONTROL, 2), (Pm::TIMER, 4)], data);
     registers(|a| DebugExit::new(a.attention.clone()), &[(0, 4)], data);
 }

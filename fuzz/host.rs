@@ -4,8 +4,8 @@ use std::path::Path;
 
 use vmctl::config::GrubSystem;
 use vmctl::guest::bhyve::partitions;
+use vmctl::guest::bhyve::run::boot_plan::{Argument, BhyvePlan, Piece};
 use vmctl::guest::bhyve::run::journal;
-use vmctl::guest::bhyve::run::plan::{Argument, BhyvePlan, Piece};
 use vmctl::guest::import::Notes;
 use vmctl::guest::import::conf::Conf;
 use vmctl::guest::import::switches;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use vmctl::config::{EngineKind, GuestConfig, GuestRequest, HostConfig, HostPaths, load_guest};
-use vmctl::guest::bhyve::argv::{CommandLine, Inputs, Lines, Resolved, build, shown};
+use vmctl::guest::bhyve::argv::{CommandLine, Inputs, Lines, Resolved, as_shell_text, build};
 use vmctl::guest::state::GuestState;
 use vmctl::host::bhyve::HostFeatures;
 
@@ -48,7 +48,7 @@ fn lines(config: &GuestConfig, release: &str) -> Result<Lines, String> {
 fn golden(name: &str, config: &GuestConfig, releases: &[&str]) {
     let mut text = String::new();
     for release in releases {
-        let built = lines(config, release).map_or_else(|error| error, |lines| shown(&lines, true));
+        let built = lines(config, release).map_or_else(|error| error, |lines| as_shell_text(&lines, true));
         text.push_str(&format!("## FreeBSD {release}\n{built}\n"));
     }
     let file = root().join("tests/argv").join(format!("{name}.txt"));
@@ -96,7 +96,7 @@ fn files_with_every_key_have_the_command_lines_that_are_written_down() {
         let features = HostFeatures::of_release("current").expect("a known release");
         let resolved = Resolved::defaults(&config, Path::new("/jails/vms/guests"));
         let built = build(Inputs { config: &config, state: &state, features: &features, resolved: &resolved });
-        let text = shown(&built.unwrap_or_else(|error| panic!("{name}: {error}")), true);
+        let text = as_shell_text(&built.unwrap_or_else(|error| panic!("{name}: {error}")), true);
         let file = root().join("tests/argv").join(format!("{name}.txt"));
         if std::env::var_os("BLESS").is_some() {
             std::fs::write(&file, &text).expect("the source is writable");

@@ -129,7 +129,7 @@ fn what_a_resolved_file_prints_means_the_same() {
 #[test]
 fn the_platform_chooses_the_engine_of_a_guest_that_does_not() {
     use vmctl::config::LoaderKind;
-    let meant = |engine, text: &str| {
+    let engine_and_loader = |engine, text: &str| {
         let host = HostConfig { default_engine: engine, ..host() };
         let file = Path::new("/x/guest.toml");
         let request =
@@ -138,12 +138,12 @@ fn the_platform_chooses_the_engine_of_a_guest_that_does_not() {
         (config.engine, config.loader)
     };
     let kernel = "kernel.image = 'vmlinuz'";
-    assert_eq!(meant(EngineKind::Bhyve, ""), (EngineKind::Bhyve, LoaderKind::Uefi));
-    assert_eq!(meant(EngineKind::Bhyve, "loader = 'bhyveload'"), (EngineKind::Bhyve, LoaderKind::Bhyveload));
-    assert_eq!(meant(EngineKind::Embedded, kernel), (EngineKind::Embedded, LoaderKind::Kernel));
+    assert_eq!(engine_and_loader(EngineKind::Bhyve, ""), (EngineKind::Bhyve, LoaderKind::Uefi));
+    assert_eq!(engine_and_loader(EngineKind::Bhyve, "loader = 'bhyveload'"), (EngineKind::Bhyve, LoaderKind::Bhyveload));
+    assert_eq!(engine_and_loader(EngineKind::Embedded, kernel), (EngineKind::Embedded, LoaderKind::Kernel));
     let embedded = format!("engine = 'embedded'\n{kernel}");
-    assert_eq!(meant(EngineKind::Bhyve, &embedded), (EngineKind::Embedded, LoaderKind::Kernel));
-    assert_eq!(meant(EngineKind::Embedded, "engine = 'bhyve'"), (EngineKind::Bhyve, LoaderKind::Uefi));
+    assert_eq!(engine_and_loader(EngineKind::Bhyve, &embedded), (EngineKind::Embedded, LoaderKind::Kernel));
+    assert_eq!(engine_and_loader(EngineKind::Embedded, "engine = 'bhyve'"), (EngineKind::Bhyve, LoaderKind::Uefi));
 }
 
 /// A small generator: the same numbers on every run.

@@ -1,4 +1,4 @@
-//! The macro that makes everything of a choice out of one declaration.
+//! The macro that declares a choice: its enum, its rows and its texts.
 //!
 //! A row is `SUPPORT Variant = "word": "What it means.";`, where SUPPORT is `now`, `bhyve` or `embedded`, as in
 //! [`Support`](super::Support). A row `later Variant = "word", until "what to do": "What it means.";` has a line in the key
@@ -17,7 +17,7 @@ macro_rules! choices {
         choices! { @enum [$(#[$about])*] $name [$($variant $word $doc)*] }
 
         impl $name {
-            /// As a file spells it.
+            /// Returns the word of a file.
             pub const fn as_str(self) -> &'static str {
                 match self {
                     $(Self::$variant => $word,)*

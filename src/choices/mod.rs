@@ -1,23 +1,23 @@
-//! The words that a file of the user's may choose between, and which engine acts on each: one declaration a choice. It
-//! makes the enum, its rows in the key table with the text of the manual, and what reads the word. The guest file's
-//! meaning (`config`) and the machine's specification (`machine::spec`) both hold these enums.
+//! The values of keys with a fixed set of words, and the engines that support each word: one declaration per choice.
+//! The declaration makes the enum, its rows in the key table with the text of the manual, and the function that parses
+//! the word. The configuration (`config`) and the machine's specification (`machine::spec`) both use these enums.
 //!
-//! How a row is written is in the head of `declare.rs`. A device that both engines have is turned from `bhyve` to `now`
-//! here; the compiler then leads to the match that wires it in the embedded engine.
+//! The head of `declare.rs` describes the form of a row. For a device that the embedded engine gets too, `bhyve` becomes
+//! `now` here; the compiler then reports the `match` that must wire it.
 mod declare; // the macro
 
 use serde::{Deserialize, Serialize};
 
 use declare::choices;
 
-/// A word that a key may have, as the key table and the manual show it.
+/// A word that a key accepts, as the key table and the manual show it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Choice {
-    /// As written.
+    /// The word.
     pub value: &'static str,
-    /// Whether this build acts on it.
+    /// The engines that support it.
     pub support: Support,
-    /// What it means.
+    /// Description in one or two sentences.
     pub doc: &'static str,
 }
 
@@ -25,31 +25,31 @@ pub struct Choice {
 pub trait Choices: Copy + 'static {
     /// Every value, in the order of the manual.
     const ALL: &'static [Self];
-    /// The lines of the key table; they also have the words of a later version.
+    /// The rows of the key table, which include the words of a later version.
     const ROWS: &'static [Choice];
-    /// As a file spells it.
+    /// Returns the word of a file.
     fn word(self) -> &'static str;
-    /// The value that a word stands for.
+    /// Returns the value of a word.
     fn of_word(word: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|choice| choice.word() == word)
     }
 }
 
-/// Which engines act on a key or a word. What the guest's engine does not act on is refused, never ignored.
+/// The engines that support a key or a word. A key that the guest's engine does not support is refused, never ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Support {
     /// Every engine.
     Now,
-    /// bhyve(8) alone.
+    /// Only bhyve(8).
     Bhyve,
-    /// The hypervisor in this program alone.
+    /// Only the hypervisor in this program.
     Embedded,
-    /// None of this version; the text says what to do until then.
+    /// No engine of this version. The text says what to do until then.
     Later(&'static str),
 }
 
 impl Support {
-    /// Whether this engine acts on it; for `None`, whether any does.
+    /// Returns whether this engine supports it; for `None`, whether any does.
     pub fn on(self, engine: Option<EngineKind>) -> bool {
         match self {
             Self::Now => true,
@@ -59,7 +59,7 @@ impl Support {
         }
     }
 
-    /// For whoever writes a file: nothing for what every engine acts on.
+    /// Returns a note for users about the engines. It is empty if all support it.
     pub fn words(self) -> &'static str {
         match self {
             Self::Now => "",
@@ -71,13 +71,13 @@ impl Support {
 }
 
 choices! {
-    /// What runs a guest.
+    /// Kind of an engine.
     pub enum EngineKind {
         now Embedded = "embedded": "The hypervisor in this program, on any machine.";
         now Bhyve = "bhyve": "bhyve(8), on FreeBSD. The file can be checked anywhere.";
     }
 
-    /// The vCPU back end that was asked for.
+    /// The requested vCPU back end.
     pub enum BackendKind {
         now Auto = "auto": "The fastest that really works on this machine.";
         later Kvm = "kvm", until "until then `backend = \"soft\"`": "KVM, on Linux.";
@@ -85,7 +85,7 @@ choices! {
         now Soft = "soft": "The software CPU, on any machine.";
     }
 
-    /// How a guest boots.
+    /// The way in which a guest boots.
     pub enum LoaderKind [embedded EmbeddedLoaderKind] [bhyve BhyveLoaderKind] {
         embedded Kernel = "kernel": "A kernel from the host, entered directly: a Linux bzImage, an ELF file with a PVH note, or a Multiboot image.";
         now Grub = "grub": "The guest's own boot menu, or commands of yours. With the embedded engine also Boot Loader Specification entries and the menus of syslinux, isolinux and extlinux, on ext2/3/4, XFS, FAT and ISO 9660.";
@@ -93,28 +93,28 @@ choices! {
         bhyve Bhyveload = "bhyveload": "FreeBSD's loader, for FreeBSD guests.";
     }
 
-    /// What GRUB loads.
+    /// A system that GRUB loads.
     pub enum GrubSystem [embedded EmbeddedGrubSystem] {
-        now Linux = "linux": "What reads a grub.cfg, or `commands`.";
+        now Linux = "linux": "A system that reads a grub.cfg, or `commands`.";
         bhyve Openbsd = "openbsd": "OpenBSD, with kopenbsd.";
         bhyve Netbsd = "netbsd": "NetBSD, with knetbsd.";
     }
 
-    /// What the real-time clock shows.
+    /// Time that the real-time clock shows.
     pub enum Clock [embedded EmbeddedClock] {
         now Utc = "utc": "UTC, as Unix systems expect.";
         bhyve Localtime = "localtime": "The host's local time, as Windows expects.";
     }
 
-    /// Where a disk's bytes are.
+    /// Storage of a disk's bytes.
     pub enum DiskBackend {
-        now Sparse = "sparse": "A sparse raw file that vmctl makes and grows; it takes up what was written.";
+        now Sparse = "sparse": "A sparse raw file that vmctl makes and grows; it takes up only what was written.";
         bhyve Zvol = "zvol": "A ZFS volume that vmctl makes and grows.";
-        now File = "file": "A raw file or device that is there already; vmctl never creates, grows or deletes it.";
+        now File = "file": "An existing raw file or device; vmctl never creates, grows or deletes it.";
         bhyve Iscsi = "iscsi": "A unit of an iSCSI target, which iscsid(8) of the host attaches.";
     }
 
-    /// How the file of a disk is stored.
+    /// Format of a disk's file.
     pub enum DiskFormat {
         now Raw = "raw": "The bytes of the disk as they are, whatever they look like.";
     }
@@ -128,15 +128,15 @@ choices! {
         bhyve VirtioScsi = "virtio-scsi": "A virtio SCSI controller on a CAM target layer device, like `/dev/cam/ctl1.0`.";
     }
 
-    /// What a guest's write waits for.
+    /// When a guest's write completes.
     pub enum DiskCache [embedded EmbeddedDiskCache] [bhyve BhyveDiskCache] {
         now Writeback = "writeback": "The host's page cache; the guest's flush waits for the medium.";
         now Writethrough = "writethrough": "Every write waits for the medium.";
-        bhyve None = "none": "The host's page cache is gone round; ZFS takes no notice.";
+        bhyve None = "none": "The host's page cache is bypassed; ZFS ignores this.";
         embedded Unsafe = "unsafe": "The guest's flush waits for nothing: a power cut loses data.";
     }
 
-    /// What a network interface is plugged into.
+    /// Connection of a network interface.
     pub enum NicBackend [embedded EmbeddedNicBackend] {
         now User = "user": "A network inside vmctl, or bhyve's slirp, with DHCP, DNS and NAT; needs no switch.";
         bhyve Tap = "tap": "A tap interface, on a switch.";
@@ -159,19 +159,19 @@ choices! {
         now Udp = "udp": "UDP.";
     }
 
-    /// What the supervisor does on an exit.
+    /// Action of the supervisor after an exit.
     pub enum ExitAction {
         now Restart = "restart": "Boot again.";
         now Stop = "stop": "Leave it stopped.";
     }
 
-    /// What the guests after this one wait for.
+    /// State that the guests after this one wait for.
     pub enum AutostartWait {
         now Running = "running": "It runs.";
         now Ready = "ready": "Its `[ready]` probes have passed.";
     }
 
-    /// When a hook runs.
+    /// Event for a hook.
     pub enum HookEvent {
         now PostCreate = "post-create": "The guest was created.";
         now PreStart = "pre-start": "Before every boot, also after a reboot.";
@@ -184,20 +184,20 @@ choices! {
         now PreDestroy = "pre-destroy": "Before it is destroyed.";
     }
 
-    /// What the failure of a hook means.
+    /// Consequence of a hook's failure.
     pub enum HookFailure {
         now Ignore = "ignore": "It is logged.";
-        now Fail = "fail": "What the hook came before does not happen; only for the `pre-` events.";
+        now Fail = "fail": "The action after the hook does not happen; only for the `pre-` events.";
     }
 
     /// The VGA part of a screen; `vga=` of bhyve(8).
     pub enum Vga {
-        bhyve Io = "io": "VGA text mode for those who use its ports: most guests.";
+        bhyve Io = "io": "VGA text mode for guests that use its ports: most do.";
         bhyve On = "on": "VGA always.";
         bhyve Off = "off": "No VGA; OpenBSD with UEFI needs this.";
     }
 
-    /// Where a trusted platform module is.
+    /// Kind of a trusted platform module.
     pub enum TpmKind {
         bhyve Swtpm = "swtpm": "swtpm(8) of the ports, which vmctl starts and stops.";
         bhyve Passthru = "passthru": "A TPM of the host.";
@@ -206,7 +206,7 @@ choices! {
     /// The bridge at slot 0.
     pub enum Hostbridge {
         bhyve Standard = "standard": "An Intel one.";
-        bhyve Amd = "amd": "An AMD one, for guests that look at it.";
+        bhyve Amd = "amd": "An AMD one, for guests that check for it.";
         bhyve None = "none": "None; slot 0 is free for another device.";
     }
 
@@ -216,7 +216,7 @@ choices! {
         bhyve Qemu = "qemu": "QEMU's, for firmware that reads it; `boot.order` needs it.";
     }
 
-    /// What a switch is.
+    /// Kind of a switch.
     pub enum SwitchType {
         bhyve Bridge = "bridge": "An if_bridge(4) that vmctl makes.";
         bhyve Manual = "manual": "A bridge of yours, named with `bridge`, which vmctl only adds taps to.";

@@ -1,62 +1,62 @@
-//! `vmctl apply`: makes the guests what a fleet file says.
+//! `vmctl apply`: changes the guests to match a fleet file.
 
 use std::io::IsTerminal;
 use std::sync::Mutex;
 
 use dialoguer::{Confirm, Input};
 
-use super::plan::{Reboot, What, refusals, show};
-use super::progress::Shown;
+use super::plan::{FleetSelection, Reboot, refusals, show};
+use super::progress::ProgressDisplay;
 use super::render::FleetFile;
-use super::selection::Place;
+use super::selection::CommandContext;
 use super::{App, ExitStatus, Failure, Outcome};
 use crate::config::Fleet;
 use crate::guest::apply::{Apply, FleetLock, Manner};
-use crate::guest::plan::{self, Action, Plan};
+use crate::guest::fleet_plan::{self, FleetPlan, GuestAction};
 
-/// Make the guests what a fleet file says
+/// Change the guests to match a fleet file
 ///
-/// Shows the plan, asks, and does it: the switches that the fleet declares, then guest by guest; a guest for which
-/// something fails is put back as it was, and the others go on. Killed at any point, the next apply finishes. Does not
-/// start guests; `vmctl up` does.
+/// Shows the plan, asks, and applies it: first the switches that the fleet declares, then guest by guest. If a guest
+/// fails, it is restored and the others continue. If it is killed, the next apply completes it. Does not start guests;
+/// `vmctl up` does.
 ///
-/// No data is removed without `--prune`, which asks once more: for the fleet's name. Where there is nobody to ask, both
-/// `--yes` and `--prune` must be given. A guest with `protected = true` is never removed.
+/// No data is removed without `--prune`, which also asks for the fleet's name. Without a terminal, both `--yes` and
+/// `--prune` are needed. A guest with `protected = true` is never removed.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     fleet: FleetFile,
     #[command(flatten)]
-    what: What,
+    selection: FleetSelection,
     /// Do not ask
     #[arg(short, long)]
     yes: bool,
-    /// How many guests at once
+    /// Maximum number of guests at the same time
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=64))]
     parallel: u8,
-    /// Whether running guests are booted again
+    /// Whether to restart running guests
     #[arg(long, value_enum, default_value = "never", value_name = "WHEN")]
     reboot: Reboot,
-    /// Wait while another apply is at work on the fleet
+    /// Wait while another apply works on the fleet
     #[arg(long)]
     wait: bool,
 }
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
-        let (fleet, place) = self.fleet.load_with_place(app)?;
+        let (fleet, context) = self.fleet.load_with_context(app)?;
         let waiting = |pid: u32| app.ui.done(format!("waiting for another apply (process {pid})"));
-        let lock = FleetLock::take(&fleet.name, place.around().datastore, self.wait, waiting)?;
-        let recovered = lock.recover(&place.store)?;
+        let lock = FleetLock::take(&fleet.name, context.surroundings().datastore, self.wait, waiting)?;
+        let recovered = lock.recover(&context.store)?;
         if !recovered.is_empty() {
-            app.ui.done(format!("an apply was interrupted at {}; going on", recovered.join(", ")));
+            app.ui.done(format!("an apply was interrupted at {}; continuing", recovered.join(", ")));
         }
-        let plan = plan::plan(&fleet, &place.store, place.around(), &self.what.scope(self.reboot))?;
+        let plan = fleet_plan::plan(&fleet, &context.store, context.surroundings(), &self.selection.scope(self.reboot))?;
         let refused = refusals(app, &plan);
-        let how = (usize::from(self.parallel), self.what.prune, self.reboot == Reboot::WhenNeeded);
+        let how = (usize::from(self.parallel), self.selection.prune, self.reboot == Reboot::WhenNeeded);
         if !plan.has_changes() {
-            // Also what a killed apply left behind goes.
-            carry_out(app, &lock, &fleet, &plan, &place, how)?;
+            // This also removes the remains of a killed apply.
+            carry_out(app, &lock, &fleet, &plan, &context, how)?;
             app.ui.done(format!("{}: nothing to do", fleet.name));
             return Ok(refused);
         }
@@ -64,26 +64,26 @@ impl Args {
             show(app, &plan)?;
         }
         self.ask(&plan)?;
-        let done = carry_out(app, &lock, &fleet, &plan, &place, how)?;
+        let done = carry_out(app, &lock, &fleet, &plan, &context, how)?;
         Ok(refused.max(done))
     }
 
-    fn ask(&self, plan: &Plan) -> Result<(), Failure> {
+    fn ask(&self, plan: &FleetPlan) -> Result<(), Failure> {
         if self.yes {
             return Ok(());
         }
         if !std::io::stdin().is_terminal() {
             let flags = if plan.destroys() { "add `--yes` beside `--prune`" } else { "add `--yes`" };
-            return Err(Failure::user("nothing is applied without being asked about").hint(flags));
+            return Err(Failure::user("nothing is applied without confirmation").hint(flags));
         }
         let asked = Confirm::new().with_prompt("Apply this?").default(false).interact();
         if !asked.map_err(unanswered)? {
             return Err(Failure::user("nothing was applied"));
         }
         if plan.destroys() {
-            let count = plan.count(Action::Destroy);
+            let count = plan.count(GuestAction::Destroy);
             let prompt = format!(
-                "{count} guests and their disks, or disks of others, are removed for good. Type `{}` to go on",
+                "{count} guests and their disks, or disks of others, are removed permanently. Type `{}` to continue",
                 plan.fleet
             );
             let answer: String = Input::new().with_prompt(prompt).allow_empty(true).interact_text().map_err(unanswered)?;
@@ -101,16 +101,16 @@ pub fn carry_out(
     app: &App,
     lock: &FleetLock,
     fleet: &Fleet,
-    plan: &Plan,
-    place: &Place,
+    plan: &FleetPlan,
+    context: &CommandContext,
     (parallel, prune, reboot): (usize, bool, bool),
 ) -> Outcome {
     let worst = Mutex::new(ExitStatus::Done);
-    let manner = Manner { parallel, prune, reboot, progress: &Shown::new(&app.ui) };
-    Apply { lock, fleet, plan, store: &place.store, around: place.around(), manner }.run(|outcome| {
+    let manner = Manner { parallel, prune, reboot, progress: &ProgressDisplay::new(&app.ui) };
+    Apply { lock, fleet, plan, store: &context.store, surroundings: context.surroundings(), manner }.run(|outcome| {
         let words = match outcome.action {
-            Action::Create => "is made",
-            Action::Destroy => "is gone",
+            GuestAction::Create => "is made",
+            GuestAction::Destroy => "is gone",
             _ if outcome.restarted => "has changed, and runs again",
             _ => "has changed",
         };

@@ -1,19 +1,19 @@
-//! `vmctl argv`: the command lines that boot a guest under bhyve(8), on any machine.
+//! `vmctl argv`: prints the command lines that boot a guest under bhyve(8), on any machine.
 
 use std::path::PathBuf;
 
 use super::source::GuestSource;
 use super::{App, ExitStatus, Failure, Outcome};
-use crate::guest::bhyve::argv::{Inputs, Resolved, build, shown};
+use crate::guest::bhyve::argv::{Inputs, Resolved, as_shell_text, build};
 use crate::guest::state::{GuestState, STATE_FILE};
 use crate::host::bhyve::HostFeatures;
 use crate::inputs;
 
 /// Show the command lines that boot a guest under bhyve(8)
 ///
-/// The loader's and bhyve's own, and the files that they read. Works on any machine: without `--host-features` they are
-/// those for this host, or for the newest release where this host is not FreeBSD. Names that exist only while a guest
-/// runs (taps, ports, consoles) are those of a host where nothing else runs.
+/// Shows those of the loader and of bhyve, and the files that they read. Works on any machine: without
+/// `--host-features` they are for this host, or for the newest release if this host is not FreeBSD. Names that exist
+/// only while a guest runs (taps, ports, consoles) are those of a host where nothing else runs.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// A guest, or a guest file (with a slash, or `.toml` at the end)
@@ -22,10 +22,10 @@ pub struct Args {
     /// A guest file
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
-    /// Say of each argument which keys made it
+    /// Show for each argument the keys that made it
     #[arg(long)]
     explain: bool,
-    /// What bhyve can do: a release like `13.2`, `14.3`, `15.0` or `current`, or a file with the JSON of another host
+    /// Features of bhyve: a release like `13.2`, `14.3`, `15.0` or `current`, or a file with the JSON of another host
     #[arg(long, value_name = "FILE|RELEASE")]
     host_features: Option<String>,
     /// Override a key, like `memory=2G` or `disks.root.size=20G`
@@ -49,12 +49,12 @@ impl Args {
         resolved.look_at_disk(&guest.config);
         let features = features(self.host_features.as_deref())?;
         let lines = build(Inputs { config: &guest.config, state: &state, features: &features, resolved: &resolved })?;
-        app.ui.record("argv", 1, &lines, &guest.config.name, &shown(&lines, self.explain))?;
+        app.ui.record("argv", 1, &lines, &guest.config.name, &as_shell_text(&lines, self.explain))?;
         Ok(ExitStatus::Done)
     }
 }
 
-/// What the host, or the one that was named, can do.
+/// Returns the features of the host, or of the named one.
 fn features(named: Option<&str>) -> Result<HostFeatures, Failure> {
     let Some(name) = named else {
         let newest = || HostFeatures::of_release("15.0").expect("it is one of the known releases");

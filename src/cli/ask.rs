@@ -41,7 +41,7 @@ impl Consent {
     }
 }
 
-/// Names in a question: at most so many that it can be read.
+/// Returns the names in a question: at most so many that it can be read.
 pub fn listed(names: &[String]) -> String {
     const SHOWN: usize = 12;
     let shown = names.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
@@ -51,7 +51,7 @@ pub fn listed(names: &[String]) -> String {
     }
 }
 
-/// `1 guest`, `3 guests`.
+/// Returns `1 guest`, `3 guests`.
 pub fn count(number: usize, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }

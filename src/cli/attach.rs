@@ -1,5 +1,5 @@
-//! A console session: the terminal on one side, the supervisor on the other. The terminal is restored whatever
-//! happens; nothing that happens here holds the guest up.
+//! A console session: the terminal on one side, the supervisor on the other. The terminal is always restored, and
+//! nothing in a session blocks the guest.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -19,31 +19,32 @@ use crate::guest::stopping::end_guest;
 use crate::guest::store::GuestDir;
 use crate::host::terminal::{RawMode, own_window_size, reset_modes};
 
-/// How a session is opened.
+/// Options of a session.
 #[derive(Debug, Default)]
 pub struct Session {
     /// Watch only.
     pub read_only: bool,
-    /// Take the keyboard from whoever has it.
+    /// Take the keyboard from the session that has it.
     pub take: bool,
-    /// What is seen is appended here, too.
+    /// A file to which the output is appended too.
     pub log: Option<File>,
-    /// Bytes of scroll-back shown first; `None`: a screenful or two.
+    /// Number of bytes of scroll-back that are shown first; `None` shows a screenful or two.
     pub replay: Option<u64>,
     /// Tell the guest the window's size at the beginning.
     pub resize: bool,
-    /// Every byte is the guest's.
+    /// Pass every byte to the guest.
     pub no_escapes: bool,
 }
 
-/// How much of what is typed waits here for the guest before no more is read: escapes behind a paste are seen up to it.
+/// Maximum number of bytes of input that wait here for the guest. Up to it, escapes after pasted text are still
+/// recognised.
 const UNSENT_LIMIT: usize = 1 << 20;
 const DEFAULT_REPLAY: u64 = 16 * 1024;
-/// With nothing more to type, a session ends when the guest has been silent for so many milliseconds, or has gone on for so
-/// long. Where something was typed, there is an answer to wait for.
+/// With nothing more to type, a session ends when the guest has been silent for so many milliseconds, or has continued
+/// for so long. Where something was typed, there is an answer to wait for.
 const LEAVING: [(u16, Duration); 2] = [(300, Duration::from_secs(2)), (1000, Duration::from_secs(30))];
 
-/// Why a session ended.
+/// Reason why a session ended.
 enum End {
     Detached,
     GuestStopped,
@@ -53,7 +54,7 @@ enum End {
 
 /// Opens the console of a running guest and stays until the user leaves or the guest stops.
 pub fn attach(app: &App, guest: &GuestDir, session: &Session) -> Outcome {
-    // Before the raw mode, and before any other thread: from here on signals are words on a stream.
+    // Before raw mode, and before any other thread: from here on signals arrive as bytes on a stream.
     let signals = signal_stream()?;
     let replay_bytes = session.replay.unwrap_or(DEFAULT_REPLAY);
     let request = Request::Console { write: !session.read_only, take: session.take, replay_bytes };
@@ -72,17 +73,18 @@ pub fn attach(app: &App, guest: &GuestDir, session: &Session) -> Outcome {
     }
     app.ui.done(format!("console of {}; `~.` leaves, `~?` lists the escapes", guest.name()));
     match talk(app, guest, session, &mut client, writer, Some(signals))? {
-        End::Detached => app.ui.done(format!("\nleft the console; {} runs on", guest.name())),
+        End::Detached => app.ui.done(format!("\nleft the console; {} keeps running", guest.name())),
         End::GuestStopped => app.ui.done(format!("\n{} has stopped", guest.name())),
         End::TerminalGone => {}
-        // As a shell would report it.
+        // The same status as a shell would report.
         End::Signal(signal) => return Ok(ExitStatus::Engine(128 + signal as u8)),
     }
     Ok(ExitStatus::Done)
 }
 
-/// The console of a guest that this very process supervises, which has the signals. Leaving it leaves the guest and this
-/// process; without a console it goes on until the guest has stopped. Ends with the supervisor's end of the stream.
+/// Returns the console of a guest that this very process supervises, which has the signals. Leaving it leaves the guest
+/// and this process; without a console it continues until the guest has stopped. Ends with the supervisor's end of the
+/// stream.
 pub fn in_foreground(app: &App, guest: &GuestDir, stream: UnixStream) -> Result<(), Failure> {
     let mut client = ControlClient::over(stream);
     match talk(app, guest, &Session::default(), &mut client, true, None)? {
@@ -107,7 +109,7 @@ fn talk(
     let raw =
         RawMode::enter().map_err(|error| Failure::machine(anyhow::Error::new(error).context("cannot set up the terminal")))?;
     let is_terminal = raw.is_some();
-    // From here on the supervisor may be slow to read: what is typed waits here, and what the guest says is shown meanwhile.
+    // From here on the supervisor may read slowly: input waits here, and the guest's output is shown meanwhile.
     client.stream().set_nonblocking(true)?;
     let escapes = Escapes::new(!session.no_escapes && is_terminal);
     let mut talk = Talk { app, guest, client, session, writer, raw, signals, escapes, unsent: VecDeque::new(), log_lost: false };
@@ -116,15 +118,15 @@ fn talk(
     if is_terminal {
         reset_modes(&mut io::stdout());
     }
-    // Its terminal is as it was before anything is said.
+    // Restore the terminal before anything is printed.
     drop(talk);
     if unsent > 0 && matches!(end, Ok(End::Detached)) {
-        app.ui.warn("the guest has not taken all that was typed; the rest is lost");
+        app.ui.warn("the guest has not read all that was typed; the rest is lost");
     }
     end
 }
 
-/// The signals that end or change a session, as bytes on a stream.
+/// Returns a stream of the signals that end or change a session, as bytes.
 pub fn signal_stream() -> Result<UnixStream, Failure> {
     let set =
         SigSet::from_iter([Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGWINCH, Signal::SIGPIPE]);
@@ -149,9 +151,9 @@ struct Talk<'a> {
     raw: Option<RawMode>,
     signals: Option<UnixStream>,
     escapes: Escapes,
-    /// What was typed and the supervisor has not taken yet.
+    /// Input that the supervisor has not taken yet.
     unsent: VecDeque<u8>,
-    /// A write to the log has failed, and this was said.
+    /// Whether a write to the log has failed and was reported.
     log_lost: bool,
 }
 
@@ -165,7 +167,7 @@ impl Talk<'_> {
             self.resize();
         }
         loop {
-            // What came together with the greeting.
+            // Frames that came together with the greeting.
             if let Some(end) = self.drain_frames()? {
                 return Ok(end);
             }
@@ -194,7 +196,7 @@ impl Talk<'_> {
                     Input::Go => has_typed = true,
                     Input::Closed => {
                         stdin_open = false;
-                        // One that only watches, or has the guest in this process, goes on.
+                        // One that only watches, or has the guest in this process, continues.
                         leaving = (!self.session.read_only && self.signals.is_some()).then(Instant::now);
                     }
                     Input::End(end) => return Ok(end),
@@ -207,7 +209,7 @@ impl Talk<'_> {
         let stdin = io::stdin();
         let mut flags = PollFlags::POLLIN;
         flags.set(PollFlags::POLLOUT, !self.unsent.is_empty());
-        // What is pasted waits in the terminal while the guest does not take it.
+        // Pasted text waits in the terminal while the guest does not take it.
         let stdin_open = stdin_open && self.unsent.len() < UNSENT_LIMIT;
         let mut fds = vec![PollFd::new(self.client.stream().as_fd(), flags)];
         if let Some(signals) = &self.signals {
@@ -246,15 +248,15 @@ impl Talk<'_> {
         Ok(None)
     }
 
-    /// Appends to the log of the session; that it cannot be written is said once, and ends nothing.
+    /// Appends to the log of the session. A failure is reported once and does not end the session.
     fn keep(&mut self, bytes: &[u8]) {
         let Some(mut log) = self.session.log.as_ref() else { return };
         let Err(error) = log.write_all(bytes) else { return };
         if !std::mem::replace(&mut self.log_lost, true) {
-            // On a raw terminal the cursor does not go back by itself.
+            // On a raw terminal the cursor does not return by itself.
             let (before, after) = if self.raw.is_some() { ("\r\n", "\r") } else { ("", "") };
             let _ = io::stderr().write_all(before.as_bytes());
-            self.app.ui.warn(format!("the session's log cannot be written and is not whole: {error}"));
+            self.app.ui.warn(format!("the session's log cannot be written and is incomplete: {error}"));
             let _ = io::stderr().write_all(after.as_bytes());
         }
     }
@@ -269,7 +271,7 @@ impl Talk<'_> {
         let mut byte = [0u8; 1];
         self.signals.as_mut()?.read_exact(&mut byte).ok()?;
         match Signal::try_from(i32::from(byte[0])).ok()? {
-            // A serial line knows no window size: `~w` tells the guest when the user wants it.
+            // A serial line has no window size: `~w` sends it to the guest when the user wants it.
             Signal::SIGWINCH | Signal::SIGPIPE => None,
             Signal::SIGHUP => Some(End::TerminalGone),
             signal => Some(End::Signal(signal)),
@@ -307,7 +309,7 @@ impl Talk<'_> {
         }
     }
 
-    /// Hands over what the supervisor takes; `false` when it is gone.
+    /// Sends as much as the supervisor takes. Returns `false` when it is gone.
     fn flush(&mut self) -> bool {
         while !self.unsent.is_empty() {
             let mut stream = self.client.stream();
@@ -328,7 +330,7 @@ impl Talk<'_> {
         std::thread::spawn(move || end_guest(&guest, &Request::Stop { timeout_ms: None }, None).map(drop));
     }
 
-    /// Types a command that sets the size, in the guest's shell: there is no other way over a serial line.
+    /// Types a command that sets the size in the guest's shell, since there is no other way over a serial line.
     fn resize(&mut self) {
         if let Some((rows, columns)) = own_window_size() {
             self.send(format!("stty rows {rows} cols {columns}\r").as_bytes());

@@ -1,58 +1,58 @@
-//! `vmctl autostart`: what starts with the host, and whether the host does start it.
+//! `vmctl autostart`: the guests that start with the host, and the service that starts them.
 
 use std::path::Path;
 use std::time::Duration;
 
 use serde::Serialize;
 
-use super::selection::Place;
+use super::selection::CommandContext;
 use super::{App, Column, ExitStatus, Failure, Outcome, autostart_rc, down, up};
 use crate::config::AutostartWait;
 use crate::guest::autostart::Schedule;
-use crate::host::place;
+use crate::host::environment;
 use crate::host::program::is_freebsd;
 use crate::host::systemd::{self, Manager, Unit};
 use crate::units::format_duration;
 
-/// What sysrc(8) reads and writes, and two of it at once would.
+/// The file that sysrc(8) reads and writes. Two commands must not do so at the same time.
 const RC_CONF: &str = "/etc/rc.conf";
 
 /// Start guests with the host
 ///
-/// `enable` has the host start the guests with `autostart` when it boots and stop all guests in order when it goes down:
-/// through a systemd unit on Linux (the system's for root, the user's own otherwise), through rc.conf(5) on FreeBSD.
-/// Without a word, as `start`.
+/// `enable` makes the host start the guests with `autostart` when it boots, and stop all guests in order when it shuts
+/// down: through a systemd unit on Linux (the system's for root, otherwise the user's own), through rc.conf(5) on
+/// FreeBSD. Without a command it does the same as `start`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
-    what: Option<What>,
+    command: Option<AutostartCommand>,
 }
 
 #[derive(Debug, Clone, clap::Subcommand)]
-enum What {
-    /// Have the host start guests when it boots, and stop them when it goes down
+enum AutostartCommand {
+    /// Make the host start guests when it boots, and stop them when it shuts down
     Enable {
-        /// On FreeBSD, guests that are added to vmctl_list of rc.conf; elsewhere a guest's file says it
+        /// On FreeBSD, guests to add to vmctl_list of rc.conf; elsewhere a guest's file decides
         #[arg(value_name = "GUEST")]
         names: Vec<String>,
-        /// Start them now, too
+        /// Also start them now
         #[arg(long)]
         now: bool,
-        /// How long all guests together may take to stop: 3m if left out, less where a user's service manager has less
+        /// Time for all guests together to stop: 3m by default, or less if a user's service manager has less
         #[arg(long, value_name = "TIME", value_parser = crate::units::parse_duration)]
         stop_timeout: Option<Duration>,
     },
-    /// Have the host leave them alone
+    /// Make the host leave them alone
     Disable {
-        /// On FreeBSD, guests that are taken out of vmctl_list of rc.conf
+        /// On FreeBSD, guests to remove from vmctl_list of rc.conf
         #[arg(value_name = "GUEST")]
         names: Vec<String>,
     },
-    /// Show the guests that start with the host, in their order
+    /// Show the guests that start with the host, in order
     List,
-    /// Show which guest waits for which
+    /// Show the guests that each guest waits for
     Graph,
-    /// Start them, as the host does when it boots; a guest that runs or has failed is left alone
+    /// Start them, as the host does when it boots; a running or failed guest is left alone
     Start,
 }
 
@@ -82,45 +82,45 @@ const COLUMNS: [Column<Listed>; 8] = [
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
-        let place = app.place()?;
-        match self.what {
-            Some(What::Enable { names, now, .. }) if is_freebsd() => {
-                let turn = place.store.file_turn(Path::new(RC_CONF))?;
-                let enabled = autostart_rc::enable(app, &place, &names)?;
+        let context = app.context()?;
+        match self.command {
+            Some(AutostartCommand::Enable { names, now, .. }) if is_freebsd() => {
+                let turn = context.store.file_turn(Path::new(RC_CONF))?;
+                let enabled = autostart_rc::enable(app, &context, &names)?;
                 drop(turn);
-                if now { Ok(enabled.max(up::start_all(app, &place, &names, None)?)) } else { Ok(enabled) }
+                if now { Ok(enabled.max(up::start_all(app, &context, &names, None)?)) } else { Ok(enabled) }
             }
-            Some(What::Disable { names }) if is_freebsd() => {
-                let _turn = place.store.file_turn(Path::new(RC_CONF))?;
-                autostart_rc::disable(app, &place, &names)
+            Some(AutostartCommand::Disable { names }) if is_freebsd() => {
+                let _turn = context.store.file_turn(Path::new(RC_CONF))?;
+                autostart_rc::disable(app, &context, &names)
             }
-            Some(What::Enable { names, .. } | What::Disable { names }) if !names.is_empty() => {
+            Some(AutostartCommand::Enable { names, .. } | AutostartCommand::Disable { names }) if !names.is_empty() => {
                 Err(Failure::user("on this host a guest starts with it when its file says `autostart = true`")
                     .hint(format!("`vmctl edit {}`", names[0])))
             }
-            Some(What::Enable { now, stop_timeout, .. }) => enable(app, now, stop_timeout),
-            Some(What::Disable { .. }) => disable(app),
-            Some(What::List) => list(app, &place),
-            Some(What::Graph) => graph(app, &place),
-            Some(What::Start) | None => up::start_all(app, &place, &[], None),
+            Some(AutostartCommand::Enable { now, stop_timeout, .. }) => enable(app, now, stop_timeout),
+            Some(AutostartCommand::Disable { .. }) => disable(app),
+            Some(AutostartCommand::List) => list(app, &context),
+            Some(AutostartCommand::Graph) => graph(app, &context),
+            Some(AutostartCommand::Start) | None => up::start_all(app, &context, &[], None),
         }
     }
 }
 
-/// The guests with `autostart`, in their order.
-fn schedule(app: &App, place: &Place) -> Result<(Schedule, ExitStatus), Failure> {
+/// Returns the guests with `autostart`, in order.
+fn schedule(app: &App, context: &CommandContext) -> Result<(Schedule, ExitStatus), Failure> {
     let listed = autostart_rc::listed();
     let (candidates, worst) =
-        up::candidates(app, place, |config, state| config.autostart.enabled || listed.contains(&state.name))?;
+        up::candidates(app, context, |config, state| config.autostart.enabled || listed.contains(&state.name))?;
     let (schedule, circles) = Schedule::new(candidates);
     Ok((schedule, worst.max(up::refuse_circles(app, &circles))))
 }
 
-fn list(app: &App, place: &Place) -> Outcome {
-    let (schedule, worst) = schedule(app, place)?;
+fn list(app: &App, context: &CommandContext) -> Outcome {
+    let (schedule, worst) = schedule(app, context)?;
     let mut listed = Vec::new();
     for (candidate, level) in schedule.candidates().iter().zip(schedule.levels()) {
-        let guest = place.store.guest(&candidate.name)?;
+        let guest = context.store.guest(&candidate.name)?;
         let config = &candidate.config;
         listed.push(Listed {
             name: candidate.name.clone(),
@@ -138,8 +138,8 @@ fn list(app: &App, place: &Place) -> Outcome {
     Ok(worst)
 }
 
-fn graph(app: &App, place: &Place) -> Outcome {
-    let (schedule, worst) = schedule(app, place)?;
+fn graph(app: &App, context: &CommandContext) -> Outcome {
+    let (schedule, worst) = schedule(app, context)?;
     let levels = schedule.levels();
     let mut text = String::new();
     for step in 0..levels.iter().max().map_or(0, |most| most + 1) {
@@ -156,19 +156,19 @@ fn graph(app: &App, place: &Place) -> Outcome {
 }
 
 fn manager() -> Manager {
-    if place::is_root() { Manager::System } else { Manager::User }
+    if environment::is_root() { Manager::System } else { Manager::User }
 }
 
 fn unit_path(manager: Manager) -> Result<std::path::PathBuf, Failure> {
     Unit::path(manager).ok_or_else(|| Failure::user("neither `HOME` nor `XDG_CONFIG_HOME` is set to an absolute path"))
 }
 
-/// How long guests have when nothing is said.
+/// Default time for all guests to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(180);
-/// What a user's service manager needs beside the unit.
+/// Time that a user's service manager needs in addition to the unit.
 const FOR_THE_MANAGER: Duration = Duration::from_secs(5);
 
-/// The time that guests have to stop: at most what the manager has itself.
+/// Returns the time that guests have to stop, which is at most the time of the manager itself.
 fn stop_timeout(app: &App, manager: Manager, asked: Option<Duration>) -> Duration {
     let limit = if manager == Manager::User { systemd::time_of_user_manager() } else { None };
     let Some(most) = limit.map(|limit| limit.saturating_sub(systemd::AFTER_DOWN + FOR_THE_MANAGER)) else {
@@ -176,7 +176,7 @@ fn stop_timeout(app: &App, manager: Manager, asked: Option<Duration>) -> Duratio
     };
     if let Some(asked) = asked.filter(|asked| *asked > most) {
         app.ui.warn(format!(
-            "guests have {} to stop and not `{}`: systemd kills a user's service manager after the `TimeoutStopSec=` of `user@.service`",
+            "guests have only {} to stop instead of `{}`: systemd kills a user's service manager after the `TimeoutStopSec=` of `user@.service`",
             format_duration(most),
             format_duration(asked)
         ));
@@ -196,7 +196,7 @@ fn enable(app: &App, now: bool, asked: Option<Duration>) -> Outcome {
         let unit = path.display();
         Failure::user(error).hint(format!("the unit is `{unit}`; `systemctl{user} enable {}` may say more", systemd::UNIT))
     };
-    // Lingering first: it starts the manager of a user who is not logged in.
+    // Lingering comes first: it starts the manager of a user who is not logged in.
     if manager == Manager::User
         && let Err(error) = systemd::enable_linger()
     {
@@ -205,7 +205,7 @@ fn enable(app: &App, now: bool, asked: Option<Duration>) -> Outcome {
     if running {
         systemd::systemctl(manager, &["daemon-reload"]).map_err(tell)?;
     }
-    // Without a running systemd, as in an image that is being made, it makes the links all the same.
+    // Without a running systemd, as in an image that is being built, it makes the links nevertheless.
     systemd::systemctl(manager, &["enable", systemd::UNIT]).map_err(tell)?;
     match (now, running) {
         (true, true) => systemd::systemctl(manager, &["start", systemd::UNIT]).map_err(tell)?,
@@ -234,6 +234,6 @@ fn disable(app: &App) -> Outcome {
     if systemd::is_running() {
         systemd::systemctl(manager, &["daemon-reload"]).map_err(Failure::user)?;
     }
-    app.ui.done("guests do not start with the host any more; those that run go on");
+    app.ui.done("guests do not start with the host any more; running guests continue");
     Ok(ExitStatus::Done)
 }

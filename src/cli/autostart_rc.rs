@@ -1,8 +1,9 @@
-//! `vmctl autostart` on FreeBSD: rc(8) starts guests, and rc.conf(5) holds which besides those whose files say so.
+//! `vmctl autostart` on FreeBSD: rc(8) starts guests, and rc.conf(5) lists guests in addition to those whose files say
+//! so.
 
 use std::path::Path;
 
-use super::selection::Place;
+use super::selection::CommandContext;
 use super::{App, ExitStatus, Failure, Guests, Outcome};
 use crate::host::rc;
 use crate::host::sysrc::RcConf;
@@ -11,7 +12,7 @@ fn rc_conf() -> RcConf {
     RcConf::of(Path::new("/"))
 }
 
-/// The guests of `vmctl_list`; none where there is no rc.conf.
+/// Returns the guests of `vmctl_list`. There are none without rc.conf.
 pub fn listed() -> Vec<String> {
     match crate::host::program::is_freebsd() {
         true => rc::list(&rc_conf()).unwrap_or_default(),
@@ -19,7 +20,7 @@ pub fn listed() -> Vec<String> {
     }
 }
 
-/// What rc(8) is to know of where guests are: its environment has none of the caller's variables.
+/// Stores the locations of guests for rc(8), whose environment has none of the caller's variables.
 fn remember_place(app: &App, rc_conf: &RcConf) -> Result<(), Failure> {
     for option in super::down::options(app)?.chunks_exact(2) {
         let name = format!("vmctl_{}", option[0].trim_start_matches('-'));
@@ -31,8 +32,8 @@ fn remember_place(app: &App, rc_conf: &RcConf) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Puts guests into `vmctl_list`; without one, lets rc(8) start guests at all.
-pub fn enable(app: &App, place: &Place, names: &[String]) -> Outcome {
+/// Adds guests to `vmctl_list`; without a name, makes rc(8) start guests at all.
+pub fn enable(app: &App, context: &CommandContext, names: &[String]) -> Outcome {
     let root = Path::new("/");
     let rc_conf = rc_conf();
     remember_place(app, &rc_conf)?;
@@ -48,7 +49,7 @@ pub fn enable(app: &App, place: &Place, names: &[String]) -> Outcome {
         app.ui.done("guests start with this host: those with `autostart`, and those of `vmctl_list`");
         return Ok(ExitStatus::Done);
     }
-    let (guests, status) = known(app, place, names)?;
+    let (guests, status) = known(app, context, names)?;
     for guest in rc::enable(&rc_conf, &guests)? {
         app.ui.done(format!("{guest} starts with this host"));
     }
@@ -58,12 +59,12 @@ pub fn enable(app: &App, place: &Place, names: &[String]) -> Outcome {
     Ok(status)
 }
 
-/// Takes guests out of `vmctl_list`; without one, has rc(8) leave all alone.
-pub fn disable(app: &App, place: &Place, names: &[String]) -> Outcome {
+/// Removes guests from `vmctl_list`; without a name, makes rc(8) leave all alone.
+pub fn disable(app: &App, context: &CommandContext, names: &[String]) -> Outcome {
     let rc_conf = rc_conf();
     if names.is_empty() {
         rc_conf.set("vmctl_enable", "NO")?;
-        app.ui.done("guests do not start with this host any more; those that run go on");
+        app.ui.done("guests do not start with this host any more; running guests continue");
         return Ok(ExitStatus::Done);
     }
     // A guest that is gone may still be in the list.
@@ -72,8 +73,8 @@ pub fn disable(app: &App, place: &Place, names: &[String]) -> Outcome {
         if gone.contains(name) {
             app.ui.done(format!("{name} does not start with this host any more"));
         }
-        let guest = place.store.guest(name)?;
-        let config = crate::guest::definition::Definition::load(&guest, place.around())?.config;
+        let guest = context.store.guest(name)?;
+        let config = crate::guest::definition::Definition::load(&guest, context.surroundings())?.config;
         match config.autostart.enabled {
             true => Err(Failure::user(format!("`{name}` starts with this host since its file says so"))
                 .hint(format!("set `autostart = false`: `vmctl edit {name}`"))),
@@ -82,10 +83,10 @@ pub fn disable(app: &App, place: &Place, names: &[String]) -> Outcome {
     })
 }
 
-/// The names that are guests; what is none is reported.
-fn known(app: &App, place: &Place, names: &[String]) -> Result<(Vec<String>, ExitStatus), Failure> {
+/// Returns the names that are guests, and reports the others.
+fn known(app: &App, context: &CommandContext, names: &[String]) -> Result<(Vec<String>, ExitStatus), Failure> {
     let mut guests = Vec::new();
-    let chosen = Guests { names: names.to_vec(), ..Guests::default() }.choose(place)?;
+    let chosen = Guests { names: names.to_vec(), ..Guests::default() }.choose(context)?;
     let status = app.each_in_turn(chosen, |guest| {
         guests.push(guest.name().to_owned());
         Ok(ExitStatus::Done)

@@ -1,10 +1,10 @@
-//! `vmctl bhyve`: the engine child of engine `bhyve`. Started by the supervisor, never by hand.
+//! `vmctl bhyve`: the engine child of engine `bhyve`. The supervisor starts it, never a user.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use crate::guest::bhyve::run::boot_plan::BhyvePlan;
 use crate::guest::bhyve::run::outcome::End;
-use crate::guest::bhyve::run::plan::BhyvePlan;
 use crate::guest::bhyve::run::{Streams, run};
 use crate::host::{inherited, process};
 use crate::machine::spec::{CONSOLE_FD, CONTROL_FD, LEASE_FD};
@@ -18,7 +18,7 @@ pub struct Args {
 }
 
 impl Args {
-    /// Runs the guest; the exit code is bhyve's, not a command's.
+    /// Runs the guest. The exit code is that of bhyve, not of a command.
     pub fn run(&self) -> ExitCode {
         let end = self.boot().unwrap_or_else(|message| {
             eprintln!("vmctl bhyve: {message}");
@@ -32,7 +32,7 @@ impl Args {
         let text = std::fs::read(&self.spec).map_err(|e| format!("cannot read `{path}`: {e}"))?;
         let plan = BhyvePlan::read(&text).map_err(|e| format!("`{path}` is not a plan of a boot: {e}"))?;
         let missing = |what: &str, fd: i32, e: std::io::Error| {
-            format!("no {what} at descriptor {fd} ({e}): this command is the supervisor's to start")
+            format!("no {what} at descriptor {fd} ({e}): only the supervisor starts this command")
         };
         let console = inherited::stream(CONSOLE_FD).map_err(|e| missing("console stream", CONSOLE_FD, e))?;
         let control = inherited::stream(CONTROL_FD).map_err(|e| missing("control stream", CONTROL_FD, e))?;

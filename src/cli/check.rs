@@ -1,8 +1,8 @@
-//! `vmctl check`: says what is wrong with guest files, starting nothing.
+//! `vmctl check`: checks guest files and starts nothing.
 
 use serde::Serialize;
 
-use super::selection::Place;
+use super::selection::CommandContext;
 use super::source::GuestSource;
 use super::{App, ExitStatus, Outcome};
 use crate::config::fleet::is_fleet;
@@ -13,7 +13,7 @@ use crate::guest::preflight::{Moment, Preflight};
 use crate::host::program::is_freebsd;
 use crate::inputs;
 
-/// What tells a fleet file from a guest file; longer ones are refused by whoever reads them.
+/// Maximum number of bytes that are read to distinguish a fleet file from a guest file. Larger files are refused later.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// Check guest files and fleet files without starting anything
@@ -35,7 +35,7 @@ pub struct Args {
     sets: Vec<String>,
 }
 
-/// One guest file, in the JSON formats.
+/// Result for one guest file, in the JSON formats.
 #[derive(Serialize)]
 struct Checked {
     name: String,
@@ -56,14 +56,14 @@ struct Problem {
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
-        let place = app.place_to_look()?;
-        let looking = Looking { place: &place, sets: &self.sets, offline: self.offline };
-        let store = place.datastore();
+        let context = app.context_to_look()?;
+        let looking = Looking { context: &context, sets: &self.sets, offline: self.offline };
+        let store = context.datastore();
         let mut status = ExitStatus::Done;
         let mut sources = GuestSource::all(store);
         if !self.guests.is_empty() {
             sources.clear();
-            // A name that does not exist is reported with the others' problems.
+            // A name that does not exist is reported with the problems of the others.
             status = app.ui.each(&self.guests, String::clone, |argument| {
                 sources.push(GuestSource::find(argument, store)?);
                 Ok(ExitStatus::Done)
@@ -77,18 +77,18 @@ impl Args {
             app.ui.list("check", 1, &checked, &[], |item| item.name.clone())?;
             return Ok(status);
         }
-        let checked = app.ui.each(&sources, GuestSource::shown, |source| {
+        let checked = app.ui.each(&sources, GuestSource::display_name, |source| {
             looking.check(source)?;
-            app.ui.done(format!("{}: ok", source.shown()));
+            app.ui.done(format!("{}: ok", source.display_name()));
             Ok(ExitStatus::Done)
         })?;
         Ok(status.max(checked))
     }
 }
 
-/// How guest files are looked at.
+/// How guest files are checked.
 struct Looking<'a> {
-    place: &'a Place,
+    context: &'a CommandContext,
     sets: &'a [String],
     offline: bool,
 }
@@ -96,7 +96,7 @@ struct Looking<'a> {
 impl Looking<'_> {
     /// Checks a guest file, or all the guests of a fleet file.
     fn check(&self, source: &GuestSource) -> Result<(), Diagnostics> {
-        // What cannot be read is reported by whoever reads it next.
+        // A file that cannot be read is reported by the next step.
         let text = match source.name {
             None => inputs::read_text(&source.file, MAX_FILE_BYTES).unwrap_or_default(),
             Some(_) => String::new(),
@@ -104,15 +104,16 @@ impl Looking<'_> {
         if is_fleet(&source.file, &text) {
             return self.check_fleet(source);
         }
-        let guest = source.name.as_ref().and_then(|name| self.place.store.guest(name).ok());
-        let around = self.place.around();
-        let loaded = source.load(around.host, self.place.datastore(), self.sets)?;
+        let guest = source.name.as_ref().and_then(|name| self.context.store.guest(name).ok());
+        let surroundings = self.context.surroundings();
+        let loaded = source.load(surroundings.host, self.context.datastore(), self.sets)?;
         if self.offline {
             return Ok(());
         }
-        let looked = Preflight { store: &self.place.store, around, guest: guest.as_ref() }.check(&loaded, Moment::Asking);
+        let looked = Preflight { store: &self.context.store, surroundings, guest: guest.as_ref() }.check(&loaded, Moment::Asking);
         let mut problems = looked.err().unwrap_or_default().0;
-        // What this host cannot do for the guest as it is set up now; elsewhere the file may be right all the same.
+        // Reports what this host cannot do for the guest at present. On another host the file may be right
+        // nevertheless.
         if loaded.config.engine == EngineKind::Bhyve && is_freebsd() {
             problems.extend(needs::network(&loaded.config).err().map(|error| refused(&error)));
         }
@@ -124,20 +125,26 @@ impl Looking<'_> {
             let message = format!("`--set {set}` goes with guest files, and `{}` is a fleet file", source.file.display());
             return Err(Diagnostic::plain(message).into());
         }
-        let around = self.place.around();
-        let engines = self.place.store.settled_engines();
-        let request =
-            FleetRequest { file: &source.file, text: None, host: around.host, datastore: around.datastore, engines: &engines };
+        let surroundings = self.context.surroundings();
+        let engines = self.context.store.settled_engines();
+        let request = FleetRequest {
+            file: &source.file,
+            text: None,
+            host: surroundings.host,
+            datastore: surroundings.datastore,
+            engines: &engines,
+        };
         let fleet = load_fleet(&request)?;
         let mut problems: Vec<Diagnostic> = Vec::new();
         for guest in fleet.here().filter(|_| !self.offline) {
             let name = &guest.config.name;
-            let there = self.place.store.guest(name).ok();
+            let there = self.context.store.guest(name).ok();
             let loaded = LoadedGuest { config: guest.config.clone(), resolved: guest.resolved.clone() };
-            let looked = Preflight { store: &self.place.store, around, guest: there.as_ref() }.check(&loaded, Moment::Asking);
+            let looked =
+                Preflight { store: &self.context.store, surroundings, guest: there.as_ref() }.check(&loaded, Moment::Asking);
             for problem in looked.err().unwrap_or_default().0 {
                 // The guests of an entry have most of it in common.
-                if !problems.iter().any(|other| other.message == problem.message && other.place == problem.place) {
+                if !problems.iter().any(|other| other.message == problem.message && other.location == problem.location) {
                     problems.push(problem.note(format!("of guest `{name}`")));
                 }
             }
@@ -157,16 +164,16 @@ fn none_or(problems: Vec<Diagnostic>) -> Result<(), Diagnostics> {
 fn checked(source: &GuestSource, problems: Option<Diagnostics>) -> Checked {
     let problems = problems.unwrap_or_default().0;
     Checked {
-        name: source.shown(),
+        name: source.display_name(),
         file: source.file.display().to_string(),
         ok: problems.is_empty(),
         problems: problems
             .into_iter()
             .map(|problem| {
-                let position = problem.place.as_ref().map(|place| place.line_column());
+                let position = problem.location.as_ref().map(|at| at.line_column());
                 Problem {
                     message: problem.message,
-                    source: problem.place.map(|place| place.source.label.clone()),
+                    source: problem.location.map(|at| at.source.label.clone()),
                     line: position.map(|(line, _)| line),
                     column: position.map(|(_, column)| column),
                     notes: problem.notes,

@@ -1,4 +1,4 @@
-//! `vmctl clone`.
+//! `vmctl clone`: copies a stopped guest.
 
 use super::{App, ExitStatus, Outcome};
 use crate::guest::clone::clone;
@@ -16,18 +16,19 @@ pub struct Args {
     /// Names of the copies
     #[arg(value_name = "NAME", required = true)]
     names: Vec<String>,
-    /// Let ZFS volumes share their bytes with the guest's own until they differ; it cannot be destroyed before its copies
+    /// Let ZFS volumes share their bytes with the guest's own until they differ; the guest cannot be destroyed before
+    /// its copies
     #[arg(long)]
     linked: bool,
 }
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
-        let place = app.place()?;
-        let guest = place.store.guest(&self.guest)?;
+        let context = app.context()?;
+        let guest = context.store.guest(&self.guest)?;
         let how = if self.linked { Copying::Linked } else { Copying::Whole };
         app.ui.each(&self.names, String::clone, |name| {
-            let cloned = clone(&place.store, &guest, name, how, place.around())?;
+            let cloned = clone(&context.store, &guest, name, how, context.surroundings())?;
             app.ui.done(format!("{name} is a copy of {}", self.guest));
             cloned.notes.iter().for_each(|note| app.ui.done(format!("{name}: {note}")));
             Ok(ExitStatus::Done)

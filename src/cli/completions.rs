@@ -1,4 +1,4 @@
-//! `vmctl completions SHELL`: what the shell needs to complete our command line, guest names included.
+//! `vmctl completions SHELL`: the script for a shell to complete our command line, including guest names.
 
 use clap::CommandFactory;
 
@@ -7,7 +7,7 @@ use super::{App, ExitStatus, Outcome};
 /// Print completions for a shell
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Whose
+    /// The shell
     #[arg(value_enum)]
     shell: Shell,
 }
@@ -26,7 +26,7 @@ impl Args {
     }
 }
 
-/// clap's script for options and verbs, and after it ours, which asks `vmctl __complete-guests` for names where the
+/// Returns clap's script for options and verbs, followed by ours, which asks `vmctl __complete-guests` for names if the
 /// verb takes guests.
 fn script(shell: Shell) -> String {
     let mut command = super::Cli::command();

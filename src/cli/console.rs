@@ -1,4 +1,4 @@
-//! `vmctl console`.
+//! `vmctl console`: opens the serial console of a guest.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
@@ -25,23 +25,23 @@ pub struct Args {
     /// Take the keyboard from the session that has it
     #[arg(short, long)]
     take: bool,
-    /// Append what is seen to a file
+    /// Append the output to a file
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,
-    /// How much of what was said before is shown first
+    /// Amount of earlier output to show first
     #[arg(long, value_name = "SIZE")]
     replay: Option<ByteSize>,
     /// Type a `stty` command with the size of this window at the beginning
     #[arg(long)]
     resize: bool,
-    /// No escapes: every character is the guest's (leave by ending this command from elsewhere)
+    /// No escapes: every character goes to the guest (end this command from another terminal to leave)
     #[arg(long)]
     no_escapes: bool,
 }
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
-        let guest = app.place_to_look()?.store.guest(&self.guest)?;
+        let guest = app.context_to_look()?.store.guest(&self.guest)?;
         let session = Session {
             read_only: self.read_only,
             take: self.take,

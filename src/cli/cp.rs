@@ -1,4 +1,4 @@
-//! `vmctl cp`.
+//! `vmctl cp`: copies files between the host and a guest.
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -9,31 +9,31 @@ use crate::guest::reach::Reach;
 
 /// Copy files between the host and a guest with scp(1)
 ///
-/// A path in a guest is written `GUEST:PATH`; a path of the host that has a colon, with a slash before it, like `./a:b`.
-/// All paths in guests must be of one guest.
+/// A path in a guest is written `GUEST:PATH`. A path of the host that contains a colon needs a slash before it, like
+/// `./a:b`. All paths in guests must be in the same guest.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Copy directories, too
     #[arg(short, long)]
     recursive: bool,
-    /// Who logs in
+    /// User to log in as
     #[arg(short, long, value_name = "USER")]
     user: Option<String>,
-    /// What is copied, and where to, the last one
+    /// Files to copy, and last the destination
     #[arg(value_name = "PATH", num_args = 2.., required = true)]
     paths: Vec<String>,
 }
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
-        let place = app.place()?;
+        let context = app.context()?;
         let names: Vec<&str> = self.paths.iter().filter_map(|path| in_guest(path)).map(|(name, _)| name).collect();
         let name = *names.first().ok_or_else(|| Failure::user("no path is in a guest").hint("write one as `GUEST:PATH`"))?;
         if names.iter().any(|other| *other != name) {
             return Err(Failure::user("the paths are in several guests").hint("copy by way of the host"));
         }
-        let guest = place.store.guest(name)?;
-        let reach = Reach::of(&guest, &Definition::load(&guest, place.around())?.config, &guest.state()?, self.user)?;
+        let guest = context.store.guest(name)?;
+        let reach = Reach::of(&guest, &Definition::load(&guest, context.surroundings())?.config, &guest.state()?, self.user)?;
         let mut command = Command::new("scp");
         command.args(reach.options()).args(["-P", &reach.address.port().to_string()]);
         if self.recursive {
@@ -48,7 +48,7 @@ impl Args {
     }
 }
 
-/// As scp(1) tells them apart: a colon with no slash before it.
+/// Splits a path in a guest as scp(1) does: at a colon with no slash before it.
 fn in_guest(path: &str) -> Option<(&str, &str)> {
     path.split_once(':').filter(|(name, _)| !name.is_empty() && !name.contains('/'))
 }

@@ -1,4 +1,4 @@
-//! `vmctl destroy`.
+//! `vmctl destroy`: removes guests and their disks.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use super::ask::{Consent, count};
 use super::group::FLEET_FILE;
 use super::plan::refusals;
 use super::render::FleetFile;
-use super::selection::Place;
+use super::selection::CommandContext;
 use super::stop::is_running;
 use super::{App, ExitStatus, Failure, Guests, Outcome};
 use crate::config::Fleet;
@@ -15,7 +15,7 @@ use crate::guest::apply::FleetLock;
 use crate::guest::control::Request;
 use crate::guest::create;
 use crate::guest::definition::Definition;
-use crate::guest::plan::{self, GuestPlan, Plan, Scope};
+use crate::guest::fleet_plan::{self, FleetPlan, GuestPlan, Scope};
 use crate::guest::stopping::end_guest;
 use crate::guest::store::GuestDir;
 
@@ -31,7 +31,7 @@ pub struct Args {
     /// Names or globs, like `web1` or `web*`
     #[arg(value_name = "GUEST", required_unless_present_any = ["all", "tags", "fleet"])]
     names: Vec<String>,
-    /// Every guest with this tag; given several times, those with all of them
+    /// Every guest with this tag; with several tags, the guests that have all of them
     #[arg(long = "tag", value_name = "TAG")]
     tags: Vec<String>,
     /// Every guest
@@ -43,7 +43,7 @@ pub struct Args {
     /// Do not ask
     #[arg(short, long)]
     yes: bool,
-    /// Power off a guest that runs first
+    /// Power off a running guest first
     #[arg(short, long)]
     force: bool,
 }
@@ -53,8 +53,8 @@ impl Args {
         if let Some(file) = &self.fleet {
             return self.run_fleet(app, file.clone());
         }
-        let place = app.place()?;
-        let chosen = Guests { names: self.names.clone(), tags: self.tags.clone(), all: self.all }.choose(&place)?;
+        let context = app.context()?;
+        let chosen = Guests { names: self.names.clone(), tags: self.tags.clone(), all: self.all }.choose(&context)?;
         let mut consent = Consent::new(self.yes, chosen.len() > 1);
         app.each_in_turn(chosen, |guest| {
             let name = guest.name();
@@ -62,27 +62,27 @@ impl Args {
                 return Err(Failure::user(format!("`{name}` is running"))
                     .hint(format!("stop it first with `vmctl stop {name}`, or add `--force`")));
             }
-            let unasked = || Failure::user(format!("`{name}` is not removed without being asked about")).hint("add `--yes`");
+            let unasked = || Failure::user(format!("`{name}` is not removed without confirmation")).hint("add `--yes`");
             if !consent.ask(&format!("Remove {name} and its disks?"), unasked)? {
                 return Err(Failure::user(format!("`{name}` was not removed")));
             }
-            power_off(guest, &place)?;
-            let stays = what_stays(guest, &place);
-            create::destroy(&place.store, guest, place.around())?;
+            power_off(guest, &context)?;
+            let stays = what_stays(guest, &context);
+            create::destroy(&context.store, guest, context.surroundings())?;
             app.ui.done(format!("{name} is gone{stays}"));
             Ok(ExitStatus::Done)
         })
     }
 
     fn run_fleet(&self, app: &App, file: PathBuf) -> Outcome {
-        let (declared, place) = FleetFile::of(file).load_with_place(app)?;
+        let (declared, context) = FleetFile::of(file).load_with_context(app)?;
         // What belongs to a fleet that declares nothing any more is what ends with it.
         let fleet = Fleet { guests: Vec::new(), secrets: Vec::new(), switches: Vec::new(), ..declared };
         let waiting = |pid: u32| app.ui.done(format!("waiting for an apply (process {pid})"));
-        let lock = FleetLock::take(&fleet.name, place.around().datastore, true, waiting)?;
-        lock.recover(&place.store)?;
+        let lock = FleetLock::take(&fleet.name, context.surroundings().datastore, true, waiting)?;
+        lock.recover(&context.store)?;
         let scope = Scope { targets: Vec::new(), prune: true, reboot: false };
-        let plan = plan::plan(&fleet, &place.store, place.around(), &scope)?;
+        let plan = fleet_plan::plan(&fleet, &context.store, context.surroundings(), &scope)?;
         let refused = refusals(app, &plan);
         if refused != ExitStatus::Done {
             return Ok(refused);
@@ -97,25 +97,25 @@ impl Args {
                 .hint("stop the fleet first with `vmctl down`, or add `--force`"));
         }
         if !self.yes {
-            app.ui.words_for_a_question(&shown(&plan));
+            app.ui.words_for_a_question(&listing(&plan));
         }
         let unasked =
-            || Failure::user(format!("the fleet `{}` is not removed without being asked about", fleet.name)).hint("add `--yes`");
+            || Failure::user(format!("the fleet `{}` is not removed without confirmation", fleet.name)).hint("add `--yes`");
         if !Consent::new(self.yes, false).ask(&question(&plan), unasked)? {
             return Err(Failure::user(format!("the fleet `{}` was not removed", fleet.name)));
         }
         for guest in running {
-            power_off(&place.store.place(&guest.name), &place)?;
+            power_off(&context.store.directory_of(&guest.name), &context)?;
         }
-        carry_out(app, &lock, &fleet, &plan, &place, (4, true, false))
+        carry_out(app, &lock, &fleet, &plan, &context, (4, true, false))
     }
 }
 
-/// The files of the user's that a guest leaves: its own file, and disks at a path.
-fn what_stays(guest: &GuestDir, place: &Place) -> String {
+/// Returns the files of the user's that a guest leaves: its own file, and disks at a path.
+fn what_stays(guest: &GuestDir, context: &CommandContext) -> String {
     let linked = std::fs::read_link(guest.file()).is_ok();
     let own = linked.then(|| guest.config_file());
-    let config = Definition::load(guest, place.around()).ok().map(|definition| definition.config);
+    let config = Definition::load(guest, context.surroundings()).ok().map(|definition| definition.config);
     let disks = config.into_iter().flat_map(|config| config.disks).filter_map(|disk| disk.path);
     let stays: Vec<String> =
         own.into_iter().chain(disks).filter(|path| path.exists()).map(|path| path.display().to_string()).collect();
@@ -123,28 +123,28 @@ fn what_stays(guest: &GuestDir, place: &Place) -> String {
 }
 
 /// Powers off a guest that runs, unless it is protected: one that cannot be removed is not powered off either.
-fn power_off(guest: &GuestDir, place: &Place) -> Result<(), Failure> {
+fn power_off(guest: &GuestDir, context: &CommandContext) -> Result<(), Failure> {
     if !is_running(guest) {
         return Ok(());
     }
-    if Definition::load(guest, place.around()).is_ok_and(|definition| definition.config.protected) {
+    if Definition::load(guest, context.surroundings()).is_ok_and(|definition| definition.config.protected) {
         return Err(Failure::user(format!("`{}` is protected", guest.name()))
             .hint(format!("set `protected = false` first: `vmctl edit {}`", guest.name())));
     }
     match end_guest(guest, &Request::Poweroff, None) {
-        // One that goes by itself meanwhile is no error here.
+        // A guest that ended by itself meanwhile is no error here.
         Err(error) if is_running(guest) => Err(error.into()),
         _ => Ok(()),
     }
 }
 
-/// What of a fleet is there, a line each.
-fn shown(plan: &Plan) -> String {
+/// Returns what of a fleet is there, a line each.
+fn listing(plan: &FleetPlan) -> String {
     let guests = plan.guests.iter().map(|guest| format!("  {}{}\n", guest.name, if guest.running { " (running)" } else { "" }));
     guests.chain(plan.switches.iter().map(|switch| format!("  switch {}\n", switch.name))).collect()
 }
 
-fn question(plan: &Plan) -> String {
+fn question(plan: &FleetPlan) -> String {
     let switches = match plan.switches.len() {
         0 => String::new(),
         many => format!(", and {}", count(many, if many == 1 { "switch" } else { "switche" })),

@@ -1,10 +1,10 @@
-//! `vmctl disk`.
+//! `vmctl disk`: changes the disks of a guest.
 
 use std::path::PathBuf;
 
 use super::ask::Consent;
-use super::progress::{Shown, watch_signals};
-use super::{App, ExitStatus, Failure, Outcome, parts};
+use super::progress::{ProgressDisplay, watch_signals};
+use super::{App, ExitStatus, Failure, Outcome, entries};
 use crate::guest::change::{self, Class};
 use crate::guest::definition::{Definition, Surroundings};
 use crate::guest::provision::disk_path;
@@ -17,14 +17,14 @@ use crate::units::ByteSize;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
-    action: Action,
+    action: DiskCommand,
 }
 
 #[derive(Debug, clap::Subcommand)]
-enum Action {
+enum DiskCommand {
     /// Add a disk
     ///
-    /// A file or volume that is there already under its name is not taken for it.
+    /// An existing file or volume of its name is not used for it.
     Add {
         /// The guest
         #[arg(value_name = "GUEST")]
@@ -35,19 +35,19 @@ enum Action {
         /// Size of the new disk
         #[arg(long, value_name = "SIZE", required_unless_present_any = ["path", "source"])]
         size: Option<ByteSize>,
-        /// A file or device that is there already
+        /// An existing file or device
         #[arg(long, value_name = "PATH", conflicts_with = "source")]
         path: Option<PathBuf>,
-        /// Image that it is made from: a name of the catalogue, a URL or a path
+        /// Image to make it from: a name of the catalogue, a URL or a path
         #[arg(long, value_name = "IMAGE")]
         source: Option<String>,
-        /// What the image's file must be, like `sha256:HEX`; needed for a URL
+        /// Expected checksum of the image's file, like `sha256:HEX`; needed for a URL
         #[arg(long, value_name = "DIGEST", requires = "source")]
         checksum: Option<String>,
-        /// Where its bytes are: sparse, zvol or file
+        /// Storage of its bytes: sparse, zvol or file
         #[arg(long, value_name = "BACKEND")]
         backend: Option<String>,
-        /// What the guest sees, like virtio-blk
+        /// Device that the guest sees, like virtio-blk
         #[arg(long, value_name = "DEVICE")]
         device: Option<String>,
         /// Refuse the guest's writes
@@ -64,7 +64,7 @@ enum Action {
         /// The disk
         #[arg(value_name = "DISK")]
         disk: String,
-        /// Remove its bytes too; only of a disk that vmctl made, and while the guest is stopped
+        /// Also remove its bytes; only for a disk that vmctl made, while the guest is stopped
         #[arg(long)]
         purge: bool,
         /// Do not ask about `--purge`
@@ -85,19 +85,19 @@ enum Action {
     },
 }
 
-/// Where the bytes of a guest's disk are.
-fn disk_at(guest: &GuestDir, id: &str, around: Surroundings<'_>) -> Option<PathBuf> {
-    let config = Definition::load(guest, around).ok()?.config;
+/// Returns where the bytes of a guest's disk are.
+fn disk_at(guest: &GuestDir, id: &str, surroundings: Surroundings<'_>) -> Option<PathBuf> {
+    let config = Definition::load(guest, surroundings).ok()?.config;
     disk_path(guest, config.disks.iter().find(|disk| disk.id == id)?).ok()
 }
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
-        let place = app.place()?;
-        let around = place.around();
+        let context = app.context()?;
+        let surroundings = context.surroundings();
         match self.action {
-            Action::Add { guest, disk, size, path, source, checksum, backend, device, ro } => {
-                let guest = place.store.guest(&guest)?;
+            DiskCommand::Add { guest, disk, size, path, source, checksum, backend, device, ro } => {
+                let guest = context.store.guest(&guest)?;
                 let mut keys = Vec::new();
                 keys.extend(size.map(|size| ("size", change::text(&size.to_string()))));
                 keys.extend(path.map(|path| change::path(&path)).transpose()?.map(|path| ("path", path)));
@@ -107,12 +107,12 @@ impl Args {
                 keys.extend(device.map(|device| ("device", change::text(&device))));
                 keys.extend(ro.then(|| ("ro", "true".to_owned())));
                 watch_signals();
-                let when = change::add_disk(&guest, &disk, &keys, around, &Shown::new(&app.ui))?;
-                parts::done(app, &guest, Class::Disk, &disk, "added", when)
+                let when = change::add_disk(&guest, &disk, &keys, surroundings, &ProgressDisplay::new(&app.ui))?;
+                entries::done(app, &guest, Class::Disk, &disk, "added", when)
             }
-            Action::Remove { guest, disk, purge, yes } => {
-                let guest = place.store.guest(&guest)?;
-                let path = disk_at(&guest, &disk, around);
+            DiskCommand::Remove { guest, disk, purge, yes } => {
+                let guest = context.store.guest(&guest)?;
+                let path = disk_at(&guest, &disk, surroundings);
                 if purge {
                     let bytes = path.as_ref().map(|path| format!(" at {}", path.display())).unwrap_or_default();
                     let unasked = || {
@@ -124,16 +124,16 @@ impl Args {
                         return Err(Failure::user(format!("disk `{disk}` was not removed")));
                     }
                 }
-                parts::remove(app, &place, guest.name(), Class::Disk, &disk, purge)?;
+                entries::remove(app, &context, guest.name(), Class::Disk, &disk, purge)?;
                 if let Some(path) = path.filter(|path| !purge && path.exists()) {
                     app.ui.done(format!("{}: the bytes of disk {disk} stay at {}", guest.name(), path.display()));
                 }
                 Ok(ExitStatus::Done)
             }
-            Action::Resize { guest, disk, size } => {
-                let guest = place.store.guest(&guest)?;
-                let when = change::resize(&guest, &disk, size, around)?;
-                parts::done(app, &guest, Class::Disk, &disk, &format!("of {size}"), when)
+            DiskCommand::Resize { guest, disk, size } => {
+                let guest = context.store.guest(&guest)?;
+                let when = change::resize(&guest, &disk, size, surroundings)?;
+                entries::done(app, &guest, Class::Disk, &disk, &format!("of {size}"), when)
             }
         }
     }

@@ -24,21 +24,21 @@ use crate::guest::stopping::end_guest;
 pub struct Args {
     #[command(flatten)]
     group: Group,
-    /// How long all together may take; the default stays within what a host's shutdown waits for
+    /// Time for all guests together; the default is within the time of a host's shutdown
     #[arg(long, value_name = "TIME", default_value = "80s", value_parser = crate::units::parse_duration)]
     timeout: Duration,
 }
 
-/// At most so many guests are stopped at the same time.
+/// Maximum number of guests that are stopped at the same time.
 const AT_ONCE: usize = 64;
-/// How long a guest may take to go once it is powered off; then its engine is killed.
+/// Time-out for a guest to end once it is powered off. Then its engine is killed.
 const GOING: Duration = Duration::from_secs(2);
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
         let end = Instant::now() + self.timeout;
-        let place = app.place()?;
-        let meant = self.group.meant(app, &place)?;
+        let context = app.context()?;
+        let meant = self.group.meant(app, &context)?;
         let those = match &meant {
             Meant::Named(names) => of_names(names),
             _ => Guests { all: true, ..Guests::default() },
@@ -49,10 +49,10 @@ impl Args {
             Meant::Fleet(fleet) => fleet.members.iter().any(|member| member == name),
             _ => true,
         };
-        let worst = app.each_in_turn(those.choose(&place)?, |guest| {
+        let worst = app.each_in_turn(those.choose(&context)?, |guest| {
             if is_meant(guest.name()) && is_running(guest) {
-                // A guest whose file is broken by now is stopped all the same.
-                let config = Definition::load(guest, place.around()).ok().map(|definition| definition.config);
+                // A guest whose file is broken by now is stopped nevertheless.
+                let config = Definition::load(guest, context.surroundings()).ok().map(|definition| definition.config);
                 let timeout = config.as_ref().map_or(Duration::from_secs(60), |config| config.stop_timeout);
                 patience.insert(guest.name().to_owned(), timeout);
                 let config = config.map_or_else(unknown, |config| config.autostart);
@@ -65,7 +65,7 @@ impl Args {
             agree_on_all("Stop", &names, "")?;
         }
         let (schedule, circles) = Schedule::new(candidates.clone());
-        // Guests in a circle are in no order; they are stopped first, together.
+        // Guests in a circle have no order. They are stopped first, together.
         let loose = candidates.into_iter().filter(|candidate| circles.iter().any(|circle| circle.contains(&candidate.name)));
         let loose = loose.map(|candidate| Candidate { config: unknown(), ..candidate }).collect();
         let worst = Mutex::new(worst);
@@ -73,7 +73,7 @@ impl Args {
             let tails = schedule.tails(|candidate| patience[&candidate.name]);
             schedule.run(Direction::Backwards, AT_ONCE, |candidate| {
                 let timeout = share(patience[&candidate.name], tails[&candidate.name], end);
-                let status = stop(app, &place, &candidate.name, timeout, end)
+                let status = stop(app, &context, &candidate.name, timeout, end)
                     .unwrap_or_else(|failure| app.ui.failure_about(true, &candidate.name, &failure));
                 let mut worst = worst.lock().expect("no panic happens under this lock");
                 *worst = (*worst).max(status);
@@ -83,16 +83,16 @@ impl Args {
     }
 }
 
-/// Whether this is the `ExecStop=` of a systemd unit: those that earlier versions wrote have `down` without `--all`, and
-/// there is nobody to ask while the host goes down. systemd sets the variable for these processes alone (systemd.exec(5),
-/// "$SERVICE_RESULT").
+/// Returns whether this is the `ExecStop=` of a systemd unit: those that earlier versions wrote have `down` without
+/// `--all`, and there is nobody to ask while the host goes down. systemd sets the variable for these processes alone
+/// (systemd.exec(5), "$SERVICE_RESULT").
 fn is_stopped_service() -> bool {
     std::env::var_os("SERVICE_RESULT").is_some()
 }
 
-fn stop(app: &App, place: &super::selection::Place, name: &str, timeout: Duration, end: Instant) -> Outcome {
-    let guest = place.store.guest(name)?;
-    // Whatever holds this one up, those after it have their time.
+fn stop(app: &App, context: &super::selection::CommandContext, name: &str, timeout: Duration, end: Instant) -> Outcome {
+    let guest = context.store.guest(name)?;
+    // The guests after it have their time, however long this one takes.
     let until = Instant::now() + timeout.min(end.saturating_duration_since(Instant::now())) + GOING;
     match end_guest(&guest, &Request::Stop { timeout_ms: Some(timeout.as_millis() as u64) }, Some(until)) {
         Ok(ended) => app.ui.done(format!("{name} has stopped: {}", ended.words())),
@@ -103,7 +103,7 @@ fn stop(app: &App, place: &super::selection::Place, name: &str, timeout: Duratio
     Ok(ExitStatus::Done)
 }
 
-/// The place in the order of a guest of which nothing is known: the defaults.
+/// Returns the position in the order of a guest without a readable file: the defaults.
 fn unknown() -> AutostartConfig {
     AutostartConfig {
         enabled: false,
@@ -115,7 +115,7 @@ fn unknown() -> AutostartConfig {
     }
 }
 
-/// What a unit passes on of what this command was told: the host file and the datastore.
+/// Returns the options of this command that a unit passes on: the host file and the datastore.
 pub fn options(app: &App) -> Result<Vec<String>, Failure> {
     let mut options = Vec::new();
     if let Some(config) = &app.config {

@@ -1,4 +1,4 @@
-//! `vmctl edit`.
+//! `vmctl edit`: edits the files of guests.
 
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::Path;
@@ -10,9 +10,9 @@ use crate::guest::store::GuestDir;
 
 /// Edit the files of guests
 ///
-/// With `$VISUAL`, `$EDITOR` or vi. What is wrong is shown before anything is saved, and the editor offered again. A
-/// running guest takes the changes at its next boot; `info` says that they wait. While the editor is open, other commands
-/// that change the file wait for it. A text that is given up is kept in the guest's directory.
+/// Uses `$VISUAL`, `$EDITOR` or vi. Problems are shown before anything is saved, and the editor is offered again. A
+/// running guest gets the changes at its next boot; `info` shows that they are pending. While the editor is open, other
+/// commands that change the file wait for it. A text that is given up is kept in the guest's directory.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -21,16 +21,16 @@ pub struct Args {
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
-        let place = app.place()?;
-        app.each_in_turn(self.guests.choose(&place)?, |guest| {
-            let mut edit = Edit::begin(guest, place.around())?;
+        let context = app.context()?;
+        app.each_in_turn(self.guests.choose(&context)?, |guest| {
+            let mut edit = Edit::begin(guest, context.surroundings())?;
             if guest.kept_edit().exists() {
-                app.ui.warn(format!("the text of an edit that was given up is kept in `{}`", guest.kept_edit().display()));
+                app.ui.warn(format!("the text of an abandoned edit is kept in `{}`", guest.kept_edit().display()));
             }
             let copy = edit.copy()?;
             loop {
                 open_editor(&copy)?;
-                let failure = match edit.read_copy().and_then(|()| edit.save(place.around())) {
+                let failure = match edit.read_copy().and_then(|()| edit.save(context.surroundings())) {
                     Ok(true) => break app.ui.done(saved(guest)),
                     Ok(false) => break app.ui.done(format!("{}: nothing changed", guest.name())),
                     Err(error) => Failure::from(error),
@@ -57,7 +57,7 @@ fn saved(guest: &GuestDir) -> String {
 fn open_editor(file: &Path) -> Result<(), Failure> {
     let set = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
     let editor = set("VISUAL").or_else(|| set("EDITOR")).unwrap_or_else(|| "vi".into());
-    // The variable may hold arguments, and by custom is a shell's words.
+    // The variable may contain arguments and, by custom, is parsed by a shell.
     let status = Command::new("/bin/sh")
         .args(["-c", &format!("{editor} \"$1\""), "vmctl-edit"])
         .arg(file)

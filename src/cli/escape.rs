@@ -1,6 +1,6 @@
 //! The escapes of a console session, as in cu(1): `~` at the beginning of a line, and one character.
 
-/// What the user wants.
+/// One piece of the user's input.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Typed {
     /// Bytes for the guest.
@@ -17,7 +17,7 @@ pub enum Typed {
     Suspend,
 }
 
-/// For `~?`.
+/// The text for `~?`.
 pub const HELP: &str = "\
 ~.   leave the console; the guest runs on
 ~s   ask the guest to stop
@@ -28,7 +28,7 @@ pub const HELP: &str = "\
 Escapes work at the beginning of a line.
 ";
 
-/// Finds escapes in what is typed.
+/// Finds escapes in the input.
 #[derive(Debug)]
 pub struct Escapes {
     line_start: bool,
@@ -37,12 +37,12 @@ pub struct Escapes {
 }
 
 impl Escapes {
-    /// At the beginning of a line; without escapes every byte is the guest's.
+    /// Starts at the beginning of a line. Without escapes every byte goes to the guest.
     pub fn new(enabled: bool) -> Escapes {
         Escapes { line_start: true, tilde: false, enabled }
     }
 
-    /// What the bytes mean, in order.
+    /// Splits the bytes into text and escapes, in order.
     pub fn feed(&mut self, bytes: &[u8]) -> Vec<Typed> {
         let mut typed = Vec::new();
         let mut plain = Vec::new();
@@ -65,7 +65,7 @@ impl Escapes {
                     self.line_start = true;
                     continue;
                 }
-                // `~~` is one tilde; anything else was not meant for us.
+                // `~~` is one tilde. Other characters are no escape.
                 plain.push(b'~');
                 if byte == b'~' {
                     self.line_start = false;

@@ -1,4 +1,4 @@
-//! `vmctl events`.
+//! `vmctl events`: shows the event logs of guests.
 
 use std::time::Duration;
 
@@ -6,15 +6,15 @@ use super::logs::Follower;
 use super::{AnyGuests, App, Column, ExitStatus, Outcome};
 use crate::guest::events::{self, Event};
 
-/// Show what happened to guests
+/// Show the events of guests
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     guests: AnyGuests,
-    /// Go on as things happen (one line each; JSON with `-o jsonl`)
+    /// Continue with new events (one line each; JSON with `-o jsonl`)
     #[arg(short, long)]
     follow: bool,
-    /// How many of the last events
+    /// Number of last events
     #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 50)]
     count: usize,
 }
@@ -27,27 +27,27 @@ const COLUMNS: [Column<Event>; 3] = [
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
-        let place = app.place_to_look()?;
+        let context = app.context_to_look()?;
         let guests = self.guests.guests();
         let mut found = Vec::new();
         let mut followed = Vec::new();
-        let status = app.each_in_turn(guests.choose(&place)?, |guest| {
+        let status = app.each_in_turn(guests.choose(&context)?, |guest| {
             followed.push((Follower::at_end(&guest.events_log()), Vec::new()));
             found.extend(events::read(&guest.events_log()));
             Ok(ExitStatus::Done)
         })?;
         found.sort_by_key(|event| event.time);
         let surplus = found.len().saturating_sub(self.count);
-        let shown = found.split_off(surplus);
+        let latest = found.split_off(surplus);
         if !self.follow {
-            app.ui.list("events", events::EVENT_VERSION, &shown, &COLUMNS, |event| event.words())?;
+            app.ui.list("events", events::EVENT_VERSION, &latest, &COLUMNS, |event| event.words())?;
             return Ok(status);
         }
         let print = |event: &Event| match app.ui.is_json() {
             true => app.ui.data(&event.line()),
             false => app.ui.data(&format!("{}  {}  {}\n", event.time, event.guest, event.words())),
         };
-        shown.iter().try_for_each(print)?;
+        latest.iter().try_for_each(print)?;
         loop {
             std::thread::sleep(Duration::from_millis(200));
             for (follower, partial) in &mut followed {

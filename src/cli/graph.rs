@@ -1,4 +1,4 @@
-//! `vmctl graph`: a picture of the guests.
+//! `vmctl graph`: draws a picture of the guests.
 
 use std::path::PathBuf;
 
@@ -6,35 +6,35 @@ use super::{App, ExitStatus, Failure, Outcome, up};
 use crate::config::{FleetRequest, GuestConfig, NicBackend, load_fleet};
 use crate::guest::autostart::{Candidate, Schedule};
 use crate::guest::definition::Definition;
-use crate::guest::graph::{Node, svg};
+use crate::guest::graph::{GraphGuest, svg};
 use crate::host::files::write_atomically;
 
 /// Draw guests, switches and start order
 ///
-/// An SVG picture on standard output: the guests of the datastore, or those that a fleet file means for this host.
+/// Prints an SVG picture of the guests of the datastore, or of those in a fleet file for this host.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Fleet file; without it, the guests that are there
+    /// Fleet file; by default the existing guests are drawn
     #[arg(value_name = "FLEET")]
     fleet: Option<PathBuf>,
-    /// Write it into this file instead
+    /// File to write it to
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 }
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
-        let place = app.place_to_look()?;
+        let context = app.context_to_look()?;
         let mut guests: Vec<(GuestConfig, String)> = Vec::new();
         let mut worst = ExitStatus::Done;
         let title = match &self.fleet {
             Some(file) => {
-                let around = place.around();
-                let engines = place.store.settled_engines();
-                let (host, datastore) = (around.host, around.datastore);
+                let surroundings = context.surroundings();
+                let engines = context.store.settled_engines();
+                let (host, datastore) = (surroundings.host, surroundings.datastore);
                 let fleet = load_fleet(&FleetRequest { file, text: None, host, datastore, engines: &engines })?;
                 for guest in fleet.here() {
-                    let there = place.store.guest(&guest.config.name).ok();
+                    let there = context.store.guest(&guest.config.name).ok();
                     let state = there.and_then(|guest| Some(guest.status(&guest.state().ok()?).word()));
                     guests.push((guest.config.clone(), state.unwrap_or("not made").to_owned()));
                 }
@@ -42,12 +42,12 @@ impl Args {
             }
             None => {
                 let all = super::Guests { all: true, ..super::Guests::default() };
-                worst = app.each_in_turn(all.choose(&place)?, |guest| {
-                    let config = Definition::load(guest, place.around())?.config;
+                worst = app.each_in_turn(all.choose(&context)?, |guest| {
+                    let config = Definition::load(guest, context.surroundings())?.config;
                     guests.push((config, guest.status(&guest.state()?).word().to_owned()));
                     Ok(ExitStatus::Done)
                 })?;
-                format!("guests in {}", place.store.root().display())
+                format!("guests in {}", context.store.root().display())
             }
         };
         let enabled = guests.iter().filter(|(config, _)| config.autostart.enabled);
@@ -67,7 +67,7 @@ impl Args {
     }
 }
 
-fn node(config: &GuestConfig, state: &str, step: Option<usize>) -> Node {
+fn node(config: &GuestConfig, state: &str, step: Option<usize>) -> GraphGuest {
     let mut switches: Vec<String> = Vec::new();
     for nic in &config.nics {
         match (nic.backend, &nic.switch) {
@@ -79,7 +79,7 @@ fn node(config: &GuestConfig, state: &str, step: Option<usize>) -> Node {
     switches.sort();
     switches.dedup();
     let cpus = config.cpus.count;
-    Node {
+    GraphGuest {
         name: config.name.clone(),
         state: state.to_owned(),
         detail: format!("{cpus} CPU{}, {}", if cpus == 1 { "" } else { "s" }, config.memory),

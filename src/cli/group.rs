@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::ask::{Consent, count, listed};
 use super::render::FleetFile;
-use super::selection::Place;
+use super::selection::CommandContext;
 use super::{App, Failure, Guests};
 use crate::config::fleet::is_fleet;
 use crate::guest::membership::Membership;
@@ -12,7 +12,7 @@ use crate::inputs;
 
 /// The fleet file that a folder has.
 pub const FLEET_FILE: &str = "fleet.toml";
-/// What tells a fleet file from a guest file; longer ones are refused by whoever reads them.
+/// Maximum size of a file that is examined as a fleet file. The readers refuse longer ones.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// The guests of a verb on many.
@@ -51,45 +51,46 @@ pub struct Fleet {
 }
 
 impl Group {
-    /// What was written on the command line, and what the folder has.
-    pub fn meant(&self, app: &App, place: &Place) -> Result<Meant, Failure> {
+    /// Returns what was written on the command line, and what the folder has.
+    pub fn meant(&self, app: &App, context: &CommandContext) -> Result<Meant, Failure> {
         if self.all {
             return Ok(Meant::All);
         }
-        let files: Vec<&String> = self.names.iter().filter(|name| is_file(name, place)).collect();
+        let files: Vec<&String> = self.names.iter().filter(|name| is_file(name, context)).collect();
         match (&files[..], self.names.len()) {
-            ([], 0) if Path::new(FLEET_FILE).is_file() => Ok(Meant::Fleet(Fleet::look(app, place, FLEET_FILE.into())?)),
+            ([], 0) if Path::new(FLEET_FILE).is_file() => Ok(Meant::Fleet(Fleet::look(app, context, FLEET_FILE.into())?)),
             ([], 0) => Ok(Meant::Unsaid),
             ([], _) => Ok(Meant::Named(self.names.clone())),
-            ([file], 1) => Ok(Meant::Fleet(Fleet::look(app, place, file.into())?)),
+            ([file], 1) => Ok(Meant::Fleet(Fleet::look(app, context, file.into())?)),
             ([file, ..], _) => Err(Failure::user(format!("the fleet file `{file}` stands alone, and more was named"))
                 .hint("name guests, or one fleet file")),
         }
     }
 }
 
-/// An argument with a slash, or with `.toml` at its end, is a file; a guest may have such a name where no file has it.
-fn is_file(argument: &str, place: &Place) -> bool {
+/// Returns whether an argument with a slash, or with `.toml` at its end, is a file; a guest may have such a name where
+/// no file has it.
+fn is_file(argument: &str, context: &CommandContext) -> bool {
     let ends = argument.ends_with(".toml");
-    argument.contains('/') || (ends && (Path::new(argument).exists() || place.store.guest(argument).is_err()))
+    argument.contains('/') || (ends && (Path::new(argument).exists() || context.store.guest(argument).is_err()))
 }
 
 impl Fleet {
     /// Reads a fleet file and looks for its guests.
-    fn look(app: &App, place: &Place, file: PathBuf) -> Result<Fleet, Failure> {
+    fn look(app: &App, context: &CommandContext, file: PathBuf) -> Result<Fleet, Failure> {
         let text = inputs::read_text(&file, MAX_FILE_BYTES).unwrap_or_default();
         if file.is_file() && !is_fleet(&file, &text) {
             return Err(Failure::user(format!("`{}` is a guest file and no fleet file", file.display()))
                 .hint(format!("`vmctl create --file {}` makes its guest", file.display())));
         }
         let fleet = FleetFile::of(file).load(app)?;
-        let members = members(place, &fleet.name)?;
+        let members = members(context, &fleet.name)?;
         let wanted = fleet.here().map(|guest| guest.config.name.clone());
         let missing = wanted.filter(|name| !members.contains(name)).collect();
         Ok(Fleet { name: fleet.name, members, missing })
     }
 
-    /// That guests of it are not there.
+    /// Returns that guests of it are not there.
     pub fn not_made(&self) -> Option<Failure> {
         let are = if self.missing.len() == 1 { "is" } else { "are" };
         let message = || {
@@ -100,11 +101,11 @@ impl Fleet {
     }
 }
 
-/// The guests that an apply made for the fleet of this name. One whose record cannot be read belongs to none.
-fn members(place: &Place, fleet: &str) -> Result<Vec<String>, Failure> {
-    let names = place.store.names()?.into_iter();
+/// Returns the guests that an apply made for the fleet of this name. One whose record cannot be read belongs to none.
+fn members(context: &CommandContext, fleet: &str) -> Result<Vec<String>, Failure> {
+    let names = context.store.names()?.into_iter();
     let belongs = |name: &String| {
-        Membership::load(&place.store.place(name)).is_ok_and(|record| record.is_some_and(|record| record.fleet == fleet))
+        Membership::load(&context.store.directory_of(name)).is_ok_and(|record| record.is_some_and(|record| record.fleet == fleet))
     };
     Ok(names.filter(belongs).collect())
 }
@@ -122,7 +123,7 @@ pub fn agree_on_all(verb: &str, names: &[String], hint: &str) -> Result<(), Fail
     }
 }
 
-/// The guests of these names and globs.
+/// Returns the guests of these names and globs.
 pub fn of_names(names: &[String]) -> Guests {
     Guests { names: names.to_vec(), ..Guests::default() }
 }

@@ -1,4 +1,4 @@
-//! `vmctl host`.
+//! `vmctl host`: sets up a FreeBSD host.
 
 use std::path::PathBuf;
 
@@ -18,11 +18,11 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
-    /// Show, and with --write write, what this host needs for good
+    /// Show, and with --write write, the permanent settings that this host needs
     ///
-    /// Lines of rc.conf (through sysrc), sysctl.conf and loader.conf, and the rc.d script that starts and stops guests
-    /// with the host. Looks at what guest files and switches make use of. Exits with 2 when something is missing and
-    /// nothing was written.
+    /// They are lines of rc.conf (through sysrc), sysctl.conf and loader.conf, and the rc.d script that starts and
+    /// stops guests with the host. They depend on the features that guest files and switches use. Exits with 2 if
+    /// something is missing and nothing was written.
     Setup {
         /// Write what is missing
         #[arg(long)]
@@ -53,8 +53,8 @@ impl Args {
         if !program::is_freebsd() {
             return Err(Failure::user("this is for FreeBSD hosts").hint("elsewhere nothing has to be set up"));
         }
-        let place = app.place()?;
-        let changes = setup::plan(&root, &host_needs::uses(&place.store, place.around()))?;
+        let context = app.context()?;
+        let changes = setup::plan(&root, &host_needs::uses(&context.store, context.surroundings()))?;
         if changes.is_empty() {
             app.ui.list("host-setup", 1, &[] as &[Row], &[], |row| row.line.clone())?;
             app.ui.done("nothing is missing");
@@ -75,7 +75,7 @@ impl Args {
             },
         )?;
         if changes.iter().any(|change| change.reboot) {
-            app.ui.warn("what is in loader.conf holds after the next boot");
+            app.ui.warn("what is in loader.conf applies after the next boot");
         }
         Ok(status)
     }

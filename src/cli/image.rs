@@ -1,4 +1,4 @@
-//! `vmctl image`.
+//! `vmctl image`: manages images and firmware in the cache.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::ask::Consent;
 use super::fetch::FormatArg;
-use super::progress::{Shown, size_words, watch_signals};
+use super::progress::{ProgressDisplay, size_words, watch_signals};
 use super::{App, Column, ExitStatus, Failure, Outcome};
 use crate::config::EngineKind;
 use crate::fetch::cache::Finding;
@@ -22,11 +22,11 @@ use crate::units::parse_duration;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
-    action: Action,
+    action: ImageCommand,
 }
 
 #[derive(Debug, clap::Subcommand)]
-enum Action {
+enum ImageCommand {
     List(List),
     Show(Show),
     Import(Import),
@@ -38,12 +38,12 @@ enum Action {
 /// List images and firmware
 #[derive(Debug, clap::Args)]
 struct List {
-    /// Also what the catalogues offer and is not here yet
+    /// Also list what the catalogues offer and is not here yet
     #[arg(short, long)]
     all: bool,
 }
 
-/// Show what is known of an image or a firmware
+/// Show the details of an image or a firmware
 #[derive(Debug, clap::Args)]
 struct Show {
     /// Its name
@@ -51,25 +51,25 @@ struct Show {
     name: String,
 }
 
-/// Take a file of this host into the cache
+/// Import a file of this host into the cache
 ///
-/// It is unpacked (gzip, xz, lzma, zstd, bzip2, tar) and converted (qcow2, VMDK, VHD) into a raw file with holes. The file itself stays as
-/// it is.
+/// It is unpacked (gzip, xz, lzma, zstd, bzip2, tar) and converted (qcow2, VMDK, VHD) to a raw file with holes. The
+/// file itself is not changed.
 #[derive(Debug, clap::Args)]
 struct Import {
     /// The file
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// Name in the cache, instead of the file's
+    /// Name in the cache, instead of the file's name
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// Digest that it must have
+    /// Expected digest
     #[arg(long, value_name = "DIGEST")]
     checksum: Option<String>,
-    /// How the disk is stored, instead of looking at its first bytes
+    /// Format of the disk, instead of detecting it
     #[arg(long, value_name = "FORMAT")]
     format: Option<FormatArg>,
-    /// Take the place of an image of that name from another file
+    /// Replace an image of this name from another file
     #[arg(long)]
     refresh: bool,
 }
@@ -87,22 +87,22 @@ struct Remove {
     yes: bool,
 }
 
-/// Remove from the cache what nothing needs
+/// Remove everything from the cache that is not needed
 ///
-/// Downloads that were cut, what broken-off commands left behind, and what no name stands for any more.
+/// Removes incomplete downloads, the remains of interrupted commands, and objects without a name.
 #[derive(Debug, clap::Args)]
 struct Prune {
-    /// Also what was not used for so long, like `30d`
+    /// Also remove what was not used for this long, like `30d`
     #[arg(long, value_name = "DURATION")]
     unused: Option<String>,
 }
 
-/// Read what is in the cache again and see whether it is as it was fetched
+/// Read the cache again and check that nothing has changed
 ///
-/// Exits with 1 when something is not.
+/// Exits with 1 if something has changed.
 #[derive(Debug, clap::Args)]
 struct Check {
-    /// Names; everything if left out
+    /// Names; all by default
     #[arg(value_name = "NAME")]
     names: Vec<String>,
 }
@@ -150,7 +150,7 @@ fn state(row: &Row) -> String {
     }
 }
 
-/// A loader that only bhyve has.
+/// Returns a loader that only bhyve has.
 fn of_bhyve(loader: Option<String>) -> Option<String> {
     loader.filter(|loader| matches!(loader.as_str(), "uefi" | "bhyveload"))
 }
@@ -199,24 +199,24 @@ impl Row {
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
         match self.action {
-            Action::List(args) => list(app, &[Kind::Image, Kind::Firmware], args.all),
-            Action::Show(args) => args.run(app),
-            Action::Import(args) => args.run(app),
-            Action::Remove(args) => remove(app, &[Kind::Image, Kind::Firmware], &args.names, args.yes),
-            Action::Prune(args) => args.run(app),
-            Action::Check(args) => args.run(app),
+            ImageCommand::List(args) => list(app, &[Kind::Image, Kind::Firmware], args.all),
+            ImageCommand::Show(args) => args.run(app),
+            ImageCommand::Import(args) => args.run(app),
+            ImageCommand::Remove(args) => remove(app, &[Kind::Image, Kind::Firmware], &args.names, args.yes),
+            ImageCommand::Prune(args) => args.run(app),
+            ImageCommand::Check(args) => args.run(app),
         }
     }
 }
 
-/// Lists what is in the cache, and with `all` what is offered.
+/// Lists the contents of the cache and, with `all`, what the catalogues offer.
 pub fn list(app: &App, kinds: &[Kind], all: bool) -> Outcome {
     let host = app.host()?;
     let mut rows = BTreeMap::new();
     if all {
         watch_signals();
-        let shown = Shown::new(&app.ui);
-        let fetcher = Images { host: &host, progress: &shown }.fetcher()?;
+        let display = ProgressDisplay::new(&app.ui);
+        let fetcher = Images { host: &host, progress: &display }.fetcher()?;
         for entry in fetcher.catalogue()?.entries() {
             rows.insert((entry.kind, entry.name.clone()), Row::offered(entry));
         }
@@ -245,7 +245,7 @@ pub fn remove(app: &App, kinds: &[Kind], names: &[String], yes: bool) -> Outcome
         let found = there.iter().find(|stored| stored.record.name == *name && kinds.contains(&stored.record.kind));
         if let Some(stored) = found {
             let question = format!("Remove {name} ({}) from the cache?", size_words(stored.used_bytes));
-            let unasked = || Failure::user(format!("`{name}` is not removed without being asked about")).hint("add `--yes`");
+            let unasked = || Failure::user(format!("`{name}` is not removed without confirmation")).hint("add `--yes`");
             if !consent.ask(&question, unasked)? {
                 return Err(Failure::user(format!("`{name}` was not removed")));
             }
@@ -259,10 +259,10 @@ pub fn remove(app: &App, kinds: &[Kind], names: &[String], yes: bool) -> Outcome
 /// Imports one file.
 pub fn import(app: &App, request: &Request) -> Outcome {
     watch_signals();
-    let shown = Shown::new(&app.ui);
+    let display = ProgressDisplay::new(&app.ui);
     let host = app.host()?;
-    let obtained = Images { host: &host, progress: &shown }.fetcher()?.import(request)?;
-    drop(shown);
+    let obtained = Images { host: &host, progress: &display }.fetcher()?.import(request)?;
+    drop(display);
     app.ui.done(format!("{} `{}` is there, {}", obtained.kind.name(), obtained.name, size_words(obtained.size_bytes)));
     Ok(ExitStatus::Done)
 }
@@ -343,9 +343,9 @@ impl Known {
 
 impl Show {
     fn run(self, app: &App) -> Outcome {
-        let shown = Shown::new(&app.ui);
+        let display = ProgressDisplay::new(&app.ui);
         let host = app.host()?;
-        let fetcher = Images { host: &host, progress: &shown }.fetcher()?;
+        let fetcher = Images { host: &host, progress: &display }.fetcher()?;
         let known = Known::find(fetcher.cache(), fetcher.catalogue()?, &self.name)?;
         app.ui.record("image", 1, &known, &known.name, &known.text())?;
         Ok(ExitStatus::Done)
@@ -374,9 +374,9 @@ impl Prune {
             text.push_str(&format!("removed {what}\n"));
         }
         for what in &pruned.in_use {
-            text.push_str(&format!("kept {what}: it is being used\n"));
+            text.push_str(&format!("kept {what}: it is in use\n"));
         }
-        text.push_str(&format!("{} given back\n", size_words(pruned.freed_bytes)));
+        text.push_str(&format!("{} freed\n", size_words(pruned.freed_bytes)));
         app.ui.record("pruned", 1, &pruned, "", &text)?;
         Ok(ExitStatus::Done)
     }
@@ -391,8 +391,8 @@ const FINDINGS: [Column<Finding>; 3] = [
 impl Check {
     fn run(self, app: &App) -> Outcome {
         watch_signals();
-        let shown = Shown::new(&app.ui);
-        let job = Job::new("cache", &shown);
+        let display = ProgressDisplay::new(&app.ui);
+        let job = Job::new("cache", &display);
         let kinds = [Kind::Image, Kind::Iso, Kind::Firmware];
         let findings = Cache::look(&app.host()?.cache_dir).check(&kinds, &self.names, &job)?;
         drop(job);
@@ -402,7 +402,7 @@ impl Check {
         app.ui.list("findings", 1, &findings, &FINDINGS, |found| found.name.clone())?;
         match findings.iter().find(|found| found.problem.is_some()) {
             None => Ok(ExitStatus::Done),
-            Some(bad) => Err(Failure::user("the cache is not as it was fetched").hint(format!(
+            Some(bad) => Err(Failure::user("the cached file has changed since it was fetched").hint(format!(
                 "fetch it again: `vmctl {} remove --yes {name}`, then `vmctl fetch {} {name}`",
                 if bad.kind == Kind::Iso { "iso" } else { "image" },
                 bad.kind.name(),

@@ -1,4 +1,4 @@
-//! `vmctl info`.
+//! `vmctl info`: shows the details of guests.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::list::{cpus, memory, uptime, uuid};
 use super::progress::size_words;
-use super::selection::Place;
+use super::selection::CommandContext;
 use super::{App, ExitStatus, Failure, Guests, Outcome};
 use crate::guest::definition::Definition;
 use crate::guest::figures::counters;
@@ -17,7 +17,7 @@ use crate::guest::state::{Confined, Machine};
 use crate::guest::store::GuestDir;
 use crate::host::{files::disk_size, process};
 
-/// Show what is known of guests
+/// Show the details of guests
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -57,7 +57,7 @@ struct NicInfo {
     id: String,
     mac: Option<String>,
     slot: Option<u8>,
-    /// What the user-mode network's DHCP hands out.
+    /// Address that the user-mode network's DHCP gives.
     address: Option<String>,
     boot: Boot,
 }
@@ -84,7 +84,7 @@ impl Boot {
     }
 }
 
-/// The parts of this boot and of the next, each once, those that run first.
+/// Returns the parts of this boot and of the next, each once, those that run first.
 fn of_both<T: PartialEq>(now: Option<Vec<T>>, next: Option<Vec<T>>) -> Vec<(T, Boot)> {
     match (now, next) {
         (Some(now), Some(next)) => {
@@ -107,10 +107,10 @@ fn of_both<T: PartialEq>(now: Option<Vec<T>>, next: Option<Vec<T>>) -> Vec<(T, B
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
-        let place = app.place_to_look()?;
+        let context = app.context_to_look()?;
         let mut infos = Vec::new();
-        let status = app.each_in_turn(self.guests.choose(&place)?, |guest| {
-            infos.push(gather(guest, &place)?);
+        let status = app.each_in_turn(self.guests.choose(&context)?, |guest| {
+            infos.push(gather(guest, &context)?);
             Ok(ExitStatus::Done)
         })?;
         if app.ui.is_json() || app.ui.format() == super::OutputFormat::Name {
@@ -122,9 +122,9 @@ impl Args {
     }
 }
 
-fn gather(guest: &GuestDir, place: &Place) -> Result<Info, Failure> {
-    let (overview, state) = Observer::new(place.around()).look(guest)?;
-    let config = Definition::load(guest, place.around()).ok().map(|definition| definition.config);
+fn gather(guest: &GuestDir, context: &CommandContext) -> Result<Info, Failure> {
+    let (overview, state) = Observer::new(context.surroundings()).look(guest)?;
+    let config = Definition::load(guest, context.surroundings()).ok().map(|definition| definition.config);
     let next = config.map(|config| Machine::of(guest, &config, &state));
     let machine = state.run.as_ref().filter(|_| overview.pid.is_some()).and_then(|run| run.machine.clone());
     let slot = |part: String| state.slots.get(&part).copied();
@@ -153,7 +153,7 @@ fn gather(guest: &GuestDir, place: &Place) -> Result<Info, Failure> {
         forwards: state.run.as_ref().filter(|_| overview.pid.is_some()).map(|run| run.forwards.clone()).unwrap_or_default(),
         resident_bytes: usage.map(|(bytes, _)| bytes),
         cpu_seconds: usage.map(|(_, time)| time.as_secs_f64()),
-        // A user that may not talk to the supervisor, or an engine that does not answer, costs only the counters.
+        // If the user may not talk to the supervisor, or the engine does not answer, only the counters are missing.
         counters: running.then(|| counters(guest)).flatten().unwrap_or_default(),
         confined: state.run.as_ref().filter(|_| running).and_then(|run| run.confined.clone()),
         overview,

@@ -1,4 +1,4 @@
-//! `vmctl init`: a datastore and a first guest file.
+//! `vmctl init`: makes a datastore and a first guest file.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -17,7 +17,7 @@ use crate::host::route::default_route;
 /// Make the datastore and write a first guest file
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The file to write; never overwritten
+    /// File to write; an existing one is not overwritten
     #[arg(value_name = "FILE", default_value = "demo.toml")]
     file: PathBuf,
 }
@@ -25,7 +25,7 @@ pub struct Args {
 /// An image that cloud-init makes a guest of, of a distribution whose mirrors keep it.
 const FIRST_IMAGE: &str = "debian-13";
 
-/// The first guest of the embedded engine: it starts as it is.
+/// Returns the first guest of the embedded engine: it starts as it is.
 fn first_guest(key: Option<&Path>, port: u16) -> String {
     let keys = match key {
         Some(key) => format!("ssh_keys = [{}] # who may log in\n", toml_edit::Value::from(key.to_string_lossy().as_ref())),
@@ -51,7 +51,7 @@ fn first_guest(key: Option<&Path>, port: u16) -> String {
     )
 }
 
-/// The same where bhyve(8) runs guests.
+/// The same for hosts on which bhyve(8) runs guests.
 const FIRST_GUEST_OF_BHYVE: &str = r#"# A guest of vmctl. Every key is in vmctl.toml(5); `vmctl check FILE` says what is wrong with a file.
 engine = "bhyve"
 loader = "bhyveload" # FreeBSD guests; "uefi" and "grub" are for others
@@ -66,39 +66,39 @@ id = "net0"
 backend = "tap"
 switch = "public" # of the host file
 "#;
-/// The switch that it names.
+/// The switch in this file.
 const FIRST_SWITCH: &str = "public";
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
-        let place = app.place()?;
-        let (host, store) = (&place.host, place.datastore());
+        let context = app.context()?;
+        let (host, store) = (&context.host, context.datastore());
         for directory in [GUESTS_DIR, TEMPLATES_DIR] {
             let path = store.path.join(directory);
             make_directory(&path, 0o755).with_context(|| format!("cannot make `{}`", path.display()))?;
         }
         app.ui.done(format!("datastore `{}` is ready", store.path.display()));
-        let shown = self.file.display();
+        let path = self.file.display();
         let mut file = OpenOptions::new().write(true).create_new(true).open(&self.file).map_err(|error| match error.kind() {
             std::io::ErrorKind::AlreadyExists => {
-                Failure::user(format!("`{shown}` is there already")).hint("name another file: `vmctl init OTHER.toml`")
+                Failure::user(format!("`{path}` is there already")).hint("name another file: `vmctl init OTHER.toml`")
             }
-            _ => Failure::user(format!("cannot write `{shown}`: {error}")),
+            _ => Failure::user(format!("cannot write `{path}`: {error}")),
         })?;
         let bhyve = host.engine() == EngineKind::Bhyve;
         let text = match bhyve {
             true => FIRST_GUEST_OF_BHYVE.to_owned(),
             false => {
                 let home = std::env::var_os("HOME").map(PathBuf::from);
-                let key = public_key(&place.store, home.as_deref()).ok();
-                first_guest(key.as_deref(), free_port(&ports_in_use(&place.store, place.around()))?)
+                let key = public_key(&context.store, home.as_deref()).ok();
+                first_guest(key.as_deref(), free_port(&ports_in_use(&context.store, context.surroundings()))?)
             }
         };
-        file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).with_context(|| format!("cannot write `{shown}`"))?;
+        file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).with_context(|| format!("cannot write `{path}`"))?;
         GuestSource { file: self.file.clone(), name: None }.load(host, store, &[])?;
         app.ui.done(match bhyve {
-            true => format!("wrote `{shown}`: name a disk in it, then `vmctl check {shown}`"),
-            false => format!("wrote `{shown}`: `vmctl launch --file {shown}` makes its guest and starts it"),
+            true => format!("wrote `{path}`: name a disk in it, then `vmctl check {path}`"),
+            false => format!("wrote `{path}`: `vmctl launch --file {path}` makes its guest and starts it"),
         });
         if bhyve && !host.switches.iter().any(|switch| switch.id == FIRST_SWITCH) {
             let uplink = default_route().map_or_else(|| "em0".to_owned(), |route| route.interface);

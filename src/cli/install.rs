@@ -1,4 +1,4 @@
-//! `vmctl install`: an installer's run.
+//! `vmctl install`: runs an installer.
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -7,9 +7,9 @@ use std::time::Duration;
 use dialoguer::{Input, Select};
 
 use super::launch::boot_or_remove;
-use super::progress::{Shown, watch_signals};
+use super::progress::{ProgressDisplay, watch_signals};
 use super::run::InstallerRun;
-use super::selection::Place;
+use super::selection::CommandContext;
 use super::start::{self, How};
 use super::{App, Failure, Outcome};
 use crate::config::{EngineKind, SwitchConfig};
@@ -25,12 +25,12 @@ use crate::units::ByteSize;
 
 /// Install a guest from a medium
 ///
-/// Boots the guest from the medium, once, and shows its console; when the installer reboots, the medium is gone and the
-/// guest boots from its disk. The same after its power-off, after a crash, and after a supervisor that was killed: the
-/// medium belongs to this one boot. `[ready]` is looked at from the next boot on.
+/// Boots the guest once from the medium and shows its console. When the installer reboots, the medium is removed and
+/// the guest boots from its disk. The same happens after a power-off, after a crash, and after a supervisor that was
+/// killed: the medium belongs to this one boot. `[ready]` applies from the next boot on.
 ///
-/// The guest may be there and stopped, or is made: from `--template` or `--file` with `--set`, or from `--size`,
-/// `--memory`, `--network` and `--loader`, which are asked for on a terminal where they are missing.
+/// An existing guest must be stopped. A new one is made from `--template` or `--file` with `--set`, or from `--size`,
+/// `--memory`, `--network` and `--loader`. On a terminal, missing ones are asked for.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The guest
@@ -39,13 +39,13 @@ pub struct Args {
     /// The medium: a file, or a name of `vmctl iso list --all`, which is fetched if it is not here
     #[arg(value_name = "ISO")]
     medium: String,
-    /// Leave the console alone
+    /// Do not open the console
     #[arg(short, long, conflicts_with = "wait")]
     detach: bool,
-    /// Wait, without the console, until the installed system is ready, as the guest's `[ready]` says
+    /// Wait, without the console, until the installed system is ready by the guest's `[ready]`
     #[arg(short, long)]
     wait: bool,
-    /// How long to wait, instead of the guest file's `ready.timeout`
+    /// Time to wait, instead of the guest file's `ready.timeout`
     #[arg(long, value_name = "TIME", requires = "wait", value_parser = crate::units::parse_duration)]
     timeout: Option<Duration>,
     #[command(flatten)]
@@ -54,13 +54,13 @@ pub struct Args {
     new: New,
 }
 
-/// What the installer is told.
+/// Answers for the installer.
 #[derive(Debug, clap::Args)]
 struct AnswerArgs {
     /// Answer file for Debian's installer, which reads it over HTTP from the user-mode network
     #[arg(long, value_name = "FILE", conflicts_with = "autoinstall")]
     preseed: Option<PathBuf>,
-    /// The same for Ubuntu's: a `user-data` file, or a directory with it
+    /// The same for Ubuntu's installer: a `user-data` file, or a directory that contains it
     #[arg(long, value_name = "PATH")]
     autoinstall: Option<PathBuf>,
     /// Further words for the command line of the medium's kernel, before a `---` in it
@@ -68,10 +68,10 @@ struct AnswerArgs {
     append: Option<String>,
 }
 
-/// What a guest that is not there is made from.
+/// The source of a new guest.
 #[derive(Debug, clap::Args)]
 struct New {
-    /// Guest file of the new guest; it stays where it is
+    /// Guest file of the new guest, which stays where it is
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
     /// Template of the new guest
@@ -86,36 +86,36 @@ struct New {
     /// RAM of the new guest
     #[arg(long, value_name = "SIZE", conflicts_with_all = ["file", "template"])]
     memory: Option<ByteSize>,
-    /// The new guest's network: `user`, `none`, or a switch
+    /// Network of the new guest: `user`, `none`, or a switch
     #[arg(long, value_name = "NETWORK", conflicts_with_all = ["file", "template"])]
     network: Option<String>,
-    /// The new guest's loader: `grub`, `uefi` or `bhyveload`
+    /// Loader of the new guest: `grub`, `uefi` or `bhyveload`
     #[arg(long, value_name = "LOADER", conflicts_with_all = ["file", "template"])]
     loader: Option<String>,
 }
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
-        let place = app.place()?;
+        let context = app.context()?;
         watch_signals();
         let answers = self.answers.answers();
-        let progress = Shown::new(&app.ui);
-        // Kept until the guest runs: what is fetched is not removed meanwhile.
-        let fetched = if Path::new(&self.medium).is_file() { None } else { Some(self.fetch(&place, &progress)?) };
+        let progress = ProgressDisplay::new(&app.ui);
+        // Kept until the guest runs, so that the fetched medium is not removed meanwhile.
+        let fetched = if Path::new(&self.medium).is_file() { None } else { Some(self.fetch(&context, &progress)?) };
         let medium = fetched.as_ref().map_or_else(|| PathBuf::from(&self.medium), |fetched| fetched.path.clone());
-        // What is wrong with the files is said before a guest is made for them.
+        // Problems of the files are reported before a guest is made for them.
         let install = Install::new(&medium, answers.as_ref(), self.answers.append.as_deref().unwrap_or(""))?;
-        let is_new = !place.store.names()?.contains(&self.guest);
+        let is_new = !context.store.names()?.contains(&self.guest);
         let guest = match is_new {
-            false => self.there(&place)?,
+            false => self.there(&context)?,
             true => {
-                let origin = self.new.origin(&place)?;
-                create::create(&place.store, &self.guest, &origin, &self.new.sets, place.around(), &progress)?
+                let origin = self.new.origin(&context)?;
+                create::create(&context.store, &self.guest, &origin, &self.new.sets, context.surroundings(), &progress)?
             }
         };
-        if let Err(error) = install.check(&Definition::load(&guest, place.around())?.config) {
+        if let Err(error) = install.check(&Definition::load(&guest, context.surroundings())?.config) {
             if is_new {
-                create::destroy(&place.store, &guest, place.around())?;
+                create::destroy(&context.store, &guest, context.surroundings())?;
             }
             return Err(error.into());
         }
@@ -131,20 +131,20 @@ impl Args {
             (false, _) => How::with_console(),
         };
         if is_new {
-            boot_or_remove(app, &place, &guest, &run.words())?;
+            boot_or_remove(app, &context, &guest, &run.words())?;
             return start::then(app, &guest, &how);
         }
-        start::start_installer(app, &place, &guest, &how, &run.words())
+        start::start_installer(app, &context, &guest, &how, &run.words())
     }
 
-    fn fetch(&self, place: &Place, progress: &Shown) -> Result<crate::fetch::Obtained, Failure> {
-        let images = Images { host: &place.host, progress };
+    fn fetch(&self, context: &CommandContext, progress: &ProgressDisplay) -> Result<crate::fetch::Obtained, Failure> {
+        let images = Images { host: &context.host, progress };
         Ok(images.fetcher()?.obtain(&Request::new(Kind::Iso, &self.medium))?)
     }
 
-    /// A guest that is there, and nothing was said that would make it.
-    fn there(&self, place: &Place) -> Result<GuestDir, Failure> {
-        let guest = place.store.guest(&self.guest)?;
+    /// Returns an existing guest. It is an error if there also are options for a new one.
+    fn there(&self, context: &CommandContext) -> Result<GuestDir, Failure> {
+        let guest = context.store.guest(&self.guest)?;
         if let Some(holder) = launcher::supervisor_of(&guest) {
             return Err(Failure::user(format!("`{}` is running (supervisor {})", self.guest, holder.pid))
                 .hint(format!("stop it first: `vmctl stop {}`", self.guest)));
@@ -165,7 +165,7 @@ impl AnswerArgs {
 }
 
 impl Answers {
-    /// With paths that hold for the supervisor, which is started in another directory.
+    /// Makes the paths absolute, since the supervisor starts in another directory.
     fn absolute(self) -> Result<Answers, Failure> {
         Ok(match self {
             Answers::Preseed(path) => Answers::Preseed(absolute(&path)?),
@@ -179,7 +179,7 @@ fn absolute(path: &Path) -> Result<PathBuf, Failure> {
 }
 
 impl New {
-    /// An option that was given.
+    /// Returns an option that was given.
     fn given(&self) -> Option<&'static str> {
         let given = [
             ("--file", self.file.is_some()),
@@ -193,14 +193,14 @@ impl New {
         given.into_iter().find(|(_, given)| *given).map(|(name, _)| name)
     }
 
-    fn origin(&self, place: &Place) -> Result<Origin, Failure> {
+    fn origin(&self, context: &CommandContext) -> Result<Origin, Failure> {
         if let Some(path) = &self.file {
             return Ok(Origin::File { path: path.clone(), copy: false });
         }
         if let Some(template) = &self.template {
             return Ok(Origin::Template(template.clone()));
         }
-        let engine = place.host.engine();
+        let engine = context.host.engine();
         let asks = std::io::stdin().is_terminal() && std::io::stderr().is_terminal();
         let missing: Vec<&str> = [
             ("--size", self.size.is_none()),
@@ -213,12 +213,12 @@ impl New {
         .collect();
         if !asks && !missing.is_empty() {
             return Err(Failure::user(format!(
-                "there is no such guest, and it is not said of what it is made: {}",
+                "there is no such guest, and options for a new one are missing: {}",
                 missing.join(", ")
             ))
             .hint("or `--template`, or `--file`"));
         }
-        let switches = &place.host.switches;
+        let switches = &context.host.switches;
         let size = self.size.map_or_else(|| ask_size("Size of the disk", "20G"), Ok)?;
         let memory = self.memory.map_or_else(|| ask_size("Memory", "2G"), Ok)?;
         let wire = match &self.network {
@@ -257,7 +257,7 @@ fn ask_size(what: &str, default: &str) -> Result<ByteSize, Failure> {
         .validate_with(|text: &String| text.parse::<ByteSize>().map(drop).map_err(|error| error.to_string()))
         .interact_text()
         .map_err(unanswered)?;
-    text.parse().map_err(|error| Failure::user(format!("`{text}` is no size: {error}")))
+    text.parse().map_err(|error| Failure::user(format!("`{text}` is not a size: {error}")))
 }
 
 fn ask_network(engine: EngineKind, switches: &[SwitchConfig]) -> Result<Wire, Failure> {

@@ -1,4 +1,4 @@
-//! `vmctl iso`.
+//! `vmctl iso`: manages installation media in the cache.
 
 use super::image::{import, list, remove};
 use super::{App, Failure, Outcome};
@@ -8,11 +8,11 @@ use crate::fetch::{Kind, Request};
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
-    action: Action,
+    action: IsoCommand,
 }
 
 #[derive(Debug, clap::Subcommand)]
-enum Action {
+enum IsoCommand {
     List(List),
     Add(Add),
     Remove(Remove),
@@ -21,24 +21,24 @@ enum Action {
 /// List installation media
 #[derive(Debug, clap::Args)]
 struct List {
-    /// Also what the catalogues offer and is not here yet
+    /// Also list what the catalogues offer and is not here yet
     #[arg(short, long)]
     all: bool,
 }
 
-/// Take an installation medium of this host into the cache
+/// Import an installation medium of this host into the cache
 #[derive(Debug, clap::Args)]
 struct Add {
     /// The file
     #[arg(value_name = "FILE")]
     file: String,
-    /// Name in the cache, instead of the file's
+    /// Name in the cache, instead of the file's name
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// Digest that it must have
+    /// Expected digest
     #[arg(long, value_name = "DIGEST")]
     checksum: Option<String>,
-    /// Take the place of a medium of that name from another file
+    /// Replace a medium of this name from another file
     #[arg(long)]
     refresh: bool,
 }
@@ -59,9 +59,9 @@ struct Remove {
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
         match self.action {
-            Action::List(args) => list(app, &[Kind::Iso], args.all),
-            Action::Add(args) => args.run(app),
-            Action::Remove(args) => remove(app, &[Kind::Iso], &args.names, args.yes),
+            IsoCommand::List(args) => list(app, &[Kind::Iso], args.all),
+            IsoCommand::Add(args) => args.run(app),
+            IsoCommand::Remove(args) => remove(app, &[Kind::Iso], &args.names, args.yes),
         }
     }
 }
@@ -69,7 +69,7 @@ impl Args {
 impl Add {
     fn run(self, app: &App) -> Outcome {
         if crate::inputs::is_url(&self.file) {
-            return Err(Failure::user(format!("`{}` is no file of this host", self.file))
+            return Err(Failure::user(format!("`{}` is not a file of this host", self.file))
                 .hint(format!("`vmctl fetch iso {}`", self.file)));
         }
         let checksum = self.checksum.as_deref().map(str::parse).transpose()?;

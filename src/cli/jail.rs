@@ -1,4 +1,4 @@
-//! `vmctl jail`.
+//! `vmctl jail`: prepares jails for guests.
 
 use std::path::PathBuf;
 
@@ -15,19 +15,18 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
-    /// Print the devfs rules and the jail.conf piece that a jail for guests needs
+    /// Print the devfs rules and the part of jail.conf that a jail for guests needs
     ///
-    /// They let bhyve in the jail use vmm(4) and see the null modems, taps and volumes of the guests that run in it, and
-    /// no other device. Nothing of the system is changed: they are to be read, and put into /etc/devfs.rules and
-    /// /etc/jail.conf.
+    /// They let bhyve in the jail use vmm(4), and see the null modems, taps and volumes of the jail's guests and no
+    /// other device. The system is not changed: review them, and add them to /etc/devfs.rules and /etc/jail.conf.
     Prepare {
-        /// A guest, whose jail is meant, or the name of a jail
+        /// A guest in a jail, or the name of a jail
         #[arg(value_name = "GUEST|JAIL")]
         name: String,
-        /// Number of the devfs ruleset; the first free one from 100 if left out
+        /// Number of the devfs ruleset; by default the first free one from 100
         #[arg(long, value_name = "NUMBER")]
         ruleset: Option<u32>,
-        /// Write both pieces into this directory, instead of printing them
+        /// Directory to write both parts to, instead of printing them
         #[arg(long, value_name = "DIR")]
         write: Option<PathBuf>,
     },
@@ -36,12 +35,12 @@ enum Verb {
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
         let Verb::Prepare { name, ruleset, write } = self.verb;
-        let place = app.place()?;
-        let around = place.around();
-        // A guest goes before a jail of its name, unless it has no jail.
-        let of_guest = place.store.guest(&name).ok().and_then(|guest| Definition::load(&guest, around).ok()?.config.jail);
+        let context = app.context()?;
+        let surroundings = context.surroundings();
+        // A guest has priority over a jail of its name, unless it has no jail.
+        let of_guest = context.store.guest(&name).ok().and_then(|guest| Definition::load(&guest, surroundings).ok()?.config.jail);
         let jail = of_guest.map_or(name, |jail| jail.name);
-        let needs = host_needs::jail(&jail, ruleset, &place.store, around);
+        let needs = host_needs::jail(&jail, ruleset, &context.store, surroundings);
         match write {
             Some(directory) => {
                 for path in needs.write(&directory)? {

@@ -1,4 +1,4 @@
-//! `vmctl kill`.
+//! `vmctl kill`: kills the engines of guests.
 
 use super::stop::end_each;
 use super::{App, Guests, Outcome};
@@ -6,8 +6,8 @@ use crate::guest::control::Request;
 
 /// Kill the engine of guests (SIGKILL)
 ///
-/// For an engine that hangs. The restart policy is not applied. A supervisor that answers nobody is killed, too, and the
-/// guest with it; `stop`, `poweroff` and `destroy --force` do so as well.
+/// For an engine that hangs. The restart policy is not applied. A supervisor that does not answer is killed too, and
+/// the guest with it; `stop`, `poweroff` and `destroy --force` also do that.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -16,7 +16,7 @@ pub struct Args {
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
-        let place = app.place()?;
-        end_each(app, self.guests.choose(&place)?, false, Request::Kill)
+        let context = app.context()?;
+        end_each(app, self.guests.choose(&context)?, false, Request::Kill)
     }
 }

@@ -1,4 +1,4 @@
-//! `vmctl list`.
+//! `vmctl list`: lists guests.
 
 use super::{AnyGuests, App, Column, ExitStatus, Guests, Outcome};
 use crate::guest::overview::{Observer, Overview};
@@ -9,7 +9,7 @@ use crate::units::{ByteSize, format_duration};
 pub struct Args {
     #[command(flatten)]
     guests: AnyGuests,
-    /// Guests in this state
+    /// Only guests in this state
     #[arg(long, value_name = "STATE")]
     state: Option<String>,
 }
@@ -39,7 +39,7 @@ fn state(guest: &Overview) -> String {
     }
 }
 
-/// What runs, and what comes with the next boot where that is another one.
+/// Returns what runs, and what comes with the next boot where that is another one.
 fn with_next(now: Option<String>, next: Option<String>) -> String {
     match (now, next) {
         (Some(now), Some(next)) => format!("{now} (next {next})"),
@@ -53,7 +53,7 @@ pub fn cpus(guest: &Overview) -> String {
     with_next(guest.cpus.map(|cpus| cpus.to_string()), next.map(|cpus| cpus.to_string()))
 }
 
-/// RAM.
+/// Returns RAM.
 pub fn memory(guest: &Overview) -> String {
     let words = |bytes: u64| ByteSize::from_bytes(bytes).to_string();
     with_next(guest.memory_bytes.map(words), guest.next_boot.as_ref().and_then(|next| next.memory_bytes).map(words))
@@ -69,7 +69,7 @@ pub fn uuid(guest: &Overview) -> String {
     with_next(Some(guest.uuid.clone()), guest.next_boot.as_ref().and_then(|next| next.uuid.clone()))
 }
 
-/// Up to minutes: a table of many guests is no stop-watch.
+/// Returns the time in units down to minutes, since a table of guests needs no seconds.
 pub fn uptime(guest: &Overview) -> String {
     let Some(seconds) = guest.uptime_seconds else { return String::new() };
     let rounded = if seconds >= 3600 { seconds - seconds % 60 } else { seconds };
@@ -78,11 +78,11 @@ pub fn uptime(guest: &Overview) -> String {
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
-        let place = app.place_to_look()?;
+        let context = app.context_to_look()?;
         let guests = Guests { names: self.guests.names, ..Guests::default() };
-        let mut observer = Observer::new(place.around());
+        let mut observer = Observer::new(context.surroundings());
         let mut rows = Vec::new();
-        let status = app.each_in_turn(guests.choose(&place)?, |guest| {
+        let status = app.each_in_turn(guests.choose(&context)?, |guest| {
             let (overview, _) = observer.look(guest)?;
             let wanted = self.state.as_ref().is_none_or(|state| *state == overview.state);
             if wanted && self.guests.tags.iter().all(|tag| overview.tags.contains(tag)) {

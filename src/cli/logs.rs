@@ -1,4 +1,4 @@
-//! `vmctl logs`.
+//! `vmctl logs`: shows the logs of guests.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -12,15 +12,16 @@ use crate::guest::store::GuestDir;
 
 /// Show the logs of guests
 ///
-/// The console's, unless another is asked for. On a terminal, control characters of the guest's are shown as text.
+/// Shows the log of the console, unless another is selected. On a terminal, control characters of the guest are shown
+/// as text.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     guests: Guests,
-    /// Go on as the log grows
+    /// Continue as the log grows
     #[arg(short, long)]
     follow: bool,
-    /// How many of the last lines
+    /// Number of last lines
     #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 100)]
     lines: usize,
     #[command(flatten)]
@@ -30,16 +31,16 @@ pub struct Args {
 #[derive(Debug, Clone, clap::Args)]
 #[group(multiple = false)]
 struct Which {
-    /// What the serial console said (the default)
+    /// Output of the serial console (the default)
     #[arg(long)]
     console: bool,
-    /// What the engine said
+    /// Output of the engine
     #[arg(long)]
     vmm: bool,
-    /// What happened, as lines of JSON
+    /// Events, as lines of JSON
     #[arg(long)]
     events: bool,
-    /// What the supervisor said
+    /// Output of the supervisor
     #[arg(long)]
     supervisor: bool,
 }
@@ -57,8 +58,8 @@ impl Which {
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
-        let place = app.place_to_look()?;
-        let chosen = self.guests.choose(&place)?;
+        let context = app.context_to_look()?;
+        let chosen = self.guests.choose(&context)?;
         let many = chosen.len() > 1;
         let mut followed = Vec::new();
         let status = app.each_in_turn(chosen, |guest| {
@@ -93,7 +94,7 @@ impl Args {
     }
 }
 
-/// Reads a log as it grows, also past its rotation.
+/// A reader of a log that grows, also past its rotation.
 pub struct Follower {
     path: PathBuf,
     file: Option<File>,
@@ -101,21 +102,21 @@ pub struct Follower {
 }
 
 impl Follower {
-    /// From what is there now on.
+    /// Starts at the present end of the log.
     pub fn at_end(path: &Path) -> Follower {
         let file = File::open(path).ok();
         let position = file.as_ref().and_then(|file| file.metadata().ok()).map_or(0, |metadata| metadata.len());
         Follower { path: path.to_owned(), file, position }
     }
 
-    /// What has been added; at most 1 MiB at a time.
+    /// Returns the added bytes, at most 1 MiB at a time.
     pub fn more(&mut self) -> Vec<u8> {
         let mut bytes = self.read();
         let inode = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
         let ours = self.file.as_ref().and_then(|file| file.metadata().ok()).map(inode);
         let now = std::fs::metadata(&self.path).ok().map(inode);
         if now.is_some() && now != ours {
-            // Rotated: what was written to the old file meanwhile has been read above.
+            // It was rotated. The bytes written to the old file meanwhile have been read above.
             self.file = File::open(&self.path).ok();
             self.position = 0;
             bytes.extend(self.read());

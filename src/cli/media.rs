@@ -1,4 +1,4 @@
-//! `vmctl media`.
+//! `vmctl media`: changes the media in drives.
 
 use std::path::PathBuf;
 
@@ -7,17 +7,17 @@ use crate::guest::change::{self, Class, When};
 
 /// Insert and eject media
 ///
-/// Changes the guest file as `edit` does. No engine changes a medium under a running guest: it takes effect at the next
-/// boot, and the command says so.
+/// Changes the guest file as `edit` does. No engine changes a medium of a running guest: the change takes effect at the
+/// next boot, and the command says so.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
-    action: Action,
+    action: MediaCommand,
 }
 
 #[derive(Debug, clap::Subcommand)]
-enum Action {
-    /// Put a medium into a drive, which is made if there is none of that name
+enum MediaCommand {
+    /// Put a medium into a drive, which is made if it does not exist
     Insert {
         /// The guest
         #[arg(value_name = "GUEST")]
@@ -29,7 +29,7 @@ enum Action {
         #[arg(long, value_name = "DISK", default_value = "cd0")]
         drive: String,
     },
-    /// Take a medium out, with its drive
+    /// Remove a medium with its drive
     Eject {
         /// The guest
         #[arg(value_name = "GUEST")]
@@ -42,11 +42,11 @@ enum Action {
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
-        let place = app.place()?;
-        let around = place.around();
+        let context = app.context()?;
+        let surroundings = context.surroundings();
         let (words, when): (String, When) = match self.action {
-            Action::Insert { guest, file, drive } => {
-                let guest = place.store.guest(&guest)?;
+            MediaCommand::Insert { guest, file, drive } => {
+                let guest = context.store.guest(&guest)?;
                 if !file.is_file() {
                     return Err(Failure::user(format!("`{}` is not a file", file.display())));
                 }
@@ -54,12 +54,12 @@ impl Args {
                 let keys = [("path", change::path(&file)?), ("device", change::text("ahci-cd")), ("ro", "true".to_owned())];
                 (
                     format!("{}: {drive} holds {}", guest.name(), file.display()),
-                    change::replace(&guest, Class::Disk, &drive, &keys, around)?,
+                    change::replace(&guest, Class::Disk, &drive, &keys, surroundings)?,
                 )
             }
-            Action::Eject { guest, drive } => {
-                let guest = place.store.guest(&guest)?;
-                (format!("{}: {drive} is gone", guest.name()), change::remove(&guest, Class::Disk, &drive, false, around)?)
+            MediaCommand::Eject { guest, drive } => {
+                let guest = context.store.guest(&guest)?;
+                (format!("{}: {drive} is gone", guest.name()), change::remove(&guest, Class::Disk, &drive, false, surroundings)?)
             }
         };
         app.ui.done(format!("{words}{}", when.words()));

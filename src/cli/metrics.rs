@@ -1,42 +1,42 @@
-//! `vmctl metrics`.
+//! `vmctl metrics`: prints or serves metrics of guests.
 
 use std::os::fd::AsFd;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use super::attach::signal_stream;
-use super::selection::Place;
+use super::selection::CommandContext;
 use super::{AnyGuests, App, ExitStatus, Failure, Guests, Outcome, top};
 use crate::guest::figures::Figures;
 use crate::guest::metrics::exposition;
 use crate::guest::metrics_format::Format;
 use crate::host::scrape::{Document, Listen, Listener};
 
-/// Show what guests use, for Prometheus
+/// Show metrics of guests for Prometheus
 ///
-/// In its text format, once on standard output; with --listen, to whoever asks for `/metrics`, in OpenMetrics where that is
-/// asked for, until a signal ends it.
+/// Prints them once in Prometheus' text format. With --listen, serves them at `/metrics` until a signal ends it, in
+/// OpenMetrics if a client asks for it.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     guests: AnyGuests,
-    /// Answer HTTP there: a loopback address with its port (0 for one that is free), or `unix:PATH`
+    /// Address for HTTP: a loopback address with its port (0 for a free one), or `unix:PATH`
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<String>,
 }
 
-/// Requests within this time get the same figures: many clients cost the guests no more than one.
+/// Requests within this time get the same figures, so that many clients cost the guests no more than one.
 const FRESH: Duration = Duration::from_millis(500);
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
         let listen = self.listen.as_deref().map(str::parse::<Listen>).transpose()?;
         let guests = self.guests.guests();
-        let place = app.place_to_look()?;
+        let context = app.context_to_look()?;
         match listen {
-            Some(listen) => serve(app, &place, &guests, &listen),
+            Some(listen) => serve(app, &context, &guests, &listen),
             None => {
-                let (figures, status) = top::look(app, &place, &guests)?;
+                let (figures, status) = top::look(app, &context, &guests)?;
                 match app.ui.is_json() {
                     true => app.ui.list("guest-figures", 1, &figures, &[], |guest| guest.overview.name.clone())?,
                     false => app.ui.data(&exposition(&figures, Format::Prometheus))?,
@@ -47,17 +47,17 @@ impl Args {
     }
 }
 
-fn serve(app: &App, place: &Place, guests: &Guests, listen: &Listen) -> Outcome {
+fn serve(app: &App, context: &CommandContext, guests: &Guests, listen: &Listen) -> Outcome {
     let signals = signal_stream()?;
     let listener = Listener::open(listen)?;
-    app.ui.done(format!("listening on {}", listener.place()));
+    app.ui.done(format!("listening on {}", listener.address()));
     let last: Mutex<Option<(Instant, Vec<Figures>)>> = Mutex::new(None);
     let document = |accept: &str| {
         let format = Format::of_accept(accept);
         let mut last = last.lock().expect("no panic happens under this lock");
         let fresh = last.take().filter(|(at, _)| at.elapsed() < FRESH);
         let (at, figures) = fresh.unwrap_or_else(|| {
-            let figures = top::look_again(place, guests);
+            let figures = top::look_again(context, guests);
             (Instant::now(), figures)
         });
         let body = exposition(&figures, format);

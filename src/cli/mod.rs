@@ -1,9 +1,9 @@
-//! The command line: one file a verb, and the only place that prints.
+//! The command line: one file per verb. Only this part prints.
 //!
 //! A verb's file holds `Args` (clap's derive: every option documented once, there) and `Args::run(self, &App)`, which
 //! calls into the program and hands what it gets to [`Ui`]. A verb is added by its `mod` line and its line in [`Verb`].
 //! Conventions: `GUEST...` takes several names and globs ([`Guests`]); `-o` and `-q` work everywhere; data goes to
-//! standard output, words to standard error; a command on many guests goes on after one fails ([`Ui::each`]).
+//! standard output, words to standard error; a command on many guests continues after one fails ([`Ui::each`]).
 
 mod apply;
 mod argv;
@@ -24,6 +24,7 @@ mod disk;
 mod doctor;
 mod down;
 mod edit;
+mod entries;
 mod escape;
 mod events;
 mod fetch;
@@ -44,7 +45,6 @@ mod logs;
 mod media;
 mod metrics;
 mod nic;
-mod parts;
 mod passthru;
 mod plan;
 mod poweroff;
@@ -88,10 +88,10 @@ pub use ui::{Column, ExitStatus, Failure, Hint, Outcome, OutputFormat, Ui};
 #[derive(Debug, Parser)]
 #[command(name = "vmctl", version, max_term_width = 100, disable_help_subcommand = true)]
 pub struct Cli {
-    /// How to print what is asked for
+    /// Output format
     #[arg(short, long, global = true, value_enum, default_value = "table", value_name = "FORMAT")]
     output: OutputFormat,
-    /// Say nothing on success
+    /// Print nothing on success
     #[arg(short, long, global = true)]
     quiet: bool,
     /// Host file, instead of the system's or the user's own (or set VMCTL_CONFIG)
@@ -104,7 +104,7 @@ pub struct Cli {
     verb: Verb,
 }
 
-/// Every verb, in the order of the help.
+/// All verbs, in the order of the help.
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
     Init(init::Args),
@@ -176,31 +176,32 @@ enum Verb {
     Bhyve(bhyve::Args),
 }
 
-/// What every verb gets.
+/// Context of every verb.
 #[derive(Debug, Clone)]
 pub struct App {
-    /// Prints.
+    /// The renderer.
     pub ui: Ui,
     config: Option<PathBuf>,
     datastore: Option<String>,
 }
 
 impl App {
-    /// The host file, checked; the defaults where there is none. With the switches of the fleets that were applied here.
+    /// Returns the checked host file, or the defaults if there is none, with the switches of the fleets that were
+    /// applied here.
     pub fn host(&self) -> Result<HostConfig, Failure> {
         let mut host = self.host_alone()?;
-        // A datastore that there is not is reported by whoever needs it.
+        // A missing datastore is reported by the code that needs it.
         let chosen = self.datastore(&host).ok();
         host.add_fleets(chosen.as_ref().map(|store| store.path.as_path()), None)?;
         Ok(host)
     }
 
-    /// The same, without the switches of fleets.
+    /// Returns the same without the switches of fleets.
     fn host_alone(&self) -> Result<HostConfig, Failure> {
         Ok(HostConfig::load(self.config.as_deref(), &HostPaths::of_this_user()?, engine::of_this_host())?)
     }
 
-    /// Where the host file is, or would be.
+    /// Returns the path of the host file, which may not exist.
     pub fn host_file(&self) -> Result<PathBuf, Failure> {
         match &self.config {
             Some(file) => Ok(file.clone()),
@@ -208,7 +209,7 @@ impl App {
         }
     }
 
-    /// The datastore that the user means.
+    /// Returns the datastore that the user selected.
     pub fn datastore(&self, host: &HostConfig) -> Result<DatastoreConfig, Failure> {
         let Some(wanted) = &self.datastore else { return Ok(host.datastore().clone()) };
         if let Some(store) = host.datastores.iter().find(|store| store.id == *wanted) {
@@ -224,13 +225,13 @@ impl App {
     }
 }
 
-/// The guests that a command is about.
+/// Selection of guests for a command.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Guests {
     /// Names or globs, like `web1` or `web*`
     #[arg(value_name = "GUEST", required_unless_present_any = ["all", "tags"])]
     pub names: Vec<String>,
-    /// Every guest with this tag; given several times, those with all of them
+    /// Every guest with this tag; with several tags, the guests that have all of them
     #[arg(long = "tag", value_name = "TAG")]
     pub tags: Vec<String>,
     /// Every guest
@@ -238,19 +239,19 @@ pub struct Guests {
     pub all: bool,
 }
 
-/// The guests that a command shows something of: all where none is named.
+/// Selection of guests for a command that shows something: all guests if none is named.
 #[derive(Debug, Clone, clap::Args)]
 pub struct AnyGuests {
-    /// Names or globs, like `web1` or `web*`; all guests if left out
+    /// Names or globs, like `web1` or `web*`; all guests by default
     #[arg(value_name = "GUEST")]
     pub names: Vec<String>,
-    /// Guests with this tag; given several times, those with all of them
+    /// Guests with this tag; with several tags, the guests that have all of them
     #[arg(long = "tag", value_name = "TAG")]
     pub tags: Vec<String>,
 }
 
 impl AnyGuests {
-    /// As the other commands choose them.
+    /// Converts it to a selection of other commands.
     pub fn guests(self) -> Guests {
         Guests { names: self.names, tags: self.tags, all: false }
     }
@@ -261,7 +262,7 @@ pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // --help and --version come here too, and are no failure. A reader that went away is none either.
+            // --help and --version come here too and are no failure. A closed output is none either.
             let _ = error.print();
             return if error.use_stderr() { ExitStatus::User.into() } else { ExitStatus::Done.into() };
         }
@@ -338,7 +339,7 @@ pub fn main() -> ExitCode {
     status.into()
 }
 
-/// An environment variable that is set to something.
+/// Returns an environment variable that is not empty.
 fn from_env(name: &str) -> Option<std::ffi::OsString> {
     std::env::var_os(name).filter(|value| !value.is_empty())
 }

@@ -1,6 +1,6 @@
-//! `vmctl nic`.
+//! `vmctl nic`: changes the network interfaces of a guest.
 
-use super::{App, Outcome, parts};
+use super::{App, Outcome, entries};
 use crate::guest::change::{self, Class};
 
 /// Add and remove network interfaces
@@ -9,11 +9,11 @@ use crate::guest::change::{self, Class};
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
-    action: Action,
+    action: NicCommand,
 }
 
 #[derive(Debug, clap::Subcommand)]
-enum Action {
+enum NicCommand {
     /// Add an interface
     Add {
         /// The guest
@@ -22,20 +22,20 @@ enum Action {
         /// Name of the interface
         #[arg(value_name = "NIC")]
         nic: String,
-        /// What it is connected to: user, tap or none
+        /// Network to connect to: user, tap or none
         #[arg(long, value_name = "BACKEND")]
         backend: Option<String>,
         /// The switch, for tap
         #[arg(long, value_name = "SWITCH")]
         switch: Option<String>,
-        /// What the guest sees, like virtio-net
+        /// Device that the guest sees, like virtio-net
         #[arg(long, value_name = "DEVICE")]
         device: Option<String>,
         /// MAC address, instead of the derived one
         #[arg(long, value_name = "MAC")]
         mac: Option<String>,
     },
-    /// Take an interface away
+    /// Remove an interface
     Remove {
         /// The guest
         #[arg(value_name = "GUEST")]
@@ -48,18 +48,18 @@ enum Action {
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
-        let place = app.place()?;
+        let context = app.context()?;
         match self.action {
-            Action::Add { guest, nic, backend, switch, device, mac } => {
-                let guest = place.store.guest(&guest)?;
-                // An entry is more than its id.
+            NicCommand::Add { guest, nic, backend, switch, device, mac } => {
+                let guest = context.store.guest(&guest)?;
+                // An entry needs more than its id.
                 let backend = backend.unwrap_or_else(|| if switch.is_some() { "tap".into() } else { "user".into() });
                 let given = [("backend", Some(backend)), ("switch", switch), ("device", device), ("mac", mac)];
                 let keys: Vec<_> = given.into_iter().filter_map(|(key, value)| Some((key, change::text(&value?)))).collect();
-                let when = change::add(&guest, Class::Nic, &nic, &keys, place.around())?;
-                parts::done(app, &guest, Class::Nic, &nic, "added", when)
+                let when = change::add(&guest, Class::Nic, &nic, &keys, context.surroundings())?;
+                entries::done(app, &guest, Class::Nic, &nic, "added", when)
             }
-            Action::Remove { guest, nic } => parts::remove(app, &place, &guest, Class::Nic, &nic, false),
+            NicCommand::Remove { guest, nic } => entries::remove(app, &context, &guest, Class::Nic, &nic, false),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `vmctl passthru`.
+//! `vmctl passthru`: lists PCI devices of the host.
 
 use super::{App, Column, ExitStatus, Outcome};
 use crate::host::passthru::{self, PciDevice};
@@ -12,9 +12,9 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
-    /// List devices, which of them a guest can have now, and the state of the IOMMU
+    /// List devices, whether a guest can have them now, and the state of the IOMMU
     List {
-        /// Bridges too, which no guest can have
+        /// Also list bridges, which no guest can have
         #[arg(long)]
         all: bool,
     },

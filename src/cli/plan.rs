@@ -1,32 +1,32 @@
-//! `vmctl plan`: what a fleet file would change.
+//! `vmctl plan`: shows the changes that a fleet file would make.
 
 use std::fmt::Write;
 
 use super::render::FleetFile;
 use super::{App, ExitStatus, Failure, Outcome, OutputFormat};
+use crate::guest::fleet_plan::{self, Change, Class, FleetPlan, GuestAction, GuestPlan, Scope};
 use crate::guest::fleet_switches::SwitchPlan;
-use crate::guest::plan::{self, Action, Change, Class, GuestPlan, Plan, Scope};
 
-/// Show what a fleet file would change
+/// Show the changes that a fleet file would make
 ///
-/// Key by key with the file and line that says so, sorted into what is made, what takes effect at once, what at the next
-/// boot, what is made anew and what is removed. `drift` marks what somebody changed by hand. Changes nothing.
+/// Lists them key by key with the file and line that sets them: new things, changes that take effect at once, changes
+/// at the next boot, recreated things, and removed things. `drift` marks what was changed by hand. Changes nothing.
 ///
-/// Exits with 0 when there is nothing to do, with 2 when there is, and with 1 when something is wrong.
+/// Exits with 0 if there is nothing to do, with 2 if there is, and with 1 if something is wrong.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     fleet: FleetFile,
     #[command(flatten)]
-    what: What,
-    /// As `apply --reboot` would be told
+    selection: FleetSelection,
+    /// As for `apply --reboot`
     #[arg(long, value_enum, default_value = "never", value_name = "WHEN")]
     reboot: Reboot,
 }
 
-/// What of a fleet a command is about.
+/// Scope of a command on a fleet.
 #[derive(Debug, Clone, clap::Args)]
-pub struct What {
+pub struct FleetSelection {
     /// Only these guests: names or globs
     #[arg(long = "target", value_name = "GUEST")]
     targets: Vec<String>,
@@ -35,17 +35,17 @@ pub struct What {
     pub prune: bool,
 }
 
-/// When running guests are booted again.
+/// When to restart running guests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Reboot {
-    /// Changes wait for a restart
+    /// Never; changes wait for a restart
     Never,
-    /// When a change takes effect at the next boot only
+    /// When a change takes effect only at the next boot
     WhenNeeded,
 }
 
-impl What {
-    /// As the planner takes it.
+impl FleetSelection {
+    /// Converts it for the planner.
     pub fn scope(&self, reboot: Reboot) -> Scope {
         Scope { targets: self.targets.clone(), prune: self.prune, reboot: reboot == Reboot::WhenNeeded }
     }
@@ -57,8 +57,8 @@ impl Args {
     }
 
     fn planned(&self, app: &App) -> Outcome {
-        let (fleet, place) = self.fleet.load_with_place(app)?;
-        let plan = plan::plan(&fleet, &place.store, place.around(), &self.what.scope(self.reboot))?;
+        let (fleet, context) = self.fleet.load_with_context(app)?;
+        let plan = fleet_plan::plan(&fleet, &context.store, context.surroundings(), &self.selection.scope(self.reboot))?;
         show(app, &plan)?;
         let refused = refusals(app, &plan);
         match (refused, plan.has_changes()) {
@@ -69,7 +69,7 @@ impl Args {
 }
 
 /// Prints a plan.
-pub fn show(app: &App, plan: &Plan) -> Result<(), Failure> {
+pub fn show(app: &App, plan: &FleetPlan) -> Result<(), Failure> {
     let wide = app.ui.format() == OutputFormat::Wide;
     match app.ui.format() {
         OutputFormat::Name => app.ui.data(&names(plan)),
@@ -77,8 +77,8 @@ pub fn show(app: &App, plan: &Plan) -> Result<(), Failure> {
     }
 }
 
-/// Says which guests are refused; the status of a command that met them.
-pub fn refusals(app: &App, plan: &Plan) -> ExitStatus {
+/// Reports the refused guests. Returns the status of the command.
+pub fn refusals(app: &App, plan: &FleetPlan) -> ExitStatus {
     let mut status = ExitStatus::Done;
     for switch in &plan.switches {
         if let Some(why) = &switch.refused {
@@ -106,11 +106,11 @@ pub fn refusals(app: &App, plan: &Plan) -> ExitStatus {
     status
 }
 
-fn names(plan: &Plan) -> String {
+fn names(plan: &FleetPlan) -> String {
     plan.guests.iter().filter(|guest| guest.does_something()).map(|guest| guest.name.clone() + "\n").collect()
 }
 
-/// Title, mark and colour of a class.
+/// Returns title, mark and colour of a class.
 fn look(class: Class) -> (&'static str, char, &'static str) {
     match class {
         Class::Create => ("create", '+', "32"),
@@ -121,8 +121,8 @@ fn look(class: Class) -> (&'static str, char, &'static str) {
     }
 }
 
-/// A plan for people.
-pub fn text(plan: &Plan, wide: bool, colour: bool) -> String {
+/// Returns a plan as text for users.
+pub fn text(plan: &FleetPlan, wide: bool, colour: bool) -> String {
     let paint = |text: &str, code: &str| if colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() };
     let mut text = String::new();
     if plan.interrupted {
@@ -142,7 +142,7 @@ pub fn text(plan: &Plan, wide: bool, colour: bool) -> String {
                 _ => lines.extend(changes.map(|change| format!("{mark} switch {}: {}", switch.name, words(change)))),
             }
         }
-        for guest in plan.guests.iter().filter(|guest| guest.action != Action::Leave) {
+        for guest in plan.guests.iter().filter(|guest| guest.action != GuestAction::Leave) {
             let changes = guest.changes.iter().filter(|change| change.class == class);
             match class {
                 Class::Create if !wide => lines.extend(changes.take(1).map(|_| format!("{mark} {}", created(guest, width)))),
@@ -157,21 +157,21 @@ pub fn text(plan: &Plan, wide: bool, colour: bool) -> String {
     for guest in plan.guests.iter().filter(|guest| guest.restart) {
         let _ = writeln!(text, "{}: a restart is due", guest.name);
     }
-    for switch in plan.switches.iter().filter(|switch| switch.action == Action::Leave) {
+    for switch in plan.switches.iter().filter(|switch| switch.action == GuestAction::Leave) {
         let _ = writeln!(text, "switch {}: not in the fleet file any more; `--prune` removes it", switch.name);
     }
     for guest in &plan.guests {
-        if guest.action == Action::Leave {
+        if guest.action == GuestAction::Leave {
             let _ = writeln!(text, "{}: not in the fleet file any more; `--prune` removes it", guest.name);
         }
         for path in &guest.left_over {
-            let _ = writeln!(text, "{}: `{}` is no disk of it any more; `--prune` removes it", guest.name, path.display());
+            let _ = writeln!(text, "{}: `{}` is not a disk of it any more; `--prune` removes it", guest.name, path.display());
         }
     }
     text + &paint(&total(plan), "1") + "\n"
 }
 
-/// What a new guest will be, in one line.
+/// Describes a new guest in one line.
 fn created(guest: &GuestPlan, width: usize) -> String {
     let find = |key: &str| guest.changes.iter().find(|change| change.key == key);
     let value = |key: &str| find(key).and_then(|change| change.after.clone()).map(|value| value.trim_matches('"').to_owned());
@@ -186,7 +186,7 @@ fn created(guest: &GuestPlan, width: usize) -> String {
     placed(format!("{:width$}  {}", guest.name, parts.join(", ")), find("name"))
 }
 
-/// What a new switch will be, in one line.
+/// Describes a new switch in one line.
 fn created_switch(switch: &SwitchPlan) -> String {
     let find = |key: &str| switch.changes.iter().find(|change| change.key == key);
     let value = |key: &str| {
@@ -198,7 +198,7 @@ fn created_switch(switch: &SwitchPlan) -> String {
     placed(format!("switch {}  {}", switch.name, parts.join(", ")), find("id"))
 }
 
-/// Something new in one line, with where its name stands.
+/// Adds the position of its name to a line about something new.
 fn placed(line: String, name: Option<&Change>) -> String {
     match name.and_then(|change| Some((change.source.as_ref()?, change.line?))) {
         Some((source, at)) => format!("{line:<56}  # {source}:{at}"),
@@ -206,7 +206,7 @@ fn placed(line: String, name: Option<&Change>) -> String {
     }
 }
 
-/// One change in words, with where it comes from.
+/// Describes one change in words, with its position.
 fn words(change: &Change) -> String {
     let mut line = match (&change.before, &change.after) {
         (Some(before), Some(after)) => format!("{}: {before} -> {after}", change.key),
@@ -228,9 +228,11 @@ fn words(change: &Change) -> String {
     }
 }
 
-fn total(plan: &Plan) -> String {
+fn total(plan: &FleetPlan) -> String {
     let mut parts = Vec::new();
-    for (action, words) in [(Action::Create, "to create"), (Action::Change, "to change"), (Action::Destroy, "to destroy")] {
+    for (action, words) in
+        [(GuestAction::Create, "to create"), (GuestAction::Change, "to change"), (GuestAction::Destroy, "to destroy")]
+    {
         let count = plan.guests.iter().filter(|guest| guest.action == action && guest.refused.is_none()).count();
         parts.extend((count > 0).then(|| format!("{count} {words}")));
     }
@@ -248,10 +250,10 @@ fn total(plan: &Plan) -> String {
 mod tests {
     use super::*;
 
-    fn plan_of(changes: Vec<Change>) -> Plan {
+    fn plan_of(changes: Vec<Change>) -> FleetPlan {
         let guest = GuestPlan {
             name: "web".into(),
-            action: Action::Change,
+            action: GuestAction::Change,
             running: true,
             restart: true,
             changes,
@@ -259,7 +261,7 @@ mod tests {
             left_over: Vec::new(),
         };
         let fleet = "room".to_owned();
-        Plan {
+        FleetPlan {
             fleet,
             interrupted: false,
             guests: vec![guest],

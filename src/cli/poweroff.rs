@@ -1,10 +1,10 @@
-//! `vmctl poweroff`.
+//! `vmctl poweroff`: powers guests off.
 
 use super::stop::end_each;
 use super::{App, Guests, Outcome};
 use crate::guest::control::Request;
 
-/// Power guests off at once, as pulling the plug does
+/// Power guests off at once, like pulling the plug
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -13,7 +13,7 @@ pub struct Args {
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
-        let place = app.place()?;
-        end_each(app, self.guests.choose(&place)?, false, Request::Poweroff)
+        let context = app.context()?;
+        end_each(app, self.guests.choose(&context)?, false, Request::Poweroff)
     }
 }

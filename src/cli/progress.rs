@@ -1,6 +1,6 @@
-//! How long work is shown: bars on a terminal, plain lines off it, nothing with `-q`; and how it is broken off.
+//! Progress of long work, and its interruption: bars on a terminal, plain lines elsewhere, nothing with `-q`.
 //!
-//! SIGINT, SIGTERM and SIGHUP ask the work to stop, which then removes what it cannot use again. A second one ends the
+//! SIGINT, SIGTERM and SIGHUP ask the work to stop. It then removes what it cannot use again. A second one ends the
 //! process at once.
 
 use std::collections::HashMap;
@@ -15,12 +15,12 @@ use crate::fetch::{Event, Progress};
 use crate::units::ByteSize;
 
 static CANCELLED: AtomicBool = AtomicBool::new(false);
-/// What a process that a signal ended exits with, by the shell's custom.
+/// Exit status of a process that a signal ended, by the shell's custom.
 const INTERRUPTED: i32 = 130;
-/// Off a terminal, a step of known length says how far it is so many times.
+/// Number of lines for a step of known length that is not shown on a terminal.
 const LINES_A_STEP: u64 = 4;
 
-/// From here on signals ask [`Shown::cancelled`] instead of ending the process. To be called before threads are made.
+/// Makes signals set [`ProgressDisplay::cancelled`] instead of ending the process. Must be called before there are other threads.
 pub fn watch_signals() {
     let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
     if signals.thread_block().is_err() {
@@ -36,7 +36,7 @@ pub fn watch_signals() {
 }
 
 /// Shows the progress of jobs.
-pub struct Shown<'a> {
+pub struct ProgressDisplay<'a> {
     ui: &'a Ui,
     bars: Option<MultiProgress>,
     jobs: Mutex<HashMap<String, Line>>,
@@ -47,17 +47,17 @@ struct Line {
     bar: Option<ProgressBar>,
     step: String,
     total: Option<u64>,
-    told: u64,
+    reported: u64,
 }
 
-impl<'a> Shown<'a> {
-    /// As `ui` says.
+impl<'a> ProgressDisplay<'a> {
+    /// Creates the display for the settings of `ui`.
     pub fn new(ui: &'a Ui) -> Self {
         Self { ui, bars: ui.is_watched().then(MultiProgress::new), jobs: Mutex::default() }
     }
 
     fn step(&self, name: &str, line: &mut Line, step: &str, total: Option<u64>, done: u64) {
-        (line.step, line.total, line.told) = (step.to_owned(), total, done);
+        (line.step, line.total, line.reported) = (step.to_owned(), total, done);
         let Some(bars) = &self.bars else {
             let size = total.map(|total| format!(" {}", size_words(total))).unwrap_or_default();
             let from = if done > 0 { format!(", {} are there", size_words(done)) } else { String::new() };
@@ -84,14 +84,14 @@ impl<'a> Shown<'a> {
         }
         let Some(total) = line.total.filter(|total| *total > 0 && self.bars.is_none()) else { return };
         let part = |bytes: u64| u128::from(bytes) * u128::from(LINES_A_STEP) / u128::from(total);
-        if part(done) > part(line.told) && done < total {
+        if part(done) > part(line.reported) && done < total {
             self.ui.progress(&format!("{name}: {} {}%", line.step, u128::from(done) * 100 / u128::from(total)));
         }
-        line.told = done;
+        line.reported = done;
     }
 }
 
-/// A size for people: at most one digit after the point.
+/// Returns a size for users, with at most one digit after the point.
 pub fn size_words(bytes: u64) -> String {
     let exact = ByteSize::from_bytes(bytes).to_string();
     if exact.len() <= 7 && exact.ends_with("iB") {
@@ -105,7 +105,7 @@ pub fn size_words(bytes: u64) -> String {
     exact
 }
 
-impl Progress for Shown<'_> {
+impl Progress for ProgressDisplay<'_> {
     fn event(&self, job: &str, event: Event<'_>) {
         let mut jobs = self.jobs.lock().expect("nothing panics while it is held");
         match event {

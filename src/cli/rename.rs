@@ -1,9 +1,9 @@
-//! `vmctl rename`.
+//! `vmctl rename`: renames a stopped guest.
 
 use super::{App, ExitStatus, Outcome};
 use crate::guest::create;
 
-/// Give a stopped guest another name
+/// Rename a stopped guest
 ///
 /// Its UUID and its MAC addresses stay.
 #[derive(Debug, clap::Args)]
@@ -18,9 +18,9 @@ pub struct Args {
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
-        let place = app.place()?;
-        let guest = place.store.guest(&self.guest)?;
-        create::rename(&place.store, &guest, &self.name, place.around())?;
+        let context = app.context()?;
+        let guest = context.store.guest(&self.guest)?;
+        create::rename(&context.store, &guest, &self.name, context.surroundings())?;
         app.ui.done(format!("{} is now {}", self.guest, self.name));
         Ok(ExitStatus::Done)
     }

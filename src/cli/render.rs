@@ -1,26 +1,26 @@
-//! `vmctl render`: the guest files that a fleet file means.
+//! `vmctl render`: prints the guest files of a fleet file.
 
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::selection::Place;
+use super::selection::CommandContext;
 use super::{App, ExitStatus, Failure, Outcome};
 use crate::config::{Fleet, FleetRequest, load_fleet};
 use crate::host::files::{make_directory, mode_of, write_atomically};
 
-/// Print the guest files that a fleet file means
+/// Print the guest files of a fleet file
 ///
-/// Those of this host, with templates, parameters and expressions filled in. Nothing of the datastore is changed, and
-/// no secret is read: a guest file names the path at which it will be.
+/// Prints those for this host, with templates, parameters and expressions filled in. Does not change the datastore and
+/// reads no secret: a guest file names the path at which the secret will be.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     fleet: FleetFile,
-    /// Write each into this directory as `NAME.toml` instead; made if it is missing
+    /// Directory to write each file to as `NAME.toml`; made if it does not exist
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Those of other hosts, too
+    /// Also print those for other hosts
     #[arg(long)]
     all_hosts: bool,
 }
@@ -34,32 +34,37 @@ pub struct FleetFile {
 }
 
 impl FleetFile {
-    /// One that was named otherwise.
+    /// Returns one that was named otherwise.
     pub fn of(file: PathBuf) -> FleetFile {
         FleetFile { file }
     }
 
     /// Reads and checks it.
     pub fn load(&self, app: &App) -> Result<Fleet, Failure> {
-        self.load_in(&app.place_alone()?)
+        self.load_in(&app.context_without_fleets()?)
     }
 
-    fn load_in(&self, place: &Place) -> Result<Fleet, Failure> {
-        let (around, engines) = (place.around(), place.store.settled_engines());
-        let request =
-            FleetRequest { file: &self.file, text: None, host: around.host, datastore: around.datastore, engines: &engines };
+    fn load_in(&self, context: &CommandContext) -> Result<Fleet, Failure> {
+        let (surroundings, engines) = (context.surroundings(), context.store.settled_engines());
+        let request = FleetRequest {
+            file: &self.file,
+            text: None,
+            host: surroundings.host,
+            datastore: surroundings.datastore,
+            engines: &engines,
+        };
         Ok(load_fleet(&request)?)
     }
 
-    /// The same, and the place that it is for. The host there has the switches that the fleet declares, and not those that
-    /// it declared when it was applied.
-    pub fn load_with_place(&self, app: &App) -> Result<(Fleet, Place), Failure> {
-        let mut place = app.place_alone()?;
-        let fleet = self.load_in(&place)?;
-        let datastore = place.around().datastore.to_owned();
-        place.host.add_fleets(Some(&datastore), Some(&fleet.name))?;
-        place.host.add_declared(&fleet)?;
-        Ok((fleet, place))
+    /// Returns the same with the place for it. Its host has the switches that the fleet declares now, instead of those
+    /// that it declared when it was applied.
+    pub fn load_with_context(&self, app: &App) -> Result<(Fleet, CommandContext), Failure> {
+        let mut context = app.context_without_fleets()?;
+        let fleet = self.load_in(&context)?;
+        let datastore = context.surroundings().datastore.to_owned();
+        context.host.add_fleets(Some(&datastore), Some(&fleet.name))?;
+        context.host.add_declared(&fleet)?;
+        Ok((fleet, context))
     }
 }
 

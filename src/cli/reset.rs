@@ -1,10 +1,10 @@
-//! `vmctl reset`.
+//! `vmctl reset`: resets guests.
 
 use super::{App, ExitStatus, Failure, Guests, Outcome};
 use crate::guest::control::{Reply, Request};
 use crate::guest::launcher;
 
-/// Reset guests at once, as the reset button does
+/// Reset guests at once, like the reset button
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -13,8 +13,8 @@ pub struct Args {
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
-        let place = app.place()?;
-        app.each_guest(self.guests.choose(&place)?, |guest, named| {
+        let context = app.context()?;
+        app.each_guest(self.guests.choose(&context)?, |guest, named| {
             if !named && !super::stop::is_running(guest) {
                 return Ok(ExitStatus::Done);
             }

@@ -1,13 +1,13 @@
-//! `vmctl reset-failed`.
+//! `vmctl reset-failed`: clears the failure of guests.
 
 use super::{App, ExitStatus, Guests, Outcome};
 use crate::guest::events::{self, EventKind};
 use crate::guest::lock::Role;
 
-/// Forget that guests have failed
+/// Clear the failure of guests
 ///
-/// A guest that reached the limit of its restarts, or could not boot again, is `failed` until this, or until it is
-/// started by hand; only then does autostart take it again.
+/// A guest that reached the limit of its restarts, or could not boot again, stays `failed` until this command, or until
+/// a user starts it. Only then does autostart start it again.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -16,8 +16,8 @@ pub struct Args {
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
-        let place = app.place()?;
-        app.each_guest(self.guests.choose(&place)?, |guest, named| {
+        let context = app.context()?;
+        app.each_guest(self.guests.choose(&context)?, |guest, named| {
             if super::stop::is_running(guest) || guest.state()?.failed.is_none() {
                 if named {
                     app.ui.done(format!("{} has not failed", guest.name()));

@@ -1,4 +1,4 @@
-//! `vmctl restart`.
+//! `vmctl restart`: restarts guests.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::guest::launcher;
 /// Stop guests as `stop` does and boot them again
 ///
 /// The guest file is read again. A guest that is not running is started if it was named, and left alone if a pattern or
-/// a tag chose it.
+/// a tag selected it.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -19,22 +19,22 @@ pub struct Args {
     /// Power off at once instead of pressing the power button
     #[arg(short, long)]
     force: bool,
-    /// How long the guest has, instead of the guest file's `stop_timeout`
+    /// Time that the guest has, instead of the guest file's `stop_timeout`
     #[arg(long, value_name = "TIME", conflicts_with = "force", value_parser = crate::units::parse_duration)]
     timeout: Option<Duration>,
-    /// Wait until the guest is ready, as its `[ready]` says
+    /// Wait until the guest is ready by its `[ready]`
     #[arg(long)]
     wait: bool,
 }
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
-        let place = app.place()?;
+        let context = app.context()?;
         let timeout_ms = if self.force { Some(0) } else { self.timeout.map(|timeout| timeout.as_millis() as u64) };
-        app.each_guest(self.guests.choose(&place)?, |guest, named| {
+        app.each_guest(self.guests.choose(&context)?, |guest, named| {
             if !is_running(guest) {
                 let how = How::plain(self.wait);
-                return if named { start::start(app, &place, guest, &how) } else { Ok(ExitStatus::Done) };
+                return if named { start::start(app, &context, guest, &how) } else { Ok(ExitStatus::Done) };
             }
             match launcher::ask_once(guest, Request::Restart { timeout_ms })? {
                 Reply::Running => {}

@@ -1,11 +1,11 @@
-//! `vmctl run`: the supervisor itself, in the foreground or, as `start` uses it, detached.
+//! `vmctl run`: the supervisor itself, in the foreground or, for `start`, detached.
 
 use std::ffi::OsString;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use super::attach;
-use super::selection::Place;
+use super::selection::CommandContext;
 use super::start::preflight;
 use super::{App, ExitStatus, Failure, Outcome};
 use crate::config::{HostConfig, HostPaths};
@@ -18,7 +18,7 @@ use crate::guest::supervisor::restart::ExitReason;
 use crate::guest::supervisor::{Ending, Options, block_signals, supervise};
 use crate::guest::trust;
 
-/// What `run` in the foreground exits with where other commands exit with 1.
+/// Exit status of `run` in the foreground for what is 1 in other commands.
 const USERS_FAULT: u8 = 4;
 
 /// Run a guest in the foreground
@@ -33,15 +33,15 @@ pub struct Args {
     /// The guest
     #[arg(value_name = "GUEST")]
     guest: String,
-    /// Without a terminal, as `start` uses it
+    /// Run without a terminal, for `start`
     #[arg(long, hide = true)]
     supervise: bool,
-    /// An installer's run, as `install` asks for it
+    /// Run an installer, for `install`
     #[command(flatten)]
     install: InstallerRun,
 }
 
-/// What `install` passes to the supervisor.
+/// Options that `install` passes to the supervisor.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct InstallerRun {
     /// The medium of the first boot
@@ -56,7 +56,7 @@ pub struct InstallerRun {
 }
 
 impl InstallerRun {
-    /// From this medium.
+    /// Creates the options for this medium.
     pub fn new(medium: &Path, answers: Option<&Answers>, append: Option<&str>) -> InstallerRun {
         let mut run = InstallerRun { installer: Some(medium.to_owned()), append: append.map(str::to_owned), ..Self::default() };
         match answers {
@@ -67,7 +67,7 @@ impl InstallerRun {
         run
     }
 
-    /// The words of the command line that mean this.
+    /// Returns the command line of these options.
     pub fn words(&self) -> Vec<OsString> {
         let pairs = [
             ("--installer", self.installer.clone().map(PathBuf::into_os_string)),
@@ -78,7 +78,7 @@ impl InstallerRun {
         pairs.into_iter().filter_map(|(name, value)| Some([name.into(), value?])).flatten().collect()
     }
 
-    /// The run, if there is one; its files are looked at.
+    /// Returns the run, if there is one. Its files are checked.
     pub fn install(&self) -> Result<Option<Install>, Failure> {
         let Some(medium) = &self.installer else { return Ok(None) };
         let preseed = self.preseed.clone().map(Answers::Preseed);
@@ -103,38 +103,38 @@ impl Args {
             };
         }
         self.in_foreground(app).map_err(|failure| match failure.status {
-            // 1 is a guest's that wrote 0 to its debug-exit port.
+            // 1 belongs to a guest that wrote 0 to its debug-exit port.
             ExitStatus::User => Failure { status: ExitStatus::Engine(USERS_FAULT), ..failure },
             _ => failure,
         })
     }
 
     fn in_foreground(&self, app: &App) -> Outcome {
-        let place = app.place()?;
-        let guest = place.store.guest(&self.guest)?;
-        foreground(app, place, guest, self.install.install()?)
+        let context = app.context()?;
+        let guest = context.store.guest(&self.guest)?;
+        foreground(app, context, guest, self.install.install()?)
     }
 
-    /// What a detached supervisor is started with: whoever started it hears of all that fails here, too.
+    /// Returns the options of a detached supervisor. All errors here are reported to the process that started it.
     fn prepare(&self, app: &App) -> Result<(Options, GuestDir), Failure> {
-        let place = app.place()?;
-        let guest = place.store.guest(&self.guest)?;
+        let context = app.context()?;
+        let guest = context.store.guest(&self.guest)?;
         let install = self.install.install()?;
-        let options = options(app, place, &guest, false)?;
+        let options = options(app, context, &guest, false)?;
         Ok((Options { install, ..options }, guest))
     }
 }
 
-/// Tells the one who started this supervisor, who may have gone away; then nobody needs to know.
+/// Sends a report to the process that started this supervisor. It may be gone, and then no report is needed.
 fn report(report: &Report) {
     let line = serde_json::to_string(report).expect("plain fields") + "\n";
     let _ = std::io::Write::write_all(&mut std::io::stdout(), line.as_bytes());
     crate::host::process::give_up_stdout();
 }
 
-fn options(app: &App, place: Place, guest: &GuestDir, foreground: bool) -> Result<Options, Failure> {
-    let around = place.around();
-    let (host_file, datastore) = (around.host_file.to_owned(), around.datastore.to_owned());
+fn options(app: &App, context: CommandContext, guest: &GuestDir, foreground: bool) -> Result<Options, Failure> {
+    let surroundings = context.surroundings();
+    let (host_file, datastore) = (surroundings.host_file.to_owned(), surroundings.datastore.to_owned());
     let (config, guest, store) = (app.config.clone(), guest.clone(), datastore.clone());
     let load_host = move || -> crate::guest::error::Result<HostConfig> {
         let mut host = HostConfig::load(config.as_deref(), &HostPaths::of_this_user()?, engine::of_this_host())?;
@@ -143,11 +143,12 @@ fn options(app: &App, place: Place, guest: &GuestDir, foreground: bool) -> Resul
     };
     let host_path = host_file.clone();
     Ok(Options {
-        // The host file, too, is read again: its defaults are part of what a guest file means.
+        // The host file is read again too, since its defaults are part of a guest's configuration.
         load: Box::new(move || {
             let host = load_host()?;
-            let around = crate::guest::definition::Surroundings { host: &host, host_file: &host_path, datastore: &datastore };
-            let definition = Definition::load(&guest, around)?;
+            let surroundings =
+                crate::guest::definition::Surroundings { host: &host, host_file: &host_path, datastore: &datastore };
+            let definition = Definition::load(&guest, surroundings)?;
             trust::check_guest(&guest, &definition, &host_path)?;
             Ok(definition)
         }),
@@ -161,26 +162,26 @@ fn options(app: &App, place: Place, guest: &GuestDir, foreground: bool) -> Resul
 
 fn detached(mut options: Options, guest: GuestDir) -> Outcome {
     options.started = Box::new(|outcome| report(&Report::of(outcome)));
-    // Errors have been reported to the one who started us, and stand in the event log.
+    // Errors have been reported to the process that started us, and are in the event log.
     match supervise(guest, options) {
         Ok(Ending::Stopped(_)) => Ok(ExitStatus::Done),
         Ok(Ending::Failed(_)) | Err(_) => Ok(ExitStatus::Machine),
     }
 }
 
-fn foreground(app: &App, place: Place, guest: GuestDir, install: Option<Install>) -> Outcome {
-    preflight(app, &place, &guest, &Definition::load(&guest, place.around())?)?;
-    let mut options = options(app, place, &guest, true)?;
+fn foreground(app: &App, context: CommandContext, guest: GuestDir, install: Option<Install>) -> Outcome {
+    preflight(app, &context, &guest, &Definition::load(&guest, context.surroundings())?)?;
+    let mut options = options(app, context, &guest, true)?;
     options.install = install;
     let (ours, theirs) = UnixStream::pair()?;
     options.console = Some(theirs);
-    // The supervisor takes the signals: they must be blocked in every thread, so before there is another.
+    // The supervisor takes the signals, which must be blocked in every thread. So block them before there is another.
     block_signals()?;
     app.ui.done(format!("console of {}; `~s` stops the guest, `~.` leaves its console, `~?` lists the escapes", guest.name()));
     let (watched, watcher) = (guest.clone(), app.clone());
     let console = std::thread::spawn(move || attach::in_foreground(&watcher, &watched, ours));
     let ending = supervise(guest, options);
-    // The stream has ended with the supervisor, so this does not wait; the terminal is restored when it returns.
+    // The stream has ended with the supervisor, so this does not wait. The terminal is restored when it returns.
     if let Ok(Err(failure)) = console.join() {
         app.ui.failure(&failure);
     }

@@ -1,18 +1,18 @@
-//! `vmctl schema`: the JSON Schema that editors check and complete guest files from.
+//! `vmctl schema`: prints the JSON Schema with which editors check and complete guest files.
 
 use super::{App, ExitStatus, Outcome};
 use crate::config::schema::{fleet_schema, guest_schema, host_schema};
 
 /// Print the JSON Schema of guest files
 ///
-/// Editors complete from it: put `#:schema ./vmctl.schema.json` at the top of a guest file for taplo and what builds on
-/// it.
+/// Editors use it for completion: put `#:schema ./vmctl.schema.json` at the top of a guest file for taplo and tools
+/// that use it.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The schema of the host file, vmctl.toml, instead
+    /// Print the schema of the host file, vmctl.toml, instead
     #[arg(long)]
     host: bool,
-    /// The schema of a fleet file, fleet.toml, instead
+    /// Print the schema of a fleet file, fleet.toml, instead
     #[arg(long, conflicts_with = "host")]
     fleet: bool,
 }

@@ -1,4 +1,4 @@
-//! From the names, globs and tags of a command line to guests, and the same done to each of them.
+//! Selection of guests by the names, globs and tags of a command line, and running an action on each.
 
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -12,11 +12,11 @@ use crate::guest::overview::Observer;
 use crate::guest::store::{GuestDir, Store};
 use crate::guest::trust;
 
-/// How many guests are worked on at the same time.
+/// Number of guests that are worked on at the same time.
 const AT_ONCE: usize = 8;
 
-/// The store of a command, and what guest files are read with.
-pub struct Place {
+/// The store of a command, with the parameters for reading guest files.
+pub struct CommandContext {
     /// The host file, checked.
     pub host: HostConfig,
     host_file: PathBuf,
@@ -25,58 +25,60 @@ pub struct Place {
     pub store: Store,
 }
 
-impl Place {
-    /// Where the guests are.
+impl CommandContext {
+    /// Returns where the guests are.
     pub fn datastore(&self) -> &DatastoreConfig {
         &self.datastore
     }
 
-    /// What guest files are read with.
-    pub fn around(&self) -> Surroundings<'_> {
+    /// Returns the parameters for reading guest files.
+    pub fn surroundings(&self) -> Surroundings<'_> {
         Surroundings { host: &self.host, host_file: &self.host_file, datastore: &self.datastore.path }
     }
 }
 
-/// One guest that a command is about.
+/// One selected guest.
 pub struct Chosen {
-    /// As it was written, when it means no guest.
-    pub shown: String,
-    /// The guest, or that there is none.
+    /// Its name as it was written, even if there is no such guest.
+    pub label: String,
+    /// The guest, or the error that there is none.
     pub guest: Result<GuestDir, GuestError>,
-    /// It was named, and not only matched by a pattern or a tag: not being in the right state is then an error.
+    /// Whether it was named, and not only matched by a pattern or a tag: then a wrong state is an error.
     pub named: bool,
 }
 
 impl App {
-    /// The host file, the datastore and the store that the user means. What killed commands left in it is swept.
-    pub fn place(&self) -> Result<Place, Failure> {
-        let place = trusted(self.place_as_left()?)?;
-        place.store.sweep();
-        Ok(place)
+    /// Returns the host file, the datastore and the store that the user selected. Sweeps the remains of killed
+    /// commands.
+    pub fn context(&self) -> Result<CommandContext, Failure> {
+        let context = trusted(self.context_unswept()?)?;
+        context.store.sweep();
+        Ok(context)
     }
 
-    /// The same, and nothing is swept: for a command that tells of it.
-    pub fn place_as_left(&self) -> Result<Place, Failure> {
-        self.place_of(self.host()?)
+    /// Returns the same without sweeping, for a command that reports the remains.
+    pub fn context_unswept(&self) -> Result<CommandContext, Failure> {
+        self.context_of(self.host()?)
     }
 
-    /// The same, without the switches of fleets.
-    pub fn place_alone(&self) -> Result<Place, Failure> {
-        let place = trusted(self.place_of(self.host_alone()?)?)?;
-        place.store.sweep();
-        Ok(place)
+    /// Returns the same, without the switches of fleets.
+    pub fn context_without_fleets(&self) -> Result<CommandContext, Failure> {
+        let context = trusted(self.context_of(self.host_alone()?)?)?;
+        context.store.sweep();
+        Ok(context)
     }
 
-    /// The same for a command that only looks: then the datastore may be anybody's. It is swept where it can be trusted.
-    pub fn place_to_look(&self) -> Result<Place, Failure> {
-        let place = self.place_as_left()?;
-        if trust::check_datastore(place.store.root()).is_ok() {
-            place.store.sweep();
+    /// Returns the same for a command that only reads: then the datastore may belong to anybody. It is swept only if it
+    /// can be trusted.
+    pub fn context_to_look(&self) -> Result<CommandContext, Failure> {
+        let context = self.context_unswept()?;
+        if trust::check_datastore(context.store.root()).is_ok() {
+            context.store.sweep();
         }
-        Ok(place)
+        Ok(context)
     }
 
-    fn place_of(&self, host: HostConfig) -> Result<Place, Failure> {
+    fn context_of(&self, host: HostConfig) -> Result<CommandContext, Failure> {
         let paths = HostPaths::of_this_user()?;
         let datastore = self.datastore(&host)?;
         let path = std::path::absolute(&datastore.path)?;
@@ -84,36 +86,36 @@ impl App {
         let host_file = self.config.clone().unwrap_or_else(|| paths.config_file.clone());
         let host_file = std::path::absolute(&host_file)?;
         let ui = self.ui.clone();
-        let store = Store::new(&datastore, &paths.runtime_dir).telling(Waiting::told(move |words| ui.progress(words)));
-        Ok(Place { host, host_file, datastore, store })
+        let store = Store::new(&datastore, &paths.runtime_dir).telling(Waiting::notify_with(move |words| ui.progress(words)));
+        Ok(CommandContext { host, host_file, datastore, store })
     }
 }
 
-/// A datastore of somebody else's decides nothing of what this user runs and writes.
-fn trusted(place: Place) -> Result<Place, Failure> {
-    trust::check_datastore(place.store.root())?;
-    Ok(place)
+/// Refuses the datastore of another user, which must not decide what this user runs and writes.
+fn trusted(context: CommandContext) -> Result<CommandContext, Failure> {
+    trust::check_datastore(context.store.root())?;
+    Ok(context)
 }
 
 impl Guests {
-    /// The guests that are meant; what means none is among them, to be reported in its turn.
-    pub fn choose(&self, place: &Place) -> Result<Vec<Chosen>, Failure> {
+    /// Returns the selected guests. A name without a guest is among them, and is reported in its turn.
+    pub fn choose(&self, context: &CommandContext) -> Result<Vec<Chosen>, Failure> {
         let patterns = if self.names.is_empty() { vec!["*".to_owned()] } else { self.names.clone() };
-        if self.names.is_empty() && place.store.names()?.is_empty() {
+        if self.names.is_empty() && context.store.names()?.is_empty() {
             return Ok(Vec::new());
         }
         let mut chosen = Vec::new();
         for pattern in patterns {
             let named = !pattern.contains(['*', '?', '[', '{']);
-            for guest in place.store.select(std::slice::from_ref(&pattern))? {
-                let shown = guest.as_ref().map_or_else(|_| pattern.clone(), |guest| guest.name().to_owned());
-                if !chosen.iter().any(|other: &Chosen| other.shown == shown) {
-                    chosen.push(Chosen { shown, guest, named });
+            for guest in context.store.select(std::slice::from_ref(&pattern))? {
+                let label = guest.as_ref().map_or_else(|_| pattern.clone(), |guest| guest.name().to_owned());
+                if !chosen.iter().any(|other: &Chosen| other.label == label) {
+                    chosen.push(Chosen { label, guest, named });
                 }
             }
         }
         if !self.tags.is_empty() {
-            let mut observer = Observer::new(place.around());
+            let mut observer = Observer::new(context.surroundings());
             chosen.retain_mut(|chosen| {
                 let Ok(guest) = &chosen.guest else { return true };
                 let tags = observer.look(guest).map(|(overview, _)| overview.tags).unwrap_or_default();
@@ -130,8 +132,8 @@ impl Guests {
 }
 
 impl App {
-    /// Does the same to each guest, some at a time; goes on after one fails and reports each as it ends. Returns the
-    /// worst status.
+    /// Runs an action on each guest, for several at the same time. Continues after a failure and reports each guest at
+    /// its end. Returns the worst status.
     pub fn each_guest(&self, chosen: Vec<Chosen>, action: impl Fn(&GuestDir, bool) -> Outcome + Sync) -> Outcome {
         let many = chosen.len();
         let queue = Mutex::new(chosen.into_iter());
@@ -139,13 +141,13 @@ impl App {
         let work = || {
             loop {
                 let next = queue.lock().expect("no panic happens under this lock").next();
-                let Some(Chosen { shown, guest, named }) = next else { return };
+                let Some(Chosen { label, guest, named }) = next else { return };
                 let outcome = match guest {
                     Ok(guest) => action(&guest, named),
                     Err(error) => Err(Failure::from(error)),
                 };
                 let mut worst = worst.lock().expect("no panic happens under this lock");
-                let status = outcome.unwrap_or_else(|failure| self.ui.failure_about(many > 1, &shown, &failure));
+                let status = outcome.unwrap_or_else(|failure| self.ui.failure_about(many > 1, &label, &failure));
                 *worst = (*worst).max(status);
             }
         };
@@ -157,13 +159,14 @@ impl App {
         Ok(worst.into_inner().expect("no panic happened under this lock"))
     }
 
-    /// As [`App::each_guest`], one after the other, for commands that talk with the user.
+    /// Runs an action as [`App::each_guest`] does, but on one guest after the other, for commands that talk with the
+    /// user.
     pub fn each_in_turn(&self, chosen: Vec<Chosen>, mut action: impl FnMut(&GuestDir) -> Outcome) -> Outcome {
         let many = chosen.len() > 1;
         let mut worst = ExitStatus::Done;
-        for Chosen { shown, guest, .. } in chosen {
+        for Chosen { label, guest, .. } in chosen {
             let outcome = guest.map_err(Failure::from).and_then(|guest| action(&guest));
-            worst = worst.max(outcome.unwrap_or_else(|failure| self.ui.failure_about(many, &shown, &failure)));
+            worst = worst.max(outcome.unwrap_or_else(|failure| self.ui.failure_about(many, &label, &failure)));
         }
         Ok(worst)
     }

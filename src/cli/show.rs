@@ -1,4 +1,4 @@
-//! `vmctl show`: a guest's configuration, as written or as it is meant.
+//! `vmctl show`: shows a guest's configuration, as written or resolved.
 
 use serde::Serialize;
 
@@ -10,17 +10,17 @@ use crate::inputs;
 
 /// Show the configuration of a guest
 ///
-/// As written, or with `--resolved` as one file that needs no template, with every default filled in. The JSON formats
+/// Shows it as written or, with `--resolved`, as one file that needs no template, with all defaults. The JSON formats
 /// are always resolved.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// A guest, or a guest file (with a slash, or `.toml` at the end)
     #[arg(value_name = "GUEST|FILE")]
     guest: String,
-    /// With templates, included files, expressions and defaults filled in
+    /// Fill in templates, included files, expressions and defaults
     #[arg(long)]
     resolved: bool,
-    /// Say of each key which file and line set it
+    /// Show for each key the file and line that set it
     #[arg(long)]
     explain: bool,
     /// Override a key, like `memory=2G` or `disks.root.size=20G`
@@ -29,7 +29,7 @@ pub struct Args {
 }
 
 #[derive(Serialize)]
-struct Shown<'a> {
+struct ConfigReport<'a> {
     config: &'a GuestConfig,
     #[serde(skip_serializing_if = "Option::is_none")]
     origins: Option<Vec<Origin>>,
@@ -48,8 +48,8 @@ impl Args {
         }
         let guest = source.load(&host, &store, &self.sets)?;
         let (text, origins) = render(&guest.resolved, self.explain);
-        let shown = Shown { config: &guest.config, origins: self.explain.then_some(origins), files: guest.files() };
-        app.ui.record("guest-config", 1, &shown, &guest.config.name, &text)?;
+        let report = ConfigReport { config: &guest.config, origins: self.explain.then_some(origins), files: guest.files() };
+        app.ui.record("guest-config", 1, &report, &guest.config.name, &text)?;
         Ok(ExitStatus::Done)
     }
 }

@@ -1,4 +1,4 @@
-//! `vmctl snapshots`.
+//! `vmctl snapshots`: lists snapshots.
 
 use super::{App, Column, ExitStatus, Guests, Outcome};
 use crate::guest::snapshot::{self, GuestSnapshot};
@@ -28,10 +28,10 @@ const COLUMNS: [Column<GuestSnapshot>; 5] = [
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
-        let place = app.place_to_look()?;
+        let context = app.context_to_look()?;
         let mut rows = Vec::new();
-        let status = app.each_in_turn(self.guests.choose(&place)?, |guest| {
-            rows.extend(snapshot::list(guest, place.around())?);
+        let status = app.each_in_turn(self.guests.choose(&context)?, |guest| {
+            rows.extend(snapshot::list(guest, context.surroundings())?);
             Ok(ExitStatus::Done)
         })?;
         app.ui.list("snapshots", 1, &rows, &COLUMNS, |snapshot| format!("{}@{}", snapshot.guest, snapshot.name))?;

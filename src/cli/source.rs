@@ -16,8 +16,8 @@ pub struct GuestSource {
 }
 
 impl GuestSource {
-    /// An argument with a slash or with `.toml` at its end is a file, any other a guest. New guests have no such names; one
-    /// that has is found where no file is called so.
+    /// Finds the guest file of an argument: with a slash or with `.toml` at its end it is a file, otherwise a guest.
+    /// New guests have no such names. An old one with such a name is found if there is no file of that name.
     pub fn find(argument: &str, store: &DatastoreConfig) -> Result<Self, Failure> {
         let guest = store.path.join(GUESTS_DIR).join(argument).join(GUEST_FILE);
         if argument.contains('/') || (argument.ends_with(".toml") && (Path::new(argument).exists() || !guest.is_file())) {
@@ -33,15 +33,15 @@ impl GuestSource {
         Err(Failure::user(format!("there is no guest `{argument}` in `{}`", store.path.display())).hint(hint))
     }
 
-    /// Every guest of the datastore.
+    /// Returns every guest of the datastore.
     pub fn all(store: &DatastoreConfig) -> Vec<Self> {
         let names = Store::new(store, Path::new("")).names().unwrap_or_default().into_iter();
         let source = |name: String| Self { file: store.path.join(GUESTS_DIR).join(&name).join(GUEST_FILE), name: Some(name) };
         names.map(source).filter(|source| source.file.is_file()).collect()
     }
 
-    /// How the guest is called in words for the user.
-    pub fn shown(&self) -> String {
+    /// Returns the guest's name for messages.
+    pub fn display_name(&self) -> String {
         self.name.clone().unwrap_or_else(|| self.file.display().to_string())
     }
 
@@ -55,10 +55,10 @@ impl GuestSource {
         let Some(name) = &self.name else {
             return load_guest(&GuestRequest { file: &self.file, text: None, name: None, sets, host, datastore: &store.path });
         };
-        // A file that is the user's own is linked: paths in it start where it really is.
+        // A user's own file is a link: paths in it are relative to its real directory.
         let directory = self.file.parent().unwrap_or(Path::new("/"));
         let file = std::fs::read_link(&self.file).map_or_else(|_| self.file.clone(), |target| directory.join(target));
-        // What runs it when its file does not say was settled when it was made.
+        // The default engine of an existing guest was fixed when it was made.
         let engine = settled_engine(&directory.join(STATE_FILE)).unwrap_or(host.default_engine);
         let host = &HostConfig { default_engine: engine, ..host.clone() };
         load_guest(&GuestRequest { file: &file, text: None, name: Some(name), sets, host, datastore: &store.path })
@@ -66,7 +66,7 @@ impl GuestSource {
 }
 
 impl App {
-    /// The host file and the datastore that the user means. What killed commands left in it is swept.
+    /// Returns the host file and the datastore that the user selected. Sweeps the remains of killed commands.
     pub fn host_and_datastore(&self) -> Result<(HostConfig, DatastoreConfig), Failure> {
         let host = self.host()?;
         let store = self.datastore(&host)?;

@@ -1,12 +1,12 @@
-//! `vmctl start`.
+//! `vmctl start`: starts guests.
 
 use std::ffi::OsString;
 use std::process::Command;
 use std::time::Duration;
 
 use super::attach::{self, Session};
-use super::progress::Shown;
-use super::selection::Place;
+use super::progress::ProgressDisplay;
+use super::selection::CommandContext;
 use super::{App, ExitStatus, Failure, Guests, Outcome};
 use crate::guest::bhyve::leftovers;
 use crate::guest::control::{Reply, Request};
@@ -19,9 +19,9 @@ use crate::guest::store::GuestDir;
 
 /// Start guests
 ///
-/// Returns when the guest runs; otherwise says what the engine said and exits with 1 or 2. A guest that runs already is
-/// an error if it was named, and left alone if a pattern or a tag chose it. A guest that has failed is started, and its
-/// failure forgotten.
+/// Returns when the guest runs. Otherwise shows the engine's message and exits with 1 or 2. A running guest is an error
+/// if it was named, and left alone if a pattern or a tag selected it. A failed guest is started, and its failure is
+/// cleared.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -33,13 +33,13 @@ pub struct Args {
     if_stopped: bool,
 }
 
-/// How to start, and what to do once a guest runs.
+/// Options of a start, and for a running guest.
 #[derive(Debug, Clone, clap::Args)]
 pub struct How {
     /// Wait until the guest is ready, as its `[ready]` says: without one, until sshd greets or the console asks for a login
     #[arg(long)]
     wait: bool,
-    /// How long to wait, instead of the guest file's `ready.timeout`
+    /// Time to wait, instead of the guest file's `ready.timeout`
     #[arg(long, value_name = "TIME", requires = "wait", value_parser = crate::units::parse_duration)]
     timeout: Option<Duration>,
     /// Show the console once the guest runs (one guest only)
@@ -49,8 +49,8 @@ pub struct How {
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
-        let place = app.place()?;
-        let chosen = self.guests.choose(&place)?;
+        let context = app.context()?;
+        let chosen = self.guests.choose(&context)?;
         if self.how.console && chosen.len() > 1 {
             return Err(Failure::user("`--console` shows one guest, and several were named"));
         }
@@ -62,60 +62,60 @@ impl Args {
                 Ok(ExitStatus::Done)
             }
             Some(holder) => Err(Failure::user(format!("`{}` is running already (supervisor {})", guest.name(), holder.pid))
-                .hint("`--if-stopped` makes this no error")),
-            None => start(app, &place, guest, &self.how),
+                .hint("`--if-stopped` makes this not an error")),
+            None => start(app, &context, guest, &self.how),
         })
     }
 }
 
-/// Starts a guest that is stopped and does what `how` says.
-pub fn start(app: &App, place: &Place, guest: &GuestDir, how: &How) -> Outcome {
-    // Checked here, too: a mistake in the file is shown with its place, and no supervisor is started for it.
-    // What stays is no disk of this boot.
-    let _ = pending::settle_if_free(guest, place.around());
-    boot(app, place, guest, &[])?;
+/// Starts a stopped guest and follows `how`.
+pub fn start(app: &App, context: &CommandContext, guest: &GuestDir, how: &How) -> Outcome {
+    // Checked here too: a mistake in the file is shown with its position, and no supervisor is started for it. Disks
+    // that are left are not used by this boot.
+    let _ = pending::settle_if_free(guest, context.surroundings());
+    boot(app, context, guest, &[])?;
     then(app, guest, how)
 }
 
 /// Starts a guest that is stopped; `words` are those of `run` for an installer's run.
-pub fn boot(app: &App, place: &Place, guest: &GuestDir, words: &[OsString]) -> Result<(), Failure> {
-    let definition = Definition::load(guest, place.around())?;
-    sweep(app, place, guest);
-    preflight(app, place, guest, &definition)?;
-    make_from_images(app, place, guest, &definition)?;
-    let mut command = supervisor_command(app, place, guest)?;
+pub fn boot(app: &App, context: &CommandContext, guest: &GuestDir, words: &[OsString]) -> Result<(), Failure> {
+    let definition = Definition::load(guest, context.surroundings())?;
+    sweep(app, context, guest);
+    preflight(app, context, guest, &definition)?;
+    make_from_images(app, context, guest, &definition)?;
+    let mut command = supervisor_command(app, context, guest)?;
     command.args(words);
     Ok(launcher::start(guest, command)?)
 }
 
 /// Refuses what this host knows against a start, with its place in the guest file, and tells what is no reason against it.
-pub fn preflight(app: &App, place: &Place, guest: &GuestDir, definition: &Definition) -> Result<(), Failure> {
-    Preflight { store: &place.store, around: place.around(), guest: Some(guest) }.check_guest(Moment::Booting)?;
+pub fn preflight(app: &App, context: &CommandContext, guest: &GuestDir, definition: &Definition) -> Result<(), Failure> {
+    Preflight { store: &context.store, surroundings: context.surroundings(), guest: Some(guest) }.check_guest(Moment::Booting)?;
     if let Some(words) = memory_warning(&definition.config) {
         app.ui.warn(words);
     }
     Ok(())
 }
 
-/// The same with an installer's medium for the first boot; `words` are those of `run` for it.
-pub fn start_installer(app: &App, place: &Place, guest: &GuestDir, how: &How, words: &[OsString]) -> Outcome {
-    let _ = pending::settle_if_free(guest, place.around());
-    boot(app, place, guest, words)?;
+/// Starts it in the same way, with an installer's medium for the first boot. `words` are those of `run` for it.
+pub fn start_installer(app: &App, context: &CommandContext, guest: &GuestDir, how: &How, words: &[OsString]) -> Outcome {
+    let _ = pending::settle_if_free(guest, context.surroundings());
+    boot(app, context, guest, words)?;
     then(app, guest, how)
 }
 
-/// Removes what other guests left on this host that were killed with all that ran them: their memory is needed. What stays
-/// is told, and no reason not to start this one.
-fn sweep(app: &App, place: &Place, guest: &GuestDir) {
-    for (name, swept) in leftovers::sweep_all(&place.store, Some(guest.name())) {
+/// Removes the remains of other guests on this host that were killed with all their processes, since their memory is
+/// needed. Those that stay are reported, but do not prevent this start.
+fn sweep(app: &App, context: &CommandContext, guest: &GuestDir) {
+    for (name, swept) in leftovers::sweep_all(&context.store, Some(guest.name())) {
         match swept {
-            Ok(()) => app.ui.warn(format!("{name} was killed: what it had left on this host is removed")),
+            Ok(()) => app.ui.warn(format!("{name} was killed: its leftovers on this host are removed")),
             Err(error) => app.ui.warn(error.chain()),
         }
     }
 }
 
-/// What is done once a guest runs.
+/// Follows the options for a running guest.
 pub fn then(app: &App, guest: &GuestDir, how: &How) -> Outcome {
     if how.console {
         return attach::attach(app, guest, &Session::default());
@@ -129,12 +129,12 @@ pub fn then(app: &App, guest: &GuestDir, how: &How) -> Outcome {
     Ok(ExitStatus::Done)
 }
 
-/// Makes the disks that a later edit of the guest file wants made from images.
-fn make_from_images(app: &App, place: &Place, guest: &GuestDir, definition: &Definition) -> Result<(), Failure> {
+/// Makes the disks that a later edit of the guest file added, from images.
+fn make_from_images(app: &App, context: &CommandContext, guest: &GuestDir, definition: &Definition) -> Result<(), Failure> {
     if definition.config.disks.iter().any(|disk| disk.source.is_some()) {
         let _lock = guest.lock_stopped("make disks of")?;
-        let progress = Shown::new(&app.ui);
-        Images { host: &place.host, progress: &progress }.make_disks(guest, &definition.config)?;
+        let progress = ProgressDisplay::new(&app.ui);
+        Images { host: &context.host, progress: &progress }.make_disks(guest, &definition.config)?;
     }
     Ok(())
 }
@@ -148,8 +148,8 @@ pub fn wait_ready(guest: &GuestDir, timeout: Option<Duration>) -> Result<(), Fai
     }
 }
 
-/// `vmctl run GUEST --supervise` with what this command was told.
-fn supervisor_command(app: &App, place: &Place, guest: &GuestDir) -> Result<Command, Failure> {
+/// Returns `vmctl run GUEST --supervise` with the options of this command.
+fn supervisor_command(app: &App, context: &CommandContext, guest: &GuestDir) -> Result<Command, Failure> {
     let program = match cfg!(target_os = "linux") {
         true => "/proc/self/exe".into(),
         false => std::env::current_exe()?,
@@ -158,20 +158,20 @@ fn supervisor_command(app: &App, place: &Place, guest: &GuestDir) -> Result<Comm
     if let Some(config) = &app.config {
         command.arg("--config").arg(std::path::absolute(config)?);
     }
-    command.arg("--datastore").arg(place.store.root()).args(["run", "--supervise", guest.name()]);
+    command.arg("--datastore").arg(context.store.root()).args(["run", "--supervise", guest.name()]);
     Ok(command)
 }
 
 impl How {
-    /// Without the console; waiting or not.
+    /// Creates the options without the console, with or without waiting.
     pub fn plain(wait: bool) -> How {
         How { wait, timeout: None, console: false }
     }
-    /// Waiting until the guest is ready, or not, for at most so long.
+    /// Creates the options to wait until the guest is ready, or not, for at most this time.
     pub fn within(wait: bool, timeout: Duration) -> How {
         How { timeout: Some(timeout), ..How::plain(wait) }
     }
-    /// With the console.
+    /// Creates the options with the console.
     pub fn with_console() -> How {
         How { console: true, ..How::plain(false) }
     }

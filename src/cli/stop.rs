@@ -1,4 +1,4 @@
-//! `vmctl stop`.
+//! `vmctl stop`: stops guests.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ pub struct Args {
     /// Power off at once, without the power button and the hooks before it
     #[arg(short, long)]
     force: bool,
-    /// How long the guest has, instead of the guest file's `stop_timeout`
+    /// Time that the guest has, instead of the guest file's `stop_timeout`
     #[arg(long, value_name = "TIME", conflicts_with = "force", value_parser = crate::units::parse_duration)]
     timeout: Option<Duration>,
     /// Say nothing of a guest that is not running
@@ -33,18 +33,18 @@ pub struct Args {
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
-        let place = app.place()?;
+        let context = app.context()?;
         let timeout_ms = if self.force { Some(0) } else { self.timeout.map(|timeout| timeout.as_millis() as u64) };
-        end_each(app, self.guests.choose(&place)?, self.if_running, Request::Stop { timeout_ms })
+        end_each(app, self.guests.choose(&context)?, self.if_running, Request::Stop { timeout_ms })
     }
 }
 
-/// Asks each supervisor to end its guest, and says how each ended.
+/// Asks each supervisor to end its guest, and reports how each ended.
 pub fn end_each(app: &App, chosen: Vec<Chosen>, if_running: bool, request: Request) -> Outcome {
     app.each_guest(chosen, |guest, named| {
         if !is_running(guest) {
             if leftovers::sweep(guest)? {
-                app.ui.done(format!("{} was not running any more: what it had left on this host is removed", guest.name()));
+                app.ui.done(format!("{} was not running any more: its leftovers on this host are removed", guest.name()));
                 return Ok(ExitStatus::Done);
             }
             // What is asked for holds already.
@@ -57,7 +57,7 @@ pub fn end_each(app: &App, chosen: Vec<Chosen>, if_running: bool, request: Reque
             return Ok(ExitStatus::Done);
         }
         let ended = match end_guest(guest, &request, None) {
-            // It went by itself just now.
+            // It ended by itself just now.
             Err(_) if !is_running(guest) => return Ok(ExitStatus::Done),
             ended => ended?,
         };
@@ -66,7 +66,7 @@ pub fn end_each(app: &App, chosen: Vec<Chosen>, if_running: bool, request: Reque
     })
 }
 
-/// Whether a supervisor has the guest.
+/// Returns whether a supervisor has the guest.
 pub fn is_running(guest: &GuestDir) -> bool {
     GuestLock::holder(&guest.lock_file()).is_some_and(|holder| holder.role == Role::Supervisor)
 }

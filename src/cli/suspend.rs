@@ -1,4 +1,4 @@
-//! `vmctl suspend`.
+//! `vmctl suspend`: saves guests.
 
 use super::stop::end_each;
 use super::{App, Guests, Outcome};
@@ -6,8 +6,8 @@ use crate::guest::control::Request;
 
 /// Save guests and stop them
 ///
-/// The next `start` goes on where the guest was. Only engine `bhyve`, with a bhyve(8) that was built with snapshots; the
-/// guest goes on when it cannot be saved. What was saved is good for one `start`, of a guest with the same devices.
+/// The next `start` resumes the guest. Needs engine `bhyve`, with a bhyve(8) that was built with snapshots. The guest
+/// continues if it cannot be saved. The saved state is valid for one `start`, of a guest with the same devices.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -16,7 +16,7 @@ pub struct Args {
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
-        let place = app.place()?;
-        end_each(app, self.guests.choose(&place)?, false, Request::Suspend)
+        let context = app.context()?;
+        end_each(app, self.guests.choose(&context)?, false, Request::Suspend)
     }
 }

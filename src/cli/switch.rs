@@ -1,4 +1,4 @@
-//! `vmctl switch`.
+//! `vmctl switch`: manages switches.
 
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::PathBuf;
@@ -10,15 +10,15 @@ use crate::config::{HostConfig, HostPaths, SwitchConfig};
 use crate::guest::switches;
 use crate::host::error::HostError;
 use crate::host::program;
-use crate::host::switch::plan::{self, Plan};
 use crate::host::switch::status::{self, Status};
+use crate::host::switch::steps::{self, SwitchSteps};
 use crate::host::switch::take_over::take_over;
 use crate::host::switch::{Observed, Switch};
 use crate::units::ByteSize;
 
 /// Make, show and remove the switches of the host file and of fleets
 ///
-/// Those that `vmctl apply` of a fleet file left are known like those of the host file.
+/// Switches that `vmctl apply` made for a fleet are treated like those of the host file.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -27,25 +27,25 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
-    /// List the switches and how they stand
+    /// List the switches and their state
     List,
-    /// Show one or more switches closely
+    /// Show the details of one or more switches
     Info {
-        /// Switches; all if left out
+        /// Switches; all by default
         #[arg(value_name = "SWITCH")]
         names: Vec<String>,
     },
-    /// Show what making a switch would do, as commands, and do nothing
+    /// Show the commands that making a switch would run, but run none
     ///
-    /// Exits with 2 when there is something to do.
+    /// Exits with 2 if there is something to do.
     Plan {
-        /// Switches; all if left out
+        /// Switches; all by default
         #[arg(value_name = "SWITCH")]
         names: Vec<String>,
     },
-    /// Make what is missing of switches
+    /// Make the missing parts of switches
     ///
-    /// A switch that is there is left alone. What was made is taken back when a later step fails.
+    /// An existing switch is left alone. If a step fails, the steps before it are undone.
     #[command(alias = "up")]
     Create {
         /// Switches
@@ -57,13 +57,13 @@ enum Verb {
         /// Do not ask, even if it could cut this session's own network
         #[arg(short, long)]
         yes: bool,
-        /// Make the switch in the place of this bridge of another manager, which goes (one switch only)
+        /// Make the switch in place of this bridge of another manager, which is removed (one switch only)
         #[arg(long, value_name = "BRIDGE", conflicts_with = "all")]
         take_over: Option<String>,
     },
     /// Take switches down
     ///
-    /// Only what vmctl made goes. A switch that guests are on is refused.
+    /// Removes only what vmctl made. A switch with guests is refused.
     #[command(alias = "down")]
     Destroy {
         /// Switches
@@ -75,7 +75,7 @@ enum Verb {
         /// Do not ask, even if it could cut this session's own network
         #[arg(short, long)]
         yes: bool,
-        /// Even while guests are on it, which then have no network
+        /// Take it down even if guests are on it, which then have no network
         #[arg(short, long)]
         force: bool,
     },
@@ -102,7 +102,7 @@ fn uplinks(status: &Status) -> String {
     }
 }
 
-/// What `plan` says of one switch, for programs.
+/// The plan of one switch, for programs.
 #[derive(Serialize)]
 struct Planned {
     name: String,
@@ -131,7 +131,7 @@ struct Here<'a> {
 }
 
 impl Here<'_> {
-    /// The switches of these names, or all of them, and what there is of them.
+    /// Returns the switches of these names, or all of them, with the state of the host.
     fn look(&self, names: &[String]) -> Result<(Vec<Switch>, Observed), Failure> {
         let chosen = switches::chosen(&self.host, names)?;
         if !program::is_freebsd() {
@@ -172,7 +172,7 @@ impl Here<'_> {
             &chosen,
             |switch| switch.id.clone(),
             |switch| {
-                let plan = plan::create(switch, &observed, &self.runtime)?;
+                let plan = steps::create(switch, &observed, &self.runtime)?;
                 rows.push(Planned {
                     name: switch.id.clone(),
                     steps: plan.steps.iter().map(|step| step.action.to_string()).collect(),
@@ -195,7 +195,7 @@ impl Here<'_> {
         Ok(status.max(if pending { ExitStatus::Machine } else { ExitStatus::Done }))
     }
 
-    /// Each is looked at again: an earlier switch may have changed what it finds.
+    /// Runs an action on each. The state is read again for each, since an earlier switch may have changed it.
     fn each(&self, names: &[String], action: impl Fn(&Switch, &Observed) -> Outcome) -> Outcome {
         let (chosen, _) = self.look(names)?;
         self.app.ui.each(
@@ -205,14 +205,14 @@ impl Here<'_> {
         )
     }
 
-    fn create(&self, names: &[String], yes: bool, place_of: Option<&str>) -> Outcome {
-        if place_of.is_some() && names.len() != 1 {
+    fn create(&self, names: &[String], yes: bool, replaced: Option<&str>) -> Outcome {
+        if replaced.is_some() && names.len() != 1 {
             return Err(Failure::user("`--take-over` makes one switch in the place of a bridge, and several were named"));
         }
         self.each(names, |switch, observed| {
-            let plan = match place_of {
+            let plan = match replaced {
                 Some(bridge) => take_over(switch, bridge, observed, &self.runtime)?,
-                None => plan::create(switch, observed, &self.runtime)?,
+                None => steps::create(switch, observed, &self.runtime)?,
             };
             if plan.steps.is_empty() {
                 self.app.ui.done(format!("{} is there", switch.id));
@@ -228,7 +228,7 @@ impl Here<'_> {
 
     fn destroy(&self, names: &[String], yes: bool, force: bool) -> Outcome {
         self.each(names, |switch, observed| {
-            let plan = plan::destroy(switch, observed, &self.runtime, force)?;
+            let plan = steps::destroy(switch, observed, &self.runtime, force)?;
             agree(self.app, &plan, &switch.id, yes)?;
             let failed = program::perform_all(&plan.steps);
             if !failed.is_empty() {
@@ -240,8 +240,8 @@ impl Here<'_> {
     }
 }
 
-/// What could cut the session's own network is asked about first.
-fn agree(app: &App, plan: &Plan, name: &str, yes: bool) -> Result<(), Failure> {
+/// Asks before steps that could cut the session's own network.
+fn agree(app: &App, plan: &SwitchSteps, name: &str, yes: bool) -> Result<(), Failure> {
     if plan.risks.is_empty() {
         return Ok(());
     }
@@ -256,7 +256,7 @@ fn agree(app: &App, plan: &Plan, name: &str, yes: bool) -> Result<(), Failure> {
     if !std::io::stdin().is_terminal() {
         return Err(refused());
     }
-    let _ = write!(std::io::stderr(), "Go on? [y/N] ");
+    let _ = write!(std::io::stderr(), "Continue? [y/N] ");
     let mut answer = String::new();
     std::io::stdin().lock().read_line(&mut answer)?;
     if matches!(answer.trim(), "y" | "Y" | "yes") { Ok(()) } else { Err(refused()) }

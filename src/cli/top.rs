@@ -1,4 +1,4 @@
-//! `vmctl top`, and how it and `metrics` look at guests.
+//! `vmctl top`, and sampling of guests for it and `metrics`.
 
 use std::cmp::Ordering;
 use std::io::{self, IsTerminal, Read, Write};
@@ -11,25 +11,25 @@ use serde::Serialize;
 
 use super::attach::signal_stream;
 use super::list::uptime;
-use super::selection::Place;
+use super::selection::CommandContext;
 use super::{AnyGuests, App, Column, ExitStatus, Failure, Guests, Outcome};
 use crate::guest::figures::{self, Figures, Rates, Samples};
 use crate::guest::overview::{Observer, Overview};
 use crate::guest::store::GuestDir;
 use crate::host::terminal::{RawMode, own_window_size, reset_modes};
 
-/// Show what running guests use, as it changes
+/// Show the resource usage of running guests
 ///
-/// Off a terminal, with --once and in the JSON formats it is one table, of two looks an interval apart. On a terminal `c`,
-/// `m`, `d`, `n` and `g` sort by processor, memory, disk, network and guest, and `q` leaves.
+/// Without a terminal, with --once and in the JSON formats, prints one table of two samples. On a terminal `c`, `m`,
+/// `d`, `n` and `g` sort by processor, memory, disk, network and guest, and `q` quits.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     guests: AnyGuests,
-    /// What comes first
+    /// Sort order
     #[arg(long, value_enum, default_value = "cpu", value_name = "WHAT")]
     sort: Sort,
-    /// Time between two looks, at least `100ms`; 2 s on a terminal and 1 s off it if left out
+    /// Time between two samples, at least `100ms`; by default 2 s on a terminal and 1 s without one
     #[arg(long, value_name = "DURATION", value_parser = crate::units::parse_duration)]
     interval: Option<Duration>,
     /// One table
@@ -37,16 +37,16 @@ pub struct Args {
     once: bool,
 }
 
-/// What comes first.
+/// Sort order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Sort {
-    /// Who uses most of the processors
+    /// By use of the processors
     Cpu,
-    /// Who has most memory
+    /// By memory
     Memory,
-    /// Who moves most bytes from and to disks
+    /// By traffic from and to disks
     Disk,
-    /// Who moves most bytes over networks
+    /// By network traffic
     Network,
     /// By name
     Name,
@@ -73,7 +73,7 @@ const COLUMNS: [Column<Row>; 10] = [
     Column { title: "UPTIME", wide: false, text: |row| uptime(&row.figures.overview) },
 ];
 
-/// Bytes in at most six characters; nothing where nothing is known.
+/// Returns the bytes in at most six characters, or an empty text if they are not known.
 fn short(bytes: Option<f64>) -> String {
     let Some(mut value) = bytes else { return String::new() };
     let mut units = ["B", "K", "M", "G", "T"].into_iter();
@@ -108,7 +108,7 @@ impl Sort {
         }
     }
 
-    /// The figure that decides; what is not known comes last.
+    /// Returns the figure to sort by. Unknown ones come last.
     fn figure(self, row: &Row) -> f64 {
         let both = |one: Option<f64>, other: Option<f64>| one.or(other).map(|_| one.unwrap_or(0.0) + other.unwrap_or(0.0));
         let figure = match self {
@@ -127,21 +127,21 @@ impl Sort {
     }
 }
 
-/// Looks at the guests that are meant and reports those that cannot be looked at.
-pub fn look(app: &App, place: &Place, guests: &Guests) -> Result<(Vec<Figures>, ExitStatus), Failure> {
-    let mut observer = Observer::new(place.around());
+/// Samples the selected guests and reports those that cannot be sampled.
+pub fn look(app: &App, context: &CommandContext, guests: &Guests) -> Result<(Vec<Figures>, ExitStatus), Failure> {
+    let mut observer = Observer::new(context.surroundings());
     let mut seen = Vec::new();
-    let status = app.each_in_turn(guests.choose(place)?, |guest| {
+    let status = app.each_in_turn(guests.choose(context)?, |guest| {
         seen.push((guest.clone(), observer.look(guest)?.0));
         Ok(ExitStatus::Done)
     })?;
     Ok((figures::look(seen), status))
 }
 
-/// Looks at the guests that are meant by now; one that cannot be looked at, or is just being removed, is left out.
-pub fn look_again(place: &Place, guests: &Guests) -> Vec<Figures> {
-    let mut observer = Observer::new(place.around());
-    let chosen = guests.choose(place).unwrap_or_default();
+/// Samples the guests that are selected now. A guest that cannot be sampled, or is just being removed, is left out.
+pub fn look_again(context: &CommandContext, guests: &Guests) -> Vec<Figures> {
+    let mut observer = Observer::new(context.surroundings());
+    let chosen = guests.choose(context).unwrap_or_default();
     let seen: Vec<(GuestDir, Overview)> = chosen
         .into_iter()
         .filter_map(|chosen| {
@@ -158,34 +158,34 @@ impl Args {
         if self.interval.is_some_and(|interval| interval < Duration::from_millis(100)) {
             return Err(Failure::user("`--interval` is at least `100ms`"));
         }
-        let place = app.place_to_look()?;
+        let context = app.context_to_look()?;
         let guests = self.guests.clone().guests();
         let mut samples = Samples::default();
-        let (first, status) = look(app, &place, &guests)?;
+        let (first, status) = look(app, &context, &guests)?;
         samples.next(first);
         let watched = app.ui.format() == super::OutputFormat::Table && io::stdin().is_terminal() && io::stdout().is_terminal();
         if watched && !self.once {
-            return self.live(app, &place, &guests, &mut samples);
+            return self.live(app, &context, &guests, &mut samples);
         }
         std::thread::sleep(self.interval.unwrap_or(Duration::from_secs(1)));
-        let rows = rows(&mut samples, look_again(&place, &guests), self.sort);
+        let rows = rows(&mut samples, look_again(&context, &guests), self.sort);
         app.ui.list("guest-usage", 1, &rows, &COLUMNS, |row| row.figures.overview.name.clone())?;
         Ok(status)
     }
 
-    fn live(&self, app: &App, place: &Place, guests: &Guests, samples: &mut Samples) -> Outcome {
+    fn live(&self, app: &App, context: &CommandContext, guests: &Guests, samples: &mut Samples) -> Outcome {
         let signals = signal_stream()?;
         let raw = RawMode::enter();
         let _raw = raw.map_err(|error| Failure::machine(anyhow::Error::new(error).context("cannot set up the terminal")))?;
         let mut screen = Screen::open();
         let interval = self.interval.unwrap_or(Duration::from_secs(2));
         let mut sort = self.sort;
-        // The first rates come soon, those after it over the whole interval.
+        // The first rates come soon, and those after them cover the whole interval.
         let mut next = Instant::now() + interval.min(Duration::from_millis(500));
         let mut rows: Vec<Row> = Vec::new();
         loop {
             if Instant::now() >= next {
-                rows = self::rows(samples, look_again(place, guests), sort);
+                rows = self::rows(samples, look_again(context, guests), sort);
                 next = Instant::now() + interval;
             }
             if screen.draw(&app.ui.table(&rows, &COLUMNS), rows.len(), sort).is_err() {
@@ -204,7 +204,7 @@ impl Args {
     }
 }
 
-/// The guests that run, in their order.
+/// Returns the running guests, sorted.
 fn rows(samples: &mut Samples, figures: Vec<Figures>, sort: Sort) -> Vec<Row> {
     let seen = samples.next(figures).into_iter().filter(|(figures, _)| figures.overview.pid.is_some());
     let mut rows: Vec<Row> = seen.map(|(figures, rates)| Row { figures, rates }).collect();
@@ -212,7 +212,7 @@ fn rows(samples: &mut Samples, figures: Vec<Figures>, sort: Sort) -> Vec<Row> {
     rows
 }
 
-/// What there was while waiting.
+/// Event while waiting.
 enum Heard {
     Nothing,
     Key(u8),
@@ -220,7 +220,7 @@ enum Heard {
     Leave,
 }
 
-/// Waits for a key, a signal or the time, whatever is first.
+/// Waits for a key, a signal or the time, whichever is first.
 fn wait(signals: &UnixStream, until: Instant) -> Result<Heard, Failure> {
     let stdin = io::stdin();
     let mut fds = [PollFd::new(stdin.as_fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
@@ -233,14 +233,14 @@ fn wait(signals: &UnixStream, until: Instant) -> Result<Heard, Failure> {
     let mut byte = [0u8; 1];
     if signalled && (&mut &*signals).read_exact(&mut byte).is_ok() {
         let number = i32::from(byte[0]);
-        // A window of another size is drawn anew; a pipe has no end that we write to.
+        // After a change of the window's size the table is drawn again. The signal of a broken pipe needs nothing.
         let harmless = [nix::libc::SIGWINCH, nix::libc::SIGPIPE].contains(&number);
         return Ok(if harmless { Heard::Nothing } else { Heard::Signal(byte[0]) });
     }
     if typed {
         return Ok(match nix::unistd::read(stdin.as_fd(), &mut byte) {
             Err(nix::errno::Errno::EINTR | nix::errno::Errno::EAGAIN) => Heard::Nothing,
-            // Ctrl-C and Ctrl-D are characters in raw mode; nothing to read is a terminal that has gone.
+            // Ctrl-C and Ctrl-D are characters in raw mode. End of input means that the terminal is gone.
             Ok(0) | Err(_) => Heard::Leave,
             Ok(_) if matches!(byte[0], b'q' | b'Q' | 3 | 4) => Heard::Leave,
             Ok(_) => Heard::Key(byte[0]),
@@ -249,7 +249,7 @@ fn wait(signals: &UnixStream, until: Instant) -> Result<Heard, Failure> {
     Ok(Heard::Nothing)
 }
 
-/// The terminal's other screen, left when this is dropped.
+/// The terminal's alternate screen, which is left when this is dropped.
 struct Screen;
 
 impl Screen {
@@ -259,7 +259,7 @@ impl Screen {
         Screen
     }
 
-    /// Draws anew what fits; the end of each line and of the screen is cleared, so that nothing flickers.
+    /// Draws what fits. Clears the end of each line and of the screen, so that nothing flickers.
     fn draw(&mut self, table: &str, guests: usize, sort: Sort) -> io::Result<()> {
         let (rows, columns) = own_window_size().map_or((24, 80), |(rows, columns)| (usize::from(rows), usize::from(columns)));
         let many = if guests == 1 { "guest" } else { "guests" };

@@ -1,4 +1,4 @@
-//! The one renderer: data on standard output, words for people on standard error, and the exit status.
+//! The one renderer: data on standard output, messages on standard error, and the exit status.
 
 use std::error::Error;
 use std::fmt;
@@ -16,18 +16,18 @@ use crate::guest::error::{Fault, GuestError};
 use crate::host::error::HostError;
 use crate::units::UnitError;
 
-/// How a command ended.
+/// Result of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ExitStatus {
     /// 0: done.
     Done,
     /// 1: the user can fix it.
     User,
-    /// 2: ours, or the machine's.
+    /// 2: an error of vmctl or of the machine.
     Machine,
-    /// 2, of `plan`: there are changes. What is the machine's fault is 1 there, too.
+    /// 2, of `plan`: there are changes. There, an error of the machine is 1 too.
     Changes,
-    /// What the engine exited with, handed through by `vmm` and `run`.
+    /// Exit code of the engine, which `vmm` and `run` pass on.
     Engine(u8),
 }
 
@@ -42,45 +42,45 @@ impl From<ExitStatus> for ExitCode {
     }
 }
 
-/// The next step, for the user; without the word `hint:` and without a final stop.
+/// The next step for the user, without the word `hint:` and without a final stop.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hint(pub String);
 
-/// Why a command did not do what it was asked. Any error becomes one with `?`: a guest's says itself
-/// whose fault it is, any other is the user's, with the hint that [`hint_of`] finds in it.
+/// Reason why a command failed. Any error becomes one with `?`: an error of a guest has its own cause, any other counts
+/// as the user's, with the hint that [`hint_of`] finds in it.
 #[derive(Debug)]
 pub struct Failure {
-    /// What the process exits with.
+    /// Exit status of the process.
     pub status: ExitStatus,
-    /// What went wrong, outermost first.
+    /// The error, with its causes.
     pub error: anyhow::Error,
-    /// What to do about it.
+    /// Hint for the user.
     pub hint: Option<Hint>,
 }
 
-/// What a verb returns.
+/// The result of a verb.
 pub type Outcome = Result<ExitStatus, Failure>;
 
 impl Failure {
-    /// The user's: lower-case, no final stop, the offending value in backticks.
+    /// Creates a failure that the user can fix: lower-case, no final stop, the offending value in backticks.
     pub fn user(message: impl fmt::Display) -> Self {
         Self { status: ExitStatus::User, error: anyhow::anyhow!("{message}"), hint: None }
     }
-    /// Ours, or the machine's.
+    /// Creates a failure of vmctl or of the machine.
     pub fn machine(error: impl Into<anyhow::Error>) -> Self {
         let error = error.into();
         let hint = hint_of(&error);
         Self { status: ExitStatus::Machine, error, hint }
     }
-    /// The whole chain in one line.
+    /// Returns the whole chain of causes in one line.
     pub fn text(&self) -> String {
         self.error.chain().map(ToString::to_string).collect::<Vec<_>>().join(": ")
     }
-    /// Whether the user can put it right.
+    /// Returns whether the user can fix it.
     pub fn is_users(&self) -> bool {
         self.status == ExitStatus::User
     }
-    /// With what to do about it.
+    /// Adds what to do about it.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(Hint(hint.into()));
         self
@@ -104,7 +104,7 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 }
 
 impl Failure {
-    /// An error of a guest says itself who can put it right; what is wrong with a file is shown with its places.
+    /// Converts an error of a guest, which knows who can fix it. Problems of a file are shown with their positions.
     fn of_guest(error: GuestError) -> Self {
         let status = match error.fault() {
             Fault::User => ExitStatus::User,
@@ -118,7 +118,7 @@ impl Failure {
     }
 }
 
-/// The hint that an error of ours carries. An error type with hints has a line here.
+/// Returns the hint in one of our errors. Every error type with hints has a line here.
 fn hint_of(error: &anyhow::Error) -> Option<Hint> {
     let carried = |cause: &(dyn Error + 'static)| -> Option<String> {
         let unit = cause.downcast_ref::<UnitError>().and_then(|error| error.hint.clone());
@@ -129,7 +129,7 @@ fn hint_of(error: &anyhow::Error) -> Option<Hint> {
     error.chain().find_map(carried).map(Hint)
 }
 
-/// How a reading command prints.
+/// Output format of a reading command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum OutputFormat {
     /// For people
@@ -138,23 +138,23 @@ pub enum OutputFormat {
     Wide,
     /// One versioned document
     Json,
-    /// One object a line
+    /// One object per line
     Jsonl,
-    /// Names only, one a line
+    /// Names only, one per line
     Name,
 }
 
 /// One column of a table.
 pub struct Column<T> {
-    /// Its head, in capitals.
+    /// Heading, in capitals.
     pub title: &'static str,
-    /// Shown only with `-o wide`.
+    /// Whether it is shown only with `-o wide`.
     pub wide: bool,
-    /// Its text; an empty one prints as `-`.
+    /// Its text. An empty one is printed as `-`.
     pub text: fn(&T) -> String,
 }
 
-/// A JSON document: what it is, the version of its shape, and the items.
+/// A JSON document: its kind, the version of its format, and the items.
 #[derive(Serialize)]
 struct Document<'a, T> {
     kind: &'a str,
@@ -162,45 +162,46 @@ struct Document<'a, T> {
     items: &'a [T],
 }
 
-/// What prints.
+/// The renderer.
 #[derive(Debug, Clone)]
 pub struct Ui {
     format: OutputFormat,
     quiet: bool,
     colour: bool,
     colour_data: bool,
-    /// Standard error, and standard output, are a terminal's.
+    /// Whether standard error, and standard output, are terminals.
     terminals: (bool, bool),
 }
 
 impl Ui {
-    /// `format` and `quiet` as the user asked. Colour goes to terminals unless `NO_COLOR` is set.
+    /// Creates the renderer for the user's `format` and `quiet`. Terminals get colour unless `NO_COLOR` is set.
     pub fn new(format: OutputFormat, quiet: bool) -> Self {
         let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let terminals = (io::stderr().is_terminal(), io::stdout().is_terminal());
         Self { format, quiet, colour: !refused && terminals.0, colour_data: !refused && terminals.1, terminals }
     }
 
-    /// The format that was asked for.
+    /// Returns the requested format.
     pub fn format(&self) -> OutputFormat {
         self.format
     }
 
-    /// Whether a program reads us.
+    /// Returns whether the output is for a program.
     pub fn is_json(&self) -> bool {
         matches!(self.format, OutputFormat::Json | OutputFormat::Jsonl)
     }
 
-    /// Data. A reader that has gone away ends the command quietly.
+    /// Prints data. A closed output ends the command without a message.
     pub fn data(&self, text: &str) -> Result<(), Failure> {
         match self.terminals.1 {
-            // What a guest or a file chose is among it.
+            // It may contain text from a guest or a file.
             true => self.write(&visible_but_colours(text.as_bytes())),
             false => self.write(text.as_bytes()),
         }
     }
 
-    /// Data that need not be text, like what a guest has said: for a terminal, with all that it would obey as visible text.
+    /// Prints data that need not be text, like the output of a guest. For a terminal, control characters are printed as
+    /// visible text.
     pub fn bytes(&self, bytes: &[u8]) -> Result<(), Failure> {
         match self.terminals.1 {
             true => self.write(&visible(bytes)),
@@ -217,8 +218,8 @@ impl Ui {
         }
     }
 
-    /// A list of things, in the format that was asked for. `kind` and `version` name the JSON document; a field may
-    /// be added to an item without a new version, but none renamed or removed.
+    /// Prints a list of things, in the requested format. `kind` and `version` name the JSON document. A field may be
+    /// added to an item without a new version, but none may be renamed or removed.
     pub fn list<T: Serialize>(
         &self,
         kind: &str,
@@ -236,7 +237,7 @@ impl Ui {
         self.data(&text)
     }
 
-    /// One thing, in the format that was asked for: `text` is what people read.
+    /// Prints one thing, in the requested format. `text` is the form for users.
     pub fn record<T: Serialize>(&self, kind: &str, version: u32, item: &T, name: &str, text: &str) -> Result<(), Failure> {
         match self.format {
             OutputFormat::Json => self.data(&json(&Document { kind, version, items: std::slice::from_ref(item) }, true)),
@@ -246,7 +247,7 @@ impl Ui {
         }
     }
 
-    /// A list of things, for people.
+    /// Prints a list of things for users.
     pub fn table<T>(&self, items: &[T], columns: &[Column<T>]) -> String {
         let shown: Vec<_> = columns.iter().filter(|c| !c.wide || self.format == OutputFormat::Wide).collect();
         let mut builder = Builder::default();
@@ -267,36 +268,36 @@ impl Ui {
         table.to_string().lines().map(|line| format!("{}\n", line.trim_end())).collect()
     }
 
-    /// What was done, for people; `-q` and the JSON formats leave it out.
+    /// Reports what was done, to users. `-q` and the JSON formats suppress it.
     pub fn done(&self, message: impl fmt::Display) {
         if !self.quiet && !self.is_json() {
             self.words(&format!("{message}\n"));
         }
     }
 
-    /// What a question is about, on standard error; `-q` asks all the same.
+    /// Prints the subject of a question on standard error, also with `-q`.
     pub fn words_for_a_question(&self, text: &str) {
         self.words(text);
     }
 
-    /// Whether somebody watches standard error and wants to: then bars can move there.
+    /// Returns whether a user watches standard error: then progress bars can be shown there.
     pub fn is_watched(&self) -> bool {
         !self.quiet && !self.is_json() && io::stderr().is_terminal()
     }
 
-    /// How far long work is, as a plain line; `-q` leaves it out.
+    /// Prints the progress of long work as a plain line. `-q` suppresses it.
     pub fn progress(&self, message: &str) {
         if !self.quiet {
             self.words(&format!("{message}\n"));
         }
     }
 
-    /// Something that the user should know and that did not stop the command.
+    /// Prints a warning: something that the user should know and that did not stop the command.
     pub fn warn(&self, message: impl fmt::Display) {
         self.words(&format!("{} {message}\n", self.paint("warning:", "1;33")));
     }
 
-    /// Why a command failed: the chain, then the hint.
+    /// Prints why a command failed: the chain of causes, then the hint.
     pub fn failure(&self, failure: &Failure) {
         self.failure_of(None, failure);
     }
@@ -321,8 +322,8 @@ impl Ui {
         self.words(&text);
     }
 
-    /// Does the same to each, goes on after one fails, reports each failure with its name, and returns the worst
-    /// status.
+    /// Runs an action on each item. Continues after a failure, reports each failure with its name, and returns the
+    /// worst status.
     pub fn each<T>(&self, items: &[T], name: impl Fn(&T) -> String, mut action: impl FnMut(&T) -> Outcome) -> Outcome {
         let mut worst = ExitStatus::Done;
         for item in items {
@@ -335,13 +336,13 @@ impl Ui {
         Ok(worst)
     }
 
-    /// Reports the failure of one of several guests, with its name if there are `many`; returns the status.
+    /// Reports the failure of one of several guests, with its name if there are `many`. Returns the status.
     pub fn failure_about(&self, many: bool, name: &str, failure: &Failure) -> ExitStatus {
         self.failure_of(many.then_some(name), failure);
         failure.status
     }
 
-    /// Whether data is read by somebody who sees colours.
+    /// Returns whether data is shown with colours.
     pub fn colours_data(&self) -> bool {
         self.colour_data
     }
@@ -350,7 +351,7 @@ impl Ui {
         if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
 
-    /// Standard error may be gone; then there is nobody to tell.
+    /// Prints to standard error. If that is closed, there is no reader.
     fn words(&self, text: &str) {
         let shown = if self.terminals.0 { visible_but_colours(text.as_bytes()) } else { text.as_bytes().into() };
         let _ = io::stderr().lock().write_all(&shown);

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Mutex;
 
 use super::group::{Group, Meant, agree_on_all, of_names};
-use super::selection::Place;
+use super::selection::CommandContext;
 use super::start::{How, start};
 use super::stop::is_running;
 use super::{App, ExitStatus, Failure, Guests, Outcome};
@@ -24,31 +24,31 @@ use crate::guest::state::GuestState;
 pub struct Args {
     #[command(flatten)]
     group: Group,
-    /// How many are started at once, instead of the host file's `autostart_parallel`
+    /// Maximum number of guests that are started at the same time, instead of the host file's `autostart_parallel`
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     parallel: Option<u32>,
 }
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
-        let place = app.place()?;
-        let meant = self.group.meant(app, &place)?;
+        let context = app.context()?;
+        let meant = self.group.meant(app, &context)?;
         match &meant {
             Meant::Named(names) => {
-                let (named, worst) = named(app, &place, names)?;
-                Ok(worst.max(start_those(app, &place, &Those::Named(named), self.parallel)?))
+                let (named, worst) = named(app, &context, names)?;
+                Ok(worst.max(start_those(app, &context, &Those::Named(named), self.parallel)?))
             }
             Meant::Fleet(fleet) => {
                 let missing = fleet.not_made().map_or(ExitStatus::Done, |failure| app.ui.failure_about(false, "", &failure));
-                Ok(missing.max(start_those(app, &place, &Those::Members(&fleet.members), self.parallel)?))
+                Ok(missing.max(start_those(app, &context, &Those::Members(&fleet.members), self.parallel)?))
             }
             Meant::All | Meant::Unsaid => {
                 let stopped: Vec<String> =
-                    place.store.names()?.into_iter().filter(|name| !is_running(&place.store.place(name))).collect();
+                    context.store.names()?.into_iter().filter(|name| !is_running(&context.store.directory_of(name))).collect();
                 if meant == Meant::Unsaid && !stopped.is_empty() {
                     agree_on_all("Start", &stopped, "; `vmctl autostart start` starts those with `autostart`")?;
                 }
-                start_those(app, &place, &Those::All, self.parallel)
+                start_those(app, &context, &Those::All, self.parallel)
             }
         }
     }
@@ -66,18 +66,18 @@ enum Those<'a> {
     All,
 }
 
-/// Starts the guests with `autostart`, or those that are named with those before them.
-pub fn start_all(app: &App, place: &Place, names: &[String], parallel: Option<u32>) -> Outcome {
+/// Starts the guests with `autostart`, or the named ones with those before them.
+pub fn start_all(app: &App, context: &CommandContext, names: &[String], parallel: Option<u32>) -> Outcome {
     if names.is_empty() {
-        return start_those(app, place, &Those::Autostart, parallel);
+        return start_those(app, context, &Those::Autostart, parallel);
     }
-    let (named, worst) = named(app, place, names)?;
-    Ok(worst.max(start_those(app, place, &Those::Named(named), parallel)?))
+    let (named, worst) = named(app, context, names)?;
+    Ok(worst.max(start_those(app, context, &Those::Named(named), parallel)?))
 }
 
-fn start_those(app: &App, place: &Place, those: &Those<'_>, parallel: Option<u32>) -> Outcome {
+fn start_those(app: &App, context: &CommandContext, those: &Those<'_>, parallel: Option<u32>) -> Outcome {
     let listed = super::autostart_rc::listed();
-    let (candidates, worst) = candidates(app, place, |config, state| match those {
+    let (candidates, worst) = candidates(app, context, |config, state| match those {
         Those::Autostart => (config.autostart.enabled || listed.contains(&state.name)) && state.failed.is_none(),
         Those::Members(members) => members.contains(&state.name) && state.failed.is_none(),
         Those::All => state.failed.is_none(),
@@ -90,33 +90,33 @@ fn start_those(app: &App, place: &Place, those: &Those<'_>, parallel: Option<u32
     let (schedule, circles) = Schedule::new(candidates);
     let worst = Mutex::new(worst.max(refuse_circles(app, &circles)));
     let many = schedule.candidates().len() > 1;
-    schedule.run(Direction::Forwards, parallel.unwrap_or(place.host.autostart_parallel) as usize, |candidate| {
+    schedule.run(Direction::Forwards, parallel.unwrap_or(context.host.autostart_parallel) as usize, |candidate| {
         let status =
-            start_one(app, place, candidate).unwrap_or_else(|failure| app.ui.failure_about(many, &candidate.name, &failure));
+            start_one(app, context, candidate).unwrap_or_else(|failure| app.ui.failure_about(many, &candidate.name, &failure));
         let mut worst = worst.lock().expect("no panic happens under this lock");
         *worst = (*worst).max(status);
     });
     Ok(worst.into_inner().expect("no panic happened under this lock"))
 }
 
-fn start_one(app: &App, place: &Place, candidate: &Candidate) -> Outcome {
-    let guest = place.store.guest(&candidate.name)?;
+fn start_one(app: &App, context: &CommandContext, candidate: &Candidate) -> Outcome {
+    let guest = context.store.guest(&candidate.name)?;
     let config = &candidate.config;
     if is_running(&guest) {
-        // Whoever started it: the guests after it wait for it all the same.
+        // It may have been started by another command. The guests after it wait for it nevertheless.
         if config.wait == AutostartWait::Ready {
             super::start::wait_ready(&guest, Some(config.timeout))?;
         }
         return Ok(ExitStatus::Done);
     }
     std::thread::sleep(config.delay);
-    start(app, place, &guest, &How::within(config.wait == AutostartWait::Ready, config.timeout))
+    start(app, context, &guest, &How::within(config.wait == AutostartWait::Ready, config.timeout))
 }
 
-/// The guests that names and globs mean.
-fn named(app: &App, place: &Place, names: &[String]) -> Result<(BTreeSet<String>, ExitStatus), Failure> {
+/// Returns the guests that names and globs mean.
+fn named(app: &App, context: &CommandContext, names: &[String]) -> Result<(BTreeSet<String>, ExitStatus), Failure> {
     let mut found = BTreeSet::new();
-    let chosen = of_names(names).choose(place)?;
+    let chosen = of_names(names).choose(context)?;
     let status = app.each_in_turn(chosen, |guest| {
         found.insert(guest.name().to_owned());
         Ok(ExitStatus::Done)
@@ -124,17 +124,17 @@ fn named(app: &App, place: &Place, names: &[String]) -> Result<(BTreeSet<String>
     Ok((found, status))
 }
 
-/// The guests that `keep` keeps, with their place in the order. What is wrong with the file of one is reported, and the
-/// others go on.
+/// Returns the guests that `keep` selects, with their position in the order. Problems of a guest's file are reported,
+/// and the others continue.
 pub fn candidates(
     app: &App,
-    place: &Place,
+    context: &CommandContext,
     keep: impl Fn(&GuestConfig, &GuestState) -> bool,
 ) -> Result<(Vec<Candidate>, ExitStatus), Failure> {
     let all = Guests { all: true, ..Guests::default() };
     let mut candidates = Vec::new();
-    let worst = app.each_in_turn(all.choose(place)?, |guest| {
-        let config = Definition::load(guest, place.around())?.config;
+    let worst = app.each_in_turn(all.choose(context)?, |guest| {
+        let config = Definition::load(guest, context.surroundings())?.config;
         if keep(&config, &guest.state()?) {
             candidates.push(Candidate { name: guest.name().to_owned(), config: config.autostart });
         }
@@ -143,7 +143,7 @@ pub fn candidates(
     Ok((candidates, worst))
 }
 
-/// Those that are named and those that they come after, over any number of steps.
+/// Returns the named guests and those before them, over any number of steps.
 fn with_those_before(candidates: Vec<Candidate>, named: &BTreeSet<String>) -> Vec<Candidate> {
     let mut wanted = named.clone();
     let mut queue: Vec<String> = named.iter().cloned().collect();
@@ -157,7 +157,7 @@ fn with_those_before(candidates: Vec<Candidate>, named: &BTreeSet<String>) -> Ve
     candidates.into_iter().filter(|candidate| wanted.contains(&candidate.name)).collect()
 }
 
-/// Says which guests wait for each other.
+/// Reports guests that wait for each other.
 pub fn refuse_circles(app: &App, circles: &[Vec<String>]) -> ExitStatus {
     let mut status = ExitStatus::Done;
     for circle in circles {

@@ -1,25 +1,26 @@
-//! Bytes that a guest, or a file of somebody else, has chosen, as they may go to a terminal: what would move its cursor,
-//! set its title or write its clipboard is shown as text.
+//! Output of bytes from a guest, or from another user's file, to a terminal: sequences that would move its cursor, set
+//! its title or write its clipboard are shown as text.
 //!
 //! **Hostile guest**: the output is at most six times as long as the input.
 
 use std::borrow::Cow;
 
-/// The longest sequence of a colour that is let through.
+/// Maximum length of a colour sequence that is let through.
 const LONGEST_COLOUR: usize = 16;
 
-/// `bytes` with every control character but newline, tab and the carriage return of a line's end as visible text: `^[` for
-/// escape, `\u009b` for those above ASCII and those that change the direction of the text, `\x9b` for what is no UTF-8.
+/// Returns `bytes` with every control character except newline, tab and the carriage return of a line's end as visible
+/// text: `^[` for escape, `\u009b` for those above ASCII and those that change the direction of the text, `\x9b` for
+/// bytes that are not UTF-8.
 pub fn visible(bytes: &[u8]) -> Cow<'_, [u8]> {
-    shown(bytes, false)
+    escape(bytes, false)
 }
 
-/// The same for text of ours that has colours: sequences that set one, and nothing else, are let through.
+/// Returns the same for our own text with colours: sequences that only set a colour are let through.
 pub fn visible_but_colours(bytes: &[u8]) -> Cow<'_, [u8]> {
-    shown(bytes, true)
+    escape(bytes, true)
 }
 
-fn shown(bytes: &[u8], colours: bool) -> Cow<'_, [u8]> {
+fn escape(bytes: &[u8], colours: bool) -> Cow<'_, [u8]> {
     if bytes.iter().all(|byte| matches!(byte, b' '..=b'~' | b'\n' | b'\t')) {
         return Cow::Borrowed(bytes);
     }
@@ -44,7 +45,7 @@ fn shown(bytes: &[u8], colours: bool) -> Cow<'_, [u8]> {
                 _ => out.extend(char.encode_utf8(&mut [0; 4]).as_bytes()),
             }
         }
-        // A character that is cut off at the very end goes on in the next piece: what begins one does nothing by itself.
+        // A character that is cut at the very end continues in the next piece. Its beginning alone has no effect.
         let invalid = chunk.invalid();
         match invalid.first() {
             Some(0xc2..=0xf4) if at_the_end(bytes, invalid) => out.extend(invalid),
@@ -62,12 +63,14 @@ fn at_the_end(bytes: &[u8], part: &[u8]) -> bool {
     std::ptr::eq(bytes.as_ptr_range().end, part.as_ptr_range().end)
 }
 
-/// C1 controls, and what changes the direction of the text around it (Unicode 16, 23.2 and 23.8; UAX #9, 2).
+/// Returns whether it is a C1 control, or changes the direction of the text around it (Unicode 16, 23.2 and 23.8; UAX
+/// #9, 2).
 fn is_control(char: char) -> bool {
     matches!(char, '\u{80}'..='\u{9f}' | '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// The length of the colour (ECMA-48, 8.3.117, SGR) that `text` begins with; not of one that hides text.
+/// Returns the length of the colour sequence (ECMA-48, 8.3.117, SGR) at the start of `text`, but not of one that hides
+/// text.
 fn colour(text: &str) -> Option<usize> {
     let words = text.strip_prefix("\x1b[")?;
     let length = words.find(|char: char| !char.is_ascii_digit() && char != ';')?;

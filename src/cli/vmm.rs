@@ -26,7 +26,7 @@ pub struct Args {
     /// The machine, as JSON
     #[arg(long, value_name = "FILE", required_unless_present_any = ["connector", "host_services"])]
     spec: Option<PathBuf>,
-    /// Make sockets for an engine that may make none
+    /// Make sockets for an engine that may not make any
     #[arg(long, conflicts_with = "spec")]
     connector: bool,
     /// What such an engine's interfaces may reach, as JSON
@@ -41,7 +41,7 @@ pub struct Args {
 }
 
 impl Args {
-    /// Runs the machine; the exit code is the engine's, not a command's.
+    /// Runs the machine. The exit code is that of the engine, not of a command.
     pub fn run(&self) -> ExitCode {
         raise_descriptor_limit();
         let outcome = match &self.spec {
@@ -81,7 +81,7 @@ fn machine(spec: &Path) -> Result<u8, String> {
 
 fn stream(what: &str, fd: i32) -> Result<UnixStream, String> {
     inherited::stream(fd)
-        .map_err(|e| format!("no {what} stream at descriptor {fd} ({e}): this command is the supervisor's to start"))
+        .map_err(|e| format!("no {what} stream at descriptor {fd} ({e}): only the supervisor starts this command"))
 }
 
 /// What the guest's interfaces may reach; nothing of what leads to the guest.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::selection::Place;
+use super::selection::CommandContext;
 use super::start::wait_ready;
 use super::stop::is_running;
 use super::{App, ExitStatus, Failure, Guests, Outcome};
@@ -15,7 +15,7 @@ use crate::units::format_duration;
 
 /// Between two looks at a guest.
 const PAUSE: Duration = Duration::from_millis(100);
-/// How long one connection may take.
+/// Time-out of one connection.
 const ATTEMPT: Duration = Duration::from_secs(5);
 
 /// Wait for guests
@@ -27,17 +27,17 @@ const ATTEMPT: Duration = Duration::from_secs(5);
 pub struct Args {
     #[command(flatten)]
     guests: Guests,
-    /// What is waited for
+    /// Event to wait for
     #[arg(long = "for", value_enum, default_value = "ready", value_name = "WHAT")]
-    what: What,
-    /// How long; the guest file's `ready.timeout` if left out, and without end for `stopped`
+    event: AwaitedEvent,
+    /// Maximum wait; the guest file's `ready.timeout` if left out, and no limit for `stopped`
     #[arg(long, value_name = "TIME", value_parser = crate::units::parse_duration)]
     timeout: Option<Duration>,
 }
 
-/// What is waited for.
+/// Event to wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum What {
+enum AwaitedEvent {
     /// The guest is ready
     Ready,
     /// It has stopped
@@ -50,20 +50,20 @@ enum What {
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
-        let place = app.place_to_look()?;
-        app.each_guest(self.guests.choose(&place)?, |guest, _| {
+        let context = app.context_to_look()?;
+        app.each_guest(self.guests.choose(&context)?, |guest, _| {
             let name = guest.name();
-            match self.what {
-                What::Ready => wait_ready(guest, self.timeout)?,
-                What::Login => wait_login(guest, self.timeout)?,
-                What::Ssh => wait_ssh(guest, &place, self.timeout)?,
-                What::Stopped => wait_stopped(guest, self.timeout)?,
+            match self.event {
+                AwaitedEvent::Ready => wait_ready(guest, self.timeout)?,
+                AwaitedEvent::Login => wait_login(guest, self.timeout)?,
+                AwaitedEvent::Ssh => wait_ssh(guest, &context, self.timeout)?,
+                AwaitedEvent::Stopped => wait_stopped(guest, self.timeout)?,
             }
-            app.ui.done(match self.what {
-                What::Ready => format!("{name} is ready"),
-                What::Stopped => format!("{name} has stopped"),
-                What::Ssh => format!("{name} answers ssh"),
-                What::Login => format!("{name} asks for a login"),
+            app.ui.done(match self.event {
+                AwaitedEvent::Ready => format!("{name} is ready"),
+                AwaitedEvent::Stopped => format!("{name} has stopped"),
+                AwaitedEvent::Ssh => format!("{name} answers ssh"),
+                AwaitedEvent::Login => format!("{name} asks for a login"),
             });
             Ok(ExitStatus::Done)
         })
@@ -78,8 +78,8 @@ fn wait_login(guest: &GuestDir, timeout: Option<Duration>) -> Result<(), Failure
     }
 }
 
-fn wait_ssh(guest: &GuestDir, place: &Place, timeout: Option<Duration>) -> Result<(), Failure> {
-    let config = Definition::load(guest, place.around())?.config;
+fn wait_ssh(guest: &GuestDir, context: &CommandContext, timeout: Option<Duration>) -> Result<(), Failure> {
+    let config = Definition::load(guest, context.surroundings())?.config;
     let address = Reach::of(guest, &config, &guest.state()?, None)?.address;
     let timeout = timeout.unwrap_or(config.ready.timeout);
     let started = Instant::now();

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use serde::Serialize;
 
-/// A MAC address; individual, not all zeros.
+/// A MAC address: individual, and not all zeros.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct MacAddr(pub [u8; 6]);
 
@@ -49,7 +49,7 @@ pub struct PciAddress {
 }
 
 impl PciAddress {
-    /// Function 0 of a slot of bus 0.
+    /// Returns function 0 of a slot of bus 0.
     pub const fn slot(slot: u8) -> Self {
         Self { bus: 0, slot, function: 0 }
     }
@@ -90,7 +90,7 @@ impl Serialize for PciAddress {
 /// An address of an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct InterfaceAddress {
-    /// The address itself, not the network's first.
+    /// The address itself, not that of the network.
     pub address: IpAddr,
     /// Prefix length.
     pub prefix: u8,
@@ -118,14 +118,14 @@ impl std::str::FromStr for InterfaceAddress {
 }
 
 impl InterfaceAddress {
-    /// Whether an IPv4 address is in its network.
+    /// Returns whether an IPv4 address is in its network.
     pub fn holds(&self, other: Ipv4Addr) -> bool {
         let IpAddr::V4(address) = self.address else { return false };
         let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix)).unwrap_or(0);
         u32::from(address) & mask == u32::from(other) & mask
     }
 
-    /// The first address of its network, and the last, when it is an IPv4 address.
+    /// Returns the first and the last address of its network, if it is an IPv4 address.
     pub fn ends(&self) -> Option<(Ipv4Addr, Ipv4Addr)> {
         let IpAddr::V4(address) = self.address else { return None };
         let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix)).unwrap_or(0);
@@ -134,7 +134,7 @@ impl InterfaceAddress {
     }
 }
 
-/// `10.0.2.0/24`: the first address and the prefix length.
+/// Parses `10.0.2.0/24`: the first address and the prefix length.
 pub fn network(text: &str) -> Option<(Ipv4Addr, u8)> {
     let (address, prefix) = text.split_once('/')?;
     let (address, prefix): (Ipv4Addr, u8) = (address.parse().ok()?, prefix.parse().ok()?);

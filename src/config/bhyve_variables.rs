@@ -1,5 +1,5 @@
-//! The variables that bhyve(8) knows: `bhyve_config(5)`, and what its sources read besides. bhyve ignores any other in
-//! silence, so that a typing error would change nothing and tell nobody.
+//! The variables of bhyve(8): those of `bhyve_config(5)`, and others that its sources read. bhyve silently ignores
+//! unknown ones, so a typing error would have no effect and no message.
 
 use super::diagnostic::nearest;
 
@@ -72,7 +72,7 @@ const GLOBAL: &[&str] = &[
 
 /// Variables of a device: `pci.BUS.SLOT.FUNCTION.` and one of these.
 const OF_A_DEVICE: &[&str] = &[
-    // Block devices, and AHCI and NVMe besides.
+    // Block devices, and also AHCI and NVMe.
     "bootindex",
     "direct",
     "dsm",
@@ -153,14 +153,14 @@ const OF_A_DEVICE: &[&str] = &[
     "wait",
 ];
 
-/// What vmctl itself relies on: another value would take the guest out of its hands.
+/// Variables that vmctl itself relies on: with another value vmctl could not control the guest.
 const OURS: &[(&str, &str)] = &[
     ("name", "it is the guest's name"),
     ("config.dump", "bhyve would print its variables and end; `vmctl argv` shows the command line"),
     ("destroy_on_poweroff", "vmctl looks at the machine before it destroys it"),
 ];
 
-/// Why a variable cannot stand in a guest file, and what to do.
+/// Returns why a guest file may not have a variable, and what to do.
 pub fn refusal(name: &str) -> Option<(String, Option<String>)> {
     if let Some((_, why)) = OURS.iter().find(|(ours, _)| *ours == name) {
         return Some((format!("the variable `{name}` is not for guest files: {why}"), None));
@@ -177,7 +177,7 @@ pub fn refusal(name: &str) -> Option<(String, Option<String>)> {
     Some((format!("bhyve(8) knows no variable `{name}`, and would ignore it"), near))
 }
 
-/// The same for the variable of a device, and so for the name in its `options`.
+/// Returns the same for the variable of a device, and so for a name in its `options`.
 pub fn device_refusal(name: &str) -> Option<(String, Option<String>)> {
     let plain = general(name);
     if OF_A_DEVICE.contains(&plain.as_str()) {
@@ -187,7 +187,7 @@ pub fn device_refusal(name: &str) -> Option<(String, Option<String>)> {
     Some((format!("no device of bhyve(8) knows `{name}`, and it would be ignored"), near))
 }
 
-/// A name with `N` for each number between dots, and for that of a serial port.
+/// Returns a name with `N` instead of each number between dots, and of that of a serial port.
 fn general(name: &str) -> String {
     let part = |part: &str| match part {
         part if !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit()) => "N".to_owned(),

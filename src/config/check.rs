@@ -1,29 +1,29 @@
-//! From what was written to what is meant: the rules that go beyond one key. The only way to a [`GuestConfig`].
+//! Checks of the rules that involve more than one key. Only this module makes a [`GuestConfig`].
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use super::addresses::{MacAddr, network};
 use super::check_cloud_init::{cloud_init, seed_disk};
 use super::check_hardware as hardware;
-use super::diagnostic::{Diagnostic, Diagnostics, Place, Problems};
+use super::diagnostic::{Diagnostic, Diagnostics, Location, Problems};
 use super::guest::*;
 use super::keys::GUEST_KEYS;
-use super::layer::{Name, Node, Table, Value};
+use super::layer::{Name, Spanned, Table, Value};
 pub use super::paths::is_image_path;
 use super::resolve::Resolved;
 use super::rules::entry_id;
-use super::view::View;
-use super::walk::{self, is_name};
+use super::table_reader::TableReader;
+use super::validate::{self, is_name};
 use crate::choices::{
     DiskBackend, DiskDevice, DiskFormat, EngineKind, ForwardProto, HookEvent, HookFailure, LoaderKind, NicBackend, NicDevice,
 };
 use crate::units::ByteSize;
 
-/// Checks a resolved guest file. `directory` is what relative paths of templates and `--set` are relative to.
+/// Checks a resolved guest file. Relative paths of templates and `--set` are relative to `directory`.
 pub fn check(resolved: &mut Resolved, directory: &std::path::Path) -> Result<GuestConfig, Diagnostics> {
     let mut found = Vec::new();
-    walk::walk(&mut resolved.table, "", &GUEST_KEYS, Some(resolved.engine), &mut found);
-    // A value whose expression is wrong has been reported; what it looks like no longer matters.
+    validate::check_table(&mut resolved.table, "", &GUEST_KEYS, Some(resolved.engine), &mut found);
+    // A value whose expression is wrong has been reported. Its form does not matter any more.
     found.retain(|problem: &Diagnostic| !resolved.problems.iter().any(|other| overlap(problem, other)));
     let mut problems = std::mem::take(&mut resolved.problems);
     problems.extend(found);
@@ -32,16 +32,16 @@ pub fn check(resolved: &mut Resolved, directory: &std::path::Path) -> Result<Gue
     }
     // With a value of the wrong type around, the rules below would only report its consequences.
     if problems.is_empty() {
-        let view = View::new(&resolved.table, &resolved.start, &GUEST_KEYS, directory, resolved.engine);
+        let view = TableReader::new(&resolved.table, &resolved.start, &GUEST_KEYS, directory, resolved.engine);
         let config = guest(&view, &resolved.name, resolved.engine, &mut problems);
         if problems.is_empty() {
             return Ok(config);
         }
     }
     problems.sort_by_key(|problem| {
-        problem.place.as_ref().map(|place| {
-            let source = (place.source != resolved.start.source, place.source.label.clone());
-            (source, place.span.start)
+        problem.location.as_ref().map(|location| {
+            let source = (location.source != resolved.start.source, location.source.label.clone());
+            (source, location.span.start)
         })
     });
     Err(Diagnostics(problems))
@@ -56,25 +56,25 @@ fn choose_loader(table: &mut Table, engine: EngineKind) {
     let Some(Value::Array(disks)) = table.get("disks").map(|disks| &disks.value) else { return };
     let Some(Value::Table(first)) = disks.first().map(|first| &first.value) else { return };
     let Some(holds) = first.get("source").or_else(|| first.get("path")) else { return };
-    let place = holds.place.clone();
-    let name = Name { text: "loader".into(), place: place.clone() };
-    table.0.push((name, Node { value: Value::Text("grub".into()), place, replaces: false }));
+    let location = holds.location.clone();
+    let name = Name { text: "loader".into(), location: location.clone() };
+    table.0.push((name, Spanned { value: Value::Text("grub".into()), location, replaces: false }));
 }
 
 fn overlap(a: &Diagnostic, b: &Diagnostic) -> bool {
-    match (&a.place, &b.place) {
+    match (&a.location, &b.location) {
         (Some(a), Some(b)) => a.source == b.source && a.span.start < b.span.end && b.span.start < a.span.end,
         _ => false,
     }
 }
 
-/// What the name of a ZFS volume ends in while it is being filled: `host::zfs::MAKING`, which this part may not import.
+/// Suffix of a ZFS volume's name while it is being filled: `host::zfs::MAKING`, which this part may not import.
 const MAKING: &str = ".making";
 
-fn guest(view: &View<'_>, name: &str, engine: EngineKind, problems: &mut Problems) -> GuestConfig {
+fn guest(view: &TableReader<'_>, name: &str, engine: EngineKind, problems: &mut Problems) -> GuestConfig {
     if !is_name(name) {
         let message = format!("`{name}` cannot be the name of a guest");
-        problems.push(Diagnostic::at(view.place_of("name"), message).hint(
+        problems.push(Diagnostic::at(view.location_of("name"), message).hint(
             "lower-case letters, digits, `.`, `_` and `-`, at most 63, beginning and ending with a letter or digit; set `name`",
         ));
     }
@@ -93,7 +93,7 @@ fn guest(view: &View<'_>, name: &str, engine: EngineKind, problems: &mut Problem
     let deterministic = debug.flag("deterministic");
     if deterministic && cpus.count != 1 {
         let message = format!("`debug.deterministic` needs 1 CPU, the guest has {}", cpus.count);
-        problems.push(Diagnostic::at(debug.place_of("deterministic"), message).hint("set `cpus = 1`"));
+        problems.push(Diagnostic::at(debug.location_of("deterministic"), message).hint("set `cpus = 1`"));
     }
     let config = GuestConfig {
         name: name.to_owned(),
@@ -147,17 +147,18 @@ fn guest(view: &View<'_>, name: &str, engine: EngineKind, problems: &mut Problem
     config
 }
 
-fn tags(view: &View<'_>, problems: &mut Problems) -> Vec<String> {
+fn tags(view: &TableReader<'_>, problems: &mut Problems) -> Vec<String> {
     for (tag, node) in view.text_nodes("tags") {
         if tag.is_empty() || tag.chars().any(|c| c.is_whitespace() || c.is_control() || c == ',') {
-            problems
-                .push(Diagnostic::at(&node.place, format!("`{tag}` cannot be a tag")).hint("a word without blanks and commas"));
+            problems.push(
+                Diagnostic::at(&node.location, format!("`{tag}` cannot be a tag")).hint("a word without blanks and commas"),
+            );
         }
     }
     view.texts("tags")
 }
 
-fn cpus(view: &View<'_>, problems: &mut Problems) -> Cpus {
+fn cpus(view: &TableReader<'_>, problems: &mut Problems) -> Cpus {
     let table = view.table("cpus");
     let cores = table.small("cores").expect("has a default");
     let threads = table.small("threads").expect("has a default");
@@ -172,65 +173,64 @@ fn cpus(view: &View<'_>, problems: &mut Problems) -> Cpus {
             "`cpus.count` is {count}, but {sockets} sockets x {cores} cores x {threads} threads are {}",
             sockets * package
         );
-        problems.push(Diagnostic::at(table.place_of("count"), message).hint("leave `count` out, or make them agree"));
+        problems.push(Diagnostic::at(table.location_of("count"), message).hint("leave `count` out, or make them agree"));
     } else if count > 64 {
-        problems.push(Diagnostic::at(table.place, format!("{count} CPUs are more than the 64 that a guest can have")));
+        problems.push(Diagnostic::at(table.location, format!("{count} CPUs are more than the 64 that a guest can have")));
     }
     Cpus { count, sockets, cores, threads }
 }
 
-fn memory(view: &View<'_>, problems: &mut Problems) -> ByteSize {
+fn memory(view: &TableReader<'_>, problems: &mut Problems) -> ByteSize {
     let table = view.table("memory");
     let memory = table.size("size").expect("has a default");
-    let place = table.place_of("size");
+    let location = table.location_of("size");
     if memory < ByteSize::from_mib(16) {
-        problems.push(Diagnostic::at(place, format!("`{memory}` of memory is less than the least, `16M`")));
+        problems.push(Diagnostic::at(location, format!("`{memory}` of memory is less than the minimum, `16M`")));
     } else if memory > ByteSize::from_gib(4096) {
-        problems.push(Diagnostic::at(place, format!("`{memory}` of memory is more than the most, `4T`")));
+        problems.push(Diagnostic::at(location, format!("`{memory}` of memory is more than the maximum, `4T`")));
     } else if memory.bytes() % ByteSize::from_mib(1).bytes() != 0 {
-        problems.push(Diagnostic::at(place, format!("`{memory}` of memory is not a whole number of MiB")));
+        problems.push(Diagnostic::at(location, format!("`{memory}` of memory is not a whole number of MiB")));
     }
     memory
 }
 
-fn kernel(view: &View<'_>, problems: &mut Problems) -> Option<Kernel> {
+fn kernel(view: &TableReader<'_>, problems: &mut Problems) -> Option<Kernel> {
     let table = view.table("kernel");
     let cmdline = table.text("cmdline").expect("has a default");
     if cmdline.len() > 2047 {
-        let message = format!("the kernel's command line has {} characters, the most is 2047", cmdline.len());
-        problems.push(Diagnostic::at(table.place_of("cmdline"), message));
+        let message = format!("the kernel's command line has {} characters, the maximum is 2047", cmdline.len());
+        problems.push(Diagnostic::at(table.location_of("cmdline"), message));
     }
     let Some(image) = table.path("image") else {
-        let place = if view.node("kernel").is_some() { table.place } else { view.place_of("loader") };
+        let location = if view.node("kernel").is_some() { table.location } else { view.location_of("loader") };
         let message = "`loader = \"kernel\"` needs the kernel: `kernel.image` is not set";
-        problems.push(Diagnostic::at(place, message).hint("add `image = \"PATH\"` in `[kernel]`"));
+        problems.push(Diagnostic::at(location, message).hint("add `image = \"PATH\"` in `[kernel]`"));
         return None;
     };
     let mut modules = Vec::new();
     for entry in table.entries("modules") {
         match entry.path("path") {
             Some(path) => modules.push(KernelModule { path, args: entry.text("args").expect("has a default") }),
-            None => {
-                problems.push(Diagnostic::at(entry.place, "a module of the kernel has no `path`").hint("add `path = \"FILE\"`"))
-            }
+            None => problems
+                .push(Diagnostic::at(entry.location, "a module of the kernel has no `path`").hint("add `path = \"FILE\"`")),
         }
     }
     Some(Kernel { image, initrd: table.path("initrd"), modules, cmdline })
 }
 
-fn disks(view: &View<'_>, engine: EngineKind, problems: &mut Problems) -> Vec<DiskConfig> {
+fn disks(view: &TableReader<'_>, engine: EngineKind, problems: &mut Problems) -> Vec<DiskConfig> {
     let mut seen = Vec::new();
     let entries = view.entries("disks");
     if engine == EngineKind::Embedded && entries.len() > 24 {
         problems.push(Diagnostic::at(
-            view.place_of("disks"),
+            view.location_of("disks"),
             format!("{} disks are more than the 24 that a guest can have", entries.len()),
         ));
     }
     entries.iter().map(|entry| disk(entry, engine, &mut seen, problems)).collect()
 }
 
-fn disk(entry: &View<'_>, engine: EngineKind, seen: &mut Vec<String>, problems: &mut Problems) -> DiskConfig {
+fn disk(entry: &TableReader<'_>, engine: EngineKind, seen: &mut Vec<String>, problems: &mut Problems) -> DiskConfig {
     let id = entry_id(entry, "disks", seen, problems);
     let (path, size) = (entry.path("path"), entry.size("size"));
     let source = source(entry, problems);
@@ -239,7 +239,7 @@ fn disk(entry: &View<'_>, engine: EngineKind, seen: &mut Vec<String>, problems: 
         None if path.is_some() && size.is_none() => DiskBackend::File,
         None => DiskBackend::Sparse,
     };
-    let here = |leaf: &str, message: String| Diagnostic::at(entry.place_of(leaf), message);
+    let here = |leaf: &str, message: String| Diagnostic::at(entry.location_of(leaf), message);
     if backend == DiskBackend::Zvol && id.ends_with(MAKING) {
         problems.push(here("id", format!("`{id}` cannot be the id of a disk: a volume is called so while it is filled")));
     }
@@ -259,7 +259,7 @@ fn disk(entry: &View<'_>, engine: EngineKind, seen: &mut Vec<String>, problems: 
             problems.push(here("size", format!("disk `{id}` is a file of yours, whose size vmctl does not change")).hint(hint));
         }
         (DiskBackend::File | DiskBackend::Iscsi, ..) if source.is_some() => {
-            let message = format!("disk `{id}` is there already and is not made from `source`");
+            let message = format!("disk `{id}` exists already and is not made from `source`");
             problems.push(here("source", message).hint("set `backend = \"sparse\"` and it is made from it once"));
         }
         (DiskBackend::Sparse | DiskBackend::Zvol, _, None) if source.is_none() => {
@@ -278,11 +278,11 @@ fn disk(entry: &View<'_>, engine: EngineKind, seen: &mut Vec<String>, problems: 
     if matches!(device, DiskDevice::AhciCd | DiskDevice::VirtioScsi) && backend != DiskBackend::File {
         let name = device.as_str();
         let hint = "`path = \"PATH\"` and no `size`";
-        problems.push(here("device", format!("disk `{id}` is of type `{name}`, which needs what is there already")).hint(hint));
+        problems.push(here("device", format!("disk `{id}` is of type `{name}`, which needs an existing backing")).hint(hint));
     }
     let extras = hardware::disk_extras(entry, &id, (backend, device), problems);
     let serial = entry.text("serial");
-    // The embedded engine takes the id when there is none; bhyve's commas end a value.
+    // The embedded engine uses the id if there is none. A comma would end a value of bhyve.
     if let Some(serial) = &serial
         && (serial.is_empty()
             || serial.len() > 20
@@ -293,12 +293,12 @@ fn disk(entry: &View<'_>, engine: EngineKind, seen: &mut Vec<String>, problems: 
         problems.push(here("serial", format!("`{serial}` cannot be a serial number")).hint(hint));
     }
     if let (Some(node), None) = (entry.node("checksum"), &source) {
-        let message = format!("disk `{id}` has a `checksum` and no `source` that is held to it");
-        problems.push(Diagnostic::at(&node.place, message));
+        let message = format!("disk `{id}` has a `checksum` and no `source` that it applies to");
+        problems.push(Diagnostic::at(&node.location, message));
     }
     if let (Some(node), None, None) = (entry.node("format"), &path, &source) {
-        let message = format!("disk `{id}` has a `format`, and neither a `path` nor a `source` that it is of");
-        problems.push(Diagnostic::at(&node.place, message));
+        let message = format!("disk `{id}` has a `format`, and neither a `path` nor a `source` that it applies to");
+        problems.push(Diagnostic::at(&node.location, message));
     }
     DiskConfig {
         id,
@@ -323,9 +323,9 @@ fn disk(entry: &View<'_>, engine: EngineKind, seen: &mut Vec<String>, problems: 
     }
 }
 
-/// What a disk is made from: a name, a URL, or a path, which is made absolute. A path may have any character but NUL, which
-/// no system call takes; names and URLs have no blanks.
-fn source(entry: &View<'_>, problems: &mut Problems) -> Option<String> {
+/// Returns the source of a disk: a name, a URL, or a path, which is made absolute. A path may contain any character
+/// except NUL, which no system call accepts. Names and URLs contain no blanks.
+fn source(entry: &TableReader<'_>, problems: &mut Problems) -> Option<String> {
     let (text, node) = (entry.text("source")?, entry.node("source")?);
     let is_path = is_image_path(&text);
     let wrong = |c: char| if is_path { c == '\0' } else { c.is_control() || c.is_whitespace() };
@@ -337,13 +337,13 @@ fn source(entry: &View<'_>, problems: &mut Problems) -> Option<String> {
     };
     if let Some(reason) = reason {
         let hint = "a name of the catalogue, a URL, or a path with a slash, like `./my image.raw`";
-        problems.push(Diagnostic::at(&node.place, format!("`{text}` cannot be an image: {reason}")).hint(hint));
+        problems.push(Diagnostic::at(&node.location, format!("`{text}` cannot be an image: {reason}")).hint(hint));
     }
     Some(if is_path { entry.absolute(&text, node).to_string_lossy().into_owned() } else { text })
 }
 
-/// A digest as `sha256:` and 64 hexadecimal digits, or `sha512:` and 128.
-pub fn checksum(entry: &View<'_>, problems: &mut Problems) -> Option<String> {
+/// Returns a digest as `sha256:` and 64 hexadecimal digits, or `sha512:` and 128.
+pub fn checksum(entry: &TableReader<'_>, problems: &mut Problems) -> Option<String> {
     let (text, node) = (entry.text("checksum")?, entry.node("checksum")?);
     let digits = match text.split_once(':') {
         Some(("sha256", hex)) if hex.len() == 64 => hex,
@@ -352,12 +352,12 @@ pub fn checksum(entry: &View<'_>, problems: &mut Problems) -> Option<String> {
     };
     if !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         let hint = "`sha256:` and 64 hexadecimal digits, or `sha512:` and 128";
-        problems.push(Diagnostic::at(&node.place, format!("`{text}` is no checksum")).hint(hint));
+        problems.push(Diagnostic::at(&node.location, format!("`{text}` is not a checksum")).hint(hint));
     }
     Some(text)
 }
 
-fn nics(view: &View<'_>, problems: &mut Problems) -> Vec<NicConfig> {
+fn nics(view: &TableReader<'_>, problems: &mut Problems) -> Vec<NicConfig> {
     let mut seen = Vec::new();
     let mut macs: Vec<MacAddr> = Vec::new();
     // Host ports that are taken, with the interface that took them.
@@ -365,7 +365,7 @@ fn nics(view: &View<'_>, problems: &mut Problems) -> Vec<NicConfig> {
     let entries = view.entries("nics");
     if entries.len() > 16 {
         let message = format!("{} interfaces are more than the 16 that a guest can have", entries.len());
-        problems.push(Diagnostic::at(view.place_of("nics"), message));
+        problems.push(Diagnostic::at(view.location_of("nics"), message));
     }
     let mut nics = Vec::new();
     for entry in &entries {
@@ -379,17 +379,18 @@ fn nics(view: &View<'_>, problems: &mut Problems) -> Vec<NicConfig> {
         if device == NicDevice::E1000
             && let Some(node) = entry.unlike_default("mtu")
         {
-            problems.push(Diagnostic::at(&node.place, format!("`{id}` is an e1000, which tells its guest of no `mtu`")));
+            problems
+                .push(Diagnostic::at(&node.location, format!("`{id}` is an e1000, which cannot announce an `mtu` to the guest")));
         }
         let netgraph = hardware::nic_wiring(entry, &id, backend, problems);
         let mac: Option<MacAddr> = entry.text("mac").and_then(|mac| mac.parse().ok());
         if let Some(mac) = mac {
             if macs.contains(&mac) {
-                problems.push(Diagnostic::at(entry.place_of("mac"), format!("MAC address `{mac}` is used twice")));
+                problems.push(Diagnostic::at(entry.location_of("mac"), format!("MAC address `{mac}` is used twice")));
             }
             macs.push(mac);
         }
-        // A cable that is pulled out keeps its forwards in the file, checked and not used.
+        // An interface whose link is down keeps its forwards in the file. They are checked and not used.
         let forwards = forwards(entry, &id, &mut taken, problems);
         nics.push(NicConfig {
             id,
@@ -411,7 +412,7 @@ fn nics(view: &View<'_>, problems: &mut Problems) -> Vec<NicConfig> {
     nics
 }
 
-fn user_network(entry: &View<'_>, problems: &mut Problems) -> UserNetwork {
+fn user_network(entry: &TableReader<'_>, problems: &mut Problems) -> UserNetwork {
     let text = entry.text("network").expect("has a default");
     let (network, prefix) = network(&text).expect("the walk has seen that it is one");
     let at = |offset: u32| Ipv4Addr::from(u32::from(network) + offset);
@@ -419,7 +420,9 @@ fn user_network(entry: &View<'_>, problems: &mut Problems) -> UserNetwork {
     for (text, node) in entry.text_nodes("dns") {
         match text.parse::<IpAddr>() {
             Ok(address) => dns_servers.push(address),
-            Err(_) => problems.push(Diagnostic::at(&node.place, format!("`{text}` is not an IP address")).hint("like `9.9.9.9`")),
+            Err(_) => {
+                problems.push(Diagnostic::at(&node.location, format!("`{text}` is not an IP address")).hint("like `9.9.9.9`"))
+            }
         }
     }
     let (guest, answers) = if prefix <= 27 { (at(15), at(4)) } else { (at(4), at(5)) };
@@ -428,7 +431,7 @@ fn user_network(entry: &View<'_>, problems: &mut Problems) -> UserNetwork {
         if isolated && entry.flag(leaf) {
             let message = format!("`nics.{leaf}` opens what `isolated` closes");
             let hint = "an isolated guest can be given single ports of the host with `host_ports`";
-            problems.push(Diagnostic::at(entry.place_of(leaf), message).hint(hint));
+            problems.push(Diagnostic::at(entry.location_of(leaf), message).hint(hint));
         }
     }
     UserNetwork {
@@ -446,27 +449,27 @@ fn user_network(entry: &View<'_>, problems: &mut Problems) -> UserNetwork {
     }
 }
 
-fn host_ports(entry: &View<'_>, problems: &mut Problems) -> Vec<HostPorts> {
+fn host_ports(entry: &TableReader<'_>, problems: &mut Problems) -> Vec<HostPorts> {
     let mut ports = Vec::new();
     for (text, node) in entry.text_nodes("host_ports") {
         match text.parse() {
             Ok(some) => ports.push(some),
             Err(()) => {
                 let hint = "a port from 1 to 65535 or a range of them, like `3128`, `8000-8010` or `53/udp`";
-                problems.push(Diagnostic::at(&node.place, format!("`{text}` is no port of the host")).hint(hint));
+                problems.push(Diagnostic::at(&node.location, format!("`{text}` is not a port of the host")).hint(hint));
             }
         }
     }
     ports
 }
 
-fn forwards(nic: &View<'_>, id: &str, taken: &mut Vec<(Forward, String)>, problems: &mut Problems) -> Vec<Forward> {
+fn forwards(nic: &TableReader<'_>, id: &str, taken: &mut Vec<(Forward, String)>, problems: &mut Problems) -> Vec<Forward> {
     let mut forwards = Vec::new();
     for entry in nic.entries("forwards") {
         let (Some(host_port), Some(guest_port)) = (entry.small("host_port"), entry.small("guest_port")) else {
             let missing = if entry.node("host_port").is_none() { "host_port" } else { "guest_port" };
             let message = format!("a forward of `{id}` has no `{missing}`");
-            problems.push(Diagnostic::at(entry.place, message).hint("a forward leads from `host_port` to `guest_port`"));
+            problems.push(Diagnostic::at(entry.location, message).hint("a forward leads from `host_port` to `guest_port`"));
             continue;
         };
         let port = |port: u32| u16::try_from(port).expect("the key table's bounds fit");
@@ -483,7 +486,7 @@ fn forwards(nic: &View<'_>, id: &str, taken: &mut Vec<(Forward, String)>, proble
         };
         if let Some((_, nic)) = taken.iter().find(|(other, _)| clashes(other)) {
             let message = format!("port {} of the host is already forwarded by `{nic}`", forward.host_port);
-            problems.push(Diagnostic::at(entry.place_of("host_port"), message));
+            problems.push(Diagnostic::at(entry.location_of("host_port"), message));
         }
         taken.push((forward, id.to_owned()));
         forwards.push(forward);
@@ -491,19 +494,19 @@ fn forwards(nic: &View<'_>, id: &str, taken: &mut Vec<(Forward, String)>, proble
     forwards
 }
 
-fn console(view: &View<'_>, engine: EngineKind, problems: &mut Problems) -> ConsoleConfig {
+fn console(view: &TableReader<'_>, engine: EngineKind, problems: &mut Problems) -> ConsoleConfig {
     let com = ["com1", "com2", "com3", "com4"].map(|leaf| hardware::com_port(view, leaf, engine, problems));
     for (at, port) in com.iter().enumerate() {
         if !matches!(port, ComPort::None | ComPort::Console) && com[..at].contains(port) {
-            let message = format!("COM{} leads where another port leads", at + 1);
-            problems.push(Diagnostic::at(view.place_of(&format!("com{}", at + 1)), message));
+            let message = format!("COM{} leads to the same place as another port", at + 1);
+            problems.push(Diagnostic::at(view.location_of(&format!("com{}", at + 1)), message));
         }
     }
     let mut bounded = |leaf: &str, least: ByteSize, most: ByteSize| {
         let size = view.size(leaf).expect("has a default");
         if size < least || size > most {
             let message = format!("`console.{leaf}` is `{size}`, not {least} to {most}");
-            problems.push(Diagnostic::at(view.place_of(leaf), message));
+            problems.push(Diagnostic::at(view.location_of(leaf), message));
         }
         size
     };
@@ -516,7 +519,7 @@ fn console(view: &View<'_>, engine: EngineKind, problems: &mut Problems) -> Cons
     }
 }
 
-fn restart(view: &View<'_>, problems: &mut Problems) -> RestartConfig {
+fn restart(view: &TableReader<'_>, problems: &mut Problems) -> RestartConfig {
     let config = RestartConfig {
         on_reboot: view.choice("on_reboot"),
         on_poweroff: view.choice("on_poweroff"),
@@ -529,21 +532,21 @@ fn restart(view: &View<'_>, problems: &mut Problems) -> RestartConfig {
     if config.backoff_max < config.backoff_initial {
         let leaf = if view.node("backoff_max").is_some() { "backoff_max" } else { "backoff_initial" };
         let message = "`restart.backoff_max` is shorter than `restart.backoff_initial`";
-        problems.push(Diagnostic::at(view.place_of(leaf), message));
+        problems.push(Diagnostic::at(view.location_of(leaf), message));
     }
     if config.limit > 0 && config.window.is_zero() {
         let message = "`restart.window` is zero, so that `restart.limit` never applies";
-        problems.push(Diagnostic::at(view.place_of("window"), message).hint("set `limit = 0` for no limit"));
+        problems.push(Diagnostic::at(view.location_of("window"), message).hint("set `limit = 0` for no limit"));
     }
     config
 }
 
-fn autostart(view: &View<'_>, name: &str, problems: &mut Problems) -> AutostartConfig {
+fn autostart(view: &TableReader<'_>, name: &str, problems: &mut Problems) -> AutostartConfig {
     for (after, node) in view.text_nodes("after") {
         if after == name {
-            problems.push(Diagnostic::at(&node.place, "a guest cannot start after itself"));
+            problems.push(Diagnostic::at(&node.location, "a guest cannot start after itself"));
         } else if !is_name(after) {
-            problems.push(Diagnostic::at(&node.place, format!("`{after}` cannot be the name of a guest")));
+            problems.push(Diagnostic::at(&node.location, format!("`{after}` cannot be the name of a guest")));
         }
     }
     AutostartConfig {
@@ -556,7 +559,7 @@ fn autostart(view: &View<'_>, name: &str, problems: &mut Problems) -> AutostartC
     }
 }
 
-fn ready(view: &View<'_>, nics: &[NicConfig], problems: &mut Problems) -> ReadyConfig {
+fn ready(view: &TableReader<'_>, nics: &[NicConfig], problems: &mut Problems) -> ReadyConfig {
     let mut probes = Vec::new();
     let address: Option<IpAddr> = view.text("address").and_then(|text| text.parse().ok());
     if let Some(port) = view.small("tcp") {
@@ -571,16 +574,16 @@ fn ready(view: &View<'_>, nics: &[NicConfig], problems: &mut Problems) -> ReadyC
                 let hint = format!(
                     "add a forward: `[[nics.forwards]]` with `host_port = ...` and `guest_port = {port}`; or set `ready.address`"
                 );
-                problems.push(Diagnostic::at(view.place_of("tcp"), message).hint(hint));
+                problems.push(Diagnostic::at(view.location_of("tcp"), message).hint(hint));
             }
         }
     } else if address.is_some() {
         let message = "`ready.address` does nothing without `ready.tcp`";
-        problems.push(Diagnostic::at(view.place_of("address"), message));
+        problems.push(Diagnostic::at(view.location_of("address"), message));
     }
     if let Some(text) = view.text("console") {
         if text.is_empty() || text.len() > 1024 {
-            problems.push(Diagnostic::at(view.place_of("console"), "`ready.console` is empty or longer than 1024 bytes"));
+            problems.push(Diagnostic::at(view.location_of("console"), "`ready.console` is empty or longer than 1024 bytes"));
         }
         probes.push(ReadyProbe::Console(text));
     }
@@ -590,12 +593,12 @@ fn ready(view: &View<'_>, nics: &[NicConfig], problems: &mut Problems) -> ReadyC
     ReadyConfig { probes, timeout: view.duration("timeout") }
 }
 
-/// A command: a program with a slash is a path relative to its file, another is looked for in `PATH`.
-fn command(view: &View<'_>, leaf: &str, problems: &mut Problems) -> Vec<String> {
+/// Returns a command. A program with a slash is a path relative to its file, another is searched in `PATH`.
+fn command(view: &TableReader<'_>, leaf: &str, problems: &mut Problems) -> Vec<String> {
     let mut words = Vec::new();
     for (at, (text, node)) in view.text_nodes(leaf).into_iter().enumerate() {
         if text.contains('\0') {
-            problems.push(Diagnostic::at(&node.place, "a word of a command has no NUL"));
+            problems.push(Diagnostic::at(&node.location, "a word of a command has no NUL"));
         }
         words.push(match at == 0 && text.contains('/') {
             true => view.absolute(text, node).to_string_lossy().into_owned(),
@@ -603,19 +606,20 @@ fn command(view: &View<'_>, leaf: &str, problems: &mut Problems) -> Vec<String> 
         });
     }
     if words.first().is_none_or(String::is_empty) {
-        let place: &Place = view.place_of(leaf);
-        problems
-            .push(Diagnostic::at(place, format!("`{leaf}` names no program")).hint("like `[\"/usr/bin/logger\", \"started\"]`"));
+        let location: &Location = view.location_of(leaf);
+        problems.push(
+            Diagnostic::at(location, format!("`{leaf}` names no program")).hint("like `[\"/usr/bin/logger\", \"started\"]`"),
+        );
     }
     words
 }
 
-fn hooks(view: &View<'_>, problems: &mut Problems) -> Vec<HookConfig> {
+fn hooks(view: &TableReader<'_>, problems: &mut Problems) -> Vec<HookConfig> {
     let mut hooks: Vec<HookConfig> = Vec::new();
     for entry in view.entries("hooks") {
         if entry.node("event").is_none() {
             let hint = "add `event = \"...\"`: pre-start, post-start, ready, pre-stop, post-stop, crash, failed, post-create or pre-destroy";
-            problems.push(Diagnostic::at(entry.place, "a hook has no `event`").hint(hint));
+            problems.push(Diagnostic::at(entry.location, "a hook has no `event`").hint(hint));
             continue;
         }
         let event: HookEvent = entry.choice("event");
@@ -624,17 +628,17 @@ fn hooks(view: &View<'_>, problems: &mut Problems) -> Vec<HookConfig> {
             if same == 0 { event.as_str().into() } else { format!("{}-{}", event.as_str(), same + 1) }
         });
         if hooks.iter().any(|hook| hook.id == id) {
-            problems.push(Diagnostic::at(entry.place_of("id"), format!("id `{id}` is used twice in `hooks`")));
+            problems.push(Diagnostic::at(entry.location_of("id"), format!("id `{id}` is used twice in `hooks`")));
         }
         let on_failure = entry.choice("on_failure");
         if on_failure == HookFailure::Fail && !event.as_str().starts_with("pre-") {
             let message = format!("a hook at `{}` comes too late to stop anything", event.as_str());
             let hint = "`on_failure = \"fail\"` goes with pre-start, pre-stop and pre-destroy";
-            problems.push(Diagnostic::at(entry.place_of("on_failure"), message).hint(hint));
+            problems.push(Diagnostic::at(entry.location_of("on_failure"), message).hint(hint));
         }
         let timeout = entry.duration("timeout");
         if timeout.is_zero() {
-            problems.push(Diagnostic::at(entry.place_of("timeout"), format!("hook `{id}` has no time to run")));
+            problems.push(Diagnostic::at(entry.location_of("timeout"), format!("hook `{id}` has no time to run")));
         }
         let command = command(&entry, "command", problems);
         hooks.push(HookConfig { id, event, command, timeout, on_failure });

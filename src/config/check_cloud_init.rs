@@ -3,15 +3,15 @@
 use super::cloud_init::{CloudInit, SEED_DISK, SshKey, is_public_key};
 use super::diagnostic::{Diagnostic, Problems};
 use super::guest::{DiskConfig, NicConfig};
-use super::view::View;
+use super::table_reader::TableReader;
 use crate::choices::{DiskBackend, DiskCache, DiskDevice, EngineKind};
 
-/// Keys and addresses that one seed may hold.
+/// Maximum number of keys and of addresses in one seed.
 const MOST: usize = 64;
 
-/// Checks the table; `None` when there is none.
+/// Checks the table. Returns `None` when there is none.
 pub(super) fn cloud_init(
-    view: &View<'_>,
+    view: &TableReader<'_>,
     name: &str,
     (disks, nics): (&[DiskConfig], &[NicConfig]),
     problems: &mut Problems,
@@ -24,7 +24,7 @@ pub(super) fn cloud_init(
         }
         for part in parts.iter().filter(|part| table.node(part).is_some()) {
             let message = format!("`cloud-init.{part}` does nothing beside `cloud-init.{whole}`");
-            problems.push(Diagnostic::at(table.place_of(part), message).hint("leave one of the two out"));
+            problems.push(Diagnostic::at(table.location_of(part), message).hint("leave one of the two out"));
         }
     };
     instead("user_data", &["user", "ssh_keys", "password_file"]);
@@ -32,17 +32,18 @@ pub(super) fn cloud_init(
     instead("network_config", &["addresses", "gateways", "nameservers"]);
     if disks.iter().any(|disk| disk.id == SEED_DISK) {
         let message = format!("the seed of `[cloud-init]` is a disk called `{SEED_DISK}`, and another disk has that name");
-        problems.push(Diagnostic::at(view.place_of("disks"), message).hint("give the disk another `id`"));
+        problems.push(Diagnostic::at(view.location_of("disks"), message).hint("give the disk another `id`"));
     }
     let mut hostname = table.text("hostname").unwrap_or_else(|| name.to_owned());
     hostname.make_ascii_lowercase();
     let is_label =
         |label: &str| !label.is_empty() && label.len() <= 63 && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
     if hostname.len() > 253 || !hostname.split('.').all(is_label) {
-        // A guest's own name may have an underscore, which a host's may not.
+        // A guest's name may contain an underscore, but a host name may not.
         let message = format!("`{hostname}` cannot be a host name");
-        problems
-            .push(Diagnostic::at(table.place_of("hostname"), message).hint("set `cloud-init.hostname`: letters, digits and `-`"));
+        problems.push(
+            Diagnostic::at(table.location_of("hostname"), message).hint("set `cloud-init.hostname`: letters, digits and `-`"),
+        );
     }
     let user = table.text("user");
     if let Some(user) = &user {
@@ -50,17 +51,17 @@ pub(super) fn cloud_init(
         let rest = user.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_".contains(&b));
         if !first || !rest || user.len() > 32 {
             let message = format!("`{user}` cannot be the name of a user");
-            problems.push(Diagnostic::at(table.place_of("user"), message));
+            problems.push(Diagnostic::at(table.location_of("user"), message));
         }
     }
     if table.node("addresses").is_some() && nics.is_empty() {
         let message = "`cloud-init.addresses` are those of the first interface, and the guest has none";
-        problems.push(Diagnostic::at(table.place_of("addresses"), message));
+        problems.push(Diagnostic::at(table.location_of("addresses"), message));
     }
     for leaf in ["gateways", "nameservers"] {
         if table.node(leaf).is_some() && table.node("addresses").is_none() {
-            let message = format!("`cloud-init.{leaf}` does nothing without `cloud-init.addresses`: DHCP tells them");
-            problems.push(Diagnostic::at(table.place_of(leaf), message));
+            let message = format!("`cloud-init.{leaf}` does nothing without `cloud-init.addresses`: DHCP provides them");
+            problems.push(Diagnostic::at(table.location_of(leaf), message));
         }
     }
     Some(CloudInit {
@@ -78,7 +79,7 @@ pub(super) fn cloud_init(
     })
 }
 
-/// The disk that the seed is: written by vmctl before every boot, read by the guest.
+/// Returns the seed's disk: vmctl writes it before every boot, and the guest reads it.
 pub(super) fn seed_disk(engine: EngineKind) -> DiskConfig {
     DiskConfig {
         raw: true,
@@ -103,10 +104,10 @@ pub(super) fn seed_disk(engine: EngineKind) -> DiskConfig {
     }
 }
 
-fn ssh_keys(table: &View<'_>, problems: &mut Problems) -> Vec<SshKey> {
+fn ssh_keys(table: &TableReader<'_>, problems: &mut Problems) -> Vec<SshKey> {
     let nodes = table.text_nodes("ssh_keys");
     if nodes.len() > MOST {
-        problems.push(Diagnostic::at(table.place_of("ssh_keys"), format!("more than {MOST} keys")));
+        problems.push(Diagnostic::at(table.location_of("ssh_keys"), format!("more than {MOST} keys")));
     }
     let mut keys = Vec::new();
     for (text, node) in nodes {
@@ -114,7 +115,7 @@ fn ssh_keys(table: &View<'_>, problems: &mut Problems) -> Vec<SshKey> {
             keys.push(SshKey::Text(text.trim().to_owned()));
         } else if text.is_empty() || text.contains([' ', '\n', '\0']) {
             let hint = "one line of a `.pub` file, or the path of such a file";
-            problems.push(Diagnostic::at(&node.place, "this is neither a public key nor the path of one").hint(hint));
+            problems.push(Diagnostic::at(&node.location, "this is neither a public key nor the path of one").hint(hint));
         } else {
             keys.push(SshKey::File(table.absolute(text, node)));
         }
@@ -122,16 +123,16 @@ fn ssh_keys(table: &View<'_>, problems: &mut Problems) -> Vec<SshKey> {
     keys
 }
 
-fn parsed<T: std::str::FromStr>(table: &View<'_>, leaf: &str, what: &str, problems: &mut Problems) -> Vec<T> {
+fn parsed<T: std::str::FromStr>(table: &TableReader<'_>, leaf: &str, what: &str, problems: &mut Problems) -> Vec<T> {
     let nodes = table.text_nodes(leaf);
     if nodes.len() > MOST {
-        problems.push(Diagnostic::at(table.place_of(leaf), format!("more than {MOST} of `cloud-init.{leaf}`")));
+        problems.push(Diagnostic::at(table.location_of(leaf), format!("more than {MOST} of `cloud-init.{leaf}`")));
     }
     let mut values = Vec::new();
     for (text, node) in nodes {
         match text.parse() {
             Ok(value) => values.push(value),
-            Err(_) => problems.push(Diagnostic::at(&node.place, format!("`{text}` is not {what}"))),
+            Err(_) => problems.push(Diagnostic::at(&node.location, format!("`{text}` is not {what}"))),
         }
     }
     values

@@ -1,5 +1,5 @@
-//! The rules that go beyond one key for what bhyve(8) acts on: loaders, firmware, and every device that is neither a
-//! disk nor an interface. What each one means is in [`super::hardware`].
+//! Checks of the rules that involve more than one key, for the parts that bhyve(8) uses: loaders, firmware, and every
+//! device that is neither a disk nor an interface. The results are in [`super::hardware`].
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -7,43 +7,42 @@ use std::time::Duration;
 
 use super::addresses::PciAddress;
 use super::bhyve_variables;
-use super::diagnostic::{Diagnostic, Place, Problems, nearest};
+use super::diagnostic::{Diagnostic, Location, Problems, nearest};
 use super::guest::{ComPort, DiskConfig, GuestConfig, NicConfig};
 use super::hardware::*;
-use super::layer::{Node, Value};
+use super::layer::{Spanned, Value};
 use super::rules::{command_words, entry_id, map};
-use super::view::View;
+use super::table_reader::TableReader;
 use crate::choices::{
     Choices, DiskBackend, DiskDevice, EngineKind, FwCfg, GrubSystem, Hostbridge, LoaderKind, NicBackend, TpmKind,
 };
 use crate::units::{ByteSize, parse_duration};
 
-/// The table of a loader that the guest does not use is refused, and so does nothing in silence.
-pub(super) fn loader_tables(view: &View<'_>, loader: LoaderKind, problems: &mut Problems) {
+/// Refuses the table of a loader that the guest does not use, since it would silently have no effect.
+pub(super) fn loader_tables(view: &TableReader<'_>, loader: LoaderKind, problems: &mut Problems) {
     let name = loader.as_str();
     for of in LoaderKind::ALL.iter().filter(|of| **of != loader) {
         // Its table is called after it.
         let table = of.as_str();
         if let Some(node) = view.node(table) {
             let message = format!("`{table}` does nothing with `loader = \"{name}\"`");
-            let hint =
-                format!("set `loader = \"{table}\"`, or drop the table (`unset = [\"{table}\"]` if a template brought it)");
-            problems.push(Diagnostic::at(&node.place, message).hint(hint));
+            let hint = format!("set `loader = \"{table}\"`, or drop the table (`unset = [\"{table}\"]` if a template sets it)");
+            problems.push(Diagnostic::at(&node.location, message).hint(hint));
         }
     }
 }
 
-pub(super) fn jail(view: &View<'_>, problems: &mut Problems) -> Option<JailConfig> {
+pub(super) fn jail(view: &TableReader<'_>, problems: &mut Problems) -> Option<JailConfig> {
     view.node("jail")?;
     let table = view.table("jail");
     let Some(name) = table.text("name") else {
-        problems.push(Diagnostic::at(table.place, "`jail` has no `name`").hint("`jail = \"NAME\"` is enough"));
+        problems.push(Diagnostic::at(table.location, "`jail` has no `name`").hint("`jail = \"NAME\"` is enough"));
         return None;
     };
     Some(JailConfig { name, root: table.path("root") })
 }
 
-/// `0-3` or `0,2,5-6`: numbers and spans, in any order, none twice, at most 1024 spans.
+/// Parses `0-3` or `0,2,5-6`: numbers and spans, in any order, none twice, at most 1024 spans.
 pub fn spans(text: &str) -> Option<Vec<Span>> {
     let mut found: Vec<Span> = Vec::new();
     for part in text.split(',') {
@@ -64,30 +63,30 @@ pub fn spans(text: &str) -> Option<Vec<Span>> {
     Some(found)
 }
 
-pub(super) fn pins(view: &View<'_>, vcpus: u32, problems: &mut Problems) -> Vec<CpuPin> {
+pub(super) fn pins(view: &TableReader<'_>, vcpus: u32, problems: &mut Problems) -> Vec<CpuPin> {
     let mut pins: Vec<CpuPin> = Vec::new();
     for (text, node) in view.table("cpus").text_nodes("pin") {
         let parsed = text.split_once(':').and_then(|(vcpu, host)| Some((spans(vcpu)?, spans(host)?)));
         let Some((wanted, host)) = parsed.filter(|(wanted, _)| matches!(wanted[..], [Span { first, last }] if first == last))
         else {
             let hint = "a virtual CPU, a colon, and CPUs of the host: `0:4` or `1:5-6`";
-            problems.push(Diagnostic::at(&node.place, format!("`{text}` pins nothing")).hint(hint));
+            problems.push(Diagnostic::at(&node.location, format!("`{text}` is not a CPU pinning")).hint(hint));
             continue;
         };
         let vcpu = wanted[0].first;
         if vcpu >= vcpus {
             let message = format!("`{text}` pins CPU {vcpu} of a guest that has {vcpus}, from 0");
-            problems.push(Diagnostic::at(&node.place, message));
+            problems.push(Diagnostic::at(&node.location, message));
         } else if pins.iter().any(|pin| pin.vcpu == vcpu) {
             let hint = format!("one entry names all of them: `{vcpu}:4,6`");
-            problems.push(Diagnostic::at(&node.place, format!("CPU {vcpu} is pinned twice")).hint(hint));
+            problems.push(Diagnostic::at(&node.location, format!("CPU {vcpu} is pinned twice")).hint(hint));
         }
         pins.push(CpuPin { vcpu, host });
     }
     pins
 }
 
-pub(super) fn numa(view: &View<'_>, config: (u32, ByteSize, LoaderKind), problems: &mut Problems) -> Vec<NumaDomain> {
+pub(super) fn numa(view: &TableReader<'_>, config: (u32, ByteSize, LoaderKind), problems: &mut Problems) -> Vec<NumaDomain> {
     let (vcpus, memory, loader) = config;
     let mut seen = Vec::new();
     let mut owner: Vec<Option<String>> = vec![None; vcpus as usize];
@@ -97,23 +96,24 @@ pub(super) fn numa(view: &View<'_>, config: (u32, ByteSize, LoaderKind), problem
         let id = entry_id(entry, "numa", &mut seen, problems);
         let (Some(size), Some(text)) = (entry.size("size"), entry.text("cpus")) else {
             let missing = if entry.node("size").is_none() { "size" } else { "cpus" };
-            problems.push(Diagnostic::at(entry.place, format!("NUMA domain `{id}` has no `{missing}`")));
+            problems.push(Diagnostic::at(entry.location, format!("NUMA domain `{id}` has no `{missing}`")));
             continue;
         };
         let Some(cpus) = spans(&text) else {
-            problems.push(Diagnostic::at(entry.place_of("cpus"), format!("`{text}` names no CPUs")).hint("like `0-3` or `0,2`"));
+            problems
+                .push(Diagnostic::at(entry.location_of("cpus"), format!("`{text}` names no CPUs")).hint("like `0-3` or `0,2`"));
             continue;
         };
         for cpu in cpus.iter().flat_map(|span| span.first..=span.last).take(4096) {
             match owner.get_mut(cpu as usize) {
                 None => {
                     let message = format!("domain `{id}` has CPU {cpu}, the guest has {vcpus}, from 0");
-                    problems.push(Diagnostic::at(entry.place_of("cpus"), message));
+                    problems.push(Diagnostic::at(entry.location_of("cpus"), message));
                     break;
                 }
                 Some(Some(other)) => {
                     let message = format!("CPU {cpu} is in the domains `{other}` and `{id}`");
-                    problems.push(Diagnostic::at(entry.place_of("cpus"), message));
+                    problems.push(Diagnostic::at(entry.location_of("cpus"), message));
                     break;
                 }
                 Some(free) => *free = Some(id.clone()),
@@ -124,36 +124,36 @@ pub(super) fn numa(view: &View<'_>, config: (u32, ByteSize, LoaderKind), problem
     if domains.is_empty() || domains.len() != entries.len() {
         return domains;
     }
-    let place = entries[0].place;
+    let location = entries[0].location;
     let sum: u64 = domains.iter().map(|domain| domain.size.bytes()).fold(0, u64::saturating_add);
     if domains.len() > 8 {
-        problems.push(Diagnostic::at(place, format!("{} NUMA domains are more than the 8 there can be", domains.len())));
+        problems.push(Diagnostic::at(location, format!("{} NUMA domains are more than the maximum of 8", domains.len())));
     } else if sum != memory.bytes() {
         let message = format!("the NUMA domains have {} together, the guest has {memory}", ByteSize::from_bytes(sum));
-        problems.push(Diagnostic::at(place, message).hint("make `size` of the domains add up to `memory`"));
+        problems.push(Diagnostic::at(location, message).hint("make `size` of the domains add up to `memory`"));
     } else if let Some(cpu) = owner.iter().position(Option::is_none) {
-        problems.push(Diagnostic::at(place, format!("CPU {cpu} is in no NUMA domain")));
+        problems.push(Diagnostic::at(location, format!("CPU {cpu} is in no NUMA domain")));
     } else if loader != LoaderKind::Uefi {
         let message = "NUMA domains need `loader = \"uefi\"`: the other loaders know of no domains";
-        problems.push(Diagnostic::at(place, message));
+        problems.push(Diagnostic::at(location, message));
     }
     domains
 }
 
-pub(super) fn grub(view: &View<'_>, problems: &mut Problems) -> Grub {
+pub(super) fn grub(view: &TableReader<'_>, problems: &mut Problems) -> Grub {
     let table = view.table("grub");
     let system: GrubSystem = table.choice("system");
     for leaf in ["partition", "directory", "file", "kernel", "root", "entry"] {
         if let Some(text) = table.text(leaf) {
-            one_line(&text, &format!("grub.{leaf}"), table.place_of(leaf), problems);
+            one_line(&text, &format!("grub.{leaf}"), table.location_of(leaf), problems);
         }
     }
     for (text, node) in table.text_nodes("commands") {
-        one_line(text, "grub.commands", &node.place, problems);
+        one_line(text, "grub.commands", &node.location, problems);
     }
     let without = |leaf: &str, why: &str, problems: &mut Problems| {
         if let Some(node) = table.unlike_default(leaf) {
-            problems.push(Diagnostic::at(&node.place, format!("`grub.{leaf}` does nothing {why}")));
+            problems.push(Diagnostic::at(&node.location, format!("`grub.{leaf}` does nothing {why}")));
         }
     };
     if system == GrubSystem::Linux {
@@ -183,30 +183,30 @@ pub(super) fn grub(view: &View<'_>, problems: &mut Problems) -> Grub {
     }
 }
 
-fn one_line(text: &str, what: &str, place: &Place, problems: &mut Problems) {
+fn one_line(text: &str, what: &str, location: &Location, problems: &mut Problems) {
     if text.chars().any(char::is_control) {
-        problems.push(Diagnostic::at(place, format!("`{what}` has a control character; it is one line")));
+        problems.push(Diagnostic::at(location, format!("`{what}` has a control character; it is one line")));
     }
 }
 
-pub(super) fn uefi(view: &View<'_>, problems: &mut Problems) -> Uefi {
+pub(super) fn uefi(view: &TableReader<'_>, problems: &mut Problems) -> Uefi {
     let table = view.table("uefi");
     let csm = table.flag("csm");
     for leaf in ["firmware", "vars"] {
         if csm && let Some(node) = table.unlike_default(leaf) {
             let message =
                 format!("`uefi.{leaf}` does not go with `csm = true`, which is a firmware of its own without variables");
-            problems.push(Diagnostic::at(&node.place, message));
+            problems.push(Diagnostic::at(&node.location, message));
         }
     }
     let persistent = table.flag("persistent");
     if !persistent && let Some(node) = table.node("vars") {
-        problems.push(Diagnostic::at(&node.place, "`uefi.vars` does nothing with `persistent = false`"));
+        problems.push(Diagnostic::at(&node.location, "`uefi.vars` does nothing with `persistent = false`"));
     }
     Uefi { firmware: table.path("firmware"), vars: table.path("vars"), persistent: persistent && !csm, csm }
 }
 
-pub(super) fn bhyveload(view: &View<'_>, problems: &mut Problems) -> Bhyveload {
+pub(super) fn bhyveload(view: &TableReader<'_>, problems: &mut Problems) -> Bhyveload {
     let table = view.table("bhyveload");
     Bhyveload {
         loader: table.path("loader"),
@@ -218,7 +218,7 @@ pub(super) fn bhyveload(view: &View<'_>, problems: &mut Problems) -> Bhyveload {
 }
 
 pub(super) fn boot_order(
-    view: &View<'_>,
+    view: &TableReader<'_>,
     config: (&[DiskConfig], &[NicConfig], LoaderKind),
     problems: &mut Problems,
 ) -> Vec<BootTarget> {
@@ -230,32 +230,32 @@ pub(super) fn boot_order(
             (true, _) => BootTarget::Disk(id.to_owned()),
             (false, true) if loader == LoaderKind::Uefi => BootTarget::Nic(id.to_owned()),
             (false, true) => {
-                problems.push(Diagnostic::at(&node.place, format!("only UEFI boots from an interface, like `{id}`")));
+                problems.push(Diagnostic::at(&node.location, format!("only UEFI boots from an interface, like `{id}`")));
                 continue;
             }
             (false, false) => {
-                problems.push(Diagnostic::at(&node.place, format!("no disk and no interface has the id `{id}`")));
+                problems.push(Diagnostic::at(&node.location, format!("no disk and no interface has the id `{id}`")));
                 continue;
             }
         };
         if order.contains(&target) {
-            problems.push(Diagnostic::at(&node.place, format!("`{id}` is there twice")));
+            problems.push(Diagnostic::at(&node.location, format!("`{id}` is given twice")));
         }
         order.push(target);
     }
     let qemu = view.table("bhyve").chosen("fwcfg") == Some(FwCfg::Qemu);
     if !order.is_empty() && loader == LoaderKind::Uefi && !qemu {
-        let message = "firmware is told of `boot.order` only with `bhyve.fwcfg = \"qemu\"`";
+        let message = "firmware learns `boot.order` only with `bhyve.fwcfg = \"qemu\"`";
         let hint = "set it, with a firmware that reads it; or put the disk that is booted first in the file";
-        problems.push(Diagnostic::at(table.place_of("order"), message).hint(hint));
+        problems.push(Diagnostic::at(table.location_of("order"), message).hint(hint));
     }
     order
 }
 
-/// Where a serial port leads: `console`, `none`, a device, or a TCP port.
-pub(super) fn com_port(view: &View<'_>, leaf: &str, engine: EngineKind, problems: &mut Problems) -> ComPort {
+/// Returns the destination of a serial port: `console`, `none`, a device, or a TCP port.
+pub(super) fn com_port(view: &TableReader<'_>, leaf: &str, engine: EngineKind, problems: &mut Problems) -> ComPort {
     let text = view.text(leaf).expect("has a default");
-    let place = view.place_of(leaf);
+    let location = view.location_of(leaf);
     let port = match text.as_str() {
         "none" => ComPort::None,
         "console" => ComPort::Console,
@@ -264,7 +264,7 @@ pub(super) fn com_port(view: &View<'_>, leaf: &str, engine: EngineKind, problems
             Ok(address) if address.port() != 0 => ComPort::Tcp(address),
             _ => {
                 let hint = "`console`, `none`, a device like `/dev/nmdm-x.1A`, or a port like `127.0.0.1:4001`";
-                problems.push(Diagnostic::at(place, format!("`{text}` is no end of a serial line")).hint(hint));
+                problems.push(Diagnostic::at(location, format!("`{text}` is not an end of a serial line")).hint(hint));
                 ComPort::None
             }
         },
@@ -272,24 +272,25 @@ pub(super) fn com_port(view: &View<'_>, leaf: &str, engine: EngineKind, problems
     let first = leaf == "com1";
     if engine == EngineKind::Embedded && first != (port == ComPort::Console) && (first || port != ComPort::None) {
         let message = format!("`console.{leaf} = \"{text}\"` needs the engine `bhyve`, and this guest's engine is `embedded`");
-        let hint = "the embedded engine has `com1 = \"console\"` alone";
-        problems.push(Diagnostic::at(place, message).hint(hint));
+        let hint = "the embedded engine supports only `com1 = \"console\"`";
+        problems.push(Diagnostic::at(location, message).hint(hint));
     }
     port
 }
 
-pub(super) fn channels(view: &View<'_>, problems: &mut Problems) -> Vec<Channel> {
+pub(super) fn channels(view: &TableReader<'_>, problems: &mut Problems) -> Vec<Channel> {
     let mut seen = Vec::new();
     let entries = view.entries("channels");
     if entries.len() > 16 {
         let message = format!("{} channels are more than the 16 ports of a virtio console", entries.len());
-        problems.push(Diagnostic::at(view.place_of("channels"), message));
+        problems.push(Diagnostic::at(view.location_of("channels"), message));
     }
-    let channel = |entry: &View<'_>| Channel { id: entry_id(entry, "channels", &mut seen, problems), path: entry.path("path") };
+    let channel =
+        |entry: &TableReader<'_>| Channel { id: entry_id(entry, "channels", &mut seen, problems), path: entry.path("path") };
     entries.iter().map(channel).collect()
 }
 
-pub(super) fn graphics(view: &View<'_>, loader: LoaderKind, problems: &mut Problems) -> Option<Graphics> {
+pub(super) fn graphics(view: &TableReader<'_>, loader: LoaderKind, problems: &mut Problems) -> Option<Graphics> {
     view.node("graphics")?;
     let table = view.table("graphics");
     if !table.flag("enabled") {
@@ -297,12 +298,12 @@ pub(super) fn graphics(view: &View<'_>, loader: LoaderKind, problems: &mut Probl
     }
     if loader != LoaderKind::Uefi {
         let message = "a screen needs `loader = \"uefi\"`: it is the firmware's";
-        problems.push(Diagnostic::at(table.place, message));
+        problems.push(Diagnostic::at(table.location, message));
     }
     let socket = table.flag("socket");
     for leaf in ["listen", "port"] {
         if socket && let Some(node) = table.unlike_default(leaf) {
-            problems.push(Diagnostic::at(&node.place, format!("`graphics.{leaf}` does nothing with `socket = true`")));
+            problems.push(Diagnostic::at(&node.location, format!("`graphics.{leaf}` does nothing with `socket = true`")));
         }
     }
     let address: IpAddr = table.text("listen").and_then(|text| text.parse().ok()).expect("walked, and has a default");
@@ -312,9 +313,9 @@ pub(super) fn graphics(view: &View<'_>, loader: LoaderKind, problems: &mut Probl
         // The bounds of pci_fbuf.c: COLS_MIN to COLS_MAX and ROWS_MIN to ROWS_MAX.
         let fits = parsed.filter(|(w, h)| (640..=3840).contains(w) && (480..=2160).contains(h));
         if fits.is_none() {
-            let message = format!("`{text}` is no resolution of the screen");
+            let message = format!("`{text}` is not a screen resolution");
             let hint = "from `640x480` to `3840x2160`";
-            problems.push(Diagnostic::at(table.place_of("resolution"), message).hint(hint));
+            problems.push(Diagnostic::at(table.location_of("resolution"), message).hint(hint));
         }
         fits
     });
@@ -322,7 +323,7 @@ pub(super) fn graphics(view: &View<'_>, loader: LoaderKind, problems: &mut Probl
         && (keyboard.is_empty() || !keyboard.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b)))
     {
         let message = format!("`{keyboard}` is not the name of a keyboard layout");
-        problems.push(Diagnostic::at(table.place_of("keyboard"), message).hint("the names of /usr/share/bhyve/kbdlayout"));
+        problems.push(Diagnostic::at(table.location_of("keyboard"), message).hint("the names of /usr/share/bhyve/kbdlayout"));
     }
     Some(Graphics {
         listen: if socket { VncListen::Socket } else { VncListen::Tcp { address, port } },
@@ -336,12 +337,12 @@ pub(super) fn graphics(view: &View<'_>, loader: LoaderKind, problems: &mut Probl
     })
 }
 
-/// The address of a device; the walk has seen that it is one.
-pub(super) fn slot(view: &View<'_>) -> Option<PciAddress> {
+/// Returns the address of a device. The key check has verified that it is one.
+pub(super) fn slot(view: &TableReader<'_>) -> Option<PciAddress> {
     view.text("slot").and_then(|text| text.parse().ok())
 }
 
-pub(super) fn sound(view: &View<'_>, problems: &mut Problems) -> Option<Sound> {
+pub(super) fn sound(view: &TableReader<'_>, problems: &mut Problems) -> Option<Sound> {
     view.node("sound")?;
     let table = view.table("sound");
     for leaf in ["play", "record"] {
@@ -349,46 +350,46 @@ pub(super) fn sound(view: &View<'_>, problems: &mut Problems) -> Option<Sound> {
             && (!text.starts_with('/') || text.contains(','))
         {
             let message = format!("`{text}` is not the path of a device");
-            problems.push(Diagnostic::at(table.place_of(leaf), message).hint("like `/dev/dsp0`"));
+            problems.push(Diagnostic::at(table.location_of(leaf), message).hint("like `/dev/dsp0`"));
         }
     }
     Some(Sound { play: table.text("play").expect("has a default"), record: table.text("record") })
 }
 
-pub(super) fn inputs(view: &View<'_>, problems: &mut Problems) -> Vec<InputDevice> {
+pub(super) fn inputs(view: &TableReader<'_>, problems: &mut Problems) -> Vec<InputDevice> {
     with_path(view, "inputs", problems).into_iter().map(|(id, path, _)| InputDevice { id, path }).collect()
 }
 
-pub(super) fn shares(view: &View<'_>, problems: &mut Problems) -> Vec<Share> {
+pub(super) fn shares(view: &TableReader<'_>, problems: &mut Problems) -> Vec<Share> {
     with_path(view, "shares", problems).into_iter().map(|(id, path, entry)| Share { id, path, ro: entry.flag("ro") }).collect()
 }
 
-/// The entries of a class that have an id and a path.
-fn with_path<'a>(view: &View<'a>, class: &str, problems: &mut Problems) -> Vec<(String, PathBuf, View<'a>)> {
+/// Returns the entries of a class that have an id and a path.
+fn with_path<'a>(view: &TableReader<'a>, class: &str, problems: &mut Problems) -> Vec<(String, PathBuf, TableReader<'a>)> {
     let mut seen = Vec::new();
     let mut found = Vec::new();
     for entry in view.entries(class) {
         let id = entry_id(&entry, class, &mut seen, problems);
         match entry.path("path") {
             Some(path) => found.push((id, path, entry)),
-            None => problems.push(Diagnostic::at(entry.place, format!("an entry of `{class}` has no `path`"))),
+            None => problems.push(Diagnostic::at(entry.location, format!("an entry of `{class}` has no `path`"))),
         }
     }
     found
 }
 
-pub(super) fn tpm(view: &View<'_>, problems: &mut Problems) -> Option<Tpm> {
+pub(super) fn tpm(view: &TableReader<'_>, problems: &mut Problems) -> Option<Tpm> {
     view.node("tpm")?;
     let table = view.table("tpm");
     let version = table.text("version").expect("has a default");
     if version != "2.0" {
         let message = format!("`{version}` is not a version of the TPM");
-        problems.push(Diagnostic::at(table.place_of("version"), message).hint("`2.0` is the only one"));
+        problems.push(Diagnostic::at(table.location_of("version"), message).hint("`2.0` is the only one"));
     }
     match table.choice("type") {
         TpmKind::Swtpm => {
             if let Some(node) = table.node("path") {
-                problems.push(Diagnostic::at(&node.place, "`tpm.path` does nothing with `type = \"swtpm\"`"));
+                problems.push(Diagnostic::at(&node.location, "`tpm.path` does nothing with `type = \"swtpm\"`"));
             }
             Some(Tpm::Swtpm)
         }
@@ -396,13 +397,13 @@ pub(super) fn tpm(view: &View<'_>, problems: &mut Problems) -> Option<Tpm> {
     }
 }
 
-pub(super) fn passthru(view: &View<'_>, problems: &mut Problems) -> Vec<Passthru> {
+pub(super) fn passthru(view: &TableReader<'_>, problems: &mut Problems) -> Vec<Passthru> {
     let mut seen = Vec::new();
     let mut found: Vec<Passthru> = Vec::new();
     for entry in view.entries("passthru") {
         let id = entry_id(&entry, "passthru", &mut seen, problems);
         let Some(text) = entry.text("device") else {
-            problems.push(Diagnostic::at(entry.place, format!("`{id}` has no `device`")).hint("like `device = \"5/0/0\"`"));
+            problems.push(Diagnostic::at(entry.location, format!("`{id}` has no `device`")).hint("like `device = \"5/0/0\"`"));
             continue;
         };
         let ppt = text.strip_prefix("ppt").is_some_and(|n| (1..=4).contains(&n.len()) && n.bytes().all(|b| b.is_ascii_digit()));
@@ -414,26 +415,26 @@ pub(super) fn passthru(view: &View<'_>, problems: &mut Problems) -> Vec<Passthru
             _ => {
                 let message = format!("`{text}` is not the address of a PCI device");
                 let hint = "bus/slot/function like `5/0/0`, or the name of its ppt(4) device like `ppt0`";
-                problems.push(Diagnostic::at(entry.place_of("device"), message).hint(hint));
+                problems.push(Diagnostic::at(entry.location_of("device"), message).hint(hint));
                 continue;
             }
         };
         if found.iter().any(|other| other.device == device) {
-            problems.push(Diagnostic::at(entry.place_of("device"), format!("`{id}` is a device that another entry has")));
+            problems.push(Diagnostic::at(entry.location_of("device"), format!("`{id}` is a device that another entry has")));
         }
         found.push(Passthru { id, device, rom: entry.path("rom"), slot: slot(&entry) });
     }
     found
 }
 
-pub(super) fn smbios(view: &View<'_>, problems: &mut Problems) -> Smbios {
+pub(super) fn smbios(view: &TableReader<'_>, problems: &mut Problems) -> Smbios {
     let table = view.table("smbios");
     let mut text = |leaf: &str| {
         let text = table.text(leaf)?;
         if text.is_empty() || text.len() > 128 || !text.bytes().all(|b| (0x20..0x7f).contains(&b)) {
-            let message = format!("`{text}` cannot stand in the SMBIOS tables");
+            let message = format!("`{text}` cannot be in the SMBIOS tables");
             let hint = "1 to 128 printable ASCII characters";
-            problems.push(Diagnostic::at(table.place_of(leaf), message).hint(hint));
+            problems.push(Diagnostic::at(table.location_of(leaf), message).hint(hint));
         }
         Some(text)
     };
@@ -448,12 +449,12 @@ pub(super) fn smbios(view: &View<'_>, problems: &mut Problems) -> Smbios {
     }
 }
 
-pub(super) fn limits(view: &View<'_>, problems: &mut Problems) -> Limits {
+pub(super) fn limits(view: &TableReader<'_>, problems: &mut Problems) -> Limits {
     let table = view.table("limits");
     let mut bps = |leaf: &str| {
         let size = table.size(leaf)?;
         if size.bytes() == 0 {
-            problems.push(Diagnostic::at(table.place_of(leaf), format!("`limits.{leaf}` is nothing at all")));
+            problems.push(Diagnostic::at(table.location_of(leaf), format!("`limits.{leaf}` is zero")));
         }
         Some(size)
     };
@@ -467,12 +468,12 @@ pub(super) fn limits(view: &View<'_>, problems: &mut Problems) -> Limits {
     }
 }
 
-pub(super) fn gdb(view: &View<'_>, problems: &mut Problems) -> Option<GdbStub> {
+pub(super) fn gdb(view: &TableReader<'_>, problems: &mut Problems) -> Option<GdbStub> {
     let debug = view.table("debug");
     debug.node("gdb")?;
     let table = debug.table("gdb");
     let Some(port) = table.small("port") else {
-        problems.push(Diagnostic::at(table.place, "`debug.gdb` has no `port`").hint("like `port = 1234`"));
+        problems.push(Diagnostic::at(table.location, "`debug.gdb` has no `port`").hint("like `port = 1234`"));
         return None;
     };
     let address: IpAddr = table.text("listen").and_then(|text| text.parse().ok()).expect("walked, and has a default");
@@ -480,7 +481,7 @@ pub(super) fn gdb(view: &View<'_>, problems: &mut Problems) -> Option<GdbStub> {
     Some(GdbStub { listen: SocketAddr::new(address, port), wait: table.flag("wait") })
 }
 
-pub(super) fn bhyve(view: &View<'_>, problems: &mut Problems) -> BhyveConfig {
+pub(super) fn bhyve(view: &TableReader<'_>, problems: &mut Problems) -> BhyveConfig {
     let table = view.table("bhyve");
     let mut fw_cfg: Vec<FwCfgItem> = map(&table, "fw_cfg", problems)
         .into_iter()
@@ -489,7 +490,7 @@ pub(super) fn bhyve(view: &View<'_>, problems: &mut Problems) -> BhyveConfig {
     for (name, text) in map(&table, "fw_cfg_files", problems) {
         if !text.starts_with('/') {
             let message = format!("`{text}` is not an absolute path");
-            problems.push(Diagnostic::at(table.place_of("fw_cfg_files"), message));
+            problems.push(Diagnostic::at(table.location_of("fw_cfg_files"), message));
         }
         fw_cfg.push(FwCfgItem { name, content: FwCfgContent::File(text.into()) });
     }
@@ -497,12 +498,12 @@ pub(super) fn bhyve(view: &View<'_>, problems: &mut Problems) -> BhyveConfig {
         // QEMU_FWCFG_MAX_NAME in qemu_fwcfg.c, with its NUL; a comma would end the name on bhyve's command line.
         if item.name.is_empty() || item.name.len() > 55 || item.name.contains([',', ' ']) || !item.name.is_ascii() {
             let message = format!("`{}` is not the name of a firmware configuration item", item.name);
-            problems.push(Diagnostic::at(table.place, message).hint("at most 55 characters, like `opt/org.example/key`"));
+            problems.push(Diagnostic::at(table.location, message).hint("at most 55 characters, like `opt/org.example/key`"));
         }
     }
     if !fw_cfg.is_empty() && table.chosen("fwcfg") != Some(FwCfg::Qemu) {
         let message = "a guest sees firmware configuration items only with `fwcfg = \"qemu\"`";
-        problems.push(Diagnostic::at(table.place, message).hint("set it in `[bhyve]`"));
+        problems.push(Diagnostic::at(table.location, message).hint("set it in `[bhyve]`"));
     }
     let mut slots = Vec::new();
     for (name, text) in map(&table, "slots", problems) {
@@ -510,7 +511,7 @@ pub(super) fn bhyve(view: &View<'_>, problems: &mut Problems) -> BhyveConfig {
             Ok(address) => slots.push((name, address)),
             Err(()) => {
                 let message = format!("`bhyve.slots.{name}` is `{text}`, not a PCI address");
-                problems.push(Diagnostic::at(table.place_of("slots"), message).hint("like `31` or `0:31:0`"));
+                problems.push(Diagnostic::at(table.location_of("slots"), message).hint("like `31` or `0:31:0`"));
             }
         }
     }
@@ -537,53 +538,54 @@ pub(super) fn bhyve(view: &View<'_>, problems: &mut Problems) -> BhyveConfig {
     }
 }
 
-/// Where a name of a table of the user's own stands.
-fn place_in<'a>(view: &View<'a>, leaf: &str, name: &str) -> &'a Place {
+/// Returns the position of a name in a table with the user's own names.
+fn place_in<'a>(view: &TableReader<'a>, leaf: &str, name: &str) -> &'a Location {
     match view.node(leaf) {
-        Some(Node { value: Value::Table(table), .. }) => {
-            table.0.iter().find(|(other, _)| other.text == name).map_or(view.place, |(name, _)| &name.place)
+        Some(Spanned { value: Value::Table(table), .. }) => {
+            table.0.iter().find(|(other, _)| other.text == name).map_or(view.location, |(name, _)| &name.location)
         }
-        _ => view.place,
+        _ => view.location,
     }
 }
 
-/// What stands in `bhyve.slots` must be a device of the guest.
-pub(super) fn slot_names(view: &View<'_>, config: &GuestConfig, problems: &mut Problems) {
+/// Checks that the names in `bhyve.slots` are devices of the guest.
+pub(super) fn slot_names(view: &TableReader<'_>, config: &GuestConfig, problems: &mut Problems) {
     let table = view.table("bhyve");
     let known = known_slots(config);
     let mut taken: Vec<(PciAddress, String)> = Vec::new();
-    let mut all: Vec<(PciAddress, String, &Place)> = Vec::new();
+    let mut all: Vec<(PciAddress, String, &Location)> = Vec::new();
     for class in ["disks", "nics", "passthru"] {
         for entry in view.entries(class) {
             let name = format!("{class}.{}", entry.text("id").unwrap_or_default());
-            all.extend(slot(&entry).map(|address| (address, name, entry.place_of("slot"))));
+            all.extend(slot(&entry).map(|address| (address, name, entry.location_of("slot"))));
         }
     }
     let graphics = view.table("graphics");
-    all.extend(slot(&graphics).map(|address| (address, "graphics".to_owned(), graphics.place_of("slot"))));
+    all.extend(slot(&graphics).map(|address| (address, "graphics".to_owned(), graphics.location_of("slot"))));
     for (name, address) in &config.bhyve.slots {
         all.push((*address, format!("bhyve.slots.{name}"), place_in(&table, "slots", name)));
     }
-    for (slot, name, place) in all {
+    for (slot, name, location) in all {
         if let Some((_, other)) = taken.iter().find(|(taken, _)| *taken == slot) {
-            problems.push(Diagnostic::at(place, format!("`{other}` and `{name}` are both at the PCI address {slot}")));
+            problems.push(Diagnostic::at(location, format!("`{other}` and `{name}` are both at the PCI address {slot}")));
         }
         taken.push((slot, name));
     }
     for (name, slot) in &config.bhyve.slots {
-        let place = place_in(&table, "slots", name);
+        let location = place_in(&table, "slots", name);
         if !known.contains(name) {
             let hint = nearest(name, known.iter().map(String::as_str))
                 .map_or_else(|| format!("it has {}", known.join(", ")), |near| format!("did you mean `{near}`?"));
-            problems
-                .push(Diagnostic::at(place, format!("the guest has no device `{name}` without a `slot` of its own")).hint(hint));
+            problems.push(
+                Diagnostic::at(location, format!("the guest has no device `{name}` without a `slot` of its own")).hint(hint),
+            );
         } else if name == "lpc" && slot.bus != 0 {
-            problems.push(Diagnostic::at(place, "bhyve(8) has the LPC bridge on bus 0 alone"));
+            problems.push(Diagnostic::at(location, "bhyve(8) has the LPC bridge only on bus 0"));
         }
     }
 }
 
-/// The names that `bhyve.slots` may have.
+/// Returns the valid names for `bhyve.slots`.
 fn known_slots(config: &GuestConfig) -> Vec<String> {
     let mut known = vec!["lpc".to_owned()];
     known.extend((config.bhyve.hostbridge != Hostbridge::None).then(|| "hostbridge".into()));
@@ -598,20 +600,20 @@ fn known_slots(config: &GuestConfig) -> Vec<String> {
     known
 }
 
-/// A device's own options: each one word, as between bhyve's commas.
-pub(super) fn device_options(view: &View<'_>, problems: &mut Problems) -> Vec<String> {
+/// Returns a device's own options: each is one word, as between bhyve's commas.
+pub(super) fn device_options(view: &TableReader<'_>, problems: &mut Problems) -> Vec<String> {
     for (text, node) in view.text_nodes("options") {
         if text.is_empty() || text.contains(',') || text.chars().any(char::is_control) {
             let message = format!("`{text}` is not one option of bhyve(8)");
-            problems.push(Diagnostic::at(&node.place, message).hint("one a text: `options = [\"maxq=8\", \"nodelete\"]`"));
+            problems.push(Diagnostic::at(&node.location, message).hint("one per text: `options = [\"maxq=8\", \"nodelete\"]`"));
         } else if let Some((message, hint)) = bhyve_variables::device_refusal(text.split('=').next().unwrap_or_default()) {
-            problems.push(Diagnostic::at(&node.place, message).maybe_hint(hint));
+            problems.push(Diagnostic::at(&node.location, message).maybe_hint(hint));
         }
     }
     view.texts("options")
 }
 
-/// What a disk has that only bhyve(8) acts on.
+/// Properties of a disk that only bhyve(8) uses.
 pub(super) struct DiskExtras {
     pub iscsi: Option<IscsiUnit>,
     pub properties: Vec<(String, String)>,
@@ -620,14 +622,15 @@ pub(super) struct DiskExtras {
 }
 
 pub(super) fn disk_extras(
-    entry: &View<'_>,
+    entry: &TableReader<'_>,
     id: &str,
     (backend, device): (DiskBackend, DiskDevice),
     problems: &mut Problems,
 ) -> DiskExtras {
     let mut only = |leaf: &str, fits: bool, with: &str| {
         if !fits && let Some(node) = entry.unlike_default(leaf) {
-            problems.push(Diagnostic::at(&node.place, format!("`disks.{leaf}` does nothing on disk `{id}`: it is for {with}")));
+            problems
+                .push(Diagnostic::at(&node.location, format!("`disks.{leaf}` does nothing on disk `{id}`: it is for {with}")));
         }
     };
     for leaf in ["target", "portal", "lun"] {
@@ -645,7 +648,7 @@ pub(super) fn disk_extras(
             (target, _) => {
                 let missing = if target.is_none() { "target" } else { "portal" };
                 let message = format!("disk `{id}` has the backend `iscsi` and no `{missing}`");
-                problems.push(Diagnostic::at(entry.place_of("backend"), message));
+                problems.push(Diagnostic::at(entry.location_of("backend"), message));
                 None
             }
         });
@@ -657,7 +660,7 @@ pub(super) fn disk_extras(
     }
 }
 
-fn sector_size(entry: &View<'_>, text: &str, id: &str, device: DiskDevice, problems: &mut Problems) -> Option<SectorSize> {
+fn sector_size(entry: &TableReader<'_>, text: &str, id: &str, device: DiskDevice, problems: &mut Problems) -> Option<SectorSize> {
     let (logical, physical) = text.split_once('/').unwrap_or((text, text));
     let parsed = logical.parse::<u32>().ok().zip(physical.parse::<u32>().ok());
     let fits = parsed.filter(|(logical, physical)| match device {
@@ -676,14 +679,19 @@ fn sector_size(entry: &View<'_>, text: &str, id: &str, device: DiskDevice, probl
             DiskDevice::VirtioBlk | DiskDevice::AhciHd => "powers of two from 512, like `512`, `4096` or `512/4096`",
             DiskDevice::AhciCd | DiskDevice::VirtioScsi => "leave it out: this device has its own",
         };
-        let message = format!("`{text}` is no sector size of disk `{id}`");
-        problems.push(Diagnostic::at(entry.place_of("sector_size"), message).hint(hint));
+        let message = format!("`{text}` is not a sector size for disk `{id}`");
+        problems.push(Diagnostic::at(entry.location_of("sector_size"), message).hint(hint));
     }
     fits.map(|(logical, physical)| SectorSize { logical, physical })
 }
 
-/// What an interface is plugged into, checked against its backend.
-pub(super) fn nic_wiring(entry: &View<'_>, id: &str, backend: NicBackend, problems: &mut Problems) -> Option<NetgraphHook> {
+/// Returns the connection of an interface, checked against its backend.
+pub(super) fn nic_wiring(
+    entry: &TableReader<'_>,
+    id: &str,
+    backend: NicBackend,
+    problems: &mut Problems,
+) -> Option<NetgraphHook> {
     let name = backend.as_str();
     use NicBackend::{Netgraph, Netmap, None as Unplugged, Tap, User, Vale, Vmnet};
     let fits: [(&str, &[NicBackend]); 13] = [
@@ -702,13 +710,13 @@ pub(super) fn nic_wiring(entry: &View<'_>, id: &str, backend: NicBackend, proble
         ("link_local", &[User]),
     ];
     for (leaf, backends) in fits {
-        // What is pulled out keeps everything for when it is connected again.
+        // An interface whose link is down keeps all settings for when it is connected again.
         if backend != Unplugged
             && !backends.contains(&backend)
             && let Some(node) = entry.unlike_default(leaf)
         {
             let message = format!("`nics.{leaf}` does nothing on `{id}`, whose backend is `{name}`");
-            problems.push(Diagnostic::at(&node.place, message));
+            problems.push(Diagnostic::at(&node.location, message));
         }
     }
     let missing = match backend {
@@ -722,19 +730,19 @@ pub(super) fn nic_wiring(entry: &View<'_>, id: &str, backend: NicBackend, proble
         _ => None,
     };
     if let Some(missing) = missing {
-        let message = format!("`{id}` has the backend `{name}` and is plugged into nothing");
-        problems.push(Diagnostic::at(entry.place_of("backend"), message).hint(format!("set {missing}")));
+        let message = format!("`{id}` has the backend `{name}` and is not connected to anything");
+        problems.push(Diagnostic::at(entry.location_of("backend"), message).hint(format!("set {missing}")));
     }
     if entry.node("switch").is_some() && entry.node("interface").is_some() && matches!(backend, Tap | Vmnet | Vale) {
         let message = format!("`{id}` has a `switch` and an `interface`");
         let hint = "vmctl makes the interface on the switch, or takes yours as it is";
-        problems.push(Diagnostic::at(entry.place_of("interface"), message).hint(hint));
+        problems.push(Diagnostic::at(entry.location_of("interface"), message).hint(hint));
     }
     for leaf in ["interface", "path", "peerhook", "hook", "socket"] {
         if let Some(text) = entry.text(leaf)
             && (text.is_empty() || text.len() > 63 || text.contains([',', ' ']) || text.chars().any(char::is_control))
         {
-            problems.push(Diagnostic::at(entry.place_of(leaf), format!("`{text}` cannot be `nics.{leaf}`")));
+            problems.push(Diagnostic::at(entry.location_of(leaf), format!("`{text}` cannot be `nics.{leaf}`")));
         }
     }
     (backend == Netgraph).then(|| NetgraphHook {

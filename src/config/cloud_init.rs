@@ -1,4 +1,4 @@
-//! `[cloud-init]`: what the seed tells cloud-init in the guest. Made by [`super::check_cloud_init`].
+//! `[cloud-init]`: settings for cloud-init in the guest. [`super::check_cloud_init`] makes them.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -7,33 +7,34 @@ use serde::Serialize;
 
 use super::addresses::InterfaceAddress;
 
-/// The id of the disk that the seed is; no other disk may have it while there is a seed.
+/// Id of the seed's disk. No other disk may have it while there is a seed.
 pub const SEED_DISK: &str = "cidata";
 
-/// What cloud-init is told.
+/// Settings for cloud-init.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct CloudInit {
     /// Host name.
     pub hostname: String,
-    /// User that is made beside the distribution's own; without one, the keys and the password are the latter's.
+    /// User that is made in addition to the distribution's own; without one, the keys and the password belong to the
+    /// latter.
     pub user: Option<String>,
-    /// Who may log in.
+    /// Keys of the users who may log in.
     pub ssh_keys: Vec<SshKey>,
     /// File with the password, or with its crypt(3) hash.
     pub password_file: Option<PathBuf>,
-    /// Addresses of the first interface; DHCP without them.
+    /// Addresses of the first interface; without them it uses DHCP.
     pub addresses: Vec<InterfaceAddress>,
     /// Its routers.
     pub gateways: Vec<IpAddr>,
     /// Its name servers.
     pub nameservers: Vec<IpAddr>,
-    /// User data as it is, instead of what the above makes.
+    /// User data, used unchanged instead of the settings above.
     pub user_data: Option<PathBuf>,
-    /// Meta data as it is.
+    /// Meta data, used unchanged.
     pub meta_data: Option<PathBuf>,
-    /// Vendor data as it is.
+    /// Vendor data, used unchanged.
     pub vendor_data: Option<PathBuf>,
-    /// Network configuration as it is.
+    /// Network configuration, used unchanged.
     pub network_config: Option<PathBuf>,
 }
 
@@ -41,13 +42,14 @@ pub struct CloudInit {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SshKey {
-    /// As it stands in `authorized_keys`.
+    /// A line of `authorized_keys`.
     Text(String),
-    /// A file with keys, one a line.
+    /// A file with keys, one per line.
     File(PathBuf),
 }
 
-/// Whether a line is a public key as OpenSSH writes one (sshd(8), AUTHORIZED_KEYS FILE FORMAT; without options).
+/// Returns whether a line is a public key as OpenSSH writes one (sshd(8), AUTHORIZED_KEYS FILE FORMAT; without
+/// options).
 pub fn is_public_key(line: &str) -> bool {
     let mut words = line.split_whitespace();
     let kind = words.next().unwrap_or("");

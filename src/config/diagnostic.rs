@@ -1,31 +1,31 @@
-//! What is wrong with a file, and where: `FILE:LINE:COLUMN: what`, the line, a caret, a hint.
+//! Problems of a file, with their positions: `FILE:LINE:COLUMN: what`, the line, a caret, a hint.
 
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// A text that was read, and where it came from.
+/// A text that was read, and its origin.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Source {
-    /// As it is shown: a path, `template NAME (built in)`, `--set KEY=VALUE`.
+    /// Name for messages: a path, `template NAME (built in)`, `--set KEY=VALUE`.
     pub label: String,
-    /// All of it.
+    /// The whole text.
     pub text: String,
-    /// What a relative path in it is relative to, if that is not the guest's own directory.
+    /// Base of relative paths in it, if that is not the guest's own directory.
     pub directory: Option<std::path::PathBuf>,
 }
 
-/// A place in a text.
+/// A position in a text.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
-    /// Which text.
+pub struct Location {
+    /// The text.
     pub source: Arc<Source>,
-    /// Bytes of it.
+    /// Range of bytes in it.
     pub span: Range<usize>,
 }
 
-impl Place {
-    /// Line and column, from 1; the column counts characters.
+impl Location {
+    /// Returns the line and column, from 1. The column counts characters.
     pub fn line_column(&self) -> (usize, usize) {
         let text = &self.source.text;
         let start = floor_boundary(text, self.span.start);
@@ -33,7 +33,7 @@ impl Place {
         (text[..start].matches('\n').count() + 1, text[line_start..start].chars().count() + 1)
     }
 
-    /// The line that it starts on, without its end.
+    /// Returns the line on which it starts, without its end.
     fn line(&self) -> &str {
         let text = &self.source.text;
         let start = floor_boundary(text, self.span.start);
@@ -42,7 +42,7 @@ impl Place {
         text[line_start..line_end].trim_end_matches('\r')
     }
 
-    /// How many characters of its line it covers, at least one.
+    /// Returns the number of characters of its line that it covers, at least one.
     fn width(&self) -> usize {
         let text = &self.source.text;
         let start = floor_boundary(text, self.span.start);
@@ -51,7 +51,7 @@ impl Place {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (line, column) = self.line_column();
         write!(f, "{}:{line}:{column}", self.source.label)
@@ -62,14 +62,14 @@ fn floor_boundary(text: &str, at: usize) -> usize {
     (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
 }
 
-/// One thing that is wrong.
+/// One problem of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Diagnostic {
     /// Lower-case, no final stop, the offending value in backticks.
     pub message: String,
-    /// Where; `None` when there is no text to point at, like a file that cannot be read.
-    pub place: Option<Place>,
-    /// Lines that explain, like the chain of a template cycle.
+    /// Its position; `None` if there is no text, as for a file that cannot be read.
+    pub location: Option<Location>,
+    /// Lines that explain it, like the chain of a template cycle.
     pub notes: Vec<String>,
     /// The next step.
     pub hint: Option<String>,
@@ -82,32 +82,32 @@ impl Diagnostic {
         for text in texts {
             *text = text.replace(from, to);
         }
-        if let Some(place) = self.place.as_mut().filter(|place| place.source.label.contains(from)) {
-            let Source { label, text, directory } = &*place.source;
+        if let Some(location) = self.location.as_mut().filter(|location| location.source.label.contains(from)) {
+            let Source { label, text, directory } = &*location.source;
             let source = Source { label: label.replace(from, to), text: text.clone(), directory: directory.clone() };
-            place.source = Arc::new(source);
+            location.source = Arc::new(source);
         }
     }
 
-    /// At a place.
-    pub fn at(place: &Place, message: impl Into<String>) -> Self {
-        Self { message: message.into(), place: Some(place.clone()), notes: Vec::new(), hint: None }
+    /// Creates a problem at a position.
+    pub fn at(location: &Location, message: impl Into<String>) -> Self {
+        Self { message: message.into(), location: Some(location.clone()), notes: Vec::new(), hint: None }
     }
-    /// Of no place.
+    /// Creates a problem without a position.
     pub fn plain(message: impl Into<String>) -> Self {
-        Self { message: message.into(), place: None, notes: Vec::new(), hint: None }
+        Self { message: message.into(), location: None, notes: Vec::new(), hint: None }
     }
-    /// With what to do about it.
+    /// Adds what to do about it.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }
-    /// With what to do about it, where that is known.
+    /// Adds what to do about it, if that is known.
     pub fn maybe_hint(mut self, hint: Option<String>) -> Self {
         self.hint = hint;
         self
     }
-    /// With a line that explains.
+    /// Adds a line that explains it.
     pub fn note(mut self, note: impl Into<String>) -> Self {
         self.notes.push(note.into());
         self
@@ -116,14 +116,14 @@ impl Diagnostic {
 
 impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.place {
-            Some(place) => {
-                writeln!(f, "{place}: {}", self.message)?;
-                let (line, column) = (place.line(), place.line_column().1);
-                // Tabs are kept above the caret, so that it stands where the terminal shows the text.
+        match &self.location {
+            Some(location) => {
+                writeln!(f, "{location}: {}", self.message)?;
+                let (line, column) = (location.line(), location.line_column().1);
+                // Tabs are kept above the caret, so that it is where the terminal shows the text.
                 let indent: String = line.chars().take(column - 1).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
                 writeln!(f, "    {line}")?;
-                writeln!(f, "    {indent}{}", "^".repeat(place.width()))?;
+                writeln!(f, "    {indent}{}", "^".repeat(location.width()))?;
             }
             None => writeln!(f, "error: {}", self.message)?,
         }
@@ -137,10 +137,10 @@ impl fmt::Display for Diagnostic {
     }
 }
 
-/// What has been found wrong so far.
+/// Problems found so far.
 pub type Problems = Vec<Diagnostic>;
 
-/// Everything that is wrong; never empty when it is an error.
+/// All problems of a file. As an error it is never empty.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Diagnostics(pub Vec<Diagnostic>);
 
@@ -158,7 +158,7 @@ impl From<Diagnostic> for Diagnostics {
     }
 }
 
-/// The candidate that `word` was probably meant to be.
+/// Returns the candidate that is most similar to `word`, if it is similar enough.
 pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let folded = word.to_lowercase().replace('-', "_");
     candidates
@@ -177,14 +177,14 @@ pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) ->
 mod tests {
     use super::*;
 
-    fn place(text: &str, span: Range<usize>) -> Place {
-        Place { source: Arc::new(Source { label: "a.toml".into(), text: text.into(), directory: None }), span }
+    fn location(text: &str, span: Range<usize>) -> Location {
+        Location { source: Arc::new(Source { label: "a.toml".into(), text: text.into(), directory: None }), span }
     }
 
     #[test]
     fn a_diagnostic_shows_its_line_with_a_caret_below() {
         let text = "name = \"a\"\n\tmemroy = \"1G\"\n";
-        let shown = Diagnostic::at(&place(text, 12..18), "unknown key `memroy`").hint("did you mean `memory`?").to_string();
+        let shown = Diagnostic::at(&location(text, 12..18), "unknown key `memroy`").hint("did you mean `memory`?").to_string();
         assert_eq!(
             shown,
             "a.toml:2:2: unknown key `memroy`\n    \tmemroy = \"1G\"\n    \t^^^^^^\n    hint: did you mean `memory`?\n"
@@ -193,9 +193,9 @@ mod tests {
 
     #[test]
     fn a_place_beyond_or_inside_a_character_is_rounded_down() {
-        assert_eq!(place("é", 1..9).line_column(), (1, 1));
-        assert_eq!(place("", 5..9).line_column(), (1, 1));
-        assert_eq!(place("a\n", 2..2).line_column(), (2, 1));
+        assert_eq!(location("é", 1..9).line_column(), (1, 1));
+        assert_eq!(location("", 5..9).line_column(), (1, 1));
+        assert_eq!(location("a\n", 2..2).line_column(), (2, 1));
     }
 
     #[test]

@@ -9,19 +9,19 @@
 //! filter = upper | lower | trim | pad(WIDTH) | replace(FROM, TO) | default(VALUE)
 //! ```
 //!
-//! **Bounds.** Nesting is at most 32 deep, a result at most 64 KiB, a variable is computed once, and one that needs
+//! **Bounds.** Nesting is at most 32 deep, a result at most 64 KiB, a variable is computed once, and one that refers to
 //! itself is an error.
 
 use std::collections::HashMap;
 use std::ops::Range;
 
-use super::diagnostic::{Diagnostic, Place, nearest};
-use super::layer::{Node, Table, Value};
+use super::diagnostic::{Diagnostic, Location, nearest};
+use super::layer::{Spanned, Table, Value};
 
 const MAX_DEPTH: usize = 32;
 const MAX_TEXT_BYTES: usize = 64 << 10;
 
-/// What an expression yields.
+/// Value of an expression.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Scalar {
     /// A text.
@@ -33,7 +33,7 @@ pub enum Scalar {
 }
 
 impl Scalar {
-    fn shown(&self) -> String {
+    fn to_text(&self) -> String {
         match self {
             Self::Text(text) => text.clone(),
             Self::Integer(number) => number.to_string(),
@@ -49,7 +49,7 @@ impl Scalar {
     }
 }
 
-/// What went wrong, and which bytes of the text it is about.
+/// An error, with the range of bytes in the text.
 struct Fault {
     message: String,
     span: Range<usize>,
@@ -66,12 +66,12 @@ pub struct Scope<'a> {
 }
 
 impl<'a> Scope<'a> {
-    /// The variables of `[vars]`.
+    /// Creates a scope with the variables of `[vars]`.
     pub fn new(variables: Option<&'a Table>) -> Self {
         Self { variables, ..Self::default() }
     }
 
-    /// Adds a variable of ours, like `name`.
+    /// Adds a variable of vmctl, like `name`.
     pub fn give(&mut self, name: &str, value: Scalar) {
         self.given.insert(name.to_owned(), value);
     }
@@ -91,7 +91,7 @@ impl<'a> Scope<'a> {
             return Err((format!("variable `{name}` is not set"), Some(hint)));
         };
         if self.computing.iter().any(|other| other == name) || self.computing.len() >= MAX_DEPTH {
-            return Err((format!("variable `{name}` needs itself: {} -> {name}", self.computing.join(" -> ")), None));
+            return Err((format!("variable `{name}` depends on itself: {} -> {name}", self.computing.join(" -> ")), None));
         }
         self.computing.push(name.to_owned());
         let value = match &node.value {
@@ -106,7 +106,7 @@ impl<'a> Scope<'a> {
         Ok(value)
     }
 
-    /// A text with its expressions replaced.
+    /// Replaces the expressions in a text.
     fn expand(&mut self, text: &str) -> Result<Scalar, Fault> {
         let mut result = String::new();
         let mut at = 0;
@@ -132,7 +132,7 @@ impl<'a> Scope<'a> {
             if open == 0 && at == text.len() {
                 return Ok(value);
             }
-            result.push_str(&value.shown());
+            result.push_str(&value.to_text());
             if result.len() > MAX_TEXT_BYTES {
                 return Err(Fault { message: "the text grows beyond 64 KiB".into(), span: open..at, hint: None });
             }
@@ -141,16 +141,16 @@ impl<'a> Scope<'a> {
         Ok(Scalar::Text(result))
     }
 
-    /// Replaces the expressions in a value, and in what is inside it.
-    pub fn evaluate(&mut self, node: &mut Node, problems: &mut Vec<Diagnostic>) {
+    /// Replaces the expressions in a value and everything inside it.
+    pub fn evaluate(&mut self, node: &mut Spanned, problems: &mut Vec<Diagnostic>) {
         match &mut node.value {
             Value::Text(text) if text.contains("{{") => match self.expand(text) {
                 Ok(Scalar::Text(text)) => node.value = Value::Text(text),
                 Ok(Scalar::Integer(number)) => node.value = Value::Integer(number),
                 Ok(Scalar::Flag(flag)) => node.value = Value::Flag(flag),
                 Err(fault) => {
-                    let place = inside(&node.place, text, fault.span);
-                    problems.push(Diagnostic::at(&place, fault.message).maybe_hint(fault.hint));
+                    let location = inside(&node.location, text, fault.span);
+                    problems.push(Diagnostic::at(&location, fault.message).maybe_hint(fault.hint));
                 }
             },
             Value::Array(items) => items.iter_mut().for_each(|item| self.evaluate(item, problems)),
@@ -160,7 +160,7 @@ impl<'a> Scope<'a> {
     }
 }
 
-/// The variables that the expressions in a text name, and their filters; what is wrong with an expression is not told.
+/// Returns the variables in the expressions of a text, and their filters. Errors of an expression are ignored.
 pub fn names_in(text: &str) -> Vec<String> {
     let mut names = Vec::new();
     for part in text.split("{{").skip(1) {
@@ -183,16 +183,16 @@ pub fn names_in(text: &str) -> Vec<String> {
     names
 }
 
-/// The place of some bytes of a string's value: exact when the string is written without escapes.
-fn inside(place: &Place, value: &str, span: Range<usize>) -> Place {
-    let written = place.source.text.get(place.span.clone()).unwrap_or_default();
+/// Returns the position of some bytes of a string's value. It is exact if the string is written without escapes.
+fn inside(location: &Location, value: &str, span: Range<usize>) -> Location {
+    let written = location.source.text.get(location.span.clone()).unwrap_or_default();
     let quotes = ["\"\"\"", "'''", "\"", "'", ""].into_iter().find(|quote| written == format!("{quote}{value}{quote}"));
     match quotes {
         Some(quote) => {
-            let start = place.span.start + quote.len();
-            Place { source: place.source.clone(), span: start + span.start..start + span.end }
+            let start = location.span.start + quote.len();
+            Location { source: location.source.clone(), span: start + span.start..start + span.end }
         }
-        None => place.clone(),
+        None => location.clone(),
     }
 }
 
@@ -237,12 +237,12 @@ impl Parser<'_, '_, '_> {
         Some(rest[..end].to_owned())
     }
 
-    /// `each.size`, `secret.db-password`: names joined by dots.
+    /// Reads names joined by dots, like `each.size` or `secret.db-password`.
     fn dotted(&mut self) -> Option<String> {
         let mut name = self.word()?;
         while self.text[self.at..].starts_with('.') && self.text[self.at + 1..].starts_with(|c: char| c.is_ascii_alphanumeric()) {
             self.at += 1;
-            // A part may begin with a digit, which no whole name does.
+            // A part may begin with a digit, but a whole name may not.
             let rest = &self.text[self.at..];
             let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
             self.at += digits;
@@ -259,7 +259,7 @@ impl Parser<'_, '_, '_> {
         }
         let start = self.at;
         let mut value = match self.sum() {
-            // `default` is the one filter that forgives a variable that is not set.
+            // Only the filter `default` accepts a variable that is not set.
             Err(fault) if fault.message.ends_with("is not set") && self.default_follows() => None,
             other => Some(other?),
         };
@@ -409,7 +409,7 @@ fn filter(value: Option<Scalar>, name: &str, arguments: &[Scalar]) -> Result<Sca
         let [fallback] = arguments else { return Err(wrong("default(VALUE)")) };
         return Ok(value.unwrap_or_else(|| fallback.clone()));
     }
-    let value = value.expect("only a `default` may follow a variable that is not set").shown();
+    let value = value.expect("only a `default` may follow a variable that is not set").to_text();
     let text = match (name, arguments) {
         ("upper", []) => value.to_uppercase(),
         ("lower", []) => value.to_lowercase(),

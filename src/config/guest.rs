@@ -1,6 +1,6 @@
-//! What a guest file means: every default filled in, every rule checked. Made only by [`super::check`], so that the
-//! code that runs guests never meets an impossible value. Holds what an engine of this build acts on; a key that the
-//! guest's engine does not act on is in the key table and is refused there, and its field here is empty.
+//! Configuration of a guest, with all defaults and after all checks. Only [`super::check`] makes it, so that the code
+//! that runs guests never gets an invalid value. It holds the keys that an engine of this build supports. A key that
+//! the guest's engine does not support is refused by the key table, and its field here is empty.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -20,60 +20,60 @@ use crate::choices::{
 };
 use crate::units::{ByteSize, serialize_seconds};
 
-/// One guest, as meant.
+/// Configuration of one guest.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct GuestConfig {
-    /// Lower-case letters, digits, `.`, `_`, `-`; at most 63 characters; starts and ends with a letter or digit.
+    /// Name: lower-case letters, digits, `.`, `_`, `-`; at most 63 characters; starts and ends with a letter or digit.
     pub name: String,
-    /// For people.
+    /// Description for users.
     pub description: Option<String>,
     /// The user that, besides root, may stop and restart the running guest and use its console.
     pub owner: Option<String>,
-    /// For `--tag`.
+    /// Tags, for `--tag`.
     pub tags: Vec<String>,
-    /// `destroy` refuses.
+    /// Whether `destroy` refuses it.
     pub protected: bool,
-    /// What runs it.
+    /// The engine.
     pub engine: EngineKind,
     /// The vCPU back end of the embedded engine.
     pub backend: BackendKind,
-    /// What the real-time clock shows.
+    /// Time that the real-time clock shows.
     pub clock: Clock,
     /// The jail that bhyve runs in.
     pub jail: Option<JailConfig>,
-    /// UUID that the guest sees; the store makes one when the file has none.
+    /// UUID that the guest sees. The store makes one if the file has none.
     pub uuid: Option<String>,
     /// Processors.
     pub cpus: Cpus,
-    /// Which CPUs of the host they may use.
+    /// The CPUs of the host that they may use.
     pub pins: Vec<CpuPin>,
     /// RAM: a multiple of 1 MiB, at least 16 MiB.
     #[serde(rename = "memory_bytes")]
     pub memory: ByteSize,
-    /// The host may not page it out; always with passthrough.
+    /// Whether the host may not page it out; always with passthrough.
     pub memory_wired: bool,
     /// It may be more than the host has.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub memory_overcommit: bool,
-    /// It is part of bhyve's core dumps.
+    /// Whether it is part of bhyve's core dumps.
     pub memory_in_core: bool,
     /// NUMA domains; none, or all of the memory and all of the processors.
     pub numa: Vec<NumaDomain>,
-    /// How it boots.
+    /// The way in which it boots.
     pub loader: LoaderKind,
-    /// For `loader = "kernel"`: always there then.
+    /// Kernel, always set for `loader = "kernel"`.
     pub kernel: Option<Kernel>,
-    /// For `loader = "grub"`: always there then.
+    /// GRUB, always set for `loader = "grub"`.
     pub grub: Option<Grub>,
-    /// For `loader = "uefi"`: always there then.
+    /// Firmware, always set for `loader = "uefi"`.
     pub uefi: Option<Uefi>,
-    /// For `loader = "bhyveload"`: always there then.
+    /// bhyveload, always set for `loader = "bhyveload"`.
     pub bhyveload: Option<Bhyveload>,
-    /// What is booted from, the first one first; the order of the file when it is empty.
+    /// Devices to boot from, in order; if empty, in the order of the file.
     pub boot_order: Vec<BootTarget>,
-    /// In the order of the file.
+    /// Disks, in the order of the file.
     pub disks: Vec<DiskConfig>,
-    /// In the order of the file.
+    /// Interfaces, in the order of the file.
     pub nics: Vec<NicConfig>,
     /// Serial lines and their log.
     pub console: ConsoleConfig,
@@ -91,28 +91,28 @@ pub struct GuestConfig {
     pub passthru: Vec<Passthru>,
     /// Directories of the host.
     pub shares: Vec<Share>,
-    /// What it reads about its machine.
+    /// Strings that it reads about its machine.
     pub smbios: Smbios,
-    /// What it may use of the host.
+    /// Its limits on the host.
     pub limits: Limits,
-    /// What only bhyve(8) has.
+    /// Settings that only bhyve(8) has.
     pub bhyve: BhyveConfig,
-    /// What happens when the guest exits.
+    /// Policy for the guest's exit.
     pub restart: RestartConfig,
-    /// How long `stop` waits after the power button before it powers off.
+    /// Time that `stop` waits after the power button before it powers off.
     #[serde(rename = "stop_timeout_seconds", serialize_with = "serialize_seconds")]
     pub stop_timeout: Duration,
-    /// Start with the host.
+    /// Settings for the start with the host.
     pub autostart: AutostartConfig,
     /// When the guest counts as ready; see [`GuestConfig::ready_probes`].
     pub ready: ReadyConfig,
-    /// Commands of the user's, run by the supervisor.
+    /// Commands of the user, which the supervisor runs.
     pub hooks: Vec<HookConfig>,
     /// Whether it has a virtio random-number device.
     pub rng: bool,
-    /// What cloud-init in the guest is told.
+    /// Settings for cloud-init in the guest.
     pub cloud_init: Option<CloudInit>,
-    /// For people who develop kernels and for tests.
+    /// Settings for kernel developers and for tests.
     pub debug: DebugConfig,
 }
 
@@ -123,13 +123,13 @@ pub struct Cpus {
     pub count: u32,
     /// Packages.
     pub sockets: u32,
-    /// Cores a package.
+    /// Cores per package.
     pub cores: u32,
-    /// Threads a core.
+    /// Threads per core.
     pub threads: u32,
 }
 
-/// What `loader = "kernel"` enters. Paths are absolute.
+/// The kernel for `loader = "kernel"`. Paths are absolute.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Kernel {
     /// bzImage, ELF (PVH) or Multiboot image.
@@ -157,43 +157,43 @@ pub struct KernelModule {
 pub struct DiskConfig {
     /// Unique among the disks of the guest.
     pub id: String,
-    /// Where its bytes are.
+    /// Storage of its bytes.
     pub backend: DiskBackend,
-    /// Absolute path of the file or device; without it the store names the file after `id` in the guest's directory.
+    /// Absolute path of the file or device. Without it the store names the file after `id` in the guest's directory.
     pub path: Option<PathBuf>,
-    /// What it is made from when it is not there yet: a name of the catalogue, a URL, or an absolute path.
+    /// Source of a missing disk: a name of the catalogue, a URL, or an absolute path.
     pub source: Option<String>,
-    /// What the image's file must be, like `sha256:HEX`; the catalogue's or none when there is none.
+    /// Expected checksum of the image's file, like `sha256:HEX`. Without one the catalogue's is used, or none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checksum: Option<String>,
-    /// Its bytes are taken as they are, whatever they look like.
+    /// Whether its bytes are used unchanged, whatever they look like.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub raw: bool,
-    /// Size to create, or to grow to; `None` only with a `path` or a `source`, whose size is then taken.
+    /// Size to create, or to grow to. `None` only with a `path` or a `source`, whose size is then used.
     #[serde(rename = "size_bytes")]
     pub size: Option<ByteSize>,
-    /// What the guest sees.
+    /// The device that the guest sees.
     pub device: DiskDevice,
-    /// Writes are refused.
+    /// Whether writes are refused.
     pub ro: bool,
-    /// What a write waits for.
+    /// When a write completes.
     pub cache: DiskCache,
-    /// Serial number that the guest sees (at most 20 bytes of ASCII). With the embedded engine the id when the file has
-    /// none.
+    /// Serial number that the guest sees (at most 20 bytes of ASCII). With the embedded engine it is the id if the file
+    /// has none.
     pub serial: Option<String>,
     /// Whether discard frees space on the host.
     pub discard: bool,
-    /// For `backend = "iscsi"`: always there then.
+    /// iSCSI unit, always set for `backend = "iscsi"`.
     pub iscsi: Option<IscsiUnit>,
-    /// Properties of the ZFS volume when it is made.
+    /// Properties of a new ZFS volume.
     pub properties: Vec<(String, String)>,
-    /// Whether a ZFS volume takes up only what was written.
+    /// Whether a ZFS volume uses only the space that was written.
     pub thin: bool,
     /// Sector size that the guest sees.
     pub sector_size: Option<SectorSize>,
-    /// The AHCI controller that it shares with others of this name.
+    /// The AHCI controller that it shares with other disks of this controller name.
     pub controller: Option<String>,
-    /// Where it is on PCI, instead of the address in the state.
+    /// Its PCI address, instead of the one in the state.
     pub slot: Option<PciAddress>,
     /// Further options of bhyve(8), one word each.
     pub options: Vec<String>,
@@ -204,31 +204,31 @@ pub struct DiskConfig {
 pub struct NicConfig {
     /// Unique among the interfaces of the guest.
     pub id: String,
-    /// What it is plugged into.
+    /// Its connection.
     pub backend: NicBackend,
     /// Switch of the host file, for `tap`, `vmnet`, `vale` and `netgraph`.
     pub switch: Option<String>,
-    /// An interface or port that is there already, instead of one that is made.
+    /// An existing interface or port, instead of a new one.
     pub interface: Option<String>,
-    /// For `backend = "netgraph"`: always there then.
+    /// netgraph hook, always set for `backend = "netgraph"`.
     pub netgraph: Option<NetgraphHook>,
-    /// It cannot talk to other private ports of the switch.
+    /// Whether it cannot talk to other private ports of the switch.
     pub private: bool,
-    /// It gets a copy of every frame of the switch.
+    /// Whether it gets a copy of every frame of the switch.
     pub span: bool,
-    /// Where it is on PCI, instead of the address in the state.
+    /// Its PCI address, instead of the one in the state.
     pub slot: Option<PciAddress>,
     /// Further options of bhyve(8), one word each.
     pub options: Vec<String>,
-    /// MAC address; the store derives a stable one when the file has none.
+    /// MAC address. The store derives a stable one if the file has none.
     pub mac: Option<MacAddr>,
-    /// What the guest sees.
+    /// The device that the guest sees.
     pub device: NicDevice,
-    /// MTU that the guest is told.
+    /// MTU that is announced to the guest.
     pub mtu: u16,
-    /// From the host into the guest; only with `user`.
+    /// Forwards from the host into the guest; only with `user`.
     pub forwards: Vec<Forward>,
-    /// The user-mode network's settings; used with `user`.
+    /// Settings of the user-mode network; used with `user`.
     pub user: UserNetwork,
 }
 
@@ -244,19 +244,19 @@ pub struct UserNetwork {
     pub gateway: Ipv4Addr,
     /// Resolver: network + 3.
     pub dns: Ipv4Addr,
-    /// The lease that DHCP gives: network + 15, or network + 4 in a /28.
+    /// The address that DHCP gives: network + 15, or network + 4 in a /28.
     pub guest: Ipv4Addr,
-    /// Where an installer's answer files are served: network + 4, or network + 5 in a /28.
+    /// Address of an installer's answer files: network + 4, or network + 5 in a /28.
     pub answers: Ipv4Addr,
-    /// Servers that queries are forwarded to; those of the host when empty.
+    /// Servers to which queries are forwarded; those of the host when empty.
     pub dns_servers: Vec<IpAddr>,
-    /// No connection leaves but to `host_ports` at the gateway; forwards still work.
+    /// Whether no connection may leave except to `host_ports` at the gateway. Forwards still work.
     pub isolated: bool,
-    /// The guest reaches the host itself: its loopback at the gateway's address, and its other addresses.
+    /// Whether the guest reaches the host itself: its loopback at the gateway's address, and its other addresses.
     pub host_access: bool,
-    /// Ports of the host that it reaches all the same.
+    /// Ports of the host that it reaches even without `host_access`.
     pub host_ports: Vec<HostPorts>,
-    /// It reaches 169.254.0.0/16.
+    /// Whether it reaches 169.254.0.0/16.
     pub link_local: bool,
 }
 
@@ -265,16 +265,16 @@ pub struct UserNetwork {
 pub struct HostPorts {
     /// TCP or UDP.
     pub proto: ForwardProto,
-    /// The first.
+    /// The first port.
     pub first: u16,
-    /// The last.
+    /// The last port.
     pub last: u16,
 }
 
 impl std::str::FromStr for HostPorts {
     type Err = ();
 
-    /// `3128`, `8000-8010`, `53/udp`.
+    /// Parses `3128`, `8000-8010`, `53/udp`.
     fn from_str(text: &str) -> Result<HostPorts, ()> {
         let (ports, proto) = match text.split_once('/') {
             None | Some((_, "tcp")) => (text.trim_end_matches("/tcp"), ForwardProto::Tcp),
@@ -291,12 +291,12 @@ impl std::str::FromStr for HostPorts {
     }
 }
 
-/// One port of the host that leads into the guest.
+/// One port of the host that is forwarded to the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Forward {
     /// TCP or UDP.
     pub proto: ForwardProto,
-    /// Where the host listens, default 127.0.0.1.
+    /// Address on which the host listens, default 127.0.0.1.
     pub host_addr: IpAddr,
     /// Port on the host.
     pub host_port: u16,
@@ -305,12 +305,12 @@ pub struct Forward {
 }
 
 impl Forward {
-    /// Where the host listens.
+    /// Returns the address on which the host listens.
     pub fn host(&self) -> SocketAddr {
         SocketAddr::new(self.host_addr, self.host_port)
     }
 
-    /// Where that is reached from the host itself.
+    /// Returns the address at which the host itself reaches it.
     pub fn reachable(&self) -> SocketAddr {
         let loopback = match self.host_addr {
             IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -321,85 +321,86 @@ impl Forward {
     }
 }
 
-/// The serial lines. With the embedded engine `com1` is the guest's console and always there.
+/// The serial lines. With the embedded engine `com1` is the guest's console and always exists.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ConsoleConfig {
-    /// Where COM1 to COM4 lead.
+    /// Destinations of COM1 to COM4.
     pub com: [ComPort; 4],
-    /// A virtio console (`hvc0`) beside COM1, joined to the same console.
+    /// Whether there is a virtio console (`hvc0`) besides COM1, on the same console.
     pub virtio: bool,
     /// Size at which the console's log is rotated.
     #[serde(rename = "log_size_bytes")]
     pub log_size: ByteSize,
-    /// Rotated logs kept besides the current one.
+    /// Number of rotated logs in addition to the current one.
     pub log_files: u32,
-    /// What a reader who attaches sees again.
+    /// Amount of earlier output that a new session sees.
     #[serde(rename = "scrollback_bytes")]
     pub scrollback: ByteSize,
 }
 
-/// Where a serial port leads.
+/// Destination of a serial port.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ComPort {
-    /// Not there.
+    /// The port does not exist.
     None,
-    /// To the supervisor's console.
+    /// The supervisor's console.
     Console,
     /// A terminal device, like one end of an nmdm(4) pair.
     Device(PathBuf),
-    /// A TCP port that bhyve listens on.
+    /// A TCP port on which bhyve listens.
     Tcp(SocketAddr),
 }
 
-/// What happens when a guest exits.
+/// Policy for a guest's exit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct RestartConfig {
-    /// It asked for a reboot.
+    /// Action after a reboot.
     pub on_reboot: ExitAction,
-    /// It powered off or halted.
+    /// Action after a power-off or halt.
     pub on_poweroff: ExitAction,
-    /// It crashed (triple fault), or the engine did.
+    /// Action after a crash (triple fault), or a crash of the engine.
     pub on_crash: ExitAction,
-    /// So many restarts after crashes within `window` are allowed; the next leaves the guest `failed`. 0: no limit.
+    /// Number of restarts after crashes that are allowed within `window`; the next crash leaves the guest `failed`. 0
+    /// means no limit.
     pub limit: u32,
-    /// See `limit`.
+    /// Window for `limit`.
     #[serde(rename = "window_seconds", serialize_with = "serialize_seconds")]
     pub window: Duration,
-    /// Wait before the first restart after a crash; doubles with each further one in the window.
+    /// Wait before the first restart after a crash. It doubles with each further one in the window.
     #[serde(rename = "backoff_initial_seconds", serialize_with = "serialize_seconds")]
     pub backoff_initial: Duration,
-    /// The wait grows no further than this.
+    /// Maximum wait.
     #[serde(rename = "backoff_max_seconds", serialize_with = "serialize_seconds")]
     pub backoff_max: Duration,
 }
 
-/// Start with the host.
+/// Settings for the start with the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct AutostartConfig {
-    /// Whether.
+    /// Whether it starts with the host.
     pub enabled: bool,
-    /// Lower starts first; default 100.
+    /// Position in the order: lower starts first; default 100.
     pub order: i64,
     /// Wait before it is started.
     #[serde(rename = "delay_seconds", serialize_with = "serialize_seconds")]
     pub delay: Duration,
     /// Guests that come before it.
     pub after: Vec<String>,
-    /// What the next ones wait for.
+    /// State that the next ones wait for.
     pub wait: AutostartWait,
-    /// How long they wait.
+    /// Time that they wait.
     #[serde(rename = "timeout_seconds", serialize_with = "serialize_seconds")]
     pub timeout: Duration,
 }
 
-/// What a getty(8) asks on a console.
+/// Prompt of getty(8) on a console.
 pub const LOGIN_PROMPT: &str = "login:";
 
 impl GuestConfig {
-    /// What must have passed for the guest to be ready: its `[ready]`; without one, sshd(8) greets where cloud-init lets a
-    /// user in and a forward leads to it, and else the console asks for a login. A guest without a console is ready when it
-    /// runs.
+    /// Returns what must have passed for the guest to be ready: its `[ready]`; without one, sshd(8) greets where
+    /// cloud-init lets a user in and a forward leads to it, and else the console asks for a login. A guest without a
+    /// console is ready when it runs.
     pub fn ready_probes(&self) -> Vec<ReadyProbe> {
         if !self.ready.probes.is_empty() {
             return self.ready.probes.clone();
@@ -414,12 +415,12 @@ impl GuestConfig {
     }
 }
 
-/// When a guest is ready: all probes have passed once.
+/// Conditions for a guest to be ready: all probes have passed once.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ReadyConfig {
     /// All must pass; none where the file has none.
     pub probes: Vec<ReadyProbe>,
-    /// How long `start --wait` waits.
+    /// Time that `start --wait` waits.
     #[serde(rename = "timeout_seconds", serialize_with = "serialize_seconds")]
     pub timeout: Duration,
 }
@@ -428,7 +429,7 @@ pub struct ReadyConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ReadyProbe {
-    /// The guest accepts TCP connections here: on the host side of a forward, or at the address that was given.
+    /// The guest accepts TCP connections at this address: on the host side of a forward, or at the given address.
     Tcp(SocketAddr),
     /// sshd(8) greets who connects here.
     Ssh(SocketAddr),
@@ -438,29 +439,29 @@ pub enum ReadyProbe {
     Exec(Vec<String>),
 }
 
-/// A command of the user's.
+/// A command of the user.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct HookConfig {
     /// Unique among the hooks; the event's name when the file has none.
     pub id: String,
-    /// When.
+    /// The event.
     pub event: HookEvent,
-    /// Program and arguments; never a shell unless the user names one. A program with a slash
-    /// is absolute; another is looked for in `PATH`.
+    /// Program and arguments; never a shell unless the user names one. A program with a slash is absolute, another is
+    /// searched in `PATH`.
     pub command: Vec<String>,
-    /// Killed after this.
+    /// Time-out after which it is killed.
     #[serde(rename = "timeout_seconds", serialize_with = "serialize_seconds")]
     pub timeout: Duration,
-    /// What its failure means.
+    /// Consequence of its failure.
     pub on_failure: HookFailure,
 }
 
-/// For people who develop kernels and for tests.
+/// Settings for kernel developers and for tests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct DebugConfig {
     /// QEMU's isa-debug-exit at port 0xf4.
     pub exit_port: bool,
-    /// Guest time is counted in instructions; no entropy from the host. Needs the software CPU.
+    /// Whether guest time is counted in instructions, without entropy from the host. Needs the software CPU.
     pub deterministic: bool,
     /// A stub for gdb(1).
     pub gdb: Option<GdbStub>,

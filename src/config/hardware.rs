@@ -16,11 +16,11 @@ use crate::units::{ByteSize, serialize_seconds};
 pub struct JailConfig {
     /// Its name.
     pub name: String,
-    /// Its root; jls(8) knows it when the file does not say.
+    /// Its root. jls(8) reports it if the file does not name it.
     pub root: Option<PathBuf>,
 }
 
-/// Numbers from the first to the last, both included.
+/// A range of numbers, both ends included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Span {
     /// The first.
@@ -29,12 +29,12 @@ pub struct Span {
     pub last: u32,
 }
 
-/// Which CPUs of the host a virtual CPU may use. At most one of these for a virtual CPU.
+/// The CPUs of the host that a virtual CPU may use. There is at most one per virtual CPU.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct CpuPin {
-    /// Below the number of virtual CPUs.
+    /// The virtual CPU, below their number.
     pub vcpu: u32,
-    /// At least one.
+    /// The host's CPUs, at least one.
     pub host: Vec<Span>,
 }
 
@@ -43,16 +43,16 @@ pub struct CpuPin {
 pub struct NumaDomain {
     /// Its name; domains are numbered in the order of the file.
     pub id: String,
-    /// RAM; the domains' sum is the guest's.
+    /// RAM. The sum of the domains is that of the guest.
     #[serde(rename = "size_bytes")]
     pub size: ByteSize,
-    /// Its virtual CPUs; each one is in one domain.
+    /// Its virtual CPUs. Each is in one domain.
     pub cpus: Vec<Span>,
     /// domainset(9) of the host.
     pub policy: Option<String>,
 }
 
-/// For `loader = "grub"`.
+/// Settings for `loader = "grub"`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Grub {
     /// `1`, `gpt2`, `msdos1`...; `none` for a disk without partitions.
@@ -61,51 +61,51 @@ pub struct Grub {
     pub directory: Option<String>,
     /// Name of the configuration.
     pub file: Option<String>,
-    /// Instead of the guest's own configuration; may be empty.
+    /// Commands instead of the guest's own configuration; may be empty.
     pub commands: Vec<String>,
     /// The entry that boots, by title, id or number; `None` takes the configuration's default.
     pub entry: Option<String>,
-    /// Whether a Linux command line without a console is given the serial one.
+    /// Whether to add the serial console to a Linux command line without one.
     pub console: bool,
-    /// How long the menu of `commands` waits with bhyve.
+    /// Time that the menu of `commands` waits with bhyve.
     #[serde(rename = "timeout_seconds", serialize_with = "serialize_seconds")]
     pub timeout: Duration,
-    /// How long a menu of the embedded engine waits; `None` leaves it to the guest's configuration.
+    /// Time that a menu of the embedded engine waits; `None` leaves it to the guest's configuration.
     #[serde(skip)]
     pub menu_timeout: Option<Duration>,
-    /// What is loaded.
+    /// The system to load.
     pub system: GrubSystem,
     /// The kernel, for OpenBSD and NetBSD.
     pub kernel: Option<String>,
-    /// The root device that the kernel is told, for OpenBSD and NetBSD.
+    /// The root device for the kernel of OpenBSD or NetBSD.
     pub root: Option<String>,
 }
 
-/// For `loader = "uefi"`.
+/// Settings for `loader = "uefi"`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Uefi {
-    /// Instead of the packaged one.
+    /// Firmware instead of the packaged one.
     pub firmware: Option<PathBuf>,
-    /// What a new guest's variables start from, instead of the packaged ones.
+    /// Template for a new guest's variables, instead of the packaged one.
     pub vars: Option<PathBuf>,
-    /// The guest has variables of its own.
+    /// Whether the guest has variables of its own.
     pub persistent: bool,
-    /// The firmware that boots as a BIOS does; has no variables.
+    /// Whether to use BIOS firmware, which has no variables.
     pub csm: bool,
 }
 
-/// For `loader = "bhyveload"`.
+/// Settings for `loader = "bhyveload"`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Bhyveload {
-    /// Instead of /boot/userboot.so.
+    /// Loader instead of /boot/userboot.so.
     pub loader: Option<PathBuf>,
     /// Variables of the loader, in the order of the file.
     pub env: Vec<(String, String)>,
-    /// What the loader reads as `host0:`.
+    /// Directory that the loader reads as `host0:`.
     pub host_dir: Option<PathBuf>,
     /// Further arguments.
     pub args: Vec<String>,
-    /// How long the menu waits: `autoboot_delay`.
+    /// Time that the menu waits: `autoboot_delay`.
     #[serde(rename = "timeout_seconds", serialize_with = "optional_seconds")]
     pub timeout: Option<Duration>,
 }
@@ -117,7 +117,7 @@ fn optional_seconds<S: serde::Serializer>(duration: &Option<Duration>, serialize
     }
 }
 
-/// What is booted from.
+/// A device to boot from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BootTarget {
@@ -130,29 +130,29 @@ pub enum BootTarget {
 /// A unit of an iSCSI target.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct IscsiUnit {
-    /// Like `iqn.2026-01.example:disk0`.
+    /// Name of the target, like `iqn.2026-01.example:disk0`.
     pub target: String,
     /// Host or host:port.
     pub portal: String,
-    /// From 0.
+    /// Number of the unit, from 0.
     pub lun: u32,
 }
 
 /// Sector sizes that the guest sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct SectorSize {
-    /// A power of two from 512.
+    /// Logical size: a power of two from 512.
     pub logical: u32,
-    /// A power of two, not below the logical one; the same when the file does not say.
+    /// Physical size: a power of two, not below the logical one, which is the default.
     pub physical: u32,
 }
 
 /// A hook of a netgraph node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct NetgraphHook {
-    /// The node's path; the switch gives it when the file does not.
+    /// The node's path; by default that of the switch.
     pub path: Option<String>,
-    /// Its hook; found when the file does not say.
+    /// Its hook; by default a free one.
     pub peerhook: Option<String>,
     /// The hook of bhyve's own node.
     pub hook: Option<String>,
@@ -165,36 +165,36 @@ pub struct NetgraphHook {
 pub struct Channel {
     /// Unique; its name in the guest.
     pub id: String,
-    /// The socket, instead of one in the guest's directory.
+    /// Path of the socket, instead of one in the guest's directory.
     pub path: Option<PathBuf>,
 }
 
 /// A screen.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Graphics {
-    /// Where its viewer comes from.
+    /// Address for its viewer.
     pub listen: VncListen,
     /// Width and height.
     pub resolution: Option<(u32, u32)>,
     /// File with the password.
     pub password_file: Option<PathBuf>,
-    /// The guest waits for a viewer.
+    /// Whether the guest waits for a viewer.
     pub wait: bool,
     /// Its VGA part.
     pub vga: Option<Vga>,
     /// Keyboard layout.
     pub keyboard: Option<String>,
-    /// There is a USB tablet.
+    /// Whether there is a USB tablet.
     pub tablet: bool,
-    /// Where it is on PCI.
+    /// Its PCI address.
     pub slot: Option<PciAddress>,
 }
 
-/// Where VNC is listened on.
+/// Address on which VNC listens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum VncListen {
-    /// A TCP port; the first free one from 5900 when there is none.
+    /// A TCP port. The default is the first free one from 5900.
     Tcp {
         /// The address.
         address: IpAddr,
@@ -208,18 +208,18 @@ pub enum VncListen {
 /// An HD audio device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Sound {
-    /// Device that plays.
+    /// Device for playback.
     pub play: String,
-    /// Device that records.
+    /// Device for recording.
     pub record: Option<String>,
 }
 
 /// An input device of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct InputDevice {
-    /// Unique.
+    /// Its id, which is unique.
     pub id: String,
-    /// Like `/dev/input/event0`.
+    /// Path, like `/dev/input/event0`.
     pub path: PathBuf,
 }
 
@@ -233,16 +233,16 @@ pub enum Tpm {
     Passthru(PathBuf),
 }
 
-/// A PCI device of the host that the guest gets.
+/// A PCI device of the host for the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Passthru {
-    /// Unique.
+    /// Its id, which is unique.
     pub id: String,
-    /// Which one.
+    /// The device.
     pub device: PassthruDevice,
     /// Image of its option ROM.
     pub rom: Option<PathBuf>,
-    /// Where the guest sees it.
+    /// Its PCI address in the guest.
     pub slot: Option<PciAddress>,
 }
 
@@ -250,24 +250,24 @@ pub struct Passthru {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PassthruDevice {
-    /// Where it is.
+    /// By its PCI address.
     Address(PciAddress),
-    /// Its ppt(4) device, like `ppt0`.
+    /// By its ppt(4) device, like `ppt0`.
     Ppt(String),
 }
 
 /// A directory of the host that the guest mounts with 9p.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Share {
-    /// Unique; the mount tag.
+    /// Its id, which is unique, and the mount tag.
     pub id: String,
     /// The directory.
     pub path: PathBuf,
-    /// Writes are refused.
+    /// Whether writes are refused.
     pub ro: bool,
 }
 
-/// What the guest reads about its machine; printable ASCII.
+/// Strings that the guest reads about its machine, in printable ASCII.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Default)]
 pub struct Smbios {
     /// Manufacturer.
@@ -286,24 +286,24 @@ pub struct Smbios {
     pub asset_tag: Option<String>,
 }
 
-/// What the guest may use of the host.
+/// Limits of the guest on the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Default)]
 pub struct Limits {
-    /// 100 is one CPU.
+    /// CPU time in percent: 100 is one CPU.
     pub cpu_percent: Option<u32>,
     /// Scheduling priority, -20 to 20.
     pub nice: Option<i32>,
-    /// Bytes read a second.
+    /// Bytes read per second.
     pub read_bps: Option<ByteSize>,
-    /// Bytes written a second.
+    /// Bytes written per second.
     pub write_bps: Option<ByteSize>,
-    /// Reads a second.
+    /// Reads per second.
     pub read_iops: Option<u32>,
-    /// Writes a second.
+    /// Writes per second.
     pub write_iops: Option<u32>,
 }
 
-/// What only bhyve(8) has. The defaults are those of a guest of the embedded engine, for which it means nothing.
+/// Settings that only bhyve(8) has. For a guest of the embedded engine they have their defaults and no effect.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct BhyveConfig {
     /// Further arguments, one word each.
@@ -314,25 +314,25 @@ pub struct BhyveConfig {
     pub slots: Vec<(String, PciAddress)>,
     /// The bridge at slot 0.
     pub hostbridge: Hostbridge,
-    /// How firmware is told of the machine.
+    /// Interface through which firmware learns about the machine.
     pub fwcfg: Option<FwCfg>,
     /// Items of the firmware configuration device.
     pub fw_cfg: Vec<FwCfgItem>,
-    /// False for Windows with a TPM.
+    /// Whether ACPI tables are in memory. Must be false for Windows with a TPM.
     pub acpi_tables_in_memory: bool,
-    /// Accesses of unknown MSRs are ignored.
+    /// Whether accesses to unknown MSRs are ignored.
     pub ignore_bad_msr: bool,
-    /// bhyve ends at an access of an unknown port.
+    /// Whether bhyve ends at an access to an unknown port.
     pub strict_io: bool,
-    /// An idle virtual CPU gives way.
+    /// Whether an idle virtual CPU yields.
     pub vmexit_on_hlt: bool,
-    /// A spinning virtual CPU gives way.
+    /// Whether a spinning virtual CPU yields.
     pub vmexit_on_pause: bool,
-    /// The local APIC has its x2APIC mode.
+    /// Whether the local APIC has its x2APIC mode.
     pub x2apic: bool,
-    /// There is an MP table.
+    /// Whether there is an MP table.
     pub mptable: bool,
-    /// virtio devices have MSI-X.
+    /// Whether virtio devices have MSI-X.
     pub virtio_msix: bool,
 }
 
@@ -341,25 +341,25 @@ pub struct BhyveConfig {
 pub struct FwCfgItem {
     /// Its name.
     pub name: String,
-    /// What it holds.
+    /// Its contents.
     pub content: FwCfgContent,
 }
 
-/// What an item of the firmware configuration device holds.
+/// Contents of an item of the firmware configuration device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FwCfgContent {
-    /// This text.
+    /// A text.
     Text(String),
-    /// The bytes of this file.
+    /// A file.
     File(PathBuf),
 }
 
 /// A stub for gdb(1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct GdbStub {
-    /// Where it listens.
+    /// Address on which it listens.
     pub listen: SocketAddr,
-    /// The guest waits for the debugger.
+    /// Whether the guest waits for the debugger.
     pub wait: bool,
 }

@@ -5,49 +5,49 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::diagnostic::{Diagnostic, Diagnostics, Place, Source};
+use super::diagnostic::{Diagnostic, Diagnostics, Location, Source};
 use super::host_keys::HOST_KEYS;
 use super::keys::GUEST_KEYS;
-use super::layer::{self, Layer, Node, Table, Value};
+use super::layer::{self, Layer, Spanned, Table, Value};
 use super::paths::{HostPaths, TEMPLATES_DIR};
 use super::resolve::engine_of;
 use super::switch::{self, SwitchConfig};
+use super::table_reader::TableReader;
 use super::uids::UidRange;
-use super::view::View;
-use super::walk;
+use super::validate;
 use crate::choices::EngineKind;
 
-/// The host file, as meant.
+/// Configuration of the host file.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct HostConfig {
-    /// What fleet files call it.
+    /// Name of the host in fleet files.
     pub name: String,
-    /// Words by which fleet files choose it.
+    /// Labels by which fleet files select it.
     pub labels: Vec<String>,
-    /// At least one; the first is the default unless `default_datastore` names another.
+    /// Datastores, at least one. The first is the default unless `default_datastore` names another.
     pub datastores: Vec<DatastoreConfig>,
-    /// Id of one of them.
+    /// Id of the default one.
     pub default_datastore: String,
     /// Directories searched for templates, before the datastore's own and the built-in ones.
     pub template_dirs: Vec<PathBuf>,
-    /// Where downloads are kept.
+    /// Directory of downloads.
     pub cache_dir: PathBuf,
-    /// Where `launch` finds images.
+    /// Catalogues in which `launch` finds images.
     pub catalogues: Vec<CatalogueConfig>,
-    /// At most so many guests are started at once by autostart.
+    /// Maximum number of guests that autostart starts at the same time.
     pub autostart_parallel: u32,
     /// The users that root's engines go on as.
     pub engine_uids: UidRange,
-    /// What guests' interfaces are plugged into.
+    /// Switches for guests' interfaces.
     pub switches: Vec<SwitchConfig>,
-    /// What runs a guest whose file and templates do not say: whoever reads the host file says it, by what this host can.
+    /// Default engine, for a guest whose file and templates name none. It depends on this host's features.
     pub default_engine: EngineKind,
-    /// The `[defaults]` table, if there is one: laid under every guest file.
+    /// The `[defaults]` table, if there is one, which is below every guest file.
     #[serde(skip)]
     pub defaults: Option<Layer>,
 }
 
-/// One place where guests live.
+/// A datastore, in which guests live.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DatastoreConfig {
     /// Its name.
@@ -61,12 +61,12 @@ pub struct DatastoreConfig {
 pub struct CatalogueConfig {
     /// Its name.
     pub id: String,
-    /// https URL, or an absolute path.
+    /// An https URL, or an absolute path.
     pub url: String,
 }
 
 impl HostConfig {
-    /// What holds when there is no host file, on a host where `engine` runs guests that do not say.
+    /// Returns the defaults without a host file, on a host with `engine` as the default engine.
     pub fn of(paths: &HostPaths, engine: EngineKind) -> Self {
         Self {
             name: nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
@@ -84,7 +84,7 @@ impl HostConfig {
         }
     }
 
-    /// Reads `file`, or the user's own host file, or the defaults when there is none.
+    /// Reads `file`, or the user's own host file, or the defaults if there is none.
     pub fn load(file: Option<&Path>, paths: &HostPaths, engine: EngineKind) -> Result<Self, Diagnostics> {
         let path = file.unwrap_or(&paths.config_file);
         match layer::file_text(path) {
@@ -101,19 +101,19 @@ impl HostConfig {
     /// Reads the text of a host file.
     pub fn parse(source: Source, paths: &HostPaths, engine: EngineKind) -> Result<Self, Diagnostics> {
         let mut layer = Layer::parse(source, &HOST_KEYS).map_err(Diagnostics)?;
-        let start = Place { source: layer.source.clone(), span: 0..0 };
+        let start = Location { source: layer.source.clone(), span: 0..0 };
         let mut problems = Vec::new();
-        walk::walk(&mut layer.table, "", &HOST_KEYS, None, &mut problems);
+        validate::check_table(&mut layer.table, "", &HOST_KEYS, None, &mut problems);
         let mut config = Self::of(paths, engine);
         if problems.is_empty() {
-            let view = View::new(&layer.table, &start, &HOST_KEYS, Path::new("/"), config.default_engine);
+            let view = TableReader::new(&layer.table, &start, &HOST_KEYS, Path::new("/"), config.default_engine);
             config.fill(&view, &mut problems);
             config.defaults = layer.table.get("defaults").and_then(|node| defaults(node, &layer.source, &mut problems));
         }
         if problems.is_empty() { Ok(config) } else { Err(Diagnostics(problems)) }
     }
 
-    fn fill(&mut self, view: &View<'_>, problems: &mut Vec<Diagnostic>) {
+    fn fill(&mut self, view: &TableReader<'_>, problems: &mut Vec<Diagnostic>) {
         if let Some(name) = view.text("name") {
             self.name = name;
         }
@@ -131,7 +131,7 @@ impl HostConfig {
                 let known: Vec<String> = self.datastores.iter().map(|store| format!("`{}`", store.id)).collect();
                 let message = format!("no datastore is called `{wanted}`");
                 problems.push(
-                    Diagnostic::at(view.place_of("default_datastore"), message).hint(format!("known: {}", known.join(", "))),
+                    Diagnostic::at(view.location_of("default_datastore"), message).hint(format!("known: {}", known.join(", "))),
                 );
             }
             self.default_datastore = wanted;
@@ -143,8 +143,8 @@ impl HostConfig {
         for entry in view.entries("catalogues") {
             let url = entry.text("url").unwrap_or_default();
             if !url.starts_with("https://") && !url.starts_with('/') {
-                let message = format!("`{url}` is not a place of a catalogue");
-                problems.push(Diagnostic::at(entry.place_of("url"), message).hint("an `https://` URL, or an absolute path"));
+                let message = format!("`{url}` is not the address of a catalogue");
+                problems.push(Diagnostic::at(entry.location_of("url"), message).hint("an `https://` URL, or an absolute path"));
             }
         }
         self.template_dirs = view.text_nodes("template_dirs").iter().map(|(text, node)| view.absolute(text, node)).collect();
@@ -156,13 +156,13 @@ impl HostConfig {
             Ok(range) => self.engine_uids = range,
             Err(message) => {
                 let hint = "numbers that no user of this host has, like `1900000000-1999999999`";
-                problems.push(Diagnostic::at(view.place_of("engine_uids"), message).hint(hint));
+                problems.push(Diagnostic::at(view.location_of("engine_uids"), message).hint(hint));
             }
         }
         self.switches = switch::switches(view, problems);
     }
 
-    /// The datastore that is used when none is named.
+    /// Returns the default datastore.
     pub fn datastore(&self) -> &DatastoreConfig {
         self.datastores
             .iter()
@@ -170,49 +170,49 @@ impl HostConfig {
             .expect("checked: default_datastore names one of the datastores")
     }
 
-    /// What runs a guest of whom only the host file says something.
+    /// Returns the default engine by the host file.
     pub fn engine(&self) -> EngineKind {
         self.defaults.as_ref().map_or(self.default_engine, |layer| engine_of(&layer.table, self.default_engine))
     }
 
-    /// Where the templates of a guest in `datastore` are looked for.
+    /// Returns the directories of templates for a guest in `datastore`.
     pub fn template_search(&self, datastore: &Path) -> Vec<PathBuf> {
         std::iter::once(datastore.join(TEMPLATES_DIR)).chain(self.template_dirs.iter().cloned()).collect()
     }
 }
 
-/// The entries of a class whose `id` and one other key are required.
+/// Returns the entries of a class whose `id` and one other key are required.
 fn entries<T>(
-    views: &[View<'_>],
+    views: &[TableReader<'_>],
     class: &str,
     required: &str,
-    value: impl Fn(&View<'_>) -> Option<T>,
+    value: impl Fn(&TableReader<'_>) -> Option<T>,
     problems: &mut Vec<Diagnostic>,
 ) -> Vec<(String, T)> {
     let mut found: Vec<(String, T)> = Vec::new();
     for view in views {
         match (view.text("id"), value(view)) {
             (Some(id), _) if found.iter().any(|(other, _)| *other == id) => {
-                problems.push(Diagnostic::at(view.place_of("id"), format!("id `{id}` is used twice in `{class}`")));
+                problems.push(Diagnostic::at(view.location_of("id"), format!("id `{id}` is used twice in `{class}`")));
             }
             (Some(id), Some(value)) => found.push((id, value)),
             (id, _) => {
                 let missing = if id.is_none() { "id" } else { required };
-                problems.push(Diagnostic::at(view.place, format!("an entry of `{class}` has no `{missing}`")));
+                problems.push(Diagnostic::at(view.location, format!("an entry of `{class}` has no `{missing}`")));
             }
         }
     }
     found
 }
 
-/// `[defaults]`, checked as far as it can be without a guest: its keys are parsed again under the guest's table, so
-/// that short forms work in it.
-pub(super) fn defaults(node: &Node, source: &Arc<Source>, problems: &mut Vec<Diagnostic>) -> Option<Layer> {
+/// Checks `[defaults]` as far as possible without a guest. Its keys are parsed again under the guest's table, so that
+/// short forms work in it.
+pub(super) fn defaults(node: &Spanned, source: &Arc<Source>, problems: &mut Vec<Diagnostic>) -> Option<Layer> {
     let Value::Table(table) = &node.value else { return None };
     let mut table = table.clone();
     for banned in ["name", "template", "extends", "include", "unset", "uuid"] {
         if let Some((name, _)) = table.take(banned) {
-            problems.push(Diagnostic::at(&name.place, format!("`{banned}` cannot be a default of all guests")));
+            problems.push(Diagnostic::at(&name.location, format!("`{banned}` cannot be a default of all guests")));
         }
     }
     layer::expand_short_forms(&mut table, "", &GUEST_KEYS);
@@ -220,13 +220,13 @@ pub(super) fn defaults(node: &Node, source: &Arc<Source>, problems: &mut Vec<Dia
     Some(Layer { source: source.clone(), table })
 }
 
-/// Checks a part of guest files as far as it can be without a guest.
+/// Checks a part of a guest file as far as possible without a guest.
 pub(super) fn part(table: &Table, problems: &mut Vec<Diagnostic>) {
-    // What depends on an expression is known only with a guest.
+    // Problems that depend on an expression are known only with a guest.
     let mut found = Vec::new();
-    walk::walk(&mut table.clone(), "", &GUEST_KEYS, None, &mut found);
-    let text = |place: &Place| place.source.text.get(place.span.clone()).unwrap_or_default().contains("{{");
-    problems.extend(found.into_iter().filter(|problem| !problem.place.as_ref().is_some_and(text)));
+    validate::check_table(&mut table.clone(), "", &GUEST_KEYS, None, &mut found);
+    let text = |location: &Location| location.source.text.get(location.span.clone()).unwrap_or_default().contains("{{");
+    problems.extend(found.into_iter().filter(|problem| !problem.location.as_ref().is_some_and(text)));
 }
 
 #[cfg(test)]
@@ -270,18 +270,18 @@ mod tests {
         for (text, expected) in [
             ("datastore = 1", "vmctl.toml:1:1: unknown key `datastore`"),
             ("[[datastores]]\nid = 'a'", "vmctl.toml:1:1: an entry of `datastores` has no `path`"),
-            ("[[catalogues]]\nid = 'a'\nurl = 'http://x'", "vmctl.toml:3:7: `http://x` is not a place of a catalogue"),
+            ("[[catalogues]]\nid = 'a'\nurl = 'http://x'", "vmctl.toml:3:7: `http://x` is not the address of a catalogue"),
             ("[[switches]]\ntype = 'bridge'", "vmctl.toml:1:1: an entry of `switches` has no `id`"),
             ("[[switches]]\nid = 'a'\ntype = 'manual'", "vmctl.toml:3:8: switch `a` is of type `manual` and has no `bridge`"),
             ("[[switches]]\nid = 'a'\nnat = true", "vmctl.toml:3:7: switch `a` has NAT and no IPv4 address"),
             ("[[switches]]\nid = 'a'\ntype = 'vale'\nmtu = 1500", "vmctl.toml:4:7: a switch of type `vale` has no `mtu`"),
             (
                 "[[switches]]\nid = 'a'\naddresses = ['10.0.0.1/24']\ndhcp = '10.0.0.1-10.0.0.9'",
-                "vmctl.toml:4:8: the range of switch `a` holds the host's own address `10.0.0.1`",
+                "vmctl.toml:4:8: the range of switch `a` contains the host's own address `10.0.0.1`",
             ),
             (
                 "[[switches]]\nid = 'a'\naddresses = ['10.0.0.1/24']\ndhcp = '10.0.1.1-10.0.1.9'",
-                "vmctl.toml:4:8: the range of switch `a` is in the network of none of its addresses",
+                "vmctl.toml:4:8: the range of switch `a` is in no network of its addresses",
             ),
             ("[[switches]]\nid = 'a'\nvlan = 7", "vmctl.toml:3:8: switch `a` is in a VLAN of its uplinks and has none"),
             ("[[switches]]\nid = 'a'\ntype = 'vxlan'\nvni = 7", "vmctl.toml:1:1: switch `a` has 0 uplinks"),

@@ -8,7 +8,7 @@ use Support::{Bhyve, Later, Now};
 /// The keys of the host file; `[defaults]` holds the keys of a guest.
 pub static HOST_KEYS: KeyTable = KeyTable::new(&joined::<{ HOST_ONLY.len() + SWITCH_KEYS.len() }>(&[HOST_ONLY, SWITCH_KEYS]));
 
-/// Tables of keys as one.
+/// Joins tables of keys.
 pub(super) const fn joined<const N: usize>(tables: &[&[Key]]) -> [Key; N] {
     let mut all = [tables[0][0]; N];
     let (mut table, mut at) = (0, 0);
@@ -43,7 +43,7 @@ const HOST_ONLY: &[Key] = &[
         Now,
         "Users that nobody else is, first and last. An embedded engine that root starts goes on as one of them, each guest's as another, with the group of the same number.",
     ),
-    key("defaults", Map, Now, "Keys of a guest file that hold for every guest unless its templates or its file say otherwise."),
+    key("defaults", Map, Now, "Keys of a guest file that apply to every guest unless its templates or its file say otherwise."),
     key("datastores", Entries, Now, "Where guests live. Without one, the default directory of the user is used."),
     key("datastores.id", Name, Now, "Its name. Required."),
     key("datastores.path", Path, Now, "Its directory. Required."),
@@ -52,7 +52,7 @@ const HOST_ONLY: &[Key] = &[
         "catalogues",
         Entries,
         Now,
-        "Catalogues of images beside the one in the program; a later one's entry takes the place of an earlier one's.",
+        "Catalogues of images beside the one in the program; an entry of a later one replaces an earlier one.",
     ),
     key("catalogues.id", Name, Now, "Its name. Required."),
     key("catalogues.url", Text, Now, "An https URL or an absolute path. Required."),
@@ -63,11 +63,11 @@ const HOST_ONLY: &[Key] = &[
 pub(super) const SWITCH_KEYS: &[Key] = &[
     key("switches.id", Name, Bhyve, "Its name, at most 12 characters: interfaces are named after it. Required."),
     with("switches.type", OneOf(SwitchType::ROWS), "\"bridge\"", Bhyve, "What it is."),
-    key("switches.bridge", Text, Bhyve, "The interface or node that is there already, for `manual` and `netgraph`."),
+    key("switches.bridge", Text, Bhyve, "The existing interface or node, for `manual` and `netgraph`."),
     key("switches.uplinks", Texts { one: false }, Bhyve, "Interfaces of the host that belong to it; one for `vxlan`."),
     key("switches.vlan", Integer { min: 1, max: 4094 }, Bhyve, "VLAN of the uplinks that the switch is in."),
     key("switches.vni", Integer { min: 1, max: 16_777_215 }, Bhyve, "Number of the network, for `vxlan`."),
-    key("switches.group", Address, Bhyve, "Multicast group, for `vxlan`; one that follows from the name without it."),
+    key("switches.group", Address, Bhyve, "Multicast group, for `vxlan`; without it one that is derived from the number."),
     key(
         "switches.addresses",
         Texts { one: false },
@@ -83,7 +83,7 @@ pub(super) const SWITCH_KEYS: &[Key] = &[
         "switches.dns",
         Texts { one: false },
         Bhyve,
-        "Name servers that DHCP tells; the host's address on the switch without it.",
+        "Name servers that DHCP announces; the host's address on the switch without it.",
     ),
-    key("switches.domain", Text, Bhyve, "Domain that DHCP tells."),
+    key("switches.domain", Text, Bhyve, "Domain that DHCP announces."),
 ];

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use crate::choices::{Choice, EngineKind, Support};
 
-/// What a key's value may be. Every scalar may also be written as an expression in a string.
+/// Kind of a key's value. Every scalar may also be written as an expression in a string.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A table. With `short`, a bare value stands for a table with that one key.
@@ -20,15 +20,15 @@ pub enum Kind {
     Text,
     /// The name of a guest, disk, interface, template...
     Name,
-    /// A path; a relative one is relative to the file that it stands in.
+    /// A path. A relative one is relative to its file.
     Path,
     /// true or false.
     Flag,
     /// A whole number within these bounds.
     Integer {
-        /// Least.
+        /// Minimum.
         min: i64,
-        /// Most.
+        /// Maximum.
         max: i64,
     },
     /// A number of bytes with its unit.
@@ -44,7 +44,7 @@ pub enum Kind {
     },
     /// An array of paths.
     Paths,
-    /// A table of names and plain values that are the user's own.
+    /// A table with the user's own names and plain values.
     Map,
     /// A MAC address.
     Mac,
@@ -61,32 +61,32 @@ pub enum Kind {
 /// One key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Key {
-    /// Names joined by dots; the entries of an array of tables are not counted: `disks.size`.
+    /// Names joined by dots, without the ids of entries in an array of tables: `disks.size`.
     pub path: &'static str,
-    /// What it may be.
+    /// Kind of its value.
     pub kind: Kind,
-    /// What holds without it, as it would be written; `None` when nothing does, or when that depends on other keys.
+    /// Its default, as it would be written; `None` if there is none, or if it depends on other keys.
     pub default: Option<&'static str>,
-    /// Whether this build acts on it.
+    /// The engines that support it.
     pub support: Support,
-    /// One or two sentences.
+    /// Description in one or two sentences.
     pub doc: &'static str,
 }
 
 /// A table without a short form.
 pub(super) const TABLE: Kind = Kind::Table { short: None };
 
-/// A table for which the bare value of one of its keys may stand.
+/// Returns a table for which the bare value of one of its keys may be.
 pub(super) const fn short(key: &'static str) -> Kind {
     Kind::Table { short: Some(key) }
 }
 
-/// A key without a default.
+/// Returns a key without a default.
 pub(super) const fn key(path: &'static str, kind: Kind, support: Support, doc: &'static str) -> Key {
     Key { path, kind, default: None, support, doc }
 }
 
-/// A key with the default that holds without it.
+/// Returns a key with the default that holds without it.
 pub(super) const fn with(path: &'static str, kind: Kind, default: &'static str, support: Support, doc: &'static str) -> Key {
     Key { path, kind, default: Some(default), support, doc }
 }
@@ -100,12 +100,12 @@ pub struct KeyTable {
 
 struct Index {
     by_path: HashMap<&'static str, &'static Key>,
-    /// With the last part of their paths, in the order of the table.
+    /// Keys by their table, with the last part of their paths, in the order of the key table.
     by_parent: HashMap<&'static str, Vec<(&'static str, &'static Key)>>,
 }
 
 impl KeyTable {
-    /// A table of these keys.
+    /// Creates a table of these keys.
     pub const fn new(keys: &'static [Key]) -> Self {
         Self { keys, index: OnceLock::new() }
     }
@@ -121,17 +121,17 @@ impl KeyTable {
         })
     }
 
-    /// The key of that path.
+    /// Returns the key of this path.
     pub fn find(&self, path: &str) -> Option<&'static Key> {
         self.index().by_path.get(path).copied()
     }
 
-    /// The keys right under `table`; those at the top for an empty one.
+    /// Returns the keys right under `table`; those at the top for an empty one.
     pub fn children(&self, table: &str) -> impl Iterator<Item = &'static Key> + use<'_> {
         self.index().by_parent.get(table).into_iter().flatten().map(|(_, key)| *key)
     }
 
-    /// The key of that name right under `table`.
+    /// Returns the key of this name right under `table`.
     pub fn child(&self, table: &str, leaf: &str) -> Option<&'static Key> {
         self.index().by_parent.get(table)?.iter().find(|(other, _)| *other == leaf).map(|(_, key)| *key)
     }
@@ -146,35 +146,35 @@ impl Deref for KeyTable {
 }
 
 impl Key {
-    /// The path of the table that it is in; empty at the top.
+    /// Returns the path of its table; empty at the top.
     pub fn parent(&self) -> &'static str {
         self.path.rsplit_once('.').map_or("", |(parent, _)| parent)
     }
-    /// Whether its defaults hold only when it is there: the table of a device, or of one loader.
+    /// Returns whether its defaults apply only if the table exists: the table of a device, or of one loader.
     pub fn is_optional(&self) -> bool {
         const OPTIONAL: [&str; 9] = ["jail", "kernel", "grub", "uefi", "bhyveload", "graphics", "sound", "tpm", "debug.gdb"];
         OPTIONAL.contains(&self.path)
     }
-    /// What holds on this engine without it, as it would be written.
+    /// Returns its default on this engine, as it would be written.
     pub fn default_on(&self, engine: EngineKind) -> Option<&'static str> {
         match (self.path, engine) {
             ("engine", EngineKind::Bhyve) => Some("\"bhyve\""),
             ("engine", EngineKind::Embedded) => Some("\"embedded\""),
             ("loader", EngineKind::Bhyve) => Some("\"uefi\""),
             ("loader", EngineKind::Embedded) => Some("\"kernel\""),
-            // The guest's own configuration says how long its menu waits.
+            // The guest's own configuration sets the waiting time of its menu.
             ("grub.timeout", EngineKind::Embedded) => None,
             _ => self.default,
         }
     }
-    /// The last part of its path.
+    /// Returns the last part of its path.
     pub fn leaf(&self) -> &'static str {
         self.path.rsplit_once('.').map_or(self.path, |(_, leaf)| leaf)
     }
 }
 
 impl Kind {
-    /// In words, for messages and the manual: `a size`, `true or false`.
+    /// Returns a description for messages and the manual: `a size`, `true or false`.
     pub fn words(&self) -> String {
         use Kind::*;
         match self {

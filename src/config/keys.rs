@@ -1,5 +1,5 @@
-//! The one table of keys. The reader's types, ranges, defaults and did-you-mean, the refusal of what an engine does not
-//! act on, `vmctl schema`, `show --explain` and the manual page's key list all come from it.
+//! The table of all keys. The reader's types, ranges, defaults and suggestions, the refusal of keys that an engine does
+//! not support, `vmctl schema`, `show --explain` and the manual page's key list all come from it.
 
 use super::key::{Key, KeyTable, Kind, TABLE, key, short, with};
 use crate::choices::{
@@ -31,7 +31,7 @@ const COM_DOC: &str =
 pub static GUEST_KEYS: KeyTable = KeyTable::new(KEYS);
 
 const KEYS: &[Key] = &[
-    // Who it is.
+    // Identity.
     key(
         "name",
         Name,
@@ -43,10 +43,10 @@ const KEYS: &[Key] = &[
     key("tags", Texts { one: false }, Now, "Words for `--tag`."),
     with("protected", Flag, "false", Now, "Whether `destroy` refuses."),
     key("uuid", Uuid, Now, "UUID that the guest sees. Without it vmctl makes one and keeps it with the guest's state."),
-    // Where the rest comes from.
+    // Sources of the other keys.
     key("template", Name, Now, "The template that this file starts from: the first of `extends`."),
-    key("extends", Texts { one: true }, Now, "Templates that this file starts from, each laid over the ones before it."),
-    key("include", Paths, Now, "Files that are laid over the templates and under this file."),
+    key("extends", Texts { one: true }, Now, "Templates that this file starts from, each applied over the ones before it."),
+    key("include", Paths, Now, "Files that are applied over the templates, before this file."),
     key(
         "unset",
         Texts { one: false },
@@ -61,25 +61,25 @@ const KEYS: &[Key] = &[
         "A number for expressions, to tell guests of one template apart.",
     ),
     key("vars", Map, Now, "Variables for expressions."),
-    // What runs it.
+    // Engine.
     key(
         "engine",
         OneOf(EngineKind::ROWS),
         Now,
-        "What runs the guest. Without it `bhyve` where vmm(4) can be had when the guest is made (see `vmctl doctor`), and `embedded` elsewhere.",
+        "What runs the guest. Without it `bhyve` where vmm(4) is available when the guest is made (see `vmctl doctor`), and `embedded` elsewhere.",
     ),
     with("backend", OneOf(BackendKind::ROWS), "\"auto\"", Embedded, "The virtual CPU of the embedded engine."),
     with("clock", OneOf(Clock::ROWS), "\"utc\"", Now, "What the real-time clock shows."),
-    key("jail", short("name"), Bhyve, "The jail that bhyve runs in. `jail = \"vms\"` stands for `jail.name = \"vms\"`."),
+    key("jail", short("name"), Bhyve, "The jail that bhyve runs in. `jail = \"vms\"` is short for `jail.name = \"vms\"`."),
     key("jail.name", Name, Bhyve, "Its name; it needs `allow.vmm`. Required."),
     key("jail.root", Path, Bhyve, "Its root directory, below which every path of the guest lies; without it jls(8) is asked."),
-    key("cpus", short("count"), Now, "Processors. `cpus = 2` stands for `cpus.count = 2`."),
+    key("cpus", short("count"), Now, "Processors. `cpus = 2` is short for `cpus.count = 2`."),
     key("cpus.count", Integer { min: 1, max: 64 }, Now, "How many; without it the product of the other three, or 1."),
     key("cpus.sockets", Integer { min: 1, max: 64 }, Now, "Packages; without it as many as are needed."),
     with("cpus.cores", Integer { min: 1, max: 64 }, "1", Now, "Cores in a package."),
     with("cpus.threads", Integer { min: 1, max: 64 }, "1", Now, "Threads in a core."),
     key("cpus.pin", Texts { one: false }, Bhyve, "Which CPUs of the host a virtual CPU may use, like `\"0:4\"` or `\"1:5-6\"`."),
-    key("memory", short("size"), Now, "RAM. `memory = \"1G\"` stands for `memory.size = \"1G\"`."),
+    key("memory", short("size"), Now, "RAM. `memory = \"1G\"` is short for `memory.size = \"1G\"`."),
     with("memory.size", Size, "\"512M\"", Now, "How much: at least 16M, whole MiB."),
     key(
         "memory.overcommit",
@@ -94,7 +94,7 @@ const KEYS: &[Key] = &[
     key("numa.size", Size, Bhyve, "RAM of the domain; together they make the guest's. Required."),
     key("numa.cpus", Text, Bhyve, "Its virtual CPUs, like `0-3` or `0,2`. Required."),
     key("numa.policy", Text, Bhyve, "Where the host takes it from: a policy of domainset(9) like `prefer:0`."),
-    // How it boots.
+    // Boot.
     key(
         "loader",
         OneOf(LoaderKind::ROWS),
@@ -118,7 +118,7 @@ const KEYS: &[Key] = &[
         Embedded,
         "Its name, so that it can be overridden; a module without one is added to the others.",
     ),
-    key("kernel.modules.remove", Flag, Embedded, "Drop the module that a template brought."),
+    key("kernel.modules.remove", Flag, Embedded, "Removes the module that a template defines."),
     key("kernel.modules.path", Path, Embedded, "Its file. Required."),
     with("kernel.modules.args", Text, "\"\"", Embedded, "Its arguments; the file's name goes in front."),
     key("grub", TABLE, Now, "For `loader = \"grub\"`."),
@@ -162,13 +162,13 @@ const KEYS: &[Key] = &[
         "grub.root",
         Text,
         Bhyve,
-        "The root device that the kernel is told, like `sd0a`; for OpenBSD and NetBSD. Without it, what is found on the disk.",
+        "The root device that is passed to the kernel, like `sd0a`; for OpenBSD and NetBSD. Without it, the one that is found on the disk.",
     ),
     key("uefi", TABLE, Bhyve, "For `loader = \"uefi\"`."),
     key("uefi.firmware", Path, Bhyve, "The firmware's code, instead of the packaged one."),
     key("uefi.vars", Path, Bhyve, "The variables that a new guest starts from, instead of the packaged ones."),
-    with("uefi.persistent", Flag, "true", Bhyve, "Whether the guest has variables of its own that outlive a boot."),
-    with("uefi.csm", Flag, "false", Bhyve, "Whether the packaged firmware that boots as a BIOS does is taken."),
+    with("uefi.persistent", Flag, "true", Bhyve, "Whether the guest has its own variables, kept between boots."),
+    with("uefi.csm", Flag, "false", Bhyve, "Whether the packaged firmware that boots like a BIOS (CSM) is used."),
     key("bhyveload", TABLE, Bhyve, "For `loader = \"bhyveload\"`."),
     key("bhyveload.loader", Path, Bhyve, "The loader, instead of /boot/userboot.so."),
     key("bhyveload.env", Map, Bhyve, "Variables of the loader."),
@@ -185,7 +185,7 @@ const KEYS: &[Key] = &[
     // Disks.
     key("disks", Entries, Now, "Disks, in the order in which the guest sees them."),
     key("disks.id", Name, Now, "Its name. Required."),
-    key("disks.remove", Flag, Now, "Drop the disk that a template brought."),
+    key("disks.remove", Flag, Now, "Removes the disk that a template defines."),
     key(
         "disks.backend",
         OneOf(DiskBackend::ROWS),
@@ -197,7 +197,7 @@ const KEYS: &[Key] = &[
         "disks.format",
         OneOf(DiskFormat::ROWS),
         Now,
-        "How the file at `path`, or of `source`, is stored. Without it, a file that bears the mark of an image (qcow2, VMDK, VHD, VHDX, VDI...), of an archive or of a packed file is not taken for a raw disk.",
+        "How the file at `path`, or of `source`, is stored. Without it, a file that begins like an image (qcow2, VMDK, VHD, VHDX, VDI...), an archive or a packed file is not taken for a raw disk.",
     ),
     key("disks.size", Size, Now, "Size to create, or to grow to. Required unless the backend is `file`."),
     with("disks.device", OneOf(DiskDevice::ROWS), "\"virtio-blk\"", Now, "What the guest sees."),
@@ -207,7 +207,7 @@ const KEYS: &[Key] = &[
         "disks.serial",
         Text,
         Now,
-        "Serial number that the guest sees: at most 20 printable ASCII characters. Without it the id, or with bhyve what that makes of the path.",
+        "Serial number that the guest sees: at most 20 printable ASCII characters. Without it the id, or with bhyve a number that bhyve derives from the path.",
     ),
     with("disks.discard", Flag, "true", Now, "Whether space that the guest discards is given back to the host."),
     key(
@@ -220,7 +220,7 @@ const KEYS: &[Key] = &[
         "disks.checksum",
         Text,
         Now,
-        "What the file of `source` must be, like `sha256:HEX` or `sha512:HEX`: needed for a URL, and held to in place of the catalogue's for a name.",
+        "Checksum of the file of `source`, like `sha256:HEX` or `sha512:HEX`: required for a URL, and used instead of the catalogue's for a name.",
     ),
     key("disks.properties", Map, Bhyve, "Properties of the ZFS volume when it is made, like `{ volblocksize = \"16K\" }`."),
     with("disks.thin", Flag, "true", Bhyve, "Whether a ZFS volume takes up only what was written."),
@@ -239,7 +239,7 @@ const KEYS: &[Key] = &[
     // Network interfaces.
     key("nics", Entries, Now, "Network interfaces, in the order in which the guest sees them."),
     key("nics.id", Name, Now, "Its name. Required."),
-    key("nics.remove", Flag, Now, "Drop the interface that a template brought."),
+    key("nics.remove", Flag, Now, "Removes the interface that a template defines."),
     key(
         "nics.backend",
         OneOf(NicBackend::ROWS),
@@ -251,7 +251,7 @@ const KEYS: &[Key] = &[
         "nics.interface",
         Text,
         Bhyve,
-        "An interface that is there already, like `tap7`, which vmctl neither makes nor removes; for `vale` a port like `vale0:p1`.",
+        "An existing interface, like `tap7`, which vmctl neither makes nor removes; for `vale` a port like `vale0:p1`.",
     ),
     key("nics.path", Text, Bhyve, "The netgraph node, like `bridge0:`."),
     key("nics.peerhook", Text, Bhyve, "The hook of that node, like `link2`."),
@@ -280,7 +280,7 @@ const KEYS: &[Key] = &[
         Flag,
         "false",
         Embedded,
-        "Whether the guest reaches the host itself: its 127.0.0.1, at the gateway's address, and its other addresses. Without it that is refused at once; names and the answer files of an installer come all the same.",
+        "Whether the guest reaches the host itself: its 127.0.0.1, at the gateway's address, and its other addresses. Without it that is refused at once; name lookups and the answer files of an installer still work.",
     ),
     key(
         "nics.host_ports",
@@ -293,13 +293,13 @@ const KEYS: &[Key] = &[
         Flag,
         "false",
         Embedded,
-        "Whether the guest reaches 169.254.0.0/16, where a cloud tells its machines their secrets (169.254.169.254).",
+        "Whether the guest reaches 169.254.0.0/16, where clouds serve secrets to their machines (169.254.169.254).",
     ),
     key("nics.forwards", Entries, Now, "Ports of the host that lead into the guest, with `user`."),
     key("nics.forwards.id", Name, Now, "Its name, so that it can be overridden; a forward without one is added to the others."),
-    key("nics.forwards.remove", Flag, Now, "Drop the forward that a template brought."),
+    key("nics.forwards.remove", Flag, Now, "Removes the forward that a template defines."),
     with("nics.forwards.proto", OneOf(ForwardProto::ROWS), "\"tcp\"", Now, "Protocol."),
-    with("nics.forwards.host_addr", Address, "\"127.0.0.1\"", Now, "Address of the host that is listened on."),
+    with("nics.forwards.host_addr", Address, "\"127.0.0.1\"", Now, "Address of the host to listen on."),
     key("nics.forwards.host_port", PORT, Now, "Port of the host. Required."),
     key("nics.forwards.guest_port", PORT, Now, "Port in the guest. Required."),
     key("nics.vlan", Integer { min: 1, max: 4094 }, Later(VLAN_LATER), "The VLAN it is in, on a VLAN-aware switch."),
@@ -312,12 +312,12 @@ const KEYS: &[Key] = &[
     with("nics.private", Flag, "false", Bhyve, "Whether it cannot talk to other private ports of the switch."),
     with("nics.span", Flag, "false", Bhyve, "Whether it gets a copy of every frame of the switch."),
     key("nics.mac_lock", Flag, Later(MAC_LOCK_LATER), "Whether frames with another MAC address are dropped."),
-    key("nics.rate_in", Size, Later(RATE_LATER), "Bytes a second into the guest."),
-    key("nics.rate_out", Size, Later(RATE_LATER), "Bytes a second out of the guest."),
+    key("nics.rate_in", Size, Later(RATE_LATER), "Bytes per second into the guest."),
+    key("nics.rate_out", Size, Later(RATE_LATER), "Bytes per second out of the guest."),
     key("nics.slot", Slot, Bhyve, "PCI address, instead of the one that vmctl chooses once and keeps."),
     key("nics.options", Texts { one: false }, Bhyve, "Further options of bhyve(8) for the device."),
     // Console.
-    key("console", TABLE, Now, "Serial ports and what is kept of them."),
+    key("console", TABLE, Now, "Serial ports and their logs."),
     with("console.com1", Text, "\"console\"", Now, COM_DOC),
     with("console.com2", Text, "\"none\"", Now, COM_DOC),
     with("console.com3", Text, "\"none\"", Now, COM_DOC),
@@ -331,12 +331,12 @@ const KEYS: &[Key] = &[
     ),
     with("console.log_size", Size, "\"1M\"", Now, "Size at which the console's log is rotated: 4K to 1G."),
     with("console.log_files", Integer { min: 0, max: 99 }, "3", Now, "Rotated logs that are kept."),
-    with("console.scrollback", Size, "\"64K\"", Now, "How much a reader who attaches sees again: at most 16M."),
+    with("console.scrollback", Size, "\"64K\"", Now, "How much earlier output a reader gets when attaching: at most 16M."),
     key("channels", Entries, Bhyve, "Ports of a virtio console, at most 16, each a socket in the guest's directory."),
     key("channels.id", Name, Bhyve, "Its name in the guest. Required."),
     key("channels.path", Path, Bhyve, "The socket, instead of one in the guest's directory."),
     key("agent", Flag, Later(NOTHING), "Whether the guest runs the QEMU guest agent and gets a channel for it."),
-    // Life.
+    // Life cycle.
     key("restart", TABLE, Now, "What happens when the guest exits."),
     with("restart.on_reboot", OneOf(ExitAction::ROWS), "\"restart\"", Now, "When it asks for a reboot."),
     with("restart.on_poweroff", OneOf(ExitAction::ROWS), "\"stop\"", Now, "When it powers off or halts."),
@@ -364,11 +364,11 @@ const KEYS: &[Key] = &[
         Now,
         "How long `stop` waits after the power button, which is pressed again every few seconds, before it powers off.",
     ),
-    key("autostart", short("enabled"), Now, "Start with the host. `autostart = true` stands for `autostart.enabled = true`."),
-    with("autostart.enabled", Flag, "false", Now, "Whether."),
+    key("autostart", short("enabled"), Now, "Start with the host. `autostart = true` is short for `autostart.enabled = true`."),
+    with("autostart.enabled", Flag, "false", Now, "Whether the guest starts with the host."),
     with("autostart.order", Integer { min: 0, max: 1_000_000 }, "100", Now, "Lower ones start first."),
     with("autostart.delay", Duration, "\"0s\"", Now, "Wait before this guest is started."),
-    key("autostart.after", Texts { one: false }, Now, "Guests that come first."),
+    key("autostart.after", Texts { one: false }, Now, "Guests that start before this one."),
     with("autostart.wait", OneOf(AutostartWait::ROWS), "\"running\"", Now, "What the guests after this one wait for."),
     with("autostart.timeout", Duration, "\"5m\"", Now, "How long they wait."),
     key(
@@ -394,8 +394,8 @@ const KEYS: &[Key] = &[
     with("ready.timeout", Duration, "\"5m\"", Now, "How long `start --wait` waits."),
     key("hooks", Entries, Now, "Commands that the supervisor runs; they get a JSON object on standard input."),
     key("hooks.id", Name, Now, "Its name; without it, the event."),
-    key("hooks.remove", Flag, Now, "Drop the hook that a template brought."),
-    key("hooks.event", OneOf(HookEvent::ROWS), Now, "When. Required."),
+    key("hooks.remove", Flag, Now, "Removes the hook that a template defines."),
+    key("hooks.event", OneOf(HookEvent::ROWS), Now, "The event. Required."),
     key(
         "hooks.command",
         Texts { one: false },
@@ -403,18 +403,18 @@ const KEYS: &[Key] = &[
         "Program and arguments; no shell is involved. A program with a slash is a path, relative to the file. Required.",
     ),
     with("hooks.timeout", Duration, "\"30s\"", Now, "It is killed after this."),
-    with("hooks.on_failure", OneOf(HookFailure::ROWS), "\"ignore\"", Now, "What its failure means."),
+    with("hooks.on_failure", OneOf(HookFailure::ROWS), "\"ignore\"", Now, "What happens when it fails."),
     // Further devices.
-    key("rng", short("enabled"), Now, "A virtio device with random numbers. `rng = false` stands for `rng.enabled = false`."),
-    with("rng.enabled", Flag, "true", Now, "Whether."),
+    key("rng", short("enabled"), Now, "A virtio device with random numbers. `rng = false` is short for `rng.enabled = false`."),
+    with("rng.enabled", Flag, "true", Now, "Whether there is one."),
     key(
         "graphics",
         short("enabled"),
         Bhyve,
-        "A screen, seen with VNC; needs UEFI. `graphics = true` stands for `graphics.enabled = true`.",
+        "A screen, seen with VNC; needs UEFI. `graphics = true` is short for `graphics.enabled = true`.",
     ),
-    with("graphics.enabled", Flag, "true", Bhyve, "Whether, when there is `[graphics]`."),
-    with("graphics.listen", Address, "\"127.0.0.1\"", Bhyve, "Address that is listened on."),
+    with("graphics.enabled", Flag, "true", Bhyve, "Whether there is a screen when there is `[graphics]`."),
+    with("graphics.listen", Address, "\"127.0.0.1\"", Bhyve, "Address to listen on."),
     key("graphics.port", PORT, Bhyve, "Port; the first free one from 5900 without it."),
     with("graphics.socket", Flag, "false", Bhyve, "Whether a socket in the guest's directory is used instead of a port."),
     key("graphics.resolution", Text, Bhyve, "From `640x480` to `3840x2160`; `1024x768` without it."),
@@ -433,7 +433,7 @@ const KEYS: &[Key] = &[
     key("tpm", TABLE, Bhyve, "A trusted platform module."),
     with("tpm.type", OneOf(TpmKind::ROWS), "\"swtpm\"", Bhyve, "Where it is."),
     key("tpm.path", Path, Bhyve, "The device, for `passthru`; /dev/tpm0 without it."),
-    with("tpm.version", Text, "\"2.0\"", Bhyve, "`2.0` is the only one there is."),
+    with("tpm.version", Text, "\"2.0\"", Bhyve, "`2.0` is the only supported one."),
     key("passthru", Entries, Bhyve, "PCI devices of the host that the guest gets."),
     key("passthru.id", Name, Bhyve, "Its name. Required."),
     key("passthru.device", Text, Bhyve, "Like `5/0/0`, or the name of its ppt(4) device like `ppt0`. Required."),
@@ -455,22 +455,22 @@ const KEYS: &[Key] = &[
     key("limits", TABLE, Bhyve, "What the guest may use of the host; all but `nice` need `kern.racct.enable=1`."),
     key("limits.cpu_percent", PERCENT, Bhyve, "CPU time; 100 is one CPU."),
     key("limits.nice", Integer { min: -20, max: 20 }, Bhyve, "Scheduling priority."),
-    key("limits.read_bps", Size, Bhyve, "Bytes read a second."),
-    key("limits.write_bps", Size, Bhyve, "Bytes written a second."),
-    key("limits.read_iops", RATE, Bhyve, "Reads a second."),
-    key("limits.write_iops", RATE, Bhyve, "Writes a second."),
+    key("limits.read_bps", Size, Bhyve, "Bytes read per second."),
+    key("limits.write_bps", Size, Bhyve, "Bytes written per second."),
+    key("limits.read_iops", RATE, Bhyve, "Reads per second."),
+    key("limits.write_iops", RATE, Bhyve, "Writes per second."),
     key(
         "cloud-init",
         TABLE,
         Now,
-        "What cloud-init in the guest is told, by a read-only disk `cidata` that vmctl writes before every boot. A change of what is told makes it a new instance: cloud-init then does its work again.",
+        "Data for cloud-init in the guest, on a read-only disk `cidata` that vmctl writes before every boot. A change of the data makes a new instance: cloud-init then runs again.",
     ),
     key("cloud-init.hostname", Text, Now, "Host name; the guest's name without it."),
     key(
         "cloud-init.user",
         Text,
         Now,
-        "User that is made beside the distribution's own, with the right to become root. Without it, the keys and the password are those of the distribution's own user.",
+        "User that is created in addition to the distribution's own, with the right to become root. Without it, the keys and the password are those of the distribution's own user.",
     ),
     key("cloud-init.ssh_keys", Texts { one: false }, Now, "Public keys, or paths of files with them."),
     key(
@@ -494,8 +494,8 @@ const KEYS: &[Key] = &[
     key("snapshots", TABLE, Later(NOTHING), "Snapshots that are made and kept."),
     key("snapshots.schedule", Text, Later(NOTHING), "`hourly`, `daily` or `weekly`."),
     key("snapshots.keep", Integer { min: 1, max: 10_000 }, Later(NOTHING), "How many."),
-    // Raw and rare.
-    key("bhyve", TABLE, Bhyve, "What only bhyve(8) has."),
+    // Raw and rare keys.
+    key("bhyve", TABLE, Bhyve, "Settings that only bhyve(8) has."),
     key("bhyve.args", Texts { one: false }, Bhyve, "Further arguments, each one word."),
     key("bhyve.options", Map, Bhyve, "Variables of bhyve_config(5), like `\"pci.0.4.0.maxq\" = 8`."),
     key(
@@ -505,17 +505,17 @@ const KEYS: &[Key] = &[
         "PCI addresses of the devices that have no `slot` of their own: `hostbridge`, `lpc`, `rng`, `tablet`, `sound`, `channels`, `ahci:CONTROLLER`, `input:ID`, `share:ID`.",
     ),
     with("bhyve.hostbridge", OneOf(Hostbridge::ROWS), "\"standard\"", Bhyve, "The bridge at slot 0."),
-    key("bhyve.fwcfg", OneOf(FwCfg::ROWS), Bhyve, "How firmware is told of the machine; `bhyve` without it."),
+    key("bhyve.fwcfg", OneOf(FwCfg::ROWS), Bhyve, "How firmware learns about the machine; `bhyve` without it."),
     key("bhyve.fw_cfg", Map, Bhyve, "Items of the firmware configuration device, like `\"opt/org.example/key\" = \"text\"`."),
     key("bhyve.fw_cfg_files", Map, Bhyve, "The same, each the absolute path of a file of the host."),
     with("bhyve.acpi_tables_in_memory", Flag, "true", Bhyve, "False for Windows with a TPM."),
     with("bhyve.ignore_bad_msr", Flag, "false", Bhyve, "Whether accesses of unknown MSRs are ignored; Windows needs it."),
     with("bhyve.strict_io", Flag, "false", Bhyve, "Whether bhyve ends at an access of an unknown port."),
-    with("bhyve.vmexit_on_hlt", Flag, "true", Bhyve, "Whether an idle virtual CPU gives way; without it, it takes all of a CPU."),
-    with("bhyve.vmexit_on_pause", Flag, "true", Bhyve, "Whether a spinning virtual CPU gives way."),
+    with("bhyve.vmexit_on_hlt", Flag, "true", Bhyve, "Whether an idle virtual CPU yields; otherwise it uses a whole CPU."),
+    with("bhyve.vmexit_on_pause", Flag, "true", Bhyve, "Whether a spinning virtual CPU yields."),
     with("bhyve.x2apic", Flag, "false", Bhyve, "Whether the local APIC has its x2APIC mode."),
     with("bhyve.mptable", Flag, "true", Bhyve, "Whether there is an MP table; it cannot describe more than one PCI bus."),
-    with("bhyve.virtio_msix", Flag, "true", Bhyve, "Whether virtio devices have MSI-X, or MSI."),
+    with("bhyve.virtio_msix", Flag, "true", Bhyve, "Whether virtio devices use MSI-X instead of MSI."),
     key("debug", TABLE, Now, "For people who develop kernels, and for tests."),
     with(
         "debug.exit_port",
@@ -533,7 +533,7 @@ const KEYS: &[Key] = &[
     ),
     key("debug.gdb", TABLE, Bhyve, "A stub for gdb(1)."),
     key("debug.gdb.port", PORT, Bhyve, "Its port. Required."),
-    with("debug.gdb.listen", Address, "\"127.0.0.1\"", Bhyve, "Address that is listened on."),
+    with("debug.gdb.listen", Address, "\"127.0.0.1\"", Bhyve, "Address to listen on."),
     with("debug.gdb.wait", Flag, "false", Bhyve, "Whether the guest waits for the debugger."),
 ];
 

@@ -1,19 +1,19 @@
-//! One TOML text as a tree that remembers where each key and value stands, and how trees are laid over each other.
+//! One TOML text as a tree with the position of each key and value, and the merging of trees.
 //!
-//! Tables merge key by key. An array of tables merges by `id`: an entry with a known id is laid over it, another one is
-//! added, one with `remove = true` drops it. Any other value replaces what was there, and so does the short form of a
-//! table (`cpus = 2`).
+//! Tables merge key by key. An array of tables merges by `id`: an entry with a known id is merged with it, another one
+//! is added, and one with `remove = true` drops it. Any other value replaces the old one, and so does the short form of
+//! a table (`cpus = 2`).
 
 use std::path::Path;
 use std::sync::Arc;
 
 use toml::de::{DeTable, DeValue};
 
-use super::diagnostic::{Diagnostic, Diagnostics, Place, Source};
+use super::diagnostic::{Diagnostic, Diagnostics, Location, Source};
 use super::key::{Key, KeyTable, Kind};
 use crate::inputs;
 
-/// No configuration is larger; a larger file is something else.
+/// Maximum size of a configuration. A larger file is something else.
 pub const MAX_FILE_BYTES: usize = 1 << 20;
 
 /// One TOML text, parsed.
@@ -21,18 +21,18 @@ pub const MAX_FILE_BYTES: usize = 1 << 20;
 pub struct Layer {
     /// The text.
     pub source: Arc<Source>,
-    /// What is in it.
+    /// Its contents.
     pub table: Table,
 }
 
-/// A value and where it stands.
+/// A value with its position.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Node {
-    /// What it is.
+pub struct Spanned {
+    /// The value.
     pub value: Value,
-    /// Where it stands.
-    pub place: Place,
-    /// The short form of a table: replaces a table instead of merging with it.
+    /// Its position.
+    pub location: Location,
+    /// Whether it is the short form of a table, which replaces a table instead of merging with it.
     pub replaces: bool,
 }
 
@@ -50,26 +50,26 @@ pub enum Value {
     /// A date or time, as written.
     Datetime(String),
     /// An array.
-    Array(Vec<Node>),
+    Array(Vec<Spanned>),
     /// A table.
     Table(Table),
 }
 
 /// Keys and values in the order of the file.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Table(pub Vec<(Name, Node)>);
+pub struct Table(pub Vec<(Name, Spanned)>);
 
-/// A key and where it stands.
+/// A key with its position.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Name {
     /// The key.
     pub text: String,
-    /// Where it stands.
-    pub place: Place,
+    /// Its position.
+    pub location: Location,
 }
 
 impl Value {
-    /// With its article, for messages.
+    /// Returns the name of the type with its article, for messages.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Text(_) => "a text",
@@ -84,17 +84,17 @@ impl Value {
 }
 
 impl Table {
-    /// The value of a key.
-    pub fn get(&self, key: &str) -> Option<&Node> {
+    /// Returns the value of a key.
+    pub fn get(&self, key: &str) -> Option<&Spanned> {
         self.0.iter().find(|(name, _)| name.text == key).map(|(_, node)| node)
     }
-    /// Takes a key out.
-    pub fn take(&mut self, key: &str) -> Option<(Name, Node)> {
+    /// Removes a key and returns it.
+    pub fn take(&mut self, key: &str) -> Option<(Name, Spanned)> {
         let at = self.0.iter().position(|(name, _)| name.text == key)?;
         Some(self.0.remove(at))
     }
-    /// The value at a dotted path of tables.
-    pub fn at(&self, path: &str) -> Option<&Node> {
+    /// Returns the value at a dotted path of tables.
+    pub fn at(&self, path: &str) -> Option<&Spanned> {
         let (head, rest) = path.split_once('.').unwrap_or((path, ""));
         let node = self.get(head)?;
         match (&node.value, rest) {
@@ -103,7 +103,7 @@ impl Table {
             _ => None,
         }
     }
-    /// The text of `id`, in an entry of an array of tables.
+    /// Returns the text of `id`, in an entry of an array of tables.
     pub fn id(&self) -> Option<&str> {
         match &self.get("id")?.value {
             Value::Text(id) => Some(id),
@@ -116,17 +116,17 @@ impl Layer {
     /// Parses a text. `keys` says which tables have a short form.
     pub fn parse(source: Source, keys: &'static KeyTable) -> Result<Self, Vec<Diagnostic>> {
         let source = Arc::new(source);
-        let whole = Place { source: source.clone(), span: 0..0 };
+        let whole = Location { source: source.clone(), span: 0..0 };
         if source.text.len() > MAX_FILE_BYTES {
             return Err(vec![Diagnostic::plain(format!("`{}` is larger than 1 MiB", source.label))]);
         }
         let (parsed, errors) = DeTable::parse_recoverable(&source.text);
         if !errors.is_empty() {
-            let place = |span| Place { source: source.clone(), span };
+            let location = |span| Location { source: source.clone(), span };
             let diagnostics = errors.iter().take(10).map(|error| {
-                let at = error.span().map_or(whole.clone(), place);
+                let at = error.span().map_or(whole.clone(), location);
                 let message = match error.message().trim() {
-                    "duplicate key" => format!("key `{}` is there twice", &source.text[at.span.clone()]),
+                    "duplicate key" => format!("key `{}` is given twice", &source.text[at.span.clone()]),
                     message => message.replace('\n', ", "),
                 };
                 Diagnostic::at(&at, message)
@@ -142,15 +142,15 @@ impl Layer {
         Ok(Self { source, table })
     }
 
-    /// One `KEY=VALUE` of the command line. A value that is not TOML is a text: `memory=1G`.
+    /// Parses one `KEY=VALUE` of the command line. A value that is not TOML is a text: `memory=1G`.
     pub fn from_set(argument: &str, keys: &'static KeyTable) -> Result<Self, Vec<Diagnostic>> {
         let source = Arc::new(Source { label: "--set".into(), text: argument.into(), directory: None });
-        let whole = Place { source: source.clone(), span: 0..argument.len() };
+        let whole = Location { source: source.clone(), span: 0..argument.len() };
         let Some((path, text)) = argument.split_once('=') else {
             return Err(vec![Diagnostic::at(&whole, format!("`{argument}` has no `=`")).hint("write `--set KEY=VALUE`")]);
         };
-        let value_place = Place { source: source.clone(), span: path.len() + 1..argument.len() };
-        let key_place = Place { source: source.clone(), span: 0..path.len() };
+        let value_place = Location { source: source.clone(), span: path.len() + 1..argument.len() };
+        let key_place = Location { source: source.clone(), span: 0..path.len() };
         let mut problems = Vec::new();
         let value = match DeValue::parse(text.trim()) {
             Ok(value) => value_of(value.get_ref(), &source, &mut problems),
@@ -159,7 +159,7 @@ impl Layer {
         if !problems.is_empty() {
             return Err(problems);
         }
-        let mut node = Node { value, place: value_place.clone(), replaces: false };
+        let mut node = Spanned { value, location: value_place.clone(), replaces: false };
         place_all(&mut node, &value_place);
         let parts: Vec<&str> = path.trim().split('.').collect();
         if parts.iter().any(|part| part.is_empty()) || parts.len() > 8 {
@@ -172,68 +172,81 @@ impl Layer {
     }
 }
 
-/// `a.b.c = node` as nested tables; in an array of tables the part after its name is the id of the entry.
-fn nest(parts: &[&str], parent: &str, node: Node, place: &Place, keys: &'static KeyTable) -> Result<(Name, Node), Diagnostic> {
-    let name = |text: &str| Name { text: text.into(), place: place.clone() };
-    let plain = |value| Node { value, place: place.clone(), replaces: false };
+/// Builds `a.b.c = node` as nested tables. In an array of tables the part after its name is the id of the entry.
+fn nest(
+    parts: &[&str],
+    parent: &str,
+    node: Spanned,
+    location: &Location,
+    keys: &'static KeyTable,
+) -> Result<(Name, Spanned), Diagnostic> {
+    let name = |text: &str| Name { text: text.into(), location: location.clone() };
+    let plain = |value| Spanned { value, location: location.clone(), replaces: false };
     let [head, rest @ ..] = parts else { unreachable!("callers give at least one part") };
     let path = if parent.is_empty() { (*head).to_owned() } else { format!("{parent}.{head}") };
     if rest.is_empty() {
         return Ok((name(head), node));
     }
     if !matches!(keys.find(&path), Some(Key { kind: Kind::Entries, .. })) {
-        let inner = nest(rest, &path, node, place, keys)?;
+        let inner = nest(rest, &path, node, location, keys)?;
         return Ok((name(head), plain(Value::Table(Table(vec![inner])))));
     }
     let [id, rest @ ..] = rest else { unreachable!("checked: not empty") };
     if rest.is_empty() {
-        return Err(Diagnostic::at(place, format!("`{}` names no key of the entry", parts.join(".")))
+        return Err(Diagnostic::at(location, format!("`{}` names no key of the entry", parts.join(".")))
             .hint(format!("write `{path}.{id}.KEY=VALUE`")));
     }
-    let inner = nest(rest, &path, node, place, keys)?;
+    let inner = nest(rest, &path, node, location, keys)?;
     let entry = Table(vec![(name("id"), plain(Value::Text((*id).to_owned()))), inner]);
     Ok((name(head), plain(Value::Array(vec![plain(Value::Table(entry))]))))
 }
 
-fn place_all(node: &mut Node, place: &Place) {
-    node.place = place.clone();
+fn place_all(node: &mut Spanned, location: &Location) {
+    node.location = location.clone();
     match &mut node.value {
-        Value::Array(items) => items.iter_mut().for_each(|item| place_all(item, place)),
+        Value::Array(items) => items.iter_mut().for_each(|item| place_all(item, location)),
         Value::Table(table) => table.0.iter_mut().for_each(|(name, node)| {
-            name.place = place.clone();
-            place_all(node, place);
+            name.location = location.clone();
+            place_all(node, location);
         }),
         _ => {}
     }
 }
 
 fn table_of(table: &DeTable<'_>, source: &Arc<Source>, problems: &mut Vec<Diagnostic>) -> Table {
-    let mut entries: Vec<(Name, Node)> = table
+    let mut entries: Vec<(Name, Spanned)> = table
         .iter()
         .map(|(key, value)| {
-            let place = |span| Place { source: source.clone(), span };
-            let name = Name { text: key.get_ref().to_string(), place: place(key.span()) };
-            let value_place = place(value.span());
-            (name, Node { value: value_at(value.get_ref(), source, &value_place, problems), place: value_place, replaces: false })
+            let location = |span| Location { source: source.clone(), span };
+            let name = Name { text: key.get_ref().to_string(), location: location(key.span()) };
+            let value_place = location(value.span());
+            (
+                name,
+                Spanned {
+                    value: value_at(value.get_ref(), source, &value_place, problems),
+                    location: value_place,
+                    replaces: false,
+                },
+            )
         })
         .collect();
-    entries.sort_by_key(|(name, _)| name.place.span.start);
+    entries.sort_by_key(|(name, _)| name.location.span.start);
     Table(entries)
 }
 
 fn value_of(value: &DeValue<'_>, source: &Arc<Source>, problems: &mut Vec<Diagnostic>) -> Value {
-    let place = Place { source: source.clone(), span: 0..source.text.len() };
-    value_at(value, source, &place, problems)
+    let location = Location { source: source.clone(), span: 0..source.text.len() };
+    value_at(value, source, &location, problems)
 }
 
-fn value_at(value: &DeValue<'_>, source: &Arc<Source>, place: &Place, problems: &mut Vec<Diagnostic>) -> Value {
+fn value_at(value: &DeValue<'_>, source: &Arc<Source>, location: &Location, problems: &mut Vec<Diagnostic>) -> Value {
     match value {
         DeValue::String(text) => Value::Text(text.to_string()),
         DeValue::Integer(number) => {
-            // The parser leaves the sign and the digits; underscores and the radix mark are gone.
+            // The parser leaves the sign and the digits. Underscores and the radix mark are gone.
             let text = number.as_str().trim_start_matches('+');
             Value::Integer(i64::from_str_radix(text, number.radix()).unwrap_or_else(|_| {
-                problems.push(Diagnostic::at(place, format!("number `{text}` does not fit in 64 bits")));
+                problems.push(Diagnostic::at(location, format!("number `{text}` does not fit in 64 bits")));
                 0
             }))
         }
@@ -244,8 +257,8 @@ fn value_at(value: &DeValue<'_>, source: &Arc<Source>, place: &Place, problems: 
             items
                 .iter()
                 .map(|item| {
-                    let place = Place { source: source.clone(), span: item.span() };
-                    Node { value: value_at(item.get_ref(), source, &place, problems), place, replaces: false }
+                    let location = Location { source: source.clone(), span: item.span() };
+                    Spanned { value: value_at(item.get_ref(), source, &location, problems), location, replaces: false }
                 })
                 .collect(),
         ),
@@ -253,7 +266,7 @@ fn value_at(value: &DeValue<'_>, source: &Arc<Source>, place: &Place, problems: 
     }
 }
 
-/// `cpus = 2` becomes `cpus.count = 2`, `extends = "x"` an array.
+/// Expands short forms: `cpus = 2` becomes `cpus.count = 2`, `extends = "x"` an array.
 pub fn expand_short_forms(table: &mut Table, parent: &str, keys: &'static KeyTable) {
     for (name, node) in &mut table.0 {
         let path = if parent.is_empty() { name.text.clone() } else { format!("{parent}.{}", name.text) };
@@ -269,21 +282,21 @@ pub fn expand_short_forms(table: &mut Table, parent: &str, keys: &'static KeyTab
             }
             (Kind::Table { short: Some(inner) }, value) if !matches!(value, Value::Array(_)) => {
                 let value = std::mem::replace(value, Value::Flag(false));
-                let inner_name = Name { text: inner.into(), place: name.place.clone() };
-                let inner_node = Node { value, place: node.place.clone(), replaces: false };
+                let inner_name = Name { text: inner.into(), location: name.location.clone() };
+                let inner_node = Spanned { value, location: node.location.clone(), replaces: false };
                 node.value = Value::Table(Table(vec![(inner_name, inner_node)]));
                 node.replaces = true;
             }
             (Kind::Texts { one: true }, value @ Value::Text(_)) => {
                 let value = std::mem::replace(value, Value::Flag(false));
-                node.value = Value::Array(vec![Node { value, place: node.place.clone(), replaces: false }]);
+                node.value = Value::Array(vec![Spanned { value, location: node.location.clone(), replaces: false }]);
             }
             _ => {}
         }
     }
 }
 
-/// Lays `over` on `base`.
+/// Merges `over` into `base`.
 pub fn merge(base: &mut Table, over: Table, parent: &str, keys: &'static KeyTable, problems: &mut Vec<Diagnostic>) {
     for (name, node) in over.0 {
         let path = if parent.is_empty() { name.text.clone() } else { format!("{parent}.{}", name.text) };
@@ -303,7 +316,7 @@ pub fn merge(base: &mut Table, over: Table, parent: &str, keys: &'static KeyTabl
             (Value::Array(below), Value::Array(above)) if entries => merge_entries(below, above, &path, keys, problems),
             (slot, value) => {
                 *slot = value;
-                base_node.place = node.place;
+                base_node.location = node.location;
                 base_node.replaces = node.replaces;
                 *base_name = name;
             }
@@ -311,18 +324,24 @@ pub fn merge(base: &mut Table, over: Table, parent: &str, keys: &'static KeyTabl
     }
 }
 
-fn merge_entries(below: &mut Vec<Node>, above: Vec<Node>, path: &str, keys: &'static KeyTable, problems: &mut Vec<Diagnostic>) {
+fn merge_entries(
+    below: &mut Vec<Spanned>,
+    above: Vec<Spanned>,
+    path: &str,
+    keys: &'static KeyTable,
+    problems: &mut Vec<Diagnostic>,
+) {
     let from_below = below.len();
     let mut seen: Vec<String> = Vec::new();
     for mut node in above {
         let Value::Table(table) = &mut node.value else {
-            below.push(node); // the wrong type is reported by the walk over the keys
+            below.push(node); // the key check reports the wrong type
             continue;
         };
         let id = table.id().map(str::to_owned);
         let removed = match table.get("remove") {
-            Some(Node { value: Value::Flag(true), .. }) => true,
-            Some(Node { value: Value::Flag(false), .. }) => {
+            Some(Spanned { value: Value::Flag(true), .. }) => true,
+            Some(Spanned { value: Value::Flag(false), .. }) => {
                 table.take("remove");
                 false
             }
@@ -330,8 +349,8 @@ fn merge_entries(below: &mut Vec<Node>, above: Vec<Node>, path: &str, keys: &'st
         };
         if let Some(id) = &id {
             if seen.contains(id) {
-                let place = table.get("id").map_or(&node.place, |id| &id.place);
-                problems.push(Diagnostic::at(place, format!("id `{id}` is used twice in `{path}`")));
+                let location = table.get("id").map_or(&node.location, |id| &id.location);
+                problems.push(Diagnostic::at(location, format!("id `{id}` is used twice in `{path}`")));
                 continue;
             }
             seen.push(id.clone());
@@ -353,8 +372,9 @@ fn merge_entries(below: &mut Vec<Node>, above: Vec<Node>, path: &str, keys: &'st
                     .map(|id| format!("`{id}`"))
                     .collect();
                 let hint = (!known.is_empty()).then(|| format!("known: {}", known.join(", ")));
-                problems
-                    .push(Diagnostic::at(&node.place, format!("there is no `{shown}` in `{path}` to remove")).maybe_hint(hint));
+                problems.push(
+                    Diagnostic::at(&node.location, format!("there is no `{shown}` in `{path}` to remove")).maybe_hint(hint),
+                );
             }
             (Some(at), false) => match (&mut below[at].value, node.value) {
                 (Value::Table(base), Value::Table(over)) => merge(base, over, path, keys, problems),
@@ -368,12 +388,12 @@ fn merge_entries(below: &mut Vec<Node>, above: Vec<Node>, path: &str, keys: &'st
         }
     }
     below.retain(|node| match &node.value {
-        Value::Table(table) => !matches!(table.get("remove"), Some(Node { value: Value::Flag(true), .. })),
+        Value::Table(table) => !matches!(table.get("remove"), Some(Spanned { value: Value::Flag(true), .. })),
         _ => true,
     });
 }
 
-/// Drops the key at a dotted path; the part after an array of tables is an id. False when there is none.
+/// Drops the key at a dotted path. The part after an array of tables is an id. Returns false when there is none.
 pub fn unset(table: &mut Table, path: &str) -> bool {
     let (head, rest) = path.split_once('.').unwrap_or((path, ""));
     if rest.is_empty() {
@@ -384,7 +404,7 @@ pub fn unset(table: &mut Table, path: &str) -> bool {
         Value::Table(inner) => unset(inner, rest),
         Value::Array(items) => {
             let (id, rest) = rest.split_once('.').unwrap_or((rest, ""));
-            let is_it = |node: &Node| matches!(&node.value, Value::Table(table) if table.id() == Some(id));
+            let is_it = |node: &Spanned| matches!(&node.value, Value::Table(table) if table.id() == Some(id));
             let Some(at) = items.iter().position(is_it) else { return false };
             if rest.is_empty() {
                 items.remove(at);
@@ -399,7 +419,7 @@ pub fn unset(table: &mut Table, path: &str) -> bool {
     }
 }
 
-/// The dotted paths of everything in a table; the part after an array of tables is the id of the entry.
+/// Returns the dotted paths of everything in a table. The part after an array of tables is the id of the entry.
 pub fn paths(table: &Table, parent: &str) -> Vec<String> {
     let mut found = Vec::new();
     for (name, node) in &table.0 {
@@ -424,7 +444,7 @@ pub fn paths(table: &Table, parent: &str) -> Vec<String> {
     found
 }
 
-/// The text of a file of this program: a regular file of at most 1 MiB.
+/// Reads the text of a file of this program: a regular file of at most 1 MiB.
 pub(super) fn file_text(file: &Path) -> std::io::Result<String> {
     inputs::read_text(file, MAX_FILE_BYTES as u64).map_err(|error| match error.kind() {
         std::io::ErrorKind::FileTooLarge => std::io::Error::new(error.kind(), "a file of vmctl is at most 1 MiB"),
@@ -432,7 +452,7 @@ pub(super) fn file_text(file: &Path) -> std::io::Result<String> {
     })
 }
 
-/// The text of a file, with its bounds.
+/// Reads the text of a file, within its bounds.
 pub(super) fn read(file: &Path) -> Result<String, Diagnostics> {
     let plain = |reason: String| Diagnostics::from(Diagnostic::plain(format!("cannot read `{}`: {reason}", file.display())));
     file_text(file).map_err(|error| plain(error.to_string()))

@@ -1,50 +1,50 @@
-//! A guest file, from its path to its meaning.
+//! Reading a guest file, from its path to its configuration.
 
 use std::path::{Path, PathBuf};
 
 use super::check;
-use super::diagnostic::{Diagnostic, Diagnostics, Place, Source};
+use super::diagnostic::{Diagnostic, Diagnostics, Location, Source};
 use super::guest::GuestConfig;
 use super::host::HostConfig;
 use super::layer::{self, Table, Value};
 use super::resolve::{self, Request, Resolved, Templates};
-use super::walk::{GUEST_NAMES, is_guest_name};
+use super::validate::{GUEST_NAMES, is_guest_name};
 
-/// Which guest file, and what goes with it.
+/// Parameters for reading a guest file.
 #[derive(Debug, Clone, Copy)]
 pub struct GuestRequest<'a> {
     /// The guest file.
     pub file: &'a Path,
-    /// Its text when that is not what the file holds now, as in `edit`.
+    /// Its text, if it differs from the file's contents, as in `edit`.
     pub text: Option<&'a str>,
-    /// The guest's name when it has one already: the name of its directory.
+    /// The guest's name, if it already has one: the name of its directory.
     pub name: Option<&'a str>,
-    /// `KEY=VALUE` of `--set`, laid over the file; the last one wins.
+    /// `KEY=VALUE` of `--set`, merged over the file. The last one wins.
     pub sets: &'a [String],
     /// The host file.
     pub host: &'a HostConfig,
-    /// Directory of the datastore whose templates are used.
+    /// Directory of the datastore with the templates.
     pub datastore: &'a Path,
 }
 
-/// A guest file that was read and is right.
+/// A guest file that was read and checked.
 #[derive(Debug, Clone)]
 pub struct LoadedGuest {
-    /// What it means.
+    /// Its configuration.
     pub config: GuestConfig,
-    /// What it says, with where each key comes from.
+    /// Its resolved keys, with the origin of each.
     pub resolved: Resolved,
 }
 
 impl LoadedGuest {
-    /// Where a key stands, like `kernel.image` or, with the id of an entry (or `#N`, its number from 0), `disks.root.path`:
-    /// the nearest place that there is.
-    pub fn place_of(&self, path: &str) -> Place {
-        let (mut place, mut table) = (self.resolved.start.clone(), Some(&self.resolved.table));
+    /// Returns where a key is, like `kernel.image` or, with the id of an entry (or `#N`, its number from 0),
+    /// `disks.root.path`: the nearest place that there is.
+    pub fn location_of(&self, path: &str) -> Location {
+        let (mut location, mut table) = (self.resolved.start.clone(), Some(&self.resolved.table));
         let mut parts = path.split('.');
         while let (Some(within), Some(part)) = (table, parts.next()) {
             let Some(node) = within.get(part) else { break };
-            place = node.place.clone();
+            location = node.location.clone();
             table = match &node.value {
                 Value::Table(inner) => Some(inner),
                 Value::Array(items) => {
@@ -55,23 +55,23 @@ impl LoadedGuest {
                         Value::Table(table) if is_it(table) || is_at(at) => Some((item, table)),
                         _ => None,
                     });
-                    place = entry.map_or(place, |(item, _)| item.place.clone());
+                    location = entry.map_or(location, |(item, _)| item.location.clone());
                     entry.map(|(_, table)| table)
                 }
                 _ => None,
             };
         }
-        place
+        location
     }
 
-    /// Every file that was read: the guest file, then its templates and included files.
+    /// Returns every file that was read: the guest file, then its templates and included files.
     pub fn files(&self) -> &[PathBuf] {
         &self.resolved.files
     }
 }
 
-/// Reads and checks a guest file. A relative path in it is relative to it; one in a built-in template or in `--set` is
-/// relative to the guest file too.
+/// Reads and checks a guest file. Relative paths in it, in a built-in template and in `--set` are relative to the guest
+/// file.
 pub fn load_guest(request: &GuestRequest<'_>) -> Result<LoadedGuest, Diagnostics> {
     let text = match request.text {
         Some(text) => text.to_owned(),

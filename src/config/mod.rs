@@ -1,36 +1,37 @@
-//! The TOML files: what was written, and what is meant.
+//! The TOML files: reading and checking them.
 //!
-//! A guest file is read in steps, each of which remembers where every value stands: [`layer`] parses, [`resolve`] lays
-//! it on its templates and replaces `{{ }}`, [`walk`] holds it against the table of [`keys`], [`check`] applies the rules
-//! that go beyond one key. Only that yields a [`GuestConfig`]. All that is wrong is reported at once, as [`Diagnostics`].
+//! A guest file is read in steps, each of which keeps the position of every value: [`layer`] parses it, [`resolve`]
+//! merges it with its templates and replaces `{{ }}`, [`walk`] compares it with the table of [`keys`], and [`check`]
+//! applies the rules that involve more than one key. Only the last step makes a [`GuestConfig`]. All problems are
+//! reported at once, as [`Diagnostics`].
 pub mod addresses; // MAC, PCI and IP addresses as the files write them
-pub mod bhyve_variables; // what `bhyve.options` may name
-pub mod check; // what is written -> what is meant
+pub mod bhyve_variables; // names for `bhyve.options`
+pub mod check; // rules that involve more than one key
 pub mod check_cloud_init; // the same, for `[cloud-init]`
-pub mod check_hardware; // the same, for what bhyve(8) acts on
-pub mod cloud_init; // what cloud-init in the guest is told
-pub mod diagnostic; // what is wrong with a file, and where
+pub mod check_hardware; // the same, for the parts that bhyve(8) uses
+pub mod cloud_init; // settings for cloud-init in the guest
+pub mod diagnostic; // problems of a file, with their positions
 pub mod expression; // `{{ ... }}`
-pub mod fleet; // the fleet file: many guests as one declaration
-pub mod guest; // what a guest file means
-pub mod hardware; // what bhyve(8) acts on, as it is meant
+pub mod fleet; // the fleet file, which declares many guests
+pub mod guest; // configuration of a guest
+pub mod hardware; // configuration of the parts that bhyve(8) uses
 pub mod host; // the host file
 pub mod host_keys; // the keys of the host file
-pub mod key; // what the table of keys is made of
-pub mod keys; // the one table of keys
-pub mod layer; // one TOML text as a tree with places
-pub mod load; // a guest file, from its path to its meaning
+pub mod key; // types of the key table
+pub mod keys; // the table of all keys
+pub mod layer; // one TOML text as a tree with positions
+pub mod load; // reading a guest file
 pub mod order; // circles in a graph of names
-pub mod paths; // where things are when nobody says
+pub mod paths; // default paths
 pub mod pattern; // patterns of guest names
-pub mod render; // a resolved guest file printed again, with where each key comes from
+pub mod render; // printing a resolved guest file, with the origin of each key
 pub mod resolve; // templates, includes, --set
 pub mod rules; // what several classes of keys share
 pub mod schema; // JSON Schema for editors
 pub mod switch; // the switches of the host file
+pub mod table_reader; // typed values of a tree
 pub mod uids; // users that nobody else is
-pub mod view; // values read out of a tree
-pub mod walk; // unknown keys, types, ranges, refusals
+pub mod validate; // unknown keys, types, ranges, refusals
 
 pub use crate::choices::*;
 pub use addresses::{InterfaceAddress, MacAddr, PciAddress};

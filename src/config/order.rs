@@ -1,9 +1,9 @@
-//! A circle in a graph of names, for messages.
+//! Search for a circle in a graph of names, for messages.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The names on a circle of `edges`, the first one again at the end; `None` when there is none. Names that have no line
-/// of their own lead nowhere. Takes time in proportion to the edges and no stack.
+/// Returns the names on a circle of `edges`, with the first one again at the end, or `None`. Names without a line of
+/// their own have no edges. It takes time in proportion to the edges and no stack.
 pub fn circle<'a>(edges: &BTreeMap<&'a str, Vec<&'a str>>) -> Option<Vec<&'a str>> {
     let mut done: BTreeSet<&str> = BTreeSet::new();
     for start in edges.keys() {

@@ -1,4 +1,4 @@
-//! Where things are when nobody says: the system's paths for root, the XDG directories for everyone else.
+//! Default paths: the system's paths for root, the XDG directories for other users.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use super::diagnostic::{Diagnostic, Diagnostics};
 use super::key::{Key, Kind};
 use crate::inputs::is_url;
 
-/// Directory of a datastore that holds one directory a guest.
+/// Directory of a datastore with one directory per guest.
 pub const GUESTS_DIR: &str = "guests";
 /// Name of the guest file in a guest's directory.
 pub const GUEST_FILE: &str = "guest.toml";
@@ -16,33 +16,33 @@ pub const TEMPLATES_DIR: &str = "templates";
 /// Directory of a datastore that holds one directory a fleet that was applied there.
 pub const FLEETS_DIR: &str = "fleets";
 
-/// Where what belongs to a fleet in a datastore is kept: its journal, its lock, its secrets, its switches.
+/// Returns where what belongs to a fleet in a datastore is kept: its journal, its lock, its secrets, its switches.
 pub fn fleet_directory(datastore: &Path, fleet: &str) -> PathBuf {
     datastore.join(FLEETS_DIR).join(fleet)
 }
 
-/// The default paths of the user who runs us.
+/// The default paths of the user who runs this process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostPaths {
-    /// The host file; need not exist.
+    /// The host file, which need not exist.
     pub config_file: PathBuf,
     /// The datastore when the host file names none.
     pub datastore: PathBuf,
-    /// Downloads.
+    /// Directory of downloads.
     pub cache_dir: PathBuf,
-    /// Control sockets; gone after a boot of the host.
+    /// Directory of control sockets, which is empty after a boot of the host.
     pub runtime_dir: PathBuf,
 }
 
 impl HostPaths {
-    /// Of the effective user.
+    /// Returns the paths of the effective user.
     pub fn of_this_user() -> Result<Self, Diagnostics> {
         let get = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
         let paths = Self::of(nix::unistd::geteuid().is_root(), cfg!(target_os = "freebsd"), get)?;
         Ok(Self { runtime_dir: get("VMCTL_RUNTIME_DIR").unwrap_or(paths.runtime_dir), ..paths })
     }
 
-    /// `variable` gives absolute paths only, as the XDG specification asks.
+    /// Returns the paths. `variable` must return only absolute paths, as the XDG specification asks.
     fn of(root: bool, freebsd: bool, variable: impl Fn(&str) -> Option<PathBuf>) -> Result<Self, Diagnostics> {
         if root {
             let (config, data, run) = match freebsd {
@@ -77,12 +77,13 @@ impl HostPaths {
     }
 }
 
-/// Whether what a disk is made from is a path: no URL, and with a slash, which no name has.
+/// Returns whether the source of a disk is a path: not a URL, and with a slash, which no name has.
 pub fn is_image_path(text: &str) -> bool {
     text.contains('/') && !is_url(text)
 }
 
-/// Whether a text that stands at a key is a path: where a file is said otherwise than by a key for paths, its form tells.
+/// Returns whether a text that is at a key is a path: where a file is said otherwise than by a key for paths, its form
+/// tells.
 pub fn is_path(key: &Key, text: &str) -> bool {
     match (key.kind, key.path) {
         (Kind::Path | Kind::Paths, _) => true,
@@ -92,13 +93,14 @@ pub fn is_path(key: &Key, text: &str) -> bool {
     }
 }
 
-/// A path as a file means it: a relative one starts at the file's `directory`, `~/` and `$HOME/` at the user's home.
+/// Returns a path as a file means it: a relative one starts at the file's `directory`, `~/` and `$HOME/` at the user's
+/// home.
 pub fn absolute(directory: &Path, text: &str) -> PathBuf {
     let joined = in_home(text).unwrap_or_else(|| directory.join(text));
     std::path::absolute(&joined).unwrap_or(joined)
 }
 
-/// A path that begins at the home of the user who runs us.
+/// Returns a path that begins at the home of the user who runs us.
 pub fn in_home(text: &str) -> Option<PathBuf> {
     let rest = ["~", "$HOME", "${HOME}"].into_iter().find_map(|home| text.strip_prefix(home))?;
     let below = if rest.is_empty() { rest } else { rest.strip_prefix('/')? };

@@ -1,36 +1,36 @@
-//! A resolved guest file printed as one TOML text that needs no template, with where each key comes from.
+//! Printing a resolved guest file as one TOML text that needs no template, with the origin of each key.
 
 use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::diagnostic::{Place, Source};
+use super::diagnostic::{Location, Source};
 use super::key::{Key, KeyTable, Kind};
 use super::keys::GUEST_KEYS;
-use super::layer::{Node, Table, Value};
+use super::layer::{Spanned, Table, Value};
 use super::paths::is_path;
 use super::resolve::Resolved;
-use super::view::literal;
+use super::table_reader::literal;
 use crate::choices::EngineKind;
 
-/// Where one key comes from.
+/// Origin of one key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Origin {
-    /// Dotted; the part after an array of tables is the id of the entry.
+    /// The key, dotted. The part after an array of tables is the id of the entry.
     pub key: String,
-    /// As TOML.
+    /// Value in TOML.
     pub value: String,
     /// The file, `--set`, or `default`.
     pub source: String,
-    /// From 1; none for a default.
+    /// Line, from 1; `None` for a default.
     pub line: Option<usize>,
-    /// From 1; none for a default.
+    /// Column, from 1; `None` for a default.
     pub column: Option<usize>,
 }
 
-/// What may be printed: a value that was set, or one that was not and where it comes from then.
+/// An item to print: a value that was set, or one that was not, with its origin.
 enum Item<'a> {
-    Set(&'a Node, &'static Key),
+    Set(&'a Spanned, &'static Key),
     Given(Value, &'static str),
 }
 
@@ -38,27 +38,27 @@ struct Printer {
     keys: &'static KeyTable,
     engine: EngineKind,
     explain: bool,
-    /// Only what is set, and not what this text sets.
+    /// Print only set values, without those that this text sets.
     without: Option<Option<Arc<Source>>>,
     text: String,
     origins: Vec<Origin>,
 }
 
-/// The guest as one file, with every default; with `explain`, each line says where it comes from. The second is the
+/// Returns the guest as one file, with all defaults; with `explain`, each line has its origin. The second value is the
 /// same as data.
 pub fn render(resolved: &Resolved, explain: bool) -> (String, Vec<Origin>) {
     Printer::new(&GUEST_KEYS, resolved.engine, explain, None).run(resolved)
 }
 
-/// The guest as one file that needs no template, with what is set and no defaults. `without` is a text whose values are
-/// left out: the defaults of the host file, which are laid under every guest file anyway.
+/// Returns the guest as one file that needs no template, with the set values and no defaults. `without` is a text whose
+/// values are left out: the defaults of the host file, which apply to every guest file in any case.
 pub fn render_set(resolved: &Resolved, without: Option<&Arc<Source>>) -> String {
     Printer::new(&GUEST_KEYS, resolved.engine, false, Some(without.cloned())).run(resolved).0
 }
 
-/// One entry of an array of tables: as a text with what is set, and with every default as data.
+/// Returns one entry of an array of tables: the set values as a text, and all values as data.
 pub fn render_entry(table: &Table, keys: &'static KeyTable, class: &'static str) -> (String, Vec<Origin>) {
-    // The class has no defaults that depend on an engine, and this one leaves out none of its keys.
+    // The class has no defaults that depend on an engine, and this engine supports all of its keys.
     let mut set = Printer::new(keys, EngineKind::Bhyve, false, Some(None));
     let mut whole = Printer::new(keys, EngineKind::Bhyve, false, None);
     for printer in [&mut set, &mut whole] {
@@ -87,13 +87,13 @@ impl Printer {
         (self.text, self.origins)
     }
 
-    /// The plain keys of a table, then its tables, then its arrays of tables: the order that TOML asks for.
+    /// Prints the plain keys of a table, then its tables, then its arrays of tables: the order that TOML needs.
     fn table(&mut self, table: &Table, path: &str, shown: &str, header: &str) {
         let children: Vec<&'static Key> = self.keys.children(path).filter(|key| key.support.on(Some(self.engine))).collect();
         let mut printed_header = header.is_empty();
         for key in children.iter().filter(|key| !matches!(key.kind, Kind::Table { .. } | Kind::Entries) && key.path != "name") {
             let item = match (table.get(key.leaf()), key.default_on(self.engine), &self.without) {
-                (Some(node), _, Some(Some(without))) if Arc::ptr_eq(&node.place.source, without) => continue,
+                (Some(node), _, Some(Some(without))) if Arc::ptr_eq(&node.location.source, without) => continue,
                 (Some(node), ..) => Item::Set(node, key),
                 (None, Some(default), None) => Item::Given(literal(default), "default"),
                 (None, ..) => continue,
@@ -114,7 +114,7 @@ impl Printer {
             self.table(inner, key.path, &join(shown, key.leaf()), &format!("[{}]", key.path));
         }
         for key in children.iter().filter(|key| key.kind == Kind::Entries) {
-            let Some(Node { value: Value::Array(items), .. }) = table.get(key.leaf()) else { continue };
+            let Some(Spanned { value: Value::Array(items), .. }) = table.get(key.leaf()) else { continue };
             for (at, item) in items.iter().enumerate() {
                 let Value::Table(inner) = &item.value else { continue };
                 let id = inner.id().map_or_else(|| at.to_string(), str::to_owned);
@@ -124,13 +124,13 @@ impl Printer {
     }
 
     fn line(&mut self, shown: &str, leaf: &str, item: &Item<'_>) {
-        let (value, place, given): (String, Option<&Place>, &str) = match item {
-            Item::Set(node, key) => (written(&moved(node, key)), Some(&node.place), ""),
+        let (value, location, given): (String, Option<&Location>, &str) = match item {
+            Item::Set(node, key) => (written(&moved(node, key)), Some(&node.location), ""),
             Item::Given(value, by) => (written(value), None, by),
         };
         let line = format!("{leaf} = {value}");
-        let position = place.map(Place::line_column);
-        let source = place.map_or_else(|| given.to_owned(), |place| place.source.label.clone());
+        let position = location.map(Location::line_column);
+        let source = location.map_or_else(|| given.to_owned(), |location| location.source.label.clone());
         if self.explain {
             let comment = position.map_or_else(|| source.clone(), |(line, _)| format!("{source}:{line}"));
             self.text.push_str(&format!("{line:<40} # {comment}\n"));
@@ -150,14 +150,14 @@ impl Printer {
     }
 }
 
-/// A value as it must be written in a file that stands elsewhere: its paths are absolute.
-fn moved(node: &Node, key: &Key) -> Value {
+/// Returns a value for a file in another directory: its paths are absolute.
+fn moved(node: &Spanned, key: &Key) -> Value {
     let mut value = node.value.clone();
     let is_command = matches!(key.path, "hooks.command" | "ready.exec");
     match &mut value {
         Value::Text(text) if is_path(key, text) => make_absolute(text, node),
         Value::Array(items) if is_command => {
-            if let Some(Node { value: Value::Text(program), .. }) = items.first_mut()
+            if let Some(Spanned { value: Value::Text(program), .. }) = items.first_mut()
                 && program.contains('/')
             {
                 make_absolute(program, node);
@@ -178,8 +178,8 @@ fn moved(node: &Node, key: &Key) -> Value {
     value
 }
 
-fn make_absolute(text: &mut String, node: &Node) {
-    if let Some(directory) = &node.place.source.directory {
+fn make_absolute(text: &mut String, node: &Spanned) {
+    if let Some(directory) = &node.location.source.directory {
         *text = super::paths::absolute(directory, text).to_string_lossy().into_owned();
     }
 }
@@ -188,7 +188,7 @@ fn join(path: &str, leaf: &str) -> String {
     if path.is_empty() { leaf.to_owned() } else { format!("{path}.{leaf}") }
 }
 
-/// A value as TOML on one line.
+/// Returns a value in TOML on one line.
 fn written(value: &Value) -> String {
     match value {
         Value::Text(text) => toml_text(text),
@@ -204,7 +204,7 @@ fn written(value: &Value) -> String {
     }
 }
 
-/// A basic string. Braces that would begin an expression are escaped, since the result is read again.
+/// Returns a basic string. Braces that would begin an expression are escaped, since the result is read again.
 fn toml_text(text: &str) -> String {
     let mut quoted = String::from("\"");
     for c in text.replace("{{", "{{ \"{{\" }}").chars() {

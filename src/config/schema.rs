@@ -1,4 +1,4 @@
-//! The key table as a JSON Schema (draft 2020-12), from which editors check and complete guest files.
+//! The key table as a JSON Schema (draft 2020-12), with which editors check and complete guest files.
 
 use serde_json::{Map, Value, json};
 
@@ -8,14 +8,14 @@ use super::key::{Key, KeyTable, Kind};
 use super::keys::GUEST_KEYS;
 use crate::choices::Support;
 
-/// The schema of a guest file or template.
+/// Returns the schema of a guest file or template.
 pub fn guest_schema() -> Value {
     let mut schema = object(&GUEST_KEYS, "");
     head(&mut schema, "vmctl guest file", "One guest of vmctl, or a template for guests; see vmctl.toml(5).");
     schema
 }
 
-/// The schema of the host file.
+/// Returns the schema of the host file.
 pub fn host_schema() -> Value {
     let mut schema = object(&HOST_KEYS, "");
     schema["properties"]["defaults"] = object(&GUEST_KEYS, "");
@@ -23,7 +23,7 @@ pub fn host_schema() -> Value {
     schema
 }
 
-/// The schema of a fleet file: where guest files' keys may stand, they do.
+/// Returns the schema of a fleet file, which includes the keys of guest files where they are allowed.
 pub fn fleet_schema() -> Value {
     let mut schema = object(&FLEET_KEYS, "");
     let guest = object(&GUEST_KEYS, "");
@@ -50,7 +50,8 @@ fn head(schema: &mut Value, title: &str, description: &str) {
     schema["description"] = description.into();
 }
 
-/// A table as an object. What this build refuses is left out, so that editors do not offer it.
+/// Returns a table as an object. Keys and values that this build refuses are left out, so that editors do not offer
+/// them.
 fn object(keys: &'static KeyTable, parent: &str) -> Value {
     let mut properties = Map::new();
     for key in keys.children(parent).filter(|key| key.support.on(None)) {
@@ -104,7 +105,7 @@ fn property(key: &Key, keys: &'static KeyTable) -> Value {
     schema
 }
 
-/// What something is, and which engine acts on it.
+/// Returns a description, with the engines that support it.
 fn said(doc: &str, support: Support) -> String {
     format!("{doc} {}", support.words()).trim_end().to_owned()
 }

@@ -1,8 +1,8 @@
-//! In what order guests start, and in what order they stop.
+//! Order in which guests start and stop.
 //!
-//! A guest comes after those that its `after` names, and after every guest of a lower `order` that does not itself wait
-//! for one of a higher: its rank is its `order`, or that of a guest it comes after where that is higher. Names that are
-//! no candidates do not count. Stopping goes the same way backwards.
+//! A guest comes after those in its `after`, and after every guest of a lower `order` that does not itself wait for one
+//! of a higher: its rank is its `order`, or the rank of a guest that it comes after if that is higher. Names that are
+//! not candidates do not count. Guests stop in the reverse order.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Condvar, Mutex};
@@ -11,24 +11,24 @@ use std::time::{Duration, Instant};
 use crate::config::AutostartConfig;
 use crate::config::order::circle;
 
-/// A guest in an order.
+/// A guest to order.
 #[derive(Debug, Clone)]
 pub struct Candidate {
     /// Its name.
     pub name: String,
-    /// Its `[autostart]`.
+    /// Its `[autostart]` table.
     pub config: AutostartConfig,
 }
 
-/// Guests, and which of them come before which.
+/// An order of guests, with the guests before each.
 #[derive(Debug, Clone, Default)]
 pub struct Schedule {
     candidates: Vec<Candidate>,
-    /// For each, those right before it, by their place in `candidates`.
+    /// For each guest, those right before it, by their index in `candidates`.
     before: Vec<Vec<usize>>,
 }
 
-/// Which way a schedule is gone through.
+/// Direction in which a schedule runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
     /// Starting.
@@ -38,8 +38,8 @@ pub enum Direction {
 }
 
 impl Schedule {
-    /// An order of the candidates. Guests that wait for each other in a circle are in no order: the second part has each
-    /// circle, its first name again at the end.
+    /// Orders the candidates. Guests that wait for each other in a circle are not in the order: the second value has
+    /// each circle, with its first name again at the end.
     pub fn new(mut candidates: Vec<Candidate>) -> (Schedule, Vec<Vec<String>>) {
         candidates.sort_by(|a, b| a.name.cmp(&b.name));
         let mut circles: Vec<Vec<String>> = Vec::new();
@@ -60,7 +60,7 @@ impl Schedule {
             sorted.iter().enumerate().map(|(at, (_, candidate))| (candidate.name.clone(), at)).collect();
         let mut before = Vec::with_capacity(sorted.len());
         for (rank, candidate) in &sorted {
-            // All of the next lower rank; those of still lower ones come before these.
+            // All of the next lower rank. Those of lower ranks come before these.
             let lower = sorted.iter().map(|(other, _)| other).filter(|other| *other < rank).max();
             let mut those: BTreeSet<usize> =
                 sorted.iter().enumerate().filter(|(_, (other, _))| Some(other) == lower).map(|(at, _)| at).collect();
@@ -70,15 +70,15 @@ impl Schedule {
         (Schedule { candidates: sorted.into_iter().map(|(_, candidate)| candidate).collect(), before }, circles)
     }
 
-    /// The guests, each after those before it.
+    /// Returns the guests, each after those before it.
     pub fn candidates(&self) -> &[Candidate] {
         &self.candidates
     }
 
-    /// How many guests one after the other come before each, in the order of [`Schedule::candidates`].
+    /// Returns the length of the chain of guests before each, in the order of [`Schedule::candidates`].
     pub fn levels(&self) -> Vec<usize> {
         let mut levels: Vec<usize> = vec![0; self.candidates.len()];
-        // `after` within a rank may name a guest that the alphabet has later: until nothing changes.
+        // `after` within a rank may name a guest that is later in the alphabet. So repeat until nothing changes.
         loop {
             let next: Vec<usize> =
                 self.before.iter().map(|before| before.iter().map(|&at| levels[at] + 1).max().unwrap_or(0)).collect();
@@ -89,7 +89,7 @@ impl Schedule {
         }
     }
 
-    /// Calls `each` for every guest once all before it are done, at most `parallel` at the same time.
+    /// Calls `each` for every guest once it is done for all guests before it, for at most `parallel` at the same time.
     pub fn run(&self, direction: Direction, parallel: usize, each: impl Fn(&Candidate) + Sync) {
         let mut waits_for = self.before.clone();
         if direction == Direction::Backwards {
@@ -126,7 +126,7 @@ impl Schedule {
         });
     }
 
-    /// How long stopping takes when every guest takes the time that it may, from each guest to the end.
+    /// Returns how long stopping takes if every guest uses its whole time-out, from each guest to the end.
     pub fn tails(&self, timeout: impl Fn(&Candidate) -> Duration) -> BTreeMap<String, Duration> {
         let levels = self.levels();
         let mut order: Vec<usize> = (0..self.candidates.len()).collect();
@@ -145,7 +145,7 @@ struct Progress {
     done: BTreeSet<usize>,
 }
 
-/// The rank of each candidate. There is no circle.
+/// Returns the rank of each candidate. There is no circle.
 fn ranks(candidates: &[Candidate]) -> Vec<i64> {
     let places: BTreeMap<&str, usize> =
         candidates.iter().enumerate().map(|(at, candidate)| (candidate.name.as_str(), at)).collect();
@@ -166,7 +166,8 @@ fn ranks(candidates: &[Candidate]) -> Vec<i64> {
     }
 }
 
-/// How long a guest may take to stop, when all must have stopped by `end` and what comes after it would take `tail`.
+/// Returns how much time a guest has to stop, if all must have stopped by `end` and the guests after it would take
+/// `tail`.
 pub fn share(wanted: Duration, tail: Duration, end: Instant) -> Duration {
     let left = end.saturating_duration_since(Instant::now());
     if tail <= left || tail.is_zero() {
@@ -192,7 +193,7 @@ mod tests {
         Candidate { name: name.into(), config }
     }
 
-    /// The names by level.
+    /// Returns the names by level.
     fn levels(all: Vec<Candidate>) -> Vec<Vec<String>> {
         let (schedule, circles) = Schedule::new(all);
         assert!(circles.is_empty());
@@ -255,7 +256,7 @@ mod tests {
             }
             names[..2].sort();
             assert_eq!(names[..2].join(""), "ab");
-            // Others may end at the same time: only what it waits for comes before it.
+            // Others may end at the same time: only the guests that it waits for come before it.
             let at = |name: &str| names.iter().position(|other| other == name);
             assert!(at("f") < at("z"), "{names:?}");
             assert_eq!(names.len(), 7);

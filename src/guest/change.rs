@@ -1,6 +1,6 @@
-//! Changes of a guest file that a command makes: a disk, an interface or a medium added, resized or taken away.
+//! Changes of a guest file by commands: adding, resizing or removing a disk, an interface or a medium.
 //!
-//! The file is edited in place as `edit` does it: comments and order stay, and nothing is saved that does not check.
+//! The file is edited as by `edit`: comments and order stay, and only a valid file is saved.
 
 use std::path::Path;
 
@@ -20,17 +20,17 @@ use super::pending::{self, Fate};
 use super::provision::{self, disk_path};
 use super::store::GuestDir;
 
-/// When a change takes effect.
+/// Time at which a change takes effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum When {
-    /// It has.
+    /// It already has.
     Now,
-    /// The guest runs: at its next boot.
+    /// At the next boot, since the guest runs.
     NextBoot,
 }
 
 impl When {
-    /// For a message.
+    /// Returns the words for a message.
     pub fn words(self) -> &'static str {
         match self {
             When::Now => "",
@@ -55,7 +55,7 @@ impl Class {
             Class::Nic => "nics",
         }
     }
-    /// One of them, for people.
+    /// Returns the name of one entry, for messages.
     pub fn word(self) -> &'static str {
         match self {
             Class::Disk => "disk",
@@ -74,54 +74,61 @@ impl Class {
 }
 
 /// Adds an entry with these keys, `(key, TOML value)`.
-pub fn add(guest: &GuestDir, class: Class, id: &str, keys: &[(&str, String)], around: Surroundings<'_>) -> Result<When> {
-    let edit = Edit::begin(guest, around)?;
-    unknown(guest, class, id, &edit.config(around)?)?;
-    put(edit, guest, class, id, keys, &[], around)
+pub fn add(guest: &GuestDir, class: Class, id: &str, keys: &[(&str, String)], surroundings: Surroundings<'_>) -> Result<When> {
+    let edit = Edit::begin(guest, surroundings)?;
+    unknown(guest, class, id, &edit.config(surroundings)?)?;
+    put(edit, guest, class, id, keys, &[], surroundings)
 }
 
-/// Adds a disk with these keys. It is made at once, from its image or empty, before the guest file says it: a guest that
-/// runs has it at its next boot, and if it cannot be made, nothing has changed. What is there already under its name is
-/// not taken for it.
+/// Adds a disk with these keys. The disk is made at once, from its image or empty, before the guest file is changed. So
+/// a running guest has it at its next boot, and if it cannot be made, nothing has changed. An existing file of its name
+/// is not used for it.
 pub fn add_disk(
     guest: &GuestDir,
     id: &str,
     keys: &[(&str, String)],
-    around: Surroundings<'_>,
+    surroundings: Surroundings<'_>,
     progress: &dyn Progress,
 ) -> Result<When> {
-    let mut edit = Edit::begin(guest, around)?;
-    let before = edit.config(around)?;
+    let mut edit = Edit::begin(guest, surroundings)?;
+    let before = edit.config(surroundings)?;
     unknown(guest, Class::Disk, id, &before)?;
     edit.apply(&sets(Class::Disk, id, keys), &[])?;
-    let mut config = edit.config(around)?;
+    let mut config = edit.config(surroundings)?;
     config.disks.retain(|disk| disk.id == id);
     provision::refuse_found(guest, &config)?;
     if let Some(disk) = config.disks.iter().find(|disk| provision::is_own(disk)) {
         pending::announce(guest, disk, Fate::Remove)?;
         DiskRecord::add(guest, &before, std::iter::once(id))?;
     }
-    let made = Images { host: around.host, progress }.make_all_disks(guest, &config);
-    let saved = made.and_then(|made| edit.save(around).map_err(|error| made.undo(error)));
-    let settled = pending::settle(guest, around);
+    let made = Images { host: surroundings.host, progress }.make_all_disks(guest, &config);
+    let saved = made.and_then(|made| edit.save(surroundings).map_err(|error| made.undo(error)));
+    let settled = pending::settle(guest, surroundings);
     saved.and(settled)?;
     Ok(when(guest))
 }
 
 /// Adds an entry, or replaces one, with these keys.
-pub fn replace(guest: &GuestDir, class: Class, id: &str, keys: &[(&str, String)], around: Surroundings<'_>) -> Result<When> {
-    let mut edit = Edit::begin(guest, around)?;
+pub fn replace(
+    guest: &GuestDir,
+    class: Class,
+    id: &str,
+    keys: &[(&str, String)],
+    surroundings: Surroundings<'_>,
+) -> Result<When> {
+    let mut edit = Edit::begin(guest, surroundings)?;
     edit.apply(&sets(class, id, keys), &[(class.table(), id)])?;
-    let config = edit.config(around)?;
+    let config = edit.config(surroundings)?;
     config.disks.iter().filter(|disk| class == Class::Disk && disk.id == id).try_for_each(check_disk)?;
-    edit.save(around)?;
+    edit.save(surroundings)?;
     Ok(when(guest))
 }
 
-/// Takes an entry away. With `purge`, the file or volume that vmctl made for a disk goes, too; never one of the user's.
-pub fn remove(guest: &GuestDir, class: Class, id: &str, purge: bool, around: Surroundings<'_>) -> Result<When> {
-    let mut edit = Edit::begin(guest, around)?;
-    let config = known(guest, class, id, edit.config(around)?)?;
+/// Removes an entry. With `purge`, also removes the file or volume that vmctl made for a disk, but never one of the
+/// user.
+pub fn remove(guest: &GuestDir, class: Class, id: &str, purge: bool, surroundings: Surroundings<'_>) -> Result<When> {
+    let mut edit = Edit::begin(guest, surroundings)?;
+    let config = known(guest, class, id, edit.config(surroundings)?)?;
     let disk = config.disks.iter().find(|disk| class == Class::Disk && disk.id == id);
     if purge && let Some(disk) = disk {
         if !provision::is_own(disk) {
@@ -134,26 +141,26 @@ pub fn remove(guest: &GuestDir, class: Class, id: &str, purge: bool, around: Sur
         }
     }
     edit.apply(&[], &[(class.table(), id)])?;
-    // What a template brought is not in the file: it is dropped by name.
-    if class.has(&edit.config(around)?, id) {
+    // An entry from a template is not in the file. It is dropped by name.
+    if class.has(&edit.config(surroundings)?, id) {
         edit.apply(&[format!("{}.{id}.remove=true", class.table())], &[])?;
     }
     if let Some(disk) = disk.filter(|disk| provision::is_own(disk)) {
-        // Before the file, so that it can be finished when it is broken off.
+        // Before the file, so that an interrupted command can be completed.
         DiskRecord::add(guest, &config, std::iter::empty())?;
         pending::announce(guest, disk, if purge { Fate::Remove } else { Fate::Forget })?;
     }
-    let saved = edit.save(around);
-    let settled = pending::settle(guest, around);
+    let saved = edit.save(surroundings);
+    let settled = pending::settle(guest, surroundings);
     saved?;
     settled?;
     Ok(when(guest))
 }
 
-/// Gives a disk another size. A stopped guest's disk grows at once.
-pub fn resize(guest: &GuestDir, id: &str, size: ByteSize, around: Surroundings<'_>) -> Result<When> {
-    let mut edit = Edit::begin(guest, around)?;
-    let config = known(guest, Class::Disk, id, edit.config(around)?)?;
+/// Changes the size of a disk. A stopped guest's disk grows at once.
+pub fn resize(guest: &GuestDir, id: &str, size: ByteSize, surroundings: Surroundings<'_>) -> Result<When> {
+    let mut edit = Edit::begin(guest, surroundings)?;
+    let config = known(guest, Class::Disk, id, edit.config(surroundings)?)?;
     let disk = config.disks.iter().find(|disk| disk.id == id).expect("known");
     if matches!(disk.backend, DiskBackend::File | DiskBackend::Iscsi) {
         return Err(GuestError::user(format!("disk `{id}` is yours: vmctl does not change its size"))
@@ -165,17 +172,17 @@ pub fn resize(guest: &GuestDir, id: &str, size: ByteSize, around: Surroundings<'
         let now = ByteSize::from_bytes(now);
         return Err(GuestError::user(format!("disk `{id}` is of {now}: a disk is never made smaller")));
     }
-    // A guest that runs may boot at any moment, and its disk then has the size that the file says.
+    // A running guest may boot at any moment, and then its disk gets the size in the file.
     if let Some(due) = disk.size.filter(|due| !stopped && due.bytes() > size.bytes()) {
         return Err(GuestError::user(format!("disk `{id}` is of {due} at the next boot: a disk is never made smaller"))
             .hint(format!("stop the guest first: `vmctl stop {}`", guest.name())));
     }
     edit.apply(&sets(Class::Disk, id, &[("size", format!("\"{size}\""))]), &[])?;
-    let mut config = edit.config(around)?;
+    let mut config = edit.config(surroundings)?;
     config.disks.retain(|disk| disk.id == id);
-    edit.save(around)?;
+    edit.save(surroundings)?;
     if stopped && now.is_some() {
-        provision::ensure_disks(guest, &config).map_err(|error| edit.put_back(error, around))?;
+        provision::ensure_disks(guest, &config).map_err(|error| edit.put_back(error, surroundings))?;
     }
     Ok(if stopped { When::Now } else { When::NextBoot })
 }
@@ -209,10 +216,10 @@ fn put(
     id: &str,
     keys: &[(&str, String)],
     drops: &[(&str, &str)],
-    around: Surroundings<'_>,
+    surroundings: Surroundings<'_>,
 ) -> Result<When> {
     edit.apply(&sets(class, id, keys), drops)?;
-    edit.save(around)?;
+    edit.save(surroundings)?;
     Ok(when(guest))
 }
 
@@ -220,12 +227,13 @@ fn when(guest: &GuestDir) -> When {
     if supervisor_of(guest).is_some() { When::NextBoot } else { When::Now }
 }
 
-/// A TOML string.
+/// Returns a TOML string.
 pub fn text(value: &str) -> String {
     toml_edit::Value::from(value).to_string()
 }
 
-/// A path as a TOML string, absolute: on a command line it is relative to where it is typed.
+/// Returns a path as a TOML string. It is made absolute, since on a command line it is relative to the current
+/// directory.
 pub fn path(value: &Path) -> Result<String> {
     absolute(value).map(|path| text(&path))
 }
@@ -235,12 +243,13 @@ fn absolute(value: &Path) -> Result<String> {
     absolute.to_str().map(str::to_owned).ok_or_else(|| GuestError::user(format!("`{}` is not UTF-8", value.display())))
 }
 
-/// What a disk is made from as a TOML string: a name of the catalogue, a URL, or a path with a slash, as [`path`] takes it.
+/// Returns the source of a disk as a TOML string: a name of the catalogue, a URL, or a path with a slash, made absolute
+/// as by [`path`].
 pub fn image(value: &str) -> Result<String> {
     image_source(value).map(|source| text(&source))
 }
 
-/// The same, bare.
+/// Returns the same without quotes.
 pub fn image_source(value: &str) -> Result<String> {
     if is_image_path(value) { absolute(Path::new(value)) } else { Ok(value.to_owned()) }
 }

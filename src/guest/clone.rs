@@ -30,17 +30,17 @@ use super::store::{GuestDir, NewGuest, Store};
 pub struct Cloned {
     /// The clone.
     pub guest: GuestDir,
-    /// What is different in it, and what it still shares with the source, for the user.
+    /// Notes for the user: the differences, and what it still shares with the source.
     pub notes: Vec<String>,
 }
 
 /// Makes a guest with a copy of the file and of the disks of another, and an identity of its own. Both are stopped.
-pub fn clone(store: &Store, source: &GuestDir, name: &str, how: Copying, around: Surroundings<'_>) -> Result<Cloned> {
+pub fn clone(store: &Store, source: &GuestDir, name: &str, how: Copying, surroundings: Surroundings<'_>) -> Result<Cloned> {
     check_name(name)?;
     let _lock = source.lock_stopped("clone")?;
-    let host = around.host_for(source);
-    let around = Surroundings { host: &host, ..around };
-    let definition = Definition::load(source, around)?;
+    let host = surroundings.host_for(source);
+    let surroundings = Surroundings { host: &host, ..surroundings };
+    let definition = Definition::load(source, surroundings)?;
     if definition.config.uuid.is_some() || definition.config.nics.iter().any(|nic| nic.mac.is_some()) {
         return Err(GuestError::user(format!(
             "the file of `{}` sets `uuid` or `mac`, which the clone would share",
@@ -49,8 +49,8 @@ pub fn clone(store: &Store, source: &GuestDir, name: &str, how: Copying, around:
         .hint("remove them from the file, or make the other guest from a file of its own"));
     }
     let new = store.begin(name)?;
-    let (hidden, shown) = (new.guest().path().to_owned(), new.place().path().to_owned());
-    fill(store, source, (new, name), how, &definition, around).map_err(|error| error.told_of(&hidden, &shown))
+    let (hidden, shown) = (new.guest().path().to_owned(), new.destination().path().to_owned());
+    fill(store, source, (new, name), how, &definition, surroundings).map_err(|error| error.told_of(&hidden, &shown))
 }
 
 fn fill(
@@ -59,10 +59,10 @@ fn fill(
     (new, name): (NewGuest, &str),
     how: Copying,
     definition: &Definition,
-    around: Surroundings<'_>,
+    surroundings: Surroundings<'_>,
 ) -> Result<Cloned> {
-    let file = CloneFile { source, config: &definition.config, name, around };
-    let (text, copied, mut notes) = file.write(&ports_in_use(store, around))?;
+    let file = CloneFile { source, config: &definition.config, name, surroundings };
+    let (text, copied, mut notes) = file.write(&ports_in_use(store, surroundings))?;
     for relative in &copied {
         let (from, to) = (source.path().join(relative), new.guest().path().join(relative));
         let folder = to.parent().expect("it is below the guest's directory");
@@ -72,18 +72,19 @@ fn fill(
     let target = new.guest().file();
     let mode = mode_of(&source.config_file());
     write_atomically(&target, text.as_bytes(), mode).map_err(|error| GuestError::io("write", &target, error))?;
-    notes.extend(shared(&definition.config, &Definition::load(new.guest(), around)?.config, source.name()));
+    notes.extend(shared(&definition.config, &Definition::load(new.guest(), surroundings)?.config, source.name()));
     let origin = EventKind::Cloned { from: source.name().to_owned() };
     let own = Origin::File { path: source.config_file(), copy: true };
     let state = GuestState { default_user: source.state()?.default_user, ..GuestState::new(name) };
-    let guest = finish(new, state, origin, &own, around, |guest, _| copy_disks(source, &definition.config, guest, how))?;
+    let guest = finish(new, state, origin, &own, surroundings, |guest, _| copy_disks(source, &definition.config, guest, how))?;
     Ok(Cloned { guest, notes })
 }
 
-/// The ports of the host that guests of the store are reached at, running or not. A guest whose file is broken has none.
-pub fn ports_in_use(store: &Store, around: Surroundings<'_>) -> Vec<u16> {
-    let guests = store.names().unwrap_or_default().into_iter().map(|name| store.place(&name));
-    let configs = guests.filter_map(|guest| Some(Definition::load(&guest, around).ok()?.config));
+/// Returns the ports of the host that guests of the store are reached at, running or not. A guest whose file is broken
+/// has none.
+pub fn ports_in_use(store: &Store, surroundings: Surroundings<'_>) -> Vec<u16> {
+    let guests = store.names().unwrap_or_default().into_iter().map(|name| store.directory_of(&name));
+    let configs = guests.filter_map(|guest| Some(Definition::load(&guest, surroundings).ok()?.config));
     configs.flat_map(|config| host_ports(&config)).collect()
 }
 
@@ -91,7 +92,7 @@ fn host_ports(config: &GuestConfig) -> Vec<u16> {
     config.nics.iter().flat_map(|nic| &nic.forwards).map(|forward| forward.host_port).collect()
 }
 
-/// What a clone has in common with its source that only one of them can have at a time.
+/// Returns what a clone has in common with its source that only one of them can have at a time.
 fn shared(source: &GuestConfig, clone: &GuestConfig, name: &str) -> Vec<String> {
     let mut notes = Vec::new();
     let (theirs, ours) = (host_ports(source), host_ports(clone));
@@ -115,11 +116,11 @@ struct CloneFile<'a> {
     source: &'a GuestDir,
     config: &'a GuestConfig,
     name: &'a str,
-    around: Surroundings<'a>,
+    surroundings: Surroundings<'a>,
 }
 
 impl CloneFile<'_> {
-    /// Its text, the files of the source's directory that it names, and what is different in it.
+    /// Returns its text, the files of the source's directory that it names, and what is different in it.
     fn write(&self, taken: &[u16]) -> Result<(String, Vec<PathBuf>, Vec<String>)> {
         let file = self.source.config_file();
         let text = inputs::read_text(&file, MAX_FILE_BYTES as u64).map_err(|error| GuestError::input("read", &file, error))?;
@@ -144,16 +145,16 @@ impl CloneFile<'_> {
         Ok((document.to_string(), copied, notes))
     }
 
-    /// The document, when it means from the clone's directory what the file means where it is; else one that says all that
-    /// the file means, without the templates and files that it builds on.
+    /// Returns the document, when it means from the clone's directory what the file means where it is; else one that
+    /// says all that the file means, without the templates and files that it builds on.
     fn meaning_the_same(&self, document: DocumentMut, file: &Path) -> Result<DocumentMut> {
-        let elsewhere = self.around.datastore.join(".clone").join("guest.toml");
-        let as_clone = |file: &Path, text: Option<&str>| Definition::load_file(file, self.name, text, &[], self.around);
+        let elsewhere = self.surroundings.datastore.join(".clone").join("guest.toml");
+        let as_clone = |file: &Path, text: Option<&str>| Definition::load_file(file, self.name, text, &[], self.surroundings);
         let there = as_clone(file, None)?;
         if as_clone(&elsewhere, Some(&document.to_string())).is_ok_and(|here| here.hash == there.hash) {
             return Ok(document);
         }
-        let Surroundings { host, datastore, .. } = self.around;
+        let Surroundings { host, datastore, .. } = self.surroundings;
         let loaded = load_guest(&GuestRequest { file, text: None, name: Some(self.name), sets: &[], host, datastore })?;
         let text = render_set(&loaded.resolved, host.defaults.as_ref().map(|layer| &layer.source));
         text.parse::<DocumentMut>().map_err(|error| GuestError::host(format!("the file of the clone is not TOML: {error}")))
@@ -200,7 +201,7 @@ fn replace(value: &mut Value, text: &str) {
     *value.decor_mut() = decor;
 }
 
-/// The path that a value is, when it is one of a file: not where something stands for the rest of it.
+/// Returns the path that a value is, when it is one of a file: not where something stands for the rest of it.
 fn path_in<'a>(path: &str, value: &'a Value) -> Option<&'a str> {
     let text = value.as_str().filter(|text| !text.contains("{{") && !text.is_empty())?;
     GUEST_KEYS.find(path).is_some_and(|key| is_path(key, text)).then_some(text)

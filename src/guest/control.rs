@@ -1,4 +1,4 @@
-//! What the commands and a supervisor say to each other over `control.sock`.
+//! The protocol between commands and a supervisor over `control.sock`.
 //!
 //! A connection is a stream of frames, both ways: four bytes of length (little-endian, of what follows the kind), one
 //! byte of kind, the payload. Kind `J` is a JSON document, kind `C` bytes of the console. The first frame of a client
@@ -22,60 +22,60 @@ use super::state::RunState;
 pub const PROTOCOL_VERSION: u32 = 1;
 /// The longest payload of a frame, in bytes.
 pub const MAX_FRAME: usize = 256 * 1024;
-/// Bytes before a payload.
+/// Length of the header before a payload.
 const HEADER: usize = 5;
 
-/// What a client asks for.
+/// A request of a client.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "kebab-case")]
 pub enum Request {
-    /// The supervisor's account of itself. Answered by [`Reply::Status`].
+    /// Asks for the supervisor's state. The answer is [`Reply::Status`].
     Status,
-    /// Stops the guest: power button, and power-off after the timeout. Answered by [`Reply::Stopped`] at the end.
+    /// Stops the guest: power button, and power-off after the time-out. The answer is [`Reply::Stopped`] at the end.
     Stop {
-        /// Instead of the guest file's `stop_timeout`; 0 powers off at once.
+        /// Time-out instead of the guest file's `stop_timeout`; 0 powers off at once.
         timeout_ms: Option<u64>,
     },
-    /// Stops as [`Request::Stop`] does and boots again. Answered by [`Reply::Running`] or [`Reply::Error`].
+    /// Stops as [`Request::Stop`] does and boots again. The answer is [`Reply::Running`] or [`Reply::Error`].
     Restart {
         /// As above.
         timeout_ms: Option<u64>,
     },
-    /// Resets the machine at once and boots again. Answered as [`Request::Restart`] is.
+    /// Resets the machine at once and boots again. The answer is as for [`Request::Restart`].
     Reset,
     /// Powers the machine off at once.
     Poweroff,
-    /// Saves the guest and stops it. Answered by [`Reply::Stopped`], or by [`Reply::Error`] when it goes on.
+    /// Saves the guest and stops it. The answer is [`Reply::Stopped`], or [`Reply::Error`] if the guest continues.
     Suspend,
-    /// Kills the engine; the restart policy is not applied.
+    /// Kills the engine. The restart policy is not applied.
     Kill,
-    /// Raises a non-maskable interrupt. Answered by [`Reply::Done`].
+    /// Raises a non-maskable interrupt. The answer is [`Reply::Done`].
     Nmi,
-    /// Asks the engine for its counters. Answered by [`Reply::Stats`].
+    /// Asks the engine for its counters. The answer is [`Reply::Stats`].
     Stats,
-    /// Every event from now on, one [`Reply::Event`] each.
+    /// Asks for every event from now on, one [`Reply::Event`] each.
     Events,
-    /// Answered by [`Reply::Ready`] when the guest is ready, by [`Reply::Error`] when it will not be.
+    /// Waits until the guest is ready. The answer is [`Reply::Ready`], or [`Reply::Error`] when it will not be ready.
     WaitReady {
-        /// Instead of the guest file's `ready.timeout`.
+        /// Time-out instead of the guest file's `ready.timeout`.
         timeout_ms: Option<u64>,
         /// For the login prompt of the console, whatever the guest's probes are.
         #[serde(default)]
         login: bool,
     },
-    /// The console. Answered by [`Reply::Console`]; `C` frames follow, and may be sent by the writer.
+    /// Opens the console. The answer is [`Reply::Console`]. `C` frames follow, and the writer may send some.
     Console {
-        /// Wants to type.
+        /// Whether the client wants to type.
         write: bool,
-        /// Takes the keyboard away from the one who has it.
+        /// Whether to take the keyboard from the present writer.
         take: bool,
-        /// At most so many bytes of scroll-back are sent first.
+        /// Maximum number of bytes of scroll-back that are sent first.
         replay_bytes: u64,
     },
 }
 
 impl Request {
-    /// Whether it asks for the guest's end, so that it is done when the guest has ended.
+    /// Returns whether it asks for the guest's end. Then it is done when the guest has ended.
     pub fn ends_the_guest(&self) -> bool {
         matches!(self, Request::Stop { .. } | Request::Poweroff | Request::Suspend | Request::Kill)
     }
@@ -84,31 +84,31 @@ impl Request {
 /// The first frame of a client.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
-    /// [`PROTOCOL_VERSION`].
+    /// Always [`PROTOCOL_VERSION`].
     pub version: u32,
-    /// What it wants.
+    /// The request.
     #[serde(flatten)]
     pub request: Request,
 }
 
-/// What a supervisor answers.
+/// An answer of a supervisor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "kebab-case")]
 pub enum Reply {
-    /// It was done.
+    /// The request was carried out.
     Done,
-    /// It was not done.
+    /// The request failed.
     Error {
         /// Lower-case, no final stop.
         message: String,
         /// The next step.
         hint: Option<String>,
     },
-    /// To [`Request::Status`].
+    /// The answer to [`Request::Status`].
     Status(Box<RunState>),
     /// The guest has stopped.
     Stopped {
-        /// How.
+        /// The way in which it stopped.
         how: StopWay,
         /// The exit in words, for [`StopWay::Otherwise`].
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -118,34 +118,34 @@ pub enum Reply {
     Running,
     /// All probes have passed.
     Ready,
-    /// To [`Request::Stats`].
+    /// The answer to [`Request::Stats`].
     Stats {
         /// Counters by name.
         counters: BTreeMap<String, u64>,
     },
-    /// Something happened.
+    /// An event happened.
     Event(Event),
     /// The console is open.
     Console {
-        /// Whether what is typed is passed on.
+        /// Whether input is passed on.
         writer: bool,
     },
-    /// For the person at the console.
+    /// A notice for the user of the console.
     Notice {
-        /// In words.
+        /// The text.
         message: String,
     },
 }
 
-/// How a guest was stopped.
+/// The way in which a guest was stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum StopWay {
     /// The guest powered itself off after the power button.
     PowerButton,
-    /// It did not in time, and was powered off.
+    /// It did not power itself off in time, and was powered off.
     TimedOut,
-    /// It was powered off at once, as asked.
+    /// It was powered off at once, as requested.
     PoweredOff,
     /// Its engine was killed.
     Killed,
@@ -153,14 +153,14 @@ pub enum StopWay {
     NotRunning,
     /// It was saved.
     Suspended,
-    /// It had not turned on ACPI, so that it could not hear the power button, and was powered off.
+    /// It had not enabled ACPI, so it could not notice the power button, and was powered off.
     NoAcpi,
-    /// It ended in another way meanwhile, as by a crash.
+    /// It ended in another way meanwhile, such as a crash.
     Otherwise,
 }
 
 impl StopWay {
-    /// Completes "stopped: ".
+    /// Returns words that complete "stopped: ".
     pub fn words(self) -> &'static str {
         match self {
             StopWay::PowerButton => "the guest shut itself down",
@@ -176,13 +176,13 @@ impl StopWay {
 }
 
 impl Reply {
-    /// Of [`Reply::Stopped`], what completes "stopped: ".
+    /// Returns words that complete "stopped: " for [`Reply::Stopped`].
     pub fn stopped_words(how: StopWay, reason: Option<&str>) -> &str {
         reason.unwrap_or(how.words())
     }
 }
 
-/// What a frame holds.
+/// Contents of a frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Frame {
     /// Kind `J`.
@@ -192,7 +192,7 @@ pub enum Frame {
 }
 
 impl Frame {
-    /// As it goes over the wire.
+    /// Returns the bytes for the wire.
     pub fn encode(&self) -> Vec<u8> {
         let (kind, payload) = match self {
             Frame::Json(payload) => (b'J', payload),
@@ -205,25 +205,25 @@ impl Frame {
         bytes
     }
 
-    /// A frame with a document.
+    /// Creates a frame with a document.
     pub fn json(value: &impl Serialize) -> Frame {
         Frame::Json(serde_json::to_vec(value).expect("plain fields"))
     }
 }
 
-/// Cuts a stream of bytes into frames.
+/// Splits a stream of bytes into frames.
 #[derive(Debug, Default)]
 pub struct FrameReader {
     bytes: Vec<u8>,
 }
 
 impl FrameReader {
-    /// Takes bytes that have arrived.
+    /// Adds bytes that have arrived.
     pub fn push(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// The next whole frame; an error when the peer speaks something else.
+    /// Returns the next complete frame. It is an error if the peer uses another protocol.
     pub fn next_frame(&mut self) -> std::result::Result<Option<Frame>, &'static str> {
         let Some(header) = self.bytes.first_chunk::<HEADER>() else { return Ok(None) };
         let length = u32::from_le_bytes([header[0], header[1], header[2], header[3]]) as usize;
@@ -244,17 +244,17 @@ impl FrameReader {
     }
 }
 
-/// A connection to a supervisor, from a command's side.
+/// A command's connection to a supervisor.
 pub struct ControlClient {
     stream: UnixStream,
     reader: FrameReader,
 }
 
-/// How long a connection may take before the supervisor counts as stuck.
+/// Time-out for a connection, after which the supervisor counts as stuck.
 pub const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
 
 impl ControlClient {
-    /// Connects and asks. `None` when nobody listens at `socket`.
+    /// Connects and sends a request. Returns `None` if nothing listens at `socket`.
     pub fn ask(socket: &Path, request: Request) -> Result<Option<ControlClient>> {
         let stream = match connect(socket, CONNECT_PATIENCE) {
             Ok(stream) => stream,
@@ -265,19 +265,19 @@ impl ControlClient {
         let client = ControlClient { stream, reader: FrameReader::default() };
         let hello = Frame::json(&Hello { version: PROTOCOL_VERSION, request }).encode();
         match (&client.stream).write_all(&hello) {
-            // It was ending, and did not take this connection any more.
+            // The supervisor was ending, and did not take this connection any more.
             Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => Ok(None),
             Err(error) => Err(lost(error)),
             Ok(()) => Ok(Some(client)),
         }
     }
 
-    /// A connection that was made otherwise, on which nothing need be asked.
+    /// Creates a client on an existing connection, without a request.
     pub fn over(stream: UnixStream) -> ControlClient {
         ControlClient { stream, reader: FrameReader::default() }
     }
 
-    /// The stream, to poll.
+    /// Returns the stream, to poll.
     pub fn stream(&self) -> &UnixStream {
         &self.stream
     }
@@ -287,7 +287,7 @@ impl ControlClient {
         self.stream.write_all(&frame.encode()).map_err(lost)
     }
 
-    /// The next frame; `None` when the supervisor has closed the connection.
+    /// Waits for the next frame. Returns `None` when the supervisor has closed the connection.
     pub fn receive(&mut self) -> Result<Option<Frame>> {
         loop {
             if let Some(frame) = self.take_frame()? {
@@ -299,12 +299,12 @@ impl ControlClient {
         }
     }
 
-    /// A frame that has arrived already.
+    /// Returns a frame that has arrived already.
     pub fn take_frame(&mut self) -> Result<Option<Frame>> {
         self.reader.next_frame().map_err(|what| GuestError::host(format!("the supervisor's answer is broken: {what}")))
     }
 
-    /// Reads what there is, and returns how much; 0 at the end of the connection.
+    /// Reads the available bytes and returns their number; 0 at the end of the connection.
     pub fn fill(&mut self) -> Result<usize> {
         let mut buffer = [0u8; 16 * 1024];
         loop {
@@ -320,7 +320,7 @@ impl ControlClient {
         }
     }
 
-    /// As [`ControlClient::fill`] on a stream that does not block; `None` when there is nothing yet.
+    /// Reads as [`ControlClient::fill`] does, on a stream that does not block. Returns `None` if there is nothing yet.
     pub fn fill_some(&mut self) -> Result<Option<usize>> {
         let mut buffer = [0u8; 16 * 1024];
         match self.stream.read(&mut buffer) {
@@ -334,7 +334,7 @@ impl ControlClient {
         }
     }
 
-    /// The next reply, if one comes within `limit`; the inner `None` is the end of the connection.
+    /// Returns the next reply, if one comes within `limit`. The inner `None` is the end of the connection.
     pub fn reply_within(&mut self, limit: Duration) -> Result<Option<Option<Reply>>> {
         use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
         use std::os::fd::AsFd;
@@ -347,7 +347,7 @@ impl ControlClient {
             }
             let left = until.saturating_duration_since(std::time::Instant::now());
             let mut fds = [PollFd::new(self.stream.as_fd(), PollFlags::POLLIN)];
-            // One more millisecond, so that a rest of one is not waited for without a pause.
+            // One millisecond more, so that a rest below one does not make this spin.
             let timeout = PollTimeout::from(left.as_millis().min(60_000) as u16 + 1);
             match poll(&mut fds, timeout) {
                 Ok(0) if left.is_zero() => return Ok(None),
@@ -359,7 +359,7 @@ impl ControlClient {
         }
     }
 
-    /// The next reply; console bytes in between are left out. `None` at the end of the connection.
+    /// Returns the next reply, and skips console bytes. Returns `None` at the end of the connection.
     pub fn reply(&mut self) -> Result<Option<Reply>> {
         while let Some(frame) = self.receive()? {
             if let Frame::Json(text) = frame {
@@ -370,7 +370,7 @@ impl ControlClient {
     }
 }
 
-/// A reply from its text.
+/// Parses a reply.
 pub fn parse_reply(text: &[u8]) -> Result<Reply> {
     serde_json::from_slice(text).map_err(|error| {
         GuestError::host(format!("the supervisor's answer is not understood: {error}"))
@@ -382,8 +382,8 @@ fn lost(error: io::Error) -> GuestError {
     GuestError::host(format!("the connection to the supervisor is lost: {error}"))
 }
 
-/// Connects. While the listener's queue is full, as of a supervisor that does not run, a connection that may wait would do
-/// so without end (unix(7)), so that this one may not and is tried again, for at most `patience`.
+/// Connects. While the listener's queue is full, as for a stopped supervisor, a blocking connect would wait without end
+/// (unix(7)). So this one does not block and is tried again for at most `patience`.
 pub fn connect(socket: &Path, patience: Duration) -> io::Result<UnixStream> {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr};
     use std::os::fd::AsRawFd;

@@ -28,14 +28,14 @@ use super::state::GuestState;
 use super::store::{GuestDir, NewGuest, Store};
 use super::supervisor::hooks::{HOOK_VERSION, HookDocument, run_hooks};
 
-/// What a new guest is made from.
+/// The source of a new guest.
 #[derive(Debug, Clone)]
 pub enum Origin {
-    /// A guest file, which stays where it is, or is copied into the datastore.
+    /// A guest file, which stays at its path, or is copied into the datastore.
     File {
         /// Its path.
         path: PathBuf,
-        /// Whether it is copied.
+        /// Whether to copy it.
         copy: bool,
     },
     /// A template.
@@ -49,22 +49,22 @@ pub enum Origin {
         /// The fleet file.
         file: PathBuf,
     },
-    /// The text of a guest file that stands nowhere yet.
+    /// The text of a guest file that is in no file yet.
     Text {
         /// The guest file.
         text: String,
-        /// Its mode.
+        /// Mode of the file.
         mode: u32,
-        /// Files beside it that only their owner reads: names and texts.
+        /// Private files beside it: names and texts.
         beside: Vec<(&'static str, String)>,
     },
-    /// An image: the text of a guest file, and what comes with it.
+    /// An image: the text of a guest file, and the image's files.
     Image {
         /// The guest file.
         text: String,
-        /// Files that are copied to `boot/` in the guest's directory, with their names there.
+        /// Files to copy to `boot/` in the guest's directory, with their names there.
         boot: Vec<(PathBuf, &'static str)>,
-        /// Who logs in.
+        /// User to log in as.
         user: Option<String>,
     },
 }
@@ -75,19 +75,19 @@ pub fn create(
     name: &str,
     origin: &Origin,
     sets: &[String],
-    around: Surroundings<'_>,
+    surroundings: Surroundings<'_>,
     progress: &dyn Progress,
 ) -> Result<GuestDir> {
     check_name(name)?;
     let new = store.begin(name)?;
-    let (hidden, shown) = (new.guest().path().to_owned(), new.place().path().to_owned());
+    let (hidden, shown) = (new.guest().path().to_owned(), new.destination().path().to_owned());
     let made = (|| {
-        write_file(store, &new, name, origin, sets, around)?;
+        write_file(store, &new, name, origin, sets, surroundings)?;
         let mut state = GuestState::new(name);
         if let Origin::Image { user, .. } = origin {
             state.default_user.clone_from(user);
         }
-        create_from(new, state, origin, around, progress)
+        create_from(new, state, origin, surroundings, progress)
     })();
     made.map_err(|error| error.told_of(&hidden, &shown))
 }
@@ -96,39 +96,39 @@ fn create_from(
     new: NewGuest,
     state: GuestState,
     origin: &Origin,
-    around: Surroundings<'_>,
+    surroundings: Surroundings<'_>,
     progress: &dyn Progress,
 ) -> Result<GuestDir> {
-    finish(new, state, EventKind::Created, origin, around, |guest, definition| {
+    finish(new, state, EventKind::Created, origin, surroundings, |guest, definition| {
         refuse_found(guest, &definition.config)?;
-        Images { host: around.host, progress }.make_all_disks(guest, &definition.config)
+        Images { host: surroundings.host, progress }.make_all_disks(guest, &definition.config)
     })
 }
 
-/// What every new guest needs once its file is there: a check, disks, a state, a name.
+/// Completes a new guest once its file exists: a check, disks, a state, a name.
 pub(super) fn finish(
     new: NewGuest,
     mut state: GuestState,
     event: EventKind,
     origin: &Origin,
-    around: Surroundings<'_>,
+    surroundings: Surroundings<'_>,
     make_disks: impl FnOnce(&GuestDir, &Definition) -> Result<Made>,
 ) -> Result<GuestDir> {
-    let name = new.place().name().to_owned();
-    let definition = Definition::load(new.guest(), around)?;
+    let name = new.destination().name().to_owned();
+    let definition = Definition::load(new.guest(), surroundings)?;
     state.engine = Some(definition.default_engine);
     state.assign(&definition.config)?;
     let linked = match (&event, origin) {
         (EventKind::Created, Origin::File { path, copy: false }) => fs::canonicalize(path).ok(),
         _ => None,
     };
-    super::trust::check_new(new.guest(), &definition, around.host_file, linked.as_deref())?;
+    super::trust::check_new(new.guest(), &definition, surroundings.host_file, linked.as_deref())?;
     seed::ensure(new.guest(), &definition.config, &state)?;
     let made = make_disks(new.guest(), &definition)?;
     let own = definition.config.disks.iter().filter(|disk| is_own(disk)).map(|disk| disk.id.as_str());
     let noted = DiskRecord::add(new.guest(), &definition.config, own);
     events::record(&new.guest().events_log(), &name, event);
-    // A guest of a fleet is one from the first moment on: a later apply finds it, however this one ends.
+    // A guest of a fleet is recorded as such first, so that a later apply finds it whatever happens to this one.
     let recorded = match origin {
         Origin::Fleet { text, fleet, file } => Membership::now(fleet, file.clone(), text, &state).save(new.guest()),
         _ => Ok(()),
@@ -140,9 +140,9 @@ pub(super) fn finish(
         Ok(committed) => committed,
         Err(error) => return Err(made.undo(error)),
     };
-    // Only now has the file the path that `list` will find it at.
-    if let Ok(definition) = Definition::load(&guest, around) {
-        state.summary = Some(definition.summary(around.host_file));
+    // Only now does the file have the path at which `list` will find it.
+    if let Ok(definition) = Definition::load(&guest, surroundings) {
+        state.summary = Some(definition.summary(surroundings.host_file));
         let _ = state.save(&guest.state_file());
     }
     run_event_hooks(&guest, &definition.config, &state, HookEvent::PostCreate).map_err(|error| {
@@ -176,12 +176,12 @@ fn run_event_hooks(guest: &GuestDir, config: &GuestConfig, state: &GuestState, e
     Ok(())
 }
 
-/// Removes a stopped guest, its disks in the datastore and its volumes. A guest whose file is broken goes, too.
-pub fn destroy(store: &Store, guest: &GuestDir, around: Surroundings<'_>) -> Result<()> {
-    let turn = pending::turn(guest, around)?;
+/// Removes a stopped guest, its disks in the datastore and its volumes. A guest whose file is broken is removed too.
+pub fn destroy(store: &Store, guest: &GuestDir, surroundings: Surroundings<'_>) -> Result<()> {
+    let turn = pending::turn(guest, surroundings)?;
     let lock = guest.lock_stopped("destroy")?;
     let state = guest.state()?;
-    match Definition::load(guest, around) {
+    match Definition::load(guest, surroundings) {
         Ok(definition) if definition.config.protected => {
             return Err(GuestError::user(format!("`{}` is protected", guest.name()))
                 .hint(format!("set `protected = false` first: `vmctl edit {}`", guest.name())));
@@ -190,7 +190,7 @@ pub fn destroy(store: &Store, guest: &GuestDir, around: Surroundings<'_>) -> Res
             run_event_hooks(guest, &definition.config, &state, HookEvent::PreDestroy)?;
             remove_volumes(guest, &definition.config)?;
         }
-        // The file cannot be read any more: what was known of it decides.
+        // The file cannot be read any more, so the last known summary decides.
         Err(_) if state.summary.as_ref().is_some_and(|summary| summary.protected) => {
             return Err(GuestError::user(format!("`{}` is protected, and its file cannot be read", guest.name()))
                 .hint(format!("`vmctl check {}` says what is wrong with it", guest.name())));
@@ -204,66 +204,68 @@ pub fn destroy(store: &Store, guest: &GuestDir, around: Surroundings<'_>) -> Res
     Ok(())
 }
 
-/// Gives a stopped guest another name. ZFS volumes carry the old one and stop it.
-pub fn rename(store: &Store, guest: &GuestDir, name: &str, around: Surroundings<'_>) -> Result<GuestDir> {
+/// Renames a stopped guest. ZFS volumes have the old name and prevent it.
+pub fn rename(store: &Store, guest: &GuestDir, name: &str, surroundings: Surroundings<'_>) -> Result<GuestDir> {
     check_name(name)?;
-    let _turn = pending::turn(guest, around)?;
+    let _turn = pending::turn(guest, surroundings)?;
     let _lock = guest.lock_stopped("rename")?;
-    if let Ok(definition) = Definition::load(guest, around) {
+    if let Ok(definition) = Definition::load(guest, surroundings) {
         let volumes = |disk: &&crate::config::DiskConfig| disk.backend == crate::config::DiskBackend::Zvol && disk.path.is_none();
         if let Some(disk) = definition.config.disks.iter().find(volumes) {
             return Err(GuestError::user(format!("disk `{}` is a ZFS volume that carries the guest's name", disk.id))
                 .hint("clone the guest to the new name, then destroy the old one"));
         }
     }
-    // Under its new name no fleet file has it, and a prune must not take it: its record says for which name it holds.
+    // No fleet file has the new name, and a prune must not remove the guest: its record says for which name it is
+    // valid.
     if let Ok(Some(record)) = Membership::load(guest) {
         record.save(guest)?;
     }
     let renamed = store.rename(guest, name)?;
-    // The rename is all: what follows is made up for when it is missing, and does not fail on a full disk.
+    // The rename is complete. The rest is made up for later if it is missing, so it must not fail on a full disk.
     let _ = Membership::remove(&renamed);
     if let Ok(mut state) = renamed.state() {
-        state.summary = Definition::load(&renamed, around).ok().map(|definition| definition.summary(around.host_file));
+        state.summary =
+            Definition::load(&renamed, surroundings).ok().map(|definition| definition.summary(surroundings.host_file));
         let _ = state.save(&renamed.state_file());
     }
     Ok(renamed)
 }
 
-/// Whether a guest may have this name.
+/// Checks whether a guest may have this name.
 pub fn check_name(name: &str) -> Result<()> {
-    match crate::config::walk::is_guest_name(name) {
+    match crate::config::validate::is_guest_name(name) {
         true => Ok(()),
-        false => Err(GuestError::user(format!("`{name}` is not a name for a guest")).hint(crate::config::walk::GUEST_NAMES)),
+        false => Err(GuestError::user(format!("`{name}` is not a name for a guest")).hint(crate::config::validate::GUEST_NAMES)),
     }
 }
 
 /// Refuses a guest whose engine this host has not, before anything is made of it.
-pub fn check_engine(name: &str, origin: &Origin, sets: &[String], around: Surroundings<'_>) -> Result<()> {
-    let nowhere = around.datastore.join(".launch").join("guest.toml");
+pub fn check_engine(name: &str, origin: &Origin, sets: &[String], surroundings: Surroundings<'_>) -> Result<()> {
+    let nowhere = surroundings.datastore.join(".launch").join("guest.toml");
     let config = match origin {
-        Origin::File { path, .. } => Definition::load_file(path, name, None, sets, around)?.config,
+        Origin::File { path, .. } => Definition::load_file(path, name, None, sets, surroundings)?.config,
         Origin::Template(template) => {
             let text = format!("template = {}\n", Value::from(template.as_str()));
-            Definition::load_file(&nowhere, name, Some(&text), &absolute_sets(sets), around)?.config
+            Definition::load_file(&nowhere, name, Some(&text), &absolute_sets(sets), surroundings)?.config
         }
         Origin::Fleet { .. } | Origin::Text { .. } | Origin::Image { .. } => return Ok(()),
     };
     super::engine::of(config.engine).map(drop)
 }
 
-/// What a file means as that of a new guest, once this host knows nothing against it.
+/// Returns what a file means as that of a new guest, once this host knows nothing against it.
 fn look_at(
     store: &Store,
     name: &str,
     file: &Path,
     text: Option<&str>,
     sets: &[String],
-    around: Surroundings<'_>,
+    surroundings: Surroundings<'_>,
 ) -> Result<Definition> {
-    let request = GuestRequest { file, text, name: Some(name), sets, host: around.host, datastore: around.datastore };
-    Preflight { store, around, guest: None }.check(&load_guest(&request)?, Moment::Making)?;
-    Definition::load_file(file, name, text, sets, around)
+    let request = GuestRequest { file, text, name: Some(name), sets, host: surroundings.host, datastore: surroundings.datastore };
+    Preflight { store, surroundings, guest: None }.check(&load_guest(&request)?, Moment::Making)?;
+    Definition::load_file(file, name, text, sets, surroundings)
 }
 
 fn write_file(
@@ -272,13 +274,13 @@ fn write_file(
     name: &str,
     origin: &Origin,
     sets: &[String],
-    around: Surroundings<'_>,
+    surroundings: Surroundings<'_>,
 ) -> Result<()> {
     let target = new.guest().file();
     match origin {
         Origin::File { path, copy } => {
             let path = fs::canonicalize(path).map_err(|error| GuestError::io("read the guest file", path, error))?;
-            let meant = look_at(store, name, &path, None, sets, around)?;
+            let meant = look_at(store, name, &path, None, sets, surroundings)?;
             match (copy, sets.is_empty()) {
                 (false, true) => symlink(&path, &target).map_err(|error| GuestError::io("link", &target, error)),
                 (false, false) => {
@@ -287,12 +289,12 @@ fn write_file(
                     document["include"] = Item::Value(Value::Array(Array::from_iter([path])));
                     write_document(&target, document, sets, own_mode(Path::new(path)))
                 }
-                (true, _) => copy_file(&path, &target, name, sets, &meant, around),
+                (true, _) => copy_file(&path, &target, name, sets, &meant, surroundings),
             }
         }
         Origin::Image { text, boot, .. } => {
             // A mistake of `--set` is shown where the user made it.
-            look_at(store, name, &new.place().file(), Some(text), &absolute_sets(sets), around)?;
+            look_at(store, name, &new.destination().file(), Some(text), &absolute_sets(sets), surroundings)?;
             let folder = new.guest().path().join("boot");
             for (from, to) in boot {
                 fs::create_dir_all(&folder).map_err(|error| GuestError::io("make", &folder, error))?;
@@ -304,9 +306,9 @@ fn write_file(
         Origin::Template(template) => {
             let mut document = DocumentMut::new();
             document["template"] = toml_edit::value(template.as_str());
-            // Checked with the sets laid over it, so that a mistake is shown where the user made it.
-            let shown = new.place().file();
-            look_at(store, name, &shown, Some(&document.to_string()), &absolute_sets(sets), around)?;
+            // Checked with the sets applied, so that a mistake is reported for the user's own file.
+            let shown = new.destination().file();
+            look_at(store, name, &shown, Some(&document.to_string()), &absolute_sets(sets), surroundings)?;
             write_document(&target, document, sets, 0o644)
         }
         Origin::Fleet { text, file, .. } => {
@@ -327,11 +329,18 @@ fn own_mode(path: &Path) -> u32 {
     mode_of(path) & !0o022
 }
 
-fn copy_file(from: &Path, to: &Path, name: &str, sets: &[String], meant: &Definition, around: Surroundings<'_>) -> Result<()> {
+fn copy_file(
+    from: &Path,
+    to: &Path,
+    name: &str,
+    sets: &[String],
+    meant: &Definition,
+    surroundings: Surroundings<'_>,
+) -> Result<()> {
     let text = inputs::read_text(from, MAX_FILE_BYTES as u64).map_err(|error| GuestError::input("read", from, error))?;
     let document = text.parse::<DocumentMut>().map_err(|error| GuestError::user(error.to_string()))?;
     write_document(to, document, sets, own_mode(from))?;
-    match Definition::load_file(to, name, None, &[], around) {
+    match Definition::load_file(to, name, None, &[], surroundings) {
         Ok(copied) if copied.hash == meant.hash => Ok(()),
         _ => Err(GuestError::user(format!("`{}` names files relative to itself, a copy would mean others", from.display()))
             .hint("leave out `--copy`, or write absolute paths")),
@@ -345,7 +354,7 @@ fn write_document(target: &Path, mut document: DocumentMut, sets: &[String], mod
     write_atomically(target, document.to_string().as_bytes(), mode).map_err(|error| GuestError::io("write", target, error))
 }
 
-/// The sets with paths made absolute: on a command line they are relative to where it is typed.
+/// Returns the sets with absolute paths, since on a command line they are relative to the current directory.
 pub(super) fn absolute_sets(sets: &[String]) -> Vec<String> {
     let Ok(here) = std::env::current_dir() else { return sets.to_vec() };
     let absolute = |set: &String| -> Option<String> {
@@ -373,7 +382,7 @@ pub(super) fn absolute_sets(sets: &[String]) -> Vec<String> {
     sets.iter().map(|set| absolute(set).unwrap_or_else(|| set.clone())).collect()
 }
 
-/// A path of `--set` part by part, each with the id that follows it if it names an array of tables.
+/// Splits the path of `--set` into parts, each with the id after it if it names an array of tables.
 fn schema_path(path: &str) -> Vec<(&str, Option<&str>)> {
     let mut parts = path.trim().split('.').peekable();
     let mut row: Vec<(&str, Option<&str>)> = Vec::new();
@@ -386,8 +395,8 @@ fn schema_path(path: &str) -> Vec<(&str, Option<&str>)> {
     row
 }
 
-/// Writes one `KEY=VALUE` into a guest file; an entry of an array is found by its id, or added. What is written in short
-/// form, in braces, stays so.
+/// Writes one `KEY=VALUE` into a guest file. An entry of an array is found by its id, or added. A short form in braces
+/// stays short.
 pub(super) fn apply_set(root: &mut Table, set: &str) -> Result<()> {
     let (path, text) = set.split_once('=').ok_or_else(|| GuestError::user(format!("`{set}` has no `=`")))?;
     let mut value = text.trim().parse::<Value>().unwrap_or_else(|_| Value::from(text));
@@ -423,7 +432,7 @@ pub(super) fn apply_set(root: &mut Table, set: &str) -> Result<()> {
     Ok(())
 }
 
-/// The entry of that id; added when there is none, and `None` when `item` is no array of tables.
+/// Returns the entry of this id, which is added if there is none. Returns `None` if `item` is not an array of tables.
 fn entry<'a>(item: &'a mut Item, id: &str) -> Option<&'a mut dyn TableLike> {
     let is_it = |entry: &dyn TableLike| entry.get("id").and_then(Item::as_str) == Some(id);
     match item {
@@ -449,7 +458,7 @@ fn entry<'a>(item: &'a mut Item, id: &str) -> Option<&'a mut dyn TableLike> {
     }
 }
 
-/// Drops an entry of an array of tables: its own if the file has it, and a template's by saying so.
+/// Drops an entry of an array of tables: removes the file's own, or excludes a template's.
 pub(super) fn drop_entry(root: &mut Table, class: &str, id: &str) {
     let is_it = |text: Option<&str>| text == Some(id);
     let found = match root.get_mut(class) {

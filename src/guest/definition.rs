@@ -1,4 +1,4 @@
-//! A guest file as the supervisor and the commands read it: what it means, and what it was made from.
+//! A guest file as the supervisor and the commands read it: its configuration, and its sources.
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -14,34 +14,33 @@ use super::store::GuestDir;
 /// A checked guest file.
 #[derive(Debug, Clone)]
 pub struct Definition {
-    /// What it means.
+    /// The configuration.
     pub config: GuestConfig,
-    /// Every file that it was made from.
+    /// Every file that it was read from.
     pub sources: Vec<PathBuf>,
-    /// Differs when the meaning differs.
+    /// Hash of the configuration.
     pub hash: String,
-    /// The host's switches, which its interfaces are plugged into.
+    /// The host's switches, for its interfaces.
     pub switches: Vec<SwitchConfig>,
-    /// What runs it as long as its file does not say.
+    /// The engine, if the file does not name one.
     pub default_engine: EngineKind,
     /// The users that root's engines go on as.
     pub engine_uids: UidRange,
 }
 
-/// What guest files are read with.
+/// Parameters for reading guest files.
 #[derive(Debug, Clone, Copy)]
 pub struct Surroundings<'a> {
     /// The host file, checked.
     pub host: &'a HostConfig,
-    /// Where the host file is, if there is one; its defaults change what guest files mean.
+    /// Path of the host file, if there is one. Its defaults change what guest files mean.
     pub host_file: &'a Path,
-    /// The datastore whose templates are used.
+    /// The datastore with the templates.
     pub datastore: &'a Path,
 }
 
 impl Surroundings<'_> {
-    /// The host file as it holds for a guest that is there: what runs it when its file does not say was settled when it
-    /// was made.
+    /// Returns the host file as it is valid for an existing guest, whose default engine was fixed when it was made.
     pub fn host_for(&self, guest: &GuestDir) -> Cow<'_, HostConfig> {
         match settled_engine(&guest.state_file()) {
             Some(engine) if engine != self.host.default_engine => {
@@ -54,36 +53,38 @@ impl Surroundings<'_> {
 
 impl Definition {
     /// Reads and checks the file of a guest.
-    pub fn load(guest: &GuestDir, around: Surroundings<'_>) -> Result<Definition> {
-        Definition::load_text(guest, &guest.config_file(), None, around)
+    pub fn load(guest: &GuestDir, surroundings: Surroundings<'_>) -> Result<Definition> {
+        Definition::load_text(guest, &guest.config_file(), None, surroundings)
     }
 
-    /// As [`load`](Definition::load), of what stands or is to be put into its file: `file` says where paths start.
-    pub fn load_text(guest: &GuestDir, file: &Path, text: Option<&str>, around: Surroundings<'_>) -> Result<Definition> {
-        let host = around.host_for(guest);
-        Definition::load_file(file, guest.name(), text, &[], Surroundings { host: &host, ..around })
+    /// Reads and checks a text as [`load`](Definition::load) does, which is in the guest's file or will be. Paths are
+    /// relative to `file`.
+    pub fn load_text(guest: &GuestDir, file: &Path, text: Option<&str>, surroundings: Surroundings<'_>) -> Result<Definition> {
+        let host = surroundings.host_for(guest);
+        Definition::load_file(file, guest.name(), text, &[], Surroundings { host: &host, ..surroundings })
     }
 
-    /// Reads and checks a file, or a `text` that is to be put there, as that of a new guest `name`.
+    /// Reads and checks a file, or a `text` that will be put there, as that of a new guest `name`.
     pub fn load_file(
         file: &Path,
         name: &str,
         text: Option<&str>,
         sets: &[String],
-        around: Surroundings<'_>,
+        surroundings: Surroundings<'_>,
     ) -> Result<Definition> {
-        let request = GuestRequest { file, text, name: Some(name), sets, host: around.host, datastore: around.datastore };
+        let request =
+            GuestRequest { file, text, name: Some(name), sets, host: surroundings.host, datastore: surroundings.datastore };
         let loaded = load_guest(&request)?;
         let sources = loaded.files().to_vec();
         Ok(Definition {
-            switches: around.host.switches.clone(),
-            default_engine: around.host.default_engine,
-            engine_uids: around.host.engine_uids,
+            switches: surroundings.host.switches.clone(),
+            default_engine: surroundings.host.default_engine,
+            engine_uids: surroundings.host.engine_uids,
             ..Definition::new(loaded.config, sources)
         })
     }
 
-    /// Of a checked configuration.
+    /// Creates the definition of a checked configuration.
     pub fn new(config: GuestConfig, sources: Vec<PathBuf>) -> Definition {
         let text = serde_json::to_vec(&config).expect("our own types have string keys and finite numbers");
         let digest = Sha256::digest(&text);
@@ -92,7 +93,7 @@ impl Definition {
         Definition { config, sources, hash, switches: Vec::new(), default_engine, engine_uids: UidRange::default() }
     }
 
-    /// What `list` shows of it.
+    /// Returns the summary for `list`.
     pub fn summary(&self, host_file: &Path) -> Summary {
         let sources = self.sources.iter().map(PathBuf::as_path).chain([host_file]);
         Summary {

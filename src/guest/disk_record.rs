@@ -1,11 +1,11 @@
-//! Which of a guest's disks vmctl has made: `disks.json`, beside the state.
+//! The record of a guest's disks that vmctl has made: `disks.json`, beside the state.
 //!
-//! A file or volume that has a disk's name and is not in the record is something else: it was taken from the guest with
-//! its bytes, or somebody put it there. It is never taken for the disk. A guest of an earlier version has no record, and
-//! all that is there is its own, once.
+//! A file or volume that has a disk's name but is not in the record is not the disk: it was removed from the guest
+//! without its bytes, or comes from elsewhere. It is never used as the disk. A guest of an earlier version has no
+//! record; all its existing disks are then recorded once.
 //!
-//! It is a file of its own because a supervisor has `state.json` in its hands for as long as the guest runs, while disks
-//! come and go by command.
+//! It is a file of its own because a supervisor owns `state.json` as long as the guest runs, while commands add and
+//! remove disks.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -23,7 +23,7 @@ use super::store::GuestDir;
 /// The version of the document.
 const RECORD_VERSION: u32 = 1;
 
-/// `disks.json`.
+/// The document `disks.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Document {
     version: u32,
@@ -35,7 +35,7 @@ struct Document {
 pub struct DiskRecord(Option<BTreeSet<String>>);
 
 impl DiskRecord {
-    /// That of a guest.
+    /// Reads the record of a guest.
     pub fn load(guest: &GuestDir) -> Result<DiskRecord> {
         let path = path(guest);
         let text = match fs::read(&path) {
@@ -52,18 +52,18 @@ impl DiskRecord {
         }
     }
 
-    /// Whether what is there under this disk's name is the disk.
+    /// Returns whether the file or volume of this disk's name is the disk.
     pub fn knows(&self, id: &str) -> bool {
         self.0.as_ref().is_none_or(|made| made.contains(id))
     }
 
-    /// Notes disks that are about to be made, and begins the record of a guest that has none. `config` is what the guest
-    /// file means.
+    /// Notes disks that are about to be made, and begins the record of a guest that has none. `config` is the guest's
+    /// configuration.
     pub fn add<'a>(guest: &GuestDir, config: &GuestConfig, ids: impl Iterator<Item = &'a str>) -> Result<()> {
         change(guest, config, |made| made.extend(ids.map(str::to_owned)))
     }
 
-    /// Takes a disk out.
+    /// Removes a disk from the record.
     pub fn forget(guest: &GuestDir, config: &GuestConfig, id: &str) -> Result<()> {
         change(guest, config, |made| made.retain(|known| known != id))
     }
@@ -88,7 +88,7 @@ fn change(guest: &GuestDir, config: &GuestConfig, how: impl FnOnce(&mut BTreeSet
     write_atomically(&path, &text, 0o644).map_err(|error| GuestError::io("write", &path, error))
 }
 
-/// Before there was a record: what the guest file names, and what is there.
+/// Returns the disks of a guest without a record: those that the guest file names and that exist.
 fn all(guest: &GuestDir, config: &GuestConfig) -> BTreeSet<String> {
     let named = config.disks.iter().filter(|disk| is_own(disk)).map(|disk| disk.id.clone());
     let files = fs::read_dir(guest.disks_dir()).into_iter().flatten().flatten();

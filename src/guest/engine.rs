@@ -1,4 +1,5 @@
-//! What runs a guest: an engine is one child process a boot, which speaks the contract of [`crate::machine::spec`].
+//! Engines, which run guests: an engine is one child process per boot, which follows the contract of
+//! [`crate::machine::spec`].
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -15,7 +16,7 @@ use crate::choices::{EmbeddedClock, EmbeddedGrubSystem, EmbeddedLoaderKind, Embe
 use crate::config::{ComPort, GuestConfig, HostPorts, SwitchConfig};
 use crate::host::files::{open_lock, replace};
 use crate::host::process::{spawn_tied, spawn_untied};
-use crate::host::{place, vmm};
+use crate::host::{environment, vmm};
 use crate::machine::spec::{
     self, CONSOLE_FD, CONTROL_FD, CpuTopology, DiskSpec, EngineCommand, EngineEvent, ForwardSpec, GrubSpec, LEASE_FD, LoaderSpec,
     MAX_CONTROL_LINE, ModuleSpec, NicSpec, PortsSpec, SPEC_VERSION, UserNetSpec, VmmSpec,
@@ -29,34 +30,34 @@ use super::provision::disk_path;
 use super::state::GuestState;
 use super::store::GuestDir;
 
-/// What a boot is made from.
+/// Parameters of a boot.
 #[derive(Clone, Copy)]
 pub struct Boot<'a> {
-    /// Where the guest is.
+    /// Directory of the guest.
     pub guest: &'a GuestDir,
-    /// What its file means.
+    /// Configuration of the guest.
     pub config: &'a GuestConfig,
-    /// What the program knows of it; addresses and slots are assigned.
+    /// State of the guest, with assigned addresses and slots.
     pub state: &'a GuestState,
     /// The host's switches.
     pub switches: &'a [SwitchConfig],
-    /// An installer's run; its medium is in `config`.
+    /// An installer's run, whose medium is in `config`.
     pub install: Option<&'a Install>,
 }
 
-/// What runs a guest.
+/// An engine.
 pub trait Engine: Send {
-    /// As the guest file spells it.
+    /// Returns the name in the guest file.
     fn name(&self) -> &'static str;
-    /// Looks whether this host can run the guest, before anything is made or changed for it.
+    /// Checks whether this host can run the guest, before anything is made or changed for it.
     fn check(&self, boot: Boot<'_>) -> Result<()>;
-    /// Writes down what the next boot is made of; refuses what this engine cannot do.
+    /// Writes the specification of the next boot. Refuses what this engine cannot do.
     fn build(&self, boot: Boot<'_>) -> Result<()>;
-    /// Starts the child. `lease` is locked and goes along with it. To be called from the main thread.
+    /// Starts the child. `lease` is locked and passed to it. Must be called from the main thread.
     fn spawn(&self, guest: &GuestDir, lease: &File) -> Result<RunningEngine>;
 }
 
-/// What runs a guest on this host when neither its file nor what that builds on says: bhyve where vmm(4) can be had.
+/// Returns the default engine of this host, for a guest file that names none: bhyve if vmm(4) can be used.
 pub fn of_this_host() -> EngineKind {
     match vmm::can_be_had() {
         Ok(()) => EngineKind::Bhyve,
@@ -64,7 +65,7 @@ pub fn of_this_host() -> EngineKind {
     }
 }
 
-/// The engine of this kind.
+/// Returns the engine of this kind.
 pub fn of(kind: EngineKind) -> Result<Box<dyn Engine>> {
     Ok(match kind {
         EngineKind::Embedded => Box::new(EmbeddedEngine::new()?),
@@ -72,33 +73,33 @@ pub fn of(kind: EngineKind) -> Result<Box<dyn Engine>> {
     })
 }
 
-/// This very program, also after the file it was started from was replaced.
+/// Returns the path of this program, even after the file from which it was started was replaced.
 pub(super) fn own_program() -> Result<PathBuf> {
     static STARTED_FROM: OnceLock<PathBuf> = OnceLock::new();
-    // A made-up FreeBSD has no better way than a real one.
-    if cfg!(target_os = "linux") && !place::is_made_up() {
+    // A made-up FreeBSD must do the same as a real one.
+    if cfg!(target_os = "linux") && !environment::is_made_up() {
         return Ok(PathBuf::from("/proc/self/exe"));
     }
     if let Some(path) = STARTED_FROM.get() {
         return Ok(path.clone());
     }
-    // Asked before the first boot and never again: of a file that was replaced since, the kernel does not know any more
-    // where it stood (`sys/kern/kern_proc.c`, proc_get_binpath).
+    // Asked before the first boot and never again: the kernel does not know the path of a file that was replaced since
+    // (`sys/kern/kern_proc.c`, proc_get_binpath).
     let path = std::env::current_exe();
     let path = path.map_err(|error| GuestError::host(format!("cannot find this program's own file: {error}")))?;
     Ok(STARTED_FROM.get_or_init(|| path).clone())
 }
 
-/// Writes down what the engine's child reads.
+/// Writes the file that the engine's child reads.
 pub(super) fn write_spec(guest: &GuestDir, spec: &impl serde::Serialize) -> Result<()> {
     let text = serde_json::to_vec_pretty(spec).expect("plain fields");
     let file = guest.spec_file();
-    // A guest that reboots as it was needs nothing of a full file system.
+    // A guest that reboots without a change must not need room on a full file system.
     if std::fs::read(&file).is_ok_and(|old| old == text) {
         return Ok(());
     }
     let written = replace(&file, &text, 0o600).or_else(|_| {
-        // The old one is worth nothing any more, and makes room.
+        // The old file is not needed any more. Its removal makes room.
         let _ = std::fs::remove_file(&file);
         replace(&file, &text, 0o600)
     });
@@ -114,7 +115,7 @@ pub struct EmbeddedEngine {
 }
 
 impl EmbeddedEngine {
-    /// This program, or what the tests put in its place.
+    /// Creates the engine: this program, or its replacement in tests.
     pub fn new() -> Result<EmbeddedEngine> {
         match EmbeddedEngine::of_the_tests() {
             Some(engine) => Ok(engine),
@@ -125,7 +126,7 @@ impl EmbeddedEngine {
         }
     }
 
-    /// In a debug build, `VMCTL_ENGINE_COMMAND` (words between spaces) stands in for the engine.
+    /// Returns the replacement in a debug build: `VMCTL_ENGINE_COMMAND` (words between spaces).
     fn of_the_tests() -> Option<EmbeddedEngine> {
         if !cfg!(debug_assertions) {
             return None;
@@ -142,7 +143,7 @@ impl Engine for EmbeddedEngine {
         "embedded"
     }
 
-    /// Any host can.
+    /// Accepts every host.
     fn check(&self, _boot: Boot<'_>) -> Result<()> {
         Ok(())
     }
@@ -166,7 +167,7 @@ impl Engine for EmbeddedEngine {
     }
 }
 
-/// What the next boot of a guest is made of.
+/// Returns the specification of a guest's next boot.
 pub fn resolve(guest: &GuestDir, config: &GuestConfig, state: &GuestState) -> Result<VmmSpec> {
     let loader = loader(config)?;
     // The board's clock shows UTC.
@@ -219,10 +220,10 @@ pub fn resolve(guest: &GuestDir, config: &GuestConfig, state: &GuestState) -> Re
     })
 }
 
-/// How long the menu of a medium waits when the installer has its answers.
+/// Time that the menu of a medium waits when the installer has its answers.
 const UNATTENDED_MENU_MS: u64 = 2000;
 
-/// Puts into a specification what an installer is told.
+/// Adds the answers and words for an installer to a specification.
 fn tell(spec: &mut VmmSpec, install: &Install) {
     let networks = spec.nics.iter_mut().filter_map(|nic| match &mut nic.backend {
         spec::NicBackend::User(network) => Some(network),
@@ -235,22 +236,22 @@ fn tell(spec: &mut VmmSpec, install: &Install) {
     }
     if let LoaderSpec::Grub(menu) = &mut spec.loader {
         menu.disk = Some(install::DRIVE.to_owned());
-        // Without a network there are no files, and no word that has its address.
+        // Without a network there are no files, and no word with their address.
         menu.append = install.words(serves.unwrap_or(Ipv4Addr::UNSPECIFIED));
         if !install.answers().is_empty() {
-            // Nobody is there to choose; the configuration's own time is for people.
+            // There is no user to choose. The configuration's own time is for users.
             menu.timeout_ms.get_or_insert(UNATTENDED_MENU_MS);
         }
     }
 }
 
-/// What the embedded engine has of a choice. A guest file that is checked has nothing else; one that was checked for the
-/// other engine may.
+/// Returns what the embedded engine has of a choice. A guest file that is checked has nothing else; one that was
+/// checked for the other engine may.
 fn had<T>(found: Option<T>, key: &str, word: &str) -> Result<T> {
     found.ok_or_else(|| GuestError::host(format!("the embedded engine has no `{key} = \"{word}\"`")))
 }
 
-/// How the embedded engine loads the guest.
+/// Returns how the embedded engine loads the guest.
 fn loader(config: &GuestConfig) -> Result<LoaderSpec> {
     let missing = || GuestError::host("the guest is not one of the embedded engine, or its loader has no table");
     match had(config.loader.on_embedded(), "loader", config.loader.as_str())? {
@@ -309,19 +310,19 @@ fn user_network(nic: &crate::config::NicConfig) -> UserNetSpec {
     }
 }
 
-/// How an engine's child is ended, and what becomes of it when its supervisor ends.
+/// The way in which an engine's child is ended, also when its supervisor ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
-    /// It is killed: nothing is left of it.
+    /// It is killed, and nothing is left of it.
     Killed,
-    /// It is told by SIGINT, or by the end of its streams, because it has to clean up; it is killed if that takes long.
+    /// It gets SIGINT, or its streams end, because it has to clean up. It is killed if that takes too long.
     Told,
 }
 
-/// How long a child that cleans up may take for it.
+/// Time-out for a child to clean up.
 const CLEANUP_PATIENCE: Duration = Duration::from_secs(20);
 
-/// An engine's child and the streams to it. Nothing here blocks.
+/// An engine's child and the streams to it. No method blocks.
 pub struct RunningEngine {
     child: Child,
     end: End,
@@ -334,7 +335,7 @@ pub struct RunningEngine {
 }
 
 impl RunningEngine {
-    /// Starts a child with the streams of the contract. To be called from the main thread.
+    /// Starts a child with the streams of the contract. Must be called from the main thread.
     pub(super) fn start(mut command: Command, lease: &File, end: End) -> Result<RunningEngine> {
         let program = PathBuf::from(command.get_program());
         let failed = |error: io::Error| GuestError::io("start the engine", &program, error);
@@ -356,26 +357,26 @@ impl RunningEngine {
         Ok(RunningEngine { child, end, kill_at: None, console, control, stderr, lines, outgoing })
     }
 
-    /// The child's process id.
+    /// Returns the child's process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
-    /// COM1's bytes, not blocking.
+    /// Returns the stream of COM1's bytes, which does not block.
     pub fn console(&self) -> &UnixStream {
         &self.console
     }
-    /// The control stream, not blocking.
+    /// Returns the control stream, which does not block.
     pub fn control(&self) -> &UnixStream {
         &self.control
     }
-    /// What it says to people; blocks.
+    /// Returns its standard error, which blocks.
     pub fn stderr(&self) -> &File {
         &self.stderr
     }
 
-    /// Queues a command and sends what the stream takes.
+    /// Queues a command and sends as much as the stream takes.
     pub fn command(&mut self, command: &EngineCommand) {
-        // An engine that does not read its commands is killed after a while; until then the queue must not grow.
+        // An engine that does not read its commands is killed after a while. Until then the queue must not grow.
         if self.outgoing.len() < MAX_CONTROL_LINE {
             self.outgoing.extend(serde_json::to_vec(command).expect("plain fields"));
             self.outgoing.push(b'\n');
@@ -383,25 +384,26 @@ impl RunningEngine {
         self.flush_commands();
     }
 
-    /// Whether commands wait for room in the stream.
+    /// Returns whether commands wait for room in the stream.
     pub fn has_commands(&self) -> bool {
         !self.outgoing.is_empty()
     }
 
-    /// Sends what the stream takes of the queued commands.
+    /// Sends as much of the queued commands as the stream takes.
     pub fn flush_commands(&mut self) {
         while !self.outgoing.is_empty() {
             match (&self.control).write(&self.outgoing) {
                 Ok(count) if count > 0 => drop(self.outgoing.drain(..count)),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                // The engine is ending; its exit is what counts.
+                // The engine is ending, and its exit counts.
                 _ => return self.outgoing.clear(),
             }
         }
     }
 
-    /// The events that have arrived; lines that are none are handed over as text. `false`: the stream has ended.
+    /// Returns the events that have arrived. Lines that are not events are returned as text. `false` means that the
+    /// stream has ended.
     pub fn events(&mut self) -> (Vec<std::result::Result<EngineEvent, String>>, bool) {
         let mut buffer = [0u8; 4096];
         let mut open = true;
@@ -444,7 +446,7 @@ impl RunningEngine {
         }
     }
 
-    /// When a child that was told to end is killed.
+    /// Returns when a child that was told to end will be killed.
     pub fn deadline(&self) -> Option<Instant> {
         self.kill_at
     }
@@ -457,7 +459,8 @@ impl RunningEngine {
         }
     }
 
-    /// How it ended, if it has. A child that runs a program tells the signal that ended that one, as if it were its own.
+    /// Returns the exit status, if it has ended. For a child that runs a program, a signal that ended the program
+    /// counts as its own.
     pub fn exited(&mut self) -> Option<std::process::ExitStatus> {
         use std::os::unix::process::ExitStatusExt;
         let status = self.child.try_wait().ok().flatten()?;
@@ -480,14 +483,14 @@ impl Drop for RunningEngine {
     }
 }
 
-/// Waits for an earlier engine to be gone, and locks its lease.
+/// Waits until an earlier engine is gone, and locks its lease.
 pub fn take_lease(path: &Path) -> Result<File> {
     let file = open_lock(path).map_err(|error| GuestError::io("open the lock", path, error))?;
     lock_lease(&file, path, Duration::from_secs(10))?;
     Ok(file)
 }
 
-/// Waits for an engine to be gone.
+/// Waits until an engine is gone.
 pub fn wait_for_lease(path: &Path, patience: Duration) -> Result<()> {
     match File::open(path) {
         Ok(file) => lock_lease(&file, path, patience),

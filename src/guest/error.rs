@@ -1,4 +1,4 @@
-//! What goes wrong with a guest, in the words a user reads.
+//! Errors of guests, with messages for the user.
 
 use std::fmt;
 use std::io;
@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::config::Diagnostics;
 
-/// Who can do something about it; it becomes the exit status.
+/// Cause of an error: it decides who can fix it and becomes the exit status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// The user: a name, a file, an order of things.
@@ -15,7 +15,7 @@ pub enum Fault {
     Host,
 }
 
-/// A message, a possible next step, and who can do something about it.
+/// An error with its message, a possible next step, and its cause.
 #[derive(Debug)]
 pub struct GuestError {
     message: String,
@@ -26,7 +26,7 @@ pub struct GuestError {
 }
 
 impl From<Diagnostics> for GuestError {
-    /// A guest file that is not right: the text with its places, and for a terminal the places themselves.
+    /// Wraps the problems of a guest file: the text with its positions, and for a terminal the positions themselves.
     fn from(diagnostics: Diagnostics) -> GuestError {
         let text = diagnostics.to_string();
         GuestError { diagnostics: Some(Box::new(diagnostics)), ..GuestError::user(text.trim_end()) }
@@ -34,25 +34,25 @@ impl From<Diagnostics> for GuestError {
 }
 
 impl From<crate::host::error::HostError> for GuestError {
-    /// What the host's tools would not do.
+    /// Wraps an error of the host's tools.
     fn from(error: crate::host::error::HostError) -> GuestError {
         GuestError { hint: error.next_step().map(str::to_owned), ..GuestError::user(error.to_string()) }
     }
 }
 
-/// What the functions of this folder return.
+/// The result of the functions of this folder.
 pub type Result<T> = std::result::Result<T, GuestError>;
 
 impl GuestError {
-    /// Something that the user can put right: lower-case, no final stop.
+    /// Creates an error that the user can fix: lower-case, no final stop.
     pub fn user(message: impl Into<String>) -> GuestError {
         GuestError { message: message.into(), hint: None, fault: Fault::User, source: None, diagnostics: None }
     }
-    /// Something that failed under the user.
+    /// Creates an error of the machine or this program.
     pub fn host(message: impl Into<String>) -> GuestError {
         GuestError { message: message.into(), hint: None, fault: Fault::Host, source: None, diagnostics: None }
     }
-    /// A system call on a path: `action` completes "cannot ...".
+    /// Creates the error of a system call on a path. `action` completes "cannot ...".
     pub fn io(action: &str, path: &Path, error: io::Error) -> GuestError {
         let user = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied | io::ErrorKind::StorageFull);
         GuestError {
@@ -66,12 +66,12 @@ impl GuestError {
             diagnostics: None,
         }
     }
-    /// The same error, of a thing: `what: message`.
+    /// Adds the name of its subject: `what: message`.
     pub fn about(mut self, what: &str) -> GuestError {
         self.message = format!("{what}: {}", self.message);
         self
     }
-    /// With what could not be undone after it.
+    /// Adds what could not be undone after it.
     pub fn with_left(mut self, left: &[String]) -> GuestError {
         if !left.is_empty() {
             let cause = self.source.take().map_or_else(String::new, |source| format!(": {source}"));
@@ -79,7 +79,8 @@ impl GuestError {
         }
         self
     }
-    /// The same error, told of `to` where it names `from`: a directory that has another name while it is filled.
+    /// Returns the same error, told of `to` where it names `from`: a directory that has another name while it is
+    /// filled.
     pub fn told_of(mut self, from: &Path, to: &Path) -> GuestError {
         let (from, to) = (from.to_string_lossy(), to.to_string_lossy());
         self.message = self.message.replace(&*from, &to);
@@ -89,26 +90,26 @@ impl GuestError {
         }
         self
     }
-    /// A file that the user named cannot be read: what it is, is the user's to put right.
+    /// Creates the error for a file of the user that cannot be read. The user can fix it.
     pub fn input(action: &str, path: &Path, error: io::Error) -> GuestError {
         let user = matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData | io::ErrorKind::FileTooLarge);
         let failed = GuestError::io(action, path, error);
         GuestError { fault: if user { Fault::User } else { failed.fault }, ..failed }
     }
-    /// What to do next.
+    /// Adds the next step.
     pub fn hint(mut self, hint: impl Into<String>) -> GuestError {
         self.hint = Some(hint.into());
         self
     }
-    /// The next step, if there is one.
+    /// Returns the next step, if there is one.
     pub fn next_step(&self) -> Option<&str> {
         self.hint.as_deref()
     }
-    /// Who can do something about it.
+    /// Returns the cause.
     pub fn fault(&self) -> Fault {
         self.fault
     }
-    /// Whether it is for want of room: a full file system, or a limit on files, which may pass.
+    /// Returns whether it is caused by a lack of room: a full file system, or a limit on files, which may end.
     pub fn is_full(&self) -> bool {
         let source = self.source.as_ref().and_then(|source| source.downcast_ref::<io::Error>());
         source.is_some_and(|error| {
@@ -116,11 +117,11 @@ impl GuestError {
             matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
         })
     }
-    /// What is wrong with a guest file, if that is it.
+    /// Returns the problems of the guest file, if those are the error.
     pub fn diagnostics(&self) -> Option<&Diagnostics> {
         self.diagnostics.as_deref()
     }
-    /// The message and its causes in one line.
+    /// Returns the message and its causes in one line.
     pub fn chain(&self) -> String {
         match &self.source {
             Some(source) => format!("{}: {source}", self.message),

@@ -1,4 +1,4 @@
-//! What happened to a guest: `events.jsonl`, one JSON document a line, bounded.
+//! The event log of a guest: `events.jsonl`, one JSON document per line, bounded.
 
 use std::path::Path;
 
@@ -9,24 +9,24 @@ use super::timestamp::Timestamp;
 
 /// The version of the lines.
 pub const EVENT_VERSION: u32 = 1;
-/// Size at which the log is rotated; one older file is kept.
+/// Size at which the log is rotated. One older file is kept.
 pub const LOG_LIMIT: u64 = 1 << 20;
 
-/// One line.
+/// One event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
-    /// [`EVENT_VERSION`].
+    /// Always [`EVENT_VERSION`].
     pub version: u32,
-    /// When.
+    /// Time of the event.
     pub time: Timestamp,
-    /// Whose.
+    /// Name of the guest.
     pub guest: String,
-    /// What.
+    /// Kind of the event.
     #[serde(flatten)]
     pub kind: EventKind,
 }
 
-/// What happened.
+/// Kind of an event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum EventKind {
@@ -34,12 +34,12 @@ pub enum EventKind {
     Created,
     /// The guest was made as a copy.
     Cloned {
-        /// Of which.
+        /// Name of the original.
         from: String,
     },
-    /// It had another name before.
+    /// The guest was renamed.
     Renamed {
-        /// Which.
+        /// The old name.
         from: String,
     },
     /// A supervisor took the guest.
@@ -54,7 +54,7 @@ pub enum EventKind {
     },
     /// A boot begins.
     Starting {
-        /// The how manyth of this guest.
+        /// Number of the boot, over the guest's life.
         boot: u64,
     },
     /// The boot is an installer's, from this medium.
@@ -64,7 +64,7 @@ pub enum EventKind {
     },
     /// The guest runs.
     Running {
-        /// The how manyth boot of this guest.
+        /// Number of the boot, over the guest's life.
         boot: u64,
         /// Its vCPU back end.
         backend: String,
@@ -73,56 +73,56 @@ pub enum EventKind {
     },
     /// All probes have passed.
     Ready {
-        /// Since it runs.
+        /// Time since the guest runs.
         after_ms: u64,
     },
     /// The probes have not passed in time.
     NotReady {
-        /// What it is that did not pass.
+        /// The probe that did not pass.
         probe: String,
     },
-    /// Someone asked for something.
+    /// A request came.
     Requested {
         /// `stop`, `restart`, `reset`, `poweroff`, `kill`, `nmi`.
         action: String,
     },
     /// The guest did not stop in time and was powered off.
     StopTimedOut {
-        /// After so long.
+        /// Time-out in seconds.
         after_seconds: u64,
     },
     /// A boot ended.
     Exited {
-        /// In words.
+        /// The exit in words.
         reason: String,
-        /// For programs, one word: `power-off`, `no-acpi`...
+        /// One word for programs: `power-off`, `no-acpi`...
         #[serde(default)]
         kind: String,
-        /// Of the process.
+        /// Exit code of the process.
         code: Option<i32>,
-        /// That ended the process.
+        /// Signal that ended the process.
         signal: Option<i32>,
     },
-    /// The engine said what went wrong.
+    /// The engine reported an error.
     EngineError {
-        /// In its words.
+        /// Its message.
         message: String,
     },
-    /// The next boot comes.
+    /// The next boot follows.
     Restarting {
-        /// After this wait.
+        /// Wait before it.
         delay_ms: u64,
     },
     /// The next boot cannot begin yet, since a file system is full.
     BootDelayed {
-        /// In words.
+        /// The reason in words.
         reason: String,
-        /// It is tried again after this wait.
+        /// Wait before the next try.
         delay_ms: u64,
     },
     /// The guest is not started again.
     Failed {
-        /// In words.
+        /// The reason in words.
         reason: String,
     },
     /// `reset-failed`.
@@ -133,38 +133,38 @@ pub enum EventKind {
     Hook {
         /// Its id.
         hook: String,
-        /// `ok` or what went wrong.
+        /// `ok` or the error.
         outcome: String,
     },
-    /// A log cannot be written; the guest runs on.
+    /// A log cannot be written. The guest continues.
     LogLost {
-        /// Which, and why.
+        /// Name of the log, and the reason.
         message: String,
     },
-    /// Someone watches the console.
+    /// A client opened the console.
     ConsoleAttached {
-        /// Whether they type, too.
+        /// Whether it may type.
         writer: bool,
     },
-    /// They stopped.
+    /// The client closed the console.
     ConsoleDetached {
-        /// Why.
+        /// The reason.
         reason: String,
     },
 }
 
 impl Event {
-    /// Something that happened now.
+    /// Creates an event of this moment.
     pub fn now(guest: &str, kind: EventKind) -> Event {
         Event { version: EVENT_VERSION, time: Timestamp::now(), guest: guest.to_owned(), kind }
     }
 
-    /// As one line with its end.
+    /// Returns the event as one line.
     pub fn line(&self) -> String {
         serde_json::to_string(self).expect("plain fields") + "\n"
     }
 
-    /// For people: the words after the time and the guest.
+    /// Returns the words for users, without the time and the guest.
     pub fn words(&self) -> String {
         use EventKind::*;
         match &self.kind {
@@ -202,13 +202,13 @@ pub fn open_log(path: &Path) -> RotatingLog {
     RotatingLog::open(path, LOG_LIMIT, 1, 0o644)
 }
 
-/// Appends one event from a command that is no supervisor; a log that cannot be written keeps no command from its
-/// work.
+/// Appends one event of a command that is not a supervisor. An error is ignored, since a log must not prevent a
+/// command's work.
 pub fn record(path: &Path, guest: &str, kind: EventKind) {
     let _ = open_log(path).append(Event::now(guest, kind).line().as_bytes());
 }
 
-/// The events of a log, oldest first; lines that were cut off or that a newer version wrote are left out.
+/// Returns the events of a log, the oldest first. Incomplete lines and those of a newer version are left out.
 pub fn read(path: &Path) -> Vec<Event> {
     let mut events = Vec::new();
     for file in [super::logs::numbered(path, 1), path.to_owned()] {

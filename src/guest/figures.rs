@@ -1,13 +1,13 @@
-//! What guests use, now: processor time, memory, and what their disks and interfaces have done. For `top`, `metrics`
-//! and `info`.
+//! Figures of guests: processor time, memory, and the traffic of their disks and interfaces. For `top`, `metrics` and
+//! `info`.
 //!
-//! Processor time and memory are what the host says of the engine's process. Under engine `bhyve` that is the process of
-//! bhyve(8), which the engine child names; the guest's memory is not that process's but the virtual machine's, and
-//! vmm(4) says how much of it is there ("Resident memory", `sys/amd64/vmm/vmm.c`, vm_get_rescnt). Disks and interfaces are
-//! counted by the embedded engine; for bhyve the host's end of an interface counts, and nobody counts the disks. What is
-//! not known is `None`, never 0.
+//! Processor time and memory are those of the engine's process, as the host reports them. Under engine `bhyve` that is
+//! the process of bhyve(8), which the engine child names; the guest's memory is not that process's but the virtual
+//! machine's, and vmm(4) reports how much of it is resident ("Resident memory", `sys/amd64/vmm/vmm.c`, vm_get_rescnt).
+//! The embedded engine counts disks and interfaces. For bhyve the host's end of an interface counts, and there are no
+//! counters of disks. An unknown figure is `None`, never 0.
 //!
-//! **Hostile peer**: a supervisor that does not answer within [`PATIENCE`] costs what only it knows.
+//! **Hostile peer**: if a supervisor does not answer within [`PATIENCE`], only its own figures are missing.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -20,51 +20,51 @@ use super::overview::Overview;
 use super::store::GuestDir;
 use crate::host::process;
 
-/// How long a supervisor may take to answer.
+/// Time-out for a supervisor's answer.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How many supervisors are asked at a time.
+/// Number of supervisors that are asked at the same time.
 const AT_ONCE: usize = 16;
 
-/// One guest.
+/// Figures of one guest.
 #[derive(Debug, Clone, Serialize)]
 pub struct Figures {
-    /// What its files tell.
+    /// Overview from its files.
     #[serde(flatten)]
     pub overview: Overview,
-    /// Processor time that its engine has used, since the engine's process began.
+    /// Processor time that its engine has used since the engine's process began.
     pub cpu_seconds: Option<f64>,
-    /// Memory of the host that its engine has.
+    /// Memory of the host that its engine uses.
     pub resident_bytes: Option<u64>,
-    /// Memory of the host that its supervisor has.
+    /// Memory of the host that its supervisor uses.
     pub supervisor_resident_bytes: Option<u64>,
-    /// In the order of their ids.
+    /// Disks, in the order of their ids.
     pub disks: Vec<DiskFigures>,
-    /// In the order of their ids.
+    /// Interfaces, in the order of their ids.
     pub nics: Vec<NicFigures>,
 }
 
-/// What a disk has done since the guest was booted.
+/// Figures of a disk since the guest was booted.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct DiskFigures {
     /// Its id in the guest file.
     pub id: String,
     /// Bytes that the guest has read.
     pub read_bytes: Option<u64>,
-    /// Reads.
+    /// Number of reads.
     pub read_ops: Option<u64>,
     /// Bytes that the guest has written.
     pub written_bytes: Option<u64>,
-    /// Writes.
+    /// Number of writes.
     pub write_ops: Option<u64>,
-    /// Flushes.
+    /// Number of flushes.
     pub flush_ops: Option<u64>,
-    /// Discards.
+    /// Number of discards.
     pub discard_ops: Option<u64>,
-    /// Requests that failed.
+    /// Number of failed requests.
     pub failed_ops: Option<u64>,
 }
 
-/// What an interface has carried since the guest was booted, as the guest sees the directions.
+/// Figures of an interface since the guest was booted. The directions are those of the guest.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct NicFigures {
     /// Its id in the guest file.
@@ -79,22 +79,22 @@ pub struct NicFigures {
     pub sent_packets: Option<u64>,
 }
 
-/// What happened per second between two looks at a guest; `None` where it is not known.
+/// Rates per second between two samples of a guest; `None` if they are not known.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Rates {
-    /// Of one processor of the host: 200 is two of them.
+    /// Percent of one processor of the host: 200 is two of them.
     pub cpu_percent: Option<f64>,
-    /// Bytes a second.
+    /// Bytes per second.
     pub disk_read: Option<f64>,
-    /// Bytes a second.
+    /// Bytes per second.
     pub disk_written: Option<f64>,
-    /// Bytes a second.
+    /// Bytes per second.
     pub net_received: Option<f64>,
-    /// Bytes a second.
+    /// Bytes per second.
     pub net_sent: Option<f64>,
 }
 
-/// The engine's counters of a running guest, if its supervisor answers.
+/// Returns the engine's counters of a running guest, if its supervisor answers.
 pub fn counters(guest: &GuestDir) -> Option<BTreeMap<String, u64>> {
     let mut client = ControlClient::ask(&guest.socket(), Request::Stats).ok()??;
     client.stream().set_read_timeout(Some(PATIENCE)).ok()?;
@@ -104,7 +104,7 @@ pub fn counters(guest: &GuestDir) -> Option<BTreeMap<String, u64>> {
     }
 }
 
-/// Looks at guests, several at a time; the order stays.
+/// Reads the figures of guests, several at the same time. Keeps their order.
 pub fn look(guests: Vec<(GuestDir, Overview)>) -> Vec<Figures> {
     let queue = Mutex::new(guests.into_iter().enumerate());
     let found = Mutex::new(BTreeMap::new());
@@ -130,7 +130,7 @@ impl Figures {
     fn from_counters(overview: Overview, counters: &BTreeMap<String, u64>) -> Figures {
         let is_bhyve = overview.engine.as_deref() == Some("bhyve");
         let engine = match is_bhyve {
-            // The engine child only watches over bhyve.
+            // The engine child only watches bhyve.
             true => counters.get("process-id").and_then(|pid| u32::try_from(*pid).ok()),
             false => overview.engine_pid,
         };
@@ -148,17 +148,18 @@ impl Figures {
         }
     }
 
-    /// What of all disks or interfaces together is known.
+    /// Returns the sum over all disks, as far as it is known.
     pub fn sum_of_disks(&self, what: fn(&DiskFigures) -> Option<u64>) -> Option<u64> {
         sum(self.disks.iter().map(what))
     }
 
-    /// As [`Figures::sum_of_disks`].
+    /// Returns the sum over all interfaces, as [`Figures::sum_of_disks`] does.
     pub fn sum_of_nics(&self, what: fn(&NicFigures) -> Option<u64>) -> Option<u64> {
         sum(self.nics.iter().map(what))
     }
 
-    /// What happened since `before`, `elapsed` ago. Counters that have gone back belong to another boot: not known.
+    /// Returns the rates since `before`, `elapsed` ago. They are not known if counters have decreased, since those
+    /// belong to another boot.
     pub fn rates(&self, before: &Figures, elapsed: Duration) -> Rates {
         let seconds = elapsed.as_secs_f64();
         if seconds <= 0.0 || self.overview.engine_pid != before.overview.engine_pid {
@@ -177,12 +178,12 @@ impl Figures {
     }
 }
 
-/// Nothing is known of no device, and of several only if something is known of one.
+/// Returns the sum of the known values. It is not known if no value is.
 fn sum(values: impl Iterator<Item = Option<u64>>) -> Option<u64> {
     values.flatten().fold(None, |sum: Option<u64>, value| Some(sum.unwrap_or(0).saturating_add(value)))
 }
 
-/// The counters of each device of a class, by its id: `CLASS.ID.NAME`, and an id may have dots.
+/// Returns the counters of each device of a class, by its id: `CLASS.ID.NAME`. An id may contain dots.
 fn devices<'a>(counters: &'a BTreeMap<String, u64>, class: &str) -> BTreeMap<&'a str, BTreeMap<&'a str, u64>> {
     let mut found: BTreeMap<&str, BTreeMap<&str, u64>> = BTreeMap::new();
     for (key, value) in counters {
@@ -223,14 +224,14 @@ impl NicFigures {
     }
 }
 
-/// Looks at the same guests again and again.
+/// Samples of the same guests over time.
 #[derive(Default)]
 pub struct Samples {
     last: BTreeMap<String, (Instant, Figures)>,
 }
 
 impl Samples {
-    /// What each guest uses, and its rates since it was last looked at.
+    /// Returns the figures of each guest, and its rates since the last sample.
     pub fn next(&mut self, figures: Vec<Figures>) -> Vec<(Figures, Rates)> {
         let now = Instant::now();
         let before = std::mem::take(&mut self.last);
@@ -248,7 +249,7 @@ impl Samples {
 pub mod tests {
     use super::*;
 
-    /// A guest that runs, of which nothing but `counters` is known.
+    /// Creates the figures of a running guest of which only `counters` are known.
     pub fn figures(name: &str, engine: &str, counters: &[(&str, u64)]) -> Figures {
         let overview = Overview {
             name: name.into(),

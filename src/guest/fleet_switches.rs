@@ -1,8 +1,8 @@
-//! The switches of a fleet: looked at when it is planned, made, changed and taken down when it is applied.
+//! The switches of a fleet: compared when it is planned; made, changed and removed when it is applied.
 //!
-//! A fleet declares switches, and its guests may also be on those of the host file; both are held against the host. What
-//! was declared is kept in the datastore ([`crate::config::fleet::switches`]). Switches are FreeBSD's: elsewhere nothing is
-//! looked at but whether there is one of each name.
+//! A fleet declares switches, and its guests may also be on those of the host file. Both are compared with the host.
+//! The declared switches are kept in the datastore ([`crate::config::fleet::switches`]). Switches exist only on
+//! FreeBSD: elsewhere only their names are checked.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -14,38 +14,38 @@ use crate::config::{Fleet, HostConfig, HostPaths};
 use crate::host::error::HostError;
 use crate::host::files::write_atomically;
 use crate::host::program;
-use crate::host::switch::{Observed, Switch, change, plan, status};
+use crate::host::switch::{Observed, Switch, change, status, steps};
 
 use super::definition::{Definition, Surroundings};
 use super::error::{GuestError, Result};
-use super::plan::{Action, Change, Class, Targets, additions, differences, remark};
+use super::fleet_plan::{Change, Class, GuestAction, Targets, additions, differences, remark};
 use super::store::Store;
 use super::switches;
 
-/// A switch about which there is something to say.
+/// Plan for one switch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SwitchPlan {
     /// Its name.
     pub name: String,
-    /// What happens to it.
-    pub action: Action,
-    /// How it stands: `up`, `down`, `partial` or `wrong`.
+    /// Action for the whole switch.
+    pub action: GuestAction,
+    /// Its status: `up`, `down`, `partial` or `wrong`.
     pub state: &'static str,
-    /// Key by key; what is missing of one that should be there is drift.
+    /// Changes, key by key. A missing part of a switch that should exist is drift.
     pub changes: Vec<Change>,
-    /// Why nothing of it is done.
+    /// Reason why nothing is done.
     pub refused: Option<String>,
-    /// And what to do about it.
+    /// Hint for the user.
     #[serde(skip)]
     pub hint: Option<String>,
 }
 
 impl SwitchPlan {
-    /// Whether applying it would do something.
+    /// Returns whether applying it would do something.
     pub fn does_something(&self) -> bool {
-        matches!(self.action, Action::Create | Action::Change | Action::Destroy)
+        matches!(self.action, GuestAction::Create | GuestAction::Change | GuestAction::Destroy)
     }
-    fn of(name: &str, action: Action, state: &'static str) -> SwitchPlan {
+    fn of(name: &str, action: GuestAction, state: &'static str) -> SwitchPlan {
         SwitchPlan { name: name.to_owned(), action, state, changes: Vec::new(), refused: None, hint: None }
     }
     fn refuse(&mut self, error: &HostError) {
@@ -58,7 +58,7 @@ fn runtime() -> Result<PathBuf> {
     Ok(HostPaths::of_this_user()?.runtime_dir)
 }
 
-/// A fleet held against the switches of a host, which has those that the fleet declares.
+/// Comparison of a fleet with the switches of a host, which has those that the fleet declares.
 struct Look<'a> {
     fleet: &'a Fleet,
     host: &'a HostConfig,
@@ -67,30 +67,36 @@ struct Look<'a> {
     runtime: PathBuf,
 }
 
-/// The switches that are not as they should be. `targets` says which guests a command is about; when that is not all of
-/// them, only the switches that these are on.
-pub fn look(fleet: &Fleet, store: &Store, around: Surroundings<'_>, targets: &Targets, prune: bool) -> Result<Vec<SwitchPlan>> {
+/// Returns the switches that are not as they should be. `targets` selects guests. If that is not all of them, only
+/// their switches are compared.
+pub fn look(
+    fleet: &Fleet,
+    store: &Store,
+    surroundings: Surroundings<'_>,
+    targets: &Targets,
+    prune: bool,
+) -> Result<Vec<SwitchPlan>> {
     let guests = fleet.here().filter(|guest| targets.mean(&guest.config.name));
     let mut names: BTreeSet<&str> = guests.flat_map(|guest| &guest.config.nics).filter_map(|nic| nic.switch.as_deref()).collect();
     if targets.are_all() {
         names.extend(fleet.switches_here().map(|switch| switch.config.id.as_str()));
     }
-    let wanted: Vec<Switch> = names.iter().map(|name| switches::named(around.host, name)).collect::<Result<_>>()?;
+    let wanted: Vec<Switch> = names.iter().map(|name| switches::named(surroundings.host, name)).collect::<Result<_>>()?;
     if !program::is_freebsd() {
         return Ok(Vec::new());
     }
-    let kept = kept_switches(around.datastore, &fleet.name)?;
+    let kept = kept_switches(surroundings.datastore, &fleet.name)?;
     if wanted.is_empty() && kept.is_empty() {
         return Ok(Vec::new());
     }
     let runtime = runtime()?;
     let all: Vec<Switch> = kept.iter().map(|switch| switches::switch(&switch.config)).chain(wanted.iter().cloned()).collect();
     let observed = Observed::look(&all, &runtime)?;
-    let look = Look { fleet, host: around.host, kept, observed, runtime };
+    let look = Look { fleet, host: surroundings.host, kept, observed, runtime };
     let mut plans: Vec<SwitchPlan> = wanted.iter().filter_map(|switch| look.wanted(switch)).collect();
     if targets.are_all() {
         for kept in look.kept.iter().filter(|kept| look.declared(&kept.config.id).is_none()) {
-            plans.push(look.removal(kept, store, around, prune));
+            plans.push(look.removal(kept, store, surroundings, prune));
         }
     }
     Ok(plans)
@@ -101,18 +107,18 @@ impl Look<'_> {
         self.fleet.switches_here().find(|switch| switch.config.id == name)
     }
 
-    /// One that should be there.
+    /// Compares a switch that should exist.
     fn wanted(&self, switch: &Switch) -> Option<SwitchPlan> {
         let status = status::look(switch, &self.observed, &self.runtime, false);
         let declared = self.declared(&switch.id);
         let kept = self.kept.iter().find(|kept| kept.config.id == switch.id);
         let planned = |action| SwitchPlan::of(&switch.id, action, status.state);
         let mut planned = match (declared, kept) {
-            (Some(declared), None) => SwitchPlan { changes: additions(declared.origins.clone()), ..planned(Action::Create) },
+            (Some(declared), None) => SwitchPlan { changes: additions(declared.origins.clone()), ..planned(GuestAction::Create) },
             (Some(declared), Some(kept)) if declared.config != kept.config => {
                 let mut planned = SwitchPlan {
                     changes: differences(&kept.origins, declared.origins.clone(), |_| Class::Live),
-                    ..planned(Action::Change)
+                    ..planned(GuestAction::Change)
                 };
                 let old = switches::switch(&kept.config);
                 match change::leave(&old, switch, &self.observed, &self.runtime) {
@@ -135,13 +141,13 @@ impl Look<'_> {
                     (Some(problem), _) => problem.clone(),
                     (None, _) => "it is not there, and is made".to_owned(),
                 };
-                SwitchPlan { changes: vec![remark(Class::Live, "", note, true)], ..planned(Action::Change) }
+                SwitchPlan { changes: vec![remark(Class::Live, "", note, true)], ..planned(GuestAction::Change) }
             }
         };
         if planned.refused.is_none() {
-            match plan::create(switch, &self.observed, &self.runtime) {
-                // What a changed one has now may stand in the way of what it will have; that is looked at again then.
-                Err(_) if planned.action == Action::Change && kept.is_some() && status.state != "wrong" => {}
+            match steps::create(switch, &self.observed, &self.runtime) {
+                // The present state of a changed switch may conflict with its future one. That is checked again then.
+                Err(_) if planned.action == GuestAction::Change && kept.is_some() && status.state != "wrong" => {}
                 Err(error) => planned.refuse(&error),
                 Ok(_) => {}
             }
@@ -149,37 +155,37 @@ impl Look<'_> {
         Some(planned)
     }
 
-    /// One that the fleet file does not have any more.
-    fn removal(&self, kept: &FleetSwitch, store: &Store, around: Surroundings<'_>, prune: bool) -> SwitchPlan {
+    /// Plans the removal of a switch that the fleet file does not have any more.
+    fn removal(&self, kept: &FleetSwitch, store: &Store, surroundings: Surroundings<'_>, prune: bool) -> SwitchPlan {
         let switch = switches::switch(&kept.config);
         let status = status::look(&switch, &self.observed, &self.runtime, false);
-        let mut planned = SwitchPlan::of(&switch.id, Action::Leave, status.state);
+        let mut planned = SwitchPlan::of(&switch.id, GuestAction::Leave, status.state);
         if let Some(other) = self.host.switches.iter().find(|other| other.id == switch.id) {
             let note = format!("it stays: {} has it", other.declared());
             planned.changes.push(remark(Class::Live, "", note, false));
-            planned.action = Action::Change;
+            planned.action = GuestAction::Change;
             return planned;
         }
         if !prune {
             return planned;
         }
-        planned.action = Action::Destroy;
+        planned.action = GuestAction::Destroy;
         planned.changes.push(remark(Class::Destroy, "", "it is taken down", false));
-        if let Some(guest) = self.user_of(&switch.id, store, around) {
+        if let Some(guest) = self.user_of(&switch.id, store, surroundings) {
             planned.refused = Some(format!("switch `{}` goes, and guest `{guest}` is plugged into it", switch.id));
             planned.hint = Some("it belongs to no fleet, or to another one: give it another switch first".into());
         }
         planned
     }
 
-    /// A guest beside those of the fleet that is on a switch. The fleet's own have been looked at.
-    fn user_of(&self, switch: &str, store: &Store, around: Surroundings<'_>) -> Option<String> {
+    /// Returns a guest outside the fleet that is on a switch. Those of the fleet have been checked.
+    fn user_of(&self, switch: &str, store: &Store, surroundings: Surroundings<'_>) -> Option<String> {
         let others = store.names().unwrap_or_default().into_iter().filter(|name| self.fleet.guest(name).is_none());
         let uses = |name: &String| {
-            let guest = store.place(name);
+            let guest = store.directory_of(name);
             let of_this =
                 super::membership::Membership::load(&guest).ok().flatten().is_some_and(|it| it.fleet == self.fleet.name);
-            let definition = Definition::load(&guest, around);
+            let definition = Definition::load(&guest, surroundings);
             !of_this && definition.is_ok_and(|it| it.config.nics.iter().any(|nic| nic.switch.as_deref() == Some(switch)))
         };
         others.into_iter().find(uses)
@@ -190,20 +196,21 @@ fn unasked(name: &str, risk: &str) -> String {
     format!("switch `{name}` is not changed unasked: {risk}")
 }
 
-/// Carries out what was planned of the switches, but for those that go.
+/// Execution of the plans for switches, except for removals.
 pub struct Making<'a> {
     /// The fleet.
     pub fleet: &'a Fleet,
     /// The host, with the switches that the fleet declares.
     pub host: &'a HostConfig,
-    /// Where what was declared is kept.
+    /// Datastore with the declared switches.
     pub datastore: &'a Path,
 }
 
 impl Making<'_> {
-    /// Changes and makes them, and keeps what is declared. Says of each how it went.
+    /// Changes and makes the switches, and keeps the declaration. Reports the result of each.
     pub fn make(&self, plans: &[SwitchPlan], mut each: impl FnMut(&SwitchPlan, Result<()>)) -> Result<()> {
-        let todo = || plans.iter().filter(|it| it.refused.is_none() && matches!(it.action, Action::Create | Action::Change));
+        let todo =
+            || plans.iter().filter(|it| it.refused.is_none() && matches!(it.action, GuestAction::Create | GuestAction::Change));
         if todo().next().is_none() {
             return Ok(());
         }
@@ -217,8 +224,8 @@ impl Making<'_> {
                 failed.insert(&planned.name, error);
             }
         }
-        // One that could not become what it should stays as it was known, and one that goes is known until it is gone. What
-        // the host file or another fleet has from now on is theirs.
+        // A switch that could not be changed stays as it was known, and one that is removed is known until it is gone.
+        // Those that now belong to the host file or another fleet are theirs.
         let mut all = kept;
         for planned in todo().filter(|planned| !failed.contains_key(planned.name.as_str())) {
             all.retain(|it| it.config.id != planned.name);
@@ -248,13 +255,13 @@ impl Making<'_> {
         Ok(())
     }
 
-    /// Makes what is missing of one. What could cut this session's own network is left to `vmctl switch create`, which
-    /// asks.
+    /// Makes the missing parts of a switch. Steps that could cut this session's own network are left to `vmctl switch
+    /// create`, which asks.
     fn create(&self, name: &str) -> Result<()> {
         let switch = switches::named(self.host, name)?;
         let runtime = runtime()?;
         let observed = Observed::look(std::slice::from_ref(&switch), &runtime)?;
-        let plan = plan::create(&switch, &observed, &runtime)?;
+        let plan = steps::create(&switch, &observed, &runtime)?;
         if let Some(risk) = plan.risks.first() {
             return Err(GuestError::user(format!("switch `{name}` is not made unasked: {risk}"))
                 .hint(format!("`vmctl switch create {name}` asks about it")));
@@ -263,9 +270,9 @@ impl Making<'_> {
         Ok(())
     }
 
-    /// Takes down those that go, once the guests that were on them are gone.
+    /// Removes switches, once the guests on them are gone.
     pub fn remove(&self, plans: &[SwitchPlan], mut each: impl FnMut(&SwitchPlan, Result<()>)) -> Result<()> {
-        for planned in plans.iter().filter(|it| it.refused.is_none() && it.action == Action::Destroy) {
+        for planned in plans.iter().filter(|it| it.refused.is_none() && it.action == GuestAction::Destroy) {
             let mut kept = kept_switches(self.datastore, &self.fleet.name)?;
             let Some(old) = kept.iter().find(|old| old.config.id == planned.name) else { continue };
             let outcome = self.destroy(old);
@@ -282,7 +289,7 @@ impl Making<'_> {
         let switch = switches::switch(&old.config);
         let runtime = runtime()?;
         let observed = Observed::look(std::slice::from_ref(&switch), &runtime)?;
-        let plan = plan::destroy(&switch, &observed, &runtime, false)?;
+        let plan = steps::destroy(&switch, &observed, &runtime, false)?;
         if let Some(risk) = plan.risks.first() {
             return Err(GuestError::user(format!("switch `{}` is not taken down unasked: {risk}", switch.id))
                 .hint(format!("`vmctl switch destroy {}` asks about it", switch.id)));
@@ -294,7 +301,7 @@ impl Making<'_> {
     }
 }
 
-/// Writes what a fleet has declared on this host; the file goes with the last one.
+/// Writes the switches that a fleet has declared on this host. The file is removed with the last one.
 fn keep(datastore: &Path, fleet: &str, switches: &[FleetSwitch]) -> Result<()> {
     let file = kept_file(datastore, fleet);
     if switches.is_empty() {

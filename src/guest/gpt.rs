@@ -1,8 +1,9 @@
-//! The end of a GUID partition table, moved to the end of a disk that has grown: UEFI Specification 2.10, section 5.3.
+//! Moving the backup of a GUID partition table to the end of a disk that has grown: UEFI Specification 2.10, section
+//! 5.3.
 //!
 //! A disk that was made from a smaller image has its backup table in the middle, and its primary table says that the
-//! disk ends there. Guests complain, and none uses the new space. No partition is changed: growing one, with the file
-//! system in it, is the guest's (cloud-init's growpart).
+//! disk ends there. Guests complain, and none uses the new space. No partition is changed: the guest grows one, with
+//! its file system (cloud-init's growpart).
 //!
 //! **Hostile image**: both tables are read with bounds, and nothing is written unless their checksums are right.
 
@@ -10,26 +11,26 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-/// Bytes of a sector: image files have these, whatever their disk had.
+/// Size of a sector in bytes. Image files have these, whatever their disk had.
 const SECTOR: u64 = 512;
-/// The least bytes of a header, and the least of an entry (section 5.3.2, table 5.5).
+/// Minimum size of a header, and of an entry (section 5.3.2, table 5.5).
 const HEADER: usize = 92;
 const ENTRY: u32 = 128;
-/// The most entries that are read: 64 times what is usual.
+/// Maximum number of entries that are read: 64 times the usual number.
 const MOST_ENTRIES: u32 = 8192;
 
-/// What was done.
+/// Result of moving the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Moved {
-    /// There is no table, or none that can be believed.
+    /// There is no valid table.
     NoTable,
-    /// It is where it belongs.
+    /// It already is at the end.
     Already,
     /// It was moved.
     Moved,
 }
 
-/// One header, with its place.
+/// One header, with its position.
 struct Header {
     bytes: [u8; HEADER],
 }
@@ -50,11 +51,11 @@ impl Header {
     fn entries_lba(&self) -> u64 {
         self.u64(72)
     }
-    /// Bytes of the entries.
+    /// Returns the size of the entries in bytes.
     fn entries_bytes(&self) -> u64 {
         u64::from(self.u32(80)) * u64::from(self.u32(84))
     }
-    /// Its checksum is over itself with the checksum's field zero.
+    /// Computes its checksum, with zero in the checksum's field.
     fn checksum(&self) -> u32 {
         let mut bytes = self.bytes;
         bytes[16..20].fill(0);
@@ -65,7 +66,7 @@ impl Header {
         self.bytes[16..20].copy_from_slice(&sum.to_le_bytes());
     }
 
-    /// Reads the one at `lba`; `None` when it is none, or one of a size that this does not know.
+    /// Reads the header at `lba`. Returns `None` if there is none, or its size is not known here.
     fn read(disk: &File, lba: u64) -> io::Result<Option<Header>> {
         let mut bytes = [0; HEADER];
         match disk.read_exact_at(&mut bytes, lba * SECTOR) {
@@ -84,7 +85,7 @@ impl Header {
     }
 }
 
-/// Moves the backup table of `disk`, whose size is `size` bytes, to its end, and tells the primary one.
+/// Moves the backup table of `disk`, whose size is `size` bytes, to its end, and updates the primary one.
 pub fn move_end(disk: &File, size: u64) -> io::Result<Moved> {
     let Some(mut primary) = Header::read(disk, 1)? else { return Ok(Moved::NoTable) };
     let last = size / SECTOR - 1;
@@ -92,7 +93,7 @@ pub fn move_end(disk: &File, size: u64) -> io::Result<Moved> {
     if primary.alternate_lba() == last {
         return Ok(Moved::Already);
     }
-    // A table whose entries cannot be behind the header, or do not fit, is not one that was made by a sane program.
+    // A table whose entries are not after the header, or do not fit, was not made by a valid program.
     if primary.alternate_lba() > last || primary.entries_lba() < 2 || last < primary.u64(48) + sectors + 1 {
         return Ok(Moved::NoTable);
     }
@@ -113,7 +114,7 @@ pub fn move_end(disk: &File, size: u64) -> io::Result<Moved> {
     backup.set(32, 1);
     backup.set(72, last - sectors);
     backup.seal();
-    // The new backup first: a cut between the steps leaves the old table whole.
+    // The new backup goes first: an interruption between the steps leaves the old table complete.
     disk.write_all_at(&entries, (last - sectors) * SECTOR)?;
     disk.write_all_at(&backup.bytes, last * SECTOR)?;
     disk.sync_data()?;
@@ -126,7 +127,7 @@ pub fn move_end(disk: &File, size: u64) -> io::Result<Moved> {
     Ok(Moved::Moved)
 }
 
-/// The protective MBR's one partition reaches to the end, as far as 32 bits go (section 5.2.3).
+/// Extends the protective MBR's only partition to the end, as far as 32 bits allow (section 5.2.3).
 fn protective_mbr(disk: &File, last: u64) -> io::Result<()> {
     let mut mbr = [0; SECTOR as usize];
     disk.read_exact_at(&mut mbr, 0)?;
@@ -140,7 +141,7 @@ fn protective_mbr(disk: &File, last: u64) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    /// A disk of 4096 sectors with one partition, as the specification lays it out.
+    /// Returns a disk of 4096 sectors with one partition, as the specification lays it out.
     fn disk() -> File {
         let disk = tempfile::tempfile().expect("a file");
         disk.set_len(4096 * SECTOR).expect("sized");

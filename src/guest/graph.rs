@@ -1,8 +1,8 @@
 //! A picture of guests, the switches that they are on and the order in which they start, as SVG 1.1.
 //!
-//! Guests stand in columns by the step in which they start, in the order of their names; an arrow leads from a guest to
-//! one that starts after it. A switch is a line above all columns, from which a trunk comes down before each column that
-//! has guests on it. The same guests give the same picture, byte for byte.
+//! Guests are in columns by the step in which they start, in the order of their names; an arrow leads from a guest to
+//! one that starts after it. A switch is a line above all columns, from which a trunk comes down before each column
+//! that has guests on it. The same guests give the same picture, byte for byte.
 //!
 //! dot(1) was tried on the forty guests of `examples/fleet`: with the switches as nodes it draws a bundle of lines that nobody
 //! can follow, without them a larger picture in which the guests of a step are out of order. This layout knows that columns
@@ -13,18 +13,18 @@ use std::fmt::Write;
 
 /// One guest.
 #[derive(Debug, Clone)]
-pub struct Node {
+pub struct GraphGuest {
     /// Its name.
     pub name: String,
-    /// What it is at: `running`, `stopped`...
+    /// State, such as `running` or `stopped`.
     pub state: String,
     /// Processors and memory, in words.
     pub detail: String,
-    /// Starts with the host, in this step, from 0.
+    /// Step of the start with the host, from 0.
     pub step: Option<usize>,
-    /// What it starts after.
+    /// Guests after which it starts.
     pub after: Vec<String>,
-    /// What its interfaces are connected to.
+    /// Switches of its interfaces.
     pub switches: Vec<String>,
 }
 
@@ -33,16 +33,16 @@ const BOX_HEIGHT: usize = 44;
 const ROW: usize = 56;
 const MARGIN: usize = 24;
 const BUS_HEIGHT: usize = 22;
-/// Room between columns that every trunk adds to.
+/// Width between columns that every trunk adds.
 const GUTTER: usize = 64;
 const TRUNK: usize = 8;
-/// Most characters of a text that fit in a box.
+/// Maximum number of characters of a text in a box.
 const FITS: usize = 24;
-/// Okabe and Ito's colours, which people with colour-blindness tell apart.
+/// Okabe and Ito's colours, which people with colour-blindness can distinguish.
 const COLOURS: [&str; 7] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5f5f5f"];
 
-/// The picture.
-pub fn svg(title: &str, mut nodes: Vec<Node>) -> String {
+/// Returns the picture as SVG.
+pub fn svg(title: &str, mut nodes: Vec<GraphGuest>) -> String {
     nodes.sort_by(|a, b| (a.step.unwrap_or(usize::MAX), &a.name).cmp(&(b.step.unwrap_or(usize::MAX), &b.name)));
     let layout = Layout::of(&nodes);
     let mut out = String::new();
@@ -69,11 +69,11 @@ pub fn svg(title: &str, mut nodes: Vec<Node>) -> String {
     out
 }
 
-/// Where everything is.
+/// Positions of all elements.
 struct Layout {
-    /// Left edge of each column; the last one is of guests that do not start with the host.
+    /// Left edge of each column. The last column has the guests that do not start with the host.
     columns: Vec<usize>,
-    /// Its head.
+    /// Headings of the columns.
     titles: Vec<String>,
     /// Column and row of each guest.
     places: BTreeMap<String, (usize, usize)>,
@@ -85,7 +85,7 @@ struct Layout {
 }
 
 impl Layout {
-    fn of(nodes: &[Node]) -> Layout {
+    fn of(nodes: &[GraphGuest]) -> Layout {
         let mut switches: Vec<String> = nodes.iter().flat_map(|node| node.switches.iter().cloned()).collect();
         switches.sort();
         switches.dedup();
@@ -119,8 +119,8 @@ impl Layout {
         }
     }
 
-    /// Lines, trunks and stubs.
-    fn switches(&self, nodes: &[Node], out: &mut String) {
+    /// Draws lines, trunks and stubs.
+    fn switches(&self, nodes: &[GraphGuest], out: &mut String) {
         for (at, switch) in self.switches.iter().enumerate() {
             let colour = COLOURS[at % COLOURS.len()];
             let y = 54 + BUS_HEIGHT * at;
@@ -152,7 +152,7 @@ impl Layout {
         }
     }
 
-    fn arrows(&self, nodes: &[Node], out: &mut String) {
+    fn arrows(&self, nodes: &[GraphGuest], out: &mut String) {
         out.push_str("<g stroke=\"#444\" stroke-opacity=\"0.55\" fill=\"none\" marker-end=\"url(#arrow)\">\n");
         for node in nodes {
             let Some((to_x, to_y)) = self.corner(&node.name) else { continue };
@@ -166,7 +166,7 @@ impl Layout {
         out.push_str("</g>\n");
     }
 
-    fn guest(&self, node: &Node, out: &mut String) {
+    fn guest(&self, node: &GraphGuest, out: &mut String) {
         let Some((x, y)) = self.corner(&node.name) else { return };
         let (fill, edge) = match node.state.as_str() {
             "running" => ("#e3f4e8", "#2e7d46"),
@@ -189,7 +189,7 @@ impl Layout {
     }
 }
 
-/// A text that fits in a box.
+/// Shortens a text so that it fits in a box.
 fn fitting(text: &str) -> String {
     match text.chars().count() {
         count if count > FITS => text.chars().take(FITS - 1).chain(['…']).collect(),
@@ -197,7 +197,7 @@ fn fitting(text: &str) -> String {
     }
 }
 
-/// A text as XML character data. What XML 1.0 does not allow becomes U+FFFD.
+/// Escapes a text as XML character data. Characters that XML 1.0 does not allow become U+FFFD.
 fn escaped(text: &str) -> String {
     let mut result = String::new();
     for c in text.chars() {
@@ -218,8 +218,8 @@ fn escaped(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn node(name: &str, step: Option<usize>, after: &[&str]) -> Node {
-        Node {
+    fn node(name: &str, step: Option<usize>, after: &[&str]) -> GraphGuest {
+        GraphGuest {
             name: name.into(),
             state: "stopped".into(),
             detail: "1 CPU, 64MiB".into(),

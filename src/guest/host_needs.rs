@@ -1,4 +1,4 @@
-//! What the guests and switches of a datastore need of a FreeBSD host, for `vmctl doctor`, `host setup` and `jail`.
+//! Needs of a datastore's guests and switches on a FreeBSD host, for `vmctl doctor`, `host setup` and `jail`.
 
 use crate::config::{EngineKind, GuestConfig, HostConfig, LoaderKind, PassthruDevice, SwitchKind, Tpm};
 use crate::host::doctor::freebsd::Needs;
@@ -13,12 +13,12 @@ use super::snapshot;
 use super::store::{GuestDir, Store};
 use super::switches;
 
-/// The guests whose files can be read, with what they mean.
-fn guests(store: &Store, around: Surroundings<'_>) -> Vec<(GuestDir, GuestConfig)> {
+/// Returns the guests whose files can be read, with their configurations.
+fn guests(store: &Store, surroundings: Surroundings<'_>) -> Vec<(GuestDir, GuestConfig)> {
     let names = store.names().unwrap_or_default();
     let read = |name: String| {
         let guest = store.guest(&name).ok()?;
-        let config = Definition::load(&guest, around).ok()?.config;
+        let config = Definition::load(&guest, surroundings).ok()?.config;
         Some((guest, config))
     };
     names.into_iter().filter_map(read).collect()
@@ -33,15 +33,15 @@ fn has_limits(config: &GuestConfig) -> bool {
         || limits.write_iops.is_some()
 }
 
-/// For `vmctl doctor`.
-pub fn needs(store: &Store, around: Surroundings<'_>) -> Needs {
+/// Returns the needs for `vmctl doctor`.
+pub fn needs(store: &Store, surroundings: Surroundings<'_>) -> Needs {
     let mut needs = Needs {
-        nat: around.host.switches.iter().any(|switch| switch.nat.is_some()),
-        dhcp: around.host.switches.iter().any(|switch| switch.dhcp.is_some()),
+        nat: surroundings.host.switches.iter().any(|switch| switch.nat.is_some()),
+        dhcp: surroundings.host.switches.iter().any(|switch| switch.dhcp.is_some()),
         ..Needs::default()
     };
     let mut jails: Vec<String> = Vec::new();
-    for (guest, config) in guests(store, around).iter().filter(|(_, config)| config.engine == EngineKind::Bhyve) {
+    for (guest, config) in guests(store, surroundings).iter().filter(|(_, config)| config.engine == EngineKind::Bhyve) {
         needs.uefi |= config.uefi.as_ref().is_some_and(|uefi| uefi.firmware.is_none());
         needs.grub |= config.loader == LoaderKind::Grub;
         needs.bhyveload |= config.loader == LoaderKind::Bhyveload;
@@ -53,18 +53,18 @@ pub fn needs(store: &Store, around: Surroundings<'_>) -> Needs {
     }
     jails.sort();
     jails.dedup();
-    needs.jails = jails.into_iter().map(|name| jail(&name, None, store, around)).collect();
+    needs.jails = jails.into_iter().map(|name| jail(&name, None, store, surroundings)).collect();
     needs
 }
 
-/// For `vmctl host setup`.
-pub fn uses(store: &Store, around: Surroundings<'_>) -> Uses {
+/// Returns the needs for `vmctl host setup`.
+pub fn uses(store: &Store, surroundings: Surroundings<'_>) -> Uses {
     let mut uses = Uses {
-        nat: around.host.switches.iter().any(|switch| switch.nat.is_some()),
-        manual_bridges: manual_bridges(around.host),
+        nat: surroundings.host.switches.iter().any(|switch| switch.nat.is_some()),
+        manual_bridges: manual_bridges(surroundings.host),
         ..Uses::default()
     };
-    for (_, config) in guests(store, around).iter().filter(|(_, config)| config.engine == EngineKind::Bhyve) {
+    for (_, config) in guests(store, surroundings).iter().filter(|(_, config)| config.engine == EngineKind::Bhyve) {
         uses.limits |= has_limits(config);
         uses.stop_seconds = uses.stop_seconds.max(config.stop_timeout.as_secs());
         for device in &config.passthru {
@@ -87,8 +87,8 @@ fn manual_bridges(host: &HostConfig) -> Vec<String> {
     host.switches.iter().filter_map(|switch| bridge(&switch.kind)).collect()
 }
 
-/// What a jail must be able to do for all the guests that run in it.
-pub fn jail(name: &str, ruleset: Option<u32>, store: &Store, around: Surroundings<'_>) -> JailNeeds {
+/// Returns the needs of a jail for all the guests that run in it.
+pub fn jail(name: &str, ruleset: Option<u32>, store: &Store, surroundings: Surroundings<'_>) -> JailNeeds {
     let rules = std::fs::read_to_string("/etc/devfs.rules").unwrap_or_default();
     let mut needs = JailNeeds {
         name: name.to_owned(),
@@ -101,7 +101,7 @@ pub fn jail(name: &str, ruleset: Option<u32>, store: &Store, around: Surrounding
         taps: false,
         bridges: Vec::new(),
     };
-    for (guest, config) in guests(store, around) {
+    for (guest, config) in guests(store, surroundings) {
         let Some(jail) = config.jail.as_ref().filter(|jail| jail.name == name) else { continue };
         if let Some(root) = &jail.root {
             needs.root.clone_from(root);
@@ -111,7 +111,7 @@ pub fn jail(name: &str, ruleset: Option<u32>, store: &Store, around: Surrounding
         needs.volumes.extend(volumes);
         needs.taps |= has_taps(&config);
         let switches = config.nics.iter().filter_map(|nic| nic.switch.as_ref());
-        let found = switches.filter_map(|id| around.host.switches.iter().find(|switch| switch.id == *id));
+        let found = switches.filter_map(|id| surroundings.host.switches.iter().find(|switch| switch.id == *id));
         needs.bridges.extend(found.filter_map(|config| switches::switch(config).bridge()));
     }
     needs.bridges.sort();

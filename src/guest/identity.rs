@@ -1,17 +1,17 @@
-//! What tells one guest from another: its UUID, made once, and the MAC addresses that follow from it.
+//! Identity of a guest: its UUID, made once, and the MAC addresses that follow from it.
 
 use sha2::{Digest, Sha256};
 
 use crate::config::MacAddr;
 
-/// A random UUID (RFC 9562 version 4).
+/// Returns a random UUID (RFC 9562 version 4).
 pub fn random_uuid() -> String {
     let mut bytes = [0u8; 16];
     getrandom::fill(&mut bytes).expect("the host's random numbers are there once it has booted");
     format_uuid(bytes, 4)
 }
 
-/// The UUID of a guest whose state was lost: always the same for the same words (RFC 9562 version 8).
+/// Returns the UUID of a guest whose state was lost: it is always the same for the same words (RFC 9562 version 8).
 pub fn derived_uuid(words: &[&str]) -> String {
     let digest = digest(words);
     format_uuid(digest[..16].try_into().expect("16 of 32 bytes"), 8)
@@ -24,8 +24,8 @@ fn format_uuid(mut bytes: [u8; 16], version: u8) -> String {
     format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
 }
 
-/// The address of the interface `nic` of the guest with this UUID: locally administered, individual, and the same on
-/// every boot and every host.
+/// Returns the address of the interface `nic` of the guest with this UUID: locally administered, individual, and the
+/// same on every boot and every host.
 pub fn derived_mac(uuid: &str, nic: &str) -> MacAddr {
     let digest = digest(&[uuid, nic]);
     let mut mac: [u8; 6] = digest[..6].try_into().expect("6 of 32 bytes");
@@ -33,7 +33,7 @@ pub fn derived_mac(uuid: &str, nic: &str) -> MacAddr {
     MacAddr(mac)
 }
 
-/// A short name for a long one, fit for a file name.
+/// Returns a short hash of words for a file name.
 pub fn short_hash(words: &[&str]) -> String {
     digest(words)[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -46,7 +46,7 @@ pub fn short_word(words: &[&str]) -> u64 {
 fn digest(words: &[&str]) -> [u8; 32] {
     let mut hash = Sha256::new();
     for word in words {
-        // The length keeps ("ab", "c") and ("a", "bc") apart.
+        // The length distinguishes ("ab", "c") from ("a", "bc").
         hash.update((word.len() as u64).to_le_bytes());
         hash.update(word.as_bytes());
     }

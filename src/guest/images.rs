@@ -1,7 +1,7 @@
-//! Disks made from images: `disks.source`, once, by a copy that stands on its own.
+//! Disks made from images: `disks.source` is copied once, and the copy is independent.
 //!
-//! Fetching takes long and has something to show, so that only commands do it: a supervisor finds such a disk there or
-//! says how to make it.
+//! Fetching takes long and shows its progress, so only commands do it: a supervisor needs the disk to exist, or says
+//! how to make it.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -41,16 +41,16 @@ impl From<FetchError> for GuestError {
     }
 }
 
-/// What images are obtained with.
+/// Parameters for obtaining images.
 #[derive(Clone, Copy)]
 pub struct Images<'a> {
-    /// Where the cache and the catalogues are.
+    /// The host file, with the cache and the catalogues.
     pub host: &'a HostConfig,
-    /// Who is told.
+    /// Gets the progress.
     pub progress: &'a dyn Progress,
 }
 
-/// What can be said of an image without the net.
+/// Facts about an image that are known without the network.
 #[derive(Debug)]
 pub enum Known {
     /// It is in the cache, or in a catalogue.
@@ -89,20 +89,20 @@ impl<'a> Images<'a> {
         }
     }
 
-    /// What fetches, with the host file's cache and catalogues.
+    /// Returns the fetcher, with the host file's cache and catalogues.
     pub fn fetcher(&self) -> Result<Fetcher<'a>> {
         let sources = self.host.catalogues.iter().map(|it| CatalogueSource { id: it.id.clone(), at: it.url.clone() });
         Ok(Fetcher::open(&self.host.cache_dir, sources.collect(), self.progress)?)
     }
 
-    /// An image of the catalogue, of a URL, or of the user's; held to a checksum, and taken as stored in a format, if they
-    /// are said.
+    /// Obtains an image of the catalogue, of a URL, or of the user. The checksum and the format are used if they are
+    /// given.
     pub fn obtain(&self, what: &str, checksum: Option<&str>, format: Option<Format>) -> Result<Obtained> {
         let checksum = checksum.map(str::parse).transpose()?;
         Ok(self.fetcher()?.obtain(&Request { checksum, format, ..Request::new(Kind::Image, what) })?)
     }
 
-    /// Makes the disks of a guest that have a source and are not there. What was made before a failure is undone.
+    /// Makes the missing disks of a guest that have a source. Those made before a failure are removed.
     pub fn make_disks(&self, guest: &GuestDir, config: &GuestConfig) -> Result<Made> {
         let mut made = Made::default();
         for disk in &config.disks {
@@ -113,7 +113,7 @@ impl<'a> Images<'a> {
         Ok(made)
     }
 
-    /// Makes every disk of a guest that is not there, from its source or empty, and grows those that are too small.
+    /// Makes every missing disk of a guest, from its source or empty, and grows those that are too small.
     pub fn make_all_disks(&self, guest: &GuestDir, config: &GuestConfig) -> Result<Made> {
         check_disks(config)?;
         let made = self.make_disks(guest, config)?;
@@ -167,7 +167,7 @@ fn write_file(image: &Path, path: &Path, size: u64) -> std::io::Result<()> {
     })
 }
 
-/// Writes an image into a new volume, which reads as zeros: blocks of zeros are left out.
+/// Writes an image into a new volume. The volume reads as zeros, so blocks of zeros are skipped.
 fn write_volume(from: &Path, mut target: &File) -> std::io::Result<()> {
     let mut source = File::open(from)?;
     let mut buffer = vec![0u8; 1 << 20];
@@ -183,7 +183,7 @@ fn write_volume(from: &Path, mut target: &File) -> std::io::Result<()> {
         if count == 0 {
             return Ok(());
         }
-        // A device takes whole sectors.
+        // A device accepts whole sectors only.
         let whole = count.next_multiple_of(4096).min(buffer.len());
         buffer[count..whole].fill(0);
         if buffer[..count].iter().any(|byte| *byte != 0) {

@@ -1,11 +1,11 @@
 //! An installer's run: the medium that a guest boots from once, and the answer file that the installer reads.
 //!
-//! A run is the first boot of one supervisor, and is remembered nowhere but in that process: whatever ends the boot
-//! (the installer's reboot, its power-off, a crash, a killed supervisor, the host's power), the next one is from the
-//! guest file, without the medium.
+//! A run is the first boot of one supervisor, and only that process knows it. Whatever ends the boot (the installer's
+//! reboot, its power-off, a crash, a killed supervisor, a power failure of the host), the next boot follows the guest
+//! file, without the medium.
 //!
-//! Words for the kernel: Debian's installer reads `url=` (installation guide, appendix B.2.2; `auto=true` puts off its
-//! questions until the file is there), Ubuntu's `autoinstall` with cloud-init's `ds=nocloud;s=` (its NoCloud data
+//! Words for the kernel: Debian's installer reads `url=` (installation guide, appendix B.2.2; `auto=true` delays its
+//! questions until the file is read), Ubuntu's `autoinstall` with cloud-init's `ds=nocloud;s=` (its NoCloud data
 //! source).
 
 use std::fs::File;
@@ -29,19 +29,19 @@ use super::error::{GuestError, Result};
 
 /// The id of the medium's drive.
 pub const DRIVE: &str = "install";
-/// What all answer files together may have.
+/// Maximum size of all answer files together.
 const ANSWERS_MAX: u64 = 16 << 20;
-/// How many there may be.
+/// Maximum number of answer files.
 const ANSWERS_MOST: usize = 64;
-/// Where an ISO 9660 volume descriptor has its identifier (ECMA-119, 8.1: sector 16, byte 1).
+/// Position of the identifier of an ISO 9660 volume descriptor (ECMA-119, 8.1: sector 16, byte 1).
 const ISO_IDENTIFIER: (u64, &[u8]) = (16 * 2048 + 1, b"CD001");
 
-/// What the installer is told.
+/// Answers for an installer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answers {
     /// A file for Debian's installer.
     Preseed(PathBuf),
-    /// `user-data` for Ubuntu's, or a directory that has it.
+    /// `user-data` for Ubuntu's installer, or a directory that contains it.
     Autoinstall(PathBuf),
 }
 
@@ -50,44 +50,45 @@ pub enum Answers {
 pub struct Install {
     /// The medium.
     medium: PathBuf,
-    /// Whether it is for a CD drive; else it is a disk that is not written.
+    /// Whether it is for a CD drive. Otherwise it is a disk that is not written.
     is_iso: bool,
     /// The files that the installer may read, by path.
     served: Vec<(String, AnswerContent)>,
     /// Words for the kernel's command line.
     words: Vec<Word>,
-    /// What loaders find on it.
+    /// Contents of the medium for loaders.
     found: Contents,
 }
 
 /// A word for the kernel's command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Word {
-    /// This.
+    /// A literal word.
     Plain(String),
-    /// What leads to a served file: the beginning, and the path. The address is the network's.
+    /// The address of a served file: its beginning, and the path. The host part is the network's address.
     Url(&'static str, &'static str),
 }
 
-/// What an ISO has for loaders.
+/// Contents of an ISO for loaders.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Contents {
     /// A boot image for UEFI.
     uefi: bool,
     /// FreeBSD's kernel.
     freebsd: bool,
-    /// OpenBSD's installer: the path of its kernel.
+    /// OpenBSD's installer, by the path of its kernel.
     openbsd: Option<String>,
     /// NetBSD's kernel.
     netbsd: bool,
-    /// A configuration of GRUB where grub-bhyve looks.
+    /// A configuration of GRUB at grub-bhyve's path.
     grub: bool,
-    /// All of it, in words.
+    /// A list of it all, in words.
     words: Vec<&'static str>,
 }
 
 impl Install {
-    /// With this medium and these answers; `append` are further words for the kernel's command line. Files are looked at.
+    /// Creates the run with this medium and these answers. `append` are further words for the kernel's command line.
+    /// The files are checked.
     pub fn new(medium: &Path, answers: Option<&Answers>, append: &str) -> Result<Install> {
         let medium = whole(medium)?;
         let failed = |error| GuestError::input("read", &medium, error);
@@ -109,12 +110,12 @@ impl Install {
         Ok(Install { medium, is_iso, served, words, found })
     }
 
-    /// The medium.
+    /// Returns the medium.
     pub fn medium(&self) -> &Path {
         &self.medium
     }
 
-    /// Whether a guest can be installed like this.
+    /// Checks whether a guest can be installed like this.
     pub fn check(&self, config: &GuestConfig) -> Result<()> {
         let name = &config.name;
         if config.loader == LoaderKind::Kernel {
@@ -148,7 +149,8 @@ impl Install {
         Ok(())
     }
 
-    /// Whether the guest's loader finds on an ISO what it boots. The embedded engine's own says so itself, at length.
+    /// Checks whether the guest's loader can boot from an ISO. The embedded engine's loader reports that itself, in
+    /// detail.
     fn check_loader(&self, config: &GuestConfig) -> Result<()> {
         let system = config.grub.as_ref().map(|grub| grub.system);
         let (there, what) = match (config.loader, system) {
@@ -170,8 +172,8 @@ impl Install {
             .hint(format!("found on it: {has}")))
     }
 
-    /// Puts the medium into what the guest file means, first in the boot order. What the file says of booting the
-    /// installed system does not hold for the medium.
+    /// Adds the medium to a configuration, first in the boot order. Settings for booting the installed system do not
+    /// apply to the medium.
     pub fn attach(&self, config: &mut GuestConfig) {
         let disk = DiskConfig {
             raw: true,
@@ -195,7 +197,7 @@ impl Install {
             options: Vec::new(),
         };
         config.disks.insert(0, disk);
-        // The loaders of bhyve(8) take what is first of this; firmware is told so with `bootindex`.
+        // The loaders of bhyve(8) use the first of this order. Firmware gets it as `bootindex`.
         config.boot_order.insert(0, BootTarget::Disk(DRIVE.to_owned()));
         if let Some(grub) = &mut config.grub {
             (grub.partition, grub.directory, grub.file, grub.entry) = (None, None, None, None);
@@ -210,7 +212,7 @@ impl Install {
         }
     }
 
-    /// The words for the kernel's command line, of a guest whose network serves the files at `address`.
+    /// Returns the words for the kernel's command line, for a guest whose network serves the files at `address`.
     pub fn words(&self, address: Ipv4Addr) -> Vec<String> {
         let word = |word: &Word| match word {
             Word::Plain(text) => text.clone(),
@@ -219,7 +221,7 @@ impl Install {
         self.words.iter().map(word).collect()
     }
 
-    /// The files that the installer may read.
+    /// Returns the files that the installer may read.
     pub fn answers(&self) -> Vec<AnswerSpec> {
         self.served.iter().map(|(path, content)| AnswerSpec { path: path.clone(), content: content.clone() }).collect()
     }
@@ -253,7 +255,7 @@ impl Contents {
     }
 }
 
-/// OpenBSD's media have the installer's kernel in `/RELEASE/amd64/bsd.rd`.
+/// Returns the path of OpenBSD's installer kernel, which is `/RELEASE/amd64/bsd.rd` on its media.
 fn openbsd_kernel(volume: &dyn FileSystem) -> Option<String> {
     let is_release = |name: &str| name.starts_with(|c: char| c.is_ascii_digit()) && name.contains('.');
     let releases = volume.list("/").unwrap_or_default();
@@ -261,7 +263,7 @@ fn openbsd_kernel(volume: &dyn FileSystem) -> Option<String> {
     paths.find(|path| matches!(volume.kind_of(path), Ok(NodeKind::File)))
 }
 
-/// A path that holds in every directory.
+/// Returns an absolute path.
 fn whole(path: &Path) -> Result<PathBuf> {
     std::fs::canonicalize(path).map_err(|error| GuestError::io("find", path, error))
 }
@@ -277,9 +279,9 @@ fn url(address: Ipv4Addr, path: &str) -> String {
     }
 }
 
-type Told = (Vec<(String, AnswerContent)>, Vec<Word>);
+type AnswerSet = (Vec<(String, AnswerContent)>, Vec<Word>);
 
-fn preseed(file: &Path) -> Result<Told> {
+fn preseed(file: &Path) -> Result<AnswerSet> {
     const NAME: &str = "/preseed.cfg";
     let file = whole(file)?;
     size_of(&file)?;
@@ -287,7 +289,7 @@ fn preseed(file: &Path) -> Result<Told> {
     Ok((vec![(NAME.to_owned(), AnswerContent::File(file))], words.to_vec()))
 }
 
-fn autoinstall(path: &Path) -> Result<Told> {
+fn autoinstall(path: &Path) -> Result<AnswerSet> {
     let path = whole(path)?;
     let mut served: Vec<(String, AnswerContent)> = Vec::new();
     let user_data = if path.is_dir() { path.join("user-data") } else { path.clone() };
@@ -297,7 +299,7 @@ fn autoinstall(path: &Path) -> Result<Told> {
         for entry in entries {
             let entry = entry.map_err(|error| GuestError::io("read", &path, error))?;
             let name = entry.file_name();
-            // An editor's and git's own.
+            // Files of an editor and of git.
             if name.as_encoded_bytes().starts_with(b".") {
                 continue;
             }
@@ -329,14 +331,14 @@ fn autoinstall(path: &Path) -> Result<Told> {
             .hint("the installer would take it for nothing; its configuration stands below `autoinstall:`"));
     }
     if !served.iter().any(|(path, _)| path == "/meta-data") {
-        // cloud-init takes a source for none without it.
+        // Without it cloud-init does not accept the source.
         served.push(("/meta-data".to_owned(), AnswerContent::Text("instance-id: vmctl-install\n".to_owned())));
     }
     let words = [plain("autoinstall"), Word::Url("ds=nocloud;s=", "/")];
     Ok((served, words.to_vec()))
 }
 
-/// The size of a file that can be served.
+/// Returns the size of a file that can be served.
 fn size_of(path: &Path) -> Result<u64> {
     let failed = |error| GuestError::input("read the answer file", path, error);
     let metadata = inputs::open(path).and_then(|file| file.metadata()).map_err(failed)?;

@@ -15,15 +15,15 @@ use crate::units::ByteSize;
 use super::error::{GuestError, Result};
 use super::store::Store;
 
-/// Ports of the host that are tried for the way to the guest's sshd(8).
+/// Ports of the host that are tried for the forward to the guest's sshd(8).
 const PORTS: std::ops::Range<u16> = 42200..43200;
-/// RAM of a guest of whom nothing else is said.
+/// Default RAM of a guest.
 const MEMORY: &str = "1GiB";
-/// Room that a guest gets beyond its image.
+/// Room of a guest in addition to its image.
 const ROOM: u64 = 2 << 30;
 
-/// The public key of the user: the first of `~/.ssh` that OpenSSH would use, or else the one that vmctl keeps in the
-/// datastore, which is made now if it is not there.
+/// Returns the public key of the user: the first of `~/.ssh` that OpenSSH would use, or else the key of vmctl in the
+/// datastore, which is made if it does not exist.
 pub fn public_key(store: &Store, home: Option<&Path>) -> Result<PathBuf> {
     let own = home
         .into_iter()
@@ -52,8 +52,8 @@ pub fn public_key(store: &Store, home: Option<&Path>) -> Result<PathBuf> {
     Ok(public)
 }
 
-/// A port of the loopback that nobody listens on. Somebody else may take it before the guest starts, whose start then
-/// fails with the port's number; `edit` changes it.
+/// Returns a free port of the loopback. Another program may take it before the guest starts. The start then fails with
+/// the port's number, and `edit` changes it.
 pub fn free_port(taken: &[u16]) -> Result<u16> {
     PORTS
         .filter(|port| !taken.contains(port))
@@ -61,11 +61,10 @@ pub fn free_port(taken: &[u16]) -> Result<u16> {
         .ok_or_else(|| GuestError::user(format!("no port of {} to {} is free", PORTS.start, PORTS.end - 1)))
 }
 
-/// The guest file: the image as a disk, a user-mode network with a way to sshd(8), a seed of cloud-init where the image
-/// reads one. Ways in from the host and kernels of their own are the embedded engine's, which is named where another
-/// `engine` runs guests that do not say.
-/// A kernel that comes with the image lies in `boot/` beside the file. `source` is the image and the checksum that it was
-/// held to by the user, as they were given.
+/// Returns the guest file: the image as a disk, a user-mode network with a forward to sshd(8), and a seed of cloud-init
+/// if the image reads one. Only the embedded engine has forwards from the host and kernels, so the file names it if
+/// another `engine` is the default. A kernel of the image is in `boot/` beside the file. `source` is the image and the
+/// user's checksum, as they were given.
 pub fn text(image: &Obtained, (source, checksum): (&str, Option<&str>), key: &Path, port: u16, engine: EngineKind) -> String {
     let facts = &image.facts;
     let mut file = DocumentMut::new();
@@ -117,32 +116,32 @@ pub fn text(image: &Obtained, (source, checksum): (&str, Option<&str>), key: &Pa
     file.to_string()
 }
 
-/// What a new guest's interface is plugged into.
+/// The network of a new guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wire {
     /// A user-mode network.
     User,
     /// A switch of the host file.
     Switch(String),
-    /// Nothing: it has none.
+    /// None: it has no interface.
     None,
 }
 
-/// A guest that is to be installed.
+/// A guest to install.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewMachine {
-    /// Of its disk.
+    /// Size of its disk.
     pub size: ByteSize,
     /// RAM.
     pub memory: ByteSize,
     /// Its network.
     pub wire: Wire,
-    /// As the guest file spells it.
+    /// Loader, as in the guest file.
     pub loader: String,
 }
 
 impl NewMachine {
-    /// Its guest file.
+    /// Returns its guest file.
     pub fn text(&self) -> String {
         let mut file = DocumentMut::new();
         file["memory"] = value(self.memory.to_string());

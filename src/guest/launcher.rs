@@ -1,4 +1,4 @@
-//! How a command starts a supervisor and hears what became of it, and how it asks one that runs.
+//! Starting a supervisor from a command and getting its result, and sending requests to a running one.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -14,39 +14,40 @@ use super::error::{Fault, GuestError, Result};
 use super::lock::{GuestLock, Holder, Role};
 use super::store::GuestDir;
 
-/// How long a supervisor that has its lock may take until it answers, or is gone.
+/// Time-out for a supervisor with a lock to answer or end.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Between two looks whether a supervisor that owes an answer answers others.
+/// Interval at which a supervisor that owes an answer is checked whether it answers others.
 const LOOK: Duration = Duration::from_secs(2);
-/// How long a supervisor whose process was stopped may go on so.
+/// Time that a stopped supervisor process may stay stopped.
 const STOPPED_PATIENCE: Duration = Duration::from_secs(2);
-/// How long one that runs may answer nobody: it makes disks, waits for an engine that cleans up, writes to a slow disk.
+/// Time that a running supervisor may not answer: it makes disks, waits for an engine that cleans up, writes to a slow
+/// disk.
 const STUCK_PATIENCE: Duration = Duration::from_secs(45);
 
-/// The supervisor's own log is started anew when it has grown past this.
+/// The supervisor's own log starts again when it has grown past this.
 const LOG_LIMIT: u64 = 256 * 1024;
 
-/// What a detached supervisor reports on its standard output, once, as a line of JSON.
+/// Report of a detached supervisor on its standard output, once, as a line of JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     /// Whether the guest runs.
     pub running: bool,
-    /// Why not.
+    /// Reason why not.
     pub message: String,
     /// The next step.
     pub hint: Option<String>,
-    /// Whether the user can put it right.
+    /// Whether the user can fix it.
     pub user: bool,
 }
 
 impl Report {
-    /// Of a start that did not come as far as the guest.
+    /// Creates the report of a start that did not get as far as the guest.
     pub fn failed(message: &str, hint: Option<&str>, user: bool) -> Report {
         Report { running: false, message: message.to_owned(), hint: hint.map(str::to_owned), user }
     }
 
-    /// Of the outcome of a start.
+    /// Creates the report of a start's result.
     pub fn of(outcome: std::result::Result<(), &GuestError>) -> Report {
         match outcome {
             Ok(()) => Report { running: true, message: String::new(), hint: None, user: false },
@@ -60,7 +61,7 @@ impl Report {
     }
 }
 
-/// Starts `command`, a supervisor of `guest`, detached, and returns when the guest runs, or with why it does not.
+/// Starts `command`, a supervisor of `guest`, detached. Returns when the guest runs, or the reason why it does not.
 pub fn start(guest: &GuestDir, mut command: Command) -> Result<()> {
     let log = guest.supervisor_log();
     let stderr = open_log(&log, LOG_LIMIT).map_err(|error| GuestError::io("write", &log, error))?;
@@ -74,7 +75,7 @@ pub fn start(guest: &GuestDir, mut command: Command) -> Result<()> {
     match read.ok().and_then(|_| serde_json::from_str::<Report>(&line).ok()) {
         Some(report) if report.running => Ok(()),
         Some(report) => {
-            // It has let the guest go when it is gone.
+            // The supervisor has released the guest once it is gone.
             let _ = child.wait();
             let error = if report.user { GuestError::user(report.message) } else { GuestError::host(report.message) };
             Err(match report.hint {
@@ -91,7 +92,7 @@ pub fn start(guest: &GuestDir, mut command: Command) -> Result<()> {
     }
 }
 
-/// What was written to a log past its first `before` bytes, as the end of a message.
+/// Returns the text of a log after its first `before` bytes, as the end of a message.
 fn said_since(log: &Path, before: u64) -> String {
     use std::io::{Read, Seek, SeekFrom};
     let mut text = String::new();
@@ -105,8 +106,8 @@ fn said_since(log: &Path, before: u64) -> String {
     }
 }
 
-/// Who runs `guest`. A supervisor that was killed has its lock for a moment longer, so that one is believed only when it
-/// answers; one that does neither answer nor go is named all the same.
+/// Returns the supervisor of `guest`. A supervisor that was killed has its lock for a moment longer, so one counts only
+/// if it answers. One that neither answers nor ends is returned nevertheless.
 pub fn supervisor_of(guest: &GuestDir) -> Option<Holder> {
     let started = Instant::now();
     loop {
@@ -118,12 +119,12 @@ pub fn supervisor_of(guest: &GuestDir) -> Option<Holder> {
     }
 }
 
-/// Whether a supervisor answers within a second.
+/// Returns whether a supervisor answers within a second.
 pub(super) fn answers(guest: &GuestDir) -> bool {
     let limit = Duration::from_secs(1);
     let stream = match connect(&guest.socket(), limit) {
         Ok(stream) => stream,
-        // Somebody else's supervisor cannot be asked; its lock must do.
+        // Another user's supervisor cannot be asked. Its lock must be enough.
         Err(error) => return error.kind() == std::io::ErrorKind::PermissionDenied,
     };
     let mut client = ControlClient::over(stream);
@@ -138,7 +139,7 @@ pub fn ask(guest: &GuestDir, request: Request) -> Result<ControlClient> {
         if let Some(client) = ControlClient::ask(&guest.socket(), request.clone())? {
             return Ok(client);
         }
-        // A supervisor has its lock a moment before its socket, and its socket's end a moment before its lock's.
+        // A supervisor has its lock a moment before its socket, and its socket ends a moment before its lock.
         match GuestLock::holder(&guest.lock_file()) {
             Some(holder) if holder.role == Role::Supervisor && started.elapsed() < ANSWER_PATIENCE => {
                 std::thread::sleep(Duration::from_millis(10));
@@ -149,12 +150,12 @@ pub fn ask(guest: &GuestDir, request: Request) -> Result<ControlClient> {
     }
 }
 
-/// There is nobody to ask.
+/// Creates the error that the guest does not run.
 pub fn not_running(guest: &GuestDir) -> GuestError {
     GuestError::user(format!("`{}` is not running", guest.name())).hint(format!("start it: `vmctl start {}`", guest.name()))
 }
 
-/// What a supervisor did not do.
+/// Creates the error of a refused request.
 pub(super) fn refused(message: String, hint: Option<String>) -> GuestError {
     let error = GuestError::user(message);
     match hint {
@@ -168,20 +169,20 @@ fn silent(guest: &GuestDir, holder: &Holder) -> GuestError {
         .hint(format!("`vmctl kill {}` ends it and the guest", guest.name()))
 }
 
-/// What came of waiting for an answer.
+/// Result of waiting for an answer.
 pub(super) enum Heard {
     /// The answer.
     Reply(Reply),
-    /// The connection ended without one.
+    /// The connection ended without an answer.
     Lost,
-    /// The supervisor does not answer anybody.
+    /// The supervisor answers no client.
     Silent,
-    /// There was none in time.
+    /// There was no answer in time.
     Late,
 }
 
-/// Waits for an answer, at most until `until`, and looks every now and then whether the supervisor answers at all: how
-/// long a guest may take is its own matter, and a supervisor that hangs must not hold anybody up.
+/// Waits for an answer, at most until `until`, and checks at intervals whether the supervisor answers at all: a guest
+/// may take its time, but a supervisor that hangs must not block a command.
 pub(super) fn hear(guest: &GuestDir, client: &mut ControlClient, until: Option<Instant>) -> Result<Heard> {
     loop {
         let left = until.map_or(LOOK, |until| until.saturating_duration_since(Instant::now()).min(LOOK));
@@ -195,8 +196,8 @@ pub(super) fn hear(guest: &GuestDir, client: &mut ControlClient, until: Option<I
     }
 }
 
-/// Whether the supervisor that has the guest answers nobody: at once if its process was stopped, and if not, for longer
-/// than anything that it does takes.
+/// Returns whether the supervisor of the guest answers no client: at once if its process was stopped, otherwise for
+/// longer than anything that it does takes.
 pub(super) fn is_stuck(guest: &GuestDir, until: Option<Instant>) -> bool {
     let started = Instant::now();
     loop {
@@ -204,7 +205,7 @@ pub(super) fn is_stuck(guest: &GuestDir, until: Option<Instant>) -> bool {
             return false;
         }
         let holder = GuestLock::holder(&guest.lock_file()).filter(|holder| holder.role == Role::Supervisor);
-        // Gone is not stuck.
+        // A process that is gone is not stuck.
         let Some(holder) = holder else { return false };
         let patience = match look_at(holder.pid) {
             Some(process) if process.stopped => STOPPED_PATIENCE,
@@ -220,7 +221,7 @@ pub(super) fn is_stuck(guest: &GuestDir, until: Option<Instant>) -> bool {
     }
 }
 
-/// Asks and waits for the answer. What ends a guest is [`super::stopping`]'s.
+/// Sends a request and waits for the answer. Requests that end a guest are in [`super::stopping`].
 pub fn ask_once(guest: &GuestDir, request: Request) -> Result<Reply> {
     let mut client = ask(guest, request)?;
     match hear(guest, &mut client, None)? {
@@ -251,7 +252,7 @@ mod tests {
         GuestState::new("g").save(&new.guest().state_file()).expect("saves");
         let guest = new.commit().expect("commits").0;
         assert_eq!(supervisor_of(&guest), None);
-        // As the kernel leaves it between a SIGKILL and the last thread's end: locked, and nobody answers.
+        // The state between a SIGKILL and the end of the last thread: locked, and nothing answers.
         let lock = guest.lock(Role::Supervisor).expect("locks");
         let going = std::thread::spawn(move || {
             std::thread::sleep(Duration::from_millis(400));

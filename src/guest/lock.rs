@@ -1,10 +1,10 @@
-//! Locks: flock(2) on files that only their owner can open, since an open file is all that a lock takes.
+//! Locks: flock(2) on files that only their owner can open, since a lock needs no more than an open file.
 //!
-//! The kernel's lock alone decides; it goes with its holder, so a power cut, a killed supervisor or a changed host
-//! name never leaves a guest unstartable. What is written in the file (who, since which boot) is for messages only.
+//! Only the kernel's lock decides. It ends with its holder, so a power cut, a killed supervisor or a changed host name
+//! never leaves a guest that cannot be started. The text in the file (holder and boot) is for messages only.
 //!
-//! A [`GuestLock`] is held for as long as somebody runs or changes a guest, and who comes second is told. A [`Turn`] is
-//! held for one change of what several commands change, and who comes second waits.
+//! A [`GuestLock`] is held for as long as a process runs or changes a guest; a second process gets an error. A [`Turn`]
+//! is held for one change of something that several commands change; a second process waits.
 
 use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, Write};
@@ -20,24 +20,24 @@ use crate::host::process::{boot_id, is_there};
 use super::error::{GuestError, Result};
 use super::state::RunState;
 
-/// What the holder of a lock does with the guest.
+/// Role of a lock's holder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
-    /// Runs it.
+    /// It runs the guest.
     Supervisor,
-    /// A short-lived command changes its directory.
+    /// It is a short-lived command that changes the guest's directory.
     Command,
 }
 
-/// Who holds a lock.
+/// The holder of a lock.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
-    /// Its process.
+    /// Its process id.
     pub pid: u32,
     /// The boot of the host that the process belongs to.
     pub boot_id: String,
-    /// What it does.
+    /// Its role.
     pub role: Role,
 }
 
@@ -48,11 +48,11 @@ pub struct GuestLock {
     path: PathBuf,
 }
 
-/// Readers hold the lock shared for an instant while they look; a writer tries again for this long.
+/// Time for which a writer tries again, since readers hold the lock shared for a moment while they look.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 impl GuestLock {
-    /// Takes the lock, or says who has it.
+    /// Takes the lock, or reports its holder.
     pub fn acquire(path: &Path, role: Role) -> Result<std::result::Result<GuestLock, Option<Holder>>> {
         let started = Instant::now();
         loop {
@@ -62,7 +62,7 @@ impl GuestLock {
                     write_holder(&file, role);
                     return Ok(Ok(GuestLock { file, path: path.to_owned() }));
                 }
-                // The guest was destroyed or renamed between the open and the lock: look at the path again.
+                // The guest may have been destroyed or renamed between the open and the lock: check the path again.
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => {
                     let holder = read_holder(&file);
@@ -77,25 +77,25 @@ impl GuestLock {
         }
     }
 
-    /// Who holds the lock at `path`; `None` when nobody does.
+    /// Returns the holder of the lock at `path`, or `None`.
     pub fn holder(path: &Path) -> Option<Holder> {
         let file = match File::open(path) {
             Ok(file) => file,
-            // Somebody else's guest: its supervisor's own account must do, which everybody can read.
+            // It is another user's guest. Its supervisor's state, which everybody can read, must be enough.
             Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => return Holder::by_account(path),
             Err(_) => return None,
         };
         close_to_others(&file);
         match file.try_lock_shared() {
             Err(TryLockError::WouldBlock) => {
-                // The holder writes its name right after it has the lock; an unreadable file is that moment.
+                // The holder writes its name right after it has the lock. An unreadable file means that it has not yet.
                 Some(read_holder(&file).unwrap_or(Holder { pid: 0, boot_id: String::new(), role: Role::Command }))
             }
             _ => None,
         }
     }
 
-    /// Where the lock is.
+    /// Returns the path of the lock.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -108,7 +108,7 @@ impl Drop for GuestLock {
 }
 
 impl Holder {
-    /// The supervisor that says beside the lock that it runs the guest, if there is such a process.
+    /// Returns the supervisor in the state beside the lock, if there is such a process.
     fn by_account(lock: &Path) -> Option<Holder> {
         let run = RunState::load(lock)?;
         let runs = run.boot_id == boot_id() && is_there(run.pid);
@@ -119,20 +119,20 @@ impl Holder {
 fn write_holder(mut file: &File, role: Role) {
     let holder = Holder { pid: std::process::id(), boot_id: boot_id(), role };
     let text = serde_json::to_string(&holder).expect("plain fields") + "\n";
-    // Only messages read it: a full disk must not keep a guest from stopping or starting.
+    // Only messages use the text: a full disk must not prevent a guest from stopping or starting.
     let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(text.as_bytes()));
 }
 
-/// Who is told what a command waits for.
+/// The receiver of messages about waiting.
 #[derive(Clone, Default)]
 pub struct Waiting(Option<Arc<Tell>>);
 
-/// Takes the words.
+/// A function that takes the message.
 type Tell = dyn Fn(&str) + Send + Sync;
 
 impl Waiting {
-    /// Told by `tell`.
-    pub fn told(tell: impl Fn(&str) + Send + Sync + 'static) -> Waiting {
+    /// Creates one that calls `tell`.
+    pub fn notify_with(tell: impl Fn(&str) + Send + Sync + 'static) -> Waiting {
         Waiting(Some(Arc::new(tell)))
     }
 }
@@ -143,22 +143,22 @@ impl std::fmt::Debug for Waiting {
     }
 }
 
-/// The right to make one change of what several commands change, until dropped.
+/// The right to make one change of something that several commands change, until dropped.
 #[derive(Debug)]
 pub struct Turn {
     file: File,
     path: PathBuf,
-    /// The file is this turn's alone and goes with it.
+    /// Whether the file belongs to this turn alone and is removed with it.
     goes: bool,
 }
 
-/// A turn that has not come after this is told of.
+/// Time after which the user is told that the turn has not come.
 const TOLD_AFTER: Duration = Duration::from_secs(1);
-/// And given up after this.
+/// Time after which the wait is given up.
 const GIVEN_UP_AFTER: Duration = Duration::from_secs(30);
 
 impl Turn {
-    /// Waits for the turn at `path`. `doing` completes "process N ..." for who is told that it takes long.
+    /// Waits for the turn at `path`. `doing` completes "process N ..." for the message when it takes long.
     pub fn wait(path: &Path, doing: &str, waiting: &Waiting) -> Result<Turn> {
         Turn::wait_for(path, doing, waiting, (TOLD_AFTER, GIVEN_UP_AFTER))
     }
@@ -201,7 +201,7 @@ impl Turn {
                     write_holder(&file, Role::Command);
                     return Ok(Ok(Turn { file, path: path.to_owned(), goes: false }));
                 }
-                // Whoever had it has removed it: look at the path again.
+                // The previous holder removed it: check the path again.
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => return Ok(Err(read_holder(&file))),
                 Err(TryLockError::Error(error)) => return Err(GuestError::io("lock", path, error)),
@@ -209,7 +209,7 @@ impl Turn {
         }
     }
 
-    /// The same turn, whose file goes with it.
+    /// Makes the file be removed with the turn.
     pub fn of_its_own(self) -> Turn {
         let mut turn = self;
         turn.goes = true;
@@ -282,7 +282,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("turn");
         let told = Arc::new(std::sync::Mutex::new(Vec::new()));
-        let waiting = Waiting::told({
+        let waiting = Waiting::notify_with({
             let told = Arc::clone(&told);
             move |words| told.lock().expect("no panic").push(words.to_owned())
         });

@@ -1,4 +1,4 @@
-//! Logs that do not grow without bound: a current file and a number of older ones, `NAME.1` the youngest.
+//! Logs that do not grow without bound: a current file and a number of older ones, with `NAME.1` as the youngest.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -18,7 +18,7 @@ pub struct RotatingLog {
 }
 
 impl RotatingLog {
-    /// Goes on with the log at `path`: at most `limit` bytes, then it becomes `PATH.1` and so on up to `PATH.keep`.
+    /// Continues the log at `path`. At `limit` bytes it becomes `PATH.1` and so on up to `PATH.keep`.
     pub fn open(path: &Path, limit: u64, keep: u32, mode: u32) -> RotatingLog {
         RotatingLog { path: path.to_owned(), file: None, size: 0, limit: limit.max(4096), keep, mode }
     }
@@ -28,7 +28,7 @@ impl RotatingLog {
         (self.limit, self.keep) = (limit.max(4096), keep);
     }
 
-    /// Appends. After an error (a full disk) the bytes are lost and the next append starts over with opening the file.
+    /// Appends bytes. After an error (a full disk) the bytes are lost, and the next append opens the file again.
     pub fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         let written = self.try_append(bytes);
         if written.is_err() {
@@ -64,7 +64,7 @@ impl RotatingLog {
         rotate(&self.path, self.keep)
     }
 
-    /// Starts a new file now, if the current one holds anything.
+    /// Starts a new file now, if the current one is not empty.
     pub fn rotate_now(&mut self) -> io::Result<()> {
         match fs::metadata(&self.path) {
             Ok(metadata) if metadata.len() > 0 => self.rotate(),
@@ -77,7 +77,7 @@ fn rotate(path: &Path, keep: u32) -> io::Result<()> {
     if keep == 0 {
         return fs::remove_file(path);
     }
-    // From the oldest down, so that each name is free when it is taken; a gap in the row is no error.
+    // From the oldest down, so that each name is free when it is used. A gap is no error.
     for number in (1..keep).rev() {
         match fs::rename(numbered(path, number), numbered(path, number + 1)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -87,14 +87,14 @@ fn rotate(path: &Path, keep: u32) -> io::Result<()> {
     fs::rename(path, numbered(path, 1))
 }
 
-/// The name of an older log.
+/// Returns the name of an older log.
 pub fn numbered(path: &Path, number: u32) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{number}"));
     PathBuf::from(name)
 }
 
-/// The last `lines` lines of a file, read from its end; at most 4 MiB are looked at.
+/// Returns the last `lines` lines of a file, read from its end. At most 4 MiB are read.
 pub fn tail(path: &Path, lines: usize) -> io::Result<Vec<u8>> {
     use std::io::{Read, Seek, SeekFrom};
     const MOST: u64 = 4 << 20;

@@ -1,7 +1,7 @@
-//! Which fleet a guest belongs to: `fleet.json` beside its state.
+//! Membership of a guest in a fleet: `fleet.json` beside its state.
 //!
-//! A file of its own, because a supervisor has `state.json` in its hands for as long as the guest runs. It also holds
-//! what the last apply left behind, so that a later one can tell what somebody changed by hand.
+//! It is a file of its own, because a supervisor owns `state.json` as long as the guest runs. It also holds the state
+//! after the last apply, so that a later one can detect changes by hand.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -19,33 +19,33 @@ use super::timestamp::Timestamp;
 /// The version of the document.
 const MEMBERSHIP_VERSION: u32 = 1;
 
-/// `fleet.json`.
+/// The document `fleet.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Membership {
-    /// [`MEMBERSHIP_VERSION`].
+    /// Always [`MEMBERSHIP_VERSION`].
     pub version: u32,
-    /// The guest's name then; one that has got another is in no fleet. Earlier versions did not write it.
+    /// The guest's name at that time. A guest with another name is in no fleet. Earlier versions did not write it.
     #[serde(default)]
     pub guest: Option<String>,
     /// The fleet's name.
     pub fleet: String,
     /// The fleet file of the last apply.
     pub file: PathBuf,
-    /// Of the guest file that it wrote.
+    /// Hash of the guest file that it wrote.
     pub file_hash: String,
-    /// The guest's identity then.
+    /// The guest's UUID at that time.
     pub uuid: String,
-    /// Its addresses then, by interface.
+    /// Its MAC addresses at that time, by interface.
     pub macs: BTreeMap<String, String>,
-    /// When.
+    /// Time of the last apply.
     pub applied: Timestamp,
-    /// The boot of the guest that runs with an older configuration than its file: a restart is due while it lasts.
+    /// The boot of the guest that runs with an older configuration than its file. A restart is due while it lasts.
     #[serde(default)]
     pub pending_boot: Option<u64>,
 }
 
 impl Membership {
-    /// Of a guest whose file now holds `text`.
+    /// Creates the membership of a guest whose file now holds `text`.
     pub fn now(fleet: &str, file: PathBuf, text: &str, state: &GuestState) -> Membership {
         Membership {
             version: MEMBERSHIP_VERSION,
@@ -60,8 +60,8 @@ impl Membership {
         }
     }
 
-    /// That of a guest; `None` for one that belongs to no fleet. A file that is damaged is an error: what it says decides
-    /// what may be removed.
+    /// Reads the membership of a guest, or `None` if it belongs to no fleet. A damaged file is an error, since it
+    /// decides what may be removed.
     pub fn load(guest: &GuestDir) -> Result<Option<Membership>> {
         let path = path(guest);
         let text = match std::fs::read(&path) {
@@ -81,7 +81,7 @@ impl Membership {
         }
     }
 
-    /// Writes that of a guest.
+    /// Writes the membership of a guest.
     pub fn save(&self, guest: &GuestDir) -> Result<()> {
         let path = path(guest);
         let named = Membership { guest: Some(guest.name().to_owned()), ..self.clone() };
@@ -90,7 +90,7 @@ impl Membership {
         write_atomically(&path, &text, 0o644).map_err(|error| GuestError::io("write", &path, error))
     }
 
-    /// The guest leaves its fleet.
+    /// Removes a guest from its fleet.
     pub fn remove(guest: &GuestDir) -> Result<()> {
         let path = path(guest);
         match std::fs::remove_file(&path) {
@@ -104,7 +104,7 @@ fn path(guest: &GuestDir) -> PathBuf {
     guest.path().join("fleet.json")
 }
 
-/// Differs when a text does.
+/// Returns the hash of a text.
 pub fn hash_of(text: &str) -> String {
     Sha256::digest(text.as_bytes())[..16].iter().map(|byte| format!("{byte:02x}")).collect()
 }

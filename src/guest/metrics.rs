@@ -1,36 +1,36 @@
-//! Figures of guests as Prometheus reads them: text exposition format 0.0.4
+//! Metrics of guests in Prometheus' formats: text exposition format 0.0.4
 //! (<https://prometheus.io/docs/instrumenting/exposition_formats/>), and OpenMetrics 1.0.0
 //! (<https://prometheus.io/docs/specs/om/open_metrics_spec/>, "Text format").
 //!
-//! Names follow the conventions of both: base units, `_total` behind what only grows. OpenMetrics wants the metadata under
-//! the name without it, a `UNIT` where the name ends with one, and an end that is said, so that a part is not taken for
-//! the whole. The samples are the same. A figure that is not known has no line.
+//! Names follow the conventions of both: base units, `_total` after counters. OpenMetrics needs the metadata under the
+//! name without it, a `UNIT` if the name ends with one, and an end mark, so that a part is not taken for the whole. The
+//! samples are the same. An unknown figure has no line.
 
 use std::fmt::Write;
 
 use super::figures::{DiskFigures, Figures, NicFigures};
 use super::metrics_format::Format;
 
-/// Units that names end with; everything else is a count or a state.
+/// Units at the end of names. Other metrics are counts or states.
 const UNITS: &[&str] = &["bytes", "seconds"];
 
-/// Every state that a guest can be in, so that each has its line.
+/// All states that a guest can have, so that each has its line.
 pub const STATES: &[&str] = &["stopped", "failed", "starting", "running", "stopping", "waiting", "busy"];
 
 /// One metric.
 pub struct Metric {
     /// Its name.
     pub name: &'static str,
-    /// What Prometheus calls its type.
+    /// Prometheus' type.
     pub kind: &'static str,
-    /// One sentence.
+    /// Description in one sentence.
     pub help: &'static str,
     figures: Source,
 }
 
-/// Where the lines of a metric come from.
+/// Source of a metric's lines.
 enum Source {
-    /// One line for each state, 1 for the one that the guest is in.
+    /// One line for each state, with 1 for the state of the guest.
     State,
     Guest(fn(&Figures) -> Option<f64>),
     Disk(fn(&DiskFigures) -> Option<u64>),
@@ -91,7 +91,7 @@ pub const METRICS: &[Metric] = &[
     nic("vmctl_guest_network_transmit_packets_total", "Frames from the guest.", |nic| nic.sent_packets),
 ];
 
-/// The text for `guests`, whose names differ.
+/// Returns the text for `guests`, which have different names.
 pub fn exposition(guests: &[Figures], format: Format) -> String {
     let mut text = String::new();
     for metric in METRICS {
@@ -151,7 +151,7 @@ impl Metric {
     }
 }
 
-/// A label's value may be any text but for three characters.
+/// Escapes a label's value, which may contain any text except for three characters.
 fn escaped(value: &str) -> String {
     value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
@@ -177,7 +177,7 @@ vmctl_guest_disk_read_bytes_total{guest=\"db\",disk=\"root\"} 5
         assert!(text.contains(expected), "{text}");
         assert!(text.contains("vmctl_guest_state{guest=\"db\",state=\"running\"} 1\n"), "{text}");
         assert!(text.contains("vmctl_guest_state{guest=\"db\",state=\"failed\"} 0\n"), "{text}");
-        // Nothing is known of writes and of the processor: neither a line nor a heading, and no zero.
+        // The figures of writes and of the processor are not known: there is neither a line nor a heading, and no zero.
         assert!(!text.contains("written") && !text.contains("cpu_seconds"), "{text}");
         assert!(text.ends_with('\n'));
     }

@@ -1,10 +1,11 @@
-//! The files that a guest file names, looked at before anything is made of them: is a disk a disk, and the rest files.
+//! Checks of the files that a guest file names, before they are used: disks must be raw disks, and the others must be
+//! files.
 //!
-//! A raw disk has no mark of its own. A file that bears the mark of an image, an archive or a packed stream is therefore
-//! refused wherever it would become a disk: taken for raw bytes, it is destroyed by the guest's first write. The engine does
-//! what it is told and guesses nothing.
+//! A raw disk has no mark of its own. A file with the mark of an image, an archive or a packed stream is therefore
+//! refused wherever it would become a disk: used as raw bytes, the guest's first write would destroy it. The engine
+//! itself does not guess.
 //!
-//! Only what the user names is looked at. What stands on a disk that vmctl made, the guest has written, and that may be
+//! Only files that the user names are checked. The guest has written the disks that vmctl made, and they may contain
 //! anything.
 
 use std::path::Path;
@@ -18,13 +19,13 @@ use crate::inputs;
 use super::error::{GuestError, Result};
 use super::seed;
 
-/// A disk's unit.
+/// Unit of a disk.
 const SECTOR: u64 = 512;
 
-/// Refuses a disk at a path of the user's whose bytes are no raw disk. One that is not there yet is not looked at.
+/// Refuses a disk at a path of the user whose bytes are not a raw disk. A missing one is not checked.
 pub fn check_disk(disk: &DiskConfig) -> Result<()> {
     let Some(path) = &disk.path else { return Ok(()) };
-    // A virtio-scsi disk is a port of CAM, and an iSCSI unit comes with the boot.
+    // A virtio-scsi disk is a port of CAM, and an iSCSI unit appears at the boot.
     if disk.device == DiskDevice::VirtioScsi || disk.backend == DiskBackend::Iscsi {
         return Ok(());
     }
@@ -32,7 +33,7 @@ pub fn check_disk(disk: &DiskConfig) -> Result<()> {
     match inputs::open_disk(path) {
         Ok(_) => {}
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        // Whoever runs the guest may read it, and this user may not.
+        // The user who runs the guest may be able to read it, even if this user is not.
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => return Ok(()),
         Err(error) => return Err(failed(error)),
     }
@@ -64,13 +65,13 @@ pub fn check_disk(disk: &DiskConfig) -> Result<()> {
     Ok(())
 }
 
-/// Refuses the first disk that is none.
+/// Refuses the first disk that is not a raw disk.
 pub fn check_disks(config: &GuestConfig) -> Result<()> {
     config.disks.iter().try_for_each(check_disk)
 }
 
-/// What is wrong with the files that a guest file names, each with its key. Those that are not there are told where vmctl
-/// itself needs them to make the guest; others may be on the machine where it is to run.
+/// Returns the problems of the files that a guest file names, each with its key. Missing files are reported if vmctl
+/// itself needs them to make the guest. Others may exist on the machine where it will run.
 pub fn problems(config: &GuestConfig) -> Vec<(String, GuestError)> {
     let mut found = Vec::new();
     for disk in &config.disks {
@@ -95,7 +96,7 @@ pub fn problems(config: &GuestConfig) -> Vec<(String, GuestError)> {
     found
 }
 
-/// Why a file that is there cannot be what a key wants; none when it is not there, or is another user's.
+/// Returns why an existing file cannot be used for a key. Returns `None` if it is missing, or belongs to another user.
 fn no_file(key: &str, path: &Path) -> Option<GuestError> {
     let error = inputs::open(path).err()?;
     match error.kind() {
@@ -104,7 +105,7 @@ fn no_file(key: &str, path: &Path) -> Option<GuestError> {
     }
 }
 
-/// Why a disk cannot be made from a file that is there.
+/// Returns why a disk cannot be made from an existing file.
 fn source_problem(disk: &DiskConfig, path: &Path) -> Option<GuestError> {
     if let Some(error) = no_file("source", path) {
         return Some(error);
@@ -128,7 +129,7 @@ mod tests {
     use super::*;
     use crate::config::{EngineKind, GuestRequest, HostConfig, HostPaths, load_guest};
 
-    fn meant(text: &str) -> GuestConfig {
+    fn config_of(text: &str) -> GuestConfig {
         let nowhere = || "/nonexistent".into();
         let paths = HostPaths { config_file: nowhere(), datastore: nowhere(), cache_dir: nowhere(), runtime_dir: nowhere() };
         let host = HostConfig::of(&paths, EngineKind::Embedded);
@@ -137,8 +138,8 @@ mod tests {
         load_guest(&request).unwrap_or_else(|problems| panic!("{problems}")).config
     }
 
-    fn told(text: &str) -> Vec<(String, String)> {
-        problems(&meant(text)).into_iter().map(|(key, error)| (key, error.chain())).collect()
+    fn complaints_about(text: &str) -> Vec<(String, String)> {
+        problems(&config_of(text)).into_iter().map(|(key, error)| (key, error.chain())).collect()
     }
 
     const KERNEL: &str = "kernel.image = \"/nonexistent/k\"\n";
@@ -184,14 +185,15 @@ mod tests {
             for more in ["", ", ro = true", ", device = \"ahci-hd\"", ", device = \"ahci-cd\""] {
                 let disk =
                     |format: &str| format!("{KERNEL}disks = [{{ id = \"d\", path = \"{}\"{more}{format} }}]\n", path.display());
-                let error = check_disks(&meant(&disk(""))).expect_err(words);
+                let error = check_disks(&config_of(&disk(""))).expect_err(words);
                 assert!(error.chain().ends_with(&format!("is {words}, not a raw disk")), "{}", error.chain());
                 assert!(error.next_step().is_some_and(|hint| hint.contains("format = \"raw\"")), "{words}");
-                check_disks(&meant(&disk(", format = \"raw\""))).expect("insisted on");
+                check_disks(&config_of(&disk(", format = \"raw\""))).expect("insisted on");
             }
         }
         std::fs::write(&path, vec![0x5a; 8192]).expect("writes");
-        check_disks(&meant(&format!("{KERNEL}disks = [{{ id = \"d\", path = \"{}\" }}]\n", path.display()))).expect("a raw disk");
+        check_disks(&config_of(&format!("{KERNEL}disks = [{{ id = \"d\", path = \"{}\" }}]\n", path.display())))
+            .expect("a raw disk");
     }
 
     fn tar_header() -> Vec<u8> {
@@ -206,7 +208,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("disk");
         std::fs::write(&path, vec![0x5a; 8191]).expect("writes");
-        let disk = |more: &str| meant(&format!("{KERNEL}disks = [{{ id = \"d\", path = \"{}\"{more} }}]\n", path.display()));
+        let disk = |more: &str| config_of(&format!("{KERNEL}disks = [{{ id = \"d\", path = \"{}\"{more} }}]\n", path.display()));
         assert!(check_disks(&disk("")).expect_err("odd").chain().contains("has 8191 bytes, no multiple of 512"));
         assert!(check_disks(&disk(", format = \"raw\"")).is_err(), "no engine takes it");
         check_disks(&disk(", size = \"1M\"")).expect("it grows to whole sectors");
@@ -218,7 +220,7 @@ mod tests {
         let fifo = dir.path().join("fifo");
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
         let fifo = fifo.display();
-        let found = told(&format!(
+        let found = complaints_about(&format!(
             "kernel = {{ image = \"/dev/zero\", initrd = \"{fifo}\" }}\n\
              disks = [{{ id = \"a\", path = \"/etc\" }}, {{ id = \"b\", path = \"{fifo}\" }}, {{ id = \"c\", source = \"{fifo}\" }}]\n"
         ));
@@ -226,7 +228,7 @@ mod tests {
         assert_eq!(keys, ["disks.a.path", "disks.b.path", "disks.c.source", "kernel.image", "kernel.initrd"], "{found:?}");
         assert!(found[0].1.contains("it is a directory") && found[1].1.contains("it is a FIFO"), "{found:?}");
         assert!(found[3].1.contains("it is a character device"), "{found:?}");
-        assert_eq!(told(KERNEL), [], "a kernel that is not here may be where the guest is to run");
+        assert_eq!(complaints_about(KERNEL), [], "a kernel that is not here may be where the guest is to run");
     }
 
     #[test]
@@ -240,11 +242,11 @@ mod tests {
             ([&b"vhdxfile"[..], &[0; 504]].concat(), "not read: VHDX"),
         ] {
             std::fs::write(&path, bytes).expect("writes");
-            let found = told(&format!("{KERNEL}disks = [{{ id = \"d\", source = \"{}\" }}]\n", path.display()));
+            let found = complaints_about(&format!("{KERNEL}disks = [{{ id = \"d\", source = \"{}\" }}]\n", path.display()));
             assert!(found.len() == 1 && found[0].0 == "disks.d.source" && found[0].1.contains(words), "{found:?}");
         }
         std::fs::write(&path, vec![0x5a; 1024]).expect("writes");
-        assert_eq!(told(&format!("{KERNEL}disks = [{{ id = \"d\", source = \"{}\" }}]\n", path.display())), []);
+        assert_eq!(complaints_about(&format!("{KERNEL}disks = [{{ id = \"d\", source = \"{}\" }}]\n", path.display())), []);
     }
 
     #[test]
@@ -253,12 +255,12 @@ mod tests {
         let path = dir.path().join("user-data");
         let text = |key: &str| format!("{KERNEL}[cloud-init]\n{key} = \"{}\"\n", path.display());
         for key in ["user_data", "vendor_data", "meta_data", "network_config", "password_file"] {
-            let found = told(&text(key));
+            let found = complaints_about(&text(key));
             assert!(found.len() == 1 && found[0].0 == format!("cloud-init.{key}"), "{key}: {found:?}");
         }
         std::fs::write(&path, vec![b'a'; (1 << 20) + 1]).expect("writes");
-        assert!(told(&text("user_data"))[0].1.contains("longer than 1 MiB"));
+        assert!(complaints_about(&text("user_data"))[0].1.contains("longer than 1 MiB"));
         std::fs::write(&path, b"#cloud-config\n").expect("writes");
-        assert_eq!(told(&text("user_data")), []);
+        assert_eq!(complaints_about(&text("user_data")), []);
     }
 }

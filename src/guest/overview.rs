@@ -1,4 +1,4 @@
-//! What `list` and `info` tell of guests, from their files alone: no process and no connection a guest.
+//! Overviews of guests for `list` and `info`, from their files alone, without a process or a connection per guest.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use super::error::GuestError;
 use super::state::{GuestState, LastExit, SUMMARY_FORM, Stamp, Summary};
 use super::store::{GuestDir, Status};
 
-/// One guest.
+/// Overview of one guest.
 #[derive(Debug, Clone, Serialize)]
 pub struct Overview {
     /// Its name.
@@ -21,45 +21,45 @@ pub struct Overview {
     pub cpus: Option<u32>,
     /// The same of the memory.
     pub memory_bytes: Option<u64>,
-    /// What the guest file says instead, for the next boot; `null` where it is the same.
+    /// The values of the guest file for the next boot; `null` where they are the same.
     pub next_boot: Option<NextBoot>,
     /// `embedded` or `bhyve`.
     pub engine: Option<String>,
     /// The vCPU back end of the running engine.
     pub backend: Option<String>,
-    /// For `--tag`.
+    /// Tags, for `--tag`.
     pub tags: Vec<String>,
-    /// For people.
+    /// Description for users.
     pub description: Option<String>,
-    /// `destroy` refuses.
+    /// Whether `destroy` refuses it.
     pub protected: bool,
     /// The UUID that the guest sees.
     pub uuid: String,
-    /// Where the screen is seen with VNC: `ADDRESS:PORT`, or `unix:PATH`.
+    /// Address of the VNC screen: `ADDRESS:PORT`, or `unix:PATH`.
     pub screen: Option<String>,
-    /// The medium of the installer that runs.
+    /// The medium of the running installer.
     pub medium: Option<std::path::PathBuf>,
-    /// The supervisor.
+    /// Process id of the supervisor.
     pub pid: Option<u32>,
-    /// The engine.
+    /// Process id of the engine.
     pub engine_pid: Option<u32>,
-    /// Since the guest runs.
+    /// Time since the guest runs.
     pub uptime_seconds: Option<u64>,
-    /// All probes have passed.
+    /// Whether all probes have passed.
     pub ready: bool,
-    /// Restarts since it was last started.
+    /// Number of restarts since it was last started.
     pub restarts: u64,
-    /// The guest file means something else now than at this boot.
+    /// Whether the configuration differs from that of this boot.
     pub restart_pending: bool,
-    /// Why it is `failed`.
+    /// Reason why it is `failed`.
     pub failed: Option<String>,
-    /// How the last boot ended.
+    /// The end of the last boot.
     pub last_exit: Option<LastExit>,
-    /// What is wrong with its file, in one line.
+    /// Problem of its file, in one line.
     pub problem: Option<String>,
 }
 
-/// What is another one from the next boot on.
+/// Settings that change with the next boot.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct NextBoot {
     /// vCPUs.
@@ -72,19 +72,19 @@ pub struct NextBoot {
     pub uuid: Option<String>,
 }
 
-/// Looks at guests; files that many have in common, like templates, are looked at once.
+/// Reader of overviews. It checks files that many guests share, like templates, only once.
 pub struct Observer<'a> {
-    around: Surroundings<'a>,
+    surroundings: Surroundings<'a>,
     stamps: HashMap<PathBuf, Stamp>,
 }
 
 impl<'a> Observer<'a> {
-    /// With what guest files are read with.
-    pub fn new(around: Surroundings<'a>) -> Observer<'a> {
-        Observer { around, stamps: HashMap::new() }
+    /// Creates the reader with the parameters for guest files.
+    pub fn new(surroundings: Surroundings<'a>) -> Observer<'a> {
+        Observer { surroundings, stamps: HashMap::new() }
     }
 
-    /// One guest, with its state.
+    /// Returns the overview of one guest, with its state.
     pub fn look(&mut self, guest: &GuestDir) -> Result<(Overview, GuestState), GuestError> {
         let state = guest.state()?;
         let status = guest.status(&state);
@@ -128,7 +128,7 @@ impl<'a> Observer<'a> {
                 _ => false,
             },
             failed: state.failed.as_ref().filter(|_| status == Status::Failed).map(|failed| failed.reason.clone()),
-            // An account that nobody keeps any more is of a boot whose end nobody saw.
+            // A run state without a supervisor belongs to a boot whose end no process saw.
             last_exit: match &state.run {
                 Some(run) if run_of_nobody => Some(LastExit::of_lost(run)),
                 _ => state.last_exit.clone(),
@@ -147,7 +147,7 @@ impl<'a> Observer<'a> {
         {
             return Ok(summary.clone());
         }
-        Ok(Definition::load(guest, self.around)?.summary(self.around.host_file))
+        Ok(Definition::load(guest, self.surroundings)?.summary(self.surroundings.host_file))
     }
 
     fn stamp(&mut self, path: &Path) -> Stamp {
@@ -164,7 +164,7 @@ impl<'a> Observer<'a> {
 
 fn one_line(error: &GuestError) -> String {
     match error.diagnostics().and_then(|diagnostics| diagnostics.0.first()) {
-        Some(first) => match &first.place {
+        Some(first) => match &first.location {
             Some(place) => format!("{place}: {}", first.message),
             None => first.message.clone(),
         },

@@ -1,8 +1,8 @@
-//! Disks whose making or taking away is under way: `pending.json`, there while a command is at it, or was killed.
+//! Disks that are being made or removed: `pending.json`, which exists while a command works on it, or was killed.
 //!
-//! The guest file decides what becomes of each, and is replaced at one moment. A disk that it names stays; one that it does
-//! not name (any more) goes, or is only forgotten, as was asked. So an addition that was broken off leaves nothing, and a
-//! purge that was broken off is finished, by whoever next has the turn.
+//! The guest file decides about each of them, and is replaced atomically. A disk that it names stays. One that it does
+//! not name (any more) is removed, or only forgotten, as requested. So an interrupted addition leaves nothing, and an
+//! interrupted purge is completed, by the next command that has the turn.
 
 use std::fs;
 use std::path::PathBuf;
@@ -22,13 +22,13 @@ use super::store::GuestDir;
 /// The version of the document.
 const PENDING_VERSION: u32 = 1;
 
-/// What becomes of a disk that the guest file does not name.
+/// Fate of a disk that the guest file does not name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Fate {
     /// It is removed with its bytes.
     Remove,
-    /// Its bytes stay, and are no disk of the guest's.
+    /// Its bytes stay, but are no disk of the guest.
     Forget,
 }
 
@@ -44,29 +44,29 @@ fn path(guest: &GuestDir) -> PathBuf {
     guest.path().join("pending.json")
 }
 
-/// Whether there is anything to settle.
+/// Returns whether there is anything to settle.
 pub fn is_there(guest: &GuestDir) -> bool {
     path(guest).exists()
 }
 
-/// Waits for the turn of a guest's file, and settles what the one before has left.
-pub fn turn(guest: &GuestDir, around: Surroundings<'_>) -> Result<Turn> {
+/// Waits for the turn of a guest's file, and settles the work of an interrupted command.
+pub fn turn(guest: &GuestDir, surroundings: Surroundings<'_>) -> Result<Turn> {
     let turn = guest.turn()?;
-    settle(guest, around)?;
+    settle(guest, surroundings)?;
     Ok(turn)
 }
 
-/// Settles what a killed command has left, unless somebody has the turn.
-pub fn settle_if_free(guest: &GuestDir, around: Surroundings<'_>) -> Result<()> {
+/// Settles the work of a killed command, unless another process has the turn.
+pub fn settle_if_free(guest: &GuestDir, surroundings: Surroundings<'_>) -> Result<()> {
     if is_there(guest)
         && let Some(_turn) = guest.try_turn()?
     {
-        settle(guest, around)?;
+        settle(guest, surroundings)?;
     }
     Ok(())
 }
 
-/// Announces that a disk without a path of its own is going to be made or taken away. The caller has the turn.
+/// Announces that a disk without a path of its own is about to be made or removed. The caller has the turn.
 pub fn announce(guest: &GuestDir, disk: &DiskConfig, fate: Fate) -> Result<()> {
     let zvol = disk.backend == DiskBackend::Zvol;
     let pending = Pending { version: PENDING_VERSION, disk: disk.id.clone(), zvol, fate };
@@ -74,8 +74,9 @@ pub fn announce(guest: &GuestDir, disk: &DiskConfig, fate: Fate) -> Result<()> {
     write_atomically(&path(guest), &text, 0o600).map_err(|error| GuestError::io("write", &path(guest), error))
 }
 
-/// Does what the guest file decides. The caller has the turn. A file that cannot be read now decides later.
-pub fn settle(guest: &GuestDir, around: Surroundings<'_>) -> Result<()> {
+/// Settles the disks as the guest file decides. The caller has the turn. If the file cannot be read now, it decides
+/// later.
+pub fn settle(guest: &GuestDir, surroundings: Surroundings<'_>) -> Result<()> {
     let path = path(guest);
     let text = match fs::read(&path) {
         Ok(text) => text,
@@ -89,7 +90,7 @@ pub fn settle(guest: &GuestDir, around: Surroundings<'_>) -> Result<()> {
                 .hint("finish with that one, or remove the file"));
         }
     };
-    let Ok(definition) = Definition::load(guest, around) else { return Ok(()) };
+    let Ok(definition) = Definition::load(guest, surroundings) else { return Ok(()) };
     let is_it = |disk: &&DiskConfig| disk.id == pending.disk && disk.path.is_none();
     if definition.config.disks.iter().find(is_it).is_none() {
         if pending.fate == Fate::Remove {

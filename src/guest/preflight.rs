@@ -30,7 +30,7 @@ use super::provision::is_there;
 use super::state::RunState;
 use super::store::{GuestDir, Store};
 
-/// What is about to be done.
+/// The operation that is about to start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Moment {
     /// The guest's disks are made.
@@ -46,20 +46,20 @@ pub enum Moment {
 pub struct Preflight<'a> {
     /// The store that the guest is in, or will be.
     pub store: &'a Store,
-    /// What guest files are read with.
-    pub around: Surroundings<'a>,
+    /// The surroundings of guest files.
+    pub surroundings: Surroundings<'a>,
     /// The guest, if it is there.
     pub guest: Option<&'a GuestDir>,
 }
 
-/// What is wrong, with the key that it is about.
+/// A problem and its key.
 type Problems = Vec<(String, GuestError)>;
 
 impl Preflight<'_> {
     /// Refuses what is wrong with the file of a guest that is there, with its places.
     pub fn check_guest(self, moment: Moment) -> Result<()> {
         let Some(guest) = self.guest else { return Ok(()) };
-        let host = self.around.host_for(guest);
+        let host = self.surroundings.host_for(guest);
         let file = guest.config_file();
         let request = GuestRequest {
             file: &file,
@@ -67,7 +67,7 @@ impl Preflight<'_> {
             name: Some(guest.name()),
             sets: &[],
             host: &host,
-            datastore: self.around.datastore,
+            datastore: self.surroundings.datastore,
         };
         Ok(self.check(&load_guest(&request)?, moment)?)
     }
@@ -77,16 +77,16 @@ impl Preflight<'_> {
         let told = self.problems(&loaded.config, moment).into_iter();
         let mut problems: Vec<Diagnostic> = told
             .map(|(key, error)| {
-                Diagnostic::at(&loaded.place_of(&key), error.chain()).maybe_hint(error.next_step().map(str::to_owned))
+                Diagnostic::at(&loaded.location_of(&key), error.chain()).maybe_hint(error.next_step().map(str::to_owned))
             })
             .collect();
         problems.sort_by_key(|problem| {
-            problem.place.as_ref().map(|place| (place.source != loaded.resolved.start.source, place.span.start))
+            problem.location.as_ref().map(|at| (at.source != loaded.resolved.start.source, at.span.start))
         });
         if problems.is_empty() { Ok(()) } else { Err(Diagnostics(problems)) }
     }
 
-    /// What is wrong, each with its key; an entry without an id is `#N`.
+    /// Returns what is wrong, each with its key; an entry without an id is `#N`.
     pub fn problems(self, config: &GuestConfig, moment: Moment) -> Problems {
         let mut found = named_files::problems(config);
         if config.engine == EngineKind::Bhyve && !is_freebsd() {
@@ -102,7 +102,7 @@ impl Preflight<'_> {
     }
 
     fn disks(self, config: &GuestConfig, moment: Moment, found: &mut Problems) {
-        let images = Images { host: self.around.host, progress: &crate::fetch::progress::Silent };
+        let images = Images { host: self.surroundings.host, progress: &crate::fetch::progress::Silent };
         for disk in &config.disks {
             let mut tell = |leaf: &str, error: GuestError| found.push((format!("disks.{}.{leaf}", disk.id), error));
             // A virtio-scsi disk is a port of CAM.
@@ -183,7 +183,7 @@ impl Preflight<'_> {
         })
     }
 
-    /// The guest or program that has a port, in words, and what to do about it.
+    /// Returns the guest or program that has a port, in words, and what to do about it.
     fn user_of(self, proto: ForwardProto, address: SocketAddr) -> (String, String) {
         let other = "set another `host_port`";
         let proto = if proto == ForwardProto::Tcp { "tcp" } else { "udp" };
@@ -195,7 +195,7 @@ impl Preflight<'_> {
             })
         };
         for name in self.store.names().unwrap_or_default() {
-            let guest = self.store.place(&name);
+            let guest = self.store.directory_of(&name);
             if RunState::load(&guest.state_file()).is_some_and(|run| holds(&run)) && supervisor_of(&guest).is_some() {
                 return (format!(" by guest `{name}`"), format!("{other}, or stop the other: `vmctl stop {name}`"));
             }
@@ -241,7 +241,7 @@ fn source_problem(images: &Images<'_>, disk: &DiskConfig, source: &str) -> Optio
     }
 }
 
-/// An image that the guest's loader cannot boot. Of a guest that has a kernel of its own, no image is booted.
+/// Returns an image that the guest's loader cannot boot. Of a guest that has a kernel of its own, no image is booted.
 fn loader_problem(images: &Images<'_>, config: &GuestConfig) -> Option<GuestError> {
     let first = config.disks.first().filter(|disk| disk.path.is_none())?;
     let source = first.source.as_deref().filter(|source| !is_image_path(source) && !is_url(source))?;
@@ -254,7 +254,7 @@ fn loader_problem(images: &Images<'_>, config: &GuestConfig) -> Option<GuestErro
     }
 }
 
-/// Why the embedded engine's boot menu does not boot an image.
+/// Returns why the embedded engine's boot menu does not boot an image.
 fn unbootable(source: &str, facts: &Facts) -> Option<GuestError> {
     match facts.loader.as_deref()? {
         "grub" => None,
@@ -266,13 +266,13 @@ fn unbootable(source: &str, facts: &Facts) -> Option<GuestError> {
     }
 }
 
-/// An image that boots with a loader of bhyve's.
+/// Returns an image that boots with a loader of bhyve's.
 pub fn not_for_embedded(image: &str, loader: &str) -> GuestError {
     GuestError::user(format!("image `{image}` boots with `{loader}`, and the engine `embedded` has no such loader"))
         .hint("`vmctl image list --all` shows what each image needs; bhyve, on FreeBSD, has all loaders")
 }
 
-/// Memory that the host has not.
+/// Returns memory that the host has not.
 fn memory_problem(config: &GuestConfig) -> Option<(String, GuestError)> {
     if config.memory_overcommit {
         return None;
@@ -284,7 +284,7 @@ fn memory_problem(config: &GuestConfig) -> Option<(String, GuestError)> {
     Some(("memory.size".into(), GuestError::user(message).hint(hint)))
 }
 
-/// What a host with so much free memory should know of a guest that is started; it is started all the same.
+/// Returns what a host with so much free memory should know of a guest that is started; it is started all the same.
 pub fn memory_warning(config: &GuestConfig) -> Option<String> {
     let free = crate::host::memory::available_memory().filter(|free| config.memory.bytes() > *free)?;
     let free = ByteSize::from_bytes(free >> 20 << 20);

@@ -1,4 +1,4 @@
-//! Disks: made, grown, copied, removed.
+//! Disks: making, growing, copying and removing them.
 
 use std::fs::File;
 use std::io::Write;
@@ -15,7 +15,7 @@ use super::error::{GuestError, Result};
 use super::named_files::check_disk;
 use super::store::GuestDir;
 
-/// Where a disk's bytes are.
+/// Returns the path of a disk's bytes.
 pub fn disk_path(guest: &GuestDir, disk: &DiskConfig) -> Result<PathBuf> {
     match (&disk.path, disk.backend) {
         (Some(path), _) => Ok(path.clone()),
@@ -24,7 +24,7 @@ pub fn disk_path(guest: &GuestDir, disk: &DiskConfig) -> Result<PathBuf> {
     }
 }
 
-/// The ZFS volume of a disk: the one that its path names, or beside the dataset that the guest's directory is in.
+/// Returns the ZFS volume of a disk: the one of its path, or one beside the dataset of the guest's directory.
 fn volume(guest: &GuestDir, disk: &DiskConfig) -> Result<String> {
     if let Some(path) = &disk.path {
         return zfs::volume_of_device(path).ok_or_else(|| {
@@ -44,12 +44,12 @@ fn volume_called(guest: &GuestDir, id: &str) -> Result<String> {
     Ok(format!("{dataset}/{}-{id}", guest.name()))
 }
 
-/// Whether vmctl makes a disk, and removes it: one that has no path of its own.
+/// Returns whether vmctl makes and removes a disk: one that has no path of its own.
 pub fn is_own(disk: &DiskConfig) -> bool {
     disk.path.is_none() && matches!(disk.backend, DiskBackend::Sparse | DiskBackend::Zvol)
 }
 
-/// Refuses disks that are about to be made while a file or volume of their name is there: it holds something else, and
+/// Refuses disks that are about to be made while a file or volume of their name exists: it has other contents, and
 /// would be taken for the new disk.
 pub fn refuse_found(guest: &GuestDir, config: &GuestConfig) -> Result<()> {
     refuse_found_volumes(guest, config)?;
@@ -62,7 +62,7 @@ pub fn refuse_found(guest: &GuestDir, config: &GuestConfig) -> Result<()> {
     Ok(())
 }
 
-/// What is said of a file or volume that is no disk of the guest's and has the name of one.
+/// Creates the error for a file or volume that has the name of a disk but is not the guest's.
 pub fn found(disk: &DiskConfig, path: &Path) -> GuestError {
     GuestError::user(format!("disk `{}`: `{}` is there already, and is not this disk", disk.id, path.display())).hint(format!(
         "to use it as it is, name it by its path, with `path = \"{}\"` or `--path`; else remove it",
@@ -70,7 +70,7 @@ pub fn found(disk: &DiskConfig, path: &Path) -> GuestError {
     ))
 }
 
-/// Whether a disk is a ZFS volume that has its name from vmctl, and goes with the guest.
+/// Returns whether a disk is a ZFS volume that vmctl named, and that is removed with the guest.
 fn is_own_volume(disk: &DiskConfig) -> bool {
     disk.backend == DiskBackend::Zvol && disk.path.is_none()
 }
@@ -79,7 +79,7 @@ fn of_disk(disk: &DiskConfig) -> impl Fn(String) -> GuestError {
     move |error| GuestError::user(format!("disk `{}`: {error}", disk.id))
 }
 
-/// What was made, to be undone when a later step fails.
+/// A list of things that were made, to be undone when a later step fails.
 #[derive(Debug, Default)]
 pub struct Made {
     files: Vec<PathBuf>,
@@ -87,17 +87,17 @@ pub struct Made {
 }
 
 impl Made {
-    /// Another file that was made.
+    /// Adds a file that was made.
     pub fn add_file(&mut self, path: PathBuf) {
         self.files.push(path);
     }
-    /// With what else was made.
+    /// Adds another list.
     pub fn and(mut self, more: Made) -> Made {
         self.files.extend(more.files);
         self.volumes.extend(more.volumes);
         self
     }
-    /// Removes it all again, and returns what failed first, with what could not be removed.
+    /// Removes everything again. Returns the first error, with what could not be removed.
     pub fn undo(self, error: GuestError) -> GuestError {
         let mut left = Vec::new();
         for file in self.files {
@@ -116,8 +116,8 @@ impl Made {
         error.with_left(&left)
     }
 
-    /// Makes a volume of a guest. It is noted beside a guest that is being made before it can exist, and on the list before
-    /// anything waits for its device.
+    /// Makes a volume of a guest. It is noted beside a new guest before it can exist, and in this list before anything
+    /// waits for its device.
     fn make_volume(&mut self, guest: &GuestDir, name: &str, make: impl FnOnce(&str) -> Result<()>) -> Result<File> {
         note_volume(guest, name)?;
         make(name)?;
@@ -125,8 +125,8 @@ impl Made {
         zfs::open_volume(name, true).map_err(GuestError::host)
     }
 
-    /// Makes a volume that has another name until `fill` has done its part, so that one that has the disk's name is
-    /// always whole.
+    /// Makes a volume with a temporary name until `fill` has written it, so that a volume with the disk's name is
+    /// always complete.
     fn fill_volume(
         &mut self,
         guest: &GuestDir,
@@ -135,7 +135,7 @@ impl Made {
         fill: impl FnOnce(&File) -> Result<()>,
     ) -> Result<()> {
         let making = format!("{name}{}", zfs::MAKING);
-        // A command that was killed left it.
+        // A killed command left it.
         zfs::destroy_volume(&making).map_err(GuestError::host)?;
         note_volume(guest, &making)?;
         self.volumes.push(making.clone());
@@ -150,12 +150,12 @@ impl Made {
     }
 }
 
-/// Where the volumes stand that are made for a guest that does not exist yet.
+/// Returns the path of the notes about volumes of a guest that does not exist yet.
 fn volume_notes(directory: &Path) -> PathBuf {
     directory.join("volumes")
 }
 
-/// Notes a volume beside a guest that is being made. Should the command be killed, [`sweep_volumes`] finds it.
+/// Notes a volume beside a guest that is being made. If the command is killed, [`sweep_volumes`] finds it.
 fn note_volume(guest: &GuestDir, name: &str) -> Result<()> {
     if guest.is_being_made() {
         let path = volume_notes(guest.path());
@@ -169,19 +169,19 @@ fn note_volume(guest: &GuestDir, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Forgets what is noted: the guest exists, and its volumes with it.
+/// Removes the notes: the guest exists, and owns its volumes.
 pub fn keep_volumes(guest: &GuestDir) {
     let _ = std::fs::remove_file(volume_notes(guest.path()));
 }
 
-/// Removes the volumes that were made for a guest that never came to be. `false` when one of them stays.
+/// Removes the volumes of a guest that was never completed. Returns `false` if one of them stays.
 pub fn sweep_volumes(directory: &Path) -> bool {
     let noted = std::fs::read_to_string(volume_notes(directory)).unwrap_or_default();
     noted.lines().filter(|name| zfs::destroy_volume(name).is_err()).count() == 0
 }
 
-/// Refuses a disk of a guest, or the guest, that is about to be made while a volume of that name is there: it holds
-/// something else, and would be taken for the new disk.
+/// Refuses a disk, or a guest, that is about to be made while a volume of that name exists: it has other contents, and
+/// would be taken for the new disk.
 pub fn refuse_found_volumes(guest: &GuestDir, config: &GuestConfig) -> Result<()> {
     for disk in config.disks.iter().filter(|disk| is_own_volume(disk)) {
         let name = volume(guest, disk)?;
@@ -195,8 +195,8 @@ pub fn refuse_found_volumes(guest: &GuestDir, config: &GuestConfig) -> Result<()
     Ok(())
 }
 
-/// Makes the disks that are missing and grows those that have become too small. What was made before a failure is
-/// undone. Nothing is ever made smaller.
+/// Makes the missing disks and grows those that are too small. Those made before a failure are removed. No disk is ever
+/// made smaller.
 pub fn ensure_disks(guest: &GuestDir, config: &GuestConfig) -> Result<Made> {
     let record = DiskRecord::load(guest)?;
     let mut made = Made::default();
@@ -208,7 +208,7 @@ pub fn ensure_disks(guest: &GuestDir, config: &GuestConfig) -> Result<Made> {
     Ok(made)
 }
 
-/// Whether a disk is there, as a file, a device, or a volume whose device may still be on its way.
+/// Returns whether a disk exists, as a file, a device, or a volume whose device may still be missing.
 pub fn is_there(guest: &GuestDir, disk: &DiskConfig) -> Result<bool> {
     match is_own_volume(disk) {
         true => Ok(zfs::volume_size(&volume(guest, disk)?).map_err(of_disk(disk))?.is_some()),
@@ -216,7 +216,7 @@ pub fn is_there(guest: &GuestDir, disk: &DiskConfig) -> Result<bool> {
     }
 }
 
-/// The size of a disk that is there. The device of a volume can be opened afterwards.
+/// Returns the size of an existing disk. The device of a volume can be opened afterwards.
 fn size_of(guest: &GuestDir, disk: &DiskConfig) -> Result<Option<u64>> {
     if is_own_volume(disk) {
         let name = volume(guest, disk)?;
@@ -235,7 +235,7 @@ fn size_of(guest: &GuestDir, disk: &DiskConfig) -> Result<Option<u64>> {
 }
 
 fn ensure_disk(guest: &GuestDir, config: &GuestConfig, disk: &DiskConfig, record: &DiskRecord, made: &mut Made) -> Result<()> {
-    // A unit of a target comes with the boot.
+    // A unit of a target appears at the boot.
     if disk.backend == DiskBackend::Iscsi {
         return Ok(());
     }
@@ -253,7 +253,7 @@ fn ensure_disk(guest: &GuestDir, config: &GuestConfig, disk: &DiskConfig, record
             ))
             .hint("add `size = \"10G\"` and it is made"));
         };
-        // Noted first: what is there and was not noted is taken for something else.
+        // Noted first, since a file that exists without a note is taken for something else.
         note(guest, config, disk)?;
         return make_empty(guest, disk, size, made);
     };
@@ -276,7 +276,7 @@ fn ensure_disk(guest: &GuestDir, config: &GuestConfig, disk: &DiskConfig, record
     }
 }
 
-/// Notes that a disk is going to be made.
+/// Notes that a disk will be made.
 pub fn note(guest: &GuestDir, config: &GuestConfig, disk: &DiskConfig) -> Result<()> {
     match is_own(disk) {
         true => DiskRecord::add(guest, config, std::iter::once(disk.id.as_str())),
@@ -297,7 +297,7 @@ fn make_empty(guest: &GuestDir, disk: &DiskConfig, size: ByteSize, made: &mut Ma
     Ok(())
 }
 
-/// Makes the volume of a disk; `fill` writes to its device what is to be in it.
+/// Makes the volume of a disk. `fill` writes its contents to the device.
 pub fn make_filled_volume(
     guest: &GuestDir,
     disk: &DiskConfig,
@@ -319,8 +319,8 @@ fn grow(disk: &DiskConfig, path: &std::path::Path, size: u64) -> Result<()> {
     grown.map_err(|error| GuestError::io(&format!("grow disk `{}` at", disk.id), path, error))
 }
 
-/// Removes the volumes of a guest that is destroyed, if they are there still; its files go with its directory. Files and
-/// devices that were named by a path are the user's and stay.
+/// Removes the volumes of a guest that is destroyed, if they still exist. Its files are removed with its directory.
+/// Files and devices with a path belong to the user and stay.
 pub fn remove_volumes(guest: &GuestDir, config: &GuestConfig) -> Result<()> {
     for disk in config.disks.iter().filter(|disk| is_own_volume(disk)) {
         remove_own(guest, &disk.id, true)?;
@@ -328,16 +328,16 @@ pub fn remove_volumes(guest: &GuestDir, config: &GuestConfig) -> Result<()> {
     Ok(())
 }
 
-/// How disks are copied.
+/// Way in which disks are copied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Copying {
-    /// Byte by byte: the copy stands on its own.
+    /// Byte by byte: the copy is independent.
     Whole,
-    /// ZFS volumes share their bytes with what they were cloned from, which cannot be removed before them.
+    /// ZFS volumes share their bytes with their source, which cannot be removed before them.
     Linked,
 }
 
-/// Removes the file or volume of a disk that vmctl made, if it is there still, and a volume that a killed command was
+/// Removes the file or volume that vmctl made for a disk, if it still exists, and a volume that a killed command was
 /// filling for it.
 pub fn remove_own(guest: &GuestDir, id: &str, zvol: bool) -> Result<()> {
     if zvol {
@@ -388,7 +388,7 @@ fn copy_disk(from: &GuestDir, to: &GuestDir, disk: &DiskConfig, how: Copying, ma
                 let copy = |making: &str| zfs::copy_volume(&source, making).map_err(GuestError::host);
                 made.fill_volume(to, &target, copy, |_| Ok(()))
             }
-            // Whole from the first moment on.
+            // Complete from the first moment on.
             Copying::Linked => {
                 let clone = |name: &str| zfs::clone_volume(&source, name).map_err(GuestError::host);
                 made.make_volume(to, &target, clone).map(drop)

@@ -1,4 +1,4 @@
-//! How ssh(1) reaches a guest: by a forward of the host, or at the guest's own address.
+//! The way for ssh(1) to a guest: a forward of the host, or the guest's own address.
 
 use std::io::Read;
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -11,28 +11,28 @@ use super::error::{GuestError, Result};
 use super::state::GuestState;
 use super::store::GuestDir;
 
-/// The guest's port.
+/// Port of sshd(8) in the guest.
 const SSH: u16 = 22;
-/// What a server says first.
+/// Start of a server's greeting.
 const GREETING: &[u8] = b"SSH-";
 
-/// Where a guest's sshd(8) is, and who goes there.
+/// Address of a guest's sshd(8), and the user for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reach {
-    /// Where to connect.
+    /// Address to connect to.
     pub address: SocketAddr,
-    /// Who logs in; ssh's own choice when nobody is named.
+    /// User to log in as; ssh's own choice if it is `None`.
     pub user: Option<String>,
-    /// The guest's own file of host keys: an address that another guest had before means nothing.
+    /// The guest's own file of host keys, since an address may have belonged to another guest before.
     pub known_hosts: PathBuf,
-    /// What the host key is filed under.
+    /// Name of the host key in that file.
     pub alias: String,
     /// The key that vmctl made, if there is one.
     pub identity: Option<PathBuf>,
 }
 
 impl Reach {
-    /// Of a guest. `user` goes before the one of `[cloud-init]` and of its image.
+    /// Finds the way to a guest. `user` has priority over the one of `[cloud-init]` and of its image.
     pub fn of(guest: &GuestDir, config: &GuestConfig, state: &GuestState, user: Option<String>) -> Result<Reach> {
         let forward = config
             .nics
@@ -54,25 +54,25 @@ impl Reach {
         })
     }
 
-    /// What ssh(1) and scp(1) are told, beside the port.
+    /// Returns the options for ssh(1) and scp(1), except for the port.
     pub fn options(&self) -> Vec<String> {
         let mut options = vec![
             format!("HostKeyAlias={}", self.alias),
             format!("UserKnownHostsFile={}", quoted(&self.known_hosts)),
-            // The first key is believed, as nobody can look at it elsewhere; another one later is refused.
+            // The first key is accepted, since it cannot be checked elsewhere. Another one later is refused.
             "StrictHostKeyChecking=accept-new".into(),
         ];
         options.extend(self.identity.as_ref().map(|path| format!("IdentityFile={}", quoted(path))));
         options.into_iter().flat_map(|option| ["-o".to_owned(), option]).collect()
     }
 
-    /// `USER@HOST`, or `HOST`.
+    /// Returns `USER@HOST`, or `HOST`.
     pub fn destination(&self) -> String {
         let host = self.address.ip();
         self.user.as_ref().map_or_else(|| host.to_string(), |user| format!("{user}@{host}"))
     }
 
-    /// As [`Reach::destination`], with an IPv6 address in brackets, as scp(1) wants it before a colon.
+    /// Returns the same as [`Reach::destination`], with an IPv6 address in brackets, which scp(1) needs before a colon.
     pub fn bracketed(&self) -> String {
         let host = match self.address.ip() {
             IpAddr::V6(ip) => format!("[{ip}]"),
@@ -81,7 +81,7 @@ impl Reach {
         self.user.as_ref().map_or_else(|| host.clone(), |user| format!("{user}@{host}"))
     }
 
-    /// A block of ssh_config(5) for `name`.
+    /// Returns a block of ssh_config(5) for `name`.
     pub fn ssh_config(&self, name: &str) -> String {
         let mut lines = vec![
             format!("Host {name}"),
@@ -97,8 +97,8 @@ impl Reach {
     }
 }
 
-/// Whether sshd(8) greets at `address` within `patience`: the first bytes of its identification (RFC 4253, 4.2). A listener
-/// of a forward accepts for a guest that does not answer yet, too.
+/// Returns whether sshd(8) greets at `address` within `patience`: the first bytes of its identification (RFC 4253,
+/// 4.2). A listener of a forward accepts for a guest that does not answer yet, too.
 pub fn greets(address: SocketAddr, patience: Duration) -> bool {
     let until = Instant::now() + patience;
     let Ok(mut stream) = TcpStream::connect_timeout(&address, patience) else { return false };
@@ -117,12 +117,12 @@ pub fn greets(address: SocketAddr, patience: Duration) -> bool {
     seen.starts_with(GREETING)
 }
 
-/// The key pair that `launch` makes for a user without one: of the datastore.
+/// Returns the key pair of the datastore that `launch` makes for a user without one.
 pub fn identity_file(guest: &GuestDir) -> Option<PathBuf> {
     Some(guest.path().parent()?.parent()?.join("ssh").join("id_ed25519"))
 }
 
-/// ssh_config(5) takes a value in double quotes; a path with one in it is not written at all by anybody sane.
+/// Quotes a path in double quotes for ssh_config(5). A path that contains one cannot be written there.
 fn quoted(path: &Path) -> String {
     format!("\"{}\"", path.display())
 }

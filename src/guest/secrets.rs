@@ -1,6 +1,6 @@
-//! Secrets of a fleet: read from where they come, kept in files that only this user reads.
+//! Secrets of a fleet: reading them from their sources, and keeping them in private files.
 //!
-//! No value leaves this file: not in a message, a plan, a journal or a state.
+//! No value leaves this module: not in a message, a plan, a journal or a state.
 
 use std::fs;
 use std::io::Read;
@@ -13,10 +13,10 @@ use crate::host::files::{private_directory, write_atomically};
 
 use super::error::{GuestError, Result};
 
-/// No secret is longer.
+/// Maximum size of a secret.
 const MAX_BYTES: usize = 64 << 10;
 
-/// A secret's bytes; what prints it prints none of them.
+/// The bytes of a secret. Printing it shows none of them.
 pub struct SecretValue(Vec<u8>);
 
 impl std::fmt::Debug for SecretValue {
@@ -25,19 +25,19 @@ impl std::fmt::Debug for SecretValue {
     }
 }
 
-/// What has to be done about a secret.
+/// State of a secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SecretState {
-    /// It is where the guests look for it.
+    /// The guests have the present value.
     Kept,
-    /// It is not there yet.
+    /// It is new.
     New,
-    /// Another one is there.
+    /// It has changed.
     Changed,
 }
 
-/// Reads a secret that vmctl keeps, and says what has to be done about it. One that is a file of the user's has no value
-/// here; it must be there.
+/// Reads a secret that vmctl keeps, and returns its state. A secret that is a file of the user has no value here, but
+/// must exist.
 pub fn look(secret: &SecretConfig) -> Result<(SecretState, Option<SecretValue>)> {
     let value = match &secret.source {
         SecretSource::File => {
@@ -69,7 +69,7 @@ pub fn look(secret: &SecretConfig) -> Result<(SecretState, Option<SecretValue>)>
     Ok((state, Some(SecretValue(value))))
 }
 
-/// Puts a secret where the guests look for it: in a directory, and a file, of this user alone.
+/// Keeps a secret for the guests: in a private directory and file.
 pub fn keep(secret: &SecretConfig, value: &SecretValue) -> Result<()> {
     let directory = secret.path.parent().unwrap_or(Path::new("/"));
     private_directory(directory).map_err(|error| GuestError::io("keep secrets in", directory, error))?;
@@ -77,12 +77,12 @@ pub fn keep(secret: &SecretConfig, value: &SecretValue) -> Result<()> {
         .map_err(|error| GuestError::io(&format!("write secret `{}` to", secret.id), &secret.path, error))
 }
 
-/// What the command of a secret prints, without its final line end.
+/// Returns the output of a secret's command, without its final line end.
 fn printed(secret: &SecretConfig, words: &[String], timeout: std::time::Duration) -> Result<Vec<u8>> {
     let failed = |why: String| GuestError::user(format!("secret `{}`: `{}` {why}", secret.id, words[0]));
     let mut command = Command::new(&words[0]);
     command.args(&words[1..]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
-    if let Some(directory) = &secret.place.source.directory {
+    if let Some(directory) = &secret.location.source.directory {
         command.current_dir(directory);
     }
     let mut child = command.spawn().map_err(|error| failed(format!("cannot be run: {error}")))?;

@@ -1,8 +1,9 @@
 //! The seed that cloud-init reads in the guest: a FAT volume labelled CIDATA with `meta-data`, `user-data`,
-//! `vendor-data` and `network-config` (cloud-init, "NoCloud" data source). The documents are YAML, of which JSON is a part.
+//! `vendor-data` and `network-config` (cloud-init, "NoCloud" data source). The documents are YAML, of which JSON is a
+//! part.
 //!
-//! Written before every boot from the guest file, and only when it says something else than before. The instance's id
-//! follows from what is told, so that cloud-init does its work again after an edit.
+//! It is written before a boot if the guest file has changed it. The instance's id follows from the contents, so that
+//! cloud-init runs again after an edit.
 
 use std::fs;
 use std::io::{Cursor, Write};
@@ -20,19 +21,19 @@ use super::error::{GuestError, Result};
 use super::state::GuestState;
 use super::store::GuestDir;
 
-/// The longest file that goes into a seed.
+/// Maximum size of a file in a seed.
 const MOST_BYTES: u64 = 1 << 20;
-/// What the volume has beside its files: tables, directory, rounding.
+/// Size of the volume in addition to its files: tables, directory, rounding.
 const VOLUME_BYTES: usize = 1 << 20;
-/// As cloud-init looks for it; eleven characters, FAT's length of a label.
+/// Label that cloud-init looks for: eleven characters, the length of a FAT label.
 const LABEL: [u8; 11] = *b"CIDATA     ";
 
-/// Where the seed of a guest is.
+/// Returns the path of a guest's seed.
 pub fn path(guest: &GuestDir) -> PathBuf {
     guest.disks_dir().join(format!("{SEED_DISK}.raw"))
 }
 
-/// Writes the seed of a guest that has one.
+/// Writes the seed of a guest, if it has one.
 pub fn ensure(guest: &GuestDir, config: &GuestConfig, state: &GuestState) -> Result<()> {
     let Some(cloud_init) = &config.cloud_init else { return Ok(()) };
     let image = volume(&documents(cloud_init, config, state)?)
@@ -43,11 +44,11 @@ pub fn ensure(guest: &GuestDir, config: &GuestConfig, state: &GuestState) -> Res
     }
     let folder = guest.disks_dir();
     fs::create_dir_all(&folder).map_err(|error| GuestError::io("make", &folder, error))?;
-    // It may hold a password.
+    // It may contain a password.
     replace(&path, &image, 0o600).map_err(|error| GuestError::io("write the seed", &path, error))
 }
 
-/// The files of a seed, by name.
+/// Returns the files of a seed, by name.
 fn documents(told: &CloudInit, config: &GuestConfig, state: &GuestState) -> Result<Vec<(&'static str, Vec<u8>)>> {
     let user_data = match &told.user_data {
         Some(path) => read(path, "the user data")?,
@@ -76,7 +77,7 @@ fn documents(told: &CloudInit, config: &GuestConfig, state: &GuestState) -> Resu
     Ok(files)
 }
 
-/// What of the files that a seed is made of cannot be used, each with its key.
+/// Returns the problems of the files that a seed is made of, each with its key.
 pub fn problems(told: &CloudInit) -> Vec<(&'static str, GuestError)> {
     let whole = [
         ("user_data", &told.user_data, "the user data"),
@@ -99,7 +100,7 @@ fn document(value: &Value) -> Vec<u8> {
     text
 }
 
-/// cloud-init's modules "Users and Groups", "SSH" and "Set Passwords".
+/// Builds the user data for cloud-init's modules "Users and Groups", "SSH" and "Set Passwords".
 fn user_data(told: &CloudInit) -> Result<Vec<u8>> {
     let keys = keys(told)?;
     let password = told.password_file.as_deref().map(password).transpose()?;
@@ -159,7 +160,7 @@ fn password(path: &Path) -> Result<String> {
         .ok_or_else(|| GuestError::user(format!("`{}` does not begin with a password", path.display())))
 }
 
-/// cloud-init's network configuration, version 2; `None` where its own way, DHCP, is meant.
+/// Builds cloud-init's network configuration, version 2. Returns `None` for cloud-init's default, DHCP.
 fn network_config(told: &CloudInit, config: &GuestConfig, state: &GuestState) -> Option<Vec<u8>> {
     if told.addresses.is_empty() {
         return None;
@@ -193,7 +194,7 @@ fn read(path: &Path, what: &str) -> Result<Vec<u8>> {
     })
 }
 
-/// A FAT volume with these files: the same bytes for the same files.
+/// Builds a FAT volume with these files: the same bytes for the same files.
 fn volume(files: &[(&str, Vec<u8>)]) -> std::io::Result<Vec<u8>> {
     let content: usize = files.iter().map(|(_, bytes)| bytes.len()).sum();
     let mut image = Cursor::new(vec![0u8; (VOLUME_BYTES + content).next_multiple_of(64 * 1024)]);
@@ -215,7 +216,7 @@ mod tests {
 
     use crate::config::{EngineKind, GuestRequest, HostConfig, HostPaths, load_guest};
 
-    fn meant(text: &str) -> GuestConfig {
+    fn config_of(text: &str) -> GuestConfig {
         let nowhere = || "/nonexistent".into();
         let paths = HostPaths { config_file: nowhere(), datastore: nowhere(), cache_dir: nowhere(), runtime_dir: nowhere() };
         let host = HostConfig::of(&paths, EngineKind::Embedded);
@@ -228,7 +229,7 @@ mod tests {
     const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGmJ3z0p7mB9cO8u me@example";
 
     fn files(text: &str) -> Vec<(&'static str, String)> {
-        let config = meant(text);
+        let config = config_of(text);
         let mut state = GuestState::new("g");
         state.assign(&config).expect("assigns");
         let documents = documents(config.cloud_init.as_ref().expect("a seed"), &config, &state).expect("documents");
@@ -268,7 +269,7 @@ mod tests {
     #[test]
     fn an_edit_makes_another_instance_and_nothing_else_does() {
         let id = |text: &str| {
-            let config = meant(text);
+            let config = config_of(text);
             let mut state = GuestState::new("g");
             state.uuid = "4c4c4544-0000-4000-8000-000000000001".into();
             state.assign(&config).expect("assigns");
@@ -298,7 +299,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let file = dir.path().join("key.pub");
         let told = format!("[cloud-init]\nssh_keys = [\"{}\"]\n", file.display());
-        let config = meant(&told);
+        let config = config_of(&told);
         let documents = || super::documents(config.cloud_init.as_ref().expect("a seed"), &config, &GuestState::new("g"));
         assert!(documents().expect_err("missing").chain().contains("key.pub"));
         fs::write(&file, "-----BEGIN OPENSSH PRIVATE KEY-----\n").expect("writes");

@@ -1,8 +1,8 @@
-//! Snapshots of a guest's disks, through ZFS: taken, listed, gone back to, removed.
+//! Snapshots of a guest's disks, through ZFS: taking, listing, rolling back and removing them.
 //!
-//! What is snapshot is the guest's own: the dataset that its directory is, when it is one, and the volumes of its disks.
-//! A disk that is a file in a dataset which other guests share has no snapshots of its own and is refused, so that
-//! nobody believes in one that is not there.
+//! A snapshot covers what the guest owns: the dataset of its directory, if it is one, and the volumes of its disks. A
+//! disk that is a file in a dataset shared with other guests has no snapshots of its own and is refused, so that no
+//! user relies on a snapshot that does not exist.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -21,11 +21,11 @@ use super::timestamp::Timestamp;
 /// A snapshot of a guest.
 #[derive(Debug, Clone, Serialize)]
 pub struct GuestSnapshot {
-    /// The guest.
+    /// Name of the guest.
     pub guest: String,
     /// Its name.
     pub name: String,
-    /// When it was made.
+    /// Time of the snapshot.
     pub created: Timestamp,
     /// Bytes that only it holds.
     pub used_bytes: u64,
@@ -35,7 +35,7 @@ pub struct GuestSnapshot {
     pub complete: bool,
 }
 
-/// The datasets and volumes of a guest.
+/// Returns the datasets and volumes of a guest.
 fn datasets(guest: &GuestDir, config: &GuestConfig) -> Result<Vec<String>> {
     if !zfs::is_there() {
         return Err(GuestError::user("this host has no ZFS, and snapshots are ZFS's")
@@ -72,15 +72,15 @@ fn datasets(guest: &GuestDir, config: &GuestConfig) -> Result<Vec<String>> {
     }
 }
 
-fn of(guest: &GuestDir, around: Surroundings<'_>) -> Result<Vec<String>> {
-    datasets(guest, &Definition::load(guest, around)?.config)
+fn of(guest: &GuestDir, surroundings: Surroundings<'_>) -> Result<Vec<String>> {
+    datasets(guest, &Definition::load(guest, surroundings)?.config)
 }
 
-/// Takes a snapshot; without a name it is called after the moment. Returns its name.
-pub fn take(guest: &GuestDir, name: Option<&str>, around: Surroundings<'_>) -> Result<String> {
+/// Takes a snapshot. The default name is the time. Returns the name.
+pub fn take(guest: &GuestDir, name: Option<&str>, surroundings: Surroundings<'_>) -> Result<String> {
     let name = name.map_or_else(|| Timestamp::now().to_string().replace(':', "-"), str::to_owned);
     check_name(&name)?;
-    let datasets = of(guest, around)?;
+    let datasets = of(guest, surroundings)?;
     zfs::snapshot(&datasets, &name).map_err(|error| {
         let full = error.contains("out of space") || error.contains("quota exceeded");
         let failed = GuestError::user(error);
@@ -97,9 +97,9 @@ fn check_name(name: &str) -> Result<()> {
     }
 }
 
-/// The snapshots of a guest, the oldest first.
-pub fn list(guest: &GuestDir, around: Surroundings<'_>) -> Result<Vec<GuestSnapshot>> {
-    let datasets = of(guest, around)?;
+/// Returns the snapshots of a guest, the oldest first.
+pub fn list(guest: &GuestDir, surroundings: Surroundings<'_>) -> Result<Vec<GuestSnapshot>> {
+    let datasets = of(guest, surroundings)?;
     let mut found: BTreeMap<String, GuestSnapshot> = BTreeMap::new();
     for dataset in &datasets {
         for snapshot in zfs::snapshots(dataset).map_err(GuestError::host)? {
@@ -123,9 +123,9 @@ pub fn list(guest: &GuestDir, around: Surroundings<'_>) -> Result<Vec<GuestSnaps
     Ok(all)
 }
 
-/// Every dataset of the guest that has this snapshot; an error when one has not.
-fn with(guest: &GuestDir, name: &str, around: Surroundings<'_>) -> Result<(GuestSnapshot, Vec<GuestSnapshot>)> {
-    let mut all = list(guest, around)?;
+/// Returns every dataset of the guest that has this snapshot. It is an error if one does not.
+fn with(guest: &GuestDir, name: &str, surroundings: Surroundings<'_>) -> Result<(GuestSnapshot, Vec<GuestSnapshot>)> {
+    let mut all = list(guest, surroundings)?;
     let Some(at) = all.iter().position(|snapshot| snapshot.name == name) else {
         let known: Vec<String> = all.iter().map(|snapshot| format!("`{}`", snapshot.name)).collect();
         let hint = if known.is_empty() { "it has none".to_owned() } else { format!("it has: {}", known.join(", ")) };
@@ -135,9 +135,9 @@ fn with(guest: &GuestDir, name: &str, around: Surroundings<'_>) -> Result<(Guest
     Ok((all.remove(at), newer))
 }
 
-/// Takes a guest's disks back to a snapshot. What was written since is gone, and so are the snapshots after it, which
-/// `newer` must allow. A guest that runs is refused unless `force`: its file systems change under it.
-pub fn rollback(guest: &GuestDir, name: &str, newer: bool, force: bool, around: Surroundings<'_>) -> Result<()> {
+/// Rolls a guest's disks back to a snapshot. Later data is lost, and so are the later snapshots, which `newer` must
+/// allow. A running guest is refused unless `force`: its file systems change under it.
+pub fn rollback(guest: &GuestDir, name: &str, newer: bool, force: bool, surroundings: Surroundings<'_>) -> Result<()> {
     let _lock = match force {
         true => None,
         false => Some(guest.lock_stopped("roll back").map_err(|error| {
@@ -151,7 +151,7 @@ pub fn rollback(guest: &GuestDir, name: &str, newer: bool, force: bool, around: 
             }
         })?),
     };
-    let (snapshot, after) = with(guest, name, around)?;
+    let (snapshot, after) = with(guest, name, surroundings)?;
     if !snapshot.complete {
         return Err(GuestError::user(format!("not every disk of `{}` has the snapshot `{name}`", guest.name()))
             .hint(format!("it is of {}", snapshot.datasets.join(", "))));
@@ -168,8 +168,8 @@ pub fn rollback(guest: &GuestDir, name: &str, newer: bool, force: bool, around: 
 }
 
 /// Removes a snapshot.
-pub fn remove(guest: &GuestDir, name: &str, around: Surroundings<'_>) -> Result<()> {
-    let (snapshot, _) = with(guest, name, around)?;
+pub fn remove(guest: &GuestDir, name: &str, surroundings: Surroundings<'_>) -> Result<()> {
+    let (snapshot, _) = with(guest, name, surroundings)?;
     for dataset in &snapshot.datasets {
         zfs::destroy_snapshot(dataset, name).map_err(|error| {
             let clones = error.contains("dependent clones") || error.contains("has dependents");
@@ -180,13 +180,14 @@ pub fn remove(guest: &GuestDir, name: &str, around: Surroundings<'_>) -> Result<
     Ok(())
 }
 
-/// Volumes of a guest that cache their data twice: in the guest's own cache and in the host's. Advice, not an error.
+/// Returns the volumes of a guest that are cached twice: in the guest's own cache and in the host's. It is advice, not
+/// an error.
 pub fn cached_twice(guest: &GuestDir, config: &GuestConfig) -> Vec<String> {
     let volumes = config.disks.iter().filter_map(|disk| zfs::volume_of_device(&provision::disk_path(guest, disk).ok()?));
     volumes.filter(|volume| zfs::property(volume, "primarycache").is_ok_and(|value| value == "all")).collect()
 }
 
-/// Whether a path is on ZFS; for hints.
+/// Returns whether a path is on ZFS; for hints.
 pub fn is_on_zfs(path: &Path) -> bool {
     zfs::dataset_of(path).is_ok()
 }

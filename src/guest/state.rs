@@ -1,4 +1,4 @@
-//! What the program knows of a guest, apart from the user's file: `state.json`.
+//! The program's state of a guest, apart from the user's file: `state.json`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -22,19 +22,19 @@ pub const STATE_VERSION: u32 = 1;
 
 /// The state's name in a guest's directory.
 pub const STATE_FILE: &str = "state.json";
-/// The supervisor's account of itself, beside the state.
+/// The supervisor's run state, beside the state.
 const RUN_FILE: &str = "run.json";
 
-/// `state.json`.
+/// The document `state.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestState {
-    /// [`STATE_VERSION`].
+    /// Always [`STATE_VERSION`].
     pub version: u32,
-    /// The name it had when this was written.
+    /// The guest's name when this was written.
     pub name: String,
-    /// Made at creation; a file's own `uuid` goes before it.
+    /// UUID, made at creation. A `uuid` in the guest file has priority.
     pub uuid: String,
-    /// When it was made.
+    /// Time of creation.
     pub created: Option<Timestamp>,
     /// MAC address by interface id.
     #[serde(default)]
@@ -42,41 +42,41 @@ pub struct GuestState {
     /// PCI slot by `disk:ID` or `nic:ID`.
     #[serde(default)]
     pub slots: BTreeMap<String, u8>,
-    /// Where each device is on PCI under bhyve, by its name (`disk:ID`, `nic:ID`, `lpc`...), as bus:slot:function.
+    /// PCI address of each device under bhyve, by its name (`disk:ID`, `nic:ID`, `lpc`...), as bus:slot:function.
     #[serde(default)]
     pub addresses: BTreeMap<String, String>,
-    /// What runs it when its file does not say, settled when it was made: a host whose vmm(4) comes or goes does not turn
-    /// its guests into others.
+    /// The engine if the guest file names none, fixed at creation: a change of the host's vmm(4) must not change its
+    /// guests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine: Option<EngineKind>,
-    /// The user that the image of its disk was made with, for `ssh`.
+    /// The user in the image of its disk, for `ssh`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default_user: Option<String>,
     /// The user that its engine goes on as when root starts it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine_uid: Option<u32>,
-    /// How often it was booted, over all its life.
+    /// Number of boots over its life.
     #[serde(default)]
     pub boots: u64,
-    /// Restarts since it was last started.
+    /// Number of restarts since it was last started.
     #[serde(default)]
     pub restarts: u64,
-    /// Set while a supervisor has it; left behind by one that was killed. In a file of its own, `run.json`, which is
-    /// written often and worth nothing after a power cut.
+    /// Set while a supervisor has the guest, and left behind by one that was killed. It is in a file of its own,
+    /// `run.json`, which is written often and has no value after a power cut.
     #[serde(skip)]
     pub run: Option<RunState>,
-    /// How the last boot ended.
+    /// The end of the last boot.
     #[serde(default)]
     pub last_exit: Option<LastExit>,
     /// Set when the crash limit was reached; `reset-failed` clears it.
     #[serde(default)]
     pub failed: Option<Failure>,
-    /// What `list` shows without reading the guest file.
+    /// Summary for `list`, without the guest file.
     #[serde(default)]
     pub summary: Option<Summary>,
 }
 
-/// Of the state at `path`, [`GuestState::engine`] alone: asked for whenever a guest file is read.
+/// Reads only [`GuestState::engine`] of the state at `path`, which is needed whenever a guest file is read.
 pub fn settled_engine(path: &Path) -> Option<EngineKind> {
     #[derive(Deserialize)]
     struct Settled {
@@ -103,45 +103,45 @@ pub struct Confined {
     pub without: Vec<String>,
 }
 
-/// A supervisor's account of itself.
+/// Run state of a supervisor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunState {
-    /// The supervisor.
+    /// Its process id.
     pub pid: u32,
-    /// The boot of the host it belongs to.
+    /// The boot of the host that the process belongs to.
     pub boot_id: String,
-    /// What it is at.
+    /// Its phase.
     pub phase: Phase,
-    /// Since when.
+    /// When this state was entered.
     pub since: Timestamp,
-    /// The same by the host's uptime, for `boot_id`: what `uptime` is counted from, since a clock may be set.
+    /// The same by the host's uptime, for `boot_id`. `uptime` is computed from it, since a clock may be set.
     #[serde(default)]
     pub since_boot: Option<BootTime>,
     /// When the supervisor took the guest.
     pub started: Timestamp,
-    /// The engine's process.
+    /// Process id of the engine.
     pub engine_pid: Option<u32>,
-    /// The vCPU back end that the engine took.
+    /// The vCPU back end of the engine.
     pub backend: Option<String>,
     /// What the engine gave up, once it has.
     #[serde(default)]
     pub confined: Option<Confined>,
-    /// All probes have passed.
+    /// Whether all probes have passed.
     pub ready: bool,
-    /// What the guest file (with all that it builds on) meant at this boot.
+    /// Hash of the configuration (with everything that it builds on) at this boot.
     pub config_hash: String,
-    /// Restarts since the supervisor took the guest.
+    /// Number of restarts since the supervisor took the guest.
     pub restarts: u64,
-    /// Where the forwards listen, as `tcp 127.0.0.1:2222 -> 22`.
+    /// Addresses of the forwards, as `tcp 127.0.0.1:2222 -> 22`.
     #[serde(default)]
     pub forwards: Vec<String>,
-    /// Where the screen is seen with VNC: `ADDRESS:PORT`, or `unix:PATH`.
+    /// Address of the VNC screen: `ADDRESS:PORT`, or `unix:PATH`.
     #[serde(default)]
     pub screen: Option<String>,
-    /// The medium of the installer that runs.
+    /// The medium of the running installer.
     #[serde(default)]
     pub medium: Option<PathBuf>,
-    /// What this boot was given; the guest file may mean something else by now.
+    /// The configuration of this boot. The guest file may have changed since.
     #[serde(default)]
     pub machine: Option<Machine>,
 }
@@ -151,9 +151,9 @@ pub struct RunState {
 pub struct Machine {
     /// The UUID that the guest sees.
     pub uuid: String,
-    /// vCPUs.
+    /// Number of vCPUs.
     pub cpus: u32,
-    /// RAM.
+    /// RAM in bytes.
     pub memory_bytes: u64,
     /// `embedded` or `bhyve`.
     pub engine: String,
@@ -170,7 +170,7 @@ pub struct MachineNic {
     pub id: String,
     /// Its MAC address.
     pub mac: Option<String>,
-    /// What the user-mode network's DHCP hands out.
+    /// The address that the user-mode network's DHCP gives.
     pub address: Option<String>,
 }
 
@@ -193,11 +193,11 @@ impl Machine {
     }
 }
 
-/// What a supervisor is at.
+/// Phase of a supervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
-    /// Hooks run, disks are made, the engine builds the machine.
+    /// Hooks run, disks are made, and the engine builds the machine.
     Starting,
     /// The guest runs.
     Running,
@@ -207,32 +207,32 @@ pub enum Phase {
     Waiting,
 }
 
-/// How a boot ended.
+/// End of a boot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastExit {
-    /// In words.
+    /// The end in words.
     pub reason: String,
-    /// For programs, one word: `power-off`, `no-acpi`...
+    /// One word for programs: `power-off`, `no-acpi`...
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub kind: String,
     /// The process's exit code, if it had one.
     pub code: Option<i32>,
     /// The signal that ended it, if one did.
     pub signal: Option<i32>,
-    /// When.
+    /// Time of the end.
     pub at: Timestamp,
 }
 
-/// Why a guest is not started again.
+/// Reason why a guest is not started again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
-    /// In words.
+    /// The reason in words.
     pub reason: String,
-    /// When.
+    /// Time of the failure.
     pub at: Timestamp,
 }
 
-/// What `list` shows of a guest file, kept so that a thousand guests are listed without a thousand checks.
+/// Summary of a guest file for `list`, kept so that a thousand guests are listed without a thousand checks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {
     /// The version of the program that made it.
@@ -245,18 +245,18 @@ pub struct Summary {
     pub memory_bytes: u64,
     /// `embedded` or `bhyve`.
     pub engine: String,
-    /// For `--tag`.
+    /// Tags, for `--tag`.
     pub tags: Vec<String>,
-    /// For people.
+    /// Description for users.
     pub description: Option<String>,
-    /// `destroy` refuses.
+    /// Whether `destroy` refuses it.
     pub protected: bool,
     /// See [`RunState::config_hash`].
     pub config_hash: String,
     /// The UUID that the file sets.
     #[serde(default)]
     pub uuid: Option<String>,
-    /// [`SUMMARY_FORM`]; another one is made anew.
+    /// [`SUMMARY_FORM`]; another one is made again.
     #[serde(default)]
     pub form: u32,
 }
@@ -264,26 +264,26 @@ pub struct Summary {
 /// Counts the changes of [`Summary`].
 pub const SUMMARY_FORM: u32 = 1;
 
-/// A file as it was at some time.
+/// Identity of a file at some time.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Stamp {
-    /// Absolute.
+    /// Absolute path.
     pub path: PathBuf,
-    /// Nanoseconds since 1970.
+    /// Time of change in nanoseconds since 1970.
     pub modified_ns: i64,
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// An editor that replaces a file gives it another.
+    /// Number of the inode, which differs when an editor replaces a file.
     pub inode: u64,
 }
 
 impl LastExit {
-    /// An end of this moment; `status` is the process's exit code and the signal that ended it.
+    /// Creates the end of this moment. `status` is the process's exit code and the signal that ended it.
     pub fn new(reason: String, kind: &str, status: (Option<i32>, Option<i32>)) -> LastExit {
         LastExit { reason, kind: kind.to_owned(), code: status.0, signal: status.1, at: Timestamp::now() }
     }
 
-    /// Of a boot whose supervisor did not live to see it end.
+    /// Creates the end of a boot whose supervisor did not live to see it.
     pub fn of_lost(run: &RunState) -> LastExit {
         let reason = "the supervisor was killed, or the host went down".to_owned();
         LastExit { at: run.since, ..LastExit::new(reason, "lost", (None, None)) }
@@ -291,7 +291,7 @@ impl LastExit {
 }
 
 impl RunState {
-    /// How long it has been at its phase.
+    /// Returns the time since the phase was entered.
     pub fn lasting(&self) -> Duration {
         match self.since_boot.filter(|_| self.boot_id == crate::host::process::boot_id()) {
             Some(since) => since.elapsed(),
@@ -321,14 +321,15 @@ impl RunState {
         }
     }
 
-    /// What stands beside `state`, or another file of the guest's directory; nothing if that is no account.
+    /// Reads the run state beside `state`, or beside another file of the guest's directory. Returns `None` if it is not
+    /// valid.
     pub fn load(state: &Path) -> Option<RunState> {
         serde_json::from_slice(&std::fs::read(state.with_file_name(RUN_FILE)).ok()?).ok()
     }
 }
 
 impl Stamp {
-    /// The file as it is now; zeros when it is not there.
+    /// Returns the identity of a file now, or zeros if it does not exist.
     pub fn of(path: &Path) -> Stamp {
         use std::os::unix::fs::MetadataExt;
         let (modified_ns, size, inode) = std::fs::metadata(path).map_or((0, 0, 0), |metadata| {
@@ -340,7 +341,7 @@ impl Stamp {
 }
 
 impl GuestState {
-    /// The state of a new guest.
+    /// Creates the state of a new guest.
     pub fn new(name: &str) -> GuestState {
         GuestState {
             version: STATE_VERSION,
@@ -362,8 +363,8 @@ impl GuestState {
         }
     }
 
-    /// Reads `path`. A file that is missing or damaged is made up for: the UUID then follows from the directory's
-    /// path, and so do the addresses.
+    /// Reads `path`. A missing or damaged file is replaced by a state whose UUID follows from the directory's path, and
+    /// so do its addresses.
     pub fn load(path: &Path, name: &str) -> Result<GuestState> {
         let made_up = || {
             let directory = path.parent().unwrap_or(path).to_string_lossy();
@@ -376,7 +377,7 @@ impl GuestState {
         };
         match serde_json::from_str::<GuestState>(&text) {
             Ok(state) if state.version == STATE_VERSION => {
-                // The directory's name is the guest's, whatever it was called when this was written.
+                // The directory's name is the guest's name, whatever it was when this was written.
                 Ok(GuestState { run: RunState::load(path), name: name.to_owned(), ..state })
             }
             Ok(state) => Err(GuestError::user(format!(
@@ -396,7 +397,7 @@ impl GuestState {
         write_atomically(path, &text, 0o644).map_err(|error| GuestError::io("write", path, error))
     }
 
-    /// Replaces `run.json` beside `path` with the supervisor's account, or removes it.
+    /// Replaces `run.json` beside `path` with the run state, or removes it.
     pub fn save_run(&self, path: &Path) -> Result<()> {
         let path = path.with_file_name(RUN_FILE);
         let written = match &self.run {
@@ -409,12 +410,12 @@ impl GuestState {
         written.map_err(|error| GuestError::io("write", &path, error))
     }
 
-    /// The UUID that the guest sees.
+    /// Returns the UUID that the guest sees.
     pub fn uuid_for<'a>(&'a self, config: &'a GuestConfig) -> &'a str {
         config.uuid.as_deref().unwrap_or(&self.uuid)
     }
 
-    /// Gives every interface its address and every device its slot; those that have one keep it.
+    /// Gives every interface an address and every device a slot. Those that have one keep it.
     pub fn assign(&mut self, config: &GuestConfig) -> Result<()> {
         let uuid = self.uuid_for(config).to_owned();
         for nic in &config.nics {
@@ -451,7 +452,7 @@ impl GuestState {
         Ok(())
     }
 
-    /// The address of an interface; assigned before.
+    /// Returns the address of an interface, which must have been assigned.
     pub fn mac(&self, nic: &str) -> Option<MacAddr> {
         self.macs.get(nic)?.parse().ok()
     }

@@ -1,8 +1,8 @@
-//! How a command ends a guest, whatever becomes of its supervisor meanwhile.
+//! Ending a guest from a command, whatever happens to its supervisor meanwhile.
 //!
-//! A supervisor that ends as it answers, because somebody else asked too or because the guest went by itself, has done
-//! what was asked. One whose process was stopped is woken. One that still answers nobody is killed, and the guest with it;
-//! not before it is sure that the process is that supervisor.
+//! A supervisor that ends while it answers, because of another request or because the guest ended by itself, has done
+//! what was requested. One whose process was stopped is continued. One that still does not answer is killed, and the
+//! guest with it, but only if the process is certainly that supervisor.
 
 use std::time::{Duration, Instant};
 
@@ -21,16 +21,16 @@ use super::lock::{GuestLock, Holder, Role};
 use super::state::LastExit;
 use super::store::GuestDir;
 
-/// How long a supervisor may take to give up its lock after its last word, or after it was killed.
+/// Time-out for a supervisor to release its lock after its last answer, or after it was killed.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
-/// How long an engine may take to clean up and go after its supervisor was killed.
+/// Time-out for an engine to clean up and end after its supervisor was killed.
 const ENGINE_PATIENCE: Duration = Duration::from_secs(25);
-/// How long a guest has to go when its engine is killed since its time is over.
+/// Time-out for a guest to end after its engine was killed.
 const KILL_PATIENCE: Duration = Duration::from_secs(2);
-/// How often a supervisor that hangs up without an answer is asked.
+/// Number of requests to a supervisor that hangs up without an answer.
 const ATTEMPTS: usize = 3;
 
-/// How a guest ended.
+/// The way in which a guest ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ended {
     how: StopWay,
@@ -38,14 +38,14 @@ pub struct Ended {
 }
 
 impl Ended {
-    /// Completes "NAME has stopped: ".
+    /// Returns words that complete "NAME has stopped: ".
     pub fn words(&self) -> &str {
         Reply::stopped_words(self.how, self.reason.as_deref())
     }
 }
 
-/// Asks the supervisor of a running guest for its end, by `request`, and waits for that. When it has not come at `until`,
-/// the engine is killed.
+/// Sends `request` for the guest's end to the supervisor, and waits for it. If the guest has not ended at `until`, the
+/// engine is killed.
 pub fn end_guest(guest: &GuestDir, request: &Request, until: Option<Instant>) -> Result<Ended> {
     let before = supervisor(guest).ok_or_else(|| not_running(guest))?;
     let mut woken = false;
@@ -76,7 +76,7 @@ fn supervisor(guest: &GuestDir) -> Option<Holder> {
     GuestLock::holder(&guest.lock_file()).filter(|holder| holder.role == Role::Supervisor)
 }
 
-/// Whether the supervisor gives up the guest within a moment.
+/// Returns whether the supervisor releases the guest within a moment.
 fn has_gone(guest: &GuestDir, before: &Holder) -> bool {
     let started = Instant::now();
     while supervisor(guest).as_ref() == Some(before) {
@@ -88,7 +88,7 @@ fn has_gone(guest: &GuestDir, before: &Holder) -> bool {
     true
 }
 
-/// How a guest ended whose supervisor is gone, as its state tells.
+/// Returns how a guest ended whose supervisor is gone, from its state.
 fn looked_up(guest: &GuestDir) -> Ended {
     let state = guest.state().ok();
     let lost = state.as_ref().is_some_and(|state| state.run.is_some() && supervisor(guest).is_none());
@@ -100,7 +100,7 @@ fn looked_up(guest: &GuestDir) -> Ended {
     Ended { how: StopWay::Otherwise, reason: Some(reason) }
 }
 
-/// Lets a supervisor go on whose process was stopped; whether that was so.
+/// Continues a supervisor whose process was stopped. Returns whether it was.
 fn wake(guest: &GuestDir, holder: &Holder) -> bool {
     let stopped = look_at(holder.pid).is_some_and(|process| process.stopped);
     stopped && is_surely(guest, holder) && nix::sys::signal::kill(pid(holder), Signal::SIGCONT).is_ok()
@@ -110,18 +110,18 @@ fn pid(holder: &Holder) -> Pid {
     Pid::from_raw(holder.pid as i32)
 }
 
-/// Whether the process that the lock file names is the guest's supervisor: a file may say anything, and what it says may
-/// be of the last boot of the host.
+/// Returns whether the process in the lock file is the guest's supervisor. The file may contain anything, and may be
+/// from the last boot of the host.
 fn is_surely(guest: &GuestDir, holder: &Holder) -> bool {
     let Some(process) = look_at(holder.pid) else { return false };
     let named = process.words.iter().any(|word| word == "run") && process.words.iter().any(|word| word == guest.name());
-    // The one that listens at the socket, by the kernel's word where it gives one.
+    // The process that listens at the socket, from the kernel if it reports it.
     let peer = connect(&guest.socket(), Duration::ZERO).ok().and_then(|stream| peer_of(&stream));
     let listens = peer.is_none_or(|peer| peer.uid == process.uid && peer.pid.is_none_or(|pid| pid == holder.pid));
     holder.boot_id == crate::host::process::boot_id() && holder.pid > 1 && named && listens
 }
 
-/// Kills a supervisor that answers nobody, waits for its engine to be gone, and does what it would have done at its end.
+/// Kills a supervisor that does not answer, waits for its engine to end, and does the supervisor's last work.
 fn kill_supervisor(guest: &GuestDir, holder: &Holder) -> Result<Ended> {
     let (name, number) = (guest.name(), holder.pid);
     if supervisor(guest).as_ref() != Some(holder) {
@@ -131,7 +131,8 @@ fn kill_supervisor(guest: &GuestDir, holder: &Holder) -> Result<Ended> {
         let message = format!("the supervisor of `{name}` does not answer, and process {number} does not look like it");
         return Err(GuestError::host(message).hint(format!("find out what has `{}` open", guest.lock_file().display())));
     }
-    // A detached supervisor leads a group of its own; one in the foreground is in its shell's, which is left alone.
+    // A detached supervisor leads a group of its own. One in the foreground is in its shell's group, which is left
+    // alone.
     let leads = nix::unistd::getpgid(Some(pid(holder))) == Ok(pid(holder));
     let killed = match leads {
         true => nix::sys::signal::killpg(pid(holder), Signal::SIGKILL),
@@ -148,7 +149,7 @@ fn kill_supervisor(guest: &GuestDir, holder: &Holder) -> Result<Ended> {
         return Err(GuestError::host(format!("process {number}, the supervisor of `{name}`, does not go, though it was killed"))
             .hint("it may wait for a disk that does not answer"));
     }
-    // The engine goes with it: by the kernel's hand, or as soon as it has undone what it made of the host.
+    // The engine ends with it: the kernel kills it, or it ends as soon as it has cleaned up.
     wait_for_lease(&guest.lease_file(), ENGINE_PATIENCE)?;
     let reason = format!("its supervisor (process {number}) did not answer and was killed, and the guest with it");
     if let Ok(_lock) = guest.lock(Role::Command) {
@@ -206,7 +207,7 @@ mod tests {
         use std::os::unix::process::CommandExt;
         let dir = tempfile::tempdir().expect("a directory");
         let guest = guest(dir.path());
-        // A process that has the lock, as a file that is locked and handed on, and looks like the supervisor.
+        // A process that has the lock, like a locked file that is passed on, and looks like the supervisor.
         let lock = std::fs::File::options().read(true).write(true).open(guest.lock_file()).expect("opens");
         lock.lock().expect("free");
         let mut command = std::process::Command::new("sh");

@@ -18,11 +18,11 @@ use super::lock::{GuestLock, Holder, Role, Turn, Waiting};
 use super::provision;
 use super::state::{GuestState, Phase, STATE_FILE, settled_engine};
 
-/// The longest path that fits in `sockaddr_un` on every platform that we know, without its zero byte (FreeBSD: 104).
+/// Maximum length of a path in `sockaddr_un` on all known platforms, without its zero byte (FreeBSD: 104).
 const SOCKET_PATH_LIMIT: usize = 100;
-/// What the directory of a guest that is being made begins with, and of one that is being removed.
+/// Beginning of the directory names of a guest that is being made, and of one that is being removed.
 const HIDDEN: [&str; 2] = [".new-", ".gone-"];
-/// The copy that an editor is given begins with this, and the guest's name.
+/// Beginning of the name of an editor's copy, before the guest's name.
 const EDITED: &str = ".edit-";
 
 /// A datastore.
@@ -42,21 +42,21 @@ pub struct GuestDir {
     waiting: Waiting,
 }
 
-/// What a guest is at, as far as its files tell.
+/// Status of a guest, as far as its files tell.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Status {
-    /// Nobody has it.
+    /// No process has it.
     Stopped,
-    /// Nobody has it, and it must not be started by itself.
+    /// No process has it, and it must not be started automatically.
     Failed,
     /// A supervisor has it.
     Supervised(Phase),
-    /// A command changes it at this moment.
+    /// A command is changing it.
     Busy,
 }
 
 impl Status {
-    /// One word.
+    /// Returns the status as one word.
     pub fn word(&self) -> &'static str {
         match self {
             Status::Stopped => "stopped",
@@ -68,24 +68,24 @@ impl Status {
             Status::Busy => "busy",
         }
     }
-    /// Whether a supervisor has it.
+    /// Returns whether a supervisor has it.
     pub fn is_active(&self) -> bool {
         matches!(self, Status::Supervised(_))
     }
 }
 
 impl Store {
-    /// The store in a datastore's directory; sockets whose path would be too long go to `runtime`.
+    /// Creates the store in a datastore's directory; sockets whose path would be too long go to `runtime`.
     pub fn new(datastore: &DatastoreConfig, runtime: &Path) -> Store {
         Store { root: datastore.path.clone(), runtime: runtime.to_owned(), waiting: Waiting::default() }
     }
 
-    /// The same; who waits for another command says so.
+    /// Sets the receiver of messages about waiting for another command.
     pub fn telling(self, waiting: Waiting) -> Store {
         Store { waiting, ..self }
     }
 
-    /// Its directory.
+    /// Returns the directory of the datastore.
     pub fn root(&self) -> &Path {
         &self.root
     }
@@ -94,7 +94,7 @@ impl Store {
         self.root.join(GUESTS_DIR)
     }
 
-    /// What was settled, for each guest that is there, to run it when its file does not say.
+    /// Returns the fixed default engine of each existing guest.
     pub fn settled_engines(&self) -> BTreeMap<String, EngineKind> {
         let names = self.names().unwrap_or_default().into_iter();
         names
@@ -102,7 +102,7 @@ impl Store {
             .collect()
     }
 
-    /// The names of all guests, sorted. A datastore that does not exist yet has none.
+    /// Returns the names of all guests, sorted. A missing datastore has none.
     pub fn names(&self) -> Result<Vec<String>> {
         let path = self.guests_dir();
         let entries = match fs::read_dir(&path) {
@@ -124,8 +124,8 @@ impl Store {
         Ok(names)
     }
 
-    /// The directory that a guest of this name has or would have.
-    pub fn place(&self, name: &str) -> GuestDir {
+    /// Returns the directory that a guest of this name has or would have.
+    pub fn directory_of(&self, name: &str) -> GuestDir {
         self.at(name, self.guests_dir().join(name))
     }
 
@@ -133,10 +133,10 @@ impl Store {
         GuestDir { name: name.to_owned(), path, runtime: self.runtime.clone(), waiting: self.waiting.clone() }
     }
 
-    /// A guest that exists.
+    /// Returns a guest that exists.
     pub fn guest(&self, name: &str) -> Result<GuestDir> {
         if !name.starts_with('.') && !name.is_empty() && !name.contains('/') {
-            let guest = self.place(name);
+            let guest = self.directory_of(name);
             if guest.path.is_dir() {
                 return Ok(guest);
             }
@@ -150,8 +150,8 @@ impl Store {
         })
     }
 
-    /// The guests that names and globs mean: each once, in the order of the names. A name or a glob that means none is
-    /// an error of its own, so that a command can go on with the others.
+    /// Returns the guests that names and globs select: each once, in the order of the names. A name or a glob without a
+    /// match is an error of its own, so that a command can continue with the others.
     pub fn select(&self, patterns: &[String]) -> Result<Vec<Result<GuestDir>>> {
         let mut chosen: Vec<Result<GuestDir>> = Vec::new();
         let mut seen = std::collections::BTreeSet::new();
@@ -177,7 +177,7 @@ impl Store {
             }
             for name in matching {
                 if seen.insert(name.clone()) {
-                    chosen.push(Ok(self.place(&name)));
+                    chosen.push(Ok(self.directory_of(&name)));
                 }
             }
             debug_assert!(seen.len() >= before);
@@ -185,19 +185,19 @@ impl Store {
         Ok(chosen)
     }
 
-    /// Makes what is missing of the datastore's directories.
+    /// Makes the missing directories of the datastore.
     fn make(&self) -> Result<()> {
         let path = self.guests_dir();
         make_directory(&path, 0o755).map_err(|error| GuestError::io("make the datastore", &path, error))
     }
 
-    /// Begins a new guest in a hidden directory; [`NewGuest::commit`] gives it its name, dropping it undoes all.
+    /// Begins a new guest in a hidden directory. [`NewGuest::commit`] gives it its name; dropping it undoes everything.
     pub fn begin(&self, name: &str) -> Result<NewGuest> {
         self.make()?;
         let _turn = self.turn()?;
         self.sweep_hidden();
-        let place = self.place(name);
-        if fs::symlink_metadata(&place.path).is_ok() {
+        let destination = self.directory_of(name);
+        if fs::symlink_metadata(&destination.path).is_ok() {
             return Err(already_there(name));
         }
         if let Some(pid) = self.maker_of(name) {
@@ -210,19 +210,19 @@ impl Store {
         };
         make(&hidden, 0o755)?;
         let guest = self.at(name, hidden);
-        let mut new = NewGuest { store: self.clone(), guest, place, committed: false, lock: None };
-        // With the lock, it is seen to be at work when the turn is another's.
+        let mut new = NewGuest { store: self.clone(), guest, destination, committed: false, lock: None };
+        // The lock shows that it is being worked on when another process has the turn.
         new.lock = Some(new.guest.lock(Role::Command)?);
         make(&new.guest.disks_dir(), 0o700)?;
         Ok(new)
     }
 
-    /// Held for the instants in which a guest gets its name: two of them never take one name.
+    /// Takes the turn for giving a guest its name, so that two guests never take the same name.
     fn turn(&self) -> Result<Turn> {
         Turn::wait(&self.guests_dir().join(".lock"), "makes or renames a guest", &self.waiting)
     }
 
-    /// Who is making a guest of this name at this moment.
+    /// Returns the process that is making a guest of this name.
     fn maker_of(&self, name: &str) -> Option<u32> {
         let begun = format!("{}{name}-", HIDDEN[0]);
         let is_it = |entry: &fs::DirEntry| {
@@ -233,7 +233,7 @@ impl Store {
         makers.find_map(|entry| Some(GuestLock::holder(&entry.path().join(LOCK_FILE))?.pid))
     }
 
-    /// The directories that killed commands left half-made or half-gone, and the locks of the dead.
+    /// Returns the unfinished directories of killed commands, and the locks of dead processes.
     pub fn left_hidden(&self) -> Vec<PathBuf> {
         let entries = fs::read_dir(self.guests_dir()).into_iter().flatten().flatten();
         let hidden = entries.filter(|entry| HIDDEN.iter().any(|start| entry.file_name().to_string_lossy().starts_with(start)));
@@ -241,19 +241,19 @@ impl Store {
         free.chain(abandoned(&self.locks_dir(), is_lock)).collect()
     }
 
-    /// Removes what killed commands left in the datastore, if there is anything and this process may.
+    /// Removes the remains of killed commands in the datastore, if there are any and this process may.
     pub fn sweep(&self) {
         if self.left_hidden().is_empty() {
             return;
         }
         sweep(&self.locks_dir(), is_lock);
-        // Who has the turn sweeps, too.
+        // A process that has the turn sweeps too.
         if let Ok(Some(_turn)) = Turn::try_take(&self.guests_dir().join(".lock")) {
             self.sweep_hidden();
         }
     }
 
-    /// The caller has the turn.
+    /// Sweeps hidden directories. The caller has the turn.
     fn sweep_hidden(&self) {
         for path in self.left_hidden().into_iter().filter(|path| path.is_dir()) {
             if let Ok(Ok(_lock)) = GuestLock::acquire(&path.join(LOCK_FILE), Role::Command)
@@ -264,35 +264,35 @@ impl Store {
         }
     }
 
-    /// Waits for the right to change a file that is no guest's.
+    /// Waits for the right to change a file that belongs to no guest.
     pub fn file_turn(&self, file: &Path) -> Result<Turn> {
         let path = turn_of(&self.root, &fs::canonicalize(file).unwrap_or_else(|_| file.to_owned()))?;
         Ok(Turn::wait(&path, &format!("changes `{}`", file.display()), &self.waiting)?.of_its_own())
     }
 
-    /// Where the turns of files are, see [`GuestDir::turn`].
+    /// Returns the directory of file turns, see [`GuestDir::turn`].
     fn locks_dir(&self) -> PathBuf {
         self.root.join(LOCKS_DIR)
     }
 
-    /// Gives a stopped guest another name, by one rename. The caller holds its lock.
+    /// Renames a stopped guest atomically. The caller holds its lock.
     pub fn rename(&self, guest: &GuestDir, name: &str) -> Result<GuestDir> {
         let _turn = self.turn()?;
-        let place = self.place(name);
-        if fs::symlink_metadata(&place.path).is_ok() {
+        let destination = self.directory_of(name);
+        if fs::symlink_metadata(&destination.path).is_ok() {
             return Err(already_there(name));
         }
         let _ = fs::remove_file(guest.socket());
-        fs::rename(&guest.path, &place.path).map_err(|error| GuestError::io("rename", &guest.path, error))?;
+        fs::rename(&guest.path, &destination.path).map_err(|error| GuestError::io("rename", &guest.path, error))?;
         let _ = sync_directory(&self.guests_dir());
-        events::record(&place.events_log(), name, EventKind::Renamed { from: guest.name.clone() });
-        Ok(place)
+        events::record(&destination.events_log(), name, EventKind::Renamed { from: guest.name.clone() });
+        Ok(destination)
     }
 
-    /// Removes a guest's directory and all in it. The caller holds its lock.
+    /// Removes a guest's directory and its contents. The caller holds its lock.
     pub fn remove(&self, guest: &GuestDir) -> Result<()> {
         let _ = fs::remove_file(guest.socket());
-        // It is gone at once for everyone else; what a kill or a power cut leaves is swept by the next command.
+        // It is gone at once for all other processes. The next command sweeps the remains of a kill or a power cut.
         let hidden = self.guests_dir().join(format!("{}{}-{}", HIDDEN[1], guest.name, std::process::id()));
         fs::rename(&guest.path, &hidden).map_err(|error| GuestError::io("remove", &guest.path, error))?;
         let _ = sync_directory(&self.guests_dir());
@@ -309,7 +309,7 @@ impl Store {
 
 /// The name of a guest's lock in its directory.
 const LOCK_FILE: &str = "lock";
-/// The directory of a datastore in which turns are taken.
+/// The directory of a datastore for turns.
 const LOCKS_DIR: &str = "locks";
 
 fn turn_of(datastore: &Path, file: &Path) -> Result<PathBuf> {
@@ -322,12 +322,12 @@ fn is_lock(name: &str) -> bool {
     name.ends_with(".lock")
 }
 
-/// Whether a name among a guest's disks is that of one that is not whole; earlier versions gave it an ending.
+/// Returns whether a name among a guest's disks is that of an incomplete one. Earlier versions used a suffix.
 fn is_half_made(name: &str) -> bool {
     temporary_of(name).is_some() || name.ends_with(".raw.making")
 }
 
-/// Removes a directory, its lock last: until then nobody else takes it for one that was left behind.
+/// Removes a directory, with its lock last: until then no other process takes it for an abandoned one.
 fn remove_whole(path: &Path) -> io::Result<()> {
     for entry in fs::read_dir(path)? {
         let entry = entry?;
@@ -349,33 +349,34 @@ fn already_there(name: &str) -> GuestError {
 pub struct NewGuest {
     store: Store,
     guest: GuestDir,
-    place: GuestDir,
+    destination: GuestDir,
     committed: bool,
     lock: Option<GuestLock>,
 }
 
 impl NewGuest {
-    /// Where its files go meanwhile.
+    /// Returns its present, hidden directory.
     pub fn guest(&self) -> &GuestDir {
         &self.guest
     }
-    /// Where it will be.
-    pub fn place(&self) -> &GuestDir {
-        &self.place
+    /// Returns its final directory.
+    pub fn destination(&self) -> &GuestDir {
+        &self.destination
     }
-    /// Gives it its name: from now on it exists. Its lock is still held through what is returned.
+    /// Gives it its name: from now on it exists. Its lock stays held through the returned lock.
     pub fn commit(mut self) -> Result<(GuestDir, GuestLock)> {
         let turn = self.store.turn()?;
-        if fs::symlink_metadata(&self.place.path).is_ok() {
-            return Err(already_there(&self.place.name));
+        if fs::symlink_metadata(&self.destination.path).is_ok() {
+            return Err(already_there(&self.destination.name));
         }
-        fs::rename(&self.guest.path, &self.place.path).map_err(|error| GuestError::io("make", &self.place.path, error))?;
+        fs::rename(&self.guest.path, &self.destination.path)
+            .map_err(|error| GuestError::io("make", &self.destination.path, error))?;
         self.committed = true;
-        provision::keep_volumes(&self.place);
+        provision::keep_volumes(&self.destination);
         drop(turn);
-        let _ = sync_directory(self.place.path.parent().unwrap_or(Path::new("/")));
+        let _ = sync_directory(self.destination.path.parent().unwrap_or(Path::new("/")));
         let lock = self.lock.take().expect("taken at the beginning");
-        Ok((self.place.clone(), lock))
+        Ok((self.destination.clone(), lock))
     }
 }
 
@@ -388,20 +389,20 @@ impl Drop for NewGuest {
 }
 
 impl GuestDir {
-    /// Its name.
+    /// Returns its name.
     pub fn name(&self) -> &str {
         &self.name
     }
-    /// Its directory.
+    /// Returns its directory.
     pub fn path(&self) -> &Path {
         &self.path
     }
-    /// The user's file.
+    /// Returns the user's file.
     pub fn file(&self) -> PathBuf {
         self.path.join(GUEST_FILE)
     }
-    /// The user's file where it really is: `create --file` leaves it in its place and links to it, and what it names
-    /// is relative to that place.
+    /// Returns the real path of the user's file: `create --file` leaves the file at its path and links to it, and paths
+    /// in it are relative to that.
     pub fn config_file(&self) -> PathBuf {
         let file = self.file();
         match fs::read_link(&file) {
@@ -409,54 +410,54 @@ impl GuestDir {
             Err(_) => file,
         }
     }
-    /// What the program knows.
+    /// Returns the path of the state.
     pub fn state_file(&self) -> PathBuf {
         self.path.join(STATE_FILE)
     }
-    /// Disks that have no path of their own.
+    /// Returns the directory of disks that have no path of their own.
     pub fn disks_dir(&self) -> PathBuf {
         self.path.join("disks")
     }
-    /// What the serial line said.
+    /// Returns the log of the serial line.
     pub fn console_log(&self) -> PathBuf {
         self.path.join("console.log")
     }
-    /// What the engine wrote to standard error.
+    /// Returns the log of the engine's standard error.
     pub fn vmm_log(&self) -> PathBuf {
         self.path.join("vmm.log")
     }
-    /// What the supervisor wrote to standard error.
+    /// Returns the log of the supervisor's standard error.
     pub fn supervisor_log(&self) -> PathBuf {
         self.path.join("supervisor.log")
     }
-    /// What happened.
+    /// Returns the event log.
     pub fn events_log(&self) -> PathBuf {
         self.path.join("events.jsonl")
     }
-    /// Held by who runs or changes it.
+    /// Returns the lock of the process that runs or changes it.
     pub fn lock_file(&self) -> PathBuf {
         self.path.join(LOCK_FILE)
     }
-    /// Held by the engine too, so that its disks are not opened twice.
+    /// Returns the lease, which the engine holds too, so that its disks are not opened twice.
     pub fn lease_file(&self) -> PathBuf {
         self.path.join("engine.lock")
     }
-    /// What the engine child is given.
+    /// Returns the specification for the engine child.
     pub fn spec_file(&self) -> PathBuf {
         self.path.join("vmm.json")
     }
 
-    /// What an engine child has made of the host and must undo.
+    /// Returns the journal of an engine child's resources on the host.
     pub fn journal_file(&self) -> PathBuf {
         self.path.join("bhyve.journal")
     }
 
-    /// Where the supervisor listens: in the directory, or under a short name in the runtime directory.
+    /// Returns the path of the control socket: in the directory, or with a short name in the runtime directory.
     pub fn socket(&self) -> PathBuf {
         self.socket_called("control")
     }
 
-    /// A socket of the guest's: in the directory, or under a short name in the runtime directory.
+    /// Returns the path of a socket of the guest: in the directory, or with a short name in the runtime directory.
     pub fn socket_called(&self, what: &str) -> PathBuf {
         let here = self.path.join(format!("{what}.sock"));
         if here.as_os_str().len() <= SOCKET_PATH_LIMIT {
@@ -469,7 +470,7 @@ impl GuestDir {
         })
     }
 
-    /// Makes the directory that the socket is in.
+    /// Makes the directory of the socket.
     pub fn prepare_socket(&self) -> Result<PathBuf> {
         let socket = self.socket();
         if let Some(parent) = socket.parent()
@@ -484,12 +485,12 @@ impl GuestDir {
         Ok(socket)
     }
 
-    /// Whether a command is making it: it has not got its name yet.
+    /// Returns whether a command is making it, so that it has no name yet.
     pub fn is_being_made(&self) -> bool {
         self.path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(".new-"))
     }
 
-    /// Takes its lock, or says who has it.
+    /// Takes its lock, or reports its holder.
     pub fn lock(&self, role: Role) -> Result<GuestLock> {
         if !self.path.is_dir() {
             return Err(GuestError::user(format!("no guest is called `{}`", self.name)));
@@ -512,7 +513,7 @@ impl GuestDir {
         }
     }
 
-    /// Takes its lock for a change that needs it stopped; `verb` completes "cannot ... a running guest".
+    /// Takes its lock for a change that needs it stopped. `verb` completes "cannot ... a running guest".
     pub fn lock_stopped(&self, verb: &str) -> Result<GuestLock> {
         if supervisor_of(self).is_some() {
             return Err(GuestError::user(format!("cannot {verb} a running guest"))
@@ -521,8 +522,8 @@ impl GuestDir {
         self.lock(Role::Command)
     }
 
-    /// Waits for the right to change its file and what follows from it, whether it runs or not. Guests whose files are
-    /// links to the same one have one turn together.
+    /// Waits for the right to change its file and everything that follows from it, whether it runs or not. Guests whose
+    /// files are links to the same one share a turn.
     pub fn turn(&self) -> Result<Turn> {
         loop {
             let path = self.turn_file()?;
@@ -533,7 +534,7 @@ impl GuestDir {
         }
     }
 
-    /// The same, if nobody else has it.
+    /// Takes the turn if it is free.
     pub fn try_turn(&self) -> Result<Option<Turn>> {
         let path = self.turn_file()?;
         match Turn::try_take(&path)? {
@@ -542,7 +543,7 @@ impl GuestDir {
         }
     }
 
-    /// `None` when the file has another place meanwhile.
+    /// Begins the turn. Returns `None` if the file has moved meanwhile.
     fn begin_turn(&self, turn: Turn, path: &Path) -> Result<Option<Turn>> {
         if !self.path.is_dir() {
             return Err(GuestError::user(format!("no guest is called `{}`", self.name)));
@@ -553,7 +554,7 @@ impl GuestDir {
         self.sweep();
         let file = self.config_file();
         let edited = format!("{EDITED}{}-", self.name);
-        // A link of the user's is followed by who writes, and not by who edits.
+        // The user's link is followed by commands that write, and not by the editor.
         for file in [fs::canonicalize(&file).unwrap_or_else(|_| file.clone()), file] {
             if let (Some(directory), Some(name)) = (file.parent(), file.file_name().and_then(|name| name.to_str())) {
                 sweep(directory, |found| temporary_of(found).is_some_and(|of| of == name || of.starts_with(&edited)));
@@ -563,8 +564,8 @@ impl GuestDir {
         Ok(Some(turn))
     }
 
-    /// Copies of the file whose editors' commands are gone: who has the turn is the only one to edit. What somebody typed
-    /// is kept.
+    /// Keeps the copies of interrupted edits: only the holder of the turn edits, so other copies are abandoned. The
+    /// user's text is kept.
     fn keep_broken_off(&self, directory: &Path, edited: &str) {
         let is_copy = |name: &str| {
             let pid = name.strip_prefix(edited).and_then(|rest| rest.strip_suffix(".toml"));
@@ -579,7 +580,7 @@ impl GuestDir {
         }
     }
 
-    /// Puts the copy of an edit that was given up where it is kept, and says where.
+    /// Moves the copy of an edit that was given up to the path for kept edits, and returns it.
     pub fn keep_edited(&self, copy: &Path) -> Option<PathBuf> {
         let kept = self.kept_edit();
         let text = fs::read(copy).ok()?;
@@ -588,18 +589,19 @@ impl GuestDir {
         Some(kept)
     }
 
-    /// The text of the last edit that was given up, or broken off.
+    /// Returns the path of the text of the last edit that was given up or interrupted.
     pub fn kept_edit(&self) -> PathBuf {
         self.path.join("edited.toml")
     }
 
-    /// The right to change a file of its directory, for an instant.
+    /// Waits for the right to change a file of its directory, for a moment.
     pub fn short_turn(&self, file: &str) -> Result<Turn> {
         let path = turn_of(self.datastore(), &self.path.join(file))?;
         Ok(Turn::wait(&path, &format!("changes `{file}` of `{}`", self.name), &self.waiting)?.of_its_own())
     }
 
-    /// Named after the file, since it may be that of several guests, and its own directory is the user's.
+    /// Returns the path of the turn, named after the file, since several guests may share it, and its own directory
+    /// belongs to the user.
     fn turn_file(&self) -> Result<PathBuf> {
         let file = self.config_file();
         turn_of(self.datastore(), &fs::canonicalize(&file).unwrap_or(file))
@@ -609,12 +611,13 @@ impl GuestDir {
         self.path.ancestors().nth(2).unwrap_or(&self.path)
     }
 
-    /// Where the copy is that an editor is given: beside the file, and with its ending, so that editors know its kind.
+    /// Returns the path of the copy for an editor: beside the file, and with its suffix, so that editors recognise its
+    /// type.
     pub fn edited_file(&self) -> PathBuf {
         self.config_file().with_file_name(format!("{EDITED}{}-{}.toml", self.name, std::process::id()))
     }
 
-    /// What commands that are gone have left half-written in its directory.
+    /// Returns the half-written files in its directory whose commands are gone.
     pub fn left_behind(&self) -> Vec<PathBuf> {
         let mut left = abandoned(&self.path, |name| temporary_of(name).is_some());
         left.extend(abandoned(&self.disks_dir(), is_half_made));
@@ -629,12 +632,12 @@ impl GuestDir {
         sweep(&self.disks_dir(), is_half_made);
     }
 
-    /// What the program knows of it.
+    /// Reads its state.
     pub fn state(&self) -> Result<GuestState> {
         GuestState::load(&self.state_file(), &self.name)
     }
 
-    /// What it is at: one look at the lock, and the state for the rest.
+    /// Returns its status, from the lock and the state.
     pub fn status(&self, state: &GuestState) -> Status {
         match GuestLock::holder(&self.lock_file()) {
             Some(Holder { role: Role::Supervisor, .. }) => {
@@ -684,7 +687,7 @@ mod tests {
         make(&store, "b");
         let error = store.begin("a").err().expect("refused").to_string();
         assert!(error.contains(&format!("(process {}) is making a guest called `a`", std::process::id())), "{error}");
-        // A name that begins like it is another one.
+        // A name with this name as its beginning is another one.
         make(&store, "a-1");
         drop(store.begin("a-1-2").expect("begins"));
         store.sweep();

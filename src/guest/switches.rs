@@ -1,4 +1,4 @@
-//! The switches of the host file and of fleets, as the host's tools take them.
+//! Conversion of the switches of the host file and of fleets for the host's tools.
 
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ use crate::host::switch::{Kind, Switch};
 
 use super::error::{GuestError, Result};
 
-/// How long an address is given out for.
+/// Duration of a lease.
 const LEASE: Duration = Duration::from_secs(12 * 3600);
 
-/// One switch.
+/// Converts one switch.
 pub fn switch(config: &SwitchConfig) -> Switch {
     Switch {
         id: config.id.clone(),
@@ -36,7 +36,7 @@ pub fn switch(config: &SwitchConfig) -> Switch {
     }
 }
 
-/// The switches of these names, or all of them.
+/// Returns the switches of these names, or all of them.
 pub fn chosen(host: &HostConfig, names: &[String]) -> Result<Vec<Switch>> {
     if names.is_empty() {
         return Ok(host.switches.iter().map(switch).collect());
@@ -44,7 +44,7 @@ pub fn chosen(host: &HostConfig, names: &[String]) -> Result<Vec<Switch>> {
     names.iter().map(|name| named(host, name)).collect()
 }
 
-/// The switch of that name.
+/// Returns the switch of this name.
 pub fn named(host: &HostConfig, name: &str) -> Result<Switch> {
     host.switches.iter().find(|config| config.id == name).map(switch).ok_or_else(|| {
         let known: Vec<String> = host.switches.iter().map(|config| format!("`{}`", config.id)).collect();

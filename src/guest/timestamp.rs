@@ -1,35 +1,35 @@
-//! Moments as they stand in state and event files: RFC 3339, UTC, milliseconds.
+//! Times in state and event files: RFC 3339, UTC, milliseconds.
 
 use std::fmt;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Milliseconds since 1970-01-01T00:00:00Z.
+/// A time in milliseconds since 1970-01-01T00:00:00Z.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Timestamp(pub u64);
 
 impl Timestamp {
-    /// This moment.
+    /// Returns this moment.
     pub fn now() -> Timestamp {
         Timestamp(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64)
     }
-    /// How long ago; zero for a moment to come.
+    /// Returns the time since then; zero for a future time.
     pub fn elapsed(self) -> Duration {
         Duration::from_millis(Timestamp::now().0.saturating_sub(self.0))
     }
 }
 
-/// Milliseconds since this host booted, the time that it slept included; no clock that is set moves it.
+/// Milliseconds since this host booted, including sleep. Setting the clock does not change it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct BootTime(pub u64);
 
 impl BootTime {
-    /// This moment.
+    /// Returns this moment.
     pub fn now() -> BootTime {
         let now = crate::host::process::time_since_boot();
         BootTime(now.as_millis() as u64)
     }
-    /// How long ago, in this boot of the host.
+    /// Returns the time since then, in this boot of the host.
     pub fn elapsed(self) -> Duration {
         Duration::from_millis(BootTime::now().0.saturating_sub(self.0))
     }
@@ -51,7 +51,8 @@ impl fmt::Display for Timestamp {
     }
 }
 
-/// Year, month and day of a day number; the proleptic Gregorian calendar in eras of 400 years that begin in March.
+/// Returns year, month and day of a day number, in the proleptic Gregorian calendar with eras of 400 years that begin
+/// in March.
 fn civil(days: i64) -> (i64, u64, u64) {
     let shifted = days + 719_468;
     let era = shifted.div_euclid(146_097);

@@ -1,8 +1,9 @@
-//! Whether this user may run what a datastore says: hooks and probes are run, and files written, with this user's rights.
+//! Permission of this user to run the programs of a datastore: hooks and probes run, and files are written, with this
+//! user's rights.
 //!
-//! As vmd(8) of OpenBSD does with its configuration (`usr.sbin/vmd/parse.y`, check_file_secrecy): what is run, and what says
-//! what is run, belongs to root or to the user who runs it, and nobody else may write to it. A group may, for users whose
-//! own group it is.
+//! As vmd(8) of OpenBSD does with its configuration (`usr.sbin/vmd/parse.y`, check_file_secrecy): programs, and the
+//! files that name them, must belong to root or to the user who runs them, and no other user may write to them. A group
+//! may, if it is the user's own group.
 
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
@@ -15,7 +16,7 @@ use super::definition::Definition;
 use super::error::{GuestError, Result};
 use super::store::GuestDir;
 
-/// Who asks.
+/// The user to check for.
 #[derive(Debug, Clone, Copy)]
 struct Caller {
     uid: u32,
@@ -31,7 +32,7 @@ impl Caller {
         user_name(self.uid)
     }
 
-    /// What is wrong with a file or directory, and what to type.
+    /// Returns the problem of a file or directory, and the command to fix it.
     fn distrusts(self, path: &Path, metadata: &Metadata) -> Option<GuestError> {
         let (owner, mode) = (metadata.uid(), metadata.mode());
         let shown = path.display();
@@ -53,7 +54,7 @@ impl Caller {
         None
     }
 
-    /// What is not there is reported by whoever needs it.
+    /// Checks a path. A missing one is reported by the code that needs it.
     fn check(self, path: &Path) -> Result<()> {
         match fs::metadata(path) {
             // Whatever is written to /dev/null, it reads as an empty file.
@@ -69,14 +70,14 @@ fn user_name(uid: u32) -> String {
     user.map_or_else(|| format!("user {uid}"), |user| user.name)
 }
 
-/// Whether this user may change guests in the datastore at `root`, and run them.
+/// Checks whether this user may change guests in the datastore at `root`, and run them.
 pub fn check_datastore(root: &Path) -> Result<()> {
     let caller = Caller::this();
     caller.check(root)?;
     caller.check(&root.join(crate::config::GUESTS_DIR))
 }
 
-/// Whether this user may run a guest: its directory, all files that say what it is, and what they have run.
+/// Checks whether this user may run a guest: its directory, all files that define it, and the programs that they name.
 pub fn check_guest(guest: &GuestDir, definition: &Definition, host_file: &Path) -> Result<()> {
     let caller = Caller::this();
     caller.check(guest.path())?;
@@ -99,7 +100,7 @@ pub fn check_new(guest: &GuestDir, definition: &Definition, host_file: &Path, or
     })
 }
 
-/// Whether this user may run the hooks and probes of a guest.
+/// Checks whether this user may run the hooks and probes of a guest.
 pub fn check_programs(guest: &GuestDir, config: &GuestConfig) -> Result<()> {
     let caller = Caller::this();
     let probes = config.ready.probes.iter().filter_map(|probe| match probe {
@@ -107,7 +108,7 @@ pub fn check_programs(guest: &GuestDir, config: &GuestConfig) -> Result<()> {
         _ => None,
     });
     for word in config.hooks.iter().map(|hook| &hook.command).chain(probes).flatten() {
-        // A program, or a script that is handed to one; what is looked up in PATH is the host's.
+        // A program, or a script that is passed to one. A program that is searched in PATH belongs to the host.
         let path = guest.path().join(word);
         if word.contains('/') && fs::metadata(&path).is_ok_and(|metadata| metadata.is_file()) {
             caller.check(&path)?;

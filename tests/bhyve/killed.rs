@@ -60,7 +60,7 @@ fn stop_removes_what_a_killed_guest_left_and_says_so() {
 #[test]
 fn doctor_removes_what_a_killed_guest_left_and_says_so() {
     let world = world();
-    world.vmctl(&["doctor"]).says("`g` was killed; what it had left on this host is removed");
+    world.vmctl(&["doctor"]).says("`g` was killed; its leftovers on this host are removed");
     world.nothing_is_left();
     world.vmctl(&["doctor"]).does_not_say("was killed");
 }
@@ -69,7 +69,7 @@ fn doctor_removes_what_a_killed_guest_left_and_says_so() {
 fn the_start_of_another_guest_removes_what_a_killed_guest_left() {
     let world = world();
     world.make("h", "say:up", NIC);
-    world.vmctl(&["start", "h"]).ok().says("g was killed: what it had left on this host is removed");
+    world.vmctl(&["start", "h"]).ok().says("g was killed: its leftovers on this host are removed");
     let left = world.leftovers();
     assert!(!left.iter().any(|name| name == "vmm/g"), "{left:?}");
     world.vmctl(&["stop", "h"]).ok();

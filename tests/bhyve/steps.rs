@@ -39,7 +39,7 @@ const LOADED: &str = "kldload -n if_";
 const WHAT_SYSTEM: &str = "uname -s";
 
 /// Lets each call of a start fail once, before it has done anything, or after it has done all.
-fn walk(world: &World, when: &str) {
+fn fail_each_call(world: &World, when: &str) {
     let fresh = || {
         world.unload_modules();
         for counter in ["parts/g.count", "loaders/g.count"] {
@@ -90,8 +90,8 @@ fn walk(world: &World, when: &str) {
 }
 
 fn walk_both_ways(world: &World) {
-    walk(world, "before");
-    walk(world, "after");
+    fail_each_call(world, "before");
+    fail_each_call(world, "after");
 }
 
 #[test]

@@ -170,7 +170,7 @@ fn a_kept_switch_that_cannot_be_read_is_said_with_its_place_and_the_next_step() 
     world
         .vmctl(&["switch", "list"])
         .fails(1, "switches.toml:3:1: unknown key `vlna`")
-        .says("`vmctl apply` of the fleet writes it anew");
+        .says("`vmctl apply` of the fleet writes it again");
 }
 
 #[test]

@@ -55,7 +55,7 @@ fn what_guests_and_switches_use_is_set_up_too() {
          [[switches]]\nid = \"old\"\ntype = \"manual\"\nbridge = \"bridge0\"\n",
     );
     let said = world.vmctl(&["host", "setup", "--root", &root, "--write"]).ok();
-    said.says("holds after the next boot");
+    said.says("applies after the next boot");
     let loader = std::fs::read_to_string(format!("{root}/boot/loader.conf")).expect("reads");
     assert_eq!(loader, "pptdevs=\"1/0/0 5/0/0\"\nkern.racct.enable=\"1\"\nvmm_load=\"YES\"\n");
     for (name, text) in [

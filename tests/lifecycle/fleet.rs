@@ -43,7 +43,7 @@ fn a_fleet_is_made_and_a_second_apply_finds_nothing_to_do() {
     let world = World::new();
     fleet(&world, THREE);
     assert_eq!(plan(&world, &[]).0, Some(2));
-    world.vmctl(&["apply"]).fails(1, "nothing is applied without being asked about").says("add `--yes`");
+    world.vmctl(&["apply"]).fails(1, "nothing is applied without confirmation").says("add `--yes`");
     assert!(!world.guest("db").exists());
     apply(&world, &[]).ok().says("web-1 is made");
     nothing_to_do(&world, &[]);
@@ -138,10 +138,7 @@ fn a_prune_removes_what_is_of_this_fleet_and_not_protected_and_nothing_else() {
     let (code, document) = plan(&world, &[]);
     assert_eq!((code, guest(&document, "web-2")["action"].as_str()), (Some(0), Some("leave")), "{document:#}");
     apply(&world, &[]).ok().says("nothing to do");
-    world
-        .vmctl(&["apply", "--prune"])
-        .fails(1, "nothing is applied without being asked about")
-        .says("add `--yes` beside `--prune`");
+    world.vmctl(&["apply", "--prune"]).fails(1, "nothing is applied without confirmation").says("add `--yes` beside `--prune`");
     assert_eq!(world.word("web-2"), "running");
     apply(&world, &["--prune"]).fails(1, "`kept` is protected").says("web-2 is gone");
     for name in ["web-1", "db", "kept", "mine", "mine-too"] {
@@ -467,7 +464,7 @@ fn a_fleet_is_removed_at_once_and_asked_about_once() {
     apply(&world, &[]).ok();
     // One that the file does not name any more is one of it.
     fleet(&world, "[[guests]]\nname = \"web-{{ index }}\"\ncount = 2\n");
-    world.vmctl(&["destroy", "--fleet"]).fails(1, "the fleet `room` is not removed without being asked about").says("db");
+    world.vmctl(&["destroy", "--fleet"]).fails(1, "the fleet `room` is not removed without confirmation").says("db");
     world.vmctl(&["start", "web-2"]).ok();
     world.vmctl(&["destroy", "--fleet", "--yes"]).fails(1, "`web-2` of the fleet `room` is running").says("vmctl down");
     let mut terminal = Terminal::of(&mut world.command(&["destroy", "--fleet", "fleet.toml", "--force"]));

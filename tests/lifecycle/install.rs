@@ -116,7 +116,7 @@ fn a_guest_is_made_for_the_run_and_off_a_terminal_it_is_said_what_is_missing() {
     let medium = medium.to_str().expect("UTF-8");
     world
         .vmctl(&["install", "h", medium, "--size", "16M"])
-        .fails(1, "it is not said of what it is made: --memory, --network, --loader")
+        .fails(1, "options for a new one are missing: --memory, --network, --loader")
         .says("--template");
     assert!(!world.guest("h").exists());
     let all = ["--size", "16M", "--memory", "64M", "--network", "user", "--loader", "grub"];

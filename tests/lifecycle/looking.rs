@@ -234,7 +234,7 @@ fn addresses_that_others_can_reach_are_refused() {
     for address in ["0.0.0.0:9177", "[::]:9177", "192.0.2.7:9177"] {
         world.vmctl(&["metrics", "--listen", address]).fails(1, "is not on this machine's loopback").says("proxy");
     }
-    world.vmctl(&["metrics", "--listen", "9177"]).fails(1, "`9177` is no address").says("127.0.0.1:9177");
+    world.vmctl(&["metrics", "--listen", "9177"]).fails(1, "`9177` is not an address").says("127.0.0.1:9177");
 }
 
 #[test]

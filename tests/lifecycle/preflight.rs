@@ -235,7 +235,7 @@ fn an_image_is_asked_about_before_it_goes() {
     let world = World::new().with_cache();
     std::fs::write(world.path().join("base.raw"), vec![7; 4096]).expect("writes");
     world.vmctl(&["image", "import", "./base.raw", "--name", "base"]).ok();
-    world.vmctl(&["image", "remove", "base"]).fails(1, "is not removed without being asked about").says("--yes");
+    world.vmctl(&["image", "remove", "base"]).fails(1, "is not removed without confirmation").says("--yes");
     let mut terminal = Terminal::open(&world, &["image", "remove", "base"]);
     terminal.wait_for("from the cache? [y/N]");
     terminal.type_in("y\r");

@@ -432,7 +432,7 @@ fn a_datastore_that_is_a_link_to_nowhere_names_where_it_leads() {
     let file = world.file("g", "", "");
     symlink("/no/such/pool", world.path().join("ds")).expect("links");
     for command in [&["create", "g", "--file", file.to_str().expect("UTF-8")][..], &["init", "first.toml"]] {
-        world.vmctl(command).fails(1, "is a link to `/no/such/pool`, which is not there");
+        world.vmctl(command).fails(1, "is a link to `/no/such/pool`, which does not exist");
     }
 }
 

@@ -20,13 +20,13 @@ fn supervisor(world: &World) -> Pid {
 }
 
 /// Stops a process again and again, until dropped.
-struct Held {
+struct StoppedProcess {
     done: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
-impl Held {
-    fn new(pid: Pid) -> Held {
+impl StoppedProcess {
+    fn new(pid: Pid) -> StoppedProcess {
         let done = Arc::new(AtomicBool::new(false));
         let stop = Arc::clone(&done);
         kill(pid, Signal::SIGSTOP).expect("stopped");
@@ -35,11 +35,11 @@ impl Held {
                 std::thread::sleep(Duration::from_millis(1));
             }
         });
-        Held { done, thread: Some(thread) }
+        StoppedProcess { done, thread: Some(thread) }
     }
 }
 
-impl Drop for Held {
+impl Drop for StoppedProcess {
     fn drop(&mut self) {
         self.done.store(true, Ordering::Relaxed);
         let _ = self.thread.take().map(std::thread::JoinHandle::join);
@@ -104,12 +104,12 @@ fn a_supervisor_that_cannot_be_woken_is_killed_and_its_engine_goes_with_it() {
     for verb in [&["stop", "g"][..], &["kill", "g"], &["destroy", "g", "-f", "-y"]] {
         world.vmctl(&["start", "g"]).ok();
         let engine = world.state("g")["engine_pid"].as_u64().expect("an engine");
-        let held = Held::new(supervisor(&world));
+        let stopped = StoppedProcess::new(supervisor(&world));
         let asked = Instant::now();
         let said = world.vmctl(verb).ok();
         assert!(asked.elapsed() < Duration::from_secs(30), "{verb:?}: {:?}", asked.elapsed());
         assert!(!alive(engine));
-        drop(held);
+        drop(stopped);
         // Between being woken and stopped again it may have come as far as that by itself.
         if verb[0] != "destroy" {
             said.says("g has stopped");
@@ -124,11 +124,11 @@ fn down_is_over_in_its_time_whatever_one_guest_does() {
     world.make("g", "", "autostart = { order = 2 }");
     world.make("last", "", "autostart = { order = 1 }");
     world.vmctl(&["start", "g", "last"]).ok();
-    let held = Held::new(supervisor(&world));
+    let stopped = StoppedProcess::new(supervisor(&world));
     let asked = Instant::now();
     world.vmctl(&["down", "--all", "--timeout", "6s"]).ok().says("last has stopped");
     assert!(asked.elapsed() < Duration::from_secs(15), "{:?}", asked.elapsed());
-    drop(held);
+    drop(stopped);
     assert_eq!(world.word("g"), "stopped");
 }
 

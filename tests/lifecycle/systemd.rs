@@ -104,7 +104,7 @@ fn the_guests_of_a_user_have_no_longer_to_stop_than_the_users_manager() {
     host.vmctl(&["autostart", "enable"]).ok();
     let unit = host.unit();
     assert!(unit.contains(" down --all --timeout 100s\n") && unit.contains("\nTimeoutStopSec=115s\n"), "{unit}");
-    host.vmctl(&["autostart", "enable", "--stop-timeout", "5m"]).ok().says("guests have 1m40s to stop and not `5m`");
+    host.vmctl(&["autostart", "enable", "--stop-timeout", "5m"]).ok().says("guests have only 1m40s to stop instead of `5m`");
     assert!(host.unit().contains(" down --all --timeout 100s\n"), "{}", host.unit());
     let said = host.vmctl(&["autostart", "enable", "--stop-timeout", "30s"]).ok();
     assert!(!said.err.contains("warning"), "{said:?}");

@@ -1,4 +1,5 @@
-//! What guests of one fleet on one host must not share, and the order in which they start.
+//! Checks of a fleet's guests against each other: things that guests on one host must not share, and the order in which
+//! they start.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
@@ -6,12 +7,12 @@ use std::path::Path;
 
 use super::contents::FleetGuest;
 use super::entries::twice;
-use crate::config::diagnostic::{Diagnostic, Place, nearest};
-use crate::config::layer::{Node, Value};
+use crate::config::diagnostic::{Diagnostic, Location, nearest};
+use crate::config::layer::{Spanned, Value};
 use crate::config::paths::GUESTS_DIR;
-use crate::config::walk::{GUEST_NAMES, is_guest_name, is_name};
+use crate::config::validate::{GUEST_NAMES, is_guest_name, is_name};
 
-/// Reports what two guests of this host both have and only one can, and circles in `autostart.after`.
+/// Reports things that two guests of this host both have and only one may, and circles in `autostart.after`.
 pub fn check(guests: &[FleetGuest], datastore: &Path, problems: &mut Vec<Diagnostic>) {
     for guest in guests.iter().filter(|guest| is_name(&guest.config.name) && !is_guest_name(&guest.config.name)) {
         let message = format!("`{}` cannot be the name of a guest", guest.config.name);
@@ -41,7 +42,7 @@ pub fn check(guests: &[FleetGuest], datastore: &Path, problems: &mut Vec<Diagnos
     }
 }
 
-/// Identities, host ports and disks, each of which only one guest has.
+/// Reports identities, host ports and disks that more than one guest has.
 fn alone(here: &[&FleetGuest], problems: &mut Vec<Diagnostic>) {
     let mut uuids = Owners::default();
     let mut macs = Owners::default();
@@ -59,8 +60,8 @@ fn alone(here: &[&FleetGuest], problems: &mut Vec<Diagnostic>) {
             }
             for forward in &nic.forwards {
                 let key = (forward.proto, forward.host_port, forward.host_addr);
-                let place = || entry_place(guest, "nics", &nic.id, "forwards");
-                ports.take(key, guest, || (place(), format!("port {} of the host", forward.host_port)), problems);
+                let location = || entry_place(guest, "nics", &nic.id, "forwards");
+                ports.take(key, guest, || (location(), format!("port {} of the host", forward.host_port)), problems);
             }
         }
         for disk in config.disks.iter().filter(|disk| !disk.ro) {
@@ -72,18 +73,18 @@ fn alone(here: &[&FleetGuest], problems: &mut Vec<Diagnostic>) {
     }
 }
 
-/// Where a key of an entry stands.
-fn entry_place(guest: &FleetGuest, class: &str, id: &str, key: &str) -> Place {
+/// Returns the position of a key in an entry.
+fn entry_place(guest: &FleetGuest, class: &str, id: &str, key: &str) -> Location {
     let items = match guest.resolved.table.get(class).map(|node| &node.value) {
         Some(Value::Array(items)) => items.as_slice(),
         _ => &[],
     };
     let tables = items.iter().filter_map(|node| if let Value::Table(table) = &node.value { Some(table) } else { None });
     let found = tables.filter(|table| table.id() == Some(id)).find_map(|table| table.get(key));
-    found.map_or_else(|| key_place(guest, class), |node| node.place.clone())
+    found.map_or_else(|| key_place(guest, class), |node| node.location.clone())
 }
 
-/// Who has what.
+/// Owners of things.
 struct Owners<'a, K>(HashMap<K, &'a FleetGuest>);
 
 impl<K> Default for Owners<'_, K> {
@@ -93,29 +94,35 @@ impl<K> Default for Owners<'_, K> {
 }
 
 impl<'a, K: Eq + Hash> Owners<'a, K> {
-    fn take(&mut self, key: K, guest: &'a FleetGuest, words: impl FnOnce() -> (Place, String), problems: &mut Vec<Diagnostic>) {
+    fn take(
+        &mut self,
+        key: K,
+        guest: &'a FleetGuest,
+        words: impl FnOnce() -> (Location, String),
+        problems: &mut Vec<Diagnostic>,
+    ) {
         if let Some(other) = self.0.insert(key, guest) {
-            let (place, what) = words();
+            let (location, what) = words();
             let (one, two) = (&other.config.name, &guest.config.name);
-            problems.push(twice(&place, &format!("{what} is of both `{one}` and `{two}`"), &other.place));
+            problems.push(twice(&location, &format!("{what} is used by both `{one}` and `{two}`"), &other.location));
         }
     }
 }
 
-fn key_place(guest: &FleetGuest, key: &str) -> Place {
-    guest.resolved.table.get(key).map_or_else(|| guest.place.clone(), |node| node.place.clone())
+fn key_place(guest: &FleetGuest, key: &str) -> Location {
+    guest.resolved.table.get(key).map_or_else(|| guest.location.clone(), |node| node.location.clone())
 }
 
-fn after_place(guest: &FleetGuest, after: &str) -> Place {
+fn after_place(guest: &FleetGuest, after: &str) -> Location {
     let nodes = match guest.resolved.table.at("autostart.after") {
-        Some(Node { value: Value::Array(nodes), .. }) => nodes.as_slice(),
+        Some(Spanned { value: Value::Array(nodes), .. }) => nodes.as_slice(),
         _ => &[],
     };
     let found = nodes.iter().find(|node| node.value == Value::Text(after.to_owned()));
-    found.map_or_else(|| guest.place.clone(), |node| node.place.clone())
+    found.map_or_else(|| guest.location.clone(), |node| node.location.clone())
 }
 
-/// Guests that wait for each other, the first one again at the end; `None` when there are none.
+/// Returns guests that wait for each other, with the first one again at the end; `None` if there are none.
 fn circle<'a>(names: &HashMap<&'a str, &'a FleetGuest>) -> Option<Vec<&'a str>> {
     let after: BTreeMap<&str, Vec<&str>> =
         names.iter().map(|(name, guest)| (*name, guest.config.autostart.after.iter().map(String::as_str).collect())).collect();

@@ -1,4 +1,4 @@
-//! Reads a fleet file and makes its guests of it.
+//! Reading a fleet file and making its guests.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
@@ -12,39 +12,39 @@ use super::secrets::{self, SecretConfig};
 use super::switches;
 use crate::choices::EngineKind;
 use crate::config::check;
-use crate::config::diagnostic::{Diagnostic, Diagnostics, Place, Source};
+use crate::config::diagnostic::{Diagnostic, Diagnostics, Location, Source};
 use crate::config::expression::{Scalar, names_in};
 use crate::config::host::{self, HostConfig};
 use crate::config::key::Kind;
 use crate::config::keys::GUEST_KEYS;
-use crate::config::layer::{self, Layer, Name, Node, Table, Value, read};
+use crate::config::layer::{self, Layer, Name, Spanned, Table, Value, read};
 use crate::config::render::render_set;
 use crate::config::resolve::{self, Reader, Resolved, Templates};
-use crate::config::view::View;
-use crate::config::walk;
+use crate::config::table_reader::TableReader;
+use crate::config::validate;
 
-/// All guest files of a fleet together are no larger.
+/// Maximum size of all guest files of a fleet together.
 const MAX_TEXT_BYTES: usize = 64 << 20;
-/// A fleet in which everything is wrong says no more than this.
+/// Maximum number of problems that are reported for a fleet.
 const MAX_PROBLEMS: usize = 200;
 const MAX_PROBLEMS_AN_ENTRY: usize = 20;
 
-/// Which fleet file, and what goes with it.
+/// Parameters for reading a fleet file.
 #[derive(Debug, Clone, Copy)]
 pub struct FleetRequest<'a> {
     /// The fleet file.
     pub file: &'a Path,
-    /// Its text when that is not what the file holds.
+    /// Its text, if it differs from the file's contents.
     pub text: Option<&'a str>,
     /// The host file.
     pub host: &'a HostConfig,
-    /// Directory of the datastore whose templates are used.
+    /// Directory of the datastore with the templates.
     pub datastore: &'a Path,
-    /// Guests that are there and for which it was settled what runs them when their files do not say.
+    /// Fixed default engines of existing guests.
     pub engines: &'a BTreeMap<String, EngineKind>,
 }
 
-/// Reads and checks a fleet file, and makes its guests of it.
+/// Reads and checks a fleet file, and makes its guests.
 pub fn load_fleet(request: &FleetRequest<'_>) -> Result<Fleet, Diagnostics> {
     let text = match request.text {
         Some(text) => text.to_owned(),
@@ -54,11 +54,11 @@ pub fn load_fleet(request: &FleetRequest<'_>) -> Result<Fleet, Diagnostics> {
     let source = Source { label: request.file.display().to_string(), text, directory: file.parent().map(Path::to_path_buf) };
     let mut layer = Layer::parse(source, &FLEET_KEYS).map_err(Diagnostics)?;
     let source = layer.source.clone();
-    let start = Place { source: source.clone(), span: 0..0 };
+    let start = Location { source: source.clone(), span: 0..0 };
     let mut problems = Vec::new();
     let mut take = |key: &str| layer.table.take(key).map(|(_, node)| node);
     let (templates, guests, defaults) = (take("templates"), take("guests"), take("defaults"));
-    walk::walk(&mut layer.table, "", &FLEET_KEYS, None, &mut problems);
+    validate::check_table(&mut layer.table, "", &FLEET_KEYS, None, &mut problems);
     let walked = problems.is_empty();
     let name = match layer.table.get("name").map(|node| &node.value) {
         Some(Value::Text(name)) => name.clone(),
@@ -72,11 +72,11 @@ pub fn load_fleet(request: &FleetRequest<'_>) -> Result<Fleet, Diagnostics> {
     let images = images(&layer.table, &start, &mut problems);
     let switches = if walked { switches::declared(&layer.table, &name, request.host, &mut problems) } else { Vec::new() };
     let defaults = match &defaults {
-        Some(Node { value: Value::Table(_), .. }) => {
+        Some(Spanned { value: Value::Table(_), .. }) => {
             defaults.as_ref().and_then(|node| host::defaults(node, &source, &mut problems))
         }
         Some(node) => {
-            problems.push(Diagnostic::at(&node.place, format!("`defaults` is {}, not a table", node.value.kind())));
+            problems.push(Diagnostic::at(&node.location, format!("`defaults` is {}, not a table", node.value.kind())));
             None
         }
         None => None,
@@ -118,24 +118,24 @@ pub fn load_fleet(request: &FleetRequest<'_>) -> Result<Fleet, Diagnostics> {
 /// An image of `[[images]]`.
 struct Image {
     id: String,
-    /// What it stands for.
+    /// The image that it names.
     image: String,
-    /// What its file must be, as it was written.
-    checksum: Option<Node>,
+    /// Its expected checksum, as it was written.
+    checksum: Option<Spanned>,
 }
 
-/// The images of `[[images]]`. The table has been walked.
-fn images(table: &Table, start: &Place, problems: &mut Vec<Diagnostic>) -> Vec<Image> {
+/// Returns the images of `[[images]]`. The keys of the table have been checked.
+fn images(table: &Table, start: &Location, problems: &mut Vec<Diagnostic>) -> Vec<Image> {
     let mut found: Vec<Image> = Vec::new();
-    for entry in View::part(table, start, &FLEET_KEYS, "").entries("images") {
+    for entry in TableReader::part(table, start, &FLEET_KEYS, "").entries("images") {
         check::checksum(&entry, problems);
         let checksum = entry.node("checksum").cloned();
         match (entry.text("id"), entry.text("image").filter(|image| !image.is_empty())) {
             (Some(id), _) if found.iter().any(|other| other.id == id) => {
-                problems.push(Diagnostic::at(entry.place_of("id"), format!("two images are called `{id}`")));
+                problems.push(Diagnostic::at(entry.location_of("id"), format!("two images are called `{id}`")));
             }
             (Some(id), Some(image)) => {
-                // A template that uses it may stand elsewhere.
+                // A template that uses it may be in another directory.
                 let node = entry.node("image").expect("it has a text");
                 let is_path = check::is_image_path(&image);
                 let image = if is_path { entry.absolute(&image, node).to_string_lossy().into_owned() } else { image };
@@ -143,42 +143,48 @@ fn images(table: &Table, start: &Place, problems: &mut Vec<Diagnostic>) -> Vec<I
             }
             (id, _) => {
                 let missing = if id.is_none() { "id" } else { "image" };
-                problems.push(Diagnostic::at(entry.place, format!("an entry of `images` has no `{missing}`")));
+                problems.push(Diagnostic::at(entry.location, format!("an entry of `images` has no `{missing}`")));
             }
         }
     }
     found
 }
 
-/// Holds the disks that are made from an image of the fleet to its checksum; one with a checksum of its own keeps that.
+/// Adds the checksum of an image of the fleet to the disks that are made from it, except those with a checksum of their
+/// own.
 fn pin(table: &mut Table, images: &[Image]) {
-    let Some((_, Node { value: Value::Array(disks), .. })) = table.0.iter_mut().find(|(name, _)| name.text == "disks") else {
+    let Some((_, Spanned { value: Value::Array(disks), .. })) = table.0.iter_mut().find(|(name, _)| name.text == "disks") else {
         return;
     };
     for disk in disks {
         let Value::Table(disk) = &mut disk.value else { continue };
-        let Some(Node { value: Value::Text(source), place, .. }) = disk.get("source") else { continue };
+        let Some(Spanned { value: Value::Text(source), location, .. }) = disk.get("source") else { continue };
         let names = names_in(source);
         let image = images.iter().find(|image| names.iter().any(|name| name.strip_prefix("image.") == Some(image.id.as_str())));
         if let (Some(checksum), None) = (image.and_then(|image| image.checksum.clone()), disk.get("checksum")) {
-            let name = Name { text: "checksum".into(), place: place.clone() };
+            let name = Name { text: "checksum".into(), location: location.clone() };
             disk.0.push((name, checksum));
         }
     }
 }
 
-/// The problems by their place, those of the fleet file first; what several guests of an entry have in common once.
+/// Returns the problems by their position, those of the fleet file first. A problem that several guests of an entry
+/// share is included once.
 fn in_order(problems: Vec<Diagnostic>, fleet: &Arc<Source>) -> Vec<Diagnostic> {
     let mut kept: Vec<Diagnostic> = Vec::new();
     let mut seen: BTreeSet<(String, usize, usize)> = BTreeSet::new();
     for problem in problems {
-        let key = problem.place.as_ref().map(|place| (place.source.label.clone(), place.span.start, place.span.end));
+        let key =
+            problem.location.as_ref().map(|location| (location.source.label.clone(), location.span.start, location.span.end));
         if key.is_none_or(|key| key.1 == key.2 || seen.insert(key)) && !kept.contains(&problem) {
             kept.push(problem);
         }
     }
     kept.sort_by_key(|problem| {
-        problem.place.as_ref().map(|place| (!Arc::ptr_eq(&place.source, fleet), place.source.label.clone(), place.span.start))
+        problem
+            .location
+            .as_ref()
+            .map(|location| (!Arc::ptr_eq(&location.source, fleet), location.source.label.clone(), location.span.start))
     });
     let more = kept.len().saturating_sub(MAX_PROBLEMS);
     kept.truncate(MAX_PROBLEMS);
@@ -188,19 +194,19 @@ fn in_order(problems: Vec<Diagnostic>, fleet: &Arc<Source>) -> Vec<Diagnostic> {
     kept
 }
 
-/// Makes guests of entries.
+/// Conversion of entries to guests.
 struct Reading<'a> {
     request: &'a FleetRequest<'a>,
     name: &'a str,
-    start: &'a Place,
+    start: &'a Location,
     base: Table,
     reader: Reader,
     templates: &'a [Template],
     secrets: &'a [SecretConfig],
     images: &'a [Image],
     used_secrets: BTreeSet<String>,
-    /// Where each name was given, to a guest of this host or of those that a selector means.
-    names: HashMap<(String, Option<Selector>), Place>,
+    /// Position of each name, for a guest of this host or of those that a selector selects.
+    names: HashMap<(String, Option<Selector>), Location>,
     text_bytes: usize,
     problems: Vec<Diagnostic>,
 }
@@ -210,7 +216,7 @@ impl Reading<'_> {
         let label = self.start.source.label.clone();
         for template in self.templates {
             let mut chain = vec![(label.clone(), Some(self.request.file.to_path_buf()))];
-            if let Some(below) = self.reader.named(&template.id, &template.place, &mut chain) {
+            if let Some(below) = self.reader.named(&template.id, &template.location, &mut chain) {
                 entries::unused_parameters(template, &below, &mut self.problems);
             }
         }
@@ -225,33 +231,33 @@ impl Reading<'_> {
     fn entry(&mut self, entry: &Entry, label: &str, guests: &mut Vec<FleetGuest>) {
         let chain = entries::chain(&entry.layer, self.templates);
         let at = entry.layer.table.get("template").or_else(|| entry.layer.table.get("extends"));
-        let at = at.map_or(&entry.place, |node| &node.place);
+        let at = at.map_or(&entry.location, |node| &node.location);
         let before = self.problems.len();
         let arguments = entries::arguments(&chain, &entry.with, at, &mut self.problems);
         let mut files = vec![(label.to_owned(), Some(self.request.file.to_path_buf()))];
         let own = self.reader.expand(entry.layer.clone(), &mut files);
         let mut table = self.base.clone();
         layer::merge(&mut table, own, "", &GUEST_KEYS, &mut self.problems);
-        give(&mut table, arguments, &entry.place);
+        give(&mut table, arguments, &entry.location);
         pin(&mut table, self.images);
         self.note_secrets(&table);
-        // With parameters missing, the expressions would only report the consequences.
+        // With missing parameters, the expressions would only report the consequences.
         if self.problems.len() > before {
             return;
         }
         let host = self.request.host;
         let here = entry.host.as_ref().is_none_or(|selector| selector.means(&host.name, &host.labels));
         for item in &entry.items {
-            // The guests of an entry are alike, and so is what is wrong with them.
+            // The guests of an entry are alike, and so are their problems.
             if self.problems.len() > before + MAX_PROBLEMS_AN_ENTRY {
                 return;
             }
             let Some(guest) = self.guest(entry, item, table.clone(), here) else { continue };
-            // A name may be there again for other hosts.
+            // A name may be used again for other hosts.
             let elsewhere = if here { None } else { entry.host.clone() };
             match self.names.entry((guest.config.name.clone(), elsewhere)) {
                 std::collections::hash_map::Entry::Vacant(free) => {
-                    free.insert(guest.place.clone());
+                    free.insert(guest.location.clone());
                     guests.push(guest);
                 }
                 std::collections::hash_map::Entry::Occupied(taken) => {
@@ -267,8 +273,8 @@ impl Reading<'_> {
     fn guest(&mut self, entry: &Entry, item: &Item, mut table: Table, here: bool) -> Option<FleetGuest> {
         if let Some(index) = item.index {
             table.take("index");
-            let name = Name { text: "index".into(), place: entry.place.clone() };
-            table.0.push((name, Node { value: Value::Integer(index), place: entry.place.clone(), replaces: false }));
+            let name = Name { text: "index".into(), location: entry.location.clone() };
+            table.0.push((name, Spanned { value: Value::Integer(index), location: entry.location.clone(), replaces: false }));
         }
         let mut given = item.variables.clone();
         given.push(("fleet.name".into(), Scalar::Text(self.name.to_owned())));
@@ -291,10 +297,10 @@ impl Reading<'_> {
                     format!("# Written by `vmctl apply` from the fleet `{}`.\n{}", self.name, render_set(&resolved, defaults));
                 self.text_bytes += text.len();
                 if self.text_bytes > MAX_TEXT_BYTES {
-                    self.problems.push(Diagnostic::at(&entry.place, "the guest files of the fleet are more than 64 MiB"));
+                    self.problems.push(Diagnostic::at(&entry.location, "the guest files of the fleet are more than 64 MiB"));
                     return None;
                 }
-                Some(FleetGuest { config, resolved, text, place: entry.name_place.clone(), here })
+                Some(FleetGuest { config, resolved, text, location: entry.name_place.clone(), here })
             }
             Err(problems) => {
                 let of = |problem: Diagnostic| if entry.many { problem.note(format!("of guest `{name}`")) } else { problem };
@@ -304,9 +310,9 @@ impl Reading<'_> {
         }
     }
 
-    /// Remembers the secrets that a guest names, and refuses those that stand where no path can.
+    /// Notes the secrets that a guest names, and refuses those in a key that is not a path.
     fn note_secrets(&mut self, table: &Table) {
-        let whole = Node { value: Value::Table(table.clone()), place: self.start.clone(), replaces: false };
+        let whole = Spanned { value: Value::Table(table.clone()), location: self.start.clone(), replaces: false };
         for text in entries::texts(&whole) {
             for name in names_in(text) {
                 self.used_secrets.extend(name.strip_prefix("secret.").map(str::to_owned));
@@ -316,7 +322,8 @@ impl Reading<'_> {
     }
 }
 
-/// A secret is a path: it goes where a path can stand, into variables, and into the words of a command.
+/// Refuses a secret where no path is allowed. A secret is a path, so it may be in paths, in variables, and in the words
+/// of a command.
 fn refuse_secrets(table: &Table, parent: &str, problems: &mut Vec<Diagnostic>) {
     for (name, node) in &table.0 {
         let path = if parent.is_empty() { name.text.clone() } else { format!("{parent}.{}", name.text) };
@@ -332,7 +339,9 @@ fn refuse_secrets(table: &Table, parent: &str, problems: &mut Vec<Diagnostic>) {
             }
             Value::Text(text) if key.kind != Kind::Path && names_in(text).iter().any(|name| name.starts_with("secret.")) => {
                 let message = format!("`{path}` takes no secret: a secret is handed over as the path of a file");
-                problems.push(Diagnostic::at(&node.place, message).hint("secrets go where a path can stand, and into commands"));
+                problems.push(
+                    Diagnostic::at(&node.location, message).hint("secrets can be used where a path is expected, and in commands"),
+                );
             }
             _ => {}
         }
@@ -340,16 +349,16 @@ fn refuse_secrets(table: &Table, parent: &str, problems: &mut Vec<Diagnostic>) {
 }
 
 /// Sets parameters as variables, over those of `[vars]`.
-fn give(table: &mut Table, arguments: Vec<(Name, Node)>, place: &Place) {
+fn give(table: &mut Table, arguments: Vec<(Name, Spanned)>, location: &Location) {
     if arguments.is_empty() {
         return;
     }
     if table.get("vars").is_none() {
-        let name = Name { text: "vars".into(), place: place.clone() };
-        table.0.push((name, Node { value: Value::Table(Table::default()), place: place.clone(), replaces: false }));
+        let name = Name { text: "vars".into(), location: location.clone() };
+        table.0.push((name, Spanned { value: Value::Table(Table::default()), location: location.clone(), replaces: false }));
     }
     let vars = table.0.iter_mut().find(|(name, _)| name.text == "vars").expect("just made sure");
-    // Of another type it is reported where the variables are read.
+    // A value of another type is reported where the variables are read.
     if let Value::Table(vars) = &mut vars.1.value {
         for (name, node) in arguments {
             vars.take(&name.text);

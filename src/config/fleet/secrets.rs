@@ -1,71 +1,77 @@
-//! Secrets by reference: where they come from, and the path at which a guest finds them.
+//! Secrets by reference: their sources, and the paths at which guests find them.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::entries::twice;
 use super::keys::FLEET_KEYS;
-use crate::config::diagnostic::{Diagnostic, Place};
+use crate::config::diagnostic::{Diagnostic, Location};
 use crate::config::layer::Table;
 use crate::config::paths::fleet_directory;
-use crate::config::view::View;
+use crate::config::table_reader::TableReader;
 
-/// A secret, as meant.
+/// Configuration of a secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SecretConfig {
     /// Its name.
     pub id: String,
-    /// Where it stands in the fleet file.
-    pub place: Place,
-    /// Where it comes from.
+    /// Position in the fleet file.
+    pub location: Location,
+    /// Source of the secret.
     pub source: SecretSource,
-    /// The file that holds it for the guests.
+    /// The file with the secret for the guests.
     pub path: PathBuf,
 }
 
-/// Where a secret comes from.
+/// Source of a secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SecretSource {
-    /// The file itself, which guests use where it is.
+    /// The file itself, which guests use directly.
     File,
     /// An environment variable of `vmctl apply`.
     Env(String),
-    /// What a command prints.
+    /// The output of a command.
     Command {
         /// Program and arguments.
         words: Vec<String>,
-        /// Killed after this.
+        /// Time-out after which it is killed.
         timeout: Duration,
     },
 }
 
-/// The secrets of `[[secrets]]`; the table has been walked.
-pub fn secrets(table: &Table, start: &Place, fleet: &str, datastore: &Path, problems: &mut Vec<Diagnostic>) -> Vec<SecretConfig> {
+/// Returns the secrets of `[[secrets]]`. The keys of the table have been checked.
+pub fn secrets(
+    table: &Table,
+    start: &Location,
+    fleet: &str,
+    datastore: &Path,
+    problems: &mut Vec<Diagnostic>,
+) -> Vec<SecretConfig> {
     let mut found: Vec<SecretConfig> = Vec::new();
-    for entry in View::part(table, start, &FLEET_KEYS, "").entries("secrets") {
+    for entry in TableReader::part(table, start, &FLEET_KEYS, "").entries("secrets") {
         let Some(id) = entry.text("id") else {
-            problems.push(Diagnostic::at(entry.place, "a secret has no `id`").hint("add `id = \"NAME\"`"));
+            problems.push(Diagnostic::at(entry.location, "a secret has no `id`").hint("add `id = \"NAME\"`"));
             continue;
         };
         if let Some(other) = found.iter().find(|other| other.id == id) {
-            problems.push(twice(entry.place_of("id"), &format!("two secrets are called `{id}`"), &other.place));
+            problems.push(twice(entry.location_of("id"), &format!("two secrets are called `{id}`"), &other.location));
             continue;
         }
         let given = ["file", "env", "command"].into_iter().filter(|leaf| entry.node(leaf).is_some()).collect::<Vec<_>>();
         let [given] = given[..] else {
             let message = match given.len() {
-                0 => format!("secret `{id}` comes from nowhere"),
-                _ => format!("secret `{id}` comes from {} places", given.len()),
+                0 => format!("secret `{id}` has no source"),
+                _ => format!("secret `{id}` has {} sources", given.len()),
             };
             let hint = "give one of `file = \"PATH\"`, `env = \"VARIABLE\"` and `command = [\"PROGRAM\"]`";
-            problems.push(Diagnostic::at(entry.place, message).hint(hint));
+            problems.push(Diagnostic::at(entry.location, message).hint(hint));
             continue;
         };
         let words = entry.texts("command");
         let env = entry.text("env").unwrap_or_default();
         let bad_env = env.is_empty() || env.contains(['=', '\0']);
         if (given == "command" && words.first().is_none_or(String::is_empty)) || (given == "env" && bad_env) {
-            problems.push(Diagnostic::at(entry.place_of(given), format!("`secrets.{given}` names nothing")));
+            problems.push(Diagnostic::at(entry.location_of(given), format!("`secrets.{given}` names nothing")));
             continue;
         }
         let kept = fleet_directory(datastore, fleet).join("secrets").join(&id);
@@ -74,7 +80,7 @@ pub fn secrets(table: &Table, start: &Place, fleet: &str, datastore: &Path, prob
             "env" => (SecretSource::Env(env), kept),
             _ => (SecretSource::Command { words, timeout: entry.duration("timeout") }, kept),
         };
-        found.push(SecretConfig { id, place: entry.place_of("id").clone(), source, path });
+        found.push(SecretConfig { id, location: entry.location_of("id").clone(), source, path });
     }
     found
 }

@@ -1,7 +1,8 @@
-//! The journal of an apply: which steps have begun, and what undoes them. It is there while an apply is at work, and
-//! stays behind when one is killed; the next one reads it before anything else.
+//! The journal of an apply: the steps that have begun, and how to undo them. It exists while an apply runs, and stays
+//! when one is killed. The next apply reads it first.
 //!
-//! A line is a JSON document, synced before what it announces is done. A last line that was cut off announced nothing.
+//! Each line is a JSON document that is synced before the announced step is done. So an incomplete last line announced
+//! nothing.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -15,63 +16,63 @@ use crate::guest::error::{GuestError, Result};
 use crate::guest::timestamp::Timestamp;
 use crate::host::files::sync_directory;
 
-/// Its name in the fleet's directory.
+/// Name of the journal in the fleet's directory.
 pub const FILE: &str = "journal.jsonl";
-/// The version of its lines.
+/// Version of its lines.
 const VERSION: u32 = 1;
-/// A test ends an apply right after so many lines, as `kill -9` would.
+/// For tests: an apply ends right after this many lines, as with `kill -9`.
 const KILL_AFTER: &str = "VMCTL_TEST_APPLY_KILL_AFTER";
 
-/// One line.
+/// One line of the journal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "step", rename_all = "kebab-case")]
 pub enum Line {
-    /// The first one.
+    /// The first line.
     Begin {
-        /// [`VERSION`].
+        /// Always [`VERSION`].
         version: u32,
         /// The process.
         pid: u32,
-        /// When.
+        /// Time of the line.
         at: Timestamp,
     },
-    /// A guest is going to be made.
+    /// A guest is about to be made.
     Create {
-        /// Which.
+        /// Name of the guest.
         guest: String,
     },
-    /// A guest is going to be changed.
+    /// A guest is about to be changed.
     Change {
-        /// Which.
+        /// Name of the guest.
         guest: String,
-        /// Its file before; none when there was none.
+        /// Its file before; `None` if there was none.
         before: Option<String>,
-        /// Its disks that are going to be made anew.
+        /// Its disks that are about to be recreated.
         recreate: Vec<String>,
     },
-    /// A guest is going to be removed.
+    /// A guest is about to be removed.
     Destroy {
-        /// Which.
+        /// Name of the guest.
         guest: String,
     },
-    /// A guest is going to be booted again.
+    /// A guest is about to be restarted.
     Restart {
-        /// Which.
+        /// Name of the guest.
         guest: String,
     },
-    /// All that was announced of a guest is done.
+    /// All announced steps of a guest are done.
     Done {
-        /// Which.
+        /// Name of the guest.
         guest: String,
     },
-    /// It failed, and what it had done was undone.
+    /// A step failed and was undone.
     Undone {
-        /// Which.
+        /// Name of the guest.
         guest: String,
     },
 }
 
-/// The journal of an apply that is at work.
+/// The journal of a running apply.
 pub struct Journal {
     path: PathBuf,
     file: Mutex<(File, usize)>,
@@ -79,10 +80,10 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Begins one in a fleet's directory, in place of one that was left behind.
+    /// Begins a journal in a fleet's directory, and replaces an old one.
     pub fn begin(directory: &Path) -> Result<Journal> {
         let path = directory.join(FILE);
-        // It has guest files in it, which may be their user's alone.
+        // It contains guest files, which may be private to their user.
         let file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&path);
         let file = file.map_err(|error| GuestError::io("write", &path, error))?;
         let _ = sync_directory(directory);
@@ -92,7 +93,7 @@ impl Journal {
         Ok(journal)
     }
 
-    /// Adds a line; what it announces may be done when this returns.
+    /// Adds a line. The announced step may be done when this returns.
     pub fn write(&self, line: &Line) -> Result<()> {
         let text = serde_json::to_string(line).expect("plain fields") + "\n";
         let mut guard = self.file.lock().expect("no panic happens under this lock");
@@ -106,14 +107,14 @@ impl Journal {
         Ok(())
     }
 
-    /// All is done, or undone: nothing is left to be told.
+    /// Ends the journal, since all is done or undone.
     pub fn end(self) -> Result<()> {
         fs::remove_file(&self.path).map_err(|error| GuestError::io("remove", &self.path, error))?;
         let _ = sync_directory(self.path.parent().unwrap_or(Path::new("/")));
         Ok(())
     }
 
-    /// What an apply that was killed had begun and not ended.
+    /// Returns the steps that a killed apply had begun and not ended.
     pub fn unfinished(directory: &Path) -> Result<Vec<Line>> {
         let path = directory.join(FILE);
         let text = match fs::read_to_string(&path) {
@@ -138,7 +139,7 @@ impl Journal {
 }
 
 impl Line {
-    /// Whom it is about.
+    /// Returns the guest of the line.
     pub fn guest(&self) -> Option<&str> {
         match self {
             Line::Begin { .. } => None,

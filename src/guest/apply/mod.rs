@@ -1,8 +1,8 @@
-//! A plan, carried out. Each guest is a step of its own: announced in the journal, done, undone if it fails.
+//! Execution of a plan. Each guest is a step of its own: announced in the journal, done, and undone if it fails.
 //!
-//! Nothing is remembered but in the guests themselves: what a killed apply did not get to is found by planning again. The
-//! journal says where it may have been in the middle of a guest. No step removes a byte of a disk before what takes its
-//! place is there, and none without `prune`.
+//! There is no state besides the guests themselves: planning again finds what a killed apply did not do. The journal
+//! shows the guest that it may have been working on. No step removes a byte of a disk before its replacement exists,
+//! and none does without `prune`.
 
 pub mod journal;
 mod steps;
@@ -18,22 +18,22 @@ use crate::host::files::make_directory;
 
 use super::definition::Surroundings;
 use super::error::{GuestError, Result};
+use super::fleet_plan::{FleetPlan, GuestAction};
 use super::fleet_switches::{Making, SwitchPlan};
 use super::lock::{GuestLock, Role};
-use super::plan::{Action, Plan};
 use super::secrets;
 use super::store::Store;
 use journal::{Journal, Line};
 
-/// Held while a fleet is applied.
+/// The lock of a fleet while it is applied.
 pub struct FleetLock {
     _lock: GuestLock,
     directory: PathBuf,
 }
 
 impl FleetLock {
-    /// Takes the lock of a fleet, or says who has it; with `wait`, waits until it is free. `waiting` is told once whom
-    /// for.
+    /// Takes the lock of a fleet, or reports its holder. With `wait`, waits until it is free. `waiting` gets the holder
+    /// once.
     pub fn take(fleet: &str, datastore: &Path, wait: bool, waiting: impl FnOnce(u32)) -> Result<FleetLock> {
         let directory = fleet_directory(datastore, fleet);
         make_directory(&directory, 0o755).map_err(|error| GuestError::io("make", &directory, error))?;
@@ -57,7 +57,7 @@ impl FleetLock {
         }
     }
 
-    /// Puts right what an apply that was killed was in the middle of. Returns the guests that it was at.
+    /// Completes or undoes the steps that a killed apply was working on. Returns its guests.
     pub fn recover(&self, store: &Store) -> Result<Vec<String>> {
         let mut guests = Vec::new();
         for line in Journal::unfinished(&self.directory)? {
@@ -69,57 +69,57 @@ impl FleetLock {
     }
 }
 
-/// What became of one guest, or of one switch.
+/// Outcome of one guest, or of one switch.
 pub struct Outcome {
-    /// Which: its name, or `switch NAME`.
+    /// Name of the guest, or `switch NAME`.
     pub what: String,
-    /// What was done.
-    pub action: Action,
-    /// It was booted again.
+    /// The action that was carried out.
+    pub action: GuestAction,
+    /// Whether it was restarted.
     pub restarted: bool,
-    /// Or why it was not; it is then as it was before.
+    /// The error if it failed. Then it is unchanged.
     pub error: Option<GuestError>,
 }
 
-/// How a plan is carried out.
+/// Options of an apply.
 #[derive(Clone, Copy)]
 pub struct Manner<'a> {
-    /// At most so many guests at once.
+    /// Maximum number of guests at the same time.
     pub parallel: usize,
-    /// Data may be removed.
+    /// Whether data may be removed.
     pub prune: bool,
-    /// Running guests whose next boot would be another are booted again.
+    /// Whether to restart running guests whose next boot would differ.
     pub reboot: bool,
-    /// Hears of images that are fetched.
+    /// Gets the progress of images that are fetched.
     pub progress: &'a dyn Progress,
 }
 
-/// A plan that is carried out.
+/// The execution of a plan.
 pub struct Apply<'a> {
-    /// Held meanwhile.
+    /// Lock of the fleet.
     pub lock: &'a FleetLock,
     /// The fleet.
     pub fleet: &'a Fleet,
-    /// What is done.
-    pub plan: &'a Plan,
-    /// Where its guests are.
+    /// The plan.
+    pub plan: &'a FleetPlan,
+    /// The store of its guests.
     pub store: &'a Store,
-    /// What guest files are read with.
-    pub around: Surroundings<'a>,
-    /// How it is done.
+    /// Surroundings for reading guest files.
+    pub surroundings: Surroundings<'a>,
+    /// The options.
     pub manner: Manner<'a>,
 }
 
 impl Apply<'_> {
-    /// The secrets, the switches, then guest by guest, and the switches that go; `each` is told as they end. Goes on after
-    /// one fails.
+    /// Applies the secrets, the switches, then each guest, and then the switches to remove. Calls `each` at the end of
+    /// each. Continues after a failure.
     pub fn run(&self, each: impl Fn(Outcome) + Sync) -> Result<()> {
         for secret in self.fleet.secrets.iter().filter(|secret| self.plan.secrets.contains(&secret.id)) {
             if let (_, Some(value)) = secrets::look(secret)? {
                 secrets::keep(secret, &value)?;
             }
         }
-        let making = Making { fleet: self.fleet, host: self.around.host, datastore: self.around.datastore };
+        let making = Making { fleet: self.fleet, host: self.surroundings.host, datastore: self.surroundings.datastore };
         let switch = |planned: &SwitchPlan, result: Result<()>| {
             let what = format!("switch {}", planned.name);
             each(Outcome { what, action: planned.action, restarted: false, error: result.err() });
@@ -130,7 +130,7 @@ impl Apply<'_> {
     }
 
     fn guests(&self, each: &(impl Fn(Outcome) + Sync)) -> Result<()> {
-        let Apply { fleet, store, around, manner, .. } = *self;
+        let Apply { fleet, store, surroundings, manner, .. } = *self;
         let todo: Vec<_> = self.plan.guests.iter().filter(|guest| guest.does_something() && guest.refused.is_none()).collect();
         if todo.is_empty() {
             return remove_journal(&self.lock.directory);
@@ -141,7 +141,7 @@ impl Apply<'_> {
             loop {
                 let next = queue.lock().expect("no panic happens under this lock").next();
                 let Some(planned) = next else { return };
-                let step = steps::Step { fleet, planned, store, around, manner, journal: &journal };
+                let step = steps::Step { fleet, planned, store, surroundings, manner, journal: &journal };
                 let (restarted, error) = match step.run() {
                     Ok(restarted) => (restarted, None),
                     Err(error) => (false, Some(error)),
@@ -158,7 +158,7 @@ impl Apply<'_> {
     }
 }
 
-/// A journal that a killed apply left, once all it told of is put right.
+/// Removes the journal of a killed apply, once all its steps are settled.
 fn remove_journal(directory: &Path) -> Result<()> {
     let path = directory.join(journal::FILE);
     match fs::remove_file(&path) {
@@ -167,7 +167,7 @@ fn remove_journal(directory: &Path) -> Result<()> {
     }
 }
 
-/// For [`steps`]: a line is written, and the guest's part of it done.
+/// Notes that a guest is done, for [`steps`].
 fn done(journal: &Journal, guest: &str) -> Result<()> {
     journal.write(&Line::Done { guest: guest.to_owned() })
 }

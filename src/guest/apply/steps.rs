@@ -1,4 +1,4 @@
-//! One guest of a plan: made, changed or removed, and what undoes it.
+//! One guest of a plan: making, changing or removing it, and undoing that.
 
 use std::fs;
 use std::path::PathBuf;
@@ -9,12 +9,12 @@ use crate::guest::create::{self, Origin};
 use crate::guest::definition::{Definition, Surroundings};
 use crate::guest::disk_record::DiskRecord;
 use crate::guest::error::{GuestError, Result};
+use crate::guest::fleet_plan::{BEFORE, Class, GuestAction, GuestPlan, left_over};
 use crate::guest::images::Images;
 use crate::guest::launcher;
 use crate::guest::lock::{GuestLock, Role};
 use crate::guest::membership::Membership;
 use crate::guest::pending;
-use crate::guest::plan::{Action, BEFORE, Class, GuestPlan, left_over};
 use crate::guest::provision::{disk_path, is_own, refuse_found_volumes};
 use crate::guest::stopping::end_guest;
 use crate::guest::store::{GuestDir, Store};
@@ -28,25 +28,25 @@ pub struct Step<'a> {
     pub fleet: &'a Fleet,
     pub planned: &'a GuestPlan,
     pub store: &'a Store,
-    pub around: Surroundings<'a>,
+    pub surroundings: Surroundings<'a>,
     pub manner: Manner<'a>,
     pub journal: &'a Journal,
 }
 
 impl Step<'_> {
-    /// Does it; whether the guest was booted again.
+    /// Performs the step. Returns whether the guest was restarted.
     pub fn run(&self) -> Result<bool> {
         let name = &self.planned.name;
         match self.planned.action {
-            Action::Create => self.create(self.wanted()?)?,
-            Action::Change => self.change(self.wanted()?)?,
-            Action::Destroy => self.destroy()?,
-            Action::None | Action::Leave => return Ok(false),
+            GuestAction::Create => self.create(self.wanted()?)?,
+            GuestAction::Change => self.change(self.wanted()?)?,
+            GuestAction::Destroy => self.destroy()?,
+            GuestAction::None | GuestAction::Leave => return Ok(false),
         }
-        let restarted = self.planned.action == Action::Change && self.planned.restart && self.manner.reboot;
+        let restarted = self.planned.action == GuestAction::Change && self.planned.restart && self.manner.reboot;
         if restarted {
             self.journal.write(&Line::Restart { guest: name.clone() })?;
-            launcher::ask_once(&self.store.place(name), Request::Restart { timeout_ms: None })?;
+            launcher::ask_once(&self.store.directory_of(name), Request::Restart { timeout_ms: None })?;
         }
         super::done(self.journal, name)?;
         Ok(restarted)
@@ -61,10 +61,10 @@ impl Step<'_> {
         let name = self.planned.name.clone();
         self.journal.write(&Line::Create { guest: name.clone() })?;
         let origin = Origin::Fleet { text: wanted.text.clone(), fleet: self.fleet.name.clone(), file: self.fleet.file.clone() };
-        match create::create(self.store, &name, &origin, &[], self.around, self.manner.progress) {
+        match create::create(self.store, &name, &origin, &[], self.surroundings, self.manner.progress) {
             Ok(_) => Ok(()),
             Err(error) => {
-                // `create` leaves nothing behind by itself.
+                // `create` leaves nothing behind when it fails.
                 self.journal.write(&Line::Undone { guest: name })?;
                 Err(error)
             }
@@ -73,8 +73,8 @@ impl Step<'_> {
 
     fn change(&self, wanted: &FleetGuest) -> Result<()> {
         let guest = self.store.guest(&self.planned.name)?;
-        let _turn = pending::turn(&guest, self.around)?;
-        // A guest that runs is its supervisor's; its file is not, and its disks are looked at before each boot.
+        let _turn = pending::turn(&guest, self.surroundings)?;
+        // A running guest belongs to its supervisor, but its file does not, and its disks are checked before each boot.
         let _lock = match GuestLock::holder(&guest.lock_file()) {
             Some(holder) if holder.role == Role::Supervisor => None,
             _ => Some(guest.lock(Role::Command)?),
@@ -107,7 +107,7 @@ impl Step<'_> {
         Ok(())
     }
 
-    /// The disks that are larger than they should be; a disk is never made smaller.
+    /// Refuses disks that are larger than they should be, since a disk is never made smaller.
     fn too_large(&self, wanted: &FleetGuest, guest: &GuestDir) -> Vec<String> {
         let planned = |id: &str| {
             let key = format!("disks.{id}");
@@ -122,9 +122,9 @@ impl Step<'_> {
         ids.filter(|id| planned(id) && there(&wanted.config, id).is_some()).collect()
     }
 
-    /// The guest file, the disks, the state and the record, in this order.
+    /// Writes the guest file, the disks, the state and the record, in this order.
     fn write(&self, wanted: &FleetGuest, guest: &GuestDir, recreate: &[String], stopped: bool) -> Result<()> {
-        if let Ok(before) = Definition::load(guest, self.around) {
+        if let Ok(before) = Definition::load(guest, self.surroundings) {
             let mut new = wanted.config.clone();
             new.disks.retain(|disk| !before.config.disks.iter().any(|other| other.id == disk.id));
             refuse_found_volumes(guest, &new)?;
@@ -137,14 +137,16 @@ impl Step<'_> {
         let file = guest.file();
         let mode = mode_of(&self.fleet.file);
         write_atomically(&file, wanted.text.as_bytes(), mode).map_err(|error| GuestError::io("write", &file, error))?;
-        let images = Images { host: self.around.host, progress: self.manner.progress };
+        let images = Images { host: self.surroundings.host, progress: self.manner.progress };
         let made = images.make_all_disks(guest, &wanted.config)?;
         self.record(wanted, guest, stopped).map_err(|error| made.undo(error))
     }
 
-    /// The disks that the guest had and has no more: should they be wanted again, what they hold now is not taken for them.
+    /// Forgets the disks that the guest had and has no more: if they are wanted again, their present contents must not
+    /// be used.
     fn put_away(&self, wanted: &FleetGuest, guest: &GuestDir, before: Option<&str>) -> Result<()> {
-        let Some(before) = before.and_then(|text| Definition::load_text(guest, &guest.file(), Some(text), self.around).ok())
+        let Some(before) =
+            before.and_then(|text| Definition::load_text(guest, &guest.file(), Some(text), self.surroundings).ok())
         else {
             return Ok(());
         };
@@ -159,13 +161,13 @@ impl Step<'_> {
         let mut state = guest.state()?;
         let old = Membership::load(guest)?;
         if stopped {
-            // What somebody edited is put back: the guest is who it was.
+            // If the state was edited, the old one is restored, so that the guest keeps its identity.
             if let Some(old) = old {
                 state.uuid = old.uuid;
                 state.macs.extend(old.macs);
             }
             state.assign(&wanted.config)?;
-            state.summary = Some(Definition::load(guest, self.around)?.summary(self.around.host_file));
+            state.summary = Some(Definition::load(guest, self.surroundings)?.summary(self.surroundings.host_file));
             state.save(&guest.state_file())?;
         }
         let mut record = Membership::now(&self.fleet.name, self.fleet.file.clone(), &wanted.text, &state);
@@ -176,7 +178,7 @@ impl Step<'_> {
     fn destroy(&self) -> Result<()> {
         let name = self.planned.name.clone();
         let guest = self.store.guest(&name)?;
-        // Looked at again: the plan may be a while old, and somebody asked about it meanwhile.
+        // Checked again, since the plan may be old: the user may have taken a while to answer.
         match Membership::load(&guest)? {
             Some(record) if record.fleet == self.fleet.name => {}
             _ => return Err(GuestError::user(format!("`{name}` does not belong to the fleet `{}` any more", self.fleet.name))),
@@ -188,7 +190,7 @@ impl Step<'_> {
             }
             _ => Ok(()),
         };
-        let removed = removed.and_then(|()| create::destroy(self.store, &guest, self.around));
+        let removed = removed.and_then(|()| create::destroy(self.store, &guest, self.surroundings));
         if removed.is_err() {
             self.journal.write(&Line::Undone { guest: name })?;
         }
@@ -196,18 +198,18 @@ impl Step<'_> {
     }
 }
 
-/// A disk, and where it waits while a new one takes its place.
+/// Returns a disk, and its temporary name while a new one replaces it.
 fn disk_names(guest: &GuestDir, id: &str) -> (PathBuf, PathBuf) {
     let directory = guest.disks_dir();
     (directory.join(format!("{id}.raw")), directory.join(format!("{BEFORE}{id}.raw")))
 }
 
-/// Puts a guest back to what it was before a change that failed.
+/// Restores a guest to its state before a change that failed.
 fn undo(guest: &GuestDir, before: Option<&str>, recreate: &[String]) -> Result<()> {
     for id in recreate {
         let (disk, kept) = disk_names(guest, id);
         if kept.exists() {
-            // The guest's lock is held: the new disk is empty.
+            // The guest's lock is held, so the new disk is empty.
             fs::rename(&kept, &disk).map_err(|error| GuestError::io("put back", &disk, error))?;
         }
     }
@@ -218,11 +220,11 @@ fn undo(guest: &GuestDir, before: Option<&str>, recreate: &[String]) -> Result<(
     Ok(())
 }
 
-/// Puts right what a killed apply was in the middle of. Guest files need nothing, they are planned anew; a disk that
-/// was set aside comes back unless a new one has taken its place, which somebody may have used since.
+/// Settles a step that a killed apply was working on. Guest files need nothing, since they are planned again. A disk
+/// that was set aside is restored unless a new one has replaced it, which may have been used since.
 pub fn recover(store: &Store, line: &Line) -> Result<()> {
     let Line::Change { guest, recreate, .. } = line else { return Ok(()) };
-    let guest = store.place(guest);
+    let guest = store.directory_of(guest);
     for id in recreate {
         let (disk, kept) = disk_names(&guest, id);
         if kept.exists() && !disk.exists() {

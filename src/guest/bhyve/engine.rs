@@ -1,4 +1,4 @@
-//! The engine that the supervisor sees: a plan is written, a child of this program runs it.
+//! The engine `bhyve` as the supervisor sees it: it writes a plan, and a child of this program runs it.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use crate::guest::error::{GuestError, Result};
 use crate::guest::store::GuestDir;
 use crate::host::bhyve::HostFeatures;
 
-use super::{needs, planning};
+use super::{boot_planner, needs};
 
 /// FreeBSD's bhyve(8): `vmctl bhyve --spec FILE`.
 pub struct BhyveEngine {
@@ -19,12 +19,12 @@ pub struct BhyveEngine {
 }
 
 impl BhyveEngine {
-    /// This program, as the engine's child.
+    /// Creates the engine, with this program as its child.
     pub fn new() -> Result<BhyveEngine> {
         Ok(BhyveEngine { program: own_program()?, features: OnceLock::new() })
     }
 
-    /// What the host's bhyve can do: asked once a boot.
+    /// Returns the features of the host's bhyve. They are probed once per boot.
     fn features(&self) -> Result<&HostFeatures> {
         match self.features.get() {
             Some(features) => Ok(features),
@@ -46,11 +46,11 @@ impl Engine for BhyveEngine {
         needs::programs(boot.config)?;
         needs::passthru(boot.config)?;
         needs::network(boot.config)?;
-        planning::plan(boot, self.features()?).map(drop)
+        boot_planner::plan(boot, self.features()?).map(drop)
     }
 
     fn build(&self, boot: Boot<'_>) -> Result<()> {
-        write_spec(boot.guest, &planning::plan(boot, self.features()?)?)
+        write_spec(boot.guest, &boot_planner::plan(boot, self.features()?)?)
     }
 
     fn spawn(&self, guest: &GuestDir, lease: &File) -> Result<RunningEngine> {

@@ -1,5 +1,5 @@
-//! What boots left on this host whose bhyve, engine child and supervisor were all killed: a tap, a virtual machine with
-//! the guest's memory, a TPM's process. The guest's journal names it, and nobody is left to undo it.
+//! Removal of the remains of boots whose bhyve, engine child and supervisor were all killed: a tap, a virtual machine
+//! with the guest's memory, a TPM's process. The guest's journal lists them, and no other process will undo them.
 
 use std::fs::File;
 
@@ -11,14 +11,14 @@ use crate::guest::store::{GuestDir, Store};
 
 use super::run::journal;
 
-/// Undoes what a guest left that nobody runs any more; `false` when there is nothing, or somebody is at it still. What the
-/// guest's end was is kept in its state.
+/// Removes the remains of a guest that no process runs any more. Returns `false` when there are none, or a process is
+/// still working on it. Keeps the way in which the guest ended in its state.
 pub fn sweep(guest: &GuestDir) -> Result<bool> {
     if !guest.journal_file().exists() {
         return Ok(false);
     }
     let Ok(_lock) = GuestLock::acquire(&guest.lock_file(), Role::Command)? else { return Ok(false) };
-    // An engine child that has lost its supervisor undoes all itself, and holds this meanwhile.
+    // An engine child that has lost its supervisor cleans up itself, and holds this lock meanwhile.
     let lease = File::options().write(true).open(guest.lease_file());
     if lease.as_ref().is_ok_and(|lease| lease.try_lock().is_err()) {
         return Ok(false);
@@ -35,8 +35,8 @@ pub fn sweep(guest: &GuestDir) -> Result<bool> {
     Ok(true)
 }
 
-/// As [`sweep`], for every guest of a store but one that sees to itself as it boots: those that left something, and what
-/// became of it.
+/// Sweeps every guest of a store as [`sweep`] does, except one that sweeps itself when it boots. Returns the guests
+/// with remains, and the results.
 pub fn sweep_all(store: &Store, but: Option<&str>) -> Vec<(String, Result<()>)> {
     let names = store.names().unwrap_or_default().into_iter().filter(|name| but != Some(name.as_str()));
     let guests = names.filter_map(|name| store.guest(&name).ok());

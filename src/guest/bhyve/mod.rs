@@ -1,11 +1,11 @@
 //! Engine `bhyve`: FreeBSD's own bhyve(8).
 pub mod argv; // the command lines of a boot
-mod engine; // what the supervisor sees of it
-pub mod leftovers; // what killed boots left, removed
-pub mod needs; // whether this host can run a guest under it
-pub mod partitions; // where the root of OpenBSD and NetBSD is
-mod planning; // from a configuration to the plan of a boot
-pub mod run; // one boot: the host made ready, the loader, bhyve, and all of it undone
-pub mod slots; // where devices are on PCI
+mod boot_planner; // the plan of a boot, from a configuration
+mod engine; // the engine as the supervisor sees it
+pub mod leftovers; // removal of the remains of killed boots
+pub mod needs; // checks whether this host can run a guest under it
+pub mod partitions; // search for the root of OpenBSD and NetBSD
+pub mod run; // one boot: preparing the host, the loader, bhyve, and undoing it all
+pub mod slots; // PCI addresses of devices
 
 pub use engine::BhyveEngine;

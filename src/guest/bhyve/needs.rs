@@ -1,25 +1,25 @@
-//! Whether this host can run a guest under bhyve: looked at before anything is made or changed.
+//! Checks whether this host can run a guest under bhyve, before anything is made or changed.
 
 use crate::config::{BhyveLoaderKind, GuestConfig, NicBackend, PassthruDevice, Tpm};
 use crate::guest::error::{GuestError, Result};
 use crate::host::jail_run;
 use crate::host::passthru::{self, Iommu};
-use crate::host::{place, program};
+use crate::host::{environment, program};
 
-/// Where a host must be FreeBSD, and this process root.
+/// Checks that the host is FreeBSD, and this process root.
 pub fn host() -> Result<()> {
     if !program::is_freebsd() {
         return Err(GuestError::user("engine `bhyve` needs FreeBSD, and this host is none")
             .hint("set `engine = \"embedded\"`, which runs guests on any host"));
     }
-    if !place::is_root() {
+    if !environment::is_root() {
         return Err(GuestError::user("only root can run guests under bhyve")
             .hint("run the command as root, or set `engine = \"embedded\"`"));
     }
     Ok(())
 }
 
-/// The programs that a guest takes, and what brings them.
+/// Checks that the programs of a guest are installed. An error says how to install them.
 pub fn programs(config: &GuestConfig) -> Result<()> {
     let mut wanted = vec!["bhyve", "bhyvectl"];
     match config.loader.on_bhyve() {
@@ -38,13 +38,13 @@ pub fn programs(config: &GuestConfig) -> Result<()> {
     Ok(())
 }
 
-/// Whether a guest has an interface that is a tap on the host.
+/// Returns whether a guest has an interface that is a tap on the host.
 pub fn has_taps(config: &GuestConfig) -> bool {
     config.nics.iter().any(|nic| matches!(nic.backend, NicBackend::Tap | NicBackend::Vmnet))
 }
 
-/// The jail of a guest with taps, which must have a network stack of its own. One that is not there yet, or cannot be
-/// asked, is said when the guest boots.
+/// Checks the jail of a guest with taps, which must have a network stack of its own. A jail that does not exist yet, or
+/// cannot be asked, is reported when the guest boots.
 pub fn network(config: &GuestConfig) -> Result<()> {
     match config.jail.as_ref().filter(|_| has_taps(config)) {
         Some(jail) if jail_run::has_vnet(&jail.name) == Ok(false) => {
@@ -54,7 +54,7 @@ pub fn network(config: &GuestConfig) -> Result<()> {
     }
 }
 
-/// The devices of the host that a guest gets: there must be an IOMMU, and ppt(4) must have them.
+/// Checks the host's devices for a guest: there must be an IOMMU, and ppt(4) must have them.
 pub fn passthru(config: &GuestConfig) -> Result<()> {
     if config.passthru.is_empty() {
         return Ok(());

@@ -1,4 +1,4 @@
-//! Where the root file system of an OpenBSD or NetBSD guest is on its disk: what `kopenbsd` and `knetbsd` are told.
+//! Search for the root file system of an OpenBSD or NetBSD guest on its disk, for `kopenbsd` and `knetbsd`.
 //!
 //! A disk is in one of two forms. With an MBR (four entries of 16 bytes at 446, `55 aa` at 510) the system has one
 //! partition, of type a6 or a9, and in its second sector a BSD disk label (magic 82564557; the number of partitions at
@@ -6,8 +6,8 @@
 //! `openbsd1` or `netbsd1` (`grub-core/partmap/bsdlabel.c`). With a GPT (UEFI 2.10, section 5.3: header in sector 1)
 //! each partition has a type; GRUB calls the first entry `gpt1`.
 //!
-//! **Hostile guest.** The disk is the guest's. A bounded number of sectors is read, each number is taken as a claim,
-//! and what makes no sense is a disk without such a partition.
+//! **Hostile guest.** The guest controls the disk. A bounded number of sectors is read, every number is checked, and a
+//! disk that makes no sense counts as one without such a partition.
 
 use std::io::{self, Read, Seek, SeekFrom};
 
@@ -17,19 +17,19 @@ const SECTOR: usize = 512;
 const LABEL_MAGIC: u32 = 0x8256_4557;
 /// FS_BSDFFS of sys/disklabel.h.
 const TYPE_FFS: u8 = 7;
-/// The most entries of a GPT that are looked at.
+/// Maximum number of entries of a GPT that are read.
 const MOST_ENTRIES: u32 = 256;
 
 /// A root file system.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RootPartition {
-    /// As GRUB calls it, without the disk: `openbsd1`, `gpt3`.
+    /// Name in GRUB, without the disk: `openbsd1`, `gpt3`.
     pub grub: String,
-    /// Which partition the kernel calls it.
+    /// Name in the guest's kernel.
     pub kernel: KernelName,
 }
 
-/// How the guest's kernel names a partition.
+/// The guest kernel's name for a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KernelName {
     /// By its letter in the disk label.
@@ -38,7 +38,7 @@ pub enum KernelName {
     Wedge(u32),
 }
 
-/// Looks for the root file system of a system that is installed on the disk; none when it is not, yet.
+/// Searches for the root file system of an installed system. Returns `None` if it is not installed yet.
 pub fn find(disk: &mut (impl Read + Seek), system: GrubSystem) -> io::Result<Option<RootPartition>> {
     let (kind, name) = match system {
         GrubSystem::Linux => return Ok(None),
@@ -65,7 +65,7 @@ pub fn find(disk: &mut (impl Read + Seek), system: GrubSystem) -> io::Result<Opt
     Ok(None)
 }
 
-/// The first FFS partition of a disk label; the third one, `c`, is the whole disk and of no type.
+/// Returns the first FFS partition of a disk label. The third one, `c`, is the whole disk and has no type.
 fn ffs_in(label: &[u8; SECTOR]) -> Option<u8> {
     if long(label, 0) != LABEL_MAGIC {
         return None;
@@ -100,7 +100,7 @@ fn gpt(disk: &mut (impl Read + Seek), system: GrubSystem) -> io::Result<Option<R
         let kind = &sector[at..at + 16];
         if kind == wanted {
             let kernel = match system {
-                // The label that OpenBSD makes up for itself begins with this partition.
+                // The label that OpenBSD makes up by itself begins with this partition.
                 GrubSystem::Openbsd => KernelName::Letter('a'),
                 _ => KernelName::Wedge(wedges),
             };
@@ -115,7 +115,7 @@ fn long(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4 bytes"))
 }
 
-/// One sector; none past the disk's end.
+/// Reads one sector. Returns `None` past the disk's end.
 fn sector(disk: &mut (impl Read + Seek), number: u64) -> io::Result<Option<[u8; SECTOR]>> {
     let Some(at) = number.checked_mul(SECTOR as u64) else { return Ok(None) };
     let mut bytes = [0; SECTOR];
@@ -189,7 +189,7 @@ mod tests {
         let other = [1; 16];
         let openbsd = look(gpt_disk(&[other, [0; 16], other, OPENBSD_DATA]), GrubSystem::Openbsd);
         assert_eq!(openbsd, Some(RootPartition { grub: "gpt4".into(), kernel: KernelName::Letter('a') }));
-        // The entry that is unused is no wedge.
+        // An unused entry is not a wedge.
         let netbsd = look(gpt_disk(&[other, [0; 16], NETBSD_FFS]), GrubSystem::Netbsd);
         assert_eq!(netbsd, Some(RootPartition { grub: "gpt3".into(), kernel: KernelName::Wedge(1) }));
     }

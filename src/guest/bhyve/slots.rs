@@ -1,9 +1,9 @@
-//! Where the devices of a guest are on PCI: decided once, kept in the state, stable under edits.
+//! PCI addresses of a guest's devices: decided once, kept in the state, stable under edits.
 //!
 //! A guest finds its disks and interfaces by these addresses (Windows, and the interface names of Linux), so a device
-//! keeps the one that it was given until it goes. Bus 0 is filled from slot 3, where firmware and Windows look for
-//! disks first; slot 0 is the host bridge and slot 31 the LPC bridge, where Windows wants them; 29 and 30 are the screen
-//! and the tablet, as in FreeBSD's handbook. When bus 0 is full, buses 1 to 255 follow.
+//! keeps its address until it is removed. Bus 0 is filled from slot 3, where firmware and Windows look for disks first;
+//! slot 0 is the host bridge and slot 31 the LPC bridge, where Windows wants them; 29 and 30 are the screen and the
+//! tablet, as in FreeBSD's handbook. When bus 0 is full, buses 1 to 255 follow.
 //!
 //! `pci_emul.c` pci_parse_slot refuses an address that is taken, and knows 256 buses (MAXBUSES) of 32 slots (MAXSLOTS)
 //! of 8 functions (MAXFUNCS). A guest looks for the other functions of a slot only when there is a function 0.
@@ -17,17 +17,17 @@ use crate::guest::state::GuestState;
 /// A device of the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Device {
-    /// As in the state: `disk:ID`, `nic:ID`, `lpc`...
+    /// Name as in the state: `disk:ID`, `nic:ID`, `lpc`...
     pub name: String,
     /// The key that it comes from.
     pub key: String,
-    /// Where the guest file wants it.
+    /// Address in the guest file.
     fixed: Option<PciAddress>,
-    /// Where it goes if that is free.
+    /// Preferred address, if that is free.
     preferred: Option<PciAddress>,
 }
 
-/// The name of the device that a disk is behind: its own, or the controller that it shares.
+/// Returns the name of a disk's device: its own, or the controller that it shares.
 pub fn disk_device(disk: &DiskConfig) -> String {
     match &disk.controller {
         Some(controller) => format!("ahci:{controller}"),
@@ -35,7 +35,7 @@ pub fn disk_device(disk: &DiskConfig) -> String {
     }
 }
 
-/// The devices of a guest, in the order in which they are given addresses.
+/// Returns the devices of a guest, in the order in which they get addresses.
 pub fn devices(config: &GuestConfig) -> Vec<Device> {
     let mut found: Vec<Device> = Vec::new();
     let mut add = |name: String, key: String, own: Option<PciAddress>, preferred: Option<u8>| {
@@ -81,7 +81,7 @@ pub fn devices(config: &GuestConfig) -> Vec<Device> {
     found
 }
 
-/// Gives every device its address; one that has an address keeps it unless the guest file wants another device there.
+/// Gives every device an address. A device with an address keeps it unless the guest file puts another device there.
 pub fn assign(config: &GuestConfig, state: &mut GuestState) -> Result<()> {
     let devices = devices(config);
     let mut taken: BTreeMap<PciAddress, &Device> = BTreeMap::new();
@@ -121,13 +121,13 @@ pub fn assign(config: &GuestConfig, state: &mut GuestState) -> Result<()> {
     Ok(())
 }
 
-/// The address that a device has had: under bhyve, or else its slot under the embedded engine.
+/// Returns the previous address of a device: under bhyve, or else its slot under the embedded engine.
 fn kept(state: &GuestState, device: &Device) -> Option<PciAddress> {
     let known = state.addresses.get(&device.name).and_then(|address| address.parse().ok());
     known.or_else(|| state.slots.get(&device.name).copied().filter(|slot| *slot <= 28).map(PciAddress::slot))
 }
 
-/// Where a device without a place of its own goes, the first choice first.
+/// Returns addresses for a device without a fixed or previous one, in order of preference.
 fn candidates() -> impl Iterator<Item = PciAddress> {
     let first = (3..=28).chain([2, 1, 30, 29, 31, 0]).map(PciAddress::slot);
     let rest = (1..=u8::MAX).flat_map(|bus| (1..=31).map(move |slot| PciAddress { bus, slot, function: 0 }));

@@ -1,7 +1,7 @@
 //! vm-bhyve's files: guests, templates, `system.conf`.
 //!
 //! Format (`sample-templates/config.sample`): `key="value"` lines, the quotes optional; a key begins in the first
-//! column, a line that begins otherwise is ignored; `#` begins a comment even inside quotes; the last line of a key counts.
+//! column, other lines are ignored; `#` begins a comment even inside quotes; the last line of a key counts.
 //!
 //! Hostile input: a file of more than [`LIMIT`] bytes is refused, everything else is read in one pass.
 
@@ -13,10 +13,10 @@ use crate::inputs;
 
 use super::super::error::{GuestError, Result};
 
-/// The largest file that is read.
+/// Maximum size of a file.
 const LIMIT: u64 = 1 << 20;
 
-/// The settings of one file, and which of them were asked for: what is left at the end is not known here.
+/// The settings of one file, with those that were read: the rest at the end is unknown.
 #[derive(Debug, Default)]
 pub struct Conf {
     values: BTreeMap<String, String>,
@@ -47,24 +47,24 @@ impl Conf {
         Conf { values, seen: RefCell::default() }
     }
 
-    /// A setting that says something.
+    /// Returns a setting that is not empty.
     pub fn get(&self, key: &str) -> Option<&str> {
         let (key, value) = self.values.get_key_value(key)?;
         self.seen.borrow_mut().insert(key.clone());
         Some(value.as_str()).filter(|value| !value.is_empty())
     }
 
-    /// A setting that means yes or no: anything but empty, no, off, false and 0 is yes.
+    /// Returns a setting that means yes or no: anything except empty, no, off, false and 0 is yes.
     pub fn yes(&self, key: &str) -> Option<bool> {
         self.get(key).map(is_yes)
     }
 
-    /// The settings `PREFIX0SUFFIX`, `PREFIX1SUFFIX`... up to the first that says nothing.
+    /// Returns the settings `PREFIX0SUFFIX`, `PREFIX1SUFFIX`... up to the first that is empty.
     pub fn numbered<'a>(&'a self, prefix: &str, suffix: &str) -> Vec<&'a str> {
         (0..).map_while(|number: u32| self.get(&format!("{prefix}{number}{suffix}"))).collect()
     }
 
-    /// The settings that nobody asked for and that say something.
+    /// Returns the settings that were not read and are not empty.
     pub fn unseen(&self) -> Vec<(String, String)> {
         let seen = self.seen.borrow();
         let unseen = self.values.iter().filter(|(key, value)| !seen.contains(*key) && !value.is_empty());
@@ -72,7 +72,7 @@ impl Conf {
     }
 }
 
-/// What vm-bhyve takes for yes.
+/// Returns whether vm-bhyve accepts the text as yes.
 pub fn is_yes(text: &str) -> bool {
     !matches!(text.to_ascii_lowercase().as_str(), "" | "no" | "off" | "false" | "0")
 }

@@ -1,22 +1,22 @@
-//! Moving over from other managers: what they keep of a guest becomes a guest file, their disks are adopted where they
-//! are, and every setting that has no place in ours is told with the reason.
+//! Migration from other managers. Their configuration of a guest becomes a guest file, their disks are used where they
+//! are, and every setting without a counterpart is reported with the reason.
 
 pub mod conf; // the files of vm-bhyve
-pub mod pci; // where vm-bhyve puts devices
+pub mod pci; // PCI addresses of vm-bhyve
 pub mod switches; // switches of vm-bhyve
 pub mod translate; // one guest of vm-bhyve
 pub mod vm_bhyve; // a datastore of vm-bhyve
 
 use serde::Serialize;
 
-/// A setting that was not taken over as it stood.
+/// A note about a setting that was not imported unchanged.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Note {
-    /// The setting, as its file spells it.
+    /// The setting, as written in its file.
     pub key: String,
     /// Its value.
     pub value: String,
-    /// Why, and what to do.
+    /// The reason, and what to do.
     pub reason: String,
 }
 
@@ -25,7 +25,7 @@ pub struct Note {
 pub struct Notes(pub Vec<Note>);
 
 impl Notes {
-    /// Adds one.
+    /// Adds a note.
     pub fn add(&mut self, key: impl Into<String>, value: impl Into<String>, reason: impl Into<String>) {
         self.0.push(Note { key: key.into(), value: value.into(), reason: reason.into() });
     }

@@ -1,9 +1,10 @@
-//! Where vm-bhyve puts devices: guests are given the same PCI addresses, since the names of interfaces in Linux, and
-//! Windows' idea of what is new hardware, follow from them.
+//! PCI addresses of vm-bhyve. Imported guests get the same ones, since the names of interfaces in Linux, and the
+//! detection of new hardware in Windows, follow from them.
 //!
-//! `lib/vm-run` of vm-bhyve: devices begin at slot 4 (`start_slot`) and are laid in the order disks, interfaces, rng,
+//! `lib/vm-run` of vm-bhyve: devices begin at slot 4 (`start_slot`) and come in the order disks, interfaces, rng,
 //! passthrough, screen, tablet, sound, virtio console. With UEFI a disk has a slot of its own; else disks, and always
-//! interfaces, share slots by function, eight of them. Behind slot 30 of bus 0 (31 is the LPC bridge) it goes on at bus 1.
+//! interfaces, share slots by function, eight of them. After slot 30 of bus 0 (31 is the LPC bridge) it continues at
+//! bus 1.
 
 /// The next free address.
 #[derive(Debug)]
@@ -16,7 +17,7 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// From a slot of bus 0.
+    /// Begins at a slot of bus 0.
     pub fn new(start: u8, uefi: bool) -> Layout {
         Layout { bus: 0, slot: start.min(30), function: 0, last_slot: 30, uefi }
     }
@@ -43,7 +44,7 @@ impl Layout {
         self.settle();
     }
 
-    /// A disk or an AHCI controller.
+    /// Returns the address of a disk or an AHCI controller.
     pub fn disk(&mut self) -> String {
         self.settle();
         let here = self.here();
@@ -55,7 +56,7 @@ impl Layout {
         here
     }
 
-    /// After the last disk.
+    /// Moves on after the last disk.
     pub fn after_disks(&mut self, any: bool) {
         match any && !self.uefi {
             true => self.next_slot(),
@@ -63,7 +64,7 @@ impl Layout {
         }
     }
 
-    /// A network interface.
+    /// Returns the address of a network interface.
     pub fn nic(&mut self) -> String {
         self.settle();
         let here = self.here();
@@ -71,21 +72,22 @@ impl Layout {
         here
     }
 
-    /// After the last interface.
+    /// Moves on after the last interface.
     pub fn after_nics(&mut self, any: bool) {
         if any {
             self.next_slot();
         }
     }
 
-    /// A device with a slot of its own.
+    /// Returns the address of a device with a slot of its own.
     pub fn single(&mut self) -> String {
         let here = format!("{}:{}:0", self.bus, self.slot);
         self.next_slot();
         here
     }
 
-    /// PCI devices of the host, as `bus/slot/function`: those of one bus of the host share a slot.
+    /// Returns the addresses of PCI devices of the host, as `bus/slot/function`: those of one bus of the host share a
+    /// slot.
     pub fn passthru(&mut self, devices: &[&str]) -> Vec<String> {
         let mut found = Vec::new();
         let mut last: Option<&str> = None;

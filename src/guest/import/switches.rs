@@ -1,4 +1,4 @@
-//! vm-bhyve's switches become `[[switches]]` of the host file.
+//! Conversion of vm-bhyve's switches to `[[switches]]` of the host file.
 //!
 //! `system.conf`: `switch_list` names them; `type_X`, `ports_X`, `vlan_X`, `addr_X`, `addr6_X`, `mtu_X`, `private_X`,
 //! `bridge_X` and `nat_X` are their settings (`lib/vm-switch` and `lib/vm-switch-*`).
@@ -13,16 +13,16 @@ use super::conf::Conf;
 /// A switch of vm-bhyve.
 #[derive(Debug, Clone)]
 pub struct ImportedSwitch {
-    /// As vm-bhyve calls it.
+    /// Name in vm-bhyve.
     pub old: String,
-    /// As it is called here.
+    /// Name in the host file.
     pub id: String,
     /// `bridge`, `manual`, `vxlan`, `netgraph` or `vale`.
     pub kind: &'static str,
     table: Table,
 }
 
-/// A name that a switch of the host file can have.
+/// Returns a valid name for a switch of the host file.
 fn name_of(old: &str) -> String {
     let plain: String = old
         .chars()
@@ -33,7 +33,7 @@ fn name_of(old: &str) -> String {
     plain.trim_matches(|c: char| !c.is_ascii_alphanumeric()).to_owned()
 }
 
-/// The switches of a `system.conf`.
+/// Returns the switches of a `system.conf`.
 pub fn read(conf: &Conf, notes: &mut Notes) -> Vec<ImportedSwitch> {
     let mut found: Vec<ImportedSwitch> = Vec::new();
     for old in conf.get("switch_list").unwrap_or_default().split_whitespace() {
@@ -134,8 +134,8 @@ fn switch(conf: &Conf, old: &str, id: String, notes: &mut Notes) -> ImportedSwit
     ImportedSwitch { old: old.to_owned(), id, kind, table }
 }
 
-/// The multicast group of a vxlan switch in vm-bhyve: 239 and the first three bytes of its name's MD5, which md5(1) of
-/// the host computes.
+/// Returns the multicast group of a vxlan switch in vm-bhyve: 239 and the first three bytes of its name's MD5, which
+/// md5(1) of the host computes.
 fn multicast_group(name: &str) -> Option<String> {
     group_of(program::run("md5", &["-q", "-s", name]).ok()?.trim())
 }
@@ -145,8 +145,8 @@ fn group_of(digest: &str) -> Option<String> {
     Some(format!("239.{}.{}.{}", byte(0)?, byte(2)?, byte(4)?))
 }
 
-/// The host file with the switches that it does not have yet at its end; nothing when it has all of them, or when they
-/// stand in an inline array, which nothing can be added to line by line.
+/// Returns the host file with the missing switches at its end. Returns `None` if it has all of them, or has them in an
+/// inline array, which cannot be extended line by line.
 pub fn with_switches(host_file: &str, switches: &[ImportedSwitch]) -> Result<Option<String>, toml_edit::TomlError> {
     let document: DocumentMut = host_file.parse()?;
     let there = document.get("switches");

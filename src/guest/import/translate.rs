@@ -1,9 +1,9 @@
-//! One guest of vm-bhyve, or one of its templates, as a guest file of ours.
+//! Conversion of one guest or template of vm-bhyve to a guest file.
 //!
-//! What each key means is vm-bhyve's `sample-templates/config.sample`, `vm.8`, and where those and the code disagree, the
-//! code: `lib/vm-run`, `lib/vm-guest`, `lib/vm-rctl`.
+//! The meaning of each key is in vm-bhyve's `sample-templates/config.sample` and `vm.8` and, where those and the code
+//! disagree, in the code: `lib/vm-run`, `lib/vm-guest`, `lib/vm-rctl`.
 
-mod devices; // interfaces and everything that is not a disk
+mod devices; // interfaces and all devices that are not disks
 mod disks;
 mod options; // `bhyve_options`
 
@@ -19,33 +19,33 @@ use super::conf::Conf;
 use super::pci::Layout;
 use super::switches::ImportedSwitch;
 
-/// What a guest's settings are read with.
+/// Parameters for a guest's settings.
 #[derive(Debug, Clone)]
 pub struct Source<'a> {
-    /// The guest, or the template.
+    /// Name of the guest or the template.
     pub name: &'a str,
     /// Its directory in vm-bhyve's datastore.
     pub directory: &'a Path,
-    /// The ZFS dataset of that datastore, below which the guest's volumes are.
+    /// The ZFS dataset of that datastore, which contains the guest's volumes.
     pub dataset: Option<&'a str>,
     /// The directory `.config` of vm-bhyve.
     pub config_dir: &'a Path,
     /// vm-bhyve's switches.
     pub switches: &'a [ImportedSwitch],
-    /// A template: no identity, disks are to be made.
+    /// Whether it is a template: no identity, and disks are to be made.
     pub template: bool,
-    /// Its place in `vm_list` and the seconds before it is started.
+    /// Its position in `vm_list` and the seconds before it is started.
     pub autostart: Option<(usize, u64)>,
 }
 
-/// What became of a guest.
+/// Result of the conversion.
 #[derive(Debug, Clone)]
 pub struct Translated {
     /// The guest file.
     pub toml: DocumentMut,
-    /// What was not taken over as it stood.
+    /// Notes about settings that were not imported unchanged.
     pub notes: Notes,
-    /// The password of its screen, which goes into a file of its own.
+    /// The password of its screen, for a file of its own.
     pub password: Option<String>,
 }
 
@@ -107,7 +107,7 @@ impl Translation<'_> {
         self.without_place();
     }
 
-    /// A path of vm-bhyve's, absolute: a relative one is looked for in the guest's directory.
+    /// Returns an absolute path. A relative one is searched in the guest's directory.
     fn path(&self, text: &str) -> String {
         self.source.directory.join(text).display().to_string()
     }
@@ -181,10 +181,11 @@ impl Translation<'_> {
         }
     }
 
-    /// A size as bhyve(8) reads `-m` (libvmmapi, vm_parse_memsize): a bare number below 1 Mi is MiB, others are bytes.
+    /// Converts a size as bhyve(8) reads `-m` (libvmmapi, vm_parse_memsize): a bare number below 1 Mi is MiB, others
+    /// are bytes.
     fn memory(&mut self) {
         let text = self.conf.get("memory").unwrap_or_default();
-        // `512MB` is not what bhyve(8) documents, and stands in a template that vm-bhyve came with.
+        // `512MB` is not documented in bhyve(8), but is in a template of vm-bhyve.
         let short = text.strip_suffix(['B', 'b']).filter(|short| !short.ends_with(|c: char| c.is_ascii_digit()));
         let size = match text.parse::<u64>() {
             Ok(number) if number < 1 << 20 => Some(ByteSize::from_mib(number)),
@@ -285,7 +286,7 @@ impl Translation<'_> {
             table["timeout"] = value(format!("{seconds}s"));
         }
         if !commands.is_empty() {
-            // The last one is said by vmctl.
+            // vmctl adds the last one itself.
             commands.retain(|command| !command.trim().is_empty() && command.trim() != "boot");
             table["commands"] = array(commands.iter().map(|command| command.trim()));
         }
@@ -315,7 +316,7 @@ impl Translation<'_> {
         }
         match vars {
             true if csm => self.notes.add("uefi_vars", "yes", "that firmware has no variables"),
-            // The guest starts from what it has set until now.
+            // The guest starts with the variables that it has set so far.
             true if !template && own_vars.exists() => table["vars"] = value(own_vars.display().to_string()),
             true => {}
             false if !csm => table["persistent"] = value(false),
@@ -374,7 +375,7 @@ impl Translation<'_> {
         }
         for (old, new) in [("limit_rbps", "read_bps"), ("limit_wbps", "write_bps")] {
             let Some(text) = self.conf.get(old) else { continue };
-            // rctl(8) takes bytes without a unit.
+            // rctl(8) uses bytes without a unit.
             let size = text.parse::<u64>().map(ByteSize::from_bytes).ok().or_else(|| text.parse().ok());
             match size {
                 Some(size) => self.table("limits")[new] = value(size.to_string()),
@@ -409,7 +410,7 @@ impl Translation<'_> {
         }
     }
 
-    /// Settings that nothing here stands for, and those that vm-bhyve does not have either.
+    /// Notes settings without a counterpart, and those that vm-bhyve does not have either.
     fn without_place(&mut self) {
         for (key, reason) in [
             ("debug", "what bhyve says is always kept: `vmctl logs --vmm`"),
@@ -436,7 +437,7 @@ impl Translation<'_> {
                 self.notes.add(key, text, reason);
             }
         }
-        // Asked for above and without a place in the guest file that was made.
+        // This was read above and has no counterpart in the guest file.
         self.conf.get("start_slot");
         self.conf.get("guest");
         for (key, text) in self.conf.unseen() {
@@ -449,7 +450,7 @@ impl Translation<'_> {
         }
     }
 
-    /// In a template, properties of volumes go to its disks; whether they did.
+    /// Adds properties of volumes to the disks, in a template. Returns whether it did.
     fn zvol_properties(&mut self) -> bool {
         if !self.source.template {
             return false;
@@ -473,7 +474,7 @@ impl Translation<'_> {
     }
 }
 
-/// The lines of a file of commands.
+/// Returns the lines of a file of commands.
 fn commands_in(path: &Path) -> Option<Vec<String>> {
     const LIMIT: u64 = 64 << 10;
     Some(inputs::read_text(path, LIMIT).ok()?.lines().map(str::to_owned).collect())

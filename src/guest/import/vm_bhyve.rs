@@ -1,4 +1,4 @@
-//! A datastore of vm-bhyve, read in place: its guests, its templates, its switches, and what rc.conf(5) says of it.
+//! A datastore of vm-bhyve, read in place: its guests, its templates, its switches, and its settings in rc.conf(5).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,13 +24,13 @@ use super::switches::{self, ImportedSwitch};
 use super::translate::{Source, translate};
 use super::{Note, Notes};
 
-/// vm-bhyve's name for the datastore that everybody has.
+/// vm-bhyve's directory for its own configuration, in the default datastore.
 const CONFIG_DIR: &str = ".config";
 
 /// The file in a guest's directory that holds the password of its screen.
 const PASSWORD_FILE: &str = "vnc-password";
 
-/// One thing that comes along.
+/// One thing to import.
 #[derive(Debug, Clone, Serialize)]
 pub struct Imported {
     /// `host`, `template` or `guest`.
@@ -39,43 +39,43 @@ pub struct Imported {
     pub name: String,
     /// The file that it was read from.
     pub from: PathBuf,
-    /// What becomes of it, in TOML; nothing when there is nothing to write.
+    /// The imported text in TOML, or `None` if there is nothing to write.
     pub toml: Option<String>,
-    /// What was not taken over as it stood.
+    /// Notes about settings that were not imported unchanged.
     pub notes: Vec<Note>,
-    /// Why it does not come along.
+    /// Reason why it cannot be imported.
     pub problem: Option<String>,
     #[serde(skip)]
     password: Option<String>,
-    /// What the file that is to be replaced said before.
+    /// The old contents of the file that will be replaced.
     #[serde(skip)]
     before: String,
 }
 
-/// Where vm-bhyve keeps its things.
+/// A datastore of vm-bhyve.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Place {
+struct SourceDatastore {
     directory: PathBuf,
     dataset: Option<String>,
 }
 
-/// Reads a specification of vm-bhyve: a directory, or `zfs:` and a dataset.
-fn place_of(spec: &str) -> Result<Place> {
+/// Parses a specification of vm-bhyve: a directory, or `zfs:` and a dataset.
+fn datastore_of(spec: &str) -> Result<SourceDatastore> {
     if let Some(dataset) = spec.strip_prefix("zfs:") {
         let mountpoint = zfs::property(dataset, "mountpoint").map_err(|error| {
             GuestError::user(format!("cannot find vm-bhyve's dataset `{dataset}`: {error}")).hint("name its directory instead")
         })?;
-        return Ok(Place { directory: mountpoint.into(), dataset: Some(dataset.to_owned()) });
+        return Ok(SourceDatastore { directory: mountpoint.into(), dataset: Some(dataset.to_owned()) });
     }
-    // What is written of it stands in files elsewhere, and means the same from everywhere.
+    // The path is written to other files, so it must be absolute.
     let directory = std::path::absolute(spec).map_err(|error| GuestError::io("find", Path::new(spec), error))?;
-    // vm-bhyve knows volumes only with `zfs:`, but a directory that is a dataset holds them below that all the same.
+    // vm-bhyve uses volumes only with `zfs:`, but a directory that is a dataset has them below it in any case.
     let dataset = zfs::is_there().then(|| zfs::dataset_mounted_at(&directory)).flatten();
-    Ok(Place { directory, dataset })
+    Ok(SourceDatastore { directory, dataset })
 }
 
-/// Everything that vm-bhyve has in `spec`, or in the datastore that rc.conf(5) names; nothing is written.
-pub fn read(spec: Option<&str>, host: &HostConfig, paths: &HostPaths, around: Surroundings<'_>) -> Result<Vec<Imported>> {
+/// Returns everything that vm-bhyve has in `spec`, or in the datastore that rc.conf(5) names. Nothing is written.
+pub fn read(spec: Option<&str>, host: &HostConfig, paths: &HostPaths, surroundings: Surroundings<'_>) -> Result<Vec<Imported>> {
     let rc = RcConf::of(Path::new("/"));
     let rc_value = |name: &str| rc.get(name).ok().flatten();
     let spec = match spec {
@@ -84,25 +84,25 @@ pub fn read(spec: Option<&str>, host: &HostConfig, paths: &HostPaths, around: Su
             GuestError::user("rc.conf has no `vm_dir`").hint("name vm-bhyve's datastore: a directory, or `zfs:` and a dataset")
         })?,
     };
-    let place = place_of(&spec)?;
-    let config_dir = place.directory.join(CONFIG_DIR);
+    let datastore = datastore_of(&spec)?;
+    let config_dir = datastore.directory.join(CONFIG_DIR);
     if !config_dir.is_dir() {
-        return Err(GuestError::user(format!("`{}` is no datastore of vm-bhyve", place.directory.display()))
+        return Err(GuestError::user(format!("`{}` is no datastore of vm-bhyve", datastore.directory.display()))
             .hint(format!("it has a directory `{CONFIG_DIR}` and a directory for each guest")));
     }
     let system_file = config_dir.join("system.conf");
     let system = if system_file.exists() { Conf::read(&system_file)? } else { Conf::default() };
     let mut notes = Notes::default();
     let switches = switches::read(&system, &mut notes);
-    let places = datastores(&system, place, &mut notes);
+    let places = datastores(&system, datastore, &mut notes);
     let autostart = autostart(&rc_value("vm_list").unwrap_or_default(), rc_value("vm_delay").as_deref());
     settings_of_the_tool(&system, &mut notes);
     if let Some((words, hint)) = beside_vm_bhyve(&rc) {
         notes.add("vm_enable", rc_value("vm_enable").unwrap_or_default(), format!("{words}; {hint}"));
     }
     old_bridges(&switches, &mut notes);
-    let host_before = fs::read_to_string(around.host_file).unwrap_or_default();
-    let (host_toml, new_host) = host_file(host, paths, around.host_file, &switches, &mut notes)?;
+    let host_before = fs::read_to_string(surroundings.host_file).unwrap_or_default();
+    let (host_toml, new_host) = host_file(host, paths, surroundings.host_file, &switches, &mut notes)?;
     let mut found = vec![Imported {
         kind: "host",
         name: "switches".into(),
@@ -113,11 +113,11 @@ pub fn read(spec: Option<&str>, host: &HostConfig, paths: &HostPaths, around: Su
         password: None,
         before: host_before,
     }];
-    let around = Surroundings { host: &new_host, ..around };
-    let context = Context { config_dir: &config_dir, switches: &switches, autostart: &autostart, around };
+    let surroundings = Surroundings { host: &new_host, ..surroundings };
+    let context = Context { config_dir: &config_dir, switches: &switches, autostart: &autostart, surroundings };
     found.extend(context.templates(&places[0]));
-    for place in &places {
-        found.extend(context.guests(place)?);
+    for datastore in &places {
+        found.extend(context.guests(datastore)?);
     }
     let missing: Vec<&String> = autostart.keys().filter(|name| !found.iter().any(|item| item.name == **name)).collect();
     for name in missing {
@@ -127,8 +127,8 @@ pub fn read(spec: Option<&str>, host: &HostConfig, paths: &HostPaths, around: Su
     Ok(found)
 }
 
-/// The datastores that hold guests, the default one first.
-fn datastores(system: &Conf, first: Place, notes: &mut Notes) -> Vec<Place> {
+/// Returns the datastores of guests, the default one first.
+fn datastores(system: &Conf, first: SourceDatastore, notes: &mut Notes) -> Vec<SourceDatastore> {
     let mut places = vec![first];
     for name in system.get("datastore_list").unwrap_or_default().split_whitespace() {
         let key = format!("path_{name}");
@@ -137,15 +137,16 @@ fn datastores(system: &Conf, first: Place, notes: &mut Notes) -> Vec<Place> {
             notes.add(key, spec, "a list of media; name the files as disks where they are needed");
             continue;
         }
-        match place_of(spec) {
-            Ok(place) => places.push(place),
+        match datastore_of(spec) {
+            Ok(datastore) => places.push(datastore),
             Err(error) => notes.add(key, spec, error.chain()),
         }
     }
     places
 }
 
-/// The bridges that vm-bhyve has made for its switches and that are still there: what they have, the new ones cannot get.
+/// Notes the bridges that vm-bhyve has made for its switches and that still exist: the new switches cannot get their
+/// members and addresses.
 fn old_bridges(switches: &[ImportedSwitch], notes: &mut Notes) {
     let interfaces = ifconfig::interfaces().unwrap_or_default();
     for switch in switches.iter().filter(|switch| matches!(switch.kind, "bridge" | "vxlan")) {
@@ -163,14 +164,15 @@ fn old_bridges(switches: &[ImportedSwitch], notes: &mut Notes) {
     }
 }
 
-/// The guests of `vm_list`, each with its place and the seconds before it is started: `vm_delay` between any two.
+/// Returns the guests of `vm_list`, each with its position and the seconds before it is started: `vm_delay` between any
+/// two.
 fn autostart(list: &str, delay: Option<&str>) -> BTreeMap<String, (usize, u64)> {
-    // What the code of vm-bhyve has, whatever its manual says.
+    // This is the default in vm-bhyve's code, which its manual does not match.
     let delay = delay.and_then(|text| text.parse().ok()).unwrap_or(2);
     list.split_whitespace().enumerate().map(|(at, name)| (name.to_owned(), (at, if at == 0 { 0 } else { delay }))).collect()
 }
 
-/// What `vm set` knows.
+/// Notes the settings of `vm set`.
 fn settings_of_the_tool(system: &Conf, notes: &mut Notes) {
     for (key, reason) in [
         ("console", "vmctl keeps consoles itself; tmux is not needed"),
@@ -187,7 +189,7 @@ fn settings_of_the_tool(system: &Conf, notes: &mut Notes) {
     }
 }
 
-/// The text of the host file with vm-bhyve's switches, if it changes, and what it means.
+/// Returns the text of the host file with vm-bhyve's switches, if it changes, and its configuration.
 fn host_file(
     host: &HostConfig,
     paths: &HostPaths,
@@ -218,12 +220,12 @@ struct Context<'a> {
     config_dir: &'a Path,
     switches: &'a [ImportedSwitch],
     autostart: &'a BTreeMap<String, (usize, u64)>,
-    around: Surroundings<'a>,
+    surroundings: Surroundings<'a>,
 }
 
 impl Context<'_> {
-    fn templates(&self, place: &Place) -> Vec<Imported> {
-        let directory = place.directory.join(".templates");
+    fn templates(&self, datastore: &SourceDatastore) -> Vec<Imported> {
+        let directory = datastore.directory.join(".templates");
         let mut files: Vec<PathBuf> = fs::read_dir(&directory)
             .into_iter()
             .flatten()
@@ -235,8 +237,8 @@ impl Context<'_> {
         files.into_iter().map(|file| self.one("template", &file, &directory, None)).collect()
     }
 
-    fn guests(&self, place: &Place) -> Result<Vec<Imported>> {
-        let entries = fs::read_dir(&place.directory).map_err(|error| GuestError::io("read", &place.directory, error))?;
+    fn guests(&self, datastore: &SourceDatastore) -> Result<Vec<Imported>> {
+        let entries = fs::read_dir(&datastore.directory).map_err(|error| GuestError::io("read", &datastore.directory, error))?;
         let mut found: Vec<(String, PathBuf)> = entries
             .flatten()
             .filter_map(|entry| {
@@ -248,7 +250,7 @@ impl Context<'_> {
         found.sort();
         let one = |(_, file): (String, PathBuf)| {
             let directory = file.parent().expect("a file in a directory").to_path_buf();
-            self.one("guest", &file, &directory, place.dataset.as_deref())
+            self.one("guest", &file, &directory, datastore.dataset.as_deref())
         };
         Ok(found.into_iter().map(one).collect())
     }
@@ -283,12 +285,12 @@ impl Context<'_> {
         imported.password = translated.password;
         let mut toml = translated.toml;
         if imported.password.is_some() {
-            let path = self.around.datastore.join(GUESTS_DIR).join(&name).join(PASSWORD_FILE);
+            let path = self.surroundings.datastore.join(GUESTS_DIR).join(&name).join(PASSWORD_FILE);
             toml["graphics"]["password_file"] = toml_edit::value(path.display().to_string());
         }
         let text = format!("{}{toml}", head(file, &imported.notes));
-        // The name of a template is checked as a guest's, which is made from it.
-        let checked = Definition::load_file(&directory.join("guest.toml"), &name, Some(&text), &[], self.around);
+        // A template's name is checked like the name of a guest, which will be made from it.
+        let checked = Definition::load_file(&directory.join("guest.toml"), &name, Some(&text), &[], self.surroundings);
         imported.problem = checked.err().or_else(|| create::check_name(&name).err()).map(|error| error.to_string());
         imported.toml = Some(text);
         imported
@@ -304,24 +306,24 @@ fn head(file: &Path, notes: &[Note]) -> String {
     text + "\n"
 }
 
-/// Whether vm-bhyve runs a guest at this moment, as far as its lock tells.
+/// Returns whether vm-bhyve runs a guest now, as far as its lock tells.
 fn runs(imported: &Imported) -> bool {
     imported.from.with_file_name("run.lock").exists()
 }
 
-/// What became of one of the things that were read.
+/// Result of writing one thing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Written {
-    /// It is there now.
+    /// It is new.
     New,
-    /// It was there already, as it would be written now.
+    /// It existed already with the same contents.
     Unchanged,
     /// There is nothing to write.
     Nothing,
 }
 
-/// Writes one of the things that were read. What is there already stays.
-pub fn write(imported: &Imported, store: &Store, around: Surroundings<'_>) -> Result<Written> {
+/// Writes one of the things that were read. An existing one stays.
+pub fn write(imported: &Imported, store: &Store, surroundings: Surroundings<'_>) -> Result<Written> {
     if let Some(toml) = &imported.toml
         && there(imported, store).is_some_and(|text| text == *toml)
     {
@@ -340,17 +342,19 @@ pub fn write(imported: &Imported, store: &Store, around: Surroundings<'_>) -> Re
     };
     match imported.kind {
         "host" => {
-            let _turn = store.file_turn(around.host_file)?;
-            // The text was made from what the file said when it was read.
-            if fs::read_to_string(around.host_file).unwrap_or_default() != imported.before {
-                return Err(GuestError::user(format!("`{}` was changed meanwhile by someone else", around.host_file.display()))
-                    .hint("run the import again"));
+            let _turn = store.file_turn(surroundings.host_file)?;
+            // The text was made from the contents of the file at the time when it was read.
+            if fs::read_to_string(surroundings.host_file).unwrap_or_default() != imported.before {
+                return Err(GuestError::user(format!(
+                    "`{}` was changed meanwhile by someone else",
+                    surroundings.host_file.display()
+                ))
+                .hint("run the import again"));
             }
-            match around.host_file.exists() {
-                true => {
-                    rewrite(around.host_file, toml.as_bytes()).map_err(|error| GuestError::io("write", around.host_file, error))
-                }
-                false => put(around.host_file, toml, 0o644),
+            match surroundings.host_file.exists() {
+                true => rewrite(surroundings.host_file, toml.as_bytes())
+                    .map_err(|error| GuestError::io("write", surroundings.host_file, error)),
+                false => put(surroundings.host_file, toml, 0o644),
             }
         }
         "template" => {
@@ -362,12 +366,12 @@ pub fn write(imported: &Imported, store: &Store, around: Surroundings<'_>) -> Re
             }
             put(&path, toml, 0o644)
         }
-        _ => guest(imported, toml, store, around),
+        _ => guest(imported, toml, store, surroundings),
     }?;
     Ok(Written::New)
 }
 
-/// What an earlier import made of a guest or a template.
+/// Returns the result of an earlier import of a guest or a template.
 fn there(imported: &Imported, store: &Store) -> Option<String> {
     let path = match imported.kind {
         "guest" => store.guest(&imported.name).ok()?.file(),
@@ -377,14 +381,14 @@ fn there(imported: &Imported, store: &Store) -> Option<String> {
     fs::read_to_string(path).ok()
 }
 
-fn guest(imported: &Imported, toml: &str, store: &Store, around: Surroundings<'_>) -> Result<()> {
+fn guest(imported: &Imported, toml: &str, store: &Store, surroundings: Surroundings<'_>) -> Result<()> {
     if runs(imported) {
         return Err(GuestError::user(format!("vm-bhyve runs `{}`", imported.name))
             .hint(format!("stop it first with `vm stop {}`, so that its disks are not used twice", imported.name)));
     }
     let password = imported.password.iter().map(|password| (PASSWORD_FILE, format!("{password}\n")));
     let origin = Origin::Text { text: toml.to_owned(), mode: mode_of(&imported.from), beside: password.collect() };
-    create::create(store, &imported.name, &origin, &[], around, &Silent).map(drop)
+    create::create(store, &imported.name, &origin, &[], surroundings, &Silent).map(drop)
 }
 
 #[cfg(test)]

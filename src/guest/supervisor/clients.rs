@@ -1,7 +1,7 @@
 //! The connections to a supervisor's control socket.
 //!
-//! **Hostile peer**: what waits for a client is bounded; one that reads too slowly loses console bytes and is told how
-//! many, and never holds the guest up. The number of clients is bounded.
+//! **Hostile peer**: the output queue of a client is bounded. A client that reads too slowly loses console bytes and is
+//! told how many, and never blocks the guest. The number of clients is bounded.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -11,25 +11,26 @@ use std::time::{Duration, Instant};
 use crate::guest::control::{Frame, FrameReader, Reply};
 use crate::host::process::peer_of;
 
-/// The most connections at a time.
+/// Maximum number of connections at a time.
 pub const MOST_CLIENTS: usize = 64;
-/// So many of them are kept for root and for the user who runs the supervisor: a guest's owner cannot take them all.
+/// Number of them that are reserved for root and for the user who runs the supervisor: a guest's owner cannot take them
+/// all.
 pub const KEPT_CLIENTS: usize = 8;
-/// How long a client may take until it has asked for something, and until it has read its answer.
+/// Time-out for a client to send its request, and to read its answer.
 const GREETING_PATIENCE: Duration = Duration::from_secs(5);
-/// The most bytes that wait for one client before console output is left out.
+/// Maximum number of bytes that wait for one client before console output is skipped.
 const OUTBOX_LIMIT: usize = 1 << 20;
-/// The largest piece of console output in one frame.
+/// Maximum size of console output in one frame.
 const CONSOLE_PIECE: usize = 32 * 1024;
 
-/// What a client is there for.
+/// Purpose of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// It has not asked yet.
+    /// It has not sent a request yet.
     Unknown,
     /// It watches the console, and types if it is the writer.
     Console {
-        /// Whether what it types is passed on.
+        /// Whether its input is passed on.
         writer: bool,
     },
     /// It wants the events.
@@ -38,13 +39,13 @@ pub enum Purpose {
     Stop,
     /// It waits for the guest to run again.
     Running,
-    /// It waits for the guest to be ready, until then.
+    /// It waits for the guest to be ready, until this time.
     Ready(Instant),
     /// It waits for the console to ask for a login, until then.
     Login(Instant),
     /// It waits for the engine's counters.
     Stats,
-    /// It has its answer; the connection ends when it is sent.
+    /// It has its answer. The connection ends when it is sent.
     Answered,
 }
 
@@ -53,22 +54,22 @@ pub struct Client {
     stream: UnixStream,
     reader: FrameReader,
     outbox: VecDeque<Vec<u8>>,
-    /// How much of the first piece is sent.
+    /// Number of bytes of the first piece that are sent.
     sent: usize,
     waiting: usize,
     skipped: u64,
-    /// It is root's, or of the user who runs the supervisor.
+    /// Whether it belongs to root, or to the user who runs the supervisor.
     privileged: bool,
-    /// Until when it must have asked, or have read its answer.
+    /// Time by which it must have sent its request, or have read its answer.
     until: Instant,
-    /// What it is there for.
+    /// Its purpose.
     pub purpose: Purpose,
-    /// The connection is broken or done with.
+    /// The reason, if the connection is broken or done.
     pub gone: Option<&'static str>,
 }
 
 impl Client {
-    /// A new connection.
+    /// Creates a new connection.
     pub fn new(stream: UnixStream) -> io::Result<Client> {
         stream.set_nonblocking(true)?;
         let ours = nix::unistd::geteuid().as_raw();
@@ -87,30 +88,30 @@ impl Client {
         })
     }
 
-    /// The stream, to poll.
+    /// Returns the stream, to poll.
     pub fn stream(&self) -> &UnixStream {
         &self.stream
     }
-    /// Whether something waits to be sent.
+    /// Returns whether output waits to be sent.
     pub fn has_output(&self) -> bool {
         !self.outbox.is_empty()
     }
-    /// Until when something must have come of it; `None` for one that may wait.
+    /// Returns the time by which something must happen, or `None` for a client that may wait.
     pub fn deadline(&self) -> Option<Instant> {
         matches!(self.purpose, Purpose::Unknown | Purpose::Answered).then_some(self.until)
     }
-    /// Lets it go when it has said nothing, or read nothing, for too long.
+    /// Drops it when it has sent nothing, or read nothing, for too long.
     pub fn press_on(&mut self, now: Instant) {
         if self.gone.is_none() && self.deadline().is_some_and(|until| now >= until) {
             self.gone = Some("the client is silent");
         }
     }
-    /// Whether it watches the console.
+    /// Returns whether it watches the console.
     pub fn watches(&self) -> bool {
         matches!(self.purpose, Purpose::Console { .. })
     }
 
-    /// Reads what there is and cuts it into frames.
+    /// Reads the available bytes and splits them into frames.
     pub fn receive(&mut self) -> Vec<Frame> {
         let mut buffer = [0u8; 16 * 1024];
         match self.stream.read(&mut buffer) {
@@ -132,7 +133,7 @@ impl Client {
         }
     }
 
-    /// Sends a document. One that does not fit ends the connection: its reader has stopped reading long ago.
+    /// Sends a document. If it does not fit the connection ends, since its reader has stopped reading long ago.
     pub fn reply(&mut self, reply: &Reply) {
         if self.waiting > 2 * OUTBOX_LIMIT {
             self.gone = Some("the client does not read");
@@ -148,7 +149,7 @@ impl Client {
         self.until = Instant::now() + GREETING_PATIENCE;
     }
 
-    /// Sends what the guest said, or counts what there is no room for.
+    /// Sends the guest's output, or counts the bytes for which there is no room.
     pub fn console(&mut self, bytes: &[u8]) {
         if self.skipped > 0 && self.waiting < OUTBOX_LIMIT / 2 {
             let message = format!("{} bytes were left out: this terminal was too slow", self.skipped);
@@ -170,7 +171,7 @@ impl Client {
         self.flush();
     }
 
-    /// Sends what the stream takes.
+    /// Sends as much as the stream takes.
     pub fn flush(&mut self) {
         while let Some(first) = self.outbox.front() {
             match self.stream.write(&first[self.sent..]) {
@@ -197,19 +198,19 @@ impl Client {
     }
 }
 
-/// Whether there is a place for one more client.
+/// Whether there is room for one more client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Room {
-    /// There is.
+    /// There is room.
     Free,
-    /// If this one goes.
+    /// There is room if this one is dropped.
     Instead(usize),
-    /// There is not.
+    /// There is none.
     None,
 }
 
-/// The place for a newcomer among those who are there, the oldest first. Silent clients make room; anybody but root, and
-/// the user who runs the supervisor, makes room for those two.
+/// Returns the room for a new client among the present ones, the oldest first. Silent clients make room. All clients
+/// make room for root and for the user who runs the supervisor.
 pub fn room(clients: &[Client], newcomer: &Client) -> Room {
     let live = || clients.iter().enumerate().filter(|(_, client)| client.gone.is_none());
     let others = live().filter(|(_, client)| !client.privileged).count();
@@ -306,7 +307,7 @@ mod tests {
             client.press_on(late());
             assert_eq!(client.gone.is_some(), goes, "{purpose:?}");
         }
-        // A greeting in pieces is none until it is whole.
+        // A greeting in pieces counts only once it is complete.
         let (mut client, mut theirs) = pair();
         theirs.write_all(&[9, 0]).expect("writes");
         assert!(client.receive().is_empty());

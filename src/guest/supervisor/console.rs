@@ -1,18 +1,18 @@
-//! The console of a running guest: what it says is logged and kept for those who come later; what one person types
-//! waits here until the guest takes it.
+//! The console of a running guest: its output is logged and kept for later clients, and the writer's input waits here
+//! until the guest takes it.
 //!
 //! **Hostile guest**: the scroll-back, the input queue and the log are bounded; a log that cannot be written is lost
-//! and said once.
+//! and reported once.
 
 use std::collections::VecDeque;
 
 use crate::config::LOGIN_PROMPT;
 use crate::guest::logs::RotatingLog;
 
-/// From so much input on that waits for the guest, in bytes, no more is read from the writer.
+/// Number of bytes of waiting input from which on no more is read from the writer.
 pub const INPUT_LIMIT: usize = 64 * 1024;
 
-/// The console's memory.
+/// State of the console.
 pub struct Console {
     log: RotatingLog,
     log_failing: bool,
@@ -31,7 +31,7 @@ struct Watch {
 }
 
 impl Console {
-    /// With its log and at most `scrollback` bytes kept.
+    /// Creates the console with its log and at most `scrollback` bytes kept.
     pub fn new(log: RotatingLog, scrollback: usize) -> Console {
         Console {
             log,
@@ -51,7 +51,7 @@ impl Console {
         self.trim();
     }
 
-    /// The guest said something. Returns why the log is lost, the first time that it is.
+    /// Handles output of the guest. Returns why the log is lost, the first time that it is.
     pub fn output(&mut self, bytes: &[u8]) -> Option<String> {
         self.scrollback.extend(&bytes[bytes.len().saturating_sub(self.limit)..]);
         self.trim();
@@ -76,46 +76,46 @@ impl Console {
         self.scrollback.drain(..surplus);
     }
 
-    /// The last `most` bytes that the guest said.
+    /// Returns the last `most` bytes of the guest's output.
     pub fn replay(&self, most: usize) -> Vec<u8> {
         let skip = self.scrollback.len().saturating_sub(most);
         self.scrollback.iter().skip(skip).copied().collect()
     }
 
-    /// How many more bytes of input are asked for.
+    /// Returns how many more bytes of input there is room for.
     pub fn input_room(&self) -> usize {
         INPUT_LIMIT.saturating_sub(self.input.len())
     }
 
-    /// Queues input for the guest, all of it: what was read already must not be lost. It is bounded by the limit and by
-    /// what one read can hand over, which is a frame and a buffer.
+    /// Queues input for the guest, all of it, since input that was read must not be lost. It is bounded by the limit
+    /// and by the size of one read, which is a frame and a buffer.
     pub fn type_in(&mut self, bytes: &[u8]) {
         self.input.extend(bytes);
     }
 
-    /// Input that waits.
+    /// Returns the waiting input.
     pub fn pending_input(&mut self) -> &[u8] {
         self.input.make_contiguous()
     }
 
-    /// The guest took `count` bytes of it.
+    /// Removes `count` bytes that the guest took.
     pub fn input_taken(&mut self, count: usize) {
         self.input.drain(..count.min(self.input.len()));
     }
 
-    /// A new boot: what was typed for the old one is gone, and texts are waited for anew.
+    /// Begins a new boot: the input for the old one is dropped, and texts are waited for again.
     pub fn new_boot(&mut self, texts: impl Iterator<Item = String>) {
         self.input.clear();
         self.watch = texts.map(Watch::of).collect();
         self.login = Watch::of(LOGIN_PROMPT.into());
     }
 
-    /// Whether a login was asked for since the boot.
+    /// Returns whether a login was asked for since the boot.
     pub fn has_asked_for_login(&self) -> bool {
         self.login.seen
     }
 
-    /// The first text that has not been seen since the boot.
+    /// Returns the first text that has not been seen since the boot.
     pub fn missing_text(&self) -> Option<String> {
         self.watch.iter().find(|watch| !watch.seen).map(|watch| String::from_utf8_lossy(&watch.text).into_owned())
     }
@@ -130,7 +130,7 @@ impl Watch {
         if self.seen {
             return;
         }
-        // What was left of the last piece may be the text's beginning.
+        // The end of the last piece may be the beginning of the text.
         self.tail.extend_from_slice(bytes);
         let length = self.text.len().max(1);
         self.seen = self.text.is_empty() || self.tail.windows(length).any(|window| window == self.text);

@@ -1,4 +1,4 @@
-//! What follows a boot's end: how it ended, in truth; the policy; the guest's end.
+//! The end of a boot: the real reason, the policy, the guest's end.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use super::restart::{Decision, ExitReason};
 use super::{Asked, Stage, Supervisor, start_failed};
 
 impl Supervisor {
-    /// The engine's process has ended.
+    /// Handles the end of the engine's process.
     pub(super) fn engine_exited(&mut self, status: std::process::ExitStatus) {
         use std::os::unix::process::ExitStatusExt;
         self.drain_engine();
@@ -41,7 +41,7 @@ impl Supervisor {
                 self.stop_way = Some(reason.stop_way(asked.way));
                 self.end();
             }
-            // The first boot ended before the guest ran: whoever waits for the start is told, and nothing is retried.
+            // The first boot ended before the guest ran: the start fails, and nothing is retried.
             None if !ran && self.started.is_some() => self.give_up(self.start_error(&words)),
             None => {
                 self.answer_all(|purpose| purpose == Purpose::Running, &start_failed(&words));
@@ -86,7 +86,7 @@ impl Supervisor {
         }
     }
 
-    /// A boot cannot even begin: the first one ends the start, a later one the guest.
+    /// Handles a boot that cannot even begin: if it is the first one the start fails, otherwise the guest ends.
     pub(super) fn give_up(&mut self, error: GuestError) {
         let words = error.chain();
         self.answer_all(|purpose| purpose == Purpose::Running, &start_failed(&words));
@@ -104,11 +104,11 @@ impl Supervisor {
         }
     }
 
-    /// A later boot cannot begin since a file system is full: it is tried again for as long as it takes.
+    /// Waits since a later boot cannot begin on a full file system. It is tried again for as long as it takes.
     fn wait_for_room(&mut self, words: &str) {
         let delay = self.config.restart.backoff_max;
         self.emit(EventKind::BootDelayed { reason: words.to_owned(), delay_ms: delay.as_millis() as u64 });
-        // It was no boot.
+        // It does not count as a boot.
         self.state.boots -= 1;
         if let Some(run) = &mut self.state.run {
             run.restarts = run.restarts.saturating_sub(1);

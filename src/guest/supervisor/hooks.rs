@@ -1,5 +1,5 @@
-//! Hooks: the user's commands at the turns of a guest's life. They run one after another on a thread of their own,
-//! get a JSON document on standard input, and are killed after their time.
+//! Hooks: the user's commands at events of a guest's life. They run one after another on a thread of their own, get a
+//! JSON document on standard input, and are killed after their time-out.
 
 use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
@@ -9,15 +9,15 @@ use std::time::{Duration, Instant};
 
 use crate::config::{HookConfig, HookEvent, HookFailure};
 
-/// The version of the document that a hook gets.
+/// The version of a hook's document.
 pub const HOOK_VERSION: u32 = 1;
-/// How much of a hook's output is kept, in bytes.
+/// Maximum number of bytes of a hook's output that are kept.
 const OUTPUT_LIMIT: u64 = 4096;
 
-/// What a hook is told, besides the event.
+/// The document for a hook.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct HookDocument {
-    /// [`HOOK_VERSION`].
+    /// Always [`HOOK_VERSION`].
     pub version: u32,
     /// The event, as the guest file spells it.
     pub event: &'static str,
@@ -27,24 +27,24 @@ pub struct HookDocument {
     pub uuid: String,
     /// Its directory in the datastore.
     pub directory: std::path::PathBuf,
-    /// The how manyth boot.
+    /// Number of the boot.
     pub boot: u64,
-    /// Why: the exit, or the failure, in words; empty for the other events.
+    /// The exit or the failure, in words; empty for the other events.
     pub reason: String,
 }
 
-/// How one hook ended.
+/// Outcome of one hook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HookOutcome {
     /// Its id.
     pub hook: String,
-    /// What went wrong.
+    /// The error.
     pub error: Option<String>,
-    /// Whether what it came before must not happen.
+    /// Whether the step after it must not happen.
     pub fatal: bool,
 }
 
-/// Runs the hooks of `document.event` in their order; after one that fails with `on_failure = "fail"` no other runs.
+/// Runs the hooks of `document.event` in order. After one that fails with `on_failure = "fail"` no other runs.
 pub fn run_hooks(hooks: &[HookConfig], event: HookEvent, document: &HookDocument) -> Vec<HookOutcome> {
     let mut outcomes = Vec::new();
     for hook in hooks.iter().filter(|hook| hook.event == event) {
@@ -84,8 +84,8 @@ fn said(output: &[u8]) -> String {
     }
 }
 
-/// Runs a command in a process group of its own, with `input` on its standard input; the group is killed after
-/// `timeout`. Returns the status (`None` after a kill) and the beginning of what it wrote.
+/// Runs a command in a process group of its own, with `input` on its standard input. The group is killed after
+/// `timeout`. Returns the status (`None` after a kill) and the beginning of its output.
 pub fn run_limited(
     mut command: Command,
     input: &[u8],
@@ -95,12 +95,12 @@ pub fn run_limited(
     let errors = writer.try_clone().map_err(|error| error.to_string())?;
     command.stdin(Stdio::piped()).stdout(writer).stderr(errors).process_group(0);
     let mut child = command.spawn().map_err(|error| format!("cannot run `{}`: {error}", command.get_program().display()))?;
-    // The command holds the write ends; the reader below must see their end.
+    // The command holds the write ends, which must close so that the reader below sees the end.
     drop(command);
     let group = nix::unistd::Pid::from_raw(child.id() as i32);
     let mut stdin = child.stdin.take().expect("piped above");
     let input = input.to_vec();
-    // A command that does not read must not hold us up; one that has gone away makes this fail, which is no matter.
+    // A command that does not read must not block us. If it has ended, the write fails, which does not matter.
     let feeder = std::thread::spawn(move || drop(stdin.write_all(&input)));
     let (sender, output) = mpsc::channel();
     std::thread::spawn(move || {
@@ -125,21 +125,21 @@ pub fn run_limited(
         pause = (pause * 2).min(Duration::from_millis(20));
     };
     drop(feeder);
-    // What it left running in the background may hold the pipe open: its output is not waited for.
+    // A process that it left in the background may keep the pipe open. Its output is not waited for.
     Ok((status, output.recv_timeout(Duration::from_millis(200)).unwrap_or_default()))
 }
 
 /// A job of the hook thread.
 pub struct HookJob {
-    /// Which hooks.
+    /// The event.
     pub event: HookEvent,
-    /// All hooks of the guest file as it was.
+    /// All hooks of the guest file at that time.
     pub hooks: Vec<HookConfig>,
-    /// What they are told.
+    /// The document for them.
     pub document: HookDocument,
 }
 
-/// Starts the hook thread: `done` is called after each job. It ends when the sender is dropped.
+/// Starts the hook thread. It calls `done` after each job, and ends when the sender is dropped.
 pub fn start_thread(done: impl Fn(HookEvent, Vec<HookOutcome>) + Send + 'static) -> mpsc::Sender<HookJob> {
     let (sender, jobs) = mpsc::channel::<HookJob>();
     std::thread::spawn(move || {

@@ -1,8 +1,8 @@
-//! The supervisor: one process a guest. It holds the guest's lock, runs its hooks, starts one engine a boot, applies
-//! the restart policy, serves the console and the control socket, and writes the event log.
+//! The supervisor: one process per guest. It holds the guest's lock, runs its hooks, starts one engine per boot,
+//! applies the restart policy, serves the console and the control socket, and writes the event log.
 //!
 //! One thread polls everything. Helpers (signals, the engine's end, hooks, probes) send it [`Message`]s and a byte on
-//! the wake stream. What each phase waits for stands in [`Stage`]; what someone asked for meanwhile in [`Asked`].
+//! the wake stream. [`Stage`] says what each phase waits for, and [`Asked`] what was requested meanwhile.
 //!
 //! **Hostile guest**: see [`console`] and [`clients`]; the engine's messages are bounded lines.
 
@@ -53,47 +53,47 @@ use post::{Poster, watch_engine};
 use restart::{CrashHistory, ExitReason};
 use socket::{give_to_owner, listen};
 
-/// How long an engine may take from its start to the first guest instruction.
+/// Time-out from an engine's start to the first guest instruction.
 const BOOT_PATIENCE: Duration = Duration::from_secs(120);
-/// Between two presses of the power button, until the guest ends or its time is over.
+/// Time between two presses of the power button, until the guest ends or its time is over.
 const PRESS_AGAIN: Duration = Duration::from_secs(4);
-/// How long an engine may take to end after it was told to.
+/// Time-out for an engine to end after it was told to.
 const END_PATIENCE: Duration = Duration::from_secs(10);
-/// The engine's log: its bound, and how much of what it said is shown when a start fails.
+/// Maximum size of the engine's log, and the number of bytes of it that are shown when a start fails.
 const VMM_LOG_LIMIT: u64 = 1 << 20;
 const LAST_WORDS: usize = 4096;
-/// Messages of the helpers that may wait; a helper that has more to say waits itself.
+/// Maximum number of waiting messages of the helpers. A helper with more to send waits.
 const MOST_MESSAGES: usize = 64;
 
-/// Whom a supervisor tells that the guest runs, or why it does not.
+/// A callback for the result of the start: the guest runs, or the reason why not.
 pub type Started = Box<dyn FnOnce(std::result::Result<(), &GuestError>)>;
 
-/// What a supervisor is started with.
+/// Options of a supervisor.
 pub struct Options {
-    /// Reads and checks the guest file; called before every boot.
+    /// Reads and checks the guest file. Called before every boot.
     pub load: Box<dyn FnMut() -> Result<Definition>>,
-    /// Told once: the guest runs, or why it does not.
+    /// Called once with the result of the start.
     pub started: Started,
-    /// A signal of the terminal stops the guest.
+    /// Whether a signal of the terminal stops the guest.
     pub foreground: bool,
-    /// A console session of this very process, from the first byte on; it types.
+    /// A console session of this process, from the first byte on. It is the writer.
     pub console: Option<UnixStream>,
-    /// Where the host file is, for the summary that `list` reads.
+    /// Path of the host file, for the summary that `list` reads.
     pub host_file: PathBuf,
-    /// The first boot is an installer's.
+    /// An installer's run for the first boot.
     pub install: Option<Install>,
 }
 
-/// How a supervisor ended.
+/// The way in which a supervisor ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ending {
-    /// The guest has stopped as it should; this was its last exit.
+    /// The guest has stopped as it should. This was its last exit.
     Stopped(Option<ExitReason>),
     /// It was given up, for this reason.
     Failed(String),
 }
 
-/// From the helpers.
+/// A message of a helper.
 enum Message {
     Signal(Signal),
     EngineEnded(u64),
@@ -102,37 +102,37 @@ enum Message {
     Probed(u64, usize),
 }
 
-/// What the supervisor waits for.
+/// Event that the supervisor waits for.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Stage {
-    /// The hooks before a boot.
+    /// The end of the hooks before a boot.
     PreStart,
-    /// The engine's word that the guest runs.
+    /// The engine's report that the guest runs.
     Booting { until: Instant },
     /// The guest's end.
     Running,
-    /// The hooks after a crash.
+    /// The end of the hooks after a crash.
     CrashHooks(ExitReason),
     /// The next boot.
     Waiting { until: Instant },
-    /// The hooks after the end.
+    /// The end of the hooks after the guest's end.
     Ending,
     /// Nothing.
     Done,
 }
 
-/// What was asked for, and overrides the policy at the next exit.
+/// A request, which overrides the policy at the next exit.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Asked {
-    /// How the guest is ended.
+    /// The way in which the guest is ended.
     way: StopWay,
-    /// Boot again afterwards.
+    /// Whether to boot again afterwards.
     again: bool,
-    /// How long the guest has after the power button.
+    /// Time that the guest has after the power button.
     timeout: Duration,
-    /// The hooks before the power button run; it is pressed after them.
+    /// Whether the hooks before the power button still run. It is pressed after them.
     hooks_first: bool,
-    /// When the power button is pressed again: a guest that is still booting does not hear it.
+    /// When the power button is pressed again, since a guest that is still booting does not notice it.
     press_at: Option<Instant>,
     /// When the guest is powered off.
     power_off_at: Option<Instant>,
@@ -147,7 +147,7 @@ pub fn block_signals() -> Result<SigSet> {
     Ok(signals)
 }
 
-/// Takes the guest and runs it until it has stopped. To be called from the main thread; other threads need
+/// Takes the guest and runs it until it has stopped. Must be called from the main thread. Other threads need
 /// [`block_signals`] before them.
 pub fn supervise(guest: GuestDir, mut options: Options) -> Result<Ending> {
     let started = std::mem::replace(&mut options.started, Box::new(|_| ()));
@@ -179,9 +179,9 @@ struct Supervisor {
     console: Console,
     listener: Option<UnixListener>,
     clients: Vec<Client>,
-    /// When connections are taken again, after the host had no descriptor for one.
+    /// When connections are accepted again, after the host had no descriptor for one.
     accept_again_at: Option<Instant>,
-    /// When what could not be written of the state is tried again.
+    /// When writing the state is tried again.
     save_at: Option<Instant>,
     messages: mpsc::Receiver<Message>,
     sender: mpsc::SyncSender<Message>,
@@ -194,7 +194,7 @@ struct Supervisor {
     engine_ended: bool,
     engine_error: Option<String>,
     debug_exit: Option<u8>,
-    /// The engine said that the guest could not hear the power button.
+    /// Whether the engine reported that the guest could not notice the power button.
     no_acpi: bool,
     boot: u64,
     running_since: Option<Instant>,
@@ -213,7 +213,7 @@ struct Supervisor {
     postponed: Vec<Message>,
     crashes: CrashHistory,
     last_exit: Option<ExitReason>,
-    /// This boot is an installer's.
+    /// The installer's run of this boot.
     install: Option<Install>,
     failure: Option<String>,
     start_failure: Option<GuestError>,
@@ -222,7 +222,7 @@ struct Supervisor {
 impl Supervisor {
     fn new(guest: GuestDir, mut options: Options) -> Result<Supervisor> {
         let lock = guest.lock(Role::Supervisor)?;
-        // Before any helper thread is there, so that only the signal thread takes them.
+        // Before there is any helper thread, so that only the signal thread takes them.
         let signals = block_signals()?;
         let lease = take_lease(&guest.lease_file())?;
         let mut state = guest.state()?;
@@ -354,7 +354,7 @@ impl Supervisor {
                 Err(error) => return self.give_up(error),
             }
         }
-        // Taken, so that no boot but this one has it, however this one ends.
+        // Taken, so that only this boot has it, however it ends.
         self.install = self.options.install.take();
         self.state.name = self.guest.name().to_owned();
         self.state.boots += 1;
@@ -368,7 +368,7 @@ impl Supervisor {
             run.medium = self.install.as_ref().map(|install| install.medium().to_owned());
         }
         let assigned = self.state.assign(&self.config).and_then(|()| match &self.install {
-            // The medium comes last to the slots, so that it moves no device of the guest.
+            // The medium gets its slot last, so that it moves no device of the guest.
             Some(install) => install.check(&self.config).and_then(|()| {
                 install.attach(&mut self.config);
                 self.state.assign(&self.config)
@@ -379,7 +379,7 @@ impl Supervisor {
         if let Some(run) = &mut self.state.run {
             run.machine = Some(machine);
         }
-        // A guest that runs goes on with what is in memory; one that is started anew is told.
+        // A running guest continues with the configuration in memory. At a new start the error is reported.
         let saved = assigned.and_then(|()| {
             if first {
                 return self.save();
@@ -408,7 +408,7 @@ impl Supervisor {
         }
     }
 
-    /// What the next boot is made from.
+    /// Returns the parameters of the next boot.
     fn next_boot(&self) -> engine::Boot<'_> {
         engine::Boot {
             guest: &self.guest,
@@ -501,7 +501,7 @@ impl Supervisor {
         }
         self.answer_all(|purpose| purpose == Purpose::Running, &Reply::Running);
         self.submit_hooks(HookEvent::PostStart, "");
-        // The probes are for the system that is being installed.
+        // The probes are for the installed system.
         if self.install.is_some() {
             return;
         }
@@ -512,7 +512,7 @@ impl Supervisor {
         self.check_ready();
     }
 
-    /// Hands the hooks of an event to their thread; `false` when there are none.
+    /// Passes the hooks of an event to their thread. Returns `false` if there are none.
     fn submit_hooks(&mut self, event: HookEvent, reason: &str) -> bool {
         if !self.config.hooks.iter().any(|hook| hook.event == event) {
             return false;
@@ -554,7 +554,7 @@ impl Supervisor {
         }
     }
 
-    /// What is due.
+    /// Does what is due.
     fn tick(&mut self, now: Instant) {
         if let Some(status) = self.engine.as_mut().filter(|_| self.engine_ended).and_then(RunningEngine::exited) {
             self.engine_exited(status);
@@ -589,7 +589,7 @@ impl Supervisor {
         self.answer_all(|purpose| matches!(purpose, Purpose::Login(until) if now >= until), &late);
     }
 
-    /// Until when the loop may sleep.
+    /// Returns the time until which the loop may sleep.
     fn deadline(&self) -> Option<Instant> {
         let stage = match self.stage {
             Stage::Waiting { until } | Stage::Booting { until } => Some(until),
@@ -648,7 +648,7 @@ impl Supervisor {
     }
 }
 
-/// To the supervisor's own log; one that cannot be written is no reason to stop.
+/// Writes to the supervisor's own log. An error is ignored, since it is no reason to stop.
 fn note(words: &str) {
     let _ = std::io::stderr().write_all(format!("{} {words}\n", Timestamp::now()).as_bytes());
 }

@@ -1,4 +1,4 @@
-//! How the supervisor's helper threads reach it: a message, and a byte on the stream that its poll wakes from.
+//! Messages of the supervisor's helper threads: a message, and a byte on the stream that wakes the poll.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -18,7 +18,7 @@ pub(super) struct Poster {
 
 impl Poster {
     pub(super) fn send(&self, message: Message) {
-        // A full wake stream has woken it already; a supervisor that is gone needs nothing.
+        // A full wake stream has already woken it. If the supervisor is gone, nothing is needed.
         if self.sender.send(message).is_ok() {
             let _ = (&*self.waker).write(&[0]);
         }

@@ -1,4 +1,4 @@
-//! Readiness: the probes that need the host (TCP connections, commands), on a thread of their own, once a boot.
+//! Readiness: the probes that need the host (TCP connections, commands), on a thread of their own, once per boot.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -17,39 +17,40 @@ use crate::guest::control::Reply;
 use crate::guest::events::EventKind;
 use crate::guest::reach::greets;
 
-/// Between two attempts.
+/// Time between two attempts.
 const PAUSE: Duration = Duration::from_millis(250);
-/// How long one attempt may take.
+/// Time-out of one attempt.
 const ATTEMPT: Duration = Duration::from_secs(5);
-/// A connection that stays open for so long without a byte counts as accepted by the guest: the listener of a forward of
-/// bhyve's accepts before the guest does, and closes when the guest refuses.
+/// Time after which an open connection without a byte counts as accepted by the guest: the listener of a bhyve forward
+/// accepts before the guest does, and closes when the guest refuses.
 const SETTLED: Duration = Duration::from_secs(2);
 
-/// The TCP forwards of the embedded engine's user-mode network, by their ports on the host, and which of them the guest
-/// has accepted a connection of in this boot. They accept by themselves, for a guest that does not answer yet too.
+/// The TCP forwards of the embedded engine's user-mode network, by their ports on the host, and whether the guest has
+/// accepted a connection through each in this boot. The forwards accept by themselves, even for a guest that does not
+/// answer yet.
 #[derive(Clone, Default)]
 pub struct ForwardsOpen(Arc<Mutex<BTreeMap<u16, bool>>>);
 
 impl ForwardsOpen {
-    /// Of a guest that begins to boot: none is open.
+    /// Creates the forwards of a guest that begins to boot: none is open.
     pub fn of(config: &GuestConfig) -> ForwardsOpen {
         let nics = config.nics.iter().filter(|nic| config.engine == EngineKind::Embedded && nic.backend == NicBackend::User);
         let forwards = nics.flat_map(|nic| &nic.forwards).filter(|forward| forward.proto == ForwardProto::Tcp);
         ForwardsOpen(Arc::new(Mutex::new(forwards.map(|forward| (forward.host().port(), false)).collect())))
     }
 
-    /// The engine said so.
+    /// Notes that the engine reported an open one.
     pub fn add(&self, port: u16) {
         self.0.lock().expect("no panic happens under this lock").insert(port, true);
     }
 
-    /// Whether the guest has accepted; `None` if this port is no forward of the embedded engine's.
+    /// Returns whether the guest has accepted, or `None` if this port is not a forward of the embedded engine.
     fn is_open(&self, port: u16) -> Option<bool> {
         self.0.lock().expect("no panic happens under this lock").get(&port).copied()
     }
 }
 
-/// A probe for people.
+/// Returns a description of a probe for users.
 pub fn words(probe: &ReadyProbe) -> String {
     match probe {
         ReadyProbe::Tcp(address) => format!("no TCP connection to {address}"),
@@ -59,12 +60,12 @@ pub fn words(probe: &ReadyProbe) -> String {
     }
 }
 
-/// The probes of the thread: all that the console does not answer, in order.
+/// Returns the probes of the thread, in order: all except for those of the console.
 fn on_thread(probes: &[ReadyProbe]) -> impl Iterator<Item = &ReadyProbe> {
     probes.iter().filter(|probe| !matches!(probe, ReadyProbe::Console(_)))
 }
 
-/// The probe thread; it ends when this is dropped.
+/// The probe thread. It ends when this is dropped.
 pub struct Probing {
     cancelled: Arc<AtomicBool>,
 }
@@ -75,7 +76,7 @@ impl Drop for Probing {
     }
 }
 
-/// Tries each of its probes until it passes; `passed` is called with how many have.
+/// Tries each of its probes until it passes. Calls `passed` with the number of passed probes.
 pub fn start(
     guest: &str,
     probes: &[ReadyProbe],
@@ -120,7 +121,7 @@ fn attempt(guest: &str, probe: &ReadyProbe, forwards: &ForwardsOpen) -> bool {
     }
 }
 
-/// Whether something that is not just a forward's listener takes the connection.
+/// Returns whether more than just a forward's listener accepts the connection.
 fn accepts(address: SocketAddr, forwards: &ForwardsOpen) -> bool {
     let Ok(mut stream) = TcpStream::connect_timeout(&address, ATTEMPT) else { return false };
     let connected = Instant::now();
@@ -143,7 +144,7 @@ fn accepts(address: SocketAddr, forwards: &ForwardsOpen) -> bool {
 }
 
 impl Supervisor {
-    /// Whether the last missing probe has passed.
+    /// Checks whether the last missing probe has passed.
     pub(super) fn check_ready(&mut self) {
         if self.stage == Stage::Running && self.console.has_asked_for_login() {
             self.answer_all(|purpose| matches!(purpose, Purpose::Login(_)), &Reply::Ready);
@@ -168,7 +169,7 @@ impl Supervisor {
         self.submit_hooks(HookEvent::Ready, "");
     }
 
-    /// The probe that has not passed, in words.
+    /// Returns a description of the probe that has not passed.
     pub(super) fn missing_probe(&self) -> String {
         if self.install.is_some() {
             return "the installer still runs".into();

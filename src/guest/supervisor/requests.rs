@@ -1,4 +1,4 @@
-//! What people ask of a running guest: stop, restart, reset, power-off, kill. Each overrides the policy once.
+//! Requests for a running guest: stop, restart, reset, power-off, kill. Each overrides the policy once.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use super::clients::Purpose;
 use super::{Asked, END_PATIENCE, PRESS_AGAIN, Stage, Supervisor, start_error_reply};
 
 impl Supervisor {
-    /// The first document of a client.
+    /// Handles the first document of a client.
     pub(super) fn greeted(&mut self, at: usize, text: &[u8]) {
         let hello = match serde_json::from_slice::<Hello>(text) {
             Ok(hello) if hello.version == PROTOCOL_VERSION => hello,
@@ -83,12 +83,12 @@ impl Supervisor {
             return self.clients[at].answer(&Reply::Ready);
         }
         let timeout = timeout_ms.map_or(self.config.ready.timeout, Duration::from_millis);
-        // Far beyond anyone's patience, and within what an Instant can hold.
+        // Far beyond any user's patience, and within the range of an Instant.
         let until = Instant::now() + timeout.min(Duration::from_secs(30 * 24 * 3600));
         self.clients[at].purpose = if login { Purpose::Login(until) } else { Purpose::Ready(until) };
     }
 
-    /// A signal of the host: stops the guest as `stop` does; a second one powers it off.
+    /// Handles a signal of the host: it stops the guest as `stop` does, and a second one powers it off.
     pub(super) fn signalled(&mut self) {
         let again = self.asked.is_some_and(|asked| !asked.again);
         self.requested(if again { "poweroff" } else { "stop" });
@@ -100,7 +100,7 @@ impl Supervisor {
         let timeout = timeout_ms.map_or(self.config.stop_timeout, Duration::from_millis);
         match self.stage {
             Stage::Ending | Stage::Done => {}
-            // The boot that is asked for is under way.
+            // The requested boot is already under way.
             Stage::PreStart | Stage::Booting { .. } if again => {}
             Stage::Waiting { .. } if again => self.begin_boot(false),
             Stage::Waiting { .. } => {
@@ -111,7 +111,7 @@ impl Supervisor {
             Stage::Booting { .. } => self.power_off(StopWay::PoweredOff, again),
             Stage::Running if timeout.is_zero() => self.power_off(StopWay::PoweredOff, again),
             Stage::Running => match &mut self.asked {
-                // Asked before: who asks to stop wins over who asked to restart, and the shorter time over the longer.
+                // There is an earlier request: stop wins over restart, and the shorter time over the longer.
                 Some(asked) => {
                     asked.again &= again;
                     asked.hurry(timeout, Instant::now());
@@ -131,7 +131,7 @@ impl Supervisor {
         self.set_phase(Phase::Stopping);
     }
 
-    /// The hooks before the power button have run.
+    /// Continues after the hooks before the power button.
     pub(super) fn pre_stop_done(&mut self, fatal: Option<String>) {
         let Some(asked) = self.asked.as_mut().filter(|asked| asked.hooks_first) else { return };
         if let Some(words) = fatal {
@@ -177,14 +177,14 @@ impl Supervisor {
         }
     }
 
-    /// Saves the guest, which takes as long as it takes, and stops it.
+    /// Saves the guest, without a time-out, and stops it.
     fn suspend(&mut self, at: usize) {
         if self.stage != Stage::Running || self.asked.is_some() {
             let message = "the guest does not run, or is being stopped, at this moment".to_owned();
             return self.clients[at].answer(&start_error_reply(message));
         }
         if self.install.is_some() {
-            // What is saved needs the medium, which the next boot does not have.
+            // The saved state would need the medium, which the next boot does not have.
             let message = "the guest is being installed, and what would be saved needs the medium".to_owned();
             return self.clients[at].answer(&start_error_reply(message));
         }
@@ -196,7 +196,7 @@ impl Supervisor {
         }
     }
 
-    /// The engine could not save the guest, which goes on.
+    /// Handles a failure to save the guest, which continues.
     pub(super) fn not_suspended(&mut self, message: String) {
         if self.asked.is_some_and(|asked| asked.way == StopWay::Suspended) {
             self.asked = None;
@@ -215,7 +215,7 @@ impl Supervisor {
         }
     }
 
-    /// What is due of what was asked for.
+    /// Does what is due for a request.
     pub(super) fn press_on(&mut self, now: Instant) {
         let Some(asked) = &mut self.asked else { return };
         if asked.power_off_at.is_some_and(|at| now >= at) {
@@ -227,7 +227,7 @@ impl Supervisor {
             }
             return self.emit(EventKind::StopTimedOut { after_seconds });
         }
-        // The first may have come before the guest, or what acts on it there, was up.
+        // The first press may have come before the guest could handle it.
         if asked.press_at.is_some_and(|at| now >= at) {
             asked.press_at = Some(now + PRESS_AGAIN);
             if let Some(engine) = &mut self.engine {
@@ -242,7 +242,7 @@ impl Supervisor {
         }
     }
 
-    /// Gives a client the console.
+    /// Attaches a client to the console.
     fn attach(&mut self, at: usize, write: bool, take: bool, replay_bytes: u64) {
         let writing = self.clients.iter().position(|client| client.purpose == Purpose::Console { writer: true });
         let writer = write && (take || writing.is_none());
@@ -260,7 +260,7 @@ impl Supervisor {
 }
 
 impl Asked {
-    /// Somebody else wants the guest gone within `timeout` from now on.
+    /// Applies a further request to end the guest, within `timeout` from now.
     fn hurry(&mut self, timeout: Duration, now: Instant) {
         let at = now.checked_add(timeout);
         if self.kill_at.is_some() {

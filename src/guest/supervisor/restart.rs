@@ -1,4 +1,4 @@
-//! What follows an exit: the policy of the guest file, the crash limit and the back-off.
+//! The decision after an exit: the policy of the guest file, the crash limit and the back-off.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use crate::units::format_duration;
 
 const SIGKILL: i32 = nix::sys::signal::Signal::SIGKILL as i32;
 
-/// How an engine ended.
+/// Reason of an engine's exit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExitReason {
     /// Code 0.
@@ -32,9 +32,9 @@ pub enum ExitReason {
     Signal(i32),
     /// Code 1, since the supervisor had the machine powered off.
     PoweredOff,
-    /// The same after a power button that the guest did not follow in time.
+    /// The same, after a power button that the guest did not obey in time.
     TimedOut,
-    /// Code 1 for a power button that the guest could not hear: it had not turned on ACPI.
+    /// Code 1 for a power button that the guest could not notice: it had not enabled ACPI.
     NoAcpi,
     /// Code 0, since the supervisor had the machine reset.
     Reset,
@@ -43,7 +43,8 @@ pub enum ExitReason {
 }
 
 impl ExitReason {
-    /// Of an exit code; `debug` is what the guest wrote to the debug-exit port, if it did.
+    /// Returns the reason for an exit code. `debug` is the value that the guest wrote to the debug-exit port, if it
+    /// did.
     pub fn of(code: Option<i32>, signal: Option<i32>, debug: Option<u8>) -> ExitReason {
         match (debug, code, signal) {
             (Some(value), Some(code), _) if code == (i32::from(value) << 1 | 1) & 0xff => ExitReason::Debug(value),
@@ -58,8 +59,8 @@ impl ExitReason {
         }
     }
 
-    /// How it ended in truth, which the exit code alone does not tell: what the supervisor had asked of the engine, and
-    /// whether the engine said that the guest could not hear the power button.
+    /// Returns the real reason, which the exit code alone does not tell: it depends on the supervisor's request, and on
+    /// whether the engine reported that the guest could not notice the power button.
     pub fn in_truth(self, asked: Option<StopWay>, no_acpi: bool) -> ExitReason {
         match (self, asked) {
             (_, Some(StopWay::Killed)) => ExitReason::Killed,
@@ -72,7 +73,7 @@ impl ExitReason {
         }
     }
 
-    /// What whoever asked for the end is told of it.
+    /// Returns the result for the client that requested the end.
     pub fn stop_way(self, asked: StopWay) -> StopWay {
         match self {
             ExitReason::PowerOff | ExitReason::Halt => StopWay::PowerButton,
@@ -84,7 +85,7 @@ impl ExitReason {
         }
     }
 
-    /// For programs: one word.
+    /// Returns one word for programs.
     pub fn kind(self) -> &'static str {
         match self {
             ExitReason::Reboot => "reboot",
@@ -104,7 +105,7 @@ impl ExitReason {
         }
     }
 
-    /// For people.
+    /// Returns words for users.
     pub fn words(self) -> String {
         match self {
             ExitReason::PoweredOff => "it was powered off".into(),
@@ -127,34 +128,34 @@ impl ExitReason {
         }
     }
 
-    /// Whether it counts as a crash.
+    /// Returns whether it counts as a crash.
     pub fn is_crash(self) -> bool {
         matches!(self, ExitReason::TripleFault | ExitReason::Error | ExitReason::Unknown(_) | ExitReason::Signal(_))
     }
 }
 
-/// A guest that reboots sooner than this after its start is in a loop, or may be.
+/// A guest that reboots sooner than this after its start may be in a loop.
 const SOON: Duration = Duration::from_secs(10);
 
-/// What to do next.
+/// Decision about the next step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
     /// Boot again, after a wait.
     Restart(Duration),
     /// Leave it stopped.
     Stop,
-    /// The crash limit is reached, for this reason.
+    /// Fail, since the crash limit is reached.
     Fail(String),
 }
 
-/// The crashes, and the reboots that came too soon, that still count.
+/// The crashes and early reboots that still count.
 #[derive(Debug, Default)]
 pub struct CrashHistory {
     crashes: VecDeque<Instant>,
 }
 
 impl CrashHistory {
-    /// What follows an exit at `now` of a guest that `ran` for so long.
+    /// Decides after an exit at `now` of a guest that `ran` for this long.
     pub fn decide(&mut self, reason: ExitReason, policy: &RestartConfig, now: Instant, ran: Duration) -> Decision {
         let action = match reason {
             ExitReason::Reboot | ExitReason::Reset => policy.on_reboot,
@@ -167,7 +168,7 @@ impl CrashHistory {
         match action {
             ExitAction::Stop => Decision::Stop,
             ExitAction::Restart if reason.is_crash() => self.count(&reason.words(), policy, now, 0),
-            // A guest may have a reason to reboot at once. Not one time after the other: then it waits, as after a crash.
+            // A guest may have a reason to reboot at once, but not repeatedly: then it waits, as after a crash.
             ExitAction::Restart if ran < SOON => {
                 let words = format!("{} sooner than {} after its start", reason.words(), format_duration(SOON));
                 self.count(&words, policy, now, 1)
@@ -176,7 +177,7 @@ impl CrashHistory {
         }
     }
 
-    /// Counts an exit that must not go on for ever; the first `free` ones need not wait.
+    /// Counts an exit that must not repeat forever. The first `free` ones need no wait.
     fn count(&mut self, words: &str, policy: &RestartConfig, now: Instant, free: u32) -> Decision {
         while self.crashes.front().is_some_and(|at| now.duration_since(*at) > policy.window) {
             self.crashes.pop_front();
@@ -187,7 +188,7 @@ impl CrashHistory {
             return Decision::Fail(format!("{words}; restarted {restarts} times within {window}, the limit"));
         }
         self.crashes.push_back(now);
-        // With `limit = 0` the history must not grow without bound; the wait has reached its most long before.
+        // With `limit = 0` the history must not grow without bound. The wait has reached its maximum before.
         if self.crashes.len() > 1024 {
             self.crashes.pop_front();
         }

@@ -1,4 +1,4 @@
-//! What the supervisor writes of the guest's state, on a file system that may be full, and its own end.
+//! Writing the guest's state on a file system that may be full, and the end of the supervisor.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use super::clients::{Client, Purpose};
 use super::restart::ExitReason;
 use super::{Ending, Supervisor, note, start_error_reply};
 
-/// Between two attempts to write what could not be written.
+/// Time between two attempts to write.
 const SAVE_AGAIN: Duration = Duration::from_secs(5);
 
 impl Supervisor {
@@ -35,7 +35,7 @@ impl Supervisor {
         self.state.save(&self.guest.state_file())
     }
 
-    /// Writes the state, or remembers that it is still to be written, as the event log does.
+    /// Writes the state, or notes that it must still be written, like the event log.
     pub(super) fn save_or_later(&mut self) {
         let before = self.save_at.take();
         match self.save() {
@@ -51,8 +51,8 @@ impl Supervisor {
         }
     }
 
-    /// Writes the state for the last time. What this process alone needed makes room for it on a full file system, so
-    /// that a failure is seen afterwards.
+    /// Writes the state for the last time. It removes this process's own files to make room on a full file system, so
+    /// that a failure can be seen afterwards.
     fn save_at_last(&mut self) {
         let saved = self.save().is_ok();
         self.state.run = None;
@@ -66,20 +66,20 @@ impl Supervisor {
         }
     }
 
-    /// Lets the guest go, tells those who wait, and ends.
+    /// Releases the guest, answers the waiting clients, and ends.
     pub(super) fn finish(&mut self) -> Result<Ending> {
         self.emit(EventKind::Stopped);
         let way = self.asked.map_or(StopWay::NotRunning, |asked| asked.way);
-        // An engine that was killed could not clean up after itself.
+        // An engine that was killed could not clean up.
         if let Err(words) = bhyve::run::journal::sweep(&self.guest.journal_file()) {
             note(&words);
         }
         self.save_at_last();
         let _ = std::fs::remove_file(self.guest.socket());
-        // Those who connected up to now: nobody can any more.
+        // Take the clients that have connected so far: no more can.
         self.accept();
         self.listener = None;
-        // The lock goes before the answers: who hears that the guest has stopped may start it at once.
+        // The lock is released before the answers, since a client that gets one may start the guest at once.
         self.lock = None;
         let how = self.stop_way.unwrap_or(way);
         let reason = self.last_exit.filter(|_| how == StopWay::Otherwise).map(ExitReason::words);

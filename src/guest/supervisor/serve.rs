@@ -1,4 +1,4 @@
-//! The supervisor's poll: waits for the engine, the clients and the helpers, and moves bytes between them.
+//! The supervisor's poll loop: it waits for the engine, the clients and the helpers, and moves bytes between them.
 
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -12,7 +12,7 @@ use crate::guest::events::EventKind;
 use super::Supervisor;
 use super::clients::{Client, MOST_CLIENTS, Purpose, Room, room};
 
-/// What a descriptor belongs to.
+/// Owner of a descriptor.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Token {
     Wake,
@@ -22,15 +22,15 @@ enum Token {
     Client(usize),
 }
 
-/// The most bytes taken from the guest's console in one round, so that clients are served in between.
+/// Maximum number of bytes read from the guest's console in one round, so that clients are served in between.
 const CONSOLE_ROUND: usize = 64 * 1024;
-/// How long nobody is let in after the host had no descriptor for one.
+/// Time for which no client is accepted after the host had no descriptor for one.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
-/// How long whoever has connected at the guest's very end may take to say what for.
+/// Time-out for the request of a client that connected at the guest's very end.
 const LATE_GREETING: Duration = Duration::from_millis(300);
 
 impl Supervisor {
-    /// Sleeps until something is to be done, and moves what can be moved.
+    /// Sleeps until there is work, and moves all bytes that can be moved.
     pub(super) fn wait_and_serve(&mut self) {
         for (token, flags) in self.poll() {
             match token {
@@ -47,7 +47,7 @@ impl Supervisor {
 
     fn poll(&mut self) -> Vec<(Token, PollFlags)> {
         let timeout = match self.deadline() {
-            // One more, so that the deadline has passed when the sleep ends.
+            // One millisecond more, so that the deadline has passed when the sleep ends.
             Some(at) => at.saturating_duration_since(Instant::now()).as_millis().min(60_000) as u16 + 1,
             None => 60_000,
         };
@@ -65,7 +65,7 @@ impl Supervisor {
         if let Some(listener) = self.listener.as_ref().filter(|_| self.accept_again_at.is_none()) {
             add(Token::Listener, listener.as_fd(), false, true);
         }
-        // A stream that has ended would wake us for ever; what counts then is the end of the process.
+        // A stream that has ended would wake us forever. Then only the end of the process counts.
         if let Some(engine) = self.engine.as_ref() {
             if self.console_open {
                 add(Token::Console, engine.console().as_fd(), has_input, true);
@@ -82,7 +82,7 @@ impl Supervisor {
             Ok(_) => {}
             Err(nix::errno::Errno::EINTR) => return Vec::new(),
             Err(errno) => {
-                // Cannot happen with descriptors that we hold; never spin if it does.
+                // This cannot happen with descriptors that we hold. If it does, do not spin.
                 super::note(&format!("poll: {errno}"));
                 std::thread::sleep(std::time::Duration::from_millis(100));
                 return Vec::new();
@@ -95,7 +95,7 @@ impl Supervisor {
         ready.collect()
     }
 
-    /// Takes those who wait at the socket: bounded, so that somebody who connects without end does not hold up the rest.
+    /// Accepts waiting clients. It is bounded, so that one who connects without end does not block the others.
     pub(super) fn accept(&mut self) {
         for _ in 0..MOST_CLIENTS {
             let Some(accepted) = self.listener.as_ref().map(|listener| listener.accept()) else { return };
@@ -104,7 +104,7 @@ impl Supervisor {
                 Ok(Err(_)) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted) => {}
-                // Out of descriptors or memory: whoever waits is still there in a moment, and the poll must not spin.
+                // Out of descriptors or memory: the clients still wait in a moment, and the poll must not spin.
                 Err(_) => return self.accept_again_at = Some(Instant::now() + ACCEPT_PAUSE),
             }
         }
@@ -113,7 +113,7 @@ impl Supervisor {
     fn admit(&mut self, mut client: Client) {
         match room(&self.clients, &client) {
             Room::Free => {}
-            // It stays in its place until the round is over: what the poll has found goes by places.
+            // It keeps its index until the round is over, since the poll's results refer to indices.
             Room::Instead(at) => self.clients[at].gone = Some("it made room for another connection"),
             Room::None => {
                 let message = format!("the supervisor of `{}` has as many connections as it takes", self.guest.name());
@@ -124,7 +124,7 @@ impl Supervisor {
         self.clients.push(client);
     }
 
-    /// What is due of the clients.
+    /// Does what is due for the clients.
     pub(super) fn press_on_clients(&mut self, now: Instant) {
         self.clients.iter_mut().for_each(|client| client.press_on(now));
         if self.accept_again_at.is_some_and(|at| now >= at) {
@@ -132,7 +132,7 @@ impl Supervisor {
         }
     }
 
-    /// Answers those who had connected and not asked yet when the guest ended.
+    /// Answers clients that had connected but sent no request when the guest ended.
     pub(super) fn answer_latecomers(&mut self, stopped: &Reply, other: &Reply) {
         let until = Instant::now() + LATE_GREETING;
         loop {
@@ -150,7 +150,7 @@ impl Supervisor {
         }
     }
 
-    /// The guest's serial line.
+    /// Serves the guest's serial line.
     fn serve_console(&mut self, flags: PollFlags) {
         if !flags.intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR) {
             return;
@@ -182,7 +182,7 @@ impl Supervisor {
         }
     }
 
-    /// Moves what was typed into the guest.
+    /// Moves input into the guest.
     fn feed_guest(&mut self) {
         while let Some(engine) = self.engine.as_ref().filter(|_| self.console_open) {
             let pending = self.console.pending_input();
@@ -214,9 +214,9 @@ impl Supervisor {
         }
     }
 
-    /// What the ended engine still had to say.
+    /// Reads the rest of the ended engine's output.
     pub(super) fn drain_engine(&mut self) {
-        // Bounded: the process is gone, so what is in the sockets is all there is; the rounds only bound a bug.
+        // Bounded, in case of a bug: the process is gone, so the sockets contain all there is.
         for _ in 0..64 {
             if !self.console_open && !self.control_open {
                 break;
@@ -255,7 +255,7 @@ impl Supervisor {
                     self.console.type_in(&bytes);
                 }
                 (_, Purpose::Answered) => {}
-                // A watcher may type into the void; anything else is a broken peer.
+                // A watcher may send input, which is dropped. Anything else is a broken peer.
                 (Frame::Console(_), Purpose::Console { writer: false }) => {}
                 _ => self.clients[at].gone = Some("the client does not keep to the protocol"),
             }
@@ -280,7 +280,7 @@ impl Supervisor {
         }
     }
 
-    /// Answers every client that is there for what `which` says.
+    /// Answers every client that `which` selects.
     pub(super) fn answer_all(&mut self, which: impl Fn(Purpose) -> bool, reply: &Reply) {
         for client in self.clients.iter_mut().filter(|client| which(client.purpose)) {
             client.answer(reply);

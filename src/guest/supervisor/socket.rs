@@ -1,4 +1,4 @@
-//! The control socket: who may connect to it.
+//! The control socket and the permission to connect to it.
 
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
@@ -7,7 +7,7 @@ use crate::config::GuestConfig;
 use crate::guest::error::{GuestError, Result};
 use crate::guest::store::GuestDir;
 
-/// Lets the guest file's `owner` talk to the supervisor: stop and restart the guest, and use its console.
+/// Lets the `owner` of the guest file talk to the supervisor: stop and restart the guest, and use its console.
 pub(super) fn give_to_owner(guest: &GuestDir, config: &GuestConfig) -> Result<()> {
     let Some(owner) = &config.owner else { return Ok(()) };
     let user = nix::unistd::User::from_name(owner).ok().flatten();
@@ -24,7 +24,8 @@ pub(super) fn give_to_owner(guest: &GuestDir, config: &GuestConfig) -> Result<()
         .map_err(|error| GuestError::io("give to the owner", &socket, error))
 }
 
-/// Listens at the guest's socket. The caller holds the guest's lock: what is in the way was left by a dead supervisor.
+/// Listens at the guest's socket. The caller holds the guest's lock, so an existing socket was left by a dead
+/// supervisor.
 pub(super) fn listen(guest: &GuestDir) -> Result<UnixListener> {
     let socket = guest.prepare_socket()?;
     let _ = std::fs::remove_file(&socket);

@@ -1,4 +1,4 @@
-//! The PCI devices: `-s` in the order of their addresses.
+//! Arguments of the PCI devices: `-s` in the order of their addresses.
 
 use std::collections::BTreeMap;
 
@@ -12,10 +12,10 @@ use crate::host::bhyve as host;
 use super::super::slots;
 use super::{Argument, CommandLine, Inputs, slot, value};
 
-/// A device with its configuration, before it is written.
+/// A device before it is written as an argument.
 struct Device {
     model: &'static str,
-    /// What stands after the model, between commas.
+    /// The parts after the model, between commas.
     parts: Vec<String>,
     keys: Vec<String>,
 }
@@ -26,7 +26,7 @@ impl Device {
     }
 }
 
-/// Adds every device, and after them the variables that `-s` cannot carry.
+/// Adds every device, and after them the variables that `-s` cannot hold.
 pub(super) fn devices(inputs: Inputs<'_>, line: &mut CommandLine) -> Result<()> {
     let mut found: BTreeMap<PciAddress, Device> = BTreeMap::new();
     let mut variables: Vec<(String, String)> = Vec::new();
@@ -56,7 +56,7 @@ pub(super) fn devices(inputs: Inputs<'_>, line: &mut CommandLine) -> Result<()> 
     Ok(())
 }
 
-/// What is neither disk nor interface.
+/// Collects the devices that are neither disks nor interfaces.
 fn plain(inputs: Inputs<'_>, found: &mut BTreeMap<PciAddress, Device>) -> Result<()> {
     let config = inputs.config;
     let mut put = |name: &str, device: Device| {
@@ -155,7 +155,7 @@ fn screen(inputs: Inputs<'_>, graphics: &Graphics) -> Result<Device> {
     Ok(Device { model: "fbuf", parts, keys })
 }
 
-/// Each disk a device of its own, or those with one controller together.
+/// Collects the disks: each is a device of its own, or those of one controller are together.
 fn disks(inputs: Inputs<'_>, found: &mut BTreeMap<PciAddress, Device>) -> Result<()> {
     for disk in &inputs.config.disks {
         let address = inputs.address(&slots::disk_device(disk))?;
@@ -180,7 +180,7 @@ fn disks(inputs: Inputs<'_>, found: &mut BTreeMap<PciAddress, Device>) -> Result
     Ok(())
 }
 
-/// Path and options of a disk.
+/// Returns path and options of a disk.
 fn backing(inputs: Inputs<'_>, disk: &DiskConfig, key: &str) -> Result<Vec<String>> {
     let path = inputs.resolved.disks.get(&disk.id).ok_or_else(|| GuestError::host(format!("no path for disk `{}`", disk.id)))?;
     let mut parts = vec![inputs.value(path, key)?];
@@ -218,13 +218,13 @@ fn backing(inputs: Inputs<'_>, disk: &DiskConfig, key: &str) -> Result<Vec<Strin
     Ok(parts)
 }
 
-/// The place in the boot order, from 1; only firmware asks for it.
+/// Returns the position in the boot order, from 1. Only firmware needs it.
 fn boot_index(inputs: Inputs<'_>, target: &BootTarget) -> Result<Option<String>> {
     if inputs.config.loader != LoaderKind::Uefi {
         return Ok(None);
     }
     let Some(at) = inputs.config.boot_order.iter().position(|other| other == target) else { return Ok(None) };
-    // Without it firmware finds the medium of an installer by itself: the disk beside it boots nothing yet.
+    // Without it firmware finds the medium of an installer by itself, since the disk beside it does not boot yet.
     if *target == BootTarget::Disk(crate::guest::install::DRIVE.to_owned()) && !inputs.features.has(host::BOOT_INDEX) {
         return Ok(None);
     }
@@ -252,7 +252,7 @@ fn interface(inputs: Inputs<'_>, nic: &NicConfig, address: PciAddress, variables
                 let message = format!("`{key}`: bhyve(8) has no e1000 without a cable");
                 return Err(GuestError::user(message).hint("set `device = \"virtio-net\"`, or drop the interface"));
             }
-            // The first part would be the backend: what there is comes as variables.
+            // The first part would be the backend, so the other settings are variables.
             let node = format!("pci.{}.{}.{}", address.bus, address.slot, address.function);
             variables.extend(options.iter().map(|option| (format!("{node}.{option}"), key.clone())));
             return Ok(Device::new(model, vec![], &key));
@@ -274,7 +274,7 @@ fn interface(inputs: Inputs<'_>, nic: &NicConfig, address: PciAddress, variables
     Ok(Device::new(model, parts, &key))
 }
 
-/// The network inside bhyve: 10.0.2.0/24 with the guest at 15, as `net_backend_slirp.c` sets it up.
+/// Sets up the network inside bhyve: 10.0.2.0/24 with the guest at 15, as `net_backend_slirp.c` does.
 fn slirp(inputs: Inputs<'_>, nic: &NicConfig, key: &str) -> Result<Vec<String>> {
     inputs.needs(host::SLIRP, key)?;
     let mut parts = vec!["slirp".to_owned()];

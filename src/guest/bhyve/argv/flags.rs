@@ -1,4 +1,4 @@
-//! The command line of bhyve(8), but for its devices.
+//! The command line of bhyve(8), except for its devices.
 
 use crate::config::{Clock, ComPort, FwCfgContent, GuestConfig, Span, Tpm};
 use crate::guest::error::{GuestError, Result};
@@ -7,7 +7,7 @@ use crate::host::bhyve as host;
 use super::devices::devices;
 use super::{CommandLine, Content, GeneratedFile, Inputs, memory, value};
 
-/// The whole line.
+/// Builds the whole line.
 pub(super) fn bhyve(inputs: Inputs<'_>, files: &mut Vec<GeneratedFile>) -> Result<CommandLine> {
     let config = inputs.config;
     let mut line = CommandLine::new("bhyve");
@@ -50,7 +50,7 @@ pub(super) fn bhyve(inputs: Inputs<'_>, files: &mut Vec<GeneratedFile>) -> Resul
     Ok(line)
 }
 
-/// Flags without a value.
+/// Adds flags without a value.
 fn switches(inputs: Inputs<'_>, line: &mut CommandLine) {
     let (config, bhyve) = (inputs.config, &inputs.config.bhyve);
     // On 14 and later the tables are always made, and the flag does nothing.
@@ -125,7 +125,7 @@ fn numa(inputs: Inputs<'_>, line: &mut CommandLine) -> Result<()> {
     Ok(())
 }
 
-/// What is behind the LPC bridge: serial ports, firmware, TPM.
+/// Adds the devices behind the LPC bridge: serial ports, firmware, TPM.
 fn bridge(inputs: Inputs<'_>, line: &mut CommandLine) -> Result<()> {
     let config = inputs.config;
     let has = |device: &str, key: &str| match inputs.features.lpc.contains(device) {
@@ -155,7 +155,7 @@ fn bridge(inputs: Inputs<'_>, line: &mut CommandLine) -> Result<()> {
     }
     if config.uefi.is_some() {
         let firmware = inputs.resolved.firmware.as_ref().ok_or_else(|| GuestError::host("no firmware"))?;
-        // The port's own files are where they are in the jail, too.
+        // The port's own files have the same path in the jail.
         let code = match firmware.code.starts_with("/usr/local/share") {
             true => value(&firmware.code.to_string_lossy(), "uefi.firmware")?,
             false => inputs.value(&firmware.code, "uefi.firmware")?,
@@ -169,7 +169,7 @@ fn bridge(inputs: Inputs<'_>, line: &mut CommandLine) -> Result<()> {
     }
     if let Some(fwcfg) = config.bhyve.fwcfg {
         inputs.needs(host::FW_CFG, "bhyve.fwcfg")?;
-        // `-l` knows no fwcfg (pci_lpc.c lpc_device_parse); bhyve_init_config() names the variable.
+        // `-l` does not support fwcfg (pci_lpc.c lpc_device_parse). bhyve_init_config() has the variable.
         line.add(["-o".into(), format!("lpc.fwcfg={}", fwcfg.as_str())], &["bhyve.fwcfg"]);
     }
     match &config.tpm {
@@ -188,7 +188,7 @@ fn bridge(inputs: Inputs<'_>, line: &mut CommandLine) -> Result<()> {
     Ok(())
 }
 
-/// Variables of bhyve_config(5); the guest file's own last, so that they win.
+/// Adds variables of bhyve_config(5), with those of the guest file last, so that they win.
 fn variables(inputs: Inputs<'_>, line: &mut CommandLine) -> Result<()> {
     let config: &GuestConfig = inputs.config;
     let smbios = &config.smbios;
@@ -218,7 +218,7 @@ fn variables(inputs: Inputs<'_>, line: &mut CommandLine) -> Result<()> {
     Ok(())
 }
 
-/// The password of VNC, in a file that only the engine's user reads.
+/// Adds the password of VNC, in a file that only the engine's user can read.
 fn password(inputs: Inputs<'_>, line: &mut CommandLine, files: &mut Vec<GeneratedFile>) -> Result<()> {
     let wants = inputs.config.graphics.as_ref().is_some_and(|graphics| graphics.password_file.is_some());
     let password = match (&inputs.resolved.vnc_password, wants) {

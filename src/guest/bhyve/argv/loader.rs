@@ -1,4 +1,4 @@
-//! The command line of the loader, and what it reads.
+//! The command line of the loader, and the files that it reads.
 
 use super::super::partitions::{KernelName, RootPartition};
 use crate::config::{BhyveLoaderKind, BootTarget, ComPort, DiskConfig, DiskDevice, Grub, GrubSystem, GuestConfig};
@@ -6,7 +6,7 @@ use crate::guest::error::{GuestError, Result};
 
 use super::{CommandLine, Content, GeneratedFile, Inputs, memory};
 
-/// bhyveload(8) or grub-bhyve; nothing with firmware.
+/// Returns the line of bhyveload(8) or grub-bhyve. There is none with firmware.
 pub(super) fn loader(inputs: Inputs<'_>, files: &mut Vec<GeneratedFile>) -> Result<Option<CommandLine>> {
     match inputs.config.loader.on_bhyve() {
         Some(BhyveLoaderKind::Bhyveload) => bhyveload(inputs).map(Some),
@@ -16,7 +16,7 @@ pub(super) fn loader(inputs: Inputs<'_>, files: &mut Vec<GeneratedFile>) -> Resu
     }
 }
 
-/// The first serial port, which is the loader's console, too.
+/// Adds the first serial port, which is the loader's console too.
 fn console(inputs: Inputs<'_>, line: &mut CommandLine) -> Result<()> {
     let device = match &inputs.config.console.com[0] {
         ComPort::Console => inputs.resolved.consoles[0].clone(),
@@ -29,7 +29,7 @@ fn console(inputs: Inputs<'_>, line: &mut CommandLine) -> Result<()> {
     Ok(())
 }
 
-/// The disks that are booted from: those of the boot order, or all.
+/// Returns the disks to boot from: those of the boot order, or all.
 fn boot_disks(config: &GuestConfig) -> Vec<&DiskConfig> {
     if config.boot_order.is_empty() {
         return config.disks.iter().collect();
@@ -42,7 +42,7 @@ fn boot_disks(config: &GuestConfig) -> Vec<&DiskConfig> {
     disks.collect()
 }
 
-/// The disk that GRUB boots from: it sees no SCSI ones.
+/// Returns the disk that GRUB boots from. GRUB does not support SCSI disks.
 pub(super) fn boot_disk(config: &GuestConfig) -> Option<&DiskConfig> {
     boot_disks(config).into_iter().find(|disk| disk.device != DiskDevice::VirtioScsi)
 }
@@ -64,7 +64,7 @@ fn bhyveload(inputs: Inputs<'_>) -> Result<CommandLine> {
     }
     console(inputs, &mut line)?;
     line.add(["-m".into(), memory(config)], &["memory.size"]);
-    // FreeBSD's kernel knows its machine's UUID from its loader alone, which under firmware finds it in SMBIOS.
+    // Without firmware, FreeBSD's kernel gets its machine's UUID only from its loader; with firmware it is in SMBIOS.
     line.add(["-e".into(), format!("smbios.system.uuid={}", inputs.state.uuid_for(config))], &["uuid"]);
     if let Some(timeout) = settings.timeout {
         line.add(["-e".into(), format!("autoboot_delay={}", timeout.as_secs())], &["bhyveload.timeout"]);
@@ -140,8 +140,9 @@ fn grub(inputs: Inputs<'_>, files: &mut Vec<GeneratedFile>) -> Result<CommandLin
     Ok(line)
 }
 
-/// GRUB's name of the file system that is booted from: `hd0,msdos1`. A CD, and a disk that the guest file says has no
-/// partitions, is one itself. Where the file leaves it open, what was found on the disk, or else where installers put it.
+/// Returns GRUB's name of the file system to boot from: `hd0,msdos1`. A CD, and a disk that the guest file says has no
+/// partitions, is a file system itself. If the guest file leaves it open, the partition found on the disk is used, or
+/// else the one that installers use.
 fn root(disk: &str, settings: &Grub, found: Option<&RootPartition>) -> String {
     let partition = match (settings.partition.as_deref(), settings.system) {
         (Some("none"), _) => None,
@@ -157,7 +158,7 @@ fn root(disk: &str, settings: &Grub, found: Option<&RootPartition>) -> String {
     }
 }
 
-/// What the guest's kernel calls its root: OpenBSD has every disk as `sd`; NetBSD has virtio and NVMe as `ld`, SATA as
+/// Returns the kernel's name of its root: OpenBSD has every disk as `sd`; NetBSD has virtio and NVMe as `ld`, SATA as
 /// `wd`, and the partitions of a GPT as wedges.
 fn root_device(inputs: Inputs<'_>, settings: &Grub, boot: &DiskConfig) -> String {
     if let Some(root) = &settings.root {
@@ -178,14 +179,14 @@ fn root_device(inputs: Inputs<'_>, settings: &Grub, boot: &DiskConfig) -> String
     format!("{}{}{letter}", family(boot), alike.count())
 }
 
-/// The configuration that vmctl writes, and the key that asks for it; none when the guest has its own.
+/// Returns the configuration that vmctl writes, and the key for it. There is none if the guest has its own.
 fn written(inputs: Inputs<'_>, settings: &Grub, boot: &DiskConfig, root: &str) -> Option<(String, &'static str)> {
     let kernel = |default: &'static str| settings.kernel.as_deref().unwrap_or(default).to_owned();
-    // The console is com0 for OpenBSD; -h makes NetBSD's kernel take the serial line.
+    // The console is com0 for OpenBSD. With -h, NetBSD's kernel uses the serial line.
     let (commands, key) = match settings.system {
         GrubSystem::Linux if settings.commands.is_empty() => return None,
         GrubSystem::Linux => (settings.commands.clone(), "grub.commands"),
-        // The installer's kernel has its root in itself.
+        // The installer's kernel contains its root.
         GrubSystem::Openbsd if root.starts_with("cd") && settings.root.is_none() => {
             (vec![format!("kopenbsd -h com0 ({root}){}", kernel("/bsd"))], "grub.system")
         }

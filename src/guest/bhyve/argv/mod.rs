@@ -1,29 +1,30 @@
 //! The command lines of one boot: loader and bhyve(8), each argument with the keys that made it.
 //!
-//! Pure: a [`GuestConfig`], the addresses and the identity in a [`GuestState`], what the host's bhyve can do
-//! ([`HostFeatures`]) and the names that exist only at run time ([`Resolved`]) go in; [`Lines`] come out. Nothing is
-//! looked up, made or run here, so the same guest file gives the same lines on any machine.
+//! These are pure functions. Their inputs are a [`GuestConfig`], the addresses and the identity in a [`GuestState`],
+//! the features of the host's bhyve ([`HostFeatures`]) and the names that exist only at run time ([`Resolved`]). Their
+//! output is [`Lines`]. Nothing is looked up, made or run here, so the same guest file gives the same lines on any
+//! machine.
 //!
-//! Syntax: bhyve(8), bhyve_config(5), bhyveload(8), and of grub2-bhyve `grub-core/kern/emu/main.c`. What the parsers of
-//! `usr.sbin/bhyve` do and the pages do not say:
+//! Syntax: bhyve(8), bhyve_config(5), bhyveload(8), and of grub2-bhyve `grub-core/kern/emu/main.c`. Facts from the
+//! parsers of `usr.sbin/bhyve` that are not in the pages:
 //!
 //! * `-s` splits its text at commas and has no way to quote one (`pci_emul.c` pci_parse_slot, pci_parse_legacy_config),
 //!   so a path with a comma is refused here.
-//! * `%(name)` in a value is replaced and `%%` stands for a percent sign (`config.c` expand_config_value), so a percent
-//!   sign in a path of ours is doubled.
+//! * `%(name)` in a value is replaced and `%%` is a percent sign (`config.c` expand_config_value), so a percent sign in
+//!   a path is doubled.
 //! * `-s` refuses an address for which there is a node already, and `-o pci.B.S.F.x=` makes one: variables come after
 //!   the devices.
 //! * Unknown variables are ignored in silence; `config::bhyve_variables` has the known ones.
-//! * A virtio-net without a backend is one whose cable is out (`pci_virtio_net.c`); an e1000 without one is an error
+//! * A virtio-net without a backend has its link down (`pci_virtio_net.c`); an e1000 without one is an error
 //!   (`pci_e82545.c`).
 //!
-//! A password never stands in an argument, which every user of the host could read: it goes into a generated file of
+//! A password is never in an argument, since every user of the host could read it. It goes into a generated file of
 //! mode 0600 that `-k` reads.
 mod devices; // -s
 mod flags; // everything else of bhyve
 mod loader; // bhyveload, grub-bhyve
 mod print; // the lines for a shell
-mod resolved; // what exists only at run time
+mod resolved; // names that exist only at run time
 
 use std::path::{Path, PathBuf};
 
@@ -34,13 +35,13 @@ use crate::guest::error::{GuestError, Result};
 use crate::guest::state::GuestState;
 use crate::host::bhyve::{HostFeatures, Since};
 
-pub use print::shown;
+pub use print::as_shell_text;
 pub use resolved::{Firmware, Resolved};
 
 /// One argument with its value, or a bare one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Argument {
-    /// As they are given to the program.
+    /// The words, as they are given to the program.
     pub words: Vec<String>,
     /// The keys of the guest file that made it; at least one.
     pub keys: Vec<String>,
@@ -49,9 +50,9 @@ pub struct Argument {
 /// A program and its arguments.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct CommandLine {
-    /// Its name, looked for in `PATH`.
+    /// Name of the program, which is searched in `PATH`.
     pub program: &'static str,
-    /// In order.
+    /// The arguments, in order.
     pub arguments: Vec<Argument>,
 }
 
@@ -69,35 +70,35 @@ impl CommandLine {
         self.add([flag.to_owned()], &[key]);
     }
 
-    /// The arguments in one row, without the program.
+    /// Returns the words of all arguments, without the program.
     pub fn words(&self) -> Vec<String> {
         self.arguments.iter().flat_map(|argument| argument.words.clone()).collect()
     }
 }
 
-/// A file that must be there before the first command is run; made anew for each boot.
+/// A file that must exist before the first command runs. It is written again for each boot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct GeneratedFile {
-    /// Where, as the host sees it.
+    /// Path of the file on the host.
     pub path: PathBuf,
-    /// What is in it.
+    /// Contents of the file.
     #[serde(serialize_with = "hide_secret")]
     pub content: Content,
     /// The key that made it.
     pub key: String,
 }
 
-/// What is in a generated file.
+/// Contents of a generated file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
-    /// For everyone to read.
+    /// Everybody may read it.
     Plain(String),
-    /// Of mode 0600; not shown.
+    /// Mode 0600, and not shown.
     Secret(String),
 }
 
 impl Content {
-    /// The text.
+    /// Returns the text.
     pub fn text(&self) -> &str {
         match self {
             Self::Plain(text) | Self::Secret(text) => text,
@@ -112,33 +113,34 @@ fn hide_secret<S: serde::Serializer>(content: &Content, serializer: S) -> std::r
     }
 }
 
-/// The commands of one boot, in the order in which they are run.
+/// The commands of one boot, in the order in which they run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Lines {
-    /// The jail that the programs run in.
+    /// The jail of the programs.
     pub jail: Option<String>,
-    /// What puts the guest's kernel into memory; none with firmware.
+    /// The loader, which puts the guest's kernel into memory. There is none with firmware.
     pub loader: Option<CommandLine>,
-    /// bhyve(8) itself.
+    /// The line of bhyve(8).
     pub bhyve: CommandLine,
-    /// What both read.
+    /// Files that both read.
     pub files: Vec<GeneratedFile>,
 }
 
-/// Everything that goes in.
+/// Inputs of the command lines.
 #[derive(Clone, Copy)]
 pub struct Inputs<'a> {
-    /// The guest.
+    /// Configuration of the guest.
     pub config: &'a GuestConfig,
     /// Its identity and its addresses: [`GuestState::assign`] was called with the same configuration.
     pub state: &'a GuestState,
-    /// The host's bhyve.
+    /// Features of the host's bhyve.
     pub features: &'a HostFeatures,
-    /// What exists only at run time.
+    /// Names that exist only at run time.
     pub resolved: &'a Resolved,
 }
 
-/// The command lines of the next boot; an error when this bhyve cannot do what the guest file asks for.
+/// Returns the command lines of the next boot. It is an error if this bhyve lacks a feature that the guest file asks
+/// for.
 pub fn build(inputs: Inputs<'_>) -> Result<Lines> {
     if inputs.config.engine != EngineKind::Bhyve {
         let message = format!("`{}` runs under the embedded engine, which has no command line", inputs.config.name);
@@ -152,7 +154,7 @@ pub fn build(inputs: Inputs<'_>) -> Result<Lines> {
 }
 
 impl Inputs<'_> {
-    /// Refuses what came later than the host's release.
+    /// Refuses a feature that came later than the host's release.
     fn needs(&self, since: Since, key: &str) -> Result<()> {
         if self.features.has(since) {
             return Ok(());
@@ -161,13 +163,13 @@ impl Inputs<'_> {
         Err(GuestError::user(message).hint(format!("{} has it", since.release)))
     }
 
-    /// The address of a device.
+    /// Returns the address of a device.
     fn address(&self, name: &str) -> Result<PciAddress> {
         let known = self.state.addresses.get(name).and_then(|address| address.parse().ok());
         known.ok_or_else(|| GuestError::host(format!("no PCI address for {name}")))
     }
 
-    /// A path as the program sees it that runs in the guest's jail. The jail's own /dev has the devices.
+    /// Returns a path as programs in the guest's jail see it. The jail's own /dev has the devices.
     fn path(&self, path: &Path, key: &str) -> Result<String> {
         let seen = match (&self.config.jail, &self.resolved.jail_root) {
             (Some(jail), Some(root)) if !path.starts_with("/dev") => match path.strip_prefix(root) {
@@ -188,13 +190,13 @@ impl Inputs<'_> {
         Ok(text.to_owned())
     }
 
-    /// A path as a part of a value of bhyve's, see the head of this file.
+    /// Returns a path as a part of a bhyve value, see the head of this file.
     fn value(&self, path: &Path, key: &str) -> Result<String> {
         value(&self.path(path, key)?, key)
     }
 }
 
-/// A text as a part of a value of bhyve's, see the head of this file.
+/// Returns a text as a part of a bhyve value, see the head of this file.
 fn value(text: &str, key: &str) -> Result<String> {
     if text.contains(',') {
         let message = format!("`{key}`: `{text}` has a comma, which bhyve(8) takes for the end of a value");
@@ -203,7 +205,7 @@ fn value(text: &str, key: &str) -> Result<String> {
     Ok(text.replace('%', "%%"))
 }
 
-/// As short as bhyve(8) takes it.
+/// Returns the shortest form that bhyve(8) accepts.
 fn slot(address: PciAddress) -> String {
     match (address.bus, address.function) {
         (0, 0) => address.slot.to_string(),
@@ -212,7 +214,7 @@ fn slot(address: PciAddress) -> String {
     }
 }
 
-/// Memory with the unit that the programs need: a bare number is MB to one and bytes to the other.
+/// Returns the memory with a unit, since a bare number is MB to one program and bytes to the other.
 fn memory(config: &GuestConfig) -> String {
     let mib = config.memory.bytes() >> 20;
     if mib.is_multiple_of(1024) { format!("{}G", mib / 1024) } else { format!("{mib}M") }

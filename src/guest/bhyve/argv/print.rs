@@ -1,11 +1,11 @@
-//! The command lines as text, fit for a shell.
+//! The command lines as text for a shell.
 
 use std::fmt::Write;
 
 use super::{CommandLine, Content, Lines};
 
-/// The lines, an argument with its value a line; with `explain`, each with the keys that made it.
-pub fn shown(lines: &Lines, explain: bool) -> String {
+/// Returns the lines, with one argument and its value per line; with `explain`, each with the keys that made it.
+pub fn as_shell_text(lines: &Lines, explain: bool) -> String {
     let mut text = String::new();
     for file in &lines.files {
         let key = if explain { format!("  # {}", file.key) } else { String::new() };
@@ -34,7 +34,7 @@ fn command(text: &mut String, line: &CommandLine, jail: Option<&str>, explain: b
     for argument in &line.arguments {
         let words = argument.words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
         match explain {
-            // A comment cannot stand before a line's continuation: the explained form is for reading.
+            // A comment cannot come before a continuation line, so the explained form is only for reading.
             true => {
                 let _ = write!(text, "\n    {words:<60} # {}", argument.keys.join(", "));
             }
@@ -46,7 +46,7 @@ fn command(text: &mut String, line: &CommandLine, jail: Option<&str>, explain: b
     text.push('\n');
 }
 
-/// A word as a shell takes it.
+/// Quotes a word for a shell.
 fn quoted(word: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_./:,=@%+".contains(&b);
     match !word.is_empty() && word.bytes().all(plain) {

@@ -1,4 +1,4 @@
-//! The names that exist only at run time: which tap an interface got, which port VNC, where the sockets are.
+//! The names that exist only at run time: the taps of the interfaces, the port of VNC, the paths of sockets.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -7,32 +7,32 @@ use std::path::{Path, PathBuf};
 use super::super::partitions::{self, RootPartition};
 use crate::config::{ComPort, DiskBackend, GuestConfig, JailConfig, NicBackend, VncListen};
 
-/// What the command lines need and no file says. [`Resolved::defaults`] makes up what a boot would, for `vmctl argv`;
-/// the engine fills in what it really got.
+/// Names that the command lines need and that are in no file. [`Resolved::defaults`] guesses those of a boot, for
+/// `vmctl argv`; the engine fills in the real ones.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Resolved {
-    /// Where generated files go: the guest's directory.
+    /// Directory of generated files: the guest's directory.
     pub directory: PathBuf,
-    /// The root of the guest's jail; paths are told to bhyve as they are below it.
+    /// The root of the guest's jail. bhyve gets paths relative to it.
     pub jail_root: Option<PathBuf>,
     /// The file or device of each disk, by its id.
     pub disks: BTreeMap<String, PathBuf>,
-    /// What each interface is plugged into, by its id: `tap7`, `vmnet0`, `vale0:p1`, the interface of netmap; for
-    /// netgraph the node's path and its hook with a space between. One without a cable has none.
+    /// The host's end of each interface, by its id: `tap7`, `vmnet0`, `vale0:p1`, the interface of netmap; for netgraph
+    /// the node's path and its hook with a space between. An interface without a link has none.
     pub interfaces: BTreeMap<String, String>,
     /// The device of each serial port that leads to the console.
     pub consoles: [Option<String>; 4],
-    /// Where VNC listens: `127.0.0.1:5900`, `[::1]:5900` or `unix:/path`.
+    /// Address of VNC: `127.0.0.1:5900`, `[::1]:5900` or `unix:/path`.
     pub vnc: Option<String>,
-    /// The password of VNC, when the guest file names a file with one.
+    /// The password of VNC, if the guest file names a file with one.
     pub vnc_password: Option<String>,
     /// The socket of swtpm(8).
     pub tpm_socket: Option<PathBuf>,
     /// The socket of each channel, by its id.
     pub channels: BTreeMap<String, PathBuf>,
-    /// What a guest with UEFI boots.
+    /// Firmware of a guest with UEFI.
     pub firmware: Option<Firmware>,
-    /// Where an installed OpenBSD or NetBSD has its root; see [`Resolved::look_at_disk`].
+    /// Partition of the root of an installed OpenBSD or NetBSD; see [`Resolved::look_at_disk`].
     pub root_partition: Option<RootPartition>,
 }
 
@@ -45,11 +45,11 @@ pub struct Firmware {
     pub vars: Option<PathBuf>,
 }
 
-/// Where the ports put firmware (`sysutils/edk2`, flavour bhyve; `sysutils/uefi-edk2-bhyve-csm`).
+/// Path at which the ports install firmware (`sysutils/edk2`, flavour bhyve; `sysutils/uefi-edk2-bhyve-csm`).
 const FIRMWARE: &str = "/usr/local/share/uefi-firmware";
 
 impl Resolved {
-    /// What a boot of a guest in `directory` would get on a host where nothing else runs.
+    /// Returns the names that a boot of a guest in `directory` would get on a host where nothing else runs.
     pub fn defaults(config: &GuestConfig, directory: &Path) -> Resolved {
         let jail_root = config.jail.as_ref().and_then(|jail: &JailConfig| jail.root.clone());
         let consoles = std::array::from_fn(|at| {
@@ -77,7 +77,7 @@ impl Resolved {
                 .collect(),
             firmware: config.uefi.as_ref().map(|uefi| Firmware {
                 code: uefi.firmware.clone().unwrap_or_else(|| {
-                    // A firmware with variables is in two files; one without is the combined file.
+                    // A firmware with variables has two files. One without is the combined file.
                     let name = match (uefi.csm, uefi.persistent) {
                         (true, _) => "BHYVE_UEFI_CSM.fd",
                         (false, true) => "BHYVE_UEFI_CODE.fd",
@@ -93,8 +93,8 @@ impl Resolved {
 }
 
 impl Resolved {
-    /// Looks at the disk that GRUB boots from for the root of OpenBSD or NetBSD, when the guest file leaves it open. A
-    /// disk that is not there or cannot be read is one on which nothing is installed, yet.
+    /// Searches the disk that GRUB boots from for the root of OpenBSD or NetBSD, if the guest file leaves it open. A
+    /// disk that is missing or cannot be read counts as one on which nothing is installed yet.
     pub fn look_at_disk(&mut self, config: &GuestConfig) {
         let Some(grub) = config.grub.as_ref().filter(|grub| grub.partition.is_none()) else { return };
         let disk = super::loader::boot_disk(config).and_then(|disk| self.disks.get(&disk.id));
@@ -112,7 +112,7 @@ fn disk_path(config: &GuestConfig, disk: &crate::config::DiskConfig, directory: 
     }
 }
 
-/// Taps are numbered from 0, as when the host has none.
+/// Numbers the taps from 0, as on a host without taps.
 fn interfaces(config: &GuestConfig) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     let (mut taps, mut vmnets) = (0, 0);

@@ -53,14 +53,14 @@ fn a_device_keeps_its_address_when_others_come_and_go() {
     let three = format!("{}{}{}[[nics]]\nid = 'net0'\nswitch = 's'\n", disk("a"), disk("b"), disk("c"));
     state.assign(&config(&three)).unwrap();
     assert_eq!((addresses(&state, "disk:a"), addresses(&state, "nic:net0")), ("0:3:0".into(), "0:6:0".into()));
-    // `b` goes, `d` comes first in the file and takes the place that is free.
+    // `b` is removed, and `d` comes first in the file and takes the free slot.
     let edited = format!("{}{}{}[[nics]]\nid = 'net0'\nswitch = 's'\n", disk("d"), disk("a"), disk("c"));
     state.assign(&config(&edited)).unwrap();
     assert_eq!(addresses(&state, "disk:a"), "0:3:0");
     assert_eq!(addresses(&state, "disk:c"), "0:5:0");
     assert_eq!(addresses(&state, "nic:net0"), "0:6:0");
     assert_eq!(addresses(&state, "disk:d"), "0:4:0");
-    // A slot in the file goes before one in the state, whose owner moves.
+    // A slot in the file has priority over one in the state, whose device moves.
     let fixed = edited.replace("id = 'd'\n", "id = 'd'\nslot = '3'\n");
     state.assign(&config(&fixed)).unwrap();
     assert_eq!((addresses(&state, "disk:d"), addresses(&state, "disk:a")), ("0:3:0".into(), "0:4:0".into()));
@@ -147,9 +147,9 @@ fn a_password_is_in_no_argument() {
     let words = lines.bhyve.words().join(" ");
     assert!(!words.contains("hid") && words.contains("-k /guests/g/bhyve-secrets.conf"), "{words}");
     assert_eq!(lines.files[0].content, Content::Secret("pci.0.29.0.password=hid%%den\n".into()));
-    let shown = format!("{}{}", shown(&lines, true), serde_json::to_string(&lines).unwrap());
+    let shown = format!("{}{}", as_shell_text(&lines, true), serde_json::to_string(&lines).unwrap());
     assert!(!shown.contains("hid"), "{shown}");
-    // The file is read after the device is there, or bhyve would take the address for occupied.
+    // The file is read after the device exists, or bhyve would count the address as occupied.
     assert!(words.find(",fbuf,") < words.find("-k "));
 }
 

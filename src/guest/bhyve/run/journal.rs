@@ -1,6 +1,6 @@
-//! What was made for a boot and must be undone: noted in a file in the guest's directory before it is made. The file
-//! outlives an engine child that is killed; the next one, or the supervisor when the guest has stopped, undoes what it
-//! says. A second undo of a thing that is gone already does no harm.
+//! The journal of a boot: it lists the resources that were made for a boot and must be removed. Each is noted in a file
+//! in the guest's directory before it is made. The file outlives an engine child that is killed: the next child, or the
+//! supervisor when the guest has stopped, undoes it. To undo something that is already gone does no harm.
 
 use std::path::{Path, PathBuf};
 
@@ -16,7 +16,7 @@ use crate::host::tap;
 
 use super::outcome::Trouble;
 
-/// One thing that was made, or is about to be.
+/// A resource that was made, or is about to be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Made {
@@ -24,7 +24,7 @@ pub enum Made {
     Tap {
         /// See [`tap::NewTap::description`].
         description: String,
-        /// The jail whose network stack it is in.
+        /// The jail of the network stack.
         #[serde(default)]
         jail: Option<String>,
     },
@@ -32,24 +32,24 @@ pub enum Made {
     Vm {
         /// Its name.
         name: String,
-        /// The jail it is in.
+        /// The jail that it is in.
         jail: Option<String>,
     },
     /// A session with a target of iSCSI.
     Session(Target),
     /// A file or socket of this boot.
     File(PathBuf),
-    /// The TPM's process, which notes its id in this file.
+    /// The TPM's process, whose id is in this file.
     Tpm {
         /// See [`crate::host::swtpm::Tpm`].
         pid_file: PathBuf,
     },
 }
 
-/// The file's contents.
+/// Contents of the file.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Document {
-    /// What was made before the host went down is gone, except files.
+    /// Boot of the host: resources of an earlier boot are gone, except files.
     boot_id: String,
     made: Vec<Made>,
 }
@@ -62,25 +62,25 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Reads what an earlier child left. A damaged file says nothing.
+    /// Reads the journal of an earlier child. A damaged file counts as empty.
     pub fn open(path: &Path) -> Journal {
         let made = std::fs::read(path).map(|text| read(&text, &boot_id())).unwrap_or_default();
         Journal { path: path.to_owned(), made }
     }
 
-    /// Whether it says that this guest made the virtual machine `name`.
+    /// Returns whether it has the virtual machine `name` of this guest.
     pub fn has_vm(&self, name: &str) -> bool {
         self.made.iter().any(|made| matches!(made, Made::Vm { name: other, .. } if other == name))
     }
 
-    /// Notes a thing that is about to be made.
+    /// Notes a resource that is about to be made.
     pub fn note(&mut self, made: Made) -> Result<(), Trouble> {
         self.made.push(made);
         self.save().map_err(|error| Trouble::Failed(format!("cannot write `{}`: {error}", self.path.display())))
     }
 
-    /// Undoes everything, the last thing first, and goes on after a failure. What could not be undone stays noted and
-    /// is returned in words.
+    /// Undoes everything, the last one first, and continues after a failure. Entries that could not be undone stay in
+    /// the journal, and are returned as a message.
     pub fn undo(&mut self) -> Result<(), String> {
         let mut left = Vec::new();
         let mut words = Vec::new();
@@ -109,14 +109,14 @@ impl Journal {
     }
 }
 
-/// What a journal's file says is still to be undone in this boot of the host.
+/// Returns the entries of a journal's file that must still be undone in this boot of the host.
 pub fn read(text: &[u8], boot_id: &str) -> Vec<Made> {
     let document: Document = serde_json::from_slice(text).unwrap_or_default();
     let survives = |made: &Made| document.boot_id == boot_id || matches!(made, Made::File(_));
     document.made.into_iter().filter(survives).collect()
 }
 
-/// The text of a journal's file.
+/// Returns the text of a journal's file.
 pub fn write(made: &[Made], boot_id: String) -> Vec<u8> {
     serde_json::to_vec(&Document { boot_id, made: made.to_vec() }).expect("plain fields")
 }
@@ -124,7 +124,7 @@ pub fn write(made: &[Made], boot_id: String) -> Vec<u8> {
 impl Made {
     fn undo(&self) -> Result<(), String> {
         match self {
-            // What was in the stack of a jail that is gone went with it, or came back to the host.
+            // Interfaces in the stack of a jail that is gone are gone too, or came back to the host.
             Made::Tap { description, jail } => match remove_taps(description, jail.as_deref()) {
                 Err(_) if jail.as_deref().is_some_and(|jail| jail_run::standing(jail) == Standing::Missing) => {
                     remove_taps(description, None)
@@ -134,7 +134,7 @@ impl Made {
             Made::Vm { name, jail } => {
                 let vm = Vm { name: name.clone(), jail: jail.clone() };
                 match vm.destroy() {
-                    // A jail that is gone cannot be asked; the host may remove what was in it.
+                    // A jail that is gone cannot be asked. The host may remove its resources.
                     Err(_) if jail.is_some() => Vm { jail: None, ..vm }.destroy(),
                     other => other,
                 }
@@ -157,7 +157,7 @@ fn remove_taps(description: &str, jail: Option<&str>) -> Result<(), String> {
     taps.iter().try_for_each(|tap| tap::destroy(tap, jail)).map_err(|error| error.to_string())
 }
 
-/// Ends the process whose id stands in a file of swtpm's, if it is swtpm still.
+/// Ends the process whose id is in a file of swtpm, if it is still swtpm.
 fn end_tpm(pid_file: &Path) -> Result<(), String> {
     let pid = std::fs::read_to_string(pid_file).ok().and_then(|text| text.trim().parse::<i32>().ok()).filter(|pid| *pid > 1);
     if let Some(pid) = pid
@@ -169,7 +169,7 @@ fn end_tpm(pid_file: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// Undoes what an engine child that was killed left behind. Does nothing when there is nothing.
+/// Undoes the remains of an engine child that was killed. Does nothing if there are none.
 pub fn sweep(path: &Path) -> Result<(), String> {
     match path.exists() {
         true => Journal::open(path).undo(),

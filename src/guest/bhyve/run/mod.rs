@@ -2,22 +2,22 @@
 //!
 //! The supervisor starts `vmctl bhyve --spec FILE`, which speaks the contract of [`crate::machine::spec`] like any
 //! engine: a console stream, a control stream, an exit code. FILE holds a [`plan::BhyvePlan`]: the command lines of the
-//! loader and of bhyve, and what they need of the host. The child
+//! loader and of bhyve, and their needs on the host. The child
 //!
-//! 1. looks at what would be in the way, before anything is changed ([`prepare`]);
-//! 2. undoes what an earlier child of the guest left behind, and makes what this boot needs, each thing noted in the
-//!    guest's directory before it is made ([`journal`]);
-//! 3. runs the loader, then bhyve, carries the console between them and the supervisor, and turns the supervisor's
-//!    commands into signals and bhyvectl(8) calls ([`watch`]);
-//! 4. undoes what it made, the last thing first: also when a step fails, when it is told to end, and when its
+//! 1. checks for obstacles before it changes anything ([`prepare`]);
+//! 2. removes the remains of an earlier child of the guest, and makes the resources of this boot. It notes each in the
+//!    guest's directory before it makes it ([`journal`]);
+//! 3. runs the loader, then bhyve, connects their console to the supervisor, and translates the supervisor's commands
+//!    to signals and bhyvectl(8) calls ([`watch`]);
+//! 4. removes its resources, the last one first: also when a step fails, when it is told to end, and when its
 //!    supervisor is gone.
 //!
-//! **Hostile guest**: what waits of the console is bounded in both directions; of what bhyve writes to standard error
-//! the end is kept for messages, and the supervisor bounds the log.
+//! **Hostile guest**: the console's queues are bounded in both directions. Only the end of bhyve's standard error is
+//! kept for messages, and the supervisor bounds the log.
 
+pub mod boot_plan;
 pub mod journal;
 pub mod outcome;
-pub mod plan;
 pub mod prepare;
 mod saved;
 pub mod watch;
@@ -29,28 +29,28 @@ use std::time::{Duration, Instant};
 use crate::host::bhyvectl::Vm;
 use crate::machine::spec::EngineEvent;
 
+use boot_plan::{BhyvePlan, PLAN_VERSION, Program};
 use journal::Journal;
 use outcome::{End, Trouble};
-use plan::{BhyvePlan, PLAN_VERSION, Program};
 use prepare::Prepared;
 use watch::{Part, Watch};
 
-/// How long the last boot's virtual machine may take to go: the kernel frees all of its memory first.
+/// Time-out for the last boot's virtual machine to disappear. The kernel frees all of its memory first.
 const LAST_MACHINE_GOES: Duration = Duration::from_secs(60);
 /// bhyve's exit code after it was suspended.
 const SUSPENDED: i32 = 5;
 
-/// The streams that the supervisor hands in.
+/// The streams from the supervisor.
 pub struct Streams {
-    /// COM1's bytes.
+    /// Bytes of COM1.
     pub console: UnixStream,
     /// Commands and events.
     pub control: UnixStream,
-    /// Held by whatever has the guest's disks open.
+    /// The lease, which is held by every process that has the guest's disks open.
     pub lease: OwnedFd,
 }
 
-/// Runs one boot. To be called from the main thread, with no other thread about.
+/// Runs one boot. Must be called from the main thread, with no other threads running.
 pub fn run(plan: &BhyvePlan, streams: Streams) -> End {
     let mut watch = match Watch::new(plan, streams) {
         Ok(watch) => watch,
@@ -61,7 +61,7 @@ pub fn run(plan: &BhyvePlan, streams: Streams) -> End {
     };
     let end = match boot(plan, &mut watch) {
         Ok(end) => end,
-        Err(Trouble::Told(end)) => end,
+        Err(Trouble::Requested(end)) => end,
         Err(Trouble::Failed(message)) => {
             eprintln!("vmctl bhyve: {message}");
             watch.tell(&EngineEvent::Error { message });
@@ -72,7 +72,7 @@ pub fn run(plan: &BhyvePlan, streams: Streams) -> End {
     end
 }
 
-/// From the plan to the end, with everything undone that was made.
+/// Runs the boot from the plan to the end, and undoes everything that was made.
 fn boot(plan: &BhyvePlan, watch: &mut Watch<'_>) -> Result<End, Trouble> {
     if plan.version != PLAN_VERSION {
         return Err(Trouble::Failed(format!(
@@ -81,11 +81,11 @@ fn boot(plan: &BhyvePlan, watch: &mut Watch<'_>) -> Result<End, Trouble> {
         )));
     }
     let mut journal = Journal::open(&plan.journal);
-    let held = prepare::look(plan, &journal)?;
+    let reservations = prepare::look(plan, &journal)?;
     journal.undo().map_err(|left| Trouble::Failed(format!("what an earlier boot left behind cannot be removed: {left}")))?;
-    let outcome = prepare::make(plan, &mut journal, watch, held).and_then(|mut prepared| {
+    let outcome = prepare::make(plan, &mut journal, watch, reservations).and_then(|mut prepared| {
         let outcome = load_and_run(plan, &mut journal, watch, &prepared);
-        // The guest's last words pass before its lines go.
+        // The guest's last output is passed on before its lines close.
         watch.close_lines();
         prepared.end();
         outcome
@@ -94,19 +94,20 @@ fn boot(plan: &BhyvePlan, watch: &mut Watch<'_>) -> Result<End, Trouble> {
     match (journal.undo(), outcome) {
         (Ok(()), outcome) => outcome,
         (Err(left), outcome) => {
-            // It stays in the journal: the next boot, or `stop`, tries again.
+            // It stays in the journal. The next boot, or `stop`, tries again.
             eprintln!("vmctl bhyve: not undone: {left}");
             outcome
         }
     }
 }
 
-/// The loader, where there is one, and bhyve.
+/// Runs the loader, if there is one, and bhyve.
 fn load_and_run(plan: &BhyvePlan, journal: &mut Journal, watch: &mut Watch<'_>, prepared: &Prepared) -> Result<End, Trouble> {
     let vm = plan.machine();
     journal.note(journal::Made::Vm { name: vm.name.clone(), jail: vm.jail.clone() })?;
-    // A loader and bhyve would make one themselves, but not wait for the last one to go. They take one that is there
-    // and reset it (vm_reinit); a state is loaded into it; in a jail bhyve may not make one on every release.
+    // A loader and bhyve would make a machine themselves, but would not wait for the last one to disappear. They use an
+    // existing machine and reset it (vm_reinit). A saved state is loaded into it. In a jail bhyve may not make a
+    // machine on every release.
     make_machine(&vm, watch)?;
     if let Some(loader) = plan.loader.as_ref().filter(|_| !plan.resumes) {
         let ended = watch.run(Part::Loader, &prepared.words(plan, loader))?;
@@ -127,7 +128,7 @@ fn load_and_run(plan: &BhyvePlan, journal: &mut Journal, watch: &mut Watch<'_>, 
     outcome::after_bhyve(&ended)
 }
 
-/// Makes the virtual machine, once what the last boot had by its name is gone.
+/// Makes the virtual machine, once the machine of the last boot is gone.
 fn make_machine(vm: &Vm, watch: &mut Watch<'_>) -> Result<(), Trouble> {
     let until = Instant::now() + LAST_MACHINE_GOES;
     while !vm.create().map_err(|error| Trouble::Failed(error.to_string()))? {
@@ -146,7 +147,7 @@ fn make_machine(vm: &Vm, watch: &mut Watch<'_>) -> Result<(), Trouble> {
 }
 
 impl Program {
-    /// The program's own name, for messages.
+    /// Returns the program's own name, for messages.
     pub fn name(&self) -> &str {
         self.program.rsplit('/').next().unwrap_or(&self.program)
     }

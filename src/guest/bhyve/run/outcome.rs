@@ -1,32 +1,33 @@
-//! What an ended loader or bhyve means (bhyve(8), EXIT STATUS; `usr.sbin/bhyve/amd64/bhyverun_machdep.c`, vmexit_suspend).
+//! Meaning of the exit of a loader or bhyve (bhyve(8), EXIT STATUS; `usr.sbin/bhyve/amd64/bhyverun_machdep.c`,
+//! vmexit_suspend).
 
 use std::time::Duration;
 
-/// bhyve says that it was used wrongly with the code of a power-off; so soon after the start, with something on
-/// standard error, it did not run a guest.
+/// bhyve reports wrong usage with the code of a power-off. If it ends within this time with a message on standard
+/// error, it did not run a guest.
 const NEVER_RAN: Duration = Duration::from_secs(2);
-/// What bhyveload(8) exits with for `quit` and `reboot` at its prompt (`stand/userboot/userboot.h`).
+/// Exit code of bhyveload(8) for `quit` and `reboot` at its prompt (`stand/userboot/userboot.h`).
 const LOADER_QUIT: i32 = 1;
 const LOADER_REBOOT: i32 = 2;
 
-/// What presses bhyve's power button.
+/// The signal for bhyve's power button.
 const SIGTERM: i32 = nix::sys::signal::Signal::SIGTERM as i32;
 
-/// How the engine child ends.
+/// The way in which the engine child ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
-    /// With this exit code.
+    /// It exits with this code.
     Code(u8),
-    /// As bhyve did, by this signal.
+    /// It ends as bhyve did, by this signal.
     Signal(i32),
 }
 
-/// What an exit code of the engine child is above that says by which signal bhyve was ended, as a shell says it. bhyve
-/// itself has no such codes. Ending by the signal itself would have the kernel log a second crash.
+/// Exit codes of the engine child above this tell the signal that ended bhyve, as in a shell. bhyve itself has no such
+/// codes. If the child ended by the signal itself, the kernel would log a second crash.
 const BY_SIGNAL: i32 = 128;
 
 impl End {
-    /// The engine child's exit code.
+    /// Returns the engine child's exit code.
     pub fn code(self) -> u8 {
         match self {
             End::Code(code) => code,
@@ -34,7 +35,7 @@ impl End {
         }
     }
 
-    /// The signal that an exit code of the engine child stands for.
+    /// Returns the signal for an exit code of the engine child.
     pub fn signal_of(code: i32) -> Option<i32> {
         (BY_SIGNAL + 1..256).contains(&code).then(|| code - BY_SIGNAL)
     }
@@ -47,31 +48,31 @@ impl End {
     pub const ERROR: End = End::Code(4);
 }
 
-/// Why a boot did not go its way.
+/// Reason why a boot ended early.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trouble {
-    /// Somebody asked for this end meanwhile.
-    Told(End),
-    /// In the words a user reads.
+    /// This end was requested meanwhile.
+    Requested(End),
+    /// It failed, with a message for the user.
     Failed(String),
 }
 
-/// What somebody asked for while a program ran.
+/// A request that came while a program ran.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Told {
-    /// Nothing.
+pub enum ControlRequest {
+    /// None.
     Nothing,
-    /// A power-off; `forced` when the program had to be killed for it.
+    /// A power-off; `forced` if the program had to be killed for it.
     PowerOff {
-        /// It did not end by itself.
+        /// The program did not end by itself.
         forced: bool,
     },
     /// A reset; `forced` as above.
     Reset {
-        /// It did not end by itself.
+        /// The program did not end by itself.
         forced: bool,
     },
-    /// The end of everything.
+    /// The end of the engine child.
     End,
 }
 
@@ -84,10 +85,10 @@ pub struct Ended {
     pub signal: Option<i32>,
     /// How long it ran.
     pub ran: Duration,
-    /// The end of what it wrote to standard error, in one line.
+    /// The end of its standard error, in one line.
     pub words: String,
-    /// What was asked for meanwhile.
-    pub told: Told,
+    /// The request that came meanwhile.
+    pub requested: ControlRequest,
 }
 
 impl Ended {
@@ -105,27 +106,29 @@ impl Ended {
         }
     }
 
-    /// Whether it was bhyve without a power button that the button ended: before the guest has turned ACPI on, SIGTERM does
-    /// what it does to any program (`pm.c`, smi_cmd_handler).
+    /// Returns whether the power button ended bhyve because bhyve had no button: before the guest has enabled ACPI,
+    /// SIGTERM has its default action (`pm.c`, smi_cmd_handler).
     pub fn had_no_button(&self) -> bool {
-        matches!(self.told, Told::PowerOff { forced: false }) && self.signal == Some(SIGTERM)
+        matches!(self.requested, ControlRequest::PowerOff { forced: false }) && self.signal == Some(SIGTERM)
     }
 
-    /// Whether bhyve ran a guest, for all that can be known.
+    /// Returns whether bhyve ran a guest, as far as can be known.
     pub fn ran_well(&self) -> bool {
         after_bhyve(self).is_ok() && matches!(self.code, Some(0..=3 | 5))
     }
 }
 
-/// What follows the loader: the end, or bhyve.
+/// Returns the end after the loader, or `None` if bhyve follows.
 pub fn after_loader(program: &str, ended: &Ended) -> Result<Option<End>, Trouble> {
-    match (ended.told, ended.code) {
-        (Told::PowerOff { .. }, _) => Ok(Some(End::POWER_OFF)),
-        (Told::Reset { .. }, _) => Ok(Some(End::REBOOT)),
-        (Told::End, _) => Ok(Some(End::Signal(nix::sys::signal::Signal::SIGKILL as i32))),
-        (Told::Nothing, Some(0)) => Ok(None),
-        (Told::Nothing, Some(LOADER_REBOOT)) if program == "bhyveload" => Ok(Some(End::REBOOT)),
-        (Told::Nothing, Some(LOADER_QUIT)) if program == "bhyveload" && ended.words.is_empty() => Ok(Some(End::POWER_OFF)),
+    match (ended.requested, ended.code) {
+        (ControlRequest::PowerOff { .. }, _) => Ok(Some(End::POWER_OFF)),
+        (ControlRequest::Reset { .. }, _) => Ok(Some(End::REBOOT)),
+        (ControlRequest::End, _) => Ok(Some(End::Signal(nix::sys::signal::Signal::SIGKILL as i32))),
+        (ControlRequest::Nothing, Some(0)) => Ok(None),
+        (ControlRequest::Nothing, Some(LOADER_REBOOT)) if program == "bhyveload" => Ok(Some(End::REBOOT)),
+        (ControlRequest::Nothing, Some(LOADER_QUIT)) if program == "bhyveload" && ended.words.is_empty() => {
+            Ok(Some(End::POWER_OFF))
+        }
         _ => Err(match ended.failed(program) {
             Trouble::Failed(words) if ended.words.is_empty() => Trouble::Failed(format!("{words}; the console may say why")),
             other => other,
@@ -133,16 +136,16 @@ pub fn after_loader(program: &str, ended: &Ended) -> Result<Option<End>, Trouble
     }
 }
 
-/// What follows bhyve.
+/// Returns the end after bhyve.
 pub fn after_bhyve(ended: &Ended) -> Result<End, Trouble> {
-    match (ended.told, ended.code, ended.signal) {
-        (Told::PowerOff { forced: true }, ..) => Ok(End::POWER_OFF),
-        (Told::Reset { forced: true }, ..) => Ok(End::REBOOT),
+    match (ended.requested, ended.code, ended.signal) {
+        (ControlRequest::PowerOff { forced: true }, ..) => Ok(End::POWER_OFF),
+        (ControlRequest::Reset { forced: true }, ..) => Ok(End::REBOOT),
         _ if ended.had_no_button() => Ok(End::POWER_OFF),
-        (Told::Nothing, Some(1), _) if ended.ran < NEVER_RAN && !ended.words.is_empty() => Err(ended.failed("bhyve")),
+        (ControlRequest::Nothing, Some(1), _) if ended.ran < NEVER_RAN && !ended.words.is_empty() => Err(ended.failed("bhyve")),
         (_, Some(code @ (0..=3 | 5)), _) => Ok(End::Code(code as u8)),
         (_, Some(4), _) => Err(ended.failed("bhyve")),
-        // 64 and 71 are sysexits(3) of its option parsers, 100 a reason that it does not know: passed on as they are.
+        // 64 and 71 are sysexits(3) of its option parsers, 100 is an unknown reason. They are passed on unchanged.
         (_, Some(code), _) => Ok(u8::try_from(code).map_or(End::ERROR, End::Code)),
         (_, None, signal) => Ok(End::Signal(signal.unwrap_or(nix::sys::signal::Signal::SIGKILL as i32))),
     }
@@ -153,7 +156,13 @@ mod tests {
     use super::*;
 
     fn ended(code: i32) -> Ended {
-        Ended { code: Some(code), signal: None, ran: Duration::from_secs(60), words: String::new(), told: Told::Nothing }
+        Ended {
+            code: Some(code),
+            signal: None,
+            ran: Duration::from_secs(60),
+            words: String::new(),
+            requested: ControlRequest::Nothing,
+        }
     }
 
     #[test]
@@ -180,14 +189,14 @@ mod tests {
         assert_eq!(after_bhyve(&soon), Err(Trouble::Failed("`bhyve` ended with status 1: bhyve: bad slot".into())));
         assert_eq!(after_bhyve(&Ended { words: String::new(), ..soon.clone() }), Ok(End::POWER_OFF));
         assert_eq!(after_bhyve(&Ended { ran: NEVER_RAN, ..soon.clone() }), Ok(End::POWER_OFF));
-        assert_eq!(after_bhyve(&Ended { told: Told::PowerOff { forced: false }, ..soon }), Ok(End::POWER_OFF));
+        assert_eq!(after_bhyve(&Ended { requested: ControlRequest::PowerOff { forced: false }, ..soon }), Ok(End::POWER_OFF));
     }
 
     #[test]
     fn a_guest_that_had_to_be_killed_for_it_is_powered_off_all_the_same() {
-        let killed = Ended { code: None, signal: Some(9), told: Told::PowerOff { forced: true }, ..ended(0) };
+        let killed = Ended { code: None, signal: Some(9), requested: ControlRequest::PowerOff { forced: true }, ..ended(0) };
         assert_eq!(after_bhyve(&killed), Ok(End::POWER_OFF));
-        let reset = Ended { told: Told::Reset { forced: true }, ..killed };
+        let reset = Ended { requested: ControlRequest::Reset { forced: true }, ..killed };
         assert_eq!(after_bhyve(&reset), Ok(End::REBOOT));
     }
 
@@ -202,7 +211,7 @@ mod tests {
         let message = "`grub-bhyve` ended with status 1; the console may say why".to_owned();
         assert_eq!(after_loader("grub-bhyve", &ended(1)), Err(Trouble::Failed(message)));
         assert_eq!(
-            after_loader("grub-bhyve", &Ended { told: Told::PowerOff { forced: true }, ..ended(9) }),
+            after_loader("grub-bhyve", &Ended { requested: ControlRequest::PowerOff { forced: true }, ..ended(9) }),
             Ok(Some(End::POWER_OFF))
         );
     }

@@ -1,5 +1,5 @@
-//! The host, made ready for one boot. [`look`] finds what is in the way and changes nothing; [`make`] changes the host
-//! step by step, each noted in the journal before it is taken.
+//! Preparation of the host for one boot. [`look`] finds obstacles and changes nothing. [`make`] changes the host step
+//! by step, and notes each step in the journal first.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -15,28 +15,28 @@ use crate::host::nmdm::{self, Line};
 use crate::host::port::{Reserved, reserve};
 use crate::host::program::ProgramError;
 use crate::host::tap::{self, Membership, NewTap};
-use crate::host::{kmod, place, sysctl};
+use crate::host::{environment, kmod, sysctl};
 use crate::inputs;
 use crate::machine::spec::EngineEvent;
 
+use super::boot_plan::{Argument, BhyvePlan, CopiedFile, DiskUse, Piece, Program, Screen, TapPlan, UnitPlan};
 use super::journal::{Journal, Made};
 use super::outcome::Trouble;
-use super::plan::{Argument, BhyvePlan, Copy, DiskUse, Piece, Program, Screen, TapPlan, UnitPlan};
 use super::watch::Watch;
 
-/// The ports that are tried for a screen that has none of its own.
+/// The ports that are tried for a screen without a port of its own.
 const SCREEN_PORTS: std::ops::RangeInclusive<u16> = 5900..=5999;
 
-/// What is taken before anything is changed, and given back when the boot is over.
+/// Locks that are taken before anything is changed, and released after the boot.
 #[derive(Debug)]
-pub struct Held {
+pub struct Reservations {
     disks: Vec<File>,
     port: Option<Reserved>,
-    /// The jail whose network stack the guest's taps are in; the host's without one.
+    /// The jail of the network stack with the guest's taps; `None` for the host's.
     network: Option<String>,
 }
 
-/// What the command lines were missing, and what runs beside the guest.
+/// Names for the command lines, and programs that run beside the guest.
 #[derive(Debug)]
 pub struct Prepared {
     taps: BTreeMap<String, String>,
@@ -44,7 +44,7 @@ pub struct Prepared {
     devices: BTreeMap<String, String>,
     port: Option<u16>,
     tpm: Option<Child>,
-    held: Held,
+    reservations: Reservations,
 }
 
 fn failed(message: impl Into<String>) -> Trouble {
@@ -58,8 +58,8 @@ fn host_failed(error: ProgramError) -> Trouble {
     }
 }
 
-/// Looks at everything that may be in the way, and takes what two boots must not share.
-pub fn look(plan: &BhyvePlan, journal: &Journal) -> Result<Held, Trouble> {
+/// Checks for all obstacles, and takes the locks that two boots must not share.
+pub fn look(plan: &BhyvePlan, journal: &Journal) -> Result<Reservations, Trouble> {
     let vm = plan.machine();
     if vm.exists() && !journal.has_vm(&vm.name) {
         return Err(failed(format!(
@@ -75,7 +75,7 @@ pub fn look(plan: &BhyvePlan, journal: &Journal) -> Result<Held, Trouble> {
         match jail_run::standing(jail) {
             Standing::Missing => return Err(no_jail(jail)),
             Standing::NotAllowed => return Err(jail_not_allowed(jail)),
-            // Before vmm(4) is loaded nobody knows; it is looked at again then.
+            // It is not known before vmm(4) is loaded, and checked again then.
             Standing::Allowed | Standing::Unknown(_) => {}
         }
     }
@@ -108,10 +108,10 @@ pub fn look(plan: &BhyvePlan, journal: &Journal) -> Result<Held, Trouble> {
         ),
         _ => None,
     };
-    Ok(Held { disks, port, network })
+    Ok(Reservations { disks, port, network })
 }
 
-/// The jail in whose network stack the guest's taps are. A jail without one of its own can have no tap.
+/// Returns the jail whose network stack has the guest's taps. A jail without one of its own can have no tap.
 fn network(plan: &BhyvePlan) -> Result<Option<String>, Trouble> {
     let Some(jail) = plan.jail.as_ref().filter(|_| !plan.taps.is_empty() || !plan.interfaces.is_empty()) else {
         return Ok(None);
@@ -132,7 +132,8 @@ fn jail_not_allowed(jail: &str) -> Trouble {
     ))
 }
 
-/// Locks a disk against other guests: two writers would destroy it. Advisory, as between all engines of this program.
+/// Locks a disk against other guests, since two writers would destroy it. The lock is advisory, as in all engines of
+/// this program.
 fn lock(disk: &DiskUse) -> Result<File, Trouble> {
     let file = inputs::open_at_once(&disk.path)
         .map_err(|error| failed(format!("cannot open disk `{}` at `{}`: {error}", disk.id, disk.path.display())))?;
@@ -141,13 +142,18 @@ fn lock(disk: &DiskUse) -> Result<File, Trouble> {
         Err(std::fs::TryLockError::WouldBlock) => {
             Err(failed(format!("disk `{}`: `{}` is in use by another guest", disk.id, disk.path.display())))
         }
-        // A device that knows no locks is opened all the same.
+        // A device without support for locks is used nevertheless.
         _ => Ok(file),
     }
 }
 
-/// Makes what the plan needs. What was made before a failure stands in the journal, for the caller to undo.
-pub fn make(plan: &BhyvePlan, journal: &mut Journal, watch: &mut Watch<'_>, held: Held) -> Result<Prepared, Trouble> {
+/// Makes the plan's resources. Those made before a failure are in the journal, for the caller to undo.
+pub fn make(
+    plan: &BhyvePlan,
+    journal: &mut Journal,
+    watch: &mut Watch<'_>,
+    reservations: Reservations,
+) -> Result<Prepared, Trouble> {
     for module in &plan.modules {
         kmod::ensure(module).map_err(|error| no_module(module, error))?;
         watch.orders()?;
@@ -160,10 +166,10 @@ pub fn make(plan: &BhyvePlan, journal: &mut Journal, watch: &mut Watch<'_>, held
             Standing::Unknown(error) => return Err(host_failed(error)),
         }
     }
-    let port = held.port.as_ref().map(|port| port.address.port());
-    let network = held.network.clone();
+    let port = reservations.port.as_ref().map(|port| port.address.port());
+    let network = reservations.network.clone();
     let mut prepared =
-        Prepared { taps: BTreeMap::new(), hooks: BTreeMap::new(), devices: BTreeMap::new(), port, tpm: None, held };
+        Prepared { taps: BTreeMap::new(), hooks: BTreeMap::new(), devices: BTreeMap::new(), port, tpm: None, reservations };
     if !plan.taps.is_empty() || !plan.interfaces.is_empty() {
         // Without it a tap stays down when bhyve opens it.
         sysctl::ensure("net.link.tap.up_on_open", "1").map_err(host_failed)?;
@@ -184,8 +190,9 @@ pub fn make(plan: &BhyvePlan, journal: &mut Journal, watch: &mut Watch<'_>, held
     }
     for unit in &plan.units {
         let device = attach(unit, journal)?;
-        let used = DiskUse { id: unit.disk.clone(), path: place::path(&format!("/dev/{device}")), read_only: unit.read_only };
-        prepared.held.disks.push(lock(&used)?);
+        let used =
+            DiskUse { id: unit.disk.clone(), path: environment::path(&format!("/dev/{device}")), read_only: unit.read_only };
+        prepared.reservations.disks.push(lock(&used)?);
         prepared.devices.insert(unit.disk.clone(), device);
         watch.orders()?;
     }
@@ -220,7 +227,7 @@ pub fn make(plan: &BhyvePlan, journal: &mut Journal, watch: &mut Watch<'_>, held
             .map_err(|error| failed(format!("cannot open the console `{}`: {error}", nmdm::a_side(line).replace('A', "B"))))?;
         watch.open_line(opened);
     }
-    let screen = match (&plan.screen, &prepared.held.port) {
+    let screen = match (&plan.screen, &prepared.reservations.port) {
         (Some(Screen::Socket(path)), _) => Some(format!("unix:{}", path.display())),
         (_, Some(port)) => Some(port.address.to_string()),
         _ => None,
@@ -270,11 +277,11 @@ fn make_tap(plan: &TapPlan, jail: Option<&str>, journal: &mut Journal) -> Result
     Ok(name)
 }
 
-/// Has a unit of a target attached, and returns its device.
+/// Attaches a unit of a target, and returns its device.
 fn attach(unit: &UnitPlan, journal: &mut Journal) -> Result<String, Trouble> {
     let wrong = |words: String| failed(format!("disk `{}`: {words}", unit.disk));
     Target::prepare().map_err(wrong)?;
-    // A session of the user's is used and left alone.
+    // An existing session of the user is used and left alone.
     if !unit.target.is_attached().map_err(wrong)? {
         journal.note(Made::Session(unit.target.clone()))?;
         unit.target.attach().map_err(wrong)?;
@@ -282,11 +289,11 @@ fn attach(unit: &UnitPlan, journal: &mut Journal) -> Result<String, Trouble> {
     unit.target.device(unit.lun).map_err(wrong)
 }
 
-/// Firmware variables and the like: 64 MiB.
+/// Maximum size of firmware variables and similar files: 64 MiB.
 const MAX_COPY: u64 = 64 << 20;
 
-/// The guest writes to its copy, which is its own unless it is made anew each time.
-fn copy(copy: &Copy) -> Result<(), Trouble> {
+/// Copies a file. The guest writes to its copy, which is its own unless it is copied for every boot.
+fn copy(copy: &CopiedFile) -> Result<(), Trouble> {
     if copy.to.is_file() && !copy.anew {
         return Ok(());
     }
@@ -295,7 +302,7 @@ fn copy(copy: &Copy) -> Result<(), Trouble> {
     write_atomically(&copy.to, &text, 0o600).map_err(|error| failed(format!("cannot write `{}`: {error}", copy.to.display())))
 }
 
-/// A socket that nobody listens at keeps the next one from being bound.
+/// Removes a socket without a listener, which would prevent the next one from being bound.
 fn remove_stale(socket: &Path) -> Result<(), Trouble> {
     match std::fs::remove_file(socket) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -306,14 +313,14 @@ fn remove_stale(socket: &Path) -> Result<(), Trouble> {
 }
 
 impl Prepared {
-    /// The words of a command line, with the names that are known by now, run where it is to run.
+    /// Returns the words of a command line, with the names that are known now, for its jail.
     pub fn words(&self, plan: &BhyvePlan, program: &Program) -> Vec<String> {
         let mut words = vec![program.program.clone()];
         words.extend(program.arguments.iter().map(|argument| self.word(argument)));
         jail_run::inside(plan.jail.as_deref(), words)
     }
 
-    /// As [`words`](Prepared::words), for bhyve itself, with its priority.
+    /// Returns the words of bhyve itself as [`words`](Prepared::words) does, with its priority.
     pub fn bhyve_words(&self, plan: &BhyvePlan) -> Vec<String> {
         let mut words = self.words(plan, &plan.bhyve);
         if let Some(nice) = plan.nice {
@@ -334,10 +341,10 @@ impl Prepared {
         argument.0.iter().map(piece).collect()
     }
 
-    /// Ends what runs beside the guest.
+    /// Ends the programs that run beside the guest.
     pub fn end(&mut self) {
         if let Some(mut tpm) = self.tpm.take() {
-            // It writes its state as it goes and ends with its only connection; if not, it is told.
+            // swtpm writes its state continuously and ends with its only connection. If not, it gets a signal.
             let pid = nix::unistd::Pid::from_raw(tpm.id() as i32);
             let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
             for _ in 0..200 {

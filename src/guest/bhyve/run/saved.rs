@@ -1,11 +1,11 @@
-//! A guest's saved state: three files of bhyve's, and a note of ours that makes them count.
+//! A guest's saved state: three files of bhyve, and a note that makes them valid.
 
 use std::io;
 use std::path::PathBuf;
 
 use crate::host::files::write_atomically;
 
-use super::plan::Saved;
+use super::boot_plan::Saved;
 
 impl Saved {
     fn with(&self, suffix: &str) -> PathBuf {
@@ -22,7 +22,7 @@ impl Saved {
         self.with(".note")
     }
 
-    /// bhyve has written everything: from now on it counts.
+    /// Makes the state valid, since bhyve has written everything.
     pub fn keep(&self) -> io::Result<()> {
         match self.files().iter().all(|file| file.is_file()) {
             true => write_atomically(&self.note(), self.fingerprint.as_bytes(), 0o600),
@@ -30,14 +30,14 @@ impl Saved {
         }
     }
 
-    /// Forgets it: the guest has gone on, and its disks are no longer what they were.
+    /// Removes the state: the guest has continued, and its disks have changed since.
     pub fn forget(&self) {
-        // The note first: without it the rest does not count.
+        // The note goes first: without it the rest is not valid.
         let _ = std::fs::remove_file(self.note());
         self.files().iter().for_each(|file| drop(std::fs::remove_file(file)));
     }
 
-    /// The fingerprint of what was saved, if anything was.
+    /// Returns the fingerprint of the saved state, if there is one.
     pub fn kept(&self) -> Option<String> {
         std::fs::read_to_string(self.note()).ok()
     }

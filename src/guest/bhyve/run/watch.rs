@@ -1,8 +1,8 @@
-//! One thread that polls everything while the loader or bhyve runs: the console in both directions, the supervisor's
-//! commands, what the program writes to standard error, its end.
+//! The loop of the thread that polls everything while the loader or bhyve runs: the console in both directions, the
+//! supervisor's commands, the program's standard error, its end.
 //!
-//! bhyve takes SIGTERM for the power button (bhyve(8), SIGNAL HANDLING); the rest is bhyvectl's. Calls of bhyvectl run
-//! on threads of their own: saving a guest takes as long as its memory is large.
+//! bhyve takes SIGTERM for the power button (bhyve(8), SIGNAL HANDLING); the other commands are calls of bhyvectl.
+//! These run on threads of their own, since saving a guest takes as long as its memory is large.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read, Write};
@@ -24,28 +24,29 @@ use crate::host::rctl;
 use crate::machine::spec::{EngineCommand, EngineEvent, LEASE_FD, MAX_CONTROL_LINE};
 
 use super::Streams;
-use super::outcome::{End, Ended, Told, Trouble};
-use super::plan::BhyvePlan;
+use super::boot_plan::BhyvePlan;
+use super::outcome::{ControlRequest, End, Ended, Trouble};
 
-/// The most bytes that wait in each direction of the console.
+/// Maximum number of bytes that wait in each direction of the console.
 const CONSOLE_LIMIT: usize = 64 * 1024;
-/// How much of what a program wrote to standard error is kept for messages, in bytes.
+/// Maximum number of bytes of a program's standard error that are kept for messages.
 const LAST_WORDS: usize = 2000;
-/// A program that has run so long runs a guest.
+/// Running time after which a program certainly runs a guest.
 const SURELY_RUNNING: Duration = Duration::from_secs(2);
-/// A loader that takes so long waits at its prompt for a person: for all others the guest runs.
+/// A loader that takes this long waits at its prompt for a user: to all others the guest runs.
 const LOADER_WAITS: Duration = Duration::from_secs(30);
-/// The power button is pressed again after this, for guests that missed it while they booted; so often at the most.
+/// Time until the power button is pressed again, for guests that missed it while they booted, and the maximum number of
+/// presses.
 const BUTTON_AGAIN: Duration = Duration::from_secs(15);
 const BUTTON_PRESSES: u32 = 4;
-/// bhyve is killed when it has not ended so long after a forced power-off or reset.
+/// Time until bhyve is killed after a forced power-off or reset.
 const FORCED_PATIENCE: Duration = Duration::from_secs(5);
-/// How long a guest has when this process is told to end by SIGTERM.
+/// Time that a guest has when this process gets SIGTERM.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(15);
-/// How long the last words of a guest may take to reach the console's reader.
+/// Time-out for a guest's last output to reach the console's reader.
 const CONSOLE_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Which program runs.
+/// The program that runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
     /// bhyveload or grub-bhyve.
@@ -54,26 +55,26 @@ pub enum Part {
     Bhyve,
 }
 
-/// From the helper threads.
+/// A message of a helper thread.
 enum Message {
-    /// This process is told to end.
+    /// This process got a signal to end.
     Signal(Signal),
     /// The running program has ended.
     Ended,
-    /// bhyvectl did something, or not.
+    /// A call of bhyvectl has ended.
     Called(&'static str, Result<(), String>),
-    /// The answer to a question of the supervisor's.
+    /// The answer to a question of the supervisor.
     Answer(EngineEvent),
 }
 
-/// Everything that is watched.
+/// State of the loop.
 pub struct Watch<'a> {
     plan: &'a BhyvePlan,
     console: UnixStream,
     control: UnixStream,
     lease: OwnedFd,
     lines: Vec<Line>,
-    /// Each interface of the guest, its end on the host, and the jail that it is in.
+    /// Each interface of the guest, its end on the host, and its jail.
     taps: Vec<(String, String, Option<String>)>,
     to_guest: VecDeque<u8>,
     to_console: VecDeque<u8>,
@@ -83,12 +84,12 @@ pub struct Watch<'a> {
     sender: mpsc::Sender<Message>,
     wake: UnixStream,
     waker: UnixStream,
-    /// Told to end while nothing ran.
-    told: Told,
+    /// The request that came while no program ran.
+    requested: ControlRequest,
     said_running: bool,
 }
 
-/// The program that runs.
+/// The running program.
 struct Running {
     part: Part,
     child: Child,
@@ -96,7 +97,7 @@ struct Running {
     stderr_open: bool,
     started: Instant,
     words: VecDeque<u8>,
-    told: Told,
+    requested: ControlRequest,
     presses: u32,
     press_at: Option<Instant>,
     kill_at: Option<Instant>,
@@ -104,7 +105,7 @@ struct Running {
 }
 
 impl<'a> Watch<'a> {
-    /// With the supervisor's streams. Starts the thread that takes signals.
+    /// Creates the loop with the supervisor's streams, and starts the thread that takes signals.
     pub fn new(plan: &'a BhyvePlan, streams: Streams) -> io::Result<Watch<'a>> {
         let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
         signals.thread_block()?;
@@ -129,7 +130,7 @@ impl<'a> Watch<'a> {
             sender,
             wake,
             waker,
-            told: Told::Nothing,
+            requested: ControlRequest::Nothing,
             said_running: false,
         };
         watch.helper(move |post| {
@@ -140,13 +141,13 @@ impl<'a> Watch<'a> {
         Ok(watch)
     }
 
-    /// Runs `work` on a thread of its own; it posts messages that wake the poll.
+    /// Runs `work` on a thread of its own. Its messages wake the poll.
     fn helper(&self, work: impl FnOnce(&dyn Fn(Message)) + Send + 'static) -> io::Result<()> {
         let (sender, waker) = (self.sender.clone(), self.waker.try_clone()?);
         std::thread::Builder::new().spawn(move || {
             work(&|message| {
                 if sender.send(message).is_ok() {
-                    // A full wake stream has woken it already.
+                    // A full wake stream has already woken it.
                     let _ = (&waker).write(&[0]);
                 }
             });
@@ -154,7 +155,7 @@ impl<'a> Watch<'a> {
         Ok(())
     }
 
-    /// Tells the supervisor. One that is gone is noticed when its commands end.
+    /// Sends an event to the supervisor. If the supervisor is gone, the end of its commands shows it.
     pub fn tell(&self, event: &EngineEvent) {
         let mut line = serde_json::to_vec(event).expect("plain fields");
         line.push(b'\n');
@@ -170,23 +171,24 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// A line of the console is open. What they all say joins; what is typed goes to the first.
+    /// Adds a console line. The output of all lines is joined, and input goes to the first.
     pub fn open_line(&mut self, line: Line) {
         self.lines.push(line);
     }
 
-    /// The guest's interface `nic` is plugged into the host's, or a jail's, `interface`, whose counters are its own.
+    /// Notes that the guest's interface `nic` is connected to `interface` of the host or of a jail, whose counters are
+    /// its own.
     pub fn plugged(&mut self, nic: &str, interface: &str, jail: Option<&str>) {
         self.taps.push((nic.to_owned(), interface.to_owned(), jail.map(str::to_owned)));
     }
 
-    /// Takes what is still in the lines, and closes them.
+    /// Reads the rest of the lines, and closes them.
     pub fn close_lines(&mut self) {
         self.drain_lines(Duration::from_millis(100));
         self.lines.clear();
     }
 
-    /// Hands the last words to the console's reader.
+    /// Passes the last output to the console's reader.
     pub fn finish(&mut self) {
         let until = Instant::now() + CONSOLE_PATIENCE;
         while !self.to_console.is_empty() && self.console_open && Instant::now() < until {
@@ -195,30 +197,31 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Whether somebody wants this to end, asked between two steps while nothing runs.
+    /// Checks for a request to end, between two steps while no program runs.
     pub fn orders(&mut self) -> Result<(), Trouble> {
         while let Ok(message) = self.messages.try_recv() {
             if matches!(message, Message::Signal(_)) {
-                self.told = Told::End;
+                self.requested = ControlRequest::End;
             }
         }
         for command in self.read_commands() {
-            self.told = match (command, self.told) {
-                (_, Told::End) | (None, _) => Told::End,
-                (Some(EngineCommand::PowerButton | EngineCommand::Poweroff), _) => Told::PowerOff { forced: false },
-                (Some(EngineCommand::Reset), Told::Nothing) => Told::Reset { forced: false },
-                (Some(_), told) => told,
+            self.requested = match (command, self.requested) {
+                (_, ControlRequest::End) | (None, _) => ControlRequest::End,
+                (Some(EngineCommand::PowerButton | EngineCommand::Poweroff), _) => ControlRequest::PowerOff { forced: false },
+                (Some(EngineCommand::Reset), ControlRequest::Nothing) => ControlRequest::Reset { forced: false },
+                (Some(_), requested) => requested,
             };
         }
-        match self.told {
-            Told::Nothing => Ok(()),
-            Told::PowerOff { .. } => Err(Trouble::Told(End::POWER_OFF)),
-            Told::Reset { .. } => Err(Trouble::Told(End::REBOOT)),
-            Told::End => Err(Trouble::Told(End::Signal(Signal::SIGKILL as i32))),
+        match self.requested {
+            ControlRequest::Nothing => Ok(()),
+            ControlRequest::PowerOff { .. } => Err(Trouble::Requested(End::POWER_OFF)),
+            ControlRequest::Reset { .. } => Err(Trouble::Requested(End::REBOOT)),
+            ControlRequest::End => Err(Trouble::Requested(End::Signal(Signal::SIGKILL as i32))),
         }
     }
 
-    /// Runs a program to its end. To be called from the main thread: the program is killed when that ends.
+    /// Runs a program to its end. Must be called from the main thread, since the program is killed when that thread
+    /// ends.
     pub fn run(&mut self, part: Part, words: &[String]) -> Result<Ended, Trouble> {
         self.orders()?;
         let failed = |error: io::Error| Trouble::Failed(format!("cannot start `{}`: {error}", words[0]));
@@ -269,16 +272,16 @@ impl<'a> Watch<'a> {
         })
     }
 
-    /// The status of a program that has ended, and what it still had to say.
+    /// Returns the status of a program that has ended, with the rest of its output.
     fn end_of(&mut self, mut running: Running) -> Result<Ended, Trouble> {
         use std::os::unix::process::ExitStatusExt;
         let ran = running.started.elapsed();
         let status = running.child.wait().map_err(|error| Trouble::Failed(format!("cannot wait for a program: {error}")))?;
         running.hear();
-        Ok(Ended { code: status.code(), signal: status.signal(), ran, words: running.one_line(), told: running.told })
+        Ok(Ended { code: status.code(), signal: status.signal(), ran, words: running.one_line(), requested: running.requested })
     }
 
-    /// Sleeps until there is something to do, and does it.
+    /// Sleeps until there is work, and does it.
     fn step(&mut self, running: &mut Running) {
         self.poll(running);
         while let Ok(message) = self.messages.try_recv() {
@@ -289,7 +292,7 @@ impl<'a> Watch<'a> {
         for command in self.read_commands() {
             match command {
                 Some(command) => self.obey(&command, running),
-                // Nobody would hear of this guest any more.
+                // Nothing could control this guest any more.
                 None => running.end_now(),
             }
         }
@@ -320,12 +323,12 @@ impl<'a> Watch<'a> {
         }
         let deadline = [running.press_at, running.kill_at, (!self.said_running).then(|| running.surely_running())];
         let timeout = match deadline.into_iter().flatten().min() {
-            // One more, so that the deadline has passed when the sleep ends.
+            // One millisecond more, so that the deadline has passed when the sleep ends.
             Some(at) => at.saturating_duration_since(Instant::now()).as_millis().min(60_000) as u16 + 1,
             None => 60_000,
         };
         if poll(&mut fds, PollTimeout::from(timeout)).is_err_and(|errno| errno != nix::errno::Errno::EINTR) {
-            // Cannot happen with descriptors that we hold; never spin if it does.
+            // This cannot happen with descriptors that we hold. If it does, do not spin.
             std::thread::sleep(Duration::from_millis(100));
         }
     }
@@ -333,14 +336,14 @@ impl<'a> Watch<'a> {
     fn take(&mut self, message: Message, running: &mut Running) {
         match message {
             Message::Signal(Signal::SIGINT) => running.end_now(),
-            // As bhyve itself takes it, which the host's shutdown sends to every process.
+            // bhyve itself handles it the same way: the host's shutdown sends it to every process.
             Message::Signal(_) => running.shut_down(),
             Message::Ended => running.ended = true,
             Message::Called(_, Ok(())) => {}
             Message::Called(what, Err(words)) => {
                 eprintln!("vmctl bhyve: {words}");
                 match what {
-                    // What cannot be asked for is done the hard way.
+                    // If the request fails, the program is killed.
                     "poweroff" | "reset" => running.kill_at = Some(Instant::now()),
                     "suspend" => {
                         self.plan.saved.forget();
@@ -353,7 +356,7 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// The commands that have arrived; `None` stands for the end of the stream.
+    /// Returns the commands that have arrived. `None` means the end of the stream.
     fn read_commands(&mut self) -> Vec<Option<EngineCommand>> {
         let mut buffer = [0u8; 4096];
         let mut open = true;
@@ -366,7 +369,7 @@ impl<'a> Watch<'a> {
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                // More than a line can hold, or a broken stream.
+                // More than a line may hold, or a broken stream.
                 _ => open = false,
             }
             break;
@@ -387,20 +390,24 @@ impl<'a> Watch<'a> {
 
     fn obey(&mut self, command: &EngineCommand, running: &mut Running) {
         match command {
-            EngineCommand::PowerButton if running.part == Part::Loader => running.kill_for(Told::PowerOff { forced: true }),
-            EngineCommand::Poweroff if running.part == Part::Loader => running.kill_for(Told::PowerOff { forced: true }),
-            EngineCommand::Reset if running.part == Part::Loader => running.kill_for(Told::Reset { forced: true }),
+            EngineCommand::PowerButton if running.part == Part::Loader => {
+                running.kill_for(ControlRequest::PowerOff { forced: true })
+            }
+            EngineCommand::Poweroff if running.part == Part::Loader => {
+                running.kill_for(ControlRequest::PowerOff { forced: true })
+            }
+            EngineCommand::Reset if running.part == Part::Loader => running.kill_for(ControlRequest::Reset { forced: true }),
             EngineCommand::PowerButton => {
-                running.told = Told::PowerOff { forced: false };
-                // Pressed already: it is pressed again when it is due.
+                running.requested = ControlRequest::PowerOff { forced: false };
+                // It was already pressed. It is pressed again when it is due.
                 running.press_at.get_or_insert(Instant::now());
             }
             EngineCommand::Poweroff => {
-                running.force(Told::PowerOff { forced: false });
+                running.force(ControlRequest::PowerOff { forced: false });
                 self.call("poweroff", |vm| vm.force_poweroff());
             }
             EngineCommand::Reset => {
-                running.force(Told::Reset { forced: false });
+                running.force(ControlRequest::Reset { forced: false });
                 self.call("reset", |vm| vm.force_reset());
             }
             EngineCommand::Suspend if running.part == Part::Loader => {
@@ -444,8 +451,8 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Answers with the process of bhyve or its loader, and while there is a guest with the counters of every virtual
-    /// CPU and of what its interfaces are plugged into. bhyve counts nothing of its disks.
+    /// Answers with the process of bhyve or its loader and, while there is a guest, with the counters of every virtual
+    /// CPU and of its interfaces' ends on the host. bhyve has no counters of disks.
     fn stats(&self, running: &Running) {
         let mut counters = BTreeMap::from([("process-id".to_owned(), u64::from(running.child.id()))]);
         let (vm, cpus, taps) = match running.part {
@@ -466,7 +473,7 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Moves console bytes both ways; whether the guest said something.
+    /// Moves console bytes in both directions. Returns whether the guest sent any.
     fn move_console(&mut self) -> bool {
         let heard = self.read_lines();
         self.write_console();
@@ -480,7 +487,7 @@ impl<'a> Watch<'a> {
             }
         }
         let Some(line) = self.lines.first() else {
-            // Without a line there is nobody to type to.
+            // Without a line there is no destination for input.
             self.to_guest.clear();
             return heard;
         };
@@ -493,7 +500,7 @@ impl<'a> Watch<'a> {
         heard
     }
 
-    /// Takes what the lines have, as far as there is room; whether it was anything.
+    /// Reads the lines, as far as there is room. Returns whether there was anything.
     fn read_lines(&mut self) -> bool {
         let mut heard = false;
         let mut buffer = [0u8; 4096];
@@ -520,7 +527,7 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Takes what the program that has ended left in the lines, until nothing has come for a moment; whether it was
+    /// Reads the rest of an ended program's lines, until nothing has come for a moment. Returns whether there was
     /// anything.
     fn drain_lines(&mut self, most: Duration) -> bool {
         let until = Instant::now() + most;
@@ -536,12 +543,12 @@ impl<'a> Watch<'a> {
     }
 
     fn maybe_running(&mut self, running: &Running, heard: bool) {
-        // What the loader said has been taken before bhyve was started.
+        // The loader's output was read before bhyve was started.
         let spoke = heard && running.part == Part::Bhyve;
         if !self.said_running && (spoke || (!running.ended && Instant::now() >= running.surely_running())) {
             self.said_running = true;
             if self.plan.resumes {
-                // The guest goes on, and its disks with it.
+                // The guest continues, and its disks change.
                 self.plan.saved.forget();
             }
             self.tell(&EngineEvent::Running { backend: "vmm".into() });
@@ -558,7 +565,7 @@ impl Running {
             stderr_open: true,
             started: Instant::now(),
             words: VecDeque::new(),
-            told: Told::Nothing,
+            requested: ControlRequest::Nothing,
             presses: 0,
             press_at: None,
             kill_at: None,
@@ -570,7 +577,7 @@ impl Running {
         Pid::from_raw(self.child.id() as i32)
     }
 
-    /// From when on it counts as running whatever it says.
+    /// Returns the time after which the program counts as running even without output.
     fn surely_running(&self) -> Instant {
         self.started
             + match self.part {
@@ -579,10 +586,10 @@ impl Running {
             }
     }
 
-    /// Passes on what it writes to standard error, and keeps the end of it.
+    /// Passes its standard error on, and keeps the end of it.
     fn hear(&mut self) {
         let mut buffer = [0u8; 4096];
-        // Bounded: one that writes without end leaves room for everything else.
+        // Bounded, so that a program which writes without end leaves room for everything else.
         for _ in 0..16 {
             match self.stderr.read(&mut buffer) {
                 Ok(0) => return self.stderr_open = false,
@@ -606,38 +613,39 @@ impl Running {
     }
 
     fn end_now(&mut self) {
-        self.told = Told::End;
+        self.requested = ControlRequest::End;
         self.kill_at = Some(Instant::now());
     }
 
-    /// The power button, and the end when that does not help soon; at once when it has been pressed before.
+    /// Presses the power button, and ends the program if that does not help soon; at once if the button was pressed
+    /// before.
     fn shut_down(&mut self) {
         if self.part == Part::Loader || self.kill_at.is_some() {
             return self.end_now();
         }
-        self.told = Told::PowerOff { forced: false };
+        self.requested = ControlRequest::PowerOff { forced: false };
         self.press_at = Some(Instant::now());
         self.kill_at = Some(Instant::now() + SHUTDOWN_PATIENCE);
     }
 
-    /// A loader has no power button and no memory of its own: it is killed.
-    fn kill_for(&mut self, told: Told) {
-        if self.told != Told::End {
-            self.told = told;
+    /// Kills a loader, which has no power button and no guest memory of its own.
+    fn kill_for(&mut self, requested: ControlRequest) {
+        if self.requested != ControlRequest::End {
+            self.requested = requested;
             self.kill_at = Some(Instant::now());
         }
     }
 
-    /// bhyve is being told to end; it is killed when it does not.
-    fn force(&mut self, told: Told) {
-        if self.told != Told::End {
-            self.told = told;
+    /// Tells bhyve to end, and kills it if it does not.
+    fn force(&mut self, requested: ControlRequest) {
+        if self.requested != ControlRequest::End {
+            self.requested = requested;
             self.press_at = None;
             self.kill_at = Some(Instant::now() + FORCED_PATIENCE);
         }
     }
 
-    /// What is due of pressing and killing.
+    /// Presses the button again and kills when that is due.
     fn press_on(&mut self, now: Instant) {
         if self.ended {
             return;
@@ -649,10 +657,10 @@ impl Running {
         }
         if self.kill_at.is_some_and(|at| now >= at) {
             self.kill_at = None;
-            self.told = match self.told {
-                Told::PowerOff { .. } => Told::PowerOff { forced: true },
-                Told::Reset { .. } => Told::Reset { forced: true },
-                told => told,
+            self.requested = match self.requested {
+                ControlRequest::PowerOff { .. } => ControlRequest::PowerOff { forced: true },
+                ControlRequest::Reset { .. } => ControlRequest::Reset { forced: true },
+                requested => requested,
             };
             let _ = self.child.kill();
         }
@@ -690,7 +698,7 @@ mod tests {
             }
         }
         assert_eq!(pressed, [0, 15, 30, 45]);
-        running.kill_for(Told::PowerOff { forced: true });
+        running.kill_for(ControlRequest::PowerOff { forced: true });
         running.press_on(Instant::now());
         assert!(running.child.wait().is_ok());
     }
@@ -698,11 +706,11 @@ mod tests {
     #[test]
     fn a_guest_that_is_forced_is_killed_when_its_time_is_over_and_that_is_remembered() {
         let mut running = running();
-        running.force(Told::Reset { forced: false });
+        running.force(ControlRequest::Reset { forced: false });
         running.press_on(Instant::now());
-        assert_eq!(running.told, Told::Reset { forced: false });
+        assert_eq!(running.requested, ControlRequest::Reset { forced: false });
         running.press_on(Instant::now() + FORCED_PATIENCE);
-        assert_eq!(running.told, Told::Reset { forced: true });
+        assert_eq!(running.requested, ControlRequest::Reset { forced: true });
         use std::os::unix::process::ExitStatusExt;
         assert_eq!(running.child.wait().expect("ended").signal(), Some(9));
     }
@@ -711,8 +719,8 @@ mod tests {
     fn the_end_of_everything_is_not_taken_back_by_a_later_order() {
         let mut running = running();
         running.end_now();
-        running.force(Told::PowerOff { forced: false });
-        assert_eq!(running.told, Told::End);
+        running.force(ControlRequest::PowerOff { forced: false });
+        assert_eq!(running.requested, ControlRequest::End);
         running.press_on(Instant::now());
         assert!(running.child.wait().is_ok());
     }

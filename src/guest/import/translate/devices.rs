@@ -3,7 +3,7 @@
 use toml_edit::{Item, Table, value};
 
 use crate::config::MacAddr;
-use crate::config::walk::is_name;
+use crate::config::validate::is_name;
 
 use super::Translation;
 
@@ -156,7 +156,7 @@ impl Translation<'_> {
         if let Some(resolution) = self.conf.get("graphics_res").map(str::to_owned) {
             table["resolution"] = value(resolution);
         }
-        // `auto` waits in installations only.
+        // `auto` waits only in installations.
         if self.conf.get("graphics_wait").is_some_and(|text| text != "auto" && super::super::conf::is_yes(text)) {
             table["wait"] = value(true);
         }

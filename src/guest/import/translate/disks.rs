@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use toml_edit::{Array, Table, value};
 
-use crate::config::walk::is_name;
+use crate::config::validate::is_name;
 use crate::host::program;
 use crate::units::ByteSize;
 
@@ -31,7 +31,7 @@ impl Translation<'_> {
             if shared {
                 on_ahci += 1;
             }
-            // A controller takes its address when it is full, or after the last disk.
+            // A controller gets its address when it is full, or after the last disk.
             let address = match shared {
                 false => Some(self.layout.disk()),
                 true if on_ahci % limit == 0 => {
@@ -133,7 +133,7 @@ impl Translation<'_> {
     }
 
     fn template_size(&mut self, at: usize, size: Option<&str>) -> String {
-        // What vm-bhyve makes when nobody says (lib/vm-core).
+        // The default size in vm-bhyve (lib/vm-core).
         const DEFAULT: &str = "20G";
         match size.map(str::parse::<ByteSize>) {
             Some(Ok(size)) => size.to_string(),
@@ -145,7 +145,7 @@ impl Translation<'_> {
         }
     }
 
-    /// Where vm-bhyve looks for a disk (`lib/vm-run`, get_disk_path).
+    /// Returns the path at which vm-bhyve looks for a disk (`lib/vm-run`, get_disk_path).
     fn disk_path(&self, name: &str, device: &str) -> Option<PathBuf> {
         match device {
             "zvol" | "sparse-zvol" => {
@@ -197,7 +197,7 @@ impl Translation<'_> {
         }
     }
 
-    /// `tag=/path` of a virtio-9p device.
+    /// Converts `tag=/path` of a virtio-9p device.
     fn share(&mut self, at: usize, name: &str, options: &str, address: Option<String>) {
         let Some((tag, path)) = name.split_once('=').filter(|(tag, _)| is_name(tag)) else {
             self.notes.add(format!("disk{at}_name"), name, "a share is `name=/path`, its name of lower-case characters");
@@ -219,7 +219,7 @@ impl Translation<'_> {
     }
 }
 
-/// The portal of a target in what `iscsictl -L` lists: `Target name`, `Target portal`, `State` in columns
+/// Returns the portal of a target from the output of `iscsictl -L`: `Target name`, `Target portal`, `State` in columns
 /// (`usr.bin/iscsictl/iscsictl.c`).
 pub(super) fn portal_of(text: &str, target: &str) -> Option<String> {
     text.lines().find_map(|line| {

@@ -1,8 +1,8 @@
-//! `bhyve_options` of vm-bhyve: words of bhyve(8), of which those that a key stands for become that key.
+//! Conversion of `bhyve_options` of vm-bhyve: options of bhyve(8) that have a key become that key.
 //!
-//! The words are read as getopt(3) reads them, with bhyve's own list of options (`usr.sbin/bhyve/amd64/bhyverun_machdep.c` and
-//! `bhyverun.c`, optstr): several without a value may stand together, and a value may stand in the same word. What no key
-//! stands for is handed to bhyve as it stands.
+//! The words are read as getopt(3) reads them, with bhyve's own list of options
+//! (`usr.sbin/bhyve/amd64/bhyverun_machdep.c` and `bhyverun.c`, optstr): several without a value may be together, and a
+//! value may be in the same word. Options without a key are passed to bhyve unchanged.
 
 use toml_edit::{Item, Table, value};
 
@@ -42,7 +42,7 @@ impl Translation<'_> {
         }
     }
 
-    /// Table `name`, which the short form of a key may stand in the way of: `memory = "1G"` becomes `memory.size`.
+    /// Returns the table `name`. A short form of a key is expanded for it: `memory = "1G"` becomes `memory.size`.
     fn long_table(&mut self, name: &str, short: &str) -> &mut Table {
         let item = self.toml.entry(name).or_insert_with(|| Item::Table(Table::new()));
         if !item.is_table() {
@@ -53,7 +53,7 @@ impl Translation<'_> {
         item.as_table_mut().expect("made one above")
     }
 
-    /// An option without a value.
+    /// Converts an option without a value.
     fn switch(&mut self, letter: char) {
         match letter {
             'S' => self.long_table("memory", "size")["wired"] = value(true),
@@ -67,13 +67,13 @@ impl Translation<'_> {
             'a' => self.table("bhyve")["x2apic"] = value(false),
             'W' => self.table("bhyve")["virtio_msix"] = value(false),
             'Y' => self.table("bhyve")["mptable"] = value(false),
-            // The ACPI tables, which every guest has here.
+            // These are the ACPI tables, which every guest has here.
             'A' => {}
             other => self.raw.push(format!("-{other}")),
         }
     }
 
-    /// An option with its value.
+    /// Converts an option with its value.
     fn option(&mut self, letter: char, given: &str) {
         let pair = given.split_once('=').filter(|(name, _)| !name.is_empty());
         match (letter, pair) {
@@ -85,13 +85,14 @@ impl Translation<'_> {
             }
             ('U', _) if !self.source.template && self.toml.get("uuid").is_none() => self.toml["uuid"] = value(given),
             ('K', _) if self.toml.get("graphics").is_some() => self.table("graphics")["keyboard"] = value(given),
-            // Without QEMU's interface the guest does not see them, and such a file is refused.
+            // Without QEMU's interface the guest does not see these items, and such a file is refused.
             ('f', _) if self.conf.get("fwcfg") == Some("qemu") => self.firmware_item(given),
             _ => self.raw.extend([format!("-{letter}"), given.to_owned()]),
         }
     }
 
-    /// `[name=]NAME,string=TEXT` or `[name=]NAME,file=PATH` of `-f` (`usr.sbin/bhyve/qemu_fwcfg.c`, qemu_fwcfg_parse_cmdline_arg).
+    /// Converts `[name=]NAME,string=TEXT` or `[name=]NAME,file=PATH` of `-f` (`usr.sbin/bhyve/qemu_fwcfg.c`,
+    /// qemu_fwcfg_parse_cmdline_arg).
     fn firmware_item(&mut self, given: &str) {
         let name_of = |text: &str| text.strip_prefix("name=").unwrap_or(text).to_owned();
         let parts = given.split_once(',').and_then(|(name, rest)| Some((name_of(name), rest.split_once('=')?)));
@@ -106,7 +107,7 @@ impl Translation<'_> {
         }
     }
 
-    /// `VCPU:HOST` of `-p`. Those that bhyve would refuse are told.
+    /// Converts `VCPU:HOST` of `-p`. Those that bhyve would refuse are noted.
     fn pins(&mut self, pins: &[String]) {
         let count = self.conf.get("cpu").and_then(|text| text.parse().ok()).unwrap_or(1u32);
         let fits = |pin: &String| {

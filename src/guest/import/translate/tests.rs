@@ -1,12 +1,12 @@
-//! Every key of vm-bhyve, and every template that came with it; the settings are those of its `sample-templates`, kept
-//! as facts about what its users have.
+//! Tests of every key of vm-bhyve, and of every template that came with it. The settings are those of its
+//! `sample-templates`, as facts about its users' files.
 
 use super::disks::portal_of;
 use super::*;
 use crate::config::{EngineKind, GuestConfig, HostConfig, HostPaths, LoaderKind};
 use crate::guest::definition::{Definition, Surroundings};
 
-/// Translates and checks; the meaning, and the keys of the notes.
+/// Converts and checks. Returns the configuration, and the keys of the notes.
 fn checked(text: &str, template: bool) -> (GuestConfig, Vec<String>, String) {
     let conf = Conf::parse(text);
     let source = Source {
@@ -28,8 +28,8 @@ fn checked(text: &str, template: bool) -> (GuestConfig, Vec<String>, String) {
         runtime_dir: "/run".into(),
     };
     let host = HostConfig::of(&paths, EngineKind::Embedded);
-    let around = Surroundings { host: &host, host_file: Path::new("/etc/vmctl.toml"), datastore: Path::new("/store") };
-    let definition = Definition::load_file(Path::new("/vm/web/guest.toml"), "web", Some(&toml), &[], around)
+    let surroundings = Surroundings { host: &host, host_file: Path::new("/etc/vmctl.toml"), datastore: Path::new("/store") };
+    let definition = Definition::load_file(Path::new("/vm/web/guest.toml"), "web", Some(&toml), &[], surroundings)
         .unwrap_or_else(|error| panic!("{error}\n{toml}"));
     (definition.config, translated.notes.0.into_iter().map(|note| note.key).collect(), toml)
 }

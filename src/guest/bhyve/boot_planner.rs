@@ -1,5 +1,5 @@
-//! From a guest's configuration to the plan of one boot: what the command lines leave open is named here, and what they
-//! need of the host is listed.
+//! The plan of one boot from a guest's configuration: it names what the command lines leave open, and lists what they
+//! need of the host.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,11 +19,12 @@ use crate::host::{firmware, jail_run, nmdm};
 use crate::inputs;
 
 use super::argv::{self, CommandLine, Firmware, Inputs, Resolved};
-use super::run::plan::{
-    Argument, BhyvePlan, Copy, DiskUse, HookPlan, InterfaceUse, NewFile, PLAN_VERSION, Program, Saved, Screen, TapPlan, UnitPlan,
+use super::run::boot_plan::{
+    Argument, BhyvePlan, CopiedFile, DiskUse, HookPlan, InterfaceUse, NewFile, PLAN_VERSION, Program, Saved, Screen, TapPlan,
+    UnitPlan,
 };
 
-/// The plan of a guest's next boot.
+/// Returns the plan of a guest's next boot.
 pub fn plan(boot: Boot<'_>, features: &HostFeatures) -> Result<BhyvePlan> {
     let Boot { guest, config, .. } = boot;
     let mark = short_hash(&[boot.state.uuid.as_str(), &guest.path().to_string_lossy()]);
@@ -103,12 +104,12 @@ pub fn plan(boot: Boot<'_>, features: &HostFeatures) -> Result<BhyvePlan> {
     })
 }
 
-/// A command line, cut where names are still missing.
+/// Returns a command line, split where names are still missing.
 fn program(line: &CommandLine) -> Program {
     Program { program: line.program.to_owned(), arguments: line.words().iter().map(|word| Argument::cut(word)).collect() }
 }
 
-/// As [`Resolved`] has it; the port is not known before the boot.
+/// Returns the address in the form of [`Resolved`]. The port is not known before the boot.
 fn screen_address(screen: &Screen) -> String {
     match screen {
         Screen::Port { address: std::net::IpAddr::V6(address), .. } => format!("[{address}]:{}", Argument::port_mark()),
@@ -117,7 +118,7 @@ fn screen_address(screen: &Screen) -> String {
     }
 }
 
-/// The first line of a file with a password; VNC takes 8 characters.
+/// Returns the first line of a file with a password. VNC accepts 8 characters.
 fn password(path: &Path) -> Result<String> {
     let text = inputs::read_text(path, 4096).map_err(|error| GuestError::input("read the password in", path, error))?;
     let line = text.lines().next().unwrap_or_default();
@@ -138,7 +139,7 @@ fn modules(lines: &[Option<String>], taps: &[TapPlan], interfaces: &[InterfaceUs
     wanted.iter().filter(|(_, wanted)| *wanted).map(|(name, _)| (*name).to_owned()).collect()
 }
 
-/// The root of the guest's jail.
+/// Returns the root of the guest's jail.
 fn jail_root(config: &GuestConfig) -> Result<Option<PathBuf>> {
     let Some(jail) = &config.jail else { return Ok(None) };
     match &jail.root {
@@ -150,8 +151,8 @@ fn jail_root(config: &GuestConfig) -> Result<Option<PathBuf>> {
     }
 }
 
-/// The firmware, and how the guest comes to its variables.
-fn find_firmware(guest: &GuestDir, uefi: &Uefi) -> Result<(Firmware, Option<Copy>)> {
+/// Returns the firmware, and the source of the guest's variables.
+fn find_firmware(guest: &GuestDir, uefi: &Uefi) -> Result<(Firmware, Option<CopiedFile>)> {
     let missing = |what: &str, package: &str| {
         GuestError::user(format!("this host has no {what} for guests")).hint(format!("install it with `pkg install {package}`"))
     };
@@ -171,7 +172,7 @@ fn find_firmware(guest: &GuestDir, uefi: &Uefi) -> Result<(Firmware, Option<Copy
         }
     };
     there(&code)?;
-    // Firmware of the user's has variables of its own or none: another firmware's do not fit.
+    // The user's firmware has its own variables or none: those of another firmware do not fit.
     let template = match (&uefi.vars, &uefi.firmware) {
         (Some(vars), _) => Some(vars.clone()),
         (None, None) => packaged.and_then(|found| found.vars),
@@ -180,11 +181,11 @@ fn find_firmware(guest: &GuestDir, uefi: &Uefi) -> Result<(Firmware, Option<Copy
     let Some(from) = template else { return Ok((Firmware { code, vars: None }, None)) };
     there(&from)?;
     let to = guest.path().join("uefi-vars.fd");
-    let copy = Copy { from, to: to.clone(), anew: !uefi.persistent };
+    let copy = CopiedFile { from, to: to.clone(), anew: !uefi.persistent };
     Ok((Firmware { code, vars: Some(to) }, Some(copy)))
 }
 
-/// What each interface is plugged into, by its id; a mark for a tap that is still to be made.
+/// Returns the host's end of each interface, by its id, with a mark for a tap that is still to be made.
 fn plugged_into(boot: Boot<'_>, mark: &str) -> Result<BTreeMap<String, String>> {
     let mut found = BTreeMap::new();
     for nic in &boot.config.nics {
@@ -193,7 +194,7 @@ fn plugged_into(boot: Boot<'_>, mark: &str) -> Result<BTreeMap<String, String>> 
             (_, Some(interface)) => interface.clone(),
             (NicBackend::Tap | NicBackend::Vmnet, None) => Argument::tap_mark(&nic.id),
             (NicBackend::Vale, None) => {
-                // The names of ports have 15 bytes, and two guests must not have one.
+                // Names of ports have at most 15 bytes, and two guests must not share one.
                 let port = short_hash(&[mark, &nic.id]);
                 let vale = match &nic.switch {
                     Some(id) => switches::switch(find_switch(boot.switches, nic, id)?).vale(),
@@ -211,7 +212,7 @@ fn plugged_into(boot: Boot<'_>, mark: &str) -> Result<BTreeMap<String, String>> 
     Ok(found)
 }
 
-/// A node's path and its hook; a mark for one that is still to be chosen.
+/// Returns a node's path and its hook, with a mark for a hook that is still to be chosen.
 fn netgraph_end(switches: &[SwitchConfig], nic: &NicConfig) -> Result<String> {
     let peerhook = nic.netgraph.as_ref().and_then(|hook| hook.peerhook.clone());
     Ok(format!("{} {}", netgraph_path(switches, nic)?, peerhook.unwrap_or_else(|| Argument::hook_mark(&nic.id))))
@@ -231,7 +232,7 @@ fn netgraph_path(switches: &[SwitchConfig], nic: &NicConfig) -> Result<String> {
     }
 }
 
-/// The hooks that are to be chosen: the guest file names none.
+/// Returns the hooks that must be chosen, since the guest file names none.
 fn hooks(boot: Boot<'_>) -> Result<Vec<HookPlan>> {
     let named = |nic: &NicConfig| nic.netgraph.as_ref().is_some_and(|hook| hook.peerhook.is_some());
     let open = |nic: &&NicConfig| nic.backend == NicBackend::Netgraph && nic.interface.is_none() && !named(nic);
@@ -239,7 +240,7 @@ fn hooks(boot: Boot<'_>) -> Result<Vec<HookPlan>> {
     nics.map(|nic| Ok(HookPlan { nic: nic.id.clone(), path: netgraph_path(boot.switches, nic)? })).collect()
 }
 
-/// The path of a disk; a mark for a unit that is still to be attached.
+/// Returns the path of a disk, with a mark for a unit that is still to be attached.
 fn where_disk_is(guest: &GuestDir, disk: &DiskConfig) -> Result<PathBuf> {
     match disk.iscsi {
         Some(_) => Ok(Argument::device_mark(&disk.id)),
@@ -261,7 +262,7 @@ fn disks(boot: Boot<'_>) -> Result<Vec<DiskUse>> {
     disks.map(|disk| Ok(DiskUse { id: disk.id.clone(), path: disk_path(boot.guest, disk)?, read_only: disk.ro })).collect()
 }
 
-/// The taps that are made, and those that are there.
+/// Returns the taps to make, and the existing ones.
 fn interfaces(boot: Boot<'_>, mark: &str) -> Result<(Vec<TapPlan>, Vec<InterfaceUse>)> {
     let (mut taps, mut interfaces) = (Vec::new(), Vec::new());
     for nic in &boot.config.nics {
@@ -299,7 +300,7 @@ fn find_switch<'a>(switches: &'a [SwitchConfig], nic: &NicConfig, id: &str) -> R
     })
 }
 
-/// The bridge that a switch is.
+/// Returns the bridge of a switch.
 fn bridge(nic: &NicConfig, switch: &SwitchConfig) -> Result<String> {
     switches::switch(switch).bridge().ok_or_else(|| {
         GuestError::user(format!("nic `{}`: the switch `{}` takes no taps", nic.id, switch.id))
@@ -307,7 +308,7 @@ fn bridge(nic: &NicConfig, switch: &SwitchConfig) -> Result<String> {
     })
 }
 
-/// Where the guest is saved; what it is saved with is known by bhyve's command line.
+/// Returns the paths of the saved state. bhyve's command line identifies the devices that it was saved with.
 fn saved(guest: &GuestDir, jail_root: Option<&Path>, bhyve: &Program) -> Result<Saved> {
     let words = serde_json::to_string(bhyve).expect("plain fields");
     let memory = guest.path().join("saved");
@@ -321,7 +322,7 @@ fn saved(guest: &GuestDir, jail_root: Option<&Path>, bhyve: &Program) -> Result<
     Ok(Saved { memory, inside, fingerprint: short_hash(&[&words]) })
 }
 
-/// Whether there is a saved state to go on from. One of other devices stops the boot: it would be lost.
+/// Returns whether there is a saved state to resume. A state with other devices stops the boot, since it would be lost.
 fn resumes(saved: &Saved, name: &str) -> Result<bool> {
     match saved.kept() {
         None => Ok(false),
@@ -331,7 +332,7 @@ fn resumes(saved: &Saved, name: &str) -> Result<bool> {
     }
 }
 
-/// The rules of rctl(8), without the process.
+/// Returns the rules of rctl(8), without the process.
 fn limits(limits: &Limits) -> Vec<String> {
     let rule = |what: &str, value: Option<u64>, action: &str| value.map(|value| format!("{what}:{action}={value}"));
     let bytes = |size: Option<crate::units::ByteSize>| size.map(|size| size.bytes());

@@ -1,18 +1,18 @@
-//! The walk over a tree with the key table in hand: unknown keys, wrong types, values out of range, and keys and
-//! values that this build does not act on.
+//! Check of a tree against the key table: unknown keys, wrong types, values out of range, and keys and values that this
+//! build does not support.
 
 use std::net::IpAddr;
 
 use super::addresses::{MacAddr, PciAddress, network};
 use super::diagnostic::{Diagnostic, nearest};
 use super::key::{Key, KeyTable, Kind};
-use super::layer::{Name, Node, Table, Value};
+use super::layer::{Name, Spanned, Table, Value};
 use crate::choices::{Choice, EngineKind, Support};
 use crate::units::{ByteSize, UnitError, parse_duration};
 
-/// Reports everything in `table` that the key table does not allow on this engine; for `None`, on any. Makes a text of a
-/// number that stands in for one (the result of an expression, or a value of `--set`).
-pub fn walk(
+/// Reports everything in `table` that the key table does not allow on this engine; for `None`, on any. A number that
+/// stands for a text (the result of an expression, or a value of `--set`) becomes a text.
+pub fn check_table(
     table: &mut Table,
     parent: &str,
     keys: &'static KeyTable,
@@ -25,7 +25,7 @@ pub fn walk(
             None => problems.push(unknown(name, parent, keys, engine)),
             Some(key) => match refusal(key.support, engine) {
                 Some((reason, hint)) => {
-                    problems.push(Diagnostic::at(&name.place, format!("`{path}` {reason}")).hint(hint));
+                    problems.push(Diagnostic::at(&name.location, format!("`{path}` {reason}")).hint(hint));
                 }
                 None => value(node, key, keys, engine, problems),
             },
@@ -35,7 +35,7 @@ pub fn walk(
 
 fn unknown(name: &Name, parent: &str, keys: &'static KeyTable, engine: Option<EngineKind>) -> Diagnostic {
     let here = if parent.is_empty() { String::new() } else { format!(" in `{parent}`") };
-    let diagnostic = Diagnostic::at(&name.place, format!("unknown key `{}`{here}", name.text));
+    let diagnostic = Diagnostic::at(&name.location, format!("unknown key `{}`{here}", name.text));
     let siblings = keys.children(parent).map(|key| key.leaf());
     if let Some(near) = nearest(&name.text, siblings) {
         return diagnostic.hint(format!("did you mean `{near}`?"));
@@ -53,7 +53,7 @@ fn unknown(name: &Name, parent: &str, keys: &'static KeyTable, engine: Option<En
     }
 }
 
-/// Why the guest's engine does not act on something, and what to do.
+/// Returns why the guest's engine does not support something, and what to do.
 pub fn refusal(support: Support, engine: Option<EngineKind>) -> Option<(String, &'static str)> {
     if support.on(engine) {
         return None;
@@ -72,18 +72,18 @@ pub fn refusal(support: Support, engine: Option<EngineKind>) -> Option<(String, 
 }
 
 fn value(
-    node: &mut Node,
+    node: &mut Spanned,
     key: &'static Key,
     keys: &'static KeyTable,
     engine: Option<EngineKind>,
     problems: &mut Vec<Diagnostic>,
 ) {
     become_text(node, key.kind);
-    let place = node.place.clone();
-    let mut report = |message: String, hint: Option<String>| problems.push(Diagnostic::at(&place, message).maybe_hint(hint));
+    let location = node.location.clone();
+    let mut report = |message: String, hint: Option<String>| problems.push(Diagnostic::at(&location, message).maybe_hint(hint));
     let wrong = |value: &Value| (format!("`{}` is {}, not {}", key.path, value.kind(), key.kind.words()), None);
     match (key.kind, &mut node.value) {
-        (Kind::Table { .. }, Value::Table(table)) => walk(table, key.path, keys, engine, problems),
+        (Kind::Table { .. }, Value::Table(table)) => check_table(table, key.path, keys, engine, problems),
         (Kind::Entries, Value::Array(items)) => entries(items, key, keys, engine, problems),
         (Kind::Entries, Value::Table(_)) => {
             report(format!("`{}` is a table, not an array of tables", key.path), Some(format!("write `[[{}]]`", key.path)));
@@ -101,7 +101,7 @@ fn value(
                 become_text(item, Kind::Text);
                 if !matches!(item.value, Value::Text(_)) {
                     let message = format!("an item of `{}` is {}, not a text", key.path, item.value.kind());
-                    problems.push(Diagnostic::at(&item.place, message));
+                    problems.push(Diagnostic::at(&item.location, message));
                 }
             }
         }
@@ -123,7 +123,7 @@ fn value(
     }
 }
 
-/// `"true"` where true is meant, `"2"` where 2 is.
+/// Returns the value that a quoted one stands for: `"true"` for true, `"2"` for 2.
 fn unquoted(value: &Value, kind: Kind) -> Option<String> {
     let Value::Text(text) = value else { return None };
     let fits = match kind {
@@ -135,7 +135,7 @@ fn unquoted(value: &Value, kind: Kind) -> Option<String> {
 }
 
 fn entries(
-    items: &mut [Node],
+    items: &mut [Spanned],
     key: &'static Key,
     keys: &'static KeyTable,
     engine: Option<EngineKind>,
@@ -143,24 +143,24 @@ fn entries(
 ) {
     for item in items {
         match &mut item.value {
-            Value::Table(table) => walk(table, key.path, keys, engine, problems),
+            Value::Table(table) => check_table(table, key.path, keys, engine, problems),
             other => {
                 let message = format!("an item of `{}` is {}, not a table", key.path, other.kind());
-                problems.push(Diagnostic::at(&item.place, message).hint(format!("write `[[{}]]`", key.path)));
+                problems.push(Diagnostic::at(&item.location, message).hint(format!("write `[[{}]]`", key.path)));
             }
         }
     }
 }
 
-/// An expression that yields a number, and a number given with `--set`, may stand for a text.
-fn become_text(node: &mut Node, kind: Kind) {
+/// Makes a text of a number, which is the result of an expression or was given with `--set`.
+fn become_text(node: &mut Spanned, kind: Kind) {
     let textual = !matches!(
         kind,
         Kind::Table { .. } | Kind::Entries | Kind::Map | Kind::Flag | Kind::Integer { .. } | Kind::Texts { .. } | Kind::Paths
     );
-    let written = node.place.source.text.get(node.place.span.clone()).unwrap_or_default();
-    let stands_in =
-        written.starts_with(['"', '\'']) || (node.place.source.label == "--set" && kind != Kind::Size && kind != Kind::Duration);
+    let written = node.location.source.text.get(node.location.span.clone()).unwrap_or_default();
+    let stands_in = written.starts_with(['"', '\''])
+        || (node.location.source.label == "--set" && kind != Kind::Size && kind != Kind::Duration);
     if textual && stands_in {
         match &node.value {
             Value::Integer(number) => node.value = Value::Text(number.to_string()),
@@ -219,7 +219,7 @@ fn choice(
     }
 }
 
-/// Whether a text can name a guest, a disk, a template.
+/// Returns whether a text can name a guest, a disk, a template.
 pub fn is_name(text: &str) -> bool {
     let plain = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit();
     let bytes = text.as_bytes();
@@ -229,12 +229,12 @@ pub fn is_name(text: &str) -> bool {
         && bytes.iter().all(|&c| plain(c) || matches!(c, b'.' | b'_' | b'-'))
 }
 
-/// Whether a text can name a guest: an argument that ends in `.toml` names a file.
+/// Returns whether a text can name a guest: an argument that ends in `.toml` names a file.
 pub fn is_guest_name(text: &str) -> bool {
     is_name(text) && !text.ends_with(".toml")
 }
 
-/// Which names those are.
+/// Description of valid guest names.
 pub const GUEST_NAMES: &str = "at most 63 of a-z, 0-9, `.`, `_` and `-`, with a letter or digit at each end, and not with `.toml` at the end, as files have";
 
 fn is_uuid(text: &str) -> bool {

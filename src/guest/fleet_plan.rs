@@ -1,7 +1,7 @@
-//! What would change if a fleet were applied: the fleet file held against the guests that are there.
+//! The plan of a fleet: the changes that applying it would make. It compares the fleet file with the existing guests.
 //!
-//! A guest whose file is the one that the fleet means is only looked at: its record, its disks, its identity. Another's
-//! file is read, and the two are compared key by key.
+//! For a guest whose file is as the fleet wants it, only its record, its disks and its identity are checked. Another
+//! guest's file is read, and the two are compared key by key.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
@@ -25,7 +25,7 @@ use super::provision::{disk_path, found, is_own};
 use super::secrets::{self, SecretState};
 use super::store::{GuestDir, Store};
 
-/// When a change takes effect, and what it costs.
+/// Class of a change: when it takes effect, and what it costs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Class {
@@ -35,56 +35,56 @@ pub enum Class {
     Live,
     /// When the guest boots the next time.
     NextBoot,
-    /// Something is made anew; what was in it is gone, or is gone already.
+    /// Something is recreated. Its old contents are removed, or are gone already.
     Recreate,
     /// Data is removed.
     Destroy,
 }
 
-/// One thing that would change.
+/// One change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Change {
     /// When it takes effect.
     pub class: Class,
-    /// The key, dotted as in `--set`; or what else it is about, like `disks.root`.
+    /// The key, dotted as in `--set`, or another subject, like `disks.root`.
     pub key: String,
-    /// As TOML; none when it was not set.
+    /// Old value in TOML; `None` if it was not set.
     pub before: Option<String>,
-    /// As TOML; none when it is not set any more.
+    /// New value in TOML; `None` if it is not set any more.
     pub after: Option<String>,
-    /// The file that says so.
+    /// The file that sets it.
     pub source: Option<String>,
-    /// From 1.
+    /// Line in the file, from 1.
     pub line: Option<usize>,
-    /// Somebody changed it, not the fleet file.
+    /// Whether it was changed by hand, not in the fleet file.
     pub drift: bool,
-    /// In words, where before and after do not say it.
+    /// A remark, if the values do not explain the change.
     pub note: Option<String>,
 }
 
-/// One guest about which there is something to say.
+/// Plan for one guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct GuestPlan {
     /// Its name.
     pub name: String,
-    /// What happens to it as a whole.
-    pub action: Action,
-    /// A supervisor has it.
+    /// Action for the whole guest.
+    pub action: GuestAction,
+    /// Whether a supervisor has it.
     pub running: bool,
-    /// It runs with another configuration than its file will say.
+    /// Whether it runs with another configuration than its file will have.
     pub restart: bool,
-    /// Key by key.
+    /// Changes, key by key.
     pub changes: Vec<Change>,
-    /// Why nothing of it is done.
+    /// Reason why nothing is done.
     pub refused: Option<String>,
-    /// Data of it that only `--prune` removes, where that was not asked for.
+    /// Its data that only `--prune` removes, if that was not requested.
     pub left_over: Vec<PathBuf>,
 }
 
-/// What happens to a guest.
+/// Action for a guest or a switch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Action {
+pub enum GuestAction {
     /// Nothing.
     None,
     /// It is made.
@@ -93,52 +93,52 @@ pub enum Action {
     Change,
     /// It is removed with its disks.
     Destroy,
-    /// It is not in the fleet any more, and stays because `--prune` was not asked for.
+    /// It is not in the fleet any more, and stays because `--prune` was not requested.
     Leave,
 }
 
-/// What would change.
+/// Plan of a fleet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Plan {
-    /// The fleet.
+pub struct FleetPlan {
+    /// Name of the fleet.
     pub fleet: String,
-    /// An apply was killed before it was done.
+    /// Whether an apply was killed before it was done.
     pub interrupted: bool,
-    /// Those about which there is something to say, in the order of the fleet file, then those to be removed.
+    /// The guests with changes, in the order of the fleet file, then those to remove.
     pub guests: Vec<GuestPlan>,
-    /// Secrets that are new or other ones: their names.
+    /// Names of secrets that are new or changed.
     pub secrets: Vec<String>,
-    /// Switches that the fleet declares or its guests are on, and that are not as they should be.
+    /// Switches of the fleet or its guests that are not as they should be.
     pub switches: Vec<SwitchPlan>,
-    /// Guests that are as they should be.
+    /// Number of guests that are as they should be.
     pub unchanged: usize,
-    /// Guests of other hosts.
+    /// Number of guests of other hosts.
     pub elsewhere: usize,
 }
 
-/// What is asked for.
+/// Scope of a plan.
 #[derive(Debug, Clone, Default)]
 pub struct Scope {
     /// Names or globs; all guests when empty.
     pub targets: Vec<String>,
-    /// Data may be removed.
+    /// Whether data may be removed.
     pub prune: bool,
-    /// A running guest whose next boot would be another is booted again.
+    /// Whether to restart a running guest whose next boot would differ.
     pub reboot: bool,
 }
 
-impl Plan {
-    /// Whether applying it would do something.
+impl FleetPlan {
+    /// Returns whether applying it would do something.
     pub fn has_changes(&self) -> bool {
         !self.secrets.is_empty()
             || self.switches.iter().any(SwitchPlan::does_something)
             || self.guests.iter().any(GuestPlan::does_something)
     }
-    /// The guests of an action.
-    pub fn count(&self, action: Action) -> usize {
+    /// Returns the number of guests with this action.
+    pub fn count(&self, action: GuestAction) -> usize {
         self.guests.iter().filter(|guest| guest.action == action).count()
     }
-    /// Whether data is removed.
+    /// Returns whether data is removed.
     pub fn destroys(&self) -> bool {
         self.guests.iter().any(GuestPlan::destroys)
     }
@@ -148,7 +148,7 @@ impl GuestPlan {
     fn of(name: &str) -> GuestPlan {
         GuestPlan {
             name: name.to_owned(),
-            action: Action::None,
+            action: GuestAction::None,
             running: false,
             restart: false,
             changes: Vec::new(),
@@ -156,29 +156,29 @@ impl GuestPlan {
             left_over: Vec::new(),
         }
     }
-    /// Whether applying it would do something.
+    /// Returns whether applying it would do something.
     pub fn does_something(&self) -> bool {
-        matches!(self.action, Action::Create | Action::Change | Action::Destroy)
+        matches!(self.action, GuestAction::Create | GuestAction::Change | GuestAction::Destroy)
     }
-    /// Whether data is removed.
+    /// Returns whether data is removed.
     pub fn destroys(&self) -> bool {
-        self.action == Action::Destroy || self.changes.iter().any(|change| change.class == Class::Destroy)
+        self.action == GuestAction::Destroy || self.changes.iter().any(|change| change.class == Class::Destroy)
     }
     fn is_silent(&self) -> bool {
-        self.action == Action::None && self.refused.is_none() && self.left_over.is_empty() && !self.restart
+        self.action == GuestAction::None && self.refused.is_none() && self.left_over.is_empty() && !self.restart
     }
 }
 
-/// Holds a fleet against the guests of a store.
-pub fn plan(fleet: &Fleet, store: &Store, around: Surroundings<'_>, scope: &Scope) -> Result<Plan> {
+/// Compares a fleet with the guests of a store.
+pub fn plan(fleet: &Fleet, store: &Store, surroundings: Surroundings<'_>, scope: &Scope) -> Result<FleetPlan> {
     let targets = Targets::new(fleet, store, &scope.targets)?;
-    let journal = fleet_directory(around.datastore, &fleet.name).join(super::apply::journal::FILE);
-    let mut plan = Plan {
+    let journal = fleet_directory(surroundings.datastore, &fleet.name).join(super::apply::journal::FILE);
+    let mut plan = FleetPlan {
         fleet: fleet.name.clone(),
         interrupted: journal.exists(),
         guests: Vec::new(),
         secrets: Vec::new(),
-        switches: fleet_switches::look(fleet, store, around, &targets, scope.prune)?,
+        switches: fleet_switches::look(fleet, store, surroundings, &targets, scope.prune)?,
         unchanged: 0,
         elsewhere: fleet.guests.iter().filter(|guest| !guest.here).count(),
     };
@@ -191,7 +191,7 @@ pub fn plan(fleet: &Fleet, store: &Store, around: Surroundings<'_>, scope: &Scop
     let wanted: HashMap<&str, &FleetGuest> = fleet.here().map(|guest| (guest.config.name.as_str(), guest)).collect();
     for guest in fleet.here().filter(|guest| targets.mean(&guest.config.name)) {
         let planned = match there.contains(&guest.config.name) {
-            true => change(fleet, guest, &store.place(&guest.config.name), around, scope)?,
+            true => change(fleet, guest, &store.directory_of(&guest.config.name), surroundings, scope)?,
             false => create(guest),
         };
         match planned.is_silent() {
@@ -200,12 +200,12 @@ pub fn plan(fleet: &Fleet, store: &Store, around: Surroundings<'_>, scope: &Scop
         }
     }
     for name in there.iter().filter(|name| !wanted.contains_key(name.as_str()) && targets.mean(name)) {
-        plan.guests.extend(removal(fleet, &store.place(name), around, scope)?);
+        plan.guests.extend(removal(fleet, &store.directory_of(name), surroundings, scope)?);
     }
     Ok(plan)
 }
 
-/// Which guests a command is about.
+/// Selection of guests.
 pub struct Targets(Option<Vec<NamePattern>>);
 
 impl Targets {
@@ -241,10 +241,10 @@ impl Targets {
     }
 }
 
-/// A guest that is not there.
+/// Plans a new guest.
 fn create(guest: &FleetGuest) -> GuestPlan {
     let changes = additions(render(&guest.resolved, false).1);
-    GuestPlan { action: Action::Create, changes, ..GuestPlan::of(&guest.config.name) }
+    GuestPlan { action: GuestAction::Create, changes, ..GuestPlan::of(&guest.config.name) }
 }
 
 fn changed(class: Class, before: Option<&Origin>, after: Option<Origin>) -> Change {
@@ -255,13 +255,13 @@ fn changed(class: Class, before: Option<&Origin>, after: Option<Origin>) -> Chan
     Change { class, key, before: before.map(|origin| origin.value.clone()), after, source, line, drift: false, note: None }
 }
 
-/// What is set of something new.
+/// Returns the settings of something new.
 pub fn additions(origins: Vec<Origin>) -> Vec<Change> {
     let set = origins.into_iter().filter(|origin| origin.line.is_some());
     set.map(|origin| changed(Class::Create, None, Some(origin))).collect()
 }
 
-/// What differs, key by key: what is another one or new in the order of `after`, then what is gone.
+/// Returns the differences, key by key: changed or new ones in the order of `after`, then removed ones.
 pub fn differences(before: &[Origin], after: Vec<Origin>, class: impl Fn(&str) -> Class) -> Vec<Change> {
     let mut old: BTreeMap<&str, &Origin> = before.iter().map(|origin| (origin.key.as_str(), origin)).collect();
     let mut changes = Vec::new();
@@ -277,13 +277,19 @@ pub fn differences(before: &[Origin], after: Vec<Origin>, class: impl Fn(&str) -
     changes
 }
 
-/// Something that is said in words.
+/// Creates a change that is described in words.
 pub fn remark(class: Class, key: impl Into<String>, note: impl Into<String>, drift: bool) -> Change {
     Change { class, key: key.into(), before: None, after: None, source: None, line: None, drift, note: Some(note.into()) }
 }
 
-/// A guest that is there.
-fn change(fleet: &Fleet, wanted: &FleetGuest, guest: &GuestDir, around: Surroundings<'_>, scope: &Scope) -> Result<GuestPlan> {
+/// Plans an existing guest.
+fn change(
+    fleet: &Fleet,
+    wanted: &FleetGuest,
+    guest: &GuestDir,
+    surroundings: Surroundings<'_>,
+    scope: &Scope,
+) -> Result<GuestPlan> {
     let mut planned = GuestPlan::of(guest.name());
     let record = match Membership::load(guest)? {
         Some(record) if record.fleet == fleet.name => record,
@@ -302,7 +308,7 @@ fn change(fleet: &Fleet, wanted: &FleetGuest, guest: &GuestDir, around: Surround
     let mut before = None;
     if text.as_deref() != Some(wanted.text.as_str()) {
         let by_hand = text.as_ref().is_none_or(|text| hash_of(text) != record.file_hash);
-        before = compare(wanted, guest, text.as_deref(), by_hand, around, &mut planned);
+        before = compare(wanted, guest, text.as_deref(), by_hand, surroundings, &mut planned);
     } else if hash_of(&wanted.text) != record.file_hash {
         planned.changes.push(remark(Class::Live, "fleet.json", "it is behind the guest file, and is written anew", true));
     }
@@ -314,18 +320,18 @@ fn change(fleet: &Fleet, wanted: &FleetGuest, guest: &GuestDir, around: Surround
     }
     planned.changes.sort_by_key(|change| change.class);
     if !planned.changes.is_empty() || (planned.restart && scope.reboot) {
-        planned.action = Action::Change;
+        planned.action = GuestAction::Change;
     }
     Ok(planned)
 }
 
-/// The two guest files key by key. Returns what the present one means.
+/// Compares the two guest files key by key. Returns the present configuration.
 fn compare(
     wanted: &FleetGuest,
     guest: &GuestDir,
     text: Option<&str>,
     by_hand: bool,
-    around: Surroundings<'_>,
+    surroundings: Surroundings<'_>,
     planned: &mut GuestPlan,
 ) -> Option<GuestConfig> {
     let whole = |note: &str, planned: &mut GuestPlan| planned.changes.push(remark(Class::NextBoot, "guest.toml", note, by_hand));
@@ -334,14 +340,14 @@ fn compare(
         return None;
     };
     let file = guest.file();
-    let host = around.host_for(guest);
+    let host = surroundings.host_for(guest);
     let request = GuestRequest {
         file: &file,
         text: Some(text),
         name: Some(guest.name()),
         sets: &[],
         host: &host,
-        datastore: around.datastore,
+        datastore: surroundings.datastore,
     };
     let Ok(present) = load_guest(&request) else {
         whole("what is in it is wrong, and is written anew", planned);
@@ -358,7 +364,7 @@ fn compare(
     Some(present.config)
 }
 
-/// What takes effect without a boot: what only commands read.
+/// Returns the class of a key. Keys that only commands read take effect without a boot.
 fn class_of(key: &str) -> Class {
     let table = key.split('.').next().unwrap_or(key);
     match table {
@@ -367,7 +373,7 @@ fn class_of(key: &str) -> Class {
     }
 }
 
-/// Disks that are missing, too small, too large, or not wanted any more.
+/// Finds disks that are missing, too small, too large, or not wanted any more.
 fn disks(
     wanted: &FleetGuest,
     before: Option<&GuestConfig>,
@@ -379,11 +385,11 @@ fn disks(
     let made = DiskRecord::load(guest)?;
     for disk in &config.disks {
         if !matches!(disk.backend, DiskBackend::Sparse | DiskBackend::File) {
-            continue; // whoever has it is asked when the guest boots
+            continue; // its holder is asked when the guest boots
         }
         let path = disk_path(guest, disk)?;
         let key = format!("disks.{}", disk.id);
-        // A disk that the present guest file has was made.
+        // A disk of the present guest file was made before.
         let had = before.is_none_or(|before| before.disks.iter().any(|other| other.id == disk.id && other.path == disk.path));
         match (disk_size(&path), disk.size) {
             (Err(error), _) if error.kind() == std::io::ErrorKind::NotFound && disk.backend == DiskBackend::File => {
@@ -427,10 +433,10 @@ fn disks(
     Ok(())
 }
 
-/// A disk that a new one took the place of: `.before-ID.raw`.
+/// Beginning of the name of a replaced disk: `.before-ID.raw`.
 pub const BEFORE: &str = ".before-";
 
-/// Files in a guest's disk directory that are no disks of it any more.
+/// Returns files in a guest's disk directory that are not its disks any more.
 pub fn left_over(guest: &GuestDir, config: &GuestConfig) -> Result<Vec<PathBuf>> {
     let directory = guest.disks_dir();
     let entries = match fs::read_dir(&directory) {
@@ -451,10 +457,10 @@ pub fn left_over(guest: &GuestDir, config: &GuestConfig) -> Result<Vec<PathBuf>>
     Ok(found)
 }
 
-/// A state that somebody edited, or that was lost: the guest would boot as another one.
+/// Checks for a state that was edited by hand, or lost: the guest would boot with another identity.
 fn identity(guest: &GuestDir, record: &Membership, config: &GuestConfig, planned: &mut GuestPlan) -> Result<()> {
     if planned.running {
-        return Ok(()); // the supervisor has the true state, and writes it again
+        return Ok(()); // the supervisor has the valid state, and writes it again
     }
     let state = guest.state()?;
     let mut differs = |key: &str, now: Option<&String>, then: &String| {
@@ -471,17 +477,17 @@ fn identity(guest: &GuestDir, record: &Membership, config: &GuestConfig, planned
     Ok(())
 }
 
-/// A guest that the fleet file does not have (any more).
-fn removal(fleet: &Fleet, guest: &GuestDir, around: Surroundings<'_>, scope: &Scope) -> Result<Option<GuestPlan>> {
+/// Plans a guest that the fleet file does not have (any more).
+fn removal(fleet: &Fleet, guest: &GuestDir, surroundings: Surroundings<'_>, scope: &Scope) -> Result<Option<GuestPlan>> {
     match Membership::load(guest) {
         Ok(Some(record)) if record.fleet == fleet.name => {}
-        // Whose it is cannot be told; it is certainly not removed.
+        // Its fleet is not known, so it must not be removed.
         _ => return Ok(None),
     }
     let mut planned = GuestPlan::of(guest.name());
     planned.running = GuestLock::holder(&guest.lock_file()).is_some_and(|holder| holder.role == Role::Supervisor);
-    planned.action = if scope.prune { Action::Destroy } else { Action::Leave };
-    let protected = match Definition::load(guest, around) {
+    planned.action = if scope.prune { GuestAction::Destroy } else { GuestAction::Leave };
+    let protected = match Definition::load(guest, surroundings) {
         Ok(definition) => definition.config.protected,
         Err(_) => guest.state()?.summary.is_some_and(|summary| summary.protected),
     };

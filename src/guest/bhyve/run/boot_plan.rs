@@ -1,5 +1,5 @@
-//! What one boot under bhyve is made of: command lines, and what they need of the host. Written by the supervisor,
-//! read by the engine child.
+//! The plan of one boot under bhyve: command lines, and their needs on the host. The supervisor writes it, the engine
+//! child reads it.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -10,60 +10,61 @@ use crate::host::bhyvectl::Vm;
 use crate::host::iscsi::Target;
 use crate::host::swtpm::Tpm;
 
-/// The version of this document; both sides come from one binary, a difference means that it was replaced mid-way.
+/// The version of this document. Both sides come from one binary; a difference means that the binary was replaced
+/// meanwhile.
 pub const PLAN_VERSION: u32 = 2;
 
-/// One boot.
+/// The plan of one boot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BhyvePlan {
-    /// [`PLAN_VERSION`].
+    /// Always [`PLAN_VERSION`].
     pub version: u32,
-    /// The guest's name, which is the virtual machine's too.
+    /// The guest's name, which is also the name of the virtual machine.
     pub name: String,
-    /// How many virtual CPUs it has.
+    /// Number of virtual CPUs.
     pub cpus: u32,
-    /// Where it is noted what is to be undone.
+    /// Path of the journal of resources to undo.
     pub journal: PathBuf,
     /// Kernel modules, in the order in which they are loaded.
     pub modules: Vec<String>,
-    /// Disks that nobody else may use meanwhile.
+    /// Disks that no other guest may use meanwhile.
     pub disks: Vec<DiskUse>,
-    /// Disks that a target of iSCSI has.
+    /// Disks that are units of an iSCSI target.
     pub units: Vec<UnitPlan>,
-    /// Taps that are made for this boot.
+    /// Taps to make for this boot.
     pub taps: Vec<TapPlan>,
-    /// Hooks of netgraph nodes that are chosen for this boot.
+    /// Hooks of netgraph nodes to choose for this boot.
     pub hooks: Vec<HookPlan>,
-    /// Interfaces of the user's, which must be there and free.
+    /// Interfaces of the user, which must exist and be free.
     pub interfaces: Vec<InterfaceUse>,
-    /// Files that are written anew, such as a device map.
+    /// Files to write, such as a device map.
     pub files: Vec<NewFile>,
     /// The guest's own UEFI variables.
-    pub variables: Option<Copy>,
-    /// Sockets that programs of this boot bind; what is in the way was left behind.
+    pub variables: Option<CopiedFile>,
+    /// Sockets that programs of this boot bind. An existing one is a remain.
     pub sockets: Vec<PathBuf>,
     /// The lines of serial ports, the first one's first: the text between `nmdm` and `A`.
     pub lines: Vec<String>,
     /// A TPM in software.
     pub tpm: Option<Tpm>,
-    /// Where the guest's screen is seen.
+    /// Address of the guest's screen.
     pub screen: Option<Screen>,
-    /// What runs before bhyve.
+    /// The program to run before bhyve.
     pub loader: Option<Program>,
-    /// bhyve itself.
+    /// The command line of bhyve.
     pub bhyve: Program,
-    /// The jail that the loader and bhyve run in.
+    /// The jail of the loader and bhyve.
     pub jail: Option<String>,
-    /// Limits of bhyve's process: what rctl(8) takes after the process, like `pcpu:deny=150`.
+    /// Limits of bhyve's process: the part of a rctl(8) rule after the process, like `pcpu:deny=150`.
     pub limits: Vec<String>,
-    /// bhyve's priority, as nice(1) takes it.
+    /// bhyve's priority, for nice(1).
     pub nice: Option<i32>,
-    /// Where the guest is saved, and what it is saved with.
+    /// The saved state of the guest.
     pub saved: Saved,
-    /// This bhyve can save a guest.
+    /// Whether this bhyve can save a guest.
     pub suspends: bool,
-    /// This boot goes on from what was saved.
+    /// Whether this boot resumes the saved state.
     pub resumes: bool,
 }
 
@@ -71,11 +72,12 @@ pub struct BhyvePlan {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Saved {
-    /// Its memory; the kernel's part and the description have `.kern` and `.meta` behind this name (bhyvectl(8)).
+    /// File of its memory. The kernel's part and the description have `.kern` and `.meta` after this name
+    /// (bhyvectl(8)).
     pub memory: PathBuf,
-    /// The same as it is seen in the guest's jail.
+    /// The same path in the guest's jail.
     pub inside: PathBuf,
-    /// Of bhyve's command line: a state fits the same devices only.
+    /// Fingerprint of bhyve's command line, since a state fits only the same devices.
     pub fingerprint: String,
 }
 
@@ -87,7 +89,7 @@ pub struct DiskUse {
     pub id: String,
     /// A file or device.
     pub path: PathBuf,
-    /// Others may read it too.
+    /// Whether others may read it too.
     pub read_only: bool,
 }
 
@@ -95,13 +97,13 @@ pub struct DiskUse {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UnitPlan {
-    /// The id of the disk in the guest file; what [`Piece::Device`] refers to.
+    /// The id of the disk in the guest file, to which [`Piece::Device`] refers.
     pub disk: String,
-    /// Where it is.
+    /// The target.
     pub target: Target,
-    /// Its number there.
+    /// Number of the unit.
     pub lun: u32,
-    /// Others may read it too.
+    /// Whether others may read it too.
     pub read_only: bool,
 }
 
@@ -109,19 +111,19 @@ pub struct UnitPlan {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TapPlan {
-    /// The id of the interface in the guest file; what [`Piece::Tap`] refers to.
+    /// The id of the interface in the guest file, to which [`Piece::Tap`] refers.
     pub nic: String,
     /// `tap` or `vmnet`.
     pub kind: String,
-    /// By which it is known again.
+    /// Description, by which it is recognised.
     pub description: String,
-    /// The switch, for messages, and the bridge that it is.
+    /// The switch, for messages, and its bridge.
     pub bridge: Option<(String, String)>,
     /// Largest packet.
     pub mtu: Option<u16>,
-    /// It cannot talk to other private members of the bridge.
+    /// Whether it cannot talk to other private members of the bridge.
     pub private: bool,
-    /// It gets a copy of every frame of the bridge.
+    /// Whether it gets a copy of every frame of the bridge.
     pub span: bool,
 }
 
@@ -129,13 +131,13 @@ pub struct TapPlan {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HookPlan {
-    /// The id of the interface in the guest file; what [`Piece::Hook`] refers to.
+    /// The id of the interface in the guest file, to which [`Piece::Hook`] refers.
     pub nic: String,
     /// The node, like `bridge0:`.
     pub path: String,
 }
 
-/// An interface of the user's.
+/// An interface of the user.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InterfaceUse {
@@ -145,40 +147,40 @@ pub struct InterfaceUse {
     pub name: String,
 }
 
-/// A file that is written anew.
+/// A file to write.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NewFile {
-    /// Where.
+    /// Path of the file.
     pub path: PathBuf,
-    /// What.
+    /// Contents of the file.
     pub text: Argument,
 }
 
-/// A file that is copied when it is not there yet, or for every boot.
+/// A file to copy if it does not exist yet, or for every boot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Copy {
-    /// What is copied.
+pub struct CopiedFile {
+    /// Source of the copy.
     pub from: PathBuf,
-    /// Where to.
+    /// Destination of the copy.
     pub to: PathBuf,
-    /// For every boot.
+    /// Whether to copy for every boot.
     pub anew: bool,
 }
 
-/// Where a screen is seen.
+/// Address of a screen.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Screen {
-    /// At a TCP port: this one, or the first free one.
+    /// A TCP port: this one, or the first free one.
     Port {
-        /// Where it is listened.
+        /// The address to listen on.
         address: IpAddr,
         /// The port that the user wants.
         port: Option<u16>,
     },
-    /// At a socket.
+    /// A socket.
     Socket(PathBuf),
 }
 
@@ -201,45 +203,45 @@ pub struct Argument(pub Vec<Piece>);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Piece {
-    /// As it stands.
+    /// A literal text.
     Text(String),
     /// The name of the tap that is made for this interface.
     Tap(String),
     /// The hook that is chosen for this interface.
     Hook(String),
-    /// The device, below /dev, that this disk's unit has become.
+    /// The device of this disk's unit, below /dev.
     Device(String),
     /// The port of the screen.
     ScreenPort,
 }
 
-/// Marks a name that is known only when the host has made the thing. No guest file has this character in a value.
+/// Marks a name that is known only when the host has made the resource. No guest file has this character in a value.
 const MARK: char = '\u{1}';
 
 impl Argument {
-    /// The word that stands for the name of an interface's tap in a command line that is still to be cut in pieces.
+    /// Returns the placeholder for the tap of an interface in a command line that is still to be split in pieces.
     pub fn tap_mark(nic: &str) -> String {
         format!("{MARK}tap {nic}{MARK}")
     }
 
-    /// The word that stands for the hook of an interface.
+    /// Returns the placeholder for the hook of an interface.
     pub fn hook_mark(nic: &str) -> String {
         format!("{MARK}hook {nic}{MARK}")
     }
 
-    /// The path that stands for the device of a disk's unit.
+    /// Returns the placeholder for the device of a disk's unit.
     pub fn device_mark(disk: &str) -> PathBuf {
         format!("/dev/{MARK}device {disk}{MARK}").into()
     }
 
-    /// The word that stands for the screen's port.
+    /// Returns the placeholder for the screen's port.
     pub fn port_mark() -> String {
         format!("{MARK}port{MARK}")
     }
 
-    /// Cuts a word with marks into pieces.
+    /// Splits a word with marks into pieces.
     pub fn cut(word: &str) -> Argument {
-        // Pieces at odd places stand between two marks.
+        // Pieces at odd positions are between two marks.
         let pieces = word.split(MARK).enumerate().filter(|(at, piece)| at % 2 == 1 || !piece.is_empty());
         Argument(
             pieces
@@ -256,7 +258,7 @@ impl Argument {
 }
 
 impl BhyvePlan {
-    /// Reads what [`write`](BhyvePlan::write) wrote; in words, why it is no plan.
+    /// Reads the document that [`write`](BhyvePlan::write) wrote. The error says why it is not a plan.
     pub fn read(text: &[u8]) -> Result<BhyvePlan, String> {
         let plan: BhyvePlan = serde_json::from_slice(text).map_err(|error| error.to_string())?;
         match plan.unmade() {
@@ -265,12 +267,12 @@ impl BhyvePlan {
         }
     }
 
-    /// As JSON.
+    /// Returns the plan as JSON.
     pub fn write(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("plain fields")
     }
 
-    /// The first thing that a word or file names and nothing of the plan makes.
+    /// Returns the first placeholder in a word or file for which the plan has no resource.
     fn unmade(&self) -> Option<String> {
         let programs = self.loader.iter().chain([&self.bhyve]).flat_map(|program| &program.arguments);
         let mut pieces = programs.chain(self.files.iter().map(|file| &file.text)).flat_map(|argument| &argument.0);
@@ -283,7 +285,7 @@ impl BhyvePlan {
         })
     }
 
-    /// The virtual machine, for bhyvectl(8).
+    /// Returns the virtual machine, for bhyvectl(8).
     pub fn machine(&self) -> Vm {
         Vm { name: self.name.clone(), jail: self.jail.clone() }
     }
