@@ -1,7 +1,7 @@
 //! The TOML files: reading and checking them.
 //!
 //! A guest file is read in steps, each of which keeps the position of every value: [`layer`] parses it, [`resolve`]
-//! merges it with its templates and replaces `{{ }}`, [`walk`] compares it with the table of [`keys`], and [`check`]
+//! merges it with its templates and replaces `{{ }}`, [`validate`] compares it with the table of [`keys`], and [`check`]
 //! applies the rules that involve more than one key. Only the last step makes a [`GuestConfig`]. All problems are
 //! reported at once, as [`Diagnostics`].
 pub mod addresses; // MAC, PCI and IP addresses as the files write them

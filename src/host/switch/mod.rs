@@ -1,7 +1,7 @@
 //! The switches that guests are connected to: planning, making, showing and removing them.
 //!
 //! The wanted switches come from the host file. The present state comes from ifconfig(8) and similar tools, as
-//! [`Observed`]. [`plan`] compares the two and returns the missing steps. So making an existing switch does nothing,
+//! [`Observed`]. [`steps`] compares the two and returns the missing steps. So making an existing switch does nothing,
 //! and a switch's state follows from the rest of its plan. Everything that vmctl makes has the description `vmctl
 //! switch NAME`, and nothing without it is ever removed.
 

@@ -1,7 +1,7 @@
 //! The engine child of engine `bhyve`: one boot of one guest, from a plan to an exit code.
 //!
 //! The supervisor starts `vmctl bhyve --spec FILE`, which speaks the contract of [`crate::machine::spec`] like any
-//! engine: a console stream, a control stream, an exit code. FILE holds a [`plan::BhyvePlan`]: the command lines of the
+//! engine: a console stream, a control stream, an exit code. FILE holds a [`boot_plan::BhyvePlan`]: the command lines of the
 //! loader and of bhyve, and their needs on the host. The child
 //!
 //! 1. checks for obstacles before it changes anything ([`prepare`]);
