@@ -478,7 +478,7 @@ mod tests {
     #[test]
     fn variables_may_use_variables_but_not_themselves() {
         assert_eq!(expand("a = '{{ b * 2 }}'\nb = 4", "{{ a }}"), Ok(Scalar::Integer(8)));
-        assert!(expand("a = '{{ b }}'\nb = '{{ a }}'", "{{ a }}").unwrap_err().contains("needs itself: a -> b -> a"));
+        assert!(expand("a = '{{ b }}'\nb = '{{ a }}'", "{{ a }}").unwrap_err().contains("depends on itself: a -> b -> a"));
         assert_eq!(expand("disk-size = '8G'", "{{ disk-size }}"), Ok(Scalar::Text("8G".into())));
     }
 
