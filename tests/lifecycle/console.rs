@@ -208,7 +208,7 @@ fn a_session_on_a_terminal_is_left_and_come_back_to() {
     terminal.type_in("~?");
     terminal.wait_for("leave the console");
     terminal.type_in("~.");
-    terminal.wait_for("g runs on");
+    terminal.wait_for("g keeps running");
     assert_eq!(terminal.code(), Some(0));
     assert!(!terminal.is_raw());
     assert_eq!(world.word("g"), "running");
@@ -259,7 +259,7 @@ fn a_session_whose_log_cannot_be_written_says_so_once() {
     terminal.type_in("on\r");
     terminal.wait_for("<on\r>");
     terminal.type_in("~.");
-    terminal.wait_for("g runs on");
+    terminal.wait_for("g keeps running");
     assert_eq!(terminal.code(), Some(0));
 }
 
@@ -270,7 +270,7 @@ fn a_session_without_input_shows_what_was_said_and_ends_even_while_the_guest_spe
     world.make("loud", "spam:1000000", "");
     world.vmctl(&["start", "quiet", "loud"]).ok();
     let started = Instant::now();
-    world.vmctl(&["console", "quiet"]).ok().says("login:").says("quiet runs on");
+    world.vmctl(&["console", "quiet"]).ok().says("login:").says("quiet keeps running");
     world.vmctl(&["console", "loud"]).ok();
     assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
     assert_eq!(world.word("quiet"), "running");
@@ -301,7 +301,7 @@ fn the_escapes_mean_the_same_in_console_and_in_run() {
     let mut console = Terminal::open(&world, &["console", "g"]);
     console.wait_for("login:");
     console.type_in("~.");
-    console.wait_for("left the console; g runs on");
+    console.wait_for("left the console; g keeps running");
     assert_eq!((console.code(), world.word("g")), (Some(0), "running".into()));
     let mut console = Terminal::open(&world, &["console", "g"]);
     console.wait_for("login:");

@@ -169,7 +169,7 @@ fn a_disk_is_never_made_smaller_without_a_prune() {
     // A disk that is left out stays, and is told of, until it may go.
     fleet(&world, &THREE.replace("disks = [{ id = \"data\", size = \"1M\" }]\n", ""));
     apply(&world, &[]).ok();
-    world.vmctl(&["plan"]).ok().says("is no disk of it any more");
+    world.vmctl(&["plan"]).ok().says("is not a disk of it any more");
     assert!(disk.exists());
     apply(&world, &["--prune"]).ok();
     assert!(!disk.exists());
@@ -359,14 +359,14 @@ fn on_a_terminal_an_apply_asks_and_a_prune_asks_for_the_name() {
     let mut terminal = Terminal::open(&world, &["apply", "--prune"]);
     terminal.wait_for("Apply this?");
     terminal.type_in("y");
-    terminal.wait_for("Type `room` to go on");
+    terminal.wait_for("Type `room` to continue");
     terminal.type_in("yes\r");
     assert_eq!(terminal.code(), Some(1));
     assert!(world.guest("db").exists());
     let mut terminal = Terminal::open(&world, &["apply", "--prune"]);
     terminal.wait_for("Apply this?");
     terminal.type_in("y");
-    terminal.wait_for("Type `room` to go on");
+    terminal.wait_for("Type `room` to continue");
     terminal.type_in("room\r");
     assert_eq!(terminal.code(), Some(0));
     assert!(!world.guest("db").exists());
