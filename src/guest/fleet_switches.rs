@@ -255,8 +255,8 @@ impl Making<'_> {
         Ok(())
     }
 
-    /// Makes the missing parts of a switch. Steps that could cut this session's own network are left to `vmctl switch
-    /// create`, which asks.
+    /// Makes the missing parts of a switch. Steps that could cut this session's own network are left to
+    /// `vmctl switch create`, which asks.
     fn create(&self, name: &str) -> Result<()> {
         let switch = switches::named(self.host, name)?;
         let runtime = runtime()?;
