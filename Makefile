@@ -73,7 +73,7 @@ tools-demo:
 	sh scripts/need cargo:rustc mmdebstrap:mmdebstrap mke2fs:e2fsprogs
 
 tools-check:
-	sh scripts/need cargo:rustc shellcheck:shellcheck
+	sh scripts/need cargo:rustc
 
 tools-test:
 	sh scripts/need cargo:rustc busybox:busybox-static cpio:cpio mandoc:mandoc ssh-keygen:openssh-client blkid:util-linux mke2fs:e2fsprogs mkfs.xfs:xfsprogs \

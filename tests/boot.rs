@@ -3,50 +3,15 @@
 
 mod prepared;
 
-use std::process::{Command, Output};
+use prepared::Store;
 
-struct Store {
-    dir: tempfile::TempDir,
-}
-
-impl Store {
-    fn new() -> Store {
-        Store { dir: tempfile::tempdir().expect("a scratch folder") }
-    }
-
-    fn vmctl(&self, arguments: &[&str]) -> Output {
-        let store = self.dir.path().join("store");
-        Command::new(prepared::program()).arg("--datastore").arg(store).args(arguments).output().expect("vmctl runs")
-    }
-
-    /// Runs a command that must succeed; returns what it printed.
-    fn ok(&self, arguments: &[&str]) -> String {
-        let output = self.vmctl(arguments);
-        let words = String::from_utf8_lossy(&output.stderr).into_owned();
-        let log = self.vmctl(&["logs", "g"]);
-        assert!(output.status.success(), "vmctl {arguments:?}: {words}\n{}", String::from_utf8_lossy(&log.stdout));
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    }
-
-    /// Makes guest `g`, which runs `command` (with `_` for a space) and is ready when its console says `ready`.
-    fn create(&self, more: &str, command: &str, ready: &str) {
-        let folder = prepared::folder();
-        let text = format!(
-            "name = \"g\"\nmemory = \"256M\"\nengine = \"embedded\"\nbackend = \"soft\"\n{more}\n[kernel]\nimage = \"{0}/vmlinuz\"\n\
-             initrd = \"{0}/initrd.img\"\ncmdline = \"console=ttyS0 quiet vmctl.run={command}\"\n\
-             [ready]\nconsole = \"{ready}\"\ntimeout = \"5m\"\n",
-            folder.display()
-        );
-        let file = self.dir.path().join("g.toml");
-        std::fs::write(&file, text).expect("a written guest file");
-        self.ok(&["create", "g", "--file", file.to_str().expect("a plain path")]);
-    }
-}
-
-impl Drop for Store {
-    fn drop(&mut self) {
-        let _ = self.vmctl(&["kill", "g"]);
-    }
+/// Makes guest `g`, which runs `command` (with `_` for a space) and is ready when its console says `ready`.
+fn create(store: &Store, more: &str, command: &str, ready: &str) {
+    store.create(&format!(
+        "{more}\n[kernel]\nimage = \"{0}/vmlinuz\"\ninitrd = \"{0}/initrd.img\"\n\
+         cmdline = \"console=ttyS0 quiet vmctl.run={command}\"\n[ready]\nconsole = \"{ready}\"\ntimeout = \"5m\"\n",
+        prepared::folder().display()
+    ));
 }
 
 #[test]
@@ -56,17 +21,17 @@ fn a_debian_kernel_boots_with_two_processors_a_disk_and_a_network_and_powers_off
     let more = "cpus = 2\ndisks = [{ id = \"data\", size = \"64M\" }]\nnics = [{ id = \"net0\", backend = \"user\" }]";
     let command =
         "dd_if=/dev/zero_of=/dev/vda_bs=1M_count=8_&&_sync_&&_ip_link_set_eth0_up_&&_echo_all_$((40+2))_well_&&_sleep_2";
-    store.create(more, command, "all 42 well");
+    create(&store, more, command, "all 42 well");
     store.ok(&["start", "--wait", "g"]);
-    let log = store.ok(&["logs", "g"]);
+    let log = store.log();
     assert!(log.contains("vmctl-test-guest: ready, 2 cpus"), "{log}");
     for _ in 0..120 {
-        if store.ok(&["list", "-o", "jsonl"]).contains("\"state\":\"stopped\"") {
+        if store.is_stopped() {
             return;
         }
         std::thread::sleep(std::time::Duration::from_millis(500));
     }
-    panic!("the guest powered off and is not stopped:\n{}", store.ok(&["logs", "g"]));
+    panic!("the guest powered off and is not stopped:\n{}", store.log());
 }
 
 #[test]
@@ -86,7 +51,7 @@ fn a_guest_reaches_the_outside_through_sockets_that_its_engine_may_not_make() {
     let store = Store::new();
     let command =
         format!("ip_addr_add_10.0.2.15/24_dev_eth0;_ip_link_set_eth0_up;_wget_-q_-O_-_http://10.0.2.2:{port}/;_sleep_100");
-    store.create("nics = [{ id = \"net0\", backend = \"user\", host_access = true }]", &command, "word from outside");
+    create(&store, "nics = [{ id = \"net0\", backend = \"user\", host_access = true }]", &command, "word from outside");
     store.ok(&["start", "--wait", "g"]);
     store.ok(&["poweroff", "g"]);
 }
@@ -98,10 +63,10 @@ fn a_guest_that_reboots_comes_back_by_itself() {
     // The disk remembers the first boot: the second one finds its mark.
     let more = "disks = [{ id = \"data\", size = \"1M\" }]";
     let command = "if_grep_-q_mark_/dev/vda;_then_echo_second_$((1+1));_sleep_100;_fi;_echo_mark_>/dev/vda;_sync;_reboot_-f";
-    store.create(more, command, "second 2");
+    create(&store, more, command, "second 2");
     store.ok(&["start", "--wait", "g"]);
     store.ok(&["poweroff", "g"]);
-    assert!(store.ok(&["list", "-o", "jsonl"]).contains("\"state\":\"stopped\""));
+    assert!(store.is_stopped());
 }
 
 /// What a guest's program talks to: gives out a page, holds up who asks to wait, and counts what is sent without asking.
@@ -193,7 +158,7 @@ fn what_a_guest_uses_is_what_it_did_and_only_grows() {
         get("wait"),
         send(64 << 10)
     );
-    store.create(more, &command, "all 2 done");
+    create(&store, more, &command, "all 2 done");
     store.ok(&["start", "--wait", "g"]);
 
     // The guest waits for an answer: what has happened has all been counted, and is looked at in three ways.
@@ -276,7 +241,7 @@ fn a_connector_connects_to_what_its_guest_may_reach_and_to_nothing_else_of_this_
     use vmctl::machine::spec::{CONNECTOR_FD, SERVICES_FD};
 
     let start = |arguments: &[&str], inherited: Vec<(i32, OwnedFd)>| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_vmctl"));
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_vmctl"));
         command.arg("vmm").args(arguments);
         vmctl::host::process::spawn_tied(&mut command, &inherited).expect("starts")
     };

@@ -6,61 +6,17 @@ mod prepared;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-struct Store {
-    dir: tempfile::TempDir,
-}
+use prepared::Store;
 
-impl Store {
-    fn new() -> Store {
-        Store { dir: tempfile::tempdir().expect("a scratch folder") }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn vmctl(&self, arguments: &[&str]) -> Output {
-        let store = self.path("store");
-        let mut command = Command::new(prepared::program());
-        command.arg("--datastore").arg(store).args(arguments).stdin(Stdio::null()).output().expect("vmctl runs")
-    }
-
-    fn ok(&self, arguments: &[&str]) -> String {
-        let output = self.vmctl(arguments);
-        let words = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "vmctl {arguments:?}: {words}\n{}", self.log());
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    }
-
-    fn log(&self) -> String {
-        String::from_utf8_lossy(&self.vmctl(&["logs", "g"]).stdout).into_owned()
-    }
-
-    fn create(&self, text: &str) {
-        let file = self.path("g.toml");
-        fs::write(&file, format!("name = \"g\"\nmemory = \"256M\"\nengine = \"embedded\"\nbackend = \"soft\"\n{text}")).unwrap();
-        self.ok(&["create", "g", "--file", file.to_str().expect("a plain path")]);
-    }
-
-    fn wait_for(&self, what: &str, holds: impl Fn(&Store) -> bool) {
-        let start = Instant::now();
-        while !holds(self) {
-            assert!(start.elapsed() < Duration::from_secs(300), "{what}:\n{}", self.log());
-            std::thread::sleep(Duration::from_millis(200));
-        }
-    }
-
-    fn is_stopped(&self) -> bool {
-        self.ok(&["list", "-o", "jsonl"]).contains("\"state\":\"stopped\"")
-    }
-}
-
-impl Drop for Store {
-    fn drop(&mut self) {
-        let _ = self.vmctl(&["kill", "g"]);
+/// Waits for something to hold, five minutes at the most.
+fn wait_for(store: &Store, what: &str, holds: impl Fn(&Store) -> bool) {
+    let start = Instant::now();
+    while !holds(store) {
+        assert!(start.elapsed() < Duration::from_secs(300), "{what}:\n{}", store.log());
+        std::thread::sleep(Duration::from_millis(200));
     }
 }
 
@@ -120,7 +76,7 @@ fn a_medium_boots_by_its_own_menu_and_the_guest_reads_it() {
     // The confined engine has written it, before the guest ran.
     let block = tool("debugfs", &["-R", "cat /grubenv", environment.to_str().expect("a plain path")]);
     assert!(block.contains("\nchosen=second\n#"), "{block}\n{log}");
-    store.wait_for("the guest powers off by itself", Store::is_stopped);
+    wait_for(&store, "the guest powers off by itself", Store::is_stopped);
 }
 
 #[test]
@@ -133,7 +89,7 @@ fn a_menu_that_waits_is_stopped_by_the_power_button_and_starts_are_told_of_empty
         image.display()
     ));
     store.ok(&["start", "g"]);
-    store.wait_for("the menu is shown", |store| store.log().contains("vmctl boot menu"));
+    wait_for(&store, "the menu is shown", |store| store.log().contains("vmctl boot menu"));
     store.ok(&["stop", "g"]);
     assert!(store.is_stopped());
     store.ok(&["destroy", "--yes", "g"]);

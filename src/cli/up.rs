@@ -34,10 +34,7 @@ impl Args {
         let context = app.context()?;
         let meant = self.group.meant(app, &context)?;
         match &meant {
-            Meant::Named(names) => {
-                let (named, worst) = named(app, &context, names)?;
-                Ok(worst.max(start_those(app, &context, &Those::Named(named), self.parallel)?))
-            }
+            Meant::Named(names) => start_all(app, &context, names, self.parallel),
             Meant::Fleet(fleet) => {
                 let missing = fleet.not_made().map_or(ExitStatus::Done, |failure| app.ui.failure_about(false, "", &failure));
                 Ok(missing.max(start_those(app, &context, &Those::Members(&fleet.members), self.parallel)?))

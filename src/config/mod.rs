@@ -43,6 +43,6 @@ pub use hardware::*;
 pub use host::{CatalogueConfig, DatastoreConfig, HostConfig};
 pub use load::{GuestRequest, LoadedGuest, load_guest};
 pub use paths::{GUEST_FILE, GUESTS_DIR, HostPaths, TEMPLATES_DIR, fleet_directory};
-pub use pattern::NamePattern;
+pub use pattern::{NamePattern, PatternError};
 pub use switch::{Dhcp, Nat, SwitchConfig, SwitchKind};
 pub use uids::UidRange;

@@ -5,12 +5,19 @@ use std::str::FromStr;
 use glob::Pattern;
 
 /// A pattern of guest names.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct NamePattern(Vec<Pattern>);
 
-/// What is wrong with a pattern; the pattern itself is not named.
+/// A text that is not a pattern, and the reason.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum PatternError {
+#[error("`{text}` is not a pattern: {fault}")]
+pub struct PatternError {
+    text: String,
+    fault: PatternFault,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+enum PatternFault {
     #[error("a group `{{` is not closed")]
     Unclosed,
     #[error("`}}` closes no group")]
@@ -40,38 +47,40 @@ impl FromStr for NamePattern {
     type Err = PatternError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let compiled = alternatives(text)?.into_iter().map(|text| {
-            // The crate knows `**` for folders only, and `!` alone for what is not meant.
-            let mut text = text.replace("[^", "[!");
-            while text.contains("**") {
-                text = text.replace("**", "*");
-            }
-            // What is left to be wrong is a range.
-            Pattern::new(&text).map_err(|_| PatternError::Range)
-        });
-        compiled.collect::<Result<_, _>>().map(NamePattern)
+        let compiled = alternatives(text).and_then(|texts| texts.iter().map(|text| compile(text)).collect());
+        compiled.map(NamePattern).map_err(|fault| PatternError { text: text.to_owned(), fault })
     }
 }
 
+fn compile(text: &str) -> Result<Pattern, PatternFault> {
+    // The crate knows `**` for folders only, and `!` alone for what is not meant.
+    let mut text = text.replace("[^", "[!");
+    while text.contains("**") {
+        text = text.replace("**", "*");
+    }
+    // What is left to be wrong is a range.
+    Pattern::new(&text).map_err(|_| PatternFault::Range)
+}
+
 /// The texts that a text with groups `{a,b}` stands for.
-fn alternatives(text: &str) -> Result<Vec<String>, PatternError> {
+fn alternatives(text: &str) -> Result<Vec<String>, PatternFault> {
     let mut done = Vec::new();
     let mut left = vec![text.to_owned()];
     while let Some(text) = left.pop() {
         let Some(start) = text.find('{') else {
             if text.contains('}') {
-                return Err(PatternError::Unopened);
+                return Err(PatternFault::Unopened);
             }
             done.push(text);
             continue;
         };
-        let (commas, end) = group(&text[start..]).ok_or(PatternError::Unclosed)?;
+        let (commas, end) = group(&text[start..]).ok_or(PatternFault::Unclosed)?;
         let cuts = [&[0], &commas[..], &[end]].concat();
         for cut in cuts.windows(2) {
             left.push(format!("{}{}{}", &text[..start], &text[start + cut[0] + 1..start + cut[1]], &text[start + end + 1..]));
         }
         if done.len() + left.len() > MAX_ALTERNATIVES {
-            return Err(PatternError::TooMany);
+            return Err(PatternFault::TooMany);
         }
     }
     Ok(done)
@@ -125,6 +134,6 @@ mod tests {
             assert!(wrong.parse::<NamePattern>().is_err(), "{wrong}");
         }
         let error = "{a,b}".repeat(10_000).parse::<NamePattern>().expect_err("too many");
-        assert_eq!(error, PatternError::TooMany);
+        assert_eq!(error.fault, PatternFault::TooMany);
     }
 }

@@ -170,9 +170,7 @@ impl CloneFile<'_> {
                 Ok(free) => {
                     taken.push(free);
                     notes.push(format!("port {free} of the host leads to it where {port} leads to `{}`", self.source.name()));
-                    let decor = value.decor().clone();
-                    *value = Value::from(i64::from(free));
-                    *value.decor_mut() = decor;
+                    replace(value, i64::from(free));
                 }
                 Err(error) => failed = Some(error),
             }
@@ -194,10 +192,10 @@ impl CloneFile<'_> {
     }
 }
 
-/// Puts a text in the place of a value; its spaces and comments stay.
-fn replace(value: &mut Value, text: &str) {
+/// Puts another value in the place of one; its spaces and comments stay.
+fn replace(value: &mut Value, other: impl Into<Value>) {
     let decor = value.decor().clone();
-    *value = Value::from(text);
+    *value = other.into();
     *value.decor_mut() = decor;
 }
 

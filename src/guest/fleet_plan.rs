@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::config::render::{Origin, render};
-use crate::config::{DiskBackend, Fleet, FleetGuest, GuestConfig, GuestRequest, NamePattern, fleet_directory, load_guest};
+use crate::config::{
+    DiskBackend, Fleet, FleetGuest, GuestConfig, GuestRequest, NamePattern, PatternError, fleet_directory, load_guest,
+};
 use crate::host::files::disk_size;
 use crate::inputs;
 use crate::units::ByteSize;
@@ -216,8 +218,7 @@ impl Targets {
         let there = store.names()?;
         let mut set = Vec::new();
         for pattern in patterns {
-            let compiled: NamePattern =
-                pattern.parse().map_err(|error| GuestError::user(format!("`{pattern}` is no pattern: {error}")))?;
+            let compiled: NamePattern = pattern.parse().map_err(|error: PatternError| GuestError::user(error.to_string()))?;
             let known = || fleet.here().map(|guest| guest.config.name.as_str()).chain(there.iter().map(String::as_str));
             if !known().any(|name| compiled.matches(name)) {
                 let error = GuestError::user(format!("no guest of the fleet `{}` matches `{pattern}`", fleet.name));

@@ -7,7 +7,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use crate::config::diagnostic::nearest;
-use crate::config::{DatastoreConfig, EngineKind, GUEST_FILE, GUESTS_DIR, NamePattern};
+use crate::config::{DatastoreConfig, EngineKind, GUEST_FILE, GUESTS_DIR, NamePattern, PatternError};
 use crate::host::files::{abandoned, make_directory, private_directory, sweep, sync_directory, temporary_of, write_atomically};
 
 use super::error::{GuestError, Result};
@@ -167,8 +167,7 @@ impl Store {
                 Some(names) => names,
                 none => none.insert(self.names()?),
             };
-            let compiled: NamePattern =
-                pattern.parse().map_err(|error| GuestError::user(format!("`{pattern}` is no pattern: {error}")))?;
+            let compiled: NamePattern = pattern.parse().map_err(|error: PatternError| GuestError::user(error.to_string()))?;
             let before = seen.len();
             let matching: Vec<_> = names.iter().filter(|name| compiled.matches(name)).cloned().collect();
             if matching.is_empty() {

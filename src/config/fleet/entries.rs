@@ -11,7 +11,7 @@ use crate::config::expression::{Scalar, names_in};
 use crate::config::host;
 use crate::config::keys::GUEST_KEYS;
 use crate::config::layer::{Layer, Name, Spanned, Table, Value, expand_short_forms};
-use crate::config::pattern::NamePattern;
+use crate::config::pattern::{NamePattern, PatternError};
 use crate::config::table_reader::TableReader;
 use crate::config::validate::{self, is_name};
 
@@ -67,15 +67,15 @@ pub struct Item {
 /// A selection of hosts for an entry.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Selector {
-    names: Vec<String>,
+    names: Vec<NamePattern>,
     labels: Vec<String>,
 }
 
 impl Selector {
     /// Returns whether it selects the host of this name with these labels.
     pub fn means(&self, name: &str, labels: &[String]) -> bool {
-        let matches = |text: &String| text.parse::<NamePattern>().is_ok_and(|pattern| pattern.matches(name));
-        (self.names.is_empty() || self.names.iter().any(matches)) && self.labels.iter().all(|label| labels.contains(label))
+        let named = self.names.is_empty() || self.names.iter().any(|pattern| pattern.matches(name));
+        named && self.labels.iter().all(|label| labels.contains(label))
     }
 }
 
@@ -280,12 +280,14 @@ pub fn guests(node: Option<Spanned>, source: &Arc<Source>, problems: &mut Proble
 
 /// Returns the selection of hosts in a table `host`.
 pub fn selector(view: &TableReader<'_>, problems: &mut Problems) -> Selector {
+    let mut names = Vec::new();
     for (name, node) in view.text_nodes("names") {
-        if let Err(error) = name.parse::<NamePattern>() {
-            problems.push(Diagnostic::at(&node.location, format!("`{name}` is not a pattern: {error}")));
+        match name.parse() {
+            Ok(pattern) => names.push(pattern),
+            Err(error) => problems.push(Diagnostic::at(&node.location, PatternError::to_string(&error))),
         }
     }
-    Selector { names: view.texts("names"), labels: view.texts("labels") }
+    Selector { names, labels: view.texts("labels") }
 }
 
 /// Returns the items of `for_each`.
