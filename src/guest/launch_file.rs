@@ -15,8 +15,9 @@ use crate::units::ByteSize;
 use super::error::{GuestError, Result};
 use super::store::Store;
 
-/// Ports of the host that are tried for the forward to the guest's sshd(8).
-const PORTS: std::ops::Range<u16> = 42200..43200;
+/// Ports of the host that are tried for the forward to the guest's sshd(8). Outgoing connections take theirs from 32768
+/// on Linux and from 10000 on FreeBSD (`net.inet.ip.portrange.first`), so that none of them is in the way of a start.
+const PORTS: std::ops::Range<u16> = 7200..7800;
 /// Default RAM of a guest.
 const MEMORY: &str = "1GiB";
 /// Room of a guest in addition to its image.

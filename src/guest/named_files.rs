@@ -80,20 +80,26 @@ pub fn problems(config: &GuestConfig) -> Vec<(String, GuestError)> {
         let source = disk.source.as_deref().filter(|source| is_image_path(source)).map(Path::new);
         found.extend(source.and_then(|path| source_problem(disk, path)).map(|error| (key("source"), error)));
     }
-    let kernel = config
-        .kernel
-        .iter()
-        .flat_map(|kernel| [("kernel.image", Some(&kernel.image)), ("kernel.initrd", kernel.initrd.as_ref())]);
     let uefi = config.uefi.iter().flat_map(|uefi| [("uefi.firmware", uefi.firmware.as_ref()), ("uefi.vars", uefi.vars.as_ref())]);
     let loader = config.bhyveload.iter().map(|bhyveload| ("bhyveload.loader", bhyveload.loader.as_ref()));
     let screen = config.graphics.iter().map(|graphics| ("graphics.password_file", graphics.password_file.as_ref()));
-    for (key, path) in kernel.chain(uefi).chain(loader).chain(screen) {
-        found.extend(path.and_then(|path| no_file(key, path)).map(|error| (key.to_owned(), error)));
+    let others = uefi.chain(loader).chain(screen).filter_map(|(key, path)| Some((key, path?.as_path())));
+    for (key, path) in of_kernel(config).chain(others) {
+        found.extend(no_file(key, path).map(|error| (key.to_owned(), error)));
     }
     if let Some(cloud_init) = &config.cloud_init {
         found.extend(seed::problems(cloud_init).into_iter().map(|(key, error)| (format!("cloud-init.{key}"), error)));
     }
     found
+}
+
+/// Returns the files of `[kernel]`, each with its key.
+pub fn of_kernel(config: &GuestConfig) -> impl Iterator<Item = (&'static str, &Path)> {
+    config.kernel.iter().flat_map(|kernel| {
+        let initrd = kernel.initrd.as_deref().map(|path| ("kernel.initrd", path));
+        let modules = kernel.modules.iter().map(|module| ("kernel.modules", module.path.as_path()));
+        std::iter::once(("kernel.image", kernel.image.as_path())).chain(initrd).chain(modules)
+    })
 }
 
 /// Returns why an existing file cannot be used for a key. Returns `None` if it is missing, or belongs to another user.

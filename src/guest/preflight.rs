@@ -5,8 +5,10 @@
 //! A guest of an engine that this host has not is made ready for another host: what is looked for there is not looked for
 //! here.
 
+use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use crate::config::check::is_image_path;
 use crate::config::{
@@ -50,6 +52,20 @@ pub struct Preflight<'a> {
     pub surroundings: Surroundings<'a>,
     /// The guest, if it is there.
     pub guest: Option<&'a GuestDir>,
+}
+
+/// How long a start waits for a port that a process of this program, or one that nobody can name, is about to give up:
+/// the processes of a boot that was killed end one after another.
+const PORT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The holder of a port of the host.
+enum PortUser {
+    /// A guest that runs.
+    Guest(String),
+    /// A program that is no guest's.
+    Program(Listener),
+    /// A process that this user may not look at, or one that is gone by now.
+    Unknown,
 }
 
 /// A problem and its key.
@@ -96,7 +112,7 @@ impl Preflight<'_> {
         if moment != Moment::Making {
             missing_files(config, &mut found);
             found.extend(memory_problem(config));
-            self.ports(config, &mut found);
+            self.ports(config, moment, &mut found);
         }
         found
     }
@@ -148,44 +164,51 @@ impl Preflight<'_> {
     }
 
     /// The ports of the host that a guest which does not run will listen on.
-    fn ports(self, config: &GuestConfig, found: &mut Problems) {
+    fn ports(self, config: &GuestConfig, moment: Moment, found: &mut Problems) {
         if self.guest.is_some_and(|guest| supervisor_of(guest).is_some()) {
             return;
         }
+        let patience = if moment == Moment::Booting { PORT_PATIENCE } else { Duration::ZERO };
         for nic in &config.nics {
             for (at, forward) in nic.forwards.iter().enumerate() {
-                if let Some(error) = self.port_problem(forward) {
+                if let Some(error) = self.port_problem(forward, patience) {
                     found.push((format!("nics.{}.forwards.#{at}.host_port", nic.id), error));
                 }
             }
         }
     }
 
-    fn port_problem(self, forward: &Forward) -> Option<GuestError> {
+    fn port_problem(self, forward: &Forward, patience: Duration) -> Option<GuestError> {
         let address = forward.host();
-        let bound = match forward.proto {
-            ForwardProto::Tcp => TcpListener::bind(address).map(drop),
-            ForwardProto::Udp => UdpSocket::bind(address).map(drop),
+        let started = Instant::now();
+        let (error, user) = loop {
+            let error = listen(forward.proto, address).err()?;
+            let user = match error.kind() {
+                io::ErrorKind::AddrInUse => self.user_of(forward.proto, address),
+                _ => PortUser::Unknown,
+            };
+            if error.kind() != io::ErrorKind::AddrInUse || !user.may_be_ending() || started.elapsed() >= patience {
+                break (error, user);
+            }
+            std::thread::sleep(Duration::from_millis(20));
         };
-        let error = bound.err()?;
         let port = format!("port {} of the host, which leads to port {} of the guest,", address.port(), forward.guest_port);
         Some(match error.kind() {
-            std::io::ErrorKind::AddrInUse => {
-                let (user, hint) = self.user_of(forward.proto, address);
+            io::ErrorKind::AddrInUse => {
+                let (user, hint) = user.words();
                 GuestError::user(format!("{port} is in use{user}")).hint(hint)
             }
-            std::io::ErrorKind::PermissionDenied => GuestError::user(format!("{port} is not for this user: {error}"))
+            io::ErrorKind::PermissionDenied => GuestError::user(format!("{port} is not for this user: {error}"))
                 .hint("ports below 1024 are the system's: take a higher one"),
-            std::io::ErrorKind::AddrNotAvailable => {
+            io::ErrorKind::AddrNotAvailable => {
                 GuestError::user(format!("`{}` is no address of this host: {error}", address.ip()))
             }
             _ => GuestError::user(format!("{port} cannot be used: {error}")),
         })
     }
 
-    /// Returns the guest or program that has a port, in words, and what to do about it.
-    fn user_of(self, proto: ForwardProto, address: SocketAddr) -> (String, String) {
-        let other = "set another `host_port`";
+    /// Returns the holder of a port.
+    fn user_of(self, proto: ForwardProto, address: SocketAddr) -> PortUser {
         let proto = if proto == ForwardProto::Tcp { "tcp" } else { "udp" };
         let word = format!("{proto} ");
         let holds = |run: &RunState| {
@@ -197,33 +220,53 @@ impl Preflight<'_> {
         for name in self.store.names().unwrap_or_default() {
             let guest = self.store.directory_of(&name);
             if RunState::load(&guest.state_file()).is_some_and(|run| holds(&run)) && supervisor_of(&guest).is_some() {
-                return (format!(" by guest `{name}`"), format!("{other}, or stop the other: `vmctl stop {name}`"));
+                return PortUser::Guest(name);
             }
         }
-        match listener_at(proto, address.port()) {
-            Some(Listener { pid, program }) => (format!(" by `{program}` (process {pid})"), other.to_owned()),
-            None => (String::new(), other.to_owned()),
+        listener_at(proto, address.port()).map_or(PortUser::Unknown, PortUser::Program)
+    }
+}
+
+impl PortUser {
+    /// Whether the port may be free in a moment: nobody listens there any more, or an engine or a connector whose
+    /// supervisor is gone does.
+    fn may_be_ending(&self) -> bool {
+        match self {
+            Self::Guest(_) => false,
+            Self::Program(listener) => listener.program == env!("CARGO_PKG_NAME"),
+            Self::Unknown => true,
+        }
+    }
+
+    /// Returns it in words, and what to do about it.
+    fn words(&self) -> (String, String) {
+        let other = "set another `host_port`";
+        match self {
+            Self::Guest(name) => (format!(" by guest `{name}`"), format!("{other}, or stop the other: `vmctl stop {name}`")),
+            Self::Program(Listener { pid, program }) => (format!(" by `{program}` (process {pid})"), other.to_owned()),
+            Self::Unknown => (String::new(), other.to_owned()),
         }
     }
 }
 
+/// Listens on a port for a moment.
+fn listen(proto: ForwardProto, address: SocketAddr) -> io::Result<()> {
+    match proto {
+        ForwardProto::Tcp => TcpListener::bind(address).map(drop),
+        ForwardProto::Udp => UdpSocket::bind(address).map(drop),
+    }
+}
+
 fn missing(what: &str, path: &Path) -> Option<GuestError> {
-    let error = std::fs::symlink_metadata(path).and_then(|_| std::fs::metadata(path)).err()?;
+    let error = std::fs::metadata(path).err()?;
     (error.kind() == std::io::ErrorKind::NotFound)
         .then(|| GuestError::user(format!("{what}: there is no file `{}`", path.display())))
 }
 
 /// Files that a boot reads.
 fn missing_files(config: &GuestConfig, found: &mut Problems) {
-    let mut look = |key: &str, path: Option<&Path>| {
-        found.extend(path.and_then(|path| missing(&format!("`{key}`"), path)).map(|error| (key.to_owned(), error)));
-    };
-    if let Some(kernel) = &config.kernel {
-        look("kernel.image", Some(&kernel.image));
-        look("kernel.initrd", kernel.initrd.as_deref());
-        for module in &kernel.modules {
-            look("kernel.modules", Some(&module.path));
-        }
+    for (key, path) in named_files::of_kernel(config) {
+        found.extend(missing(&format!("`{key}`"), path).map(|error| (key.to_owned(), error)));
     }
 }
 

@@ -70,6 +70,25 @@ fn a_port_in_use_is_told_with_its_forward_and_who_has_it() {
 }
 
 #[test]
+fn a_start_waits_for_a_port_that_an_ended_process_is_giving_up() {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, getsockname, socket};
+    use std::os::fd::AsRawFd;
+    let world = World::new();
+    // A port that is taken and at which nobody listens: so is one whose process is about to be gone.
+    let held = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).expect("a socket");
+    bind(held.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0)).expect("binds");
+    let port = getsockname::<SockaddrIn>(held.as_raw_fd()).expect("bound").port();
+    world.make("g", "", &format!("nics = [{{ id = \"n\", forwards = [{{ host_port = {port}, guest_port = 22 }}] }}]"));
+    world.vmctl(&["check", "g"]).fails(1, "is in use");
+    let giving_up = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(700));
+        drop(held);
+    });
+    world.vmctl(&["start", "g"]).ok();
+    giving_up.join().expect("given up");
+}
+
+#[test]
 fn more_memory_than_the_host_has_is_refused_until_it_is_insisted_on() {
     let world = World::new();
     let file = world.make("g", "", "");
