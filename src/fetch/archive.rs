@@ -6,7 +6,7 @@
 //! 0.0, 0.1 and 1.0 (GNU tar manual, appendix "Storing Sparse Files"), which bsdtar writes too; others are refused by
 //! name.
 //!
-//! **Hostile file**: the headers of a member are at most [`MAX_HEADERS`] long,its map of holes has at most
+//! **Hostile file**: the headers of a member are at most [`MAX_HEADERS`] long, its map of holes has at most
 //! [`MAX_STRETCHES`] entries, and the extracted file is at most [`MAX_DISK`] long.
 
 use std::cell::Cell;

@@ -4,7 +4,7 @@
 //! holds the interrupt controllers, and an [`Attention`] through which other threads reach the vCPUs.
 //!
 //! The locking rule, for back ends that run one thread a vCPU and for those that do not: every method of `Platform` may
-//! be called from any vCPU thread at any time andtakes the locks that it needs; no lock is held while guest
+//! be called from any vCPU thread at any time and takes the locks that it needs; no lock is held while guest
 //! instructions run.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};

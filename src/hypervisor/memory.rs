@@ -4,7 +4,7 @@
 //! bounds-checked copies. A page may be *watched*: the software CPU watches the pages that it has decoded code from. A
 //! write to a watched page through this type is recorded, so that the watcher can drop what it derived from the page.
 //!
-//! **Hostile guest**: every address is checked against the regions; an access outsideis an `OutOfRange` error. In the
+//! **Hostile guest**: every address is checked against the regions; an access outside is an `OutOfRange` error. In the
 //! `_or_ignore` forms such a read gives all ones and such a write is dropped.
 #![allow(unsafe_code)]
 

@@ -1,10 +1,9 @@
 //! The engine child: one machine, from its specification to its exit code.
 //!
 //! The order is part of the contract: every file, port and socket is opened first, then the process gives up what it does
-//! not need any more (see [`sandbox`]), then the machine is put together and a kernel of the host is
-//! loaded, then the process gives up starting threads, then `running` is reported, and only then the first guest
-//! instruction runs. A guest that boots by its own menu is `running` once a
-//! `running` once a configuration was found on its disks, before the menu is shown.
+//! not need any more (see [`sandbox`]), then the machine is put together and a kernel of the host is loaded, then the
+//! process gives up starting threads, then `running` is reported, and only then the first guest instruction runs. A guest
+//! that boots by its own menu is `running` once a configuration was found on its disks, before the menu is shown.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;

@@ -5,7 +5,7 @@
 //!   address it runs, so it stays valid when page tables change.
 //! * Jumps inside a page are links: pointers from op to op. They live only among the blocks of one page, so dropping a
 //!   page's blocks drops them. All other jumps go through the vCPU's jump cache, from linear address (and mode) to
-//!   block,which is dropped at each TLB flush (its upper half, if all of it is in global pages, not at a CR3 write) and
+//!   block, which is dropped at each TLB flush (its upper half, if all of it is in global pages, not at a CR3 write) and
 //!   whenever blocks are dropped.
 //! * A page with blocks is watched in guest memory and takes the TLB's slow path for writes. A bitmap of 64-byte
 //!   granules tells writes to its code from writes to its data.

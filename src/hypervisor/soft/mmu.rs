@@ -12,7 +12,7 @@
 //! **Not modelled**: PCID, protection keys, 5-level paging, memory types; the PDPTEs of PAE paging are read at each
 //! walk, as AMD's processors do.
 //!
-//! **Hostile guest**: a walk reads at most four entries;page tables outside of memory read as all ones, which gives a
+//! **Hostile guest**: a walk reads at most four entries; page tables outside of memory read as all ones, which gives a
 //! reserved-bit fault.
 #![allow(unsafe_code)]
 

@@ -3,7 +3,7 @@
 //! All vCPUs of a machine run on one thread, a slice of instructions each. So LOCK costs nothing and, with a clock
 //! driven by retired instructions, whole runs can be reproduced.
 //!
-//! **Hostile guest**: a slice is bounded by its budget;every exit of a chain that makes no progress by itself
+//! **Hostile guest**: a slice is bounded by its budget; every exit of a chain that makes no progress by itself
 //! (exceptions, restarted string instructions) is charged to it.
 #![allow(unsafe_code)]
 
