@@ -14,11 +14,11 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use vmctl::fetch::digest::Algorithm;
-use vmctl::fetch::image::{self, FileStorage, Format};
-use vmctl::fetch::progress::{Job, Silent};
-use vmctl::fetch::space::Room;
-use vmctl::fetch::{Digest, sparse};
+use vmctl::testing::fetch::digest::Algorithm;
+use vmctl::testing::fetch::image::{self, FileStorage, Format};
+use vmctl::testing::fetch::progress::{Job, Silent};
+use vmctl::testing::fetch::space::Room;
+use vmctl::testing::fetch::{Digest, sparse};
 
 const ROUNDS: usize = 3;
 /// Below this, starting the programs is what is measured.

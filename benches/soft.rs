@@ -4,7 +4,7 @@
 
 use std::time::Instant;
 
-use vmctl::hypervisor::soft::rig::{Rig, Stop};
+use vmctl::testing::hypervisor::soft::rig::{Rig, Stop};
 
 /// Name, code, instructions that it runs.
 type Loop = (&'static str, &'static [u8], u64);

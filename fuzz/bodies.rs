@@ -21,22 +21,22 @@ mod storage;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
-use vmctl::devices::disk::memory::{MemoryDisk, MemoryDiskHandle};
-use vmctl::devices::net::Nic;
-use vmctl::devices::pci::{PciDevice, PciRoot, Window, Windows};
-use vmctl::devices::serial::CharBackend;
-use vmctl::devices::virtio::blk::{Blk, BlkOptions};
-use vmctl::devices::virtio::console::Console;
-use vmctl::devices::virtio::mock::{Desc, MockDriver, PciDriver};
-use vmctl::devices::virtio::net::Net;
-use vmctl::devices::virtio::queue::{Chain, MAX_INDIRECT, Queue};
-use vmctl::devices::virtio::rng::Rng;
-use vmctl::devices::virtio::transport::{NEEDS_RESET, NO_VECTOR, VirtioPci};
-use vmctl::devices::virtio::{CHAINS_PER_ENTRY, VirtioDevice};
-use vmctl::hypervisor::backend::{Attention, Waker};
-use vmctl::hypervisor::bus::{Access, Device};
-use vmctl::hypervisor::irq::{IrqLine, IrqProbe};
-use vmctl::hypervisor::memory::{GuestAddr, GuestMemory};
+use vmctl::testing::devices::disk::memory::{MemoryDisk, MemoryDiskHandle};
+use vmctl::testing::devices::net::Nic;
+use vmctl::testing::devices::pci::{PciDevice, PciRoot, Window, Windows};
+use vmctl::testing::devices::serial::CharBackend;
+use vmctl::testing::devices::virtio::blk::{Blk, BlkOptions};
+use vmctl::testing::devices::virtio::console::Console;
+use vmctl::testing::devices::virtio::mock::{Desc, MockDriver, PciDriver};
+use vmctl::testing::devices::virtio::net::Net;
+use vmctl::testing::devices::virtio::queue::{Chain, MAX_INDIRECT, Queue};
+use vmctl::testing::devices::virtio::rng::Rng;
+use vmctl::testing::devices::virtio::transport::{NEEDS_RESET, NO_VECTOR, VirtioPci};
+use vmctl::testing::devices::virtio::{CHAINS_PER_ENTRY, VirtioDevice};
+use vmctl::testing::hypervisor::backend::{Attention, Waker};
+use vmctl::testing::hypervisor::bus::{Access, Device};
+use vmctl::testing::hypervisor::irq::{IrqLine, IrqProbe};
+use vmctl::testing::hypervisor::memory::{GuestAddr, GuestMemory};
 
 /// A target's name and body.
 pub type Target = (&'static str, fn(&[u8]));

@@ -2,21 +2,21 @@
 
 use std::sync::Arc;
 
-use vmctl::devices::debug_exit::DebugExit;
-use vmctl::devices::ioapic::{IoApic, PINS};
-use vmctl::devices::lapic::Lapic;
-use vmctl::devices::pic::Pic;
-use vmctl::devices::pit::Pit;
-use vmctl::devices::pm::Pm;
-use vmctl::devices::ps2::Ps2;
-use vmctl::devices::rtc::Rtc;
-use vmctl::devices::serial::Serial;
-use vmctl::hypervisor::backend::{Attention, Waker};
-use vmctl::hypervisor::bus::{Access, Device};
-use vmctl::hypervisor::clock::{Clock, ManualClock};
-use vmctl::hypervisor::irq::{IrqLine, IrqProbe, IrqSink};
-use vmctl::hypervisor::state::Section;
-use vmctl::machine::interrupts::{InterruptRegisters, Interrupts};
+use vmctl::testing::devices::debug_exit::DebugExit;
+use vmctl::testing::devices::ioapic::{IoApic, PINS};
+use vmctl::testing::devices::lapic::Lapic;
+use vmctl::testing::devices::pic::Pic;
+use vmctl::testing::devices::pit::Pit;
+use vmctl::testing::devices::pm::Pm;
+use vmctl::testing::devices::ps2::Ps2;
+use vmctl::testing::devices::rtc::Rtc;
+use vmctl::testing::devices::serial::Serial;
+use vmctl::testing::hypervisor::backend::{Attention, Waker};
+use vmctl::testing::hypervisor::bus::{Access, Device};
+use vmctl::testing::hypervisor::clock::{Clock, ManualClock};
+use vmctl::testing::hypervisor::irq::{IrqLine, IrqProbe, IrqSink};
+use vmctl::testing::hypervisor::state::Section;
+use vmctl::testing::machine::interrupts::{InterruptRegisters, Interrupts};
 
 use super::{Bytes, Line};
 
@@ -201,7 +201,7 @@ pub fn lapic(data: &[u8]) {
                 let _ = apic.msr_write(msr, bytes.quad(), now_ns);
             }
             6 => {
-                if let Some(mode) = vmctl::devices::lapic::DeliveryMode::from_bits(bytes.byte()) {
+                if let Some(mode) = vmctl::testing::devices::lapic::DeliveryMode::from_bits(bytes.byte()) {
                     apic.accept(mode, bytes.byte(), bytes.byte() & 1 != 0);
                 }
             }

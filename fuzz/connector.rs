@@ -7,12 +7,12 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use vmctl::devices::net::user::answers::{Exchange, Files};
-use vmctl::devices::net::user::connector::{REPLY_BYTES, REQUEST_BYTES, serve};
-use vmctl::devices::net::user::fragments::{Fragments, MAX_DATAGRAMS};
-use vmctl::devices::net::user::packet;
-use vmctl::devices::net::user::relay::ForwardSocket;
-use vmctl::devices::net::user::sockets::{EchoSocket, Scope, Sockets};
+use vmctl::testing::devices::net::user::answers::{Exchange, Files};
+use vmctl::testing::devices::net::user::connector::{REPLY_BYTES, REQUEST_BYTES, serve};
+use vmctl::testing::devices::net::user::fragments::{Fragments, MAX_DATAGRAMS};
+use vmctl::testing::devices::net::user::packet;
+use vmctl::testing::devices::net::user::relay::ForwardSocket;
+use vmctl::testing::devices::net::user::sockets::{EchoSocket, Scope, Sockets};
 
 /// A host that refuses everything.
 struct Refusing;

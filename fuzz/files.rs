@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use vmctl::config::{EngineKind, FleetRequest, GuestRequest, HostConfig, HostPaths, load_fleet, load_guest};
+use vmctl::testing::config::{EngineKind, FleetRequest, GuestRequest, HostConfig, HostPaths, load_fleet, load_guest};
 
 use super::Bytes;
 

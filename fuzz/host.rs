@@ -2,18 +2,18 @@
 
 use std::path::Path;
 
-use vmctl::config::GrubSystem;
-use vmctl::guest::bhyve::partitions;
-use vmctl::guest::bhyve::run::boot_plan::{Argument, BhyvePlan, Piece};
-use vmctl::guest::bhyve::run::journal;
-use vmctl::guest::import::Notes;
-use vmctl::guest::import::conf::Conf;
-use vmctl::guest::import::switches;
-use vmctl::guest::import::translate::{Source, translate};
-use vmctl::guest::metrics_format::Format;
-use vmctl::host::bhyve::{HostFeatures, ProbeOutputs};
-use vmctl::host::iscsi::{self, Target};
-use vmctl::host::{bhyvectl, ifconfig, netgraph, passthru, scrape};
+use vmctl::testing::config::GrubSystem;
+use vmctl::testing::guest::bhyve::partitions;
+use vmctl::testing::guest::bhyve::run::boot_plan::{Argument, BhyvePlan, Piece};
+use vmctl::testing::guest::bhyve::run::journal;
+use vmctl::testing::guest::import::Notes;
+use vmctl::testing::guest::import::conf::Conf;
+use vmctl::testing::guest::import::switches;
+use vmctl::testing::guest::import::translate::{Source, translate};
+use vmctl::testing::guest::metrics_format::Format;
+use vmctl::testing::host::bhyve::{HostFeatures, ProbeOutputs};
+use vmctl::testing::host::iscsi::{self, Target};
+use vmctl::testing::host::{bhyvectl, ifconfig, netgraph, passthru, scrape};
 
 use super::Bytes;
 

@@ -2,11 +2,11 @@
 
 use std::io::Read;
 
-use vmctl::fetch::archive::Choice;
-use vmctl::fetch::image::{self, Format, Sink, Storage};
-use vmctl::fetch::progress::{Job, Silent};
-use vmctl::fetch::space::Room;
-use vmctl::fetch::{Catalogue, Kind, signify, sums, unpack};
+use vmctl::testing::fetch::archive::Choice;
+use vmctl::testing::fetch::image::{self, Format, Sink, Storage};
+use vmctl::testing::fetch::progress::{Job, Silent};
+use vmctl::testing::fetch::space::Room;
+use vmctl::testing::fetch::{Catalogue, Kind, signify, sums, unpack};
 
 use super::Bytes;
 

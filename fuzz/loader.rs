@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use vmctl::devices::disk::DiskReader;
-use vmctl::hypervisor::backend::MachineExit;
-use vmctl::machine::loader::grub::{Devices, Limits, Loader, Options, Port};
-use vmctl::machine::loader::initrd::Initrd;
-use vmctl::machine::loader::kernel::{Image, Module, Way, load_image};
-use vmctl::machine::loader::volume::probe::{Found, probe};
-use vmctl::machine::loader::volume::{FileSystem, Medium, NodeKind, Result, VolumeError, in_place, partition};
+use vmctl::testing::devices::disk::DiskReader;
+use vmctl::testing::hypervisor::backend::MachineExit;
+use vmctl::testing::machine::loader::grub::{Devices, Limits, Loader, Options, Port};
+use vmctl::testing::machine::loader::initrd::Initrd;
+use vmctl::testing::machine::loader::kernel::{Image, Module, Way, load_image};
+use vmctl::testing::machine::loader::volume::probe::{Found, probe};
+use vmctl::testing::machine::loader::volume::{FileSystem, Medium, NodeKind, Result, VolumeError, in_place, partition};
 
 use super::Bytes;
 
@@ -375,7 +375,7 @@ pub fn kernel(data: &[u8]) {
     let way = [Way::Any, Way::Any, Way::Multiboot, Way::Multiboot2][usize::from(kind >> 6)];
     let modules = if kind & 4 != 0 { vec![module("a"), module("b c")] } else { Vec::new() };
     let initrd = (kind & 8 != 0).then(|| module("initrd"));
-    let mem = vmctl::machine::memory::build(4 << 20).expect("the host has memory");
+    let mem = vmctl::testing::machine::memory::build(4 << 20).expect("the host has memory");
     let image = Image { bytes: &file, way, name: Some("kernel".into()), cmdline: "a b", initrd, modules };
     let _ = load_image(&mem, &image, 0xe_0000);
 }

@@ -1,11 +1,11 @@
 //! The target of the AHCI adapter: a driver that writes registers and command structures as the input has them.
 
-use vmctl::devices::ahci::{Ahci, DriveKind};
-use vmctl::devices::disk::memory::MemoryDisk;
-use vmctl::devices::pci::PciDevice;
-use vmctl::hypervisor::backend::{Attention, Waker};
-use vmctl::hypervisor::irq::{IrqLine, IrqProbe};
-use vmctl::hypervisor::memory::GuestAddr;
+use vmctl::testing::devices::ahci::{Ahci, DriveKind};
+use vmctl::testing::devices::disk::memory::MemoryDisk;
+use vmctl::testing::devices::pci::PciDevice;
+use vmctl::testing::hypervisor::backend::{Attention, Waker};
+use vmctl::testing::hypervisor::irq::{IrqLine, IrqProbe};
+use vmctl::testing::hypervisor::memory::GuestAddr;
 
 use super::{Bytes, address, guest_memory};
 
@@ -64,7 +64,7 @@ pub fn ahci(data: &[u8]) {
     }
 }
 
-fn command(mem: &vmctl::hypervisor::memory::GuestMemory, ahci: &mut Ahci, input: &mut Bytes) {
+fn command(mem: &vmctl::testing::hypervisor::memory::GuestMemory, ahci: &mut Ahci, input: &mut Bytes) {
     let slot = u64::from(input.byte() & 31);
     let pick = |list: &[u8], byte: u8| if byte < 220 { list[usize::from(byte) % list.len()] } else { byte };
     let mut fis = [0u8; 20];

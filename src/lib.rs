@@ -1,14 +1,21 @@
 //! vmctl: a virtual-machine manager for FreeBSD's bhyve and for Linux, with an engine of its own.
 //!
 //! In reading order:
-pub mod choices; // the words that a file may choose between, and which engine has each
-pub mod cli; // one file per verb
-pub mod config; // guest, template, fleet and host files: reading and checking them
-pub mod devices; // one chip or function per file, and their back ends
-pub mod fetch; // images, media and firmware: finding, fetching, verifying and keeping them
-pub mod guest; // the life of a guest: store, supervisor, engines, console
-pub mod host; // the host's tools, and the checks of `vmctl doctor`
-pub mod hypervisor; // memory, bus, interrupt lines, clock, state; the vCPU back ends
-pub mod inputs; // files that a user names, opened and read within bounds
-pub mod machine; // the board: addresses, wiring, loaders, tables, vCPU threads
-pub mod units; // sizes and durations
+mod choices; // the words that a file may choose between, and which engine has each
+mod cli; // one file per verb
+mod config; // guest, template, fleet and host files: reading and checking them
+mod devices; // one chip or function per file, and their back ends
+mod fetch; // images, media and firmware: finding, fetching, verifying and keeping them
+mod guest; // the life of a guest: store, supervisor, engines, console
+mod host; // the host's tools, and the checks of `vmctl doctor`
+mod hypervisor; // memory, bus, interrupt lines, clock, state; the vCPU back ends
+mod inputs; // files that a user names, opened and read within bounds
+mod machine; // the board: addresses, wiring, loaders, tables, vCPU threads
+pub mod testing; // what the tests, benches and fuzz targets of this repository use
+mod units; // sizes and durations
+
+/// Runs the `vmctl` command.
+pub fn main() -> std::process::ExitCode {
+    host::process::survive_file_size_limit();
+    cli::main()
+}

@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use vmctl::config::{EngineKind, GuestConfig, GuestRequest, HostConfig, HostPaths, load_guest};
-use vmctl::guest::bhyve::argv::{CommandLine, Inputs, Lines, Resolved, as_shell_text, build};
-use vmctl::guest::state::GuestState;
-use vmctl::host::bhyve::HostFeatures;
+use vmctl::testing::config::{EngineKind, GuestConfig, GuestRequest, HostConfig, HostPaths, load_guest};
+use vmctl::testing::guest::bhyve::argv::{CommandLine, Inputs, Lines, Resolved, as_shell_text, build};
+use vmctl::testing::guest::state::GuestState;
+use vmctl::testing::host::bhyve::HostFeatures;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -61,7 +61,7 @@ fn golden(name: &str, config: &GuestConfig, releases: &[&str]) {
 #[test]
 fn every_template_for_bhyve_has_the_command_lines_that_are_written_down() {
     let mut seen = 0;
-    for (name, text) in vmctl::config::resolve::BUILT_IN_TEMPLATES {
+    for (name, text) in vmctl::testing::config::resolve::BUILT_IN_TEMPLATES {
         if !["bhyve", "template = \"freebsd", "template = \"linux-uefi", "template = \"windows"]
             .iter()
             .any(|mark| text.contains(mark))
@@ -216,7 +216,7 @@ fn each_command_of_the_handbook_is_built_from_its_guest_file() {
 
 #[test]
 fn every_argument_says_which_key_made_it() {
-    for (name, text) in vmctl::config::resolve::BUILT_IN_TEMPLATES {
+    for (name, text) in vmctl::testing::config::resolve::BUILT_IN_TEMPLATES {
         if !text.contains("engine = \"bhyve\"") {
             continue;
         }

@@ -236,14 +236,14 @@ fn what_a_guest_uses_is_what_it_did_and_only_grows() {
 fn a_connector_connects_to_what_its_guest_may_reach_and_to_nothing_else_of_this_host() {
     use std::os::fd::OwnedFd;
     use std::os::unix::net::UnixStream;
-    use vmctl::devices::net::user::connector::RemoteSockets;
-    use vmctl::devices::net::user::sockets::{Scope, Sockets};
-    use vmctl::machine::spec::{CONNECTOR_FD, SERVICES_FD};
+    use vmctl::testing::devices::net::user::connector::RemoteSockets;
+    use vmctl::testing::devices::net::user::sockets::{Scope, Sockets};
+    use vmctl::testing::machine::spec::{CONNECTOR_FD, SERVICES_FD};
 
     let start = |arguments: &[&str], inherited: Vec<(i32, OwnedFd)>| {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_vmctl"));
         command.arg("vmm").args(arguments);
-        vmctl::host::process::spawn_tied(&mut command, &inherited).expect("starts")
+        vmctl::testing::host::process::spawn_tied(&mut command, &inherited).expect("starts")
     };
     let [shut, open] = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").expect("listens"));
     let port = |listener: &std::net::TcpListener| listener.local_addr().expect("bound").port();

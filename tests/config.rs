@@ -5,8 +5,8 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use vmctl::config::render::render;
-use vmctl::config::{Diagnostics, EngineKind, GuestRequest, HostConfig, HostPaths, LoadedGuest, load_guest};
+use vmctl::testing::config::render::render;
+use vmctl::testing::config::{Diagnostics, EngineKind, GuestRequest, HostConfig, HostPaths, LoadedGuest, load_guest};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -93,7 +93,7 @@ fn every_template_checks_clean_once_its_kernel_and_disk_are_named() {
             load(&file, Some(&text), &sets, Some("guest")).unwrap_or_else(|problems| panic!("{problems}"));
         }
         let name = file.file_stem().unwrap().to_string_lossy().into_owned();
-        let built_in = vmctl::config::resolve::BUILT_IN_TEMPLATES.iter().any(|(known, _)| *known == name);
+        let built_in = vmctl::testing::config::resolve::BUILT_IN_TEMPLATES.iter().any(|(known, _)| *known == name);
         assert!(built_in, "{name} is not built in");
     }
 }
@@ -128,7 +128,7 @@ fn what_a_resolved_file_prints_means_the_same() {
 
 #[test]
 fn the_platform_chooses_the_engine_of_a_guest_that_does_not() {
-    use vmctl::config::LoaderKind;
+    use vmctl::testing::config::LoaderKind;
     let engine_and_loader = |engine, text: &str| {
         let host = HostConfig { default_engine: engine, ..host() };
         let file = Path::new("/x/guest.toml");

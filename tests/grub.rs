@@ -8,10 +8,10 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use vmctl::devices::disk::DiskReader;
-use vmctl::hypervisor::backend::MachineExit;
-use vmctl::machine::loader::grub::{BootDisk, GrubError, Halt, Limits, Loaded, Loader, Options, Port};
-use vmctl::machine::loader::kernel::Way;
+use vmctl::testing::devices::disk::DiskReader;
+use vmctl::testing::hypervisor::backend::MachineExit;
+use vmctl::testing::machine::loader::grub::{BootDisk, GrubError, Halt, Limits, Loaded, Loader, Options, Port};
+use vmctl::testing::machine::loader::kernel::Way;
 
 const UUID: &str = "0a1b2c3d-4e5f-4061-8203-040506070809";
 const KERNEL: &str = "vmlinuz-6.1.0-2-amd64";

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use vmctl::fetch::{Fetcher, Kind, Request, Silent};
+use vmctl::testing::fetch::{Fetcher, Kind, Request, Silent};
 
 /// A raw disk with data, zeros, and what does not compress; a size that is no multiple of any cluster's.
 fn make_disk(path: &Path, size: usize) {

@@ -6,11 +6,11 @@ use std::path::Path;
 use std::process::Command;
 
 use clap::CommandFactory;
-use vmctl::choices::Support;
-use vmctl::config::fleet::keys::FLEET_KEYS;
-use vmctl::config::host_keys::HOST_KEYS;
-use vmctl::config::key::{Key, Kind};
-use vmctl::config::keys::GUEST_KEYS;
+use vmctl::testing::choices::Support;
+use vmctl::testing::config::fleet::keys::FLEET_KEYS;
+use vmctl::testing::config::host_keys::HOST_KEYS;
+use vmctl::testing::config::key::{Key, Kind};
+use vmctl::testing::config::keys::GUEST_KEYS;
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/man/vmctl.toml.5");
 
@@ -207,7 +207,7 @@ fn verb_list(root: &clap::Command) -> String {
 
 #[test]
 fn the_page_of_the_command_has_every_verb_and_option_of_the_help() {
-    let mut root = vmctl::cli::Cli::command();
+    let mut root = vmctl::testing::cli::Cli::command();
     root.build();
     let page = std::fs::read_to_string(COMMAND_PAGE).expect("it is part of the source");
     let mut expected = page.clone();
@@ -245,7 +245,7 @@ fn sources(directory: &Path, found: &mut Vec<std::path::PathBuf>) {
 
 #[test]
 fn every_command_that_a_message_names_has_that_verb_and_those_options() {
-    let mut root = vmctl::cli::Cli::command();
+    let mut root = vmctl::testing::cli::Cli::command();
     root.build();
     let mut files = Vec::new();
     sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);

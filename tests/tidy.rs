@@ -16,6 +16,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("devices", &["hypervisor", "units"]),
     ("machine", &["choices", "devices", "hypervisor", "inputs", "units"]),
     ("guest", &["choices", "config", "fetch", "host", "inputs", "machine", "units"]),
+    ("testing", &["choices", "cli", "config", "devices", "fetch", "guest", "host", "hypervisor", "inputs", "machine", "units"]),
     ("cli", &["choices", "config", "devices", "fetch", "guest", "host", "hypervisor", "inputs", "machine", "units"]),
 ];
 
@@ -116,6 +117,34 @@ fn every_part_imports_only_what_the_table_allows() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The words of a text that may be names.
+fn names(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty())
+}
+
+#[test]
+fn nothing_is_public_but_the_command_and_what_the_tests_use() {
+    // What is public is used as far as the compiler knows: so it finds what nothing uses.
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |file: &str| fs::read_to_string(root.join(file)).expect("a readable file");
+    let lib = read("src/lib.rs");
+    let public: Vec<&str> = lib.lines().filter_map(|line| line.trim_start().strip_prefix("pub ")).collect();
+    let words: Vec<Vec<&str>> = public.iter().map(|line| names(line).take(2).collect()).collect();
+    assert_eq!(words, [["mod", "testing"], ["fn", "main"]], "make it private");
+
+    let users: Vec<(String, String)> = ["tests", "benches", "fuzz"].into_iter().flat_map(sources).collect();
+    let used: BTreeSet<&str> = users.iter().flat_map(|(_, text)| names(text)).collect();
+    let testing = read("src/testing.rs");
+    let exports = testing.split(';').filter_map(|item| item.split_once("pub use crate::")).map(|(_, path)| path);
+    let left: Vec<&str> = exports
+        .flat_map(|path| {
+            names(path.split_once('{').map_or_else(|| path.rsplit("::").next().expect("never empty"), |(_, group)| group))
+        })
+        .filter(|name| !used.contains(name))
+        .collect();
+    assert!(left.is_empty(), "src/testing.rs has what no test, bench or fuzz body names: {left:?}");
 }
 
 #[test]

@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use vmctl::devices::disk::DiskReader;
-use vmctl::machine::loader::volume::iso9660::{BootImage, Iso};
-use vmctl::machine::loader::volume::partition::{self, Scheme};
-use vmctl::machine::loader::volume::probe::{Found, probe};
-use vmctl::machine::loader::volume::{FileSystem, Medium, NodeKind, VolumeError};
+use vmctl::testing::devices::disk::DiskReader;
+use vmctl::testing::machine::loader::volume::iso9660::{BootImage, Iso};
+use vmctl::testing::machine::loader::volume::partition::{self, Scheme};
+use vmctl::testing::machine::loader::volume::probe::{Found, probe};
+use vmctl::testing::machine::loader::volume::{FileSystem, Medium, NodeKind, VolumeError};
 
 const LIMIT: u64 = 64 << 20;
 

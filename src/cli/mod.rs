@@ -82,7 +82,7 @@ use clap::Parser;
 
 use crate::config::{DatastoreConfig, HostConfig, HostPaths};
 use crate::guest::engine;
-pub use ui::{Column, ExitStatus, Failure, Hint, Outcome, OutputFormat, Ui};
+pub use ui::{Column, ExitStatus, Failure, Outcome, OutputFormat, Ui};
 
 /// Manages virtual machines: each is one TOML file.
 #[derive(Debug, Parser)]

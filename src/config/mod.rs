@@ -34,15 +34,15 @@ pub mod uids; // users that nobody else is
 pub mod validate; // unknown keys, types, ranges, refusals
 
 pub use crate::choices::*;
-pub use addresses::{InterfaceAddress, MacAddr, PciAddress};
+pub use addresses::{MacAddr, PciAddress};
 pub use cloud_init::{CloudInit, SshKey};
 pub use diagnostic::{Diagnostic, Diagnostics};
 pub use fleet::{Fleet, FleetGuest, FleetRequest, SecretConfig, SecretSource, load_fleet};
 pub use guest::*;
 pub use hardware::*;
-pub use host::{CatalogueConfig, DatastoreConfig, HostConfig};
+pub use host::{DatastoreConfig, HostConfig};
 pub use load::{GuestRequest, LoadedGuest, load_guest};
 pub use paths::{GUEST_FILE, GUESTS_DIR, HostPaths, TEMPLATES_DIR, fleet_directory};
 pub use pattern::{NamePattern, PatternError};
-pub use switch::{Dhcp, Nat, SwitchConfig, SwitchKind};
+pub use switch::{SwitchConfig, SwitchKind};
 pub use uids::UidRange;

@@ -38,26 +38,11 @@ pub trait Tap {
     fn bytes(&mut self, bytes: &[u8]) -> Result<()>;
 }
 
-/// A receiver for a download that needs only its file.
-#[derive(Debug, Default)]
-pub struct NoTap;
-
-impl Tap for NoTap {
-    fn restart(&mut self) -> Result<()> {
-        Ok(())
-    }
-    fn bytes(&mut self, _bytes: &[u8]) -> Result<()> {
-        Ok(())
-    }
-}
-
 /// A finished download.
 #[derive(Debug)]
 pub struct Downloaded {
     /// Digest of the file: the requested one, or its SHA-256.
     pub digest: Digest,
-    /// Its length.
-    pub size: u64,
     /// The last URL that it came from.
     pub url: String,
 }
@@ -303,7 +288,7 @@ impl Run<'_> {
             _ => None,
         };
         let Some(wrong) = wrong else {
-            return Ok(Downloaded { digest, size: self.done, url: url.to_owned() });
+            return Ok(Downloaded { digest, url: url.to_owned() });
         };
         let resumed = self.resumed;
         self.restart().map_err(Trouble::Ours)?;

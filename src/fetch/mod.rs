@@ -28,9 +28,9 @@ pub mod build; // images built here from a system's packages
 pub mod cache; // files that are kept, and shared by guests
 pub mod obtain; // all of it combined
 
-pub use cache::{Cache, Lease, Stored};
+pub use cache::{Cache, Stored};
 pub use catalogue::{Catalogue, Entry, Facts, Kind};
 pub use digest::Digest;
-pub use error::{Fault, FetchError, Result};
+pub use error::{Fault, FetchError};
 pub use obtain::{CatalogueSource, Fetcher, Obtained, Request};
 pub use progress::{Event, Progress, Silent};

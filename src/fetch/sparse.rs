@@ -28,10 +28,6 @@ impl<'a> SparseWriter<'a> {
     pub fn at(file: &'a File, room: &'a Room, position: u64) -> Self {
         Self { file, room, position }
     }
-    /// Returns the position of the next byte.
-    pub fn position(&self) -> u64 {
-        self.position
-    }
     /// Writes the next bytes.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         // Blocks are those of the file, not of the buffer.

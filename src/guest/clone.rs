@@ -28,8 +28,6 @@ use super::store::{GuestDir, NewGuest, Store};
 
 /// A guest that was cloned.
 pub struct Cloned {
-    /// The clone.
-    pub guest: GuestDir,
     /// Notes for the user: the differences, and what it still shares with the source.
     pub notes: Vec<String>,
 }
@@ -76,8 +74,8 @@ fn fill(
     let origin = EventKind::Cloned { from: source.name().to_owned() };
     let own = Origin::File { path: source.config_file(), copy: true };
     let state = GuestState { default_user: source.state()?.default_user, ..GuestState::new(name) };
-    let guest = finish(new, state, origin, &own, surroundings, |guest, _| copy_disks(source, &definition.config, guest, how))?;
-    Ok(Cloned { guest, notes })
+    finish(new, state, origin, &own, surroundings, |guest, _| copy_disks(source, &definition.config, guest, how))?;
+    Ok(Cloned { notes })
 }
 
 /// Returns the ports of the host that guests of the store are reached at, running or not. A guest whose file is broken

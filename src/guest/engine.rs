@@ -47,8 +47,6 @@ pub struct Boot<'a> {
 
 /// An engine.
 pub trait Engine: Send {
-    /// Returns the name in the guest file.
-    fn name(&self) -> &'static str;
     /// Checks whether this host can run the guest, before anything is made or changed for it.
     fn check(&self, boot: Boot<'_>) -> Result<()>;
     /// Writes the specification of the next boot. Refuses what this engine cannot do.
@@ -139,10 +137,6 @@ impl EmbeddedEngine {
 }
 
 impl Engine for EmbeddedEngine {
-    fn name(&self) -> &'static str {
-        "embedded"
-    }
-
     /// Accepts every host.
     fn check(&self, _boot: Boot<'_>) -> Result<()> {
         Ok(())

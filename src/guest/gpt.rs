@@ -19,9 +19,9 @@ const ENTRY: u32 = 128;
 /// Maximum number of entries that are read: 64 times the usual number.
 const MOST_ENTRIES: u32 = 8192;
 
-/// Result of moving the table.
+/// Result of [`move_end`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Moved {
+pub enum TableEnd {
     /// There is no valid table.
     NoTable,
     /// It already is at the end.
@@ -86,24 +86,24 @@ impl Header {
 }
 
 /// Moves the backup table of `disk`, whose size is `size` bytes, to its end, and updates the primary one.
-pub fn move_end(disk: &File, size: u64) -> io::Result<Moved> {
-    let Some(mut primary) = Header::read(disk, 1)? else { return Ok(Moved::NoTable) };
+pub fn move_end(disk: &File, size: u64) -> io::Result<TableEnd> {
+    let Some(mut primary) = Header::read(disk, 1)? else { return Ok(TableEnd::NoTable) };
     let last = size / SECTOR - 1;
     let sectors = primary.entries_bytes().div_ceil(SECTOR);
     if primary.alternate_lba() == last {
-        return Ok(Moved::Already);
+        return Ok(TableEnd::Already);
     }
     // A table whose entries are not after the header, or do not fit, was not made by a valid program.
     if primary.alternate_lba() > last || primary.entries_lba() < 2 || last < primary.u64(48) + sectors + 1 {
-        return Ok(Moved::NoTable);
+        return Ok(TableEnd::NoTable);
     }
     let mut entries = vec![0; primary.entries_bytes() as usize];
     match disk.read_exact_at(&mut entries, primary.entries_lba() * SECTOR) {
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(Moved::NoTable),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(TableEnd::NoTable),
         other => other?,
     }
     if crc32fast::hash(&entries) != primary.u32(88) {
-        return Ok(Moved::NoTable);
+        return Ok(TableEnd::NoTable);
     }
     let old = primary.alternate_lba();
     primary.set(32, last);
@@ -124,7 +124,7 @@ pub fn move_end(disk: &File, size: u64) -> io::Result<Moved> {
         disk.write_all_at(&[0; HEADER], old * SECTOR)?;
     }
     disk.sync_data()?;
-    Ok(Moved::Moved)
+    Ok(TableEnd::Moved)
 }
 
 /// Extends the protective MBR's only partition to the end, as far as 32 bits allow (section 5.2.3).
@@ -180,9 +180,9 @@ mod tests {
     #[test]
     fn a_grown_disk_has_its_backup_at_its_end_and_both_tables_agree() {
         let disk = disk();
-        assert_eq!(move_end(&disk, 4096 * SECTOR).expect("reads"), Moved::Already);
+        assert_eq!(move_end(&disk, 4096 * SECTOR).expect("reads"), TableEnd::Already);
         disk.set_len(8192 * SECTOR).expect("grown");
-        assert_eq!(move_end(&disk, 8192 * SECTOR).expect("moves"), Moved::Moved);
+        assert_eq!(move_end(&disk, 8192 * SECTOR).expect("moves"), TableEnd::Moved);
         let primary = Header::read(&disk, 1).expect("reads").expect("sound");
         let backup = Header::read(&disk, 8191).expect("reads").expect("sound");
         assert_eq!((primary.alternate_lba(), backup.alternate_lba()), (8191, 1));
@@ -193,7 +193,7 @@ mod tests {
         disk.read_exact_at(&mut entries[1], backup.entries_lba() * SECTOR).expect("reads");
         assert_eq!(entries[0], entries[1]);
         assert!(Header::read(&disk, 4095).expect("reads").is_none(), "the old backup is gone");
-        assert_eq!(move_end(&disk, 8192 * SECTOR).expect("reads"), Moved::Already);
+        assert_eq!(move_end(&disk, 8192 * SECTOR).expect("reads"), TableEnd::Already);
     }
 
     #[test]
@@ -204,13 +204,13 @@ mod tests {
             disk.write_all_at(&[value], at).expect("damaged");
             let mut before = vec![0; 8192 * 512];
             disk.read_exact_at(&mut before, 0).expect("reads");
-            assert_eq!(move_end(&disk, 8192 * SECTOR).expect("reads"), Moved::NoTable, "{at}");
+            assert_eq!(move_end(&disk, 8192 * SECTOR).expect("reads"), TableEnd::NoTable, "{at}");
             let mut after = vec![0; 8192 * 512];
             disk.read_exact_at(&mut after, 0).expect("reads");
             assert!(before == after, "{at}");
         }
         let empty = tempfile::tempfile().expect("a file");
         empty.set_len(600).expect("sized");
-        assert_eq!(move_end(&empty, 600).expect("reads"), Moved::NoTable);
+        assert_eq!(move_end(&empty, 600).expect("reads"), TableEnd::NoTable);
     }
 }

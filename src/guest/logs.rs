@@ -63,14 +63,6 @@ impl RotatingLog {
         self.size = 0;
         rotate(&self.path, self.keep)
     }
-
-    /// Starts a new file now, if the current one is not empty.
-    pub fn rotate_now(&mut self) -> io::Result<()> {
-        match fs::metadata(&self.path) {
-            Ok(metadata) if metadata.len() > 0 => self.rotate(),
-            _ => Ok(()),
-        }
-    }
 }
 
 fn rotate(path: &Path, keep: u32) -> io::Result<()> {

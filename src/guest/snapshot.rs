@@ -5,7 +5,6 @@
 //! user relies on a snapshot that does not exist.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use serde::Serialize;
 
@@ -185,9 +184,4 @@ pub fn remove(guest: &GuestDir, name: &str, surroundings: Surroundings<'_>) -> R
 pub fn cached_twice(guest: &GuestDir, config: &GuestConfig) -> Vec<String> {
     let volumes = config.disks.iter().filter_map(|disk| zfs::volume_of_device(&provision::disk_path(guest, disk).ok()?));
     volumes.filter(|volume| zfs::property(volume, "primarycache").is_ok_and(|value| value == "all")).collect()
-}
-
-/// Returns whether a path is on ZFS; for hints.
-pub fn is_on_zfs(path: &Path) -> bool {
-    zfs::dataset_of(path).is_ok()
 }

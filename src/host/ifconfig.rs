@@ -10,6 +10,7 @@ use super::error::HostError;
 use super::jail_run::run_in;
 
 /// The longest name of an interface: IFNAMSIZ of FreeBSD's `sys/net/if.h` without its zero byte.
+#[cfg(test)]
 pub const NAME_LIMIT: usize = 15;
 
 /// An address with the prefix length of its network.

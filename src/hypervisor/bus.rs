@@ -86,11 +86,6 @@ pub struct Overlap {
 }
 
 impl Bus {
-    /// Creates an empty bus.
-    pub fn new() -> Bus {
-        Bus::default()
-    }
-
     fn map_of(&self, space: Space) -> &BTreeMap<u64, Window> {
         match space {
             Space::Port => &self.ports,
@@ -115,14 +110,6 @@ impl Bus {
         Ok(())
     }
 
-    /// Removes the window that starts at `base`, if there is one.
-    pub fn unmap(&mut self, space: Space, base: u64) {
-        match space {
-            Space::Port => self.ports.remove(&base),
-            Space::Memory => self.memory.remove(&base),
-        };
-    }
-
     /// Returns the window that covers all `width` bytes at `addr`, as device and access.
     pub fn find(&self, space: Space, addr: u64, width: u8) -> Option<(DeviceId, Access)> {
         let (&start, w) = self.map_of(space).range(..=addr).next_back()?;
@@ -140,7 +127,7 @@ mod tests {
 
     #[test]
     fn overlapping_windows_are_refused_and_neighbours_are_not() {
-        let mut bus = Bus::new();
+        let mut bus = Bus::default();
         bus.map(Space::Port, 0x60, 1, DeviceId(0), 0).unwrap();
         bus.map(Space::Port, 0x64, 1, DeviceId(0), 1).unwrap();
         bus.map(Space::Port, 0x61, 3, DeviceId(1), 0).unwrap();

@@ -558,6 +558,22 @@ mod tests {
     }
 
     #[test]
+    fn a_board_is_reset_to_what_it_was_new_and_takes_over_the_state_of_its_like() {
+        let (board, _) = chips();
+        let new = board.save();
+        board.port_write(0, (layout::PIC_PORTS[0] + 1) as u16, 1, 0x5a);
+        board.port_write(0, layout::RTC_PORT as u16, 1, 0x0a);
+        let changed = board.save();
+        assert_ne!(changed, new);
+        let (twin, _) = chips();
+        twin.load(&changed).unwrap();
+        assert_eq!(twin.save(), changed);
+        assert!(twin.load(&changed[1..]).is_err(), "a device fewer");
+        board.reset();
+        assert_eq!(board.save(), new);
+    }
+
+    #[test]
     fn every_chip_of_the_layout_answers_at_its_ports() {
         let (board, _) = chips();
         let ports = [

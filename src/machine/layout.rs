@@ -108,11 +108,7 @@ pub const RESET_VALUE: u8 = 0x06;
 pub const SCI_IRQ: u32 = 9;
 /// SLP_TYP of S5, as in the DSDT's `\_S5`.
 pub const S5_SLP_TYP: u8 = 5;
-/// Usual port of QEMU's isa-debug-exit.
-pub const DEBUG_EXIT_PORT: u64 = 0xf4;
 
-/// Pins of the I/O APIC.
-pub const IOAPIC_PINS: u32 = 24;
 /// First global system interrupt of the eight PCI lines.
 pub const PCI_GSI_BASE: u32 = 16;
 

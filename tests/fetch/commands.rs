@@ -199,8 +199,8 @@ fn an_image_that_is_being_used_is_not_removed() {
     let bytes = noise(1 << 20, 63);
     std::fs::write(world.path("disk.raw"), &bytes).unwrap();
     assert_eq!(world.run(&["image", "import", world.path("disk.raw").to_str().unwrap(), "--name", "a", "-q"]).0, 0);
-    let fetcher = world.fetcher(&vmctl::fetch::Silent);
-    let used = fetcher.obtain(&vmctl::fetch::Request::new(vmctl::fetch::Kind::Image, "a")).unwrap();
+    let fetcher = world.fetcher(&vmctl::testing::fetch::Silent);
+    let used = fetcher.obtain(&vmctl::testing::fetch::Request::new(vmctl::testing::fetch::Kind::Image, "a")).unwrap();
     let (code, _, said) = world.run(&["image", "remove", "--yes", "a"]);
     assert!(code == 1 && said.contains("image `a` is in use"), "{said}");
     drop(used);

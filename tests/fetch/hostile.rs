@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use base64::Engine;
 use ring::signature::{Ed25519KeyPair, KeyPair};
-use vmctl::fetch::{Event, Fault, Kind, Progress, Request};
+use vmctl::testing::fetch::{Event, Fault, Kind, Progress, Request};
 
 use crate::server::{Content, Server, status};
 use crate::world::{World, noise, read, said, sha256};
@@ -206,7 +206,7 @@ fn a_file_that_changes_under_a_resume_comes_whole_and_of_one_piece() {
     });
     // Nothing but If-Range can tell here.
     let request = Request { allow_unverified: true, ..Request::new(Kind::Image, server.url("/disk.raw")) };
-    let obtained = world.fetcher(&vmctl::fetch::Silent).obtain(&request).unwrap();
+    let obtained = world.fetcher(&vmctl::testing::fetch::Silent).obtain(&request).unwrap();
     assert!(read(&obtained.path) == *new.bytes);
     assert_eq!(obtained.verified, None);
     assert_eq!(server.asked()[1].if_range.as_deref(), Some("\"v1\""));
@@ -439,7 +439,7 @@ fn a_page_that_is_no_iso_is_not_kept_as_one() {
     let digest = sha256(&page.bytes);
     let server = Server::start(move |asked, wire| page.serve(asked, wire));
     let request = Request { checksum: Some(digest), ..Request::new(Kind::Iso, server.url("/install.iso")) };
-    let error = said(&world.fetcher(&vmctl::fetch::Silent).obtain(&request).unwrap_err());
+    let error = said(&world.fetcher(&vmctl::testing::fetch::Silent).obtain(&request).unwrap_err());
     assert!(error.contains("it is no ISO 9660 image"), "{error}");
     assert!(world.is_clean());
 }

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use vmctl::fetch::digest::Algorithm;
-use vmctl::fetch::net::Patience;
-use vmctl::fetch::{CatalogueSource, Digest, Fetcher, Kind, Obtained, Progress, Request, Silent};
+use vmctl::testing::fetch::digest::Algorithm;
+use vmctl::testing::fetch::net::Patience;
+use vmctl::testing::fetch::{CatalogueSource, Digest, Fetcher, Kind, Obtained, Progress, Request, Silent};
 
 /// Little patience, so that a test of a bad server is over soon; enough for a busy machine.
 pub const PATIENCE: Patience = Patience { stall: Duration::from_secs(2), tries: 3, pause: Duration::from_millis(10) };
@@ -33,7 +33,7 @@ pub fn sha256(bytes: &[u8]) -> Digest {
 }
 
 /// An error as the user sees it: the chain and the hint in one line.
-pub fn said(error: &vmctl::fetch::FetchError) -> String {
+pub fn said(error: &vmctl::testing::fetch::FetchError) -> String {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {

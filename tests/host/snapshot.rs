@@ -1,6 +1,6 @@
 //! `vmctl snapshot`, `snapshots` and `rollback`.
 
-use vmctl::guest::lock::{GuestLock, Role};
+use vmctl::testing::guest::lock::{GuestLock, Role};
 
 use super::world::World;
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::fcntl::OFlag;
 use nix::pty::{PtyMaster, grantpt, posix_openpt, unlockpt};
 use nix::sys::termios::{LocalFlags, tcgetattr};
-use vmctl::guest::control::{ControlClient, Frame, Reply, Request};
+use vmctl::testing::guest::control::{ControlClient, Frame, Reply, Request};
 
 use crate::world::{World, eventually};
 

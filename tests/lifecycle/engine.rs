@@ -14,7 +14,7 @@ use std::os::fd::FromRawFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use vmctl::machine::spec::{CONSOLE_FD, CONTROL_FD, EngineCommand, EngineEvent, LoaderSpec, VmmSpec};
+use vmctl::testing::machine::spec::{CONSOLE_FD, CONTROL_FD, EngineCommand, EngineEvent, LoaderSpec, VmmSpec};
 
 /// Set for the process that plays the engine.
 pub const PART: &str = "VMCTL_TEST_ENGINE";

@@ -87,7 +87,8 @@ fn a_disk_is_made_only_of_an_image_with_the_checksum_that_the_guest_or_its_fleet
     let path = image(&world);
     let right = format!(
         "sha256:{}",
-        vmctl::fetch::Digest::of(vmctl::fetch::digest::Algorithm::Sha256, &std::fs::read(path).expect("reads")).hex()
+        vmctl::testing::fetch::Digest::of(vmctl::testing::fetch::digest::Algorithm::Sha256, &std::fs::read(path).expect("reads"))
+            .hex()
     );
     let wrong = format!("sha256:{}", "0".repeat(64));
     for (checksum, fits) in [(&wrong, false), (&right, true)] {

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use iced_x86::{Code, Mnemonic};
-use vmctl::hypervisor::backend::{Attention, BootState, VcpuSetup};
-use vmctl::hypervisor::memory::{GuestAddr, GuestMemory};
-use vmctl::hypervisor::soft::block::BlockCache;
-use vmctl::hypervisor::soft::cpu::{CS, Cpu, DS, ES, Leave, RIP, SS, Segment, rflags};
-use vmctl::hypervisor::soft::flags::LazyFlags;
-use vmctl::hypervisor::soft::rig::NoPlatform;
-use vmctl::hypervisor::soft::{mmu, run, system};
+use vmctl::testing::hypervisor::backend::{Attention, BootState, VcpuSetup};
+use vmctl::testing::hypervisor::memory::{GuestAddr, GuestMemory};
+use vmctl::testing::hypervisor::soft::block::BlockCache;
+use vmctl::testing::hypervisor::soft::cpu::{CS, Cpu, DS, ES, Leave, RIP, SS, Segment, rflags};
+use vmctl::testing::hypervisor::soft::flags::LazyFlags;
+use vmctl::testing::hypervisor::soft::rig::NoPlatform;
+use vmctl::testing::hypervisor::soft::{mmu, run, system};
 
 use crate::case::{CODE, Case, Outcome, PAGE, READ_ONLY, SCRATCH, STACK, State};
 use crate::host::{USER_CODE_32, USER_CODE_64, USER_DATA};

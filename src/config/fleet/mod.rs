@@ -18,4 +18,3 @@ pub mod switches; // the switches of a fleet
 pub use contents::{Fleet, FleetGuest, is_fleet};
 pub use read::{FleetRequest, load_fleet};
 pub use secrets::{SecretConfig, SecretSource};
-pub use switches::FleetSwitch;

@@ -159,17 +159,6 @@ pub enum DiskError {
     },
 }
 
-impl DiskError {
-    /// Returns the next step for the user, if there is one.
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            DiskError::InUse { .. } => Some("stop the other guest, or open the disk read-only in both (`ro = true`)".into()),
-            DiskError::Empty { path } => Some(format!("give it a size, as with `truncate -s 10G {}`", path.display())),
-            _ => None,
-        }
-    }
-}
-
 /// A disk's file or device, open and locked.
 #[derive(Debug)]
 pub struct OpenDisk {
@@ -213,6 +202,7 @@ fn check_type(file: &File, path: &Path) -> Result<bool, DiskError> {
 }
 
 /// Opens, locks and starts a disk.
+#[cfg(test)]
 pub fn open(path: &Path, options: &DiskOptions, host: &DiskHost) -> Result<FileDisk, DiskError> {
     FileDisk::from_file(open_file(path, options)?, path, options, host)
 }

@@ -9,8 +9,7 @@ mod root;
 #[cfg(test)]
 mod tests;
 
-pub use config::{BarKind, BarWindow, ConfigSpace, ConfigState, Identity};
-pub use msix::{MsixState, MsixTable};
+pub use config::{BarKind, ConfigSpace, ConfigState, Identity};
 pub use root::{PciError, PciRoot, Window, Windows};
 
 use crate::hypervisor::state::{Section, StateError};

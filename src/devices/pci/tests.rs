@@ -1,3 +1,4 @@
+use super::config::BarWindow;
 use super::*;
 use crate::devices::conformance;
 use crate::hypervisor::backend::{Attention, MachineExit};

@@ -37,10 +37,6 @@ impl BhyveEngine {
 }
 
 impl Engine for BhyveEngine {
-    fn name(&self) -> &'static str {
-        "bhyve"
-    }
-
     fn check(&self, boot: Boot<'_>) -> Result<()> {
         needs::host()?;
         needs::programs(boot.config)?;

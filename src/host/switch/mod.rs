@@ -190,15 +190,6 @@ impl Switch {
     pub fn egress_in(&self, observed: &Observed) -> Option<String> {
         self.egress.clone().or_else(|| observed.default_route.as_ref().map(|route| route.interface.clone()))
     }
-    /// Returns the settings of tap interfaces that join: words for ifconfig(8) after the bridge's name. The kernel lets
-    /// private members of a bridge talk to others but not to each other.
-    pub fn join(&self, tap: &str) -> Option<Vec<String>> {
-        let mut words = vec!["ifconfig".to_owned(), self.bridge()?, "addm".to_owned(), tap.to_owned()];
-        if self.private {
-            words.extend(["private".to_owned(), tap.to_owned()]);
-        }
-        Some(words)
-    }
 }
 
 impl Observed {
@@ -297,13 +288,6 @@ pub(crate) mod tests {
     fn a_vxlan_has_a_group_that_all_hosts_find() {
         let switch = Switch { kind: Kind::Vxlan { vni: 0x01_02_03, group: None }, ..plain("x") };
         assert_eq!(switch.vxlan_group().expect("a group").to_string(), "239.1.2.3");
-    }
-
-    #[test]
-    fn a_tap_on_a_private_switch_is_a_private_member() {
-        let private = Switch { private: true, ..plain("lan") };
-        assert_eq!(private.join("tap3").expect("a bridge").join(" "), "ifconfig sw-lan addm tap3 private tap3");
-        assert_eq!(Switch { kind: Kind::Vale, ..plain("lan") }.join("tap3"), None);
     }
 
     #[test]

@@ -503,11 +503,6 @@ pub fn probe_update(cpu: &mut Cpu, addr: u64, bytes: u64) -> Result<(), Fault> {
     probe(cpu, addr, bytes, Intent::Write)
 }
 
-/// Checks that `bytes` from `addr` could be read. Changes only A bits.
-pub fn probe_read(cpu: &mut Cpu, addr: u64, bytes: u64) -> Result<(), Fault> {
-    probe(cpu, addr, bytes, Intent::Read)
-}
-
 fn probe(cpu: &mut Cpu, mut addr: u64, bytes: u64, intent: Intent) -> Result<(), Fault> {
     require_canonical(cpu, addr, bytes.clamp(1, 8))?;
     let mut left = bytes;

@@ -17,6 +17,7 @@ pub const MEMORY: u64 = 16 << 20;
 /// Address at which [`Rig::run_code`] puts code.
 pub const CODE: u64 = 0x10_0000;
 /// Address at which tests put data. Nothing else is between it and `STACK`.
+#[cfg(test)]
 pub const DATA: u64 = 0x20_0000;
 /// Initial stack pointer.
 pub const STACK: u64 = 0x80_0000;

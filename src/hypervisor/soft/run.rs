@@ -86,11 +86,6 @@ impl SoftBackend {
         }
     }
 
-    /// Returns the number of instructions that all vCPUs have retired.
-    pub fn retired(&self) -> u64 {
-        self.cpus.iter().map(|c| c.retired).sum()
-    }
-
     /// Runs the board's timers if they are due.
     fn serve_board(&mut self) {
         if self.attention.serve_board(&*self.platform) {

@@ -27,12 +27,15 @@ pub enum SandboxError {
     #[error("the process cannot {0}")]
     Privileges(&'static str, #[source] std::io::Error),
     /// Landlock.
+    #[cfg(target_os = "linux")]
     #[error("landlock: {0}")]
     Landlock(String),
     /// Seccomp.
+    #[cfg(target_os = "linux")]
     #[error("seccomp: {0}")]
     Seccomp(String),
     /// Capsicum.
+    #[cfg(target_os = "freebsd")]
     #[error("capsicum: cannot {0}")]
     Capsicum(&'static str, #[source] std::io::Error),
 }

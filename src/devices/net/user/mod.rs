@@ -158,6 +158,7 @@ impl Shared {
 pub struct UserNet {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
+    #[cfg_attr(not(test), expect(dead_code, reason = "the tests let the host choose the ports"))]
     forwards: Vec<Forward>,
 }
 
@@ -208,6 +209,7 @@ impl Listeners {
 
 impl UserNet {
     /// Opens the forwards and starts a network; its device is woken through `waker`.
+    #[cfg(test)]
     pub fn new(config: &UserNetConfig, waker: Waker, outside: Outside) -> Result<UserNet, UserNetError> {
         let listeners = Listeners::open(config, &*outside.sockets)?;
         UserNet::on(listeners, config, waker, outside)
@@ -232,6 +234,7 @@ impl UserNet {
     }
 
     /// Returns the forwards, with the chosen ports where the configuration left them open.
+    #[cfg(test)]
     pub fn forwards(&self) -> &[Forward] {
         &self.forwards
     }

@@ -314,8 +314,6 @@ pub unsafe fn holds<const C: u8, const K: u32>(cpu: *const Cpu) -> bool {
 
 /// An operation with one operand.
 pub trait Unary: 'static {
-    /// Kind of the flags that it leaves, if it writes them.
-    const KIND: Option<FlagKind>;
     /// Returns the result. Sets the flags if `F`.
     ///
     /// # Safety
@@ -324,11 +322,10 @@ pub trait Unary: 'static {
 }
 
 macro_rules! unary {
-    ($($name:ident $kind:expr, |$cpu:ident, $a:ident, $r:ident| $result:expr, $flags:expr;)*) => {$(
+    ($($name:ident, |$cpu:ident, $a:ident, $r:ident| $result:expr, $flags:expr;)*) => {$(
         #[doc = stringify!($name)]
         pub struct $name;
         impl Unary for $name {
-            const KIND: Option<FlagKind> = $kind;
             #[inline(always)]
             unsafe fn compute<T: Int, const F: bool>($cpu: *mut Cpu, a: T) -> T {
                 let $a = a.wide();
@@ -343,10 +340,10 @@ macro_rules! unary {
     )*};
 }
 unary! {
-    Inc Some(FlagKind::Inc), |cpu, a, r| a.wrapping_add(1), keep_carry::<T>(cpu, FlagKind::Inc, r);
-    Dec Some(FlagKind::Dec), |cpu, a, r| a.wrapping_sub(1), keep_carry::<T>(cpu, FlagKind::Dec, r);
-    Neg Some(FlagKind::Sub), |cpu, a, r| 0u64.wrapping_sub(a), negated::<T>(cpu, a, r);
-    Not None, |cpu, a, r| !a, { let _ = (cpu, r); };
+    Inc, |cpu, a, r| a.wrapping_add(1), keep_carry::<T>(cpu, FlagKind::Inc, r);
+    Dec, |cpu, a, r| a.wrapping_sub(1), keep_carry::<T>(cpu, FlagKind::Dec, r);
+    Neg, |cpu, a, r| 0u64.wrapping_sub(a), negated::<T>(cpu, a, r);
+    Not, |cpu, a, r| !a, { let _ = (cpu, r); };
 }
 
 /// Sets the flags of INC and DEC.

@@ -29,7 +29,6 @@ use super::lower::{Builder, Flow, Mode};
 use super::op::Handler;
 use crate::hypervisor::soft::op::called_op;
 use ops::{format, operation};
-pub use unit::check_pending;
 
 /// An instruction's handler and the fields of its op.
 struct Plan {

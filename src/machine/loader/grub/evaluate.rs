@@ -222,11 +222,6 @@ impl<'a> Shell<'a> {
         self.arguments.last_mut().expect("the outermost arguments stay")
     }
 
-    /// Returns whether the last command was true.
-    pub fn status(&self) -> bool {
-        self.status
-    }
-
     // Limits.
 
     /// Restarts the counters of the limits, since the user pressed a key.

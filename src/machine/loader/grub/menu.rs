@@ -117,6 +117,7 @@ fn after_configuration(shell: &mut Shell<'_>, flow: Flow, chosen: Option<&str>, 
 }
 
 /// Shows the menu of the scripts so far, until something boots.
+#[cfg(test)]
 pub fn show(shell: &mut Shell<'_>) -> Result<Option<Loaded>, Halt> {
     match after_configuration(shell, Flow::Next, None, 0)? {
         Left::Booted(loaded) => Ok(Some(loaded)),
