@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use vmctl::testing::config::GrubSystem;
-use vmctl::testing::guest::bhyve::partitions;
-use vmctl::testing::guest::bhyve::run::boot_plan::{Argument, BhyvePlan, Piece};
-use vmctl::testing::guest::bhyve::run::journal;
+use vmctl::testing::guest::engine::bhyve::partitions;
+use vmctl::testing::guest::engine::bhyve::run::boot_plan::{Argument, BhyvePlan, Piece};
+use vmctl::testing::guest::engine::bhyve::run::journal;
 use vmctl::testing::guest::import::Notes;
 use vmctl::testing::guest::import::conf::Conf;
 use vmctl::testing::guest::import::switches;

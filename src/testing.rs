@@ -159,19 +159,21 @@ pub mod fetch {
     }
 }
 pub mod guest {
-    pub mod bhyve {
-        pub mod argv {
-            pub use crate::guest::bhyve::argv::{CommandLine, Inputs, Lines, Resolved, as_shell_text, build};
-        }
-        pub mod partitions {
-            pub use crate::guest::bhyve::partitions::find;
-        }
-        pub mod run {
-            pub mod journal {
-                pub use crate::guest::bhyve::run::journal::{Made, read, write};
+    pub mod engine {
+        pub mod bhyve {
+            pub mod argv {
+                pub use crate::guest::engine::bhyve::argv::{CommandLine, Inputs, Lines, Resolved, as_shell_text, build};
             }
-            pub mod boot_plan {
-                pub use crate::guest::bhyve::run::boot_plan::{Argument, BhyvePlan, Piece};
+            pub mod partitions {
+                pub use crate::guest::engine::bhyve::partitions::find;
+            }
+            pub mod run {
+                pub mod journal {
+                    pub use crate::guest::engine::bhyve::run::journal::{Made, read, write};
+                }
+                pub mod boot_plan {
+                    pub use crate::guest::engine::bhyve::run::boot_plan::{Argument, BhyvePlan, Piece};
+                }
             }
         }
     }
@@ -303,6 +305,8 @@ pub mod machine {
         pub use crate::machine::memory::build;
     }
     pub mod spec {
-        pub use crate::machine::spec::{CONNECTOR_FD, CONSOLE_FD, CONTROL_FD, EngineCommand, EngineEvent, LoaderSpec, SERVICES_FD, VmmSpec};
+        pub use crate::machine::spec::{
+            CONNECTOR_FD, CONSOLE_FD, CONTROL_FD, EngineCommand, EngineEvent, LoaderSpec, SERVICES_FD, VmmSpec,
+        };
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use vmctl::testing::config::{EngineKind, GuestConfig, GuestRequest, HostConfig, HostPaths, load_guest};
-use vmctl::testing::guest::bhyve::argv::{CommandLine, Inputs, Lines, Resolved, as_shell_text, build};
+use vmctl::testing::guest::engine::bhyve::argv::{CommandLine, Inputs, Lines, Resolved, as_shell_text, build};
 use vmctl::testing::guest::state::GuestState;
 use vmctl::testing::host::bhyve::HostFeatures;
 

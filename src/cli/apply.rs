@@ -11,8 +11,8 @@ use super::render::FleetFile;
 use super::selection::CommandContext;
 use super::{App, ExitStatus, Failure, Outcome};
 use crate::config::Fleet;
-use crate::guest::apply::{Apply, FleetLock, Manner};
-use crate::guest::fleet_plan::{self, FleetPlan, GuestAction};
+use crate::guest::fleet::apply::{Apply, FleetLock, Manner};
+use crate::guest::fleet::plan::{self, FleetPlan, GuestAction};
 
 /// Change the guests to match a fleet file
 ///
@@ -51,7 +51,7 @@ impl Args {
         if !recovered.is_empty() {
             app.ui.done(format!("an apply was interrupted at {}; continuing", recovered.join(", ")));
         }
-        let plan = fleet_plan::plan(&fleet, &context.store, context.surroundings(), &self.selection.scope(self.reboot))?;
+        let plan = plan::plan(&fleet, &context.store, context.surroundings(), &self.selection.scope(self.reboot))?;
         let refused = refusals(app, &plan);
         let how = (usize::from(self.parallel), self.selection.prune, self.reboot == Reboot::WhenNeeded);
         if !plan.has_changes() {

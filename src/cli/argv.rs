@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::source::GuestSource;
 use super::{App, ExitStatus, Failure, Outcome};
-use crate::guest::bhyve::argv::{Inputs, Resolved, as_shell_text, build};
+use crate::guest::engine::bhyve::argv::{Inputs, Resolved, as_shell_text, build};
 use crate::guest::state::{GuestState, STATE_FILE};
 use crate::host::bhyve::HostFeatures;
 use crate::inputs;

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::guest::bhyve::run::boot_plan::BhyvePlan;
-use crate::guest::bhyve::run::outcome::End;
-use crate::guest::bhyve::run::{Streams, run};
+use crate::guest::engine::bhyve::run::boot_plan::BhyvePlan;
+use crate::guest::engine::bhyve::run::outcome::End;
+use crate::guest::engine::bhyve::run::{Streams, run};
 use crate::host::{inherited, process};
 use crate::machine::spec::{CONSOLE_FD, CONTROL_FD, LEASE_FD};
 

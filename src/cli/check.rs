@@ -7,7 +7,7 @@ use super::source::GuestSource;
 use super::{App, ExitStatus, Outcome};
 use crate::config::fleet::is_fleet;
 use crate::config::{Diagnostic, Diagnostics, EngineKind, FleetRequest, LoadedGuest, load_fleet};
-use crate::guest::bhyve::needs;
+use crate::guest::engine::bhyve::needs;
 use crate::guest::error::GuestError;
 use crate::guest::preflight::{Moment, Preflight};
 use crate::host::program::is_freebsd;

@@ -11,11 +11,11 @@ use super::selection::CommandContext;
 use super::stop::is_running;
 use super::{App, ExitStatus, Failure, Guests, Outcome};
 use crate::config::Fleet;
-use crate::guest::apply::FleetLock;
 use crate::guest::control::Request;
 use crate::guest::create;
 use crate::guest::definition::Definition;
-use crate::guest::fleet_plan::{self, FleetPlan, GuestPlan, Scope};
+use crate::guest::fleet::apply::FleetLock;
+use crate::guest::fleet::plan::{self, FleetPlan, GuestPlan, Scope};
 use crate::guest::stopping::end_guest;
 use crate::guest::store::GuestDir;
 
@@ -82,7 +82,7 @@ impl Args {
         let lock = FleetLock::take(&fleet.name, context.surroundings().datastore, true, waiting)?;
         lock.recover(&context.store)?;
         let scope = Scope { targets: Vec::new(), prune: true, reboot: false };
-        let plan = fleet_plan::plan(&fleet, &context.store, context.surroundings(), &scope)?;
+        let plan = plan::plan(&fleet, &context.store, context.surroundings(), &scope)?;
         let refused = refusals(app, &plan);
         if refused != ExitStatus::Done {
             return Ok(refused);

@@ -7,7 +7,7 @@ use super::render::FleetFile;
 use super::selection::CommandContext;
 use super::{App, Failure, Guests};
 use crate::config::fleet::is_fleet;
-use crate::guest::membership::Membership;
+use crate::guest::fleet::membership::Membership;
 use crate::inputs;
 
 /// The fleet file that a folder has.

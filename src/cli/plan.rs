@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use super::render::FleetFile;
 use super::{App, ExitStatus, Failure, Outcome, OutputFormat};
-use crate::guest::fleet_plan::{self, Change, Class, FleetPlan, GuestAction, GuestPlan, Scope};
-use crate::guest::fleet_switches::SwitchPlan;
+use crate::guest::fleet::plan::{self, Change, Class, FleetPlan, GuestAction, GuestPlan, Scope};
+use crate::guest::fleet::switches::SwitchPlan;
 
 /// Show the changes that a fleet file would make
 ///
@@ -58,7 +58,7 @@ impl Args {
 
     fn planned(&self, app: &App) -> Outcome {
         let (fleet, context) = self.fleet.load_with_context(app)?;
-        let plan = fleet_plan::plan(&fleet, &context.store, context.surroundings(), &self.selection.scope(self.reboot))?;
+        let plan = plan::plan(&fleet, &context.store, context.surroundings(), &self.selection.scope(self.reboot))?;
         show(app, &plan)?;
         let refused = refusals(app, &plan);
         match (refused, plan.has_changes()) {

@@ -18,8 +18,8 @@ use super::definition::{Definition, Surroundings};
 use super::disk_record::DiskRecord;
 use super::error::{GuestError, Result};
 use super::events::{self, EventKind};
+use super::fleet::membership::Membership;
 use super::images::Images;
-use super::membership::Membership;
 use super::pending;
 use super::preflight::{Moment, Preflight};
 use super::provision::{Made, is_own, refuse_found, remove_volumes};
@@ -197,7 +197,7 @@ pub fn destroy(store: &Store, guest: &GuestDir, surroundings: Surroundings<'_>) 
         }
         Err(_) => {}
     }
-    super::bhyve::run::journal::sweep(&guest.journal_file())
+    super::engine::bhyve::run::journal::sweep(&guest.journal_file())
         .map_err(|words| GuestError::host(format!("what `{}` left on this host cannot be removed: {words}", guest.name())))?;
     store.remove(guest)?;
     drop((lock, turn));

@@ -6,8 +6,8 @@ use crate::host::jail::JailNeeds;
 use crate::host::setup::Uses;
 use crate::host::zfs;
 
-use super::bhyve::needs::has_taps;
 use super::definition::{Definition, Surroundings};
+use super::engine::bhyve::needs::has_taps;
 use super::provision;
 use super::snapshot;
 use super::store::{GuestDir, Store};

@@ -431,7 +431,7 @@ impl GuestState {
         }
         if config.engine == EngineKind::Bhyve {
             self.macs.retain(|id, _| config.nics.iter().any(|nic| nic.id == *id));
-            return super::bhyve::slots::assign(config, self);
+            return super::engine::bhyve::slots::assign(config, self);
         }
         let wanted: Vec<String> = (config.disks.iter().map(|disk| format!("disk:{}", disk.id)))
             .chain(config.nics.iter().map(|nic| format!("nic:{}", nic.id)))

@@ -11,8 +11,8 @@ use nix::unistd::Pid;
 
 use crate::host::process::{look_at, peer_of};
 
-use super::bhyve;
 use super::control::{Reply, Request, StopWay, connect};
+use super::engine::bhyve;
 use super::engine::wait_for_lease;
 use super::error::{GuestError, Result};
 use super::events::{self, EventKind};

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::guest::bhyve;
 use crate::guest::control::{Reply, StopWay};
+use crate::guest::engine::bhyve;
 use crate::guest::error::Result;
 use crate::guest::events::EventKind;
 use crate::guest::state::Phase;

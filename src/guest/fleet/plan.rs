@@ -17,15 +17,15 @@ use crate::host::files::disk_size;
 use crate::inputs;
 use crate::units::ByteSize;
 
-use super::definition::{Definition, Surroundings};
-use super::disk_record::DiskRecord;
-use super::error::{GuestError, Result};
-use super::fleet_switches::{self, SwitchPlan};
-use super::lock::{GuestLock, Role};
 use super::membership::{Membership, hash_of};
-use super::provision::{disk_path, found, is_own};
 use super::secrets::{self, SecretState};
-use super::store::{GuestDir, Store};
+use super::switches::{self, SwitchPlan};
+use crate::guest::definition::{Definition, Surroundings};
+use crate::guest::disk_record::DiskRecord;
+use crate::guest::error::{GuestError, Result};
+use crate::guest::lock::{GuestLock, Role};
+use crate::guest::provision::{disk_path, found, is_own};
+use crate::guest::store::{GuestDir, Store};
 
 /// Class of a change: when it takes effect, and what it costs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -180,7 +180,7 @@ pub fn plan(fleet: &Fleet, store: &Store, surroundings: Surroundings<'_>, scope:
         interrupted: journal.exists(),
         guests: Vec::new(),
         secrets: Vec::new(),
-        switches: fleet_switches::look(fleet, store, surroundings, &targets, scope.prune)?,
+        switches: switches::look(fleet, store, surroundings, &targets, scope.prune)?,
         unchanged: 0,
         elsewhere: fleet.guests.iter().filter(|guest| !guest.here).count(),
     };

@@ -1,6 +1,8 @@
 //! Engines, which run guests: an engine is one child process per boot, which follows the contract of
 //! [`crate::machine::spec`].
 
+pub mod bhyve; // FreeBSD's bhyve(8)
+
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -22,13 +24,13 @@ use crate::machine::spec::{
     MAX_CONTROL_LINE, ModuleSpec, NicSpec, PortsSpec, SPEC_VERSION, UserNetSpec, VmmSpec,
 };
 
-use super::bhyve::BhyveEngine;
-use super::bhyve::run::outcome;
-use super::error::{GuestError, Result};
-use super::install::{self, Install};
-use super::provision::disk_path;
-use super::state::GuestState;
-use super::store::GuestDir;
+use crate::guest::error::{GuestError, Result};
+use crate::guest::install::{self, Install};
+use crate::guest::provision::disk_path;
+use crate::guest::state::GuestState;
+use crate::guest::store::GuestDir;
+use bhyve::BhyveEngine;
+use bhyve::run::outcome;
 
 /// Parameters of a boot.
 #[derive(Clone, Copy)]

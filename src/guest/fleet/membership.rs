@@ -11,10 +11,10 @@ use sha2::{Digest, Sha256};
 
 use crate::host::files::write_atomically;
 
-use super::error::{GuestError, Result};
-use super::state::GuestState;
-use super::store::GuestDir;
-use super::timestamp::Timestamp;
+use crate::guest::error::{GuestError, Result};
+use crate::guest::state::GuestState;
+use crate::guest::store::GuestDir;
+use crate::guest::timestamp::Timestamp;
 
 /// The version of the document.
 const MEMBERSHIP_VERSION: u32 = 1;

@@ -16,11 +16,11 @@ use crate::host::files::write_atomically;
 use crate::host::program;
 use crate::host::switch::{Observed, Switch, change, status, steps};
 
-use super::definition::{Definition, Surroundings};
-use super::error::{GuestError, Result};
-use super::fleet_plan::{Change, Class, GuestAction, Targets, additions, differences, remark};
-use super::store::Store;
-use super::switches;
+use super::plan::{Change, Class, GuestAction, Targets, additions, differences, remark};
+use crate::guest::definition::{Definition, Surroundings};
+use crate::guest::error::{GuestError, Result};
+use crate::guest::store::Store;
+use crate::guest::switches;
 
 /// Plan for one switch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -16,13 +16,13 @@ use crate::config::{Fleet, fleet_directory};
 use crate::fetch::Progress;
 use crate::host::files::make_directory;
 
-use super::definition::Surroundings;
-use super::error::{GuestError, Result};
-use super::fleet_plan::{FleetPlan, GuestAction};
-use super::fleet_switches::{Making, SwitchPlan};
-use super::lock::{GuestLock, Role};
+use super::plan::{FleetPlan, GuestAction};
 use super::secrets;
-use super::store::Store;
+use super::switches::{Making, SwitchPlan};
+use crate::guest::definition::Surroundings;
+use crate::guest::error::{GuestError, Result};
+use crate::guest::lock::{GuestLock, Role};
+use crate::guest::store::Store;
 use journal::{Journal, Line};
 
 /// The lock of a fleet while it is applied.

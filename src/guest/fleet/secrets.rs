@@ -11,7 +11,7 @@ use std::time::Instant;
 use crate::config::{SecretConfig, SecretSource};
 use crate::host::files::{private_directory, write_atomically};
 
-use super::error::{GuestError, Result};
+use crate::guest::error::{GuestError, Result};
 
 /// Maximum size of a secret.
 const MAX_BYTES: usize = 64 << 10;
