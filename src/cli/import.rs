@@ -1,8 +1,10 @@
 //! `vmctl import`: imports the guests of another manager.
 
+use super::ui::Column;
 use super::{App, ExitStatus, Failure, Outcome};
 use crate::config::HostPaths;
-use crate::guest::import::vm_bhyve::{self, Imported, Written};
+use crate::guest::import::vm_bhyve::{self, ImportState, Imported};
+use crate::units::ByteSize;
 
 /// Import from another manager
 #[derive(Debug, clap::Args)]
@@ -22,36 +24,38 @@ enum Verb {
         /// vm-bhyve's datastore: a directory, or zfs: and a dataset; vm_dir of rc.conf by default
         #[arg(value_name = "DIR")]
         from: Option<String>,
-        /// Show what would be written, but write nothing
+        /// Show what would be taken over, with the disks as they are found, but write nothing
         #[arg(long)]
         dry_run: bool,
+        /// With --dry-run, show the files that would be written
+        #[arg(long, requires = "dry_run")]
+        files: bool,
     },
 }
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
-        let Verb::VmBhyve { from, dry_run } = self.verb;
+        let Verb::VmBhyve { from, dry_run, files } = self.verb;
         let context = app.context()?;
         let surroundings = context.surroundings();
-        let found = vm_bhyve::read(from.as_deref(), &context.host, &HostPaths::of_this_user()?, surroundings)?;
+        let paths = HostPaths::of_this_user()?;
+        let found = vm_bhyve::read(from.as_deref(), &context.host, &paths, &context.store, surroundings)?;
         if dry_run {
-            return show(app, &found);
+            return show(app, &found, files);
         }
-        let status = app.ui.each(&found, title, |imported| {
-            match vm_bhyve::write(imported, &context.store, surroundings)? {
-                Written::New => app.ui.done(format!("{}: taken over from {}", title(imported), imported.from.display())),
-                Written::Unchanged => {
-                    app.ui.done(format!("{}: is there already, unchanged", title(imported)));
+        app.ui.each(&found, title, |imported| {
+            let written = vm_bhyve::write(imported, &context.store, surroundings)?;
+            match imported.state {
+                _ if written => app.ui.done(format!("{}: taken over from {}", title(imported), imported.from.display())),
+                ImportState::Nothing => {}
+                state => {
+                    app.ui.done(format!("{}: {}", title(imported), state.words()));
                     return Ok(ExitStatus::Done);
                 }
-                Written::Nothing => {}
             }
-            for note in &imported.notes {
-                app.ui.warn(format!("{}: {}={}: {}", title(imported), note.key, note.value, note.reason));
-            }
+            warn(app, imported);
             Ok(ExitStatus::Done)
-        })?;
-        Ok(status)
+        })
     }
 }
 
@@ -62,19 +66,49 @@ fn title(imported: &Imported) -> String {
     }
 }
 
-fn show(app: &App, found: &[Imported]) -> Outcome {
-    if app.ui.is_json() {
-        app.ui.list("import", 1, found, &[], |imported| imported.name.clone())?;
-    } else {
+fn warn(app: &App, imported: &Imported) {
+    for note in &imported.notes {
+        app.ui.warn(format!("{}: {}={}: {}", title(imported), note.key, note.value, note.reason));
+    }
+}
+
+/// Number of disks and their sizes together.
+fn disks(imported: &Imported) -> String {
+    let sizes: Vec<u64> = imported.disks.iter().filter_map(|disk| disk.bytes).collect();
+    match (imported.disks.len(), sizes.len()) {
+        (0, _) => String::new(),
+        (count, 0) => count.to_string(),
+        (count, _) => format!("{count} ({})", ByteSize::from_bytes(sizes.iter().sum())),
+    }
+}
+
+fn show(app: &App, found: &[Imported], files: bool) -> Outcome {
+    let columns = [
+        Column { title: "WHAT", wide: false, text: title },
+        Column { title: "STATE", wide: false, text: |imported: &Imported| imported.state.words().into() },
+        Column { title: "DISKS", wide: false, text: disks },
+        Column {
+            title: "NOTES",
+            wide: false,
+            text: |imported: &Imported| match imported.notes.len() {
+                0 => String::new(),
+                count => count.to_string(),
+            },
+        },
+    ];
+    app.ui.list("import", 1, found, &columns, |imported| imported.name.clone())?;
+    if files && !app.ui.is_json() {
         for imported in found {
             let Some(toml) = &imported.toml else { continue };
-            app.ui.data(&format!("## {}\n{toml}\n", title(imported)))?;
-        }
-        for note in found.iter().filter(|imported| imported.kind == "host").flat_map(|imported| &imported.notes) {
-            app.ui.warn(format!("{}={}: {}", note.key, note.value, note.reason));
+            app.ui.data(&format!("\n## {}\n{toml}", title(imported)))?;
         }
     }
-    let wrong: Vec<&Imported> = found.iter().filter(|imported| imported.problem.is_some()).collect();
+    let coming = |imported: &&Imported| !matches!(imported.state, ImportState::TakenOver | ImportState::TakenOverAndChanged);
+    found.iter().filter(coming).for_each(|imported| warn(app, imported));
+    if !files {
+        app.ui.done("nothing was written; `--dry-run --files` shows the files");
+    }
+    let wrong: Vec<&Imported> = found.iter().filter(|imported| imported.problem.is_some()).filter(coming).collect();
     app.ui.each(
         &wrong,
         |imported| title(imported),

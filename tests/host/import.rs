@@ -46,6 +46,12 @@ fn world() -> (World, String) {
 fn a_dry_run_shows_every_file_and_writes_none() {
     let (world, directory) = world();
     let said = world.vmctl(&["import", "vm-bhyve", &directory, "--dry-run"]).ok();
+    said.says("guest web         new")
+        .says("1 (1KiB)")
+        .says("--files")
+        .does_not_say("## guest web")
+        .says("typo=x: not a setting");
+    let said = world.vmctl(&["import", "vm-bhyve", &directory, "--dry-run", "--files"]).ok();
     let said = said.says("## host file").says("[[switches]]\nid = \"public\"\nuplinks = [\"em0\"]\nvlan = 10\n");
     let said = said.says("## guest web").says("mac = \"58:9c:fc:01:02:03\"").says("#   typo=x: not a setting");
     let said = said.says("## template default").says("size = \"20G\"").says("nat_public=yes");
@@ -65,7 +71,17 @@ fn guests_come_along_with_their_identity_and_their_disks_stay_where_they_are() {
     let text = std::fs::read_to_string(web.join("guest.toml")).expect("reads");
     let disk = world.path().join("vm/web/disk0.img");
     assert!(text.contains(&format!("path = \"{}\"", disk.display())), "{text}");
-    assert!(text.contains("[autostart]\nenabled = true\norder = 110\ndelay = \"5s\"\n"), "{text}");
+    let started = "[autostart]\nenabled = true\n# number 2 of `vm_list` in rc.conf\norder = 110\n\
+                   # `vm_delay` of rc.conf, or vm-bhyve's default\ndelay = \"5s\"\n";
+    assert!(text.contains(started), "{text}");
+    for odd in [
+        "# vm-bhyve always gives bhyve(8) `-w`\nignore_bad_msr = true\n",
+        "# vm-bhyve's default of `on_fault`\non_crash = \"stop\"\n",
+        "# without `uefi_vars`, vm-bhyve starts with new variables at each boot\npersistent = false\n",
+        "# Every `slot` is where vm-bhyve has the device, so that the guest sees no new hardware.\n",
+    ] {
+        assert!(text.contains(odd), "no {odd} in {text}");
+    }
     assert_eq!(std::fs::read(&disk).expect("is there"), raw_disk().as_bytes());
     assert_eq!(std::fs::read_dir(web.join("disks")).expect("lists").count(), 0);
     assert_eq!(std::fs::read_to_string(web.join("vnc-password")).expect("reads"), "geheim\n");
@@ -75,11 +91,18 @@ fn guests_come_along_with_their_identity_and_their_disks_stay_where_they_are() {
     assert!(world.path().join("ds/templates/default.toml").exists());
     assert!(world.path().join("vm/web/web.conf").exists());
     // A second time, what is there stays and is no error, unless it is something else.
-    let again = world.vmctl(&["import", "vm-bhyve"]).ok().says("guest web: is there already").says("template default: is there");
+    let again = world.vmctl(&["import", "vm-bhyve"]).ok();
+    let again = again.says("guest web: taken over already").says("template default: taken over already");
     again.does_not_say("exists already").does_not_say("taken over from");
     let file = web.join("guest.toml");
     std::fs::write(&file, text.replace("memory", "# mine\nmemory")).expect("writes");
-    world.vmctl(&["import", "vm-bhyve"]).fails(1, "a guest called `web` exists already").says("guest db: is there already");
+    world.vmctl(&["import", "vm-bhyve"]).ok().says("guest web: taken over already, changed since");
+    assert!(std::fs::read_to_string(&file).expect("reads").contains("# mine"));
+    // One that an import did not write keeps its name.
+    std::fs::write(&file, "engine = \"bhyve\"\nloader = \"uefi\"\n").expect("writes");
+    let words = "a guest called `web` exists already";
+    world.vmctl(&["import", "vm-bhyve"]).fails(1, words).says("guest db: taken over already");
+    world.vmctl(&["import", "vm-bhyve", "--dry-run"]).ok().says("the name is taken");
 }
 
 #[test]
@@ -88,7 +111,27 @@ fn what_was_refused_comes_along_the_next_time_without_errors_for_the_others() {
     put(&world, "web/run.lock", "host\n");
     world.vmctl(&["import", "vm-bhyve", &directory]).fails(1, "vm-bhyve runs `web`");
     std::fs::remove_file(world.path().join("vm/web/run.lock")).expect("removes");
-    world.vmctl(&["import", "vm-bhyve", &directory]).ok().says("guest web: taken over").says("guest db: is there already");
+    world.vmctl(&["import", "vm-bhyve", &directory]).ok().says("guest web: taken over from").says("guest db: taken over already");
+}
+
+#[test]
+fn a_relative_directory_is_read_and_what_is_written_is_absolute() {
+    let (world, directory) = world();
+    world.vmctl(&["import", "vm-bhyve", "vm"]).ok().says("guest web: taken over");
+    let text = std::fs::read_to_string(world.path().join("ds/guests/web/guest.toml")).expect("reads");
+    assert!(text.contains(&format!("path = \"{directory}/web/disk0.img\"")), "{text}");
+}
+
+#[test]
+fn a_dry_run_looks_at_the_disks() {
+    let (world, directory) = world();
+    std::fs::write(world.path().join("vm/web/disk0.img"), [b"QFI\xfb".as_slice(), &[0; 1020]].concat()).expect("writes");
+    put(&world, "db/run.lock", "host\n");
+    std::fs::remove_file(world.path().join("vm/db/disk0.img")).expect("removes");
+    for more in [&["--dry-run"][..], &[]] {
+        let said = world.vmctl(&[&["import", "vm-bhyve", &directory], more].concat()).fails(1, "not a raw disk");
+        said.says("disk `disk0`: there is no `");
+    }
 }
 
 #[test]
@@ -117,7 +160,8 @@ fn a_guest_that_cannot_be_is_told_with_what_is_wrong() {
     let (world, directory) = world();
     put(&world, "odd/odd.conf", "loader=\"uefi\"\ncpu=900\nmemory=1G\nuuid=\"none\"\n");
     put(&world, "lost/lost.conf", "loader=\"uefi\"\ncpu=1\nmemory=1G\ndisk0_type=\"nvme\"\ndisk0_name=\"gone.img\"\n");
-    world.vmctl(&["import", "vm-bhyve", &directory, "--dry-run"]).fails(1, "`uuid`");
+    let said = world.vmctl(&["import", "vm-bhyve", &directory, "--dry-run"]).fails(1, "`uuid`");
+    said.says("gone.img").says("cannot be taken over").does_not_say("--files shows the files\n##");
     let said = world.vmctl(&["import", "vm-bhyve", &directory]).fails(1, "gone.img");
     said.says("its guest file would be wrong").says("guest web: taken over");
     world.vmctl(&["import", "vm-bhyve", "/etc"]).fails(1, "`/etc` is no datastore of vm-bhyve");

@@ -116,6 +116,13 @@ impl Translation<'_> {
         self.toml.entry(name).or_insert_with(|| Item::Table(Table::new())).as_table_mut().expect("made as one")
     }
 
+    /// Says in a comment above a key of a table where its value comes from.
+    fn explain(&mut self, table: &str, key: &str, why: &str) {
+        if let Some(mut key) = self.table(table).key_mut(key) {
+            key.leaf_decor_mut().set_prefix(format!("# {why}\n"));
+        }
+    }
+
     fn push(&mut self, class: &str, entry: Table) {
         let item = self.toml.entry(class).or_insert_with(|| Item::ArrayOfTables(ArrayOfTables::new()));
         item.as_array_of_tables_mut().expect("made as one").push(entry);
@@ -275,16 +282,20 @@ impl Translation<'_> {
             self.notes.add(format!("grub_install{at}"), text, reason);
         }
         let without_partition = self.conf.yes("grub_run_no_partition") == Some(true);
-        let partition = self.conf.get("grub_run_partition").unwrap_or("1").to_owned();
+        let named = self.conf.get("grub_run_partition").map(str::to_owned);
         let [directory, file] = ["grub_run_dir", "grub_run_file"].map(|key| self.conf.get(key).map(str::to_owned));
         if without_partition {
             self.notes.add("grub_run_no_partition", "yes", "it never worked in vm-bhyve; here it is `partition = \"none\"`");
         }
         let table = self.table("grub");
-        table["partition"] = value(if without_partition { "none" } else { &partition });
+        table["partition"] = value(if without_partition { "none" } else { named.as_deref().unwrap_or("1") });
         if let Some(seconds) = seconds {
             table["timeout"] = value(format!("{seconds}s"));
         }
+        if named.is_none() && !without_partition {
+            self.explain("grub", "partition", "vm-bhyve's default");
+        }
+        let table = self.table("grub");
         if !commands.is_empty() {
             // vmctl adds the last one itself.
             commands.retain(|command| !command.trim().is_empty() && command.trim() != "boot");
@@ -319,7 +330,10 @@ impl Translation<'_> {
             // The guest starts with the variables that it has set so far.
             true if !template && own_vars.exists() => table["vars"] = value(own_vars.display().to_string()),
             true => {}
-            false if !csm => table["persistent"] = value(false),
+            false if !csm => {
+                table["persistent"] = value(false);
+                self.explain("uefi", "persistent", "without `uefi_vars`, vm-bhyve starts with new variables at each boot");
+            }
             false => {}
         }
     }
@@ -344,15 +358,20 @@ impl Translation<'_> {
         if let Some(text) = self.conf.get("on_restart").map(str::to_owned) {
             self.table("restart")["on_reboot"] = value(action(&text));
         }
-        let fault = self.conf.get("on_fault").unwrap_or("shutdown").to_owned();
-        self.table("restart")["on_crash"] = value(action(&fault));
+        let fault = self.conf.get("on_fault").map(str::to_owned);
+        self.table("restart")["on_crash"] = value(action(fault.as_deref().unwrap_or("shutdown")));
+        if fault.is_none() {
+            self.explain("restart", "on_crash", "vm-bhyve's default of `on_fault`");
+        }
         if let Some((place, delay)) = self.source.autostart {
             let table = self.table("autostart");
             table["enabled"] = value(true);
             table["order"] = value(100 + 10 * i64::try_from(place).unwrap_or(0));
             if delay > 0 {
                 table["delay"] = value(format!("{delay}s"));
+                self.explain("autostart", "delay", "`vm_delay` of rc.conf, or vm-bhyve's default");
             }
+            self.explain("autostart", "order", &format!("number {} of `vm_list` in rc.conf", place + 1));
         }
         if let Some(script) = self.conf.get("prestart") {
             let path = self.source.directory.join(script).display().to_string();
@@ -404,10 +423,14 @@ impl Translation<'_> {
         }
         if !raw.is_empty() {
             table["args"] = array(raw.iter().map(String::as_str));
+            self.explain("bhyve", "args", "of `bhyve_options`: what no key of a guest file stands for");
         }
         if !slots.is_empty() {
-            table["slots"] = Item::Table(slots);
+            let mut slots = slots;
+            slots.decor_mut().set_prefix("\n# the PCI addresses that vm-bhyve gives: the guest sees no new hardware\n");
+            self.table("bhyve")["slots"] = Item::Table(slots);
         }
+        self.explain("bhyve", "ignore_bad_msr", "vm-bhyve always gives bhyve(8) `-w`");
     }
 
     /// Notes settings without a counterpart, and those that vm-bhyve does not have either.

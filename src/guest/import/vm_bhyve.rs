@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::config::diagnostic::Source as ConfigSource;
-use crate::config::{GUESTS_DIR, HostConfig, HostPaths, TEMPLATES_DIR};
+use crate::config::{DiskBackend, DiskDevice, GUESTS_DIR, GuestConfig, HostConfig, HostPaths, TEMPLATES_DIR};
 use crate::fetch::Silent;
-use crate::host::files::{make_directory, mode_of, rewrite, write_atomically};
+use crate::host::files::{disk_size, make_directory, mode_of, rewrite, write_atomically};
 use crate::host::ifconfig;
 use crate::host::rc::beside_vm_bhyve;
 use crate::host::sysrc::RcConf;
@@ -18,6 +18,7 @@ use crate::host::zfs;
 use super::super::create::{self, Origin};
 use super::super::definition::{Definition, Surroundings};
 use super::super::error::{GuestError, Result};
+use super::super::named_files::check_disk;
 use super::super::store::Store;
 use super::conf::Conf;
 use super::switches::{self, ImportedSwitch};
@@ -41,6 +42,10 @@ pub struct Imported {
     pub from: PathBuf,
     /// The imported text in TOML, or `None` if there is nothing to write.
     pub toml: Option<String>,
+    /// What the import finds of it, or does with it.
+    pub state: ImportState,
+    /// The disks of a guest.
+    pub disks: Vec<ImportedDisk>,
     /// Notes about settings that were not imported unchanged.
     pub notes: Vec<Note>,
     /// Reason why it cannot be imported.
@@ -50,6 +55,52 @@ pub struct Imported {
     /// The old contents of the file that will be replaced.
     #[serde(skip)]
     before: String,
+}
+
+/// State of a thing to import.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ImportState {
+    /// It will be written.
+    New,
+    /// An earlier import wrote it, and it is as it was written.
+    TakenOver,
+    /// An earlier import wrote it, and its file was changed since, here or in vm-bhyve.
+    TakenOverAndChanged,
+    /// Something else has its name.
+    NameTaken,
+    /// vm-bhyve runs the guest.
+    Running,
+    /// It cannot be imported.
+    Wrong,
+    /// There is nothing to write.
+    Nothing,
+}
+
+impl ImportState {
+    /// Returns it in words.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::New => "new",
+            Self::TakenOver => "taken over already",
+            Self::TakenOverAndChanged => "taken over already, changed since",
+            Self::NameTaken => "the name is taken",
+            Self::Running => "vm-bhyve runs it",
+            Self::Wrong => "cannot be taken over",
+            Self::Nothing => "nothing to add",
+        }
+    }
+}
+
+/// A disk of a guest to import.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ImportedDisk {
+    /// Its id in the guest file.
+    pub id: String,
+    /// Path of its bytes.
+    pub path: PathBuf,
+    /// Its size in bytes, if this user can read it.
+    pub bytes: Option<u64>,
 }
 
 /// A datastore of vm-bhyve.
@@ -74,8 +125,15 @@ fn datastore_of(spec: &str) -> Result<SourceDatastore> {
     Ok(SourceDatastore { directory, dataset })
 }
 
-/// Returns everything that vm-bhyve has in `spec`, or in the datastore that rc.conf(5) names. Nothing is written.
-pub fn read(spec: Option<&str>, host: &HostConfig, paths: &HostPaths, surroundings: Surroundings<'_>) -> Result<Vec<Imported>> {
+/// Returns everything that vm-bhyve has in `spec`, or in the datastore that rc.conf(5) names, compared with `store`.
+/// Nothing is written.
+pub fn read(
+    spec: Option<&str>,
+    host: &HostConfig,
+    paths: &HostPaths,
+    store: &Store,
+    surroundings: Surroundings<'_>,
+) -> Result<Vec<Imported>> {
     let rc = RcConf::of(Path::new("/"));
     let rc_value = |name: &str| rc.get(name).ok().flatten();
     let spec = match spec {
@@ -107,14 +165,16 @@ pub fn read(spec: Option<&str>, host: &HostConfig, paths: &HostPaths, surroundin
         kind: "host",
         name: "switches".into(),
         from: system_file,
+        state: if host_toml.is_some() { ImportState::New } else { ImportState::Nothing },
         toml: host_toml,
+        disks: Vec::new(),
         notes: notes.0,
         problem: None,
         password: None,
         before: host_before,
     }];
     let surroundings = Surroundings { host: &new_host, ..surroundings };
-    let context = Context { config_dir: &config_dir, switches: &switches, autostart: &autostart, surroundings };
+    let context = Context { config_dir: &config_dir, switches: &switches, autostart: &autostart, store, surroundings };
     found.extend(context.templates(&places[0]));
     for datastore in &places {
         found.extend(context.guests(datastore)?);
@@ -220,6 +280,7 @@ struct Context<'a> {
     config_dir: &'a Path,
     switches: &'a [ImportedSwitch],
     autostart: &'a BTreeMap<String, (usize, u64)>,
+    store: &'a Store,
     surroundings: Surroundings<'a>,
 }
 
@@ -262,6 +323,8 @@ impl Context<'_> {
             name: name.clone(),
             from: file.to_owned(),
             toml: None,
+            state: ImportState::Wrong,
+            disks: Vec::new(),
             notes: Vec::new(),
             problem: None,
             password: None,
@@ -288,17 +351,71 @@ impl Context<'_> {
             let path = self.surroundings.datastore.join(GUESTS_DIR).join(&name).join(PASSWORD_FILE);
             toml["graphics"]["password_file"] = toml_edit::value(path.display().to_string());
         }
-        let text = format!("{}{toml}", head(file, &imported.notes));
+        let text = format!("{}{toml}", head(file, &imported.notes, kind == "template"));
         // A template's name is checked like the name of a guest, which will be made from it.
         let checked = Definition::load_file(&directory.join("guest.toml"), &name, Some(&text), &[], self.surroundings);
-        imported.problem = checked.err().or_else(|| create::check_name(&name).err()).map(|error| error.to_string());
+        imported.problem = match (&checked, create::check_name(&name)) {
+            (Err(error), _) => Some(format!("its guest file would be wrong:\n{}", error.to_string().trim_end())),
+            (_, Err(error)) => Some(error.to_string()),
+            _ => None,
+        };
+        if let Ok(definition) = &checked
+            && kind == "guest"
+        {
+            let (disks, problem) = disks_of(&definition.config);
+            imported.disks = disks;
+            imported.problem = imported.problem.or(problem);
+        }
         imported.toml = Some(text);
+        imported.state = self.state_of(&imported);
         imported
+    }
+
+    fn state_of(&self, imported: &Imported) -> ImportState {
+        match there(imported, self.store) {
+            Some(text) if imported.toml.as_ref() == Some(&text) => ImportState::TakenOver,
+            Some(text) if text.lines().next() == Some(origin(&imported.from).as_str()) => ImportState::TakenOverAndChanged,
+            Some(_) => ImportState::NameTaken,
+            None if imported.problem.is_some() => ImportState::Wrong,
+            None if imported.kind == "guest" && runs(imported) => ImportState::Running,
+            None => ImportState::New,
+        }
     }
 }
 
-fn head(file: &Path, notes: &[Note]) -> String {
-    let mut text = format!("# From vm-bhyve's {}.\n", file.display());
+/// Looks at the disks that a guest brings along. Returns them, and what is wrong with the first that cannot be used.
+fn disks_of(config: &GuestConfig) -> (Vec<ImportedDisk>, Option<String>) {
+    let mut problem = None;
+    let mut disks = Vec::new();
+    for disk in &config.disks {
+        // A virtio-scsi disk is a port of CAM, and an iSCSI unit appears at the boot.
+        let Some(path) = disk.path.as_ref().filter(|_| disk.device != DiskDevice::VirtioScsi) else { continue };
+        if disk.backend == DiskBackend::Iscsi {
+            continue;
+        }
+        let found = match fs::metadata(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                Err(format!("disk `{}`: there is no `{}`", disk.id, path.display()))
+            }
+            _ => check_disk(disk).map_err(|error| error.chain()),
+        };
+        let bytes = disk_size(path).ok().map(|(bytes, _)| bytes);
+        disks.push(ImportedDisk { id: disk.id.clone(), path: path.clone(), bytes });
+        problem = problem.or(found.err());
+    }
+    (disks, problem)
+}
+
+/// Returns the first line of a file that was made from one of vm-bhyve's.
+fn origin(file: &Path) -> String {
+    format!("# From vm-bhyve's {}.", file.display())
+}
+
+fn head(file: &Path, notes: &[Note], template: bool) -> String {
+    let mut text = origin(file) + "\n";
+    if !template {
+        text.push_str("# Every `slot` is where vm-bhyve has the device, so that the guest sees no new hardware.\n");
+    }
     for note in notes {
         let reason = note.reason.replace('\n', " ");
         text.push_str(&format!("#   {}={}: {reason}\n", note.key, note.value.replace('\n', " ")));
@@ -311,29 +428,17 @@ fn runs(imported: &Imported) -> bool {
     imported.from.with_file_name("run.lock").exists()
 }
 
-/// Result of writing one thing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Written {
-    /// It is new.
-    New,
-    /// It existed already with the same contents.
-    Unchanged,
-    /// There is nothing to write.
-    Nothing,
-}
-
-/// Writes one of the things that were read. An existing one stays.
-pub fn write(imported: &Imported, store: &Store, surroundings: Surroundings<'_>) -> Result<Written> {
-    if let Some(toml) = &imported.toml
-        && there(imported, store).is_some_and(|text| text == *toml)
-    {
-        return Ok(Written::Unchanged);
+/// Writes one of the things that were read, unless it is there already. Returns whether it was written.
+pub fn write(imported: &Imported, store: &Store, surroundings: Surroundings<'_>) -> Result<bool> {
+    if matches!(imported.state, ImportState::TakenOver | ImportState::TakenOverAndChanged | ImportState::Nothing) {
+        return Ok(false);
     }
     if let Some(problem) = &imported.problem {
-        return Err(GuestError::user(format!("its guest file would be wrong:\n{}", problem.trim_end()))
-            .hint(format!("correct `{}`, or write the guest file by hand", imported.from.display())));
+        return Err(
+            GuestError::user(problem).hint(format!("correct `{}`, or write the guest file by hand", imported.from.display()))
+        );
     }
-    let Some(toml) = &imported.toml else { return Ok(Written::Nothing) };
+    let Some(toml) = &imported.toml else { return Ok(false) };
     let put = |path: &Path, text: &str, mode: u32| {
         if let Some(parent) = path.parent() {
             make_directory(parent, 0o755).map_err(|error| GuestError::io("make", parent, error))?;
@@ -368,7 +473,7 @@ pub fn write(imported: &Imported, store: &Store, surroundings: Surroundings<'_>)
         }
         _ => guest(imported, toml, store, surroundings),
     }?;
-    Ok(Written::New)
+    Ok(true)
 }
 
 /// Returns the result of an earlier import of a guest or a template.
