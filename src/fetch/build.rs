@@ -31,11 +31,29 @@ pub const INITRD: &str = "initrd.img";
 /// A program that a recipe needs, and the package that has it.
 type Tool = (&'static str, &'static str);
 
-fn tools(recipe: Recipe) -> &'static [Tool] {
+/// Returns the tools of a recipe. Debian's needs more where this user is not root: see the script.
+fn tools(recipe: Recipe, root: bool) -> Vec<Tool> {
     match recipe {
-        Recipe::Debian => &[("mmdebstrap", "mmdebstrap"), ("mke2fs", "e2fsprogs"), ("apt-get", "apt")],
-        Recipe::FreeBsd => &[("fetch", "base"), ("makefs", "base"), ("mkimg", "base"), ("tar", "base")],
+        Recipe::Debian => {
+            let mut tools = vec![("mmdebstrap", "mmdebstrap"), ("mke2fs", "e2fsprogs"), ("apt-get", "apt")];
+            if !root {
+                tools.push(("fakeroot", "fakeroot"));
+                if !has_namespaces() {
+                    tools.push(("fakechroot", "fakechroot"));
+                }
+            }
+            tools
+        }
+        Recipe::FreeBsd => vec![("fetch", "base"), ("makefs", "base"), ("mkimg", "base"), ("tar", "base")],
     }
+}
+
+/// Returns whether this host gives this user a user namespace with a range of ids.
+fn has_namespaces() -> bool {
+    let mut command = Command::new("mmdebstrap");
+    command.args(["--unshare-helper", "true"]).env("PATH", search_path());
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
 }
 
 impl Build {
@@ -60,7 +78,8 @@ impl Build {
             )
             .hint("fetch the release's own image instead: `vmctl fetch image freebsd-15.1`"));
         }
-        let missing: Vec<Tool> = tools(self.recipe).iter().copied().filter(|(program, _)| find(program).is_none()).collect();
+        let root = nix::unistd::geteuid().is_root();
+        let missing: Vec<Tool> = tools(self.recipe, root).into_iter().filter(|(program, _)| find(program).is_none()).collect();
         if !missing.is_empty() {
             let programs: Vec<_> = missing.iter().map(|(program, _)| format!("`{program}`")).collect();
             let packages: Vec<_> = missing.iter().map(|(_, package)| *package).collect();
@@ -71,9 +90,9 @@ impl Build {
                 false => "this recipe knows only Debian's packages: build it on Debian, and import it here".into(),
             }));
         }
-        if !nix::unistd::geteuid().is_root() {
-            return Err(FetchError::user("the image cannot be built by this user: device nodes and owners need root")
-                .hint("root can, with `sudo vmctl fetch image NAME`, but root's cache and yours are two: take an image that is fetched, like `debian-13`, or make the guest as root"));
+        if self.recipe == Recipe::FreeBsd && !root {
+            return Err(FetchError::user("the image cannot be built by this user: owners of files need root")
+                .hint("take an image that is fetched, like `freebsd-15.1`, or make the guest as root"));
         }
         Ok(())
     }
@@ -166,6 +185,12 @@ mod tests {
         if !cfg!(target_os = "freebsd") {
             assert!(build.check().unwrap_err().to_string().contains("on FreeBSD only"));
         }
+    }
+
+    #[test]
+    fn without_root_the_owners_of_files_need_a_tool() {
+        let has = |root| tools(Recipe::Debian, root).iter().any(|(program, _)| *program == "fakeroot");
+        assert!(has(false) && !has(true));
     }
 
     #[test]
