@@ -6,7 +6,7 @@ use super::selection::CommandContext;
 use super::{App, Column, ExitStatus, Outcome};
 use crate::fetch::cache::Cache;
 use crate::guest::definition::Definition;
-use crate::guest::engine::bhyve::leftovers;
+use crate::guest::engine::leftovers;
 use crate::guest::fleet::plan::left_over;
 use crate::guest::store::Store;
 use crate::guest::{host_needs, pending};

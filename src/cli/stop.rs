@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::selection::Chosen;
 use super::{App, ExitStatus, Guests, Outcome};
 use crate::guest::control::Request;
-use crate::guest::engine::bhyve::leftovers;
+use crate::guest::engine::leftovers;
 use crate::guest::launcher::not_running;
 use crate::guest::lock::{GuestLock, Role};
 use crate::guest::stopping::end_guest;

@@ -16,6 +16,7 @@ use crate::inputs;
 
 use super::definition::{Definition, Surroundings};
 use super::disk_record::DiskRecord;
+use super::engine;
 use super::error::{GuestError, Result};
 use super::events::{self, EventKind};
 use super::fleet::membership::Membership;
@@ -197,8 +198,7 @@ pub fn destroy(store: &Store, guest: &GuestDir, surroundings: Surroundings<'_>) 
         }
         Err(_) => {}
     }
-    super::engine::bhyve::run::journal::sweep(&guest.journal_file())
-        .map_err(|words| GuestError::host(format!("what `{}` left on this host cannot be removed: {words}", guest.name())))?;
+    engine::sweep(guest)?;
     store.remove(guest)?;
     drop((lock, turn));
     Ok(())

@@ -12,8 +12,7 @@ use nix::unistd::Pid;
 use crate::host::process::{look_at, peer_of};
 
 use super::control::{Reply, Request, StopWay, connect};
-use super::engine::bhyve;
-use super::engine::wait_for_lease;
+use super::engine::{self, wait_for_lease};
 use super::error::{GuestError, Result};
 use super::events::{self, EventKind};
 use super::launcher::{Heard, ask, hear, is_stuck, not_running, refused};
@@ -159,8 +158,7 @@ fn kill_supervisor(guest: &GuestDir, holder: &Holder) -> Result<Ended> {
         state.save(&guest.state_file())?;
         state.save_run(&guest.state_file())?;
         events::record(&guest.events_log(), name, EventKind::SupervisorLost { pid: number });
-        bhyve::run::journal::sweep(&guest.journal_file())
-            .map_err(|words| GuestError::host(format!("what `{name}` left on this host cannot be removed: {words}")))?;
+        engine::sweep(guest)?;
     }
     Ok(Ended { how: StopWay::Killed, reason: Some(reason) })
 }

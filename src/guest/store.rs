@@ -446,11 +446,6 @@ impl GuestDir {
         self.path.join("vmm.json")
     }
 
-    /// Returns the journal of an engine child's resources on the host.
-    pub fn journal_file(&self) -> PathBuf {
-        self.path.join("bhyve.journal")
-    }
-
     /// Returns the path of the control socket: in the directory, or with a short name in the runtime directory.
     pub fn socket(&self) -> PathBuf {
         self.socket_called("control")

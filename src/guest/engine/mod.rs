@@ -2,6 +2,7 @@
 //! [`crate::machine::spec`].
 
 pub mod bhyve; // FreeBSD's bhyve(8)
+pub mod leftovers; // removal of the remains of killed boots
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -34,7 +35,7 @@ use bhyve::run::outcome;
 
 /// Parameters of a boot.
 #[derive(Clone, Copy)]
-pub struct Boot<'a> {
+pub struct BootSetup<'a> {
     /// Directory of the guest.
     pub guest: &'a GuestDir,
     /// Configuration of the guest.
@@ -50,11 +51,19 @@ pub struct Boot<'a> {
 /// An engine.
 pub trait Engine: Send {
     /// Checks whether this host can run the guest, before anything is made or changed for it.
-    fn check(&self, boot: Boot<'_>) -> Result<()>;
+    fn check(&self, setup: BootSetup<'_>) -> Result<()>;
     /// Writes the specification of the next boot. Refuses what this engine cannot do.
-    fn build(&self, boot: Boot<'_>) -> Result<()>;
+    fn build(&self, setup: BootSetup<'_>) -> Result<()>;
     /// Starts the child. `lease` is locked and passed to it. Must be called from the main thread.
     fn spawn(&self, guest: &GuestDir, lease: &File) -> Result<RunningEngine>;
+    /// Returns whether a killed boot of this guest may have left remains on the host.
+    fn has_left(&self, _guest: &GuestDir) -> bool {
+        false
+    }
+    /// Removes the remains of killed boots of this guest on the host. The caller knows that no boot is under way.
+    fn sweep(&self, _guest: &GuestDir) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// Returns the default engine of this host, for a guest file that names none: bhyve if vmm(4) can be used.
@@ -71,6 +80,17 @@ pub fn of(kind: EngineKind) -> Result<Box<dyn Engine>> {
         EngineKind::Embedded => Box::new(EmbeddedEngine::new()?),
         EngineKind::Bhyve => Box::new(BhyveEngine::new()?),
     })
+}
+
+/// Returns the engines that may have run a guest: its file may have named another one before.
+fn all() -> Result<[Box<dyn Engine>; 2]> {
+    Ok([of(EngineKind::Embedded)?, of(EngineKind::Bhyve)?])
+}
+
+/// Removes the remains of killed boots of a guest on the host, of every engine. The caller knows that no boot is under
+/// way.
+pub fn sweep(guest: &GuestDir) -> Result<()> {
+    all()?.iter().try_for_each(|engine| engine.sweep(guest))
 }
 
 /// Returns the path of this program, even after the file from which it was started was replaced.
@@ -140,16 +160,16 @@ impl EmbeddedEngine {
 
 impl Engine for EmbeddedEngine {
     /// Accepts every host.
-    fn check(&self, _boot: Boot<'_>) -> Result<()> {
+    fn check(&self, _setup: BootSetup<'_>) -> Result<()> {
         Ok(())
     }
 
-    fn build(&self, boot: Boot<'_>) -> Result<()> {
-        let mut spec = resolve(boot.guest, boot.config, boot.state)?;
-        if let Some(install) = boot.install {
+    fn build(&self, setup: BootSetup<'_>) -> Result<()> {
+        let mut spec = resolve(setup.guest, setup.config, setup.state)?;
+        if let Some(install) = setup.install {
             tell(&mut spec, install);
         }
-        write_spec(boot.guest, &spec)
+        write_spec(setup.guest, &spec)
     }
 
     fn spawn(&self, guest: &GuestDir, lease: &File) -> Result<RunningEngine> {

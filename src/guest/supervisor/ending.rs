@@ -10,69 +10,58 @@ use crate::guest::timestamp::Timestamp;
 
 use super::clients::Purpose;
 use super::restart::{Decision, ExitReason};
-use super::{Asked, Stage, Supervisor, start_failed};
+use super::stage::{Asked, Boot, Stage};
+use super::{Supervisor, start_failed};
 
 impl Supervisor {
     /// Handles the end of the engine's process.
     pub(super) fn engine_exited(&mut self, status: std::process::ExitStatus) {
         use std::os::unix::process::ExitStatusExt;
         self.drain_engine();
-        self.engine = None;
-        self.probing = None;
+        let was_running = self.stage.is_running();
+        let Some(boot) = self.stage.take_boot() else { return };
+        let Boot { engine, readiness, install, engine_error, debug_exit, no_acpi, last_words, running_since, asked, .. } = *boot;
+        // Its streams, and the probes, are of no use to the next boot.
+        drop((engine, readiness));
         let (code, signal) = (status.code(), status.signal());
-        let asked_way = self.asked.map(|asked| asked.way);
-        let reason = ExitReason::of(code, signal, self.debug_exit).in_truth(asked_way, self.no_acpi);
+        let reason = ExitReason::of(code, signal, debug_exit).in_truth(asked.map(|asked| asked.way), no_acpi);
         let mut words = reason.words();
-        if let (Some(error), true) = (&self.engine_error, reason == ExitReason::Error) {
+        if let (Some(error), true) = (&engine_error, reason == ExitReason::Error) {
             words = format!("{words}: {error}");
         }
-        let ran = self.stage == Stage::Running;
-        self.ran = self.running_since.map_or(Duration::ZERO, |since| since.elapsed());
+        let ran = running_since.map_or(Duration::ZERO, |since| since.elapsed());
         self.last_exit = Some(reason);
         self.state.last_exit = Some(LastExit::new(words.clone(), reason.kind(), (code, signal)));
         if let Some(run) = &mut self.state.run {
             (run.engine_pid, run.ready, run.screen, run.confined) = (None, false, None, None);
         }
         self.emit(EventKind::Exited { reason: words.clone(), kind: reason.kind().to_owned(), code, signal });
-        (self.ready, self.not_ready_at) = (false, None);
-        match self.asked.take() {
+        match asked {
             Some(Asked { again: true, .. }) => self.begin_boot(false),
             Some(asked) => {
                 self.stop_way = Some(reason.stop_way(asked.way));
                 self.end();
             }
             // The first boot ended before the guest ran: the start fails, and nothing is retried.
-            None if !ran && self.started.is_some() => self.give_up(self.start_error(&words)),
+            None if !was_running && self.started.is_some() => {
+                let error = engine_error.map_or_else(|| last_words.explain(&words), GuestError::user);
+                self.give_up(error.hint(format!("`vmctl logs --vmm {}` shows what the engine wrote", self.guest.name())));
+            }
             None => {
                 self.answer_all(|purpose| purpose == Purpose::Running, &start_failed(&words));
-                self.stage = Stage::CrashHooks(reason);
-                let crashed = reason.is_crash().then(|| self.install.take()).flatten();
-                if let Some(install) = crashed {
-                    self.fail(format!("{words}; it was being installed from `{}`", install.medium().display()));
-                } else if !(reason.is_crash() && self.submit_hooks(HookEvent::Crash, &words)) {
-                    self.apply_policy(reason);
+                match install.filter(|_| reason.is_crash()) {
+                    Some(install) => self.fail(format!("{words}; it was being installed from `{}`", install.medium().display())),
+                    None if reason.is_crash() && self.submit_hooks(HookEvent::Crash, &words) => {
+                        self.stage = Stage::CrashHooks { reason, ran, asked: None };
+                    }
+                    None => self.apply_policy(reason, ran),
                 }
             }
         }
     }
 
-    pub(super) fn start_error(&self, words: &str) -> GuestError {
-        match &self.engine_error {
-            Some(message) => GuestError::user(message.clone()),
-            None => {
-                let text: Vec<u8> = self.last_words.iter().copied().collect();
-                let said = String::from_utf8_lossy(&text).trim().to_owned();
-                match said.is_empty() {
-                    true => GuestError::host(words.to_owned()),
-                    false => GuestError::host(format!("{words}; it said:\n{said}")),
-                }
-            }
-        }
-        .hint(format!("`vmctl logs --vmm {}` shows what the engine wrote", self.guest.name()))
-    }
-
-    pub(super) fn apply_policy(&mut self, reason: ExitReason) {
-        match self.crashes.decide(reason, &self.config.restart, Instant::now(), self.ran) {
+    pub(super) fn apply_policy(&mut self, reason: ExitReason, ran: Duration) {
+        match self.crashes.decide(reason, &self.config.restart, Instant::now(), ran) {
             Decision::Stop => self.end(),
             Decision::Fail(reason) => self.fail(reason),
             Decision::Restart(delay) => {

@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 
 use crate::config::{EngineKind, ForwardProto, GuestConfig, HookEvent, NicBackend, ReadyProbe};
 
+use super::Supervisor;
 use super::clients::Purpose;
 use super::hooks::run_limited;
-use super::{Stage, Supervisor};
+use super::stage::Stage;
 use crate::guest::control::Reply;
 use crate::guest::events::EventKind;
 use crate::guest::reach::greets;
@@ -143,44 +144,83 @@ fn accepts(address: SocketAddr, forwards: &ForwardsOpen) -> bool {
     !by_forward
 }
 
+/// Progress of one boot of a guest towards being ready.
+pub struct Readiness {
+    /// Forwards through which a service of the guest has answered.
+    pub forwards_open: ForwardsOpen,
+    /// Number of probes of the thread that have passed.
+    pub probes_passed: usize,
+    probing: Option<Probing>,
+    late_at: Option<Instant>,
+    ready: bool,
+}
+
+impl Readiness {
+    /// Creates the state of a boot that begins.
+    pub fn of(config: &GuestConfig) -> Readiness {
+        let forwards_open = ForwardsOpen::of(config);
+        Readiness { forwards_open, probes_passed: 0, probing: None, late_at: None, ready: false }
+    }
+
+    /// Starts the probes and their time-out.
+    pub fn probe(&mut self, guest: &str, config: &GuestConfig, passed: impl Fn(usize) + Send + 'static) {
+        self.late_at = Some(Instant::now() + config.ready.timeout);
+        self.probing = start(guest, &config.ready_probes(), &self.forwards_open, passed);
+    }
+
+    /// Returns whether the guest is ready.
+    pub fn is_ready(&self) -> bool {
+        self.ready
+    }
+
+    /// Returns the time at which the guest is late, unless it is ready before.
+    pub fn late_at(&self) -> Option<Instant> {
+        self.late_at
+    }
+
+    /// Returns `true` once, when the guest is not ready in time.
+    pub fn is_late(&mut self, now: Instant) -> bool {
+        self.late_at.take_if(|at| now >= *at).is_some()
+    }
+}
+
 impl Supervisor {
     /// Checks whether the last missing probe has passed.
     pub(super) fn check_ready(&mut self) {
-        if self.stage == Stage::Running && self.console.has_asked_for_login() {
+        if self.stage.is_running() && self.console.has_asked_for_login() {
             self.answer_all(|purpose| matches!(purpose, Purpose::Login(_)), &Reply::Ready);
         }
-        if self.ready
-            || self.install.is_some()
-            || self.stage != Stage::Running
-            || self.probes_passed < on_thread(&self.config.ready_probes()).count()
+        let Stage::Running(boot) = &mut self.stage else { return };
+        let readiness = &mut boot.readiness;
+        if readiness.ready
+            || boot.install.is_some()
+            || readiness.probes_passed < on_thread(&self.config.ready_probes()).count()
             || self.console.missing_text().is_some()
         {
             return;
         }
-        self.ready = true;
-        self.not_ready_at = None;
+        (readiness.ready, readiness.late_at) = (true, None);
+        let after_ms = boot.running_since.map_or(0, |since| since.elapsed().as_millis() as u64);
         if let Some(run) = &mut self.state.run {
             run.ready = true;
         }
         self.save_run();
-        let after = self.running_since.map_or(0, |since| since.elapsed().as_millis() as u64);
-        self.emit(EventKind::Ready { after_ms: after });
+        self.emit(EventKind::Ready { after_ms });
         self.answer_all(|purpose| matches!(purpose, Purpose::Ready(_)), &Reply::Ready);
         self.submit_hooks(HookEvent::Ready, "");
     }
 
     /// Returns a description of the probe that has not passed.
     pub(super) fn missing_probe(&self) -> String {
-        if self.install.is_some() {
+        let boot = self.stage.boot();
+        if boot.is_some_and(|boot| boot.install.is_some()) {
             return "the installer still runs".into();
         }
         if let Some(text) = self.console.missing_text() {
             return words(&ReadyProbe::Console(text));
         }
-        on_thread(&self.config.ready_probes())
-            .nth(self.probes_passed)
-            .map(words)
-            .unwrap_or_else(|| "the guest does not run".into())
+        let passed = boot.map_or(0, |boot| boot.readiness.probes_passed);
+        on_thread(&self.config.ready_probes()).nth(passed).map(words).unwrap_or_else(|| "the guest does not run".into())
     }
 }
 

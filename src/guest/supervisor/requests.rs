@@ -9,7 +9,13 @@ use crate::guest::state::Phase;
 use crate::machine::spec::EngineCommand;
 
 use super::clients::Purpose;
-use super::{Asked, END_PATIENCE, PRESS_AGAIN, Stage, Supervisor, start_error_reply};
+use super::stage::{Asked, Stage};
+use super::{Supervisor, start_error_reply};
+
+/// Time between two presses of the power button, until the guest ends or its time is over.
+const PRESS_AGAIN: Duration = Duration::from_secs(4);
+/// Time-out for an engine to end after it was told to.
+const END_PATIENCE: Duration = Duration::from_secs(10);
 
 impl Supervisor {
     /// Handles the first document of a client.
@@ -33,7 +39,7 @@ impl Supervisor {
             Request::Stats => self.ask_engine(at, &EngineCommand::Stats, Purpose::Stats),
             Request::Nmi => {
                 self.ask_engine(at, &EngineCommand::Nmi, Purpose::Answered);
-                if self.clients[at].purpose == Purpose::Answered && self.stage == Stage::Running {
+                if self.clients[at].purpose == Purpose::Answered && self.stage.is_running() {
                     self.requested("nmi");
                     self.clients[at].answer(&Reply::Done);
                 }
@@ -68,9 +74,9 @@ impl Supervisor {
     }
 
     fn ask_engine(&mut self, at: usize, command: &EngineCommand, purpose: Purpose) {
-        match &mut self.engine {
-            Some(engine) if self.stage == Stage::Running => {
-                engine.command(command);
+        match &mut self.stage {
+            Stage::Running(boot) => {
+                boot.engine.command(command);
                 self.clients[at].purpose = purpose;
             }
             _ => self.clients[at].answer(&start_error_reply("the guest does not run at this moment".into())),
@@ -78,7 +84,10 @@ impl Supervisor {
     }
 
     fn wait_ready(&mut self, at: usize, timeout_ms: Option<u64>, login: bool) {
-        let is_there = if login { self.stage == Stage::Running && self.console.has_asked_for_login() } else { self.ready };
+        let is_there = match login {
+            true => self.stage.is_running() && self.console.has_asked_for_login(),
+            false => self.stage.boot().is_some_and(|boot| boot.readiness.is_ready()),
+        };
         if is_there {
             return self.clients[at].answer(&Reply::Ready);
         }
@@ -90,7 +99,7 @@ impl Supervisor {
 
     /// Handles a signal of the host: it stops the guest as `stop` does, and a second one powers it off.
     pub(super) fn signalled(&mut self) {
-        let again = self.asked.is_some_and(|asked| !asked.again);
+        let again = self.stage.asked().is_some_and(|asked| !asked.again);
         self.requested(if again { "poweroff" } else { "stop" });
         self.stop(again.then_some(0), false);
     }
@@ -98,19 +107,19 @@ impl Supervisor {
     /// Ends the guest, by power button or at once, and boots it `again` or not.
     pub(super) fn stop(&mut self, timeout_ms: Option<u64>, again: bool) {
         let timeout = timeout_ms.map_or(self.config.stop_timeout, Duration::from_millis);
-        match self.stage {
+        match &mut self.stage {
             Stage::Ending | Stage::Done => {}
             // The requested boot is already under way.
-            Stage::PreStart | Stage::Booting { .. } if again => {}
+            Stage::PreStart(_) | Stage::Booting { .. } if again => {}
             Stage::Waiting { .. } if again => self.begin_boot(false),
             Stage::Waiting { .. } => {
                 self.stop_way = Some(StopWay::NotRunning);
                 self.end();
             }
-            Stage::PreStart | Stage::CrashHooks(_) => self.ask(Asked::plain(StopWay::NotRunning, again, timeout)),
+            Stage::PreStart(_) | Stage::CrashHooks { .. } => self.ask(Asked::plain(StopWay::NotRunning, again, timeout)),
             Stage::Booting { .. } => self.power_off(StopWay::PoweredOff, again),
-            Stage::Running if timeout.is_zero() => self.power_off(StopWay::PoweredOff, again),
-            Stage::Running => match &mut self.asked {
+            Stage::Running(_) if timeout.is_zero() => self.power_off(StopWay::PoweredOff, again),
+            Stage::Running(boot) => match &mut boot.asked {
                 // There is an earlier request: stop wins over restart, and the shorter time over the longer.
                 Some(asked) => {
                     asked.again &= again;
@@ -127,15 +136,25 @@ impl Supervisor {
     }
 
     fn ask(&mut self, asked: Asked) {
-        self.asked = Some(asked);
+        if let Some(slot) = self.stage.asked_mut() {
+            *slot = Some(asked);
+        }
         self.set_phase(Phase::Stopping);
+    }
+
+    /// Sends a command to the engine, if there is one.
+    fn command(&mut self, command: &EngineCommand) {
+        if let Some(engine) = self.stage.engine_mut() {
+            engine.command(command);
+        }
     }
 
     /// Continues after the hooks before the power button.
     pub(super) fn pre_stop_done(&mut self, fatal: Option<String>) {
-        let Some(asked) = self.asked.as_mut().filter(|asked| asked.hooks_first) else { return };
+        let asked = self.stage.asked_mut().and_then(Option::as_mut);
+        let Some(asked) = asked.filter(|asked| asked.hooks_first) else { return };
         if let Some(words) = fatal {
-            self.asked = None;
+            self.stage.forget_asked();
             self.set_phase(Phase::Running);
             let hint = Some(format!("`vmctl stop --force {}` stops it without the hooks", self.guest.name()));
             let reply = Reply::Error { message: words, hint };
@@ -145,45 +164,40 @@ impl Supervisor {
         let now = Instant::now();
         asked.power_off_at = now.checked_add(asked.timeout);
         asked.press_at = Some(now + PRESS_AGAIN);
-        if let Some(engine) = &mut self.engine {
-            engine.command(&EngineCommand::PowerButton);
-        }
+        self.command(&EngineCommand::PowerButton);
     }
 
     fn power_off(&mut self, way: StopWay, again: bool) {
-        let again = again && self.asked.is_none_or(|asked| asked.again);
+        let again = again && self.stage.asked().is_none_or(|asked| asked.again);
         self.ask(Asked { kill_at: Some(Instant::now() + END_PATIENCE), ..Asked::plain(way, again, Duration::ZERO) });
-        if let Some(engine) = &mut self.engine {
-            engine.command(&EngineCommand::Poweroff);
-        }
+        self.command(&EngineCommand::Poweroff);
     }
 
     fn reset(&mut self, at: usize) {
-        if self.stage != Stage::Running {
+        if !self.stage.is_running() {
             let message = "the guest does not run at this moment".to_owned();
             return self.clients[at].answer(&start_error_reply(message));
         }
         self.requested("reset");
         self.clients[at].purpose = Purpose::Running;
-        if self.asked.is_some_and(|asked| !asked.again) {
+        if self.stage.asked().is_some_and(|asked| !asked.again) {
             return self.clients[at].answer(&start_error_reply("the guest is being stopped".into()));
         }
         self.ask(Asked {
             kill_at: Some(Instant::now() + END_PATIENCE),
             ..Asked::plain(StopWay::PoweredOff, true, Duration::ZERO)
         });
-        if let Some(engine) = &mut self.engine {
-            engine.command(&EngineCommand::Reset);
-        }
+        self.command(&EngineCommand::Reset);
     }
 
     /// Saves the guest, without a time-out, and stops it.
     fn suspend(&mut self, at: usize) {
-        if self.stage != Stage::Running || self.asked.is_some() {
+        let boot = self.stage.boot().filter(|boot| self.stage.is_running() && boot.asked.is_none());
+        let Some(boot) = boot else {
             let message = "the guest does not run, or is being stopped, at this moment".to_owned();
             return self.clients[at].answer(&start_error_reply(message));
-        }
-        if self.install.is_some() {
+        };
+        if boot.install.is_some() {
             // The saved state would need the medium, which the next boot does not have.
             let message = "the guest is being installed, and what would be saved needs the medium".to_owned();
             return self.clients[at].answer(&start_error_reply(message));
@@ -191,22 +205,20 @@ impl Supervisor {
         self.requested("suspend");
         self.clients[at].purpose = Purpose::Stop;
         self.ask(Asked::plain(StopWay::Suspended, false, Duration::ZERO));
-        if let Some(engine) = &mut self.engine {
-            engine.command(&EngineCommand::Suspend);
-        }
+        self.command(&EngineCommand::Suspend);
     }
 
     /// Handles a failure to save the guest, which continues.
     pub(super) fn not_suspended(&mut self, message: String) {
-        if self.asked.is_some_and(|asked| asked.way == StopWay::Suspended) {
-            self.asked = None;
+        if self.stage.asked().is_some_and(|asked| asked.way == StopWay::Suspended) {
+            self.stage.forget_asked();
             self.set_phase(Phase::Running);
             self.answer_all(|purpose| purpose == Purpose::Stop, &start_error_reply(message));
         }
     }
 
     fn kill(&mut self) {
-        match &mut self.engine {
+        match self.stage.engine_mut() {
             Some(engine) => {
                 engine.kill();
                 self.ask(Asked::plain(StopWay::Killed, false, Duration::ZERO));
@@ -217,28 +229,27 @@ impl Supervisor {
 
     /// Does what is due for a request.
     pub(super) fn press_on(&mut self, now: Instant) {
-        let Some(asked) = &mut self.asked else { return };
+        let Some(asked) = self.stage.asked_mut().and_then(Option::as_mut) else { return };
         if asked.power_off_at.is_some_and(|at| now >= at) {
             (asked.power_off_at, asked.kill_at, asked.way) = (None, Some(now + END_PATIENCE), StopWay::TimedOut);
             asked.press_at = None;
             let after_seconds = asked.timeout.as_secs();
-            if let Some(engine) = &mut self.engine {
-                engine.command(&EngineCommand::Poweroff);
-            }
+            self.command(&EngineCommand::Poweroff);
             return self.emit(EventKind::StopTimedOut { after_seconds });
         }
-        // The first press may have come before the guest could handle it.
-        if asked.press_at.is_some_and(|at| now >= at) {
+        let (presses, kills) = (asked.press_at.is_some_and(|at| now >= at), asked.kill_at.is_some_and(|at| now >= at));
+        if presses {
             asked.press_at = Some(now + PRESS_AGAIN);
-            if let Some(engine) = &mut self.engine {
-                engine.command(&EngineCommand::PowerButton);
-            }
         }
-        if asked.kill_at.is_some_and(|at| now >= at) {
+        if kills {
             asked.kill_at = None;
-            if let Some(engine) = &mut self.engine {
-                engine.kill();
-            }
+        }
+        // The first press may have come before the guest could handle it.
+        if presses {
+            self.command(&EngineCommand::PowerButton);
+        }
+        if let Some(engine) = self.stage.engine_mut().filter(|_| kills) {
+            engine.kill();
         }
     }
 
@@ -256,24 +267,5 @@ impl Supervisor {
         client.reply(&Reply::Console { writer });
         client.console(&replay);
         self.emit(EventKind::ConsoleAttached { writer });
-    }
-}
-
-impl Asked {
-    /// Applies a further request to end the guest, within `timeout` from now.
-    fn hurry(&mut self, timeout: Duration, now: Instant) {
-        let at = now.checked_add(timeout);
-        if self.kill_at.is_some() {
-            return;
-        }
-        if self.hooks_first {
-            self.timeout = self.timeout.min(timeout);
-        } else if at.is_some_and(|at| self.power_off_at.is_none_or(|before| at < before)) {
-            (self.power_off_at, self.timeout) = (at, timeout);
-        }
-    }
-
-    fn plain(way: StopWay, again: bool, timeout: Duration) -> Asked {
-        Asked { way, again, timeout, hooks_first: false, press_at: None, power_off_at: None, kill_at: None }
     }
 }

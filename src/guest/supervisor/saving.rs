@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::guest::control::{Reply, StopWay};
-use crate::guest::engine::bhyve;
+use crate::guest::engine;
 use crate::guest::error::Result;
 use crate::guest::events::EventKind;
 use crate::guest::state::Phase;
@@ -69,10 +69,9 @@ impl Supervisor {
     /// Releases the guest, answers the waiting clients, and ends.
     pub(super) fn finish(&mut self) -> Result<Ending> {
         self.emit(EventKind::Stopped);
-        let way = self.asked.map_or(StopWay::NotRunning, |asked| asked.way);
         // An engine that was killed could not clean up.
-        if let Err(words) = bhyve::run::journal::sweep(&self.guest.journal_file()) {
-            note(&words);
+        if let Err(error) = engine::sweep(&self.guest) {
+            note(&error.chain());
         }
         self.save_at_last();
         let _ = std::fs::remove_file(self.guest.socket());
@@ -81,7 +80,7 @@ impl Supervisor {
         self.listener = None;
         // The lock is released before the answers, since a client that gets one may start the guest at once.
         self.lock = None;
-        let how = self.stop_way.unwrap_or(way);
+        let how = self.stop_way.unwrap_or(StopWay::NotRunning);
         let reason = self.last_exit.filter(|_| how == StopWay::Otherwise).map(ExitReason::words);
         let stopped = Reply::Stopped { how, reason };
         let other = start_error_reply("the guest has stopped".into());

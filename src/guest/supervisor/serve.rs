@@ -34,7 +34,7 @@ impl Supervisor {
     pub(super) fn wait_and_serve(&mut self) {
         for (token, flags) in self.poll() {
             match token {
-                Token::Wake => while matches!((&self.wake).read(&mut [0u8; 256]), Ok(count) if count > 0) {},
+                Token::Wake => self.mailbox.clear_wake(),
                 Token::Listener => self.accept(),
                 Token::Console => self.serve_console(flags),
                 Token::Control => self.serve_control(flags),
@@ -54,7 +54,7 @@ impl Supervisor {
         let has_input = !self.console.pending_input().is_empty();
         let input_room = self.console.input_room() > 0;
         let mut tokens = vec![Token::Wake];
-        let mut fds = vec![PollFd::new(self.wake.as_fd(), PollFlags::POLLIN)];
+        let mut fds = vec![PollFd::new(self.mailbox.wake().as_fd(), PollFlags::POLLIN)];
         let mut add = |token, fd, write: bool, read: bool| {
             tokens.push(token);
             let mut flags = PollFlags::empty();
@@ -66,11 +66,12 @@ impl Supervisor {
             add(Token::Listener, listener.as_fd(), false, true);
         }
         // A stream that has ended would wake us forever. Then only the end of the process counts.
-        if let Some(engine) = self.engine.as_ref() {
-            if self.console_open {
+        if let Some(boot) = self.stage.boot() {
+            let engine = &boot.engine;
+            if boot.console_open {
                 add(Token::Console, engine.console().as_fd(), has_input, true);
             }
-            if self.control_open {
+            if boot.control_open {
                 add(Token::Control, engine.control().as_fd(), engine.has_commands(), true);
             }
         }
@@ -158,16 +159,16 @@ impl Supervisor {
         let mut buffer = [0u8; 16 * 1024];
         let mut taken = 0;
         while taken < CONSOLE_ROUND {
-            let Some(engine) = &self.engine else { return };
-            match engine.console().read(&mut buffer) {
-                Ok(0) => return self.console_open = false,
+            let Some(boot) = self.stage.boot_mut() else { return };
+            match boot.engine.console().read(&mut buffer) {
+                Ok(0) => return boot.console_open = false,
                 Ok(count) => {
                     taken += count;
                     self.guest_said(&buffer[..count]);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(_) => return self.console_open = false,
+                Err(_) => return boot.console_open = false,
             }
         }
         self.check_ready();
@@ -184,12 +185,12 @@ impl Supervisor {
 
     /// Moves input into the guest.
     fn feed_guest(&mut self) {
-        while let Some(engine) = self.engine.as_ref().filter(|_| self.console_open) {
+        while let Some(boot) = self.stage.boot().filter(|boot| boot.console_open) {
             let pending = self.console.pending_input();
             if pending.is_empty() {
                 return;
             }
-            match engine.console().write(pending) {
+            match boot.engine.console().write(pending) {
                 Ok(count) if count > 0 => self.console.input_taken(count),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 _ => return,
@@ -198,13 +199,13 @@ impl Supervisor {
     }
 
     fn serve_control(&mut self, flags: PollFlags) {
-        let Some(engine) = &mut self.engine else { return };
+        let Some(boot) = self.stage.boot_mut() else { return };
         if flags.contains(PollFlags::POLLOUT) {
-            engine.flush_commands();
+            boot.engine.flush_commands();
         }
         if flags.intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR) {
-            let (events, open) = engine.events();
-            self.control_open = open;
+            let (events, open) = boot.engine.events();
+            boot.control_open = open;
             for event in events {
                 match event {
                     Ok(event) => self.engine_event(event),
@@ -218,21 +219,22 @@ impl Supervisor {
     pub(super) fn drain_engine(&mut self) {
         // Bounded, in case of a bug: the process is gone, so the sockets contain all there is.
         for _ in 0..64 {
-            if !self.console_open && !self.control_open {
+            let Some((console, control)) = self.stage.boot().map(|boot| (boot.console_open, boot.control_open)) else { break };
+            if !console && !control {
                 break;
             }
-            if self.console_open {
+            if console {
                 self.serve_console(PollFlags::POLLIN);
             }
-            if self.control_open {
+            if control {
                 self.serve_control(PollFlags::POLLIN);
             }
         }
-        while let Ok(message) = self.messages.recv_timeout(std::time::Duration::from_millis(5)) {
+        while let Some(message) = self.mailbox.next_within(Duration::from_millis(5)) {
             match message {
                 super::Message::Stderr(bytes) => self.engine_said(&bytes),
                 super::Message::EngineEnded(_) => {}
-                other => self.postponed.push(other),
+                other => self.mailbox.postpone(other),
             }
         }
     }

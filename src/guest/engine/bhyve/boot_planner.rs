@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::config::{
     ComPort, DiskBackend, DiskConfig, GuestConfig, Limits, NicBackend, NicConfig, SwitchConfig, SwitchKind, Tpm, Uefi, VncListen,
 };
-use crate::guest::engine::Boot;
+use crate::guest::engine::BootSetup;
 use crate::guest::error::{GuestError, Result};
 use crate::guest::identity::short_hash;
 use crate::guest::provision::disk_path;
@@ -23,10 +23,11 @@ use super::run::boot_plan::{
     Argument, BhyvePlan, CopiedFile, DiskUse, HookPlan, InterfaceUse, NewFile, PLAN_VERSION, Program, Saved, Screen, TapPlan,
     UnitPlan,
 };
+use super::run::journal;
 
 /// Returns the plan of a guest's next boot.
-pub fn plan(boot: Boot<'_>, features: &HostFeatures) -> Result<BhyvePlan> {
-    let Boot { guest, config, .. } = boot;
+pub fn plan(boot: BootSetup<'_>, features: &HostFeatures) -> Result<BhyvePlan> {
+    let BootSetup { guest, config, .. } = boot;
     let mark = short_hash(&[boot.state.uuid.as_str(), &guest.path().to_string_lossy()]);
     let (taps, interfaces) = interfaces(boot, &mark)?;
     let tpm = (config.tpm == Some(Tpm::Swtpm)).then(|| crate::host::swtpm::Tpm {
@@ -80,7 +81,7 @@ pub fn plan(boot: Boot<'_>, features: &HostFeatures) -> Result<BhyvePlan> {
         version: PLAN_VERSION,
         name: config.name.clone(),
         cpus: config.cpus.count,
-        journal: guest.journal_file(),
+        journal: journal::file(guest),
         modules: modules(&lines, &taps, &interfaces),
         disks: disks(boot)?,
         units: units(config),
@@ -186,7 +187,7 @@ fn find_firmware(guest: &GuestDir, uefi: &Uefi) -> Result<(Firmware, Option<Copi
 }
 
 /// Returns the host's end of each interface, by its id, with a mark for a tap that is still to be made.
-fn plugged_into(boot: Boot<'_>, mark: &str) -> Result<BTreeMap<String, String>> {
+fn plugged_into(boot: BootSetup<'_>, mark: &str) -> Result<BTreeMap<String, String>> {
     let mut found = BTreeMap::new();
     for nic in &boot.config.nics {
         let end = match (nic.backend, &nic.interface) {
@@ -233,7 +234,7 @@ fn netgraph_path(switches: &[SwitchConfig], nic: &NicConfig) -> Result<String> {
 }
 
 /// Returns the hooks that must be chosen, since the guest file names none.
-fn hooks(boot: Boot<'_>) -> Result<Vec<HookPlan>> {
+fn hooks(boot: BootSetup<'_>) -> Result<Vec<HookPlan>> {
     let named = |nic: &NicConfig| nic.netgraph.as_ref().is_some_and(|hook| hook.peerhook.is_some());
     let open = |nic: &&NicConfig| nic.backend == NicBackend::Netgraph && nic.interface.is_none() && !named(nic);
     let nics = boot.config.nics.iter().filter(open);
@@ -257,13 +258,13 @@ fn units(config: &GuestConfig) -> Vec<UnitPlan> {
     config.disks.iter().filter_map(unit).collect()
 }
 
-fn disks(boot: Boot<'_>) -> Result<Vec<DiskUse>> {
+fn disks(boot: BootSetup<'_>) -> Result<Vec<DiskUse>> {
     let disks = boot.config.disks.iter().filter(|disk| disk.backend != DiskBackend::Iscsi);
     disks.map(|disk| Ok(DiskUse { id: disk.id.clone(), path: disk_path(boot.guest, disk)?, read_only: disk.ro })).collect()
 }
 
 /// Returns the taps to make, and the existing ones.
-fn interfaces(boot: Boot<'_>, mark: &str) -> Result<(Vec<TapPlan>, Vec<InterfaceUse>)> {
+fn interfaces(boot: BootSetup<'_>, mark: &str) -> Result<(Vec<TapPlan>, Vec<InterfaceUse>)> {
     let (mut taps, mut interfaces) = (Vec::new(), Vec::new());
     for nic in &boot.config.nics {
         let kind = match nic.backend {

@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
 
-use crate::guest::engine::{Boot, End, Engine, RunningEngine, own_program, write_spec};
+use crate::guest::engine::{BootSetup, End, Engine, RunningEngine, own_program, write_spec};
 use crate::guest::error::{GuestError, Result};
 use crate::guest::store::GuestDir;
 use crate::host::bhyve::HostFeatures;
 
+use super::run::journal;
 use super::{boot_planner, needs};
 
 /// FreeBSD's bhyve(8): `vmctl bhyve --spec FILE`.
@@ -37,21 +38,30 @@ impl BhyveEngine {
 }
 
 impl Engine for BhyveEngine {
-    fn check(&self, boot: Boot<'_>) -> Result<()> {
+    fn check(&self, setup: BootSetup<'_>) -> Result<()> {
         needs::host()?;
-        needs::programs(boot.config)?;
-        needs::passthru(boot.config)?;
-        needs::network(boot.config)?;
-        boot_planner::plan(boot, self.features()?).map(drop)
+        needs::programs(setup.config)?;
+        needs::passthru(setup.config)?;
+        needs::network(setup.config)?;
+        boot_planner::plan(setup, self.features()?).map(drop)
     }
 
-    fn build(&self, boot: Boot<'_>) -> Result<()> {
-        write_spec(boot.guest, &boot_planner::plan(boot, self.features()?)?)
+    fn build(&self, setup: BootSetup<'_>) -> Result<()> {
+        write_spec(setup.guest, &boot_planner::plan(setup, self.features()?)?)
     }
 
     fn spawn(&self, guest: &GuestDir, lease: &File) -> Result<RunningEngine> {
         let mut command = Command::new(&self.program);
         command.args(["bhyve", "--spec"]).arg(guest.spec_file());
         RunningEngine::start(command, lease, End::Told)
+    }
+
+    fn has_left(&self, guest: &GuestDir) -> bool {
+        journal::file(guest).exists()
+    }
+
+    fn sweep(&self, guest: &GuestDir) -> Result<()> {
+        let failed = |words| GuestError::host(format!("what `{}` left on this host cannot be removed: {words}", guest.name()));
+        journal::sweep(&journal::file(guest)).map_err(failed)
     }
 }

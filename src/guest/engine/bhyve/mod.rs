@@ -2,7 +2,6 @@
 pub mod argv; // the command lines of a boot
 mod boot_planner; // the plan of a boot, from a configuration
 mod engine; // the engine as the supervisor sees it
-pub mod leftovers; // removal of the remains of killed boots
 pub mod needs; // checks whether this host can run a guest under it
 pub mod partitions; // search for the root of OpenBSD and NetBSD
 pub mod run; // one boot: preparing the host, the loader, bhyve, and undoing it all

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::guest::store::GuestDir;
 use crate::host::bhyvectl::Vm;
 use crate::host::files::replace;
 use crate::host::iscsi::Target;
@@ -15,6 +16,11 @@ use crate::host::program::run;
 use crate::host::tap;
 
 use super::outcome::Trouble;
+
+/// Returns the path of a guest's journal.
+pub fn file(guest: &GuestDir) -> PathBuf {
+    guest.path().join("bhyve.journal")
+}
 
 /// A resource that was made, or is about to be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

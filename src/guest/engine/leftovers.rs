@@ -1,20 +1,18 @@
-//! Removal of the remains of boots whose bhyve, engine child and supervisor were all killed: a tap, a virtual machine
-//! with the guest's memory, a TPM's process. The guest's journal lists them, and no other process will undo them.
+//! Removal of the remains of boots whose engine child and supervisor were both killed, so that no process will undo them:
+//! under bhyve a tap, a virtual machine with the guest's memory, a TPM's process.
 
 use std::fs::File;
 
-use crate::guest::error::{GuestError, Result};
+use crate::guest::error::Result;
 use crate::guest::events::{self, EventKind};
 use crate::guest::lock::{GuestLock, Role};
 use crate::guest::state::LastExit;
 use crate::guest::store::{GuestDir, Store};
 
-use super::run::journal;
-
 /// Removes the remains of a guest that no process runs any more. Returns `false` when there are none, or a process is
 /// still working on it. Keeps the way in which the guest ended in its state.
 pub fn sweep(guest: &GuestDir) -> Result<bool> {
-    if !guest.journal_file().exists() {
+    if !super::all()?.iter().any(|engine| engine.has_left(guest)) {
         return Ok(false);
     }
     let Ok(_lock) = GuestLock::acquire(&guest.lock_file(), Role::Command)? else { return Ok(false) };
@@ -23,8 +21,7 @@ pub fn sweep(guest: &GuestDir) -> Result<bool> {
     if lease.as_ref().is_ok_and(|lease| lease.try_lock().is_err()) {
         return Ok(false);
     }
-    journal::sweep(&guest.journal_file())
-        .map_err(|words| GuestError::host(format!("what `{}` left on this host cannot be removed: {words}", guest.name())))?;
+    super::sweep(guest)?;
     let mut state = guest.state()?;
     if let Some(run) = state.run.take() {
         events::record(&guest.events_log(), guest.name(), EventKind::SupervisorLost { pid: run.pid });
