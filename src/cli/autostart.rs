@@ -10,6 +10,7 @@ use super::{App, Column, ExitStatus, Failure, Outcome, autostart_rc, down, up};
 use crate::config::AutostartWait;
 use crate::guest::autostart::Schedule;
 use crate::host::environment;
+use crate::host::process::own_file;
 use crate::host::program::is_freebsd;
 use crate::host::systemd::{self, Manager, Unit};
 use crate::units::format_duration;
@@ -189,7 +190,7 @@ fn enable(app: &App, now: bool, asked: Option<Duration>) -> Outcome {
     let path = unit_path(manager)?;
     let running = systemd::is_running();
     let stop_timeout = stop_timeout(app, manager, asked);
-    let unit = Unit { program: std::env::current_exe()?, options: down::options(app)?, stop_timeout, manager };
+    let unit = Unit { program: own_file()?, options: down::options(app)?, stop_timeout, manager };
     unit.write(&path).map_err(|error| Failure::user(format!("cannot write `{}`: {error}", path.display())))?;
     let user = if manager == Manager::User { " --user" } else { "" };
     let tell = |error: String| {

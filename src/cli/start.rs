@@ -8,14 +8,15 @@ use super::attach::{self, Session};
 use super::progress::ProgressDisplay;
 use super::selection::CommandContext;
 use super::{App, ExitStatus, Failure, Guests, Outcome};
-use crate::guest::engine::leftovers;
 use crate::guest::control::{Reply, Request};
 use crate::guest::definition::Definition;
+use crate::guest::engine::leftovers;
 use crate::guest::images::Images;
 use crate::guest::launcher;
 use crate::guest::pending;
 use crate::guest::preflight::{Moment, Preflight, memory_warning};
 use crate::guest::store::GuestDir;
+use crate::host::process::own_program;
 
 /// Start guests
 ///
@@ -150,11 +151,7 @@ pub fn wait_ready(guest: &GuestDir, timeout: Option<Duration>) -> Result<(), Fai
 
 /// Returns `vmctl run GUEST --supervise` with the options of this command.
 fn supervisor_command(app: &App, context: &CommandContext, guest: &GuestDir) -> Result<Command, Failure> {
-    let program = match cfg!(target_os = "linux") {
-        true => "/proc/self/exe".into(),
-        false => std::env::current_exe()?,
-    };
-    let mut command = Command::new(program);
+    let mut command = Command::new(own_program()?);
     if let Some(config) = &app.config {
         command.arg("--config").arg(std::path::absolute(config)?);
     }

@@ -12,7 +12,7 @@ use crate::devices::net::user::connector::{self, RemoteSockets};
 use crate::devices::net::user::reach::NicReach;
 use crate::devices::net::user::sockets::{self, HostServices, OwnSockets, Sockets};
 use crate::host::inherited;
-use crate::host::process::{keep_from_children, raise_descriptor_limit, spawn_tied};
+use crate::host::process::{keep_from_children, own_program, raise_descriptor_limit, spawn_tied};
 use crate::hypervisor::backend::MachineExit;
 use crate::machine::opened::nic_reach;
 use crate::machine::spec::{
@@ -106,11 +106,7 @@ fn parse_reach(text: &str) -> Result<Reach, serde_json::Error> {
 /// Starts this program again with another part, which ends with this process; it asks `services`.
 fn start(part: &[&str], run_as: Option<u32>, services: Option<UnixStream>) -> io::Result<UnixStream> {
     let (ours, theirs) = UnixStream::pair()?;
-    let program = match cfg!(target_os = "linux") {
-        true => "/proc/self/exe".into(),
-        false => std::env::current_exe()?,
-    };
-    let mut command = Command::new(program);
+    let mut command = Command::new(own_program()?);
     command.arg("vmm").args(part).env_clear().stdin(Stdio::null()).stdout(Stdio::null()).current_dir("/");
     if let Some(uid) = run_as {
         command.arg("--run-as").arg(uid.to_string());

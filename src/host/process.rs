@@ -1,4 +1,4 @@
-//! Processes: the detached supervisor, the engine child with its inherited descriptors, and the boot of this host.
+//! Processes: this program's own file, the detached supervisor, the engine child with its inherited descriptors, and the boot of this host.
 //!
 //! An unsafe island: `pre_exec` closures and `prctl`/`procctl`. Linux prctl(2) PR_SET_PDEATHSIG, FreeBSD procctl(2)
 //! PROC_PDEATHSIG_CTL.
@@ -8,9 +8,34 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Child, Command};
+use std::sync::OnceLock;
 
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
+
+use super::environment;
+
+/// Returns the path of this program, to start it again, even after the file from which it was started was replaced.
+pub fn own_program() -> io::Result<PathBuf> {
+    static STARTED_FROM: OnceLock<PathBuf> = OnceLock::new();
+    // A made-up FreeBSD must do the same as a real one.
+    if cfg!(target_os = "linux") && !environment::is_made_up() {
+        return Ok(PathBuf::from("/proc/self/exe"));
+    }
+    if let Some(path) = STARTED_FROM.get() {
+        return Ok(path.clone());
+    }
+    // Asked once and never again: the kernel does not know the path of a file that was replaced since
+    // (`sys/kern/kern_proc.c`, proc_get_binpath).
+    let path = own_file()?;
+    Ok(STARTED_FROM.get_or_init(|| path).clone())
+}
+
+/// Returns the path of this program's file, for a service that starts it when this process is gone.
+pub fn own_file() -> io::Result<PathBuf> {
+    std::env::current_exe()
+}
 
 /// Starts `command` in a session of its own, with no signal blocked. It outlives the terminal from which it was
 /// started.

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::HostError;
 use super::files::write_atomically;
+use super::process::own_file;
 use super::sysrc::RcConf;
 
 /// The rc.d script of the tree.
@@ -13,7 +14,7 @@ const PROGRAM: &str = "/usr/local/bin/vmctl";
 
 /// Returns the script as it is installed: it runs the program that installs it, wherever that is.
 pub fn script() -> String {
-    script_for(&std::env::current_exe().unwrap_or_else(|_| PROGRAM.into()))
+    script_for(&own_file().unwrap_or_else(|_| PROGRAM.into()))
 }
 
 fn script_for(program: &Path) -> String {

@@ -12,14 +12,13 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use crate::choices::{EmbeddedClock, EmbeddedGrubSystem, EmbeddedLoaderKind, EmbeddedNicBackend, EngineKind};
 use crate::config::{ComPort, GuestConfig, HostPorts, SwitchConfig};
 use crate::host::files::{open_lock, replace};
-use crate::host::process::{spawn_tied, spawn_untied};
-use crate::host::{environment, vmm};
+use crate::host::process::{self, spawn_tied, spawn_untied};
+use crate::host::vmm;
 use crate::machine::spec::{
     self, CONSOLE_FD, CONTROL_FD, CpuTopology, DiskSpec, EngineCommand, EngineEvent, ForwardSpec, GrubSpec, LEASE_FD, LoaderSpec,
     MAX_CONTROL_LINE, ModuleSpec, NicSpec, PortsSpec, SPEC_VERSION, UserNetSpec, VmmSpec,
@@ -93,21 +92,9 @@ pub fn sweep(guest: &GuestDir) -> Result<()> {
     all()?.iter().try_for_each(|engine| engine.sweep(guest))
 }
 
-/// Returns the path of this program, even after the file from which it was started was replaced.
+/// Returns the path of this program, for an engine's child.
 pub(super) fn own_program() -> Result<PathBuf> {
-    static STARTED_FROM: OnceLock<PathBuf> = OnceLock::new();
-    // A made-up FreeBSD must do the same as a real one.
-    if cfg!(target_os = "linux") && !environment::is_made_up() {
-        return Ok(PathBuf::from("/proc/self/exe"));
-    }
-    if let Some(path) = STARTED_FROM.get() {
-        return Ok(path.clone());
-    }
-    // Asked before the first boot and never again: the kernel does not know the path of a file that was replaced since
-    // (`sys/kern/kern_proc.c`, proc_get_binpath).
-    let path = std::env::current_exe();
-    let path = path.map_err(|error| GuestError::host(format!("cannot find this program's own file: {error}")))?;
-    Ok(STARTED_FROM.get_or_init(|| path).clone())
+    process::own_program().map_err(|error| GuestError::host(format!("cannot find this program's own file: {error}")))
 }
 
 /// Writes the file that the engine's child reads.
