@@ -4,7 +4,7 @@ use std::path::Path;
 
 use vmctl::testing::config::GrubSystem;
 use vmctl::testing::guest::engine::bhyve::partitions;
-use vmctl::testing::guest::engine::bhyve::run::boot_plan::{Argument, BhyvePlan, Piece};
+use vmctl::testing::guest::engine::bhyve::run::boot_plan::BhyvePlan;
 use vmctl::testing::guest::engine::bhyve::run::journal;
 use vmctl::testing::guest::import::Notes;
 use vmctl::testing::guest::import::conf::Conf;
@@ -230,10 +230,6 @@ pub fn boot_documents(data: &[u8]) {
     for text in [SESSIONS.as_bytes().to_vec(), changed(SESSIONS), data.to_vec()] {
         let _ = iscsi::find(&String::from_utf8_lossy(&text), &target);
     }
-    let word = String::from_utf8_lossy(data).into_owned();
-    let plain = word.replace('\u{1}', "");
-    assert!(Argument::cut(&plain).0.iter().all(|piece| *piece == Piece::Text(plain.clone())));
-    let _ = Argument::cut(&word);
 }
 
 /// Requests of whoever connects to `metrics --listen`: alone, and behind a first line that is right.

@@ -172,7 +172,7 @@ pub mod guest {
                     pub use crate::guest::engine::bhyve::run::journal::{Made, read, write};
                 }
                 pub mod boot_plan {
-                    pub use crate::guest::engine::bhyve::run::boot_plan::{Argument, BhyvePlan, Piece};
+                    pub use crate::guest::engine::bhyve::run::boot_plan::BhyvePlan;
                 }
             }
         }

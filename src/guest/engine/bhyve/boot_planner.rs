@@ -18,10 +18,9 @@ use crate::host::iscsi::Target;
 use crate::host::{firmware, jail_run, nmdm};
 use crate::inputs;
 
-use super::argv::{self, CommandLine, Firmware, Inputs, Resolved};
+use super::argv::{self, CommandLine, DiskPath, Firmware, Inputs, Plug, Resolved, ScreenAddress};
 use super::run::boot_plan::{
-    Argument, BhyvePlan, CopiedFile, DiskUse, HookPlan, InterfaceUse, NewFile, PLAN_VERSION, Program, Saved, Screen, TapPlan,
-    UnitPlan,
+    BhyvePlan, CopiedFile, DiskUse, HookPlan, InterfaceUse, NewFile, PLAN_VERSION, Program, Saved, Screen, TapPlan, UnitPlan,
 };
 use super::run::journal;
 
@@ -69,14 +68,13 @@ pub fn plan(boot: BootSetup<'_>, features: &HostFeatures) -> Result<BhyvePlan> {
     let saved = saved(guest, resolved.jail_root.as_deref(), &bhyve)?;
     let resumes = resumes(&saved, guest.name())?;
     if resumes {
-        let words = ["-r".to_owned(), saved.inside.display().to_string()];
-        bhyve.arguments.splice(0..0, words.iter().map(|word| Argument::cut(word)));
+        bhyve.arguments.splice(0..0, ["-r".into(), saved.inside.display().to_string().into()]);
     }
     let mut sockets: Vec<PathBuf> = channels.into_values().collect();
     if let Some(Screen::Socket(path)) = &screen {
         sockets.push(path.clone());
     }
-    let file = |file: &argv::GeneratedFile| NewFile { path: file.path.clone(), text: Argument::cut(file.content.text()) };
+    let file = |file: &argv::GeneratedFile| NewFile { path: file.path.clone(), text: file.content.text().clone() };
     Ok(BhyvePlan {
         version: PLAN_VERSION,
         name: config.name.clone(),
@@ -105,17 +103,16 @@ pub fn plan(boot: BootSetup<'_>, features: &HostFeatures) -> Result<BhyvePlan> {
     })
 }
 
-/// Returns a command line, split where names are still missing.
 fn program(line: &CommandLine) -> Program {
-    Program { program: line.program.to_owned(), arguments: line.words().iter().map(|word| Argument::cut(word)).collect() }
+    let arguments = line.arguments.iter().flat_map(|argument| argument.words.iter().cloned()).collect();
+    Program { program: line.program.to_owned(), arguments }
 }
 
 /// Returns the address in the form of [`Resolved`]. The port is not known before the boot.
-fn screen_address(screen: &Screen) -> String {
+fn screen_address(screen: &Screen) -> ScreenAddress {
     match screen {
-        Screen::Port { address: std::net::IpAddr::V6(address), .. } => format!("[{address}]:{}", Argument::port_mark()),
-        Screen::Port { address, .. } => format!("{address}:{}", Argument::port_mark()),
-        Screen::Socket(path) => format!("unix:{}", path.display()),
+        Screen::Port { address, .. } => ScreenAddress::Tcp { address: *address, port: None },
+        Screen::Socket(path) => ScreenAddress::Socket(path.clone()),
     }
 }
 
@@ -186,14 +183,14 @@ fn find_firmware(guest: &GuestDir, uefi: &Uefi) -> Result<(Firmware, Option<Copi
     Ok((Firmware { code, vars: Some(to) }, Some(copy)))
 }
 
-/// Returns the host's end of each interface, by its id, with a mark for a tap that is still to be made.
-fn plugged_into(boot: BootSetup<'_>, mark: &str) -> Result<BTreeMap<String, String>> {
+/// Returns the host's end of each interface, by its id.
+fn plugged_into(boot: BootSetup<'_>, mark: &str) -> Result<BTreeMap<String, Plug>> {
     let mut found = BTreeMap::new();
     for nic in &boot.config.nics {
         let end = match (nic.backend, &nic.interface) {
             (NicBackend::User | NicBackend::None, _) => continue,
-            (_, Some(interface)) => interface.clone(),
-            (NicBackend::Tap | NicBackend::Vmnet, None) => Argument::tap_mark(&nic.id),
+            (_, Some(interface)) => Plug::Name(interface.clone()),
+            (NicBackend::Tap | NicBackend::Vmnet, None) => Plug::Tap,
             (NicBackend::Vale, None) => {
                 // Names of ports have at most 15 bytes, and two guests must not share one.
                 let port = short_hash(&[mark, &nic.id]);
@@ -201,22 +198,19 @@ fn plugged_into(boot: BootSetup<'_>, mark: &str) -> Result<BTreeMap<String, Stri
                     Some(id) => switches::switch(find_switch(boot.switches, nic, id)?).vale(),
                     None => "vale-vmctl".to_owned(),
                 };
-                format!("{vale}:{}", &port[..12])
+                Plug::Name(format!("{vale}:{}", &port[..12]))
             }
             (NicBackend::Netmap, None) => {
                 return Err(GuestError::user(format!("nic `{}`: netmap needs an interface", nic.id)).hint("set `interface`"));
             }
-            (NicBackend::Netgraph, None) => netgraph_end(boot.switches, nic)?,
+            (NicBackend::Netgraph, None) => {
+                let peerhook = nic.netgraph.as_ref().and_then(|hook| hook.peerhook.clone());
+                Plug::Netgraph { path: netgraph_path(boot.switches, nic)?, peerhook }
+            }
         };
         found.insert(nic.id.clone(), end);
     }
     Ok(found)
-}
-
-/// Returns a node's path and its hook, with a mark for a hook that is still to be chosen.
-fn netgraph_end(switches: &[SwitchConfig], nic: &NicConfig) -> Result<String> {
-    let peerhook = nic.netgraph.as_ref().and_then(|hook| hook.peerhook.clone());
-    Ok(format!("{} {}", netgraph_path(switches, nic)?, peerhook.unwrap_or_else(|| Argument::hook_mark(&nic.id))))
 }
 
 fn netgraph_path(switches: &[SwitchConfig], nic: &NicConfig) -> Result<String> {
@@ -241,11 +235,11 @@ fn hooks(boot: BootSetup<'_>) -> Result<Vec<HookPlan>> {
     nics.map(|nic| Ok(HookPlan { nic: nic.id.clone(), path: netgraph_path(boot.switches, nic)? })).collect()
 }
 
-/// Returns the path of a disk, with a mark for a unit that is still to be attached.
-fn where_disk_is(guest: &GuestDir, disk: &DiskConfig) -> Result<PathBuf> {
+/// Returns the path of a disk.
+fn where_disk_is(guest: &GuestDir, disk: &DiskConfig) -> Result<DiskPath> {
     match disk.iscsi {
-        Some(_) => Ok(Argument::device_mark(&disk.id)),
-        None => disk_path(guest, disk),
+        Some(_) => Ok(DiskPath::Unit),
+        None => Ok(DiskPath::File(disk_path(guest, disk)?)),
     }
 }
 

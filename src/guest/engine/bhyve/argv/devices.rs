@@ -1,6 +1,7 @@
 //! Arguments of the PCI devices: `-s` in the order of their addresses.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use crate::config::{
     BhyveDiskCache, BootTarget, DiskConfig, DiskDevice, Graphics, Hostbridge, LoaderKind, NicBackend, NicConfig, NicDevice,
@@ -10,18 +11,19 @@ use crate::guest::error::{GuestError, Result};
 use crate::host::bhyve as host;
 
 use super::super::slots;
-use super::{Argument, CommandLine, Inputs, slot, value};
+use super::super::word::{Piece, Word};
+use super::{Argument, CommandLine, DiskPath, Inputs, Plug, ScreenAddress, slot, value};
 
 /// A device before it is written as an argument.
 struct Device {
     model: &'static str,
     /// The parts after the model, between commas.
-    parts: Vec<String>,
+    parts: Vec<Word>,
     keys: Vec<String>,
 }
 
 impl Device {
-    fn new(model: &'static str, parts: Vec<String>, key: &str) -> Self {
+    fn new(model: &'static str, parts: Vec<Word>, key: &str) -> Self {
         Self { model, parts, keys: vec![key.to_owned()] }
     }
 }
@@ -43,10 +45,10 @@ pub(super) fn devices(inputs: Inputs<'_>, line: &mut CommandLine) -> Result<()> 
             let message = format!("`{}`: bhyve(8) of {release} has no device `{}`", device.keys[0], device.model);
             return Err(GuestError::user(message).hint("a later release may have it; `bhyve -s help` shows the host's"));
         }
-        let mut text = format!("{},{}", slot(address), device.model);
-        for part in &device.parts {
-            text.push(',');
-            text.push_str(part);
+        let mut text = Word::from(format!("{},{}", slot(address), device.model));
+        for part in device.parts {
+            text.push(",");
+            text.push(part);
         }
         line.arguments.push(Argument { words: vec!["-s".into(), text], keys: device.keys });
     }
@@ -79,9 +81,9 @@ fn plain(inputs: Inputs<'_>, found: &mut BTreeMap<PciAddress, Device>) -> Result
         }
     }
     if let Some(sound) = &config.sound {
-        let mut parts = vec![format!("play={}", value(&sound.play, "sound.play")?)];
+        let mut parts = vec![Word::from(format!("play={}", value(&sound.play, "sound.play")?))];
         if let Some(record) = &sound.record {
-            parts.push(format!("rec={}", value(record, "sound.record")?));
+            parts.push(format!("rec={}", value(record, "sound.record")?).into());
         }
         put("sound", Device::new("hda", parts, "sound"))?;
     }
@@ -91,7 +93,7 @@ fn plain(inputs: Inputs<'_>, found: &mut BTreeMap<PciAddress, Device>) -> Result
             let key = format!("channels.{}", channel.id);
             let socket = inputs.resolved.channels.get(&channel.id);
             let socket = socket.ok_or_else(|| GuestError::host(format!("no socket for channel `{}`", channel.id)))?;
-            parts.push(format!("{}={}", channel.id, inputs.value(socket, &key)?));
+            parts.push(format!("{}={}", channel.id, inputs.value(socket, &key)?).into());
         }
         let keys = config.channels.iter().map(|channel| format!("channels.{}", channel.id)).collect();
         put("channels", Device { model: "virtio-console", parts, keys })?;
@@ -99,26 +101,26 @@ fn plain(inputs: Inputs<'_>, found: &mut BTreeMap<PciAddress, Device>) -> Result
     for input in &config.inputs {
         let key = format!("inputs.{}", input.id);
         let part = inputs.value(&input.path, &key)?;
-        put(&format!("input:{}", input.id), Device::new("virtio-input", vec![part], &key))?;
+        put(&format!("input:{}", input.id), Device::new("virtio-input", vec![part.into()], &key))?;
     }
     for share in &config.shares {
         let key = format!("shares.{}", share.id);
-        let mut parts = vec![format!("{}={}", share.id, inputs.value(&share.path, &key)?)];
-        parts.extend(share.ro.then(|| "ro".to_owned()));
+        let mut parts = vec![Word::from(format!("{}={}", share.id, inputs.value(&share.path, &key)?))];
+        parts.extend(share.ro.then(|| "ro".into()));
         put(&format!("share:{}", share.id), Device::new("virtio-9p", parts, &key))?;
     }
     for device in &config.passthru {
         let key = format!("passthru.{}", device.id);
-        let mut parts = match &device.device {
-            PassthruDevice::Address(at) => vec![format!("{}/{}/{}", at.bus, at.slot, at.function)],
+        let mut parts: Vec<Word> = match &device.device {
+            PassthruDevice::Address(at) => vec![format!("{}/{}/{}", at.bus, at.slot, at.function).into()],
             PassthruDevice::Ppt(name) => {
                 inputs.needs(host::PPT_NAMES, &key)?;
-                vec![name.clone()]
+                vec![name.as_str().into()]
             }
         };
         if let Some(rom) = &device.rom {
             inputs.needs(host::PASSTHRU_ROM, &key)?;
-            parts.push(format!("rom={}", inputs.value(rom, &key)?));
+            parts.push(format!("rom={}", inputs.value(rom, &key)?).into());
         }
         put(&format!("passthru:{}", device.id), Device::new("passthru", parts, &key))?;
     }
@@ -126,26 +128,34 @@ fn plain(inputs: Inputs<'_>, found: &mut BTreeMap<PciAddress, Device>) -> Result
 }
 
 fn screen(inputs: Inputs<'_>, graphics: &Graphics) -> Result<Device> {
-    let listens = inputs.resolved.vnc.as_deref().ok_or_else(|| GuestError::host("no place for VNC to listen at"))?;
-    let mut parts = Vec::new();
+    let listens = inputs.resolved.vnc.as_ref().ok_or_else(|| GuestError::host("no place for VNC to listen at"))?;
+    let mut parts: Vec<Word> = Vec::new();
     let mut keys = vec!["graphics".to_owned()];
-    if let Some(socket) = listens.strip_prefix("unix:") {
-        inputs.needs(host::VNC_SOCKET, "graphics.socket")?;
-        parts.push(format!("rfb=unix:{}", inputs.value(std::path::Path::new(socket), "graphics.socket")?));
-        keys.push("graphics.socket".into());
-    } else {
-        parts.push(format!("tcp={listens}"));
-        keys.push("graphics.listen".into());
+    match listens {
+        ScreenAddress::Socket(path) => {
+            inputs.needs(host::VNC_SOCKET, "graphics.socket")?;
+            parts.push(format!("rfb=unix:{}", inputs.value(path, "graphics.socket")?).into());
+            keys.push("graphics.socket".into());
+        }
+        ScreenAddress::Tcp { address, port } => {
+            let address = match address {
+                IpAddr::V4(address) => address.to_string(),
+                IpAddr::V6(address) => format!("[{address}]"),
+            };
+            let port = port.map_or_else(|| Piece::ScreenPort.into(), |port| Word::from(port.to_string()));
+            parts.push(Word::from(format!("tcp={address}:")).then(port));
+            keys.push("graphics.listen".into());
+        }
     }
     if let Some((width, height)) = graphics.resolution {
         if width > 1920 || height > 1200 {
             inputs.needs(host::LARGE_SCREEN, "graphics.resolution")?;
         }
-        parts.extend([format!("w={width}"), format!("h={height}")]);
+        parts.extend([format!("w={width}").into(), format!("h={height}").into()]);
         keys.push("graphics.resolution".into());
     }
     if let Some(vga) = graphics.vga {
-        parts.push(format!("vga={}", vga.as_str()));
+        parts.push(format!("vga={}", vga.as_str()).into());
         keys.push("graphics.vga".into());
     }
     if graphics.wait {
@@ -166,7 +176,7 @@ fn disks(inputs: Inputs<'_>, found: &mut BTreeMap<PciAddress, Device>) -> Result
             continue;
         }
         let kind = if disk.device == DiskDevice::AhciCd { "cd" } else { "hd" };
-        parts[0] = format!("{kind}:{}", parts[0]);
+        parts[0] = Word::from(format!("{kind}:")).then(std::mem::take(&mut parts[0]));
         let device = found.entry(address).or_insert_with(|| Device { model: "ahci", parts: vec![], keys: vec![] });
         device.parts.extend(parts);
         device.keys.push(key);
@@ -181,9 +191,12 @@ fn disks(inputs: Inputs<'_>, found: &mut BTreeMap<PciAddress, Device>) -> Result
 }
 
 /// Returns path and options of a disk.
-fn backing(inputs: Inputs<'_>, disk: &DiskConfig, key: &str) -> Result<Vec<String>> {
-    let path = inputs.resolved.disks.get(&disk.id).ok_or_else(|| GuestError::host(format!("no path for disk `{}`", disk.id)))?;
-    let mut parts = vec![inputs.value(path, key)?];
+fn backing(inputs: Inputs<'_>, disk: &DiskConfig, key: &str) -> Result<Vec<Word>> {
+    let path = match inputs.resolved.disks.get(&disk.id) {
+        Some(DiskPath::File(path)) => inputs.value(path, key)?.into(),
+        _ => inputs.disk(disk)?,
+    };
+    let mut parts: Vec<Word> = vec![path];
     let file = disk.device != DiskDevice::VirtioScsi;
     if disk.ro && file {
         parts.push("ro".into());
@@ -195,11 +208,12 @@ fn backing(inputs: Inputs<'_>, disk: &DiskConfig, key: &str) -> Result<Vec<Strin
         None => return Err(GuestError::host(format!("`{key}`: bhyve(8) has no `cache = \"{}\"`", disk.cache.as_str()))),
     }
     if let Some(size) = disk.sector_size {
-        parts.push(match disk.device {
+        let text = match disk.device {
             DiskDevice::Nvme => format!("sectsz={}", size.logical),
             _ if size.logical == size.physical => format!("sectorsize={}", size.logical),
             _ => format!("sectorsize={}/{}", size.logical, size.physical),
-        });
+        };
+        parts.push(text.into());
     }
     if !disk.discard {
         match disk.device {
@@ -211,10 +225,10 @@ fn backing(inputs: Inputs<'_>, disk: &DiskConfig, key: &str) -> Result<Vec<Strin
     if let Some(serial) = &disk.serial
         && file
     {
-        parts.push(format!("ser={}", value(serial, key)?));
+        parts.push(format!("ser={}", value(serial, key)?).into());
     }
-    parts.extend(boot_index(inputs, &BootTarget::Disk(disk.id.clone()))?);
-    parts.extend(disk.options.iter().cloned());
+    parts.extend(boot_index(inputs, &BootTarget::Disk(disk.id.clone()))?.map(Word::from));
+    parts.extend(disk.options.iter().map(|option| option.as_str().into()));
     Ok(parts)
 }
 
@@ -246,7 +260,12 @@ fn interface(inputs: Inputs<'_>, nic: &NicConfig, address: PciAddress, variables
         let name = inputs.resolved.interfaces.get(&nic.id);
         name.ok_or_else(|| GuestError::host(format!("no interface for nic `{}`", nic.id)))
     };
-    let mut parts = match nic.backend {
+    let name = || match plugged()? {
+        Plug::Name(name) => Ok(Word::from(value(name, &key)?)),
+        Plug::Tap => Ok(Piece::Tap(nic.id.clone()).into()),
+        Plug::Netgraph { .. } => Err(GuestError::host(format!("nic `{}` is on a netgraph node", nic.id))),
+    };
+    let mut parts: Vec<Word> = match nic.backend {
         NicBackend::None => {
             if nic.device == NicDevice::E1000 {
                 let message = format!("`{key}`: bhyve(8) has no e1000 without a cable");
@@ -258,26 +277,32 @@ fn interface(inputs: Inputs<'_>, nic: &NicConfig, address: PciAddress, variables
             return Ok(Device::new(model, vec![], &key));
         }
         NicBackend::User => slirp(inputs, nic, &key)?,
-        NicBackend::Tap | NicBackend::Vmnet | NicBackend::Vale => vec![value(plugged()?, &key)?],
-        NicBackend::Netmap => vec![format!("netmap:{}", value(plugged()?, &key)?)],
+        NicBackend::Tap | NicBackend::Vmnet | NicBackend::Vale => vec![name()?],
+        NicBackend::Netmap => vec![Word::from("netmap:").then(name()?)],
         NicBackend::Netgraph => {
             inputs.needs(host::NETGRAPH, &key)?;
-            let (path, peerhook) = plugged()?.split_once(' ').unwrap_or_default();
+            let Plug::Netgraph { path, peerhook } = plugged()? else {
+                return Err(GuestError::host(format!("nic `{}` is on no netgraph node", nic.id)));
+            };
+            let peerhook = match peerhook {
+                Some(name) => Word::from(name.as_str()),
+                None => Piece::Hook(nic.id.clone()).into(),
+            };
             let hook = nic.netgraph.as_ref();
-            let mut parts = vec!["netgraph".into(), format!("path={path}"), format!("peerhook={peerhook}")];
-            parts.extend(hook.and_then(|hook| hook.hook.as_ref()).map(|hook| format!("hook={hook}")));
-            parts.extend(hook.and_then(|hook| hook.socket.as_ref()).map(|socket| format!("socket={socket}")));
+            let mut parts = vec!["netgraph".into(), format!("path={path}").into(), Word::from("peerhook=").then(peerhook)];
+            parts.extend(hook.and_then(|hook| hook.hook.as_ref()).map(|hook| format!("hook={hook}").into()));
+            parts.extend(hook.and_then(|hook| hook.socket.as_ref()).map(|socket| format!("socket={socket}").into()));
             parts
         }
     };
-    parts.extend(options);
+    parts.extend(options.into_iter().map(Word::from));
     Ok(Device::new(model, parts, &key))
 }
 
 /// Sets up the network inside bhyve: 10.0.2.0/24 with the guest at 15, as `net_backend_slirp.c` does.
-fn slirp(inputs: Inputs<'_>, nic: &NicConfig, key: &str) -> Result<Vec<String>> {
+fn slirp(inputs: Inputs<'_>, nic: &NicConfig, key: &str) -> Result<Vec<Word>> {
     inputs.needs(host::SLIRP, key)?;
-    let mut parts = vec!["slirp".to_owned()];
+    let mut parts: Vec<Word> = vec!["slirp".into()];
     if !nic.user.isolated {
         inputs.needs(host::SLIRP_OPEN, key)?;
         parts.push("open".into());
@@ -292,7 +317,7 @@ fn slirp(inputs: Inputs<'_>, nic: &NicConfig, key: &str) -> Result<Vec<String>> 
         rules.push(format!("{proto}:{}:{}-{}:{}", forward.host_addr, forward.host_port, nic.user.guest, forward.guest_port));
     }
     if !rules.is_empty() {
-        parts.push(format!("hostfwd={}", rules.join(";")));
+        parts.push(format!("hostfwd={}", rules.join(";")).into());
     }
     Ok(parts)
 }

@@ -210,7 +210,7 @@ fn variables(inputs: Inputs<'_>, line: &mut CommandLine) -> Result<()> {
     }
     if !config.bhyve.acpi_tables_in_memory {
         inputs.needs(host::ACPI_IN_MEMORY, "bhyve.acpi_tables_in_memory")?;
-        line.add(["-o".into(), "acpi_tables_in_memory=false".into()], &["bhyve.acpi_tables_in_memory"]);
+        line.add(["-o", "acpi_tables_in_memory=false"], &["bhyve.acpi_tables_in_memory"]);
     }
     for (name, text) in &config.bhyve.options {
         line.add(["-o".into(), format!("{name}={text}")], &["bhyve.options"]);
@@ -232,6 +232,6 @@ fn password(inputs: Inputs<'_>, line: &mut CommandLine, files: &mut Vec<Generate
     let node = format!("pci.{}.{}.{}", address.bus, address.slot, address.function);
     let content = format!("{node}.password={}\n", password.replace('%', "%%"));
     line.add(["-k".into(), inputs.path(&path, "graphics.password_file")?], &["graphics.password_file"]);
-    files.push(GeneratedFile { path, content: Content::Secret(content), key: "graphics.password_file".into() });
+    files.push(GeneratedFile { path, content: Content::Secret(content.into()), key: "graphics.password_file".into() });
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! The command line of the loader, and the files that it reads.
 
 use super::super::partitions::{KernelName, RootPartition};
+use super::super::word::Word;
 use crate::config::{BhyveLoaderKind, BootTarget, ComPort, DiskConfig, DiskDevice, Grub, GrubSystem, GuestConfig};
 use crate::guest::error::{GuestError, Result};
 
@@ -47,11 +48,6 @@ pub(super) fn boot_disk(config: &GuestConfig) -> Option<&DiskConfig> {
     boot_disks(config).into_iter().find(|disk| disk.device != DiskDevice::VirtioScsi)
 }
 
-fn path(inputs: Inputs<'_>, disk: &DiskConfig) -> Result<String> {
-    let path = inputs.resolved.disks.get(&disk.id).ok_or_else(|| GuestError::host(format!("no path for disk `{}`", disk.id)))?;
-    inputs.path(path, &format!("disks.{}", disk.id))
-}
-
 fn bhyveload(inputs: Inputs<'_>) -> Result<CommandLine> {
     let config = inputs.config;
     let settings = config.bhyveload.as_ref().expect("checked: it is there with this loader");
@@ -82,7 +78,7 @@ fn bhyveload(inputs: Inputs<'_>) -> Result<CommandLine> {
         if disk.device == DiskDevice::VirtioScsi {
             continue;
         }
-        line.add(["-d".into(), path(inputs, disk)?], &[&format!("disks.{}", disk.id)]);
+        line.add(["-d".into(), inputs.disk(disk)?], &[&format!("disks.{}", disk.id)]);
     }
     for word in &settings.args {
         line.flag(word, "bhyveload.args");
@@ -94,14 +90,14 @@ fn bhyveload(inputs: Inputs<'_>) -> Result<CommandLine> {
 fn grub(inputs: Inputs<'_>, files: &mut Vec<GeneratedFile>) -> Result<CommandLine> {
     let config = inputs.config;
     let settings = config.grub.as_ref().expect("checked: it is there with this loader");
-    let mut map = String::new();
+    let mut map = Word::default();
     let mut names: Vec<(&str, String)> = Vec::new();
     let (mut disks, mut drives) = (0, 0);
     for disk in config.disks.iter().filter(|disk| disk.device != DiskDevice::VirtioScsi) {
         let (prefix, count) = if disk.device == DiskDevice::AhciCd { ("cd", &mut drives) } else { ("hd", &mut disks) };
         let name = format!("{prefix}{count}");
         *count += 1;
-        map.push_str(&format!("({name}) {}\n", path(inputs, disk)?));
+        map.push(Word::from(format!("({name}) ")).then(inputs.disk(disk)?).then("\n"));
         names.push((&disk.id, name));
     }
     let Some(boot) = boot_disk(config) else {
@@ -121,9 +117,13 @@ fn grub(inputs: Inputs<'_>, files: &mut Vec<GeneratedFile>) -> Result<CommandLin
     files.push(GeneratedFile { path: map_path, content: Content::Plain(map), key: "disks".into() });
     match written(inputs, settings, boot, &root) {
         Some((content, key)) => {
-            line.add(["-r".into(), "host".into()], &[key]);
+            line.add(["-r", "host"], &[key]);
             line.add(["-d".into(), inputs.path(directory, key)?], &[key]);
-            files.push(GeneratedFile { path: directory.join("grub.cfg"), content: Content::Plain(content), key: key.into() });
+            files.push(GeneratedFile {
+                path: directory.join("grub.cfg"),
+                content: Content::Plain(content.into()),
+                key: key.into(),
+            });
         }
         None => {
             let key = if settings.partition.is_some() { "grub.partition" } else { "boot.order" };

@@ -30,19 +30,21 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::config::{EngineKind, GuestConfig, PciAddress};
+use super::word::{Piece, Word};
+use crate::config::{DiskConfig, EngineKind, GuestConfig, PciAddress};
 use crate::guest::error::{GuestError, Result};
 use crate::guest::state::GuestState;
 use crate::host::bhyve::{HostFeatures, Since};
 
 pub use print::as_shell_text;
-pub use resolved::{Firmware, Resolved};
+pub use resolved::{DiskPath, Firmware, Plug, Resolved, ScreenAddress};
 
 /// One argument with its value, or a bare one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Argument {
     /// The words, as they are given to the program.
-    pub words: Vec<String>,
+    #[serde(serialize_with = "as_texts")]
+    pub words: Vec<Word>,
     /// The keys of the guest file that made it; at least one.
     pub keys: Vec<String>,
 }
@@ -61,18 +63,18 @@ impl CommandLine {
         Self { program, arguments: Vec::new() }
     }
 
-    fn add<const N: usize>(&mut self, words: [String; N], keys: &[&str]) {
+    fn add(&mut self, words: impl IntoIterator<Item = impl Into<Word>>, keys: &[&str]) {
         let keys = keys.iter().map(|key| (*key).to_owned()).collect();
-        self.arguments.push(Argument { words: words.into(), keys });
+        self.arguments.push(Argument { words: words.into_iter().map(Into::into).collect(), keys });
     }
 
     fn flag(&mut self, flag: &str, key: &str) {
-        self.add([flag.to_owned()], &[key]);
+        self.add([flag], &[key]);
     }
 
     /// Returns the words of all arguments, without the program.
     pub fn words(&self) -> Vec<String> {
-        self.arguments.iter().flat_map(|argument| argument.words.clone()).collect()
+        self.arguments.iter().flat_map(|argument| &argument.words).map(Word::to_string).collect()
     }
 }
 
@@ -92,23 +94,27 @@ pub struct GeneratedFile {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
     /// Everybody may read it.
-    Plain(String),
+    Plain(Word),
     /// Mode 0600, and not shown.
-    Secret(String),
+    Secret(Word),
 }
 
 impl Content {
     /// Returns the text.
-    pub fn text(&self) -> &str {
+    pub fn text(&self) -> &Word {
         match self {
             Self::Plain(text) | Self::Secret(text) => text,
         }
     }
 }
 
+fn as_texts<S: serde::Serializer>(words: &[Word], serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    serializer.collect_seq(words.iter().map(Word::to_string))
+}
+
 fn hide_secret<S: serde::Serializer>(content: &Content, serializer: S) -> std::result::Result<S::Ok, S::Error> {
     match content {
-        Content::Plain(text) => serializer.serialize_str(text),
+        Content::Plain(text) => serializer.collect_str(text),
         Content::Secret(_) => serializer.serialize_none(),
     }
 }
@@ -188,6 +194,15 @@ impl Inputs<'_> {
         };
         let text = seen.to_str().ok_or_else(|| GuestError::user(format!("`{key}`: `{}` is not UTF-8", path.display())))?;
         Ok(text.to_owned())
+    }
+
+    /// Returns the path of a disk as the program sees it.
+    fn disk(&self, disk: &DiskConfig) -> Result<Word> {
+        let found = self.resolved.disks.get(&disk.id).ok_or_else(|| GuestError::host(format!("no path for disk `{}`", disk.id)))?;
+        match found {
+            DiskPath::File(path) => Ok(self.path(path, &format!("disks.{}", disk.id))?.into()),
+            DiskPath::Unit => Ok(Word::from("/dev/").then(Piece::Device(disk.id.clone()))),
+        }
     }
 
     /// Returns a path as a part of a bhyve value, see the head of this file.

@@ -12,7 +12,7 @@ pub fn as_shell_text(lines: &Lines, explain: bool) -> String {
         let _ = writeln!(text, "# {}{key}", file.path.display());
         match &file.content {
             Content::Plain(content) => {
-                for line in content.lines() {
+                for line in content.to_string().lines() {
                     let _ = writeln!(text, "#   {line}");
                 }
             }
@@ -32,7 +32,7 @@ fn command(text: &mut String, line: &CommandLine, jail: Option<&str>, explain: b
     };
     text.push_str(&program);
     for argument in &line.arguments {
-        let words = argument.words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
+        let words = argument.words.iter().map(|word| quoted(&word.to_string())).collect::<Vec<_>>().join(" ");
         match explain {
             // A comment cannot come before a continuation line, so the explained form is only for reading.
             true => {

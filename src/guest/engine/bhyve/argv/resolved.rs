@@ -1,7 +1,7 @@
 //! The names that exist only at run time: the taps of the interfaces, the port of VNC, the paths of sockets.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use super::super::partitions::{self, RootPartition};
@@ -15,15 +15,14 @@ pub struct Resolved {
     pub directory: PathBuf,
     /// The root of the guest's jail. bhyve gets paths relative to it.
     pub jail_root: Option<PathBuf>,
-    /// The file or device of each disk, by its id.
-    pub disks: BTreeMap<String, PathBuf>,
-    /// The host's end of each interface, by its id: `tap7`, `vmnet0`, `vale0:p1`, the interface of netmap; for netgraph
-    /// the node's path and its hook with a space between. An interface without a link has none.
-    pub interfaces: BTreeMap<String, String>,
+    /// Path of each disk, by its id.
+    pub disks: BTreeMap<String, DiskPath>,
+    /// The host's end of each interface, by its id. An interface without a link has none.
+    pub interfaces: BTreeMap<String, Plug>,
     /// The device of each serial port that leads to the console.
     pub consoles: [Option<String>; 4],
-    /// Address of VNC: `127.0.0.1:5900`, `[::1]:5900` or `unix:/path`.
-    pub vnc: Option<String>,
+    /// Address of VNC.
+    pub vnc: Option<ScreenAddress>,
     /// The password of VNC, if the guest file names a file with one.
     pub vnc_password: Option<String>,
     /// The socket of swtpm(8).
@@ -34,6 +33,45 @@ pub struct Resolved {
     pub firmware: Option<Firmware>,
     /// Partition of the root of an installed OpenBSD or NetBSD; see [`Resolved::look_at_disk`].
     pub root_partition: Option<RootPartition>,
+}
+
+/// Path of a disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DiskPath {
+    /// A file or device.
+    File(PathBuf),
+    /// The device of the disk's iSCSI unit, which is known only in the boot.
+    Unit,
+}
+
+/// The host's end of an interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Plug {
+    /// A name: `tap7`, `vmnet0`, `vale0:p1`, the interface of netmap.
+    Name(String),
+    /// The tap that is made for it in this boot.
+    Tap,
+    /// A node of netgraph(4).
+    Netgraph {
+        /// The node, like `bridge0:`.
+        path: String,
+        /// Its hook, or `None` for the one that is chosen in this boot.
+        peerhook: Option<String>,
+    },
+}
+
+/// Address of VNC.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ScreenAddress {
+    /// A TCP port.
+    Tcp {
+        /// IP address.
+        address: IpAddr,
+        /// Port, or `None` for the one that is chosen in this boot.
+        port: Option<u16>,
+    },
+    /// A socket.
+    Socket(PathBuf),
 }
 
 /// UEFI firmware.
@@ -58,12 +96,16 @@ impl Resolved {
         Resolved {
             directory: directory.to_owned(),
             jail_root,
-            disks: config.disks.iter().map(|disk| (disk.id.clone(), disk_path(config, disk, directory))).collect(),
+            disks: config
+                .disks
+                .iter()
+                .map(|disk| (disk.id.clone(), DiskPath::File(disk_path(config, disk, directory))))
+                .collect(),
             interfaces: interfaces(config),
             consoles,
             vnc: config.graphics.as_ref().map(|graphics| match graphics.listen {
-                VncListen::Tcp { address, port } => SocketAddr::new(address, port.unwrap_or(5900)).to_string(),
-                VncListen::Socket => format!("unix:{}", directory.join("vnc.sock").display()),
+                VncListen::Tcp { address, port } => ScreenAddress::Tcp { address, port: port.or(Some(5900)) },
+                VncListen::Socket => ScreenAddress::Socket(directory.join("vnc.sock")),
             }),
             vnc_password: None,
             tpm_socket: (config.tpm == Some(crate::config::Tpm::Swtpm)).then(|| directory.join("tpm.sock")),
@@ -98,7 +140,8 @@ impl Resolved {
     pub fn look_at_disk(&mut self, config: &GuestConfig) {
         let Some(grub) = config.grub.as_ref().filter(|grub| grub.partition.is_none()) else { return };
         let disk = super::loader::boot_disk(config).and_then(|disk| self.disks.get(&disk.id));
-        let Some(mut file) = disk.and_then(|path| crate::inputs::open_disk(path).ok()) else { return };
+        let Some(DiskPath::File(path)) = disk else { return };
+        let Ok(mut file) = crate::inputs::open_disk(path) else { return };
         self.root_partition = partitions::find(&mut file, grub.system).ok().flatten();
     }
 }
@@ -113,32 +156,31 @@ fn disk_path(config: &GuestConfig, disk: &crate::config::DiskConfig, directory: 
 }
 
 /// Numbers the taps from 0, as on a host without taps.
-fn interfaces(config: &GuestConfig) -> BTreeMap<String, String> {
+fn interfaces(config: &GuestConfig) -> BTreeMap<String, Plug> {
     let mut found = BTreeMap::new();
     let (mut taps, mut vmnets) = (0, 0);
     for nic in &config.nics {
         let next = |prefix: &str, count: &mut u32| {
             *count += 1;
-            format!("{prefix}{}", *count - 1)
+            Plug::Name(format!("{prefix}{}", *count - 1))
         };
-        let name = match (nic.backend, &nic.interface) {
+        let plug = match (nic.backend, &nic.interface) {
             (NicBackend::User | NicBackend::None, _) => continue,
-            (_, Some(interface)) => interface.clone(),
+            (_, Some(interface)) => Plug::Name(interface.clone()),
             (NicBackend::Tap, None) => next("tap", &mut taps),
             (NicBackend::Vmnet, None) => next("vmnet", &mut vmnets),
             (NicBackend::Vale | NicBackend::Netmap, None) => {
-                format!("vale-{}:{}", nic.switch.as_deref().unwrap_or_default(), nic.id)
+                Plug::Name(format!("vale-{}:{}", nic.switch.as_deref().unwrap_or_default(), nic.id))
             }
             (NicBackend::Netgraph, None) => {
                 let hook = nic.netgraph.as_ref();
                 let path = hook
                     .and_then(|hook| hook.path.clone())
                     .unwrap_or_else(|| format!("{}:", nic.switch.as_deref().unwrap_or("")));
-                let peerhook = hook.and_then(|hook| hook.peerhook.clone()).unwrap_or_else(|| "link2".into());
-                format!("{path} {peerhook}")
+                Plug::Netgraph { path, peerhook: hook.and_then(|hook| hook.peerhook.clone()).or_else(|| Some("link2".into())) }
             }
         };
-        found.insert(nic.id.clone(), name);
+        found.insert(nic.id.clone(), plug);
     }
     found
 }

@@ -201,7 +201,7 @@ fn disks_that_share_a_controller_are_its_ports() {
 fn grub_gets_a_map_and_a_configuration_when_commands_are_given() {
     let text = "loader = 'grub'\n[grub]\npartition = 'gpt2'\ncommands = ['linux /vmlinuz', 'initrd /initrd']\n[[disks]]\nid = 'a'\nsize = '1G'\n[[disks]]\nid = 'c'\npath = '/c.iso'\ndevice = 'ahci-cd'\n";
     let lines = built(text, "14.3").unwrap();
-    let contents: Vec<&str> = lines.files.iter().map(|file| file.content.text()).collect();
+    let contents: Vec<String> = lines.files.iter().map(|file| file.content.text().to_string()).collect();
     assert_eq!(contents[0], "(hd0) /guests/g/disks/a.raw\n(cd0) /c.iso\n");
     assert_eq!(
         contents[1],
@@ -223,7 +223,7 @@ fn what_was_found_on_the_disk_is_booted_unless_the_file_says_otherwise() {
         let mut resolved = Resolved::defaults(&config, Path::new("/guests/g"));
         resolved.root_partition = Some(RootPartition { grub: grub.into(), kernel });
         let lines = build(Inputs { config: &config, state: &state, features: &features, resolved: &resolved }).unwrap();
-        lines.files[1].content.text().lines().nth(3).unwrap().trim().to_owned()
+        lines.files[1].content.text().to_string().lines().nth(3).unwrap().trim().to_owned()
     };
     let netbsd = "[grub]\nsystem = 'netbsd'\n";
     assert_eq!(commands(netbsd, "netbsd5", KernelName::Letter('e')), "knetbsd -h -r ld1e (hd1,netbsd5)/netbsd");
@@ -237,7 +237,7 @@ fn the_kernels_of_openbsd_and_netbsd_are_loaded_with_commands_of_ours() {
     let commands = |text: &str| {
         let disk = "[[disks]]\nid = 'a'\nsize = '1G'\n";
         let lines = built(&format!("loader = 'grub'\n{text}{disk}"), "14.3").unwrap();
-        lines.files[1].content.text().lines().nth(3).unwrap().trim().to_owned()
+        lines.files[1].content.text().to_string().lines().nth(3).unwrap().trim().to_owned()
     };
     assert_eq!(commands("[grub]\nsystem = 'openbsd'\n"), "kopenbsd -h com0 -r sd0a (hd0,openbsd1)/bsd");
     assert_eq!(commands("[grub]\nsystem = 'netbsd'\npartition = 'msdos1'\n"), "knetbsd -h -r ld0a (hd0,msdos1)/netbsd");
@@ -246,4 +246,34 @@ fn the_kernels_of_openbsd_and_netbsd_are_loaded_with_commands_of_ours() {
         commands(&format!("[grub]\nsystem = 'openbsd'\nkernel = '/7.6/amd64/bsd.rd'\n{cd}")),
         "kopenbsd -h com0 (cd0)/7.6/amd64/bsd.rd"
     );
+}
+
+#[test]
+fn what_only_the_boot_knows_stands_in_pieces_of_its_own() {
+    let text = |text: &str| Piece::Text(text.into());
+    let config = config(
+        "[[disks]]\nid = 'root'\nsize = '1G'\n[graphics]\n\
+         [[nics]]\nid = 'net0'\nswitch = 's'\nmac = '02:00:00:00:00:01'\n\
+         [[nics]]\nid = 'net1'\nbackend = 'netgraph'\npath = 'br0:'\nhook = 'vmlink'\nmac = '02:00:00:00:00:02'\n",
+    );
+    let mut state = GuestState::new("g");
+    state.assign(&config).unwrap();
+    let features = HostFeatures::of_release("14.3").unwrap();
+    let mut resolved = Resolved::defaults(&config, Path::new("/guests/g"));
+    resolved.disks.insert("root".into(), DiskPath::Unit);
+    resolved.interfaces.insert("net0".into(), Plug::Tap);
+    resolved.interfaces.insert("net1".into(), Plug::Netgraph { path: "br0:".into(), peerhook: None });
+    resolved.vnc = Some(ScreenAddress::Tcp { address: std::net::Ipv6Addr::LOCALHOST.into(), port: None });
+    let lines = build(Inputs { config: &config, state: &state, features: &features, resolved: &resolved }).unwrap();
+    let pieces = |key: &str| {
+        let argument = lines.bhyve.arguments.iter().find(|argument| argument.keys.iter().any(|other| other == key));
+        argument.expect(key).words[1].pieces().to_vec()
+    };
+    assert_eq!(pieces("disks.root"), [text("3,virtio-blk,/dev/"), Piece::Device("root".into())]);
+    assert_eq!(pieces("nics.net0"), [text("4,virtio-net,"), Piece::Tap("net0".into()), text(",mac=02:00:00:00:00:01")]);
+    let hook = [text("5,virtio-net,netgraph,path=br0:,peerhook="), Piece::Hook("net1".into())];
+    assert_eq!(pieces("nics.net1"), [&hook[..], &[text(",hook=vmlink,mac=02:00:00:00:00:02")]].concat());
+    assert_eq!(pieces("graphics"), [text("29,fbuf,tcp=[::1]:"), Piece::ScreenPort]);
+    let loader = lines.loader.expect("a loader");
+    assert!(loader.arguments.iter().any(|argument| argument.words.last().unwrap().pieces().contains(&Piece::Device("root".into()))));
 }

@@ -10,6 +10,8 @@ use crate::host::bhyvectl::Vm;
 use crate::host::iscsi::Target;
 use crate::host::swtpm::Tpm;
 
+use super::super::word::{Piece, Word};
+
 /// The version of this document. Both sides come from one binary; a difference means that the binary was replaced
 /// meanwhile.
 pub const PLAN_VERSION: u32 = 2;
@@ -154,7 +156,7 @@ pub struct NewFile {
     /// Path of the file.
     pub path: PathBuf,
     /// Contents of the file.
-    pub text: Argument,
+    pub text: Word,
 }
 
 /// A file to copy if it does not exist yet, or for every boot.
@@ -191,70 +193,7 @@ pub struct Program {
     /// The program: a name or a path.
     pub program: String,
     /// Its arguments.
-    pub arguments: Vec<Argument>,
-}
-
-/// One argument, in pieces that follow each other.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Argument(pub Vec<Piece>);
-
-/// A piece of an argument.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Piece {
-    /// A literal text.
-    Text(String),
-    /// The name of the tap that is made for this interface.
-    Tap(String),
-    /// The hook that is chosen for this interface.
-    Hook(String),
-    /// The device of this disk's unit, below /dev.
-    Device(String),
-    /// The port of the screen.
-    ScreenPort,
-}
-
-/// Marks a name that is known only when the host has made the resource. No guest file has this character in a value.
-const MARK: char = '\u{1}';
-
-impl Argument {
-    /// Returns the placeholder for the tap of an interface in a command line that is still to be split in pieces.
-    pub fn tap_mark(nic: &str) -> String {
-        format!("{MARK}tap {nic}{MARK}")
-    }
-
-    /// Returns the placeholder for the hook of an interface.
-    pub fn hook_mark(nic: &str) -> String {
-        format!("{MARK}hook {nic}{MARK}")
-    }
-
-    /// Returns the placeholder for the device of a disk's unit.
-    pub fn device_mark(disk: &str) -> PathBuf {
-        format!("/dev/{MARK}device {disk}{MARK}").into()
-    }
-
-    /// Returns the placeholder for the screen's port.
-    pub fn port_mark() -> String {
-        format!("{MARK}port{MARK}")
-    }
-
-    /// Splits a word with marks into pieces.
-    pub fn cut(word: &str) -> Argument {
-        // Pieces at odd positions are between two marks.
-        let pieces = word.split(MARK).enumerate().filter(|(at, piece)| at % 2 == 1 || !piece.is_empty());
-        Argument(
-            pieces
-                .map(|(at, piece)| match (at % 2, piece.split_once(' ')) {
-                    (1, Some(("tap", nic))) => Piece::Tap(nic.to_owned()),
-                    (1, Some(("hook", nic))) => Piece::Hook(nic.to_owned()),
-                    (1, Some(("device", disk))) => Piece::Device(disk.to_owned()),
-                    (1, None) if piece == "port" => Piece::ScreenPort,
-                    _ => Piece::Text(piece.to_owned()),
-                })
-                .collect(),
-        )
-    }
+    pub arguments: Vec<Word>,
 }
 
 impl BhyvePlan {
@@ -275,7 +214,7 @@ impl BhyvePlan {
     /// Returns the first placeholder in a word or file for which the plan has no resource.
     fn unmade(&self) -> Option<String> {
         let programs = self.loader.iter().chain([&self.bhyve]).flat_map(|program| &program.arguments);
-        let mut pieces = programs.chain(self.files.iter().map(|file| &file.text)).flat_map(|argument| &argument.0);
+        let mut pieces = programs.chain(self.files.iter().map(|file| &file.text)).flat_map(Word::pieces);
         pieces.find_map(|piece| match piece {
             Piece::Text(_) => None,
             Piece::Tap(nic) => (!self.taps.iter().any(|tap| tap.nic == *nic)).then(|| format!("the tap of `{nic}`")),
@@ -297,7 +236,7 @@ mod tests {
 
     #[test]
     fn a_plan_that_names_what_it_does_not_make_is_none() {
-        let word = Argument::cut(&Argument::tap_mark("net0"));
+        let word = Word::from(Piece::Tap("net0".into()));
         let plan = |taps: &str| {
             format!(
                 r#"{{"version":2,"name":"g","cpus":1,"journal":"/j","modules":[],"disks":[],"units":[],"taps":[{taps}],"hooks":[],
@@ -311,20 +250,5 @@ mod tests {
         assert!(BhyvePlan::read(plan(tap).as_bytes()).is_ok());
         let message = "it names the tap of `net0`, which it does not make".to_owned();
         assert_eq!(BhyvePlan::read(plan("").as_bytes()), Err(message));
-    }
-
-    #[test]
-    fn a_word_is_cut_where_names_are_still_missing() {
-        let word = format!("5,virtio-net,{},mac=02:00:00:00:00:01", Argument::tap_mark("net0"));
-        let text = |text: &str| Piece::Text(text.into());
-        assert_eq!(Argument::cut(&word).0, [text("5,virtio-net,"), Piece::Tap("net0".into()), text(",mac=02:00:00:00:00:01")]);
-        let word = format!("29,fbuf,tcp=127.0.0.1:{}", Argument::port_mark());
-        assert_eq!(Argument::cut(&word).0, [text("29,fbuf,tcp=127.0.0.1:"), Piece::ScreenPort]);
-        let word = format!("(hd0) {}", Argument::device_mark("root").display());
-        assert_eq!(Argument::cut(&word).0, [text("(hd0) /dev/"), Piece::Device("root".into())]);
-        let word = format!("peerhook={},hook=vmlink", Argument::hook_mark("net0"));
-        assert_eq!(Argument::cut(&word).0, [text("peerhook="), Piece::Hook("net0".into()), text(",hook=vmlink")]);
-        assert_eq!(Argument::cut("-A").0, [text("-A")]);
-        assert_eq!(Argument::cut("tap net0").0, [text("tap net0")]);
     }
 }

@@ -19,7 +19,8 @@ use crate::host::{environment, kmod, sysctl};
 use crate::inputs;
 use crate::machine::spec::EngineEvent;
 
-use super::boot_plan::{Argument, BhyvePlan, CopiedFile, DiskUse, Piece, Program, Screen, TapPlan, UnitPlan};
+use super::super::word::{Piece, Word};
+use super::boot_plan::{BhyvePlan, CopiedFile, DiskUse, Program, Screen, TapPlan, UnitPlan};
 use super::journal::{Journal, Made};
 use super::outcome::Trouble;
 use super::watch::Watch;
@@ -330,7 +331,7 @@ impl Prepared {
         words
     }
 
-    fn word(&self, argument: &Argument) -> String {
+    fn word(&self, word: &Word) -> String {
         let piece = |piece: &Piece| match piece {
             Piece::Text(text) => text.clone(),
             Piece::Tap(nic) => self.taps.get(nic).expect("the plan makes every tap that it names").clone(),
@@ -338,7 +339,7 @@ impl Prepared {
             Piece::Device(disk) => self.devices.get(disk).expect("the plan attaches every unit that it names").clone(),
             Piece::ScreenPort => self.port.expect("the plan has a screen if it names its port").to_string(),
         };
-        argument.0.iter().map(piece).collect()
+        word.pieces().iter().map(piece).collect()
     }
 
     /// Ends the programs that run beside the guest.
