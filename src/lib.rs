@@ -5,6 +5,7 @@ mod choices; // the words that a file may choose between, and which engine has e
 mod cli; // one file per verb
 mod config; // guest, template, fleet and host files: reading and checking them
 mod devices; // one chip or function per file, and their back ends
+mod error; // the error that a user reads
 mod fetch; // images, media and firmware: finding, fetching, verifying and keeping them
 mod guest; // the life of a guest: store, supervisor, engines, console
 mod host; // the host's tools, and the checks of `vmctl doctor`

@@ -6,18 +6,22 @@ use std::path::{Path, PathBuf};
 
 /// Who may import whom: the table of ARCHITECTURE.md. A part may always import itself.
 const IMPORTS: &[(&str, &[&str])] = &[
+    ("error", &[]),
     ("units", &[]),
     ("inputs", &[]),
     ("choices", &[]),
     ("config", &["choices", "inputs", "units"]),
-    ("fetch", &["inputs", "units"]),
-    ("host", &["inputs", "units"]),
+    ("fetch", &["error", "inputs", "units"]),
+    ("host", &["error", "inputs", "units"]),
     ("hypervisor", &["units"]),
     ("devices", &["hypervisor", "units"]),
     ("machine", &["choices", "devices", "hypervisor", "inputs", "units"]),
-    ("guest", &["choices", "config", "fetch", "host", "inputs", "machine", "units"]),
+    ("guest", &["choices", "config", "error", "fetch", "host", "inputs", "machine", "units"]),
     ("testing", &["choices", "cli", "config", "devices", "fetch", "guest", "host", "hypervisor", "inputs", "machine", "units"]),
-    ("cli", &["choices", "config", "devices", "fetch", "guest", "host", "hypervisor", "inputs", "machine", "units"]),
+    (
+        "cli",
+        &["choices", "config", "devices", "error", "fetch", "guest", "host", "hypervisor", "inputs", "machine", "units"],
+    ),
 ];
 
 /// Files and folders in which `unsafe` may stand.

@@ -11,9 +11,7 @@ use tabled::settings::{Padding, Style};
 
 use super::visible::{visible, visible_but_colours};
 use crate::config::Diagnostics;
-use crate::fetch::{Fault as FetchFault, FetchError};
-use crate::guest::error::{Fault, GuestError};
-use crate::host::error::HostError;
+use crate::error::Fault;
 use crate::units::UnitError;
 
 /// Result of a command.
@@ -90,30 +88,16 @@ impl Failure {
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
         let error: anyhow::Error = error.into();
-        let error = match error.downcast::<GuestError>() {
-            Ok(guest) => return Self::of_guest(guest),
-            Err(error) => error,
-        };
-        let status = match error.downcast_ref::<FetchError>().map(FetchError::fault) {
-            Some(FetchFault::Host) => ExitStatus::Machine,
-            _ => ExitStatus::User,
+        let ours = error.downcast_ref::<crate::error::Error>();
+        let status = match ours.map(crate::error::Error::fault) {
+            Some(Fault::Host) => ExitStatus::Machine,
+            Some(Fault::User | Fault::Interrupted) | None => ExitStatus::User,
         };
         let hint = hint_of(&error);
-        Self { status, error, hint }
-    }
-}
-
-impl Failure {
-    /// Converts an error of a guest, which knows who can fix it. Problems of a file are shown with their positions.
-    fn of_guest(error: GuestError) -> Self {
-        let status = match error.fault() {
-            Fault::User => ExitStatus::User,
-            Fault::Host => ExitStatus::Machine,
-        };
-        let hint = error.next_step().map(|hint| Hint(hint.to_owned()));
-        match error.diagnostics() {
+        // Problems of a file are shown with their positions.
+        match ours.and_then(|error| error.attached::<Diagnostics>()) {
             Some(diagnostics) => Self { status, error: diagnostics.clone().into(), hint },
-            None => Self { status, error: error.into(), hint },
+            None => Self { status, error, hint },
         }
     }
 }
@@ -122,9 +106,7 @@ impl Failure {
 fn hint_of(error: &anyhow::Error) -> Option<Hint> {
     let carried = |cause: &(dyn Error + 'static)| -> Option<String> {
         let unit = cause.downcast_ref::<UnitError>().and_then(|error| error.hint.clone());
-        let guest = || cause.downcast_ref::<GuestError>()?.next_step().map(str::to_owned);
-        let host = || cause.downcast_ref::<HostError>()?.next_step().map(str::to_owned);
-        unit.or_else(guest).or_else(host).or_else(|| cause.downcast_ref::<FetchError>()?.next_step().map(str::to_owned))
+        unit.or_else(|| cause.downcast_ref::<crate::error::Error>()?.next_step().map(str::to_owned))
     };
     error.chain().find_map(carried).map(Hint)
 }

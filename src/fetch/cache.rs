@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use super::catalogue::{Facts, Kind, check_name};
 use super::digest::Digest;
-use super::error::{FetchError, Result};
+use super::error::{self, FetchError, Result};
 use super::progress::Job;
 use super::sparse;
 
@@ -170,7 +170,7 @@ impl Cache {
         let kinds = [Kind::Image, Kind::Iso, Kind::Firmware].map(|kind| format!("names/{}", kind.name()));
         for name in ["objects", "partial", "work", "catalogues"].into_iter().chain(kinds.iter().map(String::as_str)) {
             let path = dir.join(name);
-            fs::create_dir_all(&path).map_err(|error| FetchError::io("make", &path, error))?;
+            fs::create_dir_all(&path).map_err(|error| error::io("make", &path, error))?;
         }
         Ok(cache)
     }
@@ -248,7 +248,7 @@ impl Cache {
         // The lock is beside the directory, since the directory becomes the object with all its contents.
         let lock_path = dir.with_extension("lock");
         let lock = lock_file(&lock_path, &|| Ok(()))?;
-        fs::create_dir(&dir).map_err(|error| FetchError::io("make", &dir, error))?;
+        fs::create_dir(&dir).map_err(|error| error::io("make", &dir, error))?;
         Ok(Work { dir, _lock: lock })
     }
 
@@ -302,7 +302,7 @@ impl Cache {
     fn put(&self, work: Work, key: &str, object: &Object, replace: bool) -> Result<()> {
         let text = serde_json::to_vec_pretty(object).expect("plain fields");
         let description = work.path(OBJECT);
-        fs::write(&description, text).map_err(|error| FetchError::io("write", &description, error))?;
+        fs::write(&description, text).map_err(|error| error::io("write", &description, error))?;
         let beside = object.kernel.iter().chain(&object.initrd).map(|name| work.path(name));
         for path in beside.chain([work.path(&object.file), description, work.dir().to_owned()]) {
             // Everything is on the disk before the rename: after a power cut an object is complete, or it does not
@@ -321,7 +321,7 @@ impl Cache {
         }
         // Remains without a description; rename(2) replaces only an empty directory.
         let _ = fs::remove_dir_all(&target);
-        fs::rename(work.dir(), &target).map_err(|error| FetchError::io("make", &target, error))?;
+        fs::rename(work.dir(), &target).map_err(|error| error::io("make", &target, error))?;
         sync(&self.dir.join("objects"))
     }
 
@@ -331,7 +331,7 @@ impl Cache {
         let path = self.record_file(record.kind, &record.name);
         let text = serde_json::to_vec_pretty(record).expect("plain fields");
         let _lock = self.lock()?;
-        write_whole(&path, &text).map_err(|error| FetchError::io("write", &path, error))
+        write_whole(&path, &text).map_err(|error| error::io("write", &path, error))
     }
 
     /// Returns the object of a name, with a lease on it. Returns `None` if there is none. Notes the time of use.
@@ -358,7 +358,7 @@ impl Cache {
             // It was removed just now.
             Ok(_) => Ok(None),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(FetchError::io("lock", &lease, error)),
+            Err(error) => Err(error::io("lock", &lease, error)),
         }
     }
 
@@ -372,7 +372,7 @@ impl Cache {
                     .filter_map(|entry| entry.ok()?.file_name().into_string().ok()?.strip_suffix(".json").map(str::to_owned))
                     .collect(),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(FetchError::io("list", &dir, error)),
+                Err(error) => return Err(error::io("list", &dir, error)),
             };
             names.sort();
             for name in names.iter().filter(|name| check_name(name).is_ok()) {
@@ -417,7 +417,7 @@ impl Cache {
                 .hint("wait until the guest that is made from it exists"));
         }
         let path = self.record_file(kind, name);
-        fs::remove_file(&path).map_err(|error| FetchError::io("remove", &path, error))
+        fs::remove_file(&path).map_err(|error| error::io("remove", &path, error))
     }
 
     /// Removes an object unless it is leased. Returns the bytes that it used, or `None`. The caller has the lock.
@@ -426,17 +426,17 @@ impl Cache {
         let description = dir.join(OBJECT);
         if description.exists() {
             let lease = dir.join(LEASE);
-            let file = open_alone(&lease).map_err(|error| FetchError::io("open", &lease, error))?;
+            let file = open_alone(&lease).map_err(|error| error::io("open", &lease, error))?;
             match file.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => return Ok(None),
-                Err(TryLockError::Error(error)) => return Err(FetchError::io("lock", &lease, error)),
+                Err(TryLockError::Error(error)) => return Err(error::io("lock", &lease, error)),
             }
             // Without its description it is no object any more, wherever this is interrupted.
-            fs::remove_file(&description).map_err(|error| FetchError::io("remove", &description, error))?;
+            fs::remove_file(&description).map_err(|error| error::io("remove", &description, error))?;
         }
         let used = used_below(&dir);
-        fs::remove_dir_all(&dir).map_err(|error| FetchError::io("remove", &dir, error))?;
+        fs::remove_dir_all(&dir).map_err(|error| error::io("remove", &dir, error))?;
         Ok(Some(used))
     }
 
@@ -549,7 +549,7 @@ fn open_alone(path: &Path) -> io::Result<File> {
 /// Takes an exclusive lock on a file that exists for that purpose. Calls `wait` while another process has it.
 fn lock_file(path: &Path, wait: &dyn Fn() -> Result<()>) -> Result<File> {
     loop {
-        let file = open_alone(path).map_err(|error| FetchError::io("open", path, error))?;
+        let file = open_alone(path).map_err(|error| error::io("open", path, error))?;
         match file.try_lock() {
             // The previous holder may have removed the file. Then the lock protects nothing.
             Ok(()) if is_still_there(&file, path) => return Ok(file),
@@ -558,7 +558,7 @@ fn lock_file(path: &Path, wait: &dyn Fn() -> Result<()>) -> Result<File> {
                 wait()?;
                 std::thread::sleep(Duration::from_millis(20));
             }
-            Err(TryLockError::Error(error)) => return Err(FetchError::io("lock", path, error)),
+            Err(TryLockError::Error(error)) => return Err(error::io("lock", path, error)),
         }
     }
 }
@@ -611,7 +611,7 @@ fn sweep_file(path: &Path) {
 fn sync(path: &Path) -> Result<()> {
     match File::open(path).and_then(|file| file.sync_all()) {
         Err(error) if error.raw_os_error() == Some(nix::libc::EINVAL) => Ok(()),
-        other => other.map_err(|error| FetchError::io("write", path, error)),
+        other => other.map_err(|error| error::io("write", path, error)),
     }
 }
 
@@ -620,7 +620,7 @@ fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(FetchError::io("read", path, error)),
+        Err(error) => return Err(error::io("read", path, error)),
     };
     let parsed = serde_json::from_slice(&bytes);
     parsed.map(Some).map_err(|error| {
@@ -632,7 +632,7 @@ fn entries(dir: &Path) -> Result<Vec<String>> {
     match fs::read_dir(dir) {
         Ok(entries) => Ok(entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(error) => Err(FetchError::io("list", dir, error)),
+        Err(error) => Err(error::io("list", dir, error)),
     }
 }
 

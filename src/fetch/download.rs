@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::digest::{Algorithm, Digest, Hasher};
-use super::error::{FetchError, Result};
+use super::error::{self, FetchError, Result};
 use super::net::{Have, Head, Net, Taker, Trouble};
 use super::progress::Job;
 use super::space::Room;
@@ -82,7 +82,7 @@ impl Part {
     /// Stores the origin. If this note is lost or torn, the download only starts again.
     fn remember(&self, origin: &Origin) -> Result<()> {
         let text = serde_json::to_vec(origin).expect("plain fields");
-        std::fs::write(&self.note, text).map_err(|error| FetchError::io("write", &self.note, error))
+        std::fs::write(&self.note, text).map_err(|error| error::io("write", &self.note, error))
     }
 }
 
@@ -104,7 +104,7 @@ struct Run<'a> {
 /// Downloads into `part`, which holds the whole file afterwards.
 pub fn download(net: &Net, wanted: &Wanted, part: &Part, room: &Room, job: &Job<'_>, tap: &mut dyn Tap) -> Result<Downloaded> {
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o644).open(&part.path);
-    let file = file.map_err(|error| FetchError::io("open", &part.path, error))?;
+    let file = file.map_err(|error| error::io("open", &part.path, error))?;
     let hasher = Hasher::new(wanted.digest.as_ref().map_or(Algorithm::Sha256, Digest::algorithm));
     let mut run = Run { wanted, part, file, room, job, tap, origin: Origin::default(), done: 0, hasher, resumed: false };
     run.take_up()?;
@@ -147,7 +147,7 @@ impl Taker for FromOne<'_, '_> {
 impl Run<'_> {
     /// Resumes the part of an earlier run.
     fn take_up(&mut self) -> Result<()> {
-        let len = self.file.metadata().map_err(|error| FetchError::io("look at", &self.part.path, error))?.len();
+        let len = self.file.metadata().map_err(|error| error::io("look at", &self.part.path, error))?.len();
         let origin = self.part.origin().filter(|origin| origin.total.is_none_or(|total| len <= total));
         // A part that is longer than the wanted file is of another one.
         let fits = self.wanted.size.is_none_or(|size| len <= size);
@@ -172,7 +172,7 @@ impl Run<'_> {
                     self.job.at(self.done);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(FetchError::io("read", &self.part.path, error)),
+                Err(error) => return Err(error::io("read", &self.part.path, error)),
             }
         }
         self.resumed = true;
@@ -181,7 +181,7 @@ impl Run<'_> {
 
     /// Begins the file again.
     fn restart(&mut self) -> Result<()> {
-        self.file.set_len(0).map_err(|error| FetchError::io("empty", &self.part.path, error))?;
+        self.file.set_len(0).map_err(|error| error::io("empty", &self.part.path, error))?;
         self.hasher = Hasher::new(self.wanted.digest.as_ref().map_or(Algorithm::Sha256, Digest::algorithm));
         (self.done, self.resumed, self.origin) = (0, false, Origin::default());
         self.tap.restart()

@@ -17,7 +17,7 @@ use super::catalogue::{self, Build, Catalogue, Checksum, Download, Entry, Facts,
 use super::contents::Contents;
 use super::digest::{Algorithm, Digest};
 use super::download::{Downloaded, Part, Wanted, download};
-use super::error::{Fault, FetchError, Result};
+use super::error::{self, Fault, FetchError, Result};
 use super::image::{self, FileStorage, Format, Storage};
 use super::net::{Net, Patience};
 use super::progress::{Job, Progress};
@@ -188,7 +188,7 @@ impl<'a> Fetcher<'a> {
         if !source.at.starts_with("https://") {
             let path = Path::new(&source.at);
             let text = inputs::read_text(path, catalogue::MAX_BYTES as u64);
-            let text = text.map_err(|error| FetchError::input("read the catalogue", path, error))?;
+            let text = text.map_err(|error| error::input("read the catalogue", path, error))?;
             return Ok((source.at.clone(), text));
         }
         let copy = self.cache.catalogue_file(&source.id);
@@ -206,7 +206,7 @@ impl<'a> Fetcher<'a> {
         });
         match (fetched, fs::read_to_string(&copy)) {
             (Ok(text), _) => {
-                write_whole(&copy, text.as_bytes()).map_err(|error| FetchError::io("write", &copy, error))?;
+                write_whole(&copy, text.as_bytes()).map_err(|error| error::io("write", &copy, error))?;
                 Ok((source.at.clone(), text))
             }
             (Err(error), Ok(text)) if error.fault() != Fault::Interrupted => {
@@ -292,7 +292,7 @@ impl<'a> Fetcher<'a> {
 
     /// Obtains a path: a raw image is used as it is, another one is converted once.
     fn from_path(&self, request: &Request) -> Result<Obtained> {
-        let path = fs::canonicalize(&request.target).map_err(|error| FetchError::io("use", Path::new(&request.target), error))?;
+        let path = fs::canonicalize(&request.target).map_err(|error| error::io("use", Path::new(&request.target), error))?;
         let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or("local");
         let storage = FileStorage::open(&path)?;
         if self.is_usable_as_it_is(request, &storage)? {
@@ -339,8 +339,7 @@ impl<'a> Fetcher<'a> {
 
     /// Imports a file of this host into the cache, under `request.name` or its own.
     pub fn import(&self, request: &Request) -> Result<Obtained> {
-        let path =
-            fs::canonicalize(&request.target).map_err(|error| FetchError::io("import", Path::new(&request.target), error))?;
+        let path = fs::canonicalize(&request.target).map_err(|error| error::io("import", Path::new(&request.target), error))?;
         let name = match &request.name {
             Some(name) => name.clone(),
             None => name_of(&path.to_string_lossy()).ok_or_else(|| {
@@ -348,9 +347,9 @@ impl<'a> Fetcher<'a> {
             })?,
         };
         check_name(&name)?;
-        let metadata = fs::metadata(&path).map_err(|error| FetchError::io("import", &path, error))?;
+        let metadata = fs::metadata(&path).map_err(|error| error::io("import", &path, error))?;
         // A file that has no end must not be read for its digest.
-        inputs::open(&path).map_err(|error| FetchError::input("import", &path, error))?;
+        inputs::open(&path).map_err(|error| error::input("import", &path, error))?;
         let stamp = format!("{} {}.{:09} {}", metadata.len(), metadata.mtime(), metadata.mtime_nsec(), metadata.ino());
         let source = path.display().to_string();
         if let Some((stored, lease)) = self.cache.find(request.kind, &name)? {
@@ -404,7 +403,7 @@ impl<'a> Fetcher<'a> {
         job.step("unpacking", None, 0);
         let target = work.path("unpacked");
         let file = sparse::create(&target)?;
-        let stream = inputs::open(path).map_err(|error| FetchError::input("open", path, error))?;
+        let stream = inputs::open(path).map_err(|error| error::input("open", path, error))?;
         let choice = Choice::any(request.kind);
         unpack::unpack(Box::new(stream), &choice, &mut |stream| sparse::copy(stream, &file, room, job))?;
         Ok(Some(target))
@@ -550,17 +549,17 @@ impl<'a> Fetcher<'a> {
             check_sectors(kind, None, disk.size())?;
             job.step("converting", Some(disk.size()), 0);
             let file = sparse::create(&target)?;
-            file.set_len(disk.size()).map_err(|error| FetchError::io("grow", &target, error))?;
+            file.set_len(disk.size()).map_err(|error| error::io("grow", &target, error))?;
             image::convert(disk.as_ref(), &file, image::threads(), room, job)?;
         } else {
             check_contents(kind, &storage, from)?;
             check_sectors(kind, format, len)?;
             if made.unpacked.is_some() || made.may_move {
-                fs::rename(from, &target).map_err(|error| FetchError::io("move", from, error))?;
+                fs::rename(from, &target).map_err(|error| error::io("move", from, error))?;
                 as_it_came = made.unpacked.is_none();
             } else {
                 job.step("copying", Some(len), 0);
-                let mut stream = inputs::open(from).map_err(|error| FetchError::input("open", from, error))?;
+                let mut stream = inputs::open(from).map_err(|error| error::input("open", from, error))?;
                 sparse::copy(&mut stream, &sparse::create(&target)?, room, job)?;
             }
         }
@@ -571,10 +570,10 @@ impl<'a> Fetcher<'a> {
             job.note(&format!("its {len} bytes are not a whole number of sectors; zeros fill the last one"));
             let file = fs::OpenOptions::new().write(true).open(&target);
             let grown = file.and_then(|file| file.set_len(len.next_multiple_of(SECTOR)));
-            grown.map_err(|error| FetchError::io("grow", &target, error))?;
+            grown.map_err(|error| error::io("grow", &target, error))?;
             as_it_came = false;
         }
-        let size_bytes = fs::metadata(&target).map_err(|error| FetchError::io("look at", &target, error))?.len();
+        let size_bytes = fs::metadata(&target).map_err(|error| error::io("look at", &target, error))?.len();
         let seal = if as_it_came {
             Seal::Bytes(made.digest.clone())
         } else {
@@ -596,9 +595,9 @@ impl<'a> Fetcher<'a> {
             build.run(work.dir(), job)?;
             let file = "disk.raw";
             let disk = work.path(file);
-            fs::rename(work.path(DISK), &disk).map_err(|error| FetchError::io("move", &disk, error))?;
+            fs::rename(work.path(DISK), &disk).map_err(|error| error::io("move", &disk, error))?;
             let beside = |name: &str| work.path(name).is_file().then(|| name.to_owned());
-            let size_bytes = fs::metadata(&disk).map_err(|error| FetchError::io("look at", &disk, error))?.len();
+            let size_bytes = fs::metadata(&disk).map_err(|error| error::io("look at", &disk, error))?.len();
             job.step("sealing", Some(size_bytes), 0);
             let seal = Seal::Contents(sparse::contents(&disk, job)?);
             let object = Object { file: file.into(), seal, size_bytes, kernel: beside(KERNEL), initrd: beside(INITRD) };
@@ -674,7 +673,7 @@ fn name_of(source: &str) -> Option<String> {
 /// 2/9.1), whose descriptors begin at byte 32768.
 fn check_contents(kind: Kind, storage: &dyn Storage, path: &Path) -> Result<()> {
     let mut mark = [0; 5];
-    let n = storage.read_at(&mut mark, 32769).map_err(|error| FetchError::io("read", path, error))?;
+    let n = storage.read_at(&mut mark, 32769).map_err(|error| error::io("read", path, error))?;
     if storage.is_empty() {
         return Err(FetchError::user(format!("the {} is empty", kind.name())));
     }

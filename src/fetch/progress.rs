@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::error::{FetchError, Result};
+use super::error::{self, Result};
 
 /// An event of one job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,7 +80,7 @@ impl<'a> Job<'a> {
     }
     /// Returns an error once the user has interrupted the job.
     pub fn check(&self) -> Result<()> {
-        if self.progress.cancelled() { Err(FetchError::interrupted()) } else { Ok(()) }
+        if self.progress.cancelled() { Err(error::interrupted()) } else { Ok(()) }
     }
 }
 

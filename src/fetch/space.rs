@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::error::{FetchError, Result};
+use super::error::{self, FetchError, Result};
 use crate::units::ByteSize;
 
 /// Bytes that are left for the rest of the host.
@@ -33,7 +33,7 @@ impl Room {
     /// Refuses a size that is known not to fit.
     pub fn need(&self, bytes: u64) -> Result<()> {
         let Some(directory) = &self.directory else { return Ok(()) };
-        let free = free(directory).map_err(|error| FetchError::io("look at the free space of", directory, error))?;
+        let free = free(directory).map_err(|error| error::io("look at the free space of", directory, error))?;
         if bytes.saturating_add(RESERVE) > free { Err(full(directory, bytes, free)) } else { Ok(()) }
     }
     /// Reserves `bytes` that will be written next.
@@ -48,7 +48,7 @@ impl Room {
     }
     /// Creates the error for a write that failed.
     pub fn failed(&self, error: io::Error) -> FetchError {
-        FetchError::io("write in", self.directory.as_deref().unwrap_or(Path::new(".")), error)
+        error::io("write in", self.directory.as_deref().unwrap_or(Path::new(".")), error)
     }
 }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 use nix::unistd::{Whence, lseek};
 
 use super::digest::{Algorithm, Digest, Hasher};
-use super::error::{FetchError, Result};
+use super::error::{self, Result};
 use super::image::{HOLE, runs};
 use super::progress::Job;
 use super::space::Room;
@@ -53,7 +53,7 @@ impl<'a> SparseWriter<'a> {
 /// Creates a file for this user.
 pub fn create(path: &Path) -> Result<File> {
     let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o644).open(path);
-    file.map_err(|error| FetchError::io("make", path, error))
+    file.map_err(|error| error::io("make", path, error))
 }
 
 /// Copies a stream to a file and replaces its contents. Returns its length.
@@ -86,20 +86,20 @@ const PIECE: u64 = 1 << 20;
 /// is not all zero, of its number and its own SHA-256. Holes cost nothing.
 pub fn contents(path: &Path, job: &Job<'_>) -> Result<Digest> {
     let opened = inputs::open(path).and_then(|file| Ok((file.metadata()?.len(), file)));
-    let (size, file) = opened.map_err(|error| FetchError::input("open", path, error))?;
+    let (size, file) = opened.map_err(|error| error::input("open", path, error))?;
     let mut whole = Hasher::new(Algorithm::Sha256);
     whole.update(&size.to_le_bytes());
     let mut buffer = vec![0u8; PIECE as usize];
     let mut position = 0;
     while position < size {
         job.check()?;
-        let data = next_data(&file, position, size).map_err(|error| FetchError::io("look for the holes of", path, error))?;
+        let data = next_data(&file, position, size).map_err(|error| error::io("look for the holes of", path, error))?;
         position = data / PIECE * PIECE;
         if position >= size {
             break;
         }
         let len = PIECE.min(size - position) as usize;
-        file.read_exact_at(&mut buffer[..len], position).map_err(|error| FetchError::io("read", path, error))?;
+        file.read_exact_at(&mut buffer[..len], position).map_err(|error| error::io("read", path, error))?;
         if runs(&buffer[..len]).next().is_some() {
             whole.update(&(position / PIECE).to_le_bytes());
             whole.update(Digest::of(Algorithm::Sha256, &buffer[..len]).hex().as_bytes());
@@ -123,8 +123,8 @@ fn next_data(file: &File, position: u64, size: u64) -> io::Result<u64> {
 
 /// Computes the digest of a file's bytes, from its start.
 pub fn whole_file(path: &Path, algorithm: Algorithm, job: &Job<'_>) -> Result<Digest> {
-    let mut file = inputs::open(path).map_err(|error| FetchError::input("open", path, error))?;
-    file.seek(SeekFrom::Start(0)).map_err(|error| FetchError::io("read", path, error))?;
+    let mut file = inputs::open(path).map_err(|error| error::input("open", path, error))?;
+    file.seek(SeekFrom::Start(0)).map_err(|error| error::io("read", path, error))?;
     let mut hasher = Hasher::new(algorithm);
     let mut buffer = vec![0; 256 << 10];
     let mut done = 0;
@@ -138,7 +138,7 @@ pub fn whole_file(path: &Path, algorithm: Algorithm, job: &Job<'_>) -> Result<Di
                 job.at(done);
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(FetchError::io("read", path, error)),
+            Err(error) => return Err(error::io("read", path, error)),
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::inputs;
 
 use super::create::{Origin, apply_set, check_name, finish};
 use super::definition::{Definition, Surroundings};
-use super::error::{GuestError, Result};
+use super::error::{GuestError, Result, told_of};
 use super::events::EventKind;
 use super::launch_file::free_port;
 use super::provision::{Copying, copy_disks};
@@ -48,7 +48,7 @@ pub fn clone(store: &Store, source: &GuestDir, name: &str, how: Copying, surroun
     }
     let new = store.begin(name)?;
     let (hidden, shown) = (new.guest().path().to_owned(), new.destination().path().to_owned());
-    fill(store, source, (new, name), how, &definition, surroundings).map_err(|error| error.told_of(&hidden, &shown))
+    fill(store, source, (new, name), how, &definition, surroundings).map_err(|error| told_of(error, &hidden, &shown))
 }
 
 fn fill(

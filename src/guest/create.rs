@@ -17,7 +17,7 @@ use crate::inputs;
 use super::definition::{Definition, Surroundings};
 use super::disk_record::DiskRecord;
 use super::engine;
-use super::error::{GuestError, Result};
+use super::error::{GuestError, Result, told_of};
 use super::events::{self, EventKind};
 use super::fleet::membership::Membership;
 use super::images::Images;
@@ -90,7 +90,7 @@ pub fn create(
         }
         create_from(new, state, origin, surroundings, progress)
     })();
-    made.map_err(|error| error.told_of(&hidden, &shown))
+    made.map_err(|error| told_of(error, &hidden, &shown))
 }
 
 fn create_from(

@@ -10,9 +10,7 @@ use std::path::Path;
 use crate::config::{DiskBackend, DiskConfig, GuestConfig, HostConfig};
 use crate::fetch::catalogue::MAX_BYTES;
 use crate::fetch::image::Format;
-use crate::fetch::{
-    Cache, Catalogue, CatalogueSource, Facts, Fault, FetchError, Fetcher, Kind, Obtained, Progress, Request, Stored,
-};
+use crate::fetch::{Cache, Catalogue, CatalogueSource, Facts, Fetcher, Kind, Obtained, Progress, Request, Stored};
 use crate::host::files::{clone_or_copy_into, make_new};
 use crate::inputs::is_url;
 use crate::units::ByteSize;
@@ -23,23 +21,6 @@ use super::gpt;
 use super::named_files::check_disks;
 use super::provision::{Made, disk_path, ensure_disks, found, is_own, is_there, make_filled_volume, note};
 use super::store::GuestDir;
-
-impl From<FetchError> for GuestError {
-    fn from(error: FetchError) -> Self {
-        let (hint, fault) = (error.next_step().map(str::to_owned), error.fault());
-        let mut words = error.to_string();
-        let mut cause = std::error::Error::source(&error);
-        while let Some(source) = cause {
-            words = format!("{words}: {source}");
-            cause = source.source();
-        }
-        let made = if fault == Fault::Host { GuestError::host(words) } else { GuestError::user(words) };
-        match hint {
-            Some(hint) => made.hint(hint),
-            None => made,
-        }
-    }
-}
 
 /// Parameters for obtaining images.
 #[derive(Clone, Copy)]
@@ -84,7 +65,7 @@ impl<'a> Images<'a> {
         }
         match catalogue.find(Kind::Image, what) {
             Ok(entry) => Known::Here(entry.facts.clone()),
-            Err(error) if all => Known::Nowhere(error.into()),
+            Err(error) if all => Known::Nowhere(error.in_one()),
             Err(_) => Known::Elsewhere,
         }
     }
@@ -92,14 +73,14 @@ impl<'a> Images<'a> {
     /// Returns the fetcher, with the host file's cache and catalogues.
     pub fn fetcher(&self) -> Result<Fetcher<'a>> {
         let sources = self.host.catalogues.iter().map(|it| CatalogueSource { id: it.id.clone(), at: it.url.clone() });
-        Ok(Fetcher::open(&self.host.cache_dir, sources.collect(), self.progress)?)
+        Fetcher::open(&self.host.cache_dir, sources.collect(), self.progress).map_err(GuestError::in_one)
     }
 
     /// Obtains an image of the catalogue, of a URL, or of the user. The checksum and the format are used if they are
     /// given.
     pub fn obtain(&self, what: &str, checksum: Option<&str>, format: Option<Format>) -> Result<Obtained> {
-        let checksum = checksum.map(str::parse).transpose()?;
-        Ok(self.fetcher()?.obtain(&Request { checksum, format, ..Request::new(Kind::Image, what) })?)
+        let checksum = checksum.map(str::parse).transpose().map_err(GuestError::in_one)?;
+        self.fetcher()?.obtain(&Request { checksum, format, ..Request::new(Kind::Image, what) }).map_err(GuestError::in_one)
     }
 
     /// Makes the missing disks of a guest that have a source. Those made before a failure are removed.

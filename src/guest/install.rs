@@ -93,7 +93,7 @@ impl Install {
         let medium = whole(medium)?;
         let failed = |error| GuestError::input("read", &medium, error);
         let file = inputs::open(&medium).map_err(failed)?;
-        let contents = FetchContents::of(&FileStorage::open(&medium)?)?;
+        let contents = FileStorage::open(&medium).and_then(|file| FetchContents::of(&file)).map_err(GuestError::in_one)?;
         if contents != FetchContents::Raw {
             return Err(GuestError::user(format!("`{}` is {}, not a medium", medium.display(), contents.words()))
                 .hint("`vmctl iso add` unpacks a medium, and `vmctl image import` a disk"));

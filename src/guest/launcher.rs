@@ -55,7 +55,7 @@ impl Report {
                 running: false,
                 message: error.chain(),
                 hint: error.next_step().map(str::to_owned),
-                user: error.fault() == Fault::User,
+                user: error.fault() != Fault::Host,
             },
         }
     }

@@ -38,7 +38,7 @@ pub fn check_disk(disk: &DiskConfig) -> Result<()> {
         Err(error) => return Err(failed(error)),
     }
     let storage = FileStorage::open_disk(path)?;
-    let contents = if disk.raw { Contents::Raw } else { Contents::of(&storage)? };
+    let contents = if disk.raw { Contents::Raw } else { Contents::of(&storage).map_err(GuestError::in_one)? };
     if contents != Contents::Raw {
         let message = format!("disk `{}`: `{}` is {}, not a raw disk", disk.id, path.display(), contents.words());
         let hint = match contents {

@@ -9,6 +9,7 @@ use super::definition::{Definition, Surroundings};
 use super::error::GuestError;
 use super::state::{GuestState, LastExit, SUMMARY_FORM, Stamp, Summary};
 use super::store::{GuestDir, Status};
+use crate::config::Diagnostics;
 
 /// Overview of one guest.
 #[derive(Debug, Clone, Serialize)]
@@ -163,7 +164,7 @@ impl<'a> Observer<'a> {
 }
 
 fn one_line(error: &GuestError) -> String {
-    match error.diagnostics().and_then(|diagnostics| diagnostics.0.first()) {
+    match error.attached::<Diagnostics>().and_then(|diagnostics| diagnostics.0.first()) {
         Some(first) => match &first.location {
             Some(place) => format!("{place}: {}", first.message),
             None => first.message.clone(),

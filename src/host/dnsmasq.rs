@@ -100,7 +100,7 @@ impl Service<'_> {
 
 /// Refuses a range that is outside of the network, or contains the host's own address.
 pub fn check(switch: &str, address: Prefix, range: &Range) -> Result<(), HostError> {
-    let bad = |words: String| Err(HostError::new(format!("`dhcp` of switch `{switch}`: {words}")));
+    let bad = |words: String| Err(HostError::user(format!("`dhcp` of switch `{switch}`: {words}")));
     if range.first > range.last {
         return bad(format!("`{}` comes after `{}`", range.first, range.last));
     }

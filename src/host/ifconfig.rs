@@ -32,7 +32,7 @@ impl std::str::FromStr for Prefix {
     type Err = HostError;
     fn from_str(text: &str) -> Result<Prefix, HostError> {
         let wrong = || {
-            HostError::new(format!("`{text}` is not an address with its prefix length"))
+            HostError::user(format!("`{text}` is not an address with its prefix length"))
                 .hint("like `10.10.0.1/24` or `fd00:10::1/64`")
         };
         let (address, length) = text.split_once('/').ok_or_else(wrong)?;

@@ -7,7 +7,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::error::HostError;
+use super::error::{self, HostError};
 use super::files::write_atomically;
 use super::jail_run;
 use super::program;
@@ -114,13 +114,13 @@ impl JailNeeds {
 
     /// Writes both parts into a directory, for review. Returns their paths.
     pub fn write(&self, directory: &Path) -> Result<[PathBuf; 2], HostError> {
-        std::fs::create_dir_all(directory).map_err(|error| HostError::io("make", directory, &error))?;
+        std::fs::create_dir_all(directory).map_err(|error| error::io("make", directory, &error))?;
         let files = [
             (directory.join(format!("{}.devfs.rules", self.name)), self.devfs_rules()),
             (directory.join(format!("{}.jail.conf", self.name)), self.jail_conf()),
         ];
         for (path, text) in &files {
-            write_atomically(path, text.as_bytes(), 0o644).map_err(|error| HostError::io("write", path, &error))?;
+            write_atomically(path, text.as_bytes(), 0o644).map_err(|error| error::io("write", path, &error))?;
         }
         Ok(files.map(|(path, _)| path))
     }
@@ -146,7 +146,7 @@ pub fn check(needs: &JailNeeds) -> Result<Vec<String>, HostError> {
                 format!("start it with `service jail onestart {0}`; `vmctl jail prepare {0}` shows how it is made", needs.name)
             }
         };
-        HostError::new(format!("jail `{}` cannot be used: {words}", needs.name)).hint(hint)
+        HostError::user(format!("jail `{}` cannot be used: {words}", needs.name)).hint(hint)
     })?;
     let mut words = text.split_whitespace();
     let mut wrong = Vec::new();

@@ -78,14 +78,16 @@ pub fn nat_rules(bridge: &str, networks: &[Prefix], egress: &str) -> String {
 /// Refuses a configuration that would not work: no packet filter, or one without the anchor for switches.
 pub fn check(pf: &Pf, switch: &str) -> Result<(), HostError> {
     if !pf.enabled {
-        return Err(HostError::new(format!("switch `{switch}` has `nat`, and pf(4) is not running"))
+        return Err(HostError::user(format!("switch `{switch}` has `nat`, and pf(4) is not running"))
             .hint(format!("write {NAT_LINE} into /etc/pf.conf, then `sysrc pf_enable=YES` and `service pf start`")));
     }
     if !pf.nat_anchor {
-        return Err(HostError::new(format!("switch `{switch}` has `nat`, and pf's rules do not name its anchor")).hint(format!(
-            "add the line {NAT_LINE} to /etc/pf.conf among its translation rules, then `service pf reload`; vmctl never \
+        return Err(HostError::user(format!("switch `{switch}` has `nat`, and pf's rules do not name its anchor")).hint(
+            format!(
+                "add the line {NAT_LINE} to /etc/pf.conf among its translation rules, then `service pf reload`; vmctl never \
              changes that file"
-        )));
+            ),
+        ));
     }
     Ok(())
 }

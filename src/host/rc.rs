@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::error::HostError;
+use super::error::{self, HostError};
 use super::files::write_atomically;
 use super::process::own_file;
 use super::sysrc::RcConf;
@@ -79,8 +79,8 @@ pub fn beside_vm_bhyve(rc: &RcConf) -> Option<(String, &'static str)> {
 pub fn install(root: &Path) -> Result<(), HostError> {
     let path = script_path(root);
     let parent = path.parent().expect("it has one");
-    std::fs::create_dir_all(parent).map_err(|error| HostError::io("make", parent, &error))?;
-    write_atomically(&path, script().as_bytes(), 0o555).map_err(|error| HostError::io("write", &path, &error))
+    std::fs::create_dir_all(parent).map_err(|error| error::io("make", parent, &error))?;
+    write_atomically(&path, script().as_bytes(), 0o555).map_err(|error| error::io("write", &path, &error))
 }
 
 /// Returns whether the installed script is the one of this build and runs this program.

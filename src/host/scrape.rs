@@ -55,12 +55,12 @@ impl FromStr for Listen {
             return Ok(Listen::Unix(path.into()));
         }
         let address: SocketAddr = text.parse().map_err(|_| {
-            HostError::new(format!("`{text}` is not an address to listen on"))
+            HostError::user(format!("`{text}` is not an address to listen on"))
                 .hint("write `127.0.0.1:9177`, `[::1]:9177` or `unix:/path/to/socket`")
         })?;
         match address.ip().is_loopback() {
             true => Ok(Listen::Tcp(address)),
-            false => Err(HostError::new(format!("`{text}` is not on this machine's loopback")).hint(
+            false => Err(HostError::user(format!("`{text}` is not on this machine's loopback")).hint(
                 "it has no password: listen on `127.0.0.1` or `unix:PATH`, and put a proxy with a password in front of it",
             )),
         }
@@ -98,7 +98,7 @@ enum Socket {
 impl Listener {
     /// Listens on the address. Replaces a socket without a listener.
     pub fn open(listen: &Listen) -> Result<Listener, HostError> {
-        let failed = |error: io::Error| HostError::new(format!("cannot listen on `{listen}`: {error}"));
+        let failed = |error: io::Error| HostError::user(format!("cannot listen on `{listen}`: {error}"));
         let listener = match listen {
             Listen::Tcp(address) => {
                 let listener = TcpListener::bind(address).map_err(failed)?;

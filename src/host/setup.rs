@@ -146,7 +146,7 @@ fn loader(root: &Path, uses: &Uses, changes: &mut Vec<Change>) -> Result<(), Hos
     let value = |name: &str| sysrc::value_in(&text, name).unwrap_or_default();
     let present = [value("pptdevs"), value("pptdevs2"), value("pptdevs3")];
     let lines = passthru::loader_lines(present, &uses.passthru).ok_or_else(|| {
-        HostError::new("the devices do not fit into `pptdevs`, `pptdevs2` and `pptdevs3` of loader.conf")
+        HostError::user("the devices do not fit into `pptdevs`, `pptdevs2` and `pptdevs3` of loader.conf")
             .hint("remove those that no guest uses any more")
     })?;
     for (name, value) in lines {

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::error::HostError;
+use super::error::{self, HostError};
 use super::files::write_atomically;
 use super::program::{self, Cause};
 
@@ -55,7 +55,7 @@ impl RcConf {
         if self.get(name)?.unwrap_or_default() == value.trim() {
             return Ok(());
         }
-        Err(HostError::new(format!("`sysrc {}` did not set it: {words}", program::typed(&assignment, &[]))))
+        Err(HostError::user(format!("`sysrc {}` did not set it: {words}", program::typed(&assignment, &[]))))
     }
 
     /// Adds words to a variable that does not have them yet.
@@ -95,9 +95,9 @@ pub fn put_line(path: &Path, name: &str, line: &str) -> Result<(), HostError> {
     let (text, mode) = match std::fs::read_to_string(path) {
         Ok(text) => (text, std::fs::metadata(path).map_or(0o644, |metadata| metadata.permissions().mode() & 0o7777)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => (String::new(), 0o644),
-        Err(error) => return Err(HostError::io("read", path, &error)),
+        Err(error) => return Err(error::io("read", path, &error)),
     };
-    write_atomically(path, with_line(&text, name, line).as_bytes(), mode).map_err(|error| HostError::io("write", path, &error))
+    write_atomically(path, with_line(&text, name, line).as_bytes(), mode).map_err(|error| error::io("write", path, &error))
 }
 
 #[cfg(test)]

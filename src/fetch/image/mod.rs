@@ -20,7 +20,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::contents::Contents;
-use super::error::{FetchError, Result};
+use super::error::{self, FetchError, Result};
 use super::progress::Job;
 use super::space::Room;
 use crate::inputs;
@@ -93,14 +93,14 @@ impl FileStorage {
     /// Opens a file for reading.
     pub fn open(path: &Path) -> Result<Self> {
         let opened = inputs::open(path).and_then(|file| Ok((file.metadata()?.len(), file)));
-        let (len, file) = opened.map_err(|error| FetchError::input("open", path, error))?;
+        let (len, file) = opened.map_err(|error| error::input("open", path, error))?;
         Ok(Self { file, len })
     }
     /// Opens a file or a disk of the host for reading.
     pub fn open_disk(path: &Path) -> Result<Self> {
         use std::io::{Seek, SeekFrom};
         let opened = inputs::open_disk(path).and_then(|mut file| Ok((file.seek(SeekFrom::End(0))?, file)));
-        let (len, file) = opened.map_err(|error| FetchError::input("open", path, error))?;
+        let (len, file) = opened.map_err(|error| error::input("open", path, error))?;
         Ok(Self { file, len })
     }
 }

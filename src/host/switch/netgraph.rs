@@ -15,7 +15,7 @@ use super::{Observed, Switch};
 pub fn make(switch: &Switch, node: &str, observed: &Observed, plan: &mut SwitchSteps) -> Result<(), HostError> {
     let there = observed.node(node);
     if let Some(other) = there.filter(|other| other.kind != "bridge") {
-        return Err(HostError::new(format!("the netgraph node `{node}` of switch `{}` exists and is not a bridge", switch.id))
+        return Err(HostError::user(format!("the netgraph node `{node}` of switch `{}` exists and is not a bridge", switch.id))
             .hint(format!("its type is `{}`: give the switch another name", other.kind)));
     }
     if there.is_none() {

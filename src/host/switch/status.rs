@@ -132,7 +132,7 @@ mod tests {
                 addresses: vec!["10.0.0.1/24".parse().expect("a prefix")],
                 ..Interface::default()
             }],
-            pf: Some(Err(HostError::new("`pfctl -s info` failed: /dev/pf: Permission denied"))),
+            pf: Some(Err(HostError::user("`pfctl -s info` failed: /dev/pf: Permission denied"))),
             ..Observed::default()
         };
         let nat = Switch { nat: true, addresses: vec!["10.0.0.1/24".parse().expect("a prefix")], ..plain("lan") };

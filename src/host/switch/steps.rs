@@ -80,11 +80,11 @@ fn refuse(switch: &Switch, observed: &Observed) -> Result<(), HostError> {
     let id = &switch.id;
     match &switch.kind {
         Kind::Manual { bridge } if observed.interface(bridge).is_none() => {
-            return Err(HostError::new(format!("switch `{id}` is the bridge `{bridge}`, and there is none of that name"))
+            return Err(HostError::user(format!("switch `{id}` is the bridge `{bridge}`, and there is none of that name"))
                 .hint(format!("make it with `ifconfig {bridge} create`, or leave out `type = \"manual\"` and vmctl makes one")));
         }
         Kind::Netgraph { node, ours: false } if observed.node(node).is_none() => {
-            return Err(HostError::new(format!("switch `{id}` is the netgraph node `{node}`, and there is none of that name"))
+            return Err(HostError::user(format!("switch `{id}` is the netgraph node `{node}`, and there is none of that name"))
                 .hint("leave out `bridge` and vmctl makes one, or make it as /usr/share/examples/netgraph/ether.bridge shows"));
         }
         _ => {}
@@ -93,27 +93,27 @@ fn refuse(switch: &Switch, observed: &Observed) -> Result<(), HostError> {
     for uplink in &switch.uplinks {
         let Some(interface) = observed.interface(uplink) else {
             let known: Vec<&str> = observed.interfaces.iter().map(|one| one.name.as_str()).collect();
-            return Err(HostError::new(format!("switch `{id}` has the uplink `{uplink}`, and there is no such interface"))
+            return Err(HostError::user(format!("switch `{id}` has the uplink `{uplink}`, and there is no such interface"))
                 .hint(format!("there are: {}", known.join(", "))));
         };
         let member = switch.member_of(uplink);
         if let Some(other) = observed.bridge_of(&member).filter(|other| Some(&other.name) != ours.as_ref()) {
-            return Err(HostError::new(format!("`{member}` of switch `{id}` is a member of `{}` already", other.name))
+            return Err(HostError::user(format!("`{member}` of switch `{id}` is a member of `{}` already", other.name))
                 .hint(format!("use that bridge with `type = \"manual\"` and `bridge = \"{}\"`", other.name)));
         }
         if let (Some(tag), Some(child)) = (switch.vlan, observed.interface(&member))
             && child.vlan != Some((tag, uplink.clone()))
         {
-            return Err(HostError::new(format!("`{member}` exists and is not VLAN {tag} of `{}`", interface.name)));
+            return Err(HostError::user(format!("`{member}` exists and is not VLAN {tag} of `{}`", interface.name)));
         }
     }
     if switch.dhcp.is_some() {
         if !observed.dnsmasq {
-            return Err(HostError::new(format!("switch `{id}` has `dhcp`, and dnsmasq(8) is not installed"))
+            return Err(HostError::user(format!("switch `{id}` has `dhcp`, and dnsmasq(8) is not installed"))
                 .hint("install it with `pkg install dnsmasq` (dns/dnsmasq)"));
         }
         let (Some(address), Some(range)) = (switch.served(), &switch.dhcp) else {
-            return Err(HostError::new(format!("switch `{id}` has `dhcp` and no IPv4 address of its own"))
+            return Err(HostError::user(format!("switch `{id}` has `dhcp` and no IPv4 address of its own"))
                 .hint("add one, like `addresses = [\"10.10.0.1/24\"]`"));
         };
         dnsmasq::check(id, address, range)?;
@@ -136,7 +136,7 @@ fn bridge(switch: &Switch, observed: &Observed, runtime: &Path, plan: &mut Switc
     let name = switch.bridge().expect("this kind has one");
     let there = observed.interface(&name);
     if let Some(other) = there.filter(|one| one.description != description(&switch.id)) {
-        return Err(HostError::new(format!("`{}` exists and was not made by vmctl", other.name))
+        return Err(HostError::user(format!("`{}` exists and was not made by vmctl", other.name))
             .hint("give the switch another name, or use that bridge with `type = \"manual\"`"));
     }
     if there.is_none() {
@@ -201,7 +201,7 @@ pub(super) fn risk_of_joining(switch: &Switch, member: &str, observed: &Observed
 fn vxlan(switch: &Switch, vni: u32, members: &[String], observed: &Observed, plan: &mut SwitchSteps) -> Result<(), HostError> {
     let (id, name, bridge) = (&switch.id, switch.vxlan_interface(), switch.bridge().expect("this kind has one"));
     let [uplink] = switch.uplinks.as_slice() else {
-        return Err(HostError::new(format!("switch `{id}` is a vxlan and has {} uplinks", switch.uplinks.len()))
+        return Err(HostError::user(format!("switch `{id}` is a vxlan and has {} uplinks", switch.uplinks.len()))
             .hint("name the one interface that leads to the other hosts"));
     };
     let group = switch.vxlan_group().expect("this kind has one");
@@ -209,7 +209,7 @@ fn vxlan(switch: &Switch, vni: u32, members: &[String], observed: &Observed, pla
         .interface(uplink)
         .and_then(|one| one.addresses.iter().find(|prefix| prefix.address.is_ipv4() == group.is_ipv4()));
     let Some(local) = local else {
-        return Err(HostError::new(format!(
+        return Err(HostError::user(format!(
             "switch `{id}` is a vxlan, and its uplink `{uplink}` has no address of the family of `{group}`"
         ))
         .hint(format!("give it one with `ifconfig {uplink} inet ADDRESS/PREFIX`")));
@@ -253,7 +253,7 @@ fn addresses(
                 move_address(switch, prefix, holder, name, observed, runtime, plan);
             }
             Some(holder) => {
-                return Err(HostError::new(format!(
+                return Err(HostError::user(format!(
                     "address `{}` of switch `{}` is on `{}` already",
                     prefix.address, switch.id, holder.name
                 ))
@@ -314,21 +314,21 @@ fn nat(switch: &Switch, observed: &Observed, plan: &mut SwitchSteps) -> Result<(
     let id = &switch.id;
     let networks = switch.networks();
     let Some(bridge) = switch.bridge() else {
-        return Err(HostError::new(format!("switch `{id}` is of type `{}`, and `nat` needs a bridge", switch.kind.word())));
+        return Err(HostError::user(format!("switch `{id}` is of type `{}`, and `nat` needs a bridge", switch.kind.word())));
     };
     if networks.is_empty() {
-        return Err(HostError::new(format!("switch `{id}` has `nat` and no IPv4 address of its own"))
+        return Err(HostError::user(format!("switch `{id}` has `nat` and no IPv4 address of its own"))
             .hint("add one, like `addresses = [\"10.10.0.1/24\"]`"));
     }
     let Some(egress) = switch.egress_in(observed) else {
-        return Err(HostError::new(format!("switch `{id}` has `nat`, and this host has no default route"))
+        return Err(HostError::user(format!("switch `{id}` has `nat`, and this host has no default route"))
             .hint("name the interface with `egress`"));
     };
     if observed.interface(&egress).is_none() {
-        return Err(HostError::new(format!("switch `{id}` has the egress `{egress}`, and there is no such interface")));
+        return Err(HostError::user(format!("switch `{id}` has the egress `{egress}`, and there is no such interface")));
     }
     if !observed.loaded.contains(id) {
-        let pf = observed.pf.clone().unwrap_or_else(|| Err(HostError::new("pf(4) was not asked")))?;
+        let pf = observed.pf.clone().unwrap_or_else(|| Err(HostError::user("pf(4) was not asked")))?;
         pf::check(&pf, id)?;
         if pf.blocks && !pf.filter_anchor {
             let line = pf::FILTER_LINE;
@@ -353,7 +353,7 @@ pub fn destroy(switch: &Switch, observed: &Observed, runtime: &Path, force: bool
     if switch.own_node().is_some() || switch.bridge().is_some_and(|name| ours(&name).is_some()) {
         let guests = switch.ports(observed);
         if !guests.is_empty() && !force {
-            return Err(HostError::new(format!("switch `{}` is in use by {}", switch.id, guests.join(", ")))
+            return Err(HostError::user(format!("switch `{}` is in use by {}", switch.id, guests.join(", ")))
                 .hint("stop the guests on it, or use `--force` and they lose their network"));
         }
     }

@@ -15,11 +15,11 @@ pub fn take_over(switch: &Switch, bridge: &str, observed: &Observed, runtime: &P
         return steps::create(switch, observed, runtime);
     };
     if old.description == description(&switch.id) || switch.bridge().as_deref() == Some(bridge) {
-        return Err(HostError::new(format!("`{bridge}` is the bridge of switch `{}` itself", switch.id)));
+        return Err(HostError::user(format!("`{bridge}` is the bridge of switch `{}` itself", switch.id)));
     }
     let guests: Vec<&str> = old.members.iter().map(String::as_str).filter(|name| is_of_a_guest(name)).collect();
     if !guests.is_empty() {
-        return Err(HostError::new(format!("`{bridge}` is in use by {}", guests.join(", ")))
+        return Err(HostError::user(format!("`{bridge}` is in use by {}", guests.join(", ")))
             .hint("stop the guests that are on it first: with vm-bhyve, `vm stopall`"));
     }
     let mut steps = Vec::new();
