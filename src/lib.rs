@@ -12,6 +12,7 @@ mod host; // the host's tools, and the checks of `vmctl doctor`
 mod hypervisor; // memory, bus, interrupt lines, clock, state; the vCPU back ends
 mod inputs; // files that a user names, opened and read within bounds
 mod machine; // the board: addresses, wiring, loaders, tables, vCPU threads
+mod poll; // waiting for several descriptors at once
 pub mod testing; // what the tests, benches and fuzz targets of this repository use
 mod units; // sizes and durations
 

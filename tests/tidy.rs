@@ -7,20 +7,21 @@ use std::path::{Path, PathBuf};
 /// Who may import whom: the table of ARCHITECTURE.md. A part may always import itself.
 const IMPORTS: &[(&str, &[&str])] = &[
     ("error", &[]),
+    ("poll", &[]),
     ("units", &[]),
     ("inputs", &[]),
     ("choices", &[]),
     ("config", &["choices", "inputs", "units"]),
     ("fetch", &["error", "inputs", "units"]),
-    ("host", &["error", "inputs", "units"]),
+    ("host", &["error", "inputs", "poll", "units"]),
     ("hypervisor", &["units"]),
-    ("devices", &["hypervisor", "units"]),
+    ("devices", &["hypervisor", "poll", "units"]),
     ("machine", &["choices", "devices", "hypervisor", "inputs", "units"]),
-    ("guest", &["choices", "config", "error", "fetch", "host", "inputs", "machine", "units"]),
+    ("guest", &["choices", "config", "error", "fetch", "host", "inputs", "machine", "poll", "units"]),
     ("testing", &["choices", "cli", "config", "devices", "fetch", "guest", "host", "hypervisor", "inputs", "machine", "units"]),
     (
         "cli",
-        &["choices", "config", "devices", "error", "fetch", "guest", "host", "hypervisor", "inputs", "machine", "units"],
+        &["choices", "config", "devices", "error", "fetch", "guest", "host", "hypervisor", "inputs", "machine", "poll", "units"],
     ),
 ];
 
@@ -198,6 +199,13 @@ fn nothing_is_left_unfinished_or_never_run() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn one_place_polls() {
+    let polls = |text: &str| ["nix::poll", "libc::poll"].iter().any(|name| before_tests(text).contains(name));
+    let files = sources("src").into_iter().filter(|(file, text)| polls(text) && !is_test_file(file)).map(|(file, _)| file);
+    assert_eq!(files.collect::<Vec<_>>(), ["src/poll.rs"], "use crate::poll");
 }
 
 #[test]

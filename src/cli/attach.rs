@@ -8,7 +8,6 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 
 use super::escape::{Escapes, HELP, Typed};
@@ -18,6 +17,7 @@ use crate::guest::launcher;
 use crate::guest::stopping::end_guest;
 use crate::guest::store::GuestDir;
 use crate::host::terminal::{RawMode, own_window_size, reset_modes};
+use crate::poll::{Poll, PollFlags};
 
 /// Options of a session.
 #[derive(Debug, Default)]
@@ -42,7 +42,8 @@ const UNSENT_LIMIT: usize = 1 << 20;
 const DEFAULT_REPLAY: u64 = 16 * 1024;
 /// With nothing more to type, a session ends when the guest has been silent for so many milliseconds, or has continued
 /// for so long. Where something was typed, there is an answer to wait for.
-const LEAVING: [(u16, Duration); 2] = [(300, Duration::from_secs(2)), (1000, Duration::from_secs(30))];
+const LEAVING: [(Duration, Duration); 2] =
+    [(Duration::from_millis(300), Duration::from_secs(2)), (Duration::from_secs(1), Duration::from_secs(30))];
 
 /// Reason why a session ended.
 enum End {
@@ -172,9 +173,9 @@ impl Talk<'_> {
                 return Ok(end);
             }
             let (quiet, most) = LEAVING[usize::from(has_typed)];
-            let patience = leaving.map_or(PollTimeout::NONE, |_| PollTimeout::from(quiet));
+            let until = leaving.map(|_| Instant::now() + quiet);
             let sent = self.unsent.is_empty();
-            let [typed, said, signalled] = self.wait(stdin_open, patience)?;
+            let [typed, said, signalled] = self.wait(stdin_open, until)?;
             match leaving {
                 Some(_) if !sent => leaving = Some(Instant::now()),
                 Some(since) if !said || since.elapsed() > most => return Ok(End::Detached),
@@ -205,28 +206,23 @@ impl Talk<'_> {
         }
     }
 
-    fn wait(&self, stdin_open: bool, patience: PollTimeout) -> Result<[bool; 3], Failure> {
+    /// Waits, for input of the user, output of the supervisor, and a signal. Returns which of them there is.
+    fn wait(&self, stdin_open: bool, until: Option<Instant>) -> Result<[bool; 3], Failure> {
         let stdin = io::stdin();
-        let mut flags = PollFlags::POLLIN;
-        flags.set(PollFlags::POLLOUT, !self.unsent.is_empty());
         // Pasted text waits in the terminal while the guest does not take it.
         let stdin_open = stdin_open && self.unsent.len() < UNSENT_LIMIT;
-        let mut fds = vec![PollFd::new(self.client.stream().as_fd(), flags)];
+        let mut poll = Poll::new();
+        poll.add_both(Source::Supervisor, self.client.stream().as_fd(), true, !self.unsent.is_empty());
         if let Some(signals) = &self.signals {
-            fds.push(PollFd::new(signals.as_fd(), PollFlags::POLLIN));
+            poll.add_reader(Source::Signals, signals.as_fd());
         }
         if stdin_open {
-            fds.push(PollFd::new(stdin.as_fd(), PollFlags::POLLIN));
+            poll.add_reader(Source::Terminal, stdin.as_fd());
         }
-        match poll(&mut fds, patience) {
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-            Err(errno) => return Err(Failure::machine(anyhow::Error::new(errno).context("cannot wait for the console"))),
-        }
-        let ready = |fd: &PollFd<'_>| fd.revents().is_some_and(|flags| !flags.is_empty());
-        let said = fds[0].revents().is_some_and(|flags| flags.intersects(!PollFlags::POLLOUT));
-        let signalled = self.signals.is_some() && ready(&fds[1]);
-        let typed = stdin_open && ready(&fds[fds.len() - 1]);
-        Ok([typed, said, signalled])
+        let ready = poll.wait(until);
+        let ready = ready.map_err(|error| Failure::machine(anyhow::Error::new(error).context("cannot wait for the console")))?;
+        let found = |source: Source| ready.iter().any(|(ready, flags)| *ready == source && flags.intersects(!PollFlags::POLLOUT));
+        Ok([Source::Terminal, Source::Supervisor, Source::Signals].map(found))
     }
 
     fn drain_frames(&mut self) -> Result<Option<End>, Failure> {
@@ -343,6 +339,14 @@ impl Talk<'_> {
         let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(0), Signal::SIGSTOP);
         let _ = raw.resume();
     }
+}
+
+/// A source of events.
+#[derive(Clone, Copy, PartialEq)]
+enum Source {
+    Terminal,
+    Supervisor,
+    Signals,
 }
 
 enum Input {

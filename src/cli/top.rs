@@ -6,7 +6,6 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Serialize;
 
 use super::attach::signal_stream;
@@ -17,6 +16,7 @@ use crate::guest::figures::{self, Figures, Rates, Samples};
 use crate::guest::overview::{Observer, Overview};
 use crate::guest::store::GuestDir;
 use crate::host::terminal::{RawMode, own_window_size, reset_modes};
+use crate::poll::Poll;
 
 /// Show the resource usage of running guests
 ///
@@ -220,16 +220,22 @@ enum Heard {
     Leave,
 }
 
+/// A source of events.
+#[derive(Clone, Copy, PartialEq)]
+enum Source {
+    Terminal,
+    Signals,
+}
+
 /// Waits for a key, a signal or the time, whichever is first.
 fn wait(signals: &UnixStream, until: Instant) -> Result<Heard, Failure> {
     let stdin = io::stdin();
-    let mut fds = [PollFd::new(stdin.as_fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
-    let left = until.saturating_duration_since(Instant::now()).as_millis() + 1;
-    match poll(&mut fds, PollTimeout::try_from(left.min(60_000) as u32).unwrap_or(PollTimeout::MAX)) {
-        Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-        Err(errno) => return Err(Failure::machine(anyhow::Error::new(errno).context("cannot wait for a key"))),
-    }
-    let [typed, signalled] = [0, 1].map(|at| fds[at].revents().is_some_and(|flags: PollFlags| !flags.is_empty()));
+    let mut poll = Poll::new();
+    poll.add_reader(Source::Terminal, stdin.as_fd());
+    poll.add_reader(Source::Signals, signals.as_fd());
+    let ready = poll.wait(Some(until));
+    let ready = ready.map_err(|error| Failure::machine(anyhow::Error::new(error).context("cannot wait for a key")))?;
+    let [typed, signalled] = [Source::Terminal, Source::Signals].map(|source| ready.iter().any(|(ready, _)| *ready == source));
     let mut byte = [0u8; 1];
     if signalled && (&mut &*signals).read_exact(&mut byte).is_ok() {
         let number = i32::from(byte[0]);

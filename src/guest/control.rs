@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::error::{GuestError, Result};
 use super::events::Event;
 use super::state::RunState;
+use crate::poll::Poll;
 
 /// The version of the protocol.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -336,7 +337,6 @@ impl ControlClient {
 
     /// Returns the next reply, if one comes within `limit`. The inner `None` is the end of the connection.
     pub fn reply_within(&mut self, limit: Duration) -> Result<Option<Option<Reply>>> {
-        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
         use std::os::fd::AsFd;
         let until = std::time::Instant::now() + limit;
         loop {
@@ -345,16 +345,14 @@ impl ControlClient {
                 Some(Frame::Console(_)) => continue,
                 None => {}
             }
-            let left = until.saturating_duration_since(std::time::Instant::now());
-            let mut fds = [PollFd::new(self.stream.as_fd(), PollFlags::POLLIN)];
-            // One millisecond more, so that a rest below one does not make this spin.
-            let timeout = PollTimeout::from(left.as_millis().min(60_000) as u16 + 1);
-            match poll(&mut fds, timeout) {
-                Ok(0) if left.is_zero() => return Ok(None),
-                Ok(0) | Err(nix::errno::Errno::EINTR) => {}
-                Ok(_) if self.fill()? == 0 => return Ok(Some(None)),
-                Ok(_) => {}
-                Err(errno) => return Err(lost(errno.into())),
+            let late = std::time::Instant::now() >= until;
+            let mut poll = Poll::new();
+            poll.add_reader((), self.stream.as_fd());
+            match poll.wait(Some(until)).map_err(lost)?.is_empty() {
+                true if late => return Ok(None),
+                true => {}
+                false if self.fill()? == 0 => return Ok(Some(None)),
+                false => {}
             }
         }
     }

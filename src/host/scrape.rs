@@ -23,9 +23,8 @@ use std::str::FromStr;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-
 use super::error::HostError;
+use crate::poll::Poll;
 
 /// The longest request, in bytes.
 pub const HEAD_LIMIT: usize = 8 * 1024;
@@ -155,12 +154,10 @@ impl Listener {
             Socket::Tcp(socket) => socket.as_fd(),
             Socket::Unix(socket) => socket.as_fd(),
         };
-        let mut fds = [PollFd::new(stop, PollFlags::POLLIN), PollFd::new(listener, PollFlags::POLLIN)];
-        match poll(&mut fds, PollTimeout::NONE) {
-            Ok(_) => Ok(fds[0].revents().is_some_and(|events| !events.is_empty())),
-            Err(nix::errno::Errno::EINTR) => Ok(false),
-            Err(errno) => Err(errno.into()),
-        }
+        let mut poll = Poll::new();
+        poll.add_reader(true, stop);
+        poll.add_reader(false, listener);
+        Ok(poll.wait(None)?.into_iter().any(|(stops, _)| stops))
     }
 
     /// Returns a connection, with one type for both kinds: reading, writing, time limits and shutting down are the same

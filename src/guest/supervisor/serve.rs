@@ -4,10 +4,9 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-
 use crate::guest::control::{Frame, Hello, Reply};
 use crate::guest::events::EventKind;
+use crate::poll::{Poll, PollFlags};
 
 use super::Supervisor;
 use super::clients::{Client, MOST_CLIENTS, Purpose, Room, room};
@@ -24,6 +23,8 @@ enum Token {
 
 /// Maximum number of bytes read from the guest's console in one round, so that clients are served in between.
 const CONSOLE_ROUND: usize = 64 * 1024;
+/// Time for which the supervisor sleeps when nothing is due.
+const IDLE: Duration = Duration::from_secs(60);
 /// Time for which no client is accepted after the host had no descriptor for one.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// Time-out for the request of a client that connected at the guest's very end.
@@ -46,54 +47,35 @@ impl Supervisor {
     }
 
     fn poll(&mut self) -> Vec<(Token, PollFlags)> {
-        let timeout = match self.deadline() {
-            // One millisecond more, so that the deadline has passed when the sleep ends.
-            Some(at) => at.saturating_duration_since(Instant::now()).as_millis().min(60_000) as u16 + 1,
-            None => 60_000,
-        };
+        // Later than now, since something due may wait for something else, and must not make this spin.
+        let (now, least) = (Instant::now(), Duration::from_millis(1));
+        let until = self.deadline().unwrap_or(now + IDLE).max(now + least);
         let has_input = !self.console.pending_input().is_empty();
         let input_room = self.console.input_room() > 0;
-        let mut tokens = vec![Token::Wake];
-        let mut fds = vec![PollFd::new(self.mailbox.wake().as_fd(), PollFlags::POLLIN)];
-        let mut add = |token, fd, write: bool, read: bool| {
-            tokens.push(token);
-            let mut flags = PollFlags::empty();
-            flags.set(PollFlags::POLLIN, read);
-            flags.set(PollFlags::POLLOUT, write);
-            fds.push(PollFd::new(fd, flags));
-        };
+        let mut poll = Poll::new();
+        poll.add_reader(Token::Wake, self.mailbox.wake().as_fd());
         if let Some(listener) = self.listener.as_ref().filter(|_| self.accept_again_at.is_none()) {
-            add(Token::Listener, listener.as_fd(), false, true);
+            poll.add_reader(Token::Listener, listener.as_fd());
         }
         // A stream that has ended would wake us forever. Then only the end of the process counts.
         if let Some(boot) = self.stage.boot() {
             let engine = &boot.engine;
             if boot.console_open {
-                add(Token::Console, engine.console().as_fd(), has_input, true);
+                poll.add_both(Token::Console, engine.console().as_fd(), true, has_input);
             }
             if boot.control_open {
-                add(Token::Control, engine.control().as_fd(), engine.has_commands(), true);
+                poll.add_both(Token::Control, engine.control().as_fd(), true, engine.has_commands());
             }
         }
         for (at, client) in self.clients.iter().enumerate() {
             let reads = input_room || client.purpose != (Purpose::Console { writer: true });
-            add(Token::Client(at), client.stream().as_fd(), client.has_output(), reads);
+            poll.add_both(Token::Client(at), client.stream().as_fd(), reads, client.has_output());
         }
-        match poll(&mut fds, PollTimeout::from(timeout)) {
-            Ok(_) => {}
-            Err(nix::errno::Errno::EINTR) => return Vec::new(),
-            Err(errno) => {
-                // This cannot happen with descriptors that we hold. If it does, do not spin.
-                super::note(&format!("poll: {errno}"));
-                std::thread::sleep(std::time::Duration::from_millis(100));
-                return Vec::new();
-            }
-        }
-        let ready = tokens.into_iter().zip(fds).filter_map(|(token, fd)| {
-            let flags = fd.revents().unwrap_or(PollFlags::empty());
-            (!flags.is_empty()).then_some((token, flags))
-        });
-        ready.collect()
+        poll.wait(Some(until)).unwrap_or_else(|error| {
+            // This cannot happen with descriptors that we hold.
+            super::note(&format!("poll: {error}"));
+            Vec::new()
+        })
     }
 
     /// Accepts waiting clients. It is bounded, so that one who connects without end does not block the others.

@@ -37,15 +37,13 @@ use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::sync::Mutex;
 use std::time::Instant;
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
 use super::relay::{self, ForwardSocket, Relay};
 use super::sockets::{ADDRESS_BYTES, EchoSocket, Scope, Sockets, decode, encode};
+use crate::poll::Poll;
 
 /// Bytes of a request.
 pub const REQUEST_BYTES: usize = 24;
@@ -223,13 +221,10 @@ fn wait(stream: &UnixStream, relays: &[Relay]) -> io::Result<bool> {
     if relays.is_empty() {
         return Ok(true);
     }
-    let mut fds = vec![PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
-    relays.iter().for_each(|relay| relay.watch(&mut |fd, events| fds.push(PollFd::new(fd, events))));
-    match poll(&mut fds, PollTimeout::NONE) {
-        Ok(_) => Ok(fds[0].any() == Some(true)),
-        Err(Errno::EINTR) => Ok(false),
-        Err(errno) => Err(errno.into()),
-    }
+    let mut poll = Poll::new();
+    poll.add_reader(true, stream.as_fd());
+    relays.iter().for_each(|relay| relay.watch(&mut |fd, events| poll.add(false, fd, events)));
+    Ok(poll.wait(None)?.iter().any(|(is_request, _)| *is_request))
 }
 
 fn serve_one(
@@ -335,8 +330,9 @@ mod tests {
     /// What comes to a forward, waited for.
     fn heard(forward: &ForwardSocket) -> Option<(SocketAddr, Vec<u8>)> {
         let mut buffer = vec![0; 65536];
-        let mut fds = [PollFd::new(forward.as_fd(), PollFlags::POLLIN)];
-        if poll(&mut fds, PollTimeout::from(20_000u16)).expect("polls") == 0 {
+        let mut poll = Poll::new();
+        poll.add_reader((), forward.as_fd());
+        if poll.wait(Some(Instant::now() + Duration::from_secs(20))).expect("polls").is_empty() {
             return None;
         }
         let (from, payload) = forward.receive(&mut buffer).expect("a datagram");

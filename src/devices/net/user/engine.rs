@@ -8,8 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-
 use super::dhcp::{self, Lease};
 use super::fragments::Fragments;
 use super::packet::{self, Content, Mac, Route};
@@ -18,6 +16,7 @@ use super::sockets::{Sockets, name_servers_of};
 use super::tcp::{self, Flow, Tcp};
 use super::udp::{self, Udp};
 use super::{MTU, Outside, Protocol, QUEUE_FRAMES, Shared, UserNetConfig};
+use crate::poll::Poll;
 
 /// Time until the next try while the guest takes nothing.
 const GUEST_STALLED: Duration = Duration::from_millis(200);
@@ -239,43 +238,28 @@ impl Engine {
         self.shared.waker.wake();
     }
 
-    fn timeout(&mut self, now: Instant) -> PollTimeout {
+    /// When something is due though nothing comes.
+    fn deadline(&mut self, now: Instant) -> Option<Instant> {
         let queued = self.shared.to_guest.lock().expect("no panic happens under this lock").len();
         let stack = self.tcp.delay(now).map(|delay| match queued >= QUEUE_FRAMES {
             true => delay.max(GUEST_STALLED),
             false => delay,
         });
         let fragments = (!self.fragments.is_empty()).then_some(Duration::from_secs(5));
-        match [stack, self.udp.delay(), fragments].into_iter().flatten().min() {
-            // Rounded up, since a timer that is almost due must not make this loop spin.
-            Some(delay) => PollTimeout::try_from(delay + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX),
-            None => PollTimeout::NONE,
-        }
+        [stack, self.udp.delay(), fragments].into_iter().flatten().min().map(|delay| Instant::now() + delay)
     }
 
     /// Waits for the guest, a socket or a timer, and handles what has arrived.
     fn wait(&mut self, now: Instant) {
-        let timeout = self.timeout(now);
-        let mut fds = vec![PollFd::new(self.heard.as_fd(), PollFlags::POLLIN)];
-        let mut whose = vec![Waiting::Bell];
-        self.tcp.watch(&mut |fd, events, waiting| {
-            fds.push(PollFd::new(fd.as_fd(), events));
-            whose.push(Waiting::Tcp(waiting));
-        });
-        self.udp.watch(&mut |fd, events, waiting| {
-            fds.push(PollFd::new(fd.as_fd(), events));
-            whose.push(Waiting::Udp(waiting));
-        });
-        if poll(&mut fds, timeout).is_err() {
-            // Interrupted, or the host is short of memory: try again in a moment. It waits with poll, since FreeBSD's
-            // capability mode lacks clock_nanosleep(2), with which std sleeps.
-            let _ = poll(&mut [], 1u8);
-            return;
-        }
-        let events: Vec<PollFlags> = fds.iter().map(|fd| fd.revents().unwrap_or(PollFlags::empty())).collect();
-        drop(fds);
+        let until = self.deadline(now);
+        let mut poll = Poll::new();
+        poll.add_reader(Waiting::Bell, self.heard.as_fd());
+        self.tcp.watch(&mut |fd, events, waiting| poll.add(Waiting::Tcp(waiting), fd.as_fd(), events));
+        self.udp.watch(&mut |fd, events, waiting| poll.add(Waiting::Udp(waiting), fd.as_fd(), events));
+        // The host is short of memory: try again in a moment.
+        let Ok(ready) = poll.wait(until) else { return };
         let now = Instant::now();
-        for (waiting, events) in whose.into_iter().zip(events).filter(|(_, events)| !events.is_empty()) {
+        for (waiting, events) in ready {
             match waiting {
                 Waiting::Bell => self.hear(),
                 Waiting::Tcp(waiting) => self.tcp.ready(waiting, events, now),

@@ -16,11 +16,11 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
-use nix::poll::PollFlags;
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::sockets::{ADDRESS_BYTES, decode, encode};
 use super::udp::{IDLE, MAX_FLOWS};
+use crate::poll::PollFlags;
 
 /// Datagrams taken of one socket before the others have their turn.
 const TURNS: usize = 64;

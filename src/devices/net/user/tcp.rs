@@ -22,13 +22,12 @@ use std::net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStr
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nix::poll::PollFlags;
-
 use super::answers::{Exchange, Files};
 use super::packet::ETHERNET_BYTES;
 use super::reach::{Addresses, Destination};
 use super::sockets::Sockets;
 use super::{ForwardOpened, Noted, Outside};
+use crate::poll::PollFlags;
 
 /// Maximum number of connections of one side, including those that are being made.
 pub const MAX_CONNECTIONS: usize = 512;

@@ -11,13 +11,12 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nix::poll::PollFlags;
-
 use super::packet::{self, Route, unreachable};
 use super::reach::Destination;
 use super::relay::ForwardSocket;
 use super::sockets::{Scope, Sockets};
 use super::tcp::{AsFdRef, Flow};
+use crate::poll::PollFlags;
 
 /// Maximum number of conversations of the guest, or of peers of one forward.
 pub const MAX_FLOWS: usize = 512;

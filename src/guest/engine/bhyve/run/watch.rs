@@ -12,7 +12,6 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
 
@@ -22,11 +21,14 @@ use crate::host::process::spawn_tied;
 use crate::host::program::find;
 use crate::host::rctl;
 use crate::machine::spec::{EngineCommand, EngineEvent, LEASE_FD, MAX_CONTROL_LINE};
+use crate::poll::Poll;
 
 use super::Streams;
 use super::boot_plan::BhyvePlan;
 use super::outcome::{ControlRequest, End, Ended, Trouble};
 
+/// Time for which the thread sleeps when nothing is due.
+const IDLE: Duration = Duration::from_secs(60);
 /// Maximum number of bytes that wait in each direction of the console.
 const CONSOLE_LIMIT: usize = 64 * 1024;
 /// Maximum number of bytes of a program's standard error that are kept for messages.
@@ -302,14 +304,12 @@ impl<'a> Watch<'a> {
     }
 
     fn poll(&self, running: &Running) {
-        let mut fds =
-            vec![PollFd::new(self.wake.as_fd(), PollFlags::POLLIN), PollFd::new(self.control.as_fd(), PollFlags::POLLIN)];
-        let mut add = |fd, read: bool, write: bool| {
-            let mut flags = PollFlags::empty();
-            flags.set(PollFlags::POLLIN, read);
-            flags.set(PollFlags::POLLOUT, write);
-            if !flags.is_empty() {
-                fds.push(PollFd::new(fd, flags));
+        let mut poll = Poll::new();
+        poll.add_reader((), self.wake.as_fd());
+        poll.add_reader((), self.control.as_fd());
+        let mut add = |fd, reads: bool, writes: bool| {
+            if reads || writes {
+                poll.add_both((), fd, reads, writes);
             }
         };
         if running.stderr_open {
@@ -322,15 +322,11 @@ impl<'a> Watch<'a> {
             add(line.file().as_fd(), self.to_console.len() < CONSOLE_LIMIT, at == 0 && !self.to_guest.is_empty());
         }
         let deadline = [running.press_at, running.kill_at, (!self.said_running).then(|| running.surely_running())];
-        let timeout = match deadline.into_iter().flatten().min() {
-            // One millisecond more, so that the deadline has passed when the sleep ends.
-            Some(at) => at.saturating_duration_since(Instant::now()).as_millis().min(60_000) as u16 + 1,
-            None => 60_000,
-        };
-        if poll(&mut fds, PollTimeout::from(timeout)).is_err_and(|errno| errno != nix::errno::Errno::EINTR) {
-            // This cannot happen with descriptors that we hold. If it does, do not spin.
-            std::thread::sleep(Duration::from_millis(100));
-        }
+        // Later than now, since something due may wait for something else, and must not make this spin.
+        let (now, least) = (Instant::now(), Duration::from_millis(1));
+        let until = deadline.into_iter().flatten().min().unwrap_or(now + IDLE).max(now + least);
+        // The caller looks at everything afterwards, whatever is ready. This cannot fail with descriptors that we hold.
+        let _ = poll.wait(Some(until));
     }
 
     fn take(&mut self, message: Message, running: &mut Running) {
