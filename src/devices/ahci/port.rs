@@ -13,12 +13,11 @@
 //! A command that fails stops the port until the driver clears ST, as the specification requires (6.2.2); its bit in
 //! PxCI (or PxSACT) stays set.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
 use super::{DriveKind, ata, atapi};
-use crate::devices::disk::{Disk, DiskOp, DiskRequest, DiskStatus};
+use crate::devices::disk::in_flight::{InFlight, Part};
+use crate::devices::disk::{Disk, DiskOp, DiskStatus};
 use crate::hypervisor::memory::{GuestAddr, GuestMemory};
 
 /// Maximum number of regions of one command's data.
@@ -120,14 +119,9 @@ pub enum CommandOutcome {
     QueuedFailed(u8),
 }
 
-/// One request to the disk: operation, first byte, the guest's buffers.
-type Part = (DiskOp, u64, Vec<(GuestAddr, u32)>);
-
+/// A command in flight.
 struct Pending {
     slot: u8,
-    parts: u32,
-    status: DiskStatus,
-    flush: bool,
     queued: bool,
     bytes: u32,
 }
@@ -199,8 +193,7 @@ pub struct Port {
     pub(super) drive: DriveState,
     mem: GuestMemory,
     regs: Registers,
-    pending: BTreeMap<u64, Pending>,
-    next_tag: u64,
+    pending: InFlight<Pending>,
     /// Slots whose commands have begun.
     running: u32,
     /// Slots among `running` whose commands a loaded state says have begun.
@@ -233,8 +226,7 @@ impl Port {
             drive: DriveState::default(),
             mem,
             regs,
-            pending: BTreeMap::new(),
-            next_tag: 0,
+            pending: InFlight::new(),
             running: 0,
             redo: 0,
         };
@@ -259,9 +251,7 @@ impl Port {
     /// Resets the port to its power-on state.
     pub fn reset(&mut self) {
         // Requests in flight write into guest memory, which the guest may use for something else after a reset.
-        self.disk.drain();
-        while self.disk.completed().is_some() {}
-        self.pending.clear();
+        self.pending.drain(&mut *self.disk);
         (self.running, self.redo) = (0, 0);
         self.regs = Registers {
             clb: 0,
@@ -571,48 +561,27 @@ impl Port {
     }
 
     fn submit(&mut self, slot: u8, parts: Vec<Part>, bytes: u32, flush: bool, queued: bool) {
-        let tag = self.next_tag;
-        self.next_tag += 1;
-        let pending = Pending { slot, parts: parts.len() as u32, status: DiskStatus::Ok, flush, queued, bytes };
-        self.pending.insert(tag, pending);
-        for (op, offset, segments) in parts {
-            self.disk.submit(DiskRequest { tag, op, offset, segments });
-        }
+        self.pending.submit(&mut *self.disk, Pending { slot, queued, bytes }, parts, flush);
     }
 
     /// Handles the completions of the disk.
     pub fn collect(&mut self) {
-        while let Some((tag, status)) = self.disk.completed() {
-            let Some(pending) = self.pending.get_mut(&tag) else { continue };
-            pending.parts -= 1;
-            if status != DiskStatus::Ok {
-                pending.status = status;
-            }
-            if pending.parts > 0 {
-                continue;
-            }
-            if pending.flush && pending.status == DiskStatus::Ok {
-                (pending.flush, pending.parts) = (false, 1);
-                self.disk.submit(DiskRequest { tag, op: DiskOp::Flush, offset: 0, segments: Vec::new() });
-                continue;
-            }
-            let pending = self.pending.remove(&tag).expect("it was found above");
+        while let Some((pending, status)) = self.pending.completed(&mut *self.disk) {
             if self.regs.stopping {
                 self.regs.stopping = !self.pending.is_empty();
                 continue;
             }
-            self.complete(&pending);
+            self.complete(&pending, status);
         }
     }
 
-    fn complete(&mut self, pending: &Pending) {
+    fn complete(&mut self, pending: &Pending, status: DiskStatus) {
         let slot = pending.slot;
         self.set_moved(slot, pending.bytes);
-        let ok = pending.status == DiskStatus::Ok;
-        let (status, error) = match (ok, self.kind) {
-            (true, _) => (STATUS_READY, 0),
-            (false, DriveKind::Disk) => (STATUS_READY | STATUS_ERR, ERROR_ABRT),
-            (false, DriveKind::Cd) => (STATUS_READY | STATUS_ERR, atapi::medium_error(self)),
+        let (status, error) = match (status, self.kind) {
+            (DiskStatus::Ok, _) => (STATUS_READY, 0),
+            (_, DriveKind::Disk) => (STATUS_READY | STATUS_ERR, ERROR_ABRT),
+            (_, DriveKind::Cd) => (STATUS_READY | STATUS_ERR, atapi::medium_error(self)),
         };
         if pending.queued {
             self.finish_queued(slot, status, error);
@@ -682,9 +651,7 @@ impl Port {
 
     /// Restores a state that was checked. Commands that were in flight are issued again.
     pub fn load(&mut self, state: PortState) {
-        self.disk.drain();
-        while self.disk.completed().is_some() {}
-        self.pending.clear();
+        self.pending.drain(&mut *self.disk);
         self.regs = state.regs;
         self.drive = state.drive;
         self.regs.stopping = false;

@@ -1,6 +1,7 @@
 //! Back ends of disk devices: requests in, completions out. Waiting happens on a thread of its own.
 pub mod counters; // counters of a disk
 pub mod file; // a file, block device or zvol of the host
+pub mod in_flight; // a device's commands that its disk has not finished
 pub mod medium; // operations of the host's file or device beyond reading and writing
 pub mod memory; // an array of bytes, for tests
 

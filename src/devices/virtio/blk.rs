@@ -15,13 +15,12 @@
 //! **Saved state**: `writeback`, and the heads of the requests in flight: the new device executes them again. That is
 //! harmless, since their completion was not reported to the driver.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
 use super::queue::{self, Chain, Segment};
 use super::{Kind, Queues, VirtioDevice};
-use crate::devices::disk::{Disk, DiskOp, DiskRequest, DiskStatus};
+use crate::devices::disk::in_flight::{InFlight, Part};
+use crate::devices::disk::{Disk, DiskOp, DiskStatus};
 use crate::hypervisor::memory::{GuestAddr, GuestMemory};
 use crate::hypervisor::state::{Section, StateError};
 
@@ -87,16 +86,12 @@ pub struct BlkOptions {
     pub physical_block_bytes: u32,
 }
 
-/// Work of one request on the disk.
+/// Where a request in flight is answered.
 struct Pending {
     head: u16,
     status_at: GuestAddr,
     /// Number of bytes written that is reported to the driver, including the status.
     written: u32,
-    /// Number of disk requests not yet completed.
-    parts: u32,
-    status: u8,
-    flush_after: bool,
 }
 
 /// The block device.
@@ -106,8 +101,7 @@ pub struct Blk {
     physical_block_exp: u8,
     writeback: bool,
     features: u64,
-    pending: BTreeMap<u64, Pending>,
-    next_tag: u64,
+    pending: InFlight<Pending>,
     /// Heads that were in flight when the loaded state was saved.
     again: Vec<u16>,
 }
@@ -147,16 +141,7 @@ impl Blk {
         serial[..len].copy_from_slice(&bytes[..len]);
         let physical = if options.physical_block_bytes == 0 { 4096 } else { options.physical_block_bytes };
         let physical_block_exp = (physical / SECTOR as u32).max(1).ilog2() as u8;
-        Blk {
-            disk,
-            serial,
-            physical_block_exp,
-            writeback: true,
-            features: 0,
-            pending: BTreeMap::new(),
-            next_tag: 0,
-            again: Vec::new(),
-        }
+        Blk { disk, serial, physical_block_exp, writeback: true, features: 0, pending: InFlight::new(), again: Vec::new() }
     }
 
     fn writethrough(&self) -> bool {
@@ -281,43 +266,19 @@ impl Blk {
         Answer::Later
     }
 
-    fn submit(&mut self, request: &Request, written: u32, flush_after: bool, parts: Vec<(DiskOp, u64, Vec<Segment>)>) {
-        let tag = self.next_tag;
-        self.next_tag += 1;
-        let pending = Pending {
-            head: request.head,
-            status_at: request.status_at,
-            written,
-            parts: parts.len() as u32,
-            status: VIRTIO_BLK_S_OK,
-            flush_after,
-        };
-        self.pending.insert(tag, pending);
-        for (op, offset, segments) in parts {
-            self.disk.submit(DiskRequest { tag, op, offset, segments });
-        }
+    fn submit(&mut self, request: &Request, written: u32, flush_after: bool, parts: Vec<Part>) {
+        let pending = Pending { head: request.head, status_at: request.status_at, written };
+        self.pending.submit(&mut *self.disk, pending, parts, flush_after);
     }
 
     fn collect(&mut self, queues: &mut Queues) {
-        while let Some((tag, status)) = self.disk.completed() {
-            let Some(pending) = self.pending.get_mut(&tag) else { continue };
-            pending.parts -= 1;
-            match status {
-                DiskStatus::Ok => {}
-                DiskStatus::IoError => pending.status = VIRTIO_BLK_S_IOERR,
-                DiskStatus::Unsupported => pending.status = VIRTIO_BLK_S_UNSUPP,
-            }
-            if pending.parts > 0 {
-                continue;
-            }
-            if pending.flush_after && pending.status == VIRTIO_BLK_S_OK {
-                pending.flush_after = false;
-                pending.parts = 1;
-                self.disk.submit(DiskRequest { tag, op: DiskOp::Flush, offset: 0, segments: Vec::new() });
-                continue;
-            }
-            let pending = self.pending.remove(&tag).expect("it was found above");
-            Self::answer(queues, pending.head, pending.status_at, pending.written, pending.status);
+        while let Some((pending, status)) = self.pending.completed(&mut *self.disk) {
+            let status = match status {
+                DiskStatus::Ok => VIRTIO_BLK_S_OK,
+                DiskStatus::IoError => VIRTIO_BLK_S_IOERR,
+                DiskStatus::Unsupported => VIRTIO_BLK_S_UNSUPP,
+            };
+            Self::answer(queues, pending.head, pending.status_at, pending.written, status);
         }
     }
 
@@ -403,14 +364,12 @@ impl VirtioDevice for Blk {
     }
 
     fn reset_queue(&mut self, _: usize) {
-        self.disk.drain();
-        while self.disk.completed().is_some() {}
-        self.pending.clear();
+        self.pending.drain(&mut *self.disk);
         self.again.clear();
     }
 
     fn save(&self) -> Section {
-        let mut in_flight: Vec<u16> = self.pending.values().map(|p| p.head).chain(self.again.iter().copied()).collect();
+        let mut in_flight: Vec<u16> = self.pending.iter().map(|pending| pending.head).chain(self.again.iter().copied()).collect();
         in_flight.sort_unstable();
         Section::encode(NAME, VERSION, &State { writeback: self.writeback, in_flight })
     }
