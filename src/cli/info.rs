@@ -10,6 +10,7 @@ use super::list::{cpus, memory, uptime, uuid};
 use super::progress::size_words;
 use super::selection::CommandContext;
 use super::{App, ExitStatus, Failure, Guests, Outcome};
+use crate::config::{DeviceKey, EngineKind};
 use crate::guest::definition::Definition;
 use crate::guest::figures::counters;
 use crate::guest::overview::{Observer, Overview};
@@ -125,17 +126,19 @@ impl Args {
 fn gather(guest: &GuestDir, context: &CommandContext) -> Result<Info, Failure> {
     let (overview, state) = Observer::new(context.surroundings()).look(guest)?;
     let config = Definition::load(guest, context.surroundings()).ok().map(|definition| definition.config);
+    // Under bhyve an address also has a bus and a function.
+    let embedded = config.as_ref().is_some_and(|config| config.engine == EngineKind::Embedded);
+    let slot = |key: DeviceKey| state.address(&key).filter(|_| embedded).map(|address| address.slot);
     let next = config.map(|config| Machine::of(guest, &config, &state));
     let machine = state.run.as_ref().filter(|_| overview.pid.is_some()).and_then(|run| run.machine.clone());
-    let slot = |part: String| state.slots.get(&part).copied();
     let (disks, nics) = (machine.as_ref().map(|it| it.disks.clone()), machine.map(|it| it.nics));
     let disks = of_both(disks, next.as_ref().map(|it| it.disks.clone())).into_iter().map(|((id, path), boot)| {
         let size = disk_size(&path).ok();
-        let slot = slot(format!("disk:{id}"));
+        let slot = slot(DeviceKey::Disk(id.clone()));
         DiskInfo { id, size_bytes: size.map(|s| s.0), used_bytes: size.map(|s| s.1), path, slot, boot }
     });
     let nics = of_both(nics, next.map(|it| it.nics)).into_iter().map(|(nic, boot)| NicInfo {
-        slot: slot(format!("nic:{}", nic.id)),
+        slot: slot(DeviceKey::Nic(nic.id.clone())),
         id: nic.id,
         mac: nic.mac,
         address: nic.address,

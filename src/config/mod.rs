@@ -10,6 +10,7 @@ pub mod check; // rules that involve more than one key
 pub mod check_cloud_init; // the same, for `[cloud-init]`
 pub mod check_hardware; // the same, for the parts that bhyve(8) uses
 pub mod cloud_init; // settings for cloud-init in the guest
+mod device_key; // names of the devices that have PCI addresses
 pub mod diagnostic; // problems of a file, with their positions
 pub mod expression; // `{{ ... }}`
 pub mod fleet; // the fleet file, which declares many guests
@@ -36,6 +37,7 @@ pub mod validate; // unknown keys, types, ranges, refusals
 pub use crate::choices::*;
 pub use addresses::{MacAddr, PciAddress};
 pub use cloud_init::{CloudInit, SshKey};
+pub use device_key::DeviceKey;
 pub use diagnostic::{Diagnostic, Diagnostics};
 pub use fleet::{Fleet, FleetGuest, FleetRequest, SecretConfig, SecretSource, load_fleet};
 pub use guest::*;

@@ -1,12 +1,12 @@
 //! The program's state of a guest, apart from the user's file: `state.json`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{EngineKind, GuestConfig, MacAddr, NicBackend, NicConfig};
+use crate::config::{DeviceKey, EngineKind, GuestConfig, MacAddr, NicBackend, NicConfig, PciAddress};
 use crate::host::files::{replace, write_atomically};
 use crate::host::process::boot_id;
 use crate::machine::spec::DEVICE_SLOTS;
@@ -39,12 +39,12 @@ pub struct GuestState {
     /// MAC address by interface id.
     #[serde(default)]
     pub macs: BTreeMap<String, String>,
-    /// PCI slot by `disk:ID` or `nic:ID`.
-    #[serde(default)]
-    pub slots: BTreeMap<String, u8>,
-    /// PCI address of each device under bhyve, by its name (`disk:ID`, `nic:ID`, `lpc`...), as bus:slot:function.
-    #[serde(default)]
-    pub addresses: BTreeMap<String, String>,
+    /// PCI address of each device.
+    #[serde(default, with = "by_key")]
+    pub addresses: BTreeMap<DeviceKey, PciAddress>,
+    /// Slots of the embedded engine in the state of an earlier vmctl. They become addresses at the next assignment.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) slots: BTreeMap<String, u8>,
     /// The engine if the guest file names none, fixed at creation: a change of the host's vmm(4) must not change its
     /// guests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -74,6 +74,21 @@ pub struct GuestState {
     /// Summary for `list`, without the guest file.
     #[serde(default)]
     pub summary: Option<Summary>,
+}
+
+/// PCI addresses as texts, as they are in the file. Entries of another version that this one does not know are skipped.
+mod by_key {
+    use super::{BTreeMap, DeviceKey, PciAddress};
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(addresses: &BTreeMap<DeviceKey, PciAddress>, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(addresses.iter().map(|(key, address)| (key.to_string(), address)))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<DeviceKey, PciAddress>, D::Error> {
+        let texts = BTreeMap::<String, String>::deserialize(deserializer)?;
+        Ok(texts.iter().filter_map(|(key, address)| Some((key.parse().ok()?, address.parse().ok()?))).collect())
+    }
 }
 
 /// Reads only [`GuestState::engine`] of the state at `path`, which is needed whenever a guest file is read.
@@ -429,27 +444,54 @@ impl GuestState {
                 }
             }
         }
+        self.take_over_slots(config.engine);
         if config.engine == EngineKind::Bhyve {
             self.macs.retain(|id, _| config.nics.iter().any(|nic| nic.id == *id));
             return super::engine::bhyve::slots::assign(config, self);
         }
-        let wanted: Vec<String> = (config.disks.iter().map(|disk| format!("disk:{}", disk.id)))
-            .chain(config.nics.iter().map(|nic| format!("nic:{}", nic.id)))
-            .collect();
+        let disks = config.disks.iter().map(|disk| DeviceKey::Disk(disk.id.clone()));
+        let wanted: Vec<_> = disks.chain(config.nics.iter().map(|nic| DeviceKey::Nic(nic.id.clone()))).collect();
         self.macs.retain(|id, _| config.nics.iter().any(|nic| nic.id == *id));
-        self.slots.retain(|key, slot| wanted.contains(key) && DEVICE_SLOTS.contains(slot));
+        let mut taken = BTreeSet::new();
+        self.addresses.retain(|key, address| match key {
+            DeviceKey::Disk(_) | DeviceKey::Nic(_) => {
+                let fits = *address == PciAddress::slot(address.slot) && DEVICE_SLOTS.contains(&address.slot);
+                fits && wanted.contains(key) && taken.insert(address.slot)
+            }
+            // Devices of bhyve only: this engine has none of them.
+            _ => true,
+        });
         for key in wanted {
-            if self.slots.contains_key(&key) {
+            if self.addresses.contains_key(&key) {
                 continue;
             }
-            let free = DEVICE_SLOTS.clone().find(|slot| !self.slots.values().any(|taken| taken == slot));
-            let Some(slot) = free else {
+            let Some(slot) = DEVICE_SLOTS.clone().find(|slot| !taken.contains(slot)) else {
                 let room = DEVICE_SLOTS.count();
                 return Err(GuestError::user(format!("`{}` has more disks and nics than the {room} that fit", config.name)));
             };
-            self.slots.insert(key, slot);
+            taken.insert(slot);
+            self.addresses.insert(key, PciAddress::slot(slot));
         }
         Ok(())
+    }
+
+    /// Converts the slots of the embedded engine from an earlier vmctl. Under bhyve its own addresses come first, and the
+    /// slots of the screen and the tablet are not converted.
+    fn take_over_slots(&mut self, engine: EngineKind) {
+        for (key, slot) in std::mem::take(&mut self.slots) {
+            let Ok(key) = key.parse::<DeviceKey>() else { continue };
+            match engine {
+                EngineKind::Embedded => drop(self.addresses.insert(key, PciAddress::slot(slot))),
+                EngineKind::Bhyve if slot <= 28 => drop(self.addresses.entry(key).or_insert(PciAddress::slot(slot))),
+                EngineKind::Bhyve => {}
+            }
+        }
+    }
+
+    /// Returns the PCI address of a device, as it was last assigned.
+    pub fn address(&self, key: &DeviceKey) -> Option<PciAddress> {
+        let old = self.slots.get(&key.to_string()).map(|slot| PciAddress::slot(*slot));
+        old.or_else(|| self.addresses.get(key).copied())
     }
 
     /// Returns the address of an interface, which must have been assigned.
@@ -519,6 +561,28 @@ mod tests {
         assert!(run.lasting() < Duration::from_secs(60), "{:?}", run.lasting());
         run.boot_id = "another".into();
         assert!(run.lasting() >= Duration::from_secs(86_400));
+    }
+
+    #[test]
+    fn the_slots_of_an_earlier_vmctl_are_taken_over_by_the_engine_that_had_them() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("state.json");
+        let old = serde_json::json!({
+            "version": 1, "name": "g", "uuid": "u", "created": null,
+            "slots": {"disk:a": 7, "disk:b": 30, "nic:n": 9}, "addresses": {"disk:a": "0:3:0", "lpc": "0:31:0", "later:x": "?"},
+        });
+        std::fs::write(&path, old.to_string()).expect("writes");
+        let taken = |engine: EngineKind| {
+            let mut state = GuestState::load(&path, "g").expect("loads");
+            state.take_over_slots(engine);
+            state.save(&path.with_file_name("new.json")).expect("saves");
+            let again = GuestState::load(&path.with_file_name("new.json"), "g").expect("loads");
+            assert_eq!(again, state);
+            let texts = state.addresses.iter().map(|(key, address)| format!("{key}={address}"));
+            texts.collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(taken(EngineKind::Embedded), "lpc=0:31:0 disk:a=0:7:0 disk:b=0:30:0 nic:n=0:9:0");
+        assert_eq!(taken(EngineKind::Bhyve), "lpc=0:31:0 disk:a=0:3:0 nic:n=0:9:0");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::choices::{EmbeddedClock, EmbeddedGrubSystem, EmbeddedLoaderKind, EmbeddedNicBackend, EngineKind};
-use crate::config::{ComPort, GuestConfig, HostPorts, SwitchConfig};
+use crate::config::{ComPort, DeviceKey, GuestConfig, HostPorts, SwitchConfig};
 use crate::host::files::{open_lock, replace};
 use crate::host::process::{self, spawn_tied, spawn_untied};
 use crate::host::vmm;
@@ -175,14 +175,17 @@ pub fn resolve(guest: &GuestDir, config: &GuestConfig, state: &GuestState) -> Re
     let loader = loader(config)?;
     // The board's clock shows UTC.
     let EmbeddedClock::Utc = had(config.clock.on_embedded(), "clock", config.clock.as_str())?;
-    let slot = |key: String| state.slots.get(&key).copied().ok_or_else(|| GuestError::host(format!("no PCI slot for {key}")));
+    let slot = |key: DeviceKey| match state.addresses.get(&key) {
+        Some(address) => Ok(address.slot),
+        None => Err(GuestError::host(format!("no PCI slot for {key}"))),
+    };
     let mut disks = Vec::new();
     for disk in &config.disks {
         disks.push(DiskSpec {
             id: disk.id.clone(),
             path: disk_path(guest, disk)?,
             device: had(disk.device.on_embedded(), "disks.device", disk.device.as_str())?,
-            slot: slot(format!("disk:{}", disk.id))?,
+            slot: slot(DeviceKey::Disk(disk.id.clone()))?,
             read_only: disk.ro,
             cache: had(disk.cache.on_embedded(), "disks.cache", disk.cache.as_str())?,
             serial: disk.serial.clone().unwrap_or_else(|| disk.id.chars().take(20).collect()),
@@ -196,7 +199,7 @@ pub fn resolve(guest: &GuestDir, config: &GuestConfig, state: &GuestState) -> Re
             id: nic.id.clone(),
             mac: mac.0,
             device: had(nic.device.on_embedded(), "nics.device", nic.device.as_str())?,
-            slot: slot(format!("nic:{}", nic.id))?,
+            slot: slot(DeviceKey::Nic(nic.id.clone()))?,
             mtu: nic.mtu,
             backend: match had(nic.backend.on_embedded(), "nics.backend", nic.backend.as_str())? {
                 EmbeddedNicBackend::None => spec::NicBackend::None,

@@ -10,16 +10,16 @@
 
 use std::collections::BTreeMap;
 
-use crate::config::{DiskConfig, GuestConfig, Hostbridge, PciAddress};
+use crate::config::{DeviceKey, DiskConfig, GuestConfig, Hostbridge, PciAddress};
 use crate::guest::error::{GuestError, Result};
 use crate::guest::state::GuestState;
 
 /// A device of the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Device {
-    /// Name as in the state: `disk:ID`, `nic:ID`, `lpc`...
-    pub name: String,
-    /// The key that it comes from.
+    /// Name of the device.
+    pub name: DeviceKey,
+    /// The key of the guest file that it comes from.
     pub key: String,
     /// Address in the guest file.
     fixed: Option<PciAddress>,
@@ -28,55 +28,56 @@ pub struct Device {
 }
 
 /// Returns the name of a disk's device: its own, or the controller that it shares.
-pub fn disk_device(disk: &DiskConfig) -> String {
+pub fn disk_device(disk: &DiskConfig) -> DeviceKey {
     match &disk.controller {
-        Some(controller) => format!("ahci:{controller}"),
-        None => format!("disk:{}", disk.id),
+        Some(controller) => DeviceKey::Controller(controller.clone()),
+        None => DeviceKey::Disk(disk.id.clone()),
     }
 }
 
 /// Returns the devices of a guest, in the order in which they get addresses.
 pub fn devices(config: &GuestConfig) -> Vec<Device> {
     let mut found: Vec<Device> = Vec::new();
-    let mut add = |name: String, key: String, own: Option<PciAddress>, preferred: Option<u8>| {
-        let listed = config.bhyve.slots.iter().find(|(wanted, _)| *wanted == name).map(|(_, address)| *address);
+    let mut add = |name: DeviceKey, key: String, own: Option<PciAddress>, preferred: Option<u8>| {
+        let listed =
+            config.bhyve.slots.iter().find(|(wanted, _)| wanted.parse().as_ref() == Ok(&name)).map(|(_, address)| *address);
         if !found.iter().any(|device| device.name == name) {
             found.push(Device { name, key, fixed: own.or(listed), preferred: preferred.map(PciAddress::slot) });
         }
     };
     if config.bhyve.hostbridge != Hostbridge::None {
-        add("hostbridge".into(), "bhyve.hostbridge".into(), None, Some(0));
+        add(DeviceKey::Hostbridge, "bhyve.hostbridge".into(), None, Some(0));
     }
-    add("lpc".into(), "console".into(), None, Some(31));
+    add(DeviceKey::Lpc, "console".into(), None, Some(31));
     for disk in &config.disks {
         add(disk_device(disk), format!("disks.{}", disk.id), disk.slot, None);
     }
     for nic in &config.nics {
-        add(format!("nic:{}", nic.id), format!("nics.{}", nic.id), nic.slot, None);
+        add(DeviceKey::Nic(nic.id.clone()), format!("nics.{}", nic.id), nic.slot, None);
     }
     for device in &config.passthru {
-        add(format!("passthru:{}", device.id), format!("passthru.{}", device.id), device.slot, None);
+        add(DeviceKey::Passthru(device.id.clone()), format!("passthru.{}", device.id), device.slot, None);
     }
     if let Some(graphics) = &config.graphics {
-        add("graphics".into(), "graphics".into(), graphics.slot, Some(29));
+        add(DeviceKey::Graphics, "graphics".into(), graphics.slot, Some(29));
         if graphics.tablet {
-            add("tablet".into(), "graphics.tablet".into(), None, Some(30));
+            add(DeviceKey::Tablet, "graphics.tablet".into(), None, Some(30));
         }
     }
     if config.rng {
-        add("rng".into(), "rng".into(), None, None);
+        add(DeviceKey::Rng, "rng".into(), None, None);
     }
     if !config.channels.is_empty() {
-        add("channels".into(), "channels".into(), None, None);
+        add(DeviceKey::Channels, "channels".into(), None, None);
     }
     if config.sound.is_some() {
-        add("sound".into(), "sound".into(), None, None);
+        add(DeviceKey::Sound, "sound".into(), None, None);
     }
     for input in &config.inputs {
-        add(format!("input:{}", input.id), format!("inputs.{}", input.id), None, None);
+        add(DeviceKey::Input(input.id.clone()), format!("inputs.{}", input.id), None, None);
     }
     for share in &config.shares {
-        add(format!("share:{}", share.id), format!("shares.{}", share.id), None, None);
+        add(DeviceKey::Share(share.id.clone()), format!("shares.{}", share.id), None, None);
     }
     found
 }
@@ -93,7 +94,7 @@ pub fn assign(config: &GuestConfig, state: &mut GuestState) -> Result<()> {
         }
     }
     for device in devices.iter().filter(|device| device.fixed.is_none()) {
-        if let Some(address) = kept(state, device).filter(|address| !taken.contains_key(address)) {
+        if let Some(address) = state.addresses.get(&device.name).copied().filter(|address| !taken.contains_key(address)) {
             taken.insert(address, device);
         }
     }
@@ -113,18 +114,12 @@ pub fn assign(config: &GuestConfig, state: &mut GuestState) -> Result<()> {
             let message = format!("`{}` is at the PCI address {address}, and nothing is at {first}", device.key);
             return Err(GuestError::user(message).hint("a guest looks for the other functions of a slot only with function 0"));
         }
-        if device.name == "lpc" && address.bus != 0 {
+        if device.name == DeviceKey::Lpc && address.bus != 0 {
             return Err(GuestError::user(format!("the LPC bridge is at {address}, and bhyve(8) has it on bus 0 alone")));
         }
     }
-    state.addresses = taken.iter().map(|(address, device)| (device.name.clone(), address.to_string())).collect();
+    state.addresses = taken.iter().map(|(address, device)| (device.name.clone(), *address)).collect();
     Ok(())
-}
-
-/// Returns the previous address of a device: under bhyve, or else its slot under the embedded engine.
-fn kept(state: &GuestState, device: &Device) -> Option<PciAddress> {
-    let known = state.addresses.get(&device.name).and_then(|address| address.parse().ok());
-    known.or_else(|| state.slots.get(&device.name).copied().filter(|slot| *slot <= 28).map(PciAddress::slot))
 }
 
 /// Returns addresses for a device without a fixed or previous one, in order of preference.

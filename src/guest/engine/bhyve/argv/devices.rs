@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use crate::config::{
-    BhyveDiskCache, BootTarget, DiskConfig, DiskDevice, Graphics, Hostbridge, LoaderKind, NicBackend, NicConfig, NicDevice,
-    PassthruDevice, PciAddress,
+    BhyveDiskCache, BootTarget, DeviceKey, DiskConfig, DiskDevice, Graphics, Hostbridge, LoaderKind, NicBackend, NicConfig,
+    NicDevice, PassthruDevice, PciAddress,
 };
 use crate::guest::error::{GuestError, Result};
 use crate::host::bhyve as host;
@@ -35,7 +35,7 @@ pub(super) fn devices(inputs: Inputs<'_>, line: &mut CommandLine) -> Result<()> 
     plain(inputs, &mut found)?;
     disks(inputs, &mut found)?;
     for nic in &inputs.config.nics {
-        let address = inputs.address(&format!("nic:{}", nic.id))?;
+        let address = inputs.address(&DeviceKey::Nic(nic.id.clone()))?;
         let device = interface(inputs, nic, address, &mut variables)?;
         found.insert(address, device);
     }
@@ -61,23 +61,23 @@ pub(super) fn devices(inputs: Inputs<'_>, line: &mut CommandLine) -> Result<()> 
 /// Collects the devices that are neither disks nor interfaces.
 fn plain(inputs: Inputs<'_>, found: &mut BTreeMap<PciAddress, Device>) -> Result<()> {
     let config = inputs.config;
-    let mut put = |name: &str, device: Device| {
-        found.insert(inputs.address(name)?, device);
+    let mut put = |key: DeviceKey, device: Device| {
+        found.insert(inputs.address(&key)?, device);
         Ok::<(), GuestError>(())
     };
     match config.bhyve.hostbridge {
-        Hostbridge::Standard => put("hostbridge", Device::new("hostbridge", vec![], "bhyve.hostbridge"))?,
-        Hostbridge::Amd => put("hostbridge", Device::new("amd_hostbridge", vec![], "bhyve.hostbridge"))?,
+        Hostbridge::Standard => put(DeviceKey::Hostbridge, Device::new("hostbridge", vec![], "bhyve.hostbridge"))?,
+        Hostbridge::Amd => put(DeviceKey::Hostbridge, Device::new("amd_hostbridge", vec![], "bhyve.hostbridge"))?,
         Hostbridge::None => {}
     }
-    put("lpc", Device::new("lpc", vec![], "console"))?;
+    put(DeviceKey::Lpc, Device::new("lpc", vec![], "console"))?;
     if config.rng {
-        put("rng", Device::new("virtio-rnd", vec![], "rng.enabled"))?;
+        put(DeviceKey::Rng, Device::new("virtio-rnd", vec![], "rng.enabled"))?;
     }
     if let Some(graphics) = &config.graphics {
-        put("graphics", screen(inputs, graphics)?)?;
+        put(DeviceKey::Graphics, screen(inputs, graphics)?)?;
         if graphics.tablet {
-            put("tablet", Device::new("xhci", vec!["tablet".into()], "graphics.tablet"))?;
+            put(DeviceKey::Tablet, Device::new("xhci", vec!["tablet".into()], "graphics.tablet"))?;
         }
     }
     if let Some(sound) = &config.sound {
@@ -85,7 +85,7 @@ fn plain(inputs: Inputs<'_>, found: &mut BTreeMap<PciAddress, Device>) -> Result
         if let Some(record) = &sound.record {
             parts.push(format!("rec={}", value(record, "sound.record")?).into());
         }
-        put("sound", Device::new("hda", parts, "sound"))?;
+        put(DeviceKey::Sound, Device::new("hda", parts, "sound"))?;
     }
     if !config.channels.is_empty() {
         let mut parts = Vec::new();
@@ -96,18 +96,18 @@ fn plain(inputs: Inputs<'_>, found: &mut BTreeMap<PciAddress, Device>) -> Result
             parts.push(format!("{}={}", channel.id, inputs.value(socket, &key)?).into());
         }
         let keys = config.channels.iter().map(|channel| format!("channels.{}", channel.id)).collect();
-        put("channels", Device { model: "virtio-console", parts, keys })?;
+        put(DeviceKey::Channels, Device { model: "virtio-console", parts, keys })?;
     }
     for input in &config.inputs {
         let key = format!("inputs.{}", input.id);
         let part = inputs.value(&input.path, &key)?;
-        put(&format!("input:{}", input.id), Device::new("virtio-input", vec![part.into()], &key))?;
+        put(DeviceKey::Input(input.id.clone()), Device::new("virtio-input", vec![part.into()], &key))?;
     }
     for share in &config.shares {
         let key = format!("shares.{}", share.id);
         let mut parts = vec![Word::from(format!("{}={}", share.id, inputs.value(&share.path, &key)?))];
         parts.extend(share.ro.then(|| "ro".into()));
-        put(&format!("share:{}", share.id), Device::new("virtio-9p", parts, &key))?;
+        put(DeviceKey::Share(share.id.clone()), Device::new("virtio-9p", parts, &key))?;
     }
     for device in &config.passthru {
         let key = format!("passthru.{}", device.id);
@@ -122,7 +122,7 @@ fn plain(inputs: Inputs<'_>, found: &mut BTreeMap<PciAddress, Device>) -> Result
             inputs.needs(host::PASSTHRU_ROM, &key)?;
             parts.push(format!("rom={}", inputs.value(rom, &key)?).into());
         }
-        put(&format!("passthru:{}", device.id), Device::new("passthru", parts, &key))?;
+        put(DeviceKey::Passthru(device.id.clone()), Device::new("passthru", parts, &key))?;
     }
     Ok(())
 }

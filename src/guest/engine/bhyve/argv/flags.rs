@@ -1,6 +1,6 @@
 //! The command line of bhyve(8), except for its devices.
 
-use crate::config::{Clock, ComPort, FwCfgContent, GuestConfig, Span, Tpm};
+use crate::config::{Clock, ComPort, DeviceKey, FwCfgContent, GuestConfig, Span, Tpm};
 use crate::guest::error::{GuestError, Result};
 use crate::host::bhyve as host;
 
@@ -57,7 +57,7 @@ fn switches(inputs: Inputs<'_>, line: &mut CommandLine) {
     if inputs.features.wants_acpi_flag() {
         line.flag("-A", "engine");
     }
-    let buses = inputs.state.addresses.values().any(|address| !address.starts_with("0:"));
+    let buses = inputs.state.addresses.values().any(|address| address.bus != 0);
     let wired_by = if config.passthru.is_empty() { "memory.wired" } else { "passthru" };
     for (on, flag, key) in [
         (bhyve.vmexit_on_hlt, "-H", "bhyve.vmexit_on_hlt"),
@@ -227,7 +227,7 @@ fn password(inputs: Inputs<'_>, line: &mut CommandLine, files: &mut Vec<Generate
         (None, true) => "",
         (_, false) => return Ok(()),
     };
-    let address = inputs.address("graphics")?;
+    let address = inputs.address(&DeviceKey::Graphics)?;
     let path = inputs.resolved.directory.join("bhyve-secrets.conf");
     let node = format!("pci.{}.{}.{}", address.bus, address.slot, address.function);
     let content = format!("{node}.password={}\n", password.replace('%', "%%"));

@@ -31,7 +31,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::word::{Piece, Word};
-use crate::config::{DiskConfig, EngineKind, GuestConfig, PciAddress};
+use crate::config::{DeviceKey, DiskConfig, EngineKind, GuestConfig, PciAddress};
 use crate::guest::error::{GuestError, Result};
 use crate::guest::state::GuestState;
 use crate::host::bhyve::{HostFeatures, Since};
@@ -170,9 +170,9 @@ impl Inputs<'_> {
     }
 
     /// Returns the address of a device.
-    fn address(&self, name: &str) -> Result<PciAddress> {
-        let known = self.state.addresses.get(name).and_then(|address| address.parse().ok());
-        known.ok_or_else(|| GuestError::host(format!("no PCI address for {name}")))
+    fn address(&self, device: &DeviceKey) -> Result<PciAddress> {
+        let known = self.state.addresses.get(device).copied();
+        known.ok_or_else(|| GuestError::host(format!("no PCI address for {device}")))
     }
 
     /// Returns a path as programs in the guest's jail see it. The jail's own /dev has the devices.
@@ -198,7 +198,8 @@ impl Inputs<'_> {
 
     /// Returns the path of a disk as the program sees it.
     fn disk(&self, disk: &DiskConfig) -> Result<Word> {
-        let found = self.resolved.disks.get(&disk.id).ok_or_else(|| GuestError::host(format!("no path for disk `{}`", disk.id)))?;
+        let found =
+            self.resolved.disks.get(&disk.id).ok_or_else(|| GuestError::host(format!("no path for disk `{}`", disk.id)))?;
         match found {
             DiskPath::File(path) => Ok(self.path(path, &format!("disks.{}", disk.id))?.into()),
             DiskPath::Unit => Ok(Word::from("/dev/").then(Piece::Device(disk.id.clone()))),

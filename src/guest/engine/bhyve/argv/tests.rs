@@ -43,7 +43,7 @@ fn refused(text: &str, release: &str) -> String {
 }
 
 fn addresses(state: &GuestState, name: &str) -> String {
-    state.addresses.get(name).cloned().unwrap_or_default()
+    state.addresses.get(&name.parse().expect(name)).map(ToString::to_string).unwrap_or_default()
 }
 
 #[test]
@@ -71,8 +71,8 @@ fn a_device_keeps_its_address_when_others_come_and_go() {
 fn the_slots_of_the_embedded_engine_are_taken_over() {
     let text = "[[disks]]\nid = 'a'\nsize = '1G'\n[[disks]]\nid = 'b'\nsize = '1G'\n";
     let mut state = GuestState::new("g");
-    state.slots.insert("disk:b".into(), 4);
-    state.slots.insert("disk:a".into(), 5);
+    state.addresses.insert(DeviceKey::Disk("b".into()), PciAddress::slot(4));
+    state.addresses.insert(DeviceKey::Disk("a".into()), PciAddress::slot(5));
     state.assign(&config(text)).unwrap();
     assert_eq!((addresses(&state, "disk:a"), addresses(&state, "disk:b")), ("0:5:0".into(), "0:4:0".into()));
 }
@@ -251,20 +251,20 @@ fn the_kernels_of_openbsd_and_netbsd_are_loaded_with_commands_of_ours() {
 #[test]
 fn what_only_the_boot_knows_stands_in_pieces_of_its_own() {
     let text = |text: &str| Piece::Text(text.into());
-    let config = config(
+    let guest = config(
         "[[disks]]\nid = 'root'\nsize = '1G'\n[graphics]\n\
          [[nics]]\nid = 'net0'\nswitch = 's'\nmac = '02:00:00:00:00:01'\n\
-         [[nics]]\nid = 'net1'\nbackend = 'netgraph'\npath = 'br0:'\nhook = 'vmlink'\nmac = '02:00:00:00:00:02'\n",
+         [[nics]]\nid = 'net1'\nbackend = 'netgraph'\nswitch = 'ng'\nhook = 'vmlink'\nmac = '02:00:00:00:00:02'\n",
     );
     let mut state = GuestState::new("g");
-    state.assign(&config).unwrap();
+    state.assign(&guest).unwrap();
     let features = HostFeatures::of_release("14.3").unwrap();
-    let mut resolved = Resolved::defaults(&config, Path::new("/guests/g"));
+    let mut resolved = Resolved::defaults(&guest, Path::new("/guests/g"));
     resolved.disks.insert("root".into(), DiskPath::Unit);
     resolved.interfaces.insert("net0".into(), Plug::Tap);
     resolved.interfaces.insert("net1".into(), Plug::Netgraph { path: "br0:".into(), peerhook: None });
     resolved.vnc = Some(ScreenAddress::Tcp { address: std::net::Ipv6Addr::LOCALHOST.into(), port: None });
-    let lines = build(Inputs { config: &config, state: &state, features: &features, resolved: &resolved }).unwrap();
+    let lines = build(Inputs { config: &guest, state: &state, features: &features, resolved: &resolved }).unwrap();
     let pieces = |key: &str| {
         let argument = lines.bhyve.arguments.iter().find(|argument| argument.keys.iter().any(|other| other == key));
         argument.expect(key).words[1].pieces().to_vec()
@@ -274,6 +274,10 @@ fn what_only_the_boot_knows_stands_in_pieces_of_its_own() {
     let hook = [text("5,virtio-net,netgraph,path=br0:,peerhook="), Piece::Hook("net1".into())];
     assert_eq!(pieces("nics.net1"), [&hook[..], &[text(",hook=vmlink,mac=02:00:00:00:00:02")]].concat());
     assert_eq!(pieces("graphics"), [text("29,fbuf,tcp=[::1]:"), Piece::ScreenPort]);
+    let guest = config("loader = 'bhyveload'\n[[disks]]\nid = 'root'\nsize = '1G'\n");
+    let lines = build(Inputs { config: &guest, state: &state, features: &features, resolved: &resolved }).unwrap();
     let loader = lines.loader.expect("a loader");
-    assert!(loader.arguments.iter().any(|argument| argument.words.last().unwrap().pieces().contains(&Piece::Device("root".into()))));
+    assert!(
+        loader.arguments.iter().any(|argument| argument.words.last().unwrap().pieces().contains(&Piece::Device("root".into())))
+    );
 }
