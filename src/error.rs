@@ -83,6 +83,11 @@ impl Error {
         self
     }
 
+    /// Returns the same error as one of the machine.
+    pub fn as_host(self) -> Error {
+        self.blame(Fault::Host)
+    }
+
     /// Attaches data for a caller, such as the positions of the problems in a file.
     pub fn attach(mut self, thing: impl Any + Send + Sync) -> Error {
         self.attached = Some(Arc::new(thing));
@@ -151,6 +156,18 @@ impl Error {
             cause = source.source();
         }
         words
+    }
+}
+
+impl From<String> for Error {
+    fn from(message: String) -> Error {
+        Error::user(message)
+    }
+}
+
+impl From<&str> for Error {
+    fn from(message: &str) -> Error {
+        Error::user(message)
     }
 }
 

@@ -10,6 +10,7 @@ use super::{App, Column, ExitStatus, Failure, Outcome, autostart_rc, down, up};
 use crate::config::AutostartWait;
 use crate::guest::autostart::Schedule;
 use crate::host::environment;
+use crate::host::error::HostError;
 use crate::host::process::own_file;
 use crate::host::program::is_freebsd;
 use crate::host::systemd::{self, Manager, Unit};
@@ -193,9 +194,9 @@ fn enable(app: &App, now: bool, asked: Option<Duration>) -> Outcome {
     let unit = Unit { program: own_file()?, options: down::options(app)?, stop_timeout, manager };
     unit.write(&path).map_err(|error| Failure::user(format!("cannot write `{}`: {error}", path.display())))?;
     let user = if manager == Manager::User { " --user" } else { "" };
-    let tell = |error: String| {
+    let tell = |error: HostError| {
         let unit = path.display();
-        Failure::user(error).hint(format!("the unit is `{unit}`; `systemctl{user} enable {}` may say more", systemd::UNIT))
+        Failure::from(error).hint(format!("the unit is `{unit}`; `systemctl{user} enable {}` may say more", systemd::UNIT))
     };
     // Lingering comes first: it starts the manager of a user who is not logged in.
     if manager == Manager::User
@@ -230,10 +231,10 @@ fn disable(app: &App) -> Outcome {
         app.ui.done("guests do not start with the host");
         return Ok(ExitStatus::Done);
     }
-    systemd::systemctl(manager, &["disable", systemd::UNIT]).map_err(Failure::user)?;
+    systemd::systemctl(manager, &["disable", systemd::UNIT])?;
     std::fs::remove_file(&path).map_err(|error| Failure::user(format!("cannot remove `{}`: {error}", path.display())))?;
     if systemd::is_running() {
-        systemd::systemctl(manager, &["daemon-reload"]).map_err(Failure::user)?;
+        systemd::systemctl(manager, &["daemon-reload"])?;
     }
     app.ui.done("guests do not start with the host any more; running guests continue");
     Ok(ExitStatus::Done)

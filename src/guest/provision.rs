@@ -75,8 +75,8 @@ fn is_own_volume(disk: &DiskConfig) -> bool {
     disk.backend == DiskBackend::Zvol && disk.path.is_none()
 }
 
-fn of_disk(disk: &DiskConfig) -> impl Fn(String) -> GuestError {
-    move |error| GuestError::user(format!("disk `{}`: {error}", disk.id))
+fn of_disk(disk: &DiskConfig) -> impl Fn(GuestError) -> GuestError {
+    move |error| error.about(&format!("disk `{}`", disk.id))
 }
 
 /// A list of things that were made, to be undone when a later step fails.
@@ -122,7 +122,7 @@ impl Made {
         note_volume(guest, name)?;
         make(name)?;
         self.volumes.push(name.to_owned());
-        zfs::open_volume(name, true).map_err(GuestError::host)
+        zfs::open_volume(name, true).map_err(GuestError::as_host)
     }
 
     /// Makes a volume with a temporary name until `fill` has written it, so that a volume with the disk's name is
@@ -136,17 +136,17 @@ impl Made {
     ) -> Result<()> {
         let making = format!("{name}{}", zfs::MAKING);
         // A killed command left it.
-        zfs::destroy_volume(&making).map_err(GuestError::host)?;
+        zfs::destroy_volume(&making).map_err(GuestError::as_host)?;
         note_volume(guest, &making)?;
         self.volumes.push(making.clone());
         make(&making)?;
-        let device = zfs::open_volume(&making, true).map_err(GuestError::host)?;
+        let device = zfs::open_volume(&making, true).map_err(GuestError::as_host)?;
         fill(&device)?;
         drop(device);
         note_volume(guest, name)?;
-        zfs::rename_volume(&making, name).map_err(GuestError::host)?;
+        zfs::rename_volume(&making, name).map_err(GuestError::as_host)?;
         self.volumes.push(name.to_owned());
-        zfs::open_volume(name, false).map(drop).map_err(GuestError::host)
+        zfs::open_volume(name, false).map(drop).map_err(GuestError::as_host)
     }
 }
 
@@ -287,7 +287,7 @@ pub fn note(guest: &GuestDir, config: &GuestConfig, disk: &DiskConfig) -> Result
 /// Makes a disk without contents.
 fn make_empty(guest: &GuestDir, disk: &DiskConfig, size: ByteSize, made: &mut Made) -> Result<()> {
     if disk.backend == DiskBackend::Zvol {
-        let create = |name: &str| zfs::create_volume(name, size.bytes(), disk.thin, &disk.properties).map_err(GuestError::user);
+        let create = |name: &str| zfs::create_volume(name, size.bytes(), disk.thin, &disk.properties);
         let created = made.make_volume(guest, &volume(guest, disk)?, create);
         return created.map(drop).map_err(|error| error.about(&format!("disk `{}`", disk.id)));
     }
@@ -306,7 +306,7 @@ pub fn make_filled_volume(
     fill: impl FnOnce(&File) -> std::io::Result<()>,
 ) -> Result<()> {
     let name = volume(guest, disk)?;
-    let create = |making: &str| zfs::create_volume(making, size.bytes(), disk.thin, &disk.properties).map_err(GuestError::user);
+    let create = |making: &str| zfs::create_volume(making, size.bytes(), disk.thin, &disk.properties);
     let filled = made.fill_volume(guest, &name, create, |device| {
         fill(device).map_err(|error| GuestError::io("write to", &zfs::volume_device(&name), error))
     });
@@ -385,12 +385,12 @@ fn copy_disk(from: &GuestDir, to: &GuestDir, disk: &DiskConfig, how: Copying, ma
         let (source, target) = (volume(from, disk)?, volume(to, disk)?);
         let copied = match how {
             Copying::Whole => {
-                let copy = |making: &str| zfs::copy_volume(&source, making).map_err(GuestError::host);
+                let copy = |making: &str| zfs::copy_volume(&source, making).map_err(GuestError::as_host);
                 made.fill_volume(to, &target, copy, |_| Ok(()))
             }
             // Complete from the first moment on.
             Copying::Linked => {
-                let clone = |name: &str| zfs::clone_volume(&source, name).map_err(GuestError::host);
+                let clone = |name: &str| zfs::clone_volume(&source, name).map_err(GuestError::as_host);
                 made.make_volume(to, &target, clone).map(drop)
             }
         };

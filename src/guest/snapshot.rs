@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::config::{DiskBackend, GuestConfig};
-use crate::host::zfs;
+use crate::host::zfs::{self, SnapshotError};
 
 use super::definition::{Definition, Surroundings};
 use super::error::{GuestError, Result};
@@ -75,16 +75,21 @@ fn of(guest: &GuestDir, surroundings: Surroundings<'_>) -> Result<Vec<String>> {
     datasets(guest, &Definition::load(guest, surroundings)?.config)
 }
 
+/// Converts an error of zfs(8), and adds the next step.
+fn failed(error: SnapshotError) -> GuestError {
+    match error {
+        SnapshotError::Full(error) => error.hint("free some space, or remove snapshots with `vmctl snapshot --remove`"),
+        SnapshotError::HasClones(error) => error.hint("a guest was cloned from it with `--linked`; destroy that one first"),
+        SnapshotError::Other(error) => error,
+    }
+}
+
 /// Takes a snapshot. The default name is the time. Returns the name.
 pub fn take(guest: &GuestDir, name: Option<&str>, surroundings: Surroundings<'_>) -> Result<String> {
     let name = name.map_or_else(|| Timestamp::now().to_string().replace(':', "-"), str::to_owned);
     check_name(&name)?;
     let datasets = of(guest, surroundings)?;
-    zfs::snapshot(&datasets, &name).map_err(|error| {
-        let full = error.contains("out of space") || error.contains("quota exceeded");
-        let failed = GuestError::user(error);
-        if full { failed.hint("free some space, or remove snapshots with `vmctl snapshot --remove`") } else { failed }
-    })?;
+    zfs::snapshot(&datasets, &name).map_err(failed)?;
     Ok(name)
 }
 
@@ -101,7 +106,7 @@ pub fn list(guest: &GuestDir, surroundings: Surroundings<'_>) -> Result<Vec<Gues
     let datasets = of(guest, surroundings)?;
     let mut found: BTreeMap<String, GuestSnapshot> = BTreeMap::new();
     for dataset in &datasets {
-        for snapshot in zfs::snapshots(dataset).map_err(GuestError::host)? {
+        for snapshot in zfs::snapshots(dataset).map_err(GuestError::as_host)? {
             let entry = found.entry(snapshot.name.clone()).or_insert_with(|| GuestSnapshot {
                 guest: guest.name().to_owned(),
                 name: snapshot.name,
@@ -161,7 +166,7 @@ pub fn rollback(guest: &GuestDir, name: &str, newer: bool, force: bool, surround
             .hint("add `--destroy-newer` if that is meant"));
     }
     for dataset in &snapshot.datasets {
-        zfs::rollback(dataset, name, newer).map_err(GuestError::host)?;
+        zfs::rollback(dataset, name, newer).map_err(GuestError::as_host)?;
     }
     Ok(())
 }
@@ -170,11 +175,7 @@ pub fn rollback(guest: &GuestDir, name: &str, newer: bool, force: bool, surround
 pub fn remove(guest: &GuestDir, name: &str, surroundings: Surroundings<'_>) -> Result<()> {
     let (snapshot, _) = with(guest, name, surroundings)?;
     for dataset in &snapshot.datasets {
-        zfs::destroy_snapshot(dataset, name).map_err(|error| {
-            let clones = error.contains("dependent clones") || error.contains("has dependents");
-            let failed = GuestError::user(error);
-            if clones { failed.hint("a guest was cloned from it with `--linked`; destroy that one first") } else { failed }
-        })?;
+        zfs::destroy_snapshot(dataset, name).map_err(failed)?;
     }
     Ok(())
 }

@@ -12,6 +12,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+use super::error::HostError;
 use super::program;
 
 /// Maximum number of bytes of a probe's text that are read.
@@ -149,20 +150,21 @@ impl HostFeatures {
 
     /// Probes this host. `run` runs a program and returns its output, both streams, or an error. Missing answers are an
     /// error too: without its devices every guest would be refused for the wrong reason.
-    pub fn probe(run: impl Fn(&str, &[&str]) -> Result<String, String>) -> Result<HostFeatures, String> {
-        let usage_of = |program: &str, arguments: &[&str], wanted: &str| {
+    pub fn probe(run: impl Fn(&str, &[&str]) -> Result<String, HostError>) -> Result<HostFeatures, HostError> {
+        let usage_of = |program: &str, arguments: &[&str], wanted: &str| -> Result<String, HostError> {
             let text = run(program, arguments)?;
             match text.lines().any(|line| line.trim().eq_ignore_ascii_case(wanted)) {
                 true => Ok(text),
                 false => {
                     let words = cut(&text).lines().map(str::trim).filter(|line| !line.is_empty()).take(8).collect::<Vec<_>>();
-                    Err(format!("`{}` does not list its features: {}", program::typed(program, arguments), words.join("; ")))
+                    Err(format!("`{}` does not list its features: {}", program::typed(program, arguments), words.join("; "))
+                        .into())
                 }
             }
         };
-        let number = |name: &str| -> Result<u32, String> {
+        let number = |name: &str| -> Result<u32, HostError> {
             let text = run("sysctl", &["-n", name])?;
-            text.trim().parse().map_err(|_| format!("`sysctl -n {name}` gives no number: {}", text.trim()))
+            text.trim().parse().map_err(|_| format!("`sysctl -n {name}` gives no number: {}", text.trim()).into())
         };
         let outputs = ProbeOutputs {
             devices: usage_of("bhyve", &["-s", "help"], "hostbridge")?,
@@ -178,7 +180,7 @@ impl HostFeatures {
     }
 
     /// Probes the host that this runs on. The error says why the features are not known.
-    pub fn of_this_host() -> Result<HostFeatures, String> {
+    pub fn of_this_host() -> Result<HostFeatures, HostError> {
         if !program::is_freebsd() {
             return Err("this host has no bhyve(8): it is not FreeBSD".into());
         }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::error::HostError;
 use super::kmod;
 use super::program::run;
 
@@ -69,39 +70,39 @@ pub fn find(listing: &str, target: &Target) -> Option<Found> {
 }
 
 impl Target {
-    fn look(&self) -> Result<Option<Found>, String> {
-        Ok(find(&run("iscsictl", &["--libxo", "json", "-L"]).map_err(|error| error.to_string())?, self))
+    fn look(&self) -> Result<Option<Found>, HostError> {
+        Ok(find(&run("iscsictl", &["--libxo", "json", "-L"])?, self))
     }
 
     /// Prepares this host for an initiator.
-    pub fn prepare() -> Result<(), String> {
-        kmod::ensure("iscsi").map_err(|error| error.to_string())?;
+    pub fn prepare() -> Result<(), HostError> {
+        kmod::ensure("iscsi")?;
         match run("service", &["iscsid", "onestatus"]) {
             Ok(_) => Ok(()),
-            Err(_) => run("service", &["iscsid", "onestart"]).map(drop).map_err(|error| error.to_string()),
+            Err(_) => run("service", &["iscsid", "onestart"]).map(drop).map_err(HostError::from),
         }
     }
 
     /// Returns whether there is a session with the target.
-    pub fn is_attached(&self) -> Result<bool, String> {
+    pub fn is_attached(&self) -> Result<bool, HostError> {
         Ok(self.look()?.is_some())
     }
 
     /// Begins a session.
-    pub fn attach(&self) -> Result<(), String> {
-        run("iscsictl", &["-A", "-p", &self.portal, "-t", &self.name]).map(drop).map_err(|error| error.to_string())
+    pub fn attach(&self) -> Result<(), HostError> {
+        run("iscsictl", &["-A", "-p", &self.portal, "-t", &self.name]).map(drop).map_err(HostError::from)
     }
 
     /// Ends the session, if there is one.
-    pub fn detach(&self) -> Result<(), String> {
+    pub fn detach(&self) -> Result<(), HostError> {
         match self.is_attached()? {
-            true => run("iscsictl", &["-R", "-p", &self.portal, "-t", &self.name]).map(drop).map_err(|error| error.to_string()),
+            true => run("iscsictl", &["-R", "-p", &self.portal, "-t", &self.name]).map(drop).map_err(HostError::from),
             false => Ok(()),
         }
     }
 
     /// Returns the device of one of its units, like `da0`, once it has appeared.
-    pub fn device(&self, lun: u32) -> Result<String, String> {
+    pub fn device(&self, lun: u32) -> Result<String, HostError> {
         let until = Instant::now() + PATIENCE;
         loop {
             let (state, units) = self.look()?.ok_or_else(|| format!("there is no session with `{}`", self.name))?;
@@ -109,7 +110,7 @@ impl Target {
                 return Ok(device);
             }
             if Instant::now() > until {
-                return Err(format!("`{}` at {} gives no unit {lun}: {state}", self.name, self.portal));
+                return Err(format!("`{}` at {} gives no unit {lun}: {state}", self.name, self.portal).into());
             }
             std::thread::sleep(Duration::from_millis(200));
         }

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io;
 
 use super::environment;
+use super::error::HostError;
 use super::program::{ProgramError, run};
 
 /// Maximum number of links that are tried. No node has as many hooks.
@@ -70,9 +71,10 @@ pub struct Reserved {
 }
 
 /// Reserves the first hook `linkN` of an ng_bridge(4) node that is neither connected nor reserved.
-pub fn reserve_link(path: &str) -> Result<Reserved, String> {
+pub fn reserve_link(path: &str) -> Result<Reserved, HostError> {
     let directory = environment::run_directory().join("netgraph");
-    let unusable = |error: io::Error| format!("cannot reserve a hook of `{path}` in `{}`: {error}", directory.display());
+    let unusable =
+        |error: io::Error| HostError::user(format!("cannot reserve a hook of `{path}` in `{}`: {error}", directory.display()));
     super::files::private_directory(&directory).map_err(unusable)?;
     // The path is the node's name, an id or a sequence of hooks (netgraph(4), Addressing). None contains a slash.
     let node = path.replace('/', "_");
@@ -86,11 +88,11 @@ pub fn reserve_link(path: &str) -> Result<Reserved, String> {
             Err(std::fs::TryLockError::Error(error)) => return Err(unusable(error)),
         }
         // Checked with the lock held: the previous holder has connected, or has given up.
-        if !is_taken(&listing(path).map_err(|error| error.to_string())?, &hook) {
+        if !is_taken(&listing(path)?, &hook) {
             return Ok(Reserved { hook, _lock: lock });
         }
     }
-    Err(format!("every hook of `{path}` is taken"))
+    Err(format!("every hook of `{path}` is taken").into())
 }
 
 fn listing(path: &str) -> Result<String, ProgramError> {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use super::error::HostError;
 use super::process::spawn_tied;
 use super::program::find;
 
@@ -45,8 +46,8 @@ impl Tpm {
 
     /// Starts it and waits until it listens. It is killed when the calling thread ends. Its standard error goes to this
     /// process's own; if it does not start, that is part of the error.
-    pub fn start(&self) -> Result<Child, String> {
-        let failed = |error: io::Error| format!("cannot start `swtpm`: {error}");
+    pub fn start(&self) -> Result<Child, HostError> {
+        let failed = |error: io::Error| HostError::user(format!("cannot start `swtpm`: {error}"));
         super::files::private_directory(&self.directory)
             .map_err(|error| format!("cannot use `{}`: {error}", self.directory.display()))?;
         let _ = std::fs::remove_file(&self.socket);
@@ -68,12 +69,12 @@ impl Tpm {
         let until = Instant::now() + PATIENCE;
         while !self.socket.exists() {
             if let Ok(Some(status)) = child.try_wait() {
-                return Err(format!("`swtpm` ended at once ({status}){}", last_words()));
+                return Err(format!("`swtpm` ended at once ({status}){}", last_words()).into());
             }
             if Instant::now() > until {
                 let _ = child.kill();
                 let _ = child.wait();
-                return Err(format!("`swtpm` does not listen after {} s{}", PATIENCE.as_secs(), last_words()));
+                return Err(format!("`swtpm` does not listen after {} s{}", PATIENCE.as_secs(), last_words()).into());
             }
             std::thread::sleep(Duration::from_millis(10));
         }

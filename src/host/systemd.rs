@@ -18,6 +18,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::environment;
+use super::error::HostError;
 use super::files::write_atomically;
 
 /// The name of the unit.
@@ -125,14 +126,14 @@ pub fn is_running() -> bool {
 }
 
 /// Runs systemctl(1). The error is its message.
-pub fn systemctl(manager: Manager, arguments: &[&str]) -> Result<(), String> {
+pub fn systemctl(manager: Manager, arguments: &[&str]) -> Result<(), HostError> {
     let user: &[&str] = if manager == Manager::User { &["--user"] } else { &[] };
     run("systemctl", user.iter().chain(arguments).copied()).map(drop)
 }
 
 /// Makes the user's service manager run from the host's boot on, logged in or not (loginctl(1)), and waits until it
 /// runs.
-pub fn enable_linger() -> Result<(), String> {
+pub fn enable_linger() -> Result<(), HostError> {
     let uid = nix::unistd::geteuid().to_string();
     // Without polkit only root may do that. But root may have done so before.
     let lingers = || run("loginctl", ["show-user", &uid, "--property=Linger"].into_iter()).is_ok_and(|said| said == "Linger=yes");
@@ -184,7 +185,7 @@ fn time_span(text: &str) -> Option<Duration> {
 }
 
 /// Runs a program. Returns its output in one line.
-fn run<'a>(program: &str, arguments: impl Iterator<Item = &'a str>) -> Result<String, String> {
+fn run<'a>(program: &str, arguments: impl Iterator<Item = &'a str>) -> Result<String, HostError> {
     let arguments: Vec<&str> = arguments.collect();
     let mut command = Command::new(program);
     command.args(&arguments).stdin(std::process::Stdio::null());
@@ -196,7 +197,7 @@ fn run<'a>(program: &str, arguments: impl Iterator<Item = &'a str>) -> Result<St
     let line = |bytes: &[u8]| String::from_utf8_lossy(bytes).lines().collect::<Vec<_>>().join(" ").trim().to_owned();
     match output.status.success() {
         true => Ok(line(&output.stdout)),
-        false => Err(format!("`{program} {}` failed: {}", arguments.join(" "), line(&output.stderr))),
+        false => Err(format!("`{program} {}` failed: {}", arguments.join(" "), line(&output.stderr)).into()),
     }
 }
 

@@ -6,11 +6,12 @@
 //! a value (`sbin/sysctl/sysctl.c`, show_var), and ends with 1 for an unknown name. While vmm is not loaded, the
 //! conditions for loading it are checked. Nothing is loaded here.
 
+use super::error::HostError;
 use super::processor::{Features, Fitness};
 use super::{environment, program};
 
 /// Checks that this process can use it now or once it is loaded. The error is the reason why not.
-pub fn can_be_had() -> Result<(), String> {
+pub fn can_be_had() -> Result<(), HostError> {
     // Every command asks this, so no program is run on a host that cannot be FreeBSD.
     if !(cfg!(target_os = "freebsd") || environment::is_made_up()) || !program::is_freebsd() {
         return Err("this host is not FreeBSD".into());
@@ -28,7 +29,7 @@ pub fn can_be_had() -> Result<(), String> {
     }
 }
 
-fn can_be_loaded() -> Result<(), String> {
+fn can_be_loaded() -> Result<(), HostError> {
     let sysctl = |name: &str| program::run("sysctl", &["-n", name]).map(|text| text.trim().to_owned()).unwrap_or_default();
     if sysctl("security.jail.jailed") == "1" {
         return Err("vmm(4) is not loaded, and a jail cannot load it".into());
@@ -43,10 +44,10 @@ fn can_be_loaded() -> Result<(), String> {
         .filter(|directory| !directory.is_empty())
         .any(|directory| environment::path(directory).join("vmm.ko").is_file())
     {
-        return Err(format!("there is no module vmm.ko in `{path}`"));
+        return Err(format!("there is no module vmm.ko in `{path}`").into());
     }
     match Features::of_this_host().map(|found| found.fitness()) {
-        Some(Fitness::Bad(why)) => Err(format!("the processor {why}")),
+        Some(Fitness::Bad(why)) => Err(format!("the processor {why}").into()),
         // Without the messages, loading vmm decides.
         Some(Fitness::Good | Fitness::Restricted | Fitness::Unknown) | None => Ok(()),
     }

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
+use super::error::HostError;
 use super::program::{self, Cause, ProgramError};
 
 /// Time-out for a node to appear by itself, and again after each time that it was recreated.
@@ -23,11 +24,32 @@ const BRINGS_FORTH: u32 = 3;
 /// Suffix of a volume's name while it is being filled. No disk has such an id, see `config::check`.
 pub const MAKING: &str = ".making";
 
-/// Message of zfs(8) when it failed, in one line.
-pub type Failure = String;
+/// An error of making or removing a snapshot, with the message of zfs(8).
+#[derive(Debug)]
+pub enum SnapshotError {
+    /// There is no room for it.
+    Full(HostError),
+    /// A volume was cloned from it.
+    HasClones(HostError),
+    /// Another reason.
+    Other(HostError),
+}
 
-fn zfs(arguments: &[&str]) -> Result<String, Failure> {
-    program::run("zfs", arguments).map_err(|error| error.to_string())
+impl SnapshotError {
+    /// Recognizes the error by its message, since the exit status of zfs(8) is always 1.
+    fn of(error: HostError) -> SnapshotError {
+        let words = error.to_string();
+        let says = |texts: [&str; 2]| texts.iter().any(|text| words.contains(text));
+        match () {
+            () if says(["out of space", "quota exceeded"]) => SnapshotError::Full(error),
+            () if says(["dependent clones", "has dependents"]) => SnapshotError::HasClones(error),
+            () => SnapshotError::Other(error),
+        }
+    }
+}
+
+fn zfs(arguments: &[&str]) -> Result<String, HostError> {
+    Ok(program::run("zfs", arguments)?)
 }
 
 /// Returns whether this host has ZFS at all.
@@ -36,7 +58,7 @@ pub fn is_there() -> bool {
 }
 
 /// Returns the dataset that a path is in.
-pub fn dataset_of(path: &Path) -> Result<String, Failure> {
+pub fn dataset_of(path: &Path) -> Result<String, HostError> {
     let path = path.to_str().ok_or("the path is not UTF-8")?;
     let name = zfs(&["list", "-H", "-o", "name", path])?;
     match name.trim() {
@@ -51,14 +73,14 @@ pub fn volume_device(name: &str) -> PathBuf {
 }
 
 /// Returns the size of a volume, or `None` if there is none of this name.
-pub fn volume_size(name: &str) -> Result<Option<u64>, Failure> {
+pub fn volume_size(name: &str) -> Result<Option<u64>, HostError> {
     match program::run("zfs", &["list", "-H", "-p", "-o", "name,volsize", name]) {
         Ok(text) => match text.trim().split_once('\t').filter(|(found, _)| *found == name) {
-            Some((_, size)) => size.parse().map(Some).map_err(|_| format!("`{name}` is not a ZFS volume")),
+            Some((_, size)) => size.parse().map(Some).map_err(|_| format!("`{name}` is not a ZFS volume").into()),
             None => Ok(None),
         },
         Err(error) if is_missing(&error) => Ok(None),
-        Err(error) => Err(error.to_string()),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -70,7 +92,7 @@ fn is_missing(error: &ProgramError) -> bool {
 /// Makes a volume with these properties. A thin one uses space as it is written. `volmode` is `dev` unless they set
 /// another. ZFS needs a multiple of the block size, so the size is rounded up to 1 MiB. The device exists once
 /// [`open_volume`] has returned.
-pub fn create_volume(name: &str, size: u64, thin: bool, properties: &[(String, String)]) -> Result<(), Failure> {
+pub fn create_volume(name: &str, size: u64, thin: bool, properties: &[(String, String)]) -> Result<(), HostError> {
     let size = size.next_multiple_of(1 << 20).to_string();
     let mut options: Vec<String> = properties.iter().map(|(property, value)| format!("{property}={value}")).collect();
     if !properties.iter().any(|(property, _)| property == "volmode") {
@@ -85,19 +107,20 @@ pub fn create_volume(name: &str, size: u64, thin: bool, properties: &[(String, S
 
 /// Opens the device of a volume. Retries while it is missing (ENOENT), not ready (ENXIO) or in use by the kernel's own
 /// probe (EBUSY); then recreates the node by setting `volmode` to `none` and back.
-pub fn open_volume(name: &str, write: bool) -> Result<File, Failure> {
+pub fn open_volume(name: &str, write: bool) -> Result<File, HostError> {
     let device = volume_device(name);
     let mut tries = 0;
     loop {
         match open_while_it_appears(&device, write, NODE_APPEARS) {
             Ok(file) => return Ok(file),
-            Err(error) if !is_passing(&error) => return Err(format!("cannot open `{}`: {error}", device.display())),
+            Err(error) if !is_passing(&error) => return Err(format!("cannot open `{}`: {error}", device.display()).into()),
             Err(error) if tries == BRINGS_FORTH => {
                 return Err(format!(
                     "the device `{}` of volume `{name}` cannot be opened, though its `volmode` was set to `none` and back \
                      {BRINGS_FORTH} times: {error}",
                     device.display()
-                ));
+                )
+                .into());
             }
             Err(_) => bring_forth(name)?,
         }
@@ -122,7 +145,7 @@ fn is_passing(error: &io::Error) -> bool {
 }
 
 /// Makes the kernel recreate the node of a volume.
-fn bring_forth(name: &str) -> Result<(), Failure> {
+fn bring_forth(name: &str) -> Result<(), HostError> {
     // A volume that the user made visible in another way stays so.
     let mode = match property(name, "volmode")?.as_str() {
         mode @ ("geom" | "full") => mode.to_owned(),
@@ -133,21 +156,21 @@ fn bring_forth(name: &str) -> Result<(), Failure> {
 }
 
 /// Gives a volume another name.
-pub fn rename_volume(from: &str, to: &str) -> Result<(), Failure> {
+pub fn rename_volume(from: &str, to: &str) -> Result<(), HostError> {
     zfs(&["rename", from, to]).map(drop)
 }
 
 /// Makes a volume larger.
-pub fn grow_volume(name: &str, size: u64) -> Result<(), Failure> {
+pub fn grow_volume(name: &str, size: u64) -> Result<(), HostError> {
     zfs(&["set", &format!("volsize={}", size.next_multiple_of(1 << 20)), name]).map(drop)
 }
 
 /// Removes a volume and its snapshots, and the snapshot of another volume that [`clone_volume`] made for it. A missing
 /// volume is no error.
-pub fn destroy_volume(name: &str) -> Result<(), Failure> {
+pub fn destroy_volume(name: &str) -> Result<(), HostError> {
     let origin = property(name, "origin").ok().filter(|origin| origin.contains("@vmctl-"));
     match program::run("zfs", &["destroy", "-r", name]) {
-        Err(error) if !is_missing(&error) => return Err(error.to_string()),
+        Err(error) if !is_missing(&error) => return Err(error.into()),
         _ => {}
     }
     if let Some(origin) = origin {
@@ -157,7 +180,7 @@ pub fn destroy_volume(name: &str) -> Result<(), Failure> {
 }
 
 /// Copies a volume through a snapshot that is removed afterwards. The copy does not depend on its source.
-pub fn copy_volume(from: &str, to: &str) -> Result<(), Failure> {
+pub fn copy_volume(from: &str, to: &str) -> Result<(), HostError> {
     let snapshot = format!("{from}@vmctl-clone-{}", std::process::id());
     zfs(&["snapshot", &snapshot])?;
     let copied = send_receive(&snapshot, to);
@@ -167,8 +190,8 @@ pub fn copy_volume(from: &str, to: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-fn send_receive(snapshot: &str, to: &str) -> Result<(), Failure> {
-    let failed = |error: io::Error| format!("cannot run zfs(8): {error}");
+fn send_receive(snapshot: &str, to: &str) -> Result<(), HostError> {
+    let failed = |error: io::Error| HostError::user(format!("cannot run zfs(8): {error}"));
     let zfs = || Command::new(program::find("zfs").unwrap_or_else(|| "zfs".into()));
     let mut send = zfs().args(["send", snapshot]).stdout(std::process::Stdio::piped()).spawn().map_err(failed)?;
     let stream = send.stdout.take().expect("piped above");
@@ -176,15 +199,15 @@ fn send_receive(snapshot: &str, to: &str) -> Result<(), Failure> {
     let sent = send.wait().map_err(failed)?;
     match sent.success() && receive.status.success() {
         true => Ok(()),
-        false => Err(format!("`zfs receive {to}` failed: {}", String::from_utf8_lossy(&receive.stderr).trim())),
+        false => Err(format!("`zfs receive {to}` failed: {}", String::from_utf8_lossy(&receive.stderr).trim()).into()),
     }
 }
 
 /// Makes a volume that shares the bytes of another until they differ: a clone of a snapshot, on which it depends.
-pub fn clone_volume(from: &str, to: &str) -> Result<(), Failure> {
+pub fn clone_volume(from: &str, to: &str) -> Result<(), HostError> {
     let snapshot = format!("{from}@vmctl-{}", to.replace('/', ":"));
     if let Err(error) = zfs(&["snapshot", &snapshot]) {
-        if !error.contains("already exists") {
+        if !error.to_string().contains("already exists") {
             return Err(error);
         }
         // A command that was killed before it cloned the snapshot left it. A snapshot with a clone cannot be destroyed.
@@ -193,7 +216,7 @@ pub fn clone_volume(from: &str, to: &str) -> Result<(), Failure> {
     }
     let cloned = zfs(&["clone", "-o", "volmode=dev", &snapshot, to]).map(drop);
     if let Err(error) = &cloned {
-        if !error.contains("already exists") {
+        if !error.to_string().contains("already exists") {
             let _ = zfs(&["destroy", to]);
         }
         let _ = zfs(&["destroy", &snapshot]);
@@ -221,14 +244,14 @@ pub fn is_snapshot_name(name: &str) -> bool {
 }
 
 /// Takes snapshots of datasets and all below them. They are taken at the same moment if they are in one pool.
-pub fn snapshot(datasets: &[String], name: &str) -> Result<(), Failure> {
+pub fn snapshot(datasets: &[String], name: &str) -> Result<(), SnapshotError> {
     let names: Vec<String> = datasets.iter().map(|dataset| format!("{dataset}@{name}")).collect();
     let arguments: Vec<&str> = ["snapshot", "-r"].into_iter().chain(names.iter().map(String::as_str)).collect();
-    zfs(&arguments).map(drop)
+    zfs(&arguments).map(drop).map_err(SnapshotError::of)
 }
 
 /// Returns the snapshots of a dataset itself, the oldest first.
-pub fn snapshots(dataset: &str) -> Result<Vec<Snapshot>, Failure> {
+pub fn snapshots(dataset: &str) -> Result<Vec<Snapshot>, HostError> {
     let columns = "name,used,creation";
     let text = zfs(&["list", "-H", "-p", "-t", "snapshot", "-d", "1", "-o", columns, "-s", "creation", dataset])?;
     Ok(text.lines().filter_map(snapshot_of_line).collect())
@@ -242,19 +265,19 @@ fn snapshot_of_line(line: &str) -> Option<Snapshot> {
 }
 
 /// Rolls a dataset back to a snapshot. `newer` also destroys the snapshots after it, which ZFS refuses otherwise.
-pub fn rollback(dataset: &str, name: &str, newer: bool) -> Result<(), Failure> {
+pub fn rollback(dataset: &str, name: &str, newer: bool) -> Result<(), HostError> {
     let snapshot = format!("{dataset}@{name}");
     let arguments: &[&str] = if newer { &["rollback", "-r", &snapshot] } else { &["rollback", &snapshot] };
     zfs(arguments).map(drop)
 }
 
 /// Removes a snapshot of a dataset and of all below it.
-pub fn destroy_snapshot(dataset: &str, name: &str) -> Result<(), Failure> {
-    zfs(&["destroy", "-r", &format!("{dataset}@{name}")]).map(drop)
+pub fn destroy_snapshot(dataset: &str, name: &str) -> Result<(), SnapshotError> {
+    zfs(&["destroy", "-r", &format!("{dataset}@{name}")]).map(drop).map_err(SnapshotError::of)
 }
 
 /// Returns a property of a dataset.
-pub fn property(dataset: &str, name: &str) -> Result<String, Failure> {
+pub fn property(dataset: &str, name: &str) -> Result<String, HostError> {
     Ok(zfs(&["get", "-H", "-o", "value", name, dataset])?.trim().to_owned())
 }
 

@@ -30,7 +30,7 @@ impl BhyveEngine {
         match self.features.get() {
             Some(features) => Ok(features),
             None => {
-                let found = HostFeatures::of_this_host().map_err(GuestError::host)?;
+                let found = HostFeatures::of_this_host().map_err(GuestError::as_host)?;
                 Ok(self.features.get_or_init(|| found))
             }
         }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::guest::error::GuestError;
 use crate::host::bhyvectl::Vm;
 use crate::host::iscsi::Target;
 use crate::host::swtpm::Tpm;
@@ -198,10 +199,10 @@ pub struct Program {
 
 impl BhyvePlan {
     /// Reads the document that [`write`](BhyvePlan::write) wrote. The error says why it is not a plan.
-    pub fn read(text: &[u8]) -> Result<BhyvePlan, String> {
-        let plan: BhyvePlan = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+    pub fn read(text: &[u8]) -> Result<BhyvePlan, GuestError> {
+        let plan: BhyvePlan = serde_json::from_slice(text).map_err(|error| GuestError::user(error.to_string()))?;
         match plan.unmade() {
-            Some(what) => Err(format!("it names {what}, which it does not make")),
+            Some(what) => Err(format!("it names {what}, which it does not make").into()),
             None => Ok(plan),
         }
     }
@@ -249,6 +250,6 @@ mod tests {
         let tap = r#"{"nic":"net0","kind":"tap","description":"d","bridge":null,"mtu":null,"private":false,"span":false}"#;
         assert!(BhyvePlan::read(plan(tap).as_bytes()).is_ok());
         let message = "it names the tap of `net0`, which it does not make".to_owned();
-        assert_eq!(BhyvePlan::read(plan("").as_bytes()), Err(message));
+        assert_eq!(BhyvePlan::read(plan("").as_bytes()), Err(message.into()));
     }
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::guest::error::GuestError;
 use crate::guest::store::GuestDir;
 use crate::host::bhyvectl::Vm;
 use crate::host::files::replace;
@@ -87,12 +88,12 @@ impl Journal {
 
     /// Undoes everything, the last one first, and continues after a failure. Entries that could not be undone stay in
     /// the journal, and are returned as a message.
-    pub fn undo(&mut self) -> Result<(), String> {
+    pub fn undo(&mut self) -> Result<(), GuestError> {
         let mut left = Vec::new();
         let mut words = Vec::new();
         while let Some(made) = self.made.pop() {
             if let Err(error) = made.undo() {
-                words.push(error);
+                words.push(error.to_string());
                 left.push(made);
             }
         }
@@ -101,7 +102,7 @@ impl Journal {
         if let Err(error) = self.save() {
             words.push(format!("cannot write `{}`: {error}", self.path.display()));
         }
-        if words.is_empty() { Ok(()) } else { Err(words.join("; ")) }
+        if words.is_empty() { Ok(()) } else { Err(GuestError::host(words.join("; "))) }
     }
 
     fn save(&self) -> std::io::Result<()> {
@@ -128,7 +129,7 @@ pub fn write(made: &[Made], boot_id: String) -> Vec<u8> {
 }
 
 impl Made {
-    fn undo(&self) -> Result<(), String> {
+    fn undo(&self) -> Result<(), GuestError> {
         match self {
             // Interfaces in the stack of a jail that is gone are gone too, or came back to the host.
             Made::Tap { description, jail } => match remove_taps(description, jail.as_deref()) {
@@ -144,12 +145,12 @@ impl Made {
                     Err(_) if jail.is_some() => Vm { jail: None, ..vm }.destroy(),
                     other => other,
                 }
-                .map_err(|error| error.to_string())
+                .map_err(GuestError::from)
             }
             Made::Session(target) => target.detach(),
             Made::File(path) => match std::fs::remove_file(path) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    Err(format!("cannot remove `{}`: {error}", path.display()))
+                    Err(format!("cannot remove `{}`: {error}", path.display()).into())
                 }
                 _ => Ok(()),
             },
@@ -158,13 +159,13 @@ impl Made {
     }
 }
 
-fn remove_taps(description: &str, jail: Option<&str>) -> Result<(), String> {
-    let taps = tap::described(description, jail).map_err(|error| error.to_string())?;
-    taps.iter().try_for_each(|tap| tap::destroy(tap, jail)).map_err(|error| error.to_string())
+fn remove_taps(description: &str, jail: Option<&str>) -> Result<(), GuestError> {
+    let taps = tap::described(description, jail)?;
+    Ok(taps.iter().try_for_each(|tap| tap::destroy(tap, jail))?)
 }
 
 /// Ends the process whose id is in a file of swtpm, if it is still swtpm.
-fn end_tpm(pid_file: &Path) -> Result<(), String> {
+fn end_tpm(pid_file: &Path) -> Result<(), GuestError> {
     let pid = std::fs::read_to_string(pid_file).ok().and_then(|text| text.trim().parse::<i32>().ok()).filter(|pid| *pid > 1);
     if let Some(pid) = pid
         && run("ps", &["-o", "comm=", "-p", &pid.to_string()]).is_ok_and(|name| name.trim().ends_with("swtpm"))
@@ -176,7 +177,7 @@ fn end_tpm(pid_file: &Path) -> Result<(), String> {
 }
 
 /// Undoes the remains of an engine child that was killed. Does nothing if there are none.
-pub fn sweep(path: &Path) -> Result<(), String> {
+pub fn sweep(path: &Path) -> Result<(), GuestError> {
     match path.exists() {
         true => Journal::open(path).undo(),
         false => Ok(()),

@@ -7,6 +7,7 @@ use std::io;
 use std::path::Path;
 use std::process::Child;
 
+use crate::host::error::HostError;
 use crate::host::files::write_atomically;
 use crate::host::iscsi::Target;
 use crate::host::jail_run::{self, Standing};
@@ -211,7 +212,7 @@ pub fn make(
     if let Some(tpm) = &plan.tpm {
         journal.note(Made::Tpm { pid_file: tpm.pid_file.clone() })?;
         journal.note(Made::File(tpm.socket.clone()))?;
-        prepared.tpm = Some(tpm.start().map_err(failed)?);
+        prepared.tpm = Some(tpm.start().map_err(|error| failed(error.to_string()))?);
         watch.orders()?;
     }
     for line in &plan.lines {
@@ -280,7 +281,7 @@ fn make_tap(plan: &TapPlan, jail: Option<&str>, journal: &mut Journal) -> Result
 
 /// Attaches a unit of a target, and returns its device.
 fn attach(unit: &UnitPlan, journal: &mut Journal) -> Result<String, Trouble> {
-    let wrong = |words: String| failed(format!("disk `{}`: {words}", unit.disk));
+    let wrong = |error: HostError| failed(format!("disk `{}`: {error}", unit.disk));
     Target::prepare().map_err(wrong)?;
     // An existing session of the user is used and left alone.
     if !unit.target.is_attached().map_err(wrong)? {
