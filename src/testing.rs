@@ -4,16 +4,21 @@
 //! fuzz body that needs a name more adds it here; a unit test stands beside the code and needs no line.
 
 pub mod choices {
-    pub use crate::choices::Support;
+    pub use crate::choices::{
+        Choices, DiskBackend, DiskDevice, EngineKind, GrubSystem, HookEvent, NicBackend, NicDevice, Support,
+    };
 }
 pub mod cli {
     pub use crate::cli::Cli;
 }
 pub mod config {
     pub use crate::config::{
-        Diagnostics, EngineKind, FleetRequest, GrubSystem, GuestConfig, GuestRequest, HostConfig, HostPaths, LoadedGuest,
-        LoaderKind, load_fleet, load_guest,
+        DatastoreConfig, Diagnostics, EngineKind, FleetRequest, GrubSystem, GuestConfig, GuestRequest, HostConfig, HostPaths,
+        LoadedGuest, LoaderKind, SwitchConfig, SwitchKind, load_fleet, load_guest,
     };
+    pub mod check {
+        pub use crate::config::check::EMBEDDED_SLOTS;
+    }
     pub mod fleet {
         pub mod keys {
             pub use crate::config::fleet::keys::FLEET_KEYS;
@@ -160,9 +165,13 @@ pub mod fetch {
 }
 pub mod guest {
     pub mod engine {
+        pub use crate::guest::engine::{BootSetup, resolve};
         pub mod bhyve {
             pub mod argv {
                 pub use crate::guest::engine::bhyve::argv::{CommandLine, Inputs, Lines, Resolved, as_shell_text, build};
+            }
+            pub mod boot_planner {
+                pub use crate::guest::engine::bhyve::boot_planner::plan;
             }
             pub mod partitions {
                 pub use crate::guest::engine::bhyve::partitions::find;
@@ -200,6 +209,9 @@ pub mod guest {
     }
     pub mod state {
         pub use crate::guest::state::GuestState;
+    }
+    pub mod store {
+        pub use crate::guest::store::{GuestDir, Store};
     }
 }
 pub mod host {
@@ -272,6 +284,19 @@ pub mod hypervisor {
     }
 }
 pub mod machine {
+    pub mod assembly {
+        use crate::devices::net::user::{Outside, sockets::OwnSockets};
+        use crate::machine::{assembly::assemble, opened::Opened, spec::VmmSpec};
+        use std::{os::unix::net::UnixStream, sync::Arc};
+
+        /// Assembles the machine of `spec` and drops it. The error is for a test's message.
+        pub fn assembles(spec: &VmmSpec) -> Result<(), String> {
+            let (console, _other) = UnixStream::pair().expect("a pair");
+            let outside = Outside { sockets: Arc::new(OwnSockets), on_open: Arc::new(|_| ()), on_note: Arc::new(|_: &str| ()) };
+            let opened = Opened::open(spec, &*outside.sockets).map_err(|error| format!("{error:?}"))?;
+            assemble(spec, opened, console, &outside).map(drop).map_err(|error| format!("{error:?}"))
+        }
+    }
     pub mod interrupts {
         pub use crate::machine::interrupts::{InterruptRegisters, Interrupts};
     }
@@ -306,7 +331,7 @@ pub mod machine {
     }
     pub mod spec {
         pub use crate::machine::spec::{
-            CONNECTOR_FD, CONSOLE_FD, CONTROL_FD, EngineCommand, EngineEvent, LoaderSpec, SERVICES_FD, VmmSpec,
+            CONNECTOR_FD, CONSOLE_FD, CONTROL_FD, DEVICE_SLOTS, EngineCommand, EngineEvent, LoaderSpec, SERVICES_FD, VmmSpec,
         };
     }
 }

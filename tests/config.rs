@@ -2,6 +2,9 @@
 //! through `vmctl check`. `BLESS=1` writes the texts anew. A first line `# args: ...` gives further arguments.
 //! And what must hold of any text at all: no panic, and a file that is right means the same when it is printed resolved.
 
+#[path = "config/key_table.rs"]
+mod key_table; // every accepted key has an effect
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 

@@ -120,7 +120,7 @@ choices! {
     }
 
     /// The disk device that the guest sees. bhyve(8) spells them alike.
-    pub enum DiskDevice [embedded EmbeddedDiskDevice] {
+    pub enum DiskDevice [embedded EmbeddedDiskDevice] [bhyve BhyveDiskDevice] {
         now VirtioBlk = "virtio-blk": "A virtio block device.";
         now AhciHd = "ahci-hd": "A SATA disk.";
         now AhciCd = "ahci-cd": "A SATA CD drive, with the image at `path` in it.";

@@ -71,6 +71,10 @@ fn overlap(a: &Diagnostic, b: &Diagnostic) -> bool {
 /// Suffix of a ZFS volume's name while it is being filled: `host::zfs::MAKING`, which this part may not import.
 const MAKING: &str = ".making";
 
+/// Number of PCI slots of the embedded engine for disks and interfaces: `machine::spec::DEVICE_SLOTS`, which this part may not
+/// import.
+pub const EMBEDDED_SLOTS: usize = 27;
+
 fn guest(view: &TableReader<'_>, name: &str, engine: EngineKind, problems: &mut Problems) -> GuestConfig {
     if !is_name(name) {
         let message = format!("`{name}` cannot be the name of a guest");
@@ -85,6 +89,10 @@ fn guest(view: &TableReader<'_>, name: &str, engine: EngineKind, problems: &mut 
     let cloud_init = cloud_init(view, name, (&disks, &nics), problems);
     if cloud_init.is_some() {
         disks.push(seed_disk(engine));
+    }
+    if engine == EngineKind::Embedded && disks.len() + nics.len() > EMBEDDED_SLOTS {
+        let message = format!("{} disks and interfaces are more than the {EMBEDDED_SLOTS} that fit", disks.len() + nics.len());
+        problems.push(Diagnostic::at(view.location_of("disks"), message));
     }
     let cpus = cpus(view, problems);
     let memory = memory(view, problems);
@@ -115,7 +123,7 @@ fn guest(view: &TableReader<'_>, name: &str, engine: EngineKind, problems: &mut 
         memory_in_core: view.table("memory").flag("in_core"),
         loader,
         kernel: if loader == LoaderKind::Kernel { kernel(view, problems) } else { None },
-        grub: (loader == LoaderKind::Grub).then(|| hardware::grub(view, problems)),
+        grub: (loader == LoaderKind::Grub).then(|| hardware::grub(view, engine, problems)),
         uefi: (loader == LoaderKind::Uefi).then(|| hardware::uefi(view, problems)),
         bhyveload: (loader == LoaderKind::Bhyveload).then(|| hardware::bhyveload(view, problems)),
         boot_order: hardware::boot_order(view, (&disks, &nics, loader), problems),
@@ -381,6 +389,16 @@ fn nics(view: &TableReader<'_>, problems: &mut Problems) -> Vec<NicConfig> {
         {
             problems
                 .push(Diagnostic::at(&node.location, format!("`{id}` is an e1000, which cannot announce an `mtu` to the guest")));
+        }
+        if (device, backend) == (NicDevice::E1000, NicBackend::None) {
+            let hint = "set `device = \"virtio-net\"`, or drop the interface";
+            problems.push(
+                Diagnostic::at(
+                    entry.location_of("device"),
+                    format!("`{id}` is not connected, and bhyve(8) has no e1000 without a cable"),
+                )
+                .hint(hint),
+            );
         }
         let netgraph = hardware::nic_wiring(entry, &id, backend, problems);
         let mac: Option<MacAddr> = entry.text("mac").and_then(|mac| mac.parse().ok());

@@ -4,7 +4,7 @@ use super::cloud_init::{CloudInit, SEED_DISK, SshKey, is_public_key};
 use super::diagnostic::{Diagnostic, Problems};
 use super::guest::{DiskConfig, NicConfig};
 use super::table_reader::TableReader;
-use crate::choices::{DiskBackend, DiskCache, DiskDevice, EngineKind};
+use crate::choices::{DiskDevice, EngineKind};
 
 /// Maximum number of keys and of addresses in one seed.
 const MOST: usize = 64;
@@ -81,27 +81,8 @@ pub(super) fn cloud_init(
 
 /// Returns the seed's disk: vmctl writes it before every boot, and the guest reads it.
 pub(super) fn seed_disk(engine: EngineKind) -> DiskConfig {
-    DiskConfig {
-        raw: true,
-        id: SEED_DISK.into(),
-        backend: DiskBackend::File,
-        path: None,
-        source: None,
-        checksum: None,
-        size: None,
-        device: DiskDevice::VirtioBlk,
-        ro: true,
-        cache: DiskCache::Writeback,
-        serial: (engine == EngineKind::Embedded).then(|| SEED_DISK.into()),
-        discard: false,
-        iscsi: None,
-        properties: Vec::new(),
-        thin: false,
-        sector_size: None,
-        controller: None,
-        slot: None,
-        options: Vec::new(),
-    }
+    let serial = (engine == EngineKind::Embedded).then(|| SEED_DISK.into());
+    DiskConfig { serial, thin: false, ..DiskConfig::read_only(SEED_DISK, DiskDevice::VirtioBlk, None) }
 }
 
 fn ssh_keys(table: &TableReader<'_>, problems: &mut Problems) -> Vec<SshKey> {

@@ -14,7 +14,7 @@ use super::layer::{Spanned, Value};
 use super::rules::{command_words, entry_id, map};
 use super::table_reader::TableReader;
 use crate::choices::{
-    Choices, DiskBackend, DiskDevice, EngineKind, FwCfg, GrubSystem, Hostbridge, LoaderKind, NicBackend, TpmKind,
+    BhyveDiskDevice, Choices, DiskBackend, DiskDevice, EngineKind, FwCfg, GrubSystem, Hostbridge, LoaderKind, NicBackend, TpmKind,
 };
 use crate::units::{ByteSize, parse_duration};
 
@@ -140,7 +140,7 @@ pub(super) fn numa(view: &TableReader<'_>, config: (u32, ByteSize, LoaderKind), 
     domains
 }
 
-pub(super) fn grub(view: &TableReader<'_>, problems: &mut Problems) -> Grub {
+pub(super) fn grub(view: &TableReader<'_>, engine: EngineKind, problems: &mut Problems) -> Grub {
     let table = view.table("grub");
     let system: GrubSystem = table.choice("system");
     for leaf in ["partition", "directory", "file", "kernel", "root", "entry"] {
@@ -166,6 +166,10 @@ pub(super) fn grub(view: &TableReader<'_>, problems: &mut Problems) -> Grub {
         without("directory", "when vmctl writes the configuration", problems);
         without("file", "when vmctl writes the configuration", problems);
         without("entry", "without a menu: `commands` have none", problems);
+    }
+    // grub-bhyve shows the guest's own menu as that is configured, and has no option for the time.
+    if engine == EngineKind::Bhyve && system == GrubSystem::Linux && table.node("commands").is_none() {
+        without("timeout", "without `commands`: the guest's own configuration sets the time of its menu", problems);
     }
     let timeout = table.text("timeout").and_then(|text| parse_duration(&text).ok());
     Grub {
@@ -270,7 +274,9 @@ pub(super) fn com_port(view: &TableReader<'_>, leaf: &str, engine: EngineKind, p
         },
     };
     let first = leaf == "com1";
-    if engine == EngineKind::Embedded && first != (port == ComPort::Console) && (first || port != ComPort::None) {
+    // The embedded engine has only the first port, which is the guest's console.
+    let has = if first { ComPort::Console } else { ComPort::None };
+    if engine == EngineKind::Embedded && port != has {
         let message = format!("`console.{leaf} = \"{text}\"` needs the engine `bhyve`, and this guest's engine is `embedded`");
         let hint = "the embedded engine supports only `com1 = \"console\"`";
         problems.push(Diagnostic::at(location, message).hint(hint));
@@ -641,6 +647,10 @@ pub(super) fn disk_extras(
     }
     let ahci = matches!(device, DiskDevice::AhciHd | DiskDevice::AhciCd);
     only("controller", ahci, "disks of type `ahci-hd` and `ahci-cd`");
+    // The CAM target layer has its own settings: pci_virtio_scsi.c has none of these options.
+    for leaf in ["ro", "cache", "serial", "discard"] {
+        only(leaf, device != DiskDevice::VirtioScsi, "disks of another type than `virtio-scsi`");
+    }
     only("slot", entry.node("controller").is_none(), "disks without a `controller`, whose address is `bhyve.slots`'");
     let iscsi =
         (backend == DiskBackend::Iscsi).then(|| (entry.text("target"), entry.text("portal"))).and_then(|pair| match pair {
@@ -663,21 +673,23 @@ pub(super) fn disk_extras(
 fn sector_size(entry: &TableReader<'_>, text: &str, id: &str, device: DiskDevice, problems: &mut Problems) -> Option<SectorSize> {
     let (logical, physical) = text.split_once('/').unwrap_or((text, text));
     let parsed = logical.parse::<u32>().ok().zip(physical.parse::<u32>().ok());
-    let fits = parsed.filter(|(logical, physical)| match device {
+    let fits = parsed.filter(|(logical, physical)| match device.on_bhyve() {
         // pci_nvme.c: sectsz= takes 512, 4096 and 8192.
-        DiskDevice::Nvme => matches!(logical, 512 | 4096 | 8192) && physical == logical,
+        Some(BhyveDiskDevice::Nvme) => matches!(logical, 512 | 4096 | 8192) && physical == logical,
         // block_if.c: powers of two from DEV_BSIZE; the physical size is not below the logical one.
-        DiskDevice::VirtioBlk | DiskDevice::AhciHd => {
+        Some(BhyveDiskDevice::VirtioBlk | BhyveDiskDevice::AhciHd) => {
             [logical, physical].iter().all(|size| size.is_power_of_two() && (512..=1 << 20).contains(*size))
                 && physical >= logical
         }
-        DiskDevice::AhciCd | DiskDevice::VirtioScsi => false,
+        Some(BhyveDiskDevice::AhciCd | BhyveDiskDevice::VirtioScsi) | None => false,
     });
     if fits.is_none() {
-        let hint = match device {
-            DiskDevice::Nvme => "`512`, `4096` or `8192`",
-            DiskDevice::VirtioBlk | DiskDevice::AhciHd => "powers of two from 512, like `512`, `4096` or `512/4096`",
-            DiskDevice::AhciCd | DiskDevice::VirtioScsi => "leave it out: this device has its own",
+        let hint = match device.on_bhyve() {
+            Some(BhyveDiskDevice::Nvme) => "`512`, `4096` or `8192`",
+            Some(BhyveDiskDevice::VirtioBlk | BhyveDiskDevice::AhciHd) => {
+                "powers of two from 512, like `512`, `4096` or `512/4096`"
+            }
+            Some(BhyveDiskDevice::AhciCd | BhyveDiskDevice::VirtioScsi) | None => "leave it out: this device has its own",
         };
         let message = format!("`{text}` is not a sector size for disk `{id}`");
         problems.push(Diagnostic::at(entry.location_of("sector_size"), message).hint(hint));
@@ -694,7 +706,7 @@ pub(super) fn nic_wiring(
 ) -> Option<NetgraphHook> {
     let name = backend.as_str();
     use NicBackend::{Netgraph, Netmap, None as Unplugged, Tap, User, Vale, Vmnet};
-    let fits: [(&str, &[NicBackend]); 13] = [
+    let fits: [(&str, &[NicBackend]); 15] = [
         ("switch", &[Tap, Vmnet, Vale, Netgraph]),
         ("interface", &[Tap, Vmnet, Vale, Netmap]),
         ("path", &[Netgraph]),
@@ -703,6 +715,8 @@ pub(super) fn nic_wiring(
         ("socket", &[Netgraph]),
         ("private", &[Tap, Vmnet]),
         ("span", &[Tap, Vmnet]),
+        ("network", &[User]),
+        ("dns", &[User]),
         ("forwards", &[User]),
         ("isolated", &[User]),
         ("host_access", &[User]),
@@ -737,6 +751,20 @@ pub(super) fn nic_wiring(
         let message = format!("`{id}` has a `switch` and an `interface`");
         let hint = "vmctl makes the interface on the switch, or takes yours as it is";
         problems.push(Diagnostic::at(entry.location_of("interface"), message).hint(hint));
+    }
+    if entry.node("switch").is_some() && entry.node("path").is_some() && backend == Netgraph {
+        let message = format!("`{id}` has a `switch` and the `path` of a node");
+        let hint = "a switch of netgraph is a node: leave one of them out";
+        problems.push(Diagnostic::at(entry.location_of("path"), message).hint(hint));
+    }
+    for leaf in ["private", "span"] {
+        if matches!(backend, Tap | Vmnet)
+            && entry.node("switch").is_none()
+            && let Some(node) = entry.unlike_default(leaf)
+        {
+            let message = format!("`nics.{leaf}` does nothing on `{id}`, which is on no `switch`");
+            problems.push(Diagnostic::at(&node.location, message));
+        }
     }
     for leaf in ["interface", "path", "peerhook", "hook", "socket"] {
         if let Some(text) = entry.text(leaf)

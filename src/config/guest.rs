@@ -199,6 +199,33 @@ pub struct DiskConfig {
     pub options: Vec<String>,
 }
 
+impl DiskConfig {
+    /// Creates a disk of vmctl that the guest cannot write: an installer's medium, a seed.
+    pub fn read_only(id: &str, device: DiskDevice, path: Option<PathBuf>) -> Self {
+        Self {
+            id: id.to_owned(),
+            backend: DiskBackend::File,
+            path,
+            source: None,
+            checksum: None,
+            raw: true,
+            size: None,
+            device,
+            ro: true,
+            cache: DiskCache::Writeback,
+            serial: None,
+            discard: false,
+            iscsi: None,
+            properties: Vec::new(),
+            thin: true,
+            sector_size: None,
+            controller: None,
+            slot: None,
+            options: Vec::new(),
+        }
+    }
+}
+
 /// A network interface.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct NicConfig {

@@ -14,9 +14,7 @@ use std::net::Ipv4Addr;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use crate::config::{
-    BootTarget, DiskBackend, DiskCache, DiskConfig, DiskDevice, EngineKind, GrubSystem, GuestConfig, LoaderKind, NicBackend,
-};
+use crate::config::{BootTarget, DiskConfig, DiskDevice, EngineKind, GrubSystem, GuestConfig, LoaderKind, NicBackend};
 use crate::fetch::contents::Contents as FetchContents;
 use crate::fetch::image::FileStorage;
 use crate::inputs;
@@ -175,27 +173,8 @@ impl Install {
     /// Adds the medium to a configuration, first in the boot order. Settings for booting the installed system do not
     /// apply to the medium.
     pub fn attach(&self, config: &mut GuestConfig) {
-        let disk = DiskConfig {
-            raw: true,
-            id: DRIVE.to_owned(),
-            backend: DiskBackend::File,
-            path: Some(self.medium.clone()),
-            source: None,
-            checksum: None,
-            size: None,
-            device: if self.is_iso { DiskDevice::AhciCd } else { DiskDevice::AhciHd },
-            ro: true,
-            cache: DiskCache::Writeback,
-            serial: None,
-            discard: false,
-            iscsi: None,
-            properties: Vec::new(),
-            thin: true,
-            sector_size: None,
-            controller: None,
-            slot: None,
-            options: Vec::new(),
-        };
+        let device = if self.is_iso { DiskDevice::AhciCd } else { DiskDevice::AhciHd };
+        let disk = DiskConfig::read_only(DRIVE, device, Some(self.medium.clone()));
         config.disks.insert(0, disk);
         // The loaders of bhyve(8) use the first of this order. Firmware gets it as `bootindex`.
         config.boot_order.insert(0, BootTarget::Disk(DRIVE.to_owned()));

@@ -289,14 +289,19 @@ impl Translation<'_> {
         }
         let table = self.table("grub");
         table["partition"] = value(if without_partition { "none" } else { named.as_deref().unwrap_or("1") });
-        if let Some(seconds) = seconds {
-            table["timeout"] = value(format!("{seconds}s"));
+        match seconds {
+            Some(seconds) if !commands.is_empty() => table["timeout"] = value(format!("{seconds}s")),
+            Some(seconds) => {
+                let reason = "the guest's own configuration sets the time of its menu";
+                self.notes.add("loader_timeout", seconds.to_string(), reason);
+            }
+            None => {}
         }
         if named.is_none() && !without_partition {
             self.explain("grub", "partition", "vm-bhyve's default");
         }
-        let table = self.table("grub");
         if !commands.is_empty() {
+            let table = self.table("grub");
             // vmctl adds the last one itself.
             commands.retain(|command| !command.trim().is_empty() && command.trim() != "boot");
             table["commands"] = array(commands.iter().map(|command| command.trim()));

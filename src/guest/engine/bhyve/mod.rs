@@ -1,6 +1,6 @@
 //! Engine `bhyve`: FreeBSD's own bhyve(8).
 pub mod argv; // the command lines of a boot
-mod boot_planner; // the plan of a boot, from a configuration
+pub mod boot_planner; // the plan of a boot, from a configuration
 mod engine; // the engine as the supervisor sees it
 pub mod needs; // checks whether this host can run a guest under it
 pub mod partitions; // search for the root of OpenBSD and NetBSD

@@ -53,6 +53,9 @@ impl Translation<'_> {
         }
         let Some(name) = switch else {
             entry["backend"] = value("none");
+            if entry.remove("device").is_some() {
+                self.notes.add(key("type"), "e1000", "bhyve(8) has no e1000 without a cable; it is virtio-net here");
+            }
             self.notes.add(key("switch"), "", "vm-bhyve makes an interface that nothing is connected to; it has no link here");
             return;
         };

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use toml_edit::{Array, Table, value};
 
+use crate::choices::{Choices, DiskDevice};
 use crate::config::validate::is_name;
 use crate::host::program;
 use crate::units::ByteSize;
@@ -76,7 +77,7 @@ impl Translation<'_> {
             return;
         }
         let path = self.disk_path(name, &device);
-        if !matches!(kind, "virtio-blk" | "ahci-hd" | "ahci-cd" | "nvme" | "virtio-scsi") {
+        if DiskDevice::of_word(kind).is_none() {
             let Some(address) = address else { return };
             let options = if options.is_empty() { String::new() } else { format!(",{options}") };
             let path = path.map(|path| path.display().to_string()).unwrap_or_else(|| name.to_owned());
@@ -159,7 +160,12 @@ impl Translation<'_> {
 
     fn disk_options(&mut self, at: usize, id: &str, options: &str, entry: &mut Table, order: &mut Vec<(i64, String)>) {
         let mut others = Array::new();
+        let scsi = entry.get("device").and_then(|device| device.as_str()) == Some(DiskDevice::VirtioScsi.as_str());
         for option in options.split(',').map(str::trim).filter(|option| !option.is_empty()) {
+            if scsi && matches!(option.split('=').next(), Some("nocache" | "direct" | "sync" | "ro" | "ser")) {
+                self.notes.add(format!("disk{at}_opts"), option, "without effect on a `virtio-scsi` disk");
+                continue;
+            }
             match option.split_once('=') {
                 None if option == "nocache" => entry["cache"] = value("none"),
                 None if matches!(option, "direct" | "sync") => entry["cache"] = value("writethrough"),

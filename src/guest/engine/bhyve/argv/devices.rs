@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use crate::config::{
-    BhyveDiskCache, BootTarget, DeviceKey, DiskConfig, DiskDevice, Graphics, Hostbridge, LoaderKind, NicBackend, NicConfig,
-    NicDevice, PassthruDevice, PciAddress,
+    BhyveDiskCache, BhyveDiskDevice, BootTarget, DeviceKey, DiskConfig, DiskDevice, Graphics, Hostbridge, LoaderKind, NicBackend,
+    NicConfig, NicDevice, PassthruDevice, PciAddress,
 };
 use crate::guest::error::{GuestError, Result};
 use crate::host::bhyve as host;
@@ -215,12 +215,12 @@ fn backing(inputs: Inputs<'_>, disk: &DiskConfig, key: &str) -> Result<Vec<Word>
         };
         parts.push(text.into());
     }
-    if !disk.discard {
-        match disk.device {
-            DiskDevice::Nvme => parts.push("dsm=disable".into()),
-            DiskDevice::VirtioBlk | DiskDevice::AhciHd => parts.push("nodelete".into()),
-            DiskDevice::AhciCd | DiskDevice::VirtioScsi => {}
-        }
+    match disk.device.on_bhyve() {
+        Some(BhyveDiskDevice::Nvme) if !disk.discard => parts.push("dsm=disable".into()),
+        Some(BhyveDiskDevice::VirtioBlk | BhyveDiskDevice::AhciHd) if !disk.discard => parts.push("nodelete".into()),
+        Some(BhyveDiskDevice::Nvme | BhyveDiskDevice::VirtioBlk | BhyveDiskDevice::AhciHd) => {}
+        Some(BhyveDiskDevice::AhciCd | BhyveDiskDevice::VirtioScsi) => {}
+        None => return Err(GuestError::host(format!("`{key}`: bhyve(8) has no `device = \"{}\"`", disk.device.as_str()))),
     }
     if let Some(serial) = &disk.serial
         && file
