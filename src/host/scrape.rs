@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use super::error::HostError;
 use crate::poll::Poll;
 
-/// The longest request, in bytes.
+/// Maximum size of a request in bytes.
 pub const HEAD_LIMIT: usize = 8 * 1024;
 /// Maximum number of connections at a time.
 pub const MOST_CLIENTS: usize = 16;
@@ -75,7 +75,7 @@ impl fmt::Display for Listen {
     }
 }
 
-/// What is sent in answer to a request.
+/// The response to a request.
 pub struct Document {
     /// Its `Content-Type`.
     pub content_type: &'static str,

@@ -1,7 +1,7 @@
-//! What a machine has open: files, disks and ports of the host.
+//! The open files, disks and ports of a machine.
 //!
-//! They are opened first, with the rights of whoever started the guest and while this process has one thread; then it
-//! gives these rights up ([`sandbox`](super::sandbox)), and the machine is built from what is open.
+//! They are opened first, with the rights of the user who started the guest and while this process has one thread. Then the
+//! process gives up these rights ([`sandbox`](super::sandbox)), and the machine is built from the open files.
 
 use std::sync::Arc;
 
@@ -18,21 +18,21 @@ use crate::devices::net::user::reach::{Addresses, NicReach, Ports, Reach};
 use crate::devices::net::user::{self, sockets::Sockets};
 use crate::inputs;
 
-/// The most that an answer file has: 16 MiB.
+/// Maximum size of an answer file: 16 MiB.
 const ANSWER_BYTES: u64 = 16 << 20;
 
 /// The open files and ports of one machine.
 pub struct Opened {
-    /// Of `loader = "kernel"`.
+    /// Files of `loader = "kernel"`.
     pub kernel: Option<KernelFiles>,
-    /// In the order of the specification.
+    /// Disks, in the order of the specification.
     pub disks: Vec<(DiskOptions, OpenDisk)>,
-    /// In the order of the specification; `None` for an interface without a user-mode network.
+    /// Networks of the interfaces, in the order of the specification. `None` for an interface without a user-mode network.
     pub nics: Vec<Option<(user::UserNetConfig, user::Listeners)>>,
 }
 
 impl Opened {
-    /// Opens everything that `spec` names. `sockets` is told of the forwards.
+    /// Opens everything that `spec` names, and passes the forwards to `sockets`.
     pub fn open(spec: &VmmSpec, sockets: &dyn Sockets) -> Result<Opened, AssemblyError> {
         let kernel = match &spec.loader {
             LoaderSpec::Kernel { image, initrd, modules, cmdline } => {
@@ -52,7 +52,7 @@ impl Opened {
 
 fn open_disk(spec: &DiskSpec) -> Result<(DiskOptions, OpenDisk), AssemblyError> {
     let options = DiskOptions {
-        // A CD drive does not write, and its disc may be in many drives.
+        // A CD drive never writes, so several may share its image.
         read_only: spec.read_only || spec.device == EmbeddedDiskDevice::AhciCd,
         cache: match spec.cache {
             EmbeddedDiskCache::Writeback => file::CacheMode::Writeback,
@@ -87,7 +87,7 @@ fn network_config(spec: &UserNetSpec, mtu: u16) -> Result<user::UserNetConfig, A
     })
 }
 
-/// What a guest may reach by an interface.
+/// Returns the addresses and ports that a guest may reach through an interface.
 pub fn nic_reach(spec: &UserNetSpec) -> NicReach {
     let ports = |ports: &PortsSpec| Ports { protocol: protocol(ports.protocol), first: ports.first, last: ports.last };
     NicReach {
@@ -116,7 +116,7 @@ fn protocol(spec: ForwardProto) -> user::Protocol {
     }
 }
 
-/// The files that the guest may read; they are in memory from here on.
+/// Reads the files that the guest may read into memory.
 fn answers(specs: &[AnswerSpec]) -> Result<Option<Arc<user::answers::Files>>, AssemblyError> {
     if specs.is_empty() {
         return Ok(None);

@@ -1,8 +1,9 @@
 //! Capsicum: capability mode for the engine, and rights on each of its descriptors.
 //!
-//! In capability mode (cap_enter(2)) no global name is looked up any more: open(2), connect(2), bind(2), sendto(2)
-//! with an address and sysctl(2) of most names fail with ECAPMODE; the calls that are left are marked CAPENABLED in
-//! sys/kern/syscalls.master. What is left is what the descriptors allow, and these are limited first (rights(4)):
+//! In capability mode (cap_enter(2)) a process cannot look up global names: open(2), connect(2), bind(2), sendto(2) with an
+//! address and sysctl(2) of most names fail with ECAPMODE. The remaining calls are marked CAPENABLED in
+//! sys/kern/syscalls.master. A process can then do only what its descriptors allow, and these are limited first
+//! (rights(4)):
 //!
 //! | descriptor | rights | why |
 //! |---|---|---|
@@ -10,18 +11,18 @@
 //! | a socket | READ WRITE EVENT ACCEPT SHUTDOWN, names and options, IOCTL for FIONBIO | console, control, the connector, forwards; an accepted socket inherits them (accept(2) in sys/kern/uipc_syscalls.c) |
 //! | anything else | READ WRITE EVENT FSTAT | standard input, output and error |
 //!
-//! No descriptor has CAP_FCNTL: no flag of it is set, and no owner that SIGIO goes to (cap_fcntls_limit(2)).
+//! No descriptor has CAP_FCNTL, so the process can set neither its flags nor an owner that gets SIGIO (cap_fcntls_limit(2)).
 //!
-//! Capability mode still lets a process make sockets, whose ioctl(2) root configures interfaces with, and signal
-//! processes of its user by pdkill(2) alone, for which it has no descriptor. So root is given up too: an engine that was
-//! started by root goes on as a user that only this guest has, else as `nobody` (65534), which has no files and no
-//! privilege; what is open stays open. FreeBSD's root has no capabilities apart from its number: priv(9).
+//! Capability mode still lets a process make sockets, with whose ioctl(2) root can configure interfaces. It can signal other
+//! processes only with pdkill(2), for which it has no descriptor. So the engine gives up root too: if root started it, it
+//! becomes a user that only this guest has, or else `nobody` (65534), which has no files and no privileges. Open files stay
+//! open. The privileges of root on FreeBSD come from its number alone: priv(9).
 //!
-//! A connector goes on as the same user. The host services stay root: only root makes a raw ICMP socket (raw_ip.c's
-//! rip_attach asks priv_check for PRIV_NETINET_RAW), and FreeBSD has no other way to ping.
+//! A connector becomes the same user. The host services stay root: only root can make a raw ICMP socket (rip_attach in
+//! raw_ip.c asks priv_check for PRIV_NETINET_RAW), and FreeBSD has no other way to ping.
 //!
-//! std's sleep uses clock_nanosleep(2), which is not CAPENABLED, and panics where it fails: no thread of the engine
-//! sleeps but by poll(2) or a condition variable.
+//! std's sleep uses clock_nanosleep(2), which is not CAPENABLED, and panics if it fails. So threads of the engine sleep only
+//! with poll(2) or a condition variable.
 //!
 //! An unsafe island: the calls themselves.
 #![allow(unsafe_code)]
@@ -39,7 +40,7 @@ const MISSING: &str = "this kernel was built without `options CAPABILITY_MODE` a
 const FEATURE: &str = "Capsicum";
 /// `nobody` and its group: etc/master.passwd and etc/group of the base system.
 const NOBODY: u32 = 65534;
-/// Descriptors looked at where the kernel does not say how many are open.
+/// Number of descriptors to check if the kernel does not tell how many are open.
 const LOOK_AT: usize = 65536;
 
 nix::ioctl_read!(diocgsectorsize, b'd', 128, libc::c_uint);
@@ -53,7 +54,7 @@ const DISK_REQUESTS: [libc::c_ulong; 4] = [
 ];
 const SOCKET_REQUESTS: [libc::c_ulong; 1] = [libc::FIONBIO];
 
-/// Confines the engine child. Root goes on as `run_as`.
+/// Confines the engine child. Root becomes `run_as`.
 pub fn enter(run_as: Option<u32>, _memory_bytes: u64) -> Result<Confinement, SandboxError> {
     let mut confinement = Confinement::default();
     let lacks = |confinement: Confinement| Confinement {
@@ -75,19 +76,19 @@ pub fn enter(run_as: Option<u32>, _memory_bytes: u64) -> Result<Confinement, San
     Ok(confinement)
 }
 
-/// Capability mode says nothing of threads.
+/// Does nothing: capability mode does not limit threads.
 pub fn seal() -> Result<(), SandboxError> {
     Ok(())
 }
 
-/// Confines a connector: it connects, which capability mode does not know, as `run_as` if it was root.
+/// Confines a connector, which cannot be in capability mode since it connects. Root becomes `run_as`.
 pub fn enter_connector(run_as: Option<u32>) -> Result<Confinement, SandboxError> {
     let mut confinement = Confinement::default();
     give_up(run_as, &mut confinement)?;
     Ok(confinement)
 }
 
-/// The host services keep the right to raw sockets, which is root's.
+/// Confines the host services. They stay root, since only root may make raw sockets.
 pub fn enter_host_services(_run_as: Option<u32>, _needs_raw: impl FnOnce() -> bool) -> Result<Confinement, SandboxError> {
     limit_core().map_err(|error| SandboxError::Privileges("limit its resources", error))?;
     Ok(Confinement::default())
@@ -97,7 +98,7 @@ fn limit_core() -> io::Result<()> {
     Ok(setrlimit(Resource::RLIMIT_CORE, 0, 0)?)
 }
 
-/// User, core files and tracers, for all threads: on FreeBSD credentials are the process's.
+/// Gives up the user, core files and tracers, for all threads: on FreeBSD credentials belong to the process.
 fn give_up(run_as: Option<u32>, confinement: &mut Confinement) -> Result<(), SandboxError> {
     let cannot = |what: &'static str| move |error| SandboxError::Privileges(what, error);
     let parent = getppid();
@@ -125,8 +126,8 @@ fn hide_from_tracers() -> io::Result<()> {
     done(unsafe { libc::procctl(libc::P_PID, 0, libc::PROC_TRACE_CTL, (&raw mut how).cast()) })
 }
 
-/// Asks again to be killed when `parent` ends: a process that changes its user may have lost that wish (procctl(2)
-/// PROC_PDEATHSIG_CTL). An error if it is gone.
+/// Requests again that the process is killed when `parent` ends, since a change of the user may clear that (procctl(2)
+/// PROC_PDEATHSIG_CTL). Fails if the parent has ended.
 fn die_with(parent: Pid) -> io::Result<()> {
     let mut signal: libc::c_int = libc::SIGKILL;
     // SAFETY: the request reads one int, which lives over the call.
@@ -160,7 +161,7 @@ fn limit_descriptors() -> io::Result<()> {
     Ok(())
 }
 
-/// How many descriptors this process has: kern.proc.nfds (sysctl_kern_proc_nfds in sys/kern/kern_descrip.c).
+/// Returns the number of descriptors of this process: kern.proc.nfds (sysctl_kern_proc_nfds in sys/kern/kern_descrip.c).
 fn count_open() -> Option<usize> {
     let name = [libc::CTL_KERN, libc::KERN_PROC, libc::KERN_PROC_NFDS, 0];
     let (mut count, mut bytes) = (0 as libc::c_int, size_of::<libc::c_int>());

@@ -1,14 +1,14 @@
-//! What the processes of a guest give up before the first guest instruction runs.
+//! Confinement of the processes of a guest: the rights that they give up before the first guest instruction runs.
 //!
 //! | | Linux | FreeBSD |
 //! |---|---|---|
-//! | engine | user, capabilities, namespaces; Landlock: no file, port or signal; seccomp: named calls with named arguments | user; capability mode, and each descriptor limited to what it is used for (capsicum(4)) |
-//! | connector | the same, but it makes and connects sockets of IPv4 and IPv6 | user: capability mode knows no connect(2) |
-//! | host services | the same, but they read files and, where there is no other way to ping, make raw ICMP sockets | nothing: raw sockets are root's |
+//! | engine | user, capabilities, namespaces; Landlock: no file, port or signal; seccomp: listed calls with listed arguments | user; capability mode, and each descriptor limited to its use (capsicum(4)) |
+//! | connector | the same, but it may make and connect sockets of IPv4 and IPv6 | user only, since capability mode has no connect(2) |
+//! | host services | the same, but they may read files and, if there is no other way to ping, make raw ICMP sockets | nothing, since only root may make raw sockets |
 //!
-//! All files and ports of the engine are open by then ([`opened`](super::opened)); further sockets of the user-mode network
-//! come from the [connector](crate::devices::net::user::connector), a process of its own. What a kernel lacks of this is
-//! reported, and the guest runs without it.
+//! All files and ports of the engine are open by then ([`opened`](super::opened)). Further sockets of the user-mode network
+//! come from the [connector](crate::devices::net::user::connector), which is a separate process. If the kernel lacks one of
+//! these features, that is reported, and the guest runs without it.
 
 #[cfg(target_os = "freebsd")]
 mod freebsd;
@@ -20,32 +20,32 @@ pub use freebsd::{enter, enter_connector, enter_host_services, seal};
 #[cfg(target_os = "linux")]
 pub use linux::{enter, enter_connector, enter_host_services, seal};
 
-/// A kernel that has the feature and refuses its use.
+/// An error of the confinement: the kernel has a feature and refuses its use.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
-    /// User, capabilities, limits.
+    /// The user, the capabilities or the limits cannot be changed.
     #[error("the process cannot {0}")]
     Privileges(&'static str, #[source] std::io::Error),
-    /// Landlock.
+    /// Landlock failed.
     #[cfg(target_os = "linux")]
     #[error("landlock: {0}")]
     Landlock(String),
-    /// Seccomp.
+    /// Seccomp failed.
     #[cfg(target_os = "linux")]
     #[error("seccomp: {0}")]
     Seccomp(String),
-    /// Capsicum.
+    /// Capsicum failed.
     #[cfg(target_os = "freebsd")]
     #[error("capsicum: cannot {0}")]
     Capsicum(&'static str, #[source] std::io::Error),
 }
 
-/// What confines a process, in words for the user.
+/// The confinement of a process, in words for the user.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Confinement {
-    /// What holds.
+    /// Features in force.
     pub held: Vec<String>,
-    /// What this host lacks or refuses, and why.
+    /// Features that this host lacks or refuses, with the reason.
     pub missing: Vec<String>,
 }
 
@@ -57,7 +57,7 @@ mod none {
     pub fn enter(_run_as: Option<u32>, _memory_bytes: u64) -> Result<Confinement, SandboxError> {
         Ok(Confinement { held: Vec::new(), missing: vec!["this system has no confinement that vmctl knows".into()] })
     }
-    /// Takes the right to start threads.
+    /// Gives up the right to start threads.
     pub fn seal() -> Result<(), SandboxError> {
         Ok(())
     }

@@ -1,33 +1,33 @@
-//! The connector: makes sockets for a network whose process may make none itself.
+//! The connector: a process that makes sockets for a network whose own process may not make any.
 //!
-//! The engine child runs what a guest controls, so it gives up opening anything before the guest runs. FreeBSD's
-//! capability mode has no connect(2) at all (capabilities.conf of its kernel; cap_enter(2)), and no sendto(2) with an
-//! address. A second process, which was started before and never sees the guest's bytes, keeps that right and no other.
-//! It takes requests over a stream socket and passes descriptors back (SCM_RIGHTS of unix(4), unix(7)). The same pair
-//! runs on Linux, where the engine's system-call filter then allows no socket(2), bind(2) or connect(2).
+//! A guest may take over the engine child, so the engine child gives up the right to open anything before the guest runs.
+//! FreeBSD's capability mode has no connect(2) at all (capabilities.conf of its kernel; cap_enter(2)), and no sendto(2)
+//! with an address. A second process, which is started before and never sees the guest's bytes, keeps only that right. It
+//! takes requests over a stream socket and passes descriptors back (SCM_RIGHTS of unix(4), unix(7)). The same processes
+//! run on Linux, where the engine's system-call filter allows no socket(2), bind(2) or connect(2).
 //!
-//! It makes no socket but to what the guest's interfaces may reach ([`allowed`](super::allowed)), which it was told when
-//! it was started, and sends no datagram from a forward but to whom it has heard there ([`relay`]).
+//! It makes only sockets to addresses that the guest's interfaces may reach ([`allowed`](super::allowed)), which it gets at
+//! its start. From a forward it sends datagrams only to addresses from which it has received some there ([`relay`]).
 //!
-//! A third process, the *host services*, answers the same protocol to the connector for what that may not do either: it
-//! reads resolv.conf(5) again whenever it is asked, and makes raw ICMP sockets where there is no other way to ping.
+//! A third process, the *host services*, speaks the same protocol with the connector and does what that may not do either:
+//! it reads resolv.conf(5) for each request, and makes raw ICMP sockets if there is no other way to ping.
 //!
 //! A request is [`REQUEST_BYTES`] long, in the order of the fields, numbers little-endian:
 //!
 //! | bytes | field |
 //! |---|---|
-//! | 0 | what: 1 TCP, 2 UDP, 3 echo, 4 relay a forward, 6 name servers |
+//! | 0 | kind: 1 TCP, 2 UDP, 3 echo, 4 relay a forward, 6 name servers |
 //! | 1 | family of the address: 4, 6; 0 for none |
 //! | 2-3 | port |
 //! | 4-19 | address |
 //! | 20-23 | for 1 to 3 the scope: 0 everywhere, 1 other hosts only |
 //!
-//! Each is answered with [`REPLY_BYTES`]: the errno or 0, and a word (echo: 1 when the socket is raw; 6: bytes that follow,
-//! 19 for each server). TCP, UDP and echo bring a descriptor along; a forward's request brings its socket and that on which
-//! the connector passes its datagrams.
+//! The reply has [`REPLY_BYTES`]: the errno or 0, and a word (echo: 1 if the socket is raw; 6: number of bytes that follow,
+//! 19 for each server). The replies to TCP, UDP and echo carry a descriptor. The request for a forward carries its socket and
+//! the socket on which the connector passes its datagrams.
 //!
-//! **Hostile engine**: a guest may have taken over the engine. The engine gets what the guest itself gets, sockets to
-//! addresses that its interfaces may reach; a request that is none ends the connector, and with it all further connections.
+//! **Hostile engine**: a guest may have taken over the engine. The engine gets only what the guest itself may have: sockets
+//! to addresses that its interfaces may reach. An invalid request ends the connector, and with it all further connections.
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
@@ -45,14 +45,14 @@ use super::relay::{self, ForwardSocket, Relay};
 use super::sockets::{ADDRESS_BYTES, EchoSocket, Scope, Sockets, decode, encode};
 use crate::poll::Poll;
 
-/// Bytes of a request.
+/// Size of a request in bytes.
 pub const REQUEST_BYTES: usize = 24;
-/// Bytes of a reply.
+/// Size of a reply in bytes.
 pub const REPLY_BYTES: usize = 8;
 const MAX_SERVERS: usize = 16;
-/// Forwards whose sockets are handed over.
+/// Maximum number of forwards whose sockets are handed over.
 const MAX_FORWARDS: usize = 256;
-/// Descriptors that come with a request.
+/// Maximum number of descriptors with a request.
 const MAX_DESCRIPTORS: usize = 2;
 
 const TCP: u8 = 1;
@@ -85,7 +85,8 @@ impl Request {
     }
 }
 
-/// Sends all bytes, and descriptors along with the first. Without one it is no sendmsg(2), which an engine has no more.
+/// Sends all bytes, with the descriptors along the first. Without descriptors it avoids sendmsg(2), which an engine may not
+/// call.
 fn send(stream: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut sent = 0;
     while sent < bytes.len() {
@@ -110,7 +111,7 @@ fn send_with(stream: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> rusti
     sendmsg(stream, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL)
 }
 
-/// Fills `bytes`, and takes the descriptors that came along. `Ok(None)`: the other end is gone.
+/// Fills `bytes` and returns the descriptors that came along. Returns `Ok(None)` if the other end is gone.
 fn receive(stream: &UnixStream, bytes: &mut [u8]) -> io::Result<Option<Vec<OwnedFd>>> {
     let (mut got, mut fds) = (0, Vec::new());
     while got < bytes.len() {
@@ -127,7 +128,7 @@ fn receive(stream: &UnixStream, bytes: &mut [u8]) -> io::Result<Option<Vec<Owned
         for message in ancillary.drain() {
             if let RecvAncillaryMessage::ScmRights(more) = message {
                 fds.extend(more);
-                // More are closed again.
+                // Any further ones are closed.
                 fds.truncate(MAX_DESCRIPTORS);
             }
         }
@@ -135,18 +136,20 @@ fn receive(stream: &UnixStream, bytes: &mut [u8]) -> io::Result<Option<Vec<Owned
     Ok(Some(fds))
 }
 
-/// What another process is asked for: a connector by its engine, the host services by a connector. One request at a time.
+/// The sockets of another process: those of a connector for its engine, or those of the host services for a connector. It
+/// sends one request at a time.
 pub struct RemoteSockets {
     stream: Mutex<UnixStream>,
 }
 
 impl RemoteSockets {
-    /// Asks the process at the other end of `stream`.
+    /// Uses the process at the other end of `stream`.
     pub fn new(stream: UnixStream) -> RemoteSockets {
         RemoteSockets { stream: Mutex::new(stream) }
     }
 
-    /// The word and the descriptors of the answer; `rest` is called for what follows it.
+    /// Sends a request. Passes the word and the descriptor of the reply to `rest`, which reads what follows, and returns its
+    /// result.
     fn ask<T>(
         &self,
         kind: u8,
@@ -216,7 +219,7 @@ pub fn serve(stream: &UnixStream, sockets: &dyn Sockets) -> io::Result<()> {
     }
 }
 
-/// Waits for a request or a datagram; whether there is a request.
+/// Waits for a request or a datagram. Returns whether there is a request.
 fn wait(stream: &UnixStream, relays: &[Relay]) -> io::Result<bool> {
     if relays.is_empty() {
         return Ok(true);

@@ -1,13 +1,14 @@
-//! The system calls that are left to a confined process, with their arguments: seccomp(2) programs.
+//! The system calls that a confined process may make, with their arguments: seccomp(2) programs.
 //!
-//! Anything that is not listed fails with EPERM. clone3(2) fails with ENOSYS: its flags are in memory, where a filter
-//! cannot look, and a C library without it takes clone(2), whose flags are an argument.
+//! A call that is not listed fails with EPERM. clone3(2) fails with ENOSYS: its flags are in memory, which a filter cannot
+//! read, and a C library without it uses clone(2), whose flags are an argument.
 //!
-//! No mapping of a confined process is made executable. A translator's code region is mapped before the filter, twice:
-//! once to be written and once to be executed (memfd_create(2)), so that it needs no call that is refused here.
+//! A confined process cannot make a mapping executable. A translator's code region is mapped twice before the filter is
+//! installed, once for writing and once for execution (memfd_create(2)), so that it needs no call that is refused here.
 //!
-//! Numbers and flags are those of libc; how arguments lie in registers is told by each call's manual page. Flags that
-//! libraries use were read from glibc (sysdeps/unix/sysv/linux, nptl, malloc/arena.c) and std (library/std/src/sys).
+//! Numbers and flags are those of libc, and the order of arguments is that of each call's manual page. The flags that
+//! libraries use are from the sources of glibc (sysdeps/unix/sysv/linux, nptl, malloc/arena.c) and std
+//! (library/std/src/sys).
 
 use std::collections::BTreeMap;
 
@@ -18,10 +19,10 @@ use seccompiler::{
 
 use super::super::SandboxError;
 
-/// A process, as far as its system calls go.
+/// The role of a process, which determines its system calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// The engine child while its machine is put together: it starts threads.
+    /// The engine child while it assembles its machine and starts threads.
     Assembly,
     /// The engine child while the guest runs.
     Machine,
@@ -31,31 +32,31 @@ pub enum Role {
     HostServices,
 }
 
-/// A call and the argument lists that are let through; none: all.
+/// A call and the allowed argument lists. An empty list allows all.
 type Call = (libc::c_long, Vec<Vec<Argument>>);
 
-/// What is asked of one argument.
+/// A condition on one argument.
 #[derive(Debug, Clone, Copy)]
 struct Argument {
     index: u8,
-    /// Bits that are looked at.
+    /// Bits that are compared.
     mask: u64,
     value: u64,
-    /// The kernel takes an int: the upper half says nothing.
+    /// Whether the kernel takes an int and so ignores the upper half.
     int: bool,
 }
 
-/// The argument is an int of this value.
+/// Requires that the argument is an int of this value.
 fn int(index: u8, value: libc::c_int) -> Argument {
     Argument { index, mask: u64::from(u32::MAX), value: u64::from(value as u32), int: true }
 }
 
-/// The argument is an int of which no other bits than `allowed` are set.
+/// Requires that the argument is an int with no bits outside of `allowed`.
 fn int_within(index: u8, allowed: libc::c_int) -> Argument {
     Argument { index, mask: u64::from(!allowed as u32), value: 0, int: true }
 }
 
-/// The argument is a long of this value, where the bits `free` may be set as well.
+/// Requires that the argument is a long of this value, in which the bits `free` may also be set.
 fn long(index: u8, value: u64, free: u64) -> Argument {
     Argument { index, mask: !free, value, int: false }
 }
@@ -68,12 +69,12 @@ fn when(call: libc::c_long, arguments: &[Argument]) -> Call {
     (call, vec![arguments.to_vec()])
 }
 
-/// One argument is one of these values.
+/// Allows a call if one argument is one of these values.
 fn one_of(call: libc::c_long, index: u8, values: &[libc::c_int]) -> Call {
     (call, values.iter().map(|&value| vec![int(index, value)]).collect())
 }
 
-/// Memory that is not executable, and the calls of std's locks and of a C library's allocator.
+/// Returns the calls for memory that is not executable, for std's locks and for the C library's allocator.
 fn memory() -> Vec<Call> {
     let data = (libc::PROT_READ | libc::PROT_WRITE) as u64;
     let plain = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
@@ -95,21 +96,21 @@ fn memory() -> Vec<Call> {
                 libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG,
                 libc::FUTEX_WAIT_BITSET | libc::FUTEX_PRIVATE_FLAG,
                 libc::FUTEX_WAIT_BITSET | libc::FUTEX_PRIVATE_FLAG | libc::FUTEX_CLOCK_REALTIME,
-                // pthread_join(3): the kernel wakes the word of a thread that has ended as a shared one.
+                // pthread_join(3): the kernel wakes the futex of an ended thread as a shared one.
                 libc::FUTEX_WAIT_BITSET | libc::FUTEX_CLOCK_REALTIME,
             ],
         ),
         any(libc::SYS_sched_yield),
-        // How many arenas malloc(3) makes; where a thread's guard page is.
+        // For the number of arenas of malloc(3), and to find a thread's guard page.
         any(libc::SYS_sched_getaffinity),
         any(libc::SYS_getrandom),
-        // A thread that was started before the last filter may get to its first instruction after it: glibc registers
-        // its area of memory there, and aborts the process if it cannot (sysdeps/unix/sysv/linux/rseq-internal.h, nptl).
+        // A thread that was started before the last filter may execute its first instruction after it: glibc registers
+        // the thread's rseq area there, and aborts the process if that fails (sysdeps/unix/sysv/linux/rseq-internal.h, nptl).
         any(libc::SYS_rseq),
     ]
 }
 
-/// The time, the end, and a panic's abort(3), which signals this very process `pid` and nobody else.
+/// Returns the calls for the time, for the end, and for abort(3) of a panic, which may signal only this process `pid`.
 fn living(pid: u32) -> Vec<Call> {
     vec![
         any(libc::SYS_getpid),
@@ -126,7 +127,7 @@ fn living(pid: u32) -> Vec<Call> {
     ]
 }
 
-/// Reading and writing what is open, sockets among it, and taking descriptors.
+/// Returns the calls for reading and writing open files and sockets, and for receiving descriptors.
 fn streams() -> Vec<Call> {
     vec![
         any(libc::SYS_read),
@@ -141,7 +142,7 @@ fn streams() -> Vec<Call> {
     ]
 }
 
-/// Disks, and the sockets of a user-mode network, which others opened.
+/// Returns the calls for disks and for the sockets of a user-mode network, which are already open.
 fn devices() -> Vec<Call> {
     let hole = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
     let zeros = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
@@ -155,8 +156,8 @@ fn devices() -> Vec<Call> {
         any(libc::SYS_fdatasync),
         one_of(libc::SYS_fallocate, 1, &[hole, zeros]),
         when(libc::SYS_ioctl, &[int(1, libc::FIONBIO as libc::c_int)]),
-        // To whom the socket is connected: whom else, only the connector says. sendmsg(2) has its address in memory, where
-        // no filter looks, and so is not here.
+        // Only to the connected address. Only the connector may choose others. sendmsg(2) is not here, since its address is
+        // in memory, which a filter cannot read.
         when(libc::SYS_sendto, &[long(4, 0, 0)]),
         when(libc::SYS_accept4, &[int_within(3, libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK)]),
         any(libc::SYS_getpeername),
@@ -166,8 +167,8 @@ fn devices() -> Vec<Call> {
     ]
 }
 
-/// Threads of this process, the pair of sockets that a network's thread is woken through, and a further filter, which can
-/// only take away.
+/// Returns the calls for threads of this process, for the socket pair that wakes a network's thread, and for a further
+/// filter, which can only take away rights.
 fn assembly() -> Vec<Call> {
     let thread = libc::CLONE_VM
         | libc::CLONE_FS
@@ -179,7 +180,7 @@ fn assembly() -> Vec<Call> {
         | libc::CLONE_PARENT_SETTID
         | libc::CLONE_CHILD_CLEARTID;
     vec![
-        // musl sets a flag that means nothing any more.
+        // musl also sets a flag that no longer has an effect.
         when(libc::SYS_clone, &[long(0, thread as u64, libc::CLONE_DETACHED as u64)]),
         any(libc::SYS_set_robust_list),
         one_of(libc::SYS_prctl, 0, &[libc::PR_SET_NAME, libc::PR_SET_NO_NEW_PRIVS]),
@@ -191,12 +192,12 @@ fn assembly() -> Vec<Call> {
     ]
 }
 
-/// A socket of this family, kind and protocol, with the flags that the connector sets.
+/// Allows a socket of this family, kind and protocol, with the flags that the connector sets.
 fn socket(family: libc::c_int, kind: libc::c_int, protocol: libc::c_int) -> Vec<Argument> {
     vec![int(0, family), int(1, kind | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK), int(2, protocol)]
 }
 
-/// What a connector is for.
+/// Returns the calls for the work of a connector.
 fn connections() -> Vec<Call> {
     let sockets = vec![
         socket(libc::AF_INET, libc::SOCK_STREAM, 0),
@@ -208,16 +209,16 @@ fn connections() -> Vec<Call> {
     vec![
         (libc::SYS_socket, sockets),
         any(libc::SYS_connect),
-        // Whether a socket leads to this host.
+        // To find out whether a socket leads to this host.
         any(libc::SYS_getsockname),
-        // From a forward's socket to whomever it is to answer.
+        // From a forward's socket to the sender that it answers.
         any(libc::SYS_sendto),
-        // Passing the sockets.
+        // To pass the sockets.
         any(libc::SYS_sendmsg),
     ]
 }
 
-/// What the host services are for.
+/// Returns the calls for the work of the host services.
 fn services() -> Vec<Call> {
     vec![
         when(libc::SYS_openat, &[int(0, libc::AT_FDCWD), int(2, libc::O_RDONLY | libc::O_CLOEXEC)]),
@@ -225,7 +226,7 @@ fn services() -> Vec<Call> {
             libc::SYS_socket,
             vec![
                 socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP),
-                // Connected and never sent from: whether an address is this host's.
+                // Only connected, to find out whether an address belongs to this host. Nothing is sent from it.
                 socket(libc::AF_INET, libc::SOCK_DGRAM, 0),
             ],
         ),
@@ -246,7 +247,7 @@ fn calls(role: Role, pid: u32) -> Vec<Call> {
     [memory(), living(pid), streams(), special].concat()
 }
 
-/// The program of a role in the process `pid`.
+/// Returns the program for a role in the process `pid`.
 pub fn program(role: Role, pid: u32) -> Result<BpfProgram, SandboxError> {
     let text = |e: &dyn std::fmt::Display| SandboxError::Seccomp(e.to_string());
     let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(|e| text(&e))?;
@@ -269,7 +270,7 @@ fn rule(arguments: &[Argument]) -> Result<SeccompRule, seccompiler::BackendError
     SeccompRule::new(arguments.iter().map(condition).collect::<Result<_, _>>()?)
 }
 
-/// Instructions that answer clone3(2) with ENOSYS and go on with any other call: `struct seccomp_data` of
+/// Returns instructions that answer clone3(2) with ENOSYS and continue with any other call: `struct seccomp_data` of
 /// linux/seccomp.h begins with the call's number; the codes are those of linux/bpf_common.h and linux/filter.h.
 fn clone3_is_unknown() -> [sock_filter; 3] {
     let load = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;

@@ -1,5 +1,5 @@
-//! What a process gives up on Linux: user, capabilities, namespaces (`privileges.rs`), files, ports and signals by
-//! Landlock, system calls and their arguments by seccomp (`filter.rs`).
+//! Confinement on Linux: a process gives up its user, capabilities and namespaces (`privileges.rs`), files, ports and
+//! signals with Landlock, and system calls and their arguments with seccomp (`filter.rs`).
 
 mod filter;
 mod privileges;
@@ -15,13 +15,13 @@ use super::{Confinement, SandboxError};
 use filter::Role;
 use privileges::{CAP_NET_RAW, NOBODY};
 
-/// The first ABI of Landlock that knows all that is used here: files, ports, signals and abstract sockets.
+/// The first ABI of Landlock with everything that is used here: files, ports, signals and abstract sockets.
 const LANDLOCK_ABI: ABI = ABI::V6;
-/// What an engine may allocate beyond twice the guest's memory: a boot menu holds a kernel and its initrd before they
-/// are placed, a running machine its queues and decoded code.
+/// Number of bytes that an engine may allocate beyond twice the guest's memory: a boot menu has a kernel and its initrd in
+/// memory before they are placed, and a running machine its queues and decoded code.
 const MEMORY_BEYOND_BYTES: u64 = 2 << 30;
 
-/// Confines the engine child, which has one thread; it may start more until [`seal`]. Root goes on as `run_as`.
+/// Confines the engine child, which has one thread and may start more until [`seal`]. Root becomes `run_as`.
 pub fn enter(run_as: Option<u32>, memory_bytes: u64) -> Result<Confinement, SandboxError> {
     let data_bytes = memory_bytes.saturating_mul(2).saturating_add(MEMORY_BEYOND_BYTES);
     let mut confinement = Confinement::default();
@@ -32,12 +32,12 @@ pub fn enter(run_as: Option<u32>, memory_bytes: u64) -> Result<Confinement, Sand
     Ok(confinement)
 }
 
-/// Takes the right to start threads from the engine child: the guest runs next.
+/// Takes the right to start threads from the engine child. The guest runs next.
 pub fn seal() -> Result<(), SandboxError> {
     seccomp(Role::Machine, &mut Confinement::default())
 }
 
-/// Confines a connector: it opens no file, and connects.
+/// Confines a connector, which opens no files and makes connections.
 pub fn enter_connector(run_as: Option<u32>) -> Result<Confinement, SandboxError> {
     let mut confinement = Confinement::default();
     give_up(run_as, None, false, || false, &mut confinement)?;
@@ -46,8 +46,8 @@ pub fn enter_connector(run_as: Option<u32>) -> Result<Confinement, SandboxError>
     Ok(confinement)
 }
 
-/// Confines the host services: they read files. Where `needs_raw`, asked as the user that root becomes, says so, they keep
-/// the right to raw sockets, of which the filter lets them make ICMP's.
+/// Confines the host services, which read files. If `needs_raw` returns `true`, they keep the right to raw sockets, and the
+/// filter lets them make those of ICMP. It is called as the user that root becomes.
 pub fn enter_host_services(run_as: Option<u32>, needs_raw: impl FnOnce() -> bool) -> Result<Confinement, SandboxError> {
     let mut confinement = Confinement::default();
     give_up(run_as, None, false, needs_raw, &mut confinement)?;
@@ -86,7 +86,7 @@ fn give_up(
     privileges::die_with(parent).map_err(cannot("be tied to its parent"))
 }
 
-/// Root goes on as a user of the guest's own, or as nobody where a user namespace does not know that one.
+/// Changes from root to a user that only this guest has, or to `nobody` if that user is not mapped in the user namespace.
 fn change_user(run_as: Option<u32>, confinement: &mut Confinement) {
     let mut refused = None;
     for uid in run_as.into_iter().chain([NOBODY]) {
@@ -105,7 +105,7 @@ fn change_user(run_as: Option<u32>, confinement: &mut Confinement) {
     confinement.missing.push(format!("uid of its own: it stays root, without capabilities: {why}"));
 }
 
-/// Takes these rights away, as far as this kernel can.
+/// Gives up these rights, as far as the kernel supports it.
 fn landlock(files: BitFlags<AccessFs>, ports: BitFlags<AccessNet>, confinement: &mut Confinement) -> Result<(), SandboxError> {
     let text = |e: landlock::RulesetError| SandboxError::Landlock(e.to_string());
     let rules = Ruleset::default().handle_access(files).map_err(text)?.handle_access(ports).map_err(text)?;
@@ -129,7 +129,7 @@ fn landlock(files: BitFlags<AccessFs>, ports: BitFlags<AccessNet>, confinement: 
     Ok(())
 }
 
-/// Refuses all system calls but those of `role`.
+/// Refuses all system calls except for those of `role`.
 fn seccomp(role: Role, confinement: &mut Confinement) -> Result<(), SandboxError> {
     let program = filter::program(role, std::process::id())?;
     match seccompiler::apply_filter_all_threads(&program) {
@@ -137,7 +137,7 @@ fn seccomp(role: Role, confinement: &mut Confinement) -> Result<(), SandboxError
         Err(seccompiler::Error::Seccomp(e)) if e.raw_os_error() == Some(libc::EINVAL) => {
             confinement.missing.push("seccomp: this kernel was built without it".into());
         }
-        // By a filter that is there already, as a container's.
+        // Another filter refuses it, such as that of a container.
         Err(seccompiler::Error::Seccomp(e)) if matches!(e.raw_os_error(), Some(libc::EPERM | libc::ENOSYS)) => {
             confinement.missing.push(format!("seccomp: {e}"));
         }

@@ -1,6 +1,7 @@
-//! User, capabilities, namespaces and limits of a process, given up for good.
+//! Giving up the user, capabilities, namespaces and limits of a process for good.
 //!
-//! On Linux namespaces, capabilities and the parent-death signal are a thread's: to be called while the process has one.
+//! On Linux namespaces, capabilities and the parent-death signal belong to a thread, so these functions must be called while
+//! the process has one thread.
 //!
 //! An unsafe island: unshare(2), prctl(2), capset(2) and setresuid(2) themselves.
 #![allow(unsafe_code)]
@@ -41,13 +42,13 @@ fn done(answer: libc::c_long) -> io::Result<()> {
     }
 }
 
-/// A prctl(2) whose arguments are numbers.
+/// Calls prctl(2) with numbers as arguments.
 fn prctl(option: libc::c_int, argument: libc::c_ulong) -> io::Result<()> {
     // SAFETY: the options of this file take numbers and touch no memory.
     done(unsafe { libc::prctl(option, argument, 0, 0, 0) }.into())
 }
 
-/// No core file, and at most `data_bytes` of memory of its own, if that is said.
+/// Forbids core files, and limits the private memory to `data_bytes`, if given.
 pub fn limit_resources(data_bytes: Option<u64>) -> io::Result<()> {
     setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
     if let Some(bytes) = data_bytes {
@@ -58,12 +59,12 @@ pub fn limit_resources(data_bytes: Option<u64>) -> io::Result<()> {
     Ok(())
 }
 
-/// A namespace that a process can leave others in.
+/// The kinds of namespaces that a process leaves.
 const NAMESPACES: [(&str, libc::c_int); 3] =
     [("net", libc::CLONE_NEWNET), ("ipc", libc::CLONE_NEWIPC), ("uts", libc::CLONE_NEWUTS)];
 
-/// Moves to namespaces of its own, of the network if `network` says so; a process without the right to it gets there
-/// through a user namespace. The names of those it is in now, and why not of the others.
+/// Moves to new namespaces, including the network if `network` is set. A process without the right to that uses a user
+/// namespace. Returns the names of the new namespaces, and the error of those that failed.
 pub fn leave_namespaces(network: bool) -> (Vec<&'static str>, Option<io::Error>) {
     let (mut left, mut error) = (Vec::new(), None);
     // SAFETY: unshare takes flags and touches no memory.
@@ -83,12 +84,12 @@ pub fn leave_namespaces(network: bool) -> (Vec<&'static str>, Option<io::Error>)
     (left, error)
 }
 
-/// Takes away what a program that is executed could gain, and what a process of the same user can do to this one.
+/// Gives up the rights that the process could gain by executing a program.
 pub fn bar_gains() -> io::Result<()> {
     for capability in 0..64 {
         match prctl(libc::PR_CAPBSET_DROP, capability) {
             Ok(()) => {}
-            // Behind the last capability; or no right to give one up, and then none to give.
+            // After the last capability; or the process has no right to drop one, and then has none.
             Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EPERM)) => break,
             Err(error) => return Err(error),
         }
@@ -96,15 +97,15 @@ pub fn bar_gains() -> io::Result<()> {
     prctl(libc::PR_SET_NO_NEW_PRIVS, 1)
 }
 
-/// Goes on as user and group `uid`, with no other group; permitted capabilities stay until
-/// [`keep_capabilities`] takes them.
+/// Changes to user and group `uid`, with no other group. Permitted capabilities stay until [`keep_capabilities`] drops
+/// them.
 pub fn become_user(uid: u32) -> io::Result<()> {
     if uid == 0 || uid == u32::MAX {
-        // Root, and setresuid(2)'s word for no change.
+        // Root, and the value for "no change" in setresuid(2).
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }
     prctl(libc::PR_SET_KEEPCAPS, 1)?;
-    // A user namespace may deny it; whoever made that has chosen its groups.
+    // A user namespace may refuse it. Its creator has chosen the groups then.
     // SAFETY: an empty list is not looked at.
     let _ = unsafe { libc::setgroups(0, std::ptr::null()) };
     // SAFETY: both take numbers and touch no memory.
@@ -113,7 +114,7 @@ pub fn become_user(uid: u32) -> io::Result<()> {
     done(unsafe { libc::setresuid(uid, uid, uid) }.into())
 }
 
-/// Keeps the capabilities of `kept` that it has, and gives up all others.
+/// Keeps those of the capabilities `kept` that the process has, and gives up all others.
 pub fn keep_capabilities(kept: &[u32]) -> io::Result<()> {
     let mut data = [CapabilityData::default(); 2];
     for &capability in kept {
@@ -121,19 +122,20 @@ pub fn keep_capabilities(kept: &[u32]) -> io::Result<()> {
         data[capability as usize / 32].effective |= bit;
         data[capability as usize / 32].permitted |= bit;
     }
-    // Before 4.3 there is no such set.
+    // Before Linux 4.3 there is no ambient set.
     let _ = prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL);
     let header = CapabilityHeader { version: CAPABILITY_VERSION_3, pid: 0 };
     // SAFETY: the kernel reads one header and, for version 3, two sets; both live over the call.
     done(unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) })
 }
 
-/// Keeps processes of the same user from looking into this one.
+/// Prevents processes of the same user from tracing this one.
 pub fn hide_from_tracers() -> io::Result<()> {
     prctl(libc::PR_SET_DUMPABLE, 0)
 }
 
-/// Asks again to be killed when `parent` ends: a change of user ends that wish (prctl(2)). An error if it is gone.
+/// Requests again that the process is killed when `parent` ends, since a change of the user clears that (prctl(2)). Fails if
+/// the parent has ended.
 pub fn die_with(parent: nix::unistd::Pid) -> io::Result<()> {
     prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong)?;
     match nix::unistd::getppid() == parent {
