@@ -91,7 +91,7 @@ pub fn in_foreground(app: &App, guest: &GuestDir, stream: UnixStream) -> Result<
     match talk(app, guest, &Session::default(), &mut client, true, None)? {
         End::Detached => {
             let name = guest.name();
-            app.ui.done(format!("\nleft the console; {name} runs on until this command ends (Ctrl-C stops it)"));
+            app.ui.done(format!("\nleft the console; {name} keeps running until this command ends (Ctrl-C stops it)"));
         }
         End::TerminalGone => drop(end_guest(guest, &Request::Stop { timeout_ms: None }, None)?),
         End::GuestStopped | End::Signal(_) => {}

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use super::group::{Group, Meant, agree_on_all, of_names};
+use super::group::{Group, Targets, agree_on_all, of_names};
 use super::stop::is_running;
 use super::{App, ExitStatus, Failure, Guests, Outcome};
 use crate::config::{AutostartConfig, AutostartWait};
@@ -38,19 +38,19 @@ impl Args {
     pub fn run(self, app: &App) -> Outcome {
         let end = Instant::now() + self.timeout;
         let context = app.context()?;
-        let meant = self.group.meant(app, &context)?;
-        let those = match &meant {
-            Meant::Named(names) => of_names(names),
+        let targets = self.group.targets(app, &context)?;
+        let those = match &targets {
+            Targets::Named(names) => of_names(names),
             _ => Guests { all: true, ..Guests::default() },
         };
         let mut patience: HashMap<String, Duration> = HashMap::new();
         let mut candidates = Vec::new();
-        let is_meant = |name: &str| match &meant {
-            Meant::Fleet(fleet) => fleet.members.iter().any(|member| member == name),
+        let is_target = |name: &str| match &targets {
+            Targets::Fleet(fleet) => fleet.members.iter().any(|member| member == name),
             _ => true,
         };
         let worst = app.each_in_turn(those.choose(&context)?, |guest| {
-            if is_meant(guest.name()) && is_running(guest) {
+            if is_target(guest.name()) && is_running(guest) {
                 // A guest whose file is broken by now is stopped nevertheless.
                 let config = Definition::load(guest, context.surroundings()).ok().map(|definition| definition.config);
                 let timeout = config.as_ref().map_or(Duration::from_secs(60), |config| config.stop_timeout);
@@ -60,7 +60,7 @@ impl Args {
             }
             Ok(ExitStatus::Done)
         })?;
-        if meant == Meant::Unsaid && !candidates.is_empty() && !is_stopped_service() {
+        if targets == Targets::Unspecified && !candidates.is_empty() && !is_stopped_service() {
             let names: Vec<String> = candidates.iter().map(|candidate| candidate.name.clone()).collect();
             agree_on_all("Stop", &names, "")?;
         }

@@ -19,7 +19,7 @@ pub enum Typed {
 
 /// The text for `~?`.
 pub const HELP: &str = "\
-~.   leave the console; the guest runs on
+~.   leave the console; the guest keeps running
 ~s   ask the guest to stop
 ~~   a tilde
 ~w   tell the guest the size of this window (types a `stty` command)

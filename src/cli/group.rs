@@ -26,17 +26,17 @@ pub struct Group {
     all: bool,
 }
 
-/// Which guests those are.
+/// The guests that a command acts on.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Meant {
-    /// Names and globs, as they were written.
+pub enum Targets {
+    /// Names and globs from the command line.
     Named(Vec<String>),
-    /// The guests of a fleet that are there.
+    /// The existing guests of a fleet.
     Fleet(Fleet),
     /// All guests of the datastore.
     All,
-    /// Nothing was named, and the folder has no fleet file: all guests, once the user has agreed.
-    Unsaid,
+    /// Neither was given: all guests, once the user has agreed.
+    Unspecified,
 }
 
 /// The guests of a fleet on this host.
@@ -44,24 +44,24 @@ pub enum Meant {
 pub struct Fleet {
     /// Its name.
     pub name: String,
-    /// Those that are there, also those that its file does not name any more.
+    /// Existing guests, including those that its file no longer names.
     pub members: Vec<String>,
-    /// Those that its file names and that are not made yet.
+    /// Guests of its file that do not exist yet.
     pub missing: Vec<String>,
 }
 
 impl Group {
-    /// Returns what was written on the command line, and what the folder has.
-    pub fn meant(&self, app: &App, context: &CommandContext) -> Result<Meant, Failure> {
+    /// Returns the guests that the command line or the fleet file of the folder names.
+    pub fn targets(&self, app: &App, context: &CommandContext) -> Result<Targets, Failure> {
         if self.all {
-            return Ok(Meant::All);
+            return Ok(Targets::All);
         }
         let files: Vec<&String> = self.names.iter().filter(|name| is_file(name, context)).collect();
         match (&files[..], self.names.len()) {
-            ([], 0) if Path::new(FLEET_FILE).is_file() => Ok(Meant::Fleet(Fleet::look(app, context, FLEET_FILE.into())?)),
-            ([], 0) => Ok(Meant::Unsaid),
-            ([], _) => Ok(Meant::Named(self.names.clone())),
-            ([file], 1) => Ok(Meant::Fleet(Fleet::look(app, context, file.into())?)),
+            ([], 0) if Path::new(FLEET_FILE).is_file() => Ok(Targets::Fleet(Fleet::look(app, context, FLEET_FILE.into())?)),
+            ([], 0) => Ok(Targets::Unspecified),
+            ([], _) => Ok(Targets::Named(self.names.clone())),
+            ([file], 1) => Ok(Targets::Fleet(Fleet::look(app, context, file.into())?)),
             ([file, ..], _) => Err(Failure::user(format!("the fleet file `{file}` stands alone, and more was named"))
                 .hint("name guests, or one fleet file")),
         }

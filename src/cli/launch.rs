@@ -106,7 +106,7 @@ fn start_or_remove(app: &App, context: &CommandContext, guest: &GuestDir, how: &
     boot_or_remove(app, context, guest, &[])?;
     let outcome = start::then(app, guest, how);
     if outcome.is_err() {
-        let (name, is) = (guest.name(), if is_running(guest) { "runs on" } else { "stays" });
+        let (name, is) = (guest.name(), if is_running(guest) { "keeps running" } else { "stays" });
         app.ui.warn(format!("{name} {is}: `vmctl logs {name}` shows its console, `vmctl destroy {name}` removes it"));
     }
     outcome

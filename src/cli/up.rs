@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Mutex;
 
-use super::group::{Group, Meant, agree_on_all, of_names};
+use super::group::{Group, Targets, agree_on_all, of_names};
 use super::selection::CommandContext;
 use super::start::{How, start};
 use super::stop::is_running;
@@ -32,17 +32,17 @@ pub struct Args {
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
         let context = app.context()?;
-        let meant = self.group.meant(app, &context)?;
-        match &meant {
-            Meant::Named(names) => start_all(app, &context, names, self.parallel),
-            Meant::Fleet(fleet) => {
+        let targets = self.group.targets(app, &context)?;
+        match &targets {
+            Targets::Named(names) => start_all(app, &context, names, self.parallel),
+            Targets::Fleet(fleet) => {
                 let missing = fleet.not_made().map_or(ExitStatus::Done, |failure| app.ui.failure_about(false, "", &failure));
                 Ok(missing.max(start_those(app, &context, &Those::Members(&fleet.members), self.parallel)?))
             }
-            Meant::All | Meant::Unsaid => {
+            Targets::All | Targets::Unspecified => {
                 let stopped: Vec<String> =
                     context.store.names()?.into_iter().filter(|name| !is_running(&context.store.directory_of(name))).collect();
-                if meant == Meant::Unsaid && !stopped.is_empty() {
+                if targets == Targets::Unspecified && !stopped.is_empty() {
                     agree_on_all("Start", &stopped, "; `vmctl autostart start` starts those with `autostart`")?;
                 }
                 start_those(app, &context, &Those::All, self.parallel)

@@ -295,7 +295,7 @@ fn the_escapes_mean_the_same_in_console_and_in_run() {
     let mut run = Terminal::open(&world, &["run", "g"]);
     run.wait_for("login:");
     run.type_in("~.");
-    run.wait_for("left the console; g runs on until this command ends");
+    run.wait_for("left the console; g keeps running until this command ends");
     assert!(!run.is_raw());
     assert_eq!(world.word("g"), "running");
     let mut console = Terminal::open(&world, &["console", "g"]);

@@ -322,7 +322,7 @@ pub enum End {
     /// It is killed, and nothing is left of it.
     Killed,
     /// It gets SIGINT, or its streams end, because it has to clean up. It is killed if that takes too long.
-    Told,
+    Asked,
 }
 
 /// Time-out for a child to clean up.
@@ -353,7 +353,7 @@ impl RunningEngine {
         let inherited = [(CONSOLE_FD, console_child.into()), (CONTROL_FD, control_child.into()), (LEASE_FD, lease)];
         let child = match end {
             End::Killed => spawn_tied(&mut command, &inherited),
-            End::Told => spawn_untied(&mut command, &inherited),
+            End::Asked => spawn_untied(&mut command, &inherited),
         };
         let child = child.map_err(failed)?;
         console.set_nonblocking(true).map_err(failed)?;
@@ -443,8 +443,8 @@ impl RunningEngine {
     pub fn kill(&mut self) {
         match (self.end, self.kill_at) {
             (End::Killed, _) => drop(self.child.kill()),
-            (End::Told, Some(_)) => {}
-            (End::Told, None) => {
+            (End::Asked, Some(_)) => {}
+            (End::Asked, None) => {
                 self.kill_at = Some(Instant::now() + CLEANUP_PATIENCE);
                 let pid = nix::unistd::Pid::from_raw(self.child.id() as i32);
                 let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT);
@@ -470,7 +470,7 @@ impl RunningEngine {
     pub fn exited(&mut self) -> Option<std::process::ExitStatus> {
         use std::os::unix::process::ExitStatusExt;
         let status = self.child.try_wait().ok().flatten()?;
-        let signal = status.code().filter(|_| self.end == End::Told).and_then(outcome::End::signal_of);
+        let signal = status.code().filter(|_| self.end == End::Asked).and_then(outcome::End::signal_of);
         Some(signal.map_or(status, ExitStatusExt::from_raw))
     }
 }
@@ -481,7 +481,7 @@ impl Drop for RunningEngine {
             return;
         }
         self.kill();
-        while self.end == End::Told && self.exited().is_none() && self.kill_at.is_some_and(|at| Instant::now() < at) {
+        while self.end == End::Asked && self.exited().is_none() && self.kill_at.is_some_and(|at| Instant::now() < at) {
             std::thread::sleep(Duration::from_millis(10));
         }
         let _ = self.child.kill();

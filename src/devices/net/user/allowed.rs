@@ -115,25 +115,25 @@ mod tests {
         }
     }
 
-    /// Makes sockets that lead nowhere and tells by their error what it was asked for: a test reaches no host.
-    struct Telling;
+    /// Refuses every connection with an error that names the requested scope, so that a test reaches no host.
+    struct Refusing;
 
     const EVERYWHERE: i32 = 9001;
     const OTHER_HOSTS: i32 = 9002;
 
-    fn told<T>(scope: Scope) -> io::Result<T> {
+    fn refuse<T>(scope: Scope) -> io::Result<T> {
         Err(io::Error::from_raw_os_error(if scope == Scope::Everywhere { EVERYWHERE } else { OTHER_HOSTS }))
     }
 
-    impl Sockets for Telling {
+    impl Sockets for Refusing {
         fn tcp(&self, _: SocketAddr, scope: Scope) -> io::Result<TcpStream> {
-            told(scope)
+            refuse(scope)
         }
         fn udp(&self, _: SocketAddr, scope: Scope) -> io::Result<UdpSocket> {
-            told(scope)
+            refuse(scope)
         }
         fn echo(&self, _: Ipv4Addr, scope: Scope) -> io::Result<EchoSocket> {
-            told(scope)
+            refuse(scope)
         }
         fn forward(&self, socket: UdpSocket) -> io::Result<ForwardSocket> {
             Ok(ForwardSocket::Own(socket))
@@ -194,7 +194,7 @@ mod tests {
 
     #[test]
     fn an_engine_that_asks_for_the_host_and_its_neighbours_is_refused() {
-        let world = world(vec![nic(Reach::default())], Telling);
+        let world = world(vec![nic(Reach::default())], Refusing);
         for to in ALL_REFUSE.into_iter().chain(["127.0.0.1:22", "127.0.0.1:53", "169.254.169.254:80", "127.0.0.53:54"]) {
             assert_eq!((world.tcp(to, Scope::Everywhere), world.udp(to)), (libc::EACCES, libc::EACCES), "{to}");
         }
@@ -234,7 +234,7 @@ mod tests {
     fn a_connector_allows_what_any_interface_does_and_no_more() {
         let ports = Ports { protocol: Protocol::Udp, first: 5000, last: 5002 };
         let isolated = Reach { isolated: true, link_local: true, host_ports: vec![ports], ..Reach::default() };
-        let inside = world(vec![nic(isolated.clone())], Telling);
+        let inside = world(vec![nic(isolated.clone())], Refusing);
         for to in ALL_REFUSE.into_iter().chain(["192.0.2.1:80", "169.254.169.254:80", "127.0.0.53:53", "192.0.2.1:5000"]) {
             assert_eq!((inside.tcp(to, Scope::Everywhere), inside.udp(to)), (libc::EACCES, libc::EACCES), "{to}");
         }
@@ -242,22 +242,22 @@ mod tests {
         assert_eq!(inside.engine.name_servers(), None, "it has none");
         assert_eq!(inside.asked.load(Ordering::SeqCst), 0);
         // With one that leads out beside it.
-        let both = world(vec![nic(isolated), nic(Reach::default())], Telling);
+        let both = world(vec![nic(isolated), nic(Reach::default())], Refusing);
         assert_eq!(both.udp("127.0.0.1:5002"), EVERYWHERE);
         assert_eq!(both.tcp("192.0.2.1:80", Scope::Everywhere), OTHER_HOSTS);
         assert_eq!(both.tcp("169.254.169.254:80", Scope::Everywhere), libc::EACCES, "that one is isolated");
-        let all = world(vec![nic(Reach { host_access: true, link_local: true, ..Reach::default() })], Telling);
+        let all = world(vec![nic(Reach { host_access: true, link_local: true, ..Reach::default() })], Refusing);
         for (to, scope) in [("127.0.0.1:22", EVERYWHERE), ("192.0.2.1:22", EVERYWHERE), ("169.254.169.254:80", EVERYWHERE)] {
             assert_eq!(all.tcp(to, Scope::Everywhere), scope, "{to}");
         }
         assert_eq!(all.tcp("192.0.2.1:22", Scope::OtherHosts), OTHER_HOSTS, "less is what was asked for");
         assert_eq!(all.tcp("127.0.0.2:22", Scope::Everywhere), libc::EACCES);
-        assert_eq!(world(vec![], Telling).tcp("192.0.2.1:22", Scope::OtherHosts), libc::EACCES, "no interface, no reach");
+        assert_eq!(world(vec![], Refusing).tcp("192.0.2.1:22", Scope::OtherHosts), libc::EACCES, "no interface, no reach");
     }
 
     #[test]
     fn name_servers_are_reached_wherever_they_are_and_only_as_such() {
-        let world = world(vec![nic(Reach::default())], Telling);
+        let world = world(vec![nic(Reach::default())], Refusing);
         assert_eq!((world.udp("127.0.0.53:53"), world.tcp("127.0.0.53:53", Scope::Everywhere)), (EVERYWHERE, EVERYWHERE));
         assert_eq!(world.engine.name_servers(), Some(vec![at("127.0.0.53:53")]));
         // The host has moved.
@@ -266,7 +266,7 @@ mod tests {
         assert_eq!(world.udp("127.0.0.53:53"), libc::EACCES);
         // One of the guest's own is one, and the host's is not.
         let own = NicReach { name_servers: vec![at("127.0.0.1:5353")], ..NicReach::default() };
-        let fixed = self::world(vec![own], Telling);
+        let fixed = self::world(vec![own], Refusing);
         assert_eq!((fixed.udp("127.0.0.1:5353"), fixed.udp("127.0.0.53:53")), (EVERYWHERE, libc::EACCES));
         assert_eq!(fixed.engine.name_servers(), None);
     }

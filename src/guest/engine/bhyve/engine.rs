@@ -53,7 +53,7 @@ impl Engine for BhyveEngine {
     fn spawn(&self, guest: &GuestDir, lease: &File) -> Result<RunningEngine> {
         let mut command = Command::new(&self.program);
         command.args(["bhyve", "--spec"]).arg(guest.spec_file());
-        RunningEngine::start(command, lease, End::Told)
+        RunningEngine::start(command, lease, End::Asked)
     }
 
     fn has_left(&self, guest: &GuestDir) -> bool {
