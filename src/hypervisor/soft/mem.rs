@@ -91,8 +91,8 @@ impl Cpu {
     #[inline(always)]
     pub fn store<T: Operand + SlowOperand>(&mut self, addr: u64, value: T) -> Result<(), Fault> {
         match self.fast_write_ptr::<T>(addr) {
-            // SAFETY: as in `load`, and the page is writable and holds no decoded code.
             Some(ptr) => {
+                // SAFETY: as in `load`, and the page is writable and holds no decoded code.
                 unsafe { ptr.write_unaligned(value) };
                 Ok(())
             }
