@@ -136,7 +136,7 @@ fn launch_goes_from_an_image_of_the_cache_to_a_running_guest_that_ssh_finds() {
     let arguments: Vec<&str> = ["launch", "base", "g"].into_iter().chain(sets).collect();
     vmctl(&arguments).ok().says("g is running");
     let block = vmctl(&["ssh-config", "g"]).ok().out;
-    assert!(block.contains("    Port 42") && block.contains("ds/ssh/id_ed25519"), "{block}");
+    assert!(block.contains("    Port 7") && block.contains("ds/ssh/id_ed25519"), "{block}");
     vmctl(&["launch", "base"]).fails(1, "no guest is named");
     vmctl(&["launch", "neither-image-nor-template", "h"]).fails(1, "neither-image-nor-template");
 }
