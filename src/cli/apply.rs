@@ -6,13 +6,14 @@ use std::sync::Mutex;
 use dialoguer::{Confirm, Input};
 
 use super::plan::{FleetSelection, Reboot, refusals, show};
-use super::progress::ProgressDisplay;
+use super::progress::{Awaited, ProgressDisplay, asking, watch_signals};
 use super::render::FleetFile;
 use super::selection::CommandContext;
 use super::{App, ExitStatus, Failure, Outcome};
 use crate::config::Fleet;
 use crate::guest::fleet::apply::{Apply, FleetLock, Manner};
 use crate::guest::fleet::plan::{self, FleetPlan, GuestAction};
+use crate::guest::logs::LastLine;
 
 /// Change the guests to match a fleet file
 ///
@@ -44,6 +45,7 @@ pub struct Args {
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
+        watch_signals();
         let (fleet, context) = self.fleet.load_with_context(app)?;
         let waiting = |pid: u32| app.ui.done(format!("waiting for another apply (process {pid})"));
         let lock = FleetLock::take(&fleet.name, context.surroundings().datastore, self.wait, waiting)?;
@@ -76,7 +78,7 @@ impl Args {
             let flags = if plan.destroys() { "add `--yes` beside `--prune`" } else { "add `--yes`" };
             return Err(Failure::user("nothing is applied without confirmation").hint(flags));
         }
-        let asked = Confirm::new().with_prompt("Apply this?").default(false).interact();
+        let asked = asking(|| Confirm::new().with_prompt("Apply this?").default(false).interact());
         if !asked.map_err(unanswered)? {
             return Err(Failure::user("nothing was applied"));
         }
@@ -86,7 +88,8 @@ impl Args {
                 "{count} guests and their disks, or disks of others, are removed permanently. Type `{}` to continue",
                 plan.fleet
             );
-            let answer: String = Input::new().with_prompt(prompt).allow_empty(true).interact_text().map_err(unanswered)?;
+            let answer =
+                asking(|| Input::<String>::new().with_prompt(prompt).allow_empty(true).interact_text()).map_err(unanswered)?;
             if answer != plan.fleet {
                 return Err(Failure::user("nothing was applied"));
             }
@@ -107,7 +110,20 @@ pub fn carry_out(
 ) -> Outcome {
     let worst = Mutex::new(ExitStatus::Done);
     let manner = Manner { parallel, prune, reboot, progress: &ProgressDisplay::new(&app.ui) };
-    Apply { lock, fleet, plan, store: &context.store, surroundings: context.surroundings(), manner }.run(|outcome| {
+    let begin = |name: &str, action: GuestAction| {
+        let (what, reboots) = match action {
+            GuestAction::Create => ("making its disks", false),
+            GuestAction::Destroy => ("removing its disks", false),
+            _ if reboot => ("changing it, and waiting until it has shut down and runs again", true),
+            _ => ("changing it", false),
+        };
+        let file = fleet.file.display();
+        let goes_on = format!("{name} is half done, and the next `vmctl apply` finishes it or puts it back: {file}");
+        let log = reboots.then(|| LastLine::from_now(context.store.directory_of(name).console_log()));
+        app.ui.wait(Awaited { log, ..Awaited::work(name, what, goes_on) })
+    };
+    let apply = Apply { lock, fleet, plan, store: &context.store, surroundings: context.surroundings(), manner };
+    apply.run(begin, |outcome| {
         let words = match outcome.action {
             GuestAction::Create => "is made",
             GuestAction::Destroy => "is gone",

@@ -3,6 +3,7 @@
 use std::io::{BufRead, IsTerminal, Write};
 
 use super::Failure;
+use super::progress::asking;
 
 /// The user's consent to the same thing for each of several items.
 pub struct Consent {
@@ -29,7 +30,7 @@ impl Consent {
         let answers = if self.many { "[y/N/all]" } else { "[y/N]" };
         let _ = write!(std::io::stderr(), "{question} {answers} ");
         let mut answer = String::new();
-        std::io::stdin().lock().read_line(&mut answer)?;
+        asking(|| std::io::stdin().lock().read_line(&mut answer))?;
         Ok(self.take(&answer))
     }
 

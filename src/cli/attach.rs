@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{SigSet, Signal};
 
 use super::escape::{Escapes, HELP, Typed};
+use super::progress::leave_signals;
 use super::{App, ExitStatus, Failure, Outcome};
 use crate::guest::control::{CONNECT_PATIENCE, ControlClient, Frame, Reply, Request, parse_reply};
 use crate::guest::launcher;
@@ -129,6 +130,7 @@ fn talk(
 
 /// Returns a stream of the signals that end or change a session, as bytes.
 pub fn signal_stream() -> Result<UnixStream, Failure> {
+    leave_signals();
     let set =
         SigSet::from_iter([Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGWINCH, Signal::SIGPIPE]);
     set.thread_block()?;

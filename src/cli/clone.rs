@@ -1,5 +1,6 @@
 //! `vmctl clone`: copies a stopped guest.
 
+use super::progress::{Awaited, watch_signals};
 use super::{App, ExitStatus, Outcome};
 use crate::guest::clone::clone;
 use crate::guest::provision::Copying;
@@ -24,11 +25,15 @@ pub struct Args {
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
+        watch_signals();
         let context = app.context()?;
         let guest = context.store.guest(&self.guest)?;
         let how = if self.linked { Copying::Linked } else { Copying::Whole };
         app.ui.each(&self.names, String::clone, |name| {
+            let undone = format!("{name} is not made; the next command removes what was copied");
+            let shown = app.ui.wait(Awaited::work(name, format!("copying the disks of {}", self.guest), undone));
             let cloned = clone(&context.store, &guest, name, how, context.surroundings())?;
+            drop(shown);
             app.ui.done(format!("{name} is a copy of {}", self.guest));
             cloned.notes.iter().for_each(|note| app.ui.done(format!("{name}: {note}")));
             Ok(ExitStatus::Done)

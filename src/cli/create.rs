@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::progress::ProgressDisplay;
+use super::progress::{Awaited, ProgressDisplay, watch_signals};
 use super::selection::CommandContext;
 use super::{App, ExitStatus, Failure, Outcome};
 use crate::guest::create::{self, Origin};
@@ -42,6 +42,7 @@ pub struct NewGuestArgs {
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
+        watch_signals();
         let context = app.context()?;
         self.guests.each(app, &context, |guest| {
             app.ui.done(format!("{} is made", guest.name()));
@@ -82,7 +83,9 @@ impl NewGuestArgs {
             if self.to_start {
                 create::check_engine(name, &origin, &self.sets, context.surroundings())?;
             }
+            let shown = app.ui.wait(Awaited::making(name));
             let guest = create::create(&context.store, name, &origin, &self.sets, context.surroundings(), &progress)?;
+            drop(shown);
             then(&guest)
         })
     }

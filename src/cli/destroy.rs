@@ -6,6 +6,7 @@ use super::apply::carry_out;
 use super::ask::{Consent, count};
 use super::group::FLEET_FILE;
 use super::plan::refusals;
+use super::progress::Awaited;
 use super::render::FleetFile;
 use super::selection::CommandContext;
 use super::stop::is_running;
@@ -66,6 +67,8 @@ impl Args {
             if !consent.ask(&format!("Remove {name} and its disks?"), unasked)? {
                 return Err(Failure::user(format!("`{name}` was not removed")));
             }
+            let goes_on = format!("{name} is half removed; the next command removes the rest");
+            let _shown = app.ui.wait(Awaited::work(name, "removing it and its disks", goes_on));
             power_off(guest, &context)?;
             let stays = what_stays(guest, &context);
             create::destroy(&context.store, guest, context.surroundings())?;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::ask::Consent;
-use super::progress::{ProgressDisplay, watch_signals};
+use super::progress::{Awaited, ProgressDisplay, watch_signals};
 use super::{App, ExitStatus, Failure, Outcome, entries};
 use crate::guest::change::{self, Class};
 use crate::guest::definition::{Definition, Surroundings};
@@ -107,7 +107,11 @@ impl Args {
                 keys.extend(device.map(|device| ("device", change::text(&device))));
                 keys.extend(ro.then(|| ("ro", "true".to_owned())));
                 watch_signals();
+                let name = guest.name();
+                let undone = format!("{name}: disk {disk} is not added; the next command removes what there is of it");
+                let shown = app.ui.wait(Awaited::work(name, format!("making disk {disk}"), undone));
                 let when = change::add_disk(&guest, &disk, &keys, surroundings, &ProgressDisplay::new(&app.ui))?;
+                drop(shown);
                 entries::done(app, &guest, Class::Disk, &disk, "added", when)
             }
             DiskCommand::Remove { guest, disk, purge, yes } => {

@@ -5,7 +5,8 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use super::group::{Group, Targets, agree_on_all, of_names};
-use super::stop::is_running;
+use super::progress::watch_signals;
+use super::stop::{ending, is_running};
 use super::{App, ExitStatus, Failure, Guests, Outcome};
 use crate::config::{AutostartConfig, AutostartWait};
 use crate::guest::autostart::{Candidate, Direction, Schedule, share};
@@ -37,6 +38,7 @@ const GOING: Duration = Duration::from_secs(2);
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
         let end = Instant::now() + self.timeout;
+        watch_signals();
         let context = app.context()?;
         let targets = self.group.targets(app, &context)?;
         let those = match &targets {
@@ -94,7 +96,9 @@ fn stop(app: &App, context: &super::selection::CommandContext, name: &str, timeo
     let guest = context.store.guest(name)?;
     // The guests after it have their time, however long this one takes.
     let until = Instant::now() + timeout.min(end.saturating_duration_since(Instant::now())) + GOING;
-    match end_guest(&guest, &Request::Stop { timeout_ms: Some(timeout.as_millis() as u64) }, Some(until)) {
+    let request = Request::Stop { timeout_ms: Some(timeout.as_millis() as u64) };
+    let _shown = app.ui.wait(ending(&guest, &request));
+    match end_guest(&guest, &request, Some(until)) {
         Ok(ended) => app.ui.done(format!("{name} has stopped: {}", ended.words())),
         // It ended by itself meanwhile.
         Err(_) if !is_running(&guest) => app.ui.done(format!("{name} has stopped")),

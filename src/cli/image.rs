@@ -262,7 +262,6 @@ pub fn import(app: &App, request: &Request) -> Outcome {
     let display = ProgressDisplay::new(&app.ui);
     let host = app.host()?;
     let obtained = Images { host: &host, progress: &display }.fetcher()?.import(request)?;
-    drop(display);
     app.ui.done(format!("{} `{}` is there, {}", obtained.kind.name(), obtained.name, size_words(obtained.size_bytes)));
     Ok(ExitStatus::Done)
 }

@@ -2,12 +2,12 @@
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dialoguer::{Input, Select};
 
 use super::launch::boot_or_remove;
-use super::progress::{ProgressDisplay, watch_signals};
+use super::progress::{Awaited, ProgressDisplay, asking, watch_signals};
 use super::run::InstallerRun;
 use super::selection::CommandContext;
 use super::start::{self, How};
@@ -109,7 +109,8 @@ impl Args {
         let guest = match is_new {
             false => self.there(&context)?,
             true => {
-                let origin = self.new.origin(&context)?;
+                let origin = asking(|| self.new.origin(&context))?;
+                let _shown = app.ui.wait(Awaited::making(&self.guest));
                 create::create(&context.store, &self.guest, &origin, &self.new.sets, context.surroundings(), &progress)?
             }
         };
@@ -131,8 +132,9 @@ impl Args {
             (false, _) => How::with_console(),
         };
         if is_new {
+            let began = Instant::now();
             boot_or_remove(app, &context, &guest, &run.words())?;
-            return start::then(app, &guest, &how);
+            return start::then(app, &context, &guest, &how, began);
         }
         start::start_installer(app, &context, &guest, &how, &run.words())
     }

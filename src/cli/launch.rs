@@ -1,9 +1,10 @@
 //! `vmctl launch`: creates guests, starts them, and waits.
 
 use std::ffi::OsString;
+use std::time::Instant;
 
 use super::create::NewGuestArgs;
-use super::progress::{ProgressDisplay, watch_signals};
+use super::progress::{Awaited, ProgressDisplay, watch_signals};
 use super::selection::CommandContext;
 use super::start::{self, How};
 use super::stop::is_running;
@@ -41,6 +42,7 @@ pub struct Args {
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
+        watch_signals();
         let context = app.context()?;
         let how = if self.console { How::with_console() } else { How::plain(!self.no_wait) };
         if self.guests.is_by_image() {
@@ -57,7 +59,6 @@ fn by_image(app: &App, context: &CommandContext, what: &NewGuestArgs, checksum: 
         return Err(Failure::user(format!("no guest is named for `{image}`"))
             .hint("`vmctl launch IMAGE GUEST`, or `--file`, or `--template`"));
     }
-    watch_signals();
     let progress = ProgressDisplay::new(&app.ui);
     let images = Images { host: &context.host, progress: &progress };
     let fetcher = images.fetcher()?;
@@ -95,7 +96,9 @@ fn by_image(app: &App, context: &CommandContext, what: &NewGuestArgs, checksum: 
         boot.extend(obtained.initrd.clone().map(|path| (path, "initrd.img")));
         let text = launch_file::text(&obtained, (&source, checksum), &key, port, context.host.engine());
         let origin = Origin::Image { text, boot, user: obtained.facts.user.clone() };
+        let shown = app.ui.wait(Awaited::making(name));
         let guest = create::create(&context.store, name, &origin, &what.sets, context.surroundings(), &progress)?;
+        drop(shown);
         start_or_remove(app, context, &guest, how)
     })
 }
@@ -103,8 +106,9 @@ fn by_image(app: &App, context: &CommandContext, what: &NewGuestArgs, checksum: 
 /// Starts a guest that was made just now. One that does not come as far as to run is removed again; one that has run stays,
 /// with what it said.
 fn start_or_remove(app: &App, context: &CommandContext, guest: &GuestDir, how: &How) -> Outcome {
+    let began = Instant::now();
     boot_or_remove(app, context, guest, &[])?;
-    let outcome = start::then(app, guest, how);
+    let outcome = start::then(app, context, guest, how, began);
     if outcome.is_err() {
         let (name, is) = (guest.name(), if is_running(guest) { "keeps running" } else { "stays" });
         app.ui.warn(format!("{name} {is}: `vmctl logs {name}` shows its console, `vmctl destroy {name}` removes it"));

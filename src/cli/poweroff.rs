@@ -1,5 +1,6 @@
 //! `vmctl poweroff`: powers guests off.
 
+use super::progress::watch_signals;
 use super::stop::end_each;
 use super::{App, Guests, Outcome};
 use crate::guest::control::Request;
@@ -13,6 +14,7 @@ pub struct Args {
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
+        watch_signals();
         let context = app.context()?;
         end_each(app, self.guests.choose(&context)?, false, Request::Poweroff)
     }

@@ -1,12 +1,14 @@
 //! `vmctl restart`: restarts guests.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::start::{self, How, wait_ready};
+use super::progress::{Awaited, watch_signals};
+use super::start::{self, How, is_ready, wait_ready};
 use super::stop::is_running;
 use super::{App, ExitStatus, Failure, Guests, Outcome};
 use crate::guest::control::{Reply, Request};
 use crate::guest::launcher;
+use crate::guest::logs::LastLine;
 
 /// Stop guests as `stop` does and boot them again
 ///
@@ -29,6 +31,7 @@ pub struct Args {
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
+        watch_signals();
         let context = app.context()?;
         let timeout_ms = if self.force { Some(0) } else { self.timeout.map(|timeout| timeout.as_millis() as u64) };
         app.each_guest(self.guests.choose(&context)?, |guest, named| {
@@ -36,14 +39,26 @@ impl Args {
                 let how = How::plain(self.wait);
                 return if named { start::start(app, &context, guest, &how) } else { Ok(ExitStatus::Done) };
             }
+            let name = guest.name();
+            let began = Instant::now();
+            let shown = app.ui.wait(Awaited {
+                name: name.to_owned(),
+                what: "waiting until it has shut down and runs again".into(),
+                limit: None,
+                log: Some(LastLine::from_now(guest.console_log())),
+                goes_on: format!("{name} goes on shutting down, and then boots again: `vmctl wait {name}`"),
+            });
             match launcher::ask_once(guest, Request::Restart { timeout_ms })? {
-                Reply::Running => {}
+                Reply::Running => drop(shown),
                 other => return Err(Failure::machine(anyhow::anyhow!("the supervisor answered {other:?}"))),
             }
-            if self.wait {
-                wait_ready(guest, None)?;
+            match self.wait {
+                true => {
+                    wait_ready(app, &context, guest, None)?;
+                    app.ui.done(is_ready(&context, guest, began).replacen("is ready", "is ready again", 1));
+                }
+                false => app.ui.done(format!("{name} is running again: vmctl console {name}")),
             }
-            app.ui.done(format!("{} is {} again", guest.name(), if self.wait { "ready" } else { "running" }));
             Ok(ExitStatus::Done)
         })
     }

@@ -2,19 +2,22 @@
 
 use std::ffi::OsString;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::attach::{self, Session};
-use super::progress::ProgressDisplay;
+use super::progress::{Awaited, ProgressDisplay, seconds, watch_signals};
 use super::selection::CommandContext;
 use super::{App, ExitStatus, Failure, Guests, Outcome};
+use crate::config::{GuestConfig, LOGIN_PROMPT, ReadyProbe};
 use crate::guest::control::{Reply, Request};
 use crate::guest::definition::Definition;
 use crate::guest::engine::leftovers;
 use crate::guest::images::Images;
 use crate::guest::launcher;
+use crate::guest::logs::LastLine;
 use crate::guest::pending;
 use crate::guest::preflight::{Moment, Preflight, memory_warning};
+use crate::guest::reach::Reach;
 use crate::guest::store::GuestDir;
 use crate::host::process::own_program;
 
@@ -50,6 +53,7 @@ pub struct How {
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
+        watch_signals();
         let context = app.context()?;
         let chosen = self.guests.choose(&context)?;
         if self.how.console && chosen.len() > 1 {
@@ -58,7 +62,7 @@ impl Args {
         app.each_guest(chosen, |guest, named| match launcher::supervisor_of(guest) {
             Some(_) if !named || self.if_stopped => {
                 if self.how.wait {
-                    wait_ready(guest, self.how.timeout)?;
+                    wait_ready(app, &context, guest, self.how.timeout)?;
                 }
                 Ok(ExitStatus::Done)
             }
@@ -73,9 +77,10 @@ impl Args {
 pub fn start(app: &App, context: &CommandContext, guest: &GuestDir, how: &How) -> Outcome {
     // Checked here too: a mistake in the file is shown with its position, and no supervisor is started for it. Disks
     // that are left are not used by this boot.
+    let began = Instant::now();
     let _ = pending::settle_if_free(guest, context.surroundings());
     boot(app, context, guest, &[])?;
-    then(app, guest, how)
+    then(app, context, guest, how, began)
 }
 
 /// Starts a guest that is stopped; `words` are those of `run` for an installer's run.
@@ -86,6 +91,14 @@ pub fn boot(app: &App, context: &CommandContext, guest: &GuestDir, words: &[OsSt
     make_from_images(app, context, guest, &definition)?;
     let mut command = supervisor_command(app, context, guest)?;
     command.args(words);
+    let name = guest.name();
+    let _shown = app.ui.wait(Awaited {
+        name: name.to_owned(),
+        what: "starting".into(),
+        limit: None,
+        log: Some(LastLine::from_now(guest.console_log())),
+        goes_on: format!("{name} goes on starting: `vmctl wait {name}`; `vmctl kill {name}` ends it"),
+    });
     Ok(launcher::start(guest, command)?)
 }
 
@@ -100,9 +113,10 @@ pub fn preflight(app: &App, context: &CommandContext, guest: &GuestDir, definiti
 
 /// Starts it in the same way, with an installer's medium for the first boot. `words` are those of `run` for it.
 pub fn start_installer(app: &App, context: &CommandContext, guest: &GuestDir, how: &How, words: &[OsString]) -> Outcome {
+    let began = Instant::now();
     let _ = pending::settle_if_free(guest, context.surroundings());
     boot(app, context, guest, words)?;
-    then(app, guest, how)
+    then(app, context, guest, how, began)
 }
 
 /// Removes the remains of other guests on this host that were killed with all their processes, since their memory is
@@ -116,18 +130,28 @@ fn sweep(app: &App, context: &CommandContext, guest: &GuestDir) {
     }
 }
 
-/// Follows the options for a running guest.
-pub fn then(app: &App, guest: &GuestDir, how: &How) -> Outcome {
+/// Follows the options for a running guest, whose start began at `began`.
+pub fn then(app: &App, context: &CommandContext, guest: &GuestDir, how: &How, began: Instant) -> Outcome {
     if how.console {
         return attach::attach(app, guest, &Session::default());
     }
     if how.wait {
-        wait_ready(guest, how.timeout)?;
-        app.ui.done(format!("{} is ready", guest.name()));
+        wait_ready(app, context, guest, how.timeout)?;
+        app.ui.done(is_ready(context, guest, began));
     } else {
-        app.ui.done(format!("{} is running", guest.name()));
+        let name = guest.name();
+        app.ui.done(format!("{name} is running: vmctl console {name}"));
     }
     Ok(ExitStatus::Done)
+}
+
+/// Returns words for a guest that is ready, with how long it took and the next command.
+pub fn is_ready(context: &CommandContext, guest: &GuestDir, began: Instant) -> String {
+    let name = guest.name();
+    let config = Definition::load(guest, context.surroundings()).ok().map(|definition| definition.config);
+    let reach = config.zip(guest.state().ok()).map(|(config, state)| Reach::of(guest, &config, &state, None));
+    let verb = if matches!(reach, Some(Ok(_))) { "ssh" } else { "console" };
+    format!("{name} is ready after {}: vmctl {verb} {name}", seconds(began.elapsed()))
 }
 
 /// Makes the disks that a later edit of the guest file added, from images.
@@ -141,12 +165,50 @@ fn make_from_images(app: &App, context: &CommandContext, guest: &GuestDir, defin
 }
 
 /// Waits until a running guest is ready.
-pub fn wait_ready(guest: &GuestDir, timeout: Option<Duration>) -> Result<(), Failure> {
+pub fn wait_ready(app: &App, context: &CommandContext, guest: &GuestDir, timeout: Option<Duration>) -> Result<(), Failure> {
+    let config = Definition::load(guest, context.surroundings()).ok().map(|definition| definition.config);
+    let what = config.as_ref().map_or_else(|| "waiting until it is ready".into(), awaited);
+    let _shown = app.ui.wait(booting(guest, what, timeout.or(config.map(|config| config.ready.timeout))));
+    ask_ready(guest, timeout, false)
+}
+
+/// Asks the supervisor for the answer that its guest is ready, or that its console has asked for a `login`.
+pub fn ask_ready(guest: &GuestDir, timeout: Option<Duration>, login: bool) -> Result<(), Failure> {
     let timeout_ms = timeout.map(|timeout| timeout.as_millis() as u64);
-    match launcher::ask_once(guest, Request::WaitReady { timeout_ms, login: false })? {
+    match launcher::ask_once(guest, Request::WaitReady { timeout_ms, login })? {
         Reply::Ready => Ok(()),
         other => Err(Failure::machine(anyhow::anyhow!("the supervisor answered {other:?}"))),
     }
+}
+
+/// Returns what is shown while a guest boots.
+pub fn booting(guest: &GuestDir, what: String, limit: Option<Duration>) -> Awaited {
+    let name = guest.name();
+    Awaited {
+        name: name.to_owned(),
+        what,
+        limit,
+        log: Some(LastLine::of(guest.console_log())),
+        goes_on: format!("{name} runs on: `vmctl wait {name}` waits again, `vmctl stop {name}` stops it"),
+    }
+}
+
+/// Returns what a guest's readiness waits for.
+fn awaited(config: &GuestConfig) -> String {
+    let probes = config.ready_probes();
+    let more = match probes.len() {
+        0 | 1 => String::new(),
+        many => format!(" and {} more", many - 1),
+    };
+    let first = match probes.first() {
+        None => "until it runs".to_owned(),
+        Some(ReadyProbe::Ssh(address)) => format!("for ssh at {address}"),
+        Some(ReadyProbe::Tcp(address)) => format!("for a TCP connection to {address}"),
+        Some(ReadyProbe::Console(text)) if text == LOGIN_PROMPT => "for its login prompt".to_owned(),
+        Some(ReadyProbe::Console(text)) => format!("for `{}` on its console", text.escape_debug()),
+        Some(ReadyProbe::Exec(command)) => format!("for `{}` to succeed", command.join(" ")),
+    };
+    format!("waiting {first}{more}")
 }
 
 /// Returns `vmctl run GUEST --supervise` with the options of this command.

@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use super::progress::{Awaited, watch_signals};
 use super::selection::Chosen;
 use super::{App, ExitStatus, Guests, Outcome};
 use crate::guest::control::Request;
 use crate::guest::engine::leftovers;
 use crate::guest::launcher::not_running;
 use crate::guest::lock::{GuestLock, Role};
+use crate::guest::logs::LastLine;
 use crate::guest::stopping::end_guest;
 use crate::guest::store::GuestDir;
 
@@ -33,6 +35,7 @@ pub struct Args {
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
+        watch_signals();
         let context = app.context()?;
         let timeout_ms = if self.force { Some(0) } else { self.timeout.map(|timeout| timeout.as_millis() as u64) };
         end_each(app, self.guests.choose(&context)?, self.if_running, Request::Stop { timeout_ms })
@@ -56,6 +59,7 @@ pub fn end_each(app: &App, chosen: Vec<Chosen>, if_running: bool, request: Reque
             }
             return Ok(ExitStatus::Done);
         }
+        let _shown = app.ui.wait(ending(guest, &request));
         let ended = match end_guest(guest, &request, None) {
             // It ended by itself just now.
             Err(_) if !is_running(guest) => return Ok(ExitStatus::Done),
@@ -64,6 +68,29 @@ pub fn end_each(app: &App, chosen: Vec<Chosen>, if_running: bool, request: Reque
         app.ui.done(format!("{} has stopped: {}", guest.name(), ended.words()));
         Ok(ExitStatus::Done)
     })
+}
+
+/// Returns what is shown while a guest ends.
+pub fn ending(guest: &GuestDir, request: &Request) -> Awaited {
+    let name = guest.name();
+    let (what, limit, goes_on) = match request {
+        Request::Stop { timeout_ms: Some(0) } | Request::Poweroff => ("powering off", None, "is powered off"),
+        Request::Suspend => ("saving", None, "goes on being saved, and then stops"),
+        Request::Kill => ("killing its engine", None, "is killed"),
+        Request::Stop { timeout_ms } => (
+            "shutting down",
+            timeout_ms.map(Duration::from_millis),
+            "goes on shutting down, and is powered off when its time is over",
+        ),
+        _ => ("stopping", None, "goes on stopping"),
+    };
+    Awaited {
+        name: name.to_owned(),
+        what: what.to_owned(),
+        limit,
+        log: Some(LastLine::from_now(guest.console_log())),
+        goes_on: format!("{name} {goes_on}: `vmctl wait {name} --for stopped`; `vmctl stop --force {name}` does not wait"),
+    }
 }
 
 /// Returns whether a supervisor has the guest.

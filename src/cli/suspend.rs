@@ -1,5 +1,6 @@
 //! `vmctl suspend`: saves guests.
 
+use super::progress::watch_signals;
 use super::stop::end_each;
 use super::{App, Guests, Outcome};
 use crate::guest::control::Request;
@@ -16,6 +17,7 @@ pub struct Args {
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
+        watch_signals();
         let context = app.context()?;
         end_each(app, self.guests.choose(&context)?, false, Request::Suspend)
     }

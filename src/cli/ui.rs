@@ -4,11 +4,13 @@ use std::error::Error;
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use serde::Serialize;
 use tabled::builder::Builder;
 use tabled::settings::{Padding, Style};
 
+use super::progress::{Awaited, Display, Wait};
 use super::visible::{visible, visible_but_colours};
 use crate::config::Diagnostics;
 use crate::error::Fault;
@@ -153,6 +155,7 @@ pub struct Ui {
     colour_data: bool,
     /// Whether standard error, and standard output, are terminals.
     terminals: (bool, bool),
+    display: Arc<Display>,
 }
 
 impl Ui {
@@ -160,7 +163,9 @@ impl Ui {
     pub fn new(format: OutputFormat, quiet: bool) -> Self {
         let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let terminals = (io::stderr().is_terminal(), io::stdout().is_terminal());
-        Self { format, quiet, colour: !refused && terminals.0, colour_data: !refused && terminals.1, terminals }
+        let silent = quiet || matches!(format, OutputFormat::Json | OutputFormat::Jsonl);
+        let display = Display::new(silent, terminals.0);
+        Self { format, quiet, colour: !refused && terminals.0, colour_data: !refused && terminals.1, terminals, display }
     }
 
     /// Returns the requested format.
@@ -192,8 +197,11 @@ impl Ui {
     }
 
     fn write(&self, bytes: &[u8]) -> Result<(), Failure> {
-        let mut stdout = io::stdout().lock();
-        match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+        let write = || {
+            let mut stdout = io::stdout().lock();
+            stdout.write_all(bytes).and_then(|()| stdout.flush())
+        };
+        match self.display.aside(write) {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
             Err(error) => Err(Failure::machine(anyhow::Error::new(error).context("cannot write to standard output"))),
@@ -262,9 +270,14 @@ impl Ui {
         self.words(text);
     }
 
-    /// Returns whether a user watches standard error: then progress bars can be shown there.
-    pub fn is_watched(&self) -> bool {
-        !self.quiet && !self.is_json() && io::stderr().is_terminal()
+    /// Returns what shows the progress of long work.
+    pub fn display(&self) -> &Arc<Display> {
+        &self.display
+    }
+
+    /// Shows that the command waits for something, until the result is dropped.
+    pub fn wait(&self, awaited: Awaited) -> Wait {
+        self.display.wait(awaited)
     }
 
     /// Prints the progress of long work as a plain line. `-q` suppresses it.
@@ -336,7 +349,9 @@ impl Ui {
     /// Prints to standard error. If that is closed, there is no reader.
     fn words(&self, text: &str) {
         let shown = if self.terminals.0 { visible_but_colours(text.as_bytes()) } else { text.as_bytes().into() };
-        let _ = io::stderr().lock().write_all(&shown);
+        self.display.aside(|| {
+            let _ = io::stderr().lock().write_all(&shown);
+        });
     }
 }
 
@@ -363,8 +378,7 @@ mod tests {
     #[test]
     fn a_wide_column_shows_only_in_the_wide_table() {
         let rows = [Row { name: "a", size: 1 }, Row { name: "", size: 22 }];
-        let table =
-            Ui { format: OutputFormat::Table, quiet: false, colour: false, colour_data: false, terminals: (false, false) };
+        let table = Ui::new(OutputFormat::Table, false);
         assert_eq!(table.table(&rows, &COLUMNS), "NAME\na\n-\n");
         let wide = Ui { format: OutputFormat::Wide, ..table };
         assert_eq!(wide.table(&rows, &COLUMNS), "NAME  SIZE\na     1\n-     22\n");
@@ -372,7 +386,7 @@ mod tests {
 
     #[test]
     fn each_goes_on_after_a_failure_and_keeps_the_worst_status() {
-        let ui = Ui { format: OutputFormat::Json, quiet: true, colour: false, colour_data: false, terminals: (false, false) };
+        let ui = Ui::new(OutputFormat::Json, true);
         let mut seen = 0;
         let outcome = ui.each(
             &[1, 2, 3],

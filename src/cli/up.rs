@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Mutex;
 
 use super::group::{Group, Targets, agree_on_all, of_names};
+use super::progress::watch_signals;
 use super::selection::CommandContext;
 use super::start::{How, start};
 use super::stop::is_running;
@@ -31,6 +32,7 @@ pub struct Args {
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
+        watch_signals();
         let context = app.context()?;
         let targets = self.group.targets(app, &context)?;
         match &targets {
@@ -102,7 +104,7 @@ fn start_one(app: &App, context: &CommandContext, candidate: &Candidate) -> Outc
     if is_running(&guest) {
         // It may have been started by another command. The guests after it wait for it nevertheless.
         if config.wait == AutostartWait::Ready {
-            super::start::wait_ready(&guest, Some(config.timeout))?;
+            super::start::wait_ready(app, context, &guest, Some(config.timeout))?;
         }
         return Ok(ExitStatus::Done);
     }

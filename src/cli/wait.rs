@@ -2,11 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use super::progress::watch_signals;
 use super::selection::CommandContext;
-use super::start::wait_ready;
+use super::start::{ask_ready, booting, is_ready, wait_ready};
 use super::stop::is_running;
 use super::{App, ExitStatus, Failure, Guests, Outcome};
-use crate::guest::control::{Reply, Request};
+use crate::guest::control::Request;
 use crate::guest::definition::Definition;
 use crate::guest::launcher;
 use crate::guest::reach::{Reach, greets};
@@ -50,31 +51,35 @@ enum AwaitedEvent {
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
+        watch_signals();
         let context = app.context_to_look()?;
         app.each_guest(self.guests.choose(&context)?, |guest, _| {
-            let name = guest.name();
-            match self.event {
-                AwaitedEvent::Ready => wait_ready(guest, self.timeout)?,
-                AwaitedEvent::Login => wait_login(guest, self.timeout)?,
-                AwaitedEvent::Ssh => wait_ssh(guest, &context, self.timeout)?,
-                AwaitedEvent::Stopped => wait_stopped(guest, self.timeout)?,
-            }
-            app.ui.done(match self.event {
-                AwaitedEvent::Ready => format!("{name} is ready"),
-                AwaitedEvent::Stopped => format!("{name} has stopped"),
-                AwaitedEvent::Ssh => format!("{name} answers ssh"),
-                AwaitedEvent::Login => format!("{name} asks for a login"),
-            });
+            let (name, began) = (guest.name(), Instant::now());
+            let shown = |what: &str| app.ui.wait(booting(guest, what.to_owned(), self.timeout));
+            let done = match self.event {
+                AwaitedEvent::Ready => {
+                    wait_ready(app, &context, guest, self.timeout)?;
+                    is_ready(&context, guest, began)
+                }
+                AwaitedEvent::Login => {
+                    let _shown = shown("waiting for its login prompt");
+                    ask_ready(guest, self.timeout, true)?;
+                    format!("{name} asks for a login: vmctl console {name}")
+                }
+                AwaitedEvent::Ssh => {
+                    let _shown = shown("waiting for ssh");
+                    wait_ssh(guest, &context, self.timeout)?;
+                    format!("{name} answers ssh: vmctl ssh {name}")
+                }
+                AwaitedEvent::Stopped => {
+                    let _shown = shown("waiting until it has stopped");
+                    wait_stopped(guest, self.timeout)?;
+                    format!("{name} has stopped")
+                }
+            };
+            app.ui.done(done);
             Ok(ExitStatus::Done)
         })
-    }
-}
-
-fn wait_login(guest: &GuestDir, timeout: Option<Duration>) -> Result<(), Failure> {
-    let timeout_ms = timeout.map(|timeout| timeout.as_millis() as u64);
-    match launcher::ask_once(guest, Request::WaitReady { timeout_ms, login: true })? {
-        Reply::Ready => Ok(()),
-        other => Err(Failure::machine(anyhow::anyhow!("the supervisor answered {other:?}"))),
     }
 }
 

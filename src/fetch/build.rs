@@ -107,6 +107,7 @@ impl Build {
             .env("PATH", search_path())
             .env("IMAGE_PACKAGES", self.packages.join(","))
             .env("IMAGE_BYTES", self.disk.to_string())
+            .env("IMAGE_VERBOSE", "1")
             .env("IMAGE_RELEASE", self.release.as_deref().unwrap_or(""))
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -132,10 +133,11 @@ impl Build {
                 }
             }
         });
-        let mut last: Vec<String> = Vec::new();
+        let (mut last, mut progress): (Vec<String>, _) = (Vec::new(), Steps::default());
         let broken_off = loop {
             match lines.recv_timeout(Duration::from_millis(100)) {
                 Ok(line) => {
+                    job.line(&progress.of(&line));
                     last.push(line.chars().take(300).collect());
                     if last.len() > LAST_LINES {
                         last.remove(0);
@@ -161,6 +163,25 @@ impl Build {
             return Ok(());
         }
         Err(FetchError::host(format!("the image could not be built ({status})")).because(last.join("\n")))
+    }
+}
+
+/// The step that a recipe is at: mmdebstrap(1) begins the line of each with `I:`.
+#[derive(Default)]
+struct Steps(String);
+
+impl Steps {
+    /// Returns what is shown for a line of the script.
+    fn of(&mut self, line: &str) -> String {
+        let line = line.trim();
+        match line.strip_prefix("I: ") {
+            Some(step) => {
+                step.trim_end_matches('.').clone_into(&mut self.0);
+                self.0.clone()
+            }
+            None if self.0.is_empty() => line.to_owned(),
+            None => format!("{}: {line}", self.0),
+        }
     }
 }
 
@@ -191,6 +212,14 @@ mod tests {
     fn without_root_the_owners_of_files_need_a_tool() {
         let has = |root| tools(Recipe::Debian, root).iter().any(|(program, _)| *program == "fakeroot");
         assert!(has(false) && !has(true));
+    }
+
+    #[test]
+    fn a_build_shows_its_step_and_the_last_line() {
+        let mut steps = Steps::default();
+        assert_eq!(steps.of("anything"), "anything");
+        assert_eq!(steps.of("I: downloading packages with apt..."), "downloading packages with apt");
+        assert_eq!(steps.of("Get:7 http://deb.debian.org"), "downloading packages with apt: Get:7 http://deb.debian.org");
     }
 
     #[test]

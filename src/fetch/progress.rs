@@ -1,5 +1,6 @@
 //! Progress of a fetch, and its cancellation.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::error::{self, Result};
@@ -19,6 +20,8 @@ pub enum Event<'a> {
     },
     /// This many bytes of the step are done.
     At(u64),
+    /// The last line of a program that does the step.
+    Line(&'a str),
     /// A note for the user: a mirror that failed, a download that is resumed.
     Note(&'a str),
     /// The job is over, successfully or not.
@@ -51,12 +54,13 @@ pub struct Job<'a> {
     name: &'a str,
     progress: &'a dyn Progress,
     reported: AtomicU64,
+    step: Mutex<String>,
 }
 
 impl<'a> Job<'a> {
     /// Begins a job.
     pub fn new(name: &'a str, progress: &'a dyn Progress) -> Self {
-        Self { name, progress, reported: AtomicU64::new(0) }
+        Self { name, progress, reported: AtomicU64::new(0), step: Mutex::default() }
     }
     /// Returns its name.
     pub fn name(&self) -> &str {
@@ -65,6 +69,7 @@ impl<'a> Job<'a> {
     /// Begins a step.
     pub fn step(&self, step: &str, total: Option<u64>, done: u64) {
         self.reported.store(done, Ordering::Relaxed);
+        step.clone_into(&mut self.step.lock().expect("nothing panics while it is held"));
         self.progress.event(self.name, Event::Step { step, total, done });
     }
     /// Reports how much of the step is done. Threads may report out of order.
@@ -74,13 +79,20 @@ impl<'a> Job<'a> {
             self.progress.event(self.name, Event::At(done));
         }
     }
+    /// Reports the last line of a program that does the step.
+    pub fn line(&self, words: &str) {
+        self.progress.event(self.name, Event::Line(words));
+    }
     /// Reports a note for the user.
     pub fn note(&self, words: &str) {
         self.progress.event(self.name, Event::Note(words));
     }
     /// Returns an error once the user has interrupted the job.
     pub fn check(&self) -> Result<()> {
-        if self.progress.cancelled() { Err(error::interrupted()) } else { Ok(()) }
+        match self.progress.cancelled() {
+            true => Err(error::interrupted(&self.step.lock().expect("nothing panics while it is held"))),
+            false => Ok(()),
+        }
     }
 }
 

@@ -113,6 +113,69 @@ pub fn tail(path: &Path, lines: usize) -> io::Result<Vec<u8>> {
     Ok(bytes.split_off(start))
 }
 
+/// The last line of a log that grows, for a user who waits.
+#[derive(Debug)]
+pub struct LastLine {
+    path: PathBuf,
+    /// Size that the file had already.
+    since: u64,
+    /// Size at the last look.
+    seen: u64,
+}
+
+impl LastLine {
+    /// Creates it for the whole log at `path`.
+    pub fn of(path: PathBuf) -> LastLine {
+        LastLine { path, since: 0, seen: 0 }
+    }
+
+    /// Creates it for what is written from now on.
+    pub fn from_now(path: PathBuf) -> LastLine {
+        let since = fs::metadata(&path).map_or(0, |metadata| metadata.len());
+        LastLine { path, since, seen: since }
+    }
+
+    /// Returns the last line that is not empty, if the log has changed since the last call.
+    pub fn read(&mut self) -> Option<String> {
+        use std::io::{Read, Seek, SeekFrom};
+        const MOST: u64 = 4096;
+        let mut file = File::open(&self.path).ok()?;
+        let size = file.metadata().ok()?.len();
+        if size == std::mem::replace(&mut self.seen, size) {
+            return None;
+        }
+        if size < self.since {
+            self.since = 0; // a new file
+        }
+        file.seek(SeekFrom::Start(size.saturating_sub(MOST).max(self.since))).ok()?;
+        let mut bytes = Vec::new();
+        file.take(MOST).read_to_end(&mut bytes).ok()?;
+        let text = without_sequences(&String::from_utf8_lossy(&bytes));
+        text.rsplit(['\n', '\r']).map(str::trim).find(|line| !line.is_empty()).map(str::to_owned)
+    }
+}
+
+/// Returns the text of a terminal without its control sequences (ECMA-48, 5.4, and 8.3.89 for OSC) and without control
+/// characters except for the ends of lines.
+fn without_sequences(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    let mut chars = text.chars();
+    while let Some(char) = chars.next() {
+        match char {
+            '\x1b' => match chars.next() {
+                Some('[') => drop(chars.find(|char| matches!(char, '\x40'..='\x7e'))),
+                Some(']') => drop(chars.find(|char| matches!(char, '\x07' | '\x1b' | '\n'))),
+                Some(_) | None => {}
+            },
+            '\n' | '\r' => plain.push(char),
+            '\t' => plain.push(' '),
+            char if char.is_control() => {}
+            char => plain.push(char),
+        }
+    }
+    plain
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -159,5 +222,23 @@ mod tests {
         assert_eq!(tail(&path, 2).expect("reads"), b"two\nthree\n");
         assert_eq!(tail(&path, 9).expect("reads"), b"one\ntwo\nthree\n");
         assert_eq!(tail(&path, 0).expect("reads"), b"");
+    }
+
+    #[test]
+    fn the_last_line_is_without_colours_and_none_of_before() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("log");
+        assert_eq!(LastLine::of(path.clone()).read(), None);
+        fs::write(&path, "of an earlier boot\n").expect("writes");
+        let mut last = LastLine::from_now(path.clone());
+        assert_eq!(last.read(), None);
+        let append = |text: &str| RotatingLog::open(&path, 4096, 1, 0o600).append(text.as_bytes()).expect("appends");
+        append("[\x1b[0;32m  OK  \x1b[0m] Started ssh\r\n\x1b]0;title\x07\r\n");
+        assert_eq!(last.read().as_deref(), Some("[  OK  ] Started ssh"));
+        assert_eq!(last.read(), None, "nothing new");
+        append("10%\r20%");
+        assert_eq!(last.read().as_deref(), Some("20%"));
+        fs::write(&path, "new\n").expect("writes");
+        assert_eq!(last.read().as_deref(), Some("new"), "of a file that was begun again");
     }
 }

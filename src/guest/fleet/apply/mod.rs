@@ -112,8 +112,8 @@ pub struct Apply<'a> {
 
 impl Apply<'_> {
     /// Applies the secrets, the switches, then each guest, and then the switches to remove. Calls `each` at the end of
-    /// each. Continues after a failure.
-    pub fn run(&self, each: impl Fn(Outcome) + Sync) -> Result<()> {
+    /// each, and `begin` with its name at its beginning, whose result lives until then. Continues after a failure.
+    pub fn run<T>(&self, begin: impl Fn(&str, GuestAction) -> T + Sync, each: impl Fn(Outcome) + Sync) -> Result<()> {
         for secret in self.fleet.secrets.iter().filter(|secret| self.plan.secrets.contains(&secret.id)) {
             if let (_, Some(value)) = secrets::look(secret)? {
                 secrets::keep(secret, &value)?;
@@ -125,11 +125,11 @@ impl Apply<'_> {
             each(Outcome { what, action: planned.action, restarted: false, error: result.err() });
         };
         making.make(&self.plan.switches, switch)?;
-        self.guests(&each)?;
+        self.guests(&begin, &each)?;
         making.remove(&self.plan.switches, switch)
     }
 
-    fn guests(&self, each: &(impl Fn(Outcome) + Sync)) -> Result<()> {
+    fn guests<T>(&self, begin: &(impl Fn(&str, GuestAction) -> T + Sync), each: &(impl Fn(Outcome) + Sync)) -> Result<()> {
         let Apply { fleet, store, surroundings, manner, .. } = *self;
         let todo: Vec<_> = self.plan.guests.iter().filter(|guest| guest.does_something() && guest.refused.is_none()).collect();
         if todo.is_empty() {
@@ -141,11 +141,16 @@ impl Apply<'_> {
             loop {
                 let next = queue.lock().expect("no panic happens under this lock").next();
                 let Some(planned) = next else { return };
+                if manner.progress.cancelled() {
+                    return;
+                }
+                let shown = begin(&planned.name, planned.action);
                 let step = steps::Step { fleet, planned, store, surroundings, manner, journal: &journal };
                 let (restarted, error) = match step.run() {
                     Ok(restarted) => (restarted, None),
                     Err(error) => (false, Some(error)),
                 };
+                drop(shown);
                 each(Outcome { what: planned.name.clone(), action: planned.action, restarted, error });
             }
         };
