@@ -303,3 +303,39 @@ fn a_connector_connects_to_what_its_guest_may_reach_and_to_nothing_else_of_this_
         assert!(child.wait().expect("waits").success());
     }
 }
+
+/// What the guest's web server says through a port of the host, if anything answers.
+fn page_at(port: u16) -> Option<String> {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).ok()?;
+    stream.set_read_timeout(Some(std::time::Duration::from_secs(60))).ok()?;
+    stream.write_all(b"GET /page HTTP/1.0\r\n\r\n").ok()?;
+    let mut page = String::new();
+    stream.read_to_string(&mut page).ok()?;
+    Some(page)
+}
+
+#[test]
+#[ignore = "needs a guest: make test"]
+fn a_forward_that_is_added_while_the_guest_runs_carries_data_and_none_once_it_is_removed() {
+    let store = Store::new();
+    let command = "ip_addr_add_10.0.2.15/24_dev_eth0;_ip_link_set_eth0_up;_mkdir_/www;_echo_word_from_inside_>/www/page;\
+                   _httpd_-h_/www_-p_80;_echo_it_$((40+2))_serves;_sleep_1000";
+    create(&store, "nics = [{ id = \"net0\", backend = \"user\" }]", command, "it 42 serves");
+    store.ok(&["start", "--wait", "g"]);
+    let [tcp, udp] =
+        [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").expect("binds").local_addr().expect("bound").port());
+    assert_eq!(page_at(tcp), None, "nothing is forwarded yet");
+    for _ in 0..2 {
+        store.ok(&["forward", "add", "g", &format!("{tcp}:80"), &format!("{udp}:53/udp")]);
+        let page = page_at(tcp).expect("the guest answers");
+        assert!(page.contains("word from inside"), "{page}");
+        assert!(std::net::UdpSocket::bind(("127.0.0.1", udp)).is_err(), "the connector has the port");
+        let listed = store.ok(&["forward", "list", "g", "-o", "jsonl"]);
+        assert_eq!(listed.matches("\"active\":true").count(), 2, "{listed}");
+        store.ok(&["forward", "remove", "g", &tcp.to_string(), &format!("{udp}/udp")]);
+        assert_eq!(page_at(tcp), None, "the host listens no more");
+        std::net::UdpSocket::bind(("127.0.0.1", udp)).expect("the port is free");
+    }
+    store.ok(&["poweroff", "g"]);
+}

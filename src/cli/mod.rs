@@ -28,6 +28,7 @@ mod entries;
 mod escape;
 mod events;
 mod fetch;
+mod forward;
 mod graph;
 mod group;
 mod host;
@@ -143,6 +144,7 @@ enum Verb {
     SshConfig(ssh_config::Args),
     Disk(disk::Args),
     Nic(nic::Args),
+    Forward(forward::Args),
     Media(media::Args),
     Events(events::Args),
     Run(run::Args),
@@ -303,6 +305,7 @@ pub fn main() -> ExitCode {
         Verb::SshConfig(args) => args.run(&app),
         Verb::Disk(args) => args.run(&app),
         Verb::Nic(args) => args.run(&app),
+        Verb::Forward(args) => args.run(&app),
         Verb::Media(args) => args.run(&app),
         Verb::Events(args) => args.run(&app),
         Verb::Run(args) => args.run(&app),

@@ -2,6 +2,7 @@
 //! by hand.
 
 use std::io;
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -16,7 +17,8 @@ use crate::host::process::{keep_from_children, own_program, raise_descriptor_lim
 use crate::hypervisor::backend::MachineExit;
 use crate::machine::opened::nic_reach;
 use crate::machine::spec::{
-    CONNECTOR_FD, CONSOLE_FD, CONTROL_FD, LEASE_FD, NicBackend, NicSpec, SERVICES_FD, UserNetSpec, VmmSpec,
+    CONNECTOR_FD, CONSOLE_FD, CONTROL_FD, FORWARDS_FD, LEASE_FD, NicBackend, NicSpec, OFFERS_FD, SERVICES_FD, UserNetSpec,
+    VmmSpec,
 };
 use crate::machine::{sandbox, vmm};
 
@@ -66,12 +68,19 @@ fn machine(spec: &Path) -> Result<u8, String> {
     let (console, control) = (stream("console", CONSOLE_FD)?, stream("control", CONTROL_FD)?);
     keep_from_children(&[CONSOLE_FD, CONTROL_FD, LEASE_FD])
         .map_err(|e| format!("a descriptor of the contract is missing: {e}"))?;
+    // Taken before anything is opened, which could get its number. Without one, no forward is added while the guest runs.
+    let forwards = inherited::stream(FORWARDS_FD).ok();
+    if forwards.is_some() {
+        keep_from_children(&[FORWARDS_FD]).map_err(|e| format!("cannot keep the supervisor's forwards: {e}"))?;
+    }
     let outside: Arc<dyn Sockets> = match spec.has_user_network() {
         true => {
-            let services =
-                start(&["--host-services"], spec.run_as, None).map_err(|e| format!("cannot start the host services: {e}"))?;
+            let services = start(&["--host-services"], spec.run_as, Vec::new())
+                .map_err(|e| format!("cannot start the host services: {e}"))?;
             let part = ["--connector", "--reach", &networks(&spec)];
-            let connector = start(&part, spec.run_as, Some(services)).map_err(|e| format!("cannot start the connector: {e}"))?;
+            let offers = forwards.map(|forwards| (OFFERS_FD, forwards.into()));
+            let inherited = [(SERVICES_FD, services.into())].into_iter().chain(offers).collect();
+            let connector = start(&part, spec.run_as, inherited).map_err(|e| format!("cannot start the connector: {e}"))?;
             Arc::new(RemoteSockets::new(connector))
         }
         false => Arc::new(OwnSockets),
@@ -103,16 +112,15 @@ fn parse_reach(text: &str) -> Result<Reach, serde_json::Error> {
     Ok(Reach(networks.iter().map(nic_reach).collect()))
 }
 
-/// Starts this program again with another part, which ends with this process; it asks `services`.
-fn start(part: &[&str], run_as: Option<u32>, services: Option<UnixStream>) -> io::Result<UnixStream> {
+/// Starts this program again with another part, which ends with this process and has the descriptors `more`.
+fn start(part: &[&str], run_as: Option<u32>, more: Vec<(RawFd, OwnedFd)>) -> io::Result<UnixStream> {
     let (ours, theirs) = UnixStream::pair()?;
     let mut command = Command::new(own_program()?);
     command.arg("vmm").args(part).env_clear().stdin(Stdio::null()).stdout(Stdio::null()).current_dir("/");
     if let Some(uid) = run_as {
         command.arg("--run-as").arg(uid.to_string());
     }
-    let mut inherited = vec![(CONNECTOR_FD, theirs.into())];
-    inherited.extend(services.map(|services| (SERVICES_FD, services.into())));
+    let inherited: Vec<_> = [(CONNECTOR_FD, theirs.into())].into_iter().chain(more).collect();
     spawn_tied(&mut command, &inherited)?;
     Ok(ours)
 }
@@ -127,9 +135,10 @@ fn serve_host(run_as: Option<u32>) -> Result<(), String> {
 fn serve_connections(run_as: Option<u32>, nics: Vec<NicReach>) -> Result<(), String> {
     let engine = stream("engine", CONNECTOR_FD)?;
     let services = RemoteSockets::new(stream("host services", SERVICES_FD)?);
+    let supervisor = inherited::stream(OFFERS_FD).ok();
     let sockets = AllowedSockets::new(nics, OwnSockets, Box::new(services));
     sandbox::enter_connector(run_as).map_err(|e| format!("cannot confine the connector: {}", chain(&e)))?;
-    connector::serve(&engine, &sockets).map_err(|e| format!("the connector ends: {e}"))
+    connector::serve_with(&engine, supervisor, &sockets).map_err(|e| format!("the connector ends: {e}"))
 }
 
 /// An error and its causes.

@@ -332,6 +332,11 @@ pub struct Forward {
 }
 
 impl Forward {
+    /// Returns it in words: `tcp 127.0.0.1:2222 -> 22`.
+    pub fn words(&self) -> String {
+        format!("{} {} -> {}", self.proto.as_str(), self.host(), self.guest_port)
+    }
+
     /// Returns the address on which the host listens.
     pub fn host(&self) -> SocketAddr {
         SocketAddr::new(self.host_addr, self.host_port)

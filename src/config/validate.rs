@@ -10,6 +10,9 @@ use super::layer::{Name, Spanned, Table, Value};
 use crate::choices::{Choice, EngineKind, Support};
 use crate::units::{ByteSize, UnitError, parse_duration};
 
+/// What to do without a folder that is shared with the guest.
+const SHARE_HINT: &str = "the embedded engine shares no folders yet: `vmctl cp` copies them into the guest and out of it";
+
 /// Reports everything in `table` that the key table does not allow on this engine; for `None`, on any. A number that
 /// stands for a text (the result of an expression, or a value of `--set`) becomes a text.
 pub fn check_table(
@@ -25,6 +28,7 @@ pub fn check_table(
             None => problems.push(unknown(name, parent, keys, engine)),
             Some(key) => match refusal(key.support, engine) {
                 Some((reason, hint)) => {
+                    let hint = if path == "shares" { SHARE_HINT } else { hint };
                     problems.push(Diagnostic::at(&name.location, format!("`{path}` {reason}")).hint(hint));
                 }
                 None => value(node, key, keys, engine, problems),

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::error::{GuestError, Result};
 use super::events::Event;
 use super::state::RunState;
+use crate::machine::spec::ForwardSpec;
 use crate::poll::Poll;
 
 /// The version of the protocol.
@@ -63,6 +64,20 @@ pub enum Request {
         /// For the login prompt of the console, whatever the guest's probes are.
         #[serde(default)]
         login: bool,
+    },
+    /// Adds a forward to a user-mode network of the running guest. The answer is [`Reply::Done`].
+    AddForward {
+        /// Name of the interface.
+        nic: String,
+        /// The forward.
+        forward: ForwardSpec,
+    },
+    /// Removes a forward of the running guest, and closes the connections through it. The answer is [`Reply::Done`].
+    RemoveForward {
+        /// Name of the interface.
+        nic: String,
+        /// The forward.
+        forward: ForwardSpec,
     },
     /// Opens the console. The answer is [`Reply::Console`]. `C` frames follow, and the writer may send some.
     Console {

@@ -80,6 +80,14 @@ impl Edit {
         Ok(())
     }
 
+    /// Changes the document.
+    pub fn change(&mut self, change: impl FnOnce(&mut DocumentMut)) -> Result<()> {
+        let mut document = self.text.parse::<DocumentMut>().map_err(|error| GuestError::user(error.to_string()))?;
+        change(&mut document);
+        self.text = document.to_string();
+        Ok(())
+    }
+
     /// Returns the configuration of the text as edited so far.
     pub fn config(&self, surroundings: Surroundings<'_>) -> Result<GuestConfig> {
         Ok(Definition::load_text(&self.guest, &self.file, Some(&self.text), surroundings)?.config)

@@ -13,6 +13,7 @@ pub mod error; // errors of guests, with messages for the user
 pub mod events; // the event log
 pub mod figures; // figures of guests
 pub mod fleet; // the guests and switches that one file declares
+pub mod forwards; // forwards of ports, in the file and at once
 pub mod gpt; // moving the backup of a partition table on a disk that has grown
 pub mod graph; // a picture of guests, switches and start order
 pub mod host_needs; // needs of guests on a FreeBSD host

@@ -178,7 +178,8 @@ impl Preflight<'_> {
         }
     }
 
-    fn port_problem(self, forward: &Forward, patience: Duration) -> Option<GuestError> {
+    /// Returns why a port of the host cannot be forwarded, once nobody gives it up within `patience`.
+    pub fn port_problem(self, forward: &Forward, patience: Duration) -> Option<GuestError> {
         let address = forward.host();
         let started = Instant::now();
         let (error, user) = loop {

@@ -116,6 +116,8 @@ struct Devices {
     boot_disks: Vec<grub::BootDisk>,
     disks: Vec<(String, Arc<DiskCounters>)>,
     nics: Vec<(String, Arc<NicCounters>)>,
+    /// Of user-mode networks.
+    forwards: Vec<(String, user::ForwardControl)>,
 }
 
 impl Handles {
@@ -130,6 +132,22 @@ impl Handles {
     /// Returns whether the loader runs, so that no guest can notice the power button.
     pub fn is_in_loader(&self) -> bool {
         self.in_loader.load(Ordering::Acquire)
+    }
+
+    /// Takes a forward of an interface into use, whose socket the supervisor has bound.
+    pub fn add_forward(&self, nic: &str, forward: user::Forward) -> Result<(), String> {
+        let failed = |error| format!("the network of `{nic}` cannot take the forward: {error}");
+        self.forward_control(nic)?.add(forward).map_err(failed)
+    }
+
+    /// Closes a forward of an interface.
+    pub fn remove_forward(&self, nic: &str, forward: user::Forward) -> Result<(), String> {
+        self.forward_control(nic).map(|control| control.remove(forward))
+    }
+
+    fn forward_control(&self, nic: &str) -> Result<&user::ForwardControl, String> {
+        let found = self.counted.forwards.iter().find(|(id, _)| id == nic);
+        found.map(|(_, control)| control).ok_or_else(|| format!("the running guest has no user-mode network `{nic}`"))
     }
 
     /// Returns the counters by name: those of the machine, `disk.ID.NAME` and `nic.ID.NAME`.
@@ -409,8 +427,9 @@ fn wire_pci(
         devices.disks.push((disk.id.clone(), counters));
     }
     for (nic, opened) in spec.nics.iter().zip(open_nics) {
-        let counters = wire_nic(&mut root, resources, (nic, opened), outside)?;
+        let (counters, control) = wire_nic(&mut root, resources, (nic, opened), outside)?;
         devices.nics.push((nic.id.clone(), counters));
+        devices.forwards.extend(control.map(|control| (nic.id.clone(), control)));
     }
     root.assign_bars()?;
     let wires = [
@@ -478,9 +497,10 @@ fn wire_nic(
     resources: &Resources,
     (spec, opened): (&NicSpec, OpenNic),
     outside: &user::Outside,
-) -> Result<Arc<NicCounters>, AssemblyError> {
+) -> Result<(Arc<NicCounters>, Option<user::ForwardControl>), AssemblyError> {
     let waker = resources.waker();
-    let wire = Counted::new(start_wire(spec, opened, waker.clone(), outside)?);
+    let (wire, control) = start_wire(spec, opened, waker.clone(), outside)?;
+    let wire = Counted::new(wire);
     let counters = wire.counters();
     match spec.device {
         EmbeddedNicDevice::VirtioNet => {
@@ -488,16 +508,21 @@ fn wire_nic(
             resources.virtio(root, spec.slot, Box::new(device), waker)?;
         }
     }
-    Ok(counters)
+    Ok((counters, control))
 }
 
-fn start_wire(spec: &NicSpec, opened: OpenNic, waker: Waker, outside: &user::Outside) -> Result<Box<dyn Nic>, AssemblyError> {
+/// The other end of an interface's wire, and the means to change its forwards.
+type OpenWire = (Box<dyn Nic>, Option<user::ForwardControl>);
+
+fn start_wire(spec: &NicSpec, opened: OpenNic, waker: Waker, outside: &user::Outside) -> Result<OpenWire, AssemblyError> {
     match (&spec.backend, opened) {
         (NicBackend::User(_), Some((config, listeners))) => {
             let failed = |source| AssemblyError::Nic { id: spec.id.clone(), source };
-            Ok(Box::new(user::UserNet::on(listeners, &config, waker, outside.clone()).map_err(failed)?))
+            let network = user::UserNet::on(listeners, &config, waker, outside.clone()).map_err(failed)?;
+            let control = network.forward_control();
+            Ok((Box::new(network), Some(control)))
         }
-        _ => Ok(Box::new(NoWire)),
+        _ => Ok((Box::new(NoWire), None)),
     }
 }
 

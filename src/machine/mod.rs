@@ -3,6 +3,7 @@
 //! In reading order:
 pub mod assembly; // the one wiring table: from a specification to a machine
 pub mod board; // devices on a bus, under one lock
+pub mod forwards; // forwards that are added to a running guest
 pub mod interrupts; // the interrupt controllers, shared by vCPUs and board
 pub mod layout; // every fixed address, port and line
 pub mod loader; // kernels and boot menus into guest memory

@@ -134,7 +134,8 @@ fn answers(specs: &[AnswerSpec]) -> Result<Option<Arc<user::answers::Files>>, As
     Ok(Some(Arc::new(user::answers::Files::new(files))))
 }
 
-fn forward(spec: &ForwardSpec) -> user::Forward {
+/// A forward of the specification, as the network knows it.
+pub fn forward(spec: &ForwardSpec) -> user::Forward {
     user::Forward {
         protocol: protocol(spec.protocol),
         host: std::net::SocketAddr::new(spec.host_address, spec.host_port),

@@ -5,6 +5,8 @@
 //!
 //! * [`CONSOLE_FD`]: a stream socket that carries the output and the input of COM1;
 //! * [`CONTROL_FD`]: a stream socket of JSON lines, [`EngineEvent`] upwards and [`EngineCommand`] downwards;
+//! * [`FORWARDS_FD`], with a user-mode network: a stream for its connector, on which the supervisor passes the sockets of
+//!   forwards that are added while the guest runs;
 //! * [`LEASE_FD`]: nothing to read; it holds a file lock that tells the next supervisor that this engine is alive;
 //! * standard error: kept by the supervisor in a bounded log, shown to the user when a start fails.
 //!
@@ -32,6 +34,10 @@ pub const LEASE_FD: i32 = 5;
 pub const CONNECTOR_FD: i32 = 3;
 /// The descriptor at which a connector asks the host services.
 pub const SERVICES_FD: i32 = 4;
+/// Descriptor of the supervisor's forwards in the engine, which hands it to its connector and closes it.
+pub const FORWARDS_FD: i32 = 6;
+/// The same in the connector.
+pub const OFFERS_FD: i32 = 5;
 /// The port at which a user-mode network serves [`UserNetSpec::answers`].
 pub use crate::devices::net::user::ANSWERS_PORT;
 /// The longest line that either side accepts on the control stream, in bytes.
@@ -331,6 +337,18 @@ pub enum EngineEvent {
         /// The address on which the host listens for the forward.
         address: SocketAddr,
     },
+    /// The answer to [`EngineCommand::AddForward`] and [`EngineCommand::RemoveForward`].
+    ForwardChanged {
+        /// Whether it was to be added.
+        added: bool,
+        /// Name of the interface.
+        nic: String,
+        /// The forward.
+        forward: ForwardSpec,
+        /// Reason why nothing has changed, as a message for the user.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        error: Option<String>,
+    },
     /// The answer to [`EngineCommand::Stats`].
     Stats {
         /// Counters by name. docs/control-protocol.md lists those that `metrics` and `top` use.
@@ -355,6 +373,20 @@ pub enum EngineCommand {
     Nmi,
     /// Asks for [`EngineEvent::Stats`].
     Stats,
+    /// Takes a forward into use whose socket the supervisor has given to the connector.
+    AddForward {
+        /// Name of the interface.
+        nic: String,
+        /// The forward.
+        forward: ForwardSpec,
+    },
+    /// Closes a forward, and the connections through it.
+    RemoveForward {
+        /// Name of the interface.
+        nic: String,
+        /// The forward.
+        forward: ForwardSpec,
+    },
 }
 
 #[cfg(test)]
@@ -366,6 +398,12 @@ mod tests {
         let line = |value: &EngineCommand| serde_json::to_string(value).expect("serializes");
         assert_eq!(line(&EngineCommand::PowerButton), r#"{"cmd":"power-button"}"#);
         assert_eq!(line(&EngineCommand::Stats), r#"{"cmd":"stats"}"#);
+        let (protocol, host_address) = (ForwardProto::Tcp, IpAddr::from([127, 0, 0, 1]));
+        let forward = ForwardSpec { protocol, host_address, host_port: 8080, guest_port: 80 };
+        assert_eq!(
+            line(&EngineCommand::AddForward { nic: "net0".into(), forward }),
+            r#"{"cmd":"add-forward","nic":"net0","forward":{"protocol":"tcp","host_address":"127.0.0.1","host_port":8080,"guest_port":80}}"#
+        );
         let event = |value: &EngineEvent| serde_json::to_string(value).expect("serializes");
         assert_eq!(event(&EngineEvent::Running { backend: "soft".into() }), r#"{"event":"running","backend":"soft"}"#);
         assert_eq!(event(&EngineEvent::DebugExit { value: 3 }), r#"{"event":"debug-exit","value":3}"#);

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::assembly::{self, Machine};
 use super::loader::grub::{GrubError, Halt};
-use super::opened::Opened;
+use super::opened::{self, Opened};
 use super::sandbox;
 use super::spec::{EngineCommand, EngineEvent, MAX_CONTROL_LINE, SPEC_VERSION, VmmSpec};
 use crate::choices::BackendKind;
@@ -207,5 +207,13 @@ fn obey(command: &EngineCommand, attention: &Attention, handles: &assembly::Hand
             .send(&EngineEvent::NotSuspended { message: "the embedded engine of this version cannot save a guest".into() }),
         EngineCommand::Nmi => handles.interrupts.nmi(),
         EngineCommand::Stats => reporter.send(&EngineEvent::Stats { counters: handles.counters() }),
+        EngineCommand::AddForward { nic, forward } => {
+            let error = handles.add_forward(nic, opened::forward(forward)).err();
+            reporter.send(&EngineEvent::ForwardChanged { added: true, nic: nic.clone(), forward: forward.clone(), error });
+        }
+        EngineCommand::RemoveForward { nic, forward } => {
+            let error = handles.remove_forward(nic, opened::forward(forward)).err();
+            reporter.send(&EngineEvent::ForwardChanged { added: false, nic: nic.clone(), forward: forward.clone(), error });
+        }
     }
 }

@@ -5,7 +5,7 @@
 //! `error:TEXT` fails before the guest runs; `die:N` ends with N before it; then the guest runs, and: `say:TEXT`,
 //! `spam:KIB`, `disks` (says which there are), `debug:VALUE`, `exit:N`, `signal:N`, `sleep:MS`; without an end, it waits for commands. `deaf` ignores the
 //! power button, `late:N` all but the Nth press of it, `stuck` ignores everything; `no-acpi` has no power button and says so
-//! when it is powered off, and `brittle` ends at the first press as bhyve does; `echo` answers what is typed with `<` and `>` around it. `slow` takes its time with it. `_`
+//! when it is powered off, and `brittle` ends at the first press as bhyve does; `refuses` takes no forwards; `echo` answers what is typed with `<` and `>` around it. `slow` takes its time with it. `_`
 //! is a space.
 #![allow(unsafe_code)]
 
@@ -50,7 +50,8 @@ fn play() -> i32 {
     let mut running = false;
     for word in &words {
         let (verb, value) = word.split_once(':').unwrap_or((word, ""));
-        if !running && !["error", "die", "deaf", "late", "no-acpi", "brittle", "stuck", "echo", "slow"].contains(&verb) {
+        if !running && !["error", "die", "deaf", "late", "no-acpi", "brittle", "stuck", "echo", "slow", "refuses"].contains(&verb)
+        {
             send(EngineEvent::Running { backend: "fake".into() });
             running = true;
         }
@@ -109,7 +110,14 @@ fn play() -> i32 {
         });
     }
     let late = words.iter().find_map(|word| word.strip_prefix("late:")).map_or(1, |n| n.parse().expect("a number"));
-    let ears = Ears { deaf: has("deaf"), stuck: has("stuck"), no_acpi: has("no-acpi"), brittle: has("brittle"), late };
+    let ears = Ears {
+        deaf: has("deaf"),
+        stuck: has("stuck"),
+        no_acpi: has("no-acpi"),
+        brittle: has("brittle"),
+        refuses: has("refuses"),
+        late,
+    };
     obey(control, console, ears)
 }
 
@@ -119,6 +127,7 @@ struct Ears {
     stuck: bool,
     no_acpi: bool,
     brittle: bool,
+    refuses: bool,
     late: u32,
 }
 
@@ -147,6 +156,12 @@ fn obey(control: UnixStream, mut console: UnixStream, ears: Ears) -> i32 {
             EngineCommand::Poweroff => return 1,
             EngineCommand::Reset => return 0,
             EngineCommand::Suspend => return 5,
+            EngineCommand::AddForward { nic, forward } | EngineCommand::RemoveForward { nic, forward } => {
+                let added = line.contains("add-forward");
+                let error = ears.refuses.then(|| "the network is full".to_owned());
+                let line = serde_json::to_string(&EngineEvent::ForwardChanged { added, nic, forward, error }).expect("plain");
+                (&control).write_all((line + "\n").as_bytes()).expect("the supervisor listens");
+            }
             EngineCommand::Nmi => console.write_all(b"nmi\r\n").expect("the supervisor listens"),
             EngineCommand::Stats => {
                 looks += 1;

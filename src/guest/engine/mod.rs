@@ -15,13 +15,14 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::choices::{EmbeddedClock, EmbeddedGrubSystem, EmbeddedLoaderKind, EmbeddedNicBackend, EngineKind};
-use crate::config::{ComPort, DeviceKey, GuestConfig, HostPorts, SwitchConfig};
+use crate::config::{ComPort, DeviceKey, Forward, GuestConfig, HostPorts, SwitchConfig};
 use crate::host::files::{open_lock, replace};
 use crate::host::process::{self, spawn_tied, spawn_untied};
 use crate::host::vmm;
+use crate::machine::forwards::ForwardSockets;
 use crate::machine::spec::{
-    self, CONSOLE_FD, CONTROL_FD, CpuTopology, DiskSpec, EngineCommand, EngineEvent, ForwardSpec, GrubSpec, LEASE_FD, LoaderSpec,
-    MAX_CONTROL_LINE, ModuleSpec, NicSpec, PortsSpec, SPEC_VERSION, UserNetSpec, VmmSpec,
+    self, CONSOLE_FD, CONTROL_FD, CpuTopology, DiskSpec, EngineCommand, EngineEvent, FORWARDS_FD, ForwardSpec, GrubSpec,
+    LEASE_FD, LoaderSpec, MAX_CONTROL_LINE, ModuleSpec, NicSpec, PortsSpec, SPEC_VERSION, UserNetSpec, VmmSpec,
 };
 
 use crate::guest::error::{GuestError, Result};
@@ -302,17 +303,18 @@ fn user_network(nic: &crate::config::NicConfig) -> UserNetSpec {
         host_access: user.host_access,
         host_ports: user.host_ports.iter().map(ports).collect(),
         link_local: user.link_local,
-        forwards: nic
-            .forwards
-            .iter()
-            .map(|forward| ForwardSpec {
-                protocol: forward.proto,
-                host_address: forward.host_addr,
-                host_port: forward.host_port,
-                guest_port: forward.guest_port,
-            })
-            .collect(),
+        forwards: nic.forwards.iter().map(forward_spec).collect(),
         answers: Vec::new(),
+    }
+}
+
+/// Returns a forward for the engine.
+pub fn forward_spec(forward: &Forward) -> ForwardSpec {
+    ForwardSpec {
+        protocol: forward.proto,
+        host_address: forward.host_addr,
+        host_port: forward.host_port,
+        guest_port: forward.guest_port,
     }
 }
 
@@ -335,6 +337,8 @@ pub struct RunningEngine {
     kill_at: Option<Instant>,
     console: UnixStream,
     control: UnixStream,
+    /// The stream to a connector, for forwards that are added.
+    forwards: Option<ForwardSockets>,
     stderr: File,
     lines: Vec<u8>,
     outgoing: Vec<u8>,
@@ -350,7 +354,13 @@ impl RunningEngine {
         let (stderr, stderr_child) = io::pipe().map_err(failed)?;
         let lease: OwnedFd = lease.try_clone().map_err(failed)?.into();
         command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr_child);
-        let inherited = [(CONSOLE_FD, console_child.into()), (CONTROL_FD, control_child.into()), (LEASE_FD, lease)];
+        let mut inherited = vec![(CONSOLE_FD, console_child.into()), (CONTROL_FD, control_child.into()), (LEASE_FD, lease)];
+        let mut forwards = None;
+        if end == End::Killed {
+            let (ours, theirs) = ForwardSockets::pair().map_err(failed)?;
+            inherited.push((FORWARDS_FD, theirs.into()));
+            forwards = Some(ours);
+        }
         let child = match end {
             End::Killed => spawn_tied(&mut command, &inherited),
             End::Asked => spawn_untied(&mut command, &inherited),
@@ -360,7 +370,7 @@ impl RunningEngine {
         control.set_nonblocking(true).map_err(failed)?;
         let stderr = File::from(OwnedFd::from(stderr));
         let (lines, outgoing) = (Vec::new(), Vec::new());
-        Ok(RunningEngine { child, end, kill_at: None, console, control, stderr, lines, outgoing })
+        Ok(RunningEngine { child, end, kill_at: None, console, control, forwards, stderr, lines, outgoing })
     }
 
     /// Returns the child's process id.
@@ -374,6 +384,10 @@ impl RunningEngine {
     /// Returns the control stream, which does not block.
     pub fn control(&self) -> &UnixStream {
         &self.control
+    }
+    /// Returns what passes it the sockets of forwards, if it takes any while it runs.
+    pub fn forwards(&self) -> Option<&ForwardSockets> {
+        self.forwards.as_ref()
     }
     /// Returns its standard error, which blocks.
     pub fn stderr(&self) -> &File {

@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use crate::config::{HookEvent, ReadyProbe};
+use crate::config::{Forward, HookEvent, ReadyProbe};
 use crate::guest::control::Reply;
 use crate::guest::engine::{self, BootSetup};
 use crate::guest::error::Result;
@@ -31,9 +31,7 @@ impl Supervisor {
         let install = self.options.install.take();
         self.state.name = self.guest.name().to_owned();
         self.state.boots += 1;
-        let forwards = self.config.nics.iter().flat_map(|nic| &nic.forwards);
-        let forwards =
-            forwards.map(|f| format!("{} {} -> {}", format!("{:?}", f.proto).to_lowercase(), f.host(), f.guest_port)).collect();
+        let forwards = self.config.nics.iter().flat_map(|nic| &nic.forwards).map(Forward::words).collect();
         if let Some(run) = &mut self.state.run {
             run.forwards = forwards;
             run.screen = None;
@@ -177,6 +175,7 @@ impl Supervisor {
                     boot.readiness.forwards_open.add(address.port());
                 }
             }
+            EngineEvent::ForwardChanged { added, nic, forward, error } => self.forward_changed(added, &nic, &forward, error),
             EngineEvent::Stats { counters } => {
                 self.answer_all(|purpose| purpose == Purpose::Stats, &Reply::Stats { counters });
             }

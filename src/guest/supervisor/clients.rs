@@ -5,9 +5,11 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
+use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use crate::config::ForwardProto;
 use crate::guest::control::{Frame, FrameReader, Reply};
 use crate::host::process::peer_of;
 
@@ -45,6 +47,15 @@ pub enum Purpose {
     Login(Instant),
     /// It waits for the engine's counters.
     Stats,
+    /// It waits for a forward to be added, or removed, at this address of the host.
+    Forward {
+        /// Whether it is to be added.
+        added: bool,
+        /// The protocol.
+        protocol: ForwardProto,
+        /// The address.
+        host: SocketAddr,
+    },
     /// It has its answer. The connection ends when it is sent.
     Answered,
 }

@@ -10,6 +10,7 @@ mod boot;
 pub mod clients;
 pub mod console;
 mod ending;
+mod forwards;
 pub mod hooks;
 mod post;
 pub mod ready;

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::config::{EngineKind, ForwardProto, GuestConfig, HookEvent, NicBackend, ReadyProbe};
+use crate::config::{EngineKind, Forward, ForwardProto, GuestConfig, HookEvent, NicBackend, ReadyProbe};
 
 use super::Supervisor;
 use super::clients::Purpose;
@@ -38,6 +38,16 @@ impl ForwardsOpen {
         let nics = config.nics.iter().filter(|nic| config.engine == EngineKind::Embedded && nic.backend == NicBackend::User);
         let forwards = nics.flat_map(|nic| &nic.forwards).filter(|forward| forward.proto == ForwardProto::Tcp);
         ForwardsOpen(Arc::new(Mutex::new(forwards.map(|forward| (forward.host().port(), false)).collect())))
+    }
+
+    /// Notes that one was added, or removed, while the guest runs.
+    pub fn changed(&self, forward: &Forward, added: bool) {
+        let mut ports = self.0.lock().expect("no panic happens under this lock");
+        match (forward.proto, added) {
+            (ForwardProto::Udp, _) => {}
+            (ForwardProto::Tcp, true) => drop(ports.insert(forward.host().port(), false)),
+            (ForwardProto::Tcp, false) => drop(ports.remove(&forward.host().port())),
+        }
     }
 
     /// Notes that the engine reported an open one.
@@ -148,6 +158,8 @@ fn accepts(address: SocketAddr, forwards: &ForwardsOpen) -> bool {
 pub struct Readiness {
     /// Forwards through which a service of the guest has answered.
     pub forwards_open: ForwardsOpen,
+    /// What this boot waits for, also when its forwards change.
+    probes: Vec<ReadyProbe>,
     /// Number of probes of the thread that have passed.
     pub probes_passed: usize,
     probing: Option<Probing>,
@@ -159,13 +171,14 @@ impl Readiness {
     /// Creates the state of a boot that begins.
     pub fn of(config: &GuestConfig) -> Readiness {
         let forwards_open = ForwardsOpen::of(config);
-        Readiness { forwards_open, probes_passed: 0, probing: None, late_at: None, ready: false }
+        let probes = config.ready_probes();
+        Readiness { forwards_open, probes, probes_passed: 0, probing: None, late_at: None, ready: false }
     }
 
     /// Starts the probes and their time-out.
     pub fn probe(&mut self, guest: &str, config: &GuestConfig, passed: impl Fn(usize) + Send + 'static) {
         self.late_at = Some(Instant::now() + config.ready.timeout);
-        self.probing = start(guest, &config.ready_probes(), &self.forwards_open, passed);
+        self.probing = start(guest, &self.probes, &self.forwards_open, passed);
     }
 
     /// Returns whether the guest is ready.
@@ -194,7 +207,7 @@ impl Supervisor {
         let readiness = &mut boot.readiness;
         if readiness.ready
             || boot.install.is_some()
-            || readiness.probes_passed < on_thread(&self.config.ready_probes()).count()
+            || readiness.probes_passed < on_thread(&readiness.probes).count()
             || self.console.missing_text().is_some()
         {
             return;
@@ -219,8 +232,8 @@ impl Supervisor {
         if let Some(text) = self.console.missing_text() {
             return words(&ReadyProbe::Console(text));
         }
-        let passed = boot.map_or(0, |boot| boot.readiness.probes_passed);
-        on_thread(&self.config.ready_probes()).nth(passed).map(words).unwrap_or_else(|| "the guest does not run".into())
+        let missing = boot.and_then(|boot| on_thread(&boot.readiness.probes).nth(boot.readiness.probes_passed));
+        missing.map(words).unwrap_or_else(|| "the guest does not run".into())
     }
 }
 

@@ -44,6 +44,8 @@ impl Supervisor {
                     self.clients[at].answer(&Reply::Done);
                 }
             }
+            Request::AddForward { nic, forward } => self.change_forward(at, &nic, forward, true),
+            Request::RemoveForward { nic, forward } => self.change_forward(at, &nic, forward, false),
             Request::Stop { timeout_ms } => {
                 self.requested("stop");
                 self.clients[at].purpose = Purpose::Stop;

@@ -86,7 +86,12 @@ impl Supervisor {
         let other = start_error_reply("the guest has stopped".into());
         self.answer_all(|purpose| purpose == Purpose::Stop, &stopped);
         self.answer_all(
-            |purpose| matches!(purpose, Purpose::Ready(_) | Purpose::Login(_) | Purpose::Running | Purpose::Stats),
+            |purpose| {
+                matches!(
+                    purpose,
+                    Purpose::Ready(_) | Purpose::Login(_) | Purpose::Running | Purpose::Stats | Purpose::Forward { .. }
+                )
+            },
             &other,
         );
         self.answer_latecomers(&stopped, &other);

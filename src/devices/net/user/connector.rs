@@ -6,6 +6,10 @@
 //! takes requests over a stream socket and passes descriptors back (SCM_RIGHTS of unix(4), unix(7)). The same processes
 //! run on Linux, where the engine's system-call filter allows no socket(2), bind(2) or connect(2).
 //!
+//! A forward that is added while the guest runs has a socket that its supervisor bound. The supervisor passes it to the
+//! connector over a stream of its own (8, and 9 takes it back); the engine then asks for it (5) and gets no other. So an
+//! engine that a guest has taken over cannot make the host listen anywhere.
+//!
 //! It makes only sockets to addresses that the guest's interfaces may reach ([`allowed`](super::allowed)), which it gets at
 //! its start. From a forward it sends datagrams only to addresses from which it has received some there ([`relay`]).
 //!
@@ -16,33 +20,36 @@
 //!
 //! | bytes | field |
 //! |---|---|
-//! | 0 | kind: 1 TCP, 2 UDP, 3 echo, 4 relay a forward, 6 name servers |
+//! | 0 | kind: 1 TCP, 2 UDP, 3 echo, 4 relay a forward, 5 take an added forward, 6 name servers; of the supervisor 8 a forward is added, 9 a forward is removed |
 //! | 1 | family of the address: 4, 6; 0 for none |
 //! | 2-3 | port |
 //! | 4-19 | address |
-//! | 20-23 | for 1 to 3 the scope: 0 everywhere, 1 other hosts only |
+//! | 20-23 | for 1 to 3 the scope: 0 everywhere, 1 other hosts only; for 5, 8 and 9 the protocol: 0 TCP, 1 UDP |
 //!
 //! The reply has [`REPLY_BYTES`]: the errno or 0, and a word (echo: 1 if the socket is raw; 6: number of bytes that follow,
-//! 19 for each server). The replies to TCP, UDP and echo carry a descriptor. The request for a forward carries its socket and
-//! the socket on which the connector passes its datagrams.
+//! 19 for each server). The replies to TCP, UDP, echo and 5 carry a descriptor. The request for a forward carries its socket
+//! and the socket on which the connector passes its datagrams. Messages of the supervisor have no reply: 8 carries TCP's
+//! listening socket, or UDP's socket and the connector's and the engine's end of what its datagrams are passed over.
 //!
 //! **Hostile engine**: a guest may have taken over the engine. The engine gets only what the guest itself may have: sockets
 //! to addresses that its interfaces may reach. An invalid request ends the connector, and with it all further connections.
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
-use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::sync::Mutex;
 use std::time::Instant;
 
+use nix::errno::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
 use super::relay::{self, ForwardSocket, Relay};
-use super::sockets::{ADDRESS_BYTES, EchoSocket, Scope, Sockets, decode, encode};
+use super::sockets::{ADDRESS_BYTES, AddedForward, EchoSocket, Scope, Sockets, decode, encode};
+use super::{Forward, Protocol};
 use crate::poll::Poll;
 
 /// Size of a request in bytes.
@@ -53,18 +60,21 @@ const MAX_SERVERS: usize = 16;
 /// Maximum number of forwards whose sockets are handed over.
 const MAX_FORWARDS: usize = 256;
 /// Maximum number of descriptors with a request.
-const MAX_DESCRIPTORS: usize = 2;
+const MAX_DESCRIPTORS: usize = 3;
 
 const TCP: u8 = 1;
 const UDP: u8 = 2;
 const ECHO: u8 = 3;
 const FORWARD: u8 = 4;
+const TAKE: u8 = 5;
 const NAME_SERVERS: u8 = 6;
+const OFFER: u8 = 8;
+const WITHDRAW: u8 = 9;
 
 struct Request {
     kind: u8,
     to: Option<SocketAddr>,
-    /// The scope.
+    /// The scope, or the protocol.
     word: u32,
 }
 
@@ -153,13 +163,12 @@ impl RemoteSockets {
     fn ask<T>(
         &self,
         kind: u8,
-        to: Option<(SocketAddr, Scope)>,
+        to: Option<(SocketAddr, u32)>,
         fds: &[BorrowedFd<'_>],
         rest: impl FnOnce(&UnixStream, u32, Option<OwnedFd>) -> io::Result<T>,
     ) -> io::Result<T> {
         let stream = self.stream.lock().expect("no panic happens under this lock");
-        let scope = u32::from(to.is_some_and(|(_, scope)| scope == Scope::OtherHosts));
-        let request = Request { kind, to: to.map(|(to, _)| to), word: scope };
+        let request = Request { kind, to: to.map(|(to, _)| to), word: to.map_or(0, |(_, word)| word) };
         send(&stream, &request.to_bytes(), fds)?;
         let mut reply = [0; REPLY_BYTES];
         let fds = receive(&stream, &mut reply)?.ok_or(io::ErrorKind::UnexpectedEof)?;
@@ -171,6 +180,7 @@ impl RemoteSockets {
     }
 
     fn socket(&self, kind: u8, to: SocketAddr, scope: Scope) -> io::Result<(u32, OwnedFd)> {
+        let scope = u32::from(scope == Scope::OtherHosts);
         self.ask(kind, Some((to, scope)), &[], |_, word, fd| Ok((word, fd.ok_or(io::ErrorKind::InvalidData)?)))
     }
 }
@@ -194,6 +204,15 @@ impl Sockets for RemoteSockets {
         self.ask(FORWARD, None, &[socket.as_fd(), theirs.as_fd()], |_, _, _| Ok(ForwardSocket::Relayed(ours)))
     }
 
+    fn added_forward(&self, forward: &Forward) -> io::Result<AddedForward> {
+        let request = Some((forward.host, protocol_word(forward.protocol)));
+        let fd = self.ask(TAKE, request, &[], |_, _, fd| fd.ok_or_else(|| io::ErrorKind::InvalidData.into()))?;
+        Ok(match forward.protocol {
+            Protocol::Tcp => AddedForward::Tcp(fd.into()),
+            Protocol::Udp => AddedForward::Udp(ForwardSocket::Relayed(fd.into())),
+        })
+    }
+
     fn name_servers(&self) -> Option<Vec<SocketAddr>> {
         let read = |mut stream: &UnixStream, bytes: u32, _| {
             let mut list = vec![0; (bytes as usize).min(MAX_SERVERS * ADDRESS_BYTES)];
@@ -205,29 +224,152 @@ impl Sockets for RemoteSockets {
     }
 }
 
-/// Serves requests on `stream` with sockets made by `sockets`, until the other end is gone or sends an invalid request.
-pub fn serve(stream: &UnixStream, sockets: &dyn Sockets) -> io::Result<()> {
-    let mut request = [0; REQUEST_BYTES];
-    let mut relays = Vec::new();
-    loop {
-        if wait(stream, &relays)? {
-            let Some(fds) = receive(stream, &mut request)? else { return Ok(()) };
-            serve_one(stream, sockets, &Request::of_bytes(&request), fds, &mut relays)?;
-        }
-        let now = Instant::now();
-        relays.iter_mut().for_each(|relay: &mut Relay| relay.run(now));
+fn protocol_word(protocol: Protocol) -> u32 {
+    match protocol {
+        Protocol::Tcp => 0,
+        Protocol::Udp => 1,
     }
 }
 
-/// Waits for a request or a datagram. Returns whether there is a request.
-fn wait(stream: &UnixStream, relays: &[Relay]) -> io::Result<bool> {
-    if relays.is_empty() {
-        return Ok(true);
+/// A socket that the supervisor has bound for a forward of a running guest.
+pub enum Bound {
+    /// A listening socket.
+    Tcp(TcpListener),
+    /// A socket, and the connector's and the engine's end of what its datagrams are passed over.
+    Udp(UdpSocket, UnixDatagram, UnixDatagram),
+}
+
+impl Bound {
+    /// Listens at `host`, without blocking later.
+    pub fn at(protocol: Protocol, host: SocketAddr) -> io::Result<Bound> {
+        Ok(match protocol {
+            Protocol::Tcp => {
+                let socket = TcpListener::bind(host)?;
+                socket.set_nonblocking(true)?;
+                Bound::Tcp(socket)
+            }
+            Protocol::Udp => {
+                let socket = UdpSocket::bind(host)?;
+                socket.set_nonblocking(true)?;
+                let (engine, connector) = relay::pair()?;
+                Bound::Udp(socket, connector, engine)
+            }
+        })
+    }
+
+    /// Passes it to the connector at the other end of `stream`.
+    pub fn offer(self, stream: &UnixStream, host: SocketAddr) -> io::Result<()> {
+        let send = |protocol, fds: &[BorrowedFd<'_>]| {
+            let request = Request { kind: OFFER, to: Some(host), word: protocol_word(protocol) };
+            send(stream, &request.to_bytes(), fds)
+        };
+        match &self {
+            Bound::Tcp(socket) => send(Protocol::Tcp, &[socket.as_fd()]),
+            Bound::Udp(socket, connector, engine) => send(Protocol::Udp, &[socket.as_fd(), connector.as_fd(), engine.as_fd()]),
+        }
+    }
+}
+
+/// Tells the connector at the other end of `stream` that a forward is no more.
+pub fn withdraw(stream: &UnixStream, protocol: Protocol, host: SocketAddr) -> io::Result<()> {
+    send(stream, &Request { kind: WITHDRAW, to: Some(host), word: protocol_word(protocol) }.to_bytes(), &[])
+}
+
+/// The forwards that a connector has to do with.
+#[derive(Default)]
+struct Forwards {
+    /// What passes the datagrams of UDP's, by the address on which the host listens.
+    relays: Vec<(Option<SocketAddr>, Relay)>,
+    /// Sockets that the engine has not taken: the protocol's word, the address, and what it gets.
+    added: Vec<(u32, SocketAddr, OwnedFd)>,
+}
+
+impl Forwards {
+    /// Handles a message of the supervisor. It is dropped if there are too many forwards, and then the engine gets none.
+    fn hear(&mut self, request: &Request, fds: Vec<OwnedFd>) {
+        let Some(host) = request.to else { return };
+        // A socket of an earlier forward of the same address is closed, and one that was removed for good.
+        self.added.retain(|(word, at, _)| (*word, *at) != (request.word, host));
+        if request.word == protocol_word(Protocol::Udp) {
+            self.relays.retain(|(at, _)| *at != Some(host));
+        }
+        if request.kind != OFFER || self.added.len() + self.relays.len() >= MAX_FORWARDS {
+            return;
+        }
+        let taken = match <[OwnedFd; 3]>::try_from(fds) {
+            Ok([socket, connector, engine]) => {
+                let socket = ForwardSocket::Own(UdpSocket::from(socket));
+                self.relays.push((Some(host), Relay::new(socket, UnixDatagram::from(connector))));
+                Some(engine)
+            }
+            Err(fds) => fds.into_iter().next(),
+        };
+        self.added.extend(taken.map(|taken| (request.word, host, taken)));
+    }
+
+    /// Returns the socket of a forward that the supervisor has added.
+    fn take(&mut self, word: u32, host: SocketAddr) -> io::Result<OwnedFd> {
+        let found = self.added.iter().position(|(other, at, _)| (*other, *at) == (word, host));
+        found.map(|at| self.added.swap_remove(at).2).ok_or_else(|| Errno::EACCES.into())
+    }
+}
+
+/// Serves requests on `stream` with sockets made by `sockets`, until the other end is gone or sends an invalid request.
+pub fn serve(stream: &UnixStream, sockets: &dyn Sockets) -> io::Result<()> {
+    serve_with(stream, None, sockets)
+}
+
+/// Does the same, with the supervisor's stream for the forwards of a running guest.
+pub fn serve_with(stream: &UnixStream, mut supervisor: Option<UnixStream>, sockets: &dyn Sockets) -> io::Result<()> {
+    let mut request = [0; REQUEST_BYTES];
+    let mut forwards = Forwards::default();
+    loop {
+        let (asked, mut told) = wait(stream, supervisor.as_ref(), &forwards.relays)?;
+        // What the supervisor has sent before the engine asks is there before it.
+        while let Some(from) = supervisor.as_ref().filter(|_| told || asked) {
+            if !told && !has_input(from)? {
+                break;
+            }
+            told = false;
+            match receive(from, &mut request) {
+                Ok(Some(fds)) => forwards.hear(&Request::of_bytes(&request), fds),
+                // It is gone, and this process ends with the engine.
+                _ => supervisor = None,
+            }
+        }
+        if asked {
+            let Some(fds) = receive(stream, &mut request)? else { return Ok(()) };
+            serve_one(stream, sockets, &Request::of_bytes(&request), fds, &mut forwards)?;
+        }
+        let now = Instant::now();
+        forwards.relays.iter_mut().for_each(|(_, relay)| relay.run(now));
+    }
+}
+
+/// Returns whether there is a message of the supervisor now.
+fn has_input(stream: &UnixStream) -> io::Result<bool> {
+    let mut poll = Poll::new();
+    poll.add_reader((), stream.as_fd());
+    Ok(!poll.wait(Some(Instant::now()))?.is_empty())
+}
+
+/// Waits for a request, a message of the supervisor or a datagram. Returns whether there is a request, and a message.
+fn wait(
+    stream: &UnixStream,
+    supervisor: Option<&UnixStream>,
+    relays: &[(Option<SocketAddr>, Relay)],
+) -> io::Result<(bool, bool)> {
+    if relays.is_empty() && supervisor.is_none() {
+        return Ok((true, false));
     }
     let mut poll = Poll::new();
-    poll.add_reader(true, stream.as_fd());
-    relays.iter().for_each(|relay| relay.watch(&mut |fd, events| poll.add(false, fd, events)));
-    Ok(poll.wait(None)?.iter().any(|(is_request, _)| *is_request))
+    poll.add_reader((true, false), stream.as_fd());
+    if let Some(supervisor) = supervisor {
+        poll.add_reader((false, true), supervisor.as_fd());
+    }
+    relays.iter().for_each(|(_, relay)| relay.watch(&mut |fd, events| poll.add((false, false), fd, events)));
+    let ready = poll.wait(None)?;
+    Ok(ready.iter().fold((false, false), |(asked, told), ((asks, tells), _)| (asked || *asks, told || *tells)))
 }
 
 fn serve_one(
@@ -235,7 +377,7 @@ fn serve_one(
     sockets: &dyn Sockets,
     request: &Request,
     fds: Vec<OwnedFd>,
-    relays: &mut Vec<Relay>,
+    forwards: &mut Forwards,
 ) -> io::Result<()> {
     let nonsense = || io::Error::from(io::ErrorKind::InvalidData);
     let to = || request.to.ok_or_else(nonsense);
@@ -253,11 +395,18 @@ fn serve_one(
         }
         FORWARD => {
             let [socket, engine] = <[OwnedFd; 2]>::try_from(fds).map_err(|_| nonsense())?;
-            let made = match relays.len() < MAX_FORWARDS {
-                true => sockets.forward(UdpSocket::from(socket)),
+            let (socket, engine) = (UdpSocket::from(socket), UnixDatagram::from(engine));
+            let host = socket.local_addr().ok();
+            let made = match forwards.relays.len() < MAX_FORWARDS {
+                true => sockets.forward(socket),
                 false => Err(io::ErrorKind::QuotaExceeded.into()),
             };
-            reply(stream, made.map(|socket| relays.push(Relay::new(socket, UnixDatagram::from(engine)))).map(|()| (0, None)))
+            let made = made.map(|socket| forwards.relays.push((host, Relay::new(socket, engine))));
+            reply(stream, made.map(|()| (0, None)))
+        }
+        TAKE => {
+            let host = to()?;
+            reply(stream, forwards.take(request.word, host).map(|socket| (0, Some(socket))))
         }
         NAME_SERVERS => {
             let servers = sockets.name_servers().unwrap_or_default();
@@ -364,6 +513,71 @@ mod tests {
         forward.send(stranger.local_addr().expect("bound"), b"unasked");
         stranger.set_read_timeout(Some(Duration::from_millis(500))).expect("sets");
         assert!(stranger.recv_from(&mut [0; 64]).is_err(), "nobody asked");
+    }
+
+    /// A connector with a supervisor.
+    fn supervised() -> (RemoteSockets, UnixStream) {
+        let [(ours, theirs), (supervisor, heard)] = [(); 2].map(|()| UnixStream::pair().expect("a socket pair"));
+        std::thread::spawn(move || serve_with(&theirs, Some(heard), &OwnSockets));
+        (RemoteSockets::new(ours), supervisor)
+    }
+
+    fn free_port(protocol: Protocol) -> SocketAddr {
+        match protocol {
+            Protocol::Tcp => TcpListener::bind(loopback(0)).expect("binds").local_addr(),
+            Protocol::Udp => UdpSocket::bind(loopback(0)).expect("binds").local_addr(),
+        }
+        .expect("bound")
+    }
+
+    #[test]
+    fn an_engine_gets_the_forward_that_its_supervisor_has_bound_once_and_no_other() {
+        let (sockets, supervisor) = supervised();
+        let host = free_port(Protocol::Tcp);
+        let forward = Forward { protocol: Protocol::Tcp, host, guest_port: 80 };
+        let refused = |forward: &Forward| sockets.added_forward(forward).err().and_then(|error| error.raw_os_error());
+        assert_eq!(refused(&forward), Some(libc::EACCES), "nobody has added it");
+        Bound::at(Protocol::Tcp, host).expect("listens").offer(&supervisor, host).expect("passed");
+        assert_eq!(refused(&Forward { protocol: Protocol::Udp, ..forward }), Some(libc::EACCES));
+        assert_eq!(refused(&Forward { host: (Ipv4Addr::UNSPECIFIED, host.port()).into(), ..forward }), Some(libc::EACCES));
+        let Ok(AddedForward::Tcp(listener)) = sockets.added_forward(&forward) else { panic!("a listener") };
+        let mut client = TcpStream::connect(host).expect("connects");
+        listener.set_nonblocking(false).expect("sets");
+        let mut accepted = listener.accept().expect("accepts").0;
+        client.write_all(b"hello").expect("writes");
+        accepted.read_exact(&mut [0; 5]).expect("reads");
+        assert_eq!(refused(&forward), Some(libc::EACCES), "it has been taken");
+        drop((listener, accepted));
+        assert!(TcpStream::connect(host).is_err(), "the connector has kept none of it");
+    }
+
+    #[test]
+    fn an_added_forward_of_udp_is_relayed_until_the_supervisor_takes_it_back() {
+        let (sockets, supervisor) = supervised();
+        let host = free_port(Protocol::Udp);
+        let forward = Forward { protocol: Protocol::Udp, host, guest_port: 53 };
+        Bound::at(Protocol::Udp, host).expect("binds").offer(&supervisor, host).expect("passed");
+        let Ok(AddedForward::Udp(engine)) = sockets.added_forward(&forward) else { panic!("a socket") };
+        let client = UdpSocket::bind(loopback(0)).expect("binds");
+        client.connect(host).expect("connects");
+        client.send(b"question").expect("sends");
+        let (from, got) = heard(&engine).expect("heard");
+        assert_eq!((from, &got[..]), (client.local_addr().expect("bound"), &b"question"[..]));
+        engine.send(from, b"answer");
+        client.set_read_timeout(Some(Duration::from_secs(20))).expect("sets");
+        assert_eq!(client.recv(&mut [0; 64]).expect("the answer"), 6);
+        withdraw(&supervisor, Protocol::Udp, host).expect("told");
+        // Answered after the message before it was heard.
+        sockets.name_servers();
+        UdpSocket::bind(host).expect("the port is free again");
+    }
+
+    #[test]
+    fn a_supervisor_that_is_gone_ends_no_connector() {
+        let (sockets, supervisor) = supervised();
+        drop(supervisor);
+        assert_eq!(sockets.name_servers(), OwnSockets.name_servers());
+        assert_eq!(sockets.name_servers(), OwnSockets.name_servers());
     }
 
     #[test]

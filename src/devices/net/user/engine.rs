@@ -12,10 +12,10 @@ use super::dhcp::{self, Lease};
 use super::fragments::Fragments;
 use super::packet::{self, Content, Mac, Route};
 use super::reach::{Addresses, Destination, Reach};
-use super::sockets::{Sockets, name_servers_of};
+use super::sockets::{AddedForward, Sockets, name_servers_of};
 use super::tcp::{self, Flow, Tcp};
 use super::udp::{self, Udp};
-use super::{MTU, Outside, Protocol, QUEUE_FRAMES, Shared, UserNetConfig};
+use super::{Forward, ForwardChange, MTU, Outside, Protocol, QUEUE_FRAMES, Shared, UserNetConfig};
 use crate::poll::Poll;
 
 /// Time until the next try while the guest takes nothing.
@@ -273,6 +273,21 @@ impl Engine {
         while matches!(self.heard.read(&mut bytes), Ok(n) if n == bytes.len()) {}
         // Cleared before the queues are looked at: a frame that comes later rings again.
         self.shared.notified.store(false, Ordering::Release);
+        let changes = std::mem::take(&mut *self.shared.changes.lock().expect("no panic happens under this lock"));
+        for change in changes {
+            match change {
+                ForwardChange::Add(forward, AddedForward::Tcp(socket)) => {
+                    self.tcp.remove_listener(forward.host);
+                    self.tcp.add_listener(socket, forward.host, forward.guest_port);
+                }
+                ForwardChange::Add(forward, AddedForward::Udp(socket)) => {
+                    self.udp.remove_listener(forward.host);
+                    self.udp.add_listener(udp::Listener { socket, host: forward.host, guest_port: forward.guest_port });
+                }
+                ForwardChange::Remove(Forward { protocol: Protocol::Tcp, host, .. }) => self.tcp.remove_listener(host),
+                ForwardChange::Remove(Forward { protocol: Protocol::Udp, host, .. }) => self.udp.remove_listener(host),
+            }
+        }
     }
 
     fn take_datagrams(&mut self, waiting: udp::Waiting, now: Instant) {

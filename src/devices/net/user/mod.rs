@@ -133,10 +133,46 @@ pub enum UserNetError {
     Start(#[source] std::io::Error),
 }
 
+/// A change of the forwards of a network that runs.
+enum ForwardChange {
+    Add(Forward, sockets::AddedForward),
+    Remove(Forward),
+}
+
+/// The means to change the forwards of a network that runs.
+#[derive(Clone)]
+pub struct ForwardControl {
+    shared: Arc<Shared>,
+    sockets: Arc<dyn sockets::Sockets>,
+}
+
+impl ForwardControl {
+    /// Takes a forward into use whose socket the supervisor has bound.
+    pub fn add(&self, forward: Forward) -> std::io::Result<()> {
+        let socket = self.sockets.added_forward(&forward)?;
+        self.change(ForwardChange::Add(forward, socket));
+        Ok(())
+    }
+
+    /// Closes a forward, if there is one, and the connections through it.
+    pub fn remove(&self, forward: Forward) {
+        self.change(ForwardChange::Remove(forward));
+    }
+
+    fn change(&self, change: ForwardChange) {
+        self.shared.changes.lock().expect("no panic happens under this lock").push(change);
+        // It may have been notified of something else and have looked already.
+        self.shared.notified.store(false, Ordering::Release);
+        self.shared.ring();
+    }
+}
+
 /// State that the device's side and the thread share.
 struct Shared {
     from_guest: Mutex<VecDeque<Vec<u8>>>,
     to_guest: Mutex<VecDeque<Vec<u8>>>,
+    /// Changes of the forwards.
+    changes: Mutex<Vec<ForwardChange>>,
     /// The thread was notified and has not looked yet.
     notified: AtomicBool,
     stop: AtomicBool,
@@ -160,6 +196,7 @@ pub struct UserNet {
     thread: Option<JoinHandle<()>>,
     #[cfg_attr(not(test), expect(dead_code, reason = "the tests let the host choose the ports"))]
     forwards: Vec<Forward>,
+    sockets: Arc<dyn sockets::Sockets>,
 }
 
 fn listen_error(address: SocketAddr, source: std::io::Error) -> UserNetError {
@@ -197,7 +234,7 @@ impl Listeners {
                     socket.set_nonblocking(true).map_err(failed)?;
                     let host = socket.local_addr().map_err(failed)?;
                     let socket = sockets.forward(socket).map_err(UserNetError::Start)?;
-                    udp.push(udp::Listener { socket, guest_port });
+                    udp.push(udp::Listener { socket, host, guest_port });
                     host
                 }
             };
@@ -223,6 +260,7 @@ impl UserNet {
         let shared = Arc::new(Shared {
             from_guest: Mutex::default(),
             to_guest: Mutex::default(),
+            changes: Mutex::default(),
             notified: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             bell,
@@ -230,7 +268,12 @@ impl UserNet {
         });
         let engine = engine::Engine::new(shared.clone(), heard, config, (tcp, udp), &outside);
         let thread = std::thread::Builder::new().name("user-net".into()).spawn(move || engine.run());
-        Ok(UserNet { shared, thread: Some(thread.map_err(UserNetError::Start)?), forwards })
+        Ok(UserNet { shared, thread: Some(thread.map_err(UserNetError::Start)?), forwards, sockets: outside.sockets })
+    }
+
+    /// Returns the means to change its forwards.
+    pub fn forward_control(&self) -> ForwardControl {
+        ForwardControl { shared: Arc::clone(&self.shared), sockets: Arc::clone(&self.sockets) }
     }
 
     /// Returns the forwards, with the chosen ports where the configuration left them open.

@@ -4,9 +4,10 @@
 //! socket, which needs root; FreeBSD has raw sockets only (icmp(4)), in a jail with allow.raw_sockets.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use super::Forward;
 use super::relay::ForwardSocket;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6, connect, socket};
@@ -30,6 +31,14 @@ pub enum Scope {
     OtherHosts,
 }
 
+/// The socket of a forward that was added while the guest runs.
+pub enum AddedForward {
+    /// It listens.
+    Tcp(TcpListener),
+    /// Its datagrams are heard and answered here.
+    Udp(ForwardSocket),
+}
+
 /// A maker of sockets, none of which blocks.
 pub trait Sockets: Send + Sync {
     /// Creates a TCP socket that is being connected.
@@ -40,6 +49,11 @@ pub trait Sockets: Send + Sync {
     fn echo(&self, to: Ipv4Addr, scope: Scope) -> io::Result<EchoSocket>;
     /// Takes a forward's socket, which does not block; what comes to it is heard through the one that is returned.
     fn forward(&self, socket: UdpSocket) -> io::Result<ForwardSocket>;
+    /// Takes the socket of a forward that the supervisor has added. Only a connector has a supervisor, so only its engine
+    /// gets one.
+    fn added_forward(&self, _forward: &Forward) -> io::Result<AddedForward> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
     /// Returns the host's present name servers, or `None` if the host does not tell them.
     fn name_servers(&self) -> Option<Vec<SocketAddr>>;
 }

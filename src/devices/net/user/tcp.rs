@@ -218,7 +218,8 @@ pub struct Tcp {
     pub wire: Wire,
     connecting: HashMap<Flow, Connecting>,
     connections: HashMap<Flow, Connection>,
-    listeners: Vec<Listener>,
+    /// By [`Side::Forward`]; one that was removed leaves its place empty.
+    listeners: Vec<Option<Listener>>,
     on_open: ForwardOpened,
     on_note: Noted,
     /// The lack of descriptors was reported.
@@ -250,7 +251,7 @@ impl Tcp {
             wire,
             connecting: HashMap::new(),
             connections: HashMap::new(),
-            listeners,
+            listeners: listeners.into_iter().map(Some).collect(),
             on_open: Arc::clone(&outside.on_open),
             on_note: Arc::clone(&outside.on_note),
             noted: false,
@@ -260,6 +261,27 @@ impl Tcp {
             guest: network.guest,
             next_port: FIRST_PORT,
             started: now,
+        }
+    }
+
+    /// Takes a forward into use, whose socket does not block.
+    pub fn add_listener(&mut self, socket: TcpListener, host: SocketAddr, guest_port: u16) {
+        let listener = Some(Listener { socket, host, guest_port, opened: false, paused: None });
+        match self.listeners.iter().position(Option::is_none) {
+            Some(place) => self.listeners[place] = listener,
+            None => self.listeners.push(listener),
+        }
+    }
+
+    /// Closes the forward at this address, and its connections.
+    pub fn remove_listener(&mut self, host: SocketAddr) {
+        let at_host = |listener: &Option<Listener>| listener.as_ref().is_some_and(|listener| listener.host == host);
+        let Some(index) = self.listeners.iter().position(at_host) else { return };
+        self.listeners[index] = None;
+        for connection in self.connections.values_mut().filter(|connection| connection.side == Side::Forward(index)) {
+            // The guest is told with an RST; what is closed then is forgotten.
+            self.sockets.get_mut::<Socket>(connection.handle).abort();
+            connection.side = Side::Guest;
         }
     }
 
@@ -394,7 +416,9 @@ impl Tcp {
     fn accept(&mut self, index: usize, now: Instant) {
         // Poll reports the rest again.
         for _ in 0..TURNS {
-            match self.listeners[index].socket.accept() {
+            // It may have been removed in this very round.
+            let Some(listener) = &self.listeners[index] else { return };
+            match listener.socket.accept() {
                 Ok((stream, _)) => self.take(index, stream, now),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 // The error of one connection, which has already gone: accept(2).
@@ -406,7 +430,7 @@ impl Tcp {
 
     /// Pauses a forward: the cause that keeps accept(2) from working would still be there at once.
     fn pause(&mut self, index: usize, error: &std::io::Error, now: Instant) {
-        let listener = &mut self.listeners[index];
+        let Some(listener) = &mut self.listeners[index] else { return };
         listener.paused = Some(now + PAUSE);
         if !std::mem::replace(&mut self.noted, true) {
             let host = listener.host;
@@ -420,8 +444,9 @@ impl Tcp {
             return;
         }
         let _ = stream.set_nodelay(true);
-        let guest = SocketAddrV4::new(self.guest, self.listeners[index].guest_port);
-        let Some(flow) = self.free_flow(guest) else { return };
+        let guest_port = self.listeners[index].as_ref().map(|listener| listener.guest_port);
+        let guest = guest_port.map(|port| SocketAddrV4::new(self.guest, port));
+        let Some(flow) = guest.and_then(|guest| self.free_flow(guest)) else { return };
         let mut socket = Tcp::new_socket();
         socket.set_timeout(Some(GUEST_CONNECT.into()));
         let to = (IpAddress::Ipv4(*flow.guest.ip()), flow.guest.port());
@@ -460,7 +485,7 @@ impl Tcp {
         let late: Vec<Flow> =
             self.connecting.iter().filter(|(_, c)| now.duration_since(c.since) >= HOST_CONNECT).map(|(flow, _)| *flow).collect();
         late.into_iter().for_each(|flow| self.connected(flow, now));
-        for listener in &mut self.listeners {
+        for listener in self.listeners.iter_mut().flatten() {
             listener.paused = listener.paused.filter(|until| *until > now);
         }
         let stack_now = self.stack_now(now);
@@ -470,9 +495,10 @@ impl Tcp {
             let answers = !connection.answered && self.sockets.get::<Socket>(connection.handle).timeout().is_none();
             connection.answered |= answers;
             if let (true, Side::Forward(index)) = (answers, connection.side)
-                && !std::mem::replace(&mut self.listeners[index].opened, true)
+                && let Some(listener) = &mut self.listeners[index]
+                && !std::mem::replace(&mut listener.opened, true)
             {
-                (self.on_open)(self.listeners[index].host);
+                (self.on_open)(listener.host);
             }
         }
         self.interface.poll(stack_now, &mut self.wire, &mut self.sockets);
@@ -494,7 +520,8 @@ impl Tcp {
         let stack_now = self.stack_now(now);
         let stack = self.interface.poll_delay(stack_now, &self.sockets).map(Duration::from);
         let connect = (!self.connecting.is_empty()).then_some(Duration::from_secs(1));
-        let paused = self.listeners.iter().filter_map(|listener| listener.paused).map(|until| until.duration_since(now));
+        let paused =
+            self.listeners.iter().flatten().filter_map(|listener| listener.paused).map(|until| until.duration_since(now));
         paused.chain([stack, connect].into_iter().flatten()).min()
     }
 
@@ -503,7 +530,8 @@ impl Tcp {
         for (flow, connecting) in &self.connecting {
             add(&connecting.stream, PollFlags::POLLOUT, Waiting::Connect(*flow));
         }
-        for (index, listener) in self.listeners.iter().enumerate().filter(|(_, listener)| listener.paused.is_none()) {
+        let listeners = self.listeners.iter().enumerate().filter_map(|(index, listener)| Some((index, listener.as_ref()?)));
+        for (index, listener) in listeners.filter(|(_, listener)| listener.paused.is_none()) {
             add(&listener.socket, PollFlags::POLLIN, Waiting::Accept(index));
         }
         for (flow, connection) in &self.connections {

@@ -1,7 +1,7 @@
 //! A guest made of a second smoltcp interface, against the real network and servers on the host's loopback.
 
 use super::allowed::AllowedSockets;
-use super::connector::{RemoteSockets, serve};
+use super::connector::{Bound, RemoteSockets, serve, serve_with, withdraw};
 use super::fragments::Fragments;
 use super::packet::{self, Content, Mac, Route};
 use super::reach::{NicReach, Ports};
@@ -47,32 +47,37 @@ struct Guest {
     deaf: Option<u16>,
     /// Forwards through which the guest has accepted a connection.
     opened: Arc<Mutex<Vec<SocketAddr>>>,
+    /// What the connector's supervisor has.
+    supervisor: UnixStream,
     started: Instant,
 }
 
 /// Sockets of a connector, as the engine child of a guest with this network has them.
-fn remote(config: &UserNetConfig) -> Arc<dyn Sockets> {
+fn remote(config: &UserNetConfig) -> (Arc<dyn Sockets>, UnixStream) {
     let (services, theirs) = UnixStream::pair().unwrap();
     std::thread::spawn(move || serve(&theirs, &HostServices::default()));
     let (addresses, reach, name_servers) = (config.addresses, config.reach.clone(), config.name_servers.clone());
     let nics = vec![NicReach { addresses, reach, name_servers }];
     let allowed = AllowedSockets::new(nics, OwnSockets, Box::new(RemoteSockets::new(services)));
     let (connector, theirs) = UnixStream::pair().unwrap();
-    std::thread::spawn(move || serve(&theirs, &allowed));
-    Arc::new(RemoteSockets::new(connector))
+    let (supervisor, heard) = UnixStream::pair().unwrap();
+    std::thread::spawn(move || serve_with(&theirs, Some(heard), &allowed));
+    (Arc::new(RemoteSockets::new(connector)), supervisor)
 }
 
 /// Returns an outside with sockets of a connector. Forwards that are opened are pushed to `opened`.
-fn outside(config: &UserNetConfig, opened: &Arc<Mutex<Vec<SocketAddr>>>) -> Outside {
+fn outside(config: &UserNetConfig, opened: &Arc<Mutex<Vec<SocketAddr>>>) -> (Outside, UnixStream) {
     let opened = Arc::clone(opened);
     let on_open = Arc::new(move |address| opened.lock().unwrap().push(address));
-    Outside { sockets: remote(config), on_open, on_note: Arc::new(|text| panic!("{text}")) }
+    let (sockets, supervisor) = remote(config);
+    (Outside { sockets, on_open, on_note: Arc::new(|text| panic!("{text}")) }, supervisor)
 }
 
 fn guest(config: &UserNetConfig) -> Guest {
     let attention = Attention::new(1);
     let opened = Arc::default();
-    let net = UserNet::new(config, Waker::new(attention.clone()), outside(config, &opened)).unwrap();
+    let (outside, supervisor) = outside(config, &opened);
+    let net = UserNet::new(config, Waker::new(attention.clone()), outside).unwrap();
     let mut wire = Wire { from_guest: VecDeque::new(), to_guest: vec![], room: 4096, mtu: 1500 };
     let mut interface =
         Interface::new(Config::new(HardwareAddress::Ethernet(EthernetAddress(MAC))), &mut wire, StackInstant::ZERO);
@@ -82,7 +87,7 @@ fn guest(config: &UserNetConfig) -> Guest {
     interface.routes_mut().add_default_ipv4_route(config.addresses.gateway).unwrap();
     let sockets = SocketSet::new(vec![]);
     let (seen, fragments, deaf, started) = (vec![], Fragments::default(), None, Instant::now());
-    Guest { net, attention, interface, sockets, wire, seen, fragments, deaf, opened, started }
+    Guest { net, attention, interface, sockets, wire, seen, fragments, deaf, opened, supervisor, started }
 }
 
 impl Guest {
@@ -372,12 +377,65 @@ fn a_forward_of_datagrams_goes_there_and_back() {
 }
 
 #[test]
+fn a_forward_is_added_to_a_network_that_runs_and_removed_with_its_connections() {
+    let mut guest = guest(&open());
+    let control = guest.net.forward_control();
+    let host = std::net::TcpListener::bind(loopback(0)).unwrap().local_addr().unwrap();
+    let forward = Forward { protocol: Protocol::Tcp, host, guest_port: 22 };
+    assert!(control.add(forward).is_err(), "the supervisor has added none");
+    for _ in 0..2 {
+        Bound::at(Protocol::Tcp, host).unwrap().offer(&guest.supervisor, host).unwrap();
+        control.add(forward).unwrap();
+        let mut socket = Socket::new(SocketBuffer::new(vec![0; 4096]), SocketBuffer::new(vec![0; 4096]));
+        socket.listen(22).unwrap();
+        let handle = guest.sockets.add(socket);
+        let mut client = TcpStream::connect(host).unwrap();
+        guest.until("the connection", |guest| (guest.socket(handle).state() == State::Established).then_some(()));
+        guest.until("the news", |guest| guest.opened.lock().unwrap().pop().map(|opened| assert_eq!(opened, host)));
+        control.remove(forward);
+        client.set_nonblocking(true).unwrap();
+        guest.until("the end at the host", |_| match client.read(&mut [0]) {
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => None,
+            _ => Some(()),
+        });
+        guest.until("the end in the guest", |guest| (guest.socket(handle).state() == State::Closed).then_some(()));
+        assert!(TcpStream::connect(host).is_err(), "nothing listens any more");
+    }
+}
+
+#[test]
+fn a_forward_of_datagrams_is_added_to_a_network_that_runs_and_removed() {
+    let mut guest = guest(&open());
+    let control = guest.net.forward_control();
+    let host = UdpSocket::bind(loopback(0)).unwrap().local_addr().unwrap();
+    let forward = Forward { protocol: Protocol::Udp, host, guest_port: 514 };
+    Bound::at(Protocol::Udp, host).unwrap().offer(&guest.supervisor, host).unwrap();
+    control.add(forward).unwrap();
+    guest.send_udp(514, gateway(9), b"");
+    let client = UdpSocket::bind(loopback(0)).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    client.send_to(b"log this", host).unwrap();
+    let (from, payload) = guest.receive_udp(514);
+    assert_eq!(payload.as_slice(), b"log this");
+    guest.send_udp(514, from, b"done");
+    assert_eq!(client.recv_from(&mut [0; 64]).unwrap(), (4, host));
+    withdraw(&guest.supervisor, Protocol::Udp, host).unwrap();
+    control.remove(forward);
+    let start = Instant::now();
+    while UdpSocket::bind(host).is_err() {
+        assert!(start.elapsed() < PATIENCE, "the port is still taken");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
 fn a_port_that_is_taken_is_an_error_that_names_it() {
     let taken = TcpListener::bind(loopback(0)).unwrap();
     let host = taken.local_addr().unwrap();
     let forwards = vec![Forward { protocol: Protocol::Tcp, host, guest_port: 22 }];
     let config = UserNetConfig { forwards, ..open() };
-    let result = UserNet::new(&config, Waker::new(Attention::new(1)), outside(&config, &Arc::default()));
+    let result = UserNet::new(&config, Waker::new(Attention::new(1)), outside(&config, &Arc::default()).0);
     let error = result.err().expect("the port is taken");
     assert_eq!(error.to_string(), format!("port already taken: `{host}` is in use by another program"));
 }

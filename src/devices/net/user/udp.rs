@@ -57,6 +57,8 @@ struct Conversation {
 pub struct Listener {
     /// Bound on the host.
     pub socket: ForwardSocket,
+    /// The address on which the host hears.
+    pub host: SocketAddr,
     /// The destination port in the guest.
     pub guest_port: u16,
 }
@@ -80,7 +82,8 @@ pub enum Waiting {
 /// All conversations and forwards.
 pub struct Udp {
     conversations: HashMap<Key, Conversation>,
-    listeners: Vec<Listener>,
+    /// One that was removed leaves its place empty.
+    listeners: Vec<Option<Listener>>,
     outside: Arc<dyn Sockets>,
     peers: HashMap<u16, Peer>,
     next_peer: u16,
@@ -96,7 +99,7 @@ impl Udp {
     pub fn new(gateway: Ipv4Addr, guest: Ipv4Addr, listeners: Vec<Listener>, outside: Arc<dyn Sockets>) -> Udp {
         Udp {
             conversations: HashMap::new(),
-            listeners,
+            listeners: listeners.into_iter().map(Some).collect(),
             outside,
             peers: HashMap::new(),
             next_peer: FIRST_PEER_PORT,
@@ -107,14 +110,31 @@ impl Udp {
         }
     }
 
+    /// Takes a forward into use.
+    pub fn add_listener(&mut self, listener: Listener) {
+        match self.listeners.iter().position(Option::is_none) {
+            Some(place) => self.listeners[place] = Some(listener),
+            None => self.listeners.push(Some(listener)),
+        }
+    }
+
+    /// Closes the forward at this address.
+    pub fn remove_listener(&mut self, host: SocketAddr) {
+        let at_host = |listener: &Option<Listener>| listener.as_ref().is_some_and(|listener| listener.host == host);
+        let Some(index) = self.listeners.iter().position(at_host) else { return };
+        self.listeners[index] = None;
+        self.peers.retain(|_, peer| peer.listener != index);
+    }
+
     /// Handles a datagram from the guest to `to`. If it cannot be sent, returns the code of "unreachable" for the
     /// guest.
     pub fn datagram(&mut self, flow: Flow, to: Destination, is_dns: bool, payload: &[u8], now: Instant) -> Option<u8> {
         if *flow.remote.ip() == self.gateway
             && let Some(peer) = self.peers.get_mut(&flow.remote.port())
         {
-            let listener = &self.listeners[peer.listener];
-            if listener.guest_port == flow.guest.port() {
+            if let Some(listener) = &self.listeners[peer.listener]
+                && listener.guest_port == flow.guest.port()
+            {
                 peer.last_active = now;
                 listener.socket.send(peer.address, payload);
             }
@@ -230,7 +250,7 @@ impl Udp {
             if frames.len() >= room {
                 break;
             }
-            let listener = &self.listeners[index];
+            let Some(listener) = &self.listeners[index] else { break };
             let guest = SocketAddrV4::new(self.guest, listener.guest_port);
             match listener.socket.receive(&mut self.buffer) {
                 Ok((address, payload)) => {
@@ -288,7 +308,8 @@ impl Udp {
         for (key, conversation) in &self.conversations {
             add(&conversation.socket, PollFlags::POLLIN, Waiting::Conversation(*key));
         }
-        for (index, listener) in self.listeners.iter().enumerate() {
+        let listeners = self.listeners.iter().enumerate().filter_map(|(index, listener)| Some((index, listener.as_ref()?)));
+        for (index, listener) in listeners {
             add(&listener.socket, PollFlags::POLLIN, Waiting::Forward(index));
         }
     }
@@ -366,7 +387,8 @@ mod tests {
         let outside: Arc<dyn Sockets> = Arc::new(OwnSockets);
         let listener = |guest_port| {
             let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-            Listener { socket: outside.forward(socket).unwrap(), guest_port }
+            let host = socket.local_addr().unwrap();
+            Listener { socket: outside.forward(socket).unwrap(), host, guest_port }
         };
         let listeners = vec![listener(1), listener(2)];
         let mut udp = Udp::new(Ipv4Addr::new(10, 0, 2, 2), Ipv4Addr::new(10, 0, 2, 15), listeners, Arc::clone(&outside));

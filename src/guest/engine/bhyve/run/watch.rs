@@ -20,7 +20,7 @@ use crate::host::nmdm::Line;
 use crate::host::process::spawn_tied;
 use crate::host::program::find;
 use crate::host::rctl;
-use crate::machine::spec::{EngineCommand, EngineEvent, LEASE_FD, MAX_CONTROL_LINE};
+use crate::machine::spec::{EngineCommand, EngineEvent, ForwardSpec, LEASE_FD, MAX_CONTROL_LINE};
 use crate::poll::Poll;
 
 use super::Streams;
@@ -427,7 +427,15 @@ impl<'a> Watch<'a> {
             }
             EngineCommand::Nmi => eprintln!("vmctl bhyve: no NMI for a loader"),
             EngineCommand::Stats => self.stats(running),
+            EngineCommand::AddForward { nic, forward } => self.keeps_forwards(true, nic, forward),
+            EngineCommand::RemoveForward { nic, forward } => self.keeps_forwards(false, nic, forward),
         }
+    }
+
+    /// bhyve(8) has its forwards in its arguments.
+    fn keeps_forwards(&self, added: bool, nic: &str, forward: &ForwardSpec) {
+        let error = Some("bhyve(8) cannot change the forwards of a running guest".to_owned());
+        self.tell(&EngineEvent::ForwardChanged { added, nic: nic.to_owned(), forward: forward.clone(), error });
     }
 
     fn not_suspended(&self, message: String) {
