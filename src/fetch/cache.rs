@@ -79,10 +79,20 @@ pub struct Record {
     pub stamp: Option<String>,
     /// The checksum that it was verified with; `None` if there was none.
     pub verified: Option<Digest>,
+    /// The digest of what came where there was no checksum, so that the next time is held to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seen: Option<Digest>,
     /// Time of the fetch, in seconds since 1970.
     pub fetched_unix: u64,
     /// Facts about the object.
     pub facts: Facts,
+}
+
+impl Record {
+    /// Returns whether the object is known to be what this checksum says, or there is none to ask for.
+    pub fn is_held_to(&self, wanted: Option<&Digest>) -> bool {
+        wanted.is_none_or(|wanted| [&self.verified, &self.seen].into_iter().flatten().any(|known| known == wanted))
+    }
 }
 
 /// An object in the cache, found by its name.

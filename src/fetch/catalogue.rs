@@ -209,17 +209,68 @@ impl Catalogue {
             return Ok(entry);
         }
         let error = FetchError::user(format!("no {} is called `{name}`", kind.name()));
-        let alike = |entry: &&Entry| strsim::jaro_winkler(&entry.name, name) > 0.8;
         if let Some(other) = self.entries.iter().find(|entry| entry.name == name) {
             return Err(error.hint(format!("there is such {}: `vmctl fetch {} {name}`", article(other.kind), other.kind.name())));
         }
-        let close: Vec<_> = of_kind().filter(alike).take(4).map(|entry| format!("`{}`", entry.name)).collect();
+        if let Some(newest) = self.newest(name, |_| true).filter(|_| kind == Kind::Image) {
+            return Err(error.hint(format!("`{name}` is a family of images: its newest is `{}`", newest.name)));
+        }
         let list = if kind == Kind::Iso { "iso" } else { "image" };
-        Err(match close.is_empty() {
-            true => error
+        Err(match near(name, of_kind().map(|entry| entry.name.as_str())) {
+            Some(near) => error.hint(format!("did you mean {near}?")),
+            None => error
                 .hint(format!("`vmctl {list} list --all` shows what there is; a file is named with a slash, like `./{name}`")),
-            false => error.hint(format!("did you mean {}?", close.join(", "))),
         })
+    }
+
+    /// Returns the newest release of a family of images: of those that `runs` lets through, or else of all.
+    pub fn newest(&self, family: &str, runs: impl Fn(&Facts) -> bool) -> Option<&Entry> {
+        let images = self.entries.iter().filter(|entry| entry.kind == Kind::Image);
+        let releases = images.filter_map(|entry| Some((family_of(&entry.name)?, entry)));
+        let of_family = releases.filter(|((name, _), _)| name == family);
+        of_family.max_by_key(|((_, version), entry)| (runs(&entry.facts), version.clone())).map(|(_, entry)| entry)
+    }
+}
+
+impl Catalogue {
+    /// Returns the image of a family that is built on this host: one with cloud-init, if there is one.
+    pub fn built(&self, family: &str) -> Option<(&Entry, &Build)> {
+        let built = self.entries.iter().filter_map(|entry| match &entry.source {
+            Source::Build(build) => Some((entry, build)),
+            Source::Download(_) => None,
+        });
+        let of_family = built.filter(|(entry, _)| {
+            let own = family_of(&entry.name).map_or_else(|| entry.name.clone(), |(family, _)| family);
+            own.strip_prefix(family).is_some_and(|rest| rest.starts_with('-'))
+        });
+        of_family.max_by_key(|(entry, _)| entry.facts.cloud_init)
+    }
+}
+
+/// Returns the family and the version in the name of a release: `debian` and 13, or `freebsd-cloud` and 15.1 of
+/// `freebsd-15.1-cloud`.
+pub fn family_of(name: &str) -> Option<(String, Vec<u64>)> {
+    let version = |part: &str| {
+        part.split('.').map(|number| number.parse::<u32>().map(u64::from)).collect::<std::result::Result<Vec<_>, _>>().ok()
+    };
+    let parts: Vec<&str> = name.split('-').collect();
+    let (at, version) = parts.iter().enumerate().skip(1).find_map(|(at, part)| Some((at, version(part)?)))?;
+    let family: Vec<&str> = parts.iter().enumerate().filter(|(other, _)| *other != at).map(|(_, part)| *part).collect();
+    Some((family.join("-"), version))
+}
+
+/// Returns those of `names` that are much like `name`, the most alike first, as words for a question.
+pub fn near<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<String> {
+    const SHOWN: usize = 3;
+    let wanted = name.to_ascii_lowercase();
+    let mut alike: Vec<(f64, &str)> =
+        names.map(|other| (strsim::jaro_winkler(other, &wanted), other)).filter(|(likeness, _)| *likeness > 0.8).collect();
+    alike.sort_by(|(a, a_name), (b, b_name)| b.total_cmp(a).then(a_name.cmp(b_name)));
+    let shown: Vec<String> = alike.iter().take(SHOWN).map(|(_, other)| format!("`{other}`")).collect();
+    match &shown[..] {
+        [] => None,
+        [one] => Some(one.clone()),
+        [first @ .., last] => Some(format!("{} or {last}", first.join(", "))),
     }
 }
 
@@ -455,6 +506,40 @@ mod tests {
         assert!(hint(Kind::Image, "debian-21").contains("`debian-12`"));
         assert!(hint(Kind::Image, "freebsd-15.1-disc1").contains("vmctl fetch iso freebsd-15.1-disc1"));
         assert!(hint(Kind::Image, "zzz").contains("vmctl image list --all"));
+    }
+
+    #[test]
+    fn a_family_means_its_newest_release_that_the_engine_can_run() {
+        let mut catalogue = Catalogue::shipped();
+        let more = ["debian-9", "debian-13.10", "debian-13.9", "debian-14"].map(|name| {
+            let loader = if name == "debian-14" { "uefi" } else { "grub" };
+            format!(
+                "[[image]]\nname = '{name}'\nurls = ['https://mirror/x']\nsha256 = '{}'\nloader = '{loader}'\n",
+                "a".repeat(64)
+            )
+        });
+        catalogue.add("ours.toml", &more.concat()).unwrap();
+        let runs = |facts: &Facts| facts.loader.as_deref() != Some("uefi");
+        let newest = |family: &str| catalogue.newest(family, runs).map(|entry| entry.name.as_str());
+        assert_eq!(newest("debian"), Some("debian-13.10"));
+        assert_eq!(newest("debian-built-cloud"), Some("debian-12-built-cloud"));
+        // There is none that runs: the message about it names the newest.
+        assert_eq!(newest("alpine"), Some("alpine-3.23"));
+        assert_eq!((newest("debian-13"), newest("freebsd-built"), newest("d")), (None, None, None));
+        let built = |family: &str| catalogue.built(family).map(|(entry, _)| entry.name.as_str());
+        assert_eq!((built("debian"), built("freebsd")), (Some("debian-12-built-cloud"), Some("freebsd-built")));
+        assert_eq!((built("deb"), built("rocky")), (None, None));
+        assert_eq!(family_of("freebsd-15.1-cloud"), Some(("freebsd-cloud".into(), vec![15, 1])));
+        let said = catalogue.find(Kind::Image, "debian").unwrap_err();
+        assert!(said.next_step().unwrap().contains("`debian-14`"), "{said:?}");
+    }
+
+    #[test]
+    fn the_most_alike_names_come_first() {
+        let names = ["debian-12", "debian", "fedora-43", "debian-13", "debian-12-built"];
+        assert_eq!(near("Debain", names.into_iter()).as_deref(), Some("`debian`, `debian-12` or `debian-13`"));
+        assert_eq!(near("fedroa", names.into_iter()).as_deref(), Some("`fedora-43`"));
+        assert_eq!(near("zzz", names.into_iter()), None);
     }
 
     #[test]

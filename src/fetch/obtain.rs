@@ -92,6 +92,8 @@ pub struct Obtained {
     pub facts: Facts,
     /// The checksum that it was verified with.
     pub verified: Option<Digest>,
+    /// The digest of what came where there was no checksum.
+    pub seen: Option<Digest>,
     /// Whether it was fetched just now.
     pub fresh: bool,
     /// Keeps it from being removed while it is used. `None` for a file of the user's own.
@@ -109,6 +111,7 @@ impl Obtained {
             initrd: stored.initrd,
             facts: stored.record.facts,
             verified: stored.record.verified,
+            seen: stored.record.seen,
             fresh,
             lease: Some(lease),
         }
@@ -231,7 +234,7 @@ impl<'a> Fetcher<'a> {
         let name = request.name.as_deref().unwrap_or(&request.target);
         if !request.refresh
             && let Some((stored, lease)) = self.cache.find(request.kind, name)?
-            && request.checksum.as_ref().is_none_or(|wanted| stored.record.verified.as_ref() == Some(wanted))
+            && stored.record.is_held_to(request.checksum.as_ref())
         {
             return Ok(Obtained::stored(stored, lease, false));
         }
@@ -259,8 +262,7 @@ impl<'a> Fetcher<'a> {
         if !request.refresh
             && let Some((stored, lease)) = self.cache.find(request.kind, &name)?
         {
-            let same = request.checksum.as_ref().is_none_or(|wanted| stored.record.verified.as_ref() == Some(wanted));
-            if stored.record.source == request.target && same {
+            if stored.record.source == request.target && stored.record.is_held_to(request.checksum.as_ref()) {
                 return Ok(Obtained::stored(stored, lease, false));
             }
             if stored.record.source != request.target {
@@ -308,6 +310,7 @@ impl<'a> Fetcher<'a> {
                 initrd: None,
                 facts: Facts::default(),
                 verified: request.checksum.clone(),
+                seen: None,
                 fresh: false,
                 lease: None,
             });
@@ -390,6 +393,7 @@ impl<'a> Fetcher<'a> {
             source,
             stamp: Some(stamp),
             verified: request.checksum.clone(),
+            seen: None,
             fetched_unix: now_unix(),
             facts: Facts::default(),
         };
@@ -446,8 +450,8 @@ impl<'a> Fetcher<'a> {
         };
         let _claim = self.claim(&part_key, job)?;
         let known = digest.as_ref().map(|digest| key_of(digest, wanted.member.as_deref(), format));
-        let (key, source) = match known.filter(|key| self.cache.has(key)) {
-            Some(key) => (key, wanted.urls[0].clone()),
+        let (key, source, seen) = match known.filter(|key| self.cache.has(key)) {
+            Some(key) => (key, wanted.urls[0].clone(), None),
             None => self.download(request.kind, wanted, format, &digest, &part_key, job)?,
         };
         let record = Record {
@@ -456,6 +460,7 @@ impl<'a> Fetcher<'a> {
             object: key,
             source,
             stamp: None,
+            seen: seen.filter(|_| digest.is_none()),
             verified: digest,
             fetched_unix: now_unix(),
             facts: facts.clone(),
@@ -463,7 +468,7 @@ impl<'a> Fetcher<'a> {
         self.conclude(&record)
     }
 
-    /// Downloads, unpacks and converts. Returns the object's key, and its origin.
+    /// Downloads, unpacks and converts. Returns the object's key, its origin, and the digest of what came.
     fn download(
         &self,
         kind: Kind,
@@ -472,7 +477,7 @@ impl<'a> Fetcher<'a> {
         digest: &Option<Digest>,
         part_key: &str,
         job: &Job<'_>,
-    ) -> Result<(String, String)> {
+    ) -> Result<(String, String, Option<Digest>)> {
         let work = self.cache.work(part_key)?;
         let room = Room::at(self.cache.dir());
         let part = Part::new(&self.cache.partial_dir(), part_key);
@@ -493,7 +498,7 @@ impl<'a> Fetcher<'a> {
         let key = key_of(&found, wanted.member.as_deref(), format);
         self.cache.commit(work, &key, &object)?;
         part.discard();
-        Ok((key, url))
+        Ok((key, url, Some(found)))
     }
 
     fn checksum(&self, checksum: &Checksum, job: &Job<'_>) -> Result<Option<Digest>> {
@@ -614,6 +619,7 @@ impl<'a> Fetcher<'a> {
             source: "built on this host".into(),
             stamp: None,
             verified: None,
+            seen: None,
             fetched_unix: now_unix(),
             facts: entry.facts.clone(),
         };
