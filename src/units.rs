@@ -134,6 +134,21 @@ impl fmt::Display for ByteSize {
     }
 }
 
+/// Returns a size for users, with at most one digit after the point.
+pub fn size_words(bytes: u64) -> String {
+    let exact = ByteSize::from_bytes(bytes).to_string();
+    if exact.len() <= 7 && exact.ends_with("iB") {
+        return exact;
+    }
+    for (unit, shift) in [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)] {
+        // What would be rounded up to 1024 of a unit is 1 of the next.
+        if bytes >= (1 << shift) - (1 << shift) / 20480 {
+            return format!("{:.1}{unit}", bytes as f64 / f64::from(2f32.powi(shift)));
+        }
+    }
+    exact
+}
+
 impl Serialize for ByteSize {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_u64(self.0)
@@ -202,6 +217,23 @@ mod tests {
 
     fn size(text: &str) -> Result<u64, UnitError> {
         text.parse::<ByteSize>().map(ByteSize::bytes)
+    }
+
+    #[test]
+    fn sizes_are_short_for_people() {
+        for (bytes, words) in [
+            (0, "0B"),
+            (1000, "1000B"),
+            (1 << 30, "1GiB"),
+            (1_500_000_000, "1.4GiB"),
+            (5 << 20, "5MiB"),
+            (123_456, "120.6KiB"),
+            ((1 << 30) - 1, "1.0GiB"),
+            ((1 << 30) - (1 << 20), "1023MiB"),
+            (900 << 20 | 1, "900.0MiB"),
+        ] {
+            assert_eq!(size_words(bytes), words);
+        }
     }
 
     #[test]

@@ -19,7 +19,7 @@ use super::Ui;
 use super::visible::{visible, visible_but_colours};
 use crate::fetch::{Event, Progress};
 use crate::guest::logs::LastLine;
-use crate::units::ByteSize;
+pub use crate::units::size_words;
 
 static CANCELLED: AtomicBool = AtomicBool::new(false);
 /// Whether the user is being asked something.
@@ -379,20 +379,6 @@ impl<'a> ProgressDisplay<'a> {
     }
 }
 
-/// Returns a size for users, with at most one digit after the point.
-pub fn size_words(bytes: u64) -> String {
-    let exact = ByteSize::from_bytes(bytes).to_string();
-    if exact.len() <= 7 && exact.ends_with("iB") {
-        return exact;
-    }
-    for (unit, shift) in [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)] {
-        if bytes >= 1 << shift {
-            return format!("{:.1}{unit}", bytes as f64 / f64::from(2f32.powi(shift)));
-        }
-    }
-    exact
-}
-
 impl Progress for ProgressDisplay<'_> {
     fn event(&self, job: &str, event: Event<'_>) {
         let key = Key { is_wait: false, name: job.to_owned() };
@@ -430,14 +416,6 @@ impl Progress for ProgressDisplay<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sizes_are_short_for_people() {
-        for (bytes, words) in [(0, "0B"), (1 << 30, "1GiB"), (1_500_000_000, "1.4GiB"), (5 << 20, "5MiB"), (123_456, "120.6KiB")]
-        {
-            assert_eq!(size_words(bytes), words);
-        }
-    }
 
     #[test]
     fn a_line_says_what_is_waited_for_how_long_and_the_last_line() {

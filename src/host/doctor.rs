@@ -9,6 +9,7 @@ use std::path::Path;
 
 use super::files::{free_space, private_directory};
 use super::process::kernel;
+use crate::units::size_words;
 
 /// Result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,7 +128,7 @@ fn space(datastore: &Path) -> Finding {
             hint: Some("free some space, or choose a datastore elsewhere".into()),
             ..Finding::note("disk space", format!("{} MiB free below {}", bytes >> 20, directory.display()))
         },
-        Ok(bytes) => Finding::good("disk space", format!("{} GiB free below {}", bytes >> 30, directory.display())),
+        Ok(bytes) => Finding::good("disk space", format!("{} free below {}", size_words(bytes >> 20 << 20), directory.display())),
         Err(error) => Finding::note("disk space", format!("unknown: {error}")),
     }
 }
