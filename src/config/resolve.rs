@@ -82,6 +82,18 @@ impl Templates {
         names.dedup();
         names
     }
+
+    /// Returns the same, those whose guests only bhyve runs apart.
+    pub fn names_by_engine(&self) -> (Vec<String>, Vec<String>) {
+        self.names().into_iter().partition(|name| !self.is_for_bhyve(name))
+    }
+
+    fn is_for_bhyve(&self, name: &str) -> bool {
+        let source = Source { label: String::new(), text: String::new(), directory: None };
+        let nowhere = Location { source: source.into(), span: 0..0 };
+        let table = Reader { silent: true, ..Reader::new(self.clone()) }.named(name, &nowhere, &mut Vec::new());
+        table.is_some_and(|table| engine_of(&table, EngineKind::Embedded) == EngineKind::Bhyve)
+    }
 }
 
 /// A resolved guest file: the keys of the file and all files that it names.
@@ -222,13 +234,15 @@ pub(super) struct Reader {
     /// Every file that was read.
     pub files: Vec<PathBuf>,
     layers: usize,
+    /// It is asked about templates by a message about another.
+    silent: bool,
     /// Problems of the files read.
     pub problems: Vec<Diagnostic>,
 }
 
 impl Reader {
     pub fn new(templates: Templates) -> Self {
-        Self { templates, expanded: HashMap::new(), files: Vec::new(), layers: 0, problems: Vec::new() }
+        Self { templates, expanded: HashMap::new(), files: Vec::new(), layers: 0, silent: false, problems: Vec::new() }
     }
 
     /// Merges a layer with its templates and included files.
@@ -298,7 +312,10 @@ impl Reader {
                     Some(near) => format!("did you mean `{near}`?"),
                     None => "templates are looked for in the datastore's `templates` directory, then in the host file's `template_dirs`".into(),
                 };
-                let list = known.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+                // Who asks for the names must not be asked for them again.
+                let (any, for_bhyve) = if self.silent { Default::default() } else { self.templates.names_by_engine() };
+                let quoted = |names: &[String]| names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+                let list = format!("{}; for bhyve alone: {}", quoted(&any), quoted(&for_bhyve));
                 let diagnostic = Diagnostic::at(location, format!("there is no template `{name}`"));
                 self.problems.push(diagnostic.note(format!("known: {list}")).hint(hint));
                 None
