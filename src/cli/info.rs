@@ -23,6 +23,9 @@ use crate::host::{files::disk_size, process};
 pub struct Args {
     #[command(flatten)]
     guests: Guests,
+    /// Also show the counters of the engine and of its devices; JSON has them anyway
+    #[arg(long)]
+    counters: bool,
 }
 
 #[derive(Serialize)]
@@ -117,7 +120,7 @@ impl Args {
         if app.ui.is_json() || app.ui.format() == super::OutputFormat::Name {
             app.ui.list("guest-info", 1, &infos, &[], |info: &Info| info.overview.name.clone())?;
         } else {
-            app.ui.data(&infos.iter().map(text).collect::<Vec<_>>().join("\n"))?;
+            app.ui.data(&infos.iter().map(|info| text(info, self.counters)).collect::<Vec<_>>().join("\n"))?;
         }
         Ok(status)
     }
@@ -163,7 +166,7 @@ fn gather(guest: &GuestDir, context: &CommandContext) -> Result<Info, Failure> {
     })
 }
 
-fn text(info: &Info) -> String {
+fn text(info: &Info, with_counters: bool) -> String {
     let guest = &info.overview;
     let mut out = String::new();
     let mut line = |key: &str, value: String| {
@@ -197,7 +200,7 @@ fn text(info: &Info) -> String {
         line("not by", confined.without.join("; "));
     }
     if let (Some(bytes), Some(seconds)) = (info.resident_bytes, info.cpu_seconds) {
-        line("engine uses", format!("{} MiB of memory, {seconds:.1} s of processor time", bytes >> 20));
+        line("engine uses", format!("{} of memory, {seconds:.1} s of processor time", size_words(bytes)));
     }
     for disk in &info.disks {
         let bytes = |bytes: Option<u64>| bytes.map_or("?".into(), size_words);
@@ -221,13 +224,14 @@ fn text(info: &Info) -> String {
         line("forward", forward.clone());
     }
     line("installing", guest.medium.as_ref().map(|path| format!("from {}", path.display())).unwrap_or_default());
+    line("ssh", guest.ssh.clone().unwrap_or_default());
     line("screen", guest.screen.clone().unwrap_or_default());
     line("tags", guest.tags.join(", "));
     line("uuid", uuid(guest));
     line("created", info.created.clone().unwrap_or_default());
     line("file", info.file.display().to_string());
     line("directory", info.directory.display().to_string());
-    for (name, value) in &info.counters {
+    for (name, value) in info.counters.iter().filter(|_| with_counters) {
         line("counter", format!("{name} {value}"));
     }
     out

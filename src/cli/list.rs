@@ -1,5 +1,7 @@
 //! `vmctl list`: lists guests.
 
+use clap::builder::PossibleValuesParser;
+
 use super::{AnyGuests, App, Column, ExitStatus, Guests, Outcome};
 use crate::guest::overview::{Observer, Overview};
 use crate::units::{ByteSize, format_duration};
@@ -10,16 +12,25 @@ pub struct Args {
     #[command(flatten)]
     guests: AnyGuests,
     /// Only guests in this state
-    #[arg(long, value_name = "STATE")]
+    #[arg(long, value_name = "STATE", value_parser = PossibleValuesParser::new(STATES))]
     state: Option<String>,
 }
 
-const COLUMNS: [Column<Overview>; 13] = [
+/// The words for states.
+const STATES: [&str; 7] = ["stopped", "failed", "starting", "running", "stopping", "waiting", "busy"];
+
+/// Columns that a narrow terminal has no room for, those first that are left out first.
+const WHERE_THERE_IS_ROOM: [&str; 4] = ["ADDRESS", "DESCRIPTION", "READY", "SSH"];
+
+const COLUMNS: [Column<Overview>; 16] = [
     Column { title: "NAME", wide: false, text: |guest| guest.name.clone() },
     Column { title: "STATE", wide: false, text: state },
+    Column { title: "READY", wide: false, text: ready },
     Column { title: "CPUS", wide: false, text: cpus },
     Column { title: "MEMORY", wide: false, text: memory },
     Column { title: "UPTIME", wide: false, text: uptime },
+    Column { title: "SSH", wide: false, text: |guest| guest.ssh.clone().unwrap_or_default() },
+    Column { title: "ADDRESS", wide: false, text: |guest| guest.addresses.join(",") },
     Column { title: "ENGINE", wide: true, text: engine },
     Column { title: "BACKEND", wide: true, text: |guest| guest.backend.clone().unwrap_or_default() },
     Column { title: "SCREEN", wide: true, text: |guest| guest.screen.clone().unwrap_or_default() },
@@ -37,6 +48,12 @@ fn state(guest: &Overview) -> String {
         true => guest.state.to_owned(),
         false => format!("{} ({})", guest.state, notes.join(", ")),
     }
+}
+
+/// Returns whether a guest that runs is ready.
+fn ready(guest: &Overview) -> String {
+    let word = if guest.ready { "yes" } else { "no" };
+    if guest.state == "running" { word.to_owned() } else { String::new() }
 }
 
 /// Returns what runs, and what comes with the next boot where that is another one.
@@ -90,7 +107,7 @@ impl Args {
             }
             Ok(ExitStatus::Done)
         })?;
-        app.ui.list("guests", 1, &rows, &COLUMNS, |guest| guest.name.clone())?;
+        app.ui.list_within("guests", 1, &rows, &COLUMNS, &WHERE_THERE_IS_ROOM, |guest| guest.name.clone())?;
         Ok(status)
     }
 }

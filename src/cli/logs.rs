@@ -6,14 +6,17 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{App, ExitStatus, Failure, Guests, Outcome};
+use serde::Serialize;
+
+use super::selection::Chosen;
+use super::{App, ExitStatus, Failure, Guests, Outcome, OutputFormat};
 use crate::guest::logs::tail;
 use crate::guest::store::GuestDir;
 
 /// Show the logs of guests
 ///
 /// Shows the log of the console, unless another is selected. On a terminal, control characters of the guest are shown
-/// as text.
+/// as text. In the JSON formats, each line is an object.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -54,12 +57,23 @@ impl Which {
             _ => guest.console_log(),
         }
     }
+    fn word(&self) -> &'static str {
+        match self {
+            Which { vmm: true, .. } => "vmm",
+            Which { events: true, .. } => "events",
+            Which { supervisor: true, .. } => "supervisor",
+            _ => "console",
+        }
+    }
 }
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
         let context = app.context_to_look()?;
         let chosen = self.guests.choose(&context)?;
+        if app.ui.is_json() {
+            return self.json(app, chosen);
+        }
         let many = chosen.len() > 1;
         let mut followed = Vec::new();
         let status = app.each_in_turn(chosen, |guest| {
@@ -92,6 +106,56 @@ impl Args {
         }
         Ok(status)
     }
+}
+
+impl Args {
+    fn json(&self, app: &App, chosen: Vec<Chosen>) -> Outcome {
+        if self.follow && app.ui.format() == OutputFormat::Json {
+            return Err(Failure::user("a document of JSON ends, and a log that is followed does not")
+                .hint("`-o jsonl` prints an object a line"));
+        }
+        let (mut lines, mut followed) = (Vec::new(), Vec::new());
+        let status = app.each_in_turn(chosen, |guest| {
+            let path = self.which.of(guest);
+            match tail(&path, self.lines) {
+                Ok(bytes) => lines.extend(bytes.split_inclusive(|byte| *byte == b'\n').map(|line| self.line(guest.name(), line))),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(Failure::user(format!("cannot read `{}`: {error}", path.display()))),
+            }
+            followed.push((guest.name().to_owned(), Follower::at_end(&path), Vec::new()));
+            Ok(ExitStatus::Done)
+        })?;
+        let print = |lines: &[LogLine]| app.ui.list("log", 1, lines, &[], |line: &LogLine| line.guest.clone());
+        print(&lines)?;
+        while self.follow && !followed.is_empty() {
+            std::thread::sleep(Duration::from_millis(200));
+            for (name, follower, partial) in &mut followed {
+                partial.extend(follower.more());
+                while let Some(end) = partial.iter().position(|byte| *byte == b'\n') {
+                    let line: Vec<u8> = partial.drain(..=end).collect();
+                    print(&[self.line(name, &line)])?;
+                }
+            }
+        }
+        Ok(status)
+    }
+
+    fn line(&self, guest: &str, bytes: &[u8]) -> LogLine {
+        let text = String::from_utf8_lossy(bytes).trim_end_matches(['\n', '\r']).to_owned();
+        let event = self.which.events.then(|| serde_json::from_str(&text).ok()).flatten();
+        LogLine { guest: guest.to_owned(), log: self.which.word(), text, event }
+    }
+}
+
+/// One line of a log.
+#[derive(Serialize)]
+struct LogLine {
+    guest: String,
+    log: &'static str,
+    text: String,
+    /// The same, where it is an event.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    event: Option<serde_json::Value>,
 }
 
 /// A reader of a log that grows, also past its rotation.

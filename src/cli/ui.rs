@@ -14,6 +14,7 @@ use super::progress::{Awaited, Display, Wait};
 use super::visible::{visible, visible_but_colours};
 use crate::config::Diagnostics;
 use crate::error::Fault;
+use crate::host::terminal::own_window_size;
 use crate::units::UnitError;
 
 /// Result of a command.
@@ -227,6 +228,30 @@ impl Ui {
         self.data(&text)
     }
 
+    /// Prints a list as [`Ui::list`] does, but on a terminal without the first of `optional` columns that it has no room
+    /// for.
+    pub fn list_within<T: Serialize>(
+        &self,
+        kind: &str,
+        version: u32,
+        items: &[T],
+        columns: &[Column<T>],
+        optional: &[&str],
+        name: fn(&T) -> String,
+    ) -> Result<(), Failure> {
+        let room = own_window_size().filter(|_| self.terminals.1 && self.format == OutputFormat::Table);
+        let Some((_, room)) = room else { return self.list(kind, version, items, columns, name) };
+        let fitting = (0..=optional.len()).map(|left_out| self.table_without(items, columns, &optional[..left_out]));
+        let mut fitting = fitting.peekable();
+        while let Some(table) = fitting.next() {
+            let width = table.lines().map(|line| line.chars().count()).max().unwrap_or(0);
+            if width <= usize::from(room) || fitting.peek().is_none() {
+                return self.data(&table);
+            }
+        }
+        Ok(())
+    }
+
     /// Prints one thing, in the requested format. `text` is the form for users.
     pub fn record<T: Serialize>(&self, kind: &str, version: u32, item: &T, name: &str, text: &str) -> Result<(), Failure> {
         match self.format {
@@ -239,7 +264,12 @@ impl Ui {
 
     /// Prints a list of things for users.
     pub fn table<T>(&self, items: &[T], columns: &[Column<T>]) -> String {
-        let shown: Vec<_> = columns.iter().filter(|c| !c.wide || self.format == OutputFormat::Wide).collect();
+        self.table_without(items, columns, &[])
+    }
+
+    fn table_without<T>(&self, items: &[T], columns: &[Column<T>], left_out: &[&str]) -> String {
+        let asked = |column: &&Column<T>| !column.wide || self.format == OutputFormat::Wide;
+        let shown: Vec<_> = columns.iter().filter(asked).filter(|column| !left_out.contains(&column.title)).collect();
         let mut builder = Builder::default();
         builder.push_record(shown.iter().map(|column| column.title.to_owned()));
         for item in items {

@@ -262,6 +262,8 @@ pub mod tests {
             description: None,
             protected: false,
             uuid: String::new(),
+            ssh: None,
+            addresses: Vec::new(),
             screen: None,
             medium: None,
             next_boot: None,

@@ -36,6 +36,10 @@ pub struct Overview {
     pub protected: bool,
     /// The UUID that the guest sees.
     pub uuid: String,
+    /// Address at which ssh(1) reaches it from the host, while it runs.
+    pub ssh: Option<String>,
+    /// Addresses of its interfaces that are known, while it runs.
+    pub addresses: Vec<String>,
     /// Address of the VNC screen: `ADDRESS:PORT`, or `unix:PATH`.
     pub screen: Option<String>,
     /// The medium of the running installer.
@@ -115,6 +119,8 @@ impl<'a> Observer<'a> {
             description: summary.as_ref().and_then(|summary| summary.description.clone()),
             protected: summary.as_ref().is_some_and(|summary| summary.protected),
             uuid: machine.map_or(own_uuid, |machine| machine.uuid.clone()),
+            ssh: machine.and_then(|machine| machine.ssh.clone()),
+            addresses: machine.iter().flat_map(|machine| &machine.nics).filter_map(|nic| nic.address.clone()).collect(),
             screen: run.and_then(|run| run.screen.clone()),
             medium: run.and_then(|run| run.medium.clone()),
             pid: run.map(|run| run.pid),

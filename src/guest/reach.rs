@@ -5,7 +5,8 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::config::{ForwardProto, GuestConfig};
+use crate::config::{ForwardProto, GuestConfig, SshKey, paths};
+use crate::inputs;
 
 use super::error::{GuestError, Result};
 use super::state::GuestState;
@@ -13,6 +14,8 @@ use super::store::GuestDir;
 
 /// Port of sshd(8) in the guest.
 const SSH: u16 = 22;
+/// Maximum size of a public key that is read.
+const MAX_KEY_BYTES: u64 = 64 << 10;
 /// Start of a server's greeting.
 const GREETING: &[u8] = b"SSH-";
 
@@ -27,21 +30,15 @@ pub struct Reach {
     pub known_hosts: PathBuf,
     /// Name of the host key in that file.
     pub alias: String,
-    /// The key that vmctl made, if there is one.
-    pub identity: Option<PathBuf>,
+    /// The private keys of those that may log in, as far as they are here.
+    pub identities: Vec<PathBuf>,
 }
 
 impl Reach {
     /// Finds the way to a guest. `user` has priority over the one of `[cloud-init]` and of its image.
     pub fn of(guest: &GuestDir, config: &GuestConfig, state: &GuestState, user: Option<String>) -> Result<Reach> {
-        let forward = config
-            .nics
-            .iter()
-            .flat_map(|nic| &nic.forwards)
-            .find(|forward| forward.proto == ForwardProto::Tcp && forward.guest_port == SSH);
         let cloud_init = config.cloud_init.as_ref();
-        let own = cloud_init.and_then(|told| told.addresses.first()).map(|address| SocketAddr::new(address.address, SSH));
-        let address = forward.map(|forward| forward.reachable()).or(own).ok_or_else(|| {
+        let address = ssh_address(config).ok_or_else(|| {
             GuestError::user(format!("no way to port {SSH} of `{}` is known", guest.name()))
                 .hint("add a forward with `guest_port = 22` to a `user` interface, or `cloud-init.addresses`")
         })?;
@@ -50,7 +47,7 @@ impl Reach {
             user: user.or_else(|| cloud_init.and_then(|told| told.user.clone())).or_else(|| state.default_user.clone()),
             known_hosts: guest.path().join("known_hosts"),
             alias: format!("vmctl-{}", guest.name()),
-            identity: identity_file(guest).filter(|path| path.exists()),
+            identities: identities(guest, config),
         })
     }
 
@@ -62,7 +59,7 @@ impl Reach {
             // The first key is accepted, since it cannot be checked elsewhere. Another one later is refused.
             "StrictHostKeyChecking=accept-new".into(),
         ];
-        options.extend(self.identity.as_ref().map(|path| format!("IdentityFile={}", quoted(path))));
+        options.extend(self.identities.iter().map(|path| format!("IdentityFile={}", quoted(path))));
         options.into_iter().flat_map(|option| ["-o".to_owned(), option]).collect()
     }
 
@@ -92,9 +89,17 @@ impl Reach {
             "    StrictHostKeyChecking accept-new".into(),
         ];
         lines.extend(self.user.as_ref().map(|user| format!("    User {user}")));
-        lines.extend(self.identity.as_ref().map(|path| format!("    IdentityFile {}", quoted(path))));
+        lines.extend(self.identities.iter().map(|path| format!("    IdentityFile {}", quoted(path))));
         lines.join("\n") + "\n"
     }
+}
+
+/// Returns the address of a guest's sshd(8), as its host reaches it: a forward, or its own address.
+pub fn ssh_address(config: &GuestConfig) -> Option<SocketAddr> {
+    let mut forwards = config.nics.iter().flat_map(|nic| &nic.forwards);
+    let forward = forwards.find(|forward| forward.proto == ForwardProto::Tcp && forward.guest_port == SSH);
+    let own = || config.cloud_init.as_ref()?.addresses.first().map(|address| SocketAddr::new(address.address, SSH));
+    forward.map(|forward| forward.reachable()).or_else(own)
 }
 
 /// Returns whether sshd(8) greets at `address` within `patience`: the first bytes of its identification (RFC 4253,
@@ -117,9 +122,46 @@ pub fn greets(address: SocketAddr, patience: Duration) -> bool {
     seen.starts_with(GREETING)
 }
 
-/// Returns the key pair of the datastore that `launch` makes for a user without one.
-pub fn identity_file(guest: &GuestDir) -> Option<PathBuf> {
-    Some(guest.path().parent()?.parent()?.join("ssh").join("id_ed25519"))
+/// Returns the private keys whose public halves are in the guest's `ssh_keys`: beside the file that is named there, or for
+/// a key that is written there, among those of `~/.ssh` and of the datastore. The key that vmctl made comes last.
+fn identities(guest: &GuestDir, config: &GuestConfig) -> Vec<PathBuf> {
+    let own = guest.path().parent().and_then(Path::parent).map(|root| root.join("ssh").join("id_ed25519.pub"));
+    let named = config.cloud_init.iter().flat_map(|told| &told.ssh_keys);
+    let mut public = Vec::new();
+    for key in named {
+        match key {
+            SshKey::File(path) => public.push(path.clone()),
+            SshKey::Text(line) => {
+                let known = public_keys_of(paths::in_home("~/.ssh").as_deref()).into_iter().chain(own.clone());
+                public.extend(known.filter(|path| is_of(path, line)));
+            }
+        }
+    }
+    public.extend(own);
+    let mut found: Vec<PathBuf> = Vec::new();
+    for path in public.iter().filter(|path| path.extension().is_some_and(|extension| extension == "pub")) {
+        let private = path.with_extension("");
+        if private.is_file() && !found.contains(&private) {
+            found.push(private);
+        }
+    }
+    found
+}
+
+/// Returns the public keys of a folder.
+fn public_keys_of(folder: Option<&Path>) -> Vec<PathBuf> {
+    let entries = folder.into_iter().flat_map(|folder| std::fs::read_dir(folder).into_iter().flatten().flatten());
+    let paths = entries.map(|entry| entry.path());
+    let mut keys: Vec<PathBuf> = paths.filter(|path| path.extension().is_some_and(|extension| extension == "pub")).collect();
+    keys.sort();
+    keys
+}
+
+/// Returns whether a file of `.pub` has this key, whatever the comments of the two are.
+fn is_of(path: &Path, key: &str) -> bool {
+    let words = |line: &str| line.split_whitespace().take(2).map(str::to_owned).collect::<Vec<_>>();
+    let text = inputs::read_text(path, MAX_KEY_BYTES).unwrap_or_default();
+    text.lines().any(|line| words(line) == words(key))
 }
 
 /// Quotes a path in double quotes for ssh_config(5). A path that contains one cannot be written there.

@@ -14,6 +14,7 @@ use crate::machine::spec::DEVICE_SLOTS;
 use super::error::{GuestError, Result};
 use super::identity;
 use super::provision::disk_path;
+use super::reach::ssh_address;
 use super::store::GuestDir;
 use super::timestamp::{BootTime, Timestamp};
 
@@ -176,6 +177,9 @@ pub struct Machine {
     pub disks: Vec<(String, PathBuf)>,
     /// Its interfaces.
     pub nics: Vec<MachineNic>,
+    /// Address at which ssh(1) reaches it from the host.
+    #[serde(default)]
+    pub ssh: Option<String>,
 }
 
 /// An interface of a boot.
@@ -204,6 +208,7 @@ impl Machine {
             engine: config.engine.as_str().to_owned(),
             disks: config.disks.iter().map(|disk| (disk.id.clone(), disk_path(guest, disk).unwrap_or_default())).collect(),
             nics: config.nics.iter().map(nic).collect(),
+            ssh: ssh_address(config).map(|address| address.to_string()),
         }
     }
 }
