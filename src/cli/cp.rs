@@ -3,14 +3,13 @@
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use super::reachable::reach;
 use super::{App, Failure, Outcome};
-use crate::guest::definition::Definition;
-use crate::guest::reach::Reach;
 
 /// Copy files between the host and a guest with scp(1)
 ///
 /// A path in a guest is written `GUEST:PATH`. A path of the host that contains a colon needs a slash before it, like
-/// `./a:b`. All paths in guests must be in the same guest.
+/// `./a:b`. All paths in guests must be in the same guest. A guest that boots is waited for.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Copy directories, too
@@ -33,7 +32,7 @@ impl Args {
             return Err(Failure::user("the paths are in several guests").hint("copy by way of the host"));
         }
         let guest = context.store.guest(name)?;
-        let reach = Reach::of(&guest, &Definition::load(&guest, context.surroundings())?.config, &guest.state()?, self.user)?;
+        let reach = reach(app, &context, &guest, self.user)?;
         let mut command = Command::new("scp");
         command.args(reach.options()).args(["-P", &reach.address.port().to_string()]);
         if self.recursive {

@@ -57,6 +57,7 @@ enum DiskCommand {
     /// Take a disk away
     ///
     /// Its bytes stay, and it is said where.
+    #[command(aliases = ["rm", "delete"])]
     Remove {
         /// The guest
         #[arg(value_name = "GUEST")]

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::group::{Group, Targets, agree_on_all, of_names};
 use super::progress::watch_signals;
+use super::project;
 use super::stop::{ending, is_running};
 use super::{App, ExitStatus, Failure, Guests, Outcome};
 use crate::config::{AutostartConfig, AutostartWait};
@@ -16,8 +17,8 @@ use crate::guest::stopping::end_guest;
 
 /// Stop guests in order
 ///
-/// With names, those that run. With a fleet file, or without an argument in a folder that has `fleet.toml`, the guests of
-/// that fleet. With `--all`, or where nothing else is said and the question is answered, every guest of the datastore.
+/// With names, those that run. With a fleet file or a guest file, or without an argument in a folder that has one
+/// (`fleet.toml`, `vm.toml` or `vmctl.toml`), the guests of that file. With `--all`, or where nothing else is said and the question is answered, every guest of the datastore.
 /// Each one stops after those that start after it, whoever started it. Each has its `stop_timeout`, or
 /// its part of `--timeout` where that is less, and is powered off after it. One that does not go then has its engine
 /// killed, so that the others have their time.
@@ -43,6 +44,13 @@ impl Args {
         let targets = self.group.targets(app, &context)?;
         let those = match &targets {
             Targets::Named(names) => of_names(names),
+            Targets::OfFile(file) => match project::guest_of(file, &context)? {
+                (name, Some(_)) => of_names(&[name]),
+                (name, None) => {
+                    app.ui.done(format!("{name} is not made"));
+                    return Ok(ExitStatus::Done);
+                }
+            },
             _ => Guests { all: true, ..Guests::default() },
         };
         let mut patience: HashMap<String, Duration> = HashMap::new();

@@ -1,25 +1,22 @@
-//! The guests that `up`, `down` and `destroy` mean: those that are named, those of a fleet, or all.
+//! The guests that `up`, `down` and `destroy` mean: those that are named, that of a guest file, those of a fleet, or all.
 
 use std::path::{Path, PathBuf};
 
 use super::ask::{Consent, count, listed};
+use super::project::{self, FileKind, is_file, kind_of};
 use super::render::FleetFile;
 use super::selection::CommandContext;
 use super::{App, Failure, Guests};
-use crate::config::fleet::is_fleet;
 use crate::guest::fleet::membership::Membership;
-use crate::inputs;
 
 /// The fleet file that a folder has.
-pub const FLEET_FILE: &str = "fleet.toml";
-/// Maximum size of a file that is examined as a fleet file. The readers refuse longer ones.
-const MAX_FILE_BYTES: u64 = 1 << 20;
+pub const FLEET_FILE: &str = project::FILES[0];
 
 /// The guests of a verb on many.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Group {
-    /// Names or globs, like `web1` or `web*`, or one fleet file (with a slash, or `.toml` at its end); the fleet of `fleet.toml` in this folder if left out
-    #[arg(value_name = "GUEST|FLEET")]
+    /// Names or globs, like `web1` or `web*`, or one fleet file or guest file (with a slash, or `.toml` at its end); that of this folder if left out: `fleet.toml`, `vm.toml` or `vmctl.toml`
+    #[arg(value_name = "GUEST|FILE")]
     names: Vec<String>,
     /// Every guest of the datastore
     #[arg(long, conflicts_with = "names")]
@@ -31,11 +28,13 @@ pub struct Group {
 pub enum Targets {
     /// Names and globs from the command line.
     Named(Vec<String>),
-    /// The existing guests of a fleet.
+    /// The guests of a fleet.
     Fleet(Fleet),
+    /// The guest of a guest file.
+    OfFile(PathBuf),
     /// All guests of the datastore.
     All,
-    /// Neither was given: all guests, once the user has agreed.
+    /// Nothing was named, and the folder has no file of ours: all guests, once the user has agreed.
     Unspecified,
 }
 
@@ -44,7 +43,9 @@ pub enum Targets {
 pub struct Fleet {
     /// Its name.
     pub name: String,
-    /// Existing guests, including those that its file no longer names.
+    /// Its file.
+    pub file: PathBuf,
+    /// Those that are there, also those that its file does not name any more.
     pub members: Vec<String>,
     /// Guests of its file that do not exist yet.
     pub missing: Vec<String>,
@@ -58,46 +59,34 @@ impl Group {
         }
         let files: Vec<&String> = self.names.iter().filter(|name| is_file(name, context)).collect();
         match (&files[..], self.names.len()) {
-            ([], 0) if Path::new(FLEET_FILE).is_file() => Ok(Targets::Fleet(Fleet::look(app, context, FLEET_FILE.into())?)),
-            ([], 0) => Ok(Targets::Unspecified),
+            ([], 0) => project::of_this_folder().map_or(Ok(Targets::Unspecified), |file| Targets::of_file(app, context, &file)),
             ([], _) => Ok(Targets::Named(self.names.clone())),
-            ([file], 1) => Ok(Targets::Fleet(Fleet::look(app, context, file.into())?)),
-            ([file, ..], _) => Err(Failure::user(format!("the fleet file `{file}` stands alone, and more was named"))
-                .hint("name guests, or one fleet file")),
+            ([file], 1) => Targets::of_file(app, context, Path::new(file)),
+            ([file, ..], _) => Err(Failure::user(format!("the file `{file}` stands alone, and more was named"))
+                .hint("name guests, or one fleet file or guest file")),
         }
     }
 }
 
-/// Returns whether an argument with a slash, or with `.toml` at its end, is a file; a guest may have such a name where
-/// no file has it.
-fn is_file(argument: &str, context: &CommandContext) -> bool {
-    let ends = argument.ends_with(".toml");
-    argument.contains('/') || (ends && (Path::new(argument).exists() || context.store.guest(argument).is_err()))
+impl Targets {
+    fn of_file(app: &App, context: &CommandContext, file: &Path) -> Result<Targets, Failure> {
+        match kind_of(file) {
+            FileKind::Fleet => Ok(Targets::Fleet(Fleet::look(app, context, file)?)),
+            FileKind::Guest => Ok(Targets::OfFile(file.to_owned())),
+            FileKind::Host => Err(Failure::user(format!("`{}` is a host file: it has no guests", file.display()))
+                .hint("name guests, a fleet file or a guest file")),
+        }
+    }
 }
 
 impl Fleet {
     /// Reads a fleet file and looks for its guests.
-    fn look(app: &App, context: &CommandContext, file: PathBuf) -> Result<Fleet, Failure> {
-        let text = inputs::read_text(&file, MAX_FILE_BYTES).unwrap_or_default();
-        if file.is_file() && !is_fleet(&file, &text) {
-            return Err(Failure::user(format!("`{}` is a guest file and no fleet file", file.display()))
-                .hint(format!("`vmctl create --file {}` makes its guest", file.display())));
-        }
-        let fleet = FleetFile::of(file).load(app)?;
+    fn look(app: &App, context: &CommandContext, file: &Path) -> Result<Fleet, Failure> {
+        let fleet = FleetFile::of(file.to_owned()).load(app)?;
         let members = members(context, &fleet.name)?;
         let wanted = fleet.here().map(|guest| guest.config.name.clone());
         let missing = wanted.filter(|name| !members.contains(name)).collect();
-        Ok(Fleet { name: fleet.name, members, missing })
-    }
-
-    /// Returns that guests of it are not there.
-    pub fn not_made(&self) -> Option<Failure> {
-        let are = if self.missing.len() == 1 { "is" } else { "are" };
-        let message = || {
-            let number = count(self.missing.len(), "guest");
-            format!("{number} of the fleet `{}` {are} not made yet: {}", self.name, listed(&self.missing))
-        };
-        (!self.missing.is_empty()).then(|| Failure::user(message()).hint("`vmctl apply` makes them"))
+        Ok(Fleet { name: fleet.name, file: file.to_owned(), members, missing })
     }
 }
 
@@ -113,8 +102,8 @@ fn members(context: &CommandContext, fleet: &str) -> Result<Vec<String>, Failure
 /// Asks before a verb is carried out on all guests because none was named. `names` are those that it would change.
 pub fn agree_on_all(verb: &str, names: &[String], hint: &str) -> Result<(), Failure> {
     let unasked = || {
-        let message = format!("nothing says which guests are meant, and this folder has no `{FLEET_FILE}`");
-        Failure::user(message).hint(format!("name guests or a fleet file, or add `--all`{hint}"))
+        let message = format!("nothing says which guests are meant, and this folder has no `{}`", project::FILES.join("`, `"));
+        Failure::user(message).hint(format!("name guests or a file, or add `--all`{hint}"))
     };
     let question = format!("{verb} {} of this datastore ({})?", count(names.len(), "guest"), listed(names));
     match Consent::new(false, false).ask(&question, unasked)? {

@@ -9,7 +9,7 @@ use super::ask::Consent;
 use super::fetch::FormatArg;
 use super::progress::{ProgressDisplay, size_words, watch_signals};
 use super::{App, Column, ExitStatus, Failure, Outcome};
-use crate::config::EngineKind;
+use crate::config::{EngineKind, NamePattern};
 use crate::fetch::cache::Finding;
 use crate::fetch::catalogue::Source;
 use crate::fetch::image::Format;
@@ -27,9 +27,11 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum ImageCommand {
+    #[command(alias = "ls")]
     List(List),
     Show(Show),
     Import(Import),
+    #[command(aliases = ["rm", "delete"])]
     Remove(Remove),
     Prune(Prune),
     Check(Check),
@@ -38,6 +40,9 @@ enum ImageCommand {
 /// List images and firmware
 #[derive(Debug, clap::Args)]
 struct List {
+    /// Only those of this name, of this family, or that match a glob, also those that are not here yet
+    #[arg(value_name = "IMAGE")]
+    names: Vec<String>,
     /// Also list what the catalogues offer and is not here yet
     #[arg(short, long)]
     all: bool,
@@ -47,7 +52,7 @@ struct List {
 #[derive(Debug, clap::Args)]
 struct Show {
     /// Its name
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "IMAGE")]
     name: String,
 }
 
@@ -80,7 +85,7 @@ struct Import {
 #[derive(Debug, clap::Args)]
 struct Remove {
     /// Their names
-    #[arg(value_name = "NAME", required = true)]
+    #[arg(value_name = "IMAGE", required = true)]
     names: Vec<String>,
     /// Do not ask
     #[arg(short, long)]
@@ -103,7 +108,7 @@ struct Prune {
 #[derive(Debug, clap::Args)]
 struct Check {
     /// Names; all by default
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "IMAGE")]
     names: Vec<String>,
 }
 
@@ -199,7 +204,7 @@ impl Row {
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
         match self.action {
-            ImageCommand::List(args) => list(app, &[Kind::Image, Kind::Firmware], args.all),
+            ImageCommand::List(args) => list(app, &[Kind::Image, Kind::Firmware], &args.names, args.all),
             ImageCommand::Show(args) => args.run(app),
             ImageCommand::Import(args) => args.run(app),
             ImageCommand::Remove(args) => remove(app, &[Kind::Image, Kind::Firmware], &args.names, args.yes),
@@ -209,11 +214,12 @@ impl Args {
     }
 }
 
-/// Lists the contents of the cache and, with `all`, what the catalogues offer.
-pub fn list(app: &App, kinds: &[Kind], all: bool) -> Outcome {
+/// Lists the contents of the cache and, with `all` or for names, what the catalogues offer.
+pub fn list(app: &App, kinds: &[Kind], names: &[String], all: bool) -> Outcome {
     let host = app.host()?;
+    let patterns = names.iter().map(|name| name.parse::<NamePattern>()).collect::<Result<Vec<_>, _>>()?;
     let mut rows = BTreeMap::new();
-    if all {
+    if all || !names.is_empty() {
         watch_signals();
         let display = ProgressDisplay::new(&app.ui);
         let fetcher = Images { host: &host, progress: &display }.fetcher()?;
@@ -228,12 +234,27 @@ pub fn list(app: &App, kinds: &[Kind], all: bool) -> Outcome {
     if host.default_engine == EngineKind::Bhyve {
         rows.values_mut().for_each(|row| row.of_bhyve = None);
     }
-    let rows: Vec<Row> = rows.into_values().filter(|row| kinds.contains(&row.kind)).collect();
+    // `debian` means all whose names begin with that word.
+    let is_meant = |row: &Row| {
+        let begins = |name: &String| row.name.strip_prefix(name.as_str()).is_some_and(|rest| rest.starts_with('-'));
+        patterns.is_empty() || patterns.iter().any(|pattern| pattern.matches(&row.name)) || names.iter().any(begins)
+    };
+    let rows: Vec<Row> = rows.into_values().filter(|row| kinds.contains(&row.kind) && is_meant(row)).collect();
+    if rows.is_empty() && !names.is_empty() {
+        let list = if kinds.contains(&Kind::Iso) { "iso" } else { "image" };
+        return Err(Failure::user(format!("nothing is called {}", words_of(names)))
+            .hint(format!("`vmctl {list} list --all` lists all that there is")));
+    }
     app.ui.list("images", 1, &rows, &COLUMNS, |row| row.name.clone())?;
     if rows.is_empty() && !app.ui.is_json() {
         app.ui.done("nothing is in the cache; `--all` shows what can be fetched");
     }
     Ok(ExitStatus::Done)
+}
+
+/// Returns names as words for a message.
+fn words_of(names: &[String]) -> String {
+    names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(" or ")
 }
 
 /// Removes each, of whichever of the kinds it is, once the user has agreed.

@@ -75,7 +75,7 @@ struct New {
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
     /// Template of the new guest
-    #[arg(short, long, value_name = "NAME", conflicts_with = "file")]
+    #[arg(short, long, value_name = "TEMPLATE", conflicts_with = "file")]
     template: Option<String>,
     /// Set a key in the new guest's file, like `memory=2G`
     #[arg(long = "set", value_name = "KEY=VALUE")]

@@ -13,14 +13,19 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum IsoCommand {
+    #[command(alias = "ls")]
     List(List),
     Add(Add),
+    #[command(aliases = ["rm", "delete"])]
     Remove(Remove),
 }
 
 /// List installation media
 #[derive(Debug, clap::Args)]
 struct List {
+    /// Only those of this name, of this family, or that match a glob, also those that are not here yet
+    #[arg(value_name = "ISO")]
+    names: Vec<String>,
     /// Also list what the catalogues offer and is not here yet
     #[arg(short, long)]
     all: bool,
@@ -49,7 +54,7 @@ struct Add {
 #[derive(Debug, clap::Args)]
 struct Remove {
     /// Their names
-    #[arg(value_name = "NAME", required = true)]
+    #[arg(value_name = "ISO", required = true)]
     names: Vec<String>,
     /// Do not ask
     #[arg(short, long)]
@@ -59,7 +64,7 @@ struct Remove {
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
         match self.action {
-            IsoCommand::List(args) => list(app, &[Kind::Iso], args.all),
+            IsoCommand::List(args) => list(app, &[Kind::Iso], &args.names, args.all),
             IsoCommand::Add(args) => args.run(app),
             IsoCommand::Remove(args) => remove(app, &[Kind::Iso], &args.names, args.yes),
         }

@@ -14,7 +14,7 @@ mod autostart_rc;
 mod bhyve;
 mod check;
 mod clone;
-mod complete_guests;
+mod complete;
 mod completions;
 mod console;
 mod cp;
@@ -31,6 +31,7 @@ mod fetch;
 mod forward;
 mod graph;
 mod group;
+mod help;
 mod host;
 mod image;
 mod import;
@@ -45,11 +46,14 @@ mod list;
 mod logs;
 mod media;
 mod metrics;
+mod misspelt;
 mod nic;
 mod passthru;
 mod plan;
 mod poweroff;
 mod progress;
+mod project;
+mod reachable;
 mod rename;
 mod render;
 mod reset;
@@ -79,27 +83,30 @@ mod wait;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{FromArgMatches, Parser};
 
 use crate::config::{DatastoreConfig, HostConfig, HostPaths};
 use crate::guest::engine;
 pub use ui::{Column, ExitStatus, Failure, Outcome, OutputFormat, Ui};
 
+/// Heading of the options that every command has.
+const OF_EVERY_COMMAND: &str = "Options of every command";
+
 /// Manages virtual machines: each is one TOML file.
 #[derive(Debug, Parser)]
 #[command(name = "vmctl", version, max_term_width = 100, disable_help_subcommand = true)]
 pub struct Cli {
-    /// Output format
-    #[arg(short, long, global = true, value_enum, default_value = "table", value_name = "FORMAT")]
+    /// Output format: `table`, `wide`, `json`, `jsonl` or `name`
+    #[arg(short, long, global = true, value_enum, default_value = "table", value_name = "FORMAT", hide_possible_values = true, help_heading = OF_EVERY_COMMAND, display_order = 900)]
     output: OutputFormat,
     /// Print nothing on success
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, help_heading = OF_EVERY_COMMAND, display_order = 901)]
     quiet: bool,
     /// Host file, instead of the system's or the user's own (or set VMCTL_CONFIG)
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", help_heading = OF_EVERY_COMMAND, display_order = 902)]
     config: Option<PathBuf>,
     /// Datastore: a name from the host file, or a directory (or set VMCTL_DATASTORE)
-    #[arg(long, global = true, value_name = "NAME|DIR")]
+    #[arg(long, global = true, value_name = "NAME|DIR", help_heading = OF_EVERY_COMMAND, display_order = 903)]
     datastore: Option<String>,
     #[command(subcommand)]
     verb: Verb,
@@ -170,8 +177,8 @@ enum Verb {
     Argv(argv::Args),
     Schema(schema::Args),
     Completions(completions::Args),
-    #[command(name = "__complete-guests", hide = true)]
-    CompleteGuests(complete_guests::Args),
+    #[command(name = "__complete", hide = true)]
+    Complete(complete::Args),
     #[command(hide = true)]
     Vmm(vmm::Args),
     #[command(hide = true)]
@@ -261,9 +268,16 @@ impl AnyGuests {
 
 /// Runs the command line of this process and returns its exit status.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let command = help::command();
+    let words = help::words(std::env::args_os().collect());
+    let parsed = command.clone().try_get_matches_from(words).and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => {
+            if let Some(failure) = misspelt::explain(&error, &command) {
+                Ui::new(OutputFormat::Table, false).failure(&failure);
+                return failure.status.into();
+            }
             // --help and --version come here too and are no failure. A closed output is none either.
             let _ = error.print();
             return if error.use_stderr() { ExitStatus::User.into() } else { ExitStatus::Done.into() };
@@ -331,7 +345,7 @@ pub fn main() -> ExitCode {
         Verb::Argv(args) => args.run(&app),
         Verb::Schema(args) => args.run(&app),
         Verb::Completions(args) => args.run(&app),
-        Verb::CompleteGuests(args) => args.run(&app),
+        Verb::Complete(args) => args.run(&app),
         Verb::Vmm(args) => return args.run(),
         Verb::Bhyve(args) => return args.run(),
     };

@@ -36,6 +36,7 @@ enum NicCommand {
         mac: Option<String>,
     },
     /// Remove an interface
+    #[command(aliases = ["rm", "delete"])]
     Remove {
         /// The guest
         #[arg(value_name = "GUEST")]

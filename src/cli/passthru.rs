@@ -13,6 +13,7 @@ pub struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
     /// List devices, whether a guest can have them now, and the state of the IOMMU
+    #[command(alias = "ls")]
     List {
         /// Also list bridges, which no guest can have
         #[arg(long)]

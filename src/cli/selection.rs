@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 
 use super::{App, ExitStatus, Failure, Guests, Outcome};
+use crate::config::resolve::Templates;
 use crate::config::{DatastoreConfig, HostConfig, HostPaths};
 use crate::guest::definition::Surroundings;
 use crate::guest::error::GuestError;
@@ -34,6 +35,11 @@ impl CommandContext {
     /// Returns the parameters for reading guest files.
     pub fn surroundings(&self) -> Surroundings<'_> {
         Surroundings { host: &self.host, host_file: &self.host_file, datastore: &self.datastore.path }
+    }
+
+    /// Returns the templates of guest files.
+    pub fn templates(&self) -> Templates {
+        Templates { dirs: self.host.template_search(&self.datastore.path), ..Templates::default() }
     }
 }
 

@@ -3,14 +3,14 @@
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use super::reachable::reach;
 use super::{App, Failure, Outcome};
-use crate::guest::definition::Definition;
-use crate::guest::reach::Reach;
 
 /// Log in to a guest with ssh(1)
 ///
 /// Uses a forward to port 22 of the guest, or its `cloud-init.addresses`. The user is that of `[cloud-init]`, or of the
-/// guest's image. Host keys are kept with the guest. The exit status is that of ssh.
+/// guest's image, and the key is the one whose public half is in `ssh_keys`. Host keys are kept with the guest. A guest that
+/// boots is waited for until its sshd(8) greets. The exit status is that of ssh.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The guest
@@ -28,7 +28,7 @@ impl Args {
     pub fn run(self, app: &App) -> Outcome {
         let context = app.context()?;
         let guest = context.store.guest(&self.guest)?;
-        let reach = Reach::of(&guest, &Definition::load(&guest, context.surroundings())?.config, &guest.state()?, self.user)?;
+        let reach = reach(app, &context, &guest, self.user)?;
         let mut command = Command::new("ssh");
         command.args(reach.options()).args(["-p", &reach.address.port().to_string()]);
         let failed = command.arg(reach.destination()).args(self.command).exec();

@@ -1,11 +1,13 @@
 //! `vmctl start`: starts guests.
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::attach::{self, Session};
 use super::progress::{Awaited, ProgressDisplay, seconds, watch_signals};
+use super::project::{self, is_file};
 use super::selection::CommandContext;
 use super::{App, ExitStatus, Failure, Guests, Outcome};
 use crate::config::{GuestConfig, LOGIN_PROMPT, ReadyProbe};
@@ -25,7 +27,8 @@ use crate::host::process::own_program;
 ///
 /// Returns when the guest runs. Otherwise shows the engine's message and exits with 1 or 2. A running guest is an error
 /// if it was named, and left alone if a pattern or a tag selected it. A failed guest is started, and its failure is
-/// cleared.
+/// cleared. A guest file, with a slash or `.toml` at its end, means the guest that is made of it, which is made if it is
+/// not there yet.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -55,7 +58,11 @@ impl Args {
     pub fn run(self, app: &App) -> Outcome {
         watch_signals();
         let context = app.context()?;
-        let chosen = self.guests.choose(&context)?;
+        let mut guests = self.guests;
+        for name in guests.names.iter_mut().filter(|name| is_file(name, &context)) {
+            *name = project::make(app, &context, Path::new(name))?;
+        }
+        let chosen = guests.choose(&context)?;
         if self.how.console && chosen.len() > 1 {
             return Err(Failure::user("`--console` shows one guest, and several were named"));
         }

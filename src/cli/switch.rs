@@ -28,6 +28,7 @@ pub struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
     /// List the switches and their state
+    #[command(alias = "ls")]
     List,
     /// Show the details of one or more switches
     Info {

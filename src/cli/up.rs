@@ -1,10 +1,14 @@
-//! `vmctl up`: starts guests in their order.
+//! `vmctl up`: starts guests in their order, and makes those of a file that are not there.
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
 
-use super::group::{Group, Targets, agree_on_all, of_names};
+use super::apply::carry_out;
+use super::group::{Fleet as GroupFleet, Group, Targets, agree_on_all, of_names};
+use super::plan::refusals;
 use super::progress::watch_signals;
+use super::project;
+use super::render::FleetFile;
 use super::selection::CommandContext;
 use super::start::{How, start};
 use super::stop::is_running;
@@ -12,12 +16,15 @@ use super::{App, ExitStatus, Failure, Guests, Outcome};
 use crate::config::{AutostartWait, GuestConfig};
 use crate::guest::autostart::{Candidate, Direction, Schedule};
 use crate::guest::definition::Definition;
+use crate::guest::fleet::apply::FleetLock;
+use crate::guest::fleet::plan::{self as fleet_plan, Scope};
 use crate::guest::state::GuestState;
 
-/// Start guests in their order
+/// Make and start guests in their order
 ///
-/// With names, those and the guests that they start after. With a fleet file, or without an argument in a folder that has
-/// `fleet.toml`, the guests of that fleet. With `--all`, or where nothing else is said and the question is answered, every
+/// With names, those and the guests that they start after. With a fleet file or a guest file, or without an argument in a
+/// folder that has one (`fleet.toml`, `vm.toml` or `vmctl.toml`), the guests of that file: those that are not there yet are
+/// made first. With `--all`, or where nothing else is said and the question is answered, every
 /// guest of the datastore. `vmctl autostart start` starts those with `autostart`. A guest waits
 /// for those before it as their `autostart.wait` and `timeout` say; one that does not start holds up nobody for longer
 /// than that. A guest that runs is left alone, and so is one that has failed unless it was named.
@@ -37,9 +44,23 @@ impl Args {
         let targets = self.group.targets(app, &context)?;
         match &targets {
             Targets::Named(names) => start_all(app, &context, names, self.parallel),
+            Targets::OfFile(file) => {
+                let name = project::make(app, &context, file)?;
+                start_all(app, &context, &[name], self.parallel)
+            }
+            Targets::Fleet(fleet) if fleet.missing.is_empty() => {
+                start_those(app, &context, &Those::Members(&fleet.members), self.parallel)
+            }
             Targets::Fleet(fleet) => {
-                let missing = fleet.not_made().map_or(ExitStatus::Done, |failure| app.ui.failure_about(false, "", &failure));
-                Ok(missing.max(start_those(app, &context, &Those::Members(&fleet.members), self.parallel)?))
+                let made = make_missing(app, fleet)?;
+                // The fleet has brought its switches.
+                let context = app.context()?;
+                match self.group.targets(app, &context)? {
+                    Targets::Fleet(fleet) => {
+                        Ok(made.max(start_those(app, &context, &Those::Members(&fleet.members), self.parallel)?))
+                    }
+                    _ => Err(Failure::user(format!("the file of the fleet `{}` is gone", fleet.name))),
+                }
             }
             Targets::All | Targets::Unspecified => {
                 let stopped: Vec<String> =
@@ -51,6 +72,18 @@ impl Args {
             }
         }
     }
+}
+
+/// Makes those guests of a fleet that are not there yet, and what they need. The others stay as they are.
+fn make_missing(app: &App, fleet: &GroupFleet) -> Outcome {
+    let (declared, context) = FleetFile::of(fleet.file.clone()).load_with_context(app)?;
+    let waiting = |pid: u32| app.ui.done(format!("waiting for an apply (process {pid})"));
+    let lock = FleetLock::take(&declared.name, context.surroundings().datastore, true, waiting)?;
+    lock.recover(&context.store)?;
+    let scope = Scope { targets: fleet.missing.clone(), prune: false, reboot: false };
+    let plan = fleet_plan::plan(&declared, &context.store, context.surroundings(), &scope)?;
+    let refused = refusals(app, &plan);
+    Ok(refused.max(carry_out(app, &lock, &declared, &plan, &context, (4, false, false))?))
 }
 
 /// The guests that are started.

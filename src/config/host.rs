@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::diagnostic::{Diagnostic, Diagnostics, Location, Source};
 use super::host_keys::HOST_KEYS;
+use super::key::KeyTable;
 use super::keys::GUEST_KEYS;
 use super::layer::{self, Layer, Spanned, Table, Value};
 use super::paths::{HostPaths, TEMPLATES_DIR};
@@ -179,6 +180,13 @@ impl HostConfig {
     pub fn template_search(&self, datastore: &Path) -> Vec<PathBuf> {
         std::iter::once(datastore.join(TEMPLATES_DIR)).chain(self.template_dirs.iter().cloned()).collect()
     }
+}
+
+/// Returns whether a text is that of a host file and not of a guest file: it has a key that only host files have.
+pub fn is_host_file(text: &str) -> bool {
+    let has = |keys: &'static KeyTable, name: &str| keys.iter().any(|key| key.path == name);
+    let table = text.parse::<toml::Table>().unwrap_or_default();
+    table.keys().any(|name| has(&HOST_KEYS, name) && !has(&GUEST_KEYS, name))
 }
 
 /// Returns the entries of a class whose `id` and one other key are required.

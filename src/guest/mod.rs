@@ -42,3 +42,4 @@ pub mod supervisor; // one process per guest: boots, policy, console, control so
 pub mod switches; // switches, converted for the host's tools
 pub mod timestamp; // moments in files
 pub mod trust; // whether this user may run what a datastore says
+pub mod unknown_image; // what can be seen of an image that no catalogue describes

@@ -172,6 +172,19 @@ impl Terminal {
         }
     }
 
+    /// What the command shows until it ends.
+    pub fn all(&mut self) -> String {
+        let mut buffer = [0; 4096];
+        eventually("the command ends", || {
+            let ended = self.child.try_wait().expect("waits").is_some();
+            while let Ok(count @ 1..) = self.ours.read(&mut buffer) {
+                self.seen.extend(&buffer[..count]);
+            }
+            ended
+        });
+        String::from_utf8_lossy(&self.seen).into_owned()
+    }
+
     pub fn type_in(&mut self, text: &str) {
         self.ours.write_all(text.as_bytes()).expect("writes");
     }

@@ -137,6 +137,5 @@ fn launch_goes_from_an_image_of_the_cache_to_a_running_guest_that_ssh_finds() {
     vmctl(&arguments).ok().says("g is running");
     let block = vmctl(&["ssh-config", "g"]).ok().out;
     assert!(block.contains("    Port 7") && block.contains("ds/ssh/id_ed25519"), "{block}");
-    vmctl(&["launch", "base"]).fails(1, "no guest is named");
     vmctl(&["launch", "neither-image-nor-template", "h"]).fails(1, "neither-image-nor-template");
 }

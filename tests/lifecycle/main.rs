@@ -15,6 +15,7 @@ mod looking;
 mod policy;
 mod preflight;
 mod progress;
+mod shortest;
 mod store;
 mod stubborn;
 mod systemd;
