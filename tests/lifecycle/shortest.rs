@@ -335,7 +335,7 @@ fn a_list_shows_how_ssh_reaches_a_guest_and_takes_states_that_there_are() {
     for (columns, shown, hidden) in [(200, "the shop", "none"), (80, &address[..], "the shop"), (30, "MEMORY", &address[..])] {
         let command = world.command(&[]);
         let mut narrow = Command::new("/bin/sh");
-        narrow.args(["-c", &format!("stty cols {columns}; exec \"$0\" list")]).arg(command.get_program()).env_clear();
+        narrow.args(["-c", &format!("stty rows 24 cols {columns}; exec \"$0\" list")]).arg(command.get_program()).env_clear();
         narrow.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?)))).current_dir(world.path());
         let said = Terminal::of(&mut narrow).all();
         assert!(said.contains(shown) && !said.contains(hidden), "{columns}: {said}");
