@@ -3,8 +3,10 @@
 
 use clap::{Arg, Command};
 
+use super::launch::is_bootable;
 use super::source::GuestSource;
 use super::{App, ExitStatus, Outcome, help};
+use crate::config::EngineKind;
 use crate::config::resolve::Templates;
 use crate::fetch::catalogue::family_of;
 use crate::fetch::{Cache, Catalogue, Kind};
@@ -90,11 +92,13 @@ fn names(app: &App, place: &Place) -> Vec<String> {
 fn of_kind(app: &App, kind: &str, guest: Option<&str>) -> Option<Vec<String>> {
     let host = app.host().ok()?;
     let store = app.datastore(&host).ok()?;
-    let stored =
-        |kind: Kind| Cache::look(&host.cache_dir).list().unwrap_or_default().into_iter().filter(move |it| it.record.kind == kind);
+    // What no guest of this host can boot is no offer.
+    let has_bhyve = host.default_engine == EngineKind::Bhyve;
     let offered = |kind: Kind| {
         let entries = Catalogue::shipped().entries().to_vec().into_iter().filter(move |entry| entry.kind == kind);
-        entries.map(|entry| entry.name).chain(stored(kind).map(|it| it.record.name)).collect::<Vec<_>>()
+        let entries = entries.filter(|entry| has_bhyve || is_bootable(&entry.facts)).map(|entry| entry.name);
+        let stored = Cache::look(&host.cache_dir).list().unwrap_or_default().into_iter();
+        entries.chain(stored.filter(|it| it.record.kind == kind).map(|it| it.record.name)).collect::<Vec<_>>()
     };
     Some(match kind {
         "GUEST" => GuestSource::all(&store).iter().map(GuestSource::display_name).collect(),
@@ -104,7 +108,10 @@ fn of_kind(app: &App, kind: &str, guest: Option<&str>) -> Option<Vec<String>> {
             images.into_iter().chain(families).collect()
         }
         "ISO" => offered(Kind::Iso),
-        "TEMPLATE" => Templates { dirs: host.template_search(&store.path), ..Templates::default() }.names(),
+        "TEMPLATE" => {
+            let templates = Templates { dirs: host.template_search(&store.path), ..Templates::default() };
+            if has_bhyve { templates.names() } else { templates.names_by_engine().0 }
+        }
         "SWITCH" => host.switches.iter().map(|switch| switch.id.clone()).collect(),
         "DISK" | "NIC" => {
             let context = app.context_to_look().ok()?;

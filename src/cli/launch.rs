@@ -135,7 +135,7 @@ fn named(app: &App, context: &CommandContext, word: &str) -> Result<Named, Failu
 }
 
 /// Returns whether a guest of the embedded engine boots an image with these facts.
-fn is_bootable(facts: &Facts) -> bool {
+pub fn is_bootable(facts: &Facts) -> bool {
     facts.loader.as_deref().is_none_or(|loader| ["grub", "kernel"].contains(&loader))
 }
 

@@ -403,5 +403,6 @@ fn the_shell_is_told_the_names_that_there_are() {
     for name in ["debian", "debian-12", "debian-13", "rocky-10", "small"] {
         assert!(images.lines().any(|line| line == name), "{name} in {images}");
     }
+    assert!(!images.contains("alpine") && !images.contains("windows"), "for bhyve alone: {images}");
     assert_eq!(asked("sta").code, Some(1));
 }
