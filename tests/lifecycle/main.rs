@@ -6,6 +6,7 @@
 mod change;
 mod console;
 mod engine;
+mod first_hour;
 mod fleet;
 mod forward;
 mod install;
