@@ -7,7 +7,8 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use crate::config::diagnostic::nearest;
-use crate::config::{DatastoreConfig, EngineKind, GUEST_FILE, GUESTS_DIR, NamePattern, PatternError};
+use crate::config::paths::FLEETS_DIR;
+use crate::config::{DatastoreConfig, EngineKind, GUEST_FILE, GUESTS_DIR, NamePattern, PatternError, TEMPLATES_DIR};
 use crate::host::files::{abandoned, make_directory, private_directory, sweep, sync_directory, temporary_of, write_atomically};
 
 use super::error::{GuestError, Result};
@@ -237,7 +238,8 @@ impl Store {
         let entries = fs::read_dir(self.guests_dir()).into_iter().flatten().flatten();
         let hidden = entries.filter(|entry| HIDDEN.iter().any(|start| entry.file_name().to_string_lossy().starts_with(start)));
         let free = hidden.map(|entry| entry.path()).filter(|path| GuestLock::holder(&path.join(LOCK_FILE)).is_none());
-        free.chain(abandoned(&self.locks_dir(), is_lock)).collect()
+        let halves = self.shared_dirs().into_iter().flat_map(|directory| abandoned(&directory, is_half_written));
+        free.chain(abandoned(&self.locks_dir(), is_lock)).chain(halves).collect()
     }
 
     /// Removes the remains of killed commands in the datastore, if there are any and this process may.
@@ -246,6 +248,7 @@ impl Store {
             return;
         }
         sweep(&self.locks_dir(), is_lock);
+        self.shared_dirs().iter().for_each(|directory| sweep(directory, is_half_written));
         // A process that has the turn sweeps too.
         if let Ok(Some(_turn)) = Turn::try_take(&self.guests_dir().join(".lock")) {
             self.sweep_hidden();
@@ -263,10 +266,21 @@ impl Store {
         }
     }
 
-    /// Waits for the right to change a file that belongs to no guest.
+    /// Waits for the right to change a file that belongs to no guest, and removes what a killed command left of it.
     pub fn file_turn(&self, file: &Path) -> Result<Turn> {
-        let path = turn_of(&self.root, &fs::canonicalize(file).unwrap_or_else(|_| file.to_owned()))?;
-        Ok(Turn::wait(&path, &format!("changes `{}`", file.display()), &self.waiting)?.of_its_own())
+        let real = fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());
+        let path = turn_of(&self.root, &real)?;
+        let turn = Turn::wait(&path, &format!("changes `{}`", file.display()), &self.waiting)?.of_its_own();
+        if let (Some(directory), Some(name)) = (real.parent(), real.file_name().and_then(|name| name.to_str())) {
+            sweep(directory, |found| temporary_of(found) == Some(name));
+        }
+        Ok(turn)
+    }
+
+    /// Returns the directories of the datastore with files of several guests.
+    fn shared_dirs(&self) -> Vec<PathBuf> {
+        let fleets = fs::read_dir(self.root.join(FLEETS_DIR)).into_iter().flatten().flatten().map(|entry| entry.path());
+        [self.root.clone(), self.root.join(TEMPLATES_DIR)].into_iter().chain(fleets).collect()
     }
 
     /// Returns the directory of file turns, see [`GuestDir::turn`].
@@ -324,6 +338,11 @@ fn is_lock(name: &str) -> bool {
 /// Returns whether a name among a guest's disks is that of an incomplete one. Earlier versions used a suffix.
 fn is_half_made(name: &str) -> bool {
     temporary_of(name).is_some() || name.ends_with(".raw.making")
+}
+
+/// Returns whether a name is that of a file before it gets its own name.
+fn is_half_written(name: &str) -> bool {
+    temporary_of(name).is_some()
 }
 
 /// Removes a directory, with its lock last: until then no other process takes it for an abandoned one.
@@ -613,7 +632,7 @@ impl GuestDir {
 
     /// Returns the half-written files in its directory whose commands are gone.
     pub fn left_behind(&self) -> Vec<PathBuf> {
-        let mut left = abandoned(&self.path, |name| temporary_of(name).is_some());
+        let mut left = abandoned(&self.path, is_half_written);
         left.extend(abandoned(&self.disks_dir(), is_half_made));
         left
     }
@@ -622,7 +641,7 @@ impl GuestDir {
         if !self.is_being_made() {
             provision::keep_volumes(self);
         }
-        sweep(&self.path, |name| temporary_of(name).is_some());
+        sweep(&self.path, is_half_written);
         sweep(&self.disks_dir(), is_half_made);
     }
 

@@ -230,10 +230,29 @@ fn a_guest_file_that_is_changed_survives_a_kill_at_every_call() {
     let mut calls = 0;
     calls += kill_everywhere(&world, &["edit", "g"], "");
     calls += kill_everywhere(&world, &["nic", "add", "g", "n"], "has a interface `n` already");
+    calls += kill_everywhere(&world, &["forward", "add", "g", "18081:81"], "has the forward");
+    calls += kill_everywhere(&world, &["forward", "remove", "g", "18081"], "has no forward");
     calls += kill_everywhere(&world, &["nic", "remove", "g", "n"], "has no interface `n`");
     calls += kill_everywhere(&world, &["media", "insert", "g", "cd.iso"], "");
     calls += kill_everywhere(&world, &["media", "eject", "g"], "has no disk `cd0`");
     assert!(calls > 50, "{calls}");
+}
+
+#[test]
+fn an_import_from_vm_bhyve_survives_a_kill_at_every_call() {
+    let world = world();
+    let put = |file: &str, text: &str| {
+        let path = world.path().join("vm").join(file);
+        std::fs::create_dir_all(path.parent().expect("below vm")).expect("makes");
+        std::fs::write(path, text).expect("writes");
+    };
+    put(".config/system.conf", "");
+    put(".templates/base.conf", "loader=\"uefi\"\ncpu=1\nmemory=512M\n");
+    for name in ["web", "db"] {
+        put(&format!("{name}/{name}.conf"), "loader=\"uefi\"\ncpu=1\nmemory=512M\n");
+    }
+    let calls = kill_everywhere(&world, &["import", "vm-bhyve", "vm"], "");
+    assert!(calls > 20, "{calls}");
 }
 
 #[test]
