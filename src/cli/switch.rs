@@ -16,7 +16,7 @@ use crate::host::switch::take_over::take_over;
 use crate::host::switch::{Observed, Switch};
 use crate::units::ByteSize;
 
-/// Make, show and remove the switches of the host file and of fleets
+/// Make, show and remove switches of the host file and of fleets
 ///
 /// Switches that `vmctl apply` made for a fleet are treated like those of the host file.
 #[derive(Debug, clap::Args)]
