@@ -102,6 +102,9 @@ mod tests {
         let named: Vec<&str> = GROUPS.iter().flat_map(|(_, names)| *names).copied().collect();
         assert!(named.iter().all(|name| named.iter().filter(|other| *other == name).count() == 1));
         assert!(help.lines().all(|line| line.chars().count() <= 100), "{help}");
+        // The verbs' lines are not wrapped on a narrow terminal.
+        let verbs = help.split("\nOptions:").next().unwrap();
+        assert!(verbs.lines().all(|line| line.chars().count() <= 80), "{verbs}");
     }
 
     #[test]
