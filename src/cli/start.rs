@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use super::attach::{self, Session};
 use super::progress::{Awaited, ProgressDisplay, seconds, watch_signals};
@@ -20,6 +20,7 @@ use crate::guest::logs::LastLine;
 use crate::guest::pending;
 use crate::guest::preflight::{Moment, Preflight, memory_warning};
 use crate::guest::reach::Reach;
+use crate::guest::state::RunState;
 use crate::guest::store::GuestDir;
 use crate::host::process::own_program;
 
@@ -195,8 +196,11 @@ pub fn booting(guest: &GuestDir, what: String, limit: Option<Duration>) -> Await
         name: name.to_owned(),
         what,
         limit,
-        log: Some(LastLine::of(guest.console_log())),
-        goes_on: format!("{name} runs on: `vmctl wait {name}` waits again, `vmctl stop {name}` stops it"),
+        log: Some(match RunState::load(&guest.state_file()) {
+            Some(run) => LastLine::since(guest.console_log(), UNIX_EPOCH + Duration::from_millis(run.started.0)),
+            None => LastLine::from_now(guest.console_log()),
+        }),
+        goes_on: format!("{name} keeps running: `vmctl wait {name}` waits again, `vmctl stop {name}` stops it"),
     }
 }
 

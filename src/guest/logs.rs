@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use crate::host::files::open_no_foreign_link;
 
@@ -129,6 +130,15 @@ impl LastLine {
         LastLine { path, since: 0, seen: 0 }
     }
 
+    /// Creates it for what a run wrote that began at `began`: the whole log, unless nothing was written since.
+    pub fn since(path: PathBuf, began: SystemTime) -> LastLine {
+        let written = fs::metadata(&path).and_then(|metadata| metadata.modified());
+        match written {
+            Ok(at) if at < began => LastLine::from_now(path),
+            _ => LastLine::of(path),
+        }
+    }
+
     /// Creates it for what is written from now on.
     pub fn from_now(path: PathBuf) -> LastLine {
         let since = fs::metadata(&path).map_or(0, |metadata| metadata.len());
@@ -179,6 +189,7 @@ fn without_sequences(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[test]
     fn a_log_keeps_its_bounds() {
@@ -240,5 +251,9 @@ mod tests {
         assert_eq!(last.read().as_deref(), Some("20%"));
         fs::write(&path, "new\n").expect("writes");
         assert_eq!(last.read().as_deref(), Some("new"), "of a file that was begun again");
+        let later = SystemTime::now() + Duration::from_secs(5);
+        assert_eq!(LastLine::since(path.clone(), later).read(), None, "of an earlier run");
+        let earlier = SystemTime::now() - Duration::from_secs(60);
+        assert_eq!(LastLine::since(path, earlier).read().as_deref(), Some("new"));
     }
 }

@@ -51,7 +51,7 @@ fn ctrl_c_ends_the_wait_and_says_what_goes_on() {
     let mut terminal = on_terminal(&world, &["start", "g", "--wait"]);
     terminal.wait_for("booting");
     terminal.signal(Signal::SIGINT);
-    terminal.wait_for("interrupted: g runs on: `vmctl wait g` waits again, `vmctl stop g` stops it");
+    terminal.wait_for("interrupted: g keeps running: `vmctl wait g` waits again, `vmctl stop g` stops it");
     assert_eq!(terminal.code(), Some(130));
     assert_eq!(world.word("g"), "running");
     for arguments in [&["stop", "g"][..], &["down", "g"]] {
