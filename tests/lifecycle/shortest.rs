@@ -52,6 +52,14 @@ fn guest_file(world: &World, name: &str) -> String {
     std::fs::read_to_string(world.guest(name).join("guest.toml")).expect("reads")
 }
 
+/// Gives the world a cache of its own and a catalogue beside the shipped one.
+fn with_catalogue(world: &World, catalogue: &str) {
+    let file = world.path().join("ours.toml");
+    std::fs::write(&file, catalogue).expect("writes");
+    let host = format!("cache_dir = '{}'\n[[catalogues]]\nid = 'ours'\nurl = '{}'\n", world.cache().display(), file.display());
+    std::fs::write(world.path().join("host.toml"), host).expect("writes");
+}
+
 #[test]
 fn a_family_of_images_means_its_newest_release_that_can_run_and_a_guest_is_called_after_it() {
     let world = World::new();
@@ -62,13 +70,7 @@ fn a_family_of_images_means_its_newest_release_that_can_run_and_a_guest_is_calle
         let hex = digest.strip_prefix("sha256:").expect("SHA-256");
         catalogue += &format!("[[image]]\nname = 'mini-{version}'\nurls = ['{}']\nsha256 = '{hex}'\n{loader}", serve(&path));
     }
-    std::fs::write(world.path().join("ours.toml"), catalogue).expect("writes");
-    let host = format!(
-        "cache_dir = '{}'\n[[catalogues]]\nid = 'ours'\nurl = '{}'\n",
-        world.cache().display(),
-        world.path().join("ours.toml").display()
-    );
-    std::fs::write(world.path().join("host.toml"), host).expect("writes");
+    with_catalogue(&world, &catalogue);
     launch(&world, &["mini"]).ok().says("mini: of the image mini-10").says("mini is running");
     assert!(guest_file(&world, "mini").contains("source = \"mini-10\""), "the file says which release it is");
     launch(&world, &["mini-9"]).ok().says("mini-2 is running");
@@ -92,13 +94,7 @@ fn where_a_release_cannot_be_fetched_its_family_is_built_of_the_hosts_packages_o
          [[image]]\nname = 'mini-9-built'\nbuild = 'freebsd'\nloader = 'grub'\n",
         "0".repeat(64)
     );
-    std::fs::write(world.path().join("ours.toml"), catalogue).expect("writes");
-    let host = format!(
-        "cache_dir = '{}'\n[[catalogues]]\nid = 'ours'\nurl = '{}'\n",
-        world.cache().display(),
-        world.path().join("ours.toml").display()
-    );
-    std::fs::write(world.path().join("host.toml"), host).expect("writes");
+    with_catalogue(&world, &catalogue);
     // Neither a mirror nor a tool is there.
     let empty = world.path().join("empty");
     std::fs::create_dir(&empty).expect("makes");
