@@ -350,10 +350,16 @@ impl Drop for World {
     }
 }
 
+/// Returns whether any thread of the process still runs, and so may hold files and locks.
+///
+/// A process that was killed may stay as a zombie where nobody reaps; and its first thread may be one already while
+/// others still end.
 pub fn alive(pid: u64) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // A zombie has no reaper in some containers; it runs no more.
-    stat.rsplit(')').next().is_some_and(|rest| !rest.is_empty() && !rest.trim_start().starts_with('Z'))
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    threads.into_iter().any(|thread| {
+        let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        stat.rsplit(')').next().is_some_and(|rest| !rest.is_empty() && !rest.trim_start().starts_with(['Z', 'X']))
+    })
 }
 
 pub fn kill(pid: u64) {
