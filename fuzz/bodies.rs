@@ -36,7 +36,7 @@ use vmctl::testing::devices::virtio::{CHAINS_PER_ENTRY, VirtioDevice};
 use vmctl::testing::hypervisor::backend::{Attention, Waker};
 use vmctl::testing::hypervisor::bus::{Access, Device};
 use vmctl::testing::hypervisor::irq::{IrqLine, IrqProbe};
-use vmctl::testing::hypervisor::memory::{GuestAddr, GuestMemory};
+use vmctl::testing::hypervisor::memory::{GuestAddr, GuestMemory, Mode};
 
 /// A target's name and body.
 pub type Target = (&'static str, fn(&[u8]));
@@ -137,7 +137,8 @@ const DATA: u64 = 0x1_0000;
 const DISK_BYTES: u64 = 32 * 1024;
 
 fn guest_memory() -> GuestMemory {
-    GuestMemory::new(&[(GuestAddr(0), RAM, true), (GuestAddr(ROM), ROM_BYTES, false)]).expect("the host has memory")
+    GuestMemory::anonymous(&[(GuestAddr(0), RAM, Mode::Ram), (GuestAddr(ROM), ROM_BYTES, Mode::Rom)])
+        .expect("the host has memory")
 }
 
 /// An address: mostly of memory, sometimes at its edge, sometimes anything.
@@ -187,8 +188,8 @@ fn check_chain(mem: &GuestMemory, queue: &Queue, chain: &Chain) {
     for &(addr, len) in chain.readable.iter().chain(&chain.writable) {
         assert!(len > 0 && mem.contains(addr, u64::from(len)), "a buffer outside of memory got through");
     }
-    for &(addr, _) in &chain.writable {
-        assert!(mem.host_page(addr).expect("it is memory").1, "a read-only buffer to be written got through");
+    for &(addr, len) in &chain.writable {
+        assert!(mem.is_writable(addr, u64::from(len)), "a read-only buffer to be written got through");
     }
     assert!(chain.readable_bytes() + chain.writable_bytes() <= u64::from(u32::MAX));
 }

@@ -254,7 +254,9 @@ pub mod hypervisor {
         pub use crate::hypervisor::irq::{IrqLine, IrqProbe, IrqSink};
     }
     pub mod memory {
-        pub use crate::hypervisor::memory::{GuestAddr, GuestMemory};
+        pub use crate::hypervisor::memory::{
+            GuestAddr, GuestMemory, HostMemory, MapError, MapListener, MemoryMap, Mode, Page, Region,
+        };
     }
     pub mod soft {
         pub mod block {
@@ -266,8 +268,8 @@ pub mod hypervisor {
         pub mod flags {
             pub use crate::hypervisor::soft::flags::LazyFlags;
         }
-        pub mod mmu {
-            pub use crate::hypervisor::soft::mmu::flush;
+        pub mod tlb {
+            pub use crate::hypervisor::soft::tlb::flush;
         }
         pub mod rig {
             pub use crate::hypervisor::soft::rig::{NoPlatform, Rig, Stop};

@@ -1,20 +1,52 @@
 //! Layout of guest RAM on the board.
 
+use std::io;
+use std::sync::Arc;
+
 use super::layout;
-use crate::hypervisor::memory::{GuestAddr, GuestMemory};
+use crate::hypervisor::memory::{GuestAddr, GuestMemory, HostMemory, MapError, MemoryMap, Mode, Region};
 
 /// Creates RAM of `bytes` bytes (a multiple of 4096, at least 2 MiB): as much as fits below the PCI hole, the rest
 /// above it.
 ///
-/// Conventional memory ends at the display adapter's hole, as on a PC.
-pub fn build(bytes: u64) -> std::io::Result<GuestMemory> {
+/// Conventional memory ends at the display adapter's hole, as on a PC. All of it is one reservation of the host in which
+/// a byte's offset is its guest address, or its guest address less the PCI hole. So guest and host address are equal
+/// modulo a large page, and the host can back the guest with large pages.
+pub fn build(bytes: u64) -> io::Result<GuestMemory> {
+    let memory = Arc::new(HostMemory::anonymous(bytes)?);
+    let map = lay_out(bytes, &memory).map_err(|error| match error {
+        MapError::Refused(error) => error,
+        shape => io::Error::new(io::ErrorKind::InvalidInput, shape),
+    })?;
+    Ok(GuestMemory::new(map))
+}
+
+fn lay_out(bytes: u64, memory: &Arc<HostMemory>) -> Result<MemoryMap, MapError> {
     let low_end = bytes.min(layout::LOW_RAM_END);
-    let mut regions = vec![
-        (GuestAddr(0), layout::VGA_HOLE.0, true),
-        (GuestAddr(layout::VGA_HOLE.1), low_end.saturating_sub(layout::VGA_HOLE.1), true),
-    ];
+    let (hole, behind) = layout::VGA_HOLE;
+    let mut map = MemoryMap::default();
+    let mut insert = |base, len, offset| map.insert(Region::new(GuestAddr(base), len, Mode::Ram, memory.clone(), offset)?);
+    insert(0, hole, 0)?;
+    insert(behind, low_end.saturating_sub(behind), behind)?;
     if bytes > low_end {
-        regions.push((GuestAddr(layout::HIGH_RAM_BASE), bytes - low_end, true));
+        insert(layout::HIGH_RAM_BASE, bytes - low_end, low_end)?;
     }
-    GuestMemory::new(&regions)
+    Ok(map)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guest_and_host_addresses_are_equal_modulo_a_large_page() {
+        for bytes in [2 << 20, 64 << 20, layout::LOW_RAM_END, layout::LOW_RAM_END + (3 << 20)] {
+            let map = build(bytes).unwrap().map();
+            let sum: u64 = map.regions().iter().map(Region::len).sum();
+            assert_eq!(sum, bytes - (layout::VGA_HOLE.1 - layout::VGA_HOLE.0));
+            for region in map.regions() {
+                assert_eq!((region.host().addr() as u64).wrapping_sub(region.base().0) % (2 << 20), 0, "{}", region.base());
+            }
+        }
+    }
 }

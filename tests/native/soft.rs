@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use iced_x86::{Code, Mnemonic};
 use vmctl::testing::hypervisor::backend::{Attention, BootState, VcpuSetup};
-use vmctl::testing::hypervisor::memory::{GuestAddr, GuestMemory};
+use vmctl::testing::hypervisor::memory::{GuestAddr, GuestMemory, Mode};
 use vmctl::testing::hypervisor::soft::block::BlockCache;
 use vmctl::testing::hypervisor::soft::cpu::{CS, Cpu, DS, ES, Leave, RIP, SS, Segment, rflags};
 use vmctl::testing::hypervisor::soft::flags::LazyFlags;
 use vmctl::testing::hypervisor::soft::rig::NoPlatform;
-use vmctl::testing::hypervisor::soft::{mmu, run, system};
+use vmctl::testing::hypervisor::soft::{run, system, tlb};
 
 use crate::case::{CODE, Case, Outcome, PAGE, READ_ONLY, SCRATCH, STACK, State};
 use crate::host::{USER_CODE_32, USER_CODE_64, USER_DATA};
@@ -57,12 +57,12 @@ fn map_pages(memory: &GuestMemory) {
 impl Soft {
     pub fn new(pool: Vec<[u8; PAGE as usize]>) -> Soft {
         let layout = [
-            (GuestAddr(0), 0x1_0000, true),
-            (GuestAddr(CODE), 2 * PAGE, true),
-            (GuestAddr(SCRATCH), 3 * PAGE, true),
-            (GuestAddr(STACK), PAGE, true),
+            (GuestAddr(0), 0x1_0000, Mode::Ram),
+            (GuestAddr(CODE), 2 * PAGE, Mode::Ram),
+            (GuestAddr(SCRATCH), 3 * PAGE, Mode::Ram),
+            (GuestAddr(STACK), PAGE, Mode::Ram),
         ];
-        let memory = GuestMemory::new(&layout).expect("a few pages of memory");
+        let memory = GuestMemory::anonymous(&layout).expect("a few pages of memory");
         map_pages(&memory);
         memory.write(GuestAddr(READ_ONLY), &pool[0]).expect("mapped");
         let setup = VcpuSetup {
@@ -150,7 +150,7 @@ fn enter_user_mode(cpu: &mut Cpu) {
     // SCE, LME, LMA, NXE.
     cpu.sys.efer = 0xd01;
     cpu.sys.xcr0 = 3;
-    mmu::flush(cpu, false);
+    tlb::flush(cpu, false);
 }
 
 fn word(bytes: &[u8], at: usize) -> u64 {

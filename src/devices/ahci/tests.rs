@@ -5,7 +5,7 @@ use crate::devices::disk::memory::{MemoryDisk, MemoryDiskHandle};
 use crate::hypervisor::backend::Attention;
 use crate::hypervisor::bus::{Access, Device};
 use crate::hypervisor::irq::IrqProbe;
-use crate::hypervisor::memory::GuestAddr;
+use crate::hypervisor::memory::{GuestAddr, Mode};
 use std::sync::Arc;
 
 const LIST: u64 = 0x1000;
@@ -35,7 +35,7 @@ struct Driver {
 }
 
 fn memory() -> GuestMemory {
-    GuestMemory::new(&[(GuestAddr(0), 1 << 20, true)]).unwrap()
+    GuestMemory::anonymous(&[(GuestAddr(0), 1 << 20, Mode::Ram)]).unwrap()
 }
 
 fn adapter(kind: DriveKind, mem: &GuestMemory, probe: &Arc<IrqProbe>) -> (Ahci, MemoryDiskHandle) {

@@ -645,6 +645,7 @@ impl Engine {
 mod tests {
     use super::*;
     use crate::hypervisor::backend::Attention;
+    use crate::hypervisor::memory::Mode;
     use std::io::Write;
 
     struct Rig {
@@ -655,7 +656,7 @@ mod tests {
     }
 
     fn rig() -> Rig {
-        let memory = GuestMemory::new(&[(GuestAddr(0), 4 << 20, true)]).unwrap();
+        let memory = GuestMemory::anonymous(&[(GuestAddr(0), 4 << 20, Mode::Ram)]).unwrap();
         let notes: Arc<Mutex<Vec<DiskNote>>> = Arc::default();
         let heard = notes.clone();
         let host = DiskHost {

@@ -88,11 +88,11 @@ impl<T> InFlight<T> {
 mod tests {
     use super::super::memory::MemoryDisk;
     use super::*;
-    use crate::hypervisor::memory::GuestMemory;
+    use crate::hypervisor::memory::{GuestAddr, GuestMemory, Mode};
 
     #[test]
     fn a_command_ends_after_its_last_part_and_its_flush_and_one_that_fails_is_not_flushed() {
-        let memory = GuestMemory::new(&[(GuestAddr(0), 4096, true)]).unwrap();
+        let memory = GuestMemory::anonymous(&[(GuestAddr(0), 4096, Mode::Ram)]).unwrap();
         let (mut disk, handle) = MemoryDisk::new(&memory, 4096, false);
         let mut commands = InFlight::new();
         handle.hold(true);

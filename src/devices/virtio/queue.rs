@@ -278,7 +278,7 @@ impl Queue {
         inside(self.desc, 16 * size, 16)
             && inside(self.driver, 6 + 2 * size, 2)
             && inside(self.device, 6 + 8 * size, 4)
-            && mem.host_page(GuestAddr(self.device)).is_some_and(|(_, writable)| writable)
+            && mem.is_writable(GuestAddr(self.device), 6 + 8 * size)
     }
 
     /// Returns whether a saved queue is one that this device could have. The caller then replaces its own with it.
@@ -459,8 +459,7 @@ impl Chain {
             return Ok(());
         }
         let addr = GuestAddr(desc.addr);
-        // All bytes belong to one region, so the first page decides whether all of them may be written.
-        let allowed = mem.contains(addr, u64::from(desc.len)) && (!writable || mem.host_page(addr).is_some_and(|(_, w)| w));
+        let allowed = if writable { mem.is_writable(addr, u64::from(desc.len)) } else { mem.contains(addr, u64::from(desc.len)) };
         if !allowed {
             return Err(Broken::BufferOutside);
         }
@@ -483,13 +482,14 @@ impl Chain {
 mod tests {
     use super::super::mock::{Desc, MockDriver};
     use super::*;
+    use crate::hypervisor::memory::Mode;
 
     const RING: u64 = 0x1000;
     const DATA: u64 = 0x8000;
     const ROM: u64 = 0x10_0000;
 
     fn memory() -> GuestMemory {
-        GuestMemory::new(&[(GuestAddr(0), 0x2_0000, true), (GuestAddr(ROM), 0x1000, false)]).unwrap()
+        GuestMemory::anonymous(&[(GuestAddr(0), 0x2_0000, Mode::Ram), (GuestAddr(ROM), 0x1000, Mode::Rom)]).unwrap()
     }
 
     fn ring(event_idx: bool) -> (GuestMemory, MockDriver, Queue) {
@@ -632,7 +632,7 @@ mod tests {
     #[test]
     fn a_chain_of_more_than_four_gib_breaks_the_queue() {
         // Guest memory is allocated lazily, so 2 GiB cost nothing.
-        let mem = GuestMemory::new(&[(GuestAddr(0), 2 << 30, true)]).unwrap();
+        let mem = GuestMemory::anonymous(&[(GuestAddr(0), 2 << 30, Mode::Ram)]).unwrap();
         let mut driver = MockDriver::new(&mem, RING, 8);
         let mut queue = driver.queue(false, true);
         driver.add(&[Desc::writable(0, 0x7fff_ffff), Desc::writable(0, 0x7fff_ffff), Desc::writable(0, 2)]);

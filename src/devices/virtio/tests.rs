@@ -20,7 +20,7 @@ use crate::devices::serial::CharBackend;
 use crate::hypervisor::backend::{Attention, Waker};
 use crate::hypervisor::bus::{Access, Device};
 use crate::hypervisor::irq::{IrqLine, IrqProbe};
-use crate::hypervisor::memory::{GuestAddr, GuestMemory};
+use crate::hypervisor::memory::{GuestAddr, GuestMemory, Mode};
 
 const RINGS: u64 = 0x1_0000;
 const DATA: u64 = 0x8_0000;
@@ -35,7 +35,7 @@ struct Bench {
 }
 
 fn bench() -> Bench {
-    let mem = GuestMemory::new(&[(GuestAddr(0), 1 << 20, true)]).unwrap();
+    let mem = GuestMemory::anonymous(&[(GuestAddr(0), 1 << 20, Mode::Ram)]).unwrap();
     Bench { mem, probe: IrqProbe::new(), waker: Waker::new(Attention::new(1)) }
 }
 

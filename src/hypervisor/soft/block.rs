@@ -19,12 +19,13 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::num::NonZeroU32;
+use std::sync::Arc;
 
 use super::cpu::Cpu;
 use super::lower::{Builder, Mode};
 use super::mmu::PHYS_BITS;
 use super::op::Op;
-use crate::hypervisor::memory::{GuestAddr, GuestMemory};
+use crate::hypervisor::memory::{GuestAddr, GuestMemory, MemoryMap, Region};
 
 /// Bounds of the memory that a cache takes, in bytes: at least enough for the code of a whole small system, however
 /// small the guest is, and a maximum, however large the guest is.
@@ -148,6 +149,8 @@ pub struct BlockCache {
     /// Maximum of `cost`.
     bound: usize,
     memory: GuestMemory,
+    /// The map that the code was read by.
+    map: Arc<MemoryMap>,
     /// Number of drops so far. A jump cache that was filled in another generation is stale.
     pub generation: u64,
 }
@@ -155,13 +158,15 @@ pub struct BlockCache {
 impl BlockCache {
     /// Creates an empty cache for code in `memory`.
     pub fn new(memory: GuestMemory) -> Box<BlockCache> {
+        let map = memory.map();
         Box::new(BlockCache {
             blocks: Map::default(),
             pages: Map::default(),
             graveyard: Vec::new(),
             cost: 0,
-            bound: BlockCache::bound(memory.regions().map(|r| r.1).sum()),
+            bound: BlockCache::bound(map.regions().iter().map(Region::len).sum()),
             memory,
+            map,
             generation: 1,
         })
     }
@@ -214,7 +219,7 @@ impl BlockCache {
         page.keys.push(key);
         self.cost += KEY_COST + if new { PAGE_COST } else { 0 };
         if new {
-            self.memory.watch(GuestAddr(gpa), true);
+            self.map.watch(GuestAddr(gpa), true);
         }
         new
     }
@@ -235,7 +240,7 @@ impl BlockCache {
     pub fn drop_page(&mut self, gpa: u64) {
         let base = gpa & !(PAGE - 1);
         let Some(page) = self.pages.remove(&base) else { return };
-        self.memory.watch(GuestAddr(base), false);
+        self.map.watch(GuestAddr(base), false);
         self.generation += 1;
         self.cost -= PAGE_COST + page.keys.len() * KEY_COST;
         for key in page.keys {
@@ -249,7 +254,7 @@ impl BlockCache {
     /// Drops all blocks.
     pub fn drop_all(&mut self) {
         for &gpa in self.pages.keys() {
-            self.memory.watch(GuestAddr(gpa), false);
+            self.map.watch(GuestAddr(gpa), false);
         }
         // Drop the tables too: the next blocks may be few with many ops, and the cost of tables for many blocks is not
         // counted.
@@ -257,6 +262,24 @@ impl BlockCache {
         self.graveyard.extend(std::mem::take(&mut self.blocks).into_values());
         self.cost = 0;
         self.generation += 1;
+    }
+
+    /// Takes `map` for the memory that code is in, and drops the blocks of pages that are not what they were.
+    pub fn follow(&mut self, map: &Arc<MemoryMap>) {
+        let changed = self.map.without(map);
+        let gone = |gpa: &u64| changed.iter().any(|region| gpa.wrapping_sub(region.base().0) < region.len());
+        let pages: Vec<u64> = self.pages.keys().copied().filter(gone).collect();
+        for gpa in pages {
+            self.drop_page(gpa);
+        }
+        // Code that was read where nothing was may be memory now.
+        if !map.without(&self.map).is_empty() {
+            let outside = self.pages.keys().copied().filter(|&gpa| self.map.page(GuestAddr(gpa)).is_none()).collect::<Vec<_>>();
+            for gpa in outside {
+                self.drop_page(gpa);
+            }
+        }
+        self.map = map.clone();
     }
 
     /// Drops the blocks of pages that devices wrote to.
@@ -463,9 +486,10 @@ impl JumpCache {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hypervisor::memory::Mode as MemoryMode;
     use crate::hypervisor::soft::cpu::RIP;
-    use crate::hypervisor::soft::mmu;
     use crate::hypervisor::soft::rig::{DATA, Rig, Stop};
+    use crate::hypervisor::soft::tlb;
 
     #[test]
     fn granules_cover_the_bytes_and_no_more() {
@@ -492,7 +516,7 @@ mod tests {
         assert_eq!(BlockCache::bound(MEMORY), 16 << 20);
         assert_eq!(BlockCache::bound(512 << 20), 128 << 20);
         assert_eq!(BlockCache::bound(64 << 30), 192 << 20);
-        let memory = GuestMemory::new(&[(GuestAddr(0), MEMORY, true)]).unwrap();
+        let memory = GuestMemory::anonymous(&[(GuestAddr(0), MEMORY, MemoryMode::Ram)]).unwrap();
         let mut cache = BlockCache::new(memory);
         // First a RET at every byte; then long blocks, after tables for many short ones.
         let code: [&[u8]; 2] = [&[0xc3], &[0x48, 0x0f, 0xaf, 0xc0].repeat(16)];
@@ -552,25 +576,25 @@ mod tests {
         map(&mut rig, 0, DATA + 0x1000, true);
         assert_eq!(run(&mut rig, 0), 1);
         map(&mut rig, 0, DATA + 0x2000, true);
-        mmu::flush(&mut rig.cpu, true);
+        tlb::flush(&mut rig.cpu, true);
         assert_eq!(run(&mut rig, 0), 1, "a global translation outlives a CR3 write");
-        mmu::flush_page(&mut rig.cpu, UPPER);
+        tlb::flush_page(&mut rig.cpu, UPPER);
         assert_eq!(run(&mut rig, 0), 2, "and no INVLPG");
         // One page among them is not global.
         map(&mut rig, 1, DATA + 0x1000, false);
         assert_eq!(run(&mut rig, 1), 1);
         map(&mut rig, 1, DATA + 0x3000, false);
-        mmu::flush(&mut rig.cpu, true);
+        tlb::flush(&mut rig.cpu, true);
         assert_eq!(run(&mut rig, 1), 3);
         assert_eq!(run(&mut rig, 0), 2);
         // More CR3 writes than there are epochs, so that the halves wrap around at different times.
         map(&mut rig, 1, DATA + 0x2000, false);
         for _ in 0..130 {
-            mmu::flush(&mut rig.cpu, true);
+            tlb::flush(&mut rig.cpu, true);
             assert_eq!((run(&mut rig, 0), run(&mut rig, 1)), (2, 2));
         }
         map(&mut rig, 0, DATA + 0x3000, true);
-        mmu::flush(&mut rig.cpu, false);
+        tlb::flush(&mut rig.cpu, false);
         assert_eq!(run(&mut rig, 0), 3);
     }
 }

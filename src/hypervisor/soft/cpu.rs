@@ -10,7 +10,7 @@ use super::op::Op;
 use super::system::debug::Branch;
 use crate::hypervisor::backend::{Attention, Platform, VcpuSetup};
 use crate::hypervisor::clock::ManualClock;
-use crate::hypervisor::memory::GuestMemory;
+use crate::hypervisor::memory::{GuestMemory, MemoryMap};
 
 /// Index in [`Cpu::regs`] of the instruction pointer of the running block's first instruction (an offset in CS).
 pub const RIP: usize = 16;
@@ -262,6 +262,8 @@ pub struct Cpu {
     pub topology: (u32, u32, u32),
     /// The guest's memory.
     pub memory: GuestMemory,
+    /// The map of it that the TLB was filled by; it keeps what the TLB points to. [`super::tlb::follow_map`] replaces it.
+    pub map: Arc<MemoryMap>,
     /// The machine around the vCPU.
     pub platform: Arc<dyn Platform>,
     /// The flags by which other threads reach this vCPU.
@@ -315,6 +317,7 @@ impl Cpu {
             index,
             topology: setup.topology,
             memory: setup.memory.clone(),
+            map: setup.memory.map(),
             platform: setup.platform.clone(),
             attention: setup.attention.clone(),
             tlb: Tlb::new(),

@@ -24,7 +24,7 @@ pub struct TlbEntry {
     pub tag_write: u64,
     /// Host address minus linear address.
     pub addend: u64,
-    /// Guest-physical page address; the bits below it belong to `mmu`.
+    /// Guest-physical page address; the bits below it belong to `tlb`.
     pub gpa: u64,
 }
 
@@ -38,7 +38,7 @@ pub struct Tlb {
     /// Direct-mapped by bits 21:12 of the linear address.
     pub banks: [[TlbEntry; TLB_ENTRIES]; TLB_BANKS],
     /// State of the slow path: lists of used entries, a cache of page-directory entries.
-    pub(super) side: super::mmu::Side,
+    pub(super) side: super::tlb::Side,
 }
 
 /// An operand in memory: unsigned integers of 1 to 16 bytes.

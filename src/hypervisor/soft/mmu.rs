@@ -5,9 +5,8 @@
 //! Modes: no paging, 32-bit (with PSE and PSE-36), PAE, 4-level; NX, SMEP, SMAP, global pages. A20 is always on.
 //!
 //! The TLB has three banks so that neither a change of privilege nor STAC drops anything: [`select_bank`]. The
-//! permissions of an entry were computed with the bank's privilege when it was entered. Beside the TLB there are lists
-//! of the used entries (a CR3 write touches only those), a small cache of page-directory entries, and two filters that
-//! say "surely no such page here" for code pages and for INVLPG within large pages.
+//! permissions of an entry were computed with the bank's privilege when it was entered. [`super::tlb`] keeps what is beside
+//! the entries.
 //!
 //! **Not modelled**: PCID, protection keys, 5-level paging, memory types; the PDPTEs of PAE paging are read at each
 //! walk, as AMD's processors do.
@@ -16,25 +15,20 @@
 //! reserved-bit fault.
 #![allow(unsafe_code)]
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
-use super::block::{self, Dropped};
+use super::block;
 use super::cpu::{Cpu, Exception, Fault, rflags};
-use super::mem::{NO_TAG, Operand, SlowOperand, TLB_BANKS, TLB_ENTRIES, Tlb, TlbEntry};
+use super::mem::{Operand, SlowOperand};
 use super::system::regs::{cr0, cr4, efer};
-use crate::hypervisor::memory::GuestAddr;
+use super::tlb::{Translation, WALKS, WalkEntry, enter, flush};
+use crate::hypervisor::memory::{GuestAddr, Page};
 
 /// Width of a physical address, as CPUID 0x80000008 reports it.
 pub const PHYS_BITS: u32 = 40;
 const PHYS_MASK: u64 = (1 << PHYS_BITS) - 1;
 const PAGE: u64 = 4096;
 const PAGE_MASK: u64 = !(PAGE - 1);
-
-/// Bits of [`TlbEntry::gpa`] below the page address.
-const GLOBAL: u64 = 1 << 0;
-const LARGE: u64 = 1 << 1;
-const IN_LOCAL: u64 = 1 << 2;
-const IN_GLOBAL: u64 = 1 << 3;
 
 /// Bits of a page-table entry.
 const P: u64 = 1 << 0;
@@ -62,97 +56,6 @@ pub enum Intent {
     Write,
     /// Instruction fetch.
     Execute,
-}
-
-const TOTAL: usize = TLB_BANKS * TLB_ENTRIES;
-const WALKS: usize = 256;
-
-/// Numbers of TLB entries in use: `bank * TLB_ENTRIES + index`.
-struct UsedList {
-    count: usize,
-    numbers: [u16; TOTAL],
-}
-
-impl UsedList {
-    const EMPTY: UsedList = UsedList { count: 0, numbers: [0; TOTAL] };
-    fn push(&mut self, number: usize) {
-        // An entry is in a list at most once (IN_LOCAL, IN_GLOBAL), so the list cannot overflow.
-        self.numbers[self.count] = number as u16;
-        self.count += 1;
-    }
-}
-
-/// A page-directory entry that points to a page table.
-#[derive(Clone, Copy)]
-struct WalkEntry {
-    /// Linear address >> 21.
-    tag: u64,
-    /// Guest-physical address of the page table.
-    table: u64,
-    /// RW, US and NX as all levels above permit.
-    perms: u64,
-    generation: u64,
-}
-
-/// A set of keys in 4096 bits that answers "never noted" or "perhaps noted".
-struct Filter([u64; 64]);
-
-impl Filter {
-    const EMPTY: Filter = Filter([0; 64]);
-    fn note(&mut self, key: u64) {
-        self.0[(key >> 6 & 63) as usize] |= 1 << (key & 63);
-    }
-    fn may_have(&self, key: u64) -> bool {
-        self.0[(key >> 6 & 63) as usize] >> (key & 63) & 1 != 0
-    }
-    fn clear(&mut self) {
-        self.0 = [0; 64];
-    }
-}
-
-/// State of the slow path, beside the TLB's entries.
-pub struct Side {
-    local: UsedList,
-    global: UsedList,
-    walks: [WalkEntry; WALKS],
-    generation: u64,
-    /// Guest pages that have had a write tag.
-    written: Filter,
-    /// 2 MiB pieces of large pages that have been entered.
-    large: Filter,
-    /// The debug registers that watch data, as bits in DR7's order.
-    watching: u8,
-    /// Whether alignment is checked: CPL 3, CR0.AM, RFLAGS.AC. Then the user bank is empty.
-    aligned: bool,
-}
-
-impl Tlb {
-    /// Creates an empty TLB.
-    pub fn new() -> Box<Tlb> {
-        Box::new(Tlb {
-            banks: [[TlbEntry::EMPTY; TLB_ENTRIES]; TLB_BANKS],
-            side: Side {
-                local: UsedList::EMPTY,
-                global: UsedList::EMPTY,
-                walks: [WalkEntry { tag: 0, table: 0, perms: 0, generation: 0 }; WALKS],
-                generation: 1,
-                written: Filter::EMPTY,
-                large: Filter::EMPTY,
-                watching: 0,
-                aligned: false,
-            },
-        })
-    }
-}
-
-/// A page that a walk found and that permits the access.
-struct Page {
-    /// Guest-physical address of the 4 KiB piece.
-    gpa: u64,
-    /// A store would be permitted too, and the dirty bit is set.
-    write: bool,
-    global: bool,
-    large: bool,
 }
 
 /// Privilege of an access.
@@ -209,17 +112,19 @@ fn page_fault(cpu: &mut Cpu, addr: u64, intent: Intent, asker: Asker, bits: u32)
 }
 
 fn read_entry64(cpu: &Cpu, slot: u64) -> u64 {
-    match cpu.memory.host_page(GuestAddr(slot)) {
-        // SAFETY: the page is mapped for the memory's life, and the slot is 8-aligned within it.
-        Some((page, _)) => unsafe { (*page.add((slot & 0xff8) as usize).cast::<AtomicU64>()).load(Ordering::Relaxed) },
+    match cpu.map.page(GuestAddr(slot)) {
+        // SAFETY: the page is mapped for the map's life, and the slot is 8-aligned within it.
+        Some(page) => unsafe { (*page.host().add((slot & 0xff8) as usize).cast::<AtomicU64>()).load(Ordering::Relaxed) },
         None => u64::MAX,
     }
 }
 
 fn read_entry32(cpu: &Cpu, slot: u64) -> u64 {
-    match cpu.memory.host_page(GuestAddr(slot)) {
+    match cpu.map.page(GuestAddr(slot)) {
         // SAFETY: as above, 4-aligned.
-        Some((page, _)) => unsafe { u64::from((*page.add((slot & 0xffc) as usize).cast::<AtomicU32>()).load(Ordering::Relaxed)) },
+        Some(page) => unsafe {
+            u64::from((*page.host().add((slot & 0xffc) as usize).cast::<AtomicU32>()).load(Ordering::Relaxed))
+        },
         None => u64::from(u32::MAX),
     }
 }
@@ -227,12 +132,14 @@ fn read_entry32(cpu: &Cpu, slot: u64) -> u64 {
 /// Sets accessed and dirty bits, which are all in the entry's low byte. A write to tables in ROM is dropped.
 #[cold]
 fn set_entry_bits(cpu: &mut Cpu, slot: u64, bits: u64) {
-    if let Some((page, true)) = cpu.memory.host_page(GuestAddr(slot)) {
-        // SAFETY: the page is mapped; both sizes of entry are 4-aligned and A and D are in the low half.
-        unsafe { (*page.add((slot & 0xffc) as usize).cast::<AtomicU32>()).fetch_or(bits as u32, Ordering::Relaxed) };
-        if cpu.memory.is_watched(GuestAddr(slot)) {
-            block::note_store(cpu, slot, 4);
-        }
+    let Some(page) = cpu.map.page(GuestAddr(slot)).filter(Page::is_writable) else { return };
+    // SAFETY: the page is mapped; both sizes of entry are 4-aligned and A and D are in the low half.
+    unsafe { (*page.host().add((slot & 0xffc) as usize).cast::<AtomicU32>()).fetch_or(bits as u32, Ordering::SeqCst) };
+    if cpu.memory.is_logging() {
+        page.mark_dirty();
+    }
+    if page.is_watched() {
+        block::note_store(cpu, slot, 4);
     }
 }
 
@@ -246,7 +153,7 @@ struct Found {
     large: bool,
 }
 
-fn permit(cpu: &mut Cpu, addr: u64, intent: Intent, asker: Asker, found: Found) -> Result<Page, Fault> {
+fn permit(cpu: &mut Cpu, addr: u64, intent: Intent, asker: Asker, found: Found) -> Result<Translation, Fault> {
     let user_page = found.perms & US != 0;
     let writable = found.perms & RW != 0 || (!asker.user && cpu.sys.cr0 & cr0::WP == 0);
     let data = if asker.user { user_page } else { !user_page || asker.smap_lifted || cpu.sys.cr4 & cr4::SMAP == 0 };
@@ -265,7 +172,7 @@ fn permit(cpu: &mut Cpu, addr: u64, intent: Intent, asker: Asker, found: Found) 
     if found.entry & wanted != wanted {
         set_entry_bits(cpu, found.slot, wanted);
     }
-    Ok(Page {
+    Ok(Translation {
         gpa: found.gpa & PAGE_MASK,
         write: data && writable && (found.entry | wanted) & D != 0,
         global: found.entry & G != 0 && cpu.sys.cr4 & cr4::PGE != 0,
@@ -274,7 +181,7 @@ fn permit(cpu: &mut Cpu, addr: u64, intent: Intent, asker: Asker, found: Found) 
 }
 
 /// Walks 4-level and PAE page tables.
-fn walk_wide(cpu: &mut Cpu, addr: u64, intent: Intent, asker: Asker, long: bool) -> Result<Page, Fault> {
+fn walk_wide(cpu: &mut Cpu, addr: u64, intent: Intent, asker: Asker, long: bool) -> Result<Translation, Fault> {
     let mut reserved = 0x000f_ffff_ffff_f000 & !PHYS_MASK;
     if !long {
         reserved |= 0x7ff0_0000_0000_0000;
@@ -326,7 +233,7 @@ fn walk_wide(cpu: &mut Cpu, addr: u64, intent: Intent, asker: Asker, long: bool)
 }
 
 /// Walks 32-bit page tables.
-fn walk_narrow(cpu: &mut Cpu, addr: u64, intent: Intent, asker: Asker) -> Result<Page, Fault> {
+fn walk_narrow(cpu: &mut Cpu, addr: u64, intent: Intent, asker: Asker) -> Result<Translation, Fault> {
     let slot = (cpu.sys.cr3 & 0xffff_f000) + (addr >> 22 & 0x3ff) * 4;
     let entry = read_entry32(cpu, slot);
     if entry & P == 0 {
@@ -352,9 +259,9 @@ fn walk_narrow(cpu: &mut Cpu, addr: u64, intent: Intent, asker: Asker) -> Result
     permit(cpu, addr, intent, asker, found)
 }
 
-fn walk(cpu: &mut Cpu, addr: u64, intent: Intent, asker: Asker) -> Result<Page, Fault> {
+fn walk(cpu: &mut Cpu, addr: u64, intent: Intent, asker: Asker) -> Result<Translation, Fault> {
     if cpu.sys.cr0 & cr0::PG == 0 {
-        return Ok(Page { gpa: addr & 0xffff_f000, write: true, global: false, large: false });
+        return Ok(Translation { gpa: addr & 0xffff_f000, write: true, global: false, large: false });
     }
     if cpu.sys.efer & efer::LMA != 0 {
         if !is_canonical(addr) {
@@ -405,47 +312,24 @@ struct Target {
 fn resolve(cpu: &mut Cpu, addr: u64, intent: Intent) -> Result<Target, Fault> {
     let page = walk(cpu, addr, intent, Asker::of_bank(cpu.bank))?;
     let gpa = page.gpa | (addr & !PAGE_MASK);
-    let Some((host, writable)) = cpu.memory.host_page(GuestAddr(page.gpa)) else {
+    let Some(memory) = cpu.map.page(GuestAddr(page.gpa)) else {
         return Ok(Target { gpa, host: None });
     };
+    let (host, writable) = (memory.host(), memory.is_writable());
     let special = cpu.tlb.side.watching != 0 && is_watchpoint_page(cpu, addr);
     if !special && !(cpu.bank == 0 && cpu.tlb.side.aligned) {
-        let write = writable && page.write && !cpu.memory.is_watched(GuestAddr(page.gpa));
+        let mut write = writable && page.write && !memory.is_watched();
+        if cpu.memory.is_logging() {
+            // A page counts as written from the moment at which stores to it are not seen any more.
+            write &= intent == Intent::Write;
+            if write {
+                memory.mark_dirty();
+            }
+        }
         enter(cpu, addr & PAGE_MASK, host, &page, write);
     }
     // SAFETY: the offset is below the page's size.
     Ok(Target { gpa, host: Some((unsafe { host.add((addr & !PAGE_MASK) as usize) }, writable)) })
-}
-
-fn enter(cpu: &mut Cpu, page_addr: u64, host: *mut u8, page: &Page, write: bool) {
-    let index = (page_addr >> 12) as usize & (TLB_ENTRIES - 1);
-    let number = cpu.bank as usize * TLB_ENTRIES + index;
-    let tlb = &mut *cpu.tlb;
-    let entry = &mut tlb.banks[cpu.bank as usize][index];
-    let mut lists = entry.gpa & (IN_LOCAL | IN_GLOBAL);
-    if page.global {
-        if lists & IN_GLOBAL == 0 {
-            tlb.side.global.push(number);
-            lists |= IN_GLOBAL;
-        }
-        lists |= GLOBAL;
-    } else if lists & IN_LOCAL == 0 {
-        tlb.side.local.push(number);
-        lists |= IN_LOCAL;
-    }
-    if page.large {
-        tlb.side.large.note(page_addr >> 21);
-        lists |= LARGE;
-    }
-    if write {
-        tlb.side.written.note(page.gpa >> 12);
-    }
-    *entry = TlbEntry {
-        tag_read: page_addr,
-        tag_write: if write { page_addr } else { NO_TAG },
-        addend: (host as u64).wrapping_sub(page_addr),
-        gpa: page.gpa | lists,
-    };
 }
 
 /// Translates one linear address with the present privilege; sets accessed and dirty bits; raises #PF.
@@ -533,73 +417,6 @@ pub fn host_for_write(cpu: &mut Cpu, addr: u64) -> Result<Option<*mut u8>, Fault
     Ok(cpu.fast_write_ptr::<u8>(addr))
 }
 
-/// Drops all translations or, with `keep_global`, all that are not global; and the jump cache.
-pub fn flush(cpu: &mut Cpu, keep_global: bool) {
-    let tlb = &mut *cpu.tlb;
-    let side = &mut tlb.side;
-    side.generation += 1;
-    for &number in &side.local.numbers[..side.local.count] {
-        let entry = &mut tlb.banks[number as usize / TLB_ENTRIES][number as usize % TLB_ENTRIES];
-        if entry.gpa & GLOBAL != 0 {
-            entry.gpa &= !IN_LOCAL;
-        } else {
-            *entry = TlbEntry { gpa: entry.gpa & IN_GLOBAL, ..TlbEntry::EMPTY };
-        }
-    }
-    side.local.count = 0;
-    if !keep_global {
-        for &number in &side.global.numbers[..side.global.count] {
-            tlb.banks[number as usize / TLB_ENTRIES][number as usize % TLB_ENTRIES] = TlbEntry::EMPTY;
-        }
-        side.global.count = 0;
-        side.written.clear();
-        side.large.clear();
-    }
-    block::forget_jumps(cpu, if keep_global { Dropped::NotGlobal } else { Dropped::All });
-}
-
-/// Drops the translation of one page, even if it is global: INVLPG.
-pub fn flush_page(cpu: &mut Cpu, addr: u64) {
-    let tlb = &mut *cpu.tlb;
-    // INVLPG drops all of the paging-structure caches (SDM vol. 3 section 4.10.4.1).
-    tlb.side.generation += 1;
-    let page = addr & PAGE_MASK;
-    for bank in &mut tlb.banks {
-        let entry = &mut bank[(addr >> 12) as usize & (TLB_ENTRIES - 1)];
-        if entry.tag_read == page {
-            (entry.tag_read, entry.tag_write) = (NO_TAG, NO_TAG);
-        }
-    }
-    if tlb.side.large.may_have(addr >> 21) {
-        // The page may be large: its other pieces go too. Pages of 1 GiB and 4 MiB count with their largest reach.
-        for entry in tlb.banks.iter_mut().flatten() {
-            if entry.gpa & LARGE != 0 && entry.tag_read >> 30 == addr >> 30 {
-                (entry.tag_read, entry.tag_write) = (NO_TAG, NO_TAG);
-            }
-        }
-        block::forget_jumps(cpu, Dropped::All);
-    } else {
-        block::forget_jumps(cpu, Dropped::Page(page));
-    }
-}
-
-/// Makes the page at guest-physical `gpa` take the slow path for writes in this vCPU's TLB, since it now holds code.
-pub fn protect_code_page(cpu: &mut Cpu, gpa: u64) {
-    let tlb = &mut *cpu.tlb;
-    let side = &tlb.side;
-    if !side.written.may_have(gpa >> 12) {
-        return;
-    }
-    for list in [&side.local, &side.global] {
-        for &number in &list.numbers[..list.count] {
-            let entry = &mut tlb.banks[number as usize / TLB_ENTRIES][number as usize % TLB_ENTRIES];
-            if (entry.gpa ^ gpa) & PAGE_MASK == 0 {
-                entry.tag_write = NO_TAG;
-            }
-        }
-    }
-}
-
 /// Updates the watchpoints after a change of DR7 or DR0 to DR3.
 pub fn watchpoints_changed(cpu: &mut Cpu) {
     let dr7 = cpu.sys.dr[7];
@@ -642,11 +459,12 @@ fn note_watchpoints(cpu: &mut Cpu, addr: u64, size: u64, write: bool) {
     }
 }
 
-/// Makes the chain leave after this instruction if an access to a device made an interrupt pending or stopped the
-/// machine.
+/// Makes the chain leave after this instruction if an access to a device made an interrupt pending, stopped the
+/// machine or changed the map of memory.
 #[inline]
 pub fn after_device_access(cpu: &mut Cpu) {
-    if cpu.attention.is_raised(cpu.index) || cpu.attention.stopped().is_some() {
+    let moved = cpu.memory.generation() != cpu.map.generation();
+    if moved || cpu.attention.is_raised(cpu.index) || cpu.attention.stopped().is_some() {
         cpu.leave_after_op = true;
     }
 }
@@ -692,7 +510,13 @@ fn store_part(cpu: &mut Cpu, target: Target, size: u64, value: u128) {
     if let Some((host, true)) = target.host {
         // SAFETY: the part lies within its writable page.
         unsafe { std::ptr::copy_nonoverlapping(value.to_le_bytes().as_ptr(), host, size as usize) };
-        if cpu.memory.is_watched(GuestAddr(target.gpa)) {
+        // Either a log of dirty pages that starts now sees the bytes, or this sees that it has started.
+        fence(Ordering::SeqCst);
+        let page = cpu.map.page(GuestAddr(target.gpa));
+        if cpu.memory.is_logging() {
+            page.iter().for_each(Page::mark_dirty);
+        }
+        if page.is_some_and(|page| page.is_watched()) {
             block::note_store(cpu, target.gpa, size);
         }
         return;

@@ -11,6 +11,7 @@
 //! | `rig` | one vCPU without a machine, for tests and benchmarks |
 //! | `flags` | lazy arithmetic flags |
 //! | `mem` | the software TLB's fast path |
+//! | `tlb` | what is beside its entries, and how they come and go |
 //! | `mmu` | its slow path: page walk, permissions, MMIO, accesses across pages, debug watchpoints |
 //! | `int/` | integer, bit, string and branch instructions |
 //! | `system/` | segments, exceptions and interrupts, mode changes, system calls, CPUID, MSRs, control registers, port I/O |
@@ -39,4 +40,5 @@ pub mod saved;
 pub mod simd;
 pub mod softfloat;
 pub mod system;
+pub mod tlb;
 pub mod x87;

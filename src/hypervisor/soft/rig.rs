@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use super::block::BlockCache;
 use super::cpu::{CS, Cpu, DS, ES, Exception, FS, GS, Leave, RIP, SS, Segment, rflags};
-use super::{mmu, run, system};
+use super::{run, system, tlb};
 use crate::hypervisor::backend::{Attention, BootState, MachineExit, NoSuchMsr, Platform, VcpuEvent, VcpuSetup};
 use crate::hypervisor::clock::{Clock, ManualClock};
-use crate::hypervisor::memory::{GuestAddr, GuestMemory};
+use crate::hypervisor::memory::{GuestAddr, GuestMemory, Mode};
 
 /// Bytes of memory, mapped one to one. The page tables are in the last 64 KiB.
 pub const MEMORY: u64 = 16 << 20;
@@ -111,7 +111,7 @@ impl Rig {
     }
 
     fn new(cpl: u8) -> Rig {
-        let memory = GuestMemory::new(&[(GuestAddr(0), MEMORY, true)]).expect("the host has 16 MiB of address space");
+        let memory = GuestMemory::anonymous(&[(GuestAddr(0), MEMORY, Mode::Ram)]).expect("the host has 16 MiB of address space");
         let write = |addr: u64, value: u64| memory.write_le(GuestAddr(addr), value).expect("inside the memory");
         write(TABLES, (TABLES + 0x1000) | 7);
         write(TABLES + 0x1000, (TABLES + 0x2000) | 7);
@@ -130,7 +130,7 @@ impl Rig {
         let mut cpu = Cpu::new(&setup, 0);
         system::reset(&mut cpu, true);
         set_long_mode(&mut cpu, cpl);
-        mmu::flush(&mut cpu, false);
+        tlb::flush(&mut cpu, false);
         Rig { cpu, blocks: BlockCache::new(memory.clone()), memory }
     }
 

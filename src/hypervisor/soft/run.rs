@@ -17,10 +17,10 @@ use super::lower::{Mode, decode_block};
 use super::mmu;
 use super::op::Op;
 use super::system::kvmclock;
-use super::{saved, system};
+use super::{saved, system, tlb};
 use crate::hypervisor::backend::{Attention, Backend, BootState, MachineExit, Platform, VcpuEvent, VcpuSetup};
 use crate::hypervisor::clock::ManualClock;
-use crate::hypervisor::memory::{GuestAddr, GuestMemory};
+use crate::hypervisor::memory::{GuestAddr, GuestMemory, MemoryMap};
 use crate::hypervisor::state::{Section, StateError};
 
 /// Number of instructions of one slice.
@@ -45,6 +45,8 @@ pub struct SoftBackend {
     cpus: Vec<Box<Cpu>>,
     cache: Box<BlockCache>,
     memory: GuestMemory,
+    /// The map of it that the vCPUs see.
+    map: Arc<MemoryMap>,
     platform: Arc<dyn Platform>,
     attention: Arc<Attention>,
     clock: Option<Arc<ManualClock>>,
@@ -77,6 +79,7 @@ impl SoftBackend {
         SoftBackend {
             cpus,
             cache: BlockCache::new(setup.memory.clone()),
+            map: setup.memory.map(),
             memory: setup.memory,
             platform: setup.platform,
             attention: setup.attention,
@@ -267,9 +270,7 @@ impl SoftBackend {
                 return false;
             }
         }
-        if self.memory.has_watch_hits() {
-            self.cache.drop_written();
-        }
+        self.follow_memory();
         goes_on
     }
 
@@ -297,12 +298,33 @@ impl SoftBackend {
         self.platform.vcpu_failed(c.index, MachineExit::TripleFault);
     }
 
+    /// Drops what was derived from pages that devices wrote to, and follows changes of the map of memory. Must be called
+    /// only while no chain runs.
+    #[inline]
+    fn follow_memory(&mut self) {
+        if self.memory.has_watch_hits() {
+            self.cache.drop_written();
+        }
+        if self.memory.generation() != self.map.generation() {
+            self.follow_map();
+        }
+    }
+
+    #[cold]
+    fn follow_map(&mut self) {
+        self.map = self.memory.map();
+        self.cache.follow(&self.map);
+        for cpu in &mut self.cpus {
+            tlb::follow_map(cpu, &self.map);
+        }
+    }
+
     /// Makes all vCPUs take the slow path for writes to pages that hold code now.
     fn protect(&mut self, first: u64, second: Option<u64>) {
         for cpu in &mut self.cpus {
-            mmu::protect_code_page(cpu, first & !(PAGE - 1));
+            tlb::protect_code_page(cpu, first & !(PAGE - 1));
             if let Some(second) = second {
-                mmu::protect_code_page(cpu, second);
+                tlb::protect_code_page(cpu, second);
             }
         }
     }
@@ -326,9 +348,9 @@ pub fn run_alone(cpu: &mut Cpu, cache: &mut BlockCache, limit: i64) -> Leave {
     let cpu: *mut Cpu = cpu;
     let cache: *mut BlockCache = cache;
     let protect = |cpu: &mut Cpu, first: u64, second: Option<u64>| {
-        mmu::protect_code_page(cpu, first & !(PAGE - 1));
+        tlb::protect_code_page(cpu, first & !(PAGE - 1));
         if let Some(second) = second {
-            mmu::protect_code_page(cpu, second);
+            tlb::protect_code_page(cpu, second);
         }
     };
     // SAFETY: both pointers come from references that are borrowed for the whole of this function, and no reference
@@ -340,6 +362,11 @@ pub fn run_alone(cpu: &mut Cpu, cache: &mut BlockCache, limit: i64) -> Leave {
         loop {
             if (*cpu).memory.has_watch_hits() {
                 (*cache).drop_written();
+            }
+            if (*cpu).memory.generation() != (*cpu).map.generation() {
+                let map = (*cpu).memory.map();
+                (*cache).follow(&map);
+                tlb::follow_map(&mut *cpu, &map);
             }
             match find(&mut *cpu, &mut *cache) {
                 Ok((entry, new)) => {
@@ -555,13 +582,13 @@ impl Backend for SoftBackend {
 
     fn run(&mut self) -> MachineExit {
         loop {
+            // Also before it stops: what the vCPUs wrote last must be in the log of dirty pages.
+            self.follow_memory();
             if let Some(exit) = self.attention.stopped() {
                 return exit;
             }
             self.serve_board();
-            if self.memory.has_watch_hits() {
-                self.cache.drop_written();
-            }
+            self.follow_memory();
             let mut worked = false;
             for index in 0..self.cpus.len() {
                 worked |= self.run_slice(index);
@@ -585,7 +612,7 @@ impl Backend for SoftBackend {
         self.cache.drop_all();
         for (cpu, state) in self.cpus.iter_mut().zip(states) {
             saved::load(cpu, state);
-            mmu::flush(cpu, false);
+            tlb::flush(cpu, false);
             mmu::watchpoints_changed(cpu);
             cpu.drop_jumps();
             cpu.event_pending = true;

@@ -114,7 +114,7 @@ fn join(name: &str, words: &str) -> String {
 }
 
 fn memory_bytes(mem: &GuestMemory) -> u64 {
-    mem.regions().map(|(_, len, _)| len).sum()
+    mem.regions().into_iter().map(|(_, len, _)| len).sum()
 }
 
 /// Loads a kernel from memory, as [`load`] does.

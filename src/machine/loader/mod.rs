@@ -134,7 +134,7 @@ pub fn memory_map(mem: &GuestMemory) -> Vec<(u64, u64, RangeKind)> {
 
 /// Returns the end of the RAM below the PCI hole.
 pub fn low_ram_end(mem: &GuestMemory) -> u64 {
-    mem.regions().map(|(base, len, _)| base.0 + len).filter(|&end| end <= layout::LOW_RAM_END).max().unwrap_or(0)
+    mem.regions().into_iter().map(|(base, len, _)| base.0 + len).filter(|&end| end <= layout::LOW_RAM_END).max().unwrap_or(0)
 }
 
 /// Copies `bytes` to `at`, above the firmware area.

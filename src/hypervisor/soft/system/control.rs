@@ -9,6 +9,7 @@
 use super::super::cpu::{CS, Cpu, Fault, LDTR, Leave, SS, Segment, TR, rflags};
 use super::super::mmu::{self, is_canonical};
 use super::super::op::Op;
+use super::super::tlb;
 use super::far::{load_far_pointer, set_flags};
 use super::regs::{attr, cr0, cr4, dr, efer};
 use super::segment::*;
@@ -45,7 +46,7 @@ pub fn nop(_: &mut Cpu, _: &Op) -> Result<(), Fault> {
 pub fn invlpg(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     check_privileged(cpu)?;
     let addr = op.addr(cpu);
-    mmu::flush_page(cpu, addr);
+    tlb::flush_page(cpu, addr);
     Ok(())
 }
 
@@ -86,7 +87,7 @@ pub fn write_control(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
                 return Err(cpu.general_protection(0));
             }
             cpu.sys.cr3 = value;
-            mmu::flush(cpu, true);
+            tlb::flush(cpu, true);
             Ok(())
         }
         4 => write_cr4(cpu, value),
@@ -127,7 +128,7 @@ fn write_cr0(cpu: &mut Cpu, value: u64) -> Result<(), Fault> {
         cpu.cpl = 0;
     }
     if (old ^ new) & (cr0::PG | cr0::WP | cr0::PE) != 0 {
-        mmu::flush(cpu, false);
+        tlb::flush(cpu, false);
     }
     mmu::select_bank(cpu);
     Ok(())
@@ -141,7 +142,7 @@ fn write_cr4(cpu: &mut Cpu, value: u64) -> Result<(), Fault> {
     let changed = cpu.sys.cr4 ^ value;
     cpu.sys.cr4 = value;
     if changed & cr4::PAGING != 0 {
-        mmu::flush(cpu, false);
+        tlb::flush(cpu, false);
     }
     mmu::select_bank(cpu);
     Ok(())
@@ -156,7 +157,7 @@ pub fn write_efer(cpu: &mut Cpu, value: u64) -> Result<(), ()> {
     }
     cpu.sys.efer = value & efer::ALL | old & efer::LMA;
     if (old ^ value) & efer::NXE != 0 {
-        mmu::flush(cpu, false);
+        tlb::flush(cpu, false);
     }
     Ok(())
 }

@@ -151,7 +151,7 @@ const SMM_BASE_RESET: u64 = 0x3_0000;
 /// Returns where the memory between `from` and `to` ends, in the units of 8 MiB of TOP_MEM and TOP_MEM2. Returns `from`
 /// if there is none.
 fn end_of_memory(cpu: &Cpu, from: u64, to: u64) -> u64 {
-    let ends = cpu.memory.regions().filter(|r| r.2 && r.0.0 >= from && r.0.0 < to).map(|r| r.0.0 + r.1);
+    let ends = cpu.memory.regions().into_iter().filter(|r| r.2 && r.0.0 >= from && r.0.0 < to).map(|r| r.0.0 + r.1);
     ends.max().unwrap_or(from).next_multiple_of(8 << 20)
 }
 

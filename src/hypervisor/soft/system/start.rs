@@ -6,7 +6,7 @@
 use super::super::cpu::{CS, Cpu, Fpu, LDTR, RIP, SS, Segment, SystemState, TR, rflags};
 use super::super::flags::LazyFlags;
 use super::super::lower::Mode;
-use super::super::mmu;
+use super::super::{mmu, tlb};
 use super::cpuid::SIGNATURE;
 use super::debug;
 use super::regs::{attr, cr0, cr4, dr, efer};
@@ -62,7 +62,7 @@ pub fn reset(cpu: &mut Cpu, power_on: bool) {
     (cpu.sys.gdt_base, cpu.sys.gdt_limit) = (0, 0xffff);
     (cpu.sys.idt_base, cpu.sys.idt_limit) = (0, 0xffff);
     mmu::watchpoints_changed(cpu);
-    mmu::flush(cpu, false);
+    tlb::flush(cpu, false);
     mmu::select_bank(cpu);
 }
 
@@ -105,7 +105,7 @@ pub fn enter(cpu: &mut Cpu, boot: &BootState) {
     cpu.segs[CS] = flat(0x10, code);
     cpu.segs[TR] = Segment { selector: 0, attr: 0x8b, limit: 0x67, base: 0 };
     (cpu.sys.gdt_base, cpu.sys.gdt_limit) = (gdt_base, gdt_limit);
-    mmu::flush(cpu, false);
+    tlb::flush(cpu, false);
     mmu::select_bank(cpu);
 }
 

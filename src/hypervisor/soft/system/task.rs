@@ -11,6 +11,7 @@
 
 use super::super::cpu::{CS, Cpu, DS, ES, FS, Fault, GS, LDTR, SS, Segment, TR, rflags};
 use super::super::mmu::{self, Intent};
+use super::super::tlb;
 use super::far::set_flags;
 use super::flagops::SETTABLE;
 use super::regs::{attr, cr0, dr};
@@ -275,7 +276,7 @@ fn arrive(cpu: &mut Cpu, image: &Image, ext: u32) -> Arrival {
         && cpu.sys.cr0 & cr0::PG != 0
     {
         cpu.sys.cr3 = cr3;
-        mmu::flush(cpu, true);
+        tlb::flush(cpu, true);
     }
     cpu.regs[..8].copy_from_slice(&image.registers);
     set_flags(cpu, image.eflags, SETTABLE | rflags::VM | rflags::RF);

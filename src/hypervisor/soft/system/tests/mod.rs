@@ -4,6 +4,7 @@
 
 mod delivery;
 mod identity;
+mod memory;
 mod paging;
 mod programs;
 mod stepping;
@@ -19,11 +20,13 @@ use super::regs::{cr0, cr4, efer};
 use super::{refresh_mode, reset};
 use crate::hypervisor::backend::{Attention, BootState, MachineExit, NoSuchMsr, Platform, VcpuEvent, VcpuSetup};
 use crate::hypervisor::clock::{Clock, ManualClock};
-use crate::hypervisor::memory::{GuestAddr, GuestMemory};
+use crate::hypervisor::memory::{GuestAddr, GuestMemory, Mode};
 
 const MIB: u64 = 1 << 20;
 /// Address of the read-only region: the top 64 KiB below 4 GiB.
 const ROM: u64 = 0xffff_0000;
+
+type Act = Box<dyn FnMut(u32) + Send>;
 
 /// A platform of ports and registers that record what was written.
 struct Probe {
@@ -36,6 +39,8 @@ struct Probe {
     cr8: AtomicU64,
     apic_base: AtomicU64,
     events: Mutex<Vec<VcpuEvent>>,
+    /// What a write to port 0xf7 does.
+    on_write: Mutex<Option<Act>>,
 }
 
 impl Probe {
@@ -49,6 +54,7 @@ impl Probe {
             cr8: AtomicU64::new(0),
             apic_base: AtomicU64::new(0xfee0_0900),
             events: Mutex::new(Vec::new()),
+            on_write: Mutex::new(None),
         })
     }
     fn writes(&self) -> Vec<(u64, u8, u64)> {
@@ -78,6 +84,7 @@ impl Platform for Probe {
                     attention.raise(vcpu);
                 }
             }
+            0xf7 => self.on_write.lock().unwrap().iter_mut().for_each(|act| act(value)),
             _ => {}
         }
     }
@@ -134,7 +141,7 @@ struct Bench {
 }
 
 fn setup(probe: &Arc<Probe>, boot: BootState) -> VcpuSetup {
-    let memory = GuestMemory::new(&[(GuestAddr(0), 16 * MIB, true), (GuestAddr(ROM), 0x1_0000, false)]).unwrap();
+    let memory = GuestMemory::anonymous(&[(GuestAddr(0), 16 * MIB, Mode::Ram), (GuestAddr(ROM), 0x1_0000, Mode::Rom)]).unwrap();
     let attention = Attention::new(1);
     *probe.attention.lock().unwrap() = Some(attention.clone());
     let device_windows = vec![(0xa_0000, 0x2_0000), (3 << 30, 1 << 30)];

@@ -1,7 +1,8 @@
 //! Page walks, the TLB, MMIO, watchpoints.
 
 use super::super::super::cpu::{DS, Exception, Fault, Segment, rflags};
-use super::super::super::mmu::{self, Intent, flush, flush_page, translate};
+use super::super::super::mmu::{self, Intent, translate};
+use super::super::super::tlb::{self, flush, flush_page};
 use super::super::refresh_mode;
 use super::super::regs::{cr0, cr4, efer};
 use super::*;
@@ -258,15 +259,15 @@ fn a_store_to_a_watched_page_never_enters_a_write_tag() {
     b.cpu.sys.cr0 |= cr0::PE;
     b.cpu.store::<u32>(0x5000, 1).unwrap();
     assert!(b.cpu.fast_write_ptr::<u32>(0x5000).is_some());
-    b.mem.watch(GuestAddr(0x5000), true);
-    mmu::protect_code_page(&mut b.cpu, 0x5000);
+    b.cpu.map.watch(GuestAddr(0x5000), true);
+    tlb::protect_code_page(&mut b.cpu, 0x5000);
     for value in 2..5 {
         assert!(b.cpu.fast_write_ptr::<u32>(0x5000).is_none());
         b.cpu.store::<u32>(0x5000, value).unwrap();
         assert_eq!(b.cpu.load::<u32>(0x5000).unwrap(), value);
     }
     assert!(b.cpu.fast_read_ptr::<u32>(0x5000).is_some());
-    b.mem.watch(GuestAddr(0x5000), false);
+    b.cpu.map.watch(GuestAddr(0x5000), false);
     b.cpu.store::<u32>(0x5000, 9).unwrap();
     assert!(b.cpu.fast_write_ptr::<u32>(0x5000).is_some());
 }
@@ -362,7 +363,7 @@ fn an_access_at_the_top_of_a_32_bit_space_wraps() {
     let mut b = bench();
     b.cpu.sys.cr0 |= cr0::PE;
     b.cpu.segs[DS] = Segment::flat(8, 0xc093);
-    b.mem.write(GuestAddr(0xffff_fffe), &[1, 2]).unwrap();
+    b.mem.write_rom(GuestAddr(0xffff_fffe), &[1, 2]).unwrap();
     b.mem.write(GuestAddr(0), &[3, 4]).unwrap();
     assert_eq!(b.cpu.load::<u32>(0xffff_fffe).unwrap(), 0x0403_0201);
 }

@@ -16,7 +16,7 @@ fn run_from(program: &[u8], boot: BootState) -> (String, MachineExit) {
     let setup = setup(&probe, boot);
     setup.memory.write(GuestAddr(0x8000), program).unwrap();
     // At the reset vector: jmp 0:0x8000.
-    setup.memory.write(GuestAddr(ROM + 0xfff0), &[0xea, 0x00, 0x80, 0x00, 0x00]).unwrap();
+    setup.memory.write_rom(GuestAddr(ROM + 0xfff0), &[0xea, 0x00, 0x80, 0x00, 0x00]).unwrap();
     let attention = setup.attention.clone();
     // A program that goes astray is stopped by the clock of the host.
     let watchdog = std::thread::spawn({
