@@ -33,10 +33,10 @@ use vmctl::testing::devices::virtio::queue::{Chain, MAX_INDIRECT, Queue};
 use vmctl::testing::devices::virtio::rng::Rng;
 use vmctl::testing::devices::virtio::transport::{NEEDS_RESET, NO_VECTOR, VirtioPci};
 use vmctl::testing::devices::virtio::{CHAINS_PER_ENTRY, VirtioDevice};
-use vmctl::testing::hypervisor::backend::{Attention, Waker};
 use vmctl::testing::hypervisor::bus::{Access, Device};
 use vmctl::testing::hypervisor::irq::{IrqLine, IrqProbe};
 use vmctl::testing::hypervisor::memory::{GuestAddr, GuestMemory, Mode};
+use vmctl::testing::hypervisor::waking::{Attention, Waker};
 
 /// A target's name and body.
 pub type Target = (&'static str, fn(&[u8]));

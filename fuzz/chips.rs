@@ -11,11 +11,11 @@ use vmctl::testing::devices::pm::Pm;
 use vmctl::testing::devices::ps2::Ps2;
 use vmctl::testing::devices::rtc::Rtc;
 use vmctl::testing::devices::serial::Serial;
-use vmctl::testing::hypervisor::backend::{Attention, Waker};
 use vmctl::testing::hypervisor::bus::{Access, Device};
 use vmctl::testing::hypervisor::clock::{Clock, ManualClock};
 use vmctl::testing::hypervisor::irq::{IrqLine, IrqProbe, IrqSink};
 use vmctl::testing::hypervisor::state::Section;
+use vmctl::testing::hypervisor::waking::{Attention, Waker};
 use vmctl::testing::machine::interrupts::{InterruptRegisters, Interrupts};
 
 use super::{Bytes, Line};

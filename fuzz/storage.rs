@@ -3,9 +3,9 @@
 use vmctl::testing::devices::ahci::{Ahci, DriveKind};
 use vmctl::testing::devices::disk::memory::MemoryDisk;
 use vmctl::testing::devices::pci::PciDevice;
-use vmctl::testing::hypervisor::backend::{Attention, Waker};
 use vmctl::testing::hypervisor::irq::{IrqLine, IrqProbe};
 use vmctl::testing::hypervisor::memory::GuestAddr;
+use vmctl::testing::hypervisor::waking::{Attention, Waker};
 
 use super::{Bytes, address, guest_memory};
 

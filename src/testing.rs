@@ -242,7 +242,7 @@ pub mod host {
 }
 pub mod hypervisor {
     pub mod backend {
-        pub use crate::hypervisor::backend::{Attention, BootState, MachineExit, VcpuSetup, Waker};
+        pub use crate::hypervisor::backend::{BootState, MachineExit, VcpuSetup};
     }
     pub mod bus {
         pub use crate::hypervisor::bus::{Access, Device};
@@ -252,6 +252,9 @@ pub mod hypervisor {
     }
     pub mod irq {
         pub use crate::hypervisor::irq::{IrqLine, IrqProbe, IrqSink};
+    }
+    pub mod waking {
+        pub use crate::hypervisor::waking::{Attention, Waker};
     }
     pub mod memory {
         pub use crate::hypervisor::memory::{

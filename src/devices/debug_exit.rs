@@ -9,9 +9,10 @@
 
 use std::sync::Arc;
 
-use crate::hypervisor::backend::{Attention, MachineExit};
+use crate::hypervisor::backend::MachineExit;
 use crate::hypervisor::bus::{Access, Device};
 use crate::hypervisor::state::{Section, StateError};
+use crate::hypervisor::waking::Attention;
 
 const KIND: &str = "isa-debug-exit";
 

@@ -18,11 +18,12 @@ use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::hypervisor::backend::{Attention, MachineExit, Waker};
+use crate::hypervisor::backend::MachineExit;
 use crate::hypervisor::bus::{Access, Device};
 use crate::hypervisor::clock::Clock;
 use crate::hypervisor::irq::IrqLine;
 use crate::hypervisor::state::{Section, StateError};
+use crate::hypervisor::waking::{Attention, Waker};
 
 const KIND: &str = "acpi-pm";
 const VERSION: u32 = 1;

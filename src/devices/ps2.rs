@@ -23,10 +23,11 @@ use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::hypervisor::backend::{Attention, MachineExit};
+use crate::hypervisor::backend::MachineExit;
 use crate::hypervisor::bus::{Access, Device};
 use crate::hypervisor::irq::IrqLine;
 use crate::hypervisor::state::{Section, StateError};
+use crate::hypervisor::waking::Attention;
 
 const KIND: &str = "i8042";
 const VERSION: u32 = 1;

@@ -11,7 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex};
 
 use super::serial::CharBackend;
-use crate::hypervisor::backend::Waker;
+use crate::hypervisor::waking::Waker;
 
 /// Maximum number of bytes of output that wait.
 pub const OUTPUT_LIMIT: usize = 64 * 1024;
@@ -132,7 +132,7 @@ impl CharBackend for StreamConsole {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hypervisor::backend::Attention;
+    use crate::hypervisor::waking::Attention;
     use std::time::Duration;
 
     fn pair() -> (StreamConsole, UnixStream, Waker) {

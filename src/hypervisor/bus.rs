@@ -21,7 +21,7 @@ pub struct Access {
 /// A chip or a function: registers on the bus, reset, and state that can be saved.
 ///
 /// Its methods run under the board's lock; it has no lock of its own and never blocks. What must wait (files, sockets)
-/// runs on a thread of its own and comes back through a [`Waker`](super::backend::Waker) and [`Device::poll`].
+/// runs on a thread of its own and comes back through a [`Waker`](super::waking::Waker) and [`Device::poll`].
 pub trait Device: Send {
     /// Returns the name in the datasheet, for messages and as the kind of its state.
     fn name(&self) -> &'static str;

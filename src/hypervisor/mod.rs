@@ -8,3 +8,4 @@ pub mod irq;
 pub mod memory;
 pub mod soft;
 pub mod state;
+pub mod waking;

@@ -31,11 +31,12 @@ use crate::devices::serial::Serial;
 use crate::devices::stream::StreamConsole;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::{blk, console, net, rng, transport::VirtioPci};
-use crate::hypervisor::backend::{Attention, BootState, MachineExit, VcpuSetup, Waker};
+use crate::hypervisor::backend::{BootState, MachineExit, VcpuSetup};
 use crate::hypervisor::bus::{Device, Overlap};
 use crate::hypervisor::clock::{Clock, HostClock, ManualClock};
 use crate::hypervisor::irq::{IrqLine, IrqSink};
 use crate::hypervisor::memory::GuestMemory;
+use crate::hypervisor::waking::{Attention, Waker};
 
 /// PCI slots of the board's own devices. The supervisor assigns the others.
 const RNG_SLOT: u8 = 1;

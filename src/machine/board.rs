@@ -9,10 +9,11 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::interrupts::Interrupts;
-use crate::hypervisor::backend::{Attention, MachineExit, NoSuchMsr, Platform, VcpuEvent};
+use crate::hypervisor::backend::{MachineExit, NoSuchMsr, Platform, VcpuEvent};
 use crate::hypervisor::bus::{Bus, Device, DeviceId, Overlap, Space};
 use crate::hypervisor::clock::Clock;
 use crate::hypervisor::state::{Section, StateError};
+use crate::hypervisor::waking::Attention;
 
 /// The window at which one region of a device answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

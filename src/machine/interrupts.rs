@@ -25,11 +25,12 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use crate::devices::ioapic::{IoApic, PINS};
 use crate::devices::lapic::{APIC_BASE, ApicMessage, DeliveryMode, Lapic, Shorthand};
 use crate::devices::pic::Pic;
-use crate::hypervisor::backend::{Attention, NoSuchMsr, VcpuEvent};
+use crate::hypervisor::backend::{NoSuchMsr, VcpuEvent};
 use crate::hypervisor::bus::{Access, Device};
 use crate::hypervisor::clock::Clock;
 use crate::hypervisor::irq::IrqSink;
 use crate::hypervisor::state::{Section, StateError};
+use crate::hypervisor::waking::Attention;
 
 const KIND: &str = "interrupts";
 const VERSION: u32 = 1;

@@ -18,8 +18,9 @@ use super::spec::{EngineCommand, EngineEvent, MAX_CONTROL_LINE, SPEC_VERSION, Vm
 use crate::choices::BackendKind;
 use crate::devices::net::user::Outside;
 use crate::devices::net::user::sockets::Sockets;
-use crate::hypervisor::backend::{Attention, Backend, MachineExit};
+use crate::hypervisor::backend::{Backend, MachineExit};
 use crate::hypervisor::soft::run::{SoftBackend, SoftOptions};
+use crate::hypervisor::waking::Attention;
 
 /// Maximum time for the last output of a guest to reach the console's reader.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -152,6 +153,9 @@ fn boot(
 fn run_vcpus(machine: &Machine, reporter: Option<&Reporter>) -> Result<MachineExit, StartError> {
     let options = SoftOptions { deterministic: machine.manual_clock.clone() };
     let mut backend = SoftBackend::new(machine.vcpu_setup(), options);
+    if machine.manual_clock.is_none() {
+        serve_board(machine)?;
+    }
     // All threads are there.
     sandbox::seal().map_err(StartError::Sandbox)?;
     if let Some(reporter) = reporter {
@@ -160,6 +164,28 @@ fn run_vcpus(machine: &Machine, reporter: Option<&Reporter>) -> Result<MachineEx
     let exit = backend.run();
     machine.finish(LAST_WORDS);
     Ok(exit)
+}
+
+/// Starts the board's thread: it polls the devices that were woken and runs their timers. In deterministic mode the back
+/// end does that between instructions.
+fn serve_board(machine: &Machine) -> Result<(), StartError> {
+    let (board, attention) = (Arc::clone(&machine.board), Arc::clone(&machine.attention));
+    let serve = move || {
+        // A device that panics is a bug. The guest must not hang then.
+        let _ended = EndsMachine(Arc::clone(&attention));
+        attention.serve(&*board);
+    };
+    let spawned = std::thread::Builder::new().name("board".into()).spawn(serve);
+    spawned.map(drop).map_err(|source| StartError::Host { action: "start the board's thread", source })
+}
+
+/// A guard that stops the machine, if nothing did before.
+struct EndsMachine(Arc<Attention>);
+
+impl Drop for EndsMachine {
+    fn drop(&mut self) {
+        self.0.stop(MachineExit::Error);
+    }
 }
 
 /// Starts the thread that receives the supervisor's commands.

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use iced_x86::{Code, Mnemonic};
-use vmctl::testing::hypervisor::backend::{Attention, BootState, VcpuSetup};
+use vmctl::testing::hypervisor::backend::{BootState, VcpuSetup};
 use vmctl::testing::hypervisor::memory::{GuestAddr, GuestMemory, Mode};
 use vmctl::testing::hypervisor::soft::block::BlockCache;
 use vmctl::testing::hypervisor::soft::cpu::{CS, Cpu, DS, ES, Leave, RIP, SS, Segment, rflags};
 use vmctl::testing::hypervisor::soft::flags::LazyFlags;
 use vmctl::testing::hypervisor::soft::rig::NoPlatform;
 use vmctl::testing::hypervisor::soft::{run, system, tlb};
+use vmctl::testing::hypervisor::waking::Attention;
 
 use crate::case::{CODE, Case, Outcome, PAGE, READ_ONLY, SCRATCH, STACK, State};
 use crate::host::{USER_CODE_32, USER_CODE_64, USER_DATA};

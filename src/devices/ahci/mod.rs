@@ -35,10 +35,10 @@ use serde::{Deserialize, Serialize};
 use self::port::{Port, PortState};
 use super::disk::Disk;
 use super::pci::{BarKind, ConfigSpace, ConfigState, Identity, PciDevice};
-use crate::hypervisor::backend::Waker;
 use crate::hypervisor::irq::IrqLine;
 use crate::hypervisor::memory::GuestMemory;
 use crate::hypervisor::state::{Section, StateError};
+use crate::hypervisor::waking::Waker;
 
 const NAME: &str = "ahci";
 const VERSION: u32 = 1;

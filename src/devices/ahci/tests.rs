@@ -2,10 +2,10 @@ use super::*;
 use crate::devices::conformance;
 use crate::devices::disk::DiskOp;
 use crate::devices::disk::memory::{MemoryDisk, MemoryDiskHandle};
-use crate::hypervisor::backend::Attention;
 use crate::hypervisor::bus::{Access, Device};
 use crate::hypervisor::irq::IrqProbe;
 use crate::hypervisor::memory::{GuestAddr, Mode};
+use crate::hypervisor::waking::Attention;
 use std::sync::Arc;
 
 const LIST: u64 = 0x1000;

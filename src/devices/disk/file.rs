@@ -29,8 +29,8 @@ use std::thread::JoinHandle;
 use super::counters::DiskCounters;
 use super::medium::{self, is_unsupported};
 use super::{Disk, DiskOp, DiskReader, DiskRequest, DiskStatus};
-use crate::hypervisor::backend::Waker;
 use crate::hypervisor::memory::{GuestAddr, GuestMemory};
+use crate::hypervisor::waking::Waker;
 
 const WORKERS: usize = 2;
 const SECTOR: u64 = 512;
@@ -644,8 +644,8 @@ impl Engine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hypervisor::backend::Attention;
     use crate::hypervisor::memory::Mode;
+    use crate::hypervisor::waking::Attention;
     use std::io::Write;
 
     struct Rig {

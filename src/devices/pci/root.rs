@@ -21,9 +21,10 @@ use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 use super::{BarKind, ConfigSpace, ConfigState, Identity, PciDevice};
-use crate::hypervisor::backend::{Attention, MachineExit};
+use crate::hypervisor::backend::MachineExit;
 use crate::hypervisor::bus::{Access, Device};
 use crate::hypervisor::state::{Section, StateError};
+use crate::hypervisor::waking::Attention;
 
 const KIND: &str = "pci-root";
 const VERSION: u32 = 1;

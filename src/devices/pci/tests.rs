@@ -1,9 +1,10 @@
 use super::config::BarWindow;
 use super::*;
 use crate::devices::conformance;
-use crate::hypervisor::backend::{Attention, MachineExit};
+use crate::hypervisor::backend::MachineExit;
 use crate::hypervisor::bus::{Access, Device};
 use crate::hypervisor::irq::{IrqLine, IrqProbe};
+use crate::hypervisor::waking::Attention;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 

@@ -29,10 +29,10 @@ use std::sync::Arc;
 use super::queue::{Part, Queue};
 use super::{Queues, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1, VirtioDevice};
 use crate::devices::pci::{BarKind, ConfigSpace, ConfigState, Identity, PciDevice};
-use crate::hypervisor::backend::Waker;
 use crate::hypervisor::irq::{IrqLine, IrqSink};
 use crate::hypervisor::memory::GuestMemory;
 use crate::hypervisor::state::{Section, StateError};
+use crate::hypervisor::waking::Waker;
 
 /// PCI vendor of every virtio device.
 pub const VIRTIO_VENDOR: u16 = 0x1af4;

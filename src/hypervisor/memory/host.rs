@@ -108,7 +108,8 @@ impl HostMemory {
         let flags = libc::MAP_FIXED | if shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
         let access = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: the new mapping replaces the whole of one that is ours and that nobody has seen yet.
-        let host = unsafe { libc::mmap(memory.host.cast(), len as usize, access, flags, file.as_raw_fd(), offset as libc::off_t) };
+        let host =
+            unsafe { libc::mmap(memory.host.cast(), len as usize, access, flags, file.as_raw_fd(), offset as libc::off_t) };
         if host == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }

@@ -8,9 +8,10 @@ use super::lower::Mode;
 use super::mem::Tlb;
 use super::op::Op;
 use super::system::debug::Branch;
-use crate::hypervisor::backend::{Attention, Platform, VcpuSetup};
+use crate::hypervisor::backend::{Platform, VcpuSetup};
 use crate::hypervisor::clock::ManualClock;
 use crate::hypervisor::memory::{GuestMemory, MemoryMap};
+use crate::hypervisor::waking::Attention;
 
 /// Index in [`Cpu::regs`] of the instruction pointer of the running block's first instruction (an offset in CS).
 pub const RIP: usize = 16;
@@ -244,6 +245,8 @@ pub struct Cpu {
     pub randoms: u64,
     /// An event may be pending that could not be taken at the last check.
     pub event_pending: bool,
+    /// How long the host had slept when the guest was told last.
+    pub slept_ns: u64,
     /// NMIs were blocked at the last check for events.
     pub nmi_was_blocked: bool,
     /// ES CS SS DS FS GS LDTR TR.
@@ -308,6 +311,7 @@ impl Cpu {
             manual_clock: None,
             randoms: 0,
             event_pending: true,
+            slept_ns: 0,
             nmi_was_blocked: false,
             segs: [Segment::default(); 8],
             xmm: [[0; 2]; 16],

@@ -8,9 +8,10 @@ use std::sync::Arc;
 use super::block::BlockCache;
 use super::cpu::{CS, Cpu, DS, ES, Exception, FS, GS, Leave, RIP, SS, Segment, rflags};
 use super::{run, system, tlb};
-use crate::hypervisor::backend::{Attention, BootState, MachineExit, NoSuchMsr, Platform, VcpuEvent, VcpuSetup};
+use crate::hypervisor::backend::{BootState, MachineExit, NoSuchMsr, Platform, VcpuEvent, VcpuSetup};
 use crate::hypervisor::clock::{Clock, ManualClock};
 use crate::hypervisor::memory::{GuestAddr, GuestMemory, Mode};
+use crate::hypervisor::waking::Attention;
 
 /// Bytes of memory, mapped one to one. The page tables are in the last 64 KiB.
 pub const MEMORY: u64 = 16 << 20;

@@ -8,7 +8,6 @@
 #![allow(unsafe_code)]
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::block::{Block, BlockCache, Key};
 use super::cpu::{CS, Cpu, Fault, Leave, RIP, rflags};
@@ -18,20 +17,15 @@ use super::mmu;
 use super::op::Op;
 use super::system::kvmclock;
 use super::{saved, system, tlb};
-use crate::hypervisor::backend::{Attention, Backend, BootState, MachineExit, Platform, VcpuEvent, VcpuSetup};
+use crate::hypervisor::backend::{Backend, BootState, MachineExit, Platform, VcpuEvent, VcpuSetup};
 use crate::hypervisor::clock::ManualClock;
 use crate::hypervisor::memory::{GuestAddr, GuestMemory, MemoryMap};
 use crate::hypervisor::state::{Section, StateError};
+use crate::hypervisor::waking::Attention;
 
 /// Number of instructions of one slice.
 const SLICE: i64 = 16 << 10;
 const PAGE: u64 = 4096;
-/// Maximum time to wait in one step while all vCPUs are idle. It bounds how late a timer is that came due while the
-/// host slept.
-const LONGEST_IDLE: Duration = Duration::from_secs(1);
-/// A sleep of the host up to this long triggers no watchdog of a guest.
-const SHORT_SLEEP_NS: u64 = 100_000_000;
-
 /// Options of the software back end.
 #[derive(Default)]
 pub struct SoftOptions {
@@ -52,8 +46,6 @@ pub struct SoftBackend {
     clock: Option<Arc<ManualClock>>,
     /// There is code at the reset vector: no loader entered the guest without firmware.
     firmware: bool,
-    /// How much the host had slept at the last check.
-    slept_ns: u64,
 }
 
 // SAFETY: the raw pointers in `Cpu` and in ops point into the back end's own boxes, which move with it; nothing of
@@ -85,27 +77,10 @@ impl SoftBackend {
             attention: setup.attention,
             clock: options.deterministic,
             firmware,
-            slept_ns: 0,
         }
     }
 
-    /// Runs the board's timers if they are due.
-    fn serve_board(&mut self) {
-        if self.attention.serve_board(&*self.platform) {
-            self.notice_sleep();
-        }
-    }
-
-    /// Tells the guest when the host has slept. The guest did not run meanwhile, but its clocks did.
-    fn notice_sleep(&mut self) {
-        let slept_ns = self.platform.clock().slept_ns();
-        if slept_ns.saturating_sub(self.slept_ns) > SHORT_SLEEP_NS {
-            self.slept_ns = slept_ns;
-            self.cpus.iter_mut().for_each(|cpu| kvmclock::guest_was_stopped(cpu));
-        }
-    }
-
-    /// Sleeps until an event comes, when all vCPUs wait. In deterministic mode, advances the time to the next timer.
+    /// Waits for an event when all vCPUs do. In deterministic mode, advances the time to the next timer.
     fn idle(&self) {
         let deadline = self.attention.deadline_ns();
         if let Some(clock) = &self.clock
@@ -114,11 +89,10 @@ impl SoftBackend {
             clock.set_ns(deadline);
             return;
         }
-        let now = self.platform.clock().now_ns();
-        let timeout = (deadline != u64::MAX).then(|| Duration::from_nanos(deadline.saturating_sub(now)));
-        if timeout != Some(Duration::ZERO) {
-            // The sleep uses a clock that stops with the host, the deadline one that does not.
-            self.attention.sleep(timeout.map(|timeout| timeout.min(LONGEST_IDLE)));
+        let board = self.clock.is_some() && self.attention.board_due(self.platform.clock().now_ns());
+        let raised = board || (0..self.cpus.len()).any(|vcpu| self.attention.is_raised(vcpu));
+        if !raised && self.attention.stopped().is_none() {
+            std::thread::park();
         }
     }
 
@@ -180,6 +154,10 @@ impl SoftBackend {
     fn take_events(&mut self, index: usize, shadow: bool) -> bool {
         let cpu = &mut *self.cpus[index];
         let raised = self.attention.is_raised(index) && self.attention.take(index);
+        if raised && self.attention.slept_ns() != cpu.slept_ns {
+            cpu.slept_ns = self.attention.slept_ns();
+            kvmclock::guest_was_stopped(cpu);
+        }
         cpu.event_pending |= raised;
         let interrupts = cpu.rflags & rflags::IF != 0 && !shadow && !cpu.wait_for_sipi;
         let nmi = !cpu.nmi_blocked && !cpu.wait_for_sipi && !shadow;
@@ -581,14 +559,23 @@ impl Backend for SoftBackend {
     }
 
     fn run(&mut self) -> MachineExit {
+        for vcpu in 0..self.cpus.len() {
+            let thread = std::thread::current();
+            self.attention.door(vcpu).set_kick(Box::new(move || thread.unpark()));
+        }
+        if self.clock.is_some() {
+            self.attention.serve_here();
+        }
         loop {
             // Also before it stops: what the vCPUs wrote last must be in the log of dirty pages.
             self.follow_memory();
             if let Some(exit) = self.attention.stopped() {
                 return exit;
             }
-            self.serve_board();
-            self.follow_memory();
+            if self.clock.is_some() {
+                self.attention.serve_board(&*self.platform);
+                self.follow_memory();
+            }
             let mut worked = false;
             for index in 0..self.cpus.len() {
                 worked |= self.run_slice(index);

@@ -46,7 +46,7 @@ use std::thread::JoinHandle;
 
 use self::reach::{Addresses, Reach};
 use super::Nic;
-use crate::hypervisor::backend::Waker;
+use crate::hypervisor::waking::Waker;
 
 /// Port of [`reach::Addresses::answers`].
 pub const ANSWERS_PORT: u16 = 80;

@@ -8,7 +8,7 @@ use super::reach::{NicReach, Ports};
 use super::sockets::{HostServices, OwnSockets, Sockets};
 use super::tcp::Wire;
 use super::*;
-use crate::hypervisor::backend::Attention;
+use crate::hypervisor::waking::Attention;
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::time::Instant as StackInstant;
@@ -119,7 +119,7 @@ impl Guest {
                 return value;
             }
             assert!(start.elapsed() < PATIENCE, "waited too long: {what}");
-            self.attention.sleep(Some(Duration::from_millis(2)));
+            std::thread::park_timeout(Duration::from_millis(2));
         }
     }
 

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use super::Halt;
 use crate::devices::serial::CharBackend;
 use crate::devices::stream::StreamConsole;
-use crate::hypervisor::backend::{Attention, MachineExit};
+use crate::hypervisor::backend::MachineExit;
+use crate::hypervisor::waking::Attention;
 
 /// Maximum time between the bytes of one key.
 const KEY_GAP: Duration = Duration::from_millis(50);

@@ -18,9 +18,10 @@ use super::super::block::BlockCache;
 use super::super::cpu::{CS, Cpu, SS, Segment};
 use super::regs::{cr0, cr4, efer};
 use super::{refresh_mode, reset};
-use crate::hypervisor::backend::{Attention, BootState, MachineExit, NoSuchMsr, Platform, VcpuEvent, VcpuSetup};
+use crate::hypervisor::backend::{BootState, MachineExit, NoSuchMsr, Platform, VcpuEvent, VcpuSetup};
 use crate::hypervisor::clock::{Clock, ManualClock};
 use crate::hypervisor::memory::{GuestAddr, GuestMemory, Mode};
+use crate::hypervisor::waking::Attention;
 
 const MIB: u64 = 1 << 20;
 /// Address of the read-only region: the top 64 KiB below 4 GiB.
