@@ -11,9 +11,10 @@ use vmctl::testing::devices::pm::Pm;
 use vmctl::testing::devices::ps2::Ps2;
 use vmctl::testing::devices::rtc::Rtc;
 use vmctl::testing::devices::serial::Serial;
+use vmctl::testing::hypervisor::backend::LocalApics;
 use vmctl::testing::hypervisor::bus::{Access, Device};
 use vmctl::testing::hypervisor::clock::{Clock, ManualClock};
-use vmctl::testing::hypervisor::irq::{IrqLine, IrqProbe, IrqSink};
+use vmctl::testing::hypervisor::irq::{IrqLine, IrqProbe, IrqSink, Irqchip};
 use vmctl::testing::hypervisor::state::Section;
 use vmctl::testing::hypervisor::waking::{Attention, Waker};
 use vmctl::testing::machine::interrupts::{InterruptRegisters, Interrupts};
@@ -234,6 +235,9 @@ pub fn lapic(data: &[u8]) {
     }
 }
 
+/// Address of the local APICs' register page.
+const APIC_BASE: u64 = 0xfee0_0000;
+
 /// The 8259A pair, the I/O APIC and two local APICs together.
 pub fn interrupts(data: &[u8]) {
     let (attention, clock) = (Attention::new(2), ManualClock::new(0));
@@ -254,12 +258,12 @@ pub fn interrupts(data: &[u8]) {
                 registers.write(access, value(&mut bytes, access.width));
                 registers.read(access);
             }
-            2 | 3 => fabric.lapic_mmio_write(vcpu, u64::from(bytes.byte()) << 4, 4, u64::from(bytes.long())),
-            4 => _ = fabric.lapic_mmio_read(vcpu, u64::from(bytes.byte()) << 4, bytes.width()),
+            2 | 3 => _ = fabric.write(vcpu, APIC_BASE + (u64::from(bytes.byte()) << 4), 4, u64::from(bytes.long())),
+            4 => _ = fabric.read(vcpu, APIC_BASE + (u64::from(bytes.byte()) << 4), bytes.width()),
             5 => {
                 let msr = [0x1b, 0x6e0, 0x800 + u32::from(bytes.byte())][usize::from(bytes.byte() % 3)];
-                let _ = fabric.apic_msr_read(vcpu, msr);
-                let _ = fabric.apic_msr_write(vcpu, msr, bytes.quad());
+                let _ = fabric.msr_read(vcpu, msr);
+                let _ = fabric.msr_write(vcpu, msr, bytes.quad());
             }
             6 => fabric.message(0xfee0_0000 | u64::from(bytes.long() & 0xf_ffff), bytes.long()),
             7 => {
@@ -273,10 +277,9 @@ pub fn interrupts(data: &[u8]) {
                 clock.set_ns(clock.now_ns().saturating_add(step_ns(&mut bytes)).min(1 << 62));
                 for round in 0..=POLLS_MAX {
                     assert!(round < POLLS_MAX, "a timer is always due: the board would spin");
-                    if fabric.next_deadline_ns().is_none_or(|due| due > clock.now_ns()) {
+                    if fabric.advance(clock.now_ns()).is_none_or(|due| due > clock.now_ns()) {
                         break;
                     }
-                    fabric.advance(clock.now_ns());
                 }
             }
             _ => {

@@ -242,7 +242,7 @@ pub mod host {
 }
 pub mod hypervisor {
     pub mod backend {
-        pub use crate::hypervisor::backend::{BootState, MachineExit, VcpuSetup};
+        pub use crate::hypervisor::backend::{BootState, LocalApics, MachineExit, VcpuSetup};
     }
     pub mod bus {
         pub use crate::hypervisor::bus::{Access, Device};
@@ -251,7 +251,7 @@ pub mod hypervisor {
         pub use crate::hypervisor::clock::{Clock, ManualClock};
     }
     pub mod irq {
-        pub use crate::hypervisor::irq::{IrqLine, IrqProbe, IrqSink};
+        pub use crate::hypervisor::irq::{IrqLine, IrqProbe, IrqSink, Irqchip};
     }
     pub mod waking {
         pub use crate::hypervisor::waking::{Attention, Waker};
@@ -339,4 +339,7 @@ pub mod machine {
             CONNECTOR_FD, CONSOLE_FD, CONTROL_FD, DEVICE_SLOTS, EngineCommand, EngineEvent, LoaderSpec, SERVICES_FD, VmmSpec,
         };
     }
+}
+pub mod units {
+    pub use crate::units::Topology;
 }

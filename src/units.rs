@@ -1,4 +1,4 @@
-//! Sizes and durations: parsing and printing them.
+//! Sizes and durations: parsing and printing them; numbers of processors.
 //!
 //! A size is written with its unit (`512M`, `4GiB`, `1.5G`): powers of 1024 throughout, as bhyve, ZFS and the kernels
 //! count. A bare number is refused, because tools disagree about what it means, and so are `MB` and `GB`, which are
@@ -8,7 +8,29 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
+
+/// Numbers of virtual processors: from the guest file to CPUID, each the same on every engine. All are at least 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Topology {
+    /// Packages.
+    pub sockets: u32,
+    /// Cores per package.
+    pub cores: u32,
+    /// Threads per core.
+    pub threads: u32,
+}
+
+impl Topology {
+    /// One processor.
+    pub const ONE: Topology = Topology { sockets: 1, cores: 1, threads: 1 };
+
+    /// Returns the number of virtual processors.
+    pub const fn count(self) -> u32 {
+        self.sockets * self.cores * self.threads
+    }
+}
 
 /// A number of bytes. Prints as the largest unit that is exact; serialises as an integer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]

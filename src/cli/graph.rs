@@ -78,7 +78,7 @@ fn node(config: &GuestConfig, state: &str, step: Option<usize>) -> GraphGuest {
     }
     switches.sort();
     switches.dedup();
-    let cpus = config.cpus.count;
+    let cpus = config.cpus.count();
     GraphGuest {
         name: config.name.clone(),
         state: state.to_owned(),

@@ -17,7 +17,7 @@ use super::validate::{self, is_name};
 use crate::choices::{
     DiskBackend, DiskDevice, DiskFormat, EngineKind, ForwardProto, HookEvent, HookFailure, LoaderKind, NicBackend, NicDevice,
 };
-use crate::units::ByteSize;
+use crate::units::{ByteSize, Topology};
 
 /// Checks a resolved guest file. Relative paths of templates and `--set` are relative to `directory`.
 pub fn check(resolved: &mut Resolved, directory: &std::path::Path) -> Result<GuestConfig, Diagnostics> {
@@ -99,8 +99,8 @@ fn guest(view: &TableReader<'_>, name: &str, engine: EngineKind, problems: &mut 
     let passthru = hardware::passthru(view, problems);
     let debug = view.table("debug");
     let deterministic = debug.flag("deterministic");
-    if deterministic && cpus.count != 1 {
-        let message = format!("`debug.deterministic` needs 1 CPU, the guest has {}", cpus.count);
+    if deterministic && cpus.count() != 1 {
+        let message = format!("`debug.deterministic` needs 1 CPU, the guest has {}", cpus.count());
         problems.push(Diagnostic::at(debug.location_of("deterministic"), message).hint("set `cpus = 1`"));
     }
     let config = GuestConfig {
@@ -114,8 +114,8 @@ fn guest(view: &TableReader<'_>, name: &str, engine: EngineKind, problems: &mut 
         clock: view.choice("clock"),
         jail: hardware::jail(view, problems),
         uuid: view.text("uuid").map(|uuid| uuid.to_lowercase()),
-        pins: hardware::pins(view, cpus.count, problems),
-        numa: hardware::numa(view, (cpus.count, memory, loader), problems),
+        pins: hardware::pins(view, cpus.count(), problems),
+        numa: hardware::numa(view, (cpus.count(), memory, loader), problems),
         cpus,
         memory,
         memory_wired: view.table("memory").flag("wired") || !passthru.is_empty(),
@@ -166,7 +166,7 @@ fn tags(view: &TableReader<'_>, problems: &mut Problems) -> Vec<String> {
     view.texts("tags")
 }
 
-fn cpus(view: &TableReader<'_>, problems: &mut Problems) -> Cpus {
+fn cpus(view: &TableReader<'_>, problems: &mut Problems) -> Topology {
     let table = view.table("cpus");
     let cores = table.small("cores").expect("has a default");
     let threads = table.small("threads").expect("has a default");
@@ -182,10 +182,12 @@ fn cpus(view: &TableReader<'_>, problems: &mut Problems) -> Cpus {
             sockets * package
         );
         problems.push(Diagnostic::at(table.location_of("count"), message).hint("leave `count` out, or make them agree"));
+        // What else is wrong is told of the number that was asked for.
+        return Topology { sockets: count, cores: 1, threads: 1 };
     } else if count > 64 {
         problems.push(Diagnostic::at(table.location, format!("{count} CPUs are more than the 64 that a guest can have")));
     }
-    Cpus { count, sockets, cores, threads }
+    Topology { sockets, cores, threads }
 }
 
 fn memory(view: &TableReader<'_>, problems: &mut Problems) -> ByteSize {

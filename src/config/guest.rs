@@ -18,7 +18,7 @@ use crate::choices::{
     AutostartWait, BackendKind, Clock, DiskBackend, DiskCache, DiskDevice, EngineKind, ExitAction, ForwardProto, HookEvent,
     HookFailure, LoaderKind, NicBackend, NicDevice,
 };
-use crate::units::{ByteSize, serialize_seconds};
+use crate::units::{ByteSize, Topology, serialize_seconds};
 
 /// Configuration of one guest.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -44,7 +44,7 @@ pub struct GuestConfig {
     /// UUID that the guest sees. The store makes one if the file has none.
     pub uuid: Option<String>,
     /// Processors.
-    pub cpus: Cpus,
+    pub cpus: Topology,
     /// The CPUs of the host that they may use.
     pub pins: Vec<CpuPin>,
     /// RAM: a multiple of 1 MiB, at least 16 MiB.
@@ -114,19 +114,6 @@ pub struct GuestConfig {
     pub cloud_init: Option<CloudInit>,
     /// Settings for kernel developers and for tests.
     pub debug: DebugConfig,
-}
-
-/// Processors; `count` is always `sockets * cores * threads` and at least 1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Cpus {
-    /// vCPUs.
-    pub count: u32,
-    /// Packages.
-    pub sockets: u32,
-    /// Cores per package.
-    pub cores: u32,
-    /// Threads per core.
-    pub threads: u32,
 }
 
 /// The kernel for `loader = "kernel"`. Paths are absolute.

@@ -99,7 +99,7 @@ impl Definition {
         Summary {
             program: env!("CARGO_PKG_VERSION").to_owned(),
             sources: sources.map(Stamp::of).collect(),
-            cpus: self.config.cpus.count,
+            cpus: self.config.cpus.count(),
             memory_bytes: self.config.memory.bytes(),
             engine: self.config.engine.as_str().into(),
             tags: self.config.tags.clone(),

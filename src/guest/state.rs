@@ -203,7 +203,7 @@ impl Machine {
         };
         Machine {
             uuid: state.uuid_for(config).to_owned(),
-            cpus: config.cpus.count,
+            cpus: config.cpus.count(),
             memory_bytes: config.memory.bytes(),
             engine: config.engine.as_str().to_owned(),
             disks: config.disks.iter().map(|disk| (disk.id.clone(), disk_path(guest, disk).unwrap_or_default())).collect(),

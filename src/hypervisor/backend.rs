@@ -12,6 +12,7 @@ use std::sync::Arc;
 use super::clock::Clock;
 use super::memory::GuestMemory;
 use super::waking::Attention;
+use crate::units::Topology;
 
 /// Reason why a machine stopped. The numbers are bhyve(8)'s exit codes, which both engines use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -66,27 +67,16 @@ pub enum VcpuEvent {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NoSuchMsr;
 
-/// The machine around the vCPUs: its board and its interrupt controllers.
+/// The machine around the vCPUs: its board.
 pub trait Platform: Send + Sync {
     /// Executes `in`; `width` is 1, 2 or 4 bytes.
     fn port_read(&self, vcpu: usize, port: u16, width: u8) -> u32;
     /// Executes `out`.
     fn port_write(&self, vcpu: usize, port: u16, width: u8, value: u32);
-    /// Loads 1, 2, 4 or 8 bytes from an address that is not memory.
+    /// Loads 1, 2, 4 or 8 bytes from an address that is neither memory nor a local APIC's.
     fn mmio_read(&self, vcpu: usize, addr: u64, width: u8) -> u64;
-    /// Stores to an address that is not writable memory.
+    /// Stores to an address that is neither writable memory nor a local APIC's.
     fn mmio_write(&self, vcpu: usize, addr: u64, width: u8, value: u64);
-    /// Executes `rdmsr` of the local APIC: IA32_APIC_BASE (0x1b), IA32_TSC_DEADLINE (0x6e0), x2APIC (0x800..=0x8ff).
-    fn apic_msr_read(&self, vcpu: usize, msr: u32) -> Result<u64, NoSuchMsr>;
-    /// Executes `wrmsr` of the same registers.
-    fn apic_msr_write(&self, vcpu: usize, msr: u32, value: u64) -> Result<(), NoSuchMsr>;
-    /// Returns CR8: bits 7:4 of the task priority.
-    fn cr8(&self, vcpu: usize) -> u8;
-    /// Sets CR8.
-    fn set_cr8(&self, vcpu: usize, value: u8);
-    /// Takes the next event for the vCPU. Returns an external interrupt only if `interrupts` (IF set, no shadow) and an
-    /// NMI only if `nmi` (none in service). Returns INIT and start-up always.
-    fn take_event(&self, vcpu: usize, interrupts: bool, nmi: bool) -> Option<VcpuEvent>;
     /// Runs what is due on the board at `now_ns` (timers, back ends that woke it) and returns when it must run again.
     /// Takes the board's flag of [`Attention`]. [`Attention::serve_board`] calls it and keeps the answer.
     fn advance(&self, now_ns: u64) -> Option<u64>;
@@ -95,6 +85,26 @@ pub trait Platform: Send + Sync {
     fn vcpu_failed(&self, vcpu: usize, exit: MachineExit);
     /// Returns the clock of the machine.
     fn clock(&self) -> &dyn Clock;
+}
+
+/// The CPU's side of interrupt controllers in this process: local APICs, CR8, and the events for a vCPU. A back end whose
+/// kernel half has the controllers does not use it.
+pub trait LocalApics: Send + Sync {
+    /// Loads 1, 2, 4 or 8 bytes from the vCPU's register page. `None` outside of it.
+    fn read(&self, vcpu: usize, addr: u64, width: u8) -> Option<u64>;
+    /// Stores to the vCPU's register page. Returns false outside of it.
+    fn write(&self, vcpu: usize, addr: u64, width: u8, value: u64) -> bool;
+    /// Executes `rdmsr` of the local APIC: IA32_APIC_BASE (0x1b), IA32_TSC_DEADLINE (0x6e0), x2APIC (0x800..=0x8ff).
+    fn msr_read(&self, vcpu: usize, msr: u32) -> Result<u64, NoSuchMsr>;
+    /// Executes `wrmsr` of the same registers.
+    fn msr_write(&self, vcpu: usize, msr: u32, value: u64) -> Result<(), NoSuchMsr>;
+    /// Returns CR8: bits 7:4 of the task priority.
+    fn cr8(&self, vcpu: usize) -> u8;
+    /// Sets CR8.
+    fn set_cr8(&self, vcpu: usize, value: u8);
+    /// Takes the next event for the vCPU. Returns an external interrupt only if `interrupts` (IF set, no shadow) and an
+    /// NMI only if `nmi` (none in service). Returns INIT and start-up always.
+    fn take_event(&self, vcpu: usize, interrupts: bool, nmi: bool) -> Option<VcpuEvent>;
 }
 
 /// State in which the first vCPU starts. The others wait for INIT and start-up.
@@ -136,12 +146,14 @@ pub enum BootState {
 pub struct VcpuSetup {
     /// Number of vCPUs; APIC ids are 0, 1, 2 ...
     pub vcpus: usize,
-    /// Sockets, cores per socket, threads per core; their product is `vcpus`.
-    pub topology: (u32, u32, u32),
+    /// How the vCPUs are grouped, `vcpus` in all.
+    pub topology: Topology,
     /// The guest's memory.
     pub memory: GuestMemory,
     /// The machine around the vCPUs.
     pub platform: Arc<dyn Platform>,
+    /// The local APICs, for back ends that have none of their own.
+    pub apics: Arc<dyn LocalApics>,
     /// The flags by which other threads reach the vCPUs.
     pub attention: Arc<Attention>,
     /// The state in which vCPU 0 starts.

@@ -3,12 +3,29 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::state::{Section, StateError};
+
 /// The machine's interrupt controllers, as the devices see them.
 pub trait IrqSink: Send + Sync {
     /// Sets the level of a global system interrupt. With `edge` false the level is only restored.
     fn set_line(&self, gsi: u32, level: bool, edge: bool);
     /// Delivers a message-signalled interrupt: PCI 3.0 section 6.8, Intel SDM vol. 3 section 11.11.
     fn message(&self, address: u64, data: u32);
+}
+
+/// The machine's interrupt controllers as a whole, wherever they are: in this process, in a kernel's hypervisor, or split
+/// between the two.
+pub trait Irqchip: IrqSink {
+    /// Pulses the NMI pin, which is wired to LINT1 of every vCPU.
+    fn nmi(&self);
+    /// Runs the timers in this process that are due at `now_ns`. Returns when the next one is.
+    fn advance(&self, now_ns: u64) -> Option<u64>;
+    /// Resets all chips to the power-on state. The devices' lines stay as they are.
+    fn reset(&self);
+    /// Returns the state of all chips.
+    fn save(&self) -> Section;
+    /// Restores a saved state. On an error the chips are unchanged.
+    fn load(&self, section: &Section) -> Result<(), StateError>;
 }
 
 /// One interrupt pin of one device. Several devices may share a pin; the sink sees the OR of their lines.

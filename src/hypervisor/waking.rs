@@ -241,7 +241,6 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
     use std::sync::mpsc::channel;
 
-    use super::super::backend::{NoSuchMsr, VcpuEvent};
     use super::super::clock::{Clock, HostClock, ManualClock};
     use super::*;
 
@@ -268,19 +267,6 @@ mod tests {
             0
         }
         fn mmio_write(&self, _: usize, _: u64, _: u8, _: u64) {}
-        fn apic_msr_read(&self, _: usize, _: u32) -> Result<u64, NoSuchMsr> {
-            Err(NoSuchMsr)
-        }
-        fn apic_msr_write(&self, _: usize, _: u32, _: u64) -> Result<(), NoSuchMsr> {
-            Err(NoSuchMsr)
-        }
-        fn cr8(&self, _: usize) -> u8 {
-            0
-        }
-        fn set_cr8(&self, _: usize, _: u8) {}
-        fn take_event(&self, _: usize, _: bool, _: bool) -> Option<VcpuEvent> {
-            None
-        }
         fn vcpu_failed(&self, _: usize, _: MachineExit) {}
     }
 

@@ -31,12 +31,13 @@ use crate::devices::serial::Serial;
 use crate::devices::stream::StreamConsole;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::{blk, console, net, rng, transport::VirtioPci};
-use crate::hypervisor::backend::{BootState, MachineExit, VcpuSetup};
+use crate::hypervisor::backend::{BootState, LocalApics, MachineExit, VcpuSetup};
 use crate::hypervisor::bus::{Device, Overlap};
 use crate::hypervisor::clock::{Clock, HostClock, ManualClock};
-use crate::hypervisor::irq::{IrqLine, IrqSink};
+use crate::hypervisor::irq::{IrqLine, IrqSink, Irqchip};
 use crate::hypervisor::memory::GuestMemory;
 use crate::hypervisor::waking::{Attention, Waker};
+use crate::units::Topology;
 
 /// PCI slots of the board's own devices. The supervisor assigns the others.
 const RNG_SLOT: u8 = 1;
@@ -102,7 +103,7 @@ pub struct Handles {
     /// The ACPI power button.
     pub power_button: PowerButton,
     /// The interrupt controllers.
-    pub interrupts: Arc<Interrupts>,
+    pub interrupts: Arc<dyn Irqchip>,
     clock: Arc<dyn Clock>,
     vcpus: usize,
     attention: Arc<Attention>,
@@ -178,13 +179,14 @@ pub struct Machine {
     pub memory: GuestMemory,
     /// The board.
     pub board: Arc<Board>,
+    apics: Arc<dyn LocalApics>,
     /// The means by which other threads reach the vCPUs.
     pub attention: Arc<Attention>,
     /// In deterministic mode, the clock that the vCPUs drive.
     pub manual_clock: Option<Arc<ManualClock>>,
     handles: Handles,
     boot: Boot,
-    topology: (u32, u32, u32),
+    topology: Topology,
     console: StreamConsole,
 }
 
@@ -229,6 +231,7 @@ impl Machine {
             topology: self.topology,
             memory: self.memory.clone(),
             platform: Arc::clone(&self.board) as _,
+            apics: Arc::clone(&self.apics),
             attention: Arc::clone(&self.attention),
             boot,
             device_windows: layout::DEVICE_WINDOWS.to_vec(),
@@ -272,8 +275,8 @@ impl Resources {
 /// Builds the machine of `spec` from what is open: wires the board, starts its threads, loads the guest. `outside` makes
 /// the sockets of user-mode networks.
 pub fn assemble(spec: &VmmSpec, opened: Opened, console: UnixStream, outside: &user::Outside) -> Result<Machine, AssemblyError> {
-    let vcpus = spec.cpus.count();
-    let topology = (spec.cpus.sockets, spec.cpus.cores, spec.cpus.threads);
+    let topology = spec.cpus;
+    let vcpus = topology.count() as usize;
     let reserve = |source| AssemblyError::Memory { bytes: spec.memory_bytes, source };
     let memory = super::memory::build(spec.memory_bytes).map_err(reserve)?;
     let attention = Attention::new(vcpus);
@@ -289,7 +292,7 @@ pub fn assemble(spec: &VmmSpec, opened: Opened, console: UnixStream, outside: &u
         clock: Arc::clone(&clock),
         sink: Arc::clone(&interrupts) as _,
     };
-    let board = Arc::new(Board::new(Arc::clone(&interrupts), Arc::clone(&attention), Arc::clone(&clock)));
+    let board = Arc::new(Board::new(Arc::clone(&interrupts) as _, Arc::clone(&attention), Arc::clone(&clock)));
 
     let console = wire_serial(&board, &resources, spec, console)?;
     let power_button = wire_chips(&board, &resources, &interrupts, spec)?;
@@ -312,8 +315,9 @@ pub fn assemble(spec: &VmmSpec, opened: Opened, console: UnixStream, outside: &u
     };
 
     let (counted, in_loader) = (Arc::new(devices), Arc::default());
+    let apics = Arc::clone(&interrupts) as _;
     let handles = Handles { power_button, interrupts, clock, vcpus, attention: Arc::clone(&attention), counted, in_loader };
-    Ok(Machine { memory, board, attention, manual_clock, handles, boot, topology, console })
+    Ok(Machine { memory, board, apics, attention, manual_clock, handles, boot, topology, console })
 }
 
 fn menu_options(spec: &GrubSpec, memory_bytes: u64) -> grub::Options {
@@ -530,7 +534,7 @@ fn start_wire(spec: &NicSpec, opened: OpenNic, waker: Waker, outside: &user::Out
 #[cfg(test)]
 mod tests {
     use super::super::memory;
-    use super::super::spec::{CpuTopology, SPEC_VERSION};
+    use super::super::spec::SPEC_VERSION;
     use super::*;
     use crate::choices::BackendKind;
     use crate::hypervisor::backend::Platform;
@@ -541,7 +545,7 @@ mod tests {
             name: "bare".into(),
             uuid: "00000000-0000-4000-8000-000000000000".into(),
             backend: BackendKind::Auto,
-            cpus: CpuTopology { sockets: 1, cores: 1, threads: 1 },
+            cpus: Topology::ONE,
             memory_bytes: 16 << 20,
             loader: LoaderSpec::Kernel { image: "/none".into(), initrd: None, modules: Vec::new(), cmdline: String::new() },
             disks: vec![],

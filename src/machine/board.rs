@@ -1,17 +1,17 @@
 //! The board: devices on a bus, under one lock, with their deadlines and wake-ups.
 //!
-//! Back ends enter through [`Platform`]. The interrupt controllers have a lock of their own ([`Interrupts`]), taken
-//! after the board's and never before it, so that a back-end thread may raise an interrupt without the board.
+//! Back ends enter through [`Platform`]. Interrupt controllers ([`Irqchip`]) have a lock of their own, taken after the
+//! board's and never before it, so that a back-end thread may raise an interrupt without the board.
 //!
 //! **Hostile guest**: an access of any width at any address is answered. One that no device takes as a whole is split
 //! into bytes, and bytes that no device takes read as ones.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::interrupts::Interrupts;
-use crate::hypervisor::backend::{MachineExit, NoSuchMsr, Platform, VcpuEvent};
+use crate::hypervisor::backend::{MachineExit, Platform};
 use crate::hypervisor::bus::{Bus, Device, DeviceId, Overlap, Space};
 use crate::hypervisor::clock::Clock;
+use crate::hypervisor::irq::Irqchip;
 use crate::hypervisor::state::{Section, StateError};
 use crate::hypervisor::waking::Attention;
 
@@ -61,14 +61,14 @@ struct BoardState {
 /// The devices of a machine and their wiring.
 pub struct Board {
     state: Mutex<BoardState>,
-    interrupts: Arc<Interrupts>,
+    interrupts: Arc<dyn Irqchip>,
     attention: Arc<Attention>,
     clock: Arc<dyn Clock>,
 }
 
 impl Board {
     /// Creates a board with only the CPU side of its interrupt controllers.
-    pub fn new(interrupts: Arc<Interrupts>, attention: Arc<Attention>, clock: Arc<dyn Clock>) -> Board {
+    pub fn new(interrupts: Arc<dyn Irqchip>, attention: Arc<Attention>, clock: Arc<dyn Clock>) -> Board {
         Board { state: Mutex::new(BoardState::default()), interrupts, attention, clock }
     }
 
@@ -189,38 +189,12 @@ impl Platform for Board {
         self.write(Space::Port, u64::from(port), width, u64::from(value));
     }
 
-    fn mmio_read(&self, vcpu: usize, addr: u64, width: u8) -> u64 {
-        match self.interrupts.lapic_offset(vcpu, addr) {
-            Some(offset) => self.interrupts.lapic_mmio_read(vcpu, offset, width),
-            None => self.read(Space::Memory, addr, width),
-        }
+    fn mmio_read(&self, _vcpu: usize, addr: u64, width: u8) -> u64 {
+        self.read(Space::Memory, addr, width)
     }
 
-    fn mmio_write(&self, vcpu: usize, addr: u64, width: u8, value: u64) {
-        match self.interrupts.lapic_offset(vcpu, addr) {
-            Some(offset) => self.interrupts.lapic_mmio_write(vcpu, offset, width, value),
-            None => self.write(Space::Memory, addr, width, value),
-        }
-    }
-
-    fn apic_msr_read(&self, vcpu: usize, msr: u32) -> Result<u64, NoSuchMsr> {
-        self.interrupts.apic_msr_read(vcpu, msr)
-    }
-
-    fn apic_msr_write(&self, vcpu: usize, msr: u32, value: u64) -> Result<(), NoSuchMsr> {
-        self.interrupts.apic_msr_write(vcpu, msr, value)
-    }
-
-    fn cr8(&self, vcpu: usize) -> u8 {
-        self.interrupts.cr8(vcpu)
-    }
-
-    fn set_cr8(&self, vcpu: usize, value: u8) {
-        self.interrupts.set_cr8(vcpu, value);
-    }
-
-    fn take_event(&self, vcpu: usize, interrupts: bool, nmi: bool) -> Option<VcpuEvent> {
-        self.interrupts.take_event(vcpu, interrupts, nmi)
+    fn mmio_write(&self, _vcpu: usize, addr: u64, width: u8, value: u64) {
+        self.write(Space::Memory, addr, width, value);
     }
 
     fn advance(&self, now_ns: u64) -> Option<u64> {
@@ -237,8 +211,7 @@ impl Platform for Board {
                 nearest = [nearest, slot.deadline_ns].into_iter().flatten().min();
             }
         }
-        self.interrupts.advance(now_ns);
-        [nearest, self.interrupts.next_deadline_ns()].into_iter().flatten().min()
+        [nearest, self.interrupts.advance(now_ns)].into_iter().flatten().min()
     }
 
     fn vcpu_failed(&self, _vcpu: usize, exit: MachineExit) {

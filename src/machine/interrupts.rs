@@ -5,7 +5,7 @@
 //! interrupt are ORed by counting those that are high. Messages go to the local APICs: Intel SDM volume 3, section
 //! 11.11 (message-signalled interrupts).
 //!
-//! vCPUs reach it through the board's `Platform`. Every change that makes an event possible raises the vCPU's
+//! vCPUs of a back end without controllers of its own reach it as [`LocalApics`]. Every change that makes an event possible raises the vCPU's
 //! attention. An event that cannot be taken yet (IF clear) stays, and the vCPU asks again when it can take it.
 //!
 //! The lock is taken last: after the board's, and by back-end threads alone.
@@ -25,10 +25,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use crate::devices::ioapic::{IoApic, PINS};
 use crate::devices::lapic::{APIC_BASE, ApicMessage, DeliveryMode, Lapic, Shorthand};
 use crate::devices::pic::Pic;
-use crate::hypervisor::backend::{NoSuchMsr, VcpuEvent};
+use crate::hypervisor::backend::{LocalApics, NoSuchMsr, VcpuEvent};
 use crate::hypervisor::bus::{Access, Device};
 use crate::hypervisor::clock::Clock;
-use crate::hypervisor::irq::IrqSink;
+use crate::hypervisor::irq::{IrqSink, Irqchip};
 use crate::hypervisor::state::{Section, StateError};
 use crate::hypervisor::waking::Attention;
 
@@ -155,8 +155,24 @@ impl Interrupts {
         self.chips.lock().expect("a chip that panics is a bug, and ends the machine")
     }
 
-    /// Takes the next event for a vCPU: INIT, start-up and NMI first, then the 8259A's, then the local APIC's.
-    pub fn take_event(&self, vcpu: usize, interrupts: bool, nmi: bool) -> Option<VcpuEvent> {
+    fn after_write(&self, chips: &mut Chips, vcpu: usize) {
+        chips.settle_vcpu(vcpu, &self.attention);
+        if let Some(deadline_ns) = chips.lapics[vcpu].deadline_ns() {
+            self.attention.due_by(deadline_ns);
+        }
+    }
+}
+
+/// Returns the offset in the local APIC's register page, if the address is in it.
+#[inline]
+fn page_offset(addr: u64) -> Option<u64> {
+    let offset = addr.wrapping_sub(APIC_BASE);
+    (offset < PAGE_BYTES).then_some(offset)
+}
+
+impl LocalApics for Interrupts {
+    // INIT, start-up and NMI come first, then the 8259A's, then the local APIC's.
+    fn take_event(&self, vcpu: usize, interrupts: bool, nmi: bool) -> Option<VcpuEvent> {
         let mut chips = self.chips();
         let mut event = chips.lapics[vcpu].take_event(false, nmi);
         if event.is_none() && interrupts {
@@ -172,55 +188,44 @@ impl Interrupts {
         event
     }
 
-    /// Returns the offset in the local APIC's register page, if the address is in it.
+    // Registers are 32 bits on 16-byte boundaries; the rest reads as zeros.
     #[inline]
-    pub fn lapic_offset(&self, _vcpu: usize, address: u64) -> Option<u64> {
-        let offset = address.wrapping_sub(APIC_BASE);
-        (offset < PAGE_BYTES).then_some(offset)
-    }
-
-    /// Loads from the vCPU's register page. Registers are 32 bits on 16-byte boundaries; the rest reads as zeros.
-    pub fn lapic_mmio_read(&self, vcpu: usize, offset: u64, width: u8) -> u64 {
-        let now_ns = self.clock.now_ns();
-        if offset & 0xf >= 4 || offset >= PAGE_BYTES {
-            return 0;
+    fn read(&self, vcpu: usize, addr: u64, width: u8) -> Option<u64> {
+        let offset = page_offset(addr)?;
+        if offset & 0xf >= 4 {
+            return Some(0);
         }
+        let now_ns = self.clock.now_ns();
         let mut chips = self.chips();
         let value = chips.lapics[vcpu].mmio_read(offset as u32 & !3, now_ns);
         chips.settle_vcpu(vcpu, &self.attention);
         let mask = u64::MAX >> (64 - 8 * u32::from(width.clamp(1, 8)));
-        u64::from(value) >> (8 * (offset & 3)) & mask
+        Some(u64::from(value) >> (8 * (offset & 3)) & mask)
     }
 
-    /// Stores to the vCPU's register page. A store that is not of a whole aligned register is dropped.
-    pub fn lapic_mmio_write(&self, vcpu: usize, offset: u64, width: u8, value: u64) {
-        // Hardware leaves such stores undefined (SDM vol. 3, 11.4.1); dropping them is the safest.
-        if offset & 0xf != 0 || width < 4 || offset >= PAGE_BYTES {
-            return;
+    // A store that is not of a whole aligned register is dropped: hardware leaves it undefined (SDM vol. 3, 11.4.1), and
+    // dropping it is the safest.
+    #[inline]
+    fn write(&self, vcpu: usize, addr: u64, width: u8, value: u64) -> bool {
+        let Some(offset) = page_offset(addr) else { return false };
+        if offset & 0xf != 0 || width < 4 {
+            return true;
         }
         let now_ns = self.clock.now_ns();
         let mut chips = self.chips();
         chips.lapics[vcpu].mmio_write(offset as u32, value as u32, now_ns);
         self.after_write(&mut chips, vcpu);
+        true
     }
 
-    fn after_write(&self, chips: &mut Chips, vcpu: usize) {
-        chips.settle_vcpu(vcpu, &self.attention);
-        if let Some(deadline_ns) = chips.lapics[vcpu].deadline_ns() {
-            self.attention.due_by(deadline_ns);
-        }
-    }
-
-    /// Executes `rdmsr` of the vCPU's local APIC.
-    pub fn apic_msr_read(&self, vcpu: usize, msr: u32) -> Result<u64, NoSuchMsr> {
+    fn msr_read(&self, vcpu: usize, msr: u32) -> Result<u64, NoSuchMsr> {
         let mut chips = self.chips();
         let value = chips.lapics[vcpu].msr_read(msr, self.clock.now_ns());
         chips.settle_vcpu(vcpu, &self.attention);
         value
     }
 
-    /// Executes `wrmsr` of the vCPU's local APIC.
-    pub fn apic_msr_write(&self, vcpu: usize, msr: u32, value: u64) -> Result<(), NoSuchMsr> {
+    fn msr_write(&self, vcpu: usize, msr: u32, value: u64) -> Result<(), NoSuchMsr> {
         let now_ns = self.clock.now_ns();
         let mut chips = self.chips();
         chips.lapics[vcpu].msr_write(msr, value, now_ns)?;
@@ -228,34 +233,30 @@ impl Interrupts {
         Ok(())
     }
 
-    /// Returns the vCPU's CR8.
-    pub fn cr8(&self, vcpu: usize) -> u8 {
+    fn cr8(&self, vcpu: usize) -> u8 {
         self.chips().lapics[vcpu].cr8()
     }
 
-    /// Sets the vCPU's CR8.
-    pub fn set_cr8(&self, vcpu: usize, value: u8) {
+    fn set_cr8(&self, vcpu: usize, value: u8) {
         let mut chips = self.chips();
         chips.lapics[vcpu].set_cr8(value);
         chips.settle_vcpu(vcpu, &self.attention);
     }
+}
 
-    /// Returns when the next local timer fires.
-    pub fn next_deadline_ns(&self) -> Option<u64> {
-        self.chips().lapics.iter().filter_map(Lapic::deadline_ns).min()
-    }
-
-    /// Fires the local timers that are due.
-    pub fn advance(&self, now_ns: u64) {
+impl Irqchip for Interrupts {
+    fn advance(&self, now_ns: u64) -> Option<u64> {
+        let mut next = None;
         for (vcpu, lapic) in self.chips().lapics.iter_mut().enumerate() {
             if lapic.advance(now_ns) {
                 self.attention.raise(vcpu);
             }
+            next = [next, lapic.deadline_ns()].into_iter().flatten().min();
         }
+        next
     }
 
-    /// Pulses the NMI pin, which is wired to LINT1 of every vCPU.
-    pub fn nmi(&self) {
+    fn nmi(&self) {
         for (vcpu, lapic) in self.chips().lapics.iter_mut().enumerate() {
             if lapic.pulse_lint1() {
                 self.attention.raise(vcpu);
@@ -263,8 +264,7 @@ impl Interrupts {
         }
     }
 
-    /// Resets all chips to the power-on state. The devices' lines stay as they are.
-    pub fn reset(&self) {
+    fn reset(&self) {
         let mut chips = self.chips();
         // The devices keep their lines and are reset one by one, so forgetting the counts would lose a level for
         // good.
@@ -276,15 +276,13 @@ impl Interrupts {
         }
     }
 
-    /// Returns the state of all chips.
-    pub fn save(&self) -> Section {
+    fn save(&self) -> Section {
         let chips = self.chips();
         let lapics = chips.lapics.iter().map(Lapic::save).collect();
         Section::encode(KIND, VERSION, &State { pic: chips.pic.save(), ioapic: chips.ioapic.save(), lapics })
     }
 
-    /// Restores a saved state. On an error the chips are unchanged.
-    pub fn load(&self, section: &Section) -> Result<(), StateError> {
+    fn load(&self, section: &Section) -> Result<(), StateError> {
         let state: State = section.decode(KIND, VERSION)?;
         let mut chips = self.chips();
         let vcpus = chips.lapics.len();
@@ -407,7 +405,7 @@ mod tests {
         let (attention, clock) = (Attention::new(vcpus), ManualClock::new(0));
         let interrupts = Interrupts::new(vcpus, attention.clone(), clock.clone());
         for vcpu in 0..vcpus {
-            interrupts.lapic_mmio_write(vcpu, 0xf0, 4, 0x1ff);
+            interrupts.write(vcpu, APIC_BASE + 0xf0, 4, 0x1ff);
         }
         Rig { registers: InterruptRegisters::new(interrupts.clone()), interrupts, attention, clock }
     }
@@ -433,7 +431,7 @@ mod tests {
             self.attention.take(vcpu).then(|| self.interrupts.take_event(vcpu, true, true)).flatten()
         }
         fn eoi(&self, vcpu: usize) {
-            self.interrupts.lapic_mmio_write(vcpu, 0xb0, 4, 0);
+            self.interrupts.write(vcpu, APIC_BASE + 0xb0, 4, 0);
         }
     }
 
@@ -444,7 +442,7 @@ mod tests {
         let timer = rig.line(0);
         timer.pulse();
         assert_eq!(rig.event(0), Some(VcpuEvent::Interrupt(0x20)));
-        rig.interrupts.lapic_mmio_write(0, 0x350, 4, 0x1_0700);
+        rig.interrupts.write(0, APIC_BASE + 0x350, 4, 0x1_0700);
         rig.redirect(2, 0x30, 0);
         timer.pulse();
         assert_eq!(rig.event(0), Some(VcpuEvent::Interrupt(0x30)));
@@ -497,7 +495,7 @@ mod tests {
     #[test]
     fn lowest_priority_takes_the_least_busy_and_then_turns() {
         let rig = rig(2);
-        (0..2).for_each(|vcpu| rig.interrupts.lapic_mmio_write(vcpu, 0xd0, 4, 1u64 << (24 + vcpu)));
+        (0..2).for_each(|vcpu| assert!(rig.interrupts.write(vcpu, APIC_BASE + 0xd0, 4, 1u64 << (24 + vcpu))));
         rig.interrupts.set_cr8(0, 2);
         let send = |vector: u32| rig.interrupts.message(0xfee0_3004, 0x100 | vector);
         send(0x41);
@@ -514,10 +512,10 @@ mod tests {
     #[test]
     fn a_processor_is_started_by_init_and_start_up() {
         let rig = rig(2);
-        rig.interrupts.lapic_mmio_write(0, 0x310, 4, 1 << 24);
-        rig.interrupts.lapic_mmio_write(0, 0x300, 4, 0xc500);
-        rig.interrupts.lapic_mmio_write(0, 0x300, 4, 0x8500);
-        rig.interrupts.lapic_mmio_write(0, 0x300, 4, 0x0699);
+        rig.interrupts.write(0, APIC_BASE + 0x310, 4, 1 << 24);
+        rig.interrupts.write(0, APIC_BASE + 0x300, 4, 0xc500);
+        rig.interrupts.write(0, APIC_BASE + 0x300, 4, 0x8500);
+        rig.interrupts.write(0, APIC_BASE + 0x300, 4, 0x0699);
         assert_eq!(rig.event(1), Some(VcpuEvent::Init));
         assert_eq!(rig.event(1), Some(VcpuEvent::Sipi(0x99)));
         assert_eq!(rig.event(0), None);
@@ -526,12 +524,12 @@ mod tests {
     #[test]
     fn shorthands_include_and_exclude_the_sender() {
         let rig = rig(3);
-        rig.interrupts.lapic_mmio_write(1, 0x300, 4, 0xc_4000 | 0x71);
+        rig.interrupts.write(1, APIC_BASE + 0x300, 4, 0xc_4000 | 0x71);
         assert_eq!(rig.event(1), None);
         assert_eq!([rig.event(0), rig.event(2)], [Some(VcpuEvent::Interrupt(0x71)); 2]);
-        rig.interrupts.lapic_mmio_write(1, 0x300, 4, 0x8_4000 | 0x81);
+        rig.interrupts.write(1, APIC_BASE + 0x300, 4, 0x8_4000 | 0x81);
         (0..3).for_each(|vcpu| assert_eq!(rig.event(vcpu), Some(VcpuEvent::Interrupt(0x81))));
-        rig.interrupts.lapic_mmio_write(1, 0x300, 4, 0x4_4000 | 0x91);
+        rig.interrupts.write(1, APIC_BASE + 0x300, 4, 0x4_4000 | 0x91);
         assert_eq!([rig.event(0), rig.event(1)], [None, Some(VcpuEvent::Interrupt(0x91))]);
     }
 
@@ -540,27 +538,26 @@ mod tests {
         let rig = rig(1);
         let board = crate::machine::board::Board::new(rig.interrupts.clone(), rig.attention.clone(), rig.clock.clone());
         rig.attention.serve_board(&board);
-        rig.interrupts.lapic_mmio_write(0, 0x320, 4, 0x4_0060);
-        rig.interrupts.apic_msr_write(0, 0x6e0, 5_000).unwrap();
+        rig.interrupts.write(0, APIC_BASE + 0x320, 4, 0x4_0060);
+        rig.interrupts.msr_write(0, 0x6e0, 5_000).unwrap();
         assert_eq!(rig.attention.deadline_ns(), 5_000);
         rig.clock.set_ns(5_000);
-        rig.interrupts.advance(5_000);
+        assert_eq!(rig.interrupts.advance(5_000), None);
         assert_eq!(rig.event(0), Some(VcpuEvent::Interrupt(0x60)));
-        assert_eq!(rig.interrupts.next_deadline_ns(), None);
     }
 
     #[test]
     fn a_tsc_deadline_that_is_past_reaches_the_processor_with_the_write_itself() {
         let rig = rig(1);
         rig.clock.set_ns(9_000);
-        rig.interrupts.lapic_mmio_write(0, 0x320, 4, 0x4_0060);
-        rig.interrupts.apic_msr_write(0, 0x6e0, 9_000).unwrap();
+        rig.interrupts.write(0, APIC_BASE + 0x320, 4, 0x4_0060);
+        rig.interrupts.msr_write(0, 0x6e0, 9_000).unwrap();
         assert_eq!(rig.event(0), Some(VcpuEvent::Interrupt(0x60)), "nobody has advanced the board");
-        assert_eq!(rig.interrupts.apic_msr_read(0, 0x6e0), Ok(0));
+        assert_eq!(rig.interrupts.msr_read(0, 0x6e0), Ok(0));
         rig.eoi(0);
-        rig.interrupts.apic_msr_write(0, 0x6e0, 9_500).unwrap();
+        rig.interrupts.msr_write(0, 0x6e0, 9_500).unwrap();
         rig.clock.set_ns(10_000);
-        assert_eq!(rig.interrupts.apic_msr_read(0, 0x6e0), Ok(0), "nor looked at it since it was due");
+        assert_eq!(rig.interrupts.msr_read(0, 0x6e0), Ok(0), "nor looked at it since it was due");
         assert_eq!(rig.event(0), Some(VcpuEvent::Interrupt(0x60)));
     }
 

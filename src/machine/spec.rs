@@ -20,6 +20,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::choices::{BackendKind, EmbeddedDiskCache, EmbeddedDiskDevice, EmbeddedNicDevice, ForwardProto};
+use crate::units::Topology;
 
 /// The version of this contract. Both sides come from one binary; a difference means that the binary was replaced
 /// meanwhile.
@@ -58,7 +59,7 @@ pub struct VmmSpec {
     /// The back end that runs the vCPUs.
     pub backend: BackendKind,
     /// The vCPUs.
-    pub cpus: CpuTopology,
+    pub cpus: Topology,
     /// Guest RAM, a multiple of 4096.
     pub memory_bytes: u64,
     /// The way in which the guest is entered.
@@ -82,29 +83,10 @@ pub struct VmmSpec {
     pub run_as: Option<u32>,
 }
 
-/// The numbers of vCPUs: there are `sockets * cores * threads`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct CpuTopology {
-    /// Sockets.
-    pub sockets: u32,
-    /// Cores per socket.
-    pub cores: u32,
-    /// Threads a core.
-    pub threads: u32,
-}
-
 impl VmmSpec {
     /// Returns whether one of its interfaces has a user-mode network.
     pub fn has_user_network(&self) -> bool {
         self.nics.iter().any(|nic| matches!(nic.backend, NicBackend::User(_)))
-    }
-}
-
-impl CpuTopology {
-    /// Returns the number of vCPUs.
-    pub fn count(&self) -> usize {
-        self.sockets as usize * self.cores as usize * self.threads as usize
     }
 }
 
@@ -416,7 +398,7 @@ mod tests {
             name: "g".into(),
             uuid: "00000000-0000-4000-8000-000000000000".into(),
             backend: BackendKind::Auto,
-            cpus: CpuTopology { sockets: 1, cores: 2, threads: 1 },
+            cpus: Topology { sockets: 1, cores: 2, threads: 1 },
             memory_bytes: 1 << 28,
             loader: LoaderSpec::Kernel {
                 image: "/k".into(),

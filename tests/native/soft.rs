@@ -11,6 +11,7 @@ use vmctl::testing::hypervisor::soft::flags::LazyFlags;
 use vmctl::testing::hypervisor::soft::rig::NoPlatform;
 use vmctl::testing::hypervisor::soft::{run, system, tlb};
 use vmctl::testing::hypervisor::waking::Attention;
+use vmctl::testing::units::Topology;
 
 use crate::case::{CODE, Case, Outcome, PAGE, READ_ONLY, SCRATCH, STACK, State};
 use crate::host::{USER_CODE_32, USER_CODE_64, USER_DATA};
@@ -68,9 +69,10 @@ impl Soft {
         memory.write(GuestAddr(READ_ONLY), &pool[0]).expect("mapped");
         let setup = VcpuSetup {
             vcpus: 1,
-            topology: (1, 1, 1),
+            topology: Topology::ONE,
             memory: memory.clone(),
             platform: Arc::new(NoPlatform::new()),
+            apics: Arc::new(NoPlatform::new()),
             attention: Attention::new(1),
             boot: BootState::Reset,
             device_windows: Vec::new(),

@@ -21,8 +21,8 @@ use crate::host::process::{self, spawn_tied, spawn_untied};
 use crate::host::vmm;
 use crate::machine::forwards::ForwardSockets;
 use crate::machine::spec::{
-    self, CONSOLE_FD, CONTROL_FD, CpuTopology, DiskSpec, EngineCommand, EngineEvent, FORWARDS_FD, ForwardSpec, GrubSpec,
-    LEASE_FD, LoaderSpec, MAX_CONTROL_LINE, ModuleSpec, NicSpec, PortsSpec, SPEC_VERSION, UserNetSpec, VmmSpec,
+    self, CONSOLE_FD, CONTROL_FD, DiskSpec, EngineCommand, EngineEvent, FORWARDS_FD, ForwardSpec, GrubSpec, LEASE_FD, LoaderSpec,
+    MAX_CONTROL_LINE, ModuleSpec, NicSpec, PortsSpec, SPEC_VERSION, UserNetSpec, VmmSpec,
 };
 
 use crate::guest::error::{GuestError, Result};
@@ -213,7 +213,7 @@ pub fn resolve(guest: &GuestDir, config: &GuestConfig, state: &GuestState) -> Re
         name: config.name.clone(),
         uuid: state.uuid_for(config).to_owned(),
         backend: config.backend,
-        cpus: CpuTopology { sockets: config.cpus.sockets, cores: config.cpus.cores, threads: config.cpus.threads },
+        cpus: config.cpus,
         memory_bytes: config.memory.bytes(),
         loader,
         disks,

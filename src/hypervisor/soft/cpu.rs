@@ -8,10 +8,11 @@ use super::lower::Mode;
 use super::mem::Tlb;
 use super::op::Op;
 use super::system::debug::Branch;
-use crate::hypervisor::backend::{Platform, VcpuSetup};
+use crate::hypervisor::backend::{LocalApics, Platform, VcpuSetup};
 use crate::hypervisor::clock::ManualClock;
 use crate::hypervisor::memory::{GuestMemory, MemoryMap};
 use crate::hypervisor::waking::Attention;
+use crate::units::Topology;
 
 /// Index in [`Cpu::regs`] of the instruction pointer of the running block's first instruction (an offset in CS).
 pub const RIP: usize = 16;
@@ -261,14 +262,16 @@ pub struct Cpu {
     pub sys: SystemState,
     /// This vCPU's index and APIC id.
     pub index: usize,
-    /// Sockets, cores per socket, threads per core.
-    pub topology: (u32, u32, u32),
+    /// How the vCPUs are grouped.
+    pub topology: Topology,
     /// The guest's memory.
     pub memory: GuestMemory,
     /// The map of it that the TLB was filled by; it keeps what the TLB points to. [`super::tlb::follow_map`] replaces it.
     pub map: Arc<MemoryMap>,
     /// The machine around the vCPU.
     pub platform: Arc<dyn Platform>,
+    /// The local APICs.
+    pub apics: Arc<dyn LocalApics>,
     /// The flags by which other threads reach this vCPU.
     pub attention: Arc<Attention>,
     /// The software TLB, three banks.
@@ -323,6 +326,7 @@ impl Cpu {
             memory: setup.memory.clone(),
             map: setup.memory.map(),
             platform: setup.platform.clone(),
+            apics: setup.apics.clone(),
             attention: setup.attention.clone(),
             tlb: Tlb::new(),
             blocks: std::ptr::null_mut(),

@@ -478,6 +478,18 @@ fn device_width(gpa: u64, left: u64) -> u64 {
     width
 }
 
+/// Loads from the vCPU's local APIC or from a device.
+fn mmio_read(cpu: &Cpu, gpa: u64, width: u8) -> u64 {
+    cpu.apics.read(cpu.index, gpa, width).unwrap_or_else(|| cpu.platform.mmio_read(cpu.index, gpa, width))
+}
+
+/// Stores to the vCPU's local APIC or to a device.
+fn mmio_write(cpu: &Cpu, gpa: u64, width: u8, value: u64) {
+    if !cpu.apics.write(cpu.index, gpa, width, value) {
+        cpu.platform.mmio_write(cpu.index, gpa, width, value);
+    }
+}
+
 /// Loads 1 to 16 bytes that lie in one page.
 fn load_part(cpu: &mut Cpu, target: Target, size: u64) -> u128 {
     if let Some((host, _)) = target.host {
@@ -491,12 +503,12 @@ fn load_part(cpu: &mut Cpu, target: Target, size: u64) -> u128 {
     let mut done = 0;
     // A misaligned access that is as wide as a device access stays one access, as on the PCI bus.
     if matches!(size, 1 | 2 | 4 | 8) {
-        value = u128::from(cpu.platform.mmio_read(cpu.index, target.gpa, size as u8)) & (u128::MAX >> (128 - 8 * size));
+        value = u128::from(mmio_read(cpu, target.gpa, size as u8)) & (u128::MAX >> (128 - 8 * size));
         done = size;
     }
     while done < size {
         let width = device_width(target.gpa + done, size - done);
-        let part = cpu.platform.mmio_read(cpu.index, target.gpa + done, width as u8) & (u64::MAX >> (64 - 8 * width));
+        let part = mmio_read(cpu, target.gpa + done, width as u8) & (u64::MAX >> (64 - 8 * width));
         value |= u128::from(part) << (8 * done);
         done += width;
     }
@@ -523,13 +535,13 @@ fn store_part(cpu: &mut Cpu, target: Target, size: u64, value: u128) {
     }
     cpu.sync_clock();
     if matches!(size, 1 | 2 | 4 | 8) {
-        cpu.platform.mmio_write(cpu.index, target.gpa, size as u8, value as u64);
+        mmio_write(cpu, target.gpa, size as u8, value as u64);
     } else {
         let mut done = 0;
         while done < size {
             let width = device_width(target.gpa + done, size - done);
             let part = (value >> (8 * done)) as u64 & (u64::MAX >> (64 - 8 * width));
-            cpu.platform.mmio_write(cpu.index, target.gpa + done, width as u8, part);
+            mmio_write(cpu, target.gpa + done, width as u8, part);
             done += width;
         }
     }

@@ -8,10 +8,11 @@ use std::sync::Arc;
 use super::block::BlockCache;
 use super::cpu::{CS, Cpu, DS, ES, Exception, FS, GS, Leave, RIP, SS, Segment, rflags};
 use super::{run, system, tlb};
-use crate::hypervisor::backend::{BootState, MachineExit, NoSuchMsr, Platform, VcpuEvent, VcpuSetup};
+use crate::hypervisor::backend::{BootState, LocalApics, MachineExit, NoSuchMsr, Platform, VcpuEvent, VcpuSetup};
 use crate::hypervisor::clock::{Clock, ManualClock};
 use crate::hypervisor::memory::{GuestAddr, GuestMemory, Mode};
 use crate::hypervisor::waking::Attention;
+use crate::units::Topology;
 
 /// Bytes of memory, mapped one to one. The page tables are in the last 64 KiB.
 pub const MEMORY: u64 = 16 << 20;
@@ -64,10 +65,26 @@ impl Platform for NoPlatform {
         u64::MAX
     }
     fn mmio_write(&self, _: usize, _: u64, _: u8, _: u64) {}
-    fn apic_msr_read(&self, _: usize, _: u32) -> Result<u64, NoSuchMsr> {
+    fn advance(&self, _: u64) -> Option<u64> {
+        None
+    }
+    fn vcpu_failed(&self, _: usize, _: MachineExit) {}
+    fn clock(&self) -> &dyn Clock {
+        &*self.clock
+    }
+}
+
+impl LocalApics for NoPlatform {
+    fn read(&self, _: usize, _: u64, _: u8) -> Option<u64> {
+        None
+    }
+    fn write(&self, _: usize, _: u64, _: u8, _: u64) -> bool {
+        false
+    }
+    fn msr_read(&self, _: usize, _: u32) -> Result<u64, NoSuchMsr> {
         Err(NoSuchMsr)
     }
-    fn apic_msr_write(&self, _: usize, _: u32, _: u64) -> Result<(), NoSuchMsr> {
+    fn msr_write(&self, _: usize, _: u32, _: u64) -> Result<(), NoSuchMsr> {
         Err(NoSuchMsr)
     }
     fn cr8(&self, _: usize) -> u8 {
@@ -76,13 +93,6 @@ impl Platform for NoPlatform {
     fn set_cr8(&self, _: usize, _: u8) {}
     fn take_event(&self, _: usize, _: bool, _: bool) -> Option<VcpuEvent> {
         None
-    }
-    fn advance(&self, _: u64) -> Option<u64> {
-        None
-    }
-    fn vcpu_failed(&self, _: usize, _: MachineExit) {}
-    fn clock(&self) -> &dyn Clock {
-        &*self.clock
     }
 }
 
@@ -121,9 +131,10 @@ impl Rig {
         }
         let setup = VcpuSetup {
             vcpus: 1,
-            topology: (1, 1, 1),
+            topology: Topology::ONE,
             memory: memory.clone(),
             platform: Arc::new(NoPlatform::new()),
+            apics: Arc::new(NoPlatform::new()),
             attention: Attention::new(1),
             boot: BootState::Reset,
             device_windows: Vec::new(),

@@ -17,7 +17,7 @@ use super::mmu;
 use super::op::Op;
 use super::system::kvmclock;
 use super::{saved, system, tlb};
-use crate::hypervisor::backend::{Backend, BootState, MachineExit, Platform, VcpuEvent, VcpuSetup};
+use crate::hypervisor::backend::{Backend, BootState, LocalApics, MachineExit, Platform, VcpuEvent, VcpuSetup};
 use crate::hypervisor::clock::ManualClock;
 use crate::hypervisor::memory::{GuestAddr, GuestMemory, MemoryMap};
 use crate::hypervisor::state::{Section, StateError};
@@ -42,6 +42,7 @@ pub struct SoftBackend {
     /// The map of it that the vCPUs see.
     map: Arc<MemoryMap>,
     platform: Arc<dyn Platform>,
+    apics: Arc<dyn LocalApics>,
     attention: Arc<Attention>,
     clock: Option<Arc<ManualClock>>,
     /// There is code at the reset vector: no loader entered the guest without firmware.
@@ -74,6 +75,7 @@ impl SoftBackend {
             map: setup.memory.map(),
             memory: setup.memory,
             platform: setup.platform,
+            apics: setup.apics,
             attention: setup.attention,
             clock: options.deterministic,
             firmware,
@@ -163,7 +165,7 @@ impl SoftBackend {
         let nmi = !cpu.nmi_blocked && !cpu.wait_for_sipi && !shadow;
         if cpu.event_pending && (raised || interrupts || (nmi && cpu.nmi_was_blocked)) {
             cpu.nmi_was_blocked = !nmi;
-            match self.platform.take_event(index, interrupts, nmi) {
+            match self.apics.take_event(index, interrupts, nmi) {
                 Some(event) => deliver(cpu, event, &*self.platform, self.firmware),
                 // With interrupts disabled, an empty answer says nothing about pending ones.
                 None if interrupts && nmi => cpu.event_pending = false,

@@ -5,6 +5,7 @@
 
 use crate::hypervisor::memory::{GuestAddr, GuestMemory, OutOfRange};
 use crate::machine::layout;
+use crate::units::Topology;
 
 /// Properties of the machine in the tables.
 #[derive(Debug, Clone)]
@@ -14,7 +15,7 @@ pub struct Identity {
     /// RAM in bytes.
     pub memory_bytes: u64,
     /// Sockets, cores per socket, threads per core.
-    pub topology: (u32, u32, u32),
+    pub topology: Topology,
 }
 
 struct Tables {
@@ -74,7 +75,7 @@ fn build(identity: &Identity) -> Vec<u8> {
     t.add(1, &system, &["vmctl", "vmctl machine", version]);
     // Type 3: chassis of kind "other", all states unknown.
     t.add(3, &[1, 1, 0, 0, 0, 2, 2, 2, 2, 0, 0, 0, 0, 0, 0, 0, 0], &["vmctl"]);
-    let (sockets, cores, threads) = identity.topology;
+    let Topology { sockets, cores, threads } = identity.topology;
     for socket in 0..sockets {
         let name = format!("CPU {socket}");
         t.add(4, &processor(cores, threads), &[&name, "vmctl"]);
@@ -136,7 +137,11 @@ mod tests {
 
     #[test]
     fn structures_chain_to_the_end_and_tell_the_uuid() {
-        let identity = Identity { uuid: *b"0123456789abcdef", memory_bytes: 512 << 20, topology: (1, 2, 1) };
+        let identity = Identity {
+            uuid: *b"0123456789abcdef",
+            memory_bytes: 512 << 20,
+            topology: Topology { sockets: 1, cores: 2, threads: 1 },
+        };
         let mem = test_memory(4);
         write(&mem, &identity).unwrap();
         let tables = build(&identity);

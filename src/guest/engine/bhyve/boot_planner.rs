@@ -78,7 +78,7 @@ pub fn plan(boot: BootSetup<'_>, features: &HostFeatures) -> Result<BhyvePlan> {
     Ok(BhyvePlan {
         version: PLAN_VERSION,
         name: config.name.clone(),
-        cpus: config.cpus.count,
+        cpus: config.cpus.count(),
         journal: journal::file(guest),
         modules: modules(&lines, &taps, &interfaces),
         disks: disks(boot)?,

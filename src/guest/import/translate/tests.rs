@@ -136,7 +136,7 @@ typing_error="yes"
 #[test]
 fn every_key_of_vm_bhyve_is_translated_or_told_with_its_reason() {
     let (config, notes, toml) = checked(EVERYTHING, false);
-    assert_eq!((config.cpus.count, config.cpus.sockets, config.cpus.cores, config.cpus.threads), (4, 1, 2, 2));
+    assert_eq!((config.cpus.count(), config.cpus.sockets, config.cpus.cores, config.cpus.threads), (4, 1, 2, 2));
     assert!(config.memory_wired && config.memory == ByteSize::from_gib(4));
     assert_eq!(config.uuid.as_deref(), Some("6f1c5a9e-0d2b-4c3f-9e57-1b2a3c4d5e6f"));
     assert_eq!(config.tags, ["prod", "web"]);
@@ -385,7 +385,7 @@ fn a_bare_number_of_memory_is_what_bhyve_takes_it_for() {
 #[test]
 fn a_topology_that_bhyve_would_refuse_is_dropped_and_told() {
     let (config, notes, _) = checked("loader=\"uefi\"\ncpu=3\ncpu_sockets=2\ncpu_cores=2\nmemory=1G\n", false);
-    assert_eq!(config.cpus.count, 3);
+    assert_eq!(config.cpus.count(), 3);
     assert!(notes.iter().any(|note| note.starts_with("cpu_sockets")));
 }
 

@@ -65,7 +65,7 @@ pub fn read_control(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
         2 => cpu.sys.cr2,
         3 => cpu.sys.cr3,
         4 => cpu.sys.cr4,
-        8 => u64::from(cpu.platform.cr8(cpu.index)),
+        8 => u64::from(cpu.apics.cr8(cpu.index)),
         _ => return Err(cpu.undefined()),
     };
     write_gpr(cpu, op.dst, if cpu.is_64bit() { 8 } else { 4 }, value);
@@ -95,7 +95,7 @@ pub fn write_control(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
             if value > 15 {
                 return Err(cpu.general_protection(0));
             }
-            cpu.platform.set_cr8(cpu.index, value as u8);
+            cpu.apics.set_cr8(cpu.index, value as u8);
             Ok(())
         }
         _ => Err(cpu.undefined()),

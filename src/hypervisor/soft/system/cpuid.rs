@@ -65,7 +65,7 @@ const APIC: u32 = 1 << 9;
 /// Returns [`APIC`] if the local APIC is switched off in IA32_APIC_BASE: the bit shows that (SDM vol. 3 section
 /// 10.4.3).
 fn apic_off(cpu: &Cpu) -> u32 {
-    match cpu.platform.apic_msr_read(cpu.index, msr::APIC_BASE) {
+    match cpu.apics.msr_read(cpu.index, msr::APIC_BASE) {
         Ok(base) if base & 1 << 11 == 0 => APIC,
         _ => 0,
     }
@@ -100,7 +100,8 @@ fn bits_for(count: u32) -> u32 {
     count.max(1).next_power_of_two().trailing_zeros()
 }
 
-struct Topology {
+/// A vCPU's place in its package.
+struct Place {
     threads: u32,
     package: u32,
     id: u32,
@@ -108,8 +109,8 @@ struct Topology {
 
 /// Returns the answer to `leaf`, `sub`: EAX, EBX, ECX, EDX.
 pub fn leaves(cpu: &Cpu, leaf: u32, sub: u32) -> [u32; 4] {
-    let (_, cores, threads) = cpu.topology;
-    let t = Topology { threads: threads.max(1), package: (cores * threads).max(1), id: cpu.index as u32 };
+    let (cores, threads) = (cpu.topology.cores, cpu.topology.threads);
+    let t = Place { threads: threads.max(1), package: (cores * threads).max(1), id: cpu.index as u32 };
     match leaf {
         0 => [0xd, word(b"Auth"), word(b"cAMD"), word(b"enti")],
         1 => {
@@ -137,7 +138,7 @@ pub fn leaves(cpu: &Cpu, leaf: u32, sub: u32) -> [u32; 4] {
 }
 
 /// Returns leaf 0xB.
-fn extended_topology(t: &Topology, sub: u32) -> [u32; 4] {
+fn extended_topology(t: &Place, sub: u32) -> [u32; 4] {
     match sub {
         0 => [bits_for(t.threads), t.threads, 1 << 8, t.id],
         1 => [bits_for(t.package), t.package, 2 << 8 | 1, t.id],
@@ -145,7 +146,7 @@ fn extended_topology(t: &Topology, sub: u32) -> [u32; 4] {
     }
 }
 
-fn extended(cpu: &Cpu, t: &Topology, leaf: u32, sub: u32) -> [u32; 4] {
+fn extended(cpu: &Cpu, t: &Place, leaf: u32, sub: u32) -> [u32; 4] {
     match leaf {
         0x8000_0000 => [0x8000_0021, word(b"Auth"), word(b"cAMD"), word(b"enti")],
         0x8000_0001 => {
@@ -181,7 +182,7 @@ fn extended(cpu: &Cpu, t: &Topology, leaf: u32, sub: u32) -> [u32; 4] {
 }
 
 /// Returns leaf 0x8000001D: the caches, in the layout of leaf 4 of Intel's processors.
-fn cache(t: &Topology, sub: u32) -> [u32; 4] {
+fn cache(t: &Place, sub: u32) -> [u32; 4] {
     let (kind, level, sharing, ways, sets) = match sub {
         0 => (1, 1, t.threads, 8, 64),
         1 => (2, 1, t.threads, 8, 64),

@@ -156,7 +156,7 @@ fn end_of_memory(cpu: &Cpu, from: u64, to: u64) -> u64 {
 }
 
 fn apic_read(cpu: &Cpu, number: u32) -> Result<u64, Refused> {
-    cpu.platform.apic_msr_read(cpu.index, number).map_err(|_| Refused)
+    cpu.apics.msr_read(cpu.index, number).map_err(|_| Refused)
 }
 
 fn is_memory_type(value: u64) -> bool {
@@ -246,7 +246,7 @@ fn write(cpu: &mut Cpu, number: u32, value: u64) -> Result<(), Refused> {
 }
 
 fn apic_write(cpu: &Cpu, number: u32, value: u64) -> Result<(), Refused> {
-    cpu.platform.apic_msr_write(cpu.index, number, value).map_err(|_| Refused)
+    cpu.apics.msr_write(cpu.index, number, value).map_err(|_| Refused)
 }
 
 /// Moves the TSC by `delta`: offset and TSC_ADJUST move together (SDM vol. 3 section 18.17.3).

@@ -79,15 +79,15 @@ fn switches(inputs: Inputs<'_>, line: &mut CommandLine) {
 
 fn processors(inputs: Inputs<'_>, line: &mut CommandLine) -> Result<()> {
     let cpus = inputs.config.cpus;
-    if cpus.count > inputs.features.max_cpus {
+    if cpus.count() > inputs.features.max_cpus {
         let most = inputs.features.max_cpus;
-        let message = format!("`cpus.count` is {}, and bhyve(8) of this host gives a guest at most {most}", cpus.count);
+        let message = format!("`cpus.count` is {}, and bhyve(8) of this host gives a guest at most {most}", cpus.count());
         return Err(GuestError::user(message)
             .hint("as many as the host has CPUs, unless `hw.vmm.maxcpu` in /boot/loader.conf says another number"));
     }
     let text = match (cpus.cores, cpus.threads) {
-        (1, 1) => cpus.count.to_string(),
-        (cores, threads) => format!("cpus={},sockets={},cores={cores},threads={threads}", cpus.count, cpus.sockets),
+        (1, 1) => cpus.count().to_string(),
+        (cores, threads) => format!("cpus={},sockets={},cores={cores},threads={threads}", cpus.count(), cpus.sockets),
     };
     line.add(["-c".into(), text], &["cpus.count"]);
     for pin in &inputs.config.pins {

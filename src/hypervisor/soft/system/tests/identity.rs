@@ -240,7 +240,7 @@ fn cpuid_names_the_model_and_the_hypervisor() {
 #[test]
 fn topology_leaves_agree_with_each_other() {
     let mut b = bench();
-    b.cpu.topology = (2, 2, 2);
+    b.cpu.topology = Topology { sockets: 2, cores: 2, threads: 2 };
     b.cpu.index = 5;
     assert_eq!(leaves(&b.cpu, 1, 0)[1] >> 16, 5 << 8 | 4);
     assert_eq!(leaves(&b.cpu, 0xb, 0), [1, 2, 1 << 8, 5]);

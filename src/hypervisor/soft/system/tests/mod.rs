@@ -18,10 +18,11 @@ use super::super::block::BlockCache;
 use super::super::cpu::{CS, Cpu, SS, Segment};
 use super::regs::{cr0, cr4, efer};
 use super::{refresh_mode, reset};
-use crate::hypervisor::backend::{BootState, MachineExit, NoSuchMsr, Platform, VcpuEvent, VcpuSetup};
+use crate::hypervisor::backend::{BootState, LocalApics, MachineExit, NoSuchMsr, Platform, VcpuEvent, VcpuSetup};
 use crate::hypervisor::clock::{Clock, ManualClock};
 use crate::hypervisor::memory::{GuestAddr, GuestMemory, Mode};
 use crate::hypervisor::waking::Attention;
+use crate::units::Topology;
 
 const MIB: u64 = 1 << 20;
 /// Address of the read-only region: the top 64 KiB below 4 GiB.
@@ -96,14 +97,33 @@ impl Platform for Probe {
     fn mmio_write(&self, _: usize, addr: u64, width: u8, value: u64) {
         self.writes.lock().unwrap().push((addr, width, value));
     }
-    fn apic_msr_read(&self, _: usize, msr: u32) -> Result<u64, NoSuchMsr> {
+    fn advance(&self, _: u64) -> Option<u64> {
+        None
+    }
+    fn vcpu_failed(&self, _: usize, exit: MachineExit) {
+        self.stop(exit);
+    }
+    fn clock(&self) -> &dyn Clock {
+        &*self.clock
+    }
+}
+
+impl LocalApics for Probe {
+    // Its register page is a device's like any other.
+    fn read(&self, _: usize, _: u64, _: u8) -> Option<u64> {
+        None
+    }
+    fn write(&self, _: usize, _: u64, _: u8, _: u64) -> bool {
+        false
+    }
+    fn msr_read(&self, _: usize, msr: u32) -> Result<u64, NoSuchMsr> {
         match msr {
             0x1b => Ok(self.apic_base.load(Ordering::Relaxed)),
             0x6e0 => Ok(self.deadline.load(Ordering::Relaxed)),
             _ => Err(NoSuchMsr),
         }
     }
-    fn apic_msr_write(&self, _: usize, msr: u32, value: u64) -> Result<(), NoSuchMsr> {
+    fn msr_write(&self, _: usize, msr: u32, value: u64) -> Result<(), NoSuchMsr> {
         if msr != 0x6e0 {
             return Err(NoSuchMsr);
         }
@@ -121,15 +141,6 @@ impl Platform for Probe {
         let taken = interrupts || matches!(events.first(), Some(VcpuEvent::Init | VcpuEvent::Sipi(_)));
         if taken && !events.is_empty() { Some(events.remove(0)) } else { None }
     }
-    fn advance(&self, _: u64) -> Option<u64> {
-        None
-    }
-    fn vcpu_failed(&self, _: usize, exit: MachineExit) {
-        self.stop(exit);
-    }
-    fn clock(&self) -> &dyn Clock {
-        &*self.clock
-    }
 }
 
 /// One vCPU with 16 MiB of memory and a ROM, and no devices.
@@ -146,7 +157,16 @@ fn setup(probe: &Arc<Probe>, boot: BootState) -> VcpuSetup {
     let attention = Attention::new(1);
     *probe.attention.lock().unwrap() = Some(attention.clone());
     let device_windows = vec![(0xa_0000, 0x2_0000), (3 << 30, 1 << 30)];
-    VcpuSetup { vcpus: 1, topology: (1, 1, 1), memory, platform: probe.clone(), attention, boot, device_windows }
+    VcpuSetup {
+        vcpus: 1,
+        topology: Topology::ONE,
+        memory,
+        platform: probe.clone(),
+        apics: probe.clone(),
+        attention,
+        boot,
+        device_windows,
+    }
 }
 
 /// Returns a vCPU after power-on.

@@ -70,9 +70,10 @@ fn run_saved(b: &Bench, states: &[Section]) {
     *b.probe.attention.lock().unwrap() = Some(attention.clone());
     let setup = VcpuSetup {
         vcpus: 1,
-        topology: (1, 1, 1),
+        topology: Topology::ONE,
         memory: b.mem.clone(),
         platform: b.probe.clone(),
+        apics: b.probe.clone(),
         attention: attention.clone(),
         boot: BootState::Reset,
         device_windows: Vec::new(),
