@@ -15,6 +15,8 @@ mod host;
 mod images;
 #[path = "loader.rs"]
 mod loader;
+#[path = "memory.rs"]
+mod memory;
 #[path = "storage.rs"]
 mod storage;
 
@@ -61,6 +63,7 @@ pub const TARGETS: &[Target] = &[
     ("ioapic", chips::ioapic),
     ("lapic", chips::lapic),
     ("interrupts", chips::interrupts),
+    ("memory_map", memory::memory_map),
     ("vm_bhyve", host::vm_bhyve),
     ("listings", host::listings),
     ("scrape", host::scrape),

@@ -257,9 +257,7 @@ pub mod hypervisor {
         pub use crate::hypervisor::waking::{Attention, Waker};
     }
     pub mod memory {
-        pub use crate::hypervisor::memory::{
-            GuestAddr, GuestMemory, HostMemory, MapError, MapListener, MemoryMap, Mode, Page, Region,
-        };
+        pub use crate::hypervisor::memory::{GuestAddr, GuestMemory, HostMemory, MapError, MapListener, MemoryMap, Mode, Region};
     }
     pub mod soft {
         pub mod block {
