@@ -95,3 +95,15 @@ pub fn load_guest(request: &GuestRequest<'_>) -> Result<LoadedGuest, Diagnostics
     }
     Ok(LoadedGuest { config, resolved })
 }
+
+/// Returns the configuration that a guest file with this text has, for tests. There are no templates, and no host file.
+#[cfg(test)]
+pub fn guest_of(text: &str) -> GuestConfig {
+    use super::paths::HostPaths;
+    let nowhere = || "/nonexistent".into();
+    let paths = HostPaths { config_file: nowhere(), datastore: nowhere(), cache_dir: nowhere(), runtime_dir: nowhere() };
+    let host = HostConfig::of(&paths, crate::choices::EngineKind::Embedded);
+    let (file, datastore) = (Path::new("/nonexistent/g.toml"), Path::new("/nonexistent"));
+    let request = GuestRequest { file, text: Some(text), name: Some("g"), sets: &[], host: &host, datastore };
+    load_guest(&request).unwrap_or_else(|problems| panic!("{problems}")).config
+}

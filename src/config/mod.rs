@@ -43,6 +43,8 @@ pub use fleet::{Fleet, FleetGuest, FleetRequest, SecretConfig, SecretSource, loa
 pub use guest::*;
 pub use hardware::*;
 pub use host::{DatastoreConfig, HostConfig};
+#[cfg(test)]
+pub use load::guest_of;
 pub use load::{GuestRequest, LoadedGuest, load_guest};
 pub use paths::{GUEST_FILE, GUESTS_DIR, HostPaths, TEMPLATES_DIR, fleet_directory};
 pub use pattern::{NamePattern, PatternError};

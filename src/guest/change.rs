@@ -15,7 +15,7 @@ use super::edit::Edit;
 use super::error::{GuestError, Result};
 use super::images::Images;
 use super::launcher::supervisor_of;
-use super::named_files::check_disk;
+use super::named_files::{Missing, check_disk};
 use super::pending::{self, Fate};
 use super::provision::{self, disk_path};
 use super::store::GuestDir;
@@ -119,7 +119,11 @@ pub fn replace(
     let mut edit = Edit::begin(guest, surroundings)?;
     edit.apply(&sets(class, id, keys), &[(class.table(), id)])?;
     let config = edit.config(surroundings)?;
-    config.disks.iter().filter(|disk| class == Class::Disk && disk.id == id).try_for_each(check_disk)?;
+    config
+        .disks
+        .iter()
+        .filter(|disk| class == Class::Disk && disk.id == id)
+        .try_for_each(|disk| check_disk(disk, Missing::Allowed))?;
     edit.save(surroundings)?;
     Ok(when(guest))
 }

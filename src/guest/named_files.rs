@@ -22,17 +22,34 @@ use super::seed;
 /// Unit of a disk.
 const SECTOR: u64 = 512;
 
-/// Refuses a disk at a path of the user whose bytes are not a raw disk. A missing one is not checked.
-pub fn check_disk(disk: &DiskConfig) -> Result<()> {
-    let Some(path) = &disk.path else { return Ok(()) };
+/// What a missing file is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Missing {
+    /// A mistake: it is needed here and now.
+    Refused,
+    /// No mistake: it may exist on the machine where the guest will run, or by the time that it starts.
+    Allowed,
+}
+
+/// Returns the path of a disk that the user made and that is looked at before a boot.
+pub fn own_path(disk: &DiskConfig) -> Option<&Path> {
     // A virtio-scsi disk is a port of CAM, and an iSCSI unit appears at the boot.
-    if disk.device == DiskDevice::VirtioScsi || disk.backend == DiskBackend::Iscsi {
-        return Ok(());
-    }
+    let is_elsewhere = disk.device == DiskDevice::VirtioScsi || disk.backend == DiskBackend::Iscsi;
+    disk.path.as_deref().filter(|_| !is_elsewhere)
+}
+
+/// Refuses a disk at a path of the user whose bytes are not a raw disk, or which is missing.
+pub fn check_disk(disk: &DiskConfig, missing: Missing) -> Result<()> {
+    let Some(path) = own_path(disk) else { return Ok(()) };
     let failed = |error: std::io::Error| GuestError::input(&format!("use disk `{}` at", disk.id), path, error);
     match inputs::open_disk(path) {
         Ok(_) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return match missing {
+                Missing::Refused => Err(no_such_file(&format!("disk `{}`", disk.id), path)),
+                Missing::Allowed => Ok(()),
+            };
+        }
         // The user who runs the guest may be able to read it, even if this user is not.
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => return Ok(()),
         Err(error) => return Err(failed(error)),
@@ -67,25 +84,27 @@ pub fn check_disk(disk: &DiskConfig) -> Result<()> {
 
 /// Refuses the first disk that is not a raw disk.
 pub fn check_disks(config: &GuestConfig) -> Result<()> {
-    config.disks.iter().try_for_each(check_disk)
+    config.disks.iter().try_for_each(|disk| check_disk(disk, Missing::Allowed))
 }
 
-/// Returns the problems of the files that a guest file names, each with its key. Missing files are reported if vmctl
-/// itself needs them to make the guest. Others may exist on the machine where it will run.
-pub fn problems(config: &GuestConfig) -> Vec<(String, GuestError)> {
+/// Returns the problems of the files that a guest file names, each with its key. The last two are about disks of the user
+/// and the files of `[kernel]`; missing files that vmctl itself needs to make the guest are always reported.
+pub fn problems(config: &GuestConfig, disks: Missing, kernel: Missing) -> Vec<(String, GuestError)> {
     let mut found = Vec::new();
     for disk in &config.disks {
         let key = |leaf: &str| format!("disks.{}.{leaf}", disk.id);
-        found.extend(check_disk(disk).err().map(|error| (key("path"), error)));
+        // The others are made where they are missing.
+        let missing = if disk.backend == DiskBackend::File { disks } else { Missing::Allowed };
+        found.extend(check_disk(disk, missing).err().map(|error| (key("path"), error)));
         let source = disk.source.as_deref().filter(|source| is_image_path(source)).map(Path::new);
         found.extend(source.and_then(|path| source_problem(disk, path)).map(|error| (key("source"), error)));
     }
     let uefi = config.uefi.iter().flat_map(|uefi| [("uefi.firmware", uefi.firmware.as_ref()), ("uefi.vars", uefi.vars.as_ref())]);
     let loader = config.bhyveload.iter().map(|bhyveload| ("bhyveload.loader", bhyveload.loader.as_ref()));
     let screen = config.graphics.iter().map(|graphics| ("graphics.password_file", graphics.password_file.as_ref()));
-    let others = uefi.chain(loader).chain(screen).filter_map(|(key, path)| Some((key, path?.as_path())));
-    for (key, path) in of_kernel(config).chain(others) {
-        found.extend(no_file(key, path).map(|error| (key.to_owned(), error)));
+    let others = uefi.chain(loader).chain(screen).filter_map(|(key, path)| Some((key, path?.as_path(), Missing::Allowed)));
+    for (key, path, missing) in of_kernel(config).map(|(key, path)| (key, path, kernel)).chain(others) {
+        found.extend(no_file(key, path, missing).map(|error| (key.to_owned(), error)));
     }
     if let Some(cloud_init) = &config.cloud_init {
         found.extend(seed::problems(cloud_init).into_iter().map(|(key, error)| (format!("cloud-init.{key}"), error)));
@@ -94,7 +113,7 @@ pub fn problems(config: &GuestConfig) -> Vec<(String, GuestError)> {
 }
 
 /// Returns the files of `[kernel]`, each with its key.
-pub fn of_kernel(config: &GuestConfig) -> impl Iterator<Item = (&'static str, &Path)> {
+fn of_kernel(config: &GuestConfig) -> impl Iterator<Item = (&'static str, &Path)> {
     config.kernel.iter().flat_map(|kernel| {
         let initrd = kernel.initrd.as_deref().map(|path| ("kernel.initrd", path));
         let modules = kernel.modules.iter().map(|module| ("kernel.modules", module.path.as_path()));
@@ -102,10 +121,17 @@ pub fn of_kernel(config: &GuestConfig) -> impl Iterator<Item = (&'static str, &P
     })
 }
 
-/// Returns why an existing file cannot be used for a key. Returns `None` if it is missing, or belongs to another user.
-fn no_file(key: &str, path: &Path) -> Option<GuestError> {
+/// Returns the error for a file that is missing.
+pub fn no_such_file(what: &str, path: &Path) -> GuestError {
+    GuestError::user(format!("{what}: there is no file `{}`", path.display()))
+}
+
+/// Returns why a file cannot be used for a key. One that belongs to another user may be readable for the user who runs
+/// the guest.
+fn no_file(key: &str, path: &Path, missing: Missing) -> Option<GuestError> {
     let error = inputs::open(path).err()?;
     match error.kind() {
+        std::io::ErrorKind::NotFound if missing == Missing::Refused => Some(no_such_file(&format!("`{key}`"), path)),
         std::io::ErrorKind::NotFound | std::io::ErrorKind::PermissionDenied => None,
         _ => Some(GuestError::input(&format!("use `{key}`"), path, error)),
     }
@@ -113,7 +139,7 @@ fn no_file(key: &str, path: &Path) -> Option<GuestError> {
 
 /// Returns why a disk cannot be made from an existing file.
 fn source_problem(disk: &DiskConfig, path: &Path) -> Option<GuestError> {
-    if let Some(error) = no_file("source", path) {
+    if let Some(error) = no_file("source", path, Missing::Allowed) {
         return Some(error);
     }
     let storage = FileStorage::open(path).ok()?;
@@ -133,19 +159,13 @@ fn source_problem(disk: &DiskConfig, path: &Path) -> Option<GuestError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{EngineKind, GuestRequest, HostConfig, HostPaths, load_guest};
-
-    fn config_of(text: &str) -> GuestConfig {
-        let nowhere = || "/nonexistent".into();
-        let paths = HostPaths { config_file: nowhere(), datastore: nowhere(), cache_dir: nowhere(), runtime_dir: nowhere() };
-        let host = HostConfig::of(&paths, EngineKind::Embedded);
-        let (file, datastore) = (Path::new("/nonexistent/g.toml"), Path::new("/nonexistent"));
-        let request = GuestRequest { file, text: Some(text), name: Some("g"), sets: &[], host: &host, datastore };
-        load_guest(&request).unwrap_or_else(|problems| panic!("{problems}")).config
-    }
+    use crate::config::guest_of;
 
     fn complaints_about(text: &str) -> Vec<(String, String)> {
-        problems(&config_of(text)).into_iter().map(|(key, error)| (key, error.chain())).collect()
+        problems(&guest_of(text), Missing::Allowed, Missing::Allowed)
+            .into_iter()
+            .map(|(key, error)| (key, error.chain()))
+            .collect()
     }
 
     const KERNEL: &str = "kernel.image = \"/nonexistent/k\"\n";
@@ -191,14 +211,14 @@ mod tests {
             for more in ["", ", ro = true", ", device = \"ahci-hd\"", ", device = \"ahci-cd\""] {
                 let disk =
                     |format: &str| format!("{KERNEL}disks = [{{ id = \"d\", path = \"{}\"{more}{format} }}]\n", path.display());
-                let error = check_disks(&config_of(&disk(""))).expect_err(words);
+                let error = check_disks(&guest_of(&disk(""))).expect_err(words);
                 assert!(error.chain().ends_with(&format!("is {words}, not a raw disk")), "{}", error.chain());
                 assert!(error.next_step().is_some_and(|hint| hint.contains("format = \"raw\"")), "{words}");
-                check_disks(&config_of(&disk(", format = \"raw\""))).expect("insisted on");
+                check_disks(&guest_of(&disk(", format = \"raw\""))).expect("insisted on");
             }
         }
         std::fs::write(&path, vec![0x5a; 8192]).expect("writes");
-        check_disks(&config_of(&format!("{KERNEL}disks = [{{ id = \"d\", path = \"{}\" }}]\n", path.display())))
+        check_disks(&guest_of(&format!("{KERNEL}disks = [{{ id = \"d\", path = \"{}\" }}]\n", path.display())))
             .expect("a raw disk");
     }
 
@@ -214,7 +234,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("disk");
         std::fs::write(&path, vec![0x5a; 8191]).expect("writes");
-        let disk = |more: &str| config_of(&format!("{KERNEL}disks = [{{ id = \"d\", path = \"{}\"{more} }}]\n", path.display()));
+        let disk = |more: &str| guest_of(&format!("{KERNEL}disks = [{{ id = \"d\", path = \"{}\"{more} }}]\n", path.display()));
         assert!(check_disks(&disk("")).expect_err("odd").chain().contains("has 8191 bytes, no multiple of 512"));
         assert!(check_disks(&disk(", format = \"raw\"")).is_err(), "no engine takes it");
         check_disks(&disk(", size = \"1M\"")).expect("it grows to whole sectors");

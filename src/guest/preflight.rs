@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use crate::config::check::is_image_path;
 use crate::config::{
-    Diagnostic, Diagnostics, DiskBackend, DiskConfig, DiskDevice, EngineKind, Forward, ForwardProto, GuestConfig, GuestRequest,
-    LoadedGuest, load_guest,
+    Diagnostic, Diagnostics, DiskBackend, DiskConfig, EngineKind, Forward, ForwardProto, GuestConfig, GuestRequest, LoadedGuest,
+    load_guest,
 };
 use crate::fetch::Facts;
 use crate::host::files::can_hold;
@@ -27,7 +27,7 @@ use super::definition::Surroundings;
 use super::error::{GuestError, Result};
 use super::images::{Images, Known};
 use super::launcher::supervisor_of;
-use super::named_files;
+use super::named_files::{self, Missing, no_such_file};
 use super::provision::is_there;
 use super::state::RunState;
 use super::store::{GuestDir, Store};
@@ -104,13 +104,15 @@ impl Preflight<'_> {
 
     /// Returns what is wrong, each with its key; an entry without an id is `#N`.
     pub fn problems(self, config: &GuestConfig, moment: Moment) -> Problems {
-        let mut found = named_files::problems(config);
-        if config.engine == EngineKind::Bhyve && !is_freebsd() {
+        let is_of_other_host = config.engine == EngineKind::Bhyve && !is_freebsd();
+        let here = |applies: bool| if applies && !is_of_other_host { Missing::Refused } else { Missing::Allowed };
+        // A kernel may come later, by the first boot. A guest is not made around a disk that is not there.
+        let mut found = named_files::problems(config, here(true), here(moment != Moment::Making));
+        if is_of_other_host {
             return found;
         }
         self.disks(config, moment, &mut found);
         if moment != Moment::Making {
-            missing_files(config, &mut found);
             found.extend(memory_problem(config));
             self.ports(config, moment, &mut found);
         }
@@ -121,13 +123,6 @@ impl Preflight<'_> {
         let images = Images { host: self.surroundings.host, progress: &crate::fetch::progress::Silent };
         for disk in &config.disks {
             let mut tell = |leaf: &str, error: GuestError| found.push((format!("disks.{}.{leaf}", disk.id), error));
-            // A virtio-scsi disk is a port of CAM.
-            if let (Some(path), DiskBackend::File) = (&disk.path, disk.backend)
-                && disk.device != DiskDevice::VirtioScsi
-                && let Some(error) = missing(&format!("disk `{}`", disk.id), path)
-            {
-                tell("path", error);
-            }
             // What is there already is neither fetched nor made again. A volume is asked about only for its source.
             let is_file = disk.backend == DiskBackend::Sparse;
             if disk.source.is_none() && (moment == Moment::Booting || !is_file) {
@@ -258,22 +253,11 @@ fn listen(proto: ForwardProto, address: SocketAddr) -> io::Result<()> {
     }
 }
 
-fn missing(what: &str, path: &Path) -> Option<GuestError> {
-    let error = std::fs::metadata(path).err()?;
-    (error.kind() == std::io::ErrorKind::NotFound)
-        .then(|| GuestError::user(format!("{what}: there is no file `{}`", path.display())))
-}
-
-/// Files that a boot reads.
-fn missing_files(config: &GuestConfig, found: &mut Problems) {
-    for (key, path) in named_files::of_kernel(config) {
-        found.extend(missing(&format!("`{key}`"), path).map(|error| (key.to_owned(), error)));
-    }
-}
-
-fn source_problem(images: &Images<'_>, disk: &DiskConfig, source: &str) -> Option<GuestError> {
+fn source_problem(images: &KnownImages<'_>, disk: &DiskConfig, source: &str) -> Option<GuestError> {
     if is_image_path(source) {
-        return missing(&format!("disk `{}`", disk.id), Path::new(source));
+        let path = Path::new(source);
+        let error = std::fs::metadata(path).err().filter(|error| error.kind() == io::ErrorKind::NotFound);
+        return error.map(|_| no_such_file(&format!("disk `{}`", disk.id), path));
     }
     match images.known(source) {
         Known::Nowhere(error) => Some(error.about(&format!("disk `{}`", disk.id))),

@@ -12,7 +12,7 @@ use crate::units::ByteSize;
 
 use super::disk_record::DiskRecord;
 use super::error::{GuestError, Result};
-use super::named_files::check_disk;
+use super::named_files::{Missing, check_disk};
 use super::store::GuestDir;
 
 /// Returns the path of a disk's bytes.
@@ -371,7 +371,7 @@ pub fn copy_disks(from: &GuestDir, config: &GuestConfig, to: &GuestDir, how: Cop
 
 fn copy_disk(from: &GuestDir, to: &GuestDir, disk: &DiskConfig, how: Copying, made: &mut Made) -> Result<()> {
     if disk.path.is_some() && disk.ro {
-        return check_disk(disk);
+        return check_disk(disk, Missing::Allowed);
     }
     if let Some(path) = &disk.path {
         return Err(GuestError::user(format!(

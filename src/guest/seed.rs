@@ -214,16 +214,10 @@ mod tests {
     use super::*;
     use std::io::Read;
 
-    use crate::config::{EngineKind, GuestRequest, HostConfig, HostPaths, load_guest};
+    use crate::config::guest_of;
 
     fn config_of(text: &str) -> GuestConfig {
-        let nowhere = || "/nonexistent".into();
-        let paths = HostPaths { config_file: nowhere(), datastore: nowhere(), cache_dir: nowhere(), runtime_dir: nowhere() };
-        let host = HostConfig::of(&paths, EngineKind::Embedded);
-        let text = format!("kernel = {{ image = \"/k\" }}\n{text}");
-        let (file, datastore) = (Path::new("/nonexistent/g.toml"), Path::new("/nonexistent"));
-        let request = GuestRequest { file, text: Some(&text), name: Some("g"), sets: &[], host: &host, datastore };
-        load_guest(&request).unwrap_or_else(|problems| panic!("{problems}")).config
+        guest_of(&format!("kernel = {{ image = \"/k\" }}\n{text}"))
     }
 
     const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGmJ3z0p7mB9cO8u me@example";

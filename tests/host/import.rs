@@ -130,7 +130,7 @@ fn a_dry_run_looks_at_the_disks() {
     std::fs::remove_file(world.path().join("vm/db/disk0.img")).expect("removes");
     for more in [&["--dry-run"][..], &[]] {
         let said = world.vmctl(&[&["import", "vm-bhyve", &directory], more].concat()).fails(1, "not a raw disk");
-        said.says("disk `disk0`: there is no `");
+        said.says("disk `disk0`: there is no file `");
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::config::diagnostic::Source as ConfigSource;
-use crate::config::{DiskBackend, DiskDevice, GUESTS_DIR, GuestConfig, HostConfig, HostPaths, TEMPLATES_DIR};
+use crate::config::{GUESTS_DIR, GuestConfig, HostConfig, HostPaths, TEMPLATES_DIR};
 use crate::fetch::Silent;
 use crate::host::files::{disk_size, make_directory, mode_of, rewrite, write_atomically};
 use crate::host::ifconfig;
@@ -18,7 +18,7 @@ use crate::host::zfs;
 use super::super::create::{self, Origin};
 use super::super::definition::{Definition, Surroundings};
 use super::super::error::{GuestError, Result};
-use super::super::named_files::check_disk;
+use super::super::named_files::{Missing, check_disk, own_path};
 use super::super::store::Store;
 use super::conf::Conf;
 use super::switches::{self, ImportedSwitch};
@@ -388,20 +388,10 @@ fn disks_of(config: &GuestConfig) -> (Vec<ImportedDisk>, Option<String>) {
     let mut problem = None;
     let mut disks = Vec::new();
     for disk in &config.disks {
-        // A virtio-scsi disk is a port of CAM, and an iSCSI unit appears at the boot.
-        let Some(path) = disk.path.as_ref().filter(|_| disk.device != DiskDevice::VirtioScsi) else { continue };
-        if disk.backend == DiskBackend::Iscsi {
-            continue;
-        }
-        let found = match fs::metadata(path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                Err(format!("disk `{}`: there is no `{}`", disk.id, path.display()))
-            }
-            _ => check_disk(disk).map_err(|error| error.chain()),
-        };
+        let Some(path) = own_path(disk) else { continue };
         let bytes = disk_size(path).ok().map(|(bytes, _)| bytes);
-        disks.push(ImportedDisk { id: disk.id.clone(), path: path.clone(), bytes });
-        problem = problem.or(found.err());
+        disks.push(ImportedDisk { id: disk.id.clone(), path: path.to_owned(), bytes });
+        problem = problem.or(check_disk(disk, Missing::Refused).err().map(|error| error.chain()));
     }
     (disks, problem)
 }
