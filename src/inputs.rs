@@ -12,10 +12,15 @@ use std::path::Path;
 /// Opens a regular file for reading, or /dev/null, which usually stands for an empty one. Anything else is an error
 /// that names its type.
 pub fn open(path: &Path) -> io::Result<File> {
+    open_with_length(path).map(|(file, _)| file)
+}
+
+/// Opens a regular file. Returns its length too, which may be wrong by the time that it is read.
+fn open_with_length(path: &Path) -> io::Result<(File, u64)> {
     let file = open_at_once(path)?;
     let metadata = file.metadata()?;
     match metadata.is_file() || is_null(&metadata) {
-        true => Ok(file),
+        true => Ok((file, metadata.len())),
         false => Err(wrong(metadata.file_type(), "not a regular file")),
     }
 }
@@ -37,8 +42,10 @@ pub fn open_disk(path: &Path) -> io::Result<File> {
 
 /// Reads all bytes of a regular file that has at most `most` of them.
 pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    read_open(&open(path)?, most, &mut bytes)?;
+    let (file, length) = open_with_length(path)?;
+    // Room for the whole file: an empty buffer would grow from reads of 32 bytes.
+    let mut bytes = Vec::with_capacity(length.min(most) as usize);
+    read_open(&file, most, &mut bytes)?;
     Ok(bytes)
 }
 

@@ -2,14 +2,16 @@
 
 use serde::Serialize;
 
-use super::selection::CommandContext;
+use super::selection::{CommandContext, map_in_order};
 use super::source::GuestSource;
 use super::{App, ExitStatus, Outcome};
 use crate::config::fleet::is_fleet;
 use crate::config::{Diagnostic, Diagnostics, EngineKind, FleetRequest, LoadedGuest, load_fleet};
 use crate::guest::engine::bhyve::needs;
 use crate::guest::error::GuestError;
+use crate::guest::images::KnownImages;
 use crate::guest::preflight::{Moment, Preflight};
+use crate::guest::store::GuestDir;
 use crate::host::program::is_freebsd;
 use crate::inputs;
 
@@ -57,7 +59,8 @@ struct Problem {
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
         let context = app.context_to_look()?;
-        let looking = Looking { context: &context, sets: &self.sets, offline: self.offline };
+        let images = KnownImages::new(&context.host);
+        let looking = Looking { context: &context, images: &images, sets: &self.sets, offline: self.offline };
         let store = context.datastore();
         let mut status = ExitStatus::Done;
         let mut sources = GuestSource::all(store);
@@ -69,26 +72,31 @@ impl Args {
                 Ok(ExitStatus::Done)
             })?;
         }
+        let looked = map_in_order(sources.iter().collect(), || (), |(), source| looking.check(source));
         if app.ui.is_json() {
-            let checked: Vec<Checked> = sources.iter().map(|source| checked(source, looking.check(source).err())).collect();
+            let checked: Vec<Checked> =
+                sources.iter().zip(looked).map(|(source, looked)| checked(source, looked.err())).collect();
             if !checked.iter().all(|item| item.ok) {
                 status = status.max(ExitStatus::User);
             }
             app.ui.list("check", 1, &checked, &[], |item| item.name.clone())?;
             return Ok(status);
         }
-        let checked = app.ui.each(&sources, GuestSource::display_name, |source| {
-            looking.check(source)?;
-            app.ui.done(format!("{}: ok", source.display_name()));
-            Ok(ExitStatus::Done)
-        })?;
-        Ok(status.max(checked))
+        for (source, looked) in sources.iter().zip(looked) {
+            let name = source.display_name();
+            match looked {
+                Ok(()) => app.ui.done(format!("{name}: ok")),
+                Err(problems) => status = status.max(app.ui.failure_about(true, &name, &problems.into())),
+            }
+        }
+        Ok(status)
     }
 }
 
 /// How guest files are checked.
 struct Looking<'a> {
     context: &'a CommandContext,
+    images: &'a KnownImages<'a>,
     sets: &'a [String],
     offline: bool,
 }
@@ -98,19 +106,19 @@ impl Looking<'_> {
     fn check(&self, source: &GuestSource) -> Result<(), Diagnostics> {
         // A file that cannot be read is reported by the next step.
         let text = match source.name {
-            None => inputs::read_text(&source.file, MAX_FILE_BYTES).unwrap_or_default(),
-            Some(_) => String::new(),
+            None => inputs::read_text(&source.file, MAX_FILE_BYTES).ok(),
+            Some(_) => None,
         };
-        if is_fleet(&source.file, &text) {
+        if is_fleet(&source.file, text.as_deref().unwrap_or_default()) {
             return self.check_fleet(source);
         }
         let guest = source.name.as_ref().and_then(|name| self.context.store.guest(name).ok());
         let surroundings = self.context.surroundings();
-        let loaded = source.load(surroundings.host, self.context.datastore(), self.sets)?;
+        let loaded = source.load_text(text.as_deref(), surroundings.host, self.context.datastore(), self.sets)?;
         if self.offline {
             return Ok(());
         }
-        let looked = Preflight { store: &self.context.store, surroundings, guest: guest.as_ref() }.check(&loaded, Moment::Asking);
+        let looked = self.preflight(guest.as_ref()).check(&loaded, Moment::Asking);
         let mut problems = looked.err().unwrap_or_default().0;
         // Reports what this host cannot do for the guest at present. On another host the file may be right
         // nevertheless.
@@ -118,6 +126,10 @@ impl Looking<'_> {
             problems.extend(needs::network(&loaded.config).err().map(|error| refused(&error)));
         }
         none_or(problems)
+    }
+
+    fn preflight<'b>(&'b self, guest: Option<&'b GuestDir>) -> Preflight<'b> {
+        Preflight { store: &self.context.store, surroundings: self.context.surroundings(), images: self.images, guest }
     }
 
     fn check_fleet(&self, source: &GuestSource) -> Result<(), Diagnostics> {
@@ -140,8 +152,7 @@ impl Looking<'_> {
             let name = &guest.config.name;
             let there = self.context.store.guest(name).ok();
             let loaded = LoadedGuest { config: guest.config.clone(), resolved: guest.resolved.clone() };
-            let looked =
-                Preflight { store: &self.context.store, surroundings, guest: there.as_ref() }.check(&loaded, Moment::Asking);
+            let looked = self.preflight(there.as_ref()).check(&loaded, Moment::Asking);
             for problem in looked.err().unwrap_or_default().0 {
                 // The guests of an entry have most of it in common.
                 if !problems.iter().any(|other| other.message == problem.message && other.location == problem.location) {

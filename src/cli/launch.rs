@@ -18,7 +18,7 @@ use crate::fetch::{Facts, Fault, FetchError, Fetcher, Kind, Obtained, Request};
 use crate::guest::change::image_source;
 use crate::guest::clone::ports_in_use;
 use crate::guest::create::{self, Origin};
-use crate::guest::images::{Images, Known};
+use crate::guest::images::{Images, Known, KnownImages};
 use crate::guest::launch_file;
 use crate::guest::preflight::not_for_embedded;
 use crate::guest::store::GuestDir;
@@ -194,7 +194,7 @@ struct WantedImage {
 impl WantedImage {
     /// Checks what is known of an image before it is fetched, and asks about a URL without a checksum.
     fn new(context: &CommandContext, word: &str, image: String, checksum: Option<String>) -> Result<WantedImage, Failure> {
-        let known = Images { host: &context.host, progress: &crate::fetch::Silent }.known(&image);
+        let known = KnownImages::new(&context.host).find(&image);
         if let Known::Here(facts) = &known
             && !is_bootable(facts)
         {

@@ -2,6 +2,7 @@
 
 use clap::builder::PossibleValuesParser;
 
+use super::selection::{Chosen, map_in_order};
 use super::{AnyGuests, App, Column, ExitStatus, Guests, Outcome};
 use crate::guest::overview::{Observer, Overview};
 use crate::units::{ByteSize, format_duration};
@@ -97,16 +98,22 @@ impl Args {
     pub fn run(self, app: &App) -> Outcome {
         let context = app.context_to_look()?;
         let guests = Guests { names: self.guests.names, ..Guests::default() };
-        let mut observer = Observer::new(context.surroundings());
-        let mut rows = Vec::new();
-        let status = app.each_in_turn(guests.choose(&context)?, |guest| {
-            let (overview, _) = observer.look(guest)?;
-            let wanted = self.state.as_ref().is_none_or(|state| *state == overview.state);
-            if wanted && self.guests.tags.iter().all(|tag| overview.tags.contains(tag)) {
-                rows.push(overview);
+        let chosen = guests.choose(&context)?;
+        let many = chosen.len() > 1;
+        let look = |observer: &mut Observer<'_>, chosen: Chosen| {
+            (chosen.label, chosen.guest.and_then(|guest| Ok(observer.look(&guest)?.0)))
+        };
+        let wanted = |guest: &Overview| {
+            self.state.as_ref().is_none_or(|state| *state == guest.state)
+                && self.guests.tags.iter().all(|tag| guest.tags.contains(tag))
+        };
+        let (mut rows, mut status) = (Vec::new(), ExitStatus::Done);
+        for (label, looked) in map_in_order(chosen, || Observer::new(context.surroundings()), look) {
+            match looked {
+                Ok(overview) => rows.extend(Some(overview).filter(wanted)),
+                Err(error) => status = status.max(app.ui.failure_about(many, &label, &error.into())),
             }
-            Ok(ExitStatus::Done)
-        })?;
+        }
         app.ui.list_within("guests", 1, &rows, &COLUMNS, &WHERE_THERE_IS_ROOM, |guest| guest.name.clone())?;
         Ok(status)
     }

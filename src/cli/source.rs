@@ -52,8 +52,19 @@ impl GuestSource {
         store: &DatastoreConfig,
         sets: &[String],
     ) -> Result<LoadedGuest, crate::config::Diagnostics> {
+        self.load_text(None, host, store, sets)
+    }
+
+    /// Checks it, and reads it unless its text is known.
+    pub fn load_text(
+        &self,
+        text: Option<&str>,
+        host: &HostConfig,
+        store: &DatastoreConfig,
+        sets: &[String],
+    ) -> Result<LoadedGuest, crate::config::Diagnostics> {
         let Some(name) = &self.name else {
-            return load_guest(&GuestRequest { file: &self.file, text: None, name: None, sets, host, datastore: &store.path });
+            return load_guest(&GuestRequest { file: &self.file, text, name: None, sets, host, datastore: &store.path });
         };
         // A user's own file is a link: paths in it are relative to its real directory.
         let directory = self.file.parent().unwrap_or(Path::new("/"));
@@ -61,7 +72,7 @@ impl GuestSource {
         // The default engine of an existing guest was fixed when it was made.
         let engine = settled_engine(&directory.join(STATE_FILE)).unwrap_or(host.default_engine);
         let host = &HostConfig { default_engine: engine, ..host.clone() };
-        load_guest(&GuestRequest { file: &file, text: None, name: Some(name), sets, host, datastore: &store.path })
+        load_guest(&GuestRequest { file: &file, text, name: Some(name), sets, host, datastore: &store.path })
     }
 }
 

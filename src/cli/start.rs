@@ -14,7 +14,7 @@ use crate::config::{GuestConfig, LOGIN_PROMPT, ReadyProbe};
 use crate::guest::control::{Reply, Request};
 use crate::guest::definition::Definition;
 use crate::guest::engine::leftovers;
-use crate::guest::images::Images;
+use crate::guest::images::{Images, KnownImages};
 use crate::guest::launcher;
 use crate::guest::logs::LastLine;
 use crate::guest::pending;
@@ -112,7 +112,9 @@ pub fn boot(app: &App, context: &CommandContext, guest: &GuestDir, words: &[OsSt
 
 /// Refuses what this host knows against a start, with its place in the guest file, and tells what is no reason against it.
 pub fn preflight(app: &App, context: &CommandContext, guest: &GuestDir, definition: &Definition) -> Result<(), Failure> {
-    Preflight { store: &context.store, surroundings: context.surroundings(), guest: Some(guest) }.check_guest(Moment::Booting)?;
+    let images = KnownImages::new(&context.host);
+    let surroundings = context.surroundings();
+    Preflight { store: &context.store, surroundings, images: &images, guest: Some(guest) }.check_guest(Moment::Booting)?;
     if let Some(words) = memory_warning(&definition.config) {
         app.ui.warn(words);
     }

@@ -20,7 +20,7 @@ use super::engine;
 use super::error::{GuestError, Result, told_of};
 use super::events::{self, EventKind};
 use super::fleet::membership::Membership;
-use super::images::Images;
+use super::images::{Images, KnownImages};
 use super::pending;
 use super::preflight::{Moment, Preflight};
 use super::provision::{Made, is_own, refuse_found, remove_volumes};
@@ -264,7 +264,8 @@ fn look_at(
     surroundings: Surroundings<'_>,
 ) -> Result<Definition> {
     let request = GuestRequest { file, text, name: Some(name), sets, host: surroundings.host, datastore: surroundings.datastore };
-    Preflight { store, surroundings, guest: None }.check(&load_guest(&request)?, Moment::Making)?;
+    let images = KnownImages::new(surroundings.host);
+    Preflight { store, surroundings, images: &images, guest: None }.check(&load_guest(&request)?, Moment::Making)?;
     Definition::load_file(file, name, text, sets, surroundings)
 }
 

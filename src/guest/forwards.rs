@@ -16,6 +16,7 @@ use super::definition::{Definition, Surroundings};
 use super::edit::Edit;
 use super::engine::forward_spec;
 use super::error::{GuestError, Result};
+use super::images::KnownImages;
 use super::launcher::{ask_once, supervisor_of};
 use super::preflight::Preflight;
 use super::state::RunState;
@@ -138,7 +139,8 @@ pub fn add(
     edit.apply(&sets(&before, &nic, &forward), &[])?;
     // Another forward of this guest at that port is told with its line.
     edit.config(surroundings)?;
-    let preflight = Preflight { store, surroundings, guest: None };
+    let images = KnownImages::new(surroundings.host);
+    let preflight = Preflight { store, surroundings, images: &images, guest: None };
     if let Some(error) = preflight.port_problem(&forward, Duration::ZERO) {
         return Err(error);
     }

@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
+use std::sync::OnceLock;
 
 use crate::config::{DiskBackend, DiskConfig, GuestConfig, HostConfig};
 use crate::fetch::catalogue::MAX_BYTES;
@@ -42,11 +43,30 @@ pub enum Known {
     Nowhere(GuestError),
 }
 
-impl<'a> Images<'a> {
+/// The images that are known without the network. The cache and the catalogues are read when the first image is looked
+/// for, and only once for all guests of a command.
+pub struct KnownImages<'a> {
+    host: &'a HostConfig,
+    stored: OnceLock<Vec<Stored>>,
+    catalogue: OnceLock<KnownCatalogue>,
+}
+
+/// The catalogues of the host file combined, as far as they can be read.
+struct KnownCatalogue {
+    catalogue: Catalogue,
+    /// Whether all of them were read.
+    is_complete: bool,
+}
+
+impl<'a> KnownImages<'a> {
+    /// Creates the lookup for a host file's cache and catalogues.
+    pub fn new(host: &'a HostConfig) -> Self {
+        Self { host, stored: OnceLock::new(), catalogue: OnceLock::new() }
+    }
+
     /// Looks for an image by its name or URL. Nothing is fetched, and the cache is left as it is.
-    pub fn known(&self, what: &str) -> Known {
-        let cache = Cache::look(&self.host.cache_dir);
-        let stored = cache.list().unwrap_or_default();
+    pub fn find(&self, what: &str) -> Known {
+        let stored = self.stored.get_or_init(|| Cache::look(&self.host.cache_dir).list().unwrap_or_default());
         let is_it =
             |stored: &&Stored| stored.record.kind == Kind::Image && (stored.record.name == what || stored.record.source == what);
         if let Some(stored) = stored.iter().find(is_it) {
@@ -55,21 +75,30 @@ impl<'a> Images<'a> {
         if is_url(what) {
             return Known::Elsewhere;
         }
-        let mut catalogue = Catalogue::shipped();
-        let mut all = true;
-        for source in &self.host.catalogues {
-            let remote = source.url.starts_with("https://");
-            let path = if remote { cache.catalogue_file(&source.id) } else { source.url.clone().into() };
-            let text = crate::inputs::read_text(&path, MAX_BYTES as u64);
-            all &= text.is_ok_and(|text| catalogue.add(&source.url, &text).is_ok());
-        }
-        match catalogue.find(Kind::Image, what) {
+        let known = self.catalogue.get_or_init(|| KnownCatalogue::read(self.host));
+        match known.catalogue.find(Kind::Image, what) {
             Ok(entry) => Known::Here(entry.facts.clone()),
-            Err(error) if all => Known::Nowhere(error.in_one()),
+            Err(error) if known.is_complete => Known::Nowhere(error.in_one()),
             Err(_) => Known::Elsewhere,
         }
     }
+}
 
+impl KnownCatalogue {
+    fn read(host: &HostConfig) -> Self {
+        let cache = Cache::look(&host.cache_dir);
+        let mut known = Self { catalogue: Catalogue::shipped(), is_complete: true };
+        for source in &host.catalogues {
+            let remote = source.url.starts_with("https://");
+            let path = if remote { cache.catalogue_file(&source.id) } else { source.url.clone().into() };
+            let text = crate::inputs::read_text(&path, MAX_BYTES as u64);
+            known.is_complete &= text.is_ok_and(|text| known.catalogue.add(&source.url, &text).is_ok());
+        }
+        known
+    }
+}
+
+impl<'a> Images<'a> {
     /// Returns the fetcher, with the host file's cache and catalogues.
     pub fn fetcher(&self) -> Result<Fetcher<'a>> {
         let sources = self.host.catalogues.iter().map(|it| CatalogueSource { id: it.id.clone(), at: it.url.clone() });

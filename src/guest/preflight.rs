@@ -25,7 +25,7 @@ use crate::units::ByteSize;
 
 use super::definition::Surroundings;
 use super::error::{GuestError, Result};
-use super::images::{Images, Known};
+use super::images::{Known, KnownImages};
 use super::launcher::supervisor_of;
 use super::named_files::{self, Missing, no_such_file};
 use super::provision::is_there;
@@ -50,6 +50,8 @@ pub struct Preflight<'a> {
     pub store: &'a Store,
     /// The surroundings of guest files.
     pub surroundings: Surroundings<'a>,
+    /// The images that are known without the network.
+    pub images: &'a KnownImages<'a>,
     /// The guest, if it is there.
     pub guest: Option<&'a GuestDir>,
 }
@@ -120,7 +122,6 @@ impl Preflight<'_> {
     }
 
     fn disks(self, config: &GuestConfig, moment: Moment, found: &mut Problems) {
-        let images = Images { host: self.surroundings.host, progress: &crate::fetch::progress::Silent };
         for disk in &config.disks {
             let mut tell = |leaf: &str, error: GuestError| found.push((format!("disks.{}.{leaf}", disk.id), error));
             // What is there already is neither fetched nor made again. A volume is asked about only for its source.
@@ -132,7 +133,7 @@ impl Preflight<'_> {
                 continue;
             }
             if let Some(source) = &disk.source
-                && let Some(error) = source_problem(&images, disk, source)
+                && let Some(error) = source_problem(self.images, disk, source)
             {
                 tell("source", error);
             }
@@ -142,7 +143,7 @@ impl Preflight<'_> {
                 tell("size", error);
             }
         }
-        if let Some(error) = loader_problem(&images, config) {
+        if let Some(error) = loader_problem(self.images, config) {
             found.push((format!("disks.{}.source", config.disks[0].id), error));
         }
     }
@@ -259,7 +260,7 @@ fn source_problem(images: &KnownImages<'_>, disk: &DiskConfig, source: &str) -> 
         let error = std::fs::metadata(path).err().filter(|error| error.kind() == io::ErrorKind::NotFound);
         return error.map(|_| no_such_file(&format!("disk `{}`", disk.id), path));
     }
-    match images.known(source) {
+    match images.find(source) {
         Known::Nowhere(error) => Some(error.about(&format!("disk `{}`", disk.id))),
         Known::Elsewhere if is_url(source) && disk.checksum.is_none() => {
             let message = format!("disk `{}`: there is no checksum to hold `{source}` to", disk.id);
@@ -270,13 +271,13 @@ fn source_problem(images: &KnownImages<'_>, disk: &DiskConfig, source: &str) -> 
 }
 
 /// Returns an image that the guest's loader cannot boot. Of a guest that has a kernel of its own, no image is booted.
-fn loader_problem(images: &Images<'_>, config: &GuestConfig) -> Option<GuestError> {
+fn loader_problem(images: &KnownImages<'_>, config: &GuestConfig) -> Option<GuestError> {
     let first = config.disks.first().filter(|disk| disk.path.is_none())?;
     let source = first.source.as_deref().filter(|source| !is_image_path(source) && !is_url(source))?;
     if config.engine != EngineKind::Embedded || config.kernel.is_some() {
         return None;
     }
-    match images.known(source) {
+    match images.find(source) {
         Known::Here(facts) => unbootable(source, &facts),
         _ => None,
     }

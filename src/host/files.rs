@@ -312,10 +312,11 @@ pub fn free_space(path: &Path) -> io::Result<u64> {
 /// Whether the file system of a directory, or of the nearest one that is there, takes a file of `size` bytes with holes. A
 /// directory that nothing can be made in is not asked.
 pub fn can_hold(directory: &Path, size: u64) -> io::Result<()> {
-    let Some(directory) = directory.ancestors().find(|directory| directory.is_dir()) else { return Ok(()) };
-    if free_space(directory).is_ok_and(|free| free >= size) {
+    // The directories that are missing will be made on the file system of the nearest one that exists.
+    if directory.ancestors().find_map(|directory| free_space(directory).ok()).is_some_and(|free| free >= size) {
         return Ok(());
     }
+    let Some(directory) = directory.ancestors().find(|directory| directory.is_dir()) else { return Ok(()) };
     let probe = directory.join(format!(".probe-{}", std::process::id()));
     let made = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&probe);
     let Ok(file) = made else { return Ok(()) };

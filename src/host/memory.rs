@@ -1,18 +1,24 @@
 //! How much memory the host has.
 
-/// Bytes of RAM, where the host tells: of the machine, or what the control group of this process may have.
+use std::sync::OnceLock;
+
+/// Returns the bytes of RAM, where the host reports them: of the machine, or the limit of this process's control group.
 pub fn total_memory() -> Option<u64> {
-    let total = of_machine("MemTotal", "hw.physmem")?;
-    Some(limit_of_group().map_or(total, |limit| limit.min(total)))
+    // Read once: `check` compares it with each of a thousand guests.
+    static TOTAL: OnceLock<Option<u64>> = OnceLock::new();
+    *TOTAL.get_or_init(|| {
+        let total = of_machine("MemTotal", "hw.physmem")?;
+        Some(limit_of_group().map_or(total, |limit| limit.min(total)))
+    })
 }
 
-/// Bytes that programs can have without paging, where the host tells.
+/// Returns the bytes that programs can have without paging, where the host reports them.
 #[cfg(target_os = "linux")]
 pub fn available_memory() -> Option<u64> {
     of_machine("MemAvailable", "")
 }
 
-/// FreeBSD keeps no such figure: what it caches goes when it is needed.
+/// Returns `None`: FreeBSD keeps no such figure, since its caches are freed when memory is needed.
 #[cfg(not(target_os = "linux"))]
 pub fn available_memory() -> Option<u64> {
     None

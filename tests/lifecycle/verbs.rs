@@ -479,8 +479,11 @@ fn a_thousand_guests_are_listed_without_a_process_or_a_connection_each() {
     // Without strace the promise is held by the benchmark's time alone.
     if traced.is_ok_and(|output| output.status.success()) {
         let text = std::fs::read_to_string(&trace).expect("a trace");
-        let costly =
-            text.lines().filter(|line| ["clone", "fork", "execve", "connect", "socket"].iter().any(|call| line.contains(call)));
+        // A few threads share the reading.
+        let costly = text
+            .lines()
+            .filter(|line| !line.contains("CLONE_THREAD"))
+            .filter(|line| ["clone", "fork", "execve", "connect", "socket"].iter().any(|call| line.contains(call)));
         assert!(costly.count() <= 1, "{text}");
     }
 }
