@@ -80,6 +80,7 @@ mod visible;
 mod vmm;
 mod wait;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -96,6 +97,15 @@ const OF_EVERY_COMMAND: &str = "Options of every command";
 #[derive(Debug, Parser)]
 #[command(name = "vmctl", version, max_term_width = 100, disable_help_subcommand = true)]
 pub struct Cli {
+    #[command(flatten)]
+    common: CommonOptions,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// Options of every command.
+#[derive(Debug, clap::Args)]
+struct CommonOptions {
     /// Output format: `table`, `wide`, `json`, `jsonl` or `name`
     #[arg(short, long, global = true, value_enum, default_value = "table", value_name = "FORMAT", hide_possible_values = true, help_heading = OF_EVERY_COMMAND, display_order = 900)]
     output: OutputFormat,
@@ -108,8 +118,20 @@ pub struct Cli {
     /// Datastore: a name from the host file, or a directory (or set VMCTL_DATASTORE)
     #[arg(long, global = true, value_name = "NAME|DIR", help_heading = OF_EVERY_COMMAND, display_order = 903)]
     datastore: Option<String>,
+}
+
+/// Command line of a supervisor that `start` runs.
+#[derive(Debug, Parser)]
+struct SupervisorCli {
+    #[command(flatten)]
+    common: CommonOptions,
     #[command(subcommand)]
-    verb: Verb,
+    verb: SupervisorVerb,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum SupervisorVerb {
+    Run(run::Args),
 }
 
 /// All verbs, in the order of the help.
@@ -210,6 +232,15 @@ impl App {
         Ok(HostConfig::load(self.config.as_deref(), &HostPaths::of_this_user()?, engine::of_this_host())?)
     }
 
+    /// Reports a failure, and returns the exit status.
+    fn status(&self, outcome: Outcome) -> ExitCode {
+        let status = outcome.unwrap_or_else(|failure| {
+            self.ui.failure(&failure);
+            failure.status
+        });
+        status.into()
+    }
+
     /// Returns the path of the host file, which may not exist.
     pub fn host_file(&self) -> Result<PathBuf, Failure> {
         match &self.config {
@@ -268,26 +299,58 @@ impl AnyGuests {
 
 /// Runs the command line of this process and returns its exit status.
 pub fn main() -> ExitCode {
-    let command = help::command();
     let words = help::words(std::env::args_os().collect());
+    if let Some(status) = run_guests_process(&words) {
+        return status;
+    }
+    match parse(words) {
+        Ok(cli) => run(cli),
+        Err(status) => status,
+    }
+}
+
+/// Runs a process that lives as long as a guest: its supervisor or its engine. Returns `None` for all other command lines,
+/// and for a wrong one, which the whole command line reports.
+///
+/// These processes do without the whole command line: building it maps 2 MiB of the program and takes 1 MiB of memory
+/// that each of them would keep.
+fn run_guests_process(words: &[OsString]) -> Option<ExitCode> {
+    match words.get(1)?.to_str()? {
+        "vmm" => return Some(args_alone::<vmm::Args>(words)?.run()),
+        "bhyve" => return Some(args_alone::<bhyve::Args>(words)?.run()),
+        _ => {}
+    }
+    if !words.iter().any(|word| word == "--supervise") {
+        return None;
+    }
+    let SupervisorCli { common, verb: SupervisorVerb::Run(args) } = SupervisorCli::try_parse_from(words).ok()?;
+    let app = common.app();
+    Some(app.status(args.run(&app)))
+}
+
+/// Parses the arguments of a verb that is the first word.
+fn args_alone<A: clap::Args>(words: &[OsString]) -> Option<A> {
+    let command = A::augment_args(clap::Command::new(env!("CARGO_PKG_NAME")));
+    A::from_arg_matches(&command.try_get_matches_from(&words[1..]).ok()?).ok()
+}
+
+/// Parses a command line. Prints what is wrong with it, or its help, and returns the exit status for it.
+fn parse(words: Vec<OsString>) -> Result<Cli, ExitCode> {
+    let command = help::command();
     let parsed = command.clone().try_get_matches_from(words).and_then(|matches| Cli::from_arg_matches(&matches));
-    let cli = match parsed {
-        Ok(cli) => cli,
-        Err(error) => {
-            if let Some(failure) = misspelt::explain(&error, &command) {
-                Ui::new(OutputFormat::Table, false).failure(&failure);
-                return failure.status.into();
-            }
-            // --help and --version come here too and are no failure. A closed output is none either.
-            let _ = error.print();
-            return if error.use_stderr() { ExitStatus::User.into() } else { ExitStatus::Done.into() };
+    parsed.map_err(|error| {
+        if let Some(failure) = misspelt::explain(&error, &command) {
+            Ui::new(OutputFormat::Table, false).failure(&failure);
+            return failure.status.into();
         }
-    };
-    let app = App {
-        ui: Ui::new(cli.output, cli.quiet),
-        config: cli.config.or_else(|| from_env("VMCTL_CONFIG").map(PathBuf::from)),
-        datastore: cli.datastore.or_else(|| from_env("VMCTL_DATASTORE").and_then(|value| value.into_string().ok())),
-    };
+        // --help and --version come here too and are no failure. A closed output is none either.
+        let _ = error.print();
+        if error.use_stderr() { ExitStatus::User.into() } else { ExitStatus::Done.into() }
+    })
+}
+
+fn run(cli: Cli) -> ExitCode {
+    let app = cli.common.app();
     let outcome = match cli.verb {
         Verb::Init(args) => args.run(&app),
         Verb::Launch(args) => args.run(&app),
@@ -349,11 +412,18 @@ pub fn main() -> ExitCode {
         Verb::Vmm(args) => return args.run(),
         Verb::Bhyve(args) => return args.run(),
     };
-    let status = outcome.unwrap_or_else(|failure| {
-        app.ui.failure(&failure);
-        failure.status
-    });
-    status.into()
+    app.status(outcome)
+}
+
+impl CommonOptions {
+    /// Returns the context of a verb. Options come before the environment.
+    fn app(self) -> App {
+        App {
+            ui: Ui::new(self.output, self.quiet),
+            config: self.config.or_else(|| from_env("VMCTL_CONFIG").map(PathBuf::from)),
+            datastore: self.datastore.or_else(|| from_env("VMCTL_DATASTORE").and_then(|value| value.into_string().ok())),
+        }
+    }
 }
 
 /// Returns an environment variable that is not empty.
@@ -363,10 +433,33 @@ fn from_env(name: &str) -> Option<std::ffi::OsString> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use clap::{CommandFactory, Parser};
 
     #[test]
     fn the_command_line_is_consistent() {
         super::Cli::command().debug_assert();
+        super::SupervisorCli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_supervisors_command_line_is_parsed_alone_and_means_the_same() {
+        let words = ["vmctl", "--config", "/h.toml", "--datastore", "/d", "run", "--supervise", "web1"];
+        let alone = super::SupervisorCli::parse_from(words);
+        let whole = super::Cli::parse_from(words);
+        assert_eq!(format!("{:?}", alone.common), format!("{:?}", whole.common));
+        assert_eq!(format!("{:?}", alone.verb), format!("{:?}", whole.verb));
+    }
+
+    #[test]
+    fn an_engines_command_line_is_parsed_alone_and_a_wrong_one_is_left_to_the_whole() {
+        let words = |text: &str| text.split(' ').map(std::ffi::OsString::from).collect::<Vec<_>>();
+        assert!(super::args_alone::<super::vmm::Args>(&words("vmctl vmm --spec /x.json")).is_some());
+        assert!(super::args_alone::<super::bhyve::Args>(&words("vmctl bhyve --spec /x.json")).is_some());
+        for other in ["vmctl vmm --help", "vmctl vmm", "vmctl vmm -q --spec /x.json"] {
+            assert!(super::args_alone::<super::vmm::Args>(&words(other)).is_none(), "{other}");
+        }
+        for other in ["vmctl", "vmctl list", "vmctl run web1", "vmctl vmm --help", "vmctl run --supervise"] {
+            assert!(super::run_guests_process(&words(other)).is_none(), "{other}");
+        }
     }
 }
