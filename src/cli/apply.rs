@@ -58,7 +58,7 @@ impl Args {
         let how = (usize::from(self.parallel), self.selection.prune, self.reboot == Reboot::WhenNeeded);
         if !plan.has_changes() {
             // This also removes the remains of a killed apply.
-            carry_out(app, &lock, &fleet, &plan, &context, how)?;
+            carry_out(app, &lock, &fleet, &plan, &context, how, &half_applied(&fleet))?;
             app.ui.done(format!("{}: nothing to do", fleet.name));
             return Ok(refused);
         }
@@ -66,7 +66,7 @@ impl Args {
             show(app, &plan)?;
         }
         self.ask(&plan)?;
-        let done = carry_out(app, &lock, &fleet, &plan, &context, how)?;
+        let done = carry_out(app, &lock, &fleet, &plan, &context, how, &half_applied(&fleet))?;
         Ok(refused.max(done))
     }
 
@@ -98,8 +98,17 @@ impl Args {
     }
 }
 
-/// Carries a plan out, and says what became of each guest and switch. `how` is how many at once, and whether data may be
-/// removed and guests booted again.
+/// Returns the words for a guest of a fleet whose step a signal broke off.
+pub fn half_applied(fleet: &Fleet) -> impl Fn(&str) -> String + Sync + '_ {
+    |name| {
+        let file = fleet.file.display();
+        format!("{name} is half done, and the next `vmctl apply` finishes it or puts it back: {file}")
+    }
+}
+
+/// Carries a plan out, and prints the result for each guest and switch. The three of `how` are the number of guests at
+/// once, whether data may be removed, and whether guests may be booted again. `rest` is printed for a guest whose step a
+/// signal broke off.
 pub fn carry_out(
     app: &App,
     lock: &FleetLock,
@@ -107,6 +116,7 @@ pub fn carry_out(
     plan: &FleetPlan,
     context: &CommandContext,
     (parallel, prune, reboot): (usize, bool, bool),
+    rest: &(dyn Fn(&str) -> String + Sync),
 ) -> Outcome {
     let worst = Mutex::new(ExitStatus::Done);
     let manner = Manner { parallel, prune, reboot, progress: &ProgressDisplay::new(&app.ui) };
@@ -117,10 +127,8 @@ pub fn carry_out(
             _ if reboot => ("changing it, and waiting until it has shut down and runs again", true),
             _ => ("changing it", false),
         };
-        let file = fleet.file.display();
-        let goes_on = format!("{name} is half done, and the next `vmctl apply` finishes it or puts it back: {file}");
         let log = reboots.then(|| LastLine::from_now(context.store.directory_of(name).console_log()));
-        app.ui.wait(Awaited { log, ..Awaited::work(name, what, goes_on) })
+        app.ui.wait(Awaited { log, ..Awaited::work(name, what, rest(name)) })
     };
     let apply = Apply { lock, fleet, plan, store: &context.store, surroundings: context.surroundings(), manner };
     apply.run(begin, |outcome| {

@@ -6,10 +6,10 @@ use super::apply::carry_out;
 use super::ask::{Consent, count};
 use super::group::FLEET_FILE;
 use super::plan::refusals;
-use super::progress::Awaited;
+use super::progress::{Awaited, watch_signals};
 use super::render::FleetFile;
 use super::selection::CommandContext;
-use super::stop::is_running;
+use super::stop::{ending, is_running};
 use super::{App, ExitStatus, Failure, Guests, Outcome};
 use crate::config::Fleet;
 use crate::guest::control::Request;
@@ -51,6 +51,7 @@ pub struct Args {
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
+        watch_signals();
         if let Some(file) = &self.fleet {
             return self.run_fleet(app, file.clone());
         }
@@ -67,11 +68,12 @@ impl Args {
             if !consent.ask(&format!("Remove {name} and its disks?"), unasked)? {
                 return Err(Failure::user(format!("`{name}` was not removed")));
             }
-            let goes_on = format!("{name} is half removed; the next command removes the rest");
-            let _shown = app.ui.wait(Awaited::work(name, "removing it and its disks", goes_on));
-            power_off(guest, &context)?;
+            power_off(app, guest, &context)?;
             let stays = what_stays(guest, &context);
+            let rest = format!("{name} may be half removed: `vmctl destroy {name}` removes what is left of it");
+            let shown = app.ui.wait(Awaited::work(name, "removing it and its disks", rest));
             create::destroy(&context.store, guest, context.surroundings())?;
+            drop(shown);
             app.ui.done(format!("{name} is gone{stays}"));
             Ok(ExitStatus::Done)
         })
@@ -108,9 +110,11 @@ impl Args {
             return Err(Failure::user(format!("the fleet `{}` was not removed", fleet.name)));
         }
         for guest in running {
-            power_off(&context.store.directory_of(&guest.name), &context)?;
+            power_off(app, &context.store.directory_of(&guest.name), &context)?;
         }
-        carry_out(app, &lock, &fleet, &plan, &context, (4, true, false))
+        let file = fleet.file.display();
+        let rest = |name: &str| format!("{name} may be half removed: `vmctl destroy --fleet {file}` removes what is left");
+        carry_out(app, &lock, &fleet, &plan, &context, (4, true, false), &rest)
     }
 }
 
@@ -126,7 +130,7 @@ fn what_stays(guest: &GuestDir, context: &CommandContext) -> String {
 }
 
 /// Powers off a guest that runs, unless it is protected: one that cannot be removed is not powered off either.
-fn power_off(guest: &GuestDir, context: &CommandContext) -> Result<(), Failure> {
+fn power_off(app: &App, guest: &GuestDir, context: &CommandContext) -> Result<(), Failure> {
     if !is_running(guest) {
         return Ok(());
     }
@@ -134,8 +138,9 @@ fn power_off(guest: &GuestDir, context: &CommandContext) -> Result<(), Failure> 
         return Err(Failure::user(format!("`{}` is protected", guest.name()))
             .hint(format!("set `protected = false` first: `vmctl edit {}`", guest.name())));
     }
+    let _shown = app.ui.wait(ending(guest, &Request::Poweroff));
     match end_guest(guest, &Request::Poweroff, None) {
-        // A guest that ended by itself meanwhile is no error here.
+        // A guest that ended meanwhile is no error here.
         Err(error) if is_running(guest) => Err(error.into()),
         _ => Ok(()),
     }

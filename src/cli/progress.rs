@@ -88,6 +88,8 @@ pub struct Display {
     shown: Shown,
     ticking: Once,
     lines: Mutex<BTreeMap<Key, Line>>,
+    /// What goes on of a wait that ended after a signal.
+    broken_off: Mutex<Option<String>>,
 }
 
 /// A line: that of a wait or of a job, of this name.
@@ -195,7 +197,7 @@ impl Display {
             (false, true) => Shown::Bars(MultiProgress::new()),
             (false, false) => Shown::Lines,
         };
-        Arc::new(Display { shown, ticking: Once::new(), lines: Mutex::default() })
+        Arc::new(Display { shown, ticking: Once::new(), lines: Mutex::default(), broken_off: Mutex::default() })
     }
 
     /// Runs an action that prints, while the lines that change in place are away.
@@ -214,6 +216,22 @@ impl Display {
         self.lines().insert(key.clone(), line);
         self.start_ticking();
         Wait { display: Arc::clone(self), key }
+    }
+
+    /// Returns what goes on of the wait that ended last, if that was after a signal.
+    pub fn broken_off(&self) -> Option<String> {
+        self.broken_off.lock().expect("nothing panics while it is held").take()
+    }
+
+    /// Removes the line of a wait.
+    fn end(&self, key: &Key, after_signal: bool) {
+        let Some(line) = self.lines().remove(key) else { return };
+        if let Some(bar) = line.bar {
+            bar.finish_and_clear();
+        }
+        if after_signal {
+            *self.broken_off.lock().expect("nothing panics while it is held") = Some(line.goes_on);
+        }
     }
 
     fn lines(&self) -> MutexGuard<'_, BTreeMap<Key, Line>> {
@@ -360,9 +378,7 @@ pub struct Wait {
 
 impl Drop for Wait {
     fn drop(&mut self) {
-        if let Some(bar) = self.display.lines().remove(&self.key).and_then(|line| line.bar) {
-            bar.finish_and_clear();
-        }
+        self.display.end(&self.key, CANCELLED.load(Ordering::SeqCst));
     }
 }
 
@@ -429,6 +445,20 @@ mod tests {
         assert_eq!(job.text(later), "converting 25%, 12 s");
         let job = Line { done: 5 << 20, ..Line::new("unpacking", now) };
         assert_eq!(job.text(later), "unpacking, 5MiB, 12 s");
+    }
+
+    #[test]
+    fn what_goes_on_is_kept_of_a_wait_that_ends_after_a_signal_and_only_then() {
+        let display = Display::new(true, false);
+        let wait = |name: &str| {
+            let key = Key { is_wait: true, name: name.to_owned() };
+            display.lines().insert(key.clone(), Line { goes_on: format!("{name} goes on"), ..Line::new("", Instant::now()) });
+            key
+        };
+        display.end(&wait("a"), false);
+        assert_eq!(display.broken_off(), None);
+        display.end(&wait("b"), true);
+        assert_eq!((display.broken_off(), display.broken_off()), (Some("b goes on".into()), None));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! `vmctl rollback`: rolls disks back.
 
+use super::progress::{Awaited, watch_signals};
 use super::{App, ExitStatus, Outcome};
 use crate::guest::snapshot;
 
@@ -25,9 +26,18 @@ pub struct Args {
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
+        watch_signals();
         let context = app.context()?;
         let guest = context.store.guest(&self.guest)?;
+        let newer = if self.destroy_newer { " --destroy-newer" } else { "" };
+        let force = if self.force { " --force" } else { "" };
+        let rest = format!(
+            "some disks of {0} may be as at {1} already: `vmctl rollback {0} {1}{newer}{force}` rolls back the others",
+            self.guest, self.name
+        );
+        let shown = app.ui.wait(Awaited::work(&self.guest, format!("rolling its disks back to {}", self.name), rest));
         snapshot::rollback(&guest, &self.name, self.destroy_newer, self.force, context.surroundings())?;
+        drop(shown);
         app.ui.done(format!("{} is as it was at {}", self.guest, self.name));
         Ok(ExitStatus::Done)
     }

@@ -344,6 +344,10 @@ impl Ui {
         if let Some(Hint(hint)) = &failure.hint {
             text.push_str(&format!("{} {hint}\n", self.paint("hint:", "1;36")));
         }
+        // On a terminal, Ctrl-C also ends the program that the command was waiting for, which is then the failure.
+        if let Some(words) = self.display.broken_off() {
+            text.push_str(&format!("interrupted: {words}\n"));
+        }
         self.words(&text);
     }
 

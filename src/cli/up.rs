@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Mutex;
 
-use super::apply::carry_out;
+use super::apply::{carry_out, half_applied};
 use super::group::{Fleet as GroupFleet, Group, Targets, agree_on_all, of_names};
 use super::plan::refusals;
 use super::progress::watch_signals;
@@ -83,7 +83,7 @@ fn make_missing(app: &App, fleet: &GroupFleet) -> Outcome {
     let scope = Scope { targets: fleet.missing.clone(), prune: false, reboot: false };
     let plan = fleet_plan::plan(&declared, &context.store, context.surroundings(), &scope)?;
     let refused = refusals(app, &plan);
-    Ok(refused.max(carry_out(app, &lock, &declared, &plan, &context, (4, false, false))?))
+    Ok(refused.max(carry_out(app, &lock, &declared, &plan, &context, (4, false, false), &half_applied(&declared))?))
 }
 
 /// The guests that are started.

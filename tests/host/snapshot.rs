@@ -89,6 +89,40 @@ fn a_running_guest_is_not_taken_back_under_its_own_feet() {
 }
 
 #[test]
+fn snapshot_and_rollback_show_what_they_do_and_say_after_ctrl_c_what_may_be_done() {
+    let world = world();
+    world.vmctl(&["snapshot", "web", "one"]).ok();
+    for (held, arguments, shown, rest) in [
+        (
+            "zfs snapshot",
+            &["snapshot", "web", "two"][..],
+            "web: taking a snapshot of its disks, ",
+            "the snapshot may have been taken: `vmctl snapshots web` shows it",
+        ),
+        (
+            "zfs rollback",
+            &["rollback", "web", "one", "--destroy-newer"],
+            "web: rolling its disks back to one, ",
+            "some disks of web may be as at one already: `vmctl rollback web one --destroy-newer` rolls back the others",
+        ),
+        (
+            "zfs destroy",
+            &["snapshot", "web", "one", "--remove"],
+            "web: removing snapshot one, ",
+            "one may be gone from some disks of web already: `vmctl snapshot web one --remove` removes the rest",
+        ),
+    ] {
+        world.hold(held);
+        let underway = world.until(arguments, shown);
+        underway.interrupt();
+        let (code, said) = underway.end();
+        world.hold("");
+        assert!(code == Some(130) && said.contains(&format!("interrupted: {rest}")), "{code:?} {said}");
+        world.vmctl(arguments).ok();
+    }
+}
+
+#[test]
 fn snapshots_are_removed_by_name() {
     let world = world();
     world.vmctl(&["snapshot", "web", "one"]).ok();
@@ -129,4 +163,19 @@ fn a_linked_clone_that_fails_leaves_no_snapshot_behind() {
     );
     assert!(!world.path().join("ds/guests/copy").exists());
     world.vmctl(&["clone", "web", "copy", "--linked"]).fails(1, "only those are linked");
+}
+
+#[test]
+fn a_destroy_that_is_broken_off_says_how_to_remove_the_rest() {
+    let world = world();
+    world.guest("base", "engine = \"bhyve\"\n[[disks]]\nid = \"root\"\nbackend = \"zvol\"\nsize = \"1G\"\n");
+    world.hold("zfs destroy");
+    let underway = world.until(&["destroy", "base", "--yes"], "base: removing it and its disks, ");
+    underway.interrupt();
+    let (code, said) = underway.end();
+    assert_eq!(code, Some(130), "{said}");
+    assert!(said.contains("interrupted: base may be half removed: `vmctl destroy base` removes what is left of it"), "{said}");
+    world.hold("");
+    world.vmctl(&["destroy", "base", "--yes"]).ok().says("base is gone");
+    assert!(!world.path().join("ds/guests/base").exists());
 }

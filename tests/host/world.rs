@@ -1,8 +1,12 @@
 //! A host of fake programs in a directory at the front of `PATH`, and `vmctl` run on it.
 
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 #[path = "../said/mod.rs"]
 mod said;
@@ -11,6 +15,24 @@ pub use said::Said;
 /// A host that is gone when the test ends.
 pub struct World {
     dir: tempfile::TempDir,
+}
+
+/// A command that runs.
+pub struct Underway {
+    child: Child,
+    lines: Box<dyn Iterator<Item = String>>,
+}
+
+impl Underway {
+    pub fn interrupt(&self) {
+        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGINT).expect("is there");
+    }
+
+    /// Waits until it ends. Returns its exit status, and the further lines of standard error.
+    pub fn end(mut self) -> (Option<i32>, String) {
+        let lines: Vec<String> = self.lines.by_ref().collect();
+        (self.child.wait().expect("ends").code(), lines.join("\n"))
+    }
 }
 
 impl Said {
@@ -41,6 +63,10 @@ impl World {
         let log = "echo \"${0##*/} $*\" >> \"$STATE/log\"\n\
                    if [ -s \"$STATE/fail\" ] && echo \"${0##*/} $*\" | grep -qF -f \"$STATE/fail\"; then\n\
                    echo \"told to fail\" >&2; exit 1; fi\n\
+                   held=0\n\
+                   while [ -s \"$STATE/hold\" ] && echo \"${0##*/} $*\" | grep -qF -f \"$STATE/hold\" && kill -0 $PPID; do\n\
+                   held=1; sleep 0.05; done\n\
+                   if [ $held = 1 ] && ! kill -0 $PPID; then exit 1; fi\n\
                    if [ -s \"$STATE/kill\" ] && echo \"${0##*/} $*\" | grep -qF -e \"$(cat \"$STATE/kill\")\"; then kill -9 $PPID; exit 1; fi\n";
         self.quiet_program(name, &format!("{log}{body}"));
     }
@@ -62,6 +88,23 @@ impl World {
     /// Lets every call fail that contains these words; none for an empty text.
     pub fn fail(&self, words: &str) {
         std::fs::write(self.state("fail"), words).expect("writes");
+    }
+
+    /// Lets every call that contains these words wait until another text is given; none for an empty one. A call whose caller
+    /// has ended does nothing.
+    pub fn hold(&self, words: &str) {
+        std::fs::write(self.state("hold"), words).expect("writes");
+    }
+
+    /// Starts `vmctl`, and returns it once it has printed a line to standard error that contains `words`.
+    pub fn until(&self, arguments: &[&str], words: &str) -> Underway {
+        let mut child = self.command(arguments).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("runs");
+        let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines().map_while(Result::ok);
+        let mut seen = Vec::new();
+        while !seen.last().is_some_and(|line: &String| line.contains(words)) {
+            seen.push(lines.next().unwrap_or_else(|| panic!("no `{words}` in {seen:?}")));
+        }
+        Underway { child, lines: Box::new(lines) }
     }
 
     /// Ends whoever makes a call with these words, as a power cut would; none for an empty text.
