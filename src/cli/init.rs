@@ -8,6 +8,7 @@ use anyhow::Context;
 
 use super::source::GuestSource;
 use super::{App, ExitStatus, Failure, Outcome};
+use crate::config::paths::home;
 use crate::config::{EngineKind, GUESTS_DIR, TEMPLATES_DIR};
 use crate::guest::clone::ports_in_use;
 use crate::guest::launch_file::{free_port, public_key};
@@ -89,8 +90,7 @@ impl Args {
         let text = match bhyve {
             true => FIRST_GUEST_OF_BHYVE.to_owned(),
             false => {
-                let home = std::env::var_os("HOME").map(PathBuf::from);
-                let key = public_key(&context.store, home.as_deref()).ok();
+                let key = public_key(&context.store, home().as_deref()).ok();
                 first_guest(key.as_deref(), free_port(&ports_in_use(&context.store, context.surroundings()))?)
             }
         };

@@ -13,6 +13,7 @@ use super::start::{self, How};
 use super::stop::is_running;
 use super::{App, Failure, Outcome};
 use crate::config::EngineKind;
+use crate::config::paths::home;
 use crate::fetch::catalogue::{family_of, near};
 use crate::fetch::{Facts, Fault, FetchError, Fetcher, Kind, Obtained, Request};
 use crate::guest::change::image_source;
@@ -232,8 +233,7 @@ impl WantedImage {
         app.ui.each(&names, String::clone, |name| {
             let obtained = self.obtain(app, &fetcher)?;
             let source = if self.is_of_family { &obtained.name } else { &self.source };
-            let home = std::env::var_os("HOME").map(PathBuf::from);
-            let key = launch_file::public_key(&context.store, home.as_deref())?;
+            let key = launch_file::public_key(&context.store, home().as_deref())?;
             let port = launch_file::free_port(&taken)?;
             taken.push(port);
             let mut boot = Vec::new();

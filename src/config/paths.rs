@@ -107,10 +107,19 @@ pub fn in_home(text: &str) -> Option<PathBuf> {
     Some(home()?.join(below))
 }
 
-/// `HOME`, as the shell has it; the account's own where the variable is missing, or is that of a host that boots.
-fn home() -> Option<PathBuf> {
+/// Returns the home of the user who runs us: `HOME`, as the shell has it; that of the account where the variable is missing,
+/// or is that of a host that boots.
+pub fn home() -> Option<PathBuf> {
+    homes().into_iter().next()
+}
+
+/// Returns the directories that may be the user's home, that of the shell first. ssh(1) and ssh-keygen(1) do not look at
+/// `HOME`: their keys are in the home of the account (ssh(1), FILES).
+pub fn homes() -> Vec<PathBuf> {
     let set = std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute() && home != Path::new("/"));
-    set.or_else(|| Some(nix::unistd::User::from_uid(nix::unistd::geteuid()).ok()??.dir))
+    let account = nix::unistd::User::from_uid(nix::unistd::geteuid()).ok().flatten().map(|user| user.dir);
+    let account = account.filter(|account| set.as_ref() != Some(account));
+    set.into_iter().chain(account).collect()
 }
 
 #[cfg(test)]
@@ -126,6 +135,14 @@ mod tests {
         for own in ["~k", "a/~/b", "$HOMES/b", "./~/b"] {
             assert_eq!(at(own), std::path::absolute(Path::new("/srv").join(own)).unwrap(), "{own}");
         }
+    }
+
+    #[test]
+    fn the_home_of_the_account_is_a_home_too_whatever_the_variable_says() {
+        let account = nix::unistd::User::from_uid(nix::unistd::geteuid()).expect("looks").map(|user| user.dir);
+        let homes = homes();
+        assert!(account.is_none_or(|account| homes.contains(&account)), "{homes:?}");
+        assert_eq!(homes.first().cloned(), home());
     }
 
     #[test]

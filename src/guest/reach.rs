@@ -47,7 +47,7 @@ impl Reach {
             user: user.or_else(|| cloud_init.and_then(|told| told.user.clone())).or_else(|| state.default_user.clone()),
             known_hosts: guest.path().join("known_hosts"),
             alias: format!("vmctl-{}", guest.name()),
-            identities: identities(guest, config),
+            identities: identities(guest, config, &paths::homes()),
         })
     }
 
@@ -123,8 +123,9 @@ pub fn greets(address: SocketAddr, patience: Duration) -> bool {
 }
 
 /// Returns the private keys whose public halves are in the guest's `ssh_keys`: beside the file that is named there, or for
-/// a key that is written there, among those of `~/.ssh` and of the datastore. The key that vmctl made comes last.
-fn identities(guest: &GuestDir, config: &GuestConfig) -> Vec<PathBuf> {
+/// a key that is written there, among those of `.ssh` in the user's `homes` and of the datastore. The key that vmctl made
+/// comes last.
+fn identities(guest: &GuestDir, config: &GuestConfig, homes: &[PathBuf]) -> Vec<PathBuf> {
     let own = guest.path().parent().and_then(Path::parent).map(|root| root.join("ssh").join("id_ed25519.pub"));
     let named = config.cloud_init.iter().flat_map(|told| &told.ssh_keys);
     let mut public = Vec::new();
@@ -132,7 +133,7 @@ fn identities(guest: &GuestDir, config: &GuestConfig) -> Vec<PathBuf> {
         match key {
             SshKey::File(path) => public.push(path.clone()),
             SshKey::Text(line) => {
-                let known = public_keys_of(paths::in_home("~/.ssh").as_deref()).into_iter().chain(own.clone());
+                let known = homes.iter().flat_map(|home| public_keys_of(&home.join(".ssh"))).chain(own.clone());
                 public.extend(known.filter(|path| is_of(path, line)));
             }
         }
@@ -149,9 +150,8 @@ fn identities(guest: &GuestDir, config: &GuestConfig) -> Vec<PathBuf> {
 }
 
 /// Returns the public keys of a folder.
-fn public_keys_of(folder: Option<&Path>) -> Vec<PathBuf> {
-    let entries = folder.into_iter().flat_map(|folder| std::fs::read_dir(folder).into_iter().flatten().flatten());
-    let paths = entries.map(|entry| entry.path());
+fn public_keys_of(folder: &Path) -> Vec<PathBuf> {
+    let paths = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     let mut keys: Vec<PathBuf> = paths.filter(|path| path.extension().is_some_and(|extension| extension == "pub")).collect();
     keys.sort();
     keys
@@ -167,4 +167,36 @@ fn is_of(path: &Path, key: &str) -> bool {
 /// Quotes a path in double quotes for ssh_config(5). A path that contains one cannot be written there.
 fn quoted(path: &Path) -> String {
     format!("\"{}\"", path.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{DatastoreConfig, guest_of};
+    use crate::guest::store::Store;
+
+    #[test]
+    fn the_private_half_of_a_key_is_found_in_each_home_of_the_user() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let homes = ["shell", "account"].map(|name| dir.path().join(name));
+        let key = |home: &Path, name: &str, line: &str| {
+            let folder = home.join(".ssh");
+            std::fs::create_dir_all(&folder).expect("makes");
+            std::fs::write(folder.join(format!("{name}.pub")), format!("{line} of {name}\n")).expect("writes");
+            std::fs::write(folder.join(name), "private").expect("writes");
+            folder.join(name)
+        };
+        let [own, other] = [
+            "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl",
+            "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBB",
+        ];
+        key(&homes[0], "id_other", other);
+        let private = key(&homes[1], "id_ed25519", own);
+        let text = format!("kernel.image = \"/k\"\n[cloud-init]\nssh_keys = [\"{own} me@here\"]\n");
+        let config = guest_of(&text);
+        let store = Store::new(&DatastoreConfig { id: "default".into(), path: dir.path().join("ds") }, dir.path());
+        let found = |homes: &[PathBuf]| identities(&store.directory_of("g"), &config, homes);
+        assert_eq!([found(&homes), found(&homes[1..])], [vec![private.clone()], vec![private]]);
+        assert!(found(&homes[..1]).is_empty());
+    }
 }
