@@ -50,7 +50,8 @@ pub fn command() -> Command {
     command.help_template(format!("{{about-with-newline}}\n{{usage-heading}} {{usage}}\n\n{groups}{options}\n\n{MORE}"))
 }
 
-const MORE: &str = "`vmctl launch debian` makes a first guest. `vmctl VERB --help` tells of a verb,\nand `man vmctl` of all.";
+const MORE: &str =
+    "`vmctl launch debian` makes a first guest. `vmctl VERB --help` describes a verb,\nand `man vmctl` describes them all.";
 
 /// Returns the verbs, a line each, below the titles of their groups.
 fn groups(command: &Command) -> String {

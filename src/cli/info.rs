@@ -120,7 +120,7 @@ impl Args {
         if app.ui.is_json() || app.ui.format() == super::OutputFormat::Name {
             app.ui.list("guest-info", 1, &infos, &[], |info: &Info| info.overview.name.clone())?;
         } else {
-            app.ui.data(&infos.iter().map(|info| text(info, self.counters)).collect::<Vec<_>>().join("\n"))?;
+            app.ui.data(&infos.iter().map(|info| text(info, self.counters, app.ui.columns())).collect::<Vec<_>>().join("\n"))?;
         }
         Ok(status)
     }
@@ -166,12 +166,35 @@ fn gather(guest: &GuestDir, context: &CommandContext) -> Result<Info, Failure> {
     })
 }
 
-fn text(info: &Info, with_counters: bool) -> String {
+/// Width of the column of keys.
+const KEYS: usize = 14;
+
+/// Breaks a value at spaces where the terminal has no room for it. What has no space, like a path, is left whole.
+fn broken(value: &str, columns: Option<usize>) -> String {
+    let room = columns.unwrap_or(usize::MAX).saturating_sub(KEYS);
+    let (mut out, mut width) = (String::new(), 0);
+    for word in value.split(' ') {
+        let length = word.chars().count();
+        if width > 0 && width + 1 + length > room {
+            out.push_str(&format!("\n{:KEYS$}", ""));
+            width = 0;
+        } else if width > 0 {
+            out.push(' ');
+            width += 1;
+        }
+        out.push_str(word);
+        width += length;
+    }
+    out
+}
+
+/// Returns the details in words, a line for each that is not empty.
+fn text(info: &Info, with_counters: bool, columns: Option<usize>) -> String {
     let guest = &info.overview;
     let mut out = String::new();
     let mut line = |key: &str, value: String| {
         if !value.is_empty() {
-            let _ = writeln!(out, "{key:<14}{value}");
+            let _ = writeln!(out, "{key:<KEYS$}{}", broken(&value, columns));
         }
     };
     let yes = |flag: bool, word: &str| if flag { word.to_owned() } else { String::new() };
@@ -235,4 +258,21 @@ fn text(info: &Info, with_counters: bool) -> String {
         line("counter", format!("{name} {value}"));
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_value_goes_on_below_itself_and_a_word_stays_whole() {
+        let value = "namespaces net ipc uts, no capabilities";
+        assert_eq!(broken(value, None), value);
+        assert_eq!(broken(value, Some(KEYS + value.len())), value);
+        let keys = " ".repeat(KEYS);
+        assert_eq!(broken(value, Some(KEYS + 26)), format!("namespaces net ipc uts, no\n{keys}capabilities"));
+        assert_eq!(broken("root: /a/very/long/path", Some(KEYS + 8)), format!("root:\n{keys}/a/very/long/path"));
+        assert_eq!(broken("two  spaces", None), "two  spaces");
+        assert_eq!(broken("", Some(3)), "");
+    }
 }

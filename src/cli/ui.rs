@@ -239,13 +239,13 @@ impl Ui {
         optional: &[&str],
         name: fn(&T) -> String,
     ) -> Result<(), Failure> {
-        let room = own_window_size().filter(|_| self.terminals.1 && self.format == OutputFormat::Table);
-        let Some((_, room)) = room else { return self.list(kind, version, items, columns, name) };
+        let room = self.columns().filter(|_| self.format == OutputFormat::Table);
+        let Some(room) = room else { return self.list(kind, version, items, columns, name) };
         let fitting = (0..=optional.len()).map(|left_out| self.table_without(items, columns, &optional[..left_out]));
         let mut fitting = fitting.peekable();
         while let Some(table) = fitting.next() {
             let width = table.lines().map(|line| line.chars().count()).max().unwrap_or(0);
-            if width <= usize::from(room) || fitting.peek().is_none() {
+            if width <= room || fitting.peek().is_none() {
                 return self.data(&table);
             }
         }
@@ -330,7 +330,7 @@ impl Ui {
     fn failure_of(&self, subject: Option<&str>, failure: &Failure) {
         let mut text = String::new();
         if let Some(diagnostics) = failure.error.downcast_ref::<Diagnostics>() {
-            text.push_str(&diagnostics.to_string());
+            text.push_str(&self.painted(&diagnostics.to_string()));
         } else {
             let mut chain = failure.error.chain();
             let first = chain.next().map(ToString::to_string).unwrap_or_default();
@@ -374,6 +374,24 @@ impl Ui {
     /// Returns whether data is shown with colours.
     pub fn colours_data(&self) -> bool {
         self.colour_data
+    }
+
+    /// Returns the text of diagnostics with the same colours as that of other failures.
+    fn painted(&self, diagnostics: &str) -> String {
+        let is_caret = |line: &str| line.contains('^') && line.trim_matches([' ', '\t', '^']).is_empty();
+        let paint = |line: &str| match line.split_once(':').map(|(word, rest)| (word.trim_start(), rest)) {
+            Some(("error", rest)) => format!("{}{rest}", self.paint("error:", "1;31")),
+            Some(("hint", rest)) => line.replacen(&format!("hint:{rest}"), &format!("{}{rest}", self.paint("hint:", "1;36")), 1),
+            _ if is_caret(line) => self.paint(line, "1;31"),
+            _ => line.to_owned(),
+        };
+        diagnostics.lines().map(|line| paint(line) + "\n").collect()
+    }
+
+    /// Returns the number of columns of the terminal that data goes to.
+    pub fn columns(&self) -> Option<usize> {
+        let size = own_window_size().filter(|_| self.terminals.1);
+        size.map(|(_, columns)| usize::from(columns))
     }
 
     fn paint(&self, text: &str, code: &str) -> String {
@@ -431,6 +449,22 @@ mod tests {
             },
         );
         assert_eq!((seen, outcome.unwrap()), (3, ExitStatus::User));
+    }
+
+    #[test]
+    fn diagnostics_have_the_colours_of_other_failures_and_no_other_bytes() {
+        let text =
+            "a.toml:2:1: unknown key `memry`\n    memry = \"1G\"\n    ^^^^^\n    hint: did you mean `memory`?\nerror: x: y\n";
+        let ui = |colour| Ui { colour, ..Ui::new(OutputFormat::Table, true) };
+        assert_eq!(ui(false).painted(text), text);
+        let painted = ui(true).painted(text);
+        let (red, cyan, end) = ("\x1b[1;31m", "\x1b[1;36m", "\x1b[0m");
+        assert!(
+            painted.contains(&format!(
+                "\n{red}    ^^^^^{end}\n    {cyan}hint:{end} did you mean `memory`?\n{red}error:{end} x: y\n"
+            ))
+        );
+        assert_eq!([red, cyan, end].iter().fold(painted.clone(), |text, code| text.replace(code, "")), text);
     }
 
     #[test]
