@@ -32,10 +32,10 @@ impl Args {
         app.ui.each(&self.names, String::clone, |name| {
             let undone = format!("{name} is not made; the next command removes what was copied");
             let shown = app.ui.wait(Awaited::work(name, format!("copying the disks of {}", self.guest), undone));
-            let cloned = clone(&context.store, &guest, name, how, context.surroundings())?;
+            let notes = clone(&context.store, &guest, name, how, context.surroundings())?;
             drop(shown);
             app.ui.done(format!("{name} is a copy of {}", self.guest));
-            cloned.notes.iter().for_each(|note| app.ui.done(format!("{name}: {note}")));
+            notes.iter().for_each(|note| app.ui.done(format!("{name}: {note}")));
             Ok(ExitStatus::Done)
         })
     }

@@ -26,14 +26,9 @@ use super::provision::{Copying, copy_disks};
 use super::state::GuestState;
 use super::store::{GuestDir, NewGuest, Store};
 
-/// A guest that was cloned.
-pub struct Cloned {
-    /// Notes for the user: the differences, and what it still shares with the source.
-    pub notes: Vec<String>,
-}
-
-/// Makes a guest with a copy of the file and of the disks of another, and an identity of its own. Both are stopped.
-pub fn clone(store: &Store, source: &GuestDir, name: &str, how: Copying, surroundings: Surroundings<'_>) -> Result<Cloned> {
+/// Makes a guest with a copy of the file and of the disks of another, and an identity of its own. Both are stopped. Returns
+/// notes for the user: the differences, and what the clone still shares with its source.
+pub fn clone(store: &Store, source: &GuestDir, name: &str, how: Copying, surroundings: Surroundings<'_>) -> Result<Vec<String>> {
     check_name(name)?;
     let _lock = source.lock_stopped("clone")?;
     let host = surroundings.host_for(source);
@@ -58,7 +53,7 @@ fn fill(
     how: Copying,
     definition: &Definition,
     surroundings: Surroundings<'_>,
-) -> Result<Cloned> {
+) -> Result<Vec<String>> {
     let file = CloneFile { source, config: &definition.config, name, surroundings };
     let (text, copied, mut notes) = file.write(&ports_in_use(store, surroundings))?;
     for relative in &copied {
@@ -75,7 +70,7 @@ fn fill(
     let own = Origin::File { path: source.config_file(), copy: true };
     let state = GuestState { default_user: source.state()?.default_user, ..GuestState::new(name) };
     finish(new, state, origin, &own, surroundings, |guest, _| copy_disks(source, &definition.config, guest, how))?;
-    Ok(Cloned { notes })
+    Ok(notes)
 }
 
 /// Returns the ports of the host that guests of the store are reached at, running or not. A guest whose file is broken
