@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::progress::{Awaited, watch_signals};
 use super::start::{self, How, is_ready, wait_ready};
-use super::stop::is_running;
+use super::stop::{Shutdown, is_running};
 use super::{App, ExitStatus, Failure, Guests, Outcome};
 use crate::guest::control::{Reply, Request};
 use crate::guest::launcher;
@@ -54,8 +54,8 @@ impl Args {
             }
             match self.wait {
                 true => {
-                    wait_ready(app, &context, guest, None)?;
-                    app.ui.done(is_ready(&context, guest, began).replacen("is ready", "is ready again", 1));
+                    let config = wait_ready(app, &context, guest, None)?;
+                    app.ui.done(is_ready(guest, config.as_ref(), "is ready again", began));
                 }
                 false => app.ui.done(format!("{name} is running again: vmctl console {name}")),
             }

@@ -146,8 +146,8 @@ pub fn then(app: &App, context: &CommandContext, guest: &GuestDir, how: &How, be
         return attach::attach(app, guest, &Session::default());
     }
     if how.wait {
-        wait_ready(app, context, guest, how.timeout)?;
-        app.ui.done(is_ready(context, guest, began));
+        let config = wait_ready(app, context, guest, how.timeout)?;
+        app.ui.done(is_ready(guest, config.as_ref(), "is ready", began));
     } else {
         let name = guest.name();
         app.ui.done(format!("{name} is running: vmctl console {name}"));
@@ -155,13 +155,12 @@ pub fn then(app: &App, context: &CommandContext, guest: &GuestDir, how: &How, be
     Ok(ExitStatus::Done)
 }
 
-/// Returns words for a guest that is ready, with how long it took and the next command.
-pub fn is_ready(context: &CommandContext, guest: &GuestDir, began: Instant) -> String {
+/// Returns words for a guest that `is ready`, or is so again, with how long it took and the next command.
+pub fn is_ready(guest: &GuestDir, config: Option<&GuestConfig>, is_ready: &str, began: Instant) -> String {
     let name = guest.name();
-    let config = Definition::load(guest, context.surroundings()).ok().map(|definition| definition.config);
-    let reach = config.zip(guest.state().ok()).map(|(config, state)| Reach::of(guest, &config, &state, None));
+    let reach = config.zip(guest.state().ok()).map(|(config, state)| Reach::of(guest, config, &state, None));
     let verb = if matches!(reach, Some(Ok(_))) { "ssh" } else { "console" };
-    format!("{name} is ready after {}: vmctl {verb} {name}", seconds(began.elapsed()))
+    format!("{name} {is_ready} after {}: vmctl {verb} {name}", seconds(began.elapsed()))
 }
 
 /// Makes the disks that a later edit of the guest file added, from images.
@@ -174,12 +173,19 @@ fn make_from_images(app: &App, context: &CommandContext, guest: &GuestDir, defin
     Ok(())
 }
 
-/// Waits until a running guest is ready.
-pub fn wait_ready(app: &App, context: &CommandContext, guest: &GuestDir, timeout: Option<Duration>) -> Result<(), Failure> {
+/// Waits until a running guest is ready. Returns its configuration, unless its file is wrong by now.
+pub fn wait_ready(
+    app: &App,
+    context: &CommandContext,
+    guest: &GuestDir,
+    timeout: Option<Duration>,
+) -> Result<Option<GuestConfig>, Failure> {
     let config = Definition::load(guest, context.surroundings()).ok().map(|definition| definition.config);
     let what = config.as_ref().map_or_else(|| "waiting until it is ready".into(), awaited);
-    let _shown = app.ui.wait(booting(guest, what, timeout.or(config.map(|config| config.ready.timeout))));
-    ask_ready(guest, timeout, false)
+    let limit = timeout.or(config.as_ref().map(|config| config.ready.timeout));
+    let _shown = app.ui.wait(booting(guest, what, limit));
+    ask_ready(guest, timeout, false)?;
+    Ok(config)
 }
 
 /// Asks the supervisor for the answer that its guest is ready, or that its console has asked for a `login`.

@@ -58,8 +58,8 @@ impl Args {
             let shown = |what: &str| app.ui.wait(booting(guest, what.to_owned(), self.timeout));
             let done = match self.event {
                 AwaitedEvent::Ready => {
-                    wait_ready(app, &context, guest, self.timeout)?;
-                    is_ready(&context, guest, began)
+                    let config = wait_ready(app, &context, guest, self.timeout)?;
+                    is_ready(guest, config.as_ref(), "is ready", began)
                 }
                 AwaitedEvent::Login => {
                     let _shown = shown("waiting for its login prompt");
