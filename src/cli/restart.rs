@@ -1,6 +1,6 @@
 //! `vmctl restart`: restarts guests.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::progress::{Awaited, watch_signals};
 use super::start::{self, How, is_ready, wait_ready};
@@ -18,12 +18,8 @@ use crate::guest::logs::LastLine;
 pub struct Args {
     #[command(flatten)]
     guests: Guests,
-    /// Power off at once instead of pressing the power button
-    #[arg(short, long)]
-    force: bool,
-    /// Time that the guest has, instead of the guest file's `stop_timeout`
-    #[arg(long, value_name = "TIME", conflicts_with = "force", value_parser = crate::units::parse_duration)]
-    timeout: Option<Duration>,
+    #[command(flatten)]
+    shutdown: Shutdown,
     /// Wait until the guest is ready by its `[ready]`
     #[arg(long)]
     wait: bool,
@@ -33,7 +29,7 @@ impl Args {
     pub fn run(self, app: &App) -> Outcome {
         watch_signals();
         let context = app.context()?;
-        let timeout_ms = if self.force { Some(0) } else { self.timeout.map(|timeout| timeout.as_millis() as u64) };
+        let timeout_ms = self.shutdown.timeout_ms();
         app.each_guest(self.guests.choose(&context)?, |guest, named| {
             if !is_running(guest) {
                 let how = How::plain(self.wait);

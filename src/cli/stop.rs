@@ -22,22 +22,36 @@ use crate::guest::store::GuestDir;
 pub struct Args {
     #[command(flatten)]
     guests: Guests,
+    #[command(flatten)]
+    shutdown: Shutdown,
+    /// Print nothing for a guest that is not running
+    #[arg(long)]
+    if_running: bool,
+}
+
+/// Options for how a running guest shuts down.
+#[derive(Debug, clap::Args)]
+pub struct Shutdown {
     /// Power off at once, without the power button and the hooks before it
     #[arg(short, long)]
     force: bool,
     /// Time that the guest has, instead of the guest file's `stop_timeout`
     #[arg(long, value_name = "TIME", conflicts_with = "force", value_parser = crate::units::parse_duration)]
     timeout: Option<Duration>,
-    /// Say nothing of a guest that is not running
-    #[arg(long)]
-    if_running: bool,
+}
+
+impl Shutdown {
+    /// Returns the time that the guest has, as the supervisor is asked for it: zero powers it off at once.
+    pub fn timeout_ms(&self) -> Option<u64> {
+        if self.force { Some(0) } else { self.timeout.map(|timeout| timeout.as_millis() as u64) }
+    }
 }
 
 impl Args {
     pub fn run(self, app: &App) -> Outcome {
         watch_signals();
         let context = app.context()?;
-        let timeout_ms = if self.force { Some(0) } else { self.timeout.map(|timeout| timeout.as_millis() as u64) };
+        let timeout_ms = self.shutdown.timeout_ms();
         end_each(app, self.guests.choose(&context)?, self.if_running, Request::Stop { timeout_ms })
     }
 }
