@@ -126,7 +126,7 @@ struct Pending {
     bytes: u32,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Registers {
     clb: u64,
@@ -203,29 +203,13 @@ pub struct Port {
 impl Port {
     /// Creates a port as after power-on.
     pub fn new(kind: DriveKind, disk: Box<dyn Disk>, serial: &str, mem: GuestMemory) -> Port {
-        let regs = Registers {
-            clb: 0,
-            fb: 0,
-            is: 0,
-            ie: 0,
-            cmd: 0,
-            tfd: 0,
-            sig: 0,
-            sctl: 0,
-            serr: 0,
-            sact: 0,
-            ci: 0,
-            halted: false,
-            srst: false,
-            stopping: false,
-        };
         let mut port = Port {
             disk,
             kind,
             serial: serial.chars().filter(char::is_ascii).take(20).collect(),
             drive: DriveState::default(),
             mem,
-            regs,
+            regs: Registers::default(),
             pending: InFlight::new(),
             running: 0,
             redo: 0,
@@ -243,9 +227,12 @@ impl Port {
 
     fn power_on(&mut self) {
         self.drive = DriveState { attention: self.kind == DriveKind::Cd, ..DriveState::default() };
-        self.regs.cmd = CMD_SUD | CMD_POD | if self.kind == DriveKind::Cd { CMD_ATAPI } else { 0 };
-        self.regs.sig = self.signature();
-        self.regs.tfd = 0x0100 | u32::from(STATUS_READY);
+        self.regs = Registers {
+            cmd: CMD_SUD | CMD_POD | if self.kind == DriveKind::Cd { CMD_ATAPI } else { 0 },
+            sig: self.signature(),
+            tfd: 0x0100 | u32::from(STATUS_READY),
+            ..Registers::default()
+        };
     }
 
     /// Resets the port to its power-on state.
@@ -253,20 +240,6 @@ impl Port {
         // Requests in flight write into guest memory, which the guest may use for something else after a reset.
         self.pending.drain(&mut *self.disk);
         (self.running, self.redo) = (0, 0);
-        self.regs = Registers {
-            clb: 0,
-            fb: 0,
-            is: 0,
-            ie: 0,
-            sctl: 0,
-            serr: 0,
-            sact: 0,
-            ci: 0,
-            halted: false,
-            srst: false,
-            stopping: false,
-            ..self.regs
-        };
         self.power_on();
     }
 
