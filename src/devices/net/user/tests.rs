@@ -160,6 +160,13 @@ impl Guest {
         }
     }
 
+    /// Sends a frame that reaches the host: the network learns the guest's Ethernet address from its first one.
+    fn shows_itself(&mut self) {
+        let server = UdpSocket::bind(loopback(0)).unwrap();
+        self.send_udp(514, gateway(server.local_addr().unwrap().port()), b"here");
+        server.recv_from(&mut [0; 64]).unwrap();
+    }
+
     /// Waits for "destination unreachable" from `remote`, and returns its code.
     fn unreachable(&mut self, remote: Ipv4Addr) -> u8 {
         self.until("the message", |guest| {
@@ -363,17 +370,23 @@ fn a_forward_of_datagrams_goes_there_and_back() {
     let forwards = vec![Forward { protocol: Protocol::Udp, host: loopback(0), guest_port: 514 }];
     let mut guest = guest(&UserNetConfig { forwards, ..open() });
     let host = guest.net.forwards()[0].host;
-    // The network learns the guest's Ethernet address from the first frame of the guest.
-    guest.send_udp(514, gateway(9), b"");
-    let client = UdpSocket::bind(loopback(0)).unwrap();
-    client.set_read_timeout(Some(PATIENCE)).unwrap();
-    std::thread::sleep(Duration::from_millis(50));
-    client.send_to(b"log this", host).unwrap();
-    let (from, payload) = guest.receive_udp(514);
-    assert_eq!((*from.ip(), payload.as_slice()), (GATEWAY, &b"log this"[..]));
-    guest.send_udp(514, from, b"done");
-    let mut buf = [0; 64];
-    assert_eq!(client.recv_from(&mut buf).unwrap(), (4, host));
+    guest.shows_itself();
+    let clients = ["one", "two"].map(|words| (UdpSocket::bind(loopback(0)).unwrap(), words));
+    let senders = clients.each_ref().map(|(client, words)| {
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        client.send_to(words.as_bytes(), host).unwrap();
+        let (from, payload) = guest.receive_udp(514);
+        assert_eq!((*from.ip(), payload.as_slice()), (GATEWAY, words.as_bytes()));
+        from
+    });
+    assert_ne!(senders[0], senders[1]);
+    // The answers go out in the other order, each to its client.
+    for ((client, words), from) in clients.iter().zip(senders).rev() {
+        guest.send_udp(514, from, words.repeat(2).as_bytes());
+        let mut buf = [0; 64];
+        assert_eq!(client.recv_from(&mut buf).unwrap(), (6, host));
+        assert_eq!(&buf[..6], words.repeat(2).as_bytes());
+    }
 }
 
 #[test]
@@ -411,15 +424,9 @@ fn a_forward_of_datagrams_is_added_to_a_network_that_runs_and_removed() {
     let forward = Forward { protocol: Protocol::Udp, host, guest_port: 514 };
     Bound::at(Protocol::Udp, host).unwrap().offer(&guest.supervisor, host).unwrap();
     control.add(forward).unwrap();
-    guest.send_udp(514, gateway(9), b"");
-    let client = UdpSocket::bind(loopback(0)).unwrap();
-    client.set_read_timeout(Some(PATIENCE)).unwrap();
-    std::thread::sleep(Duration::from_millis(50));
-    client.send_to(b"log this", host).unwrap();
-    let (from, payload) = guest.receive_udp(514);
-    assert_eq!(payload.as_slice(), b"log this");
-    guest.send_udp(514, from, b"done");
-    assert_eq!(client.recv_from(&mut [0; 64]).unwrap(), (4, host));
+    guest.shows_itself();
+    UdpSocket::bind(loopback(0)).unwrap().send_to(b"log this", host).unwrap();
+    assert_eq!(guest.receive_udp(514).1, b"log this");
     withdraw(&guest.supervisor, Protocol::Udp, host).unwrap();
     control.remove(forward);
     let start = Instant::now();
