@@ -4,6 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use super::addresses::{MacAddr, network};
 use super::check_cloud_init::{cloud_init, seed_disk};
+use super::check_devices as devices;
+use super::check_firmware as firmware;
 use super::check_hardware as hardware;
 use super::diagnostic::{Diagnostic, Diagnostics, Location, Problems};
 use super::guest::*;
@@ -83,7 +85,7 @@ fn guest(view: &TableReader<'_>, name: &str, engine: EngineKind, problems: &mut 
         ));
     }
     let loader: LoaderKind = view.choice("loader");
-    hardware::loader_tables(view, loader, problems);
+    firmware::loader_tables(view, loader, problems);
     let mut disks = disks(view, engine, problems);
     let nics = nics(view, problems);
     let cloud_init = cloud_init(view, name, (&disks, &nics), problems);
@@ -96,7 +98,7 @@ fn guest(view: &TableReader<'_>, name: &str, engine: EngineKind, problems: &mut 
     }
     let cpus = cpus(view, problems);
     let memory = memory(view, problems);
-    let passthru = hardware::passthru(view, problems);
+    let passthru = devices::passthru(view, problems);
     let debug = view.table("debug");
     let deterministic = debug.flag("deterministic");
     if deterministic && cpus.count() != 1 {
@@ -123,20 +125,20 @@ fn guest(view: &TableReader<'_>, name: &str, engine: EngineKind, problems: &mut 
         memory_in_core: view.table("memory").flag("in_core"),
         loader,
         kernel: if loader == LoaderKind::Kernel { kernel(view, problems) } else { None },
-        grub: (loader == LoaderKind::Grub).then(|| hardware::grub(view, engine, problems)),
-        uefi: (loader == LoaderKind::Uefi).then(|| hardware::uefi(view, problems)),
-        bhyveload: (loader == LoaderKind::Bhyveload).then(|| hardware::bhyveload(view, problems)),
-        boot_order: hardware::boot_order(view, (&disks, &nics, loader), problems),
+        grub: (loader == LoaderKind::Grub).then(|| firmware::grub(view, engine, problems)),
+        uefi: (loader == LoaderKind::Uefi).then(|| firmware::uefi(view, problems)),
+        bhyveload: (loader == LoaderKind::Bhyveload).then(|| firmware::bhyveload(view, problems)),
+        boot_order: firmware::boot_order(view, (&disks, &nics, loader), problems),
         disks,
         console: console(&view.table("console"), engine, problems),
-        channels: hardware::channels(view, problems),
-        graphics: hardware::graphics(view, loader, problems),
-        sound: hardware::sound(view, problems),
-        inputs: hardware::inputs(view, problems),
-        tpm: hardware::tpm(view, problems),
+        channels: devices::channels(view, problems),
+        graphics: devices::graphics(view, loader, problems),
+        sound: devices::sound(view, problems),
+        inputs: devices::inputs(view, problems),
+        tpm: devices::tpm(view, problems),
         passthru,
-        shares: hardware::shares(view, problems),
-        smbios: hardware::smbios(view, problems),
+        shares: devices::shares(view, problems),
+        smbios: firmware::smbios(view, problems),
         limits: hardware::limits(view, problems),
         bhyve: hardware::bhyve(view, problems),
         restart: restart(&view.table("restart"), problems),
@@ -290,7 +292,7 @@ fn disk(entry: &TableReader<'_>, engine: EngineKind, seen: &mut Vec<String>, pro
         let hint = "`path = \"PATH\"` and no `size`";
         problems.push(here("device", format!("disk `{id}` is of type `{name}`, which needs an existing backing")).hint(hint));
     }
-    let extras = hardware::disk_extras(entry, &id, (backend, device), problems);
+    let extras = devices::disk_extras(entry, &id, (backend, device), problems);
     let serial = entry.text("serial");
     // The embedded engine uses the id if there is none. A comma would end a value of bhyve.
     if let Some(serial) = &serial
@@ -328,8 +330,8 @@ fn disk(entry: &TableReader<'_>, engine: EngineKind, seen: &mut Vec<String>, pro
         thin: entry.flag("thin"),
         sector_size: extras.sector_size,
         controller: extras.controller,
-        slot: hardware::slot(entry),
-        options: hardware::device_options(entry, problems),
+        slot: devices::slot(entry),
+        options: devices::device_options(entry, problems),
     }
 }
 
@@ -402,7 +404,7 @@ fn nics(view: &TableReader<'_>, problems: &mut Problems) -> Vec<NicConfig> {
                 .hint(hint),
             );
         }
-        let netgraph = hardware::nic_wiring(entry, &id, backend, problems);
+        let netgraph = devices::nic_wiring(entry, &id, backend, problems);
         let mac: Option<MacAddr> = entry.text("mac").and_then(|mac| mac.parse().ok());
         if let Some(mac) = mac {
             if macs.contains(&mac) {
@@ -421,8 +423,8 @@ fn nics(view: &TableReader<'_>, problems: &mut Problems) -> Vec<NicConfig> {
             netgraph,
             private: entry.flag("private"),
             span: entry.flag("span"),
-            slot: hardware::slot(entry),
-            options: hardware::device_options(entry, problems),
+            slot: devices::slot(entry),
+            options: devices::device_options(entry, problems),
             device,
             mtu: u16::try_from(entry.small("mtu").expect("has a default")).expect("the key table's bounds fit"),
             forwards: if backend == NicBackend::User { forwards } else { Vec::new() },
@@ -515,7 +517,7 @@ fn forwards(nic: &TableReader<'_>, id: &str, taken: &mut Vec<(Forward, String)>,
 }
 
 fn console(view: &TableReader<'_>, engine: EngineKind, problems: &mut Problems) -> ConsoleConfig {
-    let com = ["com1", "com2", "com3", "com4"].map(|leaf| hardware::com_port(view, leaf, engine, problems));
+    let com = ["com1", "com2", "com3", "com4"].map(|leaf| devices::com_port(view, leaf, engine, problems));
     for (at, port) in com.iter().enumerate() {
         if !matches!(port, ComPort::None | ComPort::Console) && com[..at].contains(port) {
             let message = format!("COM{} leads to the same place as another port", at + 1);

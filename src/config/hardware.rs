@@ -1,5 +1,6 @@
 //! What a guest's machine has beyond processors, memory, disks and interfaces, and how it boots through firmware or a
-//! loader: what bhyve(8) acts on. Part of [`super::guest`], made by [`super::check_hardware`].
+//! loader: what bhyve(8) acts on. Part of [`super::guest`], made by [`super::check_devices`], [`super::check_firmware`] and
+//! [`super::check_hardware`].
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;

@@ -8,7 +8,9 @@ pub mod addresses; // MAC, PCI and IP addresses as the files write them
 pub mod bhyve_variables; // names for `bhyve.options`
 pub mod check; // rules that involve more than one key
 pub mod check_cloud_init; // the same, for `[cloud-init]`
-pub mod check_hardware; // the same, for the parts that bhyve(8) uses
+pub mod check_devices; // the same, for the devices that only bhyve(8) has
+pub mod check_firmware; // the same, for loaders and firmware
+pub mod check_hardware; // the same, for the machine as bhyve(8) runs it
 pub mod cloud_init; // settings for cloud-init in the guest
 mod device_key; // names of the devices that have PCI addresses
 pub mod diagnostic; // problems of a file, with their positions
