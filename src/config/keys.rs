@@ -81,11 +81,12 @@ const KEYS: &[Key] = &[
     key("cpus.pin", Texts { one: false }, Bhyve, "Which CPUs of the host a virtual CPU may use, like `\"0:4\"` or `\"1:5-6\"`."),
     key("memory", short("size"), Now, "RAM. `memory = \"1G\"` is short for `memory.size = \"1G\"`."),
     with("memory.size", Size, "\"512M\"", Now, "How much: at least 16M, whole MiB."),
-    key(
+    with(
         "memory.overcommit",
         Flag,
+        "false",
         Now,
-        "Whether the guest may have more than the host has, and starts without a word when it wants more than is available; not without it.",
+        "Whether the guest may have more memory than the host has. It also silences the warning when it may use more than is available.",
     ),
     with("memory.wired", Flag, "false", Bhyve, "Whether the host may not page it out. Passthrough needs it and turns it on."),
     with("memory.in_core", Flag, "false", Bhyve, "Whether it is part of bhyve's core dumps."),
