@@ -18,8 +18,8 @@ use crate::guest::logs::LastLine;
 /// Change the guests to match a fleet file
 ///
 /// Shows the plan, asks, and applies it: first the switches that the fleet declares, then guest by guest. If a guest
-/// fails, it is restored and the others continue. If it is killed, the next apply completes it. Does not start guests;
-/// `vmctl up` does.
+/// fails, it is restored and the others continue. If an apply is killed, the next one completes it. Does not start
+/// guests; `vmctl up` does.
 ///
 /// No data is removed without `--prune`, which also asks for the fleet's name. Without a terminal, both `--yes` and
 /// `--prune` are needed. A guest with `protected = true` is never removed.

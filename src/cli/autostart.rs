@@ -44,7 +44,7 @@ enum AutostartCommand {
         #[arg(long, value_name = "TIME", value_parser = crate::units::parse_duration)]
         stop_timeout: Option<Duration>,
     },
-    /// Make the host leave them alone
+    /// Stop starting guests with the host
     Disable {
         /// On FreeBSD, guests to remove from vmctl_list of rc.conf
         #[arg(value_name = "GUEST")]

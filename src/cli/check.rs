@@ -20,16 +20,17 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// Check guest files and fleet files without starting anything
 ///
-/// Also looks at what this host has: the files that are named, images, ports that are in use, memory, room for disks; with
-/// `--offline`, at the guest files alone.
+/// Also checks them against this host: the files that they name, images, ports in use, memory, free space for disks.
+/// With `--offline`, checks the guest files alone.
 ///
-/// A fleet file is called `fleet.toml`, or has `[[guests]]`: all the guests that it means are checked. Without an argument, checks the host file and every guest of the datastore. Exits with 1 when something is wrong.
+/// A fleet file is called `fleet.toml`, or has `[[guests]]`: all its guests are checked. Without an argument, checks
+/// the host file and every guest of the datastore. Exits with 1 when something is wrong.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Guests, guest files or fleet files (with a slash, or `.toml` at the end)
     #[arg(value_name = "GUEST|FILE")]
     guests: Vec<String>,
-    /// Look at the files alone, and leave out what this host has: other files, images, ports, memory, room
+    /// Check the files alone, and not what this host has: other files, images, ports, memory, free space
     #[arg(long)]
     offline: bool,
     /// Override a key, like `memory=2G` or `disks.root.size=20G`

@@ -10,9 +10,9 @@ use crate::units::ByteSize;
 
 /// Open the serial console of a running guest
 ///
-/// Shows what was said last, then what is said, and passes on what is typed, control characters included. `~.` at the
-/// beginning of a line leaves; the guest keeps running. `~s` asks it to stop. Where standard input ends, so does the
-/// session, unless it only watches. One session types, any number watch. A serial line has no window size: `~w` or
+/// Shows the latest output, then new output, and sends what you type to the guest, control characters included. `~.` at
+/// the beginning of a line leaves; the guest keeps running. `~s` asks it to stop. The session ends when standard input
+/// ends, unless it only watches. One session can type; any number can watch. A serial line has no window size: `~w` or
 /// `--resize` types a `stty` command at the guest's shell.
 #[derive(Debug, clap::Args)]
 pub struct Args {

@@ -22,11 +22,13 @@ use crate::guest::store::GuestDir;
 
 /// Remove guests and their disks
 ///
-/// Asks first; where several are asked about, `all` is an answer. Files and devices that a guest file names by a path stay,
-/// and so does a guest file outside the datastore. A guest with `protected = true` is refused, and so is one that runs.
+/// Asks first; with several guests, `all` answers for the rest. Files and devices that a guest file names by a path are
+/// kept, and so is a guest file outside the datastore. A guest with `protected = true` is refused, and so is one that
+/// runs.
 ///
-/// `--fleet` removes all guests of a fleet, also those that its file does not name any more, and the switches that it has
-/// declared. It shows them and asks once. While one of them is protected or runs, none is removed. The fleet file stays.
+/// `--fleet` removes all guests of a fleet, also those that its file does not name any more, and the switches that it
+/// has declared. It shows them and asks once. While one of them is protected or runs, none is removed. The fleet file
+/// is kept.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Names or globs, like `web1` or `web*`

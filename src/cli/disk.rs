@@ -54,9 +54,9 @@ enum DiskCommand {
         #[arg(long)]
         ro: bool,
     },
-    /// Take a disk away
+    /// Remove a disk
     ///
-    /// Its bytes stay, and it is said where.
+    /// Its bytes are kept, and the command reports where.
     #[command(aliases = ["rm", "delete"])]
     Remove {
         /// The guest

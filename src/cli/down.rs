@@ -18,10 +18,10 @@ use crate::guest::stopping::end_guest;
 /// Stop guests in order
 ///
 /// With names, those that run. With a fleet file or a guest file, or without an argument in a folder that has one
-/// (`fleet.toml`, `vm.toml` or `vmctl.toml`), the guests of that file. With `--all`, or where nothing else is said and the question is answered, every guest of the datastore.
-/// Each one stops after those that start after it, whoever started it. Each has its `stop_timeout`, or
-/// its part of `--timeout` where that is less, and is powered off after it. One that does not go then has its engine
-/// killed, so that the others have their time.
+/// (`fleet.toml`, `vm.toml` or `vmctl.toml`), the guests of that file. With `--all`, every guest of the datastore;
+/// without an argument and without such a file, asks whether that is meant. Each one stops after those that start after
+/// it, however it was started. Each has its `stop_timeout`, or its part of `--timeout` where that is less, and is
+/// powered off after it. If it still runs then, its engine is killed, so that the others have their time.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]

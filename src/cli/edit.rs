@@ -12,7 +12,7 @@ use crate::guest::store::GuestDir;
 ///
 /// Uses `$VISUAL`, `$EDITOR` or vi. Problems are shown before anything is saved, and the editor is offered again. A
 /// running guest gets the changes at its next boot; `info` shows that they are pending. While the editor is open, other
-/// commands that change the file wait for it. A text that is given up is kept in the guest's directory.
+/// commands that change the file wait for it. If you give up, your text is kept in the guest's directory.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]

@@ -27,7 +27,7 @@ enum ForwardCommand {
         #[arg(long, value_name = "NIC")]
         nic: Option<String>,
     },
-    /// Forward a port no more
+    /// Remove a forward
     ///
     /// Connections through it are closed.
     Remove {

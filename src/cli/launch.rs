@@ -29,10 +29,10 @@ use crate::inputs::is_url;
 /// Make guests and start them
 ///
 /// Makes a guest with a disk from an image of the catalogue (`vmctl image list --all`), a user-mode network and, if the
-/// image has cloud-init, the user's public key. A family of images, like `debian`, means its newest release that can run
-/// here. Without a name, the guest is called after its image. The image may also be a URL or the file of a disk, and the
-/// first word a template or a guest file. Of a URL without `--checksum`, what it sends is taken only if you agree; later
-/// guests are held to what it sent then.
+/// image has cloud-init, the user's public key. A family of images, like `debian`, means its newest release that can
+/// run here. Without a name, the guest is called after its image. The image may also be a URL or the file of a disk,
+/// and the first word a template or a guest file. For a URL without `--checksum`, asks whether to trust the download;
+/// later guests must get the same bytes.
 ///
 /// With `--file` or `--template`, all words are names of guests. With `--console`, shows the console instead of waiting.
 #[derive(Debug, clap::Args)]

@@ -5,7 +5,7 @@ use crate::guest::create;
 
 /// Rename a stopped guest
 ///
-/// Its UUID and its MAC addresses stay.
+/// Its UUID and its MAC addresses are kept.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The guest

@@ -23,11 +23,11 @@ const USERS_FAULT: u8 = 4;
 
 /// Run a guest in the foreground
 ///
-/// With its console on this terminal, until it stops; the restart policy holds as it does with `start`. `~.` leaves the
-/// console and `~s` asks the guest to stop, as in `console`; so does ending this command by a signal, and a second signal
-/// powers it off. Exits with 0 when the
-/// guest stopped, with 2 when it or the host failed, with 4 for what the user can put right, a kernel that is refused among
-/// it, and, when the guest wrote VALUE to the debug-exit port, with VALUE * 2 + 1: an odd number is always the guest's.
+/// Shows its console on this terminal until it stops. The restart policy applies as it does with `start`. `~.` leaves
+/// the console and `~s` asks the guest to stop, as in `console`. A signal to this command also asks the guest to stop,
+/// and a second signal powers it off. Exits with 0 if the guest stopped, with 2 if it or the host failed, with 4 for a
+/// mistake that the user can correct, such as a kernel that is refused, and, if the guest wrote VALUE to the debug-exit
+/// port, with VALUE * 2 + 1: an odd number always comes from the guest.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The guest

@@ -28,15 +28,15 @@ use crate::host::process::own_program;
 ///
 /// Returns when the guest runs. Otherwise shows the engine's message and exits with 1 or 2. A running guest is an error
 /// if it was named, and left alone if a pattern or a tag selected it. A failed guest is started, and its failure is
-/// cleared. A guest file, with a slash or `.toml` at its end, means the guest that is made of it, which is made if it is
-/// not there yet.
+/// cleared. A guest file (with a slash, or `.toml` at its end) stands for its guest, which is made first if it does not
+/// exist.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     guests: Guests,
     #[command(flatten)]
     how: How,
-    /// Leave a guest alone that runs already; with `--wait`, wait for it all the same
+    /// Leave a running guest alone; with `--wait`, wait for it nevertheless
     #[arg(long)]
     if_stopped: bool,
 }
@@ -44,7 +44,8 @@ pub struct Args {
 /// Options of a start, and for a running guest.
 #[derive(Debug, Clone, clap::Args)]
 pub struct How {
-    /// Wait until the guest is ready, as its `[ready]` says: without one, until sshd greets or the console asks for a login
+    /// Wait until the guest is ready, as its `[ready]` defines; without one, until sshd greets or the console asks for
+    /// a login
     #[arg(long)]
     wait: bool,
     /// Time to wait, instead of the guest file's `ready.timeout`

@@ -15,9 +15,10 @@ use crate::guest::store::GuestDir;
 
 /// Stop guests
 ///
-/// Presses the ACPI power button, and again every few seconds, waits for the guest file's `stop_timeout`, then powers the
-/// guest off; says which it was. A guest without ACPI, or too early in its boot, does not hear the button. Several guests
-/// are stopped at the same time. A guest that is not running is left alone. What a guest left on the host that was killed with all that ran it is removed.
+/// Presses the ACPI power button every few seconds, and powers the guest off when the guest file's `stop_timeout` is
+/// over. Reports which of the two ended it. A guest without ACPI, or one that has only begun to boot, ignores the
+/// button. Several guests are stopped at the same time. A guest that is not running is left alone. If a guest was
+/// killed together with its supervisor, what they left on this host is removed.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]

@@ -22,12 +22,12 @@ use crate::guest::state::GuestState;
 
 /// Make and start guests in their order
 ///
-/// With names, those and the guests that they start after. With a fleet file or a guest file, or without an argument in a
-/// folder that has one (`fleet.toml`, `vm.toml` or `vmctl.toml`), the guests of that file: those that are not there yet are
-/// made first. With `--all`, or where nothing else is said and the question is answered, every
-/// guest of the datastore. `vmctl autostart start` starts those with `autostart`. A guest waits
-/// for those before it as their `autostart.wait` and `timeout` say; one that does not start holds up nobody for longer
-/// than that. A guest that runs is left alone, and so is one that has failed unless it was named.
+/// With names, those and the guests that they start after. With a fleet file or a guest file, or without an argument in
+/// a folder that has one (`fleet.toml`, `vm.toml` or `vmctl.toml`), the guests of that file: those that are not there
+/// yet are made first. With `--all`, every guest of the datastore; without an argument and without such a file, asks
+/// whether that is meant. `vmctl autostart start` starts those with `autostart`. A guest waits for those before it as
+/// their `autostart.wait` and `timeout` say; one that does not start delays the others no longer than that. A guest
+/// that runs is left alone, and so is one that has failed unless it was named.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]

@@ -21,9 +21,9 @@ const ATTEMPT: Duration = Duration::from_secs(5);
 
 /// Wait for guests
 ///
-/// Until each is ready, as its `[ready]` says; until it has stopped; until its sshd greets; or until its console has asked
-/// for a login in this boot. A guest that does not run, or stops meanwhile, is waited for no more, and the exit status is 1,
-/// as it is when the time is over.
+/// Waits until each is ready, as its `[ready]` defines; until it has stopped; until its sshd greets; or until its
+/// console has asked for a login in this boot. If a guest is not running or stops meanwhile, or if the time is over,
+/// the exit status is 1.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
