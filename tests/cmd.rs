@@ -28,7 +28,7 @@ fn init_writes_a_first_guest_that_checks_clean_and_never_over_a_file() {
     assert_eq!(vmctl(&["check", "demo.toml"]), (Some(0), "demo.toml: ok\n".into()));
     let before = std::fs::read(directory.path().join("demo.toml")).unwrap();
     let (status, said) = vmctl(&["init"]);
-    assert!(status == Some(1) && said.contains("`demo.toml` is there already\nhint: name another file"), "{said}");
+    assert!(status == Some(1) && said.contains("`demo.toml` exists already\nhint: name another file"), "{said}");
     assert_eq!(std::fs::read(directory.path().join("demo.toml")).unwrap(), before);
 }
 

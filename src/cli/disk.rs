@@ -131,7 +131,7 @@ impl Args {
                 }
                 entries::remove(app, &context, guest.name(), Class::Disk, &disk, purge)?;
                 if let Some(path) = path.filter(|path| !purge && path.exists()) {
-                    app.ui.done(format!("{}: the bytes of disk {disk} stay at {}", guest.name(), path.display()));
+                    app.ui.done(format!("{}: the bytes of disk {disk} are kept at {}", guest.name(), path.display()));
                 }
                 Ok(ExitStatus::Done)
             }

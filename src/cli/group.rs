@@ -62,7 +62,7 @@ impl Group {
             ([], 0) => project::of_this_folder().map_or(Ok(Targets::Unspecified), |file| Targets::of_file(app, context, &file)),
             ([], _) => Ok(Targets::Named(self.names.clone())),
             ([file], 1) => Targets::of_file(app, context, Path::new(file)),
-            ([file, ..], _) => Err(Failure::user(format!("the file `{file}` stands alone, and more was named"))
+            ([file, ..], _) => Err(Failure::user(format!("the file `{file}` cannot be combined with other names"))
                 .hint("name guests, or one fleet file or guest file")),
         }
     }

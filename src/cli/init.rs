@@ -82,7 +82,7 @@ impl Args {
         let path = self.file.display();
         let mut file = OpenOptions::new().write(true).create_new(true).open(&self.file).map_err(|error| match error.kind() {
             std::io::ErrorKind::AlreadyExists => {
-                Failure::user(format!("`{path}` is there already")).hint("name another file: `vmctl init OTHER.toml`")
+                Failure::user(format!("`{path}` exists already")).hint("name another file: `vmctl init OTHER.toml`")
             }
             _ => Failure::user(format!("cannot write `{path}`: {error}")),
         })?;

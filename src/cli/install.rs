@@ -153,7 +153,7 @@ impl Args {
         }
         match self.new.given() {
             None => Ok(guest),
-            Some(option) => Err(Failure::user(format!("`{}` is there already, and `{option}` is for a new guest", self.guest))
+            Some(option) => Err(Failure::user(format!("`{}` exists already, and `{option}` is for a new guest", self.guest))
                 .hint(format!("`vmctl edit {0}` changes it, `vmctl destroy {0}` makes room for another", self.guest))),
         }
     }

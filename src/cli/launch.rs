@@ -320,7 +320,7 @@ fn start_or_remove(app: &App, context: &CommandContext, guest: &GuestDir, how: &
 pub fn boot_or_remove(app: &App, context: &CommandContext, guest: &GuestDir, words: &[OsString]) -> Result<(), Failure> {
     if let Err(failure) = start::boot(app, context, guest, words) {
         if let Err(error) = create::destroy(&context.store, guest, context.surroundings()) {
-            app.ui.warn(format!("{} stays, and does not run: {}", guest.name(), error.chain()));
+            app.ui.warn(format!("{} is kept and does not run: {}", guest.name(), error.chain()));
         }
         return Err(failure);
     }

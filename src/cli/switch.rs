@@ -233,7 +233,7 @@ impl Here<'_> {
             agree(self.app, &plan, &switch.id, yes)?;
             let failed = program::perform_all(&plan.steps);
             if !failed.is_empty() {
-                return Err(Failure::user(format!("not all of `{}` is gone: {}", switch.id, failed.join("; "))));
+                return Err(Failure::user(format!("`{}` is not removed completely: {}", switch.id, failed.join("; "))));
             }
             self.app.ui.done(format!("{} is gone", switch.id));
             Ok(ExitStatus::Done)

@@ -267,7 +267,7 @@ impl<'a> Fetcher<'a> {
             }
             if stored.record.source != request.target {
                 return Err(FetchError::user(format!(
-                    "{} `{name}` is there already, from `{}`",
+                    "{} `{name}` exists already, from `{}`",
                     request.kind.name(),
                     stored.record.source
                 ))
@@ -361,7 +361,7 @@ impl<'a> Fetcher<'a> {
             }
             if stored.record.source != source && !request.refresh {
                 return Err(FetchError::user(format!(
-                    "{} `{name}` is there already, from `{}`",
+                    "{} `{name}` exists already, from `{}`",
                     request.kind.name(),
                     stored.record.source
                 ))

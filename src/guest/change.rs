@@ -137,7 +137,7 @@ pub fn remove(guest: &GuestDir, class: Class, id: &str, purge: bool, surrounding
     if purge && let Some(disk) = disk {
         if !provision::is_own(disk) {
             return Err(GuestError::user(format!("disk `{id}` is not one that vmctl made, and its bytes are not removed"))
-                .hint("leave out `--purge`, and the disk is taken away"));
+                .hint("without `--purge`, the disk is removed and its bytes are kept"));
         }
         if !edit.hold()? {
             return Err(GuestError::user(format!("`{}` runs, and its disk `{id}` is in use", guest.name()))

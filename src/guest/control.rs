@@ -317,7 +317,7 @@ impl ControlClient {
 
     /// Returns a frame that has arrived already.
     pub fn take_frame(&mut self) -> Result<Option<Frame>> {
-        self.reader.next_frame().map_err(|what| GuestError::host(format!("the supervisor's answer is broken: {what}")))
+        self.reader.next_frame().map_err(|what| GuestError::host(format!("the supervisor's answer is malformed: {what}")))
     }
 
     /// Reads the available bytes and returns their number; 0 at the end of the connection.

@@ -148,7 +148,7 @@ pub(super) fn finish(
     }
     run_event_hooks(&guest, &definition.config, &state, HookEvent::PostCreate).map_err(|error| {
         GuestError::user(format!("`{name}` is made, but {}", error.chain()))
-            .hint(format!("`vmctl events {name}` has what the hook said; `vmctl destroy {name}` removes the guest"))
+            .hint(format!("`vmctl events {name}` shows the hook's output; `vmctl destroy {name}` removes the guest"))
     })?;
     Ok(guest)
 }

@@ -48,7 +48,7 @@ impl DiskRecord {
             Ok(document) => Err(GuestError::user(format!("`{}` is of version {}", path.display(), document.version))
                 .hint("a newer vmctl wrote it: use that one")),
             Err(error) => Err(GuestError::user(format!("`{}` is damaged: {error}", path.display()))
-                .hint("remove it, and the disks that are there are taken for the guest's own")),
+                .hint("remove it; the disks that exist then count as the guest's own")),
         }
     }
 

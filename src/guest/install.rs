@@ -307,7 +307,7 @@ fn autoinstall(path: &Path) -> Result<AnswerSet> {
     let _ = file.take(256).read_to_string(&mut begin);
     if begin.lines().next().map(str::trim_end) != Some("#cloud-config") {
         return Err(GuestError::user(format!("`{}` does not begin with `#cloud-config`", user_data.display()))
-            .hint("the installer would take it for nothing; its configuration stands below `autoinstall:`"));
+            .hint("the installer would ignore it; its configuration belongs below `autoinstall:`"));
     }
     if !served.iter().any(|(path, _)| path == "/meta-data") {
         // Without it cloud-init does not accept the source.

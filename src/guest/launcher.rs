@@ -101,7 +101,7 @@ fn said_since(log: &Path, before: u64) -> String {
         file.take(4096).read_to_string(&mut text)
     });
     match text.trim() {
-        said if read.is_ok() && !said.is_empty() => format!("; it said:\n{said}"),
+        said if read.is_ok() && !said.is_empty() => format!("; its output:\n{said}"),
         _ => String::new(),
     }
 }

@@ -198,7 +198,7 @@ impl Preflight<'_> {
             io::ErrorKind::PermissionDenied => GuestError::user(format!("{port} is not for this user: {error}"))
                 .hint("ports below 1024 are the system's: take a higher one"),
             io::ErrorKind::AddrNotAvailable => {
-                GuestError::user(format!("`{}` is no address of this host: {error}", address.ip()))
+                GuestError::user(format!("`{}` is not an address of this host: {error}", address.ip()))
             }
             _ => GuestError::user(format!("{port} cannot be used: {error}")),
         })

@@ -64,7 +64,7 @@ pub fn refuse_found(guest: &GuestDir, config: &GuestConfig) -> Result<()> {
 
 /// Creates the error for a file or volume that has the name of a disk but is not the guest's.
 pub fn found(disk: &DiskConfig, path: &Path) -> GuestError {
-    GuestError::user(format!("disk `{}`: `{}` is there already, and is not this disk", disk.id, path.display())).hint(format!(
+    GuestError::user(format!("disk `{}`: `{}` exists already and is not this disk", disk.id, path.display())).hint(format!(
         "to use it as it is, name it by its path, with `path = \"{}\"` or `--path`; else remove it",
         path.display()
     ))
@@ -186,7 +186,7 @@ pub fn refuse_found_volumes(guest: &GuestDir, config: &GuestConfig) -> Result<()
     for disk in config.disks.iter().filter(|disk| is_own_volume(disk)) {
         let name = volume(guest, disk)?;
         if zfs::volume_size(&name).map_err(of_disk(disk))?.is_some() {
-            return Err(GuestError::user(format!("disk `{}`: the volume `{name}` is there already", disk.id)).hint(format!(
+            return Err(GuestError::user(format!("disk `{}`: the volume `{name}` exists already", disk.id)).hint(format!(
                 "to use it as it is, name it: `path = \"{}\"`; to be rid of it: `zfs destroy -r {name}`",
                 zfs::volume_device(&name).display()
             )));

@@ -145,7 +145,7 @@ fn kill_supervisor(guest: &GuestDir, holder: &Holder) -> Result<Ended> {
         }
     }
     if !has_gone(guest, holder) {
-        return Err(GuestError::host(format!("process {number}, the supervisor of `{name}`, does not go, though it was killed"))
+        return Err(GuestError::host(format!("process {number}, the supervisor of `{name}`, was killed and does not end"))
             .hint("it may wait for a disk that does not answer"));
     }
     // The engine ends with it: the kernel kills it, or it ends as soon as it has cleaned up.

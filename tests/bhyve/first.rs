@@ -27,7 +27,7 @@ fn the_first_guest_file_is_one_for_bhyve_and_goes_all_the_way() {
     world.vmctl(&["destroy", "web1", "--yes"]).ok();
     assert!(!world.vmctl(&["list"]).ok().out.contains("web1"));
     assert!(world.root().join("root.img").exists(), "the disk is the user's");
-    world.vmctl(&["init", "web1.toml"]).fails("is there already");
+    world.vmctl(&["init", "web1.toml"]).fails("exists already");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::world::{NIC, Said, World};
 
 /// What the script uses of `libexec/rc/rc.subr`: rc.conf(5) is read; without `rcvar` set to yes only the `one` forms
-/// and `status` are carried out, and the `fast` form of rc.shutdown(8) says nothing; a service with a `command`, or `${name}_program`, of which a process is there already
+/// and `status` are carried out, and the `fast` form of rc.shutdown(8) says nothing; a service with a `command`, or `${name}_program`, of which a process exists already
 /// is not started; `required_files` must be readable before a start; `restart` is a stop and a start.
 const SUBR: &str = r#"
 checkyesno() {

@@ -75,9 +75,7 @@ fn a_volume_without_a_device_is_an_error_that_leaves_nothing_and_the_next_create
     create(&world, &file(&world, "")).fails("and not undone: the volume `tank/vms/g-data` stays").says("dataset is busy");
     assert_eq!(world.volumes(), [DATA]);
     fs::remove_file(world.state("zvol-never")).expect("removes");
-    create(&world, &file(&world, ""))
-        .fails("the volume `tank/vms/g-data` is there already")
-        .says("zfs destroy -r tank/vms/g-data");
+    create(&world, &file(&world, "")).fails("the volume `tank/vms/g-data` exists already").says("zfs destroy -r tank/vms/g-data");
     assert_eq!(world.volumes(), [DATA]);
 }
 
@@ -88,11 +86,11 @@ fn a_volume_that_is_there_is_never_taken_for_a_new_disk() {
     create(&world, &plain).ok();
     world.vmctl(&["disk", "remove", "g", "data", "--yes"]).ok();
     let again = ["disk", "add", "g", "data", "--size", "1M", "--backend", "zvol"];
-    world.vmctl(&again).fails("the volume `tank/vms/g-data` is there already");
+    world.vmctl(&again).fails("the volume `tank/vms/g-data` exists already");
     assert_eq!(world.volumes(), [DATA]);
     world.vmctl(&["destroy", "g", "--yes"]).ok();
     // The command took the disk out of the user's own file.
-    create(&world, &file(&world, "")).fails("the volume `tank/vms/g-data` is there already");
+    create(&world, &file(&world, "")).fails("the volume `tank/vms/g-data` exists already");
     let clone = file(&world, "").replace("g.toml", "h.toml");
     fs::copy(world.root().join("g.toml"), &clone).expect("copies");
     // The root disk is the user's own here and cannot be cloned: only volumes.
@@ -101,7 +99,7 @@ fn a_volume_that_is_there_is_never_taken_for_a_new_disk() {
     let volume_only = format!("{}[[disks]]\nid = \"data\"\nbackend = \"zvol\"\nsize = \"1M\"\n", &text[..at]);
     fs::write(&clone, volume_only).expect("writes");
     world.vmctl(&["create", "h", "--file", &clone]).ok();
-    world.vmctl(&["clone", "h", "g"]).fails("the volume `tank/vms/g-data` is there already");
+    world.vmctl(&["clone", "h", "g"]).fails("the volume `tank/vms/g-data` exists already");
     assert_eq!(world.volumes(), [DATA, "tank/vms/h-data"]);
 }
 

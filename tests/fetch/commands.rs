@@ -91,7 +91,7 @@ fn an_image_is_imported_shown_checked_and_removed() {
     let other = world.path("other.raw");
     std::fs::write(&other, noise(4096, 61)).unwrap();
     let (code, _, said) = world.run(&["image", "import", other.to_str().unwrap(), "--name", "mine"]);
-    assert!(code == 1 && said.contains("image `mine` is there already") && said.contains("--refresh"), "{said}");
+    assert!(code == 1 && said.contains("image `mine` exists already") && said.contains("--refresh"), "{said}");
     // A bit of the kept image changes.
     let object = world.cache().join("objects").join(&world.entries("objects")[0]).join("disk.raw");
     let mut bytes = std::fs::read(&object).unwrap();

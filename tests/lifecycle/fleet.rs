@@ -180,7 +180,7 @@ fn a_guest_of_somebody_else_is_left_alone_and_said() {
     let world = World::new();
     world.make("db", "", "");
     fleet(&world, THREE);
-    world.vmctl(&["plan"]).fails(1, "`db` is there already and belongs to no fleet");
+    world.vmctl(&["plan"]).fails(1, "`db` exists already and belongs to no fleet");
     apply(&world, &[]).fails(1, "belongs to no fleet").says("web-2 is made");
     let text = std::fs::read_to_string(world.path().join("fleet.toml")).expect("reads");
     let other = world.path().join("other.toml");
@@ -422,8 +422,8 @@ fn up_and_down_in_a_folder_with_a_fleet_file_mean_that_fleet_and_no_other_guest(
     world.make("other", "", "autostart = true");
     world.make("of-its-name", "", "");
     fleet(&world, &format!("{THREE}[[guests]]\nname = \"of-its-name\"\n"));
-    apply(&world, &[]).fails(1, "is there already and belongs to no fleet");
-    world.vmctl(&["up"]).fails(1, "is there already and belongs to no fleet");
+    apply(&world, &[]).fails(1, "exists already and belongs to no fleet");
+    world.vmctl(&["up"]).fails(1, "exists already and belongs to no fleet");
     let words = |world: &World| ["db", "web-1", "web-2", "other", "of-its-name"].map(|name| world.word(name) == "running");
     assert_eq!(words(&world), [true, true, true, false, false]);
     world.vmctl(&["start", "other"]).ok();
@@ -436,7 +436,7 @@ fn up_and_down_in_a_folder_with_a_fleet_file_mean_that_fleet_and_no_other_guest(
     from(&["up", "../fleet.toml"]).fails(1, "belongs to no fleet");
     from(&["down", "web-*"]).ok();
     assert_eq!(words(&world), [true, false, false, true, false]);
-    from(&["down", "../fleet.toml", "other"]).fails(1, "stands alone");
+    from(&["down", "../fleet.toml", "other"]).fails(1, "cannot be combined");
     from(&["down", "../other.toml"]).ok().says("other has stopped");
     from(&["start", "other"]).ok();
     // Anything wider is asked about, and where there is nobody to ask it is not done.

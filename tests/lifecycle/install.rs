@@ -124,7 +124,7 @@ fn a_guest_is_made_for_the_run_and_off_a_terminal_it_is_said_what_is_missing() {
     assert_eq!(std::fs::metadata(world.guest("h").join("disks/root.raw")).expect("made").len(), 16 << 20);
     world.vmctl(&["install", "h", medium]).fails(1, "is running");
     world.vmctl(&["kill", "h"]).ok();
-    world.vmctl(&[&["install", "h", medium][..], &all].concat()).fails(1, "is there already, and `--size` is for a new guest");
+    world.vmctl(&[&["install", "h", medium][..], &all].concat()).fails(1, "exists already, and `--size` is for a new guest");
     world.vmctl(&["install", "i", medium, "--network", "lan"]).fails(1, "--size");
 }
 

@@ -265,7 +265,7 @@ fn a_disk_that_comes_grows_or_goes_survives_a_kill_at_every_call() {
     calls += kill_everywhere(&world, &["disk", "resize", "g", "root", "2M"], "");
     calls += kill_everywhere(&world, &["disk", "remove", "g", "d"], "has no disk `d`");
     // What is taken away without its bytes is not taken for a new disk, and a purge that was broken off is finished.
-    world.vmctl(&["disk", "add", "g", "d", "--size", "1M"]).fails(1, "is there already");
+    world.vmctl(&["disk", "add", "g", "d", "--size", "1M"]).fails(1, "exists already");
     calls += kill_everywhere(&world, &["disk", "remove", "g", "s", "--purge", "--yes"], "has no disk `s`");
     assert!(!world.guest("g").join("disks/s.raw").exists());
     assert!(calls > 80, "{calls}");

@@ -242,7 +242,7 @@ fn it_is_said_which_bytes_stay_and_asked_before_any_go() {
     terminal.wait_for("and its bytes at");
     terminal.type_in("n\r");
     assert_eq!(terminal.code(), Some(1));
-    world.vmctl(&["disk", "remove", "g", "root"]).ok().says(&format!("the bytes of disk root stay at {}", disk.display()));
+    world.vmctl(&["disk", "remove", "g", "root"]).ok().says(&format!("the bytes of disk root are kept at {}", disk.display()));
     assert!(disk.exists());
     let own = world.path().join("own.raw");
     let said = world.vmctl(&["destroy", "g", "--yes"]).ok().says("left where they are").says(text(&file));

@@ -56,12 +56,12 @@ fn bytes_that_were_there_already_are_never_taken_for_a_new_disk() {
     std::fs::write(world.path().join("base.raw"), vec![7; 1 << 20]).expect("writes");
     for more in [&["--size", "1M"][..], &["--source", "./base.raw", "--size", "2M"]] {
         let arguments = [&["disk", "add", "g", "extra"], more].concat();
-        world.vmctl(&arguments).fails(1, "extra.raw` is there already, and is not this disk").says("--path");
+        world.vmctl(&arguments).fails(1, "extra.raw` exists already and is not this disk").says("--path");
     }
     // Nor by a boot, when somebody writes it into the file.
     let before = std::fs::read_to_string(&file).expect("reads");
     std::fs::write(&file, format!("{before}disks = [{{ id = \"extra\", size = \"1M\" }}]\n")).expect("writes");
-    world.vmctl(&["start", "g"]).fails(1, "is there already, and is not this disk");
+    world.vmctl(&["start", "g"]).fails(1, "exists already and is not this disk");
     assert_eq!(std::fs::read(&disk).expect("reads"), [9u8; 4096]);
     // Named by its path it is what the user says, and the name is free when it is gone.
     std::fs::write(&file, before).expect("writes");
@@ -113,7 +113,7 @@ fn a_fleet_that_wants_a_disk_again_does_not_get_what_is_left_of_an_old_one() {
     };
     fleet("disks = [{ id = \"data\", size = \"1M\" }]").ok();
     fleet("").ok();
-    fleet("disks = [{ id = \"data\", size = \"1M\" }]").fails(1, "data.raw` is there already, and is not this disk");
+    fleet("disks = [{ id = \"data\", size = \"1M\" }]").fails(1, "data.raw` exists already and is not this disk");
     std::fs::remove_file(world.guest("g").join("disks/data.raw")).expect("removes");
     fleet("disks = [{ id = \"data\", size = \"1M\" }]").ok();
 }

@@ -297,7 +297,7 @@ fn change(
         other => {
             planned.refused = Some(match other {
                 Some(record) => format!("`{}` belongs to the fleet `{}`", guest.name(), record.fleet),
-                None => format!("`{}` is there already and belongs to no fleet", guest.name()),
+                None => format!("`{}` exists already and belongs to no fleet", guest.name()),
             });
             return Ok(planned);
         }

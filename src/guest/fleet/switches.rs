@@ -291,12 +291,12 @@ impl Making<'_> {
         let observed = Observed::look(std::slice::from_ref(&switch), &runtime)?;
         let plan = steps::destroy(&switch, &observed, &runtime, false)?;
         if let Some(risk) = plan.risks.first() {
-            return Err(GuestError::user(format!("switch `{}` is not taken down unasked: {risk}", switch.id))
+            return Err(GuestError::user(format!("switch `{}` is not taken down without confirmation: {risk}", switch.id))
                 .hint(format!("`vmctl switch destroy {}` asks about it", switch.id)));
         }
         match program::perform_all(&plan.steps) {
             failed if failed.is_empty() => Ok(()),
-            failed => Err(GuestError::host(format!("not all of switch `{}` is gone: {}", switch.id, failed.join("; ")))),
+            failed => Err(GuestError::host(format!("switch `{}` is not removed completely: {}", switch.id, failed.join("; ")))),
         }
     }
 }

@@ -457,7 +457,7 @@ pub fn write(imported: &Imported, store: &Store, surroundings: Surroundings<'_>)
             let _turn = store.file_turn(&path)?;
             if path.exists() {
                 return Err(GuestError::user(format!("a template called `{}` exists already, and differs", imported.name))
-                    .hint(format!("it stays; `{}` is what it would be made from", imported.from.display())));
+                    .hint(format!("it is kept; `{}` is what it would be made from", imported.from.display())));
             }
             put(&path, toml, 0o644)
         }

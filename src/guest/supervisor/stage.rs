@@ -126,7 +126,7 @@ impl LastWords {
         let said = String::from_utf8_lossy(&text).trim().to_owned();
         match said.is_empty() {
             true => GuestError::host(words.to_owned()),
-            false => GuestError::host(format!("{words}; it said:\n{said}")),
+            false => GuestError::host(format!("{words}; its output:\n{said}")),
         }
     }
 }

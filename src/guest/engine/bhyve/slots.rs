@@ -115,7 +115,7 @@ pub fn assign(config: &GuestConfig, state: &mut GuestState) -> Result<()> {
             return Err(GuestError::user(message).hint("a guest looks for the other functions of a slot only with function 0"));
         }
         if device.name == DeviceKey::Lpc && address.bus != 0 {
-            return Err(GuestError::user(format!("the LPC bridge is at {address}, and bhyve(8) has it on bus 0 alone")));
+            return Err(GuestError::user(format!("the LPC bridge is at {address}, and bhyve(8) has it only on bus 0")));
         }
     }
     state.addresses = taken.iter().map(|(address, device)| (device.name.clone(), *address)).collect();

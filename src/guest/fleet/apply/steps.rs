@@ -54,7 +54,9 @@ impl Step<'_> {
 
     fn wanted(&self) -> Result<&FleetGuest> {
         let name = &self.planned.name;
-        self.fleet.guest(name).ok_or_else(|| GuestError::host(format!("the plan has a guest `{name}` that the fleet has not")))
+        self.fleet
+            .guest(name)
+            .ok_or_else(|| GuestError::host(format!("the plan has a guest `{name}` that the fleet does not have")))
     }
 
     fn create(&self, wanted: &FleetGuest) -> Result<()> {
