@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::host::files::{close_to_others, is_still_there, open_lock};
+use crate::host::files::{close_to_others, is_still_there, open_lock, open_plain};
 use crate::host::process::{boot_id, is_there};
 
 use super::error::{GuestError, Result};
@@ -79,7 +79,8 @@ impl GuestLock {
 
     /// Returns the holder of the lock at `path`, or `None`.
     pub fn holder(path: &Path) -> Option<Holder> {
-        let file = match File::open(path) {
+        // Not through a link: its mode is changed below, and the link could lead to any file of this user.
+        let file = match open_plain(path) {
             Ok(file) => file,
             // It is another user's guest. Its supervisor's state, which everybody can read, must be enough.
             Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => return Holder::by_account(path),

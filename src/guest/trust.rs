@@ -81,6 +81,8 @@ pub fn check_datastore(root: &Path) -> Result<()> {
 pub fn check_guest(guest: &GuestDir, definition: &Definition, host_file: &Path) -> Result<()> {
     let caller = Caller::this();
     caller.check(guest.path())?;
+    // Who may write here may put a link to any disk of the host in the place of a guest's.
+    caller.check(&guest.disks_dir())?;
     for source in definition.summary(host_file).sources {
         caller.check(&source.path)?;
     }

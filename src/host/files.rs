@@ -163,8 +163,8 @@ pub fn sweep(directory: &Path, is_one: impl Fn(&str) -> bool) {
     }
 }
 
-/// Opens a regular file. It does not follow a link and does not wait for a pipe.
-fn open_plain(path: &Path) -> io::Result<File> {
+/// Opens a file of this program for reading. It does not follow a link and does not wait for a pipe.
+pub fn open_plain(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK).open(path)
 }
 

@@ -234,6 +234,76 @@ fn a_datastore_in_which_others_may_write_runs_nothing() {
 }
 
 #[test]
+fn no_file_that_is_written_in_a_guests_directory_leads_elsewhere_by_somebody_elses_link() {
+    assert!(nix::unistd::geteuid().is_root(), "run this test as root: it makes links of another user");
+    let nobody = Some(nix::unistd::Uid::from_raw(65534));
+    let link = |path: &std::path::Path, to: &std::path::Path| {
+        let _ = std::fs::remove_file(path);
+        std::os::unix::fs::symlink(to, path).expect("links");
+        nix::unistd::fchownat(nix::fcntl::AT_FDCWD, path, nobody, None, nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW)
+            .expect("given away");
+    };
+    let written = [
+        "events.jsonl",
+        "console.log",
+        "vmm.log",
+        "supervisor.log",
+        "state.json",
+        "run.json",
+        "vmm.json",
+        "disks.json",
+        "lock",
+        "engine.lock",
+    ];
+    for name in written {
+        let world = World::new();
+        world.make("g", "say:hello", "disks = [{ id = \"root\", size = \"1M\" }]");
+        let path = world.guest("g").join(name);
+        // What is there is readable at the other end, so that it is not the reading that fails.
+        let victim = world.path().join("victim");
+        match std::fs::read(&path) {
+            Ok(bytes) => std::fs::write(&victim, bytes).expect("writes"),
+            Err(_) => std::fs::write(&victim, "").expect("writes"),
+        }
+        std::fs::set_permissions(&victim, std::os::unix::fs::PermissionsExt::from_mode(0o640)).expect("sets");
+        link(&path, &victim);
+        let looks = || {
+            let metadata = std::fs::metadata(&victim).expect("there");
+            (std::fs::read(&victim).expect("reads"), metadata.permissions().mode(), metadata.modified().expect("a time"))
+        };
+        let before = looks();
+        // Refused or done without the file; in either case nothing comes out at the other end.
+        world.vmctl(&["start", "g"]);
+        world.vmctl(&["disk", "add", "g", "more", "--size", "1M"]);
+        world.vmctl(&["stop", "g"]);
+        world.vmctl(&["disk", "resize", "g", "root", "2M"]);
+        world.vmctl(&["rename", "g", "h"]);
+        world.vmctl(&["kill", "*", "-q"]);
+        assert!(looks() == before, "{name} was written to through the link");
+        // A link that root has made is followed where that is of use.
+        let own = World::new();
+        own.make("g", "say:hello", "");
+        let log = own.path().join("kept.log");
+        std::fs::write(&log, "").expect("writes");
+        if name == "console.log" {
+            let _ = std::fs::remove_file(own.guest("g").join(name));
+            std::os::unix::fs::symlink(&log, own.guest("g").join(name)).expect("links");
+            own.vmctl(&["start", "g"]).ok();
+            eventually("the log is written", || std::fs::read_to_string(&log).expect("reads").contains("hello"));
+        }
+    }
+    // A disk: where others may put links, nothing is started.
+    let world = World::new();
+    world.make("g", "", "disks = [{ id = \"root\", size = \"1M\" }]");
+    let disks = world.guest("g").join("disks");
+    std::fs::set_permissions(&disks, std::os::unix::fs::PermissionsExt::from_mode(0o777)).expect("sets");
+    world.vmctl(&["start", "g"]).fails(1, "everybody may write to").says("/guests/g/disks`");
+    std::fs::set_permissions(&disks, std::os::unix::fs::PermissionsExt::from_mode(0o700)).expect("sets");
+    nix::unistd::chown(&disks, nobody, None).expect("given away");
+    world.vmctl(&["start", "g"]).fails(1, "who would decide what runs as `root`").says("/guests/g/disks`");
+}
+
+#[test]
 fn a_guest_that_its_first_start_would_refuse_is_not_made() {
     let world = World::new();
     let file = world.file_for_copies("g", "disks = [{ id = \"root\", size = \"1M\" }]");

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::guest::error::{GuestError, Result};
 use crate::guest::timestamp::Timestamp;
-use crate::host::files::sync_directory;
+use crate::host::files::{open_no_foreign_link, sync_directory};
 
 /// Name of the journal in the fleet's directory.
 pub const FILE: &str = "journal.jsonl";
@@ -84,8 +84,9 @@ impl Journal {
     pub fn begin(directory: &Path) -> Result<Journal> {
         let path = directory.join(FILE);
         // It contains guest files, which may be private to their user.
-        let file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&path);
-        let file = file.map_err(|error| GuestError::io("write", &path, error))?;
+        let mut options = OpenOptions::new();
+        options.create(true).write(true).truncate(true).mode(0o600);
+        let file = open_no_foreign_link(&options, &path).map_err(|error| GuestError::io("write", &path, error))?;
         let _ = sync_directory(directory);
         let kill_after = std::env::var(KILL_AFTER).ok().and_then(|text| text.parse().ok());
         let journal = Journal { path, file: Mutex::new((file, 0)), kill_after };
