@@ -111,6 +111,10 @@ fn memory() -> Vec<Call> {
 }
 
 /// Returns the calls for the time, for the end, and for abort(3) of a panic, which may signal only this process `pid`.
+///
+/// std handles SIGSEGV and SIGBUS, to report a stack overflow. After any other fault its handler restores the default and
+/// returns, so that the fault comes again and ends the process (library/std/src/sys/pal/unix/stack_overflow.rs). If the
+/// filter refused that, the process would fault for ever.
 fn living(pid: u32) -> Vec<Call> {
     vec![
         any(libc::SYS_getpid),
@@ -120,7 +124,7 @@ fn living(pid: u32) -> Vec<Call> {
         any(libc::SYS_rt_sigreturn),
         any(libc::SYS_sigaltstack),
         any(libc::SYS_restart_syscall),
-        one_of(libc::SYS_rt_sigaction, 0, &[libc::SIGABRT]),
+        one_of(libc::SYS_rt_sigaction, 0, &[libc::SIGABRT, libc::SIGSEGV, libc::SIGBUS]),
         when(libc::SYS_tgkill, &[int(0, pid as libc::c_int), int(2, libc::SIGABRT)]),
         any(libc::SYS_exit),
         any(libc::SYS_exit_group),

@@ -245,7 +245,8 @@ fn every_argument_that_reaches_beyond_the_process_is_looked_at() {
         (libc::SYS_socketpair, [16, 0x8_0001, 0, 0, 0, 0], false),
         (libc::SYS_futex, [0, 137, 0, 0, 0, 0], true),
         (libc::SYS_futex, [0, libc::FUTEX_LOCK_PI as u64, 0, 0, 0, 0], false),
-        (libc::SYS_rt_sigaction, [libc::SIGSEGV as u64, 0, 0, 0, 0, 0], false),
+        (libc::SYS_rt_sigaction, [libc::SIGSEGV as u64, 0, 0, 0, 0, 0], true),
+        (libc::SYS_rt_sigaction, [libc::SIGTERM as u64, 0, 0, 0, 0, 0], false),
     ];
     for &(call, arguments, expected) in cases {
         assert_eq!(allows(Role::Assembly, call, arguments), expected, "{call} {arguments:x?}");
@@ -487,10 +488,34 @@ fn a_user_that_this_host_does_not_map_becomes_nobody() {
 }
 
 #[test]
+fn a_fault_and_an_abort_end_a_confined_process_by_their_signals() {
+    use std::os::unix::process::ExitStatusExt;
+    for (part, signal) in [("fault", libc::SIGSEGV), ("abort", libc::SIGABRT), ("overflow", libc::SIGABRT)] {
+        let mut confined = Confined::start(&format!("{part} 1"));
+        drop(confined.input);
+        let started = std::time::Instant::now();
+        let status = loop {
+            match confined.child.try_wait().expect("looked at") {
+                Some(status) => break status,
+                None if started.elapsed().as_secs() > 120 => {
+                    confined.child.kill().expect("killed");
+                    panic!("{part}: it goes on");
+                }
+                None => std::thread::sleep(std::time::Duration::from_millis(5)),
+            }
+        };
+        assert_eq!(status.signal(), Some(signal), "{part}: {status}");
+    }
+}
+
+#[test]
 fn what_a_container_refuses_is_told_and_the_rest_holds() {
     assert_is_root();
     for (part, absent) in [
-        ("contained", &["namespaces of its own: Operation not permitted", "uid of its own: it stays root", "Landlock: "][..]),
+        (
+            "contained",
+            &["namespaces of its own: Operation not permitted", "uid of its own: it stays root", "Landlock: "][..],
+        ),
         ("unfiltered", &["seccomp: Operation not permitted"]),
     ] {
         let mut confined = Confined::start(&format!("{part} 1"));
@@ -512,6 +537,13 @@ fn refuse(calls: &[i64]) {
     let refused = SeccompAction::Errno(libc::EPERM as u32);
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, refused, TargetArch::x86_64).expect("a filter");
     seccompiler::apply_filter_all_threads(&BpfProgram::try_from(filter).expect("a program")).expect("applied");
+}
+
+/// Uses up the stack.
+#[allow(unconditional_recursion)]
+fn overflow(depth: u64) -> u64 {
+    let used = std::hint::black_box([depth; 64]);
+    overflow(depth + 1) + used[0]
 }
 
 /// Not a test of its own: the process that the others start.
@@ -536,6 +568,17 @@ fn a_process_of_the_other_tests() {
             let confinement = enter(Some(USER), 64 << 20).expect("confined with what holds");
             seal().expect("sealed");
             confinement
+        }
+        "fault" | "abort" | "overflow" => {
+            enter(Some(USER), 64 << 20).expect("confined");
+            seal().expect("sealed");
+            match part {
+                // SAFETY: nothing is mapped there, so the write has no effect but the fault.
+                "fault" => unsafe { std::ptr::without_provenance_mut::<u8>(16).write_volatile(1) },
+                "abort" => std::process::abort(),
+                _ => assert_eq!(overflow(0), 0),
+            }
+            return;
         }
         "unmapped" => {
             let mut confinement = Confinement::default();
