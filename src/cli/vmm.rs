@@ -13,12 +13,12 @@ use crate::devices::net::user::connector::{self, RemoteSockets};
 use crate::devices::net::user::reach::NicReach;
 use crate::devices::net::user::sockets::{self, HostServices, OwnSockets, Sockets};
 use crate::host::inherited;
-use crate::host::process::{keep_from_children, own_program, raise_descriptor_limit, spawn_tied};
+use crate::host::process::{exit_if_aborted, keep_from_children, own_program, raise_descriptor_limit, spawn_tied_apart};
 use crate::hypervisor::backend::MachineExit;
 use crate::machine::opened::nic_reach;
 use crate::machine::spec::{
-    CONNECTOR_FD, CONSOLE_FD, CONTROL_FD, FORWARDS_FD, LEASE_FD, NicBackend, NicSpec, OFFERS_FD, SERVICES_FD, UserNetSpec,
-    VmmSpec,
+    ABORTED, CONNECTOR_FD, CONSOLE_FD, CONTROL_FD, FORWARDS_FD, LEASE_FD, NicBackend, NicSpec, OFFERS_FD, SERVICES_FD,
+    UserNetSpec, VmmSpec,
 };
 use crate::machine::{sandbox, vmm};
 
@@ -46,6 +46,7 @@ impl Args {
     /// Runs the machine. The exit code is that of the engine, not of a command.
     pub fn run(&self) -> ExitCode {
         raise_descriptor_limit();
+        exit_if_aborted(ABORTED);
         let outcome = match &self.spec {
             Some(spec) => machine(spec).map(ExitCode::from),
             None if self.connector => {
@@ -121,7 +122,7 @@ fn start(part: &[&str], run_as: Option<u32>, more: Vec<(RawFd, OwnedFd)>) -> io:
         command.arg("--run-as").arg(uid.to_string());
     }
     let inherited: Vec<_> = [(CONNECTOR_FD, theirs.into())].into_iter().chain(more).collect();
-    spawn_tied(&mut command, &inherited)?;
+    spawn_tied_apart(&mut command, &inherited)?;
     Ok(ours)
 }
 

@@ -22,6 +22,8 @@ pub mod port; // a TCP port for a program that binds it itself
 #[cfg(target_os = "freebsd")]
 mod pow; // pow(3), so that the program needs no libm
 pub mod process; // detached and tied children, the boot of this host
+#[cfg(target_os = "linux")]
+mod process_namespace; // a child that sees no other process
 pub mod processor; // the processor's features for vmm(4)
 pub mod program; // external programs, and steps that can be taken back
 pub mod rc; // autostart through rc(8)

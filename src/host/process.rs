@@ -7,10 +7,11 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
-use std::process::{Child, Command};
+use std::process::{Child, Command, ExitStatus};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 
@@ -55,26 +56,79 @@ pub fn spawn_detached(command: &mut Command) -> io::Result<Child> {
 ///
 /// The numbers must be small (below 10) and the command may not have been given other `pre_exec` steps.
 pub fn spawn_tied(command: &mut Command, inherited: &[(RawFd, OwnedFd)]) -> io::Result<Child> {
-    spawn_with(command, inherited, true)
+    spawn_with(command, inherited, true, || Ok(()))
+}
+
+/// Starts a child as [`spawn_tied`] does, in a process namespace of its own where this host makes one. The child sees no
+/// process but those that it starts, its own number is 1 and its parent's 0. No signal that is sent to it ends it but
+/// SIGKILL, unless it handles it (pid_namespaces(7)).
+pub fn spawn_tied_apart(command: &mut Command, inherited: &[(RawFd, OwnedFd)]) -> io::Result<ChildProcess> {
+    spawn_apart(command, inherited)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn spawn_apart(command: &mut Command, inherited: &[(RawFd, OwnedFd)]) -> io::Result<ChildProcess> {
+    spawn_tied(command, inherited).map(ChildProcess::from)
+}
+
+#[cfg(target_os = "linux")]
+fn spawn_apart(command: &mut Command, inherited: &[(RawFd, OwnedFd)]) -> io::Result<ChildProcess> {
+    let occupied = occupy_up_to(highest_of(inherited))?;
+    let namespace = super::process_namespace::Namespace::prepare()?;
+    let steps = namespace.steps();
+    // SAFETY: it is called between fork and exec.
+    let spawned = spawn_with(command, inherited, true, move || unsafe { steps.take() });
+    drop(occupied);
+    let outcome = namespace.outcome()?;
+    if let Some(failed) = outcome.failed {
+        ChildProcess { pid: failed, status: None }.wait()?;
+    }
+    match (spawned, outcome.first) {
+        (Ok(child), None) => Ok(ChildProcess::from(child)),
+        (Ok(mut child), Some(first)) => {
+            child.wait()?;
+            Ok(ChildProcess { pid: first, status: None })
+        }
+        (Err(error), None) => Err(error),
+        (Err(error), Some(first)) => {
+            // It could not execute the program.
+            ChildProcess { pid: first, status: None }.wait()?;
+            Err(error)
+        }
+    }
 }
 
 /// Starts a child as [`spawn_tied`] does, but the child is not killed with this process: it ends by itself, because it
 /// has to clean up.
 pub fn spawn_untied(command: &mut Command, inherited: &[(RawFd, OwnedFd)]) -> io::Result<Child> {
-    spawn_with(command, inherited, false)
+    spawn_with(command, inherited, false, || Ok(()))
 }
 
-fn spawn_with(command: &mut Command, inherited: &[(RawFd, OwnedFd)], tied: bool) -> io::Result<Child> {
-    // The pipe through which std reports a failed exec must not have a number that is about to be overwritten.
-    let highest = inherited.iter().map(|(number, _)| *number).max().unwrap_or(2);
+fn highest_of(inherited: &[(RawFd, OwnedFd)]) -> RawFd {
+    inherited.iter().map(|(number, _)| *number).max().unwrap_or(2)
+}
+
+/// Opens descriptors until all numbers up to `highest` are in use.
+fn occupy_up_to(highest: RawFd) -> io::Result<Vec<OwnedFd>> {
     let mut occupied: Vec<OwnedFd> = Vec::new();
     loop {
         let file: OwnedFd = File::open("/dev/null")?.into();
         if file.as_raw_fd() > highest {
-            break;
+            return Ok(occupied);
         }
         occupied.push(file);
     }
+}
+
+/// Starts a child. `last` is its last step before it executes its program, and calls async-signal-safe functions only.
+fn spawn_with(
+    command: &mut Command,
+    inherited: &[(RawFd, OwnedFd)],
+    tied: bool,
+    last: impl Fn() -> io::Result<()> + Send + Sync + 'static,
+) -> io::Result<Child> {
+    // The pipe through which std reports a failed exec must not have a number that is about to be overwritten.
+    let _occupied = occupy_up_to(highest_of(inherited))?;
     // Move the sources above every target, so that no dup2 overwrites a source that is still needed.
     let mut moves: Vec<(RawFd, OwnedFd)> = Vec::new();
     for (number, fd) in inherited {
@@ -106,7 +160,7 @@ fn spawn_with(command: &mut Command, inherited: &[(RawFd, OwnedFd)], tied: bool)
                     return Err(io::Error::last_os_error());
                 }
             }
-            Ok(())
+            last()
         });
     }
     command.spawn()
@@ -136,6 +190,88 @@ pub fn die_with_parent() -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// A child of this process. When this is dropped, the child is neither killed nor waited for, as one of std.
+#[derive(Debug)]
+pub struct ChildProcess {
+    pid: libc::pid_t,
+    status: Option<ExitStatus>,
+}
+
+impl From<Child> for ChildProcess {
+    /// The child's streams are closed.
+    fn from(child: Child) -> ChildProcess {
+        ChildProcess { pid: child.id() as libc::pid_t, status: None }
+    }
+}
+
+impl ChildProcess {
+    /// Returns its process id, as this process sees it.
+    pub fn id(&self) -> u32 {
+        self.pid as u32
+    }
+
+    /// Kills it, unless it is known to have ended.
+    pub fn kill(&mut self) -> io::Result<()> {
+        if self.status.is_some() {
+            return Ok(());
+        }
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid), nix::sys::signal::Signal::SIGKILL).map_err(io::Error::from)
+    }
+
+    /// Returns its exit status, if it has ended.
+    pub fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
+        self.wait_with(libc::WNOHANG)
+    }
+
+    /// Waits until it has ended.
+    pub fn wait(&mut self) -> io::Result<ExitStatus> {
+        loop {
+            if let Some(status) = self.wait_with(0)? {
+                return Ok(status);
+            }
+        }
+    }
+
+    fn wait_with(&mut self, options: libc::c_int) -> io::Result<Option<ExitStatus>> {
+        while self.status.is_none() {
+            let mut status = 0;
+            // SAFETY: waitpid writes an int to `status`, which lives over the call.
+            match unsafe { libc::waitpid(self.pid, &raw mut status, options) } {
+                0 => return Ok(None),
+                -1 => match io::Error::last_os_error() {
+                    error if error.kind() == io::ErrorKind::Interrupted => {}
+                    error => return Err(error),
+                },
+                _ => self.status = Some(ExitStatus::from_raw(status)),
+            }
+        }
+        Ok(self.status)
+    }
+}
+
+/// Makes abort(3) end this process with the exit code `code`, if it is the first one of its process namespace: the signal
+/// would not end it, and the C library would go on to a fault.
+pub fn exit_if_aborted(code: u8) {
+    extern "C" fn exit(_: libc::c_int) {
+        // SAFETY: it takes a number, and may be called in a signal handler.
+        unsafe { libc::_exit(ABORT_CODE.load(Ordering::Relaxed).into()) };
+    }
+    static ABORT_CODE: AtomicU8 = AtomicU8::new(0);
+    if !is_first_of_namespace() {
+        return;
+    }
+    ABORT_CODE.store(code, Ordering::Relaxed);
+    let handler = nix::sys::signal::SigHandler::Handler(exit);
+    let action = nix::sys::signal::SigAction::new(handler, nix::sys::signal::SaFlags::SA_ONSTACK, SigSet::empty());
+    // SAFETY: the handler calls one async-signal-safe function.
+    let _ = unsafe { nix::sys::signal::sigaction(nix::sys::signal::Signal::SIGABRT, &action) };
+}
+
+/// Returns whether this process is the first one of a process namespace and was started from another one.
+fn is_first_of_namespace() -> bool {
+    std::process::id() == 1 && nix::unistd::getppid().as_raw() == 0
 }
 
 /// Returns whether there is a process of this number, of any user.
@@ -424,6 +560,33 @@ mod tests {
         assert_eq!((process.uid, process.stopped), (peer.uid, false));
         assert!(!process.words[0].is_empty());
         assert_eq!(look_at(u32::MAX), None);
+    }
+
+    #[test]
+    fn the_soft_limit_of_descriptors_is_raised_to_the_hard_one() {
+        use nix::sys::resource::{Resource, getrlimit, setrlimit};
+        const PART: &str = "VMCTL_LIMIT_PART";
+        if std::env::var_os(PART).is_some() {
+            let before = getrlimit(Resource::RLIMIT_NOFILE).expect("known");
+            raise_descriptor_limit();
+            let after = getrlimit(Resource::RLIMIT_NOFILE).expect("known");
+            // A lower limit than it has already is never set.
+            raise_descriptor_limit();
+            assert_eq!((before, after, getrlimit(Resource::RLIMIT_NOFILE)), ((40, 60), (60, 60), Ok((60, 60))));
+            let mut open = Vec::new();
+            while let Ok(file) = File::open("/dev/null") {
+                open.push(file);
+            }
+            assert!(open.len() > 40, "{}", open.len());
+            return;
+        }
+        // A process of its own, since the limit is that of the whole process.
+        let mut command = Command::new(std::env::current_exe().expect("this test"));
+        command.args(["--exact", "host::process::tests::the_soft_limit_of_descriptors_is_raised_to_the_hard_one"]);
+        // SAFETY: setrlimit(2) is one system call, as is allowed between fork and exec.
+        unsafe { command.env(PART, "1").pre_exec(|| setrlimit(Resource::RLIMIT_NOFILE, 40, 60).map_err(io::Error::from)) };
+        let output = command.output().expect("runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
     }
 
     #[test]

@@ -10,7 +10,7 @@
 //! * [`LEASE_FD`]: nothing to read; it holds a file lock that tells the next supervisor that this engine is alive;
 //! * standard error: kept by the supervisor in a bounded log, shown to the user when a start fails.
 //!
-//! The process's exit code is [`crate::hypervisor::backend::MachineExit::code`]. The child exits when its control
+//! The process's exit code is [`crate::hypervisor::backend::MachineExit::code`], or [`ABORTED`]. The child exits when its control
 //! stream ends: a killed supervisor leaves no engine behind.
 
 use std::collections::BTreeMap;
@@ -25,6 +25,9 @@ use crate::units::Topology;
 /// The version of this contract. Both sides come from one binary; a difference means that the binary was replaced
 /// meanwhile.
 pub const SPEC_VERSION: u32 = 2;
+/// The exit code of a child that aborted in a process namespace of its own, whose first process no signal of its own ends:
+/// 128 plus SIGABRT's number, as in a shell. No end of a machine has it: those above 5 are odd.
+pub const ABORTED: u8 = 128 + 6;
 /// The descriptor of the console stream in the child.
 pub const CONSOLE_FD: i32 = 3;
 /// The descriptor of the control stream in the child.

@@ -85,6 +85,8 @@ fn play() -> i32 {
             "signal" => {
                 let signal = nix::sys::signal::Signal::try_from(value.parse::<i32>().expect("a number")).expect("a signal");
                 nix::sys::signal::raise(signal).expect("raised");
+                // In a process namespace of its own nothing that it raises ends it.
+                return 128 + signal as i32;
             }
             "sleep" => std::thread::sleep(Duration::from_millis(value.parse().expect("a number"))),
             _ => {}

@@ -5,6 +5,7 @@
 
 mod change;
 mod console;
+mod embedded;
 mod engine;
 mod first_hour;
 mod fleet;

@@ -11,17 +11,17 @@ use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::choices::{EmbeddedClock, EmbeddedGrubSystem, EmbeddedLoaderKind, EmbeddedNicBackend, EngineKind};
 use crate::config::{ComPort, DeviceKey, Forward, GuestConfig, HostPorts, SwitchConfig};
-use crate::host::files::{open_lock, replace};
-use crate::host::process::{self, spawn_tied, spawn_untied};
+use crate::host::files::{open_lock, open_plain, replace};
+use crate::host::process::{self, ChildProcess, spawn_tied_apart, spawn_untied};
 use crate::host::vmm;
 use crate::machine::forwards::ForwardSockets;
 use crate::machine::spec::{
-    self, CONSOLE_FD, CONTROL_FD, DiskSpec, EngineCommand, EngineEvent, FORWARDS_FD, ForwardSpec, GrubSpec, LEASE_FD, LoaderSpec,
+    self, ABORTED, CONSOLE_FD, CONTROL_FD, DiskSpec, EngineCommand, EngineEvent, FORWARDS_FD, ForwardSpec, GrubSpec, LEASE_FD, LoaderSpec,
     MAX_CONTROL_LINE, ModuleSpec, NicSpec, PortsSpec, SPEC_VERSION, UserNetSpec, VmmSpec,
 };
 
@@ -332,7 +332,7 @@ const CLEANUP_PATIENCE: Duration = Duration::from_secs(20);
 
 /// An engine's child and the streams to it. No method blocks.
 pub struct RunningEngine {
-    child: Child,
+    child: ChildProcess,
     end: End,
     kill_at: Option<Instant>,
     console: UnixStream,
@@ -362,8 +362,8 @@ impl RunningEngine {
             forwards = Some(ours);
         }
         let child = match end {
-            End::Killed => spawn_tied(&mut command, &inherited),
-            End::Asked => spawn_untied(&mut command, &inherited),
+            End::Killed => spawn_tied_apart(&mut command, &inherited),
+            End::Asked => spawn_untied(&mut command, &inherited).map(ChildProcess::from),
         };
         let child = child.map_err(failed)?;
         console.set_nonblocking(true).map_err(failed)?;
@@ -479,12 +479,15 @@ impl RunningEngine {
         }
     }
 
-    /// Returns the exit status, if it has ended. For a child that runs a program, a signal that ended the program
-    /// counts as its own.
+    /// Returns the exit status, if it has ended. An exit code that stands for a signal counts as the signal: a program's that
+    /// the child runs, or its own.
     pub fn exited(&mut self) -> Option<std::process::ExitStatus> {
         use std::os::unix::process::ExitStatusExt;
         let status = self.child.try_wait().ok().flatten()?;
-        let signal = status.code().filter(|_| self.end == End::Asked).and_then(outcome::End::signal_of);
+        let signal = status.code().and_then(|code| match self.end {
+            End::Asked => outcome::End::signal_of(code),
+            End::Killed => (code == i32::from(ABORTED)).then_some(nix::sys::signal::Signal::SIGABRT as i32),
+        });
         Some(signal.map_or(status, ExitStatusExt::from_raw))
     }
 }
@@ -512,7 +515,7 @@ pub fn take_lease(path: &Path) -> Result<File> {
 
 /// Waits until an engine is gone.
 pub fn wait_for_lease(path: &Path, patience: Duration) -> Result<()> {
-    match File::open(path) {
+    match open_plain(path) {
         Ok(file) => lock_lease(&file, path, patience),
         Err(_) => Ok(()),
     }

@@ -67,7 +67,12 @@ fn give_up(
     let cannot = |what: &'static str| move |error| SandboxError::Privileges(what, error);
     let parent = getppid();
     privileges::limit_resources(data_bytes).map_err(cannot("limit its resources"))?;
-    let (left, refused) = privileges::leave_namespaces(network);
+    let (mut left, refused) = privileges::leave_namespaces(network);
+    // It was started in it, or not at all: a process does not change its number.
+    match std::process::id() {
+        1 => left.insert(0, "pid"),
+        _ => confinement.missing.push("a process namespace of its own: the host makes none".into()),
+    }
     if !left.is_empty() {
         confinement.held.push(format!("namespaces {}", left.join(" ")));
     }
