@@ -116,7 +116,7 @@ impl Store {
             let entry = entry.map_err(|error| GuestError::io("read the datastore", &path, error))?;
             if let Ok(name) = entry.file_name().into_string()
                 && !name.starts_with('.')
-                && entry.file_type().is_ok_and(|kind| kind.is_dir())
+                && is_guest(&entry.path())
             {
                 names.push(name);
             }
@@ -138,8 +138,11 @@ impl Store {
     pub fn guest(&self, name: &str) -> Result<GuestDir> {
         if !name.starts_with('.') && !name.is_empty() && !name.contains('/') {
             let guest = self.directory_of(name);
-            if guest.path.is_dir() {
+            if is_guest(&guest.path) {
                 return Ok(guest);
+            }
+            if fs::symlink_metadata(&guest.path).is_ok() {
+                return Err(GuestError::user(format!("no guest is called `{name}`")).hint(is_foreign(&guest.path)));
             }
         }
         let names = self.names()?;
@@ -198,7 +201,7 @@ impl Store {
         self.sweep_hidden();
         let destination = self.directory_of(name);
         if fs::symlink_metadata(&destination.path).is_ok() {
-            return Err(already_there(name));
+            return Err(already_there(&destination));
         }
         if let Some(pid) = self.maker_of(name) {
             return Err(GuestError::user(format!("another command (process {pid}) is making a guest called `{name}`"))
@@ -293,7 +296,7 @@ impl Store {
         let _turn = self.turn()?;
         let destination = self.directory_of(name);
         if fs::symlink_metadata(&destination.path).is_ok() {
-            return Err(already_there(name));
+            return Err(already_there(&destination));
         }
         let _ = fs::remove_file(guest.socket());
         fs::rename(&guest.path, &destination.path).map_err(|error| GuestError::io("rename", &guest.path, error))?;
@@ -358,7 +361,24 @@ fn remove_whole(path: &Path) -> io::Result<()> {
     fs::remove_dir_all(path)
 }
 
-fn already_there(name: &str) -> GuestError {
+/// Returns whether this is a directory of a guest: it has its file or its state. Anything else among the guests belongs to
+/// somebody else, who may have put it there by mistake, and is neither adopted nor removed.
+fn is_guest(path: &Path) -> bool {
+    let is_directory = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir());
+    is_directory && [GUEST_FILE, STATE_FILE].iter().any(|file| fs::symlink_metadata(path.join(file)).is_ok())
+}
+
+/// Returns a hint for a path among the guests that is no guest.
+fn is_foreign(path: &Path) -> String {
+    format!("`{}` is no guest's directory: it has neither {GUEST_FILE} nor {STATE_FILE}", path.display())
+}
+
+fn already_there(guest: &GuestDir) -> GuestError {
+    let name = &guest.name;
+    if !is_guest(&guest.path) {
+        let message = format!("`{}` is there already, and is no guest", guest.path.display());
+        return GuestError::user(message).hint("choose another name for the guest, or take it away yourself");
+    }
     GuestError::user(format!("a guest called `{name}` exists already"))
         .hint(format!("choose another name, or remove it with `vmctl destroy {name}`"))
 }
@@ -385,7 +405,7 @@ impl NewGuest {
     pub fn commit(mut self) -> Result<(GuestDir, GuestLock)> {
         let turn = self.store.turn()?;
         if fs::symlink_metadata(&self.destination.path).is_ok() {
-            return Err(already_there(&self.destination.name));
+            return Err(already_there(&self.destination));
         }
         fs::rename(&self.guest.path, &self.destination.path)
             .map_err(|error| GuestError::io("make", &self.destination.path, error))?;

@@ -46,6 +46,44 @@ fn said(child: Child) -> Said {
 }
 
 #[test]
+fn a_directory_that_is_no_guests_is_neither_adopted_nor_removed() {
+    let world = World::new();
+    let file = world.make("a", "", "disks = [{ id = \"root\", size = \"1M\" }]");
+    let file = file.to_str().expect("UTF-8");
+    let foreign = world.guest("foreign");
+    std::fs::create_dir_all(foreign.join("disks")).expect("makes");
+    std::fs::write(foreign.join("disks/root.raw"), "mine").expect("writes");
+    let elsewhere = world.path().join("elsewhere");
+    std::fs::create_dir_all(&elsewhere).expect("makes");
+    std::fs::write(elsewhere.join("guest.toml"), "mine").expect("writes");
+    std::os::unix::fs::symlink(&elsewhere, world.guest("link")).expect("links");
+    std::fs::write(world.guest("file"), "mine").expect("writes");
+    for name in ["foreign", "link", "file"] {
+        let there = "is there already, and is no guest";
+        world.vmctl(&["create", name, "--file", file]).fails(1, there).says("take it away yourself");
+        world.vmctl(&["clone", "a", name]).fails(1, there);
+        world.vmctl(&["rename", "a", name]).fails(1, there);
+        for verb in [&["destroy", "-f", "-y"][..], &["start"], &["disk", "add"], &["rename"], &["info"]] {
+            let mut arguments = vec![verb[0], name];
+            match verb[0] {
+                "disk" => arguments = vec!["disk", "add", name, "d", "--size", "1M"],
+                "rename" => arguments.push("b"),
+                _ => arguments.extend(&verb[1..]),
+            }
+            let said = world.vmctl(&arguments).fails(1, &format!("no guest is called `{name}`"));
+            assert!(said.err.contains("it has neither guest.toml nor state.json"), "{said:?}");
+        }
+    }
+    world.vmctl(&["destroy", "*", "-y"]).ok();
+    assert_eq!(world.vmctl(&["list", "-o", "name"]).ok().out, "");
+    world.vmctl(&["doctor"]);
+    assert_eq!(std::fs::read(foreign.join("disks/root.raw")).expect("there"), b"mine");
+    assert_eq!(std::fs::read(elsewhere.join("guest.toml")).expect("there"), b"mine");
+    assert!(world.guest("link").is_symlink() && world.guest("file").is_file());
+    assert_eq!(std::fs::read_dir(&foreign).expect("lists").count(), 1, "no lock and no state either");
+}
+
+#[test]
 fn bytes_that_were_there_already_are_never_taken_for_a_new_disk() {
     let world = World::new();
     let file = world.make("g", "", "");
