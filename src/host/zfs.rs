@@ -111,7 +111,8 @@ pub fn open_volume(name: &str, write: bool) -> Result<File, HostError> {
     let device = volume_device(name);
     let mut tries = 0;
     loop {
-        match open_while_it_appears(&device, write, NODE_APPEARS) {
+        let open = || File::options().read(true).write(write).open(&device);
+        match retry_while_it_appears(open, NODE_APPEARS) {
             Ok(file) => return Ok(file),
             Err(error) if !is_passing(&error) => return Err(format!("cannot open `{}`: {error}", device.display()).into()),
             Err(error) if tries == BRINGS_FORTH => {
@@ -128,10 +129,10 @@ pub fn open_volume(name: &str, write: bool) -> Result<File, HostError> {
     }
 }
 
-fn open_while_it_appears(device: &Path, write: bool, patience: Duration) -> io::Result<File> {
+fn retry_while_it_appears<T>(mut open: impl FnMut() -> io::Result<T>, patience: Duration) -> io::Result<T> {
     let until = Instant::now() + patience;
     loop {
-        match File::options().read(true).write(write).open(device) {
+        match open() {
             Err(error) if is_passing(&error) && Instant::now() < until => std::thread::sleep(Duration::from_millis(20)),
             other => return other,
         }
@@ -312,6 +313,21 @@ mod tests {
             assert!(!is_snapshot_name(name), "{name}");
         }
         assert!(is_snapshot_name("2026-11-26T22:03:17.auto_1"));
+    }
+
+    #[test]
+    fn a_device_that_is_missing_not_ready_or_busy_is_tried_again_and_one_that_is_refused_is_not() {
+        let patience = Duration::from_secs(3600);
+        let tries = |errors: &[Errno]| {
+            let mut left = errors.iter();
+            let opened = retry_while_it_appears(|| left.next().map_or(Ok(()), |errno| Err((*errno).into())), patience);
+            (opened.map_err(|error| error.raw_os_error()), left.len())
+        };
+        assert_eq!(tries(&[Errno::ENOENT, Errno::ENXIO, Errno::EBUSY, Errno::EBUSY]), (Ok(()), 0));
+        assert_eq!(tries(&[Errno::EBUSY, Errno::EACCES, Errno::EBUSY]), (Err(Some(Errno::EACCES as i32)), 1));
+        // Nobody waits for ever, and the last error is told.
+        let opened = retry_while_it_appears(|| Err::<(), _>(Errno::EBUSY.into()), Duration::ZERO);
+        assert_eq!(opened.map_err(|error| error.raw_os_error()), Err(Some(Errno::EBUSY as i32)));
     }
 
     #[test]

@@ -683,4 +683,55 @@ mod tests {
         assert_eq!(notes.len(), 1, "{notes:?}");
         assert!(notes[0].starts_with("the forward at `127.0.0.1:2222` cannot accept: "), "{notes:?}");
     }
+
+    #[test]
+    fn a_process_without_descriptors_leaves_its_listeners_alone_and_accepts_when_it_has_some_again() {
+        use nix::sys::resource::{Resource, getrlimit, setrlimit};
+        const TEST: &str = "devices::net::user::tcp::tests::a_process_without_descriptors_leaves_its_listeners_alone_and_accepts_when_it_has_some_again";
+        const PART: &str = "VMCTL_DESCRIPTORS_PART";
+        if std::env::var_os(PART).is_none() {
+            // A process of its own, since the limit is that of the whole process.
+            let mut command = std::process::Command::new(std::env::current_exe().expect("this test"));
+            let output = command.args(["--exact", TEST, "--nocapture"]).env(PART, "1").output().expect("runs");
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            return;
+        }
+        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listens");
+        listener.set_nonblocking(true).expect("sets");
+        let host = listener.local_addr().expect("bound");
+        let client = std::net::TcpStream::connect(host).expect("is in the listener's queue");
+        let listener = Listener { socket: listener.into(), host, guest_port: 22, opened: false, paused: None };
+        let notes: Arc<Mutex<Vec<String>>> = Arc::default();
+        let heard = Arc::clone(&notes);
+        let outside = Outside {
+            sockets: Arc::new(OwnSockets),
+            on_open: Arc::new(|_| {}),
+            on_note: Arc::new(move |text| heard.lock().unwrap().push(text.into())),
+        };
+        let begun = Instant::now();
+        let mut tcp = Tcp::new(&Addresses::default(), 1500, vec![listener], &outside, begun);
+        let watched = |tcp: &Tcp| {
+            let mut watched = Vec::new();
+            tcp.watch(&mut |_, _, what| watched.push(format!("{what:?}")));
+            watched
+        };
+        tcp.run(begun);
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("known");
+        setrlimit(Resource::RLIMIT_NOFILE, 64, hard).expect("set");
+        let mut taken = Vec::new();
+        while let Ok(file) = std::fs::File::open("/dev/null") {
+            taken.push(file);
+        }
+        tcp.ready(Waiting::Accept(0), PollFlags::POLLIN, begun);
+        assert_eq!(watched(&tcp), Vec::<String>::new(), "nothing is polled that would be ready at once");
+        drop(taken);
+        assert_eq!(tcp.delay(begun), Some(PAUSE));
+        tcp.run(begun + PAUSE);
+        assert_eq!(watched(&tcp).len(), 1);
+        tcp.ready(Waiting::Accept(0), PollFlags::POLLIN, begun + PAUSE);
+        assert!(!watched(&tcp).is_empty(), "it listens on");
+        let words = format!("the forward at `{host}` cannot accept: ");
+        assert!(matches!(&notes.lock().unwrap()[..], [note] if note.starts_with(&words) && note.contains("Too many open files")));
+        drop(client);
+    }
 }
