@@ -264,6 +264,22 @@ mod tests {
     }
 
     #[test]
+    fn a_level_that_drops_and_rises_again_before_the_eoi_is_sent_again_after_it() {
+        let mut apic = IoApic::new();
+        redirect(&mut apic, 9, 0x8041);
+        apic.set_pin(9, true, true);
+        for _ in 0..5 {
+            assert_eq!(apic.take_message().expect("sent").vector, 0x41);
+            // The device was served, and has more, before the processor is done.
+            apic.set_pin(9, false, true);
+            apic.set_pin(9, true, true);
+            assert_eq!(apic.take_message(), None, "one at a time");
+            apic.end_of_interrupt(0x41);
+        }
+        assert!(apic.take_message().is_some());
+    }
+
+    #[test]
     fn a_level_that_came_while_masked_is_sent_when_unmasked() {
         let mut apic = IoApic::new();
         redirect(&mut apic, 10, 0x1_8050);

@@ -433,6 +433,23 @@ mod tests {
     }
 
     #[test]
+    fn every_period_is_an_edge_though_nobody_reads_and_however_late_the_board_is() {
+        for mode in [2, 3] {
+            let mut rig = rig();
+            rig.program(0, mode, 11932);
+            for turn in 1..=20 {
+                // The board comes by after the time, once, and the output has been high and low meanwhile.
+                let due = rig.pit.deadline_ns().expect("a next edge");
+                rig.clock.set_ns(due + 25_000_000);
+                rig.pit.poll(due + 25_000_000);
+                assert_eq!(rig.irq.edges(0), turn, "mode {mode}");
+                assert!(!rig.irq.level(0), "mode {mode}: held, it could not rise again");
+                assert!(rig.pit.deadline_ns().is_some_and(|next| next > due), "mode {mode}");
+            }
+        }
+    }
+
+    #[test]
     fn mode_0_interrupts_once_and_its_count_goes_on_below_zero() {
         let mut rig = rig();
         rig.program(0, 0, 1193);

@@ -294,6 +294,25 @@ mod tests {
     }
 
     #[test]
+    fn a_press_while_the_last_one_is_being_acknowledged_raises_the_sci_again() {
+        let mut rig = rig();
+        rig.write(Pm::EVENT, 2, 2, u64::from(PWRBTN));
+        let button = rig.pm.button();
+        for turn in 1..=3 {
+            button.press();
+            rig.pm.poll(0);
+            assert_eq!(rig.irq.edges(9), turn);
+            // The next one comes before the status is cleared, and the board sees it afterwards.
+            assert_eq!(rig.read(Pm::EVENT, 0, 2), u64::from(PWRBTN));
+            button.press();
+            rig.write(Pm::EVENT, 0, 2, u64::from(PWRBTN));
+            assert!(!rig.irq.level(9), "the line drops though a press waits");
+        }
+        rig.pm.poll(0);
+        assert_eq!((rig.irq.level(9), rig.irq.edges(9)), (true, 4));
+    }
+
+    #[test]
     fn a_press_before_the_guest_listens_is_repeated_when_it_does() {
         let mut rig = rig();
         let button = rig.pm.button();

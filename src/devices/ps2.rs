@@ -327,6 +327,25 @@ mod tests {
     }
 
     #[test]
+    fn a_read_drops_the_line_though_more_bytes_follow_and_each_of_them_raises_it() {
+        let mut rig = rig();
+        // Three bytes of an answer, and one more that comes while they wait.
+        rig.data(0xf2);
+        rig.data(0xee);
+        let mut edges = 0;
+        for (left, byte) in [ACK, 0xab, 0x41, 0xee].into_iter().enumerate().map(|(at, byte)| (3 - at, byte)) {
+            edges += 1;
+            assert!(rig.irq.level(1));
+            assert_eq!(rig.irq.edges(1), edges);
+            assert_eq!(rig.ps2.read(Access { region: Ps2::DATA, offset: 0, width: 1 }) as u8, byte);
+            assert_eq!(rig.irq.level(1), left > 0);
+        }
+        // The answer to the last byte comes after the read that emptied the buffer.
+        rig.data(0xee);
+        assert_eq!((rig.irq.level(1), rig.irq.edges(1)), (true, edges + 1));
+    }
+
+    #[test]
     fn lights_rate_and_scan_set_are_acknowledged() {
         let mut rig = rig();
         for (command, argument) in [(0xed, 7), (0xf3, 0x20), (0xf0, 2)] {

@@ -524,6 +524,26 @@ mod tests {
     }
 
     #[test]
+    fn a_read_of_register_c_drops_the_line_and_the_next_event_raises_it_whichever_it_is() {
+        let mut rig = rig();
+        rig.set(A, 0x2f);
+        rig.set(B, B_PIE | B_UIE | B_24_HOURS);
+        rig.get(C);
+        let start = rig.irq.edges(8);
+        // Two periods a second, and an update with every other one. The driver is late: more has come when it reads.
+        for turn in 1..=10 {
+            rig.run_ns(NS_PER_S / 2);
+            assert!(rig.irq.level(8), "{turn}");
+            rig.clock.advance_ns(NS_PER_S / 2);
+            let flags = rig.get(C);
+            assert_eq!(flags & (C_IRQF | C_PF | C_UF), C_IRQF | C_PF | C_UF, "{turn}");
+            assert!(!rig.irq.level(8), "{turn}: what came before the read was told by it");
+            assert_eq!(rig.get(C) & C_IRQF, 0, "{turn}");
+            assert_eq!(rig.irq.edges(8) - start, turn);
+        }
+    }
+
+    #[test]
     fn the_periodic_interrupt_comes_at_its_rate() {
         let mut rig = rig();
         rig.set(A, 0x2f);

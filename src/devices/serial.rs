@@ -594,6 +594,35 @@ mod tests {
     }
 
     #[test]
+    fn a_read_that_empties_the_receiver_drops_the_line_and_what_comes_after_raises_it_again() {
+        for (fcr, capacity) in [(0, 1), (FCR_ENABLE, FIFO_BYTES), (FCR_ENABLE | 0xc0, FIFO_BYTES)] {
+            let mut rig = rig();
+            rig.outb(4, MCR_OUT2);
+            rig.outb(1, IER_RDA);
+            rig.outb(2, fcr);
+            // More than fits, so that each read that empties the receiver could be followed by the next bytes at once.
+            let text: Vec<u8> = (0..3 * FIFO_BYTES as u8).collect();
+            rig.type_in(&text);
+            let (mut got, mut edges) = (Vec::new(), 0);
+            while got.len() < text.len() {
+                edges += 1;
+                assert!(rig.irq.level(4), "{fcr:#x} after {}", got.len());
+                assert_eq!(rig.irq.edges(4), edges, "{fcr:#x} after {}", got.len());
+                for left in (0..capacity).rev() {
+                    assert_ne!(rig.inb(5) & LSR_DATA, 0);
+                    got.push(rig.inb(0));
+                    assert_eq!(rig.inb(5) & LSR_DATA != 0, left > 0, "nothing comes in between");
+                }
+                // A driver that has seen the receiver empty goes away. The line is low by then, whoever reads first.
+                assert!(!rig.irq.level(4), "{fcr:#x} after {}", got.len());
+                rig.uart.poll(0);
+            }
+            assert_eq!(got, text);
+            assert!(!rig.irq.level(4));
+        }
+    }
+
+    #[test]
     fn each_byte_written_drops_the_thre_interrupt_and_raises_it_again() {
         let mut rig = rig();
         rig.outb(4, MCR_OUT2);

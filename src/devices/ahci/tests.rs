@@ -215,6 +215,33 @@ fn queued_commands_end_in_any_order() {
 }
 
 #[test]
+fn a_command_that_ends_while_the_last_one_is_acknowledged_keeps_or_raises_the_line() {
+    let mut driver = Driver::new(DriveKind::Disk);
+    driver.disk.hold(true);
+    (0..3).for_each(|slot| driver.queued(slot, 0x60, slot, 1));
+    driver.disk.release(0);
+    driver.poll();
+    assert!(driver.probe.level(GSI));
+    // The second ends after the port's status was cleared and before the adapter's is: that write finds it.
+    let status = driver.get(IS);
+    driver.set(IS, status);
+    driver.disk.release(0);
+    driver.set(0x08, 1);
+    assert_eq!((driver.get(0x08), driver.get(SACT)), (1, 1 << 2));
+    assert_ne!(driver.get(IS), 0, "or nothing would tell what it is");
+    assert!(driver.probe.level(GSI));
+    // The third ends after both.
+    let status = driver.get(IS);
+    driver.set(IS, status);
+    driver.set(0x08, 1);
+    assert!(!driver.probe.level(GSI));
+    let edges = driver.probe.edges(GSI);
+    driver.disk.release(0);
+    driver.poll();
+    assert_eq!((driver.get(SACT), driver.probe.level(GSI), driver.probe.edges(GSI)), (0, true, edges + 1));
+}
+
+#[test]
 fn an_error_stops_the_port_until_st_is_cleared() {
     let mut driver = Driver::new(DriveKind::Disk);
     assert_eq!(driver.run(0x25, DISK_BYTES / 512, 1, 512), 0x51);
