@@ -656,13 +656,14 @@ fn fedora_uefi(dir: &Path, grubenv: &[&str]) -> PathBuf {
 #[ignore = "needs tools: make test"]
 fn a_fedora_that_was_installed_under_uefi_boots_its_saved_entry_and_counts_once() {
     let dir = tempfile::tempdir().unwrap();
-    let image = fedora_uefi(dir.path(), &["saved_entry=aa-5.9", "boot_counter=2", "boot_success=0"]);
+    let image = fedora_uefi(dir.path(), &["saved_entry=aa-5.9", "boot_counter=3", "boot_success=0"]);
     let counter = || {
         let bytes = fs::read(&image).unwrap();
         let at = bytes.windows(13).position(|window| window == b"boot_counter=").expect("a block");
         bytes[at + 13]
     };
-    for partition in [None, Some("gpt2".to_string())] {
+    // The first partition has a configuration that leads to the second.
+    for partition in [None, Some("gpt2".to_string()), Some("gpt1".to_string())] {
         let before = counter();
         let loaded = booted(&[&image], Options { partition, ..options() });
         assert_eq!(loaded.cmdline, "BOOT_IMAGE=/vmlinuz-5.9 v=5.9");

@@ -51,6 +51,46 @@ fn all_volumes_of_a_guest_are_snapshot_in_one_call() {
 }
 
 #[test]
+fn a_snapshot_or_a_rollback_that_was_killed_at_any_call_is_finished_by_the_same_command() {
+    const BACK: [&str; 2] = ["zfs rollback tank/vm/web-root@one", "zfs rollback tank/vm/web-data@one"];
+    const BACK_PAST_NEWER: [&str; 2] = ["zfs rollback -r tank/vm/web-root@one", "zfs rollback -r tank/vm/web-data@one"];
+    // What the command looks up, and what it does: it is killed at each call in turn.
+    let killed_at_each = |prepare: &[&str], arguments: &[&str], wanted: &[&str]| {
+        let trial = world();
+        prepare.iter().for_each(|name| drop(trial.vmctl(&["snapshot", "web", name]).ok()));
+        trial.calls();
+        trial.vmctl(arguments).ok();
+        let calls = trial.calls();
+        assert!(wanted.iter().all(|call| calls.iter().any(|made| made == call)), "{calls:?}");
+        for call in &calls {
+            let world = world();
+            prepare.iter().for_each(|name| drop(world.vmctl(&["snapshot", "web", name]).ok()));
+            let call = &call.replace(trial.path().to_str().expect("UTF-8"), world.path().to_str().expect("UTF-8"));
+            world.kill(call);
+            let said = world.vmctl(arguments);
+            assert_eq!(said.code, None, "{call}: {said:?}");
+            world.kill("");
+            world.calls();
+            let again = world.vmctl(arguments);
+            assert_eq!(again.code, Some(0), "{call}: {again:?}");
+            let made = world.calls();
+            assert!(wanted.iter().all(|call| made.iter().any(|made| made == call)), "{call}: {made:?}");
+            // Nothing is held, and nothing half is told of as whole.
+            world.vmctl(&["snapshot", "web", "after"]).ok();
+            let said = world.vmctl(&["snapshots", "web", "-o", "json"]).ok();
+            let document: serde_json::Value = serde_json::from_str(&said.out).expect("JSON");
+            let items = document["items"].as_array().expect("items");
+            assert!(items.iter().all(|item| item["complete"] == true), "{call}: {said:?}");
+        }
+        calls.len()
+    };
+    let both = "zfs snapshot -r tank/vm/web-root@new tank/vm/web-data@new";
+    assert!(killed_at_each(&["one"], &["snapshot", "web", "new"], &[both]) > 1);
+    assert!(killed_at_each(&["one"], &["rollback", "web", "one"], &BACK) > 2);
+    assert!(killed_at_each(&["one", "two"], &["rollback", "web", "one", "--destroy-newer"], &BACK_PAST_NEWER) > 2);
+}
+
+#[test]
 fn going_back_past_a_newer_snapshot_must_be_meant() {
     let world = world();
     world.vmctl(&["snapshot", "web", "one"]).ok();

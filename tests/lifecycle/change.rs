@@ -74,6 +74,67 @@ fn a_fifo_in_the_place_of_a_file_is_named_and_holds_no_command_up() {
 }
 
 #[test]
+fn a_device_that_never_ends_is_refused_as_whatever_file_a_command_is_given() {
+    let world = World::new();
+    let zero = "it is a character device";
+    // With so little memory and time a command that reads on fails in another way.
+    let bounded = |arguments: &[&str]| {
+        let mut limited = std::process::Command::new("prlimit");
+        let command = world.command(arguments);
+        limited.args(["--as=4294967296", "--cpu=120", "--core=0", "--"]).arg(command.get_program()).args(command.get_args());
+        limited.env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        limited.current_dir(world.path()).stdin(std::process::Stdio::null());
+        crate::world::Said::from(limited.output().expect("runs"))
+    };
+    for more in [
+        "include = [\"/dev/zero\"]",
+        "disks = [{ id = \"d\", source = \"/dev/zero\" }]",
+        "disks = [{ id = \"d\", path = \"/dev/zero\" }]",
+        "cloud-init.user_data = \"/dev/zero\"",
+        "cloud-init.meta_data = \"/dev/zero\"",
+        "cloud-init.vendor_data = \"/dev/zero\"",
+        "cloud-init.network_config = \"/dev/zero\"",
+        "cloud-init.password_file = \"/dev/zero\"",
+        "cloud-init.ssh_keys = [\"/dev/zero\"]",
+        "kernel.image = \"/dev/zero\"",
+        "kernel = { image = \"kernel\", initrd = \"/dev/zero\" }",
+        "kernel = { image = \"kernel\", modules = [{ id = \"m\", path = \"/dev/zero\" }] }",
+    ] {
+        std::fs::write(world.path().join("kernel"), "no kernel").expect("writes");
+        let kernel = if more.starts_with("kernel") { "" } else { "kernel.image = \"kernel\"\n" };
+        let file = world.path().join("g.toml");
+        std::fs::write(&file, format!("memory = \"64M\"\n{kernel}{more}\n")).expect("writes");
+        let file = file.to_str().expect("UTF-8");
+        bounded(&["check", file]).fails(1, zero);
+        let said = bounded(&["create", "g", "--file", file]).failed_with(&[1, 2], zero);
+        assert!(!world.guest("g").exists(), "{more}: {}", said.err);
+    }
+    let templates = world.path().join("ds/templates");
+    std::fs::create_dir_all(&templates).expect("made");
+    std::os::unix::fs::symlink("/dev/zero", templates.join("endless.toml")).expect("links");
+    world.make("k", "", "");
+    for arguments in [
+        &["check", "/dev/zero"][..],
+        &["create", "g", "--file", "/dev/zero"],
+        &["create", "g", "--template", "endless"],
+        &["plan", "/dev/zero"],
+        &["apply", "--yes", "/dev/zero"],
+        &["image", "import", "/dev/zero", "--name", "z"],
+        &["disk", "add", "k", "d", "--source", "/dev/zero"],
+        &["install", "k", "/dev/zero"],
+        &["media", "insert", "k", "/dev/zero"],
+        &["--config", "/dev/zero", "list"],
+    ] {
+        let said = bounded(arguments);
+        assert!(matches!(said.code, Some(1 | 2)), "{arguments:?}: {said:?}");
+        assert!(said.err.contains("/dev/zero") || said.err.contains("endless"), "{arguments:?}: {said:?}");
+        assert!(said.err.contains("device") || said.err.contains("not a"), "{arguments:?}: {said:?}");
+        assert!(!world.guest("g").exists(), "{arguments:?}");
+    }
+    assert_eq!(world.word("k"), "stopped");
+}
+
+#[test]
 fn what_a_template_brought_is_taken_away_by_name_and_a_purge_takes_the_bytes() {
     let world = World::new();
     let templates = world.path().join("ds/templates");

@@ -64,8 +64,14 @@ fn changes_the_disk(number: u64, arguments: &[u64; 6]) -> bool {
 }
 
 /// Runs a command and kills it as it enters the `nth` call that changes the disk.
+fn run_and_kill(command: Command, nth: usize) -> Ended {
+    run_and_act(command, nth, |leader| kill(leader, Signal::SIGKILL).expect("there")).0
+}
+
+/// Runs a command and does something with it as it enters the `nth` call that changes the disk. It stands still meanwhile.
+/// Returns the number of such calls up to that one, too.
 #[allow(clippy::zombie_processes, reason = "it is waited for by waitpid(2), as its threads are")]
-fn run_and_kill(mut command: Command, nth: usize) -> Ended {
+fn run_and_act(mut command: Command, nth: usize, act: impl Fn(Pid)) -> (Ended, usize) {
     command.stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
     // SAFETY: ptrace(2) with PTRACE_TRACEME is one system call without memory, as is allowed between fork and exec.
     unsafe {
@@ -86,21 +92,19 @@ fn run_and_kill(mut command: Command, nth: usize) -> Ended {
     assert_eq!(unsafe { libc::ptrace(libc::PTRACE_SETOPTIONS, leader.as_raw(), 0, options) }, 0);
     go_on(leader, 0);
     let mut seen = 0;
-    let mut killed = false;
     loop {
         // Threads are in the group, too; a program that the command runs is not traced.
         match waitpid(Pid::from_raw(-leader.as_raw()), Some(WaitPidFlag::__WALL)).expect("a thread of the command") {
-            WaitStatus::Exited(pid, code) if pid == leader => return Ended::With(code),
-            WaitStatus::Signaled(pid, ..) if pid == leader => return Ended::Killed,
-            WaitStatus::PtraceSyscall(pid) if !killed => {
+            WaitStatus::Exited(pid, code) if pid == leader => return (Ended::With(code), seen),
+            WaitStatus::Signaled(pid, ..) if pid == leader => return (Ended::Killed, seen),
+            WaitStatus::PtraceSyscall(pid) if seen < nth => {
                 if enters_a_change(pid) {
                     seen += 1;
                     if seen == nth {
-                        killed = true;
-                        kill(leader, Signal::SIGKILL).expect("there");
-                        continue;
+                        act(leader);
                     }
                 }
+                // One that was killed is gone, which is no error here.
                 go_on(pid, 0);
             }
             // A new thread begins with a stop of its own.
@@ -222,6 +226,123 @@ fn a_guest_that_is_made_copied_renamed_or_removed_survives_a_kill_at_every_call(
     calls += kill_everywhere(&world, &["rename", "k", "l"], "no guest is called `k`");
     calls += kill_everywhere(&world, &["destroy", "l", "--yes"], "no guest is called `l`");
     assert!(calls > 100, "{calls}");
+}
+
+#[test]
+fn a_clone_that_takes_long_holds_up_no_command_but_those_that_want_its_name_or_its_guest() {
+    let world = world();
+    let file = world.path().join("g.toml");
+    let file = file.to_str().expect("UTF-8");
+    let (ended, calls) = run_and_act(world.command(&["clone", "g", "whole"]), usize::MAX, |_| ());
+    assert_eq!(ended, Ended::With(0));
+    world.vmctl(&["destroy", "whole", "--yes"]).ok();
+    // Half of its calls are made: it stands still in the middle of its work for as long as the others take.
+    let (ended, seen) = run_and_act(world.command(&["clone", "g", "k"]), calls / 2, |leader| {
+        world.vmctl(&["create", "n", "--file", file]).ok();
+        world.vmctl(&["start", "n"]).ok();
+        world.vmctl(&["disk", "add", "n", "d", "--size", "1M"]);
+        world.vmctl(&["kill", "n"]).ok();
+        let words = format!("(process {leader}) is making a guest called `k`");
+        world.vmctl(&["create", "k", "--file", file]).fails(1, &words);
+        world.vmctl(&["destroy", "g", "--yes"]).fails(1, &format!("(process {leader})"));
+    });
+    assert_eq!((ended, seen), (Ended::With(0), calls / 2));
+    is_whole(&world, "after the clone");
+    let names = world.vmctl(&["list", "-o", "name"]).ok().out;
+    assert_eq!(names.lines().collect::<Vec<_>>(), ["g", "k", "n"]);
+}
+
+/// Kills a command that makes a guest run, or leads to one that runs, before each of its calls in turn. The same command, or
+/// a start of what it has made, finishes it.
+fn kill_everywhere_of_a_start(world: &World, arguments: &[&str]) -> usize {
+    let (store, saved) = (world.path().join("ds"), world.path().join("saved"));
+    // A port of the host is chosen anew each time.
+    let meaning = || {
+        let without_ports = |(path, bytes): (PathBuf, Vec<u8>)| match path.ends_with("guest.toml") {
+            true => {
+                let text = String::from_utf8(bytes).expect("UTF-8");
+                let words =
+                    text.split(' ').map(|word| if word.trim_end_matches(',').parse::<u16>().is_ok() { "N" } else { word });
+                (path, words.collect::<Vec<_>>().join(" ").into_bytes())
+            }
+            false => (path, bytes),
+        };
+        meaning(world).into_iter().map(without_ports).collect::<BTreeMap<_, _>>()
+    };
+    world.vmctl(arguments).ok();
+    world.vmctl(&["kill", "g", "-q"]);
+    let wanted = meaning();
+    let _ = std::fs::remove_dir_all(&store);
+    if saved.is_dir() {
+        copy(&saved, &store);
+    }
+    for nth in 1.. {
+        let ended = run_and_kill(world.command(arguments), nth);
+        let what = format!("{arguments:?}, killed before call {nth}");
+        if ended == Ended::Killed {
+            world.vmctl(&["check"]).ok();
+            let again = world.vmctl(arguments);
+            let made = ["exists already", "is running", "runs already"].iter().any(|words| again.err.contains(words));
+            assert!(again.code == Some(0) || made, "{what}: {again:?}");
+            if again.code != Some(0) {
+                world.vmctl(&["start", "g"]);
+            }
+        } else {
+            assert_eq!(ended, Ended::With(0), "{what}");
+        }
+        world.wait_for("g", "running");
+        world.vmctl(&["kill", "g"]).ok();
+        is_whole(world, &what);
+        assert_eq!(meaning().keys().collect::<Vec<_>>(), wanted.keys().collect::<Vec<_>>(), "{what}");
+        assert!(meaning() == wanted, "{what}: it is not what it should be");
+        world.vmctl(&["nic", "remove", "g", "nobody"]).fails(1, "has no interface `nobody`");
+        assert!(leftovers(&store).is_empty(), "{what}: {:?}", leftovers(&store));
+        let _ = std::fs::remove_dir_all(&store);
+        if saved.is_dir() {
+            copy(&saved, &store);
+        }
+        if ended != Ended::Killed {
+            return nth - 1;
+        }
+    }
+    unreachable!("a command has an end")
+}
+
+#[test]
+fn a_launch_survives_a_kill_at_every_call() {
+    let world = World::new().with_cache();
+    std::fs::write(world.path().join("kernel"), "no kernel").expect("writes");
+    std::fs::write(world.path().join("base.raw"), vec![7; 1 << 20]).expect("writes");
+    world.vmctl(&["image", "import", "./base.raw", "--name", "base"]).ok();
+    let arguments = [
+        "launch",
+        "base",
+        "g",
+        "--set",
+        "kernel.image=kernel",
+        "--set",
+        "memory=64M",
+        "--set",
+        "disks.root.size=2M",
+        "--no-wait",
+    ];
+    let calls = kill_everywhere_of_a_start(&world, &arguments);
+    assert!(calls > 20, "{calls}");
+}
+
+#[test]
+fn an_install_survives_a_kill_at_every_call() {
+    use std::os::unix::fs::FileExt;
+    let world = World::new();
+    let iso = std::fs::File::create(world.path().join("installer.iso")).expect("made");
+    iso.set_len(1 << 20).expect("sized");
+    iso.write_all_at(b"CD001", 16 * 2048 + 1).expect("written");
+    let text = "memory = \"64M\"\nloader = \"grub\"\ndisks = [{ id = \"root\", size = \"8M\" }]\n";
+    std::fs::write(world.path().join("g.toml"), text).expect("writes");
+    world.vmctl(&["create", "g", "--file", "./g.toml"]).ok();
+    copy(&world.path().join("ds"), &world.path().join("saved"));
+    let calls = kill_everywhere_of_a_start(&world, &["install", "g", "installer.iso", "--append", "say:hello", "--detach"]);
+    assert!(calls > 0, "{calls}");
 }
 
 #[test]
