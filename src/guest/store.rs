@@ -724,6 +724,7 @@ mod tests {
         make(&store, "a-1");
         drop(store.begin("a-1-2").expect("begins"));
         store.sweep();
+        GuestState::new("a").save(&long.guest().state_file()).expect("saves");
         long.commit().expect("commits");
         assert_eq!(store.names().expect("lists"), ["a", "a-1", "b"]);
     }

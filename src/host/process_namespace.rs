@@ -333,7 +333,7 @@ mod tests {
         as_root_and_as_nobody("a_program_that_does_not_exist_is_an_error_and_leaves_no_process", || {
             let (_, theirs) = UnixStream::pair().expect("a socket pair");
             let mut command = Command::new("/nonexistent/program");
-            let error = spawn_tied_apart(&mut command, &[(3, theirs.into())]).err().expect("cannot start");
+            let error = spawn_tied_apart(&mut command, &[(3, theirs.into())]).expect_err("cannot start");
             assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
         });
     }

@@ -21,8 +21,8 @@ use crate::host::process::{self, ChildProcess, spawn_tied_apart, spawn_untied};
 use crate::host::vmm;
 use crate::machine::forwards::ForwardSockets;
 use crate::machine::spec::{
-    self, ABORTED, CONSOLE_FD, CONTROL_FD, DiskSpec, EngineCommand, EngineEvent, FORWARDS_FD, ForwardSpec, GrubSpec, LEASE_FD, LoaderSpec,
-    MAX_CONTROL_LINE, ModuleSpec, NicSpec, PortsSpec, SPEC_VERSION, UserNetSpec, VmmSpec,
+    self, ABORTED, CONSOLE_FD, CONTROL_FD, DiskSpec, EngineCommand, EngineEvent, FORWARDS_FD, ForwardSpec, GrubSpec, LEASE_FD,
+    LoaderSpec, MAX_CONTROL_LINE, ModuleSpec, NicSpec, PortsSpec, SPEC_VERSION, UserNetSpec, VmmSpec,
 };
 
 use crate::guest::error::{GuestError, Result};

@@ -700,7 +700,7 @@ mod tests {
         listener.set_nonblocking(true).expect("sets");
         let host = listener.local_addr().expect("bound");
         let client = std::net::TcpStream::connect(host).expect("is in the listener's queue");
-        let listener = Listener { socket: listener.into(), host, guest_port: 22, opened: false, paused: None };
+        let listener = Listener { socket: listener, host, guest_port: 22, opened: false, paused: None };
         let notes: Arc<Mutex<Vec<String>>> = Arc::default();
         let heard = Arc::clone(&notes);
         let outside = Outside {
