@@ -202,6 +202,8 @@ impl GuestMemory {
         let listeners = self.listeners();
         let map = self.map();
         let dirty = take_marks(&map);
+        // A writer that found its page marked still has its bytes read by the caller: see `note_write`.
+        fence(Ordering::SeqCst);
         // vCPUs of the software CPU must mark the pages again that they write next.
         self.publish(&listeners, (*map).clone());
         dirty
