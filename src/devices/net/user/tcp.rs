@@ -648,13 +648,8 @@ mod tests {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
     use std::sync::Mutex;
 
-    #[test]
-    fn a_forward_that_cannot_accept_is_left_alone_for_a_while_and_told_of_once() {
-        // A socket that does not listen fails each accept and is always ready, like a listener when the process has no
-        // descriptor left.
-        let broken = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_NONBLOCK, None).expect("a socket");
-        let host = SocketAddr::from((Ipv4Addr::LOCALHOST, 2222));
-        let listener = Listener { socket: broken.into(), host, guest_port: 22, opened: false, paused: None };
+    /// Returns TCP with one forward, and where its notes go.
+    fn tcp_of(listener: Listener, begun: Instant) -> (Tcp, Arc<Mutex<Vec<String>>>) {
         let notes: Arc<Mutex<Vec<String>>> = Arc::default();
         let heard = Arc::clone(&notes);
         let outside = Outside {
@@ -662,8 +657,18 @@ mod tests {
             on_open: Arc::new(|_| {}),
             on_note: Arc::new(move |text| heard.lock().unwrap().push(text.into())),
         };
+        (Tcp::new(&Addresses::default(), 1500, vec![listener], &outside, begun), notes)
+    }
+
+    #[test]
+    fn a_forward_that_cannot_accept_is_left_alone_for_a_while_and_told_of_once() {
+        // A socket that does not listen fails each accept and is always ready, like a listener when the process has no
+        // descriptor left.
+        let broken = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_NONBLOCK, None).expect("a socket");
+        let host = SocketAddr::from((Ipv4Addr::LOCALHOST, 2222));
+        let listener = Listener { socket: broken.into(), host, guest_port: 22, opened: false, paused: None };
         let begun = Instant::now();
-        let mut tcp = Tcp::new(&Addresses::default(), 1500, vec![listener], &outside, begun);
+        let (mut tcp, notes) = tcp_of(listener, begun);
         let watched = |tcp: &Tcp| {
             let mut watched = 0;
             tcp.watch(&mut |_, _, _| watched += 1);
@@ -701,15 +706,8 @@ mod tests {
         let host = listener.local_addr().expect("bound");
         let client = std::net::TcpStream::connect(host).expect("is in the listener's queue");
         let listener = Listener { socket: listener, host, guest_port: 22, opened: false, paused: None };
-        let notes: Arc<Mutex<Vec<String>>> = Arc::default();
-        let heard = Arc::clone(&notes);
-        let outside = Outside {
-            sockets: Arc::new(OwnSockets),
-            on_open: Arc::new(|_| {}),
-            on_note: Arc::new(move |text| heard.lock().unwrap().push(text.into())),
-        };
         let begun = Instant::now();
-        let mut tcp = Tcp::new(&Addresses::default(), 1500, vec![listener], &outside, begun);
+        let (mut tcp, notes) = tcp_of(listener, begun);
         let watched = |tcp: &Tcp| {
             let mut watched = Vec::new();
             tcp.watch(&mut |_, _, what| watched.push(format!("{what:?}")));
