@@ -167,11 +167,6 @@ impl GuestMemory {
         self.inner.generation.store(generation, Ordering::Release);
     }
 
-    /// Returns the `(base, bytes, writable)` regions, in order.
-    pub fn regions(&self) -> Vec<(GuestAddr, u64, bool)> {
-        self.inner.map.load().regions().iter().map(|r| (r.base(), r.len(), r.mode() == Mode::Ram)).collect()
-    }
-
     /// Returns whether all `len` bytes at `addr` are memory of one region.
     pub fn contains(&self, addr: GuestAddr, len: u64) -> bool {
         usize::try_from(len).is_ok_and(|len| self.inner.map.load().span(addr, len).is_ok())

@@ -18,7 +18,7 @@ use super::unpack::{self, Unpacker};
 use super::zero_page::SetupHeader;
 use super::{HostFile, LoadError, multiboot, multiboot2, pvh, zero_page};
 use crate::hypervisor::backend::BootState;
-use crate::hypervisor::memory::{GuestAddr, GuestMemory};
+use crate::hypervisor::memory::{GuestAddr, GuestMemory, Region};
 use crate::machine::layout;
 
 /// The files and the command line, as configured.
@@ -114,7 +114,7 @@ fn join(name: &str, words: &str) -> String {
 }
 
 fn memory_bytes(mem: &GuestMemory) -> u64 {
-    mem.regions().into_iter().map(|(_, len, _)| len).sum()
+    mem.map().regions().iter().map(Region::len).sum()
 }
 
 /// Loads a kernel from memory, as [`load`] does.

@@ -17,7 +17,7 @@ pub mod zero_page;
 use std::path::PathBuf;
 
 use super::layout;
-use crate::hypervisor::memory::{GuestAddr, GuestMemory, OutOfRange};
+use crate::hypervisor::memory::{GuestAddr, GuestMemory, OutOfRange, Region};
 pub use host_file::HostFile;
 
 /// The error for a guest that cannot be loaded.
@@ -119,13 +119,13 @@ pub fn memory_map(mem: &GuestMemory) -> Vec<(u64, u64, RangeKind)> {
         (layout::CONVENTIONAL_END, layout::VGA_HOLE.0 - layout::CONVENTIONAL_END, RangeKind::Reserved),
         (layout::ACPI_BASE, layout::SMBIOS_END - layout::ACPI_BASE, RangeKind::Reserved),
     ];
-    for (base, len, _) in mem.regions() {
-        let end = base.0 + len;
-        let start = base.0.max(layout::KERNEL_FLOOR);
+    for region in mem.map().regions() {
+        let (base, end) = (region.base().0, region.end());
+        let start = base.max(layout::KERNEL_FLOOR);
         if end > start {
             map.push((start, end - start, RangeKind::Ram));
         }
-        if base.0 < layout::PCI_ECAM.0 && end > layout::KERNEL_FLOOR {
+        if base < layout::PCI_ECAM.0 && end > layout::KERNEL_FLOOR {
             map.push((layout::PCI_ECAM.0, layout::PCI_ECAM.1, RangeKind::Reserved));
         }
     }
@@ -134,7 +134,7 @@ pub fn memory_map(mem: &GuestMemory) -> Vec<(u64, u64, RangeKind)> {
 
 /// Returns the end of the RAM below the PCI hole.
 pub fn low_ram_end(mem: &GuestMemory) -> u64 {
-    mem.regions().into_iter().map(|(base, len, _)| base.0 + len).filter(|&end| end <= layout::LOW_RAM_END).max().unwrap_or(0)
+    mem.map().regions().iter().map(Region::end).filter(|&end| end <= layout::LOW_RAM_END).max().unwrap_or(0)
 }
 
 /// Copies `bytes` to `at`, above the firmware area.

@@ -20,6 +20,7 @@ use super::control::{check_privileged, tsc, write_efer};
 use super::regs::debug_ctl;
 use super::regs::msr::*;
 use super::{cpuid, kvmclock};
+use crate::hypervisor::memory::{Mode, Region};
 
 /// The error for a register that does not exist, or does not take the value.
 struct Refused;
@@ -151,7 +152,9 @@ const SMM_BASE_RESET: u64 = 0x3_0000;
 /// Returns where the memory between `from` and `to` ends, in the units of 8 MiB of TOP_MEM and TOP_MEM2. Returns `from`
 /// if there is none.
 fn end_of_memory(cpu: &Cpu, from: u64, to: u64) -> u64 {
-    let ends = cpu.memory.regions().into_iter().filter(|r| r.2 && r.0.0 >= from && r.0.0 < to).map(|r| r.0.0 + r.1);
+    let starts = from..to;
+    let is_ram = |region: &&Region| region.mode() == Mode::Ram && starts.contains(&region.base().0);
+    let ends = cpu.map.regions().iter().filter(is_ram).map(Region::end);
     ends.max().unwrap_or(from).next_multiple_of(8 << 20)
 }
 
