@@ -12,7 +12,7 @@
 //! While writes are *logged*, every writer marks the pages that it wrote: [`GuestMemory::start_dirty_log`].
 //!
 //! **Hostile guest**: every address is checked against the map; an access outside is an `OutOfRange` error, and so is a
-//! device's write to ROM. In the `_or_ignore` forms such a read gives all ones and such a write is dropped.
+//! device's write to ROM.
 #![allow(unsafe_code)]
 
 mod host;
