@@ -1,14 +1,16 @@
 //! A console over a stream socket: the back end of COM1 in the engine child.
 //!
-//! Output is written without blocking and kept in a bounded buffer while the other end is slow. When the buffer is full
-//! the device must wait. A thread of its own reads input into a bounded queue and wakes the device.
+//! Output is put into a bounded buffer, which a thread writes to the stream. It pauses after each write, so that a guest
+//! which writes byte by byte costs a system call for many bytes and not for each. When the buffer is full the device must
+//! wait. A thread of its own reads input into a bounded queue and wakes the device.
 //!
 //! **Hostile guest**: output beyond [`OUTPUT_LIMIT`] is not taken; the chip then holds its transmitter busy.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
 
 use super::serial::CharBackend;
 use crate::hypervisor::waking::Waker;
@@ -17,6 +19,8 @@ use crate::hypervisor::waking::Waker;
 pub const OUTPUT_LIMIT: usize = 64 * 1024;
 /// Maximum number of bytes of input that wait. Then the reader waits for the guest.
 const INPUT_LIMIT: usize = 16 * 1024;
+/// Time between two writes to the stream. It is short for the eye, and long beside the time in which a guest writes a byte.
+const PAUSE: Duration = Duration::from_millis(2);
 
 #[derive(Default)]
 struct Input {
@@ -25,10 +29,32 @@ struct Input {
     arrived: Condvar,
 }
 
+#[derive(Default)]
+struct Waiting {
+    bytes: Vec<u8>,
+    /// Number of bytes that the pump writes at the moment. They count towards the limit.
+    in_flight: usize,
+    /// The pump waits for bytes. Only then does a writer have to wake it.
+    pump_sleeps: bool,
+}
+
+impl Waiting {
+    fn len(&self) -> usize {
+        self.bytes.len() + self.in_flight
+    }
+}
+
 struct Output {
     stream: UnixStream,
-    waiting: Mutex<VecDeque<u8>>,
+    waiting: Mutex<Waiting>,
     more: Condvar,
+    written: Condvar,
+}
+
+impl Output {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().expect("no panic happens under this lock")
+    }
 }
 
 /// A console stream that several devices may write to and one reads from.
@@ -62,7 +88,7 @@ impl StreamConsole {
                 }
             }
         })?;
-        let output = Arc::new(Output { stream, waiting: Mutex::default(), more: Condvar::new() });
+        let output = Arc::new(Output { stream, waiting: Mutex::default(), more: Condvar::new(), written: Condvar::new() });
         let pump = Arc::clone(&output);
         std::thread::Builder::new().name("console-out".into()).spawn(move || pump_output(&pump, &writers))?;
         Ok(StreamConsole { output, input })
@@ -74,46 +100,53 @@ impl StreamConsole {
     }
 
     /// Waits until there is input, at most `limit`: for a loader, which runs before the guest's devices do.
-    pub fn wait_for_input(&self, limit: std::time::Duration) {
+    pub fn wait_for_input(&self, limit: Duration) {
         let held = self.input.bytes.lock().expect("no panic happens under this lock");
         drop(self.input.arrived.wait_timeout_while(held, limit, |held| held.is_empty()));
     }
 
     /// Waits until all output has been handed over, at most `limit`, so that the guest's last output is not lost.
-    pub fn flush(&self, limit: std::time::Duration) {
-        let waiting = self.output.waiting.lock().expect("no panic happens under this lock");
-        drop(self.output.more.wait_timeout_while(waiting, limit, |waiting| !waiting.is_empty()));
+    pub fn flush(&self, limit: Duration) {
+        drop(self.output.written.wait_timeout_while(self.output.waiting(), limit, |waiting| waiting.len() > 0));
     }
 }
 
-/// Writes the queued output, blocking. Ends when the other end is gone; then output is dropped.
+/// Writes the queued output, blocking. Once the other end is gone, output is dropped.
 fn pump_output(output: &Output, writers: &[Waker]) {
     let mut gone = false;
+    let mut chunk = Vec::new();
     loop {
-        let chunk: Vec<u8> = {
-            let waiting = output.waiting.lock().expect("no panic happens under this lock");
-            let waiting = output.more.wait_while(waiting, |waiting| waiting.is_empty()).expect("as above");
-            waiting.iter().copied().collect()
-        };
-        gone = gone || (&output.stream).write_all(&chunk).is_err();
-        let mut waiting = output.waiting.lock().expect("no panic happens under this lock");
-        let was_full = waiting.len() >= OUTPUT_LIMIT;
-        waiting.drain(..chunk.len());
+        let mut waiting = output.waiting();
+        waiting.pump_sleeps = waiting.bytes.is_empty();
+        let mut waiting = output.more.wait_while(waiting, |waiting| waiting.bytes.is_empty()).expect("as above");
+        waiting.pump_sleeps = false;
+        std::mem::swap(&mut chunk, &mut waiting.bytes);
+        waiting.in_flight = chunk.len();
         drop(waiting);
-        output.more.notify_all();
+        gone = gone || (&output.stream).write_all(&chunk).is_err();
+        chunk.clear();
+        let mut waiting = output.waiting();
+        let was_full = waiting.len() >= OUTPUT_LIMIT;
+        waiting.in_flight = 0;
+        output.written.notify_all();
         if was_full {
             writers.iter().for_each(Waker::wake);
+        } else {
+            // Nobody wakes the pump here: it does not sleep for lack of bytes.
+            drop(output.more.wait_timeout(waiting, PAUSE));
         }
     }
 }
 
 impl CharBackend for StreamConsole {
     fn write(&mut self, bytes: &[u8]) -> usize {
-        let mut waiting = self.output.waiting.lock().expect("no panic happens under this lock");
+        let mut waiting = self.output.waiting();
         let n = bytes.len().min(OUTPUT_LIMIT - waiting.len());
-        waiting.extend(&bytes[..n]);
-        drop(waiting);
-        self.output.more.notify_all();
+        waiting.bytes.extend_from_slice(&bytes[..n]);
+        if std::mem::take(&mut waiting.pump_sleeps) {
+            drop(waiting);
+            self.output.more.notify_one();
+        }
         n
     }
 
@@ -124,7 +157,9 @@ impl CharBackend for StreamConsole {
             *slot = byte;
         }
         drop(held);
-        self.input.taken.notify_all();
+        if n > 0 {
+            self.input.taken.notify_all();
+        }
         n
     }
 }
@@ -133,7 +168,6 @@ impl CharBackend for StreamConsole {
 mod tests {
     use super::*;
     use crate::hypervisor::waking::Attention;
-    use std::time::Duration;
 
     fn pair() -> (StreamConsole, UnixStream, Waker) {
         let (ours, theirs) = UnixStream::pair().unwrap();
@@ -155,6 +189,18 @@ mod tests {
         let mut buf = [0; 16];
         assert_eq!(console.read(&mut buf), 5);
         assert_eq!(&buf[..5], b"root\n");
+    }
+
+    #[test]
+    fn bytes_that_are_written_one_by_one_all_arrive_in_their_order() {
+        let (mut console, mut peer, _) = pair();
+        let said: Vec<u8> = (0..3000u32).map(|i| (i % 251) as u8).collect();
+        for byte in &said {
+            assert_eq!(console.write(&[*byte]), 1);
+        }
+        let mut heard = vec![0; said.len()];
+        peer.read_exact(&mut heard).unwrap();
+        assert_eq!(heard, said);
     }
 
     #[test]
