@@ -49,6 +49,8 @@ struct BoardBell {
     /// When the board's next timer is due; `u64::MAX` for never.
     deadline_ns: AtomicU64,
     server: RwLock<Option<Thread>>,
+    /// The thread that looks at the deadline, if that is not the server.
+    timekeeper: RwLock<Option<Thread>>,
 }
 
 impl BoardBell {
@@ -56,6 +58,18 @@ impl BoardBell {
         if let Some(server) = &*self.server.read().unwrap_or_else(PoisonError::into_inner) {
             server.unpark();
         }
+    }
+    /// Tells the thread that looks at the deadline that it is nearer than before.
+    fn tell_nearer(&self) {
+        match &*self.timekeeper.read().unwrap_or_else(PoisonError::into_inner) {
+            // It looks at the deadline before it sleeps.
+            Some(keeper) if keeper.id() == std::thread::current().id() => {}
+            Some(keeper) => keeper.unpark(),
+            None => self.wake(),
+        }
+    }
+    fn has_timekeeper(&self) -> bool {
+        self.timekeeper.read().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 }
 
@@ -75,7 +89,12 @@ impl Attention {
     pub fn new(vcpus: usize) -> Arc<Attention> {
         Arc::new(Attention {
             doors: (0..vcpus).map(|_| VcpuDoor::default()).collect(),
-            bell: BoardBell { rung: AtomicBool::new(false), deadline_ns: AtomicU64::new(0), server: RwLock::default() },
+            bell: BoardBell {
+                rung: AtomicBool::new(false),
+                deadline_ns: AtomicU64::new(0),
+                server: RwLock::default(),
+                timekeeper: RwLock::default(),
+            },
             stop: AtomicU32::new(NOT_STOPPED),
             slept_ns: AtomicU64::new(0),
         })
@@ -118,10 +137,10 @@ impl Attention {
     pub fn board_due(&self, now_ns: u64) -> bool {
         self.bell.rung.load(Ordering::Acquire) || now_ns >= self.deadline_ns()
     }
-    /// Notes a timer that may be due earlier than what `advance` last returned, and wakes the board for it.
+    /// Notes a timer that may be due earlier than what `advance` last returned, and wakes the thread that waits for timers.
     pub fn due_by(&self, deadline_ns: u64) {
         if self.bell.deadline_ns.fetch_min(deadline_ns, Ordering::AcqRel) > deadline_ns {
-            self.bell.wake();
+            self.bell.tell_nearer();
         }
     }
     /// Returns when the board is due next.
@@ -143,7 +162,7 @@ impl Attention {
         }
         self.bell.deadline_ns.store(u64::MAX, Ordering::Release);
         if let Some(next_ns) = platform.advance(now_ns) {
-            self.bell.deadline_ns.fetch_min(next_ns, Ordering::AcqRel);
+            self.due_by(next_ns);
         }
         let slept_ns = platform.clock().slept_ns();
         if slept_ns.saturating_sub(self.slept_ns()) > SHORT_HOST_SLEEP_NS {
@@ -172,17 +191,31 @@ impl Attention {
         *self.bell.server.write().unwrap_or_else(PoisonError::into_inner) = Some(std::thread::current());
     }
 
+    /// Makes this thread the one that looks at the board's timers, instead of the server: it calls
+    /// [`Attention::serve_board`] again and again, and sleeps by [`Attention::sleep_until_timer`].
+    pub fn keep_timers_here(&self) {
+        *self.bell.timekeeper.write().unwrap_or_else(PoisonError::into_inner) = Some(std::thread::current());
+    }
+
     fn sleep_until_due(&self, platform: &dyn Platform) {
-        let now_ns = platform.clock().now_ns();
-        if self.board_due(now_ns) || self.stopped().is_some() {
+        if self.bell.has_timekeeper() {
+            if !self.bell.rung.load(Ordering::Acquire) && self.stopped().is_none() {
+                std::thread::park();
+            }
+        } else if !self.bell.rung.load(Ordering::Acquire) {
+            self.sleep_until_timer(platform);
+        }
+    }
+
+    /// Sleeps until the board's next timer is due, or this thread is woken.
+    pub fn sleep_until_timer(&self, platform: &dyn Platform) {
+        let (now_ns, deadline_ns) = (platform.clock().now_ns(), self.deadline_ns());
+        if deadline_ns <= now_ns || self.stopped().is_some() {
             return;
         }
-        match self.deadline_ns() {
+        match deadline_ns {
             u64::MAX => std::thread::park(),
-            deadline_ns => {
-                let left = Duration::from_nanos(deadline_ns.saturating_sub(now_ns));
-                std::thread::park_timeout(left.min(LONGEST_SLEEP));
-            }
+            _ => std::thread::park_timeout(Duration::from_nanos(deadline_ns - now_ns).min(LONGEST_SLEEP)),
         }
     }
 
@@ -314,6 +347,42 @@ mod tests {
         assert!(times.recv_timeout(PATIENCE).expect("an earlier timer woke it") >= soon);
         attention.stop(MachineExit::PowerOff);
         server.join().expect("it ends with the machine");
+    }
+
+    #[test]
+    fn a_thread_that_keeps_the_timers_serves_them_and_the_server_sleeps_for_devices_alone() {
+        let attention = Attention::new(1);
+        let clock = HostClock::new();
+        let (served, calls) = channel();
+        let bell = attention.clone();
+        let advance = move |_| {
+            let device = bell.take_board();
+            served.send((device, std::thread::current().name().map(str::to_owned))).expect("the test waits");
+            None
+        };
+        let board = Arc::new(Empty { clock: clock.clone(), advance });
+        attention.keep_timers_here();
+        attention.serve_board(&*board);
+        calls.recv_timeout(PATIENCE).expect("the first deadline is the start");
+        let server = std::thread::Builder::new().name("server".into()).spawn({
+            let (attention, board) = (attention.clone(), board.clone());
+            move || attention.serve(&*board)
+        });
+        attention.wake_board();
+        assert_eq!(calls.recv_timeout(PATIENCE).expect("a device woke it"), (true, Some("server".into())));
+        // Another thread sets a timer: it wakes this one from its sleep without a timer, and the sleep goes to its end.
+        let other = attention.clone();
+        let due_ns = clock.now_ns() + 20_000_000;
+        let setter = std::thread::spawn(move || other.due_by(due_ns));
+        while clock.now_ns() < due_ns {
+            attention.sleep_until_timer(&*board);
+        }
+        attention.serve_board(&*board);
+        let (device, thread) = calls.recv_timeout(PATIENCE).expect("the timer is due");
+        assert!(!device && thread != Some("server".into()));
+        setter.join().expect("it only sets a timer");
+        attention.stop(MachineExit::PowerOff);
+        server.expect("a thread").join().expect("it ends with the machine");
     }
 
     #[test]

@@ -93,8 +93,8 @@ impl SoftBackend {
         }
         let board = self.clock.is_some() && self.attention.board_due(self.platform.clock().now_ns());
         let raised = board || (0..self.cpus.len()).any(|vcpu| self.attention.is_raised(vcpu));
-        if !raised && self.attention.stopped().is_none() {
-            std::thread::park();
+        if !raised {
+            self.attention.sleep_until_timer(&*self.platform);
         }
     }
 
@@ -565,6 +565,7 @@ impl Backend for SoftBackend {
             let thread = std::thread::current();
             self.attention.door(vcpu).set_kick(Box::new(move || thread.unpark()));
         }
+        self.attention.keep_timers_here();
         if self.clock.is_some() {
             self.attention.serve_here();
         }
@@ -574,10 +575,8 @@ impl Backend for SoftBackend {
             if let Some(exit) = self.attention.stopped() {
                 return exit;
             }
-            if self.clock.is_some() {
-                self.attention.serve_board(&*self.platform);
-                self.follow_memory();
-            }
+            self.attention.serve_board(&*self.platform);
+            self.follow_memory();
             let mut worked = false;
             for index in 0..self.cpus.len() {
                 worked |= self.run_slice(index);
