@@ -26,8 +26,10 @@
 
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use crate::hypervisor::bus::{Access, Device};
+use crate::hypervisor::guest_errors::GuestErrors;
 use crate::hypervisor::irq::IrqLine;
 use crate::hypervisor::state::{Section, StateError};
 
@@ -41,7 +43,7 @@ pub trait CharBackend: Send {
 }
 
 const KIND: &str = "uart16550";
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 const FIFO_BYTES: usize = 16;
 const QUEUE_BYTES: usize = 64 * 1024;
 /// Time until queued output is offered again.
@@ -91,7 +93,6 @@ struct Regs {
     timeout: bool,
     rx: VecDeque<u8>,
     out: VecDeque<u8>,
-    lost_bytes: u64,
 }
 
 impl Regs {
@@ -109,7 +110,6 @@ impl Regs {
             timeout: false,
             rx: VecDeque::new(),
             out: VecDeque::new(),
-            lost_bytes: 0,
         }
     }
 
@@ -176,17 +176,20 @@ pub struct Serial {
     timeout_ns: Option<u64>,
     /// When queued output is offered again.
     retry_ns: u64,
+    errors: Arc<GuestErrors>,
 }
 
 impl Serial {
     /// Creates a UART whose interrupt drives `line`. The owner polls it when the back end wakes it.
     pub fn new(line: IrqLine, backend: Box<dyn CharBackend>) -> Serial {
-        Serial { regs: Regs::power_on(), line, backend, more_input: true, draining: false, timeout_ns: None, retry_ns: 0 }
+        let errors = GuestErrors::silent();
+        Serial { regs: Regs::power_on(), line, backend, more_input: true, draining: false, timeout_ns: None, retry_ns: 0, errors }
     }
 
-    /// Returns the number of bytes of output that were lost because the guest wrote while the queue was full.
-    pub fn lost_bytes(&self) -> u64 {
-        self.regs.lost_bytes
+    /// Reports output that is lost since the guest wrote while the queue was full.
+    pub fn report_to(mut self, errors: Arc<GuestErrors>) -> Serial {
+        self.errors = errors;
+        self
     }
 
     fn update_line(&self) {
@@ -257,7 +260,7 @@ impl Serial {
             }
         } else if self.regs.out.is_empty() && self.backend.write(&[byte]) == 1 {
         } else if self.regs.thr_full() {
-            self.regs.lost_bytes += 1;
+            self.errors.report(&"a byte was written to a transmitter that is full, and is lost");
             return;
         } else {
             self.regs.out.push_back(byte);
@@ -360,8 +363,7 @@ impl Device for Serial {
     fn reset(&mut self) {
         // Output that the guest has sent still belongs to the reader of the console.
         let out = std::mem::take(&mut self.regs.out);
-        let lost_bytes = self.regs.lost_bytes;
-        self.regs = Regs { out, lost_bytes, ..Regs::power_on() };
+        self.regs = Regs { out, ..Regs::power_on() };
         self.more_input = true;
         self.restart_timeout();
         self.update_line();
@@ -653,13 +655,14 @@ mod tests {
     #[test]
     fn output_waits_for_a_slow_back_end_and_what_is_lost_is_counted() {
         let mut rig = rig();
+        let errors = Arc::clone(&rig.uart.errors);
         rig.wire.lock().unwrap().room = 0;
         for _ in 0..QUEUE_BYTES {
             rig.outb(0, b'.');
         }
         assert_eq!(rig.inb(5) & LSR_THRE, 0);
         rig.outb(0, b'!');
-        assert_eq!(rig.uart.lost_bytes(), 1);
+        assert_eq!(errors.count(), 1);
         rig.wire.lock().unwrap().room = usize::MAX;
         assert!(rig.uart.deadline_ns().is_some());
         rig.uart.poll(RETRY_NS);

@@ -62,6 +62,8 @@ pub struct DiskFigures {
     pub discard_ops: Option<u64>,
     /// Number of failed requests.
     pub failed_ops: Option<u64>,
+    /// What the guest's driver did wrong.
+    pub guest_errors: Option<u64>,
 }
 
 /// Figures of an interface since the guest was booted. The directions are those of the guest.
@@ -77,6 +79,8 @@ pub struct NicFigures {
     pub sent_bytes: Option<u64>,
     /// Frames from the guest.
     pub sent_packets: Option<u64>,
+    /// What the guest's driver did wrong.
+    pub guest_errors: Option<u64>,
 }
 
 /// Rates per second between two samples of a guest; `None` if they are not known.
@@ -207,6 +211,7 @@ impl DiskFigures {
             flush_ops: get("flush-ops"),
             discard_ops: get("discard-ops"),
             failed_ops: get("failed-ops"),
+            guest_errors: get("guest-errors"),
         }
     }
 }
@@ -220,6 +225,7 @@ impl NicFigures {
             received_packets: get("received-packets"),
             sent_bytes: get("sent-bytes"),
             sent_packets: get("sent-packets"),
+            guest_errors: get("guest-errors"),
         }
     }
 }

@@ -85,10 +85,12 @@ pub const METRICS: &[Metric] = &[
     disk("vmctl_guest_disk_flushes_total", "Flushes of the guest.", |disk| disk.flush_ops),
     disk("vmctl_guest_disk_discards_total", "Discards of the guest.", |disk| disk.discard_ops),
     disk("vmctl_guest_disk_failures_total", "Requests of the guest that failed.", |disk| disk.failed_ops),
+    disk("vmctl_guest_disk_guest_errors_total", "Rules that the guest's driver broke.", |disk| disk.guest_errors),
     nic("vmctl_guest_network_receive_bytes_total", "Bytes of frames to the guest.", |nic| nic.received_bytes),
     nic("vmctl_guest_network_receive_packets_total", "Frames to the guest.", |nic| nic.received_packets),
     nic("vmctl_guest_network_transmit_bytes_total", "Bytes of frames from the guest.", |nic| nic.sent_bytes),
     nic("vmctl_guest_network_transmit_packets_total", "Frames from the guest.", |nic| nic.sent_packets),
+    nic("vmctl_guest_network_guest_errors_total", "Rules that the guest's driver broke.", |nic| nic.guest_errors),
 ];
 
 /// Returns the text for `guests`, which have different names.

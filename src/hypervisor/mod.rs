@@ -4,6 +4,7 @@
 pub mod backend;
 pub mod bus;
 pub mod clock;
+pub mod guest_errors;
 pub mod irq;
 pub mod memory;
 pub mod soft;

@@ -1,5 +1,6 @@
 //! Building a machine: the one wiring table, from a specification to a board, memory and an entry state.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -34,6 +35,7 @@ use crate::devices::virtio::{blk, console, net, rng, transport::VirtioPci};
 use crate::hypervisor::backend::{BootState, LocalApics, MachineExit, VcpuSetup};
 use crate::hypervisor::bus::{Device, Overlap};
 use crate::hypervisor::clock::{Clock, HostClock, ManualClock};
+use crate::hypervisor::guest_errors::GuestErrors;
 use crate::hypervisor::irq::{IrqLine, IrqSink, Irqchip};
 use crate::hypervisor::memory::GuestMemory;
 use crate::hypervisor::waking::{Attention, Waker};
@@ -118,6 +120,8 @@ struct Devices {
     boot_disks: Vec<grub::BootDisk>,
     disks: Vec<(String, Arc<DiskCounters>)>,
     nics: Vec<(String, Arc<NicCounters>)>,
+    /// By the name that their counter begins with.
+    guest_errors: Vec<(String, Arc<GuestErrors>)>,
     /// Of user-mode networks.
     forwards: Vec<(String, user::ForwardControl)>,
 }
@@ -152,7 +156,8 @@ impl Handles {
         found.map(|(_, control)| control).ok_or_else(|| format!("the running guest has no user-mode network `{nic}`"))
     }
 
-    /// Returns the counters by name: those of the machine, `disk.ID.NAME` and `nic.ID.NAME`.
+    /// Returns the counters by name: those of the machine, `disk.ID.NAME`, `nic.ID.NAME`, and `guest-errors` of every
+    /// device that reports them.
     pub fn counters(&self) -> BTreeMap<String, u64> {
         let mut all = BTreeMap::from([("uptime-ns".to_string(), self.clock.now_ns()), ("vcpus".to_string(), self.vcpus as u64)]);
         for (id, disk) in &self.counted.disks {
@@ -160,6 +165,9 @@ impl Handles {
         }
         for (id, nic) in &self.counted.nics {
             all.extend(nic.read().map(|(name, value)| (format!("nic.{id}.{name}"), value)));
+        }
+        for (name, errors) in &self.counted.guest_errors {
+            all.insert(format!("{name}.guest-errors"), errors.count());
         }
         all
     }
@@ -255,6 +263,7 @@ struct Resources {
     attention: Arc<Attention>,
     clock: Arc<dyn Clock>,
     sink: Arc<dyn IrqSink>,
+    guest_errors: RefCell<Vec<(String, Arc<GuestErrors>)>>,
 }
 
 impl Resources {
@@ -264,11 +273,25 @@ impl Resources {
     fn waker(&self) -> Waker {
         Waker::new(Arc::clone(&self.attention))
     }
+    /// Returns the sink for what the guest does wrong to a device, whose counter begins with `counter`.
+    fn errors(&self, counter: String, device: String) -> Arc<GuestErrors> {
+        // Standard error is the supervisor's log of this engine.
+        let errors = GuestErrors::new(device, Arc::new(|line: &str| eprintln!("vmctl vmm: {line}")));
+        self.guest_errors.borrow_mut().push((counter, Arc::clone(&errors)));
+        errors
+    }
     /// Puts a virtio device into a PCI slot. `waker` is the one that its back end uses.
-    fn virtio(&self, root: &mut PciRoot, slot: u8, device: Box<dyn VirtioDevice>, waker: Waker) -> Result<(), PciError> {
+    fn virtio(
+        &self,
+        root: &mut PciRoot,
+        slot: u8,
+        device: Box<dyn VirtioDevice>,
+        waker: Waker,
+        errors: Arc<GuestErrors>,
+    ) -> Result<(), PciError> {
         let line = self.line(layout::pci_gsi(slot));
         let function = VirtioPci::new(device, self.memory.clone(), waker, Arc::clone(&self.sink), line);
-        root.add(slot, 0, Box::new(function))
+        root.add(slot, 0, Box::new(function.report_to(errors)))
     }
 }
 
@@ -291,6 +314,7 @@ pub fn assemble(spec: &VmmSpec, opened: Opened, console: UnixStream, outside: &u
         attention: Arc::clone(&attention),
         clock: Arc::clone(&clock),
         sink: Arc::clone(&interrupts) as _,
+        guest_errors: RefCell::default(),
     };
     let board = Arc::new(Board::new(Arc::clone(&interrupts) as _, Arc::clone(&attention), Arc::clone(&clock)));
 
@@ -298,6 +322,7 @@ pub fn assemble(spec: &VmmSpec, opened: Opened, console: UnixStream, outside: &u
     let power_button = wire_chips(&board, &resources, &interrupts, spec)?;
     let Opened { kernel, disks, nics } = opened;
     let mut devices = wire_pci(&board, &resources, spec, (disks, nics), &console, outside)?;
+    devices.guest_errors = resources.guest_errors.take();
 
     let shape = acpi::Shape { vcpus, serial: spec.com, pci_devices: LAST_SLOT };
     let rsdp = acpi::write(&memory, &shape).map_err(LoadError::from)?;
@@ -354,7 +379,8 @@ fn wire_serial(board: &Board, resources: &Resources, spec: &VmmSpec, stream: Uni
     let console = StreamConsole::new(stream, wakers[0].clone(), wakers.clone()).map_err(AssemblyError::Console)?;
     for (i, &(port, irq)) in layout::SERIAL.iter().enumerate().filter(|&(i, _)| spec.com[i]) {
         let backend = if i == 0 { console.clone() } else { console.write_only() };
-        let uart = Serial::new(resources.line(irq), Box::new(backend));
+        let errors = resources.errors(format!("com{}", i + 1), format!("COM{}", i + 1));
+        let uart = Serial::new(resources.line(irq), Box::new(backend)).report_to(errors);
         board.add(Box::new(uart), &[Wire::ports(port, 8, 0)])?;
     }
     Ok(console)
@@ -419,11 +445,13 @@ fn wire_pci(
     let windows = Windows { memory32: window(layout::PCI_MEMORY), memory64: Window::default(), io: window(layout::PCI_IO) };
     let mut root = PciRoot::new(windows, Arc::clone(&resources.attention));
     if spec.rng && !spec.deterministic {
-        resources.virtio(&mut root, RNG_SLOT, Box::new(rng::Rng::new()), resources.waker())?;
+        let errors = resources.errors("rng".into(), "the entropy device".into());
+        resources.virtio(&mut root, RNG_SLOT, Box::new(rng::Rng::new()), resources.waker(), errors)?;
     }
     if spec.virtio_console {
         let port = console::Console::new(Box::new(console.write_only()));
-        resources.virtio(&mut root, CONSOLE_SLOT, Box::new(port), resources.waker())?;
+        let errors = resources.errors("console".into(), "the virtio console".into());
+        resources.virtio(&mut root, CONSOLE_SLOT, Box::new(port), resources.waker(), errors)?;
     }
     let mut devices = Devices::default();
     for (disk, opened) in spec.disks.iter().zip(open_disks) {
@@ -457,13 +485,14 @@ fn wire_disk(
     let waker = resources.waker();
     let disk = Box::new(start_disk(spec, opened, resources, waker.clone())?);
     let found = (disk.reader(), disk.counters());
+    let errors = resources.errors(format!("disk.{}", spec.id), format!("disk `{}`", spec.id));
     match spec.device {
         EmbeddedDiskDevice::VirtioBlk => {
             let options = blk::BlkOptions { serial: spec.serial.clone(), ..Default::default() };
-            resources.virtio(root, spec.slot, Box::new(blk::Blk::new(disk, &options)), waker)?;
+            resources.virtio(root, spec.slot, Box::new(blk::Blk::new(disk, &options)), waker, errors)?;
         }
-        EmbeddedDiskDevice::AhciHd => wire_ahci(root, resources, spec, (DriveKind::Disk, disk), waker)?,
-        EmbeddedDiskDevice::AhciCd => wire_ahci(root, resources, spec, (DriveKind::Cd, disk), waker)?,
+        EmbeddedDiskDevice::AhciHd => wire_ahci(root, resources, spec, (DriveKind::Disk, disk), (waker, errors))?,
+        EmbeddedDiskDevice::AhciCd => wire_ahci(root, resources, spec, (DriveKind::Cd, disk), (waker, errors))?,
     }
     Ok(found)
 }
@@ -474,10 +503,11 @@ fn wire_ahci(
     resources: &Resources,
     spec: &DiskSpec,
     (kind, disk): (DriveKind, Box<dyn Disk>),
-    waker: Waker,
+    (waker, errors): (Waker, Arc<GuestErrors>),
 ) -> Result<(), PciError> {
     let line = resources.line(layout::pci_gsi(spec.slot));
-    root.add(spec.slot, 0, Box::new(Ahci::new(kind, disk, &spec.serial, resources.memory.clone(), waker, line)))
+    let adapter = Ahci::new(kind, disk, &spec.serial, resources.memory.clone(), waker, line);
+    root.add(spec.slot, 0, Box::new(adapter.report_to(errors)))
 }
 
 fn start_disk(
@@ -510,7 +540,8 @@ fn wire_nic(
     match spec.device {
         EmbeddedNicDevice::VirtioNet => {
             let device = net::Net::new(Box::new(wire), spec.mac, spec.mtu);
-            resources.virtio(root, spec.slot, Box::new(device), waker)?;
+            let errors = resources.errors(format!("nic.{}", spec.id), format!("network interface `{}`", spec.id));
+            resources.virtio(root, spec.slot, Box::new(device), waker, errors)?;
         }
     }
     Ok((counters, control))
@@ -568,6 +599,7 @@ mod tests {
             attention: attention.clone(),
             clock: clock.clone(),
             sink: interrupts.clone(),
+            guest_errors: RefCell::default(),
         };
         let board = Board::new(interrupts.clone(), attention.clone(), clock);
         wire_chips(&board, &resources, &interrupts, &bare()).unwrap();

@@ -30,11 +30,14 @@ mod port;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use self::port::{Port, PortState};
 use super::disk::Disk;
 use super::pci::{BarKind, ConfigSpace, ConfigState, Identity, PciDevice};
+use crate::hypervisor::guest_errors::GuestErrors;
 use crate::hypervisor::irq::IrqLine;
 use crate::hypervisor::memory::GuestMemory;
 use crate::hypervisor::state::{Section, StateError};
@@ -100,6 +103,12 @@ impl Ahci {
         config.set_intx(1, line);
         let port = Port::new(kind, disk, serial, mem);
         Ahci { config, waker, port, interrupts_enabled: false, pending: false, again: false }
+    }
+
+    /// Reports what the driver does wrong to `errors`.
+    pub fn report_to(mut self, errors: Arc<GuestErrors>) -> Ahci {
+        self.port.report_to(errors);
+        self
     }
 
     fn update_line(&mut self) {

@@ -13,11 +13,14 @@
 //! A command that fails stops the port until the driver clears ST, as the specification requires (6.2.2); its bit in
 //! PxCI (or PxSACT) stays set.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use super::{DriveKind, ata, atapi};
 use crate::devices::disk::in_flight::{InFlight, Part};
 use crate::devices::disk::{Disk, DiskOp, DiskStatus};
+use crate::hypervisor::guest_errors::GuestErrors;
 use crate::hypervisor::memory::{GuestAddr, GuestMemory};
 
 /// Maximum number of regions of one command's data.
@@ -198,6 +201,7 @@ pub struct Port {
     running: u32,
     /// Slots among `running` whose commands a loaded state says have begun.
     redo: u32,
+    errors: Arc<GuestErrors>,
 }
 
 impl Port {
@@ -213,9 +217,15 @@ impl Port {
             pending: InFlight::new(),
             running: 0,
             redo: 0,
+            errors: GuestErrors::silent(),
         };
         port.power_on();
         port
+    }
+
+    /// Reports what the driver does wrong to `errors`.
+    pub fn report_to(&mut self, errors: Arc<GuestErrors>) {
+        self.errors = errors;
     }
 
     fn signature(&self) -> u32 {
@@ -349,11 +359,12 @@ impl Port {
 
     fn post(&mut self, offset: u64, fis: &[u8]) {
         if self.regs.cmd & CMD_FRE != 0 && self.mem.write(GuestAddr(self.regs.fb.wrapping_add(offset)), fis).is_err() {
-            self.bus_error();
+            self.bus_error("PxFB points outside guest memory");
         }
     }
 
-    fn bus_error(&mut self) {
+    fn bus_error(&mut self, what: &str) {
+        self.errors.report(&format_args!("{what}; the port stops with a host bus error"));
         self.regs.is |= IS_HBFS;
         self.regs.halted = true;
     }
@@ -370,7 +381,7 @@ impl Port {
             self.redo &= !bit;
             self.regs.cmd = self.regs.cmd & !(0x1f << 8) | u32::from(slot) << 8;
             if self.begin(slot).is_none() {
-                self.bus_error();
+                self.bus_error("a command table or a region of a command is outside guest memory");
             }
         }
     }
@@ -529,7 +540,7 @@ impl Port {
     fn set_moved(&mut self, slot: u8, bytes: u32) {
         let at = GuestAddr(self.regs.clb.wrapping_add(32 * u64::from(slot) + 4));
         if self.mem.write(at, &bytes.to_le_bytes()).is_err() {
-            self.bus_error();
+            self.bus_error("PxCLB points outside guest memory");
         }
     }
 

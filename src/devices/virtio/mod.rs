@@ -11,6 +11,7 @@ pub mod rng; // entropy device
 mod tests;
 pub mod transport; // virtio over PCI
 
+use crate::hypervisor::guest_errors::GuestErrors;
 use crate::hypervisor::memory::GuestMemory;
 use crate::hypervisor::state::{Section, StateError};
 use queue::{Broken, Chain, Queue};
@@ -80,6 +81,7 @@ pub struct Queues<'a> {
     /// The guest's memory.
     pub mem: &'a GuestMemory,
     queues: &'a mut [Queue],
+    errors: &'a GuestErrors,
     budget: u32,
     cut_short: bool,
     config_changed: bool,
@@ -87,8 +89,8 @@ pub struct Queues<'a> {
 
 impl<'a> Queues<'a> {
     /// Creates the queues for one entry into a device.
-    pub fn new(mem: &'a GuestMemory, queues: &'a mut [Queue]) -> Queues<'a> {
-        Queues { mem, queues, budget: CHAINS_PER_ENTRY, cut_short: false, config_changed: false }
+    pub fn new(mem: &'a GuestMemory, queues: &'a mut [Queue], errors: &'a GuestErrors) -> Queues<'a> {
+        Queues { mem, queues, errors, budget: CHAINS_PER_ENTRY, cut_short: false, config_changed: false }
     }
 
     /// Takes the next chain of `queue`. Returns `None` also when this entry has taken enough; then a poll follows soon.
@@ -128,6 +130,10 @@ impl<'a> Queues<'a> {
     /// Breaks the queue: the driver must reset the device.
     pub fn fail(&mut self, queue: usize, why: Broken) {
         self.queues[queue].fail(why);
+    }
+    /// Reports that the driver broke a rule of the device.
+    pub fn report(&self, what: &dyn std::fmt::Display) {
+        self.errors.report(what);
     }
     /// Requests a poll soon, since there is more work than one entry may do.
     pub fn come_again(&mut self) {

@@ -47,7 +47,6 @@ pub struct Net {
     features: u64,
     /// A frame that waits for buffers.
     held: Option<Vec<u8>>,
-    dropped: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -59,12 +58,7 @@ struct State {
 impl Net {
     /// Creates a device with the address `mac` on `nic`, which advises the driver of `mtu`.
     pub fn new(nic: Box<dyn Nic>, mac: [u8; 6], mtu: u16) -> Net {
-        Net { nic, mac, mtu, features: 0, held: None, dropped: 0 }
-    }
-
-    /// Returns the number of frames that were dropped because of their length.
-    pub fn dropped(&self) -> u64 {
-        self.dropped
+        Net { nic, mac, mtu, features: 0, held: None }
     }
 
     fn transmit(&mut self, queues: &mut Queues) {
@@ -72,7 +66,7 @@ impl Net {
         while let Some(chain) = queues.pop(TX) {
             let bytes = chain.readable_bytes().saturating_sub(HEADER_BYTES as u64);
             if bytes == 0 || bytes > FRAME_MAX as u64 {
-                self.dropped += 1;
+                queues.report(&format_args!("a frame of {bytes} bytes was not sent"));
             } else {
                 frame.resize(bytes as usize, 0);
                 let read = queue::copy_from(queues.mem, &chain.readable, HEADER_BYTES as u64, &mut frame);
@@ -89,7 +83,6 @@ impl Net {
         for _ in 0..super::CHAINS_PER_ENTRY {
             let Some(frame) = self.held.take().or_else(|| self.nic.receive()) else { return };
             if frame.is_empty() || frame.len() > FRAME_MAX {
-                self.dropped += 1;
                 continue;
             }
             if !self.deliver(&frame, queues) {
@@ -112,7 +105,9 @@ impl Net {
                 queues.rewind(RX, chains.len() as u16);
                 // If the guest has given all its buffers and they are too few, waiting is useless.
                 let hopeless = exhausted && !queues.is_spent();
-                self.dropped += u64::from(hopeless);
+                if hopeless {
+                    queues.report(&format_args!("all its buffers together are too small for a frame of {} bytes", frame.len()));
+                }
                 return hopeless;
             };
             room += chain.writable_bytes();
@@ -120,7 +115,7 @@ impl Net {
         }
         if room < need {
             queues.rewind(RX, chains.len() as u16);
-            self.dropped += 1;
+            queues.report(&format_args!("a buffer is too small for a frame of {} bytes, which is lost", frame.len()));
             return true;
         }
         let mut header = [0u8; HEADER_BYTES];
@@ -181,7 +176,6 @@ impl VirtioDevice for Net {
     fn reset(&mut self) {
         self.features = 0;
         self.held = None;
-        self.dropped = 0;
     }
 
     fn reset_queue(&mut self, queue: usize) {

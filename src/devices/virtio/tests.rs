@@ -18,6 +18,7 @@ use crate::devices::net::Nic;
 use crate::devices::pci::PciDevice;
 use crate::devices::serial::CharBackend;
 use crate::hypervisor::bus::{Access, Device};
+use crate::hypervisor::guest_errors::GuestErrors;
 use crate::hypervisor::irq::{IrqLine, IrqProbe};
 use crate::hypervisor::memory::{GuestAddr, GuestMemory, Mode};
 use crate::hypervisor::waking::{Attention, Waker};
@@ -32,17 +33,18 @@ struct Bench {
     mem: GuestMemory,
     probe: Arc<IrqProbe>,
     waker: Waker,
+    errors: Arc<GuestErrors>,
 }
 
 fn bench() -> Bench {
     let mem = GuestMemory::anonymous(&[(GuestAddr(0), 1 << 20, Mode::Ram)]).unwrap();
-    Bench { mem, probe: IrqProbe::new(), waker: Waker::new(Attention::new(1)) }
+    Bench { mem, probe: IrqProbe::new(), waker: Waker::new(Attention::new(1)), errors: GuestErrors::silent() }
 }
 
 impl Bench {
     fn function(&self, device: Box<dyn VirtioDevice>) -> VirtioPci {
         let line = IrqLine::new(self.probe.clone(), GSI);
-        VirtioPci::new(device, self.mem.clone(), self.waker.clone(), self.probe.clone(), line)
+        VirtioPci::new(device, self.mem.clone(), self.waker.clone(), self.probe.clone(), line).report_to(self.errors.clone())
     }
     fn driver(&self, device: Box<dyn VirtioDevice>) -> PciDriver {
         PciDriver::probe(self.function(device), &self.mem, RINGS)
@@ -544,6 +546,7 @@ fn frames_are_sent_without_their_header_and_wrong_ones_dropped() {
     g.driver.kick(1);
     assert_eq!(*g.wire.sent.lock().unwrap(), vec![(12..100).collect::<Vec<u8>>()]);
     assert_eq!(std::iter::from_fn(|| g.tx.take_used()).count(), 5);
+    assert_eq!(g.bench.errors.count(), 4);
     assert_eq!(g.driver.status() & NEEDS_RESET, 0);
 }
 
@@ -579,6 +582,7 @@ fn without_mergeable_buffers_a_frame_that_does_not_fit_is_dropped() {
     g.arrive(vec![2; 88]);
     assert_eq!(g.rx.take_used().map(|(_, len)| len), Some(100));
     assert_eq!(g.bench.get(BUFFER + 10, 3), [1, 0, 2]);
+    assert_eq!(g.bench.errors.count(), 1);
 }
 
 #[test]
@@ -589,6 +593,7 @@ fn a_frame_that_the_whole_ring_cannot_hold_is_dropped() {
     g.driver.kick(0);
     g.arrive(vec![1; 29]);
     assert_eq!(g.rx.take_used(), None);
+    assert_eq!(g.bench.errors.count(), 1);
     g.arrive(vec![2; 28]);
     assert_eq!(std::iter::from_fn(|| g.rx.take_used()).count(), 2);
     g.arrive(Vec::new());

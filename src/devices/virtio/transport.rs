@@ -29,6 +29,7 @@ use std::sync::Arc;
 use super::queue::{Part, Queue};
 use super::{Queues, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1, VirtioDevice};
 use crate::devices::pci::{BarKind, ConfigSpace, ConfigState, Identity, PciDevice};
+use crate::hypervisor::guest_errors::GuestErrors;
 use crate::hypervisor::irq::{IrqLine, IrqSink};
 use crate::hypervisor::memory::GuestMemory;
 use crate::hypervisor::state::{Section, StateError};
@@ -96,6 +97,7 @@ pub struct VirtioPci {
     queues: Vec<Queue>,
     /// An entry was cut short, or a state was loaded: poll soon.
     again: bool,
+    errors: Arc<GuestErrors>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -184,7 +186,14 @@ impl VirtioPci {
         config.add_msix(MSIX_BAR, 0, PBA_OFFSET, queues.len() as u16 + 1, sink);
         config.set_intx(1, line);
         let regs = Registers::new(queues.len());
-        VirtioPci { device, mem, waker, config, window_cap: u16::from(window_cap), regs, queues, again: false }
+        let (window_cap, errors) = (u16::from(window_cap), GuestErrors::silent());
+        VirtioPci { device, mem, waker, config, window_cap, regs, queues, again: false, errors }
+    }
+
+    /// Reports what the driver does wrong to `errors`.
+    pub fn report_to(mut self, errors: Arc<GuestErrors>) -> VirtioPci {
+        self.errors = errors;
+        self
     }
 
     fn offered(&self) -> u64 {
@@ -205,7 +214,7 @@ impl VirtioPci {
         if !self.serving() {
             return;
         }
-        let mut queues = Queues::new(&self.mem, &mut self.queues);
+        let mut queues = Queues::new(&self.mem, &mut self.queues, &self.errors);
         body(self.device.as_mut(), &mut queues);
         let (cut_short, config_changed) = queues.outcome();
         self.again |= cut_short;
@@ -221,8 +230,11 @@ impl VirtioPci {
     }
 
     fn look_for_broken_queues(&mut self) {
-        let broken = self.queues.iter().any(|queue| queue.broken().is_some());
-        if broken && self.regs.status & NEEDS_RESET == 0 {
+        let broken = self.queues.iter().enumerate().find_map(|(index, queue)| Some((index, queue.broken()?)));
+        if let Some((index, why)) = broken
+            && self.regs.status & NEEDS_RESET == 0
+        {
+            self.errors.report(&format_args!("virtqueue {index} is broken until the device is reset: {why}"));
             self.regs.status |= NEEDS_RESET;
             if self.regs.status & DRIVER_OK != 0 {
                 self.config_changed();
