@@ -1,8 +1,8 @@
 //! The PCI root: bus 0 with its functions, both configuration mechanisms, and the windows that hold the BARs.
 //!
-//! PCI Local Bus 3.0, section 3.2.2.3.2 (CONFIG_ADDRESS, CONFIG_DATA); PCI Express Base, section 7.2.2 (ECAM); 00:00.0
-//! is a generic host bridge. The port pair's second byte is the reset control register of Intel's ICH9 (section 13.7.5,
-//! RST_CNT), because its address lies inside the pair.
+//! PCI Local Bus 3.0, section 3.2.2.3.2 (CONFIG_ADDRESS, CONFIG_DATA); PCI Express Base 4.0, sections 7.2.2 (ECAM) and
+//! 7.5.3 (the PCI Express capability); 00:00.0 is a generic host bridge. The port pair's second byte is the reset control
+//! register of Intel's ICH9 (section 13.7.5, RST_CNT), because its address lies inside the pair.
 //!
 //! | region | what |
 //! |---|---|
@@ -389,6 +389,10 @@ struct HostBridge {
 
 const BRIDGE: &str = "pci-host-bridge";
 
+/// The PCI Express capability: its id, and its length in its second version, with the two header bytes.
+const CAP_ID_EXPRESS: u8 = 0x10;
+const EXPRESS_LEN: usize = 0x3c;
+
 impl HostBridge {
     fn new() -> HostBridge {
         let identity = Identity {
@@ -399,8 +403,24 @@ impl HostBridge {
             subsystem_vendor: 0x1af4,
             subsystem: 0x1100,
         };
-        HostBridge { config: ConfigSpace::new(&identity) }
+        let mut config = ConfigSpace::new(&identity);
+        // FreeBSD uses no MSI and no MSI-X on a machine in which no function has this capability (`sys/dev/pci/pci.c`
+        // pci_msi_blacklisted): it takes the chipset for one older than PCI Express.
+        config.add_capability(CAP_ID_EXPRESS, &express_endpoint(), &[]);
+        HostBridge { config }
     }
+}
+
+/// Returns the body of a PCI Express capability for an endpoint that is integrated into the root complex and has no link:
+/// payloads of 128 bytes, no error reporting, nothing to control, so every register but the first two is zero.
+fn express_endpoint() -> [u8; EXPRESS_LEN - 2] {
+    const VERSION: u16 = 2;
+    const INTEGRATED_ENDPOINT: u16 = 9 << 4;
+    const ROLE_BASED_ERRORS: u32 = 1 << 15;
+    let mut body = [0; EXPRESS_LEN - 2];
+    body[..2].copy_from_slice(&(VERSION | INTEGRATED_ENDPOINT).to_le_bytes());
+    body[2..6].copy_from_slice(&ROLE_BASED_ERRORS.to_le_bytes());
+    body
 }
 
 impl PciDevice for HostBridge {

@@ -125,6 +125,21 @@ fn a_scan_finds_the_bridge_and_the_function_and_nothing_else() {
 }
 
 #[test]
+fn the_bridge_is_a_pci_express_function_without_which_freebsd_uses_no_message_signalled_interrupts() {
+    let (mut root, ..) = root();
+    assert_ne!(cfg_read(&mut root, 0, 4) & 1 << 20, 0, "there are capabilities");
+    let at = u64::from(cfg_read(&mut root, 0, 0x34) & 0xff);
+    let header = cfg_read(&mut root, 0, at);
+    assert_eq!(header & 0xffff, 0x10, "PCI Express, and the last one");
+    assert_eq!(header >> 16, 0x92, "version 2, integrated endpoint");
+    assert_eq!(cfg_read(&mut root, 0, at + 4), 1 << 15);
+    for offset in (8..0x3c).step_by(4) {
+        cfg_write(&mut root, 0, at + offset, u32::MAX);
+        assert_eq!(cfg_read(&mut root, 0, at + offset), 0, "{offset:#x}: nothing to control");
+    }
+}
+
+#[test]
 fn writing_ones_to_a_bar_tells_its_size() {
     let (mut root, ..) = root();
     for (offset, size) in [(0x10, 0xffff_ffe1u32), (0x14, 0xffff_f000), (0x18, 0), (0x20, 0xffff_c00c), (0x24, u32::MAX)] {
