@@ -153,7 +153,7 @@ pub fn check(needs: &JailNeeds) -> Result<Vec<String>, HostError> {
     if words.next() != Some("true") {
         wrong.push("it does not have `allow.vmm`".to_owned());
     }
-    if needs.taps && jail_run::has_vnet(&needs.name) == Ok(false) {
+    if needs.taps && jail_run::has_vnet(&needs.name) == Ok(false) && jail_run::taps_need_vnet() {
         wrong.push(
             "it has no network stack of its own (`vnet`), without which bhyve cannot use the taps of its guests".to_owned(),
         );

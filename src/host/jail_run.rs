@@ -17,6 +17,10 @@ pub enum Standing {
     Unknown(ProgramError),
 }
 
+/// The first `kern.osreldate` whose bhyve(8) is known to bring up a tap through its device: that of stable/14 in January
+/// 2024, before 14.1. 14.0 was not at hand.
+const TAP_BROUGHT_UP_BY_ITSELF: u32 = 1_400_507;
+
 /// Returns the permission of the jail `name`. jls(8) prints `true` or `false` for a parameter that is requested by
 /// name, and does not know `allow.vmm` before vmm(4) is loaded.
 pub fn standing(name: &str) -> Standing {
@@ -39,10 +43,17 @@ pub fn has_vnet(name: &str) -> Result<bool, ProgramError> {
     }
 }
 
-/// Returns the message that a guest in a jail without a network stack of its own cannot have a tap. bhyve(8) brings its
-/// tap up through a socket (SIOCSIFFLAGS; `usr.sbin/bhyve/net_backends.c`, tap_init), which a jail may do only in its
-/// own stack (PRIV_NET_SETIFFLAGS). Seen on 13.2; the source also has it after the branch of 14, see
-/// docs/freebsd-host.md.
+/// Returns whether this release's bhyve(8) can use a tap only in a jail with a network stack of its own. Up to 13 it
+/// brings its tap up through a socket (SIOCSIFFLAGS; `usr.sbin/bhyve/net_backends.c`, tap_init), which a jail may do only
+/// in its own stack (PRIV_NET_SETIFFLAGS). Later it does so through the tap's device, which needs no privilege
+/// (VMIO_SIOCSIFFLAGS; `sys/net/if_tuntap.c`, tunioctl). A release that cannot be asked counts as one of the former.
+pub fn taps_need_vnet() -> bool {
+    let release = super::sysctl::get("kern.osreldate").ok().and_then(|text| text.parse::<u32>().ok());
+    release.is_none_or(|release| release < TAP_BROUGHT_UP_BY_ITSELF)
+}
+
+/// Returns the message that a guest in a jail without a network stack of its own cannot have a tap, where
+/// [`taps_need_vnet`].
 pub fn no_tap_without_vnet(jail: &str) -> String {
     format!("the jail `{jail}` has no network stack of its own (`vnet`), and bhyve cannot use a tap in it")
 }

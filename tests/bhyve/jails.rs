@@ -24,24 +24,37 @@ fn the_console_of_a_guest_in_a_jail_is_the_jails_own() {
 }
 
 #[test]
-fn a_tap_in_a_jail_without_a_network_stack_of_its_own_is_refused_before_anything_is_made() {
-    for world in [World::new(), World::new().modern()] {
-        world.jail("");
-        world.make("g", "say:up", &format!("jail = \"vms\"\n{NIC}"));
-        let words = "the jail `vms` has no network stack of its own (`vnet`)";
-        world.forget_calls();
-        world.vmctl(&["start", "g"]).fails(words).says("vmctl jail prepare vms");
-        assert!(
-            !world.calls().iter().any(|call| call.starts_with("kldload") || call.contains(" create")),
-            "{:#?}",
-            world.calls()
-        );
-        world.vmctl(&["check", "g"]).fails(words);
-        world.vmctl(&["doctor"]).says("vms: ").says("it has no network stack of its own (`vnet`)");
-        world.jail("vnet=new\n");
-        world.vmctl(&["check", "g"]).ok();
-        world.vmctl(&["doctor"]).does_not_say("no network stack of its own");
+fn a_tap_in_a_jail_without_a_network_stack_of_its_own_is_refused_before_anything_is_made_where_bhyve_cannot_use_it() {
+    let world = World::new();
+    world.jail("");
+    world.make("g", "say:up", &format!("jail = \"vms\"\n{NIC}"));
+    let words = "the jail `vms` has no network stack of its own (`vnet`)";
+    world.forget_calls();
+    world.vmctl(&["start", "g"]).fails(words).says("vmctl jail prepare vms");
+    assert!(!world.calls().iter().any(|call| call.starts_with("kldload") || call.contains(" create")), "{:#?}", world.calls());
+    world.vmctl(&["check", "g"]).fails(words);
+    world.vmctl(&["doctor"]).says("vms: ").says("it has no network stack of its own (`vnet`)");
+    world.jail("vnet=new\n");
+    world.vmctl(&["check", "g"]).ok();
+    world.vmctl(&["doctor"]).does_not_say("no network stack of its own");
+}
+
+#[test]
+fn where_bhyve_brings_its_tap_up_by_itself_a_jail_without_a_network_stack_of_its_own_uses_one_of_the_host() {
+    let world = World::new().modern();
+    world.jail("");
+    world.make("g", "say:up", &format!("jail = \"vms\"\n{NIC}"));
+    world.vmctl(&["check", "g"]).ok();
+    world.vmctl(&["doctor"]).does_not_say("no network stack of its own");
+    world.forget_calls();
+    world.vmctl(&["start", "g"]).ok();
+    assert_eq!(world.taps(), ["tap0"]);
+    let calls = world.calls();
+    for call in ["ifconfig tap create description vmctl/g/net0/", "ifconfig bridge0 addm tap0", "jexec vms bhyve"] {
+        assert!(calls.iter().any(|made| made.starts_with(call)), "no `{call}` in {calls:#?}");
     }
+    world.vmctl(&["stop", "g"]).ok();
+    world.nothing_is_left();
 }
 
 #[test]

@@ -43,11 +43,11 @@ pub fn has_taps(config: &GuestConfig) -> bool {
     config.nics.iter().any(|nic| matches!(nic.backend, NicBackend::Tap | NicBackend::Vmnet))
 }
 
-/// Checks the jail of a guest with taps, which must have a network stack of its own. A jail that does not exist yet, or
-/// cannot be asked, is reported when the guest boots.
+/// Checks the jail of a guest with taps, which must have a network stack of its own on some releases. A jail that does not
+/// exist yet, or cannot be asked, is reported when the guest boots.
 pub fn network(config: &GuestConfig) -> Result<()> {
     match config.jail.as_ref().filter(|_| has_taps(config)) {
-        Some(jail) if jail_run::has_vnet(&jail.name) == Ok(false) => {
+        Some(jail) if jail_run::has_vnet(&jail.name) == Ok(false) && jail_run::taps_need_vnet() => {
             Err(GuestError::user(jail_run::no_tap_without_vnet(&jail.name)).hint(jail_run::vnet_hint(&jail.name)))
         }
         _ => Ok(()),

@@ -113,13 +113,15 @@ pub fn look(plan: &BhyvePlan, journal: &Journal) -> Result<Reservations, Trouble
     Ok(Reservations { disks, port, network })
 }
 
-/// Returns the jail whose network stack has the guest's taps. A jail without one of its own can have no tap.
+/// Returns the jail whose network stack has the guest's taps. A jail without one of its own shares the host's, and on some
+/// releases bhyve can use no tap in it.
 fn network(plan: &BhyvePlan) -> Result<Option<String>, Trouble> {
     let Some(jail) = plan.jail.as_ref().filter(|_| !plan.taps.is_empty() || !plan.interfaces.is_empty()) else {
         return Ok(None);
     };
     match jail_run::has_vnet(jail).map_err(host_failed)? {
         true => Ok(Some(jail.clone())),
+        false if !jail_run::taps_need_vnet() => Ok(None),
         false => Err(failed(format!("{}; {}", jail_run::no_tap_without_vnet(jail), jail_run::vnet_hint(jail)))),
     }
 }
