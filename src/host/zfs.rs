@@ -2,9 +2,13 @@
 //!
 //! **Device nodes on FreeBSD.** A new volume is first made in the pool's default mode (`vfs.zfs.vol.mode`, 1: a GEOM
 //! provider) and then made again as a plain device by a task of the kernel, which ignores errors
-//! (`sys/contrib/openzfs/module/os/freebsd/zfs/zvol_os.c`, zvol_create_minor_impl and zvol_set_volmode_impl). On a slow
-//! host the node is missing afterwards, or cannot be opened for a while. So opening a volume is retried, and after that
-//! the node is recreated by setting `volmode` to `none` and back ([`open_volume`]).
+//! (`sys/contrib/openzfs/module/os/freebsd/zfs/zvol_os.c`, zvol_os_create_minor; `module/zfs/zvol.c`,
+//! zvol_set_volmode_impl). On a slow host the node is missing afterwards, or cannot be opened for a while. So opening a
+//! volume is retried, and after that the node is recreated by setting `volmode` to `none` and back ([`open_volume`]).
+//!
+//! A volume in use is never set to `none`. Up to OpenZFS 2.2.6 the kernel then leaves it alone. Since 2.2.7 it waits for
+//! the close, and with it wait all volumes of the pool that are to come, go or change their names (zvol_remove_minor_impl,
+//! since 2.4 zvol_remove_minors_impl; `spa_zvol_taskq` is one thread); what the user asks of it through GEOM fails.
 
 use std::fs::File;
 use std::io;
@@ -106,15 +110,28 @@ pub fn create_volume(name: &str, size: u64, thin: bool, properties: &[(String, S
 }
 
 /// Opens the device of a volume. Retries while it is missing (ENOENT), not ready (ENXIO) or in use by the kernel's own
-/// probe (EBUSY); then recreates the node by setting `volmode` to `none` and back.
+/// probe (EBUSY); then recreates a node that is missing or not ready by setting `volmode` to `none` and back.
 pub fn open_volume(name: &str, write: bool) -> Result<File, HostError> {
     let device = volume_device(name);
+    let open = || File::options().read(true).write(write).open(&device);
+    open_or_recreate(name, &device, NODE_APPEARS, open, || bring_forth(name))
+}
+
+fn open_or_recreate(
+    name: &str,
+    device: &Path,
+    patience: Duration,
+    open: impl Fn() -> io::Result<File>,
+    recreate: impl Fn() -> Result<(), HostError>,
+) -> Result<File, HostError> {
     let mut tries = 0;
     loop {
-        let open = || File::options().read(true).write(write).open(&device);
-        match retry_while_it_appears(open, NODE_APPEARS) {
+        match retry_while_it_appears(&open, patience) {
             Ok(file) => return Ok(file),
             Err(error) if !is_passing(&error) => return Err(format!("cannot open `{}`: {error}", device.display()).into()),
+            Err(error) if tries == BRINGS_FORTH && is_in_use(&error) => {
+                return Err(format!("the device `{}` of volume `{name}` is in use: {error}", device.display()).into());
+            }
             Err(error) if tries == BRINGS_FORTH => {
                 return Err(format!(
                     "the device `{}` of volume `{name}` cannot be opened, though its `volmode` was set to `none` and back \
@@ -123,7 +140,8 @@ pub fn open_volume(name: &str, write: bool) -> Result<File, HostError> {
                 )
                 .into());
             }
-            Err(_) => bring_forth(name)?,
+            Err(error) if is_in_use(&error) => {}
+            Err(_) => recreate()?,
         }
         tries += 1;
     }
@@ -143,6 +161,11 @@ fn retry_while_it_appears<T>(mut open: impl FnMut() -> io::Result<T>, patience: 
 fn is_passing(error: &io::Error) -> bool {
     let errno = error.raw_os_error().map(Errno::from_raw);
     matches!(errno, Some(Errno::ENOENT | Errno::ENXIO | Errno::EBUSY))
+}
+
+/// Returns whether the error says that a volume has a user, under whom its node must not be taken away.
+fn is_in_use(error: &io::Error) -> bool {
+    error.raw_os_error().map(Errno::from_raw) == Some(Errno::EBUSY)
 }
 
 /// Makes the kernel recreate the node of a volume.
@@ -297,6 +320,30 @@ pub fn volume_of_device(path: &Path) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_that_is_missing_is_recreated_and_one_in_use_is_left_to_its_user() {
+        use std::cell::Cell;
+        let opened = |errno: Errno| {
+            let recreated = Cell::new(0);
+            let recreate = || {
+                recreated.set(recreated.get() + 1);
+                Ok(())
+            };
+            let open = || Err(io::Error::from(errno));
+            let error = open_or_recreate("tank/v", Path::new("/dev/zvol/tank/v"), Duration::ZERO, open, recreate);
+            (recreated.get(), error.expect_err("never opens").to_string())
+        };
+        for missing in [Errno::ENOENT, Errno::ENXIO] {
+            let (times, words) = opened(missing);
+            assert_eq!(times, BRINGS_FORTH);
+            assert!(words.contains("though its `volmode` was set to `none` and back 3 times"), "{words}");
+        }
+        let (times, words) = opened(Errno::EBUSY);
+        assert_eq!(times, 0, "the pool would wait for its user");
+        assert!(words.contains("the device `/dev/zvol/tank/v` of volume `tank/v` is in use"), "{words}");
+        assert_eq!(opened(Errno::EACCES).0, 0);
+    }
 
     #[test]
     fn snapshots_are_read_from_tabs() {
