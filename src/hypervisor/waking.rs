@@ -259,9 +259,9 @@ impl Waker {
     }
     /// Asks for a poll of the device. Cheap, callable from any thread, never lost.
     pub fn wake(&self) {
-        if !self.woken.swap(true, Ordering::AcqRel) {
-            self.attention.wake_board();
-        }
+        // The board is woken also where the flag is set already: a device that polls without asking never clears it.
+        self.woken.store(true, Ordering::Release);
+        self.attention.wake_board();
     }
     /// Clears and returns whether the device was woken.
     pub fn take(&self) -> bool {
@@ -383,6 +383,19 @@ mod tests {
         setter.join().expect("it only sets a timer");
         attention.stop(MachineExit::PowerOff);
         server.expect("a thread").join().expect("it ends with the machine");
+    }
+
+    #[test]
+    fn a_waker_wakes_the_board_each_time_whether_or_not_its_device_asks_it() {
+        for asks in [false, true] {
+            let attention = Attention::new(1);
+            let waker = Waker::new(attention.clone());
+            for _ in 0..3 {
+                waker.wake();
+                assert!(attention.take_board());
+                assert!(!asks || waker.take());
+            }
+        }
     }
 
     #[test]
