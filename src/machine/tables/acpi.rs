@@ -1,7 +1,8 @@
-//! ACPI tables: RSDP, XSDT, FADT, FACS, MADT, MCFG, DSDT.
+//! ACPI tables: RSDP, XSDT, FADT, FACS, MADT, MCFG, SPCR, DSDT.
 //!
 //! Source: ACPI Specification 6.5, sections 5.2.5 (RSDP), 5.2.8 (XSDT), 5.2.9 (FADT), 5.2.10 (FACS), 5.2.12 (MADT), 6.2
-//! and 6.4 (device configuration, resources); PCI Firmware Specification 3.3 sections 4.1.2 (MCFG) and 4.5.1 (`_OSC`).
+//! and 6.4 (device configuration, resources); PCI Firmware Specification 3.3 sections 4.1.2 (MCFG) and 4.5.1 (`_OSC`);
+//! Microsoft, Serial Port Console Redirection Table, revision 2, table 1.
 //!
 //! Not modelled: general-purpose events (nothing is hot-plugged), embedded controller, processor power states (a halted
 //! vCPU already costs nothing), a keyboard: the 8042's ports exist for resets, there is no user to type, and with a
@@ -55,7 +56,10 @@ pub fn write(mem: &GuestMemory, shape: &Shape) -> Result<u64, OutOfRange> {
         Ok(at)
     };
     let dsdt_at = put(&dsdt(shape))?;
-    let entries = [put(&fadt(dsdt_at, facs_at))?, put(&madt(shape))?, put(&mcfg())?];
+    let mut entries = vec![put(&fadt(dsdt_at, facs_at))?, put(&madt(shape))?, put(&mcfg())?];
+    if shape.serial[0] {
+        entries.push(put(&spcr())?);
+    }
     let mut xsdt = header(b"XSDT", 1);
     for entry in entries {
         xsdt.append_slice(&entry.to_le_bytes());
@@ -160,6 +164,27 @@ fn mcfg() -> Sdt {
     t.append_slice(&layout::PCI_ECAM.0.to_le_bytes());
     t.append_slice(&[0, 0, 0, 0]); // segment 0, bus 0 to 0
     t.append_slice(&[0; 4]);
+    t
+}
+
+/// Builds the SPCR, which says that COM1 is the machine's console. FreeBSD has no console without it, unless its
+/// command line names one (`sys/dev/uart/uart_cpu_x86.c`, uart_cpu_getdev).
+fn spcr() -> Sdt {
+    const LENGTH: u32 = 80;
+    const PIC_AND_IOAPIC: u8 = 0b11;
+    const BAUD_115200: u8 = 7;
+    const VT_UTF8: u8 = 2;
+    let (port, irq) = layout::SERIAL[0];
+    let mut t = Sdt::new(*b"SPCR", LENGTH, 2, OEM_ID, OEM_TABLE, OEM_REVISION);
+    t.write_u8(36, 0); // a full 16550
+    t.write_bytes(40, &io_address(8, 1, port as u16));
+    t.write_u8(52, PIC_AND_IOAPIC);
+    t.write_u8(53, irq as u8);
+    t.write_u32(54, irq);
+    t.write_u8(58, BAUD_115200);
+    t.write_u8(60, 1); // stop bits; no parity, no flow control
+    t.write_u8(62, VT_UTF8);
+    t.write_u32(64, u32::MAX); // no PCI device
     t
 }
 
@@ -326,8 +351,29 @@ mod tests {
 
     #[test]
     fn every_table_is_reachable_from_the_root_and_sums_to_zero() {
+        let seen = tables(&shape());
+        let signatures: Vec<_> = seen.iter().map(|table| String::from_utf8_lossy(&table[..4]).into_owned()).collect();
+        assert_eq!(signatures, ["FACP", "APIC", "MCFG", "SPCR"]);
+    }
+
+    #[test]
+    fn com1_is_the_console_and_without_it_no_port_is() {
+        let seen = tables(&shape());
+        let spcr = seen.iter().find(|table| table.starts_with(b"SPCR")).expect("there is an SPCR");
+        assert_eq!((spcr.len(), spcr[8], spcr[36]), (80, 2, 0), "revision 2, a 16550");
+        // ACPI 6.5, 5.2.3.2: I/O space, 8 bits, bit 0, byte accesses, 3f8h.
+        assert_eq!(spcr[40..52], [1, 8, 0, 1, 0xf8, 3, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(spcr[52..58], [3, 4, 4, 0, 0, 0], "line 4 of both controllers");
+        assert_eq!(spcr[58..64], [7, 0, 1, 0, 2, 0], "115200 bits per second, no parity, one stop bit");
+        assert_eq!(spcr[64..68], [0xff; 4], "not on PCI");
+        let without = tables(&Shape { serial: [false, true, false, false], ..shape() });
+        assert!(!without.iter().any(|table| table.starts_with(b"SPCR")));
+    }
+
+    /// Returns the tables that the XSDT names. Checks the sums on the way.
+    fn tables(shape: &Shape) -> Vec<Vec<u8>> {
         let mem = test_memory(4);
-        let rsdp = write(&mem, &shape()).unwrap();
+        let rsdp = write(&mem, shape).unwrap();
         let root = read(&mem, rsdp, 36);
         assert_eq!(&root[..8], b"RSD PTR ");
         assert_eq!((sum(&root[..20]), sum(&root)), (0, 0));
@@ -342,13 +388,13 @@ mod tests {
         for entry in xsdt[36..].chunks_exact(8) {
             let bytes = table(u64::from_le_bytes(entry.try_into().unwrap()));
             assert_eq!(sum(&bytes), 0);
-            seen.push(String::from_utf8_lossy(&bytes[..4]).into_owned());
             if &bytes[..4] == b"FACP" {
                 let dsdt = table(u64::from_le_bytes(bytes[140..148].try_into().unwrap()));
                 assert_eq!((&dsdt[..4], sum(&dsdt)), (b"DSDT".as_slice(), 0));
             }
+            seen.push(bytes);
         }
-        assert_eq!(seen, ["FACP", "APIC", "MCFG"]);
+        seen
     }
 
     #[test]
