@@ -1,6 +1,6 @@
 //! SMBIOS tables, which `dmidecode` and cloud-init read.
 //!
-//! Source: DMTF DSP0134 (SMBIOS) 3.6: section 5.2.2 (64-bit entry point), 7.1 (type 0), 7.2 (type 1), 7.4 (type 3), 7.5
+//! Source: DMTF DSP0134 (SMBIOS) 3.6: section 5.2.1 and 5.2.2 (32-bit and 64-bit entry point), 7.1 (type 0), 7.2 (type 1), 7.4 (type 3), 7.5
 //! (type 4), 7.17 (type 16), 7.18 (type 17), 7.20 (type 19), 7.33 (type 32), 7.46 (type 127).
 
 use crate::hypervisor::memory::{GuestAddr, GuestMemory, OutOfRange};
@@ -21,12 +21,15 @@ pub struct Identity {
 struct Tables {
     bytes: Vec<u8>,
     handle: u16,
+    /// Length of the longest structure.
+    longest: usize,
 }
 
 impl Tables {
     /// Appends a structure: formatted area without its header, then its strings.
     fn add(&mut self, kind: u8, area: &[u8], strings: &[&str]) -> u16 {
         let handle = self.handle;
+        let start = self.bytes.len();
         self.handle += 1;
         self.bytes.extend([kind, area.len() as u8 + 4]);
         self.bytes.extend(handle.to_le_bytes());
@@ -39,27 +42,62 @@ impl Tables {
             self.bytes.push(0);
         }
         self.bytes.push(0);
+        self.longest = self.longest.max(self.bytes.len() - start);
         handle
     }
 }
 
-/// Writes the entry point and the structures.
+const VERSION: [u8; 2] = [3, 6];
+/// Distance of the 32-bit entry point, and of the structures, from the first entry point. Both are searched for in steps of
+/// 16 bytes.
+const ENTRY_32: u64 = 0x20;
+const STRUCTURES: u64 = 0x40;
+
+/// Writes the entry points and the structures. There are two, since FreeBSD up to 14 and Linux before 3.19 know only the
+/// older one.
 pub fn write(mem: &GuestMemory, identity: &Identity) -> Result<(), OutOfRange> {
-    let table_at = layout::SMBIOS_BASE + 0x20;
+    let table_at = layout::SMBIOS_BASE + STRUCTURES;
     let tables = build(identity);
-    let mut entry = Vec::with_capacity(24);
-    entry.extend(b"_SM3_");
-    entry.extend([0, 24, 3, 6, 0, 1, 0]);
-    entry.extend((tables.len() as u32).to_le_bytes());
-    entry.extend(table_at.to_le_bytes());
-    let sum = entry.iter().fold(0u8, |sum, b| sum.wrapping_add(*b));
-    entry[5] = 0u8.wrapping_sub(sum);
-    mem.write(GuestAddr(layout::SMBIOS_BASE), &entry)?;
-    mem.write(GuestAddr(table_at), &tables)
+    mem.write(GuestAddr(layout::SMBIOS_BASE), &entry_64(&tables, table_at))?;
+    mem.write(GuestAddr(layout::SMBIOS_BASE + ENTRY_32), &entry_32(&tables, table_at as u32))?;
+    mem.write(GuestAddr(table_at), &tables.bytes)
 }
 
-fn build(identity: &Identity) -> Vec<u8> {
-    let mut t = Tables { bytes: Vec::new(), handle: 0 };
+fn entry_64(tables: &Tables, table_at: u64) -> Vec<u8> {
+    let mut entry = Vec::with_capacity(24);
+    entry.extend(b"_SM3_");
+    entry.extend([0, 24, VERSION[0], VERSION[1], 0, 1, 0]);
+    entry.extend((tables.bytes.len() as u32).to_le_bytes());
+    entry.extend(table_at.to_le_bytes());
+    entry[5] = checksum(&entry);
+    entry
+}
+
+fn entry_32(tables: &Tables, table_at: u32) -> Vec<u8> {
+    const INTERMEDIATE: usize = 0x10;
+    let mut entry = Vec::with_capacity(31);
+    entry.extend(b"_SM_");
+    entry.extend([0, 31, VERSION[0], VERSION[1]]);
+    entry.extend((tables.longest as u16).to_le_bytes());
+    entry.extend([0; 6]); // entry point revision, formatted area
+    entry.extend(b"_DMI_");
+    entry.push(0);
+    entry.extend((tables.bytes.len() as u16).to_le_bytes());
+    entry.extend(table_at.to_le_bytes());
+    entry.extend(tables.handle.to_le_bytes()); // the number of structures
+    entry.push(VERSION[0] << 4 | VERSION[1]);
+    entry[INTERMEDIATE + 5] = checksum(&entry[INTERMEDIATE..]);
+    entry[4] = checksum(&entry);
+    entry
+}
+
+/// Returns the byte that makes the sum of all zero.
+fn checksum(bytes: &[u8]) -> u8 {
+    0u8.wrapping_sub(bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte)))
+}
+
+fn build(identity: &Identity) -> Tables {
+    let mut t = Tables { bytes: Vec::new(), handle: 0, longest: 0 };
     let version = env!("CARGO_PKG_VERSION");
     // Type 0: characteristics "not supported" (bit 3), extension: virtual machine (bit 4 of byte 2).
     let mut bios = vec![1, 2, 0, 0, 0, 0];
@@ -83,7 +121,7 @@ fn build(identity: &Identity) -> Vec<u8> {
     memory(&mut t, identity.memory_bytes);
     t.add(32, &[0; 7], &[]);
     t.add(127, &[], &[]);
-    t.bytes
+    t
 }
 
 fn processor(cores: u32, threads: u32) -> Vec<u8> {
@@ -135,16 +173,14 @@ mod tests {
     use super::*;
     use crate::machine::loader::test_memory;
 
+    fn identity(sockets: u32) -> Identity {
+        let topology = Topology { sockets, cores: 2, threads: 1 };
+        Identity { uuid: *b"0123456789abcdef", memory_bytes: 512 << 20, topology }
+    }
+
     #[test]
     fn structures_chain_to_the_end_and_tell_the_uuid() {
-        let identity = Identity {
-            uuid: *b"0123456789abcdef",
-            memory_bytes: 512 << 20,
-            topology: Topology { sockets: 1, cores: 2, threads: 1 },
-        };
-        let mem = test_memory(4);
-        write(&mem, &identity).unwrap();
-        let tables = build(&identity);
+        let tables = build(&identity(1)).bytes;
         let (mut at, mut kinds) = (0, Vec::new());
         while at < tables.len() {
             kinds.push(tables[at]);
@@ -156,8 +192,33 @@ mod tests {
             at = strings + end + 2;
         }
         assert_eq!(kinds, [0, 1, 3, 4, 16, 17, 19, 32, 127]);
-        let mut entry = [0u8; 24];
-        mem.read(GuestAddr(layout::SMBIOS_BASE), &mut entry).unwrap();
-        assert_eq!(entry.iter().fold(0u8, |sum, b| sum.wrapping_add(*b)), 0);
+    }
+
+    #[test]
+    fn both_entry_points_lead_to_the_same_structures() {
+        // As many structures as there can be: a table has its 64 KiB.
+        for sockets in [1, 64] {
+            let mem = test_memory(4);
+            write(&mem, &identity(sockets)).unwrap();
+            let Tables { bytes, handle, longest } = build(&identity(sockets));
+            let read = |at: u64, len: usize| {
+                let mut found = vec![0; len];
+                mem.read(GuestAddr(at), &mut found).unwrap();
+                found
+            };
+            let sum = |bytes: &[u8]| bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
+            let word = |bytes: &[u8]| usize::from(u16::from_le_bytes([bytes[0], bytes[1]]));
+            let dword = |bytes: &[u8]| u32::from_le_bytes(bytes[..4].try_into().unwrap());
+            let new = read(layout::SMBIOS_BASE, 24);
+            assert_eq!((&new[..5], new[6], sum(&new)), (b"_SM3_".as_slice(), 24, 0));
+            let old = read(layout::SMBIOS_BASE + 0x20, 31);
+            assert_eq!((&old[..4], old[5], sum(&old)), (b"_SM_".as_slice(), 31, 0));
+            assert_eq!((&old[16..21], sum(&old[16..])), (b"_DMI_".as_slice(), 0));
+            assert_eq!((old[6], old[7], old[30]), (3, 6, 0x36));
+            assert_eq!((word(&old[8..]), word(&old[28..])), (longest, usize::from(handle)));
+            assert_eq!((word(&old[22..]), dword(&new[12..]) as usize), (bytes.len(), bytes.len()));
+            assert_eq!(dword(&old[24..]), dword(&new[16..]));
+            assert_eq!(read(u64::from(dword(&old[24..])), bytes.len()), bytes);
+        }
     }
 }
