@@ -82,20 +82,21 @@ pub const BOOT_INDEX: Since = Since::new("the boot order", 1_400_000, "FreeBSD 1
 pub const TPM: Since = Since::new("a TPM", 1_400_000, "FreeBSD 14.0");
 /// `-l tpm,swtpm` (`tpm_emul_swtpm.c`).
 pub const SWTPM: Since = Since::new("swtpm", 1_500_000, "FreeBSD 15.0");
-/// `slirp` (`net_backend_slirp.c`).
-pub const SLIRP: Since = Since::new("the user-mode network (slirp)", 1_500_000, "FreeBSD 15.0");
+/// `slirp` (`net_backend_slirp.c`): in stable/14 at 1400507, before 14.1; 14.0 was not at hand.
+pub const SLIRP: Since = Since::new("the user-mode network (slirp)", 1_400_507, "FreeBSD 14.1");
 /// `slirp,open`.
 pub const SLIRP_OPEN: Since = Since::new("a user-mode network that lets the guest out", 1_501_000, "FreeBSD 15.1");
 /// `rfb=unix:` (`pci_fbuf.c`, `rfb.c`).
 pub const VNC_SOCKET: Since = Since::new("VNC on a socket", 1_500_000, "FreeBSD 15.0");
-/// Resolutions beyond 1920x1200 (`pci_fbuf.c` COLS_MAX, ROWS_MAX).
-pub const LARGE_SCREEN: Since = Since::new("a screen beyond 1920x1200", 1_400_000, "FreeBSD 14.0");
+/// Resolutions beyond 1920x1200 (`pci_fbuf.c` COLS_MAX, ROWS_MAX): all of 14 has these bounds, as FreeBSD's patch of
+/// SA-26:72 for 14 shows; main has 3840x2160 before 15.0.
+pub const LARGE_SCREEN: Since = Since::new("a screen beyond 1920x1200", 1_500_000, "FreeBSD 15.0");
 /// `-l com1,tcp=` (`uart_backend.c`).
 pub const COM_TCP: Since = Since::new("a serial port on a TCP port", 1_500_000, "FreeBSD 15.0");
 /// `-n` (`bhyverun.c` parse_numa_options).
 pub const NUMA: Since = Since::new("NUMA domains", 1_500_000, "FreeBSD 15.0");
-/// system.*, board.* and chassis.* of bhyve_config(5), `smbiostbl.c`: on the page of 15.
-pub const SMBIOS: Since = Since::new("SMBIOS strings", 1_500_000, "FreeBSD 15.0");
+/// system.*, board.* and chassis.* of bhyve_config(5) (`smbiostbl.c`): in stable/14 at 1400507, as [`SLIRP`].
+pub const SMBIOS: Since = Since::new("SMBIOS strings", 1_400_507, "FreeBSD 14.1");
 /// acpi_tables_in_memory of bhyve_config(5) (`basl.c`).
 pub const ACPI_IN_MEMORY: Since = Since::new("ACPI tables outside of memory", 1_400_000, "FreeBSD 14.0");
 /// `-K` (`ps2kbd.c`).
@@ -289,7 +290,9 @@ mod tests {
         assert_eq!(old.max_cpus, 64);
         assert!(old.devices.contains("virtio-9p") && !old.devices.contains("igd-lpc"));
         let fourteen = release("14.3-RELEASE");
-        assert!(!fourteen.wants_acpi_flag() && fourteen.has(TPM) && !fourteen.has(SLIRP) && !fourteen.flags.contains(&'n'));
+        assert!(!fourteen.wants_acpi_flag() && fourteen.has(TPM) && !fourteen.flags.contains(&'n'));
+        assert!(fourteen.has(SLIRP) && fourteen.has(SMBIOS) && !fourteen.has(SLIRP_OPEN) && !fourteen.has(LARGE_SCREEN));
+        assert!(!release("14.0").has(SLIRP) && !release("14.0").has(SMBIOS) && release("15.0").has(LARGE_SCREEN));
         let fifteen = release("15.0");
         assert!(fifteen.has(SLIRP) && !fifteen.has(SLIRP_OPEN) && fifteen.flags.contains(&'n') && !fifteen.flags.contains(&'M'));
         assert!(release("current").flags.contains(&'M') && release("CURRENT").has(SLIRP_OPEN));

@@ -112,11 +112,12 @@ fn a_key_that_needs_a_later_release_is_refused_with_that_release() {
         ("[bhyve]\nfwcfg = 'qemu'\n", "13.2", "FreeBSD 14.0"),
         ("[bhyve]\nfwcfg = 'qemu'\nfw_cfg = { a = 'b' }\n", "13.2", "FreeBSD 14.0"),
         ("[bhyve]\nacpi_tables_in_memory = false\n", "13.2", "FreeBSD 14.0"),
-        ("[smbios]\nserial = 'x'\n", "14.3", "FreeBSD 15.0"),
+        ("[smbios]\nserial = 'x'\n", "14.0", "FreeBSD 14.1"),
         ("[graphics]\nsocket = true\n", "14.3", "FreeBSD 15.0"),
-        ("[graphics]\nresolution = '2560x1440'\n", "13.2", "FreeBSD 14.0"),
+        ("[graphics]\nresolution = '2560x1440'\n", "14.3", "FreeBSD 15.0"),
         ("[console]\ncom2 = '127.0.0.1:4000'\n", "14.3", "FreeBSD 15.0"),
-        ("[[nics]]\nid = 'n'\nisolated = true\n", "14.3", "FreeBSD 15.0"),
+        ("[[nics]]\nid = 'n'\nisolated = true\n", "14.0", "FreeBSD 14.1"),
+        ("[[nics]]\nid = 'n'\n", "14.3", "FreeBSD 15.1"),
         ("[[nics]]\nid = 'n'\n", "15.0", "FreeBSD 15.1"),
         ("[[passthru]]\nid = 'p'\ndevice = 'ppt0'\n", "13.2", "FreeBSD 14.0"),
         ("memory = '2G'\n[[numa]]\nid = 'a'\nsize = '2G'\ncpus = '0'\n", "14.3", "FreeBSD 15.0"),
@@ -124,6 +125,19 @@ fn a_key_that_needs_a_later_release_is_refused_with_that_release() {
     ] {
         let said = refused(text, release);
         assert!(said.contains(&format!("FreeBSD {release}")) && said.contains(&format!("{later} has it")), "{text}: {said}");
+    }
+}
+
+#[test]
+fn a_key_is_passed_on_from_the_first_release_that_has_it() {
+    for (text, release, words) in [
+        ("[smbios]\nserial = 'x'\n", "14.3", "-o system.serial_number=x"),
+        ("[[nics]]\nid = 'n'\nisolated = true\n", "14.3", "virtio-net,slirp,mac="),
+        ("[graphics]\nresolution = '1920x1200'\n", "13.2", "w=1920,h=1200"),
+        ("[graphics]\nresolution = '3840x2160'\n", "15.0", "w=3840,h=2160"),
+    ] {
+        let built = line(text, release);
+        assert!(built.contains(words), "{text}: {built}");
     }
 }
 
