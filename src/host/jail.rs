@@ -7,6 +7,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::environment;
 use super::error::{self, HostError};
 use super::files::write_atomically;
 use super::jail_run;
@@ -160,12 +161,18 @@ pub fn check(needs: &JailNeeds) -> Result<Vec<String>, HostError> {
     }
     let ruleset: u32 = words.next().and_then(|word| word.parse().ok()).unwrap_or(0);
     if ruleset != 0 {
-        let rules = rules_of(ruleset)?;
-        for path in needs.paths().iter().filter(|path| *path != "vmmctl" && !unhides(&rules, path)) {
+        let has_vmmctl = environment::has_entry(&environment::path("/dev"), "vmmctl");
+        for path in hidden(needs, &rules_of(ruleset)?, has_vmmctl) {
             wrong.push(format!("its devfs ruleset {ruleset} does not unhide `{path}`"));
         }
     }
     Ok(wrong)
+}
+
+/// Returns the paths that the rules do not unhide. `vmmctl` counts where the host has it (`sys/dev/vmm/vmm_dev.c`, since
+/// 15): bhyve makes its machine through it, so a jail from before an upgrade needs one more rule.
+fn hidden(needs: &JailNeeds, rules: &str, has_vmmctl: bool) -> Vec<String> {
+    needs.paths().into_iter().filter(|path| (has_vmmctl || path != "vmmctl") && !unhides(rules, path)).collect()
 }
 
 /// Returns the rules of a set and of the sets that it includes, as `devfs rule show` prints them.
@@ -284,5 +291,14 @@ mod tests {
         assert!(unhides(rules, "vmm") && unhides(rules, "vmm/*"));
         assert!(!unhides(rules, "tap*") && !unhides(rules, "zvol"));
         assert_eq!(included(&format!("{rules}600 path zvol unhide include 7\n")), [1, 7]);
+    }
+
+    #[test]
+    fn a_ruleset_without_vmmctl_is_incomplete_where_the_host_has_that_device() {
+        let needs = JailNeeds { volumes: vec![], nodes: vec![], ..needs() };
+        let old = "100 path vmm unhide\n200 path vmm/* unhide\n300 path vmm.io unhide\n400 path vmm.io/* unhide\n";
+        assert!(hidden(&needs, old, false).is_empty());
+        assert_eq!(hidden(&needs, old, true), ["vmmctl"]);
+        assert!(hidden(&needs, &format!("{old}500 path vmmctl unhide\n"), true).is_empty());
     }
 }
