@@ -284,10 +284,10 @@ pub fn interrupts(data: &[u8]) {
             }
             _ => {
                 fabric.set_cr8(vcpu, bytes.byte());
-                let state = fabric.save();
+                let state = fabric.save().expect("chips in this process");
                 let twin = Interrupts::new(2, attention.clone(), clock.clone());
                 twin.load(&state).expect("a device takes the state of its twin");
-                assert_eq!(text(&twin.save()), text(&state), "save, load, save is the identity");
+                assert_eq!(text(&twin.save().expect("chips in this process")), text(&state), "save, load, save is the identity");
             }
         }
     }

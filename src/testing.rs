@@ -289,6 +289,7 @@ pub mod hypervisor {
 pub mod machine {
     pub mod assembly {
         use crate::devices::net::user::{Outside, sockets::OwnSockets};
+        use crate::hypervisor::{backend::Needs, backends};
         use crate::machine::{assembly::assemble, opened::Opened, spec::VmmSpec};
         use std::{os::unix::net::UnixStream, sync::Arc};
 
@@ -297,7 +298,9 @@ pub mod machine {
             let (console, _other) = UnixStream::pair().expect("a pair");
             let outside = Outside { sockets: Arc::new(OwnSockets), on_open: Arc::new(|_| ()), on_note: Arc::new(|_: &str| ()) };
             let opened = Opened::open(spec, &*outside.sockets).map_err(|error| format!("{error:?}"))?;
-            assemble(spec, opened, console, &outside).map(drop).map_err(|error| format!("{error:?}"))
+            let needs = Needs { topology: spec.cpus, deterministic: spec.deterministic };
+            let mut backend = backends::open(Some("soft"), &needs, &|_| ()).map_err(|error| format!("{error:?}"))?;
+            assemble(spec, opened, console, &outside, &mut *backend).map(drop).map_err(|error| format!("{error:?}"))
         }
     }
     pub mod interrupts {

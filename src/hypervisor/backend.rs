@@ -3,13 +3,17 @@
 //! A back end runs the vCPUs. It is given the guest's memory, a [`Platform`] that answers port and memory accesses and
 //! holds the interrupt controllers, and an [`Attention`] through which other threads reach the vCPUs.
 //!
+//! Its life has three steps, since its process gives up rights in between: [`backends`](super::backends) opens it; then it
+//! is built on the assembled machine, with all its threads; then it runs.
+//!
 //! The locking rule, for back ends that run one thread a vCPU and for those that do not: every method of `Platform` may
 //! be called from any vCPU thread at any time and takes the locks that it needs; no lock is held while guest
 //! instructions run.
 
 use std::sync::Arc;
 
-use super::clock::Clock;
+use super::clock::{Clock, ManualClock};
+use super::irq::Irqchip;
 use super::memory::GuestMemory;
 use super::waking::Attention;
 use crate::units::Topology;
@@ -152,8 +156,8 @@ pub struct VcpuSetup {
     pub memory: GuestMemory,
     /// The machine around the vCPUs.
     pub platform: Arc<dyn Platform>,
-    /// The local APICs, for back ends that have none of their own.
-    pub apics: Arc<dyn LocalApics>,
+    /// The local APICs of the board. `None` where the back end has interrupt controllers of its own.
+    pub apics: Option<Arc<dyn LocalApics>>,
     /// The flags by which other threads reach the vCPUs.
     pub attention: Arc<Attention>,
     /// The state in which vCPU 0 starts.
@@ -161,6 +165,48 @@ pub struct VcpuSetup {
     /// Windows of devices that firmware makes uncacheable, as base and bytes. Each is a power of two and aligned to
     /// itself; those below 1 MiB are whole 16 KiB. Used where a loader enters the guest without firmware.
     pub device_windows: Vec<(u64, u64)>,
+    /// In deterministic mode, the clock of the platform, which the back end drives.
+    pub manual_clock: Option<Arc<ManualClock>>,
+}
+
+/// The wishes about the machine that decide whether a back end can be opened.
+#[cfg_attr(not(all(target_os = "linux", target_arch = "x86_64")), allow(dead_code, reason = "only KVM needs it"))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Needs {
+    /// How the vCPUs are grouped.
+    pub topology: Topology,
+    /// Whether runs are to be repeatable.
+    pub deterministic: bool,
+}
+
+/// Rights that a back end needs beyond those of every engine.
+#[cfg_attr(not(all(target_os = "linux", target_arch = "x86_64")), allow(dead_code, reason = "only KVM needs it"))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Rights {
+    /// Requests of ioctl(2) while the machine is put together.
+    pub assembly: &'static [u32],
+    /// Requests of ioctl(2) while the guest runs.
+    pub running: &'static [u32],
+    /// The signal by which its threads are brought back from the kernel.
+    pub kick: Option<i32>,
+    /// Whether the guest's memory is to be backed with large pages by madvise(2).
+    pub large_pages: bool,
+}
+
+/// Reason why a back end cannot be opened or built, as a message for the user.
+pub type Reason = Box<dyn std::error::Error + Send + Sync>;
+
+/// A back end that works on this host and has its files open.
+pub trait OpenBackend: Send {
+    /// Returns `soft`, `kvm` or `vmm`.
+    fn name(&self) -> &'static str;
+    /// Returns what the process must still be allowed to do.
+    fn rights(&self) -> Rights;
+    /// Returns the interrupt controllers of the back end, if it has any: the 8259A pair, the I/O APIC and the local APICs,
+    /// and the 8254 with port 61h. The board has none of these then.
+    fn irqchip(&mut self, attention: &Arc<Attention>) -> Option<Arc<dyn Irqchip>>;
+    /// Builds the vCPUs and starts their threads. Must be called after [`OpenBackend::irqchip`].
+    fn build(self: Box<Self>, setup: VcpuSetup) -> Result<Box<dyn Backend>, Reason>;
 }
 
 /// An engine that runs the vCPUs of one machine.
@@ -169,9 +215,9 @@ pub trait Backend: Send {
     fn name(&self) -> &'static str;
     /// Runs until the machine stops, and returns the reason.
     fn run(&mut self) -> MachineExit;
-    /// Returns the state of the vCPUs, one section each. Must be called only between runs.
+    /// Returns the state of the vCPUs, one section each, if it can be had. Must be called only between runs.
     #[allow(dead_code, reason = "saved state is a part of every device and vCPU; the tests hold it until a snapshot uses it")]
-    fn save(&self) -> Vec<super::state::Section>;
+    fn save(&self) -> Result<Vec<super::state::Section>, super::state::StateError>;
     /// Restores saved state. Must be called only before the first run.
     #[cfg_attr(
         not(test),

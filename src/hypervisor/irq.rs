@@ -22,8 +22,8 @@ pub trait Irqchip: IrqSink {
     fn advance(&self, now_ns: u64) -> Option<u64>;
     /// Resets all chips to the power-on state. The devices' lines stay as they are.
     fn reset(&self);
-    /// Returns the state of all chips.
-    fn save(&self) -> Section;
+    /// Returns the state of all chips, if it can be had.
+    fn save(&self) -> Result<Section, StateError>;
     /// Restores a saved state. On an error the chips are unchanged.
     fn load(&self, section: &Section) -> Result<(), StateError>;
 }
@@ -75,6 +75,33 @@ impl IrqLine {
     }
 }
 
+/// Number of devices that hold each interrupt high. Lines that share an interrupt are wired or: one device must not lower
+/// what another holds high.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LineCounts<const GSIS: usize>([u16; GSIS]);
+
+impl<const GSIS: usize> Default for LineCounts<GSIS> {
+    fn default() -> Self {
+        LineCounts([0; GSIS])
+    }
+}
+
+impl<const GSIS: usize> LineCounts<GSIS> {
+    /// Counts a line of `gsi` that became high or low. Returns the level of the interrupt if that changed it.
+    pub fn count(&mut self, gsi: u32, level: bool) -> Option<bool> {
+        let high = self.0.get_mut(gsi as usize)?;
+        let before = *high > 0;
+        *high = if level { high.saturating_add(1) } else { high.saturating_sub(1) };
+        let now = *high > 0;
+        (now != before).then_some(now)
+    }
+
+    /// Returns the level of each interrupt.
+    pub fn levels(&self) -> impl Iterator<Item = bool> {
+        self.0.into_iter().map(|high| high > 0)
+    }
+}
+
 /// A sink that records what it gets, for tests.
 #[derive(Default)]
 pub struct IrqProbe {
@@ -117,5 +144,18 @@ impl IrqSink for IrqProbe {
     }
     fn message(&self, address: u64, data: u32) {
         self.seen.lock().expect("not poisoned").messages.push((address, data));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interrupt_is_high_as_long_as_one_of_its_lines_is() {
+        let mut counts = LineCounts::<4>::default();
+        assert_eq!([counts.count(3, true), counts.count(3, true), counts.count(1, false)], [Some(true), None, None]);
+        assert_eq!(counts.levels().collect::<Vec<_>>(), [false, false, false, true]);
+        assert_eq!([counts.count(3, false), counts.count(3, false), counts.count(4, true)], [None, Some(false), None]);
     }
 }

@@ -2,8 +2,11 @@
 //!
 //! This layer knows no device, no port and no TOML.
 pub mod backend;
+pub mod backends;
 pub mod bus;
 pub mod clock;
+pub mod cpuid;
+pub mod entry;
 pub mod guest_errors;
 pub mod irq;
 pub mod memory;

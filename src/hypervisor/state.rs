@@ -34,6 +34,13 @@ pub enum StateError {
         /// The version found.
         found: u32,
     },
+    /// The part is not one whose state can be saved.
+    #[cfg_attr(not(all(target_os = "linux", target_arch = "x86_64")), allow(dead_code, reason = "only KVM needs it"))]
+    #[error("the state of `{kind}` cannot be saved in this version")]
+    NotSaved {
+        /// The kind of the part.
+        kind: &'static str,
+    },
     /// The bytes are not a state: too short, too long, or of impossible values.
     #[error("state of `{kind}` is damaged: {why}")]
     Damaged {

@@ -32,7 +32,7 @@ use crate::devices::serial::Serial;
 use crate::devices::stream::StreamConsole;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::{blk, console, net, rng, transport::VirtioPci};
-use crate::hypervisor::backend::{BootState, LocalApics, MachineExit, VcpuSetup};
+use crate::hypervisor::backend::{BootState, LocalApics, MachineExit, OpenBackend, VcpuSetup};
 use crate::hypervisor::bus::{Device, Overlap};
 use crate::hypervisor::clock::{Clock, HostClock, ManualClock};
 use crate::hypervisor::guest_errors::GuestErrors;
@@ -187,7 +187,7 @@ pub struct Machine {
     pub memory: GuestMemory,
     /// The board.
     pub board: Arc<Board>,
-    apics: Arc<dyn LocalApics>,
+    apics: Option<Arc<dyn LocalApics>>,
     /// The means by which other threads reach the vCPUs.
     pub attention: Arc<Attention>,
     /// In deterministic mode, the clock that the vCPUs drive.
@@ -239,10 +239,11 @@ impl Machine {
             topology: self.topology,
             memory: self.memory.clone(),
             platform: Arc::clone(&self.board) as _,
-            apics: Arc::clone(&self.apics),
+            apics: self.apics.clone(),
             attention: Arc::clone(&self.attention),
             boot,
             device_windows: layout::DEVICE_WINDOWS.to_vec(),
+            manual_clock: self.manual_clock.clone(),
         }
     }
 
@@ -296,8 +297,14 @@ impl Resources {
 }
 
 /// Builds the machine of `spec` from what is open: wires the board, starts its threads, loads the guest. `outside` makes
-/// the sockets of user-mode networks.
-pub fn assemble(spec: &VmmSpec, opened: Opened, console: UnixStream, outside: &user::Outside) -> Result<Machine, AssemblyError> {
+/// the sockets of user-mode networks. `backend` will run the vCPUs.
+pub fn assemble(
+    spec: &VmmSpec,
+    opened: Opened,
+    console: UnixStream,
+    outside: &user::Outside,
+    backend: &mut dyn OpenBackend,
+) -> Result<Machine, AssemblyError> {
     let topology = spec.cpus;
     let vcpus = topology.count() as usize;
     let reserve = |source| AssemblyError::Memory { bytes: spec.memory_bytes, source };
@@ -308,7 +315,7 @@ pub fn assemble(spec: &VmmSpec, opened: Opened, console: UnixStream, outside: &u
         Some(manual) => Arc::clone(manual) as _,
         None => HostClock::new(),
     };
-    let interrupts = Interrupts::new(vcpus, Arc::clone(&attention), Arc::clone(&clock));
+    let (interrupts, own) = controllers(backend, vcpus, &attention, &clock);
     let resources = Resources {
         memory: memory.clone(),
         attention: Arc::clone(&attention),
@@ -316,10 +323,10 @@ pub fn assemble(spec: &VmmSpec, opened: Opened, console: UnixStream, outside: &u
         sink: Arc::clone(&interrupts) as _,
         guest_errors: RefCell::default(),
     };
-    let board = Arc::new(Board::new(Arc::clone(&interrupts) as _, Arc::clone(&attention), Arc::clone(&clock)));
+    let board = Arc::new(Board::new(Arc::clone(&interrupts), Arc::clone(&attention), Arc::clone(&clock)));
 
     let console = wire_serial(&board, &resources, spec, console)?;
-    let power_button = wire_chips(&board, &resources, &interrupts, spec)?;
+    let power_button = wire_chips(&board, &resources, own.as_ref(), spec)?;
     let Opened { kernel, disks, nics } = opened;
     let mut devices = wire_pci(&board, &resources, spec, (disks, nics), &console, outside)?;
     devices.guest_errors = resources.guest_errors.take();
@@ -340,9 +347,25 @@ pub fn assemble(spec: &VmmSpec, opened: Opened, console: UnixStream, outside: &u
     };
 
     let (counted, in_loader) = (Arc::new(devices), Arc::default());
-    let apics = Arc::clone(&interrupts) as _;
+    let apics = own.map(|own| own as _);
     let handles = Handles { power_button, interrupts, clock, vcpus, attention: Arc::clone(&attention), counted, in_loader };
     Ok(Machine { memory, board, apics, attention, manual_clock, handles, boot, topology, console })
+}
+
+/// Returns the interrupt controllers: those of the back end, or else the board's own, which are also returned by themselves.
+fn controllers(
+    backend: &mut dyn OpenBackend,
+    vcpus: usize,
+    attention: &Arc<Attention>,
+    clock: &Arc<dyn Clock>,
+) -> (Arc<dyn Irqchip>, Option<Arc<Interrupts>>) {
+    match backend.irqchip(attention) {
+        Some(irqchip) => (irqchip, None),
+        None => {
+            let own = Interrupts::new(vcpus, Arc::clone(attention), Arc::clone(clock));
+            (Arc::clone(&own) as _, Some(own))
+        }
+    }
 }
 
 fn menu_options(spec: &GrubSpec, memory_bytes: u64) -> grub::Options {
@@ -386,14 +409,8 @@ fn wire_serial(board: &Board, resources: &Resources, spec: &VmmSpec, stream: Uni
     Ok(console)
 }
 
-/// Adds the chips that every PC has.
-fn wire_chips(
-    board: &Board,
-    resources: &Resources,
-    interrupts: &Arc<Interrupts>,
-    spec: &VmmSpec,
-) -> Result<PowerButton, AssemblyError> {
-    let clock = || Arc::clone(&resources.clock);
+/// Adds the chips that a back end with interrupt controllers of its own replaces ([`OpenBackend::irqchip`]).
+fn wire_replaceable_chips(board: &Board, resources: &Resources, interrupts: &Arc<Interrupts>) -> Result<(), AssemblyError> {
     let [first, second, elcr] = layout::PIC_PORTS;
     let controllers = [
         Wire::ports(first, 2, Pic::MASTER),
@@ -402,8 +419,22 @@ fn wire_chips(
         Wire::memory(layout::IOAPIC_BASE, layout::APIC_WINDOW, InterruptRegisters::IOAPIC),
     ];
     board.add(Box::new(InterruptRegisters::new(Arc::clone(interrupts))), &controllers)?;
-    let pit = Pit::new(clock(), resources.line(layout::PIT_IRQ));
+    let pit = Pit::new(Arc::clone(&resources.clock), resources.line(layout::PIT_IRQ));
     board.add(Box::new(pit), &[Wire::ports(layout::PIT_PORT, 4, 0), Wire::ports(layout::PIT_GATE_PORT, 1, 1)])?;
+    Ok(())
+}
+
+/// Adds the chips that every PC has. `interrupts` are the board's own controllers, if it has any.
+fn wire_chips(
+    board: &Board,
+    resources: &Resources,
+    interrupts: Option<&Arc<Interrupts>>,
+    spec: &VmmSpec,
+) -> Result<PowerButton, AssemblyError> {
+    if let Some(interrupts) = interrupts {
+        wire_replaceable_chips(board, resources, interrupts)?;
+    }
+    let clock = || Arc::clone(&resources.clock);
     let rtc = Rtc::new(clock(), resources.line(layout::RTC_IRQ));
     board.add(Box::new(rtc), &[Wire::ports(layout::RTC_PORT, 2, 0)])?;
     let keyboard = Ps2::new(resources.line(layout::PS2_IRQ), Arc::clone(&resources.attention));
@@ -602,7 +633,7 @@ mod tests {
             guest_errors: RefCell::default(),
         };
         let board = Board::new(interrupts.clone(), attention.clone(), clock);
-        wire_chips(&board, &resources, &interrupts, &bare()).unwrap();
+        wire_chips(&board, &resources, Some(&interrupts), &bare()).unwrap();
         (board, attention)
     }
 
@@ -622,17 +653,17 @@ mod tests {
     #[test]
     fn a_board_is_reset_to_what_it_was_new_and_takes_over_the_state_of_its_like() {
         let (board, _) = chips();
-        let new = board.save();
+        let new = board.save().unwrap();
         board.port_write(0, (layout::PIC_PORTS[0] + 1) as u16, 1, 0x5a);
         board.port_write(0, layout::RTC_PORT as u16, 1, 0x0a);
-        let changed = board.save();
+        let changed = board.save().unwrap();
         assert_ne!(changed, new);
         let (twin, _) = chips();
         twin.load(&changed).unwrap();
-        assert_eq!(twin.save(), changed);
+        assert_eq!(twin.save().unwrap(), changed);
         assert!(twin.load(&changed[1..]).is_err(), "a device fewer");
         board.reset();
-        assert_eq!(board.save(), new);
+        assert_eq!(board.save().unwrap(), new);
     }
 
     #[test]

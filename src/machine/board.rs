@@ -151,9 +151,10 @@ impl Board {
         not(test),
         expect(dead_code, reason = "saved state is a part of every device and vCPU; the tests hold it until a snapshot uses it")
     )]
-    pub fn save(&self) -> Vec<Section> {
+    pub fn save(&self) -> Result<Vec<Section>, StateError> {
         let state = self.state();
-        state.slots.iter().map(|slot| slot.device.save()).chain([self.interrupts.save()]).collect()
+        let devices = state.slots.iter().map(|slot| slot.device.save());
+        Ok(devices.chain([self.interrupts.save()?]).collect())
     }
 
     /// Restores the state that `save` of a board with the same wiring returned.

@@ -28,7 +28,7 @@ use crate::devices::pic::Pic;
 use crate::hypervisor::backend::{LocalApics, NoSuchMsr, VcpuEvent};
 use crate::hypervisor::bus::{Access, Device};
 use crate::hypervisor::clock::Clock;
-use crate::hypervisor::irq::{IrqSink, Irqchip};
+use crate::hypervisor::irq::{IrqSink, Irqchip, LineCounts};
 use crate::hypervisor::state::{Section, StateError};
 use crate::hypervisor::waking::Attention;
 
@@ -43,8 +43,8 @@ struct Chips {
     pic: Pic,
     ioapic: IoApic,
     lapics: Vec<Lapic>,
-    /// Number of high lines of each interrupt.
-    high: [u16; PINS],
+    /// The high lines of each interrupt.
+    high: LineCounts<PINS>,
     /// Where the search for the least busy vCPU begins, so that equally busy ones take turns.
     next_lowest: usize,
 }
@@ -67,7 +67,7 @@ struct State {
 impl Chips {
     fn new(vcpus: usize) -> Chips {
         let lapics = (0..vcpus as u32).map(Lapic::new).collect();
-        Chips { pic: Pic::new(), ioapic: IoApic::new(), lapics, high: [0; PINS], next_lowest: 0 }
+        Chips { pic: Pic::new(), ioapic: IoApic::new(), lapics, high: LineCounts::default(), next_lowest: 0 }
     }
 
     fn set_pins(&mut self, gsi: usize, level: bool, edge: bool) {
@@ -270,16 +270,16 @@ impl Irqchip for Interrupts {
         // good.
         let high = chips.high;
         *chips = Chips { high, ..Chips::new(chips.lapics.len()) };
-        for (gsi, devices) in high.into_iter().enumerate() {
+        for (gsi, level) in high.levels().enumerate() {
             // Without an edge: after a reset nothing is pending.
-            chips.set_pins(gsi, devices > 0, false);
+            chips.set_pins(gsi, level, false);
         }
     }
 
-    fn save(&self) -> Section {
+    fn save(&self) -> Result<Section, StateError> {
         let chips = self.chips();
         let lapics = chips.lapics.iter().map(Lapic::save).collect();
-        Section::encode(KIND, VERSION, &State { pic: chips.pic.save(), ioapic: chips.ioapic.save(), lapics })
+        Ok(Section::encode(KIND, VERSION, &State { pic: chips.pic.save(), ioapic: chips.ioapic.save(), lapics }))
     }
 
     fn load(&self, section: &Section) -> Result<(), StateError> {
@@ -305,18 +305,9 @@ impl Irqchip for Interrupts {
 
 impl IrqSink for Interrupts {
     fn set_line(&self, gsi: u32, level: bool, edge: bool) {
-        let gsi = gsi as usize;
-        if gsi >= PINS {
-            return;
-        }
         let mut chips = self.chips();
-        let high = &mut chips.high[gsi];
-        let before = *high > 0;
-        // Lines are shared (wired or): one device must not lower what another holds high.
-        *high = if level { high.saturating_add(1) } else { high.saturating_sub(1) };
-        let now = *high > 0;
-        if now != before {
-            chips.set_pins(gsi, now, edge);
+        if let Some(level) = chips.high.count(gsi, level) {
+            chips.set_pins(gsi as usize, level, edge);
             chips.settle(&self.attention);
         }
     }
@@ -577,12 +568,12 @@ mod tests {
         rig.redirect(17, 0x8000 | 0x45, 1);
         let line = rig.line(17);
         line.raise();
-        let saved = rig.interrupts.save();
+        let saved = rig.interrupts.save().unwrap();
         let twin = self::rig(2);
         let twin_line = twin.line(17);
         twin.interrupts.load(&saved).unwrap();
         twin_line.restore(true);
-        assert_eq!(twin.interrupts.save(), saved);
+        assert_eq!(twin.interrupts.save().unwrap(), saved);
         assert_eq!(twin.event(1), Some(VcpuEvent::Interrupt(0x45)));
         twin_line.lower();
         twin.eoi(1);

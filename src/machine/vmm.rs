@@ -18,8 +18,8 @@ use super::spec::{EngineCommand, EngineEvent, MAX_CONTROL_LINE, SPEC_VERSION, Vm
 use crate::choices::BackendKind;
 use crate::devices::net::user::Outside;
 use crate::devices::net::user::sockets::Sockets;
-use crate::hypervisor::backend::{Backend, MachineExit};
-use crate::hypervisor::soft::run::{SoftBackend, SoftOptions};
+use crate::hypervisor::backend::{MachineExit, Needs, OpenBackend, Reason, Rights};
+use crate::hypervisor::backends;
 use crate::hypervisor::waking::Attention;
 
 /// Maximum time for the last output of a guest to reach the console's reader.
@@ -36,6 +36,12 @@ pub enum StartError {
         /// The version that was found.
         found: u32,
     },
+    /// No back end can run the guest.
+    #[error(transparent)]
+    Backend(#[from] backends::OpenError),
+    /// The vCPUs cannot be built.
+    #[error("cannot build the vCPUs")]
+    Vcpus(#[source] Reason),
     /// The machine cannot be assembled.
     #[error(transparent)]
     Assembly(#[from] assembly::AssemblyError),
@@ -111,27 +117,26 @@ fn boot(
     if spec.version != SPEC_VERSION {
         return Err(StartError::Version { found: spec.version });
     }
-    match spec.backend {
-        // The software CPU is the only one, and so the fastest that works.
-        BackendKind::Auto | BackendKind::Soft => {}
-    }
     let opened = reporter.clone();
     let on_open = Arc::new(move |address| opened.send(&EngineEvent::ForwardOpen { address }));
     // Standard error is the supervisor's log of this engine.
     let on_note = Arc::new(|text: &str| eprintln!("vmctl vmm: {text}"));
+    let mut backend = open_backend(spec, &*on_note)?;
     let opened = Opened::open(spec, &**outside)?;
-    let confinement = sandbox::enter(spec.run_as, spec.memory_bytes).map_err(StartError::Sandbox)?;
+    let rights = backend.rights();
+    let confinement = sandbox::enter(spec.run_as, spec.memory_bytes, &rights).map_err(StartError::Sandbox)?;
     for missing in &confinement.missing {
         eprintln!("vmctl vmm: the engine is confined without: {missing}");
     }
     reporter.send(&EngineEvent::Confined { by: confinement.held, without: confinement.missing });
-    let mut machine = assembly::assemble(spec, opened, console, &Outside { sockets: Arc::clone(outside), on_open, on_note })?;
+    let outside = Outside { sockets: Arc::clone(outside), on_open, on_note };
+    let mut machine = assembly::assemble(spec, opened, console, &outside, &mut *backend)?;
     listen(control, &machine, reporter)?;
     // The guest's own file systems are read inside the sandbox. Without a boot configuration the start fails.
     let menu = machine.boot_menu()?;
     if let Some(menu) = menu {
         // A user may have to choose. So the guest counts as running from here on, and its console can be reached.
-        reporter.send(&EngineEvent::Running { backend: "soft".into() });
+        reporter.send(&EngineEvent::Running { backend: backend.name().into() });
         match machine.run_boot_menu(&menu) {
             Ok(()) => {}
             Err(Halt::Stopped(exit)) => {
@@ -144,20 +149,31 @@ fn boot(
                 return Err(StartError::Menu(GrubError(text)));
             }
         }
-        return run_vcpus(&machine, None);
+        return run_vcpus(&machine, backend, &rights, None);
     }
-    run_vcpus(&machine, Some(reporter))
+    run_vcpus(&machine, backend, &rights, Some(reporter))
+}
+
+/// Opens the back end that the guest file asks for.
+fn open_backend(spec: &VmmSpec, note: &dyn Fn(&str)) -> Result<Box<dyn OpenBackend>, StartError> {
+    let name = (spec.backend != BackendKind::Auto).then(|| spec.backend.as_str());
+    let needs = Needs { topology: spec.cpus, deterministic: spec.deterministic };
+    Ok(backends::open(name, &needs, note)?)
 }
 
 /// Runs the vCPUs to the machine's end. Before they start, `reporter` sends that they are about to.
-fn run_vcpus(machine: &Machine, reporter: Option<&Reporter>) -> Result<MachineExit, StartError> {
-    let options = SoftOptions { deterministic: machine.manual_clock.clone() };
-    let mut backend = SoftBackend::new(machine.vcpu_setup(), options);
+fn run_vcpus(
+    machine: &Machine,
+    backend: Box<dyn OpenBackend>,
+    rights: &Rights,
+    reporter: Option<&Reporter>,
+) -> Result<MachineExit, StartError> {
+    let mut backend = backend.build(machine.vcpu_setup()).map_err(StartError::Vcpus)?;
     if machine.manual_clock.is_none() {
         serve_board(machine)?;
     }
     // All threads are there.
-    sandbox::seal().map_err(StartError::Sandbox)?;
+    sandbox::seal(rights).map_err(StartError::Sandbox)?;
     if let Some(reporter) = reporter {
         reporter.send(&EngineEvent::Running { backend: backend.name().to_string() });
     }

@@ -326,7 +326,7 @@ impl Cpu {
             memory: setup.memory.clone(),
             map: setup.memory.map(),
             platform: setup.platform.clone(),
-            apics: setup.apics.clone(),
+            apics: setup.apics.clone().expect("the board has local APICs for a back end that has none"),
             attention: setup.attention.clone(),
             tlb: Tlb::new(),
             blocks: std::ptr::null_mut(),

@@ -134,10 +134,11 @@ impl Rig {
             topology: Topology::ONE,
             memory: memory.clone(),
             platform: Arc::new(NoPlatform::new()),
-            apics: Arc::new(NoPlatform::new()),
+            apics: Some(Arc::new(NoPlatform::new())),
             attention: Attention::new(1),
             boot: BootState::Reset,
             device_windows: Vec::new(),
+            manual_clock: None,
         };
         let mut cpu = Cpu::new(&setup, 0);
         system::reset(&mut cpu, true);

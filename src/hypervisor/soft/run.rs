@@ -17,8 +17,11 @@ use super::mmu;
 use super::op::Op;
 use super::system::kvmclock;
 use super::{saved, system, tlb};
-use crate::hypervisor::backend::{Backend, BootState, LocalApics, MachineExit, Platform, VcpuEvent, VcpuSetup};
+use crate::hypervisor::backend::{
+    Backend, BootState, LocalApics, MachineExit, Needs, OpenBackend, Platform, Reason, Rights, VcpuEvent, VcpuSetup,
+};
 use crate::hypervisor::clock::ManualClock;
+use crate::hypervisor::irq::Irqchip;
 use crate::hypervisor::memory::{GuestAddr, GuestMemory, MemoryMap};
 use crate::hypervisor::state::{Section, StateError};
 use crate::hypervisor::waking::Attention;
@@ -26,13 +29,30 @@ use crate::hypervisor::waking::Attention;
 /// Number of instructions of one slice.
 const SLICE: i64 = 16 << 10;
 const PAGE: u64 = 4096;
-/// Options of the software back end.
-#[derive(Default)]
-pub struct SoftOptions {
-    /// In deterministic mode, the clock of the platform. Time is then retired instructions, one per nanosecond, and HLT
-    /// skips to the next timer.
-    pub deterministic: Option<Arc<ManualClock>>,
+
+/// Opens the software back end. It works everywhere.
+pub fn open(_: &Needs) -> Result<Box<dyn OpenBackend>, Reason> {
+    Ok(Box::new(OpenSoft))
 }
+
+struct OpenSoft;
+
+impl OpenBackend for OpenSoft {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+    fn rights(&self) -> Rights {
+        Rights::default()
+    }
+    fn irqchip(&mut self, _: &Arc<Attention>) -> Option<Arc<dyn Irqchip>> {
+        None
+    }
+    fn build(self: Box<Self>, setup: VcpuSetup) -> Result<Box<dyn Backend>, Reason> {
+        Ok(Box::new(SoftBackend::new(setup)))
+    }
+}
+
+const NAME: &str = "soft";
 
 /// The software back end.
 pub struct SoftBackend {
@@ -55,12 +75,12 @@ unsafe impl Send for SoftBackend {}
 
 impl SoftBackend {
     /// Creates the vCPUs as after power-on, the first as `setup.boot` says, the others waiting for a start-up message.
-    pub fn new(setup: VcpuSetup, options: SoftOptions) -> SoftBackend {
+    pub fn new(setup: VcpuSetup) -> SoftBackend {
         let firmware = setup.boot == BootState::Reset;
         let mut cpus: Vec<Box<Cpu>> = (0..setup.vcpus).map(|i| Cpu::new(&setup, i)).collect();
         for (i, cpu) in cpus.iter_mut().enumerate() {
             system::reset(cpu, true);
-            cpu.manual_clock = options.deterministic.clone();
+            cpu.manual_clock = setup.manual_clock.clone();
             cpu.wait_for_sipi = i != 0;
             if !firmware {
                 system::set_memory_types(cpu, &setup.device_windows);
@@ -75,9 +95,9 @@ impl SoftBackend {
             map: setup.memory.map(),
             memory: setup.memory,
             platform: setup.platform,
-            apics: setup.apics,
+            apics: setup.apics.expect("the board has local APICs for a back end that has none"),
             attention: setup.attention,
-            clock: options.deterministic,
+            clock: setup.manual_clock,
             firmware,
         }
     }
@@ -557,7 +577,7 @@ pub fn refresh(cpu: &mut Cpu) {
 
 impl Backend for SoftBackend {
     fn name(&self) -> &'static str {
-        "soft"
+        NAME
     }
 
     fn run(&mut self) -> MachineExit {
@@ -587,8 +607,8 @@ impl Backend for SoftBackend {
         }
     }
 
-    fn save(&self) -> Vec<Section> {
-        self.cpus.iter().map(|cpu| saved::save(cpu)).collect()
+    fn save(&self) -> Result<Vec<Section>, StateError> {
+        Ok(self.cpus.iter().map(|cpu| saved::save(cpu)).collect())
     }
 
     fn load(&mut self, sections: &[Section]) -> Result<(), StateError> {

@@ -35,6 +35,7 @@ use nix::sys::stat::{SFlag, fstat};
 use nix::unistd::{Gid, Pid, Uid, geteuid, getppid, setgid, setgroups, setuid};
 
 use super::{Confinement, SandboxError};
+use crate::hypervisor::backend::Rights;
 
 const MISSING: &str = "this kernel was built without `options CAPABILITY_MODE` and `options CAPABILITIES`";
 const FEATURE: &str = "Capsicum";
@@ -55,7 +56,7 @@ const DISK_REQUESTS: [libc::c_ulong; 4] = [
 const SOCKET_REQUESTS: [libc::c_ulong; 1] = [libc::FIONBIO];
 
 /// Confines the engine child. Root becomes `run_as`.
-pub fn enter(run_as: Option<u32>, _memory_bytes: u64) -> Result<Confinement, SandboxError> {
+pub fn enter(run_as: Option<u32>, _memory_bytes: u64, _rights: &Rights) -> Result<Confinement, SandboxError> {
     let mut confinement = Confinement::default();
     let lacks = |confinement: Confinement| Confinement {
         missing: [confinement.missing, vec![format!("{FEATURE}: {MISSING}")]].concat(),
@@ -77,7 +78,7 @@ pub fn enter(run_as: Option<u32>, _memory_bytes: u64) -> Result<Confinement, San
 }
 
 /// Does nothing: capability mode does not limit threads.
-pub fn seal() -> Result<(), SandboxError> {
+pub fn seal(_rights: &Rights) -> Result<(), SandboxError> {
     Ok(())
 }
 

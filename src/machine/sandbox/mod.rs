@@ -52,22 +52,23 @@ pub struct Confinement {
 #[cfg(not(any(target_os = "linux", target_os = "freebsd")))]
 mod none {
     use super::{Confinement, SandboxError};
+    use crate::hypervisor::backend::Rights;
 
     /// Confines the engine child.
-    pub fn enter(_run_as: Option<u32>, _memory_bytes: u64) -> Result<Confinement, SandboxError> {
+    pub fn enter(_run_as: Option<u32>, _memory_bytes: u64, _rights: &Rights) -> Result<Confinement, SandboxError> {
         Ok(Confinement { held: Vec::new(), missing: vec!["this system has no confinement that vmctl knows".into()] })
     }
     /// Gives up the right to start threads.
-    pub fn seal() -> Result<(), SandboxError> {
+    pub fn seal(_rights: &Rights) -> Result<(), SandboxError> {
         Ok(())
     }
     /// Confines a connector.
     pub fn enter_connector(run_as: Option<u32>) -> Result<Confinement, SandboxError> {
-        enter(run_as, 0)
+        enter(run_as, 0, &Rights::default())
     }
     /// Confines the host services.
     pub fn enter_host_services(run_as: Option<u32>, _needs_raw: impl FnOnce() -> bool) -> Result<Confinement, SandboxError> {
-        enter(run_as, 0)
+        enter(run_as, 0, &Rights::default())
     }
 }
 #[cfg(not(any(target_os = "linux", target_os = "freebsd")))]

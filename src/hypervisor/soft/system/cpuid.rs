@@ -7,13 +7,13 @@
 //!
 //! Sources: APM vol. 3 appendix E; SDM vol. 2 (CPUID); Linux `virt/kvm/x86/cpuid.rst` for leaves 0x4000_00xx.
 //!
-//! **Not modelled**: APIC ids with gaps: they are 0, 1, 2 ..., so a guest sees the right topology only where the cores
-//! of a socket and the threads of a core are powers of two, or there is one socket.
+//! **Not modelled**: APIC ids with gaps ([`Place`]).
 
 use super::super::cpu::{Cpu, Fault};
 use super::super::mmu::PHYS_BITS;
 use super::super::op::Op;
 use super::regs::{cr4, msr};
+use crate::hypervisor::cpuid::{CMP_LEGACY, HTT, Place};
 
 /// Family 19h, model 11h, stepping 1: leaf 1 EAX, and EDX after reset.
 pub const SIGNATURE: u32 = 0x00a1_0f11;
@@ -58,7 +58,6 @@ const EDX1: u32 = 1 << 0
     | 1 << 24
     | 1 << 25
     | 1 << 26;
-const HTT: u32 = 1 << 28;
 /// The local APIC, in EDX of leaves 1 and 0x80000001.
 const APIC: u32 = 1 << 9;
 
@@ -95,34 +94,20 @@ fn word(bytes: &[u8]) -> u32 {
     u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
 }
 
-/// Returns the number of bits needed to number `count` things.
-fn bits_for(count: u32) -> u32 {
-    count.max(1).next_power_of_two().trailing_zeros()
-}
-
-/// A vCPU's place in its package.
-struct Place {
-    threads: u32,
-    package: u32,
-    id: u32,
-}
-
 /// Returns the answer to `leaf`, `sub`: EAX, EBX, ECX, EDX.
 pub fn leaves(cpu: &Cpu, leaf: u32, sub: u32) -> [u32; 4] {
-    let (cores, threads) = (cpu.topology.cores, cpu.topology.threads);
-    let t = Place { threads: threads.max(1), package: (cores * threads).max(1), id: cpu.index as u32 };
+    let place = Place::of(cpu.topology, cpu.index);
     match leaf {
         0 => [0xd, word(b"Auth"), word(b"cAMD"), word(b"enti")],
         1 => {
             let osxsave = if cpu.sys.cr4 & cr4::OSXSAVE != 0 { ecx1::OSXSAVE } else { 0 };
-            let htt = if t.package > 1 { HTT } else { 0 };
-            let ebx = t.id << 24 | (t.package & 0xff) << 16 | 8 << 8;
-            [SIGNATURE, ebx, ecx1::ALL | osxsave, (EDX1 | htt) & !apic_off(cpu)]
+            let htt = if place.is_shared() { HTT } else { 0 };
+            [SIGNATURE, place.leaf_1_ebx(), ecx1::ALL | osxsave, (EDX1 | htt) & !apic_off(cpu)]
         }
         // The APIC timer always runs (ARAT).
         6 => [4, 0, 0, 0],
         7 if sub == 0 => [0, EBX7, 0, 0],
-        0xb => extended_topology(&t, sub),
+        0xb => place.extended_topology(sub),
         0xd => match sub {
             // XCR0 may have x87 and SSE: 512 bytes of FXSAVE and 64 of header.
             0 => [3, 576, 576, 0],
@@ -132,26 +117,16 @@ pub fn leaves(cpu: &Cpu, leaf: u32, sub: u32) -> [u32; 4] {
         // Clock source old and new, no I/O delay needed, the clock is stable.
         0x4000_0001 => [1 << 0 | 1 << 1 | 1 << 3 | 1 << 24, 0, 0, 0],
         0x4000_0010 => [TSC_KHZ, APIC_BUS_KHZ, 0, 0],
-        0x8000_0000..=0x8fff_ffff => extended(cpu, &t, leaf, sub),
+        0x8000_0000..=0x8fff_ffff => extended(cpu, &place, leaf, sub),
         _ => [0; 4],
     }
 }
 
-/// Returns leaf 0xB.
-fn extended_topology(t: &Place, sub: u32) -> [u32; 4] {
-    match sub {
-        0 => [bits_for(t.threads), t.threads, 1 << 8, t.id],
-        1 => [bits_for(t.package), t.package, 2 << 8 | 1, t.id],
-        n => [0, 0, n & 0xff, t.id],
-    }
-}
-
-fn extended(cpu: &Cpu, t: &Place, leaf: u32, sub: u32) -> [u32; 4] {
+fn extended(cpu: &Cpu, place: &Place, leaf: u32, sub: u32) -> [u32; 4] {
     match leaf {
         0x8000_0000 => [0x8000_0021, word(b"Auth"), word(b"cAMD"), word(b"enti")],
         0x8000_0001 => {
-            // CmpLegacy: several cores in a package.
-            let legacy = if t.package > 1 { 1 << 1 } else { 0 };
+            let legacy = if place.is_shared() { CMP_LEGACY } else { 0 };
             [SIGNATURE, 0, ECX8 | legacy, EDX8 & !apic_off(cpu)]
         }
         0x8000_0002..=0x8000_0004 => {
@@ -169,11 +144,10 @@ fn extended(cpu: &Cpu, t: &Place, leaf: u32, sub: u32) -> [u32; 4] {
             // the x87 error pointers (XSAVEERPTR, named RstrFpErrPtrs in the APM): so nothing of another process is
             // left in them, and no guest needs to clear them at each switch.
             let ebx = 1 << 26 | 1 << 9 | 1 << 2;
-            let ecx = if t.package > 1 { bits_for(t.package) << 12 | (t.package - 1) & 0xff } else { 0 };
-            [48 << 8 | PHYS_BITS, ebx, ecx, 0]
+            [48 << 8 | PHYS_BITS, ebx, place.amd_size(), 0]
         }
-        0x8000_001d => cache(t, sub),
-        0x8000_001e => [cpu.index as u32, (t.threads - 1) << 8 | (t.id % t.package / t.threads) & 0xff, 0, 0],
+        0x8000_001d => cache(place, sub),
+        0x8000_001e => place.amd_core(),
         // LFENCE always serialises, a null selector clears the base, automatic IBRS, SRSO does not exist;
         // ECX: nor does TSA.
         0x8000_0021 => [1 << 2 | 1 << 6 | 1 << 8 | 1 << 29, 0, 1 << 1 | 1 << 2, 0],
@@ -182,16 +156,16 @@ fn extended(cpu: &Cpu, t: &Place, leaf: u32, sub: u32) -> [u32; 4] {
 }
 
 /// Returns leaf 0x8000001D: the caches, in the layout of leaf 4 of Intel's processors.
-fn cache(t: &Place, sub: u32) -> [u32; 4] {
-    let (kind, level, sharing, ways, sets) = match sub {
-        0 => (1, 1, t.threads, 8, 64),
-        1 => (2, 1, t.threads, 8, 64),
-        2 => (3, 2, t.threads, 8, 1024),
-        3 => (3, 3, t.package, 16, 16384),
+fn cache(place: &Place, sub: u32) -> [u32; 4] {
+    let (kind, level, ways, sets) = match sub {
+        0 => (1, 1, 8, 64),
+        1 => (2, 1, 8, 64),
+        2 => (3, 2, 8, 1024),
+        3 => (3, 3, 16, 16384),
         _ => return [0; 4],
     };
     // Self-initialising; 64-byte lines, one partition.
-    [(sharing - 1) << 14 | 1 << 8 | level << 5 | kind, (ways - 1) << 22 | 63, sets - 1, 0]
+    [place.cache_eax(1 << 8 | level << 5 | kind), (ways - 1) << 22 | 63, sets - 1, 0]
 }
 
 /// Executes CPUID.

@@ -1,7 +1,6 @@
 //! Reset, INIT, start-up, and the states in which loaders enter the guest.
 //!
-//! SDM vol. 3 table 10-1 (state after power-up, reset, INIT), section 9.4 (start-up); Linux' boot protocol and PVH
-//! for `enter`.
+//! SDM vol. 3 table 10-1 (state after power-up, reset, INIT), section 9.4 (start-up).
 
 use super::super::cpu::{CS, Cpu, Fpu, LDTR, RIP, SS, Segment, SystemState, TR, rflags};
 use super::super::flags::LazyFlags;
@@ -9,9 +8,10 @@ use super::super::lower::Mode;
 use super::super::{mmu, tlb};
 use super::cpuid::SIGNATURE;
 use super::debug;
-use super::regs::{attr, cr0, cr4, dr, efer};
+use super::regs::{attr, cr0, cr4, dr};
 use super::segment::{is_real, is_vm86};
 use crate::hypervisor::backend::BootState;
+use crate::hypervisor::entry::{EntryState, MemoryTypes, SegmentState};
 
 /// The page-attribute table after reset.
 const PAT_RESET: u64 = 0x0007_0406_0007_0406;
@@ -78,77 +78,23 @@ pub fn start_up(cpu: &mut Cpu, vector: u8) {
 
 /// Sets the state in which a loader enters the guest. The vCPU has been reset.
 pub fn enter(cpu: &mut Cpu, boot: &BootState) {
-    let flat = |selector: u16, bits: u16| Segment::flat(selector, bits);
-    let (gdt_base, gdt_limit, code) = match *boot {
-        BootState::Reset => return,
-        BootState::Protected { eip, eax, ebx, esi, gdt_base, gdt_limit } => {
-            cpu.regs[0] = u64::from(eax);
-            cpu.regs[3] = u64::from(ebx);
-            cpu.regs[6] = u64::from(esi);
-            cpu.regs[RIP] = u64::from(eip);
-            cpu.sys.cr0 = cr0::PE | cr0::ET;
-            (gdt_base, gdt_limit, 0xc09b)
-        }
-        BootState::Long { rip, rsi, cr3, gdt_base, gdt_limit } => {
-            cpu.regs[6] = rsi;
-            cpu.regs[RIP] = rip;
-            cpu.sys.cr3 = cr3;
-            cpu.sys.cr0 = cr0::PE | cr0::ET | cr0::PG;
-            cpu.sys.cr4 = cr4::PAE;
-            cpu.sys.efer = efer::LME | efer::LMA;
-            (gdt_base, gdt_limit, 0xa09b)
-        }
-    };
-    cpu.regs[2] = 0;
-    cpu.next_rip = cpu.regs[RIP];
-    cpu.segs[..6].fill(flat(0x18, 0xc093));
-    cpu.segs[CS] = flat(0x10, code);
-    cpu.segs[TR] = Segment { selector: 0, attr: 0x8b, limit: 0x67, base: 0 };
-    (cpu.sys.gdt_base, cpu.sys.gdt_limit) = (gdt_base, gdt_limit);
+    let Some(state) = EntryState::of(boot) else { return };
+    let segment = |s: SegmentState| Segment { selector: s.selector, attr: s.attributes, limit: s.limit, base: s.base };
+    (cpu.regs[0], cpu.regs[2], cpu.regs[3]) = (state.rax, 0, state.rbx);
+    (cpu.regs[6], cpu.regs[RIP], cpu.next_rip) = (state.rsi, state.rip, state.rip);
+    (cpu.sys.cr0, cpu.sys.cr3, cpu.sys.cr4, cpu.sys.efer) = (state.cr0, state.cr3, state.cr4, state.efer);
+    cpu.segs[..6].fill(segment(state.data));
+    cpu.segs[CS] = segment(state.code);
+    cpu.segs[TR] = segment(state.task);
+    (cpu.sys.gdt_base, cpu.sys.gdt_limit) = (state.gdt_base, state.gdt_limit);
     tlb::flush(cpu, false);
     mmu::select_bank(cpu);
 }
 
-/// Sets the MTRRs as firmware leaves them: all memory is write-back except for the devices' `windows`, see
-/// [`VcpuSetup::device_windows`](crate::hypervisor::backend::VcpuSetup). With MTRRs disabled, a system treats all
-/// memory as uncacheable and does not use the page-attribute table either (SDM vol. 3 section 11.11; Linux,
-/// `pat_bp_init`).
+/// Sets the memory types as firmware leaves them.
 pub fn set_memory_types(cpu: &mut Cpu, windows: &[(u64, u64)]) {
-    let (mut fixed, mut variable, mut used) = ([[WRITE_BACK; 8]; 11], [0; 16], 0);
-    for &(base, bytes) in windows {
-        if base < 0x10_0000 {
-            for (i, kind) in fixed.iter_mut().flatten().enumerate() {
-                if (base..base + bytes).contains(&fixed_range_start(i as u64)) {
-                    *kind = UNCACHEABLE;
-                }
-            }
-        } else if let Some([range, mask]) = variable.get_mut(used..used + 2) {
-            *range = base | u64::from(UNCACHEABLE);
-            *mask = !(bytes - 1) & ((1 << mmu::PHYS_BITS) - 1) | MTRR_VALID;
-            used += 2;
-        }
-    }
-    cpu.sys.mtrr_fixed = fixed.map(u64::from_le_bytes);
-    cpu.sys.mtrr_variable = variable;
-    cpu.sys.mtrr_def_type = MTRR_ENABLE | MTRR_FIXED_ENABLE | u64::from(WRITE_BACK);
-}
-
-const UNCACHEABLE: u8 = 0;
-const WRITE_BACK: u8 = 6;
-/// Valid bit in the mask of a variable range.
-const MTRR_VALID: u64 = 1 << 11;
-/// Enable bit of the fixed ranges in IA32_MTRR_DEF_TYPE.
-const MTRR_FIXED_ENABLE: u64 = 1 << 10;
-const MTRR_ENABLE: u64 = 1 << 11;
-
-/// Returns the first address of the fixed range that byte `i` of the eleven registers describes (SDM vol. 3 table
-/// 11-9).
-fn fixed_range_start(i: u64) -> u64 {
-    match i {
-        0..8 => i << 16,
-        8..24 => 0x8_0000 + ((i - 8) << 14),
-        _ => 0xc_0000 + ((i - 24) << 12),
-    }
+    let types = MemoryTypes::around(windows, mmu::PHYS_BITS);
+    (cpu.sys.mtrr_fixed, cpu.sys.mtrr_variable, cpu.sys.mtrr_def_type) = (types.fixed, types.variable, types.default);
 }
 
 /// Returns the mode that blocks are now decoded in.

@@ -18,14 +18,15 @@ use seccompiler::{
 };
 
 use super::super::SandboxError;
+use crate::hypervisor::backend::Rights;
 
 /// The role of a process, which determines its system calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// The engine child while it assembles its machine and starts threads.
-    Assembly,
+    /// The engine child while it assembles its machine and starts threads, with what the back end needs.
+    Assembly(Rights),
     /// The engine child while the guest runs.
-    Machine,
+    Machine(Rights),
     /// Makes sockets for the engine child.
     Connector,
     /// Reads resolv.conf(5) and makes raw ICMP sockets for the engine child.
@@ -33,11 +34,11 @@ pub enum Role {
 }
 
 /// A call and the allowed argument lists. An empty list allows all.
-type Call = (libc::c_long, Vec<Vec<Argument>>);
+pub type Call = (libc::c_long, Vec<Vec<Argument>>);
 
 /// A condition on one argument.
 #[derive(Debug, Clone, Copy)]
-struct Argument {
+pub struct Argument {
     index: u8,
     /// Bits that are compared.
     mask: u64,
@@ -241,14 +242,39 @@ fn services() -> Vec<Call> {
     ]
 }
 
-fn calls(role: Role, pid: u32) -> Vec<Call> {
+/// Returns the calls of a back end: these requests to its open files, and the signal that brings a thread of this process
+/// `pid` back from them.
+fn back_end(requests: &[u32], kick: Option<libc::c_int>, pid: u32) -> Vec<Call> {
+    let requests: Vec<_> = requests.iter().map(|&request| vec![int(1, request as libc::c_int)]).collect();
+    let signal = kick.map(|signal| when(libc::SYS_tgkill, &[int(0, pid as libc::c_int), int(2, signal)]));
+    signal.into_iter().chain((!requests.is_empty()).then_some((libc::SYS_ioctl, requests))).collect()
+}
+
+/// Returns the calls of a back end while its machine is put together. Where it needs large pages, they can be asked for.
+fn back_end_assembly(rights: &Rights, pid: u32) -> Vec<Call> {
+    let large_pages = rights.large_pages.then(|| one_of(libc::SYS_madvise, 2, &[libc::MADV_HUGEPAGE]));
+    let requests = [rights.assembly, rights.running].concat();
+    back_end(&requests, rights.kick, pid).into_iter().chain(large_pages).collect()
+}
+
+/// Returns the calls of a role in the process `pid`.
+pub fn calls(role: Role, pid: u32) -> Vec<Call> {
     let special = match role {
-        Role::Assembly => [devices(), assembly()].concat(),
-        Role::Machine => devices(),
+        Role::Assembly(rights) => [devices(), assembly(), back_end_assembly(&rights, pid)].concat(),
+        Role::Machine(rights) => [devices(), back_end(rights.running, rights.kick, pid)].concat(),
         Role::Connector => connections(),
         Role::HostServices => services(),
     };
     [memory(), living(pid), streams(), special].concat()
+}
+
+/// Returns one entry for each call: it has the argument lists of all its entries.
+fn merged(calls: Vec<Call>) -> BTreeMap<libc::c_long, Vec<Vec<Argument>>> {
+    let mut merged: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for (call, mut lists) in calls {
+        merged.entry(call).and_modify(|before| before.append(&mut lists)).or_insert(lists);
+    }
+    merged
 }
 
 /// Returns the program for a role in the process `pid`.
@@ -256,7 +282,7 @@ pub fn program(role: Role, pid: u32) -> Result<BpfProgram, SandboxError> {
     let text = |e: &dyn std::fmt::Display| SandboxError::Seccomp(e.to_string());
     let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(|e| text(&e))?;
     let mut rules = BTreeMap::new();
-    for (call, lists) in calls(role, pid) {
+    for (call, lists) in merged(calls(role, pid)) {
         let lists: Result<Vec<SeccompRule>, _> = lists.iter().map(|list| rule(list)).collect();
         rules.insert(call, lists.map_err(|e| text(&e))?);
     }

@@ -12,6 +12,7 @@ use landlock::{ABI, Access, AccessFs, AccessNet, BitFlags, LandlockStatus, Rules
 use nix::unistd::{geteuid, getppid};
 
 use super::{Confinement, SandboxError};
+use crate::hypervisor::backend::Rights;
 use filter::Role;
 use privileges::{CAP_NET_RAW, NOBODY};
 
@@ -21,20 +22,21 @@ const LANDLOCK_ABI: ABI = ABI::V6;
 /// memory before they are placed, and a running machine its queues and decoded code.
 const MEMORY_BEYOND_BYTES: u64 = 2 << 30;
 
-/// Confines the engine child, which has one thread and may start more until [`seal`]. Root becomes `run_as`.
-pub fn enter(run_as: Option<u32>, memory_bytes: u64) -> Result<Confinement, SandboxError> {
+/// Confines the engine child, which has one thread and may start more until [`seal`]. Root becomes `run_as`. The back end
+/// needs `rights`.
+pub fn enter(run_as: Option<u32>, memory_bytes: u64, rights: &Rights) -> Result<Confinement, SandboxError> {
     let data_bytes = memory_bytes.saturating_mul(2).saturating_add(MEMORY_BEYOND_BYTES);
     let mut confinement = Confinement::default();
     give_up(run_as, Some(data_bytes), true, || false, &mut confinement)?;
     let net = AccessNet::from_all(LANDLOCK_ABI);
     landlock(AccessFs::from_all(LANDLOCK_ABI), net, &mut confinement)?;
-    seccomp(Role::Assembly, &mut confinement)?;
+    seccomp(Role::Assembly(*rights), &mut confinement)?;
     Ok(confinement)
 }
 
 /// Takes the right to start threads from the engine child. The guest runs next.
-pub fn seal() -> Result<(), SandboxError> {
-    seccomp(Role::Machine, &mut Confinement::default())
+pub fn seal(rights: &Rights) -> Result<(), SandboxError> {
+    seccomp(Role::Machine(*rights), &mut Confinement::default())
 }
 
 /// Confines a connector, which opens no files and makes connections.

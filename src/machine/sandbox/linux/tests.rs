@@ -15,6 +15,10 @@ const CALLS: i64 = 512;
 const X86_64: u32 = 0xc000_003e;
 const PART: &str = "VMCTL_SANDBOX_PART";
 const USER: u32 = 1_900_000_007;
+const NO_RIGHTS: Rights = Rights { assembly: &[], running: &[], kick: None, large_pages: false };
+/// The roles of an engine with the software CPU.
+const ASSEMBLY: Role = Role::Assembly(NO_RIGHTS);
+const MACHINE: Role = Role::Machine(NO_RIGHTS);
 
 /// What a filter says: the instructions of linux/filter.h that seccompiler makes.
 fn evaluate(program: &[sock_filter], call: i64, arguments: [u64; 6]) -> u32 {
@@ -154,7 +158,7 @@ fn calls_of(role: Role) -> Vec<i64> {
 
 #[test]
 fn a_running_machine_has_no_call_but_those_of_firecracker_and_the_ones_that_are_explained() {
-    let left = calls_of(Role::Machine);
+    let left = calls_of(MACHINE);
     let unexplained: Vec<i64> =
         left.iter().copied().filter(|call| !FIRECRACKER.contains(call) && !BEYOND.contains(call)).collect();
     assert!(unexplained.is_empty(), "{unexplained:?}");
@@ -184,16 +188,16 @@ fn a_running_machine_has_no_call_but_those_of_firecracker_and_the_ones_that_are_
 
 #[test]
 fn a_machine_that_is_put_together_has_threads_beyond_that_and_nothing_else() {
-    let (assembly, machine) = (calls_of(Role::Assembly), calls_of(Role::Machine));
+    let (assembly, machine) = (calls_of(ASSEMBLY), calls_of(MACHINE));
     let thread = [0x3d_0f00, 0, 0, 0, 0, 0];
-    assert!(allows(Role::Assembly, libc::SYS_clone, thread) && !allows(Role::Machine, libc::SYS_clone, thread));
-    assert!(allows(Role::Assembly, libc::SYS_prctl, [libc::PR_SET_NAME as u64, 0, 0, 0, 0, 0]));
+    assert!(allows(ASSEMBLY, libc::SYS_clone, thread) && !allows(MACHINE, libc::SYS_clone, thread));
+    assert!(allows(ASSEMBLY, libc::SYS_prctl, [libc::PR_SET_NAME as u64, 0, 0, 0, 0, 0]));
     let more: Vec<i64> = assembly.into_iter().filter(|call| !machine.contains(call)).collect();
     let expected = [libc::SYS_set_robust_list, libc::SYS_seccomp];
     assert_eq!(more, expected);
     // `struct seccomp_data` of another architecture, and x32's numbers, are none of ours.
-    assert_eq!(evaluate(&program(Role::Machine, 1).expect("a program"), libc::SYS_clone3, [0; 6]), UNKNOWN);
-    assert!((0..CALLS).all(|call| !allows(Role::Assembly, call | 0x4000_0000, [0; 6])));
+    assert_eq!(evaluate(&program(MACHINE, 1).expect("a program"), libc::SYS_clone3, [0; 6]), UNKNOWN);
+    assert!((0..CALLS).all(|call| !allows(ASSEMBLY, call | 0x4000_0000, [0; 6])));
 }
 
 #[test]
@@ -249,8 +253,48 @@ fn every_argument_that_reaches_beyond_the_process_is_looked_at() {
         (libc::SYS_rt_sigaction, [libc::SIGTERM as u64, 0, 0, 0, 0, 0], false),
     ];
     for &(call, arguments, expected) in cases {
-        assert_eq!(allows(Role::Assembly, call, arguments), expected, "{call} {arguments:x?}");
+        assert_eq!(allows(ASSEMBLY, call, arguments), expected, "{call} {arguments:x?}");
     }
+}
+
+/// An `or_insert` of a list without conditions would allow the call with any argument.
+#[test]
+fn a_call_is_never_listed_both_with_and_without_conditions() {
+    let rights = Rights { assembly: &[0xae10], running: &[0xae80], kick: Some(libc::SIGUSR1), large_pages: true };
+    for role in [Role::Assembly(rights), Role::Machine(rights), Role::Connector, Role::HostServices] {
+        let all = super::filter::calls(role, 4711);
+        for (call, lists) in &all {
+            let others = all.iter().filter(|(other, _)| other == call);
+            assert!(others.into_iter().all(|(_, other)| other.is_empty() == lists.is_empty()), "{call}");
+        }
+    }
+}
+
+#[test]
+fn a_back_end_has_its_requests_and_its_signal_and_nothing_else() {
+    let rights = Rights { assembly: &[0x4020_ae46], running: &[0xae80], kick: Some(libc::SIGUSR1), large_pages: true };
+    let (assembly, machine) = (Role::Assembly(rights), Role::Machine(rights));
+    let request = |number| (libc::SYS_ioctl, [7, number, 0, 0, 0, 0]);
+    let signal = |process, signal| (libc::SYS_tgkill, [process, 4712, signal, 0, 0, 0]);
+    let advice = |advice| (libc::SYS_madvise, [0, 4096, advice, 0, 0, 0]);
+    // In: the software CPU's assembly, this one's, and while the guest runs.
+    let cases = [
+        (request(0xae80), [false, true, true]),
+        (request(0x4020_ae46), [false, true, false]),
+        (request(0xae41), [false, false, false]),
+        (request(libc::FIONBIO), [true, true, true]),
+        (signal(4711, libc::SIGUSR1 as u64), [false, true, true]),
+        (signal(4711, libc::SIGABRT as u64), [true, true, true]),
+        (signal(4711, libc::SIGUSR2 as u64), [false, false, false]),
+        (signal(1, libc::SIGUSR1 as u64), [false, false, false]),
+        (advice(libc::MADV_HUGEPAGE as u64), [false, true, false]),
+        (advice(libc::MADV_DONTNEED as u64), [true, true, true]),
+    ];
+    for ((call, arguments), expected) in cases {
+        assert_eq!([ASSEMBLY, assembly, machine].map(|role| allows(role, call, arguments)), expected, "{call} {arguments:x?}");
+    }
+    let all = |role| (0..CALLS).filter(move |&call| argument_lists().iter().any(|&list| allows(role, call, list)));
+    assert!(all(machine).eq(all(MACHINE)), "no further call");
 }
 
 #[test]
@@ -556,10 +600,10 @@ fn a_process_of_the_other_tests() {
     let victim: u64 = victim.parse().expect("a number");
     let confinement = match part {
         "machine" => {
-            let confinement = enter(Some(USER), 64 << 20).expect("confined");
+            let confinement = enter(Some(USER), 64 << 20, &Rights::default()).expect("confined");
             assert_eq!(number(libc::SYS_clone3, [0; 6]), libc::ENOSYS, "a C library falls back to clone");
             std::thread::spawn(|| ()).join().expect("threads are made until it is sealed");
-            seal().expect("sealed");
+            seal(&Rights::default()).expect("sealed");
             confinement
         }
         "connector" => enter_connector(Some(USER)).expect("confined"),
@@ -567,13 +611,13 @@ fn a_process_of_the_other_tests() {
         "contained" | "unfiltered" => {
             let users = [libc::SYS_unshare, libc::SYS_setresuid, libc::SYS_setresgid, libc::SYS_landlock_create_ruleset];
             refuse(if part == "contained" { &users } else { &[libc::SYS_seccomp] });
-            let confinement = enter(Some(USER), 64 << 20).expect("confined with what holds");
-            seal().expect("sealed");
+            let confinement = enter(Some(USER), 64 << 20, &Rights::default()).expect("confined with what holds");
+            seal(&Rights::default()).expect("sealed");
             confinement
         }
         "fault" | "abort" | "overflow" => {
-            enter(Some(USER), 64 << 20).expect("confined");
-            seal().expect("sealed");
+            enter(Some(USER), 64 << 20, &Rights::default()).expect("confined");
+            seal(&Rights::default()).expect("sealed");
             match part {
                 // SAFETY: nothing is mapped there, so the write has no effect but the fault.
                 "fault" => unsafe { std::ptr::without_provenance_mut::<u8>(16).write_volatile(1) },
@@ -601,7 +645,7 @@ fn a_process_of_the_other_tests() {
     let errno = |result: io::Result<()>| result.err().and_then(|error| error.raw_os_error()).unwrap_or(0);
     match part {
         "machine" => {
-            try_all(Role::Machine).iter().for_each(|tried| say(&format!("wrong {tried:?}")));
+            try_all(MACHINE).iter().for_each(|tried| say(&format!("wrong {tried:?}")));
             for (what, call, arguments) in dangerous(victim) {
                 if number(call, arguments) != libc::EPERM {
                     say(&format!("wrong {what}"));

@@ -162,10 +162,11 @@ fn setup(probe: &Arc<Probe>, boot: BootState) -> VcpuSetup {
         topology: Topology::ONE,
         memory,
         platform: probe.clone(),
-        apics: probe.clone(),
+        apics: Some(probe.clone()),
         attention,
         boot,
         device_windows,
+        manual_clock: None,
     }
 }
 

@@ -1,6 +1,6 @@
 //! Guest programs, run whole by the back end.
 
-use super::super::super::run::{SoftBackend, SoftOptions};
+use super::super::super::run::SoftBackend;
 use super::*;
 use crate::hypervisor::backend::Backend;
 
@@ -31,7 +31,7 @@ fn run_from(program: &[u8], boot: BootState) -> (String, MachineExit) {
             attention.stop(MachineExit::Error);
         }
     });
-    let exit = SoftBackend::new(setup, SoftOptions::default()).run();
+    let exit = SoftBackend::new(setup).run();
     watchdog.join().unwrap();
     let said = probe.writes().iter().filter(|w| w.0 == 0xe9).map(|w| w.2 as u8 as char).collect();
     (said, exit)

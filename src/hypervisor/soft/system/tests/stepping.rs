@@ -2,7 +2,7 @@
 //! the back end runs a program in 64-bit mode; the handler of #DB notes where it came from and what DR6 said.
 
 use super::super::super::cpu::{Cpu, RIP, rflags};
-use super::super::super::run::{SoftBackend, SoftOptions};
+use super::super::super::run::SoftBackend;
 use super::super::regs::{debug_ctl, dr};
 use super::*;
 use crate::hypervisor::backend::Backend;
@@ -73,12 +73,13 @@ fn run_saved(b: &Bench, states: &[Section]) {
         topology: Topology::ONE,
         memory: b.mem.clone(),
         platform: b.probe.clone(),
-        apics: b.probe.clone(),
+        apics: Some(b.probe.clone()),
         attention: attention.clone(),
         boot: BootState::Reset,
         device_windows: Vec::new(),
+        manual_clock: None,
     };
-    let mut backend = SoftBackend::new(setup, SoftOptions::default());
+    let mut backend = SoftBackend::new(setup);
     backend.load(states).unwrap();
     let watchdog = std::thread::spawn(move || {
         for _ in 0..1000 {
