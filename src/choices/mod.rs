@@ -80,7 +80,7 @@ choices! {
     /// The requested vCPU back end.
     pub enum BackendKind {
         now Auto = "auto": "The fastest that really works on this machine.";
-        later Kvm = "kvm", until "until then `backend = \"soft\"`": "KVM, on Linux.";
+        now Kvm = "kvm": "KVM, on Linux.";
         later Vmm = "vmm", until "until then `backend = \"soft\"`": "vmm(4), on FreeBSD.";
         now Soft = "soft": "The software CPU, on any machine.";
     }
@@ -234,9 +234,9 @@ mod tests {
     fn a_word_stands_for_one_value_and_a_later_one_for_none() {
         assert_eq!(DiskDevice::of_word("nvme"), Some(DiskDevice::Nvme));
         assert_eq!(DiskDevice::Nvme.as_str(), "nvme");
-        assert_eq!(BackendKind::of_word("kvm"), None);
-        let kvm = BackendKind::ROWS.iter().find(|row| row.value == "kvm").unwrap();
-        assert!(matches!(kvm.support, Support::Later(_)));
+        assert_eq!(BackendKind::of_word("vmm"), None);
+        let vmm = BackendKind::ROWS.iter().find(|row| row.value == "vmm").unwrap();
+        assert!(matches!(vmm.support, Support::Later(_)));
     }
 
     #[test]

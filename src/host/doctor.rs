@@ -4,7 +4,7 @@ pub mod freebsd; // checks for FreeBSD only
 #[cfg(target_os = "linux")]
 mod linux; // what engines are confined with
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::path::Path;
 
 use super::files::{free_space, private_directory};
@@ -50,14 +50,14 @@ impl Finding {
     }
 }
 
-/// Runs all checks.
-pub fn examine(datastore: &Path, runtime: &Path, needs: &freebsd::Needs) -> Vec<Finding> {
+/// Runs all checks. `kvm` says whether the embedded engine's back end of that name works here.
+pub fn examine(datastore: &Path, runtime: &Path, needs: &freebsd::Needs, kvm: Result<(), String>) -> Vec<Finding> {
     let mut findings = vec![
         Finding::good("vmctl", format!("{} for {} {}", env!("CARGO_PKG_VERSION"), std::env::consts::OS, std::env::consts::ARCH)),
         Finding::good("host", kernel()),
         processors(),
         Finding::good("soft", "the software CPU works on any host"),
-        kvm(),
+        found_kvm(kvm),
         vmm(),
         writable(datastore),
         space(datastore),
@@ -80,13 +80,10 @@ fn processors() -> Finding {
     }
 }
 
-fn kvm() -> Finding {
-    if !cfg!(target_os = "linux") {
-        return Finding::note("kvm", "Linux only");
-    }
-    match OpenOptions::new().read(true).write(true).open("/dev/kvm") {
-        Ok(_) => Finding::note("kvm", "/dev/kvm exists; this version has no KVM back end yet and uses the software CPU"),
-        Err(error) => Finding::note("kvm", format!("/dev/kvm: {error}; the software CPU is used")),
+fn found_kvm(works: Result<(), String>) -> Finding {
+    match works {
+        Ok(()) => Finding::good("kvm", "works: guests with `backend = \"auto\"` run on it"),
+        Err(why) => Finding::note("kvm", format!("{why}; the software CPU is used")),
     }
 }
 

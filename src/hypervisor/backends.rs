@@ -14,6 +14,8 @@ struct Entry {
 
 /// All back ends of this program, the fastest first. The last one works everywhere.
 const ENTRIES: &[Entry] = &[
+    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+    Entry { name: "kvm", open: super::kvm::open },
     Entry { name: "soft", open: soft::run::open },
 ];
 

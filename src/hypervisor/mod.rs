@@ -9,6 +9,8 @@ pub mod cpuid;
 pub mod entry;
 pub mod guest_errors;
 pub mod irq;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod kvm;
 pub mod memory;
 pub mod soft;
 pub mod state;
