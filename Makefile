@@ -1,5 +1,6 @@
 # make demo   build vmctl and a Debian guest from packages, boot it to its login prompt
 # make test   all tests
+# make test-kvm        guests on KVM, in an emulated host that has it
 # make check  formatting, lints, and the tests that need neither a guest nor a tool
 # make deb    build a Debian package; make install DESTDIR= PREFIX= puts the files into place
 # make freebsd         the program for FreeBSD 13.2 and later, cross-built, at build/freebsd/vmctl
@@ -31,6 +32,10 @@ check: tools-check
 	$(CARGO) clippy --quiet --all-targets -- -D warnings
 	sh scripts/lint-shell
 	sh scripts/cargo-test --quick
+
+# Guests on KVM, in a host that QEMU emulates with KVM in it; takes minutes.
+test-kvm: tools-demo build
+	sh scripts/test-kvm $(BUILD)
 
 # The long run of the check of the software CPU against the processor of this machine.
 native-long:
@@ -102,4 +107,4 @@ clean:
 	$(CARGO) clean
 	rm -rf $(BUILD)
 
-.PHONY: check tools-check deb install-proof tools-install bench-fleet systemd-proof all build demo test native-long bench freebsd freebsd-check tools-demo tools-test tools-bench tools-freebsd install clean
+.PHONY: test-kvm check tools-check deb install-proof tools-install bench-fleet systemd-proof all build demo test native-long bench freebsd freebsd-check tools-demo tools-test tools-bench tools-freebsd install clean
