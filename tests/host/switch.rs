@@ -56,13 +56,19 @@ case "$*" in
 esac
 "#;
 
+const SYSCTL: &str = r#"case "$1 $2" in
+*member_ifaddrs) cat "$STATE/member_ifaddrs" ;;
+-n*) cat "$STATE/forwarding" ;;
+*) echo "${1#*=}" > "$STATE/forwarding" ;;
+esac
+"#;
+
 pub fn world(switches: &str) -> World {
     let world = World::new();
     world.program("ifconfig", IFCONFIG);
     world.program("pfctl", PFCTL);
     world.program("route", "[ \"$2\" = get ] && printf '    gateway: 192.0.2.1\\n  interface: em0\\n'; exit 0");
-    world
-        .program("sysctl", "case \"$1\" in -n) cat \"$STATE/forwarding\" ;; *) echo \"${1#*=}\" > \"$STATE/forwarding\" ;; esac");
+    world.program("sysctl", SYSCTL);
     world.program("netstat", "exit 1");
     std::fs::write(world.state("forwarding"), "0\n").expect("writes");
     std::fs::write(world.state("pf-info"), "Status: Enabled for 1 days 00:00:00\n").expect("writes");
@@ -88,6 +94,17 @@ fn changes(world: &World) -> Vec<String> {
 }
 
 pub const LAN: &str = "[[switches]]\nid = \"lan\"\nuplinks = [\"em1\"]\nvlan = 10\naddresses = [\"10.10.0.1/24\"]\n";
+
+#[test]
+fn where_bridges_take_no_member_with_an_address_an_uplink_that_keeps_one_is_refused_before_anything_is_done() {
+    let world = world("[[switches]]\nid = \"lan\"\nuplinks = [\"em0\"]\n");
+    std::fs::write(world.state("member_ifaddrs"), "0\n").expect("writes");
+    let said = world.vmctl(&["switch", "create", "lan"]).fails(1, "`em0` has the address `192.0.2.5/24`");
+    said.says("`addresses = [\"192.0.2.5/24\"]` of switch `lan`").says("`sysctl net.link.bridge.member_ifaddrs=1`");
+    assert!(changes(&world).is_empty());
+    std::fs::write(world.state("member_ifaddrs"), "1\n").expect("writes");
+    world.vmctl(&["switch", "create", "lan", "--yes"]).ok();
+}
 
 #[test]
 fn a_switch_is_made_once_shown_and_unmade() {

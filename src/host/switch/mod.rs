@@ -21,6 +21,7 @@ use super::netgraph::NetgraphNode;
 use super::pf::{self, Pf};
 use super::program;
 use super::route::{self, DefaultRoute};
+use super::sysctl;
 
 /// A switch as it should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,6 +104,8 @@ pub struct Observed {
     pub session: Option<IpAddr>,
     /// Whether packets are forwarded between interfaces.
     pub forwarding: bool,
+    /// Whether a member of a bridge may have no IP address.
+    pub members_without_addresses: bool,
     /// The packet filter, if a switch needs it and it can be asked.
     pub pf: Option<Result<Pf, HostError>>,
     /// Switches whose rules are loaded as they should be.
@@ -192,6 +195,16 @@ impl Switch {
     }
 }
 
+/// Returns whether a bridge refuses members with IP addresses, and a member refuses addresses, both with EINVAL: from
+/// 15.0 on, unless `net.link.bridge.member_ifaddrs` is 1 (if_bridge(4) and the release notes of 15.0; 16 removes it).
+/// Before if_bridge(4) is loaded there is no such variable.
+fn members_without_addresses() -> bool {
+    match sysctl::get("net.link.bridge.member_ifaddrs") {
+        Ok(value) => value == "0",
+        Err(_) => sysctl::get("kern.osreldate").is_ok_and(|text| text.parse::<u32>().is_ok_and(|release| release >= 1_500_000)),
+    }
+}
+
 impl Observed {
     /// Reads the state that these switches depend on.
     pub fn look(switches: &[Switch], runtime: &Path) -> Result<Observed, HostError> {
@@ -202,6 +215,9 @@ impl Observed {
             dnsmasq: program::find("dnsmasq").is_some(),
             ..Observed::default()
         };
+        if switches.iter().any(|switch| switch.bridge().is_some() && !switch.uplinks.is_empty()) {
+            observed.members_without_addresses = members_without_addresses();
+        }
         if switches.iter().any(|switch| switch.nat) {
             observed.forwarding = program::run("sysctl", &["-n", "net.inet.ip.forwarding"]).is_ok_and(|text| text.trim() == "1");
             observed.pf = Some(pf::look());

@@ -145,21 +145,38 @@ fn bridge(switch: &Switch, observed: &Observed, runtime: &Path, plan: &mut Switc
         plan.run(&["ifconfig", &name, "up"], &["ifconfig", &name, "down"]);
     }
     let members = there.map(|one| one.members.as_slice()).unwrap_or_default();
+    if observed.members_without_addresses {
+        addresses(switch, &name, there, observed, runtime, plan)?;
+    }
     if let Kind::Vxlan { vni, .. } = switch.kind {
         vxlan(switch, vni, members, observed, plan)?;
     } else {
         for uplink in &switch.uplinks {
-            join(switch, uplink, &name, members, observed, plan);
+            join(switch, uplink, &name, members, observed, plan)?;
         }
     }
     if let (Some(mtu), true) = (switch.mtu, there.is_none_or(|one| Some(one.mtu) != switch.mtu)) {
         plan.once(&["ifconfig", &name, "mtu", &mtu.to_string()]);
     }
-    addresses(switch, &name, there, observed, runtime, plan)
+    // The uplink keeps the address as long as it can, so that the host is away only for a moment.
+    match observed.members_without_addresses {
+        true => Ok(()),
+        false => addresses(switch, &name, there, observed, runtime, plan),
+    }
 }
 
-fn join(switch: &Switch, uplink: &str, bridge: &str, members: &[String], observed: &Observed, plan: &mut SwitchSteps) {
+fn join(
+    switch: &Switch,
+    uplink: &str,
+    bridge: &str,
+    members: &[String],
+    observed: &Observed,
+    plan: &mut SwitchSteps,
+) -> Result<(), HostError> {
     let member = switch.member_of(uplink);
+    if !members.contains(&member) {
+        refuse_addressed(switch, &member, observed)?;
+    }
     let interface = observed.interface(uplink).expect("refused when it is not there");
     // A bridge accepts only members of its own MTU (if_bridge(4)).
     if let Some(mtu) = switch.mtu.filter(|mtu| *mtu != interface.mtu && !members.contains(&member)) {
@@ -172,6 +189,24 @@ fn join(switch: &Switch, uplink: &str, bridge: &str, members: &[String], observe
     if !members.contains(&member) {
         risk_of_joining(switch, &member, observed, plan);
         plan.run(&["ifconfig", bridge, "addm", &member], &["ifconfig", bridge, "deletem", &member]);
+    }
+    Ok(())
+}
+
+/// Refuses a member that keeps an address, where bridges refuse those.
+fn refuse_addressed(switch: &Switch, member: &str, observed: &Observed) -> Result<(), HostError> {
+    let moves = |prefix: &Prefix| switch.vlan.is_none() && switch.addresses.iter().any(|own| own.address == prefix.address);
+    let stays = observed.interface(member).and_then(|one| one.addresses.iter().find(|prefix| !moves(prefix)));
+    match stays.filter(|_| observed.members_without_addresses) {
+        None => Ok(()),
+        Some(prefix) => Err(HostError::user(format!(
+            "`{member}` has the address `{prefix}`, and on this release no member of a bridge may have one"
+        ))
+        .hint(format!(
+            "give it to the switch, which moves it: `addresses = [\"{prefix}\"]` of switch `{}`; or `sysctl \
+             net.link.bridge.member_ifaddrs=1`",
+            switch.id
+        ))),
     }
 }
 
@@ -395,6 +430,7 @@ fn move_back(switch: &Switch, observed: &Observed, directory: &Path, plan: &mut 
         plan.steps.push(Step::once(HostChange::Remove { path: record }));
         return;
     };
+    let mut members = observed.interface(&name).map(|one| one.members.clone()).unwrap_or_default();
     for line in text.lines() {
         let mut words = line.split_whitespace();
         let (Some(to), Some(prefix)) = (words.next(), words.next().and_then(|word| word.parse::<Prefix>().ok())) else {
@@ -403,6 +439,10 @@ fn move_back(switch: &Switch, observed: &Observed, directory: &Path, plan: &mut 
         let gateway = words.next().and_then(|word| word.parse().ok());
         if observed.session == Some(prefix.address) {
             plan.risks.push(format!("this session is connected to `{}`, which moves from `{name}` to `{to}`", prefix.address));
+        }
+        if let (true, Some(at)) = (observed.members_without_addresses, members.iter().position(|member| member == to)) {
+            members.remove(at);
+            plan.run(&["ifconfig", &name, "deletem", to], &["ifconfig", &name, "addm", to]);
         }
         steps_of_a_move(&name, prefix, to, prefix, gateway, plan);
     }
@@ -485,6 +525,46 @@ mod tests {
             ]
         );
         assert_eq!(plan.steps[1].undo.as_ref().expect("a way back").to_string(), "ifconfig em1.10 destroy");
+    }
+
+    #[test]
+    fn where_no_member_may_have_an_address_it_moves_before_the_uplink_joins_and_back_after_it_has_left() {
+        let observed = Observed { members_without_addresses: true, ..host() };
+        let prefixes = |texts: &[&str]| texts.iter().map(|text| text.parse().expect("a prefix")).collect();
+        let switch = Switch { uplinks: vec!["em0".into()], addresses: prefixes(&["192.0.2.5/24"]), ..plain("lan") };
+        assert_eq!(
+            lines(&planned(&switch, &observed).steps)[2..],
+            [
+                "route -n delete default",
+                "ifconfig em0 inet 192.0.2.5 -alias",
+                "ifconfig sw-lan inet 192.0.2.5/24 alias",
+                "route -n add default 192.0.2.1",
+                "ifconfig sw-lan addm em0",
+            ]
+        );
+        // Nothing else of the host's may stay on the uplink, nor on the VLAN's interface on it.
+        for (switch, holder, address) in [
+            (Switch { addresses: prefixes(&["10.0.0.1/24"]), ..switch.clone() }, "em0", "192.0.2.5/24"),
+            (Switch { uplinks: vec!["em1".into()], vlan: Some(7), ..plain("lan") }, "em1.7", "198.51.100.2/24"),
+        ] {
+            let mut observed = observed.clone();
+            let vlan = Some((7, "em1".to_owned()));
+            observed.interfaces.push(Interface { vlan, ..interface("em1.7", &["198.51.100.2/24"]) });
+            let error = create(&switch, &observed, Path::new("/run")).expect_err("refused");
+            assert!(error.to_string().contains(&format!("`{holder}` has the address `{address}`")), "{error}");
+            observed.members_without_addresses = false;
+            assert!(create(&switch, &observed, Path::new("/run")).is_ok());
+        }
+        let runtime = tempfile::tempdir().expect("a directory");
+        let directory = switch.directory(runtime.path());
+        std::fs::create_dir_all(&directory).expect("a directory");
+        std::fs::write(directory.join(MOVED), "em0 192.0.2.5/24 192.0.2.1\nem0 2001:db8::5/64\n").expect("writes");
+        let bridge = Interface { description: description("lan"), members: vec!["em0".into()], ..interface("sw-lan", &[]) };
+        let observed = Observed { interfaces: vec![interface("em0", &[]), bridge], ..observed };
+        let plan = destroy(&switch, &observed, runtime.path(), false).expect("can be");
+        let said = lines(&plan.steps);
+        assert_eq!(said[..2], ["ifconfig sw-lan deletem em0", "route -n delete default"]);
+        assert_eq!(said.iter().filter(|line| line.contains("deletem")).count(), 1);
     }
 
     #[test]
