@@ -57,13 +57,13 @@ fn with(function: u32, index: u32, [eax, ebx, ecx, edx]: [u32; 4]) -> kvm_cpuid_
 
 /// Leaves that list the levels of the topology.
 fn is_topology(function: u32) -> bool {
-    matches!(function, 0xb | 0x1f | 0x8000_0026)
+    matches!(function, 0xb | 0x1f)
 }
 
 /// Leaves of what a guest does not get: performance counters, SGX, processor trace, hardware feedback, SVM, memory
-/// encryption.
+/// encryption; and AMD's own list of levels (0x80000026), which counts them in another way: without it 0xB is read.
 fn is_withheld(function: u32) -> bool {
-    matches!(function, 0xa | 0x12 | 0x14 | 0x1b | 0x23 | 0x8000_000a | 0x8000_001b | 0x8000_001f | 0x8000_0022)
+    matches!(function, 0xa | 0x12 | 0x14 | 0x1b | 0x23 | 0x8000_000a | 0x8000_001b | 0x8000_001f | 0x8000_0022 | 0x8000_0026)
 }
 
 fn adapt(entry: &mut kvm_cpuid_entry2, place: &Place, timers: &HostTimers) {
@@ -119,6 +119,7 @@ mod tests {
             leaf(0x8000_0008, 0, [0x3028, 5, 0x703f, 0]),
             leaf(0x8000_000a, 0, [1, 1, 1, 1]),
             leaf(0x8000_001e, 0, [7, 7, 7, 7]),
+            leaf(0x8000_0026, 0, [1, 1, 1, 1]),
         ];
         CpuId::from_entries(&entries).unwrap()
     }
@@ -155,7 +156,7 @@ mod tests {
         let ecx = leaf(1, 0).unwrap()[2];
         assert_eq!(ecx & (VMX | HYPERVISOR | TSC_DEADLINE), HYPERVISOR | TSC_DEADLINE);
         assert_eq!(leaf(0x8000_0001, 0).unwrap()[2] & (SVM | AMD_COUNTERS), 0);
-        assert_eq!([leaf(0xa, 0), leaf(0x8000_000a, 0)], [None, None]);
+        assert_eq!([leaf(0xa, 0), leaf(0x8000_000a, 0), leaf(0x8000_0026, 0)], [None, None, None]);
         assert_eq!(leaf(0x4000_0001, 0).unwrap()[0], 0x0100_003b);
         assert_eq!(leaf(0x4000_0000, 0).unwrap(), [FREQUENCIES, 1, 2, 3]);
         assert_eq!(leaf(FREQUENCIES, 0).unwrap()[..2], [2_500_000, APIC_BUS_KHZ]);
