@@ -34,6 +34,76 @@ fn a_debian_kernel_boots_with_two_processors_a_disk_and_a_network_and_powers_off
     panic!("the guest powered off and is not stopped:\n{}", store.log());
 }
 
+/// A session on the console of guest `g`.
+struct Session {
+    vmctl: std::process::Child,
+    heard: std::sync::mpsc::Receiver<Vec<u8>>,
+}
+
+impl Session {
+    fn new(store: &Store) -> Session {
+        use std::io::Read;
+        let mut command = store.command(&["console", "g"]);
+        command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+        let mut vmctl = command.spawn().expect("the program starts");
+        let mut output = vmctl.stdout.take().expect("piped");
+        let (says, heard) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let mut chunk = [0; 4096];
+            while let Ok(n @ 1..) = output.read(&mut chunk) {
+                if says.send(chunk[..n].to_vec()).is_err() {
+                    return;
+                }
+            }
+        });
+        Session { vmctl, heard }
+    }
+
+    /// Types a line and waits until the console says `answer`.
+    fn ask(&mut self, line: &str, answer: &str) {
+        use std::io::Write;
+        let input = self.vmctl.stdin.as_mut().expect("piped");
+        input.write_all(format!("{line}\n").as_bytes()).expect("a session takes input");
+        let mut said = Vec::new();
+        while !String::from_utf8_lossy(&said).contains(answer) {
+            let limit = std::time::Duration::from_secs(120);
+            let more = self.heard.recv_timeout(limit);
+            said.extend(more.unwrap_or_else(|_| panic!("no {answer:?} to {line:?}: {}", String::from_utf8_lossy(&said))));
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let _ = self.vmctl.kill();
+        let _ = self.vmctl.wait();
+    }
+}
+
+#[test]
+#[ignore = "needs a guest: make test"]
+fn every_line_that_is_typed_is_answered_and_two_processors_work_at_once() {
+    let store = Store::new();
+    store.create(&format!(
+        "cpus = 2\n[kernel]\nimage = \"{0}/vmlinuz\"\ninitrd = \"{0}/initrd.img\"\ncmdline = \"console=ttyS0 quiet\"\n\
+         [ready]\nconsole = \"vmctl-test-guest: ready\"\ntimeout = \"5m\"\n",
+        prepared::folder().display()
+    ));
+    store.ok(&["start", "--wait", "g"]);
+    let mut session = Session::new(&store);
+    for i in 0..5 {
+        session.ask(&format!("echo line-$(({i}+100))"), &format!("line-{}", i + 100));
+    }
+    // Each count is right on its own processor, while the processes of both come and go.
+    let count = "(i=0; while [ $i -lt 3000 ]; do i=$((i+1)); done; echo counted-$i)";
+    let forks = "(for i in 1 2 3 4 5 6 7 8 9 10; do busybox true || echo wrong; done)";
+    session.ask(&format!("{count} & {count} & {forks} & {forks} & wait; echo all-$((40+2))"), "all-42");
+    drop(session);
+    assert_eq!(store.log().matches("counted-3000").count(), 2);
+    assert!(!store.log().contains("wrong\r\n"));
+    store.ok(&["kill", "g"]);
+}
+
 #[test]
 #[ignore = "needs a guest: make test"]
 fn a_guest_reaches_the_outside_through_sockets_that_its_engine_may_not_make() {

@@ -26,11 +26,16 @@ impl Store {
         self.dir.path().join(name)
     }
 
-    /// Runs a command without input.
-    pub fn vmctl(&self, arguments: &[&str]) -> Output {
+    /// Returns a command on the datastore, without input.
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(program());
         command.arg("--datastore").arg(self.path("store")).args(arguments).stdin(Stdio::null());
-        command.output().expect("vmctl runs")
+        command
+    }
+
+    /// Runs a command without input.
+    pub fn vmctl(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().expect("vmctl runs")
     }
 
     /// Runs a command that must succeed; returns what it printed.
