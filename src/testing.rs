@@ -266,6 +266,9 @@ pub mod hypervisor {
         pub mod cpu {
             pub use crate::hypervisor::soft::cpu::{CS, Cpu, DS, ES, Leave, RIP, SS, Segment, rflags};
         }
+        pub mod crew {
+            pub use crate::hypervisor::soft::crew::Crew;
+        }
         pub mod flags {
             pub use crate::hypervisor::soft::flags::LazyFlags;
         }

@@ -37,6 +37,7 @@ use forms::Forms;
 use host::Host;
 use iced_x86::Code;
 use soft::Soft;
+use vmctl::testing::hypervisor::soft::crew::Crew;
 
 /// Cases that a plain `cargo test` runs.
 const DEFAULT_CASES: u64 = 60_000;
@@ -112,7 +113,9 @@ impl Tally {
 /// Takes batches from `next` until all cases of the plan are taken.
 fn run_batches(plan: &Plan, forms: &Forms, next: &AtomicU64) -> Tally {
     let mut host = Host::new();
-    let mut soft = Soft::new(host.pages());
+    // Every other case runs as beside other vCPUs.
+    let mut softs = [Soft::new(host.pages(), None), Soft::new(host.pages(), Some(Crew::new(1)))];
+    let which = |case: &Case| (case.number % 2) as usize;
     let mut tally = Tally::default();
     let mut failed = Vec::new();
     let end = plan.first + plan.cases;
@@ -123,7 +126,7 @@ fn run_batches(plan: &Plan, forms: &Forms, next: &AtomicU64) -> Tally {
         }
         let batch: Vec<Case> = (number..end.min(number + host::BATCH as u64)).map(|n| case::make(plan.seed, n, forms)).collect();
         host.start(&batch);
-        let soft_results: Vec<_> = batch.iter().map(|case| soft.run(case)).collect();
+        let soft_results: Vec<_> = batch.iter().map(|case| softs[which(case)].run(case)).collect();
         let host_results = host.finish(&batch);
         for ((case, soft), host) in batch.iter().zip(&soft_results).zip(&host_results) {
             tally.covered.extend(&case.forms);
@@ -137,7 +140,7 @@ fn run_batches(plan: &Plan, forms: &Forms, next: &AtomicU64) -> Tally {
         }
         // Only once the batch's outcomes are taken: finding out who is to blame runs more cases.
         for (case, host_outcome, soft_outcome, difference) in failed.drain(..) {
-            let blamed = format!("{:?}", blame(&case, &mut host, &mut soft));
+            let blamed = format!("{:?}", blame(&case, &mut host, &mut softs[which(&case)]));
             let text = || {
                 format!(
                     "{difference}\n  replay: VMCTL_NATIVE_SEED={} VMCTL_NATIVE_CASE={} cargo test --test native -- --nocapture\n{}",

@@ -7,6 +7,7 @@ use vmctl::testing::hypervisor::backend::{BootState, VcpuSetup};
 use vmctl::testing::hypervisor::memory::{GuestAddr, GuestMemory, Mode};
 use vmctl::testing::hypervisor::soft::block::BlockCache;
 use vmctl::testing::hypervisor::soft::cpu::{CS, Cpu, DS, ES, Leave, RIP, SS, Segment, rflags};
+use vmctl::testing::hypervisor::soft::crew::Crew;
 use vmctl::testing::hypervisor::soft::flags::LazyFlags;
 use vmctl::testing::hypervisor::soft::rig::NoPlatform;
 use vmctl::testing::hypervisor::soft::{run, system, tlb};
@@ -57,7 +58,9 @@ fn map_pages(memory: &GuestMemory) {
 }
 
 impl Soft {
-    pub fn new(pool: Vec<[u8; PAGE as usize]>) -> Soft {
+    /// Creates a vCPU: the only one, or one of a crew, whose locked instructions are atomic on the host.
+    pub fn new(pool: Vec<[u8; PAGE as usize]>, crew: Option<Crew>) -> Soft {
+        let crew = crew.map(Arc::new);
         let layout = [
             (GuestAddr(0), 0x1_0000, Mode::Ram),
             (GuestAddr(CODE), 2 * PAGE, Mode::Ram),
@@ -79,9 +82,10 @@ impl Soft {
             manual_clock: None,
         };
         let mut cpu = Cpu::new(&setup, 0);
+        cpu.crew = crew.clone();
         system::reset(&mut cpu, true);
         enter_user_mode(&mut cpu);
-        Soft { cpu, cache: BlockCache::new(memory.clone()), memory, pool }
+        Soft { cpu, cache: BlockCache::new(memory.clone(), crew), memory, pool }
     }
 
     fn write_memory(&self, case: &Case) {

@@ -22,9 +22,11 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use super::cpu::Cpu;
+use super::crew::Crew;
 use super::lower::{Builder, Mode};
 use super::mmu::PHYS_BITS;
 use super::op::Op;
+use super::tlb;
 use crate::hypervisor::memory::{GuestAddr, GuestMemory, MemoryMap, Region};
 
 /// Bounds of the memory that a cache takes, in bytes: at least enough for the code of a whole small system, however
@@ -39,6 +41,8 @@ const BLOCK_COST: usize = 112 + 48;
 const KEY_COST: usize = 16;
 /// Cost of a page with code: its entry in the map, counted as above, and the allocation of its list.
 const PAGE_COST: usize = 192;
+/// More than a block costs with its pages and keys: 64 instructions of a few ops each.
+const LARGEST_BLOCK: usize = 64 << 10;
 /// Maximum number of keys noted for one page. Stale ones of blocks on two pages count too.
 const MAX_KEYS: usize = 1 << 14;
 const PAGE: u64 = 4096;
@@ -139,7 +143,7 @@ struct Page {
     keys: Vec<Key>,
 }
 
-/// The blocks decoded so far, for all vCPUs of one thread.
+/// The blocks decoded so far, for the vCPUs of one thread.
 pub struct BlockCache {
     blocks: Map<Key, Block>,
     pages: Map<u64, Page>,
@@ -151,20 +155,24 @@ pub struct BlockCache {
     memory: GuestMemory,
     /// The map that the code was read by.
     map: Arc<MemoryMap>,
+    /// The vCPUs that run at the same time, each with a cache of its own.
+    crew: Option<Arc<Crew>>,
     /// Number of drops so far. A jump cache that was filled in another generation is stale.
     pub generation: u64,
 }
 
 impl BlockCache {
-    /// Creates an empty cache for code in `memory`.
-    pub fn new(memory: GuestMemory) -> Box<BlockCache> {
+    /// Creates an empty cache for code in `memory`: of all vCPUs, or of one of a `crew`.
+    pub fn new(memory: GuestMemory, crew: Option<Arc<Crew>>) -> Box<BlockCache> {
         let map = memory.map();
+        let caches = crew.as_ref().map_or(1, |crew| crew.vcpus());
         Box::new(BlockCache {
             blocks: Map::default(),
             pages: Map::default(),
             graveyard: Vec::new(),
             cost: 0,
-            bound: BlockCache::bound(map.regions().iter().map(Region::len).sum()),
+            bound: BlockCache::bound(map.regions().iter().map(Region::len).sum()) / caches,
+            crew,
             memory,
             map,
             generation: 1,
@@ -192,7 +200,10 @@ impl BlockCache {
         let crowded = |gpa: u64| self.pages.get(&(gpa & !(PAGE - 1))).is_some_and(|p| p.keys.len() >= MAX_KEYS);
         // Both keys of the block, and pages for them, are new at worst.
         let most = block.cost() + 2 * (KEY_COST + PAGE_COST);
-        if self.cost + most > self.bound || crowded(key.gpa()) || block.second_page().is_some_and(crowded) {
+        // A crew's vCPU has made room before it claimed the block's pages, which it would lose here.
+        if self.crew.is_none()
+            && (self.cost + most > self.bound || crowded(key.gpa()) || block.second_page().is_some_and(crowded))
+        {
             self.drop_all();
         }
         self.cost += block.cost();
@@ -213,15 +224,69 @@ impl BlockCache {
     }
 
     fn note(&mut self, gpa: u64, bytes: u64, key: Key) -> bool {
-        let page = self.pages.entry(gpa & !(PAGE - 1)).or_default();
-        let new = page.keys.is_empty();
+        let new = self.enter_page(gpa & !(PAGE - 1));
+        let page = self.pages.get_mut(&(gpa & !(PAGE - 1))).expect("it was entered");
         page.granules |= granules(gpa % PAGE, bytes);
         page.keys.push(key);
-        self.cost += KEY_COST + if new { PAGE_COST } else { 0 };
+        self.cost += KEY_COST;
         if new {
             self.map.watch(GuestAddr(gpa), true);
         }
         new
+    }
+
+    /// Enters a page that code is read from. Returns whether it is new.
+    fn enter_page(&mut self, page: u64) -> bool {
+        let new = !self.pages.contains_key(&page);
+        if new {
+            self.pages.insert(page, Page::default());
+            self.cost += PAGE_COST;
+        }
+        new
+    }
+
+    /// Makes room for the next block, whose first byte is at `gpa`, of a crew's vCPU. Must be called only while no chain runs.
+    pub fn make_room(&mut self, gpa: u64) {
+        let crowded = self.pages.get(&(gpa & !(PAGE - 1))).is_some_and(|page| page.keys.len() >= MAX_KEYS);
+        if crowded || self.cost + LARGEST_BLOCK > self.bound {
+            self.drop_all();
+        }
+    }
+
+    /// Claims the pages of `spans`, each of some bytes inside one page, before a crew's vCPU reads them as code: from then
+    /// on no store into them is missed. Must be called only while no chain runs.
+    pub fn claim(&mut self, cpu: &mut Cpu, spans: &[(u64, u64)]) {
+        let Some(crew) = self.crew.clone() else { return };
+        let page_of = |gpa: u64| gpa & !(PAGE - 1);
+        // What the vCPU is told while it waits may drop a page again.
+        while let Some(page) = spans.iter().map(|span| page_of(span.0)).find(|page| !self.pages.contains_key(page)) {
+            self.enter_page(page);
+            let map = self.map.clone();
+            crew.claim(cpu.index, page, &map, || self.open_mail(cpu, &crew));
+            tlb::protect_code_page(cpu, page);
+        }
+        for &(gpa, bytes) in spans {
+            crew.will_decode(page_of(gpa), granules(gpa % PAGE, bytes));
+        }
+    }
+
+    /// Opens the mailbox of a crew's vCPU. Must be called only while no chain runs on it.
+    pub fn open_mail(&mut self, cpu: &mut Cpu, crew: &Crew) {
+        crew.open(cpu.index, |mail| {
+            mail.protect.iter().for_each(|&page| tlb::protect_code_page(cpu, page));
+            for (page, written) in mail.written {
+                if self.pages.get(&page).is_some_and(|page| page.granules & written != 0) {
+                    self.drop_page(page);
+                }
+            }
+        });
+    }
+
+    fn unwatch(&self, page: u64) {
+        match &self.crew {
+            Some(crew) => crew.drop_page(page, &self.map),
+            None => self.map.watch(GuestAddr(page), false),
+        }
     }
 
     /// Frees dropped blocks. Must be called only while no chain runs.
@@ -240,7 +305,7 @@ impl BlockCache {
     pub fn drop_page(&mut self, gpa: u64) {
         let base = gpa & !(PAGE - 1);
         let Some(page) = self.pages.remove(&base) else { return };
-        self.map.watch(GuestAddr(base), false);
+        self.unwatch(base);
         self.generation += 1;
         self.cost -= PAGE_COST + page.keys.len() * KEY_COST;
         for key in page.keys {
@@ -253,9 +318,7 @@ impl BlockCache {
 
     /// Drops all blocks.
     pub fn drop_all(&mut self) {
-        for &gpa in self.pages.keys() {
-            self.map.watch(GuestAddr(gpa), false);
-        }
+        self.pages.keys().for_each(|&page| self.unwatch(page));
         // Drop the tables too: the next blocks may be few with many ops, and the cost of tables for many blocks is not
         // counted.
         self.pages = Map::default();
@@ -291,7 +354,7 @@ impl BlockCache {
 }
 
 /// Returns the granules that `bytes` (at least 1) from `offset` in a page touch.
-fn granules(offset: u64, bytes: u64) -> u64 {
+pub fn granules(offset: u64, bytes: u64) -> u64 {
     let first = offset / GRANULE;
     let last = ((offset + bytes.max(1) - 1) / GRANULE).min(63);
     (u64::MAX >> (63 - last)) & (u64::MAX << first)
@@ -306,6 +369,9 @@ pub fn note_store(cpu: &mut Cpu, gpa: u64, len: u64) {
     }
     // SAFETY: the dispatcher set `blocks` for this slice and holds no reference to it while handlers run.
     let blocks = unsafe { &mut *cpu.blocks };
+    if let Some(crew) = &blocks.crew {
+        crew.note_store(cpu.index, gpa & !(PAGE - 1), granules(gpa % PAGE, len));
+    }
     if blocks.holds_code(gpa, len) {
         blocks.drop_page(gpa);
         cpu.jump_generation = blocks.generation;
@@ -517,13 +583,13 @@ mod tests {
         assert_eq!(BlockCache::bound(512 << 20), 128 << 20);
         assert_eq!(BlockCache::bound(64 << 30), 192 << 20);
         let memory = GuestMemory::anonymous(&[(GuestAddr(0), MEMORY, MemoryMode::Ram)]).unwrap();
-        let mut cache = BlockCache::new(memory);
+        let mut cache = BlockCache::new(memory, None);
         // First a RET at every byte; then long blocks, after tables for many short ones.
         let code: [&[u8]; 2] = [&[0xc3], &[0x48, 0x0f, 0xaf, 0xc0].repeat(16)];
         for (bytes, stride) in code.into_iter().zip([1, 64]) {
             let mut most = 0;
             for gpa in (0..MEMORY / 64 * stride as u64).step_by(stride) {
-                let block = Block::new(decode_block(bytes, gpa, Mode(Mode::LONG), gpa, false).unwrap(), None);
+                let block = Block::new(decode_block(bytes, gpa, Mode(Mode::LONG), gpa, false, false).unwrap(), None);
                 cache.bury();
                 cache.insert(Key::new(gpa, Mode(Mode::LONG)), block);
                 if gpa / stride as u64 % 0x1000 == 0 {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::block::{BlockCache, JumpCache};
+use super::crew::Crew;
 use super::flags::LazyFlags;
 use super::lower::Mode;
 use super::mem::Tlb;
@@ -270,13 +271,15 @@ pub struct Cpu {
     pub map: Arc<MemoryMap>,
     /// The machine around the vCPU.
     pub platform: Arc<dyn Platform>,
+    /// The vCPUs that run at the same time, this one among them.
+    pub crew: Option<Arc<Crew>>,
     /// The local APICs.
     pub apics: Arc<dyn LocalApics>,
     /// The flags by which other threads reach this vCPU.
     pub attention: Arc<Attention>,
     /// The software TLB, three banks.
     pub tlb: Box<Tlb>,
-    /// The block cache, shared by the vCPUs of one thread; set by the dispatcher before each slice.
+    /// The block cache of the vCPU's thread; set by the dispatcher before each slice.
     pub blocks: *mut BlockCache,
 }
 
@@ -326,6 +329,7 @@ impl Cpu {
             memory: setup.memory.clone(),
             map: setup.memory.map(),
             platform: setup.platform.clone(),
+            crew: None,
             apics: setup.apics.clone().expect("the board has local APICs for a back end that has none"),
             attention: setup.attention.clone(),
             tlb: Tlb::new(),

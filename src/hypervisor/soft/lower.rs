@@ -164,6 +164,8 @@ pub struct Builder {
     lowered: Vec<Lowered>,
     /// The instruction's bytes come from two pages, so no link may lead to or from this block.
     pub crosses: bool,
+    /// Other vCPUs run at the same time.
+    pub parallel: bool,
 }
 
 /// Maximum number of instructions of one block.
@@ -174,11 +176,19 @@ pub const MAX_INSNS: u32 = 64;
 pub struct NeedMoreBytes;
 
 /// Decodes and lowers the block at the start of `bytes`: the rest of its page or, if `crosses`, the first instruction's
-/// bytes of two pages. `gpa` is the guest-physical address of the first byte.
+/// bytes of two pages. `gpa` is the guest-physical address of the first byte. With `parallel`, locked instructions are
+/// atomic on the host.
 ///
 /// The block ends after a branch, at [`MAX_INSNS`], at the end of the page or, in [`Mode::STEP`], after one
 /// instruction; ops that continue after it are added. Bytes that are no instruction become #UD.
-pub fn decode_block(bytes: &[u8], start_rip: u64, mode: Mode, gpa: u64, crosses: bool) -> Result<Builder, NeedMoreBytes> {
+pub fn decode_block(
+    bytes: &[u8],
+    start_rip: u64,
+    mode: Mode,
+    gpa: u64,
+    crosses: bool,
+    parallel: bool,
+) -> Result<Builder, NeedMoreBytes> {
     let mut b = Builder {
         ops: Vec::with_capacity(24),
         mode,
@@ -196,6 +206,7 @@ pub fn decode_block(bytes: &[u8], start_rip: u64, mode: Mode, gpa: u64, crosses:
         quiet: None,
         lowered: Vec::with_capacity(16),
         crosses,
+        parallel,
     };
     // Hint encodings (ENDBR64, PREFETCH, CLDEMOTE, what MPX and CET use) are NOPs on a processor without the extension.
     let mut decoder = Decoder::with_ip(mode.bitness(), bytes, start_rip, DecoderOptions::FORCE_RESERVED_NOP);

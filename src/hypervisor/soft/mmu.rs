@@ -129,31 +129,59 @@ fn read_entry32(cpu: &Cpu, slot: u64) -> u64 {
     }
 }
 
-/// Sets accessed and dirty bits, which are all in the entry's low byte. A write to tables in ROM is dropped.
+/// Width of a page-table entry.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Width {
+    /// 32 bits.
+    Narrow,
+    /// 64 bits.
+    Wide,
+}
+
+/// Sets accessed and dirty bits in the entry at `slot`, which was read as `entry`. A write to tables in ROM is dropped.
+/// Returns false, and changes nothing, if another vCPU has changed the entry since: the walk must begin again.
 #[cold]
-fn set_entry_bits(cpu: &mut Cpu, slot: u64, bits: u64) {
-    let Some(page) = cpu.map.page(GuestAddr(slot)).filter(Page::is_writable) else { return };
-    // SAFETY: the page is mapped; both sizes of entry are 4-aligned and A and D are in the low half.
-    unsafe { (*page.host().add((slot & 0xffc) as usize).cast::<AtomicU32>()).fetch_or(bits as u32, Ordering::SeqCst) };
+pub(super) fn set_entry_bits(cpu: &mut Cpu, slot: u64, entry: u64, bits: u64, width: Width) -> bool {
+    let Some(page) = cpu.map.page(GuestAddr(slot)).filter(Page::is_writable) else { return true };
+    let host = page.host();
+    // SAFETY: the page is mapped for the map's life, and the slot is aligned within it to the width of its entry.
+    let set = unsafe {
+        match width {
+            Width::Narrow => {
+                let cell = &*host.add((slot & 0xffc) as usize).cast::<AtomicU32>();
+                cell.compare_exchange(entry as u32, (entry | bits) as u32, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+            }
+            Width::Wide => {
+                let cell = &*host.add((slot & 0xff8) as usize).cast::<AtomicU64>();
+                cell.compare_exchange(entry, entry | bits, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+            }
+        }
+    };
+    if !set {
+        return false;
+    }
     if cpu.memory.is_logging() {
         page.mark_dirty();
     }
     if page.is_watched() {
         block::note_store(cpu, slot, 4);
     }
+    true
 }
 
 /// Permissions of all levels together. They are checked against the access before the accessed and dirty bits are set.
 struct Found {
     slot: u64,
     entry: u64,
+    width: Width,
     /// RW, US, NX.
     perms: u64,
     gpa: u64,
     large: bool,
 }
 
-fn permit(cpu: &mut Cpu, addr: u64, intent: Intent, asker: Asker, found: Found) -> Result<Translation, Fault> {
+/// Checks an access. Returns `None` if the entry has changed since it was read.
+fn permit(cpu: &mut Cpu, addr: u64, intent: Intent, asker: Asker, found: Found) -> Result<Option<Translation>, Fault> {
     let user_page = found.perms & US != 0;
     let writable = found.perms & RW != 0 || (!asker.user && cpu.sys.cr0 & cr0::WP == 0);
     let data = if asker.user { user_page } else { !user_page || asker.smap_lifted || cpu.sys.cr4 & cr4::SMAP == 0 };
@@ -169,19 +197,19 @@ fn permit(cpu: &mut Cpu, addr: u64, intent: Intent, asker: Asker, found: Found) 
         return Err(page_fault(cpu, addr, intent, asker, ERR_P));
     }
     let wanted = if intent == Intent::Write { A | D } else { A };
-    if found.entry & wanted != wanted {
-        set_entry_bits(cpu, found.slot, wanted);
+    if found.entry & wanted != wanted && !set_entry_bits(cpu, found.slot, found.entry, wanted, found.width) {
+        return Ok(None);
     }
-    Ok(Translation {
+    Ok(Some(Translation {
         gpa: found.gpa & PAGE_MASK,
         write: data && writable && (found.entry | wanted) & D != 0,
         global: found.entry & G != 0 && cpu.sys.cr4 & cr4::PGE != 0,
         large: found.large,
-    })
+    }))
 }
 
-/// Walks 4-level and PAE page tables.
-fn walk_wide(cpu: &mut Cpu, addr: u64, intent: Intent, asker: Asker, long: bool) -> Result<Translation, Fault> {
+/// Walks 4-level and PAE page tables. Returns `None` if an entry has changed since it was read.
+fn walk_wide(cpu: &mut Cpu, addr: u64, intent: Intent, asker: Asker, long: bool) -> Result<Option<Translation>, Fault> {
     let mut reserved = 0x000f_ffff_ffff_f000 & !PHYS_MASK;
     if !long {
         reserved |= 0x7ff0_0000_0000_0000;
@@ -219,10 +247,10 @@ fn walk_wide(cpu: &mut Cpu, addr: u64, intent: Intent, asker: Asker, long: bool)
         if last {
             let offset = (1u64 << shift) - 1;
             let gpa = (entry & PHYS_MASK & PAGE_MASK & !offset) | (addr & offset);
-            return permit(cpu, addr, intent, asker, Found { slot, entry, perms, gpa, large: level > 1 });
+            return permit(cpu, addr, intent, asker, Found { slot, entry, width: Width::Wide, perms, gpa, large: level > 1 });
         }
-        if entry & A == 0 {
-            set_entry_bits(cpu, slot, A);
+        if entry & A == 0 && !set_entry_bits(cpu, slot, entry, A, Width::Wide) {
+            return Ok(None);
         }
         (table, level) = (entry & PHYS_MASK & PAGE_MASK, level - 1);
         if level == 1 {
@@ -232,8 +260,8 @@ fn walk_wide(cpu: &mut Cpu, addr: u64, intent: Intent, asker: Asker, long: bool)
     }
 }
 
-/// Walks 32-bit page tables.
-fn walk_narrow(cpu: &mut Cpu, addr: u64, intent: Intent, asker: Asker) -> Result<Translation, Fault> {
+/// Walks 32-bit page tables. Returns `None` if an entry has changed since it was read.
+fn walk_narrow(cpu: &mut Cpu, addr: u64, intent: Intent, asker: Asker) -> Result<Option<Translation>, Fault> {
     let slot = (cpu.sys.cr3 & 0xffff_f000) + (addr >> 22 & 0x3ff) * 4;
     let entry = read_entry32(cpu, slot);
     if entry & P == 0 {
@@ -245,17 +273,19 @@ fn walk_narrow(cpu: &mut Cpu, addr: u64, intent: Intent, asker: Asker) -> Result
             return Err(page_fault(cpu, addr, intent, asker, ERR_P | ERR_RSVD));
         }
         let gpa = (entry & 0xffc0_0000) | (entry >> 13 & 0xff) << 32 | (addr & 0x3f_ffff);
-        return permit(cpu, addr, intent, asker, Found { slot, entry, perms: entry & (RW | US), gpa, large: true });
+        let (width, perms) = (Width::Narrow, entry & (RW | US));
+        return permit(cpu, addr, intent, asker, Found { slot, entry, width, perms, gpa, large: true });
     }
-    if entry & A == 0 {
-        set_entry_bits(cpu, slot, A);
+    if entry & A == 0 && !set_entry_bits(cpu, slot, entry, A, Width::Narrow) {
+        return Ok(None);
     }
     let leaf_slot = (entry & 0xffff_f000) + (addr >> 12 & 0x3ff) * 4;
     let leaf = read_entry32(cpu, leaf_slot);
     if leaf & P == 0 {
         return Err(page_fault(cpu, addr, intent, asker, 0));
     }
-    let found = Found { slot: leaf_slot, entry: leaf, perms: entry & leaf & (RW | US), gpa: leaf & 0xffff_f000, large: false };
+    let (perms, gpa) = (entry & leaf & (RW | US), leaf & 0xffff_f000);
+    let found = Found { slot: leaf_slot, entry: leaf, width: Width::Narrow, perms, gpa, large: false };
     permit(cpu, addr, intent, asker, found)
 }
 
@@ -263,15 +293,23 @@ fn walk(cpu: &mut Cpu, addr: u64, intent: Intent, asker: Asker) -> Result<Transl
     if cpu.sys.cr0 & cr0::PG == 0 {
         return Ok(Translation { gpa: addr & 0xffff_f000, write: true, global: false, large: false });
     }
-    if cpu.sys.efer & efer::LMA != 0 {
-        if !is_canonical(addr) {
-            return Err(not_canonical(cpu, addr));
+    let long = cpu.sys.efer & efer::LMA != 0;
+    if long && !is_canonical(addr) {
+        return Err(not_canonical(cpu, addr));
+    }
+    // It begins again only if another vCPU changed an entry between two instructions of the host. No guest can do that
+    // each time.
+    loop {
+        let found = if long {
+            walk_wide(cpu, addr, intent, asker, true)?
+        } else if cpu.sys.cr4 & cr4::PAE != 0 {
+            walk_wide(cpu, addr & 0xffff_ffff, intent, asker, false)?
+        } else {
+            walk_narrow(cpu, addr & 0xffff_ffff, intent, asker)?
+        };
+        if let Some(translation) = found {
+            return Ok(translation);
         }
-        walk_wide(cpu, addr, intent, asker, true)
-    } else if cpu.sys.cr4 & cr4::PAE != 0 {
-        walk_wide(cpu, addr & 0xffff_ffff, intent, asker, false)
-    } else {
-        walk_narrow(cpu, addr & 0xffff_ffff, intent, asker)
     }
 }
 
@@ -522,15 +560,7 @@ fn store_part(cpu: &mut Cpu, target: Target, size: u64, value: u128) {
     if let Some((host, true)) = target.host {
         // SAFETY: the part lies within its writable page.
         unsafe { std::ptr::copy_nonoverlapping(value.to_le_bytes().as_ptr(), host, size as usize) };
-        // Either a log of dirty pages that starts now sees the bytes, or this sees that it has started.
-        fence(Ordering::SeqCst);
-        let page = cpu.map.page(GuestAddr(target.gpa));
-        if cpu.memory.is_logging() {
-            page.iter().for_each(Page::mark_dirty);
-        }
-        if page.is_some_and(|page| page.is_watched()) {
-            block::note_store(cpu, target.gpa, size);
-        }
+        note_written(cpu, target.gpa, size);
         return;
     }
     cpu.sync_clock();
@@ -592,6 +622,37 @@ fn store(cpu: &mut Cpu, addr: u64, size: u64, value: u128) -> Result<(), Fault> 
         note_watchpoints(cpu, addr, size, true);
     }
     Ok(())
+}
+
+/// Returns the host address of an operand of `size` bytes that is read and written in one piece, and its guest-physical
+/// address, for [`updated`]. Returns `None` if it is not all in one page of memory that the guest may write to.
+pub fn host_for_update(cpu: &mut Cpu, addr: u64, size: u64) -> Result<Option<(*mut u8, u64)>, Fault> {
+    require_canonical(cpu, addr, size)?;
+    check_alignment(cpu, addr, size)?;
+    let target = resolve(cpu, addr, Intent::Write)?;
+    let inside = PAGE - (addr & !PAGE_MASK) >= size;
+    Ok(target.host.filter(|&(_, writable)| inside && writable).map(|(host, _)| (host, target.gpa)))
+}
+
+/// Notes that an operand was written through [`host_for_update`]'s address.
+pub fn updated(cpu: &mut Cpu, addr: u64, gpa: u64, size: u64) {
+    note_written(cpu, gpa, size);
+    if cpu.tlb.side.watching != 0 {
+        note_watchpoints(cpu, addr, size, true);
+    }
+}
+
+/// Notes a store to `size` bytes at `gpa` in one page of memory: in the log of dirty pages, and for those who hold code.
+fn note_written(cpu: &mut Cpu, gpa: u64, size: u64) {
+    // Either a log of dirty pages that starts now sees the bytes, or this sees that it has started.
+    fence(Ordering::SeqCst);
+    let page = cpu.map.page(GuestAddr(gpa));
+    if cpu.memory.is_logging() {
+        page.iter().for_each(Page::mark_dirty);
+    }
+    if page.is_some_and(|page| page.is_watched()) {
+        block::note_store(cpu, gpa, size);
+    }
 }
 
 macro_rules! slow_operand {

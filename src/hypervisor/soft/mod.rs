@@ -7,6 +7,7 @@
 //! | `lower` | from decoded instructions to ops: the block builder and the families' entry points |
 //! | `block` | the block cache, links, the jump cache, self-modifying code |
 //! | `run` | the dispatcher: blocks, budget, events, HLT, vCPUs in turn |
+//! | `crew` | vCPUs that run at the same time |
 //! | `saved` | a vCPU's saved state |
 //! | `rig` | one vCPU without a machine, for tests and benchmarks |
 //! | `flags` | lazy arithmetic flags |
@@ -28,6 +29,7 @@
 
 pub mod block;
 pub mod cpu;
+pub mod crew;
 pub mod flags;
 pub mod int;
 pub mod lower;

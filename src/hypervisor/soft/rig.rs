@@ -144,7 +144,7 @@ impl Rig {
         system::reset(&mut cpu, true);
         set_long_mode(&mut cpu, cpl);
         tlb::flush(&mut cpu, false);
-        Rig { cpu, blocks: BlockCache::new(memory.clone()), memory }
+        Rig { cpu, blocks: BlockCache::new(memory.clone(), None), memory }
     }
 
     /// Copies bytes into memory. Code at that place is decoded again.

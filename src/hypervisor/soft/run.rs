@@ -1,18 +1,21 @@
 //! The dispatcher: blocks, budget, events, HLT, and the vCPUs in turn.
 //!
-//! All vCPUs of a machine run on one thread, a slice of instructions each. So LOCK costs nothing and, with a clock
-//! driven by retired instructions, whole runs can be reproduced.
+//! The vCPUs of a machine run on one thread, a slice of instructions each in turn: so LOCK costs nothing and, with a clock
+//! driven by retired instructions, whole runs can be reproduced. Or they run at the same time, each on a thread of its
+//! own, as a [`Crew`].
 //!
 //! **Hostile guest**: a slice is bounded by its budget; every exit of a chain that makes no progress by itself
 //! (exceptions, restarted string instructions) is charged to it.
 #![allow(unsafe_code)]
 
-use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::block::{Block, BlockCache, Key};
 use super::cpu::{CS, Cpu, Fault, Leave, RIP, rflags};
-use super::int::branch;
-use super::lower::{Mode, decode_block};
+use super::crew::Crew;
+use super::int::{branch, locked};
+use super::lower::{MAX_INSNS, Mode, decode_block};
 use super::mmu;
 use super::op::Op;
 use super::system::kvmclock;
@@ -26,9 +29,13 @@ use crate::hypervisor::memory::{GuestAddr, GuestMemory, MemoryMap};
 use crate::hypervisor::state::{Section, StateError};
 use crate::hypervisor::waking::Attention;
 
-/// Number of instructions of one slice.
+/// Number of instructions of one slice of vCPUs that take turns.
 const SLICE: i64 = 16 << 10;
+/// The same of a vCPU with a thread of its own. It bounds how long another one waits for it, see [`Crew::claim`].
+const SHORT_SLICE: i64 = 4 << 10;
 const PAGE: u64 = 4096;
+/// Maximum number of bytes of one block.
+const MAX_BLOCK_BYTES: u64 = MAX_INSNS as u64 * 15;
 
 /// Opens the software back end. It works everywhere.
 pub fn open(_: &Needs) -> Result<Box<dyn OpenBackend>, Reason> {
@@ -48,7 +55,8 @@ impl OpenBackend for OpenSoft {
         None
     }
     fn build(self: Box<Self>, setup: VcpuSetup) -> Result<Box<dyn Backend>, Reason> {
-        Ok(Box::new(SoftBackend::new(setup)))
+        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Ok(Box::new(SoftBackend::new(setup, processors > 1)?))
     }
 }
 
@@ -56,6 +64,15 @@ const NAME: &str = "soft";
 
 /// The software back end.
 pub struct SoftBackend {
+    /// The vCPUs of the thread that calls [`Backend::run`]: all, or the first.
+    first: Group,
+    /// The others, if they run at the same time.
+    workers: Vec<Worker>,
+    attention: Arc<Attention>,
+}
+
+/// The vCPUs of one thread.
+struct Group {
     cpus: Vec<Box<Cpu>>,
     cache: Box<BlockCache>,
     memory: GuestMemory,
@@ -67,21 +84,71 @@ pub struct SoftBackend {
     clock: Option<Arc<ManualClock>>,
     /// There is code at the reset vector: no loader entered the guest without firmware.
     firmware: bool,
+    /// The vCPUs that run at the same time; there is one in this group then.
+    crew: Option<Arc<Crew>>,
 }
 
 // SAFETY: the raw pointers in `Cpu` and in ops point into the back end's own boxes, which move with it; nothing of
 // them is tied to a thread.
-unsafe impl Send for SoftBackend {}
+unsafe impl Send for Group {}
+
+/// A thread with a vCPU of its own. It waits between runs, and ends with the back end.
+struct Worker {
+    group: Arc<Mutex<Group>>,
+    start: Sender<()>,
+    ended: Receiver<()>,
+}
+
+impl Worker {
+    fn spawn(group: Group) -> std::io::Result<Worker> {
+        let name = format!("vcpu{}", group.cpus[0].index);
+        let group = Arc::new(Mutex::new(group));
+        let ((start, started), (end, ended)) = (channel(), channel());
+        let work = Arc::clone(&group);
+        std::thread::Builder::new().name(name).spawn(move || {
+            while started.recv().is_ok() {
+                lock(&work).run();
+                // Whoever started it may have gone.
+                let _ = end.send(());
+            }
+        })?;
+        Ok(Worker { group, start, ended })
+    }
+}
+
+fn lock(group: &Mutex<Group>) -> MutexGuard<'_, Group> {
+    group.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A vCPU of a crew that runs. Others do not wait for it once this is dropped.
+struct Aboard<'a> {
+    crew: &'a Crew,
+    me: usize,
+    attention: &'a Attention,
+}
+
+impl Drop for Aboard<'_> {
+    fn drop(&mut self) {
+        self.crew.leave(self.me);
+        // A vCPU that ends in a panic is a bug. The guest must not hang then.
+        self.attention.stop(MachineExit::Error);
+    }
+}
 
 impl SoftBackend {
-    /// Creates the vCPUs as after power-on, the first as `setup.boot` says, the others waiting for a start-up message.
-    pub fn new(setup: VcpuSetup) -> SoftBackend {
+    /// Creates the vCPUs as after power-on, the first as `setup.boot` says, the others waiting for a start-up message. With
+    /// `parallel`, each gets a thread of its own, where the host's processor has what that needs; not in deterministic mode.
+    /// An error means that the host has no threads for them.
+    pub fn new(setup: VcpuSetup, parallel: bool) -> std::io::Result<SoftBackend> {
+        let parallel = parallel && setup.vcpus > 1 && setup.manual_clock.is_none() && locked::is_atomic_here();
+        let crew = parallel.then(|| Arc::new(Crew::new(setup.vcpus)));
         let firmware = setup.boot == BootState::Reset;
         let mut cpus: Vec<Box<Cpu>> = (0..setup.vcpus).map(|i| Cpu::new(&setup, i)).collect();
         for (i, cpu) in cpus.iter_mut().enumerate() {
             system::reset(cpu, true);
             cpu.manual_clock = setup.manual_clock.clone();
             cpu.wait_for_sipi = i != 0;
+            cpu.crew = crew.clone();
             if !firmware {
                 system::set_memory_types(cpu, &setup.device_windows);
             }
@@ -89,19 +156,32 @@ impl SoftBackend {
         if let Some(first) = cpus.first_mut() {
             system::enter(first, &setup.boot);
         }
-        SoftBackend {
+        let group = |cpus: Vec<Box<Cpu>>| Group {
             cpus,
-            cache: BlockCache::new(setup.memory.clone()),
+            cache: BlockCache::new(setup.memory.clone(), crew.clone()),
             map: setup.memory.map(),
-            memory: setup.memory,
-            platform: setup.platform,
-            apics: setup.apics.expect("the board has local APICs for a back end that has none"),
-            attention: setup.attention,
-            clock: setup.manual_clock,
+            memory: setup.memory.clone(),
+            platform: setup.platform.clone(),
+            apics: setup.apics.clone().expect("the board has local APICs for a back end that has none"),
+            attention: setup.attention.clone(),
+            clock: setup.manual_clock.clone(),
             firmware,
-        }
+            crew: crew.clone(),
+        };
+        let others = if parallel { cpus.split_off(1) } else { Vec::new() };
+        let workers = others.into_iter().map(|cpu| Worker::spawn(group(vec![cpu]))).collect::<std::io::Result<_>>()?;
+        Ok(SoftBackend { first: group(cpus), workers, attention: setup.attention.clone() })
     }
 
+    /// Runs `act` on each vCPU in order, with its cache.
+    fn each(&mut self, mut act: impl FnMut(&mut Cpu, &mut BlockCache)) {
+        let mut act_on = |group: &mut Group| group.cpus.iter_mut().for_each(|cpu| act(cpu, &mut group.cache));
+        act_on(&mut self.first);
+        self.workers.iter().for_each(|worker| act_on(&mut lock(&worker.group)));
+    }
+}
+
+impl Group {
     /// Waits for an event when all vCPUs do. In deterministic mode, advances the time to the next timer.
     fn idle(&self) {
         let deadline = self.attention.deadline_ns();
@@ -112,21 +192,31 @@ impl SoftBackend {
             return;
         }
         let board = self.clock.is_some() && self.attention.board_due(self.platform.clock().now_ns());
-        let raised = board || (0..self.cpus.len()).any(|vcpu| self.attention.is_raised(vcpu));
+        let raised = board || self.cpus.iter().any(|cpu| self.attention.is_raised(cpu.index));
         if !raised {
             self.attention.sleep_until_timer(&*self.platform);
         }
     }
 
+    /// Waits for an event for the crew's vCPU. The board's thread serves the timers.
+    fn idle_away(&self, crew: &Crew) {
+        let me = self.cpus[0].index;
+        crew.leave(me);
+        if !self.attention.is_raised(me) && self.attention.stopped().is_none() {
+            std::thread::park();
+        }
+        crew.come(me);
+    }
+
     /// Returns the number of instructions that the next slice may run.
     fn slice(&self) -> i64 {
-        let Some(clock) = &self.clock else { return SLICE };
+        let Some(clock) = &self.clock else { return if self.crew.is_some() { SHORT_SLICE } else { SLICE } };
         use crate::hypervisor::clock::Clock;
         let left = self.attention.deadline_ns().saturating_sub(clock.now_ns());
         i64::try_from(left).unwrap_or(SLICE).clamp(1, SLICE)
     }
 
-    /// Runs one vCPU for a slice. Returns false if it waits for an event.
+    /// Runs the group's vCPU at `index` for a slice. Returns false if it waits for an event.
     fn run_slice(&mut self, index: usize) -> bool {
         let budget = self.slice();
         let cpu: *mut Cpu = &mut *self.cpus[index];
@@ -175,7 +265,8 @@ impl SoftBackend {
     /// Takes what is pending for the vCPU. Returns false if there is nothing to run.
     fn take_events(&mut self, index: usize, shadow: bool) -> bool {
         let cpu = &mut *self.cpus[index];
-        let raised = self.attention.is_raised(index) && self.attention.take(index);
+        let vcpu = cpu.index;
+        let raised = self.attention.is_raised(vcpu) && self.attention.take(vcpu);
         if raised && self.attention.slept_ns() != cpu.slept_ns {
             cpu.slept_ns = self.attention.slept_ns();
             kvmclock::guest_was_stopped(cpu);
@@ -185,7 +276,7 @@ impl SoftBackend {
         let nmi = !cpu.nmi_blocked && !cpu.wait_for_sipi && !shadow;
         if cpu.event_pending && (raised || interrupts || (nmi && cpu.nmi_was_blocked)) {
             cpu.nmi_was_blocked = !nmi;
-            match self.apics.take_event(index, interrupts, nmi) {
+            match self.apics.take_event(vcpu, interrupts, nmi) {
                 Some(event) => deliver(cpu, event, &*self.platform, self.firmware),
                 // With interrupts disabled, an empty answer says nothing about pending ones.
                 None if interrupts && nmi => cpu.event_pending = false,
@@ -263,7 +354,11 @@ impl SoftBackend {
             }
             Leave::Yield => {
                 refresh(c);
-                goes_on = false;
+                match &self.crew {
+                    // Whoever it waits for may need the processor.
+                    Some(_) => std::thread::yield_now(),
+                    None => goes_on = false,
+                }
             }
             Leave::Shutdown => {
                 self.failed(cpu);
@@ -302,8 +397,15 @@ impl SoftBackend {
     /// only while no chain runs.
     #[inline]
     fn follow_memory(&mut self) {
-        if self.memory.has_watch_hits() {
-            self.cache.drop_written();
+        match &self.crew {
+            Some(crew) => {
+                crew.take_device_writes(&self.memory);
+                if crew.has_mail(self.cpus[0].index) {
+                    self.cache.open_mail(&mut self.cpus[0], crew);
+                }
+            }
+            None if self.memory.has_watch_hits() => self.cache.drop_written(),
+            None => {}
         }
         if self.memory.generation() != self.map.generation() {
             self.follow_map();
@@ -325,6 +427,58 @@ impl SoftBackend {
             tlb::protect_code_page(cpu, first & !(PAGE - 1));
             if let Some(second) = second {
                 tlb::protect_code_page(cpu, second);
+            }
+        }
+    }
+
+    /// Runs until the machine stops, and returns the reason.
+    fn run(&mut self) -> MachineExit {
+        for cpu in &self.cpus {
+            let thread = std::thread::current();
+            self.attention.door(cpu.index).set_kick(Box::new(move || thread.unpark()));
+        }
+        match self.crew.clone() {
+            Some(crew) => self.run_aboard(&crew),
+            None => self.run_in_turn(),
+        }
+    }
+
+    /// Runs the vCPUs in turn, and the board's timers between them.
+    fn run_in_turn(&mut self) -> MachineExit {
+        self.attention.keep_timers_here();
+        if self.clock.is_some() {
+            self.attention.serve_here();
+        }
+        loop {
+            // Also before it stops: what the vCPUs wrote last must be in the log of dirty pages.
+            self.follow_memory();
+            if let Some(exit) = self.attention.stopped() {
+                return exit;
+            }
+            self.attention.serve_board(&*self.platform);
+            self.follow_memory();
+            let mut worked = false;
+            for index in 0..self.cpus.len() {
+                worked |= self.run_slice(index);
+            }
+            if !worked {
+                self.idle();
+            }
+        }
+    }
+
+    /// Runs the one vCPU, beside the others of the crew.
+    fn run_aboard(&mut self, crew: &Crew) -> MachineExit {
+        let (me, attention) = (self.cpus[0].index, self.attention.clone());
+        let _aboard = Aboard { crew, me, attention: &attention };
+        crew.come(me);
+        loop {
+            self.follow_memory();
+            if let Some(exit) = self.attention.stopped() {
+                return exit;
+            }
+            if !self.run_slice(0) {
+                self.idle_away(crew);
             }
         }
     }
@@ -460,7 +614,7 @@ pub fn find(cpu: &mut Cpu, cache: &mut BlockCache) -> Result<(*const Op, NewPage
             return Ok((entry, None));
         }
     }
-    let block = decode(cpu, linear, gpa, limit_left)?;
+    let block = decode(cpu, cache, linear, gpa, limit_left)?;
     let second = block.second_page();
     let (entry, new) = cache.insert(key, block);
     if cpu.jump_generation != cache.generation {
@@ -496,14 +650,18 @@ fn fetch_address(cpu: &mut Cpu, linear: u64) -> Result<u64, Fault> {
     Ok(gpa)
 }
 
-/// Decodes the block at `linear`.
-fn decode(cpu: &mut Cpu, linear: u64, gpa: u64, limit_left: u64) -> Result<Block, Fault> {
+/// Decodes the block at `linear`, which is put into `cache` next.
+fn decode(cpu: &mut Cpu, cache: &mut BlockCache, linear: u64, gpa: u64, limit_left: u64) -> Result<Block, Fault> {
+    if cpu.crew.is_some() {
+        cache.make_room(gpa);
+        cache.claim(cpu, &[(gpa, MAX_BLOCK_BYTES.min(PAGE - gpa % PAGE))]);
+    }
     let offset = (gpa & (PAGE - 1)) as usize;
     let mut bytes = [0xffu8; PAGE as usize + 16];
     let room = (PAGE as usize - offset).min(usize::try_from(limit_left).unwrap_or(usize::MAX));
     fetch(cpu, gpa, &mut bytes[..room]);
     let (rip, mode) = (cpu.regs[RIP], cpu.mode);
-    if let Ok(builder) = decode_block(&bytes[..room], rip, mode, gpa, false) {
+    if let Ok(builder) = decode_block(&bytes[..room], rip, mode, gpa, false, cpu.crew.is_some()) {
         return Ok(Block::new(builder, None));
     }
     if room < PAGE as usize - offset {
@@ -512,9 +670,13 @@ fn decode(cpu: &mut Cpu, linear: u64, gpa: u64, limit_left: u64) -> Result<Block
     }
     let second = fetch_address(cpu, next_page(cpu, linear))?;
     let more = 15usize.min(usize::try_from(limit_left).unwrap_or(usize::MAX).saturating_sub(room));
+    if cpu.crew.is_some() {
+        cache.claim(cpu, &[(gpa, room as u64), (second, 15)]);
+        fetch(cpu, gpa, &mut bytes[..room]);
+    }
     fetch(cpu, second, &mut bytes[room..room + more]);
     let whole = &bytes[..(room + more).min(15)];
-    match decode_block(whole, rip, mode, gpa, true) {
+    match decode_block(whole, rip, mode, gpa, true, cpu.crew.is_some()) {
         Ok(builder) => Ok(Block::new(builder, Some(second))),
         Err(_) => Err(cpu.general_protection(0)),
     }
@@ -581,51 +743,40 @@ impl Backend for SoftBackend {
     }
 
     fn run(&mut self) -> MachineExit {
-        for vcpu in 0..self.cpus.len() {
-            let thread = std::thread::current();
-            self.attention.door(vcpu).set_kick(Box::new(move || thread.unpark()));
+        for worker in &self.workers {
+            worker.start.send(()).expect("a worker waits for its next run");
         }
-        self.attention.keep_timers_here();
-        if self.clock.is_some() {
-            self.attention.serve_here();
+        let exit = self.first.run();
+        for worker in &self.workers {
+            // One that is gone has ended in a panic, and has stopped the machine.
+            let _ = worker.ended.recv();
         }
-        loop {
-            // Also before it stops: what the vCPUs wrote last must be in the log of dirty pages.
-            self.follow_memory();
-            if let Some(exit) = self.attention.stopped() {
-                return exit;
-            }
-            self.attention.serve_board(&*self.platform);
-            self.follow_memory();
-            let mut worked = false;
-            for index in 0..self.cpus.len() {
-                worked |= self.run_slice(index);
-            }
-            if !worked {
-                self.idle();
-            }
-        }
+        self.attention.stopped().unwrap_or(exit)
     }
 
     fn save(&self) -> Result<Vec<Section>, StateError> {
-        Ok(self.cpus.iter().map(|cpu| saved::save(cpu)).collect())
+        let save = |group: &Group| group.cpus.iter().map(|cpu| saved::save(cpu)).collect::<Vec<_>>();
+        let others = self.workers.iter().flat_map(|worker| save(&lock(&worker.group)));
+        Ok(save(&self.first).into_iter().chain(others).collect())
     }
 
     fn load(&mut self, sections: &[Section]) -> Result<(), StateError> {
-        if sections.len() != self.cpus.len() {
-            let why = format!("it has {} vCPUs, the machine has {}", sections.len(), self.cpus.len());
+        let vcpus = self.first.cpus.len() + self.workers.len();
+        if sections.len() != vcpus {
+            let why = format!("it has {} vCPUs, the machine has {vcpus}", sections.len());
             return Err(StateError::Damaged { kind: saved::KIND, why });
         }
-        let states = sections.iter().map(saved::decode).collect::<Result<Vec<_>, _>>()?;
-        self.cache.drop_all();
-        for (cpu, state) in self.cpus.iter_mut().zip(states) {
-            saved::load(cpu, state);
+        let mut states = sections.iter().map(saved::decode).collect::<Result<Vec<_>, _>>()?.into_iter();
+        let attention = self.attention.clone();
+        self.each(|cpu, cache| {
+            cache.drop_all();
+            saved::load(cpu, states.next().expect("counted above"));
             tlb::flush(cpu, false);
             mmu::watchpoints_changed(cpu);
             cpu.drop_jumps();
             cpu.event_pending = true;
-            self.attention.raise(cpu.index);
-        }
+            attention.raise(cpu.index);
+        });
         Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! Bit tests and scans, POPCNT, CRC32, BSWAP, MOVBE, XCHG, XADD, CMPXCHG and its wide forms.
 //!
-//! SDM vol. 2. LOCK needs nothing: vCPUs take turns on one thread. BSF and BSR of zero leave the destination unchanged,
+//! SDM vol. 2. LOCK needs nothing here: vCPUs take turns on one thread. For those that do not see `locked`. BSF and BSR of zero leave the destination unchanged,
 //! as on all processors.
 
 use iced_x86::{Instruction, Mnemonic as M, OpKind};
@@ -15,21 +15,25 @@ use crate::hypervisor::soft::op::Op;
 use crate::hypervisor::soft::op::called_op;
 
 /// Sets one of the raw flags and leaves the others unchanged.
-fn change_flag(cpu: &mut Cpu, bit: u64, on: bool) {
+pub fn change_flag(cpu: &mut Cpu, bit: u64, on: bool) {
     let f = cpu.flags.value() & !bit;
     cpu.flags = LazyFlags::raw(if on { f | bit } else { f });
 }
 
-fn set_sub_flags(cpu: &mut Cpu, bytes: u32, a: u64, b: u64) {
+pub fn set_sub_flags(cpu: &mut Cpu, bytes: u32, a: u64, b: u64) {
     cpu.flags = LazyFlags { kind: FlagKind::Sub as u32 | bytes.trailing_zeros(), b, result: a.wrapping_sub(b) & mask_of(bytes) };
 }
 
 const TEST: u8 = 0;
-const SET: u8 = 1;
-const RESET: u8 = 2;
-const COMPLEMENT: u8 = 3;
+/// BTS.
+pub const SET: u8 = 1;
+/// BTR.
+pub const RESET: u8 = 2;
+/// BTC.
+pub const COMPLEMENT: u8 = 3;
 
-fn changed(kind: u8, a: u64, bit: u64) -> u64 {
+/// Returns `a` with the bit changed as the instruction of `kind` does.
+pub fn changed(kind: u8, a: u64, bit: u64) -> u64 {
     match kind {
         SET => a | bit,
         RESET => a & !bit,
@@ -56,15 +60,7 @@ fn bit_of_operand<const KIND: u8, const I: bool>(cpu: &mut Cpu, op: &Op) -> Resu
 /// 8 on the bits of the effective address.
 fn bit_in_memory<const KIND: u8>(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     let bytes = bytes_of(op);
-    let shift = 64 - 8 * bytes;
-    let number = (reg(cpu, op.src, bytes) << shift) as i64 >> shift;
-    let bits = i64::from(bytes) * 8;
-    let segment = op.imm as usize & 7;
-    let base = if cpu.mode.is_64bit() && !matches!(segment, FS | GS) { 0 } else { cpu.segs[segment].base };
-    let offset = op.addr(cpu).wrapping_sub(base).wrapping_add((number.div_euclid(bits) * i64::from(bytes)) as u64);
-    let addr = base.wrapping_add(offset & u64::MAX >> (64 - (op.imm >> 8)));
-    let addr = if cpu.mode.is_64bit() { addr } else { addr & 0xffff_ffff };
-    let number = number.rem_euclid(bits);
+    let (addr, number) = far_bit(cpu, op);
     if KIND != TEST {
         mmu::probe_update(cpu, addr, u64::from(bytes))?;
     }
@@ -74,6 +70,21 @@ fn bit_in_memory<const KIND: u8>(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
     }
     change_flag(cpu, rflags::CF, a >> number & 1 != 0);
     Ok(())
+}
+
+/// Returns where the bit of a bit instruction with its number in a register is: the linear address of the operand that
+/// holds it, and its number there.
+pub fn far_bit(cpu: &Cpu, op: &Op) -> (u64, u32) {
+    let bytes = bytes_of(op);
+    let shift = 64 - 8 * bytes;
+    let number = (reg(cpu, op.src, bytes) << shift) as i64 >> shift;
+    let bits = i64::from(bytes) * 8;
+    let segment = op.imm as usize & 7;
+    let base = if cpu.mode.is_64bit() && !matches!(segment, FS | GS) { 0 } else { cpu.segs[segment].base };
+    let offset = op.addr(cpu).wrapping_sub(base).wrapping_add((number.div_euclid(bits) * i64::from(bytes)) as u64);
+    let addr = base.wrapping_add(offset & u64::MAX >> (64 - (op.imm >> 8)));
+    let addr = if cpu.mode.is_64bit() { addr } else { addr & 0xffff_ffff };
+    (addr, number.rem_euclid(bits) as u32)
 }
 
 // Source in `dst` (or memory), destination register in `src`: the operands of `called_rm` swapped.

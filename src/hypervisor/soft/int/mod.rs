@@ -9,6 +9,7 @@
 //! | `alu` | the other hot handlers of moves and arithmetic |
 //! | `shift` | shifts and rotations |
 //! | `multiply` | MUL, DIV |
+//! | `locked` | locked instructions of vCPUs that run at the same time |
 //! | `bits` | bit tests and scans, exchanges |
 //! | `pair` | two simple instructions in one step |
 //! | `stack` | PUSH, POP, frames |
@@ -22,6 +23,7 @@ pub mod bits;
 pub mod branch;
 pub mod half;
 pub mod legacy;
+pub mod locked;
 pub mod multiply;
 pub mod operand;
 pub mod pair;
@@ -47,6 +49,9 @@ use crate::hypervisor::soft::op::{called_op, leaving_op};
 
 /// Lowers an instruction of this family. Returns `None` when it is not one.
 pub fn lower(insn: &Instruction, b: &mut Builder) -> Option<Flow> {
+    if b.parallel && locked::is_locked(insn) {
+        return locked::lower(insn, b);
+    }
     match insn.mnemonic() {
         M::Mov if !operand::is_general(insn) => None,
         M::Mov => mov(insn, b),

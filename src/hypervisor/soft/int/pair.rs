@@ -214,8 +214,9 @@ mod tests {
 
     fn kind(code: &[u8], quiet: bool) -> Option<Kind> {
         let insn = Decoder::with_ip(64, code, 0, DecoderOptions::NONE).decode();
-        let mut b = crate::hypervisor::soft::lower::decode_block(code, 0, crate::hypervisor::soft::lower::Mode(1), 0, false)
-            .expect("a whole instruction");
+        let mut b =
+            crate::hypervisor::soft::lower::decode_block(code, 0, crate::hypervisor::soft::lower::Mode(1), 0, false, false)
+                .expect("a whole instruction");
         kind_of(&insn, &b.ops.swap_remove(0), quiet)
     }
 

@@ -144,7 +144,7 @@ fn new_cpu() -> Box<Cpu> {
 
 /// Creates a builder at one instruction.
 fn builder(mode: u32) -> Builder {
-    let mut b = decode_block(&[0x90], 0, Mode(mode | Mode::STEP), 0, false).expect("NOP is one byte");
+    let mut b = decode_block(&[0x90], 0, Mode(mode | Mode::STEP), 0, false, false).expect("NOP is one byte");
     b.mode = Mode(mode);
     b.ops.clear();
     b

@@ -35,7 +35,7 @@ fn machine(probe: &Arc<Probe>, bytes: &[u8], program: &[u8]) -> VcpuSetup {
 
 /// Runs the machine. Returns what it wrote to port 0xe9, its other writes, and the exit.
 fn run(probe: &Probe, setup: VcpuSetup) -> (String, Vec<(u64, u8, u64)>, MachineExit) {
-    let exit = SoftBackend::new(setup).run();
+    let exit = SoftBackend::new(setup, false).unwrap().run();
     let (said, others): (Vec<_>, Vec<_>) = probe.writes().into_iter().partition(|write| write.0 == 0xe9);
     (said.iter().map(|write| write.2 as u8 as char).collect(), others, exit)
 }
@@ -95,7 +95,7 @@ fn a_copy_that_follows_the_log_of_a_running_guest_is_its_memory_in_the_end() {
     let program = [0xbb, 0x00, 0x10, 0xff, 0x07, 0x81, 0xc3, 0x00, 0x10, 0x81, 0xfb, 0x00, 0x80, 0x72, 0xf4, 0xeb, 0xef];
     let setup = machine(&probe, &[], &program);
     let (memory, attention) = (setup.memory.clone(), setup.attention.clone());
-    let runner = std::thread::spawn(move || SoftBackend::new(setup).run());
+    let runner = std::thread::spawn(move || SoftBackend::new(setup, false).unwrap().run());
     let mut copy = vec![0u8; 0x9000];
     let mut follow = |dirty: Vec<(GuestAddr, u64)>| {
         for (base, len) in dirty {

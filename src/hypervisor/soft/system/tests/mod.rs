@@ -6,6 +6,7 @@ mod delivery;
 mod identity;
 mod memory;
 mod paging;
+mod parallel;
 mod programs;
 mod stepping;
 mod tasks;
@@ -136,8 +137,11 @@ impl LocalApics for Probe {
     fn set_cr8(&self, _: usize, value: u8) {
         self.cr8.store(u64::from(value), Ordering::Relaxed);
     }
-    fn take_event(&self, _: usize, interrupts: bool, _: bool) -> Option<VcpuEvent> {
+    fn take_event(&self, vcpu: usize, interrupts: bool, _: bool) -> Option<VcpuEvent> {
         let mut events = self.events.lock().unwrap();
+        if vcpu == 0 && matches!(events.first(), Some(VcpuEvent::Sipi(_))) {
+            return None;
+        }
         let taken = interrupts || matches!(events.first(), Some(VcpuEvent::Init | VcpuEvent::Sipi(_)));
         if taken && !events.is_empty() { Some(events.remove(0)) } else { None }
     }
@@ -175,7 +179,7 @@ fn bench() -> Bench {
     let probe = Probe::new();
     let setup = setup(&probe, BootState::Reset);
     let mut cpu = Cpu::new(&setup, 0);
-    let mut cache = BlockCache::new(setup.memory.clone());
+    let mut cache = BlockCache::new(setup.memory.clone(), None);
     cpu.blocks = &mut *cache;
     reset(&mut cpu, true);
     Bench { cpu, mem: setup.memory, probe, _cache: cache }

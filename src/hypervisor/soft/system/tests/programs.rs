@@ -31,7 +31,7 @@ fn run_from(program: &[u8], boot: BootState) -> (String, MachineExit) {
             attention.stop(MachineExit::Error);
         }
     });
-    let exit = SoftBackend::new(setup).run();
+    let exit = SoftBackend::new(setup, false).unwrap().run();
     watchdog.join().unwrap();
     let said = probe.writes().iter().filter(|w| w.0 == 0xe9).map(|w| w.2 as u8 as char).collect();
     (said, exit)

@@ -79,7 +79,7 @@ fn run_saved(b: &Bench, states: &[Section]) {
         device_windows: Vec::new(),
         manual_clock: None,
     };
-    let mut backend = SoftBackend::new(setup);
+    let mut backend = SoftBackend::new(setup, false).unwrap();
     backend.load(states).unwrap();
     let watchdog = std::thread::spawn(move || {
         for _ in 0..1000 {
