@@ -28,7 +28,7 @@ use vmctl::testing::devices::net::Nic;
 use vmctl::testing::devices::pci::{PciDevice, PciRoot, Window, Windows};
 use vmctl::testing::devices::serial::CharBackend;
 use vmctl::testing::devices::virtio::blk::{Blk, BlkOptions};
-use vmctl::testing::devices::virtio::console::Console;
+use vmctl::testing::devices::virtio::console::{Console, control_message};
 use vmctl::testing::devices::virtio::mock::{Desc, MockDriver, PciDriver};
 use vmctl::testing::devices::virtio::net::Net;
 use vmctl::testing::devices::virtio::queue::{Chain, MAX_INDIRECT, Queue};
@@ -361,18 +361,32 @@ impl FarEnd for NetEnd {
     }
 }
 
-struct LineEnd(Line);
+/// A console, with a named port behind it or not.
+struct LineEnd {
+    line: Line,
+    named: bool,
+}
 
 impl FarEnd for LineEnd {
     fn device(&self, _: &GuestMemory) -> Box<dyn VirtioDevice> {
-        Box::new(Console::new(Box::new(self.0.clone())))
+        let line = || Box::new(self.line.clone()) as Box<dyn CharBackend>;
+        let named = if self.named { vec![("org.qemu.guest_agent.0".to_owned(), line())] } else { Vec::new() };
+        Box::new(Console::with_ports(Some(line()), named))
     }
     fn happen(&mut self, bytes: &mut Bytes) {
-        *self.0.room.lock().expect("not poisoned") = usize::from(bytes.word());
-        *self.0.input.lock().expect("not poisoned") = usize::from(bytes.word());
+        *self.line.room.lock().expect("not poisoned") = usize::from(bytes.word());
+        *self.line.input.lock().expect("not poisoned") = usize::from(bytes.word());
     }
     fn release(&mut self) {
-        *self.0.room.lock().expect("not poisoned") = usize::MAX;
+        *self.line.room.lock().expect("not poisoned") = usize::MAX;
+    }
+    fn request(&self, mem: &GuestMemory, bytes: &mut Bytes) -> Vec<Desc> {
+        let message = control_message(u32::from(bytes.byte() % 4), u16::from(bytes.byte() % 9), u16::from(bytes.byte() % 3));
+        mem.write(GuestAddr(DATA), &message).expect("it is memory");
+        match bytes.byte() % 2 {
+            0 => vec![Desc::readable(DATA, u32::from(bytes.byte() % 10))],
+            _ => vec![Desc::writable(DATA + 0x1000, u32::from(bytes.byte()))],
+        }
     }
 }
 
@@ -500,7 +514,8 @@ pub fn virtio_rng(data: &[u8]) {
 
 /// The console through its transport.
 pub fn virtio_console(data: &[u8]) {
-    drive(&mut LineEnd(Line::default()), data);
+    let named = data.first().is_some_and(|b| b % 2 == 0);
+    drive(&mut LineEnd { line: Line::default(), named }, data);
 }
 
 /// The PCI root with all virtio functions behind it: configuration ports, ECAM, and the windows of the BARs.
@@ -511,8 +526,12 @@ pub fn pci(data: &[u8]) {
         io: Window { base: 0x6000, len: 0x1000 },
     };
     let (mem, probe) = (guest_memory(), IrqProbe::new());
-    let ends: [&dyn FarEnd; 4] =
-        [&DiskEnd { handle: Mutex::default(), read_only: false }, &NetEnd(Wire::default()), &LineEnd(Line::default()), &NoEnd];
+    let ends: [&dyn FarEnd; 4] = [
+        &DiskEnd { handle: Mutex::default(), read_only: false },
+        &NetEnd(Wire::default()),
+        &LineEnd { line: Line::default(), named: true },
+        &NoEnd,
+    ];
     let build = || {
         let mut root = PciRoot::new(windows, Attention::new(1));
         for (slot, end) in ends.iter().enumerate() {

@@ -109,7 +109,7 @@ pub mod devices {
             pub use crate::devices::virtio::blk::{Blk, BlkOptions};
         }
         pub mod console {
-            pub use crate::devices::virtio::console::Console;
+            pub use crate::devices::virtio::console::{Console, control_message};
         }
         pub mod mock {
             pub use crate::devices::virtio::mock::{Desc, MockDriver, PciDriver};
@@ -293,17 +293,19 @@ pub mod machine {
     pub mod assembly {
         use crate::devices::net::user::{Outside, sockets::OwnSockets};
         use crate::hypervisor::{backend::Needs, backends};
-        use crate::machine::{assembly::assemble, opened::Opened, spec::VmmSpec};
+        use crate::machine::{assembly::Streams, assembly::assemble, opened::Opened, spec::VmmSpec};
         use std::{os::unix::net::UnixStream, sync::Arc};
 
         /// Assembles the machine of `spec` and drops it. The error is for a test's message.
         pub fn assembles(spec: &VmmSpec) -> Result<(), String> {
             let (console, _other) = UnixStream::pair().expect("a pair");
+            let (agent, _its_other) = UnixStream::pair().expect("a pair");
+            let streams = Streams { console, agent: spec.agent_port.as_ref().map(|_| agent) };
             let outside = Outside { sockets: Arc::new(OwnSockets), on_open: Arc::new(|_| ()), on_note: Arc::new(|_: &str| ()) };
             let opened = Opened::open(spec, &*outside.sockets).map_err(|error| format!("{error:?}"))?;
             let needs = Needs { topology: spec.cpus, deterministic: spec.deterministic };
             let mut backend = backends::open(Some("soft"), &needs, &|_| ()).map_err(|error| format!("{error:?}"))?;
-            assemble(spec, opened, console, &outside, &mut *backend).map(drop).map_err(|error| format!("{error:?}"))
+            assemble(spec, opened, streams, &outside, &mut *backend).map(drop).map_err(|error| format!("{error:?}"))
         }
     }
     pub mod interrupts {
@@ -340,7 +342,8 @@ pub mod machine {
     }
     pub mod spec {
         pub use crate::machine::spec::{
-            CONNECTOR_FD, CONSOLE_FD, CONTROL_FD, DEVICE_SLOTS, EngineCommand, EngineEvent, LoaderSpec, SERVICES_FD, VmmSpec,
+            AGENT_FD, CONNECTOR_FD, CONSOLE_FD, CONTROL_FD, DEVICE_SLOTS, EngineCommand, EngineEvent, LoaderSpec, SERVICES_FD,
+            VmmSpec,
         };
     }
 }

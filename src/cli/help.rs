@@ -22,6 +22,7 @@ const GROUPS: &[(&str, &[&str])] = &[
             "show",
             "run",
             "wait",
+            "exec",
             "events",
             "top",
             "metrics",

@@ -11,6 +11,7 @@ use super::progress::size_words;
 use super::selection::CommandContext;
 use super::{App, ExitStatus, Failure, Guests, Outcome};
 use crate::config::{DeviceKey, EngineKind};
+use crate::guest::agent::commands::AgentInterface;
 use crate::guest::definition::Definition;
 use crate::guest::figures::counters;
 use crate::guest::overview::{Observer, Overview};
@@ -38,6 +39,10 @@ struct Info {
     boots: u64,
     disks: Vec<DiskInfo>,
     nics: Vec<NicInfo>,
+    /// The guest's interfaces, as its agent tells them.
+    interfaces: Vec<AgentInterface>,
+    /// Whether its agent has answered in this boot; `null` while it does not run.
+    agent: Option<bool>,
     forwards: Vec<String>,
     resident_bytes: Option<u64>,
     cpu_seconds: Option<f64>,
@@ -156,6 +161,8 @@ fn gather(guest: &GuestDir, context: &CommandContext) -> Result<Info, Failure> {
         boots: state.boots,
         disks: disks.collect(),
         nics: nics.collect(),
+        interfaces: state.run.as_ref().filter(|_| running).map(|run| run.interfaces.clone()).unwrap_or_default(),
+        agent: state.run.as_ref().filter(|_| running).map(|run| run.agent),
         forwards: state.run.as_ref().filter(|_| overview.pid.is_some()).map(|run| run.forwards.clone()).unwrap_or_default(),
         resident_bytes: usage.map(|(bytes, _)| bytes),
         cpu_seconds: usage.map(|(_, time)| time.as_secs_f64()),
@@ -242,6 +249,11 @@ fn text(info: &Info, with_counters: bool, columns: Option<usize>) -> String {
     for nic in &info.nics {
         let address = nic.address.as_ref().map(|address| format!(", {address}")).unwrap_or_default();
         line("nic", format!("{}: {}{address}{}", nic.id, nic.mac.as_deref().unwrap_or("no address yet"), nic.boot.words()));
+    }
+    for interface in &info.interfaces {
+        let addresses: Vec<String> = interface.addresses.iter().map(ToString::to_string).collect();
+        let mac = interface.mac.as_ref().map(|mac| format!(" ({mac})")).unwrap_or_default();
+        line("in the guest", format!("{}{mac}: {}", interface.name, addresses.join(", ")));
     }
     for forward in &info.forwards {
         line("forward", forward.clone());

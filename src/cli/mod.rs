@@ -27,6 +27,7 @@ mod edit;
 mod entries;
 mod escape;
 mod events;
+mod exec;
 mod fetch;
 mod forward;
 mod graph;
@@ -167,8 +168,9 @@ enum Verb {
     Metrics(metrics::Args),
     Logs(logs::Args),
     Console(console::Args),
-    #[command(aliases = ["shell", "exec"])]
+    #[command(alias = "shell")]
     Ssh(ssh::Args),
+    Exec(exec::Args),
     Cp(cp::Args),
     SshConfig(ssh_config::Args),
     Disk(disk::Args),
@@ -378,6 +380,7 @@ fn run(cli: Cli) -> ExitCode {
         Verb::Logs(args) => args.run(&app),
         Verb::Console(args) => args.run(&app),
         Verb::Ssh(args) => args.run(&app),
+        Verb::Exec(args) => args.run(&app),
         Verb::Cp(args) => args.run(&app),
         Verb::SshConfig(args) => args.run(&app),
         Verb::Disk(args) => args.run(&app),

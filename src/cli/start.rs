@@ -185,14 +185,26 @@ pub fn wait_ready(
     let what = config.as_ref().map_or_else(|| "waiting until it is ready".into(), awaited);
     let limit = timeout.or(config.as_ref().map(|config| config.ready.timeout));
     let _shown = app.ui.wait(booting(guest, what, limit));
-    ask_ready(guest, timeout, false)?;
+    ask_ready(guest, timeout, Milestone::Ready)?;
     Ok(config)
 }
 
-/// Asks the supervisor for the answer that its guest is ready, or that its console has asked for a `login`.
-pub fn ask_ready(guest: &GuestDir, timeout: Option<Duration>, login: bool) -> Result<(), Failure> {
+/// A point of a boot that a supervisor tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Milestone {
+    /// The guest is ready.
+    Ready,
+    /// Its console has asked for a login.
+    Login,
+    /// Its agent has answered.
+    Agent,
+}
+
+/// Asks the supervisor for the answer that its guest has got this far.
+pub fn ask_ready(guest: &GuestDir, timeout: Option<Duration>, milestone: Milestone) -> Result<(), Failure> {
     let timeout_ms = timeout.map(|timeout| timeout.as_millis() as u64);
-    match launcher::ask_once(guest, Request::WaitReady { timeout_ms, login })? {
+    let (login, agent) = (milestone == Milestone::Login, milestone == Milestone::Agent);
+    match launcher::ask_once(guest, Request::WaitReady { timeout_ms, login, agent })? {
         Reply::Ready => Ok(()),
         other => Err(Failure::machine(anyhow::anyhow!("the supervisor answered {other:?}"))),
     }
@@ -227,6 +239,7 @@ fn awaited(config: &GuestConfig) -> String {
         Some(ReadyProbe::Console(text)) if text == LOGIN_PROMPT => "for its login prompt".to_owned(),
         Some(ReadyProbe::Console(text)) => format!("for `{}` on its console", text.escape_debug()),
         Some(ReadyProbe::Exec(command)) => format!("for `{}` to succeed", command.join(" ")),
+        Some(ReadyProbe::Agent) => "for its agent".to_owned(),
     };
     format!("waiting {first}{more}")
 }

@@ -28,7 +28,7 @@ pub enum ExitStatus {
     Machine,
     /// 2, of `plan`: there are changes. There, an error of the machine is 1 too.
     Changes,
-    /// Exit code of the engine, which `vmm` and `run` pass on.
+    /// Exit code of the engine, which `vmm` and `run` pass on, or of a command in the guest, which `exec` does.
     Engine(u8),
 }
 
@@ -195,6 +195,16 @@ impl Ui {
             true => self.write(&visible(bytes)),
             false => self.write(bytes),
         }
+    }
+
+    /// Prints what a command in a guest has written to its standard output and to its standard error, each to ours.
+    pub fn of_command(&self, out: &[u8], err: &[u8]) -> Result<(), Failure> {
+        self.bytes(out)?;
+        let written = self.display.aside(|| match self.terminals.0 {
+            true => io::stderr().write_all(&visible(err)),
+            false => io::stderr().write_all(err),
+        });
+        written.map_err(|error| Failure::machine(anyhow::Error::new(error).context("cannot write to standard error")))
     }
 
     fn write(&self, bytes: &[u8]) -> Result<(), Failure> {

@@ -15,9 +15,10 @@ use crate::devices::net::user::sockets::{self, HostServices, OwnSockets, Sockets
 use crate::host::inherited;
 use crate::host::process::{exit_if_aborted, keep_from_children, own_program, raise_descriptor_limit, spawn_tied_apart};
 use crate::hypervisor::backend::MachineExit;
+use crate::machine::assembly::Streams;
 use crate::machine::opened::nic_reach;
 use crate::machine::spec::{
-    ABORTED, CONNECTOR_FD, CONSOLE_FD, CONTROL_FD, FORWARDS_FD, LEASE_FD, NicBackend, NicSpec, OFFERS_FD, SERVICES_FD,
+    ABORTED, AGENT_FD, CONNECTOR_FD, CONSOLE_FD, CONTROL_FD, FORWARDS_FD, LEASE_FD, NicBackend, NicSpec, OFFERS_FD, SERVICES_FD,
     UserNetSpec, VmmSpec,
 };
 use crate::machine::{sandbox, vmm};
@@ -69,6 +70,10 @@ fn machine(spec: &Path) -> Result<u8, String> {
     let (console, control) = (stream("console", CONSOLE_FD)?, stream("control", CONTROL_FD)?);
     keep_from_children(&[CONSOLE_FD, CONTROL_FD, LEASE_FD])
         .map_err(|e| format!("a descriptor of the contract is missing: {e}"))?;
+    let agent = spec.agent_port.as_ref().map(|_| stream("agent", AGENT_FD)).transpose()?;
+    if agent.is_some() {
+        keep_from_children(&[AGENT_FD]).map_err(|e| format!("cannot keep the agent's stream: {e}"))?;
+    }
     // Taken before anything is opened, which could get its number. Without one, no forward is added while the guest runs.
     let forwards = inherited::stream(FORWARDS_FD).ok();
     if forwards.is_some() {
@@ -86,7 +91,7 @@ fn machine(spec: &Path) -> Result<u8, String> {
         }
         false => Arc::new(OwnSockets),
     };
-    Ok(vmm::run(&spec, console, control, &outside))
+    Ok(vmm::run(&spec, Streams { console, agent }, control, &outside))
 }
 
 fn stream(what: &str, fd: i32) -> Result<UnixStream, String> {

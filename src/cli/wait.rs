@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::progress::watch_signals;
 use super::selection::CommandContext;
-use super::start::{ask_ready, booting, is_ready, wait_ready};
+use super::start::{Milestone, ask_ready, booting, is_ready, wait_ready};
 use super::stop::is_running;
 use super::{App, ExitStatus, Failure, Guests, Outcome};
 use crate::guest::control::Request;
@@ -21,8 +21,8 @@ const ATTEMPT: Duration = Duration::from_secs(5);
 
 /// Wait for guests
 ///
-/// Waits until each is ready, as its `[ready]` defines; until it has stopped; until its sshd greets; or until its
-/// console has asked for a login in this boot. If a guest is not running or stops meanwhile, or if the time is over,
+/// Waits until each is ready, as its `[ready]` defines; until it has stopped; until its sshd greets; until its
+/// console has asked for a login in this boot; or until its agent has answered. If a guest is not running or stops meanwhile, or if the time is over,
 /// the exit status is 1.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -47,6 +47,8 @@ enum AwaitedEvent {
     Ssh,
     /// Its console has asked for a login
     Login,
+    /// Its agent has answered
+    Agent,
 }
 
 impl Args {
@@ -63,8 +65,13 @@ impl Args {
                 }
                 AwaitedEvent::Login => {
                     let _shown = shown("waiting for its login prompt");
-                    ask_ready(guest, self.timeout, true)?;
+                    ask_ready(guest, self.timeout, Milestone::Login)?;
                     format!("{name} asks for a login: vmctl console {name}")
+                }
+                AwaitedEvent::Agent => {
+                    let _shown = shown("waiting for its agent");
+                    ask_ready(guest, self.timeout, Milestone::Agent)?;
+                    format!("{name} has an agent: vmctl exec {name} COMMAND")
                 }
                 AwaitedEvent::Ssh => {
                     let _shown = shown("waiting for ssh");

@@ -131,7 +131,8 @@ fn guest(view: &TableReader<'_>, name: &str, engine: EngineKind, problems: &mut 
         boot_order: firmware::boot_order(view, (&disks, &nics, loader), problems),
         disks,
         console: console(&view.table("console"), engine, problems),
-        channels: devices::channels(view, problems),
+        channels: devices::channels(view, engine, problems),
+        agent: view.flag("agent"),
         graphics: devices::graphics(view, loader, problems),
         sound: devices::sound(view, problems),
         inputs: devices::inputs(view, problems),
@@ -144,7 +145,7 @@ fn guest(view: &TableReader<'_>, name: &str, engine: EngineKind, problems: &mut 
         restart: restart(&view.table("restart"), problems),
         stop_timeout: view.duration("stop_timeout"),
         autostart: autostart(&view.table("autostart"), name, problems),
-        ready: ready(&view.table("ready"), &nics, problems),
+        ready: ready(&view.table("ready"), &nics, view.flag("agent"), problems),
         hooks: hooks(view, problems),
         rng: view.table("rng").flag("enabled"),
         cloud_init,
@@ -581,7 +582,7 @@ fn autostart(view: &TableReader<'_>, name: &str, problems: &mut Problems) -> Aut
     }
 }
 
-fn ready(view: &TableReader<'_>, nics: &[NicConfig], problems: &mut Problems) -> ReadyConfig {
+fn ready(view: &TableReader<'_>, nics: &[NicConfig], agent: bool, problems: &mut Problems) -> ReadyConfig {
     let mut probes = Vec::new();
     let address: Option<IpAddr> = view.text("address").and_then(|text| text.parse().ok());
     if let Some(port) = view.small("tcp") {
@@ -611,6 +612,13 @@ fn ready(view: &TableReader<'_>, nics: &[NicConfig], problems: &mut Problems) ->
     }
     if view.node("exec").is_some() {
         probes.push(ReadyProbe::Exec(command(view, "exec", problems)));
+    }
+    if view.flag("agent") {
+        if !agent {
+            let message = "`ready.agent` waits for an agent, and the guest has no port for one";
+            problems.push(Diagnostic::at(view.location_of("agent"), message).hint("add `agent = true` at the top of the file"));
+        }
+        probes.push(ReadyProbe::Agent);
     }
     ReadyConfig { probes, timeout: view.duration("timeout") }
 }

@@ -41,16 +41,26 @@ pub(super) fn com_port(view: &TableReader<'_>, leaf: &str, engine: EngineKind, p
     port
 }
 
-pub(super) fn channels(view: &TableReader<'_>, problems: &mut Problems) -> Vec<Channel> {
+/// Returns the ports of bhyve's virtio console: those of the file, and that of the agent.
+pub(super) fn channels(view: &TableReader<'_>, engine: EngineKind, problems: &mut Problems) -> Vec<Channel> {
     let mut seen = Vec::new();
     let entries = view.entries("channels");
-    if entries.len() > 16 {
-        let message = format!("{} channels are more than the 16 ports of a virtio console", entries.len());
+    let agent = (engine == EngineKind::Bhyve && view.flag("agent")).then(|| Channel { id: AGENT_PORT.into(), path: None });
+    if entries.len() + agent.iter().count() > 16 {
+        let with = if agent.is_some() { " and the agent's" } else { "" };
+        let message = format!("{} channels{with} are more than the 16 ports of a virtio console", entries.len());
         problems.push(Diagnostic::at(view.location_of("channels"), message));
     }
     let channel =
         |entry: &TableReader<'_>| Channel { id: entry_id(entry, "channels", &mut seen, problems), path: entry.path("path") };
-    entries.iter().map(channel).collect()
+    let channels: Vec<Channel> = entries.iter().map(channel).collect();
+    if agent.is_some()
+        && let Some(at) = channels.iter().position(|channel| channel.id == AGENT_PORT)
+    {
+        let message = format!("the channel `{AGENT_PORT}` is that of `agent = true`");
+        problems.push(Diagnostic::at(entries[at].location_of("id"), message).hint("remove one of the two"));
+    }
+    channels.into_iter().chain(agent).collect()
 }
 
 pub(super) fn graphics(view: &TableReader<'_>, loader: LoaderKind, problems: &mut Problems) -> Option<Graphics> {

@@ -77,8 +77,10 @@ pub struct GuestConfig {
     pub nics: Vec<NicConfig>,
     /// Serial lines and their log.
     pub console: ConsoleConfig,
-    /// Ports of the virtio console; at most 16.
+    /// Ports of bhyve's virtio console, that of the agent among them; at most 16.
     pub channels: Vec<Channel>,
+    /// Whether the guest has a port for the QEMU guest agent.
+    pub agent: bool,
     /// A screen; only with UEFI.
     pub graphics: Option<Graphics>,
     /// An HD audio device.
@@ -418,8 +420,8 @@ pub const LOGIN_PROMPT: &str = "login:";
 
 impl GuestConfig {
     /// Returns what must have passed for the guest to be ready: its `[ready]`; without one, sshd(8) greets where
-    /// cloud-init lets a user in and a forward leads to it, and else the console asks for a login. A guest without a
-    /// console is ready when it runs.
+    /// cloud-init lets a user in and a forward leads to it; else the console asks for a login, or, without a console, the
+    /// agent answers. A guest with neither is ready when it runs.
     pub fn ready_probes(&self) -> Vec<ReadyProbe> {
         if !self.ready.probes.is_empty() {
             return self.ready.probes.clone();
@@ -430,7 +432,11 @@ impl GuestConfig {
             return vec![ReadyProbe::Ssh(forward.reachable())];
         }
         let speaks = self.console.virtio || self.console.com.contains(&ComPort::Console);
-        if speaks { vec![ReadyProbe::Console(LOGIN_PROMPT.into())] } else { Vec::new() }
+        match (speaks, self.agent) {
+            (true, _) => vec![ReadyProbe::Console(LOGIN_PROMPT.into())],
+            (false, true) => vec![ReadyProbe::Agent],
+            (false, false) => Vec::new(),
+        }
     }
 }
 
@@ -456,6 +462,8 @@ pub enum ReadyProbe {
     Console(String),
     /// This command on the host ends with status 0. `VMCTL_GUEST` holds the name.
     Exec(Vec<String>),
+    /// The guest's agent answers.
+    Agent,
 }
 
 /// A command of the user.

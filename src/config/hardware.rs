@@ -161,6 +161,9 @@ pub struct NetgraphHook {
     pub socket: Option<String>,
 }
 
+/// Name of the port at which qemu-ga(8) answers, unless it is told another one: its `virtio-serial` method's default.
+pub const AGENT_PORT: &str = "org.qemu.guest_agent.0";
+
 /// A port of the virtio console.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Channel {

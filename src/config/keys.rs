@@ -336,7 +336,13 @@ const KEYS: &[Key] = &[
     key("channels", Entries, Bhyve, "Ports of a virtio console, at most 16, each a socket in the guest's directory."),
     key("channels.id", Name, Bhyve, "Its name in the guest. Required."),
     key("channels.path", Path, Bhyve, "The socket, instead of one in the guest's directory."),
-    key("agent", Flag, Later(NOTHING), "Whether the guest runs the QEMU guest agent and gets a channel for it."),
+    with(
+        "agent",
+        Flag,
+        "false",
+        Now,
+        "Whether the guest has a port of a virtio console for the QEMU guest agent, `org.qemu.guest_agent.0`. The agent is a package of the guest's system, `qemu-guest-agent`.",
+    ),
     // Life cycle.
     key("restart", TABLE, Now, "What happens when the guest exits."),
     with("restart.on_reboot", OneOf(ExitAction::ROWS), "\"restart\"", Now, "When it asks for a reboot."),
@@ -376,7 +382,7 @@ const KEYS: &[Key] = &[
         "ready",
         TABLE,
         Now,
-        "When the guest counts as ready: when every probe that is given has passed. Without one, when sshd(8) greets, for a guest with `[cloud-init]` and a forward to port 22; else when its console has shown `login:`.",
+        "When the guest counts as ready: when every probe that is given has passed. Without one, when sshd(8) greets, for a guest with `[cloud-init]` and a forward to port 22; else when its console has shown `login:`; without a console, when its agent answers.",
     ),
     key(
         "ready.tcp",
@@ -392,6 +398,7 @@ const KEYS: &[Key] = &[
         Now,
         "A command on the host that ends with status 0. `VMCTL_GUEST` holds the guest's name.",
     ),
+    with("ready.agent", Flag, "false", Now, "The QEMU guest agent answers. Needs `agent = true`."),
     with("ready.timeout", Duration, "\"5m\"", Now, "How long `start --wait` waits."),
     key("hooks", Entries, Now, "Commands that the supervisor runs; they get a JSON object on standard input."),
     key("hooks.id", Name, Now, "Its name; without it, the event."),

@@ -1,4 +1,4 @@
-//! A console over a stream socket: the back end of COM1 in the engine child.
+//! A console over a stream socket: the back end of COM1, and of a named port, in the engine child.
 //!
 //! Output is put into a bounded buffer, which a thread writes to the stream. It pauses after each write, so that a guest
 //! which writes byte by byte costs a system call for many bytes and not for each. When the buffer is full the device must
@@ -65,12 +65,13 @@ pub struct StreamConsole {
 }
 
 impl StreamConsole {
-    /// Starts a console on `stream`. Input wakes `reader`; a full buffer that has room again wakes `writers`.
-    pub fn new(stream: UnixStream, reader: Waker, writers: Vec<Waker>) -> std::io::Result<StreamConsole> {
+    /// Starts a console on `stream`, with threads called after `name`. Input wakes `reader`; a full buffer that has room
+    /// again wakes `writers`.
+    pub fn new(name: &str, stream: UnixStream, reader: Waker, writers: Vec<Waker>) -> std::io::Result<StreamConsole> {
         let mut source = stream.try_clone()?;
         let input = Arc::new(Input::default());
         let queue = Arc::clone(&input);
-        std::thread::Builder::new().name("console-in".into()).spawn(move || {
+        std::thread::Builder::new().name(format!("{name}-in")).spawn(move || {
             let mut chunk = [0u8; 4096];
             loop {
                 match source.read(&mut chunk) {
@@ -90,7 +91,7 @@ impl StreamConsole {
         })?;
         let output = Arc::new(Output { stream, waiting: Mutex::default(), more: Condvar::new(), written: Condvar::new() });
         let pump = Arc::clone(&output);
-        std::thread::Builder::new().name("console-out".into()).spawn(move || pump_output(&pump, &writers))?;
+        std::thread::Builder::new().name(format!("{name}-out")).spawn(move || pump_output(&pump, &writers))?;
         Ok(StreamConsole { output, input })
     }
 
@@ -172,7 +173,7 @@ mod tests {
     fn pair() -> (StreamConsole, UnixStream, Waker) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let waker = Waker::new(Attention::new(1));
-        (StreamConsole::new(ours, waker.clone(), vec![waker.clone()]).unwrap(), theirs, waker)
+        (StreamConsole::new("console", ours, waker.clone(), vec![waker.clone()]).unwrap(), theirs, waker)
     }
 
     #[test]

@@ -64,6 +64,17 @@ pub enum Request {
         /// For the login prompt of the console, whatever the guest's probes are.
         #[serde(default)]
         login: bool,
+        /// For the guest's agent, whatever the guest's probes are.
+        #[serde(default)]
+        agent: bool,
+    },
+    /// Runs a command in the guest by its agent. The answers are [`Reply::Output`], any number of them, and then
+    /// [`Reply::Executed`].
+    Execute {
+        /// Program and arguments.
+        command: Vec<String>,
+        /// Its standard input, in base64.
+        input: Option<String>,
     },
     /// Adds a forward to a user-mode network of the running guest. The answer is [`Reply::Done`].
     AddForward {
@@ -138,6 +149,22 @@ pub enum Reply {
     Stats {
         /// Counters by name.
         counters: BTreeMap<String, u64>,
+    },
+    /// A part of what a command in the guest wrote.
+    Output {
+        /// Whether it is of its standard error.
+        error: bool,
+        /// The bytes.
+        base64: String,
+    },
+    /// A command in the guest has ended.
+    Executed {
+        /// Its exit code, unless a signal ended it.
+        code: Option<i64>,
+        /// The signal that ended it.
+        signal: Option<i64>,
+        /// Whether some of its output is missing, since there was too much of it.
+        truncated: bool,
     },
     /// An event happened.
     Event(Event),

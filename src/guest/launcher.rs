@@ -5,6 +5,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
 use crate::host::process::{look_at, open_log, spawn_detached};
@@ -233,6 +235,52 @@ pub fn ask_once(guest: &GuestDir, request: Request) -> Result<Reply> {
         },
         Heard::Lost | Heard::Late => Err(GuestError::user(format!("`{}` has stopped meanwhile", guest.name()))
             .hint(format!("`vmctl events {}` says why", guest.name()))),
+    }
+}
+
+/// The end of a command in a guest.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct InGuest {
+    /// Its exit code, unless a signal ended it.
+    pub code: Option<i64>,
+    /// The signal that ended it.
+    pub signal: Option<i64>,
+    /// Its standard output.
+    pub out: Vec<u8>,
+    /// Its standard error.
+    pub err: Vec<u8>,
+    /// Whether some of its output is missing.
+    pub truncated: bool,
+}
+
+/// Runs a command in a guest by its agent. Returns `None` if it has not ended at `until`; then it goes on.
+pub fn execute(
+    guest: &GuestDir,
+    command: Vec<String>,
+    input: Option<Vec<u8>>,
+    until: Option<Instant>,
+) -> Result<Option<InGuest>> {
+    let input = input.map(|bytes| STANDARD.encode(bytes));
+    let mut client = ask(guest, Request::Execute { command, input })?;
+    let mut end = InGuest::default();
+    loop {
+        match hear(guest, &mut client, until)? {
+            Heard::Reply(Reply::Output { error, base64 }) => {
+                let bytes = STANDARD.decode(base64);
+                let bytes = bytes.map_err(|_| GuestError::host("the supervisor's answer is malformed: it is not base64"))?;
+                if error { &mut end.err } else { &mut end.out }.extend(bytes);
+            }
+            Heard::Reply(Reply::Executed { code, signal, truncated }) => {
+                return Ok(Some(InGuest { code, signal, truncated, ..end }));
+            }
+            Heard::Reply(Reply::Error { message, hint }) => return Err(refused(message, hint)),
+            Heard::Reply(other) => return Err(GuestError::host(format!("the supervisor answered {other:?}"))),
+            Heard::Late => return Ok(None),
+            Heard::Silent | Heard::Lost => {
+                return Err(GuestError::user(format!("`{}` has stopped meanwhile", guest.name()))
+                    .hint(format!("`vmctl events {}` says why", guest.name())));
+            }
+        }
     }
 }
 

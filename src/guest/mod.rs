@@ -1,4 +1,5 @@
 //! The life of a guest: its files, and the processes that run it.
+pub mod agent; // the QEMU guest agent
 pub mod autostart; // order in which guests start and stop
 pub mod change; // adding and removing disks, interfaces and media of a guest file
 pub mod clone; // a guest that is a copy of another

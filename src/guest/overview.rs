@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::definition::{Definition, Surroundings};
 use super::error::GuestError;
-use super::state::{GuestState, LastExit, SUMMARY_FORM, Stamp, Summary};
+use super::state::{GuestState, LastExit, RunState, SUMMARY_FORM, Stamp, Summary};
 use super::store::{GuestDir, Status};
 use crate::config::Diagnostics;
 
@@ -38,7 +38,7 @@ pub struct Overview {
     pub uuid: String,
     /// Address at which ssh(1) reaches it from the host, while it runs.
     pub ssh: Option<String>,
-    /// Addresses of its interfaces that are known, while it runs.
+    /// Addresses of its interfaces that are known, while it runs: as its agent tells them, or as DHCP gives them.
     pub addresses: Vec<String>,
     /// Address of the VNC screen: `ADDRESS:PORT`, or `unix:PATH`.
     pub screen: Option<String>,
@@ -120,7 +120,7 @@ impl<'a> Observer<'a> {
             protected: summary.as_ref().is_some_and(|summary| summary.protected),
             uuid: machine.map_or(own_uuid, |machine| machine.uuid.clone()),
             ssh: machine.and_then(|machine| machine.ssh.clone()),
-            addresses: machine.iter().flat_map(|machine| &machine.nics).filter_map(|nic| nic.address.clone()).collect(),
+            addresses: addresses(run),
             screen: run.and_then(|run| run.screen.clone()),
             medium: run.and_then(|run| run.medium.clone()),
             pid: run.map(|run| run.pid),
@@ -166,6 +166,16 @@ impl<'a> Observer<'a> {
                 stamp
             }
         }
+    }
+}
+
+/// Returns the addresses of a guest that runs. What its agent has told has priority over what DHCP would give.
+fn addresses(run: Option<&RunState>) -> Vec<String> {
+    let Some(run) = run else { return Vec::new() };
+    let told: Vec<String> = run.interfaces.iter().flat_map(|interface| &interface.addresses).map(ToString::to_string).collect();
+    match told.is_empty() {
+        true => run.machine.iter().flat_map(|machine| &machine.nics).filter_map(|nic| nic.address.clone()).collect(),
+        false => told,
     }
 }
 

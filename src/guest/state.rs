@@ -11,6 +11,7 @@ use crate::host::files::{replace, write_atomically};
 use crate::host::process::boot_id;
 use crate::machine::spec::DEVICE_SLOTS;
 
+use super::agent::commands::AgentInterface;
 use super::error::{GuestError, Result};
 use super::identity;
 use super::provision::disk_path;
@@ -144,6 +145,12 @@ pub struct RunState {
     pub confined: Option<Confined>,
     /// Whether all probes have passed.
     pub ready: bool,
+    /// Whether the guest's agent has answered in this boot.
+    #[serde(default)]
+    pub agent: bool,
+    /// The guest's interfaces, as its agent tells them.
+    #[serde(default)]
+    pub interfaces: Vec<AgentInterface>,
     /// Hash of the configuration (with everything that it builds on) at this boot.
     pub config_hash: String,
     /// Number of restarts since the supervisor took the guest.
@@ -332,6 +339,8 @@ impl RunState {
             backend: None,
             confined: None,
             ready: false,
+            agent: false,
+            interfaces: Vec::new(),
             config_hash,
             restarts: 0,
             forwards: Vec::new(),
@@ -521,6 +530,8 @@ mod tests {
             backend: None,
             confined: None,
             ready: false,
+            agent: false,
+            interfaces: Vec::new(),
             config_hash: String::new(),
             restarts: 0,
             forwards: Vec::new(),

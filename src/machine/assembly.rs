@@ -28,7 +28,7 @@ use crate::devices::pit::Pit;
 use crate::devices::pm::{Pm, PowerButton};
 use crate::devices::ps2::Ps2;
 use crate::devices::rtc::Rtc;
-use crate::devices::serial::Serial;
+use crate::devices::serial::{CharBackend, Serial};
 use crate::devices::stream::StreamConsole;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::{blk, console, net, rng, transport::VirtioPci};
@@ -228,7 +228,7 @@ impl Machine {
     /// Prints a message on the console, where the user of a boot menu sees it.
     pub fn say(&self, text: &str) {
         let mut console = self.console.clone();
-        crate::devices::serial::CharBackend::write(&mut console, text.as_bytes());
+        CharBackend::write(&mut console, text.as_bytes());
     }
 
     /// Returns the parameters of a back end, once the guest is loaded.
@@ -296,12 +296,20 @@ impl Resources {
     }
 }
 
+/// The streams of one machine.
+pub struct Streams {
+    /// Carries COM1.
+    pub console: UnixStream,
+    /// Carries the agent's port, in a machine with one.
+    pub agent: Option<UnixStream>,
+}
+
 /// Builds the machine of `spec` from what is open: wires the board, starts its threads, loads the guest. `outside` makes
 /// the sockets of user-mode networks. `backend` will run the vCPUs.
 pub fn assemble(
     spec: &VmmSpec,
     opened: Opened,
-    console: UnixStream,
+    streams: Streams,
     outside: &user::Outside,
     backend: &mut dyn OpenBackend,
 ) -> Result<Machine, AssemblyError> {
@@ -325,10 +333,10 @@ pub fn assemble(
     };
     let board = Arc::new(Board::new(Arc::clone(&interrupts), Arc::clone(&attention), Arc::clone(&clock)));
 
-    let console = wire_serial(&board, &resources, spec, console)?;
+    let console = wire_serial(&board, &resources, spec, streams.console)?;
     let power_button = wire_chips(&board, &resources, own.as_ref(), spec)?;
     let Opened { kernel, disks, nics } = opened;
-    let mut devices = wire_pci(&board, &resources, spec, (disks, nics), &console, outside)?;
+    let mut devices = wire_pci(&board, &resources, spec, (disks, nics), (&console, streams.agent), outside)?;
     devices.guest_errors = resources.guest_errors.take();
 
     let shape = acpi::Shape { vcpus, serial: spec.com, pci_devices: LAST_SLOT };
@@ -399,7 +407,7 @@ fn parse_uuid(text: &str) -> Result<[u8; 16], AssemblyError> {
 /// Adds COM1 to COM4: all write to the console stream, and COM1 reads from it.
 fn wire_serial(board: &Board, resources: &Resources, spec: &VmmSpec, stream: UnixStream) -> Result<StreamConsole, AssemblyError> {
     let wakers: Vec<Waker> = layout::SERIAL.iter().map(|_| resources.waker()).collect();
-    let console = StreamConsole::new(stream, wakers[0].clone(), wakers.clone()).map_err(AssemblyError::Console)?;
+    let console = StreamConsole::new("console", stream, wakers[0].clone(), wakers.clone()).map_err(AssemblyError::Console)?;
     for (i, &(port, irq)) in layout::SERIAL.iter().enumerate().filter(|&(i, _)| spec.com[i]) {
         let backend = if i == 0 { console.clone() } else { console.write_only() };
         let errors = resources.errors(format!("com{}", i + 1), format!("COM{}", i + 1));
@@ -469,7 +477,7 @@ fn wire_pci(
     resources: &Resources,
     spec: &VmmSpec,
     (open_disks, open_nics): (OpenDisks, OpenNics),
-    console: &StreamConsole,
+    (console, agent): (&StreamConsole, Option<UnixStream>),
     outside: &user::Outside,
 ) -> Result<Devices, AssemblyError> {
     let window = |(base, len): (u64, u64)| Window { base, len };
@@ -479,11 +487,7 @@ fn wire_pci(
         let errors = resources.errors("rng".into(), "the entropy device".into());
         resources.virtio(&mut root, RNG_SLOT, Box::new(rng::Rng::new()), resources.waker(), errors)?;
     }
-    if spec.virtio_console {
-        let port = console::Console::new(Box::new(console.write_only()));
-        let errors = resources.errors("console".into(), "the virtio console".into());
-        resources.virtio(&mut root, CONSOLE_SLOT, Box::new(port), resources.waker(), errors)?;
-    }
+    wire_console(&mut root, resources, spec, console, agent)?;
     let mut devices = Devices::default();
     for (disk, opened) in spec.disks.iter().zip(open_disks) {
         let (reader, counters) = wire_disk(&mut root, resources, disk, opened)?;
@@ -504,6 +508,31 @@ fn wire_pci(
     ];
     board.add(Box::new(root) as Box<dyn Device>, &wires)?;
     Ok(devices)
+}
+
+/// Adds the virtio console: one that prints on the console stream, the agent's port, or both.
+fn wire_console(
+    root: &mut PciRoot,
+    resources: &Resources,
+    spec: &VmmSpec,
+    console: &StreamConsole,
+    agent: Option<UnixStream>,
+) -> Result<(), AssemblyError> {
+    let waker = resources.waker();
+    let mut ports: Vec<(String, Box<dyn CharBackend>)> = Vec::new();
+    if let Some(name) = &spec.agent_port {
+        let no_stream = || std::io::Error::other("no stream for the agent's port");
+        let stream = agent.ok_or_else(no_stream).map_err(AssemblyError::Console)?;
+        let port = StreamConsole::new("agent", stream, waker.clone(), vec![waker.clone()]).map_err(AssemblyError::Console)?;
+        ports.push((name.clone(), Box::new(port)));
+    }
+    if !spec.virtio_console && ports.is_empty() {
+        return Ok(());
+    }
+    let printed = spec.virtio_console.then(|| Box::new(console.write_only()) as Box<dyn CharBackend>);
+    let device = console::Console::with_ports(printed, ports);
+    let errors = resources.errors("console".into(), "the virtio console".into());
+    Ok(resources.virtio(root, CONSOLE_SLOT, Box::new(device), waker, errors)?)
 }
 
 /// Starts a disk and puts the device in front of it into its slot.
@@ -615,6 +644,7 @@ mod tests {
             rng: false,
             com: [false; 4],
             virtio_console: false,
+            agent_port: None,
             debug_exit_port: None,
             deterministic: false,
             run_as: None,

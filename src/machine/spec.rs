@@ -7,6 +7,7 @@
 //! * [`CONTROL_FD`]: a stream socket of JSON lines, [`EngineEvent`] upwards and [`EngineCommand`] downwards;
 //! * [`FORWARDS_FD`], with a user-mode network: a stream for its connector, on which the supervisor passes the sockets of
 //!   forwards that are added while the guest runs;
+//! * [`AGENT_FD`], with [`VmmSpec::agent_port`]: a stream socket that carries the bytes of this port;
 //! * [`LEASE_FD`]: nothing to read; it holds a file lock that tells the next supervisor that this engine is alive;
 //! * standard error: kept by the supervisor in a bounded log, shown to the user when a start fails.
 //!
@@ -42,6 +43,8 @@ pub const SERVICES_FD: i32 = 4;
 pub const FORWARDS_FD: i32 = 6;
 /// The same in the connector.
 pub const OFFERS_FD: i32 = 5;
+/// The descriptor of the agent's stream in the engine.
+pub const AGENT_FD: i32 = 7;
 /// The port at which a user-mode network serves [`UserNetSpec::answers`].
 pub use crate::devices::net::user::ANSWERS_PORT;
 /// The longest line that either side accepts on the control stream, in bytes.
@@ -77,6 +80,9 @@ pub struct VmmSpec {
     pub com: [bool; 4],
     /// Whether there is a virtio console besides COM1, on the same console stream.
     pub virtio_console: bool,
+    /// Name of a port of a virtio console for the guest's agent, if it has one.
+    #[serde(default)]
+    pub agent_port: Option<String>,
     /// The port of QEMU's isa-debug-exit device, if the guest file asks for it.
     pub debug_exit_port: Option<u16>,
     /// Whether guest time is counted in instructions and no entropy comes from the host, so that runs are repeatable.
@@ -449,6 +455,7 @@ mod tests {
             rng: true,
             com: [true, false, false, false],
             virtio_console: false,
+            agent_port: Some("agent".into()),
             debug_exit_port: Some(0xf4),
             deterministic: false,
             run_as: Some(1_900_000_000),

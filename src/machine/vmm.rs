@@ -10,7 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::assembly::{self, Machine};
+use super::assembly::{self, Machine, Streams};
 use super::loader::grub::{GrubError, Halt};
 use super::opened::{self, Opened};
 use super::sandbox;
@@ -76,14 +76,14 @@ impl Reporter {
 
 /// Runs the machine of `spec` to its end and returns the process's exit code.
 ///
-/// `console` carries COM1, `control` the events and commands of [`super::spec`]; `outside` makes the sockets of a
+/// `control` carries the events and commands of [`super::spec`]; `outside` makes the sockets of a
 /// user-mode network, which this process must not make any more once the guest runs.
-pub fn run(spec: &VmmSpec, console: UnixStream, control: UnixStream, outside: &Arc<dyn Sockets>) -> u8 {
+pub fn run(spec: &VmmSpec, streams: Streams, control: UnixStream, outside: &Arc<dyn Sockets>) -> u8 {
     let reader = control.try_clone();
     let reporter = Reporter(Arc::new(Mutex::new(control)));
     let outcome = reader
         .map_err(|source| StartError::Host { action: "share the control stream", source })
-        .and_then(|reader| boot(spec, console, reader, &reporter, outside));
+        .and_then(|reader| boot(spec, streams, reader, &reporter, outside));
     let exit = outcome.unwrap_or_else(|error| {
         let message = error_chain(&error);
         eprintln!("vmctl vmm: {message}");
@@ -109,7 +109,7 @@ fn error_chain(error: &dyn std::error::Error) -> String {
 
 fn boot(
     spec: &VmmSpec,
-    console: UnixStream,
+    streams: Streams,
     control: UnixStream,
     reporter: &Reporter,
     outside: &Arc<dyn Sockets>,
@@ -130,7 +130,7 @@ fn boot(
     }
     reporter.send(&EngineEvent::Confined { by: confinement.held, without: confinement.missing });
     let outside = Outside { sockets: Arc::clone(outside), on_open, on_note };
-    let mut machine = assembly::assemble(spec, opened, console, &outside, &mut *backend)?;
+    let mut machine = assembly::assemble(spec, opened, streams, &outside, &mut *backend)?;
     listen(control, &machine, reporter)?;
     // The guest's own file systems are read inside the sandbox. Without a boot configuration the start fails.
     let menu = machine.boot_menu()?;

@@ -379,6 +379,7 @@ const MACHINE: &[&str] = &[
     "cpus",
     "memory",
     "console",
+    "agent",
     "restart",
     "stop_timeout",
     "autostart",

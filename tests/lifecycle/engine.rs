@@ -5,7 +5,8 @@
 //! `error:TEXT` fails before the guest runs; `die:N` ends with N before it; then the guest runs, and: `say:TEXT`,
 //! `spam:KIB`, `disks` (says which there are), `debug:VALUE`, `exit:N`, `signal:N`, `sleep:MS`; without an end, it waits for commands. `deaf` ignores the
 //! power button, `late:N` all but the Nth press of it, `stuck` ignores everything; `no-acpi` has no power button and says so
-//! when it is powered off, and `brittle` ends at the first press as bhyve does; `refuses` takes no forwards; `echo` answers what is typed with `<` and `>` around it. `slow` takes its time with it. `_`
+//! when it is powered off, and `brittle` ends at the first press as bhyve does; `refuses` takes no forwards;
+//! `agent`, `agent:lies`, `agent:floods` and `agent:silent` are agents of the guest (see [`agent`]); `echo` answers what is typed with `<` and `>` around it. `slow` takes its time with it. `_`
 //! is a space.
 #![allow(unsafe_code)]
 
@@ -14,7 +15,7 @@ use std::os::fd::FromRawFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use vmctl::testing::machine::spec::{CONSOLE_FD, CONTROL_FD, EngineCommand, EngineEvent, LoaderSpec, VmmSpec};
+use vmctl::testing::machine::spec::{AGENT_FD, CONSOLE_FD, CONTROL_FD, EngineCommand, EngineEvent, LoaderSpec, VmmSpec};
 
 /// Set for the process that plays the engine.
 pub const PART: &str = "VMCTL_TEST_ENGINE";
@@ -50,7 +51,9 @@ fn play() -> i32 {
     let mut running = false;
     for word in &words {
         let (verb, value) = word.split_once(':').unwrap_or((word, ""));
-        if !running && !["error", "die", "deaf", "late", "no-acpi", "brittle", "stuck", "echo", "slow", "refuses"].contains(&verb)
+        if !running
+            && !["error", "die", "deaf", "late", "no-acpi", "brittle", "stuck", "echo", "slow", "refuses", "agent"]
+                .contains(&verb)
         {
             send(EngineEvent::Running { backend: "fake".into() });
             running = true;
@@ -96,6 +99,10 @@ fn play() -> i32 {
         send(EngineEvent::Running { backend: "fake".into() });
     }
     let has = |word: &str| words.iter().any(|other| other == word);
+    if let Some(kind) = words.iter().find_map(|word| word.strip_prefix("agent")) {
+        let (kind, console) = (kind.trim_start_matches(':').to_owned(), console.try_clone().expect("cloned"));
+        std::thread::spawn(move || agent(&kind, console));
+    }
     if has("echo") {
         let (mut line, slow) = (console.try_clone().expect("cloned"), has("slow"));
         std::thread::spawn(move || {
@@ -121,6 +128,78 @@ fn play() -> i32 {
         late,
     };
     obey(control, console, ears)
+}
+
+/// The guest's agent: `echo WORDS`, `cat`, `warn`, `crash`, `flood` and `stay` are the programs of its guest.
+fn agent(kind: &str, mut console: UnixStream) {
+    use base64::Engine;
+    use base64::engine::general_purpose::STANDARD;
+    use std::io::BufRead;
+    // SAFETY: the supervisor hands in this descriptor to an engine whose guest has an agent, and nothing else uses it.
+    let stream = unsafe { UnixStream::from_raw_fd(AGENT_FD) };
+    let mut ends: Vec<serde_json::Value> = Vec::new();
+    for line in std::io::BufReader::new(stream.try_clone().expect("cloned")).split(b'\n').map_while(Result::ok) {
+        let text: Vec<u8> = line.into_iter().filter(|byte| *byte != 0xff).collect();
+        let request: serde_json::Value = serde_json::from_slice(&text).expect("a request");
+        let arguments = &request["arguments"];
+        let command = request["execute"].as_str().expect("a command");
+        let answer = match (kind, command) {
+            ("silent", _) => continue,
+            ("floods", _) => {
+                while (&stream).write_all(&[b'x'; 4096]).is_ok() {}
+                return;
+            }
+            (_, "guest-sync-delimited") => {
+                (&stream).write_all(&[0xff]).expect("the supervisor listens");
+                return_of(arguments["id"].clone())
+            }
+            ("lies", _) => serde_json::json!(["lies"]),
+            (_, "guest-network-get-interfaces") => return_of(serde_json::json!([
+                { "name": "lo", "ip-addresses": [{ "ip-address": "127.0.0.1", "ip-address-type": "ipv4", "prefix": 8 }] },
+                { "name": "eth0", "hardware-address": "52:54:00:AA:BB:CC", "ip-addresses": [
+                    { "ip-address": "192.0.2.7", "ip-address-type": "ipv4", "prefix": 24 },
+                    { "ip-address": "fe80::1", "ip-address-type": "ipv6", "prefix": 64 },
+                ] },
+            ])),
+            (_, "guest-exec") => {
+                let words: Vec<&str> =
+                    arguments["arg"].as_array().expect("words").iter().map(|word| word.as_str().expect("text")).collect();
+                writeln!(console, "runs {}\r", arguments["path"]).expect("the supervisor listens");
+                let data = |text: &str| STANDARD.encode(text);
+                let end = match arguments["path"].as_str().expect("a program") {
+                    "echo" => serde_json::json!({ "exited": true, "exitcode": 0, "out-data": data(&(words.join(" ") + "\n")) }),
+                    "cat" => serde_json::json!({ "exited": true, "exitcode": 0, "out-data": arguments["input-data"] }),
+                    "warn" => serde_json::json!({ "exited": true, "exitcode": 3, "err-data": data("careful\n") }),
+                    "crash" => serde_json::json!({ "exited": true, "signal": 11 }),
+                    "flood" => serde_json::json!({ "exited": true, "exitcode": 0, "out-data": data(&"y\n".repeat(4 << 20)) }),
+                    "stay" => serde_json::json!({ "exited": false }),
+                    other => {
+                        let desc = format!("Failed to execute child process {other} (No such file or directory)");
+                        send(&stream, &serde_json::json!({ "error": { "class": "GenericError", "desc": desc } }));
+                        continue;
+                    }
+                };
+                ends.push(end);
+                return_of(serde_json::json!({ "pid": ends.len() - 1 }))
+            }
+            (_, "guest-exec-status") => return_of(ends[arguments["pid"].as_u64().expect("a number") as usize].clone()),
+            (_, "guest-shutdown") => {
+                console.write_all(b"told to shut down\r\n").expect("the supervisor listens");
+                continue;
+            }
+            (_, other) => panic!("no command {other}"),
+        };
+        send(&stream, &answer);
+    }
+}
+
+fn return_of(value: serde_json::Value) -> serde_json::Value {
+    serde_json::json!({ "return": value })
+}
+
+fn send(mut stream: &UnixStream, answer: &serde_json::Value) {
+    // A client that has given up is no reason to fail.
+    let _ = stream.write_all((answer.to_string() + "\n").as_bytes());
 }
 
 /// What it does about commands.

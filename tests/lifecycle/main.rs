@@ -3,6 +3,7 @@
 //!
 //! The engine is this very test binary, run again: see [`engine`].
 
+mod agent;
 mod change;
 mod console;
 mod embedded;

@@ -270,7 +270,8 @@ fn words_that_people_know_from_elsewhere_are_understood() {
         world.vmctl(&[word]).ok().says("g ");
     }
     world.vmctl(&["rm", "g", "--yes"]).ok().says("g is gone");
-    for word in ["shell", "exec", "delete", "remove", "reboot"] {
+    for word in ["shell", "delete", "remove", "reboot"] {
         world.vmctl(&[word, "g"]).fails(1, "no guest is called `g`");
     }
+    world.vmctl(&["exec", "g", "true"]).fails(1, "no guest is called `g`");
 }

@@ -377,7 +377,8 @@ fn words_of_other_managers_are_understood_or_explained() {
     world.vmctl(&["attach", "g"]).fails(1, "has no command `attach`").says("vmctl console GUEST");
     world.vmctl(&["image", "fetch", "debian"]).fails(1, "`vmctl image` has no command").says("vmctl fetch image NAME");
     world.vmctl(&["help", "start"]).ok().says("--if-stopped");
-    world.vmctl(&["exec", "g", "true"]).fails(1, "no way to port 22");
+    world.vmctl(&["shell", "g", "true"]).fails(1, "no way to port 22");
+    world.vmctl(&["exec", "g", "true"]).fails(1, "`g` is not running");
     world.vmctl(&["create", "h", "--template", "small", "--set", "memroy=1G"]).fails(1, "--set:1:1: unknown key `memroy`");
     world.vmctl(&["stop", "g"]).ok().says("g is stopped already");
     world.vmctl(&["rm", "g", "--yes"]).ok();

@@ -2,7 +2,7 @@
 //!
 //! A device knows its requests; the transport knows how the driver reaches it. Rings are read in one place, `queue`.
 pub mod blk; // block device
-pub mod console; // console with one port
+pub mod console; // console, and ports with names
 pub mod mock; // a driver's side of a ring, for tests and fuzzing
 pub mod net; // network device
 pub mod queue; // the split virtqueue

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
 use super::blk::*;
-use super::console::{Console, VIRTIO_CONSOLE_F_EMERG_WRITE};
+use super::console::*;
 use super::mock::{Desc, MSIX_ADDRESS, MSIX_DATA, MockDriver, PciDriver};
 use super::net::*;
 use super::queue::{DESC_F_NEXT, DESC_F_WRITE};
@@ -713,6 +713,150 @@ fn a_long_output_yields_the_board_in_between() {
     assert_eq!(line.out.lock().unwrap().len(), 600 * 1024);
 }
 
+const AGENT: &str = "org.qemu.guest_agent.0";
+
+fn agent_console(agent: &Loopback, console: Option<&Loopback>) -> Console {
+    let console = console.map(|line| Box::new(line.clone()) as Box<dyn CharBackend>);
+    Console::with_ports(console, vec![(AGENT.to_owned(), Box::new(agent.clone()))])
+}
+
+/// A driver of a console with one named port, and the rings of its six queues.
+struct PortGuest {
+    bench: Bench,
+    driver: PciDriver,
+    rings: Vec<MockDriver>,
+    agent: Loopback,
+}
+
+const CONTROL_RX: u16 = 2;
+const CONTROL_TX: u16 = 3;
+const AGENT_RX: u16 = 4;
+const AGENT_TX: u16 = 5;
+
+impl PortGuest {
+    fn new(features: u64, console: Option<&Loopback>) -> PortGuest {
+        let (bench, agent) = (bench(), Loopback::default());
+        let mut driver = bench.driver(Box::new(agent_console(&agent, console)));
+        driver.negotiate(features);
+        let rings = (0..6).map(|queue| driver.setup_queue(queue, 8, NO_VECTOR)).collect();
+        driver.driver_ok();
+        PortGuest { bench, driver, rings, agent }
+    }
+    fn send(&mut self, id: u32, event: u16, value: u16) {
+        self.bench.put(DATA, &control_message(id, event, value));
+        self.rings[usize::from(CONTROL_TX)].add(&[Desc::readable(DATA, CONTROL_BYTES as u32)]);
+        self.driver.kick(CONTROL_TX);
+        assert!(self.rings[usize::from(CONTROL_TX)].take_used().is_some());
+    }
+    /// Gives one buffer for a control message, and returns the message if there is one.
+    fn take(&mut self) -> Option<Vec<u8>> {
+        self.rings[usize::from(CONTROL_RX)].add(&[Desc::writable(BUFFER, 64)]);
+        self.driver.kick(CONTROL_RX);
+        let (_, bytes) = self.rings[usize::from(CONTROL_RX)].take_used()?;
+        Some(self.bench.get(BUFFER, bytes as usize))
+    }
+    fn hears(&mut self, id: u32, event: u16) {
+        assert_eq!(self.take(), Some(control_message(id, event, 1).to_vec()));
+    }
+    /// Makes the ports as a driver does.
+    fn make_port(&mut self) {
+        self.send(u32::MAX, VIRTIO_CONSOLE_DEVICE_READY, 1);
+        self.hears(1, VIRTIO_CONSOLE_PORT_ADD);
+        self.send(1, VIRTIO_CONSOLE_PORT_READY, 1);
+        let name = [&control_message(1, VIRTIO_CONSOLE_PORT_NAME, 1)[..], AGENT.as_bytes()].concat();
+        assert_eq!(self.take(), Some(name));
+        self.hears(1, VIRTIO_CONSOLE_PORT_OPEN);
+    }
+    fn types(&mut self, bytes: &[u8]) {
+        self.agent.input.lock().unwrap().extend(bytes);
+        self.bench.waker.wake();
+        self.driver.function.poll(1);
+    }
+}
+
+#[test]
+fn a_named_port_is_announced_and_carries_bytes_while_the_guest_has_it_open() {
+    let mut g = PortGuest::new(ALL, None);
+    assert_eq!(g.driver.device_read(4, 4), 2, "max_nr_ports");
+    g.make_port();
+    g.rings[usize::from(AGENT_RX)].add(&[Desc::writable(BUFFER, 64)]);
+    g.driver.kick(AGENT_RX);
+    g.types(b"for nobody");
+    assert_eq!(g.rings[usize::from(AGENT_RX)].take_used(), None, "no program of the guest has the port open");
+    assert!(g.agent.input.lock().unwrap().is_empty(), "so it is not kept for the next one");
+    g.send(1, VIRTIO_CONSOLE_PORT_OPEN, 1);
+    g.types(b"ping");
+    assert_eq!(g.rings[usize::from(AGENT_RX)].take_used().map(|(_, bytes)| bytes), Some(4));
+    assert_eq!(g.bench.get(BUFFER, 4), b"ping");
+    g.bench.put(BUFFER, b"pong");
+    g.rings[usize::from(AGENT_TX)].add(&[Desc::readable(BUFFER, 4)]);
+    g.driver.kick(AGENT_TX);
+    assert_eq!(*g.agent.out.lock().unwrap(), b"pong");
+    g.send(1, VIRTIO_CONSOLE_PORT_OPEN, 0);
+    g.types(b"late");
+    assert!(g.agent.input.lock().unwrap().is_empty());
+}
+
+#[test]
+fn a_console_beside_a_named_port_is_nominated_and_port_0_without_one_is_not_there() {
+    let console = Loopback::default();
+    let mut g = PortGuest::new(ALL, Some(&console));
+    g.send(0, VIRTIO_CONSOLE_DEVICE_READY, 1);
+    g.hears(0, VIRTIO_CONSOLE_PORT_ADD);
+    g.hears(1, VIRTIO_CONSOLE_PORT_ADD);
+    g.send(0, VIRTIO_CONSOLE_PORT_READY, 1);
+    g.hears(0, VIRTIO_CONSOLE_CONSOLE_PORT);
+    g.hears(0, VIRTIO_CONSOLE_PORT_OPEN);
+    assert_eq!(g.take(), None);
+    g.bench.put(DATA, b"hi");
+    g.rings[1].add(&[Desc::readable(DATA, 2)]);
+    g.driver.kick(1);
+    assert_eq!(*console.out.lock().unwrap(), b"hi");
+    // Output to the port that is not there goes nowhere, and a driver without several ports sees none.
+    let mut alone = PortGuest::new(ALL & !VIRTIO_CONSOLE_F_MULTIPORT, None);
+    alone.rings[1].add(&[Desc::readable(DATA, 2)]);
+    alone.driver.kick(1);
+    assert!(alone.rings[1].take_used().is_some());
+    alone.rings[usize::from(AGENT_TX)].add(&[Desc::readable(DATA, 2)]);
+    alone.driver.kick(AGENT_TX);
+    assert!(alone.agent.out.lock().unwrap().is_empty());
+    assert_eq!(alone.take(), None);
+}
+
+#[test]
+fn control_messages_of_a_hostile_driver_are_bounded_and_saved() {
+    let mut g = PortGuest::new(ALL, None);
+    for id in [0, 1, 2, 7, u32::MAX] {
+        for event in 0..20 {
+            for value in [0, 1, 2, u16::MAX] {
+                g.send(id, event, value);
+            }
+        }
+    }
+    let state = g.driver.function.save();
+    let mut twin = g.bench.function(Box::new(agent_console(&g.agent, None)));
+    twin.load(&state).unwrap();
+    assert_eq!(twin.save(), state);
+    g.driver.function = twin;
+    // However often it asked, each message comes once.
+    let messages: Vec<Vec<u8>> = std::iter::from_fn(|| g.take()).collect();
+    let events: Vec<u8> = messages.iter().map(|message| message[4]).collect();
+    assert_eq!(events, [VIRTIO_CONSOLE_PORT_ADD, VIRTIO_CONSOLE_PORT_NAME, VIRTIO_CONSOLE_PORT_OPEN].map(|event| event as u8));
+    // A message that is too short says nothing, and a buffer that is too short gets what it holds.
+    g.rings[usize::from(CONTROL_TX)].add(&[Desc::readable(DATA, 7)]);
+    g.driver.kick(CONTROL_TX);
+    assert!(g.rings[usize::from(CONTROL_TX)].take_used().is_some());
+    let mut device = agent_console(&g.agent, None);
+    let good = device.save();
+    let text = String::from_utf8(good.bytes.clone()).unwrap().replacen("\"pending\":0", "\"pending\":16", 1);
+    let wrong = Section { bytes: text.into_bytes(), ..good.clone() };
+    assert_ne!(wrong, good);
+    assert!(device.load(&wrong).is_err(), "a message that there is not");
+    assert_eq!(device.save(), good);
+    let mut other = g.bench.function(Box::new(Console::new(Box::new(Loopback::default()))));
+    assert!(other.load(&state).is_err(), "a device with other ports");
+}
+
 /// The function with BARs 0 and 1 as regions 0 and 1, and configuration space as region 2.
 struct Bare(VirtioPci);
 
@@ -765,6 +909,7 @@ fn every_device_keeps_the_contract_of_devices() {
     conformance::check(|| Bare(bench.function(memory_disk(&bench, false).0)), &regions);
     conformance::check(|| Bare(bench.function(Box::new(Rng::new()))), &regions);
     conformance::check(|| Bare(bench.function(Box::new(Console::new(Box::new(Loopback::default()))))), &regions);
+    conformance::check(|| Bare(bench.function(Box::new(agent_console(&Loopback::default(), None)))), &regions);
     conformance::check(|| Bare(bench.function(Box::new(Net::new(Box::new(Wire::default()), [2; 6], 1500)))), &regions);
 }
 

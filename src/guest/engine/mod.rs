@@ -8,21 +8,21 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::Ipv4Addr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::choices::{EmbeddedClock, EmbeddedGrubSystem, EmbeddedLoaderKind, EmbeddedNicBackend, EngineKind};
-use crate::config::{ComPort, DeviceKey, Forward, GuestConfig, HostPorts, SwitchConfig};
+use crate::config::{AGENT_PORT, ComPort, DeviceKey, Forward, GuestConfig, HostPorts, SwitchConfig};
 use crate::host::files::{open_lock, open_plain, replace};
 use crate::host::process::{self, ChildProcess, spawn_tied_apart, spawn_untied};
 use crate::host::vmm;
 use crate::machine::forwards::ForwardSockets;
 use crate::machine::spec::{
-    self, ABORTED, CONSOLE_FD, CONTROL_FD, DiskSpec, EngineCommand, EngineEvent, FORWARDS_FD, ForwardSpec, GrubSpec, LEASE_FD,
-    LoaderSpec, MAX_CONTROL_LINE, ModuleSpec, NicSpec, PortsSpec, SPEC_VERSION, UserNetSpec, VmmSpec,
+    self, ABORTED, AGENT_FD, CONSOLE_FD, CONTROL_FD, DiskSpec, EngineCommand, EngineEvent, FORWARDS_FD, ForwardSpec, GrubSpec,
+    LEASE_FD, LoaderSpec, MAX_CONTROL_LINE, ModuleSpec, NicSpec, PortsSpec, SPEC_VERSION, UserNetSpec, VmmSpec,
 };
 
 use crate::guest::error::{GuestError, Result};
@@ -54,8 +54,9 @@ pub trait Engine: Send {
     fn check(&self, setup: BootSetup<'_>) -> Result<()>;
     /// Writes the specification of the next boot. Refuses what this engine cannot do.
     fn build(&self, setup: BootSetup<'_>) -> Result<()>;
-    /// Starts the child. `lease` is locked and passed to it. Must be called from the main thread.
-    fn spawn(&self, guest: &GuestDir, lease: &File) -> Result<RunningEngine>;
+    /// Starts the child, with a port for an agent or not. `lease` is locked and passed to it. Must be called from the main
+    /// thread.
+    fn spawn(&self, guest: &GuestDir, lease: &File, agent: bool) -> Result<RunningEngine>;
     /// Returns whether a killed boot of this guest may have left remains on the host.
     fn has_left(&self, _guest: &GuestDir) -> bool {
         false
@@ -160,14 +161,22 @@ impl Engine for EmbeddedEngine {
         write_spec(setup.guest, &spec)
     }
 
-    fn spawn(&self, guest: &GuestDir, lease: &File) -> Result<RunningEngine> {
+    fn spawn(&self, guest: &GuestDir, lease: &File, agent: bool) -> Result<RunningEngine> {
         let mut command = Command::new(&self.program);
         command.args(&self.arguments).arg(guest.spec_file());
         if !self.stands_in {
             // The child reads its specification and nothing of whoever started the guest.
             command.env_clear();
         }
-        RunningEngine::start(command, lease, End::Killed)
+        let failed = |error| GuestError::io("start the engine", &self.program, error);
+        let (ours, theirs) = match agent {
+            true => UnixStream::pair().map(|(ours, theirs)| (Some(ours), Some(theirs))).map_err(failed)?,
+            false => (None, None),
+        };
+        let more = theirs.map(|stream| (AGENT_FD, stream.into())).into_iter().collect();
+        let mut engine = RunningEngine::start(command, lease, End::Killed, more)?;
+        engine.agent = ours.map(AgentEnd::Stream);
+        Ok(engine)
     }
 }
 
@@ -221,6 +230,7 @@ pub fn resolve(guest: &GuestDir, config: &GuestConfig, state: &GuestState) -> Re
         rng: config.rng,
         com: std::array::from_fn(|at| config.console.com[at] == ComPort::Console),
         virtio_console: config.console.virtio,
+        agent_port: config.agent.then(|| AGENT_PORT.to_owned()),
         debug_exit_port: config.debug.exit_port.then_some(0xf4),
         deterministic: config.debug.deterministic,
         run_as: state.engine_uid,
@@ -330,6 +340,15 @@ pub enum End {
 /// Time-out for a child to clean up.
 const CLEANUP_PATIENCE: Duration = Duration::from_secs(20);
 
+/// The host's end of the port that a guest's agent has.
+#[derive(Debug)]
+pub enum AgentEnd {
+    /// A stream to the engine's child.
+    Stream(UnixStream),
+    /// A socket that the engine listens at. It takes one client at a time.
+    Socket(PathBuf),
+}
+
 /// An engine's child and the streams to it. No method blocks.
 pub struct RunningEngine {
     child: ChildProcess,
@@ -337,6 +356,8 @@ pub struct RunningEngine {
     kill_at: Option<Instant>,
     console: UnixStream,
     control: UnixStream,
+    /// The host's end of the agent's port, until it is taken.
+    agent: Option<AgentEnd>,
     /// The stream to a connector, for forwards that are added.
     forwards: Option<ForwardSockets>,
     stderr: File,
@@ -345,8 +366,8 @@ pub struct RunningEngine {
 }
 
 impl RunningEngine {
-    /// Starts a child with the streams of the contract. Must be called from the main thread.
-    pub(super) fn start(mut command: Command, lease: &File, end: End) -> Result<RunningEngine> {
+    /// Starts a child with the streams of the contract, and `more` descriptors. Must be called from the main thread.
+    pub(super) fn start(mut command: Command, lease: &File, end: End, more: Vec<(RawFd, OwnedFd)>) -> Result<RunningEngine> {
         let program = PathBuf::from(command.get_program());
         let failed = |error: io::Error| GuestError::io("start the engine", &program, error);
         let (console, console_child) = UnixStream::pair().map_err(failed)?;
@@ -355,6 +376,7 @@ impl RunningEngine {
         let lease: OwnedFd = lease.try_clone().map_err(failed)?.into();
         command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr_child);
         let mut inherited = vec![(CONSOLE_FD, console_child.into()), (CONTROL_FD, control_child.into()), (LEASE_FD, lease)];
+        inherited.extend(more);
         let mut forwards = None;
         if end == End::Killed {
             let (ours, theirs) = ForwardSockets::pair().map_err(failed)?;
@@ -370,7 +392,7 @@ impl RunningEngine {
         control.set_nonblocking(true).map_err(failed)?;
         let stderr = File::from(OwnedFd::from(stderr));
         let (lines, outgoing) = (Vec::new(), Vec::new());
-        Ok(RunningEngine { child, end, kill_at: None, console, control, forwards, stderr, lines, outgoing })
+        Ok(RunningEngine { child, end, kill_at: None, console, control, agent: None, forwards, stderr, lines, outgoing })
     }
 
     /// Returns the child's process id.
@@ -388,6 +410,10 @@ impl RunningEngine {
     /// Returns what passes it the sockets of forwards, if it takes any while it runs.
     pub fn forwards(&self) -> Option<&ForwardSockets> {
         self.forwards.as_ref()
+    }
+    /// Takes the host's end of the agent's port. There is none without one.
+    pub fn take_agent(&mut self) -> Option<AgentEnd> {
+        self.agent.take()
     }
     /// Returns its standard error, which blocks.
     pub fn stderr(&self) -> &File {

@@ -119,7 +119,7 @@ impl Supervisor {
         let spawned = seed::ensure(&self.guest, &self.config, &self.state)
             .and_then(|()| ensure_disks(&self.guest, &self.config))
             .and_then(|_| maker.build(self.setup(install.as_ref())))
-            .and_then(|()| maker.spawn(&self.guest, &self.lease));
+            .and_then(|()| maker.spawn(&self.guest, &self.lease, self.config.agent));
         let number = self.state.boots;
         let engine = match spawned {
             Ok(engine) => engine,
@@ -201,6 +201,7 @@ impl Supervisor {
         if installs {
             return;
         }
+        self.start_agent();
         let post = self.mailbox.poster();
         if let Some(boot) = self.stage.boot_mut() {
             let passed = move |count| post.send(Message::Probed(number, count));

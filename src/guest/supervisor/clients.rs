@@ -45,6 +45,10 @@ pub enum Purpose {
     Ready(Instant),
     /// It waits for the console to ask for a login, until then.
     Login(Instant),
+    /// It waits for the guest's agent to answer, until then.
+    Agent(Instant),
+    /// It waits for the end of the command of this number in the guest.
+    Execute(u64),
     /// It waits for the engine's counters.
     Stats,
     /// It waits for a forward to be added, or removed, at this address of the host.
@@ -153,9 +157,17 @@ impl Client {
         self.push(Frame::json(reply).encode());
     }
 
+    /// Sends a piece of a command's output, which is bounded as a whole by what an agent may answer.
+    pub fn output(&mut self, reply: &Reply) {
+        self.push(Frame::json(reply).encode());
+    }
+
     /// Sends a document and ends the connection after it.
     pub fn answer(&mut self, reply: &Reply) {
-        self.reply(reply);
+        match self.purpose {
+            Purpose::Execute(_) => self.output(reply),
+            _ => self.reply(reply),
+        }
         self.purpose = Purpose::Answered;
         self.until = Instant::now() + GREETING_PATIENCE;
     }

@@ -11,7 +11,7 @@ use crate::guest::timestamp::Timestamp;
 use super::clients::Purpose;
 use super::restart::{Decision, ExitReason};
 use super::stage::{Asked, Boot, Stage};
-use super::{Supervisor, start_failed};
+use super::{Supervisor, start_error_reply, start_failed};
 
 impl Supervisor {
     /// Handles the end of the engine's process.
@@ -34,7 +34,10 @@ impl Supervisor {
         self.state.last_exit = Some(LastExit::new(words.clone(), reason.kind(), (code, signal)));
         if let Some(run) = &mut self.state.run {
             (run.engine_pid, run.ready, run.screen, run.confined) = (None, false, None, None);
+            (run.agent, run.interfaces) = (false, Vec::new());
         }
+        let ended = start_error_reply("the guest ended before the command did".into());
+        self.answer_all(|purpose| matches!(purpose, Purpose::Execute(_)), &ended);
         self.emit(EventKind::Exited { reason: words.clone(), kind: reason.kind().to_owned(), code, signal });
         match asked {
             Some(Asked { again: true, .. }) => self.begin_boot(false),

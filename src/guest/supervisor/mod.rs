@@ -6,6 +6,7 @@
 //!
 //! **Hostile guest**: see [`console`] and [`clients`]; the engine's messages are bounded lines.
 
+mod agent;
 mod boot;
 pub mod clients;
 pub mod console;
@@ -30,8 +31,9 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal};
 
-use crate::config::{GuestConfig, HookEvent, SwitchConfig};
+use crate::config::{GuestConfig, HookEvent, ReadyProbe, SwitchConfig};
 
+use super::agent::service::News;
 use super::control::{Reply, StopWay};
 use super::definition::Definition;
 use super::engine::take_lease;
@@ -93,6 +95,7 @@ enum Message {
     Stderr(Vec<u8>),
     Hooks(HookEvent, Vec<HookOutcome>),
     Probed(u64, usize),
+    Agent(u64, News),
 }
 
 /// Blocks the signals that a supervisor takes, in this thread and those that it starts from now on.
@@ -140,6 +143,8 @@ struct Supervisor {
     mailbox: Mailbox,
     hook_thread: mpsc::Sender<HookJob>,
     hooks_pending: usize,
+    /// Number of commands that were begun in the guest by its agent.
+    commands_begun: u64,
     /// Event that the supervisor waits for, with the state of the current boot.
     stage: Stage,
     /// How the guest was ended for good.
@@ -195,6 +200,7 @@ impl Supervisor {
             mailbox,
             hook_thread,
             hooks_pending: 0,
+            commands_begun: 0,
             stage: Stage::Waiting { until: Instant::now() },
             stop_way: None,
             crashes: CrashHistory::default(),
@@ -312,6 +318,8 @@ impl Supervisor {
         self.answer_all(|purpose| matches!(purpose, Purpose::Ready(until) if now >= until), &late);
         let late = start_error_reply(format!("not in time: the console has not shown `{LOGIN_PROMPT}`"));
         self.answer_all(|purpose| matches!(purpose, Purpose::Login(until) if now >= until), &late);
+        let late = start_error_reply(format!("not in time: {}", ready::words(&ReadyProbe::Agent)));
+        self.answer_all(|purpose| matches!(purpose, Purpose::Agent(until) if now >= until), &late);
     }
 
     /// Returns the time until which the loop may sleep.
@@ -322,7 +330,7 @@ impl Supervisor {
         };
         let asked = self.stage.asked().map(|asked| [asked.press_at, asked.power_off_at, asked.kill_at]).unwrap_or_default();
         let clients = self.clients.iter().filter_map(|client| match client.purpose {
-            Purpose::Ready(until) | Purpose::Login(until) => Some(until),
+            Purpose::Ready(until) | Purpose::Login(until) | Purpose::Agent(until) => Some(until),
             _ => client.deadline(),
         });
         let boot = self.stage.boot().map(|boot| [boot.readiness.late_at(), boot.engine.deadline()]).unwrap_or_default();
@@ -338,6 +346,11 @@ impl Supervisor {
             Message::EngineEnded(number) => {
                 if let Some(boot) = self.stage.boot_mut().filter(|boot| boot.number == number) {
                     boot.engine_ended = true;
+                }
+            }
+            Message::Agent(number, news) => {
+                if self.stage.boot().is_some_and(|boot| boot.number == number) {
+                    self.agent_told(news);
                 }
             }
             Message::Probed(number, count) => {

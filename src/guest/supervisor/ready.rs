@@ -68,12 +68,13 @@ pub fn words(probe: &ReadyProbe) -> String {
         ReadyProbe::Ssh(address) => format!("no ssh greeting at {address}"),
         ReadyProbe::Console(text) => format!("the console has not shown `{}`", text.escape_debug()),
         ReadyProbe::Exec(command) => format!("`{}` has not succeeded", command.join(" ")),
+        ReadyProbe::Agent => "the guest's agent has not answered".into(),
     }
 }
 
-/// Returns the probes of the thread, in order: all except for those of the console.
+/// Returns the probes of the thread, in order: all except for those of the console and of the agent.
 fn on_thread(probes: &[ReadyProbe]) -> impl Iterator<Item = &ReadyProbe> {
-    probes.iter().filter(|probe| !matches!(probe, ReadyProbe::Console(_)))
+    probes.iter().filter(|probe| !matches!(probe, ReadyProbe::Console(_) | ReadyProbe::Agent))
 }
 
 /// The probe thread. It ends when this is dropped.
@@ -122,7 +123,7 @@ fn attempt(guest: &str, probe: &ReadyProbe, forwards: &ForwardsOpen) -> bool {
     match probe {
         ReadyProbe::Tcp(address) => accepts(*address, forwards),
         ReadyProbe::Ssh(address) => greets(*address, ATTEMPT),
-        ReadyProbe::Console(_) => true,
+        ReadyProbe::Console(_) | ReadyProbe::Agent => true,
         ReadyProbe::Exec(words) => {
             let Some((program, arguments)) = words.split_first() else { return true };
             let mut command = Command::new(program);
@@ -160,6 +161,8 @@ pub struct Readiness {
     pub forwards_open: ForwardsOpen,
     /// What this boot waits for, also when its forwards change.
     probes: Vec<ReadyProbe>,
+    /// Whether the guest's agent has answered.
+    pub agent_answered: bool,
     /// Number of probes of the thread that have passed.
     pub probes_passed: usize,
     probing: Option<Probing>,
@@ -172,13 +175,18 @@ impl Readiness {
     pub fn of(config: &GuestConfig) -> Readiness {
         let forwards_open = ForwardsOpen::of(config);
         let probes = config.ready_probes();
-        Readiness { forwards_open, probes, probes_passed: 0, probing: None, late_at: None, ready: false }
+        Readiness { forwards_open, probes, agent_answered: false, probes_passed: 0, probing: None, late_at: None, ready: false }
     }
 
     /// Starts the probes and their time-out.
     pub fn probe(&mut self, guest: &str, config: &GuestConfig, passed: impl Fn(usize) + Send + 'static) {
         self.late_at = Some(Instant::now() + config.ready.timeout);
         self.probing = start(guest, &self.probes, &self.forwards_open, passed);
+    }
+
+    /// Returns whether an answer of the agent is missing.
+    fn waits_for_agent(&self) -> bool {
+        !self.agent_answered && self.probes.contains(&ReadyProbe::Agent)
     }
 
     /// Returns whether the guest is ready.
@@ -203,12 +211,16 @@ impl Supervisor {
         if self.stage.is_running() && self.console.has_asked_for_login() {
             self.answer_all(|purpose| matches!(purpose, Purpose::Login(_)), &Reply::Ready);
         }
+        if self.stage.boot().is_some_and(|boot| boot.readiness.agent_answered) {
+            self.answer_all(|purpose| matches!(purpose, Purpose::Agent(_)), &Reply::Ready);
+        }
         let Stage::Running(boot) = &mut self.stage else { return };
         let readiness = &mut boot.readiness;
         if readiness.ready
             || boot.install.is_some()
             || readiness.probes_passed < on_thread(&readiness.probes).count()
             || self.console.missing_text().is_some()
+            || readiness.waits_for_agent()
         {
             return;
         }
@@ -233,7 +245,8 @@ impl Supervisor {
             return words(&ReadyProbe::Console(text));
         }
         let missing = boot.and_then(|boot| on_thread(&boot.readiness.probes).nth(boot.readiness.probes_passed));
-        missing.map(words).unwrap_or_else(|| "the guest does not run".into())
+        let agent = boot.filter(|boot| boot.readiness.waits_for_agent()).map(|_| &ReadyProbe::Agent);
+        missing.or(agent).map(words).unwrap_or_else(|| "the guest does not run".into())
     }
 }
 

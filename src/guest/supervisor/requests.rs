@@ -34,7 +34,11 @@ impl Supervisor {
                 self.clients[at].answer(&Reply::Status(Box::new(run)));
             }
             Request::Events => self.clients[at].purpose = Purpose::Events,
-            Request::WaitReady { timeout_ms, login } => self.wait_ready(at, timeout_ms, login),
+            Request::WaitReady { timeout_ms, login, agent } => match (login, agent) {
+                (_, true) => self.wait_agent(at, timeout_ms),
+                (login, false) => self.wait_ready(at, timeout_ms, login),
+            },
+            Request::Execute { command, input } => self.execute(at, command, input.as_deref()),
             Request::Console { write, take, replay_bytes } => self.attach(at, write, take, replay_bytes),
             Request::Stats => self.ask_engine(at, &EngineCommand::Stats, Purpose::Stats),
             Request::Nmi => {
@@ -93,10 +97,28 @@ impl Supervisor {
         if is_there {
             return self.clients[at].answer(&Reply::Ready);
         }
+        let until = self.patience(timeout_ms);
+        self.clients[at].purpose = if login { Purpose::Login(until) } else { Purpose::Ready(until) };
+    }
+
+    fn wait_agent(&mut self, at: usize, timeout_ms: Option<u64>) {
+        match self.stage.boot() {
+            Some(boot) if boot.readiness.agent_answered => return self.clients[at].answer(&Reply::Ready),
+            Some(boot) if self.stage.is_running() && boot.agent.is_none() => {
+                let message = "the guest has no port for an agent in this boot".to_owned();
+                let hint = Some("set `agent = true` in the guest file, and restart the guest".to_owned());
+                return self.clients[at].answer(&Reply::Error { message, hint });
+            }
+            _ => {}
+        }
+        self.clients[at].purpose = Purpose::Agent(self.patience(timeout_ms));
+    }
+
+    /// Returns the time until which a client waits.
+    fn patience(&self, timeout_ms: Option<u64>) -> Instant {
         let timeout = timeout_ms.map_or(self.config.ready.timeout, Duration::from_millis);
         // Far beyond any user's patience, and within the range of an Instant.
-        let until = Instant::now() + timeout.min(Duration::from_secs(30 * 24 * 3600));
-        self.clients[at].purpose = if login { Purpose::Login(until) } else { Purpose::Ready(until) };
+        Instant::now() + timeout.min(Duration::from_secs(30 * 24 * 3600))
     }
 
     /// Handles a signal of the host: it stops the guest as `stop` does, and a second one powers it off.
@@ -167,6 +189,12 @@ impl Supervisor {
         asked.power_off_at = now.checked_add(asked.timeout);
         asked.press_at = Some(now + PRESS_AGAIN);
         self.command(&EngineCommand::PowerButton);
+        // A guest without anything that listens for the button is shut down by its agent.
+        if let Some(boot) = self.stage.boot().filter(|boot| boot.readiness.agent_answered)
+            && let Some(agent) = &boot.agent
+        {
+            agent.shut_down();
+        }
     }
 
     fn power_off(&mut self, way: StopWay, again: bool) {

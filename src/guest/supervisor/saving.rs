@@ -89,7 +89,13 @@ impl Supervisor {
             |purpose| {
                 matches!(
                     purpose,
-                    Purpose::Ready(_) | Purpose::Login(_) | Purpose::Running | Purpose::Stats | Purpose::Forward { .. }
+                    Purpose::Ready(_)
+                        | Purpose::Login(_)
+                        | Purpose::Agent(_)
+                        | Purpose::Running
+                        | Purpose::Stats
+                        | Purpose::Execute(_)
+                        | Purpose::Forward { .. }
                 )
             },
             &other,

@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use crate::guest::agent::service::Agent;
 use crate::guest::control::StopWay;
 use crate::guest::engine::{Engine, RunningEngine};
 use crate::guest::error::GuestError;
@@ -82,6 +83,8 @@ pub(super) struct Boot {
     pub(super) last_words: LastWords,
     /// Time at which the guest began to run.
     pub(super) running_since: Option<Instant>,
+    /// The guest's agent, once the guest runs.
+    pub(super) agent: Option<Agent>,
     /// Progress towards being ready.
     pub(super) readiness: Readiness,
     /// A request, which overrides the policy at this boot's end.
@@ -103,6 +106,7 @@ impl Boot {
             no_acpi: false,
             last_words: LastWords::default(),
             running_since: None,
+            agent: None,
             readiness,
             asked: None,
         }

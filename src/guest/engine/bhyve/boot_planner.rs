@@ -45,7 +45,7 @@ pub fn plan(boot: BootSetup<'_>, features: &HostFeatures) -> Result<BhyvePlan> {
         .channels
         .iter()
         .map(|channel| {
-            let made = || guest.socket_called(&format!("channel-{}", channel.id));
+            let made = || channel_socket(guest, &channel.id);
             (channel.id.clone(), channel.path.clone().unwrap_or_else(made))
         })
         .collect();
@@ -101,6 +101,11 @@ pub fn plan(boot: BootSetup<'_>, features: &HostFeatures) -> Result<BhyvePlan> {
         suspends: features.snapshot,
         resumes,
     })
+}
+
+/// Returns the socket of a port of the virtio console that has no `path`.
+pub fn channel_socket(guest: &GuestDir, id: &str) -> PathBuf {
+    guest.socket_called(&format!("channel-{id}"))
 }
 
 fn program(line: &CommandLine) -> Program {

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
 
-use crate::guest::engine::{BootSetup, End, Engine, RunningEngine, own_program, write_spec};
+use crate::config::AGENT_PORT;
+use crate::guest::engine::{AgentEnd, BootSetup, End, Engine, RunningEngine, own_program, write_spec};
 use crate::guest::error::{GuestError, Result};
 use crate::guest::store::GuestDir;
 use crate::host::bhyve::HostFeatures;
@@ -50,10 +51,12 @@ impl Engine for BhyveEngine {
         write_spec(setup.guest, &boot_planner::plan(setup, self.features()?)?)
     }
 
-    fn spawn(&self, guest: &GuestDir, lease: &File) -> Result<RunningEngine> {
+    fn spawn(&self, guest: &GuestDir, lease: &File, agent: bool) -> Result<RunningEngine> {
         let mut command = Command::new(&self.program);
         command.args(["bhyve", "--spec"]).arg(guest.spec_file());
-        RunningEngine::start(command, lease, End::Asked)
+        let mut engine = RunningEngine::start(command, lease, End::Asked, Vec::new())?;
+        engine.agent = agent.then(|| AgentEnd::Socket(boot_planner::channel_socket(guest, AGENT_PORT)));
+        Ok(engine)
     }
 
     fn has_left(&self, guest: &GuestDir) -> bool {

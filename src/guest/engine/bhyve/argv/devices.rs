@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use crate::config::{
-    BhyveDiskCache, BhyveDiskDevice, BootTarget, DeviceKey, DiskConfig, DiskDevice, Graphics, Hostbridge, LoaderKind, NicBackend,
-    NicConfig, NicDevice, PassthruDevice, PciAddress,
+    AGENT_PORT, BhyveDiskCache, BhyveDiskDevice, BootTarget, Channel, DeviceKey, DiskConfig, DiskDevice, Graphics, GuestConfig,
+    Hostbridge, LoaderKind, NicBackend, NicConfig, NicDevice, PassthruDevice, PciAddress,
 };
 use crate::guest::error::{GuestError, Result};
 use crate::host::bhyve as host;
@@ -90,12 +90,12 @@ fn plain(inputs: Inputs<'_>, found: &mut BTreeMap<PciAddress, Device>) -> Result
     if !config.channels.is_empty() {
         let mut parts = Vec::new();
         for channel in &config.channels {
-            let key = format!("channels.{}", channel.id);
+            let key = channel_key(config, channel);
             let socket = inputs.resolved.channels.get(&channel.id);
             let socket = socket.ok_or_else(|| GuestError::host(format!("no socket for channel `{}`", channel.id)))?;
             parts.push(format!("{}={}", channel.id, inputs.value(socket, &key)?).into());
         }
-        let keys = config.channels.iter().map(|channel| format!("channels.{}", channel.id)).collect();
+        let keys = config.channels.iter().map(|channel| channel_key(config, channel)).collect();
         put(DeviceKey::Channels, Device { model: "virtio-console", parts, keys })?;
     }
     for input in &config.inputs {
@@ -125,6 +125,14 @@ fn plain(inputs: Inputs<'_>, found: &mut BTreeMap<PciAddress, Device>) -> Result
         put(DeviceKey::Passthru(device.id.clone()), Device::new("passthru", parts, &key))?;
     }
     Ok(())
+}
+
+/// Returns the key that made a port.
+fn channel_key(config: &GuestConfig, channel: &Channel) -> String {
+    match config.agent && channel.id == AGENT_PORT {
+        true => "agent".into(),
+        false => format!("channels.{}", channel.id),
+    }
 }
 
 fn screen(inputs: Inputs<'_>, graphics: &Graphics) -> Result<Device> {
