@@ -409,3 +409,31 @@ fn a_forward_that_is_added_while_the_guest_runs_carries_data_and_none_once_it_is
     }
     store.ok(&["poweroff", "g"]);
 }
+
+#[test]
+#[ignore = "needs a guest: make test"]
+fn a_guest_whose_agent_answers_on_its_port_is_ready_runs_commands_and_shuts_down() {
+    let store = Store::new();
+    store.create(&format!(
+        "agent = true\nready = {{ agent = true, timeout = \"5m\" }}\n[kernel]\nimage = \"{0}/vmlinuz\"\n\
+         initrd = \"{0}/initrd.img\"\ncmdline = \"console=ttyS0 quiet vmctl.run=agent\"\n",
+        prepared::folder().display()
+    ));
+    store.ok(&["start", "--wait", "g"]);
+    assert_eq!(store.ok(&["exec", "g", "--", "uname", "-s", "-m"]), "Linux x86_64\n");
+    let failed = store.vmctl(&["exec", "g", "--", "sh", "-c", "exit 7"]);
+    assert_eq!(failed.status.code(), Some(7), "{failed:?}");
+    // 200 KB through the queues of one port.
+    let long = store.ok(&["exec", "g", "--", "seq", "1", "36000"]);
+    assert!(long.ends_with("\n36000\n"), "{} bytes", long.len());
+    for _ in 0..200 {
+        if store.ok(&["info", "g"]).contains("192.0.2.9") {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }
+    assert!(store.ok(&["list"]).contains("192.0.2.9"));
+    // Its shell does not hear the power button.
+    let stopped = store.vmctl(&["stop", "g"]);
+    assert!(String::from_utf8_lossy(&stopped.stderr).contains("the guest shut itself down"), "{stopped:?}");
+}
