@@ -46,6 +46,8 @@ struct Mailbox {
 
 /// A page from which some cache holds code, or is about to.
 struct CodePage {
+    /// Tells it from an entry of the same page that was made after this one was dropped.
+    number: u64,
     /// Number of the caches.
     caches: usize,
     /// The granules that any of them has decoded, or more: see [`super::block::granules`].
@@ -58,6 +60,8 @@ struct CodePage {
 pub struct Crew {
     boxes: Box<[Mailbox]>,
     code: Mutex<BTreeMap<u64, CodePage>>,
+    /// Numbers the entries of `code`.
+    entries: AtomicU64,
     /// Held while stores of devices are handed to the mailboxes.
     devices: Mutex<()>,
     handing_over: AtomicBool,
@@ -77,6 +81,7 @@ impl Crew {
         Crew {
             boxes,
             code: Mutex::default(),
+            entries: AtomicU64::new(0),
             devices: Mutex::default(),
             handing_over: AtomicBool::new(false),
             split: Mutex::default(),
@@ -134,17 +139,19 @@ impl Crew {
     ///
     /// Must be called before the code is read, and only while no chain runs on the vCPU.
     pub fn claim(&self, me: usize, page: u64, map: &MemoryMap, mut meanwhile: impl FnMut()) {
-        {
+        let number = {
             let mut code = lock(&self.code);
-            let entry = code.entry(page).or_insert(CodePage { caches: 0, granules: 0, settled: false });
-            entry.caches += 1;
-            if entry.caches == 1 {
+            let entry = code.entry(page).or_insert_with(|| {
+                let number = self.entries.fetch_add(1, Ordering::Relaxed);
                 map.watch(GuestAddr(page), true);
-            }
+                CodePage { number, caches: 0, granules: 0, settled: false }
+            });
+            entry.caches += 1;
             if entry.settled {
                 return;
             }
-        }
+            entry.number
+        };
         // The mark of the page comes before the letters: a vCPU that enters the page into its TLB and has not seen the mark
         // opens its mailbox afterwards.
         fence(Ordering::SeqCst);
@@ -161,7 +168,8 @@ impl Crew {
                 if rounds < SPINS { std::hint::spin_loop() } else { std::thread::yield_now() }
             }
         }
-        if let Some(entry) = lock(&self.code).get_mut(&page) {
+        // Meanwhile the page may have been dropped by all and claimed again. Then others wait for those letters, not for these.
+        if let Some(entry) = lock(&self.code).get_mut(&page).filter(|entry| entry.number == number) {
             entry.settled = true;
         }
     }
@@ -290,6 +298,31 @@ mod tests {
             .collect();
         both.into_iter().for_each(|thread| thread.join().unwrap());
         assert!((0..4).all(|page| !memory.map().page(GuestAddr(page * PAGE)).unwrap().is_watched()));
+    }
+
+    #[test]
+    fn a_page_that_was_dropped_and_claimed_again_meanwhile_is_not_settled_by_the_first_claim() {
+        let (crew, memory) = (Arc::new(Crew::new(2)), memory());
+        crew.come(0);
+        crew.come(1);
+        crew.put(0, |mail| _ = mail.written.insert(PAGE, u64::MAX));
+        let (crew1, heeds) = (crew.clone(), Arc::new(AtomicBool::new(false)));
+        let may_heed = heeds.clone();
+        let other = std::thread::spawn(move || {
+            while !crew1.has_mail(1) || !may_heed.load(Ordering::SeqCst) {
+                std::hint::spin_loop();
+            }
+            crew1.open(1, |_| {});
+        });
+        let again = CodePage { number: u64::MAX, caches: 1, granules: 0, settled: false };
+        crew.claim(0, PAGE, &memory.map(), || {
+            // The store that it is told of drops its code; another vCPU claims the page and still waits for its letters.
+            crew.open(0, |_| crew.drop_page(PAGE, &memory.map()));
+            lock(&crew.code).insert(PAGE, CodePage { ..again });
+            heeds.store(true, Ordering::SeqCst);
+        });
+        assert!(!lock(&crew.code)[&PAGE].settled);
+        other.join().unwrap();
     }
 
     #[test]
