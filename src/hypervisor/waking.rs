@@ -245,6 +245,16 @@ impl Attention {
     }
 }
 
+/// A guard of a thread without which the machine cannot go on: it stops the machine, if nothing did before. A thread that
+/// panics is a bug, and the guest must not hang then.
+pub struct EndsMachine<'a>(pub &'a Attention);
+
+impl Drop for EndsMachine<'_> {
+    fn drop(&mut self) {
+        self.0.stop(MachineExit::Error);
+    }
+}
+
 /// A handle that a device's back-end threads use to wake the board, which then polls that device.
 #[derive(Clone)]
 pub struct Waker {

@@ -20,7 +20,7 @@ use crate::devices::net::user::Outside;
 use crate::devices::net::user::sockets::Sockets;
 use crate::hypervisor::backend::{MachineExit, Needs, OpenBackend, Reason, Rights};
 use crate::hypervisor::backends;
-use crate::hypervisor::waking::Attention;
+use crate::hypervisor::waking::{Attention, EndsMachine};
 
 /// Maximum time for the last output of a guest to reach the console's reader.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -187,21 +187,11 @@ fn run_vcpus(
 fn serve_board(machine: &Machine) -> Result<(), StartError> {
     let (board, attention) = (Arc::clone(&machine.board), Arc::clone(&machine.attention));
     let serve = move || {
-        // A device that panics is a bug. The guest must not hang then.
-        let _ended = EndsMachine(Arc::clone(&attention));
+        let _ends = EndsMachine(&attention);
         attention.serve(&*board);
     };
     let spawned = std::thread::Builder::new().name("board".into()).spawn(serve);
     spawned.map(drop).map_err(|source| StartError::Host { action: "start the board's thread", source })
-}
-
-/// A guard that stops the machine, if nothing did before.
-struct EndsMachine(Arc<Attention>);
-
-impl Drop for EndsMachine {
-    fn drop(&mut self) {
-        self.0.stop(MachineExit::Error);
-    }
 }
 
 /// Starts the thread that receives the supervisor's commands.

@@ -19,7 +19,7 @@ use super::page::{Exit, KickedThread, RunPage};
 use super::vcpu;
 use crate::hypervisor::backend::{Backend, MachineExit, Platform};
 use crate::hypervisor::state::{Section, StateError};
-use crate::hypervisor::waking::Attention;
+use crate::hypervisor::waking::{Attention, EndsMachine};
 
 /// One vCPU, which one thread owns.
 pub struct Vcpu {
@@ -86,15 +86,6 @@ fn wait_to_run(thread: Arc<KickedThread>, mut vcpu: Vcpu, shared: Arc<Shared>) -
     };
     let thread = std::thread::Builder::new().name(name).spawn(run)?;
     Ok(Waiting { start, thread })
-}
-
-/// A guard that stops the machine, if nothing did before: a vCPU whose thread panics is a bug, and the guest must not hang.
-struct EndsMachine<'a>(&'a Attention);
-
-impl Drop for EndsMachine<'_> {
-    fn drop(&mut self) {
-        self.0.stop(MachineExit::Error);
-    }
 }
 
 /// Runs a vCPU on this thread until the machine stops.

@@ -27,7 +27,7 @@ use crate::hypervisor::clock::ManualClock;
 use crate::hypervisor::irq::Irqchip;
 use crate::hypervisor::memory::{GuestAddr, GuestMemory, MemoryMap};
 use crate::hypervisor::state::{Section, StateError};
-use crate::hypervisor::waking::Attention;
+use crate::hypervisor::waking::{Attention, EndsMachine};
 
 /// Number of instructions of one slice of vCPUs that take turns.
 const SLICE: i64 = 16 << 10;
@@ -124,14 +124,12 @@ fn lock(group: &Mutex<Group>) -> MutexGuard<'_, Group> {
 struct Aboard<'a> {
     crew: &'a Crew,
     me: usize,
-    attention: &'a Attention,
+    _ends: EndsMachine<'a>,
 }
 
 impl Drop for Aboard<'_> {
     fn drop(&mut self) {
         self.crew.leave(self.me);
-        // A vCPU that ends in a panic is a bug. The guest must not hang then.
-        self.attention.stop(MachineExit::Error);
     }
 }
 
@@ -470,7 +468,7 @@ impl Group {
     /// Runs the one vCPU, beside the others of the crew.
     fn run_aboard(&mut self, crew: &Crew) -> MachineExit {
         let (me, attention) = (self.cpus[0].index, self.attention.clone());
-        let _aboard = Aboard { crew, me, attention: &attention };
+        let _aboard = Aboard { crew, me, _ends: EndsMachine(&attention) };
         crew.come(me);
         loop {
             self.follow_memory();
