@@ -53,18 +53,21 @@ struct BoardBell {
     timekeeper: RwLock<Option<Thread>>,
 }
 
+/// Wakes a thread. The one that calls is awake, and looks at its flags and at the deadline before it sleeps.
+fn wake(thread: &Thread) {
+    if thread.id() != std::thread::current().id() {
+        thread.unpark();
+    }
+}
+
 impl BoardBell {
     fn wake(&self) {
-        if let Some(server) = &*self.server.read().unwrap_or_else(PoisonError::into_inner) {
-            server.unpark();
-        }
+        self.server.read().unwrap_or_else(PoisonError::into_inner).iter().for_each(wake);
     }
     /// Tells the thread that looks at the deadline that it is nearer than before.
     fn tell_nearer(&self) {
         match &*self.timekeeper.read().unwrap_or_else(PoisonError::into_inner) {
-            // It looks at the deadline before it sleeps.
-            Some(keeper) if keeper.id() == std::thread::current().id() => {}
-            Some(keeper) => keeper.unpark(),
+            Some(keeper) => wake(keeper),
             None => self.wake(),
         }
     }
