@@ -7,8 +7,9 @@ use super::progress::watch_signals;
 use super::start::{Milestone, ask_ready, booting};
 use super::stop::is_running;
 use super::{App, ExitStatus, Failure, Outcome};
+use crate::guest::agent::commands::Executed;
 use crate::guest::definition::Definition;
-use crate::guest::launcher::{self, InGuest};
+use crate::guest::launcher;
 use crate::guest::store::GuestDir;
 use crate::units::format_duration;
 
@@ -76,7 +77,7 @@ fn without_agent(failure: Failure, guest: &GuestDir) -> Failure {
     }
 }
 
-fn status(end: &InGuest) -> ExitStatus {
+fn status(end: &Executed) -> ExitStatus {
     let code = end.signal.map_or(end.code.unwrap_or_default(), |signal| signal.saturating_add(128));
     match u8::try_from(code & 0xff) {
         Ok(0) if code == 0 => ExitStatus::Done,
@@ -102,7 +103,7 @@ mod tests {
 
     #[test]
     fn the_exit_status_is_that_of_the_command_and_never_one_of_success_without_it() {
-        let end = |code, signal| status(&InGuest { code, signal, ..InGuest::default() });
+        let end = |code, signal| status(&Executed { code, signal, ..Executed::default() });
         assert_eq!(end(Some(0), None), ExitStatus::Done);
         assert_eq!(end(Some(3), None), ExitStatus::Engine(3));
         assert_eq!(end(None, Some(9)), ExitStatus::Engine(137));

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::host::process::{look_at, open_log, spawn_detached};
 
+use super::agent::commands::Executed;
 use super::control::{ControlClient, Frame, Hello, PROTOCOL_VERSION, Reply, Request, connect};
 use super::error::{Fault, GuestError, Result};
 use super::lock::{GuestLock, Holder, Role};
@@ -229,28 +230,22 @@ pub fn ask_once(guest: &GuestDir, request: Request) -> Result<Reply> {
     match hear(guest, &mut client, None)? {
         Heard::Reply(Reply::Error { message, hint }) => Err(refused(message, hint)),
         Heard::Reply(reply) => Ok(reply),
-        Heard::Silent => match GuestLock::holder(&guest.lock_file()) {
-            Some(holder) => Err(silent(guest, &holder)),
-            None => Err(not_running(guest)),
-        },
-        Heard::Lost | Heard::Late => Err(GuestError::user(format!("`{}` has stopped meanwhile", guest.name()))
-            .hint(format!("`vmctl events {}` says why", guest.name()))),
+        Heard::Silent => Err(unanswered(guest)),
+        Heard::Lost | Heard::Late => Err(stopped_meanwhile(guest)),
     }
 }
 
-/// The end of a command in a guest.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct InGuest {
-    /// Its exit code, unless a signal ended it.
-    pub code: Option<i64>,
-    /// The signal that ended it.
-    pub signal: Option<i64>,
-    /// Its standard output.
-    pub out: Vec<u8>,
-    /// Its standard error.
-    pub err: Vec<u8>,
-    /// Whether some of its output is missing.
-    pub truncated: bool,
+/// Creates the error of a request that a supervisor does not answer, if there still is one.
+fn unanswered(guest: &GuestDir) -> GuestError {
+    match GuestLock::holder(&guest.lock_file()) {
+        Some(holder) => silent(guest, &holder),
+        None => not_running(guest),
+    }
+}
+
+fn stopped_meanwhile(guest: &GuestDir) -> GuestError {
+    GuestError::user(format!("`{}` has stopped meanwhile", guest.name()))
+        .hint(format!("`vmctl events {}` says why", guest.name()))
 }
 
 /// Runs a command in a guest by its agent. Returns `None` if it has not ended at `until`; then it goes on.
@@ -259,10 +254,10 @@ pub fn execute(
     command: Vec<String>,
     input: Option<Vec<u8>>,
     until: Option<Instant>,
-) -> Result<Option<InGuest>> {
+) -> Result<Option<Executed>> {
     let input = input.map(|bytes| STANDARD.encode(bytes));
     let mut client = ask(guest, Request::Execute { command, input })?;
-    let mut end = InGuest::default();
+    let mut end = Executed::default();
     loop {
         match hear(guest, &mut client, until)? {
             Heard::Reply(Reply::Output { error, base64 }) => {
@@ -271,15 +266,13 @@ pub fn execute(
                 if error { &mut end.err } else { &mut end.out }.extend(bytes);
             }
             Heard::Reply(Reply::Executed { code, signal, truncated }) => {
-                return Ok(Some(InGuest { code, signal, truncated, ..end }));
+                return Ok(Some(Executed { code, signal, truncated, ..end }));
             }
             Heard::Reply(Reply::Error { message, hint }) => return Err(refused(message, hint)),
             Heard::Reply(other) => return Err(GuestError::host(format!("the supervisor answered {other:?}"))),
             Heard::Late => return Ok(None),
-            Heard::Silent | Heard::Lost => {
-                return Err(GuestError::user(format!("`{}` has stopped meanwhile", guest.name()))
-                    .hint(format!("`vmctl events {}` says why", guest.name())));
-            }
+            Heard::Silent => return Err(unanswered(guest)),
+            Heard::Lost => return Err(stopped_meanwhile(guest)),
         }
     }
 }

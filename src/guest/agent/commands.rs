@@ -64,7 +64,7 @@ pub struct GuestCommand {
 }
 
 /// The end of a command in the guest.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Executed {
     /// Its exit code, unless a signal ended it.
     pub code: Option<i64>,
@@ -74,7 +74,7 @@ pub struct Executed {
     pub out: Vec<u8>,
     /// Its standard error.
     pub err: Vec<u8>,
-    /// Whether the agent left out some of its output.
+    /// Whether some of its output is missing, since the agent left it out.
     pub truncated: bool,
 }
 
