@@ -264,6 +264,7 @@ struct Resources {
     attention: Arc<Attention>,
     clock: Arc<dyn Clock>,
     sink: Arc<dyn IrqSink>,
+    note: user::Noted,
     guest_errors: RefCell<Vec<(String, Arc<GuestErrors>)>>,
 }
 
@@ -276,8 +277,7 @@ impl Resources {
     }
     /// Returns the sink for what the guest does wrong to a device, whose counter begins with `counter`.
     fn errors(&self, counter: String, device: String) -> Arc<GuestErrors> {
-        // Standard error is the supervisor's log of this engine.
-        let errors = GuestErrors::new(device, Arc::new(|line: &str| eprintln!("vmctl vmm: {line}")));
+        let errors = GuestErrors::new(device, Arc::clone(&self.note));
         self.guest_errors.borrow_mut().push((counter, Arc::clone(&errors)));
         errors
     }
@@ -329,6 +329,7 @@ pub fn assemble(
         attention: Arc::clone(&attention),
         clock: Arc::clone(&clock),
         sink: Arc::clone(&interrupts) as _,
+        note: Arc::clone(&outside.on_note),
         guest_errors: RefCell::default(),
     };
     let board = Arc::new(Board::new(Arc::clone(&interrupts), Arc::clone(&attention), Arc::clone(&clock)));
@@ -577,8 +578,8 @@ fn start_disk(
     waker: Waker,
 ) -> Result<FileDisk, AssemblyError> {
     let (options, disk) = opened;
-    // Standard error is the supervisor's log of this engine.
-    let notes = Arc::new(|note: DiskNote| eprintln!("vmctl vmm: {note}"));
+    let note = Arc::clone(&resources.note);
+    let notes = Arc::new(move |text: DiskNote| note(&text.to_string()));
     let host = DiskHost { memory: resources.memory.clone(), waker, notes };
     let failed = |source| AssemblyError::Disk { id: spec.id.clone(), source };
     FileDisk::from_file(disk, &spec.path, &options, &host).map_err(failed)
@@ -660,6 +661,7 @@ mod tests {
             attention: attention.clone(),
             clock: clock.clone(),
             sink: interrupts.clone(),
+            note: Arc::new(|_: &str| ()),
             guest_errors: RefCell::default(),
         };
         let board = Board::new(interrupts.clone(), attention.clone(), clock);
