@@ -197,12 +197,13 @@ impl BlockCache {
     /// Keeps a block. Returns its first op and whether one of its pages is new as a page with code; then all TLBs must
     /// be told. Must be called only while no chain runs.
     pub fn insert(&mut self, key: Key, block: Block) -> (*const Op, bool) {
-        let crowded = |gpa: u64| self.pages.get(&(gpa & !(PAGE - 1))).is_some_and(|p| p.keys.len() >= MAX_KEYS);
         // Both keys of the block, and pages for them, are new at worst.
         let most = block.cost() + 2 * (KEY_COST + PAGE_COST);
         // A crew's vCPU has made room before it claimed the block's pages, which it would lose here.
         if self.crew.is_none()
-            && (self.cost + most > self.bound || crowded(key.gpa()) || block.second_page().is_some_and(crowded))
+            && (self.cost + most > self.bound
+                || self.is_crowded(key.gpa())
+                || block.second_page().is_some_and(|gpa| self.is_crowded(gpa)))
         {
             self.drop_all();
         }
@@ -245,10 +246,14 @@ impl BlockCache {
         new
     }
 
+    /// Returns whether the page at `gpa` has as many keys as it may have.
+    fn is_crowded(&self, gpa: u64) -> bool {
+        self.pages.get(&(gpa & !(PAGE - 1))).is_some_and(|page| page.keys.len() >= MAX_KEYS)
+    }
+
     /// Makes room for the next block, whose first byte is at `gpa`, of a crew's vCPU. Must be called only while no chain runs.
     pub fn make_room(&mut self, gpa: u64) {
-        let crowded = self.pages.get(&(gpa & !(PAGE - 1))).is_some_and(|page| page.keys.len() >= MAX_KEYS);
-        if crowded || self.cost + LARGEST_BLOCK > self.bound {
+        if self.is_crowded(gpa) || self.cost + LARGEST_BLOCK > self.bound {
             self.drop_all();
         }
     }

@@ -9,11 +9,11 @@
 #![allow(unsafe_code)]
 
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use super::block::{Block, BlockCache, Key};
 use super::cpu::{CS, Cpu, Fault, Leave, RIP, rflags};
-use super::crew::Crew;
+use super::crew::{Crew, lock};
 use super::int::{branch, locked};
 use super::lower::{MAX_INSNS, Mode, decode_block};
 use super::mmu;
@@ -101,7 +101,7 @@ struct Worker {
 
 impl Worker {
     fn spawn(group: Group) -> std::io::Result<Worker> {
-        let name = format!("vcpu{}", group.cpus[0].index);
+        let name = format!("vcpu-{}", group.cpus[0].index);
         let group = Arc::new(Mutex::new(group));
         let ((start, started), (end, ended)) = (channel(), channel());
         let work = Arc::clone(&group);
@@ -114,10 +114,6 @@ impl Worker {
         })?;
         Ok(Worker { group, start, ended })
     }
-}
-
-fn lock(group: &Mutex<Group>) -> MutexGuard<'_, Group> {
-    group.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A vCPU of a crew that runs. Others do not wait for it once this is dropped.
