@@ -132,7 +132,7 @@ choices! {
     pub enum DiskCache [embedded EmbeddedDiskCache] [bhyve BhyveDiskCache] {
         now Writeback = "writeback": "The host's page cache; the guest's flush waits for the medium.";
         now Writethrough = "writethrough": "Every write waits for the medium.";
-        bhyve None = "none": "The host's page cache is bypassed; ZFS ignores this.";
+        now None = "none": "The host's page cache is bypassed (O_DIRECT); a file system that cannot is refused or, as ZFS, ignores it.";
         embedded Unsafe = "unsafe": "The guest's flush waits for nothing: a power cut loses data.";
     }
 

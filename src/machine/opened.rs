@@ -56,6 +56,7 @@ fn open_disk(spec: &DiskSpec) -> Result<(DiskOptions, OpenDisk), AssemblyError> 
         read_only: spec.read_only || spec.device == EmbeddedDiskDevice::AhciCd,
         cache: match spec.cache {
             EmbeddedDiskCache::Writeback => file::CacheMode::Writeback,
+            EmbeddedDiskCache::None => file::CacheMode::None,
             EmbeddedDiskCache::Writethrough => file::CacheMode::Writethrough,
             EmbeddedDiskCache::Unsafe => file::CacheMode::Unsafe,
         },

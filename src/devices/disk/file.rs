@@ -5,7 +5,7 @@
 //! | mode | data | flush |
 //! |---|---|---|
 //! | `writeback` | page cache | durable |
-//! | `none` | O_DIRECT where the file system can; what is misaligned goes through a buffer | durable |
+//! | `none` | O_DIRECT, or the disk is refused; what is misaligned goes through a buffer | durable |
 //! | `writethrough` | page cache, durable after each write | durable |
 //! | `unsafe` | page cache | nothing: a power cut of the host may ruin the guest's file system |
 //!
@@ -44,7 +44,7 @@ pub enum CacheMode {
     /// The page cache. The guest's flushes reach the medium.
     #[default]
     Writeback,
-    /// Past the page cache where that is possible.
+    /// Past the page cache.
     None,
     /// The page cache. Each write reaches the medium before it ends.
     Writethrough,
@@ -96,12 +96,6 @@ pub enum DiskNote {
         /// Its size at start.
         size: u64,
     },
-    /// Cache mode `none` is not possible here.
-    #[error("disk `{path}` does not support direct I/O here; the page cache is used")]
-    NoDirectIo {
-        /// The disk.
-        path: PathBuf,
-    },
 }
 
 /// A callback for notes. The disk's threads call it.
@@ -143,6 +137,12 @@ pub enum DiskError {
         /// The path.
         path: PathBuf,
     },
+    /// Cache mode `none` is not possible here.
+    #[error("disk `{path}` cannot have cache `none`: its file system has no direct I/O (O_DIRECT); `writeback` needs none")]
+    NoDirectIo {
+        /// The disk.
+        path: PathBuf,
+    },
     /// It has no bytes.
     #[error("disk `{path}` is empty")]
     Empty {
@@ -165,6 +165,10 @@ pub struct OpenDisk {
     file: File,
     /// A file rather than a device.
     regular: bool,
+    /// Alignment of direct I/O and of a device's sectors; 1 for none.
+    align: u64,
+    /// Bytes of a device's logical blocks.
+    block_bytes: u32,
 }
 
 /// Opens and locks a disk: for its user alone, or with `read_only` for readers only. The lock lives as long as the
@@ -173,20 +177,26 @@ pub fn open_file(path: &Path, options: &DiskOptions) -> Result<OpenDisk, DiskErr
     let host = |action, source| DiskError::Host { action, path: path.to_owned(), source };
     let mut how = OpenOptions::new();
     how.read(true).write(!options.read_only);
-    let direct = options.cache == CacheMode::None;
+    let direct = if options.cache == CacheMode::None { libc::O_DIRECT } else { 0 };
     // Without O_NONBLOCK, opening a pipe by mistake would wait for its other end.
-    let opened = match how.custom_flags(libc::O_NONBLOCK | if direct { libc::O_DIRECT } else { 0 }).open(path) {
-        Err(e) if direct && e.raw_os_error() == Some(libc::EINVAL) => how.custom_flags(libc::O_NONBLOCK).open(path),
-        other => other,
-    };
-    let file = opened.map_err(|e| host("open", e))?;
+    let file = how.custom_flags(libc::O_NONBLOCK | direct).open(path).map_err(|error| match error.raw_os_error() {
+        Some(libc::EINVAL | libc::EOPNOTSUPP) if direct != 0 => DiskError::NoDirectIo { path: path.to_owned() },
+        _ => host("open", error),
+    })?;
     let regular = check_type(&file, path)?;
     let locked = if options.read_only { file.try_lock_shared() } else { file.try_lock() };
     match locked {
-        Ok(()) => Ok(OpenDisk { file, regular }),
-        Err(TryLockError::WouldBlock) => Err(DiskError::InUse { path: path.to_owned() }),
-        Err(TryLockError::Error(e)) => Err(host("lock", e)),
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Err(DiskError::InUse { path: path.to_owned() }),
+        Err(TryLockError::Error(e)) => return Err(host("lock", e)),
     }
+    set_flags(&file, direct).map_err(|e| host("set flags of", e))?;
+    let block_bytes = medium::block_bytes(&file, regular).map_err(|e| host("examine", e))?;
+    let mut align = medium::sector_bytes(&file, regular).map_err(|e| host("examine", e))?;
+    if direct != 0 {
+        align = align.max(direct_alignment(&file).ok_or_else(|| DiskError::NoDirectIo { path: path.to_owned() })?);
+    }
+    Ok(OpenDisk { file, regular, align, block_bytes })
 }
 
 /// Checks the type, and returns whether it is a file rather than a device.
@@ -260,6 +270,7 @@ pub struct FileDisk {
     engine: Arc<Engine>,
     workers: Vec<JoinHandle<()>>,
     can_discard: bool,
+    block_bytes: u32,
 }
 
 impl FileDisk {
@@ -267,7 +278,7 @@ impl FileDisk {
     /// can look nothing up any more.
     pub fn from_file(disk: OpenDisk, path: &Path, options: &DiskOptions, host: &DiskHost) -> Result<FileDisk, DiskError> {
         let failed = |action, source| DiskError::Host { action, path: path.to_owned(), source };
-        let OpenDisk { file, regular } = disk;
+        let OpenDisk { file, regular, align, block_bytes } = disk;
         let size = io::Seek::seek(&mut &file, io::SeekFrom::End(0)).map_err(|e| failed("measure", e))?;
         if size == 0 {
             return Err(DiskError::Empty { path: path.to_owned() });
@@ -275,18 +286,11 @@ impl FileDisk {
         if size % SECTOR != 0 {
             return Err(DiskError::OddSize { path: path.to_owned(), size });
         }
-        let mut align = medium::sector_bytes(&file, regular).map_err(|e| failed("examine", e))?;
-        if options.cache == CacheMode::None {
-            let direct = direct_alignment(&file, size);
-            align = align.max(direct.unwrap_or(1));
-            if direct.is_none() {
-                set_direct(&file, false).map_err(|e| failed("set flags of", e))?;
-                (host.notes)(DiskNote::NoDirectIo { path: path.to_owned() });
-            }
-        }
         let can_discard = options.discard && !options.read_only && medium::can_discard(&file, regular, size);
         let engine = Arc::new(Engine::new(file, path, size, options, regular, align, host.clone()));
-        let mut disk = FileDisk { engine, workers: Vec::new(), can_discard };
+        // A disk that ends in the middle of a block has no blocks of that size.
+        let block_bytes = if size % u64::from(block_bytes) == 0 { block_bytes } else { SECTOR as u32 };
+        let mut disk = FileDisk { engine, workers: Vec::new(), can_discard, block_bytes };
         for index in 0..WORKERS {
             let engine = disk.engine.clone();
             let thread = std::thread::Builder::new().name(format!("disk-{index}")).spawn(move || engine.work());
@@ -304,6 +308,9 @@ impl FileDisk {
 impl Disk for FileDisk {
     fn size_bytes(&self) -> u64 {
         self.engine.size
+    }
+    fn block_bytes(&self) -> u32 {
+        self.block_bytes
     }
     fn read_only(&self) -> bool {
         self.engine.read_only
@@ -389,19 +396,20 @@ impl Drop for FileDisk {
     }
 }
 
-fn set_direct(file: &File, on: bool) -> io::Result<()> {
+/// Sets the flags of an open file to `flags` alone.
+fn set_flags(file: &File, flags: libc::c_int) -> io::Result<()> {
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
-    let mut flags = OFlag::from_bits_retain(fcntl(file, FcntlArg::F_GETFL)?);
-    flags.set(OFlag::O_DIRECT, on);
-    fcntl(file, FcntlArg::F_SETFL(flags))?;
+    fcntl(file, FcntlArg::F_SETFL(OFlag::from_bits_retain(flags)))?;
     Ok(())
 }
 
 /// Returns the alignment that direct I/O on `file` needs, if it works at all. It tries to find out.
-fn direct_alignment(file: &File, size: u64) -> Option<u64> {
-    set_direct(file, true).ok()?;
+///
+/// A file that ends in the middle of a block can be read to its end and not be written there, so it must have whole blocks.
+fn direct_alignment(file: &File) -> Option<u64> {
+    let size = io::Seek::seek(&mut &*file, io::SeekFrom::End(0)).ok()?;
     let mut buffer = AlignedBuffer::new(BUFFER_ALIGN);
-    let works = |align: &u64| size % align == 0 && file.read_at(buffer.get(*align as usize), 0).is_ok_and(|n| n > 0);
+    let works = |align: &u64| size % align == 0 && file.read_at(buffer.get(*align as usize), 0).is_ok();
     [SECTOR, BUFFER_ALIGN as u64].into_iter().find(works)
 }
 
@@ -796,6 +804,30 @@ mod tests {
         let kept = |from: usize, to: usize| bytes[from..to].iter().all(|&byte| byte == 0xee);
         assert!(kept(0, 512) && zeroed(512, 300_544) && kept(300_544, 700_416));
         assert!(zeroed(700_416, 700_928) && kept(700_928, 1 << 20));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn direct_io_is_refused_where_the_file_system_has_none() {
+        // The files of proc(5) are regular ones, and have no direct I/O.
+        let path = Path::new("/proc/version");
+        let error = open_file(path, &DiskOptions { read_only: true, ..options(CacheMode::None) }).unwrap_err();
+        assert!(matches!(error, DiskError::NoDirectIo { .. }), "{error}");
+        assert!(error.to_string().starts_with("disk `/proc/version` cannot have cache `none`: "), "{error}");
+    }
+
+    #[test]
+    fn an_open_disk_has_direct_io_for_cache_none_alone_and_waits_for_its_medium() {
+        use nix::fcntl::{FcntlArg, OFlag, fcntl};
+        let rig = rig();
+        let path = rig.image(1 << 20);
+        for mode in MODES {
+            let disk = open_file(&path, &options(mode)).unwrap();
+            let flags = OFlag::from_bits_retain(fcntl(&disk.file, FcntlArg::F_GETFL).unwrap());
+            assert_eq!(flags.contains(OFlag::O_DIRECT), mode == CacheMode::None, "{mode:?}");
+            assert!(!flags.contains(OFlag::O_NONBLOCK), "{mode:?}");
+            assert_eq!((disk.align >= SECTOR, disk.block_bytes), (mode == CacheMode::None, 512), "{mode:?}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! | give back | fallocate(2) PUNCH_HOLE | fspacectl(2), since 14.0 | DIOCGDELETE |
 //! | zero | fallocate(2) ZERO_RANGE | written | written |
 //! | unit | byte | byte | DIOCGSECTORSIZE: each buffer and offset is a multiple of it |
+//! | logical block | 512; a block device: BLKSSZGET | 512 | DIOCGSECTORSIZE |
 //!
 //! FreeBSD: sys/sys/disk.h; sys/geom/geom_dev.c and, for volmode=dev, zvol_os.c of OpenZFS answer the requests;
 //! usr.sbin/bhyve/block_if.c asks the same. fspacectl(2) writes zeros where the file system cannot free
@@ -18,16 +19,24 @@
 use std::io;
 
 #[cfg(target_os = "freebsd")]
-pub use freebsd::{can_discard, discard, sector_bytes, sync_data, zero_range};
+pub use freebsd::{block_bytes, can_discard, discard, sector_bytes, sync_data, zero_range};
 #[cfg(target_os = "linux")]
-pub use linux::{can_discard, discard, sector_bytes, sync_data, zero_range};
+pub use linux::{block_bytes, can_discard, discard, sector_bytes, sync_data, zero_range};
 #[cfg(not(any(target_os = "linux", target_os = "freebsd")))]
-pub use plain::{can_discard, discard, sector_bytes, sync_data, zero_range};
+pub use plain::{block_bytes, can_discard, discard, sector_bytes, sync_data, zero_range};
 
 /// Returns whether the error says that the file does not support the operation at all.
 pub fn is_unsupported(error: &io::Error) -> bool {
     let codes = [libc::EOPNOTSUPP, libc::ENOTSUP, libc::ENOSYS, libc::EINVAL, libc::ENOTTY, libc::ENODEV];
     error.kind() == io::ErrorKind::Unsupported || error.raw_os_error().is_some_and(|code| codes.contains(&code))
+}
+
+/// Size of the logical blocks of a file: what is in it was not made for one of the host's sizes.
+const FILE_BLOCK_BYTES: u32 = 512;
+
+/// Returns the size of a device's logical blocks, or that of a file where it is none that a guest can have.
+fn usable_block(bytes: u64) -> u32 {
+    u32::try_from(bytes).ok().filter(|bytes| bytes.is_power_of_two() && (512..=4096).contains(bytes)).unwrap_or(FILE_BLOCK_BYTES)
 }
 
 /// Returns the largest range inside of `offset..offset + bytes` that begins and ends at multiples of `unit`.
@@ -43,7 +52,25 @@ mod linux {
     use std::fs::File;
     use std::io;
 
+    use std::os::fd::AsRawFd;
+
     use nix::fcntl::{FallocateFlags, fallocate};
+
+    use super::{FILE_BLOCK_BYTES, usable_block};
+
+    // include/uapi/linux/fs.h: BLKSSZGET is _IO(0x12, 104), and writes an int.
+    nix::ioctl_read_bad!(blksszget, nix::request_code_none!(0x12, 104), libc::c_int);
+
+    /// Returns the size of a logical block: of a device, the one that its partition tables count in.
+    pub fn block_bytes(file: &File, regular: bool) -> io::Result<u32> {
+        if regular {
+            return Ok(FILE_BLOCK_BYTES);
+        }
+        let mut bytes: libc::c_int = 0;
+        // SAFETY: the request writes one int, which lives over the call.
+        unsafe { blksszget(file.as_raw_fd(), &mut bytes) }?;
+        Ok(usable_block(u64::try_from(bytes).unwrap_or(0)))
+    }
 
     /// Returns the unit of transfers: one byte.
     pub fn sector_bytes(_: &File, _regular: bool) -> io::Result<u64> {
@@ -81,7 +108,7 @@ mod freebsd {
     use std::os::fd::AsRawFd;
     use std::sync::OnceLock;
 
-    use super::{is_unsupported, whole_units};
+    use super::{FILE_BLOCK_BYTES, is_unsupported, usable_block, whole_units};
 
     /// sys/sys/unistd.h, since 14.0; an earlier fpathconf(2) refuses it as unknown.
     const PC_DEALLOC_PRESENT: libc::c_int = 65;
@@ -134,6 +161,14 @@ mod freebsd {
         // SAFETY: the request writes one u_int, which lives over the call.
         unsafe { diocgsectorsize(file.as_raw_fd(), &mut bytes) }?;
         Ok(u64::from(bytes).max(1))
+    }
+
+    /// Returns the size of a logical block: of a device, the one that its partition tables count in.
+    pub fn block_bytes(file: &File, regular: bool) -> io::Result<u32> {
+        if regular {
+            return Ok(FILE_BLOCK_BYTES);
+        }
+        sector_bytes(file, regular).map(usable_block)
     }
 
     /// Returns whether the file system or the device gives space back.
@@ -207,6 +242,10 @@ mod plain {
     pub fn sector_bytes(_: &File, _regular: bool) -> io::Result<u64> {
         Ok(1)
     }
+    /// Returns that of a file.
+    pub fn block_bytes(_: &File, _regular: bool) -> io::Result<u32> {
+        Ok(super::FILE_BLOCK_BYTES)
+    }
     /// Returns false: not known for this system.
     pub fn can_discard(_: &File, _regular: bool, _size: u64) -> bool {
         false
@@ -238,6 +277,12 @@ mod tests {
         assert_eq!(whole_units(512, 4096, 4096), None);
         assert_eq!(whole_units(512, 1024, 512), Some((512, 1024)));
         assert_eq!(whole_units(u64::MAX, 1, 512), None);
+    }
+
+    #[test]
+    fn a_guest_gets_no_logical_block_that_no_disk_has() {
+        let cases = [(512, 512), (4096, 4096), (2048, 2048), (0, 512), (520, 512), (8192, 512), (u64::MAX, 512)];
+        assert!(cases.iter().all(|&(host, guest)| usable_block(host) == guest));
     }
 
     #[test]

@@ -73,6 +73,10 @@ pub enum DiskStatus {
 pub trait Disk: Send {
     /// Returns the size in bytes, a multiple of 512.
     fn size_bytes(&self) -> u64;
+    /// Returns the size of the blocks that a guest should take for the unit of the disk: a power of two, at least 512.
+    fn block_bytes(&self) -> u32 {
+        512
+    }
     /// Returns whether writes are refused.
     fn read_only(&self) -> bool;
     /// Returns whether the disk supports `Discard`.
