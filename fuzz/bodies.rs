@@ -297,7 +297,7 @@ impl FarEnd for DiskEnd {
     fn device(&self, mem: &GuestMemory) -> Box<dyn VirtioDevice> {
         let (disk, handle) = MemoryDisk::new(mem, DISK_BYTES, self.read_only);
         *self.handle.lock().expect("not poisoned") = Some(handle);
-        Box::new(Blk::new(Box::new(disk), &BlkOptions { serial: "fuzz".into(), physical_block_bytes: 4096 }))
+        Box::new(Blk::new(Box::new(disk), &BlkOptions { serial: "fuzz".into(), physical_block_bytes: 4096, queues: 3 }))
     }
     fn happen(&mut self, bytes: &mut Bytes) {
         let handle = self.handle.lock().expect("not poisoned");

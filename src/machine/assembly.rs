@@ -265,6 +265,7 @@ struct Resources {
     clock: Arc<dyn Clock>,
     sink: Arc<dyn IrqSink>,
     note: user::Noted,
+    vcpus: usize,
     guest_errors: RefCell<Vec<(String, Arc<GuestErrors>)>>,
 }
 
@@ -274,6 +275,11 @@ impl Resources {
     }
     fn waker(&self) -> Waker {
         Waker::new(Arc::clone(&self.attention))
+    }
+    /// Returns the number of queues for a device that can have several: one for each vCPU, which then needs no lock and gets
+    /// the interrupts of its own requests.
+    fn queues(&self) -> u16 {
+        u16::try_from(self.vcpus).unwrap_or(blk::QUEUES_MAX).min(blk::QUEUES_MAX)
     }
     /// Returns the sink for what the guest does wrong to a device, whose counter begins with `counter`.
     fn errors(&self, counter: String, device: String) -> Arc<GuestErrors> {
@@ -330,6 +336,7 @@ pub fn assemble(
         clock: Arc::clone(&clock),
         sink: Arc::clone(&interrupts) as _,
         note: Arc::clone(&outside.on_note),
+        vcpus,
         guest_errors: RefCell::default(),
     };
     let board = Arc::new(Board::new(Arc::clone(&interrupts), Arc::clone(&attention), Arc::clone(&clock)));
@@ -549,7 +556,7 @@ fn wire_disk(
     let errors = resources.errors(format!("disk.{}", spec.id), format!("disk `{}`", spec.id));
     match spec.device {
         EmbeddedDiskDevice::VirtioBlk => {
-            let options = blk::BlkOptions { serial: spec.serial.clone(), ..Default::default() };
+            let options = blk::BlkOptions { serial: spec.serial.clone(), queues: resources.queues(), ..Default::default() };
             resources.virtio(root, spec.slot, Box::new(blk::Blk::new(disk, &options)), waker, errors)?;
         }
         EmbeddedDiskDevice::AhciHd => wire_ahci(root, resources, spec, (DriveKind::Disk, disk), (waker, errors))?,
@@ -662,6 +669,7 @@ mod tests {
             clock: clock.clone(),
             sink: interrupts.clone(),
             note: Arc::new(|_: &str| ()),
+            vcpus: 1,
             guest_errors: RefCell::default(),
         };
         let board = Board::new(interrupts.clone(), attention.clone(), clock);

@@ -73,6 +73,11 @@ impl<T> InFlight<T> {
         self.commands.clear();
     }
 
+    /// Drops the commands of which `which` is true: nobody waits for them any more.
+    pub fn forget(&mut self, which: impl Fn(&T) -> bool) {
+        self.commands.retain(|_, command| !which(&command.data));
+    }
+
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.commands.is_empty()

@@ -1,18 +1,18 @@
 //! Block device: virtio 1.2 section 5.2.
 //!
-//! One queue. A request is a header (type, reserved, sector; 16 bytes), data, and one status byte that the device
-//! writes, in any buffers that the driver chooses. Requests run in parallel and end in any order. A write ends only
-//! after a flush while the cache is "writethrough": the driver did not accept VIRTIO_BLK_F_FLUSH, or set `writeback` to
-//! 0.
+//! One or more queues (5.2.2), which are alike: the driver may put a request on any. A request is a header (type,
+//! reserved, sector; 16 bytes), data, and one status byte that the device writes, in any buffers that the driver chooses.
+//! Requests run in parallel and end in any order, also those of one queue. A write ends only after a flush while the cache
+//! is "writethrough": the driver did not accept VIRTIO_BLK_F_FLUSH, or set `writeback` to 0.
 //!
-//! **Not modelled**: several queues, secure erase, lifetime and zoned features, SCSI commands. None is offered; such a
-//! request ends as unsupported.
+//! **Not modelled**: secure erase, lifetime and zoned features, SCSI commands. None is offered; such a request ends as
+//! unsupported.
 //!
-//! **Hostile guest**: the ring bounds the requests in flight, and `PARTS_MAX` the operations of one request on the
+//! **Hostile guest**: the rings bound the requests in flight, and `PARTS_MAX` the operations of one request on the
 //! host; every sector range is checked against the disk; lengths that are no multiple of 512 end in an I/O error; a
 //! request without room for its status is returned without an answer. Header and segments are read once.
 //!
-//! **Saved state**: `writeback`, and the heads of the requests in flight: the new device executes them again. That is
+//! **Saved state**: `writeback`, and queue and head of the requests in flight: the new device executes them again. That is
 //! harmless, since their completion was not reported to the driver.
 
 use serde::{Deserialize, Serialize};
@@ -25,8 +25,10 @@ use crate::hypervisor::memory::{GuestAddr, GuestMemory};
 use crate::hypervisor::state::{Section, StateError};
 
 const NAME: &str = "virtio-blk";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const QUEUE_SIZE: u16 = 256;
+/// Maximum number of queues.
+pub const QUEUES_MAX: u16 = 16;
 const SECTOR: u64 = 512;
 
 /// Feature bits, 5.2.3.
@@ -41,6 +43,8 @@ pub const VIRTIO_BLK_F_FLUSH: u64 = 1 << 9;
 pub const VIRTIO_BLK_F_TOPOLOGY: u64 = 1 << 10;
 /// The driver may choose between writeback and writethrough.
 pub const VIRTIO_BLK_F_CONFIG_WCE: u64 = 1 << 11;
+/// `num_queues` is valid.
+pub const VIRTIO_BLK_F_MQ: u64 = 1 << 12;
 /// The device supports discard.
 pub const VIRTIO_BLK_F_DISCARD: u64 = 1 << 13;
 /// The device supports write zeroes.
@@ -84,10 +88,13 @@ pub struct BlkOptions {
     pub serial: String,
     /// Bytes of a physical block of the host, a power of two of at least 512; 0 for 4096.
     pub physical_block_bytes: u32,
+    /// Number of queues, at most [`QUEUES_MAX`]; 0 for one.
+    pub queues: u16,
 }
 
 /// Where a request in flight is answered.
 struct Pending {
+    queue: usize,
     head: u16,
     status_at: GuestAddr,
     /// Number of bytes written that is reported to the driver, including the status.
@@ -98,19 +105,21 @@ struct Pending {
 pub struct Blk {
     disk: Box<dyn Disk>,
     serial: [u8; ID_BYTES],
-    physical_block_exp: u8,
+    queue_sizes: Vec<u16>,
+    physical_block_bytes: u32,
     writeback: bool,
     features: u64,
     pending: InFlight<Pending>,
-    /// Heads that were in flight when the loaded state was saved.
-    again: Vec<u16>,
+    /// Queues and heads that were in flight when the loaded state was saved.
+    again: Vec<(u16, u16)>,
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct State {
     writeback: bool,
-    in_flight: Vec<u16>,
+    /// Queue and head of each.
+    in_flight: Vec<(u16, u16)>,
 }
 
 struct Header {
@@ -120,6 +129,7 @@ struct Header {
 
 /// A request split into its fields.
 struct Request {
+    queue: usize,
     head: u16,
     header: Header,
     readable: Vec<Segment>,
@@ -140,8 +150,16 @@ impl Blk {
         let len = bytes.len().min(ID_BYTES);
         serial[..len].copy_from_slice(&bytes[..len]);
         let physical = if options.physical_block_bytes == 0 { 4096 } else { options.physical_block_bytes };
-        let physical_block_exp = (physical / SECTOR as u32).max(1).ilog2() as u8;
-        Blk { disk, serial, physical_block_exp, writeback: true, features: 0, pending: InFlight::new(), again: Vec::new() }
+        Blk {
+            physical_block_bytes: physical.max(disk.block_bytes()),
+            disk,
+            serial,
+            queue_sizes: vec![QUEUE_SIZE; usize::from(options.queues.clamp(1, QUEUES_MAX))],
+            writeback: true,
+            features: 0,
+            pending: InFlight::new(),
+            again: Vec::new(),
+        }
     }
 
     fn writethrough(&self) -> bool {
@@ -156,7 +174,7 @@ impl Blk {
     }
 
     /// Splits a request into its fields. Returns `None` if there is no room for a status byte.
-    fn take_apart(mem: &GuestMemory, chain: Chain) -> Option<Result<Request, GuestAddr>> {
+    fn take_apart(mem: &GuestMemory, queue: usize, chain: Chain) -> Option<Result<Request, GuestAddr>> {
         let mut writable = chain.writable;
         let (addr, len) = writable.pop()?;
         let status_at = GuestAddr(addr.0 + u64::from(len) - 1);
@@ -171,14 +189,17 @@ impl Blk {
         let kind = u32::from_le_bytes(raw[..4].try_into().expect("four bytes"));
         let sector = u64::from_le_bytes(raw[8..].try_into().expect("eight bytes"));
         let readable = queue::slice(&chain.readable, 16, u64::MAX);
-        Some(Ok(Request { head: chain.head, header: Header { kind, sector }, readable, writable, status_at }))
+        Some(Ok(Request { queue, head: chain.head, header: Header { kind, sector }, readable, writable, status_at }))
     }
 
-    fn serve(&mut self, chain: Chain, queues: &mut Queues) {
+    fn serve(&mut self, queue: usize, chain: Chain, queues: &mut Queues) {
         let head = chain.head;
-        let request = match Self::take_apart(queues.mem, chain) {
-            None => return queues.complete(0, head, 0),
-            Some(Err(status_at)) => return Self::answer(queues, head, status_at, 1, VIRTIO_BLK_S_IOERR),
+        let request = match Self::take_apart(queues.mem, queue, chain) {
+            None => return queues.complete(queue, head, 0),
+            Some(Err(status_at)) => {
+                let request = Pending { queue, head, status_at, written: 1 };
+                return Self::answer(queues, &request, VIRTIO_BLK_S_IOERR);
+            }
             Some(Ok(request)) => request,
         };
         // This fits into 32 bits: the queue refuses chains of more than 4 GiB, and the status byte is part of one.
@@ -200,14 +221,14 @@ impl Blk {
             _ => Answer::Now(VIRTIO_BLK_S_UNSUPP),
         };
         if let Answer::Now(status) = answer {
-            Self::answer(queues, head, status_at, written, status);
+            Self::answer(queues, &Pending { queue, head, status_at, written }, status);
         }
     }
 
-    fn answer(queues: &mut Queues, head: u16, status_at: GuestAddr, written: u32, status: u8) {
+    fn answer(queues: &mut Queues, request: &Pending, status: u8) {
         // The address was checked when the chain was taken.
-        let _ = queues.mem.write(status_at, &[status]);
-        queues.complete(0, head, written);
+        let _ = queues.mem.write(request.status_at, &[status]);
+        queues.complete(request.queue, request.head, request.written);
     }
 
     fn transfer(&mut self, op: DiskOp, mut request: Request, written: u32) -> Answer {
@@ -267,7 +288,7 @@ impl Blk {
     }
 
     fn submit(&mut self, request: &Request, written: u32, flush_after: bool, parts: Vec<Part>) {
-        let pending = Pending { head: request.head, status_at: request.status_at, written };
+        let pending = Pending { queue: request.queue, head: request.head, status_at: request.status_at, written };
         self.pending.submit(&mut *self.disk, pending, parts, flush_after);
     }
 
@@ -278,20 +299,29 @@ impl Blk {
                 DiskStatus::IoError => VIRTIO_BLK_S_IOERR,
                 DiskStatus::Unsupported => VIRTIO_BLK_S_UNSUPP,
             };
-            Self::answer(queues, pending.head, pending.status_at, pending.written, status);
+            Self::answer(queues, &pending, status);
         }
     }
 
-    fn serve_queue(&mut self, queues: &mut Queues) {
-        for head in std::mem::take(&mut self.again) {
-            if let Some(chain) = queues.chain_at(0, head) {
-                self.serve(chain, queues);
+    /// Forgets all requests, once nothing of them is with the host.
+    fn forget(&mut self) {
+        self.pending.drain(&mut *self.disk);
+        self.again.clear();
+    }
+
+    fn serve_again(&mut self, queues: &mut Queues) {
+        for (queue, head) in std::mem::take(&mut self.again) {
+            let queue = usize::from(queue);
+            if let Some(chain) = queues.chain_at(queue, head) {
+                self.serve(queue, chain, queues);
             }
         }
-        while let Some(chain) = queues.pop(0) {
-            self.serve(chain, queues);
+    }
+
+    fn serve_queue(&mut self, queue: usize, queues: &mut Queues) {
+        while let Some(chain) = queues.pop(queue) {
+            self.serve(queue, chain, queues);
         }
-        self.collect(queues);
     }
 }
 
@@ -303,11 +333,14 @@ impl VirtioDevice for Blk {
         Kind { device_type: 2, class: (0x01, 0x00, 0x00) }
     }
     fn queue_sizes(&self) -> &[u16] {
-        &[QUEUE_SIZE]
+        &self.queue_sizes
     }
 
     fn features(&self) -> u64 {
         let mut features = VIRTIO_BLK_F_SEG_MAX | VIRTIO_BLK_F_BLK_SIZE | VIRTIO_BLK_F_TOPOLOGY | VIRTIO_BLK_F_FLUSH;
+        if self.queue_sizes.len() > 1 {
+            features |= VIRTIO_BLK_F_MQ;
+        }
         if self.disk.read_only() {
             return features | VIRTIO_BLK_F_RO;
         }
@@ -323,14 +356,17 @@ impl VirtioDevice for Blk {
         let mut put = |at: usize, value: &[u8]| config[at..at + value.len()].copy_from_slice(value);
         put(0, &(self.disk.size_bytes() / SECTOR).to_le_bytes());
         put(12, &u32::from(QUEUE_SIZE - 2).to_le_bytes());
-        put(20, &(SECTOR as u32).to_le_bytes());
-        put(24, &[self.physical_block_exp, 0]);
-        put(26, &(1u16 << self.physical_block_exp).to_le_bytes());
+        let block = self.disk.block_bytes();
+        let blocks = self.physical_block_bytes / block;
+        put(20, &block.to_le_bytes());
+        // Logical blocks of a physical one as a power of two, and the smallest and aligned transfer in logical blocks.
+        put(24, &[blocks.ilog2() as u8, 0]);
+        put(26, &(blocks as u16).to_le_bytes());
         put(WRITEBACK, &[u8::from(self.writeback)]);
-        put(34, &1u16.to_le_bytes());
+        put(34, &(self.queue_sizes.len() as u16).to_le_bytes());
         put(36, &DISCARD_SECTORS_MAX.to_le_bytes());
         put(40, &PARTS_MAX.to_le_bytes());
-        put(44, &(1u32 << self.physical_block_exp).to_le_bytes());
+        put(44, &(self.physical_block_bytes / SECTOR as u32).to_le_bytes());
         put(48, &ZERO_SECTORS_MAX.to_le_bytes());
         put(52, &PARTS_MAX.to_le_bytes());
         put(56, &[u8::from(self.disk.can_discard())]);
@@ -349,37 +385,47 @@ impl VirtioDevice for Blk {
         self.features = features;
     }
 
-    fn notify(&mut self, _: usize, queues: &mut Queues) {
-        self.serve_queue(queues);
+    fn notify(&mut self, queue: usize, queues: &mut Queues) {
+        self.serve_again(queues);
+        self.serve_queue(queue, queues);
+        self.collect(queues);
     }
 
     fn poll(&mut self, _: u64, queues: &mut Queues) {
-        self.serve_queue(queues);
+        self.serve_again(queues);
+        (0..self.queue_sizes.len()).for_each(|queue| self.serve_queue(queue, queues));
+        self.collect(queues);
     }
 
     fn reset(&mut self) {
-        self.reset_queue(0);
+        self.forget();
         self.writeback = true;
         self.features = 0;
     }
 
-    fn reset_queue(&mut self, _: usize) {
-        self.pending.drain(&mut *self.disk);
-        self.again.clear();
+    fn reset_queue(&mut self, queue: usize) {
+        self.disk.drain();
+        self.pending.forget(|pending| pending.queue == queue);
+        self.again.retain(|&(other, _)| usize::from(other) != queue);
     }
 
     fn save(&self) -> Section {
-        let mut in_flight: Vec<u16> = self.pending.iter().map(|pending| pending.head).chain(self.again.iter().copied()).collect();
+        let begun = self.pending.iter().map(|pending| (pending.queue as u16, pending.head));
+        let mut in_flight: Vec<(u16, u16)> = begun.chain(self.again.iter().copied()).collect();
         in_flight.sort_unstable();
         Section::encode(NAME, VERSION, &State { writeback: self.writeback, in_flight })
     }
 
     fn load(&mut self, section: &Section) -> Result<(), StateError> {
         let state: State = section.decode(NAME, VERSION)?;
-        if state.in_flight.len() > usize::from(QUEUE_SIZE) {
-            return Err(StateError::Damaged { kind: NAME, why: "more requests in flight than the queue holds".into() });
+        let damaged = |why: &str| Err(StateError::Damaged { kind: NAME, why: why.into() });
+        if state.in_flight.len() > usize::from(QUEUE_SIZE) * self.queue_sizes.len() {
+            return damaged("more requests in flight than the queues hold");
         }
-        self.reset_queue(0);
+        if state.in_flight.iter().any(|&(queue, _)| usize::from(queue) >= self.queue_sizes.len()) {
+            return damaged("a request is in flight on a queue that does not exist");
+        }
+        self.forget();
         self.writeback = state.writeback;
         self.again = state.in_flight;
         Ok(())
