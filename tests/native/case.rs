@@ -17,6 +17,8 @@ use crate::verdict::{is_transcendental, unpredictable};
 /// Two pages of code, which a case cannot write: when a processor sees that an instruction changes what is already
 /// decoded, itself among it, is its own affair (SDM vol. 3 section 11.6). Unit tests hold code that changes itself.
 pub const CODE: u64 = 0x2000_0000;
+/// What the code pages hold beside the case that runs: HLT, which faults. Cases jump there, and read it.
+pub const FILLER: u8 = 0xf4;
 /// Two writable pages and one read-only page; nothing around them.
 pub const SCRATCH: u64 = 0x2001_0000;
 /// The read-only page.

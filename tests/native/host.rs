@@ -14,7 +14,7 @@ use std::mem::size_of;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
-use crate::case::{self, CODE, Case, Outcome, PAGE, POOL, READ_ONLY, SCRATCH, STACK, State};
+use crate::case::{self, CODE, Case, FILLER, Outcome, PAGE, POOL, READ_ONLY, SCRATCH, STACK, State};
 
 /// Cases that go to the child at a time.
 pub const BATCH: usize = 128;
@@ -359,6 +359,7 @@ unsafe fn map_code() -> *mut u8 {
         let second = libc::mremap(code, 0, bytes, moves, CODE as *mut libc::c_void);
         assert_eq!(second as u64, CODE, "cannot map the code: {}", std::io::Error::last_os_error());
         libc::mprotect(second, bytes, libc::PROT_READ | libc::PROT_EXEC);
+        code.cast::<u8>().write_bytes(FILLER, bytes);
         code.cast()
     }
 }
@@ -384,6 +385,7 @@ unsafe fn run(shared: *mut Shared, code: *mut u8, pool: &[[u8; PAGE as usize]], 
         (*gate).state = input.state;
         (*gate).selector = u64::from(input.selector);
         vmctl_native_enter();
+        at.write_bytes(FILLER, usize::from(input.code_len));
         let output = &mut (*shared).outputs[i];
         for (k, from) in [SCRATCH, SCRATCH + PAGE, STACK].into_iter().enumerate() {
             std::ptr::copy_nonoverlapping(from as *const u8, output.memory.as_mut_ptr().add(k * PAGE as usize), PAGE as usize);

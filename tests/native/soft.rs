@@ -14,7 +14,7 @@ use vmctl::testing::hypervisor::soft::{run, system, tlb};
 use vmctl::testing::hypervisor::waking::Attention;
 use vmctl::testing::units::Topology;
 
-use crate::case::{CODE, Case, Outcome, PAGE, READ_ONLY, SCRATCH, STACK, State};
+use crate::case::{CODE, Case, FILLER, Outcome, PAGE, READ_ONLY, SCRATCH, STACK, State};
 use crate::host::{USER_CODE_32, USER_CODE_64, USER_DATA};
 
 /// Where the page tables are.
@@ -31,7 +31,6 @@ const STUCK: u8 = 254;
 
 pub struct Soft {
     cpu: Box<Cpu>,
-    cache: Box<BlockCache>,
     memory: GuestMemory,
     pool: Vec<[u8; PAGE as usize]>,
 }
@@ -70,6 +69,7 @@ impl Soft {
         let memory = GuestMemory::anonymous(&layout).expect("a few pages of memory");
         map_pages(&memory);
         memory.write(GuestAddr(READ_ONLY), &pool[0]).expect("mapped");
+        memory.write(GuestAddr(CODE), &[FILLER; 2 * PAGE as usize]).expect("mapped");
         let setup = VcpuSetup {
             vcpus: 1,
             topology: Topology::ONE,
@@ -81,11 +81,11 @@ impl Soft {
             device_windows: Vec::new(),
             manual_clock: None,
         };
-        let mut cpu = Cpu::new(&setup, 0);
-        cpu.crew = crew.clone();
+        let mut cpu = Cpu::new(&setup, 0, BlockCache::shared(memory.clone(), crew.clone()));
+        cpu.crew = crew;
         system::reset(&mut cpu, true);
         enter_user_mode(&mut cpu);
-        Soft { cpu, cache: BlockCache::new(memory.clone(), crew), memory, pool }
+        Soft { cpu, memory, pool }
     }
 
     fn write_memory(&self, case: &Case) {
@@ -113,6 +113,7 @@ impl Soft {
             _ => user_segment(USER_CODE_32, 0xc0fb),
         };
         let (vector, error, cr2) = self.run_chains(case);
+        self.memory.write(GuestAddr(case.entry()), &vec![FILLER; case.bytes.len()]).expect("mapped");
         let mut state = State::ZERO;
         store_state(&self.cpu, &mut state);
         if vector == 3 {
@@ -129,7 +130,7 @@ impl Soft {
 
     /// Runs until an exception: its vector, error code and address.
     fn run_chains(&mut self, case: &Case) -> (u8, u64, u64) {
-        let leave = run::run_alone(&mut self.cpu, &mut self.cache, MAX_INSTRUCTIONS);
+        let leave = run::run_alone(&mut self.cpu, MAX_INSTRUCTIONS);
         if self.cpu.regs[RIP] == case.end() {
             // INT3, which finds no table to be delivered through.
             return (3, 0, 0);

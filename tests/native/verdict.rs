@@ -135,7 +135,14 @@ fn same_operand(case: &Case, host: &Outcome, soft: &Outcome) -> bool {
     match case.at(host.state.rip).and_then(|p| p.memory) {
         Some((addr, size)) => {
             let pages = page(addr)..=page(addr.wrapping_add(size - 1));
-            pages.contains(&page(host.cr2)) && pages.contains(&page(soft.cr2))
+            // An operand that runs off the end of what its address size reaches goes on at zero: on some processors each
+            // part, on others the whole.
+            let wraps = |end: u64| addr < end && addr.wrapping_add(size) > end;
+            let inside = |at: u64| {
+                let ends = [1 << 16, 1 << 32].into_iter().filter(|&end| wraps(end));
+                pages.contains(&page(at)) || ends.into_iter().any(|end| pages.contains(&page(at.wrapping_add(end))))
+            };
+            inside(host.cr2) && inside(soft.cr2)
         }
         // The mask's bytes are at most 16.
         None => (host.cr2.wrapping_sub(soft.cr2) as i64).abs() < 16,
