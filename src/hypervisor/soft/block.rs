@@ -16,9 +16,12 @@
 //! ops. When the bound is reached, all blocks go.
 #![allow(unsafe_code)]
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::num::NonZeroU32;
+use std::ptr::NonNull;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use super::cpu::Cpu;
@@ -69,7 +72,7 @@ impl Key {
 
 /// Lowered code of one basic block. A guest has many, and most of them are small.
 pub struct Block {
-    ops: Box<[Op]>,
+    ops: Ops,
     /// Bytes of its instructions.
     pub bytes: u32,
     /// One more than the number of the second page.
@@ -78,15 +81,36 @@ pub struct Block {
 
 const _: () = assert!(size_of::<Block>() == 24 && PHYS_BITS - 12 < 32);
 
+/// The ops of a block, in an allocation of their own. Handlers walk over it, keep pointers into it and change ops there;
+/// so no reference to it is made, and a `Box` would claim to be its only user whenever the block moves.
+struct Ops(NonNull<[Op]>);
+
+impl Ops {
+    fn new(ops: Vec<Op>) -> Ops {
+        Ops(NonNull::from(Box::leak(ops.into_boxed_slice())))
+    }
+
+    fn first(&self) -> *mut Op {
+        self.0.as_ptr().cast()
+    }
+}
+
+impl Drop for Ops {
+    fn drop(&mut self) {
+        // SAFETY: `new` leaked this box, and nothing else frees it.
+        drop(unsafe { Box::from_raw(self.0.as_ptr()) });
+    }
+}
+
 impl Block {
     /// Puts the ops in place and sets the pointers between them.
     ///
     /// `second_page` is the guest-physical address of a second page, if the block's one instruction lies on two pages.
     pub fn new(builder: Builder, second_page: Option<u64>) -> Block {
-        let mut ops = builder.ops.into_boxed_slice();
-        let first = ops.as_mut_ptr();
+        let ops = Ops::new(builder.ops);
+        let first = ops.first();
         for fixup in &builder.fixups {
-            assert!(fixup.op < ops.len() && fixup.target < ops.len(), "fixups are indices of pushed ops");
+            assert!(fixup.op < ops.0.len() && fixup.target < ops.0.len(), "fixups are indices of pushed ops");
             // SAFETY: both indices were checked; the pointers stay good since the slice never moves or grows. They are
             // made from one pointer to the whole slice, as handlers walk from op to op.
             unsafe { (*first.add(fixup.op)).imm = first.add(fixup.target) as u64 };
@@ -102,12 +126,12 @@ impl Block {
 
     /// Returns the bytes of memory that the block takes, without its keys in the lists of pages.
     fn cost(&self) -> usize {
-        size_of_val(&*self.ops) + BLOCK_COST
+        self.ops.0.len() * size_of::<Op>() + BLOCK_COST
     }
 
     /// Returns the block's first op.
     pub fn entry(&self) -> *const Op {
-        self.ops.as_ptr()
+        self.ops.first()
     }
 }
 
@@ -143,6 +167,9 @@ struct Page {
     keys: Vec<Key>,
 }
 
+/// A block cache of the vCPUs of one thread, each of which holds it. It is borrowed for single calls.
+pub type SharedCache = Rc<RefCell<BlockCache>>;
+
 /// The blocks decoded so far, for the vCPUs of one thread.
 pub struct BlockCache {
     blocks: Map<Key, Block>,
@@ -163,10 +190,10 @@ pub struct BlockCache {
 
 impl BlockCache {
     /// Creates an empty cache for code in `memory`: of all vCPUs, or of one of a `crew`.
-    pub fn new(memory: GuestMemory, crew: Option<Arc<Crew>>) -> Box<BlockCache> {
+    pub fn new(memory: GuestMemory, crew: Option<Arc<Crew>>) -> BlockCache {
         let map = memory.map();
         let caches = crew.as_ref().map_or(1, |crew| crew.vcpus());
-        Box::new(BlockCache {
+        BlockCache {
             blocks: Map::default(),
             pages: Map::default(),
             graveyard: Vec::new(),
@@ -176,7 +203,12 @@ impl BlockCache {
             memory,
             map,
             generation: 1,
-        })
+        }
+    }
+
+    /// Creates an empty cache, as [`BlockCache::new`] does, for vCPUs to hold.
+    pub fn shared(memory: GuestMemory, crew: Option<Arc<Crew>>) -> SharedCache {
+        Rc::new(RefCell::new(BlockCache::new(memory, crew)))
     }
 
     /// Returns the maximum number of bytes that the cache of a guest with `memory_bytes` of memory takes.
@@ -369,17 +401,14 @@ pub fn granules(offset: u64, bytes: u64) -> u64 {
 /// hit decoded code, drops the page's blocks, ends watching the page, and makes the chain leave after this op.
 #[cold]
 pub fn note_store(cpu: &mut Cpu, gpa: u64, len: u64) {
-    if cpu.blocks.is_null() {
-        return;
-    }
-    // SAFETY: the dispatcher set `blocks` for this slice and holds no reference to it while handlers run.
-    let blocks = unsafe { &mut *cpu.blocks };
+    let mut blocks = cpu.blocks.borrow_mut();
     if let Some(crew) = &blocks.crew {
         crew.note_store(cpu.index, gpa & !(PAGE - 1), granules(gpa % PAGE, len));
     }
     if blocks.holds_code(gpa, len) {
         blocks.drop_page(gpa);
         cpu.jump_generation = blocks.generation;
+        drop(blocks);
         cpu.drop_jumps();
         cpu.leave_after_op = true;
     }
@@ -575,7 +604,7 @@ mod tests {
     fn bytes_taken(cache: &BlockCache) -> usize {
         let entries =
             cache.blocks.capacity() * (size_of::<(Key, Block)>() + 1) + cache.pages.capacity() * (size_of::<(u64, Page)>() + 1);
-        let ops: usize = cache.blocks.values().map(|b| size_of_val(&*b.ops)).sum();
+        let ops: usize = cache.blocks.values().map(|b| b.cost() - BLOCK_COST).sum();
         let keys: usize = cache.pages.values().map(|p| p.keys.capacity() * size_of::<Key>()).sum();
         entries + ops + keys + cache.graveyard.capacity() * size_of::<Block>()
     }
@@ -620,6 +649,32 @@ mod tests {
                 assert!(cache.find_fetch(addr, tag).is_none());
             }
         }
+    }
+
+    #[test]
+    fn a_block_that_the_walk_to_its_second_page_drops_is_not_run_again() {
+        const UPPER: u64 = 0xffff_ffff_8000_0000;
+        const TABLE: u64 = 0x30_0000;
+        let mut rig = Rig::user();
+        // mov eax, imm32 on two pages; ud2. The first page also is the page table of another mapping of both: its entries
+        // 503 and 504, of which the second lies beside the code and has no accessed bit yet.
+        let (first, second) = (DATA, DATA + 0x1000);
+        rig.write(first + 0xffd, &[0xb8, 1, 0, 0, 0, 0x0f, 0x0b]);
+        rig.write(first + 503 * 8, &(first | 0x67).to_le_bytes());
+        rig.write(first + 504 * 8, &(second | 0x47).to_le_bytes());
+        let tables = rig.cpu.sys.cr3;
+        for (slot, value) in [(tables + 511 * 8, TABLE), (TABLE + 510 * 8, TABLE + 0x1000), (TABLE + 0x1000, first)] {
+            rig.write(slot, &(value | 0x27).to_le_bytes());
+        }
+        let run = |rig: &mut Rig, page: u64| {
+            rig.cpu.regs[RIP] = page + 0xffd;
+            assert!(matches!(rig.run(1000), Stop::Exception(e) if e.vector == 6));
+            rig.cpu.regs[0]
+        };
+        assert_eq!((run(&mut rig, first), run(&mut rig, UPPER + 503 * 0x1000)), (1, 1));
+        assert_eq!(rig.read(first + 504 * 8, 1), [0x67], "the walk sets the accessed bit");
+        rig.write(first + 0xffe, &[2]);
+        assert_eq!((run(&mut rig, UPPER + 503 * 0x1000), run(&mut rig, first)), (2, 2));
     }
 
     #[test]

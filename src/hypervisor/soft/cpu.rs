@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use super::block::{BlockCache, JumpCache};
+use super::block::{JumpCache, SharedCache};
 use super::crew::Crew;
 use super::flags::LazyFlags;
 use super::lower::Mode;
-use super::mem::Tlb;
+use super::mem::{Bank, Tlb};
 use super::op::Op;
 use super::system::debug::Branch;
 use crate::hypervisor::backend::{LocalApics, Platform, VcpuSetup};
@@ -21,6 +21,9 @@ pub const RIP: usize = 16;
 pub const ZERO: usize = 17;
 /// Index in [`Cpu::regs`] of the address that an address micro-op computed for the op after it.
 pub const TMP: usize = 18;
+
+/// Number of [`Cpu::regs`]: as many as an index of 8 bits can name.
+pub const REGS: usize = 1 << u8::BITS;
 
 /// Indices of [`Cpu::segs`], in the encoding's order; then the system segments.
 pub const ES: usize = 0;
@@ -169,10 +172,8 @@ pub struct SystemState {
     pub kvm_wall_clock: u64,
     pub syscfg: u64,
     pub hwcr: u64,
-    #[serde(default)]
     pub debug_ctl: u64,
     /// LastBranchFromIP, LastBranchToIP, LastIntFromIP, LastIntToIP.
-    #[serde(default)]
     pub last_branch: [u64; 4],
 }
 
@@ -181,8 +182,9 @@ pub struct SystemState {
 /// Handlers get `*mut Cpu`. Field order matters only for speed: what every handler touches comes first.
 #[repr(C, align(64))]
 pub struct Cpu {
-    /// General registers 0 to 15 in encoding order, then [`RIP`], [`ZERO`], [`TMP`], and scratch.
-    pub regs: [u64; 24],
+    /// General registers 0 to 15 in encoding order, then [`RIP`], [`ZERO`], [`TMP`], and registers that nothing uses: any
+    /// index that fits an op is one of a register.
+    pub regs: [u64; REGS],
     /// Number of instructions that may still run before the dispatcher must look at events. Counted down at block ends.
     pub budget: i64,
     /// The arithmetic flags.
@@ -225,8 +227,8 @@ pub struct Cpu {
     pub wait_for_sipi: bool,
     /// Current privilege level.
     pub cpl: u8,
-    /// Number of the TLB bank in use: 0 user, 1 supervisor with AC = 0, 2 supervisor with AC = 1.
-    pub bank: u8,
+    /// The TLB bank in use.
+    pub bank: Bank,
     /// The generation of the block cache in which `jumps` was filled.
     pub jump_generation: u64,
     /// The op that asked for a link.
@@ -279,15 +281,16 @@ pub struct Cpu {
     pub attention: Arc<Attention>,
     /// The software TLB, three banks.
     pub tlb: Box<Tlb>,
-    /// The block cache of the vCPU's thread; set by the dispatcher before each slice.
-    pub blocks: *mut BlockCache,
+    /// The block cache of the vCPU's thread. It is not borrowed while a chain runs or the vCPU's memory is accessed.
+    pub blocks: SharedCache,
 }
 
 impl Cpu {
-    /// Creates a vCPU with everything zero and its TLB empty. `system::reset` gives it its state.
-    pub fn new(setup: &VcpuSetup, index: usize) -> Box<Cpu> {
+    /// Creates a vCPU with everything zero and its TLB empty, whose code is kept in `blocks`. `system::reset` gives it its
+    /// state.
+    pub fn new(setup: &VcpuSetup, index: usize, blocks: SharedCache) -> Box<Cpu> {
         Box::new(Cpu {
-            regs: [0; 24],
+            regs: [0; REGS],
             budget: 0,
             flags: LazyFlags::raw(0),
             jump_tags: [0; 2],
@@ -306,7 +309,7 @@ impl Cpu {
             halted: false,
             wait_for_sipi: false,
             cpl: 0,
-            bank: 1,
+            bank: Bank::Supervisor,
             jump_generation: 0,
             link_from: std::ptr::null_mut(),
             link_page: 0,
@@ -333,7 +336,7 @@ impl Cpu {
             apics: setup.apics.clone().expect("the board has local APICs for a back end that has none"),
             attention: setup.attention.clone(),
             tlb: Tlb::new(),
-            blocks: std::ptr::null_mut(),
+            blocks,
         })
     }
 

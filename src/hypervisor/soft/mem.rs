@@ -9,8 +9,20 @@ use super::cpu::{Cpu, Fault};
 
 /// Entries of one bank.
 pub const TLB_ENTRIES: usize = 1024;
-/// Number of banks: user, supervisor with AC = 0, supervisor with AC = 1.
+/// Number of banks.
 pub const TLB_BANKS: usize = 3;
+
+/// A bank of the TLB: the privilege that its translations were made with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Bank {
+    /// CPL 3.
+    User,
+    /// CPL 0 to 2, where SMAP is not in force.
+    Supervisor,
+    /// CPL 0 to 2 with SMAP and EFLAGS.AC = 1.
+    SupervisorAc,
+}
 /// A tag that equals no page address.
 pub const NO_TAG: u64 = u64::MAX;
 
@@ -55,8 +67,7 @@ impl Cpu {
     #[inline(always)]
     fn tlb_entry(&self, addr: u64) -> &TlbEntry {
         let index = (addr >> 12) as usize & (TLB_ENTRIES - 1);
-        // SAFETY: `bank` is below TLB_BANKS by construction (set only by `mmu::select_bank`); `index` is masked.
-        unsafe { self.tlb.banks.get_unchecked(self.bank as usize).get_unchecked(index) }
+        &self.tlb.banks[self.bank as usize][index]
     }
 
     /// Returns the host address for reading `size_of::<T>()` bytes at linear address `addr`, if the TLB has it.

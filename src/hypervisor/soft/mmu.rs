@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use super::block;
 use super::cpu::{Cpu, Exception, Fault, rflags};
-use super::mem::{Operand, SlowOperand};
+use super::mem::{Bank, Operand, SlowOperand};
 use super::system::regs::{cr0, cr4, efer};
 use super::tlb::{Translation, WALKS, WalkEntry, enter, flush};
 use crate::hypervisor::memory::{GuestAddr, Page};
@@ -67,8 +67,8 @@ struct Asker {
 }
 
 impl Asker {
-    fn of_bank(bank: u8) -> Asker {
-        Asker { user: bank == 0, smap_lifted: bank == 2 }
+    fn of_bank(bank: Bank) -> Asker {
+        Asker { user: bank == Bank::User, smap_lifted: bank == Bank::SupervisorAc }
     }
 }
 
@@ -77,14 +77,14 @@ impl Asker {
 pub fn select_bank(cpu: &mut Cpu) {
     let ac = cpu.rflags & rflags::AC != 0;
     if cpu.cpl == 3 {
-        cpu.bank = 0;
+        cpu.bank = Bank::User;
         let aligned = ac && cpu.sys.cr0 & cr0::AM != 0;
         if aligned != cpu.tlb.side.aligned {
             change_alignment_check(cpu, aligned);
         }
     } else {
         // Without SMAP the two supervisor banks would hold the same entries.
-        cpu.bank = if ac && cpu.sys.cr4 & cr4::SMAP != 0 { 2 } else { 1 };
+        cpu.bank = if ac && cpu.sys.cr4 & cr4::SMAP != 0 { Bank::SupervisorAc } else { Bank::Supervisor };
     }
 }
 
@@ -355,7 +355,7 @@ fn resolve(cpu: &mut Cpu, addr: u64, intent: Intent) -> Result<Target, Fault> {
     };
     let (host, writable) = (memory.host(), memory.is_writable());
     let special = cpu.tlb.side.watching != 0 && is_watchpoint_page(cpu, addr);
-    if !special && !(cpu.bank == 0 && cpu.tlb.side.aligned) {
+    if !special && !(cpu.bank == Bank::User && cpu.tlb.side.aligned) {
         let mut write = writable && page.write && !memory.is_watched();
         if cpu.memory.is_logging() {
             // A page counts as written from the moment at which stores to it are not seen any more.
@@ -386,7 +386,7 @@ pub fn translate_fetch(cpu: &mut Cpu, addr: u64) -> Result<(u64, bool), Fault> {
 
 /// Runs `access` with supervisor privilege and SMAP in force, whatever the CPL is: an implicit access.
 fn as_system<R>(cpu: &mut Cpu, access: impl FnOnce(&mut Cpu) -> R) -> R {
-    let bank = std::mem::replace(&mut cpu.bank, 1);
+    let bank = std::mem::replace(&mut cpu.bank, Bank::Supervisor);
     let result = access(cpu);
     cpu.bank = bank;
     result
@@ -581,7 +581,7 @@ fn store_part(cpu: &mut Cpu, target: Target, size: u64, value: u128) {
 /// Raises #AC where alignment is checked and the access is misaligned. 16-byte operands that must be aligned raise #GP
 /// themselves; the others are checked as 8-byte ones.
 fn check_alignment(cpu: &mut Cpu, addr: u64, size: u64) -> Result<(), Fault> {
-    if cpu.bank == 0 && cpu.tlb.side.aligned && addr & (size.min(8) - 1) != 0 {
+    if cpu.bank == Bank::User && cpu.tlb.side.aligned && addr & (size.min(8) - 1) != 0 {
         return Err(cpu.raise(17, Some(0)));
     }
     Ok(())

@@ -1,6 +1,6 @@
 //! The pre-decoded operation and its handlers' calling convention.
 //!
-//! A handler is `extern "C" fn(*mut Cpu, *const Op) -> *const Op`. It does its work and tail-calls the next op's
+//! A handler is an `unsafe extern "C" fn(*mut Cpu, *const Op) -> *const Op`. It does its work and tail-calls the next op's
 //! handler ([`next`]). LLVM makes that a jump as long as the handler has no local whose address escapes and no drop
 //! after the call. So handlers come from the macros below. There are two kinds:
 //!
@@ -15,7 +15,11 @@
 use super::cpu::{Cpu, Leave, RIP};
 
 /// A function that runs an op. The module's head has the contract.
-pub type Handler = extern "C" fn(*mut Cpu, *const Op) -> *const Op;
+///
+/// # Safety
+/// Both pointers must be live and used by nobody else meanwhile: the vCPU, and an op of a live block, with the ops behind
+/// it, as the handler's own lowering made it.
+pub type Handler = unsafe extern "C" fn(*mut Cpu, *const Op) -> *const Op;
 
 /// One pre-decoded operation: 32 bytes. An instruction is one op, sometimes with address micro-ops before it.
 #[derive(Clone, Copy)]
@@ -37,7 +41,7 @@ pub struct Op {
     pub dst: u8,
     /// Source: as `dst`.
     pub src: u8,
-    /// Base register of the memory operand: index in `regs`, `ZERO` for none, `RIP` for RIP-relative, `TMP` behind a micro-op.
+    /// Base register of the memory operand: index in `regs` (every value is one), `ZERO` for none, `RIP` for RIP-relative, `TMP` behind a micro-op.
     pub base: u8,
     /// Index register, `ZERO` for none.
     pub index: u8,
@@ -52,12 +56,9 @@ impl Op {
     /// 32-bit wrap-around and limits; its result is then the base.
     #[inline(always)]
     pub fn addr(&self, cpu: &Cpu) -> u64 {
-        // SAFETY: `base` and `index` are written by the lowering only, always below `regs.len()`.
-        unsafe {
-            let base = *cpu.regs.get_unchecked(self.base as usize);
-            let index = *cpu.regs.get_unchecked(self.index as usize);
-            base.wrapping_add(index << self.scale).wrapping_add(self.disp as i64 as u64)
-        }
+        let base = cpu.regs[usize::from(self.base)];
+        let index = cpu.regs[usize::from(self.index)];
+        base.wrapping_add(index.wrapping_shl(self.scale.into())).wrapping_add(self.disp as i64 as u64)
     }
 
     /// Returns the instruction pointer of this op's instruction, as an offset in CS.
@@ -132,7 +133,7 @@ pub unsafe extern "C" fn leave_behind(cpu: *mut Cpu, op: *const Op) -> *const Op
 /// Leaves the chain between two blocks. `regs[RIP]` is already where to continue, and the mode has not changed.
 #[cold]
 #[inline(never)]
-pub extern "C" fn leave_between_blocks(cpu: *mut Cpu, _: *const Op) -> *const Op {
+pub unsafe extern "C" fn leave_between_blocks(cpu: *mut Cpu, _: *const Op) -> *const Op {
     // SAFETY: handlers get live pointers.
     unsafe { (*cpu).leave = Leave::Jump };
     std::ptr::null()
@@ -153,7 +154,7 @@ macro_rules! called_op {
             $body(cpu, op)
         }
         #[allow(unsafe_code)]
-        extern "C" fn handler(
+        unsafe extern "C" fn handler(
             cpu: *mut $crate::hypervisor::soft::cpu::Cpu,
             op: *const $crate::hypervisor::soft::op::Op,
         ) -> *const $crate::hypervisor::soft::op::Op {
@@ -181,7 +182,7 @@ pub(crate) use called_op;
 macro_rules! leaving_op {
     ($body:expr) => {{
         #[allow(unsafe_code)]
-        extern "C" fn handler(
+        unsafe extern "C" fn handler(
             cpu: *mut $crate::hypervisor::soft::cpu::Cpu,
             op: *const $crate::hypervisor::soft::op::Op,
         ) -> *const $crate::hypervisor::soft::op::Op {

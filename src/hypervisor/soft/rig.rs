@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::block::BlockCache;
-use super::cpu::{CS, Cpu, DS, ES, Exception, FS, GS, Leave, RIP, SS, Segment, rflags};
+use super::cpu::{CS, Cpu, DS, ES, Exception, FS, GS, Leave, REGS, RIP, SS, Segment, rflags};
 use super::{run, system, tlb};
 use crate::hypervisor::backend::{BootState, LocalApics, MachineExit, NoSuchMsr, Platform, VcpuEvent, VcpuSetup};
 use crate::hypervisor::clock::{Clock, ManualClock};
@@ -102,7 +102,6 @@ pub struct Rig {
     pub cpu: Box<Cpu>,
     /// Its memory.
     pub memory: GuestMemory,
-    blocks: Box<BlockCache>,
 }
 
 impl Rig {
@@ -140,11 +139,11 @@ impl Rig {
             device_windows: Vec::new(),
             manual_clock: None,
         };
-        let mut cpu = Cpu::new(&setup, 0);
+        let mut cpu = Cpu::new(&setup, 0, BlockCache::shared(memory.clone(), None));
         system::reset(&mut cpu, true);
         set_long_mode(&mut cpu, cpl);
         tlb::flush(&mut cpu, false);
-        Rig { cpu, blocks: BlockCache::new(memory.clone(), None), memory }
+        Rig { cpu, memory }
     }
 
     /// Copies bytes into memory. Code at that place is decoded again.
@@ -178,7 +177,7 @@ impl Rig {
 
     /// Runs from RIP until something stops it, at most about `limit` instructions.
     pub fn run(&mut self, limit: i64) -> Stop {
-        match run::run_alone(&mut self.cpu, &mut self.blocks, limit) {
+        match run::run_alone(&mut self.cpu, limit) {
             Leave::Exception => Stop::Exception(self.cpu.exception),
             Leave::Halt | Leave::Shutdown => Stop::Halt,
             _ => Stop::Limit,
@@ -202,7 +201,7 @@ fn set_long_mode(cpu: &mut Cpu, cpl: u8) {
     cpu.cpl = cpl;
     cpu.rflags = rflags::FIXED | rflags::IF;
     cpu.flags = super::flags::LazyFlags::raw(0);
-    cpu.regs = [0; 24];
+    cpu.regs = [0; REGS];
     cpu.regs[4] = STACK;
     cpu.wait_for_sipi = false;
     cpu.halted = false;

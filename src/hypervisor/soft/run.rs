@@ -11,7 +11,7 @@
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 
-use super::block::{Block, BlockCache, Key};
+use super::block::{Block, BlockCache, Key, SharedCache};
 use super::cpu::{CS, Cpu, Fault, Leave, RIP, rflags};
 use super::crew::{Crew, lock};
 use super::int::{branch, locked};
@@ -74,7 +74,7 @@ pub struct SoftBackend {
 /// The vCPUs of one thread.
 struct Group {
     cpus: Vec<Box<Cpu>>,
-    cache: Box<BlockCache>,
+    cache: SharedCache,
     memory: GuestMemory,
     /// The map of it that the vCPUs see.
     map: Arc<MemoryMap>,
@@ -88,8 +88,8 @@ struct Group {
     crew: Option<Arc<Crew>>,
 }
 
-// SAFETY: the raw pointers in `Cpu` and in ops point into the back end's own boxes, which move with it; nothing of
-// them is tied to a thread.
+// SAFETY: the raw pointers in `Cpu` and in ops point into the group's own allocations, and the counted references to the
+// block cache are all its own: they move with it, and nothing of them is tied to a thread.
 unsafe impl Send for Group {}
 
 /// A thread with a vCPU of its own. It waits between runs, and ends with the back end.
@@ -137,7 +137,10 @@ impl SoftBackend {
         let parallel = parallel && setup.vcpus > 1 && setup.manual_clock.is_none() && locked::is_atomic_here();
         let crew = parallel.then(|| Arc::new(Crew::new(setup.vcpus)));
         let firmware = setup.boot == BootState::Reset;
-        let mut cpus: Vec<Box<Cpu>> = (0..setup.vcpus).map(|i| Cpu::new(&setup, i)).collect();
+        let cache = || BlockCache::shared(setup.memory.clone(), crew.clone());
+        let together = cache();
+        let cache_of = |i: usize| if parallel && i > 0 { cache() } else { together.clone() };
+        let mut cpus: Vec<Box<Cpu>> = (0..setup.vcpus).map(|i| Cpu::new(&setup, i, cache_of(i))).collect();
         for (i, cpu) in cpus.iter_mut().enumerate() {
             system::reset(cpu, true);
             cpu.manual_clock = setup.manual_clock.clone();
@@ -151,8 +154,8 @@ impl SoftBackend {
             system::enter(first, &setup.boot);
         }
         let group = |cpus: Vec<Box<Cpu>>| Group {
+            cache: cpus.first().map_or_else(|| together.clone(), |cpu| cpu.blocks.clone()),
             cpus,
-            cache: BlockCache::new(setup.memory.clone(), crew.clone()),
             map: setup.memory.map(),
             memory: setup.memory.clone(),
             platform: setup.platform.clone(),
@@ -167,9 +170,9 @@ impl SoftBackend {
         Ok(SoftBackend { first: group(cpus), workers, attention: setup.attention.clone() })
     }
 
-    /// Runs `act` on each vCPU in order, with its cache.
-    fn each(&mut self, mut act: impl FnMut(&mut Cpu, &mut BlockCache)) {
-        let mut act_on = |group: &mut Group| group.cpus.iter_mut().for_each(|cpu| act(cpu, &mut group.cache));
+    /// Runs `act` on each vCPU in order.
+    fn each(&mut self, mut act: impl FnMut(&mut Cpu)) {
+        let mut act_on = |group: &mut Group| group.cpus.iter_mut().for_each(|cpu| act(cpu));
         act_on(&mut self.first);
         self.workers.iter().for_each(|worker| act_on(&mut lock(&worker.group)));
     }
@@ -213,46 +216,29 @@ impl Group {
     /// Runs the group's vCPU at `index` for a slice. Returns false if it waits for an event.
     fn run_slice(&mut self, index: usize) -> bool {
         let budget = self.slice();
-        let cpu: *mut Cpu = &mut *self.cpus[index];
-        let cache: *mut BlockCache = &mut *self.cache;
-        // SAFETY: both live as long as `self`, which is borrowed mutably here; between chains this function and what
-        // it calls are the only users, and no reference made here is held while a chain runs.
-        unsafe {
-            (*cpu).blocks = cache;
-            (*cpu).granted = budget;
-            (*cpu).budget = budget;
-            refresh(&mut *cpu);
-        }
+        let cpu = &mut self.cpus[index];
+        (cpu.granted, cpu.budget) = (budget, budget);
+        refresh(cpu);
         let mut worked = false;
-        loop {
-            // SAFETY: as above.
-            let c = unsafe { &mut *cpu };
-            if c.budget <= 0 || self.attention.stopped().is_some() {
+        while self.cpus[index].budget > 0 && self.attention.stopped().is_none() {
+            let held = std::mem::take(&mut self.cpus[index].debug_shadow);
+            if !held && system::take_debug_trap(&mut self.cpus[index]) && !self.exception(index) {
                 break;
             }
-            let held = std::mem::take(&mut c.debug_shadow);
-            if !held && system::take_debug_trap(c) && !self.exception(cpu) {
-                break;
-            }
-            // SAFETY: as above.
-            let shadow = std::mem::take(unsafe { &mut (*cpu).interrupt_shadow });
+            let shadow = std::mem::take(&mut self.cpus[index].interrupt_shadow);
             if !self.take_events(index, shadow) {
                 break;
             }
             worked = true;
-            // SAFETY: as above.
-            let alone = held || shadow && unsafe { (*cpu).event_pending };
-            let goes_on = self.run_chain(cpu, alone, held);
-            if !goes_on {
+            let alone = held || shadow && self.cpus[index].event_pending;
+            if !self.run_chain(index, alone, held) {
                 break;
             }
         }
-        // SAFETY: as above.
-        let c = unsafe { &mut *cpu };
-        c.sync_clock();
-        c.retired = c.retired_now();
-        c.granted = 0;
-        c.budget = 0;
+        let cpu = &mut self.cpus[index];
+        cpu.sync_clock();
+        cpu.retired = cpu.retired_now();
+        (cpu.granted, cpu.budget) = (0, 0);
         worked
     }
 
@@ -282,19 +268,18 @@ impl Group {
 
     /// Runs one chain of blocks (one instruction only, if `alone`; with debug exceptions `held` off before it) and
     /// handles its exit. Returns false at the end of the slice.
-    fn run_chain(&mut self, cpu: *mut Cpu, alone: bool, held: bool) -> bool {
-        // SAFETY: as in `run_slice`.
-        let c = unsafe { &mut *cpu };
-        let mode = c.mode;
+    fn run_chain(&mut self, index: usize, alone: bool, held: bool) -> bool {
+        let cpu = &mut *self.cpus[index];
+        let mode = cpu.mode;
         let stepping = mode.has(Mode::STEP);
         if alone {
-            c.set_mode(Mode(mode.0 | Mode::STEP));
+            cpu.set_mode(Mode(mode.0 | Mode::STEP));
         }
-        let trap_flag = c.rflags & rflags::TF != 0;
-        if stepping && system::before_step(c, held).is_err() {
-            return self.exception(cpu);
+        let trap_flag = cpu.rflags & rflags::TF != 0;
+        if stepping && system::before_step(cpu, held).is_err() {
+            return self.exception(index);
         }
-        let entry = match find(c, &mut self.cache) {
+        let entry = match find(cpu) {
             Ok((entry, new_page)) => {
                 if let Some((first, second)) = new_page {
                     self.protect(first, second);
@@ -303,51 +288,47 @@ impl Group {
             }
             Err(Fault) => {
                 if alone {
-                    // SAFETY: as in `run_slice`.
-                    unsafe { (*cpu).set_mode(mode) };
+                    cpu.set_mode(mode);
                 }
-                return self.exception(cpu);
+                return self.exception(index);
             }
         };
+        let cpu = &mut *self.cpus[index];
         // SAFETY: `entry` is a live block's: nothing is freed before the next `bury`.
         unsafe { chain(cpu, entry) };
-        // SAFETY: as in `run_slice`; the chain has ended.
-        let c = unsafe { &mut *cpu };
         if alone {
-            c.set_mode(mode);
+            cpu.set_mode(mode);
         }
-        let raised = c.leave == Leave::Exception;
-        let goes_on = self.left(cpu);
+        let raised = cpu.leave == Leave::Exception;
+        let goes_on = self.left(index);
         if stepping && !raised {
-            // SAFETY: as in `run_slice`.
-            system::after_step(unsafe { &mut *cpu }, trap_flag);
+            system::after_step(&mut self.cpus[index], trap_flag);
         }
         goes_on
     }
 
     /// Handles the exit of a chain. Returns false at the end of the slice.
-    fn left(&mut self, cpu: *mut Cpu) -> bool {
-        // SAFETY: as in `run_slice`.
-        let c = unsafe { &mut *cpu };
-        c.leave_after_op = false;
+    fn left(&mut self, index: usize) -> bool {
+        let cpu = &mut *self.cpus[index];
+        cpu.leave_after_op = false;
         let mut goes_on = true;
-        match c.leave {
+        match cpu.leave {
             Leave::Jump => {}
             Leave::Link => {
                 let mut pages = None;
-                link(c, &mut self.cache, |_, first, second| pages = Some((first, second)));
+                link(cpu, |_, first, second| pages = Some((first, second)));
                 if let Some((first, second)) = pages {
                     self.protect(first, second);
                 }
             }
-            Leave::Lookup => refresh(c),
-            Leave::Exception => return self.exception(cpu),
+            Leave::Lookup => refresh(cpu),
+            Leave::Exception => return self.exception(index),
             Leave::Halt => {
-                c.halted = true;
-                refresh(c);
+                cpu.halted = true;
+                refresh(cpu);
             }
             Leave::Yield => {
-                refresh(c);
+                refresh(cpu);
                 match &self.crew {
                     // Whoever it waits for may need the processor.
                     Some(_) => std::thread::yield_now(),
@@ -355,7 +336,7 @@ impl Group {
                 }
             }
             Leave::Shutdown => {
-                self.failed(cpu);
+                self.failed(index);
                 return false;
             }
         }
@@ -364,27 +345,25 @@ impl Group {
     }
 
     /// Delivers the exception that was raised. Returns false if that was the third fault.
-    fn exception(&mut self, cpu: *mut Cpu) -> bool {
-        // SAFETY: as in `run_slice`.
-        let c = unsafe { &mut *cpu };
-        c.budget -= 1;
-        c.leave_after_op = false;
-        if system::deliver_exception(c).is_err() {
-            self.failed(cpu);
+    fn exception(&mut self, index: usize) -> bool {
+        let cpu = &mut *self.cpus[index];
+        cpu.budget -= 1;
+        cpu.leave_after_op = false;
+        if system::deliver_exception(cpu).is_err() {
+            self.failed(index);
             return false;
         }
-        refresh(c);
+        refresh(cpu);
         true
     }
 
     /// Shuts the vCPU down: it runs no instruction until INIT or NMI.
-    fn failed(&mut self, cpu: *mut Cpu) {
-        // SAFETY: as in `run_slice`.
-        let c = unsafe { &mut *cpu };
-        c.halted = true;
-        c.debug_pending = 0;
-        c.rflags &= !rflags::IF;
-        self.platform.vcpu_failed(c.index, MachineExit::TripleFault);
+    fn failed(&mut self, index: usize) {
+        let cpu = &mut *self.cpus[index];
+        cpu.halted = true;
+        cpu.debug_pending = 0;
+        cpu.rflags &= !rflags::IF;
+        self.platform.vcpu_failed(cpu.index, MachineExit::TripleFault);
     }
 
     /// Drops what was derived from pages that devices wrote to, and follows changes of the map of memory. Must be called
@@ -395,10 +374,10 @@ impl Group {
             Some(crew) => {
                 crew.take_device_writes(&self.memory);
                 if crew.has_mail(self.cpus[0].index) {
-                    self.cache.open_mail(&mut self.cpus[0], crew);
+                    self.cache.borrow_mut().open_mail(&mut self.cpus[0], crew);
                 }
             }
-            None if self.memory.has_watch_hits() => self.cache.drop_written(),
+            None if self.memory.has_watch_hits() => self.cache.borrow_mut().drop_written(),
             None => {}
         }
         if self.memory.generation() != self.map.generation() {
@@ -409,7 +388,7 @@ impl Group {
     #[cold]
     fn follow_map(&mut self) {
         self.map = self.memory.map();
-        self.cache.follow(&self.map);
+        self.cache.borrow_mut().follow(&self.map);
         for cpu in &mut self.cpus {
             tlb::follow_map(cpu, &self.map);
         }
@@ -481,78 +460,74 @@ impl Group {
 /// Runs ops until a handler leaves the chain.
 ///
 /// # Safety
-/// `entry` must be a live block's first op, and no reference to the vCPU or to the block cache may be in use.
-pub unsafe fn chain(cpu: *mut Cpu, entry: *const Op) {
+/// `entry` must be the first op of a live block of the vCPU's cache.
+pub unsafe fn chain(cpu: &mut Cpu, entry: *const Op) {
+    let cpu: *mut Cpu = cpu;
     let mut op = entry;
     while !op.is_null() {
-        // SAFETY: handlers return null or, without tail calls, the next op of a live block.
+        // SAFETY: `cpu` was made here of a reference that is not used before the chain has ended. `entry` is the caller's
+        // promise; handlers return null or, without tail calls, the next op of a live block.
         op = unsafe { ((*op).handler)(cpu, op) };
     }
 }
 
 /// Runs one vCPU without events until an exception (which is not delivered), HLT, or about `limit` instructions: for
 /// tests and benchmarks. Returns the reason; it is `Jump` at the limit.
-pub fn run_alone(cpu: &mut Cpu, cache: &mut BlockCache, limit: i64) -> Leave {
-    let cpu: *mut Cpu = cpu;
-    let cache: *mut BlockCache = cache;
+pub fn run_alone(cpu: &mut Cpu, limit: i64) -> Leave {
     let protect = |cpu: &mut Cpu, first: u64, second: Option<u64>| {
         tlb::protect_code_page(cpu, first & !(PAGE - 1));
         if let Some(second) = second {
             tlb::protect_code_page(cpu, second);
         }
     };
-    // SAFETY: both pointers come from references that are borrowed for the whole of this function, and no reference
-    // made here is held while a chain runs.
-    unsafe {
-        (*cpu).blocks = cache;
-        ((*cpu).granted, (*cpu).budget) = (limit, limit);
-        refresh(&mut *cpu);
-        loop {
-            if (*cpu).memory.has_watch_hits() {
-                (*cache).drop_written();
-            }
-            if (*cpu).memory.generation() != (*cpu).map.generation() {
-                let map = (*cpu).memory.map();
-                (*cache).follow(&map);
-                tlb::follow_map(&mut *cpu, &map);
-            }
-            match find(&mut *cpu, &mut *cache) {
-                Ok((entry, new)) => {
-                    if let Some((first, second)) = new {
-                        protect(&mut *cpu, first, second);
-                    }
-                    chain(cpu, entry);
+    (cpu.granted, cpu.budget) = (limit, limit);
+    refresh(cpu);
+    loop {
+        if cpu.memory.has_watch_hits() {
+            cpu.blocks.borrow_mut().drop_written();
+        }
+        if cpu.memory.generation() != cpu.map.generation() {
+            let map = cpu.memory.map();
+            cpu.blocks.borrow_mut().follow(&map);
+            tlb::follow_map(cpu, &map);
+        }
+        match find(cpu) {
+            Ok((entry, new)) => {
+                if let Some((first, second)) = new {
+                    protect(cpu, first, second);
                 }
-                Err(Fault) => return Leave::Exception,
+                // SAFETY: `entry` was found just now, and nothing was dropped since.
+                unsafe { chain(cpu, entry) };
             }
-            (*cpu).leave_after_op = false;
-            match (*cpu).leave {
-                Leave::Link => link(&mut *cpu, &mut *cache, protect),
-                Leave::Jump => {}
-                Leave::Lookup | Leave::Yield => refresh(&mut *cpu),
-                stop => return stop,
-            }
-            if (*cpu).budget <= 0 {
-                return Leave::Jump;
-            }
+            Err(Fault) => return Leave::Exception,
+        }
+        cpu.leave_after_op = false;
+        match cpu.leave {
+            Leave::Link => link(cpu, protect),
+            Leave::Jump => {}
+            Leave::Lookup | Leave::Yield => refresh(cpu),
+            stop => return stop,
+        }
+        if cpu.budget <= 0 {
+            return Leave::Jump;
         }
     }
 }
 
 /// Finds the block at RIP and lets the op that jumped there point to it, if both are in one page. Tells `protect` of
 /// pages that hold code now. Must be called right after a chain left with [`Leave::Link`].
-pub fn link(cpu: &mut Cpu, cache: &mut BlockCache, protect: impl FnOnce(&mut Cpu, u64, Option<u64>)) {
+pub fn link(cpu: &mut Cpu, protect: impl FnOnce(&mut Cpu, u64, Option<u64>)) {
     let from = cpu.link_from;
-    let generation = cache.generation;
+    let generation = cpu.blocks.borrow().generation;
     if cpu.jump_generation != generation {
         return;
     }
     // The lookup that follows raises a fault here again, and it is delivered then.
-    let Ok((entry, new_page)) = find(cpu, cache) else { return };
+    let Ok((entry, new_page)) = find(cpu) else { return };
     if let Some((first, second)) = new_page {
         protect(cpu, first, second);
     }
-    if cache.generation == generation && may_link(cpu, cache) {
+    if may_link(cpu) && cpu.blocks.borrow().generation == generation {
         // SAFETY: no block was dropped since the op was running, so `from` is live; nothing else refers to it.
         unsafe { branch::set_link(from, entry) };
     }
@@ -560,9 +535,10 @@ pub fn link(cpu: &mut Cpu, cache: &mut BlockCache, protect: impl FnOnce(&mut Cpu
 
 /// Returns whether the block at RIP lies wholly in the page of the op that wants to point to it. It may lie in another
 /// page even after a short jump, since the guest may have changed page tables without a flush.
-fn may_link(cpu: &mut Cpu, cache: &BlockCache) -> bool {
+fn may_link(cpu: &mut Cpu) -> bool {
     let linear = linear_rip(cpu);
-    fetch_address(cpu, linear).is_ok_and(|gpa| gpa >> 12 == u64::from(cpu.link_page) && cache.is_plain(Key::new(gpa, cpu.mode)))
+    fetch_address(cpu, linear)
+        .is_ok_and(|gpa| gpa >> 12 == u64::from(cpu.link_page) && cpu.blocks.borrow().is_plain(Key::new(gpa, cpu.mode)))
 }
 
 fn linear_rip(cpu: &Cpu) -> u64 {
@@ -574,17 +550,15 @@ type NewPages = Option<(u64, Option<u64>)>;
 
 /// Returns the block at RIP: from the jump cache, from the block cache, or decoded now. Raises the exceptions of the
 /// fetch.
-pub fn find(cpu: &mut Cpu, cache: &mut BlockCache) -> Result<(*const Op, NewPages), Fault> {
-    if cpu.jump_generation != cache.generation {
-        cpu.jump_generation = cache.generation;
-        cpu.drop_jumps();
-    }
+pub fn find(cpu: &mut Cpu) -> Result<(*const Op, NewPages), Fault> {
+    let generation = cpu.blocks.borrow().generation;
+    follow_generation(cpu, generation);
     let rip = cpu.regs[RIP];
     let linear = linear_rip(cpu);
     if let Some(entry) = cpu.jumps.find(linear, cpu.jump_tag(linear)) {
         return Ok((entry, None));
     }
-    cache.bury();
+    cpu.blocks.borrow_mut().bury();
     let mut limit_left = u64::MAX;
     if cpu.mode.is_64bit() {
         if !mmu::is_canonical(linear) {
@@ -599,24 +573,37 @@ pub fn find(cpu: &mut Cpu, cache: &mut BlockCache) -> Result<(*const Op, NewPage
     }
     let gpa = fetch_address(cpu, linear)?;
     let key = Key::new(gpa, cpu.mode);
-    if let Some(block) = cache.get(key)
-        && u64::from(block.bytes) <= limit_left
-    {
-        let (entry, second) = (block.entry(), block.second_page());
-        if second.is_none() || Some(fetch_address(cpu, next_page(cpu, linear))?) == second {
+    let (generation, found) = {
+        let blocks = cpu.blocks.borrow();
+        let fits = |block: &&Block| u64::from(block.bytes) <= limit_left;
+        (blocks.generation, blocks.get(key).filter(fits).map(|block| (block.entry(), block.second_page())))
+    };
+    if let Some((entry, second)) = found {
+        let same = match second {
+            None => true,
+            // The accessed bit that the walk sets may lie in the block's own page, and then the block is dropped.
+            Some(page) => fetch_address(cpu, next_page(cpu, linear))? == page && cpu.blocks.borrow().generation == generation,
+        };
+        if same {
             remember(cpu, linear, limit_left, entry);
             return Ok((entry, None));
         }
     }
-    let block = decode(cpu, cache, linear, gpa, limit_left)?;
+    let block = decode(cpu, linear, gpa, limit_left)?;
     let second = block.second_page();
-    let (entry, new) = cache.insert(key, block);
-    if cpu.jump_generation != cache.generation {
-        cpu.jump_generation = cache.generation;
-        cpu.drop_jumps();
-    }
+    let (entry, new) = cpu.blocks.borrow_mut().insert(key, block);
+    let generation = cpu.blocks.borrow().generation;
+    follow_generation(cpu, generation);
     remember(cpu, linear, limit_left, entry);
     Ok((entry, new.then_some((gpa, second))))
+}
+
+/// Empties the jump cache if it was filled in another generation of the block cache.
+fn follow_generation(cpu: &mut Cpu, generation: u64) {
+    if cpu.jump_generation != generation {
+        cpu.jump_generation = generation;
+        cpu.drop_jumps();
+    }
 }
 
 fn remember(cpu: &mut Cpu, linear: u64, limit_left: u64, entry: *const Op) {
@@ -644,9 +631,11 @@ fn fetch_address(cpu: &mut Cpu, linear: u64) -> Result<u64, Fault> {
     Ok(gpa)
 }
 
-/// Decodes the block at `linear`, which is put into `cache` next.
-fn decode(cpu: &mut Cpu, cache: &mut BlockCache, linear: u64, gpa: u64, limit_left: u64) -> Result<Block, Fault> {
+/// Decodes the block at `linear`, which is put into the cache next.
+fn decode(cpu: &mut Cpu, linear: u64, gpa: u64, limit_left: u64) -> Result<Block, Fault> {
+    let cache = cpu.blocks.clone();
     if cpu.crew.is_some() {
+        let mut cache = cache.borrow_mut();
         cache.make_room(gpa);
         cache.claim(cpu, &[(gpa, MAX_BLOCK_BYTES.min(PAGE - gpa % PAGE))]);
     }
@@ -665,7 +654,7 @@ fn decode(cpu: &mut Cpu, cache: &mut BlockCache, linear: u64, gpa: u64, limit_le
     let second = fetch_address(cpu, next_page(cpu, linear))?;
     let more = 15usize.min(usize::try_from(limit_left).unwrap_or(usize::MAX).saturating_sub(room));
     if cpu.crew.is_some() {
-        cache.claim(cpu, &[(gpa, room as u64), (second, 15)]);
+        cache.borrow_mut().claim(cpu, &[(gpa, room as u64), (second, 15)]);
         fetch(cpu, gpa, &mut bytes[..room]);
     }
     fetch(cpu, second, &mut bytes[room..room + more]);
@@ -762,8 +751,8 @@ impl Backend for SoftBackend {
         }
         let mut states = sections.iter().map(saved::decode).collect::<Result<Vec<_>, _>>()?.into_iter();
         let attention = self.attention.clone();
-        self.each(|cpu, cache| {
-            cache.drop_all();
+        self.each(|cpu| {
+            cpu.blocks.borrow_mut().drop_all();
             saved::load(cpu, states.next().expect("counted above"));
             tlb::flush(cpu, false);
             mmu::watchpoints_changed(cpu);

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::cpu::{Cpu, Fpu, RIP, Segment, SystemState, rflags};
+use super::cpu::{Cpu, Fpu, REGS, RIP, Segment, SystemState, rflags};
 use super::flags::LazyFlags;
 use super::system::regs::dr;
 use crate::hypervisor::state::{Section, StateError};
@@ -96,7 +96,7 @@ pub fn decode(section: &Section) -> Result<SavedCpu, StateError> {
 
 /// Restores a decoded state. The caller drops the caches.
 pub fn load(cpu: &mut Cpu, state: SavedCpu) {
-    cpu.regs = [0; 24];
+    cpu.regs = [0; REGS];
     cpu.regs[..16].copy_from_slice(&state.regs);
     cpu.regs[RIP] = state.rip;
     cpu.flags = LazyFlags::raw(state.rflags);

@@ -12,7 +12,7 @@ fn effective(cpu: &Cpu, op: &Op) -> u64 {
 }
 
 /// Adds the FS base to the effective address.
-pub extern "C" fn address_of_fs(cpu: *mut Cpu, op: *const Op) -> *const Op {
+pub unsafe extern "C" fn address_of_fs(cpu: *mut Cpu, op: *const Op) -> *const Op {
     // SAFETY: handlers get live pointers; an address op is never the last of its block.
     unsafe {
         (*cpu).regs[TMP] = effective(&*cpu, &*op).wrapping_add((*cpu).segs[FS].base);
@@ -20,7 +20,7 @@ pub extern "C" fn address_of_fs(cpu: *mut Cpu, op: *const Op) -> *const Op {
     }
 }
 /// Adds the GS base to the effective address.
-pub extern "C" fn address_of_gs(cpu: *mut Cpu, op: *const Op) -> *const Op {
+pub unsafe extern "C" fn address_of_gs(cpu: *mut Cpu, op: *const Op) -> *const Op {
     // SAFETY: as above.
     unsafe {
         (*cpu).regs[TMP] = effective(&*cpu, &*op).wrapping_add((*cpu).segs[GS].base);
@@ -28,7 +28,7 @@ pub extern "C" fn address_of_gs(cpu: *mut Cpu, op: *const Op) -> *const Op {
     }
 }
 /// Computes an address in 64-bit mode: with a truncated effective address, with or without a segment base.
-pub extern "C" fn address_in_long_mode(cpu: *mut Cpu, op: *const Op) -> *const Op {
+pub unsafe extern "C" fn address_in_long_mode(cpu: *mut Cpu, op: *const Op) -> *const Op {
     // SAFETY: as above.
     unsafe {
         let mut addr = effective(&*cpu, &*op);
@@ -44,7 +44,7 @@ pub extern "C" fn address_in_long_mode(cpu: *mut Cpu, op: *const Op) -> *const O
 }
 /// Computes a 32-bit address in a flat segment. (An operand that extends beyond 4 GiB is beyond the limit. Whether that
 /// faults is the processor's choice, SDM vol. 3 section 5.3; it does here and on AMD's processors.)
-pub extern "C" fn address_flat32(cpu: *mut Cpu, op: *const Op) -> *const Op {
+pub unsafe extern "C" fn address_flat32(cpu: *mut Cpu, op: *const Op) -> *const Op {
     // SAFETY: as above.
     unsafe {
         let addr = effective(&*cpu, &*op) & 0xffff_ffff;
@@ -57,7 +57,7 @@ pub extern "C" fn address_flat32(cpu: *mut Cpu, op: *const Op) -> *const Op {
 }
 #[cold]
 #[inline(never)]
-extern "C" fn address_behind_limit(cpu: *mut Cpu, op: *const Op) -> *const Op {
+unsafe extern "C" fn address_behind_limit(cpu: *mut Cpu, op: *const Op) -> *const Op {
     // SAFETY: as above; the check fails.
     unsafe {
         if address_checked(&mut *cpu, &*op).is_err() {

@@ -122,7 +122,7 @@ fn carry_flags<T: Int>(a: u64, b: u64, r: u64, out: u64, overflow: u64) -> u64 {
 macro_rules! handlers {
     ($($(#[$doc:meta])* fn $name:ident [$($g:tt)*] ($cpu:ident, $op:ident) $body:block)*) => {$(
         $(#[$doc])*
-        pub extern "C" fn $name<$($g)*>($cpu: *mut Cpu, $op: *const Op) -> *const Op {
+        pub unsafe extern "C" fn $name<$($g)*>($cpu: *mut Cpu, $op: *const Op) -> *const Op {
             // SAFETY: handlers get live, unaliased pointers and an op that their lowering made; none of the ops here
             // is the last of its block.
             unsafe { $body }

@@ -71,7 +71,7 @@ pub unsafe fn taken(cpu: *mut Cpu, op: *const Op) -> *const Op {
 macro_rules! handlers {
     ($($(#[$doc:meta])* fn $name:ident [$($g:tt)*] ($cpu:ident, $op:ident) $body:block)*) => {$(
         $(#[$doc])*
-        pub extern "C" fn $name<$($g)*>($cpu: *mut Cpu, $op: *const Op) -> *const Op {
+        pub unsafe extern "C" fn $name<$($g)*>($cpu: *mut Cpu, $op: *const Op) -> *const Op {
             // SAFETY: handlers get live, unaliased pointers and an op that their lowering made; a conditional branch
             // is never the last op of its block.
             unsafe { $body }
@@ -225,7 +225,7 @@ unsafe fn arrive<P: Path>(cpu: *mut Cpu, op: *const Op, target: u64) -> *const O
 
 #[cold]
 #[inline(never)]
-extern "C" fn not_canonical(cpu: *mut Cpu, op: *const Op) -> *const Op {
+unsafe extern "C" fn not_canonical(cpu: *mut Cpu, op: *const Op) -> *const Op {
     // SAFETY: called by handlers with their pointers.
     unsafe {
         (*cpu).general_protection(0);
@@ -241,7 +241,7 @@ macro_rules! jumping_op {
         fn jumping_body(cpu: &mut Cpu, op: &Op) -> Result<(), Fault> {
             $body(cpu, op)
         }
-        extern "C" fn handler(cpu: *mut Cpu, op: *const Op) -> *const Op {
+        unsafe extern "C" fn handler(cpu: *mut Cpu, op: *const Op) -> *const Op {
             // SAFETY: handlers get live, unaliased pointers; the body's borrow ends before the next handler runs.
             unsafe {
                 (*cpu).next_rip = (*op).next_rip(&*cpu);
@@ -256,7 +256,7 @@ macro_rules! jumping_op {
 }
 
 #[inline(never)]
-extern "C" fn arrive_anywhere(cpu: *mut Cpu, op: *const Op) -> *const Op {
+unsafe extern "C" fn arrive_anywhere(cpu: *mut Cpu, op: *const Op) -> *const Op {
     // SAFETY: called by handlers with their pointers; jump-cache entries are live.
     unsafe {
         let rip = (*cpu).next_rip;

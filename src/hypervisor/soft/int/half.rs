@@ -127,7 +127,7 @@ halves! {
 }
 
 /// Runs an op that is one half, and not the last of its block.
-pub extern "C" fn single<H: Half>(cpu: *mut Cpu, op: *const Op) -> *const Op {
+pub unsafe extern "C" fn single<H: Half>(cpu: *mut Cpu, op: *const Op) -> *const Op {
     // SAFETY: handlers get live, unaliased pointers and an op that their lowering made.
     unsafe {
         match H::run(cpu, op) {

@@ -25,7 +25,7 @@ use crate::hypervisor::soft::int::word::by_cc;
 use crate::hypervisor::soft::op::{Handler, Op, enter, next};
 
 /// Runs the op at `op` and the one after it, which is not the last of the block.
-extern "C" fn pair<A: Half, B: Half>(cpu: *mut Cpu, op: *const Op) -> *const Op {
+unsafe extern "C" fn pair<A: Half, B: Half>(cpu: *mut Cpu, op: *const Op) -> *const Op {
     // SAFETY: handlers get live, unaliased pointers; the builder gives this handler only to the first of two ops that
     // both continue.
     unsafe {
@@ -145,7 +145,7 @@ pub fn kind_of(insn: &Instruction, op: &Op, quiet: bool) -> Option<Kind> {
 }
 
 /// Executes an addition or subtraction of an immediate, and the Jcc after it: the end of a counted loop.
-extern "C" fn step_jcc<O: Alu, T: Int, const C: u8>(cpu: *mut Cpu, op: *const Op) -> *const Op {
+unsafe extern "C" fn step_jcc<O: Alu, T: Int, const C: u8>(cpu: *mut Cpu, op: *const Op) -> *const Op {
     // SAFETY: handlers get live, unaliased pointers; the lowering puts this handler only before a Jcc.
     unsafe {
         let b = T::cut((*op).imm);

@@ -72,7 +72,7 @@ pub fn quietly<T: Int, const S: u8>(a: T, count: u32) -> T {
 }
 
 /// Shifts `dst` by `imm`, which is not zero.
-extern "C" fn shift_ri<T: Int, const S: u8>(cpu: *mut Cpu, op: *const Op) -> *const Op {
+unsafe extern "C" fn shift_ri<T: Int, const S: u8>(cpu: *mut Cpu, op: *const Op) -> *const Op {
     // SAFETY: handlers get live, unaliased pointers and an op that their lowering made, not the last of its block.
     unsafe {
         let count = (*op).imm as u32 & if T::BITS == 64 { 63 } else { 31 };
@@ -84,7 +84,7 @@ extern "C" fn shift_ri<T: Int, const S: u8>(cpu: *mut Cpu, op: *const Op) -> *co
 }
 
 /// Shifts `dst` by CL.
-extern "C" fn shift_rc<T: Int, const S: u8, const F: bool>(cpu: *mut Cpu, op: *const Op) -> *const Op {
+unsafe extern "C" fn shift_rc<T: Int, const S: u8, const F: bool>(cpu: *mut Cpu, op: *const Op) -> *const Op {
     // SAFETY: as above.
     unsafe {
         let a = get::<T>(cpu, (*op).dst);
@@ -103,7 +103,7 @@ extern "C" fn shift_rc<T: Int, const S: u8, const F: bool>(cpu: *mut Cpu, op: *c
 }
 
 /// Executes ROL and ROR of `dst` by `imm`, which is not zero.
-extern "C" fn rotate_ri<T: Int, const S: u8>(cpu: *mut Cpu, op: *const Op) -> *const Op {
+unsafe extern "C" fn rotate_ri<T: Int, const S: u8>(cpu: *mut Cpu, op: *const Op) -> *const Op {
     // SAFETY: as above.
     unsafe {
         let r = quietly::<T, S>(get::<T>(cpu, (*op).dst), (*op).imm as u32);

@@ -70,7 +70,7 @@ pub fn peek(cpu: &mut Cpu, bytes: u32, distance: u64) -> Result<u64, Fault> {
 macro_rules! handlers {
     ($($(#[$doc:meta])* fn $name:ident [$($g:tt)*] ($cpu:ident, $op:ident) $body:block)*) => {$(
         $(#[$doc])*
-        pub extern "C" fn $name<$($g)*>($cpu: *mut Cpu, $op: *const Op) -> *const Op {
+        pub unsafe extern "C" fn $name<$($g)*>($cpu: *mut Cpu, $op: *const Op) -> *const Op {
             // SAFETY: handlers get live, unaliased pointers and an op that their lowering made; none of the ops here
             // is the last of its block.
             unsafe { $body }

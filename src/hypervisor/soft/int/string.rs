@@ -249,7 +249,7 @@ fn repeat(cpu: &mut Cpu, op: &Op, kind: u8, prefix: u8) -> Result<Progress, Faul
 }
 
 /// Runs pieces until the instruction is done, faults, or must be interrupted.
-extern "C" fn repeated<const KIND: u8, const PREFIX: u8>(cpu: *mut Cpu, op: *const Op) -> *const Op {
+unsafe extern "C" fn repeated<const KIND: u8, const PREFIX: u8>(cpu: *mut Cpu, op: *const Op) -> *const Op {
     // SAFETY: handlers get live, unaliased pointers; the op is not the last of its block.
     unsafe {
         loop {
@@ -269,7 +269,7 @@ extern "C" fn repeated<const KIND: u8, const PREFIX: u8>(cpu: *mut Cpu, op: *con
 
 /// Leaves the chain before the instruction of `op`, to continue with it later.
 #[cold]
-extern "C" fn leave_at(cpu: *mut Cpu, op: *const Op) -> *const Op {
+unsafe extern "C" fn leave_at(cpu: *mut Cpu, op: *const Op) -> *const Op {
     // SAFETY: called by a handler with its pointers.
     unsafe {
         (*cpu).regs[RIP] = (*op).rip(&*cpu);

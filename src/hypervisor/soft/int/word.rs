@@ -1,7 +1,7 @@
 //! The building blocks of integer handlers: operand widths, registers, addresses, the fast and the slow path.
 #![allow(unsafe_code)]
 
-use crate::hypervisor::soft::cpu::{Cpu, Fault};
+use crate::hypervisor::soft::cpu::{Cpu, Fault, REGS};
 use crate::hypervisor::soft::flags::{FlagKind, LazyFlags};
 use crate::hypervisor::soft::mem::{Operand, SlowOperand};
 use crate::hypervisor::soft::mmu;
@@ -38,7 +38,7 @@ macro_rules! int {
 int!(u8, i8, 0; u16, i16, 1; u32, i32, 2; u64, i64, 3);
 
 // Handlers address registers from the start of `Cpu`, and 8-bit ones by their byte in it.
-const _: () = assert!(std::mem::offset_of!(Cpu, regs) == 0);
+const _: () = assert!(std::mem::offset_of!(Cpu, regs) == 0 && REGS == 256);
 #[cfg(target_endian = "big")]
 compile_error!("8-bit registers are taken to be at the low end of their 64-bit ones");
 
@@ -69,10 +69,10 @@ pub unsafe fn poke<T: Copy>(p: *mut T, v: T) {
 /// Reads register `i`, which is an index in `regs` or, for 8-bit operands, a byte offset.
 ///
 /// # Safety
-/// `cpu` is live and `i` was written by the lowering.
+/// `cpu` is live.
 #[inline(always)]
 pub unsafe fn get<T: Int>(cpu: *const Cpu, i: u8) -> T {
-    // SAFETY: indices are below 24 and byte offsets below 128, both inside `regs`, which comes first in `Cpu`.
+    // SAFETY: every value of `i` is inside `regs`, which comes first in `Cpu`, as an index and as a byte offset.
     unsafe {
         let regs = cpu.cast::<u8>();
         let at = if T::BITS == 8 { regs.add(i as usize) } else { regs.add(i as usize * 8) };

@@ -60,11 +60,13 @@ macro_rules! out_of_line {
     ($slow:expr) => {
         #[cold]
         #[inline(never)]
-        extern "C" fn slow(
+        #[allow(unsafe_code)]
+        unsafe extern "C" fn slow(
             cpu: *mut $crate::hypervisor::soft::cpu::Cpu,
             op: *const $crate::hypervisor::soft::op::Op,
         ) -> *const $crate::hypervisor::soft::op::Op {
-            ($slow)(cpu, op)
+            // SAFETY: a handler hands its own pointers on.
+            unsafe { ($slow)(cpu, op) }
         }
     };
 }
@@ -74,7 +76,7 @@ pub(super) use out_of_line;
 macro_rules! in_place {
     (|$cpu:ident, $op:ident| $body:expr) => {{
         #[allow(unsafe_code)]
-        extern "C" fn handler(
+        unsafe extern "C" fn handler(
             cpu: *mut $crate::hypervisor::soft::cpu::Cpu,
             op: *const $crate::hypervisor::soft::op::Op,
         ) -> *const $crate::hypervisor::soft::op::Op {
@@ -104,7 +106,7 @@ macro_rules! fast_op {
             {
                 out_of_line!(xmm_op!($src, $f)[1]);
                 #[allow(unsafe_code)]
-                extern "C" fn handler(
+                unsafe extern "C" fn handler(
                     cpu: *mut $crate::hypervisor::soft::cpu::Cpu,
                     op: *const $crate::hypervisor::soft::op::Op,
                 ) -> *const $crate::hypervisor::soft::op::Op {
@@ -132,7 +134,7 @@ macro_rules! fast_store {
     ($t:ty, $align:literal, $part:expr, $slow:expr) => {{
         out_of_line!($slow);
         #[allow(unsafe_code)]
-        extern "C" fn handler(
+        unsafe extern "C" fn handler(
             cpu: *mut $crate::hypervisor::soft::cpu::Cpu,
             op: *const $crate::hypervisor::soft::op::Op,
         ) -> *const $crate::hypervisor::soft::op::Op {

@@ -151,7 +151,7 @@ fn builder(mode: u32) -> Builder {
 }
 
 /// Notes that it was reached, and in `next_rip` how much stack lies between.
-extern "C" fn sentinel(cpu: *mut Cpu, _op: *const Op) -> *const Op {
+unsafe extern "C" fn sentinel(cpu: *mut Cpu, _op: *const Op) -> *const Op {
     // SAFETY: handlers get live pointers; the stack pointer is only read.
     unsafe {
         let depth: u64;

@@ -5,6 +5,7 @@
 use iced_x86::Register;
 
 use super::super::cpu::{CS, Cpu, DS, ES, FS, Fault, GS, LDTR, SS, Segment, TR, rflags};
+use super::super::mem::Bank;
 use super::super::mmu::{self, is_canonical};
 use super::regs::{attr, cr0, efer};
 
@@ -271,9 +272,14 @@ pub struct Stack {
     /// Mask of the stack pointer's bits that count: 16, 32 or 64.
     mask: u64,
     /// The bank of the privilege with which accesses are made.
-    bank: u8,
+    bank: Bank,
     /// Error code of #SS.
     error: u32,
+}
+
+/// Returns the bank of privilege `level`, without EFLAGS.AC.
+fn bank_of(level: u8) -> Bank {
+    if level == 3 { Bank::User } else { Bank::Supervisor }
 }
 
 impl Stack {
@@ -293,12 +299,12 @@ impl Stack {
     /// Returns the stack of privilege `level` at `sp` in a legacy segment. `error` is the error code of #SS.
     pub fn legacy(segment: Segment, sp: u64, level: u8, error: u32) -> Stack {
         let mask = if segment.attr & attr::DB != 0 { 0xffff_ffff } else { 0xffff };
-        Stack { segment, sp: sp & mask, mask, bank: u8::from(level != 3), error }
+        Stack { segment, sp: sp & mask, mask, bank: bank_of(level), error }
     }
 
     /// Returns the 64-bit stack of privilege `level`.
     pub fn long(segment: Segment, sp: u64, level: u8, error: u32) -> Stack {
-        Stack { segment, sp, mask: u64::MAX, bank: u8::from(level != 3), error }
+        Stack { segment, sp, mask: u64::MAX, bank: bank_of(level), error }
     }
 
     fn address(&self, cpu: &mut Cpu, sp: u64, size: u64) -> Result<u64, Fault> {

@@ -2,7 +2,7 @@
 //!
 //! SDM vol. 3 table 10-1 (state after power-up, reset, INIT), section 9.4 (start-up).
 
-use super::super::cpu::{CS, Cpu, Fpu, LDTR, RIP, SS, Segment, SystemState, TR, rflags};
+use super::super::cpu::{CS, Cpu, Fpu, LDTR, REGS, RIP, SS, Segment, SystemState, TR, rflags};
 use super::super::flags::LazyFlags;
 use super::super::lower::Mode;
 use super::super::{mmu, tlb};
@@ -18,7 +18,7 @@ const PAT_RESET: u64 = 0x0007_0406_0007_0406;
 
 /// Sets the state after INIT (SDM vol. 3 table 10-1). With `power_on` also resets what INIT keeps.
 pub fn reset(cpu: &mut Cpu, power_on: bool) {
-    cpu.regs = [0; 24];
+    cpu.regs = [0; REGS];
     cpu.regs[2] = u64::from(SIGNATURE);
     cpu.regs[RIP] = 0xfff0;
     cpu.next_rip = 0xfff0;

@@ -1,6 +1,7 @@
 //! Exceptions and interrupts through the tables.
 
 use super::super::super::cpu::{Exception, RIP, rflags};
+use super::super::super::mem::Bank;
 use super::super::{TripleFault, deliver_exception, deliver_interrupt, deliver_nmi};
 use super::*;
 
@@ -35,7 +36,7 @@ fn an_exception_in_user_mode_switches_to_the_stack_of_the_task_state() {
     assert_eq!((b.cpu.cpl, b.cpu.segs[CS].selector, b.cpu.segs[SS].selector), (0, KERNEL_CODE, 0));
     assert_eq!(b.cpu.regs[RIP], HANDLER + 16 * 13);
     assert_eq!(b.cpu.rflags & (rflags::IF | rflags::RF), 0);
-    assert_eq!(b.cpu.bank, 1);
+    assert_eq!(b.cpu.bank, Bank::Supervisor);
 }
 
 #[test]

@@ -152,8 +152,6 @@ struct Bench {
     cpu: Box<Cpu>,
     mem: GuestMemory,
     probe: Arc<Probe>,
-    /// Kept for `cpu.blocks`.
-    _cache: Box<BlockCache>,
 }
 
 fn setup(probe: &Arc<Probe>, boot: BootState) -> VcpuSetup {
@@ -178,11 +176,9 @@ fn setup(probe: &Arc<Probe>, boot: BootState) -> VcpuSetup {
 fn bench() -> Bench {
     let probe = Probe::new();
     let setup = setup(&probe, BootState::Reset);
-    let mut cpu = Cpu::new(&setup, 0);
-    let mut cache = BlockCache::new(setup.memory.clone(), None);
-    cpu.blocks = &mut *cache;
+    let mut cpu = Cpu::new(&setup, 0, BlockCache::shared(setup.memory.clone(), None));
     reset(&mut cpu, true);
-    Bench { cpu, mem: setup.memory, probe, _cache: cache }
+    Bench { cpu, mem: setup.memory, probe }
 }
 
 /// Address at which the long-mode benches keep their tables.

@@ -1,6 +1,7 @@
 //! Task switches in protected mode: what is saved, what is loaded, and in which task a fault belongs.
 
 use super::super::super::cpu::{DS, ES, Exception, FS, Fault, GS, LDTR, Leave, RIP, TR, ZERO, rflags};
+use super::super::super::mem::Bank;
 use super::super::super::op::Op;
 use super::super::far::{far_direct, interrupt, interrupt_return};
 use super::super::regs::dr;
@@ -283,7 +284,7 @@ fn a_task_of_virtual_8086_mode_and_one_at_privilege_3_get_their_segments() {
     }
     put32(&b, NEW + 0x5c, 0);
     go(&mut b, NEW_TSS, false).unwrap();
-    assert_eq!((b.cpu.cpl, b.cpu.segs[CS].selector, b.cpu.bank), (3, CODE3, 0));
+    assert_eq!((b.cpu.cpl, b.cpu.segs[CS].selector, b.cpu.bank), (3, CODE3, Bank::User));
 }
 
 #[test]
