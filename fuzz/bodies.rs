@@ -17,6 +17,8 @@ mod images;
 mod loader;
 #[path = "memory.rs"]
 mod memory;
+#[path = "state.rs"]
+mod state;
 #[path = "storage.rs"]
 mod storage;
 
@@ -64,6 +66,7 @@ pub const TARGETS: &[Target] = &[
     ("lapic", chips::lapic),
     ("interrupts", chips::interrupts),
     ("memory_map", memory::memory_map),
+    ("saved_state", state::saved_state),
     ("vm_bhyve", host::vm_bhyve),
     ("listings", host::listings),
     ("scrape", host::scrape),

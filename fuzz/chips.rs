@@ -60,9 +60,9 @@ fn step_ns(bytes: &mut Bytes) -> u64 {
     }
 }
 
-/// A state as people read it.
+/// A state as people compare it.
 fn text(state: &Section) -> String {
-    format!("{} {}", state.kind, String::from_utf8_lossy(&state.bytes))
+    format!("{} {:02x?}", state.kind, state.bytes)
 }
 
 fn settle(device: &mut dyn Device, now_ns: u64) {

@@ -286,7 +286,7 @@ pub mod hypervisor {
         }
     }
     pub mod state {
-        pub use crate::hypervisor::state::Section;
+        pub use crate::hypervisor::state::{Section, open, seal};
     }
 }
 pub mod machine {

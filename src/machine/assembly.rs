@@ -637,6 +637,7 @@ mod tests {
     use super::*;
     use crate::choices::BackendKind;
     use crate::hypervisor::backend::Platform;
+    use crate::hypervisor::state;
 
     fn bare() -> VmmSpec {
         VmmSpec {
@@ -699,7 +700,9 @@ mod tests {
         let changed = board.save().unwrap();
         assert_ne!(changed, new);
         let (twin, _) = chips();
-        twin.load(&changed).unwrap();
+        let sealed = state::seal(&changed).unwrap();
+        assert!(sealed.len() < 1 << 10, "{} bytes", sealed.len());
+        twin.load(&state::open(&mut &sealed[..]).unwrap()).unwrap();
         assert_eq!(twin.save().unwrap(), changed);
         assert!(twin.load(&changed[1..]).is_err(), "a device fewer");
         board.reset();
