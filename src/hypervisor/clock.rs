@@ -1,10 +1,54 @@
 //! Time as the guest sees it: nanoseconds since the machine was powered on.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::time::{ClockId, clock_gettime};
+
+/// Frequency of a guest's time-stamp counter, which never changes while the guest runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TscFrequency {
+    khz: NonZeroU32,
+}
+
+impl TscFrequency {
+    /// One tick a nanosecond: the counter is the machine's time.
+    pub const NANOSECONDS: TscFrequency = TscFrequency { khz: NonZeroU32::new(1_000_000).expect("it is not zero") };
+
+    /// Returns the frequency of `khz` thousand ticks a second, unless that is zero.
+    pub fn from_khz(khz: u32) -> Option<TscFrequency> {
+        NonZeroU32::new(khz).map(|khz| TscFrequency { khz })
+    }
+
+    /// Returns the number of thousand ticks a second.
+    pub const fn khz(self) -> u32 {
+        self.khz.get()
+    }
+
+    /// Returns the ticks in `ns` nanoseconds, rounded down.
+    #[inline]
+    pub const fn ticks(self, ns: u64) -> u64 {
+        (ns as u128 * self.khz() as u128 / 1_000_000) as u64
+    }
+
+    /// Returns the nanoseconds in `ticks`, rounded down; the longest time there is if they are more.
+    #[inline]
+    pub const fn ns(self, ticks: u64) -> u64 {
+        let ns = ticks as u128 * 1_000_000 / self.khz() as u128;
+        if ns > u64::MAX as u128 { u64::MAX } else { ns as u64 }
+    }
+
+    /// Returns multiplier and shift by which kvmclock's readers make nanoseconds of ticks, `(ticks << shift) * multiplier >>
+    /// 32`, with as many bits as there are (Linux, Documentation/virt/kvm/x86/msr.rst, MSR_KVM_SYSTEM_TIME_NEW).
+    pub fn kvmclock_scale(self) -> (u32, i8) {
+        // The multiplier without a shift, and 32 bits more.
+        let scale = (1_000_000u128 << 64) / u128::from(self.khz());
+        let shift = 64 - scale.leading_zeros() as i8;
+        ((scale >> (32 + shift)) as u32, shift)
+    }
+}
 
 /// A monotonic clock, and the wall clock that it was started at.
 pub trait Clock: Send + Sync {
@@ -103,6 +147,26 @@ impl Clock for ManualClock {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ticks_and_nanoseconds_follow_the_frequency() {
+        let own = TscFrequency::NANOSECONDS;
+        assert_eq!((own.ticks(u64::MAX), own.ns(u64::MAX), own.kvmclock_scale()), (u64::MAX, u64::MAX, (1 << 31, 1)));
+        let host = TscFrequency::from_khz(2_500_000).unwrap();
+        assert_eq!((host.ticks(1_000), host.ns(2_500), host.khz()), (2_500, 1_000, 2_500_000));
+        let slow = TscFrequency::from_khz(1).unwrap();
+        assert_eq!((slow.ticks(999_999), slow.ns(3), slow.ns(u64::MAX)), (0, 3_000_000, u64::MAX));
+        assert_eq!(TscFrequency::from_khz(0), None);
+        for khz in [1, 999_999, 1_000_001, 2_500_000, 3_693_060, u32::MAX] {
+            let frequency = TscFrequency::from_khz(khz).unwrap();
+            let (multiplier, shift) = frequency.kvmclock_scale();
+            assert!(multiplier >= 1 << 31, "{khz} kHz: {multiplier:#x}");
+            let ticks = frequency.ticks(1_000_000_000_000);
+            let shifted = if shift < 0 { u128::from(ticks) >> -shift } else { u128::from(ticks) << shift };
+            let ns = (shifted * u128::from(multiplier) >> 32) as i128;
+            assert!((ns - i128::from(frequency.ns(ticks))).abs() < 1_000, "{khz} kHz: {ns}");
+        }
+    }
 
     #[test]
     fn the_hosts_clock_starts_at_zero_and_has_not_slept() {

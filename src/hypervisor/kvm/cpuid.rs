@@ -5,6 +5,7 @@
 
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 
+use crate::hypervisor::clock::TscFrequency;
 use crate::hypervisor::cpuid::{CMP_LEGACY, HTT, Place};
 
 /// The leaf has sub-leaves (KVM_CPUID_FLAG_SIGNIFCANT_INDEX).
@@ -27,8 +28,8 @@ const AMD_COUNTERS: u32 = 1 << 23 | 1 << 24 | 1 << 28;
 pub struct HostTimers {
     /// The local APICs have the TSC-deadline mode (KVM_CAP_TSC_DEADLINE_TIMER).
     pub tsc_deadline: bool,
-    /// Frequency of the guest's TSC in kHz, if the host knows it.
-    pub tsc_khz: Option<u32>,
+    /// Frequency of the guest's TSC, if the host knows it.
+    pub tsc: Option<TscFrequency>,
 }
 
 /// Returns the answers for the vCPU at `place`, out of the `host`'s list.
@@ -43,8 +44,8 @@ pub fn for_vcpu(host: &CpuId, place: &Place, timers: &HostTimers) -> Vec<kvm_cpu
             entries.extend((0..3).map(|sub| with(function, sub, place.extended_topology(sub))));
         }
     }
-    if let Some(khz) = timers.tsc_khz {
-        entries.push(kvm_cpuid_entry2 { function: FREQUENCIES, eax: khz, ebx: APIC_BUS_KHZ, ..Default::default() });
+    if let Some(tsc) = timers.tsc {
+        entries.push(kvm_cpuid_entry2 { function: FREQUENCIES, eax: tsc.khz(), ebx: APIC_BUS_KHZ, ..Default::default() });
         let base = entries.iter_mut().find(|entry| entry.function == 0x4000_0000);
         base.into_iter().for_each(|entry| entry.eax = entry.eax.max(FREQUENCIES));
     }
@@ -136,7 +137,7 @@ mod tests {
 
     #[test]
     fn a_guest_has_its_own_topology() {
-        let timers = HostTimers { tsc_deadline: false, tsc_khz: None };
+        let timers = HostTimers { tsc_deadline: false, tsc: None };
         let leaf = given(Topology { sockets: 1, cores: 2, threads: 2 }, 3, timers);
         let [_, ebx, ecx, edx] = leaf(1, 0).unwrap();
         assert_eq!((ebx, edx & HTT, ecx & TSC_DEADLINE), (3 << 24 | 4 << 16 | 8 << 8, HTT, 0));
@@ -151,7 +152,7 @@ mod tests {
 
     #[test]
     fn a_guest_gets_no_virtualisation_and_no_counters_and_keeps_kvms_clock() {
-        let timers = HostTimers { tsc_deadline: true, tsc_khz: Some(2_500_000) };
+        let timers = HostTimers { tsc_deadline: true, tsc: TscFrequency::from_khz(2_500_000) };
         let leaf = given(Topology::ONE, 0, timers);
         let ecx = leaf(1, 0).unwrap()[2];
         assert_eq!(ecx & (VMX | HYPERVISOR | TSC_DEADLINE), HYPERVISOR | TSC_DEADLINE);

@@ -38,6 +38,7 @@ use self::page::{KICK_SIGNAL, RunPage, handle_kicks};
 use self::probe::{KvmError, cannot};
 use self::run::{KvmBackend, Shared, Vcpu};
 use super::backend::{Backend, Needs, OpenBackend, Reason, Rights, VcpuSetup};
+use super::clock::TscFrequency;
 use super::cpuid::Place;
 use super::entry::{EntryState, MemoryTypes};
 use super::irq::Irqchip;
@@ -150,8 +151,8 @@ fn create_vcpu(vm: &VmFd, host: &CpuId, place: &Place, tsc_deadline: bool) -> Re
     let fd = vm.create_vcpu(place.id.into()).map_err(cannot("create a vCPU"))?;
     let page = RunPage::of(&fd, vm.run_size()).map_err(cannot("map a vCPU"))?;
     let invariant = host.as_slice().iter().any(|entry| entry.function == 0x8000_0007 && entry.edx & 1 << 8 != 0);
-    let tsc_khz = fd.get_tsc_khz().ok().filter(|&khz| invariant && khz > 0);
-    let entries = cpuid::for_vcpu(host, place, &cpuid::HostTimers { tsc_deadline, tsc_khz });
+    let tsc = fd.get_tsc_khz().ok().filter(|_| invariant).and_then(TscFrequency::from_khz);
+    let entries = cpuid::for_vcpu(host, place, &cpuid::HostTimers { tsc_deadline, tsc });
     let list = CpuId::from_entries(&entries).map_err(|_| std::io::Error::from(std::io::ErrorKind::InvalidData));
     fd.set_cpuid2(&list.map_err(cannot("list a vCPU's CPUID"))?).map_err(cannot("set a vCPU's CPUID"))?;
     Ok(Vcpu { index: place.id as usize, fd, page })

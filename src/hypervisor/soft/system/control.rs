@@ -10,6 +10,7 @@ use super::super::cpu::{CS, Cpu, Fault, LDTR, Leave, SS, Segment, TR, rflags};
 use super::super::mmu::{self, is_canonical};
 use super::super::op::Op;
 use super::super::tlb;
+use super::cpuid::TSC_FREQUENCY;
 use super::far::{load_far_pointer, set_flags};
 use super::regs::{attr, cr0, cr4, dr, efer};
 use super::segment::*;
@@ -489,10 +490,10 @@ fn debug_number(cpu: &mut Cpu, n: u8) -> Result<usize, Fault> {
     Ok(n as usize)
 }
 
-/// Returns the time-stamp counter: nanoseconds, since it runs at 1 GHz.
+/// Returns the time-stamp counter.
 pub fn tsc(cpu: &mut Cpu) -> u64 {
     cpu.sync_clock();
-    cpu.platform.clock().now_ns().wrapping_add(cpu.sys.tsc_offset)
+    TSC_FREQUENCY.ticks(cpu.platform.clock().now_ns()).wrapping_add(cpu.sys.tsc_offset)
 }
 
 /// Executes RDTSC (`imm` 0) and RDTSCP (`imm` 1).

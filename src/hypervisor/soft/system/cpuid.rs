@@ -13,6 +13,7 @@ use super::super::cpu::{Cpu, Fault};
 use super::super::mmu::PHYS_BITS;
 use super::super::op::Op;
 use super::regs::{cr4, msr};
+use crate::hypervisor::clock::TscFrequency;
 use crate::hypervisor::cpuid::{CMP_LEGACY, HTT, Place};
 
 /// Family 19h, model 11h, stepping 1: leaf 1 EAX, and EDX after reset.
@@ -78,8 +79,8 @@ const EDX8: u32 = (EDX1 & 0x0183_f3ff) & !(1 << 11) | 1 << 11 | 1 << 20 | 1 << 2
 /// Leaf 0x80000001 ECX: LAHF in 64-bit mode, CR8 in legacy mode is absent, PREFETCHW, topology extensions.
 const ECX8: u32 = 1 << 0 | 1 << 8 | 1 << 22;
 
-/// TSC frequency in kHz.
-pub const TSC_KHZ: u32 = 1_000_000;
+/// Frequency of the TSC.
+pub const TSC_FREQUENCY: TscFrequency = TscFrequency::NANOSECONDS;
 /// APIC bus frequency in kHz, as in leaf 0x40000010.
 pub const APIC_BUS_KHZ: u32 = 1_000_000;
 
@@ -116,7 +117,7 @@ pub fn leaves(cpu: &Cpu, leaf: u32, sub: u32) -> [u32; 4] {
         0x4000_0000 => [0x4000_0010, word(b"KVMK"), word(b"VMKV"), word(b"M\0\0\0")],
         // Clock source old and new, no I/O delay needed, the clock is stable.
         0x4000_0001 => [1 << 0 | 1 << 1 | 1 << 3 | 1 << 24, 0, 0, 0],
-        0x4000_0010 => [TSC_KHZ, APIC_BUS_KHZ, 0, 0],
+        0x4000_0010 => [TSC_FREQUENCY.khz(), APIC_BUS_KHZ, 0, 0],
         0x8000_0000..=0x8fff_ffff => extended(cpu, &place, leaf, sub),
         _ => [0; 4],
     }

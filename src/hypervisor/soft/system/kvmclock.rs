@@ -3,13 +3,14 @@
 //! Linux `virt/kvm/x86/msr.rst`: MSR_KVM_SYSTEM_TIME_NEW (0x4b564d01), MSR_KVM_WALL_CLOCK_NEW (0x4b564d00), and their
 //! old numbers.
 //!
-//! The TSC counts nanoseconds and is stable. So the structure is written only when the register is, and when the guest
+//! The TSC is stable. So the structure is written only when the register is, and when the guest
 //! moves its TSC.
 //!
 //! **Hostile guest**: addresses outside of memory are ignored.
 
 use super::super::cpu::Cpu;
 use super::control::tsc;
+use super::cpuid::TSC_FREQUENCY;
 use crate::hypervisor::memory::GuestAddr;
 
 /// `PVCLOCK_TSC_STABLE_BIT`.
@@ -64,15 +65,15 @@ pub fn update(cpu: &mut Cpu) {
     }
     let addr = GuestAddr(value & !1);
     let now = tsc(cpu);
-    let system_time = now.wrapping_sub(cpu.sys.tsc_offset);
+    let system_time = TSC_FREQUENCY.ns(now.wrapping_sub(cpu.sys.tsc_offset));
     let version = cpu.memory.read_le::<u32>(addr).unwrap_or(0);
     let mut bytes = [0u8; 32];
     bytes[..4].copy_from_slice(&(version.wrapping_add(2) & !1).to_le_bytes());
     bytes[8..16].copy_from_slice(&now.to_le_bytes());
     bytes[16..24].copy_from_slice(&system_time.to_le_bytes());
-    // ns = (ticks << shift) * mul >> 32, one nanosecond per tick: shift 1, mul one half.
-    bytes[24..28].copy_from_slice(&0x8000_0000u32.to_le_bytes());
-    bytes[28] = 1;
+    let (multiplier, shift) = TSC_FREQUENCY.kvmclock_scale();
+    bytes[24..28].copy_from_slice(&multiplier.to_le_bytes());
+    bytes[28] = shift as u8;
     bytes[29] = TSC_STABLE;
     // An address outside of memory is the guest's mistake, as above.
     let _ = cpu.memory.write(addr, &bytes);

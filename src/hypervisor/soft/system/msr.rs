@@ -17,6 +17,7 @@ use super::super::cpu::{Cpu, FS, Fault, GS};
 use super::super::mmu::{self, is_canonical};
 use super::super::op::Op;
 use super::control::{check_privileged, tsc, write_efer};
+use super::cpuid::TSC_FREQUENCY;
 use super::regs::debug_ctl;
 use super::regs::msr::*;
 use super::{cpuid, kvmclock};
@@ -71,7 +72,7 @@ fn read(cpu: &mut Cpu, number: u32) -> Result<u64, Refused> {
             let offset = s.tsc_offset;
             match apic_read(cpu, number)? {
                 0 => 0,
-                deadline => deadline.wrapping_add(offset),
+                deadline => TSC_FREQUENCY.ticks(deadline).wrapping_add(offset),
             }
         }
         APIC_BASE | X2APIC_FIRST..=X2APIC_LAST => apic_read(cpu, number)?,
@@ -179,7 +180,8 @@ fn write(cpu: &mut Cpu, number: u32, value: u64) -> Result<(), Refused> {
         TSC_ADJUST => set_tsc_offset(cpu, value.wrapping_sub(cpu.sys.tsc_adjust)),
         TSC_DEADLINE => {
             // The platform counts nanoseconds. Zero disarms the timer, so a deadline in the past is 1.
-            let deadline = if value == 0 { 0 } else { (value.wrapping_sub(cpu.sys.tsc_offset) as i64).max(1) as u64 };
+            let ticks = (value.wrapping_sub(cpu.sys.tsc_offset) as i64).max(0) as u64;
+            let deadline = if value == 0 { 0 } else { TSC_FREQUENCY.ns(ticks).max(1) };
             return apic_write(cpu, number, deadline);
         }
         APIC_BASE | X2APIC_FIRST..=X2APIC_LAST => return apic_write(cpu, number, value),
