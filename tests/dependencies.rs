@@ -21,12 +21,10 @@ const LICENCES: &[&str] = &[
 /// Crates of which two releases are compiled, each with the one that holds the older back.
 const TWICE: &[(&str, &str)] = &[
     ("bitflags", "fatfs and smoltcp"),
+    ("embedded-io", "features of postcard that are off: cargo lists them and compiles neither"),
     ("getrandom", "ring"),
     ("shlex", "trycmd"),
     ("syn", "enumflags2_derive of landlock, zerocopy-derive of acpi_tables"),
-    ("toml_datetime", "trycmd"),
-    ("toml_edit", "trycmd"),
-    ("winnow", "trycmd"),
 ];
 
 /// What cargo says of the packages that a build for Linux compiles.
