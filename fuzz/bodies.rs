@@ -469,8 +469,21 @@ fn drive(end: &mut dyn FarEnd, data: &[u8]) {
                 driver.function = twin;
             }
             13 => {
+                // A driver waits for the end of a reset, which what is in flight holds up.
+                driver.set_status(0);
+                if driver.status() != 0 {
+                    end.release();
+                }
+                assert_eq!(driver.status(), 0, "a reset is done when the host is done");
                 let wanted = features(&mut bytes);
                 rings = set_up(&mut driver, wanted, 1 << (bytes.byte() % 5 + 1));
+            }
+            14 if bytes.byte() % 8 == 0 => {
+                if !driver.function.quiesce() {
+                    end.release();
+                }
+                assert!(driver.function.quiesce(), "nothing is with the host");
+                driver.function.resume();
             }
             14 => driver.kick(index as u16),
             _ => {

@@ -51,7 +51,14 @@ pub fn ahci(data: &[u8]) {
                 twin.load(&state).expect("an adapter takes the state of its twin");
                 assert_eq!(twin.save(), state);
             }
-            241 => ahci.reset(),
+            241 => {
+                while disk.waiting() > 0 {
+                    disk.release(0);
+                }
+                assert!(ahci.quiesce() || disk.waiting() > 0, "nothing is with the host");
+                ahci.resume();
+                ahci.reset();
+            }
             // As drivers recover: ST off, status cleared, ST on.
             242..=250 => {
                 for (register, value) in [(0x118u64, 0x10u64), (0x110, u64::from(u32::MAX)), (0x118, 0x11)] {

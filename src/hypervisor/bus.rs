@@ -29,7 +29,17 @@ pub trait Device: Send {
     fn read(&mut self, access: Access) -> u64;
     /// Writes a register; bits of `value` above the width are zero.
     fn write(&mut self, access: Access, value: u64);
-    /// Resets the device to its state after power-on.
+    /// Takes nothing new from the guest until `resume`, and returns whether nothing of the guest's is with the host any more:
+    /// no thread of the device's back end touches guest memory or the device's interrupts. Is called until it is `true`, and
+    /// the board's lock is free in between, so that only this wait is for the host's I/O. A device that hands nothing to the
+    /// host is always quiet.
+    fn quiesce(&mut self) -> bool {
+        true
+    }
+    /// Goes on after `quiesce`.
+    fn resume(&mut self) {}
+    /// Resets the device to its state after power-on. Like `save` and `load` it comes between `quiesce` and `resume`. The
+    /// guest's own resets, by a register, are the device's: it answers as its datasheet says while it waits.
     fn reset(&mut self);
     /// Returns the state. It is complete: a new device of the same configuration that loads it continues without a
     /// visible difference.

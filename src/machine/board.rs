@@ -7,6 +7,7 @@
 //! into bytes, and bytes that no device takes read as ones.
 
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use crate::hypervisor::backend::{MachineExit, Platform};
 use crate::hypervisor::bus::{Bus, Device, DeviceId, Overlap, Space};
@@ -14,6 +15,9 @@ use crate::hypervisor::clock::Clock;
 use crate::hypervisor::irq::Irqchip;
 use crate::hypervisor::state::{Section, StateError};
 use crate::hypervisor::waking::Attention;
+
+/// Time between two looks at devices that still have something with the host.
+const QUIESCE_INTERVAL: Duration = Duration::from_millis(1);
 
 /// The window at which one region of a device answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +60,8 @@ impl Slot {
 struct BoardState {
     bus: Bus,
     slots: Vec<Slot>,
+    /// Between `quiesce` and `resume`.
+    quiet: bool,
 }
 
 /// The devices of a machine and their wiring.
@@ -89,7 +95,7 @@ impl Board {
 
     fn read(&self, space: Space, addr: u64, width: u8) -> u64 {
         let mut state = self.state();
-        let BoardState { bus, slots } = &mut *state;
+        let BoardState { bus, slots, .. } = &mut *state;
         let Some((id, access)) = bus.find(space, addr, width) else {
             drop(state);
             return self.read_bytes(space, addr, width);
@@ -113,7 +119,7 @@ impl Board {
 
     fn write(&self, space: Space, addr: u64, width: u8, value: u64) {
         let mut state = self.state();
-        let BoardState { bus, slots } = &mut *state;
+        let BoardState { bus, slots, .. } = &mut *state;
         let Some((id, access)) = bus.find(space, addr, width) else {
             drop(state);
             if width > 1 {
@@ -132,18 +138,59 @@ impl Board {
         }
     }
 
+    /// Lets no device take anything new from the guest, and waits until nothing of the guest's is with the host any more.
+    /// The lock is free while it waits, so that vCPUs and timers go on.
+    pub fn quiesce(&self) {
+        loop {
+            let mut state = self.state();
+            state.quiet = state.slots.iter_mut().fold(true, |quiet, slot| slot.device.quiesce() & quiet);
+            if state.quiet {
+                return;
+            }
+            drop(state);
+            std::thread::sleep(QUIESCE_INTERVAL);
+        }
+    }
+
+    /// Lets the devices go on after `quiesce`.
+    pub fn resume(&self) {
+        let mut state = self.state();
+        state.quiet = false;
+        for slot in &mut state.slots {
+            slot.device.resume();
+            slot.deadline_ns = slot.device.deadline_ns();
+        }
+        drop(state);
+        // Each device looks for what came meanwhile.
+        self.attention.wake_board();
+    }
+
+    /// Does `work` on the devices while nothing of the guest's is with the host, also if nobody called `quiesce` before.
+    fn at_rest<T>(&self, work: impl FnOnce(&mut BoardState) -> T) -> T {
+        let held = self.state().quiet;
+        if !held {
+            self.quiesce();
+        }
+        let result = work(&mut self.state());
+        if !held {
+            self.resume();
+        }
+        result
+    }
+
     /// Resets every device and then the interrupt controllers to the power-on state.
     #[cfg_attr(
         not(test),
         expect(dead_code, reason = "saved state is a part of every device and vCPU; the tests hold it until a snapshot uses it")
     )]
     pub fn reset(&self) {
-        let mut state = self.state();
-        for slot in &mut state.slots {
-            slot.device.reset();
-            slot.deadline_ns = slot.device.deadline_ns();
-        }
-        self.interrupts.reset();
+        self.at_rest(|state| {
+            for slot in &mut state.slots {
+                slot.device.reset();
+                slot.deadline_ns = slot.device.deadline_ns();
+            }
+            self.interrupts.reset();
+        });
     }
 
     /// Returns the state of every device in wiring order, then of the interrupt controllers.
@@ -152,9 +199,10 @@ impl Board {
         expect(dead_code, reason = "saved state is a part of every device and vCPU; the tests hold it until a snapshot uses it")
     )]
     pub fn save(&self) -> Result<Vec<Section>, StateError> {
-        let state = self.state();
-        let devices = state.slots.iter().map(|slot| slot.device.save());
-        Ok(devices.chain([self.interrupts.save()?]).collect())
+        self.at_rest(|state| {
+            let devices = state.slots.iter().map(|slot| slot.device.save());
+            Ok(devices.chain([self.interrupts.save()?]).collect())
+        })
     }
 
     /// Restores the state that `save` of a board with the same wiring returned.
@@ -163,7 +211,10 @@ impl Board {
         expect(dead_code, reason = "saved state is a part of every device and vCPU; the tests hold it until a snapshot uses it")
     )]
     pub fn load(&self, sections: &[Section]) -> Result<(), StateError> {
-        let mut state = self.state();
+        self.at_rest(|state| self.load_at_rest(state, sections))
+    }
+
+    fn load_at_rest(&self, state: &mut BoardState, sections: &[Section]) -> Result<(), StateError> {
         if sections.len() != state.slots.len() + 1 {
             let why = format!("{} sections for {} devices", sections.len(), state.slots.len() + 1);
             return Err(StateError::Damaged { kind: "board", why });

@@ -16,13 +16,15 @@
 //! **Not modelled**: MSI, port multipliers, command completion coalescing, enclosure management, power states of the
 //! link, hot plug, more than one port. None is offered.
 //!
+//! A reset by GHC.HR is done once nothing is with the host any more; writes before that are dropped.
+//!
 //! **Hostile guest**: registers accept aligned 32-bit accesses only; other writes are dropped, and other reads give
 //! zeros. A command has at most [`port::PRDS_MAX`] regions, and each is checked to be memory; at most 32 commands are
 //! in flight. Structures outside of memory stop the port with a host bus error. While bus mastering is off, guest
 //! memory is not touched.
 //!
-//! **Saved state**: the registers, the drive's state, and which commands were in flight:the new device executes them
-//! again. That is harmless, since their completion was not reported to the driver.
+//! **Saved state**: the registers, the drive's state, and which commands were in flight: the new device executes them
+//! again. That is harmless, since their completion was not reported to the driver. A reset that is not done is saved as done.
 
 mod ata;
 mod atapi;
@@ -74,8 +76,12 @@ pub struct Ahci {
     interrupts_enabled: bool,
     /// IS: the port requests an interrupt.
     pending: bool,
-    /// A state was loaded: look for commands to execute again.
+    /// A state was loaded, or the board goes on: look for commands to execute.
     again: bool,
+    /// The driver set GHC.HR, and the drive is not idle yet.
+    resetting: bool,
+    /// The board wants no new commands to begin.
+    quiet: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -102,7 +108,7 @@ impl Ahci {
         config.add_bar(ABAR, BarKind::Memory32, ABAR_BYTES);
         config.set_intx(1, line);
         let port = Port::new(kind, disk, serial, mem);
-        Ahci { config, waker, port, interrupts_enabled: false, pending: false, again: false }
+        Ahci { config, waker, port, interrupts_enabled: false, pending: false, again: false, resetting: false, quiet: false }
     }
 
     /// Reports what the driver does wrong to `errors`.
@@ -117,14 +123,27 @@ impl Ahci {
     }
 
     fn run_port(&mut self) {
-        if self.config.bus_master() {
+        self.finish_reset();
+        if self.resetting {
+            return;
+        }
+        if self.config.bus_master() && !self.quiet {
             self.port.run();
         }
         self.port.collect();
         self.update_line();
     }
 
+    /// Finishes the reset that GHC.HR began, once nothing is with the host any more. HR reads as 1 until then (3.1.2), and
+    /// the driver waits for that (10.4.3).
+    fn finish_reset(&mut self) {
+        if self.resetting && self.port.is_idle() {
+            self.reset_adapter();
+        }
+    }
+
     fn reset_adapter(&mut self) {
+        self.resetting = false;
         self.port.reset();
         self.interrupts_enabled = false;
         self.pending = false;
@@ -134,6 +153,7 @@ impl Ahci {
     fn register(&mut self, offset: u64) -> u32 {
         match offset {
             0x00 => CAP,
+            0x04 if self.resetting => GHC_AE | GHC_HR,
             0x04 => GHC_AE | if self.interrupts_enabled { GHC_IE } else { 0 },
             0x08 => self.pending.into(),
             0x0c => 1,
@@ -144,8 +164,12 @@ impl Ahci {
     }
 
     fn set_register(&mut self, offset: u64, value: u32) {
+        self.finish_reset();
+        if self.resetting {
+            return;
+        }
         match offset {
-            0x04 if value & GHC_HR != 0 => self.reset_adapter(),
+            0x04 if value & GHC_HR != 0 => self.resetting = true,
             0x04 => self.interrupts_enabled = value & GHC_IE != 0,
             0x08 if value & 1 != 0 => self.pending = false,
             PORT0..PORT_END => self.port.set_register(offset - PORT0, value),
@@ -176,6 +200,7 @@ impl PciDevice for Ahci {
         if bar != ABAR || offset % u64::from(width.max(1)) != 0 {
             return 0;
         }
+        self.finish_reset();
         let word = u64::from(self.register(offset & !3)) >> (8 * (offset & 3));
         match width {
             8 => word | u64::from(self.register(offset + 4)) << 32,
@@ -197,6 +222,17 @@ impl PciDevice for Ahci {
         }
     }
 
+    fn quiesce(&mut self) -> bool {
+        self.quiet = true;
+        self.run_port();
+        !self.resetting && self.port.has_nothing_in_flight()
+    }
+
+    fn resume(&mut self) {
+        self.quiet = false;
+        self.again = true;
+    }
+
     fn reset(&mut self) {
         self.reset_adapter();
         self.config.reset();
@@ -205,9 +241,9 @@ impl PciDevice for Ahci {
     fn save(&self) -> Section {
         let state = State {
             config: self.config.save(),
-            interrupts_enabled: self.interrupts_enabled,
-            pending: self.pending,
-            port: self.port.save(),
+            interrupts_enabled: self.interrupts_enabled && !self.resetting,
+            pending: self.pending && !self.resetting,
+            port: if self.resetting { self.port.save_fresh() } else { self.port.save() },
         };
         Section::encode(NAME, VERSION, &state)
     }
@@ -220,6 +256,7 @@ impl PciDevice for Ahci {
         self.interrupts_enabled = state.interrupts_enabled;
         self.pending = state.pending;
         self.again = true;
+        self.resetting = false;
         Ok(())
     }
 

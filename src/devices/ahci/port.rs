@@ -219,7 +219,7 @@ impl Port {
             redo: 0,
             errors: GuestErrors::silent(),
         };
-        port.power_on();
+        port.reset();
         port
     }
 
@@ -235,22 +235,32 @@ impl Port {
         }
     }
 
-    fn power_on(&mut self) {
-        self.drive = DriveState { attention: self.kind == DriveKind::Cd, ..DriveState::default() };
-        self.regs = Registers {
+    /// Returns the state after power-on.
+    pub fn save_fresh(&self) -> PortState {
+        let drive = DriveState { attention: self.kind == DriveKind::Cd, ..DriveState::default() };
+        let regs = Registers {
             cmd: CMD_SUD | CMD_POD | if self.kind == DriveKind::Cd { CMD_ATAPI } else { 0 },
             sig: self.signature(),
             tfd: 0x0100 | u32::from(STATUS_READY),
             ..Registers::default()
         };
+        PortState { regs, drive, running: 0 }
     }
 
-    /// Resets the port to its power-on state.
+    /// Resets the port, which is idle, to its power-on state.
     pub fn reset(&mut self) {
-        // Requests in flight write into guest memory, which the guest may use for something else after a reset.
-        self.pending.drain(&mut *self.disk);
-        (self.running, self.redo) = (0, 0);
-        self.power_on();
+        self.load(self.save_fresh());
+    }
+
+    /// Returns whether nothing is with the host: requests there write into guest memory, which the guest may use for
+    /// something else after a reset.
+    pub fn is_idle(&self) -> bool {
+        self.disk.is_idle()
+    }
+
+    /// Returns whether each command that began has ended.
+    pub fn has_nothing_in_flight(&self) -> bool {
+        self.pending.is_empty()
     }
 
     /// Returns whether the port requests an interrupt.
@@ -635,7 +645,7 @@ impl Port {
 
     /// Restores a state that was checked. Commands that were in flight are issued again.
     pub fn load(&mut self, state: PortState) {
-        self.pending.drain(&mut *self.disk);
+        self.pending.clear(&mut *self.disk);
         self.regs = state.regs;
         self.drive = state.drive;
         self.regs.stopping = false;

@@ -329,6 +329,46 @@ fn the_list_runs_on_until_what_is_in_flight_has_ended() {
 }
 
 #[test]
+fn a_reset_of_the_adapter_is_done_when_the_disk_is() {
+    let mut driver = Driver::new(DriveKind::Disk);
+    driver.disk.hold(true);
+    driver.queued(3, 0x60, 1, 1);
+    driver.set(0x04, 1);
+    assert_eq!((driver.get(0x04) & 1, driver.disk.waiting()), (1, 1), "HR stays, since the disk may still write");
+    driver.set(IE, u32::MAX);
+    driver.queued(4, 0x60, 1, 1);
+    assert_eq!(driver.disk.waiting(), 1, "what comes before it is done is dropped");
+    let state = driver.ahci.save();
+    let (mut twin, disk) = adapter(DriveKind::Disk, &driver.mem, &driver.probe);
+    twin.load(&state).unwrap();
+    twin.poll(0);
+    assert_eq!((twin.bar_read(ABAR, 0x04, 4), twin.bar_read(ABAR, SACT, 4)), (1 << 31, 0));
+    assert!(disk.take_seen().is_empty());
+    driver.disk.release(0);
+    driver.poll();
+    assert_eq!((driver.get(0x04), driver.get(SACT), driver.get(IS), driver.get(IE)), (1 << 31, 0, 0, 0));
+    assert!(!driver.probe.level(GSI));
+}
+
+#[test]
+fn an_adapter_that_must_be_quiet_begins_nothing_and_ends_what_it_has() {
+    let mut driver = Driver::new(DriveKind::Disk);
+    driver.disk.hold(true);
+    driver.queued(3, 0x60, 1, 1);
+    assert!(!driver.ahci.quiesce());
+    driver.queued(4, 0x60, 2, 1);
+    assert_eq!(driver.disk.waiting(), 1);
+    driver.disk.release(0);
+    assert!(driver.ahci.quiesce());
+    assert_eq!(driver.get(SACT), 1 << 4);
+    driver.ahci.resume();
+    driver.ahci.poll(0);
+    driver.disk.release(0);
+    driver.poll();
+    assert_eq!(driver.get(SACT), 0);
+}
+
+#[test]
 fn structures_outside_of_memory_stop_the_port_with_a_bus_error() {
     let mut driver = Driver::new(DriveKind::Disk);
     driver.ata(0, 0x25, 0, 1, 512);

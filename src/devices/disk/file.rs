@@ -1,6 +1,7 @@
 //! A disk on the host: a file (sparse or not), a block device or a zvol.
 //!
-//! Two threads per disk carry out the requests, straight between the file and guest memory. Cache modes:
+//! One thread per disk carries out the requests with io_uring where the host has it ([`uring`](super::uring)), and else two
+//! do, straight between the file and guest memory. Cache modes:
 //!
 //! | mode | data | flush |
 //! |---|---|---|
@@ -23,12 +24,14 @@ use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, RwLock};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use super::counters::DiskCounters;
 use super::medium::{self, is_unsupported};
-use super::{Disk, DiskOp, DiskReader, DiskRequest, DiskStatus};
+use super::uring::{Ring, WakeRing};
+use super::{CompletionSink, Disk, DiskOp, DiskReader, DiskRequest, DiskStatus};
 use crate::hypervisor::memory::{GuestAddr, GuestMemory};
 use crate::hypervisor::waking::Waker;
 
@@ -37,6 +40,9 @@ const SECTOR: u64 = 512;
 /// Bytes that go through a buffer in one step.
 const BOUNCE_BYTES: usize = 256 * 1024;
 const BUFFER_ALIGN: usize = 4096;
+/// Time that a lock may take to become free, and between two tries.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+const LOCK_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Use of the host's cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -160,7 +166,6 @@ pub enum DiskError {
 }
 
 /// A disk's file or device, open and locked.
-#[derive(Debug)]
 pub struct OpenDisk {
     file: File,
     /// A file rather than a device.
@@ -169,6 +174,14 @@ pub struct OpenDisk {
     align: u64,
     /// Bytes of a device's logical blocks.
     block_bytes: u32,
+    /// The ring for its requests, where the host has one: a confined process can make none.
+    ring: Option<Ring>,
+}
+
+impl std::fmt::Debug for OpenDisk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OpenDisk").field("file", &self.file).finish_non_exhaustive()
+    }
 }
 
 /// Opens and locks a disk: for its user alone, or with `read_only` for readers only. The lock lives as long as the
@@ -184,19 +197,31 @@ pub fn open_file(path: &Path, options: &DiskOptions) -> Result<OpenDisk, DiskErr
         _ => host("open", error),
     })?;
     let regular = check_type(&file, path)?;
-    let locked = if options.read_only { file.try_lock_shared() } else { file.try_lock() };
-    match locked {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Err(DiskError::InUse { path: path.to_owned() }),
-        Err(TryLockError::Error(e)) => return Err(host("lock", e)),
-    }
+    lock(&file, options.read_only, path)?;
     set_flags(&file, direct).map_err(|e| host("set flags of", e))?;
     let block_bytes = medium::block_bytes(&file, regular).map_err(|e| host("examine", e))?;
     let mut align = medium::sector_bytes(&file, regular).map_err(|e| host("examine", e))?;
     if direct != 0 {
         align = align.max(direct_alignment(&file).ok_or_else(|| DiskError::NoDirectIo { path: path.to_owned() })?);
     }
-    Ok(OpenDisk { file, regular, align, block_bytes })
+    let ring = Ring::open(&file);
+    Ok(OpenDisk { file, regular, align, block_bytes, ring })
+}
+
+/// Locks a disk. The kernel closes the ring of a process a moment after the process has ended, and what was in flight there
+/// goes on until then; so the lock, which the ring keeps as long, may be free only a moment after a boot of the guest.
+fn lock(file: &File, read_only: bool, path: &Path) -> Result<(), DiskError> {
+    let start = Instant::now();
+    loop {
+        match if read_only { file.try_lock_shared() } else { file.try_lock() } {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) if start.elapsed() < LOCK_PATIENCE => std::thread::sleep(LOCK_INTERVAL),
+            Err(TryLockError::WouldBlock) => return Err(DiskError::InUse { path: path.to_owned() }),
+            Err(TryLockError::Error(source)) => {
+                return Err(DiskError::Host { action: "lock", path: path.to_owned(), source });
+            }
+        }
+    }
 }
 
 /// Checks the type, and returns whether it is a file rather than a device.
@@ -235,7 +260,7 @@ impl AlignedBuffer {
 }
 
 /// State that the threads share.
-struct Engine {
+pub(super) struct Engine {
     file: File,
     path: PathBuf,
     size: u64,
@@ -248,7 +273,9 @@ struct Engine {
     counters: Arc<DiskCounters>,
     jobs: Mutex<Jobs>,
     work: Condvar,
-    idle: Condvar,
+    /// Wakes the thread of the ring, in place of `work`.
+    ring: Option<WakeRing>,
+    sink: OnceLock<Arc<dyn CompletionSink>>,
     /// Taken for writing by a misaligned direct write, which reads and writes whole blocks: no other write may happen
     /// meanwhile.
     blocks: RwLock<()>,
@@ -263,6 +290,8 @@ struct Jobs {
     running: usize,
     done: VecDeque<(u64, DiskStatus)>,
     stop: bool,
+    /// The thread of the ring must be woken for the next request.
+    ring_sleeps: bool,
 }
 
 /// A disk on a file or device of the host.
@@ -276,9 +305,10 @@ pub struct FileDisk {
 impl FileDisk {
     /// A disk that somebody opened with [`open_file`] and the same options. `path` is for messages: a confined process
     /// can look nothing up any more.
+    #[cfg_attr(not(target_os = "linux"), allow(unreachable_patterns, reason = "only Linux has rings"))]
     pub fn from_file(disk: OpenDisk, path: &Path, options: &DiskOptions, host: &DiskHost) -> Result<FileDisk, DiskError> {
         let failed = |action, source| DiskError::Host { action, path: path.to_owned(), source };
-        let OpenDisk { file, regular, align, block_bytes } = disk;
+        let OpenDisk { file, regular, align, block_bytes, ring } = disk;
         let size = io::Seek::seek(&mut &file, io::SeekFrom::End(0)).map_err(|e| failed("measure", e))?;
         if size == 0 {
             return Err(DiskError::Empty { path: path.to_owned() });
@@ -287,14 +317,22 @@ impl FileDisk {
             return Err(DiskError::OddSize { path: path.to_owned(), size });
         }
         let can_discard = options.discard && !options.read_only && medium::can_discard(&file, regular, size);
-        let engine = Arc::new(Engine::new(file, path, size, options, regular, align, host.clone()));
+        let mut engine = Engine::new(file, path, size, options, regular, align, host.clone());
+        let (runner, wake) = ring.map(Ring::start).unzip();
+        engine.ring = wake;
+        let engine = Arc::new(engine);
         // A disk that ends in the middle of a block has no blocks of that size.
         let block_bytes = if size % u64::from(block_bytes) == 0 { block_bytes } else { SECTOR as u32 };
         let mut disk = FileDisk { engine, workers: Vec::new(), can_discard, block_bytes };
-        for index in 0..WORKERS {
+        let mut start = |index: usize, work: Box<dyn FnOnce(&Engine) + Send>| -> Result<(), DiskError> {
             let engine = disk.engine.clone();
-            let thread = std::thread::Builder::new().name(format!("disk-{index}")).spawn(move || engine.work());
+            let thread = std::thread::Builder::new().name(format!("disk-{index}")).spawn(move || work(&engine));
             disk.workers.push(thread.map_err(|e| failed("start a thread for", e))?);
+            Ok(())
+        };
+        match runner {
+            Some(runner) => start(0, Box::new(move |engine: &Engine| runner.run(engine)))?,
+            None => (0..WORKERS).try_for_each(|index| start(index, Box::new(Engine::work)))?,
         }
         Ok(disk)
     }
@@ -319,27 +357,17 @@ impl Disk for FileDisk {
         self.can_discard
     }
     fn submit(&mut self, request: DiskRequest) {
-        let mut jobs = self.engine.jobs();
-        let writes = !matches!(request.op, DiskOp::Read | DiskOp::Flush);
-        if writes && self.engine.read_only {
-            self.engine.counters.count(&request, DiskStatus::IoError);
-            jobs.done.push_back((request.tag, DiskStatus::IoError));
-            drop(jobs);
-            self.engine.host.waker.wake();
-            return;
-        }
-        jobs.waiting.push_back(request);
-        drop(jobs);
-        self.engine.work.notify_one();
+        self.engine.submit(request);
     }
     fn completed(&mut self) -> Option<(u64, DiskStatus)> {
         self.engine.jobs().done.pop_front()
     }
-    fn drain(&mut self) {
-        let mut jobs = self.engine.jobs();
-        while jobs.running > 0 || !jobs.waiting.is_empty() {
-            jobs = self.engine.idle.wait(jobs).expect("no panic happens under this lock");
-        }
+    fn complete_to(&mut self, sink: Arc<dyn CompletionSink>) {
+        assert!(self.engine.sink.set(sink).is_ok(), "a disk has one device");
+    }
+    fn is_idle(&self) -> bool {
+        let jobs = self.engine.jobs();
+        jobs.running == 0 && jobs.waiting.is_empty()
     }
     fn reader(&self) -> Arc<dyn DiskReader> {
         Arc::clone(&self.engine) as _
@@ -390,6 +418,7 @@ impl Drop for FileDisk {
     fn drop(&mut self) {
         self.engine.jobs().stop = true;
         self.engine.work.notify_all();
+        self.engine.ring.iter().for_each(WakeRing::wake);
         for worker in self.workers.drain(..) {
             let _ = worker.join();
         }
@@ -414,7 +443,7 @@ fn direct_alignment(file: &File) -> Option<u64> {
 }
 
 /// Drops `bytes` from the front.
-fn advance(segments: &mut VecDeque<(GuestAddr, u32)>, mut bytes: u64) {
+pub(super) fn advance(segments: &mut VecDeque<(GuestAddr, u32)>, mut bytes: u64) {
     while bytes > 0 {
         let Some((addr, len)) = segments.front_mut() else { return };
         let step = bytes.min(u64::from(*len));
@@ -441,7 +470,8 @@ impl Engine {
             counters: Arc::default(),
             jobs: Mutex::default(),
             work: Condvar::new(),
-            idle: Condvar::new(),
+            ring: None,
+            sink: OnceLock::new(),
             blocks: RwLock::new(()),
             noted_full: AtomicBool::new(false),
             noted_failure: AtomicBool::new(false),
@@ -451,6 +481,35 @@ impl Engine {
 
     fn jobs(&self) -> MutexGuard<'_, Jobs> {
         self.jobs.lock().expect("no panic happens under this lock")
+    }
+
+    #[cfg_attr(not(target_os = "linux"), allow(unreachable_patterns, reason = "only Linux has rings"))]
+    fn submit(&self, request: DiskRequest) {
+        let writes = !matches!(request.op, DiskOp::Read | DiskOp::Flush);
+        if writes && self.read_only {
+            self.counters.count(&request, DiskStatus::IoError);
+            return self.deliver(&[(request.tag, DiskStatus::IoError)]);
+        }
+        let mut jobs = self.jobs();
+        jobs.waiting.push_back(request);
+        let ring_sleeps = std::mem::take(&mut jobs.ring_sleeps);
+        drop(jobs);
+        match &self.ring {
+            Some(ring) if ring_sleeps => ring.wake(),
+            Some(_) => {}
+            None => self.work.notify_one(),
+        }
+    }
+
+    /// Gives results to the device. A request is in flight until that is done and what follows it was submitted.
+    pub(super) fn deliver(&self, results: &[(u64, DiskStatus)]) {
+        match self.sink.get().and_then(|sink| sink.ended(results)) {
+            Some(next) => next.into_iter().for_each(|request| self.submit(request)),
+            None => {
+                self.jobs().done.extend(results);
+                self.host.waker.wake();
+            }
+        }
     }
 
     /// Runs a worker. It finishes the waiting requests before it ends.
@@ -468,32 +527,45 @@ impl Engine {
             drop(jobs);
             let status = self.carry_out(&request);
             self.counters.count(&request, status);
+            self.deliver(&[(request.tag, status)]);
             jobs = self.jobs();
             jobs.running -= 1;
-            jobs.done.push_back((request.tag, status));
-            if jobs.running == 0 && jobs.waiting.is_empty() {
-                self.idle.notify_all();
-            }
-            self.host.waker.wake();
         }
     }
 
-    fn carry_out(&self, request: &DiskRequest) -> DiskStatus {
-        let inside = request.offset.checked_add(request.bytes()).is_some_and(|end| end <= self.size);
-        if !inside {
+    /// Returns whether a request is on the disk.
+    pub(super) fn is_inside(&self, request: &DiskRequest) -> bool {
+        request.offset.checked_add(request.bytes()).is_some_and(|end| end <= self.size)
+    }
+
+    /// Does a request on this thread.
+    pub(super) fn carry_out(&self, request: &DiskRequest) -> DiskStatus {
+        if !self.is_inside(request) {
             return DiskStatus::IoError;
         }
-        let (action, result) = match request.op {
-            DiskOp::Read => ("read", self.transfer(request, false)),
-            DiskOp::Write => ("write", self.transfer(request, true).and_then(|()| self.after_write())),
-            DiskOp::Flush => ("flush", self.flush()),
+        let result = match request.op {
+            DiskOp::Read => self.transfer(request, false),
+            DiskOp::Write => self.transfer(request, true).and_then(|()| self.after_write()),
+            DiskOp::Flush => self.flush(),
             DiskOp::Discard { bytes } => match medium::discard(&self.file, self.regular, request.offset, bytes) {
                 Err(e) if is_unsupported(&e) => return DiskStatus::Unsupported,
-                other => ("discard on", other),
+                other => other,
             },
             DiskOp::WriteZeroes { bytes, may_unmap } => {
-                ("write zeros to", self.write_zeroes(request.offset, bytes, may_unmap).and_then(|()| self.after_write()))
+                self.write_zeroes(request.offset, bytes, may_unmap).and_then(|()| self.after_write())
             }
+        };
+        self.conclude(request, result)
+    }
+
+    /// Notes a failure, and returns the status for the guest.
+    pub(super) fn conclude(&self, request: &DiskRequest, result: io::Result<()>) -> DiskStatus {
+        let action = match request.op {
+            DiskOp::Read => "read",
+            DiskOp::Write => "write",
+            DiskOp::Flush => "flush",
+            DiskOp::Discard { .. } => "discard on",
+            DiskOp::WriteZeroes { .. } => "write zeros to",
         };
         match result {
             Ok(()) => {
@@ -525,10 +597,15 @@ impl Engine {
         }
     }
 
+    /// Returns whether a flush does nothing.
+    pub(super) fn ignores_flushes(&self) -> bool {
+        self.cache == CacheMode::Unsafe
+    }
+
     fn flush(&self) -> io::Result<()> {
-        match self.cache {
-            CacheMode::Unsafe => Ok(()),
-            _ => medium::sync_data(&self.file, self.regular),
+        match self.ignores_flushes() {
+            true => Ok(()),
+            false => medium::sync_data(&self.file, self.regular),
         }
     }
 
@@ -539,7 +616,7 @@ impl Engine {
         }
     }
 
-    fn is_aligned(&self, request: &DiskRequest) -> bool {
+    pub(super) fn is_aligned(&self, request: &DiskRequest) -> bool {
         let odd = |value: u64| value % self.align != 0;
         !odd(request.offset) && !request.segments.iter().any(|&(addr, len)| odd(addr.0) || odd(u64::from(len)))
     }
@@ -649,6 +726,44 @@ impl Engine {
     }
 }
 
+/// What the thread of a ring needs.
+#[cfg(target_os = "linux")]
+impl Engine {
+    /// Takes at most `room` requests for the ring, which must be woken for later ones. `None` means that its thread ends:
+    /// nothing is in flight there, and nothing will come.
+    pub(super) fn take_for_ring(&self, room: usize, idle: bool) -> Option<Vec<DiskRequest>> {
+        let mut jobs = self.jobs();
+        let count = room.min(jobs.waiting.len());
+        let taken: Vec<DiskRequest> = jobs.waiting.drain(..count).collect();
+        if taken.is_empty() && idle && jobs.stop {
+            return None;
+        }
+        jobs.running += count;
+        // Where requests are left, an answer makes room for them and brings the thread back.
+        jobs.ring_sleeps = jobs.waiting.is_empty();
+        Some(taken)
+    }
+
+    /// Notes that requests that were taken for the ring have ended and were delivered.
+    pub(super) fn ended_in_ring(&self, count: usize) {
+        self.jobs().running -= count;
+    }
+
+    pub(super) fn memory(&self) -> &GuestMemory {
+        &self.host.memory
+    }
+    pub(super) fn cache(&self) -> CacheMode {
+        self.cache
+    }
+    pub(super) fn count(&self, request: &DiskRequest, status: DiskStatus) {
+        self.counters.count(request, status);
+    }
+    /// Returns whether a request may have to read whole blocks and write them again, with no other write meanwhile.
+    pub(super) fn writes_whole_blocks(&self, request: &DiskRequest) -> bool {
+        self.align > 1 && matches!(request.op, DiskOp::Write | DiskOp::WriteZeroes { .. })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -686,14 +801,32 @@ mod tests {
         }
     }
 
+    /// Opens a disk with a ring, if the host has one, or with a pool of threads.
+    fn open_with(ring: bool, path: &Path, options: &DiskOptions, host: &DiskHost) -> FileDisk {
+        let mut disk = open_file(path, options).unwrap();
+        if !ring {
+            disk.ring = None;
+        }
+        FileDisk::from_file(disk, path, options, host).unwrap()
+    }
+
     fn options(cache: CacheMode) -> DiskOptions {
         DiskOptions { cache, ..DiskOptions::default() }
+    }
+
+    /// Waits for all requests in flight.
+    fn drain(disk: &dyn Disk) {
+        let start = std::time::Instant::now();
+        while !disk.is_idle() {
+            assert!(start.elapsed().as_secs() < 60, "the disk finishes its requests");
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
     }
 
     fn run(disk: &mut dyn Disk, op: DiskOp, offset: u64, segments: &[(u64, u32)]) -> DiskStatus {
         let segments = segments.iter().map(|&(addr, len)| (GuestAddr(addr), len)).collect();
         disk.submit(DiskRequest { tag: 7, op, offset, segments });
-        disk.drain();
+        drain(disk);
         let (tag, status) = disk.completed().unwrap();
         assert_eq!((tag, disk.completed()), (7, None));
         status
@@ -729,10 +862,10 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_back_in_every_cache_mode() {
-        for mode in MODES {
+        for (mode, ring) in MODES.into_iter().flat_map(|mode| [(mode, true), (mode, false)]) {
             let rig = rig();
             let path = rig.image(1 << 20);
-            let mut disk = open(&path, &options(mode), &rig.host).unwrap();
+            let mut disk = open_with(ring, &path, &options(mode), &rig.host);
             let data: Vec<u8> = (0..8192u32).map(|i| (i * 7 >> 3) as u8).collect();
             rig.memory.write(GuestAddr(0x1000), &data).unwrap();
             assert_eq!(run(&mut disk, DiskOp::Write, 4096, &[(0x1000, 4096), (0x2000, 4096)]), DiskStatus::Ok);
@@ -749,8 +882,12 @@ mod tests {
 
     #[test]
     fn what_a_disk_does_is_counted_when_it_is_done_and_failures_apart() {
+        [true, false].into_iter().for_each(counts_what_is_done);
+    }
+
+    fn counts_what_is_done(ring: bool) {
         let rig = rig();
-        let mut disk = open(&rig.image(1 << 20), &DiskOptions::default(), &rig.host).unwrap();
+        let mut disk = open_with(ring, &rig.image(1 << 20), &DiskOptions::default(), &rig.host);
         let counters = disk.counters();
         run(&mut disk, DiskOp::Write, 0, &[(0, 4096), (8192, 512)]);
         run(&mut disk, DiskOp::WriteZeroes { bytes: 512, may_unmap: false }, 0, &[]);
@@ -771,10 +908,14 @@ mod tests {
 
     #[test]
     fn misaligned_buffers_and_sectors_work_with_direct_io() {
+        [true, false].into_iter().for_each(moves_what_is_misaligned);
+    }
+
+    fn moves_what_is_misaligned(ring: bool) {
         let rig = rig();
         let path = rig.image(1 << 20);
         std::fs::write(&path, vec![0xee; 1 << 20]).unwrap();
-        let mut disk = open(&path, &options(CacheMode::None), &rig.host).unwrap();
+        let mut disk = open_with(ring, &path, &options(CacheMode::None), &rig.host);
         let data: Vec<u8> = (0..600_000u32).map(|i| (i % 251) as u8).collect();
         rig.memory.write(GuestAddr(0x1001), &data).unwrap();
         assert_eq!(run(&mut disk, DiskOp::Write, 512, &[(0x1001, 3), (0x1004, 599_552 - 3)]), DiskStatus::Ok);
@@ -896,9 +1037,13 @@ mod tests {
 
     #[test]
     fn a_file_cut_short_under_the_guest_is_noted_once() {
+        [true, false].into_iter().for_each(notes_a_short_file_once);
+    }
+
+    fn notes_a_short_file_once(ring: bool) {
         let rig = rig();
         let path = rig.image(8192);
-        let mut disk = open(&path, &options(CacheMode::Writeback), &rig.host).unwrap();
+        let mut disk = open_with(ring, &path, &options(CacheMode::Writeback), &rig.host);
         OpenOptions::new().write(true).open(&path).unwrap().set_len(512).unwrap();
         for _ in 0..3 {
             assert_eq!(run(&mut disk, DiskOp::Read, 0, &[(0, 4096)]), DiskStatus::IoError);
@@ -927,14 +1072,18 @@ mod tests {
 
     #[test]
     fn many_requests_at_once_all_end_and_wake_the_device() {
+        [true, false].into_iter().for_each(ends_all_of_many_requests);
+    }
+
+    fn ends_all_of_many_requests(ring: bool) {
         let rig = rig();
         let path = rig.image(1 << 20);
-        let mut disk = open(&path, &options(CacheMode::Writeback), &rig.host).unwrap();
+        let mut disk = open_with(ring, &path, &options(CacheMode::Writeback), &rig.host);
         for tag in 0..256 {
             let op = if tag % 3 == 0 { DiskOp::Read } else { DiskOp::Write };
             disk.submit(DiskRequest { tag, op, offset: tag * 4096, segments: vec![(GuestAddr(tag * 4096), 4096)] });
         }
-        disk.drain();
+        drain(&disk);
         let mut tags: Vec<u64> = std::iter::from_fn(|| disk.completed())
             .map(|(tag, status)| {
                 assert_eq!(status, DiskStatus::Ok);
@@ -948,11 +1097,55 @@ mod tests {
 
     #[test]
     fn a_request_of_more_buffers_than_one_system_call_takes_is_done_whole() {
+        [true, false].into_iter().for_each(moves_many_buffers);
+    }
+
+    /// A device that flushes after its first request, and counts what ends.
+    #[derive(Default)]
+    struct Sink {
+        ended: Mutex<Vec<(u64, DiskStatus)>>,
+        refuses: AtomicBool,
+    }
+
+    impl CompletionSink for Sink {
+        fn ended(&self, results: &[(u64, DiskStatus)]) -> Option<Vec<DiskRequest>> {
+            if self.refuses.load(Ordering::Relaxed) {
+                return None;
+            }
+            let mut ended = self.ended.lock().unwrap();
+            let first = ended.is_empty();
+            ended.extend(results);
+            let flush = DiskRequest { tag: 99, op: DiskOp::Flush, offset: 0, segments: Vec::new() };
+            Some(if first { vec![flush] } else { Vec::new() })
+        }
+    }
+
+    #[test]
+    fn results_go_to_the_device_and_a_disk_is_idle_only_after_what_follows_them() {
+        for ring in [true, false] {
+            let rig = rig();
+            let path = rig.image(1 << 20);
+            let mut disk = open_with(ring, &path, &options(CacheMode::Writeback), &rig.host);
+            let sink = Arc::new(Sink::default());
+            disk.complete_to(sink.clone());
+            let read = |tag| DiskRequest { tag, op: DiskOp::Read, offset: 0, segments: vec![(GuestAddr(0), 512)] };
+            disk.submit(read(1));
+            drain(&disk);
+            assert_eq!(*sink.ended.lock().unwrap(), [(1, DiskStatus::Ok), (99, DiskStatus::Ok)]);
+            assert_eq!((disk.completed(), rig.host.waker.take()), (None, false));
+            sink.refuses.store(true, Ordering::Relaxed);
+            disk.submit(read(2));
+            drain(&disk);
+            assert_eq!((disk.completed(), rig.host.waker.take()), (Some((2, DiskStatus::Ok)), true));
+        }
+    }
+
+    fn moves_many_buffers(ring: bool) {
         let rig = rig();
         let path = rig.image(1 << 20);
         let mut content = File::create(&path).unwrap();
         content.write_all(&(0..1 << 20).map(|i: u32| (i >> 9) as u8).collect::<Vec<_>>()).unwrap();
-        let mut disk = open(&path, &options(CacheMode::Writeback), &rig.host).unwrap();
+        let mut disk = open_with(ring, &path, &options(CacheMode::Writeback), &rig.host);
         let segments: Vec<(u64, u32)> = (0..1500).map(|i| (i * 1024, 512)).collect();
         assert_eq!(run(&mut disk, DiskOp::Read, 0, &segments), DiskStatus::Ok);
         for (index, &(addr, _)) in segments.iter().enumerate() {

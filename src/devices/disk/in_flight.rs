@@ -27,55 +27,72 @@ pub struct InFlight<T> {
     next_tag: u64,
 }
 
+/// What the end of one request means for its command.
+pub enum Ended<T> {
+    /// Nothing: other requests of the command are in flight, or nobody waits for it any more.
+    Nothing,
+    /// This request must follow.
+    Next(DiskRequest),
+    /// The command is done.
+    Done(T, DiskStatus),
+}
+
 impl<T> InFlight<T> {
     /// Creates an empty set.
     pub fn new() -> InFlight<T> {
         InFlight { commands: BTreeMap::new(), next_tag: 0 }
     }
 
-    /// Submits the parts of a command, at least one, to the disk.
-    pub fn submit(&mut self, disk: &mut dyn Disk, data: T, parts: Vec<Part>, flush_after: bool) {
+    /// Adds a command, and returns the requests for its parts, of which there is at least one. They are for the disk, in
+    /// this order.
+    pub fn begin(&mut self, data: T, parts: Vec<Part>, flush_after: bool) -> impl Iterator<Item = DiskRequest> + use<T> {
         let tag = self.next_tag;
         self.next_tag += 1;
         let command = Command { data, parts: parts.len() as u32, status: DiskStatus::Ok, flush_after };
         self.commands.insert(tag, command);
-        for (op, offset, segments) in parts {
-            disk.submit(DiskRequest { tag, op, offset, segments });
+        parts.into_iter().map(move |(op, offset, segments)| DiskRequest { tag, op, offset, segments })
+    }
+
+    /// Notes that a request has ended.
+    pub fn end(&mut self, tag: u64, status: DiskStatus) -> Ended<T> {
+        let Some(command) = self.commands.get_mut(&tag) else { return Ended::Nothing };
+        command.parts -= 1;
+        if status != DiskStatus::Ok {
+            command.status = status;
         }
+        if command.parts > 0 {
+            return Ended::Nothing;
+        }
+        if command.flush_after && command.status == DiskStatus::Ok {
+            (command.flush_after, command.parts) = (false, 1);
+            return Ended::Next(DiskRequest { tag, op: DiskOp::Flush, offset: 0, segments: Vec::new() });
+        }
+        let command = self.commands.remove(&tag).expect("it was found above");
+        Ended::Done(command.data, command.status)
+    }
+
+    /// Submits the parts of a command, at least one, to the disk.
+    pub fn submit(&mut self, disk: &mut dyn Disk, data: T, parts: Vec<Part>, flush_after: bool) {
+        self.begin(data, parts, flush_after).for_each(|request| disk.submit(request));
     }
 
     /// Returns the next command that the disk has finished, with its status.
     pub fn completed(&mut self, disk: &mut dyn Disk) -> Option<(T, DiskStatus)> {
         while let Some((tag, status)) = disk.completed() {
-            let Some(command) = self.commands.get_mut(&tag) else { continue };
-            command.parts -= 1;
-            if status != DiskStatus::Ok {
-                command.status = status;
+            match self.end(tag, status) {
+                Ended::Nothing => {}
+                Ended::Next(request) => disk.submit(request),
+                Ended::Done(data, status) => return Some((data, status)),
             }
-            if command.parts > 0 {
-                continue;
-            }
-            if command.flush_after && command.status == DiskStatus::Ok {
-                (command.flush_after, command.parts) = (false, 1);
-                disk.submit(DiskRequest { tag, op: DiskOp::Flush, offset: 0, segments: Vec::new() });
-                continue;
-            }
-            let command = self.commands.remove(&tag).expect("it was found above");
-            return Some((command.data, command.status));
         }
         None
     }
 
-    /// Waits until the disk has finished its requests, and drops all commands: for a reset.
-    pub fn drain(&mut self, disk: &mut dyn Disk) {
-        disk.drain();
+    /// Drops all commands, and what the disk has finished: for a reset, once nothing is in flight. What still ends is not
+    /// noticed.
+    pub fn clear(&mut self, disk: &mut dyn Disk) {
         while disk.completed().is_some() {}
         self.commands.clear();
-    }
-
-    /// Drops the commands of which `which` is true: nobody waits for them any more.
-    pub fn forget(&mut self, which: impl Fn(&T) -> bool) {
-        self.commands.retain(|_, command| !which(&command.data));
     }
 
     /// Whether there is none.

@@ -131,11 +131,8 @@ impl Disk for MemoryDisk {
     fn completed(&mut self) -> Option<(u64, DiskStatus)> {
         locked(&self.inner).done.pop_front()
     }
-    fn drain(&mut self) {
-        let mut inner = locked(&self.inner);
-        while let Some(request) = inner.waiting.pop_front() {
-            inner.carry_out(&self.memory, &request);
-        }
+    fn is_idle(&self) -> bool {
+        locked(&self.inner).waiting.is_empty()
     }
     fn reader(&self) -> Arc<dyn DiskReader> {
         Arc::new(locked(&self.inner).bytes.clone())

@@ -4,6 +4,43 @@ pub mod file; // a file, block device or zvol of the host
 pub mod in_flight; // a device's commands that its disk has not finished
 pub mod medium; // operations of the host's file or device beyond reading and writing
 pub mod memory; // an array of bytes, for tests
+#[cfg(target_os = "linux")]
+mod uring; // a disk's requests through io_uring
+#[cfg(not(target_os = "linux"))]
+mod uring {
+    //! There is no io_uring on this system.
+    use super::file::Engine;
+
+    /// No ring.
+    pub enum Ring {}
+    /// No thread of one.
+    pub enum Runner {}
+    /// Nothing to wake.
+    pub enum WakeRing {}
+
+    impl Ring {
+        /// Returns none.
+        pub fn open(_: &std::fs::File) -> Option<Ring> {
+            None
+        }
+        /// Cannot be called.
+        pub fn start(self) -> (Runner, WakeRing) {
+            match self {}
+        }
+    }
+    impl Runner {
+        /// Cannot be called.
+        pub fn run(self, _: &Engine) {
+            match self {}
+        }
+    }
+    impl WakeRing {
+        /// Cannot be called.
+        pub fn wake(&self) {
+            match *self {}
+        }
+    }
+}
 
 use std::io;
 use std::sync::Arc;
@@ -68,8 +105,15 @@ pub enum DiskStatus {
     Unsupported,
 }
 
-/// A disk. `submit` and `completed` never block. Completions wake the device through the waker that the disk was built
-/// with.
+/// A taker of results, on the thread on which a request ends.
+pub trait CompletionSink: Send + Sync {
+    /// Takes the results of requests that have ended: tag and status. Returns the requests that must follow them. `None`
+    /// means that it cannot take them now; then the device asks for them by [`Disk::completed`].
+    fn ended(&self, results: &[(u64, DiskStatus)]) -> Option<Vec<DiskRequest>>;
+}
+
+/// A disk. `submit` and `completed` never block. Completions go to the sink, if there is one and it takes them, or wake the
+/// device through the waker that the disk was built with.
 pub trait Disk: Send {
     /// Returns the size in bytes, a multiple of 512.
     fn size_bytes(&self) -> u64;
@@ -85,9 +129,10 @@ pub trait Disk: Send {
     fn submit(&mut self, request: DiskRequest);
     /// Returns the next completion, if there is one.
     fn completed(&mut self) -> Option<(u64, DiskStatus)>;
-    /// Waits for all requests in flight, before a reset and before state is saved. The wait is bounded by the host's
-    /// I/O.
-    fn drain(&mut self);
+    /// Gives results to `sink` from now on. A disk without threads of its own keeps them for `completed`.
+    fn complete_to(&mut self, _sink: Arc<dyn CompletionSink>) {}
+    /// Returns whether no request is in flight: all were given to the sink, or are there for `completed`.
+    fn is_idle(&self) -> bool;
     /// Returns a reader of the same bytes for a loader, which reads before the guest runs.
     fn reader(&self) -> Arc<dyn DiskReader>;
 }

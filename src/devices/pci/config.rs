@@ -15,7 +15,7 @@
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-use super::msix::{MsixState, MsixTable};
+use super::msix::{Messages, MsixState, MsixTable};
 use crate::hypervisor::irq::{IrqLine, IrqSink};
 use crate::hypervisor::state::StateError;
 
@@ -106,7 +106,7 @@ pub struct ConfigSpace {
     bars: [Option<(BarKind, u64)>; BARS],
     next_capability: usize,
     last_capability: usize,
-    msix: Option<(usize, MsixTable)>,
+    msix: Option<(usize, Messages)>,
     intx: Option<Intx>,
 }
 
@@ -210,7 +210,7 @@ impl ConfigSpace {
         body.extend_from_slice(&(table_offset | u32::from(bar)).to_le_bytes());
         body.extend_from_slice(&(pba_offset | u32::from(bar)).to_le_bytes());
         let at = self.add_capability(CAP_ID_MSIX, &body, &[0, 0xc0]);
-        self.msix = Some((usize::from(at), table));
+        self.msix = Some((usize::from(at), Messages::new(table)));
         at
     }
 
@@ -268,9 +268,9 @@ impl ConfigSpace {
 
     /// Applies the command register and the MSI-X control word.
     fn apply(&mut self) {
-        if let Some((at, table)) = &mut self.msix {
+        if let Some((at, messages)) = &self.msix {
             let control = self.bytes[*at + 3];
-            table.set_control(control & 0x80 != 0, control & 0x40 != 0);
+            messages.table().set_control(control & 0x80 != 0, control & 0x40 != 0);
         }
         self.drive_line(false);
     }
@@ -297,30 +297,35 @@ impl ConfigSpace {
 
     /// Returns whether the guest enabled MSI-X.
     pub fn msix_enabled(&self) -> bool {
-        self.msix.as_ref().is_some_and(|(_, table)| table.enabled())
+        self.msix.as_ref().is_some_and(|(_, messages)| messages.table().enabled())
     }
 
     /// Returns the number of MSI-X vectors, 0 without MSI-X.
     pub fn msix_vectors(&self) -> u16 {
-        self.msix.as_ref().map_or(0, |(_, table)| table.vectors())
+        self.msix.as_ref().map_or(0, |(_, messages)| messages.table().vectors())
     }
 
     /// Sends the MSI-X message of `vector`, or keeps it pending while it is masked. Does nothing without MSI-X, or for
     /// a vector that does not exist.
     pub fn notify(&mut self, vector: u16) {
-        if let Some((_, table)) = &mut self.msix {
-            table.notify(vector);
+        if let Some((_, messages)) = &self.msix {
+            messages.table().notify(vector);
         }
+    }
+
+    /// Returns what other threads send the function's messages by, if it has MSI-X.
+    pub fn messages(&self) -> Option<Messages> {
+        self.msix.as_ref().map(|(_, messages)| messages.clone())
     }
 
     /// Reads from a BAR if the offset belongs to the MSI-X structures.
     pub fn msix_read(&self, bar: u8, offset: u64, width: u8) -> Option<u64> {
-        self.msix.as_ref()?.1.read(bar, offset, width)
+        self.msix.as_ref()?.1.table().read(bar, offset, width)
     }
 
     /// Writes to a BAR if the offset belongs to the MSI-X structures.
     pub fn msix_write(&mut self, bar: u8, offset: u64, width: u8, value: u64) -> bool {
-        self.msix.as_mut().is_some_and(|(_, table)| table.write(bar, offset, width, value))
+        self.msix.as_ref().is_some_and(|(_, messages)| messages.table().write(bar, offset, width, value))
     }
 
     /// Returns the BARs with their present addresses.
@@ -356,8 +361,8 @@ impl ConfigSpace {
     /// Resets the function to its power-on state: no BAR placed, nothing enabled, the pin low.
     pub fn reset(&mut self) {
         self.bytes = self.power_on;
-        if let Some((_, table)) = &mut self.msix {
-            table.reset();
+        if let Some((_, messages)) = &self.msix {
+            messages.table().reset();
         }
         if let Some(intx) = &mut self.intx {
             intx.level = false;
@@ -370,7 +375,7 @@ impl ConfigSpace {
         ConfigState {
             bytes: self.bytes.to_vec(),
             intx_level: self.intx.as_ref().is_some_and(|intx| intx.level),
-            msix: self.msix.as_ref().map(|(_, table)| table.save()),
+            msix: self.msix.as_ref().map(|(_, messages)| messages.table().save()),
         }
     }
 
@@ -388,15 +393,15 @@ impl ConfigSpace {
         if state.intx_level && self.intx.is_none() {
             return Err(damaged("an interrupt pin that the function lacks is raised".into()));
         }
-        match (&mut self.msix, &state.msix) {
-            (Some((_, table)), Some(saved)) => table.load(saved).map_err(damaged)?,
+        match (&self.msix, &state.msix) {
+            (Some((_, messages)), Some(saved)) => messages.table().load(saved).map_err(damaged)?,
             (None, None) => {}
             _ => return Err(damaged("MSI-X is not on both sides".into())),
         }
         self.bytes = bytes;
-        if let Some((at, table)) = &mut self.msix {
+        if let Some((at, messages)) = &self.msix {
             let control = self.bytes[*at + 3];
-            table.restore_control(control & 0x80 != 0, control & 0x40 != 0);
+            messages.table().restore_control(control & 0x80 != 0, control & 0x40 != 0);
         }
         if let Some(intx) = &mut self.intx {
             intx.level = state.intx_level;

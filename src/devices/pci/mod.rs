@@ -10,6 +10,7 @@ mod root;
 mod tests;
 
 pub use config::{BarKind, ConfigSpace, ConfigState, Identity};
+pub use msix::Messages;
 pub use root::{PciError, PciRoot, Window, Windows};
 
 use crate::hypervisor::state::{Section, StateError};
@@ -34,7 +35,14 @@ pub trait PciDevice: Send {
     fn bar_read(&mut self, bar: u8, offset: u64, width: u8) -> u64;
     /// Writes to a BAR.
     fn bar_write(&mut self, bar: u8, offset: u64, width: u8, value: u64);
-    /// Resets the function and its configuration space to the state after power-on.
+    /// Takes nothing new from the guest until `resume`, and returns whether nothing of it is with the host any more: see
+    /// [`Device::quiesce`](crate::hypervisor::bus::Device::quiesce).
+    fn quiesce(&mut self) -> bool {
+        true
+    }
+    /// Goes on after `quiesce`.
+    fn resume(&mut self) {}
+    /// Resets the function and its configuration space to the state after power-on. Comes between `quiesce` and `resume`.
     fn reset(&mut self);
     /// Returns the state, including that of the configuration space.
     fn save(&self) -> Section;

@@ -9,7 +9,7 @@
 //! of 1 or 2 bytes, which the specification leaves undefined, work as memory would.
 
 use serde::{Deserialize, Serialize};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::hypervisor::irq::IrqSink;
 
@@ -36,6 +36,36 @@ pub struct MsixTable {
 pub struct MsixState {
     entries: Vec<[u8; 16]>,
     pending: Vec<bool>,
+}
+
+/// The table of one function, which threads that have no access to the function send messages by. A clone is the same
+/// table.
+#[derive(Clone)]
+pub struct Messages(Arc<Mutex<MsixTable>>);
+
+impl Messages {
+    /// Shares `table`.
+    pub fn new(table: MsixTable) -> Messages {
+        Messages(Arc::new(Mutex::new(table)))
+    }
+
+    /// Returns the table, which is locked meanwhile.
+    pub fn table(&self) -> MutexGuard<'_, MsixTable> {
+        self.0.lock().expect("no panic happens under this lock")
+    }
+
+    /// Sends the message of the vector that `vector` returns, if any, or keeps it pending while it is masked. Returns `false`
+    /// if the guest has not enabled MSI-X, without asking `vector`; it cannot change that meanwhile.
+    pub fn send(&self, vector: impl FnOnce() -> Option<u16>) -> bool {
+        let mut table = self.table();
+        if !table.enabled() {
+            return false;
+        }
+        if let Some(vector) = vector() {
+            table.notify(vector);
+        }
+        true
+    }
 }
 
 fn power_on_entry() -> [u8; 16] {

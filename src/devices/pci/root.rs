@@ -331,6 +331,14 @@ impl Device for PciRoot {
         }
     }
 
+    fn quiesce(&mut self) -> bool {
+        self.slots.iter_mut().fold(true, |quiet, slot| slot.chip.quiesce() & quiet)
+    }
+
+    fn resume(&mut self) {
+        self.slots.iter_mut().for_each(|slot| slot.chip.resume());
+    }
+
     fn reset(&mut self) {
         self.config_address = 0;
         self.reset_control = 0;

@@ -2,7 +2,8 @@
 //!
 //! One or more queues (5.2.2), which are alike: the driver may put a request on any. A request is a header (type,
 //! reserved, sector; 16 bytes), data, and one status byte that the device writes, in any buffers that the driver chooses.
-//! Requests run in parallel and end in any order, also those of one queue. A write ends only after a flush while the cache
+//! Requests run in parallel and end in any order, also those of one queue, on the threads of the disk: these complete them
+//! and interrupt the driver ([`Rings`]), or leave them to the board where the driver is not ready for them. A write ends only after a flush while the cache
 //! is "writethrough": the driver did not accept VIRTIO_BLK_F_FLUSH, or set `writeback` to 0.
 //!
 //! **Not modelled**: secure erase, lifetime and zoned features, SCSI commands. None is offered; such a request ends as
@@ -15,12 +16,15 @@
 //! **Saved state**: `writeback`, and queue and head of the requests in flight: the new device executes them again. That is
 //! harmless, since their completion was not reported to the driver.
 
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+
 use serde::{Deserialize, Serialize};
 
 use super::queue::{self, Chain, Segment};
+use super::rings::Rings;
 use super::{Kind, Queues, VirtioDevice};
-use crate::devices::disk::in_flight::{InFlight, Part};
-use crate::devices::disk::{Disk, DiskOp, DiskStatus};
+use crate::devices::disk::in_flight::{Ended, InFlight, Part};
+use crate::devices::disk::{CompletionSink, Disk, DiskOp, DiskRequest, DiskStatus};
 use crate::hypervisor::memory::{GuestAddr, GuestMemory};
 use crate::hypervisor::state::{Section, StateError};
 
@@ -101,6 +105,57 @@ struct Pending {
     written: u32,
 }
 
+impl Pending {
+    fn write_status(&self, mem: &GuestMemory, status: u8) {
+        // The address was checked when the chain was taken.
+        let _ = mem.write(self.status_at, &[status]);
+    }
+}
+
+/// What the device shares with the threads of its disk.
+struct Shared {
+    pending: Mutex<InFlight<Pending>>,
+    rings: OnceLock<Arc<Rings>>,
+}
+
+impl Shared {
+    /// Its lock is held for one step. Only a queue's is taken meanwhile.
+    fn pending(&self) -> MutexGuard<'_, InFlight<Pending>> {
+        self.pending.lock().expect("no panic happens under this lock")
+    }
+}
+
+impl CompletionSink for Shared {
+    fn ended(&self, results: &[(u64, DiskStatus)]) -> Option<Vec<DiskRequest>> {
+        let rings = self.rings.get().filter(|rings| rings.is_open())?;
+        let (mut next, mut interrupts) = (Vec::new(), 0u32);
+        // A request is in flight until its chain is completed: a reset of its queue must not be done before.
+        let mut in_flight = self.pending();
+        for &(tag, status) in results {
+            match in_flight.end(tag, status) {
+                Ended::Nothing => {}
+                Ended::Next(request) => next.push(request),
+                Ended::Done(pending, status) => {
+                    let answer = |mem: &GuestMemory| pending.write_status(mem, status_byte(status));
+                    rings.complete(pending.queue, pending.head, pending.written, answer);
+                    interrupts |= 1 << pending.queue;
+                }
+            }
+        }
+        drop(in_flight);
+        (0..rings.len()).filter(|queue| interrupts & 1 << queue != 0).for_each(|queue| rings.interrupt(queue));
+        Some(next)
+    }
+}
+
+fn status_byte(status: DiskStatus) -> u8 {
+    match status {
+        DiskStatus::Ok => VIRTIO_BLK_S_OK,
+        DiskStatus::IoError => VIRTIO_BLK_S_IOERR,
+        DiskStatus::Unsupported => VIRTIO_BLK_S_UNSUPP,
+    }
+}
+
 /// The block device.
 pub struct Blk {
     disk: Box<dyn Disk>,
@@ -109,7 +164,7 @@ pub struct Blk {
     physical_block_bytes: u32,
     writeback: bool,
     features: u64,
-    pending: InFlight<Pending>,
+    shared: Arc<Shared>,
     /// Queues and heads that were in flight when the loaded state was saved.
     again: Vec<(u16, u16)>,
 }
@@ -157,7 +212,7 @@ impl Blk {
             queue_sizes: vec![QUEUE_SIZE; usize::from(options.queues.clamp(1, QUEUES_MAX))],
             writeback: true,
             features: 0,
-            pending: InFlight::new(),
+            shared: Arc::new(Shared { pending: Mutex::new(InFlight::new()), rings: OnceLock::new() }),
             again: Vec::new(),
         }
     }
@@ -226,9 +281,8 @@ impl Blk {
     }
 
     fn answer(queues: &mut Queues, request: &Pending, status: u8) {
-        // The address was checked when the chain was taken.
-        let _ = queues.mem.write(request.status_at, &[status]);
-        queues.complete(request.queue, request.head, request.written);
+        let answer = |mem: &GuestMemory| request.write_status(mem, status);
+        queues.complete_with(request.queue, request.head, request.written, answer);
     }
 
     fn transfer(&mut self, op: DiskOp, mut request: Request, written: u32) -> Answer {
@@ -289,24 +343,31 @@ impl Blk {
 
     fn submit(&mut self, request: &Request, written: u32, flush_after: bool, parts: Vec<Part>) {
         let pending = Pending { queue: request.queue, head: request.head, status_at: request.status_at, written };
-        self.pending.submit(&mut *self.disk, pending, parts, flush_after);
+        // The lock is free before the disk has the first request, since that may end at once.
+        let requests = self.shared.pending().begin(pending, parts, flush_after);
+        requests.for_each(|request| self.disk.submit(request));
     }
 
     fn collect(&mut self, queues: &mut Queues) {
-        while let Some((pending, status)) = self.pending.completed(&mut *self.disk) {
-            let status = match status {
-                DiskStatus::Ok => VIRTIO_BLK_S_OK,
-                DiskStatus::IoError => VIRTIO_BLK_S_IOERR,
-                DiskStatus::Unsupported => VIRTIO_BLK_S_UNSUPP,
-            };
-            Self::answer(queues, &pending, status);
+        while let Some((tag, status)) = self.disk.completed() {
+            let ended = self.shared.pending().end(tag, status);
+            match ended {
+                Ended::Nothing => {}
+                Ended::Next(request) => self.disk.submit(request),
+                Ended::Done(pending, status) => Self::answer(queues, &pending, status_byte(status)),
+            }
         }
     }
 
     /// Forgets all requests, once nothing of them is with the host.
     fn forget(&mut self) {
-        self.pending.drain(&mut *self.disk);
+        self.shared.pending().clear(&mut *self.disk);
         self.again.clear();
+    }
+
+    /// Returns whether the driver still waits for what is in flight on a queue: it has not reset it.
+    fn is_awaited(&self, queue: usize) -> bool {
+        self.shared.rings.get().is_none_or(|rings| rings.queue(queue).is_live())
     }
 
     fn serve_again(&mut self, queues: &mut Queues) {
@@ -403,15 +464,27 @@ impl VirtioDevice for Blk {
         self.features = 0;
     }
 
+    fn attach(&mut self, rings: &Arc<Rings>) {
+        assert!(self.shared.rings.set(Arc::clone(rings)).is_ok(), "a device has one transport");
+        self.disk.complete_to(Arc::clone(&self.shared) as _);
+    }
+
+    fn is_idle(&self) -> bool {
+        self.disk.is_idle()
+    }
+
+    fn is_queue_idle(&self, queue: usize) -> bool {
+        !self.shared.pending().iter().any(|pending| pending.queue == queue)
+    }
+
     fn reset_queue(&mut self, queue: usize) {
-        self.disk.drain();
-        self.pending.forget(|pending| pending.queue == queue);
         self.again.retain(|&(other, _)| usize::from(other) != queue);
     }
 
     fn save(&self) -> Section {
-        let begun = self.pending.iter().map(|pending| (pending.queue as u16, pending.head));
-        let mut in_flight: Vec<(u16, u16)> = begun.chain(self.again.iter().copied()).collect();
+        let begun: Vec<_> = self.shared.pending().iter().map(|pending| (pending.queue as u16, pending.head)).collect();
+        let mut in_flight: Vec<(u16, u16)> = begun.into_iter().chain(self.again.iter().copied()).collect();
+        in_flight.retain(|&(queue, _)| self.is_awaited(usize::from(queue)));
         in_flight.sort_unstable();
         Section::encode(NAME, VERSION, &State { writeback: self.writeback, in_flight })
     }

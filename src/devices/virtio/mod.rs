@@ -6,6 +6,7 @@ pub mod console; // console, and ports with names
 pub mod mock; // a driver's side of a ring, for tests and fuzzing
 pub mod net; // network device
 pub mod queue; // the split virtqueue
+pub mod rings; // a device's queues and their interrupts, as any thread may use them
 pub mod rng; // entropy device
 #[cfg(test)]
 mod tests;
@@ -14,7 +15,10 @@ pub mod transport; // virtio over PCI
 use crate::hypervisor::guest_errors::GuestErrors;
 use crate::hypervisor::memory::GuestMemory;
 use crate::hypervisor::state::{Section, StateError};
-use queue::{Broken, Chain, Queue};
+use std::sync::Arc;
+
+use queue::{Broken, Chain};
+use rings::Rings;
 
 /// Number of chains that a device takes in one entry before other devices get their turn.
 pub const CHAINS_PER_ENTRY: u32 = 512;
@@ -39,8 +43,8 @@ pub struct Kind {
 
 /// A virtio device without its transport.
 ///
-/// Its methods run under the board's lock. They never block, except that `reset` and `reset_queue` wait for host I/O in
-/// flight.
+/// Its methods run under the board's lock and never block. A reset that the driver asks for waits until the device is idle,
+/// outside of the lock; the queues are dead meanwhile.
 pub trait VirtioDevice: Send {
     /// Returns the name, such as `virtio-blk`, which is also the kind of its state.
     fn name(&self) -> &'static str;
@@ -66,9 +70,23 @@ pub trait VirtioDevice: Send {
     fn deadline_ns(&self) -> Option<u64> {
         None
     }
-    /// Resets the device to the state after power-on. When it returns, it touches nothing of the old driver any more.
+    /// Takes the rings, on which threads of the back end may complete requests by themselves. Is called once.
+    fn attach(&mut self, rings: &Arc<Rings>) {
+        let _ = rings;
+    }
+    /// Returns whether nothing of the guest's is with the host any more: no thread of the back end touches guest memory or
+    /// the rings.
+    fn is_idle(&self) -> bool {
+        true
+    }
+    /// Returns whether no request of one queue is in flight.
+    fn is_queue_idle(&self, queue: usize) -> bool {
+        let _ = queue;
+        true
+    }
+    /// Resets the idle device to the state after power-on.
     fn reset(&mut self);
-    /// Resets one queue in the same way.
+    /// Resets one idle queue in the same way.
     fn reset_queue(&mut self, queue: usize);
     /// Returns the state, without queues and negotiation, which the transport saves.
     fn save(&self) -> Section;
@@ -80,7 +98,7 @@ pub trait VirtioDevice: Send {
 pub struct Queues<'a> {
     /// The guest's memory.
     pub mem: &'a GuestMemory,
-    queues: &'a mut [Queue],
+    rings: &'a Rings,
     errors: &'a GuestErrors,
     budget: u32,
     cut_short: bool,
@@ -89,8 +107,8 @@ pub struct Queues<'a> {
 
 impl<'a> Queues<'a> {
     /// Creates the queues for one entry into a device.
-    pub fn new(mem: &'a GuestMemory, queues: &'a mut [Queue], errors: &'a GuestErrors) -> Queues<'a> {
-        Queues { mem, queues, errors, budget: CHAINS_PER_ENTRY, cut_short: false, config_changed: false }
+    pub fn new(rings: &'a Rings, errors: &'a GuestErrors) -> Queues<'a> {
+        Queues { mem: rings.memory(), rings, errors, budget: CHAINS_PER_ENTRY, cut_short: false, config_changed: false }
     }
 
     /// Takes the next chain of `queue`. Returns `None` also when this entry has taken enough; then a poll follows soon.
@@ -99,25 +117,29 @@ impl<'a> Queues<'a> {
             self.cut_short = true;
             return None;
         }
-        let chain = self.queues[queue].pop(self.mem)?;
+        let chain = self.rings.queue(queue).pop(self.mem)?;
         self.budget -= 1;
         Some(chain)
     }
     /// Completes the chain at `head`, with the number of bytes written to its buffers from the first on.
     pub fn complete(&mut self, queue: usize, head: u16, written: u32) {
-        self.queues[queue].push_used(self.mem, head, written);
+        self.complete_with(queue, head, written, |_| ());
+    }
+    /// The same, where `answer` writes the last of the bytes. On a queue that is not live any more nothing is written.
+    pub fn complete_with(&mut self, queue: usize, head: u16, written: u32, answer: impl FnOnce(&GuestMemory)) {
+        self.rings.complete(queue, head, written, answer);
     }
     /// Undoes the last `count` calls of `pop`.
     pub fn rewind(&mut self, queue: usize, count: u16) {
-        self.queues[queue].rewind(count);
+        self.rings.queue(queue).rewind(count);
     }
     /// Returns a chain that was in flight when state was saved.
     pub fn chain_at(&mut self, queue: usize, head: u16) -> Option<Chain> {
-        self.queues[queue].chain_at(self.mem, head)
+        self.rings.queue(queue).chain_at(self.mem, head)
     }
     /// Returns whether the driver has given all the buffers that it can give.
     pub fn is_full(&self, queue: usize) -> bool {
-        self.queues[queue].is_full(self.mem)
+        self.rings.queue(queue).is_full(self.mem)
     }
     /// Returns whether this entry has taken all the chains that it may.
     pub fn is_spent(&self) -> bool {
@@ -125,11 +147,11 @@ impl<'a> Queues<'a> {
     }
     /// Returns whether the queue is enabled and not broken.
     pub fn is_live(&self, queue: usize) -> bool {
-        self.queues[queue].is_live()
+        self.rings.queue(queue).is_live()
     }
     /// Breaks the queue: the driver must reset the device.
     pub fn fail(&mut self, queue: usize, why: Broken) {
-        self.queues[queue].fail(why);
+        self.rings.queue(queue).fail(why);
     }
     /// Reports that the driver broke a rule of the device.
     pub fn report(&self, what: &dyn std::fmt::Display) {

@@ -420,6 +420,9 @@ fn a_reset_of_one_queue_leaves_the_requests_of_the_others_alone() {
     (0..2).for_each(|queue| driver.kick(queue));
     driver.common_write(0x16, 2, 1);
     driver.common_write(0x3a, 2, 1);
+    assert_eq!((driver.common_read(0x3a, 2), driver.common_read(0x1c, 2)), (1, 0), "it goes on as long as the request");
+    driver.common_write(0x1c, 2, 1);
+    assert_eq!((driver.common_read(0x1c, 2), bench.errors.count()), (0, 1));
     while disk.waiting() > 0 {
         disk.release(0);
     }
@@ -499,15 +502,33 @@ fn hostile_rings_ask_for_a_reset_and_work_again_after_it() {
 }
 
 #[test]
-fn a_reset_waits_for_the_disk_and_forgets_what_was_in_flight() {
+fn a_reset_is_done_when_the_disk_is_and_forgets_what_was_in_flight() {
     let mut g = blk_guest();
+    let running = ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK;
     g.disk.hold(true);
     let header = g.header(DATA, VIRTIO_BLK_T_IN, 0);
     g.ring.add(&[header, Desc::writable(BUFFER, 512), Desc::writable(STATUS, 1)]);
     g.driver.kick(0);
     assert_eq!(g.disk.waiting(), 1);
     g.driver.set_status(0);
-    assert_eq!((g.driver.status(), g.disk.waiting()), (0, 0));
+    assert_eq!((g.driver.status(), g.disk.waiting()), (running, 1), "the disk may still write to the driver's buffer");
+    // A driver that does not wait gets nowhere, and asking again is no mistake.
+    g.driver.set_status(0);
+    assert_eq!(g.bench.errors.count(), 0);
+    g.driver.set_status(ACKNOWLEDGE);
+    g.driver.kick(0);
+    assert_eq!((g.driver.status(), g.disk.waiting()), (running, 1));
+    assert!(g.bench.errors.count() > 0);
+    // Saved now, it is a device that was reset.
+    let state = g.driver.function.save();
+    let (blk, twin_disk) = memory_disk(&g.bench, false);
+    let mut twin = g.bench.function(blk);
+    twin.load(&state).unwrap();
+    assert_eq!((twin.save(), twin.deadline_ns(), twin_disk.take_seen()), (state, None, vec![]));
+    g.disk.release(0);
+    g.bench.waker.wake();
+    g.driver.function.poll(4);
+    assert_eq!(g.driver.status(), 0);
     g.driver.common_write(0x16, 2, 0);
     assert_eq!(g.driver.common_read(0x1c, 2), 0);
     assert_eq!(g.driver.common_read(0x20, 8), 0);
@@ -587,6 +608,32 @@ fn requests_in_flight_survive_a_saved_state() {
     assert_eq!(g.ring.take_used(), Some((head, 1)));
     assert_eq!(disk.bytes()[1024], 3);
     assert!(g.bench.probe.level(GSI));
+}
+
+#[test]
+fn a_device_that_must_be_quiet_begins_nothing_and_ends_what_it_has() {
+    let mut g = blk_guest();
+    assert!(g.driver.function.quiesce());
+    g.driver.function.resume();
+    g.disk.hold(true);
+    let add = |g: &mut BlkGuest, sector| {
+        let header = g.header(DATA + 32 * sector, VIRTIO_BLK_T_IN, sector);
+        let head = g.ring.add(&[header, Desc::writable(BUFFER, 512), Desc::writable(STATUS, 1)]);
+        g.driver.kick(0);
+        head
+    };
+    let first = add(&mut g, 0);
+    assert!(!g.driver.function.quiesce(), "a request is with the host");
+    let second = add(&mut g, 1);
+    assert_eq!(g.disk.waiting(), 1, "the second one waits");
+    g.disk.release(0);
+    assert!(g.driver.function.quiesce());
+    assert_eq!(g.driver.function.deadline_ns(), None);
+    g.driver.function.resume();
+    assert_eq!(g.driver.function.deadline_ns(), Some(0));
+    g.disk.hold(false);
+    g.driver.function.poll(0);
+    assert_eq!([g.ring.take_used(), g.ring.take_used()], [Some((first, 513)), Some((second, 513))]);
 }
 
 /// A link whose other end the test holds.
@@ -1042,43 +1089,94 @@ fn impossible_states_are_refused() {
     assert!(twin.load(&state).is_err());
 }
 
-#[test]
-fn a_disk_of_the_host_serves_a_guest_through_its_threads() {
+/// A driver of a disk on a file of the host, with one queue, and what the disk's threads wake.
+fn host_disk(bench: &Bench, path: &std::path::Path, msix: bool) -> (PciDriver, MockDriver, Arc<Attention>) {
     use crate::devices::disk::file::{DiskHost, DiskOptions, open};
-    let bench = bench();
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("disk.img");
-    std::fs::write(&path, vec![0u8; 1 << 20]).unwrap();
     let attention = Attention::new(1);
     let waker = Waker::new(attention.clone());
     let host = DiskHost { memory: bench.mem.clone(), waker: waker.clone(), notes: Arc::new(|note| panic!("{note}")) };
-    let disk = open(&path, &DiskOptions::default(), &host).unwrap();
+    let disk = open(path, &DiskOptions::default(), &host).unwrap();
     assert_eq!(disk.size_bytes(), 1 << 20);
     let blk = Blk::new(Box::new(disk), &BlkOptions::default());
     let line = IrqLine::new(bench.probe.clone(), GSI);
     let function = VirtioPci::new(Box::new(blk), bench.mem.clone(), waker, bench.probe.clone(), line);
     let mut driver = PciDriver::probe(function, &bench.mem, RINGS);
-    driver.negotiate(ALL);
-    let mut ring = driver.setup_queue(0, 0, NO_VECTOR);
+    if msix {
+        driver.enable_msix();
+    }
+    driver.negotiate(ALL & !VIRTIO_F_EVENT_IDX);
+    let ring = driver.setup_queue(0, 0, if msix { 1 } else { NO_VECTOR });
     driver.driver_ok();
     attention.serve_here();
-    for round in 0..50u64 {
-        let sector = round * 8;
-        bench.put(BUFFER, &[round as u8 + 1; 4096]);
-        bench.put(DATA, &[&VIRTIO_BLK_T_OUT.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat());
-        ring.add(&[Desc::readable(DATA, 16), Desc::readable(BUFFER, 4096), Desc::writable(STATUS, 1)]);
-        driver.kick(0);
-        while ring.take_used().is_none() {
-            let start = std::time::Instant::now();
-            while !attention.take_board() {
-                let left = std::time::Duration::from_secs(10).checked_sub(start.elapsed());
-                std::thread::park_timeout(left.expect("the disk wakes the board"));
-            }
-            driver.function.poll(0);
+    (driver, ring, attention)
+}
+
+/// Waits for something that threads do.
+fn wait_for<T>(mut look: impl FnMut() -> Option<T>) -> T {
+    let start = std::time::Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
         }
-        assert_eq!(bench.byte(STATUS), VIRTIO_BLK_S_OK);
+        assert!(start.elapsed() < std::time::Duration::from_secs(60), "it never comes");
+        std::thread::sleep(std::time::Duration::from_micros(50));
     }
-    drop(driver);
-    let written = std::fs::read(&path).unwrap();
-    assert!((0..50).all(|round| written[round * 4096..][..4096].iter().all(|&b| b == round as u8 + 1)));
+}
+
+#[test]
+fn a_disk_of_the_host_serves_a_guest_through_its_threads() {
+    for msix in [false, true] {
+        let bench = bench();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.img");
+        std::fs::write(&path, vec![0u8; 1 << 20]).unwrap();
+        let (mut driver, mut ring, attention) = host_disk(&bench, &path, msix);
+        attention.take_board();
+        for round in 0..50u64 {
+            let sector = round * 8;
+            bench.put(BUFFER, &[round as u8 + 1; 4096]);
+            bench.put(DATA, &[&VIRTIO_BLK_T_OUT.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat());
+            ring.add(&[Desc::readable(DATA, 16), Desc::readable(BUFFER, 4096), Desc::writable(STATUS, 1)]);
+            driver.kick(0);
+            // The thread that did the I/O completes the request; nobody polls the function for it.
+            wait_for(|| ring.take_used());
+            assert_eq!(bench.byte(STATUS), VIRTIO_BLK_S_OK);
+            match msix {
+                true => wait_for(|| bench.probe.take_messages().pop().map(|message| assert_eq!(message.1, MSIX_DATA + 1))),
+                // Only INTx needs the board, for its cause register.
+                false => {
+                    wait_for(|| attention.take_board().then_some(()));
+                    driver.function.poll(0);
+                    assert_eq!(driver.take_isr(), ISR_QUEUE);
+                }
+            }
+        }
+        assert!(!attention.take_board() || !msix, "the board was not asked");
+        drop(driver);
+        let written = std::fs::read(&path).unwrap();
+        assert!((0..50).all(|round| written[round * 4096..][..4096].iter().all(|&b| b == round as u8 + 1)));
+    }
+}
+
+#[test]
+fn what_ends_while_guest_memory_is_out_of_reach_is_completed_later() {
+    let bench = bench();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.img");
+    std::fs::write(&path, vec![7u8; 1 << 20]).unwrap();
+    let (mut driver, mut ring, attention) = host_disk(&bench, &path, true);
+    // The request ends before or after the driver takes bus mastering away.
+    bench.put(DATA, &[&VIRTIO_BLK_T_IN.to_le_bytes()[..], &[0; 12]].concat());
+    for _ in 0..20 {
+        ring.add(&[Desc::readable(DATA, 16), Desc::writable(BUFFER, 4096), Desc::writable(STATUS, 1)]);
+        driver.kick(0);
+        driver.function.config_write(4, 2, 0x2);
+        wait_for(|| driver.function.quiesce().then_some(()));
+        driver.function.resume();
+        let early = ring.take_used().is_some();
+        driver.function.config_write(4, 2, 0x6);
+        driver.function.poll(0);
+        assert_eq!(ring.take_used().is_some(), !early, "once, before or after");
+    }
+    drop(attention);
 }

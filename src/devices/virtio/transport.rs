@@ -16,17 +16,24 @@
 //! **Not modelled**: the transitional and legacy interface (no driver of the last ten years needs it), notification
 //! data, shared memory, administration queues. None is offered.
 //!
+//! A reset, of the device or of one queue, is done once nothing of it is with the host any more: until then the status keeps
+//! its bits and queue_reset reads 1 (4.1.4.3.1), and the driver must wait for that (4.1.4.3.2). The
+//! queues are dead from the write on.
+//!
 //! **Hostile guest**: registers accept accesses of their own width only; other writes are dropped, and other reads give
 //! zeros; feature bits that were not offered keep FEATURES_OK from rising; a queue that breaks sets DEVICE_NEEDS_RESET
 //! and nothing is served until the reset; a device takes a bounded number of chains for each entry. Nothing is
-//! allocated by register writes. While bus mastering is off, guest memory is not touched.
+//! allocated by register writes. While bus mastering is off, guest memory is not touched. Writes to a device whose reset is
+//! not done are dropped.
 //!
-//! **Saved state**: the registers, the queues, configuration space with MSI-X, and the device's own section.
+//! **Saved state**: the registers, the queues, configuration space with MSI-X, and the device's own section. A reset that is
+//! not done is saved as done.
 
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 use super::queue::{Part, Queue};
+use super::rings::Rings;
 use super::{Queues, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1, VirtioDevice};
 use crate::devices::pci::{BarKind, ConfigSpace, ConfigState, Identity, PciDevice};
 use crate::hypervisor::guest_errors::GuestErrors;
@@ -94,9 +101,15 @@ pub struct VirtioPci {
     /// Offset of the window capability in configuration space.
     window_cap: u16,
     regs: Registers,
-    queues: Vec<Queue>,
+    rings: Arc<Rings>,
     /// An entry was cut short, or a state was loaded: poll soon.
     again: bool,
+    /// The driver asked for a reset, and the device is not idle yet.
+    resetting: bool,
+    /// The same for each queue.
+    queue_resets: Vec<bool>,
+    /// The board wants no new requests to be taken.
+    quiet: bool,
     errors: Arc<GuestErrors>,
 }
 
@@ -151,14 +164,14 @@ impl VirtioPci {
     /// Creates the PCI function of `device`, which raises `line` or sends messages to `sink`. `waker` is the one that
     /// the device's back end was built with: a poll without a wake-up costs next to nothing.
     pub fn new(
-        device: Box<dyn VirtioDevice>,
+        mut device: Box<dyn VirtioDevice>,
         mem: GuestMemory,
         waker: Waker,
         sink: Arc<dyn IrqSink>,
         line: IrqLine,
     ) -> VirtioPci {
         let kind = device.kind();
-        let queues: Vec<Queue> = device.queue_sizes().iter().map(|&size| Queue::new(size)).collect();
+        let queues = device.queue_sizes().len();
         let (base, sub, interface) = kind.class;
         let mut config = ConfigSpace::new(&Identity {
             vendor: VIRTIO_VENDOR,
@@ -175,7 +188,7 @@ impl VirtioPci {
             config.add_capability(CAP_ID_VENDOR, &capability(cfg_type, offset, len as u32, extra), &[])
         };
         add(CAP_COMMON, COMMON, COMMON_BYTES, &[]);
-        add(CAP_NOTIFY, NOTIFY, NOTIFY_MULTIPLIER as usize * queues.len(), &NOTIFY_MULTIPLIER.to_le_bytes());
+        add(CAP_NOTIFY, NOTIFY, NOTIFY_MULTIPLIER as usize * queues, &NOTIFY_MULTIPLIER.to_le_bytes());
         add(CAP_ISR, ISR, 1, &[]);
         let device_bytes = device.config().len();
         if device_bytes > 0 {
@@ -183,11 +196,25 @@ impl VirtioPci {
         }
         let writable = [0, 0, 0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff];
         let window_cap = config.add_capability(CAP_ID_VENDOR, &capability(CAP_PCI, 0, 0, &[0; 4]), &writable);
-        config.add_msix(MSIX_BAR, 0, PBA_OFFSET, queues.len() as u16 + 1, sink);
+        config.add_msix(MSIX_BAR, 0, PBA_OFFSET, queues as u16 + 1, sink);
         config.set_intx(1, line);
-        let regs = Registers::new(queues.len());
-        let (window_cap, errors) = (u16::from(window_cap), GuestErrors::silent());
-        VirtioPci { device, mem, waker, config, window_cap, regs, queues, again: false, errors }
+        let messages = config.messages().expect("it was given MSI-X above");
+        let rings = Arc::new(Rings::new(device.queue_sizes(), mem.clone(), messages, waker.clone()));
+        device.attach(&rings);
+        VirtioPci {
+            device,
+            mem,
+            waker,
+            config,
+            window_cap: u16::from(window_cap),
+            regs: Registers::new(queues),
+            rings,
+            again: false,
+            resetting: false,
+            queue_resets: vec![false; queues],
+            quiet: false,
+            errors: GuestErrors::silent(),
+        }
     }
 
     /// Reports what the driver does wrong to `errors`.
@@ -204,22 +231,37 @@ impl VirtioPci {
         self.regs.driver_features & features == features
     }
 
-    /// Returns whether the device may take requests.
-    fn serving(&self) -> bool {
+    /// Returns whether requests may be completed.
+    fn is_open(&self) -> bool {
         // Without the bus-master bit a function may not touch guest memory, and the queues are there.
         self.regs.status & (DRIVER_OK | NEEDS_RESET | FAILED) == DRIVER_OK && self.config.bus_master()
+    }
+
+    /// Returns whether the device may take requests.
+    fn serving(&self) -> bool {
+        self.is_open() && !self.resetting && !self.quiet
+    }
+
+    /// Tells the threads that complete requests what the registers say. Comes after each change of them.
+    fn tell_rings(&self) {
+        self.rings.set(self.is_open(), &self.regs.queue_vectors);
+    }
+
+    fn queue(&self, index: usize) -> std::sync::MutexGuard<'_, Queue> {
+        self.rings.queue(index)
     }
 
     fn enter(&mut self, body: impl FnOnce(&mut dyn VirtioDevice, &mut Queues)) {
         if !self.serving() {
             return;
         }
-        let mut queues = Queues::new(&self.mem, &mut self.queues, &self.errors);
+        let mut queues = Queues::new(&self.rings, &self.errors);
         body(self.device.as_mut(), &mut queues);
         let (cut_short, config_changed) = queues.outcome();
         self.again |= cut_short;
-        for index in 0..self.queues.len() {
-            if self.queues[index].take_interrupt(&self.mem) {
+        for index in 0..self.rings.len() {
+            let wanted = self.queue(index).take_interrupt(&self.mem);
+            if wanted {
                 self.interrupt(self.regs.queue_vectors[index], ISR_QUEUE);
             }
         }
@@ -230,7 +272,7 @@ impl VirtioPci {
     }
 
     fn look_for_broken_queues(&mut self) {
-        let broken = self.queues.iter().enumerate().find_map(|(index, queue)| Some((index, queue.broken()?)));
+        let broken = (0..self.rings.len()).find_map(|index| Some((index, self.queue(index).broken()?)));
         if let Some((index, why)) = broken
             && self.regs.status & NEEDS_RESET == 0
         {
@@ -239,6 +281,7 @@ impl VirtioPci {
             if self.regs.status & DRIVER_OK != 0 {
                 self.config_changed();
             }
+            self.tell_rings();
         }
     }
 
@@ -261,18 +304,47 @@ impl VirtioPci {
         self.enter(|device, queues| device.poll(now_ns, queues));
     }
 
-    /// Resets the device, on a write of 0 to the status, 4.1.4.3.1. The generation stays, since it must not go back.
+    /// Begins a reset of the device, on a write of 0 to the status, 4.1.4.3.1. It is done at once if the device is idle.
+    fn begin_reset(&mut self) {
+        // From here on, what ends does not touch the rings.
+        (0..self.rings.len()).for_each(|index| self.queue(index).reset());
+        self.resetting = true;
+        self.finish_resets();
+    }
+
+    /// Finishes the resets of which nothing is with the host any more.
+    fn finish_resets(&mut self) {
+        if self.resetting && self.device.is_idle() {
+            self.reset_device();
+        }
+        for index in 0..self.queue_resets.len() {
+            if self.queue_resets[index] && self.device.is_queue_idle(index) {
+                self.device.reset_queue(index);
+                self.queue_resets[index] = false;
+            }
+        }
+    }
+
+    /// Returns the registers after a reset. The generation stays, since it must not go back.
+    fn fresh_registers(&self) -> Registers {
+        Registers { generation: self.regs.generation, ..Registers::new(self.rings.len()) }
+    }
+
+    /// Resets the device, which is idle.
     fn reset_device(&mut self) {
         self.device.reset();
-        self.queues.iter_mut().for_each(Queue::reset);
-        self.regs = Registers { generation: self.regs.generation, ..Registers::new(self.queues.len()) };
+        (0..self.rings.len()).for_each(|index| self.queue(index).reset());
+        self.regs = self.fresh_registers();
         self.again = false;
+        self.resetting = false;
+        self.queue_resets.fill(false);
         self.config.drive_intx(false);
+        self.tell_rings();
     }
 
     fn write_status(&mut self, value: u8) {
         if value == 0 {
-            self.reset_device();
+            self.begin_reset();
             return;
         }
         let mut rising = value & (ACKNOWLEDGE | DRIVER | DRIVER_OK | FEATURES_OK | FAILED) & !self.regs.status;
@@ -292,7 +364,7 @@ impl VirtioPci {
 
     fn selected(&self) -> Option<usize> {
         let index = usize::from(self.regs.queue_select);
-        (index < self.queues.len()).then_some(index)
+        (index < self.rings.len()).then_some(index)
     }
 
     fn common_image(&self) -> [u8; COMMON_BYTES] {
@@ -309,11 +381,11 @@ impl VirtioPci {
         put(0x08, &regs.driver_feature_select.to_le_bytes());
         put(0x0c, &half(regs.driver_features, regs.driver_feature_select).to_le_bytes());
         put(0x10, &regs.config_vector.to_le_bytes());
-        put(0x12, &(self.queues.len() as u16).to_le_bytes());
+        put(0x12, &(self.rings.len() as u16).to_le_bytes());
         put(0x14, &[regs.status, regs.generation]);
         put(0x16, &regs.queue_select.to_le_bytes());
         if let Some(index) = self.selected() {
-            let queue = &self.queues[index];
+            let queue = self.queue(index);
             put(0x18, &queue.size().to_le_bytes());
             put(0x1a, &regs.queue_vectors[index].to_le_bytes());
             put(0x1c, &u16::from(queue.enabled()).to_le_bytes());
@@ -322,11 +394,20 @@ impl VirtioPci {
             put(0x28, &queue.part(Part::Driver).to_le_bytes());
             put(0x30, &queue.part(Part::Device).to_le_bytes());
             put(0x38, &(index as u16).to_le_bytes());
+            put(0x3a, &u16::from(self.queue_resets[index]).to_le_bytes());
         }
         image
     }
 
     fn write_common(&mut self, offset: u64, width: u8, value: u64) {
+        self.finish_resets();
+        if self.resetting {
+            // 4.1.4.3.2: the driver reads the status until it is 0 before it goes on. It may ask again.
+            if (offset, value) != (0x14, 0) {
+                self.errors.report(&"a register was written before the reset was done");
+            }
+            return;
+        }
         match (offset, width) {
             (0x00, 4) => self.regs.device_feature_select = value as u32,
             (0x08, 4) => self.regs.driver_feature_select = value as u32,
@@ -361,30 +442,35 @@ impl VirtioPci {
     }
 
     fn write_queue(&mut self, index: usize, offset: u64, width: u8, value: u64) {
+        if self.queue_resets[index] {
+            self.errors.report(&"a queue's register was written before the queue's reset was done");
+            return;
+        }
         match (offset, width) {
-            (0x18, 2) => self.queues[index].set_size(value as u16),
+            (0x18, 2) => self.queue(index).set_size(value as u16),
             (0x1a, 2) => self.regs.queue_vectors[index] = self.vector(value as u16),
             (0x1c, 2) if value == 1 && self.regs.status & FEATURES_OK != 0 => {
                 let (event_idx, indirect) = (self.has_features(VIRTIO_F_EVENT_IDX), self.has_features(VIRTIO_F_INDIRECT_DESC));
-                self.queues[index].negotiate(event_idx, indirect);
-                self.queues[index].enable(&self.mem);
+                self.queue(index).negotiate(event_idx, indirect);
+                self.queue(index).enable(&self.mem);
                 self.look_for_broken_queues();
             }
             (0x20..0x38, 4 | 8) => {
                 let part = [Part::Desc, Part::Driver, Part::Device][(offset as usize - 0x20) / 8];
-                let old = self.queues[index].part(part);
+                let old = self.queue(index).part(part);
                 let new = match (offset % 8, width) {
                     (0, 8) => value,
                     (0, 4) => old & !0xffff_ffff | value,
                     (4, 4) => old & 0xffff_ffff | value << 32,
                     _ => old,
                 };
-                self.queues[index].set_part(part, new);
+                self.queue(index).set_part(part, new);
             }
-            (0x3a, 2) if value == 1 && self.has_features(VIRTIO_F_RING_RESET) && self.queues[index].enabled() => {
-                self.device.reset_queue(index);
-                self.queues[index].reset();
+            (0x3a, 2) if value == 1 && self.has_features(VIRTIO_F_RING_RESET) && self.queue(index).enabled() => {
+                self.queue(index).reset();
                 self.regs.queue_vectors[index] = NO_VECTOR;
+                self.queue_resets[index] = true;
+                self.finish_resets();
             }
             _ => {}
         }
@@ -446,6 +532,7 @@ impl PciDevice for VirtioPci {
         if !self.is_window_data(offset) {
             let was_master = self.config.bus_master();
             self.config.write(offset, width, value);
+            self.tell_rings();
             // Look now for chains that came while guest memory was out of reach.
             self.again |= self.config.bus_master() && !was_master;
             return;
@@ -462,7 +549,10 @@ impl PciDevice for VirtioPci {
             return 0;
         }
         match offset {
-            COMMON..ISR => Self::read_bytes(&self.common_image(), offset, width),
+            COMMON..ISR => {
+                self.finish_resets();
+                Self::read_bytes(&self.common_image(), offset, width)
+            }
             ISR => {
                 // Reading acknowledges: it clears the causes and lowers the line (4.1.4.5).
                 let isr = std::mem::take(&mut self.regs.isr);
@@ -479,11 +569,14 @@ impl PciDevice for VirtioPci {
             return;
         }
         match offset {
-            COMMON..ISR => self.write_common(offset, width, value),
+            COMMON..ISR => {
+                self.write_common(offset, width, value);
+                self.tell_rings();
+            }
             DEVICE..NOTIFY => self.write_device_config(offset - DEVICE, width, value),
             NOTIFY..NOTIFY_END => {
                 let index = ((offset - NOTIFY) / u64::from(NOTIFY_MULTIPLIER)) as usize;
-                if index < self.queues.len() && self.queues[index].is_live() {
+                if index < self.rings.len() && self.queue(index).is_live() {
                     self.enter(|device, queues| device.notify(index, queues));
                 }
             }
@@ -491,17 +584,30 @@ impl PciDevice for VirtioPci {
         }
     }
 
+    fn quiesce(&mut self) -> bool {
+        self.quiet = true;
+        self.finish_resets();
+        self.device.is_idle()
+    }
+
+    fn resume(&mut self) {
+        self.quiet = false;
+        // For what came meanwhile.
+        self.again = true;
+    }
+
     fn reset(&mut self) {
         self.reset_device();
         self.regs.generation = 0;
         self.config.reset();
+        self.tell_rings();
     }
 
     fn save(&self) -> Section {
         let state = State {
             config: self.config.save(),
-            regs: self.regs.clone(),
-            queues: self.queues.clone(),
+            regs: if self.resetting { self.fresh_registers() } else { self.regs.clone() },
+            queues: (0..self.rings.len()).map(|index| self.queue(index).clone()).collect(),
             device: self.device.save(),
         };
         Section::encode(self.device.name(), VERSION, &state)
@@ -511,13 +617,13 @@ impl PciDevice for VirtioPci {
         let kind = self.device.name();
         let state: State = section.decode(kind, VERSION)?;
         let damaged = |why: &str| Err(StateError::Damaged { kind, why: why.to_string() });
-        let fits = |(own, saved): (&Queue, &Queue)| own.accepts(saved);
-        if state.queues.len() != self.queues.len() || !self.queues.iter().zip(&state.queues).all(fits) {
+        let fits = |(own, saved): (usize, &Queue)| self.queue(own).accepts(saved);
+        if state.queues.len() != self.rings.len() || !state.queues.iter().enumerate().all(fits) {
             return damaged("its queues are not this device's");
         }
         let regs = &state.regs;
         let vector_exists = |&vector: &u16| vector == NO_VECTOR || vector < self.config.msix_vectors();
-        if regs.queue_vectors.len() != self.queues.len()
+        if regs.queue_vectors.len() != self.rings.len()
             || !regs.queue_vectors.iter().chain([&regs.config_vector]).all(vector_exists)
         {
             return damaged("an interrupt vector does not exist");
@@ -533,13 +639,18 @@ impl PciDevice for VirtioPci {
             return Err(error);
         }
         self.regs = state.regs;
-        self.queues = state.queues;
+        for (index, queue) in state.queues.into_iter().enumerate() {
+            *self.queue(index) = queue;
+        }
+        self.resetting = false;
+        self.queue_resets.fill(false);
         // A notification before the save may not have been served, so the restored device looks at its
         // queues once.
         self.again = self.regs.status & DRIVER_OK != 0;
         if self.again {
             self.device.activate(self.regs.driver_features);
         }
+        self.tell_rings();
         Ok(())
     }
 
@@ -553,6 +664,7 @@ impl PciDevice for VirtioPci {
 
     fn poll(&mut self, now_ns: u64) {
         let woken = self.waker.take();
+        self.finish_resets();
         let due = self.device.deadline_ns().is_some_and(|deadline| deadline <= now_ns);
         if woken || due || self.again {
             self.serve_all(now_ns);

@@ -1,9 +1,12 @@
-//! File I/O straight from and to guest memory.
+//! File I/O straight from and to guest memory: system calls that move the bytes before they return, and the vectors for those
+//! that move them later.
 #![allow(unsafe_code)]
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+#[cfg(target_os = "linux")]
+use std::sync::Arc;
 
 use super::{GuestAddr, GuestMemory, MemoryMap, host_at, writable};
 
@@ -27,7 +30,51 @@ fn io_vectors(map: &MemoryMap, segments: &[(GuestAddr, u32)], written: bool) -> 
     segments.iter().take(IO_VECTORS_MAX).map(vector).collect()
 }
 
+/// Host addresses of guest buffers, for a system call that moves the bytes later. The memory stays as long as this lives.
+#[cfg(target_os = "linux")]
+pub struct IoVectors {
+    vectors: Vec<libc::iovec>,
+    /// Keeps the memory.
+    _map: Arc<MemoryMap>,
+}
+
+// SAFETY: the addresses are those of guest memory, which any thread may access, and which the map keeps.
+#[cfg(target_os = "linux")]
+unsafe impl Send for IoVectors {}
+
+#[cfg(target_os = "linux")]
+impl IoVectors {
+    /// Returns the list for the system call.
+    pub fn list(&self) -> &[libc::iovec] {
+        &self.vectors
+    }
+}
+
 impl GuestMemory {
+    /// Returns the host addresses of `segments`, of the first [`IO_VECTORS_MAX`] if there are more. If they will be `written`
+    /// to, they must be RAM, and [`GuestMemory::note_read`] must follow.
+    #[cfg(target_os = "linux")]
+    pub fn io_vectors(&self, segments: &[(GuestAddr, u32)], written: bool) -> io::Result<IoVectors> {
+        let map = self.map();
+        Ok(IoVectors { vectors: io_vectors(&map, segments, written)?, _map: map })
+    }
+
+    /// Notes that the host wrote the first `bytes` bytes of `segments`.
+    pub fn note_read(&self, segments: &[(GuestAddr, u32)], bytes: u64) {
+        let map = self.inner.map.load();
+        let mut left = usize::try_from(bytes).unwrap_or(usize::MAX);
+        for &(addr, len) in segments {
+            let part = left.min(len as usize);
+            if let Ok(span) = map.span(addr, part) {
+                self.note_write(span, part);
+            }
+            left -= part;
+            if left == 0 {
+                break;
+            }
+        }
+    }
+
     /// Reads from `file` at `file_offset` straight into RAM; returns the bytes read.
     pub fn read_from_file(&self, file: &File, file_offset: u64, addr: GuestAddr, len: usize) -> io::Result<usize> {
         let map = self.inner.map.load();
@@ -53,15 +100,7 @@ impl GuestMemory {
         let count = vectors.len() as libc::c_int;
         // SAFETY: every vector was checked to lie inside a region, whose memory the map keeps.
         let n = bytes(unsafe { libc::preadv(file.as_raw_fd(), vectors.as_ptr(), count, file_offset as libc::off_t) })?;
-        let mut left = n;
-        for &(addr, len) in segments {
-            let part = left.min(len as usize);
-            self.note_write(map.span(addr, part).map_err(io::Error::other)?, part);
-            left -= part;
-            if left == 0 {
-                break;
-            }
-        }
+        self.note_read(segments, n as u64);
         Ok(n)
     }
 

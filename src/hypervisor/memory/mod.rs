@@ -26,6 +26,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use arc_swap::ArcSwap;
 
 pub use self::host::HostMemory;
+#[cfg(target_os = "linux")]
+pub use self::io::IoVectors;
 pub use self::map::{MapError, MemoryMap, Mode, Page, Region};
 
 /// Bytes in a guest page, the unit of maps, of watching and of the log of dirty pages.

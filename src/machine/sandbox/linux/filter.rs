@@ -20,6 +20,9 @@ use seccompiler::{
 use super::super::SandboxError;
 use crate::hypervisor::backend::Rights;
 
+/// Waits for answers: include/uapi/linux/io_uring.h.
+const IORING_ENTER_GETEVENTS: libc::c_int = 1;
+
 /// The role of a process, which determines its system calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
@@ -159,6 +162,9 @@ fn devices() -> Vec<Call> {
         any(libc::SYS_lseek),
         any(libc::SYS_fsync),
         any(libc::SYS_fdatasync),
+        // The rings of disks, which were made before, do nothing but reads, writes and syncs of their disk
+        // (devices/disk/uring.rs). No flag beyond waiting, and no signal mask.
+        when(libc::SYS_io_uring_enter, &[int_within(3, IORING_ENTER_GETEVENTS), long(4, 0, 0)]),
         one_of(libc::SYS_fallocate, 1, &[hole, zeros]),
         when(libc::SYS_ioctl, &[int(1, libc::FIONBIO as libc::c_int)]),
         // Only to the connected address. Only the connector may choose others. sendmsg(2) is not here, since its address is

@@ -173,6 +173,7 @@ fn a_running_machine_has_no_call_but_those_of_firecracker_and_the_ones_that_are_
         // Its address is in memory: a forward's socket would send to anybody.
         libc::SYS_sendmsg,
         libc::SYS_io_uring_setup,
+        libc::SYS_io_uring_register,
         libc::SYS_tkill,
         libc::SYS_clone,
         libc::SYS_clone3,
@@ -243,6 +244,10 @@ fn every_argument_that_reaches_beyond_the_process_is_looked_at() {
         (libc::SYS_sendto, [0, 0, 0, 0, 1 << 33, 16], false),
         (libc::SYS_setsockopt, [0, 6, 1, 0, 0, 0], true),
         (libc::SYS_setsockopt, [0, 1, libc::SO_BINDTODEVICE as u64, 0, 0, 0], false),
+        (libc::SYS_io_uring_enter, [5, 1, 1, 1, 0, 8], true),
+        (libc::SYS_io_uring_enter, [5, 1, 1, 1, 4096, 8], false),
+        (libc::SYS_io_uring_enter, [5, 1, 1, 2, 0, 8], false),
+        (libc::SYS_io_uring_enter, [5, 1, 1, 9, 0, 8], false),
         (libc::SYS_fallocate, [0, 3, 0, 0, 0, 0], true),
         (libc::SYS_fallocate, [0, 0, 0, 0, 0, 0], false),
         (libc::SYS_socketpair, [1, 0x8_0001, 0, 0, 0, 0], true),
