@@ -30,6 +30,8 @@ const UNSAFE_ISLANDS: &[&str] = &[
     // The kernel writes to the memory of a slot; mmap(2) of a vCPU's page, a signal handler, tgkill(2).
     "src/hypervisor/kvm/memory.rs",
     "src/hypervisor/kvm/page.rs",
+    // ioctl(2) on a machine's descriptor, mmap(2) of its memory.
+    "src/hypervisor/vmm/freebsd.rs",
     "src/hypervisor/memory/host.rs",
     "src/hypervisor/memory/io.rs",
     "src/hypervisor/memory/mod.rs",
@@ -38,6 +40,7 @@ const UNSAFE_ISLANDS: &[&str] = &[
     "src/hypervisor/soft/block.rs",
     "src/hypervisor/soft/run.rs",
     "src/hypervisor/soft/mmu.rs",
+    "src/hypervisor/soft/one.rs",
     "src/hypervisor/soft/int/",
     "src/hypervisor/soft/simd/fast.rs",
     "src/devices/disk/medium.rs",

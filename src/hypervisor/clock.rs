@@ -18,6 +18,7 @@ impl TscFrequency {
     pub const NANOSECONDS: TscFrequency = TscFrequency { khz: NonZeroU32::new(1_000_000).expect("it is not zero") };
 
     /// Returns the frequency of `khz` thousand ticks a second, unless that is zero.
+    #[cfg_attr(not(any(all(target_os = "linux", target_arch = "x86_64"), test)), allow(dead_code, reason = "only KVM tells it"))]
     pub fn from_khz(khz: u32) -> Option<TscFrequency> {
         NonZeroU32::new(khz).map(|khz| TscFrequency { khz })
     }

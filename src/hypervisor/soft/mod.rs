@@ -8,6 +8,7 @@
 //! | `block` | the block cache, links, the jump cache, self-modifying code |
 //! | `run` | the dispatcher: blocks, budget, events, HLT, vCPUs in turn |
 //! | `crew` | vCPUs that run at the same time |
+//! | `one` | one instruction on the registers of a vCPU that another back end runs |
 //! | `saved` | a vCPU's saved state |
 //! | `rig` | one vCPU without a machine, for tests and benchmarks |
 //! | `flags` | lazy arithmetic flags |
@@ -35,6 +36,8 @@ pub mod int;
 pub mod lower;
 pub mod mem;
 pub mod mmu;
+#[cfg(any(all(target_os = "freebsd", target_arch = "x86_64"), test))]
+pub mod one;
 pub mod op;
 pub mod rig;
 pub mod run;

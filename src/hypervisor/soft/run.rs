@@ -38,7 +38,7 @@ const PAGE: u64 = 4096;
 const MAX_BLOCK_BYTES: u64 = MAX_INSNS as u64 * 15;
 
 /// Opens the software back end. It works everywhere.
-pub fn open(_: &Needs) -> Result<Box<dyn OpenBackend>, Reason> {
+pub fn open(_: &Needs<'_>) -> Result<Box<dyn OpenBackend>, Reason> {
     Ok(Box::new(OpenSoft))
 }
 
@@ -541,7 +541,7 @@ fn may_link(cpu: &mut Cpu) -> bool {
         .is_ok_and(|gpa| gpa >> 12 == u64::from(cpu.link_page) && cpu.blocks.borrow().is_plain(Key::new(gpa, cpu.mode)))
 }
 
-fn linear_rip(cpu: &Cpu) -> u64 {
+pub(super) fn linear_rip(cpu: &Cpu) -> u64 {
     if cpu.mode.is_64bit() { cpu.regs[RIP] } else { cpu.segs[CS].base.wrapping_add(cpu.regs[RIP]) & 0xffff_ffff }
 }
 
@@ -553,24 +553,12 @@ type NewPages = Option<(u64, Option<u64>)>;
 pub fn find(cpu: &mut Cpu) -> Result<(*const Op, NewPages), Fault> {
     let generation = cpu.blocks.borrow().generation;
     follow_generation(cpu, generation);
-    let rip = cpu.regs[RIP];
     let linear = linear_rip(cpu);
     if let Some(entry) = cpu.jumps.find(linear, cpu.jump_tag(linear)) {
         return Ok((entry, None));
     }
     cpu.blocks.borrow_mut().bury();
-    let mut limit_left = u64::MAX;
-    if cpu.mode.is_64bit() {
-        if !mmu::is_canonical(linear) {
-            return Err(cpu.general_protection(0));
-        }
-    } else {
-        let limit = u64::from(cpu.segs[CS].limit);
-        if rip > limit {
-            return Err(cpu.general_protection(0));
-        }
-        limit_left = limit - rip + 1;
-    }
+    let limit_left = code_left(cpu, linear)?;
     let gpa = fetch_address(cpu, linear)?;
     let key = Key::new(gpa, cpu.mode);
     let (generation, found) = {
@@ -606,6 +594,24 @@ fn follow_generation(cpu: &mut Cpu, generation: u64) {
     }
 }
 
+/// Checks that code may be at RIP, whose linear address is `linear`, and returns how many bytes of its segment are left.
+fn code_left(cpu: &mut Cpu, linear: u64) -> Result<u64, Fault> {
+    if cpu.mode.is_64bit() {
+        return if mmu::is_canonical(linear) { Ok(u64::MAX) } else { Err(cpu.general_protection(0)) };
+    }
+    let (limit, rip) = (u64::from(cpu.segs[CS].limit), cpu.regs[RIP]);
+    if rip > limit { Err(cpu.general_protection(0)) } else { Ok(limit - rip + 1) }
+}
+
+/// Decodes the block at RIP anew. Raises the exceptions of the fetch.
+#[cfg(any(all(target_os = "freebsd", target_arch = "x86_64"), test))]
+pub(super) fn decode_here(cpu: &mut Cpu) -> Result<Block, Fault> {
+    let linear = linear_rip(cpu);
+    let limit_left = code_left(cpu, linear)?;
+    let gpa = fetch_address(cpu, linear)?;
+    decode(cpu, linear, gpa, limit_left)
+}
+
 fn remember(cpu: &mut Cpu, linear: u64, limit_left: u64, entry: *const Op) {
     if limit_left >= PAGE && !cpu.mode.has(Mode::STEP) {
         let tag = cpu.jump_tag(linear);
@@ -619,7 +625,7 @@ fn next_page(cpu: &Cpu, linear: u64) -> u64 {
 }
 
 /// Translates for a fetch, through the vCPU's cache of pages that code was fetched from.
-fn fetch_address(cpu: &mut Cpu, linear: u64) -> Result<u64, Fault> {
+pub(super) fn fetch_address(cpu: &mut Cpu, linear: u64) -> Result<u64, Fault> {
     let tag = cpu.jump_tag(linear);
     if let Some(page) = cpu.jumps.find_fetch(linear, tag) {
         return Ok(page | linear & (PAGE - 1));
