@@ -303,7 +303,7 @@ pub mod machine {
             let streams = Streams { console, agent: spec.agent_port.as_ref().map(|_| agent) };
             let outside = Outside { sockets: Arc::new(OwnSockets), on_open: Arc::new(|_| ()), on_note: Arc::new(|_: &str| ()) };
             let opened = Opened::open(spec, &*outside.sockets).map_err(|error| format!("{error:?}"))?;
-            let needs = Needs { topology: spec.cpus, deterministic: spec.deterministic };
+            let needs = Needs { machine: "", topology: spec.cpus, deterministic: spec.deterministic };
             let mut backend = backends::open(Some("soft"), &needs, &|_| ()).map_err(|error| format!("{error:?}"))?;
             assemble(spec, opened, streams, &outside, &mut *backend).map(drop).map_err(|error| format!("{error:?}"))
         }

@@ -81,7 +81,7 @@ choices! {
     pub enum BackendKind {
         now Auto = "auto": "The fastest that really works on this machine.";
         now Kvm = "kvm": "KVM, on Linux.";
-        later Vmm = "vmm", until "until then `backend = \"soft\"`": "vmm(4), on FreeBSD.";
+        now Vmm = "vmm": "vmm(4), on FreeBSD.";
         now Soft = "soft": "The software CPU, on any machine.";
     }
 
@@ -231,12 +231,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_word_stands_for_one_value_and_a_later_one_for_none() {
+    fn a_word_stands_for_one_value_and_another_for_none() {
         assert_eq!(DiskDevice::of_word("nvme"), Some(DiskDevice::Nvme));
         assert_eq!(DiskDevice::Nvme.as_str(), "nvme");
-        assert_eq!(BackendKind::of_word("vmm"), None);
-        let vmm = BackendKind::ROWS.iter().find(|row| row.value == "vmm").unwrap();
-        assert!(matches!(vmm.support, Support::Later(_)));
+        assert_eq!(BackendKind::of_word("vmm"), Some(BackendKind::Vmm));
+        assert_eq!(BackendKind::of_word("hvf"), None);
     }
 
     #[test]

@@ -48,7 +48,7 @@ impl Args {
         let context = app.context_unswept();
         let needs = context.as_ref().map(|context| host_needs::needs(&context.store, context.surroundings())).unwrap_or_default();
         let path = datastore.map(|datastore| datastore.path).unwrap_or(paths.datastore);
-        findings.extend(examine(&path, &paths.runtime_dir, &needs, backends::works("kvm")));
+        findings.extend(examine(&path, &paths.runtime_dir, &needs, backends::works));
         if let Ok(context) = &context {
             findings.extend(left_on_the_host(&context.store));
             findings.push(left_behind(context));

@@ -50,19 +50,27 @@ impl Finding {
     }
 }
 
-/// Runs all checks. `kvm` says whether the embedded engine's back end of that name works here.
-pub fn examine(datastore: &Path, runtime: &Path, needs: &freebsd::Needs, kvm: Result<(), String>) -> Vec<Finding> {
+/// Runs all checks. `works` says whether the embedded engine's back end of a name works here.
+pub fn examine(
+    datastore: &Path,
+    runtime: &Path,
+    needs: &freebsd::Needs,
+    works: impl Fn(&str) -> Result<(), String>,
+) -> Vec<Finding> {
     let mut findings = vec![
         Finding::good("vmctl", format!("{} for {} {}", env!("CARGO_PKG_VERSION"), std::env::consts::OS, std::env::consts::ARCH)),
         Finding::good("host", kernel()),
         processors(),
         Finding::good("soft", "the software CPU works on any host"),
-        found_kvm(kvm),
+        found("kvm", works("kvm")),
         vmm(),
         writable(datastore),
         space(datastore),
         runtime_directory(runtime),
     ];
+    if cfg!(target_os = "freebsd") {
+        findings.push(found("backend vmm", works("vmm")));
+    }
     #[cfg(target_os = "linux")]
     if !super::program::is_freebsd() {
         findings.extend(linux::examine());
@@ -80,10 +88,11 @@ fn processors() -> Finding {
     }
 }
 
-fn found_kvm(works: Result<(), String>) -> Finding {
+/// Returns what there is to say about a back end of the embedded engine.
+fn found(check: &'static str, works: Result<(), String>) -> Finding {
     match works {
-        Ok(()) => Finding::good("kvm", "works: guests with `backend = \"auto\"` run on it"),
-        Err(why) => Finding::note("kvm", format!("{why}; the software CPU is used")),
+        Ok(()) => Finding::good(check, "works: guests with `backend = \"auto\"` run on it"),
+        Err(why) => Finding::note(check, format!("{why}; the software CPU is used")),
     }
 }
 

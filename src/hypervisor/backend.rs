@@ -10,11 +10,13 @@
 //! be called from any vCPU thread at any time and takes the locks that it needs; no lock is held while guest
 //! instructions run.
 
+use std::io;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use super::clock::{Clock, ManualClock};
 use super::irq::Irqchip;
-use super::memory::GuestMemory;
+use super::memory::{GuestAddr, GuestMemory, HostMemory};
 use super::waking::Attention;
 use crate::units::Topology;
 
@@ -170,9 +172,13 @@ pub struct VcpuSetup {
 }
 
 /// The wishes about the machine that decide whether a back end can be opened.
-#[cfg_attr(not(all(target_os = "linux", target_arch = "x86_64")), allow(dead_code, reason = "only KVM needs it"))]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only KVM and vmm(4) need it"))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Needs {
+pub struct Needs<'a> {
+    /// The name of the machine in a kernel that has names for them. It is the guest's own, also in its next boot. Empty for a
+    /// machine that is only tried.
+    #[cfg_attr(not(any(target_os = "freebsd", test)), allow(dead_code, reason = "only vmm(4) has names"))]
+    pub machine: &'a str,
     /// How the vCPUs are grouped.
     pub topology: Topology,
     /// Whether runs are to be repeatable.
@@ -180,7 +186,7 @@ pub struct Needs {
 }
 
 /// Rights that a back end needs beyond those of every engine.
-#[cfg_attr(not(all(target_os = "linux", target_arch = "x86_64")), allow(dead_code, reason = "only KVM needs it"))]
+#[cfg_attr(not(all(target_os = "linux", target_arch = "x86_64")), allow(dead_code, reason = "KVM needs all of them"))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Rights {
     /// Requests of ioctl(2) while the machine is put together.
@@ -191,6 +197,21 @@ pub struct Rights {
     pub kick: Option<i32>,
     /// Whether the guest's memory is to be backed with large pages by madvise(2).
     pub large_pages: bool,
+    /// The descriptor that the requests are sent to, and from which memory is mapped, where the system limits each
+    /// descriptor by itself.
+    #[cfg_attr(not(any(target_os = "freebsd", test)), allow(dead_code, reason = "only Capsicum limits descriptors"))]
+    pub device: Option<RawFd>,
+}
+
+/// A piece of the guest's RAM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RamPiece {
+    /// Guest address of the first byte.
+    pub base: GuestAddr,
+    /// Bytes.
+    pub len: u64,
+    /// Where the piece starts in the RAM as a whole.
+    pub offset: u64,
 }
 
 /// Reason why a back end cannot be opened or built, as a message for the user.
@@ -205,6 +226,12 @@ pub trait OpenBackend: Send {
     /// Returns the interrupt controllers of the back end, if it has any: the 8259A pair, the I/O APIC and the local APICs,
     /// and the 8254 with port 61h. The board has none of these then.
     fn irqchip(&mut self, attention: &Arc<Attention>) -> Option<Arc<dyn Irqchip>>;
+    /// Returns the host memory of each of `pieces`, which lie in RAM of `bytes` bytes, where a kernel's hypervisor owns the
+    /// guest's RAM. `None` where it takes any memory of this process.
+    fn ram(&mut self, bytes: u64, pieces: &[RamPiece]) -> io::Result<Option<Vec<Arc<HostMemory>>>> {
+        let _ = (bytes, pieces);
+        Ok(None)
+    }
     /// Builds the vCPUs and starts their threads. Must be called after [`OpenBackend::irqchip`].
     fn build(self: Box<Self>, setup: VcpuSetup) -> Result<Box<dyn Backend>, Reason>;
 }

@@ -9,13 +9,15 @@ struct Entry {
     /// The word of the guest file.
     name: &'static str,
     /// Opens it, if it works on this host.
-    open: fn(&Needs) -> Result<Box<dyn OpenBackend>, Reason>,
+    open: fn(&Needs<'_>) -> Result<Box<dyn OpenBackend>, Reason>,
 }
 
 /// All back ends of this program, the fastest first. The last one works everywhere.
 const ENTRIES: &[Entry] = &[
     #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
     Entry { name: "kvm", open: super::kvm::open },
+    #[cfg(all(target_os = "freebsd", target_arch = "x86_64"))]
+    Entry { name: "vmm", open: super::vmm::open },
     Entry { name: "soft", open: soft::run::open },
 ];
 
@@ -37,13 +39,13 @@ pub enum OpenError {
 
 /// Opens the back end of this name, or the fastest that works if there is none. `note` gets one line for each faster one
 /// that does not work.
-pub fn open(name: Option<&str>, needs: &Needs, note: &dyn Fn(&str)) -> Result<Box<dyn OpenBackend>, OpenError> {
+pub fn open(name: Option<&str>, needs: &Needs<'_>, note: &dyn Fn(&str)) -> Result<Box<dyn OpenBackend>, OpenError> {
     open_of(ENTRIES, name, needs, note)
 }
 
 /// Checks whether the back end of this name works on this host. The error says why not.
 pub fn works(name: &str) -> Result<(), String> {
-    let needs = Needs { topology: Topology::ONE, deterministic: false };
+    let needs = Needs { machine: "", topology: Topology::ONE, deterministic: false };
     match open(Some(name), &needs, &|_| ()) {
         Ok(_) => Ok(()),
         Err(OpenError::Unusable { source, .. }) => Err(chain(&*source)),
@@ -51,7 +53,12 @@ pub fn works(name: &str) -> Result<(), String> {
     }
 }
 
-fn open_of(entries: &[Entry], name: Option<&str>, needs: &Needs, note: &dyn Fn(&str)) -> Result<Box<dyn OpenBackend>, OpenError> {
+fn open_of(
+    entries: &[Entry],
+    name: Option<&str>,
+    needs: &Needs<'_>,
+    note: &dyn Fn(&str),
+) -> Result<Box<dyn OpenBackend>, OpenError> {
     if let Some(name) = name {
         let entry = entries.iter().find(|entry| entry.name == name).ok_or_else(|| OpenError::Foreign(name.into()))?;
         return (entry.open)(needs).map_err(|source| OpenError::Unusable { name: entry.name, source });
@@ -83,9 +90,9 @@ mod tests {
 
     use super::*;
 
-    const NEEDS: Needs = Needs { topology: Topology::ONE, deterministic: false };
+    const NEEDS: Needs<'static> = Needs { machine: "", topology: Topology::ONE, deterministic: false };
 
-    fn refuses(_: &Needs) -> Result<Box<dyn OpenBackend>, Reason> {
+    fn refuses(_: &Needs<'_>) -> Result<Box<dyn OpenBackend>, Reason> {
         Err("the host has none".into())
     }
 
@@ -107,8 +114,8 @@ mod tests {
         let silent = |text: &str| panic!("{text}");
         let error = open_of(&entries, Some("fast"), &NEEDS, &silent).err().unwrap();
         assert_eq!(chain(&error), "`backend = \"fast\"` cannot be used: the host has none");
-        let error = open_of(&entries, Some("vmm"), &NEEDS, &silent).err().unwrap();
-        assert_eq!(error.to_string(), "`backend = \"vmm\"` is not for this system");
+        let error = open_of(&entries, Some("other"), &NEEDS, &silent).err().unwrap();
+        assert_eq!(error.to_string(), "`backend = \"other\"` is not for this system");
         assert_eq!(open_of(&entries, Some("soft"), &NEEDS, &silent).unwrap().name(), "soft");
     }
 }

@@ -14,4 +14,6 @@ mod kvm;
 pub mod memory;
 pub mod soft;
 pub mod state;
+#[cfg(any(all(target_os = "freebsd", target_arch = "x86_64"), all(test, target_arch = "x86_64")))]
+mod vmm;
 pub mod waking;

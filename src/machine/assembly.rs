@@ -322,7 +322,7 @@ pub fn assemble(
     let topology = spec.cpus;
     let vcpus = topology.count() as usize;
     let reserve = |source| AssemblyError::Memory { bytes: spec.memory_bytes, source };
-    let memory = super::memory::build(spec.memory_bytes).map_err(reserve)?;
+    let memory = super::memory::build_for(spec.memory_bytes, backend).map_err(reserve)?;
     let attention = Attention::new(vcpus);
     let manual_clock = spec.deterministic.then(|| ManualClock::new(0));
     let clock: Arc<dyn Clock> = match &manual_clock {

@@ -93,6 +93,12 @@ pub struct VmmSpec {
 }
 
 impl VmmSpec {
+    /// Returns the name by which a kernel's hypervisor knows the machine: the same in each boot of the guest, and no other
+    /// guest's, whatever the datastore.
+    pub fn kernel_name(&self) -> String {
+        format!("vmctl-{}", self.uuid)
+    }
+
     /// Returns whether one of its interfaces has a user-mode network.
     pub fn has_user_network(&self) -> bool {
         self.nics.iter().any(|nic| matches!(nic.backend, NicBackend::User(_)))

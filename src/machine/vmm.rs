@@ -157,7 +157,8 @@ fn boot(
 /// Opens the back end that the guest file asks for.
 fn open_backend(spec: &VmmSpec, note: &dyn Fn(&str)) -> Result<Box<dyn OpenBackend>, StartError> {
     let name = (spec.backend != BackendKind::Auto).then(|| spec.backend.as_str());
-    let needs = Needs { topology: spec.cpus, deterministic: spec.deterministic };
+    let machine = spec.kernel_name();
+    let needs = Needs { machine: &machine, topology: spec.cpus, deterministic: spec.deterministic };
     Ok(backends::open(name, &needs, note)?)
 }
 

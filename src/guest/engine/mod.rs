@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 
 use crate::choices::{EmbeddedClock, EmbeddedGrubSystem, EmbeddedLoaderKind, EmbeddedNicBackend, EngineKind};
 use crate::config::{AGENT_PORT, ComPort, DeviceKey, Forward, GuestConfig, HostPorts, SwitchConfig};
+use crate::host::bhyvectl::Vm;
+use crate::host::environment;
 use crate::host::files::{open_lock, open_plain, replace};
 use crate::host::process::{self, ChildProcess, spawn_tied_apart, spawn_untied};
 use crate::host::vmm;
@@ -115,6 +117,17 @@ pub(super) fn write_spec(guest: &GuestDir, spec: &impl serde::Serialize) -> Resu
     written.map_err(|error| GuestError::io("write", &file, error))
 }
 
+/// Returns the machine of vmm(4) that a boot of this guest on the embedded engine has or had, by its last specification.
+fn kernel_machine(guest: &GuestDir) -> Option<Vm> {
+    // Every command may ask this of every guest.
+    if !environment::path("/dev/vmm").is_dir() {
+        return None;
+    }
+    let spec: VmmSpec = serde_json::from_slice(&std::fs::read(guest.spec_file()).ok()?).ok()?;
+    let machine = Vm { name: spec.kernel_name(), jail: None };
+    machine.exists().then_some(machine)
+}
+
 /// The hypervisor in this program: `vmctl vmm --spec FILE`.
 pub struct EmbeddedEngine {
     program: PathBuf,
@@ -177,6 +190,17 @@ impl Engine for EmbeddedEngine {
         let mut engine = RunningEngine::start(command, lease, End::Killed, more)?;
         engine.agent = ours.map(AgentEnd::Stream);
         Ok(engine)
+    }
+
+    fn has_left(&self, guest: &GuestDir) -> bool {
+        kernel_machine(guest).is_some()
+    }
+
+    /// Destroys the machine of vmm(4), for which an engine that has given up root has no right.
+    fn sweep(&self, guest: &GuestDir) -> Result<()> {
+        let Some(machine) = kernel_machine(guest) else { return Ok(()) };
+        let failed = |error| GuestError::host(format!("the machine `{}` of vmm(4) stays: {error}", machine.name));
+        machine.destroy().map_err(failed)
     }
 }
 

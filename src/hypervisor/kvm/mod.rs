@@ -96,6 +96,7 @@ const RIGHTS: Rights = Rights {
     ],
     kick: Some(KICK_SIGNAL),
     large_pages: true,
+    device: None,
 };
 
 /// A VM and its vCPUs, before its machine is put together.

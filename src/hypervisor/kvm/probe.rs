@@ -318,7 +318,8 @@ mod tests {
     use super::*;
     use crate::units::Topology;
 
-    const NEEDS: Needs = Needs { topology: Topology { sockets: 1, cores: 4, threads: 1 }, deterministic: false };
+    const NEEDS: Needs<'static> =
+        Needs { machine: "", topology: Topology { sockets: 1, cores: 4, threads: 1 }, deterministic: false };
 
     fn said(result: Result<(), KvmError>) -> String {
         result.map_or_else(|error| error.to_string(), |()| "good".into())

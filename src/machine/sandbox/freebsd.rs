@@ -9,6 +9,7 @@
 //! |---|---|---|
 //! | a file or a disk | PREAD PWRITE FSYNC FSTAT FPATHCONF, IOCTL for DIOCGSECTORSIZE, DIOCGFLUSH, DIOCGDELETE, DIOCGATTR | pread, pwrite, fspacectl, fdatasync; see `devices/disk/medium.rs` |
 //! | a socket | READ WRITE EVENT ACCEPT SHUTDOWN, names and options, IOCTL for FIONBIO | console, control, the connector, forwards; an accepted socket inherits them (accept(2) in sys/kern/uipc_syscalls.c) |
+//! | a back end's machine | MMAP_RW, IOCTL for its requests: those that put the machine together until it is, then those of a running guest | `hypervisor/vmm` |
 //! | anything else | READ WRITE EVENT FSTAT | standard input, output and error |
 //!
 //! No descriptor has CAP_FCNTL, so the process can set neither its flags nor an owner that gets SIGIO (cap_fcntls_limit(2)).
@@ -56,13 +57,13 @@ const DISK_REQUESTS: [libc::c_ulong; 4] = [
 const SOCKET_REQUESTS: [libc::c_ulong; 1] = [libc::FIONBIO];
 
 /// Confines the engine child. Root becomes `run_as`.
-pub fn enter(run_as: Option<u32>, _memory_bytes: u64, _rights: &Rights) -> Result<Confinement, SandboxError> {
+pub fn enter(run_as: Option<u32>, _memory_bytes: u64, rights: &Rights) -> Result<Confinement, SandboxError> {
     let mut confinement = Confinement::default();
     let lacks = |confinement: Confinement| Confinement {
         missing: [confinement.missing, vec![format!("{FEATURE}: {MISSING}")]].concat(),
         ..confinement
     };
-    let limited = limit_descriptors();
+    let limited = limit_descriptors(rights);
     give_up(run_as, &mut confinement)?;
     match limited {
         Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => return Ok(lacks(confinement)),
@@ -77,9 +78,19 @@ pub fn enter(run_as: Option<u32>, _memory_bytes: u64, _rights: &Rights) -> Resul
     Ok(confinement)
 }
 
-/// Does nothing: capability mode does not limit threads.
-pub fn seal(_rights: &Rights) -> Result<(), SandboxError> {
-    Ok(())
+/// Takes the requests away that put a machine together. Capability mode does not limit threads.
+pub fn seal(rights: &Rights) -> Result<(), SandboxError> {
+    let Some(device) = rights.device else { return Ok(()) };
+    match limit_requests(device, &words(rights.running)) {
+        // A kernel without Capsicum, which was reported.
+        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
+        other => other.map_err(|error| SandboxError::Capsicum("limit the requests to vmm(4)", error)),
+    }
+}
+
+/// Returns requests as cap_ioctls_limit(2) takes them.
+fn words(requests: &[u32]) -> Vec<libc::c_ulong> {
+    requests.iter().map(|&request| request.into()).collect()
 }
 
 /// Confines a connector, which cannot be in capability mode since it connects. Root becomes `run_as`.
@@ -146,7 +157,7 @@ fn done(answer: libc::c_int) -> io::Result<()> {
     }
 }
 
-fn limit_descriptors() -> io::Result<()> {
+fn limit_descriptors(backend: &Rights) -> io::Result<()> {
     let open = count_open().unwrap_or(usize::MAX);
     let mut limited = 0;
     for fd in 0..LOOK_AT as RawFd {
@@ -155,7 +166,7 @@ fn limit_descriptors() -> io::Result<()> {
         }
         // SAFETY: fcntl with F_GETFD looks at a descriptor number and touches no memory.
         if unsafe { libc::fcntl(fd, libc::F_GETFD) } >= 0 {
-            limit(fd)?;
+            limit(fd, backend)?;
             limited += 1;
         }
     }
@@ -172,7 +183,11 @@ fn count_open() -> Option<usize> {
     usize::try_from(count).ok().filter(|&count| count > 0)
 }
 
-fn limit(fd: RawFd) -> io::Result<()> {
+fn limit(fd: RawFd, backend: &Rights) -> io::Result<()> {
+    if backend.device == Some(fd) {
+        let requests = words(&[backend.assembly, backend.running].concat());
+        return limit_to(fd, &[libc::CAP_IOCTL, libc::CAP_MMAP_RW], &requests);
+    }
     // SAFETY: the descriptor is open, as its caller has seen, and nothing closes descriptors while the engine starts.
     let stat = fstat(unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) })?;
     let kind = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT;
@@ -200,9 +215,17 @@ fn limit(fd: RawFd) -> io::Result<()> {
     } else {
         (&[libc::CAP_READ, libc::CAP_WRITE, libc::CAP_EVENT, libc::CAP_FSTAT], &[])
     };
+    limit_to(fd, rights, requests)
+}
+
+fn limit_requests(fd: RawFd, requests: &[libc::c_ulong]) -> io::Result<()> {
+    // SAFETY: the kernel reads `requests.len()` words.
+    done(unsafe { libc::cap_ioctls_limit(fd, requests.as_ptr(), requests.len()) })
+}
+
+fn limit_to(fd: RawFd, rights: &[u64], requests: &[libc::c_ulong]) -> io::Result<()> {
     if !requests.is_empty() {
-        // SAFETY: the kernel reads `requests.len()` words.
-        done(unsafe { libc::cap_ioctls_limit(fd, requests.as_ptr(), requests.len()) })?;
+        limit_requests(fd, requests)?;
     }
     // SAFETY: an all-zero structure is what cap_rights_init(3) starts from; a zero ends each list of rights.
     unsafe {

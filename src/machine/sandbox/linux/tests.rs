@@ -15,7 +15,7 @@ const CALLS: i64 = 512;
 const X86_64: u32 = 0xc000_003e;
 const PART: &str = "VMCTL_SANDBOX_PART";
 const USER: u32 = 1_900_000_007;
-const NO_RIGHTS: Rights = Rights { assembly: &[], running: &[], kick: None, large_pages: false };
+const NO_RIGHTS: Rights = Rights { assembly: &[], running: &[], kick: None, large_pages: false, device: None };
 /// The roles of an engine with the software CPU.
 const ASSEMBLY: Role = Role::Assembly(NO_RIGHTS);
 const MACHINE: Role = Role::Machine(NO_RIGHTS);
@@ -265,7 +265,7 @@ fn every_argument_that_reaches_beyond_the_process_is_looked_at() {
 /// An `or_insert` of a list without conditions would allow the call with any argument.
 #[test]
 fn a_call_is_never_listed_both_with_and_without_conditions() {
-    let rights = Rights { assembly: &[0xae10], running: &[0xae80], kick: Some(libc::SIGUSR1), large_pages: true };
+    let rights = Rights { assembly: &[0xae10], running: &[0xae80], kick: Some(libc::SIGUSR1), large_pages: true, device: None };
     for role in [Role::Assembly(rights), Role::Machine(rights), Role::Connector, Role::HostServices] {
         let all = super::filter::calls(role, 4711);
         for (call, lists) in &all {
@@ -277,7 +277,8 @@ fn a_call_is_never_listed_both_with_and_without_conditions() {
 
 #[test]
 fn a_back_end_has_its_requests_and_its_signal_and_nothing_else() {
-    let rights = Rights { assembly: &[0x4020_ae46], running: &[0xae80], kick: Some(libc::SIGUSR1), large_pages: true };
+    let rights =
+        Rights { assembly: &[0x4020_ae46], running: &[0xae80], kick: Some(libc::SIGUSR1), large_pages: true, device: None };
     let (assembly, machine) = (Role::Assembly(rights), Role::Machine(rights));
     let request = |number| (libc::SYS_ioctl, [7, number, 0, 0, 0, 0]);
     let signal = |process, signal| (libc::SYS_tgkill, [process, 4712, signal, 0, 0, 0]);
