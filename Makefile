@@ -84,7 +84,8 @@ tools-test:
 	sh scripts/need cargo:rustc busybox:busybox-static cpio:cpio mandoc:mandoc ssh-keygen:openssh-client blkid:util-linux mke2fs:e2fsprogs mkfs.xfs:xfsprogs \
 	    mkfs.fat:dosfstools mcopy:mtools xorriso:xorriso sfdisk:fdisk \
 	    grub-mkrescue:grub-common "update-grub:grub2-common grub-pc-bin" \
-	    qemu-img:qemu-utils xz:xz-utils zstd:zstd bzip2:bzip2
+	    qemu-img:qemu-utils xz:xz-utils zstd:zstd bzip2:bzip2 \
+	    ip:iproute2 nsenter:util-linux nft:nftables dnsmasq:dnsmasq-base ping:iputils-ping
 
 tools-bench:
 	sh scripts/need cargo:rustc busybox:busybox-static cpio:cpio mmdebstrap:mmdebstrap mke2fs:e2fsprogs qemu-system-x86_64:qemu-system-x86

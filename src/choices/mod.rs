@@ -218,8 +218,8 @@ choices! {
 
     /// Kind of a switch.
     pub enum SwitchType {
-        bhyve Bridge = "bridge": "An if_bridge(4) that vmctl makes.";
-        bhyve Manual = "manual": "A bridge of yours, named with `bridge`, which vmctl only adds taps to.";
+        now Bridge = "bridge": "A bridge that vmctl makes: an if_bridge(4) on FreeBSD, one of the kernel's on Linux.";
+        now Manual = "manual": "A bridge of yours, named with `bridge`, which vmctl only adds taps to.";
         bhyve Vxlan = "vxlan": "A bridge with a vxlan(4) interface to other hosts.";
         bhyve Vale = "vale": "A vale(4) switch.";
         bhyve Netgraph = "netgraph": "An ng_bridge(4) node that vmctl makes; or one of yours, named with `bridge`.";

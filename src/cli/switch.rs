@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{App, Column, ExitStatus, Failure, Outcome};
 use crate::config::{HostConfig, HostPaths, SwitchConfig};
-use crate::guest::switches;
+use crate::guest::switch;
 use crate::host::error::HostError;
 use crate::host::program;
 use crate::host::switch::status::{self, Status};
@@ -134,12 +134,7 @@ struct Here<'a> {
 impl Here<'_> {
     /// Returns the switches of these names, or all of them, with the state of the host.
     fn look(&self, names: &[String]) -> Result<(Vec<Switch>, Observed), Failure> {
-        let chosen = switches::chosen(&self.host, names)?;
-        if !program::is_freebsd() {
-            return Err(
-                Failure::user("switches are FreeBSD's").hint("elsewhere guests use `backend = \"user\"`, which needs none")
-            );
-        }
+        let chosen = switch::chosen(&self.host, names)?;
         let observed = Observed::look(&chosen, &self.runtime)?;
         Ok((chosen, observed))
     }

@@ -11,7 +11,7 @@ use super::engine::bhyve::needs::has_taps;
 use super::provision;
 use super::snapshot;
 use super::store::{GuestDir, Store};
-use super::switches;
+use super::switch;
 
 /// Returns the guests whose files can be read, with their configurations.
 fn guests(store: &Store, surroundings: Surroundings<'_>) -> Vec<(GuestDir, GuestConfig)> {
@@ -36,6 +36,8 @@ fn has_limits(config: &GuestConfig) -> bool {
 /// Returns the needs for `vmctl doctor`.
 pub fn needs(store: &Store, surroundings: Surroundings<'_>) -> Needs {
     let mut needs = Needs {
+        #[cfg(target_os = "linux")]
+        switches: Some(surroundings.host.switches.iter().map(|switch| switch.id.clone()).collect()),
         nat: surroundings.host.switches.iter().any(|switch| switch.nat.is_some()),
         dhcp: surroundings.host.switches.iter().any(|switch| switch.dhcp.is_some()),
         ..Needs::default()
@@ -112,7 +114,7 @@ pub fn jail(name: &str, ruleset: Option<u32>, store: &Store, surroundings: Surro
         needs.taps |= has_taps(&config);
         let switches = config.nics.iter().filter_map(|nic| nic.switch.as_ref());
         let found = switches.filter_map(|id| surroundings.host.switches.iter().find(|switch| switch.id == *id));
-        needs.bridges.extend(found.filter_map(|config| switches::switch(config).bridge()));
+        needs.bridges.extend(found.filter_map(|config| switch::switch(config).bridge()));
     }
     needs.bridges.sort();
     needs.bridges.dedup();

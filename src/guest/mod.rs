@@ -40,7 +40,7 @@ pub mod state; // the program's state of a guest
 pub mod stopping; // ending a guest from a command, whatever its supervisor does
 pub mod store; // a datastore and the guests in it
 pub mod supervisor; // one process per guest: boots, policy, console, control socket
-pub mod switches; // switches, converted for the host's tools
+pub mod switch; // switches as the host's tools take them
 pub mod timestamp; // moments in files
 pub mod trust; // whether this user may run what a datastore says
 pub mod unknown_image; // what can be seen of an image that no catalogue describes

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::error::HostError;
 use super::ifconfig::Prefix;
+use super::process;
 use super::program::{self, HostChange, Step};
 
 /// Range of addresses for DHCP.
@@ -27,6 +28,8 @@ pub struct Service<'a> {
     pub switch: &'a str,
     /// The interface on which it listens.
     pub interface: String,
+    /// The host's loopback interface, on which it does not listen.
+    pub loopback: &'static str,
     /// The host's address on it.
     pub address: Prefix,
     /// The addresses for guests.
@@ -53,7 +56,7 @@ impl Service<'_> {
         let mut config = format!(
             "# The switch `{}` of vmctl; written anew when it is made.\n\
              interface={}\n\
-             except-interface=lo0\n\
+             except-interface={}\n\
              bind-interfaces\n\
              no-hosts\n\
              dhcp-authoritative\n\
@@ -62,6 +65,7 @@ impl Service<'_> {
              pid-file={}\n",
             self.switch,
             self.interface,
+            self.loopback,
             self.range.first,
             self.range.last,
             Ipv4Addr::from(mask),
@@ -118,7 +122,10 @@ pub fn check(switch: &str, address: Prefix, range: &Range) -> Result<(), HostErr
 }
 
 fn kill(pid: u32) -> HostChange {
-    HostChange::run(&["kill", &pid.to_string()])
+    match program::is_freebsd() {
+        true => HostChange::run(&["kill", &pid.to_string()]),
+        false => HostChange::End { pid },
+    }
 }
 
 /// Returns the steps that stop the service of a switch's directory, if one runs, and remove its files.
@@ -132,7 +139,10 @@ pub fn stop(directory: &Path) -> Vec<Step> {
 /// Returns the process that serves a switch: the pid in its file, if that process is a dnsmasq with this configuration.
 pub fn running(directory: &Path) -> Option<u32> {
     let pid: u32 = std::fs::read_to_string(directory.join("dnsmasq.pid")).ok()?.trim().parse().ok()?;
-    let command = program::run("ps", &["-o", "command=", "-p", &pid.to_string()]).ok()?;
+    let command = match program::is_freebsd() {
+        true => program::run("ps", &["-o", "command=", "-p", &pid.to_string()]).ok()?,
+        false => process::look_at(pid)?.words.join(" "),
+    };
     let file = directory.join("dnsmasq.conf");
     command.contains(file.to_str()?).then_some(pid)
 }
@@ -155,6 +165,7 @@ mod tests {
         let service = Service {
             switch: "lan",
             interface: "sw-lan".into(),
+            loopback: "lo0",
             address: "10.10.0.1/24".parse().expect("a prefix"),
             range: &range,
             dns: &["9.9.9.9".parse().expect("an address")],

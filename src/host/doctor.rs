@@ -2,7 +2,7 @@
 
 pub mod freebsd; // checks for FreeBSD only
 #[cfg(target_os = "linux")]
-mod linux; // what engines are confined with
+mod linux; // what engines are confined with, and switches
 
 use std::fs::File;
 use std::path::Path;
@@ -73,7 +73,7 @@ pub fn examine(
     }
     #[cfg(target_os = "linux")]
     if !super::program::is_freebsd() {
-        findings.extend(linux::examine());
+        findings.extend(linux::examine(needs, runtime));
     }
     if super::program::is_freebsd() {
         findings.extend(freebsd::examine(needs));

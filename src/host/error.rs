@@ -23,6 +23,10 @@ impl From<ProgramError> for HostError {
 
 impl From<StepError> for HostError {
     fn from(error: StepError) -> HostError {
-        with_hint(HostError::user(error.to_string()), error.hint)
+        let message = HostError::user(error.to_string());
+        match error.error.next_step() {
+            Some(hint) => message.hint(hint.to_owned()),
+            None => message,
+        }
     }
 }

@@ -89,6 +89,10 @@ pub struct Interface {
     pub members: Vec<String>,
     /// Tag and parent of a vlan(4) interface.
     pub vlan: Option<(u16, String)>,
+    /// Linux's word for its kind: `bridge`, `vlan`, `tun`. Empty for hardware, and on FreeBSD.
+    pub kind: String,
+    /// Whether vmctl made it and was killed before it got its description. Never so on FreeBSD, where that is one call.
+    pub unfinished: bool,
 }
 
 /// Returns all interfaces of this host.

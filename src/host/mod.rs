@@ -13,8 +13,12 @@ pub mod iscsi; // units of iSCSI targets
 pub mod jail; // the jail that bhyve runs in
 pub mod jail_run; // programs in a jail
 pub mod kmod; // kernel modules
+pub mod link; // changes to network interfaces of Linux
 pub mod memory; // how much there is
 pub mod netgraph; // netgraph(4) nodes
+#[cfg(target_os = "linux")]
+mod netlink; // interfaces, addresses and routes of Linux
+pub mod nft; // NAT of a switch on Linux
 pub mod nmdm; // null-modem lines
 pub mod passthru; // PCI devices for guests
 pub mod pf; // rules of a switch in the packet filter
@@ -38,6 +42,8 @@ pub mod sysctl; // the kernel's variables
 pub mod sysrc; // rc.conf, sysctl.conf, loader.conf
 pub mod systemd; // the unit that starts and stops guests with the host
 pub mod tap; // tap interfaces and bridges
+#[cfg(target_os = "linux")]
+pub mod tap_device; // taps of Linux, opened for an engine
 pub mod terminal; // raw mode and window size
 pub mod vmm; // whether this process can use vmm(4)
 pub mod zfs; // volumes, through zfs(8)

@@ -6,7 +6,14 @@
 use std::fmt;
 use std::io::{self, Write};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
+use super::error::{self, HostError};
+use super::link::LinkChange;
+use super::process;
+
+/// Time-out for a process that is asked to end.
+const END_PATIENCE: Duration = Duration::from_secs(3);
 /// Maximum number of bytes of a program's output in an error.
 const MAX_WORDS: usize = 2000;
 
@@ -65,6 +72,7 @@ pub fn brought_by(program: &str) -> &'static str {
     match program {
         "bhyveload" | "bhyve" | "bhyvectl" => "it is part of FreeBSD's base system on amd64",
         "dnsmasq" => "install it with `pkg install dnsmasq` (dns/dnsmasq)",
+        "nft" => "install nftables, on Debian with `apt-get install nftables`",
         "grub-bhyve" => "install it with `pkg install grub2-bhyve` (sysutils/grub2-bhyve)",
         "swtpm" => "install it with `pkg install swtpm` (sysutils/swtpm)",
         "zfs" | "zpool" => "this needs ZFS",
@@ -97,6 +105,9 @@ pub fn run_with(program: &str, arguments: &[&str], input: &str) -> Result<String
 /// Runs a program to its end. It is an error if the program fails.
 fn finish(program: &str, arguments: &[&str], input: &str) -> Result<Output, ProgramError> {
     let fault = |cause| ProgramError { command: typed(program, arguments), cause };
+    if find(program).is_none() && !program.contains('/') {
+        return Err(fault(Cause::Missing(brought_by(program))));
+    }
     let failed = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => fault(Cause::Missing(brought_by(program))),
         _ => fault(Cause::Run(error.to_string())),
@@ -152,12 +163,23 @@ fn command(program: &str, arguments: &[&str]) -> Command {
 const PORTS: &[&str] = &["/usr/local/sbin", "/usr/local/bin"];
 /// Directories of the administrator's programs in FreeBSD's base system, which not every `PATH` has.
 const BASE: &[&str] = if cfg!(target_os = "freebsd") { &["/sbin", "/usr/sbin"] } else { &[] };
+/// The same of Linux distributions, for the programs that are looked for there.
+const LINUX: &[&str] = &["/usr/sbin", "/sbin"];
 
 /// Returns the path of a program in `PATH`, or in the base system's or the ports' directories.
 pub fn find(program: &str) -> Option<std::path::PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let directories = std::env::split_paths(&path).chain(BASE.iter().chain(PORTS).map(std::path::PathBuf::from));
+    // A user's `PATH` on Debian has no /usr/sbin, where nftables puts its program.
+    let linux = if cfg!(target_os = "linux") && program == "nft" { LINUX } else { &[] };
+    let directories = std::env::split_paths(&path).chain(BASE.iter().chain(PORTS).chain(linux).map(std::path::PathBuf::from));
     directories.map(|directory| directory.join(program)).find(|file| file.is_file())
+}
+
+/// Returns the path of a program of an administrator on Linux.
+#[cfg(target_os = "linux")]
+pub fn find_on_linux(program: &str) -> Option<std::path::PathBuf> {
+    find(program)
+        .or_else(|| LINUX.iter().map(|directory| std::path::Path::new(directory).join(program)).find(|file| file.is_file()))
 }
 
 /// Returns whether this host is FreeBSD, or claims to be: the output of `uname -s`.
@@ -196,15 +218,27 @@ pub enum HostChange {
         /// Path of the file.
         path: std::path::PathBuf,
     },
+    /// Changes a network interface of Linux.
+    Link(LinkChange),
+    /// Sets a variable of the Linux kernel, below /proc/sys.
+    Set {
+        /// Path of the variable.
+        path: std::path::PathBuf,
+        /// Its value.
+        text: String,
+    },
+    /// Ends a process of Linux, and waits for a moment until it has gone.
+    End {
+        /// Its id.
+        pid: u32,
+    },
 }
 
 /// The error of a sequence of steps.
 #[derive(Debug)]
 pub struct StepError {
     /// Error of the step that failed.
-    pub error: Box<dyn std::error::Error + Send + Sync>,
-    /// Hint for the user.
-    pub hint: Option<&'static str>,
+    pub error: HostError,
     /// Steps that could not be undone.
     pub left: Vec<String>,
 }
@@ -227,18 +261,12 @@ impl HostChange {
         HostChange::Run { words: words.iter().map(|word| word.as_ref().to_owned()).collect(), input: String::new() }
     }
 
-    fn perform(&self) -> Result<(), (Box<dyn std::error::Error + Send + Sync>, Option<&'static str>)> {
-        let io = |what: &str, path: &std::path::Path, error: io::Error| {
-            let error: Box<dyn std::error::Error + Send + Sync> = format!("cannot {what} `{}`: {error}", path.display()).into();
-            (error, None)
-        };
+    fn perform(&self) -> Result<(), HostError> {
+        let io = |what: &str, path: &std::path::Path, error: io::Error| error::io(what, path, &error);
         match self {
             HostChange::Run { words, input } => {
                 let arguments: Vec<&str> = words[1..].iter().map(String::as_str).collect();
-                run_with(&words[0], &arguments, input).map(drop).map_err(|error| {
-                    let hint = error.hint();
-                    (error.into(), hint)
-                })
+                Ok(run_with(&words[0], &arguments, input).map(drop)?)
             }
             HostChange::Write { path, text } => {
                 let parent = path.parent().unwrap_or(std::path::Path::new("/"));
@@ -249,8 +277,31 @@ impl HostChange {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io("remove", path, error)),
                 _ => Ok(()),
             },
+            HostChange::Link(change) => change.perform(),
+            HostChange::Set { path, text } => std::fs::write(path, text).map_err(|error| match error.kind() {
+                io::ErrorKind::PermissionDenied => {
+                    io("write", path, error).hint("only root may: run the command as root, as with `sudo`")
+                }
+                _ => io("write", path, error),
+            }),
+            HostChange::End { pid } => end(*pid),
         }
     }
+}
+
+/// Asks a process to end, and waits for a moment until it has.
+fn end(pid: u32) -> Result<(), HostError> {
+    let id = i32::try_from(pid).map_err(|_| HostError::user(format!("there is no process {pid}")))?;
+    match nix::sys::signal::kill(nix::unistd::Pid::from_raw(id), nix::sys::signal::Signal::SIGTERM) {
+        Ok(()) => {}
+        Err(nix::errno::Errno::ESRCH) => return Ok(()),
+        Err(error) => return Err(HostError::user(format!("cannot end process {pid}: {error}"))),
+    }
+    let started = Instant::now();
+    while process::is_there(pid) && started.elapsed() < END_PATIENCE {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
 }
 
 impl fmt::Display for HostChange {
@@ -273,6 +324,9 @@ impl fmt::Display for HostChange {
                 Ok(())
             }
             HostChange::Remove { path } => write!(f, "rm -f {}", path.display()),
+            HostChange::Link(change) => change.fmt(f),
+            HostChange::Set { path, text } => write!(f, "echo {text} > {}", path.display()),
+            HostChange::End { pid } => write!(f, "kill {pid}"),
         }
     }
 }
@@ -291,10 +345,10 @@ impl Step {
 /// Performs the steps in order. If one fails, undoes those before it, the last one first.
 pub fn perform(steps: &[Step]) -> Result<(), StepError> {
     for (at, step) in steps.iter().enumerate() {
-        if let Err((error, hint)) = step.action.perform() {
+        if let Err(error) = step.action.perform() {
             let undo = steps[..at].iter().rev().filter_map(|step| step.undo.as_ref());
-            let left = undo.filter_map(|action| action.perform().err().map(|(error, _)| error.to_string())).collect();
-            return Err(StepError { error, hint, left });
+            let left = undo.filter_map(|action| action.perform().err().map(|error| error.to_string())).collect();
+            return Err(StepError { error, left });
         }
     }
     Ok(())
@@ -302,7 +356,7 @@ pub fn perform(steps: &[Step]) -> Result<(), StepError> {
 
 /// Performs all the steps, even after one fails: for taking things down. Returns the errors.
 pub fn perform_all(steps: &[Step]) -> Vec<String> {
-    steps.iter().filter_map(|step| step.action.perform().err().map(|(error, _)| error.to_string())).collect()
+    steps.iter().filter_map(|step| step.action.perform().err().map(|error| error.to_string())).collect()
 }
 
 #[cfg(test)]

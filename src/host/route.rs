@@ -13,7 +13,7 @@ pub struct DefaultRoute {
     pub gateway: Option<IpAddr>,
 }
 
-/// Returns the IPv4 default route, if there is one.
+/// Returns the IPv4 default route of FreeBSD, if there is one.
 pub fn default_route() -> Option<DefaultRoute> {
     parse(&program::run("route", &["-n", "get", "-inet", "default"]).ok()?)
 }

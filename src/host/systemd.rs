@@ -63,6 +63,11 @@ impl Unit {
             ),
             Manager::User => ("", "default.target"),
         };
+        // Switches are gone after a boot. One that cannot be made keeps no guest from another.
+        let switches = match self.manager {
+            Manager::System => format!("ExecStartPre=-{program} switch create --all --yes\n"),
+            Manager::User => String::new(),
+        };
         format!(
             "# Written by `vmctl autostart enable`, which replaces it; own settings go into a drop-in (systemctl edit).\n\
              [Unit]\n\
@@ -72,7 +77,7 @@ impl Unit {
              [Service]\n\
              Type=oneshot\n\
              RemainAfterExit=yes\n\
-             ExecStart={program} autostart start\n\
+             {switches}ExecStart={program} autostart start\n\
              ExecStop={program} down --all --timeout {seconds}s\n\
              # A guest that does not start leaves the others running, and the unit active: they are to be stopped, too.\n\
              SuccessExitStatus=1 2\n\

@@ -1,8 +1,7 @@
 //! The switches of a fleet: compared when it is planned; made, changed and removed when it is applied.
 //!
 //! A fleet declares switches, and its guests may also be on those of the host file. Both are compared with the host.
-//! The declared switches are kept in the datastore ([`crate::config::fleet::switches`]). Switches exist only on
-//! FreeBSD: elsewhere only their names are checked.
+//! The declared switches are kept in the datastore ([`crate::config::fleet::switches`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -10,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::config::fleet::switches::{FleetSwitch, kept_file, kept_switches, kept_text};
-use crate::config::{Fleet, HostConfig, HostPaths};
+use crate::config::{EngineKind, Fleet, HostConfig, HostPaths};
 use crate::host::error::HostError;
 use crate::host::files::write_atomically;
 use crate::host::program;
@@ -20,7 +19,7 @@ use super::plan::{Change, Class, GuestAction, Targets, additions, differences, r
 use crate::guest::definition::{Definition, Surroundings};
 use crate::guest::error::{GuestError, Result};
 use crate::guest::store::Store;
-use crate::guest::switches;
+use crate::guest::switch;
 
 /// Plan for one switch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -76,21 +75,27 @@ pub fn look(
     targets: &Targets,
     prune: bool,
 ) -> Result<Vec<SwitchPlan>> {
-    let guests = fleet.here().filter(|guest| targets.mean(&guest.config.name));
-    let mut names: BTreeSet<&str> = guests.flat_map(|guest| &guest.config.nics).filter_map(|nic| nic.switch.as_deref()).collect();
+    // A guest of bhyve may be planned on any host; only FreeBSD has its switches.
+    let is_freebsd = program::is_freebsd();
+    let mut names: BTreeSet<&str> = BTreeSet::new();
+    for guest in fleet.here().filter(|guest| targets.mean(&guest.config.name)) {
+        for name in guest.config.nics.iter().filter_map(|nic| nic.switch.as_deref()) {
+            switch::named(surroundings.host, name)?;
+            if is_freebsd || guest.config.engine == EngineKind::Embedded {
+                names.insert(name);
+            }
+        }
+    }
     if targets.are_all() {
         names.extend(fleet.switches_here().map(|switch| switch.config.id.as_str()));
     }
-    let wanted: Vec<Switch> = names.iter().map(|name| switches::named(surroundings.host, name)).collect::<Result<_>>()?;
-    if !program::is_freebsd() {
-        return Ok(Vec::new());
-    }
+    let wanted: Vec<Switch> = names.iter().map(|name| switch::named(surroundings.host, name)).collect::<Result<_>>()?;
     let kept = kept_switches(surroundings.datastore, &fleet.name)?;
     if wanted.is_empty() && kept.is_empty() {
         return Ok(Vec::new());
     }
     let runtime = runtime()?;
-    let all: Vec<Switch> = kept.iter().map(|switch| switches::switch(&switch.config)).chain(wanted.iter().cloned()).collect();
+    let all: Vec<Switch> = kept.iter().map(|switch| switch::switch(&switch.config)).chain(wanted.iter().cloned()).collect();
     let observed = Observed::look(&all, &runtime)?;
     let look = Look { fleet, host: surroundings.host, kept, observed, runtime };
     let mut plans: Vec<SwitchPlan> = wanted.iter().filter_map(|switch| look.wanted(switch)).collect();
@@ -120,7 +125,7 @@ impl Look<'_> {
                     changes: differences(&kept.origins, declared.origins.clone(), |_| Class::Live),
                     ..planned(GuestAction::Change)
                 };
-                let old = switches::switch(&kept.config);
+                let old = switch::switch(&kept.config);
                 match change::leave(&old, switch, &self.observed, &self.runtime) {
                     Err(error) => {
                         planned.refuse(&error);
@@ -157,7 +162,7 @@ impl Look<'_> {
 
     /// Plans the removal of a switch that the fleet file does not have any more.
     fn removal(&self, kept: &FleetSwitch, store: &Store, surroundings: Surroundings<'_>, prune: bool) -> SwitchPlan {
-        let switch = switches::switch(&kept.config);
+        let switch = switch::switch(&kept.config);
         let status = status::look(&switch, &self.observed, &self.runtime, false);
         let mut planned = SwitchPlan::of(&switch.id, GuestAction::Leave, status.state);
         if let Some(other) = self.host.switches.iter().find(|other| other.id == switch.id) {
@@ -244,7 +249,7 @@ impl Making<'_> {
     }
 
     fn leave(&self, old: &FleetSwitch) -> Result<()> {
-        let (old, new) = (switches::switch(&old.config), switches::named(self.host, &old.config.id)?);
+        let (old, new) = (switch::switch(&old.config), switch::named(self.host, &old.config.id)?);
         let runtime = runtime()?;
         let observed = Observed::look(&[old.clone(), new.clone()], &runtime)?;
         let plan = change::leave(&old, &new, &observed, &runtime)?;
@@ -258,7 +263,7 @@ impl Making<'_> {
     /// Makes the missing parts of a switch. Steps that could cut this session's own network are left to
     /// `vmctl switch create`, which asks.
     fn create(&self, name: &str) -> Result<()> {
-        let switch = switches::named(self.host, name)?;
+        let switch = switch::named(self.host, name)?;
         let runtime = runtime()?;
         let observed = Observed::look(std::slice::from_ref(&switch), &runtime)?;
         let plan = steps::create(&switch, &observed, &runtime)?;
@@ -286,7 +291,7 @@ impl Making<'_> {
     }
 
     fn destroy(&self, old: &FleetSwitch) -> Result<()> {
-        let switch = switches::switch(&old.config);
+        let switch = switch::switch(&old.config);
         let runtime = runtime()?;
         let observed = Observed::look(std::slice::from_ref(&switch), &runtime)?;
         let plan = steps::destroy(&switch, &observed, &runtime, false)?;

@@ -18,6 +18,9 @@ use super::Finding;
 /// Needs of this host's guests and switches.
 #[derive(Debug, Clone, Default)]
 pub struct Needs {
+    /// The names of all switches that are declared, if that is known.
+    #[cfg(target_os = "linux")]
+    pub switches: Option<Vec<String>>,
     /// There are guests with UEFI firmware of the ports.
     pub uefi: bool,
     /// There are guests with grub-bhyve.

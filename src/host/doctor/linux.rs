@@ -1,4 +1,4 @@
-//! What `vmctl doctor` looks at on Linux: what an engine can be confined with.
+//! What `vmctl doctor` looks at on Linux: what an engine can be confined with, and what switches need and have left.
 //!
 //! An unsafe island: landlock_create_ruleset(2), which tells its version.
 #![allow(unsafe_code)]
@@ -8,7 +8,10 @@ use std::path::Path;
 
 use nix::unistd::geteuid;
 
+use super::super::program;
+use super::super::switch::{self, Leftover};
 use super::Finding;
+use super::freebsd::Needs;
 
 /// The first ABI of Landlock that knows files, ports, signals and abstract sockets (Linux 6.12).
 const LANDLOCK_ABI: i64 = 6;
@@ -27,7 +30,7 @@ struct Facts {
 }
 
 /// Looks at everything.
-pub fn examine() -> Vec<Finding> {
+pub fn examine(needs: &Needs, runtime: &Path) -> Vec<Finding> {
     let facts = Facts {
         // SAFETY: with this flag and no attributes the call touches no memory (landlock_create_ruleset(2)).
         landlock_abi: unsafe {
@@ -39,7 +42,47 @@ pub fn examine() -> Vec<Finding> {
         root: geteuid().is_root(),
         user_namespaces: may_make_user_namespaces(),
     };
-    vec![confinement(facts)]
+    let mut findings = vec![confinement(facts)];
+    findings.extend(taps(needs));
+    findings.extend(programs(needs));
+    if let Some(declared) = &needs.switches {
+        findings.extend(left_switches(&switch::left_over(declared, runtime)));
+    }
+    findings
+}
+
+/// Looks for the device of taps, which guests on switches need.
+fn taps(needs: &Needs) -> Option<Finding> {
+    let device = "/dev/net/tun";
+    needs.switches.as_ref().filter(|switches| !switches.is_empty())?;
+    Some(match Path::new(device).exists() {
+        true => Finding::good("taps", device),
+        false => Finding::bad("taps", format!("`{device}` is not there, and guests on switches need it"), "`modprobe tun`"),
+    })
+}
+
+fn programs(needs: &Needs) -> Vec<Finding> {
+    let program = |needed: bool, name: &'static str, package: &str| {
+        needed.then(|| match program::find_on_linux(name) {
+            Some(path) => Finding::good(name, path.display().to_string()),
+            None => Finding::bad(
+                name,
+                format!("`{name}` is not installed, and a switch needs it"),
+                format!("on Debian, `apt-get install {package}`"),
+            ),
+        })
+    };
+    [program(needs.nat, "nft", "nftables"), program(needs.dhcp, "dnsmasq", "dnsmasq-base")].into_iter().flatten().collect()
+}
+
+/// Names what is left of switches that are not declared any more.
+fn left_switches(left: &[Leftover]) -> Option<Finding> {
+    let words: Vec<&str> = left.iter().map(|one| one.what.as_str()).collect();
+    let commands: Vec<String> = left.iter().map(|one| format!("`{}`", one.remove)).collect();
+    (!left.is_empty()).then(|| Finding {
+        hint: Some(format!("if nobody needs it: {}", commands.join(", "))),
+        ..Finding::note("switches", format!("no host file or fleet declares what is left of a switch: {}", words.join(", ")))
+    })
 }
 
 fn may_make_user_namespaces() -> bool {
@@ -100,6 +143,18 @@ mod tests {
 
     #[test]
     fn this_host_is_looked_at() {
-        assert_eq!(examine().len(), 1);
+        assert_eq!(examine(&Needs::default(), Path::new("/nonexistent")).len(), 1);
+        let needs = Needs { switches: Some(vec!["lan".into()]), nat: true, dhcp: true, ..Needs::default() };
+        let checks: Vec<&str> = examine(&needs, Path::new("/nonexistent")).iter().map(|finding| finding.check).collect();
+        assert_eq!(checks[..4], ["confinement", "taps", "nft", "dnsmasq"]);
+    }
+
+    #[test]
+    fn what_is_left_of_a_switch_is_named_with_the_commands_that_remove_it() {
+        assert!(left_switches(&[]).is_none());
+        let left = Leftover { what: "the bridge `sw-old`".into(), remove: "ip link delete sw-old".into() };
+        let found = left_switches(&[left]).expect("something is left");
+        assert!(found.words.ends_with("of a switch: the bridge `sw-old`"), "{}", found.words);
+        assert_eq!(found.hint.as_deref(), Some("if nobody needs it: `ip link delete sw-old`"));
     }
 }

@@ -4,10 +4,9 @@ use std::path::Path;
 
 use super::super::dnsmasq;
 use super::super::error::HostError;
-use super::super::pf;
 use super::super::program::{HostChange, Step};
-use super::steps::{SwitchSteps, destroy};
-use super::{Kind, Observed, Switch, description, netgraph};
+use super::steps::{SwitchSteps, destroy, is_made_for};
+use super::{Kind, Observed, Switch, netgraph};
 
 /// Default MTU of Ethernet interfaces.
 const DEFAULT_MTU: u32 = 1500;
@@ -25,20 +24,19 @@ pub fn leave(old: &Switch, new: &Switch, observed: &Observed, runtime: &Path) ->
     }
     let nat = |switch: &Switch| switch.nat.then(|| (switch.networks(), switch.egress_in(observed)));
     if old.nat && nat(old) != nat(new) {
-        plan.steps.push(Step::once(pf::flush(&old.id)));
+        plan.steps.extend(observed.flush(&old.id).map(Step::once));
     }
     for uplink in old.uplinks.iter().filter(|uplink| !new.uplinks.contains(uplink)) {
         uplink_goes(old, uplink, observed, &mut plan);
     }
     let Some(bridge) = old.bridge().and_then(|name| observed.interface(&name)) else { return Ok(plan) };
     if old.private != new.private {
-        let word = if new.private { "private" } else { "-private" };
         let uplinks: Vec<String> = new.uplinks.iter().map(|uplink| new.member_of(uplink)).collect();
         for port in old.ports(observed).iter().filter(|port| !uplinks.contains(port)) {
-            plan.steps.push(Step::once(HostChange::run(&["ifconfig", &bridge.name, word, port])));
+            plan.steps.push(Step::once(observed.tools.private(&bridge.name, port, new.private)));
         }
     }
-    if bridge.description != description(&old.id) {
+    if !is_made_for(bridge, &old.id) {
         return Ok(plan);
     }
     for prefix in old.addresses.iter().filter(|prefix| !new.addresses.contains(prefix) && bridge.addresses.contains(prefix)) {
@@ -46,16 +44,12 @@ pub fn leave(old: &Switch, new: &Switch, observed: &Observed, runtime: &Path) ->
             plan.risks
                 .push(format!("this session is connected to `{}`, which is removed from `{}`", prefix.address, bridge.name));
         }
-        plan.steps.push(Step::undone_by(
-            HostChange::run(&["ifconfig", &bridge.name, prefix.family(), &prefix.address.to_string(), "-alias"]),
-            HostChange::run(&["ifconfig", &bridge.name, prefix.family(), &prefix.to_string(), "alias"]),
-        ));
+        let tools = observed.tools;
+        plan.steps.push(Step::undone_by(tools.remove_address(&bridge.name, *prefix), tools.add_address(&bridge.name, *prefix)));
     }
     if old.mtu.is_some() && new.mtu.is_none() && bridge.mtu != DEFAULT_MTU {
-        plan.steps.push(Step::undone_by(
-            HostChange::run(&["ifconfig", &bridge.name, "mtu", &DEFAULT_MTU.to_string()]),
-            HostChange::run(&["ifconfig", &bridge.name, "mtu", &bridge.mtu.to_string()]),
-        ));
+        let tools = observed.tools;
+        plan.steps.push(Step::undone_by(tools.mtu(&bridge.name, DEFAULT_MTU), tools.mtu(&bridge.name, bridge.mtu)));
     }
     Ok(plan)
 }
@@ -80,20 +74,18 @@ fn uplink_goes(switch: &Switch, uplink: &str, observed: &Observed, plan: &mut Sw
     if let Some(bridge) = switch.bridge().and_then(|name| observed.interface(&name))
         && bridge.members.contains(&member)
     {
-        plan.steps.push(Step::undone_by(
-            HostChange::run(&["ifconfig", &bridge.name, "deletem", &member]),
-            HostChange::run(&["ifconfig", &bridge.name, "addm", &member]),
-        ));
+        plan.steps.push(observed.tools.leave(&bridge.name, &member));
     }
-    let made = observed.interface(&member).is_some_and(|one| one.description == description(&switch.id));
+    let made = observed.interface(&member).is_some_and(|one| is_made_for(one, &switch.id));
     if switch.vlan.is_some() && made {
-        plan.steps.push(Step::once(HostChange::run(&["ifconfig", &member, "destroy"])));
+        plan.steps.push(Step::once(observed.tools.destroy(&member)));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::super::ifconfig::Interface;
+    use super::super::description;
     use super::super::tests::plain;
     use super::*;
 

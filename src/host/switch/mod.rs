@@ -6,10 +6,15 @@
 //! switch NAME`, and nothing without it is ever removed.
 
 pub mod change; // removal of parts when a switch becomes another one
+#[cfg(target_os = "linux")]
+mod linux; // state of a Linux host
+#[cfg(target_os = "linux")]
+pub use linux::{Leftover, left_over};
 mod netgraph; // switches that are nodes of netgraph(4)
 pub mod status; // the present state
 pub mod steps; // the missing steps, and taking a switch down
 pub mod take_over; // a switch in place of another manager's bridge
+pub mod tools; // what each host calls the changes
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
@@ -18,10 +23,12 @@ use super::dnsmasq::Range;
 use super::error::HostError;
 use super::ifconfig::{self, Interface, Prefix};
 use super::netgraph::NetgraphNode;
+use super::nft;
 use super::pf::{self, Pf};
-use super::program;
+use super::program::{self, HostChange};
 use super::route::{self, DefaultRoute};
 use super::sysctl;
+use tools::Tools;
 
 /// A switch as it should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,6 +103,8 @@ impl Kind {
 /// Present state of the host.
 #[derive(Debug, Clone, Default)]
 pub struct Observed {
+    /// Its tools.
+    pub tools: Tools,
     /// Its interfaces.
     pub interfaces: Vec<Interface>,
     /// Its IPv4 default route.
@@ -104,10 +113,18 @@ pub struct Observed {
     pub session: Option<IpAddr>,
     /// Whether packets are forwarded between interfaces.
     pub forwarding: bool,
-    /// Whether a member of a bridge may have no IP address.
+    /// Whether a member of a bridge may have no IP address. On Linux one has no use for it.
     pub members_without_addresses: bool,
     /// The packet filter, if a switch needs it and it can be asked.
     pub pf: Option<Result<Pf, HostError>>,
+    /// Why nftables cannot be asked for the rules of switches, if it cannot.
+    pub nft: Option<HostError>,
+    /// Chains of others that drop what is forwarded.
+    pub dropping: Vec<String>,
+    /// Switches with a table of ours, whatever is in it.
+    pub filtered: Vec<String>,
+    /// Switches whose table is somebody else's.
+    pub foreign_tables: Vec<String>,
     /// Switches whose rules are loaded as they should be.
     pub loaded: Vec<String>,
     /// Switches whose DHCP service runs as it should.
@@ -195,6 +212,13 @@ impl Switch {
     }
 }
 
+/// Returns the names of the bridges of a Linux host.
+#[cfg(target_os = "linux")]
+pub fn bridges() -> Result<Vec<String>, HostError> {
+    let all = super::netlink::interfaces()?.into_iter();
+    Ok(all.filter(|one| one.kind == "bridge").map(|one| one.name).collect())
+}
+
 /// Returns whether a bridge refuses members with IP addresses, and a member refuses addresses, both with EINVAL: from
 /// 15.0 on, unless `net.link.bridge.member_ifaddrs` is 1 (if_bridge(4) and the release notes of 15.0; 16 removes it).
 /// Before if_bridge(4) is loaded there is no such variable.
@@ -208,6 +232,16 @@ fn members_without_addresses() -> bool {
 impl Observed {
     /// Reads the state that these switches depend on.
     pub fn look(switches: &[Switch], runtime: &Path) -> Result<Observed, HostError> {
+        match Tools::of_this_host() {
+            Tools::FreeBsd => Observed::look_at_freebsd(switches, runtime),
+            #[cfg(target_os = "linux")]
+            Tools::Linux => linux::look(switches, runtime),
+            #[cfg(not(target_os = "linux"))]
+            Tools::Linux => Err(HostError::user("switches are for FreeBSD and Linux")),
+        }
+    }
+
+    fn look_at_freebsd(switches: &[Switch], runtime: &Path) -> Result<Observed, HostError> {
         let mut observed = Observed {
             interfaces: ifconfig::interfaces()?,
             default_route: route::default_route(),
@@ -228,9 +262,7 @@ impl Observed {
             {
                 observed.loaded.push(switch.id.clone());
             }
-            if steps::service(switch, &switch.directory(runtime)).is_some_and(|service| service.is_running()) {
-                observed.serving.push(switch.id.clone());
-            }
+            observed.serve(switch, runtime);
             if let Kind::Netgraph { node, .. } = &switch.kind {
                 observed.nodes.extend(super::netgraph::node(node));
             }
@@ -242,6 +274,26 @@ impl Observed {
         Ok(observed)
     }
 
+    /// Notes whether the DHCP service of a switch runs.
+    fn serve(&mut self, switch: &Switch, runtime: &Path) {
+        if steps::service(switch, self.tools, &switch.directory(runtime)).is_some_and(|service| service.is_running()) {
+            self.serving.push(switch.id.clone());
+        }
+    }
+    /// Returns the change that removes the rules of a switch. Where that fails without any, there is none then.
+    fn flush(&self, switch: &str) -> Option<HostChange> {
+        match self.tools {
+            Tools::FreeBsd => Some(pf::flush(switch)),
+            Tools::Linux => self.filtered.iter().any(|id| id == switch).then(|| nft::flush(switch)),
+        }
+    }
+    /// Returns why the packet filter cannot be asked, if it cannot: only root may.
+    pub fn unasked(&self) -> Option<&HostError> {
+        match &self.pf {
+            Some(Err(error)) => Some(error),
+            _ => self.nft.as_ref(),
+        }
+    }
     /// Returns the interface of this name.
     pub fn interface(&self, name: &str) -> Option<&Interface> {
         self.interfaces.iter().find(|interface| interface.name == name)

@@ -4,7 +4,6 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::super::ifconfig;
 use super::{Observed, Switch, steps};
 
 /// Status of a switch.
@@ -47,11 +46,8 @@ pub struct Status {
 pub fn look(switch: &Switch, observed: &Observed, runtime: &Path, closely: bool) -> Status {
     let bridge = switch.bridge();
     let interface = bridge.as_deref().and_then(|name| observed.interface(name));
-    // Only root may ask pf(4). For other users the status ignores the switch's rules.
-    let unasked = match &observed.pf {
-        Some(Err(error)) if switch.nat => Some(format!("its NAT is not known: {error}")),
-        _ => None,
-    };
+    // Only root may ask the packet filter. For other users the status ignores the switch's rules.
+    let unasked = observed.unasked().filter(|_| switch.nat).map(|error| format!("its NAT is not known: {error}"));
     let planned = match unasked {
         Some(_) => steps::create(&Switch { nat: false, ..switch.clone() }, observed, runtime),
         None => steps::create(switch, observed, runtime),
@@ -67,7 +63,7 @@ pub fn look(switch: &Switch, observed: &Observed, runtime: &Path, closely: bool)
         Ok(_) if !there => ("down", None),
         Ok(plan) => ("partial", plan.steps.first().map(|step| format!("missing: {}", first_line(&step.action.to_string())))),
     };
-    let traffic = if closely { interface.and_then(|one| ifconfig::traffic(&one.name, None)) } else { None };
+    let traffic = if closely { interface.and_then(|one| observed.tools.traffic(&one.name)) } else { None };
     let bytes = traffic.map(|traffic| (traffic.received_bytes, traffic.sent_bytes));
     Status {
         name: switch.id.clone(),

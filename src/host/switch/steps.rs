@@ -6,8 +6,9 @@ use std::path::Path;
 use super::super::dnsmasq::{self, Service};
 use super::super::error::HostError;
 use super::super::ifconfig::{Interface, Prefix};
-use super::super::pf;
 use super::super::program::{HostChange, Step};
+use super::super::{nft, pf};
+use super::tools::{Tools, freebsd_interface};
 use super::{Kind, Observed, Switch, description, netgraph};
 
 /// The file in a switch's directory that lists the addresses which were moved from an uplink to the switch.
@@ -28,16 +29,11 @@ impl SwitchSteps {
     fn run(&mut self, action: &[&str], undo: &[&str]) {
         self.steps.push(Step::undone_by(HostChange::run(action), HostChange::run(undo)));
     }
-    /// Makes an interface in one call, so that there is never one without its description, which nothing would
-    /// recognise later. The name comes last: ifconfig(8) before 14.0 continues with the old one
-    /// (`sbin/ifconfig/ifconfig.c`, setifname).
-    fn interface(&mut self, create: &[&str], switch: &str, name: &str) {
-        let description = description(switch);
-        let words = ["description", &description, "group", "vmctl", "up", "name", name];
-        self.run(&[&["ifconfig"], create, &words].concat(), &["ifconfig", name, "destroy"]);
+    fn once(&mut self, action: HostChange) {
+        self.steps.push(Step::once(action));
     }
-    fn once(&mut self, action: &[&str]) {
-        self.steps.push(Step::once(HostChange::run(action)));
+    fn undone_by(&mut self, action: HostChange, undo: HostChange) {
+        self.steps.push(Step::undone_by(action, undo));
     }
 }
 
@@ -54,7 +50,7 @@ pub fn create(switch: &Switch, observed: &Observed, runtime: &Path) -> Result<Sw
     if switch.nat {
         nat(switch, observed, &mut plan)?;
     }
-    if let Some(service) = service(switch, &switch.directory(runtime))
+    if let Some(service) = service(switch, observed.tools, &switch.directory(runtime))
         && !observed.serving.contains(&switch.id)
     {
         plan.steps.extend(service.start());
@@ -63,8 +59,9 @@ pub fn create(switch: &Switch, observed: &Observed, runtime: &Path) -> Result<Sw
 }
 
 /// Returns the DHCP service of a switch.
-pub fn service<'a>(switch: &'a Switch, directory: &'a Path) -> Option<Service<'a>> {
+pub fn service<'a>(switch: &'a Switch, tools: Tools, directory: &'a Path) -> Option<Service<'a>> {
     Some(Service {
+        loopback: if tools == Tools::Linux { "lo" } else { "lo0" },
         switch: &switch.id,
         interface: switch.bridge()?,
         address: switch.served()?,
@@ -79,17 +76,53 @@ pub fn service<'a>(switch: &'a Switch, directory: &'a Path) -> Option<Service<'a
 fn refuse(switch: &Switch, observed: &Observed) -> Result<(), HostError> {
     let id = &switch.id;
     match &switch.kind {
-        Kind::Manual { bridge } if observed.interface(bridge).is_none() => {
-            return Err(HostError::user(format!("switch `{id}` is the bridge `{bridge}`, and there is none of that name"))
-                .hint(format!("make it with `ifconfig {bridge} create`, or leave out `type = \"manual\"` and vmctl makes one")));
+        Kind::Vxlan { .. } | Kind::Netgraph { .. } | Kind::Vale if observed.tools == Tools::Linux => {
+            let kind = switch.kind.word();
+            return Err(HostError::user(format!("switch `{id}` is of type `{kind}`, which only FreeBSD has"))
+                .hint("on Linux there are the types `bridge` and `manual`"));
         }
+        Kind::Manual { bridge } => manual(id, bridge, observed)?,
         Kind::Netgraph { node, ours: false } if observed.node(node).is_none() => {
             return Err(HostError::user(format!("switch `{id}` is the netgraph node `{node}`, and there is none of that name"))
                 .hint("leave out `bridge` and vmctl makes one, or make it as /usr/share/examples/netgraph/ether.bridge shows"));
         }
         _ => {}
     }
-    let ours = switch.bridge();
+    uplinks(switch, observed)?;
+    if switch.dhcp.is_some() {
+        if !observed.dnsmasq {
+            let hint = match observed.tools {
+                Tools::FreeBsd => "install it with `pkg install dnsmasq` (dns/dnsmasq)",
+                Tools::Linux => "install it, on Debian with `apt-get install dnsmasq-base`",
+            };
+            return Err(HostError::user(format!("switch `{id}` has `dhcp`, and dnsmasq(8) is not installed")).hint(hint));
+        }
+        let (Some(address), Some(range)) = (switch.served(), &switch.dhcp) else {
+            return Err(HostError::user(format!("switch `{id}` has `dhcp` and no IPv4 address of its own"))
+                .hint("add one, like `addresses = [\"10.10.0.1/24\"]`"));
+        };
+        dnsmasq::check(id, address, range)?;
+    }
+    Ok(())
+}
+
+/// Refuses a bridge of the user's that is none.
+fn manual(id: &str, bridge: &str, observed: &Observed) -> Result<(), HostError> {
+    let Some(interface) = observed.interface(bridge) else {
+        let make = observed.tools.bridge_hint(bridge);
+        return Err(HostError::user(format!("switch `{id}` is the bridge `{bridge}`, and there is none of that name"))
+            .hint(format!("make it with `{make}`, or leave out `type = \"manual\"` and vmctl makes one")));
+    };
+    if observed.tools == Tools::Linux && interface.kind != "bridge" {
+        return Err(HostError::user(format!("switch `{id}` is the bridge `{bridge}`, and this interface is no bridge"))
+            .hint("name a bridge, or leave out `type = \"manual\"` and give vmctl the interface with `uplinks`"));
+    }
+    Ok(())
+}
+
+/// Refuses uplinks that are missing, or in use otherwise.
+fn uplinks(switch: &Switch, observed: &Observed) -> Result<(), HostError> {
+    let (id, ours) = (&switch.id, switch.bridge());
     for uplink in &switch.uplinks {
         let Some(interface) = observed.interface(uplink) else {
             let known: Vec<&str> = observed.interfaces.iter().map(|one| one.name.as_str()).collect();
@@ -106,17 +139,6 @@ fn refuse(switch: &Switch, observed: &Observed) -> Result<(), HostError> {
         {
             return Err(HostError::user(format!("`{member}` exists and is not VLAN {tag} of `{}`", interface.name)));
         }
-    }
-    if switch.dhcp.is_some() {
-        if !observed.dnsmasq {
-            return Err(HostError::user(format!("switch `{id}` has `dhcp`, and dnsmasq(8) is not installed"))
-                .hint("install it with `pkg install dnsmasq` (dns/dnsmasq)"));
-        }
-        let (Some(address), Some(range)) = (switch.served(), &switch.dhcp) else {
-            return Err(HostError::user(format!("switch `{id}` has `dhcp` and no IPv4 address of its own"))
-                .hint("add one, like `addresses = [\"10.10.0.1/24\"]`"));
-        };
-        dnsmasq::check(id, address, range)?;
     }
     Ok(())
 }
@@ -135,14 +157,17 @@ fn vale(switch: &Switch, observed: &Observed, plan: &mut SwitchSteps) {
 fn bridge(switch: &Switch, observed: &Observed, runtime: &Path, plan: &mut SwitchSteps) -> Result<(), HostError> {
     let name = switch.bridge().expect("this kind has one");
     let there = observed.interface(&name);
-    if let Some(other) = there.filter(|one| one.description != description(&switch.id)) {
+    if let Some(other) = there.filter(|one| !is_made_for(one, &switch.id)) {
         return Err(HostError::user(format!("`{}` exists and was not made by vmctl", other.name))
             .hint("give the switch another name, or use that bridge with `type = \"manual\"`"));
     }
-    if there.is_none() {
-        plan.interface(&["bridge", "create"], &switch.id, &name);
-    } else if there.is_some_and(|one| !one.up) {
-        plan.run(&["ifconfig", &name, "up"], &["ifconfig", &name, "down"]);
+    let tools = observed.tools;
+    match there {
+        None => plan.steps.push(tools.make_bridge(&switch.id, &name)),
+        Some(one) => {
+            plan.steps.extend(one.unfinished.then(|| tools.describe(&switch.id, &name)));
+            plan.steps.extend((!one.up).then(|| tools.up(&name)));
+        }
     }
     let members = there.map(|one| one.members.as_slice()).unwrap_or_default();
     if observed.members_without_addresses {
@@ -156,7 +181,7 @@ fn bridge(switch: &Switch, observed: &Observed, runtime: &Path, plan: &mut Switc
         }
     }
     if let (Some(mtu), true) = (switch.mtu, there.is_none_or(|one| Some(one.mtu) != switch.mtu)) {
-        plan.once(&["ifconfig", &name, "mtu", &mtu.to_string()]);
+        plan.once(tools.mtu(&name, mtu));
     }
     // The uplink keeps the address as long as it can, so that the host is away only for a moment.
     match observed.members_without_addresses {
@@ -180,15 +205,15 @@ fn join(
     let interface = observed.interface(uplink).expect("refused when it is not there");
     // A bridge accepts only members of its own MTU (if_bridge(4)).
     if let Some(mtu) = switch.mtu.filter(|mtu| *mtu != interface.mtu && !members.contains(&member)) {
-        plan.run(&["ifconfig", uplink, "mtu", &mtu.to_string()], &["ifconfig", uplink, "mtu", &interface.mtu.to_string()]);
+        plan.undone_by(observed.tools.mtu(uplink, mtu), observed.tools.mtu(uplink, interface.mtu));
     }
     if !interface.up {
-        plan.run(&["ifconfig", uplink, "up"], &["ifconfig", uplink, "down"]);
+        plan.steps.push(observed.tools.up(uplink));
     }
     vlan_child(switch, uplink, observed, plan);
     if !members.contains(&member) {
         risk_of_joining(switch, &member, observed, plan);
-        plan.run(&["ifconfig", bridge, "addm", &member], &["ifconfig", bridge, "deletem", &member]);
+        plan.steps.push(observed.tools.join(bridge, &member));
     }
     Ok(())
 }
@@ -199,6 +224,14 @@ fn refuse_addressed(switch: &Switch, member: &str, observed: &Observed) -> Resul
     let stays = observed.interface(member).and_then(|one| one.addresses.iter().find(|prefix| !moves(prefix)));
     match stays.filter(|_| observed.members_without_addresses) {
         None => Ok(()),
+        Some(prefix) if observed.tools == Tools::Linux => Err(HostError::user(format!(
+            "`{member}` has the address `{prefix}`, and the host is not reached at an address of a bridge's member"
+        ))
+        .hint(format!(
+            "give it to the switch, which moves it: `addresses = [\"{prefix}\"]` of switch `{}`; where it comes by DHCP, let \
+             the DHCP client of this host run on the bridge",
+            switch.id
+        ))),
         Some(prefix) => Err(HostError::user(format!(
             "`{member}` has the address `{prefix}`, and on this release no member of a bridge may have one"
         ))
@@ -213,10 +246,10 @@ fn refuse_addressed(switch: &Switch, member: &str, observed: &Observed) -> Resul
 /// Plans the vlan(4) interface on an uplink of a switch in a VLAN.
 pub(super) fn vlan_child(switch: &Switch, uplink: &str, observed: &Observed, plan: &mut SwitchSteps) {
     let member = switch.member_of(uplink);
-    if let Some(tag) = switch.vlan
-        && observed.interface(&member).is_none()
-    {
-        plan.interface(&["vlan", "create", "vlandev", uplink, "vlan", &tag.to_string()], &switch.id, &member);
+    let Some(tag) = switch.vlan else { return };
+    match observed.interface(&member) {
+        None => plan.steps.push(observed.tools.make_vlan(&switch.id, &member, uplink, tag)),
+        Some(one) => plan.steps.extend(one.unfinished.then(|| observed.tools.describe(&switch.id, &member))),
     }
 }
 
@@ -252,10 +285,10 @@ fn vxlan(switch: &Switch, vni: u32, members: &[String], observed: &Observed, pla
     if observed.interface(&name).is_none() {
         let (vni, local, group) = (vni.to_string(), local.address.to_string(), group.to_string());
         let create = ["vxlan", "create", "vxlanid", &vni, "vxlanlocal", &local, "vxlangroup", &group, "vxlandev", uplink];
-        plan.interface(&create, id, &name);
+        plan.undone_by(freebsd_interface(&create, id, &name), observed.tools.destroy(&name));
     }
     if !members.contains(&name) {
-        plan.run(&["ifconfig", &bridge, "addm", &name], &["ifconfig", &bridge, "deletem", &name]);
+        plan.steps.push(observed.tools.join(&bridge, &name));
     }
     Ok(())
 }
@@ -278,11 +311,8 @@ fn addresses(
             .find(|one| one.name != name && one.addresses.iter().any(|other| other.address == prefix.address));
         match holder {
             None => {
-                let address = prefix.to_string();
-                plan.run(
-                    &["ifconfig", name, prefix.family(), &address, "alias"],
-                    &["ifconfig", name, prefix.family(), &prefix.address.to_string(), "-alias"],
-                );
+                let tools = observed.tools;
+                plan.undone_by(tools.add_address(name, *prefix), tools.remove_address(name, *prefix));
             }
             Some(holder) if switch.uplinks.contains(&holder.name) && switch.vlan.is_none() => {
                 move_address(switch, prefix, holder, name, observed, runtime, plan);
@@ -329,19 +359,24 @@ fn move_address(
         HostChange::Write { path: record.clone(), text: format!("{} {own}{gone}\n", holder.name) },
         HostChange::Remove { path: record },
     ));
-    steps_of_a_move(&holder.name, own, name, *prefix, gateway, plan);
+    steps_of_a_move((&holder.name, own), (name, *prefix), gateway, observed.tools, plan);
 }
 
-fn steps_of_a_move(from: &str, own: Prefix, to: &str, prefix: Prefix, gateway: Option<IpAddr>, plan: &mut SwitchSteps) {
-    let (address, family) = (prefix.address.to_string(), prefix.family());
-    let route = gateway.map(|gateway| gateway.to_string());
-    if let Some(gateway) = &route {
-        plan.run(&["route", "-n", "delete", "default"], &["route", "-n", "add", "default", gateway]);
+/// Moves an address from one interface to another, which may know it with another length of the network.
+fn steps_of_a_move(
+    (from, own): (&str, Prefix),
+    (to, prefix): (&str, Prefix),
+    gateway: Option<IpAddr>,
+    tools: Tools,
+    plan: &mut SwitchSteps,
+) {
+    if let Some(gateway) = gateway {
+        plan.undone_by(tools.default_route(gateway, false), tools.default_route(gateway, true));
     }
-    plan.run(&["ifconfig", from, family, &address, "-alias"], &["ifconfig", from, family, &own.to_string(), "alias"]);
-    plan.run(&["ifconfig", to, family, &prefix.to_string(), "alias"], &["ifconfig", to, family, &address, "-alias"]);
-    if let Some(gateway) = &route {
-        plan.run(&["route", "-n", "add", "default", gateway], &["route", "-n", "delete", "default"]);
+    plan.undone_by(tools.remove_address(from, own), tools.add_address(from, own));
+    plan.undone_by(tools.add_address(to, prefix), tools.remove_address(to, prefix));
+    if let Some(gateway) = gateway {
+        plan.undone_by(tools.default_route(gateway, true), tools.default_route(gateway, false));
     }
 }
 
@@ -362,7 +397,22 @@ fn nat(switch: &Switch, observed: &Observed, plan: &mut SwitchSteps) -> Result<(
     if observed.interface(&egress).is_none() {
         return Err(HostError::user(format!("switch `{id}` has the egress `{egress}`, and there is no such interface")));
     }
-    if !observed.loaded.contains(id) {
+    if !observed.loaded.contains(id) && observed.tools == Tools::Linux {
+        if let Some(error) = &observed.nft {
+            return Err(error.clone());
+        }
+        if observed.foreign_tables.contains(id) {
+            let table = nft::table(id);
+            return Err(HostError::user(format!("the nftables table `{table}` exists and was not made by vmctl"))
+                .hint("give the switch another name, or remove that table if nobody needs it: `nft list table ip` shows it"));
+        }
+        for chain in &observed.dropping {
+            plan.notes.push(format!(
+                "the nftables chain `{chain}` drops what it does not accept: it decides whether guests reach the outside"
+            ));
+        }
+        plan.steps.push(nft::load(id, &networks, &egress));
+    } else if !observed.loaded.contains(id) {
         let pf = observed.pf.clone().unwrap_or_else(|| Err(HostError::user("pf(4) was not asked")))?;
         pf::check(&pf, id)?;
         if pf.blocks && !pf.filter_anchor {
@@ -373,17 +423,22 @@ fn nat(switch: &Switch, observed: &Observed, plan: &mut SwitchSteps) -> Result<(
         plan.steps.push(pf::load(id, &pf::nat_rules(&bridge, &networks, &egress)));
     }
     if !observed.forwarding {
-        plan.run(&["sysctl", "net.inet.ip.forwarding=1"], &["sysctl", "net.inet.ip.forwarding=0"]);
-        plan.notes.push("`sysrc gateway_enable=YES` keeps forwarding on after a boot".into());
+        plan.steps.push(observed.tools.forward());
+        plan.notes.push(observed.tools.forwarding_note().into());
     }
     Ok(())
+}
+
+/// Returns whether vmctl made an interface for the switch of this name.
+pub(super) fn is_made_for(interface: &Interface, switch: &str) -> bool {
+    interface.description == description(switch) || interface.unfinished
 }
 
 /// Plans taking a switch down. Guests on it prevent that unless `force`.
 pub fn destroy(switch: &Switch, observed: &Observed, runtime: &Path, force: bool) -> Result<SwitchSteps, HostError> {
     let mut plan = SwitchSteps::default();
     let directory = switch.directory(runtime);
-    let ours = |name: &str| observed.interface(name).filter(|one| one.description == description(&switch.id));
+    let ours = |name: &str| observed.interface(name).filter(|one| is_made_for(one, &switch.id));
     let made: Vec<String> = switch.uplinks.iter().map(|uplink| switch.member_of(uplink)).collect();
     if switch.own_node().is_some() || switch.bridge().is_some_and(|name| ours(&name).is_some()) {
         let guests = switch.ports(observed);
@@ -396,26 +451,27 @@ pub fn destroy(switch: &Switch, observed: &Observed, runtime: &Path, force: bool
         netgraph::unmake(switch, node, observed, &mut plan);
     }
     plan.steps.extend(dnsmasq::stop(&directory));
-    if switch.nat && observed.loaded.contains(&switch.id) {
-        plan.steps.push(Step::once(pf::flush(&switch.id)));
+    // A table may be left of a switch that has no NAT any more.
+    if observed.tools == Tools::Linux || (switch.nat && observed.loaded.contains(&switch.id)) {
+        plan.steps.extend(observed.flush(&switch.id).map(Step::once));
     }
     move_back(switch, observed, &directory, &mut plan);
     if let Some(bridge) = switch.bridge().and_then(|name| ours(&name)) {
-        plan.once(&["ifconfig", &bridge.name, "destroy"]);
+        plan.once(observed.tools.destroy(&bridge.name));
     }
     if let Some(vxlan) = ours(&switch.vxlan_interface()) {
-        plan.once(&["ifconfig", &vxlan.name, "destroy"]);
+        plan.once(observed.tools.destroy(&vxlan.name));
     }
     if switch.vlan.is_some() {
         for child in made.iter().filter_map(|name| ours(name)) {
-            plan.once(&["ifconfig", &child.name, "destroy"]);
+            plan.once(observed.tools.destroy(&child.name));
         }
     }
     if switch.kind == Kind::Vale {
         for uplink in &switch.uplinks {
             let port = format!("{}:{uplink}", switch.vale());
             if observed.vale_ports.contains(&port) {
-                plan.once(&["valectl", "-d", &port]);
+                plan.once(HostChange::run(&["valectl", "-d", &port]));
             }
         }
     }
@@ -442,9 +498,9 @@ fn move_back(switch: &Switch, observed: &Observed, directory: &Path, plan: &mut 
         }
         if let (true, Some(at)) = (observed.members_without_addresses, members.iter().position(|member| member == to)) {
             members.remove(at);
-            plan.run(&["ifconfig", &name, "deletem", to], &["ifconfig", &name, "addm", to]);
+            plan.steps.push(observed.tools.leave(&name, to));
         }
-        steps_of_a_move(&name, prefix, to, prefix, gateway, plan);
+        steps_of_a_move((&name, prefix), (to, prefix), gateway, observed.tools, plan);
     }
     plan.steps.push(Step::once(HostChange::Remove { path: record }));
 }

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use super::super::error::HostError;
-use super::super::program::{HostChange, Step};
+use super::super::program::Step;
 use super::steps::{self, SwitchSteps};
 use super::{Observed, Switch, description};
 
@@ -23,17 +23,14 @@ pub fn take_over(switch: &Switch, bridge: &str, observed: &Observed, runtime: &P
             .hint("stop the guests that are on it first: with vm-bhyve, `vm stopall`"));
     }
     let mut steps = Vec::new();
+    let tools = observed.tools;
     for prefix in &old.addresses {
-        let (family, address) = (prefix.family(), prefix.to_string());
-        let words = |what| HostChange::run(&["ifconfig", bridge, family, &address, what]);
-        steps.push(Step::undone_by(words("-alias"), words("alias")));
+        steps.push(Step::undone_by(tools.remove_address(bridge, *prefix), tools.add_address(bridge, *prefix)));
     }
     for member in &old.members {
-        let words = |what| HostChange::run(&["ifconfig", bridge, what, member]);
-        steps.push(Step::undone_by(words("deletem"), words("addm")));
+        steps.push(tools.leave(bridge, member));
     }
-    let again = HostChange::run(&["ifconfig", "bridge", "create", "up", "name", bridge]);
-    steps.push(Step::undone_by(HostChange::run(&["ifconfig", bridge, "destroy"]), again));
+    steps.push(Step::undone_by(tools.destroy(bridge), tools.remake_bridge(bridge)));
     let mut after = observed.clone();
     after.interfaces.retain(|interface| interface.name != bridge);
     let mut plan = steps::create(switch, &after, runtime)?;
@@ -76,7 +73,7 @@ mod tests {
         let steps: Vec<String> = plan.steps.iter().map(|step| step.action.to_string()).collect();
         assert_eq!(
             steps[..3],
-            ["ifconfig vm-lan inet 10.0.0.1/24 -alias", "ifconfig vm-lan deletem em0", "ifconfig vm-lan destroy"]
+            ["ifconfig vm-lan inet 10.0.0.1 -alias", "ifconfig vm-lan deletem em0", "ifconfig vm-lan destroy"]
         );
         assert!(
             steps[3].contains("name sw-lan") && steps.iter().any(|step| step.ends_with("inet 10.0.0.1/24 alias")),

@@ -12,7 +12,7 @@ use crate::guest::error::{GuestError, Result};
 use crate::guest::identity::short_hash;
 use crate::guest::provision::disk_path;
 use crate::guest::store::GuestDir;
-use crate::guest::switches;
+use crate::guest::switch;
 use crate::host::bhyve::HostFeatures;
 use crate::host::iscsi::Target;
 use crate::host::{firmware, jail_run, nmdm};
@@ -200,7 +200,7 @@ fn plugged_into(boot: BootSetup<'_>, mark: &str) -> Result<BTreeMap<String, Plug
                 // Names of ports have at most 15 bytes, and two guests must not share one.
                 let port = short_hash(&[mark, &nic.id]);
                 let vale = match &nic.switch {
-                    Some(id) => switches::switch(find_switch(boot.switches, nic, id)?).vale(),
+                    Some(id) => switch::switch(switch::find(boot.switches, nic, id)?).vale(),
                     None => "vale-vmctl".to_owned(),
                 };
                 Plug::Name(format!("{vale}:{}", &port[..12]))
@@ -221,7 +221,7 @@ fn plugged_into(boot: BootSetup<'_>, mark: &str) -> Result<BTreeMap<String, Plug
 fn netgraph_path(switches: &[SwitchConfig], nic: &NicConfig) -> Result<String> {
     match (nic.netgraph.as_ref().and_then(|hook| hook.path.clone()), &nic.switch) {
         (Some(path), _) => Ok(path),
-        (None, Some(id)) => match &find_switch(switches, nic, id)?.kind {
+        (None, Some(id)) => match &switch::find(switches, nic, id)?.kind {
             SwitchKind::Netgraph { node, .. } => Ok(format!("{node}:")),
             _ => Err(GuestError::user(format!("nic `{}`: the switch `{id}` is none of netgraph", nic.id))
                 .hint("set `backend` to the switch's own type")),
@@ -275,37 +275,18 @@ fn interfaces(boot: BootSetup<'_>, mark: &str) -> Result<(Vec<TapPlan>, Vec<Inte
             interfaces.push(InterfaceUse { nic: nic.id.clone(), name: name.clone() });
             continue;
         }
-        let switch = nic.switch.as_ref().map(|id| find_switch(boot.switches, nic, id)).transpose()?;
+        let switch = nic.switch.as_ref().map(|id| switch::find(boot.switches, nic, id)).transpose()?;
         taps.push(TapPlan {
             nic: nic.id.clone(),
             kind: kind.to_owned(),
             description: format!("vmctl/{}/{}/{mark}", boot.config.name, nic.id),
-            bridge: switch.map(|switch| Ok::<_, GuestError>((switch.id.clone(), bridge(nic, switch)?))).transpose()?,
+            bridge: switch.map(|switch| Ok::<_, GuestError>((switch.id.clone(), switch::bridge_of(nic, switch)?))).transpose()?,
             mtu: (nic.mtu != 1500).then_some(nic.mtu).or(switch.and_then(|switch| switch.mtu)),
             private: nic.private || switch.is_some_and(|switch| switch.private),
             span: nic.span,
         });
     }
     Ok((taps, interfaces))
-}
-
-fn find_switch<'a>(switches: &'a [SwitchConfig], nic: &NicConfig, id: &str) -> Result<&'a SwitchConfig> {
-    switches.iter().find(|switch| switch.id == id).ok_or_else(|| {
-        let known: Vec<_> = switches.iter().map(|switch| format!("`{}`", switch.id)).collect();
-        let error = GuestError::user(format!("nic `{}`: no switch is called `{id}`", nic.id));
-        match known.is_empty() {
-            true => error.hint("add one to the host file, or to a fleet file: `[[switches]]` with `id` and `uplinks`"),
-            false => error.hint(format!("there are: {}", known.join(", "))),
-        }
-    })
-}
-
-/// Returns the bridge of a switch.
-fn bridge(nic: &NicConfig, switch: &SwitchConfig) -> Result<String> {
-    switches::switch(switch).bridge().ok_or_else(|| {
-        GuestError::user(format!("nic `{}`: the switch `{}` takes no taps", nic.id, switch.id))
-            .hint("set `backend` to the switch's own type")
-    })
 }
 
 /// Returns the paths of the saved state. bhyve's command line identifies the devices that it was saved with.

@@ -1,8 +1,10 @@
 //! Conversion of the switches of the host file and of fleets for the host's tools.
 
+pub mod taps; // taps of the embedded engine
+
 use std::time::Duration;
 
-use crate::config::{HostConfig, SwitchConfig, SwitchKind};
+use crate::config::{HostConfig, NicConfig, SwitchConfig, SwitchKind};
 use crate::host::dnsmasq::Range;
 use crate::host::ifconfig::Prefix;
 use crate::host::switch::{Kind, Switch};
@@ -34,6 +36,26 @@ pub fn switch(config: &SwitchConfig) -> Switch {
         dns: config.dhcp.as_ref().map(|dhcp| dhcp.dns.clone()).unwrap_or_default(),
         domain: config.dhcp.as_ref().and_then(|dhcp| dhcp.domain.clone()),
     }
+}
+
+/// Returns the switch that an interface is on.
+pub fn find<'a>(switches: &'a [SwitchConfig], nic: &NicConfig, id: &str) -> Result<&'a SwitchConfig> {
+    switches.iter().find(|switch| switch.id == id).ok_or_else(|| {
+        let known: Vec<_> = switches.iter().map(|switch| format!("`{}`", switch.id)).collect();
+        let error = GuestError::user(format!("nic `{}`: no switch is called `{id}`", nic.id));
+        match known.is_empty() {
+            true => error.hint("add one to the host file, or to a fleet file: `[[switches]]` with `id` and `uplinks`"),
+            false => error.hint(format!("there are: {}", known.join(", "))),
+        }
+    })
+}
+
+/// Returns the bridge of a switch.
+pub fn bridge_of(nic: &NicConfig, config: &SwitchConfig) -> Result<String> {
+    switch(config).bridge().ok_or_else(|| {
+        GuestError::user(format!("nic `{}`: the switch `{}` takes no taps", nic.id, config.id))
+            .hint("set `backend` to the switch's own type")
+    })
 }
 
 /// Returns the switches of these names, or all of them.
