@@ -213,6 +213,11 @@ pub mod guest {
     pub mod store {
         pub use crate::guest::store::{GuestDir, Store};
     }
+    pub mod switch {
+        pub mod taps {
+            pub use crate::guest::switch::taps::plan;
+        }
+    }
 }
 pub mod host {
     pub mod bhyve {
@@ -294,13 +299,18 @@ pub mod machine {
         use crate::devices::net::user::{Outside, sockets::OwnSockets};
         use crate::hypervisor::{backend::Needs, backends};
         use crate::machine::{assembly::Streams, assembly::assemble, opened::Opened, spec::VmmSpec};
-        use std::{os::unix::net::UnixStream, sync::Arc};
+        use std::os::unix::net::{UnixDatagram, UnixStream};
+        use std::sync::Arc;
 
         /// Assembles the machine of `spec` and drops it. The error is for a test's message.
         pub fn assembles(spec: &VmmSpec) -> Result<(), String> {
             let (console, _other) = UnixStream::pair().expect("a pair");
             let (agent, _its_other) = UnixStream::pair().expect("a pair");
-            let streams = Streams { console, agent: spec.agent_port.as_ref().map(|_| agent) };
+            // Sockets that keep messages apart stand in for taps.
+            let tap = |_| UnixDatagram::pair().expect("a pair").0;
+            let non_blocking = |tap: UnixDatagram| tap.set_nonblocking(true).map(|()| tap.into()).expect("sets");
+            let taps = (0..spec.taps()).map(tap).map(non_blocking).collect();
+            let streams = Streams { console, agent: spec.agent_port.as_ref().map(|_| agent), taps };
             let outside = Outside { sockets: Arc::new(OwnSockets), on_open: Arc::new(|_| ()), on_note: Arc::new(|_: &str| ()) };
             let opened = Opened::open(spec, &*outside.sockets).map_err(|error| format!("{error:?}"))?;
             let needs = Needs { machine: "", topology: spec.cpus, deterministic: spec.deterministic };

@@ -139,7 +139,7 @@ choices! {
     /// Connection of a network interface.
     pub enum NicBackend [embedded EmbeddedNicBackend] {
         now User = "user": "A network inside vmctl, or bhyve's slirp, with DHCP, DNS and NAT; needs no switch.";
-        bhyve Tap = "tap": "A tap interface, on a switch.";
+        now Tap = "tap": "A tap interface, on a switch; with the embedded engine on Linux.";
         bhyve Vmnet = "vmnet": "A vmnet interface: a tap that goes down with bhyve.";
         bhyve Vale = "vale": "A port of a vale(4) switch.";
         bhyve Netgraph = "netgraph": "A hook of a netgraph(4) node.";

@@ -19,7 +19,7 @@ use crate::machine::assembly::Streams;
 use crate::machine::opened::nic_reach;
 use crate::machine::spec::{
     ABORTED, AGENT_FD, CONNECTOR_FD, CONSOLE_FD, CONTROL_FD, FORWARDS_FD, LEASE_FD, NicBackend, NicSpec, OFFERS_FD, SERVICES_FD,
-    UserNetSpec, VmmSpec,
+    TAPS_FD, UserNetSpec, VmmSpec,
 };
 use crate::machine::{sandbox, vmm};
 
@@ -74,6 +74,7 @@ fn machine(spec: &Path) -> Result<u8, String> {
     if agent.is_some() {
         keep_from_children(&[AGENT_FD]).map_err(|e| format!("cannot keep the agent's stream: {e}"))?;
     }
+    let taps = taps(&spec)?;
     // Taken before anything is opened, which could get its number. Without one, no forward is added while the guest runs.
     let forwards = inherited::stream(FORWARDS_FD).ok();
     if forwards.is_some() {
@@ -91,7 +92,14 @@ fn machine(spec: &Path) -> Result<u8, String> {
         }
         false => Arc::new(OwnSockets),
     };
-    Ok(vmm::run(&spec, Streams { console, agent }, control, &outside))
+    Ok(vmm::run(&spec, Streams { console, agent, taps }, control, &outside))
+}
+
+/// Takes the taps that the supervisor has opened. Nothing else of this process's may have them.
+fn taps(spec: &VmmSpec) -> Result<Vec<OwnedFd>, String> {
+    let numbers: Vec<RawFd> = (TAPS_FD..).take(spec.taps()).collect();
+    keep_from_children(&numbers).map_err(|e| format!("a tap of the contract is missing: {e}"))?;
+    numbers.iter().map(|fd| inherited::descriptor(*fd).map_err(|e| format!("no tap at descriptor {fd}: {e}"))).collect()
 }
 
 fn stream(what: &str, fd: i32) -> Result<UnixStream, String> {
@@ -103,7 +111,7 @@ fn stream(what: &str, fd: i32) -> Result<UnixStream, String> {
 fn networks(spec: &VmmSpec) -> String {
     let network = |nic: &NicSpec| match &nic.backend {
         NicBackend::User(network) => Some(UserNetSpec { forwards: Vec::new(), answers: Vec::new(), ..network.clone() }),
-        NicBackend::None => None,
+        NicBackend::Tap | NicBackend::None => None,
     };
     let networks: Vec<UserNetSpec> = spec.nics.iter().filter_map(network).collect();
     serde_json::to_string(&networks).expect("a specification was made of JSON")

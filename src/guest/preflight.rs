@@ -31,6 +31,7 @@ use super::named_files::{self, Missing, no_such_file};
 use super::provision::is_there;
 use super::state::RunState;
 use super::store::{GuestDir, Store};
+use super::switch::taps;
 
 /// The operation that is about to start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,6 +113,9 @@ impl Preflight<'_> {
         let mut found = named_files::problems(config, here(true), here(moment != Moment::Making));
         if is_of_other_host {
             return found;
+        }
+        if config.engine == EngineKind::Embedded && moment != Moment::Making {
+            found.extend(taps::problems(config, &self.surroundings.host.switches));
         }
         self.disks(config, moment, &mut found);
         if moment != Moment::Making {

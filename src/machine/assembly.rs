@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -76,6 +77,14 @@ pub enum AssemblyError {
         id: String,
         /// The cause.
         source: user::UserNetError,
+    },
+    /// A network interface with a tap.
+    #[error("cannot use the tap of network interface `{id}`")]
+    Tap {
+        /// Its id.
+        id: String,
+        /// The error of the host.
+        source: std::io::Error,
     },
     /// A file for the guest cannot be read.
     #[error("cannot read `{}`", path.display())]
@@ -308,6 +317,8 @@ pub struct Streams {
     pub console: UnixStream,
     /// Carries the agent's port, in a machine with one.
     pub agent: Option<UnixStream>,
+    /// The taps of the interfaces that have one, in their order. They do not block.
+    pub taps: Vec<OwnedFd>,
 }
 
 /// Builds the machine of `spec` from what is open: wires the board, starts its threads, loads the guest. `outside` makes
@@ -344,6 +355,7 @@ pub fn assemble(
     let console = wire_serial(&board, &resources, spec, streams.console)?;
     let power_button = wire_chips(&board, &resources, own.as_ref(), spec)?;
     let Opened { kernel, disks, nics } = opened;
+    let nics = open_nics(spec, nics, streams.taps);
     let mut devices = wire_pci(&board, &resources, spec, (disks, nics), (&console, streams.agent), outside)?;
     devices.guest_errors = resources.guest_errors.take();
 
@@ -592,7 +604,26 @@ fn start_disk(
     FileDisk::from_file(disk, &spec.path, &options, &host).map_err(failed)
 }
 
-type OpenNic = Option<(user::UserNetConfig, user::Listeners)>;
+/// The other end of an interface's wire, before it is started.
+enum OpenNic {
+    /// No wire.
+    Unplugged,
+    /// A user-mode network.
+    User(Box<(user::UserNetConfig, user::Listeners)>),
+    /// A tap.
+    Tap(OwnedFd),
+}
+
+/// Gives each interface its end. One whose tap is missing has none.
+fn open_nics(spec: &VmmSpec, networks: Vec<Option<(user::UserNetConfig, user::Listeners)>>, taps: Vec<OwnedFd>) -> OpenNics {
+    let mut taps = taps.into_iter();
+    let open = |(nic, network): (&NicSpec, Option<(user::UserNetConfig, user::Listeners)>)| match (&nic.backend, network) {
+        (NicBackend::Tap, _) => taps.next().map_or(OpenNic::Unplugged, OpenNic::Tap),
+        (_, Some(network)) => OpenNic::User(Box::new(network)),
+        (_, None) => OpenNic::Unplugged,
+    };
+    spec.nics.iter().zip(networks).map(open).collect()
+}
 
 /// Starts the other end of an interface's wire and puts the device in front of it into its slot.
 fn wire_nic(
@@ -619,15 +650,30 @@ fn wire_nic(
 type OpenWire = (Box<dyn Nic>, Option<user::ForwardControl>);
 
 fn start_wire(spec: &NicSpec, opened: OpenNic, waker: Waker, outside: &user::Outside) -> Result<OpenWire, AssemblyError> {
-    match (&spec.backend, opened) {
-        (NicBackend::User(_), Some((config, listeners))) => {
+    match opened {
+        OpenNic::User(network) => {
+            let (config, listeners) = *network;
             let failed = |source| AssemblyError::Nic { id: spec.id.clone(), source };
             let network = user::UserNet::on(listeners, &config, waker, outside.clone()).map_err(failed)?;
             let control = network.forward_control();
             Ok((Box::new(network), Some(control)))
         }
-        _ => Ok((Box::new(NoWire), None)),
+        OpenNic::Tap(device) => {
+            let failed = |source| AssemblyError::Tap { id: spec.id.clone(), source };
+            Ok((start_tap(device, waker).map_err(failed)?, None))
+        }
+        OpenNic::Unplugged => Ok((Box::new(NoWire), None)),
     }
+}
+
+#[cfg(target_os = "linux")]
+fn start_tap(device: OwnedFd, waker: Waker) -> std::io::Result<Box<dyn Nic>> {
+    Ok(Box::new(crate::devices::net::tap::Tap::new(device, waker)?))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn start_tap(_: OwnedFd, _: Waker) -> std::io::Result<Box<dyn Nic>> {
+    Err(std::io::Error::from(std::io::ErrorKind::Unsupported))
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 //! * [`FORWARDS_FD`], with a user-mode network: a stream for its connector, on which the supervisor passes the sockets of
 //!   forwards that are added while the guest runs;
 //! * [`AGENT_FD`], with [`VmmSpec::agent_port`]: a stream socket that carries the bytes of this port;
+//! * [`TAPS_FD`] and the numbers after it: the taps of the interfaces that have one, in the order of the interfaces;
 //! * [`LEASE_FD`]: nothing to read; it holds a file lock that tells the next supervisor that this engine is alive;
 //! * standard error: kept by the supervisor in a bounded log, shown to the user when a start fails.
 //!
@@ -25,7 +26,7 @@ use crate::units::Topology;
 
 /// The version of this contract. Both sides come from one binary; a difference means that the binary was replaced
 /// meanwhile.
-pub const SPEC_VERSION: u32 = 2;
+pub const SPEC_VERSION: u32 = 3;
 /// The exit code of a child that aborted in a process namespace of its own, whose first process no signal of its own ends:
 /// 128 plus SIGABRT's number, as in a shell. No end of a machine has it: those above 5 are odd.
 pub const ABORTED: u8 = 128 + 6;
@@ -45,6 +46,8 @@ pub const FORWARDS_FD: i32 = 6;
 pub const OFFERS_FD: i32 = 5;
 /// The descriptor of the agent's stream in the engine.
 pub const AGENT_FD: i32 = 7;
+/// The first descriptor of a tap in the engine.
+pub const TAPS_FD: i32 = 8;
 /// The port at which a user-mode network serves [`UserNetSpec::answers`].
 pub use crate::devices::net::user::ANSWERS_PORT;
 /// The longest line that either side accepts on the control stream, in bytes.
@@ -99,6 +102,10 @@ impl VmmSpec {
         format!("vmctl-{}", self.uuid)
     }
 
+    /// Returns how many of its interfaces have a tap.
+    pub fn taps(&self) -> usize {
+        self.nics.iter().filter(|nic| nic.backend == NicBackend::Tap).count()
+    }
     /// Returns whether one of its interfaces has a user-mode network.
     pub fn has_user_network(&self) -> bool {
         self.nics.iter().any(|nic| matches!(nic.backend, NicBackend::User(_)))
@@ -207,6 +214,8 @@ pub struct NicSpec {
 pub enum NicBackend {
     /// The user-mode network.
     User(UserNetSpec),
+    /// A tap that the supervisor has opened: see [`TAPS_FD`].
+    Tap,
     /// None: the link is down.
     None,
 }

@@ -20,6 +20,7 @@ use vmctl::testing::guest::engine::bhyve::{argv, boot_planner};
 use vmctl::testing::guest::engine::{BootSetup, resolve};
 use vmctl::testing::guest::state::GuestState;
 use vmctl::testing::guest::store::{GuestDir, Store};
+use vmctl::testing::guest::switch::taps;
 use vmctl::testing::host::bhyve::HostFeatures;
 use vmctl::testing::machine::assembly::assembles;
 use vmctl::testing::machine::spec::{DEVICE_SLOTS, VmmSpec};
@@ -150,7 +151,10 @@ impl World {
             EngineKind::Embedded => {
                 let spec = resolve(&self.guest, config, &state).map_err(|error| error.chain())?;
                 self.assembles(&spec)?;
-                Ok(serde_json::to_string(&spec).expect("plain fields"))
+                // The supervisor opens the taps, which are no part of the specification.
+                let taps = taps::plan(config, &self.switches).map_err(|error| error.chain())?;
+                let text = |lines: serde_json::Result<String>| lines.expect("plain fields");
+                Ok(text(serde_json::to_string(&spec)) + &text(serde_json::to_string(&taps)))
             }
             EngineKind::Bhyve => {
                 let setup = BootSetup { guest: &self.guest, config, state: &state, switches: &self.switches, install: None };

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::Nic;
+use super::{HEADER_BYTES, Nic, Offloads};
 
 /// Counts of frames and bytes. The directions are those of the guest.
 #[derive(Debug, Default)]
@@ -45,11 +45,19 @@ impl Counted {
     }
 }
 
+impl Counted {
+    /// Returns the bytes of a frame, without the header before it.
+    fn frame_bytes(&self, packet: &[u8]) -> u64 {
+        let header = if self.nic.has_headers() { HEADER_BYTES } else { 0 };
+        packet.len().saturating_sub(header) as u64
+    }
+}
+
 impl Nic for Counted {
     fn transmit(&mut self, frame: &[u8]) {
         // Where there is no wire, nothing is sent.
         if self.nic.link_up() {
-            self.counters.sent_bytes.fetch_add(frame.len() as u64, Ordering::Relaxed);
+            self.counters.sent_bytes.fetch_add(self.frame_bytes(frame), Ordering::Relaxed);
             self.counters.sent_packets.fetch_add(1, Ordering::Relaxed);
         }
         self.nic.transmit(frame);
@@ -57,13 +65,21 @@ impl Nic for Counted {
 
     fn receive(&mut self) -> Option<Vec<u8>> {
         let frame = self.nic.receive()?;
-        self.counters.received_bytes.fetch_add(frame.len() as u64, Ordering::Relaxed);
+        self.counters.received_bytes.fetch_add(self.frame_bytes(&frame), Ordering::Relaxed);
         self.counters.received_packets.fetch_add(1, Ordering::Relaxed);
         Some(frame)
     }
 
     fn link_up(&self) -> bool {
         self.nic.link_up()
+    }
+
+    fn has_headers(&self) -> bool {
+        self.nic.has_headers()
+    }
+
+    fn accept(&mut self, offloads: Offloads) {
+        self.nic.accept(offloads);
     }
 }
 

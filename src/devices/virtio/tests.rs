@@ -14,7 +14,7 @@ use super::*;
 use crate::devices::conformance;
 use crate::devices::disk::memory::{MemoryDisk, MemoryDiskHandle};
 use crate::devices::disk::{Disk, DiskOp};
-use crate::devices::net::Nic;
+use crate::devices::net::{HEADER_BYTES, Nic, Offloads};
 use crate::devices::pci::PciDevice;
 use crate::devices::serial::CharBackend;
 use crate::hypervisor::bus::{Access, Device};
@@ -660,10 +660,36 @@ struct NetGuest {
     wire: Wire,
 }
 
+/// A link that takes and gives a header before each frame.
+#[derive(Clone, Default)]
+struct OffloadingWire {
+    wire: Wire,
+    accepted: Arc<Mutex<Offloads>>,
+}
+
+impl Nic for OffloadingWire {
+    fn transmit(&mut self, packet: &[u8]) {
+        self.wire.transmit(packet);
+    }
+    fn receive(&mut self) -> Option<Vec<u8>> {
+        self.wire.receive()
+    }
+    fn has_headers(&self) -> bool {
+        true
+    }
+    fn accept(&mut self, offloads: Offloads) {
+        *self.accepted.lock().unwrap() = offloads;
+    }
+}
+
 fn net_guest(features: u64, rx_size: u16) -> NetGuest {
-    let bench = bench();
     let wire = Wire::default();
-    let mut driver = bench.driver(Box::new(Net::new(Box::new(wire.clone()), [0x52, 0x54, 0, 1, 2, 3], 1500)));
+    net_guest_on(Box::new(wire.clone()), wire, features, rx_size)
+}
+
+fn net_guest_on(nic: Box<dyn Nic>, wire: Wire, features: u64, rx_size: u16) -> NetGuest {
+    let bench = bench();
+    let mut driver = bench.driver(Box::new(Net::new(nic, [0x52, 0x54, 0, 1, 2, 3], 1500)));
     driver.negotiate(features);
     let rx = driver.setup_queue(0, rx_size, NO_VECTOR);
     let tx = driver.setup_queue(1, 0, NO_VECTOR);
@@ -695,6 +721,68 @@ fn frames_are_sent_without_their_header_and_wrong_ones_dropped() {
     assert_eq!(std::iter::from_fn(|| g.tx.take_used()).count(), 5);
     assert_eq!(g.bench.errors.count(), 4);
     assert_eq!(g.driver.status() & NEEDS_RESET, 0);
+}
+
+#[test]
+fn offloads_are_offered_where_the_back_end_has_headers_and_it_hears_what_the_driver_takes() {
+    let offered = |nic: Box<dyn Nic>| Net::new(nic, [0; 6], 1500).features();
+    assert_eq!(offered(Box::<Wire>::default()) & 0x3f83, 0);
+    assert_eq!(offered(Box::<OffloadingWire>::default()) & 0x3f83, 0x3b83);
+    let nic = OffloadingWire::default();
+    let some = VIRTIO_F_VERSION_1 | VIRTIO_NET_F_GUEST_CSUM | VIRTIO_NET_F_GUEST_TSO6;
+    let mut g = net_guest_on(Box::new(nic.clone()), nic.wire.clone(), some, 0);
+    let accepted = || *nic.accepted.lock().unwrap();
+    assert_eq!(accepted(), Offloads { checksum: true, tso6: true, ..Offloads::default() });
+    g.driver.set_status(0);
+    assert_eq!(accepted(), Offloads::default());
+}
+
+#[test]
+fn a_header_passes_as_far_as_it_was_negotiated() {
+    let sent = |features: u64, flags: u8, gso: u8| {
+        let nic = OffloadingWire::default();
+        let mut g = net_guest_on(Box::new(nic.clone()), nic.wire.clone(), features | VIRTIO_F_VERSION_1, 0);
+        g.bench.put(BUFFER, &[flags, gso, 2, 0, 3, 0, 4, 0, 5, 0, 6, 7, 0xaa, 0xbb]);
+        g.tx.add(&[Desc::readable(BUFFER, 14)]);
+        g.driver.kick(1);
+        assert_eq!(std::iter::from_fn(|| g.tx.take_used()).count(), 1);
+        let sent = nic.wire.sent.lock().unwrap().pop();
+        assert_eq!(g.bench.errors.count(), u64::from(sent.is_none()));
+        sent
+    };
+    // Flags that are the device's alone, and `num_buffers`, are cleared.
+    let packet = |flags: u8, gso: u8| Some(vec![flags, gso, 2, 0, 3, 0, 4, 0, 5, 0, 0, 0, 0xaa, 0xbb]);
+    assert_eq!(sent(0, 0xff, 0), packet(0, 0));
+    assert_eq!(sent(VIRTIO_NET_F_CSUM, 0xff, 0), packet(VIRTIO_NET_HDR_F_NEEDS_CSUM, 0));
+    let (tcp4, tcp6, ecn) = (VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6, VIRTIO_NET_HDR_GSO_ECN);
+    let all = VIRTIO_NET_F_CSUM | VIRTIO_NET_F_HOST_TSO4 | VIRTIO_NET_F_HOST_TSO6;
+    assert_eq!(sent(all, 1, tcp4), packet(1, tcp4));
+    assert_eq!(sent(all, 1, tcp6), packet(1, tcp6));
+    assert_eq!(sent(all | VIRTIO_NET_F_HOST_ECN, 1, tcp4 | ecn), packet(1, tcp4 | ecn));
+    for (features, gso) in [(0, tcp4), (all & !VIRTIO_NET_F_HOST_TSO6, tcp6), (all, tcp4 | ecn), (all, ecn), (ALL, 3), (ALL, 5)] {
+        assert_eq!(sent(features, 1, gso), None, "{features:#x} {gso:#x}");
+    }
+}
+
+#[test]
+fn a_packet_with_a_header_is_received_with_its_number_of_buffers() {
+    let nic = OffloadingWire::default();
+    let all = ALL & !(1 << 28);
+    let mut g = net_guest_on(Box::new(nic.clone()), nic.wire.clone(), all, 0);
+    for at in 0..2 {
+        g.rx.add(&[Desc::writable(BUFFER + 0x100 * at, 40)]);
+    }
+    g.arrive([&[1, 1, 2, 0, 3, 0, 4, 0, 5, 0, 9, 9][..], &[0xaa; 50]].concat());
+    assert_eq!((g.rx.take_used().unwrap().1, g.rx.take_used().unwrap().1), (40, 22));
+    assert_eq!(g.bench.get(BUFFER, 14), [1, 1, 2, 0, 3, 0, 4, 0, 5, 0, 2, 0, 0xaa, 0xaa]);
+    // One that is only a header, and one that needs what this driver does not take.
+    let mut plain = net_guest_on(Box::new(nic.clone()), nic.wire.clone(), VIRTIO_F_VERSION_1, 0);
+    plain.rx.add(&[Desc::writable(BUFFER, 400)]);
+    plain.arrive(vec![0; HEADER_BYTES]);
+    plain.arrive([&[1; 1][..], &[0; 60]].concat());
+    assert_eq!(plain.rx.take_used(), None);
+    plain.arrive(vec![0; 60]);
+    assert_eq!(plain.rx.take_used().unwrap().1, 60);
 }
 
 #[test]

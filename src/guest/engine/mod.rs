@@ -24,7 +24,7 @@ use crate::host::vmm;
 use crate::machine::forwards::ForwardSockets;
 use crate::machine::spec::{
     self, ABORTED, AGENT_FD, CONSOLE_FD, CONTROL_FD, DiskSpec, EngineCommand, EngineEvent, FORWARDS_FD, ForwardSpec, GrubSpec,
-    LEASE_FD, LoaderSpec, MAX_CONTROL_LINE, ModuleSpec, NicSpec, PortsSpec, SPEC_VERSION, UserNetSpec, VmmSpec,
+    LEASE_FD, LoaderSpec, MAX_CONTROL_LINE, ModuleSpec, NicSpec, PortsSpec, SPEC_VERSION, TAPS_FD, UserNetSpec, VmmSpec,
 };
 
 use crate::guest::error::{GuestError, Result};
@@ -32,6 +32,7 @@ use crate::guest::install::{self, Install};
 use crate::guest::provision::disk_path;
 use crate::guest::state::GuestState;
 use crate::guest::store::GuestDir;
+use crate::guest::switch::taps;
 use bhyve::BhyveEngine;
 use bhyve::run::outcome;
 
@@ -56,9 +57,8 @@ pub trait Engine: Send {
     fn check(&self, setup: BootSetup<'_>) -> Result<()>;
     /// Writes the specification of the next boot. Refuses what this engine cannot do.
     fn build(&self, setup: BootSetup<'_>) -> Result<()>;
-    /// Starts the child, with a port for an agent or not. `lease` is locked and passed to it. Must be called from the main
-    /// thread.
-    fn spawn(&self, guest: &GuestDir, lease: &File, agent: bool) -> Result<RunningEngine>;
+    /// Starts the child of a boot that was built. `lease` is locked and passed to it. Must be called from the main thread.
+    fn spawn(&self, setup: BootSetup<'_>, lease: &File) -> Result<RunningEngine>;
     /// Returns whether a killed boot of this guest may have left remains on the host.
     fn has_left(&self, _guest: &GuestDir) -> bool {
         false
@@ -161,9 +161,9 @@ impl EmbeddedEngine {
 }
 
 impl Engine for EmbeddedEngine {
-    /// Accepts every host.
-    fn check(&self, _setup: BootSetup<'_>) -> Result<()> {
-        Ok(())
+    /// Accepts every host, and every guest whose switches are up.
+    fn check(&self, setup: BootSetup<'_>) -> Result<()> {
+        taps::check(&taps::plan(setup.config, setup.switches)?)
     }
 
     fn build(&self, setup: BootSetup<'_>) -> Result<()> {
@@ -174,19 +174,22 @@ impl Engine for EmbeddedEngine {
         write_spec(setup.guest, &spec)
     }
 
-    fn spawn(&self, guest: &GuestDir, lease: &File, agent: bool) -> Result<RunningEngine> {
+    fn spawn(&self, setup: BootSetup<'_>, lease: &File) -> Result<RunningEngine> {
         let mut command = Command::new(&self.program);
-        command.args(&self.arguments).arg(guest.spec_file());
+        command.args(&self.arguments).arg(setup.guest.spec_file());
         if !self.stands_in {
             // The child reads its specification and nothing of whoever started the guest.
             command.env_clear();
         }
         let failed = |error| GuestError::io("start the engine", &self.program, error);
-        let (ours, theirs) = match agent {
+        let (ours, theirs) = match setup.config.agent {
             true => UnixStream::pair().map(|(ours, theirs)| (Some(ours), Some(theirs))).map_err(failed)?,
             false => (None, None),
         };
-        let more = theirs.map(|stream| (AGENT_FD, stream.into())).into_iter().collect();
+        // With the rights of this process: the child has none to a network.
+        let taps = taps::open(&taps::plan(setup.config, setup.switches)?)?;
+        let agent = theirs.map(|stream| (AGENT_FD, stream.into()));
+        let more = agent.into_iter().chain((TAPS_FD..).zip(taps)).collect();
         let mut engine = RunningEngine::start(command, lease, End::Killed, more)?;
         engine.agent = ours.map(AgentEnd::Stream);
         Ok(engine)
@@ -237,6 +240,7 @@ pub fn resolve(guest: &GuestDir, config: &GuestConfig, state: &GuestState) -> Re
             mtu: nic.mtu,
             backend: match had(nic.backend.on_embedded(), "nics.backend", nic.backend.as_str())? {
                 EmbeddedNicBackend::None => spec::NicBackend::None,
+                EmbeddedNicBackend::Tap => spec::NicBackend::Tap,
                 EmbeddedNicBackend::User => spec::NicBackend::User(user_network(nic)),
             },
         });

@@ -119,7 +119,7 @@ impl Supervisor {
         let spawned = seed::ensure(&self.guest, &self.config, &self.state)
             .and_then(|()| ensure_disks(&self.guest, &self.config))
             .and_then(|_| maker.build(self.setup(install.as_ref())))
-            .and_then(|()| maker.spawn(&self.guest, &self.lease, self.config.agent));
+            .and_then(|()| maker.spawn(self.setup(install.as_ref()), &self.lease));
         let number = self.state.boots;
         let engine = match spawned {
             Ok(engine) => engine,

@@ -51,7 +51,8 @@ impl Engine for BhyveEngine {
         write_spec(setup.guest, &boot_planner::plan(setup, self.features()?)?)
     }
 
-    fn spawn(&self, guest: &GuestDir, lease: &File, agent: bool) -> Result<RunningEngine> {
+    fn spawn(&self, setup: BootSetup<'_>, lease: &File) -> Result<RunningEngine> {
+        let (guest, agent) = (setup.guest, setup.config.agent);
         let mut command = Command::new(&self.program);
         command.args(["bhyve", "--spec"]).arg(guest.spec_file());
         let mut engine = RunningEngine::start(command, lease, End::Asked, Vec::new())?;

@@ -233,6 +233,8 @@ fn every_argument_that_reaches_beyond_the_process_is_looked_at() {
         (libc::SYS_prctl, [libc::PR_SET_PDEATHSIG as u64, 0, 0, 0, 0, 0], false),
         (libc::SYS_prctl, [libc::PR_SET_DUMPABLE as u64, 1, 0, 0, 0, 0], false),
         (libc::SYS_ioctl, [0, libc::FIONBIO, 0, 0, 0, 0], true),
+        (libc::SYS_ioctl, [0, libc::TUNSETOFFLOAD, 0, 0, 0, 0], true),
+        (libc::SYS_ioctl, [0, libc::TUNSETIFF, 0, 0, 0, 0], false),
         (libc::SYS_ioctl, [0, libc::TIOCSTI, 0, 0, 0, 0], false),
         (libc::SYS_ioctl, [0, libc::FIOASYNC, 0, 0, 0, 0], false),
         (libc::SYS_ioctl, [0, libc::SIOCGIFCONF, 0, 0, 0, 0], false),
