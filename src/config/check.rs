@@ -17,7 +17,8 @@ use super::rules::entry_id;
 use super::table_reader::TableReader;
 use super::validate::{self, is_name};
 use crate::choices::{
-    DiskBackend, DiskDevice, DiskFormat, EngineKind, ForwardProto, HookEvent, HookFailure, LoaderKind, NicBackend, NicDevice,
+    BackendKind, DiskBackend, DiskDevice, DiskFormat, EngineKind, ForwardProto, HookEvent, HookFailure, LoaderKind, NicBackend,
+    NicDevice,
 };
 use crate::units::{ByteSize, Topology};
 
@@ -105,6 +106,12 @@ fn guest(view: &TableReader<'_>, name: &str, engine: EngineKind, problems: &mut 
         let message = format!("`debug.deterministic` needs 1 CPU, the guest has {}", cpus.count());
         problems.push(Diagnostic::at(debug.location_of("deterministic"), message).hint("set `cpus = 1`"));
     }
+    let backend: BackendKind = view.choice("backend");
+    if deterministic && !matches!(backend, BackendKind::Auto | BackendKind::Soft) {
+        let message = format!("`debug.deterministic` needs the software CPU, the guest has `backend = \"{}\"`", backend.as_str());
+        let at = debug.location_of("deterministic");
+        problems.push(Diagnostic::at(at, message).hint("set `backend = \"soft\"`"));
+    }
     let config = GuestConfig {
         name: name.to_owned(),
         description: view.text("description"),
@@ -112,7 +119,7 @@ fn guest(view: &TableReader<'_>, name: &str, engine: EngineKind, problems: &mut 
         tags: tags(view, problems),
         protected: view.flag("protected"),
         engine,
-        backend: view.choice("backend"),
+        backend,
         clock: view.choice("clock"),
         jail: hardware::jail(view, problems),
         uuid: view.text("uuid").map(|uuid| uuid.to_lowercase()),
