@@ -247,7 +247,10 @@ pub mod host {
 }
 pub mod hypervisor {
     pub mod backend {
-        pub use crate::hypervisor::backend::{BootState, LocalApics, MachineExit, VcpuSetup};
+        pub use crate::hypervisor::backend::{Backend, BootState, LocalApics, MachineExit, Needs, Platform, VcpuSetup};
+    }
+    pub mod backends {
+        pub use crate::hypervisor::backends::open;
     }
     pub mod bus {
         pub use crate::hypervisor::bus::{Access, Device};
@@ -263,6 +266,10 @@ pub mod hypervisor {
     }
     pub mod memory {
         pub use crate::hypervisor::memory::{GuestAddr, GuestMemory, HostMemory, MapError, MapListener, MemoryMap, Mode, Region};
+    }
+    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+    pub mod kvm {
+        pub use crate::hypervisor::kvm::replay_exit;
     }
     pub mod soft {
         pub mod block {

@@ -243,12 +243,7 @@ pub trait Backend: Send {
     /// Runs until the machine stops, and returns the reason.
     fn run(&mut self) -> MachineExit;
     /// Returns the state of the vCPUs, one section each, if it can be had. Must be called only between runs.
-    #[allow(dead_code, reason = "saved state is a part of every device and vCPU; the tests hold it until a snapshot uses it")]
     fn save(&self) -> Result<Vec<super::state::Section>, super::state::StateError>;
     /// Restores saved state. Must be called only before the first run.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "saved state is a part of every device and vCPU; the tests hold it until a snapshot uses it")
-    )]
     fn load(&mut self, sections: &[super::state::Section]) -> Result<(), super::state::StateError>;
 }

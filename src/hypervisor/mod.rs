@@ -10,7 +10,7 @@ pub mod entry;
 pub mod guest_errors;
 pub mod irq;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
-mod kvm;
+pub mod kvm;
 pub mod memory;
 pub mod soft;
 pub mod state;

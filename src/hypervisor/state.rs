@@ -57,7 +57,7 @@ pub enum StateError {
         found: u32,
     },
     /// The part is not one whose state can be saved.
-    #[cfg_attr(not(all(target_os = "linux", target_arch = "x86_64")), allow(dead_code, reason = "only KVM needs it"))]
+    #[allow(dead_code, reason = "only vmm(4) needs it")]
     #[error("the state of `{kind}` cannot be saved in this version")]
     NotSaved {
         /// The kind of the part.

@@ -13,11 +13,11 @@ use kvm_bindings::{
 };
 use kvm_ioctls::VmFd;
 
+use super::saved;
 use crate::hypervisor::irq::{IrqSink, Irqchip, LineCounts};
 use crate::hypervisor::state::{Section, StateError};
 use crate::hypervisor::waking::Attention;
 
-const KIND: &str = "kvm-irqchip";
 /// Inputs of the I/O APIC, and so interrupts.
 const PINS: usize = 24;
 const ISA_LINES: u32 = 16;
@@ -116,11 +116,12 @@ impl Irqchip for KvmIrqchip {
     fn reset(&self) {}
 
     fn save(&self) -> Result<Section, StateError> {
-        Err(StateError::NotSaved { kind: KIND })
+        saved::save_chips(&self.vm)
     }
 
-    fn load(&self, _section: &Section) -> Result<(), StateError> {
-        Err(StateError::NotSaved { kind: KIND })
+    /// The devices' lines must have been restored before: the kernel takes each for a new edge, which this undoes.
+    fn load(&self, section: &Section) -> Result<(), StateError> {
+        saved::load_chips(&self.vm, section)
     }
 }
 

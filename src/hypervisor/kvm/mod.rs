@@ -9,12 +9,13 @@
 //! | `vcpu.rs` | registers: entry, memory types, local APIC, dump |
 //! | `page.rs` | what a vCPU shares with the kernel, and the kick |
 //! | `run.rs` | the vCPUs' threads and their exits |
+//! | `saved.rs` | the state of vCPUs and chips |
 //!
 //! VM and vCPUs are created before the process gives up its rights. Afterwards the process has a fixed list of requests left
 //! ([`Rights`]).
 //!
-//! **Not modelled**: nested virtualisation and performance counters are not offered to guests. The state of vCPUs and of the
-//! chips in the kernel is not saved. An INIT of vCPU 0 restarts it at the reset vector, where there is no firmware.
+//! **Not modelled**: nested virtualisation and performance counters are not offered to guests. An INIT of vCPU 0 takes it to
+//! the reset vector; where there is no firmware, the machine reboots, as on the software CPU.
 
 mod cpuid;
 mod irqchip;
@@ -22,6 +23,7 @@ mod memory;
 mod page;
 mod probe;
 mod run;
+mod saved;
 mod vcpu;
 
 use std::sync::Arc;
@@ -37,7 +39,8 @@ use self::memory::Slots;
 use self::page::{KICK_SIGNAL, RunPage, handle_kicks};
 use self::probe::{KvmError, cannot};
 use self::run::{KvmBackend, Shared, Vcpu};
-use super::backend::{Backend, Needs, OpenBackend, Reason, Rights, VcpuSetup};
+use self::saved::Scope;
+use super::backend::{Backend, Needs, OpenBackend, Platform, Reason, Rights, VcpuSetup};
 use super::clock::TscFrequency;
 use super::cpuid::Place;
 use super::entry::{EntryState, MemoryTypes};
@@ -108,6 +111,13 @@ struct OpenKvm {
     most_slots: usize,
 }
 
+/// Does what the exit in `page`, the contents of a vCPU's page, asks of the board: for exits that no kernel would make.
+pub fn replay_exit(page: &[u8], platform: &dyn Platform) -> std::io::Result<()> {
+    let page = RunPage::replayed(page)?;
+    run::access(page.exit(), 0, &page, platform);
+    Ok(())
+}
+
 /// Opens KVM, if it really runs guests on this host and has what the guest needs.
 pub fn open(needs: &Needs) -> Result<Box<dyn OpenBackend>, Reason> {
     let kvm = probe::open(needs)?;
@@ -128,8 +138,9 @@ impl OpenKvm {
         }
         let host = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(cannot("read what the host's CPU can"))?;
         let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
+        let msrs = kvm.get_msr_index_list().map_err(cannot("list the registers of a vCPU"))?.as_slice().into();
         let vcpus = (0..needs.topology.count() as usize)
-            .map(|index| create_vcpu(&vm, &host, &Place::of(needs.topology, index), tsc_deadline))
+            .map(|index| create_vcpu(&vm, (&host, &msrs), &Place::of(needs.topology, index), tsc_deadline))
             .collect::<Result<Vec<_>, _>>()?;
         vcpu::wire_local_apic(&vcpus[0].fd).map_err(cannot("set a vCPU's local APIC"))?;
         let nmis = vcpus.iter().map(|_| AtomicBool::new(false)).collect();
@@ -148,7 +159,7 @@ fn withhold_counters(kvm: &Kvm, vm: &VmFd) {
     }
 }
 
-fn create_vcpu(vm: &VmFd, host: &CpuId, place: &Place, tsc_deadline: bool) -> Result<Vcpu, KvmError> {
+fn create_vcpu(vm: &VmFd, (host, msrs): (&CpuId, &Arc<[u32]>), place: &Place, tsc_deadline: bool) -> Result<Vcpu, KvmError> {
     let fd = vm.create_vcpu(place.id.into()).map_err(cannot("create a vCPU"))?;
     let page = RunPage::of(&fd, vm.run_size()).map_err(cannot("map a vCPU"))?;
     let invariant = host.as_slice().iter().any(|entry| entry.function == 0x8000_0007 && entry.edx & 1 << 8 != 0);
@@ -156,7 +167,7 @@ fn create_vcpu(vm: &VmFd, host: &CpuId, place: &Place, tsc_deadline: bool) -> Re
     let entries = cpuid::for_vcpu(host, place, &cpuid::HostTimers { tsc_deadline, tsc });
     let list = CpuId::from_entries(&entries).map_err(|_| std::io::Error::from(std::io::ErrorKind::InvalidData));
     fd.set_cpuid2(&list.map_err(cannot("list a vCPU's CPUID"))?).map_err(cannot("set a vCPU's CPUID"))?;
-    Ok(Vcpu { index: place.id as usize, fd, page })
+    Ok(Vcpu { index: place.id as usize, fd, page, scope: Scope { cpuid: entries, msrs: Arc::clone(msrs) } })
 }
 
 impl OpenBackend for OpenKvm {

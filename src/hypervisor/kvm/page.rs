@@ -120,6 +120,21 @@ impl RunPage {
         Ok(Arc::new(RunPage { start: start.cast(), len }))
     }
 
+    /// Creates a page that no kernel fills in, with `contents` at its start: for exits that no kernel would make.
+    pub fn replayed(contents: &[u8]) -> io::Result<RunPage> {
+        let len = 3 * 4096;
+        let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: as in `of`.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), len, access, flags, -1, 0) };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let page = RunPage { start: start.cast(), len };
+        // SAFETY: at most as many bytes as the mapping has, which nothing else knows yet.
+        unsafe { std::ptr::copy_nonoverlapping(contents.as_ptr(), page.start, contents.len().min(len)) };
+        Ok(page)
+    }
+
     fn run(&self) -> *mut kvm_run {
         self.start.cast()
     }
@@ -267,14 +282,8 @@ pub fn handle_kicks() -> io::Result<()> {
 mod tests {
     use super::*;
 
-    /// A page that no kernel fills in.
     fn page() -> RunPage {
-        let len = 3 * 4096;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-        // SAFETY: as in `RunPage::of`.
-        let start = unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
-        assert_ne!(start, libc::MAP_FAILED);
-        RunPage { start: start.cast(), len }
+        RunPage::replayed(&[]).unwrap()
     }
 
     fn set(page: &RunPage, fill: impl FnOnce(&mut kvm_run)) {

@@ -16,6 +16,7 @@ use std::thread::JoinHandle;
 use kvm_ioctls::VcpuFd;
 
 use super::page::{Exit, KickedThread, RunPage};
+use super::saved::{self, Scope};
 use super::vcpu;
 use crate::hypervisor::backend::{Backend, MachineExit, Platform};
 use crate::hypervisor::state::{Section, StateError};
@@ -29,6 +30,8 @@ pub struct Vcpu {
     pub fd: VcpuFd,
     /// What it shares with the kernel.
     pub page: Arc<RunPage>,
+    /// What its state consists of.
+    pub scope: Scope,
 }
 
 /// What all vCPUs of a machine share.
@@ -41,18 +44,20 @@ pub struct Shared {
     pub nmis: Arc<[AtomicBool]>,
 }
 
-/// A running machine.
+/// A machine, between two runs or in one.
 pub struct KvmBackend {
-    first: Vcpu,
-    others: Vec<Waiting>,
+    /// All vCPUs, but during a run.
+    vcpus: Vec<Vcpu>,
+    /// The threads of all vCPUs but the first.
+    waiting: Vec<Waiting>,
     threads: Vec<Arc<KickedThread>>,
     shared: Arc<Shared>,
 }
 
-/// A thread that waits for the machine to start.
+/// A thread that waits for its vCPU, runs it, and gives it back.
 struct Waiting {
-    start: Sender<()>,
-    thread: JoinHandle<()>,
+    start: Sender<Vcpu>,
+    thread: JoinHandle<Option<Vcpu>>,
 }
 
 impl KvmBackend {
@@ -67,22 +72,20 @@ impl KvmBackend {
                 thread.kick();
             }));
         }
-        let mut vcpus = vcpus.into_iter();
-        let first = vcpus.next().expect("a machine has a vCPU");
-        let wait = |vcpu: Vcpu| wait_to_run(Arc::clone(&threads[vcpu.index]), vcpu, Arc::clone(&shared));
-        let others = vcpus.map(wait).collect::<io::Result<_>>()?;
-        Ok(KvmBackend { first, others, threads, shared })
+        let wait = |vcpu: &Vcpu| wait_to_run(vcpu.index, Arc::clone(&threads[vcpu.index]), Arc::clone(&shared));
+        let waiting = vcpus.iter().skip(1).map(wait).collect::<io::Result<_>>()?;
+        Ok(KvmBackend { vcpus, waiting, threads, shared })
     }
 }
 
-fn wait_to_run(thread: Arc<KickedThread>, mut vcpu: Vcpu, shared: Arc<Shared>) -> io::Result<Waiting> {
-    let (start, wait): (_, Receiver<()>) = channel();
-    let name = format!("vcpu-{}", vcpu.index);
+fn wait_to_run(index: usize, thread: Arc<KickedThread>, shared: Arc<Shared>) -> io::Result<Waiting> {
+    let (start, wait): (_, Receiver<Vcpu>) = channel();
+    let name = format!("vcpu-{index}");
     let run = move || {
         // Nobody starts a machine that was not completed.
-        if wait.recv().is_ok() {
-            run_vcpu(&mut vcpu, &thread, &shared);
-        }
+        let mut vcpu = wait.recv().ok()?;
+        run_vcpu(&mut vcpu, &thread, &shared);
+        Some(vcpu)
     };
     let thread = std::thread::Builder::new().name(name).spawn(run)?;
     Ok(Waiting { start, thread })
@@ -96,7 +99,7 @@ fn run_vcpu(vcpu: &mut Vcpu, thread: &KickedThread, shared: &Shared) {
     loop {
         vcpu.page.arm();
         if shared.attention.stopped().is_some() {
-            return;
+            return complete(vcpu, shared);
         }
         if shared.attention.take(vcpu.index) {
             attend(vcpu, shared, &mut slept_ns);
@@ -106,6 +109,18 @@ fn run_vcpu(vcpu: &mut Vcpu, thread: &KickedThread, shared: &Shared) {
             // A kick; or this vCPU has got its start-up message.
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {}
             Err(error) => give_up(vcpu, shared, &format!("KVM_RUN failed: {}", io::Error::from(error))),
+        }
+    }
+}
+
+/// Completes the last exit: the kernel does its part of an access only in the next KVM_RUN, which must not run the guest.
+/// The kernel bounds the accesses that one instruction can still make.
+fn complete(vcpu: &mut Vcpu, shared: &Shared) {
+    loop {
+        vcpu.page.leave_at_once();
+        match vcpu.fd.run().map(drop) {
+            Ok(()) => handle(vcpu, shared),
+            Err(_) => return,
         }
     }
 }
@@ -127,27 +142,8 @@ fn attend(vcpu: &Vcpu, shared: &Shared, slept_ns: &mut u64) {
 fn handle(vcpu: &Vcpu, shared: &Shared) {
     let (index, platform) = (vcpu.index, &*shared.platform);
     match vcpu.page.exit() {
-        Exit::PortIn { port, width, count, offset } => {
-            for at in (0..count).map(|n| offset + n * usize::from(width)) {
-                let value = platform.port_read(index, port, width);
-                vcpu.page.write(at, width.into(), value.into());
-            }
-        }
-        Exit::PortOut { port, width, count, offset } => {
-            for at in (0..count).map(|n| offset + n * usize::from(width)) {
-                platform.port_write(index, port, width, vcpu.page.read(at, width.into()) as u32);
-            }
-        }
-        Exit::Load { addr, len } => {
-            let value = accesses(addr, len)
-                .fold(0, |value, (at, width)| value | platform.mmio_read(index, addr.wrapping_add(at as u64), width) << (8 * at));
-            vcpu.page.answer_load(len, value);
-        }
-        Exit::Store { addr, len, value } => {
-            for (at, width) in accesses(addr, len) {
-                let part = value >> (8 * at) & u64::MAX >> (64 - 8 * u32::from(width));
-                platform.mmio_write(index, addr.wrapping_add(at as u64), width, part);
-            }
+        exit @ (Exit::PortIn { .. } | Exit::PortOut { .. } | Exit::Load { .. } | Exit::Store { .. }) => {
+            access(exit, index, &vcpu.page, platform);
         }
         Exit::Shutdown => platform.vcpu_failed(index, MachineExit::TripleFault),
         Exit::PowerOff => shared.attention.stop(MachineExit::PowerOff),
@@ -155,8 +151,41 @@ fn handle(vcpu: &Vcpu, shared: &Shared) {
         Exit::Nothing => {}
         Exit::Halt => give_up(vcpu, shared, "KVM reports a HLT, which its local APIC should have waited for"),
         Exit::FailEntry(reason) => give_up(vcpu, shared, &format!("the processor does not enter the guest (reason {reason:#x})")),
+        // An INIT took the first vCPU to where firmware would be.
+        Exit::InternalError(_) if index == 0 && vcpu::is_at_reset_vector(&vcpu.fd) => {
+            platform.vcpu_failed(index, MachineExit::Reboot);
+        }
         Exit::InternalError(reason) => give_up(vcpu, shared, &internal_error(reason)),
         Exit::Unknown(reason) => give_up(vcpu, shared, &format!("KVM returned for an unknown reason ({reason})")),
+    }
+}
+
+/// Does the accesses of a vCPU's I/O exit, and answers those that read.
+pub fn access(exit: Exit, index: usize, page: &RunPage, platform: &dyn Platform) {
+    match exit {
+        Exit::PortIn { port, width, count, offset } => {
+            for at in (0..count).map(|n| offset + n * usize::from(width)) {
+                let value = platform.port_read(index, port, width);
+                page.write(at, width.into(), value.into());
+            }
+        }
+        Exit::PortOut { port, width, count, offset } => {
+            for at in (0..count).map(|n| offset + n * usize::from(width)) {
+                platform.port_write(index, port, width, page.read(at, width.into()) as u32);
+            }
+        }
+        Exit::Load { addr, len } => {
+            let value = accesses(addr, len)
+                .fold(0, |value, (at, width)| value | platform.mmio_read(index, addr.wrapping_add(at as u64), width) << (8 * at));
+            page.answer_load(len, value);
+        }
+        Exit::Store { addr, len, value } => {
+            for (at, width) in accesses(addr, len) {
+                let part = value >> (8 * at) & u64::MAX >> (64 - 8 * u32::from(width));
+                platform.mmio_write(index, addr.wrapping_add(at as u64), width, part);
+            }
+        }
+        _ => {}
     }
 }
 
@@ -196,29 +225,38 @@ impl Backend for KvmBackend {
     }
 
     fn run(&mut self) -> MachineExit {
-        let others: Vec<JoinHandle<()>> = self
-            .others
-            .drain(..)
-            .map(|other| {
-                // A thread that has ended stopped the machine.
-                let _ = other.start.send(());
-                other.thread
-            })
-            .collect();
-        run_vcpu(&mut self.first, &self.threads[0], &self.shared);
+        let others = self.vcpus.split_off(1).into_iter().zip(self.waiting.drain(..));
+        let start = |(vcpu, waiting): (Vcpu, Waiting)| {
+            // A thread that has ended stopped the machine.
+            let _ = waiting.start.send(vcpu);
+            waiting.thread
+        };
+        let others: Vec<JoinHandle<Option<Vcpu>>> = others.map(start).collect();
+        run_vcpu(&mut self.vcpus[0], &self.threads[0], &self.shared);
         for thread in others {
             // A panic was printed, and has stopped the machine.
-            let _ = thread.join();
+            self.vcpus.extend(thread.join().ok().flatten());
         }
         self.shared.attention.stopped().unwrap_or(MachineExit::Error)
     }
 
     fn save(&self) -> Result<Vec<Section>, StateError> {
-        Err(StateError::NotSaved { kind: super::NAME })
+        if self.vcpus.len() != self.threads.len() {
+            return Err(StateError::Damaged { kind: super::NAME, why: "the thread of a vCPU has failed".into() });
+        }
+        self.vcpus.iter().map(|vcpu| saved::save_vcpu(&vcpu.fd, &vcpu.scope)).collect()
     }
 
-    fn load(&mut self, _sections: &[Section]) -> Result<(), StateError> {
-        Err(StateError::NotSaved { kind: super::NAME })
+    fn load(&mut self, sections: &[Section]) -> Result<(), StateError> {
+        if sections.len() != self.vcpus.len() {
+            let why = format!("{} vCPUs for {}", sections.len(), self.vcpus.len());
+            return Err(StateError::Damaged { kind: super::NAME, why });
+        }
+        let pairs = || self.vcpus.iter().zip(sections);
+        let states = pairs().map(|(vcpu, section)| saved::decode_vcpu(section, &vcpu.scope));
+        // All are looked at before the first one is changed.
+        let states = states.collect::<Result<Vec<_>, _>>()?;
+        self.vcpus.iter().zip(&states).try_for_each(|(vcpu, state)| saved::load_vcpu(&vcpu.fd, state))
     }
 }
 

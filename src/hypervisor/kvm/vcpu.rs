@@ -120,6 +120,12 @@ pub fn withhold_msrs(vm: &VmFd) -> io::Result<()> {
     Ok(vm.set_msr_filter(MsrFilterDefaultAction::ALLOW, &ranges)?)
 }
 
+/// Returns whether a vCPU is at its first instruction after INIT: 16 bytes below 4 GiB (SDM vol. 3 table 10-1).
+pub fn is_at_reset_vector(vcpu: &VcpuFd) -> bool {
+    let (Ok(regs), Ok(sregs)) = (vcpu.get_regs(), vcpu.get_sregs()) else { return false };
+    (sregs.cs.base, regs.rip) == (0xffff_0000, 0xfff0)
+}
+
 /// Returns the registers of a vCPU as lines for the log.
 pub fn dump(vcpu: &VcpuFd) -> String {
     let (Ok(r), Ok(s)) = (vcpu.get_regs(), vcpu.get_sregs()) else { return "its registers cannot be read".into() };
