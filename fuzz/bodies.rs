@@ -7,6 +7,8 @@
 mod chips;
 #[path = "connector.rs"]
 mod connector;
+#[path = "exits.rs"]
+mod exits;
 #[path = "files.rs"]
 mod files;
 #[path = "host.rs"]
@@ -67,6 +69,7 @@ pub const TARGETS: &[Target] = &[
     ("interrupts", chips::interrupts),
     ("memory_map", memory::memory_map),
     ("saved_state", state::saved_state),
+    ("kvm_exits", exits::kvm_exits),
     ("vm_bhyve", host::vm_bhyve),
     ("listings", host::listings),
     ("scrape", host::scrape),

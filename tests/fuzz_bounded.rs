@@ -149,6 +149,7 @@ targets! {
     the_interrupt_fabric_survives: "interrupts",
     the_map_of_guest_memory_is_what_its_model_is: "memory_map",
     what_was_saved_of_a_machine_is_read_or_refused: "saved_state",
+    exits_of_kvm_that_no_kernel_makes_stay_within_their_page: "kvm_exits",
     the_settings_of_vm_bhyve_are_told: "vm_bhyve",
     the_listings_of_the_host_are_read: "listings",
     requests_for_metrics_are_understood_or_refused: "scrape",
