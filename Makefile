@@ -1,6 +1,8 @@
 # make demo   build vmctl and a Debian guest from packages, boot it to its login prompt
 # make test   all tests
 # make test-kvm        guests on KVM, in an emulated host that has it
+# make bench-kvm       guests on KVM against other VMMs, in the same host; prints ratios
+# make bench-smp       two vCPUs of the software CPU, on one thread and on two; prints the ratio
 # make check  formatting, lints, and the tests that need neither a guest nor a tool
 # make deb    build a Debian package; make install DESTDIR= PREFIX= puts the files into place
 # make freebsd         the program for FreeBSD 13.2 and later, cross-built, at build/freebsd/vmctl
@@ -36,6 +38,15 @@ check: tools-check
 # Guests on KVM, in a host that QEMU emulates with KVM in it; takes minutes.
 test-kvm: tools-demo build
 	sh scripts/test-kvm $(BUILD)
+
+# Takes a quarter of an hour.
+bench-kvm: tools-demo build
+	sh scripts/bench-kvm $(BUILD)
+
+bench-smp: tools-demo build
+	sh scripts/need busybox:busybox-static cpio:cpio taskset:util-linux
+	sh scripts/test-guest $(BUILD)/test-guest
+	$(CARGO) bench --bench smp
 
 # The long run of the check of the software CPU against the processor of this machine.
 native-long:
@@ -108,4 +119,4 @@ clean:
 	$(CARGO) clean
 	rm -rf $(BUILD)
 
-.PHONY: test-kvm check tools-check deb install-proof tools-install bench-fleet systemd-proof all build demo test native-long bench freebsd freebsd-check tools-demo tools-test tools-bench tools-freebsd install clean
+.PHONY: test-kvm bench-kvm bench-smp check tools-check deb install-proof tools-install bench-fleet systemd-proof all build demo test native-long bench freebsd freebsd-check tools-demo tools-test tools-bench tools-freebsd install clean
