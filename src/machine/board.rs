@@ -274,3 +274,65 @@ impl Platform for Board {
         &*self.clock
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::interrupts::Interrupts;
+    use super::*;
+    use crate::hypervisor::bus::Access;
+    use crate::hypervisor::clock::ManualClock;
+
+    type Log = Arc<Mutex<Vec<&'static str>>>;
+
+    /// A device that is quiet when it was asked three times.
+    struct Busy {
+        log: Log,
+        asked: u32,
+    }
+
+    impl Device for Busy {
+        fn name(&self) -> &'static str {
+            "busy"
+        }
+        fn read(&mut self, _: Access) -> u64 {
+            0x5a
+        }
+        fn write(&mut self, _: Access, _: u64) {}
+        fn quiesce(&mut self) -> bool {
+            self.asked += 1;
+            self.log.lock().unwrap().push("quiesce");
+            self.asked % 3 == 0
+        }
+        fn resume(&mut self) {
+            self.log.lock().unwrap().push("resume");
+        }
+        fn reset(&mut self) {
+            self.log.lock().unwrap().push("reset");
+        }
+        fn save(&self) -> Section {
+            self.log.lock().unwrap().push("save");
+            Section::encode("busy", 1, &())
+        }
+        fn load(&mut self, section: &Section) -> Result<(), StateError> {
+            section.decode("busy", 1)
+        }
+    }
+
+    #[test]
+    fn devices_are_quiet_before_they_are_reset_or_saved_and_go_on_afterwards() {
+        let (attention, clock, log) = (Attention::new(1), ManualClock::new(0), Log::default());
+        let board = Board::new(Interrupts::new(1, attention.clone(), clock.clone()), attention, clock);
+        board.add(Box::new(Busy { log: log.clone(), asked: 0 }), &[Wire::ports(0x80, 1, 0)]).unwrap();
+        let took = || std::mem::take(&mut *log.lock().unwrap());
+        board.reset();
+        assert_eq!(took(), ["quiesce", "quiesce", "quiesce", "reset", "resume"]);
+        // Whoever needs more than one thing of a machine at rest holds it there.
+        board.quiesce();
+        let state = board.save().unwrap();
+        board.load(&state).unwrap();
+        assert_eq!(board.port_read(0, 0x80, 1), 0x5a, "the lock is free");
+        assert_eq!(took(), ["quiesce", "quiesce", "quiesce", "save"]);
+        board.resume();
+        assert_eq!(took(), ["resume"]);
+    }
+}
