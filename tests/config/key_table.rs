@@ -172,7 +172,18 @@ impl World {
         for disk in spec.disks.iter().filter(|disk| !disk.path.exists()) {
             std::fs::File::create(&disk.path).and_then(|file| file.set_len(1 << 20)).map_err(|error| error.to_string())?;
         }
-        assembles(spec)
+        // A process that another test starts at this moment has this one's descriptors until its exec, and so holds the locks
+        // of disks that were closed meanwhile.
+        let taken = |result: &Result<(), String>| result.as_ref().is_err_and(|why| why.contains("is in use by another guest"));
+        let mut result = assembles(spec);
+        for _ in 0..500 {
+            if !taken(&result) {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            result = assembles(spec);
+        }
+        result
     }
 
     /// Tries a context's keys one by one.
