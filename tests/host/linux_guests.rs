@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Child;
 use std::time::{Duration, Instant};
 
-use super::linux::Host;
+use super::linux::{Host, program};
 
 /// Makes guest `name`, whose interface is `nic` and which runs `command`, and starts it; it is ready when its console says
 /// `ready`.
@@ -150,7 +150,7 @@ fn a_user_without_root_runs_a_guest_at_a_tap_that_root_prepared() {
         std::fs::copy(folder.join(name), own.join(name)).expect("`make test` prepares it");
     }
     // The program may be where only root looks.
-    std::fs::copy(env!("CARGO_BIN_EXE_vmctl"), own.join("vmctl")).expect("copies");
+    std::fs::copy(program(), own.join("vmctl")).expect("copies");
     let text = "engine = \"embedded\"\nbackend = \"soft\"\nmemory = \"256M\"\n\
                 nics = [{ id = \"net0\", backend = \"tap\", interface = \"tap7\" }]\n[kernel]\nimage = \"vmlinuz\"\n\
                 initrd = \"initrd.img\"\ncmdline = \"console=ttyS0 quiet \
