@@ -81,7 +81,7 @@ choices! {
     pub enum BackendKind {
         now Auto = "auto": "The fastest that really works on this machine.";
         now Kvm = "kvm": "KVM, on Linux.";
-        now Vmm = "vmm": "vmm(4), on FreeBSD.";
+        now Vmm = "vmm": "vmm(4), on FreeBSD. It has not run on a FreeBSD host yet, and auto does not take it.";
         now Soft = "soft": "The software CPU, on any machine.";
     }
 

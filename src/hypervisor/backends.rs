@@ -10,15 +10,21 @@ struct Entry {
     name: &'static str,
     /// Opens it, if it works on this host.
     open: fn(&Needs<'_>) -> Result<Box<dyn OpenBackend>, Reason>,
+    /// Why only a guest that names it gets it.
+    held_back: Option<&'static str>,
 }
 
 /// All back ends of this program, the fastest first. The last one works everywhere.
 const ENTRIES: &[Entry] = &[
     #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
-    Entry { name: "kvm", open: super::kvm::open },
+    Entry { name: "kvm", open: super::kvm::open, held_back: None },
     #[cfg(all(target_os = "freebsd", target_arch = "x86_64"))]
-    Entry { name: "vmm", open: super::vmm::open },
-    Entry { name: "soft", open: soft::run::open },
+    Entry {
+        name: "vmm",
+        open: super::vmm::open,
+        held_back: Some("it has not run on a FreeBSD host yet, and is for guests whose file names it"),
+    },
+    Entry { name: "soft", open: soft::run::open, held_back: None },
 ];
 
 /// The error for a back end that cannot be used.
@@ -38,7 +44,7 @@ pub enum OpenError {
 }
 
 /// Opens the back end of this name, or the fastest that works if there is none. `note` gets one line for each faster one
-/// that does not work.
+/// that does not work or is held back.
 pub fn open(name: Option<&str>, needs: &Needs<'_>, note: &dyn Fn(&str)) -> Result<Box<dyn OpenBackend>, OpenError> {
     open_of(ENTRIES, name, needs, note)
 }
@@ -65,15 +71,14 @@ fn open_of(
     }
     let (last, faster) = entries.split_last().expect("there is a back end for every system");
     for entry in faster {
-        match (entry.open)(needs) {
-            Ok(open) => return Ok(open),
-            Err(reason) => note(&format!(
-                "the guest runs on the back end `{}`, since `{}` cannot be used: {}",
-                last.name,
-                entry.name,
-                chain(&*reason)
-            )),
-        }
+        let reason = match entry.held_back {
+            Some(why) => format!("is not taken by itself: {why}"),
+            None => match (entry.open)(needs) {
+                Ok(open) => return Ok(open),
+                Err(reason) => format!("cannot be used: {}", chain(&*reason)),
+            },
+        };
+        note(&format!("the guest runs on the back end `{}`, since `{}` {reason}", last.name, entry.name));
     }
     (last.open)(needs).map_err(|source| OpenError::Unusable { name: last.name, source })
 }
@@ -98,8 +103,8 @@ mod tests {
 
     #[test]
     fn the_fastest_that_works_is_taken_and_the_others_are_told_once() {
-        let fast = Entry { name: "fast", open: refuses };
-        let slow = Entry { name: "soft", open: soft::run::open };
+        let fast = Entry { name: "fast", open: refuses, held_back: None };
+        let slow = Entry { name: "soft", open: soft::run::open, held_back: None };
         let notes = RefCell::new(Vec::new());
         let note = |text: &str| notes.borrow_mut().push(text.to_string());
         let taken = open_of(&[fast, slow], None, &NEEDS, &note).unwrap();
@@ -110,12 +115,19 @@ mod tests {
 
     #[test]
     fn a_back_end_that_is_asked_for_is_never_replaced() {
-        let entries = [Entry { name: "fast", open: refuses }, Entry { name: "soft", open: soft::run::open }];
+        let fast = Entry { name: "fast", open: refuses, held_back: Some("it is new") };
+        let entries = [fast, Entry { name: "soft", open: soft::run::open, held_back: None }];
         let silent = |text: &str| panic!("{text}");
         let error = open_of(&entries, Some("fast"), &NEEDS, &silent).err().unwrap();
         assert_eq!(chain(&error), "`backend = \"fast\"` cannot be used: the host has none");
         let error = open_of(&entries, Some("other"), &NEEDS, &silent).err().unwrap();
         assert_eq!(error.to_string(), "`backend = \"other\"` is not for this system");
         assert_eq!(open_of(&entries, Some("soft"), &NEEDS, &silent).unwrap().name(), "soft");
+        // One that is held back is taken only by its name.
+        let notes = RefCell::new(Vec::new());
+        let taken = open_of(&entries, None, &NEEDS, &|text| notes.borrow_mut().push(text.to_string())).unwrap();
+        assert_eq!(taken.name(), "soft");
+        let text = "the guest runs on the back end `soft`, since `fast` is not taken by itself: it is new";
+        assert_eq!(notes.into_inner(), [text]);
     }
 }
